@@ -1,0 +1,1 @@
+//! Canonical JSON from raw text (`docs/integrity.md`).

@@ -1,0 +1,173 @@
+//! The one error type of this crate.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+/// The result of this crate's fallible operations.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, as a caller can act on it.
+///
+/// [`ErrorKind::code`] is stable: it is the HTTP problem's `code` and the
+/// scripting languages' `.code`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// An event breaks a bound of the contract; nothing of its batch was stored.
+    EventInvalid,
+    /// A filter or option of a query is out of its bounds.
+    QueryInvalid,
+    /// A page cursor was not made by this log for these filters.
+    CursorInvalid,
+    /// An ingest cursor is not where the advance expected it.
+    CursorMoved,
+    /// The writer's lease was taken over by another holder.
+    Fenced,
+    /// The asked part of the log was archived and is no longer here.
+    Pruned,
+    /// More was asked for in one call than the bound allows.
+    TooLarge,
+    /// The store cannot be reached or does not answer in time.
+    StoreUnavailable,
+    /// The store is there but another writer holds it beyond the bound.
+    StoreBusy,
+    /// What the store holds can't be read as what this crate wrote.
+    StoreCorrupt,
+    /// The database belongs to something else.
+    StoreForeign,
+    /// The database was written by a newer version of this crate.
+    SchemaNewer,
+    /// A configuration value is missing or out of its bounds.
+    ConfigInvalid,
+    /// A file or socket operation failed.
+    Io,
+    /// A source of events could not be read.
+    SourceUnavailable,
+    /// A signature is missing or wrong.
+    SignatureInvalid,
+    /// A fault of this crate; please report it.
+    Internal,
+}
+
+impl ErrorKind {
+    /// The stable code.
+    ///
+    /// ```
+    /// assert_eq!(dezky_core::ErrorKind::CursorInvalid.code(), "cursor_invalid");
+    /// ```
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::EventInvalid => "event_invalid",
+            Self::QueryInvalid => "query_invalid",
+            Self::CursorInvalid => "cursor_invalid",
+            Self::CursorMoved => "cursor_moved",
+            Self::Fenced => "fenced",
+            Self::Pruned => "pruned",
+            Self::TooLarge => "too_large",
+            Self::StoreUnavailable => "store_unavailable",
+            Self::StoreBusy => "store_busy",
+            Self::StoreCorrupt => "store_corrupt",
+            Self::StoreForeign => "store_foreign",
+            Self::SchemaNewer => "schema_newer",
+            Self::ConfigInvalid => "config_invalid",
+            Self::Io => "io",
+            Self::SourceUnavailable => "source_unavailable",
+            Self::SignatureInvalid => "signature_invalid",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// Whether the same call may succeed later without anybody changing anything.
+    pub const fn is_retryable(self) -> bool {
+        matches!(
+            self,
+            Self::StoreUnavailable | Self::StoreBusy | Self::Io | Self::SourceUnavailable
+        )
+    }
+}
+
+/// An error: its kind, what happened to what, and its cause.
+///
+/// `Display` gives one line without the cause; walk
+/// [`source`](std::error::Error::source) for that. Clones share their content,
+/// so that one failed commit can answer many callers.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    message: Cow<'static, str>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of `kind`; `message` names the thing, the bound and the fix.
+    pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self(Arc::new(Inner { kind, message: message.into(), source: None }))
+    }
+
+    /// The same with the error that caused it.
+    #[must_use]
+    pub fn with_source(self, source: impl StdError + Send + Sync + 'static) -> Self {
+        Self(Arc::new(Inner {
+            kind: self.0.kind,
+            message: self.0.message.clone(),
+            source: Some(Arc::new(source)),
+        }))
+    }
+
+    /// The same, its message preceded by what was being done.
+    #[must_use]
+    pub fn context(self, doing: impl fmt::Display) -> Self {
+        Self(Arc::new(Inner {
+            kind: self.0.kind,
+            message: format!("{doing}: {}", self.0.message).into(),
+            source: self.0.source.clone(),
+        }))
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// [`ErrorKind::code`] of the kind.
+    pub fn code(&self) -> &'static str {
+        self.0.kind.code()
+    }
+
+    /// [`ErrorKind::is_retryable`] of the kind.
+    pub fn is_retryable(&self) -> bool {
+        self.0.kind.is_retryable()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.0.kind)
+            .field("message", &self.0.message)
+            .field("source", &self.0.source)
+            .finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|e| e as &(dyn StdError + 'static))
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(source: std::io::Error) -> Self {
+        Self::new(ErrorKind::Io, source.to_string())
+    }
+}

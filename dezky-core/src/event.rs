@@ -1,0 +1,660 @@
+//! Audit events: as they are made, sealed and stored.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
+use uuid::Uuid;
+
+use crate::integrity::{self, Evidence};
+use crate::metadata::{Metadata, NewMetadata};
+use crate::{Runtime, Timestamp};
+
+/// The source name of what the platform itself records.
+pub const PLATFORM_SOURCE: &str = "platform-api";
+
+macro_rules! text_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] $variant,)+ }
+
+        impl $name {
+            /// Every value, in the order of declaration.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The text form, as stored, hashed and sent.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Invalid;
+            fn from_str(text: &str) -> Result<Self, Invalid> {
+                match text {
+                    $($text => Ok(Self::$variant),)+
+                    _ => Err(Invalid::new(stringify!($name), concat!("one of" $(, " ", $text)+))),
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.write_str(self.as_str()) }
+        }
+    };
+}
+
+text_enum! {
+    /// What kind of actor did it.
+    ActorType {
+        /// A person using the platform or a system beside it.
+        User = "user",
+        /// A person running the platform.
+        Operator = "operator",
+        /// A program with an identity of its own.
+        Service = "service",
+        /// The system itself.
+        System = "system",
+        /// Somebody who did not say who they are.
+        Anonymous = "anonymous",
+    }
+}
+
+text_enum! {
+    /// How it ended.
+    Outcome {
+        /// It was done.
+        Success = "success",
+        /// It was tried and did not work.
+        Failure = "failure",
+        /// It was refused.
+        Denied = "denied",
+    }
+}
+
+/// A field of an event, with the tag of its leaf entry (`docs/integrity.md`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "the names are those of the contract")]
+pub enum Field {
+    Id = 1,
+    At = 2,
+    ReceivedAt = 3,
+    ActorType = 4,
+    Action = 5,
+    Outcome = 6,
+    Source = 7,
+    ExternalId = 8,
+    ResourceType = 9,
+    TenantSlug = 10,
+    PartnerSlug = 11,
+    ActorId = 12,
+    ActorEmail = 13,
+    ActorIp = 14,
+    ResourceId = 15,
+    ResourceName = 16,
+    Metadata = 17,
+}
+
+impl Field {
+    /// Every field in the order of its tag.
+    pub const ALL: [Self; 17] = [
+        Self::Id,
+        Self::At,
+        Self::ReceivedAt,
+        Self::ActorType,
+        Self::Action,
+        Self::Outcome,
+        Self::Source,
+        Self::ExternalId,
+        Self::ResourceType,
+        Self::TenantSlug,
+        Self::PartnerSlug,
+        Self::ActorId,
+        Self::ActorEmail,
+        Self::ActorIp,
+        Self::ResourceId,
+        Self::ResourceName,
+        Self::Metadata,
+    ];
+
+    /// The tag in the leaf.
+    pub const fn tag(self) -> u8 {
+        self as u8
+    }
+
+    /// The field of a tag.
+    pub fn from_tag(tag: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(tag).checked_sub(1)?).copied()
+    }
+
+    /// The JSON name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Id => "id",
+            Self::At => "at",
+            Self::ReceivedAt => "receivedAt",
+            Self::ActorType => "actorType",
+            Self::Action => "action",
+            Self::Outcome => "outcome",
+            Self::Source => "source",
+            Self::ExternalId => "externalId",
+            Self::ResourceType => "resourceType",
+            Self::TenantSlug => "tenantSlug",
+            Self::PartnerSlug => "partnerSlug",
+            Self::ActorId => "actorId",
+            Self::ActorEmail => "actorEmail",
+            Self::ActorIp => "actorIp",
+            Self::ResourceId => "resourceId",
+            Self::ResourceName => "resourceName",
+            Self::Metadata => "metadata",
+        }
+    }
+
+    /// The largest size in bytes of UTF-8, where the contract bounds it.
+    pub const fn max_bytes(self) -> Option<usize> {
+        match self {
+            Self::Source => Some(64),
+            Self::Action => Some(128),
+            Self::TenantSlug | Self::PartnerSlug | Self::ResourceType => Some(63),
+            Self::ActorEmail => Some(320),
+            Self::ExternalId | Self::ActorId | Self::ResourceId => Some(512),
+            Self::ResourceName => Some(1024),
+            _ => None,
+        }
+    }
+
+    /// Whether the leaf carries a commitment to the field instead of its value,
+    /// so that the value can be erased later.
+    pub const fn is_committed(self) -> bool {
+        matches!(
+            self,
+            Self::ExternalId
+                | Self::TenantSlug
+                | Self::PartnerSlug
+                | Self::ActorId
+                | Self::ActorEmail
+                | Self::ActorIp
+                | Self::ResourceId
+                | Self::ResourceName
+                | Self::Metadata
+        )
+    }
+}
+
+/// A field out of its bounds: which, and what the bound is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid {
+    /// The JSON name of the field.
+    pub field: &'static str,
+    /// What is allowed.
+    pub bound: &'static str,
+}
+
+impl Invalid {
+    pub(crate) const fn new(field: &'static str, bound: &'static str) -> Self {
+        Self { field, bound }
+    }
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} must be {}", self.field, self.bound)
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+/// Who did it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Actor {
+    /// What kind of actor.
+    pub kind: ActorType,
+    /// Their id in the system that reported it.
+    pub id: Option<String>,
+    /// Their e-mail address.
+    pub email: Option<String>,
+    /// Their address; brought to canonical form when the event is sealed.
+    pub ip: Option<String>,
+}
+
+impl Actor {
+    /// An actor of `kind` of whom nothing else is known.
+    pub const fn of(kind: ActorType) -> Self {
+        Self { kind, id: None, email: None, ip: None }
+    }
+
+    /// The system itself.
+    pub const fn system() -> Self {
+        Self::of(ActorType::System)
+    }
+
+    /// A person by id.
+    pub fn user(id: impl Into<String>) -> Self {
+        Self { id: Some(id.into()), ..Self::of(ActorType::User) }
+    }
+
+    /// The same with an e-mail address.
+    #[must_use]
+    pub fn with_email(mut self, email: impl Into<String>) -> Self {
+        self.email = Some(email.into());
+        self
+    }
+
+    /// The same with an address.
+    #[must_use]
+    pub fn with_ip(mut self, ip: impl Into<String>) -> Self {
+        self.ip = Some(ip.into());
+        self
+    }
+}
+
+/// An event as platform code or a source's map makes it, before
+/// [sealing](NewEvent::seal).
+///
+/// ```
+/// use dezky_core::{Actor, NewEvent, Outcome};
+/// let event = NewEvent {
+///     tenant_slug: Some("acme".into()),
+///     resource_type: Some("tenant".into()),
+///     resource_id: Some("acme".into()),
+///     ..NewEvent::new("tenant.suspended", Actor::user("u-7").with_ip("203.0.113.7"))
+/// };
+/// assert_eq!(event.outcome, Outcome::Success);
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewEvent {
+    /// Made when sealing if absent.
+    pub id: Option<Uuid>,
+    /// When it happened; the time of sealing if absent.
+    pub at: Option<Timestamp>,
+    /// Who did it.
+    pub actor: Actor,
+    /// The verb: lower-case words joined by dots, such as `tenant.suspended`.
+    pub action: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What kind of thing it was done to.
+    pub resource_type: Option<String>,
+    /// Which one.
+    pub resource_id: Option<String>,
+    /// Its name.
+    pub resource_name: Option<String>,
+    /// The tenant it concerns.
+    pub tenant_slug: Option<String>,
+    /// The partner it concerns.
+    pub partner_slug: Option<String>,
+    /// Which system says so; [`PLATFORM_SOURCE`] for the platform itself.
+    pub source: String,
+    /// That system's identity of the event.
+    pub external_id: Option<String>,
+    /// The rest.
+    pub metadata: NewMetadata,
+}
+
+impl NewEvent {
+    /// A successful event of the platform itself, happening now.
+    pub fn new(action: impl Into<String>, actor: Actor) -> Self {
+        Self {
+            id: None,
+            at: None,
+            actor,
+            action: action.into(),
+            outcome: Outcome::Success,
+            resource_type: None,
+            resource_id: None,
+            resource_name: None,
+            tenant_slug: None,
+            partner_slug: None,
+            source: PLATFORM_SOURCE.into(),
+            external_id: None,
+            metadata: NewMetadata::default(),
+        }
+    }
+
+    /// Cuts `actorEmail`, `actorId`, `resourceId` and `resourceName` to their
+    /// bounds at a character boundary, and notes each cut in the metadata as
+    /// `_dezky.cut.<field> = {bytes, sha256}`. Sources' maps and `record()` call
+    /// it; [`AuditStore::append`](crate::AuditStore::append) refuses more.
+    pub fn cut_to_bounds(&mut self) {
+        for (field, value) in [
+            (Field::ActorEmail, &mut self.actor.email),
+            (Field::ActorId, &mut self.actor.id),
+            (Field::ResourceId, &mut self.resource_id),
+            (Field::ResourceName, &mut self.resource_name),
+        ] {
+            let Some(text) = value else { continue };
+            // The bound is of the normal form, in which U+0000 takes three bytes.
+            normalize_text(text);
+            let max = field.max_bytes().unwrap_or(usize::MAX);
+            if text.len() > max {
+                self.metadata.note_cut(field.name(), text);
+                text.truncate(text.floor_char_boundary(max));
+            }
+        }
+    }
+
+    /// Brings the event to normal form and fixes what is hashed: id, receivedAt
+    /// and salt are made here, through `runtime`.
+    ///
+    /// Sealing never fails; what is out of bounds is refused by
+    /// [`SealedEvent::validate`], which every store runs before it appends.
+    pub fn seal(mut self, runtime: &dyn Runtime) -> SealedEvent {
+        let received_at = runtime.now();
+        let mut salt = [0; 32];
+        runtime.fill_random(&mut salt);
+        let ip = self.actor.ip.take().and_then(|raw| match canonical_ip(&raw) {
+            Some(ip) => Some(ip),
+            None => {
+                self.metadata.note_raw_ip(&raw);
+                None
+            }
+        });
+        let mut event = AuditEvent {
+            id: self.id.unwrap_or_else(|| uuid_v7(received_at, runtime)),
+            at: self.at.unwrap_or(received_at),
+            received_at,
+            actor_type: self.actor.kind,
+            actor_id: self.actor.id,
+            actor_email: self.actor.email,
+            actor_ip: ip,
+            action: self.action,
+            outcome: self.outcome,
+            resource_type: self.resource_type,
+            resource_id: self.resource_id,
+            resource_name: self.resource_name,
+            tenant_slug: self.tenant_slug,
+            partner_slug: self.partner_slug,
+            source: self.source,
+            external_id: self.external_id,
+            metadata: self.metadata.into_metadata(),
+        };
+        event.normalize_texts();
+        SealedEvent::new(event, salt)
+    }
+}
+
+/// An event in normal form, without its place in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are those of the contract, named in NewEvent")]
+pub struct AuditEvent {
+    pub id: Uuid,
+    pub at: Timestamp,
+    pub received_at: Timestamp,
+    pub actor_type: ActorType,
+    pub actor_id: Option<String>,
+    pub actor_email: Option<String>,
+    pub actor_ip: Option<String>,
+    pub action: String,
+    pub outcome: Outcome,
+    pub resource_type: Option<String>,
+    pub resource_id: Option<String>,
+    pub resource_name: Option<String>,
+    pub tenant_slug: Option<String>,
+    pub partner_slug: Option<String>,
+    pub source: String,
+    pub external_id: Option<String>,
+    pub metadata: Metadata,
+}
+
+impl AuditEvent {
+    /// The value of a text field that may be absent.
+    pub fn text(&self, field: Field) -> Option<&str> {
+        match field {
+            Field::Action => Some(&self.action),
+            Field::Source => Some(&self.source),
+            Field::ActorType => Some(self.actor_type.as_str()),
+            Field::Outcome => Some(self.outcome.as_str()),
+            Field::ExternalId => self.external_id.as_deref(),
+            Field::ResourceType => self.resource_type.as_deref(),
+            Field::TenantSlug => self.tenant_slug.as_deref(),
+            Field::PartnerSlug => self.partner_slug.as_deref(),
+            Field::ActorId => self.actor_id.as_deref(),
+            Field::ActorEmail => self.actor_email.as_deref(),
+            Field::ActorIp => self.actor_ip.as_deref(),
+            Field::ResourceId => self.resource_id.as_deref(),
+            Field::ResourceName => self.resource_name.as_deref(),
+            Field::Metadata => Some(self.metadata.as_str()),
+            Field::Id | Field::At | Field::ReceivedAt => None,
+        }
+    }
+
+    fn normalize_texts(&mut self) {
+        normalize_text(&mut self.action);
+        normalize_text(&mut self.source);
+        for text in [
+            &mut self.actor_id,
+            &mut self.actor_email,
+            &mut self.resource_type,
+            &mut self.resource_id,
+            &mut self.resource_name,
+            &mut self.tenant_slug,
+            &mut self.partner_slug,
+            &mut self.external_id,
+        ]
+        .into_iter()
+        .flatten()
+        {
+            normalize_text(text);
+        }
+    }
+
+    /// Checks every bound of the contract.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if !is_action(&self.action) {
+            return Err(Invalid::new(
+                "action",
+                "1 to 128 bytes of lower-case letters, digits, _ and -, in words joined by dots",
+            ));
+        }
+        if !is_source(&self.source) {
+            return Err(Invalid::new(
+                "source",
+                "1 to 64 bytes of letters, digits, . _ and -, with at most one : before an instance",
+            ));
+        }
+        for (field, bound) in [
+            (Field::TenantSlug, "1 to 63 bytes, or absent"),
+            (Field::PartnerSlug, "1 to 63 bytes, or absent"),
+            (Field::ExternalId, "1 to 512 bytes, or absent"),
+            (Field::ResourceType, "at most 63 bytes"),
+            (Field::ActorEmail, "at most 320 bytes"),
+            (Field::ActorId, "at most 512 bytes"),
+            (Field::ResourceId, "at most 512 bytes"),
+            (Field::ResourceName, "at most 1024 bytes"),
+        ] {
+            let Some(text) = self.text(field) else { continue };
+            let may_be_empty =
+                !matches!(field, Field::TenantSlug | Field::PartnerSlug | Field::ExternalId);
+            if field.max_bytes().is_some_and(|max| text.len() > max)
+                || (text.is_empty() && !may_be_empty)
+            {
+                return Err(Invalid::new(field.name(), bound));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// U+0000 becomes U+FFFD: not every engine can store it.
+fn normalize_text(text: &mut String) {
+    if text.contains('\0') {
+        *text = text.replace('\0', "\u{fffd}");
+    }
+}
+
+fn is_action(action: &str) -> bool {
+    !action.is_empty()
+        && action.len() <= 128
+        && action.split('.').all(|word| {
+            !word.is_empty()
+                && word
+                    .bytes()
+                    .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
+        })
+}
+
+fn is_source(source: &str) -> bool {
+    let mut parts = source.split(':');
+    let word = |part: Option<&str>| {
+        part.is_some_and(|p| {
+            !p.is_empty()
+                && p.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        })
+    };
+    source.len() <= 64
+        && word(parts.next())
+        && parts.next().is_none_or(|instance| word(Some(instance)))
+        && parts.next().is_none()
+}
+
+/// Canonical text of an address: v4 dotted, v6 as RFC 5952 and never with a
+/// dotted tail, v4-mapped v6 as v4. `None` for anything else, zones included.
+pub(crate) fn canonical_ip(raw: &str) -> Option<String> {
+    match raw.parse::<IpAddr>().ok()? {
+        IpAddr::V4(v4) => Some(v4.to_string()),
+        IpAddr::V6(v6) => Some(match v6.to_ipv4_mapped() {
+            Some(v4) => v4.to_string(),
+            None => rfc5952(v6.segments()),
+        }),
+    }
+}
+
+/// RFC 5952 without its exception for embedded v4, which `std` applies.
+fn rfc5952(segments: [u16; 8]) -> String {
+    let (mut best, mut best_len) = (0, 0);
+    let mut start = 0;
+    while start < 8 {
+        let len = segments[start..].iter().take_while(|s| **s == 0).count();
+        // The first of the longest runs; a single group is never shortened.
+        if len > best_len && len > 1 {
+            (best, best_len) = (start, len);
+        }
+        start += len.max(1);
+    }
+    let join = |part: &[u16]| {
+        part.iter().map(|s| format!("{s:x}")).collect::<Vec<_>>().join(":")
+    };
+    if best_len == 0 {
+        join(&segments)
+    } else {
+        format!("{}::{}", join(&segments[..best]), join(&segments[best + best_len..]))
+    }
+}
+
+/// A UUID of version 7 (RFC 9562) from the runtime's clock and randomness.
+pub(crate) fn uuid_v7(now: Timestamp, runtime: &dyn Runtime) -> Uuid {
+    let mut random = [0; 10];
+    runtime.fill_random(&mut random);
+    let ms = u64::try_from(now.as_millis()).unwrap_or(0);
+    uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid()
+}
+
+/// An event whose bytes are fixed: in normal form, with its id, receivedAt, salt
+/// and leaf hash. A store adds only its place in the log, so the same sealed
+/// events give the same head on every engine.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SealedEvent {
+    event: AuditEvent,
+    salt: [u8; 32],
+    leaf_hash: [u8; 32],
+}
+
+impl SealedEvent {
+    /// Seals an event that is in normal form already, for instance one read back
+    /// from a spool. New events are sealed by [`NewEvent::seal`].
+    pub fn new(event: AuditEvent, salt: [u8; 32]) -> Self {
+        let leaf_hash = integrity::leaf_hash(&event, &Evidence::Salt(salt));
+        Self { event, salt, leaf_hash }
+    }
+
+    /// The event.
+    pub fn event(&self) -> &AuditEvent {
+        &self.event
+    }
+
+    /// The event's salt. Keep it beside the event, never export it.
+    pub fn salt(&self) -> &[u8; 32] {
+        &self.salt
+    }
+
+    /// SHA-256 of the leaf (RFC 6962), which the chain takes in.
+    pub fn leaf_hash(&self) -> &[u8; 32] {
+        &self.leaf_hash
+    }
+
+    /// Takes the parts out.
+    pub fn into_parts(self) -> (AuditEvent, [u8; 32], [u8; 32]) {
+        (self.event, self.salt, self.leaf_hash)
+    }
+
+    /// Checks every bound of the contract.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        self.event.validate()
+    }
+}
+
+impl fmt::Debug for SealedEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SealedEvent").field("event", &self.event).finish_non_exhaustive()
+    }
+}
+
+/// An event at its place in the log. Serialises to the wire form: camelCase,
+/// absent fields omitted, hashes in lower-case hex, never the salt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredEvent {
+    /// The place in the log: gapless, from 0, in commit order.
+    pub seq: u64,
+    /// The event.
+    pub event: AuditEvent,
+    /// Fields whose values were erased, in the order of their tags.
+    pub erased: Vec<Field>,
+    /// The hash of the event before; 32 zero bytes for seq 0.
+    pub prev_hash: [u8; 32],
+    /// The hash of this one.
+    pub hash: [u8; 32],
+}
+
+impl Serialize for StoredEvent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let e = &self.event;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("id", &e.id)?;
+        map.serialize_entry("seq", &self.seq)?;
+        map.serialize_entry("at", &e.at)?;
+        map.serialize_entry("receivedAt", &e.received_at)?;
+        for field in [
+            Field::ActorType,
+            Field::ActorId,
+            Field::ActorEmail,
+            Field::ActorIp,
+            Field::Action,
+            Field::Outcome,
+            Field::ResourceType,
+            Field::ResourceId,
+            Field::ResourceName,
+            Field::TenantSlug,
+            Field::PartnerSlug,
+            Field::Source,
+            Field::ExternalId,
+        ] {
+            if let Some(text) = e.text(field) {
+                map.serialize_entry(field.name(), text)?;
+            }
+        }
+        if !self.erased.contains(&Field::Metadata) {
+            map.serialize_entry("metadata", &e.metadata)?;
+        }
+        if !self.erased.is_empty() {
+            let names: Vec<_> = self.erased.iter().map(|f| f.name()).collect();
+            map.serialize_entry("erased", &names)?;
+        }
+        map.serialize_entry("prevHash", &hex::encode(self.prev_hash))?;
+        map.serialize_entry("hash", &hex::encode(self.hash))?;
+        map.end()
+    }
+}

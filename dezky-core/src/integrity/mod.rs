@@ -1,0 +1,1 @@
+//! Tamper evidence: leaf, commitments, chain (`docs/integrity.md`).

@@ -1,0 +1,27 @@
+#![doc = include_str!("../README.md")]
+
+pub mod canonical;
+mod error;
+mod event;
+pub mod integrity;
+mod metadata;
+pub mod rt;
+pub mod source;
+pub mod store;
+mod time;
+
+#[cfg(feature = "testkit")]
+pub mod testkit;
+
+pub use error::{Error, ErrorKind, Result};
+pub use event::{
+    Actor, ActorType, AuditEvent, Field, Invalid, NewEvent, Outcome, PLATFORM_SOURCE, SealedEvent,
+    StoredEvent,
+};
+pub use metadata::{Metadata, NewMetadata};
+pub use rt::Runtime;
+pub use source::{
+    IngestSource, Pull, PullLimits, PulledEvent, QuarantineItem, TenantDirectory, TenantHint,
+};
+pub use store::{AuditStore, AuditStoreExt};
+pub use time::Timestamp;

@@ -1,0 +1,1 @@
+//! Metadata: the rest of an event, as the source said it, bounded.
