@@ -1,5 +1,6 @@
 //! Audit events: as they are made, sealed and stored.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -10,7 +11,7 @@ use uuid::Uuid;
 
 use crate::integrity::{self, Evidence};
 use crate::metadata::{Metadata, NewMetadata};
-use crate::{Runtime, Timestamp};
+use crate::{Error, ErrorKind, Runtime, Timestamp};
 
 /// The source name of what the platform itself records.
 pub const PLATFORM_SOURCE: &str = "platform-api";
@@ -378,24 +379,34 @@ impl NewEvent {
 }
 
 /// An event in normal form, without its place in the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[expect(missing_docs, reason = "the fields are those of the contract, named in NewEvent")]
 pub struct AuditEvent {
     pub id: Uuid,
     pub at: Timestamp,
     pub received_at: Timestamp,
     pub actor_type: ActorType,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor_email: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor_ip: Option<String>,
     pub action: String,
     pub outcome: Outcome,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resource_type: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resource_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resource_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant_slug: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partner_slug: Option<String>,
     pub source: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_id: Option<String>,
     pub metadata: Metadata,
 }
@@ -586,9 +597,27 @@ impl SealedEvent {
         &self.leaf_hash
     }
 
-    /// Takes the parts out.
-    pub fn into_parts(self) -> (AuditEvent, [u8; 32], [u8; 32]) {
-        (self.event, self.salt, self.leaf_hash)
+    /// One line of JSON with everything in it, **the salt too**: for outboxes and
+    /// spools, never for readers. [`Self::from_json`] reads it for ever.
+    pub fn to_json(&self) -> String {
+        let persisted =
+            Persisted { v: 1, salt: hex::encode(self.salt), event: Cow::Borrowed(&self.event) };
+        serde_json::to_string(&persisted).expect("an event serialises")
+    }
+
+    /// Reads what [`Self::to_json`] wrote.
+    ///
+    /// # Errors
+    /// `store_corrupt` if it is anything else.
+    pub fn from_json(text: &str) -> crate::Result<Self> {
+        let corrupt = |what: String| Error::new(ErrorKind::StoreCorrupt, what);
+        let persisted: Persisted<'_> = serde_json::from_str(text)
+            .map_err(|e| corrupt(format!("not a sealed event (column {})", e.column())))?;
+        let mut salt = [0; 32];
+        if persisted.v != 1 || hex::decode_to_slice(&persisted.salt, &mut salt).is_err() {
+            return Err(corrupt("not a sealed event of version 1".into()));
+        }
+        Ok(Self::new(persisted.event.into_owned(), salt))
     }
 
     /// Checks every bound of the contract.
@@ -601,6 +630,15 @@ impl fmt::Debug for SealedEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SealedEvent").field("event", &self.event).finish_non_exhaustive()
     }
+}
+
+/// The persisted shape of a sealed event.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Persisted<'a> {
+    v: u8,
+    salt: String,
+    event: Cow<'a, AuditEvent>,
 }
 
 /// An event at its place in the log. Serialises to the wire form: camelCase,

@@ -9,6 +9,7 @@ pub mod rt;
 pub mod source;
 pub mod store;
 mod time;
+pub mod verify;
 
 #[cfg(feature = "testkit")]
 pub mod testkit;

@@ -1,0 +1,470 @@
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use event_listener::Event;
+use futures_util::FutureExt;
+use uuid::Uuid;
+
+use super::group::GroupCommit;
+use super::query::{decode_cursor, encode_cursor};
+use super::rows::{ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, Walk, WalkEnd};
+use super::{
+    AppendOptions, Appended, AuditStore, Capabilities, Lease, ListPage, ListQuery,
+    MAX_BATCH_EVENTS, MAX_BATCH_QUARANTINE, MAX_CURSOR_BYTES, MAX_SCAN_ROWS, QuarantinedItem,
+    Receipt, ReceiptStatus, Relayed, ScannedRow,
+};
+use crate::integrity::chain_hash;
+use crate::source::QuarantineItem;
+use crate::{Error, ErrorKind, Result, SealedEvent};
+
+/// An [`AuditStore`] on any [`RowStore`]: deduplication, chain, group commit,
+/// page cursors and leases, the same for every engine.
+pub struct ChainedStore<R> {
+    rows: Arc<R>,
+    commits: GroupCommit<Job, Result<Appended>>,
+    progress: Arc<Progress>,
+    max_examined_rows: usize,
+}
+
+/// How far this process has taken the log, for those who wait for more.
+#[derive(Default)]
+struct Progress {
+    next_seq: AtomicU64,
+    moved: Event,
+}
+
+/// One caller's append, waiting in a group.
+struct Job {
+    events: Vec<SealedEvent>,
+    options: AppendOptions,
+}
+
+impl<R: RowStore> ChainedStore<R> {
+    /// How many rows one `list` may look at unless set.
+    pub const DEFAULT_MAX_EXAMINED_ROWS: usize = 200_000;
+
+    /// Wraps an engine's rows.
+    pub fn new(rows: R) -> Self {
+        Self {
+            rows: Arc::new(rows),
+            commits: GroupCommit::new(),
+            progress: Arc::default(),
+            max_examined_rows: Self::DEFAULT_MAX_EXAMINED_ROWS,
+        }
+    }
+
+    /// The engine's rows.
+    pub fn rows(&self) -> &R {
+        &self.rows
+    }
+
+    /// Bounds how many rows one `list` may look at before it answers with a
+    /// partial page; at least 1.
+    #[must_use]
+    pub fn max_examined_rows(mut self, rows: usize) -> Self {
+        self.max_examined_rows = rows.max(1);
+        self
+    }
+}
+
+#[async_trait]
+impl<R: RowStore> AuditStore for ChainedStore<R> {
+    fn capabilities(&self) -> Capabilities {
+        self.rows.capabilities()
+    }
+
+    async fn append(&self, events: Vec<SealedEvent>, options: AppendOptions) -> Result<Appended> {
+        check_batch(&events, &options)?;
+        let weight = events.len() + options.quarantine.len() + 1;
+        let rows = Arc::clone(&self.rows);
+        let progress = Arc::clone(&self.progress);
+        self.commits
+            .submit(Job { events, options }, weight, move |jobs| {
+                async move { commit_group(&*rows, &progress, &jobs).await }.boxed()
+            })
+            .await
+    }
+
+    async fn list(&self, query: &ListQuery) -> Result<ListPage> {
+        let filter = query.filter()?;
+        let key = self.rows.state().await?.cursor_key;
+        let before = match &query.cursor {
+            Some(text) => Some(decode_cursor(&key, &filter, text)?),
+            None => None,
+        };
+        let mut walked = self
+            .rows
+            .walk(&Walk {
+                filter: &filter,
+                before,
+                // One more tells whether there is a next page.
+                max_rows: query.limit + 1,
+                max_examined: self.max_examined_rows,
+            })
+            .await?;
+        let more = walked.events.len() > query.limit;
+        walked.events.truncate(query.limit);
+        let (place, partial) = match walked.end {
+            _ if more => (walked.events.last().map(|e| (e.event.at, e.event.id)), false),
+            WalkEnd::Budget(at, id) => (Some((at, id)), true),
+            WalkEnd::Full | WalkEnd::Exhausted => (None, false),
+        };
+        Ok(ListPage {
+            events: walked.events,
+            next_cursor: place.map(|place| encode_cursor(&key, &filter, place)),
+            partial,
+        })
+    }
+
+    async fn state(&self) -> Result<LogState> {
+        self.rows.state().await
+    }
+
+    async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>> {
+        self.rows.scan(from_seq, max_rows.min(MAX_SCAN_ROWS)).await
+    }
+
+    async fn changed(&self, next_seq: u64) {
+        loop {
+            let moved = self.progress.moved.listen();
+            if self.progress.next_seq.load(Ordering::Acquire) > next_seq {
+                return;
+            }
+            moved.await;
+        }
+    }
+
+    async fn cursor(&self, source: &str) -> Result<Option<String>> {
+        self.rows.cursor(source).await
+    }
+
+    async fn acquire_lease(
+        &self,
+        name: &str,
+        holder: &str,
+        ttl: Duration,
+    ) -> Result<Option<Lease>> {
+        if name.is_empty() || name.len() > 128 || holder.is_empty() || holder.len() > 128 {
+            return Err(Error::new(
+                ErrorKind::ConfigInvalid,
+                "a lease's name and holder must have 1 to 128 bytes",
+            ));
+        }
+        let mut tx = self.rows.begin().await?;
+        let now = tx.now().await?;
+        let token = match tx.lease(name).await? {
+            Some(row) if row.expires_at > now && row.holder != holder => return Ok(None),
+            // The same holder renews, also one that lapsed when nobody else came.
+            Some(row) if row.holder == holder => row.token,
+            Some(row) => row.token + 1,
+            None => 1,
+        };
+        let row =
+            LeaseRow { holder: holder.to_owned(), token, expires_at: now.saturating_add(ttl) };
+        tx.set_lease(name, &row).await?;
+        tx.commit().await?;
+        Ok(Some(Lease {
+            name: name.to_owned(),
+            holder: row.holder,
+            token,
+            expires_at: row.expires_at,
+        }))
+    }
+
+    async fn release_lease(&self, lease: &Lease) -> Result<()> {
+        let mut tx = self.rows.begin().await?;
+        match tx.lease(&lease.name).await? {
+            Some(row) if row.token == lease.token && row.holder == lease.holder => {
+                let expires_at = tx.now().await?;
+                tx.set_lease(&lease.name, &LeaseRow { expires_at, ..row }).await?;
+                tx.commit().await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn quarantined(&self, after: i64, max_items: usize) -> Result<Vec<QuarantinedItem>> {
+        self.rows.quarantined(after, max_items.min(MAX_SCAN_ROWS)).await
+    }
+
+    async fn stage(&self, events: Vec<SealedEvent>) -> Result<()> {
+        check_events(&events)?;
+        let mut tx = self.rows.begin().await?;
+        tx.stage(&events).await?;
+        tx.commit().await
+    }
+
+    async fn relay(&self, max_events: usize) -> Result<Relayed> {
+        if !self.rows.has_staged().await? {
+            return Ok(Relayed::default());
+        }
+        let max_events = max_events.clamp(1, MAX_BATCH_EVENTS);
+        let mut tx = self.rows.begin().await?;
+        let staged = tx.staged(max_events).await?;
+        let more = staged.len() == max_events;
+        let (numbers, events): (Vec<i64>, Vec<SealedEvent>) = staged.into_iter().unzip();
+        let job = Job { events, options: AppendOptions::default() };
+        let mut write = GroupWrite::begin(&mut *tx, std::slice::from_ref(&job)).await?;
+        let receipts = write.admit_events(&job.events);
+        write.insert(&mut *tx).await?;
+        let head = write.head;
+        tx.unstage(&numbers).await?;
+        tx.commit().await?;
+        self.progress.advance(head);
+        let appended = receipts.iter().filter(|r| r.status == ReceiptStatus::Appended).count();
+        Ok(Relayed { appended, duplicates: receipts.len() - appended, more })
+    }
+}
+
+impl Progress {
+    fn advance(&self, head: Head) {
+        self.next_seq.fetch_max(head.next_seq, Ordering::AcqRel);
+        self.moved.notify(usize::MAX);
+    }
+}
+
+/// Refuses a batch that breaks a bound, before it joins a group.
+fn check_batch(events: &[SealedEvent], options: &AppendOptions) -> Result<()> {
+    if events.len() > MAX_BATCH_EVENTS || options.quarantine.len() > MAX_BATCH_QUARANTINE {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            format!(
+                "a batch takes at most {MAX_BATCH_EVENTS} events and {MAX_BATCH_QUARANTINE} quarantine items: send it in parts"
+            ),
+        ));
+    }
+    if let Some(advance) = &options.cursor
+        && advance.to.len() > MAX_CURSOR_BYTES
+    {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            format!("a cursor takes at most {MAX_CURSOR_BYTES} bytes"),
+        ));
+    }
+    check_events(events)
+}
+
+pub(super) fn check_events(events: &[SealedEvent]) -> Result<()> {
+    for (index, event) in events.iter().enumerate() {
+        event.validate().map_err(|invalid| {
+            Error::new(ErrorKind::EventInvalid, format!("event {index}: {invalid}"))
+        })?;
+    }
+    Ok(())
+}
+
+/// Commits the jobs of a group in one transaction; each gets its own answer.
+async fn commit_group(
+    rows: &dyn RowStore,
+    progress: &Progress,
+    jobs: &[Job],
+) -> Vec<Result<Appended>> {
+    match try_commit_group(rows, progress, jobs).await {
+        Ok(answers) => answers,
+        Err(error) => jobs.iter().map(|_| Err(error.clone())).collect(),
+    }
+}
+
+async fn try_commit_group(
+    rows: &dyn RowStore,
+    progress: &Progress,
+    jobs: &[Job],
+) -> Result<Vec<Result<Appended>>> {
+    let mut tx = rows.begin().await?;
+    let mut write = GroupWrite::begin(&mut *tx, jobs).await?;
+    let mut cursors = CursorMoves::default();
+    let mut quarantine: Vec<(usize, &[QuarantineItem])> = Vec::new();
+    let mut answers = Vec::with_capacity(jobs.len());
+    for (index, job) in jobs.iter().enumerate() {
+        // A job that may not write leaves the others of its group alone.
+        let admitted = match check_fence(&mut *tx, job).await? {
+            Ok(()) => cursors.admit(&mut *tx, job).await?,
+            refused => refused,
+        };
+        answers.push(match admitted {
+            Ok(()) => {
+                if !job.options.quarantine.is_empty() {
+                    quarantine.push((index, &job.options.quarantine));
+                }
+                Ok(Appended { receipts: write.admit_events(&job.events), new_quarantine: 0 })
+            }
+            Err(error) => Err(error),
+        });
+    }
+    if write.rows.is_empty() && cursors.moved.is_empty() && quarantine.is_empty() {
+        return Ok(answers);
+    }
+    write.insert(&mut *tx).await?;
+    for (source, cursor) in &cursors.moved {
+        tx.set_cursor(source, cursor).await?;
+    }
+    for (index, items) in quarantine {
+        let new = tx.quarantine(items).await?;
+        if let Ok(appended) = &mut answers[index] {
+            appended.new_quarantine = new;
+        }
+    }
+    let head = write.head;
+    tx.commit().await?;
+    progress.advance(head);
+    Ok(answers)
+}
+
+async fn check_fence(tx: &mut dyn RowTx, job: &Job) -> Result<Result<()>> {
+    let Some(fence) = &job.options.fence else { return Ok(Ok(())) };
+    Ok(match tx.lease(&fence.lease).await? {
+        Some(row) if row.token == fence.token => Ok(()),
+        _ => Err(Error::new(
+            ErrorKind::Fenced,
+            format!("the lease {} has another holder by now: acquire it again", fence.lease),
+        )),
+    })
+}
+
+/// The cursor moves of a group, so that a later job sees an earlier one's.
+#[derive(Default)]
+struct CursorMoves {
+    moved: HashMap<String, String>,
+}
+
+impl CursorMoves {
+    async fn admit(&mut self, tx: &mut dyn RowTx, job: &Job) -> Result<Result<()>> {
+        let Some(advance) = &job.options.cursor else { return Ok(Ok(())) };
+        let current = match self.moved.get(&advance.source) {
+            Some(moved) => Some(moved.clone()),
+            None => tx.cursor(&advance.source).await?,
+        };
+        // At `to` already: the same append again after its answer was lost.
+        if current.as_ref() == Some(&advance.to) {
+            return Ok(Ok(()));
+        }
+        if current != advance.from {
+            return Ok(Err(Error::new(
+                ErrorKind::CursorMoved,
+                format!(
+                    "the cursor of {} was moved by another writer: read it again",
+                    advance.source
+                ),
+            )));
+        }
+        self.moved.insert(advance.source.clone(), advance.to.clone());
+        Ok(Ok(()))
+    }
+}
+
+/// The rows that a transaction will write: deduplicated, placed and chained.
+struct GroupWrite<'a> {
+    head: Head,
+    by_id: HashMap<Uuid, Known<'a>>,
+    by_external_id: HashMap<(&'a str, &'a str), Known<'a>>,
+    rows: Vec<NewRow<'a>>,
+}
+
+/// An event that is in the log, or will be.
+#[derive(Clone)]
+enum Known<'a> {
+    Stored(Arc<ExistingRow>),
+    New(u64, &'a SealedEvent),
+}
+
+impl<'a> GroupWrite<'a> {
+    /// Locks the head and looks up what is there already.
+    async fn begin(tx: &mut dyn RowTx, jobs: &'a [Job]) -> Result<GroupWrite<'a>> {
+        let head = tx.head().await?;
+        let events: Vec<&SealedEvent> = jobs.iter().flat_map(|job| &job.events).collect();
+        let existing = if events.is_empty() { Vec::new() } else { tx.existing(&events).await? };
+        let stored: Vec<Arc<ExistingRow>> = existing.into_iter().map(Arc::new).collect();
+        let mut write = Self {
+            head,
+            by_id: HashMap::with_capacity(events.len()),
+            by_external_id: HashMap::with_capacity(events.len()),
+            rows: Vec::with_capacity(events.len()),
+        };
+        write.remember(&events, &stored);
+        Ok(write)
+    }
+
+    /// Keys the stored rows by the events that share their identity, so that the
+    /// keys live as long as the events.
+    fn remember(&mut self, events: &[&'a SealedEvent], stored: &[Arc<ExistingRow>]) {
+        let mut by_external_id = HashMap::new();
+        for row in stored {
+            self.by_id.insert(row.event.id, Known::Stored(Arc::clone(row)));
+            if let Some(external_id) = &row.event.external_id {
+                by_external_id.insert((row.event.source.as_str(), external_id.as_str()), row);
+            }
+        }
+        for key in events.iter().filter_map(|event| external_key(event)) {
+            if let Some(row) = by_external_id.get(&key) {
+                self.by_external_id.insert(key, Known::Stored(Arc::clone(row)));
+            }
+        }
+    }
+
+    /// Gives every new event its place, every duplicate the receipt of the first.
+    fn admit_events(&mut self, events: &'a [SealedEvent]) -> Vec<Receipt> {
+        events.iter().map(|event| self.admit(event)).collect()
+    }
+
+    fn admit(&mut self, sealed: &'a SealedEvent) -> Receipt {
+        let event = sealed.event();
+        let seq = self.head.next_seq;
+        let by_id = match self.by_id.entry(event.id) {
+            Entry::Occupied(known) => return duplicate(known.get(), sealed),
+            Entry::Vacant(free) => free,
+        };
+        if let Some(key) = external_key(sealed) {
+            match self.by_external_id.entry(key) {
+                Entry::Occupied(known) => return duplicate(known.get(), sealed),
+                Entry::Vacant(free) => {
+                    free.insert(Known::New(seq, sealed));
+                }
+            }
+        }
+        by_id.insert(Known::New(seq, sealed));
+        let prev_hash = self.head.hash;
+        let hash = chain_hash(&prev_hash, sealed.leaf_hash());
+        self.rows.push(NewRow { seq, sealed, prev_hash, hash });
+        self.head = Head { next_seq: seq + 1, hash };
+        Receipt { status: ReceiptStatus::Appended, seq, id: event.id, differs: Vec::new() }
+    }
+
+    /// Writes the new rows and, if there are any, the head.
+    async fn insert(&mut self, tx: &mut dyn RowTx) -> Result<()> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        tx.insert(&self.rows).await?;
+        tx.set_head(self.head).await
+    }
+}
+
+fn external_key(sealed: &SealedEvent) -> Option<(&str, &str)> {
+    let event = sealed.event();
+    event.external_id.as_deref().map(|external_id| (event.source.as_str(), external_id))
+}
+
+fn duplicate(known: &Known<'_>, sealed: &SealedEvent) -> Receipt {
+    let (seq, id, differs) = match known {
+        Known::Stored(row) => (row.seq, row.event.id, row.differences(sealed.event())),
+        Known::New(seq, first) => {
+            let row = ExistingRow { seq: *seq, event: first.event().clone(), erased: Vec::new() };
+            (*seq, first.event().id, row.differences(sealed.event()))
+        }
+    };
+    if differs.is_empty() {
+        return Receipt { status: ReceiptStatus::Duplicate, seq, id, differs };
+    }
+    let fields: Vec<_> = differs.iter().map(|f| f.name()).collect();
+    tracing::warn!(
+        source = sealed.event().source,
+        seq,
+        fields = fields.join(","),
+        "an event came again with another content: the first one stays"
+    );
+    Receipt { status: ReceiptStatus::Conflict, seq, id, differs }
+}

@@ -1,0 +1,287 @@
+//! What a back end implements: rows in, rows out, one transaction.
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::{Capabilities, Filter, QuarantinedItem, ScannedRow};
+use crate::integrity::{Evidence, GENESIS};
+use crate::source::QuarantineItem;
+use crate::{
+    AuditEvent, Field, Result, SealedEvent, StoredEvent, Timestamp,
+};
+
+/// The rows of a log, without deduplication or chain: what an engine provides.
+/// Wrap it in [`ChainedStore`](super::ChainedStore).
+///
+/// Errors are `store_unavailable` or `store_busy` where a retry may help.
+#[async_trait]
+pub trait RowStore: Send + Sync + 'static {
+    /// What the engine gives.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Begins a write transaction that excludes every other writer of the log,
+    /// in this process and in others. Waits a bounded time for its turn.
+    async fn begin(&self) -> Result<Box<dyn RowTx>>;
+
+    /// The log's identity, beginning and head.
+    async fn state(&self) -> Result<LogState>;
+
+    /// Rows from `from_seq` on by `seq`, at most `max_rows`.
+    async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>>;
+
+    /// Rows that match, newest first; see [`Walk`].
+    async fn walk(&self, walk: &Walk<'_>) -> Result<Walked>;
+
+    /// The ingest cursor of `source`.
+    async fn cursor(&self, source: &str) -> Result<Option<String>>;
+
+    /// Quarantined items by number, above `after`.
+    async fn quarantined(&self, after: i64, max_items: usize) -> Result<Vec<QuarantinedItem>>;
+
+    /// Whether the outbox has rows; cheap, asked often.
+    async fn has_staged(&self) -> Result<bool>;
+}
+
+/// A write transaction. Dropping it without [`commit`](RowTx::commit) rolls back.
+#[async_trait]
+pub trait RowTx: Send {
+    /// The head, locked until the end of the transaction.
+    async fn head(&mut self) -> Result<Head>;
+
+    /// The rows that share an id or a `(source, externalId)` with `events`.
+    async fn existing(&mut self, events: &[&SealedEvent]) -> Result<Vec<ExistingRow>>;
+
+    /// Inserts rows; none of their keys is there.
+    async fn insert(&mut self, rows: &[NewRow<'_>]) -> Result<()>;
+
+    /// Sets the head.
+    async fn set_head(&mut self, head: Head) -> Result<()>;
+
+    /// The ingest cursor of `source`.
+    async fn cursor(&mut self, source: &str) -> Result<Option<String>>;
+
+    /// Sets the ingest cursor of `source`.
+    async fn set_cursor(&mut self, source: &str, cursor: &str) -> Result<()>;
+
+    /// The database's clock.
+    async fn now(&mut self) -> Result<Timestamp>;
+
+    /// The lease `name`, lapsed or not.
+    async fn lease(&mut self, name: &str) -> Result<Option<LeaseRow>>;
+
+    /// Writes the lease `name`.
+    async fn set_lease(&mut self, name: &str, row: &LeaseRow) -> Result<()>;
+
+    /// Keeps items; one whose `(source, key)` is there has its count raised
+    /// instead. Returns how many are new.
+    async fn quarantine(&mut self, items: &[QuarantineItem]) -> Result<usize>;
+
+    /// Adds events to the outbox, in order.
+    async fn stage(&mut self, events: &[SealedEvent]) -> Result<()>;
+
+    /// The oldest events of the outbox with their numbers.
+    async fn staged(&mut self, max_events: usize) -> Result<Vec<(i64, SealedEvent)>>;
+
+    /// Removes events from the outbox by number.
+    async fn unstage(&mut self, numbers: &[i64]) -> Result<()>;
+
+    /// Commits, durably where the engine is durable.
+    async fn commit(self: Box<Self>) -> Result<()>;
+}
+
+/// The end of the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// How many events the log has had: the next `seq`.
+    pub next_seq: u64,
+    /// The hash of the last event; of none: 32 zero bytes.
+    pub hash: [u8; 32],
+}
+
+impl Head {
+    /// The head of an empty log.
+    pub const EMPTY: Self = Self { next_seq: 0, hash: GENESIS };
+}
+
+/// A log's identity, beginning and head.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogState {
+    /// Made with the log.
+    pub log_id: Uuid,
+    /// The key of the page cursors, made with the log. Keep it secret.
+    pub cursor_key: [u8; 32],
+    /// The first `seq` that is here and the hash before it: of a log whose
+    /// beginning was archived not 0.
+    pub base: Head,
+    /// The end.
+    pub head: Head,
+}
+
+/// A lease as stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseRow {
+    /// Who holds or held it.
+    pub holder: String,
+    /// Grows with every change of holder.
+    pub token: u64,
+    /// When it lapses.
+    pub expires_at: Timestamp,
+}
+
+/// A row to insert.
+#[derive(Debug, Clone, Copy)]
+pub struct NewRow<'a> {
+    /// Its place.
+    pub seq: u64,
+    /// The event and its salt.
+    pub sealed: &'a SealedEvent,
+    /// The hash before.
+    pub prev_hash: [u8; 32],
+    /// Its hash.
+    pub hash: [u8; 32],
+}
+
+impl NewRow<'_> {
+    /// The columns derived from the event.
+    pub fn folds(&self) -> Folds {
+        Folds::of(self.sealed.event())
+    }
+
+    /// The row as it will be read.
+    pub fn to_stored(&self) -> super::StoredRow {
+        super::StoredRow {
+            stored: StoredEvent {
+                seq: self.seq,
+                event: self.sealed.event().clone(),
+                erased: Vec::new(),
+                prev_hash: self.prev_hash,
+                hash: self.hash,
+            },
+            evidence: Evidence::Salt(*self.sealed.salt()),
+            folds: self.folds(),
+        }
+    }
+}
+
+/// What deduplication compares.
+#[derive(Debug, Clone)]
+pub struct ExistingRow {
+    /// Its place.
+    pub seq: u64,
+    /// Its event; fields outside [`ExistingRow::COMPARED`] and the identity may be empty.
+    pub event: AuditEvent,
+    /// Fields whose values were erased: they equal anything.
+    pub erased: Vec<Field>,
+}
+
+impl ExistingRow {
+    /// The fields in which a duplicate must agree.
+    pub const COMPARED: [Field; 7] = [
+        Field::ActorType,
+        Field::ActorId,
+        Field::ActorEmail,
+        Field::Action,
+        Field::Outcome,
+        Field::ResourceType,
+        Field::ResourceId,
+    ];
+
+    /// The fields in which `event` says something else.
+    pub fn differences(&self, event: &AuditEvent) -> Vec<Field> {
+        Self::COMPARED
+            .into_iter()
+            .filter(|f| !self.erased.contains(f) && self.event.text(*f) != event.text(*f))
+            .collect()
+    }
+}
+
+/// Columns derived from an event, so that engines only ever compare bytes: case
+/// is folded here, by Unicode's lower case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Folds {
+    /// actorEmail.
+    pub actor_email: Option<String>,
+    /// action, resourceName, actorEmail and tenantSlug, separated by U+001F.
+    pub search: String,
+}
+
+impl Folds {
+    /// Separates the parts of [`Folds::search`]; within them it becomes U+FFFD.
+    const SEPARATOR: char = '\u{1f}';
+
+    /// The derived columns of `event`.
+    pub fn of(event: &AuditEvent) -> Self {
+        let mut search = Self::fold(&event.action);
+        for part in [&event.resource_name, &event.actor_email, &event.tenant_slug] {
+            search.push(Self::SEPARATOR);
+            search.push_str(&part.as_deref().map(Self::fold).unwrap_or_default());
+        }
+        Self { actor_email: event.actor_email.as_deref().map(str::to_lowercase), search }
+    }
+
+    /// `text` as it is looked for within [`Folds::search`].
+    pub fn fold(text: &str) -> String {
+        let mut folded = text.to_lowercase();
+        if folded.contains([Self::SEPARATOR, '\0']) {
+            folded = folded.replace([Self::SEPARATOR, '\0'], "\u{fffd}");
+        }
+        folded
+    }
+}
+
+/// A bounded walk over the log, newest first by `(at, id)`.
+#[derive(Debug, Clone, Copy)]
+pub struct Walk<'a> {
+    /// What must match.
+    pub filter: &'a Filter,
+    /// Where to go on: only rows before this place.
+    pub before: Option<(Timestamp, Uuid)>,
+    /// The most rows to return.
+    pub max_rows: usize,
+    /// About how many rows may be looked at, matching or not.
+    pub max_examined: usize,
+}
+
+/// The index that leads a walk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Driver {
+    /// All events by time.
+    Time,
+    /// One tenant's, or those of none.
+    Tenant,
+    /// One actor's.
+    Actor,
+}
+
+impl Walk<'_> {
+    /// The index that narrows most among those that every engine has.
+    pub fn driver(&self) -> Driver {
+        if self.filter.actor_id.is_some() {
+            Driver::Actor
+        } else if self.filter.tenant.is_some() {
+            Driver::Tenant
+        } else {
+            Driver::Time
+        }
+    }
+}
+
+/// What a walk found.
+#[derive(Debug, Clone)]
+pub struct Walked {
+    /// The rows, newest first.
+    pub events: Vec<StoredEvent>,
+    /// Why it ended.
+    pub end: WalkEnd,
+}
+
+/// Why a walk ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WalkEnd {
+    /// It came to the end of the log.
+    Exhausted,
+    /// It has `max_rows` rows.
+    Full,
+    /// It looked at `max_examined` rows; the last one is here.
+    Budget(Timestamp, Uuid),
+}

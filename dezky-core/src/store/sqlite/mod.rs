@@ -1,0 +1,626 @@
+//! The embedded store: one SQLite file, WAL, durable at every commit.
+//!
+//! Tokio-only, as sqlx is built here.
+
+mod codec;
+mod schema;
+mod walk;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, Connection, Row, Sqlite, SqliteConnection, SqlitePool, Transaction};
+use uuid::Uuid;
+
+use self::codec::{COLUMN_COUNT, COLUMNS, existing_row, scanned_row};
+use self::schema::Found;
+use super::rows::{ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, Walk, Walked};
+use super::{Capabilities, ChainedStore, QuarantinedItem, ScannedRow};
+use crate::event::uuid_v7;
+use crate::source::QuarantineItem;
+use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
+
+/// How an SQLite log is opened.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SqliteConfig {
+    /// The database file.
+    pub path: PathBuf,
+    /// Make the file if it is missing (mode 0600), and bring its schema up to
+    /// date. Without it nothing is written by opening.
+    pub create: bool,
+    /// Let the log's tables stand beside tables of your own, so that a mutation
+    /// and its event commit together. Without it a database that has tables, but
+    /// none of ours, is refused.
+    pub shared: bool,
+    /// How long a writer waits for another one, 5 s unless set.
+    pub busy_timeout: Duration,
+    /// Connections for reading, 4 unless set.
+    pub max_readers: u32,
+    /// Pages of the write-ahead log before it is written back, 20,000 unless
+    /// set. Fewer cost small batches half their speed, more make the file larger.
+    pub wal_autocheckpoint_pages: u32,
+}
+
+impl SqliteConfig {
+    /// The defaults for the file at `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            create: true,
+            shared: false,
+            busy_timeout: Duration::from_secs(5),
+            max_readers: 4,
+            wal_autocheckpoint_pages: 20_000,
+        }
+    }
+
+    /// Opens an existing log for reading alone.
+    pub fn read_only(path: impl Into<PathBuf>) -> Self {
+        Self { create: false, ..Self::new(path) }
+    }
+}
+
+/// An [`AuditStore`](super::AuditStore) in one SQLite file.
+///
+/// WAL with `synchronous = FULL`: what is acknowledged survives a power cut.
+/// Several processes may use one file on one machine.
+///
+/// ```
+/// # use std::sync::Arc;
+/// use dezky_core::rt::TokioRuntime;
+/// use dezky_core::store::{AuditStore, SqliteAuditStore, SqliteConfig};
+/// use dezky_core::{Actor, NewEvent};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> dezky_core::Result<()> {
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("audit.db");
+/// let store = SqliteAuditStore::open(SqliteConfig::new(path), &TokioRuntime).await?;
+/// let event = NewEvent::new("tenant.created", Actor::user("u-1")).seal(&TokioRuntime);
+/// store.append(vec![event], Default::default()).await?;
+/// assert_eq!(store.state().await?.head.next_seq, 1);
+/// # Ok(())
+/// # }
+/// ```
+pub type SqliteAuditStore = ChainedStore<SqliteRows>;
+
+impl SqliteAuditStore {
+    /// Opens, and if asked makes, the log in a file.
+    ///
+    /// # Errors
+    /// `config_invalid` if there is no such file or folder, `store_foreign`,
+    /// `store_corrupt`, `schema_newer`; then nothing was changed.
+    pub async fn open(config: SqliteConfig, runtime: &dyn Runtime) -> Result<Self> {
+        let rows = SqliteRows::open(&config, runtime)
+            .await
+            .map_err(|error| error.context(config.path.display()))?;
+        Ok(Self::new(rows))
+    }
+
+    /// Writes events into the outbox within a transaction of your own (`&mut tx`
+    /// derefs to the connection): they commit with your mutation or not at all.
+    /// Takes neither a `seq` nor the head's lock. Call
+    /// [`relay`](super::AuditStore::relay) after your commit.
+    pub async fn stage_in(connection: &mut SqliteConnection, events: &[SealedEvent]) -> Result<()> {
+        super::chained::check_events(events)?;
+        stage(connection, events).await
+    }
+
+    /// Ends the connections, after those who use them.
+    pub async fn close(&self) {
+        self.rows().writer.close().await;
+        self.rows().readers.close().await;
+    }
+}
+
+/// The rows of an [`SqliteAuditStore`].
+pub struct SqliteRows {
+    /// One connection: writers queue here rather than in SQLite's busy loop.
+    writer: SqlitePool,
+    readers: SqlitePool,
+    identity: Arc<(Uuid, [u8; 32])>,
+}
+
+impl SqliteRows {
+    async fn open(config: &SqliteConfig, runtime: &dyn Runtime) -> Result<Self> {
+        check_file(config)?;
+        let base = SqliteConnectOptions::new()
+            .filename(&config.path)
+            .busy_timeout(config.busy_timeout)
+            .disable_statement_logging();
+        let found = if config.path.exists() { look(&base).await? } else { Found::Empty };
+        match found {
+            Found::Version(version) => schema::check_version(version)?,
+            Found::Foreign if !config.shared => {
+                return Err(Error::new(
+                    ErrorKind::StoreForeign,
+                    "the database has tables but no audit log: name another file",
+                ));
+            }
+            Found::Empty | Found::Foreign => {}
+        }
+        let behind = !matches!(found, Found::Version(version) if !schema::is_behind(version));
+        if behind && !config.create {
+            return Err(Error::new(
+                ErrorKind::StoreForeign,
+                "the database holds no audit log of this version: name another file, or migrate it",
+            ));
+        }
+        let (writer, readers) = pools(config, &base);
+        if behind {
+            make_private(&config.path)?;
+            let mut connection = writer.acquire().await.map_err(store_error)?;
+            let log_id = uuid_v7(runtime.now(), runtime);
+            let mut cursor_key = [0; 32];
+            runtime.fill_random(&mut cursor_key);
+            schema::migrate(&mut connection, log_id.as_bytes(), &cursor_key).await?;
+        }
+        let identity = Arc::new(identity(&readers).await?);
+        Ok(Self { writer, readers, identity })
+    }
+}
+
+/// Names what is missing before SQLite says "unable to open database file".
+fn check_file(config: &SqliteConfig) -> Result<()> {
+    let folder = match config.path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let missing = if !folder.is_dir() {
+        "its folder does not exist: make it"
+    } else if config.path.is_dir() {
+        "it is a folder: name a file"
+    } else if !config.create && !config.path.exists() {
+        "there is no such file: name an existing database"
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::ConfigInvalid, missing))
+}
+
+/// Looks at an existing file through a connection that can't write.
+async fn look(base: &SqliteConnectOptions) -> Result<Found> {
+    let mut connection = base.clone().read_only(true).connect().await.map_err(store_error)?;
+    let found = schema::inspect(&mut connection).await;
+    connection.close().await.map_err(store_error)?;
+    found
+}
+
+/// Makes a missing file readable by its owner alone: it holds personal data.
+fn make_private(path: &Path) -> Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    match options.open(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(Error::new(
+            ErrorKind::ConfigInvalid,
+            format!("the file can't be made ({error}): check the folder's permissions"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn pools(config: &SqliteConfig, base: &SqliteConnectOptions) -> (SqlitePool, SqlitePool) {
+    let pool = |connections| {
+        SqlitePoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(config.busy_timeout + Duration::from_secs(1))
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .test_before_acquire(false)
+    };
+    let readers = base.clone().read_only(!config.create).pragma("query_only", "1");
+    let writer = if config.create {
+        base.clone()
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .pragma("wal_autocheckpoint", config.wal_autocheckpoint_pages.to_string())
+    } else {
+        readers.clone()
+    };
+    (
+        pool(1).connect_lazy_with(writer),
+        pool(config.max_readers.max(1)).connect_lazy_with(readers),
+    )
+}
+
+async fn identity(pool: &SqlitePool) -> Result<(Uuid, [u8; 32])> {
+    let row = sqlx::query("SELECT log_id, cursor_key FROM dezky_audit_log")
+        .fetch_optional(pool)
+        .await
+        .map_err(store_error)?
+        .ok_or_else(|| corrupt("the log's own row is missing"))?;
+    let log_id = codec::get::<&[u8]>(&row, "log_id").map_err(corrupt)?;
+    let key = codec::get::<&[u8]>(&row, "cursor_key").map_err(corrupt)?;
+    Ok((
+        Uuid::from_slice(log_id).map_err(|_| corrupt("log_id is not a UUID"))?,
+        key.try_into().map_err(|_| corrupt("cursor_key is not 32 bytes"))?,
+    ))
+}
+
+fn corrupt(problem: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::StoreCorrupt, format!("{problem}: restore the database from a backup"))
+}
+
+/// SQLite's result codes as kinds; the values of a statement never get in.
+pub(super) fn store_error(error: sqlx::Error) -> Error {
+    let (kind, message) = match &error {
+        sqlx::Error::PoolTimedOut => {
+            (ErrorKind::StoreBusy, "no connection became free in time".to_owned())
+        }
+        sqlx::Error::Database(database) => {
+            let code = database.code().and_then(|c| c.parse::<i32>().ok()).unwrap_or(1);
+            // The low byte of an extended code is its family.
+            match code & 0xff {
+                5 | 6 => (ErrorKind::StoreBusy, "another writer holds the database".to_owned()),
+                11 => (ErrorKind::StoreCorrupt, "the database file is damaged: restore a backup".to_owned()),
+                26 => (ErrorKind::StoreCorrupt, "the file is not an SQLite database: name another file".to_owned()),
+                19 => (ErrorKind::StoreCorrupt, format!("a constraint of the log was broken: {}", database.message())),
+                8 => (ErrorKind::StoreUnavailable, "the database is read-only: check its permissions".to_owned()),
+                13 => (ErrorKind::StoreUnavailable, "the disk is full".to_owned()),
+                _ => (ErrorKind::StoreUnavailable, format!("SQLite: {}", database.message())),
+            }
+        }
+        sqlx::Error::ColumnDecode { index, .. } => {
+            (ErrorKind::StoreCorrupt, format!("column {index} can't be read"))
+        }
+        _ => (ErrorKind::StoreUnavailable, "the database can't be used".to_owned()),
+    };
+    Error::new(kind, message).with_source(error)
+}
+
+#[async_trait]
+impl RowStore for SqliteRows {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::DATABASE
+    }
+
+    async fn begin(&self) -> Result<Box<dyn RowTx>> {
+        let tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
+        Ok(Box::new(SqliteTx { tx }))
+    }
+
+    async fn state(&self) -> Result<LogState> {
+        let mut connection = self.readers.acquire().await.map_err(store_error)?;
+        let (base, head) = heads(&mut connection).await?;
+        let (log_id, cursor_key) = *self.identity;
+        Ok(LogState { log_id, cursor_key, base, head })
+    }
+
+    async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>> {
+        let mut query = sqlx::QueryBuilder::new("SELECT ");
+        query.push(COLUMNS).push(", erasure FROM dezky_audit_events WHERE seq >= ");
+        query.push_bind(from_seq);
+        query.push(" ORDER BY seq LIMIT ").push_bind(limit(max_rows));
+        let rows = query.build().fetch_all(&self.readers).await.map_err(store_error)?;
+        Ok(rows.iter().map(scanned_row).collect())
+    }
+
+    async fn walk(&self, walk: &Walk<'_>) -> Result<Walked> {
+        // One snapshot for all the parts of the walk.
+        let mut tx = self.readers.begin().await.map_err(store_error)?;
+        walk::walk(&mut tx, walk).await
+    }
+
+    async fn cursor(&self, source: &str) -> Result<Option<String>> {
+        let mut connection = self.readers.acquire().await.map_err(store_error)?;
+        cursor(&mut connection, source).await
+    }
+
+    async fn quarantined(&self, after: i64, max_items: usize) -> Result<Vec<QuarantinedItem>> {
+        let rows = sqlx::query(
+            "SELECT number, source, key, reason, detail, raw, at, seen FROM dezky_quarantine WHERE number > ? ORDER BY number LIMIT ?",
+        )
+        .bind(after)
+        .bind(limit(max_items))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(store_error)?;
+        rows.iter()
+            .map(|row| {
+                Ok(QuarantinedItem {
+                    number: row.try_get("number").map_err(store_error)?,
+                    seen: unsigned(row.try_get("seen").map_err(store_error)?)?,
+                    item: QuarantineItem {
+                        source: row.try_get("source").map_err(store_error)?,
+                        key: row.try_get("key").map_err(store_error)?,
+                        reason: row.try_get("reason").map_err(store_error)?,
+                        detail: row.try_get("detail").map_err(store_error)?,
+                        raw: row.try_get("raw").map_err(store_error)?,
+                        at: Timestamp::from_millis_clamped(row.try_get("at").map_err(store_error)?),
+                    },
+                })
+            })
+            .collect()
+    }
+
+    async fn has_staged(&self) -> Result<bool> {
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM dezky_outbox)")
+            .fetch_one(&self.readers)
+            .await
+            .map_err(store_error)
+    }
+}
+
+struct SqliteTx {
+    tx: Transaction<'static, Sqlite>,
+}
+
+#[async_trait]
+impl RowTx for SqliteTx {
+    async fn head(&mut self) -> Result<Head> {
+        Ok(heads(&mut self.tx).await?.1)
+    }
+
+    async fn existing(&mut self, events: &[&SealedEvent]) -> Result<Vec<ExistingRow>> {
+        let mut found = self.existing_ids(events).await?;
+        let mut by_source: Vec<(&str, Vec<&str>)> = Vec::new();
+        for event in events.iter().map(|sealed| sealed.event()) {
+            let Some(external_id) = event.external_id.as_deref() else { continue };
+            match by_source.iter_mut().find(|(source, _)| *source == event.source) {
+                Some((_, ids)) => ids.push(external_id),
+                None => by_source.push((&event.source, vec![external_id])),
+            }
+        }
+        for (source, external_ids) in by_source {
+            found.extend(self.existing_external(source, &external_ids).await?);
+        }
+        Ok(found)
+    }
+
+    async fn insert(&mut self, rows: &[NewRow<'_>]) -> Result<()> {
+        // Few distinct sizes, so that the prepared statements are found again.
+        let mut rest = rows;
+        for size in [64, 8, 1] {
+            let whole = rest.len() / size * size;
+            for chunk in rest[..whole].chunks(size) {
+                self.insert_chunk(chunk).await?;
+            }
+            rest = &rest[whole..];
+        }
+        Ok(())
+    }
+
+    async fn set_head(&mut self, head: Head) -> Result<()> {
+        sqlx::query("UPDATE dezky_audit_log SET next_seq = ?, head_hash = ?")
+            .bind(signed(head.next_seq)?)
+            .bind(head.hash.to_vec())
+            .execute(&mut *self.tx)
+            .await
+            .map_err(store_error)?;
+        Ok(())
+    }
+
+    async fn cursor(&mut self, source: &str) -> Result<Option<String>> {
+        cursor(&mut self.tx, source).await
+    }
+
+    async fn set_cursor(&mut self, source: &str, cursor: &str) -> Result<()> {
+        sqlx::query("INSERT INTO dezky_cursors (source, cursor) VALUES (?, ?) ON CONFLICT (source) DO UPDATE SET cursor = excluded.cursor")
+            .bind(source)
+            .bind(cursor)
+            .execute(&mut *self.tx)
+            .await
+            .map_err(store_error)?;
+        Ok(())
+    }
+
+    async fn now(&mut self) -> Result<Timestamp> {
+        let ms: i64 = sqlx::query_scalar("SELECT CAST(round(unixepoch('subsec') * 1000) AS INTEGER)")
+            .fetch_one(&mut *self.tx)
+            .await
+            .map_err(store_error)?;
+        Ok(Timestamp::from_millis_clamped(ms))
+    }
+
+    async fn lease(&mut self, name: &str) -> Result<Option<LeaseRow>> {
+        let row = sqlx::query("SELECT holder, token, expires_at FROM dezky_leases WHERE name = ?")
+            .bind(name)
+            .fetch_optional(&mut *self.tx)
+            .await
+            .map_err(store_error)?;
+        row.map(|row| {
+            Ok(LeaseRow {
+                holder: row.try_get("holder").map_err(store_error)?,
+                token: unsigned(row.try_get("token").map_err(store_error)?)?,
+                expires_at: Timestamp::from_millis_clamped(
+                    row.try_get("expires_at").map_err(store_error)?,
+                ),
+            })
+        })
+        .transpose()
+    }
+
+    async fn set_lease(&mut self, name: &str, row: &LeaseRow) -> Result<()> {
+        sqlx::query("INSERT INTO dezky_leases (name, holder, token, expires_at) VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, token = excluded.token, expires_at = excluded.expires_at")
+            .bind(name)
+            .bind(&row.holder)
+            .bind(signed(row.token)?)
+            .bind(row.expires_at.as_millis())
+            .execute(&mut *self.tx)
+            .await
+            .map_err(store_error)?;
+        Ok(())
+    }
+
+    async fn quarantine(&mut self, items: &[QuarantineItem]) -> Result<usize> {
+        let mut new = 0;
+        for item in items {
+            let seen: i64 = sqlx::query_scalar("INSERT INTO dezky_quarantine (source, key, reason, detail, raw, at, seen) VALUES (?, ?, ?, ?, ?, ?, 1) ON CONFLICT (source, key) DO UPDATE SET seen = seen + 1 RETURNING seen")
+                .bind(&item.source)
+                .bind(&item.key)
+                .bind(&item.reason)
+                .bind(&item.detail)
+                .bind(&item.raw)
+                .bind(item.at.as_millis())
+                .fetch_one(&mut *self.tx)
+                .await
+                .map_err(store_error)?;
+            new += usize::from(seen == 1);
+        }
+        Ok(new)
+    }
+
+    async fn stage(&mut self, events: &[SealedEvent]) -> Result<()> {
+        stage(&mut self.tx, events).await
+    }
+
+    async fn staged(&mut self, max_events: usize) -> Result<Vec<(i64, SealedEvent)>> {
+        let rows = sqlx::query("SELECT number, event FROM dezky_outbox ORDER BY number LIMIT ?")
+            .bind(limit(max_events))
+            .fetch_all(&mut *self.tx)
+            .await
+            .map_err(store_error)?;
+        rows.iter()
+            .map(|row| {
+                let number: i64 = row.try_get("number").map_err(store_error)?;
+                let text: &str = row.try_get("event").map_err(store_error)?;
+                let event = SealedEvent::from_json(text)
+                    .map_err(|e| e.context(format!("outbox row {number}")))?;
+                Ok((number, event))
+            })
+            .collect()
+    }
+
+    async fn unstage(&mut self, numbers: &[i64]) -> Result<()> {
+        let list = serde_json::to_string(numbers).unwrap_or_default();
+        sqlx::query("DELETE FROM dezky_outbox WHERE number IN (SELECT value FROM json_each(?))")
+            .bind(list)
+            .execute(&mut *self.tx)
+            .await
+            .map_err(store_error)?;
+        Ok(())
+    }
+
+    async fn commit(self: Box<Self>) -> Result<()> {
+        self.tx.commit().await.map_err(store_error)
+    }
+}
+
+impl SqliteTx {
+    async fn existing_ids(&mut self, events: &[&SealedEvent]) -> Result<Vec<ExistingRow>> {
+        let ids: Vec<String> =
+            events.iter().map(|sealed| sealed.event().id.simple().to_string()).collect();
+        let mut query = sqlx::QueryBuilder::new("SELECT ");
+        query.push(qualified_columns()).push(", e.erasure FROM json_each(");
+        query.push_bind(serde_json::to_string(&ids).unwrap_or_default());
+        // CROSS JOIN keeps the loop over the few keys outside.
+        query.push(") AS k CROSS JOIN dezky_audit_events AS e ON e.id = unhex(k.value)");
+        let rows = query.build().fetch_all(&mut *self.tx).await.map_err(store_error)?;
+        rows.iter().map(existing_row).collect()
+    }
+
+    async fn existing_external(
+        &mut self,
+        source: &str,
+        external_ids: &[&str],
+    ) -> Result<Vec<ExistingRow>> {
+        let mut query = sqlx::QueryBuilder::new("SELECT ");
+        query.push(qualified_columns()).push(", e.erasure FROM json_each(");
+        query.push_bind(serde_json::to_string(external_ids).unwrap_or_default());
+        query.push(") AS k CROSS JOIN dezky_audit_events AS e ON e.external_id = k.value AND e.source = ");
+        query.push_bind(source.to_owned());
+        let rows = query.build().fetch_all(&mut *self.tx).await.map_err(store_error)?;
+        rows.iter().map(existing_row).collect()
+    }
+
+    async fn insert_chunk(&mut self, rows: &[NewRow<'_>]) -> Result<()> {
+        let mut sql = String::with_capacity(64 + COLUMNS.len() + rows.len() * COLUMN_COUNT * 2);
+        sql.push_str("INSERT INTO dezky_audit_events (");
+        sql.push_str(COLUMNS);
+        sql.push_str(") VALUES ");
+        let tuple = format!("({})", vec!["?"; COLUMN_COUNT].join(","));
+        sql.push_str(&vec![tuple; rows.len()].join(","));
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
+        for row in rows {
+            let event = row.sealed.event();
+            let folds = row.folds();
+            query = query
+                .bind(signed(row.seq)?)
+                .bind(event.id.as_bytes().to_vec())
+                .bind(event.at.as_millis())
+                .bind(event.received_at.as_millis())
+                .bind(event.actor_type.as_str())
+                .bind(event.actor_id.clone())
+                .bind(event.actor_email.clone())
+                .bind(event.actor_ip.clone())
+                .bind(event.action.clone())
+                .bind(event.outcome.as_str())
+                .bind(event.resource_type.clone())
+                .bind(event.resource_id.clone())
+                .bind(event.resource_name.clone())
+                .bind(event.tenant_slug.clone())
+                .bind(event.partner_slug.clone())
+                .bind(event.source.clone())
+                .bind(event.external_id.clone())
+                .bind(event.metadata.as_str().to_owned())
+                .bind(row.sealed.salt().to_vec())
+                .bind(row.prev_hash.to_vec())
+                .bind(row.hash.to_vec())
+                .bind(folds.actor_email)
+                .bind(folds.search);
+        }
+        query.execute(&mut *self.tx).await.map_err(store_error)?;
+        Ok(())
+    }
+}
+
+/// `json_each` has columns of its own named `id` and so on.
+fn qualified_columns() -> String {
+    COLUMNS.split(", ").map(|column| format!("e.{}", column.trim())).collect::<Vec<_>>().join(", ")
+}
+
+async fn heads(connection: &mut SqliteConnection) -> Result<(Head, Head)> {
+    let row = sqlx::query("SELECT base_seq, base_hash, next_seq, head_hash FROM dezky_audit_log")
+        .fetch_optional(connection)
+        .await
+        .map_err(store_error)?
+        .ok_or_else(|| corrupt("the log's own row is missing"))?;
+    let head = |seq: &'static str, hash: &'static str| -> Result<Head> {
+        Ok(Head {
+            next_seq: unsigned(codec::get(&row, seq).map_err(corrupt)?)?,
+            hash: codec::get::<&[u8]>(&row, hash)
+                .map_err(corrupt)?
+                .try_into()
+                .map_err(|_| corrupt(format_args!("{hash} is not 32 bytes")))?,
+        })
+    };
+    Ok((head("base_seq", "base_hash")?, head("next_seq", "head_hash")?))
+}
+
+async fn cursor(connection: &mut SqliteConnection, source: &str) -> Result<Option<String>> {
+    sqlx::query_scalar("SELECT cursor FROM dezky_cursors WHERE source = ?")
+        .bind(source)
+        .fetch_optional(connection)
+        .await
+        .map_err(store_error)
+}
+
+async fn stage(connection: &mut SqliteConnection, events: &[SealedEvent]) -> Result<()> {
+    for event in events {
+        sqlx::query("INSERT INTO dezky_outbox (event) VALUES (?)")
+            .bind(event.to_json())
+            .execute(&mut *connection)
+            .await
+            .map_err(store_error)?;
+    }
+    Ok(())
+}
+
+fn limit(rows: usize) -> i64 {
+    i64::try_from(rows).unwrap_or(i64::MAX)
+}
+
+fn signed(value: u64) -> Result<i64> {
+    i64::try_from(value).map_err(|_| corrupt("a counter is beyond 2^63"))
+}
+
+fn unsigned(value: i64) -> Result<u64> {
+    u64::try_from(value).map_err(|_| corrupt("a counter is negative"))
+}

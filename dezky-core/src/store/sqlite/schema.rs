@@ -1,0 +1,109 @@
+//! The schema, as numbered steps that every database has gone through.
+
+use sqlx::{Connection, Row, SqliteConnection};
+
+use super::store_error;
+use crate::{Error, ErrorKind, Result};
+
+/// One SQL script a version; a script that was released never changes.
+const STEPS: &[&str] = &[include_str!("v1.sql")];
+
+/// The name under which the log's version is kept: other parts of the product
+/// have versions of their own in the same database.
+const COMPONENT: &str = "audit";
+
+/// What a database is, before anything in it is touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// No tables at all.
+    Empty,
+    /// Tables, none of them ours.
+    Foreign,
+    /// Ours, at this version.
+    Version(usize),
+}
+
+/// Looks at a database; changes nothing.
+pub(super) async fn inspect(connection: &mut SqliteConnection) -> Result<Found> {
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'",
+    )
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(store_error)?;
+    if tables.is_empty() {
+        return Ok(Found::Empty);
+    }
+    if !tables.iter().any(|name| name == "dezky_schema") {
+        return Ok(Found::Foreign);
+    }
+    let version: Option<i64> =
+        sqlx::query_scalar("SELECT version FROM dezky_schema WHERE component = ?")
+            .bind(COMPONENT)
+            .fetch_optional(connection)
+            .await
+            .map_err(store_error)?;
+    Ok(Found::Version(usize::try_from(version.unwrap_or(0)).unwrap_or(0)))
+}
+
+/// Refuses a database that was written by a newer version.
+pub(super) fn check_version(version: usize) -> Result<()> {
+    if version > STEPS.len() {
+        return Err(Error::new(
+            ErrorKind::SchemaNewer,
+            format!(
+                "the database has schema version {version}, this program knows {}: use a newer program",
+                STEPS.len()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a database at `version` lacks steps.
+pub(super) fn is_behind(version: usize) -> bool {
+    version < STEPS.len()
+}
+
+/// Takes the database to the current version, in one transaction. Safe when
+/// several processes start together: the second one finds nothing to do.
+pub(super) async fn migrate(
+    connection: &mut SqliteConnection,
+    log_id: &[u8],
+    cursor_key: &[u8],
+) -> Result<()> {
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
+    let version = match inspect(&mut tx).await? {
+        Found::Version(version) => version,
+        Found::Empty | Found::Foreign => 0,
+    };
+    check_version(version)?;
+    if !is_behind(version) {
+        return Ok(());
+    }
+    for step in &STEPS[version..] {
+        sqlx::raw_sql(*step).execute(&mut *tx).await.map_err(store_error)?;
+    }
+    sqlx::query("INSERT INTO dezky_schema (component, version) VALUES (?, ?) ON CONFLICT (component) DO UPDATE SET version = excluded.version")
+        .bind(COMPONENT)
+        .bind(i64::try_from(STEPS.len()).unwrap_or(i64::MAX))
+        .execute(&mut *tx)
+        .await
+        .map_err(store_error)?;
+    let logs: i64 = sqlx::query("SELECT count(*) FROM dezky_audit_log")
+        .fetch_one(&mut *tx)
+        .await
+        .and_then(|row| row.try_get(0))
+        .map_err(store_error)?;
+    if logs == 0 {
+        sqlx::query(
+            "INSERT INTO dezky_audit_log (one, log_id, cursor_key, base_seq, base_hash, next_seq, head_hash) VALUES (1, ?, ?, 0, zeroblob(32), 0, zeroblob(32))",
+        )
+        .bind(log_id)
+        .bind(cursor_key)
+        .execute(&mut *tx)
+        .await
+        .map_err(store_error)?;
+    }
+    tx.commit().await.map_err(store_error)
+}

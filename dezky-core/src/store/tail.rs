@@ -1,0 +1,129 @@
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use futures_util::stream::{self, Stream};
+
+use super::{AuditStore, LogState};
+use crate::{Error, ErrorKind, Result, Runtime, StoredEvent};
+
+/// Follows a log in `seq` order.
+///
+/// Events appended by this process are seen at once, those of others within the
+/// poll interval. `seq` is given in commit order, so no late committer is missed.
+pub struct Tail {
+    store: Arc<dyn AuditStore>,
+    runtime: Arc<dyn Runtime>,
+    next_seq: u64,
+    ready: VecDeque<StoredEvent>,
+    poll_interval: Duration,
+}
+
+impl Tail {
+    const BATCH_ROWS: usize = 500;
+
+    pub(super) fn new(
+        store: Arc<dyn AuditStore>,
+        runtime: Arc<dyn Runtime>,
+        from_seq: u64,
+    ) -> Self {
+        Self {
+            store,
+            runtime,
+            next_seq: from_seq,
+            ready: VecDeque::new(),
+            poll_interval: Duration::from_millis(500),
+        }
+    }
+
+    /// How often other processes' appends are looked for; 500 ms unless set.
+    #[must_use]
+    pub fn poll_interval(mut self, interval: Duration) -> Self {
+        self.poll_interval = interval;
+        self
+    }
+
+    /// The next event; waits for it at the end of the log. Cancel-safe.
+    ///
+    /// # Errors
+    /// `pruned` if the log's beginning was archived beyond this place.
+    pub async fn next(&mut self) -> Result<StoredEvent> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(event);
+            }
+            self.fill().await?;
+            if self.ready.is_empty() {
+                let changed = self.store.changed(self.next_seq);
+                let tick = self.runtime.sleep(self.poll_interval);
+                match select(changed, tick).await {
+                    Either::Left(_) | Either::Right(_) => {}
+                }
+            }
+        }
+    }
+
+    /// The events as a stream that never ends; after an error it goes on trying.
+    pub fn into_stream(self) -> impl Stream<Item = Result<StoredEvent>> + Send {
+        stream::unfold(self, |mut tail| async move {
+            let item = tail.next().await;
+            Some((item, tail))
+        })
+    }
+
+    async fn fill(&mut self) -> Result<()> {
+        let from = i64::try_from(self.next_seq).unwrap_or(i64::MAX);
+        let rows = self.store.scan(from, Self::BATCH_ROWS).await?;
+        let first = rows.first().map(|row| match row {
+            Ok(row) => i64::try_from(row.stored.seq).unwrap_or(i64::MAX),
+            Err(row) => row.seq,
+        });
+        if first != Some(from) {
+            self.explain_absence(&self.store.state().await?)?;
+            // Rows become visible in their order, so a later one alone is a gap.
+            return match first {
+                Some(later) => self.broken(u64::try_from(later).unwrap_or(0), "follows a gap"),
+                None => Ok(()),
+            };
+        }
+        for row in rows {
+            match row {
+                Ok(row) if row.stored.seq == self.next_seq => {
+                    self.next_seq += 1;
+                    self.ready.push_back(row.stored);
+                }
+                Ok(row) => return self.broken(row.stored.seq, "follows a gap"),
+                Err(row) => {
+                    return self.broken(u64::try_from(row.seq).unwrap_or(0), &row.problem);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn explain_absence(&self, state: &LogState) -> Result<()> {
+        if self.next_seq < state.base.next_seq {
+            return Err(Error::new(
+                ErrorKind::Pruned,
+                format!(
+                    "seq {} was archived: the log begins at {}",
+                    self.next_seq, state.base.next_seq
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// A row that can't be followed ends a batch early, and is an error once it
+    /// is the first.
+    fn broken(&self, seq: u64, problem: &str) -> Result<()> {
+        if self.ready.is_empty() {
+            return Err(Error::new(
+                ErrorKind::StoreCorrupt,
+                format!("seq {seq}: {problem}: run verify"),
+            ));
+        }
+        Ok(())
+    }
+}
