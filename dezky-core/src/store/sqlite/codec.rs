@@ -84,7 +84,7 @@ fn evidence(row: &SqliteRow) -> Result<Evidence, Problem> {
         (Some(salt), None) => Ok(Evidence::Salt(salt.try_into().map_err(|_| "salt is not 32 bytes")?)),
         (None, Some(erasure)) => Erasure::from_bytes(erasure)
             .map(|erasure| Evidence::Erased(Box::new(erasure)))
-            .ok_or_else(|| "erasure can't be read".into()),
+            .map_err(|_| "erasure can't be read".into()),
         _ => Err("there must be either salt or erasure".into()),
     }
 }
