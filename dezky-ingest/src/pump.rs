@@ -1,0 +1,251 @@
+//! Moves a source's events into the log, batch by batch, each together with the
+//! cursor advance.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use dezky_core::source::{IngestSource, PullLimits};
+use dezky_core::store::{AppendOptions, CursorAdvance, Lease};
+use dezky_core::{Result, Timestamp};
+use futures_util::future::{Either, select};
+
+use crate::intake::{Intake, Taken};
+
+/// How a pump works.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PumpConfig {
+    /// The wait between ticks, 5 s unless set.
+    pub interval: Duration,
+    /// The size of a batch.
+    pub limits: PullLimits,
+    /// The most batches of one tick, 100 unless set; then it pauses and goes on
+    /// at the next, never skipping ahead.
+    pub max_batches: usize,
+    /// How long the lease holds without renewal, 30 s unless set. Of several
+    /// replicas one pumps; another takes over when the lease has lapsed.
+    pub lease_ttl: Duration,
+    /// Who this replica is; drawn at random unless set.
+    pub holder: Option<String>,
+    /// The longest wait after failures, 60 s unless set.
+    pub max_backoff: Duration,
+}
+
+impl Default for PumpConfig {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(5),
+            limits: PullLimits::default(),
+            max_batches: 100,
+            lease_ttl: Duration::from_secs(30),
+            holder: None,
+            max_backoff: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What one tick did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tick {
+    /// What became of the events.
+    pub taken: Taken,
+    /// Items passed over on purpose.
+    pub skipped: u64,
+    /// Whether more was waiting when the tick ended.
+    pub more: bool,
+    /// Whether another replica holds the lease, so that nothing was done.
+    pub standby: bool,
+}
+
+/// How a pump is doing.
+#[derive(Debug, Clone, Default)]
+pub struct PumpStatus {
+    /// The last tick that came to its end.
+    pub last_success: Option<Timestamp>,
+    /// The last error since then: its code.
+    pub last_error: Option<&'static str>,
+    /// Failures in a row.
+    pub failures: u32,
+    /// Whether another replica holds the lease.
+    pub standby: bool,
+    /// What became of the events since the start.
+    pub taken: Taken,
+    /// Items passed over on purpose since the start.
+    pub skipped: u64,
+}
+
+/// A worker that pulls from one source. It is a value: call [`tick`](Self::tick)
+/// yourself, or let [`run`](Self::run) do so.
+pub struct Pump {
+    source: Box<dyn IngestSource>,
+    intake: Intake,
+    config: PumpConfig,
+    holder: String,
+    lease: Option<Lease>,
+    status: Arc<Mutex<PumpStatus>>,
+}
+
+impl Pump {
+    /// A pump from `source` into `intake`.
+    pub fn new(source: Box<dyn IngestSource>, intake: Intake, config: PumpConfig) -> Self {
+        let holder = config.holder.clone().unwrap_or_else(|| {
+            let mut random = [0; 8];
+            intake.runtime().fill_random(&mut random);
+            format!("pump-{}", hex::encode(random))
+        });
+        Self { source, intake, config, holder, lease: None, status: Arc::default() }
+    }
+
+    /// How the pump is doing, to be asked while it runs.
+    pub fn status(&self) -> Arc<Mutex<PumpStatus>> {
+        Arc::clone(&self.status)
+    }
+
+    /// Moves what is waiting, at most [`PumpConfig::max_batches`] batches.
+    ///
+    /// # Errors
+    /// Those of the source and of the store. What was committed before stays,
+    /// the cursor with it, and the next tick goes on there.
+    pub async fn tick(&mut self) -> Result<Tick> {
+        let result = self.tick_inner().await;
+        self.report(&result);
+        result
+    }
+
+    async fn tick_inner(&mut self) -> Result<Tick> {
+        let mut tick = Tick::default();
+        if !self.hold_lease().await? {
+            tick.standby = true;
+            return Ok(tick);
+        }
+        let name = self.source.name().to_owned();
+        let mut cursor = self.intake.store().cursor(&name).await?;
+        for _ in 0..self.config.max_batches {
+            let pull = self.source.pull(cursor.as_deref(), self.config.limits).await?;
+            tick.skipped += pull.skipped;
+            tick.more = pull.more;
+            let Some(to) = pull.cursor.filter(|to| Some(to) != cursor.as_ref()) else { break };
+            let advance = CursorAdvance { source: name.clone(), from: cursor, to: to.clone() };
+            let options = AppendOptions {
+                cursor: Some(advance),
+                fence: self.lease.as_ref().map(Lease::fence),
+                quarantine: Vec::new(),
+            };
+            tick.taken += self.intake.take(pull.events, pull.quarantine, options).await?;
+            cursor = Some(to);
+            if !tick.more {
+                break;
+            }
+            if self.lease_is_half_gone() && !self.hold_lease().await? {
+                break;
+            }
+        }
+        Ok(tick)
+    }
+
+    /// Takes or renews the lease; says whether it is ours.
+    async fn hold_lease(&mut self) -> Result<bool> {
+        let name = format!("ingest:{}", self.source.name());
+        self.lease = self
+            .intake
+            .store()
+            .acquire_lease(&name, &self.holder, self.config.lease_ttl)
+            .await?;
+        Ok(self.lease.is_some())
+    }
+
+    /// By our clock, which may be off: the fence is what protects the log.
+    fn lease_is_half_gone(&self) -> bool {
+        let now = self.intake.runtime().now();
+        self.lease
+            .as_ref()
+            .is_none_or(|l| l.expires_at.saturating_since(now) < self.config.lease_ttl / 2)
+    }
+
+    fn report(&mut self, result: &Result<Tick>) {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        match result {
+            Ok(tick) => {
+                status.last_success = Some(self.intake.runtime().now());
+                status.last_error = None;
+                status.failures = 0;
+                status.standby = tick.standby;
+                status.taken += tick.taken;
+                status.skipped += tick.skipped;
+                if tick.taken != Taken::default() || tick.skipped > 0 {
+                    tracing::info!(
+                        source = self.source.name(),
+                        stored = tick.taken.stored,
+                        duplicates = tick.taken.duplicates,
+                        quarantined = tick.taken.quarantined,
+                        skipped = tick.skipped,
+                        "ingested"
+                    );
+                }
+            }
+            Err(error) => {
+                status.last_error = Some(error.code());
+                status.failures = status.failures.saturating_add(1);
+                self.lease = None;
+                tracing::warn!(
+                    source = self.source.name(),
+                    code = error.code(),
+                    %error,
+                    failures = status.failures,
+                    "ingest failed, will be tried again"
+                );
+            }
+        }
+    }
+
+    /// Ticks until `shutdown` resolves: at once while more is waiting, else after
+    /// the interval, after failures with growing waits. A tick that has begun is
+    /// finished first; then the lease is given back.
+    pub async fn run(&mut self, shutdown: impl Future<Output = ()> + Send) {
+        let runtime = Arc::clone(self.intake.runtime());
+        let mut shutdown = pin!(shutdown);
+        loop {
+            let tick = self.tick().await;
+            let wait = match &tick {
+                Ok(tick) if tick.more => Duration::ZERO,
+                Ok(_) => self.config.interval,
+                Err(_) => self.backoff(),
+            };
+            match select(shutdown.as_mut(), runtime.sleep(wait)).await {
+                Either::Left(_) => break,
+                Either::Right(_) => {}
+            }
+        }
+        if let Some(lease) = self.lease.take()
+            && let Err(error) = self.intake.store().release_lease(&lease).await
+        {
+            tracing::debug!(code = error.code(), "the lease was not given back and will lapse");
+        }
+    }
+
+    /// Doubles with every failure in a row, with jitter over the upper half so
+    /// that replicas don't come together.
+    fn backoff(&self) -> Duration {
+        let failures = self.status.lock().unwrap_or_else(PoisonError::into_inner).failures;
+        let base = self.config.interval.max(Duration::from_millis(100));
+        let full = base
+            .saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)))
+            .min(self.config.max_backoff.max(base));
+        let mut random = [0; 4];
+        self.intake.runtime().fill_random(&mut random);
+        let jitter = f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX);
+        full.mul_f64(0.5 + jitter / 2.0)
+    }
+}
+
+impl std::ops::AddAssign for Taken {
+    fn add_assign(&mut self, other: Self) {
+        self.stored += other.stored;
+        self.duplicates += other.duplicates;
+        self.conflicts += other.conflicts;
+        self.quarantined += other.quarantined;
+        self.new_quarantined += other.new_quarantined;
+    }
+}
