@@ -347,12 +347,12 @@ impl NewEvent {
         let received_at = runtime.now();
         let mut salt = [0; 32];
         runtime.fill_random(&mut salt);
-        let ip = self.actor.ip.take().and_then(|raw| match canonical_ip(&raw) {
-            Some(ip) => Some(ip),
-            None => {
+        let ip = self.actor.ip.take().and_then(|raw| {
+            let ip = canonical_ip(&raw);
+            if ip.is_none() {
                 self.metadata.note_raw_ip(&raw);
-                None
             }
+            ip
         });
         let mut event = AuditEvent {
             id: self.id.unwrap_or_else(|| uuid_v7(received_at, runtime)),
@@ -502,9 +502,7 @@ fn is_action(action: &str) -> bool {
         && action.len() <= 128
         && action.split('.').all(|word| {
             !word.is_empty()
-                && word
-                    .bytes()
-                    .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
+                && word.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
         })
 }
 
@@ -546,9 +544,7 @@ fn rfc5952(segments: [u16; 8]) -> String {
         }
         start += len.max(1);
     }
-    let join = |part: &[u16]| {
-        part.iter().map(|s| format!("{s:x}")).collect::<Vec<_>>().join(":")
-    };
+    let join = |part: &[u16]| part.iter().map(|s| format!("{s:x}")).collect::<Vec<_>>().join(":");
     if best_len == 0 {
         join(&segments)
     } else {
@@ -694,5 +690,206 @@ impl Serialize for StoredEvent {
         map.serialize_entry("prevHash", &hex::encode(self.prev_hash))?;
         map.serialize_entry("hash", &hex::encode(self.hash))?;
         map.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::BoxFuture;
+    use serde_json::json;
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+    use crate::rt::BlockingWork;
+
+    /// A clock that stands still and bytes that count.
+    struct Fixed;
+
+    impl Runtime for Fixed {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_millis_clamped(1_700_000_000_123)
+        }
+
+        fn sleep(&self, _: std::time::Duration) -> BoxFuture<'static, ()> {
+            unreachable!("sealing doesn't wait")
+        }
+
+        fn unblock(&self, _: BlockingWork) -> BoxFuture<'static, Box<dyn std::any::Any + Send>> {
+            unreachable!("sealing doesn't block")
+        }
+
+        fn fill_random(&self, bytes: &mut [u8]) {
+            for (i, byte) in (0..).zip(bytes) {
+                *byte = i;
+            }
+        }
+    }
+
+    fn noted(text: &str) -> serde_json::Value {
+        json!({ "bytes": text.len(), "sha256": hex::encode(Sha256::digest(text)) })
+    }
+
+    #[test]
+    fn normal_form_of_addresses() {
+        for (raw, canonical) in [
+            ("203.0.113.7", "203.0.113.7"),
+            ("2001:0DB8:0:0:0:0:0:1", "2001:db8::1"),
+            ("2001:db8:0:1:1:1:1:1", "2001:db8:0:1:1:1:1:1"),
+            ("2001:0:0:1:0:0:0:1", "2001:0:0:1::1"),
+            ("2001:db8:0:0:1:0:0:1", "2001:db8::1:0:0:1"),
+            ("::", "::"),
+            ("::1", "::1"),
+            ("1::", "1::"),
+            ("0:0:1:1:1:1:0:0", "::1:1:1:1:0:0"),
+            ("::ffff:1.2.3.4", "1.2.3.4"),
+            ("::ffff:102:304", "1.2.3.4"),
+            ("::1.2.3.4", "::102:304"),
+            ("64:ff9b::1.2.3.4", "64:ff9b::102:304"),
+            ("::ffff:0:1.2.3.4", "::ffff:0:102:304"),
+        ] {
+            assert_eq!(canonical_ip(raw).as_deref(), Some(canonical), "{raw}");
+            assert_eq!(canonical_ip(canonical).as_deref(), Some(canonical), "{raw}, again");
+        }
+        for raw in [
+            "",
+            " 1.2.3.4",
+            "1.2.3",
+            "1.2.3.4:80",
+            "01.2.3.4",
+            "256.1.1.1",
+            "1::2::3",
+            ":::",
+            "[::1]",
+            "fe80::1%eth0",
+            "fe80::1%1",
+            "::1/128",
+            "localhost",
+        ] {
+            assert_eq!(canonical_ip(raw), None, "{raw}");
+        }
+    }
+
+    #[test]
+    fn cuts_at_characters_and_says_so() {
+        let email = "ü".repeat(161);
+        let name = "\0".repeat(342);
+        let mut event = NewEvent {
+            resource_id: Some("r".repeat(512)),
+            resource_name: Some(name),
+            tenant_slug: Some("t".repeat(64)),
+            ..NewEvent::new("user.login", Actor::user("é".repeat(256) + "x").with_email(&email))
+        };
+        event.cut_to_bounds();
+        assert_eq!(event.actor.email, Some("ü".repeat(160)));
+        assert_eq!(event.actor.id, Some("é".repeat(256)));
+        assert_eq!(event.resource_id, Some("r".repeat(512)));
+        assert_eq!(event.resource_name, Some("\u{fffd}".repeat(341)));
+        assert_eq!(
+            event.metadata.annotation("cut"),
+            Some(&json!({
+                "actorEmail": noted(&email),
+                "actorId": noted(&("é".repeat(256) + "x")),
+                "resourceName": noted(&"\u{fffd}".repeat(342)),
+            }))
+        );
+        let again = {
+            let mut e = event.clone();
+            e.cut_to_bounds();
+            e
+        };
+        assert_eq!(again, event);
+        // What names an event or its owner is never cut.
+        assert_eq!(event.seal(&Fixed).validate().unwrap_err().field, "tenantSlug");
+    }
+
+    #[test]
+    fn sealing_makes_the_normal_form() {
+        let new = NewEvent {
+            resource_name: Some("a\0b".into()),
+            resource_type: Some(String::new()),
+            ..NewEvent::new("user.login", Actor::user("u").with_ip("fe80::1%eth0"))
+        };
+        let sealed = new.clone().seal(&Fixed);
+        assert_eq!(sealed.validate(), Ok(()));
+        let event = sealed.event();
+        assert_eq!(event.at, Fixed.now());
+        assert_eq!(event.received_at, Fixed.now());
+        assert_eq!(event.id.get_version_num(), 7);
+        assert_eq!(event.actor_ip, None);
+        assert_eq!(event.metadata.as_str(), r#"{"_dezky":{"rawIp":"fe80::1%eth0"}}"#);
+        assert_eq!(event.resource_name.as_deref(), Some("a\u{fffd}b"));
+        assert_eq!(event.resource_type.as_deref(), Some(""));
+        assert_eq!(sealed.salt()[..4], [0, 1, 2, 3]);
+        assert!(!format!("{sealed:?}").contains("salt"));
+        let again = SealedEvent::new(event.clone(), *sealed.salt());
+        assert_eq!(again, sealed);
+        assert_eq!(new.seal(&Fixed), sealed);
+    }
+
+    #[test]
+    fn bounds() {
+        type Slot = fn(&mut NewEvent) -> &mut Option<String>;
+        let with = |change: &dyn Fn(&mut NewEvent)| {
+            let mut new = NewEvent::new("a.b", Actor::system());
+            change(&mut new);
+            new.seal(&Fixed).validate().map_err(|invalid| invalid.field)
+        };
+        assert_eq!(with(&|_| ()), Ok(()));
+        let longest = |max: usize| (Some("x".repeat(max)), Some("x".repeat(max + 1)));
+        let slots: [(Field, Slot); 8] = [
+            (Field::TenantSlug, |e| &mut e.tenant_slug),
+            (Field::PartnerSlug, |e| &mut e.partner_slug),
+            (Field::ExternalId, |e| &mut e.external_id),
+            (Field::ResourceType, |e| &mut e.resource_type),
+            (Field::ActorEmail, |e| &mut e.actor.email),
+            (Field::ActorId, |e| &mut e.actor.id),
+            (Field::ResourceId, |e| &mut e.resource_id),
+            (Field::ResourceName, |e| &mut e.resource_name),
+        ];
+        for (field, slot) in slots {
+            let (fits, over) = longest(field.max_bytes().unwrap());
+            assert_eq!(with(&|e| *slot(e) = fits.clone()), Ok(()), "{field:?}");
+            assert_eq!(with(&|e| *slot(e) = over.clone()), Err(field.name()));
+            let names = matches!(field, Field::TenantSlug | Field::PartnerSlug | Field::ExternalId);
+            let empty = if names { Err(field.name()) } else { Ok(()) };
+            assert_eq!(with(&|e| *slot(e) = Some(String::new())), empty, "{field:?}");
+        }
+        for (source, ok) in [
+            ("ocis", true),
+            ("authentik:eu2", true),
+            ("A.b_c-1", true),
+            ("", false),
+            (":x", false),
+            ("x:", false),
+            ("a:b:c", false),
+            ("a b", false),
+            ("é", false),
+        ] {
+            let expected = if ok { Ok(()) } else { Err("source") };
+            assert_eq!(with(&|e| e.source = source.into()), expected, "{source}");
+        }
+        for (action, ok) in [
+            ("login", true),
+            ("user.log_in-2", true),
+            ("", false),
+            ("User.login", false),
+            ("a..b", false),
+            (".a", false),
+            ("a.", false),
+            ("a b", false),
+        ] {
+            let expected = if ok { Ok(()) } else { Err("action") };
+            assert_eq!(with(&|e| e.action = action.into()), expected, "{action}");
+        }
+        assert_eq!(with(&|e| e.source = "s".repeat(65)), Err("source"));
+        assert_eq!(with(&|e| e.action = "a".repeat(129)), Err("action"));
+    }
+
+    #[test]
+    fn tags_and_fields() {
+        for (tag, field) in (1..).zip(Field::ALL) {
+            assert_eq!((field.tag(), Field::from_tag(tag)), (tag, Some(field)));
+        }
+        assert_eq!((Field::from_tag(0), Field::from_tag(18)), (None, None));
     }
 }
