@@ -230,7 +230,6 @@ mod tests {
             "é".repeat(22),
             "é".repeat(32),
             STANDARD_NO_PAD.encode(digest),
-            // A digest whose base64url differs.
             STANDARD.encode(&digest[..31]),
             STANDARD.encode([&digest[..], &[0]].concat()),
             format!("sha256={MINIMAL_HEX}"),

@@ -213,7 +213,7 @@ fn mail_flow() {
     assert_eq!(spam.event.outcome, Outcome::Denied);
     assert_eq!(spam.event.resource_id.as_deref(), Some("<m1@example.net>"));
     assert_eq!(spam.event.actor.id.as_deref(), Some("3"));
-    // No event of its own says where it came from, so the request does.
+    // A delivery has no address of its own, so it is the request's, and says so.
     assert_eq!(spam.event.actor.ip.as_deref(), Some("192.0.2.1"));
     assert_eq!(note(&spam.event, "ipFrom"), Some("request"));
     assert_eq!(spam.tenant, [domains(&["example.com"]), vec![user("3")]].concat());
