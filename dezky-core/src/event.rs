@@ -467,6 +467,9 @@ impl AuditEvent {
                 "1 to 64 bytes of letters, digits, . _ and -, with at most one : before an instance",
             ));
         }
+        if self.actor_ip.as_ref().is_some_and(|ip| canonical_ip(ip).as_ref() != Some(ip)) {
+            return Err(Invalid::new("actorIp", "an address in canonical text, or absent"));
+        }
         for (field, bound) in [
             (Field::TenantSlug, "1 to 63 bytes, or absent"),
             (Field::PartnerSlug, "1 to 63 bytes, or absent"),
@@ -484,6 +487,9 @@ impl AuditEvent {
                 || (text.is_empty() && !may_be_empty)
             {
                 return Err(Invalid::new(field.name(), bound));
+            }
+            if text.contains('\0') {
+                return Err(Invalid::new(field.name(), "without U+0000"));
             }
         }
         Ok(())

@@ -130,9 +130,8 @@ pub async fn verify(
 /// A row behind the head that we read: appended since, or put there.
 async fn behind_head(store: &dyn AuditStore, seq: i64) -> Result<Option<Finding>> {
     let counted = seq < signed(store.state().await?.head.next_seq);
-    Ok((!counted).then(|| {
-        finding(seq, Difference::Inserted, "the row stands behind the log's head")
-    }))
+    Ok((!counted)
+        .then(|| finding(seq, Difference::Inserted, "the row stands behind the log's head")))
 }
 
 /// The chain recomputed so far.
@@ -236,7 +235,11 @@ impl ChainWalk {
     }
 
     /// Reads the whole log once more for what belongs to the break.
-    async fn gather(&self, store: &dyn AuditStore, suspect: Option<&StoredRow>) -> Result<Evidence> {
+    async fn gather(
+        &self,
+        store: &dyn AuditStore,
+        suspect: Option<&StoredRow>,
+    ) -> Result<Evidence> {
         let wanted = signed(self.next.next_seq);
         let mut evidence = Evidence::default();
         let mut from_seq = i64::MIN;
@@ -255,7 +258,9 @@ impl ChainWalk {
                 if row.stored.prev_hash == self.next.hash && is_whole(row) {
                     evidence.successor.get_or_insert(seq);
                 }
-                if suspect.is_some_and(|s| s.stored.hash == chain_hash(&self.next.hash, &leaf_of(row))) {
+                if suspect
+                    .is_some_and(|s| s.stored.hash == chain_hash(&self.next.hash, &leaf_of(row)))
+                {
                     evidence.content_at.get_or_insert(seq);
                 }
             }

@@ -6,9 +6,7 @@ use uuid::Uuid;
 use super::{Capabilities, Filter, QuarantinedItem, ScannedRow};
 use crate::integrity::{Evidence, GENESIS};
 use crate::source::QuarantineItem;
-use crate::{
-    AuditEvent, Field, Result, SealedEvent, StoredEvent, Timestamp,
-};
+use crate::{AuditEvent, Field, Result, SealedEvent, StoredEvent, Timestamp};
 
 /// The rows of a log, without deduplication or chain: what an engine provides.
 /// Wrap it in [`ChainedStore`](super::ChainedStore).

@@ -81,7 +81,9 @@ fn stored_row(row: &SqliteRow) -> Result<StoredRow, Problem> {
 
 fn evidence(row: &SqliteRow) -> Result<Evidence, Problem> {
     match (get::<Option<&[u8]>>(row, "salt")?, get::<Option<&[u8]>>(row, "erasure")?) {
-        (Some(salt), None) => Ok(Evidence::Salt(salt.try_into().map_err(|_| "salt is not 32 bytes")?)),
+        (Some(salt), None) => {
+            Ok(Evidence::Salt(salt.try_into().map_err(|_| "salt is not 32 bytes")?))
+        }
         (None, Some(erasure)) => Erasure::from_bytes(erasure)
             .map(|erasure| Evidence::Erased(Box::new(erasure)))
             .map_err(|_| "erasure can't be read".into()),

@@ -11,9 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
-};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Row, Sqlite, SqliteConnection, SqlitePool, Transaction};
 use uuid::Uuid;
 
@@ -224,10 +222,7 @@ fn pools(config: &SqliteConfig, base: &SqliteConnectOptions) -> (SqlitePool, Sql
     } else {
         readers.clone()
     };
-    (
-        pool(1).connect_lazy_with(writer),
-        pool(config.max_readers.max(1)).connect_lazy_with(readers),
-    )
+    (pool(1).connect_lazy_with(writer), pool(config.max_readers.max(1)).connect_lazy_with(readers))
 }
 
 async fn identity(pool: &SqlitePool) -> Result<(Uuid, [u8; 32])> {
@@ -259,10 +254,22 @@ pub(super) fn store_error(error: sqlx::Error) -> Error {
             // The low byte of an extended code is its family.
             match code & 0xff {
                 5 | 6 => (ErrorKind::StoreBusy, "another writer holds the database".to_owned()),
-                11 => (ErrorKind::StoreCorrupt, "the database file is damaged: restore a backup".to_owned()),
-                26 => (ErrorKind::StoreCorrupt, "the file is not an SQLite database: name another file".to_owned()),
-                19 => (ErrorKind::StoreCorrupt, format!("a constraint of the log was broken: {}", database.message())),
-                8 => (ErrorKind::StoreUnavailable, "the database is read-only: check its permissions".to_owned()),
+                11 => (
+                    ErrorKind::StoreCorrupt,
+                    "the database file is damaged: restore a backup".to_owned(),
+                ),
+                26 => (
+                    ErrorKind::StoreCorrupt,
+                    "the file is not an SQLite database: name another file".to_owned(),
+                ),
+                19 => (
+                    ErrorKind::StoreCorrupt,
+                    format!("a constraint of the log was broken: {}", database.message()),
+                ),
+                8 => (
+                    ErrorKind::StoreUnavailable,
+                    "the database is read-only: check its permissions".to_owned(),
+                ),
                 13 => (ErrorKind::StoreUnavailable, "the disk is full".to_owned()),
                 _ => (ErrorKind::StoreUnavailable, format!("SQLite: {}", database.message())),
             }
@@ -412,10 +419,11 @@ impl RowTx for SqliteTx {
     }
 
     async fn now(&mut self) -> Result<Timestamp> {
-        let ms: i64 = sqlx::query_scalar("SELECT CAST(round(unixepoch('subsec') * 1000) AS INTEGER)")
-            .fetch_one(&mut *self.tx)
-            .await
-            .map_err(store_error)?;
+        let ms: i64 =
+            sqlx::query_scalar("SELECT CAST(round(unixepoch('subsec') * 1000) AS INTEGER)")
+                .fetch_one(&mut *self.tx)
+                .await
+                .map_err(store_error)?;
         Ok(Timestamp::from_millis_clamped(ms))
     }
 
@@ -524,7 +532,9 @@ impl SqliteTx {
         let mut query = sqlx::QueryBuilder::new("SELECT ");
         query.push(qualified_columns()).push(", e.erasure FROM json_each(");
         query.push_bind(serde_json::to_string(external_ids).unwrap_or_default());
-        query.push(") AS k CROSS JOIN dezky_audit_events AS e ON e.external_id = k.value AND e.source = ");
+        query.push(
+            ") AS k CROSS JOIN dezky_audit_events AS e ON e.external_id = k.value AND e.source = ",
+        );
         query.push_bind(source.to_owned());
         let rows = query.build().fetch_all(&mut *self.tx).await.map_err(store_error)?;
         rows.iter().map(existing_row).collect()

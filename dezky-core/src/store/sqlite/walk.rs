@@ -22,8 +22,7 @@ pub(super) async fn walk(connection: &mut SqliteConnection, walk: &Walk<'_>) -> 
     let driver = walk.driver();
     if walk.filter.is_driver_only(&driver) {
         let events = select(connection, walk, &driver, walk.before, None, walk.max_rows).await?;
-        let end =
-            if events.len() == walk.max_rows { WalkEnd::Full } else { WalkEnd::Exhausted };
+        let end = if events.len() == walk.max_rows { WalkEnd::Full } else { WalkEnd::Exhausted };
         return Ok(Walked { events, end });
     }
     let mut events = Vec::new();
