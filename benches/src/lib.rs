@@ -1,1 +1,1 @@
-//! Benchmarks live beside this crate root.
+//! The benchmarks stand beside this file, one program each: `append.rs`.

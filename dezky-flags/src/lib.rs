@@ -1,1 +1,104 @@
 #![doc = include_str!("../README.md")]
+
+use std::fmt;
+
+/// Decides flags, in the asking process.
+///
+/// Pure, synchronous and infallible: the same flags and context always give the
+/// same decision, and an unknown flag is a decision with a reason, not an error.
+/// Object-safe.
+pub trait FlagEvaluator: Send + Sync {
+    /// The decision on `flag` for `context`.
+    fn evaluate(&self, flag: &str, context: &FlagContext<'_>) -> Decision;
+}
+
+/// For whom a flag is decided. Borrowed, so that asking allocates nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FlagContext<'a> {
+    /// The tenant's id: the first half of a rollout bucket's input.
+    pub tenant_id: &'a str,
+    /// The tenant's slug.
+    pub tenant_slug: Option<&'a str>,
+    /// The tenant's plan.
+    pub plan: Option<&'a str>,
+    /// The tenant's partner.
+    pub partner_slug: Option<&'a str>,
+    /// The environment: `production`, `staging`.
+    pub environment: Option<&'a str>,
+}
+
+/// A flag's value and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decision {
+    /// On or off.
+    pub value: bool,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a flag is on or off. `Display` gives the form that the HTTP API sends.
+///
+/// ```
+/// use dezky_flags::{Axis, Reason};
+/// assert_eq!(Reason::InRollout(42).to_string(), "in_rollout(42)");
+/// assert_eq!(Reason::ScopeMismatch(Axis::Plan).to_string(), "scope_mismatch(plan)");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The flag is off.
+    Off,
+    /// The flag is on.
+    On,
+    /// The targeted flag's scope contains the context.
+    Targeted,
+    /// An axis of the scope does not contain the context's value.
+    ScopeMismatch(Axis),
+    /// The targeted flag has an empty scope, which is nobody.
+    EmptyScope,
+    /// The tenant's bucket is below the percentage.
+    InRollout(u8),
+    /// The tenant's bucket is not below the percentage.
+    OutOfRollout(u8),
+    /// There is no such flag.
+    UnknownFlag,
+}
+
+/// An axis of a flag's scope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Axis {
+    /// Plans.
+    Plan,
+    /// Tenants.
+    TenantSlug,
+    /// Partners.
+    PartnerSlug,
+    /// Environments.
+    Environment,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::On => f.write_str("on"),
+            Self::Targeted => f.write_str("targeted"),
+            Self::ScopeMismatch(axis) => write!(f, "scope_mismatch({axis})"),
+            Self::EmptyScope => f.write_str("empty_scope"),
+            Self::InRollout(bucket) => write!(f, "in_rollout({bucket})"),
+            Self::OutOfRollout(bucket) => write!(f, "out_of_rollout({bucket})"),
+            Self::UnknownFlag => f.write_str("unknown_flag"),
+        }
+    }
+}
+
+impl fmt::Display for Axis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plan => "plan",
+            Self::TenantSlug => "tenantSlug",
+            Self::PartnerSlug => "partnerSlug",
+            Self::Environment => "environment",
+        })
+    }
+}

@@ -148,11 +148,8 @@ impl Pump {
     /// Takes or renews the lease; says whether it is ours.
     async fn hold_lease(&mut self) -> Result<bool> {
         let name = format!("ingest:{}", self.source.name());
-        self.lease = self
-            .intake
-            .store()
-            .acquire_lease(&name, &self.holder, self.config.lease_ttl)
-            .await?;
+        self.lease =
+            self.intake.store().acquire_lease(&name, &self.holder, self.config.lease_ttl).await?;
         Ok(self.lease.is_some())
     }
 

@@ -1,1 +1,1 @@
-//! Examples live in `examples/*.rs`.
+//! The examples stand beside this file, one program each: `own_store.rs`.
