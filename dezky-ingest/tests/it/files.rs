@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dezky_core::rt::TokioRuntime;
+use dezky_core::source::{IngestSource, PullLimits};
+use dezky_core::store::AppendOptions;
 use dezky_ingest::ocis::{OcisConfig, OcisTail};
 use dezky_ingest::{Pump, PumpConfig, Tick};
 
@@ -63,10 +65,12 @@ fn a_cursor_that_was_lost_brings_nothing_twice() {
         drain(&mut pump(&place, &path)).await;
         // A tail that begins at the beginning, into the same log.
         let mut tail = OcisTail::new(OcisConfig::new(&path), Arc::new(TokioRuntime)).unwrap();
-        let pull =
-            dezky_core::IngestSource::pull(&mut tail, None, Default::default()).await.unwrap();
-        let taken =
-            place.intake().take(pull.events, pull.quarantine, Default::default()).await.unwrap();
+        let pull = IngestSource::pull(&mut tail, None, PullLimits::default()).await.unwrap();
+        let taken = place
+            .intake()
+            .take(pull.events, pull.quarantine, AppendOptions::default())
+            .await
+            .unwrap();
         assert_eq!((taken.stored, taken.duplicates, taken.conflicts), (0, 46, 0));
     });
 }
@@ -130,9 +134,9 @@ fn seed_pulled_again_is_silent() {
         drain(&mut pump(&place, &path)).await;
         let count = place.count().await;
         let mut tail = OcisTail::new(OcisConfig::new(&path), Arc::new(TokioRuntime)).unwrap();
-        let pull =
-            dezky_core::IngestSource::pull(&mut tail, None, Default::default()).await.unwrap();
-        let taken = place.intake().take(pull.events, vec![], Default::default()).await.unwrap();
+        let pull = IngestSource::pull(&mut tail, None, PullLimits::default()).await.unwrap();
+        let taken =
+            place.intake().take(pull.events, vec![], AppendOptions::default()).await.unwrap();
         assert_eq!((taken.stored, taken.duplicates, taken.conflicts), (0, 6, 0), "no conflict");
         assert_eq!(place.count().await, count);
     });
