@@ -45,7 +45,9 @@ struct OwnTx {
 
 fn open() -> ChainedStore<OwnRows> {
     let mut secret = [[0; 32]; 2];
-    secret.iter_mut().for_each(|bytes| TokioRuntime.fill_random(bytes));
+    for bytes in &mut secret {
+        TokioRuntime.fill_random(bytes);
+    }
     let log_id = uuid::Uuid::from_slice(&secret[0][..16]).expect("16 bytes are a UUID");
     let state = LogState { log_id, cursor_key: secret[1], base: Head::EMPTY, head: Head::EMPTY };
     let tables = Tables {
@@ -179,12 +181,11 @@ impl RowTx for OwnTx {
             let same = |k: &&mut QuarantinedItem| {
                 (&k.item.source, &k.item.key) == (&item.source, &item.key)
             };
-            match kept.iter_mut().find(same) {
-                Some(known) => known.seen += 1,
-                None => {
-                    let number = i64::try_from(kept.len()).unwrap_or(i64::MAX) + 1;
-                    kept.push(QuarantinedItem { number, seen: 1, item: item.clone() });
-                }
+            if let Some(known) = kept.iter_mut().find(same) {
+                known.seen += 1;
+            } else {
+                let number = i64::try_from(kept.len()).unwrap_or(i64::MAX) + 1;
+                kept.push(QuarantinedItem { number, seen: 1, item: item.clone() });
             }
         }
         Ok(kept.len() - before)

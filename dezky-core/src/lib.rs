@@ -4,9 +4,11 @@ pub mod canonical;
 mod error;
 mod event;
 pub mod integrity;
+mod log;
 mod metadata;
 pub mod rt;
 pub mod source;
+mod spool;
 pub mod store;
 mod time;
 pub mod verify;
@@ -19,10 +21,12 @@ pub use event::{
     Actor, ActorType, AuditEvent, Field, Invalid, NewEvent, Outcome, PLATFORM_SOURCE, SealedEvent,
     StoredEvent,
 };
+pub use log::{AuditLog, Drained, RecordCounts, RecordOutcome, Recorded};
 pub use metadata::{Metadata, NewMetadata};
 pub use rt::Runtime;
 pub use source::{
     IngestSource, Pull, PullLimits, PulledEvent, QuarantineItem, TenantDirectory, TenantHint,
 };
+pub use spool::{Spool, SpoolConfig};
 pub use store::{AuditStore, AuditStoreExt};
 pub use time::Timestamp;

@@ -117,7 +117,7 @@ pub async fn verify(
                 break 'log behind_head(store, seq_of(&row)).await?;
             }
             if let Err(suspect) = walk.step(row) {
-                break 'log Some(walk.explain(store, suspect, state.head).await?);
+                break 'log Some(walk.explain(store, *suspect, state.head).await?);
             }
         }
         progress(walk.verified);
@@ -164,7 +164,7 @@ struct Evidence {
 }
 
 impl ChainWalk {
-    fn step(&mut self, row: ScannedRow) -> Result<(), Suspect> {
+    fn step(&mut self, row: ScannedRow) -> Result<(), Box<Suspect>> {
         let seq = seq_of(&row);
         match &row {
             Ok(good) if seq == signed(self.next.next_seq) && self.continues(good) => {
@@ -173,7 +173,7 @@ impl ChainWalk {
                 self.verified += 1;
                 Ok(())
             }
-            _ => Err(Suspect { seq, row }),
+            _ => Err(Box::new(Suspect { seq, row })),
         }
     }
 

@@ -24,7 +24,7 @@ pub struct PumpConfig {
     /// The most batches of one tick, 100 unless set; then it pauses and goes on
     /// at the next, never skipping ahead.
     pub max_batches: usize,
-    /// How long the lease holds without renewal, 30 s unless set. Of several
+    /// How long the lease holds without renewal, 15 s unless set. Of several
     /// replicas one pumps; another takes over when the lease has lapsed.
     pub lease_ttl: Duration,
     /// Who this replica is; drawn at random unless set.
@@ -39,9 +39,9 @@ impl Default for PumpConfig {
             interval: Duration::from_secs(5),
             limits: PullLimits::default(),
             max_batches: 100,
-            lease_ttl: Duration::from_secs(30),
+            lease_ttl: Duration::from_secs(15),
             holder: None,
-            max_backoff: Duration::from_secs(60),
+            max_backoff: Duration::from_mins(1),
         }
     }
 }
@@ -215,6 +215,11 @@ impl Pump {
                 Either::Right(_) => {}
             }
         }
+        self.release().await;
+    }
+
+    /// Gives the lease back, so that another pump need not wait for it to lapse.
+    pub async fn release(&mut self) {
         if let Some(lease) = self.lease.take()
             && let Err(error) = self.intake.store().release_lease(&lease).await
         {

@@ -84,7 +84,8 @@ impl<'a> Commitments<'a> {
         {
             return (value.is_none() || field == Field::Metadata).then_some(*kept);
         }
-        Some(commitment(&self.salt(field)?, field, value?.as_bytes()))
+        let value = value?.as_bytes();
+        Some(commitment(&self.salt(field)?, field, value))
     }
 }
 

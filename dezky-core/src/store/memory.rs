@@ -312,7 +312,7 @@ impl RowTx for MemoryTx {
     }
 
     async fn unstage(&mut self, numbers: &[i64]) -> Result<()> {
-        for number in numbers.iter().copied() {
+        for &number in numbers {
             self.change(move |t| {
                 t.outbox.remove(&number);
             });

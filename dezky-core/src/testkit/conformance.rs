@@ -197,6 +197,9 @@ fn item(key: &str) -> QuarantineItem {
     }
 }
 
+type Change = fn(&mut NewEvent);
+type MakeQuery = fn(String) -> ListQuery;
+
 use ReceiptStatus::{Appended as New, Conflict, Duplicate};
 
 /// See the name.
@@ -300,7 +303,6 @@ pub async fn a_duplicate_never_moves_the_head(h: Harness<'_>) {
 pub async fn a_duplicate_with_another_content_is_a_conflict(h: Harness<'_>) {
     let store = h.open(Reopen::No).await;
     append(&store, vec![seal(h, external("ocis", "x-1"))]).await;
-    type Change = fn(&mut NewEvent);
     let changes: [(Field, Change); 7] = [
         (Field::ActorType, |e| e.actor.kind = ActorType::Operator),
         (Field::ActorId, |e| e.actor.id = Some("someone".into())),
@@ -339,7 +341,6 @@ pub async fn other_differences_are_no_conflict(h: Harness<'_>) {
 /// See the name.
 pub async fn an_invalid_event_refuses_the_whole_batch(h: Harness<'_>) {
     let store = h.open(Reopen::No).await;
-    type Change = fn(&mut NewEvent);
     let changes: [(&str, Change); 10] = [
         ("action", |e| e.action = String::new()),
         ("action", |e| e.action = "Tenant.Created".into()),
@@ -428,7 +429,7 @@ pub async fn cursors_are_per_source(h: Harness<'_>) {
     assert_eq!(store.cursor("OCIS").await.unwrap(), None);
 }
 
-const LONG: Duration = Duration::from_secs(600);
+const LONG: Duration = Duration::from_mins(10);
 const SHORT: Duration = Duration::from_millis(30);
 
 /// See the name.
@@ -955,8 +956,7 @@ pub async fn hostile_texts_are_literal_or_refused(h: Harness<'_>) {
     assert_eq!(count(&store).await, hostile.len() as u64);
     assert_eq!(append(&store, events).await, vec![Duplicate; hostile.len()]);
     for text in hostile {
-        type Filter = fn(String) -> ListQuery;
-        let filters: [Filter; 4] = [
+        let filters: [MakeQuery; 4] = [
             |t| ListQuery { actor_id: Some(t), ..ListQuery::default() },
             |t| ListQuery { resource_id: Some(t), ..ListQuery::default() },
             |t| ListQuery { tenant_slug: Some(t), ..ListQuery::default() },

@@ -29,15 +29,15 @@ pub(super) fn scanned_row(row: &SqliteRow) -> ScannedRow {
 
 /// A row of a list, which has to be readable.
 pub(super) fn listed_row(row: &SqliteRow) -> Result<StoredEvent> {
-    stored_row(row).map(|row| row.stored).map_err(corrupt)
+    stored_row(row).map(|row| row.stored).map_err(|problem| corrupt(&problem))
 }
 
 pub(super) fn existing_row(row: &SqliteRow) -> Result<ExistingRow> {
-    let row = stored_row(row).map_err(corrupt)?;
+    let row = stored_row(row).map_err(|problem| corrupt(&problem))?;
     Ok(ExistingRow { seq: row.stored.seq, event: row.stored.event, erased: row.stored.erased })
 }
 
-fn corrupt(problem: Problem) -> Error {
+fn corrupt(problem: &Problem) -> Error {
     Error::new(
         ErrorKind::StoreCorrupt,
         format!("a row of the audit log can't be read ({problem}): run verify"),

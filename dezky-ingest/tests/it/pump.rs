@@ -1,0 +1,204 @@
+//! The pump against a scripted source: what it promises whatever fails.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dezky_core::source::{IngestSource, Pull, PullLimits, QuarantineItem};
+use dezky_core::store::MemoryAuditStore;
+use dezky_core::testkit::{ManualRuntime, named_event};
+use dezky_core::{
+    AuditStore, Error, ErrorKind, NewEvent, PLATFORM_SOURCE, Result, Runtime, StoredEvent,
+    Timestamp,
+};
+use dezky_ingest::{Intake, Pump, PumpConfig};
+
+use crate::{Place, run};
+
+/// Gives `total` numbered events, ten a batch; fails where the script says so.
+struct Numbers {
+    total: usize,
+    failures: Arc<Mutex<Vec<usize>>>,
+    pulls: Arc<Mutex<usize>>,
+}
+
+impl Numbers {
+    fn new(total: usize) -> Self {
+        Self { total, failures: Arc::default(), pulls: Arc::default() }
+    }
+}
+
+fn numbered(n: usize) -> NewEvent {
+    NewEvent {
+        source: "numbers".into(),
+        external_id: Some(format!("n-{n}")),
+        ..named_event(&n.to_string())
+    }
+}
+
+#[async_trait]
+impl IngestSource for Numbers {
+    fn name(&self) -> &'static str {
+        "numbers"
+    }
+
+    async fn pull(&mut self, cursor: Option<&str>, _limits: PullLimits) -> Result<Pull> {
+        *self.pulls.lock().unwrap() += 1;
+        let from: usize = cursor.map_or(0, |c| c.parse().unwrap());
+        let mut failures = self.failures.lock().unwrap();
+        if let Some(at) = failures.iter().position(|f| *f == from) {
+            failures.remove(at);
+            return Err(Error::new(ErrorKind::SourceUnavailable, "scripted"));
+        }
+        let to = (from + 10).min(self.total);
+        let mut pull = Pull {
+            events: (from..to).map(|n| numbered(n).into()).collect(),
+            more: to < self.total,
+            cursor: (to > from).then(|| to.to_string()),
+            ..Pull::default()
+        };
+        // One of the source's events breaks a bound, one item is no event at all.
+        if from == 20 {
+            pull.events[3].event.external_id = Some("x".repeat(600));
+            pull.quarantine.push(QuarantineItem {
+                source: "numbers".into(),
+                key: "odd".into(),
+                reason: "not_json".into(),
+                detail: "the item is not JSON".into(),
+                raw: b"{".to_vec(),
+                at: Timestamp::MIN,
+            });
+            pull.skipped = 2;
+        }
+        Ok(pull)
+    }
+}
+
+fn config() -> PumpConfig {
+    let mut config = PumpConfig::default();
+    config.interval = Duration::from_secs(5);
+    config
+}
+
+async fn all(store: &dyn AuditStore, source: &str) -> Vec<StoredEvent> {
+    let rows = store.scan(0, 10_000).await.unwrap();
+    rows.into_iter().map(|r| r.unwrap().stored).filter(|e| e.event.source == source).collect()
+}
+
+#[test]
+fn drains_in_order_and_quarantines_what_is_odd() {
+    run(async {
+        let place = Place::new().await;
+        let mut pump = Pump::new(Box::new(Numbers::new(95)), place.intake(), config());
+        let tick = pump.tick().await.unwrap();
+        assert_eq!((tick.taken.stored, tick.taken.quarantined, tick.skipped), (94, 2, 2));
+        assert!(!tick.more);
+        let names: Vec<usize> = all(&*place.store, "numbers")
+            .await
+            .iter()
+            .map(|e| e.event.resource_id.as_deref().unwrap().parse().unwrap())
+            .collect();
+        assert_eq!(names, (0..95).filter(|n| *n != 23).collect::<Vec<_>>());
+        let kept = place.store.quarantined(0, 10).await.unwrap();
+        let reasons: Vec<_> = kept.iter().map(|k| k.item.reason.as_str()).collect();
+        assert_eq!(reasons, ["not_json", "event_invalid"]);
+        assert!(kept[1].item.detail.contains("externalId"), "it says which bound was broken");
+        let notices = all(&*place.store, PLATFORM_SOURCE).await;
+        assert_eq!(notices.len(), 2, "the timeline says so");
+        assert!(notices.iter().all(|e| e.event.action == "ingest.quarantined"));
+        let again = pump.tick().await.unwrap();
+        assert_eq!(again.taken, dezky_ingest::Taken::default());
+        place.assert_whole().await;
+    });
+}
+
+#[test]
+fn a_tick_has_a_budget_and_goes_on_at_the_next() {
+    run(async {
+        let place = Place::new().await;
+        let mut config = config();
+        config.max_batches = 4;
+        let mut pump = Pump::new(Box::new(Numbers::new(95)), place.intake(), config);
+        let mut ticks = 0;
+        while pump.tick().await.unwrap().more {
+            ticks += 1;
+        }
+        assert_eq!(ticks, 2);
+        assert_eq!(all(&*place.store, "numbers").await.len(), 94);
+    });
+}
+
+#[test]
+fn goes_on_where_it_failed() {
+    run(async {
+        let place = Place::new().await;
+        let source = Numbers::new(95);
+        let failures = Arc::clone(&source.failures);
+        *failures.lock().unwrap() = vec![0, 40, 40, 90];
+        let mut pump = Pump::new(Box::new(source), place.intake(), config());
+        let status = pump.status();
+        let mut failed = 0;
+        while pump.tick().await.is_err() {
+            failed += 1;
+            assert_eq!(status.lock().unwrap().last_error, Some("source_unavailable"));
+        }
+        assert_eq!(failed, 4);
+        assert_eq!(status.lock().unwrap().failures, 0);
+        let ids: BTreeSet<_> =
+            all(&*place.store, "numbers").await.into_iter().map(|e| e.event.external_id).collect();
+        assert_eq!(ids.len(), 94);
+        place.assert_whole().await;
+    });
+}
+
+#[test]
+fn of_two_replicas_one_pumps_and_the_other_takes_over() {
+    run(async {
+        let runtime = ManualRuntime::new(4);
+        let store: Arc<dyn AuditStore> =
+            Arc::new(MemoryAuditStore::open(Arc::new(runtime.clone())));
+        let pump = |name: &str, total| {
+            let intake = Intake::new(Arc::clone(&store), Arc::new(runtime.clone()));
+            let mut config = config();
+            config.holder = Some(name.into());
+            Pump::new(Box::new(Numbers::new(total)), intake, config)
+        };
+        let mut first = pump("first", 20);
+        let mut second = pump("second", 60);
+        assert_eq!(first.tick().await.unwrap().taken.stored, 20);
+        assert!(second.tick().await.unwrap().standby);
+        assert!(second.status().lock().unwrap().standby);
+        // The first one is gone; its lease lapses.
+        runtime.advance(Duration::from_secs(31));
+        assert_eq!(second.tick().await.unwrap().taken.stored, 39, "no event twice, none lost");
+        assert!(first.tick().await.unwrap().standby);
+    });
+}
+
+#[test]
+fn runs_until_told_and_gives_the_lease_back() {
+    run(async {
+        let runtime = ManualRuntime::new(4).with_sleep_advancing();
+        let store: Arc<dyn AuditStore> =
+            Arc::new(MemoryAuditStore::open(Arc::new(runtime.clone())));
+        let source = Numbers::new(2_000);
+        *source.failures.lock().unwrap() = vec![500, 500, 500];
+        let pulls = Arc::clone(&source.pulls);
+        let intake = Intake::new(Arc::clone(&store), Arc::new(runtime.clone()));
+        let mut pump = Pump::new(Box::new(source), intake, config());
+        let before = runtime.now();
+        let done = {
+            let store = Arc::clone(&store);
+            async move {
+                store.changed(1_999).await;
+            }
+        };
+        pump.run(done).await;
+        assert_eq!(*pulls.lock().unwrap(), 203, "no pull too many");
+        let waited = runtime.now().saturating_since(before);
+        assert!(waited >= Duration::from_secs(8), "it backs off after failures: {waited:?}");
+        let lease = store.acquire_lease("ingest:numbers", "x", Duration::from_secs(1)).await;
+        assert!(lease.unwrap().is_some(), "the lease is free");
+    });
+}

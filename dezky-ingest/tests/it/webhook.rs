@@ -1,0 +1,147 @@
+//! Signed bodies through the receiver into a real store.
+
+use dezky_core::ErrorKind;
+use dezky_core::store::ListQuery;
+use dezky_ingest::signature::Secrets;
+use dezky_ingest::stalwart::StalwartReceiver;
+
+use crate::{Place, data, run};
+
+const KEY: &str = "test-shared-secret-0123456789abcdef";
+
+fn secrets() -> Secrets {
+    Secrets::from_texts([KEY]).unwrap()
+}
+
+fn receiver(place: &Place) -> StalwartReceiver {
+    StalwartReceiver::new("stalwart", secrets(), place.intake()).unwrap()
+}
+
+async fn post(place: &Place, body: &[u8]) -> dezky_ingest::Taken {
+    let signature = secrets().sign_base64(body);
+    receiver(place).receive(Some(&signature), body, None).await.unwrap()
+}
+
+#[test]
+fn colliding_ids_are_two_and_a_retry_adds_none() {
+    run(async {
+        let place = Place::new().await;
+        let taken = post(&place, &data("stalwart/04-v0.16.9-colliding-ids.json")).await;
+        assert_eq!((taken.stored, taken.received()), (2, 2));
+        let first = post(&place, &data("stalwart/05a-v0.16.18-first-delivery.json")).await;
+        assert_eq!((first.stored, first.received()), (2, 2));
+        let retry =
+            post(&place, &data("stalwart/05b-v0.16.18-retry-same-events-new-ids.json")).await;
+        assert_eq!((retry.stored, retry.duplicates, retry.conflicts), (0, 2, 0));
+        assert_eq!(retry.received(), 2, "a replay answers the same");
+        assert_eq!(place.of_source("stalwart").await.len(), 4);
+        place.assert_whole().await;
+    });
+}
+
+#[test]
+fn every_fixture_is_stored_whole() {
+    run(async {
+        let place = Place::new().await;
+        for (name, events) in [
+            ("01-v0.8.4-auth-failure.json", 1),
+            ("02-v0.9.4-auth-failed.json", 1),
+            ("03-v0.15.5-mixed-batch.json", 4),
+            ("06-v0.16.18-mail-flow.json", 4),
+        ] {
+            let taken = post(&place, &data(&format!("stalwart/{name}"))).await;
+            assert_eq!((taken.stored, taken.quarantined), (events, 0), "{name}");
+        }
+        place.assert_whole().await;
+    });
+}
+
+#[test]
+fn odd_events_are_quarantined_and_the_rest_goes_on() {
+    run(async {
+        let place = Place::new().await;
+        let long = "x".repeat(600);
+        let body = format!(
+            r#"{{"events":[{{"id":"1","createdAt":"2026-08-17T10:00:00Z","type":"auth.success","data":{{}}}},
+                7, {{"id":"2"}}, {{"id":"{long}","type":"auth.success","data":{{}}}}]}}"#
+        );
+        for round in 0..2 {
+            let taken = post(&place, body.as_bytes()).await;
+            assert_eq!(taken.received(), 4, "all of it is kept, also the second time");
+            assert_eq!(taken.quarantined, 3);
+            assert_eq!(taken.new_quarantined, if round == 0 { 3 } else { 0 });
+        }
+        assert_eq!(place.of_source("stalwart").await.len(), 1);
+        let notices = ListQuery { action: Some("ingest.quarantined".into()), ..Default::default() };
+        assert_eq!(place.list(notices).await.len(), 3);
+        let taken = post(&place, b"no JSON at all").await;
+        assert_eq!((taken.quarantined, taken.received()), (1, 1));
+    });
+}
+
+#[test]
+fn more_events_than_one_append_takes() {
+    run(async {
+        let place = Place::new().await;
+        let events: Vec<_> = (0..12_345)
+            .map(|n| format!(r#"{{"id":"e-{n}","type":"auth.success","data":{{}}}}"#))
+            .collect();
+        let body = format!(r#"{{"events":[{}]}}"#, events.join(","));
+        assert_eq!(post(&place, body.as_bytes()).await.stored, 12_345);
+        assert_eq!(post(&place, body.as_bytes()).await.duplicates, 12_345);
+    });
+}
+
+#[test]
+fn a_wrong_signature_writes_nothing() {
+    run(async {
+        let place = Place::new().await;
+        let body = data("stalwart/02-v0.9.4-auth-failed.json");
+        for signature in [None, Some("deadbeef"), Some("")] {
+            let error = receiver(&place).receive(signature, &body, None).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::SignatureInvalid);
+        }
+        assert_eq!(place.count().await, 0);
+        assert!(place.store.quarantined(0, 1).await.unwrap().is_empty());
+    });
+}
+
+#[test]
+fn secrets_in_a_body_reach_no_file() {
+    run(async {
+        let place = Place::new().await;
+        let secret = "hunter2-in-the-clear";
+        let body = format!(
+            r#"{{"events":[
+                {{"id":"1","type":"imap.raw-input","data":{{"contents":"A1 LOGIN bob {secret}"}}}},
+                {{"id":"2","type":"auth.error","data":{{"id":"{secret}","details":"Bearer {secret}"}}}},
+                {{"id":"3","data":{{"contents":"{secret}"}}}}]}}"#
+        );
+        assert_eq!(post(&place, body.as_bytes()).await.received(), 3);
+        post(&place, format!("contents: {secret}").as_bytes()).await;
+        drop(place.store);
+        for entry in std::fs::read_dir(place.folder.path()).unwrap() {
+            let path = entry.unwrap().path();
+            let bytes = std::fs::read(&path).unwrap();
+            let found = bytes.windows(secret.len()).any(|w| w == secret.as_bytes());
+            assert!(!found, "{} holds the secret", path.display());
+        }
+    });
+}
+
+#[test]
+fn an_instance_is_a_source_of_its_own() {
+    run(async {
+        let place = Place::new().await;
+        let eu2 = StalwartReceiver::new("stalwart:eu2", secrets(), place.intake()).unwrap();
+        let body = data("stalwart/04-v0.16.9-colliding-ids.json");
+        let signature = secrets().sign_hex(&body);
+        assert_eq!(eu2.receive(Some(&signature), &body, None).await.unwrap().stored, 2);
+        assert_eq!(post(&place, &body).await.stored, 2, "the scope is part of the identity");
+        assert_eq!(place.of_source("stalwart").await.len(), 4);
+        assert_eq!(place.of_source("stalwart:eu2").await.len(), 2);
+        for bad in ["stalwart:", "stalwart:a b", "other", "stalwartx"] {
+            assert!(StalwartReceiver::new(bad, secrets(), place.intake()).is_err(), "{bad}");
+        }
+    });
+}
