@@ -1310,7 +1310,7 @@ mod tests {
         let world = World::new();
         let log = world.log_without_spool();
         assert!(log.relay(AuditLog::RELAY_WAIT).await);
-        let sealed = (0..BATCH_EVENTS * 2 + 1).map(|n| log.seal(named(n))).collect();
+        let sealed = (0..=BATCH_EVENTS * 2).map(|n| log.seal(named(n))).collect();
         world.store.stage(sealed).await.unwrap();
         world.store.set(Mood::Down);
         assert!(!log.relay(AuditLog::RELAY_WAIT).await);
@@ -1366,6 +1366,9 @@ mod tests {
                     }
                     tokio::task::yield_now().await;
                 }
+                drop(hasty);
+                // In turn with the records that drain.
+                let _ = log.drain_spool(5).await;
             }
         };
         std::thread::scope(|scope| {
