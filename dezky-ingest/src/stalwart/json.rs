@@ -1,0 +1,306 @@
+//! JSON as it was spelled.
+//!
+//! A reader that decodes numbers and strings can't be used on a batch: one lone
+//! surrogate or one number beyond the doubles would fail the good events beside
+//! it, and an id above 2^53 would be rounded. So the text is cut into values by
+//! their spelling only, flat and without recursion, and each is decoded when it
+//! is asked for.
+
+use std::borrow::Cow;
+
+use memchr::memchr2;
+use serde_json::value::RawValue;
+
+/// A JSON text and where its values are.
+pub(super) struct Doc<'a> {
+    text: &'a str,
+    /// In order of their first byte, so that what an object or list holds
+    /// follows it.
+    nodes: Vec<Node>,
+}
+
+#[derive(Clone, Copy)]
+struct Node {
+    start: usize,
+    end: usize,
+    /// The first node that is not inside this one.
+    next: usize,
+}
+
+impl<'a> Doc<'a> {
+    /// Cuts a text into its values. Fails if it is not JSON by its grammar.
+    pub(super) fn parse(text: &'a str) -> Result<Self, serde_json::Error> {
+        // This checks the grammar, at any depth, and decodes nothing. Below, the
+        // text is known to be well-formed.
+        serde_json::from_str::<&RawValue>(text)?;
+        let bytes = text.as_bytes();
+        let mut nodes: Vec<Node> = Vec::new();
+        let mut open: Vec<usize> = Vec::new();
+        let mut at = 0;
+        while let Some(byte) = bytes.get(at) {
+            let start = at;
+            match byte {
+                b'{' | b'[' => {
+                    at += 1;
+                    open.push(nodes.len());
+                    nodes.push(Node { start, end: at, next: 0 });
+                }
+                b'}' | b']' => {
+                    at += 1;
+                    let next = nodes.len();
+                    if let Some(node) = open.pop().and_then(|index| nodes.get_mut(index)) {
+                        (node.end, node.next) = (at, next);
+                    }
+                }
+                b',' | b':' | b' ' | b'\t' | b'\n' | b'\r' => at += 1,
+                byte => {
+                    at = if *byte == b'"' { string_end(bytes, at) } else { scalar_end(bytes, at) };
+                    nodes.push(Node { start, end: at, next: nodes.len() + 1 });
+                }
+            }
+        }
+        Ok(Self { text, nodes })
+    }
+
+    /// The text.
+    pub(super) fn text(&self) -> &'a str {
+        self.text
+    }
+
+    /// The outermost value.
+    pub(super) fn root(&self) -> Value<'_> {
+        Value { doc: self, index: 0 }
+    }
+
+    /// Every value at any depth, keys too, each before what it holds.
+    pub(super) fn values(&self) -> impl Iterator<Item = Value<'_>> {
+        (0..self.nodes.len()).map(|index| Value { doc: self, index })
+    }
+}
+
+fn string_end(bytes: &[u8], start: usize) -> usize {
+    let mut at = start + 1;
+    while let Some(found) = bytes.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
+        at += found;
+        if bytes[at] == b'"' {
+            return at + 1;
+        }
+        at += 2;
+    }
+    bytes.len()
+}
+
+fn scalar_end(bytes: &[u8], start: usize) -> usize {
+    bytes[start..]
+        .iter()
+        .position(|b| matches!(b, b',' | b']' | b'}' | b' ' | b'\t' | b'\n' | b'\r'))
+        .map_or(bytes.len(), |len| start + len)
+}
+
+/// A value of a [`Doc`].
+#[derive(Clone, Copy)]
+pub(super) struct Value<'d> {
+    doc: &'d Doc<'d>,
+    index: usize,
+}
+
+impl<'d> Value<'d> {
+    fn node(self) -> Node {
+        self.doc.nodes[self.index]
+    }
+
+    /// Its place among the values of its text.
+    pub(super) fn index(self) -> usize {
+        self.index
+    }
+
+    /// Where its first byte is.
+    pub(super) fn start(self) -> usize {
+        self.node().start
+    }
+
+    /// Where the byte after its last is.
+    pub(super) fn end(self) -> usize {
+        self.node().end
+    }
+
+    /// Its text as it was spelled.
+    pub(super) fn raw(self) -> &'d str {
+        &self.doc.text[self.start()..self.end()]
+    }
+
+    fn first(self) -> u8 {
+        self.doc.text.as_bytes()[self.start()]
+    }
+
+    /// Whether it is an object.
+    pub(super) fn is_object(self) -> bool {
+        self.first() == b'{'
+    }
+
+    /// Whether it is a list.
+    pub(super) fn is_list(self) -> bool {
+        self.first() == b'['
+    }
+
+    /// Whether it is `true`.
+    pub(super) fn is_true(self) -> bool {
+        self.raw() == "true"
+    }
+
+    /// The values right inside it; an object's keys and values by turns.
+    fn children(self) -> impl Iterator<Item = Value<'d>> {
+        let (doc, end) = (self.doc, self.node().next);
+        let mut index = self.index + 1;
+        std::iter::from_fn(move || {
+            let child = (index < end).then_some(Value { doc, index })?;
+            index = child.node().next;
+            Some(child)
+        })
+    }
+
+    /// The elements of a list; none of anything else.
+    pub(super) fn elements(self) -> impl Iterator<Item = Value<'d>> {
+        self.is_list().then(|| self.children()).into_iter().flatten()
+    }
+
+    /// The members of an object, equal keys and all; none of anything else.
+    pub(super) fn members(self) -> impl Iterator<Item = Member<'d>> {
+        let mut children = self.is_object().then(|| self.children()).into_iter().flatten();
+        std::iter::from_fn(move || {
+            let key = children.next()?;
+            Some(Member { key, value: children.next()? })
+        })
+    }
+
+    /// The member of an object; of several of that name the last, as in
+    /// canonical JSON.
+    pub(super) fn get(self, name: &str) -> Option<Value<'d>> {
+        self.members().filter(|m| m.name() == name).last().map(|m| m.value)
+    }
+
+    /// The text of a string, in normal form: lone surrogates and U+0000 are
+    /// U+FFFD.
+    pub(super) fn string(self) -> Option<Cow<'d, str>> {
+        (self.first() == b'"').then(|| unescape(&self.doc.text[self.start() + 1..self.end() - 1]))
+    }
+
+    /// The text of a string that is not empty, or a number as it was spelled.
+    pub(super) fn text(self) -> Option<Cow<'d, str>> {
+        match self.first() {
+            b'"' => self.string().filter(|text| !text.is_empty()),
+            b'-' | b'0'..=b'9' => Some(Cow::Borrowed(self.raw())),
+            _ => None,
+        }
+    }
+}
+
+/// A member of an object.
+#[derive(Clone, Copy)]
+pub(super) struct Member<'d> {
+    pub(super) key: Value<'d>,
+    pub(super) value: Value<'d>,
+}
+
+impl<'d> Member<'d> {
+    /// The key's text, whatever its spelling.
+    pub(super) fn name(self) -> Cow<'d, str> {
+        self.key.string().unwrap_or_default()
+    }
+}
+
+/// Decodes what stands between the quotes of a well-formed string.
+fn unescape(inner: &str) -> Cow<'_, str> {
+    let mut rest = inner;
+    let mut out = String::new();
+    while let Some((before, escape)) = rest.split_once('\\') {
+        out.push_str(before);
+        let mut chars = escape.chars();
+        let decoded = match chars.next() {
+            Some('b') => '\u{8}',
+            Some('f') => '\u{c}',
+            Some('n') => '\n',
+            Some('r') => '\r',
+            Some('t') => '\t',
+            Some('u') => {
+                let unit = hex4(chars.as_str());
+                chars.nth(3);
+                let pair = chars.as_str().strip_prefix("\\u").and_then(hex4);
+                let code = match (unit, pair) {
+                    (Some(high @ 0xd800..=0xdbff), Some(low @ 0xdc00..=0xdfff)) => {
+                        chars.nth(5);
+                        Some(0x1_0000 + ((high - 0xd800) << 10) + (low - 0xdc00))
+                    }
+                    (unit, _) => unit,
+                };
+                let decoded = code.and_then(char::from_u32).filter(|c| *c != '\0');
+                decoded.unwrap_or(char::REPLACEMENT_CHARACTER)
+            }
+            Some(other) => other,
+            None => break,
+        };
+        out.push(decoded);
+        rest = chars.as_str();
+    }
+    if out.is_empty() && rest.len() == inner.len() {
+        return Cow::Borrowed(inner);
+    }
+    out.push_str(rest);
+    Cow::Owned(out)
+}
+
+fn hex4(text: &str) -> Option<u32> {
+    u32::from_str_radix(text.get(..4)?, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spelling_is_kept() {
+        let text =
+            r#" { "a" : [1e999, -0, 18446744073709551615 ,{}], "b\u002e":"x\"]}" , "a":null } "#;
+        let doc = Doc::parse(text).unwrap();
+        let names: Vec<_> = doc.root().members().map(|m| m.name().into_owned()).collect();
+        assert_eq!(names, ["a", "b.", "a"]);
+        assert_eq!(doc.root().get("a").unwrap().raw(), "null");
+        let first = doc.root().members().next().unwrap().value;
+        let raw: Vec<_> = first.elements().map(Value::raw).collect();
+        assert_eq!(raw, ["1e999", "-0", "18446744073709551615", "{}"]);
+        assert_eq!(doc.root().get("b.").unwrap().string().unwrap(), "x\"]}");
+        assert_eq!(first.elements().nth(2).unwrap().text().unwrap(), "18446744073709551615");
+        assert_eq!(doc.root().raw(), text.trim());
+    }
+
+    #[test]
+    fn strings_in_normal_form() {
+        for (spelled, text) in [
+            (r#""plain""#, "plain"),
+            (r#""""#, ""),
+            (r#""\"\\\/\b\f\n\r\t""#, "\"\\/\u{8}\u{c}\n\r\t"),
+            (r#""\u00e9\uD83D\uDE00""#, "é😀"),
+            (r#""\ud83d""#, "\u{fffd}"),
+            (r#""\ud83dx""#, "\u{fffd}x"),
+            (r#""\ud83d\n""#, "\u{fffd}\n"),
+            (r#""\ud83d\u0041""#, "\u{fffd}A"),
+            (r#""\ud83d\ud83d\ude00""#, "\u{fffd}😀"),
+            (r#""\ude00\u0000é""#, "\u{fffd}\u{fffd}é"),
+        ] {
+            assert_eq!(Doc::parse(spelled).unwrap().root().string().unwrap(), text, "{spelled}");
+        }
+    }
+
+    #[test]
+    fn depth_is_no_limit() {
+        let deep = "[".repeat(200_000) + &"]".repeat(200_000);
+        assert_eq!(Doc::parse(&deep).unwrap().values().count(), 200_000);
+    }
+
+    #[test]
+    fn what_is_not_json() {
+        for text in ["", " ", "{", "[1,]", "{} {}", "nul", "01", "\"\n\"", r#""\x""#, "{1:2}"] {
+            assert!(Doc::parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Stalwart's webhooks: from a request's body to audit events.
+//!
+//! Covers every release from 0.8.2, the first that has webhooks, to 0.16.18 and
+//! the v1.0.0 branch, and other senders that use the same envelope. Pure: the
+//! body has been [verified](crate::signature) before, and is answered after the
+//! events are durable.
+
+mod identity;
+mod json;
+mod map;
+mod proto;
+mod redact;
+mod verbs;
+
+use std::net::IpAddr;
+
+use dezky_core::canonical::canonicalize;
+use dezky_core::{PulledEvent, QuarantineItem, Timestamp};
+use sha2::{Digest as _, Sha256};
+
+use self::identity::ContentKeys;
+use self::json::{Doc, Value};
+use self::proto::{Odd, WireEvent};
+
+/// The source name of the first instance; a further one is `stalwart:{instance}`.
+pub const SOURCE: &str = "stalwart";
+
+/// The most bytes kept of something in quarantine.
+const QUARANTINE_RAW_MAX: usize = 64 << 10;
+
+/// What a body holds.
+#[derive(Debug, Clone, Default)]
+pub struct Decoded {
+    /// The events, in the order of the body. Each has an external id; that two
+    /// have the same one is possible, and means that they are one event.
+    pub events: Vec<PulledEvent>,
+    /// What is no event, without its secrets.
+    pub quarantine: Vec<QuarantineItem>,
+}
+
+/// Decodes the body of a request whose signature was verified.
+///
+/// Never fails, as a request that is refused would be sent again as a whole,
+/// block all behind it and then be lost. A body that is not JSON, or has no
+/// events, is one item in quarantine (`not_json`, `no_events`); an element that
+/// is not an object, or has no type, is one (`not_an_object`, `no_type`) and
+/// leaves the others as they are. Nothing else is refused.
+///
+/// - Secrets (`contents` at any depth; `id` and `details` of an `auth.error`)
+///   are taken out first: they are in no event, key or quarantined text.
+/// - `external_id` is the event's `id` where that identifies it. Where it is
+///   the seconds of `createdAt` followed by digits (Stalwart from 0.9 on), or
+///   missing, it is the content key `sw1:…`, which is the same at every retry.
+///   `source` is its scope.
+/// - `at` is `createdAt`; without one it is `received_at`, noted as
+///   `_dezky.timeSource`.
+/// - The metadata is the event's `data`; `_dezky` says `rawAction`, `rawId`,
+///   `envelope` (fields beside the data), `ipFrom: "request"` (the event has no
+///   address, `client_ip` was taken), `cause` (of a ban), `result` (the verdict of
+///   `spam.classify`), `kind` and `severity` (`no_credentials`, `unsigned`: not
+///   to be counted as hostile).
+pub fn decode(
+    source: &str,
+    body: &[u8],
+    client_ip: Option<IpAddr>,
+    received_at: Timestamp,
+) -> Decoded {
+    let item = |reason: &str, key: String, detail: String, raw: &str| QuarantineItem {
+        source: source.to_owned(),
+        key,
+        reason: reason.to_owned(),
+        detail,
+        raw: raw[..raw.floor_char_boundary(QUARANTINE_RAW_MAX)].into(),
+        at: received_at,
+    };
+    let mut decoded = Decoded::default();
+
+    // Bytes that are no UTF-8 become U+FFFD, as in normal form, so that a bad one
+    // does not take the events beside it along.
+    let text = String::from_utf8_lossy(body);
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let not_json = |error: &serde_json::Error| {
+        let (size, line, column) = (body.len(), error.line(), error.column());
+        let detail = format!("{size} bytes are not JSON at line {line} column {column}");
+        // What can't be parsed can't be redacted. It is kept if there is no sign of
+        // a secret in it, else only its length is: a hash, too, would let the
+        // secret be guessed.
+        if redact::may_hold_secrets(body) {
+            let detail = format!("{detail}; not kept, there may be secrets in it");
+            item("not_json", format!("not_json:{size}"), detail, "")
+        } else {
+            item("not_json", sha256(text), detail, text)
+        }
+    };
+    let clean = match Doc::parse(text) {
+        Ok(doc) => redact::redact(&doc),
+        Err(error) => {
+            decoded.quarantine.push(not_json(&error));
+            return decoded;
+        }
+    };
+    // From here on nobody sees the text but without its secrets.
+    let doc = match Doc::parse(&clean) {
+        Ok(doc) => doc,
+        Err(error) => {
+            decoded.quarantine.push(not_json(&error));
+            return decoded;
+        }
+    };
+
+    let events = proto::events(doc.root());
+    if events.is_empty() {
+        let detail = format!("{} bytes of JSON have no events", body.len());
+        decoded.quarantine.push(item("no_events", sha256(doc.text()), detail, doc.text()));
+        return decoded;
+    }
+    let count = events.len();
+    let mut keys = ContentKeys::new(source);
+    for (index, value) in events.into_iter().enumerate() {
+        match WireEvent::read(value) {
+            Ok(event) => {
+                let external_id = external_id(&event, &mut keys);
+                decoded.events.push(map::map(source, &event, external_id, client_ip, received_at));
+            }
+            Err(odd) => {
+                let (reason, what) = match odd {
+                    Odd::NotAnObject => ("not_an_object", "is not an object"),
+                    Odd::NoType => ("no_type", "has no usable type"),
+                };
+                let detail = format!("event {} of {count} {what}", index + 1);
+                let (key, raw) = odd_event(value);
+                decoded.quarantine.push(item(reason, key, detail, &raw));
+            }
+        }
+    }
+    decoded
+}
+
+fn external_id(event: &WireEvent<'_>, keys: &mut ContentKeys<'_>) -> String {
+    if let Some(id) = &event.id
+        && identity::identifies(id, event.at)
+    {
+        return id.clone().into_owned();
+    }
+    // Stalwart has nothing beside the data. Of a sender who does it is content as
+    // well: without it different events would be one.
+    let content = match (event.beside(), event.data) {
+        (None, Some(data)) => canonicalize(data.raw()),
+        (None, None) => Ok("{}".into()),
+        (Some(_), _) => canonicalize(&event.body().unwrap_or_default()),
+    };
+    // It was parsed from a document, so it is JSON.
+    keys.key(&event.created_at, &event.kind, &content.unwrap_or_default())
+}
+
+/// The key and the text under which something that is no event is quarantined.
+fn odd_event(value: Value<'_>) -> (String, String) {
+    // Its type is not known, so it may be one whose data must not be kept.
+    let parsed = Doc::parse(value.raw());
+    let raw = parsed.map(|doc| redact::redact_untyped(&doc).into_owned()).unwrap_or_default();
+    let content = Doc::parse(&raw).ok().and_then(|doc| {
+        // A retry has a new id where the id does not identify the event.
+        let id = proto::id(doc.root())?;
+        let (_, at) = proto::created_at(doc.root());
+        if identity::identifies(&id, at) {
+            return None;
+        }
+        proto::members_but(doc.root(), &["id"])
+    });
+    (sha256(content.as_deref().unwrap_or(&raw)), raw)
+}
+
+fn sha256(text: &str) -> String {
+    hex::encode(Sha256::digest(text))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! The wire: an envelope, read strictly, around events whose data is not.
+//!
+//! `{"events":[{"id","createdAt","type","data"}]}` is what Stalwart has sent
+//! since 0.8.2; a bare list and `{"event":{…}}` come from other senders.
+
+use std::borrow::Cow;
+
+use dezky_core::Timestamp;
+
+use super::json::Value;
+use super::verbs;
+
+/// The events of a body, in order. None if it is no envelope, or an empty one.
+///
+/// An envelope that names `events` or `event` more than once gives all of them:
+/// to choose would be to lose some.
+pub(super) fn events(body: Value<'_>) -> Vec<Value<'_>> {
+    let mut events: Vec<_> = body.elements().collect();
+    for member in body.members().filter(|m| matches!(&*m.name(), "events" | "event")) {
+        if member.value.is_object() {
+            events.push(member.value);
+        } else {
+            events.extend(member.value.elements());
+        }
+    }
+    events
+}
+
+/// An event as it came.
+pub(super) struct WireEvent<'d> {
+    pub(super) object: Value<'d>,
+    /// As received: a string, or a number as it was spelled.
+    pub(super) id: Option<Cow<'d, str>>,
+    /// As received.
+    pub(super) kind: Cow<'d, str>,
+    /// [`verbs::normalise`]d; not empty.
+    pub(super) normalised: String,
+    /// As received; empty if there is none.
+    pub(super) created_at: Cow<'d, str>,
+    /// `created_at`, where it is RFC 3339, with or without a fraction.
+    pub(super) at: Option<Timestamp>,
+    pub(super) data: Option<Value<'d>>,
+}
+
+/// Why something is not an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Odd {
+    NotAnObject,
+    /// The type is missing, is not text, or has no letter or digit in it.
+    NoType,
+}
+
+impl<'d> WireEvent<'d> {
+    pub(super) fn read(object: Value<'d>) -> Result<Self, Odd> {
+        if !object.is_object() {
+            return Err(Odd::NotAnObject);
+        }
+        let kind = object.get("type").and_then(Value::string).ok_or(Odd::NoType)?;
+        let normalised = verbs::normalise(&kind);
+        if normalised.is_empty() {
+            return Err(Odd::NoType);
+        }
+        let (created_at, at) = created_at(object);
+        let (id, data) = (id(object), object.get("data"));
+        Ok(Self { object, id, kind, normalised, created_at, at, data })
+    }
+
+    /// What stands in the event beside the four fields of Stalwart's, as an
+    /// object: fields that other senders put there. `None` if nothing does.
+    pub(super) fn beside(&self) -> Option<String> {
+        members_but(self.object, &["id", "createdAt", "type", "data"])
+    }
+
+    /// All but what identifies the event, as an object.
+    pub(super) fn body(&self) -> Option<String> {
+        members_but(self.object, &["id", "createdAt", "type"])
+    }
+}
+
+/// The `id` of an object: text that is not empty, or a number.
+pub(super) fn id(object: Value<'_>) -> Option<Cow<'_, str>> {
+    object.get("id").and_then(Value::text)
+}
+
+/// `createdAt` as received, and read.
+pub(super) fn created_at(object: Value<'_>) -> (Cow<'_, str>, Option<Timestamp>) {
+    let text = match object.get("createdAt") {
+        None => return (Cow::Borrowed(""), None),
+        Some(value) => value.string().unwrap_or(Cow::Borrowed(value.raw())),
+    };
+    let at = Timestamp::parse(&text);
+    (text, at)
+}
+
+/// An object of the members that are not named, as they were spelled.
+pub(super) fn members_but(object: Value<'_>, names: &[&str]) -> Option<String> {
+    let mut out = String::new();
+    for member in object.members().filter(|m| !names.contains(&&*m.name())) {
+        out.push(if out.is_empty() { '{' } else { ',' });
+        out.push_str(member.key.raw());
+        out.push(':');
+        out.push_str(member.value.raw());
+    }
+    (!out.is_empty()).then(|| out + "}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::json::Doc;
+    use super::*;
+
+    #[test]
+    fn envelopes() {
+        for (body, expected) in [
+            (r#"{"events":[{"a":1},2]}"#, &[r#"{"a":1}"#, "2"][..]),
+            (r#"[{"a":1}]"#, &[r#"{"a":1}"#]),
+            (r#"{"event":{"a":1}}"#, &[r#"{"a":1}"#]),
+            (r#"{"event":[1],"x":[2],"events":{"b":2}}"#, &["1", r#"{"b":2}"#]),
+            (r#"{"events":[1],"events":[2]}"#, &["1", "2"]),
+            (r#"{"events":[]}"#, &[]),
+            (r#"{"event":"account.created","data":{}}"#, &[]),
+            (r#"{"type":"auth.failed"}"#, &[]),
+            ("[]", &[]),
+            ("null", &[]),
+        ] {
+            let doc = Doc::parse(body).unwrap();
+            let raw: Vec<_> = events(doc.root()).into_iter().map(Value::raw).collect();
+            assert_eq!(raw, expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn events_are_read_loosely() {
+        let text = r#"{"id":1,"id":18446744073709551615,"type":"x","type":"Auth.Failed",
+            "createdAt":"2026-08-17T12:00:00.5+02:00","data":7,"a\u0062":1}"#;
+        let doc = Doc::parse(text).unwrap();
+        let event = WireEvent::read(doc.root()).unwrap();
+        assert_eq!(event.id.as_deref(), Some("18446744073709551615"));
+        assert_eq!(event.kind, "Auth.Failed");
+        assert_eq!(event.at, Timestamp::parse("2026-08-17T10:00:00.500Z"));
+        assert_eq!(event.data.unwrap().raw(), "7");
+        assert_eq!(event.beside().unwrap(), r#"{"a\u0062":1}"#);
+        assert_eq!(event.body().unwrap(), r#"{"data":7,"a\u0062":1}"#);
+
+        let doc = Doc::parse(r#"{"id":{},"type":"x","createdAt":17}"#).unwrap();
+        let event = WireEvent::read(doc.root()).unwrap();
+        assert_eq!((event.id, event.at, &*event.created_at), (None, None, "17"));
+
+        for (text, odd) in [
+            ("1", Odd::NotAnObject),
+            ("[]", Odd::NotAnObject),
+            ("{}", Odd::NoType),
+            (r#"{"type":35}"#, Odd::NoType),
+            (r#"{"type":" . "}"#, Odd::NoType),
+        ] {
+            assert_eq!(WireEvent::read(Doc::parse(text).unwrap().root()).err(), Some(odd));
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! What must not be kept: taken out of the body before anything else looks at it.
+//!
+//! - `contents`, at any depth: whole protocol lines, with the password of an
+//!   IMAP LOGIN in them (`imap.raw-input` and its like, which the default event
+//!   policy of 0.16 sends);
+//! - `id` and `details` of an `auth.error`, as an event or nested under
+//!   `causedBy` and other keys: the raw token of an `Authorization` header that
+//!   could not be decoded (0.15.5 and main).
+//!
+//! The list is part of the content key `sw1`, which is taken after it: a hash
+//! over a password line would be an oracle for guessing it.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::ops::Range;
+
+use super::json::{Doc, Value};
+use super::verbs;
+
+/// The text of `doc` without its secrets; all else stays as it was spelled.
+pub(super) fn redact<'a>(doc: &Doc<'a>) -> Cow<'a, str> {
+    let mut cuts = Vec::new();
+    // Data of errors, found at the error, which stands before its data.
+    let mut error_data = HashSet::new();
+    for object in doc.values().filter(|value| value.is_object()) {
+        // Any of several types: a later one must not hide it.
+        let is_error = object.members().any(|m| {
+            m.name() == "type" && m.value.string().is_some_and(|kind| is_auth_error(&kind))
+        });
+        if is_error {
+            for data in object.members().filter(|m| m.name() == "data").map(|m| m.value) {
+                error_data.insert(data.index());
+                // A list of them is nothing that Stalwart sends.
+                error_data.extend(data.elements().map(Value::index));
+            }
+        }
+        let is_data = error_data.remove(&object.index());
+        cut_members(object, &mut cuts, |name| match name {
+            "contents" => true,
+            // Beside its data an error has no details; a flat sender's might.
+            "details" => is_data || is_error,
+            "id" => is_data,
+            _ => false,
+        });
+    }
+    without(doc.text(), cuts)
+}
+
+/// The text of something whose type is not known, so that it may be an
+/// `auth.error`: also without `id` and `details` of its data and without its
+/// own details.
+pub(super) fn redact_untyped<'a>(doc: &Doc<'a>) -> Cow<'a, str> {
+    let mut cuts = Vec::new();
+    cut_members(doc.root(), &mut cuts, |name| name == "details");
+    for data in doc.root().members().filter(|m| m.name() == "data").map(|m| m.value) {
+        for data in data.elements().chain([data]) {
+            cut_members(data, &mut cuts, |name| matches!(name, "id" | "details"));
+        }
+    }
+    without(doc.text(), cuts)
+}
+
+fn is_auth_error(kind: &str) -> bool {
+    verbs::normalise(kind) == "auth_error"
+}
+
+/// Adds the ranges that take the `secret` members out of an object, each with
+/// one of its commas.
+fn cut_members(object: Value<'_>, cuts: &mut Vec<Range<usize>>, secret: impl Fn(&str) -> bool) {
+    let mut kept_before = false;
+    let mut previous_end = 0;
+    let mut members = object.members().peekable();
+    while let Some(member) = members.next() {
+        let end = member.value.end();
+        if !secret(&member.name()) {
+            kept_before = true;
+        } else if kept_before {
+            cuts.push(previous_end..end);
+        } else {
+            cuts.push(member.key.start()..members.peek().map_or(end, |next| next.key.start()));
+        }
+        previous_end = end;
+    }
+}
+
+/// The text without the ranges, which may lie inside one another.
+fn without(text: &str, mut cuts: Vec<Range<usize>>) -> Cow<'_, str> {
+    if cuts.is_empty() {
+        return Cow::Borrowed(text);
+    }
+    cuts.sort_unstable_by_key(|cut| cut.start);
+    let mut out = String::with_capacity(text.len());
+    let mut at = 0;
+    for cut in cuts {
+        if cut.start > at {
+            out.push_str(&text[at..cut.start]);
+        }
+        at = at.max(cut.end);
+    }
+    out.push_str(&text[at..]);
+    Cow::Owned(out)
+}
+
+/// Whether a body that is not JSON may hold a secret.
+///
+/// It can't be redacted by its structure, so this errs on the side of yes: at
+/// the names of what would be redacted, at words that go with credentials, at
+/// escapes and percent codes that may spell such a word, and at whatever is not
+/// plain UTF-8 text (UTF-16, a compressed body).
+pub(super) fn may_hold_secrets(body: &[u8]) -> bool {
+    const WORDS: [&str; 13] = [
+        "contents",
+        "autherror",
+        "rawinput",
+        "rawoutput",
+        "authorization",
+        "authenticate",
+        "bearer",
+        "basic",
+        "login",
+        "passw",
+        "secret",
+        "token",
+        "credential",
+    ];
+    let Ok(text) = std::str::from_utf8(body) else { return true };
+    if text.chars().any(|c| matches!(c, '\\' | '%' | '\0')) {
+        return true;
+    }
+    let folded: String =
+        text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect();
+    WORDS.iter().any(|word| folded.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: &str) {
+        assert_eq!(redact(&Doc::parse(text).unwrap()), expected);
+    }
+
+    #[test]
+    fn contents_at_any_depth() {
+        check(r#"{"contents":"S"}"#, "{}");
+        check(r#"{"a":1, "contents":"S" ,"b":2}"#, r#"{"a":1 ,"b":2}"#);
+        check(r#"{"contents":1,"contents":{"contents":2},"b":2}"#, r#"{"b":2}"#);
+        check(r#"{"a":1,"contents":1,"contents":2}"#, r#"{"a":1}"#);
+        check(r#"[{"x":[{"con\u0074ents":"S","y":{"contents":[]}}]}]"#, r#"[{"x":[{"y":{}}]}]"#);
+        check(r#"{"note":"contents","x":["contents"]}"#, r#"{"note":"contents","x":["contents"]}"#);
+    }
+
+    #[test]
+    fn tokens_of_auth_errors() {
+        for kind in ["auth.error", "auth-error", "auth_error", "AuthError", "auth\\u002eerror"] {
+            check(
+                &format!(r#"{{"id":"1","data":{{"id":"S","x":1,"details":"S"}},"type":"{kind}"}}"#),
+                &format!(r#"{{"id":"1","data":{{"x":1}},"type":"{kind}"}}"#),
+            );
+            check(
+                &format!(
+                    r#"{{"causedBy":{{"type":"{kind}","data":{{"details":["S"]}}}},"id":"A"}}"#
+                ),
+                &format!(r#"{{"causedBy":{{"type":"{kind}","data":{{}}}},"id":"A"}}"#),
+            );
+        }
+        check(
+            r#"{"type":"auth.error","data":[{"id":"S","a":1},{"details":"S"}]}"#,
+            r#"{"type":"auth.error","data":[{"a":1},{}]}"#,
+        );
+        // Neither another type nor another object's data.
+        let other = r#"{"type":"auth.failed","data":{"id":"A","details":"x","data":{"id":"B"}}}"#;
+        check(other, other);
+        check(
+            r#"{"type":"auth.error","type":"x","data":{"id":"S"},"data":{"details":"S"},"details":"S"}"#,
+            r#"{"type":"auth.error","type":"x","data":{},"data":{}}"#,
+        );
+    }
+
+    #[test]
+    fn untyped() {
+        let text = r#"{"id":1,"data":{"id":"S","a":1,"details":"S"},"details":"S"}"#;
+        assert_eq!(redact_untyped(&Doc::parse(text).unwrap()), r#"{"id":1,"data":{"a":1}}"#);
+        for scalar in ["[1]", "7", "null"] {
+            assert_eq!(redact_untyped(&Doc::parse(scalar).unwrap()), scalar);
+        }
+    }
+
+    #[test]
+    fn suspicion() {
+        for body in [
+            &b"{\"contents\":\"A1 LOGIN a b\""[..],
+            b"{'type':'AUTH-ERROR'",
+            b"con\\u0074ents",
+            b"%63ontents",
+            b"c\0o\0n\0",
+            b"\x1f\x8b\x08",
+            b"Pass-Word=x",
+        ] {
+            assert!(may_hold_secrets(body));
+        }
+        for body in [&b""[..], b"events: []", b"{\"events\":[{\"type\":\"auth.failed\""] {
+            assert!(!may_hold_secrets(body));
+        }
+    }
+}
