@@ -1,0 +1,817 @@
+//! The tail without its files: where it stands, what it has read, which file
+//! comes next.
+
+use std::cmp::{Ordering, Reverse};
+use std::fmt;
+use std::ops::{ControlFlow, Range};
+
+use dezky_core::{
+    Actor, Error, ErrorKind, NewEvent, NewMetadata, Outcome, PulledEvent, QuarantineItem, Timestamp,
+};
+use memchr::memchr;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::frame::{Frame, Framer};
+use super::map::{self, Decoded, Digest, LineContext, OcisOptions};
+
+/// The most bytes of a first line that go into the hash of its generation.
+pub const GENERATION_MAX_BYTES: u64 = 16 << 20;
+
+/// The largest `max_line_bytes`, so also the most that is read back to verify a
+/// cursor.
+pub const MAX_LINE_BYTES: usize = 64 << 20;
+
+/// The longest text that is read as a cursor.
+const CURSOR_MAX_BYTES: usize = 2 << 10;
+
+/// The last consumed line: its length and SHA-256, or of an over-long one those
+/// of its kept tail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastLine {
+    /// Bytes, without the `\n`.
+    pub bytes: u64,
+    /// SHA-256 of them.
+    pub hash: Digest,
+}
+
+/// A place in one generation of the file, after a line that was consumed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file's inode when it was read: a hint, as inodes are used again.
+    pub inode: u64,
+    /// The offset of the first byte not consumed.
+    pub position: u64,
+    /// SHA-256 of the generation's first line; absent in old cursors and where
+    /// no line was there yet.
+    pub generation: Option<Digest>,
+    /// The line before `position`.
+    pub last_line: Option<LastLine>,
+    /// The last usable time in the generation up to `position`.
+    pub last_time: Option<Timestamp>,
+    /// When the file was last written, in nanoseconds since 1970, as of reading.
+    pub mtime_ns: Option<i64>,
+}
+
+impl Place {
+    /// The beginning of a generation.
+    pub fn start(inode: u64, generation: Option<Digest>, mtime_ns: Option<i64>) -> Self {
+        Self { inode, position: 0, generation, last_line: None, last_time: None, mtime_ns }
+    }
+
+    /// The bytes to read back before going on here: the last line and its `\n`.
+    pub fn to_verify(&self) -> Range<u64> {
+        let bytes = self.last_line.map_or(0, |line| line.bytes) + 1;
+        self.position.saturating_sub(bytes)..self.position
+    }
+
+    /// Whether a file with this generation and these bytes at
+    /// [`to_verify`](Self::to_verify) is the one that was read.
+    ///
+    /// An old cursor knows neither generation nor line: there the byte before
+    /// the position must be a `\n` and the inode the same.
+    pub fn is_in(&self, inode: u64, generation: Option<&Digest>, bytes: &[u8]) -> bool {
+        let Some((newline, line)) = bytes.split_last() else {
+            return self.position == 0 && self.same_generation(inode, generation);
+        };
+        let range = self.to_verify();
+        self.same_generation(inode, generation)
+            && bytes.len() as u64 == range.end - range.start
+            && *newline == b'\n'
+            && self.last_line.is_none_or(|last| last.hash == Digest::from(Sha256::digest(line)))
+    }
+
+    fn same_generation(&self, inode: u64, generation: Option<&Digest>) -> bool {
+        match &self.generation {
+            Some(known) => generation == Some(known),
+            None => inode == self.inode,
+        }
+    }
+}
+
+/// How far a tail has come, as text: `<inode>:<position>` and behind it, as JSON,
+/// what is needed to find the place again.
+///
+/// `10469822:18028 {"v":2,"gen":"…","lastLen":524,"lastHash":"…","lastTime":"…"}`;
+/// a bare `<inode>:<position>` is read as well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor {
+    /// Where to go on.
+    pub at: Place,
+    /// The end of the generation before, which is looked at once more: a writer
+    /// that had it open while it was renamed may have been late.
+    pub previous: Option<Place>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WirePlace {
+    #[serde(skip_serializing_if = "Option::is_none", with = "hex_digest", default)]
+    r#gen: Option<Digest>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_len: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none", with = "hex_digest", default)]
+    last_hash: Option<Digest>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_time: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mtime_ns: Option<i64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireCursor {
+    v: u32,
+    #[serde(flatten)]
+    at: WirePlace,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prev: Option<WirePrevious>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WirePrevious {
+    inode: u64,
+    pos: u64,
+    #[serde(flatten)]
+    place: WirePlace,
+}
+
+mod hex_digest {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    use super::Digest;
+
+    #[expect(clippy::ref_option, reason = "the signature is serde's")]
+    pub(super) fn serialize<S: Serializer>(
+        digest: &Option<Digest>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match digest {
+            Some(digest) => serializer.serialize_str(&hex::encode(digest)),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Digest>, D::Error> {
+        let text = <Option<String>>::deserialize(deserializer)?;
+        text.map(|text| {
+            let mut digest = Digest::default();
+            hex::decode_to_slice(&text, &mut digest).map_err(de::Error::custom)?;
+            Ok(digest)
+        })
+        .transpose()
+    }
+}
+
+impl WirePlace {
+    fn new(place: &Place) -> Self {
+        Self {
+            r#gen: place.generation,
+            last_len: place.last_line.map(|line| line.bytes),
+            last_hash: place.last_line.map(|line| line.hash),
+            last_time: place.last_time,
+            mtime_ns: place.mtime_ns,
+        }
+    }
+
+    fn place(self, inode: u64, position: u64) -> Option<Place> {
+        let last_line = match (self.last_len, self.last_hash) {
+            (Some(bytes), Some(hash)) => Some(LastLine { bytes, hash }),
+            (None, None) => None,
+            _ => return None,
+        };
+        let fits = match last_line {
+            Some(line) => line.bytes <= MAX_LINE_BYTES as u64 && line.bytes < position,
+            // Of an old cursor nothing more was known.
+            None => true,
+        };
+        (fits && self.r#gen.is_some() == (position > 0)).then_some(Place {
+            inode,
+            position,
+            generation: self.r#gen,
+            last_line,
+            last_time: self.last_time,
+            mtime_ns: self.mtime_ns,
+        })
+    }
+}
+
+impl Cursor {
+    /// Reads a cursor; anything that [`Display`](fmt::Display) did not write and
+    /// that is no old cursor is `cursor_invalid`.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        Self::read(text).ok_or_else(|| {
+            Error::new(
+                ErrorKind::CursorInvalid,
+                "the cursor of the oCIS tail must be <inode>:<position>, with or without its \
+                 verification data; delete it to read again from the beginning, which stores \
+                 nothing twice",
+            )
+        })
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        if text.len() > CURSOR_MAX_BYTES {
+            return None;
+        }
+        let (place, rest) = match text.split_once(' ') {
+            Some((place, rest)) => (place, Some(rest)),
+            None => (text, None),
+        };
+        let (inode, position) = place.split_once(':')?;
+        let (inode, position) = (number(inode)?, number(position)?);
+        let Some(rest) = rest else {
+            return Some(Self {
+                at: Place { position, ..Place::start(inode, None, None) },
+                previous: None,
+            });
+        };
+        let wire: WireCursor = serde_json::from_str(rest).ok()?;
+        if wire.v != 2 {
+            return None;
+        }
+        let previous = match wire.prev {
+            Some(previous) => {
+                bounded(previous.inode)?;
+                let position = bounded(previous.pos)?;
+                Some(previous.place.place(previous.inode, position).filter(|p| p.position > 0)?)
+            }
+            None => None,
+        };
+        Some(Self { at: wire.at.place(inode, position)?, previous })
+    }
+}
+
+/// Decimal digits without sign or superfluous zeros.
+fn number(text: &str) -> Option<u64> {
+    let plain = text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    plain.then(|| text.parse().ok()).flatten().and_then(bounded)
+}
+
+/// Offsets and inodes are signed 64-bit integers in every store.
+fn bounded(number: u64) -> Option<u64> {
+    i64::try_from(number).ok().map(|_| number)
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let wire = WireCursor {
+            v: 2,
+            at: WirePlace::new(&self.at),
+            prev: self.previous.as_ref().map(|place| WirePrevious {
+                inode: place.inode,
+                pos: place.position,
+                place: WirePlace::new(place),
+            }),
+        };
+        let wire = serde_json::to_string(&wire).map_err(|_| fmt::Error)?;
+        write!(f, "{}:{} {wire}", self.at.inode, self.at.position)
+    }
+}
+
+/// Hashes the first line of a file, chunk by chunk: what tells one generation
+/// from another.
+#[derive(Debug, Default)]
+pub struct GenerationHash {
+    hash: Sha256,
+    taken: u64,
+}
+
+impl GenerationHash {
+    /// Takes the next bytes of the file. The hash, once the line is complete or
+    /// [`GENERATION_MAX_BYTES`] of it are there.
+    pub fn push(&mut self, chunk: &[u8]) -> Option<Digest> {
+        let line_end = memchr(b'\n', chunk);
+        let room = usize::try_from(GENERATION_MAX_BYTES - self.taken).unwrap_or(usize::MAX);
+        let end = line_end.unwrap_or(chunk.len()).min(room);
+        self.hash.update(&chunk[..end]);
+        self.taken += end as u64;
+        (line_end.is_some() || self.taken == GENERATION_MAX_BYTES)
+            .then(|| std::mem::take(&mut self.hash).finalize().into())
+    }
+}
+
+/// What every line is read with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The source's name.
+    pub source: String,
+    /// The longest line.
+    pub max_line_bytes: usize,
+    /// What is let through.
+    pub options: OcisOptions,
+}
+
+/// What a pull has brought so far.
+#[derive(Debug)]
+pub struct Batch {
+    /// The events.
+    pub events: Vec<PulledEvent>,
+    /// What could not be mapped.
+    pub quarantine: Vec<QuarantineItem>,
+    /// Lines passed over on purpose.
+    pub skipped: u64,
+    items_left: usize,
+    bytes_left: u64,
+}
+
+impl Batch {
+    /// An empty batch that is full after `max_items` events and quarantined
+    /// items, or `max_bytes` of lines; it takes one line at least.
+    pub fn new(max_items: usize, max_bytes: usize) -> Self {
+        Self {
+            events: Vec::new(),
+            quarantine: Vec::new(),
+            skipped: 0,
+            items_left: max_items.max(1),
+            bytes_left: max_bytes.max(1) as u64,
+        }
+    }
+
+    /// Whether no further line is to be taken.
+    pub fn is_full(&self) -> bool {
+        self.items_left == 0 || self.bytes_left == 0
+    }
+
+    /// Takes an event.
+    pub fn event(&mut self, event: impl Into<PulledEvent>) {
+        self.events.push(event.into());
+        self.items_left = self.items_left.saturating_sub(1);
+    }
+
+    fn quarantined(&mut self, item: QuarantineItem) {
+        self.quarantine.push(item);
+        self.items_left = self.items_left.saturating_sub(1);
+    }
+
+    fn decoded(&mut self, decoded: Decoded) {
+        match decoded {
+            Decoded::Event(event) => self.event(*event),
+            Decoded::Skipped => self.skipped += 1,
+            Decoded::Quarantine(item) => self.quarantined(*item),
+        }
+    }
+}
+
+/// The reading of one generation from a place on.
+#[derive(Debug)]
+pub struct Reading<'a> {
+    settings: &'a Settings,
+    generation: Digest,
+    now: Timestamp,
+    place: Place,
+    framer: Framer,
+}
+
+impl<'a> Reading<'a> {
+    /// Goes on at `place` in the generation.
+    pub fn new(settings: &'a Settings, generation: Digest, now: Timestamp, place: Place) -> Self {
+        let framer = Framer::new(place.position, settings.max_line_bytes);
+        Self { settings, generation, now, place, framer }
+    }
+
+    /// The offset of the bytes that [`push`](Self::push) takes next.
+    pub fn next_offset(&self) -> u64 {
+        self.framer.next_offset()
+    }
+
+    /// Takes the next bytes; breaks as soon as `batch` is full.
+    pub fn push(&mut self, chunk: &[u8], batch: &mut Batch) -> ControlFlow<()> {
+        let context = LineContext {
+            source: &self.settings.source,
+            options: self.settings.options,
+            generation: &self.generation,
+            now: self.now,
+        };
+        let place = &mut self.place;
+        self.framer.push(chunk, |frame| {
+            let verified = match frame {
+                Frame::Line { offset, bytes } => {
+                    map::decode_line(context, offset, bytes, &mut place.last_time, |decoded| {
+                        batch.decoded(decoded);
+                    });
+                    bytes
+                }
+                Frame::TooLong { offset, bytes, head, tail } => {
+                    batch.quarantined(map::too_long(context, offset, bytes, head));
+                    tail
+                }
+            };
+            place.last_line = Some(LastLine {
+                bytes: verified.len() as u64,
+                hash: Sha256::digest(verified).into(),
+            });
+            batch.bytes_left = batch.bytes_left.saturating_sub(frame.end() - place.position);
+            place.position = frame.end();
+            if batch.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+    }
+
+    /// Takes the bytes behind the last `\n`, for a file that will not grow any
+    /// more. The place stays before them.
+    pub fn end(&mut self, batch: &mut Batch) {
+        let context = LineContext {
+            source: &self.settings.source,
+            options: self.settings.options,
+            generation: &self.generation,
+            now: self.now,
+        };
+        match self.framer.unterminated() {
+            None => {}
+            Some(Frame::Line { offset, bytes }) => {
+                let mut last_time = self.place.last_time;
+                map::decode_unterminated(context, offset, bytes, &mut last_time, |decoded| {
+                    batch.decoded(decoded);
+                });
+            }
+            Some(Frame::TooLong { offset, bytes, head, .. }) => {
+                batch.quarantined(map::too_long(context, offset, bytes, head));
+            }
+        }
+    }
+
+    /// Where reading stands: after the last complete line.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+}
+
+/// What a rotated file's name says of its age.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Suffix {
+    /// `.3`: the higher, the older.
+    Number(u32),
+    /// `-20261121`: the higher, the younger.
+    Date(String),
+}
+
+/// A file beside the live one that may be an earlier generation of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rotated {
+    suffix: Suffix,
+    /// Whether it is compressed.
+    pub is_compressed: bool,
+}
+
+impl Rotated {
+    /// Reads a file name beside the live file `base`: `audit.log.1`,
+    /// `audit.log-20261121`, `audit-20261121.log`, with or without a compression's
+    /// ending.
+    pub fn parse(base: &str, name: &str) -> Option<Self> {
+        let (plain, is_compressed) = [".gz", ".zst", ".xz", ".bz2"]
+            .into_iter()
+            .find_map(|ending| name.strip_suffix(ending))
+            .map_or((name, false), |plain| (plain, true));
+        let suffix = plain.strip_prefix(base).or_else(|| {
+            let (stem, extension) = base.rsplit_once('.')?;
+            plain.strip_prefix(stem)?.strip_suffix(extension)?.strip_suffix('.')
+        })?;
+        let suffix = suffix.strip_prefix(['.', '-'])?;
+        let allowed = |b: u8| b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_' | b':' | b'T');
+        if !suffix.starts_with(|c: char| c.is_ascii_digit()) || !suffix.bytes().all(allowed) {
+            return None;
+        }
+        let number = suffix.parse().ok().filter(|_| suffix.len() <= 5);
+        let suffix = number.map_or_else(|| Suffix::Date(suffix.to_owned()), Suffix::Number);
+        Some(Self { suffix, is_compressed })
+    }
+
+    /// Younger is greater; `None` if the names don't compare.
+    fn compare(&self, other: &Self) -> Option<Ordering> {
+        match (&self.suffix, &other.suffix) {
+            (Suffix::Number(a), Suffix::Number(b)) => Some(b.cmp(a)),
+            (Suffix::Date(a), Suffix::Date(b)) => Some(a.cmp(b)),
+            _ => None,
+        }
+    }
+
+    fn sort_key(&self) -> (bool, Reverse<u32>, &str, bool) {
+        match &self.suffix {
+            Suffix::Number(number) => (false, Reverse(*number), "", self.is_compressed),
+            Suffix::Date(date) => (true, Reverse(0), date, self.is_compressed),
+        }
+    }
+}
+
+/// The age of a generation: when it was last written, then its name. Younger is
+/// greater.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Age {
+    /// When it was last written, in nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// Its name, unless it has none any more.
+    pub name: Option<Rotated>,
+}
+
+impl Age {
+    /// Whether this generation may be younger than `other`: by time or by name.
+    ///
+    /// The two can disagree where files were copied or restored. Then an older
+    /// one is read again, which stores nothing twice; a younger one that is left
+    /// out would be lost.
+    pub fn may_be_younger_than(&self, other: &Self) -> bool {
+        let by_name = match (&self.name, &other.name) {
+            (Some(a), Some(b)) => a.compare(b),
+            _ => None,
+        };
+        self.mtime_ns > other.mtime_ns || by_name == Some(Ordering::Greater)
+    }
+}
+
+impl PartialOrd for Age {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Age {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.mtime_ns.cmp(&other.mtime_ns).then_with(|| {
+            let (a, b) = (self.name.as_ref(), other.name.as_ref());
+            a.map(Rotated::sort_key).cmp(&b.map(Rotated::sort_key))
+        })
+    }
+}
+
+/// Why lines may be lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GapReason {
+    /// The file is shorter than what was read of it.
+    Truncated,
+    /// The file was written anew.
+    Rewritten,
+    /// The generation is nowhere any more.
+    GenerationMissing,
+}
+
+impl GapReason {
+    /// The stable code.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Truncated => "truncated",
+            Self::Rewritten => "rewritten",
+            Self::GenerationMissing => "generation_missing",
+        }
+    }
+}
+
+/// The event that says that lines behind the cursor `text` may be lost. The same
+/// cursor gives the same event.
+pub fn gap_event(
+    source: &str,
+    text: &str,
+    lost: &Place,
+    reason: GapReason,
+    now: Timestamp,
+) -> NewEvent {
+    let mut digest = hex::encode(Sha256::digest(text));
+    digest.truncate(40);
+    let hex_or_null = |hash: Option<Digest>| hash.map_or(Value::Null, |h| hex::encode(h).into());
+    let last_written = lost
+        .mtime_ns
+        .and_then(|ns| Timestamp::from_millis(ns.div_euclid(1_000_000)))
+        .map_or(Value::Null, |at| at.to_string().into());
+    NewEvent {
+        at: Some(now),
+        outcome: Outcome::Failure,
+        resource_type: Some("source".into()),
+        resource_id: Some(source.to_owned()),
+        external_id: Some(format!("gap:{source}:{digest}")),
+        metadata: NewMetadata::from_value(&json!({
+            "reason": reason.code(),
+            "lastInode": lost.inode,
+            "lastOffset": lost.position,
+            "lastLineBytes": lost.last_line.map(|line| line.bytes),
+            "lastLineHash": hex_or_null(lost.last_line.map(|line| line.hash)),
+            "generation": hex_or_null(lost.generation),
+            "lastTime": lost.last_time,
+            // The lost lines were written between these two.
+            "lastWritten": last_written,
+            "noticed": now,
+        })),
+        ..NewEvent::new("ingest.gap", Actor::system())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn digest(byte: u8) -> Digest {
+        [byte; 32]
+    }
+
+    fn place() -> impl Strategy<Value = Place> {
+        let line = (0..2_000_u64, any::<Digest>());
+        (
+            0..i64::MAX.unsigned_abs(),
+            any::<Digest>(),
+            line,
+            0..1_u64 << 40,
+            prop::option::of(0..253_402_300_799_999_i64),
+            prop::option::of(any::<i64>()),
+        )
+            .prop_map(|(inode, generation, (bytes, hash), more, time, mtime_ns)| Place {
+                inode,
+                position: bytes + 1 + more,
+                generation: Some(generation),
+                last_line: Some(LastLine { bytes, hash }),
+                last_time: time.and_then(Timestamp::from_millis),
+                mtime_ns,
+            })
+    }
+
+    /// What earlier versions wrote is read for ever.
+    #[test]
+    fn persisted_cursors_parse() {
+        let g = "2ad45d80462b8646e4993862099b5043755011417f37455678cb7506964ca2e8";
+        let h = "00000000000000000000000000000000000000000000000000000000000000ff";
+        let full = format!(
+            "10469822:18028 {{\"v\":2,\"gen\":\"{g}\",\"lastLen\":524,\"lastHash\":\"{h}\",\
+             \"lastTime\":\"2026-11-21T23:59:56.000Z\",\"mtimeNs\":1732230000000000000,\
+             \"prev\":{{\"inode\":7,\"pos\":300,\"gen\":\"{h}\",\"lastLen\":299,\
+             \"lastHash\":\"{g}\"}}}}"
+        );
+        let cursor = Cursor::parse(&full).unwrap();
+        assert_eq!((cursor.at.inode, cursor.at.position), (10_469_822, 18_028));
+        assert_eq!(cursor.at.last_line.unwrap().bytes, 524);
+        assert_eq!(cursor.previous.as_ref().unwrap().position, 300);
+        assert_eq!(cursor.to_string(), full);
+
+        let plain = format!(
+            "1:2 {{\"v\":2,\"gen\":\"{g}\",\"lastLen\":1,\"lastHash\":\"{h}\",\"later\":true}}"
+        );
+        assert_eq!(Cursor::parse(&plain).unwrap().at.last_time, None);
+
+        let old = Cursor::parse("10469822:18028").unwrap();
+        assert_eq!(old.at, Place { position: 18_028, ..Place::start(10_469_822, None, None) });
+        let begin = Cursor::parse("7:0 {\"v\":2,\"mtimeNs\":-5}").unwrap();
+        assert_eq!(begin.at, Place::start(7, None, Some(-5)));
+        assert_eq!(begin.to_string(), "7:0 {\"v\":2,\"mtimeNs\":-5}");
+    }
+
+    #[test]
+    fn other_texts_are_no_cursors() {
+        let h = "ff".repeat(32);
+        for text in [
+            "",
+            "1",
+            ":",
+            "1:",
+            "a:1",
+            "-1:1",
+            "+1:1",
+            "1:-1",
+            "01:1",
+            "1:2:3",
+            "1 :2",
+            "9223372036854775808:0",
+            "1:99999999999999999999",
+            "1:2 ",
+            "1:2 {}",
+            "1:2 {\"v\":3}",
+            "1:2 {\"v\":2}",
+            &format!("1:2 {{\"v\":2,\"gen\":\"{h}\",\"lastLen\":1}}"),
+            &format!("1:2 {{\"v\":2,\"gen\":\"{h}\",\"lastLen\":2,\"lastHash\":\"{h}\"}}"),
+            &format!("1:2 {{\"v\":2,\"gen\":\"{h}00\",\"lastLen\":1,\"lastHash\":\"{h}\"}}"),
+            &format!("1:0 {{\"v\":2,\"gen\":\"{h}\"}}"),
+            &format!("1:0{}", " ".repeat(3_000)),
+        ] {
+            let error = Cursor::parse(text).unwrap_err();
+            assert_eq!(error.code(), "cursor_invalid", "{text}");
+        }
+    }
+
+    #[test]
+    fn names_and_ages() {
+        let parse = |name| Rotated::parse("audit.log", name);
+        for name in [
+            "audit.log.1",
+            "audit.log-20261121",
+            "audit.log-20261121-2359",
+            "audit.log.2026-11-21T23:59",
+            "audit.1.log",
+            "audit-20261121.log",
+            "audit.log.2.gz",
+        ] {
+            assert!(parse(name).is_some(), "{name}");
+        }
+        for name in ["audit.log", "audit.log.bak", "audit.log1", "other.log.1", "audit.log.", "a"] {
+            assert_eq!(parse(name), None, "{name}");
+        }
+        assert!(parse("audit.log.2.gz").unwrap().is_compressed);
+
+        let age = |mtime_ns, name| Age { mtime_ns, name: parse(name) };
+        let mut ages = vec![
+            age(5, "audit.log.1"),
+            age(5, "audit.log.10"),
+            age(3, "audit.log-20261121"),
+            age(5, "audit.log.2"),
+            age(3, "audit.log-20261120"),
+        ];
+        ages.sort();
+        assert_eq!(
+            ages,
+            [
+                age(3, "audit.log-20261120"),
+                age(3, "audit.log-20261121"),
+                age(5, "audit.log.10"),
+                age(5, "audit.log.2"),
+                age(5, "audit.log.1"),
+            ]
+        );
+        // Restored in the wrong order: the name counts as well as the time.
+        assert!(age(1, "audit.log.1").may_be_younger_than(&age(2, "audit.log.2")));
+        assert!(age(2, "audit.log.2").may_be_younger_than(&age(1, "audit.log.1")));
+        assert!(!age(1, "audit.log.2").may_be_younger_than(&age(1, "audit.log.1")));
+    }
+
+    #[test]
+    fn a_generation_is_its_first_line() {
+        let expected: Digest = Sha256::digest("first\r").into();
+        let mut hash = GenerationHash::default();
+        assert_eq!(hash.push(b"fir"), None);
+        assert_eq!(hash.push(b"st\r\nsecond\n"), Some(expected));
+        let mut long = GenerationHash::default();
+        let chunk = vec![b'x'; 1 << 20];
+        for _ in 0..15 {
+            assert_eq!(long.push(&chunk), None);
+        }
+        assert!(long.push(&chunk).is_some(), "bounded");
+    }
+
+    #[test]
+    fn a_place_is_found_again_by_generation_and_last_line() {
+        let place = Place {
+            position: 10,
+            last_line: Some(LastLine { bytes: 4, hash: Sha256::digest("last").into() }),
+            ..Place::start(7, Some(digest(1)), None)
+        };
+        assert_eq!(place.to_verify(), 5..10);
+        assert!(place.is_in(8, Some(&digest(1)), b"last\n"), "the inode is a hint");
+        assert!(!place.is_in(7, Some(&digest(2)), b"last\n"));
+        assert!(!place.is_in(7, None, b"last\n"));
+        assert!(!place.is_in(7, Some(&digest(1)), b"lost\n"));
+        assert!(!place.is_in(7, Some(&digest(1)), b"lastx"));
+        assert!(!place.is_in(7, Some(&digest(1)), b"last"), "shorter than what was read");
+        assert!(!place.is_in(7, Some(&digest(1)), b""));
+
+        let old = Place { position: 10, ..Place::start(7, None, None) };
+        assert_eq!(old.to_verify(), 9..10);
+        assert!(old.is_in(7, Some(&digest(2)), b"\n"));
+        assert!(!old.is_in(8, Some(&digest(2)), b"\n"));
+        assert!(!old.is_in(7, Some(&digest(2)), b"x"));
+    }
+
+    #[test]
+    fn a_gap_is_the_same_event_for_the_same_cursor() {
+        let now = Timestamp::from_millis_clamped(5);
+        let lost = Place { position: 10, ..Place::start(7, None, Some(3_999_999)) };
+        let gap = gap_event("ocis:b", "7:10", &lost, GapReason::Truncated, now);
+        assert_eq!(
+            gap.external_id,
+            gap_event("ocis:b", "7:10", &lost, GapReason::Rewritten, now).external_id
+        );
+        assert_ne!(
+            gap.external_id,
+            gap_event("ocis", "7:10", &lost, GapReason::Truncated, now).external_id
+        );
+        assert_eq!((gap.action.as_str(), gap.source.as_str()), ("ingest.gap", "platform-api"));
+        let said: Value = serde_json::from_str(gap.metadata.source().unwrap()).unwrap();
+        assert_eq!(said["lastOffset"], 10);
+        assert_eq!(said["lastWritten"], "1970-01-01T00:00:00.003Z");
+    }
+
+    proptest! {
+        #[test]
+        fn cursors_survive_their_text(at in place(), previous in prop::option::of(place())) {
+            let cursor = Cursor { at, previous };
+            let text = cursor.to_string();
+            prop_assert!(text.len() <= CURSOR_MAX_BYTES);
+            let prefix = format!("{}:{} ", cursor.at.inode, cursor.at.position);
+            prop_assert!(text.starts_with(&prefix));
+            prop_assert_eq!(Cursor::parse(&text).unwrap(), cursor);
+        }
+
+        #[test]
+        fn no_text_breaks_the_parser(text in ".{0,60}", tail in "[0-9:]{0,12}( \\{.{0,40}\\})?") {
+            let _ = Cursor::parse(&text);
+            let _ = Cursor::parse(&tail);
+        }
+
+        #[test]
+        fn generations_hash_alike_however_read(line in "[a-z]{0,40}", cut in 0_usize..40) {
+            let file = format!("{line}\nmore\n");
+            let cut = cut.min(line.len());
+            let mut hash = GenerationHash::default();
+            let first = hash.push(&file.as_bytes()[..cut]);
+            prop_assert_eq!(first, None);
+            let expected: Digest = Sha256::digest(line.as_bytes()).into();
+            prop_assert_eq!(hash.push(&file.as_bytes()[cut..]), Some(expected));
+        }
+    }
+}

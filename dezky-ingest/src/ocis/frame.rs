@@ -1,0 +1,292 @@
+//! Cuts bytes into lines.
+//!
+//! A line exists once its `\n` does: the size of a file moves page by page while
+//! a long line is being written, so the unterminated rest is no line yet.
+
+use std::ops::ControlFlow;
+
+use memchr::memchr;
+
+/// How much of the beginning and of the end of an over-long line is kept.
+pub const LONG_LINE_KEPT_BYTES: usize = 4 << 10;
+
+/// One complete line, without its `\n`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// A line within the bound.
+    Line {
+        /// Where it begins.
+        offset: u64,
+        /// Its bytes; a `\r` before the `\n` is still there.
+        bytes: &'a [u8],
+    },
+    /// A line over the bound, of which only both ends were kept.
+    TooLong {
+        /// Where it begins.
+        offset: u64,
+        /// Its length.
+        bytes: u64,
+        /// Its first bytes, at most [`LONG_LINE_KEPT_BYTES`].
+        head: &'a [u8],
+        /// Its last bytes, at most [`LONG_LINE_KEPT_BYTES`].
+        tail: &'a [u8],
+    },
+}
+
+impl Frame<'_> {
+    /// The offset of the byte after the line's `\n`.
+    pub fn end(&self) -> u64 {
+        match *self {
+            Self::Line { offset, bytes } => offset + len(bytes) + 1,
+            Self::TooLong { offset, bytes, .. } => offset + bytes + 1,
+        }
+    }
+}
+
+/// A line framer: takes chunks, gives complete lines.
+///
+/// However the bytes are split into chunks, the lines are the same. Keeps at
+/// most one line of `max_line_bytes`, and of a longer one both its ends.
+#[derive(Debug)]
+pub struct Framer {
+    max_line_bytes: usize,
+    line_start: u64,
+    next: u64,
+    /// The line so far, or the head of one that is too long.
+    partial: Vec<u8>,
+    /// Length so far and the tail of a line that is too long.
+    long: Option<(u64, Vec<u8>)>,
+}
+
+impl Framer {
+    /// A framer for bytes that begin at `offset`, the start of a line.
+    pub fn new(offset: u64, max_line_bytes: usize) -> Self {
+        Self { max_line_bytes, line_start: offset, next: offset, partial: Vec::new(), long: None }
+    }
+
+    /// The offset at which the next chunk begins.
+    pub fn next_offset(&self) -> u64 {
+        self.next
+    }
+
+    /// Takes the `chunk` at [`next_offset`](Self::next_offset) and calls `each`
+    /// with every line that it completes. After a break the rest of the chunk is
+    /// not taken: `next_offset` is the start of the next line.
+    pub fn push<B>(
+        &mut self,
+        chunk: &[u8],
+        mut each: impl FnMut(Frame<'_>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let mut rest = chunk;
+        while let Some(end) = memchr(b'\n', rest) {
+            let part = &rest[..end];
+            rest = &rest[end + 1..];
+            let offset = self.line_start;
+            self.next += len(part) + 1;
+            self.line_start = self.next;
+            let flow = if self.partial.is_empty() && self.long.is_none() {
+                // The common case borrows from the chunk.
+                each(self.whole(offset, part))
+            } else {
+                self.absorb(part);
+                let partial = std::mem::take(&mut self.partial);
+                let flow = match self.long.take() {
+                    None => each(Frame::Line { offset, bytes: &partial }),
+                    Some((bytes, tail)) => {
+                        each(Frame::TooLong { offset, bytes, head: &partial, tail: &tail })
+                    }
+                };
+                if partial.capacity() <= self.max_line_bytes {
+                    self.partial = partial;
+                    self.partial.clear();
+                }
+                flow
+            };
+            flow?;
+        }
+        self.next += len(rest);
+        self.absorb(rest);
+        ControlFlow::Continue(())
+    }
+
+    /// The bytes after the last `\n`, as the line that they would be; `None` if
+    /// there are none.
+    pub fn unterminated(&self) -> Option<Frame<'_>> {
+        let offset = self.line_start;
+        match &self.long {
+            Some((bytes, tail)) => {
+                Some(Frame::TooLong { offset, bytes: *bytes, head: &self.partial, tail })
+            }
+            None if self.partial.is_empty() => None,
+            None => Some(Frame::Line { offset, bytes: &self.partial }),
+        }
+    }
+
+    fn whole<'a>(&self, offset: u64, bytes: &'a [u8]) -> Frame<'a> {
+        if bytes.len() <= self.max_line_bytes {
+            Frame::Line { offset, bytes }
+        } else {
+            let kept = self.kept().min(bytes.len());
+            Frame::TooLong {
+                offset,
+                bytes: len(bytes),
+                head: &bytes[..kept],
+                tail: &bytes[bytes.len() - kept..],
+            }
+        }
+    }
+
+    fn kept(&self) -> usize {
+        LONG_LINE_KEPT_BYTES.min(self.max_line_bytes)
+    }
+
+    fn absorb(&mut self, part: &[u8]) {
+        let kept = self.kept();
+        if self.long.is_none() {
+            if self.partial.len() + part.len() <= self.max_line_bytes {
+                self.partial.extend_from_slice(part);
+                return;
+            }
+            let before = std::mem::take(&mut self.partial);
+            let tail = before[before.len() - kept.min(before.len())..].to_vec();
+            self.long = Some((len(&before), tail));
+            self.partial = before[..kept.min(before.len())].to_vec();
+        }
+        let missing = kept - self.partial.len().min(kept);
+        self.partial.extend_from_slice(&part[..missing.min(part.len())]);
+        if let Some((bytes, tail)) = &mut self.long {
+            *bytes += len(part);
+            tail.extend_from_slice(&part[part.len() - kept.min(part.len())..]);
+            tail.drain(..tail.len() - kept.min(tail.len()));
+        }
+    }
+}
+
+fn len(bytes: &[u8]) -> u64 {
+    bytes.len() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Eq)]
+    enum Owned {
+        Line(u64, Vec<u8>),
+        TooLong(u64, u64, Vec<u8>, Vec<u8>),
+    }
+
+    fn owned(frame: Frame<'_>) -> Owned {
+        match frame {
+            Frame::Line { offset, bytes } => Owned::Line(offset, bytes.to_vec()),
+            Frame::TooLong { offset, bytes, head, tail } => {
+                Owned::TooLong(offset, bytes, head.to_vec(), tail.to_vec())
+            }
+        }
+    }
+
+    fn run(chunks: &[&[u8]], start: u64, max: usize) -> (Vec<Owned>, Option<Owned>) {
+        let mut framer = Framer::new(start, max);
+        let mut lines = Vec::new();
+        for chunk in chunks {
+            let flow: ControlFlow<()> = framer.push(chunk, |frame| {
+                lines.push(owned(frame));
+                ControlFlow::Continue(())
+            });
+            assert!(flow.is_continue());
+        }
+        let rest = framer.unterminated().map(owned);
+        (lines, rest)
+    }
+
+    #[test]
+    fn lines_offsets_and_the_unterminated_rest() {
+        let (lines, rest) = run(&[b"ab\r\n\nc", b"d\nef"], 7, 10);
+        assert_eq!(
+            lines,
+            [
+                Owned::Line(7, b"ab\r".to_vec()),
+                Owned::Line(11, b"".to_vec()),
+                Owned::Line(12, b"cd".to_vec())
+            ]
+        );
+        assert_eq!(rest, Some(Owned::Line(15, b"ef".to_vec())));
+    }
+
+    #[test]
+    fn a_break_leaves_the_framer_at_the_next_line() {
+        let mut framer = Framer::new(0, 10);
+        let chunk = b"one\ntwo\nthree\n";
+        assert!(framer.push(chunk, |_| ControlFlow::Break(())).is_break());
+        assert_eq!(framer.next_offset(), 4);
+        let mut seen = Vec::new();
+        let _: ControlFlow<()> = framer.push(&chunk[4..], |frame| {
+            seen.push(owned(frame));
+            ControlFlow::Continue(())
+        });
+        assert_eq!(seen, [Owned::Line(4, b"two".to_vec()), Owned::Line(8, b"three".to_vec())]);
+    }
+
+    #[test]
+    fn a_long_line_keeps_its_ends_and_bounded_memory() {
+        let mut framer = Framer::new(0, 8 << 10);
+        let chunk = vec![b'x'; 1 << 20];
+        for _ in 0..8 {
+            let _: ControlFlow<()> = framer.push(&chunk, |_| unreachable!("no newline yet"));
+            assert!(framer.partial.capacity() <= 16 << 10);
+        }
+        let mut seen = None;
+        let _: ControlFlow<()> = framer.push(b"end\nnext\n", |frame| {
+            seen.get_or_insert(owned(frame));
+            ControlFlow::Continue(())
+        });
+        let Some(Owned::TooLong(0, bytes, head, tail)) = seen else { panic!("{seen:?}") };
+        assert_eq!(bytes, (8 << 20) + 3);
+        assert_eq!(head, vec![b'x'; LONG_LINE_KEPT_BYTES]);
+        assert!(tail.len() == LONG_LINE_KEPT_BYTES && tail.ends_with(b"xend"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_gives_the_same_lines(
+            bytes in prop::collection::vec(prop_oneof![Just(b'\n'), Just(b'\r'), any::<u8>()], 0..200),
+            mut cuts in prop::collection::vec(0_usize..200, 0..12),
+            max in 1_usize..24,
+            start in 0_u64..1_000,
+        ) {
+            cuts.retain(|cut| *cut <= bytes.len());
+            cuts.sort_unstable();
+            let mut chunks = Vec::new();
+            let mut from = 0;
+            for cut in cuts {
+                chunks.push(&bytes[from..cut]);
+                from = cut;
+            }
+            chunks.push(&bytes[from..]);
+            let whole = run(&[&bytes], start, max);
+            prop_assert_eq!(&run(&chunks, start, max), &whole);
+
+            // The lines and what lies between them are the bytes again.
+            let mut offset = start;
+            let mut parts: Vec<_> = bytes.split(|b| *b == b'\n').collect();
+            parts.pop();
+            prop_assert_eq!(parts.len(), whole.0.len());
+            for (part, line) in parts.iter().zip(&whole.0) {
+                match line {
+                    Owned::Line(at, bytes) => {
+                        prop_assert!(bytes.len() <= max);
+                        prop_assert_eq!((*at, bytes.as_slice()), (offset, *part));
+                    }
+                    Owned::TooLong(at, bytes, head, tail) => {
+                        prop_assert!(part.len() > max);
+                        prop_assert_eq!((*at, *bytes), (offset, part.len() as u64));
+                        prop_assert!(part.starts_with(head) && part.ends_with(tail));
+                    }
+                }
+                offset += part.len() as u64 + 1;
+            }
+        }
+    }
+}

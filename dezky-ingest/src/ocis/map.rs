@@ -1,0 +1,723 @@
+//! What a line means: the verb, who did it, to what, when, and whose it is.
+
+use std::borrow::Cow;
+
+use dezky_core::{
+    Actor, NewEvent, NewMetadata, Outcome, PulledEvent, QuarantineItem, TenantHint, Timestamp,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::proto::{self, Fields, Piece};
+
+/// A SHA-256.
+pub type Digest = [u8; 32];
+
+/// The name of the system, in tenant hints and as the default source.
+pub const SYSTEM: &str = "ocis";
+
+/// The most bytes of a line that go to quarantine.
+const QUARANTINED_BYTES: usize = 64 << 10;
+
+/// Events that are let through only when wanted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches, each named")]
+pub struct OcisOptions {
+    /// `ocis.share_accepted`: oCIS accepts by itself, once for every share.
+    pub share_accepted: bool,
+    /// `ocis.share_declined`.
+    pub share_declined: bool,
+    /// `ocis.ocm_invite_created`: the tokens in it are redacted.
+    pub ocm_invites: bool,
+    /// `ocis.link_access_failed`: about two events for every attempt.
+    pub link_access_failed: bool,
+}
+
+/// An event that is let through only when wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Optional {
+    /// A recipient accepted a share.
+    ShareAccepted,
+    /// A recipient declined a share.
+    ShareDeclined,
+    /// An invitation to another cloud was made.
+    OcmInvite,
+    /// A link was tried in vain.
+    LinkAccessFailed,
+}
+
+impl Optional {
+    /// The action, without its `ocis.`.
+    pub const fn verb(self) -> &'static str {
+        match self {
+            Self::ShareAccepted => "share_accepted",
+            Self::ShareDeclined => "share_declined",
+            Self::OcmInvite => "ocm_invite_created",
+            Self::LinkAccessFailed => "link_access_failed",
+        }
+    }
+
+    const fn wanted(self, options: OcisOptions) -> bool {
+        match self {
+            Self::ShareAccepted => options.share_accepted,
+            Self::ShareDeclined => options.share_declined,
+            Self::OcmInvite => options.ocm_invites,
+            Self::LinkAccessFailed => options.link_access_failed,
+        }
+    }
+}
+
+/// What kind of event a type is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// One of the [mutations](MUTATIONS), by its verb.
+    Mutation(&'static str),
+    /// One that is let through only when wanted.
+    Optional(Optional),
+    /// A known read.
+    Read,
+    /// A known read through a link.
+    LinkRead,
+    /// A known login.
+    Login,
+    /// On no list.
+    Unknown,
+}
+
+/// The verbs of the mutations, without their `ocis.`; each with its Go type, and
+/// with its `Action` where that alone decides.
+pub const MUTATIONS: [(&str, &str, Option<&str>); 28] = [
+    ("file_uploaded", "FileUploaded", Some("file_create")),
+    ("folder_created", "ContainerCreated", Some("container_create")),
+    ("file_moved", "ItemMoved", Some("file_rename")),
+    ("file_trashed", "ItemTrashed", Some("file_delete")),
+    ("file_purged", "ItemPurged", Some("file_trash_delete")),
+    ("file_restored", "ItemRestored", Some("file_trash_restore")),
+    ("file_version_restored", "FileVersionRestored", Some("file_version_restore")),
+    ("space_created", "SpaceCreated", Some("space_created")),
+    ("space_renamed", "SpaceRenamed", Some("space_renamed")),
+    ("space_updated", "SpaceUpdated", Some("space_updated")),
+    ("space_disabled", "SpaceDisabled", Some("space_disabled")),
+    ("space_enabled", "SpaceEnabled", Some("space_enabled")),
+    ("space_deleted", "SpaceDeleted", Some("space_deleted")),
+    ("space_shared", "SpaceShared", Some("space_shared")),
+    ("space_unshared", "SpaceUnshared", Some("space_unshared")),
+    ("share_created", "ShareCreated", None),
+    ("share_updated", "ShareUpdated", None),
+    ("share_removed", "ShareRemoved", None),
+    ("link_created", "LinkCreated", None),
+    ("link_updated", "LinkUpdated", None),
+    ("link_removed", "LinkRemoved", None),
+    ("user_created", "UserCreated", Some("user_created")),
+    ("user_updated", "UserFeatureChanged", Some("user_feature_changed")),
+    ("user_deleted", "UserDeleted", Some("user_deleted")),
+    ("group_created", "GroupCreated", Some("group_created")),
+    ("group_deleted", "GroupDeleted", Some("group_deleted")),
+    ("group_member_added", "GroupMemberAdded", Some("group_member_added")),
+    ("group_member_removed", "GroupMemberRemoved", Some("group_member_removed")),
+];
+
+/// What decides the class of a genuine line beside its `Action`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ActionContext<'a> {
+    /// `ShareType`: `user`, `group`, `link` or empty.
+    pub share_type: &'a str,
+    /// Whether the line has the key `ShareOwner`.
+    pub has_share_owner: bool,
+    /// Whether the line has the key `ShareWith`.
+    pub has_share_with: bool,
+    /// `Success`, where the line has it.
+    pub success: Option<bool>,
+}
+
+/// The class of a genuine line, by its `Action` and what stands beside it.
+/// Total and pure; spellings of a name do not matter.
+///
+/// ```
+/// use dezky_ingest::ocis::{ActionContext, Class, classify_action};
+/// let link = ActionContext { share_type: "link", ..ActionContext::default() };
+/// assert_eq!(classify_action("file_shared", link), Class::Mutation("link_created"));
+/// assert_eq!(classify_action("file_read", ActionContext::default()), Class::Read);
+/// ```
+pub fn classify_action(action: &str, context: ActionContext<'_>) -> Class {
+    let is_link = proto::squash(context.share_type) == "link";
+    let updated = || Class::Mutation(if is_link { "link_updated" } else { "share_updated" });
+    let squashed = proto::squash(action);
+    match squashed.as_str() {
+        // Released versions write no Action for most updates of shares, and
+        // none for a declined one.
+        "" if context.has_share_owner => updated(),
+        "" if context.has_share_with => Class::Optional(Optional::ShareDeclined),
+        "fileshared" if is_link => Class::Mutation("link_created"),
+        "fileshared" if matches!(&*proto::squash(context.share_type), "user" | "group") => {
+            Class::Mutation("share_created")
+        }
+        "fileunshared" if is_link => Class::Mutation("link_removed"),
+        "fileunshared" => Class::Mutation("share_removed"),
+        "shareaccepted" => Class::Optional(Optional::ShareAccepted),
+        "sharedeclined" => Class::Optional(Optional::ShareDeclined),
+        "sciencemeshinvitetokengenerated" => Class::Optional(Optional::OcmInvite),
+        "publiclinkaccessed" if context.success == Some(false) => {
+            Class::Optional(Optional::LinkAccessFailed)
+        }
+        "publiclinkaccessed" => Class::LinkRead,
+        "fileread" => Class::Read,
+        // Newer versions have more of them than are known.
+        updates if updates.starts_with("share") && updates.ends_with("updated") => updated(),
+        _ => MUTATIONS
+            .iter()
+            .find(|(_, _, known)| known.is_some_and(|known| proto::squash(known) == squashed))
+            .map_or(Class::Unknown, |(verb, ..)| Class::Mutation(verb)),
+    }
+}
+
+/// The class of an event shape, by its `type` in any spelling, with or without
+/// the Go package (`events.FileUploaded`). Total and pure.
+///
+/// Whether a `ReceivedShareUpdated` was accepted or declined is in its `state`;
+/// without one it counts as accepted, which is what oCIS writes by itself.
+pub fn classify_type(name: &str, state: &str) -> Class {
+    let name = proto::squash(name.strip_prefix("events.").unwrap_or(name));
+    match name.as_str() {
+        "filedownloaded" => Class::Read,
+        "linkaccessed" => Class::LinkRead,
+        "usersignedin" => Class::Login,
+        "linkaccessfailed" => Class::Optional(Optional::LinkAccessFailed),
+        "sciencemeshinvitetokengenerated" => Class::Optional(Optional::OcmInvite),
+        "receivedshareupdated" => {
+            let state = proto::squash(state);
+            Class::Optional(if state.contains("declin") || state.contains("reject") {
+                Optional::ShareDeclined
+            } else {
+                Optional::ShareAccepted
+            })
+        }
+        _ => MUTATIONS
+            .iter()
+            .find(|(_, known, _)| proto::squash(known) == name)
+            .map_or(Class::Unknown, |(verb, ..)| Class::Mutation(verb)),
+    }
+}
+
+/// `ocis1:` and the identity of a line: of the generation of its file, its place
+/// and its bytes. Path, inode, device and host are not in it.
+pub fn line_key(instance: &str, generation: &Digest, offset: u64, line_hash: &Digest) -> String {
+    let mut hash = Sha256::new();
+    hash.update(b"ocis-audit/1\0");
+    hash.update(instance.as_bytes());
+    hash.update([0]);
+    hash.update(generation);
+    hash.update(offset.to_be_bytes());
+    hash.update(line_hash);
+    let mut hex = hex::encode(hash.finalize());
+    hex.truncate(40);
+    format!("ocis1:{hex}")
+}
+
+/// What stays the same for the lines of one generation in one pull.
+#[derive(Debug, Clone, Copy)]
+pub struct LineContext<'a> {
+    /// The source's name, also the instance of the keys.
+    pub source: &'a str,
+    /// What is let through.
+    pub options: OcisOptions,
+    /// The generation.
+    pub generation: &'a Digest,
+    /// The time of reading.
+    pub now: Timestamp,
+}
+
+/// What became of a line, or of a piece of one.
+#[derive(Debug, Clone)]
+pub enum Decoded {
+    /// An event.
+    Event(Box<PulledEvent>),
+    /// Passed over on purpose.
+    Skipped,
+    /// Kept for somebody to decide.
+    Quarantine(Box<QuarantineItem>),
+}
+
+/// Reads the `line` at `offset` (without its `\n`) and gives what became of it
+/// to `each`: nothing for a blank line, more than one thing for a glued one.
+///
+/// `last_time` is the last usable time before the line, and is brought forward.
+/// Nothing that is given holds a token.
+pub fn decode_line(
+    context: LineContext<'_>,
+    offset: u64,
+    line: &[u8],
+    last_time: &mut Option<Timestamp>,
+    mut each: impl FnMut(Decoded),
+) {
+    decode(context, offset, line, "not_json", last_time, &mut each);
+}
+
+/// The same for the bytes behind the last `\n` of a file that will not grow any
+/// more: an event if only its newline is missing.
+pub fn decode_unterminated(
+    context: LineContext<'_>,
+    offset: u64,
+    rest: &[u8],
+    last_time: &mut Option<Timestamp>,
+    mut each: impl FnMut(Decoded),
+) {
+    decode(context, offset, rest, "partial_line", last_time, &mut each);
+}
+
+/// The quarantine item of a line over the limit, of which only the `head` is
+/// known. It is identified by that, so that it is the same however long the line
+/// was when it was met.
+pub fn too_long(context: LineContext<'_>, offset: u64, bytes: u64, head: &[u8]) -> QuarantineItem {
+    let raw = proto::scrub(head);
+    context.quarantine(
+        context.key(offset, head),
+        "line_too_long",
+        format!("a line over the limit, {bytes} bytes at offset {offset}"),
+        &raw,
+    )
+}
+
+impl LineContext<'_> {
+    fn key(&self, offset: u64, bytes: &[u8]) -> String {
+        line_key(self.source, self.generation, offset, &Sha256::digest(bytes).into())
+    }
+
+    fn quarantine(&self, key: String, reason: &str, detail: String, raw: &str) -> QuarantineItem {
+        let cut = raw.floor_char_boundary(QUARANTINED_BYTES);
+        QuarantineItem {
+            source: self.source.to_owned(),
+            key: format!("line:{key}"),
+            reason: reason.to_owned(),
+            detail,
+            raw: raw.as_bytes()[..cut].to_vec(),
+            at: self.now,
+        }
+    }
+}
+
+fn decode(
+    context: LineContext<'_>,
+    offset: u64,
+    line: &[u8],
+    unreadable: &'static str,
+    last_time: &mut Option<Timestamp>,
+    each: &mut dyn FnMut(Decoded),
+) {
+    let text = String::from_utf8_lossy(line.trim_ascii());
+    if let Ok(fields) = Fields::parse(&text) {
+        each(decode_object(context, &text, fields, || (offset, line), last_time));
+        return;
+    }
+    let is_object = |bytes: &[u8]| Fields::parse(&String::from_utf8_lossy(bytes)).is_ok();
+    for Piece { range, main, nul } in proto::pieces(line, is_object) {
+        let bytes = &line[range.clone()];
+        // The line's identity is of all its bytes; a piece before or behind is
+        // identified as though it were a line.
+        let (at, keyed) = if main { (offset, line) } else { (offset + range.start as u64, bytes) };
+        let quarantine = |reason, what, raw: &str| {
+            let detail = format!("{what}, {} bytes at offset {at}", bytes.len());
+            let item = context.quarantine(context.key(at, keyed), reason, detail, raw);
+            Decoded::Quarantine(Box::new(item))
+        };
+        let text = String::from_utf8_lossy(bytes);
+        each(if nul {
+            quarantine("nul_bytes", "a block of NUL bytes", "")
+        } else if let Ok(fields) = Fields::parse(&text) {
+            decode_object(context, &text, fields, || (at, keyed), last_time)
+        } else if main {
+            quarantine(unreadable, "no JSON object", &proto::scrub(bytes))
+        } else {
+            let what = "the beginning of a line to which the next was glued";
+            quarantine("glued_fragment", what, &proto::scrub(bytes))
+        });
+    }
+}
+
+/// What a JSON object is; `keyed` gives the offset and bytes that identify it.
+fn decode_object<'b>(
+    context: LineContext<'_>,
+    text: &str,
+    fields: Fields<'_>,
+    keyed: impl Fn() -> (u64, &'b [u8]),
+    last_time: &mut Option<Timestamp>,
+) -> Decoded {
+    let key = || {
+        let (at, bytes) = keyed();
+        context.key(at, bytes)
+    };
+    let quarantine = |reason, what: &str, raw: &str| {
+        let (at, bytes) = keyed();
+        let detail = format!("{what}, {} bytes at offset {at}", bytes.len());
+        Decoded::Quarantine(Box::new(context.quarantine(key(), reason, detail, raw)))
+    };
+    let clean = proto::redact(text, &fields);
+    // From here on only what may be kept is seen.
+    let fields = match &clean {
+        Cow::Borrowed(_) => fields,
+        Cow::Owned(clean) => match Fields::parse(clean) {
+            Ok(fields) => fields,
+            Err(_) => {
+                return quarantine("not_json", "not redactable", &proto::scrub(text.as_bytes()));
+            }
+        },
+    };
+    let shape = if fields.has("Action") {
+        Shape::genuine(&fields)
+    } else if fields.has("type") {
+        Shape::event(&fields)
+    } else {
+        return quarantine("unknown_shape", "an object with neither Action nor type", &clean);
+    };
+    let class = shape.class();
+    let own_time = shape.time();
+    let before = *last_time;
+    if class.has_usable_time() {
+        *last_time = own_time.or(before);
+    }
+    let verb = match class {
+        Class::Mutation(verb) => verb,
+        Class::Optional(optional) if optional.wanted(context.options) => optional.verb(),
+        Class::Read | Class::LinkRead | Class::Login | Class::Optional(_) => {
+            return Decoded::Skipped;
+        }
+        Class::Unknown => return quarantine("unknown_type", &shape.unknown(), &clean),
+    };
+    let (at, time_source) = match (own_time, before) {
+        (Some(time), _) => (time, "event"),
+        (None, Some(time)) => (time, "previous_line"),
+        (None, None) => (context.now, "reading"),
+    };
+    let mut metadata = NewMetadata::from_source(&*clean).with_annotation("timeSource", time_source);
+    if matches!(clean, Cow::Owned(_)) && clean.contains(proto::REDACTED) {
+        metadata.annotate("redacted", true);
+    }
+    let mut pulled = shape.event_of(verb, class, metadata);
+    let event = &mut pulled.event;
+    event.at = Some(at);
+    context.source.clone_into(&mut event.source);
+    event.external_id = Some(match shape.id() {
+        Some(Ok(id)) => id,
+        Some(Err(raw)) => {
+            event.metadata.annotate("rawId", raw);
+            key()
+        }
+        None => key(),
+    });
+    event.cut_to_bounds();
+    Decoded::Event(Box::new(pulled))
+}
+
+impl Class {
+    /// Whether the time of such a line is when it was written. That of a link's
+    /// access is when the link was made, that of an accepted or declined share
+    /// when the share was changed; of an unknown type nothing is known.
+    fn has_usable_time(self) -> bool {
+        match self {
+            Self::Mutation(_) | Self::Read | Self::Login | Self::Optional(Optional::OcmInvite) => {
+                true
+            }
+            Self::LinkRead | Self::Optional(_) | Self::Unknown => false,
+        }
+    }
+}
+
+/// A line that was read, in one of its two shapes.
+struct Shape<'f, 'a> {
+    fields: &'f Fields<'a>,
+    genuine: bool,
+    /// `Action` or `type`; `None` if that is no string.
+    name: Option<Cow<'a, str>>,
+}
+
+impl<'f, 'a> Shape<'f, 'a> {
+    fn genuine(fields: &'f Fields<'a>) -> Self {
+        Self { fields, genuine: true, name: fields.get("Action").and_then(proto::string) }
+    }
+
+    fn event(fields: &'f Fields<'a>) -> Self {
+        Self { fields, genuine: false, name: fields.get("type").and_then(proto::string) }
+    }
+
+    fn share_type(&self) -> Cow<'a, str> {
+        self.fields.text("ShareType").unwrap_or_default()
+    }
+
+    fn class(&self) -> Class {
+        let Some(name) = &self.name else { return Class::Unknown };
+        if !self.genuine {
+            return classify_type(name, &self.fields.text("state").unwrap_or_default());
+        }
+        let context = ActionContext {
+            share_type: &self.share_type(),
+            has_share_owner: self.fields.has("ShareOwner"),
+            has_share_with: self.fields.has("ShareWith"),
+            success: self.fields.get("Success").and_then(|value| match value.get() {
+                "true" => Some(true),
+                "false" => Some(false),
+                _ => None,
+            }),
+        };
+        classify_action(name, context)
+    }
+
+    /// The line's own time. Those up to 1970 are what systems write that have
+    /// none.
+    fn time(&self) -> Option<Timestamp> {
+        let text = self.fields.text(if self.genuine { "Time" } else { "timestamp" })?;
+        Timestamp::parse(&text).filter(|time| time.as_millis() > 0)
+    }
+
+    /// The event's own id, or as an error its text where that can't be one.
+    fn id(&self) -> Option<Result<String, String>> {
+        if self.genuine {
+            return None;
+        }
+        let id = self.fields.text("id")?.into_owned();
+        // In normal form U+0000 takes three bytes.
+        let fits = id.len() <= 512 && !id.contains('\0');
+        Some(if fits { Ok(id) } else { Err(id[..id.floor_char_boundary(1024)].to_owned()) })
+    }
+
+    fn unknown(&self) -> String {
+        let what = if self.genuine { "Action" } else { "type" };
+        match &self.name {
+            // A name that could be anything but a name is not repeated.
+            Some(name)
+                if name.len() <= 64
+                    && name
+                        .bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.')) =>
+            {
+                format!("{what} \"{name}\" is on no list")
+            }
+            _ => format!("{what} is on no list"),
+        }
+    }
+
+    fn event_of(&self, verb: &'static str, class: Class, metadata: NewMetadata) -> PulledEvent {
+        let (actor, actor_source) = self.actor(verb, class);
+        let family = verb.split_once('_').map_or(verb, |(word, _)| word);
+        let mut event = NewEvent {
+            outcome: match class {
+                Class::Optional(Optional::LinkAccessFailed) => Outcome::Failure,
+                _ => Outcome::Success,
+            },
+            resource_type: Some(family.to_owned()),
+            metadata,
+            ..NewEvent::new(
+                format!("ocis.{verb}"),
+                actor.as_deref().map_or_else(Actor::system, Actor::user),
+            )
+        };
+        event.metadata.annotate("rawAction", self.name.as_deref().unwrap_or_default());
+        event.metadata.annotate("actorSource", actor_source);
+        if actor_source == "group_share" {
+            let group = self.fields.text("User").or_else(|| self.fields.text("ShareWith"));
+            event.metadata.annotate("groupId", group.as_deref().map_or(Value::Null, Value::from));
+        }
+        let (id, name) = self.resource(family);
+        event.resource_id = id.filter(|id| !id.is_empty());
+        event.resource_name = name.filter(|name| !name.is_empty());
+
+        let file = self.text("FileID", "fileid");
+        let file = file.as_deref().map(FileId::parse);
+        let space = self.space(file.as_ref());
+        if let Some(file) = &file {
+            event.metadata.annotate("file", file.to_value());
+        }
+        if let Some(space) = &space {
+            event.metadata.annotate("spaceId", space.to_string());
+        }
+
+        let mut tenant = Vec::new();
+        if let Some(name) = self.space_name() {
+            tenant.push(TenantHint::Slug { slug: name, via: "space_name" });
+        }
+        // A personal space has the id of its user.
+        if let Some(id) = actor.or_else(|| space.map(|space| space.space)) {
+            tenant.push(TenantHint::User { system: SYSTEM, id });
+        }
+        PulledEvent { event, tenant }
+    }
+
+    fn text(&self, genuine: &str, squashed: &str) -> Option<Cow<'a, str>> {
+        if self.genuine { self.fields.text(genuine) } else { self.fields.text_like(squashed) }
+    }
+
+    /// Who did it, and how that is known. Never the `Owner`, who is somebody
+    /// else as soon as two people work in one space.
+    fn actor(&self, verb: &str, class: Class) -> (Option<String>, &'static str) {
+        if !self.genuine {
+            let user = self
+                .fields
+                .get("executingUser")
+                .and_then(|value| Fields::parse(value.get()).ok())
+                .and_then(|user| user.text("id").map(Cow::into_owned));
+            return match user {
+                Some(id) => (Some(id), "executing_user"),
+                None => (None, "none"),
+            };
+        }
+        let received =
+            matches!(class, Class::Optional(Optional::ShareAccepted | Optional::ShareDeclined));
+        if received && proto::squash(&self.share_type()) == "group" {
+            // Both User and Message hold the group there.
+            return (None, "group_share");
+        }
+        if let Some(message) = self.fields.text("Message")
+            && let Some(rest) = message.strip_prefix("user '")
+            && let Some((id, after)) = rest.split_once('\'')
+            && !id.is_empty()
+            && after.starts_with(' ')
+        {
+            return (Some(id.to_owned()), "message");
+        }
+        let share_or_link = received
+            || (matches!(class, Class::Mutation(_))
+                && (verb.starts_with("share_") || verb.starts_with("link_")));
+        match self.fields.text("User") {
+            Some(user) if share_or_link => (Some(user.into_owned()), "user"),
+            _ => (None, "none"),
+        }
+    }
+
+    /// Id and name of what it was done to.
+    fn resource(&self, family: &str) -> (Option<String>, Option<String>) {
+        let text = |genuine, squashed| self.text(genuine, squashed).map(Cow::into_owned);
+        match family {
+            "file" | "folder" => {
+                let id = text("FileID", "fileid");
+                let name = self
+                    .text("Path", "path")
+                    .as_deref()
+                    .and_then(relative)
+                    .map(str::to_owned)
+                    .or_else(|| FileId::parse(id.as_deref()?).path.map(str::to_owned));
+                (id, name)
+            }
+            "space" => {
+                let id = self.text("SpaceID", "spaceid");
+                (id.as_deref().map(|id| SpaceId::parse(id).to_string()), self.space_name_any())
+            }
+            "share" => (text("ShareID", "shareid"), None),
+            "link" => (text("ShareID", "linkid").or_else(|| text("ShareID", "shareid")), None),
+            "user" => (text("UserID", "userid"), None),
+            "group" => (text("GroupID", "groupid"), None),
+            _ => (None, None),
+        }
+    }
+
+    fn space(&self, file: Option<&FileId<'_>>) -> Option<SpaceId> {
+        if let Some(id) = self.text("SpaceID", "spaceid") {
+            return Some(SpaceId::parse(&id));
+        }
+        if let Some(FileId { storage: Some(storage), space: Some(space), .. }) = file {
+            return Some(SpaceId {
+                storage: Some((*storage).to_owned()),
+                space: (*space).to_owned(),
+            });
+        }
+        let share = self.text("ShareID", "shareid")?;
+        let mut parts = share.split(':');
+        match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some(storage), Some(space), Some(id), None) if ![storage, space, id].contains(&"") => {
+                Some(SpaceId { storage: Some(storage.to_owned()), space: space.to_owned() })
+            }
+            _ => None,
+        }
+    }
+
+    /// The name of the space, if it could be a tenant's slug.
+    fn space_name(&self) -> Option<String> {
+        self.space_name_any().filter(|name| name.len() <= 63)
+    }
+
+    fn space_name_any(&self) -> Option<String> {
+        let name = if self.genuine {
+            // Only lines about spaces have these keys.
+            self.fields
+                .has("SpaceID")
+                .then(|| self.fields.text("NewName").or_else(|| self.fields.text("Name")))
+                .flatten()
+        } else {
+            self.fields.text("spaceName")
+        };
+        name.map(Cow::into_owned)
+    }
+}
+
+/// A path without a leading `./` or `/`; `None` for the root.
+fn relative(path: &str) -> Option<&str> {
+    let path = path.strip_prefix("./").or_else(|| path.strip_prefix('/')).unwrap_or(path);
+    (!matches!(path, "" | ".")).then_some(path)
+}
+
+/// `<storage>$<space>[!<node>]`
+#[derive(Debug, PartialEq, Eq)]
+struct SpaceId {
+    storage: Option<String>,
+    space: String,
+}
+
+impl SpaceId {
+    fn parse(text: &str) -> Self {
+        let (storage, rest) = match text.split_once('$') {
+            Some((storage, rest)) => (Some(storage.to_owned()), rest),
+            None => (None, text),
+        };
+        let space = rest.split_once('!').map_or(rest, |(space, _)| space);
+        Self { storage, space: space.to_owned() }
+    }
+}
+
+impl std::fmt::Display for SpaceId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.storage {
+            Some(storage) => write!(f, "{storage}${}", self.space),
+            None => f.write_str(&self.space),
+        }
+    }
+}
+
+/// `<storage>$<space>!<node>[/<path>]`, or the bare node of share lines.
+#[derive(Debug, PartialEq, Eq)]
+struct FileId<'a> {
+    storage: Option<&'a str>,
+    space: Option<&'a str>,
+    node: Option<&'a str>,
+    path: Option<&'a str>,
+}
+
+impl<'a> FileId<'a> {
+    fn parse(text: &'a str) -> Self {
+        let Some((storage, rest)) = text.split_once('$') else {
+            return Self { storage: None, space: None, node: Some(text), path: None };
+        };
+        let Some((space, rest)) = rest.split_once('!') else {
+            return Self { storage: Some(storage), space: Some(rest), node: None, path: None };
+        };
+        let (node, path) = match rest.split_once('/') {
+            Some((node, path)) => (node, Some(path).filter(|path| !path.is_empty())),
+            None => (rest, None),
+        };
+        Self { storage: Some(storage), space: Some(space), node: Some(node), path }
+    }
+
+    fn to_value(&self) -> Value {
+        let mut value = json!({});
+        for (key, part) in [
+            ("storageId", self.storage),
+            ("spaceId", self.space),
+            ("nodeId", self.node),
+            ("path", self.path),
+        ] {
+            if let Some(part) = part {
+                value[key] = part.into();
+            }
+        }
+        value
+    }
+}
