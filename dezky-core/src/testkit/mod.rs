@@ -34,6 +34,6 @@ mod runtime;
 
 pub use futures_util::future::BoxFuture;
 
-
+pub use self::conformance::{Reopen, StoreHarness};
 pub use self::events::{EventGenerator, named_event};
 pub use self::runtime::ManualRuntime;

@@ -1,0 +1,4 @@
+//! The stores against the conformance suite and against real files.
+
+mod memory;
+mod sqlite;
