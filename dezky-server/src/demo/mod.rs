@@ -226,9 +226,12 @@ struct Folder {
 
 impl Folder {
     fn prepare(path: PathBuf) -> Result<Self, Failure> {
+        let name = path.display().to_string();
         let refused = |problem: String| {
-            Failure::usage(format!("--data {}: {problem}: name another folder", path.display()))
+            Failure::usage(format!("--data {name}: {problem}: name another folder"))
         };
+        // What is printed must work from any folder.
+        let path = std::path::absolute(&path).map_err(|error| refused(error.to_string()))?;
         let Some(text) = path.to_str().map(str::to_owned) else {
             return Err(refused("its name is not UTF-8".into()));
         };
