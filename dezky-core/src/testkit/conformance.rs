@@ -618,11 +618,13 @@ pub async fn a_dropped_leader_loses_no_followers_events(h: Harness<'_>) {
             ours.pop();
         }
         acknowledged.extend(ours);
-        let all = join_all(followers.iter_mut().map(Pin::as_mut));
-        let limit = h.runtime().sleep(Duration::from_secs(30));
-        pin_mut!(all, limit);
-        let left_waiting = matches!(select(all, limit).await, Either::Right(_));
-        assert!(!left_waiting, "the followers were left waiting");
+        {
+            let all = join_all(followers.iter_mut().map(Pin::as_mut));
+            let limit = h.runtime().sleep(Duration::from_secs(30));
+            pin_mut!(all, limit);
+            let left_waiting = matches!(select(all, limit).await, Either::Right(_));
+            assert!(!left_waiting, "the followers were left waiting");
+        }
         for follower in &mut followers {
             let answer = follower.as_mut().take_output().expect("is done");
             assert_eq!(answer.unwrap().receipts.len(), 1);
@@ -884,7 +886,7 @@ pub async fn pattern_characters_are_literal(h: Harness<'_>) {
     }
     for (text, expected) in [
         ("%", 1),
-        ("_", 2),
+        ("_", 1),
         ("a_b", 1),
         ("a.b", 1),
         ("\\", 1),

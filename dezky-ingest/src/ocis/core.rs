@@ -579,7 +579,7 @@ pub fn gap_event(
         resource_type: Some("source".into()),
         resource_id: Some(source.to_owned()),
         external_id: Some(format!("gap:{source}:{digest}")),
-        metadata: NewMetadata::from_value(&json!({
+        metadata: NewMetadata::from_value(json!({
             "reason": reason.code(),
             "lastInode": lost.inode,
             "lastOffset": lost.position,

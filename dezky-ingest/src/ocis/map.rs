@@ -273,7 +273,7 @@ pub fn decode_unterminated(
 pub fn too_long(context: LineContext<'_>, offset: u64, bytes: u64, head: &[u8]) -> QuarantineItem {
     let raw = proto::scrub(head);
     context.quarantine(
-        context.key(offset, head),
+        &context.key(offset, head),
         "line_too_long",
         format!("a line over the limit, {bytes} bytes at offset {offset}"),
         &raw,
@@ -285,7 +285,7 @@ impl LineContext<'_> {
         line_key(self.source, self.generation, offset, &Sha256::digest(bytes).into())
     }
 
-    fn quarantine(&self, key: String, reason: &str, detail: String, raw: &str) -> QuarantineItem {
+    fn quarantine(&self, key: &str, reason: &str, detail: String, raw: &str) -> QuarantineItem {
         let cut = raw.floor_char_boundary(QUARANTINED_BYTES);
         QuarantineItem {
             source: self.source.to_owned(),
@@ -319,7 +319,7 @@ fn decode(
         let (at, keyed) = if main { (offset, line) } else { (offset + range.start as u64, bytes) };
         let quarantine = |reason, what, raw: &str| {
             let detail = format!("{what}, {} bytes at offset {at}", bytes.len());
-            let item = context.quarantine(context.key(at, keyed), reason, detail, raw);
+            let item = context.quarantine(&context.key(at, keyed), reason, detail, raw);
             Decoded::Quarantine(Box::new(item))
         };
         let text = String::from_utf8_lossy(bytes);
@@ -351,7 +351,7 @@ fn decode_object<'b>(
     let quarantine = |reason, what: &str, raw: &str| {
         let (at, bytes) = keyed();
         let detail = format!("{what}, {} bytes at offset {at}", bytes.len());
-        Decoded::Quarantine(Box::new(context.quarantine(key(), reason, detail, raw)))
+        Decoded::Quarantine(Box::new(context.quarantine(&key(), reason, detail, raw)))
     };
     let clean = proto::redact(text, &fields);
     // From here on only what may be kept is seen.

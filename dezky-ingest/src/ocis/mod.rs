@@ -18,6 +18,8 @@ mod frame;
 mod map;
 mod proto;
 mod tail;
+#[cfg(test)]
+mod tests;
 
 pub use self::core::{
     Age, Batch, Cursor, GENERATION_MAX_BYTES, GapReason, GenerationHash, LastLine, MAX_LINE_BYTES,

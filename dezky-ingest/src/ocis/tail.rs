@@ -184,7 +184,7 @@ impl IngestSource for OcisTail {
         };
         // The descriptors are copied, not moved: a pull that is dropped half-way
         // loses none.
-        let (pull, kept) = rt::unblock(&*self.runtime, move || job.run(cursor)).await?;
+        let (pull, kept) = rt::unblock(&*self.runtime, move || job.run(cursor.as_ref())).await?;
         self.kept = kept;
         Ok(pull)
     }
@@ -388,11 +388,11 @@ struct Job {
 }
 
 impl Job {
-    fn run(self, cursor: Option<(Cursor, String)>) -> Result<(Pull, Vec<Arc<Opened>>)> {
+    fn run(self, cursor: Option<&(Cursor, String)>) -> Result<(Pull, Vec<Arc<Opened>>)> {
         let source = self.setup.settings.source.as_str();
         let live = self.live()?;
-        let route = match &cursor {
-            None => Some(self.from_the_beginning(live.clone(), None)?),
+        let route = match cursor {
+            None => Some(self.route_from_start(live.clone(), None)?),
             Some((cursor, _)) => self.resume(&cursor.at, live.clone())?,
         };
         let Some(route) = route else {
@@ -402,7 +402,7 @@ impl Job {
 
         let mut batch = Batch::new(self.limits.max_events, self.limits.max_bytes);
         let mut place = route.at.clone();
-        if let (Some(reason), Some((cursor, text))) = (route.gap, &cursor) {
+        if let (Some(reason), Some((cursor, text))) = (route.gap, cursor) {
             tracing::warn!(
                 source,
                 reason = reason.code(),
@@ -412,7 +412,7 @@ impl Job {
             batch.event(gap_event(source, text, &cursor.at, reason, self.now));
         }
 
-        let known = cursor.as_ref().and_then(|(cursor, _)| cursor.previous.clone());
+        let known = cursor.and_then(|(cursor, _)| cursor.previous.clone());
         let mut previous = match known {
             // Behind a gap it is of no use any more.
             Some(place) if route.gap.is_none() => Some(self.late_lines(place, &route, &mut batch)?),
@@ -471,15 +471,13 @@ impl Job {
             }
         }
 
-        if moved && previous.as_ref().is_some_and(|previous| previous.is_done) {
-            if let Some(done) = previous.take() {
-                self.finish(&done, &mut batch)?;
-            }
+        if moved && let Some(done) = previous.take_if(|previous| previous.is_done) {
+            self.finish(&done, &mut batch)?;
         }
         let place = place.or_else(|| {
             // Behind a gap the cursor must move even if nothing is there to read.
             let live = live.as_ref()?;
-            let lost = &cursor.as_ref().filter(|_| route.gap.is_some())?.0.at;
+            let lost = &cursor.filter(|_| route.gap.is_some())?.0.at;
             let known = lost.mtime_ns.unwrap_or(live.age.mtime_ns);
             Some(Place::start(live.opened.inode, None, Some(known)))
         });
@@ -520,7 +518,7 @@ impl Job {
 
     /// Every generation there is, or of the rotated ones those written after
     /// `since`; the oldest first.
-    fn from_the_beginning(&self, live: Option<Seen>, since: Option<i64>) -> Result<Route> {
+    fn route_from_start(&self, live: Option<Seen>, since: Option<i64>) -> Result<Route> {
         let mut order = self.scan(live.as_ref())?.siblings;
         order.retain(|seen| since.is_none_or(|since| seen.age.mtime_ns > since));
         order.extend(live);
@@ -532,7 +530,7 @@ impl Job {
     /// don't hold still or the live one is missing.
     fn resume(&self, at: &Place, live: Option<Seen>) -> Result<Option<Route>> {
         if at.position == 0 {
-            return self.from_the_beginning(live, at.mtime_ns).map(Some);
+            return self.route_from_start(live, at.mtime_ns).map(Some);
         }
         let mut live = live;
         let mut listing = None;
@@ -581,7 +579,7 @@ impl Job {
             GapReason::Rewritten
         };
         let since = at.mtime_ns.unwrap_or(i64::MAX);
-        let route = self.from_the_beginning(live, Some(since))?;
+        let route = self.route_from_start(live, Some(since))?;
         Ok(Some(Route { gap: Some(gap), ..route }))
     }
 

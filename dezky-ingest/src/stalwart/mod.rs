@@ -9,6 +9,7 @@ mod identity;
 mod json;
 mod map;
 mod proto;
+mod receiver;
 mod redact;
 mod verbs;
 
@@ -21,6 +22,7 @@ use sha2::{Digest as _, Sha256};
 use self::identity::ContentKeys;
 use self::json::{Doc, Value};
 use self::proto::{Odd, WireEvent};
+pub use self::receiver::StalwartReceiver;
 
 /// The source name of the first instance; a further one is `stalwart:{instance}`.
 pub const SOURCE: &str = "stalwart";

@@ -1,0 +1,366 @@
+//! What another tool does to the rows is found and named.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{AppendOptions, AuditStore, SqliteAuditStore, SqliteConfig};
+use dezky_core::testkit::{EventGenerator, ManualRuntime};
+use dezky_core::verify::{Difference, ExpectedHead, Finding, Verdict, verify};
+use dezky_core::{ErrorKind, SealedEvent};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection};
+use tempfile::TempDir;
+
+use crate::sqlite::tokio;
+
+struct Log {
+    _folder: TempDir,
+    path: PathBuf,
+}
+
+impl Log {
+    /// A log of 20 events whose first ones have every field.
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.db");
+        let store = open(&path).await;
+        let runtime = ManualRuntime::new(21);
+        let mut events = Vec::new();
+        for n in 0..20 {
+            let mut event = EventGenerator::new(&runtime).next_event();
+            event.actor.id = Some(format!("u-{n}"));
+            event.actor.email = Some(format!("User{n}@acme.test"));
+            event.actor.ip = Some("203.0.113.7".into());
+            event.resource_type = Some("tenant".into());
+            event.resource_id = Some(format!("t-{n}"));
+            event.resource_name = Some(format!("Tenant {n}"));
+            event.tenant_slug = Some("acme".into());
+            event.partner_slug = Some("nordic".into());
+            event.external_id = Some(format!("x-{n}"));
+            events.push(event.seal(&runtime));
+        }
+        append(&store, events).await;
+        store.close().await;
+        Self { _folder: folder, path }
+    }
+
+    async fn sql(&self, sql: &str) {
+        let mut connection = raw(&self.path).await;
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+    }
+
+    async fn verdict(&self, expected: Option<ExpectedHead>) -> Verdict {
+        let store =
+            SqliteAuditStore::open(SqliteConfig::read_only(&self.path), &TokioRuntime).await;
+        let store = store.unwrap();
+        let verdict = verify(&store, expected, |_| ()).await.unwrap();
+        store.close().await;
+        verdict
+    }
+
+    async fn finding(&self) -> Finding {
+        self.finding_after("the log was changed").await
+    }
+
+    async fn finding_after(&self, change: &str) -> Finding {
+        self.verdict(None).await.finding.unwrap_or_else(|| panic!("not found: {change}"))
+    }
+}
+
+async fn open(path: &Path) -> SqliteAuditStore {
+    SqliteAuditStore::open(SqliteConfig::new(path), &TokioRuntime).await.unwrap()
+}
+
+async fn raw(path: &Path) -> SqliteConnection {
+    SqliteConnectOptions::new().filename(path).create_if_missing(true).connect().await.unwrap()
+}
+
+async fn append(store: &SqliteAuditStore, events: Vec<SealedEvent>) {
+    store.append(events, AppendOptions::default()).await.unwrap();
+}
+
+fn check(finding: &Finding, seq: i64, kind: Difference) {
+    assert_eq!((finding.seq, finding.kind), (seq, kind), "{}", finding.detail);
+}
+
+#[test]
+fn every_column_is_evidence() {
+    tokio().block_on(async {
+        let log = Log::new().await;
+        let mut connection = raw(&log.path).await;
+        let columns: Vec<String> =
+            sqlx::query_scalar("SELECT name FROM pragma_table_info('dezky_audit_events')")
+                .fetch_all(&mut connection)
+                .await
+                .unwrap();
+        connection.close().await.unwrap();
+        assert_eq!(columns.len(), 24, "every column of the schema is tried");
+        let original = std::fs::read(&log.path).unwrap();
+        for column in columns.iter().filter(|c| *c != "seq") {
+            let changes: &[&str] = match column.as_str() {
+                "id" | "prev_hash" | "hash" | "salt" => {
+                    &["randomblob(length({}))", "x'00'", "zeroblob(32)"]
+                }
+                "at" | "received_at" => &["{} + 1", "-999999999999999"],
+                "erasure" => &["x'01'"],
+                "metadata" => &["'{}'", "{} || ' '", "'not json'"],
+                "actor_type" => {
+                    &["'operator2'", "CASE {} WHEN 'user' THEN 'service' ELSE 'user' END", "''"]
+                }
+                "outcome" => {
+                    &["'maybe'", "CASE {} WHEN 'success' THEN 'denied' ELSE 'success' END"]
+                }
+                "action" | "source" | "search" => &["'else.where'", "{} || 'x'"],
+                _ => &["'elsewhere'", "NULL", "{} || 'x'", "''"],
+            };
+            for change in changes {
+                let change = change.replace("{}", column);
+                log.sql(&format!(
+                    "UPDATE dezky_audit_events SET {column} = {change} WHERE seq = 7"
+                ))
+                .await;
+                let finding = log.finding_after(&format!("{column} = {change}")).await;
+                assert_eq!(
+                    (finding.seq, finding.kind),
+                    (7, Difference::Altered),
+                    "{column} = {change}: {}",
+                    finding.detail
+                );
+                restore(&log, &original);
+            }
+        }
+        assert_eq!(log.verdict(None).await.finding, None, "the clean log passes");
+    });
+}
+
+fn restore(log: &Log, original: &[u8]) {
+    for suffix in ["-wal", "-shm"] {
+        let mut side = log.path.clone().into_os_string();
+        side.push(suffix);
+        let _ = std::fs::remove_file(side);
+    }
+    std::fs::write(&log.path, original).unwrap();
+}
+
+#[test]
+fn rows_deleted_are_missing() {
+    tokio().block_on(async {
+        for (condition, seq) in
+            [("seq = 0", 0), ("seq = 7", 7), ("seq IN (3, 9)", 3), ("seq = 19", 19)]
+        {
+            let log = Log::new().await;
+            log.sql(&format!("DELETE FROM dezky_audit_events WHERE {condition}")).await;
+            check(&log.finding().await, seq, Difference::Missing);
+        }
+        let log = Log::new().await;
+        log.sql("DELETE FROM dezky_audit_events").await;
+        check(&log.finding().await, 0, Difference::Missing);
+        // Closed up, so that no number is missing.
+        let log = Log::new().await;
+        log.sql(
+            "DELETE FROM dezky_audit_events WHERE seq = 7;
+             UPDATE dezky_audit_events SET seq = -seq WHERE seq > 7;
+             UPDATE dezky_audit_events SET seq = -seq - 1 WHERE seq < 0;",
+        )
+        .await;
+        check(&log.finding().await, 7, Difference::Missing);
+    });
+}
+
+#[test]
+fn rows_swapped_are_reordered() {
+    tokio().block_on(async {
+        for (a, b) in [(7, 8), (3, 15), (0, 19), (0, 1), (18, 19)] {
+            let log = Log::new().await;
+            log.sql(&format!(
+                "UPDATE dezky_audit_events SET seq = -1 WHERE seq = {a};
+                 UPDATE dezky_audit_events SET seq = {a} WHERE seq = {b};
+                 UPDATE dezky_audit_events SET seq = {b} WHERE seq = -1;"
+            ))
+            .await;
+            check(&log.finding().await, a, Difference::Reordered);
+        }
+        // The events alone, under hashes that stay in their places.
+        let log = Log::new().await;
+        log.sql(
+            "CREATE TEMP TABLE h AS SELECT seq, prev_hash, hash FROM dezky_audit_events;
+             UPDATE dezky_audit_events SET seq = -1 WHERE seq = 4;
+             UPDATE dezky_audit_events SET seq = 4 WHERE seq = 11;
+             UPDATE dezky_audit_events SET seq = 11 WHERE seq = -1;
+             UPDATE dezky_audit_events SET prev_hash = (SELECT h.prev_hash FROM h WHERE h.seq = dezky_audit_events.seq),
+                                           hash = (SELECT h.hash FROM h WHERE h.seq = dezky_audit_events.seq);",
+        )
+        .await;
+        check(&log.finding().await, 4, Difference::Reordered);
+        // One moved away, its place left empty.
+        let log = Log::new().await;
+        log.sql("UPDATE dezky_audit_events SET seq = 100 WHERE seq = 5").await;
+        check(&log.finding().await, 5, Difference::Reordered);
+    });
+}
+
+const COPY: &str = "INSERT INTO dezky_audit_events SELECT SEQ, randomblob(16), at, received_at, actor_type, actor_id, actor_email, actor_ip, action, outcome, resource_type, resource_id, resource_name, tenant_slug, partner_slug, source, NULL, metadata, salt, erasure, prev_hash, hash, actor_email_fold, search FROM dezky_audit_events WHERE seq = 7;";
+
+#[test]
+fn rows_inserted_are_named() {
+    tokio().block_on(async {
+        for (seq, expected) in [("20", 20), ("-5", -5), ("400", 400)] {
+            let log = Log::new().await;
+            log.sql(&COPY.replace("SEQ", seq)).await;
+            check(&log.finding().await, expected, Difference::Inserted);
+        }
+        // Put in between, the later ones moved up.
+        for at in [0, 7, 12, 19] {
+            let log = Log::new().await;
+            log.sql(&format!(
+                "UPDATE dezky_audit_events SET seq = -seq - 1 WHERE seq >= {at};
+                 UPDATE dezky_audit_events SET seq = -seq WHERE seq < 0;
+                 {}",
+                COPY.replace("SEQ", &at.to_string()).replace("seq = 7", "seq = 2")
+            ))
+            .await;
+            check(&log.finding().await, at, Difference::Inserted);
+        }
+    });
+}
+
+#[test]
+fn a_head_that_was_changed_is_found() {
+    tokio().block_on(async {
+        let log = Log::new().await;
+        log.sql("UPDATE dezky_audit_log SET head_hash = zeroblob(32)").await;
+        check(&log.finding().await, 19, Difference::Altered);
+        let log = Log::new().await;
+        log.sql("UPDATE dezky_audit_log SET next_seq = 25").await;
+        check(&log.finding().await, 20, Difference::Missing);
+    });
+}
+
+#[test]
+fn a_cut_tail_needs_an_expected_head() {
+    tokio().block_on(async {
+        let log = Log::new().await;
+        let head = log.verdict(None).await.head;
+        let expected = ExpectedHead { seq: head.next_seq - 1, hash: head.hash };
+        assert_eq!(log.verdict(Some(expected)).await.finding, None);
+        // Rows and head cut together: the rest is a whole log.
+        log.sql(
+            "DELETE FROM dezky_audit_events WHERE seq >= 15;
+             UPDATE dezky_audit_log SET next_seq = 15, head_hash = (SELECT hash FROM dezky_audit_events WHERE seq = 14);",
+        )
+        .await;
+        assert_eq!(log.verdict(None).await.finding, None);
+        check(&log.verdict(Some(expected)).await.finding.unwrap(), 15, Difference::Cut);
+    });
+}
+
+#[test]
+fn events_appended_while_verifying_are_no_difference() {
+    tokio().block_on(async {
+        let log = Log::new().await;
+        let store = Arc::new(open(&log.path).await);
+        let runtime = ManualRuntime::new(77);
+        let mut events = EventGenerator::new(&runtime);
+        for _ in 0..20 {
+            let batch: Vec<_> = (0..50)
+                .map(|_| {
+                    let mut event = events.next_event();
+                    event.external_id = None;
+                    event.seal(&runtime)
+                })
+                .collect();
+            let (verdict, ()) =
+                futures_util::join!(verify(&*store, None, |_| ()), append(&store, batch));
+            assert_eq!(verdict.unwrap().finding, None);
+        }
+        assert_eq!(store.state().await.unwrap().head.next_seq, 1_020);
+    });
+}
+
+#[test]
+fn a_foreign_newer_or_broken_database_is_refused_unchanged() {
+    tokio().block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let foreign = folder.path().join("foreign.db");
+        let mut connection = raw(&foreign).await;
+        sqlx::raw_sql("CREATE TABLE customers (id INTEGER)")
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        connection.close().await.unwrap();
+        let newer = folder.path().join("newer.db");
+        open(&newer).await.close().await;
+        let mut connection = raw(&newer).await;
+        sqlx::raw_sql("UPDATE dezky_schema SET version = 99")
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        connection.close().await.unwrap();
+        let broken = folder.path().join("broken.db");
+        std::fs::write(&broken, [7; 9_000]).unwrap();
+        for (path, kind) in [
+            (&foreign, ErrorKind::StoreForeign),
+            (&newer, ErrorKind::SchemaNewer),
+            (&broken, ErrorKind::StoreCorrupt),
+        ] {
+            let before = std::fs::read(path).unwrap();
+            for config in [SqliteConfig::new(path), SqliteConfig::read_only(path)] {
+                let error = SqliteAuditStore::open(config, &TokioRuntime).await.err().unwrap();
+                assert_eq!(error.kind(), kind, "{error}");
+                let name = path.file_name().unwrap().to_str().unwrap();
+                assert!(error.to_string().contains(name), "{error} names the file");
+            }
+            assert_eq!(std::fs::read(path).unwrap(), before, "nothing changed");
+        }
+        let missing = folder.path().join("missing.db");
+        let config = SqliteConfig::read_only(&missing);
+        let error = SqliteAuditStore::open(config, &TokioRuntime).await.err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+        assert!(!missing.exists(), "reading makes no file");
+        let config = SqliteConfig::new(folder.path().join("no/such/folder.db"));
+        let error = SqliteAuditStore::open(config, &TokioRuntime).await.err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+    });
+}
+
+#[test]
+fn tables_of_your_own_commit_with_their_events() {
+    tokio().block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shared.db");
+        let mut own = raw(&path).await;
+        sqlx::raw_sql("CREATE TABLE tenants (slug TEXT)").execute(&mut own).await.unwrap();
+        let mut config = SqliteConfig::new(&path);
+        config.shared = true;
+        let store = SqliteAuditStore::open(config, &TokioRuntime).await.unwrap();
+        let event = dezky_core::testkit::named_event("acme").seal(&TokioRuntime);
+        for commit in [false, true] {
+            let mut tx = own.begin().await.unwrap();
+            sqlx::query("INSERT INTO tenants VALUES ('acme')").execute(&mut *tx).await.unwrap();
+            SqliteAuditStore::stage_in(&mut tx, std::slice::from_ref(&event)).await.unwrap();
+            if commit {
+                tx.commit().await.unwrap();
+            } else {
+                tx.rollback().await.unwrap();
+            }
+            let relayed = store.relay(10).await.unwrap();
+            assert_eq!(relayed.appended, usize::from(commit), "both or neither");
+        }
+        let tenants: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM tenants").fetch_one(&mut own).await.unwrap();
+        assert_eq!(tenants, 1);
+        assert_eq!(store.state().await.unwrap().head.next_seq, 1);
+    });
+}
+
+#[cfg(unix)]
+#[test]
+fn a_new_file_is_the_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    tokio().block_on(async {
+        let log = Log::new().await;
+        assert_eq!(std::fs::metadata(&log.path).unwrap().permissions().mode() & 0o777, 0o600);
+    });
+}

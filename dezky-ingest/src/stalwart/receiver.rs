@@ -1,0 +1,89 @@
+//! The receiving end of the webhook: verify, decode, append, and only then say so.
+
+use std::net::IpAddr;
+
+use dezky_core::store::AppendOptions;
+use dezky_core::{Error, ErrorKind, Result};
+
+use super::decode;
+use crate::intake::{Intake, Taken};
+use crate::signature::Secrets;
+
+/// Takes signed webhooks of one Stalwart instance into the log.
+pub struct StalwartReceiver {
+    source: String,
+    secrets: Secrets,
+    intake: Intake,
+}
+
+impl StalwartReceiver {
+    /// A receiver for `source`: `stalwart`, or `stalwart:eu2` for an instance.
+    ///
+    /// # Errors
+    /// `config_invalid` if the instance's name has other characters than letters,
+    /// digits, `.`, `_` and `-`, or more than 48 of them.
+    pub fn new(source: &str, secrets: Secrets, intake: Intake) -> Result<Self> {
+        let instance = source.strip_prefix("stalwart").unwrap_or("!");
+        let valid = instance.is_empty()
+            || instance.strip_prefix(':').is_some_and(|name| {
+                (1..=48).contains(&name.len())
+                    && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+            });
+        if !valid {
+            return Err(Error::new(
+                ErrorKind::ConfigInvalid,
+                format!("{source}: a Stalwart instance has 1 to 48 letters, digits, . _ and -"),
+            ));
+        }
+        Ok(Self { source: source.to_owned(), secrets, intake })
+    }
+
+    /// The name under which the events are stored.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Verifies `signature` (the `X-Signature` header) over the raw `body` and
+    /// appends what is in it. `client_ip` stands in for events that carry no
+    /// address. When this returns, everything is durably in the log or in the
+    /// quarantine; the same body again changes nothing and answers the same
+    /// [`Taken::received`].
+    ///
+    /// # Errors
+    /// `signature_invalid`: nothing was read or written. Those of
+    /// [`AuditStore::append`](dezky_core::AuditStore::append): nothing was stored,
+    /// let the sender come again.
+    pub async fn receive(
+        &self,
+        signature: Option<&str>,
+        body: &[u8],
+        client_ip: Option<IpAddr>,
+    ) -> Result<Taken> {
+        self.secrets.verify(signature, body)?;
+        let now = self.intake.runtime().now();
+        let decoded = decode(&self.source, body, client_ip, now);
+        let mut taken = Taken::default();
+        // Senders set no limit to a batch. Parts may be stored in several
+        // appends: each event has an identity, so a repeated body adds none.
+        let mut events = decoded.events.into_iter().peekable();
+        let mut quarantine = decoded.quarantine.into_iter().peekable();
+        while events.peek().is_some() || quarantine.peek().is_some() {
+            let part = events.by_ref().take(PART_EVENTS).collect();
+            let items = quarantine.by_ref().take(PART_ITEMS).collect();
+            taken += self.intake.take(part, items, AppendOptions::default()).await?;
+        }
+        tracing::info!(
+            source = self.source,
+            stored = taken.stored,
+            duplicates = taken.duplicates,
+            quarantined = taken.quarantined,
+            "webhook received"
+        );
+        Ok(taken)
+    }
+}
+
+/// Events of one append; with the quarantine's and its notices within the
+/// store's bound.
+const PART_EVENTS: usize = 4_000;
+const PART_ITEMS: usize = 1_000;
