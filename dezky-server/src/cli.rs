@@ -52,7 +52,7 @@ struct Common {
     /// The configuration file (TOML); see `config example`
     #[arg(long, global = true, value_name = "FILE", env = CONFIG_VARIABLE)]
     config: Option<PathBuf>,
-    /// Where the log is, such as sqlite:///var/lib/dezky/audit.db; beats every
+    /// Where the log is, such as `sqlite:///var/lib/dezky/audit.db`; beats every
     /// other setting
     #[arg(long, global = true, value_name = "URL")]
     store: Option<String>,

@@ -122,9 +122,10 @@ impl From<Error> for Problem {
                 "the request could not be served: the server's log says why"
             };
             let problem = Self::new(status, error.code(), detail);
-            return match error.is_retryable() {
-                true => problem.with_header(header::RETRY_AFTER, RETRY_AFTER_SECONDS),
-                false => problem,
+            return if error.is_retryable() {
+                problem.with_header(header::RETRY_AFTER, RETRY_AFTER_SECONDS)
+            } else {
+                problem
             };
         }
         Self::new(status, error.code(), error.to_string())

@@ -1,4 +1,8 @@
 #![doc = include_str!("../README.md")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the server is where tasks are spawned and the clock and the environment are read"
+)]
 
 pub mod auth;
 pub mod cli;

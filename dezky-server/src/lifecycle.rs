@@ -22,6 +22,8 @@ use crate::state::{App, AppState};
 
 /// How often the outbox is looked at.
 const RELAY_INTERVAL: Duration = Duration::from_secs(1);
+/// The shortest lease of a worker.
+const MIN_LEASE_TTL: Duration = Duration::from_secs(10);
 /// How many events one relay moves.
 const RELAY_BATCH: usize = 1_000;
 
@@ -209,5 +211,8 @@ pub(crate) fn follow_ocis(
     let tail = OcisTail::new(config, Arc::clone(intake.runtime()))
         .map_err(|error| Failure::usage(format!("ocis: {error}")))?;
     pump.interval = log.poll;
+    // Renewed at every tick. A server that was killed gives nothing back, so this
+    // is how long the next one waits.
+    pump.lease_ttl = (log.poll * 3).max(MIN_LEASE_TTL);
     Ok(Pump::new(Box::new(tail), intake.clone(), pump))
 }

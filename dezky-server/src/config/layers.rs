@@ -189,8 +189,8 @@ struct File<'a> {
 
 impl File<'_> {
     fn origin(&self, offset: usize) -> Origin {
-        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
-        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+        let before = self.text.get(..offset).unwrap_or_default();
+        let line = 1 + before.matches('\n').count();
         Origin::File { path: self.path.to_owned(), line }
     }
 }

@@ -55,7 +55,7 @@ pub(crate) struct Options {
 /// `demo`.
 pub(crate) async fn run(options: Options) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
-    let folder = Folder::prepare(options.data)?;
+    let folder = Folder::prepare(&options.data)?;
     let secret = folder.secret()?;
     let config = folder.config(&secret)?;
     start_logging(&config.log);
@@ -225,13 +225,13 @@ struct Folder {
 }
 
 impl Folder {
-    fn prepare(path: PathBuf) -> Result<Self, Failure> {
+    fn prepare(path: &Path) -> Result<Self, Failure> {
         let name = path.display().to_string();
         let refused = |problem: String| {
             Failure::usage(format!("--data {name}: {problem}: name another folder"))
         };
         // What is printed must work from any folder.
-        let path = std::path::absolute(&path).map_err(|error| refused(error.to_string()))?;
+        let path = std::path::absolute(path).map_err(|error| refused(error.to_string()))?;
         let Some(text) = path.to_str().map(str::to_owned) else {
             return Err(refused("its name is not UTF-8".into()));
         };

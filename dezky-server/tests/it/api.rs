@@ -1,10 +1,14 @@
 //! The HTTP API.
 
 use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{AppendOptions, ListQuery};
 use dezky_core::{Actor, NewEvent, Outcome, Timestamp};
 use reqwest::Method;
+use sqlx::{Connection as _, SqliteConnection};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
-use crate::support::{SECRET, Server, WEBHOOK};
+use crate::support::{SECRET, Server, WEBHOOK, until};
 
 const TOKEN: &str = "operator-token-0123456789";
 
@@ -27,7 +31,7 @@ async fn record(server: &Server, count: i64) {
         .seal(&TokioRuntime)
     };
     let events = (0..count).map(event).collect();
-    server.running.store().append(events, Default::default()).await.unwrap();
+    server.running.store().append(events, AppendOptions::default()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -153,7 +157,7 @@ async fn pages_neither_skip_nor_repeat_while_events_arrive() {
         cursor = format!("&cursor={next}");
         // Newer ones come in between, and stay out of the walk.
         let newer = NewEvent::new("tenant.created", Actor::system()).seal(&TokioRuntime);
-        server.running.store().append(vec![newer], Default::default()).await.unwrap();
+        server.running.store().append(vec![newer], AppendOptions::default()).await.unwrap();
         let other = server.client.get(&format!("/audit?limit=7{cursor}")).await;
         other.problem(400, "cursor_invalid");
     }
@@ -182,7 +186,7 @@ async fn webhooks_need_no_token_and_no_content_type() {
         .body(body);
     let answer = client.send(request).await;
     assert_eq!((answer.status.as_u16(), &answer.json), (200, &serde_json::json!({"received": 1})));
-    let page = server.running.store().list(&Default::default()).await.unwrap();
+    let page = server.running.store().list(&ListQuery::default()).await.unwrap();
     assert_eq!(page.events[0].event.source, "stalwart:eu2");
     assert_eq!(page.events[0].event.actor_ip.as_deref(), Some("203.0.113.80"));
     client.post_signed("/ingest/stalwart/eu3/webhook", body).await.problem(404, "not_found");
@@ -237,6 +241,71 @@ async fn staged_events_reach_the_timeline() {
     let server = Server::start(&[]).await;
     let event = NewEvent::new("tenant.created", Actor::system()).seal(&TokioRuntime);
     server.running.store().stage(vec![event]).await.unwrap();
-    crate::support::until("the relay", async || !server.client.all("").await.is_empty()).await;
+    until("the relay", async || !server.client.all("").await.is_empty()).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn senders_that_hang_up_take_nothing_from_the_others() {
+    let server = Server::start(&[]).await;
+    let secret = dezky_ingest::signature::Secret::new(SECRET).unwrap();
+    let body = |id: String| {
+        format!(
+            r#"{{"events":[{{"id":"{id}","createdAt":"2026-11-21T20:00:00Z","type":"auth.success","data":{{}}}}]}}"#
+        )
+    };
+    let mut staying = Vec::new();
+    for n in 0..40 {
+        let (client, stays) = (server.client.clone(), body(format!("stays-{n}")));
+        staying.push(tokio::spawn(async move { client.post_signed(WEBHOOK, &stays).await }));
+        let leaves = body(format!("leaves-{n}"));
+        let mut stream = TcpStream::connect(server.running.address()).await.unwrap();
+        let head = format!(
+            "POST {WEBHOOK} HTTP/1.1\r\nHost: localhost\r\nX-Signature: {}\r\nContent-Length: {}\r\n\r\n",
+            secret.sign_base64(leaves.as_bytes()),
+            leaves.len()
+        );
+        let whole = n % 2 == 0;
+        let leaves = if whole { &leaves[..] } else { &leaves[..30] };
+        stream.write_all(format!("{head}{leaves}").as_bytes()).await.unwrap();
+    }
+    for answer in staying {
+        assert_eq!(answer.await.unwrap().json["received"], 1);
+    }
+    let events = server.client.all("").await;
+    let stays = |e: &&serde_json::Value| e["externalId"].as_str().unwrap().starts_with("stays");
+    assert_eq!(events.iter().filter(stays).count(), 40);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_takes_nothing_asks_the_sender_to_come_again() {
+    let server = Server::start(&[]).await;
+    let url = format!("sqlite://{}", server.folder.path().join("audit.db").display());
+    let mut other = SqliteConnection::connect(&url).await.unwrap();
+    let held = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let body = r#"{"events":[{"id":"a-1","createdAt":"2026-11-21T20:00:00Z","type":"auth.success","data":{}}]}"#;
+    let answer = server.client.post_signed(WEBHOOK, body).await;
+    answer.problem(503, "store_busy");
+    assert_eq!(answer.header("retry-after"), "5");
+    assert!(server.client.all("").await.is_empty());
+    held.rollback().await.unwrap();
+    assert_eq!(server.client.post_signed(WEBHOOK, body).await.json["received"], 1);
+    assert_eq!(server.client.all("").await.len(), 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_before_sending_too_much_hears_it_at_once() {
+    let server = Server::start(&[]).await;
+    let mut stream = TcpStream::connect(server.running.address()).await.unwrap();
+    let head = format!(
+        "POST {WEBHOOK} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 99999999\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut begin = [0; 12];
+    tokio::io::AsyncReadExt::read_exact(&mut stream, &mut begin).await.unwrap();
+    assert_eq!(&begin, b"HTTP/1.1 413");
+    drop(stream);
     server.stop().await;
 }

@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 
 use dezky_core::rt::TokioRuntime;
-use dezky_core::store::{AuditStore as _, SqliteAuditStore, SqliteConfig};
+use dezky_core::store::{AppendOptions, AuditStore as _, SqliteAuditStore, SqliteConfig};
 use dezky_core::{Actor, NewEvent};
 use dezky_ingest::signature::Secret;
 use sqlx::{Connection as _, SqliteConnection};
@@ -21,7 +21,7 @@ async fn record(path: &Path, count: usize) -> String {
     let store = SqliteAuditStore::open(SqliteConfig::new(path), &TokioRuntime).await.unwrap();
     let event = || NewEvent::new("tenant.created", Actor::system()).seal(&TokioRuntime);
     let events = (0..count).map(|_| event()).collect();
-    store.append(events, Default::default()).await.unwrap();
+    store.append(events, AppendOptions::default()).await.unwrap();
     let head = store.state().await.unwrap().head;
     store.close().await;
     format!("{}:{}", head.next_seq - 1, hex::encode(head.hash))

@@ -28,17 +28,13 @@ impl Sender {
             let body = format!(
                 r#"{{"events":[{{"id":"{id}","createdAt":"2026-11-21T20:00:00Z","type":"auth.failed","data":{{"accountName":"alice@example.com"}}}}]}}"#
             );
-            match client.try_post_signed(WEBHOOK, &body).await {
-                Ok(answer) => {
-                    assert_eq!(answer.json["received"], 1, "{answer:?}");
-                    self.acknowledged.push(id);
-                    acknowledged.fetch_add(1, Ordering::SeqCst);
-                }
-                Err(_) => {
-                    self.waiting = Some(id);
-                    return self;
-                }
-            }
+            let Ok(answer) = client.try_post_signed(WEBHOOK, &body).await else {
+                self.waiting = Some(id);
+                return self;
+            };
+            assert_eq!(answer.json["received"], 1, "{answer:?}");
+            self.acknowledged.push(id);
+            acknowledged.fetch_add(1, Ordering::SeqCst);
         }
     }
 }

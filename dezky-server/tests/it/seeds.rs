@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use dezky_core::rt::TokioRuntime;
+use dezky_core::store::AppendOptions;
 use dezky_core::{Actor, NewEvent, Timestamp};
 use reqwest::Method;
 use sqlx::{Connection as _, SqliteConnection};
@@ -120,7 +121,7 @@ async fn seed_all_sources_in_one_list_newest_first() {
         ..NewEvent::new("tenant.suspended", Actor::user("u-7"))
     };
     let event = event.seal(&TokioRuntime);
-    server.running.store().append(vec![event], Default::default()).await.unwrap();
+    server.running.store().append(vec![event], AppendOptions::default()).await.unwrap();
     let client = &server.client;
     until("all of them", async || client.all("").await.len() == 9).await;
     let events = client.all("").await;
@@ -201,7 +202,7 @@ async fn seed_action_prefix_and_q_narrow() {
         event("flag.killed", "new_editor"),
         event("tenants.listed", "100% of_them"),
     ];
-    server.running.store().append(events, Default::default()).await.unwrap();
+    server.running.store().append(events, AppendOptions::default()).await.unwrap();
     for (query, expected) in [
         ("&action=tenant", 3),
         ("&action=tenant.", 2),

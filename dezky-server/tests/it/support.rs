@@ -18,7 +18,7 @@ pub(crate) const SECRET: &str = "test-shared-secret-0123456789abcdef";
 /// The path of the first instance's webhook.
 pub(crate) const WEBHOOK: &str = "/ingest/stalwart/webhook";
 /// How long a condition may take.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Asks `condition` until it holds.
 pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
