@@ -1366,6 +1366,9 @@ mod tests {
                     }
                     tokio::task::yield_now().await;
                 }
+                drop(hasty);
+                // In turn with the records that drain.
+                let _ = log.drain_spool(5).await;
             }
         };
         std::thread::scope(|scope| {

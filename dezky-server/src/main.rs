@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The binary: see [`dezky_server::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dezky_server::cli::main()
+}

@@ -1,0 +1,82 @@
+//! Who may ask: the operators' static token.
+
+use std::fmt;
+
+use axum::extract::{Request, State};
+use axum::http::header;
+use axum::middleware::Next;
+use axum::response::Response;
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use crate::error::Problem;
+use crate::state::AppState;
+
+/// The operators' bearer token, kept as its digest alone.
+#[derive(Clone)]
+pub struct OperatorToken([u8; 32]);
+
+impl OperatorToken {
+    /// The token of a text.
+    ///
+    /// # Errors
+    /// What is wrong with it: it is empty, or can't be sent in a header.
+    pub fn new(token: &str) -> Result<Self, &'static str> {
+        if token.is_empty() {
+            return Err("the token is empty: set one, or unset it");
+        }
+        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err("the token must be of visible ASCII characters without spaces");
+        }
+        Ok(Self(Sha256::digest(token).into()))
+    }
+
+    /// Whether `token` is this one. The time it takes tells nothing about it:
+    /// digests are compared, of equal length, to their end.
+    pub fn is(&self, token: &[u8]) -> bool {
+        let digest: [u8; 32] = Sha256::digest(token).into();
+        digest.ct_eq(&self.0).into()
+    }
+}
+
+impl fmt::Debug for OperatorToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OperatorToken(…)")
+    }
+}
+
+/// Lets a request through that carries the token, or any if there is none.
+pub(crate) async fn require_operator(
+    State(state): State<AppState>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    if let Some(token) = &state.config.operator_token
+        && !bearer(&request).is_some_and(|given| token.is(given))
+    {
+        return Err(Problem::unauthorized());
+    }
+    Ok(next.run(request).await)
+}
+
+fn bearer(request: &Request) -> Option<&[u8]> {
+    let value = request.headers().get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, token) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_compared_whole() {
+        let token = OperatorToken::new("s3cret-token").unwrap();
+        assert!(token.is(b"s3cret-token"));
+        for wrong in [&b""[..], b"s3cret", b"s3cret-token ", b"S3CRET-TOKEN"] {
+            assert!(!token.is(wrong));
+        }
+        assert!(!format!("{token:?}").contains("s3cret"));
+        assert!(OperatorToken::new("").is_err() && OperatorToken::new("a b").is_err());
+    }
+}

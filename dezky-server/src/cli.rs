@@ -1,0 +1,172 @@
+//! The command line: what there is to say, and what it exits with.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use dezky_core::verify::ExpectedHead;
+
+use crate::commands;
+use crate::config::{CONFIG_VARIABLE, LogConfig, Settings};
+use crate::demo;
+use crate::error::Failure;
+
+const ABOUT: &str = "One append-only, tamper-evident timeline of who did what, over HTTP";
+
+const LONG_ABOUT: &str = "\
+One append-only, tamper-evident timeline of who did what, over HTTP.
+
+The server takes in the signed webhooks of Stalwart and follows the audit log of
+oCIS, stores every event once, and answers GET /audit. Without a command it
+serves. Everything has a default: it runs on 127.0.0.1:8080 with an SQLite file
+in the working folder.";
+
+const EXAMPLES: &str = "\
+Examples:
+  See it work, with nothing installed:
+    dezky-server demo
+  Serve, following oCIS and taking in the webhooks of Stalwart:
+    export STALWART_WEBHOOK_SECRET=…        # the key configured at Stalwart
+    export OCIS_AUDIT_LOG_PATH=/var/log/ocis/audit.log
+    dezky-server serve --store sqlite:///var/lib/dezky/audit.db
+  Check the log, and keep its head somewhere else:
+    dezky-server verify --store sqlite:///var/lib/dezky/audit.db
+  Make a configuration file, and check it:
+    dezky-server config example > dezky.toml
+    dezky-server config check --config dezky.toml
+
+Exit status: 0 fine, 1 the answer is no, 2 wrong use or configuration.";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "dezky-server", version, about = ABOUT, long_about = LONG_ABOUT, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// The configuration file (TOML); see `config example`
+    #[arg(long, global = true, value_name = "FILE", env = CONFIG_VARIABLE)]
+    config: Option<PathBuf>,
+    /// Where the log is, such as `sqlite:///var/lib/dezky/audit.db`; beats every
+    /// other setting
+    #[arg(long, global = true, value_name = "URL")]
+    store: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take in events and answer; what happens without a command
+    ///
+    /// Ends on SIGTERM or Ctrl-C: requests and workers finish first. A second
+    /// Ctrl-C ends at once.
+    #[command(
+        after_help = "Example:\n  DEZKY_OPERATOR_TOKEN=… DEZKY_LISTEN=0.0.0.0:8080 dezky-server serve"
+    )]
+    Serve,
+    /// Show it working, with events of its own
+    ///
+    /// Takes bundled events in by the real ways (signed webhooks over HTTP, a
+    /// log file that grows and is rotated), prints commands to try, and goes on
+    /// until Ctrl-C. Everything stays in one folder; a second run on it adds
+    /// nothing that is there already.
+    #[command(
+        after_help = "Examples:\n  dezky-server demo\n  dezky-server demo --once --data /tmp/dezky-demo"
+    )]
+    Demo(demo::Options),
+    /// Recompute the whole log and name the first difference
+    ///
+    /// Opens the database for reading alone and changes nothing. A log that is
+    /// whole prints `ok: N events, head SEQ:HASH`; keep that head elsewhere, as
+    /// only it shows that a whole end was cut off.
+    #[command(
+        after_help = "Examples:\n  dezky-server verify --store sqlite:///var/lib/dezky/audit.db\n  dezky-server verify --expect-head 41:9f86d081884c7d65…\n\nExit status: 0 whole, 1 a difference was found, 2 the log can't be read."
+    )]
+    Verify(Verify),
+    /// Print or check the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Args)]
+struct Verify {
+    /// A head that was kept elsewhere, as an earlier run printed it
+    #[arg(long, value_name = "SEQ:HASH")]
+    expect_head: Option<ExpectedHead>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print a configuration file with every key and its default
+    #[command(after_help = "Example:\n  dezky-server config example > dezky.toml")]
+    Example,
+    /// Check the configuration as `serve` would, and print what holds
+    ///
+    /// Looks at the file, the environment and the paths they name. Changes
+    /// nothing, shows no secret.
+    #[command(after_help = "Example:\n  dezky-server config check --config dezky.toml --json")]
+    Check {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Runs the command line of the process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return exit(&Failure::no(format!("no threads can be started: {error}"))),
+    };
+    let result = runtime.block_on(run(cli));
+    // Blocking work that hangs must not keep the process.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => exit(&failure),
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let Common { config, store } = cli.common;
+    let settings = || Settings::from_process(config.as_deref(), store.as_deref());
+    match cli.command.unwrap_or(Command::Serve) {
+        Command::Serve => commands::serve(&settings()?).await,
+        Command::Verify(Verify { expect_head, json }) => {
+            commands::verify(&settings()?, expect_head, json).await
+        }
+        Command::Config(ConfigCommand::Example) => commands::config_example(),
+        Command::Config(ConfigCommand::Check { json }) => {
+            commands::config_check(&settings()?, json)
+        }
+        Command::Demo(_) if store.is_some() => Err(Failure::usage(
+            "--store: the demo keeps its log in a folder of its own: use --data",
+        )),
+        Command::Demo(options) => demo::run(options).await,
+    }
+}
+
+fn exit(failure: &Failure) -> ExitCode {
+    eprintln!("dezky-server: {failure}");
+    ExitCode::from(failure.status())
+}
+
+/// Writes logs to the standard error, as configured.
+pub(crate) fn start_logging(config: &LogConfig) {
+    use std::io::IsTerminal as _;
+    let filter = tracing_subscriber::EnvFilter::new(&config.level);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    // A second start within one process keeps the first one's logging.
+    let _ = if config.json { builder.json().try_init() } else { builder.try_init() };
+}

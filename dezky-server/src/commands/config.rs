@@ -1,0 +1,36 @@
+use std::fmt::Write as _;
+
+use serde_json::json;
+
+use super::print;
+use crate::config::{self, Settings};
+use crate::error::Failure;
+
+/// `config example`.
+pub(crate) fn example() -> Result<(), Failure> {
+    print(&config::example())
+}
+
+/// `config check`: what holds, and where it comes from.
+pub(crate) fn check(settings: &Settings, as_json: bool) -> Result<(), Failure> {
+    let config = settings.config()?;
+    let warnings = config.check()?;
+    let described = settings.describe();
+    if as_json {
+        let settings: serde_json::Map<_, _> = described
+            .into_iter()
+            .map(|key| (key.name, json!({ "value": key.value, "from": key.from })))
+            .collect();
+        let report = json!({ "ok": true, "settings": settings, "warnings": warnings });
+        return print(&format!("{report}\n"));
+    }
+    let mut text = String::from("ok: the configuration is valid\n");
+    let width = described.iter().map(|key| key.name.len()).max().unwrap_or(0);
+    for key in described {
+        let _ = writeln!(text, "{:width$} = {}  ({})", key.name, key.value, key.from);
+    }
+    for warning in warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    print(&text)
+}

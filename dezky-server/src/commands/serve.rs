@@ -1,0 +1,68 @@
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::print;
+use crate::cli::start_logging;
+use crate::config::Settings;
+use crate::error::Failure;
+use crate::lifecycle::{Running, bind};
+
+/// `serve`: until SIGTERM or SIGINT.
+pub(crate) async fn serve(settings: &Settings) -> Result<(), Failure> {
+    let config = settings.config()?;
+    let warnings = config.check()?;
+    start_logging(&config.log);
+    let mut signals = Signals::listen()?;
+    let listener =
+        bind(config.listen, "end the program that holds it, or set DEZKY_LISTEN to another")
+            .await?;
+    let (store, endpoints) = (config.store.clone(), config.stalwart.len());
+    let follows_ocis = config.ocis.is_some() && config.ingest_enabled;
+    let mut running = Running::start(config, listener).await?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!(%store, stalwart_webhooks = endpoints, follows_ocis, "started");
+    print(&format!("dezky-server listens on http://{}\n", running.address()))?;
+    let failed = tokio::select! {
+        () = signals.next() => None,
+        failure = running.failed() => Some(failure),
+    };
+    tracing::info!("ending");
+    signals.end_at_once_on_the_next();
+    let stopped = running.stop().await;
+    failed.map_or(stopped, Err)
+}
+
+/// SIGTERM and SIGINT, listened to from the start so that none is missed.
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(crate) fn listen() -> Result<Self, Failure> {
+        let listen = |kind| {
+            signal(kind).map_err(|e| Failure::no(format!("signals can't be listened to: {e}")))
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Resolves at the next of them.
+    pub(crate) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// From now on SIGINT ends the process where it stands, as a signal would.
+    pub(crate) fn end_at_once_on_the_next(mut self) {
+        tokio::spawn(async move {
+            self.interrupt.recv().await;
+            std::process::exit(130);
+        });
+    }
+}

@@ -1,0 +1,97 @@
+use std::io::{IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{Head, SqliteAuditStore, SqliteConfig};
+use dezky_core::verify::{ExpectedHead, Verdict};
+use serde_json::json;
+
+use super::print;
+use crate::config::{Settings, StoreUrl};
+use crate::error::Failure;
+
+/// How often the progress is shown.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// `verify`: exit status 1 if the log is not what was recorded.
+pub(crate) async fn verify(
+    settings: &Settings,
+    expected: Option<ExpectedHead>,
+    as_json: bool,
+) -> Result<(), Failure> {
+    let StoreUrl::Sqlite(path) = settings.store()?;
+    let unreadable = |error: dezky_core::Error| Failure::usage(format!("store {error}"));
+    let store = SqliteAuditStore::open(SqliteConfig::read_only(&path), &TokioRuntime)
+        .await
+        .map_err(unreadable)?;
+    let mut progress = Progress::new();
+    let verdict =
+        dezky_core::verify::verify(&store, expected, |verified| progress.show(verified)).await;
+    progress.end();
+    store.close().await;
+    let verdict = verdict.map_err(|error| unreadable(error.context(path.display())))?;
+    report(&verdict, as_json)
+}
+
+fn report(verdict: &Verdict, as_json: bool) -> Result<(), Failure> {
+    let head = last_of(&verdict.head);
+    if as_json {
+        let report = json!({
+            "ok": verdict.finding.is_none(),
+            "verified": verdict.verified,
+            "head": head.as_ref().map(|(seq, hash)| json!({ "seq": seq, "hash": hash })),
+            "finding": verdict.finding,
+        });
+        print(&format!("{report}\n"))?;
+    } else {
+        match (&verdict.finding, head) {
+            (Some(found), _) => {
+                print(&format!("seq {}: {}: {}\n", found.seq, found.kind, found.detail))?;
+            }
+            (None, Some((seq, hash))) => {
+                print(&format!("ok: {} events, head {seq}:{hash}\n", verdict.verified))?;
+            }
+            (None, None) => print("ok: 0 events, no head yet\n")?,
+        }
+    }
+    match &verdict.finding {
+        Some(found) => Err(Failure::no(format!(
+            "the log is not what was recorded, from seq {} on: keep the file, and compare it with a backup",
+            found.seq
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The place and the hash of the last event, as `--expect-head` takes them.
+pub(crate) fn last_of(head: &Head) -> Option<(u64, String)> {
+    Some((head.next_seq.checked_sub(1)?, hex::encode(head.hash)))
+}
+
+/// How far it is, on a terminal.
+struct Progress {
+    shown: Instant,
+    is_terminal: bool,
+    has_shown: bool,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let is_terminal = std::io::stderr().is_terminal();
+        Self { shown: Instant::now(), is_terminal, has_shown: false }
+    }
+
+    fn show(&mut self, verified: u64) {
+        if self.is_terminal && self.shown.elapsed() >= PROGRESS_INTERVAL {
+            self.shown = Instant::now();
+            self.has_shown = true;
+            let _ = write!(std::io::stderr(), "\r{verified} events verified …");
+        }
+    }
+
+    fn end(&self) {
+        if self.has_shown {
+            let _ = writeln!(std::io::stderr());
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Every key there is: one table for the file, the environment, the defaults
+//! and the example.
+
+use std::fmt::Write as _;
+
+/// What a key holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A text.
+    Text,
+    /// Texts; separated by commas in the environment.
+    List,
+    /// A number, not negative.
+    Number,
+    /// `true` or `false`.
+    Switch,
+    /// A text that stands in the environment alone.
+    Secret,
+}
+
+impl Kind {
+    /// For a message that says what was expected.
+    pub(super) const fn expected(self) -> &'static str {
+        match self {
+            Self::Text | Self::Secret => "a text in quotes",
+            Self::List => "a list of texts",
+            Self::Number => "a whole number",
+            Self::Switch => "true or false",
+        }
+    }
+}
+
+/// A key, its variable, its default as it stands in TOML (empty: none), and what
+/// it is for.
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) name: &'static str,
+    pub(super) variable: &'static str,
+    pub(super) kind: Kind,
+    pub(super) default: &'static str,
+    /// What the example shows where there is no default.
+    example: &'static str,
+    about: &'static str,
+}
+
+const fn key(
+    name: &'static str,
+    variable: &'static str,
+    kind: Kind,
+    default: &'static str,
+    example: &'static str,
+    about: &'static str,
+) -> Key {
+    Key { name, variable, kind, default, example, about }
+}
+
+/// In the order of the example: keys of the root first, then table by table.
+#[rustfmt::skip]
+pub(super) const KEYS: &[Key] = &[
+    key("listen", "DEZKY_LISTEN", Kind::Text, "\"127.0.0.1:8080\"", "",
+        "The address and port to listen on. Any other than a loopback address needs an\noperator token."),
+    key("store", "DEZKY_STORE", Kind::Text, "\"sqlite://dezky.db\"", "",
+        "Where the log is kept: sqlite:// and the path of a file, literally; with three\nslashes it is absolute (sqlite:///var/lib/dezky/audit.db)."),
+    key("operator_token", "DEZKY_OPERATOR_TOKEN", Kind::Secret, "", "",
+        "The operators' bearer token. Without one the server answers everybody, and\nstarts on a loopback address only."),
+    key("operator_token_file", "DEZKY_OPERATOR_TOKEN_FILE", Kind::Text, "", "\"/run/secrets/dezky-operator-token\"",
+        "The same from a file; a newline at its end does not count."),
+    key("trusted_proxies", "DEZKY_TRUSTED_PROXIES", Kind::List, "[]", "",
+        "Addresses or networks of reverse proxies whose X-Forwarded-For is believed,\nsuch as [\"10.0.0.0/8\", \"::1\"]."),
+    key("ingest_enabled", "AUDIT_INGEST_ENABLED", Kind::Switch, "true", "",
+        "With false no worker starts; webhooks still answer."),
+    key("max_body_bytes", "DEZKY_MAX_BODY_BYTES", Kind::Number, "16777216", "",
+        "The largest body of a webhook, 1 to 1073741824. Stalwart knows no bound for a\nbatch, and loses one that is refused."),
+    key("shutdown_timeout_seconds", "DEZKY_SHUTDOWN_TIMEOUT_SECONDS", Kind::Number, "10", "",
+        "How long requests and workers have to finish at the end, 1 to 3600."),
+    key("log.level", "DEZKY_LOG", Kind::Text, "\"info\"", "",
+        "error, warn, info, debug or trace, or by module: \"info,dezky_ingest=debug\"."),
+    key("log.format", "DEZKY_LOG_FORMAT", Kind::Text, "\"text\"", "",
+        "text or json, on the standard error."),
+    key("stalwart.secret", "STALWART_WEBHOOK_SECRET", Kind::Secret, "", "",
+        "The secret that signs the webhook of Stalwart. Without any there is no endpoint."),
+    key("stalwart.secret_files", "DEZKY_STALWART_SECRET_FILES", Kind::List, "[]", "",
+        "Files with one secret each, beside or instead of the variable: a running\nStalwart signs with the old one until it restarts, so keep both for a while."),
+    key("ocis.log_path", "OCIS_AUDIT_LOG_PATH", Kind::Text, "", "\"/var/log/ocis/audit.log\"",
+        "The audit log file of oCIS. Without it no worker follows one."),
+    key("ocis.poll_seconds", "DEZKY_OCIS_POLL_SECONDS", Kind::Number, "5", "",
+        "How often it is read, 1 to 3600."),
+    key("ocis.max_line_bytes", "DEZKY_OCIS_MAX_LINE_BYTES", Kind::Number, "1048576", "",
+        "Longer lines go to the quarantine, 1024 to 67108864."),
+];
+
+/// The variable that names the file itself.
+pub(crate) const CONFIG_VARIABLE: &str = "DEZKY_CONFIG";
+
+/// What further instances have, below `stalwart.instances.<name>`.
+pub(super) const INSTANCE_LEAVES: &[(&str, Kind)] =
+    &[("secret", Kind::Secret), ("secret_file", Kind::Text), ("secret_files", Kind::List)];
+
+pub(super) const INSTANCES: &str = "stalwart.instances";
+const INSTANCE_VARIABLE: (&str, &str) = ("DEZKY_STALWART_", "_SECRET");
+
+/// The kind of the key of that name, instances' keys included.
+pub(super) fn kind_of(name: &str) -> Option<Kind> {
+    if let Some(key) = KEYS.iter().find(|key| key.name == name) {
+        return Some(key.kind);
+    }
+    let (_, leaf) = name.strip_prefix(INSTANCES)?.strip_prefix('.')?.split_once('.')?;
+    INSTANCE_LEAVES.iter().find(|(known, _)| *known == leaf).map(|(_, kind)| *kind)
+}
+
+/// Whether `name` is a table of keys.
+pub(super) fn is_table(name: &str) -> bool {
+    let dotted = format!("{name}.");
+    name == INSTANCES
+        || KEYS.iter().any(|key| key.name.starts_with(&dotted))
+        || name
+            .strip_prefix(INSTANCES)
+            .and_then(|rest| rest.strip_prefix('.'))
+            .is_some_and(|instance| !instance.contains('.'))
+}
+
+/// The variable of the key of that name.
+pub(super) fn variable_of(name: &str) -> String {
+    if let Some(key) = KEYS.iter().find(|key| key.name == name) {
+        return key.variable.to_owned();
+    }
+    let instance = name
+        .strip_prefix(INSTANCES)
+        .and_then(|rest| rest.strip_prefix('.'))
+        .and_then(|rest| rest.split('.').next())
+        .unwrap_or("NAME");
+    let (before, after) = INSTANCE_VARIABLE;
+    format!("{before}{}{after}", instance.to_uppercase().replace('-', "_"))
+}
+
+/// The instance whose secret stands in that variable.
+pub(super) fn instance_of_variable(variable: &str) -> Option<String> {
+    let (before, after) = INSTANCE_VARIABLE;
+    let name = variable.strip_prefix(before)?.strip_suffix(after)?;
+    (!name.is_empty()).then(|| name.to_lowercase().replace('_', "-"))
+}
+
+/// The known name that is most like `name`.
+pub(super) fn closest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known.into_iter().min_by_key(|candidate| distance(name, candidate))
+}
+
+/// Levenshtein's distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// A file with every key, its default and its variable.
+pub fn example() -> String {
+    let mut text = String::from(
+        "# Configuration of dezky-server. Every key is optional; what stands here is the\n\
+         # default. A variable of the environment beats the file; an empty one counts as\n\
+         # unset. Secrets stand in the environment or in files of their own, never here.\n",
+    );
+    let mut table = "";
+    for key in KEYS {
+        let (in_table, leaf) = key.name.rsplit_once('.').unwrap_or(("", key.name));
+        if in_table != table {
+            table = in_table;
+            let _ = write!(text, "\n[{table}]\n");
+        }
+        text.push('\n');
+        for line in key.about.lines() {
+            let _ = writeln!(text, "# {line}");
+        }
+        let _ = match (key.kind, key.default) {
+            (Kind::Secret, _) => writeln!(text, "# Environment only: {}", key.variable),
+            (_, "") => {
+                writeln!(text, "# Environment: {}\n# {leaf} = {}", key.variable, key.example)
+            }
+            (_, default) => {
+                writeln!(text, "# Environment: {}\n{leaf} = {default}", key.variable)
+            }
+        };
+    }
+    text.push_str(
+        "\n# Further instances of Stalwart, each served at /ingest/stalwart/<name>/webhook.\n\
+         # Environment: DEZKY_STALWART_EU2_SECRET for the secret of the instance eu2.\n\
+         # [stalwart.instances.eu2]\n\
+         # secret_file = \"/run/secrets/stalwart-eu2\"\n\
+         # secret_files = [\"/run/secrets/stalwart-eu2\", \"/run/secrets/stalwart-eu2-old\"]\n",
+    );
+    text
+}

@@ -1,0 +1,282 @@
+//! Defaults, then the file, then the environment: which value holds, and where
+//! it comes from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+
+use super::keys::{self, KEYS, Kind};
+use crate::error::Failure;
+
+/// A value, typed as its key's [`Kind`] is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Value {
+    Text(String),
+    List(Vec<String>),
+    Number(u64),
+    Switch(bool),
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Origin {
+    Default,
+    File { path: PathBuf, line: usize },
+    Environment(String),
+    Option(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { path, line } => write!(f, "{} line {line}", path.display()),
+            Self::Environment(variable) => write!(f, "environment {variable}"),
+            Self::Option(option) => write!(f, "option {option}"),
+        }
+    }
+}
+
+/// A value and where it comes from.
+#[derive(Debug, Clone)]
+pub(super) struct Setting {
+    pub(super) value: Value,
+    pub(super) origin: Origin,
+}
+
+/// What is set, by the key's name.
+#[derive(Debug, Default)]
+pub(super) struct Layers {
+    settings: BTreeMap<String, Setting>,
+}
+
+impl Layers {
+    /// The defaults of every key that has one.
+    pub(super) fn defaults() -> Result<Self, Failure> {
+        let mut layers = Self::default();
+        for key in KEYS.iter().filter(|key| !key.default.is_empty()) {
+            let text = format!("value = {}", key.default);
+            let table = DeTable::parse(&text).map_err(|e| Failure::usage(e.message()))?;
+            let value = table
+                .get_ref()
+                .iter()
+                .find_map(|(_, value)| typed(value.get_ref(), key.kind))
+                .ok_or_else(|| Failure::usage(format!("{}: no default", key.name)))?;
+            layers.set(key.name, value, Origin::Default);
+        }
+        Ok(layers)
+    }
+
+    /// Takes in the file's text.
+    pub(super) fn add_file(&mut self, path: &Path, text: &str) -> Result<(), Failure> {
+        let file = File { path, text };
+        let table = DeTable::parse(text).map_err(|error| {
+            let place = file.origin(error.span().map_or(0, |span| span.start));
+            Failure::usage(format!("{place}: {}: mend the TOML", first_line(error.message())))
+        })?;
+        self.add_table(&file, table.get_ref(), "")
+    }
+
+    fn add_table(
+        &mut self,
+        file: &File<'_>,
+        table: &DeTable<'_>,
+        prefix: &str,
+    ) -> Result<(), Failure> {
+        for (key, value) in table {
+            let name = format!("{prefix}{}", key.get_ref());
+            let origin = file.origin(key.span().start);
+            match (value.get_ref(), keys::kind_of(&name)) {
+                (DeValue::Table(inner), None) if keys::is_table(&name) => {
+                    self.add_table(file, inner, &format!("{name}."))?;
+                }
+                (_, None) => return Err(unknown_key(&name, &origin)),
+                (_, Some(Kind::Secret)) => return Err(secret_in_file(&name, &origin)),
+                (value, Some(kind)) => {
+                    let value = typed(value, kind).ok_or_else(|| {
+                        Failure::usage(format!("{name} ({origin}): must be {}", kind.expected()))
+                    })?;
+                    self.set(&name, value, origin);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in the variables of the environment.
+    pub(super) fn add_environment(
+        &mut self,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<(), Failure> {
+        for (variable, text) in variables {
+            let key = KEYS.iter().find(|key| key.variable == variable);
+            let (name, kind) = match (key, keys::instance_of_variable(&variable)) {
+                (Some(key), _) => (key.name.to_owned(), key.kind),
+                (None, Some(instance)) => {
+                    (format!("{}.{instance}.secret", keys::INSTANCES), Kind::Secret)
+                }
+                (None, None) => {
+                    check_unknown_variable(&variable, &text)?;
+                    continue;
+                }
+            };
+            let origin = Origin::Environment(variable);
+            if text.is_empty() && kind != Kind::Secret {
+                continue;
+            }
+            let value = from_text(&text, kind).ok_or_else(|| {
+                Failure::usage(format!("{name} ({origin}): must be {}", kind.expected()))
+            })?;
+            self.set(&name, value, origin);
+        }
+        Ok(())
+    }
+
+    pub(super) fn set(&mut self, name: &str, value: Value, origin: Origin) {
+        self.settings.insert(name.to_owned(), Setting { value, origin });
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&Setting> {
+        self.settings.get(name)
+    }
+
+    pub(super) fn text(&self, name: &str) -> Option<(&str, &Origin)> {
+        match self.get(name)? {
+            Setting { value: Value::Text(text), origin } => Some((text, origin)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn list(&self, name: &str) -> Option<(&[String], &Origin)> {
+        match self.get(name)? {
+            Setting { value: Value::List(list), origin } => Some((list, origin)),
+            _ => None,
+        }
+    }
+
+    /// A number within its bounds.
+    pub(super) fn number(&self, name: &str, min: u64, max: u64) -> Result<u64, Failure> {
+        match self.get(name) {
+            Some(Setting { value: Value::Number(number), origin })
+                if !(min..=max).contains(number) =>
+            {
+                Err(Failure::usage(format!(
+                    "{name} ({origin}): is {number}: it must be {min} to {max}"
+                )))
+            }
+            Some(Setting { value: Value::Number(number), .. }) => Ok(*number),
+            _ => Err(Failure::usage(format!("{name}: is not set"))),
+        }
+    }
+
+    pub(super) fn switch(&self, name: &str) -> bool {
+        matches!(self.get(name), Some(Setting { value: Value::Switch(true), .. }))
+    }
+
+    /// Every name and setting, by name.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Setting)> {
+        self.settings.iter().map(|(name, setting)| (name.as_str(), setting))
+    }
+}
+
+/// A configuration file, for the places in it.
+struct File<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl File<'_> {
+    fn origin(&self, offset: usize) -> Origin {
+        let before = self.text.get(..offset).unwrap_or_default();
+        let line = 1 + before.matches('\n').count();
+        Origin::File { path: self.path.to_owned(), line }
+    }
+}
+
+fn unknown_key(name: &str, origin: &Origin) -> Failure {
+    let known = KEYS.iter().map(|key| key.name);
+    let leaf = keys::closest(name, known).unwrap_or("listen");
+    Failure::usage(format!("{name} ({origin}): is no key of this file: did you mean {leaf}?"))
+}
+
+fn secret_in_file(name: &str, origin: &Origin) -> Failure {
+    let variable = keys::variable_of(name);
+    let file = match name {
+        "operator_token" => "operator_token_file",
+        _ => "secret_files",
+    };
+    Failure::usage(format!(
+        "{name} ({origin}): a secret does not belong here: set {variable}, or name a file of its own by {file}"
+    ))
+}
+
+/// Names of ours that mean nothing are mistakes, but for those that Kubernetes
+/// puts into the environment for a service called dezky….
+fn check_unknown_variable(variable: &str, text: &str) -> Result<(), Failure> {
+    if !variable.starts_with("DEZKY_")
+        || variable == keys::CONFIG_VARIABLE
+        || is_service_link(variable, text)
+    {
+        return Ok(());
+    }
+    let known = KEYS.iter().map(|key| key.variable).chain([keys::CONFIG_VARIABLE]);
+    let closest = keys::closest(variable, known).unwrap_or("DEZKY_LISTEN");
+    Err(Failure::usage(format!(
+        "{variable}: is no variable of this program: did you mean {closest}?"
+    )))
+}
+
+fn is_service_link(variable: &str, text: &str) -> bool {
+    let is_url = text.starts_with("tcp://") || text.starts_with("udp://");
+    variable.ends_with("_SERVICE_HOST")
+        || variable.contains("_SERVICE_PORT")
+        || (variable.ends_with("_PORT") && is_url)
+        || variable.split("_PORT_").nth(1).is_some_and(|rest| {
+            let mut words = rest.split('_');
+            words.next().is_some_and(|port| port.parse::<u16>().is_ok())
+                && words.next().is_some_and(|protocol| matches!(protocol, "TCP" | "UDP" | "SCTP"))
+        })
+}
+
+fn typed(value: &DeValue<'_>, kind: Kind) -> Option<Value> {
+    match (value, kind) {
+        (DeValue::String(text), Kind::Text) => Some(Value::Text(text.to_string())),
+        (DeValue::Boolean(on), Kind::Switch) => Some(Value::Switch(*on)),
+        (DeValue::Integer(number), Kind::Number) => {
+            u64::from_str_radix(number.as_str(), number.radix()).ok().map(Value::Number)
+        }
+        (DeValue::Array(items), Kind::List) => items
+            .iter()
+            .map(|item| match item.get_ref() {
+                DeValue::String(text) => Some(text.to_string()),
+                _ => None,
+            })
+            .collect::<Option<_>>()
+            .map(Value::List),
+        _ => None,
+    }
+}
+
+fn from_text(text: &str, kind: Kind) -> Option<Value> {
+    Some(match kind {
+        Kind::Text | Kind::Secret => Value::Text(text.to_owned()),
+        Kind::List => Value::List(
+            text.split(',')
+                .map(|item| item.trim().to_owned())
+                .filter(|item| !item.is_empty())
+                .collect(),
+        ),
+        Kind::Number => Value::Number(text.trim().parse().ok()?),
+        Kind::Switch => Value::Switch(match text.trim().to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => true,
+            "false" | "0" | "no" | "off" => false,
+            _ => return None,
+        }),
+    })
+}
+
+fn first_line(message: &str) -> &str {
+    message.lines().next().unwrap_or_default()
+}

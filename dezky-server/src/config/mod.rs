@@ -1,0 +1,499 @@
+//! Configuration: defaults, then a TOML file, then the environment.
+//!
+//! [`Settings`] says which value holds and where it comes from; [`Config`] is
+//! what the server runs with, checked. Secrets come from the environment or from
+//! files of their own.
+
+mod keys;
+mod layers;
+mod network;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dezky_ingest::signature::{Secret, Secrets};
+use tracing_subscriber::EnvFilter;
+
+pub(crate) use self::keys::CONFIG_VARIABLE;
+use self::keys::Kind;
+pub use self::keys::example;
+use self::layers::{Layers, Origin, Setting, Value};
+pub use self::network::{Network, client_ip};
+use crate::auth::OperatorToken;
+use crate::error::Failure;
+
+/// The most bytes of a file with a secret.
+const MAX_SECRET_FILE_BYTES: u64 = 64 << 10;
+
+/// Every value that is set, and where it comes from; not yet checked.
+#[derive(Debug)]
+pub struct Settings {
+    layers: Layers,
+}
+
+/// What the server runs with.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Config {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Where the log is.
+    pub store: StoreUrl,
+    /// The operators' token; without one everybody is let in.
+    pub operator_token: Option<OperatorToken>,
+    /// Whose X-Forwarded-For is believed.
+    pub trusted_proxies: Vec<Network>,
+    /// Whether workers run.
+    pub ingest_enabled: bool,
+    /// The largest body of a webhook.
+    pub max_body_bytes: usize,
+    /// How long requests and workers have to finish.
+    pub shutdown_timeout: Duration,
+    /// How logs are written.
+    pub log: LogConfig,
+    /// Stalwart's endpoints: the secrets by source name, `stalwart` or `stalwart:eu2`.
+    pub stalwart: BTreeMap<String, Secrets>,
+    /// The audit log of oCIS to follow.
+    pub ocis: Option<OcisLog>,
+}
+
+/// The audit log of oCIS.
+#[derive(Debug, Clone)]
+pub struct OcisLog {
+    /// The live file.
+    pub path: PathBuf,
+    /// How often it is read.
+    pub poll: Duration,
+    /// The bound of a line.
+    pub max_line_bytes: usize,
+}
+
+/// How logs are written.
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    /// Directives as [`EnvFilter`] reads them.
+    pub level: String,
+    /// JSON, one object a line, instead of text.
+    pub json: bool,
+}
+
+/// Where a log is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StoreUrl {
+    /// `sqlite://` and the path of a file.
+    Sqlite(PathBuf),
+}
+
+impl StoreUrl {
+    /// Reads a store's URL. What is refused is not repeated: there may be a
+    /// password in it.
+    pub fn parse(url: &str) -> Result<Self, String> {
+        let (scheme, rest) = url.split_once("://").ok_or(
+            "must be a URL: sqlite:// and the path of a file, such as sqlite:///var/lib/dezky/audit.db",
+        )?;
+        match scheme {
+            "sqlite" if rest.is_empty() || rest.ends_with('/') => {
+                Err("names no file: write sqlite:// and the path of one".into())
+            }
+            "sqlite" if rest.contains('?') => {
+                Err("takes no options: write sqlite:// and the path alone".into())
+            }
+            "sqlite" if rest == ":memory:" => {
+                Err("must outlive the process: write sqlite:// and the path of a file".into())
+            }
+            "sqlite" => Ok(Self::Sqlite(rest.into())),
+            "postgres" | "postgresql" | "mongodb" | "mongodb+srv" => Err(format!(
+                "{scheme}:// is not supported by this version: use sqlite:// and the path of a file"
+            )),
+            _ => Err("has an unknown scheme: use sqlite:// and the path of a file".into()),
+        }
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "sqlite://{}", path.display()),
+        }
+    }
+}
+
+impl Settings {
+    /// Reads the file, if one is named, and takes in `environment`; `store`, the
+    /// option of the command line, beats both.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        store: Option<&str>,
+    ) -> Result<Self, Failure> {
+        let mut layers = Layers::defaults()?;
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path).map_err(|error| {
+                Failure::usage(format!(
+                    "--config {}: the file can't be read ({}): name another one",
+                    path.display(),
+                    reason(&error)
+                ))
+            })?;
+            layers.add_file(path, &text)?;
+        }
+        layers.add_environment(environment)?;
+        if let Some(url) = store {
+            layers.set("store", Value::Text(url.to_owned()), Origin::Option("--store"));
+        }
+        Ok(Self { layers })
+    }
+
+    /// The same with the environment of the process.
+    pub fn from_process(file: Option<&Path>, store: Option<&str>) -> Result<Self, Failure> {
+        Self::load(file, environment(std::env::vars_os())?, store)
+    }
+
+    /// Where the log is; looks at no other key.
+    pub fn store(&self) -> Result<StoreUrl, Failure> {
+        let (url, origin) = self.required("store")?;
+        StoreUrl::parse(url).map_err(|problem| refused("store", origin, problem))
+    }
+
+    /// How logs are written; looks at no other key.
+    pub fn log(&self) -> Result<LogConfig, Failure> {
+        let (level, origin) = self.required("log.level")?;
+        EnvFilter::builder().parse(level).map_err(|_| {
+            refused(
+                "log.level",
+                origin,
+                "must be error, warn, info, debug or trace, or directives by module",
+            )
+        })?;
+        let (format, origin) = self.required("log.format")?;
+        let json = match format {
+            "text" => false,
+            "json" => true,
+            _ => return Err(refused("log.format", origin, "must be text or json")),
+        };
+        Ok(LogConfig { level: level.to_owned(), json })
+    }
+
+    /// Everything, checked. Reads the files of secrets.
+    pub fn config(&self) -> Result<Config, Failure> {
+        let layers = &self.layers;
+        Ok(Config {
+            listen: self.listen()?,
+            store: self.store()?,
+            operator_token: self.operator_token()?,
+            trusted_proxies: self.trusted_proxies()?,
+            ingest_enabled: layers.switch("ingest_enabled"),
+            max_body_bytes: size(layers.number("max_body_bytes", 1, 1 << 30)?),
+            shutdown_timeout: Duration::from_secs(layers.number(
+                "shutdown_timeout_seconds",
+                1,
+                3_600,
+            )?),
+            log: self.log()?,
+            stalwart: self.stalwart()?,
+            ocis: self.ocis()?,
+        })
+    }
+
+    fn required(&self, name: &str) -> Result<(&str, &Origin), Failure> {
+        self.layers.text(name).ok_or_else(|| Failure::usage(format!("{name}: is not set")))
+    }
+
+    fn listen(&self) -> Result<SocketAddr, Failure> {
+        let (text, origin) = self.required("listen")?;
+        let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+        numeric.as_deref().unwrap_or(text).parse().map_err(|_| {
+            refused("listen", origin, "must be an address and a port, such as 127.0.0.1:8080")
+        })
+    }
+
+    fn operator_token(&self) -> Result<Option<OperatorToken>, Failure> {
+        const TOKEN: &str = "operator_token";
+        const FILE: &str = "operator_token_file";
+        let is_environment = |origin: &Origin| matches!(origin, Origin::Environment(_));
+        let (token, name, origin) = match (self.layers.text(TOKEN), self.layers.text(FILE)) {
+            (Some(_), Some((_, origin))) if is_environment(origin) => {
+                return Err(refused(
+                    FILE,
+                    origin,
+                    "DEZKY_OPERATOR_TOKEN is set as well: unset one",
+                ));
+            }
+            (Some((token, origin)), _) => (token.to_owned(), TOKEN, origin),
+            (None, Some((path, origin))) => (read_secret(FILE, origin, path)?, FILE, origin),
+            (None, None) => return Ok(None),
+        };
+        OperatorToken::new(&token).map(Some).map_err(|problem| refused(name, origin, problem))
+    }
+
+    fn trusted_proxies(&self) -> Result<Vec<Network>, Failure> {
+        let Some((list, origin)) = self.layers.list("trusted_proxies") else {
+            return Ok(Vec::new());
+        };
+        list.iter()
+            .map(|text| text.parse().map_err(|problem| refused("trusted_proxies", origin, problem)))
+            .collect()
+    }
+
+    fn stalwart(&self) -> Result<BTreeMap<String, Secrets>, Failure> {
+        let mut endpoints = BTreeMap::new();
+        let mut add = |source: String, secrets: Vec<Secret>| {
+            // Without a secret there is no endpoint.
+            if let Ok(secrets) = Secrets::new(secrets) {
+                endpoints.insert(source, secrets);
+            }
+        };
+        add("stalwart".into(), self.secrets("stalwart", &["secret", "secret_files"])?);
+        for instance in self.instances()? {
+            let prefix = format!("{}.{instance}", keys::INSTANCES);
+            let secrets = self.secrets(&prefix, &["secret", "secret_file", "secret_files"])?;
+            if secrets.is_empty() {
+                return Err(Failure::usage(format!(
+                    "{prefix}: has no secret: set {} or secret_file",
+                    keys::variable_of(&format!("{prefix}.secret"))
+                )));
+            }
+            add(format!("stalwart:{instance}"), secrets);
+        }
+        Ok(endpoints)
+    }
+
+    /// The names of the further instances, by the keys that are set for them.
+    fn instances(&self) -> Result<Vec<&str>, Failure> {
+        let prefix = format!("{}.", keys::INSTANCES);
+        let mut names: Vec<&str> = Vec::new();
+        for (name, setting) in self.layers.iter() {
+            let Some(instance) = name.strip_prefix(&prefix).and_then(|rest| rest.split('.').next())
+            else {
+                continue;
+            };
+            if instance == "webhook" {
+                let problem = "is no name for an instance: the secret of /ingest/stalwart/webhook is STALWART_WEBHOOK_SECRET";
+                return Err(refused(name, &setting.origin, problem));
+            }
+            if !is_instance(instance) {
+                let problem = "an instance has 1 to 40 lower-case letters, digits and -";
+                return Err(refused(name, &setting.origin, problem));
+            }
+            if !names.contains(&instance) {
+                names.push(instance);
+            }
+        }
+        Ok(names)
+    }
+
+    /// The secrets of one endpoint, in the order of `leaves`.
+    fn secrets(&self, prefix: &str, leaves: &[&str]) -> Result<Vec<Secret>, Failure> {
+        let mut secrets = Vec::new();
+        for leaf in leaves {
+            let name = format!("{prefix}.{leaf}");
+            let Some(Setting { value, origin }) = self.layers.get(&name) else { continue };
+            let texts = match (value, keys::kind_of(&name)) {
+                (Value::Text(secret), Some(Kind::Secret)) => vec![secret.clone()],
+                (Value::Text(path), _) => vec![read_secret(&name, origin, path)?],
+                (Value::List(paths), _) => paths
+                    .iter()
+                    .map(|path| read_secret(&name, origin, path))
+                    .collect::<Result<_, _>>()?,
+                _ => Vec::new(),
+            };
+            for text in texts {
+                let secret = Secret::new(text).map_err(|_| {
+                    refused(
+                        &name,
+                        origin,
+                        "the secret is empty: set the one that signs, or unset it",
+                    )
+                })?;
+                secrets.push(secret);
+            }
+        }
+        Ok(secrets)
+    }
+
+    fn ocis(&self) -> Result<Option<OcisLog>, Failure> {
+        let poll = Duration::from_secs(self.layers.number("ocis.poll_seconds", 1, 3_600)?);
+        let max_line_bytes = size(self.layers.number("ocis.max_line_bytes", 1_024, 64 << 20)?);
+        let Some((path, _)) =
+            self.layers.text("ocis.log_path").filter(|(path, _)| !path.is_empty())
+        else {
+            return Ok(None);
+        };
+        Ok(Some(OcisLog { path: path.into(), poll, max_line_bytes }))
+    }
+
+    /// Every key that is set: its name, its value with secrets left out, and
+    /// where it comes from.
+    pub fn describe(&self) -> Vec<Described> {
+        let described = |(name, Setting { value, origin }): (&str, &Setting)| Described {
+            name: name.to_owned(),
+            value: match (keys::kind_of(name), value) {
+                (Some(Kind::Secret), _) => "(secret)".into(),
+                // A URL of another engine would have a password in it.
+                (_, Value::Text(text)) if name == "store" => StoreUrl::parse(text)
+                    .map_or_else(|_| "(refused)".into(), |url| url.to_string().into()),
+                (_, Value::Text(text)) => text.as_str().into(),
+                (_, Value::List(list)) => list.clone().into(),
+                (_, Value::Number(number)) => (*number).into(),
+                (_, Value::Switch(on)) => (*on).into(),
+            },
+            from: origin.to_string(),
+        };
+        self.layers.iter().map(described).collect()
+    }
+}
+
+/// A key that is set.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Described {
+    /// Its name as in the file, tables and key joined by dots.
+    pub name: String,
+    /// Its value.
+    pub value: serde_json::Value,
+    /// Where it comes from.
+    pub from: String,
+}
+
+impl Config {
+    /// Whether somebody else than this machine could ask, without being asked for
+    /// a token.
+    pub fn is_open_to_others(&self) -> bool {
+        self.operator_token.is_none() && !self.listen.ip().to_canonical().is_loopback()
+    }
+
+    /// Checks what lies outside the configuration: folders and files. Changes
+    /// nothing. Returns warnings.
+    pub fn check(&self) -> Result<Vec<String>, Failure> {
+        if self.is_open_to_others() {
+            return Err(Failure::usage(format!(
+                "listen {}: others could read the log without a token: set DEZKY_OPERATOR_TOKEN, or listen on 127.0.0.1",
+                self.listen
+            )));
+        }
+        let mut warnings = Vec::new();
+        if self.operator_token.is_none() {
+            warnings.push("no operator token: everybody on this machine can read the log; set DEZKY_OPERATOR_TOKEN".to_owned());
+        }
+        let StoreUrl::Sqlite(path) = &self.store;
+        if !folder_of(path).is_dir() {
+            return Err(Failure::usage(format!(
+                "store {}: its folder does not exist: make it",
+                self.store
+            )));
+        }
+        if path.is_dir() {
+            return Err(Failure::usage(format!(
+                "store {}: it is a folder: name a file",
+                self.store
+            )));
+        }
+        if let Some(ocis) = self.ocis.as_ref().filter(|_| self.ingest_enabled) {
+            warnings.extend(check_ocis(&ocis.path)?);
+        }
+        Ok(warnings)
+    }
+}
+
+/// A missing file appears when oCIS writes its first line; one that is there and
+/// can't be read never mends itself.
+fn check_ocis(path: &Path) -> Result<Option<String>, Failure> {
+    let refused = |problem: &str| {
+        Failure::usage(format!("ocis.log_path (OCIS_AUDIT_LOG_PATH) {}: {problem}", path.display()))
+    };
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => {
+            Err(refused("is a folder: name the file in it, such as audit.log"))
+        }
+        Ok(metadata) if !metadata.is_file() => Err(refused("is no regular file: name a log file")),
+        Ok(_) => match std::fs::File::open(path) {
+            Ok(_) => Ok(None),
+            Err(error) => {
+                Err(refused(&format!("can't be read ({}): let this user read it", reason(&error))))
+            }
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let missing = !folder_of(path).is_dir();
+            Ok(missing.then(|| {
+                format!(
+                    "the folder of the oCIS audit log {} does not exist: nothing is read until it appears",
+                    path.display()
+                )
+            }))
+        }
+        Err(error) => {
+            Err(refused(&format!("can't be reached ({}): let this user read it", reason(&error))))
+        }
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The variables whose names and values are text. Ours must be.
+fn environment(
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Vec<(String, String)>, Failure> {
+    let mut texts = Vec::new();
+    for (name, value) in variables {
+        let Ok(name) = name.into_string() else { continue };
+        match value.into_string() {
+            Ok(value) => texts.push((name, value)),
+            Err(_) if keys::KEYS.iter().any(|key| key.variable == name) => {
+                return Err(Failure::usage(format!("{name}: must be UTF-8 text")));
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(texts)
+}
+
+fn read_secret(name: &str, origin: &Origin, path: &str) -> Result<String, Failure> {
+    let problem = |what: String| refused(name, origin, format!("{path}: {what}"));
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_SECRET_FILE_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|error| {
+            problem(format!("the file can't be read ({}): name another one", reason(&error)))
+        })?;
+    if bytes.len() > size(MAX_SECRET_FILE_BYTES) {
+        return Err(problem(format!(
+            "the file has more than {MAX_SECRET_FILE_BYTES} bytes: name one with a secret"
+        )));
+    }
+    let text =
+        String::from_utf8(bytes).map_err(|_| problem("the secret must be UTF-8 text".into()))?;
+    let text = text.trim_end_matches(['\r', '\n']);
+    if text.is_empty() {
+        return Err(problem("the file holds no secret: write it into it".into()));
+    }
+    Ok(text.to_owned())
+}
+
+fn refused(name: &str, origin: &Origin, problem: impl fmt::Display) -> Failure {
+    Failure::usage(format!("{name} ({origin}): {problem}"))
+}
+
+fn is_instance(name: &str) -> bool {
+    (1..=40).contains(&name.len())
+        && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+}
+
+fn size(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+/// An I/O error in words, without its number.
+pub(crate) fn reason(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file".into(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".into(),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,325 @@
+//! The demo: bundled events of genuine shape through the real ways in.
+//!
+//! Everything is in one folder: the database, the secret that signs, and the
+//! audit log that a pretended oCIS writes and rotates. Nothing is taken from the
+//! environment but how logs are written.
+
+mod log_file;
+mod report;
+mod webhooks;
+
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{AuditStoreExt as _, Head};
+use dezky_core::{Runtime as _, Timestamp};
+use dezky_ingest::{Pump, PumpConfig, Tick};
+
+use self::log_file::LogFile;
+use self::report::{Counts, Report, Row};
+use self::webhooks::Sender;
+use crate::cli::start_logging;
+use crate::commands::{Signals, last_of, print};
+use crate::config::{Config, OcisLog, Settings};
+use crate::error::Failure;
+use crate::lifecycle::{Running, bind, follow_ocis};
+
+/// Where it listens unless asked otherwise.
+const DEFAULT_PORT: u16 = 8080;
+/// How often something happens while it runs.
+const EVENT_INTERVAL: Duration = Duration::from_secs(3);
+/// How many things happen between two rotations of the log file.
+const EVENTS_PER_ROTATION: u64 = 20;
+
+/// The options of `demo`.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Take everything in, print the timeline, and end
+    #[arg(long)]
+    once: bool,
+    /// The port on 127.0.0.1; 0 takes a free one [default: 8080, with --once 0]
+    #[arg(long, value_name = "N")]
+    port: Option<u16>,
+    /// The folder of the demo
+    #[arg(long, value_name = "DIR", default_value = "dezky-demo")]
+    data: PathBuf,
+    /// Print one JSON object instead of tables, with --once
+    #[arg(long, requires = "once")]
+    json: bool,
+}
+
+/// `demo`.
+pub(crate) async fn run(options: Options) -> Result<(), Failure> {
+    let mut signals = Signals::listen()?;
+    let folder = Folder::prepare(&options.data)?;
+    let secret = folder.secret()?;
+    let config = folder.config(&secret)?;
+    start_logging(&config.log);
+    let port = options.port.unwrap_or(if options.once { 0 } else { DEFAULT_PORT });
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let listener = bind(listen, "take a free one with --port 0").await?;
+    let mut demo = Demo::start(&folder, config, listener, &secret).await?;
+    let taken = tokio::select! {
+        taken = demo.take_bundled() => taken?,
+        () = signals.next() => return demo.running.stop().await,
+    };
+    print(&if options.json { taken.to_json() } else { taken.to_text() })?;
+    if options.once {
+        return demo.running.stop().await;
+    }
+    print(&folder.invitation(demo.running.address()))?;
+    demo.go_on(signals).await
+}
+
+/// A server with something to take in.
+struct Demo {
+    running: Running,
+    sender: Sender,
+    log: LogFile,
+    pump: Pump,
+}
+
+impl Demo {
+    async fn start(
+        folder: &Folder,
+        config: Config,
+        listener: tokio::net::TcpListener,
+        secret: &str,
+    ) -> Result<Self, Failure> {
+        let running = Running::start(config, listener).await?;
+        let log = LogFile::new(folder.path.join("ocis"));
+        let ocis =
+            OcisLog { path: log.path(), poll: Duration::from_secs(1), max_line_bytes: 1 << 20 };
+        let mut pump = PumpConfig::default();
+        // One holder whatever the run, so that a lease of the last one is ours.
+        pump.holder = Some("demo".into());
+        let pump = follow_ocis(&ocis, running.intake(), pump)?;
+        let sender = Sender::new(running.address(), secret)?;
+        Ok(Self { running, sender, log, pump })
+    }
+
+    /// Takes the bundled events in and counts what became of them.
+    async fn take_bundled(&mut self) -> Result<Report, Failure> {
+        let before = self.count().await?;
+        let received = self.sender.send_bundled().await?;
+        let mut ticked = Tick::default();
+        while self.log.write_next_generation()? {
+            self.read_log(&mut ticked).await?;
+        }
+        self.read_log(&mut ticked).await?;
+        let after = self.count().await?;
+        let head = self.verified_head().await?;
+        let rows = rows(&before, &after, received, &ticked);
+        Ok(Report { rows, newest: after.newest, head: last_of(&head) })
+    }
+
+    /// Reads the log file to its end.
+    async fn read_log(&mut self, sum: &mut Tick) -> Result<(), Failure> {
+        loop {
+            let tick = self.pump.tick().await.map_err(|e| Failure::no(format!("oCIS: {e}")))?;
+            sum.taken += tick.taken;
+            sum.skipped += tick.skipped;
+            if !tick.more {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn count(&self) -> Result<Counts, Failure> {
+        Counts::of(&**self.running.store()).await.map_err(|e| Failure::no(format!("store: {e}")))
+    }
+
+    async fn verified_head(&self) -> Result<Head, Failure> {
+        let verdict = dezky_core::verify::verify(&**self.running.store(), None, |_| {})
+            .await
+            .map_err(|error| Failure::no(format!("verify: {error}")))?;
+        match verdict.finding {
+            None => Ok(verdict.head),
+            Some(found) => Err(Failure::no(format!(
+                "the log is not what was recorded: seq {}: {}: {}",
+                found.seq, found.kind, found.detail
+            ))),
+        }
+    }
+
+    /// Lets things happen, and prints them as they arrive, until a signal.
+    async fn go_on(self, mut signals: Signals) -> Result<(), Failure> {
+        let Self { mut running, sender, mut log, pump } = self;
+        let state = running.store().state().await;
+        let from = state.map_err(|error| Failure::no(format!("store: {error}")))?.head.next_seq;
+        let mut arriving = running.store().tail(std::sync::Arc::new(TokioRuntime), from);
+        running.spawn_pump(pump);
+        let mut clock = tokio::time::interval(EVENT_INTERVAL);
+        let mut happened = 0_u64;
+        let ended = loop {
+            tokio::select! {
+                () = signals.next() => break Ok(()),
+                failure = running.failed() => break Err(failure),
+                event = arriving.next() => match event {
+                    Ok(event) => print(&report::line(&event))?,
+                    Err(error) => break Err(Failure::no(format!("store: {error}"))),
+                },
+                _ = clock.tick() => {
+                    if let Err(failure) = happen(happened, &sender, &mut log).await {
+                        eprintln!("dezky-server: {failure}");
+                    }
+                    happened += 1;
+                }
+            }
+        };
+        signals.end_at_once_on_the_next();
+        let stopped = running.stop().await;
+        ended.and(stopped)
+    }
+}
+
+/// One event by one of the ways, now and then a rotation.
+async fn happen(number: u64, sender: &Sender, log: &mut LogFile) -> Result<(), Failure> {
+    let now = TokioRuntime.now();
+    if number % EVENTS_PER_ROTATION == EVENTS_PER_ROTATION - 1 {
+        log.rotate()?;
+    }
+    if number.is_multiple_of(2) {
+        log.append_fresh(number / 2, now)
+    } else {
+        sender.send_fresh(number / 2, now).await
+    }
+}
+
+/// A time without the fraction, as the systems write it.
+fn whole_seconds(at: Timestamp) -> String {
+    let text = at.to_string();
+    format!("{}Z", text.split('.').next().unwrap_or(&text))
+}
+
+/// What became of each source's events, from the timeline before and after and
+/// from what the ways in said.
+fn rows(before: &Counts, after: &Counts, received: usize, ticked: &Tick) -> Vec<Row> {
+    after
+        .by_source
+        .iter()
+        .map(|(source, stored)| {
+            let new = stored - before.by_source.get(source).unwrap_or(&0);
+            let quarantined = |counts: &Counts| *counts.quarantined.get(source).unwrap_or(&0);
+            let quarantined = quarantined(after) - quarantined(before);
+            let duplicates = match source.as_str() {
+                "stalwart" => received.saturating_sub(new + quarantined),
+                "ocis" => ticked.taken.duplicates,
+                _ => 0,
+            };
+            let skipped = if source == "ocis" { ticked.skipped } else { 0 };
+            Row { source: source.clone(), stored: *stored, new, duplicates, skipped, quarantined }
+        })
+        .collect()
+}
+
+/// The folder of the demo.
+struct Folder {
+    path: PathBuf,
+    /// As text: it stands in the commands that are printed.
+    text: String,
+}
+
+impl Folder {
+    fn prepare(path: &Path) -> Result<Self, Failure> {
+        let name = path.display().to_string();
+        let refused = |problem: String| {
+            Failure::usage(format!("--data {name}: {problem}: name another folder"))
+        };
+        // What is printed must work from any folder.
+        let path = std::path::absolute(path).map_err(|error| refused(error.to_string()))?;
+        let Some(text) = path.to_str().map(str::to_owned) else {
+            return Err(refused("its name is not UTF-8".into()));
+        };
+        std::fs::create_dir_all(path.join("ocis"))
+            .map_err(|error| refused(format!("can't be made ({error})")))?;
+        Ok(Self { path, text })
+    }
+
+    /// The secret that signs, made by the first run.
+    fn secret(&self) -> Result<String, Failure> {
+        let path = self.path.join("webhook-secret");
+        let refused = |error: std::io::Error| {
+            Failure::usage(format!(
+                "{}: {error}: remove it, or name another folder",
+                path.display()
+            ))
+        };
+        match std::fs::read_to_string(&path) {
+            Ok(secret) if !secret.is_empty() => return Ok(secret),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(refused(error));
+            }
+            _ => {}
+        }
+        let mut random = [0; 24];
+        TokioRuntime.fill_random(&mut random);
+        let secret = format!("demo-{}", hex::encode(random));
+        write_private(&path, secret.as_bytes()).map_err(refused)?;
+        Ok(secret)
+    }
+
+    /// The configuration; like any server's, but with none of the environment.
+    fn config(&self, secret: &str) -> Result<Config, Failure> {
+        let mut set = vec![
+            ("DEZKY_STORE".to_owned(), self.store_url()),
+            ("STALWART_WEBHOOK_SECRET".to_owned(), secret.to_owned()),
+        ];
+        let level = std::env::var("DEZKY_LOG").unwrap_or_default();
+        // The demo's own output says what happens.
+        let level = if level.is_empty() { "error".to_owned() } else { level };
+        set.push(("DEZKY_LOG".to_owned(), level));
+        Settings::load(None, set, None)?.config()
+    }
+
+    fn store_url(&self) -> String {
+        format!("sqlite://{}", self.path.join("dezky.db").display())
+    }
+
+    /// What to try, as it can be pasted into a shell.
+    fn invitation(&self, address: SocketAddr) -> String {
+        let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+        let secret = quoted(&format!("{}/webhook-secret", self.text));
+        let program = std::env::current_exe()
+            .ok()
+            .and_then(|path| path.to_str().map(quoted))
+            .unwrap_or_else(|| "dezky-server".into());
+        let store = quoted(&self.store_url());
+        format!(
+            r#"
+dezky-server answers on http://{address}; Ctrl-C ends it. Try:
+
+  curl -s 'http://{address}/audit?limit=5'
+
+  curl -s 'http://{address}/audit?action=stalwart.auth&outcome=failure&limit=5'
+
+  BODY='{{"events":[{{"createdAt":"'$(date -u +%Y-%m-%dT%H:%M:%SZ)'","type":"auth.failed","data":{{"accountName":"you@example.com","remoteIp":"203.0.113.99"}}}}]}}'
+  SIGNATURE=$(printf '%s' "$BODY" | openssl dgst -sha256 -hmac "$(cat {secret})" -binary | openssl base64)
+  curl -s -X POST -H "X-Signature: $SIGNATURE" --data-binary "$BODY" http://{address}/ingest/stalwart/webhook
+
+  {program} verify --store {store}
+
+What arrives from now on:
+"#
+        )
+    }
+}
+
+/// Writes a new file that its owner alone can read.
+fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    // Beside it first, so that a half-written one is never found.
+    let beside = path.with_extension("new");
+    let _ = std::fs::remove_file(&beside);
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&beside)?
+        .write_all(bytes)?;
+    std::fs::rename(&beside, path)
+}

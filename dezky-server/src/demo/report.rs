@@ -1,0 +1,198 @@
+//! The timeline and what became of it, as tables or JSON.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write as _;
+
+use dezky_core::store::{AuditStore, ListQuery};
+use dezky_core::{Result, StoredEvent};
+use serde::Serialize;
+use serde_json::json;
+
+/// How many of the newest events are shown.
+const SHOWN: usize = 20;
+/// The widest column.
+const MAX_WIDTH: usize = 44;
+
+/// What is in the log.
+pub(super) struct Counts {
+    /// Events by source.
+    pub(super) by_source: BTreeMap<String, usize>,
+    /// Quarantined items by source, with how often they came.
+    pub(super) quarantined: BTreeMap<String, usize>,
+    /// The newest events, newest first.
+    pub(super) newest: Vec<StoredEvent>,
+}
+
+impl Counts {
+    /// Counts by paging through the whole timeline, as a client would.
+    pub(super) async fn of(store: &dyn AuditStore) -> Result<Self> {
+        let mut counts =
+            Self { by_source: BTreeMap::new(), quarantined: BTreeMap::new(), newest: Vec::new() };
+        let mut query = ListQuery { limit: ListQuery::MAX_LIMIT, ..ListQuery::default() };
+        loop {
+            let page = store.list(&query).await?;
+            for event in page.events {
+                *counts.by_source.entry(event.event.source.clone()).or_default() += 1;
+                if counts.newest.len() < SHOWN {
+                    counts.newest.push(event);
+                }
+            }
+            query.cursor = page.next_cursor;
+            if query.cursor.is_none() {
+                break;
+            }
+        }
+        let mut after = i64::MIN;
+        loop {
+            let items = store.quarantined(after, 500).await?;
+            let Some(last) = items.last() else { return Ok(counts) };
+            after = last.number;
+            for item in items {
+                let seen = usize::try_from(item.seen).unwrap_or(usize::MAX);
+                *counts.quarantined.entry(item.item.source).or_default() += seen;
+            }
+        }
+    }
+}
+
+/// What became of one source's events.
+#[derive(Debug, Serialize)]
+pub(super) struct Row {
+    pub(super) source: String,
+    pub(super) stored: usize,
+    pub(super) new: usize,
+    pub(super) duplicates: usize,
+    pub(super) skipped: u64,
+    pub(super) quarantined: usize,
+}
+
+/// What one run came to.
+pub(super) struct Report {
+    pub(super) rows: Vec<Row>,
+    pub(super) newest: Vec<StoredEvent>,
+    pub(super) head: Option<(u64, String)>,
+}
+
+impl Report {
+    fn totals(&self) -> (usize, usize) {
+        let sum = |of: fn(&Row) -> usize| self.rows.iter().map(of).sum();
+        (sum(|row| row.stored), sum(|row| row.new))
+    }
+
+    /// One JSON object, on one line.
+    pub(super) fn to_json(&self) -> String {
+        let (events, new) = self.totals();
+        let report = json!({
+            "events": events,
+            "new": new,
+            "sources": self.rows,
+            "head": self.head.as_ref().map(|(seq, hash)| json!({ "seq": seq, "hash": hash })),
+            "newest": self.newest,
+        });
+        format!("{report}\n")
+    }
+
+    /// Tables for a person.
+    pub(super) fn to_text(&self) -> String {
+        let mut text = format!("The newest {} events:\n\n", self.newest.len());
+        let header = ["at", "source", "action", "outcome", "actor", "ip", "resource"];
+        text.push_str(&table(&header, self.newest.iter().map(cells)));
+        text.push_str("\nWhat became of what came in:\n\n");
+        let header = ["source", "stored", "new", "duplicate", "skipped", "quarantined"];
+        let rows = self.rows.iter().map(|row| {
+            [
+                row.source.clone(),
+                row.stored.to_string(),
+                row.new.to_string(),
+                row.duplicates.to_string(),
+                row.skipped.to_string(),
+                row.quarantined.to_string(),
+            ]
+        });
+        text.push_str(&table(&header, rows));
+        let (events, new) = self.totals();
+        let _ = write!(text, "\ntimeline: {events} events, {new} new\n");
+        if let Some((seq, hash)) = &self.head {
+            let _ = writeln!(text, "verified: head {seq}:{hash}");
+        }
+        text
+    }
+}
+
+/// One arriving event on one line.
+pub(super) fn line(event: &StoredEvent) -> String {
+    let [at, source, action, outcome, actor, ip, resource] = cells(event);
+    format!("{at}  {source:8}  {action:24}  {outcome:7}  {actor}  {ip}  {resource}\n")
+}
+
+fn cells(stored: &StoredEvent) -> [String; 7] {
+    let event = &stored.event;
+    let actor = event.actor_email.as_deref().or(event.actor_id.as_deref());
+    let resource = event.resource_name.as_deref().or(event.resource_id.as_deref());
+    [
+        event.at.to_string(),
+        printable(&event.source),
+        printable(&event.action),
+        event.outcome.to_string(),
+        printable(actor.unwrap_or_else(|| event.actor_type.as_str())),
+        printable(event.actor_ip.as_deref().unwrap_or("-")),
+        match (event.resource_type.as_deref(), resource) {
+            (Some(kind), Some(name)) => printable(&format!("{kind} {name}")),
+            (kind, name) => printable(name.or(kind).unwrap_or("-")),
+        },
+    ]
+}
+
+/// What other systems say must not steer the terminal.
+fn printable(text: &str) -> String {
+    let mut out: String =
+        text.chars().map(|c| if c.is_control() { '·' } else { c }).take(MAX_WIDTH + 1).collect();
+    if out.chars().count() > MAX_WIDTH {
+        out.pop();
+        out.pop();
+        out.push('…');
+    }
+    out
+}
+
+/// Columns as wide as their widest cell; numbers to the right.
+fn table<const N: usize>(
+    header: &[&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
+    let mut rows: VecDeque<[String; N]> = rows.into_iter().collect();
+    let is_number = |column: usize| {
+        !rows.is_empty() && rows.iter().all(|row| row[column].parse::<u64>().is_ok())
+    };
+    let numbers: [bool; N] = std::array::from_fn(is_number);
+    rows.push_front(std::array::from_fn(|column| header[column].to_owned()));
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)
+    });
+    let mut text = String::new();
+    for row in &rows {
+        let mut line = String::from("  ");
+        for (column, cell) in row.iter().enumerate() {
+            let width = widths[column];
+            let _ = if numbers[column] {
+                write!(line, "{cell:>width$}  ")
+            } else {
+                write!(line, "{cell:width$}  ")
+            };
+        }
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_aligned_and_cells_are_harmless() {
+        let rows = [["a".to_owned(), "7".to_owned()], [printable("\u{1b}[2Jü"), "123".to_owned()]];
+        assert_eq!(table(&["name", "n"], rows), "  name     n\n  a        7\n  ·[2Jü  123\n");
+        assert_eq!(printable(&"x".repeat(100)).chars().count(), MAX_WIDTH);
+    }
+}

@@ -1,0 +1,152 @@
+//! What goes wrong: as an exit of the program, and as an HTTP problem.
+
+use std::fmt;
+
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use dezky_core::{Error, ErrorKind};
+
+/// Why the program ends: one line that names the thing and the fix, and the exit
+/// status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    message: String,
+    status: u8,
+}
+
+impl Failure {
+    /// Wrong use or configuration: exit status 2.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { message: message.into().replace(['\n', '\r'], " "), status: 2 }
+    }
+
+    /// The answer is no, or the work did not come to its end: exit status 1.
+    pub fn no(message: impl Into<String>) -> Self {
+        Self { status: 1, ..Self::usage(message) }
+    }
+
+    /// The exit status.
+    pub fn status(&self) -> u8 {
+        self.status
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// An error answer as RFC 9457 has it, with a stable `code`.
+#[derive(Debug)]
+pub struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    header: Option<(HeaderName, HeaderValue)>,
+}
+
+/// How long a sender should wait before it tries again.
+const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("5");
+
+impl Problem {
+    fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), header: None }
+    }
+
+    fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.header = Some((name, value));
+        self
+    }
+
+    /// 401: no token, or a wrong one.
+    pub fn unauthorized() -> Self {
+        let detail = "send the operator token: Authorization: Bearer …";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+            .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+    }
+
+    /// 404.
+    pub fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", detail)
+    }
+
+    /// 405; the router adds `Allow`.
+    pub fn method_not_allowed() -> Self {
+        let detail = "the path does not take this method: the header Allow lists those it takes";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+    }
+
+    /// 413: the body is over the bound.
+    pub fn body_too_large(max_bytes: usize) -> Self {
+        let detail = format!("the body is larger than {max_bytes} bytes (max_body_bytes)");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+    }
+
+    /// 408: the body did not come in time.
+    pub fn body_timeout() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not come in time")
+    }
+
+    /// 400: the body broke off.
+    pub fn body_broken() -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "body_broken", "the body broke off")
+    }
+
+    /// 400: a parameter of the query is unknown or out of its bounds.
+    pub fn query_invalid(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, ErrorKind::QueryInvalid.code(), detail)
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let status = match error.kind() {
+            ErrorKind::EventInvalid | ErrorKind::QueryInvalid | ErrorKind::CursorInvalid => {
+                StatusCode::BAD_REQUEST
+            }
+            ErrorKind::SignatureInvalid => StatusCode::UNAUTHORIZED,
+            ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            ErrorKind::Pruned => StatusCode::GONE,
+            kind if kind.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        if status.is_server_error() {
+            // The reason is the operator's business, not the client's.
+            tracing::error!(code = error.code(), %error, "a request failed");
+            let detail = if error.is_retryable() {
+                "the store does not take or give events now: try again"
+            } else {
+                "the request could not be served: the server's log says why"
+            };
+            let problem = Self::new(status, error.code(), detail);
+            return if error.is_retryable() {
+                problem.with_header(header::RETRY_AFTER, RETRY_AFTER_SECONDS)
+            } else {
+                problem
+            };
+        }
+        Self::new(status, error.code(), error.to_string())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = serde_json::json!({
+            "type": "about:blank",
+            "title": self.status.canonical_reason().unwrap_or("Error"),
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+            "code": self.code,
+        });
+        let media_type = HeaderValue::from_static("application/problem+json");
+        let mut response =
+            (self.status, [(header::CONTENT_TYPE, media_type)], body.to_string()).into_response();
+        if let Some((name, value)) = self.header {
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+}

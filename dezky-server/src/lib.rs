@@ -1,0 +1,19 @@
+#![doc = include_str!("../README.md")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the server is where tasks are spawned and the clock and the environment are read"
+)]
+
+pub mod auth;
+pub mod cli;
+mod commands;
+pub mod config;
+mod demo;
+pub mod error;
+pub mod lifecycle;
+mod routes;
+pub mod state;
+
+pub use config::{Config, Settings};
+pub use error::{Failure, Problem};
+pub use lifecycle::Running;

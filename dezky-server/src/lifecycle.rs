@@ -1,0 +1,218 @@
+//! The server's life: bind, open the store, start the workers, and end in order.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dezky_core::Runtime;
+use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{AuditStore, SqliteAuditStore, SqliteConfig};
+use dezky_ingest::ocis::{OcisConfig, OcisTail};
+use dezky_ingest::stalwart::StalwartReceiver;
+use dezky_ingest::{Intake, Pump, PumpConfig};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::config::{Config, OcisLog, StoreUrl, reason};
+use crate::error::Failure;
+use crate::routes;
+use crate::state::{App, AppState};
+
+/// How often the outbox is looked at.
+const RELAY_INTERVAL: Duration = Duration::from_secs(1);
+/// The shortest lease of a worker.
+const MIN_LEASE_TTL: Duration = Duration::from_secs(10);
+/// How many events one relay moves.
+const RELAY_BATCH: usize = 1_000;
+
+/// Binds `listen`; `fix` ends the message if the port is taken.
+pub async fn bind(listen: SocketAddr, fix: &str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(listen).await.map_err(|error| {
+        let problem = match error.kind() {
+            std::io::ErrorKind::AddrInUse => "the port is in use".to_owned(),
+            std::io::ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
+            _ => reason(&error),
+        };
+        Failure::usage(format!("listen {listen}: {problem}: {fix}"))
+    })
+}
+
+/// A server that runs: its listener and its workers, until [`stop`](Self::stop).
+pub struct Running {
+    address: SocketAddr,
+    state: AppState,
+    stopping: watch::Sender<bool>,
+    tasks: JoinSet<&'static str>,
+}
+
+impl Running {
+    /// Opens the store, making it if it is missing, and starts to answer on
+    /// `listener` and to follow the sources. Nothing was started if it fails.
+    pub async fn start(config: Config, listener: TcpListener) -> Result<Self, Failure> {
+        let address = listener
+            .local_addr()
+            .map_err(|error| Failure::usage(format!("listen: {}", reason(&error))))?;
+        let state = open(config).await?;
+        let pump = ocis_pump(&state)?;
+        let mut running =
+            Self { address, state, stopping: watch::Sender::new(false), tasks: JoinSet::new() };
+        running.spawn_http(listener);
+        running.spawn_relay();
+        if let Some(pump) = pump {
+            running.spawn_pump(pump);
+        }
+        Ok(running)
+    }
+
+    /// The address that it answers on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The log.
+    pub fn store(&self) -> &Arc<dyn AuditStore> {
+        &self.state.store
+    }
+
+    /// The way of events into the log.
+    pub fn intake(&self) -> &Intake {
+        &self.state.intake
+    }
+
+    /// Runs `pump` until the end.
+    pub fn spawn_pump(&mut self, mut pump: Pump) {
+        let stop = self.stopped();
+        self.tasks.spawn(async move {
+            pump.run(stop).await;
+            "ingest"
+        });
+    }
+
+    fn spawn_http(&mut self, listener: TcpListener) {
+        let service = routes::router(Arc::clone(&self.state))
+            .into_make_service_with_connect_info::<SocketAddr>();
+        let stop = self.stopped();
+        self.tasks.spawn(async move {
+            if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(stop).await {
+                tracing::error!(%error, "the listener ended");
+            }
+            "http"
+        });
+    }
+
+    fn spawn_relay(&mut self) {
+        let store = Arc::clone(&self.state.store);
+        let stop = self.stopped();
+        self.tasks.spawn(async move {
+            tokio::pin!(stop);
+            loop {
+                let more = match store.relay(RELAY_BATCH).await {
+                    Ok(relayed) => relayed.more,
+                    Err(error) => {
+                        tracing::warn!(code = error.code(), %error, "the outbox waits");
+                        false
+                    }
+                };
+                let wait = if more { Duration::ZERO } else { RELAY_INTERVAL };
+                tokio::select! {
+                    () = &mut stop => return "relay",
+                    () = tokio::time::sleep(wait) => {}
+                }
+            }
+        });
+    }
+
+    /// Resolves when the end has begun.
+    fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut stopping = self.stopping.subscribe();
+        async move {
+            // An error says that the sender is gone, which is an end too.
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+        }
+    }
+
+    /// Resolves when a part of the server ended though nobody asked it to; it
+    /// does not come back, so the server should end as well. Cancel-safe.
+    pub async fn failed(&mut self) -> Failure {
+        match self.tasks.join_next().await {
+            Some(Ok(part)) => {
+                Failure::no(format!("{part}: ended unexpectedly: see the log, and start again"))
+            }
+            _ => Failure::no("a worker broke down: see the log, and start again"),
+        }
+    }
+
+    /// Takes no more connections, finishes the requests and ticks that have
+    /// begun, and closes the store.
+    ///
+    /// # Errors
+    /// If that takes longer than the shutdown timeout, or a part broke down.
+    /// What was acknowledged is in the log all the same.
+    pub async fn stop(mut self) -> Result<(), Failure> {
+        self.stopping.send_replace(true);
+        let timeout = self.state.config.shutdown_timeout;
+        let ending = async {
+            let mut whole = true;
+            while let Some(part) = self.tasks.join_next().await {
+                whole &= part.is_ok();
+            }
+            self.state.engine.close().await;
+            whole
+        };
+        match tokio::time::timeout(timeout, ending).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Failure::no("a worker broke down: see the log")),
+            Err(_) => Err(Failure::no(format!(
+                "requests or workers did not finish within {} s: they were cut off (shutdown_timeout_seconds)",
+                timeout.as_secs()
+            ))),
+        }
+    }
+}
+
+async fn open(config: Config) -> Result<AppState, Failure> {
+    let StoreUrl::Sqlite(path) = &config.store;
+    let engine = SqliteAuditStore::open(SqliteConfig::new(path), &TokioRuntime)
+        .await
+        .map_err(|error| Failure::usage(format!("store {error}")))?;
+    let engine = Arc::new(engine);
+    let store: Arc<dyn AuditStore> = engine.clone();
+    let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
+    let intake = Intake::new(Arc::clone(&store), runtime);
+    let mut stalwart = BTreeMap::new();
+    for (source, secrets) in &config.stalwart {
+        let receiver = StalwartReceiver::new(source, secrets.clone(), intake.clone())
+            .map_err(|error| Failure::usage(error.to_string()))?;
+        stalwart.insert(source.clone(), receiver);
+    }
+    Ok(Arc::new(App { config, store, stalwart, intake, engine }))
+}
+
+/// The worker that follows oCIS, where there is one to follow.
+fn ocis_pump(state: &AppState) -> Result<Option<Pump>, Failure> {
+    match &state.config.ocis {
+        Some(log) if state.config.ingest_enabled => {
+            follow_ocis(log, &state.intake, PumpConfig::default()).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// A pump from the audit log of oCIS.
+pub(crate) fn follow_ocis(
+    log: &OcisLog,
+    intake: &Intake,
+    mut pump: PumpConfig,
+) -> Result<Pump, Failure> {
+    let mut config = OcisConfig::new(&log.path);
+    config.max_line_bytes = log.max_line_bytes;
+    let tail = OcisTail::new(config, Arc::clone(intake.runtime()))
+        .map_err(|error| Failure::usage(format!("ocis: {error}")))?;
+    pump.interval = log.poll;
+    // Renewed at every tick. A server that was killed gives nothing back, so this
+    // is how long the next one waits.
+    pump.lease_ttl = (log.poll * 3).max(MIN_LEASE_TTL);
+    Ok(Pump::new(Box::new(tail), intake.clone(), pump))
+}

@@ -1,0 +1,73 @@
+use axum::Json;
+use axum::extract::{Query, State};
+use axum::http::Uri;
+use dezky_core::Timestamp;
+use dezky_core::store::{ListPage, ListQuery};
+
+use crate::error::Problem;
+use crate::state::AppState;
+
+/// `GET /audit`: one page of the timeline, newest first.
+pub(super) async fn list(
+    State(state): State<AppState>,
+    uri: Uri,
+) -> Result<Json<ListPage>, Problem> {
+    let Query(parameters) = Query::<Vec<(String, String)>>::try_from_uri(&uri)
+        .map_err(|_| Problem::query_invalid("the query is not URL-encoded"))?;
+    let query = parse(&parameters)?;
+    Ok(Json(state.store.list(&query).await?))
+}
+
+/// Reads the parameters; each is known, within its bounds, and given once.
+fn parse(parameters: &[(String, String)]) -> Result<ListQuery, Problem> {
+    let mut query = ListQuery::default();
+    for (index, (name, value)) in parameters.iter().enumerate() {
+        if parameters[..index].iter().any(|(before, _)| before == name) {
+            return Err(Problem::query_invalid(format!("{name} is given more than once")));
+        }
+        let text = || Some(value.clone());
+        match name.as_str() {
+            "since" => query.since = Some(time(name, value)?),
+            "until" => query.until = Some(time(name, value)?),
+            "before" => query.before = Some(time(name, value)?),
+            "action" => query.action = text(),
+            "tenantSlug" => query.tenant_slug = text(),
+            "partnerSlug" => query.partner_slug = text(),
+            "actorId" => query.actor_id = text(),
+            "actorEmail" => query.actor_email = text(),
+            "resourceType" => query.resource_type = text(),
+            "resourceId" => query.resource_id = text(),
+            "outcome" => {
+                query.outcome = Some(value.parse().map_err(|_| {
+                    Problem::query_invalid("outcome must be success, failure or denied")
+                })?);
+            }
+            "source" => query.source = text(),
+            "q" => query.q = text(),
+            "limit" => {
+                query.limit = value
+                    .parse()
+                    .map_err(|_| Problem::query_invalid("limit must be a number, 1 to 500"))?;
+            }
+            "cursor" => query.cursor = text(),
+            _ => return Err(unknown(name)),
+        }
+    }
+    Ok(query)
+}
+
+fn time(name: &str, value: &str) -> Result<Timestamp, Problem> {
+    Timestamp::parse(value).ok_or_else(|| {
+        Problem::query_invalid(format!(
+            "{name} must be an RFC 3339 time of the years 0001 to 9999, such as 2026-11-21T20:12:21.123Z, with a + written as %2B"
+        ))
+    })
+}
+
+fn unknown(name: &str) -> Problem {
+    // A name is only repeated as far as it helps.
+    let name: String = name.chars().take(40).collect();
+    Problem::query_invalid(format!(
+        "{name} is no parameter: there are since, until, before, action, tenantSlug, partnerSlug, actorId, actorEmail, resourceType, resourceId, outcome, source, q, limit and cursor"
+    ))
+}

@@ -1,0 +1,50 @@
+//! The routes, one module each, and what all of them share.
+
+mod audit;
+mod health;
+mod webhook;
+
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{get, post};
+
+use crate::auth;
+use crate::error::Problem;
+use crate::state::AppState;
+
+/// The server's router.
+pub(crate) fn router(state: AppState) -> Router {
+    let for_operators = Router::new().route("/audit", get(audit::list)).route_layer(
+        middleware::from_fn_with_state(AppState::clone(&state), auth::require_operator),
+    );
+    Router::new()
+        .route("/health", get(health::health))
+        .route("/ingest/stalwart/webhook", post(webhook::stalwart))
+        .route("/ingest/stalwart/{instance}/webhook", post(webhook::stalwart_instance))
+        .merge(for_operators)
+        .method_not_allowed_fallback(async || Problem::method_not_allowed())
+        .fallback(async || Problem::not_found("there is nothing at this path"))
+        .layer(middleware::from_fn(log_request))
+        .with_state(state)
+}
+
+/// One line a request. The path is that of the route: what was asked may hold
+/// what does not belong into a log.
+async fn log_request(request: Request, next: Next) -> Response {
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let began = Instant::now();
+    let response = next.run(request).await;
+    tracing::info!(
+        %method,
+        route = route.as_ref().map_or("-", MatchedPath::as_str),
+        status = response.status().as_u16(),
+        ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "request"
+    );
+    response
+}

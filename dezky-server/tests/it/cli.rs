@@ -1,0 +1,274 @@
+//! The commands as processes.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+
+use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{AppendOptions, AuditStore as _, SqliteAuditStore, SqliteConfig};
+use dezky_core::{Actor, NewEvent};
+use dezky_ingest::signature::Secret;
+use sqlx::{Connection as _, SqliteConnection};
+
+use crate::support::{Process, SECRET, WEBHOOK, program, refusal, run, stdout, until};
+
+fn url(path: &Path) -> String {
+    format!("sqlite://{}", path.display())
+}
+
+/// Records `count` events into the log at `path`, and returns its head.
+async fn record(path: &Path, count: usize) -> String {
+    let store = SqliteAuditStore::open(SqliteConfig::new(path), &TokioRuntime).await.unwrap();
+    let event = || NewEvent::new("tenant.created", Actor::system()).seal(&TokioRuntime);
+    let events = (0..count).map(|_| event()).collect();
+    store.append(events, AppendOptions::default()).await.unwrap();
+    let head = store.state().await.unwrap().head;
+    store.close().await;
+    format!("{}:{}", head.next_seq - 1, hex::encode(head.hash))
+}
+
+/// Changes a database behind the log's back.
+async fn tamper(path: &Path, statement: &'static str) {
+    let mut database = SqliteConnection::connect(&format!("{}?mode=rwc", url(path))).await.unwrap();
+    sqlx::raw_sql(statement).execute(&mut database).await.unwrap();
+    database.close().await.unwrap();
+}
+
+fn verify(path: &Path, more: &[&str]) -> std::process::Output {
+    let store = url(path);
+    run(&[&["verify", "--store", &store], more].concat(), &[])
+}
+
+#[test]
+fn the_help_teaches() {
+    for (arguments, words) in [
+        (&["--help"][..], &["demo", "serve", "verify", "config", "Examples:", "Exit status"][..]),
+        (&["serve", "--help"], &["--config", "--store", "SIGTERM"]),
+        (&["demo", "--help"], &["--once", "--port", "--data", "dezky-demo"]),
+        (&["verify", "--help"], &["--expect-head", "SEQ:HASH", "--json"]),
+        (&["config", "--help"], &["example", "check"]),
+    ] {
+        let output = run(arguments, &[]);
+        assert!(output.status.success());
+        for word in words {
+            assert!(stdout(&output).contains(word), "{arguments:?} {word}");
+        }
+    }
+    for wrong in [&["nonsense"][..], &["verify", "--expect-head", "12"], &["demo", "--json"]] {
+        assert_eq!(run(wrong, &[]).status.code(), Some(2), "{wrong:?}");
+    }
+    let output = run(&["demo", "--store", "sqlite://x.db"], &[]);
+    assert!(refusal(&output, 2).contains("--data"));
+}
+
+#[test]
+fn the_second_demo_adds_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let demo = || {
+        let output = program(&["demo", "--once"]).current_dir(folder.path()).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        stdout(&output)
+    };
+    let log = folder.path().join("dezky-demo/ocis/audit.log");
+    let (first, written) = (demo(), std::fs::metadata(&log).unwrap().modified().unwrap());
+    assert!(first.contains("timeline: 84 events, 84 new"), "{first}");
+    assert!(first.contains("verified: head 83:"), "{first}");
+    let second = demo();
+    assert!(second.contains("timeline: 84 events, 0 new"), "{second}");
+    assert_eq!(std::fs::metadata(&log).unwrap().modified().unwrap(), written);
+    let verified = verify(&folder.path().join("dezky-demo/dezky.db"), &[]);
+    assert!(stdout(&verified).starts_with("ok: 84 events, head 83:"), "{verified:?}");
+    let json = run(
+        &[
+            "demo",
+            "--once",
+            "--json",
+            "--data",
+            log.parent().unwrap().parent().unwrap().to_str().unwrap(),
+        ],
+        &[],
+    );
+    let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((&report["events"], &report["new"]), (&84.into(), &0.into()));
+}
+
+#[tokio::test]
+async fn verify_says_whether_the_log_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.db");
+    let head = record(&path, 10).await;
+    let whole = verify(&path, &[]);
+    assert_eq!(stdout(&whole), format!("ok: 10 events, head {head}\n"), "{whole:?}");
+    assert!(whole.status.success());
+    assert!(verify(&path, &["--expect-head", &head]).status.success());
+
+    let old = folder.path().join("old.db");
+    std::fs::copy(&path, &old).unwrap();
+    let later = record(&path, 5).await;
+    assert!(verify(&path, &["--expect-head", &head]).status.success());
+    let cut = verify(&old, &["--expect-head", &later]);
+    assert!(stdout(&cut).starts_with("seq 10: cut: "), "{cut:?}");
+    refusal(&cut, 1);
+
+    tamper(&path, "UPDATE dezky_audit_events SET action = 'tenant.deleted' WHERE seq = 3").await;
+    let altered = verify(&path, &[]);
+    assert!(stdout(&altered).starts_with("seq 3: altered: "), "{altered:?}");
+    refusal(&altered, 1);
+    let json = verify(&path, &["--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(report["ok"], false);
+    assert_eq!(report["verified"], 3);
+    assert_eq!(report["head"]["seq"], 2);
+    assert_eq!(report["finding"]["seq"], 3);
+    assert_eq!(report["finding"]["kind"], "altered");
+    let json = verify(&old, &["--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(report["ok"], true);
+    assert_eq!(
+        format!("{}:{}", report["head"]["seq"], report["head"]["hash"].as_str().unwrap()),
+        head
+    );
+    assert!(report["finding"].is_null());
+}
+
+#[tokio::test]
+async fn databases_that_are_no_log_of_ours_are_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let in_folder = |name: &str| folder.path().join(name);
+    let foreign = in_folder("foreign.db");
+    tamper(&foreign, "CREATE TABLE invoices (number INTEGER)").await;
+    let newer = in_folder("newer.db");
+    record(&newer, 1).await;
+    tamper(&newer, "UPDATE dezky_schema SET version = 99").await;
+    let garbage = in_folder("garbage.db");
+    std::fs::write(&garbage, (0..20_000_u32).map(|n| (n * 7 % 251) as u8).collect::<Vec<_>>())
+        .unwrap();
+    let empty = in_folder("empty.db");
+    std::fs::write(&empty, "").unwrap();
+
+    for (path, word) in [
+        (&foreign, "no audit log"),
+        (&newer, "newer"),
+        (&garbage, "not an SQLite database"),
+        (&empty, "no audit log"),
+        (&in_folder("missing.db"), "no such file"),
+        (&in_folder("missing/audit.db"), "folder"),
+        (&folder.path().to_owned(), "folder"),
+    ] {
+        let before = std::fs::read(path).ok();
+        let said = refusal(&verify(path, &[]), 2);
+        assert!(said.contains(word), "{said}");
+        let is_wrong_for_serve = before.as_ref().is_some_and(|bytes| !bytes.is_empty());
+        if is_wrong_for_serve {
+            let output = run(
+                &["serve", "--store", &url(path)],
+                &[("DEZKY_LISTEN", "127.0.0.1:0"), ("DEZKY_LOG", "error")],
+            );
+            assert!(refusal(&output, 2).contains(word));
+        }
+        assert_eq!(std::fs::read(path).ok(), before, "{} was changed", path.display());
+    }
+}
+
+#[test]
+fn a_port_in_use_is_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let output = program(&["serve"])
+        .current_dir(folder.path())
+        .env("DEZKY_LISTEN", address.to_string())
+        .env("DEZKY_LOG", "error")
+        .output()
+        .unwrap();
+    let said = refusal(&output, 2);
+    assert!(said.contains(&address.to_string()) && said.contains("DEZKY_LISTEN"), "{said}");
+    let port = address.port().to_string();
+    let output = program(&["demo", "--port", &port]).current_dir(folder.path()).output().unwrap();
+    assert!(refusal(&output, 2).contains("--port 0"));
+}
+
+#[test]
+fn without_a_token_only_this_machine_is_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = program(&["serve"])
+        .current_dir(folder.path())
+        .env("DEZKY_LISTEN", "0.0.0.0:0")
+        .output()
+        .unwrap();
+    assert!(refusal(&output, 2).contains("DEZKY_OPERATOR_TOKEN"));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was made");
+}
+
+#[test]
+fn an_empty_secret_stops_the_start() {
+    for variable in ["STALWART_WEBHOOK_SECRET", "DEZKY_OPERATOR_TOKEN"] {
+        let output = run(&["serve"], &[(variable, "")]);
+        assert!(refusal(&output, 2).contains(variable));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_lets_requests_finish() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = Process::start(folder.path(), &[]);
+    let body = r#"{"events":[{"id":"a-1","createdAt":"2026-11-21T20:00:00Z","type":"auth.success","data":{}}]}"#;
+    let (first, second) = body.split_at(20);
+    let mut stream = TcpStream::connect(&process.address).unwrap();
+    write!(
+        stream,
+        "POST {WEBHOOK} HTTP/1.1\r\nHost: localhost\r\nX-Signature: {}\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+        Secret::new(SECRET).unwrap().sign_base64(body.as_bytes()),
+        body.len()
+    )
+    .unwrap();
+    // The server asks for the body, so the request has begun.
+    let mut go_on = [0; 25];
+    stream.read_exact(&mut go_on).unwrap();
+    assert!(go_on.starts_with(b"HTTP/1.1 100"));
+    stream.write_all(first.as_bytes()).unwrap();
+
+    process.terminate();
+    let address = process.address.clone();
+    until("no new connections", async || TcpStream::connect(&address).is_err()).await;
+    assert!(process.ended().is_none());
+    stream.write_all(second.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"received\":1"), "{answer}");
+    until("the end", async || process.ended().is_some()).await;
+    assert!(process.ended().unwrap().success(), "{}", process.stderr());
+    assert!(stdout(&verify(&folder.path().join("dezky.db"), &[])).starts_with("ok: 1 events"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_never_ends_does_not_hold_the_end_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = Process::start(folder.path(), &[("DEZKY_SHUTDOWN_TIMEOUT_SECONDS", "1")]);
+    let mut stream = TcpStream::connect(&process.address).unwrap();
+    write!(stream, "POST {WEBHOOK} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n").unwrap();
+    stream.read_exact(&mut [0; 25]).unwrap();
+    process.terminate();
+    until("the end", async || process.ended().is_some()).await;
+    assert_eq!(process.ended().unwrap().code(), Some(1));
+    assert!(process.stderr().contains("shutdown_timeout_seconds"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logs_hold_neither_addresses_nor_queries() {
+    let folder = tempfile::tempdir().unwrap();
+    let token = "operator-token-0123456789";
+    let process = Process::start(folder.path(), &[("DEZKY_OPERATOR_TOKEN", token)]);
+    let body = r#"{"events":[{"id":"a-1","createdAt":"2026-11-21T20:00:00Z","type":"auth.failed","data":{"accountName":"alice@example.com","remoteIp":"203.0.113.7"}}]}"#;
+    process.client.post_signed(WEBHOOK, body).await;
+    let request =
+        process.client.request(reqwest::Method::GET, "/audit?q=needle").bearer_auth(token);
+    assert_eq!(process.client.send(request).await.events().len(), 0);
+    process.client.get("/some/needle").await;
+    let said = process.stderr();
+    assert!(said.contains("/audit") && said.contains("status=200"), "{said}");
+    for word in ["alice", "203.0.113.7", "needle", token, SECRET] {
+        assert!(!said.contains(word), "{word}: {said}");
+    }
+    process.stop().await;
+}

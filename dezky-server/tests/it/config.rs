@@ -1,0 +1,188 @@
+//! The configuration: what is refused, and what holds.
+
+use std::path::{Path, PathBuf};
+
+use crate::support::{program, refusal, run, stdout};
+
+fn file(folder: &Path, text: &str) -> PathBuf {
+    let path = folder.join("dezky.toml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// What `config check` says about a file and an environment that it refuses.
+fn refused(text: &str, environment: &[(&str, &str)]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(folder.path(), text);
+    let output = program(&["config", "check", "--config", path.to_str().unwrap()])
+        .current_dir(folder.path())
+        .envs(environment.iter().copied())
+        .output()
+        .unwrap();
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing was made");
+    refusal(&output, 2)
+}
+
+#[test]
+fn mistakes_in_the_file_are_named_with_key_file_and_line() {
+    for (text, line, words) in [
+        ("\nlisten = \"nowhere\"", 2, &["listen", "127.0.0.1:8080"][..]),
+        ("listen = 8080", 1, &["listen", "text"]),
+        ("lisen = \"127.0.0.1:8080\"", 1, &["lisen", "did you mean listen"]),
+        ("[ocis]\n\npoll_secnds = 5", 3, &["ocis.poll_secnds", "did you mean ocis.poll_seconds"]),
+        ("[ocis]\npoll_seconds = 0", 2, &["ocis.poll_seconds", "1 to 3600"]),
+        ("[ocis]\npoll_seconds = -1", 2, &["ocis.poll_seconds", "whole number"]),
+        ("[log]\nformat = \"xml\"", 2, &["log.format", "json"]),
+        ("[log]\nlevel = \"chatty=loud\"", 2, &["log.level", "debug"]),
+        ("ingest_enabled = \"no\"", 1, &["ingest_enabled", "true or false"]),
+        ("trusted_proxies = [\"10.0.0.0/40\"]", 1, &["trusted_proxies", "10.0.0.0/8"]),
+        ("store = \"dezky.db\"", 1, &["store", "sqlite://"]),
+        ("store = \"mongodb://u:p4ss@db/x\"", 1, &["store", "mongodb://", "sqlite://"]),
+        ("store = \"postgres://u:p4ss@db/x\"", 1, &["store", "postgres://", "sqlite://"]),
+        (
+            "operator_token = \"p4ss\"",
+            1,
+            &["operator_token", "DEZKY_OPERATOR_TOKEN", "operator_token_file"],
+        ),
+        (
+            "[stalwart]\nsecret = \"p4ss\"",
+            2,
+            &["stalwart.secret", "STALWART_WEBHOOK_SECRET", "secret_files"],
+        ),
+        ("[stalwart.instances.eu2]\nsecret = \"p4ss\"", 2, &["DEZKY_STALWART_EU2_SECRET"]),
+        (
+            "[stalwart.instances.eu2]\nsecret_file = \"/nowhere/p\"",
+            2,
+            &["eu2.secret_file", "/nowhere/p"],
+        ),
+        (
+            "[stalwart.instances.EU]\nsecret_file = \"x\"",
+            2,
+            &["stalwart.instances.EU", "lower-case"],
+        ),
+        ("listen = \"a\"\nlisten = \"b\"", 2, &["duplicate"]),
+        ("listen =", 1, &["TOML"]),
+    ] {
+        let said = refused(text, &[]);
+        assert!(said.contains(&format!("dezky.toml line {line}")), "{said}");
+        assert!(!said.contains("p4ss"), "{said}");
+        for word in words {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+    }
+}
+
+#[test]
+fn mistakes_in_the_environment_are_named() {
+    for (variable, value, words) in [
+        ("DEZKY_LISTN", "x", &["DEZKY_LISTN", "did you mean DEZKY_LISTEN"][..]),
+        ("DEZKY_PORT", "8080", &["DEZKY_PORT"]),
+        ("DEZKY_LISTEN", "8080", &["listen", "DEZKY_LISTEN"]),
+        ("DEZKY_STORE", "file.db", &["store", "DEZKY_STORE", "sqlite://"]),
+        ("DEZKY_STORE", "sqlite:///nowhere/at/all/x.db", &["store", "folder"]),
+        ("DEZKY_OPERATOR_TOKEN", "", &["DEZKY_OPERATOR_TOKEN", "empty"]),
+        ("DEZKY_OPERATOR_TOKEN", "two words", &["DEZKY_OPERATOR_TOKEN", "spaces"]),
+        ("DEZKY_OPERATOR_TOKEN_FILE", "/nowhere/t", &["operator_token_file", "/nowhere/t"]),
+        ("STALWART_WEBHOOK_SECRET", "", &["STALWART_WEBHOOK_SECRET", "empty"]),
+        ("DEZKY_STALWART_EU2_SECRET", "", &["DEZKY_STALWART_EU2_SECRET", "empty"]),
+        ("DEZKY_STALWART_SECRET", "x", &["DEZKY_STALWART_SECRET", "did you mean"]),
+        ("DEZKY_STALWART_WEBHOOK_SECRET", "x", &["STALWART_WEBHOOK_SECRET"]),
+        ("AUDIT_INGEST_ENABLED", "maybe", &["AUDIT_INGEST_ENABLED", "true or false"]),
+        ("DEZKY_OCIS_POLL_SECONDS", "soon", &["DEZKY_OCIS_POLL_SECONDS", "number"]),
+        ("DEZKY_MAX_BODY_BYTES", "0", &["max_body_bytes", "DEZKY_MAX_BODY_BYTES"]),
+        ("OCIS_AUDIT_LOG_PATH", "/", &["OCIS_AUDIT_LOG_PATH", "folder"]),
+        ("DEZKY_LISTEN", "0.0.0.0:8080", &["DEZKY_OPERATOR_TOKEN", "0.0.0.0:8080"]),
+        ("DEZKY_LISTEN", "[::]:8080", &["DEZKY_OPERATOR_TOKEN"]),
+    ] {
+        let said = refused("", &[(variable, value)]);
+        for word in words {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+    }
+}
+
+#[test]
+fn an_empty_secret_file_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("secret");
+    for text in ["", "\n", "\r\n"] {
+        std::fs::write(&path, text).unwrap();
+        let said = refused("", &[("DEZKY_STALWART_SECRET_FILES", path.to_str().unwrap())]);
+        assert!(said.contains("stalwart.secret_files"), "{said}");
+    }
+}
+
+#[test]
+fn others_variables_are_let_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = program(&["config", "check"])
+        .current_dir(folder.path())
+        .env("AUTHENTIK_ISSUER", "https://id.example.com")
+        .env("OCIS_AUDIT_LOG_PATH", "")
+        .env("DEZKY_SERVER_SERVICE_HOST", "10.0.0.1")
+        .env("DEZKY_SERVER_SERVICE_PORT_HTTP", "80")
+        .env("DEZKY_SERVER_PORT", "tcp://10.0.0.1:80")
+        .env("DEZKY_SERVER_PORT_80_TCP_ADDR", "10.0.0.1")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn the_example_says_the_defaults() {
+    let folder = tempfile::tempdir().unwrap();
+    let example = stdout(&run(&["config", "example"], &[]));
+    let path = file(folder.path(), &example);
+    let check = |arguments: &[&str]| {
+        let output = program(arguments).current_dir(folder.path()).output().unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(output.status.success() && report["ok"] == true, "{output:?}");
+        report["settings"].as_object().unwrap().clone()
+    };
+    let defaults = check(&["config", "check", "--json"]);
+    let written = check(&["config", "check", "--json", "--config", path.to_str().unwrap()]);
+    assert_eq!(defaults.keys().collect::<Vec<_>>(), written.keys().collect::<Vec<_>>());
+    for (name, setting) in &defaults {
+        assert_eq!(setting["value"], written[name]["value"], "{name}");
+        assert_eq!(setting["from"], "default");
+        assert!(written[name]["from"].as_str().unwrap().contains("dezky.toml line"));
+    }
+    // With every comment that shows a key taken as one, all keys are known.
+    let uncommented: String = example
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(key) if key.contains(" = ") || key.starts_with('[') => format!("{key}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let said = refused(&uncommented, &[]);
+    assert!(said.contains("can't be read"), "{said}");
+}
+
+#[test]
+fn the_environment_beats_the_file_and_no_secret_is_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(folder.path(), "listen = \"127.0.0.1:1111\"\n[ocis]\npoll_seconds = 7\n");
+    let secret = folder.path().join("eu2");
+    std::fs::write(&secret, "p4ss-of-eu2\n").unwrap();
+    let output = program(&["config", "check", "--json", "--store", "sqlite://other.db"])
+        .current_dir(folder.path())
+        .env("DEZKY_CONFIG", path)
+        .env("DEZKY_LISTEN", "127.0.0.1:2222")
+        .env("DEZKY_STORE", "sqlite://env.db")
+        .env("STALWART_WEBHOOK_SECRET", "p4ss-one")
+        .env("DEZKY_STALWART_SECRET_FILES", secret)
+        .env("DEZKY_OPERATOR_TOKEN", "p4ss-two")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = stdout(&output);
+    assert!(!text.contains("p4ss"), "{text}");
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let setting = |name: &str| report["settings"][name].clone();
+    assert_eq!(setting("listen")["value"], "127.0.0.1:2222");
+    assert_eq!(setting("listen")["from"], "environment DEZKY_LISTEN");
+    assert_eq!(setting("store")["value"], "sqlite://other.db");
+    assert_eq!(setting("ocis.poll_seconds")["value"], 7);
+    assert_eq!(setting("operator_token")["value"], "(secret)");
+}

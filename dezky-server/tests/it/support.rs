@@ -1,0 +1,254 @@
+//! Servers to ask, in this process and as processes of their own.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use dezky_ingest::signature::Secret;
+use dezky_server::lifecycle::{Running, bind};
+use dezky_server::{Config, Settings};
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// What signs the webhooks of the tests.
+pub(crate) const SECRET: &str = "test-shared-secret-0123456789abcdef";
+/// The path of the first instance's webhook.
+pub(crate) const WEBHOOK: &str = "/ingest/stalwart/webhook";
+/// How long a condition may take.
+const DEADLINE: Duration = Duration::from_mins(1);
+
+/// Asks `condition` until it holds.
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    while !condition().await {
+        assert!(began.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// An answer: its status, headers and JSON.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) json: Value,
+}
+
+impl Answer {
+    async fn of(response: reqwest::Response) -> reqwest::Result<Self> {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let json = serde_json::from_slice(&response.bytes().await?).unwrap_or(Value::Null);
+        Ok(Self { status, headers, json })
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap_or("?"))
+    }
+
+    /// Checks the shape of a problem, and returns its detail.
+    pub(crate) fn problem(&self, status: u16, code: &str) -> &str {
+        assert_eq!(
+            (self.status.as_u16(), self.json["code"].as_str()),
+            (status, Some(code)),
+            "{self:?}"
+        );
+        assert_eq!(self.header("content-type"), "application/problem+json");
+        assert_eq!(self.json["status"], status);
+        assert!(self.json["type"].is_string() && self.json["title"].is_string());
+        self.json["detail"].as_str().expect("a detail")
+    }
+
+    pub(crate) fn events(&self) -> &[Value] {
+        assert_eq!(self.status, StatusCode::OK, "{self:?}");
+        self.json["events"].as_array().expect("events")
+    }
+}
+
+/// Asks one server.
+#[derive(Clone)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    base: String,
+}
+
+impl Client {
+    pub(crate) fn new(base: String) -> Self {
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(Duration::from_secs(30))
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .unwrap();
+        Self { http, base }
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.base))
+    }
+
+    pub(crate) async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
+        Answer::of(request.send().await.unwrap()).await.unwrap()
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send(self.request(Method::GET, path)).await
+    }
+
+    pub(crate) async fn post_signed(&self, path: &str, body: &str) -> Answer {
+        self.try_post_signed(path, body).await.unwrap()
+    }
+
+    /// The same where the server may be gone.
+    pub(crate) async fn try_post_signed(&self, path: &str, body: &str) -> reqwest::Result<Answer> {
+        let signature = Secret::new(SECRET).unwrap().sign_base64(body.as_bytes());
+        let request = self.request(Method::POST, path).header("X-Signature", signature);
+        Answer::of(request.body(body.to_owned()).send().await?).await
+    }
+
+    /// Every event that matches, page by page; `query` begins with `&` or is empty.
+    pub(crate) async fn all(&self, query: &str) -> Vec<Value> {
+        let mut events = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let answer = self.get(&format!("/audit?limit=500{query}{cursor}")).await;
+            events.extend(answer.events().iter().cloned());
+            match answer.json["nextCursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return events,
+            }
+        }
+    }
+}
+
+/// A server in this process, on a free port, with a folder of its own.
+pub(crate) struct Server {
+    pub(crate) client: Client,
+    pub(crate) running: Running,
+    pub(crate) folder: TempDir,
+}
+
+/// The configuration of a server of the tests: a store in `folder`, a free port,
+/// [`SECRET`], and what `more` sets.
+pub(crate) fn config(folder: &Path, more: &[(&str, &str)]) -> Config {
+    let store = format!("sqlite://{}", folder.join("audit.db").display());
+    let set = [
+        ("DEZKY_LISTEN", "127.0.0.1:0"),
+        ("DEZKY_STORE", &store),
+        ("STALWART_WEBHOOK_SECRET", SECRET),
+    ];
+    let set = set.iter().chain(more).map(|(name, value)| ((*name).into(), (*value).into()));
+    Settings::load(None, set, None).unwrap().config().unwrap()
+}
+
+impl Server {
+    pub(crate) async fn start(more: &[(&str, &str)]) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), more).await
+    }
+
+    pub(crate) async fn start_in(folder: TempDir, more: &[(&str, &str)]) -> Self {
+        let config = config(folder.path(), more);
+        let listener = bind(config.listen, "").await.unwrap();
+        let running = Running::start(config, listener).await.unwrap();
+        let client = Client::new(format!("http://{}", running.address()));
+        Self { client, running, folder }
+    }
+
+    /// Ends it, and gives back its folder.
+    pub(crate) async fn stop(self) -> TempDir {
+        self.running.stop().await.unwrap();
+        self.folder
+    }
+}
+
+/// The binary, with nothing of this process' environment.
+pub(crate) fn program(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dezky-server"));
+    command.env_clear().stdin(Stdio::null()).args(arguments);
+    command
+}
+
+pub(crate) fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    program(arguments).envs(environment.iter().copied()).output().unwrap()
+}
+
+pub(crate) fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// Checks the exit status, and that one line says why; returns it.
+pub(crate) fn refusal(output: &Output, status: i32) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.starts_with("dezky-server: "), "{text}");
+    text
+}
+
+/// `serve` as a process of its own, killed at the end.
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) client: Client,
+    pub(crate) address: String,
+    stderr: PathBuf,
+}
+
+impl Process {
+    /// Starts it with its store in `folder`, and waits until it listens.
+    pub(crate) fn start(folder: &Path, more: &[(&str, &str)]) -> Self {
+        let stderr = folder.join("stderr");
+        let mut child = program(&["serve"])
+            .current_dir(folder)
+            .env("DEZKY_LISTEN", "127.0.0.1:0")
+            .env("STALWART_WEBHOOK_SECRET", SECRET)
+            .envs(more.iter().copied())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&stderr).unwrap())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let base = line.trim().strip_prefix("dezky-server listens on ").unwrap_or_else(|| {
+            panic!("{line}{}", std::fs::read_to_string(&stderr).unwrap_or_default())
+        });
+        let address = base.strip_prefix("http://").unwrap().to_owned();
+        Self { child, client: Client::new(base.to_owned()), address, stderr }
+    }
+
+    pub(crate) fn stderr(&self) -> String {
+        std::fs::read_to_string(&self.stderr).unwrap()
+    }
+
+    /// SIGKILL, and waits for its end.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Sends SIGTERM.
+    pub(crate) fn terminate(&self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    }
+
+    /// Its exit status, if it has ended.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// SIGTERM, and waits for its end.
+    pub(crate) async fn stop(mut self) {
+        self.terminate();
+        until("the end after SIGTERM", async || self.ended().is_some()).await;
+        assert!(self.ended().unwrap().success(), "{}", self.stderr());
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
