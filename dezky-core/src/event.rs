@@ -470,6 +470,9 @@ impl AuditEvent {
         if self.actor_ip.as_ref().is_some_and(|ip| canonical_ip(ip).as_ref() != Some(ip)) {
             return Err(Invalid::new("actorIp", "an address in canonical text, or absent"));
         }
+        if Metadata::from_canonical(self.metadata.as_str()).is_none() {
+            return Err(Invalid::new("metadata", "a canonical JSON object within its bounds"));
+        }
         for (field, bound) in [
             (Field::TenantSlug, "1 to 63 bytes, or absent"),
             (Field::PartnerSlug, "1 to 63 bytes, or absent"),
