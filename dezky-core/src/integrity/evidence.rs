@@ -86,7 +86,8 @@ impl Erasure {
                 _ => return Err(MalformedErasure),
             };
         }
-        Ok(erasure)
+        // Without an erased field there is no erasure, but a salt.
+        if erasure.commitments.is_empty() { Err(MalformedErasure) } else { Ok(erasure) }
     }
 }
 
@@ -130,7 +131,6 @@ mod tests {
         assert_eq!(bytes.len(), 1 + 3 * 34);
         assert_eq!(bytes[..4], [1, 8, 1, 8]);
         assert_eq!(Erasure::from_bytes(&bytes), Ok(sample()));
-        assert_eq!(Erasure::from_bytes(&[1]), Ok(Erasure::default()));
     }
 
     #[test]
@@ -143,6 +143,8 @@ mod tests {
         };
         for bad in [
             vec![],
+            vec![1], // nothing erased
+            Erasure { commitments: BTreeMap::new(), ..sample() }.to_bytes(),
             good[..good.len() - 1].to_vec(),
             [&good[..], &[0]].concat(),
             change(0, 2),  // an unknown version

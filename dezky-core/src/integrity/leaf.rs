@@ -85,7 +85,8 @@ impl<'a> Commitments<'a> {
             return (value.is_none() || field == Field::Metadata).then_some(*kept);
         }
         let value = value?.as_bytes();
-        Some(commitment(&self.salt(field)?, field, value))
+        // A value that has no salt was planted: it must not pass as absent.
+        Some(self.salt(field).map_or([0; 32], |salt| commitment(&salt, field, value)))
     }
 }
 
@@ -125,7 +126,8 @@ pub fn erase(event: &AuditEvent, evidence: &Evidence, fields: &[Field]) -> (Audi
         if fields.contains(&field) {
             clear(&mut erased, field);
             // With neither the field counts as absent, and stays so.
-            if let Some(commitment) = kept.or_else(|| commitments.of(event, field)) {
+            let committed = || commitments.salt(field).and_then(|_| commitments.of(event, field));
+            if let Some(commitment) = kept.or_else(committed) {
                 erasure.commitments.insert(field, commitment);
             }
         } else if let Some(commitment) = kept {
