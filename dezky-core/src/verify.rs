@@ -55,6 +55,8 @@ pub struct Finding {
 pub struct Verdict {
     /// How many events verified, from the log's base on.
     pub verified: u64,
+    /// Where the log begins: not at 0 if its beginning was archived.
+    pub base: Head,
     /// The head of what verified.
     pub head: Head,
     /// The first difference; `None` for a log that is whole.
@@ -108,6 +110,9 @@ pub async fn verify(
     let state = store.state().await?;
     let mut walk =
         ChainWalk { base: state.base, next: state.base, before: None, verified: 0, expected };
+    if let Some(finding) = walk.check_base() {
+        return Ok(walk.verdict(Some(finding)));
+    }
     let mut from_seq = i64::MIN;
     let finding = 'log: loop {
         let rows = store.scan(from_seq, BATCH_ROWS).await?;
@@ -121,10 +126,11 @@ pub async fn verify(
             }
         }
         progress(walk.verified);
-        from_seq = last_seq.saturating_add(1);
+        let Some(next) = last_seq.checked_add(1) else { break None };
+        from_seq = next;
     };
     let finding = finding.or_else(|| walk.check_head(state.head)).or_else(|| walk.check_expected());
-    Ok(Verdict { verified: walk.verified, head: walk.next, finding })
+    Ok(walk.verdict(finding))
 }
 
 /// A row behind the head that we read: appended since, or put there.
@@ -185,8 +191,23 @@ impl ChainWalk {
         self.expected.is_none_or(|e| e.seq != row.stored.seq || e.hash == row.stored.hash)
     }
 
+    fn verdict(&self, finding: Option<Finding>) -> Verdict {
+        Verdict { verified: self.verified, base: self.base, head: self.next, finding }
+    }
+
+    /// The base moves only when a log's beginning is archived, which leaves its
+    /// own evidence. No archive exists yet, so every other base was put there.
+    fn check_base(&self) -> Option<Finding> {
+        (self.base != Head::EMPTY)
+            .then(|| finding(0, Difference::Missing, "the beginning of the log is gone"))
+    }
+
     fn check_head(&self, head: Head) -> Option<Finding> {
         let at = signed(self.next.next_seq);
+        if self.next.next_seq > head.next_seq {
+            let at = signed(head.next_seq);
+            return Some(finding(at, Difference::Altered, "the head's row counts fewer events"));
+        }
         if self.next.next_seq < head.next_seq {
             return Some(finding(at, Difference::Missing, "the head's row counts more events"));
         }
@@ -224,7 +245,7 @@ impl ChainWalk {
             Ok(row) if suspect.seq == wanted => Some(row),
             _ => None,
         };
-        let evidence = self.gather(store, row.as_ref()).await?;
+        let evidence = self.gather(store, row.as_ref(), head).await?;
         Ok(match row {
             None => self.explain_gap(&evidence),
             Some(row) if row.stored.prev_hash == self.next.hash => {
@@ -239,6 +260,7 @@ impl ChainWalk {
         &self,
         store: &dyn AuditStore,
         suspect: Option<&StoredRow>,
+        head: Head,
     ) -> Result<Evidence> {
         let wanted = signed(self.next.next_seq);
         let mut evidence = Evidence::default();
@@ -248,7 +270,8 @@ impl ChainWalk {
             let Some(last_seq) = rows.last().map(seq_of) else { return Ok(evidence) };
             for row in &rows {
                 let seq = seq_of(row);
-                evidence.rows += u64::from(seq >= 0);
+                // Not those appended since we read the head.
+                evidence.rows += u64::from((0..signed(head.next_seq)).contains(&seq));
                 let Ok(row) = row else { continue };
                 evidence.predecessor |=
                     suspect.is_some_and(|s| row.stored.hash == s.stored.prev_hash);
@@ -264,7 +287,8 @@ impl ChainWalk {
                     evidence.content_at.get_or_insert(seq);
                 }
             }
-            from_seq = last_seq.saturating_add(1);
+            let Some(next) = last_seq.checked_add(1) else { return Ok(evidence) };
+            from_seq = next;
         }
     }
 

@@ -7,10 +7,11 @@ const LEAF: &[u8] = b"dezky.audit.leaf\0\x01";
 
 /// The leaf of an event in normal form.
 ///
-/// Defined for all evidence: a field that has a value but neither salt nor
-/// commitment counts as absent, and so does a field that was erased and has a
-/// value again (but for metadata, of which a redacted copy may stay). The hash
-/// then differs from the one in the chain, which is how tampering shows.
+/// Defined for all evidence, also for such as no erasure leaves: a field that has
+/// a value but neither salt nor commitment stands there with zeros, and one that
+/// was erased and has a value again counts as absent (but for metadata, of which a
+/// redacted copy may stay). The hash then differs from the one in the chain, which
+/// is how tampering shows.
 pub fn leaf(event: &AuditEvent, evidence: &Evidence) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(768);
     write_leaf(event, evidence, &mut |part| bytes.extend_from_slice(part));
@@ -125,7 +126,7 @@ pub fn erase(event: &AuditEvent, evidence: &Evidence, fields: &[Field]) -> (Audi
         };
         if fields.contains(&field) {
             clear(&mut erased, field);
-            // With neither the field counts as absent, and stays so.
+            // What was planted has no commitment, and gets none.
             let committed = || commitments.salt(field).and_then(|_| commitments.of(event, field));
             if let Some(commitment) = kept.or_else(committed) {
                 erasure.commitments.insert(field, commitment);

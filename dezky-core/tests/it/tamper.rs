@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use dezky_core::integrity::{Erasure, field_salt};
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{AppendOptions, AuditStore, SqliteAuditStore, SqliteConfig};
 use dezky_core::testkit::{EventGenerator, ManualRuntime};
 use dezky_core::verify::{Difference, ExpectedHead, Finding, Verdict, verify};
-use dezky_core::{ErrorKind, SealedEvent};
+use dezky_core::{ErrorKind, Field, SealedEvent};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection};
 use tempfile::TempDir;
@@ -235,6 +236,76 @@ fn a_head_that_was_changed_is_found() {
         let log = Log::new().await;
         log.sql("UPDATE dezky_audit_log SET next_seq = 25").await;
         check(&log.finding().await, 20, Difference::Missing);
+        let log = Log::new().await;
+        log.sql("UPDATE dezky_audit_log SET next_seq = 15").await;
+        check(&log.finding().await, 15, Difference::Altered);
+    });
+}
+
+#[test]
+fn a_beginning_that_was_cut_is_missing() {
+    tokio().block_on(async {
+        let log = Log::new().await;
+        let head = log.verdict(None).await.head;
+        log.sql(
+            "UPDATE dezky_audit_log SET base_seq = 5, base_hash = (SELECT hash FROM dezky_audit_events WHERE seq = 4);
+             DELETE FROM dezky_audit_events WHERE seq < 5;",
+        )
+        .await;
+        check(&log.finding().await, 0, Difference::Missing);
+        let expected = ExpectedHead { seq: head.next_seq - 1, hash: head.hash };
+        check(&log.verdict(Some(expected)).await.finding.unwrap(), 0, Difference::Missing);
+    });
+}
+
+#[test]
+fn values_planted_beside_a_forged_erasure_are_found() {
+    tokio().block_on(async {
+        let log = Log::new().await;
+        let original = std::fs::read(&log.path).unwrap();
+        let fields = [
+            (Field::ActorIp, "actor_ip = '198.51.100.66'"),
+            (Field::TenantSlug, "tenant_slug = 'victim'"),
+            (Field::ResourceName, "resource_name = 'Planted'"),
+            (Field::ActorEmail, "actor_email = 'eve@acme.test', actor_email_fold = 'eve@acme.test'"),
+        ];
+        for (field, change) in fields {
+            restore(&log, &original);
+            let runtime = ManualRuntime::new(5);
+            let mut bare = dezky_core::testkit::named_event("bare");
+            bare.tenant_slug = None;
+            bare.actor.email = None;
+            let sealed = bare.seal(&runtime);
+            let store = open(&log.path).await;
+            append(&store, vec![sealed.clone()]).await;
+            store.close().await;
+            // What survives of the salt when nothing is erased, as an attacker
+            // with the database would make it, and one that names the field.
+            let mut erasure = Erasure::default();
+            for present in [Field::ActorId, Field::ResourceId, Field::Metadata] {
+                erasure.salts.insert(present, field_salt(sealed.salt(), present));
+            }
+            let nothing_erased = erasure.to_bytes();
+            erasure.commitments.insert(Field::ExternalId, [7; 32]);
+            for erasure in [nothing_erased, erasure.to_bytes()] {
+                let erasure: String = erasure.iter().map(|b| format!("{b:02x}")).collect();
+                log.sql(&format!(
+                    "UPDATE dezky_audit_events SET salt = NULL, erasure = x'{erasure}', {change} WHERE seq = 20"
+                ))
+                .await;
+                let finding = log.finding_after(field.name()).await;
+                check(&finding, 20, Difference::Altered);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_row_at_the_end_of_all_numbers_ends_verification() {
+    tokio().block_on(async {
+        let log = Log::new().await;
+        log.sql("UPDATE dezky_audit_events SET seq = 9223372036854775807 WHERE seq = 7").await;
+        check(&log.finding().await, 7, Difference::Reordered);
     });
 }
 
