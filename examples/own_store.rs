@@ -12,8 +12,9 @@ use async_trait::async_trait;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::source::QuarantineItem;
 use dezky_core::store::{
-    AppendOptions, Capabilities, ChainedStore, ExistingRow, Head, LeaseRow, LogState, NewRow,
-    QuarantinedItem, RowStore, RowTx, ScannedRow, StoredRow, Walk, WalkEnd, Walked,
+    AppendOptions, Capabilities, ChainedStore, CursorKey, ExistingRow, Head, LeaseRow, LogState,
+    NewRow, QuarantinedItem, RowStore, RowTx, ScannedRow, StagedEvent, StoredRow, Walk, WalkEnd,
+    Walked,
 };
 use dezky_core::testkit::named_event;
 use dezky_core::{AuditStore, Result, Runtime, SealedEvent, Timestamp};
@@ -49,7 +50,8 @@ fn open() -> ChainedStore<OwnRows> {
         TokioRuntime.fill_random(bytes);
     }
     let log_id = uuid::Uuid::from_slice(&secret[0][..16]).expect("16 bytes are a UUID");
-    let state = LogState { log_id, cursor_key: secret[1], base: Head::EMPTY, head: Head::EMPTY };
+    let state =
+        LogState { log_id, cursor_key: CursorKey(secret[1]), base: Head::EMPTY, head: Head::EMPTY };
     let tables = Tables {
         state,
         rows: BTreeMap::new(),
@@ -134,10 +136,8 @@ impl RowTx for OwnTx {
                     || external.1.is_some() && external == (&event.source, &event.external_id)
             })
         };
-        let existing = |row: &StoredRow| ExistingRow {
-            seq: row.stored.seq,
-            event: row.stored.event.clone(),
-            erased: row.stored.erased.clone(),
+        let existing = |row: &StoredRow| {
+            ExistingRow::of(row.stored.seq, &row.stored.event, row.stored.erased.clone())
         };
         Ok(self.tables.rows.values().filter(same).map(existing).collect())
     }
@@ -199,9 +199,13 @@ impl RowTx for OwnTx {
         Ok(())
     }
 
-    async fn staged(&mut self, max_events: usize) -> Result<Vec<(i64, SealedEvent)>> {
+    async fn staged(&mut self, max_events: usize) -> Result<Vec<StagedEvent>> {
         let oldest = self.tables.outbox.iter().take(max_events);
-        Ok(oldest.map(|(number, event)| (*number, event.clone())).collect())
+        let staged = |(number, event): (&i64, &SealedEvent)| StagedEvent {
+            number: *number,
+            event: Ok(event.clone()),
+        };
+        Ok(oldest.map(staged).collect())
     }
 
     async fn unstage(&mut self, numbers: &[i64]) -> Result<()> {

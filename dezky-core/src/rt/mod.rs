@@ -2,7 +2,7 @@
 //!
 //! Nothing in the libraries reads the clock, sleeps, spawns or draws random
 //! bytes but through [`Runtime`]. It has four methods, so another executor is
-//! a page of code (there is an example on smol).
+//! a page of code.
 
 #[cfg(feature = "tokio")]
 mod tokio;

@@ -32,7 +32,11 @@ impl Runtime for TokioRuntime {
         async move {
             match ::tokio::task::spawn_blocking(work).await {
                 Ok(value) => value,
-                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    // The runtime is going down, and this task with it.
+                    Err(_cancelled) => std::future::pending().await,
+                },
             }
         }
         .boxed()

@@ -11,15 +11,17 @@ use uuid::Uuid;
 
 use super::group::GroupCommit;
 use super::query::{decode_cursor, encode_cursor};
-use super::rows::{ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, Walk, WalkEnd};
+use super::rows::{
+    ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent, Walk, WalkEnd,
+};
 use super::{
     AppendOptions, Appended, AuditStore, Capabilities, Lease, ListPage, ListQuery,
-    MAX_BATCH_EVENTS, MAX_BATCH_QUARANTINE, MAX_CURSOR_BYTES, MAX_SCAN_ROWS, QuarantinedItem,
-    Receipt, ReceiptStatus, Relayed, ScannedRow,
+    MAX_BATCH_EVENTS, MAX_BATCH_QUARANTINE, MAX_CURSOR_BYTES, MAX_QUARANTINE_RAW_BYTES,
+    MAX_SCAN_ROWS, QuarantinedItem, Receipt, ReceiptStatus, Relayed, ScannedRow,
 };
 use crate::integrity::chain_hash;
 use crate::source::QuarantineItem;
-use crate::{Error, ErrorKind, Result, SealedEvent};
+use crate::{Error, ErrorKind, PLATFORM_SOURCE, Result, SealedEvent, Timestamp};
 
 /// An [`AuditStore`] on any [`RowStore`]: deduplication, chain, group commit,
 /// page cursors and leases, the same for every engine.
@@ -79,7 +81,7 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
 
     async fn append(&self, events: Vec<SealedEvent>, options: AppendOptions) -> Result<Appended> {
         check_batch(&events, &options)?;
-        let weight = events.len() + options.quarantine.len() + 1;
+        let weight = weigh(&events, &options);
         let rows = Arc::clone(&self.rows);
         let progress = Arc::clone(&self.progress);
         self.commits
@@ -158,8 +160,7 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
         let now = tx.now().await?;
         let token = match tx.lease(name).await? {
             Some(row) if row.expires_at > now && row.holder != holder => return Ok(None),
-            // The same holder renews, also one that lapsed when nobody else came.
-            Some(row) if row.holder == holder => row.token,
+            Some(row) if row.expires_at > now => row.token,
             Some(row) => row.token + 1,
             None => 1,
         };
@@ -179,8 +180,10 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
         let mut tx = self.rows.begin().await?;
         match tx.lease(&lease.name).await? {
             Some(row) if row.token == lease.token && row.holder == lease.holder => {
-                let expires_at = tx.now().await?;
-                tx.set_lease(&lease.name, &LeaseRow { expires_at, ..row }).await?;
+                // With another token, so that the one given back is worth nothing.
+                let given_back =
+                    LeaseRow { token: row.token + 1, expires_at: tx.now().await?, ..row };
+                tx.set_lease(&lease.name, &given_back).await?;
                 tx.commit().await
             }
             _ => Ok(()),
@@ -206,17 +209,37 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
         let mut tx = self.rows.begin().await?;
         let staged = tx.staged(max_events).await?;
         let more = staged.len() == max_events;
-        let (numbers, events): (Vec<i64>, Vec<SealedEvent>) = staged.into_iter().unzip();
+        let numbers: Vec<i64> = staged.iter().map(|s| s.number).collect();
+        let now = tx.now().await?;
+        let mut events = Vec::with_capacity(staged.len());
+        let mut refused = Vec::new();
+        for staged in staged {
+            match readable(staged, now) {
+                Ok(event) => events.push(event),
+                Err(item) => refused.push(*item),
+            }
+        }
         let job = Job { events, options: AppendOptions::default() };
         let mut write = GroupWrite::begin(&mut *tx, std::slice::from_ref(&job)).await?;
         let receipts = write.admit_events(&job.events);
         write.insert(&mut *tx).await?;
         let head = write.head;
+        tx.quarantine(&refused).await?;
         tx.unstage(&numbers).await?;
         tx.commit().await?;
         self.progress.advance(head);
-        let appended = receipts.iter().filter(|r| r.status == ReceiptStatus::Appended).count();
-        Ok(Relayed { appended, duplicates: receipts.len() - appended, more })
+        for item in &refused {
+            tracing::error!(key = item.key, reason = item.reason, "a staged event was quarantined");
+        }
+        let appended = Appended { receipts, new_quarantine: 0 };
+        report_conflicts(&job, &appended);
+        Ok(Relayed {
+            appended: appended.appended(),
+            duplicates: appended.duplicates(),
+            conflicts: appended.conflicts(),
+            quarantined: refused.len(),
+            more,
+        })
     }
 }
 
@@ -225,6 +248,37 @@ impl Progress {
         self.next_seq.fetch_max(head.next_seq, Ordering::AcqRel);
         self.moved.notify(usize::MAX);
     }
+}
+
+/// A group's bound is of events, but large ones count for more.
+fn weigh(events: &[SealedEvent], options: &AppendOptions) -> usize {
+    let texts = events.iter().map(|e| e.event().metadata.as_str().len());
+    let raws = options.quarantine.iter().map(|item| item.raw.len());
+    1 + texts.chain(raws).map(|bytes| 1 + bytes / 4_096).sum::<usize>()
+}
+
+/// A staged event that may be appended, or the item that goes to the quarantine.
+fn readable(staged: StagedEvent, now: Timestamp) -> Result<SealedEvent, Box<QuarantineItem>> {
+    let (reason, detail, mut raw) = match staged.event {
+        Ok(event) => match event.validate() {
+            Ok(()) => return Ok(event),
+            // Without the salt.
+            Err(invalid) => {
+                let raw = serde_json::to_vec(event.event()).unwrap_or_default();
+                ("event_invalid", invalid.to_string(), raw)
+            }
+        },
+        Err(unreadable) => ("unreadable", unreadable.problem, unreadable.raw),
+    };
+    raw.truncate(MAX_QUARANTINE_RAW_BYTES);
+    Err(Box::new(QuarantineItem {
+        source: PLATFORM_SOURCE.into(),
+        key: format!("outbox:{}", staged.number),
+        reason: reason.into(),
+        detail,
+        raw,
+        at: now,
+    }))
 }
 
 /// Refuses a batch that breaks a bound, before it joins a group.
@@ -245,7 +299,31 @@ fn check_batch(events: &[SealedEvent], options: &AppendOptions) -> Result<()> {
             format!("a cursor takes at most {MAX_CURSOR_BYTES} bytes"),
         ));
     }
+    options.quarantine.iter().try_for_each(check_item)?;
     check_events(events)
+}
+
+fn check_item(item: &QuarantineItem) -> Result<()> {
+    for (name, text, max) in [
+        ("source", &item.source, 64),
+        ("key", &item.key, 512),
+        ("reason", &item.reason, 64),
+        ("detail", &item.detail, 1_024),
+    ] {
+        if text.len() > max || text.contains('\0') {
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!("a quarantine item's {name} takes at most {max} bytes without U+0000"),
+            ));
+        }
+    }
+    if item.raw.len() > MAX_QUARANTINE_RAW_BYTES {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            format!("a quarantine item's raw takes at most {MAX_QUARANTINE_RAW_BYTES} bytes"),
+        ));
+    }
+    Ok(())
 }
 
 pub(super) fn check_events(events: &[SealedEvent]) -> Result<()> {
@@ -265,6 +343,17 @@ async fn commit_group(
 ) -> Vec<Result<Appended>> {
     match try_commit_group(rows, progress, jobs).await {
         Ok(answers) => answers,
+        // One job's trouble is not the others': each has a go alone.
+        Err(error) if jobs.len() > 1 && !error.is_retryable() => {
+            let mut answers = Vec::with_capacity(jobs.len());
+            for job in jobs.chunks(1) {
+                match try_commit_group(rows, progress, job).await {
+                    Ok(answer) => answers.extend(answer),
+                    Err(error) => answers.push(Err(error)),
+                }
+            }
+            answers
+        }
         Err(error) => jobs.iter().map(|_| Err(error.clone())).collect(),
     }
 }
@@ -296,6 +385,7 @@ async fn try_commit_group(
         });
     }
     if write.rows.is_empty() && cursors.moved.is_empty() && quarantine.is_empty() {
+        report_group(jobs, &answers);
         return Ok(answers);
     }
     write.insert(&mut *tx).await?;
@@ -311,7 +401,35 @@ async fn try_commit_group(
     let head = write.head;
     tx.commit().await?;
     progress.advance(head);
+    report_group(jobs, &answers);
     Ok(answers)
+}
+
+fn report_group(jobs: &[Job], answers: &[Result<Appended>]) {
+    for (job, answer) in jobs.iter().zip(answers) {
+        if let Ok(appended) = answer {
+            report_conflicts(job, appended);
+        }
+    }
+}
+
+/// One line a batch, after its commit: a repeated batch repeats its conflicts.
+fn report_conflicts(job: &Job, appended: &Appended) {
+    let mut conflicts = job
+        .events
+        .iter()
+        .zip(&appended.receipts)
+        .filter(|(_, receipt)| receipt.status == ReceiptStatus::Conflict);
+    if let Some((event, first)) = conflicts.next() {
+        let fields: Vec<_> = first.differs.iter().map(|f| f.name()).collect();
+        tracing::warn!(
+            source = event.event().source,
+            seq = first.seq,
+            fields = fields.join(","),
+            count = 1 + conflicts.count(),
+            "events came again with another content: the first ones stay"
+        );
+    }
 }
 
 async fn check_fence(tx: &mut dyn RowTx, job: &Job) -> Result<Result<()>> {
@@ -393,9 +511,9 @@ impl<'a> GroupWrite<'a> {
     fn remember(&mut self, events: &[&'a SealedEvent], stored: &[Arc<ExistingRow>]) {
         let mut by_external_id = HashMap::new();
         for row in stored {
-            self.by_id.insert(row.event.id, Known::Stored(Arc::clone(row)));
-            if let Some(external_id) = &row.event.external_id {
-                by_external_id.insert((row.event.source.as_str(), external_id.as_str()), row);
+            self.by_id.insert(row.id, Known::Stored(Arc::clone(row)));
+            if let Some(external_id) = &row.external_id {
+                by_external_id.insert((row.source.as_str(), external_id.as_str()), row);
             }
         }
         for key in events.iter().filter_map(|event| external_key(event)) {
@@ -450,21 +568,13 @@ fn external_key(sealed: &SealedEvent) -> Option<(&str, &str)> {
 
 fn duplicate(known: &Known<'_>, sealed: &SealedEvent) -> Receipt {
     let (seq, id, differs) = match known {
-        Known::Stored(row) => (row.seq, row.event.id, row.differences(sealed.event())),
+        Known::Stored(row) => (row.seq, row.id, row.differences(sealed.event())),
         Known::New(seq, first) => {
-            let row = ExistingRow { seq: *seq, event: first.event().clone(), erased: Vec::new() };
-            (*seq, first.event().id, row.differences(sealed.event()))
+            let row = ExistingRow::of(*seq, first.event(), Vec::new());
+            (*seq, row.id, row.differences(sealed.event()))
         }
     };
-    if differs.is_empty() {
-        return Receipt { status: ReceiptStatus::Duplicate, seq, id, differs };
-    }
-    let fields: Vec<_> = differs.iter().map(|f| f.name()).collect();
-    tracing::warn!(
-        source = sealed.event().source,
-        seq,
-        fields = fields.join(","),
-        "an event came again with another content: the first one stays"
-    );
-    Receipt { status: ReceiptStatus::Conflict, seq, id, differs }
+    let status =
+        if differs.is_empty() { ReceiptStatus::Duplicate } else { ReceiptStatus::Conflict };
+    Receipt { status, seq, id, differs }
 }

@@ -8,7 +8,8 @@ use futures_util::lock::{Mutex as AsyncMutex, OwnedMutexGuard};
 use uuid::Uuid;
 
 use super::rows::{
-    ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, Walk, WalkEnd, Walked,
+    CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent, Walk,
+    WalkEnd, Walked,
 };
 use super::{Capabilities, ChainedStore, QuarantinedItem, ScannedRow, StoredRow};
 use crate::event::uuid_v7;
@@ -53,7 +54,7 @@ impl MemoryRows {
         runtime.fill_random(&mut cursor_key);
         let state = LogState {
             log_id: uuid_v7(runtime.now(), &*runtime),
-            cursor_key,
+            cursor_key: CursorKey(cursor_key),
             base: Head::EMPTY,
             head: Head::EMPTY,
         };
@@ -98,6 +99,8 @@ struct MemoryTx {
     tables: Arc<RwLock<Tables>>,
     runtime: Arc<dyn Runtime>,
     changes: Vec<Change>,
+    /// What this transaction has quarantined itself.
+    quarantined: BTreeSet<(String, String)>,
     _writer: OwnedMutexGuard<()>,
 }
 
@@ -117,6 +120,7 @@ impl RowStore for MemoryRows {
             tables: Arc::clone(&self.tables),
             runtime: Arc::clone(&self.runtime),
             changes: Vec::new(),
+            quarantined: BTreeSet::new(),
             _writer: writer,
         }))
     }
@@ -223,7 +227,7 @@ impl RowTx for MemoryTx {
             seqs.into_iter()
                 .map(|seq| {
                     let stored = &t.rows[&seq].stored;
-                    ExistingRow { seq, event: stored.event.clone(), erased: stored.erased.clone() }
+                    ExistingRow::of(seq, &stored.event, stored.erased.clone())
                 })
                 .collect()
         }))
@@ -274,10 +278,10 @@ impl RowTx for MemoryTx {
         let known = |t: &Tables, item: &QuarantineItem| {
             t.quarantine.iter().any(|q| q.item.source == item.source && q.item.key == item.key)
         };
-        let mut new = BTreeSet::new();
+        let before = self.quarantined.len();
         for item in items {
             if !self.read(|t| known(t, item)) {
-                new.insert((&item.source, &item.key));
+                self.quarantined.insert((item.source.clone(), item.key.clone()));
             }
             let item = item.clone();
             self.change(move |t| {
@@ -292,7 +296,7 @@ impl RowTx for MemoryTx {
                 }
             });
         }
-        Ok(new.len())
+        Ok(self.quarantined.len() - before)
     }
 
     async fn stage(&mut self, events: &[SealedEvent]) -> Result<()> {
@@ -305,10 +309,12 @@ impl RowTx for MemoryTx {
         Ok(())
     }
 
-    async fn staged(&mut self, max_events: usize) -> Result<Vec<(i64, SealedEvent)>> {
-        Ok(self.read(|t| {
-            t.outbox.iter().take(max_events).map(|(n, event)| (*n, event.clone())).collect()
-        }))
+    async fn staged(&mut self, max_events: usize) -> Result<Vec<StagedEvent>> {
+        let staged = |(number, event): (&i64, &SealedEvent)| StagedEvent {
+            number: *number,
+            event: Ok(event.clone()),
+        };
+        Ok(self.read(|t| t.outbox.iter().take(max_events).map(staged).collect()))
     }
 
     async fn unstage(&mut self, numbers: &[i64]) -> Result<()> {

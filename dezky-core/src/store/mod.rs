@@ -26,8 +26,8 @@ pub use self::chained::ChainedStore;
 pub use self::memory::{MemoryAuditStore, MemoryRows};
 pub use self::query::{Filter, ListPage, ListQuery, SourceMatch, TenantMatch};
 pub use self::rows::{
-    Driver, ExistingRow, Folds, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, Walk, WalkEnd,
-    Walked,
+    CursorKey, Driver, ExistingRow, Folds, Head, LeaseRow, LogState, NewRow, RowStore, RowTx,
+    StagedEvent, UnreadableStaged, Walk, WalkEnd, Walked,
 };
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteAuditStore, SqliteConfig, SqliteRows};
@@ -42,6 +42,8 @@ pub const MAX_BATCH_EVENTS: usize = 10_000;
 pub const MAX_CURSOR_BYTES: usize = 64 << 10;
 /// The most quarantine items of one append.
 pub const MAX_BATCH_QUARANTINE: usize = 10_000;
+/// The most bytes kept of a quarantined item.
+pub const MAX_QUARANTINE_RAW_BYTES: usize = 64 << 10;
 /// The most rows of one [`AuditStore::scan`].
 pub const MAX_SCAN_ROWS: usize = 10_000;
 
@@ -97,8 +99,10 @@ pub trait AuditStore: Send + Sync {
 
     /// Takes or renews the lease `name` for `holder`, by the database's clock.
     ///
-    /// `None` if somebody else holds it. A new holder gets a higher token, with
-    /// which every append of an old one is [fenced](AppendOptions::fence) off.
+    /// `None` if somebody else holds it. A renewal in time keeps the token; after
+    /// it lapsed or was given back the token is higher, and every append with an
+    /// old one is [fenced](AppendOptions::fence) off. `holder` must be unique to
+    /// the running instance: two that share a name would share the lease.
     async fn acquire_lease(&self, name: &str, holder: &str, ttl: Duration)
     -> Result<Option<Lease>>;
 
@@ -114,7 +118,9 @@ pub trait AuditStore: Send + Sync {
     async fn stage(&self, events: Vec<SealedEvent>) -> Result<()>;
 
     /// Moves at most `max_events` from the outbox into the log, oldest first,
-    /// in one transaction. An event that is in the log already is only removed.
+    /// in one transaction. An event that is in the log already is only removed;
+    /// one that can't be read or breaks a bound goes to the quarantine, so that it
+    /// holds nothing up.
     async fn relay(&self, max_events: usize) -> Result<Relayed>;
 }
 
@@ -251,8 +257,12 @@ pub enum ReceiptStatus {
 pub struct Relayed {
     /// How many went into the log.
     pub appended: usize,
-    /// How many were there already.
+    /// How many were there already, conflicts included.
     pub duplicates: usize,
+    /// Of these, those that say something else than the one that is there.
+    pub conflicts: usize,
+    /// How many could not be read or break a bound, and went to the quarantine.
+    pub quarantined: usize,
     /// Whether more is waiting.
     pub more: bool,
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::rows::Folds;
+use super::rows::{CursorKey, Folds};
 use crate::{AuditEvent, Error, ErrorKind, Outcome, Result, StoredEvent, Timestamp};
 
 /// What `list` is asked: every filter must match; none set matches everything.
@@ -109,7 +109,7 @@ impl ListQuery {
             }),
             partner_slug: text("partnerSlug", &self.partner_slug)?,
             actor_id: text("actorId", &self.actor_id)?,
-            actor_email_fold: text("actorEmail", &self.actor_email)?.map(|v| v.to_lowercase()),
+            actor_email_fold: text("actorEmail", &self.actor_email)?.map(|v| Folds::fold(&v)),
             resource_type: text("resourceType", &self.resource_type)?,
             resource_id: text("resourceId", &self.resource_id)?,
             outcome: self.outcome,
@@ -263,7 +263,7 @@ const CURSOR_BYTES: usize = 1 + 8 + 16 + 16 + MAC_BYTES;
 
 /// The text of a page cursor: place, digest of the filters, MAC.
 pub(super) fn encode_cursor(
-    key: &[u8; 32],
+    key: &CursorKey,
     filter: &Filter,
     (at, id): (Timestamp, Uuid),
 ) -> String {
@@ -279,7 +279,7 @@ pub(super) fn encode_cursor(
 
 /// The place of a page cursor, if this log made it for these filters.
 pub(super) fn decode_cursor(
-    key: &[u8; 32],
+    key: &CursorKey,
     filter: &Filter,
     text: &str,
 ) -> Result<(Timestamp, Uuid)> {
@@ -307,8 +307,8 @@ pub(super) fn decode_cursor(
     Ok((Timestamp::from_millis(at).ok_or_else(refused)?, id))
 }
 
-fn cursor_mac(key: &[u8; 32], body: &[u8]) -> Hmac<Sha256> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+fn cursor_mac(key: &CursorKey, body: &[u8]) -> Hmac<Sha256> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(&key.0).expect("HMAC takes keys of any length");
     mac.update(b"dezky.audit.cursor.v1\0");
     mac.update(body);
     mac

@@ -77,8 +77,9 @@ pub trait RowTx: Send {
     /// Adds events to the outbox, in order.
     async fn stage(&mut self, events: &[SealedEvent]) -> Result<()>;
 
-    /// The oldest events of the outbox with their numbers.
-    async fn staged(&mut self, max_events: usize) -> Result<Vec<(i64, SealedEvent)>>;
+    /// The oldest events of the outbox. One that can't be read is no error: it
+    /// must not hold up the others.
+    async fn staged(&mut self, max_events: usize) -> Result<Vec<StagedEvent>>;
 
     /// Removes events from the outbox by number.
     async fn unstage(&mut self, numbers: &[i64]) -> Result<()>;
@@ -106,13 +107,24 @@ impl Head {
 pub struct LogState {
     /// Made with the log.
     pub log_id: Uuid,
-    /// The key of the page cursors, made with the log. Keep it secret.
-    pub cursor_key: [u8; 32],
+    /// The key of the page cursors, made with the log.
+    pub cursor_key: CursorKey,
     /// The first `seq` that is here and the hash before it: of a log whose
     /// beginning was archived not 0.
     pub base: Head,
     /// The end.
     pub head: Head,
+}
+
+/// The key that authenticates a log's page cursors. Whoever has it can make
+/// cursors; `Debug` does not show it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct CursorKey(pub [u8; 32]);
+
+impl std::fmt::Debug for CursorKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CursorKey(..)")
+    }
 }
 
 /// A lease as stored.
@@ -166,8 +178,14 @@ impl NewRow<'_> {
 pub struct ExistingRow {
     /// Its place.
     pub seq: u64,
-    /// Its event; fields outside [`ExistingRow::COMPARED`] and the identity may be empty.
-    pub event: AuditEvent,
+    /// Its id.
+    pub id: Uuid,
+    /// Its source.
+    pub source: String,
+    /// Its identity there.
+    pub external_id: Option<String>,
+    /// The values of [`Self::COMPARED`].
+    pub compared: [Option<String>; 7],
     /// Fields whose values were erased: they equal anything.
     pub erased: Vec<Field>,
 }
@@ -184,13 +202,43 @@ impl ExistingRow {
         Field::ResourceId,
     ];
 
+    /// What is compared of an event at `seq`.
+    pub fn of(seq: u64, event: &AuditEvent, erased: Vec<Field>) -> Self {
+        Self {
+            seq,
+            id: event.id,
+            source: event.source.clone(),
+            external_id: event.external_id.clone(),
+            compared: Self::COMPARED.map(|field| event.text(field).map(str::to_owned)),
+            erased,
+        }
+    }
+
     /// The fields in which `event` says something else.
     pub fn differences(&self, event: &AuditEvent) -> Vec<Field> {
-        Self::COMPARED
-            .into_iter()
-            .filter(|f| !self.erased.contains(f) && self.event.text(*f) != event.text(*f))
-            .collect()
+        let differs = |(field, value): &(Field, &Option<String>)| {
+            !self.erased.contains(field) && value.as_deref() != event.text(*field)
+        };
+        Self::COMPARED.into_iter().zip(&self.compared).filter(differs).map(|(f, _)| f).collect()
     }
+}
+
+/// An event of the outbox.
+#[derive(Debug, Clone)]
+pub struct StagedEvent {
+    /// Its number, growing.
+    pub number: i64,
+    /// The event, or what stands there instead of one.
+    pub event: std::result::Result<SealedEvent, UnreadableStaged>,
+}
+
+/// A row of the outbox that is no sealed event of a version known here.
+#[derive(Debug, Clone)]
+pub struct UnreadableStaged {
+    /// What stands there.
+    pub raw: Vec<u8>,
+    /// Why it can't be read.
+    pub problem: String,
 }
 
 /// Columns derived from an event, so that engines only ever compare bytes: case
@@ -214,16 +262,23 @@ impl Folds {
             search.push(Self::SEPARATOR);
             search.push_str(&part.as_deref().map(Self::fold).unwrap_or_default());
         }
-        Self { actor_email: event.actor_email.as_deref().map(str::to_lowercase), search }
+        Self { actor_email: event.actor_email.as_deref().map(Self::fold), search }
     }
 
-    /// `text` as it is looked for within [`Folds::search`].
+    /// `text` as it stands in the derived columns and is looked for there.
+    ///
+    /// Unicode's lower case character by character, so that the fold of a part is
+    /// a part of the fold: hence a final sigma is folded like any other. U+001F
+    /// and U+0000 become U+FFFD.
     pub fn fold(text: &str) -> String {
-        let mut folded = text.to_lowercase();
-        if folded.contains([Self::SEPARATOR, '\0']) {
-            folded = folded.replace([Self::SEPARATOR, '\0'], "\u{fffd}");
-        }
-        folded
+        text.chars()
+            .flat_map(char::to_lowercase)
+            .map(|c| match c {
+                'ς' => 'σ',
+                Self::SEPARATOR | '\0' => '\u{fffd}',
+                c => c,
+            })
+            .collect()
     }
 }
 
@@ -282,4 +337,37 @@ pub enum WalkEnd {
     Full,
     /// It looked at `max_examined` rows; the last one is here.
     Budget(Timestamp, Uuid),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit::{ManualRuntime, named_event};
+
+    #[test]
+    fn erased_equals_anything() {
+        let runtime = ManualRuntime::new(1);
+        let stored = named_event("a").seal(&runtime);
+        let mut other = named_event("a");
+        other.actor.email = Some("someone@else.test".into());
+        let other = other.seal(&runtime);
+        let mut row = ExistingRow::of(0, stored.event(), Vec::new());
+        assert_eq!(row.differences(other.event()), [Field::ActorEmail]);
+        row.compared[2] = None;
+        row.erased = vec![Field::ActorEmail];
+        assert_eq!(row.differences(other.event()), []);
+    }
+
+    #[test]
+    fn the_fold_of_a_part_is_a_part_of_the_fold() {
+        for (whole, part) in [("ΟΔΟΣΣΕΑΣ", "ΟΔΟΣ"), ("Straße", "stra"), ("İx", "İ")]
+        {
+            assert!(Folds::fold(whole).contains(&Folds::fold(part)), "{part} in {whole}");
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_key() {
+        assert_eq!(format!("{:?}", CursorKey([7; 32])), "CursorKey(..)");
+    }
 }

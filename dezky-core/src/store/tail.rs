@@ -18,6 +18,8 @@ pub struct Tail {
     next_seq: u64,
     ready: VecDeque<StoredEvent>,
     poll_interval: Duration,
+    /// Whether it has yielded anything, so that the log had reached this place.
+    followed: bool,
 }
 
 impl Tail {
@@ -34,6 +36,7 @@ impl Tail {
             next_seq: from_seq,
             ready: VecDeque::new(),
             poll_interval: Duration::from_millis(500),
+            followed: false,
         }
     }
 
@@ -64,11 +67,16 @@ impl Tail {
         }
     }
 
-    /// The events as a stream that never ends; after an error it goes on trying.
+    /// The events as a stream that never ends; after an error it
+    /// goes on trying, once a poll interval.
     pub fn into_stream(self) -> impl Stream<Item = Result<StoredEvent>> + Send {
-        stream::unfold(self, |mut tail| async move {
+        stream::unfold((self, false), |(mut tail, failed)| async move {
+            if failed {
+                tail.runtime.sleep(tail.poll_interval).await;
+            }
             let item = tail.next().await;
-            Some((item, tail))
+            let failed = item.is_err();
+            Some((item, (tail, failed)))
         })
     }
 
@@ -91,6 +99,7 @@ impl Tail {
             match row {
                 Ok(row) if row.stored.seq == self.next_seq => {
                     self.next_seq += 1;
+                    self.followed = true;
                     self.ready.push_back(row.stored);
                 }
                 Ok(row) => return self.broken(row.stored.seq, "follows a gap"),
@@ -103,6 +112,9 @@ impl Tail {
     }
 
     fn explain_absence(&self, state: &LogState) -> Result<()> {
+        if self.followed && self.next_seq > state.head.next_seq {
+            return self.broken(state.head.next_seq, "the log ends before what was read already");
+        }
         if self.next_seq < state.base.next_seq {
             return Err(Error::new(
                 ErrorKind::Pruned,

@@ -7,7 +7,6 @@ mod schema;
 mod walk;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,9 +14,12 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{ConnectOptions, Connection, Row, Sqlite, SqliteConnection, SqlitePool, Transaction};
 use uuid::Uuid;
 
-use self::codec::{COLUMN_COUNT, COLUMNS, existing_row, scanned_row};
+use self::codec::{COLUMN_COUNT, COLUMNS, COMPARED_COLUMNS, existing_row, scanned_row};
 use self::schema::Found;
-use super::rows::{ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, Walk, Walked};
+use super::rows::{
+    CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent,
+    UnreadableStaged, Walk, Walked,
+};
 use super::{Capabilities, ChainedStore, QuarantinedItem, ScannedRow};
 use crate::event::uuid_v7;
 use crate::source::QuarantineItem;
@@ -70,8 +72,7 @@ impl SqliteConfig {
 /// Several processes may use one file on one machine.
 ///
 /// ```
-/// # use std::sync::Arc;
-/// use dezky_core::rt::TokioRuntime;
+/// # /// use dezky_core::rt::TokioRuntime;
 /// use dezky_core::store::{AuditStore, SqliteAuditStore, SqliteConfig};
 /// use dezky_core::{Actor, NewEvent};
 /// # #[tokio::main(flavor = "current_thread")]
@@ -121,7 +122,7 @@ pub struct SqliteRows {
     /// One connection: writers queue here rather than in SQLite's busy loop.
     writer: SqlitePool,
     readers: SqlitePool,
-    identity: Arc<(Uuid, [u8; 32])>,
+    identity: (Uuid, CursorKey),
 }
 
 impl SqliteRows {
@@ -158,7 +159,7 @@ impl SqliteRows {
             runtime.fill_random(&mut cursor_key);
             schema::migrate(&mut connection, log_id.as_bytes(), &cursor_key).await?;
         }
-        let identity = Arc::new(identity(&readers).await?);
+        let identity = identity(&readers).await?;
         Ok(Self { writer, readers, identity })
     }
 }
@@ -225,7 +226,7 @@ fn pools(config: &SqliteConfig, base: &SqliteConnectOptions) -> (SqlitePool, Sql
     (pool(1).connect_lazy_with(writer), pool(config.max_readers.max(1)).connect_lazy_with(readers))
 }
 
-async fn identity(pool: &SqlitePool) -> Result<(Uuid, [u8; 32])> {
+async fn identity(pool: &SqlitePool) -> Result<(Uuid, CursorKey)> {
     let row = sqlx::query("SELECT log_id, cursor_key FROM dezky_audit_log")
         .fetch_optional(pool)
         .await
@@ -235,7 +236,7 @@ async fn identity(pool: &SqlitePool) -> Result<(Uuid, [u8; 32])> {
     let key = codec::get::<&[u8]>(&row, "cursor_key").map_err(corrupt)?;
     Ok((
         Uuid::from_slice(log_id).map_err(|_| corrupt("log_id is not a UUID"))?,
-        key.try_into().map_err(|_| corrupt("cursor_key is not 32 bytes"))?,
+        CursorKey(key.try_into().map_err(|_| corrupt("cursor_key is not 32 bytes"))?),
     ))
 }
 
@@ -247,13 +248,16 @@ fn corrupt(problem: impl std::fmt::Display) -> Error {
 pub(super) fn store_error(error: sqlx::Error) -> Error {
     let (kind, message) = match &error {
         sqlx::Error::PoolTimedOut => {
-            (ErrorKind::StoreBusy, "no connection became free in time".to_owned())
+            (ErrorKind::StoreBusy, "no connection became free in time: try again".to_owned())
         }
         sqlx::Error::Database(database) => {
             let code = database.code().and_then(|c| c.parse::<i32>().ok()).unwrap_or(1);
             // The low byte of an extended code is its family.
             match code & 0xff {
-                5 | 6 => (ErrorKind::StoreBusy, "another writer holds the database".to_owned()),
+                5 | 6 => (
+                    ErrorKind::StoreBusy,
+                    "another writer holds the database: try again".to_owned(),
+                ),
                 11 => (
                     ErrorKind::StoreCorrupt,
                     "the database file is damaged: restore a backup".to_owned(),
@@ -266,18 +270,33 @@ pub(super) fn store_error(error: sqlx::Error) -> Error {
                     ErrorKind::StoreCorrupt,
                     format!("a constraint of the log was broken: {}", database.message()),
                 ),
+                1 => (
+                    ErrorKind::StoreCorrupt,
+                    format!(
+                        "the database lacks a part of the log ({}): restore a backup",
+                        database.message()
+                    ),
+                ),
+                14 => (
+                    ErrorKind::StoreUnavailable,
+                    "the database file can't be opened: check its folder and permissions"
+                        .to_owned(),
+                ),
                 8 => (
                     ErrorKind::StoreUnavailable,
                     "the database is read-only: check its permissions".to_owned(),
                 ),
-                13 => (ErrorKind::StoreUnavailable, "the disk is full".to_owned()),
+                13 => (ErrorKind::StoreUnavailable, "the disk is full: make room".to_owned()),
                 _ => (ErrorKind::StoreUnavailable, format!("SQLite: {}", database.message())),
             }
         }
         sqlx::Error::ColumnDecode { index, .. } => {
             (ErrorKind::StoreCorrupt, format!("column {index} can't be read"))
         }
-        _ => (ErrorKind::StoreUnavailable, "the database can't be used".to_owned()),
+        _ => (
+            ErrorKind::StoreUnavailable,
+            "the database does not answer: try again, or restart".to_owned(),
+        ),
     };
     Error::new(kind, message).with_source(error)
 }
@@ -296,7 +315,7 @@ impl RowStore for SqliteRows {
     async fn state(&self) -> Result<LogState> {
         let mut connection = self.readers.acquire().await.map_err(store_error)?;
         let (base, head) = heads(&mut connection).await?;
-        let (log_id, cursor_key) = *self.identity;
+        let (log_id, cursor_key) = self.identity;
         Ok(LogState { log_id, cursor_key, base, head })
     }
 
@@ -479,7 +498,7 @@ impl RowTx for SqliteTx {
         stage(&mut self.tx, events).await
     }
 
-    async fn staged(&mut self, max_events: usize) -> Result<Vec<(i64, SealedEvent)>> {
+    async fn staged(&mut self, max_events: usize) -> Result<Vec<StagedEvent>> {
         let rows = sqlx::query("SELECT number, event FROM dezky_outbox ORDER BY number LIMIT ?")
             .bind(limit(max_events))
             .fetch_all(&mut *self.tx)
@@ -489,9 +508,11 @@ impl RowTx for SqliteTx {
             .map(|row| {
                 let number: i64 = row.try_get("number").map_err(store_error)?;
                 let text: &str = row.try_get("event").map_err(store_error)?;
-                let event = SealedEvent::from_json(text)
-                    .map_err(|e| e.context(format!("outbox row {number}")))?;
-                Ok((number, event))
+                let event = SealedEvent::from_json(text).map_err(|e| UnreadableStaged {
+                    raw: text.as_bytes().to_vec(),
+                    problem: e.to_string(),
+                });
+                Ok(StagedEvent { number, event })
             })
             .collect()
     }
@@ -516,12 +537,12 @@ impl SqliteTx {
         let ids: Vec<String> =
             events.iter().map(|sealed| sealed.event().id.simple().to_string()).collect();
         let mut query = sqlx::QueryBuilder::new("SELECT ");
-        query.push(qualified_columns()).push(", e.erasure FROM json_each(");
+        query.push(COMPARED_COLUMNS).push(" FROM json_each(");
         query.push_bind(serde_json::to_string(&ids).unwrap_or_default());
         // CROSS JOIN keeps the loop over the few keys outside.
         query.push(") AS k CROSS JOIN dezky_audit_events AS e ON e.id = unhex(k.value)");
         let rows = query.build().fetch_all(&mut *self.tx).await.map_err(store_error)?;
-        rows.iter().map(existing_row).collect()
+        Ok(rows.iter().map(existing_row).collect())
     }
 
     async fn existing_external(
@@ -530,14 +551,14 @@ impl SqliteTx {
         external_ids: &[&str],
     ) -> Result<Vec<ExistingRow>> {
         let mut query = sqlx::QueryBuilder::new("SELECT ");
-        query.push(qualified_columns()).push(", e.erasure FROM json_each(");
+        query.push(COMPARED_COLUMNS).push(" FROM json_each(");
         query.push_bind(serde_json::to_string(external_ids).unwrap_or_default());
         query.push(
             ") AS k CROSS JOIN dezky_audit_events AS e ON e.external_id = k.value AND e.source = ",
         );
         query.push_bind(source.to_owned());
         let rows = query.build().fetch_all(&mut *self.tx).await.map_err(store_error)?;
-        rows.iter().map(existing_row).collect()
+        Ok(rows.iter().map(existing_row).collect())
     }
 
     async fn insert_chunk(&mut self, rows: &[NewRow<'_>]) -> Result<()> {
@@ -579,11 +600,6 @@ impl SqliteTx {
         query.execute(&mut *self.tx).await.map_err(store_error)?;
         Ok(())
     }
-}
-
-/// `json_each` has columns of its own named `id` and so on.
-fn qualified_columns() -> String {
-    COLUMNS.split(", ").map(|column| format!("e.{}", column.trim())).collect::<Vec<_>>().join(", ")
 }
 
 async fn heads(connection: &mut SqliteConnection) -> Result<(Head, Head)> {

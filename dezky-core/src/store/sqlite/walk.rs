@@ -115,10 +115,12 @@ fn push_range(
             query.push("dezky_audit_events_at WHERE 1");
         }
     }
-    if let Some(since) = filter.since {
+    // A place lies within the range, so it implies the bound on its side; with
+    // both the plain bound would take the place's part in the index.
+    if let (Some(since), None) = (filter.since, last) {
         query.push(" AND at >= ").push_bind(since.as_millis());
     }
-    if let Some(until) = filter.until {
+    if let (Some(until), None) = (filter.until, before) {
         query.push(" AND at < ").push_bind(until.as_millis());
     }
     for (place, comparison) in [(before, " < ("), (last, " >= (")] {
