@@ -21,7 +21,7 @@ pub use event::{
     Actor, ActorType, AuditEvent, Field, Invalid, NewEvent, Outcome, PLATFORM_SOURCE, SealedEvent,
     StoredEvent,
 };
-pub use log::{AuditLog, Drained, RecordCounts, RecordOutcome, Recorded};
+pub use log::{AuditLog, Drained, RecordCounts, RecordOutcome, Recorded, SpoolStatus};
 pub use metadata::{Metadata, NewMetadata};
 pub use rt::Runtime;
 pub use source::{

@@ -40,6 +40,15 @@ const INSTANCE_BYTES: usize = 16;
 const HEAD_BYTES: usize = 128;
 const INVALID: &str = "invalid";
 
+/// How a log's spool stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpoolStatus {
+    /// Events that wait for the store.
+    pub pending: usize,
+    /// Bytes that were found damaged and set aside since it was opened.
+    pub damaged_bytes: u64,
+}
+
 /// The audit log as platform code uses it: [`record`](Self::record) takes an event
 /// and never fails.
 ///
@@ -245,9 +254,11 @@ impl AuditLog {
         &self.store
     }
 
-    /// Where they wait.
-    pub fn spool(&self) -> Option<&Spool> {
-        self.spool.as_ref()
+    /// How the spool stands; `None` without one. The spool itself stays the
+    /// log's own: whoever discards from it would lose events.
+    pub fn spool_status(&self) -> Option<SpoolStatus> {
+        let spool = self.spool.as_ref()?;
+        Some(SpoolStatus { pending: spool.pending(), damaged_bytes: spool.damaged_bytes() })
     }
 
     /// What became of the events recorded since the start.
@@ -1067,7 +1078,7 @@ mod tests {
             log.counts(),
             RecordCounts { appended: 4, spooled: 3, ..RecordCounts::default() }
         );
-        assert_eq!(log.spool().unwrap().pending(), 0);
+        assert_eq!(log.spool_status().unwrap().pending, 0);
     }
 
     #[tokio::test]
@@ -1082,7 +1093,7 @@ mod tests {
         world.store.set(Mood::Up);
         // One record moves a bounded part, and queues behind the rest.
         assert_eq!(log.record(named(count)).await.outcome, Spooled);
-        assert_eq!(log.spool().unwrap().pending(), count + 1 - INLINE_EVENTS);
+        assert_eq!(log.spool_status().unwrap().pending, count + 1 - INLINE_EVENTS);
         let drained = log.drain_spool(10).await.unwrap();
         assert_eq!((drained.appended, drained.left), (10, count + 1 - INLINE_EVENTS - 10));
         let drained = log.drain_spool(usize::MAX).await.unwrap();
@@ -1100,7 +1111,7 @@ mod tests {
         log.record(named(0)).await;
         let error = log.drain_spool(10).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
-        assert_eq!(log.spool().unwrap().pending(), 1);
+        assert_eq!(log.spool_status().unwrap().pending, 1);
         // Ever longer, and never longer than the longest wait.
         let mut backoff = Backoff::default();
         let now = world.runtime.now();
@@ -1159,7 +1170,7 @@ mod tests {
         let mut drain = Box::pin(log.drain_spool(100));
         assert!(futures_util::poll!(&mut drain).is_pending());
         drop(drain);
-        assert_eq!(log.spool().unwrap().pending(), 3);
+        assert_eq!(log.spool_status().unwrap().pending, 3);
         assert_eq!(world.store.names().await, ["0", "1", "2"]);
         world.store.set(Mood::Up);
         let drained = log.drain_spool(100).await.unwrap();
@@ -1227,7 +1238,7 @@ mod tests {
         let (recorded, ()) =
             join(log.record(named(10)), world.advance_when_sleeping(1, log.store_timeout)).await;
         assert_eq!(recorded.outcome, Lost);
-        assert_eq!(log.spool().unwrap().pending(), 3);
+        assert_eq!(log.spool_status().unwrap().pending, 3);
     }
 
     #[tokio::test]
@@ -1282,7 +1293,7 @@ mod tests {
             log.record(named(1)).await;
             world.store.set(Mood::Up);
             world.advance_when_sleeping(1, MAX_BACKOFF).await;
-            while log.spool().unwrap().pending() > 0 {
+            while log.spool_status().unwrap().pending > 0 {
                 tokio::task::yield_now().await;
             }
             assert_eq!(log.record(named(2)).await.outcome, In { seq: 2 });
@@ -1294,7 +1305,7 @@ mod tests {
             }
             world.store.set(Mood::Up);
             log.drain_spool(1).await.unwrap();
-            while log.spool().unwrap().pending() > 0 {
+            while log.spool_status().unwrap().pending > 0 {
                 tokio::task::yield_now().await;
             }
             stopped.abort();
@@ -1380,7 +1391,7 @@ mod tests {
         });
         store.set(Mood::Up);
         executor.block_on(async {
-            while log.spool().unwrap().pending() > 0 {
+            while log.spool_status().unwrap().pending > 0 {
                 let _ = log.drain_spool(usize::MAX).await;
             }
         });

@@ -496,6 +496,9 @@ pub async fn a_lease_given_back_is_free(h: Harness<'_>) {
     store.release_lease(&first).await.unwrap();
     let second = store.acquire_lease("l", "b", LONG).await.unwrap().unwrap();
     assert!(second.token > first.token);
+    let stale = AppendOptions { fence: Some(first.fence()), ..AppendOptions::default() };
+    let refused = store.append(named(h, &["late"]), stale).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Fenced);
     // Whose lease it was can't take it from the next one.
     store.release_lease(&first).await.unwrap();
     assert_eq!(store.acquire_lease("l", "a", LONG).await.unwrap(), None);
@@ -522,6 +525,24 @@ pub async fn the_same_quarantine_item_is_kept_once(h: Harness<'_>) {
     }
     let kept = store.quarantined(0, 10).await.unwrap();
     assert_eq!(kept.iter().map(|k| k.seen).collect::<Vec<_>>(), [3, 1]);
+    let at_once = (0..5).map(|_| {
+        let options = AppendOptions { quarantine: vec![item("m")], ..AppendOptions::default() };
+        store.append(Vec::new(), options)
+    });
+    let new: usize =
+        join_all(at_once).await.into_iter().map(|appended| appended.unwrap().new_quarantine).sum();
+    assert_eq!(new, 1, "of several at once one is new");
+    for bad in [
+        QuarantineItem { key: "k".repeat(513), ..item("k") },
+        QuarantineItem { key: "a\0b".into(), ..item("k") },
+        QuarantineItem { raw: vec![0; 65_537], ..item("k") },
+    ] {
+        let options = AppendOptions { quarantine: vec![bad], ..AppendOptions::default() };
+        assert_eq!(
+            store.append(Vec::new(), options).await.unwrap_err().kind(),
+            ErrorKind::TooLarge
+        );
+    }
 }
 
 /// See the name.
@@ -907,7 +928,7 @@ pub async fn pattern_characters_are_literal(h: Harness<'_>) {
 pub async fn case_is_folded_by_unicode(h: Harness<'_>) {
     let store = h.open(Reopen::No).await;
     let mut event = named_event("fold");
-    event.resource_name = Some("ÄRGER Straße ΣΊΣΥΦΟΣ İ".into());
+    event.resource_name = Some("ÄRGER Straße ΣΊΣΥΦΟΣ ΟΔΟΣΣΕΑΣ İ".into());
     event.actor.email = Some("Änne@Example.COM".into());
     append(&store, vec![seal(h, event)]).await;
     for (text, expected) in [
@@ -917,6 +938,8 @@ pub async fn case_is_folded_by_unicode(h: Harness<'_>) {
         ("STRASSE", 0),
         ("σίσυφος", 1),
         ("ΣΊΣΥΦΟΣ", 1),
+        ("ΟΔΟΣ", 1),
+        ("οδοσσ", 1),
         ("änne@", 1),
     ] {
         let query = ListQuery { q: Some(text.into()), ..ListQuery::default() };

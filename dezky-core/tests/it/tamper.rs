@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dezky_core::integrity::{Erasure, field_salt};
+use dezky_core::integrity::{Erasure, Evidence, field_salt};
 use dezky_core::rt::TokioRuntime;
-use dezky_core::store::{AppendOptions, AuditStore, SqliteAuditStore, SqliteConfig};
+use dezky_core::store::{AppendOptions, AuditStore, AuditStoreExt, SqliteAuditStore, SqliteConfig};
 use dezky_core::testkit::{EventGenerator, ManualRuntime};
 use dezky_core::verify::{Difference, ExpectedHead, Finding, Verdict, verify};
 use dezky_core::{ErrorKind, Field, SealedEvent};
@@ -393,6 +393,74 @@ fn a_foreign_newer_or_broken_database_is_refused_unchanged() {
         let config = SqliteConfig::new(folder.path().join("no/such/folder.db"));
         let error = SqliteAuditStore::open(config, &TokioRuntime).await.err().unwrap();
         assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+    });
+}
+
+#[test]
+fn an_altered_row_holds_up_nobody() {
+    tokio().block_on(async {
+        let log = Log::new().await;
+        let store = open(&log.path).await;
+        let rows = store.scan(7, 1).await.unwrap();
+        let again = rows.into_iter().next().unwrap().unwrap();
+        let Evidence::Salt(salt) = again.evidence else { panic!("nothing was erased") };
+        let again = SealedEvent::new(again.stored.event, salt);
+        log.sql("UPDATE dezky_audit_events SET outcome = 'maybe', metadata = 'x' WHERE seq = 7")
+            .await;
+        let fresh = dezky_core::testkit::named_event("fresh").seal(&TokioRuntime);
+        let (replayed, unrelated) = futures_util::join!(
+            store.append(vec![again], AppendOptions::default()),
+            store.append(vec![fresh], AppendOptions::default()),
+        );
+        assert_eq!(replayed.unwrap().conflicts(), 1, "it is there, and differs");
+        assert_eq!(unrelated.unwrap().appended(), 1);
+    });
+}
+
+#[test]
+fn a_bad_row_of_the_outbox_goes_to_the_quarantine() {
+    tokio().block_on(async {
+        let log = Log::new().await;
+        let store = open(&log.path).await;
+        let good = |name| dezky_core::testkit::named_event(name).seal(&TokioRuntime);
+        let mut bad = dezky_core::testkit::named_event("bad");
+        bad.action = "BAD ACTION".into();
+        let bad = bad.seal(&TokioRuntime).to_json();
+        store.stage(vec![good("first")]).await.unwrap();
+        log.sql(&format!("INSERT INTO dezky_outbox (event) VALUES ('{{\"v\":2}}'), ('{bad}');"))
+            .await;
+        store.stage(vec![good("second")]).await.unwrap();
+        let relayed = store.relay(10).await.unwrap();
+        assert_eq!((relayed.appended, relayed.quarantined), (2, 2));
+        assert_eq!(store.relay(10).await.unwrap(), dezky_core::store::Relayed::default());
+        let kept = store.quarantined(0, 10).await.unwrap();
+        let reasons: Vec<_> = kept.iter().map(|k| k.item.reason.as_str()).collect();
+        assert_eq!(reasons, ["unreadable", "event_invalid"]);
+        store.close().await;
+        assert_eq!(log.verdict(None).await.finding, None);
+    });
+}
+
+#[test]
+fn a_tail_says_that_its_place_is_gone() {
+    tokio().block_on(async {
+        let log = Log::new().await;
+        let store: Arc<dyn AuditStore> = Arc::new(open(&log.path).await);
+        let mut tail = store.tail(Arc::new(TokioRuntime), 0);
+        for _ in 0..20 {
+            tail.next().await.unwrap();
+        }
+        let mut early = store.tail(Arc::new(TokioRuntime), 2);
+        log.sql(
+            "DELETE FROM dezky_audit_events WHERE seq >= 15 OR seq < 5;
+             UPDATE dezky_audit_log SET next_seq = 15, base_seq = 5;",
+        )
+        .await;
+        assert_eq!(tail.next().await.unwrap_err().kind(), ErrorKind::StoreCorrupt);
+        assert_eq!(early.next().await.unwrap_err().kind(), ErrorKind::Pruned);
+        let mut gap = store.tail(Arc::new(TokioRuntime), 8);
+        log.sql("DELETE FROM dezky_audit_events WHERE seq = 8").await;
+        assert_eq!(gap.next().await.unwrap_err().kind(), ErrorKind::StoreCorrupt);
     });
 }
 

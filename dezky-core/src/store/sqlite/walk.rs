@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::codec::{COLUMNS, listed_row};
 use super::store_error;
-use crate::store::{Driver, TenantMatch, Walk, WalkEnd, Walked};
+use crate::store::{Driver, Filter, TenantMatch, Walk, WalkEnd, Walked};
 use crate::{Result, StoredEvent, Timestamp};
 
 /// The first stretch of an index that a filtered walk looks at; each next one
@@ -15,13 +15,29 @@ const FIRST_WINDOW_ROWS: usize = 2_000;
 
 type Place = (Timestamp, Uuid);
 
+/// The index that leads, and the stretch of it.
+struct Lead<'a> {
+    walk: &'a Walk<'a>,
+    driver: Driver,
+    /// The only action that the filter's prefix matches, if it is one alone and
+    /// nothing narrower leads: then its own index does.
+    action: Option<String>,
+}
+
 /// Walks the driver's index, newest first. Where the driver takes in the whole
 /// filter the index gives just the rows wanted; else the walk goes window by
 /// window, so that no statement looks at more rows than the budget allows.
 pub(super) async fn walk(connection: &mut SqliteConnection, walk: &Walk<'_>) -> Result<Walked> {
-    let driver = walk.driver();
-    if walk.filter.is_driver_only(&driver) {
-        let events = select(connection, walk, &driver, walk.before, None, walk.max_rows).await?;
+    let mut lead = Lead { walk, driver: walk.driver(), action: None };
+    if let (Driver::Time, Some(prefix)) = (&lead.driver, &walk.filter.action_prefix) {
+        match actions(connection, prefix).await?.as_slice() {
+            [] => return Ok(Walked { events: Vec::new(), end: WalkEnd::Exhausted }),
+            [only] => lead.action = Some(only.clone()),
+            _ => {}
+        }
+    }
+    if lead.is_whole_filter() {
+        let events = select(connection, &lead, walk.before, None, walk.max_rows).await?;
         let end = if events.len() == walk.max_rows { WalkEnd::Full } else { WalkEnd::Exhausted };
         return Ok(Walked { events, end });
     }
@@ -31,9 +47,9 @@ pub(super) async fn walk(connection: &mut SqliteConnection, walk: &Walk<'_>) -> 
     let mut window = FIRST_WINDOW_ROWS;
     loop {
         let size = window.min(walk.max_examined - examined);
-        let last = window_end(connection, walk, &driver, before, size).await?;
+        let last = window_end(connection, &lead, before, size).await?;
         let missing = walk.max_rows - events.len();
-        events.extend(select(connection, walk, &driver, before, last, missing).await?);
+        events.extend(select(connection, &lead, before, last, missing).await?);
         if events.len() == walk.max_rows {
             return Ok(Walked { events, end: WalkEnd::Full });
         }
@@ -49,17 +65,50 @@ pub(super) async fn walk(connection: &mut SqliteConnection, walk: &Walk<'_>) -> 
     }
 }
 
+impl Lead<'_> {
+    /// Whether every row of the stretch matches.
+    fn is_whole_filter(&self) -> bool {
+        if self.action.is_none() {
+            return self.walk.filter.is_driver_only(&self.driver);
+        }
+        let rest = Filter { action_prefix: None, ..self.walk.filter.clone() };
+        rest.is_driver_only(&self.driver)
+    }
+}
+
+/// The first actions that begin with `prefix`, at most two: two look-ups in the
+/// index, however large the log.
+async fn actions(connection: &mut SqliteConnection, prefix: &str) -> Result<Vec<String>> {
+    // No character is greater, so no action with the prefix is.
+    let end = format!("{prefix}\u{10ffff}");
+    let mut found = Vec::new();
+    let mut query = "SELECT action FROM dezky_audit_events WHERE action >= ? AND action < ? ORDER BY action LIMIT 1";
+    let mut from = prefix.to_owned();
+    while found.len() < 2 {
+        let next: Option<String> = sqlx::query_scalar(query)
+            .bind(from)
+            .bind(end.clone())
+            .fetch_optional(&mut *connection)
+            .await
+            .map_err(store_error)?;
+        let Some(action) = next else { break };
+        found.push(action.clone());
+        from = action;
+        query = "SELECT action FROM dezky_audit_events WHERE action > ? AND action < ? ORDER BY action LIMIT 1";
+    }
+    Ok(found)
+}
+
 /// The place of the last of `size` rows of the driver's index; `None` if there
 /// are fewer. Reads the index alone.
 async fn window_end(
     connection: &mut SqliteConnection,
-    walk: &Walk<'_>,
-    driver: &Driver,
+    lead: &Lead<'_>,
     before: Option<Place>,
     size: usize,
 ) -> Result<Option<Place>> {
     let mut query = QueryBuilder::new("SELECT at, id");
-    push_range(&mut query, walk, driver, before, None);
+    push_range(&mut query, lead, before, None);
     query.push(" ORDER BY at DESC, id DESC LIMIT 1 OFFSET ");
     query.push_bind(super::limit(size - 1));
     let row = query.build().fetch_optional(connection).await.map_err(store_error)?;
@@ -75,16 +124,15 @@ async fn window_end(
 /// The matching rows from `before` to `last`, both in the driver's order.
 async fn select(
     connection: &mut SqliteConnection,
-    walk: &Walk<'_>,
-    driver: &Driver,
+    lead: &Lead<'_>,
     before: Option<Place>,
     last: Option<Place>,
     max_rows: usize,
 ) -> Result<Vec<StoredEvent>> {
     let mut query = QueryBuilder::new("SELECT ");
     query.push(COLUMNS).push(", erasure");
-    push_range(&mut query, walk, driver, before, last);
-    push_conditions(&mut query, walk, driver);
+    push_range(&mut query, lead, before, last);
+    push_conditions(&mut query, lead);
     query.push(" ORDER BY at DESC, id DESC LIMIT ").push_bind(super::limit(max_rows));
     let rows = query.build().fetch_all(connection).await.map_err(store_error)?;
     rows.iter().map(listed_row).collect()
@@ -94,14 +142,16 @@ async fn select(
 /// values: the form with OR does not use the index.
 fn push_range(
     query: &mut QueryBuilder<Sqlite>,
-    walk: &Walk<'_>,
-    driver: &Driver,
+    lead: &Lead<'_>,
     before: Option<Place>,
     last: Option<Place>,
 ) {
-    let filter = walk.filter;
+    let filter = lead.walk.filter;
     query.push(" FROM dezky_audit_events INDEXED BY ");
-    match (driver, &filter.tenant, &filter.actor_id) {
+    match (&lead.driver, &filter.tenant, &filter.actor_id) {
+        _ if let Some(action) = &lead.action => {
+            query.push("dezky_audit_events_action WHERE action = ").push_bind(action.clone());
+        }
         (Driver::Actor, _, Some(actor)) => {
             query.push("dezky_audit_events_actor WHERE actor_id = ").push_bind(actor.clone());
         }
@@ -132,13 +182,13 @@ fn push_range(
 }
 
 /// The rest of the filter.
-fn push_conditions(query: &mut QueryBuilder<Sqlite>, walk: &Walk<'_>, driver: &Driver) {
-    let filter = walk.filter;
-    if let Some(prefix) = &filter.action_prefix {
+fn push_conditions(query: &mut QueryBuilder<Sqlite>, lead: &Lead<'_>) {
+    let filter = lead.walk.filter;
+    if let (Some(prefix), None) = (&filter.action_prefix, &lead.action) {
         query.push(" AND substr(action, 1, length(").push_bind(prefix.clone());
         query.push(")) = ").push_bind(prefix.clone());
     }
-    if *driver != Driver::Tenant {
+    if lead.driver != Driver::Tenant {
         match &filter.tenant {
             Some(TenantMatch::Slug(slug)) => {
                 query.push(" AND tenant_slug = ").push_bind(slug.clone());
@@ -172,5 +222,55 @@ fn push_conditions(query: &mut QueryBuilder<Sqlite>, walk: &Walk<'_>, driver: &D
     }
     if let Some(text) = &filter.search {
         query.push(" AND instr(search, ").push_bind(text.clone()).push(") > 0");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{AssertSqlSafe, Connection};
+
+    use super::*;
+    use crate::store::ListQuery;
+
+    /// The place, not a plain bound on the time, ends the stretch of the index:
+    /// else every page would begin again at `until`, every window reach to `since`.
+    #[tokio::test]
+    async fn places_lead_into_the_index_and_nothing_is_sorted() {
+        let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        super::super::schema::migrate(&mut connection, &[0; 16], &[0; 32]).await.unwrap();
+        let place = Some((Timestamp::MIN, Uuid::nil()));
+        let text = |text: &str| Some(text.to_owned());
+        for (tenant, actor, action) in [
+            (None, None, None),
+            (text("acme"), None, None),
+            (text(""), None, None),
+            (None, text("u-1"), None),
+            (None, None, text("tenant.created")),
+        ] {
+            let query = ListQuery {
+                since: Some(Timestamp::MIN),
+                until: Some(Timestamp::MAX),
+                tenant_slug: tenant,
+                actor_id: actor,
+                q: text("x"),
+                ..ListQuery::default()
+            };
+            let filter = query.filter().unwrap();
+            let walk = Walk { filter: &filter, before: None, max_rows: 10, max_examined: 10 };
+            let lead = Lead { walk: &walk, driver: walk.driver(), action };
+            for (before, last) in [(None, None), (place, None), (None, place), (place, place)] {
+                let mut query = QueryBuilder::new("EXPLAIN QUERY PLAN SELECT *");
+                push_range(&mut query, &lead, before, last);
+                push_conditions(&mut query, &lead);
+                query.push(" ORDER BY at DESC, id DESC LIMIT 10");
+                let sql = query.sql().as_str().to_owned();
+                let rows =
+                    sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut connection).await.unwrap();
+                let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+                assert_eq!(plan.len(), 1, "nothing is sorted: {plan:?}");
+                assert_eq!(plan[0].contains("(at,id)<(?,?)"), before.is_some(), "{plan:?}");
+                assert_eq!(plan[0].contains("(at,id)>(?,?)"), last.is_some(), "{plan:?}");
+            }
+        }
     }
 }

@@ -1,0 +1,93 @@
+//! The bounded walk: partial pages, and the indexes that lead.
+
+use std::sync::Arc;
+
+use crate::sqlite::tokio;
+use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{
+    AppendOptions, AuditStore, ChainedStore, ListQuery, MemoryAuditStore, RowStore,
+    SqliteAuditStore, SqliteConfig,
+};
+use dezky_core::testkit::{EventGenerator, ManualRuntime};
+
+fn queries() -> Vec<ListQuery> {
+    let query = |change: fn(&mut ListQuery)| {
+        let mut query = ListQuery { limit: 7, ..ListQuery::default() };
+        change(&mut query);
+        query
+    };
+    vec![
+        query(|_| ()),
+        query(|q| q.q = Some("straße".into())),
+        query(|q| q.q = Some("is nowhere".into())),
+        query(|q| q.action = Some("tenant".into())),
+        query(|q| q.action = Some("tenant.created".into())),
+        query(|q| q.action = Some("none.such".into())),
+        query(|q| q.tenant_slug = Some("acme".into())),
+        query(|q| {
+            q.tenant_slug = Some(String::new());
+            q.q = Some("a".into());
+        }),
+        query(|q| {
+            q.since = dezky_core::Timestamp::parse("2026-01-01T00:00:10Z");
+            q.until = dezky_core::Timestamp::parse("2026-01-01T00:00:50Z");
+            q.action = Some("tenant.created".into());
+            q.actor_email = Some("ana@acme.test".into());
+        }),
+    ]
+}
+
+async fn check<R: RowStore>(store: ChainedStore<R>) {
+    let runtime = ManualRuntime::new(8);
+    let events = EventGenerator::new(&runtime).sealed(300);
+    store.append(events, AppendOptions::default()).await.unwrap();
+    let mut store = store;
+    for budget in [1, 3, 7, 50, 299, 300, 301] {
+        store = store.max_examined_rows(budget);
+        for query in queries() {
+            let mut whole = store.scan(0, 1_000).await.unwrap();
+            let filter = query.filter().unwrap();
+            whole.retain(|row| {
+                let row = row.as_ref().unwrap();
+                filter.matches(&row.stored.event, &row.folds)
+            });
+            let mut expected: Vec<_> = whole
+                .into_iter()
+                .map(|row| row.unwrap().stored)
+                .map(|e| (e.event.at, e.event.id))
+                .collect();
+            expected.sort_by(|a, b| b.cmp(a));
+            let (mut got, mut partial, mut pages) = (Vec::new(), 0, 0);
+            let mut query = query;
+            loop {
+                let page = store.list(&query).await.unwrap();
+                pages += 1;
+                partial += usize::from(page.partial);
+                assert!(!page.partial || page.next_cursor.is_some(), "one can go on");
+                got.extend(page.events.into_iter().map(|e| (e.event.at, e.event.id)));
+                match page.next_cursor {
+                    Some(cursor) => query.cursor = Some(cursor),
+                    None => break,
+                }
+            }
+            assert_eq!(got, expected, "budget {budget}: {query:?}");
+            if budget == 3 && query.q.as_deref() == Some("is nowhere") {
+                assert!(partial >= 99, "{partial} of {pages} pages are partial");
+            }
+        }
+    }
+}
+
+#[test]
+fn partial_pages_lose_nothing_in_memory() {
+    tokio().block_on(check(MemoryAuditStore::open(Arc::new(TokioRuntime))));
+}
+
+#[test]
+fn partial_pages_lose_nothing_in_sqlite() {
+    tokio().block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let config = SqliteConfig::new(folder.path().join("audit.db"));
+        check(SqliteAuditStore::open(config, &TokioRuntime).await.unwrap()).await;
+    });
+}
