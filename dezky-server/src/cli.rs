@@ -1,5 +1,6 @@
 //! The command line: what there is to say, and what it exits with.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -51,7 +52,7 @@ struct Cli {
 struct Common {
     /// The configuration file (TOML); see `config example`
     #[arg(long, global = true, value_name = "FILE", env = CONFIG_VARIABLE)]
-    config: Option<PathBuf>,
+    config: Option<OsString>,
     /// Where the log is, such as `sqlite:///var/lib/dezky/audit.db`; beats every
     /// other setting
     #[arg(long, global = true, value_name = "URL")]
@@ -137,6 +138,8 @@ pub fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<(), Failure> {
     let Common { config, store } = cli.common;
+    // As with every variable, an empty one counts as unset.
+    let config = config.filter(|path| !path.is_empty()).map(PathBuf::from);
     let settings = || Settings::from_process(config.as_deref(), store.as_deref());
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => commands::serve(&settings()?).await,

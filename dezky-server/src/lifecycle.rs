@@ -45,6 +45,8 @@ pub struct Running {
     state: AppState,
     stopping: watch::Sender<bool>,
     tasks: JoinSet<&'static str>,
+    /// What runs in `tasks`.
+    parts: Vec<&'static str>,
 }
 
 impl Running {
@@ -56,8 +58,9 @@ impl Running {
             .map_err(|error| Failure::usage(format!("listen: {}", reason(&error))))?;
         let state = open(config).await?;
         let pump = ocis_pump(&state)?;
+        let stopping = watch::Sender::new(false);
         let mut running =
-            Self { address, state, stopping: watch::Sender::new(false), tasks: JoinSet::new() };
+            Self { address, state, stopping, tasks: JoinSet::new(), parts: Vec::new() };
         running.spawn_http(listener);
         running.spawn_relay();
         if let Some(pump) = pump {
@@ -84,9 +87,15 @@ impl Running {
     /// Runs `pump` until the end.
     pub fn spawn_pump(&mut self, mut pump: Pump) {
         let stop = self.stopped();
+        self.spawn("ingest", async move { pump.run(stop).await });
+    }
+
+    /// Runs a part of the server, which ends when it is told that the end has begun.
+    fn spawn(&mut self, part: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        self.parts.push(part);
         self.tasks.spawn(async move {
-            pump.run(stop).await;
-            "ingest"
+            work.await;
+            part
         });
     }
 
@@ -94,18 +103,17 @@ impl Running {
         let service = routes::router(Arc::clone(&self.state))
             .into_make_service_with_connect_info::<SocketAddr>();
         let stop = self.stopped();
-        self.tasks.spawn(async move {
+        self.spawn("http", async move {
             if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(stop).await {
                 tracing::error!(%error, "the listener ended");
             }
-            "http"
         });
     }
 
     fn spawn_relay(&mut self) {
         let store = Arc::clone(&self.state.store);
         let stop = self.stopped();
-        self.tasks.spawn(async move {
+        self.spawn("relay", async move {
             tokio::pin!(stop);
             loop {
                 let more = match store.relay(RELAY_BATCH).await {
@@ -117,7 +125,7 @@ impl Running {
                 };
                 let wait = if more { Duration::ZERO } else { RELAY_INTERVAL };
                 tokio::select! {
-                    () = &mut stop => return "relay",
+                    () = &mut stop => return,
                     () = tokio::time::sleep(wait) => {}
                 }
             }
@@ -153,19 +161,21 @@ impl Running {
     pub async fn stop(mut self) -> Result<(), Failure> {
         self.stopping.send_replace(true);
         let timeout = self.state.config.shutdown_timeout;
+        let (mut whole, mut waiting_for) = (true, self.parts);
         let ending = async {
-            let mut whole = true;
             while let Some(part) = self.tasks.join_next().await {
                 whole &= part.is_ok();
+                waiting_for.retain(|name| part.as_ref().is_ok_and(|ended| name != ended));
             }
+            waiting_for = vec!["the store"];
             self.state.engine.close().await;
-            whole
         };
         match tokio::time::timeout(timeout, ending).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Failure::no("a worker broke down: see the log")),
+            Ok(()) if whole => Ok(()),
+            Ok(()) => Err(Failure::no("a worker broke down: see the log")),
             Err(_) => Err(Failure::no(format!(
-                "requests or workers did not finish within {} s: they were cut off (shutdown_timeout_seconds)",
+                "{} did not finish within {} s and was cut off (shutdown_timeout_seconds)",
+                waiting_for.join(", "),
                 timeout.as_secs()
             ))),
         }

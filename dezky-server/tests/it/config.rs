@@ -119,6 +119,7 @@ fn others_variables_are_let_be() {
         .current_dir(folder.path())
         .env("AUTHENTIK_ISSUER", "https://id.example.com")
         .env("OCIS_AUDIT_LOG_PATH", "")
+        .env("DEZKY_CONFIG", "")
         .env("DEZKY_SERVER_SERVICE_HOST", "10.0.0.1")
         .env("DEZKY_SERVER_SERVICE_PORT_HTTP", "80")
         .env("DEZKY_SERVER_PORT", "tcp://10.0.0.1:80")
