@@ -1,1 +1,6 @@
 //! The examples stand beside this file, one program each: `own_store.rs`.
+
+/// The project's front page: its Rust is compiled and run as a doc test.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct FrontPage;

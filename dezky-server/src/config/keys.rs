@@ -54,6 +54,11 @@ const fn key(
     Key { name, variable, kind, default, example, about }
 }
 
+/// Variables of the contract whose parts are not there yet. A deployment that
+/// sets them already must start.
+pub(super) const OF_LATER_PARTS: &[&str] =
+    &["DEZKY_AUTHENTIK_URL", "DEZKY_AUTHENTIK_TOKEN", "DEZKY_POLL_SECONDS"];
+
 /// In the order of the example: keys of the root first, then table by table.
 #[rustfmt::skip]
 pub(super) const KEYS: &[Key] = &[

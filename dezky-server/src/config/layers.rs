@@ -221,6 +221,10 @@ fn check_unknown_variable(variable: &str, text: &str) -> Result<(), Failure> {
     {
         return Ok(());
     }
+    if keys::OF_LATER_PARTS.contains(&variable) {
+        eprintln!("{variable} is set, but this version does not poll Authentik: it has no effect");
+        return Ok(());
+    }
     let known = KEYS.iter().map(|key| key.variable).chain([keys::CONFIG_VARIABLE]);
     let closest = keys::closest(variable, known).unwrap_or("DEZKY_LISTEN");
     Err(Failure::usage(format!(

@@ -102,6 +102,17 @@ fn mistakes_in_the_environment_are_named() {
 }
 
 #[test]
+fn variables_of_parts_to_come_do_not_stop_a_start() {
+    let variables = [("DEZKY_POLL_SECONDS", "60"), ("DEZKY_AUTHENTIK_URL", "https://id.example")];
+    let folder = tempfile::tempdir().unwrap();
+    let output =
+        program(&["config", "check"]).current_dir(folder.path()).envs(variables).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("DEZKY_POLL_SECONDS") && said.contains("no effect"), "{said}");
+}
+
+#[test]
 fn an_empty_secret_file_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret");
