@@ -11,7 +11,8 @@ use crate::error::Failure;
 
 /// A whole file as oCIS 7.0.0 wrote it.
 const FIRST_GENERATION: &[u8] = include_bytes!("data/first-generation.log");
-/// Lines of which one was glued to the next when the disk was full.
+/// Lines of which one was glued to the next when the disk was full. None has a
+/// time of its own, so that they take the one before them in the file.
 const GLUED: &[u8] = include_bytes!("data/enospc-glued.log");
 /// Lines of other writers.
 const EVENT_SHAPE: &[u8] = include_bytes!("data/event-shape.log");
@@ -46,9 +47,9 @@ impl LogFile {
         let is_there = (self.path().exists(), self.rotated(1).exists());
         let written = match is_there {
             (false, false) => self.write_new(&[FIRST_GENERATION]),
-            (true, false) => self.shift().and_then(|()| self.write_new(&[GLUED, EVENT_SHAPE])),
+            (true, false) => self.shift().and_then(|()| self.write_new(&[EVENT_SHAPE, GLUED])),
             // A run that ended between the two steps above.
-            (false, true) if !self.rotated(2).exists() => self.write_new(&[GLUED, EVENT_SHAPE]),
+            (false, true) if !self.rotated(2).exists() => self.write_new(&[EVENT_SHAPE, GLUED]),
             _ => return Ok(false),
         };
         written.map(|()| true).map_err(|error| self.failure(&error))
