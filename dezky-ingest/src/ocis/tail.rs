@@ -117,6 +117,8 @@ impl OcisConfig {
 /// - A pull for the same cursor gives the same events with the same external
 ///   ids, in this process or another; events are identified by their file
 ///   generation, place and bytes, not by path, inode or host.
+/// - Tokens are in nothing that is given. The hashes in ids and cursors are over
+///   the raw lines, with the tokens in them.
 /// - Only complete lines are consumed.
 /// - A rotated file is read to its end before the next younger one, also after a
 ///   restart, and looked at once more afterwards.
