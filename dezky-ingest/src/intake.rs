@@ -1,5 +1,6 @@
 //! The last step of every way in: find the tenant, seal, append.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use dezky_core::source::{PulledEvent, QuarantineItem, TenantDirectory, TenantHint};
@@ -8,6 +9,12 @@ use dezky_core::{
     Actor, ErrorKind, Invalid, NewEvent, NewMetadata, Outcome, PLATFORM_SOURCE, Result, Runtime,
     SealedEvent,
 };
+
+/// The longest key of a quarantine item, in bytes.
+const KEY_MAX: usize = 512;
+
+/// The most bytes that are kept of what was refused.
+const RAW_MAX: usize = 64 << 10;
 
 /// Takes mapped events into the log: pumps and webhooks share it.
 #[derive(Clone)]
@@ -65,7 +72,8 @@ impl Intake {
     /// Appends a batch with what must commit with it.
     ///
     /// An event that breaks a bound of the contract goes to the quarantine, the
-    /// rest goes on. Every item of the quarantine gets an `ingest.quarantined`
+    /// rest goes on. What an item of the quarantine has over its bounds is cut.
+    /// The directory is asked once for each hint, and not at all after it failed. Every item of the quarantine gets an `ingest.quarantined`
     /// event of its own on the timeline. Idempotent: the same batch again gives
     /// duplicates.
     ///
@@ -79,13 +87,20 @@ impl Intake {
     ) -> Result<Taken> {
         let mut sealed = Vec::with_capacity(events.len());
         options.quarantine.extend(quarantine);
-        for pulled in events {
-            let event = self.with_tenant(pulled).await.seal(&*self.runtime);
+        let mut tenants = self.directory.as_deref().map(Tenants::new);
+        for mut pulled in events {
+            if let Some(tenants) = &mut tenants
+                && pulled.event.tenant_slug.is_none()
+            {
+                tenants.find(&mut pulled).await;
+            }
+            let event = pulled.event.seal(&*self.runtime);
             match event.validate() {
                 Ok(()) => sealed.push(event),
                 Err(invalid) => options.quarantine.push(refused(&event, &invalid)),
             }
         }
+        options.quarantine.iter_mut().for_each(fit);
         let of_source = sealed.len();
         let quarantined = options.quarantine.len();
         sealed.extend(options.quarantine.iter().map(|item| self.notice(item)));
@@ -101,38 +116,6 @@ impl Intake {
             quarantined,
             new_quarantined: appended.new_quarantine,
         })
-    }
-
-    /// Asks the directory hint by hint; the event says how its tenant was found.
-    /// A directory that can't answer delays nothing: the event lands unresolved.
-    async fn with_tenant(&self, pulled: PulledEvent) -> NewEvent {
-        let PulledEvent { mut event, tenant } = pulled;
-        let Some(directory) = &self.directory else { return event };
-        if event.tenant_slug.is_some() {
-            return event;
-        }
-        for hint in &tenant {
-            let (answer, via) = match hint {
-                TenantHint::Slug { slug, via } => (directory.by_slug(slug).await, *via),
-                TenantHint::Domain(domain) => (directory.by_domain(domain).await, "domain"),
-                TenantHint::User { system, id } => (directory.by_user(system, id).await, "user"),
-            };
-            match answer {
-                Ok(Some(slug)) => {
-                    event.tenant_slug = Some(slug);
-                    event.metadata.annotate("tenantBy", via);
-                    return event;
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::warn!(code = error.code(), "the tenant directory does not answer");
-                    event.metadata.annotate("tenantBy", "unresolved");
-                    return event;
-                }
-            }
-        }
-        event.metadata.annotate("tenantBy", "none");
-        event
     }
 
     /// The timeline's record of a quarantined item: the same item gives the same
@@ -163,6 +146,102 @@ impl Intake {
     }
 }
 
+/// Finds the tenants of one batch, each question asked once.
+struct Tenants<'d> {
+    directory: &'d dyn TenantDirectory,
+    /// By kind or system, and by what was asked.
+    answers: HashMap<(&'static str, String), Option<String>>,
+    /// After an error no more is asked: a directory that is down would be waited
+    /// for once for every event.
+    failed: bool,
+}
+
+impl<'d> Tenants<'d> {
+    fn new(directory: &'d dyn TenantDirectory) -> Self {
+        Self { directory, answers: HashMap::new(), failed: false }
+    }
+
+    /// Asks hint by hint; the event says how its tenant was found. A directory
+    /// that can't answer delays nothing: the event lands unresolved.
+    async fn find(&mut self, pulled: &mut PulledEvent) {
+        let PulledEvent { event, tenant } = pulled;
+        for hint in &*tenant {
+            let via = match hint {
+                TenantHint::Slug { via, .. } => *via,
+                TenantHint::Domain(_) => "domain",
+                TenantHint::User { .. } => "user",
+            };
+            match self.ask(hint).await {
+                Some(Some(slug)) => {
+                    event.tenant_slug = Some(slug);
+                    event.metadata.annotate("tenantBy", via);
+                    return;
+                }
+                Some(None) => {}
+                None => {
+                    event.metadata.annotate("tenantBy", "unresolved");
+                    return;
+                }
+            }
+        }
+        event.metadata.annotate("tenantBy", "none");
+    }
+
+    /// The answer to a hint; `None` if there is none to be had.
+    async fn ask(&mut self, hint: &TenantHint) -> Option<Option<String>> {
+        let question = match hint {
+            TenantHint::Slug { slug, .. } => ("slug", slug.clone()),
+            TenantHint::Domain(domain) => ("domain", domain.clone()),
+            TenantHint::User { system, id } => (*system, format!("user {id}")),
+        };
+        if let Some(answer) = self.answers.get(&question) {
+            return Some(answer.clone());
+        }
+        if self.failed {
+            return None;
+        }
+        let answer = match hint {
+            TenantHint::Slug { slug, .. } => self.directory.by_slug(slug).await,
+            TenantHint::Domain(domain) => self.directory.by_domain(domain).await,
+            TenantHint::User { system, id } => self.directory.by_user(system, id).await,
+        };
+        match answer {
+            Ok(answer) => {
+                // What can't be a slug would be refused, and the event with it.
+                let answer = answer.filter(|slug| (1..=63).contains(&slug.len()));
+                self.answers.insert(question, answer.clone());
+                Some(answer)
+            }
+            Err(error) => {
+                tracing::warn!(code = error.code(), "the tenant directory does not answer");
+                self.failed = true;
+                None
+            }
+        }
+    }
+}
+
+/// Brings an item within the bounds of the store, which would refuse the whole
+/// batch else.
+fn fit(item: &mut QuarantineItem) {
+    use sha2::{Digest, Sha256};
+    // A key can't be cut: two items would be one.
+    if item.key.len() > KEY_MAX || item.key.contains('\0') {
+        item.key = format!("key:{}", hex::encode(Sha256::digest(&item.key)));
+    }
+    for (text, max) in [(&mut item.source, 64), (&mut item.reason, 64), (&mut item.detail, 1024)] {
+        if text.contains('\0') {
+            *text = text.replace('\0', "\u{fffd}");
+        }
+        text.truncate(text.floor_char_boundary(max));
+    }
+    if item.raw.len() > RAW_MAX {
+        let is_inside = |at: usize| item.raw[at] & 0xc0 == 0x80;
+        let end = (RAW_MAX - 3..=RAW_MAX).rev().find(|at| !is_inside(*at)).unwrap_or(RAW_MAX);
+        item.raw.truncate(end);
+    }
+}
+
 fn notice_id(item: &QuarantineItem) -> String {
     use sha2::{Digest, Sha256};
     let digest = Sha256::new()
@@ -178,11 +257,9 @@ fn notice_id(item: &QuarantineItem) -> String {
 fn refused(sealed: &SealedEvent, invalid: &Invalid) -> QuarantineItem {
     use sha2::{Digest, Sha256};
     let event = sealed.event();
-    let mut source = event.source.clone();
-    source.truncate(source.floor_char_boundary(64));
     let identity = event.external_id.as_deref().unwrap_or(event.metadata.as_str());
     QuarantineItem {
-        source,
+        source: event.source.clone(),
         key: format!("event:{}", hex::encode(Sha256::digest(identity.as_bytes()))),
         reason: ErrorKind::EventInvalid.code().into(),
         detail: invalid.to_string(),

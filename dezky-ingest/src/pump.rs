@@ -2,16 +2,21 @@
 //! cursor advance.
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dezky_core::source::{IngestSource, PullLimits};
 use dezky_core::store::{AppendOptions, CursorAdvance, Lease};
-use dezky_core::{Result, Timestamp};
-use futures_util::future::{Either, select};
+use dezky_core::{Error, ErrorKind, Result, Timestamp};
+use futures_util::FutureExt;
+use futures_util::future::{Either, Fuse, FusedFuture, select};
 
 use crate::intake::{Intake, Taken};
+
+/// The most events of a batch: with as many items for the quarantine, and the
+/// record of each, they are within what a store takes at once.
+const MAX_EVENTS: usize = 4_000;
 
 /// How a pump works.
 #[derive(Debug, Clone)]
@@ -19,10 +24,11 @@ use crate::intake::{Intake, Taken};
 pub struct PumpConfig {
     /// The wait between ticks, 5 s unless set.
     pub interval: Duration,
-    /// The size of a batch.
+    /// The size of a batch; at most 4,000 events, more are asked for as 4,000.
     pub limits: PullLimits,
-    /// The most batches of one tick, 100 unless set; then it pauses and goes on
-    /// at the next, never skipping ahead.
+    /// The most batches of one tick, 100 unless set. The tick ends there, never
+    /// skipping ahead; [`Pump::run`] begins the next one at once while more is
+    /// waiting.
     pub max_batches: usize,
     /// How long the lease holds without renewal, 15 s unless set. Of several
     /// replicas one pumps; another takes over when the lease has lapsed.
@@ -89,7 +95,8 @@ pub struct Pump {
 
 impl Pump {
     /// A pump from `source` into `intake`.
-    pub fn new(source: Box<dyn IngestSource>, intake: Intake, config: PumpConfig) -> Self {
+    pub fn new(source: Box<dyn IngestSource>, intake: Intake, mut config: PumpConfig) -> Self {
+        config.limits.max_events = config.limits.max_events.min(MAX_EVENTS);
         let holder = config.holder.clone().unwrap_or_else(|| {
             let mut random = [0; 8];
             intake.runtime().fill_random(&mut random);
@@ -106,43 +113,76 @@ impl Pump {
     /// Moves what is waiting, at most [`PumpConfig::max_batches`] batches.
     ///
     /// # Errors
-    /// Those of the source and of the store. What was committed before stays,
-    /// the cursor with it, and the next tick goes on there.
+    /// Those of the source and of the store; `internal` if the source brings
+    /// something without saying where to go on. What was committed before stays,
+    /// the cursor with it, and the next tick goes on there. The lease is given
+    /// back, so that another replica may try meanwhile.
     pub async fn tick(&mut self) -> Result<Tick> {
-        let result = self.tick_inner().await;
-        self.report(&result);
-        result
+        self.tick_until(&mut || false).await
     }
 
-    async fn tick_inner(&mut self) -> Result<Tick> {
+    /// A tick that ends after the batch at which `stop` says so.
+    async fn tick_until(&mut self, stop: &mut (dyn FnMut() -> bool + Send)) -> Result<Tick> {
         let mut tick = Tick::default();
+        let result = self.tick_inner(&mut tick, stop).await;
+        self.report(&tick, result.as_ref().err());
+        if result.is_err() {
+            self.release().await;
+        }
+        result.map(|()| tick)
+    }
+
+    async fn tick_inner(
+        &mut self,
+        tick: &mut Tick,
+        stop: &mut (dyn FnMut() -> bool + Send),
+    ) -> Result<()> {
         if !self.hold_lease().await? {
             tick.standby = true;
-            return Ok(tick);
+            return Ok(());
         }
         let name = self.source.name().to_owned();
         let mut cursor = self.intake.store().cursor(&name).await?;
         for _ in 0..self.config.max_batches {
             let pull = self.source.pull(cursor.as_deref(), self.config.limits).await?;
-            tick.skipped += pull.skipped;
-            tick.more = pull.more;
-            let Some(to) = pull.cursor.filter(|to| Some(to) != cursor.as_ref()) else { break };
+            let Some(to) = pull.cursor.filter(|to| Some(to) != cursor.as_ref()) else {
+                // There is nowhere to go on, so asking again at once would go round
+                // in a circle.
+                tick.more = false;
+                if pull.events.is_empty() && pull.quarantine.is_empty() {
+                    break;
+                }
+                let what = format!("the source {name} brought events without a new cursor");
+                return Err(Error::new(ErrorKind::Internal, what));
+            };
             let advance = CursorAdvance { source: name.clone(), from: cursor, to: to.clone() };
             let options = AppendOptions {
                 cursor: Some(advance),
                 fence: self.lease.as_ref().map(Lease::fence),
                 quarantine: Vec::new(),
             };
-            tick.taken += self.intake.take(pull.events, pull.quarantine, options).await?;
+            let taken = self.intake.take(pull.events, pull.quarantine, options).await?;
+            self.committed(tick, taken, pull.skipped);
+            tick.more = pull.more;
             cursor = Some(to);
-            if !tick.more {
+            if !tick.more || stop() {
                 break;
             }
             if self.lease_is_half_gone() && !self.hold_lease().await? {
                 break;
             }
         }
-        Ok(tick)
+        Ok(())
+    }
+
+    /// Counts a batch as soon as it is committed: what fails later does not undo
+    /// it.
+    fn committed(&self, tick: &mut Tick, taken: Taken, skipped: u64) {
+        tick.taken += taken;
+        tick.skipped += skipped;
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.taken += taken;
+        status.skipped += skipped;
     }
 
     /// Takes or renews the lease; says whether it is ours.
@@ -161,50 +201,49 @@ impl Pump {
             .is_none_or(|l| l.expires_at.saturating_since(now) < self.config.lease_ttl / 2)
     }
 
-    fn report(&mut self, result: &Result<Tick>) {
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        match result {
-            Ok(tick) => {
-                status.last_success = Some(self.intake.runtime().now());
-                status.last_error = None;
-                status.failures = 0;
-                status.standby = tick.standby;
-                status.taken += tick.taken;
-                status.skipped += tick.skipped;
-                if tick.taken != Taken::default() || tick.skipped > 0 {
-                    tracing::info!(
-                        source = self.source.name(),
-                        stored = tick.taken.stored,
-                        duplicates = tick.taken.duplicates,
-                        quarantined = tick.taken.quarantined,
-                        skipped = tick.skipped,
-                        "ingested"
-                    );
-                }
-            }
-            Err(error) => {
-                status.last_error = Some(error.code());
-                status.failures = status.failures.saturating_add(1);
-                self.lease = None;
-                tracing::warn!(
-                    source = self.source.name(),
-                    code = error.code(),
-                    %error,
-                    failures = status.failures,
-                    "ingest failed, will be tried again"
-                );
-            }
+    fn report(&self, tick: &Tick, error: Option<&Error>) {
+        let source = self.source.name();
+        if tick.taken != Taken::default() || tick.skipped > 0 {
+            tracing::info!(
+                source,
+                stored = tick.taken.stored,
+                duplicates = tick.taken.duplicates,
+                conflicts = tick.taken.conflicts,
+                quarantined = tick.taken.quarantined,
+                skipped = tick.skipped,
+                "ingested"
+            );
         }
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(error) = error else {
+            status.last_success = Some(self.intake.runtime().now());
+            status.last_error = None;
+            status.failures = 0;
+            status.standby = tick.standby;
+            return;
+        };
+        status.last_error = Some(error.code());
+        status.failures = status.failures.saturating_add(1);
+        tracing::warn!(
+            source,
+            code = error.code(),
+            %error,
+            failures = status.failures,
+            "ingest failed, will be tried again"
+        );
     }
 
     /// Ticks until `shutdown` resolves: at once while more is waiting, else after
-    /// the interval, after failures with growing waits. A tick that has begun is
+    /// the interval, after failures with growing waits. A batch that has begun is
     /// finished first; then the lease is given back.
     pub async fn run(&mut self, shutdown: impl Future<Output = ()> + Send) {
         let runtime = Arc::clone(self.intake.runtime());
-        let mut shutdown = pin!(shutdown);
-        loop {
-            let tick = self.tick().await;
+        let mut shutdown = pin!(shutdown.fuse());
+        while !is_over(shutdown.as_mut()) {
+            let tick = self.tick_until(&mut || is_over(shutdown.as_mut())).await;
+            if is_over(shutdown.as_mut()) {
+                break;
+            }
             let wait = match &tick {
                 Ok(tick) if tick.more => Duration::ZERO,
                 Ok(_) => self.config.interval,
@@ -240,6 +279,11 @@ impl Pump {
         let jitter = f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX);
         full.mul_f64(0.5 + jitter / 2.0)
     }
+}
+
+/// Whether the future has resolved, without waiting for it.
+fn is_over<F: Future<Output = ()>>(mut future: Pin<&mut Fuse<F>>) -> bool {
+    future.is_terminated() || future.as_mut().now_or_never().is_some()
 }
 
 impl std::ops::AddAssign for Taken {

@@ -280,16 +280,21 @@ pub struct GenerationHash {
 }
 
 impl GenerationHash {
-    /// Takes the next bytes of the file. The hash, once the line is complete or
-    /// [`GENERATION_MAX_BYTES`] of it are there.
+    /// Takes the next bytes of the file. The hash, once the line is complete; of a
+    /// longer line it is that of its first [`GENERATION_MAX_BYTES`].
     pub fn push(&mut self, chunk: &[u8]) -> Option<Digest> {
         let line_end = memchr(b'\n', chunk);
         let room = usize::try_from(GENERATION_MAX_BYTES - self.taken).unwrap_or(usize::MAX);
         let end = line_end.unwrap_or(chunk.len()).min(room);
         self.hash.update(&chunk[..end]);
         self.taken += end as u64;
-        (line_end.is_some() || self.taken == GENERATION_MAX_BYTES)
-            .then(|| std::mem::take(&mut self.hash).finalize().into())
+        line_end.map(|_| std::mem::take(self).end())
+    }
+
+    /// The hash where the file ends without a `\n`: what it will be if nothing but
+    /// that comes.
+    pub fn end(self) -> Digest {
+        self.hash.finalize().into()
     }
 }
 
@@ -738,10 +743,14 @@ mod tests {
         assert_eq!(hash.push(b"st\r\nsecond\n"), Some(expected));
         let mut long = GenerationHash::default();
         let chunk = vec![b'x'; 1 << 20];
-        for _ in 0..15 {
-            assert_eq!(long.push(&chunk), None);
+        let mut bounded = Sha256::new();
+        for n in 0..18 {
+            assert_eq!(long.push(&chunk), None, "without its end a line is none");
+            if n < 16 {
+                bounded.update(&chunk);
+            }
         }
-        assert!(long.push(&chunk).is_some(), "bounded");
+        assert_eq!(long.push(b"x\n"), Some(bounded.finalize().into()));
     }
 
     #[test]

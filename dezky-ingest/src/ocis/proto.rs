@@ -1,6 +1,7 @@
 //! The wire: what is in a line, and what of it must not be kept.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 
@@ -21,6 +22,10 @@ const MAX_PIECES: usize = 64;
 /// A secret shorter than this is redacted where its key says so, but not looked
 /// for elsewhere: the replacement would hit ordinary words.
 const MIN_SECRET_BYTES: usize = 6;
+
+/// With more different secrets than this in one line, every text of it is
+/// redacted: to look for each in each would take too long.
+const MAX_SECRETS: usize = 64;
 
 /// Nested deeper than this, a value that speaks of tokens is redacted whole.
 const MAX_REDACT_DEPTH: usize = 32;
@@ -194,13 +199,31 @@ pub(super) fn redact<'a>(text: &'a str, fields: &Fields<'_>) -> Cow<'a, str> {
     if !may_hold_secrets(text) {
         return Cow::Borrowed(text);
     }
-    let mut secrets = Vec::new();
+    let mut secrets = HashSet::new();
     collect(fields, 0, &mut secrets);
-    // The longest first, so that a link goes before the token inside it.
-    secrets.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
+    let secrets = Secrets::new(secrets);
     let mut out = String::with_capacity(text.len());
     write_object(fields, &secrets, 0, &mut out);
     Cow::Owned(out)
+}
+
+/// What is looked for in the sentences of a line.
+enum Secrets {
+    /// These; the longest first, so that a link goes before the token inside it.
+    Known(Vec<String>),
+    /// So many that nothing is looked for: all texts go.
+    TooMany,
+}
+
+impl Secrets {
+    fn new(secrets: HashSet<String>) -> Self {
+        if secrets.len() > MAX_SECRETS {
+            return Self::TooMany;
+        }
+        let mut secrets: Vec<_> = secrets.into_iter().collect();
+        secrets.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        Self::Known(secrets)
+    }
 }
 
 fn may_hold_secrets(text: &str) -> bool {
@@ -239,7 +262,7 @@ fn shape(value: &RawValue) -> Shape<'_> {
     }
 }
 
-fn collect(fields: &Fields<'_>, depth: usize, secrets: &mut Vec<String>) {
+fn collect(fields: &Fields<'_>, depth: usize, secrets: &mut HashSet<String>) {
     for (key, value) in &fields.0 {
         if is_secret_key(key) {
             secrets.extend(
@@ -253,7 +276,7 @@ fn collect(fields: &Fields<'_>, depth: usize, secrets: &mut Vec<String>) {
     }
 }
 
-fn collect_value(value: &RawValue, depth: usize, secrets: &mut Vec<String>) {
+fn collect_value(value: &RawValue, depth: usize, secrets: &mut HashSet<String>) {
     if depth > MAX_REDACT_DEPTH {
         return;
     }
@@ -268,7 +291,7 @@ fn collect_value(value: &RawValue, depth: usize, secrets: &mut Vec<String>) {
     }
 }
 
-fn write_object(fields: &Fields<'_>, secrets: &[String], depth: usize, out: &mut String) {
+fn write_object(fields: &Fields<'_>, secrets: &Secrets, depth: usize, out: &mut String) {
     out.push('{');
     for (i, (key, value)) in fields.0.iter().enumerate() {
         if i > 0 {
@@ -285,7 +308,7 @@ fn write_object(fields: &Fields<'_>, secrets: &[String], depth: usize, out: &mut
     out.push('}');
 }
 
-fn write_value(value: &RawValue, secrets: &[String], depth: usize, out: &mut String) {
+fn write_value(value: &RawValue, secrets: &Secrets, depth: usize, out: &mut String) {
     if depth > MAX_REDACT_DEPTH {
         if may_hold_secrets(value.get()) {
             write_string(REDACTED, out);
@@ -306,9 +329,13 @@ fn write_value(value: &RawValue, secrets: &[String], depth: usize, out: &mut Str
             }
             out.push(']');
         }
-        Shape::Text(text) => match scrub_sentence(&text, secrets) {
-            Cow::Borrowed(_) => out.push_str(value.get()),
-            Cow::Owned(text) => write_string(&text, out),
+        Shape::Text(text) => match secrets {
+            Secrets::Known(secrets) => match scrub_sentence(&text, secrets) {
+                Cow::Borrowed(_) => out.push_str(value.get()),
+                Cow::Owned(text) => write_string(&text, out),
+            },
+            Secrets::TooMany if text.is_empty() => out.push_str(value.get()),
+            Secrets::TooMany => write_string(REDACTED, out),
         },
         Shape::Other => out.push_str(value.get()),
     }
@@ -318,8 +345,8 @@ fn write_string(text: &str, out: &mut String) {
     out.push_str(&serde_json::Value::from(text).to_string());
 }
 
-/// `text` without `secrets`, without the token of `link with token '…'` and
-/// without the value of a `token=` in a link.
+/// `text` without `secrets`, without the token of `link with token '…'` and of
+/// `ScienceMesh invite with token '…'`, and without the value of a `token=` in a link.
 fn scrub_sentence<'a>(text: &'a str, secrets: &[String]) -> Cow<'a, str> {
     let mut out = Cow::Borrowed(text);
     for secret in secrets {
@@ -332,8 +359,7 @@ fn scrub_sentence<'a>(text: &'a str, secrets: &[String]) -> Cow<'a, str> {
     // little.
     let sentence = |c: char| c == '\'';
     let query = |c: char| matches!(c, '&' | '"' | '\'' | '<' | '>' | '\\') || c.is_whitespace();
-    for (marker, ends) in
-        [("link with token '", &sentence as &dyn Fn(char) -> bool), ("token=", &query)]
+    for (marker, ends) in [("with token '", &sentence as &dyn Fn(char) -> bool), ("token=", &query)]
     {
         if let Some(scrubbed) = scrub_after(&out, marker, ends) {
             out = Cow::Owned(scrubbed);
@@ -369,17 +395,19 @@ fn scrub_after(text: &str, marker: &str, ends: &dyn Fn(char) -> bool) -> Option<
 pub(super) fn scrub(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut out = String::with_capacity(text.len());
-    let mut secrets = Vec::new();
+    let mut secrets = HashSet::new();
     let lower = text.to_ascii_lowercase();
     let mut done = 0;
-    while done < text.len() {
-        let Some((at, len)) = ["token", "invitelink"]
-            .into_iter()
-            .filter_map(|key| lower[done..].find(key).map(|at| (done + at, key.len())))
-            .min()
-        else {
-            break;
-        };
+    // The next place of each key, so that none is looked for twice in one stretch.
+    let mut hits = ["token", "invitelink"].map(|key| (key, lower.find(key)));
+    loop {
+        for (key, hit) in &mut hits {
+            if hit.is_some_and(|at| at < done) {
+                *hit = lower[done..].find(*key).map(|at| done + at);
+            }
+        }
+        let hit = hits.iter().filter_map(|(key, hit)| hit.map(|at| (at, key.len()))).min();
+        let Some((at, len)) = hit else { break };
         let after_key = at + len;
         out.push_str(&text[done..after_key]);
         done = after_key;
@@ -389,15 +417,18 @@ pub(super) fn scrub(bytes: &[u8]) -> String {
         if to > from {
             let value = &text[from..to];
             if value.len() >= MIN_SECRET_BYTES {
-                secrets.push(value.to_owned());
+                secrets.insert(value.to_owned());
             }
             out.push_str(REDACTED);
         }
         done = to;
     }
     out.push_str(&text[done..]);
-    secrets.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
-    scrub_sentence(&out, &secrets).into_owned()
+    match Secrets::new(secrets) {
+        Secrets::Known(secrets) => scrub_sentence(&out, &secrets).into_owned(),
+        // Nothing says where its texts begin and end.
+        Secrets::TooMany => REDACTED.to_owned(),
+    }
 }
 
 /// Where the string begins that is the value of the key ending at `at`, and
@@ -497,6 +528,18 @@ mod tests {
     }
 
     #[test]
+    fn among_too_many_secrets_no_text_stays() {
+        let line = |n: usize| {
+            let tokens: Vec<_> = (0..n).map(|n| format!(r#"{{"token":"secret{n}"}}"#)).collect();
+            format!(r#"{{"a":[{}],"m":"of secret9","e":"","n":1}}"#, tokens.join(","))
+        };
+        assert!(redacted(&line(MAX_SECRETS)).contains(r#""m":"of [redacted]","e":"","n":1"#));
+        let many = redacted(&line(MAX_SECRETS + 1));
+        assert!(many.contains(r#""m":"[redacted]","e":"","n":1"#), "{many}");
+        assert_eq!(scrub(&line(MAX_SECRETS + 1).as_bytes()[1..]), REDACTED);
+    }
+
+    #[test]
     fn broken_text_is_scrubbed() {
         for (broken, clean) in [
             (r#"{"ShareToken":"abc"#, r#"{"ShareToken":"[redacted]"#),
@@ -508,6 +551,7 @@ mod tests {
             ("link with token 'abc", "link with token '[redacted]"),
             (r#""token":"secretive" secretive"#, r#""token":"[redacted]" [redacted]"#),
             (r#""token":"#, r#""token":"#),
+            ("invite with token 'abc'", "invite with token '[redacted]'"),
             ("ordinary", "ordinary"),
         ] {
             assert_eq!(scrub(broken.as_bytes()), clean);

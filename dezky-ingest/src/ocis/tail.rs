@@ -117,6 +117,8 @@ impl OcisConfig {
 /// - A pull for the same cursor gives the same events with the same external
 ///   ids, in this process or another; events are identified by their file
 ///   generation, place and bytes, not by path, inode or host.
+/// - Tokens are in nothing that is given. The hashes in ids and cursors are over
+///   the raw lines, with the tokens in them.
 /// - Only complete lines are consumed.
 /// - A rotated file is read to its end before the next younger one, also after a
 ///   restart, and looked at once more afterwards.
@@ -252,15 +254,20 @@ impl Opened {
 
     /// The hash of the first line; `None` if none is complete.
     fn generation(&self) -> io::Result<Option<Digest>> {
+        Ok(self.first_line()?.ok())
+    }
+
+    /// The hash of the first line: an error holds that of a line without its end.
+    fn first_line(&self) -> io::Result<std::result::Result<Digest, Digest>> {
         let mut hash = GenerationHash::default();
         let mut buf = vec![0; 4 << 10];
         let mut offset = 0;
         loop {
             match self.read_at(&mut buf, offset)? {
-                0 => return Ok(None),
+                0 => return Ok(Err(hash.end())),
                 n => {
                     if let Some(generation) = hash.push(&buf[..n]) {
-                        return Ok(Some(generation));
+                        return Ok(Ok(generation));
                     }
                     offset += n as u64;
                     if n == buf.len() && buf.len() < CHUNK_BYTES {
@@ -464,6 +471,11 @@ impl Job {
                 reached.inode = seen.opened.inode;
                 reached.mtime_ns = Some(seen.age.mtime_ns);
             }
+            if reached.position == 0 {
+                // It had a line when it was looked at.
+                tracing::warn!(source, "the audit log file changed while it was read");
+                return Ok((Pull::default(), self.kept));
+            }
             place = Some(reached);
             stopped_in = i;
             if flow.is_break() {
@@ -503,6 +515,14 @@ impl Job {
         let cursor = place
             .filter(|_| consumed)
             .map(|at| Cursor { at, previous: previous.map(|previous| previous.place) }.to_string());
+        // One that can't be read again must not be committed: the tail would stand
+        // still for ever.
+        if let Some(text) = &cursor
+            && Cursor::parse(text).is_err()
+        {
+            let what = "the oCIS tail made a cursor that it can't read";
+            return Err(Error::new(ErrorKind::Internal, what));
+        }
         let Batch { events, quarantine, skipped, .. } = batch;
         Ok((Pull { events, quarantine, skipped, cursor, more }, kept))
     }
@@ -516,11 +536,11 @@ impl Job {
         seen.map_err(|e| Error::from(e).context("the oCIS audit log file can't be read"))
     }
 
-    /// Every generation there is, or of the rotated ones those written after
-    /// `since`; the oldest first.
+    /// Every generation there is, or of the rotated ones those written at `since`
+    /// or later; the oldest first.
     fn route_from_start(&self, live: Option<Seen>, since: Option<i64>) -> Result<Route> {
         let mut order = self.scan(live.as_ref())?.siblings;
-        order.retain(|seen| since.is_none_or(|since| seen.age.mtime_ns > since));
+        order.retain(|seen| since.is_none_or(|since| seen.age.mtime_ns >= since));
         order.extend(live);
         without_copies(&mut order, None)?;
         Ok(Route { at: None, order, gap: None })
@@ -698,8 +718,13 @@ impl Job {
     /// any more.
     fn finish(&self, done: &Previous, batch: &mut Batch) -> Result<()> {
         let Some(seen) = &done.seen else { return Ok(()) };
-        let generation = done.place.generation.unwrap_or_default();
         let place = done.place.clone();
+        let generation = match place.generation {
+            Some(generation) => generation,
+            // Its only line has no end. With one its generation is the same, so
+            // that it has the same key then.
+            None => seen.opened.first_line()?.unwrap_or_else(|unfinished| unfinished),
+        };
         let mut reading = Reading::new(&self.setup.settings, generation, self.now, place);
         while read_on(&seen.opened, &mut reading, batch)?.is_break() {}
         reading.end(batch);

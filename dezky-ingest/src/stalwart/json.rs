@@ -114,6 +114,11 @@ impl<'d> Value<'d> {
         self.index
     }
 
+    /// The place of the first value that is not inside this one.
+    pub(super) fn after(self) -> usize {
+        self.node().next
+    }
+
     /// Where its first byte is.
     pub(super) fn start(self) -> usize {
         self.node().start

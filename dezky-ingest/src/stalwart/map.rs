@@ -224,7 +224,8 @@ fn hints(
     let mut domains = Vec::new();
     match subject {
         Subject::OtherAccount => domains.extend([fields.target_domain(), account]),
-        Subject::Domain => domains.extend([account, fields.domain().and_then(|d| domain(&d))]),
+        // The domain that was checked is what an alleged sender claims.
+        Subject::Domain => domains.push(account),
         _ if goes_out => {
             domains.extend([account, sender()]);
             // A null sender's bounce goes to whom it concerns; of a submission that

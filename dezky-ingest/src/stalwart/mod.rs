@@ -30,6 +30,12 @@ pub const SOURCE: &str = "stalwart";
 /// The most bytes kept of something in quarantine.
 const QUARANTINE_RAW_MAX: usize = 64 << 10;
 
+/// The longest identity that the log takes, in bytes.
+const EXTERNAL_ID_MAX: usize = 512;
+
+/// How many odd elements of one body are quarantined each as an item of its own.
+const MAX_ODD: usize = 100;
+
 /// What a body holds.
 #[derive(Debug, Clone, Default)]
 pub struct Decoded {
@@ -46,13 +52,17 @@ pub struct Decoded {
 /// block all behind it and then be lost. A body that is not JSON, or has no
 /// events, is one item in quarantine (`not_json`, `no_events`); an element that
 /// is not an object, or has no type, is one (`not_an_object`, `no_type`) and
-/// leaves the others as they are. Nothing else is refused.
+/// leaves the others as they are; of more than a hundred of these the others are
+/// one item together (`too_many_odd`). Nothing else is refused.
 ///
 /// - Secrets (`contents` at any depth; `id` and `details` of an `auth.error`)
-///   are taken out first: they are in no event, key or quarantined text.
+///   are taken out first: they are in no event, key or quarantined text. Of what
+///   has no type more is taken out, of what is not JSON nothing but the length
+///   is kept.
 /// - `external_id` is the event's `id` where that identifies it. Where it is
 ///   the seconds of `createdAt` followed by digits (Stalwart from 0.9 on), or
-///   missing, it is the content key `sw1:…`, which is the same at every retry.
+///   missing, or the `id` has over 512 bytes, it is the content key `sw1:…`,
+///   which is the same at every retry.
 ///   `source` is its scope.
 /// - `at` is `createdAt`; without one it is `received_at`, noted as
 ///   `_dezky.timeSource`.
@@ -83,16 +93,13 @@ pub fn decode(
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let not_json = |error: &serde_json::Error| {
         let (size, line, column) = (body.len(), error.line(), error.column());
-        let detail = format!("{size} bytes are not JSON at line {line} column {column}");
-        // What can't be parsed can't be redacted. It is kept if there is no sign of
-        // a secret in it, else only its length is: a hash, too, would let the
-        // secret be guessed.
-        if redact::may_hold_secrets(body) {
-            let detail = format!("{detail}; not kept, there may be secrets in it");
-            item("not_json", format!("not_json:{size}"), detail, "")
-        } else {
-            item("not_json", sha256(text), detail, text)
-        }
+        let detail = format!(
+            "{size} bytes are not JSON at line {line} column {column}; not kept, as there may be \
+             secrets in them"
+        );
+        // What can't be parsed can't be redacted, so only its length is kept: a
+        // hash, too, would let a secret be guessed.
+        item("not_json", format!("not_json:{size}"), detail, "")
     };
     let clean = match Doc::parse(text) {
         Ok(doc) => redact::redact(&doc),
@@ -113,11 +120,13 @@ pub fn decode(
     let events = proto::events(doc.root());
     if events.is_empty() {
         let detail = format!("{} bytes of JSON have no events", body.len());
-        decoded.quarantine.push(item("no_events", sha256(doc.text()), detail, doc.text()));
+        let raw = redact::redact_untyped(&doc);
+        decoded.quarantine.push(item("no_events", sha256(&raw), detail, &raw));
         return decoded;
     }
     let count = events.len();
     let mut keys = ContentKeys::new(source);
+    let mut rest = OddRest::default();
     for (index, value) in events.into_iter().enumerate() {
         match WireEvent::read(value) {
             Ok(event) => {
@@ -131,22 +140,54 @@ pub fn decode(
                 };
                 let detail = format!("event {} of {count} {what}", index + 1);
                 let (key, raw) = odd_event(value);
-                decoded.quarantine.push(item(reason, key, detail, &raw));
+                if decoded.quarantine.len() < MAX_ODD {
+                    decoded.quarantine.push(item(reason, key, detail, &raw));
+                } else {
+                    rest.add(&key, &raw);
+                }
             }
         }
+    }
+    if rest.count > 0 {
+        let detail = format!("{} more of {count} events can't be read", rest.count);
+        let key = format!("more:{}", hex::encode(rest.keys.finalize()));
+        decoded.quarantine.push(item("too_many_odd", key, detail, &rest.raw));
     }
     decoded
 }
 
+/// What is no event behind the first [`MAX_ODD`] of a body: one item, so that a
+/// body of odd things does not flood the log.
+#[derive(Default)]
+struct OddRest {
+    count: usize,
+    /// Over the keys, which are the same at a retry.
+    keys: Sha256,
+    /// The first of them, a line each.
+    raw: String,
+}
+
+impl OddRest {
+    fn add(&mut self, key: &str, raw: &str) {
+        self.count += 1;
+        self.keys.update(key);
+        if self.raw.len() < QUARANTINE_RAW_MAX {
+            self.raw += raw;
+            self.raw.push('\n');
+        }
+    }
+}
+
 fn external_id(event: &WireEvent<'_>, keys: &mut ContentKeys<'_>) -> String {
-    if let Some(id) = &event.id
-        && identity::identifies(id, event.at)
-    {
+    let own = event.id.as_ref().filter(|id| identity::identifies(id, event.at));
+    if let Some(id) = own.filter(|id| id.len() <= EXTERNAL_ID_MAX) {
         return id.clone().into_owned();
     }
     // Stalwart has nothing beside the data. Of a sender who does it is content as
     // well: without it different events would be one.
     let content = match (event.beside(), event.data) {
+        // Too long to be the identity, but part of it.
+        _ if own.is_some() => canonicalize(&event.all_but_kind().unwrap_or_default()),
         (None, Some(data)) => canonicalize(data.raw()),
         (None, None) => Ok("{}".into()),
         (Some(_), _) => canonicalize(&event.body().unwrap_or_default()),

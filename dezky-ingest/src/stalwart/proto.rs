@@ -71,6 +71,11 @@ impl<'d> WireEvent<'d> {
         members_but(self.object, &["id", "createdAt", "type", "data"])
     }
 
+    /// All but the time and the type, as an object.
+    pub(super) fn all_but_kind(&self) -> Option<String> {
+        members_but(self.object, &["createdAt", "type"])
+    }
+
     /// All but what identifies the event, as an object.
     pub(super) fn body(&self) -> Option<String> {
         members_but(self.object, &["id", "createdAt", "type"])

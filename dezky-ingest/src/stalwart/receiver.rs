@@ -51,8 +51,9 @@ impl StalwartReceiver {
     ///
     /// # Errors
     /// `signature_invalid`: nothing was read or written. Those of
-    /// [`AuditStore::append`](dezky_core::AuditStore::append): nothing was stored,
-    /// let the sender come again.
+    /// [`AuditStore::append`](dezky_core::AuditStore::append): let the sender come
+    /// again. A large body is appended in parts; those before the error are stored
+    /// and will be duplicates then.
     pub async fn receive(
         &self,
         signature: Option<&str>,

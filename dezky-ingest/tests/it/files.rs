@@ -124,7 +124,7 @@ fn seed_five_ocis_lines_then_one_more() {
     });
 }
 
-/// Who did it comes from the line and can be looked up by whoever knows users.
+/// The same lines pulled again, with nothing remembered, add nothing.
 #[test]
 fn seed_pulled_again_is_silent() {
     run(async {

@@ -1,6 +1,7 @@
 //! Sources, pump and receiver against real stores and real files.
 
 mod files;
+mod intake;
 mod pump;
 mod webhook;
 

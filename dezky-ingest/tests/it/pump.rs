@@ -12,7 +12,7 @@ use dezky_core::{
     AuditStore, Error, ErrorKind, NewEvent, PLATFORM_SOURCE, Result, Runtime, StoredEvent,
     Timestamp,
 };
-use dezky_ingest::{Intake, Pump, PumpConfig};
+use dezky_ingest::{Intake, Pump, PumpConfig, Taken};
 
 use crate::{Place, run};
 
@@ -108,7 +108,7 @@ fn drains_in_order_and_quarantines_what_is_odd() {
         assert_eq!(notices.len(), 2, "the timeline says so");
         assert!(notices.iter().all(|e| e.event.action == "ingest.quarantined"));
         let again = pump.tick().await.unwrap();
-        assert_eq!(again.taken, dezky_ingest::Taken::default());
+        assert_eq!(again.taken, Taken::default());
         place.assert_whole().await;
     });
 }
@@ -144,6 +144,8 @@ fn goes_on_where_it_failed() {
             assert_eq!(status.lock().unwrap().last_error, Some("source_unavailable"));
         }
         assert_eq!(failed, 4);
+        assert_eq!(status.lock().unwrap().taken.stored, 94, "also what came before an error");
+        assert_eq!(status.lock().unwrap().skipped, 2);
         assert_eq!(status.lock().unwrap().failures, 0);
         let ids: BTreeSet<_> =
             all(&*place.store, "numbers").await.into_iter().map(|e| e.event.external_id).collect();
@@ -200,5 +202,184 @@ fn runs_until_told_and_gives_the_lease_back() {
         assert!(waited >= Duration::from_secs(8), "it backs off after failures: {waited:?}");
         let lease = store.acquire_lease("ingest:numbers", "x", Duration::from_secs(1)).await;
         assert!(lease.unwrap().is_some(), "the lease is free");
+    });
+}
+
+/// Says that more is waiting, and never where to go on.
+struct Circle {
+    events: usize,
+    items: usize,
+    pulls: Arc<Mutex<usize>>,
+}
+
+#[async_trait]
+impl IngestSource for Circle {
+    fn name(&self) -> &'static str {
+        "circle"
+    }
+
+    async fn pull(&mut self, cursor: Option<&str>, _limits: PullLimits) -> Result<Pull> {
+        *self.pulls.lock().unwrap() += 1;
+        let item = QuarantineItem {
+            source: "circle".into(),
+            key: "odd".into(),
+            reason: "not_json".into(),
+            detail: "the item is not JSON".into(),
+            raw: b"{".to_vec(),
+            at: Timestamp::MIN,
+        };
+        Ok(Pull {
+            events: (0..self.events).map(|n| numbered(n).into()).collect(),
+            quarantine: vec![item; self.items],
+            cursor: cursor.map(str::to_owned),
+            skipped: 1,
+            more: true,
+        })
+    }
+}
+
+#[test]
+fn a_source_that_does_not_move_on_is_not_asked_in_a_circle() {
+    run(async {
+        for (events, items) in [(0, 0), (1, 0), (0, 1)] {
+            let place = Place::new().await;
+            let pulls: Arc<Mutex<usize>> = Arc::default();
+            let source = Circle { events, items, pulls: Arc::clone(&pulls) };
+            let mut pump = Pump::new(Box::new(source), place.intake(), config());
+            let tick = pump.tick().await;
+            if (events, items) == (0, 0) {
+                let tick = tick.unwrap();
+                assert!(!tick.more && tick.skipped == 0);
+            } else {
+                let error = tick.unwrap_err();
+                assert_eq!(error.code(), "internal");
+                assert!(error.to_string().contains("circle"), "{error}");
+            }
+            assert_eq!(*pulls.lock().unwrap(), 1);
+        }
+    });
+}
+
+#[test]
+fn after_a_failure_another_replica_may_try_at_once() {
+    run(async {
+        let place = Place::new().await;
+        let source = Numbers::new(20);
+        *source.failures.lock().unwrap() = vec![10];
+        let mut pump = Pump::new(Box::new(source), place.intake(), config());
+        pump.tick().await.unwrap_err();
+        let mut other = Pump::new(Box::new(Numbers::new(20)), place.intake(), config());
+        let tick = other.tick().await.unwrap();
+        assert_eq!((tick.standby, tick.taken.stored), (false, 10));
+    });
+}
+
+#[test]
+fn a_shutdown_does_not_wait_for_the_backlog() {
+    run(async {
+        let place = Place::new().await;
+        let source = Numbers::new(900);
+        let pulls = Arc::clone(&source.pulls);
+        let mut pump = Pump::new(Box::new(source), place.intake(), config());
+        pump.run(async {}).await;
+        assert_eq!(*pulls.lock().unwrap(), 0, "it was over before it began");
+        let after_three = {
+            let pulls = Arc::clone(&pulls);
+            std::future::poll_fn(move |_| match *pulls.lock().unwrap() {
+                0..3 => std::task::Poll::Pending,
+                _ => std::task::Poll::Ready(()),
+            })
+        };
+        pump.run(after_three).await;
+        assert_eq!(*pulls.lock().unwrap(), 3);
+        assert_eq!(place.store.cursor("numbers").await.unwrap().as_deref(), Some("30"));
+        assert_eq!(pump.status().lock().unwrap().taken.stored, 29);
+    });
+}
+
+/// Notes how much it is asked for.
+struct Asked(Arc<Mutex<usize>>);
+
+#[async_trait]
+impl IngestSource for Asked {
+    fn name(&self) -> &'static str {
+        "asked"
+    }
+
+    async fn pull(&mut self, _cursor: Option<&str>, limits: PullLimits) -> Result<Pull> {
+        *self.0.lock().unwrap() = limits.max_events;
+        Ok(Pull::default())
+    }
+}
+
+#[test]
+fn a_batch_fits_the_store() {
+    run(async {
+        let place = Place::new().await;
+        let asked: Arc<Mutex<usize>> = Arc::default();
+        for (set, expected) in [(1, 1), (4_000, 4_000), (4_001, 4_000), (usize::MAX, 4_000)] {
+            let mut config = config();
+            config.limits.max_events = set;
+            let source = Asked(Arc::clone(&asked));
+            let mut pump = Pump::new(Box::new(source), place.intake(), config);
+            pump.tick().await.unwrap();
+            pump.release().await;
+            assert_eq!(*asked.lock().unwrap(), expected);
+        }
+    });
+}
+
+/// While it is asked its lease lapses and another pump takes over.
+struct Overtaken {
+    numbers: Numbers,
+    runtime: ManualRuntime,
+    other: Option<Pump>,
+    stored_by_other: Arc<Mutex<usize>>,
+}
+
+#[async_trait]
+impl IngestSource for Overtaken {
+    fn name(&self) -> &str {
+        self.numbers.name()
+    }
+
+    async fn pull(&mut self, cursor: Option<&str>, limits: PullLimits) -> Result<Pull> {
+        let pull = self.numbers.pull(cursor, limits).await;
+        if let Some(mut other) = self.other.take() {
+            self.runtime.advance(Duration::from_secs(31));
+            let tick = other.tick().await?;
+            *self.stored_by_other.lock().unwrap() = tick.taken.stored;
+        }
+        pull
+    }
+}
+
+#[test]
+fn who_lost_the_lease_half_way_is_fenced_off() {
+    run(async {
+        let runtime = ManualRuntime::new(4);
+        let store: Arc<dyn AuditStore> =
+            Arc::new(MemoryAuditStore::open(Arc::new(runtime.clone())));
+        let intake = Intake::new(Arc::clone(&store), Arc::new(runtime.clone()));
+        let pump = |name: &str, source: Box<dyn IngestSource>| {
+            let mut config = config();
+            config.holder = Some(name.into());
+            Pump::new(source, intake.clone(), config)
+        };
+        let stored_by_other: Arc<Mutex<usize>> = Arc::default();
+        let source = Overtaken {
+            numbers: Numbers::new(10),
+            runtime: runtime.clone(),
+            other: Some(pump("second", Box::new(Numbers::new(10)))),
+            stored_by_other: Arc::clone(&stored_by_other),
+        };
+        let mut first = pump("first", Box::new(source));
+        let error = first.tick().await.unwrap_err();
+        assert_eq!(error.code(), "fenced");
+        assert_eq!(*stored_by_other.lock().unwrap(), 10);
+        assert_eq!(first.status().lock().unwrap().taken, Taken::default());
+        assert_eq!(all(&*store, "numbers").await.len(), 10, "one copy of each");
+        // The first one's giving back took nothing from the second.
+        assert!(first.tick().await.unwrap().standby);
     });
 }

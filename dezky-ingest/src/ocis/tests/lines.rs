@@ -1,6 +1,8 @@
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use dezky_core::{ActorType, Outcome, PulledEvent, QuarantineItem, TenantHint, Timestamp};
+use dezky_core::rt::TokioRuntime;
+use dezky_core::{ActorType, Outcome, PulledEvent, QuarantineItem, Runtime, TenantHint, Timestamp};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -641,6 +643,61 @@ fn no_token_gets_out() {
         r#"{"Action":"file_shared","ShareType":"link","ShareToken":"[redacted]","N":12345678901234567890123,"F":1.50}"#
     );
     assert_eq!(note(&kept, "redacted"), &json!(true));
+}
+
+#[test]
+fn no_token_of_an_invitation_gets_out_wherever_the_line_breaks() {
+    let line = r#"{"RemoteAddr":"","User":"u","URL":"","Method":"","UserAgent":"","Time":"2026-11-21T10:00:00Z","App":"admin_audit","Message":"user 'u' generated a ScienceMesh invite with token 'inviteINVITE1234'","Action":"science_mesh_invite_token_generated","CLI":false,"Level":1,"RecipientMail":"r@x.example","Token":"inviteINVITE1234","Description":"d","Expiration":1,"InviteLink":"https://x.example/invite?token=inviteINVITE1234\u0026providerDomain=x"}"#;
+    let whole = event(line);
+    assert_eq!(
+        said(&whole)["Message"],
+        "user 'u' generated a ScienceMesh invite with token '[redacted]'"
+    );
+    let next = json!({"Action": "group_created", "GroupID": "g"}).to_string();
+    let next = next.replacen('{', r#"{"RemoteAddr":"","#, 1);
+    for cut in 0..=line.len() {
+        for broken in [line[..cut].to_owned(), format!("{}{next}", &line[..cut])] {
+            for decoded in decode_with(broken.as_bytes(), ALL) {
+                let out = match decoded {
+                    Decoded::Quarantine(item) => String::from_utf8(item.raw).unwrap(),
+                    Decoded::Event(event) => {
+                        event.event.metadata.into_metadata().as_str().to_owned()
+                    }
+                    Decoded::Skipped => continue,
+                };
+                // Nor the beginning of one.
+                assert!(!out.contains("'inv") && !out.contains("=inv"), "{out}");
+                assert!(!out.contains("inviteI") && !out.contains("\"invi"), "{out}");
+            }
+        }
+    }
+}
+
+#[test]
+fn odd_lines_full_of_secrets_take_no_time() {
+    const LINE_BYTES: usize = 1 << 20;
+    let texts = |each: &dyn Fn(usize) -> String| -> String {
+        (0..LINE_BYTES / each(0).len()).map(each).collect()
+    };
+    let members = texts(&|n| format!(r#""token":"secret{n:06}","#));
+    let flood = format!(r#"{{"Action":"x",{members}"Message":"about secret000001"}}"#);
+    let lines = [
+        // One key is nowhere, the other everywhere.
+        texts(&|_| "token ".into()),
+        texts(&|_| "invitelink ".into()),
+        texts(&|n| format!(r#""token":"secret{n:06}" secret{n:06} "#)),
+        flood.clone(),
+        flood[..flood.len() - 1].to_owned(),
+        format!(r#"{{"Action":"x","a":[{}0]}}"#, texts(&|_| r#"{"token":"secretive"},"#.into())),
+    ];
+    for line in &lines {
+        let started = TokioRuntime.now();
+        let item = quarantined(line.as_bytes());
+        let took = TokioRuntime.now().saturating_since(started);
+        assert!(took < Duration::from_secs(2), "{took:?}: {}", &line[..40]);
+        let raw = String::from_utf8(item.raw).unwrap();
+        assert!(!raw.contains("secret0") && !raw.contains("secretive"));
+    }
 }
 
 #[test]

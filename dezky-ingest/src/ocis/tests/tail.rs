@@ -676,3 +676,82 @@ fn a_directory_at_the_path_is_an_error() {
     let pull = bench.tail.pull(None, PullLimits::default()).now_or_never().unwrap();
     assert_eq!(pull.unwrap_err().code(), "io");
 }
+
+/// The hash of a generation takes 16 MiB of its first line and no more.
+const BEYOND_THE_HASH: usize = 17 << 20;
+
+#[test]
+fn a_rotated_file_of_nul_bytes_is_passed() {
+    let mut bench = Bench::new();
+    append(&bench.path("audit.log.1"), &vec![0; BEYOND_THE_HASH]);
+    bench.append(lines(&["a", "b"]));
+    let pull = bench.pull();
+    assert_eq!(names(&pull), ["a", "b"]);
+    assert_eq!(reasons(&pull), ["line_too_long"]);
+    bench.append(line("c"));
+    let pull = bench.pull();
+    assert_eq!((names(&pull), reasons(&pull)), (vec!["c".to_owned()], vec![]));
+}
+
+#[test]
+fn a_live_file_without_a_whole_line_is_waited_for() {
+    let mut bench = Bench::new();
+    bench.limits.max_bytes = 2 * BEYOND_THE_HASH;
+    append(&bench.path("audit.log.1"), line("a").as_bytes());
+    bench.written("audit.log.1", 1_000);
+    bench.append(vec![b'x'; BEYOND_THE_HASH]);
+    assert_eq!(bench.names(), ["a"]);
+    assert_eq!(bench.names(), [""; 0]);
+    bench.append("\n".to_owned() + &line("b"));
+    let pull = bench.pull();
+    assert_eq!((names(&pull), reasons(&pull)), (vec!["b".to_owned()], vec!["line_too_long"]));
+    bench.append(line("c"));
+    assert_eq!(bench.names(), ["c"]);
+}
+
+#[test]
+fn truncated_and_grown_without_a_line() {
+    let mut bench = Bench::new();
+    bench.limits.max_bytes = 2 * BEYOND_THE_HASH;
+    bench.append(lines(&["a", "b"]));
+    assert_eq!(bench.names(), ["a", "b"]);
+    let file = OpenOptions::new().write(true).open(bench.path("audit.log")).unwrap();
+    file.set_len(0).unwrap();
+    file.set_len(BEYOND_THE_HASH as u64).unwrap();
+    assert_eq!(bench.names(), ["gap"]);
+    assert_eq!(bench.names(), [""; 0]);
+    bench.append("\n".to_owned() + &lines(&["c", "d"]));
+    let pull = bench.pull();
+    assert_eq!(names(&pull), ["c", "d"]);
+    assert_eq!(reasons(&pull), ["line_too_long"]);
+    bench.append(line("e"));
+    assert_eq!(bench.names(), ["e"]);
+}
+
+#[test]
+fn behind_a_gap_what_was_written_at_the_same_time_counts() {
+    let mut bench = Bench::new();
+    bench.append(line("a"));
+    bench.written("audit.log", 1_000);
+    assert_eq!(bench.names(), ["a"]);
+    fs::remove_file(bench.path("audit.log")).unwrap();
+    append(&bench.path("audit.log.1"), line("b").as_bytes());
+    bench.written("audit.log.1", 1_000);
+    bench.append(line("c"));
+    bench.restart();
+    assert_eq!(bench.names(), ["gap", "b", "c"]);
+}
+
+#[test]
+fn a_lone_fragment_keeps_its_key_when_its_newline_comes() {
+    let mut bench = Bench::new();
+    append(&bench.path("audit.log.1"), unterminated("a").as_bytes());
+    bench.append(line("b"));
+    let first = bench.pull();
+    assert_eq!(names(&first).iter().collect::<BTreeSet<_>>().len(), 2);
+    bench.cursor = None;
+    bench.restart();
+    append(&bench.path("audit.log.1"), b"\n");
+    let sorted = |pull: &Pull| ids(pull).0.into_iter().collect::<BTreeSet<_>>();
+    assert_eq!(sorted(&bench.pull()), sorted(&first));
+}

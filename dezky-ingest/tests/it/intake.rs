@@ -1,0 +1,183 @@
+//! The last step: tenants, bounds, quarantine.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use dezky_core::source::{PulledEvent, QuarantineItem, TenantDirectory, TenantHint};
+use dezky_core::store::AppendOptions;
+use dezky_core::testkit::named_event;
+use dezky_core::{Error, ErrorKind, NewEvent, Result, StoredEvent, Timestamp};
+use dezky_ingest::Intake;
+
+use crate::{Place, run};
+
+/// Knows one tenant by every way, and writes down what it is asked. What is
+/// called `down` it can't answer; some of its answers are no slugs.
+#[derive(Default)]
+struct Directory {
+    asked: Mutex<Vec<String>>,
+}
+
+impl Directory {
+    fn answer(&self, kind: &str, what: &str) -> Result<Option<String>> {
+        self.asked.lock().unwrap().push(format!("{kind} {what}"));
+        match what {
+            "down" => Err(Error::new(ErrorKind::SourceUnavailable, "scripted")),
+            "empty" => Ok(Some(String::new())),
+            "long" => Ok(Some("x".repeat(64))),
+            "acme" => Ok(Some("acme".into())),
+            _ => Ok(None),
+        }
+    }
+}
+
+#[async_trait]
+impl TenantDirectory for Directory {
+    async fn by_slug(&self, slug: &str) -> Result<Option<String>> {
+        self.answer("slug", slug)
+    }
+
+    async fn by_domain(&self, domain: &str) -> Result<Option<String>> {
+        self.answer("domain", domain)
+    }
+
+    async fn by_user(&self, system: &str, id: &str) -> Result<Option<String>> {
+        self.answer(system, id)
+    }
+}
+
+fn slug(slug: &str) -> TenantHint {
+    TenantHint::Slug { slug: slug.into(), via: "group" }
+}
+
+fn domain(domain: &str) -> TenantHint {
+    TenantHint::Domain(domain.into())
+}
+
+fn user(id: &str) -> TenantHint {
+    TenantHint::User { system: "numbers", id: id.into() }
+}
+
+/// Takes an event for each list of hints; gives tenants and how they were found,
+/// and what was asked.
+async fn tenants(hints: Vec<Vec<TenantHint>>) -> (Vec<(Option<String>, String)>, Vec<String>) {
+    let place = Place::new().await;
+    let directory = Arc::new(Directory::default());
+    let intake = place.intake().with_directory(Arc::clone(&directory) as Arc<dyn TenantDirectory>);
+    let events = hints
+        .into_iter()
+        .enumerate()
+        .map(|(n, tenant)| PulledEvent { event: numbered(n), tenant })
+        .collect();
+    intake.take(events, vec![], AppendOptions::default()).await.unwrap();
+    let mut stored = place.of_source("numbers").await;
+    stored.sort_by_key(|e| e.seq);
+    let found = stored.into_iter().map(|e: StoredEvent| {
+        let by = e.event.metadata.to_value()["_dezky"]["tenantBy"].as_str().unwrap().to_owned();
+        (e.event.tenant_slug, by)
+    });
+    let found = found.collect();
+    let asked = directory.asked.lock().unwrap().clone();
+    (found, asked)
+}
+
+fn numbered(n: usize) -> NewEvent {
+    NewEvent {
+        source: "numbers".into(),
+        external_id: Some(format!("n-{n}")),
+        tenant_slug: None,
+        ..named_event(&n.to_string())
+    }
+}
+
+fn acme(via: &str) -> (Option<String>, String) {
+    (Some("acme".into()), via.into())
+}
+
+fn no(why: &str) -> (Option<String>, String) {
+    (None, why.into())
+}
+
+#[test]
+fn hints_are_asked_in_order_and_once() {
+    run(async {
+        let (found, asked) = tenants(vec![
+            vec![slug("x"), domain("acme"), user("7")],
+            vec![domain("acme")],
+            vec![slug("x"), user("acme"), slug("acme")],
+            vec![slug("acme")],
+            vec![user("x"), slug("x")],
+            vec![],
+        ])
+        .await;
+        let expected =
+            [acme("domain"), acme("domain"), acme("user"), acme("group"), no("none"), no("none")];
+        assert_eq!(found, expected);
+        let once = ["slug x", "domain acme", "numbers acme", "slug acme", "numbers x"];
+        assert_eq!(asked, once);
+    });
+}
+
+#[test]
+fn a_directory_that_fails_is_left_alone_for_the_batch() {
+    run(async {
+        let (found, asked) = tenants(vec![
+            vec![domain("acme")],
+            vec![slug("x"), domain("down"), domain("acme")],
+            vec![domain("other")],
+            vec![domain("down")],
+            vec![slug("x"), domain("acme")],
+            vec![slug("x")],
+        ])
+        .await;
+        let lost = || no("unresolved");
+        let expected = [acme("domain"), lost(), lost(), lost(), acme("domain"), no("none")];
+        assert_eq!(found, expected);
+        assert_eq!(asked, ["domain acme", "slug x", "domain down"]);
+    });
+}
+
+#[test]
+fn an_answer_that_is_no_slug_is_none() {
+    run(async {
+        let (found, _) =
+            tenants(vec![vec![slug("empty"), domain("long")], vec![slug("long"), user("acme")]])
+                .await;
+        assert_eq!(found, [no("none"), acme("user")]);
+    });
+}
+
+#[test]
+fn what_is_refused_is_kept_within_bounds() {
+    run(async {
+        let place = Place::new().await;
+        let long = NewEvent { external_id: Some("é".repeat(100_000)), ..numbered(1) };
+        let item = |key: String| QuarantineItem {
+            source: "numbers\0".repeat(30),
+            key,
+            reason: "r\0".repeat(90),
+            detail: "é".repeat(600),
+            raw: "é".repeat(40_000).into_bytes().split_off(1),
+            at: Timestamp::MIN,
+        };
+        let items = vec![item("k".repeat(600)), item("k".repeat(601)), item("\0".into())];
+        let take = |intake: Intake| {
+            let (events, items) = (vec![long.clone().into(), numbered(2).into()], items.clone());
+            async move { intake.take(events, items, AppendOptions::default()).await.unwrap() }
+        };
+        let first = take(place.intake()).await;
+        assert_eq!((first.stored, first.quarantined, first.new_quarantined), (1, 4, 4));
+        let again = take(place.intake()).await;
+        assert_eq!((again.duplicates, again.quarantined, again.new_quarantined), (1, 4, 0));
+        let kept = place.store.quarantined(0, 10).await.unwrap();
+        for QuarantineItem { source, key, reason, detail, raw, .. } in kept.iter().map(|k| &k.item)
+        {
+            assert!(source.len() <= 64 && key.len() <= 512 && reason.len() <= 64);
+            assert!(detail.len() <= 1024 && raw.len() <= 64 << 10);
+            assert!(![source, key, reason, detail].iter().any(|text| text.contains('\0')));
+        }
+        let refused = kept.iter().find(|k| k.item.reason == "event_invalid").unwrap();
+        let raw = std::str::from_utf8(&refused.item.raw).expect("cut between characters");
+        assert!(raw.len() > (64 << 10) - 4, "no more is cut than must be");
+    });
+}
