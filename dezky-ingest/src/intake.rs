@@ -257,7 +257,14 @@ fn notice_id(item: &QuarantineItem) -> String {
 fn refused(sealed: &SealedEvent, invalid: &Invalid) -> QuarantineItem {
     use sha2::{Digest, Sha256};
     let event = sealed.event();
-    let identity = event.external_id.as_deref().unwrap_or(event.metadata.as_str());
+    let identity = event.external_id.clone().unwrap_or_else(|| {
+        // All that it says, without what sealing made.
+        let mut said = serde_json::to_value(event).unwrap_or_default();
+        if let Some(fields) = said.as_object_mut() {
+            fields.retain(|name, _| name != "id" && name != "receivedAt");
+        }
+        said.to_string()
+    });
     QuarantineItem {
         source: event.source.clone(),
         key: format!("event:{}", hex::encode(Sha256::digest(identity.as_bytes()))),
