@@ -288,7 +288,7 @@ fn values_planted_beside_a_forged_erasure_are_found() {
             let nothing_erased = erasure.to_bytes();
             erasure.commitments.insert(Field::ExternalId, [7; 32]);
             for erasure in [nothing_erased, erasure.to_bytes()] {
-                let erasure: String = erasure.iter().map(|b| format!("{b:02x}")).collect();
+                let erasure = hex::encode(erasure);
                 log.sql(&format!(
                     "UPDATE dezky_audit_events SET salt = NULL, erasure = x'{erasure}', {change} WHERE seq = 20"
                 ))
