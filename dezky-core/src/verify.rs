@@ -209,7 +209,10 @@ impl ChainWalk {
             return Some(finding(at, Difference::Altered, "the head's row counts fewer events"));
         }
         if self.next.next_seq < head.next_seq {
-            return Some(finding(at, Difference::Missing, "the head's row counts more events"));
+            // Whoever expects a later head knows that it is the end that is gone.
+            let cut = self.expected.is_some_and(|e| e.seq >= self.next.next_seq);
+            let kind = if cut { Difference::Cut } else { Difference::Missing };
+            return Some(finding(at, kind, "the head's row counts more events"));
         }
         (self.next.hash != head.hash)
             .then(|| finding(at - 1, Difference::Altered, "the head's row has another hash"))

@@ -104,7 +104,17 @@ impl Intake {
         let of_source = sealed.len();
         let quarantined = options.quarantine.len();
         sealed.extend(options.quarantine.iter().map(|item| self.notice(item)));
+        let items: Vec<_> = options
+            .quarantine
+            .iter()
+            .map(|i| (i.source.clone(), i.reason.clone(), i.key.clone()))
+            .collect();
         let appended = self.store.append(sealed, options).await?;
+        if appended.new_quarantine > 0 {
+            for (source, reason, key) in items {
+                tracing::warn!(source, reason, key, "an item was quarantined");
+            }
+        }
         let receipts = &appended.receipts[..of_source];
         let count = |status| receipts.iter().filter(|r| r.status == status).count();
         let conflicts = count(dezky_core::store::ReceiptStatus::Conflict);
@@ -121,12 +131,6 @@ impl Intake {
     /// The timeline's record of a quarantined item: the same item gives the same
     /// record, so a repeated batch adds none.
     fn notice(&self, item: &QuarantineItem) -> SealedEvent {
-        tracing::warn!(
-            source = item.source,
-            reason = item.reason,
-            key = item.key,
-            "an item was quarantined"
-        );
         let mut metadata = NewMetadata::default();
         metadata.annotate("reason", item.reason.clone());
         metadata.annotate("detail", item.detail.clone());

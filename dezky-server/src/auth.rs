@@ -1,9 +1,11 @@
 //! Who may ask: the operators' static token.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use axum::extract::{Request, State};
 use axum::http::header;
+use axum::http::uri::Authority;
 use axum::middleware::Next;
 use axum::response::Response;
 use sha2::{Digest as _, Sha256};
@@ -45,7 +47,9 @@ impl fmt::Debug for OperatorToken {
     }
 }
 
-/// Lets a request through that carries the token, or any if there is none.
+/// Lets a request through that carries the token; without one any that is meant
+/// for this machine: a page of elsewhere that a browser was led here by (DNS
+/// rebinding) names its own host.
 pub(crate) async fn require_operator(
     State(state): State<AppState>,
     request: Request,
@@ -56,7 +60,26 @@ pub(crate) async fn require_operator(
     {
         return Err(Problem::unauthorized());
     }
+    if state.config.operator_token.is_none() && !is_for_this_machine(&request) {
+        return Err(Problem::foreign_host());
+    }
     Ok(next.run(request).await)
+}
+
+/// Whether the request's only host is a name or address of the loopback.
+fn is_for_this_machine(request: &Request) -> bool {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = match (request.uri().authority(), hosts.next(), hosts.next()) {
+        (Some(authority), _, None) => Some(authority.clone()),
+        (None, Some(host), None) => host.to_str().ok().and_then(|host| host.parse().ok()),
+        _ => None,
+    };
+    host.is_some_and(|host: Authority| {
+        let name = host.host().trim_start_matches('[').trim_end_matches(']');
+        name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+            || name.eq_ignore_ascii_case("localhost")
+            || name.to_ascii_lowercase().ends_with(".localhost")
+    })
 }
 
 fn bearer(request: &Request) -> Option<&[u8]> {

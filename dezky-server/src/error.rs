@@ -68,6 +68,12 @@ impl Problem {
             .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
     }
 
+    /// 403: an open server answers requests for this machine alone.
+    pub fn foreign_host() -> Self {
+        let detail = "without an operator token only localhost is answered: set DEZKY_OPERATOR_TOKEN to use another host name";
+        Self::new(StatusCode::FORBIDDEN, "foreign_host", detail)
+    }
+
     /// 404.
     pub fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", detail)

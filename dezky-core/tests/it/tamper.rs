@@ -133,6 +133,8 @@ fn every_column_is_evidence() {
             }
         }
         assert_eq!(log.verdict(None).await.finding, None, "the clean log passes");
+        let files = std::fs::read_dir(log.path.parent().unwrap()).unwrap().count();
+        assert_eq!(files, 1, "reading leaves nothing beside the database");
     });
 }
 
@@ -324,6 +326,12 @@ fn a_cut_tail_needs_an_expected_head() {
         .await;
         assert_eq!(log.verdict(None).await.finding, None);
         check(&log.verdict(Some(expected)).await.finding.unwrap(), 15, Difference::Cut);
+        // The rows alone.
+        let log = Log::new().await;
+        log.sql("DELETE FROM dezky_audit_events WHERE seq >= 15").await;
+        let head = log.verdict(None).await;
+        check(&head.finding.unwrap(), 15, Difference::Missing);
+        check(&log.verdict(Some(expected)).await.finding.unwrap(), 15, Difference::Cut);
     });
 }
 
@@ -385,6 +393,7 @@ fn a_foreign_newer_or_broken_database_is_refused_unchanged() {
             }
             assert_eq!(std::fs::read(path).unwrap(), before, "nothing changed");
         }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3, "nothing was left there");
         let missing = folder.path().join("missing.db");
         let config = SqliteConfig::read_only(&missing);
         let error = SqliteAuditStore::open(config, &TokioRuntime).await.err().unwrap();

@@ -118,10 +118,14 @@ pub(super) fn is_table(name: &str) -> bool {
     let dotted = format!("{name}.");
     name == INSTANCES
         || KEYS.iter().any(|key| key.name.starts_with(&dotted))
-        || name
-            .strip_prefix(INSTANCES)
-            .and_then(|rest| rest.strip_prefix('.'))
-            .is_some_and(|instance| !instance.contains('.'))
+        || is_instance_table(name)
+}
+
+/// Whether a table is that of one instance.
+pub(super) fn is_instance_table(name: &str) -> bool {
+    name.strip_prefix(INSTANCES)
+        .and_then(|rest| rest.strip_prefix('.'))
+        .is_some_and(|instance| !instance.contains('.'))
 }
 
 /// The variable of the key of that name.

@@ -89,6 +89,13 @@ impl Layers {
             let name = format!("{prefix}{}", key.get_ref());
             let origin = file.origin(key.span().start);
             match (value.get_ref(), keys::kind_of(&name)) {
+                (DeValue::Table(inner), None)
+                    if inner.is_empty() && keys::is_instance_table(&name) =>
+                {
+                    return Err(Failure::usage(format!(
+                        "{name} ({origin}): has no secret: name a file by secret_file"
+                    )));
+                }
                 (DeValue::Table(inner), None) if keys::is_table(&name) => {
                     self.add_table(file, inner, &format!("{name}."))?;
                 }

@@ -164,13 +164,17 @@ impl Settings {
     /// How logs are written; looks at no other key.
     pub fn log(&self) -> Result<LogConfig, Failure> {
         let (level, origin) = self.required("log.level")?;
-        EnvFilter::builder().parse(level).map_err(|_| {
-            refused(
+        // A bare word that is no level would name a module, and silence the rest.
+        let is_level = |word: &str| word.parse::<tracing::metadata::LevelFilter>().is_ok();
+        let valid = level.split(',').all(|d| d.contains('=') || is_level(d.trim()))
+            && EnvFilter::builder().parse(level).is_ok();
+        if !valid {
+            return Err(refused(
                 "log.level",
                 origin,
-                "must be error, warn, info, debug or trace, or directives by module",
-            )
-        })?;
+                "must be off, error, warn, info, debug or trace, or directives such as info,dezky_ingest=debug",
+            ));
+        }
         let (format, origin) = self.required("log.format")?;
         let json = match format {
             "text" => false,

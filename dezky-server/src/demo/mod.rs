@@ -55,17 +55,25 @@ pub(crate) struct Options {
 /// `demo`.
 pub(crate) async fn run(options: Options) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
+    let port = options.port.unwrap_or(if options.once { 0 } else { DEFAULT_PORT });
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    // First, so that a port in use leaves no folder behind.
+    let listener = bind(listen, "take a free one with --port 0").await?;
     let folder = Folder::prepare(&options.data)?;
     let secret = folder.secret()?;
     let config = folder.config(&secret)?;
     start_logging(&config.log);
-    let port = options.port.unwrap_or(if options.once { 0 } else { DEFAULT_PORT });
-    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let listener = bind(listen, "take a free one with --port 0").await?;
     let mut demo = Demo::start(&folder, config, listener, &secret).await?;
     let taken = tokio::select! {
         taken = demo.take_bundled() => taken?,
-        () = signals.next() => return demo.running.stop().await,
+        () = signals.next() => {
+            demo.running.stop().await?;
+            return if options.once {
+                Err(Failure::no("interrupted before everything was taken in"))
+            } else {
+                Ok(())
+            };
+        }
     };
     print(&if options.json { taken.to_json() } else { taken.to_text() })?;
     if options.once {
@@ -219,6 +227,8 @@ fn rows(before: &Counts, after: &Counts, received: usize, ticked: &Tick) -> Vec<
 
 /// The folder of the demo.
 struct Folder {
+    /// Held while the demo runs: two would rotate each other's files.
+    _lock: std::fs::File,
     path: PathBuf,
     /// As text: it stands in the commands that are printed.
     text: String,
@@ -237,7 +247,12 @@ impl Folder {
         };
         std::fs::create_dir_all(path.join("ocis"))
             .map_err(|error| refused(format!("can't be made ({error})")))?;
-        Ok(Self { path, text })
+        let lock = std::fs::File::create(path.join(".lock"))
+            .map_err(|error| refused(format!("can't be written ({error})")))?;
+        if lock.try_lock().is_err() {
+            return Err(refused("another demo runs in it".into()));
+        }
+        Ok(Self { _lock: lock, path, text })
     }
 
     /// The secret that signs, made by the first run.

@@ -48,8 +48,7 @@ impl Counts {
             let Some(last) = items.last() else { return Ok(counts) };
             after = last.number;
             for item in items {
-                let seen = usize::try_from(item.seen).unwrap_or(usize::MAX);
-                *counts.quarantined.entry(item.item.source).or_default() += seen;
+                *counts.quarantined.entry(item.item.source).or_default() += 1;
             }
         }
     }

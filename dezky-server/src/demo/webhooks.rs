@@ -11,7 +11,7 @@ use crate::error::Failure;
 
 /// Bodies as Stalwart sent them, in the order of the requests: of several
 /// releases, two events under one id, a retry under new ids.
-const BODIES: [&[u8]; 8] = [
+const BODIES: [&[u8]; 9] = [
     include_bytes!("data/01-v0.8.4-auth-failure.json"),
     include_bytes!("data/02-v0.9.4-auth-failed.json"),
     include_bytes!("data/03-v0.15.5-mixed-batch.json"),
@@ -19,6 +19,8 @@ const BODIES: [&[u8]; 8] = [
     include_bytes!("data/05a-v0.16.18-first-delivery.json"),
     include_bytes!("data/05b-v0.16.18-retry-same-events-new-ids.json"),
     include_bytes!("data/06-v0.16.18-mail-flow.json"),
+    // Later ones, so that the newest of the timeline come from both systems.
+    br#"{"events":[{"id":"1795305627735","createdAt":"2026-11-22T00:00:27Z","type":"auth.failed","data":{"accountName":"bob@example.com","accountId":9,"spanId":324281410157936900,"reason":"Authentication failed","remoteIp":"198.51.100.23","id":"A7","listenerId":"imaps","localPort":993,"remotePort":50712}},{"id":"1795305634837","createdAt":"2026-11-22T00:00:34Z","type":"auth.success","data":{"accountName":"alice@example.com","accountId":7,"spanId":324281410157936901,"listenerId":"submissions","localPort":465,"remoteIp":"203.0.113.7","remotePort":40112}}]}"#,
     // One that is no event never holds up the one beside it.
     br#"{"events":["no event at all",{"id":"178696440012036","createdAt":"2026-08-17T11:00:00Z","type":"auth.success","data":{"accountName":"alice@example.com","accountId":7,"remoteIp":"203.0.113.7"}}]}"#,
 ];

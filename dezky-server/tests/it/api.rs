@@ -44,6 +44,41 @@ async fn health_is_public_and_names_the_service() {
     server.stop().await;
 }
 
+/// A page that a browser was led here by names its own host (DNS rebinding).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_server_answers_this_machine_alone() {
+    let server = Server::start(&[]).await;
+    for (host, allowed) in [
+        ("localhost", true),
+        ("LOCALHOST:8080", true),
+        ("audit.localhost", true),
+        ("127.0.0.1:1", true),
+        ("[::1]:8080", true),
+        ("evil.example", false),
+        ("localhost.evil.example", false),
+        ("127.0.0.1.evil.example", false),
+        ("192.0.2.7", false),
+        ("", false),
+    ] {
+        let request = server.client.request(Method::GET, "/audit").header("Host", host);
+        let answer = server.client.send(request).await;
+        if allowed {
+            assert!(answer.events().is_empty(), "{host}");
+        } else {
+            answer.problem(403, "foreign_host");
+        }
+    }
+    let health = server.client.request(Method::GET, "/health").header("Host", "evil.example");
+    assert_eq!(server.client.send(health).await.status, 200);
+    server.stop().await;
+    let closed = Server::start(&[("DEZKY_OPERATOR_TOKEN", TOKEN)]).await;
+    let request = closed.client.request(Method::GET, "/audit").header("Host", "audit.example");
+    let answer =
+        closed.client.send(request.header("Authorization", format!("Bearer {TOKEN}"))).await;
+    assert!(answer.events().is_empty());
+    closed.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_timeline_needs_the_token_where_there_is_one() {
     let server = Server::start(&[("DEZKY_OPERATOR_TOKEN", TOKEN)]).await;

@@ -71,13 +71,16 @@ fn the_second_demo_adds_nothing() {
     };
     let log = folder.path().join("dezky-demo/ocis/audit.log");
     let (first, written) = (demo(), std::fs::metadata(&log).unwrap().modified().unwrap());
-    assert!(first.contains("timeline: 84 events, 84 new"), "{first}");
-    assert!(first.contains("verified: head 83:"), "{first}");
+    assert!(first.contains("timeline: 86 events, 86 new"), "{first}");
+    assert!(first.contains("verified: head 85:"), "{first}");
+    let listed = first.lines().filter(|line| line.starts_with("  2026-11-22T"));
+    assert!(listed.clone().any(|line| line.contains(" stalwart ")), "{first}");
+    assert!(listed.clone().any(|line| line.contains(" ocis ")), "{first}");
     let second = demo();
-    assert!(second.contains("timeline: 84 events, 0 new"), "{second}");
+    assert!(second.contains("timeline: 86 events, 0 new"), "{second}");
     assert_eq!(std::fs::metadata(&log).unwrap().modified().unwrap(), written);
     let verified = verify(&folder.path().join("dezky-demo/dezky.db"), &[]);
-    assert!(stdout(&verified).starts_with("ok: 84 events, head 83:"), "{verified:?}");
+    assert!(stdout(&verified).starts_with("ok: 86 events, head 85:"), "{verified:?}");
     let json = run(
         &[
             "demo",
@@ -89,7 +92,7 @@ fn the_second_demo_adds_nothing() {
         &[],
     );
     let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
-    assert_eq!((&report["events"], &report["new"]), (&84.into(), &0.into()));
+    assert_eq!((&report["events"], &report["new"]), (&86.into(), &0.into()));
 }
 
 #[tokio::test]
@@ -186,6 +189,16 @@ fn a_port_in_use_is_one_line() {
     let port = address.port().to_string();
     let output = program(&["demo", "--port", &port]).current_dir(folder.path()).output().unwrap();
     assert!(refusal(&output, 2).contains("--port 0"));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was made");
+}
+
+#[test]
+fn two_demos_do_not_share_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let lock = std::fs::File::create(folder.path().join(".lock")).unwrap();
+    lock.lock().unwrap();
+    let output = run(&["demo", "--once", "--data", folder.path().to_str().unwrap()], &[]);
+    assert!(refusal(&output, 2).contains("another demo"));
 }
 
 #[test]

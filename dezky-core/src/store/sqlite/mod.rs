@@ -132,7 +132,7 @@ impl SqliteRows {
             .filename(&config.path)
             .busy_timeout(config.busy_timeout)
             .disable_statement_logging();
-        let found = if config.path.exists() { look(&base).await? } else { Found::Empty };
+        let found = if config.path.exists() { look(config, &base).await? } else { Found::Empty };
         match found {
             Found::Version(version) => schema::check_version(version)?,
             Found::Foreign if !config.shared => {
@@ -182,9 +182,17 @@ fn check_file(config: &SqliteConfig) -> Result<()> {
     Err(Error::new(ErrorKind::ConfigInvalid, missing))
 }
 
+/// Options that neither write nor leave files beside the database: where no
+/// write-ahead log is there nobody has it open, and it can be read as it is.
+fn reading(config: &SqliteConfig, base: &SqliteConnectOptions) -> SqliteConnectOptions {
+    let mut wal = config.path.clone().into_os_string();
+    wal.push("-wal");
+    base.clone().read_only(true).immutable(!Path::new(&wal).exists())
+}
+
 /// Looks at an existing file through a connection that can't write.
-async fn look(base: &SqliteConnectOptions) -> Result<Found> {
-    let mut connection = base.clone().read_only(true).connect().await.map_err(store_error)?;
+async fn look(config: &SqliteConfig, base: &SqliteConnectOptions) -> Result<Found> {
+    let mut connection = reading(config, base).connect().await.map_err(store_error)?;
     let found = schema::inspect(&mut connection).await;
     connection.close().await.map_err(store_error)?;
     found
@@ -214,7 +222,8 @@ fn pools(config: &SqliteConfig, base: &SqliteConnectOptions) -> (SqlitePool, Sql
             .max_lifetime(None)
             .test_before_acquire(false)
     };
-    let readers = base.clone().read_only(!config.create).pragma("query_only", "1");
+    let readers = if config.create { base.clone() } else { reading(config, base) };
+    let readers = readers.pragma("query_only", "1");
     let writer = if config.create {
         base.clone()
             .journal_mode(SqliteJournalMode::Wal)
