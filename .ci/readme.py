@@ -1,7 +1,7 @@
 """Runs the shell blocks of a README that are marked to be run.
 
-A block is run if the line before its fence is `<!-- run -->`; all blocks run in
-one shell, in order, from the root of the project, and stop at the first failure.
+A block is run if the line before its fence is `<!-- run -->`; each runs in a shell
+of its own, in order, from the root of the project, up to the first failure.
 `<!-- run: NEEDLE -->` also wants NEEDLE in what the block prints.
 """
 

@@ -72,7 +72,7 @@ impl SqliteConfig {
 /// Several processes may use one file on one machine.
 ///
 /// ```
-/// # /// use dezky_core::rt::TokioRuntime;
+/// use dezky_core::rt::TokioRuntime;
 /// use dezky_core::store::{AuditStore, SqliteAuditStore, SqliteConfig};
 /// use dezky_core::{Actor, NewEvent};
 /// # #[tokio::main(flavor = "current_thread")]
