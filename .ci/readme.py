@@ -27,7 +27,7 @@ def main(path: str) -> int:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             text=True,
-            timeout=840,
+            timeout=1440,
         )
         print(done.stdout, flush=True)
         if done.returncode != 0:
