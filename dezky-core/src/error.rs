@@ -47,6 +47,16 @@ pub enum ErrorKind {
     SourceUnavailable,
     /// A signature is missing or wrong.
     SignatureInvalid,
+    /// A field of a document is out of its bounds; nothing was changed.
+    FieldInvalid,
+    /// What was to be made is there already, or its name belongs to another one.
+    AlreadyExists,
+    /// The document was changed since it was read; nothing was changed.
+    VersionMismatch,
+    /// What is asked does not fit the state that the thing is in.
+    StateConflict,
+    /// What was to be changed, or what a change refers to, is not there.
+    NotFound,
     /// A fault of this crate; please report it.
     Internal,
 }
@@ -75,6 +85,11 @@ impl ErrorKind {
             Self::Io => "io",
             Self::SourceUnavailable => "source_unavailable",
             Self::SignatureInvalid => "signature_invalid",
+            Self::FieldInvalid => "field_invalid",
+            Self::AlreadyExists => "already_exists",
+            Self::VersionMismatch => "version_mismatch",
+            Self::StateConflict => "state_conflict",
+            Self::NotFound => "not_found",
             Self::Internal => "internal",
         }
     }

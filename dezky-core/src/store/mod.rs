@@ -30,7 +30,7 @@ pub use self::rows::{
     StagedEvent, UnreadableStaged, Walk, WalkEnd, Walked,
 };
 #[cfg(feature = "sqlite")]
-pub use self::sqlite::{SqliteAuditStore, SqliteConfig, SqliteRows};
+pub use self::sqlite::{SqliteAuditStore, SqliteConfig, SqliteDatabase, SqliteRows, sqlite_error};
 pub use self::tail::Tail;
 use crate::integrity::Evidence;
 use crate::source::QuarantineItem;

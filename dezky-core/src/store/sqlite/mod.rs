@@ -3,6 +3,7 @@
 //! Tokio-only, as sqlx is built here.
 
 mod codec;
+mod database;
 mod schema;
 mod walk;
 
@@ -15,6 +16,7 @@ use sqlx::{ConnectOptions, Connection, Row, Sqlite, SqliteConnection, SqlitePool
 use uuid::Uuid;
 
 use self::codec::{COLUMN_COUNT, COLUMNS, COMPARED_COLUMNS, existing_row, scanned_row};
+pub use self::database::{SqliteDatabase, sqlite_error};
 use self::schema::Found;
 use super::rows::{
     CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent,
@@ -110,18 +112,21 @@ impl SqliteAuditStore {
         stage(connection, events).await
     }
 
+    /// The log's connections, for stores of other things in the same file.
+    pub fn database(&self) -> SqliteDatabase {
+        self.rows().database.clone()
+    }
+
     /// Ends the connections, after those who use them.
     pub async fn close(&self) {
-        self.rows().writer.close().await;
-        self.rows().readers.close().await;
+        self.rows().database.writer.close().await;
+        self.rows().database.readers.close().await;
     }
 }
 
 /// The rows of an [`SqliteAuditStore`].
 pub struct SqliteRows {
-    /// One connection: writers queue here rather than in SQLite's busy loop.
-    writer: SqlitePool,
-    readers: SqlitePool,
+    database: SqliteDatabase,
     identity: (Uuid, CursorKey),
 }
 
@@ -134,7 +139,7 @@ impl SqliteRows {
             .disable_statement_logging();
         let found = if config.path.exists() { look(config, &base).await? } else { Found::Empty };
         match found {
-            Found::Version(version) => schema::check_version(version)?,
+            Found::Version(version) => schema::check_log_version(version)?,
             Found::Foreign if !config.shared => {
                 return Err(Error::new(
                     ErrorKind::StoreForeign,
@@ -160,7 +165,8 @@ impl SqliteRows {
             schema::migrate(&mut connection, log_id.as_bytes(), &cursor_key).await?;
         }
         let identity = identity(&readers).await?;
-        Ok(Self { writer, readers, identity })
+        let database = SqliteDatabase { writer, readers, writable: config.create };
+        Ok(Self { database, identity })
     }
 }
 
@@ -317,12 +323,12 @@ impl RowStore for SqliteRows {
     }
 
     async fn begin(&self) -> Result<Box<dyn RowTx>> {
-        let tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
+        let tx = self.database.begin().await?;
         Ok(Box::new(SqliteTx { tx }))
     }
 
     async fn state(&self) -> Result<LogState> {
-        let mut connection = self.readers.acquire().await.map_err(store_error)?;
+        let mut connection = self.database.read().await?;
         let (base, head) = heads(&mut connection).await?;
         let (log_id, cursor_key) = self.identity;
         Ok(LogState { log_id, cursor_key, base, head })
@@ -333,18 +339,18 @@ impl RowStore for SqliteRows {
         query.push(COLUMNS).push(", erasure FROM dezky_audit_events WHERE seq >= ");
         query.push_bind(from_seq);
         query.push(" ORDER BY seq LIMIT ").push_bind(limit(max_rows));
-        let rows = query.build().fetch_all(&self.readers).await.map_err(store_error)?;
+        let rows = query.build().fetch_all(&self.database.readers).await.map_err(store_error)?;
         Ok(rows.iter().map(scanned_row).collect())
     }
 
     async fn walk(&self, walk: &Walk<'_>) -> Result<Walked> {
         // One snapshot for all the parts of the walk.
-        let mut tx = self.readers.begin().await.map_err(store_error)?;
+        let mut tx = self.database.readers.begin().await.map_err(store_error)?;
         walk::walk(&mut tx, walk).await
     }
 
     async fn cursor(&self, source: &str) -> Result<Option<String>> {
-        let mut connection = self.readers.acquire().await.map_err(store_error)?;
+        let mut connection = self.database.read().await?;
         cursor(&mut connection, source).await
     }
 
@@ -354,7 +360,7 @@ impl RowStore for SqliteRows {
         )
         .bind(after)
         .bind(limit(max_items))
-        .fetch_all(&self.readers)
+        .fetch_all(&self.database.readers)
         .await
         .map_err(store_error)?;
         rows.iter()
@@ -377,7 +383,7 @@ impl RowStore for SqliteRows {
 
     async fn has_staged(&self) -> Result<bool> {
         sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM dezky_outbox)")
-            .fetch_one(&self.readers)
+            .fetch_one(&self.database.readers)
             .await
             .map_err(store_error)
     }

@@ -37,32 +37,73 @@ pub(super) async fn inspect(connection: &mut SqliteConnection) -> Result<Found> 
     if !tables.iter().any(|name| name == "dezky_schema") {
         return Ok(Found::Foreign);
     }
+    Ok(Found::Version(version_of(connection, COMPONENT).await?))
+}
+
+/// The version of a part of the product; 0 where it was never set up.
+pub(super) async fn version_of(
+    connection: &mut SqliteConnection,
+    component: &str,
+) -> Result<usize> {
     let version: Option<i64> =
         sqlx::query_scalar("SELECT version FROM dezky_schema WHERE component = ?")
-            .bind(COMPONENT)
+            .bind(component)
             .fetch_optional(connection)
             .await
             .map_err(store_error)?;
-    Ok(Found::Version(usize::try_from(version.unwrap_or(0)).unwrap_or(0)))
+    Ok(usize::try_from(version.unwrap_or(0)).unwrap_or(0))
 }
 
-/// Refuses a database that was written by a newer version.
-pub(super) fn check_version(version: usize) -> Result<()> {
-    if version > STEPS.len() {
+/// Refuses tables that were written by a newer version than the `known` one.
+pub(super) fn check_version(version: usize, known: usize) -> Result<()> {
+    if version > known {
         return Err(Error::new(
             ErrorKind::SchemaNewer,
             format!(
-                "the database has schema version {version}, this program knows {}: use a newer program",
-                STEPS.len()
+                "the database has schema version {version}, this program knows {known}: use a newer program"
             ),
         ));
     }
     Ok(())
 }
 
+/// Refuses a log that was written by a newer version.
+pub(super) fn check_log_version(version: usize) -> Result<()> {
+    check_version(version, STEPS.len())
+}
+
 /// Whether a database at `version` lacks steps.
 pub(super) fn is_behind(version: usize) -> bool {
     version < STEPS.len()
+}
+
+/// Takes the steps that `component` has not taken yet.
+pub(super) async fn take_steps(
+    connection: &mut SqliteConnection,
+    component: &str,
+    steps: &[&'static str],
+) -> Result<()> {
+    let version = version_of(&mut *connection, component).await?;
+    check_version(version, steps.len())?;
+    run_steps(connection, component, &steps[version..], steps.len()).await
+}
+
+async fn run_steps(
+    connection: &mut SqliteConnection,
+    component: &str,
+    missing: &[&'static str],
+    version: usize,
+) -> Result<()> {
+    for step in missing {
+        sqlx::raw_sql(*step).execute(&mut *connection).await.map_err(store_error)?;
+    }
+    sqlx::query("INSERT INTO dezky_schema (component, version) VALUES (?, ?) ON CONFLICT (component) DO UPDATE SET version = excluded.version")
+        .bind(component)
+        .bind(i64::try_from(version).unwrap_or(i64::MAX))
+        .execute(&mut *connection)
+        .await
+        .map_err(store_error)?;
+    Ok(())
 }
 
 /// Takes the database to the current version, in one transaction. Safe when
@@ -77,19 +118,11 @@ pub(super) async fn migrate(
         Found::Version(version) => version,
         Found::Empty | Found::Foreign => 0,
     };
-    check_version(version)?;
+    check_log_version(version)?;
     if !is_behind(version) {
         return Ok(());
     }
-    for step in &STEPS[version..] {
-        sqlx::raw_sql(*step).execute(&mut *tx).await.map_err(store_error)?;
-    }
-    sqlx::query("INSERT INTO dezky_schema (component, version) VALUES (?, ?) ON CONFLICT (component) DO UPDATE SET version = excluded.version")
-        .bind(COMPONENT)
-        .bind(i64::try_from(STEPS.len()).unwrap_or(i64::MAX))
-        .execute(&mut *tx)
-        .await
-        .map_err(store_error)?;
+    run_steps(&mut tx, COMPONENT, &STEPS[version..], STEPS.len()).await?;
     let logs: i64 = sqlx::query("SELECT count(*) FROM dezky_audit_log")
         .fetch_one(&mut *tx)
         .await

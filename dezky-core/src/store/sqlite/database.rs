@@ -1,0 +1,106 @@
+//! The connections to the file, for everything that commits together with its log.
+
+use sqlx::pool::PoolConnection;
+use sqlx::{Connection, Sqlite, SqliteConnection, SqlitePool, Transaction};
+
+use super::{schema, store_error};
+use crate::{Error, ErrorKind, Result, SealedEvent};
+
+/// The connections of an [`SqliteAuditStore`](super::SqliteAuditStore), for stores
+/// of other things in the same file: what they write commits together with its
+/// events, and their writers queue with the log's.
+///
+/// Clones share the connections.
+///
+/// ```
+/// use dezky_core::rt::TokioRuntime;
+/// use dezky_core::store::{AuditStore, SqliteAuditStore, SqliteConfig};
+/// use dezky_core::{Actor, NewEvent};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("audit.db");
+/// let log = SqliteAuditStore::open(SqliteConfig::new(path), &TokioRuntime).await?;
+/// let database = log.database();
+/// database.migrate("notes", &["CREATE TABLE notes (text TEXT NOT NULL) STRICT"]).await?;
+///
+/// let event = NewEvent::new("note.created", Actor::user("u-1")).seal(&TokioRuntime);
+/// let mut tx = database.begin().await?;
+/// sqlx::query("INSERT INTO notes VALUES ('milk')").execute(&mut *tx).await?;
+/// SqliteAuditStore::stage_in(&mut tx, &[event]).await?;
+/// tx.commit().await?;
+/// assert_eq!(log.relay(100).await?.appended, 1);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct SqliteDatabase {
+    /// One connection: writers queue here rather than in SQLite's busy loop.
+    pub(super) writer: SqlitePool,
+    pub(super) readers: SqlitePool,
+    pub(super) writable: bool,
+}
+
+impl SqliteDatabase {
+    /// A connection that can only read.
+    ///
+    /// # Errors
+    /// `store_busy` if none becomes free in time, `store_unavailable`.
+    pub async fn read(&self) -> Result<PoolConnection<Sqlite>> {
+        self.readers.acquire().await.map_err(store_error)
+    }
+
+    /// A transaction that may write (`BEGIN IMMEDIATE`). Dropped before
+    /// [`commit`](Self::commit) it changes nothing. Hold it briefly: all writers of
+    /// this process wait for it, and those of others up to their `busy_timeout`.
+    ///
+    /// # Errors
+    /// `store_busy` if other writers hold it beyond the bound, `store_unavailable`.
+    pub async fn begin(&self) -> Result<Transaction<'static, Sqlite>> {
+        self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)
+    }
+
+    /// Stages `events` in the transaction and commits it: the mutation and its
+    /// events, or neither.
+    pub async fn commit(
+        &self,
+        mut tx: Transaction<'static, Sqlite>,
+        events: &[SealedEvent],
+    ) -> Result<()> {
+        super::SqliteAuditStore::stage_in(&mut tx, events).await?;
+        tx.commit().await.map_err(store_error)
+    }
+
+    /// Brings the tables of `component` up to date: `steps[n]` takes version n to
+    /// n + 1, all of them in one transaction. Safe when several processes start
+    /// together. On a database opened for reading alone only looks.
+    ///
+    /// # Errors
+    /// `schema_newer`; `store_foreign` if steps are missing and can't be taken.
+    pub async fn migrate(&self, component: &str, steps: &[&'static str]) -> Result<()> {
+        let mut reader = self.read().await?;
+        let version = schema::version_of(&mut reader, component).await?;
+        drop(reader);
+        schema::check_version(version, steps.len())?;
+        if version == steps.len() {
+            return Ok(());
+        }
+        if !self.writable {
+            return Err(Error::new(
+                ErrorKind::StoreForeign,
+                format!("the database holds no {component} of this version: migrate it"),
+            ));
+        }
+        let mut connection = self.writer.acquire().await.map_err(store_error)?;
+        let connection: &mut SqliteConnection = &mut connection;
+        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
+        schema::take_steps(&mut tx, component, steps).await?;
+        tx.commit().await.map_err(store_error)
+    }
+}
+
+/// An error of sqlx as this crate says it: its kind tells whether a retry may
+/// help, and no value of the statement gets in.
+pub fn sqlite_error(error: sqlx::Error) -> Error {
+    store_error(error)
+}
