@@ -4,8 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use axum::extract::{Request, State};
-use axum::http::header;
 use axum::http::uri::Authority;
+use axum::http::{Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use sha2::{Digest as _, Sha256};
@@ -60,7 +60,9 @@ pub(crate) async fn require_operator(
     {
         return Err(Problem::unauthorized());
     }
-    if state.config.operator_token.is_none() && !is_for_this_machine(&request) {
+    if state.config.operator_token.is_none()
+        && !(is_for_this_machine(&request) && is_from_this_machine(&request))
+    {
         return Err(Problem::foreign_host());
     }
     Ok(next.run(request).await)
@@ -74,12 +76,23 @@ fn is_for_this_machine(request: &Request) -> bool {
         (None, Some(host), None) => host.to_str().ok().and_then(|host| host.parse().ok()),
         _ => None,
     };
-    host.is_some_and(|host: Authority| {
-        let name = host.host().trim_start_matches('[').trim_end_matches(']');
-        name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-            || name.eq_ignore_ascii_case("localhost")
-            || name.to_ascii_lowercase().ends_with(".localhost")
+    host.is_some_and(|host: Authority| is_this_machine(&host))
+}
+
+/// Whether a browser that sent the request shows a page of this machine. Others
+/// may send requests here too, and some of those without asking first.
+fn is_from_this_machine(request: &Request) -> bool {
+    request.headers().get_all(header::ORIGIN).iter().all(|origin| {
+        let uri: Option<Uri> = origin.to_str().ok().and_then(|origin| origin.parse().ok());
+        uri.as_ref().and_then(Uri::authority).is_some_and(is_this_machine)
     })
+}
+
+fn is_this_machine(host: &Authority) -> bool {
+    let name = host.host().trim_start_matches('[').trim_end_matches(']');
+    name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        || name.eq_ignore_ascii_case("localhost")
+        || name.to_ascii_lowercase().ends_with(".localhost")
 }
 
 fn bearer(request: &Request) -> Option<&[u8]> {

@@ -101,6 +101,22 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "body_broken", "the body broke off")
     }
 
+    /// 400: the body is no JSON.
+    pub fn json_invalid(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "json_invalid", detail)
+    }
+
+    /// 400: a field is unknown, missing or out of its bounds.
+    pub fn field_invalid(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, ErrorKind::FieldInvalid.code(), detail)
+    }
+
+    /// 415: the body is not said to be JSON.
+    pub fn media_type() -> Self {
+        let detail = "the body must be JSON: send Content-Type: application/json";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail)
+    }
+
     /// 400: a parameter of the query is unknown or out of its bounds.
     pub fn query_invalid(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, ErrorKind::QueryInvalid.code(), detail)
@@ -110,9 +126,13 @@ impl Problem {
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let status = match error.kind() {
-            ErrorKind::EventInvalid | ErrorKind::QueryInvalid | ErrorKind::CursorInvalid => {
-                StatusCode::BAD_REQUEST
-            }
+            ErrorKind::EventInvalid
+            | ErrorKind::QueryInvalid
+            | ErrorKind::CursorInvalid
+            | ErrorKind::FieldInvalid => StatusCode::BAD_REQUEST,
+            ErrorKind::NotFound => StatusCode::NOT_FOUND,
+            ErrorKind::AlreadyExists | ErrorKind::StateConflict => StatusCode::CONFLICT,
+            ErrorKind::VersionMismatch => StatusCode::PRECONDITION_FAILED,
             ErrorKind::SignatureInvalid => StatusCode::UNAUTHORIZED,
             ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             ErrorKind::Pruned => StatusCode::GONE,

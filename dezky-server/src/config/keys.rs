@@ -54,11 +54,6 @@ const fn key(
     Key { name, variable, kind, default, example, about }
 }
 
-/// Variables of the contract whose parts are not there yet. A deployment that
-/// sets them already must start.
-pub(super) const OF_LATER_PARTS: &[&str] =
-    &["DEZKY_AUTHENTIK_URL", "DEZKY_AUTHENTIK_TOKEN", "DEZKY_POLL_SECONDS"];
-
 /// In the order of the example: keys of the root first, then table by table.
 #[rustfmt::skip]
 pub(super) const KEYS: &[Key] = &[
@@ -92,6 +87,16 @@ pub(super) const KEYS: &[Key] = &[
         "How often it is read, 1 to 3600."),
     key("ocis.max_line_bytes", "DEZKY_OCIS_MAX_LINE_BYTES", Kind::Number, "1048576", "",
         "Longer lines go to the quarantine, 1024 to 67108864."),
+    key("authentik.url", "DEZKY_AUTHENTIK_URL", Kind::Text, "", "\"https://id.example.com\"",
+        "The base URL of Authentik, whose events are polled. Without it nothing is polled."),
+    key("authentik.token", "DEZKY_AUTHENTIK_TOKEN", Kind::Secret, "", "",
+        "The key of an API token of Authentik that may view events, users and groups; an\napp password is refused."),
+    key("authentik.token_file", "DEZKY_AUTHENTIK_TOKEN_FILE", Kind::Text, "", "\"/run/secrets/authentik-token\"",
+        "The same from a file; a newline at its end does not count."),
+    key("authentik.poll_seconds", "DEZKY_POLL_SECONDS", Kind::Number, "60", "",
+        "How often Authentik is polled, 1 to 3600."),
+    key("authentik.admin_groups", "DEZKY_AUTHENTIK_ADMIN_GROUPS", Kind::List, "[\"dezky-platform-admins\"]", "",
+        "Groups that never name a tenant; superusers' groups never do."),
 ];
 
 /// The variable that names the file itself.

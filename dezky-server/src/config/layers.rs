@@ -212,6 +212,7 @@ fn secret_in_file(name: &str, origin: &Origin) -> Failure {
     let variable = keys::variable_of(name);
     let file = match name {
         "operator_token" => "operator_token_file",
+        "authentik.token" => "token_file",
         _ => "secret_files",
     };
     Failure::usage(format!(
@@ -226,10 +227,6 @@ fn check_unknown_variable(variable: &str, text: &str) -> Result<(), Failure> {
         || variable == keys::CONFIG_VARIABLE
         || is_service_link(variable, text)
     {
-        return Ok(());
-    }
-    if keys::OF_LATER_PARTS.contains(&variable) {
-        eprintln!("{variable} is set, but this version does not poll Authentik: it has no effect");
         return Ok(());
     }
     let known = KEYS.iter().map(|key| key.variable).chain([keys::CONFIG_VARIABLE]);

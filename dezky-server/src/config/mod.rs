@@ -60,6 +60,21 @@ pub struct Config {
     pub stalwart: BTreeMap<String, Secrets>,
     /// The audit log of oCIS to follow.
     pub ocis: Option<OcisLog>,
+    /// The Authentik to poll.
+    pub authentik: Option<AuthentikApi>,
+}
+
+/// An Authentik to poll.
+#[derive(Debug, Clone)]
+pub struct AuthentikApi {
+    /// Its base URL.
+    pub url: String,
+    /// The key of the API token.
+    pub token: ApiToken,
+    /// How often it is polled.
+    pub poll: Duration,
+    /// Groups that never name a tenant.
+    pub admin_groups: Vec<String>,
 }
 
 /// The audit log of oCIS.
@@ -71,6 +86,31 @@ pub struct OcisLog {
     pub poll: Duration,
     /// The bound of a line.
     pub max_line_bytes: usize,
+}
+
+/// The key of an API token, not shown.
+#[derive(Clone)]
+pub struct ApiToken(String);
+
+impl ApiToken {
+    fn new(token: String) -> Result<Self, &'static str> {
+        if token.bytes().all(|byte| byte.is_ascii_graphic()) && !token.is_empty() {
+            Ok(Self(token))
+        } else {
+            Err("the token must be of visible ASCII characters without spaces")
+        }
+    }
+
+    /// The key.
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ApiToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiToken(…)")
+    }
 }
 
 /// How logs are written.
@@ -202,6 +242,7 @@ impl Settings {
             log: self.log()?,
             stalwart: self.stalwart()?,
             ocis: self.ocis()?,
+            authentik: self.authentik()?,
         })
     }
 
@@ -218,22 +259,33 @@ impl Settings {
     }
 
     fn operator_token(&self) -> Result<Option<OperatorToken>, Failure> {
-        const TOKEN: &str = "operator_token";
-        const FILE: &str = "operator_token_file";
-        let is_environment = |origin: &Origin| matches!(origin, Origin::Environment(_));
-        let (token, name, origin) = match (self.layers.text(TOKEN), self.layers.text(FILE)) {
-            (Some(_), Some((_, origin))) if is_environment(origin) => {
-                return Err(refused(
-                    FILE,
-                    origin,
-                    "DEZKY_OPERATOR_TOKEN is set as well: unset one",
-                ));
-            }
-            (Some((token, origin)), _) => (token.to_owned(), TOKEN, origin),
-            (None, Some((path, origin))) => (read_secret(FILE, origin, path)?, FILE, origin),
-            (None, None) => return Ok(None),
+        let Some((token, name, origin)) =
+            self.secret_or_file("operator_token", "operator_token_file")?
+        else {
+            return Ok(None);
         };
         OperatorToken::new(&token).map(Some).map_err(|problem| refused(name, origin, problem))
+    }
+
+    /// A secret from its variable or from the file that a second key names, with
+    /// the key that it came by.
+    fn secret_or_file<'a>(
+        &'a self,
+        secret: &'a str,
+        file: &'a str,
+    ) -> Result<Option<(String, &'a str, &'a Origin)>, Failure> {
+        let is_environment = |origin: &Origin| matches!(origin, Origin::Environment(_));
+        match (self.layers.text(secret), self.layers.text(file)) {
+            (Some(_), Some((_, origin))) if is_environment(origin) => {
+                let problem = format!("{} is set as well: unset one", keys::variable_of(secret));
+                Err(refused(file, origin, problem))
+            }
+            (Some((text, origin)), _) => Ok(Some((text.to_owned(), secret, origin))),
+            (None, Some((path, origin))) => {
+                Ok(Some((read_secret(file, origin, path)?, file, origin)))
+            }
+            (None, None) => Ok(None),
+        }
     }
 
     fn trusted_proxies(&self) -> Result<Vec<Network>, Failure> {
@@ -330,6 +382,35 @@ impl Settings {
             return Ok(None);
         };
         Ok(Some(OcisLog { path: path.into(), poll, max_line_bytes }))
+    }
+
+    fn authentik(&self) -> Result<Option<AuthentikApi>, Failure> {
+        let poll = Duration::from_secs(self.layers.number("authentik.poll_seconds", 1, 3_600)?);
+        let token = self.secret_or_file("authentik.token", "authentik.token_file")?;
+        let url = self.layers.text("authentik.url").filter(|(url, _)| !url.is_empty());
+        let ((url, origin), (token, name, token_origin)) = match (url, token) {
+            (Some(url), Some(token)) => (url, token),
+            (None, None) => return Ok(None),
+            (Some((_, origin)), None) => {
+                return Err(refused(
+                    "authentik.url",
+                    origin,
+                    "there is no token for it: set DEZKY_AUTHENTIK_TOKEN",
+                ));
+            }
+            (None, Some((_, name, origin))) => {
+                return Err(refused(
+                    name,
+                    origin,
+                    "there is no URL to use it with: set DEZKY_AUTHENTIK_URL",
+                ));
+            }
+        };
+        let token = ApiToken::new(token).map_err(|problem| refused(name, token_origin, problem))?;
+        check_base_url(url).map_err(|problem| refused("authentik.url", origin, problem))?;
+        let admin_groups =
+            self.layers.list("authentik.admin_groups").map_or_else(Vec::new, |(l, _)| l.to_vec());
+        Ok(Some(AuthentikApi { url: url.to_owned(), token, poll, admin_groups }))
     }
 
     /// Every key that is set: its name, its value with secrets left out, and
@@ -482,6 +563,19 @@ fn read_secret(name: &str, origin: &Origin, path: &str) -> Result<String, Failur
 
 fn refused(name: &str, origin: &Origin, problem: impl fmt::Display) -> Failure {
     Failure::usage(format!("{name} ({origin}): {problem}"))
+}
+
+/// A base URL as it is polled: no credentials, no query.
+fn check_base_url(url: &str) -> Result<(), &'static str> {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    let rest = rest.ok_or("must begin with https:// or http://")?;
+    if rest.is_empty() || rest.starts_with('/') {
+        return Err("names no host: write https:// and the host");
+    }
+    if rest.contains(['@', '?', '#']) {
+        return Err("must be the base URL alone, without a user, ? or #");
+    }
+    Ok(())
 }
 
 fn is_instance(name: &str) -> bool {

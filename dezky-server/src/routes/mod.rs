@@ -1,6 +1,7 @@
 //! The routes, one module each, and what all of them share.
 
 mod audit;
+mod body;
 mod health;
 mod webhook;
 

@@ -1,0 +1,106 @@
+//! Bodies of requests, read within bounds.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, header};
+use futures_util::StreamExt as _;
+use serde::de::DeserializeOwned;
+
+use crate::error::Problem;
+
+/// How long a body may take: as long as Stalwart waits for the answer.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much of a body that is too large is read and thrown away, so that the
+/// sender is still there to hear why.
+const MAX_DISCARDED_BYTES: usize = 64 << 20;
+/// The largest body of a document.
+const MAX_DOCUMENT_BYTES: usize = 1 << 20;
+
+/// The whole body, within the bounds of size and time.
+pub(super) async fn read(
+    body: Body,
+    headers: &HeaderMap,
+    max_bytes: usize,
+) -> Result<Bytes, Problem> {
+    let announced: Option<usize> =
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let is_over = announced.is_some_and(|bytes| bytes > max_bytes);
+    // A client that asks first has not sent anything yet.
+    if is_over && headers.contains_key(header::EXPECT) {
+        return Err(Problem::body_too_large(max_bytes));
+    }
+    let reading = async {
+        let mut kept = Vec::with_capacity(announced.unwrap_or(0).min(64 << 10));
+        let mut read = 0_usize;
+        let mut chunks = body.into_data_stream();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|_| Problem::body_broken())?;
+            read = read.saturating_add(chunk.len());
+            if read > max_bytes || is_over {
+                kept = Vec::new();
+                if read > max_bytes.saturating_add(MAX_DISCARDED_BYTES) {
+                    break;
+                }
+            } else {
+                kept.extend_from_slice(&chunk);
+            }
+        }
+        if read > max_bytes { Err(Problem::body_too_large(max_bytes)) } else { Ok(kept.into()) }
+    };
+    tokio::time::timeout(BODY_TIMEOUT, reading)
+        .await
+        .unwrap_or_else(|_| Err(Problem::body_timeout()))
+}
+
+/// A JSON document of at most 1 MiB, said to be one.
+pub(super) struct Document<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Document<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        if !is_json(&parts.headers) {
+            return Err(Problem::media_type());
+        }
+        let bytes = read(body, &parts.headers, MAX_DOCUMENT_BYTES).await?;
+        parse(&bytes).map(Self)
+    }
+}
+
+/// The same, or the default where there is no body.
+pub(super) struct MaybeDocument<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeDocument<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        let bytes = read(body, &parts.headers, MAX_DOCUMENT_BYTES).await?;
+        if bytes.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        if !is_json(&parts.headers) {
+            return Err(Problem::media_type());
+        }
+        parse(&bytes).map(Self)
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(bytes).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => Problem::field_invalid(error.to_string()),
+        _ => Problem::json_invalid(format!("the body is no JSON document: {error}")),
+    })
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    media_type.is_some_and(|value| {
+        let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        essence == "application/json"
+            || (essence.starts_with("application/") && essence.ends_with("+json"))
+    })
+}
