@@ -1,4 +1,4 @@
-//! The examples stand beside this file, one program each: `own_store.rs`.
+//! The examples stand beside this file, one short program each.
 
 /// The project's front page: its Rust is compiled and run as a doc test.
 #[cfg(doctest)]

@@ -3,7 +3,7 @@
 //!
 //! This one is a plain struct behind a lock. A transaction works on a copy and
 //! puts it back at commit. Put your engine in its place; the tests below are the
-//! whole conformance suite, run by `cargo test -p dezky-examples --examples`.
+//! whole conformance suite.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -12,11 +12,10 @@ use async_trait::async_trait;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::source::QuarantineItem;
 use dezky_core::store::{
-    AppendOptions, Capabilities, ChainedStore, CursorKey, ExistingRow, Head, LeaseRow, LogState,
-    NewRow, QuarantinedItem, RowStore, RowTx, ScannedRow, StagedEvent, StoredRow, Walk, WalkEnd,
-    Walked,
+    Capabilities, ChainedStore, CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow,
+    QuarantinedItem, RowStore, RowTx, ScannedRow, StagedEvent, StoredRow, Walk, WalkEnd, Walked,
 };
-use dezky_core::testkit::named_event;
+use dezky_core::testkit::{BoxFuture, Reopen, StoreHarness};
 use dezky_core::{AuditStore, Result, Runtime, SealedEvent, Timestamp};
 use futures_util::lock::{Mutex as AsyncMutex, OwnedMutexGuard};
 
@@ -219,38 +218,21 @@ impl RowTx for OwnTx {
     }
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
-    let store = open();
-    let event = named_event("acme").seal(&TokioRuntime);
-    let receipt = store.append(vec![event], AppendOptions::default()).await?.receipts.remove(0);
-    let verdict = dezky_core::verify::verify(&store, None, |_| ()).await?;
-    println!("appended as seq {}, verified {} event(s)", receipt.seq, verdict.verified);
-    Ok(())
-}
+struct Own;
 
-#[cfg(test)]
-mod conformance {
-    use dezky_core::testkit::{BoxFuture, Reopen, StoreHarness};
-
-    use super::*;
-
-    struct Own;
-
-    #[async_trait]
-    impl StoreHarness for Own {
-        fn runtime(&self) -> Arc<dyn Runtime> {
-            Arc::new(TokioRuntime)
-        }
-
-        fn block_on(&self, case: BoxFuture<'_, ()>) {
-            tokio::runtime::Runtime::new().expect("starts").block_on(case);
-        }
-
-        async fn open(&self, _which: Reopen) -> Arc<dyn AuditStore> {
-            Arc::new(open())
-        }
+#[async_trait]
+impl StoreHarness for Own {
+    fn runtime(&self) -> Arc<dyn Runtime> {
+        Arc::new(TokioRuntime)
     }
 
-    dezky_core::audit_store_conformance!(Own);
+    fn block_on(&self, case: BoxFuture<'_, ()>) {
+        tokio::runtime::Runtime::new().expect("starts").block_on(case);
+    }
+
+    async fn open(&self, _which: Reopen) -> Arc<dyn AuditStore> {
+        Arc::new(open())
+    }
 }
+
+dezky_core::audit_store_conformance!(Own);
