@@ -1,6 +1,26 @@
 #![doc = include_str!("../README.md")]
 
+mod bucket;
+mod edit;
+mod evaluate;
+mod model;
+mod seed;
+pub mod store;
+
+#[cfg(feature = "testkit")]
+pub mod testkit;
+
 use std::fmt;
+
+pub use bucket::{BucketReading, bucket, in_rollout_bucket};
+pub use edit::{Edit, Flags};
+pub use evaluate::{FlagSet, decide, decide_reading, has_any_scope, matches_scope};
+pub use model::{
+    Change, ChangeActor, FieldChange, Flag, FlagPatch, FlagState, KILL_SWITCH_NOTE,
+    MAX_DESCRIPTION_BYTES, MAX_HISTORY, MAX_KEY_BYTES, MAX_NOTE_BYTES, MAX_PCT,
+    MAX_SCOPE_VALUE_BYTES, MAX_SCOPE_VALUES, NewFlag, Scope, ScopePatch,
+};
+pub use seed::seeded_flags;
 
 /// Decides flags, in the asking process.
 ///

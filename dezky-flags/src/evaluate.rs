@@ -1,0 +1,231 @@
+//! Deciding: the plain definition, and a set compiled for speed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::{
+    Axis, BucketReading, Decision, Flag, FlagContext, FlagEvaluator, FlagState, Reason, Scope,
+};
+
+/// Decides a flag: the definition, which [`FlagSet`] must agree with.
+///
+/// ```
+/// use dezky_core::Timestamp;
+/// use dezky_flags::{Flag, FlagContext, FlagState, NewFlag, Reason, decide};
+/// let new = NewFlag { state: FlagState::Rollout, pct: 25, ..NewFlag::new("partner_portal") };
+/// let flag = Flag::new(new, Timestamp::MIN).unwrap();
+/// let tenant_id = "1d0e6fde-e431-7835-82c1-a48a8b044551";
+/// let decision = decide(&flag, &FlagContext { tenant_id, ..FlagContext::default() });
+/// assert!(decision.value);
+/// assert_eq!(decision.reason, Reason::InRollout(21));
+/// ```
+pub fn decide(flag: &Flag, context: &FlagContext<'_>) -> Decision {
+    decide_reading(flag, context, BucketReading::Whole)
+}
+
+/// [`decide`] with the digest read in another way.
+pub fn decide_reading(flag: &Flag, context: &FlagContext<'_>, reading: BucketReading) -> Decision {
+    let mismatch = first_mismatch(&flag.scope, context);
+    let bucket = || reading.bucket(context.tenant_id, &flag.key);
+    let reason = match (flag.state, mismatch) {
+        (FlagState::Off, _) => Reason::Off,
+        (FlagState::On, _) => Reason::On,
+        (FlagState::Targeted, _) if !has_any_scope(&flag.scope) => Reason::EmptyScope,
+        (FlagState::Targeted | FlagState::Rollout, Some(axis)) => Reason::ScopeMismatch(axis),
+        (FlagState::Targeted, None) => Reason::Targeted,
+        (FlagState::Rollout, None) if bucket() < flag.pct => Reason::InRollout(bucket()),
+        (FlagState::Rollout, None) => Reason::OutOfRollout(bucket()),
+    };
+    reason.into()
+}
+
+/// Whether every axis that is not empty contains the context's value. An empty scope
+/// matches everybody; a value that is absent from the context is in no axis.
+pub fn matches_scope(scope: &Scope, context: &FlagContext<'_>) -> bool {
+    first_mismatch(scope, context).is_none()
+}
+
+/// Whether an axis has values.
+pub fn has_any_scope(scope: &Scope) -> bool {
+    axes(scope).into_iter().any(|(_, values)| !values.is_empty())
+}
+
+fn first_mismatch(scope: &Scope, context: &FlagContext<'_>) -> Option<Axis> {
+    let misses = |(axis, values): &(Axis, &Vec<String>)| {
+        let value = value_of(context, *axis);
+        !values.is_empty() && !values.iter().any(|v| Some(v.as_str()) == value)
+    };
+    axes(scope).into_iter().find(misses).map(|(axis, _)| axis)
+}
+
+fn axes(scope: &Scope) -> [(Axis, &Vec<String>); 4] {
+    [
+        (Axis::Plan, &scope.plans),
+        (Axis::TenantSlug, &scope.tenant_slugs),
+        (Axis::PartnerSlug, &scope.partner_slugs),
+        (Axis::Environment, &scope.environments),
+    ]
+}
+
+fn value_of<'a>(context: &FlagContext<'a>, axis: Axis) -> Option<&'a str> {
+    match axis {
+        Axis::Plan => context.plan,
+        Axis::TenantSlug => context.tenant_slug,
+        Axis::PartnerSlug => context.partner_slug,
+        Axis::Environment => context.environment,
+    }
+}
+
+impl From<Reason> for Decision {
+    /// The value follows from the reason.
+    fn from(reason: Reason) -> Self {
+        let value = matches!(reason, Reason::On | Reason::Targeted | Reason::InRollout(_));
+        Self { value, reason }
+    }
+}
+
+/// Flags compiled for deciding: by key, no allocation per decision.
+///
+/// A value of its own, which later changes of the flags don't reach; share it by
+/// `Arc` and compile another one when they have changed.
+///
+/// ```
+/// use dezky_core::Timestamp;
+/// use dezky_flags::{Flag, FlagContext, FlagEvaluator, FlagSet, FlagState, NewFlag};
+/// let new = NewFlag { state: FlagState::On, ..NewFlag::new("chat.threads") };
+/// let flags = FlagSet::compile([&Flag::new(new, Timestamp::MIN).unwrap()]);
+/// let context = FlagContext { tenant_id: "t-1", ..FlagContext::default() };
+/// assert!(flags.evaluate("chat.threads", &context).value);
+/// assert!(!flags.evaluate("chat.polls", &context).value);
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct FlagSet {
+    /// By key.
+    flags: Vec<Compiled>,
+    places: HashMap<Arc<str>, usize>,
+    reading: BucketReading,
+}
+
+#[derive(Debug, Clone)]
+struct Compiled {
+    key: Arc<str>,
+    rule: Rule,
+}
+
+#[derive(Debug, Clone)]
+enum Rule {
+    /// Decided whatever the context.
+    Always(Reason),
+    Targeted(Box<[AxisSet]>),
+    Rollout(u8, Box<[AxisSet]>),
+}
+
+/// An axis that is not empty; sorted.
+#[derive(Debug, Clone)]
+struct AxisSet {
+    axis: Axis,
+    values: Box<[Box<str>]>,
+}
+
+impl FlagSet {
+    /// Compiles flags. Of several with one key the last one counts.
+    pub fn compile<'a>(flags: impl IntoIterator<Item = &'a Flag>) -> Self {
+        let by_key: BTreeMap<&str, &Flag> =
+            flags.into_iter().map(|flag| (flag.key.as_str(), flag)).collect();
+        let flags: Vec<_> = by_key.into_values().map(Compiled::of).collect();
+        let places = flags.iter().enumerate().map(|(at, f)| (Arc::clone(&f.key), at)).collect();
+        Self { flags, places, reading: BucketReading::Whole }
+    }
+
+    /// The same with the digests of rollouts read in another way.
+    #[must_use]
+    pub fn with_reading(mut self, reading: BucketReading) -> Self {
+        self.reading = reading;
+        self
+    }
+
+    /// How many flags there are.
+    pub fn len(&self) -> usize {
+        self.flags.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.flags.is_empty()
+    }
+
+    /// The decision on every flag, by key.
+    pub fn evaluate_all<'a>(
+        &'a self,
+        context: &'a FlagContext<'a>,
+    ) -> impl Iterator<Item = (&'a str, Decision)> + 'a {
+        self.flags.iter().map(|flag| (&*flag.key, flag.decide(context, self.reading)))
+    }
+
+    /// Whether each flag is on.
+    pub fn values<'a>(&'a self, context: &'a FlagContext<'a>) -> BTreeMap<&'a str, bool> {
+        self.evaluate_all(context).map(|(key, decision)| (key, decision.value)).collect()
+    }
+}
+
+impl FlagEvaluator for FlagSet {
+    fn evaluate(&self, flag: &str, context: &FlagContext<'_>) -> Decision {
+        match self.places.get(flag) {
+            Some(at) => self.flags[*at].decide(context, self.reading),
+            None => Reason::UnknownFlag.into(),
+        }
+    }
+}
+
+impl Compiled {
+    fn of(flag: &Flag) -> Self {
+        let axes: Box<[_]> = axes(&flag.scope).into_iter().filter_map(AxisSet::of).collect();
+        let rule = match flag.state {
+            FlagState::Off => Rule::Always(Reason::Off),
+            FlagState::On => Rule::Always(Reason::On),
+            FlagState::Targeted if axes.is_empty() => Rule::Always(Reason::EmptyScope),
+            FlagState::Targeted => Rule::Targeted(axes),
+            FlagState::Rollout => Rule::Rollout(flag.pct, axes),
+        };
+        Self { key: flag.key.as_str().into(), rule }
+    }
+
+    fn decide(&self, context: &FlagContext<'_>, reading: BucketReading) -> Decision {
+        let reason = match &self.rule {
+            Rule::Always(reason) => *reason,
+            Rule::Targeted(axes) | Rule::Rollout(_, axes)
+                if let Some(missed) = axes.iter().find(|set| !set.contains(context)) =>
+            {
+                Reason::ScopeMismatch(missed.axis)
+            }
+            Rule::Targeted(_) => Reason::Targeted,
+            Rule::Rollout(pct, _) => match reading.bucket(context.tenant_id, &self.key) {
+                bucket if bucket < *pct => Reason::InRollout(bucket),
+                bucket => Reason::OutOfRollout(bucket),
+            },
+        };
+        reason.into()
+    }
+}
+
+impl AxisSet {
+    /// Up to so many values are looked through one by one.
+    const FEW: usize = 8;
+
+    fn of((axis, values): (Axis, &Vec<String>)) -> Option<Self> {
+        if values.is_empty() {
+            return None;
+        }
+        let mut values: Vec<Box<str>> = values.iter().map(|value| value.as_str().into()).collect();
+        values.sort_unstable();
+        Some(Self { axis, values: values.into() })
+    }
+
+    fn contains(&self, context: &FlagContext<'_>) -> bool {
+        let Some(value) = value_of(context, self.axis) else { return false };
+        if self.values.len() <= Self::FEW {
+            return self.values.iter().any(|v| &**v == value);
+        }
+        self.values.binary_search_by(|v| (**v).cmp(value)).is_ok()
+    }
+}

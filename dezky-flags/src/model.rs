@@ -1,0 +1,533 @@
+//! Flags as they are kept, made and changed, with their bounds.
+
+use std::fmt;
+use std::str::FromStr;
+
+use dezky_core::{ActorType, Error, ErrorKind, Result, Timestamp};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+/// The most bytes of a flag's key.
+pub const MAX_KEY_BYTES: usize = 64;
+/// The most bytes of a flag's description.
+pub const MAX_DESCRIPTION_BYTES: usize = 1_000;
+/// The highest percentage.
+pub const MAX_PCT: u8 = 100;
+/// The most values of an axis of a scope.
+pub const MAX_SCOPE_VALUES: usize = 1_000;
+/// The most bytes of a value of a scope.
+pub const MAX_SCOPE_VALUE_BYTES: usize = 128;
+/// The most bytes of a note.
+pub const MAX_NOTE_BYTES: usize = 1_000;
+/// The most changes that a flag's history keeps: the newest ones.
+pub const MAX_HISTORY: usize = 20;
+/// The note that, with `state` `off`, makes a patch a kill.
+pub const KILL_SWITCH_NOTE: &str = "kill-switch";
+
+/// A feature flag, as stores keep it and the HTTP API sends it.
+///
+/// Whoever builds one checks it by [`validate`](Self::validate); stores do.
+///
+/// ```
+/// use dezky_core::Timestamp;
+/// use dezky_flags::{Flag, FlagState, NewFlag};
+/// let new = NewFlag { state: FlagState::On, ..NewFlag::new("chat.threads") };
+/// let flag = Flag::new(new, Timestamp::MIN).unwrap();
+/// assert_eq!(flag.version, 1);
+/// assert_eq!(serde_json::to_value(&flag).unwrap()["state"], "on");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Flag {
+    /// Its name: `[a-z0-9][a-z0-9_.-]{0,63}`.
+    pub key: String,
+    /// What it switches, at most 1,000 bytes.
+    pub description: String,
+    /// How it is decided.
+    pub state: FlagState,
+    /// The percentage of tenants, 0 to 100, that a rollout reaches.
+    pub pct: u8,
+    /// For whom it is, by targeting and rollout.
+    pub scope: Scope,
+    /// The newest 20 changes, newest first.
+    pub history: Vec<Change>,
+    /// Counts the changes of the key, its removals too, so that the version of a
+    /// flag made anew is higher than any of the removed one.
+    pub version: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was changed last.
+    pub updated_at: Timestamp,
+}
+
+/// How a flag is decided.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlagState {
+    /// Off for everybody.
+    #[default]
+    Off,
+    /// On for everybody.
+    On,
+    /// On for those in the scope; an empty scope is nobody.
+    Targeted,
+    /// On for a percentage of the tenants in the scope; an empty scope is everybody.
+    Rollout,
+}
+
+impl FlagState {
+    /// Every state.
+    pub const ALL: [Self; 4] = [Self::Off, Self::On, Self::Targeted, Self::Rollout];
+
+    /// The text form, as stored and sent.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::On => "on",
+            Self::Targeted => "targeted",
+            Self::Rollout => "rollout",
+        }
+    }
+}
+
+impl fmt::Display for FlagState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for FlagState {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| invalid("state", "one of off on targeted rollout"))
+    }
+}
+
+/// For whom a flag is: every axis that is not empty must contain the context's value.
+///
+/// An axis holds at most 1,000 values of 1 to 128 bytes without control
+/// characters. They are a set: kept sorted, each once.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+// An axis that this version does not know must not widen the flag in silence.
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Scope {
+    /// Plans.
+    pub plans: Vec<String>,
+    /// Tenants, by slug.
+    pub tenant_slugs: Vec<String>,
+    /// Partners, by slug.
+    pub partner_slugs: Vec<String>,
+    /// Environments: `production`, `staging`.
+    pub environments: Vec<String>,
+}
+
+/// An entry of a flag's history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Change {
+    /// When.
+    pub at: Timestamp,
+    /// Who.
+    pub actor: ChangeActor,
+    /// What changed.
+    pub changes: Vec<FieldChange>,
+    /// Why, in the words of who did it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// Who changed a flag.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangeActor {
+    /// What kind of actor.
+    #[serde(rename = "type")]
+    pub kind: ActorType,
+    /// Their id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Their e-mail address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
+}
+
+/// A field that was changed.
+///
+/// An axis whose values exceed 1 KiB as JSON is given as
+/// `{"count": n, "only": […]}`: how many there are, and of those that the other
+/// side lacks as many as fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FieldChange {
+    /// Its JSON path: `state`, `scope.plans`.
+    pub field: String,
+    /// The value before; null when the flag was made.
+    pub from: Value,
+    /// The value after; null when the flag was removed.
+    pub to: Value,
+}
+
+/// What a flag is made from.
+///
+/// Reading one from JSON checks it as [`from_json`](Self::from_json) does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NewFlag {
+    /// See [`Flag::key`].
+    pub key: String,
+    /// See [`Flag::description`]; empty if absent.
+    pub description: String,
+    /// See [`Flag::state`]; off if absent.
+    pub state: FlagState,
+    /// See [`Flag::pct`]; 0 if absent.
+    pub pct: u8,
+    /// See [`Flag::scope`]; empty if absent.
+    pub scope: Scope,
+}
+
+/// What is to be changed of a flag; what is absent stays as it is.
+///
+/// Reading one from JSON checks it as [`from_json`](Self::from_json) does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FlagPatch {
+    /// See [`Flag::description`].
+    pub description: Option<String>,
+    /// See [`Flag::state`].
+    pub state: Option<FlagState>,
+    /// See [`Flag::pct`].
+    pub pct: Option<u8>,
+    /// See [`Flag::scope`].
+    pub scope: ScopePatch,
+    /// Why, at most 1,000 bytes. With `state` off, [`KILL_SWITCH_NOTE`] makes it a kill.
+    pub note: Option<String>,
+}
+
+/// What is to be changed of a scope; an axis that is absent stays as it is, one
+/// that is there is replaced.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ScopePatch {
+    /// See [`Scope::plans`].
+    pub plans: Option<Vec<String>>,
+    /// See [`Scope::tenant_slugs`].
+    pub tenant_slugs: Option<Vec<String>>,
+    /// See [`Scope::partner_slugs`].
+    pub partner_slugs: Option<Vec<String>>,
+    /// See [`Scope::environments`].
+    pub environments: Option<Vec<String>>,
+}
+
+impl Flag {
+    /// Version 1 of a flag, without history: for sets without a store.
+    ///
+    /// # Errors
+    /// `field_invalid` names the field and its bound.
+    pub fn new(new: NewFlag, at: Timestamp) -> Result<Self> {
+        let mut flag = Self {
+            key: new.key,
+            description: new.description,
+            state: new.state,
+            pct: new.pct,
+            scope: new.scope,
+            history: Vec::new(),
+            version: 1,
+            created_at: at,
+            updated_at: at,
+        };
+        flag.scope.normalize();
+        flag.validate()?;
+        Ok(flag)
+    }
+
+    /// The flag as `patch` would leave it, its version, times and history as they
+    /// are: to look at a change before it is made.
+    ///
+    /// A patch to `off` with the note [`KILL_SWITCH_NOTE`] sets `pct` to 0 as well.
+    ///
+    /// # Errors
+    /// `field_invalid` names the field and its bound.
+    pub fn patched(&self, patch: &FlagPatch) -> Result<Self> {
+        let mut flag = self.clone();
+        if let Some(description) = &patch.description {
+            flag.description.clone_from(description);
+        }
+        flag.state = patch.state.unwrap_or(flag.state);
+        flag.pct = patch.pct.unwrap_or(flag.pct);
+        if patch.is_kill() {
+            flag.pct = 0;
+        }
+        let ScopePatch { plans, tenant_slugs, partner_slugs, environments } = &patch.scope;
+        for (axis, patch) in [
+            (&mut flag.scope.plans, plans),
+            (&mut flag.scope.tenant_slugs, tenant_slugs),
+            (&mut flag.scope.partner_slugs, partner_slugs),
+            (&mut flag.scope.environments, environments),
+        ] {
+            if let Some(values) = patch {
+                axis.clone_from(values);
+            }
+        }
+        flag.scope.normalize();
+        flag.validate()?;
+        check_note(patch.note.as_deref())?;
+        Ok(flag)
+    }
+
+    /// Checks every bound.
+    ///
+    /// # Errors
+    /// `field_invalid` names the field and its bound.
+    pub fn validate(&self) -> Result<()> {
+        if !is_key(&self.key) {
+            return Err(invalid("key", KEY_BOUND));
+        }
+        if self.description.len() > MAX_DESCRIPTION_BYTES {
+            return Err(invalid("description", "at most 1000 bytes"));
+        }
+        if self.pct > MAX_PCT {
+            return Err(invalid("pct", PCT_BOUND));
+        }
+        self.scope.validate()?;
+        if self.history.len() > MAX_HISTORY {
+            return Err(invalid("history", "at most 20 changes"));
+        }
+        if self.version == 0 || i64::try_from(self.version).is_err() {
+            return Err(invalid("version", "1 to 2^63 - 1"));
+        }
+        Ok(())
+    }
+}
+
+impl Scope {
+    /// The axes by their JSON names.
+    pub(crate) fn axes(&self) -> [(&'static str, &Vec<String>); 4] {
+        [
+            ("scope.plans", &self.plans),
+            ("scope.tenantSlugs", &self.tenant_slugs),
+            ("scope.partnerSlugs", &self.partner_slugs),
+            ("scope.environments", &self.environments),
+        ]
+    }
+
+    fn normalize(&mut self) {
+        for axis in [
+            &mut self.plans,
+            &mut self.tenant_slugs,
+            &mut self.partner_slugs,
+            &mut self.environments,
+        ] {
+            axis.sort_unstable();
+            axis.dedup();
+        }
+    }
+
+    fn validate(&self) -> Result<()> {
+        for (path, values) in self.axes() {
+            if values.len() > MAX_SCOPE_VALUES {
+                return Err(invalid(path, "at most 1000 values"));
+            }
+            if let Some(at) = values.iter().position(|value| !is_scope_value(value)) {
+                return Err(invalid(
+                    &format!("{path}[{at}]"),
+                    "1 to 128 bytes without control characters",
+                ));
+            }
+            if !values.is_sorted_by(|a, b| a < b) {
+                return Err(invalid(path, "sorted, each value once"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl NewFlag {
+    /// An `off` flag without a description.
+    pub fn new(key: impl Into<String>) -> Self {
+        Self {
+            key: key.into(),
+            description: String::new(),
+            state: FlagState::Off,
+            pct: 0,
+            scope: Scope::default(),
+        }
+    }
+
+    /// Reads the JSON object that makes a flag: `key`, and if wanted `description`,
+    /// `state`, `pct` and `scope`.
+    ///
+    /// # Errors
+    /// `field_invalid`, beginning with the field's JSON path, names its bound;
+    /// unknown fields are errors.
+    ///
+    /// ```
+    /// use dezky_flags::NewFlag;
+    /// use serde_json::json;
+    /// let error = NewFlag::from_json(&json!({"key": "chat", "pct": 101})).unwrap_err();
+    /// assert_eq!(error.to_string(), "pct must be a whole number from 0 to 100");
+    /// ```
+    pub fn from_json(value: &Value) -> Result<Self> {
+        let fields = Fields::of(value, "", &["key", "description", "state", "pct", "scope"])?;
+        let scope = fields.scope()?;
+        let flag = Self {
+            key: fields.text("key")?.ok_or_else(|| invalid("key", KEY_BOUND))?,
+            description: fields.text("description")?.unwrap_or_default(),
+            state: fields.state()?.unwrap_or_default(),
+            pct: fields.pct()?.unwrap_or(0),
+            scope: Scope {
+                plans: scope.plans.unwrap_or_default(),
+                tenant_slugs: scope.tenant_slugs.unwrap_or_default(),
+                partner_slugs: scope.partner_slugs.unwrap_or_default(),
+                environments: scope.environments.unwrap_or_default(),
+            },
+        };
+        Flag::new(flag.clone(), Timestamp::MIN)?;
+        Ok(flag)
+    }
+}
+
+impl FlagPatch {
+    /// Reads the JSON object that changes a flag: any of `description`, `state`,
+    /// `pct`, `scope` (its axes one by one) and `note`.
+    ///
+    /// # Errors
+    /// `field_invalid`, beginning with the field's JSON path, names its bound;
+    /// unknown fields are errors.
+    ///
+    /// ```
+    /// use dezky_flags::{FlagPatch, FlagState};
+    /// use serde_json::json;
+    /// let patch = FlagPatch::from_json(&json!({"state": "rollout", "pct": 25})).unwrap();
+    /// assert_eq!((patch.state, patch.pct), (Some(FlagState::Rollout), Some(25)));
+    /// ```
+    pub fn from_json(value: &Value) -> Result<Self> {
+        let fields = Fields::of(value, "", &["description", "state", "pct", "scope", "note"])?;
+        let patch = Self {
+            description: fields.text("description")?,
+            state: fields.state()?,
+            pct: fields.pct()?,
+            scope: fields.scope()?,
+            note: fields.text("note")?,
+        };
+        // The bounds do not depend on the flag that is patched.
+        Flag::new(NewFlag::new("k"), Timestamp::MIN)?.patched(&patch)?;
+        Ok(patch)
+    }
+
+    /// Whether it is recorded as a kill.
+    pub fn is_kill(&self) -> bool {
+        self.state == Some(FlagState::Off) && self.note.as_deref() == Some(KILL_SWITCH_NOTE)
+    }
+}
+
+impl<'de> Deserialize<'de> for NewFlag {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::from_json(&Value::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for FlagPatch {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::from_json(&Value::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+const KEY_BOUND: &str =
+    "1 to 64 lower-case letters, digits, _ . and -, the first one a letter or digit";
+const PCT_BOUND: &str = "a whole number from 0 to 100";
+
+/// Whether `text` has the form of a key: `[a-z0-9][a-z0-9_.-]{0,63}`.
+pub(crate) fn is_key(text: &str) -> bool {
+    text.len() <= MAX_KEY_BYTES
+        && text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-'))
+}
+
+fn is_scope_value(text: &str) -> bool {
+    (1..=MAX_SCOPE_VALUE_BYTES).contains(&text.len()) && !text.chars().any(char::is_control)
+}
+
+pub(crate) fn check_note(note: Option<&str>) -> Result<()> {
+    if note.is_some_and(|note| note.len() > MAX_NOTE_BYTES) {
+        return Err(invalid("note", "at most 1000 bytes"));
+    }
+    Ok(())
+}
+
+fn invalid(path: &str, bound: &str) -> Error {
+    Error::new(ErrorKind::FieldInvalid, format!("{path} must be {bound}"))
+}
+
+/// The members of a JSON object, read so that an error names the path.
+struct Fields<'a> {
+    members: &'a Map<String, Value>,
+    prefix: &'static str,
+}
+
+impl<'a> Fields<'a> {
+    fn of(value: &'a Value, prefix: &'static str, known: &[&str]) -> Result<Self> {
+        let name = if prefix.is_empty() { "the body" } else { prefix.trim_end_matches('.') };
+        let members = value.as_object().ok_or_else(|| invalid(name, "a JSON object"))?;
+        if let Some(unknown) = members.keys().find(|name| !known.contains(&name.as_str())) {
+            let shown = &unknown[..unknown.floor_char_boundary(MAX_KEY_BYTES)];
+            return Err(Error::new(
+                ErrorKind::FieldInvalid,
+                format!("{prefix}{shown} is not a field: use {}", known.join(", ")),
+            ));
+        }
+        Ok(Self { members, prefix })
+    }
+
+    fn text(&self, name: &str) -> Result<Option<String>> {
+        match self.members.get(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(_) => Err(invalid(name, "text, or absent")),
+        }
+    }
+
+    fn state(&self) -> Result<Option<FlagState>> {
+        let Some(value) = self.members.get("state") else { return Ok(None) };
+        value.as_str().unwrap_or_default().parse().map(Some)
+    }
+
+    fn pct(&self) -> Result<Option<u8>> {
+        let Some(value) = self.members.get("pct") else { return Ok(None) };
+        let pct = value.as_u64().and_then(|pct| u8::try_from(pct).ok());
+        pct.filter(|pct| *pct <= MAX_PCT).map(Some).ok_or_else(|| invalid("pct", PCT_BOUND))
+    }
+
+    fn scope(&self) -> Result<ScopePatch> {
+        let Some(value) = self.members.get("scope") else { return Ok(ScopePatch::default()) };
+        let known = ["plans", "tenantSlugs", "partnerSlugs", "environments"];
+        let axes = Fields::of(value, "scope.", &known)?;
+        Ok(ScopePatch {
+            plans: axes.values("plans")?,
+            tenant_slugs: axes.values("tenantSlugs")?,
+            partner_slugs: axes.values("partnerSlugs")?,
+            environments: axes.values("environments")?,
+        })
+    }
+
+    fn values(&self, name: &str) -> Result<Option<Vec<String>>> {
+        let Some(value) = self.members.get(name) else { return Ok(None) };
+        let path = format!("{}{name}", self.prefix);
+        let Some(values) = value.as_array() else {
+            return Err(invalid(&path, "a list of texts, or absent"));
+        };
+        if values.len() > MAX_SCOPE_VALUES {
+            return Err(invalid(&path, "at most 1000 values"));
+        }
+        let text = |(at, value): (usize, &Value)| match value.as_str() {
+            Some(text) if is_scope_value(text) => Ok(text.to_owned()),
+            _ => Err(invalid(
+                &format!("{path}[{at}]"),
+                "text of 1 to 128 bytes without control characters",
+            )),
+        };
+        values.iter().enumerate().map(text).collect::<Result<_>>().map(Some)
+    }
+}

@@ -1,0 +1,205 @@
+//! Where flags are kept: beside the audit log, so that a change and its event
+//! commit together.
+
+mod memory;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+
+use async_trait::async_trait;
+use dezky_core::store::Capabilities;
+use dezky_core::{Error, ErrorKind, Result, SealedEvent};
+
+pub use self::memory::MemoryFlagStore;
+#[cfg(feature = "sqlite")]
+pub use self::sqlite::SqliteFlagStore;
+use crate::Flag;
+
+/// The most flags of a store.
+pub const MAX_FLAGS: usize = 10_000;
+/// The most keys that a store has ever known: those of its flags and of removed ones.
+pub const MAX_KEYS: usize = 100_000;
+/// The most changes of one commit.
+pub const MAX_COMMIT_CHANGES: usize = 1_000;
+
+/// Keeps flags, and stages the events of their changes in the audit log.
+///
+/// Every method may be called from many tasks at once. Object-safe.
+#[async_trait]
+pub trait FlagStore: Send + Sync {
+    /// What this store can do beyond the contract's core.
+    fn capabilities(&self) -> Capabilities;
+
+    /// The flag with this key, which may be any text.
+    async fn flag(&self, key: &str) -> Result<Option<Flag>>;
+
+    /// The version that the key has come to: the flag's, or the one at which it was
+    /// removed; 0 if there never was one.
+    async fn last_version(&self, key: &str) -> Result<u64>;
+
+    /// All flags and their revision, in one consistent view.
+    async fn snapshot(&self) -> Result<Snapshot>;
+
+    /// Grows with every change of any flag, from 0. Cheap: ask it to see whether a
+    /// [`snapshot`](Self::snapshot) is still current.
+    async fn revision(&self) -> Result<u64>;
+
+    /// Makes all changes, in their order, and stages the events in the audit log's
+    /// outbox, in one transaction: everything or nothing.
+    ///
+    /// Call [`AuditLog::relay`](dezky_core::AuditLog::relay) after it. Not idempotent:
+    /// the same changes again are a `version_mismatch` or `already_exists`.
+    ///
+    /// # Errors
+    /// `already_exists`, `version_mismatch` and `not_found` as [`FlagChange`] says;
+    /// `field_invalid` if a flag breaks a bound; `event_invalid`; `state_conflict`
+    /// beyond [`MAX_FLAGS`] or [`MAX_KEYS`]; `too_large` beyond
+    /// [`MAX_COMMIT_CHANGES`]: nothing was changed. `store_unavailable` and
+    /// `store_busy`: the outcome is unknown.
+    async fn commit(&self, changes: Vec<FlagChange>, events: Vec<SealedEvent>) -> Result<()>;
+}
+
+/// All flags at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The [revision](FlagStore::revision) that they are of.
+    pub revision: u64,
+    /// The flags, by key.
+    pub flags: Vec<Flag>,
+}
+
+/// A change of one flag, compared and set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FlagChange {
+    /// A new flag. `already_exists` if there is one with its key; `version_mismatch`
+    /// unless its version follows the key's [last](FlagStore::last_version).
+    Create(Box<Flag>),
+    /// A flag in the place of its version before. `not_found`; `version_mismatch`
+    /// unless the one that is there has the version before.
+    Replace(Box<Flag>),
+    /// The flag goes; its key's last version becomes the one after `version`.
+    /// `not_found`; `version_mismatch` unless the one that is there has `version`.
+    Remove {
+        /// Which one.
+        key: String,
+        /// The version that it must have.
+        version: u64,
+    },
+}
+
+impl FlagChange {
+    /// The key of the flag.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Create(flag) | Self::Replace(flag) => &flag.key,
+            Self::Remove { key, .. } => key,
+        }
+    }
+}
+
+/// What a store knows of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Never,
+    Live(u64),
+    Removed(u64),
+}
+
+impl Known {
+    fn last_version(self) -> u64 {
+        match self {
+            Self::Never => 0,
+            Self::Live(version) | Self::Removed(version) => version,
+        }
+    }
+}
+
+/// How many flags and keys a store holds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    flags: usize,
+    keys: usize,
+}
+
+impl Counts {
+    /// The counts after a change of a key that was `known`.
+    fn after(self, change: &FlagChange, known: Known) -> Self {
+        match change {
+            FlagChange::Create(_) => {
+                Self { flags: self.flags + 1, keys: self.keys + usize::from(known == Known::Never) }
+            }
+            FlagChange::Replace(_) => self,
+            FlagChange::Remove { .. } => Self { flags: self.flags.saturating_sub(1), ..self },
+        }
+    }
+}
+
+/// Whether `change` may be made where the key is `known`: the rules, once for all stores.
+fn check(change: &FlagChange, known: Known, counts: Counts) -> Result<()> {
+    if let FlagChange::Create(flag) | FlagChange::Replace(flag) = change {
+        flag.validate()?;
+    }
+    let key = change.key();
+    match (change, known) {
+        (FlagChange::Create(_), Known::Live(_)) => {
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("the flag {key} already exists: change it, or choose another key"),
+            ));
+        }
+        (FlagChange::Create(flag), _) if flag.version != known.last_version() + 1 => {
+            return Err(mismatch(key));
+        }
+        (FlagChange::Create(_), _) => {}
+        (_, Known::Never | Known::Removed(_)) => return Err(not_found(key)),
+        (FlagChange::Replace(flag), Known::Live(version)) if flag.version != version + 1 => {
+            return Err(mismatch(key));
+        }
+        (FlagChange::Remove { version: expected, .. }, Known::Live(version))
+            if *expected != version =>
+        {
+            return Err(mismatch(key));
+        }
+        (FlagChange::Replace(_) | FlagChange::Remove { .. }, Known::Live(_)) => {}
+    }
+    check_room(change, known, counts)
+}
+
+fn check_room(change: &FlagChange, known: Known, counts: Counts) -> Result<()> {
+    if !matches!(change, FlagChange::Create(_)) {
+        return Ok(());
+    }
+    let full = if counts.flags >= MAX_FLAGS {
+        "there are 10000 flags, the most of a store: remove some first"
+    } else if known == Known::Never && counts.keys >= MAX_KEYS {
+        "the store has seen 100000 keys, the most: use the key of a removed flag again"
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::StateConflict, full))
+}
+
+fn check_size(changes: &[FlagChange]) -> Result<()> {
+    if changes.len() > MAX_COMMIT_CHANGES {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            format!("{} changes exceed the 1000 of one commit: commit fewer", changes.len()),
+        ));
+    }
+    Ok(())
+}
+
+fn mismatch(key: &str) -> Error {
+    Error::new(
+        ErrorKind::VersionMismatch,
+        format!("the flag {key} was changed since it was read: read it again"),
+    )
+}
+
+/// There is no flag with this key, which may be any text.
+pub(crate) fn not_found(key: &str) -> Error {
+    let named = if crate::model::is_key(key) { format!(" {key}") } else { String::new() };
+    Error::new(
+        ErrorKind::NotFound,
+        format!("there is no flag{named}: the list of flags names those there are"),
+    )
+}
