@@ -1,18 +1,24 @@
 //! Who may ask: the operators' static token.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
+use axum::http::request::Parts;
 use axum::http::uri::Authority;
-use axum::http::{Uri, header};
+use axum::http::{HeaderName, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use dezky_core::{Actor, ActorType};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
+use crate::config::client_ip;
 use crate::error::Problem;
 use crate::state::AppState;
+
+/// The actor of changes that are asked for with the operator token.
+const TOKEN_ACTOR: &str = "operator-token";
 
 /// The operators' bearer token, kept as its digest alone.
 #[derive(Clone)]
@@ -44,6 +50,57 @@ impl OperatorToken {
 impl fmt::Debug for OperatorToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("OperatorToken(…)")
+    }
+}
+
+/// Who asks for a change, as the timeline will say it.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    /// The operator token's holder, or anybody where there is no token; with the
+    /// client's address.
+    pub(crate) actor: Actor,
+    /// `X-Request-Id`, where it is short and plain.
+    pub(crate) request_id: Option<String>,
+    /// `User-Agent`.
+    pub(crate) user_agent: Option<String>,
+}
+
+impl FromRequestParts<AppState> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
+        let peer = ConnectInfo::<SocketAddr>::from_request_parts(parts, state).await;
+        let ip = peer.ok().map(|ConnectInfo(peer)| {
+            let headers = &parts.headers;
+            let forwarded = headers.get_all("x-forwarded-for").iter();
+            let forwarded = forwarded.filter_map(|value| value.to_str().ok());
+            client_ip(peer.ip(), forwarded, &state.config.trusted_proxies).to_string()
+        });
+        let actor = match state.config.operator_token {
+            Some(_) => Actor { id: Some(TOKEN_ACTOR.into()), ..Actor::of(ActorType::Service) },
+            None => Actor::of(ActorType::Anonymous),
+        };
+        let text = |name: HeaderName, max: usize| {
+            let value = parts.headers.get(name)?.to_str().ok()?;
+            (1..=max).contains(&value.len()).then(|| value.to_owned())
+        };
+        Ok(Self {
+            actor: Actor { ip, ..actor },
+            request_id: text(HeaderName::from_static("x-request-id"), 128),
+            user_agent: text(header::USER_AGENT, 512),
+        })
+    }
+}
+
+impl From<Caller> for dezky_core::directory::Edit {
+    fn from(Caller { actor, request_id, user_agent }: Caller) -> Self {
+        Self { request_id, user_agent, ..Self::by(actor) }
+    }
+}
+
+impl From<Caller> for dezky_flags::Edit {
+    fn from(Caller { actor, request_id, user_agent }: Caller) -> Self {
+        Self { request_id, user_agent, ..Self::by(actor) }
     }
 }
 

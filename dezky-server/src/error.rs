@@ -46,6 +46,8 @@ pub struct Problem {
     code: &'static str,
     detail: String,
     header: Option<(HeaderName, HeaderValue)>,
+    /// A member of its own, beside the standard ones.
+    member: Option<(&'static str, serde_json::Value)>,
 }
 
 /// How long a sender should wait before it tries again.
@@ -53,11 +55,18 @@ const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("5");
 
 impl Problem {
     fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), header: None }
+        Self { status, code, detail: detail.into(), header: None, member: None }
     }
 
     fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.header = Some((name, value));
+        self
+    }
+
+    /// The same with a member of its own.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: serde_json::Value) -> Self {
+        self.member = Some((name, value));
         self
     }
 
@@ -70,7 +79,7 @@ impl Problem {
 
     /// 403: an open server answers requests for this machine alone.
     pub fn foreign_host() -> Self {
-        let detail = "without an operator token only localhost is answered: set DEZKY_OPERATOR_TOKEN to use another host name";
+        let detail = "without an operator token only localhost is answered, and only to its own pages: set DEZKY_OPERATOR_TOKEN to use another host name";
         Self::new(StatusCode::FORBIDDEN, "foreign_host", detail)
     }
 
@@ -99,6 +108,11 @@ impl Problem {
     /// 400: the body broke off.
     pub fn body_broken() -> Self {
         Self::new(StatusCode::BAD_REQUEST, "body_broken", "the body broke off")
+    }
+
+    /// 400: a header is out of its bounds.
+    pub fn header_invalid(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "header_invalid", detail)
     }
 
     /// 400: the body is no JSON.
@@ -160,13 +174,16 @@ impl From<Error> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = serde_json::json!({
+        let mut body = serde_json::json!({
             "type": "about:blank",
             "title": self.status.canonical_reason().unwrap_or("Error"),
             "status": self.status.as_u16(),
             "detail": self.detail,
             "code": self.code,
         });
+        if let Some((name, value)) = self.member {
+            body[name] = value;
+        }
         let media_type = HeaderValue::from_static("application/problem+json");
         let mut response =
             (self.status, [(header::CONTENT_TYPE, media_type)], body.to_string()).into_response();

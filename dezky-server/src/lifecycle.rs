@@ -5,9 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dezky_core::Runtime;
+use dezky_core::directory::{Directory, DirectoryStore, DirectoryTenants, SqliteDirectory};
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{AuditStore, SqliteAuditStore, SqliteConfig};
+use dezky_core::{AuditLog, Runtime};
+use dezky_flags::Flags;
+use dezky_flags::store::{FlagStore, SqliteFlagStore};
 use dezky_ingest::ocis::{OcisConfig, OcisTail};
 use dezky_ingest::stalwart::StalwartReceiver;
 use dezky_ingest::{Intake, Pump, PumpConfig};
@@ -18,7 +21,7 @@ use tokio::task::JoinSet;
 use crate::config::{Config, OcisLog, StoreUrl, reason};
 use crate::error::Failure;
 use crate::routes;
-use crate::state::{App, AppState};
+use crate::state::{App, AppState, CurrentFlags};
 
 /// How often the outbox is looked at.
 const RELAY_INTERVAL: Duration = Duration::from_secs(1);
@@ -190,14 +193,31 @@ async fn open(config: Config) -> Result<AppState, Failure> {
     let engine = Arc::new(engine);
     let store: Arc<dyn AuditStore> = engine.clone();
     let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
-    let intake = Intake::new(Arc::clone(&store), runtime);
+    let log = Arc::new(AuditLog::new(Arc::clone(&store), Arc::clone(&runtime)));
+    let (documents, flags) = open_beside(&engine).await.map_err(|error| Failure::usage(format!("store {error}")))?;
+    let tenants = Arc::new(DirectoryTenants(Arc::clone(&documents)));
+    let directory = Directory::new(documents, Arc::clone(&log), Arc::clone(&runtime));
+    let flag_set = CurrentFlags::new(Arc::clone(&flags));
+    let flags = Flags::new(flags, log, Arc::clone(&runtime));
+    let intake = Intake::new(Arc::clone(&store), runtime).with_directory(tenants);
     let mut stalwart = BTreeMap::new();
     for (source, secrets) in &config.stalwart {
         let receiver = StalwartReceiver::new(source, secrets.clone(), intake.clone())
             .map_err(|error| Failure::usage(error.to_string()))?;
         stalwart.insert(source.clone(), receiver);
     }
-    Ok(Arc::new(App { config, store, stalwart, intake, engine }))
+    Ok(Arc::new(App { config, store, directory, flags, flag_set, stalwart, intake, engine }))
+}
+
+/// The directory and the flags, in the log's own file so that a change and its
+/// event commit together.
+async fn open_beside(
+    engine: &SqliteAuditStore,
+) -> dezky_core::Result<(Arc<dyn DirectoryStore>, Arc<dyn FlagStore>)> {
+    let database = engine.database();
+    let directory = SqliteDirectory::open(&database).await?;
+    let flags = SqliteFlagStore::open(&database).await?;
+    Ok((Arc::new(directory), Arc::new(flags)))
 }
 
 /// The worker that follows oCIS, where there is one to follow.

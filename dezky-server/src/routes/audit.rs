@@ -1,32 +1,29 @@
 use axum::Json;
-use axum::extract::{Query, State};
-use axum::http::Uri;
+use axum::extract::State;
 use dezky_core::Timestamp;
 use dezky_core::store::{ListPage, ListQuery};
 
+use super::parameters::{Parameters, unknown};
 use crate::error::Problem;
 use crate::state::AppState;
+
+const PARAMETERS: &str = "since, until, before, action, tenantSlug, partnerSlug, actorId, actorEmail, resourceType, resourceId, outcome, source, q, limit and cursor";
 
 /// `GET /audit`: one page of the timeline, newest first.
 pub(super) async fn list(
     State(state): State<AppState>,
-    uri: Uri,
+    parameters: Parameters,
 ) -> Result<Json<ListPage>, Problem> {
-    let Query(parameters) = Query::<Vec<(String, String)>>::try_from_uri(&uri)
-        .map_err(|_| Problem::query_invalid("the query is not URL-encoded"))?;
     let query = parse(&parameters)?;
     Ok(Json(state.store.list(&query).await?))
 }
 
-/// Reads the parameters; each is known, within its bounds, and given once.
-fn parse(parameters: &[(String, String)]) -> Result<ListQuery, Problem> {
+/// Reads the parameters; each is known and within its bounds.
+fn parse(parameters: &Parameters) -> Result<ListQuery, Problem> {
     let mut query = ListQuery::default();
-    for (index, (name, value)) in parameters.iter().enumerate() {
-        if parameters[..index].iter().any(|(before, _)| before == name) {
-            return Err(Problem::query_invalid(format!("{name} is given more than once")));
-        }
-        let text = || Some(value.clone());
-        match name.as_str() {
+    for (name, value) in parameters.iter() {
+        let text = || Some(value.to_owned());
+        match name {
             "since" => query.since = Some(time(name, value)?),
             "until" => query.until = Some(time(name, value)?),
             "before" => query.before = Some(time(name, value)?),
@@ -50,7 +47,7 @@ fn parse(parameters: &[(String, String)]) -> Result<ListQuery, Problem> {
                     .map_err(|_| Problem::query_invalid("limit must be a number, 1 to 500"))?;
             }
             "cursor" => query.cursor = text(),
-            _ => return Err(unknown(name)),
+            _ => return Err(unknown(name, PARAMETERS)),
         }
     }
     Ok(query)
@@ -62,12 +59,4 @@ fn time(name: &str, value: &str) -> Result<Timestamp, Problem> {
             "{name} must be an RFC 3339 time of the years 0001 to 9999, such as 2026-11-21T20:12:21.123Z, with a + written as %2B"
         ))
     })
-}
-
-fn unknown(name: &str) -> Problem {
-    // A name is only repeated as far as it helps.
-    let name: String = name.chars().take(40).collect();
-    Problem::query_invalid(format!(
-        "{name} is no parameter: there are since, until, before, action, tenantSlug, partnerSlug, actorId, actorEmail, resourceType, resourceId, outcome, source, q, limit and cursor"
-    ))
 }

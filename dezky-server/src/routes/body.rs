@@ -90,10 +90,23 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeDocu
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    serde_json::from_slice(bytes).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => Problem::field_invalid(error.to_string()),
-        _ => Problem::json_invalid(format!("the body is no JSON document: {error}")),
-    })
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let (path, error) = (error.path().to_string(), error.inner());
+        if error.is_data() {
+            // Serde says what, not where; of a missing or unknown field the other way round.
+            let at = if path == "." { String::new() } else { format!("{path}: ") };
+            Problem::field_invalid(format!("{at}{error}"))
+        } else {
+            no_json(error)
+        }
+    })?;
+    reader.end().map_err(|error| no_json(&error))?;
+    Ok(value)
+}
+
+fn no_json(error: &serde_json::Error) -> Problem {
+    Problem::json_invalid(format!("the body is no JSON document: {error}"))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -2,7 +2,12 @@
 
 mod audit;
 mod body;
+mod flags;
 mod health;
+mod parameters;
+mod partners;
+mod tenants;
+mod users;
 mod webhook;
 
 use std::time::Instant;
@@ -19,9 +24,29 @@ use crate::state::AppState;
 
 /// The server's router.
 pub(crate) fn router(state: AppState) -> Router {
-    let for_operators = Router::new().route("/audit", get(audit::list)).route_layer(
-        middleware::from_fn_with_state(AppState::clone(&state), auth::require_operator),
-    );
+    let for_operators = Router::new()
+        .route("/audit", get(audit::list))
+        .route("/flags", get(flags::list).post(flags::create))
+        .route("/flags/evaluate", post(flags::evaluate))
+        .route("/flags/{key}", get(flags::get).patch(flags::update).delete(flags::remove))
+        .route("/flags/{key}/kill", post(flags::kill))
+        .route("/tenants", get(tenants::list).post(tenants::create))
+        .route("/tenants/{slug}", get(tenants::get).patch(tenants::update).delete(tenants::delete))
+        .route("/tenants/{slug}/users", get(tenants::users))
+        .route("/tenants/{slug}/suspend", post(tenants::suspend))
+        .route("/tenants/{slug}/resume", post(tenants::resume))
+        .route("/partners", get(partners::list).post(partners::create))
+        .route(
+            "/partners/{slug}",
+            get(partners::get).patch(partners::update).delete(partners::terminate),
+        )
+        .route("/partners/{slug}/tenants", get(partners::tenants))
+        .route("/users", get(users::list))
+        .route("/users/{id}/deactivate", post(users::deactivate))
+        .route_layer(middleware::from_fn_with_state(
+            AppState::clone(&state),
+            auth::require_operator,
+        ));
     Router::new()
         .route("/health", get(health::health))
         .route("/ingest/stalwart/webhook", post(webhook::stalwart))

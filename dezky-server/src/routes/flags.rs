@@ -1,0 +1,170 @@
+//! Feature flags: reading, changing, and deciding them.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use dezky_core::ErrorKind;
+use dezky_flags::{Decision, Edit, Flag, FlagPatch, NewFlag, Reason};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::body::{Document, MaybeDocument};
+use super::parameters::{Name, Parameters};
+use crate::auth::Caller;
+use crate::error::Problem;
+use crate::state::AppState;
+
+/// `GET /flags`: all of them, by key.
+pub(super) async fn list(State(state): State<AppState>) -> Result<Json<Value>, Problem> {
+    Ok(Json(json!({ "flags": state.flags.list().await? })))
+}
+
+/// `GET /flags/{key}`.
+pub(super) async fn get(
+    State(state): State<AppState>,
+    Name(key): Name,
+) -> Result<Response, Problem> {
+    let flag = state.flags.get(&key).await?.ok_or_else(unknown_flag)?;
+    Ok(answer(StatusCode::OK, &flag))
+}
+
+/// `POST /flags`.
+pub(super) async fn create(
+    State(state): State<AppState>,
+    caller: Caller,
+    Document(body): Document<Value>,
+) -> Result<Response, Problem> {
+    let flag = state.flags.create(NewFlag::from_json(&body)?, &caller.into()).await?;
+    let mut response = answer(StatusCode::CREATED, &flag);
+    if let Ok(location) = HeaderValue::from_str(&format!("/flags/{}", flag.key)) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    Ok(response)
+}
+
+/// `PATCH /flags/{key}`: with `If-Match` only on that version.
+pub(super) async fn update(
+    State(state): State<AppState>,
+    Name(key): Name,
+    headers: HeaderMap,
+    caller: Caller,
+    Document(body): Document<Value>,
+) -> Result<Response, Problem> {
+    let patch = FlagPatch::from_json(&body)?;
+    // The kill switch works whatever anybody has changed meanwhile.
+    let expected = if patch.is_kill() { None } else { if_match(&headers)? };
+    match state.flags.update(&key, &patch, expected, &caller.into()).await {
+        Ok(flag) => Ok(answer(StatusCode::OK, &flag)),
+        Err(error) => Err(stale(&state, &key, error).await),
+    }
+}
+
+/// `DELETE /flags/{key}`: with `If-Match` only that version.
+pub(super) async fn remove(
+    State(state): State<AppState>,
+    Name(key): Name,
+    headers: HeaderMap,
+    caller: Caller,
+) -> Result<StatusCode, Problem> {
+    match state.flags.remove(&key, if_match(&headers)?, &caller.into()).await {
+        Ok(_) => Ok(StatusCode::NO_CONTENT),
+        Err(error) => Err(stale(&state, &key, error).await),
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Kill {
+    note: Option<String>,
+}
+
+/// `POST /flags/{key}/kill`: off for everybody, whatever its version.
+pub(super) async fn kill(
+    State(state): State<AppState>,
+    Name(key): Name,
+    caller: Caller,
+    MaybeDocument(Kill { note }): MaybeDocument<Kill>,
+) -> Result<Response, Problem> {
+    let flag = state.flags.kill(&key, &Edit { note, ..Edit::from(caller) }).await?;
+    Ok(answer(StatusCode::OK, &flag))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Question {
+    tenant_slug: String,
+    environment: Option<String>,
+}
+
+/// `POST /flags/evaluate`: every flag for one tenant; with `?explain=true` and why.
+pub(super) async fn evaluate(
+    State(state): State<AppState>,
+    parameters: Parameters,
+    Document(question): Document<Question>,
+) -> Result<Json<Value>, Problem> {
+    let explain = parameters.switch("explain")?;
+    let subject = state
+        .subject(&question.tenant_slug)
+        .await?
+        .ok_or_else(|| Problem::not_found("tenantSlug: there is no such tenant"))?;
+    let set = state.flag_set.current().await?;
+    let context = subject.context(question.environment.as_deref());
+    let answers: Map<_, _> = set
+        .evaluate_all(&context)
+        .map(|(key, decision)| {
+            (key.to_owned(), if explain { explained(decision) } else { decision.value.into() })
+        })
+        .collect();
+    Ok(Json(answers.into()))
+}
+
+fn explained(decision: Decision) -> Value {
+    let mut answer = json!({ "value": decision.value, "reason": decision.reason.to_string() });
+    match decision.reason {
+        Reason::InRollout(bucket) | Reason::OutOfRollout(bucket) => answer["bucket"] = bucket.into(),
+        Reason::ScopeMismatch(axis) => answer["axis"] = axis.to_string().into(),
+        _ => {}
+    }
+    answer
+}
+
+fn answer(status: StatusCode, flag: &Flag) -> Response {
+    let mut response = (status, Json(flag)).into_response();
+    if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", flag.version)) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
+}
+
+/// The version that `If-Match` names: `3` or `"3"`; none for `*` or without one.
+fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+    let mut values = headers.get_all(header::IF_MATCH).iter();
+    let (Some(value), rest) = (values.next(), values.next()) else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" && rest.is_none() {
+        return Ok(None);
+    }
+    let bare = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    match bare.parse() {
+        Ok(version) if rest.is_none() => Ok(Some(version)),
+        _ => Err(Problem::header_invalid("If-Match must be the flag's version, such as \"3\"")),
+    }
+}
+
+/// A stale version's answer shows the flag as it is now.
+async fn stale(state: &AppState, key: &str, error: dezky_core::Error) -> Problem {
+    let is_stale = error.kind() == ErrorKind::VersionMismatch;
+    let problem = Problem::from(error);
+    if !is_stale {
+        return problem;
+    }
+    match state.flags.get(key).await {
+        Ok(Some(flag)) => problem.with("current", json!(flag)),
+        _ => problem,
+    }
+}
+
+fn unknown_flag() -> Problem {
+    Problem::not_found("there is no such flag: GET /flags lists those there are")
+}
