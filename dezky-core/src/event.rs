@@ -48,6 +48,8 @@ macro_rules! text_enum {
     };
 }
 
+pub(crate) use text_enum;
+
 text_enum! {
     /// What kind of actor did it.
     ActorType {

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod canonical;
+pub mod directory;
 mod error;
 mod event;
 pub mod integrity;

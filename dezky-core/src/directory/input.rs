@@ -1,0 +1,462 @@
+//! What callers give: new documents and patches, and what they make of a document.
+
+use serde::{Deserialize, Deserializer};
+
+use super::fields;
+use super::model::{
+    Billing, ContactInfo, INTEGRATIONS, Identity, Partner, PartnerStatus, ProvisioningStatus,
+    Tenant, TenantStatus, User, UserStatus,
+};
+use crate::{Error, ErrorKind, Result, Timestamp};
+
+/// A member of a patch (RFC 7396) that may be taken away: absent, null or a value.
+///
+/// ```
+/// use dezky_core::directory::{Patch, TenantPatch};
+/// let patch: TenantPatch = serde_json::from_str(r#"{"partnerId": null}"#).unwrap();
+/// assert_eq!((patch.partner_id, patch.name), (Patch::Clear, None));
+/// assert_eq!(TenantPatch::default().partner_id, Patch::Keep);
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Patch<T> {
+    /// Absent: the field stays as it is.
+    #[default]
+    Keep,
+    /// Null: the field goes.
+    Clear,
+    /// The field's new value.
+    Set(T),
+}
+
+impl<T> Patch<T> {
+    fn apply(self, to: &mut Option<T>) {
+        match self {
+            Self::Keep => {}
+            Self::Clear => *to = None,
+            Self::Set(value) => *to = Some(value),
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patch<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Option::deserialize(deserializer)?.map_or(Self::Clear, Self::Set))
+    }
+}
+
+/// A member that may be absent but not null.
+fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// A tenant to be made. Domains are brought to lower case.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NewTenant {
+    /// See [`Tenant`].
+    pub slug: String,
+    /// See [`Tenant`].
+    pub name: String,
+    /// See [`Tenant`].
+    pub plan: String,
+    /// `pending`, unless it is in use already: `active`.
+    #[serde(default, deserialize_with = "present")]
+    pub status: Option<TenantStatus>,
+    /// See [`Tenant`].
+    #[serde(default)]
+    pub domains: Vec<String>,
+    /// The id or the slug of an active partner.
+    #[serde(default)]
+    pub partner_id: Option<String>,
+    /// See [`Tenant`].
+    #[serde(default)]
+    pub billing: NewBilling,
+}
+
+impl NewTenant {
+    /// One with no more than what it needs.
+    pub fn new(slug: impl Into<String>, name: impl Into<String>, plan: impl Into<String>) -> Self {
+        Self {
+            slug: slug.into(),
+            name: name.into(),
+            plan: plan.into(),
+            status: None,
+            domains: Vec::new(),
+            partner_id: None,
+            billing: NewBilling::default(),
+        }
+    }
+
+    pub(super) fn into_tenant(self, id: String, now: Timestamp) -> Result<Tenant> {
+        let status = self.status.unwrap_or(TenantStatus::Pending);
+        if !matches!(status, TenantStatus::Pending | TenantStatus::Active) {
+            return Err(fields::invalid(
+                "status",
+                "pending or active for a new tenant: suspend or delete it afterwards",
+            ));
+        }
+        let mut billing = Billing::default();
+        self.billing.apply(&mut billing);
+        let tenant = Tenant {
+            id,
+            slug: self.slug,
+            name: self.name,
+            status,
+            plan: self.plan,
+            domains: lower(self.domains),
+            partner_id: self.partner_id,
+            billing,
+            provisioning_status: INTEGRATIONS
+                .map(|name| (name.to_owned(), ProvisioningStatus::Pending))
+                .into(),
+            provisioning_errors: Default::default(),
+            version: 1,
+            created_at: now,
+            updated_at: now,
+        };
+        tenant.validate()?;
+        Ok(tenant)
+    }
+}
+
+/// A change of a tenant: what is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct TenantPatch {
+    /// See [`Tenant`].
+    #[serde(deserialize_with = "present")]
+    pub name: Option<String>,
+    /// See [`Tenant`].
+    #[serde(deserialize_with = "present")]
+    pub plan: Option<String>,
+    /// `active`, to take a pending tenant into use. Suspending, resuming and
+    /// deleting are operations of their own.
+    #[serde(deserialize_with = "present")]
+    pub status: Option<TenantStatus>,
+    /// All of its domains, in the place of those it has.
+    #[serde(deserialize_with = "present")]
+    pub domains: Option<Vec<String>>,
+    /// The id or the slug of an active partner; null detaches.
+    pub partner_id: Patch<String>,
+    /// Whom to bill, member by member.
+    pub billing: BillingPatch,
+}
+
+impl TenantPatch {
+    pub(super) fn apply(self, tenant: &mut Tenant) -> Result<()> {
+        if let Some(status) = self.status
+            && status != tenant.status
+        {
+            if status != TenantStatus::Active {
+                return Err(fields::invalid(
+                    "status",
+                    "active in a patch: suspend, resume or delete by their own operations",
+                ));
+            }
+            if tenant.status != TenantStatus::Pending {
+                return Err(conflict(format!(
+                    "the tenant is {}: resume it instead of patching its status",
+                    tenant.status
+                )));
+            }
+            tenant.status = status;
+        }
+        set(&mut tenant.name, self.name);
+        set(&mut tenant.plan, self.plan);
+        set(&mut tenant.domains, self.domains.map(lower));
+        self.partner_id.apply(&mut tenant.partner_id);
+        self.billing.apply(&mut tenant.billing);
+        Ok(())
+    }
+}
+
+/// Whom to bill, in a new document.
+pub type NewBilling = BillingPatch;
+
+/// A change of [`Billing`]: what is absent stays, null takes away.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "the fields are those of Billing")]
+pub struct BillingPatch {
+    pub company: Patch<String>,
+    pub vat_id: Patch<String>,
+    pub email: Patch<String>,
+    pub address: Patch<String>,
+}
+
+impl BillingPatch {
+    fn apply(self, billing: &mut Billing) {
+        self.company.apply(&mut billing.company);
+        self.vat_id.apply(&mut billing.vat_id);
+        self.email.apply(&mut billing.email);
+        self.address.apply(&mut billing.address);
+    }
+}
+
+/// A change of [`ContactInfo`]: what is absent stays, null takes away.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "the fields are those of ContactInfo")]
+pub struct ContactPatch {
+    pub name: Patch<String>,
+    pub email: Patch<String>,
+    pub phone: Patch<String>,
+}
+
+impl ContactPatch {
+    fn apply(self, contact: &mut ContactInfo) {
+        self.name.apply(&mut contact.name);
+        self.email.apply(&mut contact.email);
+        self.phone.apply(&mut contact.phone);
+    }
+}
+
+/// How the provisioning of a tenant in one integration went.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProvisioningReport {
+    /// The integration: `authentik`, `stalwart`, `ocis`.
+    pub integration: String,
+    /// How it stands now.
+    pub status: ProvisioningStatus,
+    /// Why it failed, cut to 2,000 characters; kept only with
+    /// [`ProvisioningStatus::Error`].
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+impl ProvisioningReport {
+    pub(super) fn apply(self, tenant: &mut Tenant) {
+        let error = self.error.filter(|_| self.status == ProvisioningStatus::Error);
+        match error {
+            Some(error) => {
+                let cut = error.chars().take(fields::MAX_PROVISIONING_ERROR_CHARS).collect();
+                tenant.provisioning_errors.insert(self.integration.clone(), cut);
+            }
+            None => {
+                tenant.provisioning_errors.remove(&self.integration);
+            }
+        }
+        tenant.provisioning_status.insert(self.integration, self.status);
+    }
+}
+
+/// A partner to be made. The domain is brought to lower case.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NewPartner {
+    /// See [`Partner`].
+    pub slug: String,
+    /// See [`Partner`].
+    pub name: String,
+    /// See [`Partner`].
+    #[serde(default)]
+    pub domain: Option<String>,
+    /// See [`Partner`]; 0 unless given.
+    #[serde(default)]
+    pub margin_pct: f64,
+    /// See [`Partner`].
+    #[serde(default)]
+    pub contact_info: ContactPatch,
+    /// See [`Partner`].
+    #[serde(default)]
+    pub billing_info: NewBilling,
+}
+
+impl NewPartner {
+    /// One with no more than what it needs.
+    pub fn new(slug: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            slug: slug.into(),
+            name: name.into(),
+            domain: None,
+            margin_pct: 0.0,
+            contact_info: ContactPatch::default(),
+            billing_info: NewBilling::default(),
+        }
+    }
+
+    pub(super) fn into_partner(self, id: String, now: Timestamp) -> Result<Partner> {
+        let mut contact_info = ContactInfo::default();
+        self.contact_info.apply(&mut contact_info);
+        let mut billing_info = Billing::default();
+        self.billing_info.apply(&mut billing_info);
+        let partner = Partner {
+            id,
+            slug: self.slug,
+            name: self.name,
+            domain: self.domain.map(|domain| domain.to_ascii_lowercase()),
+            status: PartnerStatus::Active,
+            margin_pct: self.margin_pct,
+            contact_info,
+            billing_info,
+            version: 1,
+            created_at: now,
+            updated_at: now,
+        };
+        partner.validate()?;
+        Ok(partner)
+    }
+}
+
+/// A change of a partner: what is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct PartnerPatch {
+    /// See [`Partner`].
+    #[serde(deserialize_with = "present")]
+    pub name: Option<String>,
+    /// See [`Partner`]; null takes it away.
+    pub domain: Patch<String>,
+    /// See [`Partner`].
+    #[serde(deserialize_with = "present")]
+    pub margin_pct: Option<f64>,
+    /// Whom to call, member by member.
+    pub contact_info: ContactPatch,
+    /// Whom to bill, member by member.
+    pub billing_info: BillingPatch,
+}
+
+impl PartnerPatch {
+    pub(super) fn apply(self, partner: &mut Partner) {
+        set(&mut partner.name, self.name);
+        self.domain.apply(&mut partner.domain);
+        if let Some(domain) = &mut partner.domain {
+            domain.make_ascii_lowercase();
+        }
+        set(&mut partner.margin_pct, self.margin_pct);
+        self.contact_info.apply(&mut partner.contact_info);
+        self.billing_info.apply(&mut partner.billing_info);
+    }
+}
+
+/// A user to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NewUser {
+    /// See [`User`].
+    pub issuer: String,
+    /// See [`User`].
+    pub subject: String,
+    /// See [`User`].
+    #[serde(default)]
+    pub email: Option<String>,
+    /// See [`User`].
+    #[serde(default)]
+    pub name: Option<String>,
+    /// See [`User`].
+    #[serde(default)]
+    pub identities: Vec<Identity>,
+    /// The ids of tenants that exist and are not deleted.
+    #[serde(default)]
+    pub tenant_ids: Vec<String>,
+    /// See [`User`].
+    #[serde(default)]
+    pub platform_admin: bool,
+    /// See [`User`].
+    #[serde(default)]
+    pub last_login_at: Option<Timestamp>,
+}
+
+impl NewUser {
+    /// One with no more than what it needs.
+    pub fn new(issuer: impl Into<String>, subject: impl Into<String>) -> Self {
+        Self {
+            issuer: issuer.into(),
+            subject: subject.into(),
+            email: None,
+            name: None,
+            identities: Vec::new(),
+            tenant_ids: Vec::new(),
+            platform_admin: false,
+            last_login_at: None,
+        }
+    }
+
+    pub(super) fn into_user(self, id: String, now: Timestamp) -> Result<User> {
+        let user = User {
+            id,
+            issuer: self.issuer,
+            subject: self.subject,
+            email: self.email,
+            name: self.name,
+            identities: self.identities,
+            tenant_ids: self.tenant_ids,
+            platform_admin: self.platform_admin,
+            status: UserStatus::Active,
+            last_login_at: self.last_login_at,
+            version: 1,
+            created_at: now,
+            updated_at: now,
+        };
+        user.validate()?;
+        Ok(user)
+    }
+}
+
+/// A change of a user: what is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct UserPatch {
+    /// See [`User`]; null takes it away.
+    pub email: Patch<String>,
+    /// See [`User`]; null takes it away.
+    pub name: Patch<String>,
+    /// All of their identities, in the place of those they have.
+    #[serde(deserialize_with = "present")]
+    pub identities: Option<Vec<Identity>>,
+    /// The ids of all of their tenants, in the place of those they have. New ones
+    /// must exist and not be deleted.
+    #[serde(deserialize_with = "present")]
+    pub tenant_ids: Option<Vec<String>>,
+    /// Whether they run the platform.
+    #[serde(deserialize_with = "present")]
+    pub platform_admin: Option<bool>,
+    /// `active`, to let one who is deactivated use the platform again. Deactivating
+    /// is an operation of its own.
+    #[serde(deserialize_with = "present")]
+    pub status: Option<UserStatus>,
+}
+
+impl UserPatch {
+    pub(super) fn apply(self, user: &mut User) -> Result<()> {
+        match self.status {
+            Some(UserStatus::Deactivated) if user.is_active() => {
+                return Err(fields::invalid(
+                    "status",
+                    "active in a patch: deactivate by its own operation",
+                ));
+            }
+            Some(status) => user.status = status,
+            None => {}
+        }
+        self.email.apply(&mut user.email);
+        self.name.apply(&mut user.name);
+        set(&mut user.identities, self.identities);
+        set(&mut user.tenant_ids, self.tenant_ids);
+        set(&mut user.platform_admin, self.platform_admin);
+        if user.platform_admin && !user.is_active() {
+            return Err(conflict(
+                "the user is deactivated and can't be a platform admin: set the status to active with it",
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn set<T>(to: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *to = value;
+    }
+}
+
+fn lower(mut domains: Vec<String>) -> Vec<String> {
+    domains.iter_mut().for_each(|domain| domain.make_ascii_lowercase());
+    domains
+}
+
+pub(super) fn conflict(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::StateConflict, message)
+}

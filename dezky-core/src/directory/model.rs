@@ -1,0 +1,328 @@
+//! The documents: tenants, partners, users.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::fields;
+use crate::event::text_enum;
+use crate::{Invalid, Result, Timestamp};
+
+/// The integrations that a new tenant is to be provisioned in.
+pub const INTEGRATIONS: [&str; 3] = ["authentik", "stalwart", "ocis"];
+
+text_enum! {
+    /// How a tenant stands.
+    TenantStatus {
+        /// Made, not yet in use.
+        Pending = "pending",
+        /// In use.
+        Active = "active",
+        /// Stopped until it is resumed.
+        Suspended = "suspended",
+        /// Gone, its document kept. It owns no domains and never changes again.
+        Deleted = "deleted",
+    }
+}
+
+text_enum! {
+    /// How the provisioning of a tenant in one integration stands.
+    ProvisioningStatus {
+        /// To be done.
+        Pending = "pending",
+        /// Done.
+        Ok = "ok",
+        /// It failed; `provisioningErrors` says why.
+        Error = "error",
+    }
+}
+
+text_enum! {
+    /// How a partner stands.
+    PartnerStatus {
+        /// May have customers.
+        Active = "active",
+        /// Gets no new customers. Those it has stay until they are detached.
+        Terminated = "terminated",
+    }
+}
+
+text_enum! {
+    /// How a user stands.
+    UserStatus {
+        /// May use the platform.
+        Active = "active",
+        /// May not.
+        Deactivated = "deactivated",
+    }
+}
+
+/// Whom to bill, as a tenant's `billing` and a partner's `billingInfo`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Billing {
+    /// The company's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub company: Option<String>,
+    /// Its VAT identification number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vat_id: Option<String>,
+    /// Where invoices go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
+    /// The postal address, in lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+}
+
+/// Whom to call at a partner.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContactInfo {
+    /// A person or a team.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Their e-mail address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
+    /// Their phone number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phone: Option<String>,
+}
+
+/// A customer of the platform.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tenant {
+    /// Never changes; a UUID unless it was imported. Rollouts of flags depend on it.
+    pub id: String,
+    /// The name in addresses and in the audit log; unique, also among deleted
+    /// tenants, and never changed.
+    pub slug: String,
+    /// The name for people.
+    pub name: String,
+    /// How it stands.
+    pub status: TenantStatus,
+    /// The key of its plan.
+    pub plan: String,
+    /// Its domains, in lower case. A domain belongs to one tenant that is not deleted.
+    #[serde(default)]
+    pub domains: Vec<String>,
+    /// The id of the partner who looks after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partner_id: Option<String>,
+    /// Whom to bill.
+    #[serde(default)]
+    pub billing: Billing,
+    /// By integration, how its provisioning stands.
+    #[serde(default)]
+    pub provisioning_status: BTreeMap<String, ProvisioningStatus>,
+    /// By integration, why its provisioning failed.
+    #[serde(default)]
+    pub provisioning_errors: BTreeMap<String, String>,
+    /// Counts the changes, from 1.
+    pub version: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was changed last.
+    pub updated_at: Timestamp,
+}
+
+/// Somebody who looks after tenants of their own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Partner {
+    /// Never changes; a UUID unless it was imported.
+    pub id: String,
+    /// The name in addresses and in the audit log; unique and never changed.
+    pub slug: String,
+    /// The name for people.
+    pub name: String,
+    /// Their domain, in lower case. It owns nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// How they stand.
+    pub status: PartnerStatus,
+    /// Their share, in percent, 0 to 100.
+    pub margin_pct: f64,
+    /// Whom to call.
+    #[serde(default)]
+    pub contact_info: ContactInfo,
+    /// Whom to bill.
+    #[serde(default)]
+    pub billing_info: Billing,
+    /// Counts the changes, from 1.
+    pub version: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was changed last.
+    pub updated_at: Timestamp,
+}
+
+/// A user as another system knows them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Identity {
+    /// The system: `authentik`, `stalwart`, `ocis`.
+    pub system: String,
+    /// The user's id there.
+    pub id: String,
+}
+
+/// Somebody who logs in.
+///
+/// Who they are is `(issuer, subject)`. An e-mail address links nobody: two users
+/// may have the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct User {
+    /// Never changes; a UUID unless it was imported.
+    pub id: String,
+    /// Who says who they are: the issuer of their tokens, to the byte.
+    pub issuer: String,
+    /// Who they are to the issuer. Unique together with it; both never change.
+    pub subject: String,
+    /// Their e-mail address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
+    /// Their name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Who they are in the systems beside the platform. An identity belongs to one
+    /// user.
+    #[serde(default)]
+    pub identities: Vec<Identity>,
+    /// The ids of the tenants they belong to.
+    #[serde(default)]
+    pub tenant_ids: Vec<String>,
+    /// Whether they run the platform.
+    #[serde(default)]
+    pub platform_admin: bool,
+    /// How they stand.
+    pub status: UserStatus,
+    /// When they logged in last, to the minute or so; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_login_at: Option<Timestamp>,
+    /// Counts the changes, from 1.
+    pub version: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was changed last.
+    pub updated_at: Timestamp,
+}
+
+impl Tenant {
+    /// Whether it is not deleted.
+    pub fn is_present(&self) -> bool {
+        self.status != TenantStatus::Deleted
+    }
+
+    /// The domains that it owns: none once it is deleted.
+    pub fn owned_domains(&self) -> &[String] {
+        if self.is_present() { &self.domains } else { &[] }
+    }
+
+    /// Checks every bound.
+    ///
+    /// # Errors
+    /// `field_invalid`, beginning with the field's JSON name.
+    pub fn validate(&self) -> Result<()> {
+        fields::id("id", &self.id)?;
+        fields::slug("slug", &self.slug)?;
+        fields::name("name", &self.name)?;
+        fields::plan(&self.plan)?;
+        fields::count("domains", self.domains.len(), fields::MAX_DOMAINS)?;
+        self.domains.iter().try_for_each(|domain| fields::domain("domains", domain))?;
+        fields::distinct("domains", &self.domains)?;
+        optional(self.partner_id.as_ref(), "partnerId", fields::id)?;
+        self.billing.validate("billing")?;
+        for (field, integrations) in [
+            ("provisioningStatus", self.provisioning_status.keys().collect::<Vec<_>>()),
+            ("provisioningErrors", self.provisioning_errors.keys().collect()),
+        ] {
+            fields::count(field, integrations.len(), fields::MAX_INTEGRATIONS)?;
+            integrations.iter().try_for_each(|name| fields::integration(field, name))?;
+        }
+        let cut = fields::MAX_PROVISIONING_ERROR_CHARS;
+        if self.provisioning_errors.values().any(|e| e.chars().count() > cut) {
+            return Err(fields::invalid(
+                "provisioningErrors",
+                format_args!("texts of at most {cut} characters: shorten them"),
+            ));
+        }
+        fields::version(self.version)
+    }
+}
+
+impl Partner {
+    /// Checks every bound.
+    ///
+    /// # Errors
+    /// `field_invalid`, beginning with the field's JSON name.
+    pub fn validate(&self) -> Result<()> {
+        fields::id("id", &self.id)?;
+        fields::slug("slug", &self.slug)?;
+        fields::name("name", &self.name)?;
+        optional(self.domain.as_ref(), "domain", fields::domain)?;
+        fields::margin_pct(self.margin_pct)?;
+        self.contact_info.validate("contactInfo")?;
+        self.billing_info.validate("billingInfo")?;
+        fields::version(self.version)
+    }
+}
+
+impl User {
+    /// Whether they may use the platform.
+    pub fn is_active(&self) -> bool {
+        self.status == UserStatus::Active
+    }
+
+    /// Checks every bound.
+    ///
+    /// # Errors
+    /// `field_invalid`, beginning with the field's JSON name.
+    pub fn validate(&self) -> Result<()> {
+        fields::id("id", &self.id)?;
+        fields::foreign("issuer", &self.issuer)?;
+        fields::foreign("subject", &self.subject)?;
+        optional(self.email.as_ref(), "email", fields::email)?;
+        optional(self.name.as_ref(), "name", fields::name)?;
+        fields::count("identities", self.identities.len(), fields::MAX_IDENTITIES)?;
+        for identity in &self.identities {
+            fields::system("identities.system", &identity.system)?;
+            fields::foreign("identities.id", &identity.id)?;
+        }
+        fields::distinct("identities", &self.identities)?;
+        fields::count("tenantIds", self.tenant_ids.len(), fields::MAX_USER_TENANTS)?;
+        self.tenant_ids.iter().try_for_each(|id| fields::id("tenantIds", id))?;
+        fields::distinct("tenantIds", &self.tenant_ids)?;
+        fields::version(self.version)
+    }
+}
+
+impl Billing {
+    fn validate(&self, field: &str) -> Result<()> {
+        optional(self.company.as_ref(), &format!("{field}.company"), fields::name)?;
+        optional(self.vat_id.as_ref(), &format!("{field}.vatId"), fields::name)?;
+        optional(self.email.as_ref(), &format!("{field}.email"), fields::email)?;
+        optional(self.address.as_ref(), &format!("{field}.address"), fields::detail)
+    }
+}
+
+impl ContactInfo {
+    fn validate(&self, field: &str) -> Result<()> {
+        optional(self.name.as_ref(), &format!("{field}.name"), fields::name)?;
+        optional(self.email.as_ref(), &format!("{field}.email"), fields::email)?;
+        optional(self.phone.as_ref(), &format!("{field}.phone"), fields::name)
+    }
+}
+
+fn optional(
+    value: Option<&String>,
+    field: &str,
+    check: fn(&str, &str) -> Result<()>,
+) -> Result<()> {
+    value.map_or(Ok(()), |text| check(field, text))
+}
