@@ -1,12 +1,26 @@
 //! Changing flags: what platform code calls.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use dezky_core::{Actor, AuditLog, Result, Runtime};
+use dezky_core::{Actor, AuditLog, Error, ErrorKind, NewEvent, Result, Runtime, SealedEvent};
 use futures_util::lock::Mutex as AsyncMutex;
+use serde_json::{Map, Value, json};
 
-use crate::store::FlagStore;
-use crate::{Flag, FlagPatch, NewFlag};
+use crate::model::check_note;
+use crate::store::{FlagChange, FlagStore, mismatch, not_found};
+use crate::{
+    Change, ChangeActor, FieldChange, Flag, FlagPatch, FlagState, MAX_HISTORY, NewFlag, Scope,
+};
+
+/// How often an edit is tried while others come in between.
+const MAX_ATTEMPTS: u32 = 20;
+/// The longest pause between two attempts; drawn, so that editors get out of step.
+const MAX_PAUSE_MS: u8 = 32;
+/// How much of a field's value a change shows, as JSON.
+const SHOWN_BYTES: usize = 1 << 10;
+const REQUEST_ID_BYTES: usize = 128;
+const USER_AGENT_BYTES: usize = 512;
 
 /// Who changes a flag, and what is known about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,13 +42,40 @@ impl Edit {
     }
 }
 
-/// Changes flags, each change together with its event on the timeline.
+/// Changes flags: each change and its event commit together, or neither does.
 ///
-/// Share it by `Arc`.
+/// Share it by `Arc`. The event is on the timeline when a call returns, or soon
+/// after where the log takes longer than [`AuditLog::RELAY_WAIT`]. A call that is
+/// dropped has made its change with its event, or nothing.
+///
+/// ```
+/// # use std::sync::Arc;
+/// use dezky_core::{Actor, AuditLog, rt::TokioRuntime, store::MemoryAuditStore};
+/// use dezky_flags::store::MemoryFlagStore;
+/// use dezky_flags::{Edit, FlagPatch, FlagState, Flags, NewFlag};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> dezky_core::Result<()> {
+/// let runtime = Arc::new(TokioRuntime);
+/// let log = Arc::new(MemoryAuditStore::open(runtime.clone()));
+/// let flags = Flags::new(
+///     Arc::new(MemoryFlagStore::new(log.clone())),
+///     Arc::new(AuditLog::new(log, runtime.clone())),
+///     runtime,
+/// );
+/// let edit = Edit::by(Actor::user("u-7"));
+/// let flag = flags.create(NewFlag::new("chat.threads"), &edit).await?;
+/// let patch = FlagPatch { state: Some(FlagState::On), ..FlagPatch::default() };
+/// let flag = flags.update("chat.threads", &patch, Some(flag.version), &edit).await?;
+/// assert_eq!((flag.version, flag.state), (2, FlagState::On));
+/// # Ok(())
+/// # }
+/// ```
 pub struct Flags {
     store: Arc<dyn FlagStore>,
     log: Arc<AuditLog>,
     runtime: Arc<dyn Runtime>,
+    /// Held by the one who edits: editors of this process wait for each other
+    /// rather than for their luck.
     turn: AsyncMutex<()>,
 }
 
@@ -65,7 +106,18 @@ impl Flags {
     /// # Errors
     /// `already_exists`, `field_invalid`, those of [`FlagStore::commit`].
     pub async fn create(&self, new: NewFlag, edit: &Edit) -> Result<Flag> {
-        unimplemented(&self.log, &self.runtime, &self.turn, new, edit)
+        check_note(edit.note.as_deref())?;
+        let flag = Flag::new(new, self.runtime.now())?;
+        let mut attempts = 0;
+        let _turn = self.turn.lock().await;
+        loop {
+            let last = self.store.last_version(&flag.key).await?;
+            let (change, event, flag) = self.creation(flag.clone(), last, edit);
+            match self.commit(vec![change], vec![event]).await {
+                Ok(()) => return Ok(flag),
+                Err(error) => self.again(error, &mut attempts).await?,
+            }
+        }
     }
 
     /// Changes a flag; recorded as `flag.updated`, or `flag.killed` where the patch
@@ -84,7 +136,11 @@ impl Flags {
         expected: Option<u64>,
         edit: &Edit,
     ) -> Result<Flag> {
-        unimplemented(&self.log, &self.runtime, &self.turn, (key, patch, expected), edit)
+        let note = patch.note.clone().or_else(|| edit.note.clone());
+        let edit = Edit { note: note.clone(), ..edit.clone() };
+        let patch = FlagPatch { note, ..patch.clone() };
+        let verb = if patch.is_kill() { "flag.killed" } else { "flag.updated" };
+        self.patch(key, verb, &patch, expected, &edit).await
     }
 
     /// Switches a flag off for everybody, whatever its version: `state` becomes
@@ -94,7 +150,8 @@ impl Flags {
     /// # Errors
     /// `not_found`, `field_invalid` for the note, those of [`FlagStore::commit`].
     pub async fn kill(&self, key: &str, edit: &Edit) -> Result<Flag> {
-        unimplemented(&self.log, &self.runtime, &self.turn, key, edit)
+        let patch = FlagPatch { state: Some(FlagState::Off), pct: Some(0), ..FlagPatch::default() };
+        self.patch(key, "flag.killed", &patch, None, edit).await
     }
 
     /// Removes a flag and returns it; recorded as `flag.removed`. With `expected`
@@ -104,10 +161,23 @@ impl Flags {
     /// `not_found`, `version_mismatch`, `field_invalid` for the note, those of
     /// [`FlagStore::commit`].
     pub async fn remove(&self, key: &str, expected: Option<u64>, edit: &Edit) -> Result<Flag> {
-        unimplemented(&self.log, &self.runtime, &self.turn, (key, expected), edit)
+        check_note(edit.note.as_deref())?;
+        let mut attempts = 0;
+        let _turn = self.turn.lock().await;
+        loop {
+            let flag = self.expect(key, expected).await?;
+            let event = self.seal("flag.removed", &flag.key, &differences(Some(&flag), None), edit);
+            let change = FlagChange::Remove { key: flag.key.clone(), version: flag.version };
+            match self.commit(vec![change], vec![event]).await {
+                Ok(()) => return Ok(flag),
+                Err(error) if expected.is_some() => return Err(error),
+                Err(error) => self.again(error, &mut attempts).await?,
+            }
+        }
     }
 
-    /// Makes those of `flags` that never were, together, and says how many.
+    /// Makes those of `flags` that never were, together, and says how many; each is
+    /// recorded as `flag.created`.
     ///
     /// Idempotent. A flag that is there stays as it is, and one that was removed
     /// stays away: what operators did comes first.
@@ -115,16 +185,183 @@ impl Flags {
     /// # Errors
     /// `field_invalid`, those of [`FlagStore::commit`].
     pub async fn seed(&self, flags: &[NewFlag], edit: &Edit) -> Result<usize> {
-        unimplemented(&self.log, &self.runtime, &self.turn, flags, edit)
+        check_note(edit.note.as_deref())?;
+        let now = self.runtime.now();
+        let flags: Vec<_> =
+            flags.iter().map(|new| Flag::new(new.clone(), now)).collect::<Result<_>>()?;
+        let mut attempts = 0;
+        let _turn = self.turn.lock().await;
+        loop {
+            let (mut changes, mut events) = (Vec::new(), Vec::new());
+            for flag in &flags {
+                if self.store.last_version(&flag.key).await? == 0 {
+                    let (change, event, _) = self.creation(flag.clone(), 0, edit);
+                    changes.push(change);
+                    events.push(event);
+                }
+            }
+            let new = changes.len();
+            if new == 0 {
+                return Ok(0);
+            }
+            match self.commit(changes, events).await {
+                Ok(()) => return Ok(new),
+                // Another one seeds at the same time.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    self.again(mismatch(&flags[0].key), &mut attempts).await?;
+                }
+                Err(error) => self.again(error, &mut attempts).await?,
+            }
+        }
+    }
+
+    async fn patch(
+        &self,
+        key: &str,
+        verb: &str,
+        patch: &FlagPatch,
+        expected: Option<u64>,
+        edit: &Edit,
+    ) -> Result<Flag> {
+        check_note(edit.note.as_deref())?;
+        let mut attempts = 0;
+        let _turn = self.turn.lock().await;
+        loop {
+            let before = self.expect(key, expected).await?;
+            let mut after = before.patched(patch)?;
+            if after == before {
+                return Ok(before);
+            }
+            let changes = differences(Some(&before), Some(&after));
+            let event = self.seal(verb, key, &changes, edit);
+            after.version += 1;
+            remember(&mut after, &event, changes, edit);
+            let change = FlagChange::Replace(Box::new(after.clone()));
+            match self.commit(vec![change], vec![event]).await {
+                Ok(()) => return Ok(after),
+                Err(error) if expected.is_some() => return Err(error),
+                Err(error) => self.again(error, &mut attempts).await?,
+            }
+        }
+    }
+
+    /// The flag, if it has the expected version.
+    async fn expect(&self, key: &str, expected: Option<u64>) -> Result<Flag> {
+        let flag = self.store.flag(key).await?.ok_or_else(|| not_found(key))?;
+        if expected.is_some_and(|version| version != flag.version) {
+            return Err(mismatch(key));
+        }
+        Ok(flag)
+    }
+
+    /// The change that makes `flag`, its event, and the flag as it will be.
+    fn creation(&self, mut flag: Flag, last: u64, edit: &Edit) -> (FlagChange, SealedEvent, Flag) {
+        let changes = differences(None, Some(&flag));
+        let event = self.seal("flag.created", &flag.key, &changes, edit);
+        flag.version = last + 1;
+        flag.created_at = event.event().at;
+        remember(&mut flag, &event, changes, edit);
+        (FlagChange::Create(Box::new(flag.clone())), event, flag)
+    }
+
+    fn seal(&self, verb: &str, key: &str, changes: &[FieldChange], edit: &Edit) -> SealedEvent {
+        let mut event = NewEvent {
+            resource_type: Some("flag".into()),
+            resource_id: Some(key.to_owned()),
+            resource_name: Some(key.to_owned()),
+            ..NewEvent::new(verb, edit.actor.clone())
+        };
+        let side = |value: fn(&FieldChange) -> &Value| -> Map<String, Value> {
+            changes.iter().map(|c| (c.field.clone(), value(c).clone())).collect()
+        };
+        event.metadata.annotate("before", side(|change| &change.from));
+        event.metadata.annotate("after", side(|change| &change.to));
+        for (name, text, max) in [
+            ("note", &edit.note, usize::MAX),
+            ("requestId", &edit.request_id, REQUEST_ID_BYTES),
+            ("userAgent", &edit.user_agent, USER_AGENT_BYTES),
+        ] {
+            if let Some(text) = text {
+                event.metadata.annotate(name, &text[..text.floor_char_boundary(max)]);
+            }
+        }
+        self.log.seal(event)
+    }
+
+    /// Commits and brings the events onto the timeline.
+    async fn commit(&self, changes: Vec<FlagChange>, events: Vec<SealedEvent>) -> Result<()> {
+        self.store.commit(changes, events).await?;
+        self.log.relay(AuditLog::RELAY_WAIT).await;
+        Ok(())
+    }
+
+    /// Waits for another attempt, if the error is that another editor came in between.
+    async fn again(&self, error: Error, attempts: &mut u32) -> Result<()> {
+        *attempts += 1;
+        if error.kind() != ErrorKind::VersionMismatch || *attempts == MAX_ATTEMPTS {
+            return Err(error);
+        }
+        let mut drawn = [0];
+        self.runtime.fill_random(&mut drawn);
+        let pause = Duration::from_millis(u64::from(1 + drawn[0] % MAX_PAUSE_MS));
+        self.runtime.sleep(pause).await;
+        Ok(())
     }
 }
 
-fn unimplemented<T, A>(
-    _: &Arc<AuditLog>,
-    _: &Arc<dyn Runtime>,
-    _: &AsyncMutex<()>,
-    _: A,
-    _: &Edit,
-) -> Result<T> {
-    Err(dezky_core::Error::new(dezky_core::ErrorKind::Internal, "not there yet"))
+/// Puts the change on top of the flag's history, as its event tells it.
+fn remember(flag: &mut Flag, event: &SealedEvent, changes: Vec<FieldChange>, edit: &Edit) {
+    let event = event.event();
+    flag.updated_at = event.at;
+    flag.history.truncate(MAX_HISTORY - 1);
+    let actor = ChangeActor {
+        kind: event.actor_type,
+        id: event.actor_id.clone(),
+        email: event.actor_email.clone(),
+    };
+    flag.history.insert(0, Change { at: event.at, actor, changes, note: edit.note.clone() });
+}
+
+/// The fields in which two states of a flag differ; `None`: there is no flag.
+fn differences(before: Option<&Flag>, after: Option<&Flag>) -> Vec<FieldChange> {
+    let field = |name: &str, value: fn(&Flag) -> Value| {
+        let (from, to) = (before.map_or(Value::Null, value), after.map_or(Value::Null, value));
+        (from != to).then(|| FieldChange { field: name.to_owned(), from, to })
+    };
+    let mut changes: Vec<_> = [
+        field("description", |flag| json!(flag.description)),
+        field("state", |flag| json!(flag.state)),
+        field("pct", |flag| json!(flag.pct)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let nobody = Scope::default();
+    let (from, to) = (before.map_or(&nobody, |f| &f.scope), after.map_or(&nobody, |f| &f.scope));
+    for ((name, from), (_, to)) in from.axes().into_iter().zip(to.axes()) {
+        if from != to {
+            let (from, to) = (shown(from, to), shown(to, from));
+            changes.push(FieldChange { field: name.to_owned(), from, to });
+        }
+    }
+    changes
+}
+
+/// An axis as a change shows it; see [`FieldChange`].
+fn shown(values: &[String], other: &[String]) -> Value {
+    let all = json!(values);
+    if all.to_string().len() <= SHOWN_BYTES {
+        return all;
+    }
+    let mut room = SHOWN_BYTES;
+    let only: Vec<_> = values
+        .iter()
+        .filter(|value| other.binary_search(value).is_err())
+        .take_while(|value| {
+            let fits = room.checked_sub(value.len() + 3);
+            room = fits.unwrap_or(0);
+            fits.is_some()
+        })
+        .collect();
+    json!({"count": values.len(), "only": only})
 }

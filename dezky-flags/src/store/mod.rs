@@ -188,7 +188,8 @@ fn check_size(changes: &[FlagChange]) -> Result<()> {
     Ok(())
 }
 
-fn mismatch(key: &str) -> Error {
+/// The flag with this key has another version.
+pub(crate) fn mismatch(key: &str) -> Error {
     Error::new(
         ErrorKind::VersionMismatch,
         format!("the flag {key} was changed since it was read: read it again"),

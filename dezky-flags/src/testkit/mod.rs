@@ -1,1 +1,38 @@
-//! For tests of your own.
+//! For tests of your own: generated flags and contexts, and the conformance suite
+//! that every back end of this crate runs.
+//!
+//! A store of your own runs the whole suite by one macro call:
+//!
+//! ```
+//! # use std::sync::Arc;
+//! use dezky_core::store::MemoryAuditStore;
+//! use dezky_core::testkit::{BoxFuture, Reopen};
+//! use dezky_core::{Runtime, rt::TokioRuntime};
+//! use dezky_flags::store::MemoryFlagStore;
+//! use dezky_flags::testkit::{FlagStoreHarness, Opened};
+//!
+//! struct Memory;
+//!
+//! #[async_trait::async_trait]
+//! impl FlagStoreHarness for Memory {
+//!     fn runtime(&self) -> Arc<dyn Runtime> {
+//!         Arc::new(TokioRuntime)
+//!     }
+//!     fn block_on(&self, case: BoxFuture<'_, ()>) {
+//!         tokio::runtime::Runtime::new().unwrap().block_on(case);
+//!     }
+//!     async fn open(&self, _again: Reopen) -> Opened {
+//!         let log = Arc::new(MemoryAuditStore::open(self.runtime()));
+//!         Opened { store: Arc::new(MemoryFlagStore::new(log.clone())), log }
+//!     }
+//! }
+//!
+//! dezky_flags::flag_store_conformance!(Memory);
+//! # fn main() {}
+//! ```
+
+pub mod conformance;
+mod flags;
+
+pub use self::conformance::{FlagStoreHarness, Opened};
+pub use self::flags::{Asker, FlagGenerator};

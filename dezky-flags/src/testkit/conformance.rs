@@ -1,0 +1,453 @@
+//! The conformance suite of [`FlagStore`]: one named test a case.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use dezky_core::store::ListQuery;
+use dezky_core::testkit::{BoxFuture, ManualRuntime, Reopen, named_event};
+use dezky_core::{
+    Actor, AuditLog, AuditStore, ErrorKind, NewEvent, Result, Runtime, SealedEvent, Timestamp,
+};
+use futures_util::future::{join, join_all};
+
+use super::FlagGenerator;
+use crate::store::{FlagChange, FlagStore, MAX_COMMIT_CHANGES, MAX_FLAGS};
+use crate::{Edit, Flag, FlagPatch, FlagState, Flags, NewFlag};
+
+/// How the suite gets at a store.
+#[async_trait]
+pub trait FlagStoreHarness: Send + Sync + 'static {
+    /// The runtime that the store was made for.
+    fn runtime(&self) -> Arc<dyn Runtime>;
+
+    /// Runs a case to its end, on the executor that the store needs.
+    fn block_on(&self, case: BoxFuture<'_, ()>);
+
+    /// Opens a store: a new empty one, or the one opened before by this harness.
+    /// The latter is asked for only of stores that say they are durable or shared.
+    async fn open(&self, which: Reopen) -> Opened;
+}
+
+/// A store and the log that takes its events.
+#[derive(Clone)]
+pub struct Opened {
+    /// The store.
+    pub store: Arc<dyn FlagStore>,
+    /// The log.
+    pub log: Arc<dyn AuditStore>,
+}
+
+/// Expands to one `#[test]` a case of the suite, in the module it stands in.
+///
+/// Takes an expression that makes a [`FlagStoreHarness`](crate::testkit::FlagStoreHarness);
+/// it is evaluated for each case.
+#[macro_export]
+macro_rules! flag_store_conformance {
+    ($harness:expr) => {
+        $crate::flag_store_conformance!(@cases $harness;
+            a_new_store_is_empty
+            what_was_stored_is_read_back
+            a_key_is_made_once
+            a_version_is_compared_and_set
+            of_fifty_commits_at_once_one_wins
+            of_fifty_editors_none_loses_a_change
+            changes_and_events_are_one
+            a_refused_change_undoes_those_before_it
+            changes_of_a_commit_see_each_other
+            a_flag_out_of_bounds_is_refused
+            the_revision_grows_with_every_change
+            a_snapshot_is_one_view
+            hostile_keys_are_plain_texts
+            versions_go_on_after_a_removal
+            seeds_are_sown_once
+            a_commit_has_a_bound
+            a_store_has_a_bound
+            another_handle_sees_what_was_acknowledged
+        );
+    };
+    (@cases $harness:expr; $($case:ident)+) => {
+        $(
+            #[test]
+            fn $case() {
+                let harness = $harness;
+                let run = $crate::testkit::conformance::$case(&harness);
+                $crate::testkit::FlagStoreHarness::block_on(&harness, ::std::boxed::Box::pin(run));
+            }
+        )+
+    };
+}
+
+type Harness<'a> = &'a dyn FlagStoreHarness;
+
+fn flag(key: &str, version: u64, pct: u8) -> Flag {
+    let new = NewFlag { pct, ..NewFlag::new(key) };
+    Flag { version, ..Flag::new(new, Timestamp::MIN).expect("within the bounds") }
+}
+
+fn create(key: &str, version: u64) -> FlagChange {
+    FlagChange::Create(Box::new(flag(key, version, 0)))
+}
+
+fn replace(key: &str, version: u64, pct: u8) -> FlagChange {
+    FlagChange::Replace(Box::new(flag(key, version, pct)))
+}
+
+fn remove(key: &str, version: u64) -> FlagChange {
+    FlagChange::Remove { key: key.to_owned(), version }
+}
+
+fn event(harness: Harness<'_>, name: &str) -> SealedEvent {
+    named_event(name).seal(&*harness.runtime())
+}
+
+fn kind(result: Result<()>) -> Option<ErrorKind> {
+    result.err().map(|error| error.kind())
+}
+
+/// What the log has on its timeline after a relay, oldest first.
+async fn timeline(log: &Arc<dyn AuditStore>) -> Vec<(String, String)> {
+    while log.relay(1_000).await.expect("relays").more {}
+    let query = ListQuery { limit: 500, ..ListQuery::default() };
+    let mut events: Vec<_> = log
+        .list(&query)
+        .await
+        .expect("lists")
+        .events
+        .into_iter()
+        .map(|stored| {
+            (stored.seq, stored.event.action, stored.event.resource_id.unwrap_or_default())
+        })
+        .collect();
+    events.sort_unstable_by_key(|event| event.0);
+    events.into_iter().map(|(_, action, id)| (action, id)).collect()
+}
+
+fn editor(harness: Harness<'_>, opened: &Opened) -> Flags {
+    let log = AuditLog::new(Arc::clone(&opened.log), harness.runtime());
+    Flags::new(Arc::clone(&opened.store), Arc::new(log), harness.runtime())
+}
+
+/// See the name.
+pub async fn a_new_store_is_empty(h: Harness<'_>) {
+    let Opened { store, log } = h.open(Reopen::No).await;
+    assert_eq!(store.revision().await.unwrap(), 0);
+    assert!(store.snapshot().await.unwrap().flags.is_empty());
+    assert_eq!(store.flag("a").await.unwrap(), None);
+    assert_eq!(store.last_version("a").await.unwrap(), 0);
+    assert!(timeline(&log).await.is_empty());
+}
+
+/// See the name.
+pub async fn what_was_stored_is_read_back(h: Harness<'_>) {
+    let Opened { store, .. } = h.open(Reopen::No).await;
+    let manual = ManualRuntime::new(1);
+    let mut flags = FlagGenerator::new(&manual).flags(200);
+    let changes = flags.iter().map(|flag| FlagChange::Create(Box::new(flag.clone()))).collect();
+    store.commit(changes, Vec::new()).await.unwrap();
+    for flag in &flags {
+        assert_eq!(store.flag(&flag.key).await.unwrap().as_ref(), Some(flag));
+    }
+    flags.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    assert_eq!(store.snapshot().await.unwrap().flags, flags, "by key, as bytes");
+}
+
+/// See the name.
+pub async fn a_key_is_made_once(h: Harness<'_>) {
+    let Opened { store, log } = h.open(Reopen::No).await;
+    store.commit(vec![create("a", 1)], vec![event(h, "first")]).await.unwrap();
+    for version in [1, 2] {
+        let again = store.commit(vec![create("a", version)], vec![event(h, "again")]).await;
+        assert_eq!(kind(again), Some(ErrorKind::AlreadyExists));
+    }
+    assert_eq!(
+        kind(store.commit(vec![create("b", 2)], vec![]).await),
+        Some(ErrorKind::VersionMismatch)
+    );
+    assert_eq!(store.revision().await.unwrap(), 1);
+    assert_eq!(timeline(&log).await.len(), 1);
+}
+
+/// See the name.
+pub async fn a_version_is_compared_and_set(h: Harness<'_>) {
+    let Opened { store, log } = h.open(Reopen::No).await;
+    store.commit(vec![create("a", 1)], Vec::new()).await.unwrap();
+    store.commit(vec![replace("a", 2, 20)], Vec::new()).await.unwrap();
+    for refused in
+        [replace("a", 1, 9), replace("a", 2, 9), replace("a", 4, 9), remove("a", 1), remove("a", 3)]
+    {
+        let refused = store.commit(vec![refused], vec![event(h, "refused")]).await;
+        assert_eq!(kind(refused), Some(ErrorKind::VersionMismatch));
+    }
+    for missing in [replace("b", 1, 9), remove("b", 0)] {
+        let refused = store.commit(vec![missing], vec![event(h, "refused")]).await;
+        assert_eq!(kind(refused), Some(ErrorKind::NotFound));
+    }
+    assert_eq!(store.flag("a").await.unwrap(), Some(flag("a", 2, 20)));
+    store.commit(vec![remove("a", 2)], Vec::new()).await.unwrap();
+    assert_eq!(store.flag("a").await.unwrap(), None);
+    assert!(timeline(&log).await.is_empty());
+}
+
+/// See the name.
+pub async fn of_fifty_commits_at_once_one_wins(h: Harness<'_>) {
+    let Opened { store, log } = h.open(Reopen::No).await;
+    store.commit(vec![create("a", 1)], Vec::new()).await.unwrap();
+    let commits =
+        (0..50).map(|n| store.commit(vec![replace("a", 2, n)], vec![event(h, &n.to_string())]));
+    let results = join_all(commits).await;
+    let won: Vec<_> = (0_u8..).zip(&results).filter(|(_, result)| result.is_ok()).collect();
+    assert_eq!(won.len(), 1);
+    assert!(
+        results
+            .into_iter()
+            .filter_map(|result| kind(result))
+            .all(|k| k == ErrorKind::VersionMismatch)
+    );
+    let pct = store.flag("a").await.unwrap().unwrap().pct;
+    assert_eq!(timeline(&log).await, [("tenant.updated".to_owned(), pct.to_string())]);
+}
+
+/// Two editors, as of two processes, each of which has 25 changes to make at once.
+pub async fn of_fifty_editors_none_loses_a_change(h: Harness<'_>) {
+    let opened = h.open(Reopen::No).await;
+    let editors = [editor(h, &opened), editor(h, &opened)];
+    let edit = Edit::by(Actor::user("u-1"));
+    editors[0].create(NewFlag::new("a"), &edit).await.unwrap();
+    let edits = (0..50).map(|n| {
+        let (flags, edit) = (&editors[n % 2], &edit);
+        async move {
+            let patch = FlagPatch { description: Some(format!("by {n}")), ..FlagPatch::default() };
+            flags.update("a", &patch, None, edit).await.unwrap().version
+        }
+    });
+    let mut versions = join_all(edits).await;
+    versions.sort_unstable();
+    assert_eq!(versions, (2..=51).collect::<Vec<_>>(), "gapless, each once");
+    let flag = opened.store.flag("a").await.unwrap().unwrap();
+    assert_eq!((flag.version, flag.history.len()), (51, 20));
+    for pair in flag.history.windows(2) {
+        assert_eq!(pair[0].changes[0].from, pair[1].changes[0].to, "each on top of the last");
+    }
+    assert_eq!(timeline(&opened.log).await.len(), 51);
+}
+
+/// See the name.
+pub async fn changes_and_events_are_one(h: Harness<'_>) {
+    let Opened { store, log } = h.open(Reopen::No).await;
+    let invalid = NewEvent::new("No Verb", Actor::system()).seal(&*h.runtime());
+    let refused = store.commit(vec![create("a", 1)], vec![event(h, "fine"), invalid]).await;
+    assert_eq!(kind(refused), Some(ErrorKind::EventInvalid));
+    assert_eq!(store.flag("a").await.unwrap(), None);
+    assert_eq!(store.revision().await.unwrap(), 0);
+    assert!(timeline(&log).await.is_empty());
+    store.commit(vec![create("a", 1)], vec![event(h, "x"), event(h, "y")]).await.unwrap();
+    let events = timeline(&log).await;
+    assert_eq!(events.iter().map(|e| &*e.1).collect::<Vec<_>>(), ["x", "y"], "in their order");
+}
+
+/// See the name.
+pub async fn a_refused_change_undoes_those_before_it(h: Harness<'_>) {
+    let Opened { store, log } = h.open(Reopen::No).await;
+    store.commit(vec![create("a", 1)], Vec::new()).await.unwrap();
+    let before = store.snapshot().await.unwrap();
+    let changes = vec![create("b", 1), replace("a", 2, 5), remove("c", 1)];
+    let refused = store.commit(changes, vec![event(h, "refused")]).await;
+    assert_eq!(kind(refused), Some(ErrorKind::NotFound));
+    assert_eq!(store.snapshot().await.unwrap(), before);
+    assert!(timeline(&log).await.is_empty());
+}
+
+/// See the name.
+pub async fn changes_of_a_commit_see_each_other(h: Harness<'_>) {
+    let Opened { store, .. } = h.open(Reopen::No).await;
+    let changes = vec![create("a", 1), replace("a", 2, 7), remove("a", 2), create("a", 4)];
+    store.commit(changes, Vec::new()).await.unwrap();
+    assert_eq!(store.snapshot().await.unwrap().flags, [flag("a", 4, 0)]);
+    assert_eq!(store.revision().await.unwrap(), 4);
+}
+
+/// See the name.
+pub async fn a_flag_out_of_bounds_is_refused(h: Harness<'_>) {
+    let Opened { store, log } = h.open(Reopen::No).await;
+    let breaks: [fn(&mut Flag); 4] = [
+        |f| f.pct = 101,
+        |f| f.key = "No Key".into(),
+        |f| f.scope.plans = vec![String::new()],
+        |f| f.version = 0,
+    ];
+    for break_bound in breaks {
+        let mut flag = flag("a", 1, 0);
+        break_bound(&mut flag);
+        let change = FlagChange::Create(Box::new(flag));
+        let refused = store.commit(vec![change], vec![event(h, "refused")]).await;
+        assert_eq!(kind(refused), Some(ErrorKind::FieldInvalid));
+    }
+    assert_eq!(store.revision().await.unwrap(), 0);
+    assert!(timeline(&log).await.is_empty());
+}
+
+/// See the name.
+pub async fn the_revision_grows_with_every_change(h: Harness<'_>) {
+    let Opened { store, .. } = h.open(Reopen::No).await;
+    let mut last = 0;
+    for changes in [
+        vec![create("a", 1), create("b", 1)],
+        vec![replace("a", 2, 5)],
+        vec![remove("b", 1)],
+        vec![create("b", 3)],
+    ] {
+        store.commit(changes, Vec::new()).await.unwrap();
+        let revision = store.revision().await.unwrap();
+        assert!(revision > last);
+        assert_eq!(store.snapshot().await.unwrap().revision, revision);
+        last = revision;
+    }
+    store.commit(Vec::new(), vec![event(h, "alone")]).await.unwrap();
+    assert_eq!(store.revision().await.unwrap(), last, "no flag has changed");
+}
+
+/// Two flags that always change together are never seen apart, nor beside the
+/// revision of another state.
+pub async fn a_snapshot_is_one_view(h: Harness<'_>) {
+    let Opened { store, .. } = h.open(Reopen::No).await;
+    store.commit(vec![create("a", 1), create("b", 1)], Vec::new()).await.unwrap();
+    let write = async {
+        for pct in 1..=30 {
+            let version = u64::from(pct) + 1;
+            let changes = vec![replace("a", version, pct), replace("b", version, pct)];
+            store.commit(changes, Vec::new()).await.unwrap();
+        }
+    };
+    let read = async {
+        loop {
+            let snapshot = store.snapshot().await.unwrap();
+            let [a, b] = &snapshot.flags[..] else { panic!("two flags") };
+            assert_eq!((a.pct, a.version), (b.pct, b.version));
+            assert_eq!(snapshot.revision, 2 * a.version);
+            if a.pct == 30 {
+                return;
+            }
+            // Lets the writer go on where nothing else does.
+            h.runtime().sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    join(write, read).await;
+}
+
+/// See the name.
+pub async fn hostile_keys_are_plain_texts(h: Harness<'_>) {
+    let Opened { store, .. } = h.open(Reopen::No).await;
+    store.commit(vec![create("a", 1)], Vec::new()).await.unwrap();
+    let long = "k".repeat(100_000);
+    for key in [
+        "",
+        "%",
+        "_",
+        "A",
+        "a ",
+        " a",
+        "a\0",
+        "a'; DROP TABLE dezky_flags; --",
+        "$ne",
+        "../a",
+        "ä",
+        &long,
+    ] {
+        assert_eq!(store.flag(key).await.unwrap(), None, "{key:.20}");
+        assert_eq!(store.last_version(key).await.unwrap(), 0);
+        assert_eq!(
+            kind(store.commit(vec![remove(key, 1)], vec![]).await),
+            Some(ErrorKind::NotFound)
+        );
+        let named = Flag { key: key.to_owned(), ..flag("a", 1, 0) };
+        let refused = store.commit(vec![FlagChange::Create(Box::new(named))], vec![]).await;
+        assert_eq!(kind(refused), Some(ErrorKind::FieldInvalid));
+    }
+    assert_eq!(store.snapshot().await.unwrap().flags, [flag("a", 1, 0)]);
+}
+
+/// What was read from an earlier life of a key never fits a later one.
+pub async fn versions_go_on_after_a_removal(h: Harness<'_>) {
+    let opened = h.open(Reopen::No).await;
+    let flags = editor(h, &opened);
+    let edit = Edit::by(Actor::user("u-1"));
+    let first = flags.create(NewFlag::new("a"), &edit).await.unwrap();
+    flags.remove("a", Some(first.version), &edit).await.unwrap();
+    assert_eq!(opened.store.last_version("a").await.unwrap(), 2);
+    let patch = FlagPatch { state: Some(FlagState::On), ..FlagPatch::default() };
+    let gone = flags.update("a", &patch, Some(first.version), &edit).await.unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::NotFound);
+    let stale = opened.store.commit(vec![create("a", 1)], Vec::new()).await;
+    assert_eq!(kind(stale), Some(ErrorKind::VersionMismatch));
+    let again = flags.create(NewFlag::new("a"), &edit).await.unwrap();
+    assert_eq!((again.version, again.history.len()), (3, 1));
+    let stale = flags.update("a", &patch, Some(first.version), &edit).await.unwrap_err();
+    assert_eq!(stale.kind(), ErrorKind::VersionMismatch);
+    assert_eq!(flags.get("a").await.unwrap(), Some(again));
+}
+
+/// Seeding again makes nothing, changes nothing and brings nothing back; two that
+/// seed at once make each flag once.
+pub async fn seeds_are_sown_once(h: Harness<'_>) {
+    let opened = h.open(Reopen::No).await;
+    let seeds = crate::seeded_flags();
+    let edit = Edit::by(Actor::system());
+    let editors = [editor(h, &opened), editor(h, &opened)];
+    let [one, two] = &editors;
+    let (first, second) = join(one.seed(&seeds, &edit), two.seed(&seeds, &edit)).await;
+    assert_eq!(first.unwrap() + second.unwrap(), 10);
+    let patch =
+        FlagPatch { pct: Some(25), state: Some(FlagState::Rollout), ..FlagPatch::default() };
+    one.update("jmap_native_v2", &patch, None, &edit).await.unwrap();
+    one.remove("oci_versioning", None, &edit).await.unwrap();
+    let before = opened.store.snapshot().await.unwrap();
+    assert_eq!(one.seed(&seeds, &edit).await.unwrap(), 0);
+    assert_eq!(opened.store.snapshot().await.unwrap(), before);
+    assert_eq!(timeline(&opened.log).await.len(), 12);
+}
+
+/// See the name.
+pub async fn a_commit_has_a_bound(h: Harness<'_>) {
+    let Opened { store, log } = h.open(Reopen::No).await;
+    let changes = (0..=MAX_COMMIT_CHANGES).map(|n| create(&format!("k{n}"), 1)).collect();
+    let refused = store.commit(changes, vec![event(h, "refused")]).await;
+    assert_eq!(kind(refused), Some(ErrorKind::TooLarge));
+    assert_eq!(store.revision().await.unwrap(), 0);
+    assert!(timeline(&log).await.is_empty());
+}
+
+/// See the name.
+pub async fn a_store_has_a_bound(h: Harness<'_>) {
+    let Opened { store, .. } = h.open(Reopen::No).await;
+    let keys: Vec<_> = (0..MAX_FLAGS).map(|n| format!("k{n}")).collect();
+    for keys in keys.chunks(MAX_COMMIT_CHANGES) {
+        store.commit(keys.iter().map(|key| create(key, 1)).collect(), Vec::new()).await.unwrap();
+    }
+    let refused = store.commit(vec![create("more", 1)], Vec::new()).await;
+    assert_eq!(kind(refused), Some(ErrorKind::StateConflict));
+    store.commit(vec![remove("k0", 1), create("more", 1)], Vec::new()).await.unwrap();
+    let refused = store.commit(vec![create("k0", 3)], Vec::new()).await;
+    assert_eq!(kind(refused), Some(ErrorKind::StateConflict));
+    assert_eq!(store.snapshot().await.unwrap().flags.len(), MAX_FLAGS);
+}
+
+/// Of durable or shared stores: a second handle reads the same flags and goes on
+/// with them.
+pub async fn another_handle_sees_what_was_acknowledged(h: Harness<'_>) {
+    let Opened { store, .. } = h.open(Reopen::No).await;
+    store.commit(vec![create("a", 1), create("b", 1), remove("b", 1)], Vec::new()).await.unwrap();
+    let able = store.capabilities();
+    if !able.durable && !able.shared {
+        return;
+    }
+    let Opened { store: again, log } = h.open(Reopen::Yes).await;
+    assert_eq!(again.snapshot().await.unwrap(), store.snapshot().await.unwrap());
+    assert_eq!(again.last_version("b").await.unwrap(), 2);
+    again.commit(vec![replace("a", 2, 5)], vec![event(h, "again")]).await.unwrap();
+    assert_eq!(
+        kind(store.commit(vec![replace("a", 2, 9)], vec![]).await),
+        Some(ErrorKind::VersionMismatch)
+    );
+    assert_eq!(store.flag("a").await.unwrap(), Some(flag("a", 2, 5)));
+    assert_eq!(timeline(&log).await.len(), 1);
+}
