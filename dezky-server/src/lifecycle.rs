@@ -194,7 +194,8 @@ async fn open(config: Config) -> Result<AppState, Failure> {
     let store: Arc<dyn AuditStore> = engine.clone();
     let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
     let log = Arc::new(AuditLog::new(Arc::clone(&store), Arc::clone(&runtime)));
-    let (documents, flags) = open_beside(&engine).await.map_err(|error| Failure::usage(format!("store {error}")))?;
+    let (documents, flags) =
+        open_beside(&engine).await.map_err(|error| Failure::usage(format!("store {error}")))?;
     let tenants = Arc::new(DirectoryTenants(Arc::clone(&documents)));
     let directory = Directory::new(documents, Arc::clone(&log), Arc::clone(&runtime));
     let flag_set = CurrentFlags::new(Arc::clone(&flags));

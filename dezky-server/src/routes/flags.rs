@@ -122,7 +122,9 @@ pub(super) async fn evaluate(
 fn explained(decision: Decision) -> Value {
     let mut answer = json!({ "value": decision.value, "reason": decision.reason.to_string() });
     match decision.reason {
-        Reason::InRollout(bucket) | Reason::OutOfRollout(bucket) => answer["bucket"] = bucket.into(),
+        Reason::InRollout(bucket) | Reason::OutOfRollout(bucket) => {
+            answer["bucket"] = bucket.into()
+        }
         Reason::ScopeMismatch(axis) => answer["axis"] = axis.to_string().into(),
         _ => {}
     }

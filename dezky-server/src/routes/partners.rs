@@ -63,8 +63,8 @@ pub(super) async fn update(
     caller: Caller,
     Document(patch): Document<PartnerPatch>,
 ) -> Result<Json<Partner>, Problem> {
-    let partner = state.directory.update_partner(PartnerKey::Slug(&slug), patch, &caller.into());
-    Ok(Json(partner.await?))
+    let (key, by) = (PartnerKey::Slug(&slug), caller.into());
+    Ok(Json(state.directory.update_partner(key, patch, &by).await?))
 }
 
 /// `DELETE /partners/{slug}`: the document stays, its status is `terminated`.

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse as _, Response};
 use dezky_core::directory::{
     NewTenant, Tenant, TenantKey, TenantPatch, TenantQuery, UserCursor, UserQuery,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::body::Document;
 use super::parameters::{Name, Parameters, page};
@@ -66,8 +66,8 @@ pub(super) async fn update(
     caller: Caller,
     Document(patch): Document<TenantPatch>,
 ) -> Result<Json<Tenant>, Problem> {
-    let tenant = state.directory.update_tenant(TenantKey::Slug(&slug), patch, &caller.into());
-    Ok(Json(tenant.await?))
+    let (key, by) = (TenantKey::Slug(&slug), caller.into());
+    Ok(Json(state.directory.update_tenant(key, patch, &by).await?))
 }
 
 /// `DELETE /tenants/{slug}`: the document stays, its status is `deleted`.
