@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use dezky_core::ErrorKind::{AlreadyExists, FieldInvalid, NotFound, VersionMismatch};
 use dezky_core::store::ListQuery;
 use dezky_core::testkit::{ManualRuntime, Reopen};
-use dezky_core::{Actor, ActorType, AuditLog, ErrorKind, Runtime, StoredEvent};
+use dezky_core::{Actor, ActorType, AuditLog, Runtime, StoredEvent};
 use dezky_flags::testkit::{FlagStoreHarness, Opened};
 use dezky_flags::{
     Edit, FlagContext, FlagEvaluator, FlagPatch, FlagSet, FlagState, Flags, NewFlag, Reason, Scope,
@@ -58,8 +59,8 @@ fn operator() -> Edit {
     }
 }
 
-fn patch(body: Value) -> FlagPatch {
-    FlagPatch::from_json(&body).unwrap()
+fn patch(body: &Value) -> FlagPatch {
+    FlagPatch::from_json(body).unwrap()
 }
 
 /// Ten seeded, 25 % saved, killed in one call, decided twice, made and removed.
@@ -70,7 +71,7 @@ fn scenario(harness: &dyn FlagStoreHarness) {
         assert_eq!(flags.seed(&seeded_flags(), &Edit::by(Actor::system())).await.unwrap(), 10);
         assert!(flags.list().await.unwrap().iter().all(|f| f.state == FlagState::Off));
 
-        let rollout = patch(json!({"state": "rollout", "pct": 25}));
+        let rollout = patch(&json!({"state": "rollout", "pct": 25}));
         let saved = flags.update("jmap_native_v2", &rollout, Some(1), &edit).await.unwrap();
         assert_eq!((saved.version, saved.pct), (2, 25));
         let set = FlagSet::compile(&flags.list().await.unwrap());
@@ -88,7 +89,7 @@ fn scenario(harness: &dyn FlagStoreHarness) {
 
         let killed = flags.kill("jmap_native_v2", &edit).await.unwrap();
         assert_eq!((killed.state, killed.pct, killed.version), (FlagState::Off, 0, 3));
-        let on = patch(json!({"state": "on"}));
+        let on = patch(&json!({"state": "on"}));
         flags.update("jmap_native_v2", &on, None, &edit).await.unwrap();
         let stored = flags.get("jmap_native_v2").await.unwrap().unwrap();
         let states: Vec<_> =
@@ -129,7 +130,7 @@ fn an_event_says_who_what_and_why() {
         let edit = operator();
         desk.flags.create(NewFlag::new("a"), &Edit::by(Actor::system())).await.unwrap();
         let body = json!({"pct": 5, "scope": {"plans": ["pro"]}, "description": "x"});
-        let flag = desk.flags.update("a", &patch(body), None, &edit).await.unwrap();
+        let flag = desk.flags.update("a", &patch(&body), None, &edit).await.unwrap();
         desk.flags.remove("a", None, &edit).await.unwrap();
         let events = desk.events().await;
 
@@ -169,12 +170,12 @@ fn a_patch_off_with_the_kill_switch_note_is_a_kill() {
         let edit = Edit::by(Actor::system());
         let new = NewFlag { state: FlagState::Rollout, pct: 40, ..NewFlag::new("a") };
         desk.flags.create(new, &edit).await.unwrap();
-        let off = patch(json!({"state": "off"}));
+        let off = patch(&json!({"state": "off"}));
         let flag = desk.flags.update("a", &off, None, &edit).await.unwrap();
         assert_eq!(flag.pct, 40, "off alone keeps the percentage");
-        let kill = patch(json!({"state": "off", "note": "kill-switch"}));
+        let kill = patch(&json!({"state": "off", "note": "kill-switch"}));
         let stale = desk.flags.update("a", &kill, Some(1), &edit).await.unwrap_err();
-        assert_eq!(stale.kind(), ErrorKind::VersionMismatch);
+        assert_eq!(stale.kind(), VersionMismatch);
         let flag = desk.flags.update("a", &kill, Some(2), &edit).await.unwrap();
         assert_eq!((flag.state, flag.pct), (FlagState::Off, 0));
         assert_eq!(flag.history[0].note.as_deref(), Some("kill-switch"));
@@ -188,7 +189,7 @@ fn what_changes_nothing_leaves_no_trace() {
         let desk = Desk::open(&Memory).await;
         let edit = operator();
         let flag = desk.flags.create(NewFlag::new("a"), &edit).await.unwrap();
-        let same = patch(json!({"state": "off", "pct": 0, "note": "again"}));
+        let same = patch(&json!({"state": "off", "pct": 0, "note": "again"}));
         assert_eq!(desk.flags.update("a", &same, Some(1), &edit).await.unwrap(), flag);
         assert_eq!(desk.flags.kill("a", &edit).await.unwrap(), flag);
         assert_eq!(desk.flags.get("a").await.unwrap(), Some(flag));
@@ -204,7 +205,7 @@ fn what_is_refused_changes_nothing() {
         let flag = flags.create(NewFlag::new("a"), &edit).await.unwrap();
         let chatty = Edit { note: Some("x".repeat(1_001)), ..operator() };
         let wide = FlagPatch { pct: Some(101), ..FlagPatch::default() };
-        let on = patch(json!({"state": "on"}));
+        let on = patch(&json!({"state": "on"}));
         let bad = NewFlag { pct: 101, ..NewFlag::new("b") };
         let kinds = [
             flags.create(NewFlag::new("a"), &edit).await,
@@ -221,7 +222,6 @@ fn what_is_refused_changes_nothing() {
             flags.seed(&[NewFlag::new("c"), bad], &edit).await.map(|_| flag.clone()),
         ]
         .map(|result| result.unwrap_err().kind());
-        use ErrorKind::{AlreadyExists, FieldInvalid, NotFound, VersionMismatch};
         assert_eq!(
             kinds,
             [
@@ -251,7 +251,7 @@ fn the_history_keeps_the_newest_twenty() {
         let edit = Edit::by(Actor::system());
         desk.flags.create(NewFlag::new("a"), &edit).await.unwrap();
         for pct in 1..=30 {
-            desk.flags.update("a", &patch(json!({"pct": pct})), None, &edit).await.unwrap();
+            desk.flags.update("a", &patch(&json!({"pct": pct})), None, &edit).await.unwrap();
         }
         let history = desk.flags.get("a").await.unwrap().unwrap().history;
         let to: Vec<_> = history.iter().map(|change| change.changes[0].to.clone()).collect();
