@@ -11,6 +11,9 @@ use crate::Flag;
 
 /// Flags in memory, gone with the process; their events go to any audit log.
 ///
+/// A change is made when its events are staged. If a commit is dropped while a log
+/// that is not in memory stages, they may be there without it.
+///
 /// ```
 /// # use std::sync::Arc;
 /// use dezky_core::{rt::TokioRuntime, store::MemoryAuditStore};
