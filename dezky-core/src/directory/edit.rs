@@ -108,13 +108,14 @@ impl Directory {
     /// Makes a tenant. Event: `tenant.created`.
     ///
     /// # Errors
-    /// `field_invalid`; `already_exists` names the slug or the domain; `not_found`
+    /// `field_invalid`; `already_exists` names the slug, the id or the domain; `not_found`
     /// if there is no such partner, `state_conflict` if it is terminated.
     pub async fn create_tenant(&self, mut new: NewTenant, by: &Edit) -> Result<Tenant> {
         if let Some(partner) = &new.partner_id {
             new.partner_id = Some(self.active_partner(partner).await?.id);
         }
-        let tenant = new.into_tenant(self.new_id(), self.runtime.now())?;
+        let id = new.id.take().unwrap_or_else(|| self.new_id());
+        let tenant = new.into_tenant(id, self.runtime.now())?;
         self.create(tenant, "tenant.created", by).await
     }
 

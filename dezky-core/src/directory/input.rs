@@ -73,6 +73,10 @@ pub struct NewTenant {
     /// See [`Tenant`].
     #[serde(default)]
     pub billing: NewBilling,
+    /// The id of a tenant that comes from elsewhere, so that rollouts reach it as
+    /// they did there; a new one is made unless set.
+    #[serde(default, deserialize_with = "present")]
+    pub id: Option<String>,
 }
 
 impl NewTenant {
@@ -86,6 +90,7 @@ impl NewTenant {
             domains: Vec::new(),
             partner_id: None,
             billing: NewBilling::default(),
+            id: None,
         }
     }
 
