@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod authentik;
 pub mod intake;
 pub mod ocis;
 pub mod pump;
