@@ -6,6 +6,8 @@ pub mod ocis;
 pub mod pump;
 pub mod signature;
 pub mod stalwart;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 
 pub use intake::{Intake, Taken};
 pub use pump::{Pump, PumpConfig, PumpStatus, Tick};

@@ -202,7 +202,10 @@ mod tests {
         assert_eq!((page.count, page.has_next, page.before), (6, true, Some(0)));
         assert_eq!(page.items.len(), 2);
         for (text, expected) in [
-            (r#"{"results":[],"pagination":{"next":0,"count":0,"start_index":0},"x":1}"#, (0, false)),
+            (
+                r#"{"results":[],"pagination":{"next":0,"count":0,"start_index":0},"x":1}"#,
+                (0, false),
+            ),
             (r#"{"results":[1],"pagination":{"next":2.0,"count":7.0}}"#, (7, true)),
             (r#"{"results":[1],"pagination":{"next":null}}"#, (1, false)),
         ] {
@@ -243,7 +246,11 @@ mod tests {
             (format!(r#"{{{time},"action":"login"}}"#), "no_pk", false),
             (r#"{"pk":"a","action":"login","created":"soon"}"#.to_owned(), "no_created", false),
             (format!(r#"{{"pk":"a",{time},"action":null}}"#), "no_action", true),
-            (format!(r#"{{"pk":"a",{time},"x":{}1{}}}"#, "[".repeat(200), "]".repeat(200)), "too_deep", false),
+            (
+                format!(r#"{{"pk":"a",{time},"x":{}1{}}}"#, "[".repeat(200), "]".repeat(200)),
+                "too_deep",
+                false,
+            ),
         ] {
             let item = item(&text);
             assert_eq!(item.place.is_some(), has_place, "{reason}");

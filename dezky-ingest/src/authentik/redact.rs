@@ -7,7 +7,7 @@
 use serde_json::{Map, Value};
 
 /// What stands where a secret stood.
-pub const REDACTED: &str = "[redacted]";
+pub(super) const REDACTED: &str = "[redacted]";
 
 /// Names of secrets, without separators and in lower case; a name ends so.
 const SECRETS: [&str; 12] = [
