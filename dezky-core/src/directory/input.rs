@@ -1,5 +1,7 @@
 //! What callers give: new documents and patches, and what they make of a document.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Deserializer};
 
 use super::fields;
@@ -116,7 +118,7 @@ impl NewTenant {
             provisioning_status: INTEGRATIONS
                 .map(|name| (name.to_owned(), ProvisioningStatus::Pending))
                 .into(),
-            provisioning_errors: Default::default(),
+            provisioning_errors: BTreeMap::new(),
             version: 1,
             created_at: now,
             updated_at: now,
@@ -458,7 +460,9 @@ fn set<T>(to: &mut T, value: Option<T>) {
 }
 
 fn lower(mut domains: Vec<String>) -> Vec<String> {
-    domains.iter_mut().for_each(|domain| domain.make_ascii_lowercase());
+    for domain in &mut domains {
+        domain.make_ascii_lowercase();
+    }
     domains
 }
 
