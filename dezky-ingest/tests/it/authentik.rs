@@ -12,6 +12,7 @@ use dezky_core::{
     TenantDirectory, Timestamp,
 };
 use dezky_ingest::authentik::{ApiToken, AuthentikConfig, AuthentikSource};
+use dezky_ingest::http::client_builder;
 use dezky_ingest::testkit::{AuthentikDouble, Fault, Profile, authentik_event};
 use dezky_ingest::{Intake, Pump, Tick};
 use serde_json::{Value, json};
@@ -178,7 +179,7 @@ fn a_first_run_on_five_thousand_drains_within_six_ticks() {
 fn a_naive_poller_goes_blind_at_a_thousand_and_one_and_ours_does_not() {
     run(async {
         let setup = Setup::with_events(1_000, MINUTE).await;
-        let client = reqwest::Client::new();
+        let client = client_builder(setup.double.url()).unwrap().build().unwrap();
         let mut naive = (String::new(), BTreeSet::new());
         naive_poll(&client, &setup.double, &mut naive).await;
         assert_eq!(naive.1.len(), 1_000, "a toy instance looks fine");

@@ -54,9 +54,8 @@ pub(super) struct Sender {
 
 impl Sender {
     pub(super) fn new(address: SocketAddr, secret: &str) -> Result<Self, Failure> {
-        let client = reqwest::Client::builder()
-            // Whatever proxy the environment names is not for this machine.
-            .no_proxy()
+        let client = dezky_ingest::http::client_builder("http:")
+            .map_err(|error| Failure::no(format!("webhook: {error}")))?
             .timeout(Duration::from_secs(30))
             .build()
             .map_err(|error| Failure::no(format!("webhook: {error}")))?;

@@ -76,10 +76,9 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(base: String) -> Self {
-        let http = reqwest::Client::builder()
-            .no_proxy()
+        let http = dezky_ingest::http::client_builder("http:")
+            .unwrap()
             .timeout(Duration::from_secs(30))
-            .redirect(reqwest::redirect::Policy::none())
             .build()
             .unwrap();
         Self { http, base }
