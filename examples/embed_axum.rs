@@ -1,7 +1,5 @@
-//! The log inside a service of your own: a change and its event commit together.
-//!
-//! An axum service keeps notes in SQLite. Each change writes its event into the
-//! outbox in the same transaction; `relay` then takes it onto the timeline.
+//! The log inside a service of your own: an axum service keeps notes in SQLite, and
+//! each change and its event commit together or not at all.
 //!
 //! `cargo run -p dezky-examples --example embed_axum`
 

@@ -76,12 +76,9 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(base: String) -> Self {
-        // reqwest wants to know whose TLS, also where none is spoken.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .no_proxy()
+        let http = dezky_ingest::http::client_builder("http:")
+            .unwrap()
             .timeout(Duration::from_secs(30))
-            .redirect(reqwest::redirect::Policy::none())
             .build()
             .unwrap();
         Self { http, base }
