@@ -134,41 +134,42 @@ impl Api {
         // Bytes that are no UTF-8 become U+FFFD, as in normal form.
         let body = String::from_utf8(body)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-        if is_fine { Ok(Fetched::Text(body)) } else { self.refused(&response, &body) }
+        if is_fine { Ok(Fetched::Text(body)) } else { refused(&response, &body) }
     }
+}
 
-    fn refused(&self, response: &Response, body: &str) -> Result<Fetched, Failed> {
-        let status = response.status();
-        let failed = |kind, what: String, wait| Err(Failed { error: Error::new(kind, what), wait });
-        match status.as_u16() {
-            404 if body.contains("Invalid page") => Ok(Fetched::NoSuchPage),
-            404 => failed(
-                ErrorKind::SourceUnavailable,
-                "Authentik answers 404; base_url must be its address without /api/v3".into(),
-                None,
+/// What an answer that is not 200 means.
+fn refused(response: &Response, body: &str) -> Result<Fetched, Failed> {
+    let status = response.status();
+    let failed = |kind, what: String, wait| Err(Failed { error: Error::new(kind, what), wait });
+    match status.as_u16() {
+        404 if body.contains("Invalid page") => Ok(Fetched::NoSuchPage),
+        404 => failed(
+            ErrorKind::SourceUnavailable,
+            "Authentik answers 404; base_url must be its address without /api/v3".into(),
+            None,
+        ),
+        401 | 403 => failed(
+            ErrorKind::AuthFailed,
+            format!(
+                "Authentik answers {status}; the token must be valid, of intent API, and its \
+                 user must have the permission to view events"
             ),
-            401 | 403 => failed(
-                ErrorKind::AuthFailed,
-                format!(
-                    "Authentik answers {status}; the token must be valid, of intent API, and its \
-                     user must have the permission to view events"
-                ),
-                Some(AUTH_WAIT),
+            Some(AUTH_WAIT),
+        ),
+        300..=399 => failed(
+            ErrorKind::SourceUnavailable,
+            format!(
+                "Authentik answers {status}; redirects are not followed, set base_url to \
+                     where it leads"
             ),
-            300..=399 => failed(
-                ErrorKind::SourceUnavailable,
-                format!(
-                    "Authentik answers {status}; redirects are not followed, set base_url to \
-                         where it leads"
-                ),
-                None,
-            ),
-            code => {
-                let said = retry_after(response.headers());
-                let wait = said.or((code == 429).then_some(THROTTLED_WAIT));
-                let what = format!("Authentik answers {status}");
-                failed(ErrorKind::SourceUnavailable, what, wait.map(|wait| wait.min(MAX_WAIT)))
-            }
+            None,
+        ),
+        code => {
+            let said = retry_after(response.headers());
+            let wait = said.or((code == 429).then_some(THROTTLED_WAIT));
+            let what = format!("Authentik answers {status}");
+            failed(ErrorKind::SourceUnavailable, what, wait.map(|wait| wait.min(MAX_WAIT)))
         }
     }
 }

@@ -216,7 +216,7 @@ async fn naive_poll(
         let body: Value = response.json().await.unwrap();
         for event in body["results"].as_array().unwrap() {
             seen.insert(event["pk"].as_str().unwrap().to_owned());
-            *newest = event["created"].as_str().unwrap().to_owned();
+            event["created"].as_str().unwrap().clone_into(newest);
         }
         if body["pagination"]["next"] == 0 {
             break;
@@ -419,7 +419,7 @@ fn a_server_that_does_not_answer_is_given_up_on() {
         let mut pump = setup.pump();
         let runtime = setup.runtime.clone();
         let clock = async {
-            while runtime.sleeping() == 0 {
+            while runtime.sleeping() == 0 || setup.double.requests().is_empty() {
                 tokio::task::yield_now().await;
             }
             runtime.advance(Duration::from_secs(61));
@@ -593,7 +593,9 @@ async fn with_groups() -> (Setup, Arc<Tenants>) {
     setup.directory = Some(Arc::clone(&tenants) as Arc<dyn TenantDirectory>);
     let groups =
         [("zeta", false), ("staff", false), ("dezky-platform-admins", false), ("acme", false)];
-    groups.into_iter().for_each(|(name, is_superuser)| setup.double.add_group(name, is_superuser));
+    for (name, is_superuser) in groups {
+        setup.double.add_group(name, is_superuser);
+    }
     setup.double.add_group("authentik Admins", true);
     setup.double.set_user(41, &["staff"]);
     setup.double.set_user(42, &["zeta", "staff", "acme"]);

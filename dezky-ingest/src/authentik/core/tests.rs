@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SETTINGS: Settings = Settings { page_size: 12, overlap: Duration::from_secs(60) };
+const SETTINGS: Settings = Settings { page_size: 12, overlap: Duration::from_mins(1) };
 const OVERLAP_MS: i64 = 60_000;
 
 /// A list as the server keeps it: rows show when they are committed, and go.
