@@ -45,6 +45,8 @@ pub enum ErrorKind {
     Io,
     /// A source of events could not be read.
     SourceUnavailable,
+    /// A source of events refuses our credentials, or they lack a permission.
+    AuthFailed,
     /// A signature is missing or wrong.
     SignatureInvalid,
     /// A field of a document is out of its bounds; nothing was changed.
@@ -84,6 +86,7 @@ impl ErrorKind {
             Self::ConfigInvalid => "config_invalid",
             Self::Io => "io",
             Self::SourceUnavailable => "source_unavailable",
+            Self::AuthFailed => "auth_failed",
             Self::SignatureInvalid => "signature_invalid",
             Self::FieldInvalid => "field_invalid",
             Self::AlreadyExists => "already_exists",

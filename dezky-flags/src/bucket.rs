@@ -34,7 +34,7 @@ pub fn in_rollout_bucket(tenant_id: &str, key: &str, pct: u8) -> bool {
 /// use dezky_flags::BucketReading;
 /// assert_eq!(BucketReading::default().bucket("", ""), 35);
 /// // 0xe7ac0786 mod 100
-/// assert_eq!(BucketReading::Prefix32.bucket("", ""), 70);
+/// assert_eq!(BucketReading::Prefix32.bucket("", ""), 14);
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum BucketReading {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dezky_core::{Actor, AuditLog, Error, ErrorKind, NewEvent, Result, Runtime, SealedEvent};
-use futures_util::lock::Mutex as AsyncMutex;
+use futures_util::lock::{Mutex as AsyncMutex, MutexGuard};
 use serde_json::{Map, Value, json};
 
 use crate::model::check_note;
@@ -109,12 +109,15 @@ impl Flags {
         check_note(edit.note.as_deref())?;
         let flag = Flag::new(new, self.runtime.now())?;
         let mut attempts = 0;
-        let _turn = self.turn.lock().await;
+        let turn = self.turn.lock().await;
         loop {
             let last = self.store.last_version(&flag.key).await?;
             let (change, event, flag) = self.creation(flag.clone(), last, edit);
-            match self.commit(vec![change], vec![event]).await {
-                Ok(()) => return Ok(flag),
+            match self.store.commit(vec![change], vec![event]).await {
+                Ok(()) => {
+                    self.finish(turn).await;
+                    return Ok(flag);
+                }
                 Err(error) => self.again(error, &mut attempts).await?,
             }
         }
@@ -163,13 +166,16 @@ impl Flags {
     pub async fn remove(&self, key: &str, expected: Option<u64>, edit: &Edit) -> Result<Flag> {
         check_note(edit.note.as_deref())?;
         let mut attempts = 0;
-        let _turn = self.turn.lock().await;
+        let turn = self.turn.lock().await;
         loop {
             let flag = self.expect(key, expected).await?;
             let event = self.seal("flag.removed", &flag.key, &differences(Some(&flag), None), edit);
             let change = FlagChange::Remove { key: flag.key.clone(), version: flag.version };
-            match self.commit(vec![change], vec![event]).await {
-                Ok(()) => return Ok(flag),
+            match self.store.commit(vec![change], vec![event]).await {
+                Ok(()) => {
+                    self.finish(turn).await;
+                    return Ok(flag);
+                }
                 Err(error) if expected.is_some() => return Err(error),
                 Err(error) => self.again(error, &mut attempts).await?,
             }
@@ -190,7 +196,7 @@ impl Flags {
         let flags: Vec<_> =
             flags.iter().map(|new| Flag::new(new.clone(), now)).collect::<Result<_>>()?;
         let mut attempts = 0;
-        let _turn = self.turn.lock().await;
+        let turn = self.turn.lock().await;
         loop {
             let (mut changes, mut events) = (Vec::new(), Vec::new());
             for flag in &flags {
@@ -204,8 +210,11 @@ impl Flags {
             if new == 0 {
                 return Ok(0);
             }
-            match self.commit(changes, events).await {
-                Ok(()) => return Ok(new),
+            match self.store.commit(changes, events).await {
+                Ok(()) => {
+                    self.finish(turn).await;
+                    return Ok(new);
+                }
                 // Another one seeds at the same time.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                     self.again(mismatch(&flags[0].key), &mut attempts).await?;
@@ -225,7 +234,7 @@ impl Flags {
     ) -> Result<Flag> {
         check_note(edit.note.as_deref())?;
         let mut attempts = 0;
-        let _turn = self.turn.lock().await;
+        let turn = self.turn.lock().await;
         loop {
             let before = self.expect(key, expected).await?;
             let mut after = before.patched(patch)?;
@@ -237,8 +246,11 @@ impl Flags {
             after.version += 1;
             remember(&mut after, &event, changes, edit);
             let change = FlagChange::Replace(Box::new(after.clone()));
-            match self.commit(vec![change], vec![event]).await {
-                Ok(()) => return Ok(after),
+            match self.store.commit(vec![change], vec![event]).await {
+                Ok(()) => {
+                    self.finish(turn).await;
+                    return Ok(after);
+                }
                 Err(error) if expected.is_some() => return Err(error),
                 Err(error) => self.again(error, &mut attempts).await?,
             }
@@ -288,11 +300,10 @@ impl Flags {
         self.log.seal(event)
     }
 
-    /// Commits and brings the events onto the timeline.
-    async fn commit(&self, changes: Vec<FlagChange>, events: Vec<SealedEvent>) -> Result<()> {
-        self.store.commit(changes, events).await?;
+    /// Lets the next editor go on and brings the events onto the timeline.
+    async fn finish(&self, turn: MutexGuard<'_, ()>) {
+        drop(turn);
         self.log.relay(AuditLog::RELAY_WAIT).await;
-        Ok(())
     }
 
     /// Waits for another attempt, if the error is that another editor came in between.

@@ -1,10 +1,10 @@
 //! The last step of every way in: find the tenant, seal, append.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use dezky_core::source::{PulledEvent, QuarantineItem, TenantDirectory, TenantHint};
-use dezky_core::store::{AppendOptions, AuditStore};
+use dezky_core::store::{AppendOptions, AuditStore, ReceiptStatus};
 use dezky_core::{
     Actor, ErrorKind, Invalid, NewEvent, NewMetadata, Outcome, PLATFORM_SOURCE, Result, Runtime,
     SealedEvent,
@@ -12,6 +12,12 @@ use dezky_core::{
 
 /// The longest key of a quarantine item, in bytes.
 const KEY_MAX: usize = 512;
+
+/// The annotation that says how the tenant was found.
+pub(crate) const TENANT_BY: &str = "tenantBy";
+
+/// The annotation of an event that its source found late.
+pub(crate) const LATE_BY: &str = "lateBySeconds";
 
 /// The most bytes that are kept of what was refused.
 const RAW_MAX: usize = 64 << 10;
@@ -37,6 +43,9 @@ pub struct Taken {
     pub quarantined: usize,
     /// Of these, the new ones.
     pub new_quarantined: usize,
+    /// Of the stored ones, those that their source found later than it looks for
+    /// what is late (`_dezky.lateBySeconds`).
+    pub late: usize,
 }
 
 impl Taken {
@@ -73,9 +82,10 @@ impl Intake {
     ///
     /// An event that breaks a bound of the contract goes to the quarantine, the
     /// rest goes on. What an item of the quarantine has over its bounds is cut.
-    /// The directory is asked once for each hint, and not at all after it failed. Every item of the quarantine gets an `ingest.quarantined`
-    /// event of its own on the timeline. Idempotent: the same batch again gives
-    /// duplicates.
+    /// The directory is asked once for each hint, and not at all after it failed;
+    /// nor about an event whose source has set `_dezky.tenantBy` itself. Every item
+    /// of the quarantine gets an `ingest.quarantined` event of its own on the
+    /// timeline. Idempotent: the same batch again gives duplicates.
     ///
     /// # Errors
     /// Those of [`AuditStore::append`]; then nothing of the batch is kept.
@@ -87,16 +97,23 @@ impl Intake {
     ) -> Result<Taken> {
         let mut sealed = Vec::with_capacity(events.len());
         options.quarantine.extend(quarantine);
+        let mut is_late = Vec::with_capacity(events.len());
         let mut tenants = self.directory.as_deref().map(Tenants::new);
         for mut pulled in events {
             if let Some(tenants) = &mut tenants
                 && pulled.event.tenant_slug.is_none()
+                // A source that could not find out has said so.
+                && pulled.event.metadata.annotation(TENANT_BY).is_none()
             {
                 tenants.find(&mut pulled).await;
             }
+            let late = pulled.event.metadata.annotation(LATE_BY).is_some();
             let event = pulled.event.seal(&*self.runtime);
             match event.validate() {
-                Ok(()) => sealed.push(event),
+                Ok(()) => {
+                    sealed.push(event);
+                    is_late.push(late);
+                }
                 Err(invalid) => options.quarantine.push(refused(&event, &invalid)),
             }
         }
@@ -104,27 +121,31 @@ impl Intake {
         let of_source = sealed.len();
         let quarantined = options.quarantine.len();
         sealed.extend(options.quarantine.iter().map(|item| self.notice(item)));
-        let items: Vec<_> = options
-            .quarantine
-            .iter()
-            .map(|i| (i.source.clone(), i.reason.clone(), i.key.clone()))
-            .collect();
+        let mut reasons = BTreeMap::new();
+        for item in &options.quarantine {
+            *reasons.entry((item.source.clone(), item.reason.clone())).or_insert(0_usize) += 1;
+        }
         let appended = self.store.append(sealed, options).await?;
         if appended.new_quarantine > 0 {
-            for (source, reason, key) in items {
-                tracing::warn!(source, reason, key, "an item was quarantined");
+            // Of which reason the new ones are only the store knows.
+            let new = appended.new_quarantine;
+            for ((source, reason), items) in reasons {
+                tracing::warn!(source, reason, items, new, "items were quarantined");
             }
         }
         let receipts = &appended.receipts[..of_source];
         let count = |status| receipts.iter().filter(|r| r.status == status).count();
-        let conflicts = count(dezky_core::store::ReceiptStatus::Conflict);
-        let stored = count(dezky_core::store::ReceiptStatus::Appended);
+        let conflicts = count(ReceiptStatus::Conflict);
+        let stored = count(ReceiptStatus::Appended);
+        let late = receipts.iter().zip(is_late);
+        let late = late.filter(|(r, late)| *late && r.status == ReceiptStatus::Appended).count();
         Ok(Taken {
             stored,
             duplicates: of_source - stored,
             conflicts,
             quarantined,
             new_quarantined: appended.new_quarantine,
+            late,
         })
     }
 
@@ -178,17 +199,17 @@ impl<'d> Tenants<'d> {
             match self.ask(hint).await {
                 Some(Some(slug)) => {
                     event.tenant_slug = Some(slug);
-                    event.metadata.annotate("tenantBy", via);
+                    event.metadata.annotate(TENANT_BY, via);
                     return;
                 }
                 Some(None) => {}
                 None => {
-                    event.metadata.annotate("tenantBy", "unresolved");
+                    event.metadata.annotate(TENANT_BY, "unresolved");
                     return;
                 }
             }
         }
-        event.metadata.annotate("tenantBy", "none");
+        event.metadata.annotate(TENANT_BY, "none");
     }
 
     /// The answer to a hint; `None` if there is none to be had.

@@ -1,10 +1,13 @@
 #![doc = include_str!("../README.md")]
 
+pub mod authentik;
 pub mod intake;
 pub mod ocis;
 pub mod pump;
 pub mod signature;
 pub mod stalwart;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 
 pub use intake::{Intake, Taken};
 pub use pump::{Pump, PumpConfig, PumpStatus, Tick};

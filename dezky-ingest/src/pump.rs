@@ -28,8 +28,12 @@ pub struct PumpConfig {
     pub limits: PullLimits,
     /// The most batches of one tick, 100 unless set. The tick ends there, never
     /// skipping ahead; [`Pump::run`] begins the next one at once while more is
-    /// waiting.
+    /// waiting, unless it [rests](Self::rests).
     pub max_batches: usize,
+    /// Whether [`Pump::run`] waits for the interval also when more is waiting, so
+    /// that a long backlog does not press on the system that it comes from; no
+    /// unless set.
+    pub rests: bool,
     /// How long the lease holds without renewal, 15 s unless set. Of several
     /// replicas one pumps; another takes over when the lease has lapsed.
     pub lease_ttl: Duration,
@@ -45,6 +49,7 @@ impl Default for PumpConfig {
             interval: Duration::from_secs(5),
             limits: PullLimits::default(),
             max_batches: 100,
+            rests: false,
             lease_ttl: Duration::from_secs(15),
             holder: None,
             max_backoff: Duration::from_mins(1),
@@ -211,6 +216,7 @@ impl Pump {
                 conflicts = tick.taken.conflicts,
                 quarantined = tick.taken.quarantined,
                 skipped = tick.skipped,
+                late = tick.taken.late,
                 "ingested"
             );
         }
@@ -233,9 +239,10 @@ impl Pump {
         );
     }
 
-    /// Ticks until `shutdown` resolves: at once while more is waiting, else after
-    /// the interval, after failures with growing waits. A batch that has begun is
-    /// finished first; then the lease is given back.
+    /// Ticks until `shutdown` resolves: at once while more is waiting (unless it
+    /// [rests](PumpConfig::rests)), else after the interval, after failures with
+    /// growing waits. A batch that has begun is finished first; then the lease is
+    /// given back.
     pub async fn run(&mut self, shutdown: impl Future<Output = ()> + Send) {
         let runtime = Arc::clone(self.intake.runtime());
         let mut shutdown = pin!(shutdown.fuse());
@@ -245,7 +252,7 @@ impl Pump {
                 break;
             }
             let wait = match &tick {
-                Ok(tick) if tick.more => Duration::ZERO,
+                Ok(tick) if tick.more && !self.config.rests => Duration::ZERO,
                 Ok(_) => self.config.interval,
                 Err(_) => self.backoff(),
             };
@@ -293,5 +300,6 @@ impl std::ops::AddAssign for Taken {
         self.conflicts += other.conflicts;
         self.quarantined += other.quarantined;
         self.new_quarantined += other.new_quarantined;
+        self.late += other.late;
     }
 }

@@ -12,13 +12,14 @@ use crate::config::{CONFIG_VARIABLE, LogConfig, Settings};
 use crate::demo;
 use crate::error::Failure;
 
-const ABOUT: &str = "One append-only, tamper-evident timeline of who did what, over HTTP";
+const ABOUT: &str = "A platform's audit timeline, directory and feature flags, over HTTP";
 
 const LONG_ABOUT: &str = "\
-One append-only, tamper-evident timeline of who did what, over HTTP.
+A platform's audit timeline, directory and feature flags, over HTTP.
 
-The server takes in the signed webhooks of Stalwart and follows the audit log of
-oCIS, stores every event once, and answers GET /audit. Without a command it
+The server polls Authentik, takes in the signed webhooks of Stalwart, follows the
+audit log of oCIS, and stores every event once, tamper-evident. It keeps tenants,
+partners, users and flags; each change of them is on the timeline. Without a command it
 serves. Everything has a default: it runs on 127.0.0.1:8080 with an SQLite file
 in the working folder.";
 
@@ -88,6 +89,13 @@ enum Command {
         after_help = "Examples:\n  dezky-server verify --store sqlite:///var/lib/dezky/audit.db\n  dezky-server verify --expect-head 41:9f86d081884c7d65…\n\nExit status: 0 whole, 1 a difference was found, 2 the log can't be read."
     )]
     Verify(Verify),
+    /// Feature flags: list, change, kill, decide
+    #[command(
+        after_help = "Examples:\n  dezky-server flags list\n  dezky-server flags kill chat_v2 --note 'errors since noon'\n  dezky-server flags eval --tenant acme"
+    )]
+    Flags(Flags),
+    /// The platform's users and who of them runs it
+    Users(Users),
     /// Print or check the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -101,6 +109,24 @@ struct Verify {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Flags {
+    /// Print one JSON object
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: commands::flags::Command,
+}
+
+#[derive(Debug, Args)]
+struct Users {
+    /// Print one JSON object
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: commands::users::Command,
 }
 
 #[derive(Debug, Subcommand)]
@@ -145,6 +171,12 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve => commands::serve(&settings()?).await,
         Command::Verify(Verify { expect_head, json }) => {
             commands::verify(&settings()?, expect_head, json).await
+        }
+        Command::Flags(Flags { json, command }) => {
+            commands::flags::run(&settings()?, command, json).await
+        }
+        Command::Users(Users { json, command }) => {
+            commands::users::run(&settings()?, command, json).await
         }
         Command::Config(ConfigCommand::Example) => commands::config_example(),
         Command::Config(ConfigCommand::Check { json }) => {

@@ -11,8 +11,10 @@ pub mod config;
 mod demo;
 pub mod error;
 pub mod lifecycle;
+pub mod platform;
 mod routes;
 pub mod state;
+mod table;
 
 pub use config::{Config, Settings};
 pub use error::{Failure, Problem};

@@ -5,12 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dezky_core::directory::{Directory, DirectoryStore, DirectoryTenants, SqliteDirectory};
-use dezky_core::rt::TokioRuntime;
-use dezky_core::store::{AuditStore, SqliteAuditStore, SqliteConfig};
-use dezky_core::{AuditLog, Runtime};
-use dezky_flags::Flags;
-use dezky_flags::store::{FlagStore, SqliteFlagStore};
+use dezky_core::store::AuditStore;
 use dezky_ingest::ocis::{OcisConfig, OcisTail};
 use dezky_ingest::stalwart::StalwartReceiver;
 use dezky_ingest::{Intake, Pump, PumpConfig};
@@ -18,10 +13,11 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::{Config, OcisLog, StoreUrl, reason};
+use crate::config::{Config, OcisLog, reason};
 use crate::error::Failure;
+use crate::platform::Platform;
 use crate::routes;
-use crate::state::{App, AppState, CurrentFlags};
+use crate::state::{App, AppState};
 
 /// How often the outbox is looked at.
 const RELAY_INTERVAL: Duration = Duration::from_secs(1);
@@ -171,7 +167,7 @@ impl Running {
                 waiting_for.retain(|name| part.as_ref().is_ok_and(|ended| name != ended));
             }
             waiting_for = vec!["the store"];
-            self.state.engine.close().await;
+            self.state.close().await;
         };
         match tokio::time::timeout(timeout, ending).await {
             Ok(()) if whole => Ok(()),
@@ -186,39 +182,14 @@ impl Running {
 }
 
 async fn open(config: Config) -> Result<AppState, Failure> {
-    let StoreUrl::Sqlite(path) = &config.store;
-    let engine = SqliteAuditStore::open(SqliteConfig::new(path), &TokioRuntime)
-        .await
-        .map_err(|error| Failure::usage(format!("store {error}")))?;
-    let engine = Arc::new(engine);
-    let store: Arc<dyn AuditStore> = engine.clone();
-    let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
-    let log = Arc::new(AuditLog::new(Arc::clone(&store), Arc::clone(&runtime)));
-    let (documents, flags) =
-        open_beside(&engine).await.map_err(|error| Failure::usage(format!("store {error}")))?;
-    let tenants = Arc::new(DirectoryTenants(Arc::clone(&documents)));
-    let directory = Directory::new(documents, Arc::clone(&log), Arc::clone(&runtime));
-    let flag_set = CurrentFlags::new(Arc::clone(&flags));
-    let flags = Flags::new(flags, log, Arc::clone(&runtime));
-    let intake = Intake::new(Arc::clone(&store), runtime).with_directory(tenants);
+    let platform = Platform::open(&config.store).await?;
     let mut stalwart = BTreeMap::new();
     for (source, secrets) in &config.stalwart {
-        let receiver = StalwartReceiver::new(source, secrets.clone(), intake.clone())
+        let receiver = StalwartReceiver::new(source, secrets.clone(), platform.intake.clone())
             .map_err(|error| Failure::usage(error.to_string()))?;
         stalwart.insert(source.clone(), receiver);
     }
-    Ok(Arc::new(App { config, store, directory, flags, flag_set, stalwart, intake, engine }))
-}
-
-/// The directory and the flags, in the log's own file so that a change and its
-/// event commit together.
-async fn open_beside(
-    engine: &SqliteAuditStore,
-) -> dezky_core::Result<(Arc<dyn DirectoryStore>, Arc<dyn FlagStore>)> {
-    let database = engine.database();
-    let directory = SqliteDirectory::open(&database).await?;
-    let flags = SqliteFlagStore::open(&database).await?;
-    Ok((Arc::new(directory), Arc::new(flags)))
+    Ok(Arc::new(App { config, platform, stalwart }))
 }
 
 /// The worker that follows oCIS, where there is one to follow.

@@ -53,7 +53,8 @@ impl Edit {
 /// the other; none is lost.
 ///
 /// Not cancel-safe in its answers: if a future is dropped the change and its event
-/// are both there or neither is; read to find out.
+/// are both there or neither is; read to find out. Poll a future to its end or drop
+/// it: edits queue behind each other.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -89,7 +90,7 @@ pub struct Directory {
 
 impl Directory {
     /// How much newer a login must be to be written down.
-    pub const LOGIN_RESOLUTION: Duration = Duration::from_secs(60);
+    pub const LOGIN_RESOLUTION: Duration = Duration::from_mins(1);
 
     /// Edits what is in `store`, which must stage its events into the store of `log`.
     pub fn new(
@@ -108,13 +109,14 @@ impl Directory {
     /// Makes a tenant. Event: `tenant.created`.
     ///
     /// # Errors
-    /// `field_invalid`; `already_exists` names the slug or the domain; `not_found`
+    /// `field_invalid`; `already_exists` names the slug, the id or the domain; `not_found`
     /// if there is no such partner, `state_conflict` if it is terminated.
     pub async fn create_tenant(&self, mut new: NewTenant, by: &Edit) -> Result<Tenant> {
         if let Some(partner) = &new.partner_id {
             new.partner_id = Some(self.active_partner(partner).await?.id);
         }
-        let tenant = new.into_tenant(self.new_id(), self.runtime.now())?;
+        let id = new.id.take().unwrap_or_else(|| self.new_id());
+        let tenant = new.into_tenant(id, self.runtime.now())?;
         self.create(tenant, "tenant.created", by).await
     }
 
@@ -313,18 +315,16 @@ impl Directory {
 
     /// The partner of this id or slug, who may get a tenant.
     async fn active_partner(&self, id_or_slug: &str) -> Result<Partner> {
-        let partner = match self.store.partner(PartnerKey::Id(id_or_slug)).await? {
-            Some(partner) => partner,
-            None => {
-                let partner = self.store.partner(PartnerKey::Slug(id_or_slug)).await?;
-                partner.ok_or_else(|| {
-                    Error::new(
-                        ErrorKind::NotFound,
-                        "partnerId must be the id or the slug of a partner: there is none, make it first",
-                    )
-                })?
-            }
-        };
+        let mut partner = self.store.partner(PartnerKey::Id(id_or_slug)).await?;
+        if partner.is_none() {
+            partner = self.store.partner(PartnerKey::Slug(id_or_slug)).await?;
+        }
+        let partner = partner.ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                "partnerId must be the id or the slug of a partner: there is none, make it first",
+            )
+        })?;
         if partner.status != PartnerStatus::Active {
             return Err(conflict(
                 "partnerId must be that of an active partner: it is terminated, choose another",

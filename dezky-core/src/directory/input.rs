@@ -1,5 +1,7 @@
 //! What callers give: new documents and patches, and what they make of a document.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Deserializer};
 
 use super::fields;
@@ -73,6 +75,10 @@ pub struct NewTenant {
     /// See [`Tenant`].
     #[serde(default)]
     pub billing: NewBilling,
+    /// The id of a tenant that comes from elsewhere, so that rollouts reach it as
+    /// they did there; a new one is made unless set.
+    #[serde(default, deserialize_with = "present")]
+    pub id: Option<String>,
 }
 
 impl NewTenant {
@@ -86,6 +92,7 @@ impl NewTenant {
             domains: Vec::new(),
             partner_id: None,
             billing: NewBilling::default(),
+            id: None,
         }
     }
 
@@ -111,7 +118,7 @@ impl NewTenant {
             provisioning_status: INTEGRATIONS
                 .map(|name| (name.to_owned(), ProvisioningStatus::Pending))
                 .into(),
-            provisioning_errors: Default::default(),
+            provisioning_errors: BTreeMap::new(),
             version: 1,
             created_at: now,
             updated_at: now,
@@ -453,10 +460,117 @@ fn set<T>(to: &mut T, value: Option<T>) {
 }
 
 fn lower(mut domains: Vec<String>) -> Vec<String> {
-    domains.iter_mut().for_each(|domain| domain.make_ascii_lowercase());
+    for domain in &mut domains {
+        domain.make_ascii_lowercase();
+    }
     domains
 }
 
 pub(super) fn conflict(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::StateConflict, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn tenant() -> Tenant {
+        let mut new = NewTenant::new("acme", "Acme", "basic");
+        new.partner_id = Some("p-1".into());
+        new.billing.company = Patch::Set("Acme Ltd".into());
+        new.into_tenant("t-1".into(), Timestamp::MIN).unwrap()
+    }
+
+    #[test]
+    fn absent_stays_null_clears_a_value_sets() {
+        let mut changed = tenant();
+        let patch = json!({"partnerId": null, "billing": {"company": null, "vatId": "DE1"}});
+        let patch: TenantPatch = serde_json::from_value(patch).unwrap();
+        patch.apply(&mut changed).unwrap();
+        assert_eq!((changed.partner_id.as_ref(), changed.billing.company.as_ref()), (None, None));
+        assert_eq!(changed.billing.vat_id.as_deref(), Some("DE1"));
+        assert_eq!(changed.name, "Acme");
+        let text = serde_json::to_string(&changed).unwrap();
+        assert!(!text.contains("partnerId") && !text.contains("null"), "{text}");
+
+        let mut same = tenant();
+        serde_json::from_str::<TenantPatch>("{}").unwrap().apply(&mut same).unwrap();
+        assert_eq!(same, tenant());
+    }
+
+    #[test]
+    fn what_must_be_there_is_not_null_and_what_is_unknown_is_refused() {
+        for (json, says) in [
+            (json!({"name": null}), "null"),
+            (json!({"domains": null}), "null"),
+            (json!({"slug": "new"}), "slug"),
+            (json!({"partner": "x"}), "partner"),
+            (json!({"billing": {"vat": "x"}}), "vat"),
+            (json!({"status": "gone"}), "gone"),
+        ] {
+            let error = serde_json::from_value::<TenantPatch>(json.clone()).unwrap_err();
+            assert!(error.to_string().contains(says), "{json}: {error}");
+        }
+        assert!(serde_json::from_value::<PartnerPatch>(json!({"marginPct": null})).is_err());
+        assert!(serde_json::from_value::<UserPatch>(json!({"subject": "x"})).is_err());
+        assert!(serde_json::from_value::<NewTenant>(json!({"slug": "a", "name": "A"})).is_err());
+        let new = json!({"slug": "a", "name": "A", "plan": "basic", "id": "mine"});
+        assert!(serde_json::from_value::<NewTenant>(new).is_err());
+    }
+
+    #[test]
+    fn a_new_tenant_is_in_normal_form() {
+        let new = json!({"slug": "a", "name": "A", "plan": "basic", "domains": ["A.Example"]});
+        let new: NewTenant = serde_json::from_value(new).unwrap();
+        let tenant = new.into_tenant("t-1".into(), Timestamp::MIN).unwrap();
+        assert_eq!((tenant.status, tenant.version), (TenantStatus::Pending, 1));
+        assert_eq!(tenant.domains, ["a.example"]);
+        assert_eq!(tenant.provisioning_status.len(), INTEGRATIONS.len());
+        let mut deleted = NewTenant::new("a", "A", "basic");
+        deleted.status = Some(TenantStatus::Deleted);
+        let error = deleted.into_tenant("t-1".into(), Timestamp::MIN).unwrap_err();
+        assert!(error.to_string().starts_with("status must be pending or active"), "{error}");
+    }
+
+    #[test]
+    fn a_report_replaces_the_one_before() {
+        let mut tenant = tenant();
+        let mut report = |status, error: Option<String>| {
+            ProvisioningReport { integration: "ocis".into(), status, error }.apply(&mut tenant);
+            tenant.validate().unwrap();
+            (tenant.provisioning_status["ocis"], tenant.provisioning_errors.get("ocis").cloned())
+        };
+        let long = "ä".repeat(3_000);
+        let (status, error) = report(ProvisioningStatus::Error, Some(long));
+        assert_eq!((status, error.unwrap().chars().count()), (ProvisioningStatus::Error, 2_000));
+        let done = report(ProvisioningStatus::Ok, Some("stale".into()));
+        assert_eq!(done, (ProvisioningStatus::Ok, None));
+    }
+
+    fn member() -> impl Strategy<Value = Patch<String>> {
+        prop_oneof![Just(Patch::Keep), Just(Patch::Clear), "[a-z]{1,3}".prop_map(Patch::Set),]
+    }
+
+    proptest! {
+        /// A patch that is sent again, its answer having been lost, changes nothing.
+        #[test]
+        fn a_patch_again_changes_nothing(
+            name in proptest::option::of("[a-z]{1,3}"),
+            domains in proptest::option::of(proptest::collection::vec("[A-Za-z]{1,3}", 0..3)),
+            partner_id in member(),
+            company in member(),
+            address in member(),
+        ) {
+            let billing = BillingPatch { company, address, ..BillingPatch::default() };
+            let patch = TenantPatch { name, domains, partner_id, billing, ..TenantPatch::default() };
+            let mut once = tenant();
+            patch.clone().apply(&mut once).unwrap();
+            let mut twice = once.clone();
+            patch.apply(&mut twice).unwrap();
+            prop_assert_eq!(once, twice);
+        }
+    }
 }

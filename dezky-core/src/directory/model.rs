@@ -326,3 +326,62 @@ fn optional(
 ) -> Result<()> {
     value.map_or(Ok(()), |text| check(field, text))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+
+    /// Documents as version 1 wrote them. They are read for ever: never change one.
+    const TENANT_V1: &str = r#"{"id":"507f1f77bcf86cd799439011","slug":"acme","name":"Acme Ö","status":"suspended","plan":"pro_2.1","domains":["acme.example","xn--bcher-kva.example"],"partnerId":"p-1","billing":{"company":"Acme Ltd","vatId":"DE1","email":"pay@acme.example","address":"Way 1\n12345 Town"},"provisioningStatus":{"authentik":"ok","ocis":"error","stalwart":"pending"},"provisioningErrors":{"ocis":"no space"},"version":7,"createdAt":"2026-01-01T00:00:00.000Z","updatedAt":"2026-11-21T20:12:21.123Z"}"#;
+    const PARTNER_V1: &str = r#"{"id":"p-1","slug":"resell","name":"Resell","domain":"resell.example","status":"terminated","marginPct":12.5,"contactInfo":{"name":"Ada","email":"ada@resell.example","phone":"+1 2"},"billingInfo":{"company":"Resell Ltd"},"version":2,"createdAt":"2026-01-01T00:00:00.000Z","updatedAt":"2026-01-02T00:00:00.000Z"}"#;
+    const USER_V1: &str = r#"{"id":"u-1","issuer":"https://id.example/","subject":"s","email":"bob@acme.example","name":"Bob","identities":[{"system":"ocis","id":"4c"}],"tenantIds":["507f1f77bcf86cd799439011"],"platformAdmin":true,"status":"deactivated","lastLoginAt":"2026-01-01T00:00:00.000Z","version":3,"createdAt":"2026-01-01T00:00:00.000Z","updatedAt":"2026-01-02T00:00:00.000Z"}"#;
+
+    /// The same with nothing that may be absent.
+    const LEAST_V1: [&str; 3] = [
+        r#"{"id":"t-1","slug":"acme","name":"Acme","status":"pending","plan":"basic","domains":[],"billing":{},"provisioningStatus":{},"provisioningErrors":{},"version":1,"createdAt":"2026-01-01T00:00:00.000Z","updatedAt":"2026-01-01T00:00:00.000Z"}"#,
+        r#"{"id":"p-1","slug":"resell","name":"Resell","status":"active","marginPct":0.0,"contactInfo":{},"billingInfo":{},"version":1,"createdAt":"2026-01-01T00:00:00.000Z","updatedAt":"2026-01-01T00:00:00.000Z"}"#,
+        r#"{"id":"u-1","issuer":"i","subject":"s","identities":[],"tenantIds":[],"platformAdmin":false,"status":"active","version":1,"createdAt":"2026-01-01T00:00:00.000Z","updatedAt":"2026-01-01T00:00:00.000Z"}"#,
+    ];
+
+    fn read<T: DeserializeOwned + Serialize>(text: &str) -> T {
+        let document = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&document).unwrap(), text, "is written as it was read");
+        document
+    }
+
+    #[test]
+    fn documents_of_version_1_are_read_for_ever() {
+        let [tenant, partner, user] = LEAST_V1;
+        for text in [TENANT_V1, tenant] {
+            read::<Tenant>(text).validate().unwrap();
+        }
+        for text in [PARTNER_V1, partner] {
+            read::<Partner>(text).validate().unwrap();
+        }
+        for text in [USER_V1, user] {
+            read::<User>(text).validate().unwrap();
+        }
+        let tenant: Tenant = read(TENANT_V1);
+        assert_eq!(tenant.provisioning_status["ocis"], ProvisioningStatus::Error);
+        assert_eq!(tenant.billing.vat_id.as_deref(), Some("DE1"));
+        let user: User = read(USER_V1);
+        assert_eq!((user.identities[0].id.as_str(), user.is_active()), ("4c", false));
+    }
+
+    #[test]
+    fn a_part_is_named_by_its_path() {
+        let mut tenant: Tenant = read(TENANT_V1);
+        tenant.billing.email = Some("pay".into());
+        let error = tenant.validate().unwrap_err().to_string();
+        assert!(error.starts_with("billing.email must be an e-mail address"), "{error}");
+        tenant.billing.email = None;
+        tenant.provisioning_errors.insert("a b".into(), String::new());
+        let error = tenant.validate().unwrap_err().to_string();
+        assert!(error.starts_with("provisioningErrors must be by integrations"), "{error}");
+        tenant.provisioning_errors = [("ocis".to_owned(), "x".repeat(2_001))].into();
+        let error = tenant.validate().unwrap_err().to_string();
+        assert!(error.starts_with("provisioningErrors must be texts of at most 2000"), "{error}");
+    }
+}

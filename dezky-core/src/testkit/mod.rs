@@ -29,11 +29,13 @@
 //! ```
 
 pub mod conformance;
+pub mod directory;
 mod events;
 mod runtime;
 
 pub use futures_util::future::BoxFuture;
 
 pub use self::conformance::{Reopen, StoreHarness};
+pub use self::directory::{DirectoryHarness, OpenDirectory};
 pub use self::events::{EventGenerator, named_event};
 pub use self::runtime::ManualRuntime;

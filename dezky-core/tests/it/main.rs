@@ -1,5 +1,6 @@
 //! The stores against the conformance suite and against real files.
 
+mod directory;
 mod memory;
 mod own_store;
 mod sqlite;

@@ -4,6 +4,7 @@
 mod memory;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod table;
 
 use async_trait::async_trait;
 use dezky_core::store::Capabilities;
@@ -12,6 +13,7 @@ use dezky_core::{Error, ErrorKind, Result, SealedEvent};
 pub use self::memory::MemoryFlagStore;
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteFlagStore;
+pub use self::table::FlagTable;
 use crate::Flag;
 
 /// The most flags of a store.
@@ -120,6 +122,7 @@ struct Counts {
     keys: usize,
 }
 
+#[cfg(feature = "sqlite")]
 impl Counts {
     /// The counts after a change of a key that was `known`.
     fn after(self, change: &FlagChange, known: Known) -> Self {

@@ -197,12 +197,7 @@ pub async fn of_fifty_commits_at_once_one_wins(h: Harness<'_>) {
     let results = join_all(commits).await;
     let won: Vec<_> = (0_u8..).zip(&results).filter(|(_, result)| result.is_ok()).collect();
     assert_eq!(won.len(), 1);
-    assert!(
-        results
-            .into_iter()
-            .filter_map(|result| kind(result))
-            .all(|k| k == ErrorKind::VersionMismatch)
-    );
+    assert!(results.into_iter().filter_map(kind).all(|k| k == ErrorKind::VersionMismatch));
     let pct = store.flag("a").await.unwrap().unwrap().pct;
     assert_eq!(timeline(&log).await, [("tenant.updated".to_owned(), pct.to_string())]);
 }

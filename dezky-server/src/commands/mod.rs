@@ -1,7 +1,9 @@
 //! The commands but the demo.
 
 mod config;
+pub(crate) mod flags;
 mod serve;
+pub(crate) mod users;
 mod verify;
 
 use std::io::Write as _;
@@ -9,7 +11,31 @@ use std::io::Write as _;
 pub(crate) use self::config::{check as config_check, example as config_example};
 pub(crate) use self::serve::{Signals, serve};
 pub(crate) use self::verify::{last_of, verify};
+use dezky_core::{Actor, ActorType};
+
+use crate::config::{Settings, StoreUrl};
 use crate::error::Failure;
+use crate::platform::Platform;
+
+/// Opens the platform's database, which must be there: a mistyped path must not
+/// leave an empty one.
+pub(crate) async fn open_existing(settings: &Settings) -> Result<Platform, Failure> {
+    let url = settings.store()?;
+    let StoreUrl::Sqlite(path) = &url;
+    if !path.exists() {
+        return Err(Failure::usage(format!(
+            "store {url}: there is no such file: start the server once, or name another by --store"
+        )));
+    }
+    Platform::open(&url).await
+}
+
+/// Who changes something by a command: whoever is logged in to this machine.
+pub(crate) fn operator() -> Actor {
+    let user = std::env::var("USER").ok().filter(|user| !user.is_empty());
+    let id = user.map_or_else(|| "cli".to_owned(), |user| format!("cli:{user}"));
+    Actor { id: Some(id), ..Actor::of(ActorType::Operator) }
+}
 
 /// Prints to the standard output. A reader that has gone away is no failure of
 /// the command.

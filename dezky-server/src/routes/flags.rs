@@ -117,7 +117,7 @@ pub(super) async fn evaluate(
         .subject(&question.tenant_slug)
         .await?
         .ok_or_else(|| Problem::not_found("tenantSlug: there is no such tenant"))?;
-    let set = state.flag_set.current().await?;
+    let set = state.current_flags.get().await?;
     let context = subject.context(question.environment.as_deref());
     let answers: Map<_, _> = set
         .evaluate_all(&context)

@@ -1,0 +1,9 @@
+//! Flags as their users meet them: stores against the conformance suite, the editor,
+//! decisions, and the shapes that are kept.
+
+mod allocation;
+mod edit;
+mod evaluate;
+mod memory;
+mod model;
+mod sqlite;

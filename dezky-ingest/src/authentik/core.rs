@@ -1,0 +1,715 @@
+//! Which page to ask for next, and what an answer means: no clock, no I/O.
+//!
+//! The server gives numbered pages of a list that changes under the walk. So a
+//! page number says nothing about where one is. Two things do:
+//!
+//! - Pages are asked for in a total order (`created, pk`), and each is chosen to
+//!   contain the last row of the one before, the **anchor**. If the page begins
+//!   at the anchor or before it, nothing was missed, whatever was inserted or
+//!   deleted; else the walk steps back. For that the size of a page varies a
+//!   little from page to page.
+//! - Rows show late. So a walk over what is recent goes back behind the
+//!   **watermark** by the overlap, and the watermark is the newest `created` of
+//!   the *first* page of a walk that is complete.
+//!
+//! Three walks: *recent*, newest first, is every poll. If it does not reach what
+//! is known within a few pages, the rest becomes the *backlog*, which is read
+//! oldest first, page by page over as many pulls as it takes, while polls go on.
+//! The *reconcile* walk reads the last day again, newest first.
+
+use std::time::Duration;
+
+use dezky_core::{Actor, Error, ErrorKind, NewEvent, NewMetadata, Outcome, Result, Timestamp};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use super::proto::Place;
+
+/// The version of the cursor's text.
+const VERSION: u8 = 1;
+/// After how many pages of a poll the rest becomes the backlog.
+const RECENT_PAGES: u32 = 5;
+/// A `created` that is further ahead of our clock is no watermark.
+const SKEW: Duration = Duration::from_mins(5);
+/// How far back the reconcile walk goes, and how often it comes.
+const DAY: Duration = Duration::from_hours(24);
+/// While there is a backlog or a reconcile walk, a poll comes before it when the
+/// last one is older than this.
+const FRESH: Duration = Duration::from_secs(150);
+/// With smaller pages there is no room for the anchor.
+const MIN_PAGE_SIZE: u32 = 2;
+
+/// How far and how fast.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// How many events a page has, 2 to 100.
+    pub page_size: u32,
+    /// How far polls go back behind the watermark.
+    pub overlap: Duration,
+}
+
+/// A page to ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request {
+    /// In which order.
+    pub order: Order,
+    /// Its number, from 1.
+    pub page: u64,
+    /// Its size.
+    pub page_size: u32,
+}
+
+impl Request {
+    /// The query of its address.
+    ///
+    /// ```
+    /// use dezky_ingest::authentik::{Order, Request};
+    /// let request = Request { order: Order::NewestFirst, page: 1, page_size: 100 };
+    /// assert_eq!(request.query(), "ordering=-created,-pk&page=1&page_size=100");
+    /// ```
+    pub fn query(&self) -> String {
+        let ordering = match self.order {
+            Order::NewestFirst => "-created,-pk",
+            Order::OldestFirst => "created,pk",
+        };
+        format!("ordering={ordering}&page={}&page_size={}", self.page, self.page_size)
+    }
+}
+
+/// A total order of the list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// `-created,-pk`
+    NewestFirst,
+    /// `created,pk`
+    OldestFirst,
+}
+
+impl Order {
+    fn is_after(self, place: &Place, anchor: &Place) -> bool {
+        match self {
+            Self::NewestFirst => place < anchor,
+            Self::OldestFirst => place > anchor,
+        }
+    }
+}
+
+/// What the server answered.
+#[derive(Debug, Clone, Copy)]
+pub enum Answer<'a> {
+    /// A page.
+    Page {
+        /// How many rows the list has.
+        count: u64,
+        /// Whether there is a page after this one.
+        has_next: bool,
+        /// How many rows stand before this page, if it is said.
+        before: Option<u64>,
+        /// Where its rows stand, as far as that can be read.
+        places: &'a [Option<Place>],
+    },
+    /// 404: the list is not that long.
+    NoSuchPage,
+    /// The page has more bytes than are read.
+    TooLarge,
+}
+
+/// What an answer means.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Step {
+    /// Whether the rows of the page are to be taken; those of a probe are not.
+    pub take: bool,
+    /// Of these, rows older than this were found late.
+    pub late_before: Option<Timestamp>,
+    /// Events may be lost: the watermark, and the oldest that is left.
+    pub gap: Option<(Timestamp, Timestamp)>,
+}
+
+/// What is known beside the cursor, and may be forgotten.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// When the last poll was complete.
+    polled: Option<Timestamp>,
+    /// Whether the beginning of the list was looked at since the start.
+    looked_for_gap: bool,
+    /// Whether the last day was read since the start.
+    reconciled: bool,
+}
+
+/// The state of the poller between two requests.
+#[derive(Debug, Clone)]
+pub struct Poll {
+    settings: Settings,
+    state: State,
+    memory: Memory,
+    /// What the last request was for.
+    asked: Option<(Walking, Request)>,
+    /// Whether a poll was begun since [`Poll::resume`].
+    polls: bool,
+    /// Whether a gap was found since, which is committed before the poll.
+    found_gap: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Walking {
+    Gap,
+    Recent,
+    Backlog,
+    Reconcile,
+}
+
+/// What the cursor says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct State {
+    v: u8,
+    /// Counts cursors, so that each differs from the one before.
+    n: u64,
+    /// All that happened until then is taken, but for what shows late.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    watermark: Option<Timestamp>,
+    /// While there is a backlog: what the watermark will be when it is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    head: Option<Timestamp>,
+    /// When the last day was read again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reconciled: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    recent: Option<Recent>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    backlog: Option<Backlog>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reconcile: Option<Reconcile>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            v: VERSION,
+            n: 0,
+            watermark: None,
+            head: None,
+            reconciled: None,
+            recent: None,
+            backlog: None,
+            reconcile: None,
+        }
+    }
+}
+
+/// A walk over what is recent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Recent {
+    walk: Walk,
+    pages: u32,
+    /// The newest that is not in the future.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    top: Option<Timestamp>,
+}
+
+/// What lies between what is known and what a poll has read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Backlog {
+    /// Where it begins; `None`: with the oldest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    floor: Option<Timestamp>,
+    /// Where it ends: from there on a poll has read it.
+    until: Place,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    search: Option<Search>,
+    walk: Walk,
+}
+
+/// A binary search for the first page that reaches the floor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Search {
+    lo: u64,
+    hi: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Reconcile {
+    walk: Walk,
+    /// A day before the newest of the first page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    floor: Option<Timestamp>,
+}
+
+impl Poll {
+    /// Goes on at a cursor, or begins.
+    ///
+    /// # Errors
+    /// `source_unavailable` if the cursor is not what this or an older version wrote.
+    pub fn resume(settings: Settings, cursor: Option<&str>, memory: Memory) -> Result<Self> {
+        let state = match cursor {
+            None => State::default(),
+            Some(text) => {
+                let state: State = serde_json::from_str(text).map_err(|error| {
+                    let what = "the cursor of Authentik's events can't be read";
+                    Error::new(ErrorKind::SourceUnavailable, what).with_source(error)
+                })?;
+                if state.v != VERSION {
+                    let what = format!(
+                        "the cursor of Authentik's events has version {}; this program reads \
+                         version {VERSION}",
+                        state.v
+                    );
+                    return Err(Error::new(ErrorKind::SourceUnavailable, what));
+                }
+                state
+            }
+        };
+        Ok(Self { settings, state, memory, asked: None, polls: false, found_gap: false })
+    }
+
+    /// The cursor to commit with what the answers since [`Poll::resume`] brought;
+    /// `None` if nothing has changed.
+    pub fn cursor(&self, before: Option<&str>, brings: bool) -> Option<String> {
+        let text = |state: &State| serde_json::to_string(state).unwrap_or_default();
+        let is_same = match before {
+            None => self.state == State::default(),
+            Some(before) => before == text(&self.state),
+        };
+        (brings || !is_same).then(|| text(&State { n: self.state.n + 1, ..self.state.clone() }))
+    }
+
+    /// What may be forgotten.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// All that happened until then is taken, but for what shows late.
+    pub fn watermark(&self) -> Option<Timestamp> {
+        self.state.watermark
+    }
+
+    /// Whether a walk is not at its end, or has yet to begin.
+    pub fn more(&self) -> bool {
+        let State { recent, backlog, reconcile, .. } = &self.state;
+        self.found_gap || recent.is_some() || backlog.is_some() || reconcile.is_some()
+    }
+
+    /// The page to ask for; `None` if there is nothing more to do for now.
+    pub fn request(&mut self, now: Timestamp) -> Option<Request> {
+        let walking = self.walking(now)?;
+        let state = &self.state;
+        let request = match walking {
+            Walking::Gap => Request { order: Order::OldestFirst, page: 1, page_size: 1 },
+            Walking::Recent => state.recent.as_ref()?.walk.request(Order::NewestFirst),
+            Walking::Reconcile => state.reconcile.as_ref()?.walk.request(Order::NewestFirst),
+            Walking::Backlog => state.backlog.as_ref()?.request(),
+        };
+        self.asked = Some((walking, request));
+        Some(request)
+    }
+
+    fn walking(&mut self, now: Timestamp) -> Option<Walking> {
+        if !self.memory.looked_for_gap {
+            if self.state.watermark.is_some() {
+                return Some(Walking::Gap);
+            }
+            self.memory.looked_for_gap = true;
+        }
+        if self.state.recent.is_some() {
+            return Some(Walking::Recent);
+        }
+        let is_fresh = self.memory.polled.is_some_and(|at| now.saturating_since(at) < FRESH);
+        let background = match &self.state {
+            State { backlog: Some(_), .. } => Some(Walking::Backlog),
+            State { reconcile: Some(_), .. } => Some(Walking::Reconcile),
+            _ => None,
+        };
+        if is_fresh && background.is_some() {
+            return background;
+        }
+        if self.polls {
+            return None;
+        }
+        self.polls = true;
+        let walk = Walk::new(self.settings.page_size);
+        self.state.recent = Some(Recent { walk, pages: 0, top: None });
+        Some(Walking::Recent)
+    }
+
+    /// Takes the answer to the last request.
+    ///
+    /// # Errors
+    /// `source_unavailable` if the pages are too small, or the smallest is too large.
+    pub fn answer(&mut self, now: Timestamp, answer: Answer<'_>) -> Result<Step> {
+        let Some((walking, request)) = self.asked.take() else { return Ok(Step::default()) };
+        if let Answer::TooLarge = answer {
+            return self.smaller(walking).map(|()| Step::default());
+        }
+        match walking {
+            Walking::Gap => Ok(self.look_for_gap(answer)),
+            Walking::Recent => self.recent(now, request, answer),
+            Walking::Backlog => self.backlog(now, request, answer),
+            Walking::Reconcile => self.reconcile(now, request, answer),
+        }
+    }
+
+    fn smaller(&mut self, walking: Walking) -> Result<()> {
+        let State { recent, backlog, reconcile, .. } = &mut self.state;
+        let walk = match walking {
+            // Of a single row it is no matter: it will be met again.
+            Walking::Gap => {
+                self.memory.looked_for_gap = true;
+                return Ok(());
+            }
+            Walking::Recent => recent.as_mut().map(|recent| &mut recent.walk),
+            Walking::Backlog => backlog.as_mut().map(|backlog| &mut backlog.walk),
+            Walking::Reconcile => reconcile.as_mut().map(|reconcile| &mut reconcile.walk),
+        };
+        let Some(walk) = walk else { return Ok(()) };
+        if walk.size <= MIN_PAGE_SIZE {
+            let what = "two of Authentik's events have more bytes than max_page_bytes; raise it";
+            return Err(Error::new(ErrorKind::SourceUnavailable, what));
+        }
+        walk.size = (walk.size / 4).max(MIN_PAGE_SIZE);
+        if let Some(backlog) = backlog
+            && backlog.search.is_some()
+        {
+            backlog.search();
+        }
+        Ok(())
+    }
+
+    fn look_for_gap(&mut self, answer: Answer<'_>) -> Step {
+        self.memory.looked_for_gap = true;
+        let oldest = match answer {
+            Answer::Page { places: [Some(oldest), ..], .. } => oldest.created(),
+            _ => return Step::default(),
+        };
+        let gap = self.state.watermark.filter(|watermark| oldest > *watermark);
+        self.found_gap = gap.is_some();
+        Step { gap: gap.map(|watermark| (watermark, oldest)), ..Step::default() }
+    }
+
+    fn recent(&mut self, now: Timestamp, request: Request, answer: Answer<'_>) -> Result<Step> {
+        let Some(recent) = &mut self.state.recent else { return Ok(Step::default()) };
+        let Read { is_end, taken } = recent.walk.read(request, answer)?;
+        if !taken {
+            return Ok(Step::default());
+        }
+        recent.pages += 1;
+        recent.top = recent.top.or_else(|| newest(answer, now));
+        let step = Step { take: true, ..Step::default() };
+        let known = self.state.head.or(self.state.watermark);
+        let oldest = recent.walk.anchor.as_ref().map(Place::created);
+        let floor = known.map(|known| before(known, self.settings.overlap));
+        if is_end || matches!((oldest, floor), (Some(oldest), Some(floor)) if oldest < floor) {
+            let top = recent.top;
+            let from = oldest.filter(|_| !is_end);
+            self.polled(now, top, from);
+        } else if let Some(until) = recent.walk.anchor.clone()
+            && recent.pages >= if known.is_some() { RECENT_PAGES } else { 1 }
+            // What is behind the watermark is the overlap: always a poll's.
+            && known.is_none_or(|known| until.created() > known)
+        {
+            let (top, walk) = (recent.top.unwrap_or(until.created()), recent.walk.clone());
+            self.fall_behind(now, top, until, &walk);
+        }
+        Ok(step)
+    }
+
+    /// A poll is complete; it went back to `from`, or to the oldest event.
+    fn polled(&mut self, now: Timestamp, top: Option<Timestamp>, from: Option<Timestamp>) {
+        self.state.recent = None;
+        self.memory.polled = Some(now);
+        if self.state.backlog.is_some() {
+            self.state.head = self.state.head.max(top);
+            return;
+        }
+        self.state.watermark = self.state.watermark.max(top);
+        if from.is_none_or(|from| top.is_some_and(|top| from < before(top, DAY))) {
+            self.state.reconcile = None;
+            if self.is_reconcile_due(now) {
+                self.reconciled(now);
+            }
+        } else {
+            self.reconcile_if_due(now);
+        }
+    }
+
+    /// A poll that did not reach what is known: from `until` on it has read all.
+    fn fall_behind(&mut self, now: Timestamp, top: Timestamp, until: Place, walk: &Walk) {
+        let overlap = self.settings.overlap;
+        self.memory.polled = Some(now);
+        let State { watermark, head, recent, backlog, reconcile, .. } = &mut self.state;
+        (*recent, *reconcile) = (None, None);
+        match backlog {
+            None => {
+                let floor = watermark.map(|watermark| before(watermark, overlap));
+                let walk = Walk { size: walk.size, count: walk.count, ..Walk::new(walk.size) };
+                let new = Backlog { floor, until, search: None, walk };
+                backlog.insert(new).search();
+            }
+            Some(backlog) => {
+                backlog.until = until.max(backlog.until.clone());
+                // What shows late in the region that it has passed would be nobody's.
+                let redo = head.map(|head| before(head, overlap));
+                let at = backlog.walk.anchor.as_ref().map(Place::created);
+                if backlog.search.is_none() && at > redo && redo.is_some() {
+                    backlog.floor = redo;
+                    backlog.walk.count = walk.count;
+                    backlog.search();
+                }
+            }
+        }
+        *head = (*head).max(Some(top));
+    }
+
+    fn backlog(&mut self, now: Timestamp, request: Request, answer: Answer<'_>) -> Result<Step> {
+        let State { watermark, head, backlog: Some(backlog), .. } = &mut self.state else {
+            return Ok(Step::default());
+        };
+        if backlog.search.is_some() {
+            backlog.probe(request, answer)?;
+            return Ok(Step::default());
+        }
+        let Read { is_end, taken } = backlog.walk.read(request, answer)?;
+        if !taken {
+            return Ok(Step::default());
+        }
+        let at = backlog.walk.anchor.as_ref();
+        *watermark = (*watermark).max(at.map(Place::created).min(*head));
+        if is_end || at.is_some_and(|at| *at >= backlog.until) {
+            let is_whole = backlog.floor.is_none();
+            *watermark = (*watermark).max(*head);
+            (*head, self.state.backlog) = (None, None);
+            if is_whole {
+                self.reconciled(now);
+            } else {
+                self.reconcile_if_due(now);
+            }
+        }
+        Ok(Step { take: true, ..Step::default() })
+    }
+
+    fn reconcile(&mut self, now: Timestamp, request: Request, answer: Answer<'_>) -> Result<Step> {
+        let Some(reconcile) = &mut self.state.reconcile else { return Ok(Step::default()) };
+        let Read { is_end, taken } = reconcile.walk.read(request, answer)?;
+        if !taken {
+            return Ok(Step::default());
+        }
+        let day_before = |top| before(top, DAY);
+        reconcile.floor = reconcile.floor.or_else(|| newest(answer, now).map(day_before));
+        let at = reconcile.walk.anchor.as_ref().map(Place::created);
+        if is_end || at.zip(reconcile.floor).is_some_and(|(at, floor)| at < floor) {
+            self.reconciled(now);
+        }
+        let late_before = self.state.watermark.map(|at| before(at, self.settings.overlap));
+        Ok(Step { take: true, late_before, gap: None })
+    }
+
+    fn is_reconcile_due(&self, now: Timestamp) -> bool {
+        !self.memory.reconciled
+            || self.state.reconciled.is_none_or(|at| now.saturating_since(at) >= DAY)
+    }
+
+    fn reconcile_if_due(&mut self, now: Timestamp) {
+        if self.is_reconcile_due(now) && self.state.reconcile.is_none() {
+            let walk = Walk::new(self.settings.page_size);
+            self.state.reconcile = Some(Reconcile { walk, floor: None });
+        }
+    }
+
+    fn reconciled(&mut self, now: Timestamp) {
+        self.state.reconcile = None;
+        self.state.reconciled = Some(now);
+        self.memory.reconciled = true;
+    }
+}
+
+impl Backlog {
+    /// Begins where the floor is, to be found first.
+    fn search(&mut self) {
+        let pages = self.walk.count.div_ceil(self.walk.size.into()).max(1);
+        (self.walk.offset, self.walk.anchor) = (0, None);
+        self.search = self.floor.is_some().then_some(Search { lo: 1, hi: pages });
+    }
+
+    fn request(&self) -> Request {
+        match &self.search {
+            None => self.walk.request(Order::OldestFirst),
+            Some(Search { lo, hi }) => Request {
+                order: Order::OldestFirst,
+                page: lo.midpoint(*hi),
+                page_size: self.walk.size,
+            },
+        }
+    }
+
+    /// A page of the search: is it before the floor? What changes meanwhile does no
+    /// harm, as the walk itself steps back if it begins too late.
+    fn probe(&mut self, request: Request, answer: Answer<'_>) -> Result<()> {
+        let (Some(search), Some(floor)) = (&mut self.search, self.floor) else { return Ok(()) };
+        let Search { lo, hi } = search;
+        match answer {
+            Answer::Page { count, has_next, places, .. } => {
+                self.walk.count = count;
+                if self.walk.learn(request, has_next, places.len())? {
+                    self.search();
+                    return Ok(());
+                }
+                let last = places.iter().rev().flatten().next();
+                if has_next && last.is_some_and(|last| last.created() < floor) {
+                    *lo = request.page + 1;
+                } else {
+                    *hi = request.page;
+                }
+            }
+            Answer::NoSuchPage | Answer::TooLarge => *hi = (request.page - 1).max(1),
+        }
+        if *lo >= *hi {
+            self.walk.offset = (*hi - 1) * u64::from(self.walk.size);
+            let created_us = floor.as_millis().saturating_mul(1000);
+            self.walk.anchor = Some(Place { created_us, pk: String::new() });
+            self.search = None;
+        }
+        Ok(())
+    }
+}
+
+/// A walk over the list in a total order, without missing a row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Walk {
+    /// How many rows stood before the place where it is.
+    offset: u64,
+    /// The last row that was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    anchor: Option<Place>,
+    /// The largest page that the server gives.
+    size: u32,
+    /// How many rows the list had.
+    count: u64,
+}
+
+/// What a page did to a walk.
+struct Read {
+    /// Whether the page follows on what was read; else the walk has stepped back.
+    taken: bool,
+    /// Whether there are no rows after it.
+    is_end: bool,
+}
+
+impl Walk {
+    fn new(size: u32) -> Self {
+        Self { offset: 0, anchor: None, size, count: 0 }
+    }
+
+    /// The page that has the anchor on it and reaches farthest.
+    fn request(&self, order: Order) -> Request {
+        let Some(at) = self.offset.checked_sub(1) else {
+            return Request { order, page: 1, page_size: self.size };
+        };
+        let page = |size: u32| at / u64::from(size) + 1;
+        let reach = |size: u32| page(size) * u64::from(size);
+        let smallest = (self.size / 2).max(MIN_PAGE_SIZE);
+        let size = (smallest..=self.size).max_by_key(|size| reach(*size)).unwrap_or(self.size);
+        if reach(size) > self.offset {
+            return Request { order, page: page(size), page_size: size };
+        }
+        // Only of tiny pages none has room for the anchor and more.
+        let page = self.offset / u64::from(self.size) + 1;
+        Request { order, page, page_size: self.size }
+    }
+
+    /// Notes that the server gives smaller pages than it was asked for.
+    fn learn(&mut self, request: Request, has_next: bool, rows: usize) -> Result<bool> {
+        let rows = u32::try_from(rows).unwrap_or(u32::MAX);
+        if !has_next || rows >= request.page_size {
+            return Ok(false);
+        }
+        if rows < MIN_PAGE_SIZE {
+            let what = "Authentik gives pages of one event; raise pagination_max_page_size there";
+            return Err(Error::new(ErrorKind::SourceUnavailable, what));
+        }
+        self.size = rows;
+        Ok(true)
+    }
+
+    fn read(&mut self, request: Request, answer: Answer<'_>) -> Result<Read> {
+        let Answer::Page { count, has_next, before, places } = answer else {
+            return Ok(self.step_back(0));
+        };
+        self.learn(request, has_next, places.len())?;
+        let shrunk = std::mem::replace(&mut self.count, count).saturating_sub(count);
+        let size = u64::from(request.page_size);
+        let before = before.filter(|_| !places.is_empty()).unwrap_or((request.page - 1) * size);
+        let first = places.iter().flatten().next();
+        let follows = match (&self.anchor, first) {
+            // The page begins where the list does, or one could not ask for better.
+            _ if before == 0 => !places.is_empty() || self.offset == 0,
+            (Some(_), _) if before == self.offset && (request.page - 1) * size == before => true,
+            (Some(anchor), Some(first)) => !request.order.is_after(first, anchor),
+            _ => !places.is_empty(),
+        };
+        if !follows {
+            return Ok(self.step_back(shrunk));
+        }
+        let end = before + places.len() as u64;
+        let was = self.offset;
+        if let Some(last) = places.iter().rposition(Option::is_some) {
+            self.anchor = places[last].clone();
+            self.offset = before + last as u64 + 1;
+        }
+        if self.offset <= was && end > was {
+            // Nothing new on it says where it stands.
+            (self.offset, self.anchor) = (end, None);
+        }
+        Ok(Read { taken: true, is_end: !has_next })
+    }
+
+    fn step_back(&mut self, shrunk: u64) -> Read {
+        self.offset = self.offset.saturating_sub(shrunk + u64::from(self.size));
+        Read { taken: false, is_end: false }
+    }
+}
+
+/// The newest time of a page that is not in the future.
+fn newest(answer: Answer<'_>, now: Timestamp) -> Option<Timestamp> {
+    let Answer::Page { places, .. } = answer else { return None };
+    let latest = now.saturating_add(SKEW);
+    places.iter().flatten().map(Place::created).filter(|at| *at <= latest).max()
+}
+
+fn before(at: Timestamp, by: Duration) -> Timestamp {
+    let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+    Timestamp::from_millis_clamped(at.as_millis().saturating_sub(by))
+}
+
+/// The event that says that events between the watermark and the oldest that is
+/// left may be lost. The same watermark gives the same event.
+pub fn gap_event(
+    source: &str,
+    watermark: Timestamp,
+    oldest: Timestamp,
+    now: Timestamp,
+) -> NewEvent {
+    let mut digest = hex::encode(Sha256::digest(watermark.to_string()));
+    digest.truncate(40);
+    NewEvent {
+        at: Some(now),
+        outcome: Outcome::Failure,
+        resource_type: Some("source".into()),
+        resource_id: Some(source.to_owned()),
+        external_id: Some(format!("gap:{source}:{digest}")),
+        metadata: NewMetadata::from_value(json!({
+            "reason": "expired",
+            "from": watermark,
+            "to": oldest,
+            "noticed": now,
+        })),
+        ..NewEvent::new("ingest.gap", Actor::system())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,413 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SETTINGS: Settings = Settings { page_size: 12, overlap: Duration::from_secs(60) };
+const OVERLAP_MS: i64 = 60_000;
+
+/// A list as the server keeps it: rows show when they are committed, and go.
+struct Server {
+    now_ms: i64,
+    rows: Vec<Row>,
+    made: u64,
+    max_page_size: u32,
+}
+
+#[derive(Clone)]
+struct Row {
+    place: Place,
+    shows_ms: i64,
+}
+
+impl Server {
+    fn new() -> Self {
+        Self { now_ms: 1_767_225_600_000, rows: Vec::new(), made: 0, max_page_size: 100 }
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millis_clamped(self.now_ms)
+    }
+
+    /// A row made `age_ms` ago, which shows after `delay_ms`.
+    fn insert(&mut self, age_ms: i64, delay_ms: i64) {
+        self.made += 1;
+        // Random keys, as a v4 is.
+        let pk = format!("{:016x}", self.made.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let created_us = (self.now_ms - age_ms) * 1000;
+        let shows_ms = self.now_ms + delay_ms;
+        self.rows.push(Row { place: Place { created_us, pk }, shows_ms });
+        self.rows.sort_by(|a, b| a.place.cmp(&b.place));
+    }
+
+    fn shown(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(|row| row.shows_ms <= self.now_ms)
+    }
+
+    fn delete(&mut self, first: usize, rows: usize) {
+        let first = first.min(self.rows.len());
+        let last = (first + rows).min(self.rows.len());
+        self.rows.drain(first..last);
+    }
+
+    /// The answer to a request: count, whether there is more, before, places.
+    fn page(&self, request: Request) -> Option<(u64, bool, u64, Vec<Option<Place>>)> {
+        let mut places: Vec<_> = self.shown().map(|row| Some(row.place.clone())).collect();
+        if request.order == Order::NewestFirst {
+            places.reverse();
+        }
+        let size = request.page_size.min(self.max_page_size) as usize;
+        let first = (usize::try_from(request.page).unwrap() - 1) * size;
+        if first >= places.len() && request.page > 1 {
+            return None;
+        }
+        let last = (first + size).min(places.len());
+        let page = places[first.min(last)..last].to_vec();
+        Some((places.len() as u64, last < places.len(), first as u64, page))
+    }
+}
+
+/// A poller whose commits can fail and which can be restarted.
+struct Client {
+    cursor: Option<String>,
+    memory: Memory,
+    taken: BTreeSet<Place>,
+    late: usize,
+    gaps: usize,
+    requests: usize,
+}
+
+impl Client {
+    fn new() -> Self {
+        let taken = BTreeSet::new();
+        Self { cursor: None, memory: Memory::default(), taken, late: 0, gaps: 0, requests: 0 }
+    }
+
+    /// One pull, as the source does it. Says whether more is waiting.
+    fn pull(&mut self, server: &Server, commits: bool) -> bool {
+        let now = server.now();
+        let mut poll = Poll::resume(SETTINGS, self.cursor.as_deref(), self.memory.clone()).unwrap();
+        while let Some(request) = poll.request(now) {
+            self.requests += 1;
+            let page = server.page(request);
+            let answer = match &page {
+                None => Answer::NoSuchPage,
+                Some((count, has_next, before, places)) => Answer::Page {
+                    count: *count,
+                    has_next: *has_next,
+                    before: Some(*before),
+                    places,
+                },
+            };
+            let step = poll.answer(now, answer).unwrap();
+            let places = page.map(|page| page.3).unwrap_or_default();
+            let new: Vec<_> = places
+                .into_iter()
+                .flatten()
+                .filter(|place| step.take && !self.taken.contains(place))
+                .collect();
+            let brings = !new.is_empty() || step.gap.is_some();
+            if let Some(cursor) = poll.cursor(self.cursor.as_deref(), brings) {
+                assert!(cursor.len() < 2_000, "the cursor is small");
+                if commits {
+                    self.gaps += usize::from(step.gap.is_some());
+                    let is_late = |place: &&Place| step.late_before > Some(place.created());
+                    self.late += new.iter().filter(is_late).count();
+                    self.taken.extend(new);
+                    self.cursor = Some(cursor);
+                    self.memory = poll.memory().clone();
+                }
+                return poll.more();
+            }
+            assert!(!brings);
+            self.memory = poll.memory().clone();
+        }
+        false
+    }
+
+    fn tick(&mut self, server: &Server, pages: usize) -> bool {
+        (0..pages).all(|_| self.pull(server, true))
+    }
+
+    fn watermark(&self) -> Option<Timestamp> {
+        Poll::resume(SETTINGS, self.cursor.as_deref(), Memory::default()).unwrap().watermark()
+    }
+
+    fn restart(&mut self) {
+        self.memory = Memory::default();
+    }
+
+    /// What is on the server, was shown in time, and is not taken.
+    fn missing<'s>(&self, server: &'s Server) -> Vec<&'s Row> {
+        let in_time = |row: &&Row| row.shows_ms - row.place.created_us / 1000 <= OVERLAP_MS;
+        server.shown().filter(in_time).filter(|row| !self.taken.contains(&row.place)).collect()
+    }
+}
+
+#[test]
+fn a_quiet_poll_is_one_request_and_no_new_cursor() {
+    let mut server = Server::new();
+    let mut client = Client::new();
+    (0..8).for_each(|age| server.insert(age * 1000, 0));
+    assert!(!client.tick(&server, 10));
+    assert_eq!((client.taken.len(), client.requests), (8, 1));
+    let cursor = client.cursor.clone();
+    for _ in 0..5 {
+        server.now_ms += 60_000;
+        assert!(!client.tick(&server, 10));
+    }
+    assert_eq!((client.requests, &client.cursor), (6, &cursor));
+    client.restart();
+    assert!(!client.tick(&server, 10));
+    assert_eq!((client.requests, client.gaps), (8, 0), "and a look at the oldest");
+}
+
+#[test]
+fn the_cursor_is_read_for_ever() {
+    let text = concat!(
+        r#"{"v":1,"n":7,"watermark":"2026-01-01T00:00:00.000Z","head":"2026-01-02T00:00:00.000Z","#,
+        r#""reconciled":"2026-01-01T00:00:00.000Z","#,
+        r#""recent":{"walk":{"offset":0,"size":100,"count":0},"pages":0},"#,
+        r#""backlog":{"floor":"2025-12-31T23:50:00.000Z","until":{"t":1767312000000000,"pk":"a"},"#,
+        r#""search":{"lo":1,"hi":9},"walk":{"offset":5,"anchor":{"t":1,"pk":"b"},"size":50,"#,
+        r#""count":812}},"reconcile":{"walk":{"offset":0,"size":100,"count":0},"#,
+        r#""floor":"2025-12-31T00:00:00.000Z"}}"#,
+    );
+    let poll = Poll::resume(SETTINGS, Some(text), Memory::default()).unwrap();
+    assert_eq!(serde_json::to_string(&poll.state).unwrap(), text);
+    for odd in ["", "{}", r#"{"v":2,"n":1}"#, "7:10"] {
+        let error = Poll::resume(SETTINGS, Some(odd), Memory::default()).unwrap_err();
+        assert!(error.to_string().contains("cursor"), "{error}");
+    }
+}
+
+#[test]
+fn a_long_backlog_drains_in_steps_while_polls_go_on() {
+    let mut server = Server::new();
+    (0..2_000).for_each(|age| server.insert(age * 5_000, 0));
+    let mut client = Client::new();
+    let mut ticks = 1;
+    while client.tick(&server, 10) {
+        ticks += 1;
+        server.now_ms += 60_000;
+        server.insert(0, 0);
+        assert!(client.missing(&server).len() < 2_000 - (ticks - 1) * 80);
+    }
+    let pages = 2_000 / 12;
+    assert!(ticks * 10 < pages * 13 / 10, "{ticks} ticks for {pages} pages");
+    server.now_ms += 150_000;
+    client.tick(&server, 10);
+    assert!(client.missing(&server).is_empty());
+}
+
+#[test]
+fn the_watermark_waits_for_the_backlog() {
+    let mut server = Server::new();
+    server.insert(0, 0);
+    let mut client = Client::new();
+    client.tick(&server, 10);
+    let before = client.watermark();
+    server.now_ms += 3_600_000;
+    (0..300).for_each(|age| server.insert(age * 1_000, 0));
+    let mut ticks = 0;
+    while client.tick(&server, 3) {
+        ticks += 1;
+        client.restart();
+        let watermark = client.watermark().unwrap();
+        assert!(Some(watermark) >= before);
+        let is_passed = |row: &&Row| row.place.created() <= watermark;
+        let passed = client.missing(&server).into_iter().filter(is_passed).count();
+        assert_eq!(passed, 0, "nothing before the watermark is missing");
+    }
+    assert!(ticks > 5);
+    assert!(client.missing(&server).is_empty());
+    assert_eq!(client.watermark(), Some(server.now()));
+}
+
+#[test]
+fn what_shows_after_the_overlap_is_found_by_the_reconcile_walk_and_counted() {
+    let mut server = Server::new();
+    (0..40).for_each(|age| server.insert(age * 5_000, 0));
+    let mut client = Client::new();
+    client.tick(&server, 10);
+    server.insert(OVERLAP_MS * 3, 0);
+    server.now_ms += 60_000;
+    client.tick(&server, 10);
+    assert_eq!((client.taken.len(), client.late), (40, 0));
+    // A day has passed: enough has happened that the poll does not go so far.
+    server.now_ms += 86_400_000;
+    (0..40).for_each(|age| server.insert(age * 5_000, 0));
+    while client.tick(&server, 10) {}
+    assert_eq!((client.taken.len(), client.late), (80, 0), "two days ago is too long ago");
+
+    server.insert(OVERLAP_MS * 3, 0);
+    client.restart();
+    while client.tick(&server, 10) {}
+    assert_eq!((client.taken.len(), client.late), (81, 1));
+}
+
+#[test]
+fn an_event_of_the_future_is_no_watermark() {
+    let mut server = Server::new();
+    server.insert(0, 0);
+    server.insert(-365 * 86_400_000, 0);
+    let mut client = Client::new();
+    client.tick(&server, 10);
+    assert_eq!((client.taken.len(), client.watermark()), (2, Some(server.now())));
+}
+
+#[test]
+fn what_has_expired_is_a_gap() {
+    let mut server = Server::new();
+    (0..20).for_each(|age| server.insert(age * 1_000, 0));
+    let mut client = Client::new();
+    client.tick(&server, 10);
+    let last = server.now();
+    server.rows.clear();
+    client.restart();
+    server.now_ms += 3_600_000;
+    client.tick(&server, 10);
+    assert_eq!(client.gaps, 0, "of an empty list nobody knows");
+    client.restart();
+    server.insert(0, 0);
+    client.tick(&server, 10);
+    assert_eq!((client.gaps, client.taken.len()), (1, 21));
+    let gap = gap_event("authentik", last, server.now(), server.now());
+    assert_eq!(gap.external_id, gap_event("authentik", last, last, last).external_id);
+    assert_eq!((gap.action.as_str(), gap.source.as_str()), ("ingest.gap", "platform-api"));
+}
+
+#[test]
+fn pages_that_are_too_large_become_smaller() {
+    let mut poll = Poll::resume(SETTINGS, None, Memory::default()).unwrap();
+    let now = Server::new().now();
+    let mut sizes = Vec::new();
+    let error = loop {
+        sizes.push(poll.request(now).unwrap().page_size);
+        if let Err(error) = poll.answer(now, Answer::TooLarge) {
+            break error;
+        }
+    };
+    assert_eq!(sizes, [12, 3, 2]);
+    assert!(error.to_string().contains("max_page_bytes"));
+}
+
+#[test]
+fn pages_of_one_are_refused() {
+    let mut server = Server::new();
+    (0..3).for_each(|age| server.insert(age, 0));
+    server.max_page_size = 1;
+    let mut poll = Poll::resume(SETTINGS, None, Memory::default()).unwrap();
+    let request = poll.request(server.now()).unwrap();
+    let (count, has_next, _, places) = server.page(request).unwrap();
+    let answer = Answer::Page { count, has_next, before: None, places: &places };
+    let error = poll.answer(server.now(), answer).unwrap_err();
+    assert!(error.to_string().contains("pagination_max_page_size"));
+}
+
+#[test]
+fn rows_without_a_place_hold_nothing_up() {
+    for order in [Order::NewestFirst, Order::OldestFirst] {
+        let mut walk = Walk::new(10);
+        let place = |at: u64| {
+            let us = i64::try_from(at).unwrap() * if order == Order::OldestFirst { 1 } else { -1 };
+            (!(30..75).contains(&at)).then(|| Place { created_us: us, pk: "x".into() })
+        };
+        let mut seen = BTreeSet::new();
+        for _ in 0..40 {
+            let request = walk.request(order);
+            let size = u64::from(request.page_size);
+            let first = (request.page - 1) * size;
+            let rows = first..(first + size).min(100);
+            let places: Vec<_> = rows.clone().map(place).collect();
+            let answer = Answer::Page {
+                count: 100,
+                has_next: rows.end < 100,
+                before: None,
+                places: &places,
+            };
+            let read = walk.read(request, answer).unwrap();
+            assert!(read.taken);
+            seen.extend(rows);
+            if read.is_end {
+                break;
+            }
+        }
+        assert_eq!(seen.len(), 100);
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Burst(usize),
+    /// Made some time ago, shown now.
+    Late(i64),
+    /// Made now, shown later.
+    Slow(i64),
+    Delete(usize, usize),
+    Expire(usize),
+    Wait(i64),
+    Clamp(u32),
+    Pull,
+    PullThatFails,
+    Restart,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => (1..40_usize).prop_map(Event::Burst),
+        1 => (40..200_usize).prop_map(Event::Burst),
+        2 => (0..=OVERLAP_MS).prop_map(Event::Late),
+        2 => (0..=OVERLAP_MS).prop_map(Event::Slow),
+        2 => (0..600_usize, 1..30_usize).prop_map(|(first, rows)| Event::Delete(first, rows)),
+        2 => (1..30_usize).prop_map(Event::Expire),
+        3 => (0..40_000_i64).prop_map(Event::Wait),
+        1 => prop_oneof![Just(11_u32), Just(13), Just(100)].prop_map(Event::Clamp),
+        16 => Just(Event::Pull),
+        1 => Just(Event::PullThatFails),
+        1 => Just(Event::Restart),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn nothing_that_stays_and_shows_in_time_is_missed(
+        first in 0..300_usize,
+        is_burst in any::<bool>(),
+        events in prop::collection::vec(event(), 1..120),
+    ) {
+        let mut server = Server::new();
+        for age in 0..first {
+            server.insert(if is_burst { 0 } else { i64::try_from(age).unwrap() * 700 }, 0);
+        }
+        let mut client = Client::new();
+        for event in events {
+            // Every request takes its time.
+            server.now_ms += 50;
+            match event {
+                Event::Burst(rows) => (0..rows).for_each(|_| server.insert(0, 0)),
+                Event::Late(age_ms) => server.insert(age_ms, 0),
+                Event::Slow(delay_ms) => server.insert(0, delay_ms),
+                Event::Delete(first, rows) => server.delete(first, rows),
+                Event::Expire(rows) => server.delete(0, rows),
+                Event::Wait(ms) => server.now_ms += ms,
+                Event::Clamp(size) => server.max_page_size = size,
+                Event::Pull => { client.pull(&server, true); }
+                Event::PullThatFails => { client.pull(&server, false); }
+                Event::Restart => client.restart(),
+            }
+        }
+        for _ in 0..3 {
+            server.now_ms += 200_000;
+            let mut pulls = 0;
+            while client.pull(&server, true) {
+                pulls += 1;
+                prop_assert!(pulls < 2_000, "it comes to an end");
+            }
+        }
+        prop_assert!(client.missing(&server).is_empty(), "{} are missing", client.missing(&server).len());
+    }
+}

@@ -1,0 +1,201 @@
+//! Requests to Authentik's API: one at a time, bounded, never redirected.
+
+use std::fmt;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dezky_core::{Error, ErrorKind, Result, Runtime};
+use futures_util::future::{Either, select};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Client, Response, StatusCode};
+use rustls_platform_verifier::BuilderVerifierExt;
+
+use super::source::AuthentikConfig;
+
+/// After a refusal of the token nothing is asked for so long.
+const AUTH_WAIT: Duration = Duration::from_mins(5);
+/// After 429 without a time.
+const THROTTLED_WAIT: Duration = Duration::from_mins(1);
+/// No server makes us wait longer.
+const MAX_WAIT: Duration = Duration::from_hours(1);
+/// How much of the answer to a failed request is looked at.
+const MAX_ERROR_BYTES: usize = 4 << 10;
+
+/// A token of Authentik's API. Its `Debug` shows nothing.
+#[derive(Clone)]
+pub struct ApiToken(String);
+
+impl ApiToken {
+    /// Takes a token of intent `api`; spaces around it are dropped.
+    ///
+    /// # Errors
+    /// `config_invalid` if it is empty, or no header can hold it.
+    pub fn new(token: &str) -> Result<Self> {
+        let token = token.trim();
+        let is_text = token.bytes().all(|b| b.is_ascii_graphic());
+        if token.is_empty() || token.len() > 8 << 10 || !is_text {
+            let what = "the token of Authentik must be 1 to 8192 printable ASCII characters \
+                        without spaces; make one of intent API";
+            return Err(Error::new(ErrorKind::ConfigInvalid, what));
+        }
+        Ok(Self(token.to_owned()))
+    }
+}
+
+impl fmt::Debug for ApiToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiToken")
+    }
+}
+
+/// What a request brought.
+pub(super) enum Fetched {
+    Text(String),
+    NoSuchPage,
+    TooLarge,
+}
+
+/// Why a request failed, and how long not to ask again.
+pub(super) struct Failed {
+    pub(super) error: Error,
+    pub(super) wait: Option<Duration>,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { error, wait: None }
+    }
+}
+
+pub(super) struct Api {
+    client: Client,
+    base: String,
+    timeout: Duration,
+    max_bytes: usize,
+    runtime: Arc<dyn Runtime>,
+}
+
+impl Api {
+    pub(super) fn new(config: &AuthentikConfig, runtime: Arc<dyn Runtime>) -> Result<Self> {
+        let invalid = |what: &'static str| Error::new(ErrorKind::ConfigInvalid, what);
+        let mut headers = HeaderMap::new();
+        let mut bearer = HeaderValue::try_from(format!("Bearer {}", config.token.0))
+            .map_err(|_| invalid("the token of Authentik can't be a header"))?;
+        bearer.set_sensitive(true);
+        headers.insert(AUTHORIZATION, bearer);
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        let client = Client::builder()
+            .default_headers(headers)
+            .user_agent("dezky")
+            // The token is for this address alone.
+            .redirect(reqwest::redirect::Policy::none())
+            .tls_backend_preconfigured(tls(config.base_url.starts_with("https:"))?)
+            .build()
+            .map_err(|error| invalid("the HTTP client can't be made").with_source(error))?;
+        let base = format!("{}/api/v3/", config.base_url.trim_end_matches('/'));
+        let (timeout, max_bytes) = (config.request_timeout, config.max_page_bytes);
+        Ok(Self { client, base, timeout, max_bytes, runtime })
+    }
+
+    /// Gets what stands at a path below the API.
+    pub(super) async fn get(&self, path_and_query: &str) -> Result<Fetched, Failed> {
+        let request = pin!(self.exchange(path_and_query));
+        match select(request, self.runtime.sleep(self.timeout)).await {
+            Either::Left((done, _)) => done,
+            Either::Right(_) => {
+                let what = format!("Authentik did not answer within {:?}", self.timeout);
+                Err(Error::new(ErrorKind::SourceUnavailable, what).into())
+            }
+        }
+    }
+
+    async fn exchange(&self, path_and_query: &str) -> Result<Fetched, Failed> {
+        let unavailable = |what: &'static str, error: reqwest::Error| {
+            Error::new(ErrorKind::SourceUnavailable, what).with_source(error.without_url())
+        };
+        let request = self.client.get(format!("{}{path_and_query}", self.base));
+        let mut response = request
+            .send()
+            .await
+            .map_err(|error| unavailable("Authentik can't be reached", error))?;
+        let is_fine = response.status() == StatusCode::OK;
+        let max_bytes = if is_fine { self.max_bytes } else { MAX_ERROR_BYTES };
+        let mut body = Vec::new();
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) if body.len() + chunk.len() <= max_bytes => body.extend(chunk),
+                Ok(Some(_)) if is_fine => return Ok(Fetched::TooLarge),
+                Ok(_) => break,
+                Err(_) if !is_fine => break,
+                Err(error) => {
+                    return Err(unavailable("Authentik's answer broke off", error).into());
+                }
+            }
+        }
+        // Bytes that are no UTF-8 become U+FFFD, as in normal form.
+        let body = String::from_utf8(body)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+        if is_fine { Ok(Fetched::Text(body)) } else { self.refused(&response, &body) }
+    }
+
+    fn refused(&self, response: &Response, body: &str) -> Result<Fetched, Failed> {
+        let status = response.status();
+        let failed = |kind, what: String, wait| Err(Failed { error: Error::new(kind, what), wait });
+        match status.as_u16() {
+            404 if body.contains("Invalid page") => Ok(Fetched::NoSuchPage),
+            404 => failed(
+                ErrorKind::SourceUnavailable,
+                "Authentik answers 404; base_url must be its address without /api/v3".into(),
+                None,
+            ),
+            401 | 403 => failed(
+                ErrorKind::AuthFailed,
+                format!(
+                    "Authentik answers {status}; the token must be valid, of intent API, and its \
+                     user must have the permission to view events"
+                ),
+                Some(AUTH_WAIT),
+            ),
+            300..=399 => failed(
+                ErrorKind::SourceUnavailable,
+                format!(
+                    "Authentik answers {status}; redirects are not followed, set base_url to \
+                         where it leads"
+                ),
+                None,
+            ),
+            code => {
+                let said = retry_after(response.headers());
+                let wait = said.or((code == 429).then_some(THROTTLED_WAIT));
+                let what = format!("Authentik answers {status}");
+                failed(ErrorKind::SourceUnavailable, what, wait.map(|wait| wait.min(MAX_WAIT)))
+            }
+        }
+    }
+}
+
+/// `Retry-After` in seconds; a date is left to the back-off.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// TLS by rustls and ring, with the certificates that the system trusts.
+fn tls(is_used: bool) -> Result<rustls::ClientConfig> {
+    let failed = |error: rustls::Error| {
+        Error::new(ErrorKind::ConfigInvalid, "the system's root certificates can't be used")
+            .with_source(error)
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(failed)?;
+    let builder = if is_used {
+        builder.with_platform_verifier().map_err(failed)?
+    } else {
+        // A plain connection never comes to use it, and a machine without
+        // certificates can make one.
+        builder.with_root_certificates(rustls::RootCertStore::empty())
+    };
+    Ok(builder.with_no_client_auth())
+}

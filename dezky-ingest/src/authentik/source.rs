@@ -1,0 +1,399 @@
+//! The poller as a source.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dezky_core::{
+    Error, ErrorKind, IngestSource, Pull, PullLimits, PulledEvent, Result, Runtime,
+    TenantDirectory, Timestamp,
+};
+
+use super::core::{Answer, Memory, Order, Poll, Request, Settings, Step, gap_event};
+use super::groups::Groups;
+use super::http::{Api, ApiToken, Failed, Fetched};
+use super::map::{SOURCE, map, odd_item, tenant_user};
+use super::proto::{Item, Page, Place};
+use crate::PumpConfig;
+use crate::intake::{LATE_BY, TENANT_BY};
+
+/// How many keys are remembered at least, so that most of what is read again is
+/// passed over here and not by the store.
+const KNOWN: usize = 20_000;
+
+/// What [`AuthentikSource`] polls, and how.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct AuthentikConfig {
+    /// Authentik's address, without `/api/v3`: `https://id.example.com`.
+    pub base_url: String,
+    /// A token of intent API whose user may view events.
+    pub token: ApiToken,
+    /// The source's name: `authentik`, or `authentik:<instance>` where there are
+    /// several.
+    pub source: String,
+    /// How many events a page has, 2 to 100; 100.
+    pub page_size: u32,
+    /// How far polls go back behind what was seen, for events that show late;
+    /// 10 min. At least twice the interval of the pump.
+    pub overlap: Duration,
+    /// How long a request may take; 60 s.
+    pub request_timeout: Duration,
+    /// The most bytes of a page, 1 MiB to 1 GiB; 64 MiB. Larger ones are asked for
+    /// again in smaller pages.
+    pub max_page_bytes: usize,
+    /// Groups that are never a tenant; `dezky-platform-admins`. Groups of superusers
+    /// never are either.
+    pub admin_groups: Vec<String>,
+    /// How long a listing of groups holds; 10 min.
+    pub group_refresh: Duration,
+}
+
+impl AuthentikConfig {
+    /// Polls `base_url` as the source `authentik`, within the default bounds.
+    pub fn new(base_url: impl Into<String>, token: ApiToken) -> Self {
+        Self {
+            base_url: base_url.into(),
+            token,
+            source: SOURCE.to_owned(),
+            page_size: 100,
+            overlap: Duration::from_mins(10),
+            request_timeout: Duration::from_mins(1),
+            max_page_bytes: 64 << 20,
+            admin_groups: vec!["dezky-platform-admins".to_owned()],
+            group_refresh: Duration::from_mins(10),
+        }
+    }
+
+    /// The same as another source: `authentik:<instance>`.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<String>) -> Self {
+        self.source = source.into();
+        self
+    }
+
+    /// How a pump should move what is polled: every 60 s, at most 10 pages a time,
+    /// resting in between.
+    pub fn pump_config() -> PumpConfig {
+        let mut config = PumpConfig::default();
+        config.interval = Duration::from_mins(1);
+        config.max_batches = 10;
+        config.rests = true;
+        // A page may take a minute, its commit more.
+        config.lease_ttl = Duration::from_mins(3);
+        config.max_backoff = Duration::from_mins(10);
+        config
+    }
+
+    fn check(&self) -> Result<()> {
+        let invalid = |what| Err(Error::new(ErrorKind::ConfigInvalid, what));
+        let instance = match self.source.split_once(':') {
+            None if self.source == SOURCE => None,
+            Some((SOURCE, instance)) => Some(instance),
+            _ => {
+                return invalid(
+                    "the source of the Authentik poller must be authentik or authentik:<instance>",
+                );
+            }
+        };
+        let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        if instance.is_some_and(|i| i.is_empty() || !i.bytes().all(word)) || self.source.len() > 64
+        {
+            return invalid(
+                "the instance of the Authentik poller must be letters, digits, . _ and -, with \
+                 authentik: at most 64 bytes",
+            );
+        }
+        let is_address = reqwest::Url::parse(&self.base_url).is_ok_and(|url| {
+            matches!(url.scheme(), "http" | "https")
+                && url.username().is_empty()
+                && url.password().is_none()
+                && url.query().is_none()
+                && url.fragment().is_none()
+        });
+        if !is_address {
+            return invalid(
+                "base_url of Authentik must be an http or https address without user, query and \
+                 fragment, such as https://id.example.com",
+            );
+        }
+        if !(2..=100).contains(&self.page_size) {
+            return invalid("page_size of Authentik must be 2 to 100");
+        }
+        if !(1 << 20..=1 << 30).contains(&self.max_page_bytes) {
+            return invalid("max_page_bytes of Authentik must be 1048576 to 1073741824");
+        }
+        let day = Duration::from_hours(24);
+        if !(Duration::from_secs(1)..=day).contains(&self.overlap) {
+            return invalid("overlap of Authentik must be 1 s to 24 h");
+        }
+        if !(Duration::from_secs(1)..=Duration::from_mins(10)).contains(&self.request_timeout) {
+            return invalid("request_timeout of Authentik must be 1 s to 10 min");
+        }
+        if !(Duration::from_secs(1)..=day).contains(&self.group_refresh) {
+            return invalid("group_refresh of Authentik must be 1 s to 24 h");
+        }
+        Ok(())
+    }
+}
+
+/// Polls Authentik's events. Wants to be run inside a tokio runtime.
+///
+/// - A pull is one page, and a page is all that is in memory. Its events commit
+///   with the cursor, which says where every walk stands, so a restart goes on
+///   in the middle of a backlog.
+/// - Nothing is missed that stays on the server and shows within the overlap:
+///   pages are joined by the rows that they share, whatever is inserted and
+///   deleted meanwhile. What shows later is found by a walk over the last 24 h, at
+///   the start and once a day, and bears `_dezky.lateBySeconds`.
+/// - Where events may have expired before they were read, an `ingest.gap` event
+///   says so.
+/// - With a directory, a user's groups are the hints to the tenant. Without a
+///   listing events land with `_dezky.tenantBy = "unresolved"`.
+/// - After a refused token nothing is asked for five minutes; `Retry-After` is
+///   honoured.
+///
+/// ```
+/// # use std::sync::Arc;
+/// use dezky_core::rt::TokioRuntime;
+/// use dezky_ingest::authentik::{ApiToken, AuthentikConfig, AuthentikSource};
+/// # fn main() -> dezky_core::Result<()> {
+/// let token = ApiToken::new("a token of intent API").unwrap_err();
+/// assert_eq!(token.code(), "config_invalid");
+/// let config = AuthentikConfig::new("http://127.0.0.1:9000", ApiToken::new("t0ken")?);
+/// let source = AuthentikSource::new(config, Arc::new(TokioRuntime))?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct AuthentikSource {
+    config: AuthentikConfig,
+    api: Api,
+    runtime: Arc<dyn Runtime>,
+    groups: Option<Groups>,
+    memory: Memory,
+    known: Known,
+    /// What the last pull brought, until the cursor says that it was committed.
+    pending: Option<Pending>,
+    /// Until when nothing is asked, and why.
+    refused: Option<(Timestamp, Error)>,
+    was_empty: bool,
+}
+
+struct Pending {
+    cursor: String,
+    memory: Memory,
+    keys: Vec<String>,
+}
+
+impl AuthentikSource {
+    /// A poller as configured, with its clock from `runtime`. Asks nothing yet.
+    ///
+    /// # Errors
+    /// `config_invalid` names the value and its bound.
+    pub fn new(config: AuthentikConfig, runtime: Arc<dyn Runtime>) -> Result<Self> {
+        config.check()?;
+        Ok(Self {
+            api: Api::new(&config, Arc::clone(&runtime))?,
+            config,
+            runtime,
+            groups: None,
+            memory: Memory::default(),
+            known: Known::default(),
+            pending: None,
+            refused: None,
+            was_empty: false,
+        })
+    }
+
+    /// Gives users' groups as hints, those that are slugs of `directory`. The pump's
+    /// intake must have the directory too.
+    #[must_use]
+    pub fn with_directory(mut self, directory: Arc<dyn TenantDirectory>) -> Self {
+        let admin_groups = self.config.admin_groups.clone();
+        self.groups = Some(Groups::new(directory, admin_groups, self.config.group_refresh));
+        self
+    }
+
+    /// What the last pull brought is known from now on, if it was committed.
+    fn settle(&mut self, cursor: Option<&str>) {
+        if let Some(pending) = self.pending.take()
+            && Some(pending.cursor.as_str()) == cursor
+        {
+            self.memory = pending.memory;
+            pending.keys.into_iter().for_each(|key| self.known.insert(key));
+        }
+    }
+
+    async fn ask(&mut self, request: Request) -> Result<Fetched> {
+        let query = format!("events/events/?{}", request.query());
+        match self.api.get(&query).await {
+            Ok(Fetched::NoSuchPage) if request.page == 1 => {
+                let what = "Authentik has no first page of events";
+                Err(Error::new(ErrorKind::SourceUnavailable, what))
+            }
+            Ok(fetched) => Ok(fetched),
+            Err(Failed { error, wait }) => {
+                if let Some(wait) = wait {
+                    let until = self.runtime.now().saturating_add(wait);
+                    self.refused = Some((until, error.clone()));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes events of a page's items, the oldest first, and remembers their keys.
+    async fn collect(
+        &mut self,
+        mut items: Vec<(Item, usize)>,
+        order: Order,
+        step: &Step,
+        now: Timestamp,
+    ) -> (Pull, Vec<String>) {
+        if order == Order::NewestFirst {
+            items.reverse();
+        }
+        let source = &self.config.source;
+        let (mut pull, mut keys) = (Pull::default(), Vec::new());
+        let mut events = Vec::new();
+        for (item, bytes) in items {
+            let key = match &item.event {
+                Ok(event) => event.pk.clone(),
+                Err(_) => String::new(),
+            };
+            match item.event {
+                Ok(_) if self.known.has(&key) => pull.skipped += 1,
+                Ok(event) => {
+                    keys.push(key);
+                    events.push(event);
+                }
+                Err(odd) => {
+                    let item = odd_item(source, odd, bytes, now);
+                    if !self.known.has(&item.key) {
+                        keys.push(item.key.clone());
+                        pull.quarantine.push(item);
+                    }
+                }
+            }
+        }
+        let users: Vec<_> = events.iter().map(tenant_user).collect();
+        if let Some(groups) = &mut self.groups
+            && users.iter().any(Option::is_some)
+        {
+            groups.refresh_if_old(&self.api, &*self.runtime).await;
+        }
+        for (event, user) in events.into_iter().zip(users) {
+            let created = event.created;
+            let mut pulled = PulledEvent::from(map(source, event));
+            if step.late_before.is_some_and(|before| created < before) {
+                let late_by = now.saturating_since(created).as_secs();
+                pulled.event.metadata.annotate(LATE_BY, late_by);
+            }
+            if let (Some(groups), Some(user)) = (&self.groups, user) {
+                match groups.hints(&user) {
+                    Some(hints) => pulled.tenant = hints,
+                    None => pulled.event.metadata.annotate(TENANT_BY, "unresolved"),
+                }
+            }
+            pull.events.push(pulled);
+        }
+        (pull, keys)
+    }
+
+    /// Some accounts without permission get an empty list rather than a refusal.
+    fn note_count(&mut self, count: u64) {
+        let is_empty = count == 0;
+        if is_empty && !self.was_empty {
+            tracing::warn!(
+                source = self.config.source,
+                "Authentik lists no events at all: so does it to an account that may not view them"
+            );
+        }
+        self.was_empty = is_empty;
+    }
+}
+
+impl std::fmt::Debug for AuthentikSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AuthentikSource").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl IngestSource for AuthentikSource {
+    fn name(&self) -> &str {
+        &self.config.source
+    }
+
+    async fn pull(&mut self, cursor: Option<&str>, limits: PullLimits) -> Result<Pull> {
+        self.settle(cursor);
+        let now = self.runtime.now();
+        if let Some((until, error)) = &self.refused {
+            if now < *until {
+                return Err(error.clone());
+            }
+            self.refused = None;
+        }
+        let page_size = u32::try_from(limits.max_events).unwrap_or(u32::MAX);
+        let page_size = self.config.page_size.min(page_size).max(2);
+        let settings = Settings { page_size, overlap: self.config.overlap };
+        let mut poll = Poll::resume(settings, cursor, self.memory.clone())?;
+        while let Some(request) = poll.request(now) {
+            let (step, items) = match self.ask(request).await? {
+                Fetched::NoSuchPage => (poll.answer(now, Answer::NoSuchPage)?, Vec::new()),
+                Fetched::TooLarge => (poll.answer(now, Answer::TooLarge)?, Vec::new()),
+                Fetched::Text(text) => {
+                    let Some(Page { count, has_next, before, items }) = Page::parse(&text) else {
+                        let what = "what Authentik sent is not a page of events";
+                        return Err(Error::new(ErrorKind::SourceUnavailable, what));
+                    };
+                    self.note_count(count);
+                    let read =
+                        |raw: &&serde_json::value::RawValue| (Item::read(raw), raw.get().len());
+                    let items: Vec<_> = items.iter().map(read).collect();
+                    let places: Vec<Option<Place>> =
+                        items.iter().map(|(item, _)| item.place.clone()).collect();
+                    let page = Answer::Page { count, has_next, before, places: &places };
+                    let step = poll.answer(now, page)?;
+                    let items = if step.take { items } else { Vec::new() };
+                    (step, items)
+                }
+            };
+            let (mut pull, keys) = self.collect(items, request.order, &step, now).await;
+            if let Some((watermark, oldest)) = step.gap {
+                tracing::warn!(source = self.config.source, %watermark, %oldest, "events have expired unread");
+                pull.events.push(gap_event(&self.config.source, watermark, oldest, now).into());
+            }
+            let brings = !pull.events.is_empty() || !pull.quarantine.is_empty();
+            if let Some(cursor) = poll.cursor(cursor, brings) {
+                let memory = poll.memory().clone();
+                self.pending = Some(Pending { cursor: cursor.clone(), memory, keys });
+                (pull.cursor, pull.more) = (Some(cursor), poll.more());
+                return Ok(pull);
+            }
+            self.memory = poll.memory().clone();
+        }
+        Ok(Pull::default())
+    }
+}
+
+/// Keys of what was taken: a cache, bounded by two generations.
+#[derive(Default)]
+struct Known {
+    young: HashSet<String>,
+    old: HashSet<String>,
+}
+
+impl Known {
+    fn has(&self, key: &str) -> bool {
+        self.young.contains(key) || self.old.contains(key)
+    }
+
+    fn insert(&mut self, key: String) {
+        if self.young.len() >= KNOWN {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(key);
+    }
+}

@@ -1,0 +1,499 @@
+//! The double's server, and how its table is changed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Query as UrlQuery, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::list::{Profile, Query, first, page, select};
+
+/// What goes wrong with a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// This status with an HTML body.
+    Html(u16),
+    /// 503 with `{"error":"authentik starting"}`.
+    Starting,
+    /// 429, with `Retry-After` in seconds if there is one.
+    Throttled(Option<u64>),
+    /// 200 with half of the body.
+    Truncated,
+    /// 200, and the connection ends in the middle of the body.
+    Reset,
+    /// No answer for so long, then the right one.
+    Slow(Duration),
+    /// 302 to this address.
+    Redirect(String),
+}
+
+/// A request that came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// Its path: `/api/v3/events/events/`.
+    pub path: String,
+    /// Its query as sent.
+    pub query: String,
+    /// The status that was answered.
+    pub status: u16,
+}
+
+/// How a double begins.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    token: String,
+    profile: Profile,
+    max_page_size: Option<usize>,
+    events: Vec<Value>,
+}
+
+impl Builder {
+    /// The token that is accepted; `double-token` unless set.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = token.into();
+        self
+    }
+
+    /// The version that it behaves like; [`Profile::V2025_12`] unless set.
+    #[must_use]
+    pub fn profile(mut self, profile: Profile) -> Self {
+        self.profile = profile;
+        self
+    }
+
+    /// The largest page, whatever is asked for.
+    #[must_use]
+    pub fn max_page_size(mut self, size: usize) -> Self {
+        self.max_page_size = Some(size.max(1));
+        self
+    }
+
+    /// What the table holds at first.
+    #[must_use]
+    pub fn events(mut self, events: impl IntoIterator<Item = Value>) -> Self {
+        self.events.extend(events);
+        self
+    }
+
+    /// Starts the server on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    /// Those of binding the port.
+    pub async fn start(self) -> std::io::Result<AuthentikDouble> {
+        let world = World {
+            token: self.token,
+            profile: self.profile,
+            max_page_size: self.max_page_size,
+            events: self.events,
+            access: Access::Full,
+            faults: VecDeque::new(),
+            scripts: VecDeque::new(),
+            groups: Vec::new(),
+            users: BTreeMap::new(),
+            requests: Vec::new(),
+        };
+        let world = Arc::new(Mutex::new(world));
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let app = Router::new().fallback(answer).with_state(Arc::clone(&world));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = axum::serve(listener, app).with_graceful_shutdown(async {
+            let _ = stopped.await;
+        });
+        let task = tokio::spawn(async move {
+            let _ = server.await;
+        });
+        Ok(AuthentikDouble { url, world, stop: Some(stop), task })
+    }
+}
+
+/// A server that answers as Authentik does. It ends when it is dropped.
+///
+/// ```
+/// use dezky_ingest::testkit::{AuthentikDouble, Fault, authentik_event};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> std::io::Result<()> {
+/// let double = AuthentikDouble::builder()
+///     .token("t0ken")
+///     .events([authentik_event(1, "2026-09-01T08:00:00Z")])
+///     .start()
+///     .await?;
+/// assert!(double.url().starts_with("http://127.0.0.1:"));
+/// double.insert(authentik_event(2, "2026-09-01T08:00:01.5Z"));
+/// double.fail_next(1, Fault::Html(502));
+/// assert_eq!((double.len(), double.requests().len()), (2, 0));
+/// double.stop().await;
+/// # Ok(())
+/// # }
+/// ```
+pub struct AuthentikDouble {
+    url: String,
+    world: Arc<Mutex<World>>,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+/// What the token may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Full,
+    /// 403.
+    None,
+    /// 200 and an empty list, as to an internal service account.
+    Empty,
+}
+
+/// Something that happens before an answer.
+type Script = Box<dyn FnOnce(&mut Vec<Value>) + Send>;
+
+struct World {
+    token: String,
+    profile: Profile,
+    max_page_size: Option<usize>,
+    events: Vec<Value>,
+    access: Access,
+    faults: VecDeque<Fault>,
+    /// Before which of the coming requests for events, counted from 0.
+    scripts: VecDeque<(usize, Script)>,
+    groups: Vec<(String, bool)>,
+    /// Names of groups by the user's key.
+    users: BTreeMap<u64, Vec<String>>,
+    requests: Vec<Recorded>,
+}
+
+impl AuthentikDouble {
+    /// A double with an empty table.
+    pub fn builder() -> Builder {
+        Builder {
+            token: "double-token".into(),
+            profile: Profile::V2025_12,
+            max_page_size: None,
+            events: Vec::new(),
+        }
+    }
+
+    /// Its address, without a slash at the end.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The token that is accepted now.
+    pub fn token(&self) -> String {
+        self.world().token.clone()
+    }
+
+    /// Accepts another token from now on; the old one gets 403.
+    pub fn set_token(&self, token: impl Into<String>) {
+        self.world().token = token.into();
+    }
+
+    /// Grants or takes the permission to view anything: without it all is 403.
+    pub fn set_permission(&self, is_granted: bool) {
+        self.world().access = if is_granted { Access::Full } else { Access::None };
+    }
+
+    /// Behaves as to an internal service account without permission: 200 and an
+    /// empty list.
+    pub fn hide_all(&self) {
+        self.world().access = Access::Empty;
+    }
+
+    /// Changes the largest page.
+    pub fn set_max_page_size(&self, size: Option<usize>) {
+        self.world().max_page_size = size.map(|size| size.max(1));
+    }
+
+    /// Adds an event, whatever its `created`.
+    pub fn insert(&self, event: Value) {
+        self.world().events.push(event);
+    }
+
+    /// Adds many.
+    pub fn insert_all(&self, events: impl IntoIterator<Item = Value>) {
+        self.world().events.extend(events);
+    }
+
+    /// Deletes all events of a user, as deleting the user does. Gives how many.
+    pub fn delete_user(&self, pk: u64) -> usize {
+        self.delete(|event| event["user"]["pk"] == pk)
+    }
+
+    /// Deletes the events that `which` holds for. Gives how many.
+    pub fn delete(&self, which: impl Fn(&Value) -> bool) -> usize {
+        let mut world = self.world();
+        let before = world.events.len();
+        world.events.retain(|event| !which(event));
+        before - world.events.len()
+    }
+
+    /// Deletes the oldest events, as the retention does.
+    pub fn expire(&self, events: usize) {
+        let mut world = self.world();
+        let oldest_first = vec![("ordering".to_owned(), "created,pk".to_owned())];
+        let sorted: Vec<Value> = select(&world.events, &oldest_first, world.profile, 0)
+            .unwrap_or_default()
+            .into_iter()
+            .skip(events)
+            .cloned()
+            .collect();
+        world.events = sorted;
+    }
+
+    /// Changes the table before the `nth` of the coming requests for events, from 0.
+    pub fn before_request(
+        &self,
+        nth: usize,
+        change: impl FnOnce(&mut Vec<Value>) + Send + 'static,
+    ) {
+        self.world().scripts.push_back((nth, Box::new(change)));
+    }
+
+    /// Lets the next `requests` fail.
+    pub fn fail_next(&self, requests: usize, fault: Fault) {
+        self.world().faults.extend(std::iter::repeat_n(fault, requests));
+    }
+
+    /// Adds a group.
+    pub fn add_group(&self, name: impl Into<String>, is_superuser: bool) {
+        self.world().groups.push((name.into(), is_superuser));
+    }
+
+    /// Adds a user, or sets the groups of one.
+    pub fn set_user(&self, pk: u64, groups: &[&str]) {
+        self.world().users.insert(pk, groups.iter().map(|name| (*name).to_owned()).collect());
+    }
+
+    /// How many events there are.
+    pub fn len(&self) -> usize {
+        self.world().events.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Every request that came, the first one first.
+    pub fn requests(&self) -> Vec<Recorded> {
+        self.world().requests.clone()
+    }
+
+    /// How many requests for the list of events came.
+    pub fn polls(&self) -> usize {
+        self.world().requests.iter().filter(|request| request.path == EVENTS).count()
+    }
+
+    /// Ends the server and waits for it.
+    pub async fn stop(mut self) {
+        drop(self.stop.take());
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for AuthentikDouble {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl std::fmt::Debug for AuthentikDouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AuthentikDouble").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+const EVENTS: &str = "/api/v3/events/events/";
+
+async fn answer(State(world): State<Arc<Mutex<World>>>, request: Request) -> Response {
+    let (path, sent) = (request.uri().path().to_owned(), request.uri().query().unwrap_or_default());
+    let sent = sent.to_owned();
+    let query: Query =
+        UrlQuery::try_from_uri(request.uri()).map(|UrlQuery(query)| query).unwrap_or_default();
+    let (fault, (status, body)) = {
+        let mut world = world.lock().unwrap_or_else(PoisonError::into_inner);
+        let fault = world.faults.pop_front();
+        let right = match &fault {
+            None | Some(Fault::Truncated | Fault::Reset | Fault::Slow(_)) => {
+                world.answer(&path, &query, request.headers())
+            }
+            Some(fault) => (fault.status(), String::new()),
+        };
+        world.requests.push(Recorded { path, query: sent, status: right.0.as_u16() });
+        (fault, right)
+    };
+    let json = |body: Body| (status, [(header::CONTENT_TYPE, "application/json")], body);
+    let half = || body[..body.floor_char_boundary(body.len() / 2)].to_owned();
+    match fault {
+        None => json(body.into()).into_response(),
+        Some(Fault::Slow(wait)) => {
+            tokio::time::sleep(wait).await;
+            json(body.into()).into_response()
+        }
+        Some(Fault::Truncated) => json(half().into()).into_response(),
+        Some(Fault::Reset) => {
+            let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+            let parts = stream::iter([Ok(half()), Err(broken)]);
+            json(Body::from_stream(parts)).into_response()
+        }
+        Some(Fault::Html(_)) => (status, "<html><body>Bad Gateway</body></html>").into_response(),
+        Some(Fault::Starting) => json(r#"{"error":"authentik starting"}"#.into()).into_response(),
+        Some(Fault::Throttled(seconds)) => {
+            let mut response =
+                json(r#"{"detail":"Request was throttled."}"#.into()).into_response();
+            if let Some(seconds) = seconds {
+                response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+            }
+            response
+        }
+        Some(Fault::Redirect(to)) => (status, [(header::LOCATION, to)], "").into_response(),
+    }
+}
+
+impl Fault {
+    fn status(&self) -> StatusCode {
+        let status = match self {
+            Self::Html(status) => *status,
+            Self::Starting => 503,
+            Self::Throttled(_) => 429,
+            Self::Redirect(_) => 302,
+            Self::Truncated | Self::Reset | Self::Slow(_) => 200,
+        };
+        StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY)
+    }
+}
+
+impl World {
+    fn answer(&mut self, path: &str, query: &Query, headers: &HeaderMap) -> (StatusCode, String) {
+        let (status, body) = self.json(path, query, headers);
+        (status, body.to_string())
+    }
+
+    fn json(&mut self, path: &str, query: &Query, headers: &HeaderMap) -> (StatusCode, Value) {
+        let not_found = (StatusCode::NOT_FOUND, json!({"detail": "Not found."}));
+        let Some(below) = path.strip_prefix("/api/v3/").and_then(|path| path.strip_suffix('/'))
+        else {
+            return not_found;
+        };
+        if let Err(detail) = self.authorise(headers) {
+            return (StatusCode::FORBIDDEN, json!({"detail": detail}));
+        }
+        match below {
+            "events/events" => self.events(query),
+            "events/events/actions" => (StatusCode::OK, actions()),
+            "core/groups" => {
+                let member = first(query, "members_by_pk").and_then(|pk| pk.parse().ok());
+                let groups = self.groups.iter().enumerate();
+                let groups = groups
+                    .filter(|(_, (name, _))| {
+                        member.is_none_or(|pk: u64| {
+                            self.users.get(&pk).is_some_and(|groups| groups.contains(name))
+                        })
+                    })
+                    .map(|(at, (name, is_superuser))| group(at, name, *is_superuser))
+                    .collect();
+                self.page(groups, query)
+            }
+            "core/users" => {
+                let wanted = first(query, "groups_by_name");
+                let users = self.users.iter();
+                let users = users
+                    .filter(|(_, groups)| {
+                        wanted.is_none_or(|g| groups.iter().any(|name| name == g))
+                    })
+                    .map(|(pk, _)| json!({"pk": pk, "username": format!("user{pk}")}))
+                    .collect();
+                self.page(users, query)
+            }
+            other => match other.strip_prefix("core/users/").and_then(|pk| pk.parse().ok()) {
+                Some(pk) if self.users.contains_key(&pk) => (StatusCode::OK, self.user(pk)),
+                _ => not_found,
+            },
+        }
+    }
+
+    fn authorise(&self, headers: &HeaderMap) -> Result<(), &'static str> {
+        let Some(sent) = headers.get(header::AUTHORIZATION).and_then(|sent| sent.to_str().ok())
+        else {
+            return Err("Authentication credentials were not provided.");
+        };
+        let Some(token) = sent.strip_prefix("Bearer ") else {
+            return Err("Unsupported authentication type");
+        };
+        if token != self.token {
+            return Err("Token invalid/expired");
+        }
+        if self.access == Access::None {
+            return Err("You do not have permission to perform this action.");
+        }
+        Ok(())
+    }
+
+    fn events(&mut self, query: &Query) -> (StatusCode, Value) {
+        for (nth, _) in &mut self.scripts {
+            *nth = nth.wrapping_sub(1);
+        }
+        while let Some(due) = self.scripts.iter().position(|(nth, _)| *nth == usize::MAX) {
+            if let Some((_, change)) = self.scripts.remove(due) {
+                change(&mut self.events);
+            }
+        }
+        let empty = Vec::new();
+        let events = if self.access == Access::Empty { &empty } else { &self.events };
+        match select(events, query, self.profile, self.requests.len() as u64) {
+            Err(body) => (StatusCode::BAD_REQUEST, body),
+            Ok(rows) => paged(page(&rows, query, self.profile, self.max_page_size)),
+        }
+    }
+
+    fn page(&self, rows: Vec<Value>, query: &Query) -> (StatusCode, Value) {
+        let rows: Vec<_> = rows.iter().collect();
+        paged(page(&rows, query, self.profile, self.max_page_size))
+    }
+
+    fn user(&self, pk: u64) -> Value {
+        let of_user = &self.users[&pk];
+        let groups = self.groups.iter().enumerate().filter(|(_, (name, _))| of_user.contains(name));
+        let groups: Vec<_> =
+            groups.map(|(at, (name, is_superuser))| group(at, name, *is_superuser)).collect();
+        let keys: Vec<_> = groups.iter().map(|group| group["pk"].clone()).collect();
+        json!({"pk": pk, "username": format!("user{pk}"), "groups": keys, "groups_obj": groups})
+    }
+}
+
+fn group(at: usize, name: &str, is_superuser: bool) -> Value {
+    json!({
+        "pk": format!("{at:08x}-0000-4000-8000-000000000000"),
+        "num_pk": at,
+        "name": name,
+        "is_superuser": is_superuser,
+        "attributes": {},
+    })
+}
+
+fn paged(page: Option<Value>) -> (StatusCode, Value) {
+    match page {
+        Some(page) => (StatusCode::OK, page),
+        None => (StatusCode::NOT_FOUND, json!({"detail": "Invalid page."})),
+    }
+}
+
+fn actions() -> Value {
+    let one =
+        |name: &str| json!({"name": name, "description": "", "component": name, "model_name": ""});
+    crate::authentik::ACTIONS.into_iter().chain(["custom_"]).map(one).collect()
+}

@@ -1,0 +1,316 @@
+use std::io::Write as _;
+
+use clap::{Args, Subcommand};
+use dezky_flags::{Decision, Edit, Flag, FlagPatch, FlagState, NewFlag, ScopePatch, seeded_flags};
+use serde_json::{Map, Value, json};
+
+use super::{open_existing, operator, print};
+use crate::config::Settings;
+use crate::error::Failure;
+use crate::platform::Platform;
+use crate::table::{printable, table};
+
+/// `flags …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Every flag, by key
+    List,
+    /// One flag with its scope
+    Get { key: String },
+    /// The newest 20 changes of a flag, newest first
+    History { key: String },
+    /// Change a flag, or with --create make it
+    ///
+    /// What is not named stays as it is. Of a scope every axis that is named is
+    /// replaced.
+    #[command(
+        after_help = "Examples:\n  dezky-server flags set chat_v2 --create --state rollout --pct 25 --plan pro --note 'first quarter'\n  dezky-server flags set chat_v2 --pct 50 --if-version 3"
+    )]
+    Set(Set),
+    /// Switch a flag off for everybody, at once
+    Kill {
+        key: String,
+        /// Why
+        #[arg(long, value_name = "TEXT")]
+        note: Option<String>,
+    },
+    /// Remove a flag
+    Remove {
+        key: String,
+        /// Only if it still has this version
+        #[arg(long, value_name = "N")]
+        if_version: Option<u64>,
+        /// Why
+        #[arg(long, value_name = "TEXT")]
+        note: Option<String>,
+    },
+    /// What a tenant gets, and why
+    Eval {
+        /// One flag alone; exit status 1 if it is off
+        key: Option<String>,
+        /// The tenant's slug
+        #[arg(long, value_name = "SLUG")]
+        tenant: String,
+        /// The environment, such as production
+        #[arg(long, value_name = "NAME")]
+        environment: Option<String>,
+    },
+    /// Make the ten flags of a new platform, all off
+    ///
+    /// Adds those that never were; what operators changed or removed stays so.
+    Seed,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Set {
+    key: String,
+    /// Make it; it must not exist
+    #[arg(long, conflicts_with = "if_version")]
+    create: bool,
+    /// off, on, targeted or rollout
+    #[arg(long)]
+    state: Option<FlagState>,
+    /// The percentage of tenants that a rollout reaches, 0 to 100
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pct: Option<u8>,
+    /// What it switches
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// A plan of the scope; repeat it for more
+    #[arg(long = "plan", value_name = "NAME")]
+    plans: Vec<String>,
+    /// A tenant of the scope, by slug; repeat it for more
+    #[arg(long = "tenant", value_name = "SLUG")]
+    tenants: Vec<String>,
+    /// A partner of the scope, by slug; repeat it for more
+    #[arg(long = "partner", value_name = "SLUG")]
+    partners: Vec<String>,
+    /// An environment of the scope; repeat it for more
+    #[arg(long = "environment", value_name = "NAME")]
+    environments: Vec<String>,
+    /// Empty the axes that are not named
+    #[arg(long)]
+    clear_scope: bool,
+    /// Only if it still has this version
+    #[arg(long, value_name = "N")]
+    if_version: Option<u64>,
+    /// Why
+    #[arg(long, value_name = "TEXT")]
+    note: Option<String>,
+}
+
+/// `flags`: on the store itself; a server on it sees the change at once.
+pub(crate) async fn run(
+    settings: &Settings,
+    command: Command,
+    as_json: bool,
+) -> Result<(), Failure> {
+    let platform = open_existing(settings).await?;
+    let done = carry_out(&platform, command, as_json).await;
+    platform.close().await;
+    done
+}
+
+async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Result<(), Failure> {
+    let flags = &platform.flags;
+    let by = |note| Edit { note, ..Edit::by(operator()) };
+    match command {
+        Command::List => show_all(&flags.list().await.map_err(no)?, as_json),
+        Command::Get { key } => show(&find(platform, &key).await?, as_json),
+        Command::History { key } => show_history(&find(platform, &key).await?, as_json),
+        Command::Set(set) => {
+            let (key, if_version, create) = (set.key.clone(), set.if_version, set.create);
+            let patch = set.patch();
+            let flag = if create {
+                let new = made(&key, patch.clone());
+                flags.create(new, &by(patch.note)).await
+            } else {
+                flags.update(&key, &patch, if_version, &by(None)).await
+            };
+            show(&flag.map_err(no)?, as_json)
+        }
+        Command::Kill { key, note } => {
+            show(&flags.kill(&key, &by(note)).await.map_err(no)?, as_json)
+        }
+        Command::Remove { key, if_version, note } => {
+            let removed = flags.remove(&key, if_version, &by(note)).await.map_err(no)?;
+            if as_json { show(&removed, true) } else { print(&format!("removed {key}\n")) }
+        }
+        Command::Eval { key, tenant, environment } => {
+            evaluate(platform, key.as_deref(), &tenant, environment.as_deref(), as_json).await
+        }
+        Command::Seed => {
+            let new = flags.seed(&seeded_flags(), &by(None)).await.map_err(no)?;
+            let all = seeded_flags().len();
+            print(&if as_json {
+                format!("{}\n", json!({ "new": new, "seeded": all }))
+            } else {
+                format!("{new} of {all} flags are new\n")
+            })
+        }
+    }
+}
+
+impl Set {
+    fn patch(self) -> FlagPatch {
+        let clear = self.clear_scope;
+        let axis = |values: Vec<String>| (clear || !values.is_empty()).then_some(values);
+        FlagPatch {
+            description: self.description,
+            state: self.state,
+            pct: self.pct,
+            scope: ScopePatch {
+                plans: axis(self.plans),
+                tenant_slugs: axis(self.tenants),
+                partner_slugs: axis(self.partners),
+                environments: axis(self.environments),
+            },
+            note: self.note,
+        }
+    }
+}
+
+/// A new flag with what was named of it.
+fn made(key: &str, patch: FlagPatch) -> NewFlag {
+    let mut new = NewFlag::new(key);
+    new.description = patch.description.unwrap_or_default();
+    new.state = patch.state.unwrap_or_default();
+    new.pct = patch.pct.unwrap_or_default();
+    new.scope.plans = patch.scope.plans.unwrap_or_default();
+    new.scope.tenant_slugs = patch.scope.tenant_slugs.unwrap_or_default();
+    new.scope.partner_slugs = patch.scope.partner_slugs.unwrap_or_default();
+    new.scope.environments = patch.scope.environments.unwrap_or_default();
+    new
+}
+
+async fn find(platform: &Platform, key: &str) -> Result<Flag, Failure> {
+    let flag = platform.flags.get(key).await.map_err(no)?;
+    flag.ok_or_else(|| {
+        Failure::no(format!("{key}: there is no such flag: `flags list` shows those there are"))
+    })
+}
+
+async fn evaluate(
+    platform: &Platform,
+    key: Option<&str>,
+    tenant: &str,
+    environment: Option<&str>,
+    as_json: bool,
+) -> Result<(), Failure> {
+    let subject = platform.subject(tenant).await.map_err(no)?;
+    let subject = subject
+        .ok_or_else(|| Failure::no(format!("--tenant {tenant}: there is no such tenant")))?;
+    let set = platform.current_flags.get().await.map_err(no)?;
+    let context = subject.context(environment);
+    let decisions: Vec<(&str, Decision)> =
+        set.evaluate_all(&context).filter(|(of, _)| key.is_none_or(|key| key == *of)).collect();
+    print(&if as_json { decisions_json(&decisions) } else { decisions_table(&decisions) })?;
+    let Some(key) = key else { return Ok(()) };
+    match decisions.first() {
+        None => Err(Failure::no(format!("{key}: there is no such flag"))),
+        Some((_, decision)) if decision.value => Ok(()),
+        Some((_, decision)) => Err(Failure::no(format!("{key}: {}", decision.reason))),
+    }
+}
+
+fn decisions_json(decisions: &[(&str, Decision)]) -> String {
+    let answers: Map<_, _> = decisions
+        .iter()
+        .map(|(key, decision)| {
+            let reason = decision.reason.to_string();
+            ((*key).to_owned(), json!({ "value": decision.value, "reason": reason }))
+        })
+        .collect();
+    format!("{}\n", Value::Object(answers))
+}
+
+/// What a tenant gets, flag by flag.
+pub(crate) fn decisions_table(decisions: &[(&str, Decision)]) -> String {
+    let rows = decisions.iter().map(|(key, decision)| {
+        let value = if decision.value { "on" } else { "off" };
+        [printable(key), value.to_owned(), decision.reason.to_string()]
+    });
+    table(&["flag", "value", "reason"], rows)
+}
+
+fn show_all(flags: &[Flag], as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        return print(&format!("{}\n", json!({ "flags": flags })));
+    }
+    let rows = flags.iter().map(|flag| {
+        [
+            flag.key.clone(),
+            flag.state.to_string(),
+            flag.pct.to_string(),
+            scope(flag),
+            flag.version.to_string(),
+            flag.updated_at.to_string(),
+        ]
+    });
+    print(&table(&["flag", "state", "pct", "scope", "version", "updated"], rows))
+}
+
+fn show(flag: &Flag, as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        return print(&format!("{}\n", json!(flag)));
+    }
+    print(&format!(
+        "{}: {}, {} %, scope {}, version {}\n{}\n",
+        flag.key,
+        flag.state,
+        flag.pct,
+        scope(flag),
+        flag.version,
+        printable_line(&flag.description)
+    ))
+}
+
+fn show_history(flag: &Flag, as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        return print(&format!("{}\n", json!({ "history": flag.history })));
+    }
+    let mut out = std::io::stdout().lock();
+    for change in &flag.history {
+        let who = change.actor.email.as_deref().or(change.actor.id.as_deref());
+        let fields: Vec<_> = change
+            .changes
+            .iter()
+            .map(|field| format!("{} {} → {}", field.field, field.from, field.to))
+            .collect();
+        let note = change.note.as_deref().map(|note| format!(" ({note})")).unwrap_or_default();
+        let line = format!(
+            "{}  {}  {}{note}",
+            change.at,
+            who.unwrap_or(change.actor.kind.as_str()),
+            fields.join(", ")
+        );
+        // A reader that has gone away needs no more of it.
+        if writeln!(out, "{}", printable_line(&line)).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn scope(flag: &Flag) -> String {
+    let axes = [
+        ("plan", &flag.scope.plans),
+        ("tenant", &flag.scope.tenant_slugs),
+        ("partner", &flag.scope.partner_slugs),
+        ("environment", &flag.scope.environments),
+    ];
+    let texts: Vec<_> = axes
+        .into_iter()
+        .filter(|(_, values)| !values.is_empty())
+        .map(|(name, values)| format!("{name}={}", values.join("|")))
+        .collect();
+    if texts.is_empty() { "-".to_owned() } else { printable(&texts.join(" ")) }
+}
+
+fn printable_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '·' } else { c }).collect()
+}
+
+fn no(error: dezky_core::Error) -> Failure {
+    Failure::no(error.to_string())
+}

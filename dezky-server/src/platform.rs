@@ -1,0 +1,137 @@
+//! The parts that share one database: log, directory, flags. Routes and commands
+//! work with them alike.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use dezky_core::directory::{
+    Directory, DirectoryStore, DirectoryTenants, PartnerKey, SqliteDirectory, Tenant, TenantKey,
+};
+use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{AuditStore, SqliteAuditStore, SqliteConfig};
+use dezky_core::{AuditLog, Result, Runtime};
+use dezky_flags::store::{FlagStore, SqliteFlagStore};
+use dezky_flags::{FlagContext, FlagSet, Flags};
+use dezky_ingest::Intake;
+
+use crate::config::StoreUrl;
+use crate::error::Failure;
+
+/// What a platform consists of.
+pub struct Platform {
+    /// The log.
+    pub store: Arc<dyn AuditStore>,
+    /// Tenants, partners and users.
+    pub directory: Directory,
+    /// Whose an event is.
+    pub tenants: Arc<DirectoryTenants>,
+    /// The flags and their editor.
+    pub flags: Flags,
+    /// The flags as they are decided.
+    pub current_flags: CurrentFlags,
+    /// The way of events into the log.
+    pub intake: Intake,
+    /// The log's engine, to be closed at the end.
+    engine: Arc<SqliteAuditStore>,
+}
+
+impl Platform {
+    /// Opens everything at `url`, making what is missing.
+    pub async fn open(url: &StoreUrl) -> Result<Self, Failure> {
+        let StoreUrl::Sqlite(path) = url;
+        Self::open_sqlite(SqliteConfig::new(path))
+            .await
+            .map_err(|error| Failure::usage(format!("store {error}")))
+    }
+
+    async fn open_sqlite(config: SqliteConfig) -> Result<Self> {
+        let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
+        let engine = Arc::new(SqliteAuditStore::open(config, &*runtime).await?);
+        // In the log's own file, so that a change and its event commit together.
+        let database = engine.database();
+        let documents: Arc<dyn DirectoryStore> = Arc::new(SqliteDirectory::open(&database).await?);
+        let flags: Arc<dyn FlagStore> = Arc::new(SqliteFlagStore::open(&database).await?);
+
+        let store: Arc<dyn AuditStore> = engine.clone();
+        let log = Arc::new(AuditLog::new(Arc::clone(&store), Arc::clone(&runtime)));
+        let tenants = Arc::new(DirectoryTenants(Arc::clone(&documents)));
+        let intake = Intake::new(Arc::clone(&store), Arc::clone(&runtime));
+        Ok(Self {
+            intake: intake.with_directory(tenants.clone()),
+            directory: Directory::new(documents, Arc::clone(&log), Arc::clone(&runtime)),
+            current_flags: CurrentFlags::new(Arc::clone(&flags)),
+            flags: Flags::new(flags, log, runtime),
+            store,
+            tenants,
+            engine,
+        })
+    }
+
+    /// For whom flags are decided: a tenant of the directory.
+    pub async fn subject(&self, tenant_slug: &str) -> Result<Option<Subject>> {
+        let directory = self.directory.store();
+        let Some(tenant) = directory.tenant(TenantKey::Slug(tenant_slug)).await? else {
+            return Ok(None);
+        };
+        let partner = match &tenant.partner_id {
+            Some(id) => directory.partner(PartnerKey::Id(id)).await?,
+            None => None,
+        };
+        Ok(Some(Subject { tenant, partner_slug: partner.map(|partner| partner.slug) }))
+    }
+
+    /// Ends the connections, after those who use them.
+    pub async fn close(&self) {
+        self.engine.close().await;
+    }
+}
+
+/// A tenant with what flags are decided by.
+pub struct Subject {
+    tenant: Tenant,
+    partner_slug: Option<String>,
+}
+
+impl Subject {
+    /// The tenant in an environment.
+    pub fn context<'a>(&'a self, environment: Option<&'a str>) -> FlagContext<'a> {
+        FlagContext {
+            tenant_id: &self.tenant.id,
+            tenant_slug: Some(&self.tenant.slug),
+            plan: Some(&self.tenant.plan),
+            partner_slug: self.partner_slug.as_deref(),
+            environment,
+        }
+    }
+}
+
+/// The compiled flags, as of the store's revision.
+pub struct CurrentFlags {
+    store: Arc<dyn FlagStore>,
+    compiled: RwLock<Option<(u64, Arc<FlagSet>)>>,
+}
+
+impl CurrentFlags {
+    /// The flags of `store`, not yet read.
+    pub fn new(store: Arc<dyn FlagStore>) -> Self {
+        Self { store, compiled: RwLock::new(None) }
+    }
+
+    /// The flags as they are now: compiled again only where one was changed, by
+    /// whichever process.
+    pub async fn get(&self) -> Result<Arc<FlagSet>> {
+        let revision = self.store.revision().await?;
+        if let Some((of, set)) = &*self.compiled.read().unwrap_or_else(PoisonError::into_inner)
+            && *of == revision
+        {
+            return Ok(Arc::clone(set));
+        }
+        let snapshot = self.store.snapshot().await?;
+        let set = Arc::new(FlagSet::compile(&snapshot.flags));
+        let mut compiled = self.compiled.write().unwrap_or_else(PoisonError::into_inner);
+        // Another request may have read a newer one meanwhile.
+        if compiled.as_ref().is_none_or(|(of, _)| *of < snapshot.revision) {
+            *compiled = Some((snapshot.revision, Arc::clone(&set)));
+        }
+        Ok(set)
+    }
+}

@@ -1,0 +1,79 @@
+//! A store of your own: flags in a JSON file, which could live in git.
+//!
+//! `FlagTable` has the rules (versions, bounds, removals); a store adds where the
+//! table is kept. `conformance.rs` runs the suite that every store passes, ours too.
+//!
+//! `cargo run -p dezky-examples --example own_store`; `cargo test` runs the suite.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{Capabilities, MemoryAuditStore};
+use dezky_core::{Actor, AuditLog, AuditStore, Result, SealedEvent};
+use dezky_flags::store::{FlagChange, FlagStore, FlagTable, Snapshot};
+use dezky_flags::{Edit, Flag, Flags, seeded_flags};
+use futures_util::lock::Mutex as AsyncMutex;
+
+struct FileFlagStore {
+    path: PathBuf,
+    table: Mutex<FlagTable>,
+    writer: AsyncMutex<()>,
+    log: Arc<dyn AuditStore>,
+}
+
+#[async_trait]
+impl FlagStore for FileFlagStore {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NONE // neither shared by processes nor durable
+    }
+
+    async fn flag(&self, key: &str) -> Result<Option<Flag>> {
+        Ok(self.table.lock().unwrap().flag(key).cloned())
+    }
+    async fn last_version(&self, key: &str) -> Result<u64> {
+        Ok(self.table.lock().unwrap().last_version(key))
+    }
+    async fn snapshot(&self) -> Result<Snapshot> {
+        Ok(self.table.lock().unwrap().snapshot())
+    }
+    async fn revision(&self) -> Result<u64> {
+        Ok(self.table.lock().unwrap().revision())
+    }
+
+    /// Everything or nothing: the checks first, then the events, then the file.
+    async fn commit(&self, changes: Vec<FlagChange>, events: Vec<SealedEvent>) -> Result<()> {
+        let _turn = self.writer.lock().await;
+        let mut table = self.table.lock().unwrap().clone();
+        table.apply(changes)?;
+        self.log.stage(events).await?;
+        let new = self.path.with_extension("new");
+        std::fs::write(&new, serde_json::to_vec_pretty(&table).expect("a table is JSON"))?;
+        std::fs::rename(&new, &self.path)?;
+        *self.table.lock().unwrap() = table;
+        Ok(())
+    }
+}
+
+fn open(path: PathBuf) -> (Arc<dyn FlagStore>, Arc<dyn AuditStore>) {
+    let table = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let log: Arc<dyn AuditStore> = Arc::new(MemoryAuditStore::open(Arc::new(TokioRuntime)));
+    let table = Mutex::new(table.unwrap_or_default());
+    (Arc::new(FileFlagStore { path, table, writer: AsyncMutex::new(()), log: log.clone() }), log)
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (store, log) = open(folder.path().join("flags.json"));
+    let log = Arc::new(AuditLog::new(log, Arc::new(TokioRuntime)));
+    let flags = Flags::new(store, log, Arc::new(TokioRuntime));
+    flags.seed(&seeded_flags(), &Edit::by(Actor::system())).await?;
+    let again = open(folder.path().join("flags.json")).0.snapshot().await?;
+    println!("{} flags read back from the file", again.flags.len());
+    Ok(())
+}
+
+#[cfg(test)]
+mod conformance;
