@@ -430,8 +430,7 @@ async fn seed_executing_user_to_tenant() {
             (text(&event["tenantSlug"]), text(&event["metadata"]["_dezky"]["tenantBy"]))
         })
         .collect();
-    let expected =
-        [("acme", "user"), ("-", "unresolved"), ("-", "unresolved"), ("beta", "space_name")];
+    let expected = [("acme", "user"), ("-", "none"), ("-", "none"), ("beta", "space_name")];
     assert_eq!(found, expected.map(|(slug, by)| (slug.to_owned(), by.to_owned())));
     assert_eq!(client.all("&source=ocis&tenantSlug=acme").await.len(), 1);
     server.stop().await;
