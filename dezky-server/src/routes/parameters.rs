@@ -124,7 +124,7 @@ fn hex_digit(byte: u8) -> Option<u8> {
 /// this one is full.
 pub(super) fn page<T: Serialize>(
     name: &str,
-    documents: Vec<T>,
+    documents: &[T],
     limit: usize,
     cursor: impl FnOnce(&T) -> String,
 ) -> Json<Value> {
