@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dezky_core::store::AuditStore;
+use dezky_ingest::authentik::{AuthentikConfig, AuthentikSource};
 use dezky_ingest::ocis::{OcisConfig, OcisTail};
 use dezky_ingest::stalwart::StalwartReceiver;
 use dezky_ingest::{Intake, Pump, PumpConfig};
@@ -13,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::{Config, OcisLog, reason};
+use crate::config::{AuthentikApi, Config, OcisLog, reason};
 use crate::error::Failure;
 use crate::platform::Platform;
 use crate::routes;
@@ -56,15 +57,13 @@ impl Running {
             .local_addr()
             .map_err(|error| Failure::usage(format!("listen: {}", reason(&error))))?;
         let state = open(config).await?;
-        let pump = ocis_pump(&state)?;
+        let pumps = pumps(&state)?;
         let stopping = watch::Sender::new(false);
         let mut running =
             Self { address, state, stopping, tasks: JoinSet::new(), parts: Vec::new() };
         running.spawn_http(listener);
         running.spawn_relay();
-        if let Some(pump) = pump {
-            running.spawn_pump(pump);
-        }
+        pumps.into_iter().for_each(|pump| running.spawn_pump(pump));
         Ok(running)
     }
 
@@ -78,9 +77,9 @@ impl Running {
         &self.state.store
     }
 
-    /// The way of events into the log.
-    pub fn intake(&self) -> &Intake {
-        &self.state.intake
+    /// Log, directory and flags.
+    pub fn platform(&self) -> &Platform {
+        &self.state.platform
     }
 
     /// Runs `pump` until the end.
@@ -192,14 +191,35 @@ async fn open(config: Config) -> Result<AppState, Failure> {
     Ok(Arc::new(App { config, platform, stalwart }))
 }
 
-/// The worker that follows oCIS, where there is one to follow.
-fn ocis_pump(state: &AppState) -> Result<Option<Pump>, Failure> {
-    match &state.config.ocis {
-        Some(log) if state.config.ingest_enabled => {
-            follow_ocis(log, &state.intake, PumpConfig::default()).map(Some)
-        }
-        _ => Ok(None),
+/// The workers for what is configured, unless workers are switched off.
+fn pumps(state: &App) -> Result<Vec<Pump>, Failure> {
+    if !state.config.ingest_enabled {
+        return Ok(Vec::new());
     }
+    let ocis = state.config.ocis.as_ref();
+    let ocis = ocis.map(|log| follow_ocis(log, &state.intake, PumpConfig::default()));
+    let authentik = state
+        .config
+        .authentik
+        .as_ref()
+        .map(|api| poll_authentik(api, &state.platform, AuthentikConfig::pump_config()));
+    ocis.into_iter().chain(authentik).collect()
+}
+
+/// A pump from the events of Authentik.
+pub(crate) fn poll_authentik(
+    api: &AuthentikApi,
+    platform: &Platform,
+    mut pump: PumpConfig,
+) -> Result<Pump, Failure> {
+    let mut config = AuthentikConfig::new(&api.url, api.token.clone());
+    config.overlap = config.overlap.max(api.poll * 2);
+    config.admin_groups.clone_from(&api.admin_groups);
+    let source = AuthentikSource::new(config, Arc::clone(platform.intake.runtime()))
+        .map_err(|error| Failure::usage(format!("authentik: {error}")))?
+        .with_directory(platform.tenants.clone());
+    pump.interval = api.poll;
+    Ok(Pump::new(Box::new(source), platform.intake.clone(), pump))
 }
 
 /// A pump from the audit log of oCIS.

@@ -225,7 +225,7 @@ fn decisions_json(decisions: &[(&str, Decision)]) -> String {
 }
 
 /// What a tenant gets, flag by flag.
-pub(crate) fn decisions_table(decisions: &[(&str, Decision)]) -> String {
+fn decisions_table(decisions: &[(&str, Decision)]) -> String {
     let rows = decisions.iter().map(|(key, decision)| {
         let value = if decision.value { "on" } else { "off" };
         [printable(key), value.to_owned(), decision.reason.to_string()]

@@ -17,11 +17,12 @@ pub(crate) async fn serve(settings: &Settings) -> Result<(), Failure> {
             .await?;
     let (store, endpoints) = (config.store.clone(), config.stalwart.len());
     let follows_ocis = config.ocis.is_some() && config.ingest_enabled;
+    let polls_authentik = config.authentik.is_some() && config.ingest_enabled;
     let mut running = Running::start(config, listener).await?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    tracing::info!(%store, stalwart_webhooks = endpoints, follows_ocis, "started");
+    tracing::info!(%store, stalwart_webhooks = endpoints, follows_ocis, polls_authentik, "started");
     print(&format!("dezky-server listens on http://{}\n", running.address()))?;
     let failed = tokio::select! {
         () = signals.next() => None,

@@ -16,6 +16,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dezky_ingest::authentik::ApiToken;
 use dezky_ingest::signature::{Secret, Secrets};
 use tracing_subscriber::EnvFilter;
 
@@ -86,31 +87,6 @@ pub struct OcisLog {
     pub poll: Duration,
     /// The bound of a line.
     pub max_line_bytes: usize,
-}
-
-/// The key of an API token, not shown.
-#[derive(Clone)]
-pub struct ApiToken(String);
-
-impl ApiToken {
-    fn new(token: String) -> Result<Self, &'static str> {
-        if token.bytes().all(|byte| byte.is_ascii_graphic()) && !token.is_empty() {
-            Ok(Self(token))
-        } else {
-            Err("the token must be of visible ASCII characters without spaces")
-        }
-    }
-
-    /// The key.
-    pub(crate) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for ApiToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ApiToken(…)")
-    }
 }
 
 /// How logs are written.
@@ -406,7 +382,8 @@ impl Settings {
                 ));
             }
         };
-        let token = ApiToken::new(token).map_err(|problem| refused(name, token_origin, problem))?;
+        let token =
+            ApiToken::new(&token).map_err(|problem| refused(name, token_origin, problem))?;
         check_base_url(url).map_err(|problem| refused("authentik.url", origin, problem))?;
         let admin_groups =
             self.layers.list("authentik.admin_groups").map_or_else(Vec::new, |(l, _)| l.to_vec());

@@ -1,11 +1,15 @@
-//! The demo: bundled events of genuine shape through the real ways in.
+//! The demo: a platform with three tenants, and bundled events of genuine shape
+//! through the real ways in.
 //!
 //! Everything is in one folder: the database, the secret that signs, and the
-//! audit log that a pretended oCIS writes and rotates. Nothing is taken from the
+//! audit log that a pretended oCIS writes and rotates. A pretended Authentik
+//! answers on a port of this machine. Nothing is taken from the
 //! environment but how logs are written.
 
+mod identity;
 mod log_file;
 mod report;
+mod story;
 mod webhooks;
 
 use std::io::Write as _;
@@ -17,23 +21,27 @@ use clap::Args;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{AuditStoreExt as _, Head};
 use dezky_core::{Runtime as _, Timestamp};
+use dezky_ingest::authentik::{ApiToken, AuthentikConfig};
 use dezky_ingest::{Pump, PumpConfig, Tick};
 
+use self::identity::Identity;
 use self::log_file::LogFile;
 use self::report::{Counts, Report, Row};
 use self::webhooks::Sender;
 use crate::cli::start_logging;
 use crate::commands::{Signals, last_of, print};
-use crate::config::{Config, OcisLog, Settings};
+use crate::config::{AuthentikApi, Config, OcisLog, Settings};
 use crate::error::Failure;
-use crate::lifecycle::{Running, bind, follow_ocis};
+use crate::lifecycle::{Running, bind, follow_ocis, poll_authentik};
 
 /// Where it listens unless asked otherwise.
 const DEFAULT_PORT: u16 = 8080;
 /// How often something happens while it runs.
 const EVENT_INTERVAL: Duration = Duration::from_secs(3);
 /// How many things happen between two rotations of the log file.
-const EVENTS_PER_ROTATION: u64 = 20;
+const EVENTS_PER_ROTATION: u64 = 30;
+/// How often the log file is read and Authentik is polled.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The options of `demo`.
 #[derive(Debug, Args)]
@@ -86,9 +94,16 @@ pub(crate) async fn run(options: Options) -> Result<(), Failure> {
 /// A server with something to take in.
 struct Demo {
     running: Running,
-    sender: Sender,
-    log: LogFile,
-    pump: Pump,
+    systems: Systems,
+    ocis: Pump,
+    authentik: Pump,
+}
+
+/// The pretended systems beside the platform.
+struct Systems {
+    stalwart: Sender,
+    ocis: LogFile,
+    authentik: Identity,
 }
 
 impl Demo {
@@ -99,42 +114,46 @@ impl Demo {
         secret: &str,
     ) -> Result<Self, Failure> {
         let running = Running::start(config, listener).await?;
-        let log = LogFile::new(folder.path.join("ocis"));
-        let ocis =
-            OcisLog { path: log.path(), poll: Duration::from_secs(1), max_line_bytes: 1 << 20 };
-        let mut pump = PumpConfig::default();
-        // One holder whatever the run, so that a lease of the last one is ours.
-        pump.holder = Some("demo".into());
-        let pump = follow_ocis(&ocis, running.intake(), pump)?;
-        let sender = Sender::new(running.address(), secret)?;
-        Ok(Self { running, sender, log, pump })
+        let platform = running.platform();
+        let systems = Systems {
+            stalwart: Sender::new(running.address(), secret)?,
+            ocis: LogFile::new(folder.path.join("ocis")),
+            authentik: Identity::start().await?,
+        };
+        let log =
+            OcisLog { path: systems.ocis.path(), poll: POLL_INTERVAL, max_line_bytes: 1 << 20 };
+        let ocis = follow_ocis(&log, &platform.intake, held(PumpConfig::default()))?;
+        let (url, token) = systems.authentik.address();
+        let token = ApiToken::new(&token).map_err(|e| Failure::no(format!("Authentik: {e}")))?;
+        let admin_groups = vec!["dezky-platform-admins".to_owned()];
+        let api = AuthentikApi { url, token, poll: POLL_INTERVAL, admin_groups };
+        let authentik = poll_authentik(&api, platform, held(AuthentikConfig::pump_config()))?;
+        Ok(Self { running, systems, ocis, authentik })
     }
 
     /// Takes the bundled events in and counts what became of them.
     async fn take_bundled(&mut self) -> Result<Report, Failure> {
         let before = self.count().await?;
-        let received = self.sender.send_bundled().await?;
-        let mut ticked = Tick::default();
-        while self.log.write_next_generation()? {
-            self.read_log(&mut ticked).await?;
+        self.story(story::furnish(self.running.platform()).await)?;
+        let received = self.systems.stalwart.send_bundled().await?;
+        let mut read = Tick::default();
+        while self.systems.ocis.write_next_generation()? {
+            drain(&mut self.ocis, "oCIS", &mut read).await?;
         }
-        self.read_log(&mut ticked).await?;
+        drain(&mut self.ocis, "oCIS", &mut read).await?;
+        let mut polled = Tick::default();
+        drain(&mut self.authentik, "Authentik", &mut polled).await?;
+        self.story(story::operate(self.running.platform()).await)?;
         let after = self.count().await?;
         let head = self.verified_head().await?;
-        let rows = rows(&before, &after, received, &ticked);
-        Ok(Report { rows, newest: after.newest, head: last_of(&head) })
+        let rows = rows(&before, &after, received, &read, &polled);
+        let flags = story::flags(self.running.platform()).await;
+        let flags = flags.map_err(|error| Failure::no(format!("flags: {error}")))?;
+        Ok(Report { rows, newest: after.newest, flags, head: last_of(&head) })
     }
 
-    /// Reads the log file to its end.
-    async fn read_log(&mut self, sum: &mut Tick) -> Result<(), Failure> {
-        loop {
-            let tick = self.pump.tick().await.map_err(|e| Failure::no(format!("oCIS: {e}")))?;
-            sum.taken += tick.taken;
-            sum.skipped += tick.skipped;
-            if !tick.more {
-                return Ok(());
-            }
-        }
+    fn story(&self, told: dezky_core::Result<()>) -> Result<(), Failure> {
+        told.map_err(|error| Failure::no(format!("the platform: {error}: name another folder")))
     }
 
     async fn count(&self) -> Result<Counts, Failure> {
@@ -156,11 +175,12 @@ impl Demo {
 
     /// Lets things happen, and prints them as they arrive, until a signal.
     async fn go_on(self, mut signals: Signals) -> Result<(), Failure> {
-        let Self { mut running, sender, mut log, pump } = self;
+        let Self { mut running, mut systems, ocis, authentik } = self;
         let state = running.store().state().await;
         let from = state.map_err(|error| Failure::no(format!("store: {error}")))?.head.next_seq;
         let mut arriving = running.store().tail(std::sync::Arc::new(TokioRuntime), from);
-        running.spawn_pump(pump);
+        running.spawn_pump(ocis);
+        running.spawn_pump(authentik);
         let mut clock = tokio::time::interval(EVENT_INTERVAL);
         let mut happened = 0_u64;
         let ended = loop {
@@ -172,7 +192,7 @@ impl Demo {
                     Err(error) => break Err(Failure::no(format!("store: {error}"))),
                 },
                 _ = clock.tick() => {
-                    if let Err(failure) = happen(happened, &sender, &mut log).await {
+                    if let Err(failure) = systems.happen(happened).await {
                         eprintln!("dezky-server: {failure}");
                     }
                     happened += 1;
@@ -185,16 +205,39 @@ impl Demo {
     }
 }
 
-/// One event by one of the ways, now and then a rotation.
-async fn happen(number: u64, sender: &Sender, log: &mut LogFile) -> Result<(), Failure> {
-    let now = TokioRuntime.now();
-    if number % EVENTS_PER_ROTATION == EVENTS_PER_ROTATION - 1 {
-        log.rotate()?;
+impl Systems {
+    /// One event by one of the ways, now and then a rotation.
+    async fn happen(&mut self, number: u64) -> Result<(), Failure> {
+        let now = TokioRuntime.now();
+        if number % EVENTS_PER_ROTATION == EVENTS_PER_ROTATION - 1 {
+            self.ocis.rotate()?;
+        }
+        match number % 3 {
+            0 => self.ocis.append_fresh(number / 3, now),
+            1 => self.stalwart.send_fresh(number / 3, now).await,
+            _ => {
+                self.authentik.happen(number / 3, now);
+                Ok(())
+            }
+        }
     }
-    if number.is_multiple_of(2) {
-        log.append_fresh(number / 2, now)
-    } else {
-        sender.send_fresh(number / 2, now).await
+}
+
+/// One holder whatever the run, so that a lease of the last one is ours.
+fn held(mut pump: PumpConfig) -> PumpConfig {
+    pump.holder = Some("demo".into());
+    pump
+}
+
+/// Moves all that is waiting.
+async fn drain(pump: &mut Pump, system: &str, sum: &mut Tick) -> Result<(), Failure> {
+    loop {
+        let tick = pump.tick().await.map_err(|error| Failure::no(format!("{system}: {error}")))?;
+        sum.taken += tick.taken;
+        sum.skipped += tick.skipped;
+        if !tick.more {
+            return Ok(());
+        }
     }
 }
 
@@ -206,7 +249,7 @@ fn whole_seconds(at: Timestamp) -> String {
 
 /// What became of each source's events, from the timeline before and after and
 /// from what the ways in said.
-fn rows(before: &Counts, after: &Counts, received: usize, ticked: &Tick) -> Vec<Row> {
+fn rows(before: &Counts, after: &Counts, received: usize, read: &Tick, polled: &Tick) -> Vec<Row> {
     after
         .by_source
         .iter()
@@ -214,12 +257,12 @@ fn rows(before: &Counts, after: &Counts, received: usize, ticked: &Tick) -> Vec<
             let new = stored - before.by_source.get(source).unwrap_or(&0);
             let quarantined = |counts: &Counts| *counts.quarantined.get(source).unwrap_or(&0);
             let quarantined = quarantined(after) - quarantined(before);
-            let duplicates = match source.as_str() {
-                "stalwart" => received.saturating_sub(new + quarantined),
-                "ocis" => ticked.taken.duplicates,
-                _ => 0,
+            let (duplicates, skipped) = match source.as_str() {
+                "stalwart" => (received.saturating_sub(new + quarantined), 0),
+                "ocis" => (read.taken.duplicates, read.skipped),
+                "authentik" => (polled.taken.duplicates, polled.skipped),
+                _ => (0, 0),
             };
-            let skipped = if source == "ocis" { ticked.skipped } else { 0 };
             Row { source: source.clone(), stored: *stored, new, duplicates, skipped, quarantined }
         })
         .collect()
@@ -308,13 +351,22 @@ impl Folder {
             r#"
 dezky-server answers on http://{address}; Ctrl-C ends it. Try:
 
-  curl -s 'http://{address}/audit?limit=5'
+  curl -s 'http://{address}/audit?tenantSlug=acme&limit=5'
 
-  curl -s 'http://{address}/audit?action=stalwart.auth&outcome=failure&limit=5'
+  curl -s 'http://{address}/audit?action=authentik.login&outcome=failure&limit=5'
+
+  curl -s -X POST http://{address}/flags/jmap_native_v2/kill
+
+  curl -s -H 'Content-Type: application/json' -d '{{"tenantSlug":"globex"}}' \
+    'http://{address}/flags/evaluate?explain=true'
+
+  curl -s -X POST http://{address}/tenants/globex/suspend
 
   BODY='{{"events":[{{"createdAt":"'$(date -u +%Y-%m-%dT%H:%M:%SZ)'","type":"auth.failed","data":{{"accountName":"you@example.com","remoteIp":"203.0.113.99"}}}}]}}'
   SIGNATURE=$(printf '%s' "$BODY" | openssl dgst -sha256 -hmac "$(cat {secret})" -binary | openssl base64)
   curl -s -X POST -H "X-Signature: $SIGNATURE" --data-binary "$BODY" http://{address}/ingest/stalwart/webhook
+
+  {program} flags list --store {store}
 
   {program} verify --store {store}
 

@@ -8,10 +8,11 @@ use dezky_core::{Result, StoredEvent};
 use serde::Serialize;
 use serde_json::json;
 
+use super::story::TenantFlags;
 use crate::table::{printable, table};
 
-/// How many of the newest events are shown.
-const SHOWN: usize = 20;
+/// How many of the newest events of each source are shown.
+const SHOWN: usize = 5;
 
 /// What is in the log.
 pub(super) struct Counts {
@@ -19,7 +20,7 @@ pub(super) struct Counts {
     pub(super) by_source: BTreeMap<String, usize>,
     /// Quarantined items by source, with how often they came.
     pub(super) quarantined: BTreeMap<String, usize>,
-    /// The newest events, newest first.
+    /// The newest events of each source, newest first.
     pub(super) newest: Vec<StoredEvent>,
 }
 
@@ -32,8 +33,9 @@ impl Counts {
         loop {
             let page = store.list(&query).await?;
             for event in page.events {
-                *counts.by_source.entry(event.event.source.clone()).or_default() += 1;
-                if counts.newest.len() < SHOWN {
+                let of_source = counts.by_source.entry(event.event.source.clone()).or_default();
+                *of_source += 1;
+                if *of_source <= SHOWN {
                     counts.newest.push(event);
                 }
             }
@@ -69,6 +71,7 @@ pub(super) struct Row {
 pub(super) struct Report {
     pub(super) rows: Vec<Row>,
     pub(super) newest: Vec<StoredEvent>,
+    pub(super) flags: TenantFlags,
     pub(super) head: Option<(u64, String)>,
 }
 
@@ -81,20 +84,30 @@ impl Report {
     /// One JSON object, on one line.
     pub(super) fn to_json(&self) -> String {
         let (events, new) = self.totals();
+        let decisions: serde_json::Map<_, _> = self
+            .flags
+            .decisions
+            .iter()
+            .map(|(key, decision)| {
+                let reason = decision.reason.to_string();
+                (key.clone(), json!({ "value": decision.value, "reason": reason }))
+            })
+            .collect();
         let report = json!({
             "events": events,
             "new": new,
             "sources": self.rows,
             "head": self.head.as_ref().map(|(seq, hash)| json!({ "seq": seq, "hash": hash })),
             "newest": self.newest,
+            "flags": { "tenant": self.flags.tenant, "decisions": decisions },
         });
         format!("{report}\n")
     }
 
     /// Tables for a person.
     pub(super) fn to_text(&self) -> String {
-        let mut text = format!("The newest {} events:\n\n", self.newest.len());
-        let header = ["at", "source", "action", "outcome", "actor", "ip", "resource"];
+        let mut text = format!("The newest {SHOWN} events of each source, on one timeline:\n\n");
+        let header = ["at", "source", "action", "outcome", "tenant", "actor", "ip", "resource"];
         text.push_str(&table(&header, self.newest.iter().map(cells)));
         text.push_str("\nWhat became of what came in:\n\n");
         let header = ["source", "stored", "new", "duplicate", "skipped", "quarantined"];
@@ -109,6 +122,12 @@ impl Report {
             ]
         });
         text.push_str(&table(&header, rows));
+        let _ = write!(text, "\nWhat the flags say for {}, and why:\n\n", self.flags.tenant);
+        let rows = self.flags.decisions.iter().map(|(key, decision)| {
+            let value = if decision.value { "on" } else { "off" };
+            [key.clone(), value.to_owned(), decision.reason.to_string()]
+        });
+        text.push_str(&table(&["flag", "value", "reason"], rows));
         let (events, new) = self.totals();
         let _ = write!(text, "\ntimeline: {events} events, {new} new\n");
         if let Some((seq, hash)) = &self.head {
@@ -120,11 +139,11 @@ impl Report {
 
 /// One arriving event on one line.
 pub(super) fn line(event: &StoredEvent) -> String {
-    let [at, source, action, outcome, actor, ip, resource] = cells(event);
-    format!("{at}  {source:8}  {action:24}  {outcome:7}  {actor}  {ip}  {resource}\n")
+    let [at, source, action, outcome, tenant, actor, ip, resource] = cells(event);
+    format!("{at}  {source:9}  {action:24}  {outcome:7}  {tenant:7}  {actor}  {ip}  {resource}\n")
 }
 
-fn cells(stored: &StoredEvent) -> [String; 7] {
+fn cells(stored: &StoredEvent) -> [String; 8] {
     let event = &stored.event;
     let actor = event.actor_email.as_deref().or(event.actor_id.as_deref());
     let resource = event.resource_name.as_deref().or(event.resource_id.as_deref());
@@ -133,6 +152,7 @@ fn cells(stored: &StoredEvent) -> [String; 7] {
         printable(&event.source),
         printable(&event.action),
         event.outcome.to_string(),
+        printable(event.tenant_slug.as_deref().unwrap_or("-")),
         printable(actor.unwrap_or_else(|| event.actor_type.as_str())),
         printable(event.actor_ip.as_deref().unwrap_or("-")),
         match (event.resource_type.as_deref(), resource) {

@@ -7,19 +7,26 @@ use dezky_core::directory::{
 };
 use dezky_core::store::ListQuery;
 use dezky_core::{Actor, ActorType, Result};
-use dezky_flags::{FlagPatch, FlagState, ScopePatch, seeded_flags};
+use dezky_flags::{Decision, FlagPatch, FlagState, ScopePatch, seeded_flags};
 
 use crate::platform::Platform;
 
 /// The tenant whose flags are shown.
-pub(super) const SHOWN_TENANT: &str = "acme";
+const SHOWN_TENANT: &str = "acme";
 
 const PARTNER: &str = "nordwind";
 /// Slug, id, name, plan, domain, whether the partner looks after it. The ids are
 /// fixed, so that rollouts reach the same tenants in every demo.
 const TENANTS: [(&str, &str, &str, &str, &str, bool); 3] = [
     ("acme", "01960a3e-7c11-7b52-9a40-6d1f0c5e8a01", "Acme GmbH", "pro", "example.com", true),
-    ("globex", "01960a3e-7c11-7b52-9a40-6d1f0c5e8a02", "Globex AG", "business", "example.net", true),
+    (
+        "globex",
+        "01960a3e-7c11-7b52-9a40-6d1f0c5e8a02",
+        "Globex AG",
+        "business",
+        "example.net",
+        true,
+    ),
     ("initech", "01960a3e-7c11-7b52-9a40-6d1f0c5e8a03", "Initech", "free", "example.org", false),
 ];
 const ISSUER: &str = "https://id.example.com/application/o/portal/";
@@ -108,4 +115,21 @@ pub(super) async fn operate(platform: &Platform) -> Result<()> {
     platform.directory.suspend_tenant(initech, &by).await?;
     platform.directory.resume_tenant(initech, &by).await?;
     Ok(())
+}
+
+/// What a tenant gets and why, flag by flag.
+pub(super) struct TenantFlags {
+    pub(super) tenant: &'static str,
+    pub(super) decisions: Vec<(String, Decision)>,
+}
+
+/// The flags of the tenant that is shown.
+pub(super) async fn flags(platform: &Platform) -> Result<TenantFlags> {
+    let set = platform.current_flags.get().await?;
+    let subject = platform.subject(SHOWN_TENANT).await?;
+    let decisions = subject.iter().flat_map(|subject| {
+        let decided = |(key, decision): (&str, Decision)| (key.to_owned(), decision);
+        set.evaluate_all(&subject.context(Some("production"))).map(decided).collect::<Vec<_>>()
+    });
+    Ok(TenantFlags { tenant: SHOWN_TENANT, decisions: decisions.collect() })
 }
