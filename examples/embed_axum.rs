@@ -1,8 +1,5 @@
-//! The log inside a service of your own: a change and its event commit together.
-//!
-//! An axum service keeps notes in SQLite. Each change writes its event into the
-//! outbox *in the same transaction*, so there is never one without the other,
-//! wherever the process dies. `relay` then takes it onto the timeline.
+//! The log inside a service of your own: an axum service keeps notes in SQLite, and
+//! each change and its event commit together or not at all.
 //!
 //! `cargo run -p dezky-examples --example embed_axum`
 
@@ -26,24 +23,21 @@ struct App {
 
 type Answer<T> = Result<T, (StatusCode, String)>;
 
-/// Every error of the log has a stable code, made for answers.
 fn problem(error: dezky_core::Error) -> (StatusCode, String) {
     (StatusCode::INTERNAL_SERVER_ERROR, error.code().to_owned())
 }
 
 async fn create(State(app): State<Arc<App>>, Path(text): Path<String>) -> Answer<StatusCode> {
-    let event = app.log.seal(NewEvent {
-        resource_type: Some("note".into()),
-        resource_name: Some(text.clone()),
-        ..NewEvent::new("note.created", Actor::user("u-1").with_ip("203.0.113.7"))
-    });
+    let actor = Actor::user("u-1").with_ip("203.0.113.7");
+    let event =
+        NewEvent { resource_name: Some(text.clone()), ..NewEvent::new("note.created", actor) };
     // Your own transaction, with your own tables in it.
     let database = app.store.database();
     let mut tx = database.begin().await.map_err(problem)?;
     let insert = sqlx::query("INSERT INTO notes (text) VALUES (?)").bind(text).execute(&mut *tx);
     insert.await.map_err(|error| problem(sqlite_error(error)))?;
-    database.commit(tx, &[event]).await.map_err(problem)?;
-    // Both are safe by now; waiting makes the timeline current when we answer.
+    database.commit(tx, &[app.log.seal(event)]).await.map_err(problem)?;
+    // Both are safe by now; this makes the timeline current when we answer.
     app.log.relay(AuditLog::RELAY_WAIT).await;
     Ok(StatusCode::CREATED)
 }
@@ -57,8 +51,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     let config = SqliteConfig::new(folder.path().join("service.db"));
     let store = Arc::new(SqliteAuditStore::open(config, &TokioRuntime).await?);
-    let tables = ["CREATE TABLE notes (text TEXT NOT NULL) STRICT"];
-    store.database().migrate("notes", &tables).await?;
+    let table = "CREATE TABLE notes (text TEXT NOT NULL) STRICT";
+    store.database().migrate("notes", &[table]).await?;
     let log = AuditLog::new(store.clone(), Arc::new(TokioRuntime));
 
     let routes = Router::new()
@@ -67,17 +61,15 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .with_state(Arc::new(App { store, log }));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let server = tokio::spawn(async { axum::serve(listener, routes).await });
+    tokio::spawn(async { axum::serve(listener, routes).await });
 
     assert!(ask(address, "POST /notes/milk").await?.starts_with("HTTP/1.0 201"));
     let timeline = ask(address, "GET /timeline").await?;
-    assert!(timeline.contains(r#""action":"note.created""#));
-    println!("{}", timeline.lines().last().unwrap_or_default());
-    server.abort();
+    assert!(timeline.contains(r#""action":"note.created""#), "{timeline}");
+    println!("{timeline}");
     Ok(())
 }
 
-/// What a client would do, at its shortest.
 async fn ask(address: SocketAddr, request: &str) -> std::io::Result<String> {
     let mut stream = tokio::net::TcpStream::connect(address).await?;
     stream.write_all(format!("{request} HTTP/1.0\r\n\r\n").as_bytes()).await?;

@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 pub mod authentik;
+#[cfg(feature = "authentik")]
+pub mod http;
 pub mod intake;
 pub mod ocis;
 pub mod pump;

@@ -45,9 +45,10 @@ pub struct Problem {
     status: StatusCode,
     code: &'static str,
     detail: String,
-    header: Option<(HeaderName, HeaderValue)>,
+    // Boxed: few problems have them, and every result of a route is as large.
+    header: Option<Box<(HeaderName, HeaderValue)>>,
     /// A member of its own, beside the standard ones.
-    member: Option<(&'static str, serde_json::Value)>,
+    member: Option<Box<(&'static str, serde_json::Value)>>,
 }
 
 /// How long a sender should wait before it tries again.
@@ -59,14 +60,14 @@ impl Problem {
     }
 
     fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.header = Some((name, value));
+        self.header = Some(Box::new((name, value)));
         self
     }
 
     /// The same with a member of its own.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: serde_json::Value) -> Self {
-        self.member = Some((name, value));
+        self.member = Some(Box::new((name, value)));
         self
     }
 
@@ -181,13 +182,13 @@ impl IntoResponse for Problem {
             "detail": self.detail,
             "code": self.code,
         });
-        if let Some((name, value)) = self.member {
+        if let Some((name, value)) = self.member.map(|member| *member) {
             body[name] = value;
         }
         let media_type = HeaderValue::from_static("application/problem+json");
         let mut response =
             (self.status, [(header::CONTENT_TYPE, media_type)], body.to_string()).into_response();
-        if let Some((name, value)) = self.header {
+        if let Some((name, value)) = self.header.map(|header| *header) {
             response.headers_mut().insert(name, value);
         }
         response

@@ -657,7 +657,7 @@ impl Walk {
         let end = before + places.len() as u64;
         let was = self.offset;
         if let Some(last) = places.iter().rposition(Option::is_some) {
-            self.anchor = places[last].clone();
+            self.anchor.clone_from(&places[last]);
             self.offset = before + last as u64 + 1;
         }
         if self.offset <= was && end > was {

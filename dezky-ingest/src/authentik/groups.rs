@@ -26,7 +26,7 @@ const RETRY: Duration = Duration::from_mins(1);
 /// Users and the groups of theirs that are tenants.
 pub(super) struct Groups {
     directory: Arc<dyn TenantDirectory>,
-    admin_groups: Vec<String>,
+    admins: Vec<String>,
     refresh: Duration,
     listing: Option<Listing>,
     next_try: Timestamp,
@@ -43,10 +43,10 @@ struct Listing {
 impl Groups {
     pub(super) fn new(
         directory: Arc<dyn TenantDirectory>,
-        admin_groups: Vec<String>,
+        admins: Vec<String>,
         refresh: Duration,
     ) -> Self {
-        Self { directory, admin_groups, refresh, listing: None, next_try: Timestamp::MIN }
+        Self { directory, admins, refresh, listing: None, next_try: Timestamp::MIN }
     }
 
     /// The hints for a user; `None` if it is not known what they are.
@@ -145,7 +145,7 @@ impl Groups {
         let name = group.get("name")?.as_str()?;
         let is_superuser = group.get("is_superuser") == Some(&Value::Bool(true));
         let is_slug = (1..=63).contains(&name.len());
-        (is_slug && !is_superuser && !self.admin_groups.iter().any(|admin| admin == name))
+        (is_slug && !is_superuser && !self.admins.iter().any(|admin| admin == name))
             .then(|| name.to_owned())
     }
 }

@@ -9,9 +9,9 @@ use dezky_core::{Error, ErrorKind, Result, Runtime};
 use futures_util::future::{Either, select};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode};
-use rustls_platform_verifier::BuilderVerifierExt;
 
 use super::source::AuthentikConfig;
+use crate::http::client_builder;
 
 /// After a refusal of the token nothing is asked for so long.
 const AUTH_WAIT: Duration = Duration::from_mins(5);
@@ -85,12 +85,10 @@ impl Api {
         bearer.set_sensitive(true);
         headers.insert(AUTHORIZATION, bearer);
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        let client = Client::builder()
+        // No redirects: the token is for this address alone.
+        let client = client_builder(&config.base_url)?
             .default_headers(headers)
             .user_agent("dezky")
-            // The token is for this address alone.
-            .redirect(reqwest::redirect::Policy::none())
-            .tls_backend_preconfigured(tls(config.base_url.starts_with("https:"))?)
             .build()
             .map_err(|error| invalid("the HTTP client can't be made").with_source(error))?;
         let base = format!("{}/api/v3/", config.base_url.trim_end_matches('/'));
@@ -136,41 +134,42 @@ impl Api {
         // Bytes that are no UTF-8 become U+FFFD, as in normal form.
         let body = String::from_utf8(body)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-        if is_fine { Ok(Fetched::Text(body)) } else { self.refused(&response, &body) }
+        if is_fine { Ok(Fetched::Text(body)) } else { refused(&response, &body) }
     }
+}
 
-    fn refused(&self, response: &Response, body: &str) -> Result<Fetched, Failed> {
-        let status = response.status();
-        let failed = |kind, what: String, wait| Err(Failed { error: Error::new(kind, what), wait });
-        match status.as_u16() {
-            404 if body.contains("Invalid page") => Ok(Fetched::NoSuchPage),
-            404 => failed(
-                ErrorKind::SourceUnavailable,
-                "Authentik answers 404; base_url must be its address without /api/v3".into(),
-                None,
+/// What an answer that is not 200 means.
+fn refused(response: &Response, body: &str) -> Result<Fetched, Failed> {
+    let status = response.status();
+    let failed = |kind, what: String, wait| Err(Failed { error: Error::new(kind, what), wait });
+    match status.as_u16() {
+        404 if body.contains("Invalid page") => Ok(Fetched::NoSuchPage),
+        404 => failed(
+            ErrorKind::SourceUnavailable,
+            "Authentik answers 404; base_url must be its address without /api/v3".into(),
+            None,
+        ),
+        401 | 403 => failed(
+            ErrorKind::AuthFailed,
+            format!(
+                "Authentik answers {status}; the token must be valid, of intent API, and its \
+                 user must have the permission to view events"
             ),
-            401 | 403 => failed(
-                ErrorKind::AuthFailed,
-                format!(
-                    "Authentik answers {status}; the token must be valid, of intent API, and its \
-                     user must have the permission to view events"
-                ),
-                Some(AUTH_WAIT),
+            Some(AUTH_WAIT),
+        ),
+        300..=399 => failed(
+            ErrorKind::SourceUnavailable,
+            format!(
+                "Authentik answers {status}; redirects are not followed, set base_url to \
+                     where it leads"
             ),
-            300..=399 => failed(
-                ErrorKind::SourceUnavailable,
-                format!(
-                    "Authentik answers {status}; redirects are not followed, set base_url to \
-                         where it leads"
-                ),
-                None,
-            ),
-            code => {
-                let said = retry_after(response.headers());
-                let wait = said.or((code == 429).then_some(THROTTLED_WAIT));
-                let what = format!("Authentik answers {status}");
-                failed(ErrorKind::SourceUnavailable, what, wait.map(|wait| wait.min(MAX_WAIT)))
-            }
+            None,
+        ),
+        code => {
+            let said = retry_after(response.headers());
+            let wait = said.or((code == 429).then_some(THROTTLED_WAIT));
+            let what = format!("Authentik answers {status}");
+            failed(ErrorKind::SourceUnavailable, what, wait.map(|wait| wait.min(MAX_WAIT)))
         }
     }
 }
@@ -178,24 +177,4 @@ impl Api {
 /// `Retry-After` in seconds; a date is left to the back-off.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
-}
-
-/// TLS by rustls and ring, with the certificates that the system trusts.
-fn tls(is_used: bool) -> Result<rustls::ClientConfig> {
-    let failed = |error: rustls::Error| {
-        Error::new(ErrorKind::ConfigInvalid, "the system's root certificates can't be used")
-            .with_source(error)
-    };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(failed)?;
-    let builder = if is_used {
-        builder.with_platform_verifier().map_err(failed)?
-    } else {
-        // A plain connection never comes to use it, and a machine without
-        // certificates can make one.
-        builder.with_root_certificates(rustls::RootCertStore::empty())
-    };
-    Ok(builder.with_no_client_auth())
 }

@@ -76,14 +76,15 @@ impl AuthentikConfig {
     /// How a pump should move what is polled: every 60 s, at most 10 pages a time,
     /// resting in between.
     pub fn pump_config() -> PumpConfig {
-        let mut config = PumpConfig::default();
-        config.interval = Duration::from_mins(1);
-        config.max_batches = 10;
-        config.rests = true;
-        // A page may take a minute, its commit more.
-        config.lease_ttl = Duration::from_mins(3);
-        config.max_backoff = Duration::from_mins(10);
-        config
+        PumpConfig {
+            interval: Duration::from_mins(1),
+            max_batches: 10,
+            rests: true,
+            // A page may take a minute, its commit more.
+            lease_ttl: Duration::from_mins(3),
+            max_backoff: Duration::from_mins(10),
+            ..PumpConfig::default()
+        }
     }
 
     fn check(&self) -> Result<()> {

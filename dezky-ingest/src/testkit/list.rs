@@ -1,7 +1,5 @@
 //! The table of events and what a query gets of it.
 
-use std::cmp::Ordering;
-
 use serde_json::{Value, json};
 
 use crate::authentik::ACTIONS;
@@ -61,18 +59,31 @@ pub(super) fn select<'r>(
         }
     }
     // Whatever is not known is ignored, `created__gt` first of all.
-    let mut found: Vec<_> = rows.iter().filter(|row| matches(row, query, profile)).collect();
     let order = ordering(first(query, "ordering").unwrap_or_default());
-    // What the order does not tell apart comes in any order.
-    let lot = |row: &Value| {
-        let text = row["pk"].to_string();
-        text.bytes().fold(chance, |sum, byte| {
-            (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3).rotate_left(23)
-        })
-    };
-    found.sort_by_cached_key(|row| lot(row));
-    found.sort_by(|a, b| compare(a, b, &order));
-    Ok(found)
+    let found = rows.iter().filter(|row| matches(row, query, profile));
+    let mut found: Vec<_> = found.map(|row| (keys(row, &order), lot(row, chance), row)).collect();
+    found.sort_unstable_by(|(a, lot_a, _), (b, lot_b, _)| {
+        let terms = a.iter().zip(b).zip(&order);
+        let mut order =
+            terms.map(|((a, b), (_, descends))| if *descends { b.cmp(a) } else { a.cmp(b) });
+        // What the order does not tell apart comes in any order.
+        order.find(|order| order.is_ne()).unwrap_or_else(|| lot_a.cmp(lot_b))
+    });
+    Ok(found.into_iter().map(|(.., row)| row).collect())
+}
+
+/// By what a row is ordered, as texts.
+fn keys(row: &Value, order: &[(&str, bool)]) -> Vec<String> {
+    let key = |name: &str| if name == "created" { instant(row) } else { plain(&row[name]) };
+    order.iter().map(|(name, _)| key(name)).collect()
+}
+
+/// Another number for every row and request.
+fn lot(row: &Value, chance: u64) -> u64 {
+    let pk = row["pk"].as_str().unwrap_or_default();
+    pk.bytes().fold(chance, |sum, byte| {
+        (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3).rotate_left(23)
+    })
 }
 
 fn matches(row: &Value, query: &Query, profile: Profile) -> bool {
@@ -149,21 +160,6 @@ fn ordering(text: &str) -> Vec<(&str, bool)> {
         .filter(|(name, _)| NAMES.contains(name))
         .collect();
     if terms.is_empty() { vec![("created", true)] } else { terms }
-}
-
-fn compare(a: &Value, b: &Value, order: &[(&str, bool)]) -> Ordering {
-    let key = |row: &Value, name: &str| match name {
-        "created" => instant(row),
-        _ => plain(&row[name]),
-    };
-    order
-        .iter()
-        .map(|(name, descends)| {
-            let order = key(a, name).cmp(&key(b, name));
-            if *descends { order.reverse() } else { order }
-        })
-        .find(|order| order.is_ne())
-        .unwrap_or(Ordering::Equal)
 }
 
 /// `created` with a full fraction, so that texts are ordered as times.

@@ -398,7 +398,7 @@ impl World {
             "core/groups" => {
                 let member = first(query, "members_by_pk").and_then(|pk| pk.parse().ok());
                 let groups = self.groups.iter().enumerate();
-                let groups = groups
+                let groups: Vec<_> = groups
                     .filter(|(_, (name, _))| {
                         member.is_none_or(|pk: u64| {
                             self.users.get(&pk).is_some_and(|groups| groups.contains(name))
@@ -406,18 +406,18 @@ impl World {
                     })
                     .map(|(at, (name, is_superuser))| group(at, name, *is_superuser))
                     .collect();
-                self.page(groups, query)
+                self.page(&groups, query)
             }
             "core/users" => {
                 let wanted = first(query, "groups_by_name");
                 let users = self.users.iter();
-                let users = users
+                let users: Vec<_> = users
                     .filter(|(_, groups)| {
                         wanted.is_none_or(|g| groups.iter().any(|name| name == g))
                     })
                     .map(|(pk, _)| json!({"pk": pk, "username": format!("user{pk}")}))
                     .collect();
-                self.page(users, query)
+                self.page(&users, query)
             }
             other => match other.strip_prefix("core/users/").and_then(|pk| pk.parse().ok()) {
                 Some(pk) if self.users.contains_key(&pk) => (StatusCode::OK, self.user(pk)),
@@ -460,7 +460,7 @@ impl World {
         }
     }
 
-    fn page(&self, rows: Vec<Value>, query: &Query) -> (StatusCode, Value) {
+    fn page(&self, rows: &[Value], query: &Query) -> (StatusCode, Value) {
         let rows: Vec<_> = rows.iter().collect();
         paged(page(&rows, query, self.profile, self.max_page_size))
     }

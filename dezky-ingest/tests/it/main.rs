@@ -1,5 +1,6 @@
 //! Sources, pump and receiver against real stores and real files.
 
+mod authentik;
 mod files;
 mod intake;
 mod pump;

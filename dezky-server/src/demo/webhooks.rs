@@ -54,11 +54,8 @@ pub(super) struct Sender {
 
 impl Sender {
     pub(super) fn new(address: SocketAddr, secret: &str) -> Result<Self, Failure> {
-        // reqwest wants to know whose TLS, also where none is spoken.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder()
-            // Whatever proxy the environment names is not for this machine.
-            .no_proxy()
+        let client = dezky_ingest::http::client_builder("http:")
+            .map_err(|error| Failure::no(format!("webhook: {error}")))?
             .timeout(Duration::from_secs(30))
             .build()
             .map_err(|error| Failure::no(format!("webhook: {error}")))?;

@@ -15,6 +15,9 @@ use crate::auth::Caller;
 use crate::error::Problem;
 use crate::state::AppState;
 
+/// What `/flags/{key}` can't name, as another route stands there.
+const RESERVED_KEY: &str = "evaluate";
+
 /// `GET /flags`: all of them, by key.
 pub(super) async fn list(State(state): State<AppState>) -> Result<Json<Value>, Problem> {
     Ok(Json(json!({ "flags": state.flags.list().await? })))
@@ -35,7 +38,13 @@ pub(super) async fn create(
     caller: Caller,
     Document(body): Document<Value>,
 ) -> Result<Response, Problem> {
-    let flag = state.flags.create(NewFlag::from_json(&body)?, &caller.into()).await?;
+    let new = NewFlag::from_json(&body)?;
+    if new.key == RESERVED_KEY {
+        return Err(Problem::field_invalid(format!(
+            "key must not be {RESERVED_KEY}, which is a path of its own: choose another"
+        )));
+    }
+    let flag = state.flags.create(new, &caller.into()).await?;
     let mut response = answer(StatusCode::CREATED, &flag);
     if let Ok(location) = HeaderValue::from_str(&format!("/flags/{}", flag.key)) {
         response.headers_mut().insert(header::LOCATION, location);
@@ -123,7 +132,7 @@ fn explained(decision: Decision) -> Value {
     let mut answer = json!({ "value": decision.value, "reason": decision.reason.to_string() });
     match decision.reason {
         Reason::InRollout(bucket) | Reason::OutOfRollout(bucket) => {
-            answer["bucket"] = bucket.into()
+            answer["bucket"] = bucket.into();
         }
         Reason::ScopeMismatch(axis) => answer["axis"] = axis.to_string().into(),
         _ => {}
@@ -148,8 +157,10 @@ fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
         return Ok(None);
     }
     let bare = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    // Unlike `parse`, no sign.
+    let is_number = bare.bytes().all(|byte| byte.is_ascii_digit());
     match bare.parse() {
-        Ok(version) if rest.is_none() => Ok(Some(version)),
+        Ok(version) if is_number && rest.is_none() => Ok(Some(version)),
         _ => Err(Problem::header_invalid("If-Match must be the flag's version, such as \"3\"")),
     }
 }

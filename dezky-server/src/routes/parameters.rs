@@ -1,13 +1,16 @@
 //! Paths and queries, read so that what is wrong with them is a problem.
 
 use axum::Json;
-use axum::extract::{FromRequestParts, Path, Query};
+use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 use dezky_core::directory::MAX_PAGE;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::error::Problem;
+
+/// The most parameters of a query.
+const MAX_PARAMETERS: usize = 32;
 
 /// The one name in the path. One that is not UTF-8 names nothing.
 pub(super) struct Name(pub(super) String);
@@ -29,8 +32,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Parameters {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let Query(parameters) = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri)
-            .map_err(|_| Problem::query_invalid("the query is not URL-encoded"))?;
+        let parameters = pairs(parts.uri.query().unwrap_or_default())?;
         for (index, (name, _)) in parameters.iter().enumerate() {
             if parameters[..index].iter().any(|(before, _)| before == name) {
                 let name = shown(name);
@@ -79,11 +81,50 @@ impl Parameters {
     }
 }
 
+/// The names and values of a query, decoded.
+fn pairs(query: &str) -> Result<Vec<(String, String)>, Problem> {
+    let mut pairs = Vec::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let (Some(name), Some(value)) = (decode(name), decode(value)) else {
+            return Err(Problem::query_invalid(
+                "the query must be URL-encoded UTF-8 text: write a % as %25",
+            ));
+        };
+        if pairs.len() == MAX_PARAMETERS {
+            return Err(Problem::query_invalid(format!(
+                "the query must have at most {MAX_PARAMETERS} parameters: leave some out"
+            )));
+        }
+        pairs.push((name, value));
+    }
+    Ok(pairs)
+}
+
+/// Strict, unlike what browsers do: text that was damaged on the way would search
+/// for something else.
+fn decode(text: &str) -> Option<String> {
+    let mut rest = text.bytes();
+    let mut bytes = Vec::with_capacity(text.len());
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => hex_digit(rest.next()?)? << 4 | hex_digit(rest.next()?)?,
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn hex_digit(byte: u8) -> Option<u8> {
+    char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
+}
+
 /// A page of documents: the next one begins after the cursor of the last, where
 /// this one is full.
 pub(super) fn page<T: Serialize>(
     name: &str,
-    documents: Vec<T>,
+    documents: &[T],
     limit: usize,
     cursor: impl FnOnce(&T) -> String,
 ) -> Json<Value> {
@@ -99,4 +140,24 @@ pub(super) fn unknown(name: &str, known: &str) -> Problem {
 /// A name is only repeated as far as it helps.
 fn shown(name: &str) -> String {
     name.chars().take(40).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_decoded_strictly() {
+        let of = |query: &str| pairs(query).map_err(|problem| format!("{problem:?}"));
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(of("").unwrap(), []);
+        assert_eq!(of("&a&&b=&=c&").unwrap(), [pair("a", ""), pair("b", ""), pair("", "c")]);
+        assert_eq!(of("q=100%25+%c3%A5=%2B").unwrap(), [pair("q", "100% å=+")]);
+        for bad in ["q=%", "q=%2", "q=%zz", "q=%+1", "%ff=1", "q=%c3", "q=%C0%80"] {
+            assert!(of(bad).unwrap_err().contains("URL-encoded"), "{bad}");
+        }
+        let many = |count| vec!["a"; count].join("&");
+        assert_eq!(of(&many(32)).unwrap().len(), 32);
+        assert!(of(&many(33)).unwrap_err().contains("at most 32"));
+    }
 }

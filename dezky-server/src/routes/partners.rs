@@ -28,7 +28,7 @@ pub(super) async fn list(
     for partner in state.directory.store().partners(&query).await? {
         partners.push(with_customers(&state, &partner).await?);
     }
-    Ok(page("partners", partners, limit, |partner| {
+    Ok(page("partners", &partners, limit, |partner| {
         partner["slug"].as_str().unwrap_or_default().to_owned()
     }))
 }
@@ -91,7 +91,7 @@ pub(super) async fn tenants(
         ..TenantQuery::default()
     };
     let tenants = state.directory.store().tenants(&query).await?;
-    Ok(page("tenants", tenants, limit, |tenant| tenant.slug.clone()))
+    Ok(page("tenants", &tenants, limit, |tenant| tenant.slug.clone()))
 }
 
 async fn with_customers(state: &AppState, partner: &Partner) -> Result<Value, Problem> {

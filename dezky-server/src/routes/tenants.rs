@@ -34,7 +34,7 @@ pub(super) async fn list(
         ..TenantQuery::default()
     };
     let tenants = state.directory.store().tenants(&query).await?;
-    Ok(page("tenants", tenants, limit, |tenant| tenant.slug.clone()))
+    Ok(page("tenants", &tenants, limit, |tenant| tenant.slug.clone()))
 }
 
 /// `POST /tenants`.
@@ -117,7 +117,7 @@ pub(super) async fn users_page(
     let limit = parameters.page_limit()?;
     let after = parameters.get("cursor").map(str::parse).transpose()?;
     let users = state.directory.store().users(&UserQuery { tenant_id, after, limit }).await?;
-    Ok(page("users", users, limit, |user| UserCursor::of(user).to_string()))
+    Ok(page("users", &users, limit, |user| UserCursor::of(user).to_string()))
 }
 
 async fn find(state: &AppState, slug: &str) -> Result<Tenant, Problem> {

@@ -71,28 +71,120 @@ fn the_second_demo_adds_nothing() {
     };
     let log = folder.path().join("dezky-demo/ocis/audit.log");
     let (first, written) = (demo(), std::fs::metadata(&log).unwrap().modified().unwrap());
-    assert!(first.contains("timeline: 86 events, 86 new"), "{first}");
-    assert!(first.contains("verified: head 85:"), "{first}");
-    let listed = first.lines().filter(|line| line.starts_with("  2026-11-22T"));
-    assert!(listed.clone().any(|line| line.contains(" stalwart ")), "{first}");
-    assert!(listed.clone().any(|line| line.contains(" ocis ")), "{first}");
+    assert!(first.contains("timeline: 129 events, 129 new"), "{first}");
+    assert!(first.contains("verified: head 128:"), "{first}");
+    for source in ["authentik", "ocis", "platform-api", "stalwart"] {
+        let is_its = |line: &&str| line.starts_with("  2026-") && line.contains(source);
+        assert!(first.lines().any(|line| is_its(&line)), "{source}: {first}");
+    }
+    for tenant in ["acme", "globex", "initech"] {
+        assert!(first.contains(&format!(" {tenant} ")), "{tenant}: {first}");
+    }
     let second = demo();
-    assert!(second.contains("timeline: 86 events, 0 new"), "{second}");
+    assert!(second.contains("timeline: 129 events, 0 new"), "{second}");
     assert_eq!(std::fs::metadata(&log).unwrap().modified().unwrap(), written);
     let verified = verify(&folder.path().join("dezky-demo/dezky.db"), &[]);
-    assert!(stdout(&verified).starts_with("ok: 86 events, head 85:"), "{verified:?}");
-    let json = run(
-        &[
-            "demo",
-            "--once",
-            "--json",
-            "--data",
-            log.parent().unwrap().parent().unwrap().to_str().unwrap(),
-        ],
-        &[],
+    assert!(stdout(&verified).starts_with("ok: 129 events, head 128:"), "{verified:?}");
+    let report = demo_json(&folder.path().join("dezky-demo"));
+    assert_eq!((&report["events"], &report["new"]), (&129.into(), &0.into()));
+}
+
+fn demo_json(folder: &Path) -> serde_json::Value {
+    let json = run(&["demo", "--once", "--json", "--data", folder.to_str().unwrap()], &[]);
+    serde_json::from_slice(&json.stdout).unwrap()
+}
+
+/// They depend on the tenant's id and the flag alone, so they are written down here.
+#[test]
+fn the_demos_flags_are_the_same_in_every_run_and_on_every_machine() {
+    let expected = serde_json::json!({
+        "calendar_room_booking": {"value": false, "reason": "off"},
+        "chat_guest_access": {"value": false, "reason": "scope_mismatch(tenantSlug)"},
+        "files_office_coediting": {"value": true, "reason": "in_rollout(22)"},
+        "gdpr_export_v2": {"value": true, "reason": "targeted"},
+        "jmap_native_v2": {"value": true, "reason": "on"},
+        "mail_undo_send": {"value": false, "reason": "off"},
+        "meetings_recording": {"value": false, "reason": "off"},
+        "new_billing_engine": {"value": false, "reason": "out_of_rollout(40)"},
+        "oci_versioning": {"value": false, "reason": "off"},
+        "partner_portal": {"value": false, "reason": "off"},
+    });
+    let folder = tempfile::tempdir().unwrap();
+    for run in ["a", "a", "b"] {
+        let report = demo_json(&folder.path().join(run));
+        assert_eq!(report["flags"]["tenant"], "acme");
+        assert_eq!(report["flags"]["decisions"], expected, "{run}");
+    }
+}
+
+#[test]
+fn flags_and_users_on_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("demo");
+    demo_json(&data);
+    let store = url(&data.join("dezky.db"));
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let output = run(&[arguments, &["--json", "--store", &store]].concat(), &[]);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let no = |arguments: &[&str], status: i32, word: &str| {
+        let said = refusal(&run(&[arguments, &["--store", &store]].concat(), &[]), status);
+        assert!(said.contains(word), "{arguments:?}: {said}");
+    };
+
+    let set = ["flags", "set", "chat_v2", "--create", "--state", "rollout", "--pct", "25"];
+    let made = json(&[&set[..], &["--plan", "pro", "--tenant", "acme", "--note", "why"]].concat());
+    assert_eq!(made["scope"]["plans"], serde_json::json!(["pro"]));
+    assert_eq!((&made["version"], &made["pct"]), (&1.into(), &25.into()));
+    no(&set, 1, "already exists");
+    let raised = json(&["flags", "set", "chat_v2", "--pct", "100", "--if-version", "1"]);
+    assert_eq!(
+        (&raised["version"], &raised["scope"]["tenantSlugs"][0]),
+        (&2.into(), &"acme".into())
     );
-    let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
-    assert_eq!((&report["events"], &report["new"]), (&86.into(), &0.into()));
+    no(&["flags", "set", "chat_v2", "--pct", "1", "--if-version", "1"], 1, "read it again");
+    assert!(run(&["flags", "set", "chat_v2", "--pct", "101"], &[]).status.code() == Some(2));
+    no(&["flags", "set", "No Key", "--create"], 1, "key must be");
+
+    let acme = ["flags", "eval", "--tenant", "acme"];
+    assert_eq!(json(&acme)["chat_v2"]["value"], true);
+    assert_eq!(json(&["flags", "eval", "chat_v2", "--tenant", "acme"])["chat_v2"]["value"], true);
+    no(&["flags", "eval", "chat_v2", "--tenant", "globex"], 1, "scope_mismatch");
+    no(&["flags", "eval", "--tenant", "nobody"], 1, "no such tenant");
+    let killed = json(&["flags", "kill", "chat_v2", "--note", "errors"]);
+    assert_eq!((&killed["state"], &killed["pct"]), (&"off".into(), &0.into()));
+    let history = json(&["flags", "history", "chat_v2"]);
+    assert_eq!(history["history"].as_array().unwrap().len(), 3);
+    assert_eq!(history["history"][0]["note"], "errors");
+    json(&["flags", "remove", "chat_v2"]);
+    no(&["flags", "get", "chat_v2"], 1, "no such flag");
+    assert_eq!(json(&["flags", "seed"])["new"], 0);
+    assert_eq!(json(&["flags", "list"])["flags"].as_array().unwrap().len(), 10);
+
+    let add = ["users", "add", "--issuer", "https://id.example/", "--subject", "s-1"];
+    let user = json(&[&add[..], &["--tenant", "acme", "--identity", "ocis:o-1"]].concat());
+    assert_eq!(user["identities"][0]["system"], "ocis");
+    no(&add, 1, "already exists");
+    no(
+        &["users", "add", "--issuer", "i", "--subject", "s", "--tenant", "nobody"],
+        1,
+        "no such tenant",
+    );
+    let id = user["id"].as_str().unwrap();
+    assert_eq!(json(&["users", "grant-admin", id])["platformAdmin"], true);
+    let by_subject =
+        ["users", "revoke-admin", "--issuer", "https://id.example/", "--subject", "s-1"];
+    assert_eq!(json(&by_subject)["platformAdmin"], false);
+    no(&["users", "grant-admin", "nobody"], 1, "no such user");
+    assert_eq!(json(&["users", "list"])["users"].as_array().unwrap().len(), 3);
+
+    // What was done stands on the timeline, and a mistyped path makes no database.
+    assert!(verify(&data.join("dezky.db"), &[]).status.success());
+    let missing = url(&folder.path().join("missing.db"));
+    let said = refusal(&run(&["flags", "list", "--store", &missing], &[]), 2);
+    assert!(said.contains("no such file"), "{said}");
+    assert!(!folder.path().join("missing.db").exists());
 }
 
 #[tokio::test]

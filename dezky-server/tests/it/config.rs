@@ -104,14 +104,31 @@ fn mistakes_in_the_environment_are_named() {
 }
 
 #[test]
-fn variables_of_parts_to_come_do_not_stop_a_start() {
-    let variables = [("DEZKY_POLL_SECONDS", "60"), ("DEZKY_AUTHENTIK_URL", "https://id.example")];
+fn an_authentik_needs_its_url_and_its_token() {
+    let url = ("DEZKY_AUTHENTIK_URL", "https://id.example.com");
+    let token = ("DEZKY_AUTHENTIK_TOKEN", "k3y");
+    for (set, words) in [
+        (&[url][..], &["authentik.url", "DEZKY_AUTHENTIK_TOKEN"][..]),
+        (&[token], &["authentik.token", "DEZKY_AUTHENTIK_URL"]),
+        (&[("DEZKY_AUTHENTIK_URL", "id.example.com"), token], &["authentik.url", "https://"]),
+        (&[("DEZKY_AUTHENTIK_URL", "https://u:p@id.example.com"), token], &["without a user"]),
+        (&[url, ("DEZKY_AUTHENTIK_TOKEN", "a b")], &["authentik.token", "ASCII"]),
+        (&[url, token, ("DEZKY_POLL_SECONDS", "0")], &["DEZKY_POLL_SECONDS", "1 to 3600"]),
+    ] {
+        let said = refused("", set);
+        for word in words {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+        assert!(!said.contains("u:p") && !said.contains("k3y"), "{said}");
+    }
     let folder = tempfile::tempdir().unwrap();
-    let output =
-        program(&["config", "check"]).current_dir(folder.path()).envs(variables).output().unwrap();
-    assert_eq!(output.status.code(), Some(0));
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("DEZKY_POLL_SECONDS") && said.contains("no effect"), "{said}");
+    let output = program(&["config", "check"])
+        .current_dir(folder.path())
+        .envs([url, token, ("DEZKY_POLL_SECONDS", "30")])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("k3y"));
 }
 
 #[test]

@@ -2,9 +2,13 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests spawn clients and wait for conditions")]
 
+mod access;
 mod api;
 mod cli;
 mod config;
+mod directory;
+mod flags;
 mod kill;
+mod kill_mutations;
 mod seeds;
 mod support;

@@ -4,8 +4,15 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dezky_core::AuditLog;
+use dezky_core::directory::{Directory, SqliteDirectory};
+use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{SqliteAuditStore, SqliteConfig};
+use dezky_flags::Flags;
+use dezky_flags::store::SqliteFlagStore;
 use dezky_ingest::signature::Secret;
 use dezky_server::lifecycle::{Running, bind};
 use dezky_server::{Config, Settings};
@@ -61,6 +68,12 @@ impl Answer {
         self.json["detail"].as_str().expect("a detail")
     }
 
+    /// Checks the status, and returns the JSON.
+    pub(crate) fn with_status(self, status: u16) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{self:?}");
+        self.json
+    }
+
     pub(crate) fn events(&self) -> &[Value] {
         assert_eq!(self.status, StatusCode::OK, "{self:?}");
         self.json["events"].as_array().expect("events")
@@ -72,23 +85,63 @@ impl Answer {
 pub(crate) struct Client {
     http: reqwest::Client,
     base: String,
+    token: Option<String>,
 }
 
 impl Client {
     pub(crate) fn new(base: String) -> Self {
-        // reqwest wants to know whose TLS, also where none is spoken.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .no_proxy()
+        let http = dezky_ingest::http::client_builder("http:")
+            .unwrap()
             .timeout(Duration::from_secs(30))
-            .redirect(reqwest::redirect::Policy::none())
             .build()
             .unwrap();
-        Self { http, base }
+        Self { http, base, token: None }
+    }
+
+    /// The same with an operator token.
+    pub(crate) fn with_token(&self, token: &str) -> Self {
+        Self { token: Some(token.to_owned()), ..self.clone() }
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.base))
+        let request = self.http.request(method, format!("{}{path}", self.base));
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    /// A request with a document, which is said to be JSON.
+    pub(crate) fn document(
+        &self,
+        method: Method,
+        path: &str,
+        body: impl Into<reqwest::Body>,
+    ) -> reqwest::RequestBuilder {
+        self.request(method, path).header("Content-Type", "application/json").body(body)
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
+        self.send(self.document(Method::POST, path, body.to_string())).await
+    }
+
+    pub(crate) async fn patch(&self, path: &str, body: Value) -> Answer {
+        self.send(self.document(Method::PATCH, path, body.to_string())).await
+    }
+
+    /// A POST without a body.
+    pub(crate) async fn act(&self, path: &str) -> Answer {
+        self.send(self.request(Method::POST, path)).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        self.send(self.request(Method::DELETE, path)).await
+    }
+
+    /// The status of an answer, where the server may be gone.
+    pub(crate) async fn try_status(&self, request: reqwest::RequestBuilder) -> Option<u16> {
+        let answer = Answer::of(request.send().await.ok()?).await.ok()?;
+        Some(answer.status.as_u16())
     }
 
     pub(crate) async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
@@ -122,6 +175,44 @@ impl Client {
                 None => return events,
             }
         }
+    }
+}
+
+/// The events in the order of the log.
+pub(crate) fn in_order(mut events: Vec<Value>) -> Vec<Value> {
+    events.sort_by_key(|event| event["seq"].as_u64());
+    events
+}
+
+/// The verbs of events, in the order of the log.
+pub(crate) fn verbs(events: Vec<Value>) -> Vec<String> {
+    let verb = |event: &Value| event["action"].as_str().unwrap().to_owned();
+    in_order(events).iter().map(verb).collect()
+}
+
+/// The directory and the flags in a server's file, as another program uses them:
+/// there is no route that makes users.
+pub(crate) struct Beside {
+    pub(crate) directory: Directory,
+    pub(crate) flags: Flags,
+    engine: Arc<SqliteAuditStore>,
+}
+
+impl Beside {
+    pub(crate) async fn open(server: &Server) -> Self {
+        let path = server.folder.path().join("audit.db");
+        let engine = SqliteAuditStore::open(SqliteConfig::new(path), &TokioRuntime).await.unwrap();
+        let engine = Arc::new(engine);
+        let runtime = Arc::new(TokioRuntime);
+        let log = Arc::new(AuditLog::new(engine.clone(), runtime.clone()));
+        let store = Arc::new(SqliteDirectory::open(&engine.database()).await.unwrap());
+        let directory = Directory::new(store, log.clone(), runtime.clone());
+        let store = Arc::new(SqliteFlagStore::open(&engine.database()).await.unwrap());
+        Self { directory, flags: Flags::new(store, log, runtime), engine }
+    }
+
+    pub(crate) async fn close(self) {
+        self.engine.close().await;
     }
 }
 

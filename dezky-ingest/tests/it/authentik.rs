@@ -1,0 +1,757 @@
+//! The poller of Authentik against its double: real HTTP, a real pump, a real log.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dezky_core::store::{ListQuery, MemoryAuditStore, SqliteAuditStore, SqliteConfig};
+use dezky_core::testkit::ManualRuntime;
+use dezky_core::{
+    AuditStore, Error, ErrorKind, IngestSource, Pull, PullLimits, Result, Runtime, StoredEvent,
+    TenantDirectory, Timestamp,
+};
+use dezky_ingest::authentik::{ApiToken, AuthentikConfig, AuthentikSource};
+use dezky_ingest::http::client_builder;
+use dezky_ingest::testkit::{AuthentikDouble, Fault, Profile, authentik_event};
+use dezky_ingest::{Intake, Pump, Tick};
+use serde_json::{Value, json};
+
+use crate::run;
+
+const MINUTE: Duration = Duration::from_mins(1);
+
+/// A log, a clock and a double; sources come and go.
+struct Setup {
+    runtime: ManualRuntime,
+    store: Arc<dyn AuditStore>,
+    double: AuthentikDouble,
+    directory: Option<Arc<dyn TenantDirectory>>,
+    /// The sizes of pulls.
+    pulls: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Setup {
+    async fn new() -> Self {
+        Self::with(AuthentikDouble::builder().start().await.unwrap())
+    }
+
+    fn with(double: AuthentikDouble) -> Self {
+        let runtime = ManualRuntime::new(9);
+        let store = Arc::new(MemoryAuditStore::open(Arc::new(runtime.clone())));
+        Self { runtime, store, double, directory: None, pulls: Arc::default() }
+    }
+
+    /// `events` events, the newest now, `apart` from one another.
+    async fn with_events(events: u64, apart: Duration) -> Self {
+        let setup = Self::new().await;
+        setup.insert(0..events, apart);
+        setup
+    }
+
+    /// Events with these numbers, the last one now.
+    fn insert(&self, numbers: std::ops::Range<u64>, apart: Duration) {
+        let last = numbers.end - 1;
+        self.double.insert_all(numbers.map(|n| {
+            let age = apart * u32::try_from(last - n).unwrap();
+            authentik_event(n, &self.ago(age))
+        }));
+    }
+
+    fn ago(&self, age: Duration) -> String {
+        let ms = self.runtime.now().as_millis() - i64::try_from(age.as_millis()).unwrap();
+        Timestamp::from_millis(ms).unwrap().to_string()
+    }
+
+    fn config(&self) -> AuthentikConfig {
+        let token = ApiToken::new("double-token").unwrap();
+        AuthentikConfig::new(self.double.url(), token)
+    }
+
+    /// A new process: nothing is left but the log.
+    fn pump(&self) -> Pump {
+        let mut source =
+            AuthentikSource::new(self.config(), Arc::new(self.runtime.clone())).unwrap();
+        let mut intake = Intake::new(Arc::clone(&self.store), Arc::new(self.runtime.clone()));
+        if let Some(directory) = &self.directory {
+            source = source.with_directory(Arc::clone(directory));
+            intake = intake.with_directory(Arc::clone(directory));
+        }
+        let watched = Watched { source, pulls: Arc::clone(&self.pulls) };
+        let mut config = AuthentikConfig::pump_config();
+        config.holder = Some("one".into());
+        Pump::new(Box::new(watched), intake, config)
+    }
+
+    /// Ticks a minute apart until nothing more is waiting.
+    async fn drain(&self, pump: &mut Pump) -> usize {
+        let mut ticks = 1;
+        while pump.tick().await.unwrap().more {
+            self.runtime.advance(MINUTE);
+            ticks += 1;
+            assert!(ticks < 100, "it comes to an end");
+        }
+        ticks
+    }
+
+    async fn stored(&self) -> Vec<StoredEvent> {
+        let rows = self.store.scan(0, 10_000).await.unwrap();
+        rows.into_iter().map(|row| row.unwrap().stored).collect()
+    }
+
+    async fn ids(&self) -> BTreeSet<String> {
+        let events = self.stored().await.into_iter();
+        events
+            .filter(|e| e.event.source == "authentik")
+            .map(|e| e.event.external_id.unwrap())
+            .collect()
+    }
+
+    async fn assert_all(&self, numbers: std::ops::Range<u64>) {
+        let ids = self.ids().await;
+        let missing = numbers.map(|n| authentik_event(n, "")["pk"].as_str().unwrap().to_owned());
+        let missing = missing.filter(|pk| !ids.contains(pk)).count();
+        assert_eq!(missing, 0, "nothing is lost");
+    }
+
+    async fn watermark(&self) -> Option<Timestamp> {
+        let cursor: Value =
+            serde_json::from_str(&self.store.cursor("authentik").await.unwrap()?).unwrap();
+        Timestamp::parse(cursor["watermark"].as_str()?)
+    }
+
+    async fn actions(&self) -> Vec<String> {
+        self.stored().await.into_iter().map(|e| e.event.action).collect()
+    }
+}
+
+struct Watched {
+    source: AuthentikSource,
+    pulls: Arc<Mutex<Vec<usize>>>,
+}
+
+#[async_trait]
+impl IngestSource for Watched {
+    fn name(&self) -> &str {
+        self.source.name()
+    }
+
+    async fn pull(&mut self, cursor: Option<&str>, limits: PullLimits) -> Result<Pull> {
+        let pull = self.source.pull(cursor, limits).await?;
+        self.pulls.lock().unwrap().push(pull.events.len());
+        Ok(pull)
+    }
+}
+
+fn metadata(event: &StoredEvent) -> Value {
+    event.event.metadata.to_value()
+}
+
+#[test]
+fn three_new_events_on_five_thousand_arrive_in_the_first_tick() {
+    run(async {
+        let setup = Setup::with_events(5_000, Duration::from_mins(5)).await;
+        let mut pump = setup.pump();
+        setup.drain(&mut pump).await;
+        setup.runtime.advance(MINUTE);
+        setup.insert(5_000..5_003, Duration::from_secs(1));
+        let before = setup.double.polls();
+        let tick = pump.tick().await.unwrap();
+        assert_eq!((tick.taken.stored, tick.more), (3, false));
+        assert_eq!(setup.double.polls() - before, 1);
+    });
+}
+
+#[test]
+fn a_first_run_on_five_thousand_drains_within_six_ticks() {
+    run(async {
+        let setup = Setup::with_events(5_000, Duration::from_mins(5)).await;
+        let mut pump = setup.pump();
+        let ticks = setup.drain(&mut pump).await;
+        assert!(ticks <= 6, "{ticks} ticks, {} requests", setup.double.polls());
+        setup.assert_all(0..5_000).await;
+        let largest = *setup.pulls.lock().unwrap().iter().max().unwrap();
+        assert!(largest <= 100, "a pull holds one page at most: {largest}");
+    });
+}
+
+#[test]
+fn a_naive_poller_goes_blind_at_a_thousand_and_one_and_ours_does_not() {
+    run(async {
+        let setup = Setup::with_events(1_000, MINUTE).await;
+        let client = client_builder(setup.double.url()).unwrap().build().unwrap();
+        let mut naive = (String::new(), BTreeSet::new());
+        naive_poll(&client, &setup.double, &mut naive).await;
+        assert_eq!(naive.1.len(), 1_000, "a toy instance looks fine");
+        let mut pump = setup.pump();
+        setup.drain(&mut pump).await;
+
+        setup.runtime.advance(MINUTE);
+        setup.insert(1_000..1_001, MINUTE);
+        for _ in 0..5 {
+            naive_poll(&client, &setup.double, &mut naive).await;
+        }
+        assert_eq!(naive.1.len(), 1_000, "it sees the oldest thousand for ever");
+        assert_eq!(pump.tick().await.unwrap().taken.stored, 1);
+        setup.assert_all(0..1_001).await;
+    });
+}
+
+/// What one would write first: events after the newest one seen, ten pages.
+async fn naive_poll(
+    client: &reqwest::Client,
+    double: &AuthentikDouble,
+    (newest, seen): &mut (String, BTreeSet<String>),
+) {
+    for page in 1..=10 {
+        let url = format!(
+            "{}/api/v3/events/events/?created__gt={newest}&ordering=created&page_size=100\
+             &page={page}",
+            double.url()
+        );
+        let response = client.get(url).bearer_auth(double.token()).send().await.unwrap();
+        if !response.status().is_success() {
+            break;
+        }
+        let body: Value = response.json().await.unwrap();
+        for event in body["results"].as_array().unwrap() {
+            seen.insert(event["pk"].as_str().unwrap().to_owned());
+            event["created"].as_str().unwrap().clone_into(newest);
+        }
+        if body["pagination"]["next"] == 0 {
+            break;
+        }
+    }
+}
+
+#[test]
+fn an_outage_of_2500_events_is_made_up_for_across_restarts() {
+    run(async {
+        let setup = Setup::with_events(300, MINUTE).await;
+        setup.drain(&mut setup.pump()).await;
+        let before = setup.watermark().await.unwrap();
+        setup.runtime.advance(MINUTE * 3_000);
+        setup.insert(300..2_800, MINUTE);
+        let mut ticks = 0;
+        loop {
+            // A new process for every tick.
+            let more = setup.pump().tick().await.unwrap().more;
+            ticks += 1;
+            let watermark = setup.watermark().await.unwrap();
+            assert!(watermark >= before);
+            let ids = setup.ids().await;
+            let newest = 2_799;
+            let is_missing =
+                |n: &u64| !ids.contains(authentik_event(*n, "")["pk"].as_str().unwrap());
+            let passed = (300..2_800).filter(is_missing).any(|n| {
+                let age = MINUTE * u32::try_from(newest - n).unwrap();
+                let now = setup.runtime.now().saturating_since(Timestamp::MIN);
+                let elapsed = MINUTE * (ticks - 1);
+                let created = now.checked_sub(age + elapsed).unwrap();
+                created <= watermark.saturating_since(Timestamp::MIN)
+            });
+            assert!(!passed, "the watermark is before what is missing");
+            if !more {
+                break;
+            }
+            setup.runtime.advance(MINUTE);
+            assert!(ticks < 20);
+        }
+        assert!(ticks > 2, "it took several ticks");
+        setup.assert_all(0..2_800).await;
+        assert!(setup.watermark().await.unwrap() > before);
+    });
+}
+
+#[test]
+fn inserting_and_deleting_under_the_walk_loses_nothing() {
+    run(async {
+        let setup = Setup::with_events(1_500, MINUTE).await;
+        let now = setup.ago(Duration::ZERO);
+        for nth in 0..30_u64 {
+            let now = now.clone();
+            setup.double.before_request(usize::try_from(nth).unwrap(), move |events| {
+                // Retention takes the oldest, traffic adds as many: the count stays.
+                events.sort_by_key(|event| event["created"].as_str().unwrap().to_owned());
+                events.drain(..20);
+                events.extend((0..20).map(|n| authentik_event(10_000 + nth * 20 + n, &now)));
+            });
+        }
+        let mut pump = setup.pump();
+        setup.drain(&mut pump).await;
+        setup.runtime.advance(MINUTE * 3);
+        setup.drain(&mut pump).await;
+        let ids = setup.ids().await;
+        let left = setup.double.delete(|event| !ids.contains(event["pk"].as_str().unwrap()));
+        assert_eq!(left, 0, "all that is left on the server is in the log");
+        assert!(setup.double.len() == 1_500);
+    });
+}
+
+#[test]
+fn the_events_of_a_deleted_user_take_nothing_along() {
+    run(async {
+        let setup = Setup::new().await;
+        let of = |user: u64, n: u64| {
+            let mut event = authentik_event(n, &setup.ago(Duration::from_secs(n)));
+            event["user"]["pk"] = user.into();
+            event
+        };
+        setup.double.insert_all((0..900).map(|n| of(1 + n % 3, n)));
+        setup.double.before_request(3, |events| events.retain(|e| e["user"]["pk"] != 2));
+        setup.drain(&mut setup.pump()).await;
+        let ids = setup.ids().await;
+        assert_eq!(setup.double.delete(|e| !ids.contains(e["pk"].as_str().unwrap())), 0);
+    });
+}
+
+#[test]
+fn equal_times_over_the_edge_of_a_page_come_once_each() {
+    run(async {
+        let setup = Setup::with_events(350, Duration::ZERO).await;
+        setup.drain(&mut setup.pump()).await;
+        setup.assert_all(0..350).await;
+        assert_eq!(setup.stored().await.len(), 350);
+    });
+}
+
+#[test]
+fn smaller_pages_than_asked_for_are_followed() {
+    run(async {
+        let double = AuthentikDouble::builder().max_page_size(50);
+        let setup = Setup::with(double.start().await.unwrap());
+        setup.insert(0..1_000, MINUTE);
+        setup.drain(&mut setup.pump()).await;
+        setup.assert_all(0..1_000).await;
+        setup.runtime.advance(MINUTE);
+        setup.double.set_max_page_size(Some(30));
+        setup.insert(1_000..1_400, Duration::ZERO);
+        setup.drain(&mut setup.pump()).await;
+        setup.assert_all(0..1_400).await;
+    });
+}
+
+#[test]
+fn every_version_is_read() {
+    run(async {
+        for profile in [Profile::Pre2025_8, Profile::V2025_8, Profile::V2025_12, Profile::V2026_5] {
+            let double = AuthentikDouble::builder().profile(profile);
+            let setup = Setup::with(double.start().await.unwrap());
+            setup.insert(0..250, MINUTE);
+            setup.drain(&mut setup.pump()).await;
+            setup.assert_all(0..250).await;
+        }
+    });
+}
+
+#[test]
+fn a_refused_token_is_not_tried_again_at_once_and_recovers() {
+    run(async {
+        let setup = Setup::with_events(5, MINUTE).await;
+        setup.double.set_token("rotated");
+        let mut pump = setup.pump();
+        for _ in 0..20 {
+            let error = pump.tick().await.unwrap_err();
+            assert_eq!(error.code(), "auth_failed");
+            assert!(!error.to_string().contains("double-token"));
+            setup.runtime.advance(Duration::from_secs(14));
+        }
+        assert_eq!(setup.double.polls(), 1, "in nearly five minutes one request");
+        assert_eq!(pump.status().lock().unwrap().last_error, Some("auth_failed"));
+        setup.double.set_token("double-token");
+        setup.runtime.advance(MINUTE);
+        assert_eq!(pump.tick().await.unwrap().taken.stored, 5);
+        setup.double.set_permission(false);
+        assert_eq!(pump.tick().await.unwrap_err().code(), "auth_failed");
+    });
+}
+
+#[test]
+fn faults_of_the_server_are_got_over() {
+    run(async {
+        let faults = [
+            Fault::Html(502),
+            Fault::Html(200),
+            Fault::Starting,
+            Fault::Truncated,
+            Fault::Reset,
+            Fault::Redirect("http://127.0.0.1:9/".into()),
+        ];
+        for fault in faults {
+            let setup = Setup::with_events(150, MINUTE).await;
+            let mut pump = setup.pump();
+            setup.double.fail_next(2, fault.clone());
+            for _ in 0..2 {
+                assert_eq!(
+                    pump.tick().await.unwrap_err().code(),
+                    "source_unavailable",
+                    "{fault:?}"
+                );
+            }
+            assert_eq!(setup.double.polls(), 2, "{fault:?}");
+            setup.drain(&mut pump).await;
+            setup.assert_all(0..150).await;
+        }
+    });
+}
+
+#[test]
+fn who_is_throttled_waits_as_long_as_told() {
+    run(async {
+        let setup = Setup::with_events(5, MINUTE).await;
+        setup.double.fail_next(1, Fault::Throttled(Some(120)));
+        let mut pump = setup.pump();
+        for _ in 0..12 {
+            assert_eq!(pump.tick().await.unwrap_err().code(), "source_unavailable");
+            setup.runtime.advance(Duration::from_secs(9));
+        }
+        assert_eq!(setup.double.polls(), 1);
+        setup.runtime.advance(Duration::from_secs(13));
+        assert_eq!(pump.tick().await.unwrap().taken.stored, 5);
+    });
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_given_up_on() {
+    run(async {
+        let setup = Setup::with_events(5, MINUTE).await;
+        setup.double.fail_next(1, Fault::Slow(Duration::from_hours(1)));
+        let mut pump = setup.pump();
+        let runtime = setup.runtime.clone();
+        let clock = async {
+            while runtime.sleeping() == 0 || setup.double.requests().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            runtime.advance(Duration::from_secs(61));
+        };
+        let (tick, ()) = tokio::join!(pump.tick(), clock);
+        assert!(tick.unwrap_err().to_string().contains("60s"));
+        assert_eq!(pump.tick().await.unwrap().taken.stored, 5);
+    });
+}
+
+#[test]
+fn a_redirect_is_not_followed_with_the_token() {
+    run(async {
+        let setup = Setup::with_events(5, MINUTE).await;
+        let elsewhere = AuthentikDouble::builder().start().await.unwrap();
+        setup.double.fail_next(1, Fault::Redirect(format!("{}/api/v3/", elsewhere.url())));
+        let error = setup.pump().tick().await.unwrap_err();
+        assert!(error.to_string().contains("redirect"), "{error}");
+        assert!(elsewhere.requests().is_empty());
+    });
+}
+
+#[test]
+fn a_steady_poll_is_one_request_and_writes_nothing() {
+    run(async {
+        let setup = Setup::with_events(2_000, Duration::from_secs(50)).await;
+        let mut pump = setup.pump();
+        setup.drain(&mut pump).await;
+        let cursor = setup.store.cursor("authentik").await.unwrap();
+        let before = setup.double.polls();
+        for _ in 0..10 {
+            setup.runtime.advance(MINUTE);
+            assert_eq!(pump.tick().await.unwrap(), Tick::default());
+        }
+        assert_eq!(setup.double.polls() - before, 10);
+        assert_eq!(setup.store.cursor("authentik").await.unwrap(), cursor);
+    });
+}
+
+#[test]
+fn unknown_actions_and_odd_items_hold_nothing_up() {
+    run(async {
+        let setup = Setup::with_events(3, MINUTE).await;
+        let mut odd = Vec::new();
+        for (n, action) in
+            [(10, "custom_risk flagged"), (11, "quantum_login"), (12, "password_set")]
+        {
+            let mut event = authentik_event(n, &setup.ago(MINUTE));
+            event["action"] = action.into();
+            odd.push(event);
+        }
+        let mut old = authentik_event(13, &setup.ago(MINUTE));
+        let brand = old["brand"].take();
+        old.as_object_mut().unwrap().remove("brand");
+        old["tenant"] = brand;
+        old["user"] = json!({});
+        odd.push(old);
+        odd.push(json!({"pk": "x", "action": 7, "created": "yesterday", "token": "hunter2"}));
+        setup.double.insert_all(odd);
+        let mut pump = setup.pump();
+        let tick = pump.tick().await.unwrap();
+        assert_eq!((tick.taken.stored, tick.taken.quarantined), (7, 1));
+        let actions = setup.actions().await;
+        for expected in ["custom_risk_flagged", "quantum_login", "password_changed"] {
+            assert!(actions.contains(&format!("authentik.{expected}")), "{actions:?}");
+        }
+        assert_eq!(actions.iter().filter(|action| *action == "ingest.quarantined").count(), 1);
+        let kept = setup.store.quarantined(0, 10).await.unwrap();
+        assert_eq!(kept[0].item.reason, "no_created");
+        assert!(!String::from_utf8_lossy(&kept[0].item.raw).contains("hunter2"));
+        setup.runtime.advance(MINUTE);
+        assert_eq!(pump.tick().await.unwrap(), Tick::default(), "it is quarantined once");
+    });
+}
+
+#[test]
+fn a_commit_that_comes_five_minutes_late_is_picked_up() {
+    run(async {
+        let setup = Setup::with_events(500, Duration::from_secs(10)).await;
+        let mut pump = setup.pump();
+        setup.drain(&mut pump).await;
+        setup.runtime.advance(MINUTE);
+        setup.double.insert(authentik_event(900, &setup.ago(MINUTE * 5)));
+        let tick = pump.tick().await.unwrap();
+        assert_eq!((tick.taken.stored, tick.taken.late), (1, 0));
+    });
+}
+
+#[test]
+fn a_commit_that_comes_hours_late_is_found_by_the_reconcile_walk_and_counted() {
+    run(async {
+        let setup = Setup::with_events(900, MINUTE * 3).await;
+        let mut pump = setup.pump();
+        setup.drain(&mut pump).await;
+        setup.runtime.advance(MINUTE);
+        setup.double.insert(authentik_event(9_000, &setup.ago(MINUTE * 300)));
+        setup.drain(&mut pump).await;
+        assert_eq!(setup.stored().await.len(), 900, "a poll does not go back so far");
+        let mut pump = setup.pump();
+        setup.drain(&mut pump).await;
+        assert_eq!(pump.status().lock().unwrap().taken.late, 1);
+        let stored = setup.stored().await;
+        let late_by = metadata(&stored[900])["_dezky"]["lateBySeconds"].as_u64().unwrap();
+        assert!((18_000..18_300).contains(&late_by), "{late_by}");
+    });
+}
+
+#[test]
+fn events_that_expired_unread_are_a_gap_on_the_timeline() {
+    run(async {
+        let setup = Setup::with_events(50, MINUTE).await;
+        setup.drain(&mut setup.pump()).await;
+        setup.runtime.advance(MINUTE * 600);
+        setup.insert(50..250, MINUTE);
+        setup.double.expire(150);
+        for _ in 0..2 {
+            setup.drain(&mut setup.pump()).await;
+        }
+        let stored = setup.stored().await;
+        let gaps: Vec<_> = stored.iter().filter(|e| e.event.action == "ingest.gap").collect();
+        assert_eq!(gaps.len(), 1, "once, whatever is restarted");
+        assert_eq!(gaps[0].event.source, "platform-api");
+        assert_eq!(metadata(gaps[0])["reason"], "expired");
+        setup.assert_all(150..250).await;
+    });
+}
+
+#[test]
+fn an_empty_list_is_no_end_and_no_error() {
+    run(async {
+        let setup = Setup::with_events(50, MINUTE).await;
+        setup.double.hide_all();
+        let mut pump = setup.pump();
+        for _ in 0..3 {
+            assert_eq!(pump.tick().await.unwrap().taken.stored, 0);
+            setup.runtime.advance(MINUTE);
+        }
+        setup.double.set_permission(true);
+        assert_eq!(pump.tick().await.unwrap().taken.stored, 50);
+    });
+}
+
+/// Knows the tenants `acme` and `zeta`.
+#[derive(Default)]
+struct Tenants {
+    is_down: Mutex<bool>,
+}
+
+#[async_trait]
+impl TenantDirectory for Tenants {
+    async fn by_slug(&self, slug: &str) -> Result<Option<String>> {
+        if *self.is_down.lock().unwrap() {
+            return Err(Error::new(ErrorKind::StoreUnavailable, "scripted"));
+        }
+        Ok(["acme", "zeta"].contains(&slug).then(|| slug.to_owned()))
+    }
+
+    async fn by_domain(&self, _domain: &str) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    async fn by_user(&self, _system: &str, _id: &str) -> Result<Option<String>> {
+        Ok(None)
+    }
+}
+
+/// A double with users 41 (staff), 42 (zeta and acme), 43 (an admin).
+async fn with_groups() -> (Setup, Arc<Tenants>) {
+    let mut setup = Setup::new().await;
+    let tenants = Arc::new(Tenants::default());
+    setup.directory = Some(Arc::clone(&tenants) as Arc<dyn TenantDirectory>);
+    let groups =
+        [("zeta", false), ("staff", false), ("dezky-platform-admins", false), ("acme", false)];
+    for (name, is_superuser) in groups {
+        setup.double.add_group(name, is_superuser);
+    }
+    setup.double.add_group("authentik Admins", true);
+    setup.double.set_user(41, &["staff"]);
+    setup.double.set_user(42, &["zeta", "staff", "acme"]);
+    setup.double.set_user(43, &["dezky-platform-admins", "authentik Admins"]);
+    (setup, tenants)
+}
+
+fn by_user(n: u64, user: Value, created: &str) -> Value {
+    let mut event = authentik_event(n, created);
+    event["user"] = user;
+    event
+}
+
+async fn found(setup: &Setup) -> Vec<(Option<String>, String)> {
+    let found = setup.stored().await.into_iter().map(|e| {
+        let by = metadata(&e)["_dezky"]["tenantBy"].as_str().unwrap().to_owned();
+        (e.event.tenant_slug, by)
+    });
+    found.collect()
+}
+
+#[test]
+fn the_tenant_is_the_first_of_the_users_groups_that_is_one() {
+    run(async {
+        let (setup, _) = with_groups().await;
+        let at = |seconds: u64| setup.ago(Duration::from_secs(100 - seconds));
+        setup.double.insert_all([
+            by_user(1, json!({"pk": 41, "username": "a"}), &at(1)),
+            by_user(2, json!({"pk": 42, "username": "b"}), &at(2)),
+            by_user(3, json!({"pk": 43, "username": "c"}), &at(3)),
+            by_user(4, json!({"pk": 43, "username": "c", "on_behalf_of": {"pk": 42}}), &at(4)),
+            by_user(5, json!({}), &at(5)),
+        ]);
+        let mut pump = setup.pump();
+        pump.tick().await.unwrap();
+        let acme = || (Some("acme".to_owned()), "group".to_owned());
+        let none = || (None, "none".to_owned());
+        assert_eq!(found(&setup).await, [none(), acme(), none(), acme(), none()]);
+
+        let listed = |setup: &Setup| setup.double.requests().len() - setup.double.polls();
+        assert_eq!(listed(&setup), 3, "the groups, and the users of two tenants");
+        for n in 6..15 {
+            setup.runtime.advance(MINUTE);
+            setup.double.insert(by_user(n, json!({"pk": 42}), &setup.ago(Duration::ZERO)));
+            pump.tick().await.unwrap();
+        }
+        assert_eq!(listed(&setup), 3, "kept for ten minutes");
+        setup.double.set_user(42, &["zeta"]);
+        setup.runtime.advance(MINUTE);
+        setup.double.insert(by_user(15, json!({"pk": 42}), &setup.ago(Duration::ZERO)));
+        pump.tick().await.unwrap();
+        assert_eq!(listed(&setup), 6);
+        assert_eq!(found(&setup).await.last().unwrap().0.as_deref(), Some("zeta"));
+    });
+}
+
+#[test]
+fn without_a_listing_events_land_unresolved() {
+    run(async {
+        let (setup, tenants) = with_groups().await;
+        *tenants.is_down.lock().unwrap() = true;
+        setup.double.insert(by_user(1, json!({"pk": 42}), &setup.ago(MINUTE)));
+        let mut pump = setup.pump();
+        assert_eq!(pump.tick().await.unwrap().taken.stored, 1);
+        assert_eq!(found(&setup).await, [(None, "unresolved".to_owned())]);
+        *tenants.is_down.lock().unwrap() = false;
+        setup.runtime.advance(MINUTE);
+        setup.double.insert(by_user(2, json!({"pk": 42}), &setup.ago(Duration::ZERO)));
+        pump.tick().await.unwrap();
+        let found = found(&setup).await;
+        assert_eq!(found[1].0.as_deref(), Some("acme"));
+        assert_eq!(found[0].0, None, "it is never resolved again");
+    });
+}
+
+/// A log in a file, which outlives a process.
+async fn sqlite(folder: &std::path::Path) -> Arc<dyn AuditStore> {
+    let config = SqliteConfig::new(folder.join("audit.db"));
+    Arc::new(SqliteAuditStore::open(config, &dezky_core::rt::TokioRuntime).await.unwrap())
+}
+
+#[test]
+fn seed_fresh_database_and_restart_78_authentik_events() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let mut setup = Setup::with_events(78, MINUTE).await;
+        setup.store = sqlite(folder.path()).await;
+        let tick = setup.pump().tick().await.unwrap();
+        assert_eq!((tick.taken.stored, tick.taken.duplicates, tick.more), (78, 0, false));
+
+        setup.store = sqlite(folder.path()).await;
+        setup.runtime.advance(MINUTE);
+        let mut pump = setup.pump();
+        let tick = pump.tick().await.unwrap();
+        assert_eq!((tick.taken.stored, tick.taken.conflicts, tick.more), (0, 0, false));
+        assert_eq!(setup.stored().await.len(), 78);
+
+        setup.double.insert(authentik_event(78, &setup.ago(Duration::ZERO)));
+        setup.runtime.advance(MINUTE);
+        assert_eq!(pump.tick().await.unwrap().taken.stored, 1);
+        let query = ListQuery { limit: 1, ..ListQuery::default() };
+        let newest = setup.store.list(&query).await.unwrap().events.remove(0).event;
+        assert_eq!(newest.action, "authentik.login");
+        assert_eq!(newest.actor_email.as_deref(), Some("ana@acme.test"));
+        assert_eq!(newest.actor_ip.as_deref(), Some("203.0.113.10"));
+    });
+}
+
+#[test]
+fn seed_re_pulled_cursor_overlap_is_silent() {
+    let lines = Lines::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(lines.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let setup = Setup::with_events(300, Duration::from_secs(5)).await;
+        setup.drain(&mut setup.pump()).await;
+        for _ in 0..3 {
+            setup.runtime.advance(MINUTE);
+            // A new process knows nothing of what it has taken.
+            let mut pump = setup.pump();
+            setup.drain(&mut pump).await;
+            assert!(pump.status().lock().unwrap().taken.duplicates >= 100);
+        }
+        assert_eq!(setup.stored().await.len(), 300);
+        setup.double.fail_next(1, Fault::Html(502));
+        setup.runtime.advance(MINUTE);
+        setup.pump().tick().await.unwrap_err();
+    });
+    let written = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(written.lines().count(), 1, "only the failure at the end: {written}");
+    assert!(written.contains("source_unavailable"));
+}
+
+/// What is logged.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> tracing_subscriber::fmt::MakeWriter<'a> for Lines {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
