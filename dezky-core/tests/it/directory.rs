@@ -575,6 +575,30 @@ proptest! {
 
     /// Whatever is committed, SQLite answers as the memory does, and holds the same.
     #[test]
+fn a_tenant_that_comes_from_elsewhere_keeps_its_id() {
+    crate::sqlite::tokio().block_on(async {
+        let desk = Desk::new();
+        let of = |slug: &str, id: &str| {
+            let mut new = NewTenant::new(slug, "Acme", "basic");
+            new.id = Some(id.into());
+            new
+        };
+        let kept = desk.directory.create_tenant(of("acme", "619699cfe1988ad9f06c144a"), &by());
+        assert_eq!(kept.await.unwrap().id, "619699cfe1988ad9f06c144a");
+        for (new, code, field) in [
+            (of("other", "619699cfe1988ad9f06c144a"), "already_exists", "id"),
+            (of("other", ""), "field_invalid", "id"),
+            (of("other", &"x".repeat(200)), "field_invalid", "id"),
+        ] {
+            let error = desk.directory.create_tenant(new, &by()).await.unwrap_err();
+            assert_eq!(error.code(), code, "{error}");
+            assert!(error.to_string().starts_with(field), "{error}");
+        }
+        assert_eq!(desk.events().await.len(), 1);
+    });
+}
+
+#[test]
     fn sqlite_agrees_with_memory(
         commits in proptest::collection::vec(proptest::collection::vec(any_change(), 1..3), 1..40),
     ) {
