@@ -10,6 +10,7 @@ mod commands;
 pub mod config;
 mod demo;
 pub mod error;
+mod http;
 pub mod lifecycle;
 pub mod platform;
 mod routes;

@@ -17,8 +17,8 @@ use tokio::task::JoinSet;
 use crate::config::{AuthentikApi, Config, OcisLog, reason};
 use crate::error::Failure;
 use crate::platform::Platform;
-use crate::routes;
 use crate::state::{App, AppState};
+use crate::{http, routes};
 
 /// How often the outbox is looked at.
 const RELAY_INTERVAL: Duration = Duration::from_secs(1);
@@ -100,14 +100,9 @@ impl Running {
     }
 
     fn spawn_http(&mut self, listener: TcpListener) {
-        let service = routes::router(Arc::clone(&self.state))
-            .into_make_service_with_connect_info::<SocketAddr>();
+        let routes = routes::router(Arc::clone(&self.state));
         let stop = self.stopped();
-        self.spawn("http", async move {
-            if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(stop).await {
-                tracing::error!(%error, "the listener ended");
-            }
-        });
+        self.spawn("http", http::serve(listener, routes, stop));
     }
 
     fn spawn_relay(&mut self) {

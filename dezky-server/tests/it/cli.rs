@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{AppendOptions, AuditStore as _, SqliteAuditStore, SqliteConfig};
@@ -358,6 +359,24 @@ async fn a_request_that_never_ends_does_not_hold_the_end_up() {
     assert_eq!(process.ended().unwrap().code(), Some(1));
     let said = process.stderr();
     assert!(said.contains("http did not finish") && said.contains("shutdown_timeout_seconds"));
+}
+
+/// Neither a connection that said nothing yet nor one that stopped in the middle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_never_began_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = Process::start(folder.path(), &[]);
+    let silent = TcpStream::connect(&process.address).unwrap();
+    let mut half = TcpStream::connect(&process.address).unwrap();
+    write!(half, "GET /health HTTP/1.1\r\nHost: local").unwrap();
+    assert_eq!(process.client.get("/health").await.status, 200);
+    let began = Instant::now();
+    process.terminate();
+    until("the end", async || process.ended().is_some()).await;
+    assert!(process.ended().unwrap().success(), "{}", process.stderr());
+    // Its bound is 10 s.
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    drop((silent, half));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
