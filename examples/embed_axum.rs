@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router, routing};
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{ListPage, ListQuery, SqliteAuditStore, SqliteConfig, sqlite_error};
 use dezky_core::{Actor, AuditLog, AuditStore, NewEvent};
@@ -21,29 +21,29 @@ struct App {
     log: AuditLog,
 }
 
-type Answer<T> = Result<T, (StatusCode, String)>;
+/// Every error of the log has a stable code, made for answers.
+struct Problem(dezky_core::Error);
 
-fn problem(error: dezky_core::Error) -> (StatusCode, String) {
-    (StatusCode::INTERNAL_SERVER_ERROR, error.code().to_owned())
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        (StatusCode::INTERNAL_SERVER_ERROR, self.0.code()).into_response()
+    }
 }
 
-async fn create(State(app): State<Arc<App>>, Path(text): Path<String>) -> Answer<StatusCode> {
-    let actor = Actor::user("u-1").with_ip("203.0.113.7");
-    let event =
-        NewEvent { resource_name: Some(text.clone()), ..NewEvent::new("note.created", actor) };
+async fn create(app: State<Arc<App>>, Path(text): Path<String>) -> Result<StatusCode, Problem> {
+    let event = NewEvent::new("note.created", Actor::user("u-1").with_ip("203.0.113.7"));
     // Your own transaction, with your own tables in it.
-    let database = app.store.database();
-    let mut tx = database.begin().await.map_err(problem)?;
+    let mut tx = app.store.database().begin().await.map_err(Problem)?;
     let insert = sqlx::query("INSERT INTO notes (text) VALUES (?)").bind(text).execute(&mut *tx);
-    insert.await.map_err(|error| problem(sqlite_error(error)))?;
-    database.commit(tx, &[app.log.seal(event)]).await.map_err(problem)?;
+    insert.await.map_err(|error| Problem(sqlite_error(error)))?;
+    app.store.database().commit(tx, &[app.log.seal(event)]).await.map_err(Problem)?;
     // Both are safe by now; this makes the timeline current when we answer.
     app.log.relay(AuditLog::RELAY_WAIT).await;
     Ok(StatusCode::CREATED)
 }
 
-async fn timeline(State(app): State<Arc<App>>) -> Answer<Json<ListPage>> {
-    app.store.list(&ListQuery::default()).await.map(Json).map_err(problem)
+async fn timeline(app: State<Arc<App>>) -> Result<Json<ListPage>, Problem> {
+    app.store.list(&ListQuery::default()).await.map(Json).map_err(Problem)
 }
 
 #[tokio::main]
@@ -51,29 +51,28 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     let config = SqliteConfig::new(folder.path().join("service.db"));
     let store = Arc::new(SqliteAuditStore::open(config, &TokioRuntime).await?);
-    let table = "CREATE TABLE notes (text TEXT NOT NULL) STRICT";
-    store.database().migrate("notes", &[table]).await?;
+    store.database().migrate("notes", &["CREATE TABLE notes (text TEXT) STRICT"]).await?;
     let log = AuditLog::new(store.clone(), Arc::new(TokioRuntime));
-
     let routes = Router::new()
-        .route("/notes/{text}", post(create))
-        .route("/timeline", get(timeline))
+        .route("/notes/{text}", routing::post(create))
+        .route("/timeline", routing::get(timeline))
         .with_state(Arc::new(App { store, log }));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    tokio::spawn(async { axum::serve(listener, routes).await });
-
-    assert!(ask(address, "POST /notes/milk").await?.starts_with("HTTP/1.0 201"));
-    let timeline = ask(address, "GET /timeline").await?;
-    assert!(timeline.contains(r#""action":"note.created""#), "{timeline}");
-    println!("{timeline}");
+    tokio::select! {
+        served = axum::serve(listener, routes) => served?,
+        timeline = ask(address) => assert!(timeline?.contains("note.created")),
+    }
     Ok(())
 }
 
-async fn ask(address: SocketAddr, request: &str) -> std::io::Result<String> {
-    let mut stream = tokio::net::TcpStream::connect(address).await?;
-    stream.write_all(format!("{request} HTTP/1.0\r\n\r\n").as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer)
+async fn ask(address: SocketAddr) -> std::io::Result<String> {
+    let mut answers = String::new();
+    for request in ["POST /notes/milk", "GET /timeline"] {
+        let mut stream = tokio::net::TcpStream::connect(address).await?;
+        stream.write_all(format!("{request} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+        stream.read_to_string(&mut answers).await?;
+    }
+    println!("{answers}");
+    Ok(answers)
 }

@@ -23,7 +23,7 @@ struct Door;
 
 #[async_trait]
 impl IngestSource for Door {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "door"
     }
 

@@ -63,7 +63,9 @@ impl Running {
             Self { address, state, stopping, tasks: JoinSet::new(), parts: Vec::new() };
         running.spawn_http(listener);
         running.spawn_relay();
-        pumps.into_iter().for_each(|pump| running.spawn_pump(pump));
+        for pump in pumps {
+            running.spawn_pump(pump);
+        }
         Ok(running)
     }
 

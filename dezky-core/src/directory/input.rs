@@ -517,8 +517,11 @@ mod tests {
         assert!(serde_json::from_value::<PartnerPatch>(json!({"marginPct": null})).is_err());
         assert!(serde_json::from_value::<UserPatch>(json!({"subject": "x"})).is_err());
         assert!(serde_json::from_value::<NewTenant>(json!({"slug": "a", "name": "A"})).is_err());
-        let new = json!({"slug": "a", "name": "A", "plan": "basic", "id": "mine"});
-        assert!(serde_json::from_value::<NewTenant>(new).is_err());
+        for more in [json!({"version": 7}), json!({"id": null})] {
+            let mut new = json!({"slug": "a", "name": "A", "plan": "basic"});
+            new.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            assert!(serde_json::from_value::<NewTenant>(new).is_err(), "{more}");
+        }
     }
 
     #[test]

@@ -657,6 +657,31 @@ fn any_change() -> impl Strategy<Value = DirectoryChange> {
     prop_oneof![tenant, user]
 }
 
+#[test]
+fn a_tenant_that_comes_from_elsewhere_keeps_its_id() {
+    crate::sqlite::tokio().block_on(async {
+        let desk = Desk::new();
+        let of = |slug: &str, id: &str| {
+            let mut new = NewTenant::new(slug, "Acme", "basic");
+            new.id = Some(id.into());
+            new
+        };
+        let new = of("acme", "619699cfe1988ad9f06c144a");
+        let kept = desk.directory.create_tenant(new, &by()).await.unwrap();
+        assert_eq!(kept.id, "619699cfe1988ad9f06c144a");
+        for (new, code, field) in [
+            (of("other", "619699cfe1988ad9f06c144a"), "already_exists", "id"),
+            (of("other", ""), "field_invalid", "id"),
+            (of("other", &"x".repeat(200)), "field_invalid", "id"),
+        ] {
+            let error = desk.directory.create_tenant(new, &by()).await.unwrap_err();
+            assert_eq!(error.code(), code, "{error}");
+            assert!(error.to_string().starts_with(field), "{error}");
+        }
+        assert_eq!(desk.events().await.len(), 1);
+    });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use dezky_flags::{Decision, Edit, Flag, FlagPatch, FlagState, NewFlag, ScopePatch, seeded_flags};
 use serde_json::{Map, Value, json};
 
-use super::{open_existing, operator, print};
+use super::{no, open_existing, operator, print};
 use crate::config::Settings;
 use crate::error::Failure;
 use crate::platform::Platform;
@@ -309,8 +309,4 @@ fn scope(flag: &Flag) -> String {
 
 fn printable_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '·' } else { c }).collect()
-}
-
-fn no(error: dezky_core::Error) -> Failure {
-    Failure::no(error.to_string())
 }

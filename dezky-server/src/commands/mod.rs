@@ -37,6 +37,12 @@ pub(crate) fn operator() -> Actor {
     Actor { id: Some(id), ..Actor::of(ActorType::Operator) }
 }
 
+/// The answer of a store as that of a command.
+#[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
+pub(crate) fn no(error: dezky_core::Error) -> Failure {
+    Failure::no(error.to_string())
+}
+
 /// Prints to the standard output. A reader that has gone away is no failure of
 /// the command.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {

@@ -4,7 +4,7 @@ use dezky_core::directory::{
 };
 use serde_json::json;
 
-use super::{open_existing, operator, print};
+use super::{no, open_existing, operator, print};
 use crate::config::Settings;
 use crate::error::Failure;
 use crate::platform::Platform;
@@ -162,8 +162,4 @@ fn show(user: &User, as_json: bool) -> Result<(), Failure> {
     let admin = if user.platform_admin { ", platform admin" } else { "" };
     let email = printable(user.email.as_deref().unwrap_or("without e-mail"));
     print(&format!("{}: {email}, {}{admin}\n", user.id, user.status))
-}
-
-fn no(error: dezky_core::Error) -> Failure {
-    Failure::no(error.to_string())
 }

@@ -134,7 +134,7 @@ impl Demo {
     /// Takes the bundled events in and counts what became of them.
     async fn take_bundled(&mut self) -> Result<Report, Failure> {
         let before = self.count().await?;
-        self.story(story::furnish(self.running.platform()).await)?;
+        story::furnish(self.running.platform()).await.map_err(untold)?;
         let received = self.systems.stalwart.send_bundled().await?;
         let mut read = Tick::default();
         while self.systems.ocis.write_next_generation()? {
@@ -143,17 +143,12 @@ impl Demo {
         drain(&mut self.ocis, "oCIS", &mut read).await?;
         let mut polled = Tick::default();
         drain(&mut self.authentik, "Authentik", &mut polled).await?;
-        self.story(story::operate(self.running.platform()).await)?;
+        story::operate(self.running.platform()).await.map_err(untold)?;
         let after = self.count().await?;
         let head = self.verified_head().await?;
         let rows = rows(&before, &after, received, &read, &polled);
-        let flags = story::flags(self.running.platform()).await;
-        let flags = flags.map_err(|error| Failure::no(format!("flags: {error}")))?;
+        let flags = story::flags(self.running.platform()).await.map_err(untold)?;
         Ok(Report { rows, newest: after.newest, flags, head: last_of(&head) })
-    }
-
-    fn story(&self, told: dezky_core::Result<()>) -> Result<(), Failure> {
-        told.map_err(|error| Failure::no(format!("the platform: {error}: name another folder")))
     }
 
     async fn count(&self) -> Result<Counts, Failure> {
@@ -221,6 +216,11 @@ impl Systems {
             }
         }
     }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
+fn untold(error: dezky_core::Error) -> Failure {
+    Failure::no(format!("the platform: {error}: name another folder"))
 }
 
 /// One holder whatever the run, so that a lease of the last one is ours.

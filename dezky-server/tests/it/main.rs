@@ -4,6 +4,7 @@
 
 mod access;
 mod api;
+mod authentik;
 mod cli;
 mod config;
 mod directory;

