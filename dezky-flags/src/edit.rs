@@ -1,5 +1,6 @@
 //! Changing flags: what platform code calls.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -189,12 +190,22 @@ impl Flags {
     /// stays away: what operators did comes first.
     ///
     /// # Errors
-    /// `field_invalid`, those of [`FlagStore::commit`].
+    /// `field_invalid`, also if a key is there twice; those of [`FlagStore::commit`].
     pub async fn seed(&self, flags: &[NewFlag], edit: &Edit) -> Result<usize> {
         check_note(edit.note.as_deref())?;
         let now = self.runtime.now();
         let flags: Vec<_> =
             flags.iter().map(|new| Flag::new(new.clone(), now)).collect::<Result<_>>()?;
+        let mut keys = HashSet::new();
+        if let Some(twice) = flags.iter().find(|flag| !keys.insert(&*flag.key)) {
+            return Err(Error::new(
+                ErrorKind::FieldInvalid,
+                format!(
+                    "key must be that of one flag: {} is there twice, leave one out",
+                    twice.key
+                ),
+            ));
+        }
         let mut attempts = 0;
         let turn = self.turn.lock().await;
         loop {
@@ -217,7 +228,8 @@ impl Flags {
                 }
                 // Another one seeds at the same time.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                    self.again(mismatch(&flags[0].key), &mut attempts).await?;
+                    let error = Error::new(ErrorKind::VersionMismatch, error.to_string());
+                    self.again(error, &mut attempts).await?;
                 }
                 Err(error) => self.again(error, &mut attempts).await?,
             }

@@ -42,7 +42,8 @@ pub const KILL_SWITCH_NOTE: &str = "kill-switch";
 pub struct Flag {
     /// Its name: `[a-z0-9][a-z0-9_.-]{0,63}`.
     pub key: String,
-    /// What it switches, at most 1,000 bytes.
+    /// What it switches, at most 1,000 bytes, without control characters but line
+    /// feeds and tabs.
     pub description: String,
     /// How it is decided.
     pub state: FlagState,
@@ -166,9 +167,9 @@ pub struct ChangeActor {
 pub struct FieldChange {
     /// Its JSON path: `state`, `scope.plans`.
     pub field: String,
-    /// The value before; null when the flag was made.
+    /// The value before; when the flag was made null, of an axis the empty list.
     pub from: Value,
-    /// The value after; null when the flag was removed.
+    /// The value after; when the flag was removed null, of an axis the empty list.
     pub to: Value,
 }
 
@@ -203,7 +204,8 @@ pub struct FlagPatch {
     pub pct: Option<u8>,
     /// See [`Flag::scope`].
     pub scope: ScopePatch,
-    /// Why, at most 1,000 bytes. With `state` off, [`KILL_SWITCH_NOTE`] makes it a kill.
+    /// Why, at most 1,000 bytes, without control characters but line feeds and
+    /// tabs. With `state` off, [`KILL_SWITCH_NOTE`] makes it a kill.
     pub note: Option<String>,
 }
 
@@ -285,8 +287,8 @@ impl Flag {
         if !is_key(&self.key) {
             return Err(invalid("key", KEY_BOUND));
         }
-        if self.description.len() > MAX_DESCRIPTION_BYTES {
-            return Err(invalid("description", "at most 1000 bytes"));
+        if self.description.len() > MAX_DESCRIPTION_BYTES || has_control(&self.description) {
+            return Err(invalid("description", TEXT_BOUND));
         }
         if self.pct > MAX_PCT {
             return Err(invalid("pct", PCT_BOUND));
@@ -438,6 +440,7 @@ impl<'de> Deserialize<'de> for FlagPatch {
 const KEY_BOUND: &str =
     "1 to 64 lower-case letters, digits, _ . and -, the first one a letter or digit";
 const PCT_BOUND: &str = "a whole number from 0 to 100";
+const TEXT_BOUND: &str = "at most 1000 bytes, without control characters but line feeds and tabs";
 
 /// Whether `text` has the form of a key: `[a-z0-9][a-z0-9_.-]{0,63}`.
 pub(crate) fn is_key(text: &str) -> bool {
@@ -450,9 +453,13 @@ fn is_scope_value(text: &str) -> bool {
     (1..=MAX_SCOPE_VALUE_BYTES).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
+fn has_control(text: &str) -> bool {
+    text.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\t'))
+}
+
 pub(crate) fn check_note(note: Option<&str>) -> Result<()> {
-    if note.is_some_and(|note| note.len() > MAX_NOTE_BYTES) {
-        return Err(invalid("note", "at most 1000 bytes"));
+    if note.is_some_and(|note| note.len() > MAX_NOTE_BYTES || has_control(note)) {
+        return Err(invalid("note", TEXT_BOUND));
     }
     Ok(())
 }

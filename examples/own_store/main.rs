@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{Capabilities, MemoryAuditStore};
-use dezky_core::{Actor, AuditLog, AuditStore, Result, SealedEvent};
+use dezky_core::{Actor, AuditLog, AuditStore, Error, ErrorKind, Result, SealedEvent};
 use dezky_flags::store::{FlagChange, FlagStore, FlagTable, Snapshot};
 use dezky_flags::{Edit, Flag, Flags, seeded_flags};
 use futures_util::lock::Mutex as AsyncMutex;
@@ -42,35 +42,47 @@ impl FlagStore for FileFlagStore {
         Ok(self.table.lock().unwrap().revision())
     }
 
-    /// Everything or nothing: the checks first, then the events, then the file.
+    /// The checks first, then all that may well fail, then the events, then the
+    /// rename. A file and a log share no transaction: a crash, or a rename that
+    /// fails, may leave an event without its change, never a change without its
+    /// event. A store in the log's own database closes that gap, as
+    /// `SqliteFlagStore` does.
     async fn commit(&self, changes: Vec<FlagChange>, events: Vec<SealedEvent>) -> Result<()> {
         let _turn = self.writer.lock().await;
         let mut table = self.table.lock().unwrap().clone();
         table.apply(changes)?;
-        self.log.stage(events).await?;
         let new = self.path.with_extension("new");
         std::fs::write(&new, serde_json::to_vec_pretty(&table).expect("a table is JSON"))?;
+        self.log.stage(events).await?;
         std::fs::rename(&new, &self.path)?;
         *self.table.lock().unwrap() = table;
         Ok(())
     }
 }
 
-fn open(path: PathBuf) -> (Arc<dyn FlagStore>, Arc<dyn AuditStore>) {
-    let table = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+fn open(path: PathBuf) -> Result<(Arc<dyn FlagStore>, Arc<dyn AuditStore>)> {
+    let table = match std::fs::read(&path) {
+        // A file that can't be read is not an empty one: it would be written over.
+        Ok(text) => serde_json::from_slice(&text).map_err(|error| {
+            let problem = format!("{}: {error}: correct the file", path.display());
+            Error::new(ErrorKind::StoreCorrupt, problem)
+        })?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => FlagTable::default(),
+        Err(error) => return Err(error.into()),
+    };
     let log: Arc<dyn AuditStore> = Arc::new(MemoryAuditStore::open(Arc::new(TokioRuntime)));
-    let table = Mutex::new(table.unwrap_or_default());
-    (Arc::new(FileFlagStore { path, table, writer: AsyncMutex::new(()), log: log.clone() }), log)
+    let (table, writer) = (Mutex::new(table), AsyncMutex::new(()));
+    Ok((Arc::new(FileFlagStore { path, table, writer, log: log.clone() }), log))
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let (store, log) = open(folder.path().join("flags.json"));
+    let (store, log) = open(folder.path().join("flags.json"))?;
     let log = Arc::new(AuditLog::new(log, Arc::new(TokioRuntime)));
     let flags = Flags::new(store, log, Arc::new(TokioRuntime));
     flags.seed(&seeded_flags(), &Edit::by(Actor::system())).await?;
-    let again = open(folder.path().join("flags.json")).0.snapshot().await?;
+    let again = open(folder.path().join("flags.json"))?.0.snapshot().await?;
     println!("{} flags read back from the file", again.flags.len());
     Ok(())
 }

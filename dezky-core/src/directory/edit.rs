@@ -4,9 +4,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::lock::Mutex as AsyncMutex;
+use futures_util::lock::{Mutex as AsyncMutex, MutexGuard};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::input::conflict;
 use super::tenants::only_tenant;
@@ -22,16 +22,23 @@ use crate::{
 };
 
 /// How often a change is tried when other processes change the same document.
-const MAX_ATTEMPTS: usize = 8;
+const MAX_ATTEMPTS: usize = 20;
+/// The longest pause between two attempts; drawn, so that editors get out of step.
+const MAX_PAUSE_MS: u8 = 32;
+/// How much of a member's value a change shows, as JSON: both sides of every member
+/// at once stay within what an event's metadata holds.
+const SHOWN_BYTES: usize = 3 << 10;
+const REQUEST_ID_BYTES: usize = 128;
+const USER_AGENT_BYTES: usize = 512;
 
 /// Who changes something, and by which request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Edit {
     /// Who, and from where.
     pub actor: Actor,
-    /// The request, as it stands in its answer and the logs.
+    /// The request, as it stands in its answer and the logs; cut to 128 bytes.
     pub request_id: Option<String>,
-    /// The program that sent it.
+    /// The program that sent it, cut to 512 bytes.
     pub user_agent: Option<String>,
     /// Refuse with `version_mismatch` unless the document has this version. Without
     /// it a change is made to whatever is there. Creating ignores it.
@@ -84,7 +91,8 @@ pub struct Directory {
     store: Arc<dyn DirectoryStore>,
     log: Arc<AuditLog>,
     runtime: Arc<dyn Runtime>,
-    /// Held from reading to committing, so that this process never races itself.
+    /// Held from the first look to the commit, so that this process never races
+    /// itself.
     turn: AsyncMutex<()>,
 }
 
@@ -112,12 +120,13 @@ impl Directory {
     /// `field_invalid`; `already_exists` names the slug, the id or the domain; `not_found`
     /// if there is no such partner, `state_conflict` if it is terminated.
     pub async fn create_tenant(&self, mut new: NewTenant, by: &Edit) -> Result<Tenant> {
+        let turn = self.turn.lock().await;
         if let Some(partner) = &new.partner_id {
             new.partner_id = Some(self.active_partner(partner).await?.id);
         }
         let id = new.id.take().unwrap_or_else(|| self.new_id());
         let tenant = new.into_tenant(id, self.runtime.now())?;
-        self.create(tenant, "tenant.created", by).await
+        self.create(turn, tenant, "tenant.created", by).await
     }
 
     /// Changes a tenant. Event: `tenant.updated`.
@@ -131,10 +140,11 @@ impl Directory {
         mut patch: TenantPatch,
         by: &Edit,
     ) -> Result<Tenant> {
+        let turn = self.turn.lock().await;
         if let Patch::Set(partner) = &patch.partner_id {
             patch.partner_id = Patch::Set(self.partner_to_attach(key, partner).await?);
         }
-        self.edit(key, "tenant.updated", by, |tenant| patch.clone().apply(tenant)).await
+        self.edit(turn, key, "tenant.updated", by, |tenant| patch.clone().apply(tenant)).await
     }
 
     /// Stops a tenant; of one that is suspended nothing changes. Event:
@@ -147,7 +157,7 @@ impl Directory {
             tenant.status = TenantStatus::Suspended;
             Ok(())
         };
-        self.edit(key, "tenant.suspended", by, suspend).await
+        self.edit(self.turn.lock().await, key, "tenant.suspended", by, suspend).await
     }
 
     /// Takes a suspended tenant into use again; of an active one nothing changes.
@@ -165,7 +175,7 @@ impl Directory {
             tenant.status = TenantStatus::Active;
             Ok(())
         };
-        self.edit(key, "tenant.resumed", by, resume).await
+        self.edit(self.turn.lock().await, key, "tenant.resumed", by, resume).await
     }
 
     /// Marks a tenant as deleted, for ever, and frees its domains; of one that is
@@ -178,7 +188,7 @@ impl Directory {
             tenant.status = TenantStatus::Deleted;
             Ok(())
         };
-        self.edit(key, "tenant.deleted", by, delete).await
+        self.edit(self.turn.lock().await, key, "tenant.deleted", by, delete).await
     }
 
     /// Writes down how the provisioning of a tenant went. Event: `tenant.updated`.
@@ -196,7 +206,7 @@ impl Directory {
             report.clone().apply(tenant);
             Ok(())
         };
-        self.edit(key, "tenant.updated", by, apply).await
+        self.edit(self.turn.lock().await, key, "tenant.updated", by, apply).await
     }
 
     /// Makes a partner. Event: `partner.created`.
@@ -205,7 +215,7 @@ impl Directory {
     /// `field_invalid`; `already_exists` names the slug.
     pub async fn create_partner(&self, new: NewPartner, by: &Edit) -> Result<Partner> {
         let partner = new.into_partner(self.new_id(), self.runtime.now())?;
-        self.create(partner, "partner.created", by).await
+        self.create(self.turn.lock().await, partner, "partner.created", by).await
     }
 
     /// Changes a partner. Event: `partner.updated`.
@@ -223,7 +233,7 @@ impl Directory {
             patch.clone().apply(partner);
             Ok(())
         };
-        self.edit(key, "partner.updated", by, apply).await
+        self.edit(self.turn.lock().await, key, "partner.updated", by, apply).await
     }
 
     /// Ends the work with a partner, for ever; of one that is terminated nothing
@@ -237,7 +247,7 @@ impl Directory {
             partner.status = PartnerStatus::Terminated;
             Ok(())
         };
-        self.edit(key, "partner.terminated", by, terminate).await
+        self.edit(self.turn.lock().await, key, "partner.terminated", by, terminate).await
     }
 
     /// Makes a user. Event: `user.created`.
@@ -246,9 +256,10 @@ impl Directory {
     /// `field_invalid`; `already_exists` names subject or identities; `not_found` if
     /// a tenant is not there or deleted.
     pub async fn create_user(&self, new: NewUser, by: &Edit) -> Result<User> {
+        let turn = self.turn.lock().await;
         self.check_tenants(&new.tenant_ids, &[]).await?;
         let user = new.into_user(self.new_id(), self.runtime.now())?;
-        self.create(user, "user.created", by).await
+        self.create(turn, user, "user.created", by).await
     }
 
     /// Changes a user. Event: `user.updated`.
@@ -258,12 +269,13 @@ impl Directory {
     /// user, `state_conflict` if one who is deactivated is to run the platform;
     /// `version_mismatch`.
     pub async fn update_user(&self, key: UserKey<'_>, patch: UserPatch, by: &Edit) -> Result<User> {
+        let turn = self.turn.lock().await;
         if let Some(tenant_ids) = &patch.tenant_ids {
             let user = User::read(&*self.store, key).await?;
             let known = user.map(|user| user.tenant_ids).unwrap_or_default();
             self.check_tenants(tenant_ids, &known).await?;
         }
-        self.edit(key, "user.updated", by, |user| patch.clone().apply(user)).await
+        self.edit(turn, key, "user.updated", by, |user| patch.clone().apply(user)).await
     }
 
     /// Takes the platform away from a user, who is no platform admin any more
@@ -277,7 +289,7 @@ impl Directory {
             user.platform_admin = false;
             Ok(())
         };
-        self.edit(key, "user.deactivated", by, deactivate).await
+        self.edit(self.turn.lock().await, key, "user.deactivated", by, deactivate).await
     }
 
     /// Writes down that a user was here at `at`, unless it is known that they were
@@ -302,7 +314,7 @@ impl Directory {
             after.stamp(self.runtime.now());
             match self.store.commit(vec![after.clone().into()], Vec::new()).await {
                 Ok(()) => return Ok(after),
-                Err(error) if error.kind() == ErrorKind::VersionMismatch => {}
+                Err(error) if error.kind() == ErrorKind::VersionMismatch => self.pause().await,
                 Err(error) => return Err(error),
             }
         }
@@ -359,27 +371,30 @@ impl Directory {
         Ok(())
     }
 
-    async fn create<D: Document>(&self, document: D, action: &str, by: &Edit) -> Result<D> {
-        {
-            let _turn = self.turn.lock().await;
-            let event = self.event(action, None, &document, by).await?;
-            self.store.commit(vec![document.clone().into()], vec![event]).await?;
-        }
+    async fn create<D: Document>(
+        &self,
+        turn: MutexGuard<'_, ()>,
+        document: D,
+        action: &str,
+        by: &Edit,
+    ) -> Result<D> {
+        let event = self.event(action, None, &document, by).await?;
+        self.store.commit(vec![document.clone().into()], vec![event]).await?;
+        drop(turn);
         self.log.relay(AuditLog::RELAY_WAIT).await;
         Ok(document)
     }
 
     async fn edit<'a, D: Document>(
         &'a self,
+        turn: MutexGuard<'a, ()>,
         key: D::Key<'a>,
         action: &str,
         by: &Edit,
         change: impl Fn(&mut D) -> Result<()> + Send + Sync,
     ) -> Result<D> {
-        let (after, is_changed) = {
-            let _turn = self.turn.lock().await;
-            self.change(key, action, by, change).await?
-        };
+        let (after, is_changed) = self.change(key, action, by, change).await?;
+        drop(turn);
         if is_changed {
             self.log.relay(AuditLog::RELAY_WAIT).await;
         }
@@ -412,11 +427,19 @@ impl Directory {
             let event = self.event(action, Some(&before), &after, by).await?;
             match self.store.commit(vec![after.clone().into()], vec![event]).await {
                 Ok(()) => return Ok((after, true)),
-                Err(error) if error.kind() == ErrorKind::VersionMismatch => {}
+                Err(error) if error.kind() == ErrorKind::VersionMismatch => self.pause().await,
                 Err(error) => return Err(error),
             }
         }
         Err(refusal::version(D::TYPE))
+    }
+
+    /// Lets the other process go on.
+    async fn pause(&self) {
+        let mut drawn = [0];
+        self.runtime.fill_random(&mut drawn);
+        let pause = Duration::from_millis(u64::from(1 + drawn[0] % MAX_PAUSE_MS));
+        self.runtime.sleep(pause).await;
     }
 
     /// The event of a change, sealed and within all bounds.
@@ -429,9 +452,12 @@ impl Directory {
     ) -> Result<SealedEvent> {
         let whose = after.whose(&*self.store, before).await?;
         let mut metadata = NewMetadata::default();
-        for (key, value) in [("requestId", &by.request_id), ("userAgent", &by.user_agent)] {
-            if let Some(value) = value {
-                metadata.annotate(key, value.as_str());
+        for (key, text, max) in [
+            ("requestId", &by.request_id, REQUEST_ID_BYTES),
+            ("userAgent", &by.user_agent, USER_AGENT_BYTES),
+        ] {
+            if let Some(text) = text {
+                metadata.annotate(key, &text[..text.floor_char_boundary(max)]);
             }
         }
         let (old, new) = differences(before, after);
@@ -452,7 +478,8 @@ impl Directory {
 }
 
 /// The members that a change made different, as they were and as they are. What
-/// every change makes different is left out.
+/// every change makes different is left out, and what is long is shown by its
+/// difference.
 fn differences<D: Document>(
     before: Option<&D>,
     after: &D,
@@ -468,7 +495,43 @@ fn differences<D: Document>(
         old.remove(key);
         new.remove(key);
     }
-    (old, new)
+    let shown = |members: &Map<String, Value>, others: &Map<String, Value>| {
+        members.iter().map(|(key, value)| (key.clone(), shown(value, others.get(key)))).collect()
+    };
+    (shown(&old, &new), shown(&new, &old))
+}
+
+/// A member as a change shows it: a list or an object beyond [`SHOWN_BYTES`] as
+/// `{"count": n, "only": …}`, of those that the other side lacks as many as fit.
+fn shown(value: &Value, other: Option<&Value>) -> Value {
+    if value.to_string().len() <= SHOWN_BYTES {
+        return value.clone();
+    }
+    let mut room = SHOWN_BYTES;
+    let mut fits = |name: &str, value: &Value| {
+        let left = room.checked_sub(name.len() + value.to_string().len() + 4);
+        room = left.unwrap_or(room);
+        left.is_some()
+    };
+    match value {
+        Value::Array(all) => {
+            let theirs = other.and_then(Value::as_array);
+            let is_ours = |value: &&Value| !theirs.is_some_and(|theirs| theirs.contains(value));
+            let only: Vec<_> = all.iter().filter(is_ours).filter(|v| fits("", v)).collect();
+            json!({"count": all.len(), "only": only})
+        }
+        Value::Object(all) => {
+            let is_ours = |name: &str, value| other.and_then(|o| o.get(name)) != Some(value);
+            let only: Map<_, _> = all
+                .iter()
+                .filter(|(name, value)| is_ours(name, value) && fits(name, value))
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect();
+            json!({"count": all.len(), "only": only})
+        }
+        // Texts have bounds of their own.
+        text => text.clone(),
+    }
 }
 
 fn members(document: &impl Document) -> Map<String, Value> {

@@ -15,6 +15,9 @@ use crate::store::Capabilities;
 use crate::{AuditStore, Result, SealedEvent};
 
 /// A [`DirectoryStore`] in memory, gone with the process.
+///
+/// A change is made when its events are staged. If a commit is dropped while a log
+/// that is not in memory stages, they may be there without it.
 pub struct MemoryDirectory {
     log: Arc<dyn AuditStore>,
     tables: RwLock<Tables>,

@@ -1,7 +1,10 @@
 //! The conformance suite of [`DirectoryStore`]: one named test a case.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -62,6 +65,7 @@ macro_rules! directory_store_conformance {
             domains_and_identities_move_within_a_commit
             an_identity_belongs_to_one_user
             a_refused_change_refuses_all_and_the_events
+            a_dropped_commit_is_made_with_its_event_or_not
             an_event_out_of_bounds_refuses_the_changes
             a_document_out_of_bounds_is_refused
             a_commit_is_bounded
@@ -188,6 +192,18 @@ async fn by_domain(store: &dyn DirectoryStore, domain: &str) -> Option<String> {
 async fn by_identity(store: &dyn DirectoryStore, system: &str, id: &str) -> Option<String> {
     let user = store.user(UserKey::Identity { system, id }).await.expect("reads");
     user.map(|user| user.subject)
+}
+
+/// Two handles on one store, as two processes have; one twice where the store can't
+/// be shared.
+async fn pair(h: Harness<'_>) -> [OpenDirectory; 2] {
+    let first = h.open(Reopen::No).await;
+    let second = if first.store.capabilities().shared {
+        h.open(Reopen::Yes).await
+    } else {
+        OpenDirectory { store: Arc::clone(&first.store), log: Arc::clone(&first.log) }
+    };
+    [first, second]
 }
 
 async fn timeline(log: &dyn AuditStore) -> Vec<String> {
@@ -462,6 +478,42 @@ pub async fn a_refused_change_refuses_all_and_the_events(h: Harness<'_>) {
     assert_eq!(timeline(&*log).await, [""; 0]);
 }
 
+/// Polls `work` at most `polls` times, each time that it has called for it, and
+/// then drops it.
+async fn dropped_after(polls: usize, work: impl Future<Output = Result<()>>) {
+    let (mut work, mut left) = (pin!(work), polls);
+    poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(());
+        }
+        left -= 1;
+        work.as_mut().poll(context).map(drop)
+    })
+    .await;
+}
+
+/// Wherever it is dropped.
+pub async fn a_dropped_commit_is_made_with_its_event_or_not(h: Harness<'_>) {
+    let OpenDirectory { store, log } = h.open(Reopen::No).await;
+    for polls in 0..24 {
+        let slug = format!("n{polls}");
+        let commit = store.commit(vec![tenant(&slug).into()], vec![event(h, &slug)]);
+        dropped_after(polls, commit).await;
+    }
+    // Whatever was under way has ended before this one.
+    store.commit(vec![tenant("last").into()], vec![event(h, "last")]).await.expect("commits");
+    let tenants = store.tenants(&TenantQuery::default()).await.unwrap();
+    let made: BTreeSet<_> = tenants.into_iter().map(|tenant| tenant.slug).collect();
+    while log.relay(100).await.expect("relays").more {}
+    let rows = log.scan(0, 100).await.unwrap();
+    let told: Vec<_> = rows
+        .into_iter()
+        .map(|row| row.expect("readable").stored.event.resource_id.unwrap_or_default())
+        .collect();
+    assert_eq!(told.len(), made.len());
+    assert_eq!(told.into_iter().collect::<BTreeSet<_>>(), made);
+}
+
 /// See the name.
 pub async fn an_event_out_of_bounds_refuses_the_changes(h: Harness<'_>) {
     let OpenDirectory { store, log } = h.open(Reopen::No).await;
@@ -543,11 +595,12 @@ pub async fn staged_events_are_relayed_once(h: Harness<'_>) {
 
 /// See the name.
 pub async fn of_changes_at_once_one_wins(h: Harness<'_>) {
-    let OpenDirectory { store, log } = h.open(Reopen::No).await;
-    put(&*store, vec![tenant("a").into()]).await;
+    let handles = pair(h).await;
+    let OpenDirectory { store, log } = &handles[0];
+    put(&**store, vec![tenant("a").into()]).await;
     let commit = |n: usize| {
         let change = Tenant { name: format!("name {n}"), version: 2, ..tenant("a") };
-        store.commit(vec![change.into()], vec![event(h, &n.to_string())])
+        handles[n % 2].store.commit(vec![change.into()], vec![event(h, &n.to_string())])
     };
     let answers: Vec<Result<()>> = join_all((0..16).map(commit)).await;
     let winners: Vec<usize> = (0..16).filter(|&n| answers[n].is_ok()).collect();
@@ -558,11 +611,11 @@ pub async fn of_changes_at_once_one_wins(h: Harness<'_>) {
             .filter_map(|a| a.as_ref().err())
             .all(|e| e.kind() == ErrorKind::VersionMismatch)
     );
-    assert_eq!(by_slug(&*store, "a").await.unwrap().name, format!("name {}", winners[0]));
-    assert_eq!(timeline(&*log).await.len(), 1);
+    assert_eq!(by_slug(&**store, "a").await.unwrap().name, format!("name {}", winners[0]));
+    assert_eq!(timeline(&**log).await.len(), 1);
     let create = |n: usize| {
         let new = Tenant { id: format!("t-{n}"), ..owner("b", &["b.example"]) };
-        store.commit(vec![new.into()], Vec::new())
+        handles[n % 2].store.commit(vec![new.into()], Vec::new())
     };
     let answers = join_all((0..16).map(create)).await;
     assert_eq!(answers.iter().filter(|a| a.is_ok()).count(), 1, "{answers:?}");
@@ -571,13 +624,13 @@ pub async fn of_changes_at_once_one_wins(h: Harness<'_>) {
 /// Two editors stand for two processes: neither knows of the other's turn.
 pub async fn edits_at_once_are_all_made(h: Harness<'_>) {
     const EACH: usize = 6;
-    let OpenDirectory { store, log } = h.open(Reopen::No).await;
-    put(&*store, vec![tenant("a").into()]).await;
-    let editor = || {
-        let audit = Arc::new(AuditLog::new(Arc::clone(&log), h.runtime()));
-        Directory::new(Arc::clone(&store), audit, h.runtime())
-    };
-    let editors = [editor(), editor()];
+    let handles = pair(h).await;
+    let OpenDirectory { store, log } = &handles[0];
+    put(&**store, vec![tenant("a").into()]).await;
+    let editors = handles.each_ref().map(|OpenDirectory { store, log }| {
+        let audit = Arc::new(AuditLog::new(Arc::clone(log), h.runtime()));
+        Directory::new(Arc::clone(store), audit, h.runtime())
+    });
     let by = Edit::by(Actor::user("u-7"));
     let edit = |n: usize| {
         let report = ProvisioningReport {
@@ -590,10 +643,10 @@ pub async fn edits_at_once_are_all_made(h: Harness<'_>) {
     for answer in join_all((0..2 * EACH).map(edit)).await {
         answer.expect("is made");
     }
-    let after = by_slug(&*store, "a").await.unwrap();
+    let after = by_slug(&**store, "a").await.unwrap();
     assert_eq!(after.provisioning_status.len(), 2 * EACH, "none is lost");
     assert_eq!(after.version, 1 + 2 * EACH as u64);
-    assert_eq!(timeline(&*log).await, ["tenant.updated"; 2 * EACH]);
+    assert_eq!(timeline(&**log).await, ["tenant.updated"; 2 * EACH]);
 }
 
 /// See the name.

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use dezky_core::directory::{
     Directory, DirectoryChange, DirectoryStore, Edit, Identity, MemoryDirectory, NewPartner,
-    NewTenant, NewUser, Partner, PartnerKey, PartnerPatch, PartnerQuery, Patch, SqliteDirectory,
-    Tenant, TenantKey, TenantPatch, TenantQuery, TenantStatus, User, UserKey, UserPatch, UserQuery,
-    UserStatus,
+    NewTenant, NewUser, Partner, PartnerKey, PartnerPatch, PartnerQuery, Patch, ProvisioningReport,
+    ProvisioningStatus, SqliteDirectory, Tenant, TenantKey, TenantPatch, TenantQuery, TenantStatus,
+    User, UserKey, UserPatch, UserQuery, UserStatus,
 };
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{Capabilities, MemoryAuditStore, SqliteAuditStore, SqliteConfig};
@@ -426,7 +426,10 @@ impl DirectoryStore for Rival {
     }
 
     async fn partner(&self, key: PartnerKey<'_>) -> Result<Option<Partner>> {
-        self.store.partner(key).await
+        let partner = self.store.partner(key).await;
+        // Others go on before what was read is used.
+        tokio::task::yield_now().await;
+        partner
     }
 
     async fn partners(&self, query: &PartnerQuery) -> Result<Vec<Partner>> {
@@ -460,7 +463,7 @@ impl DirectoryStore for Rival {
 
 #[tokio::test]
 async fn an_edit_that_lost_a_race_is_made_again_but_not_for_ever() {
-    for (times, is_made) in [(3, true), (7, true), (8, false)] {
+    for (times, is_made) in [(3, true), (19, true), (20, false)] {
         let desk = Desk::on(|store| Arc::new(Rival { store, left: AtomicUsize::new(times) }));
         desk.acme().await;
         let answer = desk.directory.update_tenant(ACME, patch(json!({"name": "B"})), &by()).await;
@@ -470,6 +473,90 @@ async fn an_edit_that_lost_a_race_is_made_again_but_not_for_ever() {
         assert_eq!(acme.name == "B", is_made);
         assert_eq!(desk.events().await.len(), if is_made { 2 } else { 1 });
     }
+}
+
+/// What is looked at before a change stays so until it is made.
+#[tokio::test]
+async fn a_partner_is_not_terminated_while_it_gets_a_tenant() {
+    let desk = Desk::on(|store| Arc::new(Rival { store, left: AtomicUsize::new(0) }));
+    desk.resell().await;
+    desk.acme().await;
+    let by = by();
+    let attach = patch(json!({"partnerId": "resell"}));
+    let mut new = NewTenant::new("other", "Other", "basic");
+    new.partner_id = Some("resell".into());
+    let (attached, created, ended) = tokio::join!(
+        desk.directory.update_tenant(ACME, attach, &by),
+        desk.directory.create_tenant(new, &by),
+        desk.directory.terminate_partner(RESELL, &by),
+    );
+    let made = usize::from(attached.is_ok()) + usize::from(created.is_ok());
+    ended.unwrap();
+    let events = desk.events().await;
+    let end = events.iter().position(|event| event.action == "partner.terminated").unwrap();
+    assert_eq!(end, 2 + made, "who got the partner did before its end");
+    assert_eq!(events.len(), end + 1);
+}
+
+/// However much a change is about, and whatever its request says, its event tells
+/// what it was.
+#[tokio::test]
+async fn a_large_change_is_shown_by_its_difference() {
+    let desk = Desk::new();
+    let directory = &desk.directory;
+    let acme = desk.acme().await;
+    let chatty = Edit {
+        request_id: Some("r".repeat(100_000)),
+        user_agent: Some("\u{1}".repeat(100_000)),
+        ..by()
+    };
+    let domains: Vec<_> = (0..101)
+        .map(|n| {
+            format!("d{n:03}.{}.{}.{}.example", "a".repeat(63), "b".repeat(63), "c".repeat(60))
+        })
+        .collect();
+    let set = |domains: &[String]| patch::<TenantPatch>(json!({"domains": domains}));
+    directory.update_tenant(ACME, set(&domains[..100]), &chatty).await.unwrap();
+    let said = own(&desk.last().await);
+    assert_eq!(said["before"], json!({"domains": []}));
+    assert_eq!(said["after"]["domains"]["count"], 100);
+    assert_eq!(said["after"]["domains"]["only"][0], domains[0]);
+    assert_eq!((said["requestId"].as_str().unwrap().len(), said.get("dropped")), (128, None));
+    directory.update_tenant(ACME, set(&domains[1..]), &chatty).await.unwrap();
+    let said = own(&desk.last().await);
+    assert_eq!(said["before"]["domains"], json!({"count": 100, "only": [domains[0]]}));
+    assert_eq!(said["after"]["domains"], json!({"count": 100, "only": [domains[100]]}));
+
+    let report = |n: usize, error: Option<String>| ProvisioningReport {
+        integration: format!("system-{n}"),
+        status: if error.is_some() { ProvisioningStatus::Error } else { ProvisioningStatus::Ok },
+        error,
+    };
+    for n in 0..13 {
+        let report = report(n, Some("ü".repeat(2_000)));
+        directory.report_provisioning(ACME, report, &chatty).await.unwrap();
+    }
+    directory.report_provisioning(TenantKey::Id(&acme.id), report(3, None), &chatty).await.unwrap();
+    let said = own(&desk.last().await);
+    assert_eq!(said["after"]["provisioningStatus"]["system-3"], "ok");
+    assert_eq!(said["before"]["provisioningErrors"]["count"], 13);
+    assert_eq!(said["after"]["provisioningErrors"], json!({"count": 12, "only": {}}));
+
+    let mut ids = Vec::new();
+    for n in 0..4 {
+        let mut new = NewTenant::new(format!("t-{n}"), "T", "basic");
+        new.id = Some(format!("{}-{n}", "t".repeat(60)));
+        ids.push(directory.create_tenant(new, &by()).await.unwrap().id);
+    }
+    desk.bob().await;
+    let identities: Vec<_> = (0..32)
+        .map(|n| json!({"system": "ocis", "id": format!("{n}-{}", "i".repeat(500))}))
+        .collect();
+    let change = patch(json!({"tenantIds": ids, "identities": identities}));
+    directory.update_user(BOB, change, &chatty).await.unwrap();
+    let said = own(&desk.last().await);
+    assert_eq!(said["after"]["tenantIds"], json!(ids), "what is short is shown whole");
+    assert_eq!(said["after"]["identities"]["count"], 32);
 }
 
 #[tokio::test]

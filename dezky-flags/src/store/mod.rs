@@ -207,3 +207,26 @@ pub(crate) fn not_found(key: &str) -> Error {
         format!("there is no flag{named}: the list of flags names those there are"),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use dezky_core::Timestamp;
+
+    use super::*;
+    use crate::NewFlag;
+
+    /// Too many for the suite to make them all.
+    #[test]
+    fn keys_are_bounded_and_those_of_removed_flags_are_free() {
+        let create = |version| {
+            let flag = Flag::new(NewFlag::new("a"), Timestamp::MIN).unwrap();
+            FlagChange::Create(Box::new(Flag { version, ..flag }))
+        };
+        let full = Counts { flags: 1, keys: MAX_KEYS };
+        let refused = check(&create(1), Known::Never, full).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::StateConflict);
+        assert!(refused.to_string().contains("100000 keys"), "{refused}");
+        check(&create(3), Known::Removed(2), full).unwrap();
+        check(&create(1), Known::Never, Counts { keys: MAX_KEYS - 1, ..full }).unwrap();
+    }
+}

@@ -1,6 +1,10 @@
 //! The conformance suite of [`FlagStore`]: one named test a case.
 
+use std::collections::BTreeSet;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use async_trait::async_trait;
 use dezky_core::store::ListQuery;
@@ -52,6 +56,7 @@ macro_rules! flag_store_conformance {
             of_fifty_commits_at_once_one_wins
             of_fifty_editors_none_loses_a_change
             changes_and_events_are_one
+            a_dropped_commit_is_made_with_its_event_or_not
             a_refused_change_undoes_those_before_it
             changes_of_a_commit_see_each_other
             a_flag_out_of_bounds_is_refused
@@ -102,6 +107,15 @@ fn event(harness: Harness<'_>, name: &str) -> SealedEvent {
 
 fn kind(result: Result<()>) -> Option<ErrorKind> {
     result.err().map(|error| error.kind())
+}
+
+/// Two handles on one store, as two processes have; one twice where the store can't
+/// be shared.
+async fn pair(h: Harness<'_>) -> [Opened; 2] {
+    let first = h.open(Reopen::No).await;
+    let shared = first.store.capabilities().shared;
+    let second = if shared { h.open(Reopen::Yes).await } else { first.clone() };
+    [first, second]
 }
 
 /// What the log has on its timeline after a relay, oldest first.
@@ -190,22 +204,26 @@ pub async fn a_version_is_compared_and_set(h: Harness<'_>) {
 
 /// See the name.
 pub async fn of_fifty_commits_at_once_one_wins(h: Harness<'_>) {
-    let Opened { store, log } = h.open(Reopen::No).await;
+    let handles = pair(h).await;
+    let Opened { store, log } = &handles[0];
     store.commit(vec![create("a", 1)], Vec::new()).await.unwrap();
-    let commits =
-        (0..50).map(|n| store.commit(vec![replace("a", 2, n)], vec![event(h, &n.to_string())]));
+    let commits = (0..50).map(|n| {
+        let store = &handles[usize::from(n % 2)].store;
+        store.commit(vec![replace("a", 2, n)], vec![event(h, &n.to_string())])
+    });
     let results = join_all(commits).await;
     let won: Vec<_> = (0_u8..).zip(&results).filter(|(_, result)| result.is_ok()).collect();
     assert_eq!(won.len(), 1);
     assert!(results.into_iter().filter_map(kind).all(|k| k == ErrorKind::VersionMismatch));
     let pct = store.flag("a").await.unwrap().unwrap().pct;
-    assert_eq!(timeline(&log).await, [("tenant.updated".to_owned(), pct.to_string())]);
+    assert_eq!(timeline(log).await, [("tenant.updated".to_owned(), pct.to_string())]);
 }
 
 /// Two editors, as of two processes, each of which has 25 changes to make at once.
 pub async fn of_fifty_editors_none_loses_a_change(h: Harness<'_>) {
-    let opened = h.open(Reopen::No).await;
-    let editors = [editor(h, &opened), editor(h, &opened)];
+    let handles = pair(h).await;
+    let opened = &handles[0];
+    let editors = handles.each_ref().map(|opened| editor(h, opened));
     let edit = Edit::by(Actor::user("u-1"));
     editors[0].create(NewFlag::new("a"), &edit).await.unwrap();
     let edits = (0..50).map(|n| {
@@ -238,6 +256,36 @@ pub async fn changes_and_events_are_one(h: Harness<'_>) {
     store.commit(vec![create("a", 1)], vec![event(h, "x"), event(h, "y")]).await.unwrap();
     let events = timeline(&log).await;
     assert_eq!(events.iter().map(|e| &*e.1).collect::<Vec<_>>(), ["x", "y"], "in their order");
+}
+
+/// Polls `work` at most `polls` times, each time that it has called for it, and
+/// then drops it.
+async fn dropped_after(polls: usize, work: impl Future<Output = Result<()>>) {
+    let (mut work, mut left) = (pin!(work), polls);
+    poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(());
+        }
+        left -= 1;
+        work.as_mut().poll(context).map(drop)
+    })
+    .await;
+}
+
+/// Wherever it is dropped.
+pub async fn a_dropped_commit_is_made_with_its_event_or_not(h: Harness<'_>) {
+    let Opened { store, log } = h.open(Reopen::No).await;
+    for polls in 0..24 {
+        let key = format!("k{polls}");
+        dropped_after(polls, store.commit(vec![create(&key, 1)], vec![event(h, &key)])).await;
+    }
+    // Whatever was under way has ended before this one.
+    store.commit(vec![create("last", 1)], vec![event(h, "last")]).await.unwrap();
+    let flags = store.snapshot().await.unwrap().flags;
+    let made: BTreeSet<_> = flags.into_iter().map(|flag| flag.key).collect();
+    let told: Vec<_> = timeline(&log).await.into_iter().map(|(_, name)| name).collect();
+    assert_eq!(told.len(), made.len());
+    assert_eq!(told.into_iter().collect::<BTreeSet<_>>(), made);
 }
 
 /// See the name.
@@ -384,10 +432,11 @@ pub async fn versions_go_on_after_a_removal(h: Harness<'_>) {
 /// Seeding again makes nothing, changes nothing and brings nothing back; two that
 /// seed at once make each flag once.
 pub async fn seeds_are_sown_once(h: Harness<'_>) {
-    let opened = h.open(Reopen::No).await;
+    let handles = pair(h).await;
+    let opened = &handles[0];
     let seeds = crate::seeded_flags();
     let edit = Edit::by(Actor::system());
-    let editors = [editor(h, &opened), editor(h, &opened)];
+    let editors = handles.each_ref().map(|opened| editor(h, opened));
     let [one, two] = &editors;
     let (first, second) = join(one.seed(&seeds, &edit), two.seed(&seeds, &edit)).await;
     assert_eq!(first.unwrap() + second.unwrap(), 10);

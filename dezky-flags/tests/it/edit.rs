@@ -302,6 +302,18 @@ fn an_actor_of_any_size_fits() {
 }
 
 #[test]
+fn a_key_that_is_seeded_twice_is_named() {
+    tokio().block_on(async {
+        let desk = Desk::open(&Memory).await;
+        let seeds = ["a", "b", "b"].map(NewFlag::new);
+        let error = desk.flags.seed(&seeds, &Edit::by(Actor::system())).await.unwrap_err();
+        assert_eq!(error.kind(), FieldInvalid);
+        assert!(error.to_string().starts_with("key must be that of one flag: b is"), "{error}");
+        assert!(desk.flags.list().await.unwrap().is_empty());
+    });
+}
+
+#[test]
 fn seeds_are_ten_described_flags_that_are_off() {
     let seeds = seeded_flags();
     assert_eq!(seeds.len(), 10);

@@ -93,7 +93,11 @@ fn what_is_out_of_bounds_is_named_with_its_bound() {
         (json!({"key": 7}), "key must be text, or absent".into()),
         (
             json!({"key": "a", "description": long(1_001)}),
-            "description must be at most 1000 bytes".into(),
+            "description must be at most 1000 bytes, without control characters but line feeds and tabs".into(),
+        ),
+        (
+            json!({"key": "a", "description": "a\0"}),
+            "description must be at most 1000 bytes, without control characters but line feeds and tabs".into(),
         ),
         (json!({"key": "a", "description": null}), "description must be text, or absent".into()),
         (json!({"key": "a", "scope": []}), "scope must be a JSON object".into()),
@@ -134,7 +138,10 @@ fn what_is_out_of_bounds_is_named_with_its_bound() {
     }
     let patch = |body: Value| FlagPatch::from_json(&body).unwrap_err().to_string();
     assert_eq!(patch(json!({"pct": 101})), pct);
-    assert_eq!(patch(json!({"note": long(1_001)})), "note must be at most 1000 bytes");
+    for note in [long(1_001), "a\0".into(), "\u{1b}[2J".into(), "a\r".into()] {
+        let said = patch(json!({"note": note}));
+        assert!(said.starts_with("note must be at most 1000 bytes, without control"), "{said}");
+    }
     assert!(patch(json!({"key": "b"})).starts_with("key is not a field: use description"));
     let read = serde_json::from_str::<NewFlag>(r#"{"key":"a","pct":12.5}"#).unwrap_err();
     assert!(read.to_string().starts_with(pct), "serde says it too: {read}");
@@ -147,6 +154,7 @@ fn the_largest_and_smallest_are_taken() {
         json!({"key": format!("a{}", "_.-".repeat(21)), "pct": 100, "description": "x".repeat(1_000)}),
         json!({"key": "a", "pct": 0, "scope": {"plans": (0..1_000).map(|n| n.to_string()).collect::<Vec<_>>()}}),
         json!({"key": "a", "scope": {"tenantSlugs": ["x".repeat(128)]}}),
+        json!({"key": "a", "description": "two\nlines,\ta tab, ü"}),
     ] {
         let new = NewFlag::from_json(&body).unwrap();
         Flag::new(new, Timestamp::MIN).unwrap();
