@@ -38,7 +38,7 @@ fn a_file_that_cannot_be_read_is_refused_and_stays() {
     let path = folder.path().join("flags.json");
     std::fs::write(&path, "{\"revision\": 1,").expect("writes");
     let Err(error) = open(path.clone()) else { panic!("is refused") };
-    assert_eq!(error.kind(), ErrorKind::StoreCorrupt);
+    assert_eq!(error.code(), "store_corrupt");
     assert_eq!(std::fs::read(&path).expect("reads"), b"{\"revision\": 1,");
 }
 

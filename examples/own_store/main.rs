@@ -1,9 +1,7 @@
 //! A store of your own: flags in a JSON file, which could live in git.
 //!
-//! `FlagTable` has the rules (versions, bounds, removals); a store adds where the
-//! table is kept. `conformance.rs` runs the suite that every store passes, ours too.
-//!
-//! `cargo run -p dezky-examples --example own_store`; `cargo test` runs the suite.
+//! `FlagTable` has the rules; a store adds where the table is kept. `conformance.rs`
+//! runs the suite that every store passes, ours too: `cargo test`.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -11,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{Capabilities, MemoryAuditStore};
-use dezky_core::{Actor, AuditLog, AuditStore, Error, ErrorKind, Result, SealedEvent};
+use dezky_core::{Actor, AuditLog, AuditStore, Result, SealedEvent};
 use dezky_flags::store::{FlagChange, FlagStore, FlagTable, Snapshot};
 use dezky_flags::{Edit, Flag, Flags, seeded_flags};
 use futures_util::lock::Mutex as AsyncMutex;
@@ -28,7 +26,6 @@ impl FlagStore for FileFlagStore {
     fn capabilities(&self) -> Capabilities {
         Capabilities::NONE // neither shared by processes nor durable
     }
-
     async fn flag(&self, key: &str) -> Result<Option<Flag>> {
         Ok(self.table.lock().unwrap().flag(key).cloned())
     }
@@ -42,17 +39,14 @@ impl FlagStore for FileFlagStore {
         Ok(self.table.lock().unwrap().revision())
     }
 
-    /// The checks first, then all that may well fail, then the events, then the
-    /// rename. A file and a log share no transaction: a crash, or a rename that
-    /// fails, may leave an event without its change, never a change without its
-    /// event. A store in the log's own database closes that gap, as
-    /// `SqliteFlagStore` does.
+    /// A file and a log share no transaction: a crash before the rename leaves an
+    /// event without its change. `SqliteFlagStore` has no such gap.
     async fn commit(&self, changes: Vec<FlagChange>, events: Vec<SealedEvent>) -> Result<()> {
         let _turn = self.writer.lock().await;
         let mut table = self.table.lock().unwrap().clone();
         table.apply(changes)?;
         let new = self.path.with_extension("new");
-        std::fs::write(&new, serde_json::to_vec_pretty(&table).expect("a table is JSON"))?;
+        std::fs::write(&new, table.to_json())?;
         self.log.stage(events).await?;
         std::fs::rename(&new, &self.path)?;
         *self.table.lock().unwrap() = table;
@@ -61,15 +55,9 @@ impl FlagStore for FileFlagStore {
 }
 
 fn open(path: PathBuf) -> Result<(Arc<dyn FlagStore>, Arc<dyn AuditStore>)> {
-    let table = match std::fs::read(&path) {
-        // A file that can't be read is not an empty one: it would be written over.
-        Ok(text) => serde_json::from_slice(&text).map_err(|error| {
-            let problem = format!("{}: {error}: correct the file", path.display());
-            Error::new(ErrorKind::StoreCorrupt, problem)
-        })?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => FlagTable::default(),
-        Err(error) => return Err(error.into()),
-    };
+    // A file that can't be read is not an empty one: it would be written over.
+    let text = path.exists().then(|| std::fs::read_to_string(&path)).transpose()?;
+    let table = text.as_deref().map(FlagTable::from_json).transpose()?.unwrap_or_default();
     let log: Arc<dyn AuditStore> = Arc::new(MemoryAuditStore::open(Arc::new(TokioRuntime)));
     let (table, writer) = (Mutex::new(table), AsyncMutex::new(()));
     Ok((Arc::new(FileFlagStore { path, table, writer, log: log.clone() }), log))
@@ -79,8 +67,8 @@ fn open(path: PathBuf) -> Result<(Arc<dyn FlagStore>, Arc<dyn AuditStore>)> {
 async fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (store, log) = open(folder.path().join("flags.json"))?;
-    let log = Arc::new(AuditLog::new(log, Arc::new(TokioRuntime)));
-    let flags = Flags::new(store, log, Arc::new(TokioRuntime));
+    let log = AuditLog::new(log, Arc::new(TokioRuntime));
+    let flags = Flags::new(store, log.into(), Arc::new(TokioRuntime));
     flags.seed(&seeded_flags(), &Edit::by(Actor::system())).await?;
     let again = open(folder.path().join("flags.json"))?.0.snapshot().await?;
     println!("{} flags read back from the file", again.flags.len());

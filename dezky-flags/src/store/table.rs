@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use dezky_core::Result;
+use dezky_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
 use super::{Counts, FlagChange, Known, Snapshot, check, check_size};
@@ -28,6 +28,38 @@ pub struct FlagTable {
 }
 
 impl FlagTable {
+    /// Reads what [`to_json`](Self::to_json) wrote, by this version or an older one.
+    ///
+    /// # Errors
+    /// `store_corrupt` if it is no such text, or a flag breaks a bound.
+    ///
+    /// ```
+    /// use dezky_flags::store::FlagTable;
+    /// let table = FlagTable::from_json(r#"{"revision":0,"flags":{},"removed":{}}"#).unwrap();
+    /// assert_eq!(table, FlagTable::default());
+    /// assert_eq!(FlagTable::from_json("{}").unwrap_err().code(), "store_corrupt");
+    /// ```
+    pub fn from_json(text: &str) -> Result<Self> {
+        let corrupt = |problem: String| {
+            Error::new(ErrorKind::StoreCorrupt, format!("no table of flags: {problem}"))
+        };
+        let table: Self = serde_json::from_str(text).map_err(|error| corrupt(error.to_string()))?;
+        for (key, flag) in &table.flags {
+            flag.validate().map_err(|error| corrupt(error.to_string()))?;
+            if flag.key != *key || table.removed.contains_key(key) {
+                return Err(corrupt(
+                    "a flag stands under another key or is removed as well".into(),
+                ));
+            }
+        }
+        Ok(table)
+    }
+
+    /// All of it as JSON, a line a field.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
     /// See [`FlagStore::flag`](super::FlagStore::flag).
     pub fn flag(&self, key: &str) -> Option<&Flag> {
         self.flags.get(key)
@@ -85,6 +117,39 @@ impl FlagTable {
             (Some(flag), _) => Known::Live(flag.version),
             (None, Some(version)) => Known::Removed(*version),
             (None, None) => Known::Never,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As version 1 wrote it: it is read for ever.
+    const V1: &str = r#"{"revision":3,"flags":{"chat":{"key":"chat","description":"","state":"rollout","pct":25,"scope":{"plans":["pro"],"tenantSlugs":[],"partnerSlugs":[],"environments":[]},"history":[{"at":"2026-09-01T08:00:00.000Z","actor":{"type":"operator","id":"op-1"},"changes":[{"field":"pct","from":0,"to":25}],"note":"why"}],"version":1,"createdAt":"2026-09-01T08:00:00.000Z","updatedAt":"2026-09-01T08:00:00.000Z"}},"removed":{"old":2}}"#;
+
+    #[test]
+    fn the_persisted_shape_is_read_for_ever() {
+        let table = FlagTable::from_json(V1).unwrap();
+        assert_eq!((table.revision(), table.last_version("old")), (3, 2));
+        assert_eq!(table.flag("chat").unwrap().pct, 25);
+        assert_eq!(serde_json::to_string(&table).unwrap(), V1);
+        assert_eq!(FlagTable::from_json(&table.to_json()).unwrap(), table);
+    }
+
+    #[test]
+    fn what_is_no_table_is_refused() {
+        for broken in [
+            "",
+            "[]",
+            "null",
+            &V1[..V1.len() - 1],
+            &V1.replace("\"pct\":25,", "\"pct\":101,"),
+            &V1.replace("{\"chat\":", "{\"other\":"),
+            &V1.replace("{\"old\":2}", "{\"chat\":2}"),
+        ] {
+            let error = FlagTable::from_json(broken).unwrap_err();
+            assert_eq!(error.code(), "store_corrupt", "{broken}");
         }
     }
 }
