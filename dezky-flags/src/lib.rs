@@ -18,7 +18,7 @@ pub use evaluate::{FlagSet, decide, decide_reading, has_any_scope, matches_scope
 pub use model::{
     Change, ChangeActor, FieldChange, Flag, FlagPatch, FlagState, KILL_SWITCH_NOTE,
     MAX_DESCRIPTION_BYTES, MAX_HISTORY, MAX_KEY_BYTES, MAX_NOTE_BYTES, MAX_PCT,
-    MAX_SCOPE_VALUE_BYTES, MAX_SCOPE_VALUES, NewFlag, Scope, ScopePatch,
+    MAX_SCOPE_VALUE_BYTES, MAX_SCOPE_VALUES, NewFlag, RESERVED_KEY, Scope, ScopePatch,
 };
 pub use seed::seeded_flags;
 

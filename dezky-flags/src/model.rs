@@ -10,6 +10,9 @@ use serde_json::{Map, Value};
 
 /// The most bytes of a flag's key.
 pub const MAX_KEY_BYTES: usize = 64;
+/// The key that no new flag is given: in the paths of an HTTP API it names the
+/// evaluation.
+pub const RESERVED_KEY: &str = "evaluate";
 /// The most bytes of a flag's description.
 pub const MAX_DESCRIPTION_BYTES: usize = 1_000;
 /// The highest percentage.
@@ -240,6 +243,9 @@ impl Flag {
             created_at: at,
             updated_at: at,
         };
+        if flag.key == RESERVED_KEY {
+            return Err(invalid("key", "another than evaluate, which is a path of its own"));
+        }
         flag.scope.normalize();
         flag.validate()?;
         Ok(flag)

@@ -1,7 +1,9 @@
 //! Moves a source's events into the log, batch by batch, each together with the
 //! cursor advance.
 
+use std::error::Error as _;
 use std::future::Future;
+use std::iter::successors;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +12,7 @@ use dezky_core::source::{IngestSource, PullLimits};
 use dezky_core::store::{AppendOptions, CursorAdvance, Lease};
 use dezky_core::{Error, ErrorKind, Result, Timestamp};
 use futures_util::FutureExt;
-use futures_util::future::{Either, Fuse, FusedFuture, select};
+use futures_util::future::{Either, FusedFuture, pending, select};
 
 use crate::intake::{Intake, Taken};
 
@@ -123,11 +125,12 @@ impl Pump {
     /// the cursor with it, and the next tick goes on there. The lease is given
     /// back, so that another replica may try meanwhile.
     pub async fn tick(&mut self) -> Result<Tick> {
-        self.tick_until(&mut || false).await
+        self.tick_until(pin!(pending().fuse())).await
     }
 
-    /// A tick that ends after the batch at which `stop` says so.
-    async fn tick_until(&mut self, stop: &mut (dyn FnMut() -> bool + Send)) -> Result<Tick> {
+    /// A tick that ends when `stop` resolves: a pull that waits is dropped, a batch
+    /// that was pulled is committed.
+    async fn tick_until(&mut self, stop: Stop<'_>) -> Result<Tick> {
         let mut tick = Tick::default();
         let result = self.tick_inner(&mut tick, stop).await;
         self.report(&tick, result.as_ref().err());
@@ -137,11 +140,7 @@ impl Pump {
         result.map(|()| tick)
     }
 
-    async fn tick_inner(
-        &mut self,
-        tick: &mut Tick,
-        stop: &mut (dyn FnMut() -> bool + Send),
-    ) -> Result<()> {
+    async fn tick_inner(&mut self, tick: &mut Tick, mut stop: Stop<'_>) -> Result<()> {
         if !self.hold_lease().await? {
             tick.standby = true;
             return Ok(());
@@ -149,7 +148,11 @@ impl Pump {
         let name = self.source.name().to_owned();
         let mut cursor = self.intake.store().cursor(&name).await?;
         for _ in 0..self.config.max_batches {
-            let pull = self.source.pull(cursor.as_deref(), self.config.limits).await?;
+            let pull = self.source.pull(cursor.as_deref(), self.config.limits);
+            let pull = match select(stop.as_mut(), pull).await {
+                Either::Left(_) => break,
+                Either::Right((pull, _)) => pull?,
+            };
             let Some(to) = pull.cursor.filter(|to| Some(to) != cursor.as_ref()) else {
                 // There is nowhere to go on, so asking again at once would go round
                 // in a circle.
@@ -170,7 +173,7 @@ impl Pump {
             self.committed(tick, taken, pull.skipped);
             tick.more = pull.more;
             cursor = Some(to);
-            if !tick.more || stop() {
+            if !tick.more || is_over(stop.as_mut()) {
                 break;
             }
             if self.lease_is_half_gone() && !self.hold_lease().await? {
@@ -234,6 +237,7 @@ impl Pump {
             source,
             code = error.code(),
             %error,
+            cause = cause(error),
             failures = status.failures,
             "ingest failed, will be tried again"
         );
@@ -241,13 +245,13 @@ impl Pump {
 
     /// Ticks until `shutdown` resolves: at once while more is waiting (unless it
     /// [rests](PumpConfig::rests)), else after the interval, after failures with
-    /// growing waits. A batch that has begun is finished first; then the lease is
-    /// given back.
+    /// growing waits. At the end a source that has not answered yet is not waited
+    /// for, while a batch that it gave is committed; then the lease is given back.
     pub async fn run(&mut self, shutdown: impl Future<Output = ()> + Send) {
         let runtime = Arc::clone(self.intake.runtime());
         let mut shutdown = pin!(shutdown.fuse());
         while !is_over(shutdown.as_mut()) {
-            let tick = self.tick_until(&mut || is_over(shutdown.as_mut())).await;
+            let tick = self.tick_until(shutdown.as_mut()).await;
             if is_over(shutdown.as_mut()) {
                 break;
             }
@@ -288,8 +292,19 @@ impl Pump {
     }
 }
 
+/// What lies below an error, which its text does not say: that a connection was
+/// refused, that a certificate is not trusted.
+fn cause(error: &Error) -> Option<String> {
+    let causes = successors(error.source(), |cause| (*cause).source());
+    let texts: Vec<_> = causes.map(ToString::to_string).collect();
+    (!texts.is_empty()).then(|| texts.join(": "))
+}
+
+/// What a tick ends for.
+type Stop<'a> = Pin<&'a mut (dyn FusedFuture<Output = ()> + Send + 'a)>;
+
 /// Whether the future has resolved, without waiting for it.
-fn is_over<F: Future<Output = ()>>(mut future: Pin<&mut Fuse<F>>) -> bool {
+fn is_over(mut future: Stop<'_>) -> bool {
     future.is_terminated() || future.as_mut().now_or_never().is_some()
 }
 

@@ -6,14 +6,14 @@ use std::net::{IpAddr, SocketAddr};
 use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
-use axum::http::{HeaderName, Uri, header};
+use axum::http::{HeaderMap, HeaderName, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use dezky_core::{Actor, ActorType};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use crate::config::client_ip;
+use crate::config::{Network, client_ip};
 use crate::error::Problem;
 use crate::state::AppState;
 
@@ -71,10 +71,7 @@ impl FromRequestParts<AppState> for Caller {
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
         let peer = ConnectInfo::<SocketAddr>::from_request_parts(parts, state).await;
         let ip = peer.ok().map(|ConnectInfo(peer)| {
-            let headers = &parts.headers;
-            let forwarded = headers.get_all("x-forwarded-for").iter();
-            let forwarded = forwarded.filter_map(|value| value.to_str().ok());
-            client_ip(peer.ip(), forwarded, &state.config.trusted_proxies).to_string()
+            client_address(peer, &parts.headers, &state.config.trusted_proxies).to_string()
         });
         let actor = match state.config.operator_token {
             Some(_) => Actor { id: Some(TOKEN_ACTOR.into()), ..Actor::of(ActorType::Service) },
@@ -90,6 +87,18 @@ impl FromRequestParts<AppState> for Caller {
             user_agent: text(header::USER_AGENT, 512),
         })
     }
+}
+
+/// Whose request it is. What is no text in a header ends the walk where it stands;
+/// left out, it would lead on to what the client wrote left of it.
+pub(crate) fn client_address(
+    peer: SocketAddr,
+    headers: &HeaderMap,
+    trusted_proxies: &[Network],
+) -> IpAddr {
+    let values = headers.get_all("x-forwarded-for").iter();
+    let values: Vec<_> = values.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+    client_ip(peer.ip(), values.iter().map(|value| &**value), trusted_proxies)
 }
 
 impl From<Caller> for dezky_core::directory::Edit {

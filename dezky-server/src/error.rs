@@ -97,7 +97,7 @@ impl Problem {
 
     /// 413: the body is over the bound.
     pub fn body_too_large(max_bytes: usize) -> Self {
-        let detail = format!("the body is larger than {max_bytes} bytes (max_body_bytes)");
+        let detail = format!("the body is larger than {max_bytes} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
     }
 

@@ -1,7 +1,11 @@
 //! What callers give: new documents and patches, and what they make of a document.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
 
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::fields;
@@ -53,6 +57,48 @@ fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     T::deserialize(deserializer).map(Some)
 }
 
+/// A member that is an object. Serde would read a list as its fields in their order.
+fn object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Object::deserialize(deserializer).map(|Object(value)| value)
+}
+
+/// A member that is a list of objects.
+fn objects<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    let values = Vec::<Object<T>>::deserialize(deserializer)?;
+    Ok(values.into_iter().map(|Object(value)| value).collect())
+}
+
+/// The same, where it may be absent but not null.
+fn present_objects<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    objects(deserializer).map(Some)
+}
+
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OfMap<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for OfMap<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(members))
+            }
+        }
+
+        deserializer.deserialize_map(OfMap(PhantomData)).map(Self)
+    }
+}
+
 /// A tenant to be made. Domains are brought to lower case.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -73,7 +119,7 @@ pub struct NewTenant {
     #[serde(default)]
     pub partner_id: Option<String>,
     /// See [`Tenant`].
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object")]
     pub billing: NewBilling,
     /// The id of a tenant that comes from elsewhere, so that rollouts reach it as
     /// they did there; a new one is made unless set.
@@ -148,6 +194,7 @@ pub struct TenantPatch {
     /// The id or the slug of an active partner; null detaches.
     pub partner_id: Patch<String>,
     /// Whom to bill, member by member.
+    #[serde(deserialize_with = "object")]
     pub billing: BillingPatch,
 }
 
@@ -265,10 +312,10 @@ pub struct NewPartner {
     #[serde(default)]
     pub margin_pct: f64,
     /// See [`Partner`].
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object")]
     pub contact_info: ContactPatch,
     /// See [`Partner`].
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object")]
     pub billing_info: NewBilling,
 }
 
@@ -321,8 +368,10 @@ pub struct PartnerPatch {
     #[serde(deserialize_with = "present")]
     pub margin_pct: Option<f64>,
     /// Whom to call, member by member.
+    #[serde(deserialize_with = "object")]
     pub contact_info: ContactPatch,
     /// Whom to bill, member by member.
+    #[serde(deserialize_with = "object")]
     pub billing_info: BillingPatch,
 }
 
@@ -354,7 +403,7 @@ pub struct NewUser {
     #[serde(default)]
     pub name: Option<String>,
     /// See [`User`].
-    #[serde(default)]
+    #[serde(default, deserialize_with = "objects")]
     pub identities: Vec<Identity>,
     /// The ids of tenants that exist and are not deleted.
     #[serde(default)]
@@ -412,7 +461,7 @@ pub struct UserPatch {
     /// See [`User`]; null takes it away.
     pub name: Patch<String>,
     /// All of their identities, in the place of those they have.
-    #[serde(deserialize_with = "present")]
+    #[serde(deserialize_with = "present_objects")]
     pub identities: Option<Vec<Identity>>,
     /// The ids of all of their tenants, in the place of those they have. New ones
     /// must exist and not be deleted.
@@ -473,7 +522,7 @@ pub(super) fn conflict(message: impl Into<std::borrow::Cow<'static, str>>) -> Er
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -522,6 +571,37 @@ mod tests {
             new.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             assert!(serde_json::from_value::<NewTenant>(new).is_err(), "{more}");
         }
+    }
+
+    #[test]
+    fn a_list_is_no_object() {
+        fn check<T: serde::de::DeserializeOwned>(base: &Value, field: &str, list: &Value) {
+            let mut json = base.clone();
+            json[field] = list.clone();
+            let error = serde_json::from_value::<T>(json).map(|_| ()).unwrap_err();
+            assert!(error.to_string().contains("expected an object"), "{field}: {error}");
+        }
+        let tenant = json!({"slug": "a", "name": "A", "plan": "basic"});
+        let partner = json!({"slug": "a", "name": "A"});
+        let user = json!({"issuer": "https://id.example.com", "subject": "s"});
+        for list in [json!([]), json!(["Acme"]), json!(["Acme", "DE1", "a@b.c", "street"])] {
+            check::<NewTenant>(&tenant, "billing", &list);
+            check::<TenantPatch>(&json!({}), "billing", &list);
+            for field in ["contactInfo", "billingInfo"] {
+                check::<NewPartner>(&partner, field, &list);
+                check::<PartnerPatch>(&json!({}), field, &list);
+            }
+        }
+        let pairs = json!([["ocis", "4c51"]]);
+        check::<NewUser>(&user, "identities", &pairs);
+        check::<UserPatch>(&json!({}), "identities", &pairs);
+
+        let identities = json!([{"system": "ocis", "id": "4c51"}]);
+        let patch: UserPatch = serde_json::from_value(json!({"identities": identities})).unwrap();
+        let identity = Identity { system: "ocis".into(), id: "4c51".into() };
+        assert_eq!(patch.identities, Some(vec![identity]));
+        let unknown = json!({"identities": [{"system": "ocis", "id": "4c51", "x": 1}]});
+        assert!(serde_json::from_value::<UserPatch>(unknown).is_err());
     }
 
     #[test]

@@ -297,6 +297,37 @@ fn a_shutdown_does_not_wait_for_the_backlog() {
     });
 }
 
+/// Never answers; says when it is asked.
+struct Silent(Arc<tokio::sync::Notify>);
+
+#[async_trait]
+impl IngestSource for Silent {
+    fn name(&self) -> &'static str {
+        "numbers"
+    }
+
+    async fn pull(&mut self, _cursor: Option<&str>, _limits: PullLimits) -> Result<Pull> {
+        self.0.notify_one();
+        std::future::pending().await
+    }
+}
+
+#[test]
+fn a_shutdown_does_not_wait_for_a_silent_source() {
+    run(async {
+        let place = Place::new().await;
+        let asked = Arc::new(tokio::sync::Notify::new());
+        let mut pump = Pump::new(Box::new(Silent(Arc::clone(&asked))), place.intake(), config());
+        let ended = tokio::time::timeout(
+            Duration::from_mins(1),
+            pump.run(async move { asked.notified().await }),
+        );
+        ended.await.expect("it ends while the source is asked");
+        let lease = place.store.acquire_lease("ingest:numbers", "x", Duration::from_secs(1)).await;
+        assert!(lease.unwrap().is_some(), "the lease is free");
+    });
+}
+
 /// Notes how much it is asked for.
 struct Asked(Arc<Mutex<usize>>);
 

@@ -434,13 +434,13 @@ impl Config {
     pub fn check(&self) -> Result<Vec<String>, Failure> {
         if self.is_open_to_others() {
             return Err(Failure::usage(format!(
-                "listen {}: others could read the log and change the platform without a token: set DEZKY_OPERATOR_TOKEN, or listen on 127.0.0.1",
+                "listen {}: others could read and change everything without a token: set DEZKY_OPERATOR_TOKEN, or listen on 127.0.0.1",
                 self.listen
             )));
         }
         let mut warnings = Vec::new();
         if self.operator_token.is_none() {
-            warnings.push("no operator token: everybody on this machine can read the log and change the platform; set DEZKY_OPERATOR_TOKEN".to_owned());
+            warnings.push("no operator token: everybody on this machine can read the log and change tenants and flags; set DEZKY_OPERATOR_TOKEN".to_owned());
         }
         let StoreUrl::Sqlite(path) = &self.store;
         if !folder_of(path).is_dir() {
@@ -551,6 +551,11 @@ fn check_base_url(url: &str) -> Result<(), &'static str> {
     }
     if rest.contains(['@', '?', '#']) {
         return Err("must be the base URL alone, without a user, ? or #");
+    }
+    let parsed = reqwest::Url::parse(url)
+        .map_err(|_| "is no address: write it as in https://id.example.com")?;
+    if parsed.path().trim_end_matches('/').ends_with("/api/v3") {
+        return Err("must be Authentik's address without /api/v3, which is added");
     }
     Ok(())
 }

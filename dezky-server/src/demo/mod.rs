@@ -288,6 +288,9 @@ impl Folder {
         let Some(text) = path.to_str().map(str::to_owned) else {
             return Err(refused("its name is not UTF-8".into()));
         };
+        if text.contains('?') {
+            return Err(refused("its name has a ?, which a store's URL can't have".into()));
+        }
         std::fs::create_dir_all(path.join("ocis"))
             .map_err(|error| refused(format!("can't be made ({error})")))?;
         let lock = std::fs::File::create(path.join(".lock"))

@@ -15,9 +15,6 @@ use crate::auth::Caller;
 use crate::error::Problem;
 use crate::state::AppState;
 
-/// What `/flags/{key}` can't name, as another route stands there.
-const RESERVED_KEY: &str = "evaluate";
-
 /// `GET /flags`: all of them, by key.
 pub(super) async fn list(State(state): State<AppState>) -> Result<Json<Value>, Problem> {
     Ok(Json(json!({ "flags": state.flags.list().await? })))
@@ -39,11 +36,6 @@ pub(super) async fn create(
     Document(body): Document<Value>,
 ) -> Result<Response, Problem> {
     let new = NewFlag::from_json(&body)?;
-    if new.key == RESERVED_KEY {
-        return Err(Problem::field_invalid(format!(
-            "key must not be {RESERVED_KEY}, which is a path of its own: choose another"
-        )));
-    }
     let flag = state.flags.create(new, &caller.into()).await?;
     let mut response = answer(StatusCode::CREATED, &flag);
     if let Ok(location) = HeaderValue::from_str(&format!("/flags/{}", flag.key)) {

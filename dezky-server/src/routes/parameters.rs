@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 use dezky_core::directory::MAX_PAGE;
+use dezky_core::{Error, ErrorKind};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -69,6 +70,19 @@ impl Parameters {
             None | Some("false") => Ok(false),
             Some("true") => Ok(true),
             Some(_) => Err(Problem::query_invalid(format!("{name} must be true or false"))),
+        }
+    }
+
+    /// `cursor` of a list by slug: the last slug of the page before.
+    pub(super) fn slug_cursor(&self) -> Result<Option<String>, Problem> {
+        let is_of_slug = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-');
+        match self.get("cursor") {
+            Some(text) if text.is_empty() || !text.bytes().all(is_of_slug) => Err(Error::new(
+                ErrorKind::CursorInvalid,
+                "cursor is not one that this list gave: begin without one",
+            )
+            .into()),
+            cursor => Ok(cursor.map(str::to_owned)),
         }
     }
 

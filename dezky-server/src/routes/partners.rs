@@ -22,7 +22,7 @@ pub(super) async fn list(
 ) -> Result<Json<Value>, Problem> {
     parameters.only(&["limit", "cursor"])?;
     let limit = parameters.page_limit()?;
-    let after = parameters.get("cursor").map(str::to_owned);
+    let after = parameters.slug_cursor()?;
     let query = PartnerQuery { after, limit, ..PartnerQuery::default() };
     let mut partners = Vec::new();
     for partner in state.directory.store().partners(&query).await? {
@@ -86,7 +86,7 @@ pub(super) async fn tenants(
     let limit = parameters.page_limit()?;
     let query = TenantQuery {
         partner_id: Some(find(&state, &slug).await?.id),
-        after: parameters.get("cursor").map(str::to_owned),
+        after: parameters.slug_cursor()?,
         limit,
         ..TenantQuery::default()
     };

@@ -28,7 +28,7 @@ pub(super) async fn list(
     });
     let limit = parameters.page_limit()?;
     let query = TenantQuery {
-        after: parameters.get("cursor").map(str::to_owned),
+        after: parameters.slug_cursor()?,
         status: status.transpose()?,
         limit,
         ..TenantQuery::default()

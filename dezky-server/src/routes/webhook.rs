@@ -2,13 +2,14 @@ use std::net::SocketAddr;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Path, State};
+use axum::extract::{ConnectInfo, State};
 use axum::http::HeaderMap;
 use dezky_ingest::signature;
 use serde_json::{Value, json};
 
 use super::body;
-use crate::config::client_ip;
+use super::parameters::Name;
+use crate::auth::client_address;
 use crate::error::Problem;
 use crate::state::AppState;
 
@@ -25,7 +26,7 @@ pub(super) async fn stalwart(
 /// `POST /ingest/stalwart/{instance}/webhook`.
 pub(super) async fn stalwart_instance(
     state: State<AppState>,
-    Path(instance): Path<String>,
+    Name(instance): Name,
     peer: ConnectInfo<SocketAddr>,
     headers: HeaderMap,
     body: Body,
@@ -48,8 +49,7 @@ async fn receive(
         .ok_or_else(|| Problem::not_found("no such webhook is configured"))?;
     let body = body::read(body, headers, state.config.max_body_bytes).await?;
     let signature = headers.get(signature::HEADER).and_then(|value| value.to_str().ok());
-    let forwarded = headers.get_all("x-forwarded-for").iter().filter_map(|v| v.to_str().ok());
-    let client = client_ip(peer.ip(), forwarded, &state.config.trusted_proxies);
+    let client = client_address(peer, headers, &state.config.trusted_proxies);
     let taken = receiver.receive(signature, &body, Some(client)).await?;
     Ok(Json(json!({ "received": taken.received() })))
 }

@@ -4,6 +4,7 @@ use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{AppendOptions, ListQuery};
 use dezky_core::{Actor, NewEvent, Outcome, Timestamp};
 use reqwest::Method;
+use reqwest::header::HeaderValue;
 use sqlx::{Connection as _, SqliteConnection};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -225,6 +226,40 @@ async fn webhooks_need_no_token_and_no_content_type() {
     assert_eq!(page.events[0].event.source, "stalwart:eu2");
     assert_eq!(page.events[0].event.actor_ip.as_deref(), Some("203.0.113.80"));
     client.post_signed("/ingest/stalwart/eu3/webhook", body).await.problem(404, "not_found");
+    server.stop().await;
+}
+
+/// A byte that is no text must not make the proxy's word unreadable: what stands
+/// left of it was written by the client.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_header_that_is_no_text_neither_hides_nor_forges_the_client() {
+    let server = Server::start(&[("DEZKY_TRUSTED_PROXIES", "127.0.0.1")]).await;
+    let client = &server.client;
+    for (slug, last, ip) in [
+        ("a", &b"\xff, 203.0.113.80"[..], "203.0.113.80"),
+        ("b", b"\xff", "127.0.0.1"),
+        ("c", b"203.0.113.80, \xc3\x28", "127.0.0.1"),
+    ] {
+        let body = format!(r#"{{"slug":"{slug}","name":"n","plan":"p"}}"#);
+        let request = client
+            .document(Method::POST, "/tenants", body)
+            .header("X-Forwarded-For", "6.6.6.6")
+            .header("X-Forwarded-For", HeaderValue::from_bytes(last).unwrap());
+        client.send(request).await.with_status(201);
+        let events = client.all(&format!("&tenantSlug={slug}")).await;
+        assert_eq!(events[0]["actorIp"], ip, "{slug}");
+    }
+    let body =
+        r#"{"events":[{"createdAt":"2026-11-21T20:00:00Z","type":"auth.success","data":{}}]}"#;
+    let signed = dezky_ingest::signature::Secret::new(SECRET).unwrap().sign_hex(body.as_bytes());
+    let last = HeaderValue::from_bytes(b"\xff, 203.0.113.80").unwrap();
+    let request = client
+        .request(Method::POST, WEBHOOK)
+        .header("X-Signature", signed)
+        .header("X-Forwarded-For", "6.6.6.6")
+        .header("X-Forwarded-For", last);
+    client.send(request.body(body)).await.with_status(200);
+    assert_eq!(client.all("&source=stalwart").await[0]["actorIp"], "203.0.113.80");
     server.stop().await;
 }
 

@@ -295,6 +295,17 @@ fn two_demos_do_not_share_a_folder() {
 }
 
 #[test]
+fn a_demo_folder_that_no_url_can_name_is_refused_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = program(&["demo", "--once", "--data", "what?"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert!(refusal(&output, 2).contains("--data what?"));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn without_a_token_only_this_machine_is_served() {
     let folder = tempfile::tempdir().unwrap();
     let output = program(&["serve"])
@@ -377,6 +388,43 @@ async fn a_request_that_never_began_is_not_waited_for() {
     // Its bound is 10 s.
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     drop((silent, half));
+}
+
+/// An Authentik that hangs is not waited for: the next server would wait for the
+/// lease as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_authentik_that_never_answers_does_not_hold_the_end_up() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let set = [
+        ("DEZKY_AUTHENTIK_URL", url.as_str()),
+        ("DEZKY_AUTHENTIK_TOKEN", "t0ken"),
+        // As long as a request may take, and longer than this test.
+        ("DEZKY_SHUTDOWN_TIMEOUT_SECONDS", "60"),
+    ];
+    for _ in 0..2 {
+        let process = Process::start(folder.path(), &set);
+        let (mut asked, _) = silent.accept().unwrap();
+        asked.read_exact(&mut [0; 4]).unwrap();
+        let began = Instant::now();
+        process.stop().await;
+        assert!(began.elapsed() < Duration::from_secs(30));
+    }
+}
+
+/// Refused, not resolved, not trusted: what to do differs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_says_why_authentik_can_not_be_reached() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("http://{closed}");
+    let folder = tempfile::tempdir().unwrap();
+    let set = [("DEZKY_AUTHENTIK_URL", url.as_str()), ("DEZKY_AUTHENTIK_TOKEN", "t0ken")];
+    let process = Process::start(folder.path(), &set);
+    until("a failed poll", async || process.stderr().contains("ingest failed")).await;
+    let said = process.stderr();
+    assert!(said.contains("Connection refused") && !said.contains("t0ken"), "{said}");
+    process.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

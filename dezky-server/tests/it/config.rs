@@ -112,6 +112,12 @@ fn an_authentik_needs_its_url_and_its_token() {
         (&[token], &["authentik.token", "DEZKY_AUTHENTIK_URL"]),
         (&[("DEZKY_AUTHENTIK_URL", "id.example.com"), token], &["authentik.url", "https://"]),
         (&[("DEZKY_AUTHENTIK_URL", "https://u:p@id.example.com"), token], &["without a user"]),
+        (&[("DEZKY_AUTHENTIK_URL", "https://id:99999"), token], &["authentik.url", "no address"]),
+        (&[("DEZKY_AUTHENTIK_URL", "https://[::1"), token], &["authentik.url", "no address"]),
+        (
+            &[("DEZKY_AUTHENTIK_URL", "https://id.example.com/auth/api/v3/"), token],
+            &["authentik.url", "without /api/v3"],
+        ),
         (&[url, ("DEZKY_AUTHENTIK_TOKEN", "a b")], &["authentik.token", "ASCII"]),
         (&[url, token, ("DEZKY_POLL_SECONDS", "0")], &["DEZKY_POLL_SECONDS", "1 to 3600"]),
     ] {

@@ -320,6 +320,8 @@ async fn a_document_out_of_bounds_is_refused_by_field_and_bound() {
         (json!({ "marginPct": null }), &["marginPct"]),
         (json!({ "contactInfo": { "email": "@" } }), &["contactInfo.email"]),
         (json!({ "contactInfo": { "fax": "1" } }), &["contactInfo", "fax"]),
+        (json!({ "contactInfo": ["Ana"] }), &["contactInfo", "an object"]),
+        (json!({ "billingInfo": [] }), &["billingInfo", "an object"]),
         (json!({ "status": "terminated" }), &["status"]),
         (json!({ "customers": 7 }), &["customers"]),
     ] {

@@ -1,11 +1,12 @@
 //! Feature flags over HTTP.
 
-use dezky_flags::bucket;
+use dezky_core::Actor;
+use dezky_flags::{Edit, NewFlag, bucket};
 use reqwest::Method;
 use reqwest::header::IF_MATCH;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, Process, Server, in_order, verbs};
+use crate::support::{Answer, Beside, Client, Process, Server, in_order, verbs};
 
 /// Changes a flag if it has the version that `if_match` names.
 async fn patch_if(client: &Client, key: &str, if_match: &str, body: Value) -> Answer {
@@ -521,7 +522,8 @@ async fn a_request_that_is_no_document_is_a_problem() {
             send(Vec::new()).await.problem(400, "json_invalid");
         }
         let answer = send(vec![b' '; (1 << 20) + 1]).await;
-        assert!(answer.problem(413, "body_too_large").contains("1048576"), "{path}");
+        let detail = answer.problem(413, "body_too_large");
+        assert!(detail.contains("1048576") && !detail.contains("max_body_bytes"), "{detail}");
         for media_type in ["text/plain", "application/x-www-form-urlencoded", "json", "text/json"] {
             let request = client.request(method.clone(), path).header("Content-Type", media_type);
             let answer = client.send(request.body("{}")).await;
@@ -537,6 +539,27 @@ async fn a_request_that_is_no_document_is_a_problem() {
     let request = client.request(Method::PATCH, "/flags/k").body(body);
     let request = request.header("Content-Type", "Application/Merge-Patch+JSON; charset=utf-8");
     assert_eq!(client.send(request).await.with_status(200)["pct"], 7);
+    server.stop().await;
+}
+
+/// No route reaches a flag of that key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_key_of_the_evaluation_is_reserved() {
+    let server = Server::start(&[]).await;
+    let beside = Beside::open(&server).await;
+    let by = Edit::by(Actor::user("u-1"));
+    for key in ["evaluate", "evaluate.x"] {
+        let made = beside.flags.create(NewFlag::new(key), &by).await;
+        let seeded = beside.flags.seed(&[NewFlag::new(key)], &by).await;
+        if key == "evaluate" {
+            assert_eq!(made.unwrap_err().code(), "field_invalid");
+            assert_eq!(seeded.unwrap_err().code(), "field_invalid");
+        } else {
+            assert_eq!((made.unwrap().key.as_str(), seeded.unwrap()), (key, 0));
+        }
+    }
+    assert_eq!(server.client.get("/flags").await.json["flags"].as_array().unwrap().len(), 1);
+    beside.close().await;
     server.stop().await;
 }
 
@@ -558,6 +581,8 @@ async fn a_path_or_query_that_is_no_text_names_nothing() {
     {
         client.act(path).await.problem(404, "not_found");
     }
+    let webhook = "/ingest/stalwart/%ff/webhook";
+    client.post_signed(webhook, "{}").await.problem(404, "not_found");
     for path in ["/flags/%ff", "/tenants/%ff", "/partners/%ff"] {
         client.patch(path, json!({})).await.problem(404, "not_found");
         client.delete(path).await.problem(404, "not_found");
@@ -589,6 +614,13 @@ async fn a_path_or_query_that_is_no_text_names_nothing() {
         }
     }
     client.get("/tenants?status=gone").await.problem(400, "query_invalid");
+    client.post("/partners", json!({ "slug": "p", "name": "P" })).await.with_status(201);
+    for path in ["/users", "/tenants", "/partners", "/partners/p/tenants", "/audit"] {
+        for cursor in ["", "%21", "A", "7.", "a%2Fb"] {
+            let answer = client.get(&format!("{path}?cursor={cursor}")).await;
+            answer.problem(400, "cursor_invalid");
+        }
+    }
     client.get("/users?cursor=7").await.problem(400, "cursor_invalid");
     server.stop().await;
 }
