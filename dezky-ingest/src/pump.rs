@@ -10,7 +10,7 @@ use dezky_core::source::{IngestSource, PullLimits};
 use dezky_core::store::{AppendOptions, CursorAdvance, Lease};
 use dezky_core::{Error, ErrorKind, Result, Timestamp};
 use futures_util::FutureExt;
-use futures_util::future::{Either, Fuse, FusedFuture, select};
+use futures_util::future::{Either, FusedFuture, select};
 
 use crate::intake::{Intake, Taken};
 
@@ -123,11 +123,12 @@ impl Pump {
     /// the cursor with it, and the next tick goes on there. The lease is given
     /// back, so that another replica may try meanwhile.
     pub async fn tick(&mut self) -> Result<Tick> {
-        self.tick_until(&mut || false).await
+        self.tick_until(pin!(std::future::pending().fuse())).await
     }
 
-    /// A tick that ends after the batch at which `stop` says so.
-    async fn tick_until(&mut self, stop: &mut (dyn FnMut() -> bool + Send)) -> Result<Tick> {
+    /// A tick that ends when `stop` resolves: a pull that is waiting then is given
+    /// up, what was pulled is committed first.
+    async fn tick_until(&mut self, stop: Stop<'_>) -> Result<Tick> {
         let mut tick = Tick::default();
         let result = self.tick_inner(&mut tick, stop).await;
         self.report(&tick, result.as_ref().err());
@@ -137,11 +138,7 @@ impl Pump {
         result.map(|()| tick)
     }
 
-    async fn tick_inner(
-        &mut self,
-        tick: &mut Tick,
-        stop: &mut (dyn FnMut() -> bool + Send),
-    ) -> Result<()> {
+    async fn tick_inner(&mut self, tick: &mut Tick, mut stop: Stop<'_>) -> Result<()> {
         if !self.hold_lease().await? {
             tick.standby = true;
             return Ok(());
@@ -149,7 +146,11 @@ impl Pump {
         let name = self.source.name().to_owned();
         let mut cursor = self.intake.store().cursor(&name).await?;
         for _ in 0..self.config.max_batches {
-            let pull = self.source.pull(cursor.as_deref(), self.config.limits).await?;
+            let pulling = self.source.pull(cursor.as_deref(), self.config.limits);
+            let pull = match select(pulling, stop.as_mut()).await {
+                Either::Left((pull, _)) => pull?,
+                Either::Right(_) => break,
+            };
             let Some(to) = pull.cursor.filter(|to| Some(to) != cursor.as_ref()) else {
                 // There is nowhere to go on, so asking again at once would go round
                 // in a circle.
@@ -170,7 +171,7 @@ impl Pump {
             self.committed(tick, taken, pull.skipped);
             tick.more = pull.more;
             cursor = Some(to);
-            if !tick.more || stop() {
+            if !tick.more || is_over(stop.as_mut()) {
                 break;
             }
             if self.lease_is_half_gone() && !self.hold_lease().await? {
@@ -241,13 +242,13 @@ impl Pump {
 
     /// Ticks until `shutdown` resolves: at once while more is waiting (unless it
     /// [rests](PumpConfig::rests)), else after the interval, after failures with
-    /// growing waits. A batch that has begun is finished first; then the lease is
-    /// given back.
+    /// growing waits. A batch that was pulled is committed first, a pull that is
+    /// still waiting for its source is given up; then the lease is given back.
     pub async fn run(&mut self, shutdown: impl Future<Output = ()> + Send) {
         let runtime = Arc::clone(self.intake.runtime());
         let mut shutdown = pin!(shutdown.fuse());
         while !is_over(shutdown.as_mut()) {
-            let tick = self.tick_until(&mut || is_over(shutdown.as_mut())).await;
+            let tick = self.tick_until(shutdown.as_mut()).await;
             if is_over(shutdown.as_mut()) {
                 break;
             }
@@ -288,8 +289,11 @@ impl Pump {
     }
 }
 
+/// When to stop.
+type Stop<'s> = Pin<&'s mut (dyn FusedFuture<Output = ()> + Send)>;
+
 /// Whether the future has resolved, without waiting for it.
-fn is_over<F: Future<Output = ()>>(mut future: Pin<&mut Fuse<F>>) -> bool {
+fn is_over(mut future: Stop<'_>) -> bool {
     future.is_terminated() || future.as_mut().now_or_never().is_some()
 }
 

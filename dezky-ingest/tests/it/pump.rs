@@ -297,6 +297,44 @@ fn a_shutdown_does_not_wait_for_the_backlog() {
     });
 }
 
+/// Gives ten events, then never answers.
+struct Hangs(Numbers);
+
+#[async_trait]
+impl IngestSource for Hangs {
+    fn name(&self) -> &'static str {
+        "numbers"
+    }
+
+    async fn pull(&mut self, cursor: Option<&str>, limits: PullLimits) -> Result<Pull> {
+        let pull = self.0.pull(cursor, limits).await?;
+        if cursor.is_some() {
+            std::future::pending::<()>().await;
+        }
+        Ok(pull)
+    }
+}
+
+#[test]
+fn a_shutdown_does_not_wait_for_a_source_that_hangs() {
+    run(async {
+        let place = Place::new().await;
+        let source = Numbers::new(900);
+        let pulls = Arc::clone(&source.pulls);
+        let mut pump = Pump::new(Box::new(Hangs(source)), place.intake(), config());
+        let in_the_second = async {
+            while *pulls.lock().unwrap() < 2 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let ends = pump.run(in_the_second);
+        tokio::time::timeout(Duration::from_secs(20), ends).await.expect("it ends");
+        assert_eq!(place.store.cursor("numbers").await.unwrap().as_deref(), Some("10"));
+        let lease = place.store.acquire_lease("ingest:numbers", "x", Duration::from_secs(1)).await;
+        assert!(lease.unwrap().is_some(), "the lease is free");
+    });
+}
+
 /// Notes how much it is asked for.
 struct Asked(Arc<Mutex<usize>>);
 
