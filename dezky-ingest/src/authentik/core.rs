@@ -37,8 +37,15 @@ const DAY: Duration = Duration::from_hours(24);
 /// While there is a backlog or a reconcile walk, a poll comes before it when the
 /// last one is older than this.
 const FRESH: Duration = Duration::from_secs(150);
+/// After so long without a complete poll the beginning of the list is looked at
+/// again, as events may have expired meanwhile.
+const OUTAGE: Duration = Duration::from_hours(2);
 /// With smaller pages there is no room for the anchor.
 const MIN_PAGE_SIZE: u32 = 2;
+/// No page is larger.
+const MAX_PAGE_SIZE: u32 = 100;
+/// No list is longer, as far as a cursor says.
+const MAX_ROWS: u64 = 1 << 53;
 
 /// How far and how fast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,6 +156,8 @@ pub struct Poll {
     polls: bool,
     /// Whether a gap was found since, which is committed before the poll.
     found_gap: bool,
+    /// Whether the list was found empty since, so that nothing more is asked.
+    found_empty: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,6 +207,49 @@ impl Default for State {
     }
 }
 
+impl State {
+    fn parse(text: &str) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Version {
+            v: u8,
+        }
+        let invalid = |what: String| Error::new(ErrorKind::CursorInvalid, what);
+        let unreadable = |error| {
+            invalid("the cursor of Authentik's events can't be read".into()).with_source(error)
+        };
+        // A newer version may have other members, so the version is read first.
+        let Version { v } = serde_json::from_str(text).map_err(unreadable)?;
+        if v != VERSION {
+            return Err(invalid(format!(
+                "the cursor of Authentik's events has version {v}; this program reads version \
+                 {VERSION}"
+            )));
+        }
+        let state: Self = serde_json::from_str(text).map_err(unreadable)?;
+        if state.is_possible() {
+            Ok(state)
+        } else {
+            Err(invalid("the cursor of Authentik's events says what can't be".into()))
+        }
+    }
+
+    /// Whether its numbers are such as can be counted with.
+    fn is_possible(&self) -> bool {
+        let walks = [
+            self.recent.as_ref().map(|recent| &recent.walk),
+            self.backlog.as_ref().map(|backlog| &backlog.walk),
+            self.reconcile.as_ref().map(|reconcile| &reconcile.walk),
+        ];
+        let search = self.backlog.as_ref().and_then(|backlog| backlog.search.as_ref());
+        walks.into_iter().flatten().all(|walk| {
+            (MIN_PAGE_SIZE..=MAX_PAGE_SIZE).contains(&walk.size)
+                && walk.offset <= MAX_ROWS
+                && walk.count <= MAX_ROWS
+        }) && search.is_none_or(|Search { lo, hi }| 1 <= *lo && lo <= hi && *hi <= MAX_ROWS)
+            && self.n < u64::MAX
+    }
+}
+
 /// A walk over what is recent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -244,27 +296,18 @@ impl Poll {
     /// Goes on at a cursor, or begins.
     ///
     /// # Errors
-    /// `source_unavailable` if the cursor is not what this or an older version wrote.
+    /// `cursor_invalid` if the cursor is not what this or an older version wrote.
     pub fn resume(settings: Settings, cursor: Option<&str>, memory: Memory) -> Result<Self> {
-        let state = match cursor {
-            None => State::default(),
-            Some(text) => {
-                let state: State = serde_json::from_str(text).map_err(|error| {
-                    let what = "the cursor of Authentik's events can't be read";
-                    Error::new(ErrorKind::SourceUnavailable, what).with_source(error)
-                })?;
-                if state.v != VERSION {
-                    let what = format!(
-                        "the cursor of Authentik's events has version {}; this program reads \
-                         version {VERSION}",
-                        state.v
-                    );
-                    return Err(Error::new(ErrorKind::SourceUnavailable, what));
-                }
-                state
-            }
-        };
-        Ok(Self { settings, state, memory, asked: None, polls: false, found_gap: false })
+        let state = cursor.map_or_else(|| Ok(State::default()), State::parse)?;
+        Ok(Self {
+            settings,
+            state,
+            memory,
+            asked: None,
+            polls: false,
+            found_gap: false,
+            found_empty: false,
+        })
     }
 
     /// The cursor to commit with what the answers since [`Poll::resume`] brought;
@@ -309,6 +352,12 @@ impl Poll {
     }
 
     fn walking(&mut self, now: Timestamp) -> Option<Walking> {
+        if self.found_empty {
+            return None;
+        }
+        if self.memory.polled.is_some_and(|at| now.saturating_since(at) > OUTAGE) {
+            (self.memory.polled, self.memory.looked_for_gap) = (None, false);
+        }
         if !self.memory.looked_for_gap {
             if self.state.watermark.is_some() {
                 return Some(Walking::Gap);
@@ -344,6 +393,15 @@ impl Poll {
         let Some((walking, request)) = self.asked.take() else { return Ok(Step::default()) };
         if let Answer::TooLarge = answer {
             return self.smaller(walking).map(|()| Step::default());
+        }
+        if let Answer::Page { has_next: false, places: [], .. } = answer
+            && request.page == 1
+        {
+            // To an account that may not view them any more all events are gone, so
+            // this is the end of no walk: what was not read may come back.
+            self.found_empty = true;
+            self.state.recent = None;
+            return Ok(Step::default());
         }
         match walking {
             Walking::Gap => Ok(self.look_for_gap(answer)),
@@ -399,7 +457,8 @@ impl Poll {
         recent.pages += 1;
         recent.top = recent.top.or_else(|| newest(answer, now));
         let step = Step { take: true, ..Step::default() };
-        let known = self.state.head.or(self.state.watermark);
+        // Were it in the future, all that is new would be older than it.
+        let known = self.state.head.or(self.state.watermark).map(|known| known.min(now));
         let oldest = recent.walk.anchor.as_ref().map(Place::created);
         let floor = known.map(|known| before(known, self.settings.overlap));
         if is_end || matches!((oldest, floor), (Some(oldest), Some(floor)) if oldest < floor) {
@@ -411,7 +470,8 @@ impl Poll {
             // What is behind the watermark is the overlap: always a poll's.
             && known.is_none_or(|known| until.created() > known)
         {
-            let (top, walk) = (recent.top.unwrap_or(until.created()), recent.walk.clone());
+            let top = recent.top.unwrap_or(until.created().min(now));
+            let walk = recent.walk.clone();
             self.fall_behind(now, top, until, &walk);
         }
         Ok(step)
@@ -440,19 +500,19 @@ impl Poll {
     fn fall_behind(&mut self, now: Timestamp, top: Timestamp, until: Place, walk: &Walk) {
         let overlap = self.settings.overlap;
         self.memory.polled = Some(now);
-        let State { watermark, head, recent, backlog, reconcile, .. } = &mut self.state;
-        (*recent, *reconcile) = (None, None);
+        let State { watermark, head, recent, backlog, .. } = &mut self.state;
+        *recent = None;
         match backlog {
             None => {
-                let floor = watermark.map(|watermark| before(watermark, overlap));
-                let walk = Walk { size: walk.size, count: walk.count, ..Walk::new(walk.size) };
+                let floor = watermark.map(|watermark| before(watermark.min(now), overlap));
+                let walk = Walk { count: walk.count, ..Walk::new(walk.size) };
                 let new = Backlog { floor, until, search: None, walk };
                 backlog.insert(new).search();
             }
             Some(backlog) => {
                 backlog.until = until.max(backlog.until.clone());
                 // What shows late in the region that it has passed would be nobody's.
-                let redo = head.map(|head| before(head, overlap));
+                let redo = head.map(|head| before(head.min(now), overlap));
                 let at = backlog.walk.anchor.as_ref().map(Place::created);
                 if backlog.search.is_none() && at > redo && redo.is_some() {
                     backlog.floor = redo;
@@ -589,6 +649,14 @@ struct Walk {
     size: u32,
     /// How many rows the list had.
     count: u64,
+    /// How many answers in a row did not follow on what was read.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    misses: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// What a page did to a walk.
@@ -601,7 +669,7 @@ struct Read {
 
 impl Walk {
     fn new(size: u32) -> Self {
-        Self { offset: 0, anchor: None, size, count: 0 }
+        Self { offset: 0, anchor: None, size, count: 0, misses: 0 }
     }
 
     /// The page that has the anchor on it and reaches farthest.
@@ -647,13 +715,16 @@ impl Walk {
         let follows = match (&self.anchor, first) {
             // The page begins where the list does, or one could not ask for better.
             _ if before == 0 => !places.is_empty() || self.offset == 0,
-            (Some(_), _) if before == self.offset && (request.page - 1) * size == before => true,
+            (Some(_), _) if before == self.offset && (request.page - 1) * size == before => {
+                shrunk == 0
+            }
             (Some(anchor), Some(first)) => !request.order.is_after(first, anchor),
             _ => !places.is_empty(),
         };
         if !follows {
             return Ok(self.step_back(shrunk));
         }
+        self.misses = 0;
         let end = before + places.len() as u64;
         let was = self.offset;
         if let Some(last) = places.iter().rposition(Option::is_some) {
@@ -667,17 +738,22 @@ impl Walk {
         Ok(Read { taken: true, is_end: !has_next })
     }
 
+    /// Farther with every miss, as nobody may know by how much the list shrank.
     fn step_back(&mut self, shrunk: u64) -> Read {
-        self.offset = self.offset.saturating_sub(shrunk + u64::from(self.size));
+        let by = u64::from(self.size) << self.misses.min(40);
+        self.misses = self.misses.saturating_add(1);
+        self.offset = self.offset.saturating_sub(shrunk + by);
         Read { taken: false, is_end: false }
     }
 }
 
-/// The newest time of a page that is not in the future.
+/// The newest time of a page, without what is far in the future; what is a little
+/// ahead of our clock counts as now, as the overlap is counted from it.
 fn newest(answer: Answer<'_>, now: Timestamp) -> Option<Timestamp> {
     let Answer::Page { places, .. } = answer else { return None };
     let latest = now.saturating_add(SKEW);
-    places.iter().flatten().map(Place::created).filter(|at| *at <= latest).max()
+    let newest = places.iter().flatten().map(Place::created).filter(|at| *at <= latest).max();
+    newest.map(|at| at.min(now))
 }
 
 fn before(at: Timestamp, by: Duration) -> Timestamp {

@@ -30,6 +30,8 @@ pub(super) struct Groups {
     refresh: Duration,
     listing: Option<Listing>,
     next_try: Timestamp,
+    /// In a row.
+    failures: u32,
 }
 
 struct Listing {
@@ -46,7 +48,7 @@ impl Groups {
         admins: Vec<String>,
         refresh: Duration,
     ) -> Self {
-        Self { directory, admins, refresh, listing: None, next_try: Timestamp::MIN }
+        Self { directory, admins, refresh, listing: None, next_try: Timestamp::MIN, failures: 0 }
     }
 
     /// The hints for a user; `None` if it is not known what they are.
@@ -75,13 +77,17 @@ impl Groups {
         match result {
             Ok(listing) => {
                 self.next_try = now.saturating_add(self.refresh);
+                self.failures = 0;
                 self.listing = Some(listing);
             }
             Err(error) => {
-                // A refused token or permission is not asked about again so soon.
+                // A refused token or permission is not asked about again so soon, and
+                // what hangs must not hold up every page.
                 let retries = error.is_retryable();
-                let wait = if retries { RETRY.min(self.refresh) } else { self.refresh };
-                self.next_try = now.saturating_add(wait);
+                let wait = RETRY.saturating_mul(2_u32.saturating_pow(self.failures));
+                let wait = if retries { wait.min(self.refresh) } else { self.refresh };
+                self.failures = self.failures.saturating_add(1);
+                self.next_try = runtime.now().saturating_add(wait);
                 let age = self.listing.as_ref().map(|l| now.saturating_since(l.at).as_secs());
                 tracing::warn!(
                     code = error.code(),

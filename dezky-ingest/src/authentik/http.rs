@@ -138,12 +138,19 @@ impl Api {
     }
 }
 
+/// Whether it is a refusal of the API, and no page of a proxy or of the web interface.
+fn is_detail(body: &str) -> bool {
+    serde_json::from_str::<serde_json::Value>(body)
+        .is_ok_and(|body| body.get("detail").is_some_and(serde_json::Value::is_string))
+}
+
 /// What an answer that is not 200 means.
 fn refused(response: &Response, body: &str) -> Result<Fetched, Failed> {
     let status = response.status();
     let failed = |kind, what: String, wait| Err(Failed { error: Error::new(kind, what), wait });
     match status.as_u16() {
-        404 if body.contains("Invalid page") => Ok(Fetched::NoSuchPage),
+        // In the language that the brand is set to, but for the key.
+        404 if is_detail(body) => Ok(Fetched::NoSuchPage),
         404 => failed(
             ErrorKind::SourceUnavailable,
             "Authentik answers 404; base_url must be its address without /api/v3".into(),

@@ -61,6 +61,9 @@ fn whole(number: f64) -> u64 {
     number.clamp(0.0, 9e15) as u64
 }
 
+/// The longest key that says where an item stands, in bytes.
+const MAX_PLACE_PK: usize = 64;
+
 /// Where an item stands in the total order `created, pk`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, Deserialize)]
 pub struct Place {
@@ -74,8 +77,12 @@ pub struct Place {
 impl Place {
     /// The millisecond that it is in.
     pub fn created(&self) -> Timestamp {
-        Timestamp::from_millis_clamped(self.created_us.div_euclid(1000))
+        millis(self.created_us)
     }
+}
+
+fn millis(created_us: i64) -> Timestamp {
+    Timestamp::from_millis_clamped(created_us.div_euclid(1000))
 }
 
 /// An item of a page.
@@ -128,12 +135,15 @@ impl Item {
         let pk = members.get("pk").and_then(pk);
         let created = members.get("created").and_then(Value::as_str).and_then(micros);
         let place = match (&pk, created) {
-            (Some(pk), Some(created_us)) => Some(Place { created_us, pk: pk.clone() }),
+            // A place stands in the cursor, and no key of Authentik's is longer.
+            (Some(pk), Some(created_us)) if pk.len() <= MAX_PLACE_PK => {
+                Some(Place { created_us, pk: pk.clone() })
+            }
             _ => None,
         };
         let action = members.get("action").and_then(Value::as_str).map(str::to_owned);
-        let (pk, created, action) = match (pk, place.as_ref().map(Place::created), action) {
-            (Some(pk), Some(created), Some(action)) => (pk, created, action),
+        let (pk, created, action) = match (pk, created, action) {
+            (Some(pk), Some(created), Some(action)) => (pk, millis(created), action),
             (pk, _, action) => {
                 let reason = match (pk, created, action) {
                     (None, ..) => "no_pk",
@@ -256,6 +266,15 @@ mod tests {
             assert_eq!(item.place.is_some(), has_place, "{reason}");
             assert_eq!(item.event.unwrap_err().reason, reason);
         }
+    }
+
+    #[test]
+    fn a_key_that_no_cursor_could_hold_is_an_event_without_a_place() {
+        let pk = "k".repeat(65);
+        let text = format!(r#"{{"pk":"{pk}","created":"2026-01-01T00:00:00Z","action":"x"}}"#);
+        let item = item(&text);
+        assert!(item.place.is_none());
+        assert_eq!(item.event.unwrap().pk, pk);
     }
 
     #[test]

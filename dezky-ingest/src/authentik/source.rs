@@ -230,7 +230,8 @@ impl AuthentikSource {
         let query = format!("events/events/?{}", request.query());
         match self.api.get(&query).await {
             Ok(Fetched::NoSuchPage) if request.page == 1 => {
-                let what = "Authentik has no first page of events";
+                let what = "Authentik has no list of events there; base_url must be its address \
+                            without /api/v3";
                 Err(Error::new(ErrorKind::SourceUnavailable, what))
             }
             Ok(fetched) => Ok(fetched),

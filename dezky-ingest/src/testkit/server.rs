@@ -101,6 +101,7 @@ impl Builder {
             groups: Vec::new(),
             users: BTreeMap::new(),
             requests: Vec::new(),
+            no_such_page: "Invalid page.".into(),
         };
         let world = Arc::new(Mutex::new(world));
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
@@ -169,6 +170,7 @@ struct World {
     /// Names of groups by the user's key.
     users: BTreeMap<u64, Vec<String>>,
     requests: Vec<Recorded>,
+    no_such_page: String,
 }
 
 impl AuthentikDouble {
@@ -206,6 +208,11 @@ impl AuthentikDouble {
     /// empty list.
     pub fn hide_all(&self) {
         self.world().access = Access::Empty;
+    }
+
+    /// What is said of a page past the end, which is in the brand's language.
+    pub fn set_no_such_page(&self, text: impl Into<String>) {
+        self.world().no_such_page = text.into();
     }
 
     /// Changes the largest page.
@@ -456,13 +463,20 @@ impl World {
         let events = if self.access == Access::Empty { &empty } else { &self.events };
         match select(events, query, self.profile, self.requests.len() as u64) {
             Err(body) => (StatusCode::BAD_REQUEST, body),
-            Ok(rows) => paged(page(&rows, query, self.profile, self.max_page_size)),
+            Ok(rows) => self.paged(page(&rows, query, self.profile, self.max_page_size)),
         }
     }
 
     fn page(&self, rows: &[Value], query: &Query) -> (StatusCode, Value) {
         let rows: Vec<_> = rows.iter().collect();
-        paged(page(&rows, query, self.profile, self.max_page_size))
+        self.paged(page(&rows, query, self.profile, self.max_page_size))
+    }
+
+    fn paged(&self, page: Option<Value>) -> (StatusCode, Value) {
+        match page {
+            Some(page) => (StatusCode::OK, page),
+            None => (StatusCode::NOT_FOUND, json!({"detail": self.no_such_page})),
+        }
     }
 
     fn user(&self, pk: u64) -> Value {
@@ -483,13 +497,6 @@ fn group(at: usize, name: &str, is_superuser: bool) -> Value {
         "is_superuser": is_superuser,
         "attributes": {},
     })
-}
-
-fn paged(page: Option<Value>) -> (StatusCode, Value) {
-    match page {
-        Some(page) => (StatusCode::OK, page),
-        None => (StatusCode::NOT_FOUND, json!({"detail": "Invalid page."})),
-    }
 }
 
 fn actions() -> Value {

@@ -548,6 +548,85 @@ fn events_that_expired_unread_are_a_gap_on_the_timeline() {
 }
 
 #[test]
+fn a_page_past_the_end_is_one_in_every_language() {
+    run(async {
+        let setup = Setup::with_events(900, MINUTE).await;
+        setup.double.set_no_such_page("Ungültige Seite.");
+        setup.double.before_request(6, |events| {
+            events.sort_by_key(|event| event["created"].as_str().unwrap().to_owned());
+            events.drain(..800);
+        });
+        setup.drain(&mut setup.pump()).await;
+        setup.assert_all(800..900).await;
+        let misses = setup.double.requests();
+        assert!(misses.iter().any(|request| request.status == 404));
+    });
+}
+
+#[test]
+fn a_wrong_address_is_named() {
+    run(async {
+        let setup = Setup::new().await;
+        let mut config = setup.config();
+        config.base_url.push_str("/api/v3");
+        let mut source = AuthentikSource::new(config, Arc::new(setup.runtime.clone())).unwrap();
+        let error = source.pull(None, PullLimits::default()).await.unwrap_err();
+        assert!(error.to_string().contains("base_url"), "{error}");
+    });
+}
+
+#[test]
+fn a_permission_that_is_taken_and_given_back_loses_no_backlog() {
+    run(async {
+        let setup = Setup::with_events(3_000, MINUTE).await;
+        let mut pump = setup.pump();
+        assert!(pump.tick().await.unwrap().more);
+        setup.double.hide_all();
+        let before = setup.double.polls();
+        for _ in 0..6 {
+            setup.runtime.advance(MINUTE);
+            assert_eq!(pump.tick().await.unwrap().taken.stored, 0);
+        }
+        assert!(setup.double.polls() - before <= 20, "one a tick, once it is known");
+        setup.double.set_permission(true);
+        setup.drain(&mut pump).await;
+        setup.assert_all(0..3_000).await;
+    });
+}
+
+#[test]
+fn pages_of_many_megabytes_are_read_in_parts() {
+    run(async {
+        let setup = Setup::new().await;
+        let large = |n: u64| {
+            let mut event = authentik_event(n, &setup.ago(MINUTE * u32::try_from(n).unwrap()));
+            event["context"]["request"] = "x".repeat(40_000).into();
+            event
+        };
+        setup.double.insert_all((0..90).map(large));
+        let mut config = setup.config();
+        config.max_page_bytes = 1 << 20;
+        let source = AuthentikSource::new(config, Arc::new(setup.runtime.clone())).unwrap();
+        let intake = Intake::new(Arc::clone(&setup.store), Arc::new(setup.runtime.clone()));
+        let mut pump = Pump::new(Box::new(source), intake, AuthentikConfig::pump_config());
+        setup.drain(&mut pump).await;
+        pump.release().await;
+        setup.assert_all(0..90).await;
+
+        let mut huge = authentik_event(90, &setup.ago(Duration::ZERO));
+        huge["context"]["request"] = "x".repeat(5 << 20).into();
+        let huge_pk = huge["pk"].as_str().unwrap().to_owned();
+        setup.double.insert(huge);
+        setup.runtime.advance(MINUTE);
+        setup.drain(&mut setup.pump()).await;
+        let stored = setup.stored().await;
+        let pk = &huge_pk;
+        let kept = stored.iter().find(|e| e.event.external_id.as_ref() == Some(pk)).unwrap();
+        assert_eq!(metadata(kept)["_dezky"]["contextCut"], json!(["request"]));
+    });
+}
+
+#[test]
 fn an_empty_list_is_no_end_and_no_error() {
     run(async {
         let setup = Setup::with_events(50, MINUTE).await;
@@ -668,6 +747,62 @@ fn without_a_listing_events_land_unresolved() {
         let found = found(&setup).await;
         assert_eq!(found[1].0.as_deref(), Some("acme"));
         assert_eq!(found[0].0, None, "it is never resolved again");
+    });
+}
+
+/// A directory that never answers.
+#[derive(Default)]
+struct Hanging {
+    asked: Mutex<usize>,
+}
+
+#[async_trait]
+impl TenantDirectory for Hanging {
+    async fn by_slug(&self, _slug: &str) -> Result<Option<String>> {
+        *self.asked.lock().unwrap() += 1;
+        std::future::pending().await
+    }
+
+    async fn by_domain(&self, _domain: &str) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    async fn by_user(&self, _system: &str, _id: &str) -> Result<Option<String>> {
+        Ok(None)
+    }
+}
+
+#[test]
+fn a_listing_that_hangs_holds_up_one_page_and_not_each() {
+    run(async {
+        let (mut setup, _) = with_groups().await;
+        let hanging = Arc::new(Hanging::default());
+        setup.directory = Some(Arc::clone(&hanging) as Arc<dyn TenantDirectory>);
+        setup.insert(0..600, MINUTE);
+        let mut pump = setup.pump();
+        let mut tries = Vec::new();
+        for _ in 0..5 {
+            let clock = async {
+                let mut seen = *hanging.asked.lock().unwrap();
+                loop {
+                    if *hanging.asked.lock().unwrap() > seen {
+                        seen += 1;
+                        setup.runtime.advance(Duration::from_secs(61));
+                    }
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! {
+                tick = pump.tick() => { tick.unwrap(); }
+                () = clock => {}
+            }
+            tries.push(*hanging.asked.lock().unwrap());
+            setup.runtime.advance(MINUTE);
+            setup
+                .double
+                .insert(authentik_event(1_000 + tries.len() as u64, &setup.ago(Duration::ZERO)));
+        }
+        assert_eq!(tries, [1, 2, 2, 3, 3], "it waits longer each time");
     });
 }
 

@@ -13,6 +13,8 @@ struct Server {
     rows: Vec<Row>,
     made: u64,
     max_page_size: u32,
+    /// As to an account that may not view events: an empty list.
+    hides: bool,
 }
 
 #[derive(Clone)]
@@ -23,7 +25,13 @@ struct Row {
 
 impl Server {
     fn new() -> Self {
-        Self { now_ms: 1_767_225_600_000, rows: Vec::new(), made: 0, max_page_size: 100 }
+        Self {
+            now_ms: 1_767_225_600_000,
+            rows: Vec::new(),
+            made: 0,
+            max_page_size: 100,
+            hides: false,
+        }
     }
 
     fn now(&self) -> Timestamp {
@@ -54,7 +62,8 @@ impl Server {
 
     /// The answer to a request: count, whether there is more, before, places.
     fn page(&self, request: Request) -> Option<(u64, bool, u64, Vec<Option<Place>>)> {
-        let mut places: Vec<_> = self.shown().map(|row| &row.place).collect();
+        let shown = self.shown().filter(|_| !self.hides);
+        let mut places: Vec<_> = shown.map(|row| &row.place).collect();
         if request.order == Order::NewestFirst {
             places.reverse();
         }
@@ -181,7 +190,159 @@ fn the_cursor_is_read_for_ever() {
     for odd in ["", "{}", r#"{"v":2,"n":1}"#, "7:10"] {
         let error = Poll::resume(SETTINGS, Some(odd), Memory::default()).unwrap_err();
         assert!(error.to_string().contains("cursor"), "{error}");
+        assert_eq!(error.code(), "cursor_invalid");
     }
+    let newer = r#"{"v":2,"n":1,"watermarks":{"a":1}}"#;
+    let error = Poll::resume(SETTINGS, Some(newer), Memory::default()).unwrap_err();
+    assert!(error.to_string().contains("version 2"), "{error}");
+    for (from, to) in [
+        (r#""size":50"#, r#""size":0"#),
+        (r#""size":50"#, r#""size":4000000000"#),
+        (r#""offset":5"#, r#""offset":18446744073709551615"#),
+        (r#""count":812"#, r#""count":18446744073709551615"#),
+        (r#""lo":1"#, r#""lo":0"#),
+        (r#""lo":1"#, r#""lo":10"#),
+        (r#""hi":9"#, r#""hi":18446744073709551615"#),
+        (r#""n":7"#, r#""n":18446744073709551615"#),
+    ] {
+        let hostile = text.replacen(from, to, 1);
+        assert_ne!(hostile, text);
+        let error = Poll::resume(SETTINGS, Some(&hostile), Memory::default()).unwrap_err();
+        assert_eq!(error.code(), "cursor_invalid", "{to}");
+    }
+}
+
+#[test]
+fn a_list_that_is_empty_for_a_while_ends_no_walk() {
+    // In the backlog of a first run, and in a poll that has begun.
+    for (known, pulls) in [(0, 5), (300, 3)] {
+        let mut server = Server::new();
+        (0..known).for_each(|age| server.insert(age * 1_000, 0));
+        let mut client = Client::new();
+        while client.tick(&server, 10) {}
+        server.now_ms += 3_600_000;
+        (0..500).for_each(|age| server.insert(age * 1_000, 0));
+        client.tick(&server, pulls);
+        assert!(!client.missing(&server).is_empty());
+        let before = client.watermark();
+        server.hides = true;
+        for _ in 0..3 {
+            client.tick(&server, 10);
+            server.now_ms += 60_000;
+        }
+        assert_eq!(client.watermark(), before);
+        server.hides = false;
+        while client.tick(&server, 10) {}
+        assert!(client.missing(&server).is_empty());
+    }
+}
+
+#[test]
+fn many_events_of_the_future_are_no_watermark_either() {
+    for known in [0, 1] {
+        let mut server = Server::new();
+        (0..known).for_each(|_| server.insert(0, 0));
+        let mut client = Client::new();
+        client.tick(&server, 10);
+        // A clock was wrong by a year for a while.
+        (0..200).for_each(|n| server.insert(-365 * 86_400_000 - n, 0));
+        while client.tick(&server, 10) {}
+        assert!(client.watermark() <= Some(server.now()));
+        for _ in 0..5 {
+            server.now_ms += 60_000;
+            (0..40).for_each(|age| server.insert(age * 1_000, 0));
+            while client.tick(&server, 10) {}
+            assert!(client.missing(&server).is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_clock_that_is_ahead_a_little_does_not_shrink_the_overlap() {
+    let mut server = Server::new();
+    let mut client = Client::new();
+    server.insert(-4 * 60_000, 0);
+    client.tick(&server, 10);
+    assert_eq!(client.watermark(), Some(server.now()));
+    server.now_ms += 60_000;
+    (0..40).for_each(|age| server.insert(age * 1_000, 0));
+    while client.tick(&server, 10) {}
+    assert!(client.missing(&server).is_empty());
+}
+
+#[test]
+fn a_watermark_in_the_future_hides_nothing() {
+    let mut server = Server::new();
+    let mut client = Client::new();
+    // What a clock that was ahead, the server's and ours, has left behind.
+    server.now_ms += 86_400_000;
+    (0..5).for_each(|age| server.insert(age * 1_000, 0));
+    client.tick(&server, 10);
+    server.now_ms -= 86_400_000;
+    (0..40).for_each(|age| server.insert(age * 1_000, 0));
+    client.memory.polled = None;
+    client.tick(&server, 10);
+    assert!(client.missing(&server).is_empty());
+}
+
+#[test]
+fn what_has_expired_in_an_outage_is_a_gap_without_a_restart() {
+    let mut server = Server::new();
+    (0..20).for_each(|age| server.insert(age * 10_000, 0));
+    let mut client = Client::new();
+    while client.tick(&server, 10) {}
+    for _ in 0..3 {
+        server.now_ms += 3_600_000;
+        client.tick(&server, 10);
+    }
+    let before = client.requests;
+    client.tick(&server, 10);
+    assert_eq!((client.requests - before, client.gaps), (1, 0), "no look at a quiet poll");
+    // Two days without an answer, of which one is left.
+    server.now_ms += 2 * 86_400_000;
+    server.rows.clear();
+    (0..100).for_each(|age| server.insert(age * 600_000, 0));
+    while client.tick(&server, 10) {}
+    assert_eq!(client.gaps, 1);
+    assert!(client.missing(&server).is_empty());
+}
+
+#[test]
+fn a_list_that_shrinks_by_far_holds_nothing_up() {
+    let mut server = Server::new();
+    (0..6_000).for_each(|age| server.insert(age * 1_000, 0));
+    let mut client = Client::new();
+    client.tick(&server, 400);
+    server.delete(0, 5_950);
+    server.now_ms += 60_000;
+    let before = client.requests;
+    while client.tick(&server, 10) {}
+    assert!(client.requests - before < 40, "{} requests", client.requests - before);
+    assert!(client.missing(&server).is_empty());
+}
+
+#[test]
+fn the_reconcile_walk_outlives_a_burst() {
+    let mut server = Server::new();
+    (0..2_000).for_each(|age| server.insert(age * 30_000, 0));
+    let mut client = Client::new();
+    while client.tick(&server, 10) {}
+    client.restart();
+    client.tick(&server, 20);
+    let walked = |client: &Client| {
+        let cursor: serde_json::Value =
+            serde_json::from_str(client.cursor.as_deref().unwrap()).unwrap();
+        cursor["reconcile"]["walk"]["offset"].as_u64()
+    };
+    let before = walked(&client);
+    assert!(before > Some(100));
+    server.now_ms += 200_000;
+    (0..100).for_each(|_| server.insert(0, 0));
+    client.tick(&server, 6);
+    assert!(client.cursor.as_deref().unwrap().contains("backlog"));
+    assert_eq!(walked(&client), before);
+    while client.tick(&server, 10) {}
+    assert!(client.missing(&server).is_empty());
 }
 
 #[test]
@@ -351,6 +512,10 @@ enum Event {
     Expire(usize),
     Wait(i64),
     Clamp(u32),
+    /// Made by a clock that is ahead.
+    Future(usize, i64),
+    /// Whether the list looks empty.
+    Hide(bool),
     Pull,
     PullThatFails,
     Restart,
@@ -366,6 +531,8 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (1..30_usize).prop_map(Event::Expire),
         3 => (0..40_000_i64).prop_map(Event::Wait),
         1 => prop_oneof![Just(11_u32), Just(13), Just(100)].prop_map(Event::Clamp),
+        1 => (1..60_usize, 0..3_600_000_i64).prop_map(|(rows, ms)| Event::Future(rows, ms)),
+        1 => prop::bool::weighted(0.25).prop_map(Event::Hide),
         16 => Just(Event::Pull),
         1 => Just(Event::PullThatFails),
         1 => Just(Event::Restart),
@@ -397,11 +564,14 @@ proptest! {
                 Event::Expire(rows) => server.delete(0, rows),
                 Event::Wait(ms) => server.now_ms += ms,
                 Event::Clamp(size) => server.max_page_size = size,
+                Event::Future(rows, ms) => (0..rows).for_each(|_| server.insert(-ms, 0)),
+                Event::Hide(hides) => server.hides = hides,
                 Event::Pull => { client.pull(&server, true); }
                 Event::PullThatFails => { client.pull(&server, false); }
                 Event::Restart => client.restart(),
             }
         }
+        server.hides = false;
         for _ in 0..3 {
             server.now_ms += 200_000;
             let mut pulls = 0;
