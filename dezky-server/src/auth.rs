@@ -84,7 +84,8 @@ impl FromRequestParts<AppState> for Caller {
         Ok(Self {
             actor: Actor { ip, ..actor },
             request_id: text(HeaderName::from_static("x-request-id"), 128),
-            user_agent: text(header::USER_AGENT, 512),
+            // The editors cut it.
+            user_agent: text(header::USER_AGENT, usize::MAX),
         })
     }
 }

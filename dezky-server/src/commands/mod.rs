@@ -11,7 +11,7 @@ use std::io::Write as _;
 pub(crate) use self::config::{check as config_check, example as config_example};
 pub(crate) use self::serve::{Signals, serve};
 pub(crate) use self::verify::{last_of, verify};
-use dezky_core::{Actor, ActorType};
+use dezky_core::{Actor, ActorType, ErrorKind};
 
 use crate::config::{Settings, StoreUrl};
 use crate::error::Failure;
@@ -40,7 +40,10 @@ pub(crate) fn operator() -> Actor {
 /// The answer of a store as that of a command.
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
 pub(crate) fn no(error: dezky_core::Error) -> Failure {
-    Failure::no(error.to_string())
+    match error.kind() {
+        ErrorKind::FieldInvalid => Failure::usage(error.to_string()),
+        _ => Failure::no(error.to_string()),
+    }
 }
 
 /// Prints to the standard output. A reader that has gone away is no failure of

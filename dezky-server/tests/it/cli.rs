@@ -146,7 +146,7 @@ fn flags_and_users_on_the_command_line() {
     );
     no(&["flags", "set", "chat_v2", "--pct", "1", "--if-version", "1"], 1, "read it again");
     assert!(run(&["flags", "set", "chat_v2", "--pct", "101"], &[]).status.code() == Some(2));
-    no(&["flags", "set", "No Key", "--create"], 1, "key must be");
+    no(&["flags", "set", "No Key", "--create"], 2, "key must be");
 
     let acme = ["flags", "eval", "--tenant", "acme"];
     assert_eq!(json(&acme)["chat_v2"]["value"], true);
