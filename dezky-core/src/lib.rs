@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod canonical;
+pub mod change;
 pub mod directory;
 mod error;
 mod event;

@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
+use dezky_core::change::{annotate_request, pause, shown};
 use dezky_core::{Actor, AuditLog, Error, ErrorKind, NewEvent, Result, Runtime, SealedEvent};
 use futures_util::lock::{Mutex as AsyncMutex, MutexGuard};
 use serde_json::{Map, Value, json};
@@ -16,12 +16,8 @@ use crate::{
 
 /// How often an edit is tried while others come in between.
 const MAX_ATTEMPTS: u32 = 20;
-/// The longest pause between two attempts; drawn, so that editors get out of step.
-const MAX_PAUSE_MS: u8 = 32;
 /// How much of a field's value a change shows, as JSON.
 const SHOWN_BYTES: usize = 1 << 10;
-const REQUEST_ID_BYTES: usize = 128;
-const USER_AGENT_BYTES: usize = 512;
 
 /// Who changes a flag, and what is known about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -300,15 +296,11 @@ impl Flags {
         };
         event.metadata.annotate("before", side(|change| &change.from));
         event.metadata.annotate("after", side(|change| &change.to));
-        for (name, text, max) in [
-            ("note", &edit.note, usize::MAX),
-            ("requestId", &edit.request_id, REQUEST_ID_BYTES),
-            ("userAgent", &edit.user_agent, USER_AGENT_BYTES),
-        ] {
-            if let Some(text) = text {
-                event.metadata.annotate(name, &text[..text.floor_char_boundary(max)]);
-            }
+        if let Some(note) = &edit.note {
+            event.metadata.annotate("note", note.as_str());
         }
+        let (request_id, user_agent) = (edit.request_id.as_deref(), edit.user_agent.as_deref());
+        annotate_request(&mut event.metadata, request_id, user_agent);
         self.log.seal(event)
     }
 
@@ -324,10 +316,7 @@ impl Flags {
         if error.kind() != ErrorKind::VersionMismatch || *attempts == MAX_ATTEMPTS {
             return Err(error);
         }
-        let mut drawn = [0];
-        self.runtime.fill_random(&mut drawn);
-        let pause = Duration::from_millis(u64::from(1 + drawn[0] % MAX_PAUSE_MS));
-        self.runtime.sleep(pause).await;
+        pause(&*self.runtime).await;
         Ok(())
     }
 }
@@ -363,28 +352,11 @@ fn differences(before: Option<&Flag>, after: Option<&Flag>) -> Vec<FieldChange> 
     let (from, to) = (before.map_or(&nobody, |f| &f.scope), after.map_or(&nobody, |f| &f.scope));
     for ((name, from), (_, to)) in from.axes().into_iter().zip(to.axes()) {
         if from != to {
-            let (from, to) = (shown(from, to), shown(to, from));
+            let (from, to) = (json!(from), json!(to));
+            let shown = |value, other| shown(value, Some(other), SHOWN_BYTES);
+            let (from, to) = (shown(&from, &to), shown(&to, &from));
             changes.push(FieldChange { field: name.to_owned(), from, to });
         }
     }
     changes
-}
-
-/// An axis as a change shows it; see [`FieldChange`].
-fn shown(values: &[String], other: &[String]) -> Value {
-    let all = json!(values);
-    if all.to_string().len() <= SHOWN_BYTES {
-        return all;
-    }
-    let mut room = SHOWN_BYTES;
-    let only: Vec<_> = values
-        .iter()
-        .filter(|value| other.binary_search(value).is_err())
-        .take_while(|value| {
-            let fits = room.checked_sub(value.len() + 3);
-            room = fits.unwrap_or(0);
-            fits.is_some()
-        })
-        .collect();
-    json!({"count": values.len(), "only": only})
 }

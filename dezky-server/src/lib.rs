@@ -8,6 +8,7 @@ pub mod auth;
 pub mod cli;
 mod commands;
 pub mod config;
+mod decisions;
 mod demo;
 pub mod error;
 mod http;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::lock::{Mutex as AsyncMutex, MutexGuard};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::input::conflict;
 use super::tenants::only_tenant;
@@ -15,6 +15,7 @@ use super::{
     PartnerPatch, PartnerStatus, Patch, ProvisioningReport, Tenant, TenantKey, TenantPatch,
     TenantStatus, User, UserKey, UserPatch, UserStatus, fields, refusal,
 };
+use crate::change;
 use crate::event::uuid_v7;
 use crate::{
     Actor, AuditLog, Error, ErrorKind, NewEvent, NewMetadata, Result, Runtime, SealedEvent,
@@ -23,13 +24,9 @@ use crate::{
 
 /// How often a change is tried when other processes change the same document.
 const MAX_ATTEMPTS: usize = 20;
-/// The longest pause between two attempts; drawn, so that editors get out of step.
-const MAX_PAUSE_MS: u8 = 32;
 /// How much of a member's value a change shows, as JSON: both sides of every member
 /// at once stay within what an event's metadata holds.
 const SHOWN_BYTES: usize = 3 << 10;
-const REQUEST_ID_BYTES: usize = 128;
-const USER_AGENT_BYTES: usize = 512;
 
 /// Who changes something, and by which request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -314,7 +311,9 @@ impl Directory {
             after.stamp(self.runtime.now());
             match self.store.commit(vec![after.clone().into()], Vec::new()).await {
                 Ok(()) => return Ok(after),
-                Err(error) if error.kind() == ErrorKind::VersionMismatch => self.pause().await,
+                Err(error) if error.kind() == ErrorKind::VersionMismatch => {
+                    change::pause(&*self.runtime).await
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -427,19 +426,13 @@ impl Directory {
             let event = self.event(action, Some(&before), &after, by).await?;
             match self.store.commit(vec![after.clone().into()], vec![event]).await {
                 Ok(()) => return Ok((after, true)),
-                Err(error) if error.kind() == ErrorKind::VersionMismatch => self.pause().await,
+                Err(error) if error.kind() == ErrorKind::VersionMismatch => {
+                    change::pause(&*self.runtime).await
+                }
                 Err(error) => return Err(error),
             }
         }
         Err(refusal::version(D::TYPE))
-    }
-
-    /// Lets the other process go on.
-    async fn pause(&self) {
-        let mut drawn = [0];
-        self.runtime.fill_random(&mut drawn);
-        let pause = Duration::from_millis(u64::from(1 + drawn[0] % MAX_PAUSE_MS));
-        self.runtime.sleep(pause).await;
     }
 
     /// The event of a change, sealed and within all bounds.
@@ -452,14 +445,7 @@ impl Directory {
     ) -> Result<SealedEvent> {
         let whose = after.whose(&*self.store, before).await?;
         let mut metadata = NewMetadata::default();
-        for (key, text, max) in [
-            ("requestId", &by.request_id, REQUEST_ID_BYTES),
-            ("userAgent", &by.user_agent, USER_AGENT_BYTES),
-        ] {
-            if let Some(text) = text {
-                metadata.annotate(key, &text[..text.floor_char_boundary(max)]);
-            }
-        }
+        change::annotate_request(&mut metadata, by.request_id.as_deref(), by.user_agent.as_deref());
         let (old, new) = differences(before, after);
         if before.is_some() {
             metadata.annotate("before", old);
@@ -496,42 +482,12 @@ fn differences<D: Document>(
         new.remove(key);
     }
     let shown = |members: &Map<String, Value>, others: &Map<String, Value>| {
-        members.iter().map(|(key, value)| (key.clone(), shown(value, others.get(key)))).collect()
+        members
+            .iter()
+            .map(|(key, value)| (key.clone(), change::shown(value, others.get(key), SHOWN_BYTES)))
+            .collect()
     };
     (shown(&old, &new), shown(&new, &old))
-}
-
-/// A member as a change shows it: a list or an object beyond [`SHOWN_BYTES`] as
-/// `{"count": n, "only": …}`, of those that the other side lacks as many as fit.
-fn shown(value: &Value, other: Option<&Value>) -> Value {
-    if value.to_string().len() <= SHOWN_BYTES {
-        return value.clone();
-    }
-    let mut room = SHOWN_BYTES;
-    let mut fits = |name: &str, value: &Value| {
-        let left = room.checked_sub(name.len() + value.to_string().len() + 4);
-        room = left.unwrap_or(room);
-        left.is_some()
-    };
-    match value {
-        Value::Array(all) => {
-            let theirs = other.and_then(Value::as_array);
-            let is_ours = |value: &&Value| !theirs.is_some_and(|theirs| theirs.contains(value));
-            let only: Vec<_> = all.iter().filter(is_ours).filter(|v| fits("", v)).collect();
-            json!({"count": all.len(), "only": only})
-        }
-        Value::Object(all) => {
-            let is_ours = |name: &str, value| other.and_then(|o| o.get(name)) != Some(value);
-            let only: Map<_, _> = all
-                .iter()
-                .filter(|(name, value)| is_ours(name, value) && fits(name, value))
-                .map(|(name, value)| (name.clone(), value.clone()))
-                .collect();
-            json!({"count": all.len(), "only": only})
-        }
-        // Texts have bounds of their own.
-        text => text.clone(),
-    }
 }
 
 fn members(document: &impl Document) -> Map<String, Value> {

@@ -2,10 +2,11 @@ use std::io::Write as _;
 
 use clap::{Args, Subcommand};
 use dezky_flags::{Decision, Edit, Flag, FlagPatch, FlagState, NewFlag, ScopePatch, seeded_flags};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
-use super::{no, open_existing, operator, print};
+use super::{no, on_platform, operator, print};
 use crate::config::Settings;
+use crate::decisions::{explained, tabulated};
 use crate::error::Failure;
 use crate::platform::Platform;
 use crate::table::{printable, table};
@@ -99,16 +100,13 @@ pub(crate) struct Set {
     note: Option<String>,
 }
 
-/// `flags`: on the store itself; a server on it sees the change at once.
+/// `flags`.
 pub(crate) async fn run(
     settings: &Settings,
     command: Command,
     as_json: bool,
 ) -> Result<(), Failure> {
-    let platform = open_existing(settings).await?;
-    let done = carry_out(&platform, command, as_json).await;
-    platform.close().await;
-    done
+    on_platform(settings, async |platform| carry_out(platform, command, as_json).await).await
 }
 
 async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Result<(), Failure> {
@@ -204,33 +202,14 @@ async fn evaluate(
     let context = subject.context(environment);
     let decisions: Vec<(&str, Decision)> =
         set.evaluate_all(&context).filter(|(of, _)| key.is_none_or(|key| key == *of)).collect();
-    print(&if as_json { decisions_json(&decisions) } else { decisions_table(&decisions) })?;
+    let shown = decisions.iter().copied();
+    print(&if as_json { format!("{}\n", explained(shown)) } else { tabulated(shown) })?;
     let Some(key) = key else { return Ok(()) };
     match decisions.first() {
         None => Err(Failure::no(format!("{key}: there is no such flag"))),
         Some((_, decision)) if decision.value => Ok(()),
         Some((_, decision)) => Err(Failure::no(format!("{key}: {}", decision.reason))),
     }
-}
-
-fn decisions_json(decisions: &[(&str, Decision)]) -> String {
-    let answers: Map<_, _> = decisions
-        .iter()
-        .map(|(key, decision)| {
-            let reason = decision.reason.to_string();
-            ((*key).to_owned(), json!({ "value": decision.value, "reason": reason }))
-        })
-        .collect();
-    format!("{}\n", Value::Object(answers))
-}
-
-/// What a tenant gets, flag by flag.
-fn decisions_table(decisions: &[(&str, Decision)]) -> String {
-    let rows = decisions.iter().map(|(key, decision)| {
-        let value = if decision.value { "on" } else { "off" };
-        [printable(key), value.to_owned(), decision.reason.to_string()]
-    });
-    table(&["flag", "value", "reason"], rows)
 }
 
 fn show_all(flags: &[Flag], as_json: bool) -> Result<(), Failure> {

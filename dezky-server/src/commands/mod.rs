@@ -17,9 +17,12 @@ use crate::config::{Settings, StoreUrl};
 use crate::error::Failure;
 use crate::platform::Platform;
 
-/// Opens the platform's database, which must be there: a mistyped path must not
-/// leave an empty one.
-pub(crate) async fn open_existing(settings: &Settings) -> Result<Platform, Failure> {
+/// Does something on the store itself; a server on it sees the change at once. The
+/// database must be there: a mistyped path must not leave an empty one.
+async fn on_platform(
+    settings: &Settings,
+    work: impl AsyncFnOnce(&Platform) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let url = settings.store()?;
     let StoreUrl::Sqlite(path) = &url;
     if !path.exists() {
@@ -27,7 +30,10 @@ pub(crate) async fn open_existing(settings: &Settings) -> Result<Platform, Failu
             "store {url}: there is no such file: start the server once, or name another by --store"
         )));
     }
-    Platform::open(&url).await
+    let platform = Platform::open(&url).await?;
+    let done = work(&platform).await;
+    platform.close().await;
+    done
 }
 
 /// Who changes something by a command: whoever is logged in to this machine.

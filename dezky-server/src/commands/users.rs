@@ -4,7 +4,7 @@ use dezky_core::directory::{
 };
 use serde_json::json;
 
-use super::{no, open_existing, operator, print};
+use super::{no, on_platform, operator, print};
 use crate::config::Settings;
 use crate::error::Failure;
 use crate::platform::Platform;
@@ -71,16 +71,13 @@ fn identity(text: &str) -> Result<Identity, String> {
     Ok(Identity { system: system.to_owned(), id: id.to_owned() })
 }
 
-/// `users`: on the store itself.
+/// `users`.
 pub(crate) async fn run(
     settings: &Settings,
     command: Command,
     as_json: bool,
 ) -> Result<(), Failure> {
-    let platform = open_existing(settings).await?;
-    let done = carry_out(&platform, command, as_json).await;
-    platform.close().await;
-    done
+    on_platform(settings, async |platform| carry_out(platform, command, as_json).await).await
 }
 
 async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Result<(), Failure> {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::story::TenantFlags;
+use crate::decisions::{explained, tabulated};
 use crate::table::{printable, table};
 
 /// How many of the newest events of each source are shown.
@@ -84,15 +85,7 @@ impl Report {
     /// One JSON object, on one line.
     pub(super) fn to_json(&self) -> String {
         let (events, new) = self.totals();
-        let decisions: serde_json::Map<_, _> = self
-            .flags
-            .decisions
-            .iter()
-            .map(|(key, decision)| {
-                let reason = decision.reason.to_string();
-                (key.clone(), json!({ "value": decision.value, "reason": reason }))
-            })
-            .collect();
+        let decisions = explained(self.flags.decisions.iter().map(|(k, d)| (k, *d)));
         let report = json!({
             "events": events,
             "new": new,
@@ -123,11 +116,7 @@ impl Report {
         });
         text.push_str(&table(&header, rows));
         let _ = write!(text, "\nWhat the flags say for {}, and why:\n\n", self.flags.tenant);
-        let rows = self.flags.decisions.iter().map(|(key, decision)| {
-            let value = if decision.value { "on" } else { "off" };
-            [key.clone(), value.to_owned(), decision.reason.to_string()]
-        });
-        text.push_str(&table(&["flag", "value", "reason"], rows));
+        text.push_str(&tabulated(self.flags.decisions.iter().map(|(k, d)| (k, *d))));
         let (events, new) = self.totals();
         let _ = write!(text, "\ntimeline: {events} events, {new} new\n");
         if let Some((seq, hash)) = &self.head {

@@ -1,10 +1,11 @@
-//! Bodies of requests, read within bounds.
+//! Bodies of requests, read within bounds, and the answer to one that makes something.
 
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::Response;
 use futures_util::StreamExt as _;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
@@ -87,6 +88,15 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeDocu
         }
         parse(&bytes).map(Self)
     }
+}
+
+/// The answer with a document that was made, and where it is from now on.
+pub(super) fn created(path: &str, mut response: Response) -> Response {
+    *response.status_mut() = StatusCode::CREATED;
+    if let Ok(location) = HeaderValue::from_str(path) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {

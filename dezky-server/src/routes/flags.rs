@@ -5,13 +5,14 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use dezky_core::ErrorKind;
-use dezky_flags::{Decision, Edit, Flag, FlagPatch, NewFlag, Reason};
+use dezky_flags::{Edit, Flag, FlagPatch, NewFlag};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::body::{Document, MaybeDocument};
+use super::body::{Document, MaybeDocument, created};
 use super::parameters::{Name, Parameters};
 use crate::auth::Caller;
+use crate::decisions::explained;
 use crate::error::Problem;
 use crate::state::AppState;
 
@@ -26,7 +27,7 @@ pub(super) async fn get(
     Name(key): Name,
 ) -> Result<Response, Problem> {
     let flag = state.flags.get(&key).await?.ok_or_else(unknown_flag)?;
-    Ok(answer(StatusCode::OK, &flag))
+    Ok(answer(&flag))
 }
 
 /// `POST /flags`.
@@ -37,11 +38,7 @@ pub(super) async fn create(
 ) -> Result<Response, Problem> {
     let new = NewFlag::from_json(&body)?;
     let flag = state.flags.create(new, &caller.into()).await?;
-    let mut response = answer(StatusCode::CREATED, &flag);
-    if let Ok(location) = HeaderValue::from_str(&format!("/flags/{}", flag.key)) {
-        response.headers_mut().insert(header::LOCATION, location);
-    }
-    Ok(response)
+    Ok(created(&format!("/flags/{}", flag.key), answer(&flag)))
 }
 
 /// `PATCH /flags/{key}`: with `If-Match` only on that version.
@@ -56,7 +53,7 @@ pub(super) async fn update(
     // The kill switch works whatever anybody has changed meanwhile.
     let expected = if patch.is_kill() { None } else { if_match(&headers)? };
     match state.flags.update(&key, &patch, expected, &caller.into()).await {
-        Ok(flag) => Ok(answer(StatusCode::OK, &flag)),
+        Ok(flag) => Ok(answer(&flag)),
         Err(error) => Err(stale(&state, &key, error).await),
     }
 }
@@ -88,7 +85,7 @@ pub(super) async fn kill(
     MaybeDocument(Kill { note }): MaybeDocument<Kill>,
 ) -> Result<Response, Problem> {
     let flag = state.flags.kill(&key, &Edit { note, ..Edit::from(caller) }).await?;
-    Ok(answer(StatusCode::OK, &flag))
+    Ok(answer(&flag))
 }
 
 #[derive(Debug, Deserialize)]
@@ -111,29 +108,17 @@ pub(super) async fn evaluate(
         .ok_or_else(|| Problem::not_found("tenantSlug: there is no such tenant"))?;
     let set = state.current_flags.get().await?;
     let context = subject.context(question.environment.as_deref());
-    let answers: Map<_, _> = set
-        .evaluate_all(&context)
-        .map(|(key, decision)| {
-            (key.to_owned(), if explain { explained(decision) } else { decision.value.into() })
-        })
-        .collect();
-    Ok(Json(answers.into()))
-}
-
-fn explained(decision: Decision) -> Value {
-    let mut answer = json!({ "value": decision.value, "reason": decision.reason.to_string() });
-    match decision.reason {
-        Reason::InRollout(bucket) | Reason::OutOfRollout(bucket) => {
-            answer["bucket"] = bucket.into();
-        }
-        Reason::ScopeMismatch(axis) => answer["axis"] = axis.to_string().into(),
-        _ => {}
+    let answers = set.evaluate_all(&context);
+    if explain {
+        return Ok(Json(explained(answers)));
     }
-    answer
+    let values: Map<_, _> =
+        answers.map(|(key, decision)| (key.to_owned(), decision.value.into())).collect();
+    Ok(Json(values.into()))
 }
 
-fn answer(status: StatusCode, flag: &Flag) -> Response {
-    let mut response = (status, Json(flag)).into_response();
+fn answer(flag: &Flag) -> Response {
+    let mut response = Json(flag).into_response();
     if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", flag.version)) {
         response.headers_mut().insert(header::ETAG, tag);
     }

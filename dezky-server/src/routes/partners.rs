@@ -2,14 +2,13 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use dezky_core::directory::{
     NewPartner, Partner, PartnerKey, PartnerPatch, PartnerQuery, TenantQuery,
 };
 use serde_json::{Value, json};
 
-use super::body::Document;
+use super::body::{Document, created};
 use super::parameters::{Name, Parameters, page};
 use crate::auth::Caller;
 use crate::error::Problem;
@@ -40,11 +39,8 @@ pub(super) async fn create(
     Document(new): Document<NewPartner>,
 ) -> Result<Response, Problem> {
     let partner = state.directory.create_partner(new, &caller.into()).await?;
-    let mut response = (StatusCode::CREATED, Json(&partner)).into_response();
-    if let Ok(location) = HeaderValue::from_str(&format!("/partners/{}", partner.slug)) {
-        response.headers_mut().insert(header::LOCATION, location);
-    }
-    Ok(response)
+    let response = Json(&partner).into_response();
+    Ok(created(&format!("/partners/{}", partner.slug), response))
 }
 
 /// `GET /partners/{slug}`.

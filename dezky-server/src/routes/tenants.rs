@@ -2,14 +2,13 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use dezky_core::directory::{
     NewTenant, Tenant, TenantKey, TenantPatch, TenantQuery, UserCursor, UserQuery,
 };
 use serde_json::Value;
 
-use super::body::Document;
+use super::body::{Document, created};
 use super::parameters::{Name, Parameters, page};
 use crate::auth::Caller;
 use crate::error::Problem;
@@ -44,11 +43,8 @@ pub(super) async fn create(
     Document(new): Document<NewTenant>,
 ) -> Result<Response, Problem> {
     let tenant = state.directory.create_tenant(new, &caller.into()).await?;
-    let mut response = (StatusCode::CREATED, Json(&tenant)).into_response();
-    if let Ok(location) = HeaderValue::from_str(&format!("/tenants/{}", tenant.slug)) {
-        response.headers_mut().insert(header::LOCATION, location);
-    }
-    Ok(response)
+    let response = Json(&tenant).into_response();
+    Ok(created(&format!("/tenants/{}", tenant.slug), response))
 }
 
 /// `GET /tenants/{slug}`.

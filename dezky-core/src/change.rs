@@ -1,0 +1,81 @@
+//! What editors of documents share: how a change is told in its event, and how to
+//! make way for another editor.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use crate::{NewMetadata, Runtime};
+
+/// How much of a request's id an event keeps.
+const REQUEST_ID_BYTES: usize = 128;
+/// How much of the name of the program that sent it.
+const USER_AGENT_BYTES: usize = 512;
+/// The longest pause between two attempts.
+const MAX_PAUSE_MS: u8 = 32;
+
+/// A member of a document as a change shows it: a list or an object of more than
+/// `max_bytes` as JSON becomes `{"count": n, "only": …}`, with as many of those that
+/// the `other` side of the change lacks as fit.
+///
+/// ```
+/// use dezky_core::change::shown;
+/// use serde_json::json;
+/// let (from, to) = (json!(["a", "b"]), json!(["b", "c"]));
+/// assert_eq!(shown(&to, Some(&from), 100), to);
+/// assert_eq!(shown(&to, Some(&from), 8), json!({"count": 2, "only": ["c"]}));
+/// ```
+pub fn shown(value: &Value, other: Option<&Value>, max_bytes: usize) -> Value {
+    if value.to_string().len() <= max_bytes {
+        return value.clone();
+    }
+    let mut room = max_bytes;
+    let mut fits = |name: &str, value: &Value| {
+        let left = room.checked_sub(name.len() + value.to_string().len() + 4);
+        room = left.unwrap_or(room);
+        left.is_some()
+    };
+    match value {
+        Value::Array(all) => {
+            let theirs = other.and_then(Value::as_array);
+            let is_ours = |value: &&Value| !theirs.is_some_and(|theirs| theirs.contains(value));
+            let only: Vec<_> = all.iter().filter(is_ours).filter(|v| fits("", v)).collect();
+            json!({"count": all.len(), "only": only})
+        }
+        Value::Object(all) => {
+            let is_ours = |name: &str, value| other.and_then(|o| o.get(name)) != Some(value);
+            let only: Map<_, _> = all
+                .iter()
+                .filter(|(name, value)| is_ours(name, value) && fits(name, value))
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect();
+            json!({"count": all.len(), "only": only})
+        }
+        // Texts have bounds of their own.
+        text => text.clone(),
+    }
+}
+
+/// Annotates by which request a change came, `_dezky.requestId` and
+/// `_dezky.userAgent`, cut to 128 and 512 bytes.
+pub fn annotate_request(
+    metadata: &mut NewMetadata,
+    request_id: Option<&str>,
+    user_agent: Option<&str>,
+) {
+    for (key, text, max) in
+        [("requestId", request_id, REQUEST_ID_BYTES), ("userAgent", user_agent, USER_AGENT_BYTES)]
+    {
+        if let Some(text) = text {
+            metadata.annotate(key, &text[..text.floor_char_boundary(max)]);
+        }
+    }
+}
+
+/// Waits 1 to 32 ms, drawn, so that editors of one document get out of step.
+/// Cancel-safe.
+pub async fn pause(runtime: &dyn Runtime) {
+    let mut drawn = [0];
+    runtime.fill_random(&mut drawn);
+    runtime.sleep(Duration::from_millis(u64::from(1 + drawn[0] % MAX_PAUSE_MS))).await;
+}
