@@ -312,7 +312,7 @@ impl Directory {
             match self.store.commit(vec![after.clone().into()], Vec::new()).await {
                 Ok(()) => return Ok(after),
                 Err(error) if error.kind() == ErrorKind::VersionMismatch => {
-                    change::pause(&*self.runtime).await
+                    change::pause(&*self.runtime).await;
                 }
                 Err(error) => return Err(error),
             }
@@ -427,7 +427,7 @@ impl Directory {
             match self.store.commit(vec![after.clone().into()], vec![event]).await {
                 Ok(()) => return Ok((after, true)),
                 Err(error) if error.kind() == ErrorKind::VersionMismatch => {
-                    change::pause(&*self.runtime).await
+                    change::pause(&*self.runtime).await;
                 }
                 Err(error) => return Err(error),
             }
