@@ -17,7 +17,7 @@ fn explain(decision: Decision) -> Value {
     let mut answer = json!({ "value": decision.value, "reason": decision.reason.to_string() });
     match decision.reason {
         Reason::InRollout(bucket) | Reason::OutOfRollout(bucket) => {
-            answer["bucket"] = bucket.into()
+            answer["bucket"] = bucket.into();
         }
         Reason::ScopeMismatch(axis) => answer["axis"] = axis.to_string().into(),
         _ => {}
