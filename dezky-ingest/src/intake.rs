@@ -100,12 +100,8 @@ impl Intake {
         let mut is_late = Vec::with_capacity(events.len());
         let mut tenants = self.directory.as_deref().map(Tenants::new);
         for mut pulled in events {
-            if let Some(tenants) = &mut tenants
-                && pulled.event.tenant_slug.is_none()
-                // A source that could not find out has said so.
-                && pulled.event.metadata.annotation(TENANT_BY).is_none()
-            {
-                tenants.find(&mut pulled).await;
+            if let Some(tenants) = &mut tenants {
+                tenants.find_missing(&mut pulled).await;
             }
             let late = pulled.event.metadata.annotation(LATE_BY).is_some();
             let event = pulled.event.seal(&*self.runtime);
@@ -149,6 +145,14 @@ impl Intake {
         })
     }
 
+    /// Finds an event's tenant and seals it.
+    pub(crate) async fn seal(&self, mut pulled: PulledEvent) -> SealedEvent {
+        if let Some(directory) = self.directory.as_deref() {
+            Tenants::new(directory).find_missing(&mut pulled).await;
+        }
+        pulled.event.seal(&*self.runtime)
+    }
+
     /// The timeline's record of a quarantined item: the same item gives the same
     /// record, so a repeated batch adds none.
     fn notice(&self, item: &QuarantineItem) -> SealedEvent {
@@ -184,6 +188,15 @@ struct Tenants<'d> {
 impl<'d> Tenants<'d> {
     fn new(directory: &'d dyn TenantDirectory) -> Self {
         Self { directory, answers: HashMap::new(), failed: false }
+    }
+
+    /// Finds the tenant of an event that has none.
+    async fn find_missing(&mut self, pulled: &mut PulledEvent) {
+        let NewEvent { tenant_slug, metadata, .. } = &pulled.event;
+        // A source that could not find out has said so.
+        if tenant_slug.is_none() && metadata.annotation(TENANT_BY).is_none() {
+            self.find(pulled).await;
+        }
     }
 
     /// Asks hint by hint; the event says how its tenant was found. A directory
@@ -268,13 +281,18 @@ fn fit(item: &mut QuarantineItem) {
 }
 
 fn notice_id(item: &QuarantineItem) -> String {
+    format!("quarantine:{}", identity(item))
+}
+
+/// What the timeline knows an item by: of its source and its key.
+pub(crate) fn identity(item: &QuarantineItem) -> String {
     use sha2::{Digest, Sha256};
     let digest = Sha256::new()
         .chain_update(item.source.as_bytes())
         .chain_update([0])
         .chain_update(item.key.as_bytes())
         .finalize();
-    format!("quarantine:{}", hex::encode(&digest[..20]))
+    hex::encode(&digest[..20])
 }
 
 /// An event that the contract refuses, kept as it was mapped. Maps redact before
