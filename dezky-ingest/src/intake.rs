@@ -1,7 +1,9 @@
 //! The last step of every way in: find the tenant, seal, append.
 
 use std::collections::{BTreeMap, HashMap};
+use std::iter::Peekable;
 use std::sync::Arc;
+use std::vec::IntoIter;
 
 use dezky_core::source::{PulledEvent, QuarantineItem, TenantDirectory, TenantHint};
 use dezky_core::store::{AppendOptions, AuditStore, ReceiptStatus};
@@ -52,6 +54,81 @@ impl Taken {
     /// Everything of the batch that is now kept: in the log or in the quarantine.
     pub fn received(&self) -> usize {
         self.stored + self.duplicates + self.quarantined
+    }
+}
+
+impl std::ops::AddAssign for Taken {
+    fn add_assign(&mut self, other: Self) {
+        self.stored += other.stored;
+        self.duplicates += other.duplicates;
+        self.conflicts += other.conflicts;
+        self.quarantined += other.quarantined;
+        self.new_quarantined += other.new_quarantined;
+        self.late += other.late;
+    }
+}
+
+/// What one transaction takes at most of each.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PartBounds {
+    pub(crate) events: usize,
+    pub(crate) items: usize,
+    /// Of metadata and of raw bytes together.
+    pub(crate) bytes: usize,
+}
+
+/// A part of what came at once.
+#[derive(Default)]
+pub(crate) struct Part {
+    pub(crate) events: Vec<PulledEvent>,
+    pub(crate) items: Vec<QuarantineItem>,
+}
+
+/// What came at once, in parts within the bounds, each of one thing at least.
+/// Parts may be committed one by one where what comes again adds nothing.
+pub(crate) struct Parts {
+    events: Peekable<IntoIter<PulledEvent>>,
+    items: Peekable<IntoIter<QuarantineItem>>,
+    bounds: PartBounds,
+}
+
+impl Parts {
+    pub(crate) fn new(
+        events: Vec<PulledEvent>,
+        items: Vec<QuarantineItem>,
+        bounds: PartBounds,
+    ) -> Self {
+        Self { events: events.into_iter().peekable(), items: items.into_iter().peekable(), bounds }
+    }
+
+    pub(crate) fn is_empty(&mut self) -> bool {
+        self.events.peek().is_none() && self.items.peek().is_none()
+    }
+}
+
+impl Iterator for Parts {
+    type Item = Part;
+
+    fn next(&mut self) -> Option<Part> {
+        let (mut part, mut bytes) = (Part::default(), 0);
+        let PartBounds { events: max_events, items: max_items, bytes: max_bytes } = self.bounds;
+        let mut fits = |more: usize| {
+            let is_first = bytes == 0;
+            bytes += more.max(1);
+            is_first || bytes <= max_bytes
+        };
+        let of_event = |e: &PulledEvent| e.event.metadata.source().map_or(0, str::len);
+        while part.events.len() < max_events.max(1)
+            && let Some(event) = self.events.next_if(|event| fits(of_event(event)))
+        {
+            part.events.push(event);
+        }
+        while part.items.len() < max_items.max(1)
+            && let Some(item) = self.items.next_if(|item| fits(item.raw.len()))
+        {
+            part.items.push(item);
+        }
+        (!part.events.is_empty() || !part.items.is_empty()).then_some(part)
     }
 }
 

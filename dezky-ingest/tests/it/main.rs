@@ -3,7 +3,9 @@
 mod authentik;
 mod files;
 mod intake;
+mod moody;
 mod pump;
+mod replicas;
 mod webhook;
 
 use std::path::{Path, PathBuf};
