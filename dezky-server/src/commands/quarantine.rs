@@ -78,7 +78,7 @@ pub(crate) struct Retry {
     #[arg(long, conflicts_with = "numbers")]
     all: bool,
     /// Of these only those of this source; ocis includes ocis:eu2
-    #[arg(long, value_name = "SOURCE", requires = "all")]
+    #[arg(long, value_name = "SOURCE", requires = "all", conflicts_with = "numbers")]
     source: Option<String>,
 }
 

@@ -4,7 +4,7 @@
 //! remembered, and a log can be compared with it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Debug;
+use std::fmt::{Debug, Write as _};
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use sqlx::{Connection as _, SqliteConnection};
 use tokio::task::JoinHandle;
 
-use crate::support::{Client, WEBHOOK};
+use crate::support::{Client, WEBHOOK, run, stdout};
 
 /// A tenant whose status is changed to and fro.
 const TENANT: &str = "/tenants/acme";
@@ -243,7 +243,7 @@ impl Surroundings {
     }
 
     /// Compares the log with what happened; says what it was.
-    pub(crate) fn check(&self, events: &[Value]) -> String {
+    fn check(&self, events: &[Value]) -> String {
         let happened = self.happened.lock().unwrap();
         let logins: Vec<_> = happened.logins.iter().map(|key| (key.clone(), 1)).collect();
         let lines: Vec<_> = happened.lines.iter().map(|(path, n)| (path.clone(), *n)).collect();
@@ -352,6 +352,29 @@ fn compare(source: &str, expected: &[(String, usize)], mut found: BTreeMap<Strin
     );
 }
 
+/// Reads the whole log, after all has been sent and read, and compares it with what
+/// happened; also says what it was.
+pub(crate) async fn check(
+    client: &Client,
+    database: &mut SqliteConnection,
+    around: &Surroundings,
+    senders: &[Sender],
+) -> (Vec<Value>, String) {
+    let events = client.all("").await;
+    check_order(&events);
+    let mut what = around.check(&events);
+    let _ = write!(what, ", {} events of Stalwart", check_mails(&events, senders));
+    check_quarantine(database).await;
+    (events, what)
+}
+
+/// Checks the log of a server that has ended.
+pub(crate) fn verify(store: &str, events: &[Value]) {
+    let verified = run(&["verify", "--store", store], &[]);
+    assert!(verified.status.success(), "{verified:?}");
+    assert!(stdout(&verified).starts_with(&format!("ok: {} events, head ", events.len())));
+}
+
 /// A mail that was queued.
 struct Mail {
     queue_id: String,
@@ -365,7 +388,7 @@ struct Mail {
 /// ids, in another order, with what happened since.
 pub(crate) struct Sender {
     name: usize,
-    chance: Chance,
+    pub(crate) chance: Chance,
     made: u64,
     /// The counter in the ids, which grows with every serialisation.
     serialised: u64,
@@ -391,9 +414,7 @@ impl Sender {
     /// Sends until the server is gone.
     pub(crate) async fn stream(mut self, client: Client, counters: Arc<Counters>) -> Self {
         loop {
-            for _ in 0..=self.chance.below(4) {
-                self.queue();
-            }
+            self.queue();
             if !self.send(&client, &counters).await {
                 return self;
             }
@@ -401,13 +422,16 @@ impl Sender {
         }
     }
 
-    fn queue(&mut self) {
-        self.made += 1;
-        self.waiting.push(Mail {
-            queue_id: format!("{}{:09}", self.name + 1, self.made),
-            second: now() / 1_000,
-            copies: if self.chance.one_in(10) { 2 } else { 1 },
-        });
+    /// One to four mails are queued.
+    pub(crate) fn queue(&mut self) {
+        for _ in 0..=self.chance.below(4) {
+            self.made += 1;
+            self.waiting.push(Mail {
+                queue_id: format!("{}{:09}", self.name + 1, self.made),
+                second: now() / 1_000,
+                copies: if self.chance.one_in(10) { 2 } else { 1 },
+            });
+        }
     }
 
     /// Sends what waits; false if no answer came.
@@ -471,7 +495,7 @@ impl Sender {
 
 /// Compares the log with what was acknowledged, which must be all that was sent;
 /// says how many.
-pub(crate) fn check_mails(events: &[Value], senders: &[Sender]) -> usize {
+fn check_mails(events: &[Value], senders: &[Sender]) -> usize {
     assert!(senders.iter().all(Sender::is_done));
     let sent: Vec<_> = senders.iter().flat_map(|s| s.acknowledged.iter().cloned()).collect();
     compare("stalwart", &sent, of(events, "stalwart", |event| text(event, "resourceId")));
@@ -516,7 +540,7 @@ impl Operator {
 }
 
 /// What holds of every log: no place twice, none left out, no event of losses.
-pub(crate) fn check_order(events: &[Value]) {
+fn check_order(events: &[Value]) {
     let mut places: Vec<_> = events.iter().map(|event| event["seq"].as_u64().unwrap()).collect();
     places.sort_unstable();
     assert!(places.iter().copied().eq(0..events.len() as u64), "seq has gaps or repetitions");
@@ -529,14 +553,18 @@ fn none<T: Debug>(what: &str, found: impl Iterator<Item = T>) {
     assert!(found.is_empty(), "{what}: {found:#?}");
 }
 
+/// Where a server in `folder` has its log.
+pub(crate) fn store(folder: &Path) -> String {
+    format!("sqlite://{}", folder.join("dezky.db").display())
+}
+
 /// The database of a server in `folder`, beside the server.
 pub(crate) async fn open(folder: &Path) -> SqliteConnection {
-    let url = format!("sqlite://{}", folder.join("dezky.db").display());
-    SqliteConnection::connect(&url).await.unwrap()
+    SqliteConnection::connect(&store(folder)).await.unwrap()
 }
 
 /// Checks that nothing is in the quarantine.
-pub(crate) async fn check_quarantine(database: &mut SqliteConnection) {
+async fn check_quarantine(database: &mut SqliteConnection) {
     let query = "SELECT source || ' ' || reason || ' ' || detail FROM dezky_quarantine";
     let items: Vec<String> = sqlx::query_scalar(query).fetch_all(database).await.unwrap();
     none("quarantined", items.into_iter());
