@@ -104,6 +104,26 @@ fn mapped(raw: &[u8]) -> Redecoded {
 /// or the item stays. Idempotent: an event that is in the log already is not stored
 /// again, and releases the item all the same.
 ///
+/// ```
+/// # use std::sync::Arc;
+/// use dezky_core::rt::TokioRuntime;
+/// use dezky_core::store::MemoryAuditStore;
+/// use dezky_ingest::Intake;
+/// use dezky_ingest::quarantine::{Retried, retry};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> dezky_core::Result<()> {
+/// let runtime = Arc::new(TokioRuntime);
+/// let store = Arc::new(MemoryAuditStore::open(runtime.clone()));
+/// let intake = Intake::new(store, runtime);
+/// for item in intake.store().quarantined(0, 100).await? {
+///     if let Retried::Stays(why) = retry(&intake, &item).await? {
+///         println!("{}: {why}", item.number);
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// Those of [`AuditStore::append`](dezky_core::AuditStore::append).
 pub async fn retry(intake: &Intake, item: &QuarantinedItem) -> Result<Retried> {

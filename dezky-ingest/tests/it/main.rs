@@ -5,6 +5,7 @@ mod files;
 mod intake;
 mod moody;
 mod pump;
+mod quarantine;
 mod replicas;
 mod webhook;
 
