@@ -131,7 +131,7 @@ async fn nothing_is_lost_or_doubled_whenever_the_process_is_killed() {
         }
     }
     let mut database = open(folder.path()).await;
-    until("all that happened", async || around.are_read(&mut database).await).await;
+    around.drain(&mut database).await;
     let (events, what) = check(&process.client, &mut database, &around, &senders).await;
     let changes = operator.check(&process.client, &events).await;
     process.stop().await;

@@ -114,7 +114,7 @@ async fn the_other_server_goes_on_within_two_lease_periods() {
         }
         senders.push(sender);
     }
-    until("all that happened", async || around.are_read(&mut database).await).await;
+    around.drain(&mut database).await;
     let (events, what) = check(&processes[1].client, &mut database, &around, &senders).await;
     for process in processes {
         assert_eq!(process.stderr(), "");

@@ -10,7 +10,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dezky_core::rt::TokioRuntime;
 use dezky_core::{Runtime as _, Timestamp};
@@ -198,8 +198,17 @@ impl Surroundings {
         }
     }
 
+    /// Waits until the log has all of them; for so long that what is missing then is
+    /// lost, which [`check`] names.
+    pub(crate) async fn drain(&self, database: &mut SqliteConnection) {
+        let began = Instant::now();
+        while !self.are_read(database).await && began.elapsed() < Duration::from_mins(1) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Whether the log has as many events of them as there should be.
-    pub(crate) async fn are_read(&self, database: &mut SqliteConnection) -> bool {
+    async fn are_read(&self, database: &mut SqliteConnection) -> bool {
         let (logins, lines) = {
             let happened = self.happened.lock().unwrap();
             (happened.logins.len(), happened.lines.values().sum::<usize>())
