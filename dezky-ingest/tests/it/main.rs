@@ -6,6 +6,7 @@ mod intake;
 mod moody;
 mod pump;
 mod replicas;
+mod speed;
 mod webhook;
 
 use std::path::{Path, PathBuf};
