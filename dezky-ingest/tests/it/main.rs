@@ -4,6 +4,7 @@ mod authentik;
 mod files;
 mod intake;
 mod moody;
+mod outage;
 mod pump;
 mod replicas;
 mod speed;

@@ -12,4 +12,5 @@ mod flags;
 mod kill;
 mod kill_mutations;
 mod seeds;
+mod spool;
 mod support;
