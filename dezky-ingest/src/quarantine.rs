@@ -12,7 +12,7 @@ use dezky_core::{
 };
 use serde_json::value::RawValue;
 
-use crate::intake::{Intake, identity};
+use crate::intake::Intake;
 use crate::{authentik, ocis, stalwart};
 
 /// The annotation of an event that came out of the quarantine.
@@ -165,10 +165,10 @@ pub async fn drop_item(
 ) -> Result<bool> {
     check_note(note)?;
     let QuarantinedItem { number, seen, item } = item;
-    let identity = identity(item);
+    let digest = item.digest();
     let mut metadata = NewMetadata::default();
     metadata.annotate("number", *number);
-    metadata.annotate("key", identity.clone());
+    metadata.annotate("key", digest.clone());
     metadata.annotate("reason", item.reason.clone());
     metadata.annotate("seen", *seen);
     metadata.annotate("note", note);
@@ -176,7 +176,7 @@ pub async fn drop_item(
         resource_type: Some("source".into()),
         resource_id: Some(item.source.clone()),
         // Two who drop it at once say so once.
-        external_id: Some(format!("dropped:{number}:{identity}")),
+        external_id: Some(format!("dropped:{number}:{digest}")),
         metadata,
         ..NewEvent::new("ingest.quarantine_dropped", actor)
     };

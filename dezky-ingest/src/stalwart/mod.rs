@@ -13,6 +13,7 @@ mod receiver;
 mod redact;
 mod verbs;
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use dezky_core::canonical::canonicalize;
@@ -107,15 +108,20 @@ pub fn decode(
         // hash, too, would let a secret be guessed.
         item("not_json", format!("not_json:{size}"), detail, "")
     };
-    let clean = match Doc::parse(text) {
-        Ok(doc) => redact::redact(&doc),
-        Err(error) => {
-            decoded.quarantine.push(not_json(&error));
-            return decoded;
-        }
+    let clean;
+    // From here on nobody sees the text but without its secrets. Most have none, and
+    // are not read again.
+    let doc = match Doc::parse(text) {
+        Ok(whole) => match redact::redact(&whole) {
+            Cow::Borrowed(_) => Ok(whole),
+            Cow::Owned(text) => {
+                clean = text;
+                Doc::parse(&clean)
+            }
+        },
+        Err(error) => Err(error),
     };
-    // From here on nobody sees the text but without its secrets.
-    let doc = match Doc::parse(&clean) {
+    let doc = match doc {
         Ok(doc) => doc,
         Err(error) => {
             decoded.quarantine.push(not_json(&error));

@@ -4,9 +4,11 @@ mod authentik;
 mod files;
 mod intake;
 mod moody;
+mod outage;
 mod pump;
 mod quarantine;
 mod replicas;
+mod speed;
 mod webhook;
 
 use std::path::{Path, PathBuf};

@@ -13,7 +13,7 @@ use dezky_core::{AuditStore, Error, ErrorKind, Result, SealedEvent};
 
 /// How a [`Moody`] store takes appends.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Mood {
+pub(crate) enum Mood {
     Up,
     /// Fails at once with this kind.
     Failing(ErrorKind),
@@ -27,29 +27,29 @@ pub enum Mood {
 
 /// An append that was asked for.
 #[derive(Debug, PartialEq)]
-pub struct Asked {
-    pub events: usize,
-    pub items: usize,
-    pub cursor: bool,
+pub(crate) struct Asked {
+    pub(crate) events: usize,
+    pub(crate) items: usize,
+    pub(crate) cursor: bool,
 }
 
-pub struct Moody {
-    pub inner: Arc<dyn AuditStore>,
+pub(crate) struct Moody {
+    pub(crate) inner: Arc<dyn AuditStore>,
     mood: Mutex<Mood>,
     asked: Mutex<Vec<Asked>>,
 }
 
 impl Moody {
-    pub fn new(inner: Arc<dyn AuditStore>) -> Arc<Self> {
+    pub(crate) fn new(inner: Arc<dyn AuditStore>) -> Arc<Self> {
         Arc::new(Self { inner, mood: Mutex::new(Mood::Up), asked: Mutex::default() })
     }
 
-    pub fn set(&self, mood: Mood) {
+    pub(crate) fn set(&self, mood: Mood) {
         *self.mood.lock().unwrap() = mood;
     }
 
     /// The appends since the last time.
-    pub fn asked(&self) -> Vec<Asked> {
+    pub(crate) fn asked(&self) -> Vec<Asked> {
         std::mem::take(&mut self.asked.lock().unwrap())
     }
 

@@ -16,4 +16,5 @@ mod kill_mutations;
 mod load;
 mod quarantine;
 mod seeds;
+mod spool;
 mod support;
