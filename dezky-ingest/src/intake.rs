@@ -320,9 +320,9 @@ impl<'d> Tenants<'d> {
 
     /// Finds the tenant of an event that has none.
     async fn find_missing(&mut self, pulled: &mut PulledEvent) {
-        let NewEvent { tenant_slug, metadata, .. } = &pulled.event;
+        let event = &pulled.event;
         // A source that could not find out has said so.
-        if tenant_slug.is_none() && metadata.annotation(TENANT_BY).is_none() {
+        if event.tenant_slug.is_none() && event.metadata.annotation(TENANT_BY).is_none() {
             self.find(pulled).await;
         }
     }
