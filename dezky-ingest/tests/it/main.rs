@@ -6,6 +6,7 @@ mod intake;
 mod moody;
 mod outage;
 mod pump;
+mod quarantine;
 mod replicas;
 mod speed;
 mod webhook;
