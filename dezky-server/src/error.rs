@@ -101,7 +101,7 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
     }
 
-    /// 503: as many webhooks are under way as may be.
+    /// 503: as many bytes of webhooks are under way as may be.
     pub fn too_many_webhooks() -> Self {
         let detail = "too many webhooks are under way: try again";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_webhooks", detail)

@@ -203,7 +203,8 @@ async fn open(config: Config) -> Result<AppState, Failure> {
         }
         stalwart.insert(source.clone(), Arc::new(receiver));
     }
-    Ok(Arc::new(App { config, platform, stalwart, webhooks: Webhooks::default() }))
+    let webhooks = Webhooks::new(config.max_body_bytes);
+    Ok(Arc::new(App { config, platform, stalwart, webhooks }))
 }
 
 /// The workers for what is configured, unless workers are switched off.

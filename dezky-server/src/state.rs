@@ -25,31 +25,43 @@ pub struct App {
     pub webhooks: Webhooks,
 }
 
-/// The most webhooks at a time: each may hold a body of the largest size, and what is
-/// made of it.
-const MAX_WEBHOOKS: u32 = 16;
+/// The bytes of bodies under way at a time, unless one body may have more.
+const WEBHOOK_BYTES: usize = 256 << 20;
+/// The least that a body counts for, as something is made of it.
+const MIN_BODY_BYTES: usize = 64 << 10;
+/// What one place stands for.
+const PLACE_BYTES: usize = 1 << 10;
 
-/// How many webhooks are under way.
-pub struct Webhooks(Arc<Semaphore>);
-
-impl Default for Webhooks {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MAX_WEBHOOKS as usize)))
-    }
+/// The webhooks under way, counted by the bytes of their bodies.
+pub struct Webhooks {
+    places: Arc<Semaphore>,
+    all: u32,
 }
 
 impl Webhooks {
-    /// A place for one more, held until it is answered; `None` if there is none.
-    pub fn begin(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.0).try_acquire_owned().ok()
+    /// Room for bodies of at most `max_body_bytes`.
+    pub fn new(max_body_bytes: usize) -> Self {
+        let all = places(WEBHOOK_BYTES.max(max_body_bytes));
+        Self { places: Arc::new(Semaphore::new(all as usize)), all }
+    }
+
+    /// The places for a body of at most `bytes`, held until it is answered; `None` if
+    /// there is no room.
+    pub fn begin(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let places = places(bytes.max(MIN_BODY_BYTES)).min(self.all);
+        Arc::clone(&self.places).try_acquire_many_owned(places).ok()
     }
 
     /// Resolves when none is under way, and lets none begin from then on.
     pub async fn end(&self) {
-        if let Ok(places) = self.0.acquire_many(MAX_WEBHOOKS).await {
+        if let Ok(places) = self.places.acquire_many(self.all).await {
             places.forget();
         }
     }
+}
+
+fn places(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(PLACE_BYTES)).unwrap_or(u32::MAX)
 }
 
 impl Deref for App {

@@ -7,9 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dezky_core::source::TenantDirectory;
 use dezky_core::store::ListQuery;
-use dezky_core::{
-    AuditLog, AuditStore as _, Error, ErrorKind, NewEvent, Result, Spool, SpoolConfig,
-};
+use dezky_core::{AuditLog, Error, ErrorKind, NewEvent, Result, Spool, SpoolConfig};
 use dezky_ingest::Taken;
 use dezky_ingest::signature::Secrets;
 use dezky_ingest::stalwart::StalwartReceiver;
@@ -178,7 +176,7 @@ fn a_torn_tail_is_mended_by_the_sender() {
         let bytes = std::fs::read(world.spool()).unwrap();
         let World { place, log, receiver, .. } = world;
         drop((log, receiver));
-        for end in [whole + 5, (whole + bytes.len()) / 2, bytes.len() - 1] {
+        for end in [whole + 5, usize::midpoint(whole, bytes.len()), bytes.len() - 1] {
             std::fs::write(place.path("audit.spool"), &bytes[..end]).unwrap();
             let config = SpoolConfig::new(place.path("audit.spool"));
             let runtime = Arc::clone(place.intake().runtime());

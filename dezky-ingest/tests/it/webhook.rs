@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dezky_core::store::ListQuery;
-use dezky_core::{Actor, ErrorKind, NewEvent, PulledEvent, Runtime as _};
+use dezky_core::{Actor, ErrorKind, NewEvent, PulledEvent};
 use dezky_ingest::signature::Secrets;
 use dezky_ingest::stalwart::StalwartReceiver;
 

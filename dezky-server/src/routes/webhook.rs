@@ -48,8 +48,10 @@ async fn receive(
         .stalwart
         .get(source)
         .ok_or_else(|| Problem::not_found("no such webhook is configured"))?;
-    let place = state.webhooks.begin().ok_or_else(Problem::too_many_webhooks)?;
-    let body = body::read(body, headers, state.config.max_body_bytes).await?;
+    let max_bytes = state.config.max_body_bytes;
+    let bytes = body::announced(headers).map_or(max_bytes, |bytes| bytes.min(max_bytes));
+    let place = state.webhooks.begin(bytes).ok_or_else(Problem::too_many_webhooks)?;
+    let body = body::read(body, headers, max_bytes).await?;
     let signature = headers.get(signature::HEADER).and_then(|value| value.to_str().ok());
     let signature = signature.map(str::to_owned);
     let client = client_address(peer, headers, &state.config.trusted_proxies);
