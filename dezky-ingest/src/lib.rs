@@ -1,15 +1,21 @@
 #![doc = include_str!("../README.md")]
 
 pub mod authentik;
+mod domain;
+pub mod generic;
 #[cfg(feature = "authentik")]
 pub mod http;
 pub mod intake;
+mod json;
+mod keys;
 pub mod ocis;
 pub mod pump;
+mod secrets;
 pub mod signature;
 pub mod stalwart;
 #[cfg(feature = "testkit")]
 pub mod testkit;
+mod webhook;
 
 pub use intake::{Intake, Taken};
 pub use pump::{Pump, PumpConfig, PumpStatus, Tick};

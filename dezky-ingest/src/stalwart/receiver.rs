@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
-use dezky_core::store::AppendOptions;
 use dezky_core::{Error, ErrorKind, Result};
 
 use super::decode;
 use crate::intake::{Intake, Taken};
 use crate::signature::Secrets;
+use crate::webhook::take_in_parts;
 
 /// Takes signed webhooks of one Stalwart instance into the log.
 pub struct StalwartReceiver {
@@ -63,28 +63,6 @@ impl StalwartReceiver {
         self.secrets.verify(signature, body)?;
         let now = self.intake.runtime().now();
         let decoded = decode(&self.source, body, client_ip, now);
-        let mut taken = Taken::default();
-        // Senders set no limit to a batch. Parts may be stored in several
-        // appends: each event has an identity, so a repeated body adds none.
-        let mut events = decoded.events.into_iter().peekable();
-        let mut quarantine = decoded.quarantine.into_iter().peekable();
-        while events.peek().is_some() || quarantine.peek().is_some() {
-            let part = events.by_ref().take(PART_EVENTS).collect();
-            let items = quarantine.by_ref().take(PART_ITEMS).collect();
-            taken += self.intake.take(part, items, AppendOptions::default()).await?;
-        }
-        tracing::info!(
-            source = self.source,
-            stored = taken.stored,
-            duplicates = taken.duplicates,
-            quarantined = taken.quarantined,
-            "webhook received"
-        );
-        Ok(taken)
+        take_in_parts(&self.intake, &self.source, decoded.events, decoded.quarantine, 0).await
     }
 }
-
-/// Events of one append; with the quarantine's and its notices within the
-/// store's bound.
-const PART_EVENTS: usize = 4_000;
-const PART_ITEMS: usize = 1_000;
