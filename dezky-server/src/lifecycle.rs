@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dezky_core::store::AuditStore;
 use dezky_ingest::authentik::{AuthentikConfig, AuthentikSource};
+use dezky_ingest::generic::GenericReceiver;
 use dezky_ingest::ocis::{OcisConfig, OcisTail};
 use dezky_ingest::stalwart::StalwartReceiver;
 use dezky_ingest::{Intake, Pump, PumpConfig};
@@ -14,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::{AuthentikApi, Config, OcisLog, reason};
+use crate::config::{AuthentikApi, Config, OcisLog, SourceConfig, reason};
 use crate::error::Failure;
 use crate::platform::Platform;
 use crate::state::{App, AppState};
@@ -185,7 +186,14 @@ async fn open(config: Config) -> Result<AppState, Failure> {
             .map_err(|error| Failure::usage(error.to_string()))?;
         stalwart.insert(source.clone(), receiver);
     }
-    Ok(Arc::new(App { config, platform, stalwart }))
+    let receives = |(name, source): (&String, &SourceConfig)| {
+        let secrets = source.secrets.clone()?;
+        let receiver =
+            GenericReceiver::new(source.mapping.clone(), secrets, platform.intake.clone());
+        Some((name.clone(), receiver))
+    };
+    let sources = config.sources.iter().filter_map(receives).collect();
+    Ok(Arc::new(App { config, platform, stalwart, sources }))
 }
 
 /// The workers for what is configured, unless workers are switched off.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use dezky_ingest::generic::GenericReceiver;
 use dezky_ingest::stalwart::StalwartReceiver;
 
 use crate::config::Config;
@@ -20,6 +21,8 @@ pub struct App {
     pub platform: Platform,
     /// The webhooks of Stalwart by source name.
     pub stalwart: BTreeMap<String, StalwartReceiver>,
+    /// The webhooks of declared sources by name.
+    pub sources: BTreeMap<String, GenericReceiver>,
 }
 
 impl Deref for App {
