@@ -8,6 +8,7 @@ pub mod ocis;
 pub mod pump;
 pub mod signature;
 pub mod stalwart;
+pub mod tail;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
