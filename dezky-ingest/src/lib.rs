@@ -13,6 +13,7 @@ pub mod pump;
 mod secrets;
 pub mod signature;
 pub mod stalwart;
+pub mod tail;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 mod webhook;
