@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dezky_core::store::AuditStore;
 use dezky_ingest::authentik::{AuthentikConfig, AuthentikSource};
-use dezky_ingest::generic::GenericReceiver;
+use dezky_ingest::generic::{GenericReceiver, MappedLines, Mapping};
 use dezky_ingest::ocis::{OcisConfig, OcisTail};
 use dezky_ingest::stalwart::StalwartReceiver;
 use dezky_ingest::{Intake, Pump, PumpConfig};
@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::{AuthentikApi, Config, OcisLog, SourceConfig, reason};
+use crate::config::{AuthentikApi, Config, FollowedFile, OcisLog, SourceConfig, reason};
 use crate::error::Failure;
 use crate::platform::Platform;
 use crate::state::{App, AppState};
@@ -208,7 +208,12 @@ fn pumps(state: &App) -> Result<Vec<Pump>, Failure> {
         .authentik
         .as_ref()
         .map(|api| poll_authentik(api, &state.platform, AuthentikConfig::pump_config()));
-    ocis.into_iter().chain(authentik).collect()
+    let follow = |source: &SourceConfig| {
+        let file = source.file.as_ref()?;
+        Some(follow_file(&source.mapping, file, &state.intake, PumpConfig::default()))
+    };
+    let files = state.config.sources.values().filter_map(follow);
+    ocis.into_iter().chain(authentik).chain(files).collect()
 }
 
 /// A pump from the events of Authentik.
@@ -238,8 +243,27 @@ pub(crate) fn follow_ocis(
     let tail = OcisTail::new(config, Arc::clone(intake.runtime()))
         .map_err(|error| Failure::usage(format!("ocis: {error}")))?;
     pump.interval = log.poll;
-    // Renewed at every tick. A server that was killed gives nothing back, so this
-    // is how long the next one waits.
-    pump.lease_ttl = (log.poll * 3).max(MIN_LEASE_TTL);
+    pump.lease_ttl = lease_ttl(log.poll);
     Ok(Pump::new(Box::new(tail), intake.clone(), pump))
+}
+
+/// A pump from the file of a declared source.
+fn follow_file(
+    mapping: &Mapping,
+    file: &FollowedFile,
+    intake: &Intake,
+    mut pump: PumpConfig,
+) -> Result<Pump, Failure> {
+    let runtime = Arc::clone(intake.runtime());
+    let tail = MappedLines::follow(mapping.clone(), &file.path, file.max_line_bytes, runtime)
+        .map_err(|error| Failure::usage(format!("sources.{}: {error}", mapping.source())))?;
+    pump.interval = file.poll;
+    pump.lease_ttl = lease_ttl(file.poll);
+    Ok(Pump::new(Box::new(tail), intake.clone(), pump))
+}
+
+/// Renewed at every tick. A server that was killed gives nothing back, so this is how
+/// long the next one waits.
+fn lease_ttl(poll: Duration) -> Duration {
+    (poll * 3).max(MIN_LEASE_TTL)
 }

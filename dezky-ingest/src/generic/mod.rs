@@ -1,12 +1,14 @@
 //! Any other system, by configuration alone: a declared [mapping](MappingConfig) makes
 //! events of the JSON objects that it posts or writes into a file.
 //!
-//! [`decode`] reads a body, [`GenericReceiver`] takes signed ones into the log. The
+//! [`decode`] reads a body, [`GenericReceiver`] takes signed ones into the log;
+//! [`MappedLines`] follows a file. The
 //! mapping is pure and total: every object gives an event, is passed over on purpose, or
 //! goes to the quarantine, and leaves those beside it as they are.
 
 mod action;
 mod config;
+mod file;
 mod mapping;
 mod pointer;
 mod receiver;
@@ -19,6 +21,7 @@ use dezky_core::{Error, ErrorKind, PulledEvent, QuarantineItem, Result, Timestam
 use sha2::{Digest as _, Sha256};
 
 pub use self::config::{ActorMapping, MappingConfig, MappingProblem, ResourceMapping, TimeFormat};
+pub use self::file::MappedLines;
 use self::mapping::Mapped;
 pub use self::mapping::Mapping;
 pub use self::receiver::GenericReceiver;
