@@ -11,5 +11,7 @@ mod directory;
 mod flags;
 mod kill;
 mod kill_mutations;
+mod record;
 mod seeds;
+mod sources;
 mod support;
