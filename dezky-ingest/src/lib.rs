@@ -19,4 +19,4 @@ pub mod testkit;
 mod webhook;
 
 pub use intake::{Intake, Taken};
-pub use pump::{Pump, PumpConfig, PumpStatus, Tick};
+pub use pump::{Pump, PumpConfig, PumpCounts, PumpError, PumpHandle, PumpState, PumpStatus, Tick};

@@ -1,15 +1,12 @@
 //! What the receivers of webhooks share: bodies of any size into the log.
 
-use dezky_core::store::AppendOptions;
 use dezky_core::{PulledEvent, QuarantineItem, Result};
 use sha2::{Digest as _, Sha256};
 
-use crate::intake::{Intake, Taken};
+use crate::intake::{Intake, PartBounds, Parts, Taken};
 
-/// Events of one append; with the quarantine's and its notices within the
-/// store's bound.
-const PART_EVENTS: usize = 4_000;
-const PART_ITEMS: usize = 1_000;
+/// Of one append; with the quarantine's notices within the store's bound.
+const PART: PartBounds = PartBounds { events: 4_000, items: 1_000, bytes: 8 << 20 };
 /// How many odd elements of one body are quarantined each as an item of its own.
 pub(crate) const MAX_ODD: usize = 100;
 /// The most bytes kept of those behind them.
@@ -25,18 +22,15 @@ pub(crate) async fn take_in_parts(
     skipped: u64,
 ) -> Result<Taken> {
     let mut taken = Taken::default();
-    let mut events = events.into_iter().peekable();
-    let mut quarantine = quarantine.into_iter().peekable();
-    while events.peek().is_some() || quarantine.peek().is_some() {
-        let part = events.by_ref().take(PART_EVENTS).collect();
-        let items = quarantine.by_ref().take(PART_ITEMS).collect();
-        taken += intake.take(part, items, AppendOptions::default()).await?;
+    for part in Parts::new(events, quarantine, PART) {
+        taken += intake.take_pushed(part.events, part.items).await?;
     }
     tracing::info!(
         source,
         stored = taken.stored,
         duplicates = taken.duplicates,
         quarantined = taken.quarantined,
+        spooled = taken.spooled,
         skipped,
         "webhook received"
     );

@@ -26,16 +26,16 @@ impl GenericReceiver {
     }
 
     /// Verifies `signature` (the `X-Signature` header) over the raw `body` and
-    /// appends what is in it. When this returns, everything but what the mapping passes
-    /// over is durably in the log or in the quarantine; the same body again changes
+    /// takes in what is in it. When this returns, everything but what the mapping passes
+    /// over is durably in the log, in the quarantine or, if the
+    /// [intake](Intake::with_spool) has one, in the spool; the same body again changes
     /// nothing and answers the same [`Taken::received`].
     ///
     /// # Errors
     /// `signature_invalid`: nothing was read or written. `too_large`: the body has more
     /// than [`MAX_BODY_EVENTS`](super::MAX_BODY_EVENTS), and nothing was written. Those of
-    /// [`AuditStore::append`](dezky_core::AuditStore::append): let the sender come
-    /// again. A large body is appended in parts; those before the error are stored
-    /// and will be duplicates then.
+    /// [`Intake::take_pushed`]: let the sender come again. A large body is taken in
+    /// parts; those before the error are kept and will be duplicates then.
     pub async fn receive(&self, signature: Option<&str>, body: &[u8]) -> Result<Taken> {
         self.secrets.verify(signature, body)?;
         let decoded = decode(&self.mapping, body, self.intake.runtime().now())?;

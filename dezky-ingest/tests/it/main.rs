@@ -4,7 +4,10 @@ mod authentik;
 mod files;
 mod generic;
 mod intake;
+mod moody;
 mod pump;
+mod replicas;
+mod speed;
 mod webhook;
 
 use std::path::{Path, PathBuf};
