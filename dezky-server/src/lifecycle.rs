@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dezky_core::store::AuditStore;
@@ -19,6 +19,7 @@ use crate::config::{AuthentikApi, Config, FollowedFile, OcisLog, SourceConfig, r
 use crate::error::Failure;
 use crate::platform::Platform;
 use crate::state::{App, AppState};
+use crate::webhooks::Webhook;
 use crate::{http, routes};
 
 /// How often the outbox is looked at.
@@ -89,6 +90,7 @@ impl Running {
     /// Runs `pump` until the end.
     pub fn spawn_pump(&mut self, mut pump: Pump) {
         let stop = self.stopped();
+        self.state.add_pump(pump.handle());
         self.spawn("ingest", async move { pump.run(stop).await });
     }
 
@@ -193,8 +195,11 @@ async fn open(config: Config) -> Result<AppState, Failure> {
             GenericReceiver::new(source.mapping.clone(), secrets, platform.intake.clone());
         Some((name.clone(), receiver))
     };
-    let sources = config.sources.iter().filter_map(receives).collect();
-    Ok(Arc::new(App { config, platform, stalwart, sources }))
+    let sources: BTreeMap<_, _> = config.sources.iter().filter_map(receives).collect();
+    let webhooks = stalwart.keys().chain(sources.keys());
+    let webhooks = webhooks.map(|name| (name.clone(), Webhook::default())).collect();
+    let pumps = Mutex::default();
+    Ok(Arc::new(App { config, platform, stalwart, sources, webhooks, pumps }))
 }
 
 /// The workers for what is configured, unless workers are switched off.

@@ -4,6 +4,7 @@ mod audit;
 mod body;
 mod flags;
 mod health;
+mod ingest;
 mod parameters;
 mod partners;
 mod record;
@@ -28,6 +29,7 @@ use crate::state::AppState;
 pub(crate) fn router(state: AppState) -> Router {
     let for_operators = Router::new()
         .route("/audit", get(audit::list).post(record::record))
+        .route("/ingest", get(ingest::list))
         .route("/flags", get(flags::list).post(flags::create))
         .route("/flags/evaluate", post(flags::evaluate))
         .route("/flags/{key}", get(flags::get).patch(flags::update).delete(flags::remove))

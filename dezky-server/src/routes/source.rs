@@ -24,6 +24,7 @@ pub(super) async fn receive(
         .ok_or_else(|| Problem::not_found("no such webhook is configured"))?;
     let body = body::read(body, &headers, state.config.max_body_bytes).await?;
     let signature = headers.get(signature::HEADER).and_then(|value| value.to_str().ok());
-    let taken = receiver.receive(signature, &body).await?;
-    Ok(Json(json!({ "received": taken.received() })))
+    let taken = receiver.receive(signature, &body).await;
+    state.note(&name, &taken);
+    Ok(Json(json!({ "received": taken?.received() })))
 }

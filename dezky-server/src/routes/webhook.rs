@@ -50,6 +50,7 @@ async fn receive(
     let body = body::read(body, headers, state.config.max_body_bytes).await?;
     let signature = headers.get(signature::HEADER).and_then(|value| value.to_str().ok());
     let client = client_address(peer, headers, &state.config.trusted_proxies);
-    let taken = receiver.receive(signature, &body, Some(client)).await?;
-    Ok(Json(json!({ "received": taken.received() })))
+    let taken = receiver.receive(signature, &body, Some(client)).await;
+    state.note(source, &taken);
+    Ok(Json(json!({ "received": taken?.received() })))
 }

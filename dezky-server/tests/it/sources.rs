@@ -191,6 +191,49 @@ async fn a_file_is_followed_over_rotation_and_restarts() {
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_way_in_says_how_it_is_doing() {
+    let token = "operator-token-0123456789";
+    let folder = tempfile::tempdir().unwrap();
+    let server = start_in(folder, SHOP, &[("DEZKY_OPERATOR_TOKEN", token)]).await;
+    server.client.get("/ingest").await.problem(401, "unauthorized");
+    let client = server.client.with_token(token);
+    let find = async |name: &str, kind: &str| -> Value {
+        let listed = client.get("/ingest").await.with_status(200);
+        assert_eq!(listed["workersEnabled"], true);
+        let sources = listed["sources"].as_array().unwrap();
+        assert_eq!(sources.len(), 4, "{sources:?}");
+        let is_it = |source: &&Value| source["name"] == name && source["kind"] == kind;
+        sources.iter().find(is_it).unwrap_or_else(|| panic!("{name} {kind}")).clone()
+    };
+    let quiet = find("stalwart", "webhook").await;
+    assert_eq!((&quiet["lastSuccess"], &quiet["lastError"]), (&Value::Null, &Value::Null));
+
+    let body = json!([order("e-1"), {"no": "event"}]).to_string();
+    for _ in 0..2 {
+        server.client.post_signed("/ingest/shop/webhook", &body).await.with_status(200);
+    }
+    let unsigned = server.client.request(Method::POST, "/ingest/shop/webhook").body("{}");
+    server.client.send(unsigned).await.problem(401, "signature_invalid");
+    let posts = find("shop", "webhook").await;
+    assert_eq!(
+        posts["counts"],
+        json!({
+            "accepted": 2, "refused": 1, "stored": 1, "duplicates": 1, "conflicts": 0,
+            "quarantined": 1, "spooled": 0,
+        })
+    );
+    assert_eq!(posts["lastError"]["code"], "signature_invalid");
+    assert!(posts["lastSuccess"].is_string());
+
+    append(&server.folder.path().join("shop.ndjson"), &format!("{}\n", order("e-2")));
+    let taken = async || find("shop", "file").await["counts"]["stored"] == 1;
+    until("the count of the file", taken).await;
+    let file = find("shop", "file").await;
+    assert_eq!((&file["state"], &file["lastError"]), (&json!("running"), &Value::Null));
+    server.stop().await;
+}
+
 /// What `config check` says about a file and an environment that it refuses.
 fn refused(text: &str, environment: &[(&str, &str)]) -> String {
     let folder = tempfile::tempdir().unwrap();
