@@ -10,6 +10,7 @@ mod json;
 mod keys;
 pub mod ocis;
 pub mod pump;
+pub mod quarantine;
 mod secrets;
 pub mod signature;
 pub mod stalwart;

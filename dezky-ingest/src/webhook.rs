@@ -9,6 +9,8 @@ use crate::intake::{Intake, PartBounds, Parts, Taken};
 const PART: PartBounds = PartBounds { events: 4_000, items: 1_000, bytes: 8 << 20 };
 /// How many odd elements of one body are quarantined each as an item of its own.
 pub(crate) const MAX_ODD: usize = 100;
+/// The reason of those behind them.
+pub(crate) const TOO_MANY_ODD: &str = "too_many_odd";
 /// The most bytes kept of those behind them.
 const REST_RAW_MAX: usize = 64 << 10;
 
@@ -72,7 +74,7 @@ impl OddItems {
         let rest = QuarantineItem {
             source: first.source.clone(),
             key: format!("more:{}", hex::encode(self.keys.finalize())),
-            reason: "too_many_odd".into(),
+            reason: TOO_MANY_ODD.into(),
             detail: format!("{} more of {events} events can't be read", self.more),
             raw: raw[..raw.floor_char_boundary(REST_RAW_MAX)].into(),
             at: first.at,

@@ -164,12 +164,19 @@ impl Mapping {
         let outcome = self.outcome(object, &mut metadata);
         let actor = self.actor(object, &mut metadata);
         let external_id = self.id(object, &mut metadata);
+        let resource_id = text(&self.resource_id, object);
+        let resource_name = text(&self.resource_name, object);
+        // A kind that is said of all events says nothing where there is no such thing.
+        let is_declared = self.resource_id.is_some() || self.resource_name.is_some();
+        let is_there = resource_id.is_some() || resource_name.is_some() || !is_declared;
+        let resource_type =
+            text(&self.resource_type, object).filter(|_| is_there).map(|kind| cut(kind, SLUG_MAX));
         let mut event = NewEvent {
             at: Some(at),
             outcome,
-            resource_type: text(&self.resource_type, object).map(|kind| cut(kind, SLUG_MAX)),
-            resource_id: text(&self.resource_id, object),
-            resource_name: text(&self.resource_name, object),
+            resource_type,
+            resource_id,
+            resource_name,
             partner_slug: text(&self.partner, object).filter(|slug| slug.len() <= SLUG_MAX),
             source: self.source.clone(),
             external_id,

@@ -17,6 +17,7 @@ mod tail;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::map::redecode;
 pub use self::map::{
     ActionContext, Class, LineContext, MUTATIONS, OcisOptions, Optional, SYSTEM, classify_action,
     classify_type, decode_line, decode_unterminated, line_key, too_long,

@@ -11,7 +11,7 @@ use crate::state::AppState;
 pub(super) async fn list(State(state): State<AppState>) -> Json<Value> {
     let pumps = state.pumps.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let mut sources: Vec<Value> = pumps.iter().map(pump).collect();
-    for (name, webhook) in &state.webhooks {
+    for (name, webhook) in &state.statuses {
         let status = webhook.status();
         sources.push(entry(name, "webhook", json!(status)));
     }

@@ -1,12 +1,14 @@
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use dezky_ingest::signature;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::body;
 use super::parameters::Name;
+use super::{body, webhook};
 use crate::error::Problem;
 use crate::state::AppState;
 
@@ -22,9 +24,11 @@ pub(super) async fn receive(
         .sources
         .get(&name)
         .ok_or_else(|| Problem::not_found("no such webhook is configured"))?;
+    let receiver = Arc::clone(receiver);
+    let place = state.webhooks.begin().ok_or_else(Problem::too_many_webhooks)?;
     let body = body::read(body, &headers, state.config.max_body_bytes).await?;
     let signature = headers.get(signature::HEADER).and_then(|value| value.to_str().ok());
-    let taken = receiver.receive(signature, &body).await;
-    state.note(&name, &taken);
-    Ok(Json(json!({ "received": taken?.received() })))
+    let signature = signature.map(str::to_owned);
+    let work = async move { receiver.receive(signature.as_deref(), &body).await };
+    webhook::answer(&state, &name, place, work).await
 }

@@ -1,11 +1,13 @@
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, State};
 use axum::http::HeaderMap;
-use dezky_ingest::signature;
+use dezky_ingest::{Taken, signature};
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::body;
 use super::parameters::Name;
@@ -47,10 +49,33 @@ async fn receive(
         .stalwart
         .get(source)
         .ok_or_else(|| Problem::not_found("no such webhook is configured"))?;
+    let place = state.webhooks.begin().ok_or_else(Problem::too_many_webhooks)?;
     let body = body::read(body, headers, state.config.max_body_bytes).await?;
     let signature = headers.get(signature::HEADER).and_then(|value| value.to_str().ok());
+    let signature = signature.map(str::to_owned);
     let client = client_address(peer, headers, &state.config.trusted_proxies);
-    let taken = receiver.receive(signature, &body, Some(client)).await;
-    state.note(source, &taken);
-    Ok(Json(json!({ "received": taken?.received() })))
+    let receiver = Arc::clone(receiver);
+    answer(&state, source, place, async move {
+        receiver.receive(signature.as_deref(), &body, Some(client)).await
+    })
+    .await
+}
+
+/// Does the work of a request in a task of its own, so that a sender that hangs up does
+/// not stop what it has begun, and answers when it is done.
+pub(super) async fn answer(
+    state: &AppState,
+    source: &str,
+    place: OwnedSemaphorePermit,
+    work: impl Future<Output = dezky_core::Result<Taken>> + Send + 'static,
+) -> Result<Json<Value>, Problem> {
+    let (noted, source) = (AppState::clone(state), source.to_owned());
+    let work = tokio::spawn(async move {
+        let taken = work.await;
+        noted.note(&source, &taken);
+        drop(place);
+        taken
+    });
+    let taken = work.await.map_err(|_| Problem::broken_down())??;
+    Ok(Json(json!({ "received": taken.received() })))
 }
