@@ -1,5 +1,6 @@
 //! Files of JSON lines, one event each.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -55,7 +56,8 @@ impl MappedLines {
             }
         };
         let clean = self.0.clean(doc.root());
-        match self.0.map(doc.root(), &clean, line.now) {
+        let is_redacted = matches!(clean, Cow::Owned(_));
+        match self.0.map(doc.root(), &clean, is_redacted, line.now) {
             Mapped::Event(mut pulled) => {
                 pulled.event.external_id.get_or_insert_with(|| line.key());
                 Decoded::Event(pulled)

@@ -121,23 +121,26 @@ impl Mapping {
         redact::redact(object, &self.redact)
     }
 
-    /// What an object is; `clean` is what [`Self::clean`] made of it.
+    /// What an object is; `clean` is what [`Self::clean`] made of it, and whether that
+    /// hid something.
     pub(super) fn map(
         &self,
         object: Value<'_>,
-        clean: &Cow<'_, str>,
+        clean: &str,
+        is_redacted: bool,
         received_at: Timestamp,
     ) -> Mapped {
         let again;
-        let object = match clean {
-            Cow::Borrowed(_) => object,
-            Cow::Owned(text) => match Doc::parse(text) {
+        let object = if is_redacted {
+            match Doc::parse(clean) {
                 Ok(doc) => {
                     again = doc;
                     again.root()
                 }
                 Err(_) => return Mapped::Odd("not_json", "is not JSON without its secrets"),
-            },
+            }
+        } else {
+            object
         };
         if !object.is_object() {
             return Mapped::Odd("not_an_object", "is not an object");
@@ -155,29 +158,30 @@ impl Mapping {
         if verb.is_empty() {
             return Mapped::Odd("no_action", "has no letter or digit in its action");
         }
-        let mut metadata = NewMetadata::from_source(&**clean);
+        let mut metadata = NewMetadata::from_source(clean);
         metadata.annotate("rawAction", head(&raw_action));
-        if matches!(clean, Cow::Owned(_)) {
+        if is_redacted {
             metadata.annotate("redacted", true);
         }
         let at = self.time(object, received_at, &mut metadata);
         let outcome = self.outcome(object, &mut metadata);
         let actor = self.actor(object, &mut metadata);
         let external_id = self.id(object, &mut metadata);
-        let resource_id = text(&self.resource_id, object);
-        let resource_name = text(&self.resource_name, object);
+        let resource_id = text(self.resource_id.as_ref(), object);
+        let resource_name = text(self.resource_name.as_ref(), object);
         // A kind that is said of all events says nothing where there is no such thing.
         let is_declared = self.resource_id.is_some() || self.resource_name.is_some();
         let is_there = resource_id.is_some() || resource_name.is_some() || !is_declared;
-        let resource_type =
-            text(&self.resource_type, object).filter(|_| is_there).map(|kind| cut(kind, SLUG_MAX));
+        let resource_type = text(self.resource_type.as_ref(), object)
+            .filter(|_| is_there)
+            .map(|kind| cut(kind, SLUG_MAX));
         let mut event = NewEvent {
             at: Some(at),
             outcome,
             resource_type,
             resource_id,
             resource_name,
-            partner_slug: text(&self.partner, object).filter(|slug| slug.len() <= SLUG_MAX),
+            partner_slug: text(self.partner.as_ref(), object).filter(|slug| slug.len() <= SLUG_MAX),
             source: self.source.clone(),
             external_id,
             metadata,
@@ -220,10 +224,10 @@ impl Mapping {
     }
 
     fn actor(&self, object: Value<'_>, metadata: &mut NewMetadata) -> Actor {
-        let id = text(&self.actor_id, object);
-        let email = text(&self.actor_email, object);
-        let ip = text(&self.actor_ip, object).map(|ip| without_port(&ip).unwrap_or(ip));
-        let raw = text(&self.actor_type, object);
+        let id = text(self.actor_id.as_ref(), object);
+        let email = text(self.actor_email.as_ref(), object);
+        let ip = text(self.actor_ip.as_ref(), object).map(|ip| without_port(&ip).unwrap_or(ip));
+        let raw = text(self.actor_type.as_ref(), object);
         let said = raw.as_ref().and_then(|raw| raw.to_ascii_lowercase().parse().ok());
         if let (Some(raw), None) = (&raw, said) {
             metadata.annotate("rawActorType", head(raw));
@@ -243,18 +247,18 @@ impl Mapping {
     }
 
     fn hints(&self, object: Value<'_>) -> Vec<TenantHint> {
-        let slug = text(&self.tenant, object)
+        let slug = text(self.tenant.as_ref(), object)
             .filter(|slug| slug.len() <= SLUG_MAX)
             .map(|slug| TenantHint::Slug { slug, via: "mapping" });
-        let domain = text(&self.tenant_domain, object)
+        let domain = text(self.tenant_domain.as_ref(), object)
             .and_then(|text| address_domain(&text))
             .map(TenantHint::Domain);
         slug.into_iter().chain(domain).collect()
     }
 }
 
-fn text(term: &Option<Term>, object: Value<'_>) -> Option<String> {
-    term.as_ref()?.text(object).map(Cow::into_owned)
+fn text(term: Option<&Term>, object: Value<'_>) -> Option<String> {
+    term?.text(object).map(Cow::into_owned)
 }
 
 fn head(text: &str) -> &str {
@@ -422,7 +426,7 @@ impl Compiler<'_> {
                     "has more than {max} bytes: shorten it, or name a place, which begins with /"
                 ),
             )),
-            literal => Ok(Some(literal)),
+            literal @ Term::Literal(_) => Ok(Some(literal)),
         }
     }
 

@@ -16,6 +16,8 @@ mod redact;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+
 use dezky_core::canonical::canonicalize;
 use dezky_core::{Error, ErrorKind, PulledEvent, QuarantineItem, Result, Timestamp};
 use sha2::{Digest as _, Sha256};
@@ -109,7 +111,8 @@ pub fn decode(mapping: &Mapping, body: &[u8], received_at: Timestamp) -> Result<
     let count = objects.len();
     for (index, object) in objects.into_iter().enumerate() {
         let clean = mapping.clean(object);
-        match mapping.map(object, &clean, received_at) {
+        let is_redacted = matches!(clean, Cow::Owned(_));
+        match mapping.map(object, &clean, is_redacted, received_at) {
             Mapped::Event(mut pulled) => {
                 pulled.event.external_id.get_or_insert_with(|| {
                     // It is a part of a document, so it is JSON.

@@ -82,7 +82,7 @@ mod tests {
         let places: Vec<_> = places.iter().map(|place| Pointer::parse(place).unwrap()).collect();
         assert_eq!(redact(Doc::parse(text).unwrap().root(), &places), expected);
         // Inside another document, and a second time.
-        let outer = format!(r#" [ 1, {text}]"#);
+        let outer = format!(" [ 1, {text}]");
         let outer = Doc::parse(&outer).unwrap();
         let inner = outer.root().elements().nth(1).unwrap();
         let clean = redact(inner, &places).into_owned();

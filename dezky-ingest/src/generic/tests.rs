@@ -118,6 +118,16 @@ fn what_is_missing() {
 }
 
 #[test]
+fn a_kind_needs_a_thing_where_one_is_declared() {
+    let kind = |declared: Json, object: Json| event(declared, object).event.resource_type;
+    let order = || json!({"action": "x", "resource": {"type": "order", "name": "/title"}});
+    assert_eq!(kind(order(), json!({"title": "t"})).as_deref(), Some("order"));
+    assert_eq!(kind(order(), json!({})), None);
+    let alone = json!({"action": "x", "resource": {"type": "order"}});
+    assert_eq!(kind(alone, json!({})).as_deref(), Some("order"));
+}
+
+#[test]
 fn times() {
     for (format, spelled, expected) in [
         ("seconds", json!(1_786_960_800), Some("2026-08-17T10:00:00Z")),

@@ -147,14 +147,17 @@ impl Given {
             partner_slug: self.partner_slug,
             source,
             external_id: self.external_id,
-            metadata: self.metadata.map_or_else(|| Ok(NewMetadata::default()), metadata)?,
+            metadata: self
+                .metadata
+                .as_ref()
+                .map_or_else(|| Ok(NewMetadata::default()), metadata)?,
             ..NewEvent::new(self.action, actor)
         })
     }
 }
 
 /// The caller's metadata, of whose `_dezky` only what may be said by others is taken.
-fn metadata(given: Metadata) -> Result<NewMetadata, String> {
+fn metadata(given: &Metadata) -> Result<NewMetadata, String> {
     let Value::Object(mut members) = given.to_value() else {
         return Err("metadata must be an object".into());
     };
