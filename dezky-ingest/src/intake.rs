@@ -9,7 +9,7 @@ use std::vec::IntoIter;
 
 use dezky_core::source::{PulledEvent, QuarantineItem, TenantDirectory, TenantHint};
 use dezky_core::store::{AppendOptions, Appended, AuditStore, ReceiptStatus};
-use dezky_core::{AuditLog, Error, ErrorKind, Kept, NewEvent, Result, Runtime, SealedEvent};
+use dezky_core::{AuditLog, Error, ErrorKind, Kept, Result, Runtime, SealedEvent};
 use futures_util::future::{Either, select};
 
 /// The annotation that says how the tenant was found.

@@ -2,6 +2,7 @@
 
 mod authentik;
 mod files;
+mod generic;
 mod intake;
 mod moody;
 mod outage;

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{ENOSPC_GLUED, FIRST_GENERATION};
-use crate::ocis::{Cursor, OcisConfig, OcisTail};
+use crate::ocis::{OcisConfig, OcisTail};
+use crate::tail::Cursor;
 
 /// A directory with a log file, a tail on it and what the tail has brought.
 struct Bench {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::frame::{Frame, Framer};
-use super::map::{self, Decoded, Digest, LineContext, OcisOptions};
+use super::{Decoded, Digest, Line, LineDecoder};
 
 /// The most bytes of a first line that go into the hash of its generation.
 pub const GENERATION_MAX_BYTES: u64 = 16 << 20;
@@ -205,7 +205,7 @@ impl Cursor {
         Self::read(text).ok_or_else(|| {
             Error::new(
                 ErrorKind::CursorInvalid,
-                "the cursor of the oCIS tail must be <inode>:<position>, with or without its \
+                "the cursor of a file tail must be <inode>:<position>, with or without its \
                  verification data; delete it to read again from the beginning, which stores \
                  nothing twice",
             )
@@ -298,17 +298,6 @@ impl GenerationHash {
     }
 }
 
-/// What every line is read with.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// The source's name.
-    pub source: String,
-    /// The longest line.
-    pub max_line_bytes: usize,
-    /// What is let through.
-    pub options: OcisOptions,
-}
-
 /// What a pull has brought so far.
 #[derive(Debug)]
 pub struct Batch {
@@ -361,9 +350,9 @@ impl Batch {
 }
 
 /// The reading of one generation from a place on.
-#[derive(Debug)]
 pub struct Reading<'a> {
-    settings: &'a Settings,
+    source: &'a str,
+    decoder: &'a dyn LineDecoder,
     generation: Digest,
     now: Timestamp,
     place: Place,
@@ -371,10 +360,18 @@ pub struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    /// Goes on at `place` in the generation.
-    pub fn new(settings: &'a Settings, generation: Digest, now: Timestamp, place: Place) -> Self {
-        let framer = Framer::new(place.position, settings.max_line_bytes);
-        Self { settings, generation, now, place, framer }
+    /// Goes on at `place` in the generation, for `source` and with lines up to
+    /// `max_line_bytes`.
+    pub fn new(
+        source: &'a str,
+        decoder: &'a dyn LineDecoder,
+        max_line_bytes: usize,
+        generation: Digest,
+        now: Timestamp,
+        place: Place,
+    ) -> Self {
+        let framer = Framer::new(place.position, max_line_bytes);
+        Self { source, decoder, generation, now, place, framer }
     }
 
     /// The offset of the bytes that [`push`](Self::push) takes next.
@@ -384,23 +381,18 @@ impl<'a> Reading<'a> {
 
     /// Takes the next bytes; breaks as soon as `batch` is full.
     pub fn push(&mut self, chunk: &[u8], batch: &mut Batch) -> ControlFlow<()> {
-        let context = LineContext {
-            source: &self.settings.source,
-            options: self.settings.options,
-            generation: &self.generation,
-            now: self.now,
-        };
-        let place = &mut self.place;
-        self.framer.push(chunk, |frame| {
+        let Self { source, decoder, generation, now, place, framer } = self;
+        framer.push(chunk, |frame| {
+            let line = line_of(source, generation, *now, true, frame);
             let verified = match frame {
-                Frame::Line { offset, bytes } => {
-                    map::decode_line(context, offset, bytes, &mut place.last_time, |decoded| {
+                Frame::Line { bytes, .. } => {
+                    decoder.decode(line, &mut place.last_time, &mut |decoded| {
                         batch.decoded(decoded);
                     });
                     bytes
                 }
-                Frame::TooLong { offset, bytes, head, tail } => {
-                    batch.quarantined(map::too_long(context, offset, bytes, head));
+                Frame::TooLong { bytes, tail, .. } => {
+                    batch.quarantined(decoder.too_long(line, bytes));
                     tail
                 }
             };
@@ -417,22 +409,15 @@ impl<'a> Reading<'a> {
     /// Takes the bytes behind the last `\n`, for a file that will not grow any
     /// more. The place stays before them.
     pub fn end(&mut self, batch: &mut Batch) {
-        let context = LineContext {
-            source: &self.settings.source,
-            options: self.settings.options,
-            generation: &self.generation,
-            now: self.now,
-        };
-        match self.framer.unterminated() {
-            None => {}
-            Some(Frame::Line { offset, bytes }) => {
+        let Some(frame) = self.framer.unterminated() else { return };
+        let line = line_of(self.source, &self.generation, self.now, false, frame);
+        match frame {
+            Frame::Line { .. } => {
                 let mut last_time = self.place.last_time;
-                map::decode_unterminated(context, offset, bytes, &mut last_time, |decoded| {
-                    batch.decoded(decoded);
-                });
+                self.decoder.decode(line, &mut last_time, &mut |decoded| batch.decoded(decoded));
             }
-            Some(Frame::TooLong { offset, bytes, head, .. }) => {
-                batch.quarantined(map::too_long(context, offset, bytes, head));
+            Frame::TooLong { bytes, .. } => {
+                batch.quarantined(self.decoder.too_long(line, bytes));
             }
         }
     }
@@ -441,6 +426,20 @@ impl<'a> Reading<'a> {
     pub fn place(&self) -> &Place {
         &self.place
     }
+}
+
+fn line_of<'a>(
+    source: &'a str,
+    generation: &'a Digest,
+    now: Timestamp,
+    is_complete: bool,
+    frame: Frame<'a>,
+) -> Line<'a> {
+    let (offset, bytes) = match frame {
+        Frame::Line { offset, bytes } => (offset, bytes),
+        Frame::TooLong { offset, head, .. } => (offset, head),
+    };
+    Line { source, generation, offset, bytes, is_complete, now }
 }
 
 /// What a rotated file's name says of its age.
