@@ -39,8 +39,9 @@ use self::upstream::{Kind, SOURCE, SimSource};
 use self::world::{Point, Sim, Violation};
 
 /// How long after the last fault everything must be in the log: the longest hang, a
-/// lease's time, the longest wait after failures, and some ticks.
-const DRAINED_WITHIN: Duration = Duration::from_secs(90);
+/// lease's time, the longest wait after failures, and a tick of 5 s for each of 20 items
+/// where a tick takes one batch of one.
+const DRAINED_WITHIN: Duration = Duration::from_secs(20 + 6 + 8 + 20 * 5 + 26);
 
 /// More steps than any seed takes.
 const MAX_STEPS: usize = 200_000;

@@ -39,6 +39,8 @@ pub(super) struct Commit {
     pub(super) quarantined: Vec<Timestamp>,
     pub(super) cursor: Option<String>,
     pub(super) lease: Option<LeaseRow>,
+    /// Whether the lease was taken or renewed, not given back.
+    pub(super) takes: bool,
 }
 
 pub(super) struct Row {
@@ -93,7 +95,7 @@ impl RowStore for ChaosRows {
             Either::Right(_) => return Err(Error::new(ErrorKind::StoreBusy, "no turn in time")),
         };
         let commit = Commit { who: self.who, ..Commit::default() };
-        Ok(Box::new(ChaosTx { tx, sim: self.sim.clone(), commit }))
+        Ok(Box::new(ChaosTx { tx, sim: self.sim.clone(), commit, now: None }))
     }
 
     async fn state(&self) -> Result<LogState> {
@@ -128,6 +130,8 @@ struct ChaosTx {
     tx: Box<dyn RowTx>,
     sim: Sim,
     commit: Commit,
+    /// The time that the transaction has read.
+    now: Option<Timestamp>,
 }
 
 impl ChaosTx {
@@ -177,7 +181,9 @@ impl RowTx for ChaosTx {
     }
 
     async fn now(&mut self) -> Result<Timestamp> {
-        self.tx.now().await
+        let now = self.tx.now().await?;
+        self.now = Some(now);
+        Ok(now)
     }
 
     async fn lease(&mut self, name: &str) -> Result<Option<LeaseRow>> {
@@ -187,6 +193,7 @@ impl RowTx for ChaosTx {
 
     async fn set_lease(&mut self, name: &str, row: &LeaseRow) -> Result<()> {
         self.commit.lease = Some(row.clone());
+        self.commit.takes = self.now.is_some_and(|now| row.expires_at > now);
         self.tx.set_lease(name, row).await
     }
 
@@ -211,7 +218,7 @@ impl RowTx for ChaosTx {
     async fn commit(mut self: Box<Self>) -> Result<()> {
         // Here it fails with nothing committed,
         self.disturb(Point::Commit).await?;
-        let Self { tx, sim, commit } = *self;
+        let Self { tx, sim, commit, .. } = *self;
         let who = commit.who;
         tx.commit().await?;
         sim.world().committed(sim.runtime().now(), commit);

@@ -226,7 +226,7 @@ impl World {
             name.bytes().fold(hash, |hash, b| hash.wrapping_mul(31) ^ u64::from(b))
         });
         self.trace.note(now, commit.who, hash, || format!("commits {commit}"));
-        let found = self.record.judge(now, commit, &self.upstream);
+        let found = self.record.judge(commit, &self.upstream);
         if let (Err(violation), None) = (found, &self.record.violation) {
             self.record.violation = Some(violation);
         }
@@ -259,15 +259,10 @@ impl Record {
         self.others.iter().filter(|(source, _)| source == PLATFORM_SOURCE).count()
     }
 
-    fn judge(
-        &mut self,
-        now: Timestamp,
-        commit: Commit,
-        upstream: &Upstream,
-    ) -> Result<(), Violation> {
+    fn judge(&mut self, commit: Commit, upstream: &Upstream) -> Result<(), Violation> {
         if let Some(lease) = &commit.lease {
             self.token = lease.token;
-            if lease.expires_at > now {
+            if commit.takes {
                 self.tokens.insert(commit.who, lease.token);
             }
         }
