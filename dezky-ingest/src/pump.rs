@@ -167,7 +167,7 @@ impl Pump {
             let options = AppendOptions {
                 cursor: Some(advance),
                 fence: self.lease.as_ref().map(Lease::fence),
-                quarantine: Vec::new(),
+                ..AppendOptions::default()
             };
             let taken = self.intake.take(pull.events, pull.quarantine, options).await?;
             self.committed(tick, taken, pull.skipped);
