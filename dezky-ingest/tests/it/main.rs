@@ -2,6 +2,7 @@
 
 mod authentik;
 mod files;
+mod fuzz;
 mod intake;
 mod pump;
 mod simulation;

@@ -203,6 +203,10 @@ impl RowTx for ChaosTx {
         self.tx.quarantine(items).await
     }
 
+    async fn release(&mut self, numbers: &[i64]) -> Result<usize> {
+        self.tx.release(numbers).await
+    }
+
     async fn stage(&mut self, events: &[SealedEvent]) -> Result<()> {
         self.tx.stage(events).await
     }

@@ -32,9 +32,7 @@ impl Naive {
 
     async fn round(&mut self) -> Result<()> {
         let ttl = Duration::from_secs(6);
-        let Some(lease) =
-            self.store.acquire_lease("ingest:sim", &self.holder, ttl).await?
-        else {
+        let Some(lease) = self.store.acquire_lease("ingest:sim", &self.holder, ttl).await? else {
             return Ok(());
         };
         let mut cursor = self.store.cursor(SOURCE).await?;
@@ -66,7 +64,8 @@ impl Naive {
             _ => from,
         };
         let cursor = Some(CursorAdvance { source: SOURCE.into(), from, to });
-        let with = |cursor| AppendOptions { cursor, fence: fence.clone(), quarantine: Vec::new() };
+        let with =
+            |cursor| AppendOptions { cursor, fence: fence.clone(), ..AppendOptions::default() };
         let intake = Intake::new(Arc::clone(&self.store), Arc::clone(&self.runtime));
         match self.mistake {
             Driver::CursorFirst => {
