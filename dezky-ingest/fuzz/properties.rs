@@ -51,8 +51,8 @@ pub(crate) fn framer(data: &[u8]) {
             None => assert_eq!(line.kept.len() as u64, line.bytes),
         }
     }
-    let newlines = bytes.iter().filter(|b| **b == b'\n').count();
-    assert_eq!(whole.iter().filter(|line| line.is_complete).count(), newlines);
+    let ends = bytes.split(|b| *b == b'\n').count() - 1;
+    assert_eq!(whole.iter().filter(|line| line.is_complete).count(), ends);
 }
 
 #[derive(Debug, PartialEq)]
@@ -119,7 +119,7 @@ fn decode_line(line: &[u8]) -> Vec<Kept> {
     let mut kept = Vec::new();
     let mut each = |decoded| match decoded {
         Decoded::Event(event) => kept.push(Kept::event(*event, line.len())),
-        Decoded::Quarantine(item) => kept.push(Kept::item(*item)),
+        Decoded::Quarantine(item) => kept.push(Kept::item(&item)),
         Decoded::Skipped => {}
     };
     ocis::decode_line(context, 0, line, &mut None, &mut each);
@@ -156,7 +156,7 @@ fn decode_body(body: &[u8]) -> Vec<Kept> {
         assert!(pulled.event.external_id.is_some());
         kept.push(Kept::event(pulled, body.len()));
     }
-    kept.extend(decoded.quarantine.into_iter().map(Kept::item));
+    kept.extend(decoded.quarantine.iter().map(Kept::item));
     kept
 }
 
@@ -204,7 +204,7 @@ fn read_page(text: &str) -> Vec<Kept> {
                 let _ = authentik::tenant_user(&event);
                 Kept::event(authentik::map("authentik", event).into(), text.len())
             }
-            Err(odd) => Kept::item(fit(authentik::odd_item("authentik", odd, bytes, now))),
+            Err(odd) => Kept::item(&fit(authentik::odd_item("authentik", odd, bytes, now))),
         });
     }
     kept
@@ -272,7 +272,7 @@ impl Kept {
         Self { debug, text: serde_json::to_string(sealed.event()).unwrap() }
     }
 
-    fn item(item: QuarantineItem) -> Self {
+    fn item(item: &QuarantineItem) -> Self {
         assert!(item.raw.len() <= MAX_RAW && item.key.len() <= 512 && item.reason.len() <= 64);
         Self {
             debug: String::new(),

@@ -25,6 +25,10 @@ impl Dice {
         usize::try_from(self.next() % bound.max(1) as u64).unwrap_or(0)
     }
 
+    fn byte(&mut self) -> u8 {
+        self.next().to_le_bytes()[0]
+    }
+
     fn range(&mut self, len: usize) -> std::ops::Range<usize> {
         let (a, b) = (self.below(len + 1), self.below(len + 1));
         a.min(b)..a.max(b)
@@ -81,7 +85,7 @@ fn mutated(dice: &mut Dice, input: &[u8], other: &[u8]) -> Vec<u8> {
                 bytes.splice(at..at, part);
             }
             5 => {
-                let random: Vec<u8> = (0..dice.below(16)).map(|_| dice.next() as u8).collect();
+                let random: Vec<u8> = (0..dice.below(16)).map(|_| dice.byte()).collect();
                 bytes.splice(at..at, random);
             }
             6 => {
