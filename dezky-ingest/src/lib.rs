@@ -12,4 +12,4 @@ pub mod stalwart;
 pub mod testkit;
 
 pub use intake::{Intake, Taken};
-pub use pump::{Pump, PumpConfig, PumpStatus, Tick};
+pub use pump::{Pump, PumpConfig, PumpCounts, PumpError, PumpHandle, PumpState, PumpStatus, Tick};

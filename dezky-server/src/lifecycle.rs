@@ -22,8 +22,9 @@ use crate::{http, routes};
 
 /// How often the outbox is looked at.
 const RELAY_INTERVAL: Duration = Duration::from_secs(1);
-/// The shortest lease of a worker.
-const MIN_LEASE_TTL: Duration = Duration::from_secs(10);
+/// The lease of a worker. A server that was killed gives nothing back: the next one
+/// waits for at most one and a half of it.
+const LEASE_TTL: Duration = Duration::from_secs(10);
 /// How many events one relay moves.
 const RELAY_BATCH: usize = 1_000;
 
@@ -216,6 +217,7 @@ pub(crate) fn poll_authentik(
         .map_err(|error| Failure::usage(format!("authentik: {error}")))?
         .with_directory(platform.tenants.clone());
     pump.interval = api.poll;
+    pump.lease_ttl = LEASE_TTL;
     Ok(Pump::new(Box::new(source), platform.intake.clone(), pump))
 }
 
@@ -230,8 +232,6 @@ pub(crate) fn follow_ocis(
     let tail = OcisTail::new(config, Arc::clone(intake.runtime()))
         .map_err(|error| Failure::usage(format!("ocis: {error}")))?;
     pump.interval = log.poll;
-    // Renewed at every tick. A server that was killed gives nothing back, so this
-    // is how long the next one waits.
-    pump.lease_ttl = (log.poll * 3).max(MIN_LEASE_TTL);
+    pump.lease_ttl = LEASE_TTL;
     Ok(Pump::new(Box::new(tail), intake.clone(), pump))
 }

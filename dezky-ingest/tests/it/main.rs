@@ -4,8 +4,11 @@ mod authentik;
 mod files;
 mod fuzz;
 mod intake;
+mod moody;
 mod pump;
+mod replicas;
 mod simulation;
+mod speed;
 mod webhook;
 
 use std::path::{Path, PathBuf};
