@@ -188,8 +188,8 @@ fn write_log(path: &Path, bytes: u64) -> std::io::Result<u64> {
         let item = format!("{SPACE}!{lines:08x}-79a2-4a33-9c6b-5fe7f23c9c26");
         let (action, verb) = match lines % 4 {
             0 => ("file_create", "created"),
-            1 => ("file_update", "updated"),
-            2 => ("file_trash_delete", "trashed"),
+            1 => ("file_version_restore", "restored"),
+            2 => ("file_delete", "trashed"),
             _ => ("file_rename", "renamed"),
         };
         line.clear();

@@ -12,8 +12,8 @@ use super::repair::{INVALID, digest, repaired_action, repaired_source};
 use super::*;
 use crate::rt::TokioRuntime;
 use crate::store::{
-    Capabilities, Lease, ListPage, ListQuery, LogState, MemoryAuditStore, QuarantinedItem,
-    Relayed, ScannedRow, StoredRow,
+    Capabilities, Lease, ListPage, ListQuery, LogState, MemoryAuditStore, QuarantinedItem, Relayed,
+    ScannedRow, StoredRow,
 };
 use crate::testkit::{ManualRuntime, named_event};
 use crate::{Actor, AuditEvent, NewMetadata, SpoolConfig};
@@ -73,11 +73,7 @@ impl AuditStore for Moody {
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
     }
-    async fn append(
-        &self,
-        events: Vec<SealedEvent>,
-        options: AppendOptions,
-    ) -> Result<Appended> {
+    async fn append(&self, events: Vec<SealedEvent>, options: AppendOptions) -> Result<Appended> {
         self.appends.fetch_add(1, Ordering::SeqCst);
         let mood = *self.mood.lock().unwrap();
         let poison = |e: &SealedEvent| e.event().resource_id.as_deref() == Some("poison");
@@ -231,10 +227,7 @@ async fn behind_those_that_wait() {
     assert_eq!(log.record(named(3)).await.outcome, In { seq: 3 });
     let received: Vec<_> = world.store.events().await.iter().map(|e| e.received_at).collect();
     assert_eq!(received[..2], [entry, entry]);
-    assert_eq!(
-        log.counts(),
-        RecordCounts { appended: 4, spooled: 3, ..RecordCounts::default() }
-    );
+    assert_eq!(log.counts(), RecordCounts { appended: 4, spooled: 3, ..RecordCounts::default() });
     assert_eq!(log.spool_status().unwrap().pending, 0);
 }
 
@@ -486,11 +479,9 @@ async fn relaying() {
     world.store.set(Mood::Down);
     assert!(!log.relay(AuditLog::RELAY_WAIT).await);
     world.store.set(Mood::Hanging);
-    let (current, ()) = join(
-        log.relay(AuditLog::RELAY_WAIT),
-        world.advance_when_sleeping(1, AuditLog::RELAY_WAIT),
-    )
-    .await;
+    let (current, ()) =
+        join(log.relay(AuditLog::RELAY_WAIT), world.advance_when_sleeping(1, AuditLog::RELAY_WAIT))
+            .await;
     assert!(!current);
     world.store.set(Mood::Up);
     assert!(log.relay(AuditLog::RELAY_WAIT).await);

@@ -51,8 +51,7 @@ struct PersistedItem {
 
 pub(super) fn item_to_json(item: &QuarantineItem) -> String {
     let QuarantineItem { source, key, reason, detail, raw, at } = item.clone();
-    let quarantine =
-        PersistedItem { source, key, reason, detail, raw: STANDARD.encode(raw), at };
+    let quarantine = PersistedItem { source, key, reason, detail, raw: STANDARD.encode(raw), at };
     serde_json::to_string(&Persisted { v: 1, quarantine }).expect("an item serialises")
 }
 

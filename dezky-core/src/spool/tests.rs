@@ -390,11 +390,7 @@ async fn a_torn_tail_costs_the_last_record_alone() {
         assert_eq!(kept, expected);
         spool.push(&events[3..]).await.unwrap();
         let (_, again) = torn.after_kill().await;
-        assert_eq!(
-            again.peeked(9).await,
-            [&events[..2], &events[3..]].concat(),
-            "at {end}"
-        );
+        assert_eq!(again.peeked(9).await, [&events[..2], &events[3..]].concat(), "at {end}");
     }
 }
 
