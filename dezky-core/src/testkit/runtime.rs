@@ -68,6 +68,12 @@ impl ManualRuntime {
         self.state().now_ms = now.as_millis();
     }
 
+    /// When the first of the sleeps that are waiting is over; `None` if none is.
+    pub fn next_wake(&self) -> Option<Timestamp> {
+        let (until, _) = *self.state().timers.keys().next()?;
+        Some(Timestamp::from_millis_clamped(until))
+    }
+
     /// How many sleeps are waiting.
     pub fn sleeping(&self) -> usize {
         self.state().timers.len()

@@ -160,6 +160,10 @@ impl Pump {
         self.handle.set_state(PumpState::Running);
         let name = self.source.name().to_owned();
         let mut cursor = self.lease.keep_during(self.intake.store().cursor(&name)).await?;
+        if !self.lease.is_held() {
+            tick.standby = true;
+            return Ok(());
+        }
         for _ in 0..self.config.max_batches {
             let pull = self.source.pull(cursor.as_deref(), self.config.limits);
             let pull = match select(stop.as_mut(), pin!(self.lease.unless_lost(pull))).await {
@@ -210,9 +214,15 @@ impl Pump {
         let mut advance = Some(advance);
         while advance.is_some() {
             let part = parts.next().unwrap_or_default();
+            // A renewal that found another holder leaves no lease; nothing is written
+            // without one.
+            let Some(fence) = self.lease.fence() else {
+                let what = format!("the lease of {} was lost", self.source.name());
+                return Err(Error::new(ErrorKind::Fenced, what));
+            };
             let options = AppendOptions {
                 cursor: if parts.is_empty() { advance.take() } else { None },
-                fence: self.lease.fence(),
+                fence: Some(fence),
                 ..AppendOptions::default()
             };
             let append = self.intake.take(part.events, part.items, options);

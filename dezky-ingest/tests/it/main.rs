@@ -3,12 +3,14 @@
 mod authentik;
 mod files;
 mod generic;
+mod fuzz;
 mod intake;
 mod moody;
 mod outage;
 mod pump;
 mod quarantine;
 mod replicas;
+mod simulation;
 mod speed;
 mod webhook;
 
