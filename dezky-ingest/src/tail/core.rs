@@ -422,6 +422,18 @@ impl<'a> Reading<'a> {
         }
     }
 
+    /// The same behind what `framer` has taken already from the place on.
+    #[must_use]
+    pub fn with_framer(mut self, framer: Framer) -> Self {
+        self.framer = framer;
+        self
+    }
+
+    /// Where reading stands, and the framer with what it has of the next line.
+    pub fn into_parts(self) -> (Place, Framer) {
+        (self.place, self.framer)
+    }
+
     /// Where reading stands: after the last complete line.
     pub fn place(&self) -> &Place {
         &self.place
@@ -480,6 +492,11 @@ impl Rotated {
         let number = suffix.parse().ok().filter(|_| suffix.len() <= 5);
         let suffix = number.map_or_else(|| Suffix::Date(suffix.to_owned()), Suffix::Number);
         Some(Self { suffix, is_compressed })
+    }
+
+    /// Whether `compressed` is the name that this file has once it is compressed.
+    pub fn is_place_of(&self, compressed: &Self) -> bool {
+        !self.is_compressed && compressed.is_compressed && self.suffix == compressed.suffix
     }
 
     /// Younger is greater; `None` if the names don't compare.
@@ -548,6 +565,10 @@ pub enum GapReason {
     Rewritten,
     /// The generation is nowhere any more.
     GenerationMissing,
+    /// A compressed file can't be decoded, or not to its end.
+    Unreadable,
+    /// There are more rotated files than are looked at.
+    LeftOut,
 }
 
 impl GapReason {
@@ -557,6 +578,8 @@ impl GapReason {
             Self::Truncated => "truncated",
             Self::Rewritten => "rewritten",
             Self::GenerationMissing => "generation_missing",
+            Self::Unreadable => "unreadable",
+            Self::LeftOut => "left_out",
         }
     }
 }

@@ -4,6 +4,7 @@ mod authentik;
 mod files;
 mod intake;
 mod pump;
+mod tail_model;
 mod webhook;
 
 use std::path::{Path, PathBuf};

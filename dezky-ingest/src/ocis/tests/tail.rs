@@ -395,7 +395,13 @@ fn a_fresh_start_reads_the_oldest_first() {
     fs::create_dir(bench.path("audit.log.4")).unwrap();
     File::create(bench.path("audit.log.5")).unwrap();
     bench.append(line("live"));
-    assert_eq!(bench.names(), ["audit.log-20261121", "audit.log.2", "audit.log.1", "live"]);
+    let pull = bench.pull();
+    let lines = ["audit.log-20261121", "audit.log.2", "audit.log.1", "live"];
+    assert_eq!(pull.events.len(), lines.len() + 1);
+    assert!(lines.iter().eq(names(&pull).iter().filter(|name| *name != "gap")));
+    let said = pull.events.iter().find(|pulled| pulled.event.action == "ingest.gap").unwrap();
+    let said: Value = serde_json::from_str(said.event.metadata.source().unwrap()).unwrap();
+    assert_eq!(said["reason"], "unreadable", "the compressed one is cut off");
 }
 
 #[test]
@@ -406,7 +412,10 @@ fn the_oldest_beyond_the_limit_are_left_out() {
         append(&bench.path(&name), line(&name).as_bytes());
         bench.written(&name, 100 - number);
     }
-    assert_eq!(bench.names(), ["audit.log.2", "audit.log.1"]);
+    let pull = bench.pull();
+    assert_eq!(names(&pull), ["gap", "audit.log.2", "audit.log.1"]);
+    assert_eq!(gap(&pull)["reason"], "left_out");
+    assert_eq!(bench.names(), [""; 0]);
 }
 
 #[test]
