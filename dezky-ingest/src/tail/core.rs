@@ -537,7 +537,11 @@ impl Age {
             (Some(a), Some(b)) => a.compare(b),
             _ => None,
         };
-        self.mtime_ns > other.mtime_ns || by_name == Some(Ordering::Greater)
+        match by_name {
+            Some(by_name) => self.mtime_ns > other.mtime_ns || by_name == Ordering::Greater,
+            // Files that are written soon after one another may have the same time.
+            None => self.mtime_ns >= other.mtime_ns,
+        }
     }
 }
 

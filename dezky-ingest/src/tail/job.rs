@@ -452,16 +452,25 @@ impl Job {
             }
             Seen::again(opened).ok()
         });
-        // Of several that hold it the most complete one: the others are copies.
-        let found = scan
+        let holding: Vec<Seen> = scan
             .siblings
             .iter()
             .cloned()
             .chain(kept)
             .filter(|seen| seen.holds(at).unwrap_or(false))
+            .collect();
+        // Of several that hold it the most complete one: the others are copies. One
+        // that has no name any more has the age of its copy.
+        let name = holding.iter().find_map(|seen| seen.age.name.clone());
+        let found = holding
+            .into_iter()
             .max_by_key(|seen| {
                 let is_plain = !seen.opened.is_compressed();
                 (is_plain, seen.bytes, seen.opened.inode == at.inode)
+            })
+            .map(|mut seen| {
+                seen.age.name = seen.age.name.or(name);
+                seen
             });
         if found.is_none() && self.budget.is_spent() {
             return Err(Error::new(ErrorKind::Io, "the way to the cursor is long"));
