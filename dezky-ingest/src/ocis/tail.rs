@@ -97,8 +97,8 @@ pub struct OcisTail {
     log: Option<Arc<dyn AuditStore>>,
     /// The names at the cursor `at`.
     names: Arc<Names>,
-    at: Option<Option<String>>,
-    /// Whether the log could not be asked since.
+    at: Option<String>,
+    /// Whether the log is to be asked for them.
     is_behind: bool,
     /// The cursor of the last pull, and what its lines told.
     given: Option<(String, Arc<OcisLines>)>,
@@ -115,7 +115,7 @@ impl OcisTail {
         let lines = OcisLines::new(options, &map, &names);
         let config = TailConfig { path, source, max_line_bytes, max_siblings };
         let tail = FileTail::new(config, Arc::new(lines), runtime)?;
-        Ok(Self { tail, options, map, log: None, names, at: None, is_behind: false, given: None })
+        Ok(Self { tail, options, map, log: None, names, at: None, is_behind: true, given: None })
     }
 
     /// Learns the names of spaces from `log` after a restart or when another
@@ -139,16 +139,12 @@ impl OcisTail {
             if !told.is_empty() {
                 Arc::make_mut(&mut self.names).extend(told);
             }
-            self.at = Some(Some(to));
+            self.at = Some(to);
         }
-        let is_here = self.at.as_ref().is_some_and(|at| at.as_deref() == cursor);
-        if is_here && !self.is_behind {
-            return;
-        }
-        self.at = Some(cursor.map(str::to_owned));
-        let Some(log) = &self.log else { return };
         // Until it answers, also if nobody waits for that.
-        self.is_behind = true;
+        self.is_behind |= self.at.as_deref() != cursor;
+        self.at = cursor.map(str::to_owned);
+        let Some(log) = self.log.as_ref().filter(|_| self.is_behind) else { return };
         match spaces::from_log(&**log, self.tail.name()).await {
             Ok(names) => {
                 self.names = Arc::new(names);

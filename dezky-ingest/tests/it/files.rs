@@ -222,7 +222,7 @@ fn names_of_spaces_hold_after_a_restart_and_on_another_replica() {
         // In a later pull, after a restart, on another replica.
         for (n, pump) in [&mut first, &mut replica(&[]), &mut second].into_iter().enumerate() {
             write(&path, about_space("file_create", "s1", "", 2 + n).as_bytes());
-            assert_eq!(tenants_of_new(&place, pump).await, [named.clone()], "{n}");
+            assert_eq!(tenants_of_new(&place, pump).await, std::slice::from_ref(&named), "{n}");
         }
         // The first one was not there when the name changed.
         write(&path, about_space("space_renamed", "s1", "beta", 0).as_bytes());

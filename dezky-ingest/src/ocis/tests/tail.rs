@@ -1,3 +1,5 @@
+mod compressed;
+
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -7,6 +9,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use dezky_core::testkit::ManualRuntime;
 use dezky_core::{IngestSource, Pull, PullLimits, Runtime};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use futures_util::FutureExt;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -51,6 +55,16 @@ impl Bench {
     fn written(&self, name: &str, at: u64) {
         let file = OpenOptions::new().append(true).open(self.path(name)).unwrap();
         file.set_modified(UNIX_EPOCH + Duration::from_secs(at)).unwrap();
+    }
+
+    /// What gzip does to a rotated file.
+    fn compress(&self, name: &str) {
+        let written = fs::metadata(self.path(name)).unwrap().modified().unwrap();
+        let bytes = gzip(&fs::read(self.path(name)).unwrap());
+        let copy = self.path(&format!("{name}.gz"));
+        fs::write(&copy, bytes).unwrap();
+        OpenOptions::new().append(true).open(copy).unwrap().set_modified(written).unwrap();
+        fs::remove_file(self.path(name)).unwrap();
     }
 
     /// Another process: nothing is open any more.
@@ -109,6 +123,12 @@ fn pull_from(tail: &mut OcisTail, cursor: Option<&str>, limits: PullLimits) -> P
 fn append(path: &Path, bytes: &[u8]) {
     let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
     file.write_all(bytes).unwrap();
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
 }
 
 /// A line as oCIS writes it, about the group `name`.
