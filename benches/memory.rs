@@ -370,7 +370,7 @@ impl AuditStore for Discard {
     }
 
     async fn changed(&self, _next_seq: u64) {
-        std::future::pending().await;
+        std::future::pending::<()>().await;
     }
 
     async fn cursor(&self, source: &str) -> Result<Option<String>> {

@@ -272,8 +272,10 @@ pub(crate) fn follow_ocis(
 ) -> Result<Pump, Failure> {
     let mut config = OcisConfig::new(&log.path);
     config.max_line_bytes = log.max_line_bytes;
+    config.spaces.clone_from(&log.spaces);
     let tail = OcisTail::new(config, Arc::clone(intake.runtime()))
-        .map_err(|error| Failure::usage(format!("ocis: {error}")))?;
+        .map_err(|error| Failure::usage(format!("ocis: {error}")))?
+        .with_log(Arc::clone(intake.store()));
     pump.interval = log.poll;
     pump.lease_ttl = LEASE_TTL;
     Ok(Pump::new(Box::new(tail), intake.clone(), pump))

@@ -13,6 +13,7 @@
 
 mod map;
 mod proto;
+mod spaces;
 mod tail;
 #[cfg(test)]
 mod tests;

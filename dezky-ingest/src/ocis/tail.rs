@@ -1,15 +1,18 @@
 //! The tail of the audit log: the file tail with oCIS' lines.
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use dezky_core::{
-    Error, ErrorKind, IngestSource, Pull, PullLimits, QuarantineItem, Result, Runtime, Timestamp,
+    AuditStore, Error, ErrorKind, IngestSource, Pull, PullLimits, QuarantineItem, Result, Runtime,
+    Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
 use super::map::{self, LineContext, OcisOptions, SYSTEM};
+use super::spaces::{self, Names, Spaces};
 use crate::tail::{
     Decoded, FileTail, Line, LineDecoder, TailConfig, default_max_line_bytes, default_max_siblings,
 };
@@ -33,6 +36,10 @@ pub struct OcisConfig {
     /// Events that are let through only when wanted.
     #[serde(default)]
     pub options: OcisOptions,
+    /// Whose spaces are: tenants' slugs by the id of a space, with or without its
+    /// storage (`<storage>$<space>`). At most 10,000.
+    #[serde(default)]
+    pub spaces: BTreeMap<String, String>,
 }
 
 fn default_source() -> String {
@@ -48,6 +55,7 @@ impl OcisConfig {
             max_line_bytes: default_max_line_bytes(),
             max_siblings: default_max_siblings(),
             options: OcisOptions::default(),
+            spaces: BTreeMap::new(),
         }
     }
 
@@ -76,9 +84,24 @@ impl OcisConfig {
 /// - What the file tail guarantees holds: nothing is lost or read twice over
 ///   rotation and restarts, and where lines may be lost, an `ingest.gap` event
 ///   says so.
-#[derive(Debug)]
+///
+/// The tenant of an event is looked for by the configured map of spaces, by the
+/// name of its space, by who did it, and by the user whose personal space it is.
+/// Names are learned from the lines about spaces. What is known belongs to the
+/// cursor: where that is not the one that this tail gave last, names are learned
+/// again from the log, if there is [one](Self::with_log).
 pub struct OcisTail {
     tail: FileTail,
+    options: OcisOptions,
+    map: Arc<HashMap<String, String>>,
+    log: Option<Arc<dyn AuditStore>>,
+    /// The names at the cursor `at`.
+    names: Arc<Names>,
+    at: Option<String>,
+    /// Whether the log is to be asked for them.
+    is_behind: bool,
+    /// The cursor of the last pull, and what its lines told.
+    given: Option<(String, Arc<OcisLines>)>,
 }
 
 impl OcisTail {
@@ -86,10 +109,58 @@ impl OcisTail {
     /// `runtime`. Opens nothing; `config_invalid` if a bound is broken.
     pub fn new(config: OcisConfig, runtime: Arc<dyn Runtime>) -> Result<Self> {
         config.check()?;
-        let OcisConfig { path, source, max_line_bytes, max_siblings, options } = config;
+        let OcisConfig { path, source, max_line_bytes, max_siblings, options, spaces } = config;
+        let map = Arc::new(spaces::checked(&spaces)?);
+        let names = Arc::<Names>::default();
+        let lines = OcisLines::new(options, &map, &names);
         let config = TailConfig { path, source, max_line_bytes, max_siblings };
-        let tail = FileTail::new(config, Arc::new(OcisLines { options }), runtime)?;
-        Ok(Self { tail })
+        let tail = FileTail::new(config, Arc::new(lines), runtime)?;
+        Ok(Self { tail, options, map, log: None, names, at: None, is_behind: true, given: None })
+    }
+
+    /// Learns the names of spaces from `log` after a restart or when another
+    /// replica was at work: of this source the newest 10,000 events of each kind
+    /// that tells one. A log that can't be asked delays nothing; it is asked again
+    /// by the next pull.
+    #[must_use]
+    pub fn with_log(mut self, log: Arc<dyn AuditStore>) -> Self {
+        self.log = Some(log);
+        self
+    }
+
+    /// Brings what is known of spaces to `cursor`.
+    async fn learn(&mut self, cursor: Option<&str>) {
+        if let Some((to, lines)) = self.given.take()
+            && Some(to.as_str()) == cursor
+        {
+            let told = std::mem::take(
+                &mut *lines.spaces.told.lock().unwrap_or_else(PoisonError::into_inner),
+            );
+            if !told.is_empty() {
+                Arc::make_mut(&mut self.names).extend(told);
+            }
+            self.at = Some(to);
+        }
+        // Until it answers, also if nobody waits for that.
+        self.is_behind |= self.at.as_deref() != cursor;
+        self.at = cursor.map(str::to_owned);
+        let Some(log) = self.log.as_ref().filter(|_| self.is_behind) else { return };
+        match spaces::from_log(&**log, self.tail.name()).await {
+            Ok(names) => {
+                self.names = Arc::new(names);
+                self.is_behind = false;
+            }
+            Err(error) => {
+                let source = self.tail.name();
+                tracing::warn!(source, code = error.code(), "names of spaces are learned later");
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for OcisTail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OcisTail").field("tail", &self.tail).finish_non_exhaustive()
     }
 }
 
@@ -100,15 +171,27 @@ impl IngestSource for OcisTail {
     }
 
     async fn pull(&mut self, cursor: Option<&str>, limits: PullLimits) -> Result<Pull> {
-        self.tail.pull(cursor, limits).await
+        self.learn(cursor).await;
+        let lines = Arc::new(OcisLines::new(self.options, &self.map, &self.names));
+        let decoder = Arc::clone(&lines);
+        let pull = self.tail.pull_with(decoder, cursor, limits).await?;
+        self.given = pull.cursor.clone().map(|to| (to, lines));
+        Ok(pull)
     }
 }
 
+/// The lines of one pull.
 struct OcisLines {
     options: OcisOptions,
+    spaces: Spaces,
 }
 
 impl OcisLines {
+    fn new(options: OcisOptions, map: &Arc<HashMap<String, String>>, names: &Arc<Names>) -> Self {
+        let (map, known) = (Arc::clone(map), Arc::clone(names));
+        Self { options, spaces: Spaces { map, known, told: Mutex::default() } }
+    }
+
     fn context<'a>(&self, line: &Line<'a>) -> LineContext<'a> {
         LineContext {
             source: line.source,
@@ -127,6 +210,12 @@ impl LineDecoder for OcisLines {
         each: &mut dyn FnMut(Decoded),
     ) {
         let context = self.context(&line);
+        let each = |mut decoded| {
+            if let Decoded::Event(pulled) = &mut decoded {
+                self.spaces.see(pulled);
+            }
+            each(decoded);
+        };
         if line.is_complete {
             map::decode_line(context, line.offset, line.bytes, last_time, each);
         } else {

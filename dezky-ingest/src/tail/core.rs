@@ -422,6 +422,18 @@ impl<'a> Reading<'a> {
         }
     }
 
+    /// The same behind what `framer` has taken already from the place on.
+    #[must_use]
+    pub fn with_framer(mut self, framer: Framer) -> Self {
+        self.framer = framer;
+        self
+    }
+
+    /// Where reading stands, and the framer with what it has of the next line.
+    pub fn into_parts(self) -> (Place, Framer) {
+        (self.place, self.framer)
+    }
+
     /// Where reading stands: after the last complete line.
     pub fn place(&self) -> &Place {
         &self.place
@@ -482,6 +494,11 @@ impl Rotated {
         Some(Self { suffix, is_compressed })
     }
 
+    /// Whether `compressed` is the name that this file has once it is compressed.
+    pub fn is_place_of(&self, compressed: &Self) -> bool {
+        !self.is_compressed && compressed.is_compressed && self.suffix == compressed.suffix
+    }
+
     /// Younger is greater; `None` if the names don't compare.
     fn compare(&self, other: &Self) -> Option<Ordering> {
         match (&self.suffix, &other.suffix) {
@@ -520,7 +537,11 @@ impl Age {
             (Some(a), Some(b)) => a.compare(b),
             _ => None,
         };
-        self.mtime_ns > other.mtime_ns || by_name == Some(Ordering::Greater)
+        match by_name {
+            Some(by_name) => self.mtime_ns > other.mtime_ns || by_name == Ordering::Greater,
+            // Files that are written soon after one another may have the same time.
+            None => self.mtime_ns >= other.mtime_ns,
+        }
     }
 }
 
@@ -548,6 +569,10 @@ pub enum GapReason {
     Rewritten,
     /// The generation is nowhere any more.
     GenerationMissing,
+    /// A compressed file can't be decoded, or not to its end.
+    Unreadable,
+    /// There are more rotated files than are looked at.
+    LeftOut,
 }
 
 impl GapReason {
@@ -557,6 +582,8 @@ impl GapReason {
             Self::Truncated => "truncated",
             Self::Rewritten => "rewritten",
             Self::GenerationMissing => "generation_missing",
+            Self::Unreadable => "unreadable",
+            Self::LeftOut => "left_out",
         }
     }
 }

@@ -11,6 +11,9 @@
 mod core;
 mod files;
 mod frame;
+mod gzip;
+mod job;
+mod opened;
 
 use dezky_core::{NewEvent, PulledEvent, QuarantineItem, Timestamp};
 use sha2::{Digest as _, Sha256};

@@ -2,8 +2,8 @@
 
 mod authentik;
 mod files;
-mod generic;
 mod fuzz;
+mod generic;
 mod intake;
 mod moody;
 mod outage;
@@ -12,6 +12,7 @@ mod quarantine;
 mod replicas;
 mod simulation;
 mod speed;
+mod tail_model;
 mod webhook;
 
 use std::path::{Path, PathBuf};

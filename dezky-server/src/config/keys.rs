@@ -98,6 +98,8 @@ pub(super) const KEYS: &[Key] = &[
         "How often it is read, 1 to 3600."),
     key("ocis.max_line_bytes", "DEZKY_OCIS_MAX_LINE_BYTES", Kind::Number, "1048576", "",
         "Longer lines go to the quarantine, 1024 to 67108864."),
+    key("ocis.spaces", "DEZKY_OCIS_SPACES", Kind::List, "[]", "",
+        "Whose spaces are: \"<space id>=<tenant's slug>\" each, the id with or without its\nstorage (<storage>$<space>). Beats the names of spaces, which users can change."),
     key("authentik.url", "DEZKY_AUTHENTIK_URL", Kind::Text, "", "\"https://id.example.com\"",
         "The base URL of Authentik, whose events are polled. Without it nothing is polled."),
     key("authentik.token", "DEZKY_AUTHENTIK_TOKEN", Kind::Secret, "", "",

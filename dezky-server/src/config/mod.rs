@@ -96,6 +96,8 @@ pub struct OcisLog {
     pub poll: Duration,
     /// The bound of a line.
     pub max_line_bytes: usize,
+    /// Tenants' slugs by the ids of spaces.
+    pub spaces: BTreeMap<String, String>,
 }
 
 /// How logs are written.
@@ -385,7 +387,26 @@ impl Settings {
         else {
             return Ok(None);
         };
-        Ok(Some(OcisLog { path: path.into(), poll, max_line_bytes }))
+        let spaces = self.ocis_spaces()?;
+        Ok(Some(OcisLog { path: path.into(), poll, max_line_bytes, spaces }))
+    }
+
+    fn ocis_spaces(&self) -> Result<BTreeMap<String, String>, Failure> {
+        let mut spaces = BTreeMap::new();
+        let Some((list, origin)) = self.layers.list("ocis.spaces") else { return Ok(spaces) };
+        for entry in list {
+            let refused =
+                |problem: &str| refused("ocis.spaces", origin, format!("\"{entry}\" {problem}"));
+            let (space, slug) = entry
+                .rsplit_once('=')
+                .map(|(space, slug)| (space.trim(), slug.trim()))
+                .filter(|(space, slug)| !space.is_empty() && (1..=63).contains(&slug.len()))
+                .ok_or_else(|| refused("must be <space id>=<slug of 1 to 63 bytes>"))?;
+            if spaces.insert(space.to_owned(), slug.to_owned()).is_some() {
+                return Err(refused("names a space that is there already: give it one slug"));
+            }
+        }
+        Ok(spaces)
     }
 
     fn authentik(&self) -> Result<Option<AuthentikApi>, Failure> {
