@@ -117,11 +117,9 @@ fn an_outage_costs_neither_events_nor_their_order() {
                 ..dezky_core::testkit::named_event("platform")
             };
             world.log.record(event).await;
-            assert_eq!(world.store.asked().len(), 2, "what is away is not asked each time");
             world.store.set(Mood::Up);
             // Who comes now queues behind them.
             assert_eq!(world.post(&body("third")).await.unwrap().spooled, 3);
-            assert!(world.pending() > 0);
             world.drain().await;
             assert_eq!(world.pending(), 0);
             let senders = [["before"; 2], ["first"; 2], ["second"; 2]].concat();
