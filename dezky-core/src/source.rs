@@ -154,14 +154,19 @@ impl QuarantineItem {
         }
     }
 
-    /// The timeline's record of the item, `ingest.quarantined`, to be appended with
-    /// it: the same item gives the same record, so that a repeated batch adds none.
-    pub fn notice(&self, runtime: &dyn Runtime) -> SealedEvent {
+    /// What the timeline knows the item by: 40 hex digits of its source and key.
+    pub fn digest(&self) -> String {
         let digest = Sha256::new()
             .chain_update(self.source.as_bytes())
             .chain_update([0])
             .chain_update(self.key.as_bytes())
             .finalize();
+        hex::encode(&digest[..20])
+    }
+
+    /// The timeline's record of the item, `ingest.quarantined`, to be appended with
+    /// it: the same item gives the same record, so that a repeated batch adds none.
+    pub fn notice(&self, runtime: &dyn Runtime) -> SealedEvent {
         let mut metadata = NewMetadata::default();
         metadata.annotate("reason", self.reason.clone());
         metadata.annotate("detail", self.detail.clone());
@@ -172,7 +177,7 @@ impl QuarantineItem {
             resource_type: Some("source".into()),
             resource_id: Some(self.source.clone()),
             source: PLATFORM_SOURCE.into(),
-            external_id: Some(format!("quarantine:{}", hex::encode(&digest[..20]))),
+            external_id: Some(format!("quarantine:{}", self.digest())),
             metadata,
             ..NewEvent::new("ingest.quarantined", Actor::system())
         };

@@ -9,7 +9,7 @@ use std::vec::IntoIter;
 
 use dezky_core::source::{PulledEvent, QuarantineItem, TenantDirectory, TenantHint};
 use dezky_core::store::{AppendOptions, Appended, AuditStore, ReceiptStatus};
-use dezky_core::{AuditLog, Error, ErrorKind, Kept, Result, Runtime, SealedEvent};
+use dezky_core::{AuditLog, Error, ErrorKind, Kept, NewEvent, Result, Runtime, SealedEvent};
 use futures_util::future::{Either, select};
 
 /// The annotation that says how the tenant was found.
@@ -221,6 +221,14 @@ impl Intake {
         }
     }
 
+    /// Finds an event's tenant and seals it.
+    pub(crate) async fn seal(&self, mut pulled: PulledEvent) -> SealedEvent {
+        if let Some(directory) = self.directory.as_deref() {
+            Tenants::new(directory, &*self.runtime).find_missing(&mut pulled).await;
+        }
+        pulled.event.seal(&*self.runtime)
+    }
+
     /// Finds the tenants, seals, and parts what breaks a bound.
     async fn prepare(&self, events: Vec<PulledEvent>, mut items: Vec<QuarantineItem>) -> Batch {
         let mut sealed = Vec::with_capacity(events.len());
@@ -228,12 +236,8 @@ impl Intake {
         let mut tenants =
             self.directory.as_deref().map(|directory| Tenants::new(directory, &*self.runtime));
         for mut pulled in events {
-            if let Some(tenants) = &mut tenants
-                && pulled.event.tenant_slug.is_none()
-                // A source that could not find out has said so.
-                && pulled.event.metadata.annotation(TENANT_BY).is_none()
-            {
-                tenants.find(&mut pulled).await;
+            if let Some(tenants) = &mut tenants {
+                tenants.find_missing(&mut pulled).await;
             }
             let late = pulled.event.metadata.annotation(LATE_BY).is_some();
             let event = pulled.event.seal(&*self.runtime);
@@ -312,6 +316,15 @@ struct Tenants<'d> {
 impl<'d> Tenants<'d> {
     fn new(directory: &'d dyn TenantDirectory, runtime: &'d dyn Runtime) -> Self {
         Self { directory, runtime, answers: HashMap::new(), failed: false }
+    }
+
+    /// Finds the tenant of an event that has none.
+    async fn find_missing(&mut self, pulled: &mut PulledEvent) {
+        let NewEvent { tenant_slug, metadata, .. } = &pulled.event;
+        // A source that could not find out has said so.
+        if tenant_slug.is_none() && metadata.annotation(TENANT_BY).is_none() {
+            self.find(pulled).await;
+        }
     }
 
     /// Asks hint by hint; the event says how its tenant was found. A directory

@@ -6,6 +6,7 @@ pub mod http;
 pub mod intake;
 pub mod ocis;
 pub mod pump;
+pub mod quarantine;
 pub mod signature;
 pub mod stalwart;
 #[cfg(feature = "testkit")]

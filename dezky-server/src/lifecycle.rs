@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use crate::config::{AuthentikApi, Config, OcisLog, reason};
 use crate::error::Failure;
 use crate::platform::Platform;
-use crate::state::{App, AppState};
+use crate::state::{App, AppState, Webhooks};
 use crate::{http, routes};
 
 /// How often the outbox is looked at.
@@ -64,6 +64,7 @@ impl Running {
             Self { address, state, stopping, tasks: JoinSet::new(), parts: Vec::new() };
         running.spawn_http(listener);
         running.spawn_relay();
+        running.spawn_spool();
         for pump in pumps {
             running.spawn_pump(pump);
         }
@@ -128,6 +129,16 @@ impl Running {
         });
     }
 
+    /// Moves into the log what was kept while the store was away.
+    fn spawn_spool(&mut self) {
+        if let Some(status) = self.state.log.spool_status() {
+            tracing::info!(pending = status.pending, "the spool is open");
+            let log = Arc::clone(&self.state.log);
+            let stop = self.stopped();
+            self.spawn("spool", async move { log.run_spool(stop).await });
+        }
+    }
+
     /// Resolves when the end has begun.
     fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut stopping = self.stopping.subscribe();
@@ -163,6 +174,9 @@ impl Running {
                 whole &= part.is_ok();
                 waiting_for.retain(|name| part.as_ref().is_ok_and(|ended| name != ended));
             }
+            // Those whose sender has gone.
+            waiting_for = vec!["webhooks"];
+            self.state.webhooks.end().await;
             waiting_for = vec!["the store"];
             self.state.close().await;
         };
@@ -179,14 +193,18 @@ impl Running {
 }
 
 async fn open(config: Config) -> Result<AppState, Failure> {
-    let platform = Platform::open(&config.store).await?;
+    let platform = Platform::open_with_spool(&config.store, config.spool.as_ref()).await?;
     let mut stalwart = BTreeMap::new();
     for (source, secrets) in &config.stalwart {
-        let receiver = StalwartReceiver::new(source, secrets.clone(), platform.intake.clone())
+        let mut receiver = StalwartReceiver::new(source, secrets.clone(), platform.intake.clone())
             .map_err(|error| Failure::usage(error.to_string()))?;
-        stalwart.insert(source.clone(), receiver);
+        if let Some(max_age) = config.stalwart_max_age {
+            receiver = receiver.with_max_age(max_age);
+        }
+        stalwart.insert(source.clone(), Arc::new(receiver));
     }
-    Ok(Arc::new(App { config, platform, stalwart }))
+    let webhooks = Webhooks::new(config.max_body_bytes);
+    Ok(Arc::new(App { config, platform, stalwart, webhooks }))
 }
 
 /// The workers for what is configured, unless workers are switched off.

@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use dezky_ingest::stalwart::StalwartReceiver;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Config;
 use crate::platform::Platform;
@@ -19,7 +20,48 @@ pub struct App {
     /// Log, directory and flags.
     pub platform: Platform,
     /// The webhooks of Stalwart by source name.
-    pub stalwart: BTreeMap<String, StalwartReceiver>,
+    pub stalwart: BTreeMap<String, Arc<StalwartReceiver>>,
+    /// The webhooks under way.
+    pub webhooks: Webhooks,
+}
+
+/// The bytes of bodies under way at a time, unless one body may have more.
+const WEBHOOK_BYTES: usize = 256 << 20;
+/// The least that a body counts for, as something is made of it.
+const MIN_BODY_BYTES: usize = 64 << 10;
+/// What one place stands for.
+const PLACE_BYTES: usize = 1 << 10;
+
+/// The webhooks under way, counted by the bytes of their bodies.
+pub struct Webhooks {
+    places: Arc<Semaphore>,
+    all: u32,
+}
+
+impl Webhooks {
+    /// Room for bodies of at most `max_body_bytes`.
+    pub fn new(max_body_bytes: usize) -> Self {
+        let all = places(WEBHOOK_BYTES.max(max_body_bytes));
+        Self { places: Arc::new(Semaphore::new(all as usize)), all }
+    }
+
+    /// The places for a body of at most `bytes`, held until it is answered; `None` if
+    /// there is no room.
+    pub fn begin(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let places = places(bytes.max(MIN_BODY_BYTES)).min(self.all);
+        Arc::clone(&self.places).try_acquire_many_owned(places).ok()
+    }
+
+    /// Resolves when none is under way, and lets none begin from then on.
+    pub async fn end(&self) {
+        if let Ok(places) = self.places.acquire_many(self.all).await {
+            places.forget();
+        }
+    }
+}
+
+fn places(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(PLACE_BYTES)).unwrap_or(u32::MAX)
 }
 
 impl Deref for App {

@@ -333,7 +333,9 @@ impl Frames {
 
     fn of(events: &[SealedEvent]) -> Self {
         let mut frames = Self::new();
-        events.iter().for_each(|event| frames.add(&event.to_json()));
+        for event in events {
+            frames.add(&event.to_json());
+        }
         frames
     }
 

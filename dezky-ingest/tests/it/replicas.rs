@@ -173,7 +173,8 @@ fn a_pause_keeps_the_lease_and_pulls_nothing() {
             world.pump("second", Duration::ZERO, false),
         );
         let (handle, other) = (first.handle(), second.handle());
-        let (mut first, mut second) = (pin!(first.run(pending())), pin!(second.run(pending())));
+        let mut first = Box::pin(first.run(pending()));
+        let mut second = pin!(second.run(pending()));
         assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
         handle.pause();
         assert!(handle.is_paused() && !other.is_paused());
@@ -402,12 +403,12 @@ fn a_killed_replica_on_sqlite_is_replaced() {
             runtime.now()
         };
         let ((), killed) = join(
-            async {
+            Box::pin(async {
                 // The first one comes first.
                 place.store.changed(0).await;
                 until_taken.await;
-            },
-            first,
+            }),
+            Box::pin(first),
         )
         .await;
         let by = pulls.lock().unwrap().clone();

@@ -25,8 +25,7 @@ pub(super) async fn read(
     headers: &HeaderMap,
     max_bytes: usize,
 ) -> Result<Bytes, Problem> {
-    let announced: Option<usize> =
-        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let announced = announced(headers);
     let is_over = announced.is_some_and(|bytes| bytes > max_bytes);
     // A client that asks first has not sent anything yet.
     if is_over && headers.contains_key(header::EXPECT) {
@@ -53,6 +52,11 @@ pub(super) async fn read(
     tokio::time::timeout(BODY_TIMEOUT, reading)
         .await
         .unwrap_or_else(|_| Err(Problem::body_timeout()))
+}
+
+/// The length that the sender announces. No body comes with more.
+pub(super) fn announced(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())
 }
 
 /// A JSON document of at most 1 MiB, said to be one.
