@@ -9,7 +9,7 @@ use std::vec::IntoIter;
 
 use dezky_core::source::{PulledEvent, QuarantineItem, TenantDirectory, TenantHint};
 use dezky_core::store::{AppendOptions, Appended, AuditStore, ReceiptStatus};
-use dezky_core::{AuditLog, Error, ErrorKind, Kept, NewEvent, Result, Runtime, SealedEvent};
+use dezky_core::{AuditLog, Error, ErrorKind, Kept, Result, Runtime, SealedEvent};
 use futures_util::future::{Either, select};
 
 /// The annotation that says how the tenant was found.
@@ -320,9 +320,9 @@ impl<'d> Tenants<'d> {
 
     /// Finds the tenant of an event that has none.
     async fn find_missing(&mut self, pulled: &mut PulledEvent) {
-        let NewEvent { tenant_slug, metadata, .. } = &pulled.event;
+        let event = &pulled.event;
         // A source that could not find out has said so.
-        if tenant_slug.is_none() && metadata.annotation(TENANT_BY).is_none() {
+        if event.tenant_slug.is_none() && event.metadata.annotation(TENANT_BY).is_none() {
             self.find(pulled).await;
         }
     }

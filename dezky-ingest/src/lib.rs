@@ -1,16 +1,23 @@
 #![doc = include_str!("../README.md")]
 
 pub mod authentik;
+mod domain;
+pub mod generic;
 #[cfg(feature = "authentik")]
 pub mod http;
 pub mod intake;
+mod json;
+mod keys;
 pub mod ocis;
 pub mod pump;
 pub mod quarantine;
+mod secrets;
 pub mod signature;
 pub mod stalwart;
+pub mod tail;
 #[cfg(feature = "testkit")]
 pub mod testkit;
+mod webhook;
 
 pub use intake::{Intake, Taken};
 pub use pump::{Pump, PumpConfig, PumpCounts, PumpError, PumpHandle, PumpState, PumpStatus, Tick};

@@ -139,6 +139,11 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, ErrorKind::FieldInvalid.code(), detail)
     }
 
+    /// 400: an event is out of its bounds.
+    pub fn event_invalid(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, ErrorKind::EventInvalid.code(), detail)
+    }
+
     /// 415: the body is not said to be JSON.
     pub fn media_type() -> Self {
         let detail = "the body must be JSON: send Content-Type: application/json";

@@ -17,6 +17,7 @@ pub mod platform;
 mod routes;
 pub mod state;
 mod table;
+mod webhooks;
 
 pub use config::{Config, Settings};
 pub use error::{Failure, Problem};

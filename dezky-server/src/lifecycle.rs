@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dezky_core::store::AuditStore;
 use dezky_ingest::authentik::{AuthentikConfig, AuthentikSource};
+use dezky_ingest::generic::{GenericReceiver, MappedLines, Mapping};
 use dezky_ingest::ocis::{OcisConfig, OcisTail};
 use dezky_ingest::stalwart::StalwartReceiver;
 use dezky_ingest::{Intake, Pump, PumpConfig};
@@ -14,10 +15,11 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::{AuthentikApi, Config, OcisLog, reason};
+use crate::config::{AuthentikApi, Config, FollowedFile, OcisLog, SourceConfig, reason};
 use crate::error::Failure;
 use crate::platform::Platform;
 use crate::state::{App, AppState, Webhooks};
+use crate::webhooks::Webhook;
 use crate::{http, routes};
 
 /// How often the outbox is looked at.
@@ -89,6 +91,7 @@ impl Running {
     /// Runs `pump` until the end.
     pub fn spawn_pump(&mut self, mut pump: Pump) {
         let stop = self.stopped();
+        self.state.add_pump(pump.handle());
         self.spawn("ingest", async move { pump.run(stop).await });
     }
 
@@ -204,7 +207,24 @@ async fn open(config: Config) -> Result<AppState, Failure> {
         stalwart.insert(source.clone(), Arc::new(receiver));
     }
     let webhooks = Webhooks::new(config.max_body_bytes);
-    Ok(Arc::new(App { config, platform, stalwart, webhooks }))
+    let receives = |(name, source): (&String, &SourceConfig)| {
+        let secrets = source.secrets.clone()?;
+        let receiver =
+            GenericReceiver::new(source.mapping.clone(), secrets, platform.intake.clone());
+        Some((name.clone(), Arc::new(receiver)))
+    };
+    let sources: BTreeMap<_, _> = config.sources.iter().filter_map(receives).collect();
+    let statuses = stalwart.keys().chain(sources.keys());
+    let statuses = statuses.map(|name| (name.clone(), Webhook::default())).collect();
+    Ok(Arc::new(App {
+        config,
+        platform,
+        stalwart,
+        sources,
+        webhooks,
+        statuses,
+        pumps: Mutex::default(),
+    }))
 }
 
 /// The workers for what is configured, unless workers are switched off.
@@ -219,7 +239,12 @@ fn pumps(state: &App) -> Result<Vec<Pump>, Failure> {
         .authentik
         .as_ref()
         .map(|api| poll_authentik(api, &state.platform, AuthentikConfig::pump_config()));
-    ocis.into_iter().chain(authentik).collect()
+    let follow = |source: &SourceConfig| {
+        let file = source.file.as_ref()?;
+        Some(follow_file(&source.mapping, file, &state.intake, PumpConfig::default()))
+    };
+    let files = state.config.sources.values().filter_map(follow);
+    ocis.into_iter().chain(authentik).chain(files).collect()
 }
 
 /// A pump from the events of Authentik.
@@ -247,9 +272,26 @@ pub(crate) fn follow_ocis(
 ) -> Result<Pump, Failure> {
     let mut config = OcisConfig::new(&log.path);
     config.max_line_bytes = log.max_line_bytes;
+    config.spaces.clone_from(&log.spaces);
     let tail = OcisTail::new(config, Arc::clone(intake.runtime()))
-        .map_err(|error| Failure::usage(format!("ocis: {error}")))?;
+        .map_err(|error| Failure::usage(format!("ocis: {error}")))?
+        .with_log(Arc::clone(intake.store()));
     pump.interval = log.poll;
+    pump.lease_ttl = LEASE_TTL;
+    Ok(Pump::new(Box::new(tail), intake.clone(), pump))
+}
+
+/// A pump from the file of a declared source.
+fn follow_file(
+    mapping: &Mapping,
+    file: &FollowedFile,
+    intake: &Intake,
+    mut pump: PumpConfig,
+) -> Result<Pump, Failure> {
+    let runtime = Arc::clone(intake.runtime());
+    let tail = MappedLines::follow(mapping.clone(), &file.path, file.max_line_bytes, runtime)
+        .map_err(|error| Failure::usage(format!("sources.{}: {error}", mapping.source())))?;
+    pump.interval = file.poll;
     pump.lease_ttl = LEASE_TTL;
     Ok(Pump::new(Box::new(tail), intake.clone(), pump))
 }

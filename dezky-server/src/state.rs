@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use dezky_core::Result;
+use dezky_ingest::generic::GenericReceiver;
 use dezky_ingest::stalwart::StalwartReceiver;
+use dezky_ingest::{PumpHandle, Taken};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Config;
 use crate::platform::Platform;
+use crate::webhooks::Webhook;
 
 /// The state of the routes; clones share it.
 pub type AppState = Arc<App>;
@@ -21,8 +25,28 @@ pub struct App {
     pub platform: Platform,
     /// The webhooks of Stalwart by source name.
     pub stalwart: BTreeMap<String, Arc<StalwartReceiver>>,
+    /// The webhooks of declared sources by name.
+    pub sources: BTreeMap<String, Arc<GenericReceiver>>,
     /// The webhooks under way.
     pub webhooks: Webhooks,
+    /// How each webhook is doing, by source name.
+    pub statuses: BTreeMap<String, Webhook>,
+    /// The pumps that were started.
+    pub pumps: Mutex<Vec<PumpHandle>>,
+}
+
+impl App {
+    /// Counts what became of a request to the webhook of `source`.
+    pub fn note(&self, source: &str, result: &Result<Taken>) {
+        if let Some(webhook) = self.statuses.get(source) {
+            webhook.note(result, self.intake.runtime().now());
+        }
+    }
+
+    /// Lists a pump that is started.
+    pub fn add_pump(&self, pump: PumpHandle) {
+        self.pumps.lock().unwrap_or_else(PoisonError::into_inner).push(pump);
+    }
 }
 
 /// The bytes of bodies under way at a time, unless one body may have more.

@@ -142,6 +142,8 @@ pub struct Memory {
     looked_for_gap: bool,
     /// Whether the last day was read since the start.
     reconciled: bool,
+    /// Whether the walk that reads it was begun since the start.
+    began_reconcile: bool,
 }
 
 /// The state of the poller between two requests.
@@ -562,6 +564,9 @@ impl Poll {
         let at = reconcile.walk.anchor.as_ref().map(Place::created);
         if is_end || at.zip(reconcile.floor).is_some_and(|(at, floor)| at < floor) {
             self.reconciled(now);
+            // One that an earlier process began has passed over what showed since: then
+            // one of our own follows.
+            self.memory.reconciled = self.memory.began_reconcile;
         }
         let late_before = self.state.watermark.map(|at| before(at, self.settings.overlap));
         Ok(Step { take: true, late_before, gap: None })
@@ -576,6 +581,7 @@ impl Poll {
         if self.is_reconcile_due(now) && self.state.reconcile.is_none() {
             let walk = Walk::new(self.settings.page_size);
             self.state.reconcile = Some(Reconcile { walk, floor: None });
+            self.memory.began_reconcile = true;
         }
     }
 

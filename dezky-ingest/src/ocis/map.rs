@@ -10,15 +10,10 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::proto::{self, Fields, Piece};
-
-/// A SHA-256.
-pub type Digest = [u8; 32];
+use crate::tail::{Decoded, Digest, QUARANTINED_BYTES, keyed_hash};
 
 /// The name of the system, in tenant hints and as the default source.
 pub const SYSTEM: &str = "ocis";
-
-/// The most bytes of a line that go to quarantine.
-const QUARANTINED_BYTES: usize = 64 << 10;
 
 /// Before the identity of a line in the key of its quarantine item.
 const KEY_PREFIX: &str = "line:";
@@ -207,16 +202,8 @@ pub fn classify_type(name: &str, state: &str) -> Class {
 /// `ocis1:` and the identity of a line: of the generation of its file, its place
 /// and its bytes. Path, inode, device and host are not in it.
 pub fn line_key(instance: &str, generation: &Digest, offset: u64, line_hash: &Digest) -> String {
-    let mut hash = Sha256::new();
-    hash.update(b"ocis-audit/1\0");
-    hash.update(instance.as_bytes());
-    hash.update([0]);
-    hash.update(generation);
-    hash.update(offset.to_be_bytes());
-    hash.update(line_hash);
-    let mut hex = hex::encode(hash.finalize());
-    hex.truncate(40);
-    format!("ocis1:{hex}")
+    let hash = keyed_hash("ocis-audit/1", instance, generation, offset, line_hash);
+    format!("ocis1:{hash}")
 }
 
 /// What stays the same for the lines of one generation in one pull.
@@ -230,17 +217,6 @@ pub struct LineContext<'a> {
     pub generation: &'a Digest,
     /// The time of reading.
     pub now: Timestamp,
-}
-
-/// What became of a line, or of a piece of one.
-#[derive(Debug, Clone)]
-pub enum Decoded {
-    /// An event.
-    Event(Box<PulledEvent>),
-    /// Passed over on purpose.
-    Skipped,
-    /// Kept for somebody to decide.
-    Quarantine(Box<QuarantineItem>),
 }
 
 /// Reads the `line` at `offset` (without its `\n`) and gives what became of it

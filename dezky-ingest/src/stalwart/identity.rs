@@ -6,10 +6,9 @@
 //! advances at each *serialisation*, so that every retry has new ids. Those are
 //! known by their form, and the event is identified by its content instead.
 
-use std::collections::HashMap;
-
 use dezky_core::Timestamp;
-use sha2::{Digest as _, Sha256};
+
+use crate::keys::ContentKeys;
 
 /// Whether an `id` identifies its event: not if it is the Unix seconds of
 /// `createdAt` followed by digits only. (By none at all neither: the second
@@ -20,37 +19,11 @@ pub(super) fn identifies(id: &str, created_at: Option<Timestamp>) -> bool {
     !id.strip_prefix(&seconds).is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Makes the content keys of one request.
-///
-/// `"sw1:" + hex(SHA-256(scope ‖ 00 ‖ createdAt ‖ 00 ‖ type ‖ 00 ‖ canonical(data) ‖ 00 ‖ ordinal))`,
-/// the data redacted. The ordinal counts, in decimal from 0, the events of the
-/// same request that are equal in all before it: a retry sends the same objects,
-/// so its keys repeat, in whatever order and company they come.
-pub(super) struct ContentKeys<'s> {
-    scope: &'s str,
-    seen: HashMap<[u8; 32], u64>,
-}
-
-impl<'s> ContentKeys<'s> {
-    /// `scope` is the source's name, never which secret matched: changing a
-    /// secret must not change the keys.
-    pub(super) fn new(scope: &'s str) -> Self {
-        Self { scope, seen: HashMap::new() }
-    }
-
-    /// The key of the next event: `createdAt` and type as received, the data
-    /// canonical.
-    pub(super) fn key(&mut self, created_at: &str, kind: &str, data: &str) -> String {
-        let mut hash = Sha256::new();
-        for part in [self.scope, created_at, kind, data] {
-            hash.update(part);
-            hash.update([0]);
-        }
-        let ordinal = self.seen.entry(hash.clone().finalize().into()).or_default();
-        hash.update(ordinal.to_string());
-        *ordinal += 1;
-        format!("sw1:{}", hex::encode(hash.finalize()))
-    }
+/// Makes the content keys `sw1:…` of one request, each of `createdAt` and type as
+/// received and the data canonical, the data redacted. `scope` is the source's name,
+/// never which secret matched: changing a secret must not change the keys.
+pub(super) fn content_keys(scope: &str) -> ContentKeys<'_> {
+    ContentKeys::new("sw1", scope)
 }
 
 #[cfg(test)]
@@ -86,13 +59,11 @@ mod tests {
     #[test]
     fn vectors() {
         let data = r#"{"accountName":"alice@example.com","remoteIp":"203.0.113.7"}"#;
-        let mut keys = ContentKeys::new("stalwart");
-        let mut key = || keys.key("2026-08-17T10:00:00Z", "auth.failed", data);
+        let parts = ["2026-08-17T10:00:00Z", "auth.failed", data];
+        let mut keys = content_keys("stalwart");
+        let mut key = || keys.key(&parts);
         assert_eq!(key(), "sw1:b6a9ee95a05e72a607d065f1be2b2a61fcfbfd8bc0d032acc7721f6d5724b839");
         assert_eq!(key(), "sw1:f73ec7f2d68b1b17031f58d07744a7ecc423567baab5bb410775d04ae9a2ad8d");
-        assert_ne!(
-            ContentKeys::new("stalwart:eu2").key("2026-08-17T10:00:00Z", "auth.failed", data),
-            ContentKeys::new("stalwart").key("2026-08-17T10:00:00Z", "auth.failed", data),
-        );
+        assert_ne!(content_keys("stalwart:eu2").key(&parts), content_keys("stalwart").key(&parts),);
     }
 }

@@ -16,6 +16,7 @@ use serde_json::Value as Annotation;
 use super::json::Value;
 use super::proto::WireEvent;
 use super::{SOURCE, verbs};
+use crate::domain::{domain, domain_of};
 
 /// The largest part of a received type or id that is noted, in bytes.
 const RAW_MAX: usize = 512;
@@ -247,21 +248,6 @@ fn hints(
         hints.extend(account_id.map(|id| TenantHint::User { system: SOURCE, id }));
     }
     hints
-}
-
-/// The domain of an address in lower case.
-fn domain_of(address: &str) -> Option<String> {
-    let address = address.trim().trim_start_matches('<').trim_end_matches('>');
-    domain(address.rsplit_once('@')?.1)
-}
-
-/// A domain in lower case, if it looks like one.
-fn domain(text: &str) -> Option<String> {
-    let text = text.trim().trim_end_matches('.');
-    let is_domain = !text.is_empty()
-        && text.len() <= 255
-        && text.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '-' | '_'));
-    is_domain.then(|| text.to_lowercase())
 }
 
 /// The fields of an event, wherever they are.

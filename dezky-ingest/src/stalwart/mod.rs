@@ -6,7 +6,6 @@
 //! events are durable.
 
 mod identity;
-mod json;
 mod map;
 mod proto;
 mod receiver;
@@ -21,10 +20,11 @@ use dezky_core::{PulledEvent, QuarantineItem, Timestamp};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use self::identity::ContentKeys;
-use self::json::{Doc, Value};
 use self::proto::{Odd, WireEvent};
 pub use self::receiver::StalwartReceiver;
+use crate::json::{self, Doc, Value};
+use crate::keys::ContentKeys;
+use crate::webhook::{OddItems, TOO_MANY_ODD};
 
 /// The source name of the first instance; a further one is `stalwart:{instance}`.
 pub const SOURCE: &str = "stalwart";
@@ -37,11 +37,6 @@ const EXTERNAL_ID_MAX: usize = 512;
 
 /// The reason of a body that has none.
 const NO_EVENTS: &str = "no_events";
-/// The reason of those behind the first [`MAX_ODD`].
-const TOO_MANY_ODD: &str = "too_many_odd";
-
-/// How many odd elements of one body are quarantined each as an item of its own.
-const MAX_ODD: usize = 100;
 
 /// What a body holds.
 #[derive(Debug, Clone, Default)]
@@ -137,8 +132,8 @@ pub fn decode(
         return decoded;
     }
     let count = events.len();
-    let mut keys = ContentKeys::new(source);
-    let mut rest = OddRest::default();
+    let mut keys = identity::content_keys(source);
+    let mut odd_items = OddItems::default();
     for (index, value) in events.into_iter().enumerate() {
         match WireEvent::read(value) {
             Ok(event) => {
@@ -152,19 +147,11 @@ pub fn decode(
                 };
                 let detail = format!("event {} of {count} {what}", index + 1);
                 let (key, raw) = odd_event(value);
-                if decoded.quarantine.len() < MAX_ODD {
-                    decoded.quarantine.push(item(reason, key, detail, &raw));
-                } else {
-                    rest.add(&key, &raw);
-                }
+                odd_items.push(item(reason, key, detail, &raw));
             }
         }
     }
-    if rest.count > 0 {
-        let detail = format!("{} more of {count} events can't be read", rest.count);
-        let key = format!("more:{}", hex::encode(rest.keys.finalize()));
-        decoded.quarantine.push(item(TOO_MANY_ODD, key, detail, &rest.raw));
-    }
+    decoded.quarantine = odd_items.into_items(count);
     decoded
 }
 
@@ -191,28 +178,6 @@ pub(crate) fn redecode(item: &QuarantineItem) -> Result<Vec<PulledEvent>, String
     }
 }
 
-/// What is no event behind the first [`MAX_ODD`] of a body: one item, so that a
-/// body of odd things does not flood the log.
-#[derive(Default)]
-struct OddRest {
-    count: usize,
-    /// Over the keys, which are the same at a retry.
-    keys: Sha256,
-    /// The first of them, a line each.
-    raw: String,
-}
-
-impl OddRest {
-    fn add(&mut self, key: &str, raw: &str) {
-        self.count += 1;
-        self.keys.update(key);
-        if self.raw.len() < QUARANTINE_RAW_MAX {
-            self.raw += raw;
-            self.raw.push('\n');
-        }
-    }
-}
-
 fn external_id(event: &WireEvent<'_>, keys: &mut ContentKeys<'_>) -> String {
     let own = event.id.as_ref().filter(|id| identity::identifies(id, event.at));
     if let Some(id) = own.filter(|id| id.len() <= EXTERNAL_ID_MAX) {
@@ -228,7 +193,7 @@ fn external_id(event: &WireEvent<'_>, keys: &mut ContentKeys<'_>) -> String {
         (Some(_), _) => canonicalize(&event.body().unwrap_or_default()),
     };
     // It was parsed from a document, so it is JSON.
-    keys.key(&event.created_at, &event.kind, &content.unwrap_or_default())
+    keys.key(&[&event.created_at, &event.kind, &content.unwrap_or_default()])
 }
 
 /// The key and the text under which something that is no event is quarantined.

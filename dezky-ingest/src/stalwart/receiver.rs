@@ -6,11 +6,9 @@ use std::time::Duration;
 use dezky_core::{Error, ErrorKind, PulledEvent, Result, Timestamp};
 
 use super::{Decoded, decode};
-use crate::intake::{Intake, PartBounds, Parts, Taken, refused};
+use crate::intake::{Intake, Taken, refused};
 use crate::signature::Secrets;
-
-/// Of one append; with the quarantine's notices within the store's bound.
-const PART: PartBounds = PartBounds { events: 4_000, items: 1_000, bytes: 8 << 20 };
+use crate::webhook::take_in_parts;
 
 /// How far in the future an event may lie where old ones are refused: clocks differ.
 const MAX_AHEAD: Duration = Duration::from_mins(10);
@@ -86,21 +84,7 @@ impl StalwartReceiver {
         if let Some(max_age) = self.max_age {
             self.refuse_old(&mut decoded, max_age, now);
         }
-        let mut taken = Taken::default();
-        // Senders set no limit to a batch. Parts may be stored in several appends: each
-        // event has an identity, so a repeated body adds none.
-        for part in Parts::new(decoded.events, decoded.quarantine, PART) {
-            taken += self.intake.take_pushed(part.events, part.items).await?;
-        }
-        tracing::info!(
-            source = self.source,
-            stored = taken.stored,
-            duplicates = taken.duplicates,
-            quarantined = taken.quarantined,
-            spooled = taken.spooled,
-            "webhook received"
-        );
-        Ok(taken)
+        take_in_parts(&self.intake, &self.source, decoded.events, decoded.quarantine, 0).await
     }
 
     fn refuse_old(&self, decoded: &mut Decoded, max_age: Duration, now: Timestamp) {

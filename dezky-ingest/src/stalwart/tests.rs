@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::webhook::MAX_ODD;
 
 macro_rules! fixture {
     ($name:literal) => {

@@ -5,11 +5,13 @@ use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use dezky_core::Result;
 use dezky_core::rt::TokioRuntime;
-use dezky_core::source::{IngestSource, PullLimits};
+use dezky_core::source::{IngestSource, PullLimits, TenantDirectory};
 use dezky_core::store::AppendOptions;
 use dezky_ingest::ocis::{OcisConfig, OcisTail};
 use dezky_ingest::{Pump, PumpConfig, Tick};
+use serde_json::json;
 
 use crate::{Place, data, open, run};
 
@@ -139,5 +141,102 @@ fn seed_pulled_again_is_silent() {
             place.intake().take(pull.events, vec![], AppendOptions::default()).await.unwrap();
         assert_eq!((taken.stored, taken.duplicates, taken.conflicts), (0, 6, 0), "no conflict");
         assert_eq!(place.count().await, count);
+    });
+}
+
+struct Acme;
+
+#[async_trait::async_trait]
+impl TenantDirectory for Acme {
+    async fn by_slug(&self, slug: &str) -> Result<Option<String>> {
+        Ok(["acme", "beta"].contains(&slug).then(|| slug.to_owned()))
+    }
+
+    async fn by_domain(&self, _domain: &str) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    async fn by_user(&self, _system: &str, id: &str) -> Result<Option<String>> {
+        Ok((id == "alice").then(|| "beta".to_owned()))
+    }
+}
+
+/// A line about the space `st$<space>` whose actor nobody knows.
+fn about_space(action: &str, space: &str, name: &str, n: usize) -> String {
+    let line = match action {
+        "file_create" => json!({"RemoteAddr": "", "Time": "2026-11-22T00:00:00Z", "Message": "",
+                                "Action": action, "Path": format!("./{n}"),
+                                "FileID": format!("st${space}!node/{n}")}),
+        "space_renamed" => json!({"RemoteAddr": "", "Time": "2026-11-22T00:00:00Z", "Message": "",
+                                  "Action": action, "SpaceID": format!("st${space}!{space}"),
+                                  "NewName": name}),
+        _ => json!({"RemoteAddr": "", "Time": "2026-11-22T00:00:00Z", "Message": "",
+                    "Action": action, "SpaceID": format!("st${space}"), "Name": name,
+                    "Type": "project"}),
+    };
+    format!("{line}\n")
+}
+
+/// What a replica with a tail of its own makes of the lines that are there.
+async fn tenants_of_new(place: &Place, pump: &mut Pump) -> Vec<(Option<String>, String)> {
+    let from = place.count().await;
+    drain(pump).await;
+    let mut events = place.of_source("ocis").await;
+    events.retain(|stored| stored.seq >= from);
+    events.sort_by_key(|stored| stored.seq);
+    events
+        .into_iter()
+        .map(|stored| {
+            let by = stored.event.metadata.to_value()["_dezky"]["tenantBy"].clone();
+            (stored.event.tenant_slug, by.as_str().unwrap_or_default().to_owned())
+        })
+        .collect()
+}
+
+#[test]
+fn names_of_spaces_hold_after_a_restart_and_on_another_replica() {
+    run(async {
+        let place = Place::new().await;
+        let path = place.path("audit.log");
+        let replica = |spaces: &[(&str, &str)]| {
+            let mut config = OcisConfig::new(&path);
+            let own = |(id, slug): &(&str, &str)| ((*id).to_owned(), (*slug).to_owned());
+            config.spaces = spaces.iter().map(own).collect();
+            let tail = OcisTail::new(config, Arc::new(TokioRuntime)).unwrap();
+            let tail = tail.with_log(Arc::clone(&place.store));
+            let intake = place.intake().with_directory(Arc::new(Acme));
+            Pump::new(Box::new(tail), intake, PumpConfig::default())
+        };
+        let is = |slug: &str, by: &str| (Some(slug.to_owned()), by.to_owned());
+        let none = (None, "none".to_owned());
+
+        let (mut first, mut second) = (replica(&[]), replica(&[]));
+        write(&path, about_space("file_create", "s1", "", 0).as_bytes());
+        write(&path, about_space("space_created", "s1", "acme", 0).as_bytes());
+        write(&path, about_space("file_create", "s1", "", 1).as_bytes());
+        let named = is("acme", "space_name");
+        assert_eq!(
+            tenants_of_new(&place, &mut first).await,
+            [none.clone(), named.clone(), named.clone()]
+        );
+        // In a later pull, after a restart, on another replica.
+        for (n, pump) in [&mut first, &mut replica(&[]), &mut second].into_iter().enumerate() {
+            write(&path, about_space("file_create", "s1", "", 2 + n).as_bytes());
+            assert_eq!(tenants_of_new(&place, pump).await, std::slice::from_ref(&named), "{n}");
+        }
+        // The first one was not there when the name changed.
+        write(&path, about_space("space_renamed", "s1", "beta", 0).as_bytes());
+        assert_eq!(tenants_of_new(&place, &mut second).await, [is("beta", "space_name")]);
+        write(&path, about_space("file_create", "s1", "", 7).as_bytes());
+        assert_eq!(tenants_of_new(&place, &mut first).await, [is("beta", "space_name")]);
+        // The map beats the name; a personal space is its user's.
+        write(&path, about_space("file_create", "s1", "", 8).as_bytes());
+        write(&path, about_space("file_create", "alice", "", 9).as_bytes());
+        let mut mapped = replica(&[("s1", "acme")]);
+        assert_eq!(
+            tenants_of_new(&place, &mut mapped).await,
+            [is("acme", "space_map"), is("beta", "user")]
+        );
+        place.assert_whole().await;
     });
 }

@@ -3,6 +3,7 @@
 mod authentik;
 mod files;
 mod fuzz;
+mod generic;
 mod intake;
 mod moody;
 mod outage;
@@ -11,6 +12,7 @@ mod quarantine;
 mod replicas;
 mod simulation;
 mod speed;
+mod tail_model;
 mod webhook;
 
 use std::path::{Path, PathBuf};

@@ -3,9 +3,10 @@
 use dezky_core::store::{AppendOptions, QuarantinedItem};
 use dezky_core::{Actor, ErrorKind, NewEvent, PulledEvent, QuarantineItem, Timestamp};
 use dezky_ingest::authentik::{Item, Odd, map, odd_item};
-use dezky_ingest::ocis::{Decoded, Digest, LineContext, OcisOptions, decode_line, line_key};
+use dezky_ingest::ocis::{LineContext, OcisOptions, decode_line, line_key};
 use dezky_ingest::quarantine::{Redecoded, Retried, drop_item, redecode, retry};
 use dezky_ingest::stalwart::decode;
+use dezky_ingest::tail::{Decoded, Digest};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};

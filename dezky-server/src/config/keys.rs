@@ -16,6 +16,8 @@ pub(super) enum Kind {
     Switch,
     /// A text that stands in the environment alone.
     Secret,
+    /// A table that is read as a whole; in the file alone.
+    Table,
 }
 
 impl Kind {
@@ -26,6 +28,7 @@ impl Kind {
             Self::List => "a list of texts",
             Self::Number => "a whole number",
             Self::Switch => "true or false",
+            Self::Table => "a table",
         }
     }
 }
@@ -95,6 +98,8 @@ pub(super) const KEYS: &[Key] = &[
         "How often it is read, 1 to 3600."),
     key("ocis.max_line_bytes", "DEZKY_OCIS_MAX_LINE_BYTES", Kind::Number, "1048576", "",
         "Longer lines go to the quarantine, 1024 to 67108864."),
+    key("ocis.spaces", "DEZKY_OCIS_SPACES", Kind::List, "[]", "",
+        "Whose spaces are: \"<space id>=<tenant's slug>\" each, the id with or without its\nstorage (<storage>$<space>). Beats the names of spaces, which users can change."),
     key("authentik.url", "DEZKY_AUTHENTIK_URL", Kind::Text, "", "\"https://id.example.com\"",
         "The base URL of Authentik, whose events are polled. Without it nothing is polled."),
     key("authentik.token", "DEZKY_AUTHENTIK_TOKEN", Kind::Secret, "", "",
@@ -117,13 +122,36 @@ pub(super) const INSTANCE_LEAVES: &[(&str, Kind)] =
 pub(super) const INSTANCES: &str = "stalwart.instances";
 const INSTANCE_VARIABLE: (&str, &str) = ("DEZKY_STALWART_", "_SECRET");
 
+/// What sources that are declared have, below `sources.<name>`.
+pub(super) const SOURCE_LEAVES: &[(&str, Kind)] = &[
+    ("secret", Kind::Secret),
+    ("secret_file", Kind::Text),
+    ("secret_files", Kind::List),
+    ("path", Kind::Text),
+    ("poll_seconds", Kind::Number),
+    ("max_line_bytes", Kind::Number),
+    ("map", Kind::Table),
+];
+
+pub(super) const SOURCES: &str = "sources";
+const SOURCE_VARIABLE: (&str, &str) = ("DEZKY_SOURCE_", "_SECRET");
+
 /// The kind of the key of that name, instances' keys included.
 pub(super) fn kind_of(name: &str) -> Option<Kind> {
     if let Some(key) = KEYS.iter().find(|key| key.name == name) {
         return Some(key.kind);
     }
+    if let Some((_, leaf)) = source_leaf(name) {
+        return SOURCE_LEAVES.iter().find(|(known, _)| *known == leaf).map(|(_, kind)| *kind);
+    }
     let (_, leaf) = name.strip_prefix(INSTANCES)?.strip_prefix('.')?.split_once('.')?;
     INSTANCE_LEAVES.iter().find(|(known, _)| *known == leaf).map(|(_, kind)| *kind)
+}
+
+/// The source and the leaf that a name below `sources` consists of. Names of sources may
+/// have dots, those of leaves have none.
+fn source_leaf(name: &str) -> Option<(&str, &str)> {
+    name.strip_prefix(SOURCES)?.strip_prefix('.')?.rsplit_once('.')
 }
 
 /// Whether `name` is a table of keys.
@@ -146,6 +174,9 @@ pub(super) fn variable_of(name: &str) -> String {
     if let Some(key) = KEYS.iter().find(|key| key.name == name) {
         return key.variable.to_owned();
     }
+    if let Some((source, _)) = source_leaf(name) {
+        return source_variable(source);
+    }
     let instance = name
         .strip_prefix(INSTANCES)
         .and_then(|rest| rest.strip_prefix('.'))
@@ -153,6 +184,19 @@ pub(super) fn variable_of(name: &str) -> String {
         .unwrap_or("NAME");
     let (before, after) = INSTANCE_VARIABLE;
     format!("{before}{}{after}", instance.to_uppercase().replace('-', "_"))
+}
+
+/// The variable of a declared source's secret.
+pub(super) fn source_variable(source: &str) -> String {
+    let (before, after) = SOURCE_VARIABLE;
+    format!("{before}{}{after}", source.to_uppercase().replace(['-', '.'], "_"))
+}
+
+/// The source, as it might be called, whose secret stands in that variable.
+pub(super) fn source_of_variable(variable: &str) -> Option<String> {
+    let (before, after) = SOURCE_VARIABLE;
+    let name = variable.strip_prefix(before)?.strip_suffix(after)?;
+    (!name.is_empty()).then(|| name.to_lowercase().replace('_', "-"))
 }
 
 /// The instance whose secret stands in that variable.
@@ -216,7 +260,23 @@ pub fn example() -> String {
          # Environment: DEZKY_STALWART_EU2_SECRET for the secret of the instance eu2.\n\
          # [stalwart.instances.eu2]\n\
          # secret_file = \"/run/secrets/stalwart-eu2\"\n\
-         # secret_files = [\"/run/secrets/stalwart-eu2\", \"/run/secrets/stalwart-eu2-old\"]\n",
+         # secret_files = [\"/run/secrets/stalwart-eu2\", \"/run/secrets/stalwart-eu2-old\"]\n\
+         \n# Any other system: signed posts at /ingest/<name>/webhook, a file of JSON lines, or\n\
+         # both. docs/sources.md explains the map. Environment: DEZKY_SOURCE_SHOP_SECRET for\n\
+         # the secret of the source shop.\n\
+         # [sources.shop]\n\
+         # secret_file = \"/run/secrets/shop\"\n\
+         # secret_files = [\"/run/secrets/shop\", \"/run/secrets/shop-old\"]\n\
+         # path = \"/var/log/shop/audit.ndjson\"\n\
+         # poll_seconds = 5\n\
+         # max_line_bytes = 1048576\n\
+         # [sources.shop.map]\n\
+         # action = \"/event\"\n\
+         # id = \"/uuid\"\n\
+         # at = \"/time\"\n\
+         # actor = { id = \"/user/id\", email = \"/user/email\", ip = \"/user/ip\" }\n\
+         # resource = { type = \"order\", id = \"/order/id\" }\n\
+         # tenant = \"/tenant\"\n",
     );
     text
 }

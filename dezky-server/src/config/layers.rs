@@ -17,6 +17,7 @@ pub(super) enum Value {
     List(Vec<String>),
     Number(u64),
     Switch(bool),
+    Table(serde_json::Value),
 }
 
 /// Where a value comes from.
@@ -50,6 +51,10 @@ pub(super) struct Setting {
 #[derive(Debug, Default)]
 pub(super) struct Layers {
     settings: BTreeMap<String, Setting>,
+    /// Where each declared source stands, by its name.
+    sources: BTreeMap<String, Origin>,
+    /// Where the keys inside tables that are read as a whole stand.
+    places: BTreeMap<String, Origin>,
 }
 
 impl Layers {
@@ -88,6 +93,10 @@ impl Layers {
         for (key, value) in table {
             let name = format!("{prefix}{}", key.get_ref());
             let origin = file.origin(key.span().start);
+            if name == keys::SOURCES {
+                self.add_sources(file, value.get_ref(), &origin)?;
+                continue;
+            }
             match (value.get_ref(), keys::kind_of(&name)) {
                 (DeValue::Table(inner), None)
                     if inner.is_empty() && keys::is_instance_table(&name) =>
@@ -112,7 +121,111 @@ impl Layers {
         Ok(())
     }
 
-    /// Takes in the variables of the environment.
+    /// Takes in the sources that are declared: their names may have dots, and what is in
+    /// their maps is read as a whole.
+    fn add_sources(
+        &mut self,
+        file: &File<'_>,
+        sources: &DeValue<'_>,
+        origin: &Origin,
+    ) -> Result<(), Failure> {
+        let no_table = |name: &str, origin: &Origin| {
+            Failure::usage(format!("{name} ({origin}): must be a table, such as [sources.shop]"))
+        };
+        let DeValue::Table(sources) = sources else {
+            return Err(no_table(keys::SOURCES, origin));
+        };
+        for (source, leaves) in sources {
+            let prefix = format!("{}.{}", keys::SOURCES, source.get_ref());
+            let origin = file.origin(source.span().start);
+            let DeValue::Table(leaves) = leaves.get_ref() else {
+                return Err(no_table(&prefix, &origin));
+            };
+            self.sources.insert(source.get_ref().to_string(), origin);
+            for (leaf, value) in leaves {
+                let name = format!("{prefix}.{}", leaf.get_ref());
+                let origin = file.origin(leaf.span().start);
+                let known = keys::SOURCE_LEAVES.iter().find(|(known, _)| known == leaf.get_ref());
+                let Some((_, kind)) = known else {
+                    let known = keys::SOURCE_LEAVES.iter().map(|(known, _)| *known);
+                    let closest = keys::closest(leaf.get_ref(), known).unwrap_or("map");
+                    return Err(Failure::usage(format!(
+                        "{name} ({origin}): is no key of a source: did you mean {closest}?"
+                    )));
+                };
+                let value = match (value.get_ref(), kind) {
+                    (_, Kind::Secret) => return Err(secret_in_file(&name, &origin)),
+                    (DeValue::Table(_), Kind::Table) => {
+                        Value::Table(self.json(file, value.get_ref(), &name, &origin)?)
+                    }
+                    (value, kind) => typed(value, *kind).ok_or_else(|| {
+                        Failure::usage(format!("{name} ({origin}): must be {}", kind.expected()))
+                    })?,
+                };
+                self.set(&name, value, origin);
+            }
+        }
+        Ok(())
+    }
+
+    /// A table as a whole, its keys' places noted.
+    fn json(
+        &mut self,
+        file: &File<'_>,
+        value: &DeValue<'_>,
+        name: &str,
+        origin: &Origin,
+    ) -> Result<serde_json::Value, Failure> {
+        self.places.insert(name.to_owned(), origin.clone());
+        Ok(match value {
+            DeValue::String(text) => text.as_ref().into(),
+            DeValue::Boolean(on) => (*on).into(),
+            DeValue::Integer(number) => {
+                i64::from_str_radix(number.as_str(), number.radix()).unwrap_or(i64::MAX).into()
+            }
+            DeValue::Array(items) => {
+                let mut values = Vec::with_capacity(items.len());
+                for (index, item) in items.iter().enumerate() {
+                    let origin = file.origin(item.span().start);
+                    let name = format!("{name}[{index}]");
+                    values.push(self.json(file, item.get_ref(), &name, &origin)?);
+                }
+                values.into()
+            }
+            DeValue::Table(table) => {
+                let mut members = serde_json::Map::new();
+                for (key, value) in table {
+                    let origin = file.origin(key.span().start);
+                    let name = format!("{name}.{}", key.get_ref());
+                    let value = self.json(file, value.get_ref(), &name, &origin)?;
+                    members.insert(key.get_ref().to_string(), value);
+                }
+                members.into()
+            }
+            DeValue::Float(_) | DeValue::Datetime(_) => {
+                let expected = Kind::Text.expected();
+                return Err(Failure::usage(format!("{name} ({origin}): must be {expected}")));
+            }
+        })
+    }
+
+    /// The declared sources, by name, and where they stand.
+    pub(super) fn sources(&self) -> &BTreeMap<String, Origin> {
+        &self.sources
+    }
+
+    /// Where a key inside a table stands, or the nearest around it.
+    pub(super) fn place(&self, name: &str) -> Option<&Origin> {
+        let mut name = name;
+        loop {
+            if let Some(origin) = self.places.get(name) {
+                return Some(origin);
+            }
+            name = &name[..name.rfind(['.', '['])?];
+        }
+    }
+
+    /// Takes in the variables of the environment, after the file.
     pub(super) fn add_environment(
         &mut self,
         variables: impl IntoIterator<Item = (String, String)>,
@@ -123,6 +236,9 @@ impl Layers {
                 (Some(key), _) => (key.name.to_owned(), key.kind),
                 (None, Some(instance)) => {
                     (format!("{}.{instance}.secret", keys::INSTANCES), Kind::Secret)
+                }
+                (None, None) if keys::source_of_variable(&variable).is_some() => {
+                    (self.secret_of_source(&variable)?, Kind::Secret)
                 }
                 (None, None) => {
                     check_unknown_variable(&variable, &text)?;
@@ -139,6 +255,24 @@ impl Layers {
             self.set(&name, value, origin);
         }
         Ok(())
+    }
+
+    /// The name of the key of a declared source's secret.
+    fn secret_of_source(&self, variable: &str) -> Result<String, Failure> {
+        let mut sources =
+            self.sources.keys().filter(|name| keys::source_variable(name) == variable);
+        match (sources.next(), sources.next()) {
+            (Some(source), None) => Ok(format!("{}.{source}.secret", keys::SOURCES)),
+            (Some(one), Some(other)) => Err(Failure::usage(format!(
+                "{variable}: is the variable of both sources {one} and {other}: unset it, and name a secret_file for each"
+            ))),
+            (None, _) => {
+                let source = keys::source_of_variable(variable).unwrap_or_default();
+                Err(Failure::usage(format!(
+                    "{variable}: no such source is declared: add [sources.{source}] to the file, or unset it"
+                )))
+            }
+        }
     }
 
     pub(super) fn set(&mut self, name: &str, value: Value, origin: Origin) {
@@ -277,6 +411,7 @@ fn from_text(text: &str, kind: Kind) -> Option<Value> {
                 .collect(),
         ),
         Kind::Number => Value::Number(text.trim().parse().ok()?),
+        Kind::Table => return None,
         Kind::Switch => Value::Switch(match text.trim().to_ascii_lowercase().as_str() {
             "true" | "1" | "yes" | "on" => true,
             "false" | "0" | "no" | "off" => false,

@@ -7,6 +7,7 @@
 mod keys;
 mod layers;
 mod network;
+mod sources;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -26,6 +27,7 @@ use self::keys::Kind;
 pub use self::keys::example;
 use self::layers::{Layers, Origin, Setting, Value};
 pub use self::network::{Network, client_ip};
+pub use self::sources::{FollowedFile, SourceConfig};
 use crate::auth::OperatorToken;
 use crate::error::Failure;
 
@@ -68,6 +70,8 @@ pub struct Config {
     pub ocis: Option<OcisLog>,
     /// The Authentik to poll.
     pub authentik: Option<AuthentikApi>,
+    /// Sources that are declared, by name.
+    pub sources: BTreeMap<String, SourceConfig>,
 }
 
 /// An Authentik to poll.
@@ -92,6 +96,8 @@ pub struct OcisLog {
     pub poll: Duration,
     /// The bound of a line.
     pub max_line_bytes: usize,
+    /// Tenants' slugs by the ids of spaces.
+    pub spaces: BTreeMap<String, String>,
 }
 
 /// How logs are written.
@@ -226,6 +232,7 @@ impl Settings {
             stalwart: self.stalwart()?,
             ocis: self.ocis()?,
             authentik: self.authentik()?,
+            sources: self.sources()?,
         })
     }
 
@@ -380,7 +387,26 @@ impl Settings {
         else {
             return Ok(None);
         };
-        Ok(Some(OcisLog { path: path.into(), poll, max_line_bytes }))
+        let spaces = self.ocis_spaces()?;
+        Ok(Some(OcisLog { path: path.into(), poll, max_line_bytes, spaces }))
+    }
+
+    fn ocis_spaces(&self) -> Result<BTreeMap<String, String>, Failure> {
+        let mut spaces = BTreeMap::new();
+        let Some((list, origin)) = self.layers.list("ocis.spaces") else { return Ok(spaces) };
+        for entry in list {
+            let refused =
+                |problem: &str| refused("ocis.spaces", origin, format!("\"{entry}\" {problem}"));
+            let (space, slug) = entry
+                .rsplit_once('=')
+                .map(|(space, slug)| (space.trim(), slug.trim()))
+                .filter(|(space, slug)| !space.is_empty() && (1..=63).contains(&slug.len()))
+                .ok_or_else(|| refused("must be <space id>=<slug of 1 to 63 bytes>"))?;
+            if spaces.insert(space.to_owned(), slug.to_owned()).is_some() {
+                return Err(refused("names a space that is there already: give it one slug"));
+            }
+        }
+        Ok(spaces)
     }
 
     fn authentik(&self) -> Result<Option<AuthentikApi>, Failure> {
@@ -427,6 +453,7 @@ impl Settings {
                 (_, Value::List(list)) => list.clone().into(),
                 (_, Value::Number(number)) => (*number).into(),
                 (_, Value::Switch(on)) => (*on).into(),
+                (_, Value::Table(table)) => table.clone(),
             },
             from: origin.to_string(),
         };
@@ -478,19 +505,25 @@ impl Config {
                 self.store
             )));
         }
-        if let Some(ocis) = self.ocis.as_ref().filter(|_| self.ingest_enabled) {
-            warnings.extend(check_ocis(&ocis.path)?);
+        if self.ingest_enabled {
+            if let Some(ocis) = &self.ocis {
+                let key = "ocis.log_path (OCIS_AUDIT_LOG_PATH)";
+                warnings.extend(check_file(key, "the oCIS audit log", &ocis.path)?);
+            }
+            for (name, file) in self.sources.iter().filter_map(|(n, s)| Some((n, s.file.as_ref()?)))
+            {
+                let (key, what) = (format!("sources.{name}.path"), format!("the file of {name}"));
+                warnings.extend(check_file(&key, &what, &file.path)?);
+            }
         }
         Ok(warnings)
     }
 }
 
-/// A missing file appears when oCIS writes its first line; one that is there and
+/// A missing file appears when its system writes the first line; one that is there and
 /// can't be read never mends itself.
-fn check_ocis(path: &Path) -> Result<Option<String>, Failure> {
-    let refused = |problem: &str| {
-        Failure::usage(format!("ocis.log_path (OCIS_AUDIT_LOG_PATH) {}: {problem}", path.display()))
-    };
+fn check_file(key: &str, what: &str, path: &Path) -> Result<Option<String>, Failure> {
+    let refused = |problem: &str| Failure::usage(format!("{key} {}: {problem}", path.display()));
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {
             Err(refused("is a folder: name the file in it, such as audit.log"))
@@ -506,7 +539,7 @@ fn check_ocis(path: &Path) -> Result<Option<String>, Failure> {
             let missing = !folder_of(path).is_dir();
             Ok(missing.then(|| {
                 format!(
-                    "the folder of the oCIS audit log {} does not exist: nothing is read until it appears",
+                    "the folder of {what} {} does not exist: nothing is read until it appears",
                     path.display()
                 )
             }))

@@ -12,6 +12,7 @@ mod report;
 mod story;
 mod webhooks;
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -120,8 +121,12 @@ impl Demo {
             ocis: LogFile::new(folder.path.join("ocis")),
             authentik: Identity::start().await?,
         };
-        let log =
-            OcisLog { path: systems.ocis.path(), poll: POLL_INTERVAL, max_line_bytes: 1 << 20 };
+        let log = OcisLog {
+            path: systems.ocis.path(),
+            poll: POLL_INTERVAL,
+            max_line_bytes: 1 << 20,
+            spaces: BTreeMap::new(),
+        };
         let ocis = follow_ocis(&log, &platform.intake, held(PumpConfig::default()))?;
         let (url, token) = systems.authentik.address();
         let token = ApiToken::new(&token).map_err(|e| Failure::no(format!("Authentik: {e}")))?;

@@ -110,13 +110,25 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         other.map_err(|error| no_json(&error))?;
         return Err(Problem::field_invalid("the body must be a JSON object: put it in { }"));
     }
+    fields(bytes, "")
+}
+
+/// The same of a part of a body, which `at` names in problems.
+pub(super) fn parse_part<T: DeserializeOwned>(text: &str, at: &str) -> Result<T, Problem> {
+    if !text.starts_with('{') {
+        return Err(Problem::field_invalid(format!("{at}must be a JSON object: put it in {{ }}")));
+    }
+    fields(text.as_bytes(), at)
+}
+
+fn fields<T: DeserializeOwned>(bytes: &[u8], part: &str) -> Result<T, Problem> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let (path, error) = (error.path().to_string(), error.inner());
         if error.is_data() {
             // Serde says what, not where; of a missing or unknown field the other way round.
             let at = if path == "." { String::new() } else { format!("{path}: ") };
-            Problem::field_invalid(format!("{at}{error}"))
+            Problem::field_invalid(format!("{part}{at}{error}"))
         } else {
             no_json(error)
         }
@@ -125,11 +137,11 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     Ok(value)
 }
 
-fn no_json(error: &serde_json::Error) -> Problem {
+pub(super) fn no_json(error: &serde_json::Error) -> Problem {
     Problem::json_invalid(format!("the body is no JSON document: {error}"))
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+pub(super) fn is_json(headers: &HeaderMap) -> bool {
     let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     media_type.is_some_and(|value| {
         let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();

@@ -4,8 +4,11 @@ mod audit;
 mod body;
 mod flags;
 mod health;
+mod ingest;
 mod parameters;
 mod partners;
+mod record;
+mod source;
 mod tenants;
 mod users;
 mod webhook;
@@ -25,7 +28,8 @@ use crate::state::AppState;
 /// The server's router.
 pub(crate) fn router(state: AppState) -> Router {
     let for_operators = Router::new()
-        .route("/audit", get(audit::list))
+        .route("/audit", get(audit::list).post(record::record))
+        .route("/ingest", get(ingest::list))
         .route("/flags", get(flags::list).post(flags::create))
         .route("/flags/evaluate", post(flags::evaluate))
         .route("/flags/{key}", get(flags::get).patch(flags::update).delete(flags::remove))
@@ -51,6 +55,7 @@ pub(crate) fn router(state: AppState) -> Router {
         .route("/health", get(health::health))
         .route("/ingest/stalwart/webhook", post(webhook::stalwart))
         .route("/ingest/stalwart/{instance}/webhook", post(webhook::stalwart_instance))
+        .route("/ingest/{name}/webhook", post(source::receive))
         .merge(for_operators)
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .fallback(async || Problem::not_found("there is nothing at this path"))

@@ -2,11 +2,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, State};
 use axum::http::HeaderMap;
-use dezky_ingest::signature;
+use dezky_ingest::{Taken, signature};
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::body;
 use super::parameters::Name;
@@ -48,17 +49,45 @@ async fn receive(
         .stalwart
         .get(source)
         .ok_or_else(|| Problem::not_found("no such webhook is configured"))?;
+    let (place, body) = read(&state, headers, body).await?;
+    let signature = signature_of(headers);
+    let client = client_address(peer, headers, &state.config.trusted_proxies);
+    let receiver = Arc::clone(receiver);
+    answer(&state, source, place, async move {
+        receiver.receive(signature.as_deref(), &body, Some(client)).await
+    })
+    .await
+}
+
+/// Reads a body where there is room for it; the place is held until the answer.
+pub(super) async fn read(
+    state: &AppState,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(OwnedSemaphorePermit, Bytes), Problem> {
     let max_bytes = state.config.max_body_bytes;
     let bytes = body::announced(headers).map_or(max_bytes, |bytes| bytes.min(max_bytes));
     let place = state.webhooks.begin(bytes).ok_or_else(Problem::too_many_webhooks)?;
-    let body = body::read(body, headers, max_bytes).await?;
-    let signature = headers.get(signature::HEADER).and_then(|value| value.to_str().ok());
-    let signature = signature.map(str::to_owned);
-    let client = client_address(peer, headers, &state.config.trusted_proxies);
-    let receiver = Arc::clone(receiver);
-    // A task of its own: a sender that hangs up does not stop what it has begun.
+    Ok((place, body::read(body, headers, max_bytes).await?))
+}
+
+/// What the sender says that it signed the body with.
+pub(super) fn signature_of(headers: &HeaderMap) -> Option<String> {
+    headers.get(signature::HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+/// Does the work of a request in a task of its own, so that a sender that hangs up does
+/// not stop what it has begun, and answers when it is done.
+pub(super) async fn answer(
+    state: &AppState,
+    source: &str,
+    place: OwnedSemaphorePermit,
+    work: impl Future<Output = dezky_core::Result<Taken>> + Send + 'static,
+) -> Result<Json<Value>, Problem> {
+    let (noted, source) = (AppState::clone(state), source.to_owned());
     let work = tokio::spawn(async move {
-        let taken = receiver.receive(signature.as_deref(), &body, Some(client)).await;
+        let taken = work.await;
+        noted.note(&source, &taken);
         drop(place);
         taken
     });

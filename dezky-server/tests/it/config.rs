@@ -33,6 +33,12 @@ fn mistakes_in_the_file_are_named_with_key_file_and_line() {
         ("[ocis]\n\npoll_secnds = 5", 3, &["ocis.poll_secnds", "did you mean ocis.poll_seconds"]),
         ("[ocis]\npoll_seconds = 0", 2, &["ocis.poll_seconds", "1 to 3600"]),
         ("[ocis]\npoll_seconds = -1", 2, &["ocis.poll_seconds", "whole number"]),
+        (
+            "[ocis]\nlog_path = \"a\"\nspaces = [\"acme\"]",
+            3,
+            &["ocis.spaces", "\"acme\"", "<space id>=<slug"],
+        ),
+        ("[ocis]\nlog_path = \"a\"\nspaces = [\"a=b\", \"a=c\"]", 3, &["ocis.spaces", "already"]),
         ("[log]\nformat = \"xml\"", 2, &["log.format", "json"]),
         ("[log]\nlevel = \"chatty=loud\"", 2, &["log.level", "debug"]),
         ("ingest_enabled = \"no\"", 1, &["ingest_enabled", "true or false"]),

@@ -198,30 +198,33 @@ impl Surroundings {
         }
     }
 
-    /// Waits until the log has all of them; for so long that what is missing then is
-    /// lost, which [`check`] names.
+    /// Waits until the log has all of them. What has not come when nothing has come for
+    /// a while is lost, and [`check`] names it.
     pub(crate) async fn drain(&self, database: &mut SqliteConnection) {
-        let began = Instant::now();
-        while !self.are_read(database).await && began.elapsed() < Duration::from_mins(1) {
+        let (mut left, mut since) = (usize::MAX, Instant::now());
+        while left > 0 && since.elapsed() < Duration::from_secs(30) {
             tokio::time::sleep(Duration::from_millis(10)).await;
+            let now = self.unread(database).await;
+            if now < left {
+                (left, since) = (now, Instant::now());
+            }
         }
     }
 
-    /// Whether the log has as many events of them as there should be.
-    async fn are_read(&self, database: &mut SqliteConnection) -> bool {
+    /// How many of their events the log does not have yet.
+    async fn unread(&self, database: &mut SqliteConnection) -> usize {
         let (logins, lines) = {
             let happened = self.happened.lock().unwrap();
             (happened.logins.len(), happened.lines.values().sum::<usize>())
         };
-        let count = "SELECT count(*) FROM dezky_audit_events WHERE source = ?";
+        let mut left = 0;
         for (source, expected) in [("authentik", logins), ("ocis", lines)] {
+            let count = "SELECT count(*) FROM dezky_audit_events WHERE source = ?";
             let query = sqlx::query_scalar::<_, i64>(count).bind(source);
             let there = query.fetch_one(&mut *database).await.unwrap();
-            if usize::try_from(there).unwrap() < expected {
-                return false;
-            }
+            left += expected.saturating_sub(usize::try_from(there).unwrap());
         }
-        true
+        left
     }
 
     /// Deletes at the sources what the log has, as they do themselves after a

@@ -15,6 +15,8 @@ mod kill;
 mod kill_mutations;
 mod load;
 mod quarantine;
+mod record;
 mod seeds;
+mod sources;
 mod spool;
 mod support;

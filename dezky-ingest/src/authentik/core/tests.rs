@@ -346,6 +346,25 @@ fn the_reconcile_walk_outlives_a_burst() {
 }
 
 #[test]
+fn after_a_walk_that_an_earlier_process_began_comes_one_of_its_own() {
+    let mut server = Server::new();
+    (0..2_000).for_each(|age| server.insert(age * 30_000, 0));
+    let mut client = Client::new();
+    while client.tick(&server, 10) {}
+    client.restart();
+    client.tick(&server, 20);
+    assert!(client.cursor.as_deref().unwrap().contains("reconcile\":{\"walk"));
+    // Where that walk has passed already.
+    server.insert(1_200_000, 0);
+    client.restart();
+    for _ in 0..60 {
+        client.tick(&server, 10);
+        server.now_ms += 60_000;
+    }
+    assert_eq!((client.taken.len(), client.late), (2_001, 1));
+}
+
+#[test]
 fn a_long_backlog_drains_in_steps_while_polls_go_on() {
     let mut server = Server::new();
     (0..2_000).for_each(|age| server.insert(age * 5_000, 0));

@@ -8,9 +8,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::{ADMIN, ALICE, BOB, ENOSPC_GLUED, EVENT_SHAPE, EVENT_TYPES, FIRST_GENERATION};
 use crate::ocis::{
-    ActionContext, Class, Decoded, Digest, LineContext, MUTATIONS, OcisOptions, Optional,
-    classify_action, classify_type, decode_line, decode_unterminated, line_key,
+    ActionContext, Class, LineContext, MUTATIONS, OcisOptions, Optional, classify_action,
+    classify_type, decode_line, decode_unterminated, line_key,
 };
+use crate::tail::{Decoded, Digest};
 
 const STORAGE: &str = "a4ae10e7-423c-4886-8fa2-1de59d56176d";
 const PROJECT: &str = "507f955f-6ba2-4229-a787-94c6b13802a5";

@@ -1,3 +1,5 @@
+mod compressed;
+
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -7,12 +9,15 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use dezky_core::testkit::ManualRuntime;
 use dezky_core::{IngestSource, Pull, PullLimits, Runtime};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use futures_util::FutureExt;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{ENOSPC_GLUED, FIRST_GENERATION};
-use crate::ocis::{Cursor, OcisConfig, OcisTail};
+use crate::ocis::{OcisConfig, OcisTail};
+use crate::tail::Cursor;
 
 /// A directory with a log file, a tail on it and what the tail has brought.
 struct Bench {
@@ -50,6 +55,16 @@ impl Bench {
     fn written(&self, name: &str, at: u64) {
         let file = OpenOptions::new().append(true).open(self.path(name)).unwrap();
         file.set_modified(UNIX_EPOCH + Duration::from_secs(at)).unwrap();
+    }
+
+    /// What gzip does to a rotated file.
+    fn compress(&self, name: &str) {
+        let written = fs::metadata(self.path(name)).unwrap().modified().unwrap();
+        let bytes = gzip(&fs::read(self.path(name)).unwrap());
+        let copy = self.path(&format!("{name}.gz"));
+        fs::write(&copy, bytes).unwrap();
+        OpenOptions::new().append(true).open(copy).unwrap().set_modified(written).unwrap();
+        fs::remove_file(self.path(name)).unwrap();
     }
 
     /// Another process: nothing is open any more.
@@ -108,6 +123,12 @@ fn pull_from(tail: &mut OcisTail, cursor: Option<&str>, limits: PullLimits) -> P
 fn append(path: &Path, bytes: &[u8]) {
     let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
     file.write_all(bytes).unwrap();
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
 }
 
 /// A line as oCIS writes it, about the group `name`.
@@ -394,7 +415,13 @@ fn a_fresh_start_reads_the_oldest_first() {
     fs::create_dir(bench.path("audit.log.4")).unwrap();
     File::create(bench.path("audit.log.5")).unwrap();
     bench.append(line("live"));
-    assert_eq!(bench.names(), ["audit.log-20261121", "audit.log.2", "audit.log.1", "live"]);
+    let pull = bench.pull();
+    let lines = ["audit.log-20261121", "audit.log.2", "audit.log.1", "live"];
+    assert_eq!(pull.events.len(), lines.len() + 1);
+    assert!(lines.iter().eq(names(&pull).iter().filter(|name| *name != "gap")));
+    let said = pull.events.iter().find(|pulled| pulled.event.action == "ingest.gap").unwrap();
+    let said: Value = serde_json::from_str(said.event.metadata.source().unwrap()).unwrap();
+    assert_eq!(said["reason"], "unreadable", "the compressed one is cut off");
 }
 
 #[test]
@@ -405,7 +432,10 @@ fn the_oldest_beyond_the_limit_are_left_out() {
         append(&bench.path(&name), line(&name).as_bytes());
         bench.written(&name, 100 - number);
     }
-    assert_eq!(bench.names(), ["audit.log.2", "audit.log.1"]);
+    let pull = bench.pull();
+    assert_eq!(names(&pull), ["gap", "audit.log.2", "audit.log.1"]);
+    assert_eq!(gap(&pull)["reason"], "left_out");
+    assert_eq!(bench.names(), [""; 0]);
 }
 
 #[test]

@@ -47,7 +47,7 @@ impl Frame<'_> {
 ///
 /// However the bytes are split into chunks, the lines are the same. Keeps at
 /// most one line of `max_line_bytes`, and of a longer one both its ends.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Framer {
     max_line_bytes: usize,
     line_start: u64,
@@ -67,6 +67,18 @@ impl Framer {
     /// The offset at which the next chunk begins.
     pub fn next_offset(&self) -> u64 {
         self.next
+    }
+
+    /// The offset at which the line begins that has no end yet.
+    pub fn line_start(&self) -> u64 {
+        self.line_start
+    }
+
+    /// The last bytes of the line that has no end yet, at most
+    /// [`LONG_LINE_KEPT_BYTES`].
+    pub fn tail(&self) -> &[u8] {
+        let bytes = self.long.as_ref().map_or(&self.partial, |(_, tail)| tail);
+        &bytes[bytes.len() - self.kept().min(bytes.len())..]
     }
 
     /// Takes the `chunk` at [`next_offset`](Self::next_offset) and calls `each`

@@ -12,7 +12,7 @@ use memchr::memchr2;
 use serde_json::value::RawValue;
 
 /// A JSON text and where its values are.
-pub(super) struct Doc<'a> {
+pub(crate) struct Doc<'a> {
     text: &'a str,
     /// In order of their first byte, so that what an object or list holds
     /// follows it.
@@ -29,7 +29,7 @@ struct Node {
 
 impl<'a> Doc<'a> {
     /// Cuts a text into its values. Fails if it is not JSON by its grammar.
-    pub(super) fn parse(text: &'a str) -> Result<Self, serde_json::Error> {
+    pub(crate) fn parse(text: &'a str) -> Result<Self, serde_json::Error> {
         // This checks the grammar, at any depth, and decodes nothing. Below, the
         // text is known to be well-formed.
         serde_json::from_str::<&RawValue>(text)?;
@@ -63,17 +63,17 @@ impl<'a> Doc<'a> {
     }
 
     /// The text.
-    pub(super) fn text(&self) -> &'a str {
+    pub(crate) fn text(&self) -> &'a str {
         self.text
     }
 
     /// The outermost value.
-    pub(super) fn root(&self) -> Value<'_> {
+    pub(crate) fn root(&self) -> Value<'_> {
         Value { doc: self, index: 0 }
     }
 
     /// Every value at any depth, keys too, each before what it holds.
-    pub(super) fn values(&self) -> impl Iterator<Item = Value<'_>> {
+    pub(crate) fn values(&self) -> impl Iterator<Item = Value<'_>> {
         (0..self.nodes.len()).map(|index| Value { doc: self, index })
     }
 }
@@ -99,7 +99,7 @@ fn scalar_end(bytes: &[u8], start: usize) -> usize {
 
 /// A value of a [`Doc`].
 #[derive(Clone, Copy)]
-pub(super) struct Value<'d> {
+pub(crate) struct Value<'d> {
     doc: &'d Doc<'d>,
     index: usize,
 }
@@ -110,27 +110,27 @@ impl<'d> Value<'d> {
     }
 
     /// Its place among the values of its text.
-    pub(super) fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         self.index
     }
 
     /// The place of the first value that is not inside this one.
-    pub(super) fn after(self) -> usize {
+    pub(crate) fn after(self) -> usize {
         self.node().next
     }
 
     /// Where its first byte is.
-    pub(super) fn start(self) -> usize {
+    pub(crate) fn start(self) -> usize {
         self.node().start
     }
 
     /// Where the byte after its last is.
-    pub(super) fn end(self) -> usize {
+    pub(crate) fn end(self) -> usize {
         self.node().end
     }
 
     /// Its text as it was spelled.
-    pub(super) fn raw(self) -> &'d str {
+    pub(crate) fn raw(self) -> &'d str {
         &self.doc.text[self.start()..self.end()]
     }
 
@@ -139,18 +139,25 @@ impl<'d> Value<'d> {
     }
 
     /// Whether it is an object.
-    pub(super) fn is_object(self) -> bool {
+    pub(crate) fn is_object(self) -> bool {
         self.first() == b'{'
     }
 
     /// Whether it is a list.
-    pub(super) fn is_list(self) -> bool {
+    pub(crate) fn is_list(self) -> bool {
         self.first() == b'['
     }
 
     /// Whether it is `true`.
-    pub(super) fn is_true(self) -> bool {
+    pub(crate) fn is_true(self) -> bool {
         self.raw() == "true"
+    }
+
+    /// Itself and every value inside it at any depth, keys too, each before what it
+    /// holds.
+    pub(crate) fn inside(self) -> impl Iterator<Item = Value<'d>> {
+        let doc = self.doc;
+        (self.index..self.after()).map(move |index| Value { doc, index })
     }
 
     /// The values right inside it; an object's keys and values by turns.
@@ -165,12 +172,12 @@ impl<'d> Value<'d> {
     }
 
     /// The elements of a list; none of anything else.
-    pub(super) fn elements(self) -> impl Iterator<Item = Value<'d>> {
+    pub(crate) fn elements(self) -> impl Iterator<Item = Value<'d>> {
         self.is_list().then(|| self.children()).into_iter().flatten()
     }
 
     /// The members of an object, equal keys and all; none of anything else.
-    pub(super) fn members(self) -> impl Iterator<Item = Member<'d>> {
+    pub(crate) fn members(self) -> impl Iterator<Item = Member<'d>> {
         let mut children = self.is_object().then(|| self.children()).into_iter().flatten();
         std::iter::from_fn(move || {
             let key = children.next()?;
@@ -180,18 +187,18 @@ impl<'d> Value<'d> {
 
     /// The member of an object; of several of that name the last, as in
     /// canonical JSON.
-    pub(super) fn get(self, name: &str) -> Option<Value<'d>> {
+    pub(crate) fn get(self, name: &str) -> Option<Value<'d>> {
         self.members().filter(|m| m.is_named(name)).last().map(|m| m.value)
     }
 
     /// The text of a string, in normal form: lone surrogates and U+0000 are
     /// U+FFFD.
-    pub(super) fn string(self) -> Option<Cow<'d, str>> {
+    pub(crate) fn string(self) -> Option<Cow<'d, str>> {
         (self.first() == b'"').then(|| unescape(&self.doc.text[self.start() + 1..self.end() - 1]))
     }
 
     /// The text of a string that is not empty, or a number as it was spelled.
-    pub(super) fn text(self) -> Option<Cow<'d, str>> {
+    pub(crate) fn text(self) -> Option<Cow<'d, str>> {
         match self.first() {
             b'"' => self.string().filter(|text| !text.is_empty()),
             b'-' | b'0'..=b'9' => Some(Cow::Borrowed(self.raw())),
@@ -200,22 +207,33 @@ impl<'d> Value<'d> {
     }
 }
 
+impl<'d> Value<'d> {
+    /// The text of a string that is not empty, or a number, `true` or `false` as they
+    /// were spelled.
+    pub(crate) fn scalar(self) -> Option<Cow<'d, str>> {
+        match self.raw() {
+            word @ ("true" | "false") => Some(Cow::Borrowed(word)),
+            _ => self.text(),
+        }
+    }
+}
+
 /// A member of an object.
 #[derive(Clone, Copy)]
-pub(super) struct Member<'d> {
-    pub(super) key: Value<'d>,
-    pub(super) value: Value<'d>,
+pub(crate) struct Member<'d> {
+    pub(crate) key: Value<'d>,
+    pub(crate) value: Value<'d>,
 }
 
 impl<'d> Member<'d> {
     /// The key's text, whatever its spelling.
-    pub(super) fn name(self) -> Cow<'d, str> {
+    pub(crate) fn name(self) -> Cow<'d, str> {
         self.key.string().unwrap_or_default()
     }
 
     /// Whether that is the key's text. Most keys are spelled as they are, so that
     /// they need not be decoded.
-    pub(super) fn is_named(self, name: &str) -> bool {
+    pub(crate) fn is_named(self, name: &str) -> bool {
         let raw = self.key.raw();
         let spelled = raw.get(1..raw.len().saturating_sub(1)).unwrap_or_default();
         // An escape is longer than what it stands for.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::frame::{Frame, Framer};
-use super::map::{self, Decoded, Digest, LineContext, OcisOptions};
+use super::{Decoded, Digest, Line, LineDecoder};
 
 /// The most bytes of a first line that go into the hash of its generation.
 pub const GENERATION_MAX_BYTES: u64 = 16 << 20;
@@ -205,7 +205,7 @@ impl Cursor {
         Self::read(text).ok_or_else(|| {
             Error::new(
                 ErrorKind::CursorInvalid,
-                "the cursor of the oCIS tail must be <inode>:<position>, with or without its \
+                "the cursor of a file tail must be <inode>:<position>, with or without its \
                  verification data; delete it to read again from the beginning, which stores \
                  nothing twice",
             )
@@ -298,17 +298,6 @@ impl GenerationHash {
     }
 }
 
-/// What every line is read with.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// The source's name.
-    pub source: String,
-    /// The longest line.
-    pub max_line_bytes: usize,
-    /// What is let through.
-    pub options: OcisOptions,
-}
-
 /// What a pull has brought so far.
 #[derive(Debug)]
 pub struct Batch {
@@ -361,9 +350,9 @@ impl Batch {
 }
 
 /// The reading of one generation from a place on.
-#[derive(Debug)]
 pub struct Reading<'a> {
-    settings: &'a Settings,
+    source: &'a str,
+    decoder: &'a dyn LineDecoder,
     generation: Digest,
     now: Timestamp,
     place: Place,
@@ -371,10 +360,18 @@ pub struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    /// Goes on at `place` in the generation.
-    pub fn new(settings: &'a Settings, generation: Digest, now: Timestamp, place: Place) -> Self {
-        let framer = Framer::new(place.position, settings.max_line_bytes);
-        Self { settings, generation, now, place, framer }
+    /// Goes on at `place` in the generation, for `source` and with lines up to
+    /// `max_line_bytes`.
+    pub fn new(
+        source: &'a str,
+        decoder: &'a dyn LineDecoder,
+        max_line_bytes: usize,
+        generation: Digest,
+        now: Timestamp,
+        place: Place,
+    ) -> Self {
+        let framer = Framer::new(place.position, max_line_bytes);
+        Self { source, decoder, generation, now, place, framer }
     }
 
     /// The offset of the bytes that [`push`](Self::push) takes next.
@@ -384,23 +381,18 @@ impl<'a> Reading<'a> {
 
     /// Takes the next bytes; breaks as soon as `batch` is full.
     pub fn push(&mut self, chunk: &[u8], batch: &mut Batch) -> ControlFlow<()> {
-        let context = LineContext {
-            source: &self.settings.source,
-            options: self.settings.options,
-            generation: &self.generation,
-            now: self.now,
-        };
-        let place = &mut self.place;
-        self.framer.push(chunk, |frame| {
+        let Self { source, decoder, generation, now, place, framer } = self;
+        framer.push(chunk, |frame| {
+            let line = line_of(source, generation, *now, true, frame);
             let verified = match frame {
-                Frame::Line { offset, bytes } => {
-                    map::decode_line(context, offset, bytes, &mut place.last_time, |decoded| {
+                Frame::Line { bytes, .. } => {
+                    decoder.decode(line, &mut place.last_time, &mut |decoded| {
                         batch.decoded(decoded);
                     });
                     bytes
                 }
-                Frame::TooLong { offset, bytes, head, tail } => {
-                    batch.quarantined(map::too_long(context, offset, bytes, head));
+                Frame::TooLong { bytes, tail, .. } => {
+                    batch.quarantined(decoder.too_long(line, bytes));
                     tail
                 }
             };
@@ -417,30 +409,49 @@ impl<'a> Reading<'a> {
     /// Takes the bytes behind the last `\n`, for a file that will not grow any
     /// more. The place stays before them.
     pub fn end(&mut self, batch: &mut Batch) {
-        let context = LineContext {
-            source: &self.settings.source,
-            options: self.settings.options,
-            generation: &self.generation,
-            now: self.now,
-        };
-        match self.framer.unterminated() {
-            None => {}
-            Some(Frame::Line { offset, bytes }) => {
+        let Some(frame) = self.framer.unterminated() else { return };
+        let line = line_of(self.source, &self.generation, self.now, false, frame);
+        match frame {
+            Frame::Line { .. } => {
                 let mut last_time = self.place.last_time;
-                map::decode_unterminated(context, offset, bytes, &mut last_time, |decoded| {
-                    batch.decoded(decoded);
-                });
+                self.decoder.decode(line, &mut last_time, &mut |decoded| batch.decoded(decoded));
             }
-            Some(Frame::TooLong { offset, bytes, head, .. }) => {
-                batch.quarantined(map::too_long(context, offset, bytes, head));
+            Frame::TooLong { bytes, .. } => {
+                batch.quarantined(self.decoder.too_long(line, bytes));
             }
         }
+    }
+
+    /// The same behind what `framer` has taken already from the place on.
+    #[must_use]
+    pub fn with_framer(mut self, framer: Framer) -> Self {
+        self.framer = framer;
+        self
+    }
+
+    /// Where reading stands, and the framer with what it has of the next line.
+    pub fn into_parts(self) -> (Place, Framer) {
+        (self.place, self.framer)
     }
 
     /// Where reading stands: after the last complete line.
     pub fn place(&self) -> &Place {
         &self.place
     }
+}
+
+fn line_of<'a>(
+    source: &'a str,
+    generation: &'a Digest,
+    now: Timestamp,
+    is_complete: bool,
+    frame: Frame<'a>,
+) -> Line<'a> {
+    let (offset, bytes) = match frame {
+        Frame::Line { offset, bytes } => (offset, bytes),
+        Frame::TooLong { offset, head, .. } => (offset, head),
+    };
+    Line { source, generation, offset, bytes, is_complete, now }
 }
 
 /// What a rotated file's name says of its age.
@@ -483,6 +494,11 @@ impl Rotated {
         Some(Self { suffix, is_compressed })
     }
 
+    /// Whether `compressed` is the name that this file has once it is compressed.
+    pub fn is_place_of(&self, compressed: &Self) -> bool {
+        !self.is_compressed && compressed.is_compressed && self.suffix == compressed.suffix
+    }
+
     /// Younger is greater; `None` if the names don't compare.
     fn compare(&self, other: &Self) -> Option<Ordering> {
         match (&self.suffix, &other.suffix) {
@@ -521,7 +537,11 @@ impl Age {
             (Some(a), Some(b)) => a.compare(b),
             _ => None,
         };
-        self.mtime_ns > other.mtime_ns || by_name == Some(Ordering::Greater)
+        match by_name {
+            Some(by_name) => self.mtime_ns > other.mtime_ns || by_name == Ordering::Greater,
+            // Files that are written soon after one another may have the same time.
+            None => self.mtime_ns >= other.mtime_ns,
+        }
     }
 }
 
@@ -549,6 +569,10 @@ pub enum GapReason {
     Rewritten,
     /// The generation is nowhere any more.
     GenerationMissing,
+    /// A compressed file can't be decoded, or not to its end.
+    Unreadable,
+    /// There are more rotated files than are looked at.
+    LeftOut,
 }
 
 impl GapReason {
@@ -558,6 +582,8 @@ impl GapReason {
             Self::Truncated => "truncated",
             Self::Rewritten => "rewritten",
             Self::GenerationMissing => "generation_missing",
+            Self::Unreadable => "unreadable",
+            Self::LeftOut => "left_out",
         }
     }
 }

@@ -1,0 +1,499 @@
+//! A mapping, compiled: from an object to an event.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use dezky_core::{
+    Actor, ActorType, Field, NewEvent, NewMetadata, Outcome, PulledEvent, TenantHint, Timestamp,
+};
+
+use super::config::{MappingConfig, MappingProblem, TimeFormat};
+use super::pointer::{Pointer, Term};
+use super::{action, redact};
+use crate::domain::{domain, domain_of};
+use crate::json::{Doc, Value};
+
+/// The most entries of a table or list of the declaration.
+const MAX_ENTRIES: usize = 1_000;
+/// The longest text in the declaration, in bytes.
+const MAX_TEXT_BYTES: usize = 512;
+/// The most bytes noted of what was said.
+const RAW_MAX: usize = 512;
+/// The longest identity that the log takes, in bytes.
+const EXTERNAL_ID_MAX: usize = 512;
+/// The longest slug, in bytes.
+const SLUG_MAX: usize = 63;
+
+/// A mapping, compiled from its [declaration](MappingConfig) for one source.
+#[derive(Debug, Clone)]
+pub struct Mapping {
+    source: String,
+    pub(super) events: Option<Pointer>,
+    id: Option<Pointer>,
+    at: Option<Pointer>,
+    at_format: TimeFormat,
+    action: Term,
+    /// With its dot; empty if there is none.
+    prefix: String,
+    actions: BTreeMap<String, String>,
+    outcome: Option<Term>,
+    outcomes: BTreeMap<String, Outcome>,
+    actor_type: Option<Term>,
+    actor_id: Option<Term>,
+    actor_email: Option<Term>,
+    actor_ip: Option<Term>,
+    resource_type: Option<Term>,
+    resource_id: Option<Term>,
+    resource_name: Option<Term>,
+    tenant: Option<Term>,
+    tenant_domain: Option<Term>,
+    partner: Option<Term>,
+    skip: BTreeSet<String>,
+    pub(super) redact: Vec<Pointer>,
+}
+
+/// What an object is.
+pub(super) enum Mapped {
+    /// An event. Without an external id where the object has none of its own.
+    Event(Box<PulledEvent>),
+    /// Passed over on purpose.
+    Skipped,
+    /// No event: the reason, and what is wrong with it.
+    Odd(&'static str, &'static str),
+}
+
+impl Mapping {
+    /// Compiles a declaration for the source of that name.
+    ///
+    /// # Errors
+    /// The first problem, by field and fix. A name has 1 to 48 lower-case letters,
+    /// digits, `.`, `_` and `-`, with no empty word between dots, and is none of
+    /// `authentik`, `stalwart`, `ocis` and `platform-api`.
+    pub fn compile(source: &str, config: &MappingConfig) -> Result<Self, MappingProblem> {
+        check_name(source).map_err(|problem| wrong("", problem))?;
+        let redact = places(&config.redact)?;
+        let at = Compiler { redact: &redact };
+        let prefix = prefix(source, config.action_prefix.as_deref())?;
+        let action = config.action.as_deref().ok_or_else(|| {
+            wrong(
+                "action",
+                "is not set: name its place, such as action = \"/event\", or one action for all",
+            )
+        })?;
+        Ok(Self {
+            source: source.to_owned(),
+            events: at.pointer("events", config.events.as_deref())?,
+            id: at.pointer("id", config.id.as_deref())?,
+            at: at.pointer("at", config.at.as_deref())?,
+            at_format: config.at_format,
+            action: at.action(action, &config.actions, &prefix)?,
+            actions: verbs(&config.actions, &prefix)?,
+            prefix,
+            outcome: at.outcome(config)?,
+            outcomes: config.outcomes.clone(),
+            actor_type: at.actor_type(config.actor.kind.as_deref())?,
+            actor_id: at.term("actor.id", config.actor.id.as_deref(), MAX_TEXT_BYTES)?,
+            actor_email: at.term("actor.email", config.actor.email.as_deref(), 320)?,
+            actor_ip: at.actor_ip(config.actor.ip.as_deref())?,
+            resource_type: at.term("resource.type", config.resource.kind.as_deref(), SLUG_MAX)?,
+            resource_id: at.term("resource.id", config.resource.id.as_deref(), MAX_TEXT_BYTES)?,
+            resource_name: at.term(
+                "resource.name",
+                config.resource.name.as_deref(),
+                MAX_TEXT_BYTES,
+            )?,
+            tenant: at.term("tenant", config.tenant.as_deref(), SLUG_MAX)?,
+            tenant_domain: at.tenant_domain(config.tenant_domain.as_deref())?,
+            partner: at.term("partner", config.partner.as_deref(), SLUG_MAX)?,
+            skip: skipped(config)?,
+            redact,
+        })
+    }
+
+    /// The source's name, as it stands in the events.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// An object as it may be kept.
+    pub(super) fn clean<'d>(&self, object: Value<'d>) -> Cow<'d, str> {
+        redact::redact(object, &self.redact)
+    }
+
+    /// What an object is; `clean` is what [`Self::clean`] made of it, and whether that
+    /// hid something.
+    pub(super) fn map(
+        &self,
+        object: Value<'_>,
+        clean: &str,
+        is_redacted: bool,
+        received_at: Timestamp,
+    ) -> Mapped {
+        let again;
+        let object = if is_redacted {
+            match Doc::parse(clean) {
+                Ok(doc) => {
+                    again = doc;
+                    again.root()
+                }
+                Err(_) => return Mapped::Odd("not_json", "is not JSON without its secrets"),
+            }
+        } else {
+            object
+        };
+        if !object.is_object() {
+            return Mapped::Odd("not_an_object", "is not an object");
+        }
+        let Some(raw_action) = self.action.text(object) else {
+            return Mapped::Odd("no_action", "has no text where its action should be");
+        };
+        if self.skip.contains(&*raw_action) {
+            return Mapped::Skipped;
+        }
+        let verb = match self.actions.get(&*raw_action) {
+            Some(verb) => Cow::Borrowed(verb.as_str()),
+            None => Cow::Owned(action::dotted(&raw_action)),
+        };
+        if verb.is_empty() {
+            return Mapped::Odd("no_action", "has no letter or digit in its action");
+        }
+        let mut metadata = NewMetadata::from_source(clean);
+        metadata.annotate("rawAction", head(&raw_action));
+        if is_redacted {
+            metadata.annotate("redacted", true);
+        }
+        let at = self.time(object, received_at, &mut metadata);
+        let outcome = self.outcome(object, &mut metadata);
+        let actor = self.actor(object, &mut metadata);
+        let external_id = self.id(object, &mut metadata);
+        let resource_id = text(self.resource_id.as_ref(), object);
+        let resource_name = text(self.resource_name.as_ref(), object);
+        // A kind that is said of all events says nothing where there is no such thing.
+        let is_declared = self.resource_id.is_some() || self.resource_name.is_some();
+        let is_there = resource_id.is_some() || resource_name.is_some() || !is_declared;
+        let resource_type = text(self.resource_type.as_ref(), object)
+            .filter(|_| is_there)
+            .map(|kind| cut(kind, SLUG_MAX));
+        let mut event = NewEvent {
+            at: Some(at),
+            outcome,
+            resource_type,
+            resource_id,
+            resource_name,
+            partner_slug: text(self.partner.as_ref(), object).filter(|slug| slug.len() <= SLUG_MAX),
+            source: self.source.clone(),
+            external_id,
+            metadata,
+            ..NewEvent::new(action::prefixed(&self.prefix, &verb), actor)
+        };
+        event.cut_to_bounds();
+        Mapped::Event(Box::new(PulledEvent { event, tenant: self.hints(object) }))
+    }
+
+    fn time(
+        &self,
+        object: Value<'_>,
+        received_at: Timestamp,
+        metadata: &mut NewMetadata,
+    ) -> Timestamp {
+        let raw = self.at.as_ref().and_then(|at| at.get(object)?.text());
+        if let Some(at) = raw.as_deref().and_then(|raw| parse_time(raw, self.at_format)) {
+            return at;
+        }
+        metadata.annotate("timeSource", "received");
+        if let Some(raw) = raw {
+            metadata.annotate("rawAt", head(&raw));
+        }
+        received_at
+    }
+
+    /// What the table says, else one of our own words, else success: said, as nobody
+    /// may have meant it.
+    fn outcome(&self, object: Value<'_>, metadata: &mut NewMetadata) -> Outcome {
+        let Some(raw) = self.outcome.as_ref().and_then(|outcome| outcome.text(object)) else {
+            return Outcome::Success;
+        };
+        if let Some(outcome) = self.outcomes.get(&*raw) {
+            return *outcome;
+        }
+        raw.to_ascii_lowercase().parse().unwrap_or_else(|_| {
+            metadata.annotate("rawOutcome", head(&raw));
+            Outcome::Success
+        })
+    }
+
+    fn actor(&self, object: Value<'_>, metadata: &mut NewMetadata) -> Actor {
+        let id = text(self.actor_id.as_ref(), object);
+        let email = text(self.actor_email.as_ref(), object);
+        let ip = text(self.actor_ip.as_ref(), object).map(|ip| without_port(&ip).unwrap_or(ip));
+        let raw = text(self.actor_type.as_ref(), object);
+        let said = raw.as_ref().and_then(|raw| raw.to_ascii_lowercase().parse().ok());
+        if let (Some(raw), None) = (&raw, said) {
+            metadata.annotate("rawActorType", head(raw));
+        }
+        let is_known = id.is_some() || email.is_some();
+        let kind = said.unwrap_or(if is_known { ActorType::User } else { ActorType::System });
+        Actor { kind, id, email, ip }
+    }
+
+    fn id(&self, object: Value<'_>, metadata: &mut NewMetadata) -> Option<String> {
+        let id = self.id.as_ref()?.get(object)?.text()?;
+        if id.len() > EXTERNAL_ID_MAX {
+            metadata.annotate("rawId", head(&id));
+            return None;
+        }
+        Some(id.into_owned())
+    }
+
+    fn hints(&self, object: Value<'_>) -> Vec<TenantHint> {
+        let slug = text(self.tenant.as_ref(), object)
+            .filter(|slug| slug.len() <= SLUG_MAX)
+            .map(|slug| TenantHint::Slug { slug, via: "mapping" });
+        let domain = text(self.tenant_domain.as_ref(), object)
+            .and_then(|text| address_domain(&text))
+            .map(TenantHint::Domain);
+        slug.into_iter().chain(domain).collect()
+    }
+}
+
+fn text(term: Option<&Term>, object: Value<'_>) -> Option<String> {
+    term?.text(object).map(Cow::into_owned)
+}
+
+fn head(text: &str) -> &str {
+    &text[..text.floor_char_boundary(RAW_MAX)]
+}
+
+fn cut(mut text: String, max: usize) -> String {
+    text.truncate(text.floor_char_boundary(max));
+    text
+}
+
+/// The address of `address:port`.
+fn without_port(text: &str) -> Option<String> {
+    text.parse::<SocketAddr>().ok().map(|address| address.ip().to_string())
+}
+
+/// The domain of an address, or one that stands alone.
+fn address_domain(text: &str) -> Option<String> {
+    if text.contains('@') { domain_of(text) } else { domain(text) }
+}
+
+fn parse_time(text: &str, format: TimeFormat) -> Option<Timestamp> {
+    let scale = match format {
+        TimeFormat::Rfc3339 => return Timestamp::parse(text),
+        TimeFormat::Seconds => 1_000,
+        TimeFormat::Milliseconds => 1,
+    };
+    if let Ok(whole) = text.parse::<i64>() {
+        return Timestamp::from_millis(whole.checked_mul(scale)?);
+    }
+    let millis = text.parse::<f64>().ok()? * f64::from(i32::try_from(scale).ok()?);
+    // Exact for every time that there is: they have fewer than 53 bits.
+    #[expect(clippy::cast_possible_truncation, reason = "the bounds are checked right before")]
+    let millis = (millis.abs() < 1e15).then(|| millis.floor() as i64)?;
+    Timestamp::from_millis(millis)
+}
+
+/// Whether a source may have that name.
+pub(super) fn check_name(name: &str) -> Result<(), String> {
+    let is_of_name = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
+    let system = name.split(':').next().unwrap_or_default();
+    if matches!(system, "authentik" | "stalwart" | "ocis" | "platform-api") {
+        return Err(format!("{name} is the name of a source of its own: choose another"));
+    }
+    let valid = (1..=48).contains(&name.len())
+        && name.bytes().all(is_of_name)
+        && name.split('.').all(|word| !word.is_empty());
+    if valid {
+        return Ok(());
+    }
+    Err("a source's name has 1 to 48 lower-case letters, digits, . _ and -, and no . at an end or beside another: choose such a one".into())
+}
+
+fn wrong(field: impl Into<String>, problem: impl Into<String>) -> MappingProblem {
+    MappingProblem { field: field.into(), problem: problem.into() }
+}
+
+fn prefix(source: &str, given: Option<&str>) -> Result<String, MappingProblem> {
+    let prefix = given.unwrap_or(source);
+    if prefix.is_empty() {
+        return Ok(String::new());
+    }
+    if !action::is_dotted(prefix) || prefix.len() > 64 {
+        return Err(wrong(
+            "action_prefix",
+            "must have at most 64 lower-case letters, digits, _ and -, in words joined by dots, or be empty for none",
+        ));
+    }
+    Ok(format!("{prefix}."))
+}
+
+fn places(pointers: &[String]) -> Result<Vec<Pointer>, MappingProblem> {
+    bounded("redact", pointers.len())?;
+    let place = |(index, text): (usize, &String)| {
+        let field = format!("redact[{index}]");
+        short(&field, text)?;
+        Pointer::parse(text).map_err(|problem| wrong(field, problem))
+    };
+    pointers.iter().enumerate().map(place).collect()
+}
+
+fn skipped(config: &MappingConfig) -> Result<BTreeSet<String>, MappingProblem> {
+    bounded("skip", config.skip.len())?;
+    bounded("outcomes", config.outcomes.len())?;
+    Ok(config.skip.iter().cloned().collect())
+}
+
+fn verbs(
+    actions: &BTreeMap<String, String>,
+    prefix: &str,
+) -> Result<BTreeMap<String, String>, MappingProblem> {
+    bounded("actions", actions.len())?;
+    for (raw, verb) in actions {
+        if !action::is_dotted(verb) || prefix.len() + verb.len() > action::MAX_BYTES {
+            let max = action::MAX_BYTES - prefix.len();
+            return Err(wrong(
+                format!("actions.{}", head(raw)),
+                format!(
+                    "must be a verb of at most {max} lower-case letters, digits, _ and -, in words joined by dots; {prefix:?} goes before it"
+                ),
+            ));
+        }
+    }
+    Ok(actions.clone())
+}
+
+fn bounded(field: &str, entries: usize) -> Result<(), MappingProblem> {
+    if entries <= MAX_ENTRIES {
+        return Ok(());
+    }
+    Err(wrong(field, format!("has {entries} entries: at most {MAX_ENTRIES}")))
+}
+
+fn short(field: &str, text: &str) -> Result<(), MappingProblem> {
+    if text.is_empty() {
+        return Err(wrong(field, "is empty: set it, or leave it out"));
+    }
+    if text.len() > MAX_TEXT_BYTES {
+        return Err(wrong(field, format!("has more than {MAX_TEXT_BYTES} bytes: shorten it")));
+    }
+    Ok(())
+}
+
+/// Checks fields against what is never kept.
+struct Compiler<'r> {
+    redact: &'r [Pointer],
+}
+
+impl Compiler<'_> {
+    /// A place that a field is read from must not be one that is hidden before.
+    fn readable(&self, field: &str, pointer: Pointer) -> Result<Pointer, MappingProblem> {
+        if let Some(name) = pointer.secret() {
+            let problem = format!(
+                "{name:?} is the name of a secret, and what stands below it is never kept: name another place"
+            );
+            return Err(wrong(field, problem));
+        }
+        if self.redact.iter().any(|hidden| hidden.holds(&pointer)) {
+            return Err(wrong(field, "redact hides this place: take it out of one of the two"));
+        }
+        Ok(pointer)
+    }
+
+    fn pointer(&self, field: &str, text: Option<&str>) -> Result<Option<Pointer>, MappingProblem> {
+        let Some(text) = text else { return Ok(None) };
+        short(field, text)?;
+        let pointer = Pointer::parse(text).map_err(|problem| wrong(field, problem))?;
+        self.readable(field, pointer).map(Some)
+    }
+
+    /// A term, of which a text has at most `max` bytes.
+    fn term(
+        &self,
+        field: &str,
+        text: Option<&str>,
+        max: usize,
+    ) -> Result<Option<Term>, MappingProblem> {
+        let Some(text) = text else { return Ok(None) };
+        short(field, text)?;
+        match Term::parse(text).map_err(|problem| wrong(field, problem))? {
+            Term::Pointer(pointer) => self.readable(field, pointer).map(Term::Pointer).map(Some),
+            Term::Literal(text) if text.len() > max => Err(wrong(
+                field,
+                format!(
+                    "has more than {max} bytes: shorten it, or name a place, which begins with /"
+                ),
+            )),
+            literal @ Term::Literal(_) => Ok(Some(literal)),
+        }
+    }
+
+    /// A term of which a text must be one that `is_valid`.
+    fn term_of(
+        &self,
+        field: &str,
+        text: Option<&str>,
+        is_valid: impl Fn(&str) -> bool,
+        expected: &str,
+    ) -> Result<Option<Term>, MappingProblem> {
+        let term = self.term(field, text, MAX_TEXT_BYTES)?;
+        match &term {
+            Some(Term::Literal(text)) if !is_valid(text) => {
+                Err(wrong(field, format!("must be {expected}, or its place, which begins with /")))
+            }
+            _ => Ok(term),
+        }
+    }
+
+    fn action(
+        &self,
+        text: &str,
+        actions: &BTreeMap<String, String>,
+        prefix: &str,
+    ) -> Result<Term, MappingProblem> {
+        let fits = |text: &str| {
+            actions.contains_key(text)
+                || (action::is_dotted(text) && prefix.len() + text.len() <= action::MAX_BYTES)
+        };
+        let expected = "lower-case letters, digits, _ and -, in words joined by dots";
+        let term = self.term_of("action", Some(text), fits, expected)?;
+        term.ok_or_else(|| wrong("action", "is not set"))
+    }
+
+    fn outcome(&self, config: &MappingConfig) -> Result<Option<Term>, MappingProblem> {
+        let text = config.outcome.as_deref();
+        if text.is_none() && !config.outcomes.is_empty() {
+            return Err(wrong(
+                "outcomes",
+                "there is no outcome to look up: set outcome to its place, such as \"/status\"",
+            ));
+        }
+        let is_outcome = |text: &str| text.parse::<Outcome>().is_ok();
+        self.term_of("outcome", text, is_outcome, "success, failure or denied")
+    }
+
+    fn actor_type(&self, text: Option<&str>) -> Result<Option<Term>, MappingProblem> {
+        let is_type = |text: &str| text.parse::<ActorType>().is_ok();
+        let expected = "user, operator, service, system or anonymous";
+        self.term_of("actor.type", text, is_type, expected)
+    }
+
+    fn actor_ip(&self, text: Option<&str>) -> Result<Option<Term>, MappingProblem> {
+        self.term_of("actor.ip", text, |text| text.parse::<IpAddr>().is_ok(), "an IP address")
+    }
+
+    fn tenant_domain(&self, text: Option<&str>) -> Result<Option<Term>, MappingProblem> {
+        let is_domain = |text: &str| address_domain(text).is_some();
+        self.term_of("tenant_domain", text, is_domain, "a domain")
+    }
+}
+
+// The bounds here are those of the log.
+const _: () = {
+    assert!(matches!(Field::TenantSlug.max_bytes(), Some(SLUG_MAX)));
+    assert!(matches!(Field::ResourceType.max_bytes(), Some(SLUG_MAX)));
+    assert!(matches!(Field::ExternalId.max_bytes(), Some(EXTERNAL_ID_MAX)));
+    assert!(matches!(Field::Action.max_bytes(), Some(action::MAX_BYTES)));
+};

@@ -1,0 +1,37 @@
+//! The identity of events that bring none: their content.
+
+use std::collections::HashMap;
+
+use sha2::{Digest as _, Sha256};
+
+/// Makes the content keys of one request.
+///
+/// `prefix + ":" + hex(SHA-256(scope ‖ 00 ‖ part ‖ 00 ‖ … ‖ ordinal))`. The ordinal
+/// counts, in decimal from 0, the events of the same request that are equal in all
+/// before it: a retry sends the same objects, so its keys repeat, in whatever order
+/// and company they come.
+pub(crate) struct ContentKeys<'s> {
+    prefix: &'static str,
+    scope: &'s str,
+    seen: HashMap<[u8; 32], u64>,
+}
+
+impl<'s> ContentKeys<'s> {
+    /// Keys that begin with `prefix`, within `scope`.
+    pub(crate) fn new(prefix: &'static str, scope: &'s str) -> Self {
+        Self { prefix, scope, seen: HashMap::new() }
+    }
+
+    /// The key of the next event, whose content is `parts`.
+    pub(crate) fn key(&mut self, parts: &[&str]) -> String {
+        let mut hash = Sha256::new();
+        for part in [self.scope].iter().chain(parts) {
+            hash.update(part);
+            hash.update([0]);
+        }
+        let ordinal = self.seen.entry(hash.clone().finalize().into()).or_default();
+        hash.update(ordinal.to_string());
+        *ordinal += 1;
+        format!("{}:{}", self.prefix, hex::encode(hash.finalize()))
+    }
+}

@@ -1,0 +1,150 @@
+//! The tail on real files.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use dezky_core::{Error, ErrorKind, IngestSource, Pull, PullLimits, Result, Runtime, rt};
+use serde::{Deserialize, Serialize};
+
+use super::LineDecoder;
+use super::core::{Cursor, MAX_LINE_BYTES};
+use super::job::{Job, Kept};
+
+/// What [`FileTail`] follows, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TailConfig {
+    /// The live file. Rotated files are looked for in the same directory.
+    pub path: PathBuf,
+    /// The source's name: `ocis`, `nginx`, `nginx:eu2`.
+    pub source: String,
+    /// Longer lines are skipped and recorded; 1 MiB.
+    #[serde(default = "default_max_line_bytes")]
+    pub max_line_bytes: usize,
+    /// How many rotated files are looked at, the youngest ones; 256.
+    #[serde(default = "default_max_siblings")]
+    pub max_siblings: usize,
+}
+
+/// The default of [`TailConfig::max_line_bytes`].
+pub(crate) const fn default_max_line_bytes() -> usize {
+    1 << 20
+}
+
+/// The default of [`TailConfig::max_siblings`].
+pub(crate) const fn default_max_siblings() -> usize {
+    256
+}
+
+impl TailConfig {
+    /// Follows `path` as `source`, within the default bounds.
+    pub fn new(path: impl Into<PathBuf>, source: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            source: source.into(),
+            max_line_bytes: default_max_line_bytes(),
+            max_siblings: default_max_siblings(),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let invalid = |what: &'static str| Err(Error::new(ErrorKind::ConfigInvalid, what));
+        let source = &self.source;
+        let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        let is_name = |part: &str| !part.is_empty() && part.bytes().all(word);
+        if source.len() > 64 || source.split(':').count() > 2 || !source.split(':').all(is_name) {
+            return invalid(
+                "the source of a file tail must be <name> or <name>:<instance>, of letters, \
+                 digits, . _ and -, at most 64 bytes",
+            );
+        }
+        if !(1..=MAX_LINE_BYTES).contains(&self.max_line_bytes) {
+            return invalid("max_line_bytes of a file tail must be 1 to 67108864");
+        }
+        if self.path.file_name().is_none() {
+            return invalid("the path of a file tail must name a file");
+        }
+        Ok(())
+    }
+}
+
+/// Follows a file of lines.
+///
+/// - A pull for the same cursor gives the same lines, in this process or another;
+///   they are identified by their file generation, place and bytes, not by path,
+///   inode or host.
+/// - Only complete lines are consumed, and no time forces out a partial one.
+/// - A rotated file is read to its end before the next younger one, also after a
+///   restart, and looked at once more afterwards.
+/// - Where lines may be lost, because the file was truncated or is gone, or because
+///   there are more rotated files than `max_siblings`, an `ingest.gap` event says
+///   so and reading begins anew with the live file and what was written since.
+/// - A pull reads at most 64 MiB beyond its limit of bytes, and skips through at
+///   most 256 MiB of compressed files; what is longer takes several.
+/// - No file yet is no error: it comes with the first line.
+///
+/// - Rotated files that gzip compressed (`.gz`) are read as well; their lines have
+///   the identity that they had before. What can't be read of one (cut off,
+///   damaged, or another compression) is an `ingest.gap` event, and is passed.
+///
+/// Errors are of the kind `io` (files that can't be read) and `cursor_invalid`.
+/// Cancel-safe.
+pub struct FileTail {
+    config: Arc<TailConfig>,
+    decoder: Arc<dyn LineDecoder>,
+    runtime: Arc<dyn Runtime>,
+    kept: Kept,
+}
+
+impl FileTail {
+    /// A tail as configured, whose lines `decoder` reads, with its clock and its
+    /// thread for files from `runtime`. Opens nothing; `config_invalid` if a bound
+    /// is broken.
+    pub fn new(
+        config: TailConfig,
+        decoder: Arc<dyn LineDecoder>,
+        runtime: Arc<dyn Runtime>,
+    ) -> Result<Self> {
+        config.check()?;
+        Ok(Self { config: Arc::new(config), decoder, runtime, kept: Kept::default() })
+    }
+
+    /// The same as [`pull`](IngestSource::pull), with the lines of this pull read
+    /// by `decoder`: for one that remembers something from pull to pull.
+    pub async fn pull_with(
+        &mut self,
+        decoder: Arc<dyn LineDecoder>,
+        cursor: Option<&str>,
+        limits: PullLimits,
+    ) -> Result<Pull> {
+        let cursor = match cursor {
+            Some(text) => Some((Cursor::parse(text)?, text.to_owned())),
+            None => None,
+        };
+        let config = Arc::clone(&self.config);
+        let job = Job::new(config, decoder, self.kept.clone(), self.runtime.now(), limits);
+        // The descriptors are copied, not moved: a pull that is dropped half-way
+        // loses none.
+        let (pull, kept) = rt::unblock(&*self.runtime, move || job.run(cursor.as_ref())).await?;
+        self.kept = kept;
+        Ok(pull)
+    }
+}
+
+impl std::fmt::Debug for FileTail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileTail").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl IngestSource for FileTail {
+    fn name(&self) -> &str {
+        &self.config.source
+    }
+
+    async fn pull(&mut self, cursor: Option<&str>, limits: PullLimits) -> Result<Pull> {
+        self.pull_with(Arc::clone(&self.decoder), cursor, limits).await
+    }
+}

@@ -1,0 +1,85 @@
+//! What the receivers of webhooks share: bodies of any size into the log.
+
+use dezky_core::{PulledEvent, QuarantineItem, Result};
+use sha2::{Digest as _, Sha256};
+
+use crate::intake::{Intake, PartBounds, Parts, Taken};
+
+/// Of one append; with the quarantine's notices within the store's bound.
+const PART: PartBounds = PartBounds { events: 4_000, items: 1_000, bytes: 8 << 20 };
+/// How many odd elements of one body are quarantined each as an item of its own.
+pub(crate) const MAX_ODD: usize = 100;
+/// The reason of those behind them.
+pub(crate) const TOO_MANY_ODD: &str = "too_many_odd";
+/// The most bytes kept of those behind them.
+const REST_RAW_MAX: usize = 64 << 10;
+
+/// Takes what a body of `source` holds. Parts may be stored in several appends: each
+/// event has an identity, so a repeated body adds none.
+pub(crate) async fn take_in_parts(
+    intake: &Intake,
+    source: &str,
+    events: Vec<PulledEvent>,
+    quarantine: Vec<QuarantineItem>,
+    skipped: u64,
+) -> Result<Taken> {
+    let mut taken = Taken::default();
+    for part in Parts::new(events, quarantine, PART) {
+        taken += intake.take_pushed(part.events, part.items).await?;
+    }
+    tracing::info!(
+        source,
+        stored = taken.stored,
+        duplicates = taken.duplicates,
+        quarantined = taken.quarantined,
+        spooled = taken.spooled,
+        skipped,
+        "webhook received"
+    );
+    Ok(taken)
+}
+
+/// What is no event in one body. What is behind the first hundred becomes one item, so
+/// that a body of odd things does not flood the log.
+#[derive(Default)]
+pub(crate) struct OddItems {
+    items: Vec<QuarantineItem>,
+    more: usize,
+    /// Over the keys of the rest, which are the same at a retry.
+    keys: Sha256,
+    /// The first of the rest, a line each.
+    raw: Vec<u8>,
+}
+
+impl OddItems {
+    pub(crate) fn push(&mut self, item: QuarantineItem) {
+        if self.items.len() < MAX_ODD {
+            self.items.push(item);
+            return;
+        }
+        self.more += 1;
+        self.keys.update(&item.key);
+        if self.raw.len() < REST_RAW_MAX {
+            self.raw.extend(item.raw);
+            self.raw.push(b'\n');
+        }
+    }
+
+    /// The items; `events` is how many the body has.
+    pub(crate) fn into_items(mut self, events: usize) -> Vec<QuarantineItem> {
+        let Some(first) = self.items.first().filter(|_| self.more > 0) else {
+            return self.items;
+        };
+        let raw = String::from_utf8_lossy(&self.raw);
+        let rest = QuarantineItem {
+            source: first.source.clone(),
+            key: format!("more:{}", hex::encode(self.keys.finalize())),
+            reason: TOO_MANY_ODD.into(),
+            detail: format!("{} more of {events} events can't be read", self.more),
+            raw: raw[..raw.floor_char_boundary(REST_RAW_MAX)].into(),
+            at: first.at,
+        };
+        self.items.push(rest);
+        self.items
+    }
+}

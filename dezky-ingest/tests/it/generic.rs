@@ -1,0 +1,220 @@
+//! Declared sources into a real store: signed posts, and files that rotate.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use dezky_core::ErrorKind;
+use dezky_core::rt::TokioRuntime;
+use dezky_core::store::ListQuery;
+use dezky_ingest::generic::{
+    GenericReceiver, MAX_BODY_EVENTS, MappedLines, Mapping, MappingConfig,
+};
+use dezky_ingest::signature::Secrets;
+use dezky_ingest::{Pump, PumpConfig, Taken};
+use serde_json::{Value, json};
+
+use crate::{Place, run};
+
+const KEY: &str = "test-shared-secret-0123456789abcdef";
+
+fn mapping(declared: Value) -> Mapping {
+    let config: MappingConfig = serde_json::from_value(declared).unwrap();
+    Mapping::compile("shop", &config).unwrap()
+}
+
+fn plain() -> Mapping {
+    mapping(json!({"action": "/event", "at": "/at", "redact": ["/pin"]}))
+}
+
+fn receiver(place: &Place, keys: &[&str]) -> GenericReceiver {
+    GenericReceiver::new(plain(), Secrets::from_texts(keys).unwrap(), place.intake())
+}
+
+async fn post(place: &Place, body: &str) -> Taken {
+    let signature = Secrets::from_texts([KEY]).unwrap().sign_hex(body.as_bytes());
+    receiver(place, &[KEY]).receive(Some(&signature), body.as_bytes()).await.unwrap()
+}
+
+#[test]
+fn a_retry_adds_none_and_equal_events_are_two() {
+    run(async {
+        let place = Place::new().await;
+        let body = r#"[{"event":"paid","n":1},{"event":"paid","n":1},{"event":"sent"},{"x":1},7]"#;
+        let taken = post(&place, body).await;
+        assert_eq!((taken.stored, taken.quarantined, taken.received()), (3, 2, 5));
+        let again = post(&place, body).await;
+        assert_eq!((again.stored, again.new_quarantined, again.received()), (0, 0, 5));
+        assert_eq!(place.of_source("shop").await.len(), 3);
+        let notices = ListQuery { action: Some("ingest.quarantined".into()), ..Default::default() };
+        assert_eq!(place.list(notices).await.len(), 2);
+        place.assert_whole().await;
+    });
+}
+
+#[test]
+fn a_wrong_signature_or_too_many_events_write_nothing() {
+    run(async {
+        let place = Place::new().await;
+        let body = r#"{"event":"paid"}"#;
+        let other = Secrets::from_texts(["another secret"]).unwrap().sign_base64(body.as_bytes());
+        for signature in [None, Some("deadbeef"), Some(""), Some(&*other)] {
+            let receiver = receiver(&place, &[KEY]);
+            let error = receiver.receive(signature, body.as_bytes()).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::SignatureInvalid);
+        }
+        // Of several secrets any may have signed.
+        let both = receiver(&place, &[KEY, "another secret"]);
+        assert_eq!(both.receive(Some(&other), body.as_bytes()).await.unwrap().stored, 1);
+
+        let many = format!("[{}]", vec![body; MAX_BODY_EVENTS + 1].join(","));
+        let signature = Secrets::from_texts([KEY]).unwrap().sign_base64(many.as_bytes());
+        let error = both.receive(Some(&signature), many.as_bytes()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+        assert_eq!(place.count().await, 1);
+        assert!(place.store.quarantined(0, 1).await.unwrap().is_empty());
+    });
+}
+
+#[test]
+fn more_events_than_one_append_takes() {
+    run(async {
+        let place = Place::new().await;
+        let body = format!("[{}]", vec![r#"{"event":"paid"}"#; MAX_BODY_EVENTS].join(","));
+        assert_eq!(post(&place, &body).await.stored, MAX_BODY_EVENTS);
+        assert_eq!(post(&place, &body).await.duplicates, MAX_BODY_EVENTS);
+    });
+}
+
+fn pump(place: &Place, file: &Path) -> Pump {
+    let tail = MappedLines::follow(plain(), file, 4_096, Arc::new(TokioRuntime)).unwrap();
+    Pump::new(Box::new(tail), place.intake(), PumpConfig::default())
+}
+
+/// Ticks until nothing is waiting.
+async fn drain(pump: &mut Pump) -> (usize, usize) {
+    let (mut stored, mut quarantined) = (0, 0);
+    loop {
+        let tick = pump.tick().await.unwrap();
+        assert!(!tick.standby);
+        stored += tick.taken.stored;
+        quarantined += tick.taken.new_quarantined;
+        if !tick.more {
+            return (stored, quarantined);
+        }
+    }
+}
+
+fn append(path: &Path, text: &str) {
+    let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+}
+
+fn line(event: &str) -> String {
+    format!("{{\"event\":\"{event}\",\"at\":\"2026-08-17T10:00:00Z\"}}\n")
+}
+
+async fn actions(place: &Place) -> Vec<String> {
+    let mut events = place.of_source("shop").await;
+    events.sort_by_key(|event| event.seq);
+    events.into_iter().map(|event| event.event.action).collect()
+}
+
+#[test]
+fn a_file_is_followed_over_rotation_and_restarts() {
+    run(async {
+        let place = Place::new().await;
+        let (live, rotated) = (place.path("audit.ndjson"), place.path("audit.ndjson.1"));
+        let mut first = pump(&place, &live);
+        assert_eq!(drain(&mut first).await, (0, 0), "the file may come later");
+
+        append(&live, &format!("{}{}\n \r\n{}{{\"ev", line("a"), line("a"), line("b")));
+        assert_eq!(drain(&mut first).await, (3, 0), "equal lines are two, half a line waits");
+        append(&live, "ent\":\"c\"}\n");
+        std::fs::rename(&live, &rotated).unwrap();
+        append(&rotated, &line("late"));
+        append(&live, &line("d"));
+        assert_eq!(drain(&mut first).await, (3, 0));
+
+        // Another process goes on where this one stopped.
+        first.release().await;
+        drop(first);
+        append(&live, &line("e"));
+        let mut second = pump(&place, &live);
+        assert_eq!(drain(&mut second).await, (1, 0));
+        std::fs::write(&live, "").unwrap();
+        append(&live, &line("f"));
+        assert_eq!(drain(&mut second).await, (2, 0), "what was cut off may have been lost");
+        let expected =
+            ["a", "a", "b", "c", "late", "d", "e", "f"].map(|verb| format!("shop.{verb}"));
+        let mut found = actions(&place).await;
+        found.retain(|action| action != "ingest.gap");
+        assert_eq!(found, expected);
+        let gaps = ListQuery { action: Some("ingest.gap".into()), ..Default::default() };
+        assert_eq!(place.list(gaps).await.len(), 1);
+        place.assert_whole().await;
+    });
+}
+
+#[test]
+fn odd_lines_are_quarantined_and_the_rest_goes_on() {
+    run(async {
+        let place = Place::new().await;
+        let live = place.path("audit.ndjson");
+        let secret = "S3cret-in-the-clear";
+        let lines = [
+            line("a"),
+            format!("password={secret}\n"),
+            format!("{{\"pin\":\"{secret}\",\"token\":\"{secret}\"}}\n"),
+            format!("[\"{}\"]\n", "x".repeat(10)),
+            format!("{{\"event\":\"long\",\"x\":\"{}\"}}\n", secret.repeat(1_000)),
+            "\0\0\0\0\0\0\n".to_owned(),
+            line("b").replace('\n', "\r\n"),
+            format!("\u{feff}{}", line("c")),
+        ];
+        append(&live, &lines.concat());
+        let mut pump = pump(&place, &live);
+        assert_eq!(drain(&mut pump).await, (3, 5));
+        assert_eq!(actions(&place).await, ["shop.a", "shop.b", "shop.c"]);
+        let items = place.store.quarantined(0, 10).await.unwrap();
+        let reasons: Vec<_> = items.iter().map(|item| &*item.item.reason).collect();
+        assert_eq!(
+            reasons,
+            ["not_json", "no_action", "not_an_object", "line_too_long", "not_json"]
+        );
+        for item in &items {
+            let raw = String::from_utf8_lossy(&item.item.raw);
+            assert!(!raw.contains(secret) && item.item.key.starts_with("line:line1:"), "{raw}");
+        }
+        // While the database is open, so that no file of it comes or goes meanwhile.
+        for entry in std::fs::read_dir(place.folder.path()).unwrap() {
+            let path = entry.unwrap().path();
+            let bytes = std::fs::read(&path).unwrap();
+            let found = bytes.windows(secret.len()).any(|w| w == secret.as_bytes());
+            assert!(!found || path == live, "{} holds the secret", path.display());
+        }
+        assert_eq!(drain(&mut pump).await, (0, 0));
+    });
+}
+
+#[test]
+fn the_same_id_by_both_ways_is_one_event() {
+    run(async {
+        let place = Place::new().await;
+        let declared = || mapping(json!({"action": "/event", "id": "/id"}));
+        let live = place.path("audit.ndjson");
+        let object = r#"{"event":"paid","id":"e-1"}"#;
+        append(&live, &format!("{object}\n"));
+        let tail = MappedLines::follow(declared(), &live, 4_096, Arc::new(TokioRuntime)).unwrap();
+        let mut pump = Pump::new(Box::new(tail), place.intake(), PumpConfig::default());
+        assert_eq!(drain(&mut pump).await, (1, 0));
+        let secrets = Secrets::from_texts([KEY]).unwrap();
+        let signature = secrets.sign_base64(object.as_bytes());
+        let receiver = GenericReceiver::new(declared(), secrets, place.intake());
+        let taken = receiver.receive(Some(&signature), object.as_bytes()).await.unwrap();
+        assert_eq!((taken.stored, taken.duplicates, taken.conflicts), (0, 1, 0));
+        let only = place.of_source("shop").await;
+        assert_eq!(only[0].event.external_id.as_deref(), Some("e-1"));
+    });
+}

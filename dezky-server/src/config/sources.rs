@@ -1,0 +1,103 @@
+//! Sources that are declared: `[sources.<name>]`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use dezky_ingest::generic::{Mapping, MappingConfig};
+use dezky_ingest::signature::Secrets;
+
+use super::layers::{Origin, Setting, Value};
+use super::{Settings, keys, refused, size};
+use crate::error::Failure;
+
+/// A source that is declared.
+#[derive(Debug, Clone)]
+pub struct SourceConfig {
+    /// How its objects become events.
+    pub mapping: Mapping,
+    /// What signs its posts, if it may post.
+    pub secrets: Option<Secrets>,
+    /// The file that it writes, if it writes one.
+    pub file: Option<FollowedFile>,
+}
+
+/// A file of JSON lines.
+#[derive(Debug, Clone)]
+pub struct FollowedFile {
+    /// The live file.
+    pub path: PathBuf,
+    /// How often it is read.
+    pub poll: Duration,
+    /// The bound of a line.
+    pub max_line_bytes: usize,
+}
+
+impl Settings {
+    pub(super) fn sources(&self) -> Result<BTreeMap<String, SourceConfig>, Failure> {
+        let sources = self.layers.sources().iter();
+        sources.map(|(name, origin)| Ok((name.clone(), self.source(name, origin)?))).collect()
+    }
+
+    fn source(&self, name: &str, origin: &Origin) -> Result<SourceConfig, Failure> {
+        let prefix = format!("{}.{name}", keys::SOURCES);
+        let mapping = self.mapping(name, &prefix, origin)?;
+        let secrets = self.secrets(&prefix, &["secret", "secret_file", "secret_files"])?;
+        let file = self.followed_file(&prefix)?;
+        if secrets.is_empty() && file.is_none() {
+            let variable = keys::source_variable(name);
+            let problem = format!(
+                "has neither a secret nor a path: set {variable} or secret_file for signed posts, path for a file"
+            );
+            return Err(refused(&prefix, origin, problem));
+        }
+        Ok(SourceConfig { mapping, secrets: Secrets::new(secrets).ok(), file })
+    }
+
+    fn mapping(&self, source: &str, prefix: &str, origin: &Origin) -> Result<Mapping, Failure> {
+        let key = format!("{prefix}.map");
+        let config = match self.layers.get(&key) {
+            Some(Setting { value: Value::Table(table), .. }) => {
+                serde_path_to_error::deserialize(table).map_err(|error| {
+                    let path = error.path().to_string();
+                    let key = if path == "." { key.clone() } else { format!("{key}.{path}") };
+                    refused(&key, self.layers.place(&key).unwrap_or(origin), error.inner())
+                })?
+            }
+            _ => MappingConfig::default(),
+        };
+        Mapping::compile(source, &config).map_err(|problem| {
+            if problem.field.is_empty() {
+                return refused(prefix, origin, problem);
+            }
+            let key = format!("{key}.{}", problem.field);
+            refused(&key, self.layers.place(&key).unwrap_or(origin), problem.problem)
+        })
+    }
+
+    fn followed_file(&self, prefix: &str) -> Result<Option<FollowedFile>, Failure> {
+        let key = |leaf: &str| format!("{prefix}.{leaf}");
+        let path = key("path");
+        let number = |leaf: &str, default: u64, min: u64, max: u64| {
+            let key = key(leaf);
+            let Some(Setting { origin, .. }) = self.layers.get(&key) else { return Ok(default) };
+            if self.layers.get(&path).is_none() {
+                return Err(refused(
+                    &key,
+                    origin,
+                    "there is no file to read: set path, or leave it out",
+                ));
+            }
+            self.layers.number(&key, min, max)
+        };
+        let poll = Duration::from_secs(number("poll_seconds", 5, 1, 3_600)?);
+        let max_line_bytes = size(number("max_line_bytes", 1 << 20, 1_024, 64 << 20)?);
+        match self.layers.text(&path) {
+            Some(("", origin)) => {
+                Err(refused(&path, origin, "is empty: name a file, or leave it out"))
+            }
+            Some((path, _)) => Ok(Some(FollowedFile { path: path.into(), poll, max_line_bytes })),
+            None => Ok(None),
+        }
+    }
+}

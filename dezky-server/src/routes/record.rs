@@ -1,0 +1,188 @@
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use dezky_core::store::AppendOptions;
+use dezky_core::{
+    Actor, ActorType, Error, ErrorKind, Metadata, NewEvent, NewMetadata, Outcome, PLATFORM_SOURCE,
+    SealedEvent, Timestamp,
+};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::body;
+use crate::error::Problem;
+use crate::state::AppState;
+
+/// The largest body.
+const MAX_BYTES: usize = 8 << 20;
+/// The most events of one request.
+const MAX_EVENTS: usize = 1_000;
+/// What a caller may say under `_dezky`; all else there is ours.
+const ANNOTATIONS: [&str; 4] = ["requestId", "userAgent", "before", "after"];
+/// The bound of the two annotations that are texts, in bytes.
+const MAX_ANNOTATION_BYTES: usize = 512;
+/// Sources whose events come from their own connectors alone.
+const CONNECTORS: [&str; 3] = ["authentik", "stalwart", "ocis"];
+
+/// `POST /audit`: records one event, or a list of them, all or none. 201 if any is new,
+/// else 200; the receipts say which.
+pub(super) async fn record(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, Json<Value>), Problem> {
+    if !body::is_json(&headers) {
+        return Err(Problem::media_type());
+    }
+    let bytes = body::read(body, &headers, MAX_BYTES).await?;
+    let events = sealed(&bytes, state.intake.runtime().as_ref())?;
+    let appended = state.store.append(events, AppendOptions::default()).await?;
+    let status = if appended.appended() > 0 { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(json!({ "receipts": appended.receipts }))))
+}
+
+/// The events of a body, each within its bounds.
+fn sealed(bytes: &Bytes, runtime: &dyn dezky_core::Runtime) -> Result<Vec<SealedEvent>, Problem> {
+    let is_list = bytes.trim_ascii_start().first() == Some(&b'[');
+    let texts: Vec<&RawValue> = if is_list {
+        serde_json::from_slice(bytes).map_err(|error| body::no_json(&error))?
+    } else {
+        vec![serde_json::from_slice(bytes).map_err(|error| body::no_json(&error))?]
+    };
+    if texts.is_empty() || texts.len() > MAX_EVENTS {
+        let given = texts.len();
+        let what = format!("the body has {given} events: send 1 to {MAX_EVENTS} at a time");
+        return Err(Error::new(ErrorKind::TooLarge, what).into());
+    }
+    let event = |(index, text): (usize, &&RawValue)| {
+        // Named as in the body: an event that stands alone has no index.
+        let at = if is_list { format!("event {index}: ") } else { String::new() };
+        let event = body::parse_part::<Given>(text.get(), &at)?.into_event();
+        let event = event.map_err(|what| Problem::event_invalid(format!("{at}{what}")))?;
+        let sealed = event.seal(runtime);
+        match sealed.validate() {
+            Ok(()) => Ok(sealed),
+            Err(invalid) => Err(Problem::event_invalid(format!("{at}{invalid}"))),
+        }
+    };
+    texts.iter().enumerate().map(event).collect()
+}
+
+/// An event as a caller gives it.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Given {
+    id: Option<Uuid>,
+    at: Option<Timestamp>,
+    actor_type: Option<ActorType>,
+    actor_id: Option<String>,
+    actor_email: Option<String>,
+    actor_ip: Option<String>,
+    action: String,
+    outcome: Option<Outcome>,
+    resource_type: Option<String>,
+    resource_id: Option<String>,
+    resource_name: Option<String>,
+    tenant_slug: Option<String>,
+    partner_slug: Option<String>,
+    source: Option<String>,
+    external_id: Option<String>,
+    metadata: Option<Metadata>,
+    #[serde(default)]
+    seq: Ours,
+    #[serde(default)]
+    hash: Ours,
+    #[serde(default)]
+    prev_hash: Ours,
+    #[serde(default)]
+    received_at: Ours,
+    #[serde(default)]
+    erased: Ours,
+}
+
+/// A field that the log gives.
+#[derive(Default)]
+struct Ours;
+
+impl<'de> Deserialize<'de> for Ours {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(serde::de::Error::custom("is given by the log: leave it out"))
+    }
+}
+
+impl Given {
+    fn into_event(self) -> Result<NewEvent, String> {
+        let Self {
+            seq: Ours, hash: Ours, prev_hash: Ours, received_at: Ours, erased: Ours, ..
+        } = self;
+        let source = self.source.unwrap_or_else(|| PLATFORM_SOURCE.to_owned());
+        let system = source.split(':').next().unwrap_or_default();
+        if CONNECTORS.contains(&system) {
+            return Err(format!(
+                "source must not be {source}: its events come from there alone; leave it out for {PLATFORM_SOURCE}"
+            ));
+        }
+        if let Some(ip) = &self.actor_ip
+            && ip.parse::<std::net::IpAddr>().is_err()
+        {
+            return Err("actorIp must be an IP address, such as 203.0.113.7, or absent".into());
+        }
+        let actor = Actor {
+            kind: self.actor_type.unwrap_or(ActorType::Service),
+            id: self.actor_id,
+            email: self.actor_email,
+            ip: self.actor_ip,
+        };
+        Ok(NewEvent {
+            id: self.id,
+            at: self.at,
+            outcome: self.outcome.unwrap_or(Outcome::Success),
+            resource_type: self.resource_type,
+            resource_id: self.resource_id,
+            resource_name: self.resource_name,
+            tenant_slug: self.tenant_slug,
+            partner_slug: self.partner_slug,
+            source,
+            external_id: self.external_id,
+            metadata: self
+                .metadata
+                .as_ref()
+                .map_or_else(|| Ok(NewMetadata::default()), metadata)?,
+            ..NewEvent::new(self.action, actor)
+        })
+    }
+}
+
+/// The caller's metadata, of whose `_dezky` only what may be said by others is taken.
+fn metadata(given: &Metadata) -> Result<NewMetadata, String> {
+    let Value::Object(mut members) = given.to_value() else {
+        return Err("metadata must be an object".into());
+    };
+    let Some(own) = members.remove("_dezky") else {
+        return Ok(NewMetadata::from_source(given.as_str()));
+    };
+    let allowed = ANNOTATIONS.join(", ");
+    let Value::Object(own) = own else {
+        return Err(format!("metadata._dezky must be an object of {allowed}, or absent"));
+    };
+    let mut metadata = NewMetadata::from_value(Value::Object(members));
+    for (name, value) in own {
+        let is_text = matches!(&*name, "requestId" | "userAgent");
+        if !ANNOTATIONS.contains(&&*name) {
+            let name: String = name.chars().take(64).collect();
+            return Err(format!(
+                "metadata._dezky.{name} is the log's to say: leave it out, or say it outside of _dezky; allowed are {allowed}"
+            ));
+        }
+        if is_text && value.as_str().is_none_or(|text| text.len() > MAX_ANNOTATION_BYTES) {
+            return Err(format!(
+                "metadata._dezky.{name} must be a text of at most {MAX_ANNOTATION_BYTES} bytes"
+            ));
+        }
+        metadata.annotate(&name, value);
+    }
+    Ok(metadata)
+}

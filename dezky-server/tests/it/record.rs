@@ -1,0 +1,172 @@
+//! `POST /audit`: events of services that are not written in Rust.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{Server, in_order};
+
+const TOKEN: &str = "operator-token-0123456789";
+
+fn statuses(answer: &Value) -> Vec<&str> {
+    let receipts = answer["receipts"].as_array().expect("receipts");
+    receipts.iter().map(|receipt| receipt["status"].as_str().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_event_or_a_list() {
+    let server = Server::start(&[("DEZKY_OPERATOR_TOKEN", TOKEN)]).await;
+    let client = server.client.with_token(TOKEN);
+    let full = json!({
+        "id": "0199b1f0-0000-7000-8000-000000000001", "at": "2026-11-21T20:12:21.123Z",
+        "actorType": "user", "actorId": "u-7", "actorEmail": "alice@acme.example",
+        "actorIp": "::ffff:203.0.113.7", "action": "invoice.sent", "outcome": "denied",
+        "resourceType": "invoice", "resourceId": "i-1", "resourceName": "Invoice 1",
+        "tenantSlug": "acme", "partnerSlug": "north", "source": "billing", "externalId": "b-1",
+        "metadata": {
+            "total": 9_007_199_254_740_993_i64, "rate": 1.5,
+            "_dezky": {"requestId": "r-1", "userAgent": "curl", "before": {"a": 1}, "after": {"a": 2}},
+        },
+    });
+    let answer = client.post("/audit", full.clone()).await.with_status(201);
+    assert_eq!(statuses(&answer), ["appended"]);
+    assert_eq!(answer["receipts"][0]["id"], full["id"]);
+    assert_eq!(answer["receipts"][0]["seq"], 0);
+
+    let list = json!([{"action": "job.ended"}, {"action": "job.ended"}]);
+    let answer = client.post("/audit", list).await.with_status(201);
+    assert_eq!(statuses(&answer), ["appended", "appended"]);
+
+    let events = in_order(client.all("").await);
+    for (field, value) in full.as_object().unwrap() {
+        let expected = if field == "actorIp" { &json!("203.0.113.7") } else { value };
+        assert_eq!(&events[0][field], expected, "{field}");
+    }
+    assert_eq!(
+        (&events[1]["actorType"], &events[1]["source"]),
+        (&json!("service"), &json!("platform-api"))
+    );
+    assert_eq!(
+        (&events[1]["outcome"], &events[1]["at"]),
+        (&json!("success"), &events[1]["receivedAt"])
+    );
+    assert_eq!(events[1].get("actorId"), None);
+    assert_eq!(events[1]["metadata"], json!({}));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_again_is_a_duplicate() {
+    let server = Server::start(&[]).await;
+    let client = &server.client;
+    let by_id = json!({"id": "0199b1f0-0000-7000-8000-000000000001", "action": "a.b"});
+    let by_name = json!({"externalId": "x-1", "action": "a.c", "actorId": "u-1"});
+    let both = json!([by_id, by_name]);
+    client.post("/audit", both.clone()).await.with_status(201);
+    let again = client.post("/audit", both).await.with_status(200);
+    assert_eq!(statuses(&again), ["duplicate", "duplicate"]);
+    assert_eq!(again["receipts"][1]["seq"], 1);
+
+    let other =
+        json!([{"externalId": "x-1", "action": "a.d", "actorId": "u-2"}, {"action": "a.e"}]);
+    let mixed = client.post("/audit", other).await.with_status(201);
+    assert_eq!(statuses(&mixed), ["conflict", "appended"]);
+    assert_eq!(mixed["receipts"][0]["differs"], json!(["actorId", "action"]));
+    let events = in_order(client.all("").await);
+    assert_eq!((events.len(), &events[1]["action"]), (3, &json!("a.c")), "the first one stays");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_refused_is_named_and_nothing_is_stored() {
+    let server = Server::start(&[]).await;
+    let client = &server.client;
+    let with = |field: &str, value: Value| json!({"action": "a.b", field: value});
+    let own = |own: Value| with("metadata", json!({"_dezky": own}));
+    for (event, code, words) in [
+        (json!({}), "field_invalid", &["action", "missing"][..]),
+        (json!(7), "field_invalid", &["object"]),
+        (json!({"action": "a", "actoin": "b"}), "field_invalid", &["actoin", "unknown"]),
+        (with("action", json!(7)), "field_invalid", &["action"]),
+        (with("actor_type", json!("user")), "field_invalid", &["actor_type", "actorType"]),
+        (with("seq", json!(1)), "field_invalid", &["seq", "given by the log: leave it out"]),
+        (with("hash", json!("x")), "field_invalid", &["hash", "leave it out"]),
+        (with("prevHash", json!(null)), "field_invalid", &["prevHash", "leave it out"]),
+        (
+            with("receivedAt", json!("2026-01-01T00:00:00Z")),
+            "field_invalid",
+            &["receivedAt", "leave it out"],
+        ),
+        (with("erased", json!([])), "field_invalid", &["erased", "leave it out"]),
+        (with("at", json!("yesterday")), "field_invalid", &["at", "RFC 3339"]),
+        (with("id", json!("7")), "field_invalid", &["id", "UUID"]),
+        (with("actorType", json!("robot")), "field_invalid", &["actorType", "anonymous"]),
+        (with("outcome", json!("maybe")), "field_invalid", &["outcome", "denied"]),
+        (with("metadata", json!([])), "field_invalid", &["metadata", "object"]),
+        (
+            with("metadata", json!({"x": "y".repeat(70_000)})),
+            "field_invalid",
+            &["metadata", "64 KiB"],
+        ),
+        (
+            with("action", json!("Not A Verb")),
+            "event_invalid",
+            &["action", "128", "joined by dots"],
+        ),
+        (with("actorIp", json!("nowhere")), "event_invalid", &["actorIp", "IP address"]),
+        (with("actorEmail", json!("x".repeat(321))), "event_invalid", &["actorEmail", "320"]),
+        (
+            with("resourceName", json!("x".repeat(1_025))),
+            "event_invalid",
+            &["resourceName", "1024"],
+        ),
+        (with("tenantSlug", json!("")), "event_invalid", &["tenantSlug", "1 to 63"]),
+        (with("externalId", json!("x".repeat(513))), "event_invalid", &["externalId", "512"]),
+        (with("source", json!("a b")), "event_invalid", &["source", "64"]),
+        (with("source", json!("ocis")), "event_invalid", &["source", "ocis", "platform-api"]),
+        (with("source", json!("stalwart:eu2")), "event_invalid", &["source", "stalwart:eu2"]),
+        (with("source", json!("authentik")), "event_invalid", &["source", "authentik"]),
+        (
+            own(json!({"tenantBy": "group"})),
+            "event_invalid",
+            &["metadata._dezky.tenantBy", "requestId"],
+        ),
+        (own(json!({"requestId": 7})), "event_invalid", &["metadata._dezky.requestId", "512"]),
+        (own(json!("x")), "event_invalid", &["metadata._dezky", "requestId"]),
+    ] {
+        let answer = client.post("/audit", event.clone()).await;
+        let alone = answer.problem(400, code).to_owned();
+        let answer = client.post("/audit", json!([{"action": "good"}, event])).await;
+        let listed = answer.problem(400, code);
+        assert!(listed.starts_with("event 1: "), "{listed}");
+        for word in words {
+            assert!(alone.contains(word) && listed.contains(word), "{word}: {alone} / {listed}");
+        }
+    }
+    assert!(client.all("").await.is_empty());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_have_bounds_and_need_the_token() {
+    let server = Server::start(&[("DEZKY_OPERATOR_TOKEN", TOKEN)]).await;
+    let client = server.client.with_token(TOKEN);
+    server.client.post("/audit", json!({"action": "a"})).await.problem(401, "unauthorized");
+    let many = |count: usize| json!(vec![json!({"action": "a.b"}); count]);
+    for count in [0, 1_001] {
+        let answer = client.post("/audit", many(count)).await;
+        let detail = answer.problem(413, "too_large");
+        assert!(detail.contains("1 to 1000") && detail.contains(&count.to_string()), "{detail}");
+    }
+    for broken in ["", "{", "[{\"action\":\"a\"},", "{\"action\":\"a\"} x"] {
+        let request = client.document(Method::POST, "/audit", broken);
+        client.send(request).await.problem(400, "json_invalid");
+    }
+    let form = client.request(Method::POST, "/audit").body("{\"action\":\"a\"}");
+    client.send(form).await.problem(415, "media_type");
+    let large = format!("{{\"action\":\"{}\"}}", "a".repeat(8 << 20));
+    let request = client.document(Method::POST, "/audit", large);
+    client.send(request).await.problem(413, "body_too_large");
+    assert!(client.all("").await.is_empty());
+    assert_eq!(statuses(&client.post("/audit", many(1_000)).await.with_status(201)).len(), 1_000);
+    server.stop().await;
+}

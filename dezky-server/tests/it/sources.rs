@@ -1,0 +1,408 @@
+//! Declared sources: configuration, signed posts and files, over HTTP.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::Path;
+
+use dezky_ingest::signature::Secret;
+use dezky_server::Settings;
+use dezky_server::lifecycle::{Running, bind};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::{Answer, Client, SECRET, Server, program, refusal, stdout, until};
+
+const SHOP: &str = r#"
+[sources.shop]
+path = "@/shop.ndjson"
+poll_seconds = 1
+
+[sources.shop.map]
+id = "/uuid"
+at = "/time"
+action = "/event"
+actions = { "LOGIN" = "user.signed_in" }
+outcome = "/ok"
+outcomes = { "false" = "denied" }
+actor = { id = "/user/id", email = "/user/email", ip = "/user/ip" }
+resource = { type = "order", id = "/order" }
+tenant = "/shop"
+tenant_domain = "/user/email"
+skip = ["ping"]
+redact = ["/user/phone"]
+
+[sources."acme.billing"]
+secret_file = "@/billing-secret"
+map = { action = "/type", action_prefix = "billing" }
+"#;
+
+/// A server with the sources of `toml`, in which `@` is its folder.
+async fn start_in(folder: TempDir, toml: &str, more: &[(&str, &str)]) -> Server {
+    let at = folder.path().display().to_string();
+    std::fs::write(folder.path().join("billing-secret"), "billing-secret-1\n").unwrap();
+    let path = folder.path().join("dezky.toml");
+    std::fs::write(&path, toml.replace('@', &at)).unwrap();
+    let store = format!("sqlite://{at}/audit.db");
+    let set = [
+        ("DEZKY_LISTEN", "127.0.0.1:0"),
+        ("DEZKY_STORE", &store),
+        ("STALWART_WEBHOOK_SECRET", SECRET),
+        ("DEZKY_SOURCE_SHOP_SECRET", SECRET),
+    ];
+    let set = set.iter().chain(more).map(|(name, value)| ((*name).into(), (*value).into()));
+    let config = Settings::load(Some(&path), set, None).unwrap().config().unwrap();
+    let listener = bind(config.listen, "").await.unwrap();
+    let running = Running::start(config, listener).await.unwrap();
+    let client = Client::new(format!("http://{}", running.address()));
+    Server { client, running, folder }
+}
+
+async fn start() -> Server {
+    start_in(tempfile::tempdir().unwrap(), SHOP, &[]).await
+}
+
+fn order(uuid: &str) -> Value {
+    json!({
+        "uuid": uuid, "time": "2026-11-21T20:12:21.123Z", "event": "OrderPaid",
+        "user": {"id": 7, "email": "alice@acme.example", "ip": "203.0.113.7:4711", "phone": "S3CRET"},
+        "order": "o-1", "shop": "acme", "apiKey": "S3CRET",
+    })
+}
+
+async fn of_source(server: &Server, source: &str) -> Vec<Value> {
+    server.client.all(&format!("&source={source}")).await
+}
+
+fn append(path: &Path, text: &str) {
+    let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signed_post_becomes_events() {
+    let server = start().await;
+    let tenant = json!({"slug": "acme", "name": "Acme", "plan": "pro"});
+    server.client.post("/tenants", tenant).await.with_status(201);
+    let body = json!([order("e-1"), {"event": "ping"}, {"no": "event"}]).to_string();
+    let path = "/ingest/shop/webhook";
+    for _ in 0..2 {
+        let answer = server.client.post_signed(path, &body).await;
+        assert_eq!(answer.with_status(200), json!({"received": 2}), "also the second time");
+    }
+    let events = of_source(&server, "shop").await;
+    assert_eq!(events.len(), 1);
+    let event = &events[0];
+    for (field, value) in [
+        ("action", "shop.order_paid"),
+        ("externalId", "e-1"),
+        ("at", "2026-11-21T20:12:21.123Z"),
+        ("actorType", "user"),
+        ("actorId", "7"),
+        ("actorEmail", "alice@acme.example"),
+        ("actorIp", "203.0.113.7"),
+        ("resourceType", "order"),
+        ("resourceId", "o-1"),
+        ("tenantSlug", "acme"),
+        ("outcome", "success"),
+    ] {
+        assert_eq!(event[field], value, "{field}: {event}");
+    }
+    assert_eq!(event["metadata"]["_dezky"]["tenantBy"], "mapping");
+    assert_eq!(event["metadata"]["user"]["phone"], "[redacted]");
+    let all = server.client.all("").await;
+    assert!(!json!(all).to_string().contains("S3CRET"));
+    assert_eq!(server.client.all("&action=ingest.quarantined").await.len(), 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_source_has_its_own_secret_and_path() {
+    let server = start().await;
+    let client = &server.client;
+    let body = r#"{"type":"InvoiceSent"}"#;
+    let signed = async |path: &str, secret: &str| -> Answer {
+        let signature = Secret::new(secret).unwrap().sign_hex(body.as_bytes());
+        let request = client.request(Method::POST, path).header("X-Signature", signature);
+        client.send(request.body(body)).await
+    };
+    let billing = "/ingest/acme.billing/webhook";
+    for secret in [SECRET, "billing-secret-1\n"] {
+        signed(billing, secret).await.problem(401, "signature_invalid");
+    }
+    let unsigned = client.send(client.request(Method::POST, billing).body(body)).await;
+    unsigned.problem(401, "signature_invalid");
+    assert!(client.all("").await.is_empty(), "nothing was written");
+    let answer = signed(billing, "billing-secret-1").await;
+    assert_eq!(answer.with_status(200), json!({"received": 1}));
+    assert_eq!(of_source(&server, "acme.billing").await[0]["action"], "billing.invoice_sent");
+
+    for unknown in ["/ingest/other/webhook", "/ingest/ocis/webhook", "/ingest/authentik/webhook"] {
+        client.post_signed(unknown, body).await.problem(404, "not_found");
+    }
+    client.get(billing).await.problem(405, "method_not_allowed");
+    // Stalwart's paths are its own.
+    let mail = r#"{"events":[{"id":"1","type":"auth.success","data":{}}]}"#;
+    client.post_signed("/ingest/stalwart/webhook", mail).await.with_status(200);
+    assert_eq!(of_source(&server, "stalwart").await.len(), 1);
+    client.post_signed("/ingest/stalwart/shop/webhook", mail).await.problem(404, "not_found");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_have_bounds() {
+    let server =
+        start_in(tempfile::tempdir().unwrap(), SHOP, &[("DEZKY_MAX_BODY_BYTES", "50000")]).await;
+    let path = "/ingest/shop/webhook";
+    let many = format!("[{}]", vec!["{}"; 10_001].join(","));
+    let answer = server.client.post_signed(path, &many).await;
+    assert!(answer.problem(413, "too_large").contains("10000"));
+    let large = format!("[\"{}\"]", "x".repeat(50_000));
+    server.client.post_signed(path, &large).await.problem(413, "body_too_large");
+    assert!(server.client.all("").await.is_empty());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_is_followed_over_rotation_and_restarts() {
+    let server = start().await;
+    let file = server.folder.path().join("shop.ndjson");
+    let wait = async |server: &Server, count: usize| {
+        let there = async || of_source(server, "shop").await.len() == count;
+        until("the events of the file", there).await;
+    };
+    append(&file, &format!("{}\n{}\n{{\"event\":\"LOGIN\"", order("e-1"), r#"{"event":"ping"}"#));
+    wait(&server, 1).await;
+    append(&file, ",\"ok\":false}\nnot JSON, password=S3CRET\n");
+    wait(&server, 2).await;
+    std::fs::rename(&file, server.folder.path().join("shop.ndjson.1")).unwrap();
+    append(&file, &format!("{}\n", order("e-2")));
+    wait(&server, 3).await;
+    let folder = server.stop().await;
+
+    append(&file, &format!("{}\n{}\n", order("e-3"), order("e-1")));
+    let server = start_in(folder, SHOP, &[]).await;
+    wait(&server, 4).await;
+    let login = server.client.all("&action=shop.user.signed_in").await;
+    assert_eq!((login.len(), &login[0]["outcome"]), (1, &json!("denied")));
+    assert!(login[0]["externalId"].as_str().unwrap().starts_with("line1:"));
+    assert_eq!(server.client.all("&action=ingest.quarantined").await.len(), 1);
+    assert!(!json!(server.client.all("").await).to_string().contains("S3CRET"));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_way_in_says_how_it_is_doing() {
+    let token = "operator-token-0123456789";
+    let folder = tempfile::tempdir().unwrap();
+    let server = start_in(folder, SHOP, &[("DEZKY_OPERATOR_TOKEN", token)]).await;
+    server.client.get("/ingest").await.problem(401, "unauthorized");
+    let client = server.client.with_token(token);
+    let find = async |name: &str, kind: &str| -> Value {
+        let listed = client.get("/ingest").await.with_status(200);
+        assert_eq!(listed["workersEnabled"], true);
+        let sources = listed["sources"].as_array().unwrap();
+        assert_eq!(sources.len(), 4, "{sources:?}");
+        let is_it = |source: &&Value| source["name"] == name && source["kind"] == kind;
+        sources.iter().find(is_it).unwrap_or_else(|| panic!("{name} {kind}")).clone()
+    };
+    let quiet = find("stalwart", "webhook").await;
+    assert_eq!((&quiet["lastSuccess"], &quiet["lastError"]), (&Value::Null, &Value::Null));
+
+    let body = json!([order("e-1"), {"no": "event"}]).to_string();
+    for _ in 0..2 {
+        server.client.post_signed("/ingest/shop/webhook", &body).await.with_status(200);
+    }
+    let unsigned = server.client.request(Method::POST, "/ingest/shop/webhook").body("{}");
+    server.client.send(unsigned).await.problem(401, "signature_invalid");
+    let posts = find("shop", "webhook").await;
+    assert_eq!(
+        posts["counts"],
+        json!({
+            "accepted": 2, "refused": 1, "stored": 1, "duplicates": 1, "conflicts": 0,
+            "quarantined": 1, "spooled": 0,
+        })
+    );
+    assert_eq!(posts["lastError"]["code"], "signature_invalid");
+    assert!(posts["lastSuccess"].is_string());
+
+    append(&server.folder.path().join("shop.ndjson"), &format!("{}\n", order("e-2")));
+    let taken = async || find("shop", "file").await["counts"]["stored"] == 1;
+    until("the count of the file", taken).await;
+    let file = find("shop", "file").await;
+    assert_eq!((&file["state"], &file["lastError"]), (&json!("running"), &Value::Null));
+    server.stop().await;
+}
+
+/// What `config check` says about a file and an environment that it refuses.
+fn refused(text: &str, environment: &[(&str, &str)]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("dezky.toml");
+    std::fs::write(&path, text).unwrap();
+    let output = program(&["config", "check", "--config", path.to_str().unwrap()])
+        .current_dir(folder.path())
+        .envs(environment.iter().copied())
+        .output()
+        .unwrap();
+    refusal(&output, 2)
+}
+
+#[test]
+fn mistakes_are_named_with_key_line_and_fix() {
+    let shop = |rest: &str| format!("[sources.shop]\npath = \"x\"\n{rest}");
+    for (text, line, words) in [
+        ("sources = 1".to_owned(), 1, &["sources", "[sources.shop]"][..]),
+        ("[sources]\nshop = 1".into(), 2, &["sources.shop", "must be a table"]),
+        (
+            "[sources.shop]\n[sources.shop.map]\naction=\"/a\"".into(),
+            1,
+            &[
+                "sources.shop",
+                "neither a secret nor a path",
+                "DEZKY_SOURCE_SHOP_SECRET",
+                "secret_file",
+            ],
+        ),
+        (shop(""), 1, &["sources.shop.map.action", "is not set", "action = \"/event\""]),
+        (shop("pth = 1"), 3, &["sources.shop.pth", "did you mean path"]),
+        (shop("map = 1"), 3, &["sources.shop.map", "a table"]),
+        (
+            shop("secret = \"p4ss\""),
+            3,
+            &["sources.shop.secret", "DEZKY_SOURCE_SHOP_SECRET", "secret_file"],
+        ),
+        (
+            shop("poll_seconds = 0\nmap.action = \"/a\""),
+            3,
+            &["sources.shop.poll_seconds", "1 to 3600"],
+        ),
+        (
+            shop("max_line_bytes = 1\nmap.action = \"/a\""),
+            3,
+            &["sources.shop.max_line_bytes", "1024"],
+        ),
+        (
+            shop("secret_file = \"/nowhere/p\"\nmap.action = \"/a\""),
+            3,
+            &["sources.shop.secret_file", "/nowhere/p"],
+        ),
+        (
+            shop("[sources.shop.map]\nacton = \"/a\""),
+            4,
+            &["sources.shop.map", "unknown field", "action"],
+        ),
+        (
+            shop("[sources.shop.map]\naction = \"/a\"\nid = 7"),
+            5,
+            &["sources.shop.map.id", "expected a string"],
+        ),
+        (
+            shop("[sources.shop.map]\naction = \"/a\"\n\nat = \"time\""),
+            6,
+            &["sources.shop.map.at", "JSON pointer"],
+        ),
+        (
+            shop("[sources.shop.map]\naction = \"/a\"\n[sources.shop.map.actor]\ntype = \"robot\""),
+            6,
+            &["sources.shop.map.actor.type", "anonymous"],
+        ),
+        (
+            shop(
+                "[sources.shop.map]\naction = \"/a\"\noutcome = \"/o\"\noutcomes = { \"1\" = \"bad\" }",
+            ),
+            6,
+            &["sources.shop.map.outcomes.1", "success"],
+        ),
+        (
+            shop("[sources.shop.map]\naction = \"/a\"\nredact = [\"/x\", \"y\"]"),
+            5,
+            &["map.redact[1]", "JSON pointer"],
+        ),
+        (shop("[sources.shop.map]\naction = 1.5"), 4, &["sources.shop.map.action", "a text"]),
+        (
+            "[sources.shop]\nsecret_files = []\npoll_seconds = 5\nmap.action = \"/a\"".into(),
+            3,
+            &["sources.shop.poll_seconds", "set path"],
+        ),
+        (
+            "[sources.ocis]\npath = \"x\"\nmap.action = \"/a\"".into(),
+            1,
+            &["sources.ocis", "choose another"],
+        ),
+        (
+            "[sources.\"stalwart:eu\"]\npath = \"x\"\nmap.action = \"/a\"".into(),
+            1,
+            &["stalwart:eu", "choose"],
+        ),
+        (
+            "[sources.Shop]\npath = \"x\"\nmap.action = \"/a\"".into(),
+            1,
+            &["sources.Shop", "lower-case"],
+        ),
+    ] {
+        let said = refused(&text, &[]);
+        assert!(said.contains(&format!("dezky.toml line {line})")), "{line}: {said}");
+        assert!(!said.contains("p4ss"), "{said}");
+        for word in words {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+    }
+    let two = "[sources.a-b]\nmap.action = \"/a\"\n[sources.a_b]\nmap.action = \"/a\"";
+    for (text, variable, value, words) in [
+        ("", "DEZKY_SOURCE_SHOP_SECRET", "x", &["[sources.shop]"][..]),
+        (two, "DEZKY_SOURCE_A_B_SECRET", "x", &["a-b", "a_b", "secret_file"]),
+        (
+            "[sources.shop]\nmap.action = \"/a\"",
+            "DEZKY_SOURCE_SHOP_SECRET",
+            "",
+            &["DEZKY_SOURCE_SHOP_SECRET", "empty"],
+        ),
+        ("", "DEZKY_SOURCE_SHOP", "x", &["DEZKY_SOURCE_SHOP", "no variable"]),
+        (
+            "[sources.shop]\npath = \"/\"\nmap.action = \"/a\"",
+            "DEZKY_LOG",
+            "info",
+            &["sources.shop.path", "folder"],
+        ),
+    ] {
+        let said = refused(text, &[(variable, value)]);
+        for word in words {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+    }
+}
+
+#[test]
+fn what_is_declared_is_shown_without_its_secrets() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("dezky.toml");
+    std::fs::write(folder.path().join("billing-secret"), "billing-secret-1").unwrap();
+    std::fs::write(&path, SHOP.replace('@', &folder.path().display().to_string())).unwrap();
+    let output = program(&["config", "check", "--json", "--config", path.to_str().unwrap()])
+        .current_dir(folder.path())
+        .env("DEZKY_SOURCE_SHOP_SECRET", "p4ss")
+        .output()
+        .unwrap();
+    let text = stdout(&output);
+    assert!(output.status.success(), "{output:?}");
+    assert!(!text.contains("p4ss") && !text.contains("billing-secret-1"), "{text}");
+    assert!(text.contains("sources.shop.map") && text.contains("user.signed_in"), "{text}");
+    assert!(text.contains("sources.acme.billing.secret_file"), "{text}");
+
+    // The example names every key, and can be taken as it is.
+    let example = stdout(&program(&["config", "example"]).output().unwrap());
+    let start = example.find("# [sources.shop]").expect("an example");
+    let uncommented: String = example[start..]
+        .lines()
+        .map(|line| line.trim_start_matches("# ").to_owned() + "\n")
+        .collect();
+    let secret = folder.path().join("billing-secret").display().to_string();
+    let text =
+        uncommented.replace("/run/secrets/shop-old", &secret).replace("/run/secrets/shop", &secret);
+    std::fs::write(&path, text).unwrap();
+    let output = program(&["config", "check", "--config", path.to_str().unwrap()])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
