@@ -30,7 +30,7 @@ use dezky_ingest::ocis::{OcisConfig, OcisTail};
 use dezky_ingest::{Intake, Pump, PumpConfig};
 
 /// The most resident memory that either source may take, with SQLite's cache and all.
-const MAX_RSS_KIB: u64 = 160 << 10;
+const MAX_RSS_KIB: u64 = 64 << 10;
 
 /// What is taken in where nothing is said: enough to see a leak of the whole.
 const SMALL_BYTES: u64 = 8 << 20;
