@@ -28,6 +28,7 @@ fn decoded(declared: Json, body: &str) -> Decoded {
 }
 
 /// The only event of a body that is one object.
+#[expect(clippy::needless_pass_by_value, reason = "objects are written where they are used")]
 fn event(declared: Json, object: Json) -> PulledEvent {
     let mut decoded = decoded(declared, &object.to_string());
     assert!(decoded.quarantine.is_empty(), "{decoded:?}");
