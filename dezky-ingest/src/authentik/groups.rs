@@ -11,7 +11,7 @@ use futures_util::future::{Either, select};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::http::{Api, Failed, Fetched};
+use super::http::{Api, Fetched};
 use super::proto::{Page, pk};
 use super::users::{self, LOOKUPS_TIMEOUT, MAX_LOOKUPS, Users};
 
@@ -77,7 +77,7 @@ impl Groups {
 
     /// Asks for those of `users` that are not known, a few at a time. Whatever fails
     /// is logged, and not asked again for a while.
-    pub(super) async fn look_up(
+    async fn look_up(
         &mut self,
         api: &Api,
         runtime: &dyn Runtime,
@@ -120,11 +120,24 @@ impl Groups {
         }
     }
 
-    /// Reads the listing anew if it is old. Failures are logged; the old one stays.
-    pub(super) async fn refresh_if_old(&mut self, api: &Api, runtime: &dyn Runtime) {
+    /// Finds out about `users`: reads the listing anew if it is old, and asks for those
+    /// that it does not know. One failure a pull is enough to wait for.
+    pub(super) async fn find_out(
+        &mut self,
+        api: &Api,
+        runtime: &dyn Runtime,
+        users: impl IntoIterator<Item = &String>,
+    ) {
+        if self.refresh_if_old(api, runtime).await {
+            self.look_up(api, runtime, users).await;
+        }
+    }
+
+    /// Says whether nothing failed just now. Failures are logged; the old listing stays.
+    async fn refresh_if_old(&mut self, api: &Api, runtime: &dyn Runtime) -> bool {
         let now = runtime.now();
         if now < self.next_try {
-            return;
+            return true;
         }
         let result = match select(pin!(self.list(api, now)), runtime.sleep(LISTING_TIMEOUT)).await {
             Either::Left((listed, _)) => listed,
@@ -138,6 +151,7 @@ impl Groups {
                 self.next_try = now.saturating_add(self.refresh);
                 self.failures = 0;
                 self.listing = Some(listing);
+                true
             }
             Err(error) => {
                 // A refused token or permission is not asked about again so soon, and
@@ -152,8 +166,9 @@ impl Groups {
                     code = error.code(),
                     %error,
                     age_seconds = age,
-                    "Authentik's groups can't be listed; tenants are unresolved or by the old list"
+                    "Authentik's groups can't be listed; tenants are by the old list or unresolved"
                 );
+                false
             }
         }
     }

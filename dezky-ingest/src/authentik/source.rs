@@ -288,8 +288,7 @@ impl AuthentikSource {
         if let Some(groups) = &mut self.groups
             && users.iter().any(Option::is_some)
         {
-            groups.refresh_if_old(&self.api, &*self.runtime).await;
-            groups.look_up(&self.api, &*self.runtime, users.iter().flatten()).await;
+            groups.find_out(&self.api, &*self.runtime, users.iter().flatten()).await;
         }
         let then = self.runtime.now();
         for (event, user) in events.into_iter().zip(users) {
