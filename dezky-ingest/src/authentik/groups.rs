@@ -161,6 +161,9 @@ impl Groups {
                 let wait = if retries { wait.min(self.refresh) } else { self.refresh };
                 self.failures = self.failures.saturating_add(1);
                 self.next_try = runtime.now().saturating_add(wait);
+                if retries {
+                    self.users.hold(runtime.now());
+                }
                 let age = self.listing.as_ref().map(|l| now.saturating_since(l.at).as_secs());
                 tracing::warn!(
                     code = error.code(),
@@ -256,7 +259,9 @@ async fn all(
         let text = match fetched {
             Fetched::Text(text) => text,
             Fetched::NoSuchPage => break,
-            Fetched::TooLarge { .. } => return Err(unreadable("a page has more than max_page_bytes")),
+            Fetched::TooLarge { .. } => {
+                return Err(unreadable("a page has more than max_page_bytes"));
+            }
         };
         let list = Page::parse(&text).ok_or_else(|| unreadable("what came is not a page"))?;
         let read = |item: &&RawValue| serde_json::from_str(item.get()).ok();

@@ -308,7 +308,9 @@ pub(super) fn large_item(
         source: source.to_owned(),
         key: format!("too_large:{key}"),
         reason: "too_large".into(),
-        detail: format!("an event{beside} has more than the {max_bytes} bytes that are read; not kept"),
+        detail: format!(
+            "an event{beside} has more than the {max_bytes} bytes that are read; not kept"
+        ),
         raw: first_pk(head).unwrap_or_default().into_bytes(),
         at: now,
     }
@@ -469,7 +471,12 @@ mod tests {
     fn what_is_too_large_is_known_by_its_key_where_that_shows() {
         let dashed = "5b0c2f0e-6f0a-4c55-9a57-0d3f8f1b2a01";
         for (head, expected) in [
-            (format!(r#"{{"pagination":{{"count":9}},"results":[{{"pk":"{dashed}","user":{{"pk""#), Some(dashed)),
+            (
+                format!(
+                    r#"{{"pagination":{{"count":9}},"results":[{{"pk":"{dashed}","user":{{"pk""#
+                ),
+                Some(dashed),
+            ),
             (format!(r#"{{ "results" : [ {{ "pk" : "{dashed}" , "co"#), Some(dashed)),
             (r#"{"results":[{"pk":7,"context":"xxx"#.to_owned(), Some("7")),
             (r#"{"results":[{"pk":"5b0c2f"#.to_owned(), None),
@@ -481,7 +488,10 @@ mod tests {
         }
         let place = Place { created_us: 1, pk: "a".into() };
         let key = |before| large_item(SOURCE, "", before, 1 << 20, Timestamp::MIN).key;
-        assert_eq!((key(None), key(Some(&place))), ("too_large:first".into(), "too_large:beside:1:a".into()));
+        assert_eq!(
+            (key(None), key(Some(&place))),
+            ("too_large:first".into(), "too_large:beside:1:a".into())
+        );
     }
 
     fn any_value() -> impl Strategy<Value = Value> {

@@ -70,6 +70,11 @@ impl Users {
         now >= self.next_try
     }
 
+    /// Nobody is asked for now, as something else has failed that may be the same.
+    pub(super) fn hold(&mut self, now: Timestamp) {
+        self.next_try = self.next_try.max(now.saturating_add(RETRY));
+    }
+
     pub(super) fn remember(&mut self, user: String, names: Vec<Arc<str>>, now: Timestamp) {
         self.failures = 0;
         if self.young.len() >= KNOWN && !self.young.contains_key(&user) {
@@ -83,7 +88,8 @@ impl Users {
     /// long as an answer holds, else ever longer.
     pub(super) fn failed(&mut self, Failed { error, wait }: &Failed, now: Timestamp) {
         let growing = RETRY.saturating_mul(2_u32.saturating_pow(self.failures));
-        let mut next = if error.is_retryable() { growing.min(self.lifetime) } else { self.lifetime };
+        let mut next =
+            if error.is_retryable() { growing.min(self.lifetime) } else { self.lifetime };
         if let Some(wait) = wait {
             next = next.max(*wait);
         }

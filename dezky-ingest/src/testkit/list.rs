@@ -221,7 +221,8 @@ pub(super) fn text(body: &Value) -> String {
         return body.to_string();
     };
     let rows: Vec<_> = results.iter().map(event).collect();
-    let mut text = format!(r#"{{"pagination":{},"results":[{}]"#, body["pagination"], rows.join(","));
+    let mut text =
+        format!(r#"{{"pagination":{},"results":[{}]"#, body["pagination"], rows.join(","));
     if let Some(autocomplete) = body.get("autocomplete") {
         text += &format!(r#","autocomplete":{autocomplete}"#);
     }
@@ -234,7 +235,11 @@ fn event(row: &Value) -> String {
     let Some(members) = row.as_object() else { return row.to_string() };
     let known = NAMES.into_iter().filter_map(|name| members.get_key_value(name));
     let others = members.iter().filter(|(name, _)| !NAMES.contains(&name.as_str()));
-    let member = |(name, value): (&String, &Value)| format!("{}:{value}", Value::from(name.as_str()));
-    let members: Vec<_> = known.map(|(name, value)| (name, value)).chain(others).map(member).collect();
+    // Not by `Display`, which is slow.
+    let json = |value: &Value| serde_json::to_string(value).unwrap_or_default();
+    let member = |(name, value): (&String, &Value)| {
+        format!("{}:{}", json(&name.as_str().into()), json(value))
+    };
+    let members: Vec<_> = known.chain(others).map(member).collect();
     format!("{{{}}}", members.join(","))
 }

@@ -100,7 +100,7 @@ impl Builder {
             token: self.token,
             profile: self.profile,
             max_page_size: self.max_page_size,
-            events: self.events,
+            events: Table { rows: self.events, sorted: None },
             access: Access::Full,
             shows_users: true,
             group_objects: true,
@@ -162,6 +162,38 @@ enum Access {
     Empty,
 }
 
+/// The events, and how they were sorted last: nobody sorts a long table anew for every
+/// page of it.
+struct Table {
+    rows: Vec<Value>,
+    sorted: Option<(String, Vec<usize>)>,
+}
+
+impl Table {
+    fn change(&mut self) -> &mut Vec<Value> {
+        self.sorted = None;
+        &mut self.rows
+    }
+
+    /// The rows in an order that tells all of them apart, without filters.
+    fn in_total_order(&mut self, ordering: &str, profile: Profile) -> Vec<&Value> {
+        if self.sorted.as_ref().is_none_or(|(sorted, _)| sorted != ordering) {
+            let query = vec![("ordering".to_owned(), ordering.to_owned())];
+            let place: BTreeMap<_, _> = self
+                .rows
+                .iter()
+                .enumerate()
+                .map(|(at, row)| (std::ptr::from_ref(row), at))
+                .collect();
+            let found = select(&self.rows, &query, profile, 0).unwrap_or_default();
+            let sorted = found.into_iter().map(|row| place[&std::ptr::from_ref(row)]).collect();
+            self.sorted = Some((ordering.to_owned(), sorted));
+        }
+        let sorted = self.sorted.iter().flat_map(|(_, sorted)| sorted);
+        sorted.map(|at| &self.rows[*at]).collect()
+    }
+}
+
 /// Something that happens before an answer.
 type Script = Box<dyn FnOnce(&mut World) + Send>;
 
@@ -169,7 +201,7 @@ struct World {
     token: String,
     profile: Profile,
     max_page_size: Option<usize>,
-    events: Vec<Value>,
+    events: Table,
     access: Access,
     /// Whether users and groups may be viewed.
     shows_users: bool,
@@ -235,12 +267,12 @@ impl AuthentikDouble {
 
     /// Adds an event, whatever its `created`.
     pub fn insert(&self, event: Value) {
-        self.world().events.push(event);
+        self.world().events.change().push(event);
     }
 
     /// Adds many.
     pub fn insert_all(&self, events: impl IntoIterator<Item = Value>) {
-        self.world().events.extend(events);
+        self.world().events.change().extend(events);
     }
 
     /// Deletes all events of a user, as deleting the user does. Gives how many.
@@ -251,22 +283,18 @@ impl AuthentikDouble {
     /// Deletes the events that `which` holds for. Gives how many.
     pub fn delete(&self, which: impl Fn(&Value) -> bool) -> usize {
         let mut world = self.world();
-        let before = world.events.len();
-        world.events.retain(|event| !which(event));
-        before - world.events.len()
+        let before = world.events.rows.len();
+        world.events.change().retain(|event| !which(event));
+        before - world.events.rows.len()
     }
 
     /// Deletes the oldest events, as the retention does.
     pub fn expire(&self, events: usize) {
         let mut world = self.world();
-        let oldest_first = vec![("ordering".to_owned(), "created,pk".to_owned())];
-        let sorted: Vec<Value> = select(&world.events, &oldest_first, world.profile, 0)
-            .unwrap_or_default()
-            .into_iter()
-            .skip(events)
-            .cloned()
-            .collect();
-        world.events = sorted;
+        let profile = world.profile;
+        let left = world.events.in_total_order("created,pk", profile);
+        let left: Vec<Value> = left.into_iter().skip(events).cloned().collect();
+        *world.events.change() = left;
     }
 
     /// Changes the table before the `nth` of the coming requests for events, from 0.
@@ -275,7 +303,7 @@ impl AuthentikDouble {
         nth: usize,
         change: impl FnOnce(&mut Vec<Value>) + Send + 'static,
     ) {
-        let change = |world: &mut World| change(&mut world.events);
+        let change = |world: &mut World| change(world.events.change());
         self.world().scripts.push_back((nth, Box::new(change)));
     }
 
@@ -320,12 +348,12 @@ impl AuthentikDouble {
 
     /// The table as it is, in no order.
     pub fn events(&self) -> Vec<Value> {
-        self.world().events.clone()
+        self.world().events.rows.clone()
     }
 
     /// How many events there are.
     pub fn len(&self) -> usize {
-        self.world().events.len()
+        self.world().events.rows.len()
     }
 
     /// Whether there are none.
@@ -384,8 +412,7 @@ async fn answer(State(world): State<Arc<Mutex<World>>>, request: Request) -> Res
         let due = world.faults.iter().position(|(below, _)| path.starts_with(below));
         let fault = due.and_then(|due| world.faults.remove(due)).map(|(_, fault)| fault);
         let right = match &fault {
-            None
-            | Some(Fault::Truncated | Fault::Reset | Fault::Slow(_) | Fault::SlowBody(_)) => {
+            None | Some(Fault::Truncated | Fault::Reset | Fault::Slow(_) | Fault::SlowBody(_)) => {
                 world.answer(&path, &query, request.headers())
             }
             Some(fault) => (fault.status(), String::new()),
@@ -413,7 +440,12 @@ async fn answer(State(world): State<Arc<Mutex<World>>>, request: Request) -> Res
         Some(Fault::Truncated) => json(half().into()).into_response(),
         Some(Fault::Reset) => {
             let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-            let parts = stream::iter([Ok(half()), Err(broken)]);
+            let broken = async {
+                // What is there goes out first.
+                tokio::task::yield_now().await;
+                Err(broken)
+            };
+            let parts = stream::iter([Ok(half())]).chain(stream::once(broken));
             json(Body::from_stream(parts)).into_response()
         }
         Some(Fault::Html(_)) => (status, "<html><body>Bad Gateway</body></html>").into_response(),
@@ -465,7 +497,8 @@ impl World {
         }
         let shows = self.shows_users || !below.starts_with("core/");
         let no_permission = Err("You do not have permission to perform this action.");
-        if let Err(detail) = self.authorise(headers).and(if shows { Ok(()) } else { no_permission }) {
+        if let Err(detail) = self.authorise(headers).and(if shows { Ok(()) } else { no_permission })
+        {
             return (StatusCode::FORBIDDEN, json!({"detail": detail}));
         }
         match below {
@@ -537,13 +570,24 @@ impl World {
         }
     }
 
-    fn events(&self, query: &Query) -> (StatusCode, Value) {
-        let empty = Vec::new();
-        let events = if self.access == Access::Empty { &empty } else { &self.events };
-        match select(events, query, self.profile, self.requests.len() as u64) {
-            Err(body) => (StatusCode::BAD_REQUEST, body),
-            Ok(rows) => self.paged(page(&rows, query, self.profile, self.max_page_size)),
-        }
+    fn events(&mut self, query: &Query) -> (StatusCode, Value) {
+        let (profile, max_page_size) = (self.profile, self.max_page_size);
+        let chance = self.requests.len() as u64;
+        let is_known = |(name, _): &(String, String)| {
+            matches!(name.as_str(), "ordering" | "page" | "page_size")
+        };
+        let rows = match first(query, "ordering") {
+            _ if self.access == Access::Empty => Ok(Vec::new()),
+            Some(order @ ("created,pk" | "-created,-pk")) if query.iter().all(is_known) => {
+                Ok(self.events.in_total_order(order, profile))
+            }
+            _ => select(&self.events.rows, query, profile, chance),
+        };
+        let page = match rows {
+            Err(body) => return (StatusCode::BAD_REQUEST, body),
+            Ok(rows) => page(&rows, query, profile, max_page_size),
+        };
+        self.paged(page)
     }
 
     fn page(&self, rows: &[Value], query: &Query) -> (StatusCode, Value) {

@@ -128,7 +128,7 @@ fn known_filters_select() {
         double.insert(other);
         for (query, expected) in [
             ("action=RISK", 1),
-            ("action=o", 3),
+            ("action=LOGI", 3),
             ("action=custom_", 1),
             ("actions=login", 3),
             ("actions=login&actions=logout", 3),

@@ -41,8 +41,7 @@ impl Naive {
     async fn poll_by_filter(&mut self, double: &AuthentikDouble) {
         for page in 1..=10 {
             let newest = &self.newest;
-            let query =
-                format!("created__gt={newest}&ordering=created&page_size=100&page={page}");
+            let query = format!("created__gt={newest}&ordering=created&page_size=100&page={page}");
             let Some((rows, has_next)) = self.page(double, &query).await else { break };
             self.take(rows);
             if !has_next {

