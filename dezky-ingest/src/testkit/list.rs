@@ -221,12 +221,10 @@ pub(super) fn text(body: &Value) -> String {
         return body.to_string();
     };
     let rows: Vec<_> = results.iter().map(event).collect();
-    let mut text =
-        format!(r#"{{"pagination":{},"results":[{}]"#, body["pagination"], rows.join(","));
-    if let Some(autocomplete) = body.get("autocomplete") {
-        text += &format!(r#","autocomplete":{autocomplete}"#);
-    }
-    text + "}"
+    let pagination = &body["pagination"];
+    let autocomplete = body.get("autocomplete");
+    let autocomplete = autocomplete.map_or_else(String::new, |a| format!(r#","autocomplete":{a}"#));
+    format!(r#"{{"pagination":{pagination},"results":[{}]{autocomplete}}}"#, rows.join(","))
 }
 
 fn event(row: &Value) -> String {

@@ -86,7 +86,7 @@ fn who_is_throttled_until_a_date_waits_until_then() {
         let setup = Setup::with_events(5, MINUTE).await;
         let now = UNIX_EPOCH
             + Duration::from_millis(u64::try_from(setup.runtime.now().as_millis()).unwrap());
-        let date = httpdate::fmt_http_date(now + Duration::from_secs(120));
+        let date = httpdate::fmt_http_date(now + MINUTE * 2);
         setup.double.fail_next(1, Fault::ThrottledUntil(date));
         let mut pump = setup.pump();
         for _ in 0..12 {

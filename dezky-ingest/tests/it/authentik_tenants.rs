@@ -249,7 +249,9 @@ fn a_pull_asks_for_ten_users_at_most() {
     run(async {
         let (setup, _) = with_groups().await;
         let users: Vec<u64> = (400..430).collect();
-        users.iter().for_each(|pk| setup.double.set_user(*pk, &["staff"]));
+        for pk in &users {
+            setup.double.set_user(*pk, &["staff"]);
+        }
         by_users(&setup, 0, &users);
         let mut pump = setup.pump();
         assert_eq!(pump.tick().await.unwrap().taken.stored, 30);

@@ -79,7 +79,7 @@ fn pem(der: &[u8]) -> String {
 }
 
 /// Runs the ignored test of this name in a process that trusts `authority`.
-async fn again(name: &str, authority: &str, address: &str) {
+fn again(name: &str, authority: &str, address: &str) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("authority.pem");
     std::fs::write(&file, authority).unwrap();
@@ -107,7 +107,7 @@ fn a_private_authority_that_the_system_trusts_is_trusted() {
     run(async {
         let server = secure().await;
         let address = format!("https://localhost:{}", server.port);
-        again("trusts", &server.authority, &address).await;
+        again("trusts", &server.authority, &address);
     });
 }
 
@@ -116,9 +116,9 @@ fn an_authority_that_nobody_knows_and_another_name_are_not_trusted() {
     run(async {
         let (server, other) = (secure().await, secure().await);
         let address = format!("https://localhost:{}", server.port);
-        again("refuses", &other.authority, &address).await;
+        again("refuses", &other.authority, &address);
         let address = format!("https://127.0.0.1:{}", server.port);
-        again("refuses", &server.authority, &address).await;
+        again("refuses", &server.authority, &address);
     });
 }
 
