@@ -23,12 +23,12 @@ pub use event::{
     Actor, ActorType, AuditEvent, Field, Invalid, NewEvent, Outcome, PLATFORM_SOURCE, SealedEvent,
     StoredEvent,
 };
-pub use log::{AuditLog, Drained, RecordCounts, RecordOutcome, Recorded, SpoolStatus};
+pub use log::{AuditLog, Drained, Kept, RecordCounts, RecordOutcome, Recorded, SpoolStatus};
 pub use metadata::{Metadata, NewMetadata};
 pub use rt::Runtime;
 pub use source::{
     IngestSource, Pull, PullLimits, PulledEvent, QuarantineItem, TenantDirectory, TenantHint,
 };
-pub use spool::{Spool, SpoolConfig};
+pub use spool::{Spool, SpoolConfig, SpoolRecord};
 pub use store::{AuditStore, AuditStoreExt};
 pub use time::Timestamp;

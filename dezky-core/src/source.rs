@@ -2,8 +2,15 @@
 
 use async_trait::async_trait;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
-use crate::{NewEvent, Result, Timestamp};
+use crate::store::MAX_QUARANTINE_RAW_BYTES as RAW_MAX;
+use crate::{
+    Actor, NewEvent, NewMetadata, Outcome, PLATFORM_SOURCE, Result, Runtime, SealedEvent, Timestamp,
+};
+
+/// The longest key of a quarantine item, in bytes.
+const KEY_MAX: usize = 512;
 
 /// A system that can be asked for its events, batch by batch.
 ///
@@ -121,6 +128,62 @@ pub struct QuarantineItem {
     pub raw: Vec<u8>,
     /// When it was received.
     pub at: Timestamp,
+}
+
+impl QuarantineItem {
+    /// Brings the item within the bounds of the store, which would refuse the whole
+    /// batch else: a key over 512 bytes becomes its digest, the other texts (source
+    /// and reason 64 bytes, detail 1,024) and `raw` (64 KiB) are cut, U+0000 in texts
+    /// becomes U+FFFD.
+    pub fn cut_to_bounds(&mut self) {
+        // A key can't be cut: two items would be one.
+        if self.key.len() > KEY_MAX || self.key.contains('\0') {
+            self.key = format!("key:{}", hex::encode(Sha256::digest(&self.key)));
+        }
+        let texts = [(&mut self.source, 64), (&mut self.reason, 64), (&mut self.detail, 1024)];
+        for (text, max) in texts {
+            if text.contains('\0') {
+                *text = text.replace('\0', "\u{fffd}");
+            }
+            text.truncate(text.floor_char_boundary(max));
+        }
+        if self.raw.len() > RAW_MAX {
+            let is_inside = |at: usize| self.raw[at] & 0xc0 == 0x80;
+            let end = (RAW_MAX - 3..=RAW_MAX).rev().find(|at| !is_inside(*at)).unwrap_or(RAW_MAX);
+            self.raw.truncate(end);
+        }
+    }
+
+    /// What the timeline knows the item by: 40 hex digits of its source and key.
+    pub fn digest(&self) -> String {
+        let digest = Sha256::new()
+            .chain_update(self.source.as_bytes())
+            .chain_update([0])
+            .chain_update(self.key.as_bytes())
+            .finalize();
+        hex::encode(&digest[..20])
+    }
+
+    /// The timeline's record of the item, `ingest.quarantined`, to be appended with
+    /// it: the same item gives the same record, so that a repeated batch adds none.
+    pub fn notice(&self, runtime: &dyn Runtime) -> SealedEvent {
+        let mut metadata = NewMetadata::default();
+        metadata.annotate("reason", self.reason.clone());
+        metadata.annotate("detail", self.detail.clone());
+        metadata.annotate("key", self.key.clone());
+        let mut event = NewEvent {
+            at: Some(self.at),
+            outcome: Outcome::Failure,
+            resource_type: Some("source".into()),
+            resource_id: Some(self.source.clone()),
+            source: PLATFORM_SOURCE.into(),
+            external_id: Some(format!("quarantine:{}", self.digest())),
+            metadata,
+            ..NewEvent::new("ingest.quarantined", Actor::system())
+        };
+        event.cut_to_bounds();
+        event.seal(runtime)
+    }
 }
 
 fn lossy_text<S: serde::Serializer>(raw: &[u8], serializer: S) -> Result<S::Ok, S::Error> {

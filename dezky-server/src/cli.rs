@@ -96,6 +96,11 @@ enum Command {
     Flags(Flags),
     /// The platform's users and who of them runs it
     Users(Users),
+    /// What sources sent that could not become events: look, retry, drop
+    #[command(
+        after_help = "Examples:\n  dezky-server quarantine list --source ocis\n  dezky-server quarantine show 12\n  dezky-server quarantine retry --all"
+    )]
+    Quarantine(Quarantine),
     /// Print or check the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -127,6 +132,15 @@ struct Users {
     json: bool,
     #[command(subcommand)]
     command: commands::users::Command,
+}
+
+#[derive(Debug, Args)]
+struct Quarantine {
+    /// Print one JSON object
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: commands::quarantine::Command,
 }
 
 #[derive(Debug, Subcommand)]
@@ -177,6 +191,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Users(Users { json, command }) => {
             commands::users::run(&settings()?, command, json).await
+        }
+        Command::Quarantine(Quarantine { json, command }) => {
+            commands::quarantine::run(&settings()?, command, json).await
         }
         Command::Config(ConfigCommand::Example) => commands::config_example(),
         Command::Config(ConfigCommand::Check { json }) => {

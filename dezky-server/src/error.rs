@@ -101,6 +101,19 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
     }
 
+    /// 503: as many webhooks are under way as may be.
+    pub fn too_many_webhooks() -> Self {
+        let detail = "too many webhooks are under way: try again";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_webhooks", detail)
+            .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+    }
+
+    /// 500: the work for an answer broke down.
+    pub fn broken_down() -> Self {
+        let detail = "the request could not be served: the server's log says why";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorKind::Internal.code(), detail)
+    }
+
     /// 408: the body did not come in time.
     pub fn body_timeout() -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not come in time")

@@ -17,13 +17,14 @@ use tokio::task::JoinSet;
 use crate::config::{AuthentikApi, Config, OcisLog, reason};
 use crate::error::Failure;
 use crate::platform::Platform;
-use crate::state::{App, AppState};
+use crate::state::{App, AppState, Webhooks};
 use crate::{http, routes};
 
 /// How often the outbox is looked at.
 const RELAY_INTERVAL: Duration = Duration::from_secs(1);
-/// The shortest lease of a worker.
-const MIN_LEASE_TTL: Duration = Duration::from_secs(10);
+/// The lease of a worker. A server that was killed gives nothing back: the next one
+/// waits for at most one and a half of it.
+const LEASE_TTL: Duration = Duration::from_secs(10);
 /// How many events one relay moves.
 const RELAY_BATCH: usize = 1_000;
 
@@ -63,6 +64,7 @@ impl Running {
             Self { address, state, stopping, tasks: JoinSet::new(), parts: Vec::new() };
         running.spawn_http(listener);
         running.spawn_relay();
+        running.spawn_spool();
         for pump in pumps {
             running.spawn_pump(pump);
         }
@@ -127,6 +129,16 @@ impl Running {
         });
     }
 
+    /// Moves into the log what was kept while the store was away.
+    fn spawn_spool(&mut self) {
+        if let Some(status) = self.state.log.spool_status() {
+            tracing::info!(pending = status.pending, "the spool is open");
+            let log = Arc::clone(&self.state.log);
+            let stop = self.stopped();
+            self.spawn("spool", async move { log.run_spool(stop).await });
+        }
+    }
+
     /// Resolves when the end has begun.
     fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut stopping = self.stopping.subscribe();
@@ -162,6 +174,9 @@ impl Running {
                 whole &= part.is_ok();
                 waiting_for.retain(|name| part.as_ref().is_ok_and(|ended| name != ended));
             }
+            // Those whose sender has gone.
+            waiting_for = vec!["webhooks"];
+            self.state.webhooks.end().await;
             waiting_for = vec!["the store"];
             self.state.close().await;
         };
@@ -178,14 +193,17 @@ impl Running {
 }
 
 async fn open(config: Config) -> Result<AppState, Failure> {
-    let platform = Platform::open(&config.store).await?;
+    let platform = Platform::open_with_spool(&config.store, config.spool.as_ref()).await?;
     let mut stalwart = BTreeMap::new();
     for (source, secrets) in &config.stalwart {
-        let receiver = StalwartReceiver::new(source, secrets.clone(), platform.intake.clone())
+        let mut receiver = StalwartReceiver::new(source, secrets.clone(), platform.intake.clone())
             .map_err(|error| Failure::usage(error.to_string()))?;
-        stalwart.insert(source.clone(), receiver);
+        if let Some(max_age) = config.stalwart_max_age {
+            receiver = receiver.with_max_age(max_age);
+        }
+        stalwart.insert(source.clone(), Arc::new(receiver));
     }
-    Ok(Arc::new(App { config, platform, stalwart }))
+    Ok(Arc::new(App { config, platform, stalwart, webhooks: Webhooks::default() }))
 }
 
 /// The workers for what is configured, unless workers are switched off.
@@ -216,6 +234,7 @@ pub(crate) fn poll_authentik(
         .map_err(|error| Failure::usage(format!("authentik: {error}")))?
         .with_directory(platform.tenants.clone());
     pump.interval = api.poll;
+    pump.lease_ttl = LEASE_TTL;
     Ok(Pump::new(Box::new(source), platform.intake.clone(), pump))
 }
 
@@ -230,8 +249,6 @@ pub(crate) fn follow_ocis(
     let tail = OcisTail::new(config, Arc::clone(intake.runtime()))
         .map_err(|error| Failure::usage(format!("ocis: {error}")))?;
     pump.interval = log.poll;
-    // Renewed at every tick. A server that was killed gives nothing back, so this
-    // is how long the next one waits.
-    pump.lease_ttl = (log.poll * 3).max(MIN_LEASE_TTL);
+    pump.lease_ttl = LEASE_TTL;
     Ok(Pump::new(Box::new(tail), intake.clone(), pump))
 }

@@ -2,13 +2,14 @@
 //! work with them alike.
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use dezky_core::directory::{
     Directory, DirectoryStore, DirectoryTenants, PartnerKey, SqliteDirectory, Tenant, TenantKey,
 };
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{AuditStore, SqliteAuditStore, SqliteConfig};
-use dezky_core::{AuditLog, Result, Runtime};
+use dezky_core::{AuditLog, Result, Runtime, Spool, SpoolConfig};
 use dezky_flags::store::{FlagStore, SqliteFlagStore};
 use dezky_flags::{FlagContext, FlagSet, Flags};
 use dezky_ingest::Intake;
@@ -16,10 +17,18 @@ use dezky_ingest::Intake;
 use crate::config::StoreUrl;
 use crate::error::Failure;
 
+/// How long the store may take for a webhook: longer than it waits for another writer.
+const STORE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same where there is a spool to turn to. Stalwart holds its events back while
+/// it waits for an answer.
+const STORE_TIMEOUT_BEFORE_SPOOL: Duration = Duration::from_secs(2);
+
 /// What a platform consists of.
 pub struct Platform {
     /// The log.
     pub store: Arc<dyn AuditStore>,
+    /// The log as platform code and webhooks record into it, with the spool.
+    pub log: Arc<AuditLog>,
     /// Tenants, partners and users.
     pub directory: Directory,
     /// Whose an event is.
@@ -37,14 +46,33 @@ pub struct Platform {
 impl Platform {
     /// Opens everything at `url`, making what is missing.
     pub async fn open(url: &StoreUrl) -> Result<Self, Failure> {
+        Self::open_with_spool(url, None).await
+    }
+
+    /// The same with a spool, which belongs to this process alone from here on.
+    pub async fn open_with_spool(
+        url: &StoreUrl,
+        spool: Option<&SpoolConfig>,
+    ) -> Result<Self, Failure> {
+        let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
+        let spool = match spool {
+            Some(config) => {
+                let spool = Spool::open(config.clone(), Arc::clone(&runtime)).await;
+                Some(spool.map_err(|error| Failure::usage(error.to_string()))?)
+            }
+            None => None,
+        };
         let StoreUrl::Sqlite(path) = url;
-        Self::open_sqlite(SqliteConfig::new(path))
+        Self::open_sqlite(SqliteConfig::new(path), runtime, spool)
             .await
             .map_err(|error| Failure::usage(format!("store {error}")))
     }
 
-    async fn open_sqlite(config: SqliteConfig) -> Result<Self> {
-        let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
+    async fn open_sqlite(
+        config: SqliteConfig,
+        runtime: Arc<dyn Runtime>,
+        spool: Option<Spool>,
+    ) -> Result<Self> {
         let engine = Arc::new(SqliteAuditStore::open(config, &*runtime).await?);
         // In the log's own file, so that a change and its event commit together.
         let database = engine.database();
@@ -52,14 +80,19 @@ impl Platform {
         let flags: Arc<dyn FlagStore> = Arc::new(SqliteFlagStore::open(&database).await?);
 
         let store: Arc<dyn AuditStore> = engine.clone();
-        let log = Arc::new(AuditLog::new(Arc::clone(&store), Arc::clone(&runtime)));
+        let log = AuditLog::new(Arc::clone(&store), Arc::clone(&runtime));
+        let log = Arc::new(match spool {
+            Some(spool) => log.with_store_timeout(STORE_TIMEOUT_BEFORE_SPOOL).with_spool(spool),
+            None => log.with_store_timeout(STORE_TIMEOUT),
+        });
         let tenants = Arc::new(DirectoryTenants(Arc::clone(&documents)));
         let intake = Intake::new(Arc::clone(&store), Arc::clone(&runtime));
         Ok(Self {
-            intake: intake.with_directory(tenants.clone()),
+            intake: intake.with_directory(tenants.clone()).with_spool(Arc::clone(&log)),
             directory: Directory::new(documents, Arc::clone(&log), Arc::clone(&runtime)),
             current_flags: CurrentFlags::new(Arc::clone(&flags)),
-            flags: Flags::new(flags, log, runtime),
+            flags: Flags::new(flags, Arc::clone(&log), runtime),
+            log,
             store,
             tenants,
             engine,

@@ -16,8 +16,9 @@ use super::rows::{
 };
 use super::{
     AppendOptions, Appended, AuditStore, Capabilities, Lease, ListPage, ListQuery,
-    MAX_BATCH_EVENTS, MAX_BATCH_QUARANTINE, MAX_CURSOR_BYTES, MAX_QUARANTINE_RAW_BYTES,
-    MAX_SCAN_ROWS, QuarantinedItem, Receipt, ReceiptStatus, Relayed, ScannedRow,
+    MAX_BATCH_EVENTS, MAX_BATCH_QUARANTINE, MAX_BATCH_RELEASE, MAX_CURSOR_BYTES,
+    MAX_QUARANTINE_RAW_BYTES, MAX_SCAN_ROWS, QuarantinedItem, Receipt, ReceiptStatus, Relayed,
+    ScannedRow,
 };
 use crate::integrity::chain_hash;
 use crate::source::QuarantineItem;
@@ -231,7 +232,7 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
         for item in &refused {
             tracing::error!(key = item.key, reason = item.reason, "a staged event was quarantined");
         }
-        let appended = Appended { receipts, new_quarantine: 0 };
+        let appended = Appended { receipts, new_quarantine: 0, released: 0 };
         report_conflicts(&job, &appended);
         Ok(Relayed {
             appended: appended.appended(),
@@ -288,6 +289,14 @@ fn check_batch(events: &[SealedEvent], options: &AppendOptions) -> Result<()> {
             ErrorKind::TooLarge,
             format!(
                 "a batch takes at most {MAX_BATCH_EVENTS} events and {MAX_BATCH_QUARANTINE} quarantine items: send it in parts"
+            ),
+        ));
+    }
+    if options.release.len() > MAX_BATCH_RELEASE {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            format!(
+                "an append releases at most {MAX_BATCH_RELEASE} quarantine items: send it in parts"
             ),
         ));
     }
@@ -366,7 +375,7 @@ async fn try_commit_group(
     let mut tx = rows.begin().await?;
     let mut write = GroupWrite::begin(&mut *tx, jobs).await?;
     let mut cursors = CursorMoves::default();
-    let mut quarantine: Vec<(usize, &[QuarantineItem])> = Vec::new();
+    let mut kept_aside: Vec<(usize, &AppendOptions)> = Vec::new();
     let mut answers = Vec::with_capacity(jobs.len());
     for (index, job) in jobs.iter().enumerate() {
         // A job that may not write leaves the others of its group alone.
@@ -376,15 +385,16 @@ async fn try_commit_group(
         };
         answers.push(match admitted {
             Ok(()) => {
-                if !job.options.quarantine.is_empty() {
-                    quarantine.push((index, &job.options.quarantine));
+                if !job.options.quarantine.is_empty() || !job.options.release.is_empty() {
+                    kept_aside.push((index, &job.options));
                 }
-                Ok(Appended { receipts: write.admit_events(&job.events), new_quarantine: 0 })
+                let receipts = write.admit_events(&job.events);
+                Ok(Appended { receipts, new_quarantine: 0, released: 0 })
             }
             Err(error) => Err(error),
         });
     }
-    if write.rows.is_empty() && cursors.moved.is_empty() && quarantine.is_empty() {
+    if write.rows.is_empty() && cursors.moved.is_empty() && kept_aside.is_empty() {
         report_group(jobs, &answers);
         return Ok(answers);
     }
@@ -392,10 +402,12 @@ async fn try_commit_group(
     for (source, cursor) in &cursors.moved {
         tx.set_cursor(source, cursor).await?;
     }
-    for (index, items) in quarantine {
-        let new = tx.quarantine(items).await?;
+    for (index, options) in kept_aside {
+        // First out: what comes again is a new item.
+        let released = tx.release(&options.release).await?;
+        let new = tx.quarantine(&options.quarantine).await?;
         if let Ok(appended) = &mut answers[index] {
-            appended.new_quarantine = new;
+            (appended.released, appended.new_quarantine) = (released, new);
         }
     }
     let head = write.head;

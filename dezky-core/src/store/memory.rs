@@ -101,6 +101,8 @@ struct MemoryTx {
     changes: Vec<Change>,
     /// What this transaction has quarantined itself.
     quarantined: BTreeSet<(String, String)>,
+    /// What it has released.
+    released: BTreeSet<i64>,
     _writer: OwnedMutexGuard<()>,
 }
 
@@ -121,6 +123,7 @@ impl RowStore for MemoryRows {
             runtime: Arc::clone(&self.runtime),
             changes: Vec::new(),
             quarantined: BTreeSet::new(),
+            released: BTreeSet::new(),
             _writer: writer,
         }))
     }
@@ -275,8 +278,11 @@ impl RowTx for MemoryTx {
     }
 
     async fn quarantine(&mut self, items: &[QuarantineItem]) -> Result<usize> {
+        let released = self.released.clone();
         let known = |t: &Tables, item: &QuarantineItem| {
-            t.quarantine.iter().any(|q| q.item.source == item.source && q.item.key == item.key)
+            let same =
+                |q: &&QuarantinedItem| q.item.source == item.source && q.item.key == item.key;
+            t.quarantine.iter().find(same).is_some_and(|q| !released.contains(&q.number))
         };
         let before = self.quarantined.len();
         for item in items {
@@ -297,6 +303,17 @@ impl RowTx for MemoryTx {
             });
         }
         Ok(self.quarantined.len() - before)
+    }
+
+    async fn release(&mut self, numbers: &[i64]) -> Result<usize> {
+        let before = self.released.len();
+        for &number in numbers {
+            if self.read(|t| t.quarantine.iter().any(|q| q.number == number)) {
+                self.released.insert(number);
+            }
+            self.change(move |t| t.quarantine.retain(|q| q.number != number));
+        }
+        Ok(self.released.len() - before)
     }
 
     async fn stage(&mut self, events: &[SealedEvent]) -> Result<()> {

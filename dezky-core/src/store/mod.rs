@@ -42,6 +42,8 @@ pub const MAX_BATCH_EVENTS: usize = 10_000;
 pub const MAX_CURSOR_BYTES: usize = 64 << 10;
 /// The most quarantine items of one append.
 pub const MAX_BATCH_QUARANTINE: usize = 10_000;
+/// The most items that leave the quarantine with one append.
+pub const MAX_BATCH_RELEASE: usize = 1_000;
 /// The most bytes kept of a quarantined item.
 pub const MAX_QUARANTINE_RAW_BYTES: usize = 64 << 10;
 /// The most rows of one [`AuditStore::scan`].
@@ -152,6 +154,9 @@ pub struct AppendOptions {
     pub fence: Option<Fence>,
     /// Items for the quarantine.
     pub quarantine: Vec<QuarantineItem>,
+    /// Numbers of items that leave the quarantine, because these events are what
+    /// became of them. One that is not there any more is passed over.
+    pub release: Vec<i64>,
 }
 
 /// A move of an ingest cursor, compared and set.
@@ -201,6 +206,8 @@ pub struct Appended {
     pub receipts: Vec<Receipt>,
     /// How many quarantine items were new.
     pub new_quarantine: usize,
+    /// How many items left the quarantine.
+    pub released: usize,
 }
 
 impl Appended {

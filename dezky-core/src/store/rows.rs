@@ -74,6 +74,9 @@ pub trait RowTx: Send {
     /// instead. Returns how many are new.
     async fn quarantine(&mut self, items: &[QuarantineItem]) -> Result<usize>;
 
+    /// Removes items from the quarantine by number. Returns how many were there.
+    async fn release(&mut self, numbers: &[i64]) -> Result<usize>;
+
     /// Adds events to the outbox, in order.
     async fn stage(&mut self, events: &[SealedEvent]) -> Result<()>;
 

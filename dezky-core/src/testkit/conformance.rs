@@ -81,6 +81,7 @@ macro_rules! audit_store_conformance {
             a_lease_given_back_is_free
             quarantine_commits_with_the_cursor
             the_same_quarantine_item_is_kept_once
+            quarantine_items_are_released_with_what_became_of_them
             staged_events_reach_the_log_in_order
             a_relay_again_adds_nothing
             two_hundred_identical_events_at_once_are_one
@@ -543,6 +544,43 @@ pub async fn the_same_quarantine_item_is_kept_once(h: Harness<'_>) {
             ErrorKind::TooLarge
         );
     }
+}
+
+/// See the name.
+pub async fn quarantine_items_are_released_with_what_became_of_them(h: Harness<'_>) {
+    let store = h.open(Reopen::No).await;
+    let quarantine = ["a", "b", "c"].map(item).to_vec();
+    let options = AppendOptions { quarantine, ..AppendOptions::default() };
+    store.append(Vec::new(), options).await.unwrap();
+    let kept = store.quarantined(0, 10).await.unwrap();
+    let numbers: Vec<_> = kept.iter().map(|k| k.number).collect();
+    let release =
+        |numbers: &[i64]| AppendOptions { release: numbers.to_vec(), ..AppendOptions::default() };
+
+    // With an append that is refused nothing leaves.
+    let moved = AppendOptions { release: numbers.clone(), ..advance(Some("nowhere"), "1") };
+    store.append(named(h, &["x"]), moved).await.unwrap_err();
+    assert_eq!(store.quarantined(0, 10).await.unwrap(), kept);
+    let many: Vec<i64> = (0..=1_000).collect();
+    let refused = store.append(Vec::new(), release(&many)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::TooLarge);
+
+    let events = named(h, &["x"]);
+    let appended = store.append(events.clone(), release(&numbers[1..2])).await.unwrap();
+    assert_eq!((appended.appended(), appended.released), (1, 1));
+    let left: Vec<_> = [&kept[0], &kept[2]].into_iter().cloned().collect();
+    assert_eq!(store.quarantined(0, 10).await.unwrap(), left);
+    // Again, as after an answer that was lost.
+    let again = store.append(events, release(&numbers[1..2])).await.unwrap();
+    assert_eq!((again.duplicates(), again.released), (1, 0));
+
+    // What leaves and comes in one append is a new item, and no number is used twice.
+    let options = AppendOptions { quarantine: vec![item("a")], ..release(&numbers) };
+    let appended = store.append(Vec::new(), options).await.unwrap();
+    assert_eq!((appended.released, appended.new_quarantine), (2, 1));
+    let kept = store.quarantined(0, 10).await.unwrap();
+    assert_eq!((kept.len(), kept[0].seen), (1, 1));
+    assert!(kept[0].number > numbers[2]);
 }
 
 /// See the name.

@@ -29,6 +29,7 @@ struct Tables {
     quarantine: Vec<QuarantinedItem>,
     outbox: BTreeMap<i64, SealedEvent>,
     staged: i64,
+    kept: i64,
 }
 
 /// Readers look at the last committed tables; writers take turns.
@@ -59,6 +60,7 @@ fn open() -> ChainedStore<OwnRows> {
         quarantine: Vec::new(),
         outbox: BTreeMap::new(),
         staged: 0,
+        kept: 0,
     };
     ChainedStore::new(OwnRows { committed: Arc::new(Mutex::new(tables)), writer: Arc::default() })
 }
@@ -174,7 +176,7 @@ impl RowTx for OwnTx {
     }
 
     async fn quarantine(&mut self, items: &[QuarantineItem]) -> Result<usize> {
-        let kept = &mut self.tables.quarantine;
+        let Tables { quarantine: kept, kept: last, .. } = &mut self.tables;
         let before = kept.len();
         for item in items {
             let same = |k: &&mut QuarantinedItem| {
@@ -183,11 +185,18 @@ impl RowTx for OwnTx {
             if let Some(known) = kept.iter_mut().find(same) {
                 known.seen += 1;
             } else {
-                let number = i64::try_from(kept.len()).unwrap_or(i64::MAX) + 1;
-                kept.push(QuarantinedItem { number, seen: 1, item: item.clone() });
+                *last += 1;
+                kept.push(QuarantinedItem { number: *last, seen: 1, item: item.clone() });
             }
         }
         Ok(kept.len() - before)
+    }
+
+    async fn release(&mut self, numbers: &[i64]) -> Result<usize> {
+        let kept = &mut self.tables.quarantine;
+        let before = kept.len();
+        kept.retain(|item| !numbers.contains(&item.number));
+        Ok(before - kept.len())
     }
 
     async fn stage(&mut self, events: &[SealedEvent]) -> Result<()> {

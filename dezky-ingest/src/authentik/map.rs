@@ -1,13 +1,16 @@
 //! What an event means: verb, who, on what, how it ended. Total and pure.
 
-use dezky_core::{Actor, ActorType, NewEvent, NewMetadata, Outcome, QuarantineItem, Timestamp};
+use dezky_core::{
+    Actor, ActorType, NewEvent, NewMetadata, Outcome, PulledEvent, QuarantineItem, Timestamp,
+};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 #[cfg(feature = "authentik")]
 use super::proto::Place;
-use super::proto::{Event, Odd, pk};
+use super::proto::{Event, Item, Odd, pk};
 use super::redact;
+use crate::intake::TENANT_BY;
 
 /// The source name of the first instance; a further one is `authentik:{instance}`.
 pub const SOURCE: &str = "authentik";
@@ -332,6 +335,20 @@ fn first_pk(head: &str) -> Option<String> {
     pk(&value).filter(|pk| pk.len() <= EXTERNAL_ID_MAX)
 }
 
+/// Reads what was kept of an item that was no event again. The groups of its user
+/// are not known, so whose it is stays open.
+pub(crate) fn redecode(item: &QuarantineItem) -> Result<Vec<PulledEvent>, String> {
+    let text = String::from_utf8_lossy(&item.raw);
+    let raw = serde_json::from_str(&text).map_err(|_| "still no JSON".to_owned())?;
+    let event = Item::read(raw).event.map_err(|odd| format!("still {}", odd.reason))?;
+    let user = tenant_user(&event);
+    let mut mapped = map(&item.source, event);
+    if user.is_some() {
+        mapped.metadata.annotate(TENANT_BY, "unresolved");
+    }
+    Ok(vec![mapped.into()])
+}
+
 fn sha256(text: &str) -> String {
     hex::encode(Sha256::digest(text))
 }
@@ -342,7 +359,6 @@ mod tests {
     use serde_json::json;
     use serde_json::value::RawValue;
 
-    use super::super::proto::Item;
     use super::*;
 
     const EVENTS: &str = include_str!("../../tests/data/authentik/events.json");

@@ -23,6 +23,7 @@ mod users;
 pub use self::core::{Answer, Memory, Order, Poll, Request, Settings, Step, gap_event};
 #[cfg(feature = "authentik")]
 pub use self::http::ApiToken;
+pub(crate) use self::map::redecode;
 pub use self::map::{ACTIONS, SOURCE, action, map, odd_item, tenant_user};
 pub use self::proto::{Event, Item, Odd, Page, Place, pk};
 #[cfg(feature = "authentik")]

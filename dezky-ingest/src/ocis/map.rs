@@ -20,6 +20,9 @@ pub const SYSTEM: &str = "ocis";
 /// The most bytes of a line that go to quarantine.
 const QUARANTINED_BYTES: usize = 64 << 10;
 
+/// Before the identity of a line in the key of its quarantine item.
+const KEY_PREFIX: &str = "line:";
+
 /// Events that are let through only when wanted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -280,6 +283,32 @@ pub fn too_long(context: LineContext<'_>, offset: u64, bytes: u64, head: &[u8]) 
     )
 }
 
+/// Reads what was kept of a quarantined line again. The item's key is the line's
+/// identity; a line without a usable time of its own gets that of the item.
+pub(crate) fn redecode(item: &QuarantineItem) -> Result<Vec<PulledEvent>, String> {
+    let text = String::from_utf8_lossy(item.raw.trim_ascii());
+    let context = LineContext {
+        source: &item.source,
+        options: OcisOptions::default(),
+        generation: &Digest::default(),
+        now: item.at,
+    };
+    let Ok(fields) = Fields::parse(&text) else { return Err("still no JSON object".into()) };
+    let kept = || (0, &*item.raw);
+    match decode_object(context, &text, fields, kept, &mut None) {
+        Decoded::Event(mut pulled) => {
+            // An id of its own, or the key of the line as it stood in its file.
+            if pulled.event.external_id == Some(context.key(0, &item.raw)) {
+                let key = item.key.strip_prefix(KEY_PREFIX).unwrap_or(&item.key);
+                pulled.event.external_id = Some(key.to_owned());
+            }
+            Ok(vec![*pulled])
+        }
+        Decoded::Skipped => Err("known by now, and passed over on purpose".into()),
+        Decoded::Quarantine(item) => Err(format!("still {}: {}", item.reason, item.detail)),
+    }
+}
+
 impl LineContext<'_> {
     fn key(&self, offset: u64, bytes: &[u8]) -> String {
         line_key(self.source, self.generation, offset, &Sha256::digest(bytes).into())
@@ -289,7 +318,7 @@ impl LineContext<'_> {
         let cut = raw.floor_char_boundary(QUARANTINED_BYTES);
         QuarantineItem {
             source: self.source.to_owned(),
-            key: format!("line:{key}"),
+            key: format!("{KEY_PREFIX}{key}"),
             reason: reason.to_owned(),
             detail,
             raw: raw.as_bytes()[..cut].to_vec(),

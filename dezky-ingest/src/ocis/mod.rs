@@ -26,6 +26,7 @@ pub use self::core::{
     Place, Reading, Rotated, Settings, gap_event,
 };
 pub use self::frame::{Frame, Framer, LONG_LINE_KEPT_BYTES};
+pub(crate) use self::map::redecode;
 pub use self::map::{
     ActionContext, Class, Decoded, Digest, LineContext, MUTATIONS, OcisOptions, Optional, SYSTEM,
     classify_action, classify_type, decode_line, decode_unterminated, line_key, too_long,

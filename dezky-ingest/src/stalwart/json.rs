@@ -181,7 +181,7 @@ impl<'d> Value<'d> {
     /// The member of an object; of several of that name the last, as in
     /// canonical JSON.
     pub(super) fn get(self, name: &str) -> Option<Value<'d>> {
-        self.members().filter(|m| m.name() == name).last().map(|m| m.value)
+        self.members().filter(|m| m.is_named(name)).last().map(|m| m.value)
     }
 
     /// The text of a string, in normal form: lone surrogates and U+0000 are
@@ -211,6 +211,16 @@ impl<'d> Member<'d> {
     /// The key's text, whatever its spelling.
     pub(super) fn name(self) -> Cow<'d, str> {
         self.key.string().unwrap_or_default()
+    }
+
+    /// Whether that is the key's text. Most keys are spelled as they are, so that
+    /// they need not be decoded.
+    pub(super) fn is_named(self, name: &str) -> bool {
+        let raw = self.key.raw();
+        let spelled = raw.get(1..raw.len().saturating_sub(1)).unwrap_or_default();
+        // An escape is longer than what it stands for.
+        (spelled == name && !name.contains('\\'))
+            || (spelled.len() > name.len() && spelled.contains('\\') && self.name() == name)
     }
 }
 
@@ -273,6 +283,7 @@ mod tests {
         let first = doc.root().members().next().unwrap().value;
         let raw: Vec<_> = first.elements().map(Value::raw).collect();
         assert_eq!(raw, ["1e999", "-0", "18446744073709551615", "{}"]);
+        assert!(doc.root().get("b\\u002e").is_none());
         assert_eq!(doc.root().get("b.").unwrap().string().unwrap(), "x\"]}");
         assert_eq!(first.elements().nth(2).unwrap().text().unwrap(), "18446744073709551615");
         assert_eq!(doc.root().raw(), text.trim());

@@ -13,10 +13,12 @@ mod receiver;
 mod redact;
 mod verbs;
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use dezky_core::canonical::canonicalize;
 use dezky_core::{PulledEvent, QuarantineItem, Timestamp};
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use self::identity::ContentKeys;
@@ -32,6 +34,11 @@ const QUARANTINE_RAW_MAX: usize = 64 << 10;
 
 /// The longest identity that the log takes, in bytes.
 const EXTERNAL_ID_MAX: usize = 512;
+
+/// The reason of a body that has none.
+const NO_EVENTS: &str = "no_events";
+/// The reason of those behind the first [`MAX_ODD`].
+const TOO_MANY_ODD: &str = "too_many_odd";
 
 /// How many odd elements of one body are quarantined each as an item of its own.
 const MAX_ODD: usize = 100;
@@ -101,15 +108,20 @@ pub fn decode(
         // hash, too, would let a secret be guessed.
         item("not_json", format!("not_json:{size}"), detail, "")
     };
-    let clean = match Doc::parse(text) {
-        Ok(doc) => redact::redact(&doc),
-        Err(error) => {
-            decoded.quarantine.push(not_json(&error));
-            return decoded;
-        }
+    let clean;
+    // From here on nobody sees the text but without its secrets. Most have none, and
+    // are not read again.
+    let doc = match Doc::parse(text) {
+        Ok(whole) => match redact::redact(&whole) {
+            Cow::Borrowed(_) => Ok(whole),
+            Cow::Owned(text) => {
+                clean = text;
+                Doc::parse(&clean)
+            }
+        },
+        Err(error) => Err(error),
     };
-    // From here on nobody sees the text but without its secrets.
-    let doc = match Doc::parse(&clean) {
+    let doc = match doc {
         Ok(doc) => doc,
         Err(error) => {
             decoded.quarantine.push(not_json(&error));
@@ -121,7 +133,7 @@ pub fn decode(
     if events.is_empty() {
         let detail = format!("{} bytes of JSON have no events", body.len());
         let raw = redact::redact_untyped(&doc);
-        decoded.quarantine.push(item("no_events", sha256(&raw), detail, &raw));
+        decoded.quarantine.push(item(NO_EVENTS, sha256(&raw), detail, &raw));
         return decoded;
     }
     let count = events.len();
@@ -151,9 +163,32 @@ pub fn decode(
     if rest.count > 0 {
         let detail = format!("{} more of {count} events can't be read", rest.count);
         let key = format!("more:{}", hex::encode(rest.keys.finalize()));
-        decoded.quarantine.push(item("too_many_odd", key, detail, &rest.raw));
+        decoded.quarantine.push(item(TOO_MANY_ODD, key, detail, &rest.raw));
     }
     decoded
+}
+
+/// Reads what was kept of an element, of several or of a whole body again: all are
+/// events today, or none is taken.
+pub(crate) fn redecode(item: &QuarantineItem) -> Result<Vec<PulledEvent>, String> {
+    let text = String::from_utf8_lossy(&item.raw);
+    let body = if item.reason == NO_EVENTS {
+        text.into_owned()
+    } else {
+        if item.reason == TOO_MANY_ODD && item.raw.len() + 3 >= QUARANTINE_RAW_MAX {
+            // The cut may have fallen between two.
+            return Err("not all are kept".into());
+        }
+        // The elements one behind the other, as the envelope would have them.
+        let elements = serde_json::Deserializer::from_str(&text).into_iter::<&RawValue>();
+        let elements: Result<Vec<_>, _> = elements.map(|raw| raw.map(RawValue::get)).collect();
+        format!("[{}]", elements.map_err(|_| "still no JSON".to_owned())?.join(","))
+    };
+    let Decoded { events, quarantine } = decode(&item.source, body.as_bytes(), None, item.at);
+    match quarantine.first() {
+        Some(odd) => Err(format!("still {}: {}", odd.reason, odd.detail)),
+        None => Ok(events),
+    }
 }
 
 /// What is no event behind the first [`MAX_ODD`] of a body: one item, so that a

@@ -1,19 +1,26 @@
 //! The receiving end of the webhook: verify, decode, append, and only then say so.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use dezky_core::store::AppendOptions;
-use dezky_core::{Error, ErrorKind, Result};
+use dezky_core::{Error, ErrorKind, PulledEvent, Result, Timestamp};
 
-use super::decode;
-use crate::intake::{Intake, Taken};
+use super::{Decoded, decode};
+use crate::intake::{Intake, PartBounds, Parts, Taken, refused};
 use crate::signature::Secrets;
+
+/// Of one append; with the quarantine's notices within the store's bound.
+const PART: PartBounds = PartBounds { events: 4_000, items: 1_000, bytes: 8 << 20 };
+
+/// How far in the future an event may lie where old ones are refused: clocks differ.
+const MAX_AHEAD: Duration = Duration::from_mins(10);
 
 /// Takes signed webhooks of one Stalwart instance into the log.
 pub struct StalwartReceiver {
     source: String,
     secrets: Secrets,
     intake: Intake,
+    max_age: Option<Duration>,
 }
 
 impl StalwartReceiver {
@@ -35,7 +42,21 @@ impl StalwartReceiver {
                 format!("{source}: a Stalwart instance has 1 to 48 letters, digits, . _ and -"),
             ));
         }
-        Ok(Self { source: source.to_owned(), secrets, intake })
+        Ok(Self { source: source.to_owned(), secrets, intake, max_age: None })
+    }
+
+    /// Events whose `createdAt` is further back than `max_age`, or more than ten
+    /// minutes ahead, go to the quarantine as `too_old`, and are answered as received.
+    /// Without it none does.
+    ///
+    /// A signature has no time in it, so whoever got hold of a body can send it again,
+    /// which adds nothing as long as its events are in the log. The window is for logs
+    /// whose old events were taken out. It must be longer than Stalwart's
+    /// `discardAfter`, for which it keeps what it could not send.
+    #[must_use]
+    pub fn with_max_age(mut self, max_age: Duration) -> Self {
+        self.max_age = Some(max_age);
+        self
     }
 
     /// The name under which the events are stored.
@@ -43,17 +64,16 @@ impl StalwartReceiver {
         &self.source
     }
 
-    /// Verifies `signature` (the `X-Signature` header) over the raw `body` and
-    /// appends what is in it. `client_ip` stands in for events that carry no
-    /// address. When this returns, everything is durably in the log or in the
-    /// quarantine; the same body again changes nothing and answers the same
-    /// [`Taken::received`].
+    /// Verifies `signature` (the `X-Signature` header) over the raw `body` and takes
+    /// in what is in it. `client_ip` stands in for events that carry no address.
+    /// When this returns, everything is durably in the log, in the quarantine or, if
+    /// the [intake](Intake::with_spool) has one, in the spool; the same body again
+    /// changes nothing and answers the same [`Taken::received`].
     ///
     /// # Errors
     /// `signature_invalid`: nothing was read or written. Those of
-    /// [`AuditStore::append`](dezky_core::AuditStore::append): let the sender come
-    /// again. A large body is appended in parts; those before the error are stored
-    /// and will be duplicates then.
+    /// [`Intake::take_pushed`]: let the sender come again. A large body is taken in
+    /// parts; those before the error are kept and will be duplicates then.
     pub async fn receive(
         &self,
         signature: Option<&str>,
@@ -62,29 +82,42 @@ impl StalwartReceiver {
     ) -> Result<Taken> {
         self.secrets.verify(signature, body)?;
         let now = self.intake.runtime().now();
-        let decoded = decode(&self.source, body, client_ip, now);
+        let mut decoded = decode(&self.source, body, client_ip, now);
+        if let Some(max_age) = self.max_age {
+            self.refuse_old(&mut decoded, max_age, now);
+        }
         let mut taken = Taken::default();
-        // Senders set no limit to a batch. Parts may be stored in several
-        // appends: each event has an identity, so a repeated body adds none.
-        let mut events = decoded.events.into_iter().peekable();
-        let mut quarantine = decoded.quarantine.into_iter().peekable();
-        while events.peek().is_some() || quarantine.peek().is_some() {
-            let part = events.by_ref().take(PART_EVENTS).collect();
-            let items = quarantine.by_ref().take(PART_ITEMS).collect();
-            taken += self.intake.take(part, items, AppendOptions::default()).await?;
+        // Senders set no limit to a batch. Parts may be stored in several appends: each
+        // event has an identity, so a repeated body adds none.
+        for part in Parts::new(decoded.events, decoded.quarantine, PART) {
+            taken += self.intake.take_pushed(part.events, part.items).await?;
         }
         tracing::info!(
             source = self.source,
             stored = taken.stored,
             duplicates = taken.duplicates,
             quarantined = taken.quarantined,
+            spooled = taken.spooled,
             "webhook received"
         );
         Ok(taken)
     }
-}
 
-/// Events of one append; with the quarantine's and its notices within the
-/// store's bound.
-const PART_EVENTS: usize = 4_000;
-const PART_ITEMS: usize = 1_000;
+    fn refuse_old(&self, decoded: &mut Decoded, max_age: Duration, now: Timestamp) {
+        let outside = |pulled: &mut PulledEvent| {
+            // Without a time of its own it has that of the request.
+            pulled.event.at.is_some_and(|at| {
+                now.saturating_since(at) > max_age || at.saturating_since(now) > MAX_AHEAD
+            })
+        };
+        for old in decoded.events.extract_if(.., outside) {
+            let sealed = old.event.seal(&**self.intake.runtime());
+            let detail = if sealed.event().at > now {
+                format!("created more than {} s ahead of our clock", MAX_AHEAD.as_secs())
+            } else {
+                format!("created more than {} s ago", max_age.as_secs())
+            };
+            decoded.quarantine.push(refused(&sealed, "too_old", detail));
+        }
+    }
+}

@@ -26,10 +26,10 @@ pub(super) fn redact<'a>(doc: &Doc<'a>) -> Cow<'a, str> {
     for object in doc.values().filter(|value| value.is_object()) {
         // Any of several types: a later one must not hide it.
         let is_error = object.members().any(|m| {
-            m.name() == "type" && m.value.string().is_some_and(|kind| is_auth_error(&kind))
+            m.is_named("type") && m.value.string().is_some_and(|kind| is_auth_error(&kind))
         });
         if is_error {
-            for data in object.members().filter(|m| m.name() == "data").map(|m| m.value) {
+            for data in object.members().filter(|m| m.is_named("data")).map(|m| m.value) {
                 error_data.insert(data.index());
                 // A list of them is nothing that Stalwart sends.
                 error_data.extend(data.elements().map(Value::index));
@@ -62,7 +62,7 @@ pub(super) fn redact_untyped<'a>(doc: &Doc<'a>) -> Cow<'a, str> {
         if !value.is_object() {
             continue;
         }
-        data.extend(value.members().filter(|m| m.name() == "data").map(|m| m.value.index()));
+        data.extend(value.members().filter(|m| m.is_named("data")).map(|m| m.value.index()));
         let is_data = value.index() < data_ends;
         cut_members(value, &mut cuts, |name| match name {
             "contents" | "details" => true,

@@ -23,7 +23,7 @@ fn a_refused_token_is_not_tried_again_at_once_and_recovers() {
             setup.runtime.advance(Duration::from_secs(14));
         }
         assert_eq!(setup.double.polls(), 1, "in nearly five minutes one request");
-        assert_eq!(pump.status().lock().unwrap().last_error, Some("auth_failed"));
+        assert_eq!(pump.status().last_error.unwrap().code, "auth_failed");
         setup.double.set_token("double-token");
         setup.runtime.advance(MINUTE);
         assert_eq!(pump.tick().await.unwrap().taken.stored, 5);

@@ -8,7 +8,12 @@ mod authentik_tenants;
 mod authentik_tls;
 mod files;
 mod intake;
+mod moody;
+mod outage;
 mod pump;
+mod quarantine;
+mod replicas;
+mod speed;
 mod webhook;
 
 use std::path::{Path, PathBuf};

@@ -12,7 +12,7 @@ use dezky_core::{
     AuditStore, Error, ErrorKind, NewEvent, PLATFORM_SOURCE, Result, Runtime, StoredEvent,
     Timestamp,
 };
-use dezky_ingest::{Intake, Pump, PumpConfig, Taken};
+use dezky_ingest::{Intake, Pump, PumpConfig, PumpState, Taken};
 
 use crate::{Place, run};
 
@@ -137,16 +137,19 @@ fn goes_on_where_it_failed() {
         let failures = Arc::clone(&source.failures);
         *failures.lock().unwrap() = vec![0, 40, 40, 90];
         let mut pump = Pump::new(Box::new(source), place.intake(), config());
-        let status = pump.status();
+        let handle = pump.handle();
         let mut failed = 0;
         while pump.tick().await.is_err() {
             failed += 1;
-            assert_eq!(status.lock().unwrap().last_error, Some("source_unavailable"));
+            let status = handle.status();
+            assert_eq!(status.last_error.unwrap().code, "source_unavailable");
+            assert_eq!((status.state, status.failures > 0), (PumpState::BackingOff, true));
         }
         assert_eq!(failed, 4);
-        assert_eq!(status.lock().unwrap().taken.stored, 94, "also what came before an error");
-        assert_eq!(status.lock().unwrap().skipped, 2);
-        assert_eq!(status.lock().unwrap().failures, 0);
+        assert_eq!(handle.status().counts.stored, 94, "also what came before an error");
+        assert_eq!(handle.status().counts.skipped, 2);
+        assert_eq!(handle.status().failures, 0);
+        assert!(handle.status().last_error.is_some(), "it stays, with its time");
         let ids: BTreeSet<_> =
             all(&*place.store, "numbers").await.into_iter().map(|e| e.event.external_id).collect();
         assert_eq!(ids.len(), 94);
@@ -170,7 +173,7 @@ fn of_two_replicas_one_pumps_and_the_other_takes_over() {
         let mut second = pump("second", 60);
         assert_eq!(first.tick().await.unwrap().taken.stored, 20);
         assert!(second.tick().await.unwrap().standby);
-        assert!(second.status().lock().unwrap().standby);
+        assert_eq!(second.status().state, PumpState::Standby);
         // The first one is gone; its lease lapses.
         runtime.advance(Duration::from_secs(31));
         assert_eq!(second.tick().await.unwrap().taken.stored, 39, "no event twice, none lost");
@@ -293,7 +296,7 @@ fn a_shutdown_does_not_wait_for_the_backlog() {
         pump.run(after_three).await;
         assert_eq!(*pulls.lock().unwrap(), 3);
         assert_eq!(place.store.cursor("numbers").await.unwrap().as_deref(), Some("30"));
-        assert_eq!(pump.status().lock().unwrap().taken.stored, 29);
+        assert_eq!(pump.status().counts.stored, 29);
     });
 }
 
@@ -408,7 +411,7 @@ fn who_lost_the_lease_half_way_is_fenced_off() {
         let error = first.tick().await.unwrap_err();
         assert_eq!(error.code(), "fenced");
         assert_eq!(*stored_by_other.lock().unwrap(), 10);
-        assert_eq!(first.status().lock().unwrap().taken, Taken::default());
+        assert_eq!(first.status().counts.stored, 0);
         assert_eq!(all(&*store, "numbers").await.len(), 10, "one copy of each");
         // The first one's giving back took nothing from the second.
         assert!(first.tick().await.unwrap().standby);

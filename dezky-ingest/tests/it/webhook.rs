@@ -1,7 +1,9 @@
 //! Signed bodies through the receiver into a real store.
 
-use dezky_core::ErrorKind;
+use std::time::Duration;
+
 use dezky_core::store::ListQuery;
+use dezky_core::{Actor, ErrorKind, NewEvent, PulledEvent, Runtime as _};
 use dezky_ingest::signature::Secrets;
 use dezky_ingest::stalwart::StalwartReceiver;
 
@@ -143,5 +145,92 @@ fn an_instance_is_a_source_of_its_own() {
         for bad in ["stalwart:", "stalwart:a b", "other", "stalwartx"] {
             assert!(StalwartReceiver::new(bad, secrets(), place.intake()).is_err(), "{bad}");
         }
+    });
+}
+
+/// What a receiver must do with an identity that is none, asked of any: `take` says
+/// how many new rows a body made. Gives what it does wrong.
+async fn faults(mut take: impl AsyncFnMut(&[u8]) -> usize) -> Vec<&'static str> {
+    let mut faults = Vec::new();
+    if take(&data("stalwart/04-v0.16.9-colliding-ids.json")).await != 2 {
+        faults.push("different failures of one second are one: a password spray is lost");
+    }
+    if take(&data("stalwart/05a-v0.16.18-first-delivery.json")).await != 2 {
+        faults.push("a first delivery is not stored");
+    }
+    if take(&data("stalwart/05b-v0.16.18-retry-same-events-new-ids.json")).await != 0 {
+        faults.push("a retry is stored again");
+    }
+    faults
+}
+
+#[test]
+fn deduplicating_by_id_loses_some_and_doubles_others() {
+    run(async {
+        let place = Place::new().await;
+        assert_eq!(faults(async |body| post(&place, body).await.stored).await, [""; 0]);
+
+        // The obvious design: the sender's id is the identity.
+        let place = Place::new().await;
+        let naive = async |body: &[u8]| {
+            let body: serde_json::Value = serde_json::from_slice(body).unwrap();
+            let event = |event: &serde_json::Value| NewEvent {
+                source: "stalwart".into(),
+                external_id: Some(event["id"].as_str().unwrap().into()),
+                ..NewEvent::new("stalwart.event", Actor::system())
+            };
+            let events = body["events"].as_array().unwrap().iter();
+            let events = events.map(|e| PulledEvent::from(event(e))).collect();
+            place.intake().take_pushed(events, vec![]).await.unwrap().stored
+        };
+        assert_eq!(
+            faults(naive).await,
+            [
+                "different failures of one second are one: a password spray is lost",
+                "a retry is stored again",
+            ]
+        );
+    });
+}
+
+#[test]
+fn what_lies_outside_the_window_is_kept_aside() {
+    run(async {
+        let place = Place::new().await;
+        let now = place.intake().runtime().now();
+        let hours = |hours: u64| Duration::from_secs(hours * 3_600);
+        let event = |n: u8, at: String| {
+            format!(
+                r#"{{"createdAt":"{at}","type":"auth.failed","data":{{"accountName":"u{n}@acme.example"}}}}"#
+            )
+        };
+        let before = |by| {
+            let millis = i64::try_from(by).unwrap();
+            dezky_core::Timestamp::from_millis_clamped(now.as_millis() - millis).to_string()
+        };
+        let events = [
+            event(1, before(hours(25).as_millis())),
+            event(2, before(hours(23).as_millis())),
+            event(3, now.saturating_add(hours(1)).to_string()),
+            event(4, now.saturating_add(Duration::from_mins(2)).to_string()),
+            event(5, "yesterday".into()),
+        ];
+        let body = format!("[{}]", events.join(","));
+        let signature = secrets().sign_base64(body.as_bytes());
+        let windowed = receiver(&place).with_max_age(hours(24));
+        for round in 0..2 {
+            let taken = windowed.receive(Some(&signature), body.as_bytes(), None).await.unwrap();
+            assert_eq!((taken.received(), taken.quarantined), (5, 2));
+            assert_eq!(taken.new_quarantined, if round == 0 { 2 } else { 0 });
+        }
+        let kept = place.store.quarantined(0, 10).await.unwrap();
+        assert!(kept.iter().all(|kept| kept.item.reason == "too_old"), "{kept:?}");
+        assert!(kept[0].item.detail.contains("86400 s ago"), "{}", kept[0].item.detail);
+        assert!(kept[1].item.detail.contains("ahead"), "{}", kept[1].item.detail);
+        let raw = String::from_utf8(kept[0].item.raw.clone()).unwrap();
+        assert!(raw.contains("u1@acme.example"), "{raw}");
+        // Off, it takes them all; the two that are in are there already.
+        let taken = post(&place, body.as_bytes()).await;
+        assert_eq!((taken.stored, taken.duplicates, taken.quarantined), (2, 3, 0));
     });
 }

@@ -2,6 +2,7 @@
 
 mod config;
 pub(crate) mod flags;
+pub(crate) mod quarantine;
 mod serve;
 pub(crate) mod users;
 mod verify;

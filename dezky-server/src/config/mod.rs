@@ -16,6 +16,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dezky_core::SpoolConfig;
 use dezky_ingest::authentik::ApiToken;
 use dezky_ingest::signature::{Secret, Secrets};
 use tracing_subscriber::EnvFilter;
@@ -57,6 +58,10 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// How logs are written.
     pub log: LogConfig,
+    /// Where webhooks are kept while the store is away.
+    pub spool: Option<SpoolConfig>,
+    /// How old an event of Stalwart may be.
+    pub stalwart_max_age: Option<Duration>,
     /// Stalwart's endpoints: the secrets by source name, `stalwart` or `stalwart:eu2`.
     pub stalwart: BTreeMap<String, Secrets>,
     /// The audit log of oCIS to follow.
@@ -216,6 +221,8 @@ impl Settings {
                 3_600,
             )?),
             log: self.log()?,
+            spool: self.spool()?,
+            stalwart_max_age: self.stalwart_max_age()?,
             stalwart: self.stalwart()?,
             ocis: self.ocis()?,
             authentik: self.authentik()?,
@@ -347,6 +354,22 @@ impl Settings {
             }
         }
         Ok(secrets)
+    }
+
+    fn spool(&self) -> Result<Option<SpoolConfig>, Failure> {
+        let max_bytes = self.layers.number("spool.max_bytes", 1 << 20, 1 << 40)?;
+        let max_events = size(self.layers.number("spool.max_events", 1, 100_000_000)?);
+        let path = self.layers.text("spool.path").filter(|(path, _)| !path.is_empty());
+        Ok(path.map(|(path, _)| {
+            let mut spool = SpoolConfig::new(path);
+            (spool.max_bytes, spool.max_events) = (max_bytes, max_events);
+            spool
+        }))
+    }
+
+    fn stalwart_max_age(&self) -> Result<Option<Duration>, Failure> {
+        let seconds = self.layers.number("stalwart.max_age_seconds", 0, 315_360_000)?;
+        Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
     }
 
     fn ocis(&self) -> Result<Option<OcisLog>, Failure> {

@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
@@ -47,9 +48,18 @@ async fn receive(
         .stalwart
         .get(source)
         .ok_or_else(|| Problem::not_found("no such webhook is configured"))?;
+    let place = state.webhooks.begin().ok_or_else(Problem::too_many_webhooks)?;
     let body = body::read(body, headers, state.config.max_body_bytes).await?;
     let signature = headers.get(signature::HEADER).and_then(|value| value.to_str().ok());
+    let signature = signature.map(str::to_owned);
     let client = client_address(peer, headers, &state.config.trusted_proxies);
-    let taken = receiver.receive(signature, &body, Some(client)).await?;
+    let receiver = Arc::clone(receiver);
+    // A task of its own: a sender that hangs up does not stop what it has begun.
+    let work = tokio::spawn(async move {
+        let taken = receiver.receive(signature.as_deref(), &body, Some(client)).await;
+        drop(place);
+        taken
+    });
+    let taken = work.await.map_err(|_| Problem::broken_down())??;
     Ok(Json(json!({ "received": taken.received() })))
 }

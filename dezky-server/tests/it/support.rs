@@ -280,6 +280,22 @@ pub(crate) fn refusal(output: &Output, status: i32) -> String {
     text
 }
 
+/// Begins `serve` with its store in `folder`; also says where its standard error
+/// goes.
+pub(crate) fn spawn_serve(folder: &Path, more: &[(&str, &str)]) -> (Child, PathBuf) {
+    let stderr = folder.join("stderr");
+    let child = program(&["serve"])
+        .current_dir(folder)
+        .env("DEZKY_LISTEN", "127.0.0.1:0")
+        .env("STALWART_WEBHOOK_SECRET", SECRET)
+        .envs(more.iter().copied())
+        .stdout(Stdio::piped())
+        .stderr(File::create(&stderr).unwrap())
+        .spawn()
+        .unwrap();
+    (child, stderr)
+}
+
 /// `serve` as a process of its own, killed at the end.
 pub(crate) struct Process {
     child: Child,
@@ -291,16 +307,7 @@ pub(crate) struct Process {
 impl Process {
     /// Starts it with its store in `folder`, and waits until it listens.
     pub(crate) fn start(folder: &Path, more: &[(&str, &str)]) -> Self {
-        let stderr = folder.join("stderr");
-        let mut child = program(&["serve"])
-            .current_dir(folder)
-            .env("DEZKY_LISTEN", "127.0.0.1:0")
-            .env("STALWART_WEBHOOK_SECRET", SECRET)
-            .envs(more.iter().copied())
-            .stdout(Stdio::piped())
-            .stderr(File::create(&stderr).unwrap())
-            .spawn()
-            .unwrap();
+        let (mut child, stderr) = spawn_serve(folder, more);
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let base = line.trim().strip_prefix("dezky-server listens on ").unwrap_or_else(|| {

@@ -509,6 +509,19 @@ impl RowTx for SqliteTx {
         Ok(new)
     }
 
+    async fn release(&mut self, numbers: &[i64]) -> Result<usize> {
+        let mut released = 0;
+        for number in numbers {
+            let deleted = sqlx::query("DELETE FROM dezky_quarantine WHERE number = ?")
+                .bind(number)
+                .execute(&mut *self.tx)
+                .await
+                .map_err(store_error)?;
+            released += usize::from(deleted.rows_affected() > 0);
+        }
+        Ok(released)
+    }
+
     async fn stage(&mut self, events: &[SealedEvent]) -> Result<()> {
         stage(&mut self.tx, events).await
     }

@@ -1,0 +1,823 @@
+//! What platform code calls: recording that never fails.
+
+mod repair;
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use event_listener::Event;
+use futures_util::future::{Either, select};
+use futures_util::lock::Mutex as AsyncMutex;
+use uuid::Uuid;
+
+use self::repair::repair;
+use crate::source::QuarantineItem;
+use crate::spool::{Peeked, Pushed, SpoolRecord};
+use crate::store::{AppendOptions, Appended, Receipt, ReceiptStatus};
+use crate::{
+    AuditStore, Error, ErrorKind, NewEvent, Result, Runtime, SealedEvent, Spool, Timestamp,
+};
+
+/// The most events of one append of a batch, a drain or a relay.
+const BATCH_EVENTS: usize = 500;
+/// What `record` itself may move out of the spool, and how long it may take.
+const INLINE_EVENTS: usize = 64;
+const INLINE_TIMEOUT: Duration = Duration::from_millis(250);
+/// The wait after the first failure; it doubles up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(500);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
+/// How a log's spool stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpoolStatus {
+    /// Events and items of the quarantine that wait for the store.
+    pub pending: usize,
+    /// Bytes that were found damaged and set aside since it was opened.
+    pub damaged_bytes: u64,
+}
+
+/// The audit log as platform code uses it: [`record`](Self::record) takes an event
+/// and never fails.
+///
+/// Share it by `Arc`. With a [`Spool`] an event that the store can't take now is
+/// kept on the local disk, and later events queue behind it until
+/// [`run_spool`](Self::run_spool), [`drain_spool`](Self::drain_spool) or a later
+/// `record` has moved them into the log. So the events of one caller, each recorded
+/// after the answer for the one before, stand in the log in that order, whatever the
+/// store did meanwhile, and each of them once.
+///
+/// Values that break a bound of the contract don't cost the event. `record`
+/// replaces them:
+///
+/// | field | what becomes of it |
+/// |---|---|
+/// | actorEmail, actorId, resourceId, resourceName | [cut to their bounds](NewEvent::cut_to_bounds) |
+/// | action | ASCII letters in lower case, any other character that is not allowed becomes `_`, empty words go, the rest is cut to 128 bytes; `invalid.action` if no letter or digit remains |
+/// | source | what is not allowed becomes `_`, the rest is shortened and gets the digest of the original behind it, so that it is nobody else's name; `invalid-…` if it is empty |
+/// | externalId | too long: `sha256:` and the digest of the original, which still tells duplicates; empty: absent |
+/// | tenantSlug, partnerSlug, resourceType | absent |
+///
+/// Except for the cuts, which are noted as always, the metadata keeps
+/// `_dezky.invalid.<field> = {bytes, sha256, head}` of the original, `head` being
+/// its first 128 bytes.
+///
+/// ```
+/// # use std::{sync::Arc, time::Duration};
+/// use dezky_core::store::MemoryAuditStore;
+/// use dezky_core::{Actor, AuditLog, NewEvent, RecordOutcome, Spool, SpoolConfig, rt::TokioRuntime};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> dezky_core::Result<()> {
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("audit.spool");
+/// let runtime = Arc::new(TokioRuntime);
+/// let store = Arc::new(MemoryAuditStore::open(runtime.clone()));
+/// let spool = Spool::open(SpoolConfig::new(path), runtime.clone()).await?;
+/// let log = AuditLog::new(store, runtime).with_spool(spool);
+///
+/// let event = NewEvent {
+///     tenant_slug: Some("acme".into()),
+///     ..NewEvent::new("tenant.suspended", Actor::user("u-7"))
+/// };
+/// let recorded = log.record(event).await;
+/// assert_eq!(recorded.outcome, RecordOutcome::Appended { seq: 0 });
+/// assert_eq!(log.counts().appended, 1);
+///
+/// // Beside it, for as long as the process lives:
+/// let shutdown = std::future::ready(());
+/// log.run_spool(shutdown).await;
+/// # Ok(())
+/// # }
+/// ```
+pub struct AuditLog {
+    store: Arc<dyn AuditStore>,
+    runtime: Arc<dyn Runtime>,
+    spool: Option<Spool>,
+    store_timeout: Duration,
+    /// Held by the one who moves events out of the spool.
+    draining: AsyncMutex<()>,
+    backoff: Mutex<Backoff>,
+    recovered: Event,
+    counters: Counters,
+}
+
+/// How long the store is left alone after failures.
+#[derive(Default)]
+struct Backoff {
+    failures: u32,
+    until: Option<Timestamp>,
+}
+
+#[derive(Default)]
+struct Counters {
+    appended: AtomicU64,
+    duplicates: AtomicU64,
+    conflicts: AtomicU64,
+    spooled: AtomicU64,
+    lost: AtomicU64,
+    repaired: AtomicU64,
+    quarantined: AtomicU64,
+}
+
+fn add(counter: &AtomicU64, count: usize) {
+    counter.fetch_add(count as u64, Ordering::Relaxed);
+}
+
+/// What became of a recorded event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recorded {
+    /// The event's id. Of a [duplicate](RecordOutcome::Duplicate) the id of the
+    /// one that is in the log.
+    pub id: Uuid,
+    /// What became of it.
+    pub outcome: RecordOutcome,
+}
+
+/// See [`Recorded`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordOutcome {
+    /// It is in the log.
+    Appended {
+        /// Its place.
+        seq: u64,
+    },
+    /// It was in the log already. One that says something else there is a
+    /// duplicate too, and counted among the conflicts; the first one stays.
+    Duplicate {
+        /// The place of the one that is there.
+        seq: u64,
+    },
+    /// It is in the spool, on the disk, and goes to the log from there.
+    Spooled,
+    /// It is nowhere: neither the store nor a spool took it. An error was logged.
+    Lost,
+}
+
+/// What became of a batch that was to be [kept](AuditLog::keep).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// It is in the log.
+    Appended(Appended),
+    /// All of it is in the spool, on the disk, and goes to the log from there.
+    Spooled,
+}
+
+/// What became of the events recorded and kept since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RecordCounts {
+    /// New in the log, out of the spool too.
+    pub appended: u64,
+    /// In the log already, out of the spool too.
+    pub duplicates: u64,
+    /// Of these, those that say something else than the one that is there.
+    pub conflicts: u64,
+    /// Put into the spool. They are counted as appended or duplicate as well when
+    /// they leave it.
+    pub spooled: u64,
+    /// Lost: taken by neither the store nor a spool, or damaged in the spool.
+    pub lost: u64,
+    /// Brought to normal form because a value broke a bound.
+    pub repaired: u64,
+    /// Put into the quarantine out of the spool: items that had been spooled, and
+    /// events that the store refused when they left it.
+    pub quarantined: u64,
+}
+
+/// What a drain moved out of the spool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Events that are new in the log.
+    pub appended: usize,
+    /// Events that were there already.
+    pub duplicates: usize,
+    /// Items that were spooled, and events that the store refuses: they are in the
+    /// quarantine.
+    pub quarantined: usize,
+    /// Records that could not be read back; see [`Spool`].
+    pub damaged: usize,
+    /// How many events and items still wait.
+    pub left: usize,
+}
+
+impl Drained {
+    fn records(&self) -> usize {
+        self.appended + self.duplicates + self.quarantined + self.damaged
+    }
+
+    fn take_in(&mut self, other: Self) {
+        self.appended += other.appended;
+        self.duplicates += other.duplicates;
+        self.quarantined += other.quarantined;
+        self.damaged += other.damaged;
+    }
+}
+
+impl AuditLog {
+    /// How long a handler waits in [`relay`](Self::relay) unless it knows better: 1 s.
+    pub const RELAY_WAIT: Duration = Duration::from_secs(1);
+
+    /// Records into `store`. Without a [spool](Self::with_spool) an event is lost
+    /// when the store doesn't take it.
+    pub fn new(store: Arc<dyn AuditStore>, runtime: Arc<dyn Runtime>) -> Self {
+        Self {
+            store,
+            runtime,
+            spool: None,
+            store_timeout: Duration::from_secs(5),
+            draining: AsyncMutex::new(()),
+            backoff: Mutex::default(),
+            recovered: Event::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Keeps events in `spool` while the store doesn't take them. What is in it
+    /// already comes first.
+    #[must_use]
+    pub fn with_spool(mut self, spool: Spool) -> Self {
+        self.spool = Some(spool);
+        self
+    }
+
+    /// How long the store may take for an append, 5 s unless set. Then the event
+    /// goes to the spool; if the append comes to its end after all, the one out of
+    /// the spool is a duplicate.
+    #[must_use]
+    pub fn with_store_timeout(mut self, timeout: Duration) -> Self {
+        self.store_timeout = timeout;
+        self
+    }
+
+    /// Where events go.
+    pub fn store(&self) -> &Arc<dyn AuditStore> {
+        &self.store
+    }
+
+    /// How the spool stands; `None` without one. The spool itself stays the
+    /// log's own: whoever discards from it would lose events.
+    pub fn spool_status(&self) -> Option<SpoolStatus> {
+        let spool = self.spool.as_ref()?;
+        Some(SpoolStatus { pending: spool.pending(), damaged_bytes: spool.damaged_bytes() })
+    }
+
+    /// What became of the events recorded since the start.
+    pub fn counts(&self) -> RecordCounts {
+        let c = &self.counters;
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        RecordCounts {
+            appended: get(&c.appended),
+            duplicates: get(&c.duplicates),
+            conflicts: get(&c.conflicts),
+            spooled: get(&c.spooled),
+            lost: get(&c.lost),
+            repaired: get(&c.repaired),
+            quarantined: get(&c.quarantined),
+        }
+    }
+
+    /// Records an event: in the log if the store takes it now, else in the spool.
+    ///
+    /// The id, receivedAt and the salt are fixed when the future is first polled,
+    /// `seq` when the event goes into the log. Never an error: values that break a
+    /// bound are replaced as the type describes, and [`RecordOutcome::Lost`] is
+    /// logged as an error and counted.
+    ///
+    /// While the spool is not empty the event queues in it, and the call may move a
+    /// few events on into the log, for a quarter of a second at most. Else it waits
+    /// for the store for the store timeout, and twice as long if the spool is full
+    /// but the store works. With a spool it does not wait for a store that has just
+    /// failed.
+    ///
+    /// Cancel-safe: if the future is dropped the event is in the log or the spool, or
+    /// it is nowhere; it is never there twice. Recording it again under the same `id`,
+    /// or the same `externalId`, is idempotent.
+    pub async fn record(&self, event: NewEvent) -> Recorded {
+        let event = self.seal(event);
+        self.place(std::slice::from_ref(&event)).await[0]
+    }
+
+    /// Records events in their order, each as [`record`](Self::record) does, in
+    /// batches: much cheaper than one by one. The answers are in the same order.
+    ///
+    /// The batch is not atomic: if the store fails on the way, the first ones are in
+    /// the log and the others in the spool.
+    pub async fn record_all(&self, events: Vec<NewEvent>) -> Vec<Recorded> {
+        self.record_sealed(events.into_iter().map(|event| self.seal(event)).collect()).await
+    }
+
+    /// Records events that are sealed already, as [`record_all`](Self::record_all)
+    /// does. One that breaks a bound, which [`seal`](Self::seal) excludes, ends in
+    /// the quarantine by way of the spool; without a spool it is lost.
+    pub async fn record_sealed(&self, events: Vec<SealedEvent>) -> Vec<Recorded> {
+        let mut recorded = Vec::with_capacity(events.len());
+        for batch in events.chunks(BATCH_EVENTS) {
+            recorded.extend(self.place(batch).await);
+        }
+        recorded
+    }
+
+    /// Keeps what a sender waits for, in the log if the store takes it now, else in
+    /// the spool: all of it in one of them, durably. What breaks a bound of the
+    /// quarantine is [cut](QuarantineItem::cut_to_bounds).
+    ///
+    /// As with [`record`](Self::record), what is spooled before comes first, and a
+    /// store that does not answer within the store timeout counts as one that is
+    /// away; should it have taken the batch after all, what comes out of the spool
+    /// is a duplicate. Give events an external id: then the same batch, kept again,
+    /// adds nothing, wherever the first one is by then.
+    ///
+    /// # Errors
+    /// Nothing is kept, or the outcome is unknown as with [`AuditStore::append`], and
+    /// the sender should come again: `store_unavailable` if neither store nor spool
+    /// takes it, the store's error if there is no spool. `event_invalid` and
+    /// `too_large` if the batch breaks a bound; coming again does not help then.
+    pub async fn keep(
+        &self,
+        events: Vec<SealedEvent>,
+        mut items: Vec<QuarantineItem>,
+    ) -> Result<Kept> {
+        items.iter_mut().for_each(QuarantineItem::cut_to_bounds);
+        let Some(spool) = &self.spool else {
+            let options = AppendOptions { quarantine: items, ..AppendOptions::default() };
+            let appended = self.append(events, options, self.store_timeout).await?;
+            self.count(&appended);
+            return Ok(Kept::Appended(appended));
+        };
+        if spool.pending() == 0 {
+            let options = AppendOptions { quarantine: items.clone(), ..AppendOptions::default() };
+            match self.append(events.clone(), options, self.store_timeout).await {
+                Ok(appended) => {
+                    self.succeeded();
+                    self.count(&appended);
+                    return Ok(Kept::Appended(appended));
+                }
+                Err(error) if is_about_the_batch(&error) => return Err(error),
+                Err(error) => self.failed(&error),
+            }
+        }
+        let count = events.len();
+        let items = items.into_iter().map(SpoolRecord::Quarantine);
+        let records: Vec<_> = items.chain(events.into_iter().map(SpoolRecord::Event)).collect();
+        let pushed = spool.push_records(&records).await;
+        self.nudge(spool).await;
+        pushed.map_err(|error| {
+            let what = "nothing could be kept, as the store is away and the spool takes no more";
+            tracing::error!(code = error.code(), %error, "{what}");
+            Error::new(ErrorKind::StoreUnavailable, what).with_source(error)
+        })?;
+        add(&self.counters.spooled, count);
+        Ok(Kept::Spooled)
+    }
+
+    /// Replaces values that break a bound, as the type describes, and seals: the
+    /// result is always valid. For events that are staged in a transaction of the
+    /// caller's; [`record`](Self::record) seals by itself.
+    pub fn seal(&self, mut event: NewEvent) -> SealedEvent {
+        if repair(&mut event) {
+            add(&self.counters.repaired, 1);
+        }
+        event.seal(&*self.runtime)
+    }
+
+    /// Moves what was staged in the outbox into the log and waits for that, at most
+    /// `max_wait`, so that a mutation that has committed is on the timeline.
+    ///
+    /// Says whether the outbox was emptied. If not, nothing is lost: a later relay
+    /// moves the rest. Idempotent and cancel-safe.
+    pub async fn relay(&self, max_wait: Duration) -> bool {
+        let work = async {
+            loop {
+                match self.store.relay(BATCH_EVENTS).await {
+                    Ok(relayed) if relayed.more => {}
+                    Ok(_) => return true,
+                    Err(error) => {
+                        tracing::warn!(code = error.code(), "the outbox could not be relayed");
+                        return false;
+                    }
+                }
+            }
+        };
+        self.within(max_wait, work).await.unwrap_or(false)
+    }
+
+    /// Moves at most `max_events` out of the spool into the log, oldest first.
+    ///
+    /// Idempotent: an event that is in the log already is only removed from the
+    /// spool. An event that the store refuses as invalid goes to its quarantine, with
+    /// an `ingest.quarantined` event, so that it does not hold up the others.
+    /// Cancel-safe: what was not moved stays.
+    ///
+    /// # Errors
+    /// Those of [`AuditStore::append`], `store_unavailable` after the store timeout,
+    /// `io` from the spool. What was moved before it remains so.
+    pub async fn drain_spool(&self, max_events: usize) -> Result<Drained> {
+        let mut drained = Drained::default();
+        let Some(spool) = &self.spool else { return Ok(drained) };
+        let _turn = self.draining.lock().await;
+        while spool.pending() > 0 && drained.records() < max_events {
+            let most = BATCH_EVENTS.min(max_events - drained.records());
+            let batch = self.drain_batch(spool, most, self.store_timeout).await?;
+            drained.take_in(batch);
+            if batch.records() == 0 {
+                break;
+            }
+        }
+        drained.left = spool.pending();
+        Ok(drained)
+    }
+
+    /// Keeps the spool empty until `shutdown` resolves: waits for events in it and
+    /// moves them into the log; after a failure it tries again after 0.5 s, then ever
+    /// later, up to 30 s. Without a spool it only waits.
+    ///
+    /// A store that fails and records that go to the spool don't end it. Dropping
+    /// the future is as good as `shutdown`: what was not moved stays in the spool.
+    pub async fn run_spool(&self, shutdown: impl Future<Output = ()> + Send) {
+        let mut shutdown = pin!(shutdown);
+        let Some(spool) = &self.spool else { return shutdown.await };
+        loop {
+            let step = pin!(self.spool_step(spool));
+            if let Either::Left(_) = select(shutdown.as_mut(), step).await {
+                return;
+            }
+        }
+    }
+
+    /// Waits for something to do, for the end of a wait, or moves a batch.
+    async fn spool_step(&self, spool: &Spool) {
+        // Before the looks, so that nothing happens unheard in between.
+        let (pushed, recovered) = (spool.pushed(), self.recovered.listen());
+        if spool.pending() == 0 {
+            return pushed.await;
+        }
+        let wait = self.backoff_left();
+        if !wait.is_zero() {
+            select(self.runtime.sleep(wait), recovered).await;
+            return;
+        }
+        let _turn = self.draining.lock().await;
+        // A failure is logged, and makes the next step wait.
+        let _ = self.drain_batch(spool, BATCH_EVENTS, self.store_timeout).await;
+    }
+
+    /// Puts a batch where it can be put.
+    async fn place(&self, events: &[SealedEvent]) -> Vec<Recorded> {
+        let mut failure = None;
+        if self.spool.as_ref().is_none_or(|spool| spool.pending() == 0) {
+            match self.append_new(events).await {
+                Ok(recorded) => return recorded,
+                // One of them is invalid: it must not decide about the others.
+                Err(error) if error.kind() == ErrorKind::EventInvalid && events.len() > 1 => {
+                    let mut recorded = Vec::with_capacity(events.len());
+                    for event in events {
+                        recorded.extend(Box::pin(self.place(std::slice::from_ref(event))).await);
+                    }
+                    return recorded;
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        let Some(spool) = &self.spool else {
+            return self.lose(events, failure.as_ref());
+        };
+        let Pushed { kept, refused } = spool.push_some(events).await;
+        let (kept, rest) = events.split_at(kept);
+        let mut recorded = self.spooled(kept);
+        if rest.is_empty() {
+            self.nudge(spool).await;
+        } else {
+            recorded.extend(self.insist(spool, rest, refused.as_ref()).await);
+        }
+        recorded
+    }
+
+    /// What the spool did not take, for which it must be emptied first: a store that
+    /// works loses no event because of a full or broken spool.
+    async fn insist(
+        &self,
+        spool: &Spool,
+        events: &[SealedEvent],
+        failure: Option<&Error>,
+    ) -> Vec<Recorded> {
+        if !self.backoff_left().is_zero() {
+            return self.lose(events, failure);
+        }
+        let empty = async {
+            let _turn = self.draining.lock().await;
+            while spool.pending() > 0 && self.backoff_left().is_zero() {
+                let batch = self.drain_batch(spool, BATCH_EVENTS, self.store_timeout).await;
+                if batch.is_ok_and(|batch| batch.records() == 0) {
+                    break;
+                }
+            }
+        };
+        // Whether it came to its end or not, there may be room.
+        let _ = self.within(self.store_timeout, empty).await;
+        if spool.pending() == 0
+            && self.backoff_left().is_zero()
+            && let Ok(recorded) = self.append_new(events).await
+        {
+            return recorded;
+        }
+        let Pushed { kept, refused } = spool.push_some(events).await;
+        let (kept, rest) = events.split_at(kept);
+        let mut recorded = self.spooled(kept);
+        recorded.extend(self.lose(rest, refused.as_ref()));
+        recorded
+    }
+
+    /// Moves a few events on if nobody does and the store is not known to be down.
+    async fn nudge(&self, spool: &Spool) {
+        if self.backoff_left().is_zero()
+            && let Some(_turn) = self.draining.try_lock()
+        {
+            let timeout = INLINE_TIMEOUT.min(self.store_timeout);
+            // A failure is logged, and the events are where they are.
+            let _ = self.drain_batch(spool, INLINE_EVENTS, timeout).await;
+        }
+    }
+
+    fn spooled(&self, events: &[SealedEvent]) -> Vec<Recorded> {
+        add(&self.counters.spooled, events.len());
+        answers(events, RecordOutcome::Spooled)
+    }
+
+    fn lose(&self, events: &[SealedEvent], failure: Option<&Error>) -> Vec<Recorded> {
+        add(&self.counters.lost, events.len());
+        for event in events.iter().map(SealedEvent::event) {
+            tracing::error!(
+                id = %event.id,
+                action = event.action,
+                source = event.source,
+                code = failure.map(Error::code),
+                "an audit event is lost"
+            );
+        }
+        answers(events, RecordOutcome::Lost)
+    }
+
+    /// Appends events that are not in the spool.
+    async fn append_new(&self, events: &[SealedEvent]) -> Result<Vec<Recorded>> {
+        let options = AppendOptions::default();
+        match self.append(events.to_vec(), options, self.store_timeout).await {
+            Ok(appended) => {
+                self.succeeded();
+                self.count(&appended);
+                Ok(appended.receipts.iter().map(recorded).collect())
+            }
+            Err(error) => {
+                if error.kind() != ErrorKind::EventInvalid {
+                    self.failed(&error);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Moves a batch out of the spool, for the one whose turn it is.
+    async fn drain_batch(
+        &self,
+        spool: &Spool,
+        max_events: usize,
+        timeout: Duration,
+    ) -> Result<Drained> {
+        let moved = self.move_batch(spool, max_events, timeout).await;
+        match &moved {
+            Ok(_) => self.succeeded(),
+            Err(error) => self.failed(error),
+        }
+        moved
+    }
+
+    async fn move_batch(
+        &self,
+        spool: &Spool,
+        max_events: usize,
+        timeout: Duration,
+    ) -> Result<Drained> {
+        let Peeked { records, damaged } = spool.look(max_events).await?;
+        add(&self.counters.lost, damaged);
+        let mut drained = Drained { damaged, ..Drained::default() };
+        let count = records.len();
+        if count == 0 {
+            return Ok(drained);
+        }
+        let (mut events, mut quarantine) = (Vec::with_capacity(count), Vec::new());
+        for record in records {
+            match record {
+                SpoolRecord::Event(event) => events.push(event),
+                SpoolRecord::Quarantine(item) => quarantine.push(item),
+            }
+        }
+        let items = quarantine.len();
+        let options = AppendOptions { quarantine, ..AppendOptions::default() };
+        match self.append(events, options, timeout).await {
+            Ok(appended) => {
+                drained.take_in(self.count(&appended));
+                drained.take_in(self.quarantined(items));
+                self.discard(spool, count).await;
+            }
+            Err(error) if is_about_the_batch(&error) => {
+                for _ in 0..count {
+                    drained.take_in(self.move_one(spool, timeout).await?);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(drained)
+    }
+
+    /// Moves the oldest record into the log or, if the store refuses the event, into
+    /// the quarantine.
+    async fn move_one(&self, spool: &Spool, timeout: Duration) -> Result<Drained> {
+        let Peeked { mut records, damaged } = spool.look(1).await?;
+        add(&self.counters.lost, damaged);
+        let mut drained = Drained { damaged, ..Drained::default() };
+        match records.pop() {
+            None => return Ok(drained),
+            Some(SpoolRecord::Quarantine(item)) => {
+                drained.take_in(self.quarantine(item, Vec::new(), timeout).await?);
+            }
+            Some(SpoolRecord::Event(event)) => {
+                let options = AppendOptions::default();
+                match self.append(vec![event.clone()], options, timeout).await {
+                    Ok(appended) => drained.take_in(self.count(&appended)),
+                    Err(error) if is_about_the_batch(&error) => {
+                        let item = refused(&event, &error);
+                        let notice = item.notice(&*self.runtime);
+                        drained.take_in(self.quarantine(item, vec![notice], timeout).await?);
+                        tracing::error!(
+                            id = %event.event().id,
+                            action = event.event().action,
+                            source = event.event().source,
+                            code = error.code(),
+                            "the store refuses an event of the spool: it is in the quarantine"
+                        );
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        self.discard(spool, 1).await;
+        Ok(drained)
+    }
+
+    async fn quarantine(
+        &self,
+        item: QuarantineItem,
+        notice: Vec<SealedEvent>,
+        timeout: Duration,
+    ) -> Result<Drained> {
+        let options = AppendOptions { quarantine: vec![item], ..AppendOptions::default() };
+        self.append(notice, options, timeout).await?;
+        Ok(self.quarantined(1))
+    }
+
+    /// Takes events that are in the log out of the spool.
+    async fn discard(&self, spool: &Spool, count: usize) {
+        if let Err(error) = spool.discard(count).await {
+            // They are in the log; at worst they come again, as duplicates.
+            tracing::warn!(code = error.code(), %error, "the drained spool could not be cut");
+        }
+    }
+
+    async fn append(
+        &self,
+        events: Vec<SealedEvent>,
+        options: AppendOptions,
+        timeout: Duration,
+    ) -> Result<Appended> {
+        let count = events.len();
+        match self.within(timeout, self.store.append(events, options)).await {
+            Some(Ok(appended)) if appended.receipts.len() != count => Err(Error::new(
+                ErrorKind::Internal,
+                "the store gave another number of receipts than there were events",
+            )),
+            Some(answer) => answer,
+            None => Err(Error::new(
+                ErrorKind::StoreUnavailable,
+                format!("the store did not answer within {} ms", timeout.as_millis()),
+            )),
+        }
+    }
+
+    /// The outcome of `work`, unless it takes longer than `timeout`.
+    async fn within<T>(&self, timeout: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        // Most work is done before a timer is worth its while.
+        if let Poll::Ready(done) = futures_util::poll!(work.as_mut()) {
+            return Some(done);
+        }
+        match select(work, self.runtime.sleep(timeout)).await {
+            Either::Left((done, _)) => Some(done),
+            Either::Right(_) => None,
+        }
+    }
+
+    fn count(&self, appended: &Appended) -> Drained {
+        let new = appended.appended();
+        let duplicates = appended.duplicates();
+        add(&self.counters.appended, new);
+        add(&self.counters.duplicates, duplicates);
+        add(&self.counters.conflicts, appended.conflicts());
+        Drained { appended: new, duplicates, ..Drained::default() }
+    }
+
+    fn quarantined(&self, items: usize) -> Drained {
+        add(&self.counters.quarantined, items);
+        Drained { quarantined: items, ..Drained::default() }
+    }
+
+    fn backoff(&self) -> MutexGuard<'_, Backoff> {
+        self.backoff.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long the store is still left alone.
+    fn backoff_left(&self) -> Duration {
+        self.backoff().left(self.runtime.now())
+    }
+
+    fn succeeded(&self) {
+        let before = std::mem::take(&mut *self.backoff());
+        if before.failures > 0 {
+            tracing::info!("the audit store takes events again");
+            self.recovered.notify(usize::MAX);
+        }
+    }
+
+    fn failed(&self, error: &Error) {
+        let mut random = [0; 4];
+        self.runtime.fill_random(&mut random);
+        let now = self.runtime.now();
+        let mut backoff = self.backoff();
+        // Of many that fail together one counts.
+        if backoff.left(now).is_zero() {
+            let wait = backoff.fail(now, u32::from_le_bytes(random));
+            drop(backoff);
+            tracing::warn!(
+                code = error.code(),
+                %error,
+                pending = self.spool.as_ref().map(Spool::pending),
+                retry_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+                "audit events could not be moved into the store"
+            );
+        }
+    }
+}
+
+impl Backoff {
+    fn left(&self, now: Timestamp) -> Duration {
+        let left = self.until.map_or(Duration::ZERO, |until| until.saturating_since(now));
+        // Unless the clock was set back.
+        if left > MAX_BACKOFF { Duration::ZERO } else { left }
+    }
+
+    /// Waits twice as long as before; of that, half is left to chance, so that
+    /// several processes don't come back together.
+    fn fail(&mut self, now: Timestamp, random: u32) -> Duration {
+        let longest = MIN_BACKOFF.saturating_mul(1 << self.failures.min(16)).min(MAX_BACKOFF);
+        let wait = longest.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX));
+        self.failures = self.failures.saturating_add(1);
+        self.until = Some(now.saturating_add(wait));
+        wait
+    }
+}
+
+fn answers(events: &[SealedEvent], outcome: RecordOutcome) -> Vec<Recorded> {
+    events.iter().map(|event| Recorded { id: event.event().id, outcome }).collect()
+}
+
+fn recorded(receipt: &Receipt) -> Recorded {
+    let seq = receipt.seq;
+    let outcome = match receipt.status {
+        ReceiptStatus::Appended => RecordOutcome::Appended { seq },
+        ReceiptStatus::Duplicate | ReceiptStatus::Conflict => RecordOutcome::Duplicate { seq },
+    };
+    Recorded { id: receipt.id, outcome }
+}
+
+/// Whether the store is well, but does not take this batch whenever it comes.
+fn is_about_the_batch(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::EventInvalid | ErrorKind::TooLarge)
+}
+
+/// A spooled event that the store refuses, without its salt.
+fn refused(sealed: &SealedEvent, error: &Error) -> QuarantineItem {
+    let event = sealed.event();
+    let mut item = QuarantineItem {
+        source: event.source.clone(),
+        key: format!("spool:{}", event.id),
+        reason: error.code().to_owned(),
+        detail: error.to_string(),
+        raw: serde_json::to_vec(event).unwrap_or_default(),
+        at: event.received_at,
+    };
+    item.cut_to_bounds();
+    item
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,718 @@
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
+
+use async_trait::async_trait;
+use futures_util::future::{join, pending};
+use proptest::prelude::*;
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::repair::{INVALID, digest, repaired_action, repaired_source};
+use super::*;
+use crate::rt::TokioRuntime;
+use crate::store::{
+    Capabilities, Lease, ListPage, ListQuery, LogState, MemoryAuditStore, QuarantinedItem, Relayed,
+    ScannedRow, StoredRow,
+};
+use crate::testkit::{ManualRuntime, named_event};
+use crate::{Actor, AuditEvent, NewMetadata, SpoolConfig};
+
+/// How a [`Moody`] store takes appends.
+#[derive(Clone, Copy, PartialEq)]
+enum Mood {
+    Up,
+    /// Fails at once.
+    Down,
+    /// Never answers, and appends nothing.
+    Hanging,
+    /// Appends, but never answers.
+    Mute,
+}
+
+/// A store in memory with moods. It refuses events whose resource is `poison`.
+struct Moody {
+    inner: MemoryAuditStore,
+    mood: Mutex<Mood>,
+    appends: AtomicUsize,
+}
+
+impl Moody {
+    fn new(runtime: Arc<dyn Runtime>) -> Arc<Self> {
+        Arc::new(Self {
+            inner: MemoryAuditStore::open(runtime),
+            mood: Mutex::new(Mood::Up),
+            appends: AtomicUsize::new(0),
+        })
+    }
+
+    fn set(&self, mood: Mood) {
+        *self.mood.lock().unwrap() = mood;
+    }
+
+    fn appends(&self) -> usize {
+        self.appends.load(Ordering::SeqCst)
+    }
+
+    /// What is in the log, in its order.
+    async fn events(&self) -> Vec<AuditEvent> {
+        let rows = self.inner.scan(0, 10_000).await.unwrap();
+        let event = |row: ScannedRow| row.map(|StoredRow { stored, .. }| stored.event).unwrap();
+        rows.into_iter().map(event).collect()
+    }
+
+    async fn names(&self) -> Vec<String> {
+        let events = self.events().await.into_iter();
+        let events = events.filter(|event| event.action != "ingest.quarantined");
+        events.map(|event| event.resource_id.unwrap()).collect()
+    }
+}
+
+#[async_trait]
+impl AuditStore for Moody {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    async fn append(&self, events: Vec<SealedEvent>, options: AppendOptions) -> Result<Appended> {
+        self.appends.fetch_add(1, Ordering::SeqCst);
+        let mood = *self.mood.lock().unwrap();
+        let poison = |e: &SealedEvent| e.event().resource_id.as_deref() == Some("poison");
+        match mood {
+            Mood::Down => Err(Error::new(ErrorKind::StoreUnavailable, "down")),
+            Mood::Hanging => pending().await,
+            Mood::Mute => {
+                self.inner.append(events, options).await?;
+                pending().await
+            }
+            Mood::Up if events.iter().any(poison) => {
+                Err(Error::new(ErrorKind::EventInvalid, "event 0: resourceId must be mild"))
+            }
+            Mood::Up => self.inner.append(events, options).await,
+        }
+    }
+    async fn list(&self, query: &ListQuery) -> Result<ListPage> {
+        self.inner.list(query).await
+    }
+    async fn state(&self) -> Result<LogState> {
+        self.inner.state().await
+    }
+    async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>> {
+        self.inner.scan(from_seq, max_rows).await
+    }
+    async fn changed(&self, next_seq: u64) {
+        self.inner.changed(next_seq).await;
+    }
+    async fn cursor(&self, source: &str) -> Result<Option<String>> {
+        self.inner.cursor(source).await
+    }
+    async fn acquire_lease(
+        &self,
+        name: &str,
+        holder: &str,
+        ttl: Duration,
+    ) -> Result<Option<Lease>> {
+        self.inner.acquire_lease(name, holder, ttl).await
+    }
+    async fn release_lease(&self, lease: &Lease) -> Result<()> {
+        self.inner.release_lease(lease).await
+    }
+    async fn quarantined(&self, after: i64, max: usize) -> Result<Vec<QuarantinedItem>> {
+        self.inner.quarantined(after, max).await
+    }
+    async fn stage(&self, events: Vec<SealedEvent>) -> Result<()> {
+        self.inner.stage(events).await
+    }
+    async fn relay(&self, max_events: usize) -> Result<Relayed> {
+        let mood = *self.mood.lock().unwrap();
+        match mood {
+            Mood::Up => self.inner.relay(max_events).await,
+            Mood::Down => Err(Error::new(ErrorKind::StoreUnavailable, "down")),
+            Mood::Hanging | Mood::Mute => pending().await,
+        }
+    }
+}
+
+struct World {
+    folder: TempDir,
+    runtime: Arc<ManualRuntime>,
+    store: Arc<Moody>,
+}
+
+impl World {
+    fn new() -> Self {
+        let runtime = Arc::new(ManualRuntime::new(3));
+        let store = Moody::new(runtime.clone());
+        Self { folder: TempDir::new().unwrap(), runtime, store }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("audit.spool")
+    }
+
+    fn log_without_spool(&self) -> AuditLog {
+        AuditLog::new(self.store.clone(), self.runtime.clone())
+    }
+
+    async fn log_with(&self, config: SpoolConfig) -> AuditLog {
+        let spool = Spool::open(config, self.runtime.clone()).await.unwrap();
+        self.log_without_spool().with_spool(spool)
+    }
+
+    async fn log(&self) -> AuditLog {
+        self.log_with(SpoolConfig::new(self.path())).await
+    }
+
+    /// Beyond any back-off.
+    fn later(&self) {
+        self.runtime.advance(MAX_BACKOFF);
+    }
+
+    /// Waits until so many sleep, then moves the time.
+    async fn advance_when_sleeping(&self, sleepers: usize, by: Duration) {
+        while self.runtime.sleeping() < sleepers {
+            tokio::task::yield_now().await;
+        }
+        self.runtime.advance(by);
+    }
+}
+
+fn named(name: impl std::fmt::Display) -> NewEvent {
+    named_event(&name.to_string())
+}
+
+fn outcomes(recorded: &[Recorded]) -> Vec<RecordOutcome> {
+    recorded.iter().map(|r| r.outcome).collect()
+}
+
+use RecordOutcome::{Appended as In, Duplicate as Again, Lost, Spooled};
+
+#[tokio::test]
+async fn into_the_log() {
+    let world = World::new();
+    let log = world.log().await;
+    let event = NewEvent { id: Some(Uuid::from_u128(7)), ..named("a") };
+    let first = log.record(event.clone()).await;
+    assert_eq!(first, Recorded { id: Uuid::from_u128(7), outcome: In { seq: 0 } });
+    let conflict = NewEvent { action: "tenant.deleted".into(), ..event.clone() };
+    assert_eq!(log.record(event).await, Recorded { outcome: Again { seq: 0 }, ..first });
+    assert_eq!(log.record(conflict).await.outcome, Again { seq: 0 });
+    let outside = |name| NewEvent { external_id: Some("x".into()), ..named(name) };
+    let recorded = log.record_all(vec![outside("b"), named("c"), outside("b")]).await;
+    assert_eq!(outcomes(&recorded), [In { seq: 1 }, In { seq: 2 }, Again { seq: 1 }]);
+    // The id of the one that is there.
+    assert_eq!(recorded[2].id, recorded[0].id);
+    let counts = RecordCounts { appended: 3, duplicates: 3, conflicts: 1, ..log.counts() };
+    assert_eq!(log.counts(), counts);
+    assert_eq!((counts.spooled, counts.lost, counts.repaired), (0, 0, 0));
+    assert_eq!(world.runtime.sleeping(), 0);
+    assert_eq!(log.record_all(Vec::new()).await, []);
+}
+
+#[tokio::test]
+async fn behind_those_that_wait() {
+    let world = World::new();
+    let log = world.log().await;
+    world.store.set(Mood::Down);
+    assert_eq!(log.record(named(0)).await.outcome, Spooled);
+    let entry = world.runtime.now();
+    // The store is not asked again before its time.
+    world.store.set(Mood::Up);
+    assert_eq!(log.record(named(1)).await.outcome, Spooled);
+    assert_eq!(world.store.appends(), 1);
+    assert_eq!(world.store.names().await, [] as [&str; 0]);
+    world.later();
+    // Then what waits comes first, and the next goes straight in.
+    assert_eq!(log.record(named(2)).await.outcome, Spooled);
+    assert_eq!(world.store.names().await, ["0", "1", "2"]);
+    assert_eq!(log.record(named(3)).await.outcome, In { seq: 3 });
+    let received: Vec<_> = world.store.events().await.iter().map(|e| e.received_at).collect();
+    assert_eq!(received[..2], [entry, entry]);
+    assert_eq!(log.counts(), RecordCounts { appended: 4, spooled: 3, ..RecordCounts::default() });
+    assert_eq!(log.spool_status().unwrap().pending, 0);
+}
+
+#[tokio::test]
+async fn little_by_little() {
+    let world = World::new();
+    let log = world.log().await;
+    world.store.set(Mood::Down);
+    let count = INLINE_EVENTS * 2;
+    let recorded = log.record_all((0..count).map(named).collect()).await;
+    assert!(recorded.iter().all(|r| r.outcome == Spooled));
+    world.later();
+    world.store.set(Mood::Up);
+    // One record moves a bounded part, and queues behind the rest.
+    assert_eq!(log.record(named(count)).await.outcome, Spooled);
+    assert_eq!(log.spool_status().unwrap().pending, count + 1 - INLINE_EVENTS);
+    let drained = log.drain_spool(10).await.unwrap();
+    assert_eq!((drained.appended, drained.left), (10, count + 1 - INLINE_EVENTS - 10));
+    let drained = log.drain_spool(usize::MAX).await.unwrap();
+    assert_eq!((drained.duplicates, drained.left), (0, 0));
+    let expected: Vec<_> = (0..=count).map(|n| n.to_string()).collect();
+    assert_eq!(world.store.names().await, expected);
+    assert_eq!(log.drain_spool(10).await.unwrap(), Drained::default());
+}
+
+#[tokio::test]
+async fn a_failing_drain_waits_and_keeps() {
+    let world = World::new();
+    let log = world.log().await;
+    world.store.set(Mood::Down);
+    log.record(named(0)).await;
+    let error = log.drain_spool(10).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+    assert_eq!(log.spool_status().unwrap().pending, 1);
+    // Ever longer, and never longer than the longest wait.
+    let mut backoff = Backoff::default();
+    let now = world.runtime.now();
+    let waits: Vec<_> = (0..20).map(|_| backoff.fail(now, u32::MAX).as_millis()).collect();
+    assert_eq!(waits[..7], [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000]);
+    assert_eq!(waits[19], 30_000);
+    assert_eq!(backoff.fail(now, 0).as_millis(), 15_000);
+    assert_eq!(backoff.left(now), Duration::from_secs(15));
+    let set_back = Timestamp::from_millis(now.as_millis() - 3_600_000).unwrap();
+    assert_eq!(backoff.left(set_back), Duration::ZERO);
+}
+
+#[tokio::test]
+async fn after_a_restart() {
+    let world = World::new();
+    let log = world.log().await;
+    world.store.set(Mood::Down);
+    let before = log.record_all(vec![named(0), named(1)]).await;
+    // Killed: another process finds what lies on the disk.
+    let other = world.folder.path().join("other.spool");
+    std::fs::copy(world.path(), &other).unwrap();
+    let log = world.log_with(SpoolConfig::new(&other)).await;
+    world.store.set(Mood::Up);
+    assert_eq!(log.record(named(2)).await.outcome, Spooled);
+    assert_eq!(world.store.names().await, ["0", "1", "2"]);
+    let ids: Vec<_> = world.store.events().await.iter().map(|e| e.id).collect();
+    assert_eq!(ids[..2], [before[0].id, before[1].id]);
+}
+
+#[tokio::test]
+async fn killed_between_append_and_discard() {
+    let world = World::new();
+    let log = world.log().await;
+    world.store.set(Mood::Down);
+    log.record_all((0..5).map(named).collect()).await;
+    let before = std::fs::read(world.path()).unwrap();
+    world.store.set(Mood::Up);
+    log.drain_spool(3).await.unwrap();
+    drop(log);
+    // What the disk holds if nothing came after the append of the first three.
+    std::fs::write(world.path(), &before).unwrap();
+    let log = world.log().await;
+    let drained = log.drain_spool(100).await.unwrap();
+    assert_eq!((drained.appended, drained.duplicates), (2, 3));
+    assert_eq!(world.store.names().await, ["0", "1", "2", "3", "4"]);
+    assert_eq!(log.counts().conflicts, 0);
+}
+
+#[tokio::test]
+async fn dropped_between_append_and_discard() {
+    let world = World::new();
+    let log = world.log().await;
+    world.store.set(Mood::Down);
+    log.record_all((0..3).map(named).collect()).await;
+    world.store.set(Mood::Mute);
+    let mut drain = Box::pin(log.drain_spool(100));
+    assert!(futures_util::poll!(&mut drain).is_pending());
+    drop(drain);
+    assert_eq!(log.spool_status().unwrap().pending, 3);
+    assert_eq!(world.store.names().await, ["0", "1", "2"]);
+    world.store.set(Mood::Up);
+    let drained = log.drain_spool(100).await.unwrap();
+    assert_eq!((drained.appended, drained.duplicates, drained.left), (0, 3, 0));
+    assert_eq!(world.store.names().await, ["0", "1", "2"]);
+}
+
+#[tokio::test]
+async fn a_store_that_hangs() {
+    for (mood, late) in [(Mood::Hanging, 0), (Mood::Mute, 1)] {
+        let world = World::new();
+        let log = world.log().await.with_store_timeout(Duration::from_secs(2));
+        world.store.set(mood);
+        let before = world.runtime.now();
+        let (recorded, ()) =
+            join(log.record(named(0)), world.advance_when_sleeping(1, Duration::from_secs(2)))
+                .await;
+        assert_eq!(recorded.outcome, Spooled);
+        assert_eq!(log.record(named(1)).await.outcome, Spooled);
+        assert_eq!(world.runtime.now().saturating_since(before), Duration::from_secs(2));
+        assert_eq!(world.store.names().await.len(), late);
+        world.store.set(Mood::Up);
+        let drained = log.drain_spool(10).await.unwrap();
+        assert_eq!((drained.appended, drained.duplicates), (2 - late, late));
+        assert_eq!(world.store.names().await, ["0", "1"]);
+        assert_eq!(log.counts().conflicts, 0);
+    }
+}
+
+#[tokio::test]
+async fn lost_and_said_so() {
+    let world = World::new();
+    let log = world.log_without_spool();
+    world.store.set(Mood::Down);
+    assert_eq!(log.record(named(0)).await.outcome, Lost);
+    assert_eq!(outcomes(&log.record_all(vec![named(1), named(2)]).await), [Lost, Lost]);
+    assert_eq!(log.counts(), RecordCounts { lost: 3, ..RecordCounts::default() });
+    // No queue, no order to keep: the next one is tried.
+    world.store.set(Mood::Up);
+    assert_eq!(log.record(named(3)).await.outcome, In { seq: 0 });
+    assert_eq!(log.drain_spool(10).await.unwrap(), Drained::default());
+}
+
+#[tokio::test]
+async fn a_full_spool() {
+    let world = World::new();
+    let config = SpoolConfig { max_events: 3, ..SpoolConfig::new(world.path()) };
+    let log = world.log_with(config).await;
+    world.store.set(Mood::Down);
+    let recorded = log.record_all((0..5).map(named).collect()).await;
+    assert_eq!(outcomes(&recorded), [Spooled, Spooled, Spooled, Lost, Lost]);
+    assert_eq!(log.counts().lost, 2);
+    assert_eq!(log.record(named(5)).await.outcome, Lost);
+    // A store that works makes room.
+    world.later();
+    world.store.set(Mood::Up);
+    assert_eq!(log.record(named(6)).await.outcome, In { seq: 3 });
+    assert_eq!(world.store.names().await, ["0", "1", "2", "6"]);
+    assert_eq!(log.counts().lost, 3);
+    // One that fails again does not, and is waited for once.
+    world.store.set(Mood::Down);
+    log.record_all((7..10).map(named).collect()).await;
+    world.later();
+    world.store.set(Mood::Hanging);
+    let (recorded, ()) =
+        join(log.record(named(10)), world.advance_when_sleeping(1, log.store_timeout)).await;
+    assert_eq!(recorded.outcome, Lost);
+    assert_eq!(log.spool_status().unwrap().pending, 3);
+}
+
+#[tokio::test]
+async fn a_poisoned_event_does_not_block() {
+    let world = World::new();
+    let log = world.log().await;
+    world.store.set(Mood::Down);
+    let names = ["0", "poison", "1", "poison", "2"];
+    let recorded = log.record_all(names.map(named).into()).await;
+    world.store.set(Mood::Up);
+    let drained = log.drain_spool(100).await.unwrap();
+    let expected = Drained { appended: 3, quarantined: 2, ..Drained::default() };
+    assert_eq!(drained, expected);
+    assert_eq!(world.store.names().await, ["0", "1", "2"]);
+    let items = world.store.quarantined(0, 10).await.unwrap();
+    assert_eq!(items.len(), 2);
+    let item = &items[0].item;
+    assert_eq!(item.key, format!("spool:{}", recorded[1].id));
+    assert_eq!((item.source.as_str(), item.reason.as_str()), ("platform-api", "event_invalid"));
+    assert!(item.detail.contains("resourceId must be mild"));
+    let raw = String::from_utf8(item.raw.clone()).unwrap();
+    assert!(raw.contains("poison") && !raw.contains("salt"), "{raw}");
+    // Recorded while the store works, it takes the same way and takes none along.
+    let recorded = log.record_all(["3", "poison", "4"].map(named).into()).await;
+    assert_eq!(outcomes(&recorded), [In { seq: 5 }, Spooled, In { seq: 7 }]);
+    assert_eq!(log.counts().quarantined, 3);
+    assert_eq!(log.counts().lost, 0);
+    // With nowhere to go it is lost, alone.
+    let log = world.log_without_spool();
+    let recorded = log.record_all(["5", "poison", "6"].map(named).into()).await;
+    assert_eq!(outcomes(&recorded), [In { seq: 8 }, Lost, In { seq: 9 }]);
+    // Each of them is told of on the timeline.
+    let events = world.store.events().await;
+    assert_eq!(events.iter().filter(|e| e.action == "ingest.quarantined").count(), 3);
+}
+
+#[tokio::test]
+async fn the_worker() {
+    let world = World::new();
+    let log = world.log().await;
+    let (stop, stopped) = futures_util::future::abortable(pending::<()>());
+    let worker = log.run_spool(async {
+        let _ = stop.await;
+    });
+    let work = async {
+        // Idle, it waits for events alone.
+        tokio::task::yield_now().await;
+        assert_eq!(world.runtime.sleeping(), 0);
+        world.store.set(Mood::Down);
+        log.record(named(0)).await;
+        world.advance_when_sleeping(1, MAX_BACKOFF).await;
+        while world.store.appends() < 2 {
+            tokio::task::yield_now().await;
+        }
+        log.record(named(1)).await;
+        world.store.set(Mood::Up);
+        world.advance_when_sleeping(1, MAX_BACKOFF).await;
+        while log.spool_status().unwrap().pending > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(log.record(named(2)).await.outcome, In { seq: 2 });
+        // A record that finds the store well ends the worker's wait.
+        world.store.set(Mood::Down);
+        log.record_all((3..200).map(named).collect()).await;
+        while world.runtime.sleeping() < 1 {
+            tokio::task::yield_now().await;
+        }
+        world.store.set(Mood::Up);
+        log.drain_spool(1).await.unwrap();
+        while log.spool_status().unwrap().pending > 0 {
+            tokio::task::yield_now().await;
+        }
+        stopped.abort();
+    };
+    join(worker, work).await;
+    let expected: Vec<_> = (0..200).map(|n| n.to_string()).collect();
+    assert_eq!(world.store.names().await, expected);
+    world.log_without_spool().run_spool(async {}).await;
+}
+
+#[tokio::test]
+async fn relaying() {
+    let world = World::new();
+    let log = world.log_without_spool();
+    assert!(log.relay(AuditLog::RELAY_WAIT).await);
+    let sealed = (0..=(BATCH_EVENTS * 2)).map(|n| log.seal(named(n))).collect();
+    world.store.stage(sealed).await.unwrap();
+    world.store.set(Mood::Down);
+    assert!(!log.relay(AuditLog::RELAY_WAIT).await);
+    world.store.set(Mood::Hanging);
+    let (current, ()) =
+        join(log.relay(AuditLog::RELAY_WAIT), world.advance_when_sleeping(1, AuditLog::RELAY_WAIT))
+            .await;
+    assert!(!current);
+    world.store.set(Mood::Up);
+    assert!(log.relay(AuditLog::RELAY_WAIT).await);
+    assert_eq!(world.store.names().await.len(), BATCH_EVENTS * 2 + 1);
+}
+
+/// Many recorders, one of them hasty, and a store that comes and goes: each
+/// one's events are in the log once and in their order.
+#[test]
+fn order_across_outages() {
+    const RECORDERS: usize = 6;
+    const EVENTS: usize = 60;
+    const MOODS: [Mood; 5] = [Mood::Up, Mood::Down, Mood::Mute, Mood::Up, Mood::Hanging];
+    let folder = TempDir::new().unwrap();
+    let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
+    let executor =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build();
+    let executor = executor.unwrap();
+    let store = Moody::new(runtime.clone());
+    let config = SpoolConfig::new(folder.path().join("audit.spool"));
+    let spool = executor.block_on(Spool::open(config, runtime.clone())).unwrap();
+    let log = AuditLog::new(store.clone(), runtime)
+        .with_spool(spool)
+        .with_store_timeout(Duration::from_millis(10));
+    let done = AtomicUsize::new(0);
+    let record = async |recorder: usize| {
+        for n in 0..EVENTS {
+            let recorded = log.record(named(format_args!("{recorder}:{n}"))).await;
+            assert_ne!(recorded.outcome, Lost);
+        }
+        done.fetch_add(1, Ordering::SeqCst);
+    };
+    let change_moods = async {
+        let mut n = 0;
+        while done.load(Ordering::SeqCst) < RECORDERS {
+            n += 1;
+            store.set(MOODS[n % MOODS.len()]);
+            // Else the waits would make this test a long one.
+            *log.backoff() = Backoff::default();
+            let mut hasty = Box::pin(log.record(named(format_args!("hasty:{n}"))));
+            for _ in 0..n % 7 {
+                if futures_util::poll!(&mut hasty).is_ready() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+            drop(hasty);
+            // In turn with the records that drain.
+            let _ = log.drain_spool(5).await;
+        }
+    };
+    std::thread::scope(|scope| {
+        for recorder in 0..RECORDERS {
+            let (executor, record) = (&executor, &record);
+            scope.spawn(move || executor.block_on(record(recorder)));
+        }
+        executor.block_on(change_moods);
+    });
+    store.set(Mood::Up);
+    executor.block_on(async {
+        while log.spool_status().unwrap().pending > 0 {
+            let _ = log.drain_spool(usize::MAX).await;
+        }
+    });
+    let (mut next, mut hasty) = (HashMap::new(), HashSet::new());
+    let names = executor.block_on(store.names());
+    for name in &names {
+        let (recorder, n) = name.split_once(':').unwrap();
+        if recorder == "hasty" {
+            // It got no answers, so it has no order either.
+            assert!(hasty.insert(n), "{name} is there twice");
+            continue;
+        }
+        let next: &mut usize = next.entry(recorder).or_default();
+        assert_eq!(n, next.to_string(), "of recorder {recorder}");
+        *next += 1;
+    }
+    assert_eq!(next.into_values().collect::<Vec<_>>(), [EVENTS; RECORDERS]);
+    let counts = log.counts();
+    assert_eq!((counts.lost, counts.conflicts, counts.quarantined), (0, 0, 0));
+    assert!(counts.spooled > 0);
+}
+
+#[test]
+fn repaired_values() {
+    let noted = |text: &str, head: &str| json!({ "bytes": text.len(), "sha256": digest(text), "head": head });
+    let long = "é".repeat(300);
+    let mut event = NewEvent {
+        tenant_slug: Some(String::new()),
+        partner_slug: Some("p".repeat(64)),
+        resource_type: Some("\0".repeat(22)),
+        external_id: Some(long.clone()),
+        source: "authentik:eu 2".into(),
+        metadata: NewMetadata::default().with_annotation(INVALID, json!({ "x": 1 })),
+        ..NewEvent::new("Tenant Suspended!", Actor::system())
+    };
+    assert!(repair(&mut event));
+    assert_eq!(event.action, "tenant_suspended_");
+    let digest16 = &digest("authentik:eu 2")[..16];
+    assert_eq!(event.source, format!("authentik:eu_2-{digest16}"));
+    assert_eq!(event.external_id, Some(format!("sha256:{}", digest(&long))));
+    assert_eq!(
+        (&event.tenant_slug, &event.partner_slug, &event.resource_type),
+        (&None, &None, &None)
+    );
+    assert_eq!(
+        event.metadata.annotation(INVALID),
+        Some(&json!({
+            "action": noted("Tenant Suspended!", "Tenant Suspended!"),
+            "source": noted("authentik:eu 2", "authentik:eu 2"),
+            "externalId": noted(&long, &"é".repeat(64)),
+            "tenantSlug": noted("", ""),
+            "partnerSlug": noted(&"p".repeat(64), &"p".repeat(64)),
+            "resourceType": noted(&"\0".repeat(22), &"\0".repeat(22)),
+            "x": 1,
+        }))
+    );
+    // What is in normal form by now stays.
+    let again = event.clone();
+    assert!(!repair(&mut event));
+    assert_eq!(event, again);
+    // An empty type is a value, and what fits is left alone.
+    let mut fine = NewEvent {
+        resource_type: Some(String::new()),
+        external_id: Some("x".repeat(512)),
+        tenant_slug: Some("t".repeat(63)),
+        ..NewEvent::new("_.-", Actor::user("u").with_ip("::1"))
+    };
+    let before = fine.clone();
+    assert!(!repair(&mut fine));
+    assert_eq!(fine, before);
+    // A cut and an address that can't be read count as well.
+    for actor in [Actor::user("u".repeat(513)), Actor::system().with_ip("localhost")] {
+        assert!(repair(&mut NewEvent::new("a.b", actor)));
+    }
+}
+
+#[test]
+fn repaired_names() {
+    for (action, repaired) in [
+        ("", "invalid.action"),
+        ("...", "invalid.action"),
+        ("é", "invalid.action"),
+        (" - ", "invalid.action"),
+        ("a..b.", "a.b"),
+        (".User Löschen", "user_l_schen"),
+    ] {
+        assert_eq!(repaired_action(action).as_deref(), Some(repaired), "{action}");
+    }
+    let long = format!("{}.b", "a".repeat(127));
+    assert_eq!(repaired_action(&long), Some("a".repeat(127)));
+    for (source, repaired) in [
+        ("", "invalid-"),
+        (":", "_-"),
+        (":x", "_x-"),
+        ("ocis:", "ocis:-"),
+        ("a:b:c", "a:b_c-"),
+        ("ö", "_-"),
+    ] {
+        let expected = format!("{repaired}{}", &digest(source)[..16]);
+        assert_eq!(repaired_source(source), Some(expected), "{source}");
+    }
+    // Long ones that begin alike stay apart.
+    let (a, b) = (format!("{}a", "s".repeat(64)), format!("{}b", "s".repeat(64)));
+    assert_ne!(repaired_source(&a), repaired_source(&b));
+}
+
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        any::<String>(),
+        "[a-z.:]{0,8}",
+        "[ -~]{0,80}",
+        (prop_oneof![Just("x"), Just("é"), Just("\0"), Just("a.")], 0..700usize)
+            .prop_map(|(unit, count)| unit.repeat(count)),
+    ]
+}
+
+fn any_event() -> impl Strategy<Value = NewEvent> {
+    let maybe = || prop::option::of(text());
+    (
+        (text(), text(), maybe(), maybe(), maybe()),
+        (maybe(), maybe(), maybe(), maybe(), maybe(), maybe()),
+        (maybe(), any::<i64>()),
+    )
+        .prop_map(|((action, source, id, email, ip), texts, (metadata, at))| {
+            let (resource_type, resource_id, resource_name, tenant, partner, external) = texts;
+            NewEvent {
+                at: Some(Timestamp::from_millis_clamped(at)),
+                resource_type,
+                resource_id,
+                resource_name,
+                tenant_slug: tenant,
+                partner_slug: partner,
+                source,
+                external_id: external,
+                metadata: metadata.map(NewMetadata::from_source).unwrap_or_default(),
+                ..NewEvent::new(action, Actor { id, email, ip, ..Actor::system() })
+            }
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever comes is recorded, and comes back from a spool as it was.
+    #[test]
+    fn anything_is_recorded(events in prop::collection::vec(any_event(), 1..4)) {
+        let world = World::new();
+        let executor = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        executor.block_on(async {
+            let log = world.log_without_spool();
+            for event in events {
+                let sealed = log.seal(event.clone());
+                prop_assert_eq!(sealed.validate(), Ok(()));
+                let read = SealedEvent::from_json(&sealed.to_json()).unwrap();
+                prop_assert_eq!(&read, &sealed);
+                let outcome = log.record(event).await.outcome;
+                prop_assert!(matches!(outcome, In { .. } | Again { .. }), "{outcome:?}");
+            }
+            Ok(())
+        })?;
+    }
+
+    /// Well-formed names are left alone, others become well-formed ones.
+    #[test]
+    fn names(action in text(), source in text()) {
+        let mut event = NewEvent { source: source.clone(), ..NewEvent::new(&*action, Actor::system()) };
+        let valid = event.clone().seal(&ManualRuntime::new(1)).validate().is_ok();
+        prop_assert_eq!(!repair(&mut event), valid);
+        prop_assert_eq!(event.action == action && event.source == source, valid);
+        prop_assert!(event.clone().seal(&ManualRuntime::new(1)).validate().is_ok());
+        prop_assert!(!repair(&mut event));
+    }
+}

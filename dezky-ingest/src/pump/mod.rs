@@ -1,0 +1,350 @@
+//! Moves a source's events into the log, batch by batch, each together with the
+//! cursor advance.
+
+mod lease;
+mod status;
+
+use std::error::Error as _;
+use std::future::Future;
+use std::iter::successors;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dezky_core::source::{IngestSource, Pull, PullLimits};
+use dezky_core::store::{AppendOptions, CursorAdvance};
+use dezky_core::{Error, ErrorKind, Result};
+use futures_util::FutureExt;
+use futures_util::future::{Either, FusedFuture, pending, select};
+
+use self::lease::LeaseKeeper;
+pub use self::status::{PumpCounts, PumpError, PumpHandle, PumpState, PumpStatus};
+use crate::intake::{Intake, PartBounds, Parts, Taken};
+
+/// The most events of a batch: with as many items for the quarantine, and the
+/// record of each, they are within what a store takes at once.
+const MAX_EVENTS: usize = 4_000;
+
+/// How a pump works.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PumpConfig {
+    /// The wait between ticks, 5 s unless set.
+    pub interval: Duration,
+    /// The size of a batch; at most 4,000 events, more are asked for as 4,000. A
+    /// source that brings more is taken in parts of that size, the bytes being
+    /// those of the metadata; the cursor commits with the last.
+    pub limits: PullLimits,
+    /// The most batches of one tick, 100 unless set. The tick ends there, never
+    /// skipping ahead; [`Pump::run`] begins the next one at once while more is
+    /// waiting, unless it [rests](Self::rests).
+    pub max_batches: usize,
+    /// Whether [`Pump::run`] waits for the interval also when more is waiting, so
+    /// that a long backlog does not press on the system that it comes from; no
+    /// unless set.
+    pub rests: bool,
+    /// How long the lease holds without renewal, 15 s unless set. Of several
+    /// replicas one pumps, and renews it every third of that time, whatever it
+    /// waits for; another takes over at most half of that time after it has lapsed.
+    pub lease_ttl: Duration,
+    /// Who this replica is; drawn at random unless set.
+    pub holder: Option<String>,
+    /// The longest wait after failures, 60 s unless set.
+    pub max_backoff: Duration,
+}
+
+impl Default for PumpConfig {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(5),
+            limits: PullLimits::default(),
+            max_batches: 100,
+            rests: false,
+            lease_ttl: Duration::from_secs(15),
+            holder: None,
+            max_backoff: Duration::from_mins(1),
+        }
+    }
+}
+
+/// What one tick did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tick {
+    /// What became of the events.
+    pub taken: Taken,
+    /// Items passed over on purpose.
+    pub skipped: u64,
+    /// Whether more was waiting when the tick ended.
+    pub more: bool,
+    /// Whether another replica holds the lease, so that nothing was done.
+    pub standby: bool,
+}
+
+/// A worker that pulls from one source. It is a value: call [`tick`](Self::tick)
+/// yourself, or let [`run`](Self::run) do so.
+pub struct Pump {
+    source: Box<dyn IngestSource>,
+    intake: Intake,
+    config: PumpConfig,
+    lease: LeaseKeeper,
+    handle: PumpHandle,
+}
+
+impl Pump {
+    /// A pump from `source` into `intake`.
+    pub fn new(source: Box<dyn IngestSource>, intake: Intake, mut config: PumpConfig) -> Self {
+        config.limits.max_events = config.limits.max_events.min(MAX_EVENTS);
+        let runtime = intake.runtime();
+        let holder = config.holder.clone().unwrap_or_else(|| {
+            let mut random = [0; 8];
+            runtime.fill_random(&mut random);
+            format!("pump-{}", hex::encode(random))
+        });
+        let lease = LeaseKeeper::new(
+            Arc::clone(intake.store()),
+            Arc::clone(runtime),
+            format!("ingest:{}", source.name()),
+            holder,
+            config.lease_ttl,
+        );
+        let handle = PumpHandle::new(source.name(), Arc::clone(runtime));
+        Self { source, intake, config, lease, handle }
+    }
+
+    /// Asks and tells the pump while it runs.
+    pub fn handle(&self) -> PumpHandle {
+        self.handle.clone()
+    }
+
+    /// How the pump is doing.
+    pub fn status(&self) -> PumpStatus {
+        self.handle.status()
+    }
+
+    /// Moves what is waiting, at most [`PumpConfig::max_batches`] batches, also
+    /// when [paused](PumpHandle::pause), but then one at most.
+    ///
+    /// The lease is renewed during the tick and held after it, but not renewed
+    /// between two ticks. If it is lost meanwhile, a pull that waits is dropped and
+    /// the tick ends as one of a standby.
+    ///
+    /// # Errors
+    /// Those of the source and of the store, `fenced` if another replica took the
+    /// lease during an append; `internal` if the source brings something without
+    /// saying where to go on. What was committed before stays, the cursor with it,
+    /// and the next tick goes on there. The lease is given back, so that another
+    /// replica may try meanwhile.
+    pub async fn tick(&mut self) -> Result<Tick> {
+        let tick = self.tick_until(pin!(pending().fuse())).await;
+        if tick.is_err() {
+            self.release().await;
+        }
+        tick
+    }
+
+    /// A tick that ends when `stop` resolves: a pull that waits is dropped, a batch
+    /// that was pulled is committed.
+    async fn tick_until(&mut self, stop: Stop<'_>) -> Result<Tick> {
+        self.handle.attempted();
+        let mut tick = Tick::default();
+        let result = self.tick_inner(&mut tick, stop).await;
+        self.report(&tick, result.as_ref().err());
+        result.map(|()| tick)
+    }
+
+    async fn tick_inner(&mut self, tick: &mut Tick, mut stop: Stop<'_>) -> Result<()> {
+        if !self.lease.hold().await? {
+            tick.standby = true;
+            return Ok(());
+        }
+        self.handle.set_state(PumpState::Running);
+        let name = self.source.name().to_owned();
+        let mut cursor = self.lease.keep_during(self.intake.store().cursor(&name)).await?;
+        for _ in 0..self.config.max_batches {
+            let pull = self.source.pull(cursor.as_deref(), self.config.limits);
+            let pull = match select(stop.as_mut(), pin!(self.lease.unless_lost(pull))).await {
+                Either::Left(_) => break,
+                Either::Right((pull, _)) => pull,
+            };
+            let Some(pull) = pull else {
+                // Another one may have moved the cursor.
+                tick.standby = !self.lease.is_held();
+                tick.more = true;
+                break;
+            };
+            let pull = pull?;
+            tick.more = pull.more;
+            let Some(to) = pull.cursor.clone().filter(|to| Some(to) != cursor.as_ref()) else {
+                // There is nowhere to go on, so asking again at once would go round
+                // in a circle.
+                tick.more = false;
+                if pull.events.is_empty() && pull.quarantine.is_empty() {
+                    break;
+                }
+                let what = format!("the source {name} brought events without a new cursor");
+                return Err(Error::new(ErrorKind::Internal, what));
+            };
+            let advance = CursorAdvance { source: name.clone(), from: cursor, to: to.clone() };
+            self.commit(tick, pull, advance).await?;
+            cursor = Some(to);
+            if !tick.more || is_over(stop.as_mut()) || self.handle.is_paused() {
+                break;
+            }
+            if !self.lease.hold().await? {
+                tick.standby = true;
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends what was pulled, in parts if it is more than was asked for. The
+    /// cursor moves with the last: until then the source gives all of it again, and
+    /// the parts before are duplicates.
+    async fn commit(&mut self, tick: &mut Tick, pull: Pull, advance: CursorAdvance) -> Result<()> {
+        let newest = pull.events.iter().filter_map(|pulled| pulled.event.at).max();
+        let cursor_bytes = advance.to.len();
+        let PullLimits { max_events, max_bytes } = self.config.limits;
+        let bounds = PartBounds { events: max_events, items: max_events, bytes: max_bytes };
+        let mut parts = Parts::new(pull.events, pull.quarantine, bounds);
+        let mut advance = Some(advance);
+        while advance.is_some() {
+            let part = parts.next().unwrap_or_default();
+            let options = AppendOptions {
+                cursor: if parts.is_empty() { advance.take() } else { None },
+                fence: self.lease.fence(),
+                ..AppendOptions::default()
+            };
+            let append = self.intake.take(part.events, part.items, options);
+            let taken = self.lease.keep_during(append).await?;
+            // Counted as soon as it is committed: what fails later does not undo it.
+            tick.taken += taken;
+            self.handle.lock().counts.add(taken);
+        }
+        tick.skipped += pull.skipped;
+        let mut status = self.handle.lock();
+        status.counts.skipped += pull.skipped;
+        status.counts.batches += 1;
+        status.newest_event_at = status.newest_event_at.max(newest);
+        status.cursor_bytes = cursor_bytes;
+        Ok(())
+    }
+
+    fn report(&self, tick: &Tick, error: Option<&Error>) {
+        let source = self.source.name();
+        if tick.taken != Taken::default() || tick.skipped > 0 {
+            tracing::info!(
+                source,
+                stored = tick.taken.stored,
+                duplicates = tick.taken.duplicates,
+                conflicts = tick.taken.conflicts,
+                quarantined = tick.taken.quarantined,
+                skipped = tick.skipped,
+                late = tick.taken.late,
+                "ingested"
+            );
+        }
+        match error {
+            None => self.handle.succeeded(tick),
+            Some(error) => {
+                let failures = self.handle.failed(error);
+                tracing::warn!(
+                    source,
+                    code = error.code(),
+                    %error,
+                    cause = cause(error),
+                    failures,
+                    "ingest failed, will be tried again"
+                );
+            }
+        }
+    }
+
+    /// Ticks until `shutdown` resolves: at once while more is waiting (unless it
+    /// [rests](PumpConfig::rests)), else after the interval, after failures with
+    /// growing waits; as a standby at least every half of the lease's time. At the
+    /// end a source that has not answered yet is not waited for, while a batch that
+    /// it gave is committed; then the lease is given back.
+    pub async fn run(&mut self, shutdown: impl Future<Output = ()> + Send) {
+        let mut shutdown = pin!(shutdown.fuse());
+        while !is_over(shutdown.as_mut()) {
+            let wait = if self.handle.is_paused() {
+                self.handle.set_state(PumpState::Paused);
+                None
+            } else {
+                let tick = self.tick_until(shutdown.as_mut()).await;
+                let was_held = self.lease.is_held();
+                if tick.is_err() {
+                    self.release().await;
+                }
+                Some(self.wait_after(&tick, was_held))
+            };
+            if is_over(shutdown.as_mut()) {
+                break;
+            }
+            self.rest(wait, shutdown.as_mut()).await;
+        }
+        self.release().await;
+        self.handle.set_state(PumpState::Stopped);
+    }
+
+    /// Gives the lease back, so that another pump need not wait for it to lapse.
+    pub async fn release(&mut self) {
+        self.lease.release().await;
+    }
+
+    fn wait_after(&self, tick: &Result<Tick>, was_held: bool) -> Duration {
+        let standby = self.config.lease_ttl / 2;
+        match tick {
+            Ok(tick) if tick.standby => self.config.interval.min(standby),
+            Ok(tick) if tick.more && !self.config.rests => Duration::ZERO,
+            Ok(_) => self.config.interval,
+            Err(_) if was_held => self.backoff(),
+            // Somebody else's lease may lapse meanwhile.
+            Err(_) => self.backoff().min(standby),
+        }
+    }
+
+    /// Waits, for ever if `wait` is `None`, and renews the lease meanwhile; less if
+    /// the handle was used, the lease was lost or `stop` resolves.
+    async fn rest(&mut self, wait: Option<Duration>, stop: Stop<'_>) {
+        let Some(called) = self.handle.listen() else { return };
+        let timer = match wait {
+            Some(wait) => self.intake.runtime().sleep(wait),
+            None => pending().boxed(),
+        };
+        select(select(stop, timer), select(called, pin!(self.lease.keep()))).await;
+        // Whatever was said until now is seen by what comes next.
+        self.handle.heard();
+    }
+
+    /// Doubles with every failure in a row, with jitter over the upper half so
+    /// that replicas don't come together.
+    fn backoff(&self) -> Duration {
+        let failures = self.handle.lock().failures;
+        let base = self.config.interval.max(Duration::from_millis(100));
+        let full = base
+            .saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)))
+            .min(self.config.max_backoff.max(base));
+        let mut random = [0; 4];
+        self.intake.runtime().fill_random(&mut random);
+        let jitter = f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX);
+        full.mul_f64(0.5 + jitter / 2.0)
+    }
+}
+
+/// What lies below an error, which its text does not say: that a connection was
+/// refused, that a certificate is not trusted.
+fn cause(error: &Error) -> Option<String> {
+    let causes = successors(error.source(), |cause| (*cause).source());
+    let texts: Vec<_> = causes.map(ToString::to_string).collect();
+    (!texts.is_empty()).then(|| texts.join(": "))
+}
+
+/// What a tick ends for.
+type Stop<'a> = Pin<&'a mut (dyn FusedFuture<Output = ()> + Send + 'a)>;
+
+/// Whether the future has resolved, without waiting for it.
+fn is_over(mut future: Stop<'_>) -> bool {
+    future.is_terminated() || future.as_mut().now_or_never().is_some()
+}

@@ -1,0 +1,256 @@
+//! How a pump is doing, and the handle by which it is asked and told.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dezky_core::{Error, Runtime, Timestamp};
+use event_listener::{Event, EventListener};
+use serde::Serialize;
+
+use super::Tick;
+use crate::intake::Taken;
+
+/// The most bytes kept of an error's text.
+const ERROR_BYTES: usize = 512;
+
+/// What a pump is at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum PumpState {
+    /// Not begun, or at its end.
+    #[default]
+    Stopped,
+    /// It holds the lease and pulls, or waits for its next tick.
+    Running,
+    /// Another replica holds the lease.
+    Standby,
+    /// It was [paused](PumpHandle::pause).
+    Paused,
+    /// Its last tick failed; it waits before the next one.
+    BackingOff,
+}
+
+/// How a pump is doing. As JSON the names are in camelCase, times are RFC 3339 in
+/// UTC, and what is not there is `null`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct PumpStatus {
+    /// What it is at.
+    pub state: PumpState,
+    /// When the last tick began, also one that found another replica at work.
+    pub last_attempt: Option<Timestamp>,
+    /// When a tick last came to its end without an error, also one that found
+    /// another replica at work.
+    pub last_success: Option<Timestamp>,
+    /// The last error, which stays after a success: [`failures`](Self::failures)
+    /// says whether it is over.
+    pub last_error: Option<PumpError>,
+    /// Ticks that failed in a row since the last success.
+    pub failures: u32,
+    /// What was done since the start.
+    pub counts: PumpCounts,
+    /// The latest `at` of the events taken since the start.
+    pub newest_event_at: Option<Timestamp>,
+    /// Milliseconds from there to when the status was asked for. It grows while
+    /// nothing happens at the source, so it is a delay only where
+    /// [`more_waiting`](Self::more_waiting).
+    pub lag_ms: Option<u64>,
+    /// Whether the source had more when it was last asked.
+    pub more_waiting: bool,
+    /// The length of the cursor, in bytes.
+    pub cursor_bytes: usize,
+}
+
+/// An error of a pump.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct PumpError {
+    /// Its stable code, as [`ErrorKind::code`](dezky_core::ErrorKind::code) has it.
+    pub code: &'static str,
+    /// One line for a person, at most 512 bytes; no secrets.
+    pub text: String,
+    /// When it was.
+    pub at: Timestamp,
+}
+
+/// What a pump did since it was made: numbers of events, items, batches and ticks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct PumpCounts {
+    /// Events that are new in the log.
+    pub stored: u64,
+    /// Events that were there already.
+    pub duplicates: u64,
+    /// Of these, those that say something else than the one that is there.
+    pub conflicts: u64,
+    /// Items that are new in the quarantine.
+    pub quarantined: u64,
+    /// Of the stored ones, those that the source found late.
+    pub late: u64,
+    /// Items passed over on purpose.
+    pub skipped: u64,
+    /// Batches that were committed with their cursor.
+    pub batches: u64,
+    /// Ticks that began, those included that found another replica at work.
+    pub ticks: u64,
+}
+
+impl PumpCounts {
+    pub(super) fn add(&mut self, taken: Taken) {
+        self.stored += taken.stored as u64;
+        self.duplicates += taken.duplicates as u64;
+        self.conflicts += taken.conflicts as u64;
+        self.quarantined += taken.new_quarantined as u64;
+        self.late += taken.late as u64;
+    }
+}
+
+/// Asks and tells a pump while it runs. Clones are handles of the same pump.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use dezky_core::source::{IngestSource, Pull, PullLimits};
+/// # use dezky_core::{rt::TokioRuntime, store::MemoryAuditStore};
+/// use dezky_ingest::{Intake, Pump, PumpConfig, PumpState};
+/// # struct Quiet;
+/// # #[async_trait::async_trait]
+/// # impl IngestSource for Quiet {
+/// #     fn name(&self) -> &str { "quiet" }
+/// #     async fn pull(&mut self, _: Option<&str>, _: PullLimits) -> dezky_core::Result<Pull> {
+/// #         Ok(Pull::default())
+/// #     }
+/// # }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// # let runtime = Arc::new(TokioRuntime);
+/// # let store = Arc::new(MemoryAuditStore::open(runtime.clone()));
+/// # let (source, intake) = (Quiet, Intake::new(store, runtime));
+/// let mut pump = Pump::new(Box::new(source), intake, PumpConfig::default());
+/// let handle = pump.handle();
+/// handle.pause();
+/// pump.run(std::future::ready(())).await;
+/// assert!(handle.is_paused());
+/// assert_eq!(handle.status().state, PumpState::Stopped);
+/// assert_eq!(handle.status().counts.ticks, 0);
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct PumpHandle(Arc<Shared>);
+
+struct Shared {
+    source: String,
+    runtime: Arc<dyn Runtime>,
+    status: Mutex<PumpStatus>,
+    is_paused: AtomicBool,
+    /// Set by whoever has something to say, taken by the one who waits.
+    is_called: AtomicBool,
+    called: Event,
+}
+
+impl PumpHandle {
+    pub(super) fn new(source: &str, runtime: Arc<dyn Runtime>) -> Self {
+        Self(Arc::new(Shared {
+            source: source.to_owned(),
+            runtime,
+            status: Mutex::default(),
+            is_paused: AtomicBool::new(false),
+            is_called: AtomicBool::new(false),
+            called: Event::new(),
+        }))
+    }
+
+    /// The name of the pump's source.
+    pub fn source(&self) -> &str {
+        &self.0.source
+    }
+
+    /// How the pump is doing.
+    pub fn status(&self) -> PumpStatus {
+        let mut status = self.lock().clone();
+        let now = self.0.runtime.now();
+        status.lag_ms = status.newest_event_at.map(|newest| {
+            u64::try_from(now.saturating_since(newest).as_millis()).unwrap_or(u64::MAX)
+        });
+        status
+    }
+
+    /// Makes [`Pump::run`](super::Pump::run) pull nothing any more after the batch
+    /// in hand, until [`resume`](Self::resume).
+    ///
+    /// A pump that holds the lease keeps it, so that no replica takes over what is
+    /// paused. One that doesn't leaves it to others: of several replicas, pause the
+    /// one that is running, or all of them. A pause does not outlive the process.
+    pub fn pause(&self) {
+        self.0.is_paused.store(true, Ordering::SeqCst);
+        self.poke();
+    }
+
+    /// Ends a pause: the pump ticks at once.
+    pub fn resume(&self) {
+        self.0.is_paused.store(false, Ordering::SeqCst);
+        self.poke();
+    }
+
+    /// Whether the pump was told to pause.
+    pub fn is_paused(&self) -> bool {
+        self.0.is_paused.load(Ordering::SeqCst)
+    }
+
+    /// Ends the wait between two ticks, also one after failures; a pump at work does
+    /// not wait after the tick in hand. One that is paused stays so.
+    pub fn poke(&self) {
+        self.0.is_called.store(true, Ordering::SeqCst);
+        self.0.called.notify(usize::MAX);
+    }
+
+    /// What resolves at the next call; `None` if there was one since the last time.
+    pub(super) fn listen(&self) -> Option<EventListener> {
+        // Before the look, so that nothing is said unheard in between.
+        let called = self.0.called.listen();
+        (!self.heard()).then_some(called)
+    }
+
+    /// Whether there was a call since the last time.
+    pub(super) fn heard(&self) -> bool {
+        self.0.is_called.swap(false, Ordering::SeqCst)
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, PumpStatus> {
+        self.0.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_state(&self, state: PumpState) {
+        self.lock().state = state;
+    }
+
+    pub(super) fn attempted(&self) {
+        let now = self.0.runtime.now();
+        let mut status = self.lock();
+        status.last_attempt = Some(now);
+        status.counts.ticks += 1;
+    }
+
+    pub(super) fn succeeded(&self, tick: &Tick) {
+        let now = self.0.runtime.now();
+        let mut status = self.lock();
+        status.last_success = Some(now);
+        status.failures = 0;
+        status.more_waiting = tick.more;
+        status.state = if tick.standby { PumpState::Standby } else { PumpState::Running };
+    }
+
+    /// Says how many failures there were in a row.
+    pub(super) fn failed(&self, error: &Error) -> u32 {
+        let (at, mut text) = (self.0.runtime.now(), error.to_string());
+        text.truncate(text.floor_char_boundary(ERROR_BYTES));
+        let mut status = self.lock();
+        status.last_error = Some(PumpError { code: error.code(), text, at });
+        status.failures = status.failures.saturating_add(1);
+        status.state = PumpState::BackingOff;
+        status.failures
+    }
+}

@@ -1,0 +1,289 @@
+//! Webhooks while the store is away, and after it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dezky_core::source::TenantDirectory;
+use dezky_core::store::ListQuery;
+use dezky_core::{
+    AuditLog, AuditStore as _, Error, ErrorKind, NewEvent, Result, Spool, SpoolConfig,
+};
+use dezky_ingest::Taken;
+use dezky_ingest::signature::Secrets;
+use dezky_ingest::stalwart::StalwartReceiver;
+
+use crate::moody::{Mood, Moody};
+use crate::{Place, run};
+
+/// Two events and an odd element, by a name that tells bodies apart.
+fn body(name: &str) -> String {
+    let event = |n| {
+        format!(
+            r#"{{"createdAt":"2026-08-17T10:00:0{n}Z","type":"auth.failed","data":{{"accountName":"{name}@acme.example"}}}}"#
+        )
+    };
+    format!(r#"{{"events":[{},{{"odd":"{name}"}},{}]}}"#, event(1), event(2))
+}
+
+/// A receiver over a store with moods, with a spool of its own.
+struct World {
+    place: Place,
+    store: Arc<Moody>,
+    log: Arc<AuditLog>,
+    receiver: StalwartReceiver,
+}
+
+impl World {
+    async fn new() -> Self {
+        let place = Place::new().await;
+        let config = SpoolConfig::new(place.path("audit.spool"));
+        Self::with(place, Some(config), None).await
+    }
+
+    async fn with(
+        place: Place,
+        spool: Option<SpoolConfig>,
+        directory: Option<Arc<dyn TenantDirectory>>,
+    ) -> Self {
+        let store = Moody::new(Arc::clone(&place.store));
+        let runtime = Arc::clone(place.intake().runtime());
+        let mut log = AuditLog::new(store.clone(), Arc::clone(&runtime))
+            .with_store_timeout(Duration::from_millis(200));
+        if let Some(config) = spool {
+            log = log.with_spool(Spool::open(config, Arc::clone(&runtime)).await.unwrap());
+        }
+        let log = Arc::new(log);
+        let mut intake =
+            dezky_ingest::Intake::new(store.clone(), runtime).with_spool(Arc::clone(&log));
+        if let Some(directory) = directory {
+            intake = intake.with_directory(directory);
+        }
+        let secrets = Secrets::from_texts(["x"]).unwrap();
+        let receiver = StalwartReceiver::new("stalwart", secrets, intake).unwrap();
+        Self { place, store, log, receiver }
+    }
+
+    async fn post(&self, body: &str) -> Result<Taken> {
+        let signature = Secrets::from_texts(["x"]).unwrap().sign_base64(body.as_bytes());
+        self.receiver.receive(Some(&signature), body.as_bytes(), None).await
+    }
+
+    fn pending(&self) -> usize {
+        self.log.spool_status().unwrap().pending
+    }
+
+    async fn drain(&self) -> dezky_core::Drained {
+        self.log.drain_spool(usize::MAX).await.unwrap()
+    }
+
+    /// Whose the events are, in the order of the log.
+    async fn names(&self) -> Vec<String> {
+        let mut events = self.place.of_source("stalwart").await;
+        events.sort_by_key(|event| event.seq);
+        let name = |email: String| email.split('@').next().unwrap().to_owned();
+        events.into_iter().map(|e| name(e.event.actor_email.unwrap())).collect()
+    }
+
+    async fn notices(&self) -> usize {
+        let action = Some("ingest.quarantined".into());
+        self.place.list(ListQuery { action, ..ListQuery::default() }).await.len()
+    }
+
+    fn spool(&self) -> PathBuf {
+        self.place.path("audit.spool")
+    }
+}
+
+#[test]
+fn an_outage_costs_neither_events_nor_their_order() {
+    for mood in [
+        Mood::Failing(ErrorKind::StoreUnavailable),
+        Mood::Failing(ErrorKind::StoreBusy),
+        Mood::Failing(ErrorKind::StoreCorrupt),
+        Mood::Hanging,
+        Mood::Mute,
+    ] {
+        run(async {
+            let world = World::new().await;
+            assert_eq!(world.post(&body("before")).await.unwrap().received(), 3);
+            world.store.set(mood);
+            // Its own retry too, and platform code beside it.
+            for name in ["first", "second", "first"] {
+                let taken = world.post(&body(name)).await.unwrap();
+                assert_eq!((taken.spooled, taken.received()), (3, 3), "{mood:?}");
+            }
+            let event = NewEvent {
+                source: "stalwart".into(),
+                ..dezky_core::testkit::named_event("platform")
+            };
+            world.log.record(event).await;
+            assert_eq!(world.store.asked().len(), 2, "what is away is not asked each time");
+            world.store.set(Mood::Up);
+            // Who comes now queues behind them.
+            assert_eq!(world.post(&body("third")).await.unwrap().spooled, 3);
+            assert!(world.pending() > 0);
+            world.drain().await;
+            assert_eq!(world.pending(), 0);
+            let senders = [["before"; 2], ["first"; 2], ["second"; 2]].concat();
+            let expected = [&senders[..], &["ana", "third", "third"]].concat();
+            assert_eq!(world.names().await, expected, "{mood:?}");
+            assert_eq!(world.place.store.quarantined(0, 10).await.unwrap().len(), 4);
+            assert_eq!(world.notices().await, 4, "each of them is on the timeline");
+            // The same answer after it.
+            let again = world.post(&body("first")).await.unwrap();
+            assert_eq!((again.received(), again.stored, again.duplicates), (3, 0, 2));
+            assert_eq!((again.quarantined, again.new_quarantined), (1, 0));
+            assert_eq!(world.log.counts().lost, 0);
+            world.place.assert_whole().await;
+        });
+    }
+}
+
+#[test]
+fn killed_between_append_and_discard() {
+    run(async {
+        let world = World::new().await;
+        world.store.set(Mood::Failing(ErrorKind::StoreUnavailable));
+        world.post(&body("a")).await.unwrap();
+        world.post(&body("b")).await.unwrap();
+        let killed = std::fs::read(world.spool()).unwrap();
+        world.store.set(Mood::Up);
+        let drained = world.drain().await;
+        assert_eq!((drained.appended, drained.quarantined), (6, 2), "events and notices");
+        let World { place, log, receiver, .. } = world;
+        drop((log, receiver));
+        std::fs::write(place.path("audit.spool"), killed).unwrap();
+        let config = SpoolConfig::new(place.path("audit.spool"));
+        let world = World::with(place, Some(config), None).await;
+        assert_eq!(world.pending(), 8);
+        let drained = world.drain().await;
+        assert_eq!((drained.appended, drained.duplicates), (0, 6));
+        assert_eq!(world.names().await, ["a", "a", "b", "b"]);
+        assert_eq!(world.place.store.quarantined(0, 10).await.unwrap().len(), 2);
+        world.place.assert_whole().await;
+    });
+}
+
+#[test]
+fn a_torn_tail_is_mended_by_the_sender() {
+    run(async {
+        let world = World::new().await;
+        world.store.set(Mood::Failing(ErrorKind::StoreUnavailable));
+        world.post(&body("a")).await.unwrap();
+        let whole = std::fs::read(world.spool()).unwrap().len();
+        world.post(&body("b")).await.unwrap();
+        // As if the power had failed while the second was written: it was not answered.
+        let bytes = std::fs::read(world.spool()).unwrap();
+        let World { place, log, receiver, .. } = world;
+        drop((log, receiver));
+        for end in [whole + 5, (whole + bytes.len()) / 2, bytes.len() - 1] {
+            std::fs::write(place.path("audit.spool"), &bytes[..end]).unwrap();
+            let config = SpoolConfig::new(place.path("audit.spool"));
+            let runtime = Arc::clone(place.intake().runtime());
+            let spool = Spool::open(config, runtime).await.unwrap();
+            assert!((4..8).contains(&spool.pending()), "what was acknowledged is there");
+        }
+        let config = SpoolConfig::new(place.path("audit.spool"));
+        let world = World::with(place, Some(config), None).await;
+        // Its retry.
+        assert_eq!(world.post(&body("b")).await.unwrap().spooled, 3);
+        world.drain().await;
+        assert_eq!(world.names().await, ["a", "a", "b", "b"]);
+        assert_eq!(world.place.store.quarantined(0, 10).await.unwrap().len(), 2);
+    });
+}
+
+#[test]
+fn a_full_spool_and_none_ask_the_sender_to_come_again() {
+    run(async {
+        let place = Place::new().await;
+        let mut config = SpoolConfig::new(place.path("audit.spool"));
+        config.max_events = 7;
+        let world = World::with(place, Some(config), None).await;
+        world.store.set(Mood::Failing(ErrorKind::StoreBusy));
+        assert_eq!(world.post(&body("a")).await.unwrap().spooled, 3);
+        let before = std::fs::read(world.spool()).unwrap();
+        let error = world.post(&body("b")).await.unwrap_err();
+        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::StoreUnavailable, true));
+        assert_eq!(std::fs::read(world.spool()).unwrap(), before, "nothing of it is kept");
+        world.store.set(Mood::Up);
+        world.drain().await;
+        assert_eq!(world.post(&body("b")).await.unwrap().stored, 2);
+        assert_eq!(world.names().await, ["a", "a", "b", "b"]);
+
+        let world = World::with(Place::new().await, None, None).await;
+        for (mood, kind) in [
+            (Mood::Failing(ErrorKind::StoreBusy), ErrorKind::StoreBusy),
+            (Mood::Hanging, ErrorKind::StoreUnavailable),
+        ] {
+            world.store.set(mood);
+            let error = world.post(&body("a")).await.unwrap_err();
+            assert_eq!((error.kind(), error.is_retryable()), (kind, true));
+        }
+        world.store.set(Mood::Up);
+        assert_eq!(world.post(&body("a")).await.unwrap().stored, 2);
+    });
+}
+
+#[test]
+fn a_large_body_may_be_in_log_and_spool() {
+    run(async {
+        let world = World::new().await;
+        let event = |n| format!(r#"{{"id":"e-{n}","type":"auth.success","data":{{}}}}"#);
+        let body = format!("[{}]", (0..4_500).map(event).collect::<Vec<_>>().join(","));
+        let log = Arc::clone(&world.log);
+        world.store.set(Mood::UpFor(1));
+        let taken = world.post(&body).await;
+        // The first part may take longer than this test's store timeout; then it is
+        // spooled too.
+        let taken = taken.unwrap();
+        assert_eq!(taken.received(), 4_500);
+        assert!(taken.spooled >= 500);
+        world.store.set(Mood::Up);
+        while log.spool_status().unwrap().pending > 0 {
+            // Nor is a drain sure to be in time.
+            let _ = log.drain_spool(usize::MAX).await;
+        }
+        assert_eq!(world.place.count().await, 4_500);
+    });
+}
+
+/// Knows a tenant, or answers nothing.
+struct Directory(bool);
+
+#[async_trait]
+impl TenantDirectory for Directory {
+    async fn by_slug(&self, _: &str) -> Result<Option<String>> {
+        Ok(None)
+    }
+    async fn by_domain(&self, _: &str) -> Result<Option<String>> {
+        if self.0 {
+            return Ok(Some("acme".into()));
+        }
+        Err(Error::new(ErrorKind::StoreUnavailable, "scripted"))
+    }
+    async fn by_user(&self, _: &str, _: &str) -> Result<Option<String>> {
+        Ok(None)
+    }
+}
+
+#[test]
+fn whose_it_is_is_found_before_it_is_spooled() {
+    for (answers, slug, by) in [(true, Some("acme"), "domain"), (false, None, "unresolved")] {
+        run(async {
+            let place = Place::new().await;
+            let config = SpoolConfig::new(place.path("audit.spool"));
+            let world = World::with(place, Some(config), Some(Arc::new(Directory(answers)))).await;
+            world.store.set(Mood::Failing(ErrorKind::StoreUnavailable));
+            world.post(&body("a")).await.unwrap();
+            world.store.set(Mood::Up);
+            world.drain().await;
+            for stored in world.place.of_source("stalwart").await {
+                assert_eq!(stored.event.tenant_slug.as_deref(), slug);
+                assert_eq!(stored.event.metadata.to_value()["_dezky"]["tenantBy"], by);
+            }
+        });
+    }
+}

@@ -1,0 +1,201 @@
+//! Items that are read again: the same events as from their sources.
+
+use dezky_core::store::{AppendOptions, QuarantinedItem};
+use dezky_core::{Actor, ErrorKind, NewEvent, PulledEvent, QuarantineItem, Timestamp};
+use dezky_ingest::authentik::{Item, Odd, map, odd_item};
+use dezky_ingest::ocis::{Decoded, Digest, LineContext, OcisOptions, decode_line, line_key};
+use dezky_ingest::quarantine::{Redecoded, Retried, drop_item, redecode, retry};
+use dezky_ingest::stalwart::decode;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+
+use crate::{Place, data, run};
+
+fn now() -> Timestamp {
+    Timestamp::parse("2026-12-01T00:00:00Z").unwrap()
+}
+
+fn item(source: &str, key: &str, reason: &str, raw: impl Into<Vec<u8>>) -> QuarantineItem {
+    QuarantineItem {
+        source: source.into(),
+        key: key.into(),
+        reason: reason.into(),
+        detail: "a line for a person".into(),
+        raw: raw.into(),
+        at: now(),
+    }
+}
+
+fn events(item: &QuarantineItem) -> Vec<PulledEvent> {
+    match redecode(item) {
+        Redecoded::Events(events) => events,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refusal(item: &QuarantineItem) -> String {
+    match redecode(item) {
+        Redecoded::Refused(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// All that `kept` says of the item's line is what the line said.
+#[test]
+fn a_line_is_the_event_that_the_tail_would_have_made_of_it() {
+    let mut compared = 0;
+    for name in ["first-generation.log", "event-shape.log"] {
+        let file = data(&format!("ocis/{name}"));
+        let generation: Digest = Sha256::digest(file.split(|b| *b == b'\n').next().unwrap()).into();
+        let context = LineContext {
+            source: "ocis:eu2",
+            options: OcisOptions::default(),
+            generation: &generation,
+            now: now(),
+        };
+        let (mut offset, mut last_time) = (0, None);
+        for line in file.split(|b| *b == b'\n') {
+            let mut decoded = Vec::new();
+            decode_line(context, offset, line, &mut last_time, |d| decoded.push(d));
+            let key = line_key("ocis:eu2", &generation, offset, &Sha256::digest(line).into());
+            offset += line.len() as u64 + 1;
+            let [Decoded::Event(expected)] = &*decoded else { continue };
+            // As it would be kept: redacted.
+            let raw = expected.event.metadata.source().unwrap();
+            let kept = item("ocis:eu2", &format!("line:{key}"), "unknown_type", raw);
+            let mut again = events(&kept);
+            assert_eq!(again.len(), 1);
+            let mut again = again.remove(0);
+            assert_eq!(again.tenant, expected.tenant);
+            if expected.event.metadata.annotation("timeSource").unwrap() == "previous_line" {
+                // What stood before the line is not known any more.
+                assert_eq!(again.event.at, Some(now()));
+                again.event.at = expected.event.at;
+                again.event.metadata.annotate("timeSource", "previous_line");
+            }
+            assert_eq!(again.event, expected.event, "{raw}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 30, "{compared}");
+}
+
+#[test]
+fn an_item_of_authentik_is_the_event_that_the_poller_would_have_made_of_it() {
+    let listed = data("authentik/events.json");
+    let listed: Vec<&RawValue> = serde_json::from_slice(&listed).unwrap();
+    for raw in listed {
+        let expected = map("authentik", Item::read(raw).event.unwrap());
+        let value: Value = serde_json::from_str(raw.get()).unwrap();
+        let odd = Odd { reason: "no_action", value: Some(value) };
+        let mut again = events(&odd_item("authentik", odd, raw.get().len(), now())).remove(0).event;
+        assert_eq!(again.external_id, expected.external_id);
+        // Whose it is was not known, and the text is the redacted one.
+        again.metadata = expected.metadata.clone();
+        assert_eq!(again, expected);
+    }
+}
+
+#[test]
+fn elements_of_stalwart_have_the_ids_that_their_body_would_have_given() {
+    for name in ["03-v0.15.5-mixed-batch", "04-v0.16.9-colliding-ids", "06-v0.16.18-mail-flow"] {
+        let body = data(&format!("stalwart/{name}.json"));
+        let expected = decode("stalwart:eu2", &body, None, now());
+        let ids = |events: &[PulledEvent]| -> Vec<_> {
+            events.iter().map(|pulled| pulled.event.external_id.clone().unwrap()).collect()
+        };
+        assert!(!expected.events.is_empty() && expected.quarantine.is_empty());
+        let whole = events(&item("stalwart:eu2", "k", "no_events", body.clone()));
+        assert_eq!(ids(&whole), ids(&expected.events));
+
+        let envelope: Value = serde_json::from_slice(&body).unwrap();
+        let elements: Vec<_> =
+            envelope["events"].as_array().unwrap().iter().map(Value::to_string).collect();
+        let mut lines = elements.join("\n");
+        let several = item("stalwart:eu2", "k", "too_many_odd", lines.clone());
+        assert_eq!(ids(&events(&several)), ids(&expected.events));
+        // One that is still none keeps all of them.
+        lines.push_str("{}\n");
+        let why = refusal(&item("stalwart:eu2", "k", "too_many_odd", lines));
+        assert!(why.starts_with("still no_type"), "{why}");
+    }
+}
+
+#[test]
+fn what_cannot_be_read_again_says_why() {
+    let long = |start: &str| format!("{start}{}", "x".repeat((64 << 10) - start.len()));
+    for (item, why) in [
+        (item("ocis", "line:a", "nul_bytes", ""), "nothing of it was kept"),
+        (item("ocis", "line:a", "not_json", "what is this"), "still no JSON object"),
+        (
+            item("ocis", "line:a", "unknown_type", r#"{"Action":"file_read"}"#),
+            "known by now, and passed over on purpose",
+        ),
+        (item("ocis", "line:a", "line_too_long", long("{\"Action\":\"")), "only its first 64 KiB"),
+        (item("authentik", "item:a", "no_pk", long("{\"pk\":\"")), "only its first 64 KiB"),
+        (item("stalwart", "a", "no_type", long("{\"type\":\"")), "only its first 64 KiB"),
+        (item("numbers", "event:a", "event_invalid", long("{\"id\":\"")), "only its first 64 KiB"),
+        // Cut between two elements the text is whole, and yet not all there was.
+        (
+            item("stalwart", "a", "too_many_odd", r#"{"type":"a.b"}"#.repeat(4_681)),
+            "only its first 64 KiB",
+        ),
+        (item("numbers", "event:a", "event_invalid", "{}"), "no event at column"),
+        (item("numbers", "n-7", "odd", "7"), "this version reads no items of numbers"),
+    ] {
+        let said = refusal(&item);
+        assert!(said.starts_with(why), "{said} for {why}");
+    }
+}
+
+#[test]
+fn a_retry_changes_nothing_or_all_of_it() {
+    run(async {
+        let place = Place::new().await;
+        let intake = place.intake();
+        let mut refused = NewEvent::new("Bad Verb", Actor::system());
+        refused.external_id = Some("n-1".into());
+        intake.take(vec![refused.into()], Vec::new(), AppendOptions::default()).await.unwrap();
+        let quarantined = async || place.store.quarantined(0, 10).await.unwrap();
+        let kept = quarantined().await.remove(0);
+        let before = place.count().await;
+        let Retried::Stays(why) = retry(&intake, &kept).await.unwrap() else { panic!() };
+        assert!(why.starts_with("action"), "{why}");
+        assert_eq!((quarantined().await.len(), place.count().await), (1, before));
+
+        // As of a version that took it.
+        let raw =
+            String::from_utf8(kept.item.raw.clone()).unwrap().replace("Bad Verb", "good.verb");
+        let mut mended = QuarantinedItem { item: kept.item.clone(), ..kept.clone() };
+        mended.item.raw = raw.into();
+        let released = Retried::Released { stored: 1, duplicates: 0 };
+        assert_eq!(retry(&intake, &mended).await.unwrap(), released);
+        assert_eq!((quarantined().await.len(), place.count().await), (0, before + 1));
+        // Once more, as after an answer that was lost.
+        let released = Retried::Released { stored: 0, duplicates: 1 };
+        assert_eq!(retry(&intake, &mended).await.unwrap(), released);
+        assert_eq!(place.count().await, before + 1);
+        place.assert_whole().await;
+    });
+}
+
+#[test]
+fn a_drop_says_so_once() {
+    run(async {
+        let place = Place::new().await;
+        let intake = place.intake();
+        let odd = item("numbers", "n-7", "odd", "7");
+        intake.take(Vec::new(), vec![odd], AppendOptions::default()).await.unwrap();
+        let kept = place.store.quarantined(0, 10).await.unwrap().remove(0);
+        for note in ["", " ", "a\nb", &"x".repeat(1_001)] {
+            let error = drop_item(&intake, &kept, Actor::system(), note).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::FieldInvalid);
+        }
+        let before = place.count().await;
+        assert!(drop_item(&intake, &kept, Actor::system(), "seen").await.unwrap());
+        assert!(!drop_item(&intake, &kept, Actor::system(), "seen").await.unwrap());
+        assert_eq!(place.count().await, before + 1);
+        assert!(place.store.quarantined(0, 10).await.unwrap().is_empty());
+    });
+}
