@@ -24,7 +24,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
+use self::walk::{Read, Walk};
 use super::proto::Place;
+
+mod walk;
 
 /// The version of the cursor's text.
 const VERSION: u8 = 1;
@@ -40,7 +43,7 @@ const FRESH: Duration = Duration::from_secs(150);
 /// After so long without a complete poll the beginning of the list is looked at
 /// again, as events may have expired meanwhile.
 const OUTAGE: Duration = Duration::from_hours(2);
-/// With smaller pages there is no room for the anchor.
+/// The server's pages must have room for that many.
 const MIN_PAGE_SIZE: u32 = 2;
 /// No page is larger.
 const MAX_PAGE_SIZE: u32 = 100;
@@ -131,6 +134,9 @@ pub struct Step {
     pub late_before: Option<Timestamp>,
     /// Events may be lost: the watermark, and the oldest that is left.
     pub gap: Option<(Timestamp, Timestamp)>,
+    /// A single event has too many bytes and is passed over; where the one that was
+    /// read before it stands, if there is one.
+    pub passed: Option<Option<Place>>,
 }
 
 /// What is known beside the cursor, and may be forgotten.
@@ -243,11 +249,8 @@ impl State {
             self.reconcile.as_ref().map(|reconcile| &reconcile.walk),
         ];
         let search = self.backlog.as_ref().and_then(|backlog| backlog.search.as_ref());
-        walks.into_iter().flatten().all(|walk| {
-            (MIN_PAGE_SIZE..=MAX_PAGE_SIZE).contains(&walk.size)
-                && walk.offset <= MAX_ROWS
-                && walk.count <= MAX_ROWS
-        }) && search.is_none_or(|Search { lo, hi }| 1 <= *lo && lo <= hi && *hi <= MAX_ROWS)
+        walks.into_iter().flatten().all(Walk::is_possible)
+            && search.is_none_or(|Search { lo, hi }| 1 <= *lo && lo <= hi && *hi <= MAX_ROWS)
             && self.n < u64::MAX
     }
 }
@@ -390,11 +393,11 @@ impl Poll {
     /// Takes the answer to the last request.
     ///
     /// # Errors
-    /// `source_unavailable` if the pages are too small, or the smallest is too large.
+    /// `source_unavailable` if the server gives pages of one event.
     pub fn answer(&mut self, now: Timestamp, answer: Answer<'_>) -> Result<Step> {
         let Some((walking, request)) = self.asked.take() else { return Ok(Step::default()) };
         if let Answer::TooLarge = answer {
-            return self.smaller(walking).map(|()| Step::default());
+            return self.too_large(walking, request);
         }
         if let Answer::Page { has_next: false, places: [], .. } = answer
             && request.page == 1
@@ -413,30 +416,25 @@ impl Poll {
         }
     }
 
-    fn smaller(&mut self, walking: Walking) -> Result<()> {
+    fn too_large(&mut self, walking: Walking, request: Request) -> Result<Step> {
         let State { recent, backlog, reconcile, .. } = &mut self.state;
         let walk = match walking {
             // Of a single row it is no matter: it will be met again.
             Walking::Gap => {
                 self.memory.looked_for_gap = true;
-                return Ok(());
+                return Ok(Step::default());
             }
             Walking::Recent => recent.as_mut().map(|recent| &mut recent.walk),
-            Walking::Backlog => backlog.as_mut().map(|backlog| &mut backlog.walk),
             Walking::Reconcile => reconcile.as_mut().map(|reconcile| &mut reconcile.walk),
+            Walking::Backlog => match backlog {
+                Some(backlog) if backlog.search.is_some() => {
+                    return backlog.narrow_search(request).map(|()| Step::default());
+                }
+                _ => backlog.as_mut().map(|backlog| &mut backlog.walk),
+            },
         };
-        let Some(walk) = walk else { return Ok(()) };
-        if walk.size <= MIN_PAGE_SIZE {
-            let what = "two of Authentik's events have more bytes than max_page_bytes; raise it";
-            return Err(Error::new(ErrorKind::SourceUnavailable, what));
-        }
-        walk.size = (walk.size / 4).max(MIN_PAGE_SIZE);
-        if let Some(backlog) = backlog
-            && backlog.search.is_some()
-        {
-            backlog.search();
-        }
-        Ok(())
+        let passed = walk.and_then(|walk| walk.too_large(request).then(|| walk.anchor.clone()));
+        Ok(Step { passed, ..Step::default() })
     }
 
     fn look_for_gap(&mut self, answer: Answer<'_>) -> Step {
@@ -452,13 +450,13 @@ impl Poll {
 
     fn recent(&mut self, now: Timestamp, request: Request, answer: Answer<'_>) -> Result<Step> {
         let Some(recent) = &mut self.state.recent else { return Ok(Step::default()) };
-        let Read { is_end, taken } = recent.walk.read(request, answer)?;
-        if !taken {
-            return Ok(Step::default());
+        let read = recent.walk.read(request, answer)?;
+        if read != Read::Back {
+            recent.top = recent.top.or_else(|| newest(answer, now));
         }
+        let step = Step { take: read != Read::Back, ..Step::default() };
+        let Read::Forward { is_end } = read else { return Ok(step) };
         recent.pages += 1;
-        recent.top = recent.top.or_else(|| newest(answer, now));
-        let step = Step { take: true, ..Step::default() };
         // Were it in the future, all that is new would be older than it.
         let known = self.state.head.or(self.state.watermark).map(|known| known.min(now));
         let oldest = recent.walk.anchor.as_ref().map(Place::created);
@@ -507,8 +505,8 @@ impl Poll {
         match backlog {
             None => {
                 let floor = watermark.map(|watermark| before(watermark.min(now), overlap));
-                let walk = Walk { count: walk.count, ..Walk::new(walk.size) };
-                let new = Backlog { floor, until, search: None, walk };
+                let mut new = Backlog { floor, until, search: None, walk: Walk::new(walk.size) };
+                new.walk.count = walk.count;
                 backlog.insert(new).search();
             }
             Some(backlog) => {
@@ -534,10 +532,9 @@ impl Poll {
             backlog.probe(request, answer)?;
             return Ok(Step::default());
         }
-        let Read { is_end, taken } = backlog.walk.read(request, answer)?;
-        if !taken {
-            return Ok(Step::default());
-        }
+        let read = backlog.walk.read(request, answer)?;
+        let step = Step { take: read != Read::Back, ..Step::default() };
+        let Read::Forward { is_end } = read else { return Ok(step) };
         let at = backlog.walk.anchor.as_ref();
         *watermark = (*watermark).max(at.map(Place::created).min(*head));
         if is_end || at.is_some_and(|at| *at >= backlog.until) {
@@ -550,17 +547,20 @@ impl Poll {
                 self.reconcile_if_due(now);
             }
         }
-        Ok(Step { take: true, ..Step::default() })
+        Ok(step)
     }
 
     fn reconcile(&mut self, now: Timestamp, request: Request, answer: Answer<'_>) -> Result<Step> {
         let Some(reconcile) = &mut self.state.reconcile else { return Ok(Step::default()) };
-        let Read { is_end, taken } = reconcile.walk.read(request, answer)?;
-        if !taken {
+        let read = reconcile.walk.read(request, answer)?;
+        if read == Read::Back {
             return Ok(Step::default());
         }
+        let late_before = self.state.watermark.map(|at| before(at, self.settings.overlap));
+        let step = Step { take: true, late_before, ..Step::default() };
         let day_before = |top| before(top, DAY);
         reconcile.floor = reconcile.floor.or_else(|| newest(answer, now).map(day_before));
+        let Read::Forward { is_end } = read else { return Ok(step) };
         let at = reconcile.walk.anchor.as_ref().map(Place::created);
         if is_end || at.zip(reconcile.floor).is_some_and(|(at, floor)| at < floor) {
             self.reconciled(now);
@@ -568,8 +568,7 @@ impl Poll {
             // one of our own follows.
             self.memory.reconciled = self.memory.began_reconcile;
         }
-        let late_before = self.state.watermark.map(|at| before(at, self.settings.overlap));
-        Ok(Step { take: true, late_before, gap: None })
+        Ok(step)
     }
 
     fn is_reconcile_due(&self, now: Timestamp) -> bool {
@@ -595,8 +594,8 @@ impl Poll {
 impl Backlog {
     /// Begins where the floor is, to be found first.
     fn search(&mut self) {
-        let pages = self.walk.count.div_ceil(self.walk.size.into()).max(1);
-        (self.walk.offset, self.walk.anchor) = (0, None);
+        let pages = self.walk.count.div_ceil(self.walk.page_size().into()).max(1);
+        self.walk.begin(0, None);
         self.search = self.floor.is_some().then_some(Search { lo: 1, hi: pages });
     }
 
@@ -606,7 +605,7 @@ impl Backlog {
             Some(Search { lo, hi }) => Request {
                 order: Order::OldestFirst,
                 page: lo.midpoint(*hi),
-                page_size: self.walk.size,
+                page_size: self.walk.page_size(),
             },
         }
     }
@@ -630,126 +629,27 @@ impl Backlog {
                     *hi = request.page;
                 }
             }
-            Answer::NoSuchPage | Answer::TooLarge => *hi = (request.page - 1).max(1),
+            Answer::NoSuchPage => *hi = (request.page - 1).max(1),
+            // Of a row that nobody can read: too early is never wrong.
+            Answer::TooLarge => *hi = request.page,
         }
         if *lo >= *hi {
-            self.walk.offset = (*hi - 1) * u64::from(self.walk.size);
+            let offset = (*hi - 1) * u64::from(self.walk.page_size());
             let created_us = floor.as_millis().saturating_mul(1000);
-            self.walk.anchor = Some(Place { created_us, pk: String::new() });
+            self.walk.begin(offset, Some(Place { created_us, pk: String::new() }));
             self.search = None;
         }
         Ok(())
     }
-}
 
-/// A walk over the list in a total order, without missing a row.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Walk {
-    /// How many rows stood before the place where it is.
-    offset: u64,
-    /// The last row that was read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    anchor: Option<Place>,
-    /// The largest page that the server gives.
-    size: u32,
-    /// How many rows the list had.
-    count: u64,
-    /// How many answers in a row did not follow on what was read.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    misses: u32,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
-fn is_zero(number: &u32) -> bool {
-    *number == 0
-}
-
-/// What a page did to a walk.
-struct Read {
-    /// Whether the page follows on what was read; else the walk has stepped back.
-    taken: bool,
-    /// Whether there are no rows after it.
-    is_end: bool,
-}
-
-impl Walk {
-    fn new(size: u32) -> Self {
-        Self { offset: 0, anchor: None, size, count: 0, misses: 0 }
-    }
-
-    /// The page that has the anchor on it and reaches farthest.
-    fn request(&self, order: Order) -> Request {
-        let Some(at) = self.offset.checked_sub(1) else {
-            return Request { order, page: 1, page_size: self.size };
-        };
-        let page = |size: u32| at / u64::from(size) + 1;
-        let reach = |size: u32| page(size) * u64::from(size);
-        let smallest = (self.size / 2).max(MIN_PAGE_SIZE);
-        let size = (smallest..=self.size).max_by_key(|size| reach(*size)).unwrap_or(self.size);
-        if reach(size) > self.offset {
-            return Request { order, page: page(size), page_size: size };
+    /// A page of the search has too many bytes: begins again with smaller ones.
+    fn narrow_search(&mut self, request: Request) -> Result<()> {
+        if self.walk.page_size() == 1 {
+            return self.probe(request, Answer::TooLarge);
         }
-        // Only of tiny pages none has room for the anchor and more.
-        let page = self.offset / u64::from(self.size) + 1;
-        Request { order, page, page_size: self.size }
-    }
-
-    /// Notes that the server gives smaller pages than it was asked for.
-    fn learn(&mut self, request: Request, has_next: bool, rows: usize) -> Result<bool> {
-        let rows = u32::try_from(rows).unwrap_or(u32::MAX);
-        if !has_next || rows >= request.page_size {
-            return Ok(false);
-        }
-        if rows < MIN_PAGE_SIZE {
-            let what = "Authentik gives pages of one event; raise pagination_max_page_size there";
-            return Err(Error::new(ErrorKind::SourceUnavailable, what));
-        }
-        self.size = rows;
-        Ok(true)
-    }
-
-    fn read(&mut self, request: Request, answer: Answer<'_>) -> Result<Read> {
-        let Answer::Page { count, has_next, before, places } = answer else {
-            return Ok(self.step_back(0));
-        };
-        self.learn(request, has_next, places.len())?;
-        let shrunk = std::mem::replace(&mut self.count, count).saturating_sub(count);
-        let size = u64::from(request.page_size);
-        let before = before.filter(|_| !places.is_empty()).unwrap_or((request.page - 1) * size);
-        let first = places.iter().flatten().next();
-        let follows = match (&self.anchor, first) {
-            // The page begins where the list does, or one could not ask for better.
-            _ if before == 0 => !places.is_empty() || self.offset == 0,
-            (Some(_), _) if before == self.offset && (request.page - 1) * size == before => {
-                shrunk == 0
-            }
-            (Some(anchor), Some(first)) => !request.order.is_after(first, anchor),
-            _ => !places.is_empty(),
-        };
-        if !follows {
-            return Ok(self.step_back(shrunk));
-        }
-        self.misses = 0;
-        let end = before + places.len() as u64;
-        let was = self.offset;
-        if let Some(last) = places.iter().rposition(Option::is_some) {
-            self.anchor.clone_from(&places[last]);
-            self.offset = before + last as u64 + 1;
-        }
-        if self.offset <= was && end > was {
-            // Nothing new on it says where it stands.
-            (self.offset, self.anchor) = (end, None);
-        }
-        Ok(Read { taken: true, is_end: !has_next })
-    }
-
-    /// Farther with every miss, as nobody may know by how much the list shrank.
-    fn step_back(&mut self, shrunk: u64) -> Read {
-        let by = u64::from(self.size) << self.misses.min(40);
-        self.misses = self.misses.saturating_add(1);
-        self.offset = self.offset.saturating_sub(shrunk + by);
-        Read { taken: false, is_end: false }
+        self.walk.too_large(request);
+        self.search();
+        Ok(())
     }
 }
 

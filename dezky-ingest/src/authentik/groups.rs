@@ -1,4 +1,5 @@
-//! Whose a user is: by the groups, from a listing that is kept for a while.
+//! Whose a user is: by the groups, from a listing that is kept for a while, and for
+//! those that it does not know by asking.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -12,6 +13,7 @@ use serde_json::value::RawValue;
 
 use super::http::{Api, Fetched};
 use super::proto::{Page, pk};
+use super::users::{self, LOOKUPS_TIMEOUT, MAX_LOOKUPS, Users};
 
 /// The most pages of a list that are read for one listing.
 const MAX_GROUP_PAGES: u32 = 50;
@@ -23,6 +25,9 @@ const LISTING_TIMEOUT: Duration = Duration::from_mins(1);
 /// After a failure the next try comes no sooner.
 const RETRY: Duration = Duration::from_mins(1);
 
+/// By a group's key its name if it is a tenant's.
+pub(super) type GroupNames = HashMap<String, Option<Arc<str>>>;
+
 /// Users and the groups of theirs that are tenants.
 pub(super) struct Groups {
     directory: Arc<dyn TenantDirectory>,
@@ -32,13 +37,13 @@ pub(super) struct Groups {
     next_try: Timestamp,
     /// In a row.
     failures: u32,
+    users: Users,
 }
 
 struct Listing {
+    names: GroupNames,
     /// By the user's key; the names sorted.
     by_user: HashMap<String, Vec<Arc<str>>>,
-    /// Whether all was read.
-    is_whole: bool,
     at: Timestamp,
 }
 
@@ -48,24 +53,91 @@ impl Groups {
         admins: Vec<String>,
         refresh: Duration,
     ) -> Self {
-        Self { directory, admins, refresh, listing: None, next_try: Timestamp::MIN, failures: 0 }
-    }
-
-    /// The hints for a user; `None` if it is not known what they are.
-    pub(super) fn hints(&self, user: &str) -> Option<Vec<TenantHint>> {
-        let listing = self.listing.as_ref()?;
-        let hint = |name: &Arc<str>| TenantHint::Slug { slug: (**name).to_owned(), via: "group" };
-        match listing.by_user.get(user) {
-            Some(names) => Some(names.iter().map(hint).collect()),
-            None => listing.is_whole.then(Vec::new),
+        Self {
+            directory,
+            admins,
+            refresh,
+            listing: None,
+            next_try: Timestamp::MIN,
+            failures: 0,
+            users: Users::new(refresh),
         }
     }
 
-    /// Reads the listing anew if it is old. Failures are logged; the old one stays.
-    pub(super) async fn refresh_if_old(&mut self, api: &Api, runtime: &dyn Runtime) {
+    /// The hints for a user; `None` if it is not known what they are.
+    pub(super) fn hints(&self, user: &str, now: Timestamp) -> Option<Vec<TenantHint>> {
+        let names = self.listed(user).or_else(|| self.users.known(user, now))?;
+        let hint = |name: &Arc<str>| TenantHint::Slug { slug: (**name).to_owned(), via: "group" };
+        Some(names.iter().map(hint).collect())
+    }
+
+    fn listed(&self, user: &str) -> Option<&[Arc<str>]> {
+        self.listing.as_ref()?.by_user.get(user).map(Vec::as_slice)
+    }
+
+    /// Asks for those of `users` that are not known, a few at a time. Whatever fails
+    /// is logged, and not asked again for a while.
+    async fn look_up(
+        &mut self,
+        api: &Api,
+        runtime: &dyn Runtime,
+        users: impl IntoIterator<Item = &String>,
+    ) {
+        let now = runtime.now();
+        if !self.users.may_ask(now) {
+            return;
+        }
+        let mut unknown: Vec<&String> = Vec::new();
+        for user in users {
+            // Of anything else than a number there is no user.
+            let is_number = user.len() <= 20 && user.bytes().all(|b| b.is_ascii_digit());
+            if unknown.len() == MAX_LOOKUPS {
+                break;
+            }
+            if is_number && !unknown.contains(&user) && self.hints(user, now).is_none() {
+                unknown.push(user);
+            }
+        }
+        let mut timeout = runtime.sleep(LOOKUPS_TIMEOUT);
+        for user in unknown {
+            let none = GroupNames::new();
+            let names = self.listing.as_ref().map_or(&none, |listing| &listing.names);
+            let asked = users::ask(api, &*self.directory, &self.admins, names, user);
+            let failed = match select(pin!(asked), &mut timeout).await {
+                Either::Left((Ok(Some(names)), _)) => {
+                    self.users.remember(user.clone(), names, now);
+                    continue;
+                }
+                Either::Left((Ok(None), _)) => continue,
+                Either::Left((Err(failed), _)) => failed,
+                Either::Right(_) => {
+                    let what = format!("users did not come within {LOOKUPS_TIMEOUT:?}");
+                    Error::new(ErrorKind::SourceUnavailable, what).into()
+                }
+            };
+            self.users.failed(&failed, runtime.now());
+            return;
+        }
+    }
+
+    /// Finds out about `users`: reads the listing anew if it is old, and asks for those
+    /// that it does not know. One failure a pull is enough to wait for.
+    pub(super) async fn find_out(
+        &mut self,
+        api: &Api,
+        runtime: &dyn Runtime,
+        users: impl IntoIterator<Item = &String>,
+    ) {
+        if self.refresh_if_old(api, runtime).await {
+            self.look_up(api, runtime, users).await;
+        }
+    }
+
+    /// Says whether nothing failed just now. Failures are logged; the old listing stays.
+    async fn refresh_if_old(&mut self, api: &Api, runtime: &dyn Runtime) -> bool {
         let now = runtime.now();
         if now < self.next_try {
-            return;
+            return true;
         }
         let result = match select(pin!(self.list(api, now)), runtime.sleep(LISTING_TIMEOUT)).await {
             Either::Left((listed, _)) => listed,
@@ -79,6 +151,7 @@ impl Groups {
                 self.next_try = now.saturating_add(self.refresh);
                 self.failures = 0;
                 self.listing = Some(listing);
+                true
             }
             Err(error) => {
                 // A refused token or permission is not asked about again so soon, and
@@ -88,13 +161,17 @@ impl Groups {
                 let wait = if retries { wait.min(self.refresh) } else { self.refresh };
                 self.failures = self.failures.saturating_add(1);
                 self.next_try = runtime.now().saturating_add(wait);
+                if retries {
+                    self.users.hold(runtime.now());
+                }
                 let age = self.listing.as_ref().map(|l| now.saturating_since(l.at).as_secs());
                 tracing::warn!(
                     code = error.code(),
                     %error,
                     age_seconds = age,
-                    "Authentik's groups can't be listed; tenants are unresolved or by the old list"
+                    "Authentik's groups can't be listed; tenants are by the old list or unresolved"
                 );
+                false
             }
         }
     }
@@ -102,10 +179,17 @@ impl Groups {
     async fn list(&self, api: &Api, at: Timestamp) -> Result<Listing> {
         let mut is_whole = true;
         let mut names = Vec::new();
+        let mut keys = GroupNames::new();
         let query = "core/groups/?include_users=false&page_size=100";
         let mut pages = MAX_GROUP_PAGES;
-        is_whole &=
-            all(api, query, &mut pages, |group| names.extend(self.candidate(&group))).await?;
+        is_whole &= all(api, query, &mut pages, |group| {
+            let name: Option<Arc<str>> = candidate(&group, &self.admins).map(Into::into);
+            names.extend(name.clone());
+            if let Some(key) = group.get("pk").and_then(pk) {
+                keys.insert(key, name);
+            }
+        })
+        .await?;
         names.sort_unstable();
         names.dedup();
         let mut tenants = Vec::new();
@@ -113,6 +197,9 @@ impl Groups {
             if self.directory.by_slug(&name).await?.is_some() {
                 tenants.push(name);
             }
+        }
+        for name in keys.values_mut() {
+            name.take_if(|name| tenants.binary_search(name).is_err());
         }
         if tenants.len() > MAX_TENANT_GROUPS {
             tenants.truncate(MAX_TENANT_GROUPS);
@@ -125,7 +212,6 @@ impl Groups {
                 "core/users/?groups_by_name={}&include_groups=false&page_size=100",
                 encode(&name)
             );
-            let name: Arc<str> = name.into();
             is_whole &= all(api, &query, &mut pages, |user| {
                 if let Some(user) = user.get("pk").and_then(pk) {
                     let groups = by_user.entry(user).or_default();
@@ -140,20 +226,19 @@ impl Groups {
             tracing::warn!(
                 max_groups = MAX_TENANT_GROUPS,
                 max_user_pages = MAX_USER_PAGES,
-                "Authentik has more groups or users than are listed; some tenants are unresolved"
+                "Authentik has more groups or users than are listed; the rest is asked for one by one"
             );
         }
-        Ok(Listing { by_user, is_whole, at })
+        Ok(Listing { names: keys, by_user, at })
     }
+}
 
-    /// The name of a group that may be a tenant.
-    fn candidate(&self, group: &Value) -> Option<String> {
-        let name = group.get("name")?.as_str()?;
-        let is_superuser = group.get("is_superuser") == Some(&Value::Bool(true));
-        let is_slug = (1..=63).contains(&name.len());
-        (is_slug && !is_superuser && !self.admins.iter().any(|admin| admin == name))
-            .then(|| name.to_owned())
-    }
+/// The name of a group that may be a tenant.
+pub(super) fn candidate(group: &Value, admins: &[String]) -> Option<String> {
+    let name = group.get("name")?.as_str()?;
+    let is_superuser = group.get("is_superuser") == Some(&Value::Bool(true));
+    let is_slug = (1..=63).contains(&name.len());
+    (is_slug && !is_superuser && !admins.iter().any(|admin| admin == name)).then(|| name.to_owned())
 }
 
 /// Reads a list page by page, at most `pages`; whether that was all of it.
@@ -174,7 +259,9 @@ async fn all(
         let text = match fetched {
             Fetched::Text(text) => text,
             Fetched::NoSuchPage => break,
-            Fetched::TooLarge => return Err(unreadable("a page has more than max_page_bytes")),
+            Fetched::TooLarge { .. } => {
+                return Err(unreadable("a page has more than max_page_bytes"));
+            }
         };
         let list = Page::parse(&text).ok_or_else(|| unreadable("what came is not a page"))?;
         let read = |item: &&RawValue| serde_json::from_str(item.get()).ok();

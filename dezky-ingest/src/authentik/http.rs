@@ -3,9 +3,9 @@
 use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
-use dezky_core::{Error, ErrorKind, Result, Runtime};
+use dezky_core::{Error, ErrorKind, Result, Runtime, Timestamp};
 use futures_util::future::{Either, select};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode};
@@ -21,6 +21,8 @@ const THROTTLED_WAIT: Duration = Duration::from_mins(1);
 const MAX_WAIT: Duration = Duration::from_hours(1);
 /// How much of the answer to a failed request is looked at.
 const MAX_ERROR_BYTES: usize = 4 << 10;
+/// How much of an answer that is too large is looked at.
+const MAX_HEAD_BYTES: usize = 4 << 10;
 
 /// A token of Authentik's API. Its `Debug` shows nothing.
 #[derive(Clone)]
@@ -53,7 +55,10 @@ impl fmt::Debug for ApiToken {
 pub(super) enum Fetched {
     Text(String),
     NoSuchPage,
-    TooLarge,
+    /// More bytes than are read; how it begins.
+    TooLarge {
+        head: String,
+    },
 }
 
 /// Why a request failed, and how long not to ask again.
@@ -119,11 +124,14 @@ impl Api {
             .map_err(|error| unavailable("Authentik can't be reached", error))?;
         let is_fine = response.status() == StatusCode::OK;
         let max_bytes = if is_fine { self.max_bytes } else { MAX_ERROR_BYTES };
-        let mut body = Vec::new();
+        let mut body: Vec<u8> = Vec::new();
         loop {
             match response.chunk().await {
                 Ok(Some(chunk)) if body.len() + chunk.len() <= max_bytes => body.extend(chunk),
-                Ok(Some(_)) if is_fine => return Ok(Fetched::TooLarge),
+                Ok(Some(_)) if is_fine => {
+                    body.truncate(MAX_HEAD_BYTES);
+                    return Ok(Fetched::TooLarge { head: text(body) });
+                }
                 Ok(_) => break,
                 Err(_) if !is_fine => break,
                 Err(error) => {
@@ -131,11 +139,18 @@ impl Api {
                 }
             }
         }
-        // Bytes that are no UTF-8 become U+FFFD, as in normal form.
-        let body = String::from_utf8(body)
-            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-        if is_fine { Ok(Fetched::Text(body)) } else { refused(&response, &body) }
+        let body = text(body);
+        if is_fine {
+            return Ok(Fetched::Text(body));
+        }
+        refused(&response, &body, self.runtime.now())
     }
+}
+
+/// Bytes that are no UTF-8 become U+FFFD, as in normal form.
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 /// Whether it is a refusal of the API, and no page of a proxy or of the web interface.
@@ -145,7 +160,7 @@ fn is_detail(body: &str) -> bool {
 }
 
 /// What an answer that is not 200 means.
-fn refused(response: &Response, body: &str) -> Result<Fetched, Failed> {
+fn refused(response: &Response, body: &str, now: Timestamp) -> Result<Fetched, Failed> {
     let status = response.status();
     let failed = |kind, what: String, wait| Err(Failed { error: Error::new(kind, what), wait });
     match status.as_u16() {
@@ -153,7 +168,7 @@ fn refused(response: &Response, body: &str) -> Result<Fetched, Failed> {
         404 if is_detail(body) => Ok(Fetched::NoSuchPage),
         404 => failed(
             ErrorKind::SourceUnavailable,
-            "Authentik answers 404; base_url must be its address without /api/v3".into(),
+            "Authentik answers 404; its base URL must be the address without /api/v3".into(),
             None,
         ),
         401 | 403 => failed(
@@ -167,13 +182,13 @@ fn refused(response: &Response, body: &str) -> Result<Fetched, Failed> {
         300..=399 => failed(
             ErrorKind::SourceUnavailable,
             format!(
-                "Authentik answers {status}; redirects are not followed, set base_url to \
-                     where it leads"
+                "Authentik answers {status}; redirects are not followed, set its base URL to \
+                 where it leads"
             ),
             None,
         ),
         code => {
-            let said = retry_after(response.headers());
+            let said = retry_after(response.headers(), now);
             let wait = said.or((code == 429).then_some(THROTTLED_WAIT));
             let what = format!("Authentik answers {status}");
             failed(ErrorKind::SourceUnavailable, what, wait.map(|wait| wait.min(MAX_WAIT)))
@@ -181,7 +196,14 @@ fn refused(response: &Response, body: &str) -> Result<Fetched, Failed> {
     }
 }
 
-/// `Retry-After` in seconds; a date is left to the back-off.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+/// `Retry-After` in seconds, or until a date by our clock; one that has passed says
+/// nothing.
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let said = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = said.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(said).ok()?.duration_since(UNIX_EPOCH).ok()?;
+    let date = Timestamp::from_millis_clamped(i64::try_from(date.as_millis()).ok()?);
+    Some(date.saturating_since(now)).filter(|wait| !wait.is_zero())
 }

@@ -6,6 +6,8 @@ use dezky_core::{
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
+#[cfg(feature = "authentik")]
+use super::proto::Place;
 use super::proto::{Event, Item, Odd, pk};
 use super::redact;
 use crate::intake::TENANT_BY;
@@ -289,6 +291,50 @@ pub fn odd_item(source: &str, odd: Odd, bytes: usize, now: Timestamp) -> Quarant
     }
 }
 
+/// An event that has more bytes than are read, for the quarantine: where it stands, by
+/// its key if the beginning of its page shows it, else by the one read before it.
+#[cfg(feature = "authentik")]
+pub(super) fn large_item(
+    source: &str,
+    head: &str,
+    before: Option<&Place>,
+    max_bytes: usize,
+    now: Timestamp,
+) -> QuarantineItem {
+    let key = match (first_pk(head), before) {
+        (Some(pk), _) => sha256(&pk),
+        (None, Some(before)) => format!("beside:{}:{}", before.created_us, before.pk),
+        (None, None) => "first".to_owned(),
+    };
+    let beside = before.map_or(String::new(), |place| format!(" beside {}", place.created()));
+    QuarantineItem {
+        source: source.to_owned(),
+        key: format!("too_large:{key}"),
+        reason: "too_large".into(),
+        detail: format!(
+            "an event{beside} has more than the {max_bytes} bytes that are read; not kept"
+        ),
+        raw: first_pk(head).unwrap_or_default().into_bytes(),
+        at: now,
+    }
+}
+
+/// The key of a page's first item where the item begins with it, as Authentik's do.
+#[cfg(feature = "authentik")]
+fn first_pk(head: &str) -> Option<String> {
+    let mut rest = head;
+    for part in ["\"results\"", ":", "[", "{", "\"pk\"", ":"] {
+        // What stands before the list is not looked at.
+        rest = if rest.len() == head.len() {
+            rest.split_once(part)?.1
+        } else {
+            rest.trim_start().strip_prefix(part)?
+        };
+    }
+    let value = serde_json::Deserializer::from_str(rest).into_iter::<Value>().next()?.ok()?;
+    pk(&value).filter(|pk| pk.len() <= EXTERNAL_ID_MAX)
+}
+
 /// Reads what was kept of an item that was no event again. The groups of its user
 /// are not known, so whose it is stays open.
 pub(crate) fn redecode(item: &QuarantineItem) -> Result<Vec<PulledEvent>, String> {
@@ -434,6 +480,34 @@ mod tests {
         assert_eq!(item.reason, "no_pk");
         let raw = String::from_utf8(item.raw).unwrap();
         assert!(raw.contains(redact::REDACTED) && !raw.contains("hunter2"), "{raw}");
+    }
+
+    #[cfg(feature = "authentik")]
+    #[test]
+    fn what_is_too_large_is_known_by_its_key_where_that_shows() {
+        let dashed = "5b0c2f0e-6f0a-4c55-9a57-0d3f8f1b2a01";
+        for (head, expected) in [
+            (
+                format!(
+                    r#"{{"pagination":{{"count":9}},"results":[{{"pk":"{dashed}","user":{{"pk""#
+                ),
+                Some(dashed),
+            ),
+            (format!(r#"{{ "results" : [ {{ "pk" : "{dashed}" , "co"#), Some(dashed)),
+            (r#"{"results":[{"pk":7,"context":"xxx"#.to_owned(), Some("7")),
+            (r#"{"results":[{"pk":"5b0c2f"#.to_owned(), None),
+            (r#"{"results":[{"context":"xxx"#.to_owned(), None),
+            (r#"{"results":["#.to_owned(), None),
+            ("{".to_owned(), None),
+        ] {
+            assert_eq!(first_pk(&head).as_deref(), expected, "{head}");
+        }
+        let place = Place { created_us: 1, pk: "a".into() };
+        let key = |before| large_item(SOURCE, "", before, 1 << 20, Timestamp::MIN).key;
+        assert_eq!(
+            (key(None), key(Some(&place))),
+            ("too_large:first".into(), "too_large:beside:1:a".into())
+        );
     }
 
     fn any_value() -> impl Strategy<Value = Value> {

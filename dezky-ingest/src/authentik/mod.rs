@@ -17,6 +17,8 @@ mod proto;
 mod redact;
 #[cfg(feature = "authentik")]
 mod source;
+#[cfg(feature = "authentik")]
+mod users;
 
 pub use self::core::{Answer, Memory, Order, Poll, Request, Settings, Step, gap_event};
 #[cfg(feature = "authentik")]

@@ -13,7 +13,7 @@ use dezky_core::{
 use super::core::{Answer, Memory, Order, Poll, Request, Settings, Step, gap_event};
 use super::groups::Groups;
 use super::http::{Api, ApiToken, Failed, Fetched};
-use super::map::{SOURCE, map, odd_item, tenant_user};
+use super::map::{SOURCE, large_item, map, odd_item, tenant_user};
 use super::proto::{Item, Page, Place};
 use crate::PumpConfig;
 use crate::intake::{LATE_BY, TENANT_BY};
@@ -41,12 +41,14 @@ pub struct AuthentikConfig {
     /// How long a request may take; 60 s.
     pub request_timeout: Duration,
     /// The most bytes of a page, 1 MiB to 1 GiB; 64 MiB. Larger ones are asked for
-    /// again in smaller pages.
+    /// again in smaller pages; a single event that is larger goes to the quarantine,
+    /// without its text.
     pub max_page_bytes: usize,
     /// Groups that are never a tenant; `dezky-platform-admins`. Groups of superusers
     /// never are either.
     pub admin_groups: Vec<String>,
-    /// How long a listing of groups holds; 10 min.
+    /// How long a listing of groups holds, and what was found out about a user that it
+    /// does not know; 10 min.
     pub group_refresh: Duration,
 }
 
@@ -115,7 +117,7 @@ impl AuthentikConfig {
         });
         if !is_address {
             return invalid(
-                "base_url of Authentik must be an http or https address without user, query and \
+                "the base URL of Authentik must be an http or https address without user, query and \
                  fragment, such as https://id.example.com",
             );
         }
@@ -150,8 +152,11 @@ impl AuthentikConfig {
 ///   the start and once a day, and bears `_dezky.lateBySeconds`.
 /// - Where events may have expired before they were read, an `ingest.gap` event
 ///   says so.
-/// - With a directory, a user's groups are the hints to the tenant. Without a
-///   listing events land with `_dezky.tenantBy = "unresolved"`.
+/// - With a directory, a user's groups are the hints to the tenant: from a listing,
+///   and for users that it does not know by asking for them, at most 10 a pull.
+///   Events of whom neither knows land with `_dezky.tenantBy = "unresolved"`.
+/// - What is in memory does not grow with the backlog: a page, the keys of the last
+///   40,000 events, the listing of groups, and 10,000 users.
 /// - After a refused token nothing is asked for five minutes; `Retry-After` is
 ///   honoured.
 ///
@@ -230,8 +235,8 @@ impl AuthentikSource {
         let query = format!("events/events/?{}", request.query());
         match self.api.get(&query).await {
             Ok(Fetched::NoSuchPage) if request.page == 1 => {
-                let what = "Authentik has no list of events there; base_url must be its address \
-                            without /api/v3";
+                let what = "Authentik has no list of events there; its base URL must be the \
+                            address without /api/v3";
                 Err(Error::new(ErrorKind::SourceUnavailable, what))
             }
             Ok(fetched) => Ok(fetched),
@@ -283,8 +288,9 @@ impl AuthentikSource {
         if let Some(groups) = &mut self.groups
             && users.iter().any(Option::is_some)
         {
-            groups.refresh_if_old(&self.api, &*self.runtime).await;
+            groups.find_out(&self.api, &*self.runtime, users.iter().flatten()).await;
         }
+        let then = self.runtime.now();
         for (event, user) in events.into_iter().zip(users) {
             let created = event.created;
             let mut pulled = PulledEvent::from(map(source, event));
@@ -293,7 +299,7 @@ impl AuthentikSource {
                 pulled.event.metadata.annotate(LATE_BY, late_by);
             }
             if let (Some(groups), Some(user)) = (&self.groups, user) {
-                match groups.hints(&user) {
+                match groups.hints(&user, then) {
                     Some(hints) => pulled.tenant = hints,
                     None => pulled.event.metadata.annotate(TENANT_BY, "unresolved"),
                 }
@@ -342,9 +348,17 @@ impl IngestSource for AuthentikSource {
         let settings = Settings { page_size, overlap: self.config.overlap };
         let mut poll = Poll::resume(settings, cursor, self.memory.clone())?;
         while let Some(request) = poll.request(now) {
+            let mut passed = None;
             let (step, items) = match self.ask(request).await? {
                 Fetched::NoSuchPage => (poll.answer(now, Answer::NoSuchPage)?, Vec::new()),
-                Fetched::TooLarge => (poll.answer(now, Answer::TooLarge)?, Vec::new()),
+                Fetched::TooLarge { head } => {
+                    let step = poll.answer(now, Answer::TooLarge)?;
+                    passed = step.passed.as_ref().map(|before| {
+                        let max_bytes = self.config.max_page_bytes;
+                        large_item(&self.config.source, &head, before.as_ref(), max_bytes, now)
+                    });
+                    (step, Vec::new())
+                }
                 Fetched::Text(text) => {
                     let Some(Page { count, has_next, before, items }) = Page::parse(&text) else {
                         let what = "what Authentik sent is not a page of events";
@@ -362,7 +376,11 @@ impl IngestSource for AuthentikSource {
                     (step, items)
                 }
             };
-            let (mut pull, keys) = self.collect(items, request.order, &step, now).await;
+            let (mut pull, mut keys) = self.collect(items, request.order, &step, now).await;
+            if let Some(item) = passed.filter(|item| !self.known.has(&item.key)) {
+                keys.push(item.key.clone());
+                pull.quarantine.push(item);
+            }
             if let Some((watermark, oldest)) = step.gap {
                 tracing::warn!(source = self.config.source, %watermark, %oldest, "events have expired unread");
                 pull.events.push(gap_event(&self.config.source, watermark, oldest, now).into());

@@ -51,7 +51,8 @@ pub(super) fn select<'r>(
 ) -> Result<Vec<&'r Value>, Value> {
     if profile.has_actions() {
         for (_, action) in query.iter().filter(|(key, _)| key == "actions") {
-            if !ACTIONS.contains(&action.as_str()) {
+            // The prefix is a choice, though no event bears it.
+            if !ACTIONS.contains(&action.as_str()) && action != "custom_" {
                 let what =
                     format!("Select a valid choice. {action} is not one of the available choices.");
                 return Err(json!({"actions": [what]}));
@@ -106,10 +107,16 @@ fn matches(row: &Value, query: &Query, profile: Profile) -> bool {
         "context_authorized_app" => {
             plain(&row["context"]["authorized_application"]["pk"]) == *wanted
         }
-        "brand_name" => text(&row["brand"]["name"]) == *wanted,
+        "brand_name" => text(&brand(row)["name"]) == *wanted,
+        // Up to 2024.2, which is in the first profile.
+        "tenant_name" if profile == Profile::Pre2025_8 => text(&brand(row)["name"]) == *wanted,
         "search" => search(row, wanted, profile),
         _ => true,
     })
+}
+
+fn brand(row: &Value) -> &Value {
+    if row["brand"].is_null() { &row["tenant"] } else { &row["brand"] }
 }
 
 fn plain(value: &Value) -> String {
@@ -206,4 +213,31 @@ pub(super) fn page(
         page["autocomplete"] = json!({});
     }
     Some(page)
+}
+
+/// A body as Authentik writes it: the members of a page and of an event in its order.
+pub(super) fn text(body: &Value) -> String {
+    let Some(results) = body.get("results").and_then(Value::as_array) else {
+        return body.to_string();
+    };
+    let rows: Vec<_> = results.iter().map(event).collect();
+    let pagination = &body["pagination"];
+    let autocomplete = body.get("autocomplete");
+    let autocomplete = autocomplete.map_or_else(String::new, |a| format!(r#","autocomplete":{a}"#));
+    format!(r#"{{"pagination":{pagination},"results":[{}]{autocomplete}}}"#, rows.join(","))
+}
+
+fn event(row: &Value) -> String {
+    const NAMES: [&str; 9] =
+        ["pk", "user", "action", "app", "context", "client_ip", "created", "expires", "brand"];
+    let Some(members) = row.as_object() else { return row.to_string() };
+    let known = NAMES.into_iter().filter_map(|name| members.get_key_value(name));
+    let others = members.iter().filter(|(name, _)| !NAMES.contains(&name.as_str()));
+    // Not by `Display`, which is slow.
+    let json = |value: &Value| serde_json::to_string(value).unwrap_or_default();
+    let member = |(name, value): (&String, &Value)| {
+        format!("{}:{}", json(&name.as_str().into()), json(value))
+    };
+    let members: Vec<_> = known.chain(others).map(member).collect();
+    format!("{{{}}}", members.join(","))
 }

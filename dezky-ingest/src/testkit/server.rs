@@ -7,31 +7,37 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Query as UrlQuery, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::list::{Profile, Query, first, page, select};
+use super::list::{Profile, Query, first, page, select, text};
 
 /// What goes wrong with a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// This status with an HTML body.
     Html(u16),
+    /// This status with a line of text.
+    Text(u16),
     /// 503 with `{"error":"authentik starting"}`.
     Starting,
     /// 429, with `Retry-After` in seconds if there is one.
     Throttled(Option<u64>),
+    /// 429, with this `Retry-After`, such as an HTTP date.
+    ThrottledUntil(String),
     /// 200 with half of the body.
     Truncated,
     /// 200, and the connection ends in the middle of the body.
     Reset,
     /// No answer for so long, then the right one.
     Slow(Duration),
+    /// Half of the body, then for so long nothing, then the rest.
+    SlowBody(Duration),
     /// 302 to this address.
     Redirect(String),
 }
@@ -94,8 +100,10 @@ impl Builder {
             token: self.token,
             profile: self.profile,
             max_page_size: self.max_page_size,
-            events: self.events,
+            events: Table { rows: self.events, sorted: None },
             access: Access::Full,
+            shows_users: true,
+            group_objects: true,
             faults: VecDeque::new(),
             scripts: VecDeque::new(),
             groups: Vec::new(),
@@ -154,16 +162,53 @@ enum Access {
     Empty,
 }
 
+/// The events, and how they were sorted last: nobody sorts a long table anew for every
+/// page of it.
+struct Table {
+    rows: Vec<Value>,
+    sorted: Option<(String, Vec<usize>)>,
+}
+
+impl Table {
+    fn change(&mut self) -> &mut Vec<Value> {
+        self.sorted = None;
+        &mut self.rows
+    }
+
+    /// The rows in an order that tells all of them apart, without filters.
+    fn in_total_order(&mut self, ordering: &str, profile: Profile) -> Vec<&Value> {
+        if self.sorted.as_ref().is_none_or(|(sorted, _)| sorted != ordering) {
+            let query = vec![("ordering".to_owned(), ordering.to_owned())];
+            let place: BTreeMap<_, _> = self
+                .rows
+                .iter()
+                .enumerate()
+                .map(|(at, row)| (std::ptr::from_ref(row), at))
+                .collect();
+            let found = select(&self.rows, &query, profile, 0).unwrap_or_default();
+            let sorted = found.into_iter().map(|row| place[&std::ptr::from_ref(row)]).collect();
+            self.sorted = Some((ordering.to_owned(), sorted));
+        }
+        let sorted = self.sorted.iter().flat_map(|(_, sorted)| sorted);
+        sorted.map(|at| &self.rows[*at]).collect()
+    }
+}
+
 /// Something that happens before an answer.
-type Script = Box<dyn FnOnce(&mut Vec<Value>) + Send>;
+type Script = Box<dyn FnOnce(&mut World) + Send>;
 
 struct World {
     token: String,
     profile: Profile,
     max_page_size: Option<usize>,
-    events: Vec<Value>,
+    events: Table,
     access: Access,
-    faults: VecDeque<Fault>,
+    /// Whether users and groups may be viewed.
+    shows_users: bool,
+    /// Whether a user's groups come as objects, too.
+    group_objects: bool,
+    /// Below which paths, and what.
+    faults: VecDeque<(String, Fault)>,
     /// Before which of the coming requests for events, counted from 0.
     scripts: VecDeque<(usize, Script)>,
     groups: Vec<(String, bool)>,
@@ -222,12 +267,12 @@ impl AuthentikDouble {
 
     /// Adds an event, whatever its `created`.
     pub fn insert(&self, event: Value) {
-        self.world().events.push(event);
+        self.world().events.change().push(event);
     }
 
     /// Adds many.
     pub fn insert_all(&self, events: impl IntoIterator<Item = Value>) {
-        self.world().events.extend(events);
+        self.world().events.change().extend(events);
     }
 
     /// Deletes all events of a user, as deleting the user does. Gives how many.
@@ -238,22 +283,18 @@ impl AuthentikDouble {
     /// Deletes the events that `which` holds for. Gives how many.
     pub fn delete(&self, which: impl Fn(&Value) -> bool) -> usize {
         let mut world = self.world();
-        let before = world.events.len();
-        world.events.retain(|event| !which(event));
-        before - world.events.len()
+        let before = world.events.rows.len();
+        world.events.change().retain(|event| !which(event));
+        before - world.events.rows.len()
     }
 
     /// Deletes the oldest events, as the retention does.
     pub fn expire(&self, events: usize) {
         let mut world = self.world();
-        let oldest_first = vec![("ordering".to_owned(), "created,pk".to_owned())];
-        let sorted: Vec<Value> = select(&world.events, &oldest_first, world.profile, 0)
-            .unwrap_or_default()
-            .into_iter()
-            .skip(events)
-            .cloned()
-            .collect();
-        world.events = sorted;
+        let profile = world.profile;
+        let left = world.events.in_total_order("created,pk", profile);
+        let left: Vec<Value> = left.into_iter().skip(events).cloned().collect();
+        *world.events.change() = left;
     }
 
     /// Changes the table before the `nth` of the coming requests for events, from 0.
@@ -262,12 +303,37 @@ impl AuthentikDouble {
         nth: usize,
         change: impl FnOnce(&mut Vec<Value>) + Send + 'static,
     ) {
+        let change = |world: &mut World| change(world.events.change());
+        self.world().scripts.push_back((nth, Box::new(change)));
+    }
+
+    /// Accepts another token from the `nth` of the coming requests for events on,
+    /// from 0: it gets 403 if it comes with the old one.
+    pub fn set_token_before_request(&self, nth: usize, token: impl Into<String>) {
+        let token = token.into();
+        let change = |world: &mut World| world.token = token;
         self.world().scripts.push_back((nth, Box::new(change)));
     }
 
     /// Lets the next `requests` fail.
     pub fn fail_next(&self, requests: usize, fault: Fault) {
-        self.world().faults.extend(std::iter::repeat_n(fault, requests));
+        self.fail_next_below("", requests, fault);
+    }
+
+    /// Lets the next `requests` fail whose path begins with `path`:
+    /// `/api/v3/core/users/`.
+    pub fn fail_next_below(&self, path: impl Into<String>, requests: usize, fault: Fault) {
+        self.world().faults.extend(std::iter::repeat_n((path.into(), fault), requests));
+    }
+
+    /// Grants or takes the permission to view users and groups.
+    pub fn set_user_permission(&self, is_granted: bool) {
+        self.world().shows_users = is_granted;
+    }
+
+    /// Says of a user's groups only the keys, as old versions do.
+    pub fn without_group_objects(&self) {
+        self.world().group_objects = false;
     }
 
     /// Adds a group.
@@ -280,9 +346,14 @@ impl AuthentikDouble {
         self.world().users.insert(pk, groups.iter().map(|name| (*name).to_owned()).collect());
     }
 
+    /// The table as it is, in no order.
+    pub fn events(&self) -> Vec<Value> {
+        self.world().events.rows.clone()
+    }
+
     /// How many events there are.
     pub fn len(&self) -> usize {
-        self.world().events.len()
+        self.world().events.rows.len()
     }
 
     /// Whether there are none.
@@ -298,6 +369,11 @@ impl AuthentikDouble {
     /// How many requests for the list of events came.
     pub fn polls(&self) -> usize {
         self.world().requests.iter().filter(|request| request.path == EVENTS).count()
+    }
+
+    /// How many requests came whose path begins with `path`.
+    pub fn calls(&self, path: &str) -> usize {
+        self.world().requests.iter().filter(|request| request.path.starts_with(path)).count()
     }
 
     /// Ends the server and waits for it.
@@ -333,9 +409,10 @@ async fn answer(State(world): State<Arc<Mutex<World>>>, request: Request) -> Res
         UrlQuery::try_from_uri(request.uri()).map(|UrlQuery(query)| query).unwrap_or_default();
     let (fault, (status, body)) = {
         let mut world = world.lock().unwrap_or_else(PoisonError::into_inner);
-        let fault = world.faults.pop_front();
+        let due = world.faults.iter().position(|(below, _)| path.starts_with(below));
+        let fault = due.and_then(|due| world.faults.remove(due)).map(|(_, fault)| fault);
         let right = match &fault {
-            None | Some(Fault::Truncated | Fault::Reset | Fault::Slow(_)) => {
+            None | Some(Fault::Truncated | Fault::Reset | Fault::Slow(_) | Fault::SlowBody(_)) => {
                 world.answer(&path, &query, request.headers())
             }
             Some(fault) => (fault.status(), String::new()),
@@ -351,34 +428,53 @@ async fn answer(State(world): State<Arc<Mutex<World>>>, request: Request) -> Res
             tokio::time::sleep(wait).await;
             json(body.into()).into_response()
         }
+        Some(Fault::SlowBody(wait)) => {
+            let rest = body[half().len()..].to_owned();
+            let rest = async move {
+                tokio::time::sleep(wait).await;
+                Ok::<_, std::io::Error>(rest)
+            };
+            let parts = stream::iter([Ok(half())]).chain(stream::once(rest));
+            json(Body::from_stream(parts)).into_response()
+        }
         Some(Fault::Truncated) => json(half().into()).into_response(),
         Some(Fault::Reset) => {
             let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-            let parts = stream::iter([Ok(half()), Err(broken)]);
+            let broken = async {
+                // What is there goes out first.
+                tokio::task::yield_now().await;
+                Err(broken)
+            };
+            let parts = stream::iter([Ok(half())]).chain(stream::once(broken));
             json(Body::from_stream(parts)).into_response()
         }
         Some(Fault::Html(_)) => (status, "<html><body>Bad Gateway</body></html>").into_response(),
+        Some(Fault::Text(_)) => (status, "upstream connect error").into_response(),
         Some(Fault::Starting) => json(r#"{"error":"authentik starting"}"#.into()).into_response(),
-        Some(Fault::Throttled(seconds)) => {
-            let mut response =
-                json(r#"{"detail":"Request was throttled."}"#.into()).into_response();
-            if let Some(seconds) = seconds {
-                response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
-            }
-            response
-        }
+        Some(Fault::Throttled(seconds)) => throttled(seconds.map(HeaderValue::from)),
+        Some(Fault::ThrottledUntil(date)) => throttled(HeaderValue::try_from(date).ok()),
         Some(Fault::Redirect(to)) => (status, [(header::LOCATION, to)], "").into_response(),
     }
+}
+
+fn throttled(retry_after: Option<HeaderValue>) -> Response {
+    let body = r#"{"detail":"Request was throttled."}"#;
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    let mut response = (StatusCode::TOO_MANY_REQUESTS, json, body).into_response();
+    if let Some(retry_after) = retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, retry_after);
+    }
+    response
 }
 
 impl Fault {
     fn status(&self) -> StatusCode {
         let status = match self {
-            Self::Html(status) => *status,
+            Self::Html(status) | Self::Text(status) => *status,
             Self::Starting => 503,
-            Self::Throttled(_) => 429,
+            Self::Throttled(_) | Self::ThrottledUntil(_) => 429,
             Self::Redirect(_) => 302,
-            Self::Truncated | Self::Reset | Self::Slow(_) => 200,
+            Self::Truncated | Self::Reset | Self::Slow(_) | Self::SlowBody(_) => 200,
         };
         StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY)
     }
@@ -387,7 +483,7 @@ impl Fault {
 impl World {
     fn answer(&mut self, path: &str, query: &Query, headers: &HeaderMap) -> (StatusCode, String) {
         let (status, body) = self.json(path, query, headers);
-        (status, body.to_string())
+        (status, text(&body))
     }
 
     fn json(&mut self, path: &str, query: &Query, headers: &HeaderMap) -> (StatusCode, Value) {
@@ -396,7 +492,13 @@ impl World {
         else {
             return not_found;
         };
-        if let Err(detail) = self.authorise(headers) {
+        if below == "events/events" {
+            self.run_scripts();
+        }
+        let shows = self.shows_users || !below.starts_with("core/");
+        let no_permission = Err("You do not have permission to perform this action.");
+        if let Err(detail) = self.authorise(headers).and(if shows { Ok(()) } else { no_permission })
+        {
             return (StatusCode::FORBIDDEN, json!({"detail": detail}));
         }
         match below {
@@ -422,7 +524,13 @@ impl World {
                     .filter(|(_, groups)| {
                         wanted.is_none_or(|g| groups.iter().any(|name| name == g))
                     })
-                    .map(|(pk, _)| json!({"pk": pk, "username": format!("user{pk}")}))
+                    .map(|(pk, _)| {
+                        let mut user = self.user(*pk);
+                        if first(query, "include_groups") == Some("false") {
+                            user["groups_obj"] = Value::Null;
+                        }
+                        user
+                    })
                     .collect();
                 self.page(&users, query)
             }
@@ -450,21 +558,36 @@ impl World {
         Ok(())
     }
 
-    fn events(&mut self, query: &Query) -> (StatusCode, Value) {
+    /// What is to happen before this request for events.
+    fn run_scripts(&mut self) {
         for (nth, _) in &mut self.scripts {
             *nth = nth.wrapping_sub(1);
         }
         while let Some(due) = self.scripts.iter().position(|(nth, _)| *nth == usize::MAX) {
             if let Some((_, change)) = self.scripts.remove(due) {
-                change(&mut self.events);
+                change(self);
             }
         }
-        let empty = Vec::new();
-        let events = if self.access == Access::Empty { &empty } else { &self.events };
-        match select(events, query, self.profile, self.requests.len() as u64) {
-            Err(body) => (StatusCode::BAD_REQUEST, body),
-            Ok(rows) => self.paged(page(&rows, query, self.profile, self.max_page_size)),
-        }
+    }
+
+    fn events(&mut self, query: &Query) -> (StatusCode, Value) {
+        let (profile, max_page_size) = (self.profile, self.max_page_size);
+        let chance = self.requests.len() as u64;
+        let is_known = |(name, _): &(String, String)| {
+            matches!(name.as_str(), "ordering" | "page" | "page_size")
+        };
+        let rows = match first(query, "ordering") {
+            _ if self.access == Access::Empty => Ok(Vec::new()),
+            Some(order @ ("created,pk" | "-created,-pk")) if query.iter().all(is_known) => {
+                Ok(self.events.in_total_order(order, profile))
+            }
+            _ => select(&self.events.rows, query, profile, chance),
+        };
+        let page = match rows {
+            Err(body) => return (StatusCode::BAD_REQUEST, body),
+            Ok(rows) => page(&rows, query, profile, max_page_size),
+        };
+        self.paged(page)
     }
 
     fn page(&self, rows: &[Value], query: &Query) -> (StatusCode, Value) {
@@ -485,7 +608,11 @@ impl World {
         let groups: Vec<_> =
             groups.map(|(at, (name, is_superuser))| group(at, name, *is_superuser)).collect();
         let keys: Vec<_> = groups.iter().map(|group| group["pk"].clone()).collect();
-        json!({"pk": pk, "username": format!("user{pk}"), "groups": keys, "groups_obj": groups})
+        let mut user = json!({"pk": pk, "username": format!("user{pk}"), "groups": keys});
+        if self.group_objects {
+            user["groups_obj"] = groups.into();
+        }
+        user
     }
 }
 

@@ -1,6 +1,11 @@
 //! Sources, pump and receiver against real stores and real files.
 
 mod authentik;
+mod authentik_double;
+mod authentik_http;
+mod authentik_naive;
+mod authentik_tenants;
+mod authentik_tls;
 mod files;
 mod fuzz;
 mod generic;
