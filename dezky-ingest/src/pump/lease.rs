@@ -46,8 +46,11 @@ impl LeaseKeeper {
     /// Takes or renews the lease; says whether it is ours.
     pub(super) async fn acquire(&mut self) -> Result<bool> {
         // From before the store's answer, which may take its time.
-        self.due = self.runtime.now().saturating_add(self.ttl / 3);
-        self.lease = self.store.acquire_lease(&self.name, &self.holder, self.ttl).await?;
+        let due = self.runtime.now().saturating_add(self.ttl / 3);
+        let lease = self.store.acquire_lease(&self.name, &self.holder, self.ttl).await;
+        // Not before: a renewal that is dropped half way is still due.
+        self.due = due;
+        self.lease = lease?;
         Ok(self.lease.is_some())
     }
 

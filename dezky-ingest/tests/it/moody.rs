@@ -9,7 +9,7 @@ use dezky_core::store::{
     AppendOptions, Appended, Capabilities, Lease, ListPage, ListQuery, LogState, QuarantinedItem,
     Relayed, ScannedRow,
 };
-use dezky_core::{AuditStore, Error, ErrorKind, Result, SealedEvent};
+use dezky_core::{AuditStore, Error, ErrorKind, Result, Runtime, SealedEvent};
 
 /// How a [`Moody`] store takes appends.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,11 +37,22 @@ pub(crate) struct Moody {
     pub(crate) inner: Arc<dyn AuditStore>,
     mood: Mutex<Mood>,
     asked: Mutex<Vec<Asked>>,
+    lease_delay: Mutex<Option<(Arc<dyn Runtime>, Duration)>>,
 }
 
 impl Moody {
     pub(crate) fn new(inner: Arc<dyn AuditStore>) -> Arc<Self> {
-        Arc::new(Self { inner, mood: Mutex::new(Mood::Up), asked: Mutex::default() })
+        Arc::new(Self {
+            inner,
+            mood: Mutex::new(Mood::Up),
+            asked: Mutex::default(),
+            lease_delay: Mutex::default(),
+        })
+    }
+
+    /// Takes so long for each lease from now on.
+    pub(crate) fn delay_leases(&self, runtime: Arc<dyn Runtime>, by: Duration) {
+        *self.lease_delay.lock().unwrap() = Some((runtime, by));
     }
 
     pub(crate) fn set(&self, mood: Mood) {
@@ -109,6 +120,10 @@ impl AuditStore for Moody {
         holder: &str,
         ttl: Duration,
     ) -> Result<Option<Lease>> {
+        let delay = self.lease_delay.lock().unwrap().clone();
+        if let Some((runtime, by)) = delay {
+            runtime.sleep(by).await;
+        }
         self.inner.acquire_lease(name, holder, ttl).await
     }
     async fn release_lease(&self, lease: &Lease) -> Result<()> {

@@ -117,6 +117,27 @@ fn the_lease_outlives_every_wait_and_lapses_with_its_holder() {
 }
 
 #[test]
+fn a_renewal_that_a_pull_overtakes_is_made_up_for() {
+    run(async {
+        let mut world = World::new();
+        let moody = Moody::new(Arc::clone(&world.store));
+        world.store = moody.clone();
+        // Each pull ends while the renewal that fell due in it is under way.
+        let mut first = world.pump("first", Duration::from_millis(5_500), true);
+        let mut first = pin!(first.run(pending()));
+        assert!(poll!(&mut first).is_pending());
+        moody.delay_leases(Arc::new(world.runtime.clone()), SECOND * 2);
+        for second in 0..600 {
+            world.runtime.advance(SECOND / 2);
+            assert!(poll!(&mut first).is_pending());
+            let rival = moody.inner.acquire_lease("ingest:slow", "second", TTL).await.unwrap();
+            assert!(rival.is_none(), "it lapsed after {second} half seconds");
+        }
+        assert!(world.pulls_of("first") > 30);
+    });
+}
+
+#[test]
 fn who_finds_the_lease_lost_stops() {
     run(async {
         let world = World::new();
