@@ -9,7 +9,7 @@ use std::vec::IntoIter;
 
 use dezky_core::source::{PulledEvent, QuarantineItem, TenantDirectory, TenantHint};
 use dezky_core::store::{AppendOptions, Appended, AuditStore, ReceiptStatus};
-use dezky_core::{AuditLog, Error, ErrorKind, Kept, Result, Runtime, SealedEvent};
+use dezky_core::{AuditLog, Error, ErrorKind, Kept, Result, Runtime, SealedEvent, Timestamp};
 use futures_util::future::{Either, select};
 
 /// The annotation that says how the tenant was found.
@@ -20,6 +20,8 @@ pub(crate) const LATE_BY: &str = "lateBySeconds";
 
 /// How long the directory may take for an answer.
 const DIRECTORY_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long for all of a batch.
+const DIRECTORY_BATCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Takes mapped events into the log: pumps and webhooks share it.
 #[derive(Clone)]
@@ -170,7 +172,8 @@ impl Intake {
     ///
     /// An event that breaks a bound of the contract goes to the quarantine, the
     /// rest goes on. What an item of the quarantine has over its bounds is cut.
-    /// The directory is asked once for each hint, and not at all after it failed;
+    /// The directory is asked once for each hint, and not at all after it failed, took
+    /// over 2 s for an answer or over 10 s for those of the batch;
     /// nor about an event whose source has set `_dezky.tenantBy` itself. Every item
     /// of the quarantine gets an `ingest.quarantined` event of its own on the
     /// timeline. Idempotent: the same batch again gives duplicates.
@@ -311,11 +314,14 @@ struct Tenants<'d> {
     /// After an error no more is asked: a directory that is down would be waited
     /// for once for every event.
     failed: bool,
+    /// When there must be no more to wait for.
+    until: Timestamp,
 }
 
 impl<'d> Tenants<'d> {
     fn new(directory: &'d dyn TenantDirectory, runtime: &'d dyn Runtime) -> Self {
-        Self { directory, runtime, answers: HashMap::new(), failed: false }
+        let until = runtime.now().saturating_add(DIRECTORY_BATCH_TIMEOUT);
+        Self { directory, runtime, answers: HashMap::new(), failed: false, until }
     }
 
     /// Finds the tenant of an event that has none.
@@ -372,13 +378,13 @@ impl<'d> Tenants<'d> {
             TenantHint::User { system, id } => self.directory.by_user(system, id),
         };
         // Made when it is polled: most answers are there before a timer is.
-        let timeout = pin!(async { self.runtime.sleep(DIRECTORY_TIMEOUT).await });
+        let timeout = pin!(async {
+            let left = self.until.saturating_since(self.runtime.now());
+            self.runtime.sleep(left.min(DIRECTORY_TIMEOUT)).await;
+        });
         let answer = match select(answer, timeout).await {
             Either::Left((answer, _)) => answer,
-            Either::Right(_) => Err(Error::new(
-                ErrorKind::StoreUnavailable,
-                format!("no answer within {} s", DIRECTORY_TIMEOUT.as_secs()),
-            )),
+            Either::Right(_) => Err(Error::new(ErrorKind::StoreUnavailable, "no answer in time")),
         };
         match answer {
             Ok(answer) => {

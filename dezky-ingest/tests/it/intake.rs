@@ -1,13 +1,19 @@
 //! The last step: tenants, bounds, quarantine.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use dezky_core::source::{PulledEvent, QuarantineItem, TenantDirectory, TenantHint};
-use dezky_core::store::AppendOptions;
-use dezky_core::testkit::named_event;
-use dezky_core::{Error, ErrorKind, NewEvent, Result, StoredEvent, Timestamp};
+use dezky_core::store::{AppendOptions, MemoryAuditStore};
+use dezky_core::testkit::{ManualRuntime, named_event};
+use dezky_core::{
+    AuditStore as _, Error, ErrorKind, NewEvent, Result, Runtime as _, StoredEvent, Timestamp,
+};
 use dezky_ingest::Intake;
+use futures_util::poll;
 
 use crate::{Place, run};
 
@@ -134,6 +140,50 @@ fn a_directory_that_fails_is_left_alone_for_the_batch() {
         let expected = [acme("domain"), lost(), lost(), lost(), acme("domain"), no("none")];
         assert_eq!(found, expected);
         assert_eq!(asked, ["domain acme", "slug x", "domain down"]);
+    });
+}
+
+/// Answers after a second and a half, as one with too much to do.
+struct Slow(ManualRuntime);
+
+#[async_trait]
+impl TenantDirectory for Slow {
+    async fn by_slug(&self, _slug: &str) -> Result<Option<String>> {
+        self.0.sleep(Duration::from_millis(1_500)).await;
+        Ok(Some("acme".into()))
+    }
+
+    async fn by_domain(&self, domain: &str) -> Result<Option<String>> {
+        self.by_slug(domain).await
+    }
+
+    async fn by_user(&self, _system: &str, id: &str) -> Result<Option<String>> {
+        self.by_slug(id).await
+    }
+}
+
+#[test]
+fn a_slow_directory_does_not_hold_a_batch_up_for_long() {
+    run(async {
+        let runtime = ManualRuntime::new(1);
+        let store = Arc::new(MemoryAuditStore::open(Arc::new(runtime.clone())));
+        let intake = Intake::new(store.clone(), Arc::new(runtime.clone()))
+            .with_directory(Arc::new(Slow(runtime.clone())));
+        let event = |n| PulledEvent { event: numbered(n), tenant: vec![domain(&n.to_string())] };
+        let events = (0..100).map(event).collect();
+        let begin = runtime.now();
+        let mut take = pin!(intake.take(events, vec![], AppendOptions::default()));
+        let taken = loop {
+            if let Poll::Ready(taken) = poll!(&mut take) {
+                break taken.unwrap();
+            }
+            runtime.advance(Duration::from_millis(500));
+        };
+        assert_eq!(taken.stored, 100);
+        assert!(runtime.now().saturating_since(begin) <= Duration::from_secs(10));
+        let rows = store.scan(0, 100).await.unwrap().into_iter();
+        let found = rows.filter(|row| row.as_ref().unwrap().stored.event.tenant_slug.is_some());
+        assert_eq!(found.count(), 6, "as many as it had answered by then");
     });
 }
 
