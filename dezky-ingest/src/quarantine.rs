@@ -12,6 +12,7 @@ use dezky_core::{
 };
 use serde_json::value::RawValue;
 
+use crate::generic::{self, Mapping};
 use crate::intake::Intake;
 use crate::{authentik, ocis, stalwart};
 
@@ -46,7 +47,7 @@ pub enum Retried {
     Stays(String),
 }
 
-/// Reads an item again. Pure.
+/// Reads an item again; `mappings` are those of the declared sources. Pure.
 ///
 /// By the form of its key it is an event that was mapped before (`event:` from the
 /// intake, `spool:` and `outbox:` from the platform itself), else what its source
@@ -56,7 +57,7 @@ pub enum Retried {
 /// What a source knew beside the bytes and did not keep is not made up: a line of
 /// oCIS without a time of its own gets the time of its quarantining, and an event of
 /// Stalwart that names no address has none.
-pub fn redecode(item: &QuarantineItem) -> Redecoded {
+pub fn redecode(item: &QuarantineItem, mappings: &[Mapping]) -> Redecoded {
     let QuarantineItem { source, key, raw, .. } = item;
     if raw.is_empty() {
         return Redecoded::Refused("nothing of it was kept".into());
@@ -67,8 +68,12 @@ pub fn redecode(item: &QuarantineItem) -> Redecoded {
         (_, ocis::SYSTEM) => events(ocis::redecode(item)),
         (_, stalwart::SOURCE) => events(stalwart::redecode(item)),
         (_, authentik::SOURCE) => events(authentik::redecode(item)),
-        // Further kinds of sources stand here.
-        _ => Redecoded::Refused(format!("this version reads no items of {source}")),
+        _ => match mappings.iter().find(|mapping| mapping.source() == source) {
+            Some(mapping) => events(generic::redecode(mapping, item)),
+            None => Redecoded::Refused(format!(
+                "no source {source} is declared: give the configuration that declares it"
+            )),
+        },
     };
     match decoded {
         // A character may have been cut off whole.
@@ -97,7 +102,8 @@ fn mapped(raw: &[u8]) -> Redecoded {
 }
 
 /// Reads an item again and, where it is an event today, appends that and takes the
-/// item out of the quarantine, in one transaction.
+/// item out of the quarantine, in one transaction. `mappings` are those of the declared
+/// sources, whose items stay without them.
 ///
 /// The events bear `_dezky.fromQuarantine`; tenants are inferred as of now, except
 /// for events that had been mapped before. Of several events either all are stored
@@ -116,7 +122,7 @@ fn mapped(raw: &[u8]) -> Redecoded {
 /// let store = Arc::new(MemoryAuditStore::open(runtime.clone()));
 /// let intake = Intake::new(store, runtime);
 /// for item in intake.store().quarantined(0, 100).await? {
-///     if let Retried::Stays(why) = retry(&intake, &item).await? {
+///     if let Retried::Stays(why) = retry(&intake, &item, &[]).await? {
 ///         println!("{}: {why}", item.number);
 ///     }
 /// }
@@ -126,9 +132,13 @@ fn mapped(raw: &[u8]) -> Redecoded {
 ///
 /// # Errors
 /// Those of [`AuditStore::append`](dezky_core::AuditStore::append).
-pub async fn retry(intake: &Intake, item: &QuarantinedItem) -> Result<Retried> {
+pub async fn retry(
+    intake: &Intake,
+    item: &QuarantinedItem,
+    mappings: &[Mapping],
+) -> Result<Retried> {
     let mut sealed = Vec::new();
-    match redecode(&item.item) {
+    match redecode(&item.item, mappings) {
         Redecoded::Refused(why) => return Ok(Retried::Stays(why)),
         Redecoded::Mapped(event) => sealed.push(resealed(*event, &**intake.runtime())),
         Redecoded::Events(events) => {

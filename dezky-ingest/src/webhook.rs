@@ -1,6 +1,7 @@
 //! What the receivers of webhooks share: bodies of any size into the log.
 
 use dezky_core::{PulledEvent, QuarantineItem, Result};
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use crate::intake::{Intake, PartBounds, Parts, Taken};
@@ -37,6 +38,19 @@ pub(crate) async fn take_in_parts(
         "webhook received"
     );
     Ok(taken)
+}
+
+/// What was kept of one odd element, or of several one behind the other, as a list.
+pub(crate) fn kept_list(item: &QuarantineItem) -> std::result::Result<String, String> {
+    if item.reason == TOO_MANY_ODD && item.raw.len() + 3 >= REST_RAW_MAX {
+        // The cut may have fallen between two.
+        return Err("not all are kept".into());
+    }
+    let text = String::from_utf8_lossy(&item.raw);
+    let elements = serde_json::Deserializer::from_str(&text).into_iter::<&RawValue>();
+    let elements: std::result::Result<Vec<_>, _> =
+        elements.map(|raw| raw.map(RawValue::get)).collect();
+    Ok(format!("[{}]", elements.map_err(|_| "still no JSON".to_owned())?.join(",")))
 }
 
 /// What is no event in one body. What is behind the first hundred becomes one item, so

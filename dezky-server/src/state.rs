@@ -56,10 +56,31 @@ const MIN_BODY_BYTES: usize = 64 << 10;
 /// What one place stands for.
 const PLACE_BYTES: usize = 1 << 10;
 
-/// The webhooks under way, counted by the bytes of their bodies.
+/// The webhooks under way, counted by the bytes of their bodies that are in.
 pub struct Webhooks {
     places: Arc<Semaphore>,
     all: u32,
+}
+
+/// The room that one body takes, until it is dropped.
+pub struct Room {
+    places: Arc<Semaphore>,
+    held: OwnedSemaphorePermit,
+    all: u32,
+}
+
+impl Room {
+    /// Takes what a body of `bytes` needs; `false` if there is not so much, and the
+    /// room is what it was.
+    pub fn grow(&mut self, bytes: usize) -> bool {
+        let held = u32::try_from(self.held.num_permits()).unwrap_or(u32::MAX);
+        let more = places(bytes).min(self.all).saturating_sub(held);
+        let taken = Arc::clone(&self.places).try_acquire_many_owned(more);
+        taken.is_ok_and(|taken| {
+            self.held.merge(taken);
+            true
+        })
+    }
 }
 
 impl Webhooks {
@@ -69,11 +90,12 @@ impl Webhooks {
         Self { places: Arc::new(Semaphore::new(all as usize)), all }
     }
 
-    /// The places for a body of at most `bytes`, held until it is answered; `None` if
-    /// there is no room.
-    pub fn begin(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        let places = places(bytes.max(MIN_BODY_BYTES)).min(self.all);
-        Arc::clone(&self.places).try_acquire_many_owned(places).ok()
+    /// The room for a body that is to come, held until it is answered; `None` if there
+    /// is none. What is announced takes nothing: anybody can announce.
+    pub fn begin(&self) -> Option<Room> {
+        let places = Arc::clone(&self.places);
+        let held = places.try_acquire_many_owned(self::places(MIN_BODY_BYTES)).ok()?;
+        Some(Room { places: Arc::clone(&self.places), held, all: self.all })
     }
 
     /// Resolves when none is under way, and lets none begin from then on.
@@ -93,5 +115,25 @@ impl Deref for App {
 
     fn deref(&self) -> &Platform {
         &self.platform
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_takes_room_as_it_comes_in() {
+        let webhooks = Webhooks::new(1);
+        let mut large = webhooks.begin().unwrap();
+        assert!(large.grow(WEBHOOK_BYTES - 2 * MIN_BODY_BYTES));
+        let mut small = webhooks.begin().unwrap();
+        assert!(small.grow(MIN_BODY_BYTES), "that much it has");
+        assert!(!small.grow(2 * MIN_BODY_BYTES + 1));
+        assert!(small.grow(2 * MIN_BODY_BYTES));
+        assert!(webhooks.begin().is_none());
+        drop(small);
+        assert!(large.grow(WEBHOOK_BYTES), "it is given back whole");
+        assert!(large.grow(WEBHOOK_BYTES * 2), "one body alone always fits");
     }
 }

@@ -29,13 +29,19 @@ pub use self::mapping::Mapping;
 pub use self::receiver::GenericReceiver;
 use crate::json::{Doc, Value};
 use crate::keys::ContentKeys;
-use crate::webhook::OddItems;
+use crate::webhook::{OddItems, kept_list};
 
 /// The most events of one body.
 pub const MAX_BODY_EVENTS: usize = 10_000;
 
 /// The most bytes kept of something in quarantine.
 const QUARANTINE_RAW_MAX: usize = 64 << 10;
+
+/// The reason of a body that has none.
+const NO_EVENTS: &str = "no_events";
+
+/// What the key of a line's item begins with.
+const LINE_KEY_PREFIX: &str = "line:";
 
 /// What a body holds.
 #[derive(Debug, Clone, Default)]
@@ -80,15 +86,10 @@ pub struct Decoded {
 /// # Errors
 /// `too_large` if the body has more than [`MAX_BODY_EVENTS`] events.
 pub fn decode(mapping: &Mapping, body: &[u8], received_at: Timestamp) -> Result<Decoded> {
-    let item = |reason: &str, key: String, detail: String, raw: &str| QuarantineItem {
-        source: mapping.source().to_owned(),
-        key,
-        reason: reason.to_owned(),
-        detail,
-        raw: raw[..raw.floor_char_boundary(QUARANTINE_RAW_MAX)].into(),
-        at: received_at,
+    let refused = |reason: &str, key: String, detail: String, raw: &str| Decoded {
+        quarantine: vec![item(mapping, reason, key, detail, raw, received_at)],
+        ..Decoded::default()
     };
-    let mut decoded = Decoded::default();
     let text = String::from_utf8_lossy(body);
     let doc = match Doc::parse(without_mark(&text)) {
         Ok(doc) => doc,
@@ -96,17 +97,63 @@ pub fn decode(mapping: &Mapping, body: &[u8], received_at: Timestamp) -> Result<
             // What can't be parsed can't be redacted, so only its length is kept: a
             // hash, too, would let a secret be guessed.
             let (key, detail) = (format!("not_json:{}", body.len()), not_json(body.len(), &error));
-            decoded.quarantine.push(item("not_json", key, detail, ""));
-            return Ok(decoded);
+            return Ok(refused("not_json", key, detail, ""));
         }
     };
     let Some(objects) = objects(mapping, doc.root())? else {
         let raw = mapping.clean(doc.root());
         let detail = format!("{} bytes of JSON have no events where map.events says", body.len());
-        decoded.quarantine.push(item("no_events", sha256(&raw), detail, &raw));
-        return Ok(decoded);
+        return Ok(refused(NO_EVENTS, sha256(&raw), detail, &raw));
     };
     let mut keys = ContentKeys::new("body1", mapping.source());
+    Ok(map_all(mapping, objects, received_at, |clean| {
+        // It is a part of a document, so it is JSON.
+        keys.key(&[&canonicalize(clean).unwrap_or_default()])
+    }))
+}
+
+/// Reads what was kept of a line, an element, several or a whole body again: all are
+/// events today, or passed over by the mapping, or none is taken.
+pub(crate) fn redecode(
+    mapping: &Mapping,
+    item: &QuarantineItem,
+) -> std::result::Result<Vec<PulledEvent>, String> {
+    let decoded = match item.key.strip_prefix(LINE_KEY_PREFIX) {
+        Some(key) => map_list(mapping, item, |_| key.to_owned())?,
+        None if item.reason == NO_EVENTS => {
+            decode(mapping, &item.raw, item.at).map_err(|error| error.to_string())?
+        }
+        None => {
+            let mut keys = ContentKeys::new("body1", mapping.source());
+            map_list(mapping, item, |clean| keys.key(&[&canonicalize(clean).unwrap_or_default()]))?
+        }
+    };
+    match decoded.quarantine.first() {
+        Some(odd) => Err(format!("still {}: {}", odd.reason, odd.detail)),
+        None if decoded.events.is_empty() => Err("the mapping passes over all of it".into()),
+        None => Ok(decoded.events),
+    }
+}
+
+fn map_list(
+    mapping: &Mapping,
+    item: &QuarantineItem,
+    key: impl FnMut(&str) -> String,
+) -> std::result::Result<Decoded, String> {
+    let list = kept_list(item)?;
+    let doc = Doc::parse(&list).map_err(|_| "still no JSON")?;
+    Ok(map_all(mapping, doc.root().elements().collect(), item.at, key))
+}
+
+/// What the mapping makes of objects; `key` is the identity of one, without its
+/// secrets, that has no id.
+fn map_all(
+    mapping: &Mapping,
+    objects: Vec<Value<'_>>,
+    received_at: Timestamp,
+    mut key: impl FnMut(&str) -> String,
+) -> Decoded {
+    let mut decoded = Decoded::default();
     let mut odd_items = OddItems::default();
     let count = objects.len();
     for (index, object) in objects.into_iter().enumerate() {
@@ -114,21 +161,37 @@ pub fn decode(mapping: &Mapping, body: &[u8], received_at: Timestamp) -> Result<
         let is_redacted = matches!(clean, Cow::Owned(_));
         match mapping.map(object, &clean, is_redacted, received_at) {
             Mapped::Event(mut pulled) => {
-                pulled.event.external_id.get_or_insert_with(|| {
-                    // It is a part of a document, so it is JSON.
-                    keys.key(&[&canonicalize(&clean).unwrap_or_default()])
-                });
+                pulled.event.external_id.get_or_insert_with(|| key(&clean));
                 decoded.events.push(*pulled);
             }
             Mapped::Skipped => decoded.skipped += 1,
             Mapped::Odd(reason, what) => {
                 let detail = format!("event {} of {count} {what}", index + 1);
-                odd_items.push(item(reason, sha256(&clean), detail, &clean));
+                let key = sha256(&clean);
+                odd_items.push(item(mapping, reason, key, detail, &clean, received_at));
             }
         }
     }
     decoded.quarantine = odd_items.into_items(count);
-    Ok(decoded)
+    decoded
+}
+
+fn item(
+    mapping: &Mapping,
+    reason: &str,
+    key: String,
+    detail: String,
+    raw: &str,
+    at: Timestamp,
+) -> QuarantineItem {
+    QuarantineItem {
+        source: mapping.source().to_owned(),
+        key,
+        reason: reason.to_owned(),
+        detail,
+        raw: raw[..raw.floor_char_boundary(QUARANTINE_RAW_MAX)].into(),
+        at,
+    }
 }
 
 /// The events of a body; `None` if there are none at the declared place.

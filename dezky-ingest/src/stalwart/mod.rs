@@ -17,14 +17,13 @@ use std::net::IpAddr;
 
 use dezky_core::canonical::canonicalize;
 use dezky_core::{PulledEvent, QuarantineItem, Timestamp};
-use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use self::proto::{Odd, WireEvent};
 pub use self::receiver::StalwartReceiver;
 use crate::json::{self, Doc, Value};
 use crate::keys::ContentKeys;
-use crate::webhook::{OddItems, TOO_MANY_ODD};
+use crate::webhook::{OddItems, kept_list};
 
 /// The source name of the first instance; a further one is `stalwart:{instance}`.
 pub const SOURCE: &str = "stalwart";
@@ -158,18 +157,10 @@ pub fn decode(
 /// Reads what was kept of an element, of several or of a whole body again: all are
 /// events today, or none is taken.
 pub(crate) fn redecode(item: &QuarantineItem) -> Result<Vec<PulledEvent>, String> {
-    let text = String::from_utf8_lossy(&item.raw);
     let body = if item.reason == NO_EVENTS {
-        text.into_owned()
+        String::from_utf8_lossy(&item.raw).into_owned()
     } else {
-        if item.reason == TOO_MANY_ODD && item.raw.len() + 3 >= QUARANTINE_RAW_MAX {
-            // The cut may have fallen between two.
-            return Err("not all are kept".into());
-        }
-        // The elements one behind the other, as the envelope would have them.
-        let elements = serde_json::Deserializer::from_str(&text).into_iter::<&RawValue>();
-        let elements: Result<Vec<_>, _> = elements.map(|raw| raw.map(RawValue::get)).collect();
-        format!("[{}]", elements.map_err(|_| "still no JSON".to_owned())?.join(","))
+        kept_list(item)?
     };
     let Decoded { events, quarantine } = decode(&item.source, body.as_bytes(), None, item.at);
     match quarantine.first() {

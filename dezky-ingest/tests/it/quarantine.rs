@@ -3,6 +3,7 @@
 use dezky_core::store::{AppendOptions, QuarantinedItem};
 use dezky_core::{Actor, ErrorKind, NewEvent, PulledEvent, QuarantineItem, Timestamp};
 use dezky_ingest::authentik::{Item, Odd, map, odd_item};
+use dezky_ingest::generic::{self, Mapping, MappingConfig};
 use dezky_ingest::ocis::{LineContext, OcisOptions, decode_line, line_key};
 use dezky_ingest::quarantine::{Redecoded, Retried, drop_item, redecode, retry};
 use dezky_ingest::stalwart::decode;
@@ -29,14 +30,14 @@ fn item(source: &str, key: &str, reason: &str, raw: impl Into<Vec<u8>>) -> Quara
 }
 
 fn events(item: &QuarantineItem) -> Vec<PulledEvent> {
-    match redecode(item) {
+    match redecode(item, &[]) {
         Redecoded::Events(events) => events,
         other => panic!("{other:?}"),
     }
 }
 
 fn refusal(item: &QuarantineItem) -> String {
-    match redecode(item) {
+    match redecode(item, &[]) {
         Redecoded::Refused(why) => why,
         other => panic!("{other:?}"),
     }
@@ -143,11 +144,49 @@ fn what_cannot_be_read_again_says_why() {
             "only its first 64 KiB",
         ),
         (item("numbers", "event:a", "event_invalid", "{}"), "no event at column"),
-        (item("numbers", "n-7", "odd", "7"), "this version reads no items of numbers"),
+        (item("numbers", "n-7", "odd", "7"), "no source numbers is declared"),
     ] {
         let said = refusal(&item);
         assert!(said.starts_with(why), "{said} for {why}");
     }
+}
+
+/// What a declared source sent is read by the mapping that is declared today.
+#[test]
+fn a_declared_source_is_read_by_its_mapping_of_today() {
+    let mapping = |action: &str, skip: &[&str]| {
+        let config = MappingConfig {
+            action: Some(action.into()),
+            skip: skip.iter().map(ToString::to_string).collect(),
+            ..MappingConfig::default()
+        };
+        Mapping::compile("shop", &config).unwrap()
+    };
+    let (old, new) = (mapping("/event", &[]), [mapping("/verb", &[])]);
+    let body = r#"[{"verb":"paid","token":"S3CRET"},{"verb":"sent","n":1e999}]"#;
+    let kept = generic::decode(&old, body.as_bytes(), now()).unwrap().quarantine;
+    let expected = generic::decode(&new[0], body.as_bytes(), now()).unwrap().events;
+    assert_eq!((kept.len(), expected.len()), (2, 2));
+    for (item, expected) in kept.iter().zip(expected) {
+        assert!(refusal(item).starts_with("no source shop is declared"));
+        let Redecoded::Refused(why) = redecode(item, std::slice::from_ref(&old)) else { panic!() };
+        assert!(why.starts_with("still no_action"), "{why}");
+        let Redecoded::Events(mut again) = redecode(item, &new) else { panic!() };
+        let again = again.remove(0);
+        assert_eq!(again.event.external_id, expected.event.external_id);
+        assert_eq!(again.event.action, expected.event.action);
+        assert_eq!(again.event.metadata.source(), expected.event.metadata.source());
+    }
+    // A line has the identity of its place, a body of no events those of its own.
+    let line = item("shop", "line:line1:abc", "no_action", r#"{"verb":"paid"}"#);
+    let Redecoded::Events(events) = redecode(&line, &new) else { panic!() };
+    assert_eq!(events[0].event.external_id.as_deref(), Some("line1:abc"));
+    let body = item("shop", "x", "no_events", r#"{"events":[{"verb":"a"},{"verb":"b"}]}"#);
+    let Redecoded::Events(events) = redecode(&body, &new) else { panic!() };
+    assert_eq!(events.len(), 2);
+    // Nothing leaves the quarantine for nothing.
+    let Redecoded::Refused(why) = redecode(&line, &[mapping("/verb", &["paid"])]) else { panic!() };
+    assert_eq!(why, "the mapping passes over all of it");
 }
 
 #[test]
@@ -161,7 +200,7 @@ fn a_retry_changes_nothing_or_all_of_it() {
         let quarantined = async || place.store.quarantined(0, 10).await.unwrap();
         let kept = quarantined().await.remove(0);
         let before = place.count().await;
-        let Retried::Stays(why) = retry(&intake, &kept).await.unwrap() else { panic!() };
+        let Retried::Stays(why) = retry(&intake, &kept, &[]).await.unwrap() else { panic!() };
         assert!(why.starts_with("action"), "{why}");
         assert_eq!((quarantined().await.len(), place.count().await), (1, before));
 
@@ -171,11 +210,11 @@ fn a_retry_changes_nothing_or_all_of_it() {
         let mut mended = QuarantinedItem { item: kept.item.clone(), ..kept.clone() };
         mended.item.raw = raw.into();
         let released = Retried::Released { stored: 1, duplicates: 0 };
-        assert_eq!(retry(&intake, &mended).await.unwrap(), released);
+        assert_eq!(retry(&intake, &mended, &[]).await.unwrap(), released);
         assert_eq!((quarantined().await.len(), place.count().await), (0, before + 1));
         // Once more, as after an answer that was lost.
         let released = Retried::Released { stored: 0, duplicates: 1 };
-        assert_eq!(retry(&intake, &mended).await.unwrap(), released);
+        assert_eq!(retry(&intake, &mended, &[]).await.unwrap(), released);
         assert_eq!(place.count().await, before + 1);
         place.assert_whole().await;
     });

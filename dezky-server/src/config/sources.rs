@@ -39,6 +39,14 @@ impl Settings {
         sources.map(|(name, origin)| Ok((name.clone(), self.source(name, origin)?))).collect()
     }
 
+    /// How the objects of the declared sources become events; looks at no other key.
+    pub fn mappings(&self) -> Result<Vec<Mapping>, Failure> {
+        let sources = self.layers.sources().iter();
+        sources
+            .map(|(name, origin)| self.mapping(name, &format!("{}.{name}", keys::SOURCES), origin))
+            .collect()
+    }
+
     fn source(&self, name: &str, origin: &Origin) -> Result<SourceConfig, Failure> {
         let prefix = format!("{}.{name}", keys::SOURCES);
         let mapping = self.mapping(name, &prefix, origin)?;

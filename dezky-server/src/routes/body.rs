@@ -25,6 +25,16 @@ pub(super) async fn read(
     headers: &HeaderMap,
     max_bytes: usize,
 ) -> Result<Bytes, Problem> {
+    read_while(body, headers, max_bytes, |_| Ok(())).await
+}
+
+/// The same, as long as there is `room` for all the bytes that are in.
+pub(super) async fn read_while(
+    body: Body,
+    headers: &HeaderMap,
+    max_bytes: usize,
+    mut room: impl FnMut(usize) -> Result<(), Problem>,
+) -> Result<Bytes, Problem> {
     let announced = announced(headers);
     let is_over = announced.is_some_and(|bytes| bytes > max_bytes);
     // A client that asks first has not sent anything yet.
@@ -44,6 +54,7 @@ pub(super) async fn read(
                     break;
                 }
             } else {
+                room(read)?;
                 kept.extend_from_slice(&chunk);
             }
         }
@@ -55,7 +66,7 @@ pub(super) async fn read(
 }
 
 /// The length that the sender announces. No body comes with more.
-pub(super) fn announced(headers: &HeaderMap) -> Option<usize> {
+fn announced(headers: &HeaderMap) -> Option<usize> {
     headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())
 }
 

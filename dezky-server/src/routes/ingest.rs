@@ -19,7 +19,7 @@ pub(super) async fn list(State(state): State<AppState>) -> Json<Value> {
 }
 
 fn pump(handle: &PumpHandle) -> Value {
-    let kind = if handle.source().starts_with("authentik") { "poll" } else { "file" };
+    let kind = if handle.source().split(':').next() == Some("authentik") { "poll" } else { "file" };
     entry(handle.source(), kind, json!(handle.status()))
 }
 

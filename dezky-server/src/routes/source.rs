@@ -24,8 +24,9 @@ pub(super) async fn receive(
         .get(&name)
         .ok_or_else(|| Problem::not_found("no such webhook is configured"))?;
     let receiver = Arc::clone(receiver);
-    let (place, body) = webhook::read(&state, &headers, body).await?;
+    let max_bytes = state.config.max_body_bytes;
+    let (room, body) = webhook::read(&state.webhooks, &headers, body, max_bytes).await?;
     let signature = webhook::signature_of(&headers);
     let work = async move { receiver.receive(signature.as_deref(), &body).await };
-    webhook::answer(&state, &name, place, work).await
+    webhook::answer(&state, &name, room, work).await
 }

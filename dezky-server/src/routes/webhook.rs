@@ -7,13 +7,12 @@ use axum::extract::{ConnectInfo, State};
 use axum::http::HeaderMap;
 use dezky_ingest::{Taken, signature};
 use serde_json::{Value, json};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::body;
 use super::parameters::Name;
 use crate::auth::client_address;
 use crate::error::Problem;
-use crate::state::AppState;
+use crate::state::{AppState, Room, Webhooks};
 
 /// `POST /ingest/stalwart/webhook`.
 pub(super) async fn stalwart(
@@ -49,26 +48,28 @@ async fn receive(
         .stalwart
         .get(source)
         .ok_or_else(|| Problem::not_found("no such webhook is configured"))?;
-    let (place, body) = read(&state, headers, body).await?;
+    let max_bytes = state.config.max_body_bytes;
+    let (room, body) = read(&state.webhooks, headers, body, max_bytes).await?;
     let signature = signature_of(headers);
     let client = client_address(peer, headers, &state.config.trusted_proxies);
     let receiver = Arc::clone(receiver);
-    answer(&state, source, place, async move {
+    answer(&state, source, room, async move {
         receiver.receive(signature.as_deref(), &body, Some(client)).await
     })
     .await
 }
 
-/// Reads a body where there is room for it; the place is held until the answer.
+/// Reads a body as long as there is room for it, which is held until the answer.
 pub(super) async fn read(
-    state: &AppState,
+    webhooks: &Webhooks,
     headers: &HeaderMap,
     body: Body,
-) -> Result<(OwnedSemaphorePermit, Bytes), Problem> {
-    let max_bytes = state.config.max_body_bytes;
-    let bytes = body::announced(headers).map_or(max_bytes, |bytes| bytes.min(max_bytes));
-    let place = state.webhooks.begin(bytes).ok_or_else(Problem::too_many_webhooks)?;
-    Ok((place, body::read(body, headers, max_bytes).await?))
+    max_bytes: usize,
+) -> Result<(Room, Bytes), Problem> {
+    let mut room = webhooks.begin().ok_or_else(Problem::too_many_webhooks)?;
+    let grow = |bytes| room.grow(bytes).then_some(()).ok_or_else(Problem::too_many_webhooks);
+    let bytes = body::read_while(body, headers, max_bytes, grow).await?;
+    Ok((room, bytes))
 }
 
 /// What the sender says that it signed the body with.
@@ -81,16 +82,44 @@ pub(super) fn signature_of(headers: &HeaderMap) -> Option<String> {
 pub(super) async fn answer(
     state: &AppState,
     source: &str,
-    place: OwnedSemaphorePermit,
+    room: Room,
     work: impl Future<Output = dezky_core::Result<Taken>> + Send + 'static,
 ) -> Result<Json<Value>, Problem> {
     let (noted, source) = (AppState::clone(state), source.to_owned());
     let work = tokio::spawn(async move {
         let taken = work.await;
         noted.note(&source, &taken);
-        drop(place);
+        drop(room);
         taken
     });
     let taken = work.await.map_err(|_| Problem::broken_down())??;
     Ok(Json(json!({ "received": taken.received() })))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::StatusCode;
+    use axum::response::IntoResponse as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_for_which_there_is_no_room_is_for_later() {
+        let webhooks = Webhooks::new(1);
+        let mut others = webhooks.begin().unwrap();
+        // All but 128 KiB.
+        assert!(others.grow((256 << 20) - (128 << 10)));
+        let body = |bytes| Body::from(vec![b' '; bytes]);
+        let headers = HeaderMap::new();
+        let (room, small) = read(&webhooks, &headers, body(64 << 10), 1 << 20).await.unwrap();
+        assert_eq!(small.len(), 64 << 10);
+        drop(room);
+        let answer = read(&webhooks, &headers, body(129 << 10), 1 << 20).await;
+        let Err(problem) = answer else { panic!("there is no room for it") };
+        let response = problem.into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()["retry-after"], "1");
+        drop(others);
+        assert!(read(&webhooks, &headers, body(129 << 10), 1 << 20).await.is_ok());
+    }
 }

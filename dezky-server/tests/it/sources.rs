@@ -117,6 +117,37 @@ async fn a_signed_post_becomes_events() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_mended_map_reads_leaves_the_quarantine() {
+    let server = start().await;
+    let body = json!([{"uuid": "e-1", "verb": "OrderPaid"}]).to_string();
+    let answer = server.client.post_signed("/ingest/shop/webhook", &body).await;
+    assert_eq!(answer.with_status(200), json!({"received": 1}));
+    assert!(of_source(&server, "shop").await.is_empty());
+    let folder = server.stop().await;
+
+    let config = folder.path().join("dezky.toml");
+    let store = format!("sqlite://{}/audit.db", folder.path().display());
+    let retry = || {
+        let at = ["quarantine", "--config", config.to_str().unwrap(), "--store", &store];
+        program(&[&at[..], &["retry", "--all"]].concat()).output().unwrap()
+    };
+    let stays = retry();
+    assert!(stdout(&stays).contains("stays: still no_action"), "{stays:?}");
+    let mended = SHOP.replace(r#"action = "/event""#, r#"action = "/verb""#);
+    let server = start_in(folder, &mended, &[]).await;
+    let released = retry();
+    assert_eq!(released.status.code(), Some(0), "{released:?}");
+    let events = of_source(&server, "shop").await;
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0]["action"], "shop.order_paid");
+    // Sent again, it is the same event.
+    let answer = server.client.post_signed("/ingest/shop/webhook", &body).await;
+    assert_eq!(answer.with_status(200), json!({"received": 1}));
+    assert_eq!(of_source(&server, "shop").await.len(), 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_source_has_its_own_secret_and_path() {
     let server = start().await;
     let client = &server.client;
