@@ -7,8 +7,9 @@ use std::time::Duration;
 use dezky_core::testkit::ManualRuntime;
 use dezky_core::{PulledEvent, QuarantineItem, Runtime, Timestamp};
 use dezky_ingest::authentik::{self, Answer, Item, Memory, Page, Place, Poll, Settings};
-use dezky_ingest::ocis::{self, Cursor, Decoded, Frame, Framer, LONG_LINE_KEPT_BYTES, LineContext};
+use dezky_ingest::ocis::{self, LineContext};
 use dezky_ingest::stalwart;
+use dezky_ingest::tail::{Cursor, Decoded, Frame, Framer, LONG_LINE_KEPT_BYTES};
 use serde_json::{Value, json};
 
 /// Stands where secrets stand, and must be in nothing that comes out.
