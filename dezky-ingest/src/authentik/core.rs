@@ -15,7 +15,8 @@
 //! Three walks: *recent*, newest first, is every poll. If it does not reach what
 //! is known within a few pages, the rest becomes the *backlog*, which is read
 //! oldest first, page by page over as many pulls as it takes, while polls go on.
-//! The *reconcile* walk reads the last day again, newest first.
+//! The *reconcile* walk reads the last day again, newest first, and back behind the
+//! beginning of the one before.
 
 use std::time::Duration;
 
@@ -522,9 +523,8 @@ impl Poll {
         match backlog {
             None => {
                 let floor = watermark.map(|watermark| before(watermark.min(now), overlap));
-                let (walk_anew, began) = (Walk::new(walk.size), Some(now));
-                let mut new = Backlog { floor, until, search: None, walk: walk_anew, began };
-                new.walk.count = walk.count;
+                let walk = Walk { count: walk.count, ..Walk::new(walk.size) };
+                let new = Backlog { floor, until, search: None, walk, began: Some(now) };
                 backlog.insert(new).search();
             }
             Some(backlog) => {
