@@ -523,8 +523,9 @@ impl Poll {
         match backlog {
             None => {
                 let floor = watermark.map(|watermark| before(watermark.min(now), overlap));
-                let walk = Walk { count: walk.count, ..Walk::new(walk.size) };
-                let new = Backlog { floor, until, search: None, walk, began: Some(now) };
+                let mut anew = Walk::new(walk.size);
+                anew.count = walk.count;
+                let new = Backlog { floor, until, search: None, walk: anew, began: Some(now) };
                 backlog.insert(new).search();
             }
             Some(backlog) => {
