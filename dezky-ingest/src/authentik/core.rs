@@ -15,7 +15,8 @@
 //! Three walks: *recent*, newest first, is every poll. If it does not reach what
 //! is known within a few pages, the rest becomes the *backlog*, which is read
 //! oldest first, page by page over as many pulls as it takes, while polls go on.
-//! The *reconcile* walk reads the last day again, newest first.
+//! The *reconcile* walk reads the last day again, newest first, and back behind the
+//! beginning of the one before.
 
 use std::time::Duration;
 
@@ -35,8 +36,13 @@ const VERSION: u8 = 1;
 const RECENT_PAGES: u32 = 5;
 /// A `created` that is further ahead of our clock is no watermark.
 const SKEW: Duration = Duration::from_mins(5);
-/// How far back the reconcile walk goes, and how often it comes.
+/// How far back the reconcile walk goes at least, and how often it comes.
 const DAY: Duration = Duration::from_hours(24);
+/// How far it goes back behind the beginning of the one before, so that what showed
+/// late around that is in one of the two; the overlap if that is more.
+const SEAM: Duration = Duration::from_hours(1);
+/// It goes back no farther, however long ago the one before was.
+const WEEK: Duration = Duration::from_hours(7 * 24);
 /// While there is a backlog or a reconcile walk, a poll comes before it when the
 /// last one is older than this.
 const FRESH: Duration = Duration::from_secs(150);
@@ -189,7 +195,7 @@ struct State {
     /// While there is a backlog: what the watermark will be when it is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     head: Option<Timestamp>,
-    /// When the last day was read again.
+    /// When the last walk began that has read the last day again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reconciled: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -260,6 +266,8 @@ impl State {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Recent {
     walk: Walk,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    began: Option<Timestamp>,
     pages: u32,
     /// The newest that is not in the future.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -278,6 +286,8 @@ struct Backlog {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     search: Option<Search>,
     walk: Walk,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    began: Option<Timestamp>,
 }
 
 /// A binary search for the first page that reaches the floor.
@@ -292,7 +302,9 @@ struct Search {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Reconcile {
     walk: Walk,
-    /// A day before the newest of the first page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    began: Option<Timestamp>,
+    /// Where it ends: seen from the newest of the first page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     floor: Option<Timestamp>,
 }
@@ -386,7 +398,7 @@ impl Poll {
         }
         self.polls = true;
         let walk = Walk::new(self.settings.page_size);
-        self.state.recent = Some(Recent { walk, pages: 0, top: None });
+        self.state.recent = Some(Recent { walk, began: Some(now), pages: 0, top: None });
         Some(Walking::Recent)
     }
 
@@ -462,9 +474,9 @@ impl Poll {
         let oldest = recent.walk.anchor.as_ref().map(Place::created);
         let floor = known.map(|known| before(known, self.settings.overlap));
         if is_end || matches!((oldest, floor), (Some(oldest), Some(floor)) if oldest < floor) {
-            let top = recent.top;
+            let (top, began) = (recent.top, recent.began.unwrap_or(now));
             let from = oldest.filter(|_| !is_end);
-            self.polled(now, top, from);
+            self.polled(now, began, top, from);
         } else if let Some(until) = recent.walk.anchor.clone()
             && recent.pages >= if known.is_some() { RECENT_PAGES } else { 1 }
             // What is behind the watermark is the overlap: always a poll's.
@@ -478,7 +490,13 @@ impl Poll {
     }
 
     /// A poll is complete; it went back to `from`, or to the oldest event.
-    fn polled(&mut self, now: Timestamp, top: Option<Timestamp>, from: Option<Timestamp>) {
+    fn polled(
+        &mut self,
+        now: Timestamp,
+        began: Timestamp,
+        top: Option<Timestamp>,
+        from: Option<Timestamp>,
+    ) {
         self.state.recent = None;
         self.memory.polled = Some(now);
         if self.state.backlog.is_some() {
@@ -486,10 +504,10 @@ impl Poll {
             return;
         }
         self.state.watermark = self.state.watermark.max(top);
-        if from.is_none_or(|from| top.is_some_and(|top| from < before(top, DAY))) {
+        if from.is_none_or(|from| top.is_some_and(|top| from < self.reconcile_floor(top))) {
             self.state.reconcile = None;
             if self.is_reconcile_due(now) {
-                self.reconciled(now);
+                self.reconciled(began);
             }
         } else {
             self.reconcile_if_due(now);
@@ -505,8 +523,9 @@ impl Poll {
         match backlog {
             None => {
                 let floor = watermark.map(|watermark| before(watermark.min(now), overlap));
-                let mut new = Backlog { floor, until, search: None, walk: Walk::new(walk.size) };
-                new.walk.count = walk.count;
+                let mut anew = Walk::new(walk.size);
+                anew.count = walk.count;
+                let new = Backlog { floor, until, search: None, walk: anew, began: Some(now) };
                 backlog.insert(new).search();
             }
             Some(backlog) => {
@@ -538,11 +557,11 @@ impl Poll {
         let at = backlog.walk.anchor.as_ref();
         *watermark = (*watermark).max(at.map(Place::created).min(*head));
         if is_end || at.is_some_and(|at| *at >= backlog.until) {
-            let is_whole = backlog.floor.is_none();
+            let (is_whole, began) = (backlog.floor.is_none(), backlog.began.unwrap_or(now));
             *watermark = (*watermark).max(*head);
             (*head, self.state.backlog) = (None, None);
             if is_whole {
-                self.reconciled(now);
+                self.reconciled(began);
             } else {
                 self.reconcile_if_due(now);
             }
@@ -551,6 +570,7 @@ impl Poll {
     }
 
     fn reconcile(&mut self, now: Timestamp, request: Request, answer: Answer<'_>) -> Result<Step> {
+        let floor = newest(answer, now).map(|top| self.reconcile_floor(top));
         let Some(reconcile) = &mut self.state.reconcile else { return Ok(Step::default()) };
         let read = reconcile.walk.read(request, answer)?;
         if read == Read::Back {
@@ -558,12 +578,12 @@ impl Poll {
         }
         let late_before = self.state.watermark.map(|at| before(at, self.settings.overlap));
         let step = Step { take: true, late_before, ..Step::default() };
-        let day_before = |top| before(top, DAY);
-        reconcile.floor = reconcile.floor.or_else(|| newest(answer, now).map(day_before));
+        reconcile.floor = reconcile.floor.or(floor);
         let Read::Forward { is_end } = read else { return Ok(step) };
         let at = reconcile.walk.anchor.as_ref().map(Place::created);
         if is_end || at.zip(reconcile.floor).is_some_and(|(at, floor)| at < floor) {
-            self.reconciled(now);
+            let began = reconcile.began.unwrap_or(now);
+            self.reconciled(began);
             // One that an earlier process began has passed over what showed since: then
             // one of our own follows.
             self.memory.reconciled = self.memory.began_reconcile;
@@ -579,14 +599,23 @@ impl Poll {
     fn reconcile_if_due(&mut self, now: Timestamp) {
         if self.is_reconcile_due(now) && self.state.reconcile.is_none() {
             let walk = Walk::new(self.settings.page_size);
-            self.state.reconcile = Some(Reconcile { walk, floor: None });
+            self.state.reconcile = Some(Reconcile { walk, began: Some(now), floor: None });
             self.memory.began_reconcile = true;
         }
     }
 
-    fn reconciled(&mut self, now: Timestamp) {
+    /// How far back a reconcile walk goes whose newest event is of `top`. What it must
+    /// find was not there yet when the one before began.
+    fn reconcile_floor(&self, top: Timestamp) -> Timestamp {
+        let day = before(top, DAY);
+        let seam = SEAM.max(self.settings.overlap);
+        let seam = self.state.reconciled.map_or(day, |began| before(began, seam));
+        seam.clamp(before(top, WEEK), day)
+    }
+
+    fn reconciled(&mut self, began: Timestamp) {
         self.state.reconcile = None;
-        self.state.reconciled = Some(now);
+        self.state.reconciled = Some(began);
         self.memory.reconciled = true;
     }
 }

@@ -213,6 +213,14 @@ impl Groups {
                 encode(&name)
             );
             is_whole &= all(api, &query, &mut pages, |user| {
+                // A server that does not know the filter lists everybody.
+                let is_member = |group: &Value| {
+                    pk(group).and_then(|key| keys.get(&key)) == Some(&Some(Arc::clone(&name)))
+                };
+                let groups = user.get("groups").and_then(Value::as_array);
+                if groups.is_some_and(|groups| !groups.iter().any(is_member)) {
+                    return;
+                }
                 if let Some(user) = user.get("pk").and_then(pk) {
                     let groups = by_user.entry(user).or_default();
                     if groups.last() != Some(&name) {

@@ -127,7 +127,9 @@ impl Api {
         let mut body: Vec<u8> = Vec::new();
         loop {
             match response.chunk().await {
-                Ok(Some(chunk)) if body.len() + chunk.len() <= max_bytes => body.extend(chunk),
+                Ok(Some(chunk)) if body.len() + chunk.len() <= max_bytes => {
+                    body.extend_from_slice(&chunk);
+                }
                 Ok(Some(_)) if is_fine => {
                     body.truncate(MAX_HEAD_BYTES);
                     return Ok(Fetched::TooLarge { head: text(body) });

@@ -149,7 +149,8 @@ impl AuthentikConfig {
 /// - Nothing is missed that stays on the server and shows within the overlap:
 ///   pages are joined by the rows that they share, whatever is inserted and
 ///   deleted meanwhile. What shows later is found by a walk over the last 24 h, at
-///   the start and once a day, and bears `_dezky.lateBySeconds`.
+///   the start and once a day, and bears `_dezky.lateBySeconds`; what is up to an
+///   hour late always, as walks overlap.
 /// - Where events may have expired before they were read, an `ingest.gap` event
 ///   says so.
 /// - With a directory, a user's groups are the hints to the tenant: from a listing,

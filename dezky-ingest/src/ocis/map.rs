@@ -538,7 +538,10 @@ impl<'f, 'a> Shape<'f, 'a> {
         }
 
         let mut tenant = Vec::new();
-        if let Some(name) = self.space_name() {
+        // People name their personal spaces, and could name them like a tenant.
+        let is_personal = self.text("Type", "spacetype").as_deref() == Some("personal")
+            || space.as_ref().is_some_and(|space| actor.as_ref() == Some(&space.space));
+        if let Some(name) = self.space_name().filter(|_| !is_personal) {
             tenant.push(TenantHint::Slug { slug: name, via: "space_name" });
         }
         // A personal space has the id of its user.

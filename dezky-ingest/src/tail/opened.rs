@@ -294,8 +294,13 @@ impl Seen {
         self.holds_with(place, self.generation.as_ref())
     }
 
-    /// The same, looking again at the first line too.
+    /// The same, looking again at the first line too. A compressed file is not written
+    /// on, and to read its last line again may be to decode all of it.
     pub(super) fn still_holds(&self, place: &Place) -> io::Result<bool> {
+        if self.opened.is_compressed() {
+            let metadata = self.opened.metadata()?;
+            return Ok(self.opened.version == (metadata.len(), mtime_ns(&metadata)));
+        }
         self.holds_with(place, self.opened.generation()?.as_ref())
     }
 

@@ -233,11 +233,28 @@ fn event(row: &Value) -> String {
     let Some(members) = row.as_object() else { return row.to_string() };
     let known = NAMES.into_iter().filter_map(|name| members.get_key_value(name));
     let others = members.iter().filter(|(name, _)| !NAMES.contains(&name.as_str()));
-    // Not by `Display`, which is slow.
-    let json = |value: &Value| serde_json::to_string(value).unwrap_or_default();
     let member = |(name, value): (&String, &Value)| {
         format!("{}:{}", json(&name.as_str().into()), json(value))
     };
     let members: Vec<_> = known.chain(others).map(member).collect();
     format!("{{{}}}", members.join(","))
+}
+
+/// JSON text. Not by `Display`, which is slow, and neither are long texts gone through
+/// byte by byte to find nothing to escape.
+fn json(value: &Value) -> String {
+    match value {
+        Value::String(text) if text.len() > 1 << 10 && is_plain(text) => format!("\"{text}\""),
+        Value::Object(members) => {
+            let member = |(name, value): (&String, &Value)| {
+                format!("{}:{}", json(&name.as_str().into()), json(value))
+            };
+            format!("{{{}}}", members.iter().map(member).collect::<Vec<_>>().join(","))
+        }
+        _ => serde_json::to_string(value).unwrap_or_default(),
+    }
+}
+
+fn is_plain(text: &str) -> bool {
+    ('\0'..' ').chain(['"', '\\']).all(|escaped| !text.contains(escaped))
 }

@@ -104,6 +104,7 @@ impl Builder {
             access: Access::Full,
             shows_users: true,
             group_objects: true,
+            group_filter: true,
             faults: VecDeque::new(),
             scripts: VecDeque::new(),
             groups: Vec::new(),
@@ -207,6 +208,8 @@ struct World {
     shows_users: bool,
     /// Whether a user's groups come as objects, too.
     group_objects: bool,
+    /// Whether users are listed by their groups.
+    group_filter: bool,
     /// Below which paths, and what.
     faults: VecDeque<(String, Fault)>,
     /// Before which of the coming requests for events, counted from 0.
@@ -334,6 +337,12 @@ impl AuthentikDouble {
     /// Says of a user's groups only the keys, as old versions do.
     pub fn without_group_objects(&self) {
         self.world().group_objects = false;
+    }
+
+    /// Lists all users whatever `groups_by_name` says, as filters that a version does
+    /// not know are ignored.
+    pub fn without_group_filter(&self) {
+        self.world().group_filter = false;
     }
 
     /// Adds a group.
@@ -518,7 +527,7 @@ impl World {
                 self.page(&groups, query)
             }
             "core/users" => {
-                let wanted = first(query, "groups_by_name");
+                let wanted = first(query, "groups_by_name").filter(|_| self.group_filter);
                 let users = self.users.iter();
                 let users: Vec<_> = users
                     .filter(|(_, groups)| {

@@ -205,6 +205,17 @@ fn nobodys(how: &str) -> (Option<String>, String) {
 }
 
 #[test]
+fn a_server_that_does_not_filter_by_group_gives_nobody_a_foreign_tenant() {
+    run(async {
+        let (setup, _) = with_groups().await;
+        setup.double.without_group_filter();
+        by_users(&setup, 0, &[41, 42, 43]);
+        setup.drain(&mut setup.pump()).await;
+        assert_eq!(found(&setup).await, [nobodys("none"), group("acme"), nobodys("none")]);
+    });
+}
+
+#[test]
 fn a_user_who_is_newer_than_the_listing_is_asked_for_once() {
     run(async {
         let (setup, _) = with_groups().await;

@@ -460,12 +460,60 @@ fn what_shows_after_the_overlap_is_found_by_the_reconcile_walk_and_counted() {
     server.now_ms += 86_400_000;
     (0..40).for_each(|age| server.insert(age * 5_000, 0));
     while client.tick(&server, 10) {}
-    assert_eq!((client.taken.len(), client.late), (80, 0), "two days ago is too long ago");
+    assert_eq!((client.taken.len(), client.late), (81, 1), "a day's walk finds it");
 
     server.insert(OVERLAP_MS * 3, 0);
     client.restart();
     while client.tick(&server, 10) {}
-    assert_eq!((client.taken.len(), client.late), (81, 1));
+    assert_eq!((client.taken.len(), client.late), (82, 2));
+}
+
+#[test]
+fn reconcile_walks_meet_however_far_apart_they_begin() {
+    const HOUR: i64 = 3_600_000;
+    // How long after the first walk began the second one does, how old the late row is at
+    // the first, and whether it must be found: late by an hour it must, but no walk goes
+    // back more than a week.
+    for (apart, age, is_found) in [
+        (24 * HOUR, HOUR - 120_000, true),
+        (34 * HOUR, HOUR - 120_000, true),
+        (24 * HOUR, 2 * HOUR, false),
+        (8 * 24 * HOUR, HOUR / 2, false),
+    ] {
+        let mut server = Server::new();
+        (0..2_000).for_each(|n| server.insert(n * 60_000, 0));
+        let mut client = Client::new();
+        while client.tick(&server, 10) {}
+        server.now_ms += 60_000;
+        server.insert(age, 0);
+        let late = server.rows.iter().position(|row| row.shows_ms == server.now_ms).unwrap();
+        let late = server.rows[late].place.clone();
+        client.tick(&server, 10);
+        assert!(!client.taken.contains(&late), "polls do not go so far");
+        server.now_ms += apart - 60_000;
+        (0..2_000).for_each(|n| server.insert(n * apart / 2_100, 0));
+        while client.tick(&server, 10) {}
+        assert_eq!(client.taken.contains(&late), is_found, "{apart} {age}");
+    }
+}
+
+#[test]
+fn a_walk_counts_from_where_it_began() {
+    let mut server = Server::new();
+    (0..2_000).for_each(|n| server.insert(n * 40_000, 0));
+    let mut client = Client::new();
+    while client.tick(&server, 10) {}
+    client.restart();
+    client.tick(&server, 20);
+    // In the middle of the walk, where it has passed, and then it waits for five hours.
+    server.insert(1_200_000, 0);
+    server.now_ms += 5 * 3_600_000;
+    while client.tick(&server, 10) {}
+    assert_eq!((client.taken.len(), client.late), (2_000, 0));
+    server.now_ms += 20 * 3_600_000;
+    (0..2_000).for_each(|n| server.insert(n * 40_000, 0));
+    while client.tick(&server, 10) {}
+    assert_eq!((client.taken.len(), client.late), (4_001, 1));
 }
 
 #[test]

@@ -238,6 +238,31 @@ fn the_lines_worth_single_tests() {
 }
 
 #[test]
+fn nobody_joins_a_tenant_by_naming_their_own_space_like_one() {
+    let hints = |line: &Value| event(&line.to_string()).tenant;
+    let user = |id: &str| TenantHint::User { system: "ocis", id: id.into() };
+    let by = |id: &str, what: &str| format!("user '{id}' {what}");
+    let created = json!({
+        "Action": "space_created", "Time": "2026-11-21T23:59:51Z", "SpaceID": "st$al!al",
+        "Message": by("al", "created a space 'al!al'"), "Name": "acme", "Type": "personal",
+    });
+    assert_eq!(hints(&created), [user("al")]);
+    let mut by_an_admin = created.clone();
+    by_an_admin["Message"] = by("root", "created a space 'al!al'").into();
+    assert_eq!(hints(&by_an_admin), [user("root")]);
+    let renamed = json!({
+        "Action": "space_renamed", "Time": "2026-11-21T23:59:52Z", "SpaceID": "st$al",
+        "Message": by("al", "renamed the space"), "NewName": "acme",
+    });
+    assert_eq!(hints(&renamed), [user("al")]);
+    // Of a project it is the name that counts.
+    let mut project = created;
+    project["Type"] = "project".into();
+    project["SpaceID"] = "st$pr!pr".into();
+    assert_eq!(hints(&project)[0], TenantHint::Slug { slug: "acme".into(), via: "space_name" });
+}
+
+#[test]
 fn times_of_the_first_generation() {
     let at = |number| {
         let pulled = line(number);

@@ -123,6 +123,37 @@ fn a_long_way_into_a_compressed_file_is_gone_once() {
 }
 
 #[test]
+fn long_lines_far_into_a_compressed_file_do_not_hold_it_up() {
+    // Longer than what is kept of the content, so that to go back is to begin anew;
+    // together more than a pull skips through.
+    let padded =
+        |n: usize| line(&n.to_string()).replacen('{', &format!("{{{}", " ".repeat(300_000)), 1);
+    let content: String = (0..40).map(padded).collect();
+    for restarts in [false, true] {
+        let mut bench = Bench::new();
+        bench.limits.max_bytes = 500_000;
+        append(&bench.path("audit.log.1"), content.as_bytes());
+        bench.compress("audit.log.1");
+        bench.append(line("live"));
+        let mut found = Vec::new();
+        for pulls in 0.. {
+            assert!(pulls < 150, "{found:?}");
+            let pull = pull_from(&mut bench.tail, bench.cursor.as_deref(), bench.limits);
+            found.extend(names(&pull));
+            let moved = pull.cursor.is_some();
+            bench.cursor = pull.cursor.or(bench.cursor);
+            if !pull.more {
+                break;
+            }
+            if restarts && moved {
+                bench.restart();
+            }
+        }
+        assert_eq!(found.len(), 41);
+    }
+}
+
+#[test]
 fn a_line_without_an_end_is_read_over_several_pulls() {
     const BYTES: usize = 200 << 20;
     let mut bench = Bench::new();
