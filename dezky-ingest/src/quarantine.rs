@@ -12,6 +12,7 @@ use dezky_core::{
 };
 use serde_json::value::RawValue;
 
+use crate::generic::{self, Mapping};
 use crate::intake::Intake;
 use crate::{authentik, ocis, stalwart};
 
@@ -46,7 +47,8 @@ pub enum Retried {
     Stays(String),
 }
 
-/// Reads an item again. Pure.
+/// Reads an item again; `declared` are the mappings that hold now of sources that are
+/// declared. Pure.
 ///
 /// By the form of its key it is an event that was mapped before (`event:` from the
 /// intake, `spool:` and `outbox:` from the platform itself), else what its source
@@ -56,7 +58,7 @@ pub enum Retried {
 /// What a source knew beside the bytes and did not keep is not made up: a line of
 /// oCIS without a time of its own gets the time of its quarantining, and an event of
 /// Stalwart that names no address has none.
-pub fn redecode(item: &QuarantineItem) -> Redecoded {
+pub fn redecode(item: &QuarantineItem, declared: &[Mapping]) -> Redecoded {
     let QuarantineItem { source, key, raw, .. } = item;
     if raw.is_empty() {
         return Redecoded::Refused("nothing of it was kept".into());
@@ -67,8 +69,10 @@ pub fn redecode(item: &QuarantineItem) -> Redecoded {
         (_, ocis::SYSTEM) => events(ocis::redecode(item)),
         (_, stalwart::SOURCE) => events(stalwart::redecode(item)),
         (_, authentik::SOURCE) => events(authentik::redecode(item)),
-        // Further kinds of sources stand here.
-        _ => Redecoded::Refused(format!("this version reads no items of {source}")),
+        _ => match declared.iter().find(|mapping| mapping.source() == source) {
+            Some(mapping) => events(generic::redecode(mapping, item)),
+            None => Redecoded::Refused(format!("no source {source} is declared: nothing reads it")),
+        },
     };
     match decoded {
         // A character may have been cut off whole.
@@ -96,7 +100,7 @@ fn mapped(raw: &[u8]) -> Redecoded {
     }
 }
 
-/// Reads an item again and, where it is an event today, appends that and takes the
+/// Reads an item again, as [`redecode`] does, and, where it is an event today, appends that and takes the
 /// item out of the quarantine, in one transaction.
 ///
 /// The events bear `_dezky.fromQuarantine`; tenants are inferred as of now, except
@@ -116,7 +120,7 @@ fn mapped(raw: &[u8]) -> Redecoded {
 /// let store = Arc::new(MemoryAuditStore::open(runtime.clone()));
 /// let intake = Intake::new(store, runtime);
 /// for item in intake.store().quarantined(0, 100).await? {
-///     if let Retried::Stays(why) = retry(&intake, &item).await? {
+///     if let Retried::Stays(why) = retry(&intake, &item, &[]).await? {
 ///         println!("{}: {why}", item.number);
 ///     }
 /// }
@@ -126,9 +130,13 @@ fn mapped(raw: &[u8]) -> Redecoded {
 ///
 /// # Errors
 /// Those of [`AuditStore::append`](dezky_core::AuditStore::append).
-pub async fn retry(intake: &Intake, item: &QuarantinedItem) -> Result<Retried> {
+pub async fn retry(
+    intake: &Intake,
+    item: &QuarantinedItem,
+    declared: &[Mapping],
+) -> Result<Retried> {
     let mut sealed = Vec::new();
-    match redecode(&item.item) {
+    match redecode(&item.item, declared) {
         Redecoded::Refused(why) => return Ok(Retried::Stays(why)),
         Redecoded::Mapped(event) => sealed.push(resealed(*event, &**intake.runtime())),
         Redecoded::Events(events) => {

@@ -3,6 +3,7 @@
 use dezky_core::store::{AppendOptions, QuarantinedItem};
 use dezky_core::{Actor, ErrorKind, NewEvent, PulledEvent, QuarantineItem, Timestamp};
 use dezky_ingest::authentik::{Item, Odd, map, odd_item};
+use dezky_ingest::generic::{self, Mapping, MappingConfig};
 use dezky_ingest::ocis::{LineContext, OcisOptions, decode_line, line_key};
 use dezky_ingest::quarantine::{Redecoded, Retried, drop_item, redecode, retry};
 use dezky_ingest::stalwart::decode;
@@ -29,14 +30,14 @@ fn item(source: &str, key: &str, reason: &str, raw: impl Into<Vec<u8>>) -> Quara
 }
 
 fn events(item: &QuarantineItem) -> Vec<PulledEvent> {
-    match redecode(item) {
+    match redecode(item, &[]) {
         Redecoded::Events(events) => events,
         other => panic!("{other:?}"),
     }
 }
 
 fn refusal(item: &QuarantineItem) -> String {
-    match redecode(item) {
+    match redecode(item, &[]) {
         Redecoded::Refused(why) => why,
         other => panic!("{other:?}"),
     }
@@ -150,6 +151,52 @@ fn what_cannot_be_read_again_says_why() {
     }
 }
 
+/// A source `shop` whose actions stand at `action`.
+fn shop(action: &str, events: Option<&str>) -> Mapping {
+    let config = MappingConfig {
+        action: Some(action.into()),
+        events: events.map(Into::into),
+        redact: vec!["/phone".into()],
+        ..MappingConfig::default()
+    };
+    Mapping::compile("shop", &config).unwrap()
+}
+
+#[test]
+fn what_a_declared_source_sent_is_read_by_the_mapping_of_today() {
+    let elements: Vec<_> = (0..150).map(|n| format!(r#"{{"verb":"Paid","n":{n}}}"#)).collect();
+    let equal = r#"{"verb":"Paid","phone":"+45 1234"}"#;
+    let body = format!("[{},{equal},{equal}]", elements.join(","));
+    let (wrong, right) = (shop("/event", None), shop("/verb", None));
+    let odd = generic::decode(&wrong, body.as_bytes(), now()).unwrap().quarantine;
+    assert_eq!((odd.len(), &*odd[100].reason), (101, "too_many_odd"));
+    let other = MappingConfig { action: Some("sold".into()), ..MappingConfig::default() };
+    let again = |item: &QuarantineItem, mapping: &Mapping| match redecode(
+        item,
+        &[Mapping::compile("other", &other).unwrap(), mapping.clone()],
+    ) {
+        Redecoded::Events(events) => Ok(events),
+        Redecoded::Refused(why) => Err(why),
+        other @ Redecoded::Mapped(_) => panic!("{other:?}"),
+    };
+    // As they would have come, had the mapping been right from the beginning.
+    let expected = generic::decode(&right, body.as_bytes(), now()).unwrap().events;
+    let read: Vec<_> = odd.iter().flat_map(|item| again(item, &right).unwrap()).collect();
+    assert_eq!(format!("{read:?}"), format!("{expected:?}"));
+    assert!(again(&odd[0], &wrong).unwrap_err().starts_with("still no_action: it has no text"));
+    assert_eq!(refusal(&odd[0]), "no source shop is declared: nothing reads it");
+
+    // A body whose list is somewhere else, and a line, which is known by its place.
+    let body = r#"{"data":[{"verb":"Paid"},{"verb":"Sent"}]}"#;
+    let nowhere = shop("/verb", Some("/items"));
+    let odd = generic::decode(&nowhere, body.as_bytes(), now()).unwrap().quarantine;
+    assert_eq!(again(&odd[0], &shop("/verb", Some("/data"))).unwrap().len(), 2);
+    assert!(again(&odd[0], &nowhere).unwrap_err().starts_with("still no_events"));
+    let line = item("shop", "line:line1:00ff", "no_action", r#"{"verb":"Paid"}"#);
+    let read = again(&line, &right).unwrap();
+    assert_eq!(read[0].event.external_id.as_deref(), Some("line1:00ff"));
+}
+
 #[test]
 fn a_retry_changes_nothing_or_all_of_it() {
     run(async {
@@ -161,7 +208,7 @@ fn a_retry_changes_nothing_or_all_of_it() {
         let quarantined = async || place.store.quarantined(0, 10).await.unwrap();
         let kept = quarantined().await.remove(0);
         let before = place.count().await;
-        let Retried::Stays(why) = retry(&intake, &kept).await.unwrap() else { panic!() };
+        let Retried::Stays(why) = retry(&intake, &kept, &[]).await.unwrap() else { panic!() };
         assert!(why.starts_with("action"), "{why}");
         assert_eq!((quarantined().await.len(), place.count().await), (1, before));
 
@@ -171,11 +218,11 @@ fn a_retry_changes_nothing_or_all_of_it() {
         let mut mended = QuarantinedItem { item: kept.item.clone(), ..kept.clone() };
         mended.item.raw = raw.into();
         let released = Retried::Released { stored: 1, duplicates: 0 };
-        assert_eq!(retry(&intake, &mended).await.unwrap(), released);
+        assert_eq!(retry(&intake, &mended, &[]).await.unwrap(), released);
         assert_eq!((quarantined().await.len(), place.count().await), (0, before + 1));
         // Once more, as after an answer that was lost.
         let released = Retried::Released { stored: 0, duplicates: 1 };
-        assert_eq!(retry(&intake, &mended).await.unwrap(), released);
+        assert_eq!(retry(&intake, &mended, &[]).await.unwrap(), released);
         assert_eq!(place.count().await, before + 1);
         place.assert_whole().await;
     });

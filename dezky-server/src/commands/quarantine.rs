@@ -6,6 +6,7 @@ use std::io::Write as _;
 use clap::{Args, Subcommand};
 use dezky_core::QuarantineItem;
 use dezky_core::store::QuarantinedItem;
+use dezky_ingest::generic::Mapping;
 use dezky_ingest::quarantine::{Retried, check_note, drop_item, retry};
 use serde_json::{Value, json};
 
@@ -35,7 +36,8 @@ pub(crate) enum Command {
     /// Read items again, and store what is an event today
     ///
     /// A newer version may know a type that an older one did not; a tenant may have
-    /// been added. Each item is a transaction of its own: its event is stored, once,
+    /// been added; the map of a declared source may have been mended, and is read from
+    /// the configuration. Each item is a transaction of its own: its event is stored, once,
     /// and it leaves the quarantine, or it stays and says why. What is stored bears
     /// _dezky.fromQuarantine.
     #[command(
@@ -91,7 +93,7 @@ pub(crate) async fn run(
     on_platform(settings, async |platform| match command {
         Command::List(list) => list.print(platform, as_json).await,
         Command::Show { number, raw } => show(platform, number, raw, as_json).await,
-        Command::Retry(retry) => retry.run(platform, as_json).await,
+        Command::Retry(retry) => retry.run(platform, &settings.mappings()?, as_json).await,
         Command::Drop { numbers, note } => drop_all(platform, &numbers, &note, as_json).await,
     })
     .await
@@ -274,19 +276,24 @@ fn readable(item: &QuarantineItem) -> Cow<'_, [u8]> {
 }
 
 impl Retry {
-    async fn run(self, platform: &Platform, as_json: bool) -> Result<(), Failure> {
+    async fn run(
+        self,
+        platform: &Platform,
+        declared: &[Mapping],
+        as_json: bool,
+    ) -> Result<(), Failure> {
         let mut results = Results { as_json, ..Results::default() };
         if self.all {
             let mut walk = Walk::new(platform, self.source.as_deref());
             while let Some(page) = walk.next().await? {
                 for kept in &page {
-                    results.tell(kept.number, &again(platform, kept).await?)?;
+                    results.tell(kept.number, &again(platform, kept, declared).await?)?;
                 }
             }
         }
         for number in self.numbers.into_iter().collect::<BTreeSet<_>>() {
             let became = match find(platform, number).await? {
-                Some(kept) => again(platform, &kept).await?,
+                Some(kept) => again(platform, &kept, declared).await?,
                 None => Became::Missing,
             };
             results.tell(number, &became)?;
@@ -295,8 +302,12 @@ impl Retry {
     }
 }
 
-async fn again(platform: &Platform, kept: &QuarantinedItem) -> Result<Became, Failure> {
-    Ok(match retry(&platform.intake, kept).await.map_err(no)? {
+async fn again(
+    platform: &Platform,
+    kept: &QuarantinedItem,
+    declared: &[Mapping],
+) -> Result<Became, Failure> {
+    Ok(match retry(&platform.intake, kept, declared).await.map_err(no)? {
         Retried::Released { stored: 0, .. } => Became::Duplicate,
         Retried::Released { stored, .. } => Became::Stored(stored),
         Retried::Stays(why) => Became::Stays(why),

@@ -39,6 +39,16 @@ impl Settings {
         sources.map(|(name, origin)| Ok((name.clone(), self.source(name, origin)?))).collect()
     }
 
+    /// How the objects of the declared sources become events: without secrets and files,
+    /// which a command has no use for.
+    pub(crate) fn mappings(&self) -> Result<Vec<Mapping>, Failure> {
+        let sources = self.layers.sources().iter();
+        let mapping = |(name, origin): (&String, &Origin)| {
+            self.mapping(name, &format!("{}.{name}", keys::SOURCES), origin)
+        };
+        sources.map(mapping).collect()
+    }
+
     fn source(&self, name: &str, origin: &Origin) -> Result<SourceConfig, Failure> {
         let prefix = format!("{}.{name}", keys::SOURCES);
         let mapping = self.mapping(name, &prefix, origin)?;
