@@ -144,7 +144,7 @@ fn what_cannot_be_read_again_says_why() {
             "only its first 64 KiB",
         ),
         (item("numbers", "event:a", "event_invalid", "{}"), "no event at column"),
-        (item("numbers", "n-7", "odd", "7"), "this version reads no items of numbers"),
+        (item("numbers", "n-7", "odd", "7"), "no source numbers is declared"),
     ] {
         let said = refusal(&item);
         assert!(said.starts_with(why), "{said} for {why}");
