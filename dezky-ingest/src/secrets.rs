@@ -35,19 +35,35 @@ pub(crate) fn squash(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
-/// An address without the secrets in its query; `None` if there are none.
+/// An address without the secrets in its query and its fragment, where some sign-ins
+/// hand tokens over; `None` if there are none.
 pub(crate) fn without_secrets(text: &str) -> Option<String> {
-    let (head, query) = text.split_once('?')?;
+    let (head, arguments) = text.split_at(text.find(['?', '#'])? + 1);
     let mut found = false;
-    let parts: Vec<_> = query
+    let parts: Vec<_> = arguments
         .split('&')
-        .map(|part| match part.split_once('=') {
-            Some((name, secret)) if !secret.is_empty() && is_secret(name, true) => {
+        .map(|part| match secret_in(part) {
+            Some(start) => {
                 found = true;
-                format!("{name}={REDACTED}")
+                format!("{}{REDACTED}", &part[..start])
             }
-            _ => part.to_owned(),
+            None => part.to_owned(),
         })
         .collect();
-    found.then(|| format!("{head}?{}", parts.join("&")))
+    found.then(|| format!("{head}{}", parts.join("&")))
+}
+
+/// Where a secret begins in an argument, behind which a fragment may stand.
+fn secret_in(part: &str) -> Option<usize> {
+    let mut start = 0;
+    for piece in part.split_inclusive(['?', '#']) {
+        if let Some((name, secret)) = piece.split_once('=')
+            && !secret.is_empty()
+            && is_secret(name, true)
+        {
+            return Some(start + name.len() + 1);
+        }
+        start += piece.len();
+    }
+    None
 }

@@ -85,7 +85,7 @@ impl Mapping {
             source: source.to_owned(),
             events: at.pointer("events", config.events.as_deref())?,
             id: at.pointer("id", config.id.as_deref())?,
-            at: at.pointer("at", config.at.as_deref())?,
+            at: at.time(config)?,
             at_format: config.at_format,
             action: at.action(action, &config.actions, &prefix)?,
             actions: verbs(&config.actions, &prefix)?,
@@ -460,6 +460,16 @@ impl Compiler<'_> {
         let expected = "lower-case letters, digits, _ and -, in words joined by dots";
         let term = self.term_of("action", Some(text), fits, expected)?;
         term.ok_or_else(|| wrong("action", "is not set"))
+    }
+
+    fn time(&self, config: &MappingConfig) -> Result<Option<Pointer>, MappingProblem> {
+        if config.at.is_none() && config.at_format != TimeFormat::default() {
+            return Err(wrong(
+                "at_format",
+                "there is no time to read: set at to its place, such as \"/time\"",
+            ));
+        }
+        self.pointer("at", config.at.as_deref())
     }
 
     fn outcome(&self, config: &MappingConfig) -> Result<Option<Term>, MappingProblem> {

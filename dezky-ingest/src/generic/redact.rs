@@ -36,7 +36,7 @@ const QUOTED: &str = "\"[redacted]\"";
 const _: () = assert!(QUOTED.len() == REDACTED.len() + 2);
 
 fn may_be_address(raw: &str) -> bool {
-    raw.starts_with('"') && raw.contains(['?', '\\'])
+    raw.starts_with('"') && raw.contains(['?', '#', '\\'])
 }
 
 /// What says nothing: it may stay, as it tells that there was nothing to hide.
@@ -108,6 +108,11 @@ mod tests {
             r#"["/cb?code=S&next=a","https:\/\/x\/?\u0074oken=S",{"url":"/?a=1"}]"#,
             &[],
             r#"["/cb?code=[redacted]&next=a","https://x/?token=[redacted]",{"url":"/?a=1"}]"#,
+        );
+        check(
+            r#"["/cb#state=a&access_token=S","/?a=1#id_token=S&b=2","/?token=S#more","/?a=1#b=2"]"#,
+            &[],
+            r#"["/cb#state=a&access_token=[redacted]","/?a=1#id_token=[redacted]&b=2","/?token=[redacted]","/?a=1#b=2"]"#,
         );
     }
 

@@ -308,6 +308,7 @@ fn problems_name_field_and_fix() {
         (json!({"action": "/a", "actions": many}), "actions", "at most 1000"),
         (json!({"action": "/a", "outcome": "ok"}), "outcome", "success, failure or denied"),
         (json!({"action": "/a", "outcomes": {"1": "failure"}}), "outcomes", "set outcome"),
+        (json!({"action": "/a", "at_format": "seconds"}), "at_format", "set at"),
         (json!({"action": "/a", "actor": {"type": "robot"}}), "actor.type", "anonymous"),
         (json!({"action": "/a", "actor": {"ip": "here"}}), "actor.ip", "an IP address"),
         (json!({"action": "/a", "actor": {"id": "/token/id"}}), "actor.id", "never kept"),

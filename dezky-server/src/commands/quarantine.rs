@@ -36,7 +36,8 @@ pub(crate) enum Command {
     /// Read items again, and store what is an event today
     ///
     /// A newer version may know a type that an older one did not; a tenant may have
-    /// been added. Each item is a transaction of its own: its event is stored, once,
+    /// been added; the map of a declared source may have been mended, and is read from
+    /// the configuration. Each item is a transaction of its own: its event is stored, once,
     /// and it leaves the quarantine, or it stays and says why. What is stored bears
     /// _dezky.fromQuarantine.
     #[command(

@@ -127,7 +127,10 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
 /// The same of a part of a body, which `at` names in problems.
 pub(super) fn parse_part<T: DeserializeOwned>(text: &str, at: &str) -> Result<T, Problem> {
     if !text.starts_with('{') {
-        return Err(Problem::field_invalid(format!("{at}must be a JSON object: put it in {{ }}")));
+        let what = if at.is_empty() { "the body " } else { at };
+        return Err(Problem::field_invalid(format!(
+            "{what}must be a JSON object: put it in {{ }}"
+        )));
     }
     fields(text.as_bytes(), at)
 }

@@ -52,7 +52,12 @@ fn sealed(bytes: &Bytes, runtime: &dyn dezky_core::Runtime) -> Result<Vec<Sealed
     } else {
         vec![serde_json::from_slice(bytes).map_err(|error| body::no_json(&error))?]
     };
-    if texts.is_empty() || texts.len() > MAX_EVENTS {
+    if texts.is_empty() {
+        return Err(Problem::field_invalid(format!(
+            "the body has no events: send 1 to {MAX_EVENTS} at a time"
+        )));
+    }
+    if texts.len() > MAX_EVENTS {
         let given = texts.len();
         let what = format!("the body has {given} events: send 1 to {MAX_EVENTS} at a time");
         return Err(Error::new(ErrorKind::TooLarge, what).into());
@@ -120,7 +125,8 @@ impl Given {
         } = self;
         let source = self.source.unwrap_or_else(|| PLATFORM_SOURCE.to_owned());
         let system = source.split(':').next().unwrap_or_default();
-        if CONNECTORS.contains(&system) {
+        // Nor may one look like them.
+        if CONNECTORS.iter().any(|name| system.eq_ignore_ascii_case(name)) {
             return Err(format!(
                 "source must not be {source}: its events come from there alone; leave it out for {PLATFORM_SOURCE}"
             ));
