@@ -20,7 +20,6 @@ use std::borrow::Cow;
 
 use dezky_core::canonical::canonicalize;
 use dezky_core::{Error, ErrorKind, PulledEvent, QuarantineItem, Result, Timestamp};
-use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 pub use self::config::{ActorMapping, MappingConfig, MappingProblem, ResourceMapping, TimeFormat};
@@ -40,9 +39,6 @@ const NO_EVENTS: &str = "no_events";
 
 /// The most bytes kept of something in quarantine.
 const QUARANTINE_RAW_MAX: usize = 64 << 10;
-
-/// The reason of a body that has none.
-const NO_EVENTS: &str = "no_events";
 
 /// What the key of a line's item begins with.
 const LINE_KEY_PREFIX: &str = "line:";
@@ -195,63 +191,6 @@ fn item(
         detail,
         raw: raw[..raw.floor_char_boundary(QUARANTINE_RAW_MAX)].into(),
         at,
-    }
-}
-
-/// Reads what was kept of an object, of several or of a whole body again, by the
-/// mapping of today: all are events, or none is taken.
-pub(crate) fn redecode(
-    mapping: &Mapping,
-    item: &QuarantineItem,
-) -> std::result::Result<Vec<PulledEvent>, String> {
-    if item.reason == TOO_MANY_ODD && item.raw.len() + 3 >= QUARANTINE_RAW_MAX {
-        // The cut may have fallen between two.
-        return Err("not all are kept".into());
-    }
-    let text = String::from_utf8_lossy(&item.raw);
-    let events = if item.reason == NO_EVENTS {
-        let decoded =
-            decode(mapping, text.as_bytes(), item.at).map_err(|error| error.to_string())?;
-        if let Some(odd) = decoded.quarantine.first() {
-            return Err(format!("still {}: {}", odd.reason, odd.detail));
-        }
-        decoded.events
-    } else {
-        // The objects stand one behind the other, outside of their envelope.
-        let mut keys = ContentKeys::new("body1", mapping.source());
-        let objects = serde_json::Deserializer::from_str(&text).into_iter::<&RawValue>();
-        let events =
-            objects.filter_map(|object| remapped(mapping, item, object, &mut keys).transpose());
-        events.collect::<std::result::Result<_, _>>()?
-    };
-    if events.is_empty() {
-        return Err("known by now, and passed over on purpose".into());
-    }
-    Ok(events)
-}
-
-/// The event of an object of an item; `None` if it is passed over.
-fn remapped(
-    mapping: &Mapping,
-    item: &QuarantineItem,
-    object: serde_json::Result<&RawValue>,
-    keys: &mut ContentKeys<'_>,
-) -> std::result::Result<Option<PulledEvent>, String> {
-    let no_json = |_| "still no JSON".to_owned();
-    let doc = Doc::parse(object.map_err(no_json)?.get()).map_err(no_json)?;
-    let clean = mapping.clean(doc.root());
-    let is_redacted = matches!(clean, Cow::Owned(_));
-    match mapping.map(doc.root(), &clean, is_redacted, item.at) {
-        Mapped::Event(mut pulled) => {
-            // That of the line as it stood in its file, or of the content.
-            pulled.event.external_id.get_or_insert_with(|| match item.key.strip_prefix("line:") {
-                Some(key) => key.to_owned(),
-                None => keys.key(&[&canonicalize(&clean).unwrap_or_default()]),
-            });
-            Ok(Some(*pulled))
-        }
-        Mapped::Skipped => Ok(None),
-        Mapped::Odd(reason, what) => Err(format!("still {reason}: it {what}")),
     }
 }
 
