@@ -11,7 +11,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{Answer, Client, SECRET, Server, program, refusal, run, stdout, until};
+use crate::support::{Answer, Client, SECRET, Server, program, refusal, stdout, until};
 
 const SHOP: &str = r#"
 [sources.shop]
