@@ -59,6 +59,11 @@ impl Moody {
         *self.mood.lock().unwrap() = mood;
     }
 
+    /// What it is like now.
+    pub(crate) fn current(&self) -> Mood {
+        *self.mood.lock().unwrap()
+    }
+
     /// The appends since the last time.
     pub(crate) fn asked(&self) -> Vec<Asked> {
         std::mem::take(&mut self.asked.lock().unwrap())

@@ -1,16 +1,21 @@
 //! Webhooks while the store is away, and after it.
 
+use std::any::Any;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use dezky_core::rt::{BlockingWork, TokioRuntime};
 use dezky_core::source::TenantDirectory;
 use dezky_core::store::ListQuery;
-use dezky_core::{AuditLog, Error, ErrorKind, NewEvent, Result, Spool, SpoolConfig};
+use dezky_core::{
+    AuditLog, Error, ErrorKind, NewEvent, Result, Runtime, Spool, SpoolConfig, Timestamp,
+};
 use dezky_ingest::Taken;
 use dezky_ingest::signature::Secrets;
 use dezky_ingest::stalwart::StalwartReceiver;
+use futures_util::future::BoxFuture;
 
 use crate::moody::{Mood, Moody};
 use crate::{Place, run};
@@ -23,6 +28,29 @@ fn body(name: &str) -> String {
         )
     };
     format!(r#"{{"events":[{},{{"odd":"{name}"}},{}]}}"#, event(1), event(2))
+}
+
+/// Real time, of which a store that answers has plenty: how slow the machine is decides
+/// nothing.
+struct Patience(Arc<Moody>);
+
+impl Runtime for Patience {
+    fn now(&self) -> Timestamp {
+        TokioRuntime.now()
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        let answers = !matches!(self.0.current(), Mood::Hanging | Mood::Mute);
+        TokioRuntime.sleep(if answers { duration * 200 } else { duration })
+    }
+
+    fn unblock(&self, work: BlockingWork) -> BoxFuture<'static, Box<dyn Any + Send>> {
+        TokioRuntime.unblock(work)
+    }
+
+    fn fill_random(&self, bytes: &mut [u8]) {
+        TokioRuntime.fill_random(bytes);
+    }
 }
 
 /// A receiver over a store with moods, with a spool of its own.
@@ -47,8 +75,9 @@ impl World {
     ) -> Self {
         let store = Moody::new(Arc::clone(&place.store));
         let runtime = Arc::clone(place.intake().runtime());
-        let mut log = AuditLog::new(store.clone(), Arc::clone(&runtime))
-            .with_store_timeout(Duration::from_millis(200));
+        let patience = Arc::new(Patience(Arc::clone(&store)));
+        let mut log =
+            AuditLog::new(store.clone(), patience).with_store_timeout(Duration::from_millis(200));
         if let Some(config) = spool {
             log = log.with_spool(Spool::open(config, Arc::clone(&runtime)).await.unwrap());
         }
