@@ -16,6 +16,7 @@ pub mod lifecycle;
 pub mod platform;
 mod routes;
 pub mod state;
+pub mod stores;
 mod table;
 mod webhooks;
 
