@@ -19,6 +19,7 @@ pub mod state;
 pub mod stores;
 mod table;
 mod webhooks;
+mod witness;
 
 pub use config::{Config, Settings};
 pub use error::{Failure, Problem};
