@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use dezky_core::{Error, ErrorKind, Result};
 
-use super::{Counts, FlagChange, Known, check};
+use super::{Counts, FlagChange, FlagTable, Known, check};
 use crate::Flag;
 
 /// What a store holds beside its flags.
@@ -18,8 +18,24 @@ pub(super) struct State {
 /// What a commit leaves behind.
 pub(super) struct Settled<'a> {
     pub(super) state: State,
-    /// By key the last version, and the flag unless it was removed.
-    pub(super) rows: BTreeMap<&'a str, (u64, Option<&'a Flag>)>,
+    pub(super) rows: Vec<Row<'a>>,
+}
+
+/// A key, the version that it has come to, and its flag unless that was removed.
+pub(super) struct Row<'a> {
+    pub(super) key: &'a str,
+    pub(super) version: u64,
+    pub(super) flag: Option<&'a Flag>,
+}
+
+impl Row<'_> {
+    /// The flag as it is stored.
+    pub(super) fn text(&self) -> Result<Option<String>> {
+        let text = self.flag.map(serde_json::to_string).transpose();
+        text.map_err(|error| {
+            Error::new(ErrorKind::Internal, "a flag can't be written as JSON").with_source(error)
+        })
+    }
 }
 
 /// Makes the changes in their order, each on what those before it left, where `known`
@@ -40,19 +56,24 @@ pub(super) fn settle<'a>(
             }
             FlagChange::Remove { version, .. } => (Known::Removed(version + 1), None),
         };
-        rows.insert(key, (after.last_version(), flag));
+        rows.insert(key, Row { key, version: after.last_version(), flag });
         known.insert(key.to_owned(), after);
         state.counts = state.counts.after(change, before);
         state.revision += 1;
     }
-    Ok(Settled { state, rows })
+    Ok(Settled { state, rows: rows.into_values().collect() })
 }
 
-/// A flag as it is stored.
-pub(super) fn to_text(flag: &Flag) -> Result<String> {
-    serde_json::to_string(flag).map_err(|error| {
-        Error::new(ErrorKind::Internal, "a flag can't be written as JSON").with_source(error)
-    })
+/// A whole table as rows.
+pub(super) fn unfold(table: &FlagTable) -> Settled<'_> {
+    let flags = table.flags().map(|flag| {
+        Row { key: &flag.key, version: flag.version, flag: Some(flag) }
+    });
+    let removed = table.removed().map(|(key, version)| Row { key, version, flag: None });
+    let rows: Vec<_> = flags.chain(removed).collect();
+    let flags = rows.iter().filter(|row| row.flag.is_some()).count();
+    let counts = Counts { flags, keys: rows.len() };
+    Settled { state: State { revision: table.revision(), counts }, rows }
 }
 
 /// Reads the flag that stands under `key` with `version`.

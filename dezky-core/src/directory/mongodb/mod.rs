@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
-use futures_util::lock::Mutex as AsyncMutex;
+use futures_util::lock::{Mutex as AsyncMutex, MutexGuard};
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::{ClientSession, Collection};
 use serde::de::DeserializeOwned;
@@ -19,7 +19,7 @@ use super::{
     TenantQuery, User, UserCursor, UserKey, UserQuery, check_commit, check_limit, check_version,
     refusal,
 };
-use crate::store::{Capabilities, MongoDatabase, mongo_error};
+use crate::store::{Capabilities, MongoCollection, MongoDatabase};
 use crate::{Error, Result, SealedEvent};
 
 /// The name under which the directory's version is kept.
@@ -46,6 +46,31 @@ const PARTNER: &Kind =
     &Kind { collection: "dezky_partners", what: "partner", name: "slug", owned: "owned" };
 const USER: &Kind =
     &Kind { collection: "dezky_users", what: "user", name: "subject", owned: "identities" };
+
+const KINDS: [&Kind; 3] = [TENANT, PARTNER, USER];
+
+/// Collections and indexes, a list a version; one that was released never changes.
+fn steps() -> Vec<Vec<MongoCollection>> {
+    // Who owns nothing lacks the field. The filter is one that servers find equal texts by.
+    let owns = |field: &str| doc! { field: { "$gte": "" } };
+    vec![vec![
+        MongoCollection::new(STATE),
+        MongoCollection::new(TENANT.collection)
+            .unique("by_slug", doc! { "slug": 1 })
+            .unique_where("by_domain", doc! { "domains": 1 }, owns("domains"))
+            .index("by_status", doc! { "status": 1, "slug": 1 })
+            .index("by_partner", doc! { "partner_id": 1, "slug": 1 })
+            .index("by_partner_status", doc! { "partner_id": 1, "status": 1, "slug": 1 }),
+        MongoCollection::new(PARTNER.collection)
+            .unique("by_slug", doc! { "slug": 1 })
+            .index("by_status", doc! { "status": 1, "slug": 1 }),
+        MongoCollection::new(USER.collection)
+            .unique("by_subject", doc! { "subject": 1 })
+            .unique_where("by_identity", doc! { "identities": 1 }, owns("identities"))
+            .index("by_login", doc! { "last_login": -1, "_id": -1 })
+            .index("by_tenant", doc! { "tenant_ids": 1, "last_login": -1, "_id": -1 }),
+    ]]
+}
 
 /// A [`DirectoryStore`] in the database of a
 /// [`MongoAuditStore`](crate::store::MongoAuditStore), in whose log its events are.
@@ -82,91 +107,8 @@ impl MongoDirectory {
     /// `schema_newer`; `store_foreign` if collections are missing and the database was
     /// opened without migrating it.
     pub async fn open(database: &MongoDatabase) -> Result<Self> {
-        database.migrate(COMPONENT, STEPS).await?;
+        database.migrate(COMPONENT, &steps()).await?;
         Ok(Self { database: database.clone(), writer: Arc::default() })
-    }
-
-    fn collection(&self, kind: &Kind) -> Collection<Document> {
-        self.database.collection(kind.collection)
-    }
-
-    async fn one<T: DeserializeOwned>(&self, kind: &Kind, filter: Document) -> Result<Option<T>> {
-        let found = self
-            .collection(kind)
-            .find_one(filter)
-            .projection(doc! { "document": 1 })
-            .await
-            .map_err(mongo_error)?;
-        found.as_ref().map(document).transpose()
-    }
-
-    async fn page<T: DeserializeOwned>(
-        &self,
-        kind: &Kind,
-        filter: Document,
-        sort: Document,
-        max_rows: usize,
-    ) -> Result<Vec<T>> {
-        let found: Vec<Document> = self
-            .collection(kind)
-            .find(filter)
-            .sort(sort)
-            .limit(limit(max_rows))
-            .projection(doc! { "document": 1 })
-            .await
-            .map_err(mongo_error)?
-            .try_collect()
-            .await
-            .map_err(mongo_error)?;
-        found.iter().map(document).collect()
-    }
-
-    /// What the transaction sees under `keys` in `field`.
-    async fn held(
-        &self,
-        session: &mut ClientSession,
-        kind: &'static Kind,
-        field: &str,
-        keys: &[&str],
-    ) -> Result<Vec<Held>> {
-        let mut held = Vec::new();
-        for keys in keys.chunks(KEYS_A_READ) {
-            let mut cursor = self
-                .collection(kind)
-                .find(doc! { field: { "$in": keys } })
-                .projection(doc! { "version": 1, kind.name: 1, kind.owned: 1 })
-                .session(&mut *session)
-                .await
-                .map_err(mongo_error)?;
-            while let Some(found) = cursor.next(&mut *session).await {
-                held.push(Held::read(kind, &found.map_err(mongo_error)?)?);
-            }
-        }
-        Ok(held)
-    }
-
-    /// Takes the documents' place: all that they had is given up before any is
-    /// written, as a domain may move within a commit.
-    async fn put(&self, session: &mut ClientSession, filed: &[Filed]) -> Result<()> {
-        for kind in [TENANT, PARTNER, USER] {
-            let of_kind = || filed.iter().filter(|filed| filed.kind == kind);
-            let ids: Vec<&str> = of_kind().map(|filed| filed.id.as_str()).collect();
-            for ids in ids.chunks(KEYS_A_READ) {
-                self.collection(kind)
-                    .delete_many(doc! { "_id": { "$in": ids } })
-                    .session(&mut *session)
-                    .await
-                    .map_err(mongo_error)?;
-            }
-            if !ids.is_empty() {
-                self.collection(kind)
-                    .insert_many(of_kind().map(|filed| &filed.document))
-                    .session(&mut *session)
-                    .await
-                    .map_err(mongo_error)?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -192,7 +134,7 @@ impl DirectoryStore for MongoDirectory {
             filter.extend(equals("status", status.as_str()));
         }
         if let Some(partner_id) = &query.partner_id {
-            filter.extend(equals("partnerId", partner_id));
+            filter.extend(equals("partner_id", partner_id));
         }
         self.page(TENANT, filter, doc! { "slug": 1 }, query.limit).await
     }
@@ -227,104 +169,207 @@ impl DirectoryStore for MongoDirectory {
         check_limit(query.limit)?;
         let mut filter = Document::new();
         if let Some(tenant_id) = &query.tenant_id {
-            filter.extend(equals("tenantIds", tenant_id));
+            filter.extend(equals("tenant_ids", tenant_id));
         }
         if let Some(UserCursor { last_login_at, id }) = &query.after {
             let at = login(*last_login_at);
             filter.insert(
                 "$or",
                 vec![
-                    doc! { "lastLogin": { "$lt": at } },
-                    doc! { "lastLogin": at, "_id": { "$lt": id } },
+                    doc! { "last_login": { "$lt": at } },
+                    doc! { "last_login": at, "_id": { "$lt": id } },
                 ],
             );
         }
-        self.page(USER, filter, doc! { "lastLogin": -1, "_id": -1 }, query.limit).await
+        self.page(USER, filter, doc! { "last_login": -1, "_id": -1 }, query.limit).await
     }
 
     async fn count_tenants_of_partner(&self, partner_id: &str) -> Result<u64> {
         let filter =
-            doc! { "partnerId": { "$eq": partner_id }, "status": { "$ne": "deleted" } };
+            doc! { "partner_id": { "$eq": partner_id }, "status": { "$ne": "deleted" } };
         self.collection(TENANT).count_documents(filter).await.map_err(mongo_error)
     }
 
     async fn commit(&self, changes: Vec<DirectoryChange>, events: Vec<SealedEvent>) -> Result<()> {
         check_commit(&changes)?;
         let filed: Vec<Filed> = changes.iter().map(Filed::of).collect::<Result<_>>()?;
-        let _turn = self.writer.lock().await;
-        let mut session = self.take_turn().await?;
+        let (_turn, mut session) = self.take_turn().await?;
         let stored = self.stored(&mut session, &filed).await?;
         for filed in &filed {
-            let held = stored.get(&(filed.kind, filed.id.as_str()));
-            check_version(filed.kind.what, held.map(|held| held.version), filed.version)?;
-            if held.is_some_and(|held| held.name != filed.name) {
-                return Err(refusal::fixed(filed.kind.name));
-            }
+            let stored = stored.get(&filed.place());
+            check_version(filed.kind.what, stored.map(|held| held.version), filed.version)?;
+            filed.check_fixed(stored)?;
         }
-        self.check_unique(&mut session, &filed).await?;
-        self.put(&mut session, &filed).await?;
+        self.replace(&mut session, &filed).await?;
         self.database.commit(session, &events).await
+    }
+
+    async fn restore(&self, documents: Vec<DirectoryChange>) -> Result<()> {
+        check_commit(&documents)?;
+        let mut filed: Vec<Filed> = documents.iter().map(Filed::of).collect::<Result<_>>()?;
+        let (_turn, mut session) = self.take_turn().await?;
+        let stored = self.stored(&mut session, &filed).await?;
+        filed.retain(|new| stored.get(&new.place()).is_none_or(|old| old.version < new.version));
+        for filed in &filed {
+            filed.check_fixed(stored.get(&filed.place()))?;
+        }
+        self.replace(&mut session, &filed).await?;
+        self.database.commit(session, &[]).await
     }
 }
 
 impl MongoDirectory {
-    /// A transaction that excludes other writers until it ends.
-    async fn take_turn(&self) -> Result<ClientSession> {
-        let (session, _) = self.database.begin_on(STATE).await?;
-        Ok(session)
+    fn collection(&self, kind: &Kind) -> Collection<Document> {
+        self.database.collection(kind.collection)
     }
 
-    /// What is stored in the places of `filed`.
-    async fn stored<'a>(
+    async fn one<T: DeserializeOwned>(&self, kind: &Kind, filter: Document) -> Result<Option<T>> {
+        let find = self.collection(kind).find_one(filter).projection(doc! { "document": 1 });
+        self.database.run(find).await?.as_ref().map(document).transpose()
+    }
+
+    async fn page<T: DeserializeOwned>(
+        &self,
+        kind: &Kind,
+        filter: Document,
+        sort: Document,
+        max_rows: usize,
+    ) -> Result<Vec<T>> {
+        let find = self.collection(kind).find(filter).sort(sort).limit(limit(max_rows));
+        let find = find.projection(doc! { "document": 1 });
+        let found = self.database.run(async { find.await?.try_collect::<Vec<_>>().await }).await?;
+        found.iter().map(document).collect()
+    }
+
+    /// A transaction that excludes other writers until it ends.
+    async fn take_turn(&self) -> Result<(MutexGuard<'_, ()>, ClientSession)> {
+        let take = async || {
+            let turn = self.writer.lock().await;
+            let mut session = self.database.begin().await?;
+            let update = self
+                .database
+                .collection::<Document>(STATE)
+                .update_one(doc! { "_id": COMPONENT }, doc! { "$inc": { "turns": 1_i64 } })
+                .upsert(true)
+                .session(&mut session);
+            self.database.run(update).await?;
+            Ok((turn, session))
+        };
+        self.database.retry_busy(take).await
+    }
+
+    /// What the transaction sees of the documents with one of `keys` in `field`.
+    async fn held(
         &self,
         session: &mut ClientSession,
-        filed: &'a [Filed],
-    ) -> Result<BTreeMap<(&'static Kind, &'a str), Held>> {
+        kind: &'static Kind,
+        field: &str,
+        keys: &[&str],
+    ) -> Result<Vec<Held>> {
+        let mut held = Vec::new();
+        for keys in keys.chunks(KEYS_A_READ) {
+            let find = self
+                .collection(kind)
+                .find(doc! { field: { "$in": keys } })
+                .projection(doc! { "version": 1, kind.name: 1, kind.owned: 1 });
+            let found: Vec<Document> = self
+                .database
+                .run(async {
+                    let mut cursor = find.session(&mut *session).await?;
+                    cursor.stream(&mut *session).try_collect().await
+                })
+                .await?;
+            for found in &found {
+                held.push(Held::read(kind, found)?);
+            }
+        }
+        Ok(held)
+    }
+
+    /// What stands in the places of `filed`.
+    async fn stored(
+        &self,
+        session: &mut ClientSession,
+        filed: &[Filed],
+    ) -> Result<BTreeMap<Place, Held>> {
         let mut stored = BTreeMap::new();
-        for kind in [TENANT, PARTNER, USER] {
-            let ids: Vec<&str> =
-                filed.iter().filter(|f| f.kind == kind).map(|f| f.id.as_str()).collect();
-            let mut held: BTreeMap<String, Held> = self
-                .held(session, kind, "_id", &ids)
-                .await?
-                .into_iter()
-                .map(|held| (held.id.clone(), held))
-                .collect();
-            stored.extend(ids.into_iter().filter_map(|id| Some(((kind, id), held.remove(id)?))));
+        for kind in KINDS {
+            let ids: Vec<&str> = of_kind(filed, kind).map(|filed| filed.id.as_str()).collect();
+            let held = self.held(session, kind, "_id", &ids).await?;
+            stored.extend(held.into_iter().map(|held| ((kind, held.id.clone()), held)));
         }
         Ok(stored)
     }
 
-    /// Refuses what another document has. Looked up rather than left to the indexes: a
-    /// write that fails ends the transaction, and says less.
-    async fn check_unique(&self, session: &mut ClientSession, filed: &[Filed]) -> Result<()> {
-        let mut taken = BTreeSet::new();
-        for kind in [TENANT, PARTNER, USER] {
-            let of_kind: Vec<&Filed> = filed.iter().filter(|filed| filed.kind == kind).collect();
-            let ids: BTreeSet<&str> = of_kind.iter().map(|filed| filed.id.as_str()).collect();
-            let names: Vec<&str> = of_kind.iter().map(|filed| filed.name.as_str()).collect();
-            let owned: Vec<&str> =
-                of_kind.iter().flat_map(|filed| &filed.owned).map(String::as_str).collect();
-            let mut others = self.held(session, kind, kind.name, &names).await?;
-            others.extend(self.held(session, kind, kind.owned, &owned).await?);
-            for held in others.into_iter().filter(|held| !ids.contains(held.id.as_str())) {
-                taken.insert((kind, kind.name, held.name));
-                taken.extend(held.owned.into_iter().map(|owned| (kind, kind.owned, owned)));
+    /// Puts documents in the place of those that are there, unless others have what is
+    /// theirs alone.
+    async fn replace(&self, session: &mut ClientSession, filed: &[Filed]) -> Result<()> {
+        let taken = self.taken(session, filed).await?;
+        check_unique(filed, taken)?;
+        for kind in KINDS {
+            let ids: Vec<&str> = of_kind(filed, kind).map(|filed| filed.id.as_str()).collect();
+            // What all of them had is given up first: a domain may move within a commit.
+            for ids in ids.chunks(KEYS_A_READ) {
+                let delete = self.collection(kind).delete_many(doc! { "_id": { "$in": ids } });
+                self.database.run(delete.session(&mut *session)).await?;
             }
-        }
-        for filed in filed {
-            let kind = filed.kind;
-            if !taken.insert((kind, kind.name, filed.name.clone())) {
-                return Err(refusal::taken(kind.name));
-            }
-            for owned in &filed.owned {
-                if !taken.insert((kind, kind.owned, owned.clone())) {
-                    return Err(filed.owned_taken(owned));
-                }
+            if !ids.is_empty() {
+                let documents = of_kind(filed, kind).map(|filed| &filed.document);
+                let insert = self.collection(kind).insert_many(documents);
+                self.database.run(insert.session(&mut *session)).await?;
             }
         }
         Ok(())
     }
+
+    /// What other documents have of that which `filed` want. Looked up rather than left
+    /// to the indexes: a write that fails ends the transaction, and says less.
+    async fn taken(
+        &self,
+        session: &mut ClientSession,
+        filed: &[Filed],
+    ) -> Result<BTreeSet<Claim>> {
+        let mut taken = BTreeSet::new();
+        for kind in KINDS {
+            let ids: BTreeSet<&str> = of_kind(filed, kind).map(|f| f.id.as_str()).collect();
+            let names: Vec<&str> = of_kind(filed, kind).map(|f| f.name.as_str()).collect();
+            let owned: Vec<&str> =
+                of_kind(filed, kind).flat_map(|f| &f.owned).map(String::as_str).collect();
+            let mut held = self.held(session, kind, kind.name, &names).await?;
+            held.extend(self.held(session, kind, kind.owned, &owned).await?);
+            for held in held.into_iter().filter(|held| !ids.contains(held.id.as_str())) {
+                taken.insert((kind, kind.name, held.name));
+                taken.extend(held.owned.into_iter().map(|owned| (kind, kind.owned, owned)));
+            }
+        }
+        Ok(taken)
+    }
+}
+
+/// A document's kind and id.
+type Place = (&'static Kind, String);
+/// What one document of a kind alone may have: the field and its value.
+type Claim = (&'static Kind, &'static str, String);
+
+fn of_kind<'a>(filed: &'a [Filed], kind: &'static Kind) -> impl Iterator<Item = &'a Filed> {
+    filed.iter().filter(move |filed| filed.kind == kind)
+}
+
+fn check_unique(filed: &[Filed], mut taken: BTreeSet<Claim>) -> Result<()> {
+    for Filed { kind, name, owned, .. } in filed {
+        if !taken.insert((kind, kind.name, name.clone())) {
+            return Err(refusal::taken(kind.name));
+        }
+        for owned in owned {
+            if !taken.insert((kind, kind.owned, owned.clone())) {
+                return Err(match owned.split_once(SEPARATOR) {
+                    Some((system, _)) => refusal::identity_taken(system),
+                    None => refusal::domain_taken(owned),
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What a stored document has.
@@ -369,7 +414,7 @@ impl Filed {
             DirectoryChange::Tenant(tenant) => {
                 let mut fields = doc! { "status": tenant.status.as_str() };
                 if let Some(partner_id) = &tenant.partner_id {
-                    fields.insert("partnerId", partner_id);
+                    fields.insert("partner_id", partner_id);
                 }
                 let owned = tenant.owned_domains().to_vec();
                 let name = tenant.slug.clone();
@@ -382,8 +427,8 @@ impl Filed {
             }
             DirectoryChange::User(user) => {
                 let fields = doc! {
-                    "tenantIds": &user.tenant_ids,
-                    "lastLogin": login(user.last_login_at),
+                    "tenant_ids": &user.tenant_ids,
+                    "last_login": login(user.last_login_at),
                 };
                 let owned = user.identities.iter().map(|i| joined(&i.system, &i.id)).collect();
                 let name = joined(&user.issuer, &user.subject);
@@ -401,11 +446,15 @@ impl Filed {
         Ok(Self { kind, id: id.clone(), version, name, owned, document: fields })
     }
 
-    fn owned_taken(&self, owned: &str) -> Error {
-        match owned.split_once(SEPARATOR) {
-            Some((system, _)) => refusal::identity_taken(system),
-            None => refusal::domain_taken(owned),
+    fn place(&self) -> Place {
+        (self.kind, self.id.clone())
+    }
+
+    fn check_fixed(&self, stored: Option<&Held>) -> Result<()> {
+        if stored.is_some_and(|stored| stored.name != self.name) {
+            return Err(refusal::fixed(self.kind.name));
         }
+        Ok(())
     }
 }
 

@@ -5,14 +5,14 @@
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
+use sqlx::{Postgres, QueryBuilder, Row};
 
 use super::codec::{corrupt, from_text, limit, login, signed, to_text, unsigned};
 use super::{
     DirectoryChange, DirectoryStore, Partner, PartnerKey, PartnerQuery, Tenant, TenantKey,
     TenantQuery, User, UserKey, UserQuery, check_commit, check_limit, check_version, refusal,
 };
-use crate::store::{Capabilities, PostgresDatabase, postgres_error};
+use crate::store::{Capabilities, PostgresDatabase, PostgresTransaction, postgres_error};
 use crate::{Result, SealedEvent};
 
 /// One SQL script a version; a script that was released never changes.
@@ -65,15 +65,15 @@ impl PostgresDirectory {
         for key in keys {
             query = query.bind(storable(key));
         }
-        let row = query.fetch_optional(&mut *tx).await.map_err(postgres_error)?;
-        tx.commit().await.map_err(postgres_error)?;
+        let row = tx.fetch_optional(query).await?;
+        tx.commit().await?;
         row.as_ref().map(document).transpose()
     }
 
     async fn page<T: DeserializeOwned>(&self, mut sql: QueryBuilder<Postgres>) -> Result<Vec<T>> {
         let mut tx = self.database.read().await?;
-        let rows = sql.build().fetch_all(&mut *tx).await.map_err(postgres_error)?;
-        tx.commit().await.map_err(postgres_error)?;
+        let rows = tx.fetch_all(sql.build()).await?;
+        tx.commit().await?;
         rows.iter().map(document).collect()
     }
 }
@@ -145,36 +145,74 @@ impl DirectoryStore for PostgresDirectory {
 
     async fn count_tenants_of_partner(&self, partner_id: &str) -> Result<u64> {
         let mut tx = self.database.read().await?;
-        let count: i64 = sqlx::query_scalar(COUNT_TENANTS)
-            .bind(storable(partner_id))
-            .fetch_one(&mut *tx)
-            .await
-            .map_err(postgres_error)?;
-        tx.commit().await.map_err(postgres_error)?;
-        Ok(unsigned(count))
+        let count = sqlx::query(COUNT_TENANTS).bind(storable(partner_id));
+        let count = tx.fetch_optional(count).await?;
+        tx.commit().await?;
+        count.map_or(Ok(0), |row| number(&row, 0))
     }
 
     async fn commit(&self, changes: Vec<DirectoryChange>, events: Vec<SealedEvent>) -> Result<()> {
         check_commit(&changes)?;
         let mut tx = self.database.begin().await?;
         take_turn(&mut tx).await?;
-        // What all of them had is given up first: a domain may move within a commit.
-        for change in &changes {
-            match change {
-                DirectoryChange::Tenant(tenant) => leave_tenant(&mut tx, tenant).await?,
-                DirectoryChange::Partner(partner) => leave_partner(&mut tx, partner).await?,
-                DirectoryChange::User(user) => leave_user(&mut tx, user).await?,
-            }
-        }
-        for change in &changes {
-            match change {
-                DirectoryChange::Tenant(tenant) => put_tenant(&mut tx, tenant).await?,
-                DirectoryChange::Partner(partner) => put_partner(&mut tx, partner).await?,
-                DirectoryChange::User(user) => put_user(&mut tx, user).await?,
-            }
-        }
+        replace(&mut tx, &changes, check_version).await?;
         self.database.commit(tx, &events).await
     }
+
+    async fn restore(&self, documents: Vec<DirectoryChange>) -> Result<()> {
+        check_commit(&documents)?;
+        let mut tx = self.database.begin().await?;
+        take_turn(&mut tx).await?;
+        let mut newer = Vec::with_capacity(documents.len());
+        for document in documents {
+            let stored = stored_version(&mut tx, &document).await?;
+            if stored.is_none_or(|stored| stored < document.version()) {
+                newer.push(document);
+            }
+        }
+        replace(&mut tx, &newer, |_, _, _| Ok(())).await?;
+        self.database.commit(tx, &[]).await
+    }
+}
+
+/// Compares what is stored with the version of a document to be.
+type VersionCheck = fn(&str, Option<u64>, u64) -> Result<()>;
+
+/// Puts documents in the place of those that are there.
+async fn replace(
+    tx: &mut PostgresTransaction,
+    changes: &[DirectoryChange],
+    check: VersionCheck,
+) -> Result<()> {
+    // What all of them had is given up first: a domain may move within a commit.
+    for change in changes {
+        match change {
+            DirectoryChange::Tenant(tenant) => leave_tenant(tx, tenant, check).await?,
+            DirectoryChange::Partner(partner) => leave_partner(tx, partner, check).await?,
+            DirectoryChange::User(user) => leave_user(tx, user, check).await?,
+        }
+    }
+    for change in changes {
+        match change {
+            DirectoryChange::Tenant(tenant) => put_tenant(tx, tenant).await?,
+            DirectoryChange::Partner(partner) => put_partner(tx, partner).await?,
+            DirectoryChange::User(user) => put_user(tx, user).await?,
+        }
+    }
+    Ok(())
+}
+
+async fn stored_version(
+    tx: &mut PostgresTransaction,
+    document: &DirectoryChange,
+) -> Result<Option<u64>> {
+    let sql = match document {
+        DirectoryChange::Tenant(_) => "SELECT version FROM dezky_tenants WHERE id = $1",
+        DirectoryChange::Partner(_) => "SELECT version FROM dezky_partners WHERE id = $1",
+        DirectoryChange::User(_) => "SELECT version FROM dezky_users WHERE id = $1",
+    };
+    let stored = tx.fetch_optional(sqlx::query(sql).bind(document.identity().1)).await?;
+    stored.map(|row| number(&row, 0)).transpose()
 }
 
 /// A key in a form that PostgreSQL takes, which has no NUL in texts. No key that is
@@ -186,11 +224,9 @@ fn storable(key: &str) -> String {
 
 /// Excludes other writers until the transaction ends. What they committed before is
 /// seen by every statement after this one, as none of ours began earlier.
-async fn take_turn(tx: &mut PgConnection) -> Result<()> {
-    sqlx::query("SELECT one FROM dezky_directory_state FOR UPDATE")
-        .fetch_optional(tx)
-        .await
-        .map_err(postgres_error)?
+async fn take_turn(tx: &mut PostgresTransaction) -> Result<()> {
+    tx.fetch_optional(sqlx::query("SELECT one FROM dezky_directory_state FOR UPDATE"))
+        .await?
         .map(|_| ())
         .ok_or_else(|| corrupt("the row of dezky_directory_state is missing"))
 }
@@ -243,59 +279,76 @@ fn select_users(query: &UserQuery) -> QueryBuilder<Postgres> {
     sql
 }
 
-async fn leave_tenant(tx: &mut PgConnection, tenant: &Tenant) -> Result<()> {
-    let stored: Option<(i64, String)> =
-        sqlx::query_as("SELECT version, slug FROM dezky_tenants WHERE id = $1")
-            .bind(&tenant.id)
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(postgres_error)?;
-    check_version("tenant", stored.as_ref().map(|s| unsigned(s.0)), tenant.version)?;
-    match stored {
-        None => Ok(()),
-        Some((_, slug)) if slug != tenant.slug => Err(refusal::fixed("slug")),
-        Some(_) => {
-            delete(tx, "DELETE FROM dezky_tenant_domains WHERE tenant_id = $1", &tenant.id).await
-        }
+async fn leave_tenant(
+    tx: &mut PostgresTransaction,
+    tenant: &Tenant,
+    check: VersionCheck,
+) -> Result<()> {
+    let sql = "SELECT version, slug FROM dezky_tenants WHERE id = $1";
+    let stored = stored(tx, sql, &tenant.id).await?;
+    check("tenant", stored.version, tenant.version)?;
+    if stored.differs(&[&tenant.slug]) {
+        return Err(refusal::fixed("slug"));
     }
+    if stored.version.is_none() {
+        return Ok(());
+    }
+    delete(tx, "DELETE FROM dezky_tenant_domains WHERE tenant_id = $1", &tenant.id).await
 }
 
-async fn leave_partner(tx: &mut PgConnection, partner: &Partner) -> Result<()> {
-    let stored: Option<(i64, String)> =
-        sqlx::query_as("SELECT version, slug FROM dezky_partners WHERE id = $1")
-            .bind(&partner.id)
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(postgres_error)?;
-    check_version("partner", stored.as_ref().map(|s| unsigned(s.0)), partner.version)?;
-    if stored.is_some_and(|(_, slug)| slug != partner.slug) {
+async fn leave_partner(
+    tx: &mut PostgresTransaction,
+    partner: &Partner,
+    check: VersionCheck,
+) -> Result<()> {
+    let sql = "SELECT version, slug FROM dezky_partners WHERE id = $1";
+    let stored = stored(tx, sql, &partner.id).await?;
+    check("partner", stored.version, partner.version)?;
+    if stored.differs(&[&partner.slug]) {
         return Err(refusal::fixed("slug"));
     }
     Ok(())
 }
 
-async fn leave_user(tx: &mut PgConnection, user: &User) -> Result<()> {
-    let stored: Option<(i64, String, String)> =
-        sqlx::query_as("SELECT version, issuer, subject FROM dezky_users WHERE id = $1")
-            .bind(&user.id)
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(postgres_error)?;
-    check_version("user", stored.as_ref().map(|s| unsigned(s.0)), user.version)?;
-    match stored {
-        None => Ok(()),
-        Some((_, issuer, subject)) if issuer != user.issuer || subject != user.subject => {
-            Err(refusal::fixed("subject"))
-        }
-        Some(_) => {
-            let identities = "DELETE FROM dezky_user_identities WHERE user_id = $1";
-            delete(&mut *tx, identities, &user.id).await?;
-            delete(tx, "DELETE FROM dezky_user_tenants WHERE user_id = $1", &user.id).await
-        }
+async fn leave_user(
+    tx: &mut PostgresTransaction,
+    user: &User,
+    check: VersionCheck,
+) -> Result<()> {
+    let sql = "SELECT version, issuer, subject FROM dezky_users WHERE id = $1";
+    let stored = stored(tx, sql, &user.id).await?;
+    check("user", stored.version, user.version)?;
+    if stored.differs(&[&user.issuer, &user.subject]) {
+        return Err(refusal::fixed("subject"));
+    }
+    if stored.version.is_none() {
+        return Ok(());
+    }
+    delete(tx, "DELETE FROM dezky_user_identities WHERE user_id = $1", &user.id).await?;
+    delete(tx, "DELETE FROM dezky_user_tenants WHERE user_id = $1", &user.id).await
+}
+
+/// What stands in the place of a document to be: its version, and what never changes.
+struct Stored {
+    version: Option<u64>,
+    fixed: Vec<String>,
+}
+
+impl Stored {
+    fn differs(&self, fixed: &[&String]) -> bool {
+        self.version.is_some() && !self.fixed.iter().eq(fixed.iter().copied())
     }
 }
 
-async fn put_tenant(tx: &mut PgConnection, tenant: &Tenant) -> Result<()> {
+async fn stored(tx: &mut PostgresTransaction, sql: &'static str, id: &str) -> Result<Stored> {
+    let Some(row) = tx.fetch_optional(sqlx::query(sql).bind(id)).await? else {
+        return Ok(Stored { version: None, fixed: Vec::new() });
+    };
+    let fixed = (1..row.len()).map(|column| row.try_get(column).map_err(postgres_error));
+    Ok(Stored { version: Some(number(&row, 0)?), fixed: fixed.collect::<Result<_>>()? })
+}
+
+async fn put_tenant(tx: &mut PostgresTransaction, tenant: &Tenant) -> Result<()> {
     let put = sqlx::query(
         "INSERT INTO dezky_tenants (id, slug, status, partner_id, version, document) \
          SELECT $1, $2, $3, $4, $5, $6 \
@@ -309,11 +362,8 @@ async fn put_tenant(tx: &mut PgConnection, tenant: &Tenant) -> Result<()> {
     .bind(tenant.status.as_str())
     .bind(&tenant.partner_id)
     .bind(signed(tenant.version))
-    .bind(to_text(tenant)?)
-    .execute(&mut *tx)
-    .await
-    .map_err(postgres_error)?;
-    if put.rows_affected() == 0 {
+    .bind(to_text(tenant)?);
+    if tx.execute(put).await? == 0 {
         return Err(refusal::taken("slug"));
     }
     for domain in tenant.owned_domains() {
@@ -322,18 +372,15 @@ async fn put_tenant(tx: &mut PgConnection, tenant: &Tenant) -> Result<()> {
              ON CONFLICT DO NOTHING",
         )
         .bind(domain)
-        .bind(&tenant.id)
-        .execute(&mut *tx)
-        .await
-        .map_err(postgres_error)?;
-        if put.rows_affected() == 0 {
+        .bind(&tenant.id);
+        if tx.execute(put).await? == 0 {
             return Err(refusal::domain_taken(domain));
         }
     }
     Ok(())
 }
 
-async fn put_partner(tx: &mut PgConnection, partner: &Partner) -> Result<()> {
+async fn put_partner(tx: &mut PostgresTransaction, partner: &Partner) -> Result<()> {
     let put = sqlx::query(
         "INSERT INTO dezky_partners (id, slug, status, version, document) \
          SELECT $1, $2, $3, $4, $5 \
@@ -345,17 +392,14 @@ async fn put_partner(tx: &mut PgConnection, partner: &Partner) -> Result<()> {
     .bind(&partner.slug)
     .bind(partner.status.as_str())
     .bind(signed(partner.version))
-    .bind(to_text(partner)?)
-    .execute(&mut *tx)
-    .await
-    .map_err(postgres_error)?;
-    if put.rows_affected() == 0 {
+    .bind(to_text(partner)?);
+    if tx.execute(put).await? == 0 {
         return Err(refusal::taken("slug"));
     }
     Ok(())
 }
 
-async fn put_user(tx: &mut PgConnection, user: &User) -> Result<()> {
+async fn put_user(tx: &mut PostgresTransaction, user: &User) -> Result<()> {
     let put = sqlx::query(
         "INSERT INTO dezky_users (id, issuer, subject, last_login, version, document) \
          SELECT $1, $2, $3, $4, $5, $6 WHERE NOT EXISTS \
@@ -368,11 +412,8 @@ async fn put_user(tx: &mut PgConnection, user: &User) -> Result<()> {
     .bind(&user.subject)
     .bind(login(user.last_login_at))
     .bind(signed(user.version))
-    .bind(to_text(user)?)
-    .execute(&mut *tx)
-    .await
-    .map_err(postgres_error)?;
-    if put.rows_affected() == 0 {
+    .bind(to_text(user)?);
+    if tx.execute(put).await? == 0 {
         return Err(refusal::taken("subject"));
     }
     for identity in &user.identities {
@@ -382,35 +423,32 @@ async fn put_user(tx: &mut PgConnection, user: &User) -> Result<()> {
         )
         .bind(&identity.system)
         .bind(&identity.id)
-        .bind(&user.id)
-        .execute(&mut *tx)
-        .await
-        .map_err(postgres_error)?;
-        if put.rows_affected() == 0 {
+        .bind(&user.id);
+        if tx.execute(put).await? == 0 {
             return Err(refusal::identity_taken(&identity.system));
         }
     }
     if user.tenant_ids.is_empty() {
         return Ok(());
     }
-    sqlx::query(
+    let put = sqlx::query(
         "INSERT INTO dezky_user_tenants (tenant_id, last_login, user_id) \
          SELECT tenant_id, $2, $3 FROM unnest($1) AS tenant_id",
     )
     .bind(&user.tenant_ids)
     .bind(login(user.last_login_at))
-    .bind(&user.id)
-    .execute(tx)
-    .await
-    .map_err(postgres_error)?;
-    Ok(())
+    .bind(&user.id);
+    tx.execute(put).await.map(drop)
 }
 
-async fn delete(tx: &mut PgConnection, sql: &'static str, id: &str) -> Result<()> {
-    sqlx::query(sql).bind(id).execute(tx).await.map_err(postgres_error)?;
-    Ok(())
+async fn delete(tx: &mut PostgresTransaction, sql: &'static str, id: &str) -> Result<()> {
+    tx.execute(sqlx::query(sql).bind(id)).await.map(drop)
 }
 
 fn document<T: DeserializeOwned>(row: &PgRow) -> Result<T> {
     from_text(row.try_get(0).map_err(postgres_error)?)
+}
+
+fn number(row: &PgRow, column: usize) -> Result<u64> {
+    row.try_get(column).map(unsigned).map_err(postgres_error)
 }

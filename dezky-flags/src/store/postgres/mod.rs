@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 
 use async_trait::async_trait;
-use dezky_core::store::{Capabilities, PostgresDatabase, postgres_error};
+use dezky_core::store::{Capabilities, PostgresDatabase, PostgresTransaction, postgres_error};
 use dezky_core::{Result, SealedEvent};
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::Row as _;
 
-use super::settle::{State, corrupt, from_text, settle, to_text, unsigned};
-use super::{Counts, FlagChange, FlagStore, Known, Snapshot, check_size};
+use super::settle::{Row, Settled, State, corrupt, from_text, settle, unfold, unsigned};
+use super::{Counts, FlagChange, FlagStore, FlagTable, Known, Snapshot, check_size};
 use crate::Flag;
 
 /// One SQL script a version; a script that was released never changes.
@@ -54,13 +54,6 @@ impl PostgresFlagStore {
         database.migrate(COMPONENT, STEPS).await?;
         Ok(Self { database: database.clone() })
     }
-
-    async fn known(&self, key: &str) -> Result<Known> {
-        let mut tx = self.database.read().await?;
-        let known = known(&mut tx, vec![storable(key)]).await?;
-        tx.commit().await.map_err(postgres_error)?;
-        Ok(known.into_values().next().unwrap_or(Known::Never))
-    }
 }
 
 #[async_trait]
@@ -69,46 +62,53 @@ impl FlagStore for PostgresFlagStore {
         Capabilities::DATABASE
     }
 
-    async fn flag(&self, key: &str) -> Result<Option<Flag>> {
-        let sql =
-            "SELECT key, version, flag FROM dezky_flags WHERE key = $1 AND flag IS NOT NULL";
-        let mut tx = self.database.read().await?;
-        let row = sqlx::query(sql)
-            .bind(storable(key))
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(postgres_error)?;
-        tx.commit().await.map_err(postgres_error)?;
-        row.map(|row| read_flag(&row)).transpose()
-    }
-
-    async fn last_version(&self, key: &str) -> Result<u64> {
-        Ok(self.known(key).await?.last_version())
-    }
-
-    async fn snapshot(&self) -> Result<Snapshot> {
+    async fn table(&self) -> Result<FlagTable> {
         // One snapshot for both reads.
         let mut tx = self.database.read().await?;
         let State { revision, .. } = state(&mut tx, READ_STATE).await?;
-        let rows = sqlx::query(
-            "SELECT key, version, flag FROM dezky_flags WHERE flag IS NOT NULL ORDER BY key",
-        )
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(postgres_error)?;
-        tx.commit().await.map_err(postgres_error)?;
-        Ok(Snapshot { revision, flags: rows.iter().map(read_flag).collect::<Result<_>>()? })
+        let rows = tx.fetch_all(sqlx::query("SELECT key, version, flag FROM dezky_flags")).await?;
+        tx.commit().await?;
+        let (mut flags, mut removed) = (Vec::new(), Vec::new());
+        for row in &rows {
+            match read(row)? {
+                (_, _, Some(flag)) => flags.push(flag),
+                (key, version, None) => removed.push((key.to_owned(), version)),
+            }
+        }
+        FlagTable::from_parts(revision, flags, removed)
+    }
+
+    async fn flag(&self, key: &str) -> Result<Option<Flag>> {
+        let sql = "SELECT key, version, flag FROM dezky_flags WHERE key = $1";
+        let mut tx = self.database.read().await?;
+        let row = tx.fetch_optional(sqlx::query(sql).bind(storable(key))).await?;
+        tx.commit().await?;
+        row.map_or(Ok(None), |row| Ok(read(&row)?.2))
+    }
+
+    async fn last_version(&self, key: &str) -> Result<u64> {
+        let mut tx = self.database.read().await?;
+        let known = known(&mut tx, vec![storable(key)]).await?;
+        tx.commit().await?;
+        Ok(known.into_values().next().map_or(0, Known::last_version))
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot> {
+        let sql = "SELECT key, version, flag FROM dezky_flags WHERE flag IS NOT NULL ORDER BY key";
+        // One snapshot for both reads.
+        let mut tx = self.database.read().await?;
+        let State { revision, .. } = state(&mut tx, READ_STATE).await?;
+        let rows = tx.fetch_all(sqlx::query(sql)).await?;
+        tx.commit().await?;
+        let flags = rows.iter().filter_map(|row| read(row).map(|row| row.2).transpose());
+        Ok(Snapshot { revision, flags: flags.collect::<Result<_>>()? })
     }
 
     async fn revision(&self) -> Result<u64> {
         let mut tx = self.database.read().await?;
         let state = state(&mut tx, READ_STATE).await?;
-        tx.commit().await.map_err(postgres_error)?;
+        tx.commit().await?;
         Ok(state.revision)
-    }
-
-    async fn changed(&self, revision: u64) {
-        self.database.changed(CHANNEL, revision).await;
     }
 
     async fn commit(&self, changes: Vec<FlagChange>, events: Vec<SealedEvent>) -> Result<()> {
@@ -118,20 +118,55 @@ impl FlagStore for PostgresFlagStore {
             let state = state(&mut tx, LOCK_STATE).await?;
             let keys = changes.iter().map(|change| storable(change.key())).collect();
             let known = known(&mut tx, keys).await?;
-            let settled = settle(&changes, known, state)?;
-            let rows: Vec<_> = settled.rows.into_iter().collect();
-            for rows in rows.chunks(ROWS_A_STATEMENT) {
-                write(&mut tx, rows).await?;
-            }
-            write_state(&mut tx, settled.state).await?;
-            self.database.notify(&mut tx, CHANNEL, settled.state.revision).await?;
+            self.write(&mut tx, settle(&changes, known, state)?).await?;
         }
         self.database.commit(tx, &events).await
+    }
+
+    async fn restore(&self, table: FlagTable) -> Result<()> {
+        let mut tx = self.database.begin().await?;
+        if state(&mut tx, LOCK_STATE).await?.revision != 0 {
+            drop(tx);
+            // Empty or the same: the table has the rule.
+            return self.table().await?.restore(table);
+        }
+        self.write(&mut tx, unfold(&table)).await?;
+        self.database.commit(tx, &[]).await
+    }
+
+    async fn changed(&self, revision: u64) {
+        self.database.changed(CHANNEL, revision).await;
+    }
+}
+
+impl PostgresFlagStore {
+    async fn write(&self, tx: &mut PostgresTransaction, settled: Settled<'_>) -> Result<()> {
+        for rows in settled.rows.chunks(ROWS_A_STATEMENT) {
+            let keys: Vec<&str> = rows.iter().map(|row| row.key).collect();
+            let versions: Vec<i64> = rows.iter().map(|row| row.version.cast_signed()).collect();
+            let flags: Vec<Option<String>> = rows.iter().map(Row::text).collect::<Result<_>>()?;
+            let write = sqlx::query(
+                "INSERT INTO dezky_flags (key, version, flag) \
+                 SELECT * FROM unnest($1, $2, $3) \
+                 ON CONFLICT (key) DO UPDATE SET version = excluded.version, flag = excluded.flag",
+            );
+            tx.execute(write.bind(keys).bind(versions).bind(flags)).await?;
+        }
+        let State { revision, counts } = settled.state;
+        let count = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        let write =
+            sqlx::query("UPDATE dezky_flags_state SET revision = $1, flags = $2, keys = $3")
+                .bind(revision.cast_signed())
+                .bind(count(counts.flags))
+                .bind(count(counts.keys));
+        tx.execute(write).await?;
+        self.database.notify(tx, CHANNEL, revision).await
     }
 }
 
 const READ_STATE: &str = "SELECT revision, flags, keys FROM dezky_flags_state";
-/// Excludes other writers until the transaction ends.
+/// Excludes other writers until the transaction ends. What they committed before is
+/// seen by every statement after it, as none of ours began earlier.
 const LOCK_STATE: &str = "SELECT revision, flags, keys FROM dezky_flags_state FOR UPDATE";
 
 /// A key in a form that PostgreSQL takes, which has no NUL in texts. No key that is
@@ -141,11 +176,10 @@ fn storable(key: &str) -> String {
     key.replace('\0', "\u{1}")
 }
 
-async fn state(connection: &mut PgConnection, sql: &'static str) -> Result<State> {
-    let row = sqlx::query(sql)
-        .fetch_optional(connection)
-        .await
-        .map_err(postgres_error)?
+async fn state(tx: &mut PostgresTransaction, sql: &'static str) -> Result<State> {
+    let row = tx
+        .fetch_optional(sqlx::query(sql))
+        .await?
         .ok_or_else(|| corrupt("the row of dezky_flags_state is missing"))?;
     let count = |column| number(&row, column).map(|n| usize::try_from(n).unwrap_or(usize::MAX));
     Ok(State {
@@ -154,29 +188,10 @@ async fn state(connection: &mut PgConnection, sql: &'static str) -> Result<State
     })
 }
 
-async fn write_state(connection: &mut PgConnection, state: State) -> Result<()> {
-    sqlx::query("UPDATE dezky_flags_state SET revision = $1, flags = $2, keys = $3")
-        .bind(state.revision.cast_signed())
-        .bind(i64::try_from(state.counts.flags).unwrap_or(i64::MAX))
-        .bind(i64::try_from(state.counts.keys).unwrap_or(i64::MAX))
-        .execute(connection)
-        .await
-        .map_err(postgres_error)?;
-    Ok(())
-}
-
 /// What is known of those of `keys` of which anything is.
-async fn known(
-    connection: &mut PgConnection,
-    keys: Vec<String>,
-) -> Result<HashMap<String, Known>> {
-    let rows = sqlx::query(
-        "SELECT key, version, flag IS NOT NULL AS live FROM dezky_flags WHERE key = ANY($1)",
-    )
-    .bind(keys)
-    .fetch_all(connection)
-    .await
-    .map_err(postgres_error)?;
+async fn known(tx: &mut PostgresTransaction, keys: Vec<String>) -> Result<HashMap<String, Known>> {
+    let sql = "SELECT key, version, flag IS NOT NULL AS live FROM dezky_flags WHERE key = ANY($1)";
+    let rows = tx.fetch_all(sqlx::query(sql).bind(keys)).await?;
     rows.iter()
         .map(|row| {
             let version = number(row, "version")?;
@@ -187,31 +202,12 @@ async fn known(
         .collect()
 }
 
-async fn write(
-    connection: &mut PgConnection,
-    rows: &[(&str, (u64, Option<&Flag>))],
-) -> Result<()> {
-    let keys: Vec<&str> = rows.iter().map(|(key, _)| *key).collect();
-    let versions: Vec<i64> = rows.iter().map(|(_, (version, _))| version.cast_signed()).collect();
-    let flags: Vec<Option<String>> =
-        rows.iter().map(|(_, (_, flag))| flag.map(to_text).transpose()).collect::<Result<_>>()?;
-    sqlx::query(
-        "INSERT INTO dezky_flags (key, version, flag) SELECT * FROM unnest($1, $2, $3) \
-         ON CONFLICT (key) DO UPDATE SET version = excluded.version, flag = excluded.flag",
-    )
-    .bind(keys)
-    .bind(versions)
-    .bind(flags)
-    .execute(connection)
-    .await
-    .map_err(postgres_error)?;
-    Ok(())
-}
-
-fn read_flag(row: &PgRow) -> Result<Flag> {
+/// A key, its version, and its flag unless that was removed.
+fn read(row: &PgRow) -> Result<(&str, u64, Option<Flag>)> {
     let key = row.try_get("key").map_err(postgres_error)?;
-    let text = row.try_get("flag").map_err(postgres_error)?;
-    from_text(key, number(row, "version")?, text)
+    let version = number(row, "version")?;
+    let text: Option<&str> = row.try_get("flag").map_err(postgres_error)?;
+    Ok((key, version, text.map(|text| from_text(key, version, text)).transpose()?))
 }
 
 fn number(row: &PgRow, column: &'static str) -> Result<u64> {
