@@ -187,7 +187,7 @@ impl DirectoryStore for MongoDirectory {
     async fn count_tenants_of_partner(&self, partner_id: &str) -> Result<u64> {
         let filter =
             doc! { "partner_id": { "$eq": partner_id }, "status": { "$ne": "deleted" } };
-        self.collection(TENANT).count_documents(filter).await.map_err(mongo_error)
+        self.database.run(self.collection(TENANT).count_documents(filter)).await
     }
 
     async fn commit(&self, changes: Vec<DirectoryChange>, events: Vec<SealedEvent>) -> Result<()> {
@@ -224,7 +224,8 @@ impl MongoDirectory {
     }
 
     async fn one<T: DeserializeOwned>(&self, kind: &Kind, filter: Document) -> Result<Option<T>> {
-        let find = self.collection(kind).find_one(filter).projection(doc! { "document": 1 });
+        let collection = self.collection(kind);
+        let find = collection.find_one(filter).projection(doc! { "document": 1 });
         self.database.run(find).await?.as_ref().map(document).transpose()
     }
 
@@ -235,7 +236,8 @@ impl MongoDirectory {
         sort: Document,
         max_rows: usize,
     ) -> Result<Vec<T>> {
-        let find = self.collection(kind).find(filter).sort(sort).limit(limit(max_rows));
+        let collection = self.collection(kind);
+        let find = collection.find(filter).sort(sort).limit(limit(max_rows));
         let find = find.projection(doc! { "document": 1 });
         let found = self.database.run(async { find.await?.try_collect::<Vec<_>>().await }).await?;
         found.iter().map(document).collect()
@@ -246,13 +248,10 @@ impl MongoDirectory {
         let take = async || {
             let turn = self.writer.lock().await;
             let mut session = self.database.begin().await?;
-            let update = self
-                .database
-                .collection::<Document>(STATE)
-                .update_one(doc! { "_id": COMPONENT }, doc! { "$inc": { "turns": 1_i64 } })
-                .upsert(true)
-                .session(&mut session);
-            self.database.run(update).await?;
+            let states = self.database.collection::<Document>(STATE);
+            let count = doc! { "$inc": { "turns": 1_i64 } };
+            let update = states.update_one(doc! { "_id": COMPONENT }, count).upsert(true);
+            self.database.run(update.session(&mut session)).await?;
             Ok((turn, session))
         };
         self.database.retry_busy(take).await
@@ -266,10 +265,10 @@ impl MongoDirectory {
         field: &str,
         keys: &[&str],
     ) -> Result<Vec<Held>> {
+        let collection = self.collection(kind);
         let mut held = Vec::new();
         for keys in keys.chunks(KEYS_A_READ) {
-            let find = self
-                .collection(kind)
+            let find = collection
                 .find(doc! { field: { "$in": keys } })
                 .projection(doc! { "version": 1, kind.name: 1, kind.owned: 1 });
             let found: Vec<Document> = self
@@ -307,15 +306,16 @@ impl MongoDirectory {
         let taken = self.taken(session, filed).await?;
         check_unique(filed, taken)?;
         for kind in KINDS {
+            let collection = self.collection(kind);
             let ids: Vec<&str> = of_kind(filed, kind).map(|filed| filed.id.as_str()).collect();
             // What all of them had is given up first: a domain may move within a commit.
             for ids in ids.chunks(KEYS_A_READ) {
-                let delete = self.collection(kind).delete_many(doc! { "_id": { "$in": ids } });
+                let delete = collection.delete_many(doc! { "_id": { "$in": ids } });
                 self.database.run(delete.session(&mut *session)).await?;
             }
             if !ids.is_empty() {
                 let documents = of_kind(filed, kind).map(|filed| &filed.document);
-                let insert = self.collection(kind).insert_many(documents);
+                let insert = collection.insert_many(documents);
                 self.database.run(insert.session(&mut *session)).await?;
             }
         }
@@ -382,9 +382,9 @@ struct Held {
 
 impl Held {
     fn read(kind: &Kind, found: &Document) -> Result<Self> {
-        let text = |field| {
-            let text = found.get_str(field).map_err(|_| broken(kind.collection, field))?;
-            Ok(text.to_owned())
+        let text = |field| match found.get_str(field) {
+            Ok(text) => Ok(text.to_owned()),
+            Err(_) => Err(broken(kind.collection, field)),
         };
         let version = found.get_i64("version").map_err(|_| broken(kind.collection, "version"))?;
         let owned = match found.get(kind.owned) {

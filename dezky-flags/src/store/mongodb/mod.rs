@@ -90,13 +90,13 @@ impl FlagStore for MongoFlagStore {
     }
 
     async fn flag(&self, key: &str) -> Result<Option<Flag>> {
-        let found = self.database.run(self.flags().find_one(doc! { "_id": { "$eq": key } }));
-        found.await?.map_or(Ok(None), |found| Ok(read(&found)?.2))
+        let found = self.one(key).await?;
+        found.map_or(Ok(None), |found| Ok(read(&found)?.2))
     }
 
     async fn last_version(&self, key: &str) -> Result<u64> {
-        let found = self.database.run(self.flags().find_one(doc! { "_id": { "$eq": key } }));
-        found.await?.map_or(Ok(0), |found| Ok(known(&found)?.1.last_version()))
+        let found = self.one(key).await?;
+        found.map_or(Ok(0), |found| Ok(known(&found)?.1.last_version()))
     }
 
     async fn snapshot(&self) -> Result<Snapshot> {
@@ -147,17 +147,22 @@ impl MongoFlagStore {
         self.database.collection(STATE)
     }
 
+    async fn one(&self, key: &str) -> Result<Option<Document>> {
+        self.database.run(self.flags().find_one(doc! { "_id": { "$eq": key } })).await
+    }
+
     /// The revision and the documents that match, by key, in one view.
     async fn view(&self, filter: Document) -> Result<(u64, Vec<Document>)> {
         let mut session = self.database.begin().await?;
-        let found = self.states().find_one(doc! {}).session(&mut session);
-        let State { revision, .. } = state(self.database.run(found).await?.as_ref())?;
-        let flags = self.flags().find(filter).sort(doc! { "_id": 1 });
-        let flags = self.database.run(async {
-            let mut cursor = flags.session(&mut session).await?;
+        let found = self.database.run(self.states().find_one(doc! {}).session(&mut session));
+        let State { revision, .. } = state(found.await?.as_ref())?;
+        let flags = self.flags();
+        let find = flags.find(filter).sort(doc! { "_id": 1 });
+        let found = self.database.run(async {
+            let mut cursor = find.session(&mut session).await?;
             cursor.stream(&mut session).try_collect().await
         });
-        let flags = flags.await?;
+        let flags = found.await?;
         // What was read is of the majority once this is acknowledged.
         self.database.commit(session, &[]).await?;
         Ok((revision, flags))
@@ -169,16 +174,14 @@ impl MongoFlagStore {
             let turn = self.writer.lock().await;
             let mut session = self.database.begin().await?;
             let zero = doc! { "revision": 0_i64, "flags": 0_i64, "keys": 0_i64 };
-            let found = self
-                .states()
-                .find_one_and_update(
-                    doc! { "_id": COMPONENT },
-                    doc! { "$inc": { "turns": 1_i64 }, "$setOnInsert": zero },
-                )
+            let count = doc! { "$inc": { "turns": 1_i64 }, "$setOnInsert": zero };
+            let states = self.states();
+            let update = states
+                .find_one_and_update(doc! { "_id": COMPONENT }, count)
                 .upsert(true)
-                .return_document(ReturnDocument::After)
-                .session(&mut session);
-            let state = state(self.database.run(found).await?.as_ref())?;
+                .return_document(ReturnDocument::After);
+            let found = self.database.run(update.session(&mut session)).await?;
+            let state = state(found.as_ref())?;
             Ok((turn, session, state))
         };
         self.database.retry_busy(take).await
@@ -192,7 +195,8 @@ impl MongoFlagStore {
     ) -> Result<HashMap<String, Known>> {
         let mut all = HashMap::new();
         for keys in keys.chunks(KEYS_A_READ) {
-            let find = self.flags().find(doc! { "_id": { "$in": keys } });
+            let flags = self.flags();
+            let find = flags.find(doc! { "_id": { "$in": keys } });
             let found: Vec<Document> = self
                 .database
                 .run(async {
@@ -209,14 +213,15 @@ impl MongoFlagStore {
     }
 
     async fn write(&self, session: &mut ClientSession, settled: Settled<'_>) -> Result<()> {
+        let flags = self.flags();
         let keys: Vec<&str> = settled.rows.iter().map(|row| row.key).collect();
         for keys in keys.chunks(KEYS_A_READ) {
-            let delete = self.flags().delete_many(doc! { "_id": { "$in": keys } });
+            let delete = flags.delete_many(doc! { "_id": { "$in": keys } });
             self.database.run(delete.session(&mut *session)).await?;
         }
         let rows: Vec<Document> = settled.rows.iter().map(stored).collect::<Result<_>>()?;
         if !rows.is_empty() {
-            self.database.run(self.flags().insert_many(rows).session(&mut *session)).await?;
+            self.database.run(flags.insert_many(rows).session(&mut *session)).await?;
         }
         let State { revision, counts } = settled.state;
         let count = |count| i64::try_from(count).unwrap_or(i64::MAX);
@@ -225,7 +230,8 @@ impl MongoFlagStore {
             "flags": count(counts.flags),
             "keys": count(counts.keys),
         };
-        let update = self.states().update_one(doc! { "_id": COMPONENT }, doc! { "$set": state });
+        let states = self.states();
+        let update = states.update_one(doc! { "_id": COMPONENT }, doc! { "$set": state });
         self.database.run(update.session(session)).await.map(drop)
     }
 }

@@ -17,7 +17,7 @@ const STEPS: &[&str] = &[include_str!("v1.sql")];
 /// The name under which the flags' version is kept.
 const COMPONENT: &str = "flags";
 /// Where a commit tells the revision that it made.
-const CHANNEL: &str = "dezky_flags";
+const CHANNEL: &str = "flags";
 /// Rows of one statement, which takes less than 1 GB whatever the flags are.
 const ROWS_A_STATEMENT: usize = 100;
 
