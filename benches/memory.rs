@@ -21,8 +21,8 @@ use async_trait::async_trait;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::source::IngestSource;
 use dezky_core::store::{
-    AppendOptions, Appended, Capabilities, Lease, ListPage, ListQuery, LogState, QuarantinedItem,
-    Receipt, ReceiptStatus, Relayed, ScannedRow, SqliteAuditStore, SqliteConfig,
+    AppendOptions, Appended, Capabilities, Lease, ListPage, ListQuery, LogPart, LogState,
+    QuarantinedItem, Receipt, ReceiptStatus, Relayed, ScannedRow, SqliteAuditStore, SqliteConfig,
 };
 use dezky_core::{AuditStore, Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 use dezky_ingest::authentik::{ApiToken, AuthentikConfig, AuthentikSource};
@@ -375,6 +375,14 @@ impl AuditStore for Discard {
 
     async fn cursor(&self, source: &str) -> Result<Option<String>> {
         Ok(self.cursors.lock().expect("nobody panics").get(source).cloned())
+    }
+
+    async fn cursors(&self) -> Result<Vec<(String, String)>> {
+        absent()
+    }
+
+    async fn restore(&self, _part: LogPart) -> Result<()> {
+        absent()
     }
 
     async fn acquire_lease(

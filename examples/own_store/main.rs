@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{Capabilities, MemoryAuditStore};
 use dezky_core::{Actor, AuditLog, AuditStore, Result, SealedEvent};
-use dezky_flags::store::{FlagChange, FlagStore, FlagTable, Snapshot};
-use dezky_flags::{Edit, Flag, Flags, seeded_flags};
+use dezky_flags::store::{FlagChange, FlagStore, FlagTable};
+use dezky_flags::{Edit, Flags, seeded_flags};
 use futures_util::lock::Mutex as AsyncMutex;
 
 struct FileFlagStore {
@@ -26,25 +26,29 @@ impl FlagStore for FileFlagStore {
     fn capabilities(&self) -> Capabilities {
         Capabilities::NONE // neither shared by processes nor durable
     }
-    async fn flag(&self, key: &str) -> Result<Option<Flag>> {
-        Ok(self.table.lock().unwrap().flag(key).cloned())
-    }
-    async fn last_version(&self, key: &str) -> Result<u64> {
-        Ok(self.table.lock().unwrap().last_version(key))
-    }
-    async fn snapshot(&self) -> Result<Snapshot> {
-        Ok(self.table.lock().unwrap().snapshot())
-    }
-    async fn revision(&self) -> Result<u64> {
-        Ok(self.table.lock().unwrap().revision())
+    async fn table(&self) -> Result<FlagTable> {
+        Ok(self.table.lock().unwrap().clone())
     }
 
     /// A file and a log share no transaction: a crash before the rename leaves an
     /// event without its change. `SqliteFlagStore` has no such gap.
     async fn commit(&self, changes: Vec<FlagChange>, events: Vec<SealedEvent>) -> Result<()> {
+        self.write(|table| table.apply(changes), events).await
+    }
+
+    async fn restore(&self, copied: FlagTable) -> Result<()> {
+        self.write(|table| table.restore(copied), Vec::new()).await
+    }
+}
+
+impl FileFlagStore {
+    async fn write<F>(&self, change: F, events: Vec<SealedEvent>) -> Result<()>
+    where
+        F: FnOnce(&mut FlagTable) -> Result<()>,
+    {
         let _turn = self.writer.lock().await;
         let mut table = self.table.lock().unwrap().clone();
-        table.apply(changes)?;
+        change(&mut table)?;
         let new = self.path.with_extension("new");
         std::fs::write(&new, table.to_json())?;
         self.log.stage(events).await?;

@@ -117,7 +117,11 @@ impl DirectoryStore for MemoryDirectory {
         let _turn = self.writer.lock().await;
         // On a copy, so that a later change is checked against the earlier ones.
         let mut next = self.read(Tables::clone);
-        changes.iter().try_for_each(|change| next.check_version(change))?;
+        for change in &changes {
+            let stored = next.stored(change);
+            check_version(stored.what, stored.version, change.version())?;
+            stored.check_fixed()?;
+        }
         for change in &changes {
             next.put(change.clone());
         }
@@ -128,30 +132,57 @@ impl DirectoryStore for MemoryDirectory {
         *self.tables.write().unwrap_or_else(PoisonError::into_inner) = next;
         Ok(())
     }
+
+    async fn restore(&self, mut documents: Vec<DirectoryChange>) -> Result<()> {
+        check_commit(&documents)?;
+        let _turn = self.writer.lock().await;
+        let mut next = self.read(Tables::clone);
+        documents.retain(|d| next.stored(d).version.is_none_or(|stored| stored < d.version()));
+        for document in &documents {
+            next.stored(document).check_fixed()?;
+            next.put(document.clone());
+        }
+        documents.iter().try_for_each(|document| next.check_unique(document))?;
+        *self.tables.write().unwrap_or_else(PoisonError::into_inner) = next;
+        Ok(())
+    }
+}
+
+/// What is stored in the place of a document to be.
+struct Stored {
+    what: &'static str,
+    version: Option<u64>,
+    /// A field that never changes, and whether it is what it was.
+    fixed: (&'static str, bool),
+}
+
+impl Stored {
+    fn check_fixed(&self) -> Result<()> {
+        if self.fixed.1 { Ok(()) } else { Err(refusal::fixed(self.fixed.0)) }
+    }
 }
 
 impl Tables {
-    fn check_version(&self, change: &DirectoryChange) -> Result<()> {
-        let (what, stored, version, fixed) = match change {
+    fn stored(&self, change: &DirectoryChange) -> Stored {
+        let (what, version, fixed) = match change {
             DirectoryChange::Tenant(new) => {
                 let old = self.tenants.get(&new.id);
                 let fixed = old.is_none_or(|old| old.slug == new.slug);
-                ("tenant", old.map(|old| old.version), new.version, ("slug", fixed))
+                ("tenant", old.map(|old| old.version), ("slug", fixed))
             }
             DirectoryChange::Partner(new) => {
                 let old = self.partners.get(&new.id);
                 let fixed = old.is_none_or(|old| old.slug == new.slug);
-                ("partner", old.map(|old| old.version), new.version, ("slug", fixed))
+                ("partner", old.map(|old| old.version), ("slug", fixed))
             }
             DirectoryChange::User(new) => {
                 let old = self.users.get(&new.id);
                 let fixed =
                     old.is_none_or(|old| old.issuer == new.issuer && old.subject == new.subject);
-                ("user", old.map(|old| old.version), new.version, ("subject", fixed))
+                ("user", old.map(|old| old.version), ("subject", fixed))
             }
         };
-        check_version(what, stored, version)?;
-        if fixed.1 { Ok(()) } else { Err(refusal::fixed(fixed.0)) }
+        Stored { what, version, fixed }
     }
 
     fn put(&mut self, change: DirectoryChange) {

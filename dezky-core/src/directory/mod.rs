@@ -97,6 +97,14 @@ pub trait DirectoryStore: Send + Sync {
     /// does, `too_large`; `already_exists` names the key that is taken;
     /// `version_mismatch`; `not_found` if there is no document to change.
     async fn commit(&self, changes: Vec<DirectoryChange>, events: Vec<SealedEvent>) -> Result<()>;
+
+    /// Puts documents of another store here as they are, whatever their version, in
+    /// one transaction and without an event: how copies come in. One that is here
+    /// with the same version or a later one stays. Idempotent.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit), but for versions; at most [`MAX_CHANGES`].
+    async fn restore(&self, documents: Vec<DirectoryChange>) -> Result<()>;
 }
 
 /// A document in its new form.
@@ -120,6 +128,15 @@ impl DirectoryChange {
             Self::Tenant(tenant) => tenant.validate(),
             Self::Partner(partner) => partner.validate(),
             Self::User(user) => user.validate(),
+        }
+    }
+
+    /// The document's version.
+    pub fn version(&self) -> u64 {
+        match self {
+            Self::Tenant(tenant) => tenant.version,
+            Self::Partner(partner) => partner.version,
+            Self::User(user) => user.version,
         }
     }
 

@@ -12,8 +12,8 @@ use super::repair::{INVALID, digest, repaired_action, repaired_source};
 use super::*;
 use crate::rt::TokioRuntime;
 use crate::store::{
-    Capabilities, Lease, ListPage, ListQuery, LogState, MemoryAuditStore, QuarantinedItem, Relayed,
-    ScannedRow, StoredRow,
+    Capabilities, Lease, ListPage, ListQuery, LogPart, LogState, MemoryAuditStore, QuarantinedItem,
+    Relayed, ScannedRow, StoredRow,
 };
 use crate::testkit::{ManualRuntime, named_event};
 use crate::{Actor, AuditEvent, NewMetadata, SpoolConfig};
@@ -104,6 +104,12 @@ impl AuditStore for Moody {
     }
     async fn cursor(&self, source: &str) -> Result<Option<String>> {
         self.inner.cursor(source).await
+    }
+    async fn cursors(&self) -> Result<Vec<(String, String)>> {
+        self.inner.cursors().await
+    }
+    async fn restore(&self, part: LogPart) -> Result<()> {
+        self.inner.restore(part).await
     }
     async fn acquire_lease(
         &self,

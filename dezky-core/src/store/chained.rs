@@ -7,20 +7,22 @@ use std::time::Duration;
 use async_trait::async_trait;
 use event_listener::Event;
 use futures_util::FutureExt;
+use futures_util::future::{Either, select};
 use uuid::Uuid;
 
 use super::group::GroupCommit;
 use super::query::{decode_cursor, encode_cursor};
 use super::rows::{
-    ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent, Walk, WalkEnd,
+    EvidenceRef, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent, Walk,
+    WalkEnd,
 };
 use super::{
-    AppendOptions, Appended, AuditStore, Capabilities, Lease, ListPage, ListQuery,
+    AppendOptions, Appended, AuditStore, Capabilities, Lease, ListPage, ListQuery, LogPart,
     MAX_BATCH_EVENTS, MAX_BATCH_QUARANTINE, MAX_BATCH_RELEASE, MAX_CURSOR_BYTES,
     MAX_QUARANTINE_RAW_BYTES, MAX_SCAN_ROWS, QuarantinedItem, Receipt, ReceiptStatus, Relayed,
-    ScannedRow,
+    ScannedRow, StoredRow,
 };
-use crate::integrity::chain_hash;
+use crate::integrity::{chain_hash, leaf_hash};
 use crate::source::QuarantineItem;
 use crate::{Error, ErrorKind, PLATFORM_SOURCE, Result, SealedEvent, Timestamp};
 
@@ -137,12 +139,55 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
             if self.progress.next_seq.load(Ordering::Acquire) > next_seq {
                 return;
             }
-            moved.await;
+            match select(moved, self.rows.changed(next_seq)).await {
+                Either::Left(_) => {}
+                Either::Right(_) => return,
+            }
         }
     }
 
     async fn cursor(&self, source: &str) -> Result<Option<String>> {
         self.rows.cursor(source).await
+    }
+
+    async fn cursors(&self) -> Result<Vec<(String, String)>> {
+        self.rows.cursors().await
+    }
+
+    async fn restore(&self, part: LogPart) -> Result<()> {
+        check_part(&part)?;
+        let mut tx = self.rows.begin().await?;
+        let head = tx.head().await?;
+        let here = self.rows.state().await?;
+        if here.log_id != part.log_id {
+            if head.next_seq > 0 {
+                return Err(conflict("the log has events of its own: name an empty store"));
+            }
+            tx.set_identity(part.log_id, &part.cursor_key).await?;
+        }
+        let known = part.rows.partition_point(|row| row.stored.seq < head.next_seq);
+        let (known, new) = part.rows.split_at(known);
+        if let Some(last) = known.last() {
+            check_same(&*self.rows, last).await?;
+        }
+        if let (Some(first), Some(last)) = (new.first(), new.last()) {
+            if first.stored.seq != head.next_seq || first.stored.prev_hash != head.hash {
+                return Err(conflict("the rows do not continue the log that is here"));
+            }
+            let rows: Vec<_> = new.iter().map(NewRow::of_stored).collect();
+            tx.insert(&rows).await?;
+            tx.set_head(Head { next_seq: last.stored.seq + 1, hash: last.stored.hash }).await?;
+        }
+        for (source, cursor) in &part.cursors {
+            tx.set_cursor(source, cursor).await?;
+        }
+        tx.keep_quarantined(&part.quarantine).await?;
+        tx.commit().await?;
+        if let Some(last) = new.last() {
+            let head = Head { next_seq: last.stored.seq + 1, hash: last.stored.hash };
+            self.progress.advance(head);
+        }
+        Ok(())
     }
 
     async fn acquire_lease(
@@ -342,6 +387,53 @@ pub(super) fn check_events(events: &[SealedEvent]) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Refuses a part that is too large, or whose rows are not one stretch of a chain.
+fn check_part(part: &LogPart) -> Result<()> {
+    if part.rows.len() > MAX_BATCH_EVENTS || part.quarantine.len() > MAX_BATCH_QUARANTINE {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            format!(
+                "a part takes at most {MAX_BATCH_EVENTS} rows and {MAX_BATCH_QUARANTINE} quarantine items: restore in smaller ones"
+            ),
+        ));
+    }
+    part.quarantine.iter().try_for_each(|quarantined| check_item(&quarantined.item))?;
+    for row in &part.rows {
+        let leaf = leaf_hash(&row.stored.event, &row.evidence);
+        if row.stored.hash != chain_hash(&row.stored.prev_hash, &leaf) {
+            return Err(Error::new(
+                ErrorKind::StoreCorrupt,
+                format!("seq {}: the row is not what its hash says: run verify", row.stored.seq),
+            ));
+        }
+    }
+    let follows = |pair: &[StoredRow]| {
+        pair[1].stored.seq == pair[0].stored.seq + 1
+            && pair[1].stored.prev_hash == pair[0].stored.hash
+    };
+    if part.rows.windows(2).all(follows) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::StoreCorrupt, "the rows are no stretch of one chain: run verify"))
+}
+
+/// Refuses rows beside which the log here holds others.
+async fn check_same(rows: &dyn RowStore, row: &StoredRow) -> Result<()> {
+    let seq = i64::try_from(row.stored.seq).unwrap_or(i64::MAX);
+    match rows.scan(seq, 1).await?.pop() {
+        Some(Ok(here))
+            if here.stored.seq == row.stored.seq && here.stored.hash == row.stored.hash =>
+        {
+            Ok(())
+        }
+        _ => Err(conflict("the log here holds other events at these places")),
+    }
+}
+
+fn conflict(problem: &'static str) -> Error {
+    Error::new(ErrorKind::StateConflict, problem)
 }
 
 /// Commits the jobs of a group in one transaction; each gets its own answer.
@@ -558,7 +650,8 @@ impl<'a> GroupWrite<'a> {
         by_id.insert(Known::New(seq, sealed));
         let prev_hash = self.head.hash;
         let hash = chain_hash(&prev_hash, sealed.leaf_hash());
-        self.rows.push(NewRow { seq, sealed, prev_hash, hash });
+        let evidence = EvidenceRef::Salt(sealed.salt());
+        self.rows.push(NewRow { seq, event, evidence, prev_hash, hash });
         self.head = Head { next_seq: seq + 1, hash };
         Receipt { status: ReceiptStatus::Appended, seq, id: event.id, differs: Vec::new() }
     }

@@ -153,6 +153,14 @@ impl RowStore for MemoryRows {
         }))
     }
 
+    async fn cursors(&self) -> Result<Vec<(String, String)>> {
+        let mut cursors: Vec<_> = read(&self.tables, |t| {
+            t.cursors.iter().map(|(source, cursor)| (source.clone(), cursor.clone())).collect()
+        });
+        cursors.sort();
+        Ok(cursors)
+    }
+
     async fn has_staged(&self) -> Result<bool> {
         Ok(read(&self.tables, |t| !t.outbox.is_empty()))
     }
@@ -253,6 +261,12 @@ impl RowTx for MemoryTx {
         Ok(self.read(|t| t.cursors.get(source).cloned()))
     }
 
+    async fn set_identity(&mut self, log_id: Uuid, cursor_key: &CursorKey) -> Result<()> {
+        let cursor_key = *cursor_key;
+        self.change(move |t| (t.state.log_id, t.state.cursor_key) = (log_id, cursor_key));
+        Ok(())
+    }
+
     async fn set_cursor(&mut self, source: &str, cursor: &str) -> Result<()> {
         let (source, cursor) = (source.to_owned(), cursor.to_owned());
         self.change(move |t| {
@@ -303,6 +317,23 @@ impl RowTx for MemoryTx {
             });
         }
         Ok(self.quarantined.len() - before)
+    }
+
+    async fn keep_quarantined(&mut self, items: &[QuarantinedItem]) -> Result<()> {
+        for QuarantinedItem { seen, item, .. } in items.iter().cloned() {
+            self.change(move |t| {
+                let same = |q: &&mut QuarantinedItem| {
+                    q.item.source == item.source && q.item.key == item.key
+                };
+                if let Some(kept) = t.quarantine.iter_mut().find(same) {
+                    kept.seen = kept.seen.max(seen);
+                } else {
+                    let number = t.number();
+                    t.quarantine.push(QuarantinedItem { number, seen, item });
+                }
+            });
+        }
+        Ok(())
     }
 
     async fn release(&mut self, numbers: &[i64]) -> Result<usize> {

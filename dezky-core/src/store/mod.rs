@@ -14,6 +14,8 @@ mod rows;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod tail;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
+mod walk;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,8 +28,8 @@ pub use self::chained::ChainedStore;
 pub use self::memory::{MemoryAuditStore, MemoryRows};
 pub use self::query::{Filter, ListPage, ListQuery, SourceMatch, TenantMatch};
 pub use self::rows::{
-    CursorKey, Driver, ExistingRow, Folds, Head, LeaseRow, LogState, NewRow, RowStore, RowTx,
-    StagedEvent, UnreadableStaged, Walk, WalkEnd, Walked,
+    CursorKey, Driver, EvidenceRef, ExistingRow, Folds, Head, LeaseRow, LogState, NewRow, RowStore,
+    RowTx, StagedEvent, UnreadableStaged, Walk, WalkEnd, Walked,
 };
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteAuditStore, SqliteConfig, SqliteDatabase, SqliteRows, sqlite_error};
@@ -98,6 +100,24 @@ pub trait AuditStore: Send + Sync {
 
     /// Where the ingest of `source` stands.
     async fn cursor(&self, source: &str) -> Result<Option<String>>;
+
+    /// Where all ingests stand, by source.
+    async fn cursors(&self) -> Result<Vec<(String, String)>>;
+
+    /// Takes over a part of another log: how copies and backups come in.
+    ///
+    /// The rows must continue this log's head: their places, hashes and evidence
+    /// are checked as `verify` does, and all of the part commits or nothing does.
+    /// Cursors replace those that are here; quarantined items get numbers of this
+    /// log. Rows that are here already are passed over, so that the same part
+    /// again changes nothing.
+    ///
+    /// # Errors
+    /// `state_conflict` if the log has another identity and is not empty, or holds
+    /// something else at these places; `store_corrupt` if a row is not what its hash
+    /// says; `too_large` beyond [`MAX_BATCH_EVENTS`] rows or [`MAX_BATCH_QUARANTINE`]
+    /// items; `store_unavailable` and `store_busy`, after which a retry is safe.
+    async fn restore(&self, part: LogPart) -> Result<()>;
 
     /// Takes or renews the lease `name` for `holder`, by the database's clock.
     ///
@@ -272,6 +292,21 @@ pub struct Relayed {
     pub quarantined: usize,
     /// Whether more is waiting.
     pub more: bool,
+}
+
+/// A part of another log, for [`AuditStore::restore`].
+#[derive(Debug, Clone)]
+pub struct LogPart {
+    /// The other log's id.
+    pub log_id: Uuid,
+    /// Its key, so that its page cursors go on.
+    pub cursor_key: CursorKey,
+    /// Rows, by `seq`.
+    pub rows: Vec<StoredRow>,
+    /// Ingest cursors, by source.
+    pub cursors: Vec<(String, String)>,
+    /// Quarantined items, in the order of their numbers.
+    pub quarantine: Vec<QuarantinedItem>,
 }
 
 /// A quarantined item as kept.

@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{Capabilities, Filter, QuarantinedItem, ScannedRow};
-use crate::integrity::{Evidence, GENESIS};
+use super::{Capabilities, Filter, QuarantinedItem, ScannedRow, StoredRow};
+use crate::integrity::{Erasure, Evidence, GENESIS};
 use crate::source::QuarantineItem;
 use crate::{AuditEvent, Field, Result, SealedEvent, StoredEvent, Timestamp};
 
@@ -36,8 +36,19 @@ pub trait RowStore: Send + Sync + 'static {
     /// Quarantined items by number, above `after`.
     async fn quarantined(&self, after: i64, max_items: usize) -> Result<Vec<QuarantinedItem>>;
 
+    /// All ingest cursors, by source.
+    async fn cursors(&self) -> Result<Vec<(String, String)>>;
+
     /// Whether the outbox has rows; cheap, asked often.
     async fn has_staged(&self) -> Result<bool>;
+
+    /// Resolves when the engine was told, by whichever process, that the log may
+    /// have more than `next_seq` events. Cancel-safe. One that is not told waits
+    /// for ever: who asks looks again now and then by itself.
+    async fn changed(&self, next_seq: u64) {
+        let _ = next_seq;
+        std::future::pending().await
+    }
 }
 
 /// A write transaction. Dropping it without [`commit`](RowTx::commit) rolls back.
@@ -58,6 +69,10 @@ pub trait RowTx: Send {
     /// The ingest cursor of `source`.
     async fn cursor(&mut self, source: &str) -> Result<Option<String>>;
 
+    /// Gives the log, in which is nothing yet, the identity and key of another
+    /// one, whose copy it becomes.
+    async fn set_identity(&mut self, log_id: Uuid, cursor_key: &CursorKey) -> Result<()>;
+
     /// Sets the ingest cursor of `source`.
     async fn set_cursor(&mut self, source: &str, cursor: &str) -> Result<()>;
 
@@ -73,6 +88,11 @@ pub trait RowTx: Send {
     /// Keeps items; one whose `(source, key)` is there has its count raised
     /// instead. Returns how many are new.
     async fn quarantine(&mut self, items: &[QuarantineItem]) -> Result<usize>;
+
+    /// Keeps items of another quarantine, in their order, under numbers of its own
+    /// and as often seen as they were. One whose `(source, key)` is there only gets
+    /// the greater count.
+    async fn keep_quarantined(&mut self, items: &[QuarantinedItem]) -> Result<()>;
 
     /// Removes items from the quarantine by number. Returns how many were there.
     async fn release(&mut self, numbers: &[i64]) -> Result<usize>;
@@ -146,32 +166,93 @@ pub struct LeaseRow {
 pub struct NewRow<'a> {
     /// Its place.
     pub seq: u64,
-    /// The event and its salt.
-    pub sealed: &'a SealedEvent,
+    /// The event.
+    pub event: &'a AuditEvent,
+    /// What verifies it.
+    pub evidence: EvidenceRef<'a>,
     /// The hash before.
     pub prev_hash: [u8; 32],
     /// Its hash.
     pub hash: [u8; 32],
 }
 
-impl NewRow<'_> {
+/// An [`Evidence`] that belongs to somebody else. `Debug` shows no salt.
+#[derive(Clone, Copy)]
+pub enum EvidenceRef<'a> {
+    /// The event's salt: nothing was erased.
+    Salt(&'a [u8; 32]),
+    /// What took the salt's place; only copies insert such rows.
+    Erased(&'a Erasure),
+}
+
+impl<'a> NewRow<'a> {
+    /// The row of another log, as it stands there.
+    pub fn of_stored(row: &'a StoredRow) -> Self {
+        Self {
+            seq: row.stored.seq,
+            event: &row.stored.event,
+            evidence: match &row.evidence {
+                Evidence::Salt(salt) => EvidenceRef::Salt(salt),
+                Evidence::Erased(erasure) => EvidenceRef::Erased(erasure),
+            },
+            prev_hash: row.stored.prev_hash,
+            hash: row.stored.hash,
+        }
+    }
+
+    /// The salt, if nothing was erased.
+    pub fn salt(&self) -> Option<&'a [u8; 32]> {
+        match self.evidence {
+            EvidenceRef::Salt(salt) => Some(salt),
+            EvidenceRef::Erased(_) => None,
+        }
+    }
+
+    /// The bytes of the erasure, if there was one.
+    pub fn erasure(&self) -> Option<Vec<u8>> {
+        match self.evidence {
+            EvidenceRef::Salt(_) => None,
+            EvidenceRef::Erased(erasure) => Some(erasure.to_bytes()),
+        }
+    }
+
     /// The columns derived from the event.
     pub fn folds(&self) -> Folds {
-        Folds::of(self.sealed.event())
+        Folds::of(self.event)
     }
 
     /// The row as it will be read.
-    pub fn to_stored(&self) -> super::StoredRow {
-        super::StoredRow {
+    pub fn to_stored(&self) -> StoredRow {
+        let evidence = self.evidence.to_owned();
+        StoredRow {
             stored: StoredEvent {
                 seq: self.seq,
-                event: self.sealed.event().clone(),
-                erased: Vec::new(),
+                event: self.event.clone(),
+                erased: evidence.erased_fields(),
                 prev_hash: self.prev_hash,
                 hash: self.hash,
             },
-            evidence: Evidence::Salt(*self.sealed.salt()),
+            evidence,
             folds: self.folds(),
+        }
+    }
+}
+
+impl EvidenceRef<'_> {
+    /// The same as a value of its own.
+    pub fn to_owned(self) -> Evidence {
+        match self {
+            Self::Salt(salt) => Evidence::Salt(*salt),
+            Self::Erased(erasure) => Evidence::Erased(Box::new(erasure.clone())),
+        }
+    }
+}
+
+impl std::fmt::Debug for EvidenceRef<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Salt(_) => f.write_str("Salt(..)"),
+            Self::Erased(erasure) => f.debug_tuple("Erased").field(erasure).finish(),
         }
     }
 }

@@ -15,11 +15,11 @@ use futures_util::{FutureExt, pin_mut, poll};
 use uuid::Uuid;
 
 use super::{BoxFuture, EventGenerator, ManualRuntime, named_event};
-use crate::integrity::{GENESIS, chain_hash};
+use crate::integrity::{GENESIS, chain_hash, erase};
 use crate::source::QuarantineItem;
 use crate::store::{
-    AppendOptions, AuditStoreExt, CursorAdvance, Head, ListQuery, MAX_BATCH_EVENTS,
-    MemoryAuditStore, ReceiptStatus,
+    AppendOptions, AuditStoreExt, CursorAdvance, Folds, Head, ListQuery, LogPart, MAX_BATCH_EVENTS,
+    MemoryAuditStore, ReceiptStatus, StoredRow,
 };
 use crate::verify::{Difference, ExpectedHead, verify};
 use crate::{
@@ -102,6 +102,8 @@ macro_rules! audit_store_conformance {
             what_was_stored_is_read_back
             a_tail_yields_in_order_and_waits
             a_scan_is_bounded
+            a_copy_continues_the_log_it_was_made_of
+            a_part_that_does_not_fit_changes_nothing
             another_handle_sees_what_was_acknowledged
         );
     };
@@ -1079,6 +1081,93 @@ pub async fn a_scan_is_bounded(h: Harness<'_>) {
     assert_eq!(store.scan(2, 2).await.unwrap().len(), 1);
     assert_eq!(store.scan(3, 2).await.unwrap().len(), 0);
     assert_eq!(store.scan(i64::MAX, 2).await.unwrap().len(), 0);
+}
+
+/// A log of 30 events, two erased, with cursors and quarantined items, in parts of ten.
+async fn parts_of_another_log() -> (MemoryAuditStore, Vec<LogPart>) {
+    let manual = Arc::new(ManualRuntime::new(7));
+    let other = MemoryAuditStore::open(manual.clone());
+    other.append(EventGenerator::new(&*manual).sealed(30), advance(None, "1")).await.unwrap();
+    let items = AppendOptions { quarantine: vec![item("a"), item("b")], ..Default::default() };
+    other.append(Vec::new(), items).await.unwrap();
+    let again = AppendOptions { quarantine: vec![item("b")], ..Default::default() };
+    other.append(Vec::new(), again).await.unwrap();
+
+    let state = other.state().await.unwrap();
+    let mut rows: Vec<StoredRow> =
+        other.scan(0, 100).await.unwrap().into_iter().map(Result::unwrap).collect();
+    for row in [3, 17] {
+        let row = &mut rows[row];
+        let fields = [Field::ActorEmail, Field::Metadata];
+        let (event, evidence) = erase(&row.stored.event, &row.evidence, &fields);
+        row.folds = Folds::of(&event);
+        (row.stored.event, row.evidence) = (event, evidence);
+        row.stored.erased = row.evidence.erased_fields();
+    }
+    let parts = rows.chunks(10).map(|rows| LogPart {
+        log_id: state.log_id,
+        cursor_key: state.cursor_key,
+        rows: rows.to_vec(),
+        cursors: Vec::new(),
+        quarantine: Vec::new(),
+    });
+    let mut parts: Vec<_> = parts.collect();
+    parts[2].cursors = other.cursors().await.unwrap();
+    parts[2].quarantine = other.quarantined(0, 10).await.unwrap();
+    (other, parts)
+}
+
+/// Part by part, and the same part twice, as after a crash.
+pub async fn a_copy_continues_the_log_it_was_made_of(h: Harness<'_>) {
+    let (other, parts) = parts_of_another_log().await;
+    let store = h.open(Reopen::No).await;
+    for part in &parts {
+        store.restore(part.clone()).await.unwrap();
+        store.restore(part.clone()).await.unwrap();
+    }
+    assert_eq!(store.state().await.unwrap(), other.state().await.unwrap());
+    let wanted: Vec<_> = parts.iter().flat_map(|part| &part.rows).collect();
+    for (row, wanted) in store.scan(0, 100).await.unwrap().into_iter().zip(wanted) {
+        let row = row.unwrap();
+        assert_eq!(row.stored, wanted.stored);
+        assert_eq!((row.evidence, row.folds), (wanted.evidence.clone(), wanted.folds.clone()));
+    }
+    assert!(verify(&*store, None, |_| ()).await.unwrap().finding.is_none());
+    assert_eq!(store.cursors().await.unwrap(), [("ocis".to_owned(), "1".to_owned())]);
+    let seen: Vec<_> = store.quarantined(0, 10).await.unwrap();
+    let seen: Vec<_> = seen.into_iter().map(|q| (q.item.key, q.seen)).collect();
+    assert_eq!(seen, [("a".to_owned(), 1), ("b".to_owned(), 2)]);
+
+    // It goes on as the other one does.
+    let fresh = named(h, &["fresh"]);
+    other.append(fresh.clone(), AppendOptions::default()).await.unwrap();
+    append(&store, fresh).await;
+    assert_eq!(store.state().await.unwrap(), other.state().await.unwrap());
+}
+
+/// See the name.
+pub async fn a_part_that_does_not_fit_changes_nothing(h: Harness<'_>) {
+    let (_, parts) = parts_of_another_log().await;
+    let store = h.open(Reopen::No).await;
+    let refused = |part: LogPart| async { store.restore(part).await.unwrap_err().kind() };
+    assert_eq!(refused(parts[1].clone()).await, ErrorKind::StateConflict, "a gap");
+    let mut forged = parts[0].clone();
+    forged.rows[4].stored.event.action = "forged".into();
+    assert_eq!(refused(forged).await, ErrorKind::StoreCorrupt);
+    let mut torn = parts[0].clone();
+    torn.rows.remove(5);
+    assert_eq!(refused(torn).await, ErrorKind::StoreCorrupt);
+    assert_eq!(count(&store).await, 0);
+
+    store.restore(parts[0].clone()).await.unwrap();
+    append(&store, named(h, &["of its own"])).await;
+    assert_eq!(refused(parts[1].clone()).await, ErrorKind::StateConflict, "it went on by itself");
+    let own = h.open(Reopen::No).await;
+    append(&own, named(h, &["of its own"])).await;
+    let refused = own.restore(parts[0].clone()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::StateConflict, "another log");
+    assert_eq!(count(&own).await, 1);
+    assert_eq!(own.cursors().await.unwrap(), []);
 }
 
 /// Of durable or shared stores: a second handle reads the same log, goes on with

@@ -80,6 +80,7 @@ macro_rules! directory_store_conformance {
             hostile_keys_find_nothing
             hostile_texts_are_literal
             ingest_finds_tenants
+            a_copy_has_the_documents_as_they_were
             another_handle_sees_what_was_committed
         );
     };
@@ -902,6 +903,32 @@ pub async fn ingest_finds_tenants(h: Harness<'_>) {
         assert_eq!(tenants.by_user("ocis", id).await.unwrap().as_deref(), slug, "{id}");
         assert_eq!(tenants.by_user("stalwart", id).await.unwrap(), None);
     }
+}
+
+/// Whatever their version, again and again, and never back to an earlier one.
+pub async fn a_copy_has_the_documents_as_they_were(h: Harness<'_>) {
+    let OpenDirectory { store, log } = h.open(Reopen::No).await;
+    let acme = Tenant { version: 7, ..owner("acme", &["acme.test"]) };
+    let other = Tenant { status: TenantStatus::Deleted, ..owner("old", &["acme.test"]) };
+    let reseller = Partner { version: 3, ..partner("p") };
+    let documents: Vec<DirectoryChange> =
+        vec![acme.clone().into(), other.clone().into(), reseller.clone().into()];
+    for _ in 0..2 {
+        store.restore(documents.clone()).await.unwrap();
+    }
+    assert_eq!(store.tenant(TenantKey::Domain("acme.test")).await.unwrap(), Some(acme.clone()));
+    assert_eq!(store.tenant(TenantKey::Slug("old")).await.unwrap(), Some(other));
+    assert_eq!(store.partner(PartnerKey::Slug("p")).await.unwrap(), Some(reseller));
+    assert_eq!(log.relay(10).await.unwrap(), Relayed::default());
+
+    let changed = Tenant { version: 8, name: "B".into(), ..acme.clone() };
+    store.commit(vec![changed.clone().into()], Vec::new()).await.unwrap();
+    store.restore(documents).await.unwrap();
+    assert_eq!(store.tenant(TenantKey::Id(&acme.id)).await.unwrap(), Some(changed));
+    let thief = owner("thief", &["acme.test"]);
+    let refused = store.restore(vec![partner("q").into(), thief.into()]).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::AlreadyExists);
+    assert_eq!(store.partner(PartnerKey::Slug("q")).await.unwrap(), None);
 }
 
 /// Gated by [`Capabilities::shared`](crate::store::Capabilities).

@@ -459,6 +459,10 @@ impl DirectoryStore for Rival {
         }
         self.store.commit(changes, events).await
     }
+
+    async fn restore(&self, documents: Vec<DirectoryChange>) -> Result<()> {
+        self.store.restore(documents).await
+    }
 }
 
 #[tokio::test]

@@ -117,6 +117,11 @@ impl RowStore for OwnRows {
         Ok(self.read(|t| t.quarantine.iter().filter(later).take(max_items).cloned().collect()))
     }
 
+    async fn cursors(&self) -> Result<Vec<(String, String)>> {
+        let pair = |(source, cursor): (&String, &String)| (source.clone(), cursor.clone());
+        Ok(self.read(|t| t.cursors.iter().map(pair).collect()))
+    }
+
     async fn has_staged(&self) -> Result<bool> {
         Ok(self.read(|t| !t.outbox.is_empty()))
     }
@@ -157,6 +162,11 @@ impl RowTx for OwnTx {
         Ok(self.tables.cursors.get(source).cloned())
     }
 
+    async fn set_identity(&mut self, log_id: uuid::Uuid, cursor_key: &CursorKey) -> Result<()> {
+        (self.tables.state.log_id, self.tables.state.cursor_key) = (log_id, *cursor_key);
+        Ok(())
+    }
+
     async fn set_cursor(&mut self, source: &str, cursor: &str) -> Result<()> {
         self.tables.cursors.insert(source.to_owned(), cursor.to_owned());
         Ok(())
@@ -190,6 +200,22 @@ impl RowTx for OwnTx {
             }
         }
         Ok(kept.len() - before)
+    }
+
+    async fn keep_quarantined(&mut self, items: &[QuarantinedItem]) -> Result<()> {
+        let Tables { quarantine: kept, kept: last, .. } = &mut self.tables;
+        for QuarantinedItem { seen, item, .. } in items {
+            let same = |k: &&mut QuarantinedItem| {
+                (&k.item.source, &k.item.key) == (&item.source, &item.key)
+            };
+            if let Some(known) = kept.iter_mut().find(same) {
+                known.seen = known.seen.max(*seen);
+            } else {
+                *last += 1;
+                kept.push(QuarantinedItem { number: *last, seen: *seen, item: item.clone() });
+            }
+        }
+        Ok(())
     }
 
     async fn release(&mut self, numbers: &[i64]) -> Result<usize> {

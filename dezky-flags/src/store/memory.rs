@@ -38,12 +38,12 @@ impl MemoryFlagStore {
         Self { log, table: Mutex::default(), writer: AsyncMutex::new(()) }
     }
 
-    fn table(&self) -> MutexGuard<'_, Arc<FlagTable>> {
+    fn locked(&self) -> MutexGuard<'_, Arc<FlagTable>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn current(&self) -> Arc<FlagTable> {
-        Arc::clone(&self.table())
+        Arc::clone(&self.locked())
     }
 }
 
@@ -74,7 +74,19 @@ impl FlagStore for MemoryFlagStore {
         let mut table = FlagTable::clone(&self.current());
         table.apply(changes)?;
         self.log.stage(events).await?;
-        *self.table() = Arc::new(table);
+        *self.locked() = Arc::new(table);
+        Ok(())
+    }
+
+    async fn table(&self) -> Result<FlagTable> {
+        Ok(FlagTable::clone(&self.current()))
+    }
+
+    async fn restore(&self, table: FlagTable) -> Result<()> {
+        let _turn = self.writer.lock().await;
+        let mut next = FlagTable::clone(&self.current());
+        next.restore(table)?;
+        *self.locked() = Arc::new(next);
         Ok(())
     }
 }

@@ -31,19 +31,31 @@ pub trait FlagStore: Send + Sync {
     /// What this store can do beyond the contract's core.
     fn capabilities(&self) -> Capabilities;
 
+    /// All that the store knows, in one consistent view. The four that follow are
+    /// made of it unless a store has a cheaper way.
+    async fn table(&self) -> Result<FlagTable>;
+
     /// The flag with this key, which may be any text.
-    async fn flag(&self, key: &str) -> Result<Option<Flag>>;
+    async fn flag(&self, key: &str) -> Result<Option<Flag>> {
+        Ok(self.table().await?.flag(key).cloned())
+    }
 
     /// The version that the key has come to: the flag's, or the one at which it was
     /// removed; 0 if there never was one.
-    async fn last_version(&self, key: &str) -> Result<u64>;
+    async fn last_version(&self, key: &str) -> Result<u64> {
+        Ok(self.table().await?.last_version(key))
+    }
 
     /// All flags and their revision, in one consistent view.
-    async fn snapshot(&self) -> Result<Snapshot>;
+    async fn snapshot(&self) -> Result<Snapshot> {
+        Ok(self.table().await?.snapshot())
+    }
 
     /// Grows with every change of any flag, from 0. Cheap: ask it to see whether a
     /// [`snapshot`](Self::snapshot) is still current.
-    async fn revision(&self) -> Result<u64>;
+    async fn revision(&self) -> Result<u64> {
+        Ok(self.table().await?.revision())
+    }
 
     /// Makes all changes, in their order, and stages the events in the audit log's
     /// outbox, in one transaction: everything or nothing.
@@ -58,6 +70,21 @@ pub trait FlagStore: Send + Sync {
     /// [`MAX_COMMIT_CHANGES`]: nothing was changed. `store_unavailable` and
     /// `store_busy`: the outcome is unknown.
     async fn commit(&self, changes: Vec<FlagChange>, events: Vec<SealedEvent>) -> Result<()>;
+
+    /// Takes over the table of another store, without an event: how copies come in.
+    /// Into an empty store; the very same table again changes nothing.
+    ///
+    /// # Errors
+    /// `state_conflict` if something else is here.
+    async fn restore(&self, table: FlagTable) -> Result<()>;
+
+    /// Resolves when the engine was told, by whichever process, that the revision
+    /// may be beyond `revision`. Cancel-safe. One that is not told waits for ever:
+    /// who asks looks at [`revision`](Self::revision) now and then by itself.
+    async fn changed(&self, revision: u64) {
+        let _ = revision;
+        std::future::pending().await
+    }
 }
 
 /// All flags at one moment.
@@ -189,6 +216,14 @@ fn check_size(changes: &[FlagChange]) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// The store has flags of its own, so that it can't become a copy.
+fn not_empty() -> Error {
+    Error::new(
+        ErrorKind::StateConflict,
+        "the store has flags of its own, or had: name an empty one for the copy",
+    )
 }
 
 /// The flag with this key has another version.

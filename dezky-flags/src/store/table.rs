@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use dezky_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Counts, FlagChange, Known, Snapshot, check, check_size};
+use super::{Counts, FlagChange, Known, Snapshot, check, check_size, not_empty};
 use crate::Flag;
 
 /// Flags as plain data with the rules of their changes: the inside of a store that
@@ -40,24 +40,42 @@ impl FlagTable {
     /// assert_eq!(FlagTable::from_json("{}").unwrap_err().code(), "store_corrupt");
     /// ```
     pub fn from_json(text: &str) -> Result<Self> {
-        let corrupt = |problem: String| {
-            Error::new(ErrorKind::StoreCorrupt, format!("no table of flags: {problem}"))
-        };
-        let table: Self = serde_json::from_str(text).map_err(|error| corrupt(error.to_string()))?;
-        for (key, flag) in &table.flags {
-            flag.validate().map_err(|error| corrupt(error.to_string()))?;
-            if flag.key != *key || table.removed.contains_key(key) {
-                return Err(corrupt(
-                    "a flag stands under another key or is removed as well".into(),
-                ));
+        let table: Self = serde_json::from_str(text).map_err(|error| corrupt(&error))?;
+        table.checked()
+    }
+
+    fn checked(self) -> Result<Self> {
+        for (key, flag) in &self.flags {
+            flag.validate().map_err(|error| corrupt(&error))?;
+            if flag.key != *key || self.removed.contains_key(key) {
+                return Err(corrupt(&"a flag stands under another key or is removed as well"));
             }
         }
-        Ok(table)
+        Ok(self)
     }
 
     /// All of it as JSON, a line a field.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// A table of a store that keeps its parts apart: flags, the versions of removed
+    /// keys, and the revision.
+    ///
+    /// # Errors
+    /// As [`from_json`](Self::from_json).
+    pub fn from_parts(
+        revision: u64,
+        flags: Vec<Flag>,
+        removed: impl IntoIterator<Item = (String, u64)>,
+    ) -> Result<Self> {
+        let flags = flags.into_iter().map(|flag| (flag.key.clone(), flag)).collect();
+        Self { revision, flags, removed: removed.into_iter().collect() }.checked()
+    }
+
+    /// The keys of removed flags, with the version that each has come to.
+    pub fn removed(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.removed.iter().map(|(key, version)| (key.as_str(), *version))
     }
 
     /// See [`FlagStore::flag`](super::FlagStore::flag).
@@ -93,6 +111,18 @@ impl FlagTable {
         Ok(())
     }
 
+    /// Becomes `table`; see [`FlagStore::restore`](super::FlagStore::restore).
+    ///
+    /// # Errors
+    /// `state_conflict` if it is neither empty nor the same.
+    pub fn restore(&mut self, table: Self) -> Result<()> {
+        if *self != Self::default() && *self != table {
+            return Err(not_empty());
+        }
+        *self = table;
+        Ok(())
+    }
+
     fn make(&mut self, change: FlagChange) -> Result<()> {
         let known = self.known(change.key());
         let counts =
@@ -119,6 +149,10 @@ impl FlagTable {
             (None, None) => Known::Never,
         }
     }
+}
+
+fn corrupt(problem: &dyn std::fmt::Display) -> Error {
+    Error::new(ErrorKind::StoreCorrupt, format!("no table of flags: {problem}"))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use dezky_core::{
 use futures_util::future::{join, join_all};
 
 use super::FlagGenerator;
-use crate::store::{FlagChange, FlagStore, MAX_COMMIT_CHANGES, MAX_FLAGS};
+use crate::store::{FlagChange, FlagStore, FlagTable, MAX_COMMIT_CHANGES, MAX_FLAGS};
 use crate::{Edit, Flag, FlagPatch, FlagState, Flags, NewFlag};
 
 /// How the suite gets at a store.
@@ -67,6 +67,7 @@ macro_rules! flag_store_conformance {
             seeds_are_sown_once
             a_commit_has_a_bound
             a_store_has_a_bound
+            a_copy_knows_every_key
             another_handle_sees_what_was_acknowledged
         );
     };
@@ -473,6 +474,26 @@ pub async fn a_store_has_a_bound(h: Harness<'_>) {
     let refused = store.commit(vec![create("k0", 3)], Vec::new()).await;
     assert_eq!(kind(refused), Some(ErrorKind::StateConflict));
     assert_eq!(store.snapshot().await.unwrap().flags.len(), MAX_FLAGS);
+}
+
+/// Flags, removed ones and the revision; into an empty store alone.
+pub async fn a_copy_knows_every_key(h: Harness<'_>) {
+    let mut table = FlagTable::default();
+    let changes = vec![create("a", 1), create("b", 1), remove("b", 1), replace("a", 2, 30)];
+    table.apply(changes).unwrap();
+    let Opened { store, .. } = h.open(Reopen::No).await;
+    for _ in 0..2 {
+        store.restore(table.clone()).await.unwrap();
+    }
+    assert_eq!(store.table().await.unwrap(), table);
+    assert_eq!(store.snapshot().await.unwrap(), table.snapshot());
+    assert_eq!(store.revision().await.unwrap(), 4);
+    assert_eq!(store.last_version("b").await.unwrap(), 2);
+    let early = store.commit(vec![create("b", 1)], vec![]).await;
+    assert_eq!(kind(early), Some(ErrorKind::VersionMismatch));
+    store.commit(vec![create("b", 3)], vec![]).await.unwrap();
+    assert_eq!(kind(store.restore(table).await), Some(ErrorKind::StateConflict));
+    assert_eq!(store.last_version("b").await.unwrap(), 3);
 }
 
 /// Of durable or shared stores: a second handle reads the same flags and goes on

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dezky_core::store::{
-    AppendOptions, Appended, Capabilities, Lease, ListPage, ListQuery, LogState, QuarantinedItem,
-    Relayed, ScannedRow,
+    AppendOptions, Appended, Capabilities, Lease, ListPage, ListQuery, LogPart, LogState,
+    QuarantinedItem, Relayed, ScannedRow,
 };
 use dezky_core::{AuditStore, Error, ErrorKind, Result, Runtime, SealedEvent};
 
@@ -118,6 +118,12 @@ impl AuditStore for Moody {
     }
     async fn cursor(&self, source: &str) -> Result<Option<String>> {
         self.inner.cursor(source).await
+    }
+    async fn cursors(&self) -> Result<Vec<(String, String)>> {
+        self.inner.cursors().await
+    }
+    async fn restore(&self, part: LogPart) -> Result<()> {
+        self.inner.restore(part).await
     }
     async fn acquire_lease(
         &self,

@@ -154,23 +154,67 @@ impl DirectoryStore for SqliteDirectory {
     async fn commit(&self, changes: Vec<DirectoryChange>, events: Vec<SealedEvent>) -> Result<()> {
         check_commit(&changes)?;
         let mut tx = self.database.begin().await?;
-        // What all of them had is given up first: a domain may move within a commit.
-        for change in &changes {
-            match change {
-                DirectoryChange::Tenant(tenant) => leave_tenant(&mut tx, tenant).await?,
-                DirectoryChange::Partner(partner) => leave_partner(&mut tx, partner).await?,
-                DirectoryChange::User(user) => leave_user(&mut tx, user).await?,
-            }
-        }
-        for change in &changes {
-            match change {
-                DirectoryChange::Tenant(tenant) => put_tenant(&mut tx, tenant).await?,
-                DirectoryChange::Partner(partner) => put_partner(&mut tx, partner).await?,
-                DirectoryChange::User(user) => put_user(&mut tx, user).await?,
-            }
-        }
+        replace(&mut tx, &changes, check_version).await?;
         self.database.commit(tx, &events).await
     }
+
+    async fn restore(&self, documents: Vec<DirectoryChange>) -> Result<()> {
+        check_commit(&documents)?;
+        let mut tx = self.database.begin().await?;
+        let mut newer = Vec::with_capacity(documents.len());
+        for document in documents {
+            let stored = stored_version(&mut tx, &document).await?;
+            if stored.is_none_or(|stored| stored < document.version()) {
+                newer.push(document);
+            }
+        }
+        replace(&mut tx, &newer, |_, _, _| Ok(())).await?;
+        self.database.commit(tx, &[]).await
+    }
+}
+
+/// Compares what is stored with the version of a document to be.
+type VersionCheck = fn(&str, Option<u64>, u64) -> Result<()>;
+
+/// Puts documents in the place of those that are there.
+async fn replace(
+    tx: &mut SqliteConnection,
+    changes: &[DirectoryChange],
+    check: VersionCheck,
+) -> Result<()> {
+    // What all of them had is given up first: a domain may move within a commit.
+    for change in changes {
+        match change {
+            DirectoryChange::Tenant(tenant) => leave_tenant(tx, tenant, check).await?,
+            DirectoryChange::Partner(partner) => leave_partner(tx, partner, check).await?,
+            DirectoryChange::User(user) => leave_user(tx, user, check).await?,
+        }
+    }
+    for change in changes {
+        match change {
+            DirectoryChange::Tenant(tenant) => put_tenant(tx, tenant).await?,
+            DirectoryChange::Partner(partner) => put_partner(tx, partner).await?,
+            DirectoryChange::User(user) => put_user(tx, user).await?,
+        }
+    }
+    Ok(())
+}
+
+async fn stored_version(
+    tx: &mut SqliteConnection,
+    document: &DirectoryChange,
+) -> Result<Option<u64>> {
+    let sql = match document {
+        DirectoryChange::Tenant(_) => "SELECT version FROM dezky_tenants WHERE id = ?",
+        DirectoryChange::Partner(_) => "SELECT version FROM dezky_partners WHERE id = ?",
+        DirectoryChange::User(_) => "SELECT version FROM dezky_users WHERE id = ?",
+    };
+    let version: Option<i64> = sqlx::query_scalar(sql)
+        .bind(document.identity().1)
+        .fetch_optional(tx)
+        .await
+        .map_err(sqlite_error)?;
+    Ok(version.map(unsigned))
 }
 
 const COUNT_TENANTS: &str =
@@ -221,42 +265,50 @@ fn select_users(query: &UserQuery) -> QueryBuilder<Sqlite> {
     sql
 }
 
-async fn leave_tenant(tx: &mut SqliteConnection, tenant: &Tenant) -> Result<()> {
+async fn leave_tenant(
+    tx: &mut SqliteConnection,
+    tenant: &Tenant,
+    check: VersionCheck,
+) -> Result<()> {
     let stored: Option<(i64, String)> =
         sqlx::query_as("SELECT version, slug FROM dezky_tenants WHERE id = ?")
             .bind(&tenant.id)
             .fetch_optional(&mut *tx)
             .await
             .map_err(sqlite_error)?;
-    check_version("tenant", stored.as_ref().map(|s| unsigned(s.0)), tenant.version)?;
+    check("tenant", stored.as_ref().map(|s| unsigned(s.0)), tenant.version)?;
     if stored.is_some_and(|(_, slug)| slug != tenant.slug) {
         return Err(refusal::fixed("slug"));
     }
     delete(tx, "DELETE FROM dezky_tenant_domains WHERE tenant_id = ?", &tenant.id).await
 }
 
-async fn leave_partner(tx: &mut SqliteConnection, partner: &Partner) -> Result<()> {
+async fn leave_partner(
+    tx: &mut SqliteConnection,
+    partner: &Partner,
+    check: VersionCheck,
+) -> Result<()> {
     let stored: Option<(i64, String)> =
         sqlx::query_as("SELECT version, slug FROM dezky_partners WHERE id = ?")
             .bind(&partner.id)
             .fetch_optional(&mut *tx)
             .await
             .map_err(sqlite_error)?;
-    check_version("partner", stored.as_ref().map(|s| unsigned(s.0)), partner.version)?;
+    check("partner", stored.as_ref().map(|s| unsigned(s.0)), partner.version)?;
     if stored.is_some_and(|(_, slug)| slug != partner.slug) {
         return Err(refusal::fixed("slug"));
     }
     Ok(())
 }
 
-async fn leave_user(tx: &mut SqliteConnection, user: &User) -> Result<()> {
+async fn leave_user(tx: &mut SqliteConnection, user: &User, check: VersionCheck) -> Result<()> {
     let stored: Option<(i64, String, String)> =
         sqlx::query_as("SELECT version, issuer, subject FROM dezky_users WHERE id = ?")
             .bind(&user.id)
             .fetch_optional(&mut *tx)
             .await
             .map_err(sqlite_error)?;
-    check_version("user", stored.as_ref().map(|s| unsigned(s.0)), user.version)?;
+    check("user", stored.as_ref().map(|s| unsigned(s.0)), user.version)?;
     if stored.is_some_and(|(_, issuer, subject)| issuer != user.issuer || subject != user.subject) {
         return Err(refusal::fixed("subject"));
     }

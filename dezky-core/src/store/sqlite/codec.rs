@@ -13,10 +13,10 @@ use crate::{AuditEvent, Error, ErrorKind, Field, Metadata, Result, StoredEvent, 
 /// The columns of an event, in the order in which they are inserted.
 pub(super) const COLUMNS: &str = "seq, id, at, received_at, actor_type, actor_id, actor_email, \
     actor_ip, action, outcome, resource_type, resource_id, resource_name, tenant_slug, \
-    partner_slug, source, external_id, metadata, salt, prev_hash, hash, actor_email_fold, search";
+    partner_slug, source, external_id, metadata, salt, erasure, prev_hash, hash, actor_email_fold, search";
 
 /// How many [`COLUMNS`] there are.
-pub(super) const COLUMN_COUNT: usize = 23;
+pub(super) const COLUMN_COUNT: usize = 24;
 
 /// A column and what is wrong with it; never its value.
 type Problem = String;

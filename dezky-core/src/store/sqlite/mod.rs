@@ -127,7 +127,6 @@ impl SqliteAuditStore {
 /// The rows of an [`SqliteAuditStore`].
 pub struct SqliteRows {
     database: SqliteDatabase,
-    identity: (Uuid, CursorKey),
 }
 
 impl SqliteRows {
@@ -164,9 +163,9 @@ impl SqliteRows {
             runtime.fill_random(&mut cursor_key);
             schema::migrate(&mut connection, log_id.as_bytes(), &cursor_key).await?;
         }
-        let identity = identity(&readers).await?;
         let database = SqliteDatabase { writer, readers, writable: config.create };
-        Ok(Self { database, identity })
+        log_state(&mut *database.read().await?).await?;
+        Ok(Self { database })
     }
 }
 
@@ -239,20 +238,6 @@ fn pools(config: &SqliteConfig, base: &SqliteConnectOptions) -> (SqlitePool, Sql
         readers.clone()
     };
     (pool(1).connect_lazy_with(writer), pool(config.max_readers.max(1)).connect_lazy_with(readers))
-}
-
-async fn identity(pool: &SqlitePool) -> Result<(Uuid, CursorKey)> {
-    let row = sqlx::query("SELECT log_id, cursor_key FROM dezky_audit_log")
-        .fetch_optional(pool)
-        .await
-        .map_err(store_error)?
-        .ok_or_else(|| corrupt("the log's own row is missing"))?;
-    let log_id = codec::get::<&[u8]>(&row, "log_id").map_err(corrupt)?;
-    let key = codec::get::<&[u8]>(&row, "cursor_key").map_err(corrupt)?;
-    Ok((
-        Uuid::from_slice(log_id).map_err(|_| corrupt("log_id is not a UUID"))?,
-        CursorKey(key.try_into().map_err(|_| corrupt("cursor_key is not 32 bytes"))?),
-    ))
 }
 
 fn corrupt(problem: impl std::fmt::Display) -> Error {
@@ -329,14 +314,12 @@ impl RowStore for SqliteRows {
 
     async fn state(&self) -> Result<LogState> {
         let mut connection = self.database.read().await?;
-        let (base, head) = heads(&mut connection).await?;
-        let (log_id, cursor_key) = self.identity;
-        Ok(LogState { log_id, cursor_key, base, head })
+        log_state(&mut connection).await
     }
 
     async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>> {
         let mut query = sqlx::QueryBuilder::new("SELECT ");
-        query.push(COLUMNS).push(", erasure FROM dezky_audit_events WHERE seq >= ");
+        query.push(COLUMNS).push(" FROM dezky_audit_events WHERE seq >= ");
         query.push_bind(from_seq);
         query.push(" ORDER BY seq LIMIT ").push_bind(limit(max_rows));
         let rows = query.build().fetch_all(&self.database.readers).await.map_err(store_error)?;
@@ -346,7 +329,7 @@ impl RowStore for SqliteRows {
     async fn walk(&self, walk: &Walk<'_>) -> Result<Walked> {
         // One snapshot for all the parts of the walk.
         let mut tx = self.database.readers.begin().await.map_err(store_error)?;
-        walk::walk(&mut tx, walk).await
+        super::walk::walk(&mut *tx, walk).await
     }
 
     async fn cursor(&self, source: &str) -> Result<Option<String>> {
@@ -381,6 +364,13 @@ impl RowStore for SqliteRows {
             .collect()
     }
 
+    async fn cursors(&self) -> Result<Vec<(String, String)>> {
+        sqlx::query_as("SELECT source, cursor FROM dezky_cursors ORDER BY source")
+            .fetch_all(&self.database.readers)
+            .await
+            .map_err(store_error)
+    }
+
     async fn has_staged(&self) -> Result<bool> {
         sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM dezky_outbox)")
             .fetch_one(&self.database.readers)
@@ -396,7 +386,7 @@ struct SqliteTx {
 #[async_trait]
 impl RowTx for SqliteTx {
     async fn head(&mut self) -> Result<Head> {
-        Ok(heads(&mut self.tx).await?.1)
+        Ok(log_state(&mut self.tx).await?.head)
     }
 
     async fn existing(&mut self, events: &[&SealedEvent]) -> Result<Vec<ExistingRow>> {
@@ -440,6 +430,16 @@ impl RowTx for SqliteTx {
 
     async fn cursor(&mut self, source: &str) -> Result<Option<String>> {
         cursor(&mut self.tx, source).await
+    }
+
+    async fn set_identity(&mut self, log_id: Uuid, cursor_key: &CursorKey) -> Result<()> {
+        sqlx::query("UPDATE dezky_audit_log SET log_id = ?, cursor_key = ?")
+            .bind(log_id.as_bytes().to_vec())
+            .bind(cursor_key.0.to_vec())
+            .execute(&mut *self.tx)
+            .await
+            .map_err(store_error)?;
+        Ok(())
     }
 
     async fn set_cursor(&mut self, source: &str, cursor: &str) -> Result<()> {
@@ -507,6 +507,23 @@ impl RowTx for SqliteTx {
             new += usize::from(seen == 1);
         }
         Ok(new)
+    }
+
+    async fn keep_quarantined(&mut self, items: &[QuarantinedItem]) -> Result<()> {
+        for QuarantinedItem { seen, item, .. } in items {
+            sqlx::query("INSERT INTO dezky_quarantine (source, key, reason, detail, raw, at, seen) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source, key) DO UPDATE SET seen = max(seen, excluded.seen)")
+                .bind(&item.source)
+                .bind(&item.key)
+                .bind(&item.reason)
+                .bind(&item.detail)
+                .bind(&item.raw)
+                .bind(item.at.as_millis())
+                .bind(signed(*seen)?)
+                .execute(&mut *self.tx)
+                .await
+                .map_err(store_error)?;
+        }
+        Ok(())
     }
 
     async fn release(&mut self, numbers: &[i64]) -> Result<usize> {
@@ -598,7 +615,7 @@ impl SqliteTx {
         sql.push_str(&vec![tuple; rows.len()].join(","));
         let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
         for row in rows {
-            let event = row.sealed.event();
+            let event = row.event;
             let folds = row.folds();
             query = query
                 .bind(signed(row.seq)?)
@@ -619,7 +636,8 @@ impl SqliteTx {
                 .bind(event.source.clone())
                 .bind(event.external_id.clone())
                 .bind(event.metadata.as_str().to_owned())
-                .bind(row.sealed.salt().to_vec())
+                .bind(row.salt().map(|salt| salt.to_vec()))
+                .bind(row.erasure())
                 .bind(row.prev_hash.to_vec())
                 .bind(row.hash.to_vec())
                 .bind(folds.actor_email)
@@ -630,12 +648,14 @@ impl SqliteTx {
     }
 }
 
-async fn heads(connection: &mut SqliteConnection) -> Result<(Head, Head)> {
-    let row = sqlx::query("SELECT base_seq, base_hash, next_seq, head_hash FROM dezky_audit_log")
-        .fetch_optional(connection)
-        .await
-        .map_err(store_error)?
-        .ok_or_else(|| corrupt("the log's own row is missing"))?;
+async fn log_state(connection: &mut SqliteConnection) -> Result<LogState> {
+    let row = sqlx::query(
+        "SELECT log_id, cursor_key, base_seq, base_hash, next_seq, head_hash FROM dezky_audit_log",
+    )
+    .fetch_optional(connection)
+    .await
+    .map_err(store_error)?
+    .ok_or_else(|| corrupt("the log's own row is missing"))?;
     let head = |seq: &'static str, hash: &'static str| -> Result<Head> {
         Ok(Head {
             next_seq: unsigned(codec::get(&row, seq).map_err(corrupt)?)?,
@@ -645,7 +665,14 @@ async fn heads(connection: &mut SqliteConnection) -> Result<(Head, Head)> {
                 .map_err(|_| corrupt(format_args!("{hash} is not 32 bytes")))?,
         })
     };
-    Ok((head("base_seq", "base_hash")?, head("next_seq", "head_hash")?))
+    let log_id = codec::get::<&[u8]>(&row, "log_id").map_err(corrupt)?;
+    let key = codec::get::<&[u8]>(&row, "cursor_key").map_err(corrupt)?;
+    Ok(LogState {
+        log_id: Uuid::from_slice(log_id).map_err(|_| corrupt("log_id is not a UUID"))?,
+        cursor_key: CursorKey(key.try_into().map_err(|_| corrupt("cursor_key is not 32 bytes"))?),
+        base: head("base_seq", "base_hash")?,
+        head: head("next_seq", "head_hash")?,
+    })
 }
 
 async fn cursor(connection: &mut SqliteConnection, source: &str) -> Result<Option<String>> {

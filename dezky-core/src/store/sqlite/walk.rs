@@ -1,141 +1,73 @@
-//! The bounded walk of `list`.
+//! The stretches of a walk, in SQL.
 
+use async_trait::async_trait;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 use uuid::Uuid;
 
 use super::codec::{COLUMNS, listed_row};
 use super::store_error;
-use crate::store::{Driver, Filter, TenantMatch, Walk, WalkEnd, Walked};
+use crate::store::walk::{Lead, Place, Stretches};
+use crate::store::{Driver, TenantMatch};
 use crate::{Result, StoredEvent, Timestamp};
 
-/// The first stretch of an index that a filtered walk looks at; each next one
-/// is four times as long, so that a common word is found at once and a rare one
-/// costs few statements.
-const FIRST_WINDOW_ROWS: usize = 2_000;
-
-type Place = (Timestamp, Uuid);
-
-/// The index that leads, and the stretch of it.
-struct Lead<'a> {
-    walk: &'a Walk<'a>,
-    driver: Driver,
-    /// The only action that the filter's prefix matches, if it is one alone and
-    /// nothing narrower leads: then its own index does.
-    action: Option<String>,
-}
-
-/// Walks the driver's index, newest first. Where the driver takes in the whole
-/// filter the index gives just the rows wanted; else the walk goes window by
-/// window, so that no statement looks at more rows than the budget allows.
-pub(super) async fn walk(connection: &mut SqliteConnection, walk: &Walk<'_>) -> Result<Walked> {
-    let mut lead = Lead { walk, driver: walk.driver(), action: None };
-    if let (Driver::Time, Some(prefix)) = (&lead.driver, &walk.filter.action_prefix) {
-        match actions(connection, prefix).await?.as_slice() {
-            [] => return Ok(Walked { events: Vec::new(), end: WalkEnd::Exhausted }),
-            [only] => lead.action = Some(only.clone()),
-            _ => {}
+#[async_trait]
+impl Stretches for SqliteConnection {
+    async fn actions(&mut self, prefix: &str) -> Result<Vec<String>> {
+        // No character is greater, so no action with the prefix is.
+        let end = format!("{prefix}\u{10ffff}");
+        let mut found = Vec::new();
+        let mut query = "SELECT action FROM dezky_audit_events WHERE action >= ? AND action < ? ORDER BY action LIMIT 1";
+        let mut from = prefix.to_owned();
+        while found.len() < 2 {
+            let next: Option<String> = sqlx::query_scalar(query)
+                .bind(from)
+                .bind(end.clone())
+                .fetch_optional(&mut *self)
+                .await
+                .map_err(store_error)?;
+            let Some(action) = next else { break };
+            found.push(action.clone());
+            from = action;
+            query = "SELECT action FROM dezky_audit_events WHERE action > ? AND action < ? ORDER BY action LIMIT 1";
         }
+        Ok(found)
     }
-    if lead.is_whole_filter() {
-        let events = select(connection, &lead, walk.before, None, walk.max_rows).await?;
-        let end = if events.len() == walk.max_rows { WalkEnd::Full } else { WalkEnd::Exhausted };
-        return Ok(Walked { events, end });
-    }
-    let mut events = Vec::new();
-    let mut before = walk.before;
-    let mut examined = 0;
-    let mut window = FIRST_WINDOW_ROWS;
-    loop {
-        let size = window.min(walk.max_examined - examined);
-        let last = window_end(connection, &lead, before, size).await?;
-        let missing = walk.max_rows - events.len();
-        events.extend(select(connection, &lead, before, last, missing).await?);
-        if events.len() == walk.max_rows {
-            return Ok(Walked { events, end: WalkEnd::Full });
-        }
-        let Some(last) = last else {
-            return Ok(Walked { events, end: WalkEnd::Exhausted });
-        };
-        examined += size;
-        if examined >= walk.max_examined {
-            return Ok(Walked { events, end: WalkEnd::Budget(last.0, last.1) });
-        }
-        before = Some(last);
-        window *= 4;
-    }
-}
 
-impl Lead<'_> {
-    /// Whether every row of the stretch matches.
-    fn is_whole_filter(&self) -> bool {
-        if self.action.is_none() {
-            return self.walk.filter.is_driver_only(&self.driver);
-        }
-        let rest = Filter { action_prefix: None, ..self.walk.filter.clone() };
-        rest.is_driver_only(&self.driver)
+    async fn window_end(
+        &mut self,
+        lead: &Lead<'_>,
+        before: Option<Place>,
+        size: usize,
+    ) -> Result<Option<Place>> {
+        let mut query = QueryBuilder::new("SELECT at, id");
+        push_range(&mut query, lead, before, None);
+        query.push(" ORDER BY at DESC, id DESC LIMIT 1 OFFSET ");
+        query.push_bind(super::limit(size - 1));
+        let row = query.build().fetch_optional(self).await.map_err(store_error)?;
+        row.map(|row| {
+            let at: i64 = row.try_get(0).map_err(store_error)?;
+            let id: &[u8] = row.try_get(1).map_err(store_error)?;
+            let id = Uuid::from_slice(id).map_err(|_| super::corrupt("an id is not a UUID"))?;
+            Ok((Timestamp::from_millis_clamped(at), id))
+        })
+        .transpose()
     }
-}
 
-/// The first actions that begin with `prefix`, at most two: two look-ups in the
-/// index, however large the log.
-async fn actions(connection: &mut SqliteConnection, prefix: &str) -> Result<Vec<String>> {
-    // No character is greater, so no action with the prefix is.
-    let end = format!("{prefix}\u{10ffff}");
-    let mut found = Vec::new();
-    let mut query = "SELECT action FROM dezky_audit_events WHERE action >= ? AND action < ? ORDER BY action LIMIT 1";
-    let mut from = prefix.to_owned();
-    while found.len() < 2 {
-        let next: Option<String> = sqlx::query_scalar(query)
-            .bind(from)
-            .bind(end.clone())
-            .fetch_optional(&mut *connection)
-            .await
-            .map_err(store_error)?;
-        let Some(action) = next else { break };
-        found.push(action.clone());
-        from = action;
-        query = "SELECT action FROM dezky_audit_events WHERE action > ? AND action < ? ORDER BY action LIMIT 1";
+    async fn select(
+        &mut self,
+        lead: &Lead<'_>,
+        before: Option<Place>,
+        last: Option<Place>,
+        max_rows: usize,
+    ) -> Result<Vec<StoredEvent>> {
+        let mut query = QueryBuilder::new("SELECT ");
+        query.push(COLUMNS);
+        push_range(&mut query, lead, before, last);
+        push_conditions(&mut query, lead);
+        query.push(" ORDER BY at DESC, id DESC LIMIT ").push_bind(super::limit(max_rows));
+        let rows = query.build().fetch_all(self).await.map_err(store_error)?;
+        rows.iter().map(listed_row).collect()
     }
-    Ok(found)
-}
-
-/// The place of the last of `size` rows of the driver's index; `None` if there
-/// are fewer. Reads the index alone.
-async fn window_end(
-    connection: &mut SqliteConnection,
-    lead: &Lead<'_>,
-    before: Option<Place>,
-    size: usize,
-) -> Result<Option<Place>> {
-    let mut query = QueryBuilder::new("SELECT at, id");
-    push_range(&mut query, lead, before, None);
-    query.push(" ORDER BY at DESC, id DESC LIMIT 1 OFFSET ");
-    query.push_bind(super::limit(size - 1));
-    let row = query.build().fetch_optional(connection).await.map_err(store_error)?;
-    row.map(|row| {
-        let at: i64 = row.try_get(0).map_err(store_error)?;
-        let id: &[u8] = row.try_get(1).map_err(store_error)?;
-        let id = Uuid::from_slice(id).map_err(|_| super::corrupt("an id is not a UUID"))?;
-        Ok((Timestamp::from_millis_clamped(at), id))
-    })
-    .transpose()
-}
-
-/// The matching rows from `before` to `last`, both in the driver's order.
-async fn select(
-    connection: &mut SqliteConnection,
-    lead: &Lead<'_>,
-    before: Option<Place>,
-    last: Option<Place>,
-    max_rows: usize,
-) -> Result<Vec<StoredEvent>> {
-    let mut query = QueryBuilder::new("SELECT ");
-    query.push(COLUMNS).push(", erasure");
-    push_range(&mut query, lead, before, last);
-    push_conditions(&mut query, lead);
-    query.push(" ORDER BY at DESC, id DESC LIMIT ").push_bind(super::limit(max_rows));
-    let rows = query.build().fetch_all(connection).await.map_err(store_error)?;
-    rows.iter().map(listed_row).collect()
 }
 
 /// `FROM` and the conditions that the driver's index answers. Places are row
@@ -146,7 +78,7 @@ fn push_range(
     before: Option<Place>,
     last: Option<Place>,
 ) {
-    let filter = lead.walk.filter;
+    let filter = lead.filter;
     query.push(" FROM dezky_audit_events INDEXED BY ");
     match (&lead.driver, &filter.tenant, &filter.actor_id) {
         _ if let Some(action) = &lead.action => {
@@ -183,7 +115,7 @@ fn push_range(
 
 /// The rest of the filter.
 fn push_conditions(query: &mut QueryBuilder<Sqlite>, lead: &Lead<'_>) {
-    let filter = lead.walk.filter;
+    let filter = lead.filter;
     if let (Some(prefix), None) = (&filter.action_prefix, &lead.action) {
         query.push(" AND substr(action, 1, length(").push_bind(prefix.clone());
         query.push(")) = ").push_bind(prefix.clone());
@@ -230,7 +162,7 @@ mod tests {
     use sqlx::{AssertSqlSafe, Connection};
 
     use super::*;
-    use crate::store::ListQuery;
+    use crate::store::{ListQuery, Walk};
 
     /// The place, not a plain bound on the time, ends the stretch of the index:
     /// else every page would begin again at `until`, every window reach to `since`.
@@ -257,7 +189,7 @@ mod tests {
             };
             let filter = query.filter().unwrap();
             let walk = Walk { filter: &filter, before: None, max_rows: 10, max_examined: 10 };
-            let lead = Lead { walk: &walk, driver: walk.driver(), action };
+            let lead = Lead { filter: &filter, driver: walk.driver(), action };
             for (before, last) in [(None, None), (place, None), (None, place), (place, place)] {
                 let mut query = QueryBuilder::new("EXPLAIN QUERY PLAN SELECT *");
                 push_range(&mut query, &lead, before, last);

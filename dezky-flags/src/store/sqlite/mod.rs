@@ -6,7 +6,7 @@ use dezky_core::{Error, ErrorKind, Result, SealedEvent};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Connection, Row, SqliteConnection};
 
-use super::{Counts, FlagChange, FlagStore, Known, Snapshot, check, check_size};
+use super::{Counts, FlagChange, FlagStore, FlagTable, Known, Snapshot, check, check_size};
 use crate::Flag;
 
 /// One SQL script a version; a script that was released never changes.
@@ -87,6 +87,50 @@ impl FlagStore for SqliteFlagStore {
         Ok(state(&mut connection).await?.0)
     }
 
+    async fn table(&self) -> Result<FlagTable> {
+        let mut connection = self.database.read().await?;
+        // One snapshot for all reads.
+        let mut tx = connection.begin().await.map_err(sqlite_error)?;
+        let (revision, _) = state(&mut tx).await?;
+        let rows = sqlx::query("SELECT key, version, flag FROM dezky_flags")
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(sqlite_error)?;
+        tx.commit().await.map_err(sqlite_error)?;
+        let (mut flags, mut removed) = (Vec::new(), Vec::new());
+        for row in &rows {
+            if row.try_get::<Option<&str>, _>("flag").map_err(sqlite_error)?.is_some() {
+                flags.push(read_flag(row)?);
+            } else {
+                let key = row.try_get("key").map_err(sqlite_error)?;
+                removed.push((key, number(row, "version")?));
+            }
+        }
+        FlagTable::from_parts(revision, flags, removed)
+    }
+
+    async fn restore(&self, table: FlagTable) -> Result<()> {
+        let mut tx = self.database.begin().await?;
+        let (revision, _) = state(&mut tx).await?;
+        if revision != 0 {
+            drop(tx);
+            // Empty or the same: the table has the rule.
+            return self.table().await?.restore(table);
+        }
+        let (flags, removed) = (table.snapshot().flags, table.removed());
+        let mut counts = Counts { flags: flags.len(), keys: flags.len() };
+        for flag in flags {
+            let text = flag_text(&flag)?;
+            write_row(&mut tx, &flag.key, flag.version, Some(text)).await?;
+        }
+        for (key, version) in removed {
+            write_row(&mut tx, key, version, None).await?;
+            counts.keys += 1;
+        }
+        write_state(&mut tx, table.revision(), counts).await?;
+        self.database.commit(tx, &[]).await
+    }
+
     async fn commit(&self, changes: Vec<FlagChange>, events: Vec<SealedEvent>) -> Result<()> {
         check_size(&changes)?;
         let mut tx = self.database.begin().await?;
@@ -147,22 +191,33 @@ async fn known(connection: &mut SqliteConnection, key: &str) -> Result<Known> {
 async fn write(connection: &mut SqliteConnection, change: &FlagChange) -> Result<()> {
     let (version, flag) = match change {
         FlagChange::Create(flag) | FlagChange::Replace(flag) => {
-            let text = serde_json::to_string(flag).map_err(|error| {
-                Error::new(ErrorKind::Internal, "a flag can't be written as JSON")
-                    .with_source(error)
-            })?;
-            (flag.version, Some(text))
+            (flag.version, Some(flag_text(flag)?))
         }
         FlagChange::Remove { version, .. } => (version + 1, None),
     };
+    write_row(connection, change.key(), version, flag).await
+}
+
+async fn write_row(
+    connection: &mut SqliteConnection,
+    key: &str,
+    version: u64,
+    flag: Option<String>,
+) -> Result<()> {
     sqlx::query("INSERT INTO dezky_flags (key, version, flag) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET version = excluded.version, flag = excluded.flag")
-        .bind(change.key())
+        .bind(key)
         .bind(version.cast_signed())
         .bind(flag)
         .execute(connection)
         .await
         .map_err(sqlite_error)?;
     Ok(())
+}
+
+fn flag_text(flag: &Flag) -> Result<String> {
+    serde_json::to_string(flag).map_err(|error| {
+        Error::new(ErrorKind::Internal, "a flag can't be written as JSON").with_source(error)
+    })
 }
 
 fn read_flag(row: &SqliteRow) -> Result<Flag> {

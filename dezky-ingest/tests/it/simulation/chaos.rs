@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dezky_core::source::QuarantineItem;
 use dezky_core::store::{
-    Capabilities, ExistingRow, Head, LeaseRow, LogState, MemoryAuditStore, NewRow, QuarantinedItem,
-    RowStore, RowTx, ScannedRow, StagedEvent, Walk, Walked,
+    Capabilities, CursorKey, ExistingRow, Head, LeaseRow, LogState, MemoryAuditStore, NewRow,
+    QuarantinedItem, RowStore, RowTx, ScannedRow, StagedEvent, Walk, Walked,
 };
 use dezky_core::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 use futures_util::future::{Either, select};
@@ -121,6 +121,10 @@ impl RowStore for ChaosRows {
         self.inner.rows().quarantined(after, max_items).await
     }
 
+    async fn cursors(&self) -> Result<Vec<(String, String)>> {
+        self.inner.rows().cursors().await
+    }
+
     async fn has_staged(&self) -> Result<bool> {
         self.inner.rows().has_staged().await
     }
@@ -154,7 +158,7 @@ impl RowTx for ChaosTx {
     async fn insert(&mut self, rows: &[NewRow<'_>]) -> Result<()> {
         self.disturb(Point::Write).await?;
         self.commit.rows.extend(rows.iter().map(|row| {
-            let event = row.sealed.event();
+            let event = row.event;
             Row {
                 seq: row.seq,
                 source: event.source.clone(),
@@ -172,6 +176,10 @@ impl RowTx for ChaosTx {
 
     async fn cursor(&mut self, source: &str) -> Result<Option<String>> {
         self.tx.cursor(source).await
+    }
+
+    async fn set_identity(&mut self, log_id: uuid::Uuid, cursor_key: &CursorKey) -> Result<()> {
+        self.tx.set_identity(log_id, cursor_key).await
     }
 
     async fn set_cursor(&mut self, source: &str, cursor: &str) -> Result<()> {
@@ -201,6 +209,10 @@ impl RowTx for ChaosTx {
         self.disturb(Point::Write).await?;
         self.commit.quarantined.extend(items.iter().map(|item| item.at));
         self.tx.quarantine(items).await
+    }
+
+    async fn keep_quarantined(&mut self, items: &[QuarantinedItem]) -> Result<()> {
+        self.tx.keep_quarantined(items).await
     }
 
     async fn release(&mut self, numbers: &[i64]) -> Result<usize> {
