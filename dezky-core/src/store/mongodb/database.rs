@@ -9,12 +9,15 @@ use std::time::Duration;
 use futures_util::TryStreamExt;
 use futures_util::future::{Either, select};
 use mongodb::bson::{RawDocumentBuf, doc};
-use mongodb::error::{TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
+use mongodb::error::{
+    ErrorKind as DriverError, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT,
+};
 use mongodb::options::{
     Acknowledgment, DatabaseOptions, FindOptions, ReadConcern, SelectionCriteria, WriteConcern,
 };
 use mongodb::{Client, ClientSession, Collection, Database};
 
+use super::counter::MongoCounter;
 use super::outbox::{self, Order};
 use super::schema::{self, MongoCollection};
 use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
@@ -194,7 +197,10 @@ impl MongoDatabase {
     ///
     /// # Errors
     /// Those of `attempt`; `store_busy` beyond the bound.
-    pub async fn retry_busy<T>(&self, mut attempt: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+    pub async fn retry_busy<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
         let mut conflicts = 0;
         let tries = async {
             loop {
@@ -261,6 +267,22 @@ impl MongoDatabase {
         Ok(Timestamp::from_millis_clamped(now.timestamp_millis()))
     }
 
+    /// `None` beyond the bound of time.
+    pub(super) async fn bounded<O: IntoFuture>(&self, operation: O) -> Option<O::Output> {
+        self.0.bounded(operation).await
+    }
+
+    /// A number that only grows, in the field `field` (an Int64) of the document `id`
+    /// of a collection, to be told when others have raised it.
+    pub fn counter(
+        &self,
+        collection: &'static str,
+        id: &'static str,
+        field: &'static str,
+    ) -> MongoCounter {
+        MongoCounter::new(self.clone(), collection, id, field)
+    }
+
     pub(super) fn runtime(&self) -> &dyn Runtime {
         &*self.0.runtime
     }
@@ -323,35 +345,24 @@ impl Inner {
     {
         match self.bounded(operation).await {
             Some(answer) => answer.map_err(|error| mongo_error(&error)),
-            None => Err(Error::new(
-                ErrorKind::StoreUnavailable,
-                "the server does not answer in time: try again",
-            )),
+            None => Err(no_answer()),
         }
     }
 
     /// Asks for one, as what a server says of itself is no proof.
     async fn has_snapshots(&self) -> Result<bool> {
-        let asked = self
-            .run(async {
-                let mut session = self.client.start_session().snapshot(true).await?;
-                let schema = self.database.collection::<RawDocumentBuf>(schema::SCHEMA);
-                schema.find_one(doc! {}).session(&mut session).await
-            })
-            .await;
-        match asked {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == ErrorKind::StoreUnavailable && is_outage(&error) => {
-                Err(error)
-            }
-            Err(_) => Ok(false),
+        let asked = self.bounded(async {
+            let mut session = self.client.start_session().snapshot(true).await?;
+            let schema = self.database.collection::<RawDocumentBuf>(schema::SCHEMA);
+            schema.find_one(doc! {}).session(&mut session).await
+        });
+        match asked.await {
+            Some(Ok(_)) => Ok(true),
+            Some(Err(error)) if matches!(&*error.kind, DriverError::Command(_)) => Ok(false),
+            Some(Err(error)) => Err(mongo_error(&error)),
+            None => Err(no_answer()),
         }
     }
-}
-
-/// Whether the server was not reached, rather than refused something.
-fn is_outage(error: &Error) -> bool {
-    std::error::Error::source(error).is_some()
 }
 
 impl fmt::Debug for MongoDatabase {
@@ -368,6 +379,10 @@ fn primary() -> SelectionCriteria {
     SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary)
 }
 
+pub(super) fn no_answer() -> Error {
+    Error::new(ErrorKind::StoreUnavailable, "the server does not answer in time: try again")
+}
+
 fn unknown_outcome() -> Error {
     Error::new(
         ErrorKind::StoreUnavailable,
@@ -378,16 +393,17 @@ fn unknown_outcome() -> Error {
 /// An error of the driver as this crate says it: its kind tells whether a retry may
 /// help, and no value of a document or of the URI gets in.
 pub fn mongo_error(error: &mongodb::error::Error) -> Error {
-    use mongodb::error::ErrorKind as Driver;
     let text = match &*error.kind {
-        Driver::Command(command) => return server_error(error, command.code, &command.message),
-        Driver::Write(mongodb::error::WriteFailure::WriteError(write)) => {
+        DriverError::Command(command) => {
+            return server_error(error, command.code, &command.message);
+        }
+        DriverError::Write(mongodb::error::WriteFailure::WriteError(write)) => {
             return server_error(error, write.code, &write.message);
         }
-        Driver::Write(mongodb::error::WriteFailure::WriteConcernError(concern)) => {
+        DriverError::Write(mongodb::error::WriteFailure::WriteConcernError(concern)) => {
             return server_error(error, concern.code, &concern.message);
         }
-        Driver::InsertMany(insert) => {
+        DriverError::InsertMany(insert) => {
             let write = insert.write_errors.as_deref().unwrap_or_default().first();
             let write = write.map(|write| (write.code, &write.message));
             let concern = insert.write_concern_error.as_ref();
@@ -396,38 +412,38 @@ pub fn mongo_error(error: &mongodb::error::Error) -> Error {
                 .map_or((0, ""), |(code, message)| (code, message));
             return server_error(error, code, message);
         }
-        Driver::Authentication { .. } => {
+        DriverError::Authentication { .. } => {
             return Error::new(ErrorKind::AuthFailed, AUTHENTICATION);
         }
-        Driver::SessionsNotSupported => {
+        DriverError::SessionsNotSupported => {
             return Error::new(ErrorKind::ConfigInvalid, STANDALONE);
         }
-        Driver::IncompatibleServer { .. } => {
+        DriverError::IncompatibleServer { .. } => {
             return Error::new(
                 ErrorKind::ConfigInvalid,
                 "the server is too old: MongoDB 4.4 is the first that will do",
             );
         }
-        Driver::InvalidTlsConfig { .. } => {
+        DriverError::InvalidTlsConfig { .. } => {
             return Error::new(
                 ErrorKind::ConfigInvalid,
                 "TLS can't be set up: check the URI's tlsCAFile and tlsCertificateKeyFile",
             );
         }
-        Driver::InvalidArgument { .. } => {
+        DriverError::InvalidArgument { .. } => {
             return Error::new(
                 ErrorKind::ConfigInvalid,
                 "the driver refuses what it is asked: check the URI's options",
             );
         }
-        Driver::Bson(_) | Driver::InvalidResponse { .. } => {
+        DriverError::Bson(_) | DriverError::InvalidResponse { .. } => {
             return Error::new(
                 ErrorKind::StoreCorrupt,
                 "the server's answer can't be read: check what listens there",
             );
         }
-        Driver::Io(_) => "the connection broke: try again",
-        Driver::ServerSelection { .. } | Driver::DnsResolve { .. } => {
+        DriverError::Io(_) => "the connection broke: try again",
+        DriverError::ServerSelection { .. } | DriverError::DnsResolve { .. } => {
             "no primary of the replica set can be reached: check the server and the URI"
         }
         _ => "the server does not answer: try again",

@@ -66,9 +66,9 @@ pub(super) async fn stage(
     }
     let order = database.order();
     let first = order.take(database.runtime(), events.len());
-    let rows = (first..).zip(events).map(
-        |(number, event)| doc! { "_id": order.key(number), "event": event.to_json() },
-    );
+    let rows = (first..)
+        .zip(events)
+        .map(|(number, event)| doc! { "_id": order.key(number), "event": event.to_json() });
     let outbox = database.collection::<Document>(OUTBOX);
     database.run(outbox.insert_many(rows).session(session)).await?;
     Ok(())
