@@ -2,6 +2,12 @@
 //! commit together.
 
 mod memory;
+#[cfg(feature = "mongodb")]
+mod mongodb;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(any(feature = "postgres", feature = "mongodb"))]
+mod settle;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod table;
@@ -11,6 +17,10 @@ use dezky_core::store::Capabilities;
 use dezky_core::{Error, ErrorKind, Result, SealedEvent};
 
 pub use self::memory::MemoryFlagStore;
+#[cfg(feature = "mongodb")]
+pub use self::mongodb::MongoFlagStore;
+#[cfg(feature = "postgres")]
+pub use self::postgres::PostgresFlagStore;
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteFlagStore;
 pub use self::table::FlagTable;
@@ -149,7 +159,7 @@ struct Counts {
     keys: usize,
 }
 
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
 impl Counts {
     /// The counts after a change of a key that was `known`.
     fn after(self, change: &FlagChange, known: Known) -> Self {
