@@ -3,6 +3,7 @@
 mod directory;
 mod memory;
 mod own_store;
+mod postgres;
 mod sqlite;
 mod tamper;
 mod walk;
