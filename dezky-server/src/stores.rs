@@ -1,14 +1,18 @@
 //! The engines: one database with log, directory and flags in it, whichever it is.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use dezky_core::directory::{DirectoryStore, SqliteDirectory};
+use dezky_core::directory::{DirectoryStore, MongoDirectory, PostgresDirectory, SqliteDirectory};
 use dezky_core::rt::TokioRuntime;
-use dezky_core::store::{AuditStore, SqliteAuditStore, SqliteConfig};
+use dezky_core::store::{
+    AuditStore, MongoAuditStore, MongoConfig, PostgresAuditStore, PostgresConfig, SqliteAuditStore,
+    SqliteConfig,
+};
 use dezky_core::{Error, ErrorKind};
-use dezky_flags::store::{FlagStore, SqliteFlagStore};
+use dezky_flags::store::{FlagStore, MongoFlagStore, PostgresFlagStore, SqliteFlagStore};
 
-use crate::config::{StoreConfig, StoreUrl};
+use crate::config::{RemoteUrl, StoreConfig, StoreUrl};
 use crate::error::Failure;
 
 /// What a store is opened for.
@@ -27,6 +31,10 @@ pub enum Access {
 pub enum Engine {
     /// A file.
     Sqlite(Arc<SqliteAuditStore>),
+    /// A PostgreSQL server.
+    Postgres(Arc<PostgresAuditStore>),
+    /// A MongoDB server.
+    Mongodb(Arc<MongoAuditStore>),
 }
 
 /// Log, directory and flags of one database.
@@ -75,7 +83,8 @@ impl Engine {
                 }
                 open_sqlite(config, path, access).await
             }
-            StoreUrl::Postgres(_) | StoreUrl::Mongodb(_) => todo!(),
+            StoreUrl::Postgres(url) => open_postgres(config, url, access).await,
+            StoreUrl::Mongodb(url) => open_mongodb(config, url, access).await,
         };
         opened.map_err(|error| refused(config, access, &error))
     }
@@ -84,6 +93,8 @@ impl Engine {
     pub fn log(&self) -> Arc<dyn AuditStore> {
         match self {
             Self::Sqlite(log) => log.clone(),
+            Self::Postgres(log) => log.clone(),
+            Self::Mongodb(log) => log.clone(),
         }
     }
 
@@ -91,6 +102,8 @@ impl Engine {
     pub async fn directory(&self) -> Result<Arc<dyn DirectoryStore>, Error> {
         Ok(match self {
             Self::Sqlite(log) => Arc::new(SqliteDirectory::open(&log.database()).await?),
+            Self::Postgres(log) => Arc::new(PostgresDirectory::open(&log.database()).await?),
+            Self::Mongodb(log) => Arc::new(MongoDirectory::open(&log.database()).await?),
         })
     }
 
@@ -98,6 +111,8 @@ impl Engine {
     pub async fn flags(&self) -> Result<Arc<dyn FlagStore>, Error> {
         Ok(match self {
             Self::Sqlite(log) => Arc::new(SqliteFlagStore::open(&log.database()).await?),
+            Self::Postgres(log) => Arc::new(PostgresFlagStore::open(&log.database()).await?),
+            Self::Mongodb(log) => Arc::new(MongoFlagStore::open(&log.database()).await?),
         })
     }
 
@@ -105,13 +120,15 @@ impl Engine {
     pub async fn close(&self) {
         match self {
             Self::Sqlite(log) => log.close().await,
+            Self::Postgres(log) => log.close().await,
+            Self::Mongodb(log) => log.close().await,
         }
     }
 }
 
 async fn open_sqlite(
     config: &StoreConfig,
-    path: &std::path::Path,
+    path: &Path,
     access: Access,
 ) -> Result<Engine, Error> {
     let open = async |create| {
@@ -132,6 +149,39 @@ async fn open_sqlite(
         looked?;
     }
     open(access != Access::Read).await
+}
+
+async fn open_postgres(
+    config: &StoreConfig,
+    url: &RemoteUrl,
+    access: Access,
+) -> Result<Engine, Error> {
+    let mut postgres = PostgresConfig::new(url.expose());
+    postgres.max_connections = config.max_connections;
+    postgres.acquire_timeout = config.acquire_timeout;
+    postgres.lock_timeout = config.lock_timeout;
+    postgres.statement_timeout = config.statement_timeout;
+    postgres.idle_in_transaction_timeout = config.idle_timeout;
+    postgres.transaction_pooler = config.transaction_pooler;
+    postgres.migrate = access == Access::Migrate;
+    let log = PostgresAuditStore::open(postgres, &TokioRuntime).await?;
+    Ok(Engine::Postgres(Arc::new(log)))
+}
+
+async fn open_mongodb(
+    config: &StoreConfig,
+    url: &RemoteUrl,
+    access: Access,
+) -> Result<Engine, Error> {
+    let mut mongodb = MongoConfig::new(url.expose());
+    mongodb.max_pool_size = config.max_connections;
+    mongodb.connect_timeout = config.acquire_timeout;
+    mongodb.server_selection_timeout = config.acquire_timeout;
+    mongodb.busy_timeout = config.lock_timeout;
+    mongodb.operation_timeout = config.statement_timeout;
+    mongodb.migrate = access == Access::Migrate;
+    let log = MongoAuditStore::open(mongodb, Arc::new(TokioRuntime)).await?;
+    Ok(Engine::Mongodb(Arc::new(log)))
 }
 
 /// Why a store can't be opened, and what to do.
