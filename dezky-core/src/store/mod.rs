@@ -11,7 +11,6 @@ mod group;
 mod memory;
 #[cfg(feature = "mongodb")]
 mod mongodb;
-};
 #[cfg(feature = "postgres")]
 mod postgres;
 mod query;
@@ -35,7 +34,6 @@ pub use self::memory::{MemoryAuditStore, MemoryRows};
 pub use self::mongodb::{
     MongoAuditStore, MongoCollection, MongoConfig, MongoCounter, MongoDatabase, MongoRows,
     mongo_error,
-};
 #[cfg(feature = "postgres")]
 pub use self::postgres::{
     PostgresAuditStore, PostgresConfig, PostgresDatabase, PostgresRows, PostgresTransaction,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use dezky_core::store::{Capabilities, MongoCollection, MongoDatabase};
+use dezky_core::store::{Capabilities, MongoCollection, MongoCounter, MongoDatabase};
 use dezky_core::{Result, SealedEvent};
 use futures_util::TryStreamExt;
 use futures_util::lock::{Mutex as AsyncMutex, MutexGuard};
@@ -51,11 +51,12 @@ fn steps() -> Vec<Vec<MongoCollection>> {
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct MongoFlagStore {
     database: MongoDatabase,
     /// Writers of this process queue here rather than in conflicts of the server.
     writer: Arc<AsyncMutex<()>>,
+    revision: MongoCounter,
 }
 
 impl MongoFlagStore {
@@ -67,7 +68,11 @@ impl MongoFlagStore {
     /// was opened without migrating it.
     pub async fn open(database: &MongoDatabase) -> Result<Self> {
         database.migrate(COMPONENT, &steps()).await?;
-        Ok(Self { database: database.clone(), writer: Arc::default() })
+        Ok(Self {
+            database: database.clone(),
+            writer: Arc::default(),
+            revision: database.counter(STATE, COMPONENT, "revision"),
+        })
     }
 }
 
@@ -134,7 +139,7 @@ impl FlagStore for MongoFlagStore {
     }
 
     async fn changed(&self, revision: u64) {
-        self.database.changed(STATE, "revision", revision).await;
+        self.revision.changed(revision).await;
     }
 }
 
@@ -154,8 +159,9 @@ impl MongoFlagStore {
     /// The revision and the documents that match, by key, in one view.
     async fn view(&self, filter: Document) -> Result<(u64, Vec<Document>)> {
         let mut session = self.database.begin().await?;
-        let found = self.database.run(self.states().find_one(doc! {}).session(&mut session));
-        let State { revision, .. } = state(found.await?.as_ref())?;
+        let states = self.states();
+        let found = self.database.run(states.find_one(doc! {}).session(&mut session)).await?;
+        let State { revision, .. } = state(found.as_ref())?;
         let flags = self.flags();
         let find = flags.find(filter).sort(doc! { "_id": 1 });
         let found = self.database.run(async {
