@@ -34,6 +34,7 @@ pub use self::memory::{MemoryAuditStore, MemoryRows};
 pub use self::mongodb::{
     MongoAuditStore, MongoCollection, MongoConfig, MongoCounter, MongoDatabase, MongoRows,
     mongo_error,
+};
 #[cfg(feature = "postgres")]
 pub use self::postgres::{
     PostgresAuditStore, PostgresConfig, PostgresDatabase, PostgresRows, PostgresTransaction,
