@@ -5,6 +5,7 @@ mod directory_mongodb;
 mod directory_postgres;
 mod memory;
 mod own_store;
+mod postgres;
 mod sqlite;
 mod tamper;
 mod walk;
