@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use dezky_core::directory::{
     DirectoryStore, PostgresDirectory, Tenant, TenantKey, TenantQuery, UserKey,
@@ -15,71 +15,29 @@ use proptest::prelude::*;
 use sqlx::{Connection, PgConnection, Row};
 
 use crate::directory::{agrees_with_memory, any_commits, refused, tenant};
+use crate::postgres::Databases;
+use crate::sqlite::tokio;
 
-/// Databases of its own on the tests' server, dropped at the end.
-#[derive(Default)]
-struct Postgres {
-    names: Mutex<Vec<String>>,
-}
+struct Postgres(Databases);
 
 impl Postgres {
-    async fn create(&self) {
-        let mut random = [0; 8];
-        TokioRuntime.fill_random(&mut random);
-        let name = format!("directory_{:016x}", u64::from_le_bytes(random));
-        administrate(format!("CREATE DATABASE {name}")).await;
-        self.names.lock().unwrap().push(name);
+    fn new() -> Self {
+        Self(Databases::new())
     }
 
-    fn name(&self) -> String {
-        self.names.lock().unwrap().last().expect("was opened").clone()
-    }
-
-    fn config(&self) -> PostgresConfig {
-        let (server, _) = server();
-        let mut config = PostgresConfig::new(format!("{server}/{}", self.name()));
-        config.max_connections = 4;
-        config
-    }
-
+    /// The database that was made last.
     async fn log(&self) -> PostgresAuditStore {
-        PostgresAuditStore::open(self.config(), &TokioRuntime).await.unwrap()
+        let config = PostgresConfig::new(self.0.url());
+        PostgresAuditStore::open(config, &TokioRuntime).await.unwrap()
     }
 
     /// A new database with a directory.
     async fn directory(&self) -> (PostgresAuditStore, PostgresDirectory) {
-        self.create().await;
+        self.0.make().await;
         let log = self.log().await;
         let store = PostgresDirectory::open(&log.database()).await.unwrap();
         (log, store)
     }
-}
-
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        let names = std::mem::take(&mut *self.names.lock().unwrap());
-        crate::sqlite::tokio().block_on(async {
-            for name in names {
-                administrate(format!("DROP DATABASE {name} WITH (FORCE)")).await;
-            }
-        });
-    }
-}
-
-/// The server's URL without a database, and a database that is there.
-#[expect(clippy::disallowed_methods, reason = "the tests' server is named by the environment")]
-fn server() -> (String, String) {
-    let url = std::env::var("DEZKY_TEST_POSTGRES")
-        .expect("DEZKY_TEST_POSTGRES is not set: run the tests by .ci/with-servers");
-    let (server, database) = url.rsplit_once('/').expect("a URL with a database");
-    (server.to_owned(), database.to_owned())
-}
-
-async fn administrate(sql: String) {
-    let (server, database) = server();
-    let mut connection = PgConnection::connect(&format!("{server}/{database}")).await.unwrap();
-    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
-    connection.close().await.unwrap();
 }
 
 #[async_trait::async_trait]
@@ -89,12 +47,12 @@ impl DirectoryHarness for Postgres {
     }
 
     fn block_on(&self, case: BoxFuture<'_, ()>) {
-        crate::sqlite::tokio().block_on(case);
+        tokio().block_on(case);
     }
 
     async fn open(&self, which: Reopen) -> OpenDirectory {
         if which == Reopen::No {
-            self.create().await;
+            self.0.make().await;
         }
         let log = self.log().await;
         let store = PostgresDirectory::open(&log.database()).await.unwrap();
@@ -102,15 +60,15 @@ impl DirectoryHarness for Postgres {
     }
 }
 
-dezky_core::directory_store_conformance!(Postgres::default());
+dezky_core::directory_store_conformance!(Postgres::new());
 
 const ACME: TenantKey<'_> = TenantKey::Slug("acme");
 
 #[test]
 fn directories_that_open_at_once_are_made_once() {
-    let postgres = Postgres::default();
-    crate::sqlite::tokio().block_on(async {
-        postgres.create().await;
+    let postgres = Postgres::new();
+    tokio().block_on(async {
+        postgres.0.make().await;
         let opened = (0..8).map(|_| async {
             let log = postgres.log().await;
             PostgresDirectory::open(&log.database()).await.map(|store| (log, store))
@@ -125,11 +83,11 @@ fn directories_that_open_at_once_are_made_once() {
 
 #[test]
 fn a_database_is_looked_at_before_it_is_written_to() {
-    let postgres = Postgres::default();
-    crate::sqlite::tokio().block_on(async {
-        postgres.create().await;
+    let postgres = Postgres::new();
+    tokio().block_on(async {
+        postgres.0.make().await;
         let log = postgres.log().await;
-        let mut looking = postgres.config();
+        let mut looking = PostgresConfig::new(postgres.0.url());
         looking.migrate = false;
         let looking = PostgresAuditStore::open(looking, &TokioRuntime).await.unwrap();
         let answer = PostgresDirectory::open(&looking.database()).await;
@@ -148,8 +106,8 @@ fn a_database_is_looked_at_before_it_is_written_to() {
 
 #[test]
 fn a_document_that_was_broken_is_named_and_not_quoted() {
-    let postgres = Postgres::default();
-    crate::sqlite::tokio().block_on(async {
+    let postgres = Postgres::new();
+    tokio().block_on(async {
         let (log, store) = postgres.directory().await;
         store.commit(vec![tenant("acme").into()], Vec::new()).await.unwrap();
         let mut tx = log.database().begin().await.unwrap();
@@ -172,9 +130,9 @@ INSERT INTO dezky_user_tenants VALUES ('t-acme', -9223372036854775808, 'u-1');
 
 #[test]
 fn a_directory_of_version_1_is_read_and_goes_on() {
-    let postgres = Postgres::default();
-    crate::sqlite::tokio().block_on(async {
-        postgres.create().await;
+    let postgres = Postgres::new();
+    tokio().block_on(async {
+        postgres.0.make().await;
         let log = postgres.log().await;
         let tables = include_str!("../../src/directory/postgres/v1.sql");
         log.database().migrate("directory", &[tables]).await.unwrap();
@@ -197,19 +155,18 @@ fn a_directory_of_version_1_is_read_and_goes_on() {
 /// there or neither is, and the same store goes on.
 #[test]
 fn a_cut_connection_parts_no_change_from_its_event() {
-    let postgres = Postgres::default();
-    crate::sqlite::tokio().block_on(async {
+    let postgres = Postgres::new();
+    tokio().block_on(async {
         let (log, store) = postgres.directory().await;
-        let name = postgres.name();
         let is_over = AtomicBool::new(false);
         let cut = async {
-            let (server, database) = server();
-            let mut admin = PgConnection::connect(&format!("{server}/{database}")).await.unwrap();
+            let mut admin = PgConnection::connect(&postgres.0.url()).await.unwrap();
             let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-                WHERE datname = $1 AND state <> 'idle'";
+                WHERE datname = current_database() AND state <> 'idle' \
+                AND pid <> pg_backend_pid()";
             let mut cut = 0;
             while cut < 20 {
-                let row = sqlx::query(sql).bind(&name).fetch_one(&mut admin).await.unwrap();
+                let row = sqlx::query(sql).fetch_one(&mut admin).await.unwrap();
                 cut += row.get::<i64, _>(0);
             }
             is_over.store(true, Ordering::SeqCst);
@@ -259,8 +216,8 @@ proptest! {
     /// Whatever is committed, PostgreSQL answers as the memory does, and holds the same.
     #[test]
     fn postgres_agrees_with_memory(commits in any_commits()) {
-        let postgres = Postgres::default();
-        crate::sqlite::tokio().block_on(async {
+        let postgres = Postgres::new();
+        tokio().block_on(async {
             let store = postgres.open(Reopen::No).await.store;
             agrees_with_memory(&*store, commits).await;
         });
