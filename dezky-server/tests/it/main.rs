@@ -1,6 +1,8 @@
 //! The server as others meet it: over HTTP and on the command line.
 
 #![expect(clippy::disallowed_methods, reason = "tests spawn clients and wait for conditions")]
+// As in the library.
+#![recursion_limit = "256"]
 
 mod access;
 mod api;
@@ -9,14 +11,19 @@ mod cli;
 mod config;
 mod crash;
 mod directory;
+mod doctor;
+mod engines;
 mod failover;
 mod flags;
 mod kill;
 mod kill_mutations;
 mod load;
+mod migrate;
 mod quarantine;
 mod record;
 mod seeds;
+mod servers;
 mod sources;
 mod spool;
 mod support;
+mod witness;
