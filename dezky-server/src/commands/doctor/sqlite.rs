@@ -2,13 +2,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use dezky_core::Error;
-use dezky_core::store::{SqliteAuditStore, SqliteConfig, sqlite_error};
 use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{SqliteAuditStore, SqliteConfig, sqlite_error};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
 
 use super::Report;
-use crate::config::reason;
+use crate::config::{folder_of, reason};
 
 /// The indexes that the log's reads and its deduplication stand on.
 const INDEXES: [&str; 6] = [
@@ -57,7 +57,10 @@ async fn versions_of(connection: &mut SqliteConnection) -> Result<BTreeMap<Strin
         .fetch_all(connection)
         .await
         .map_err(sqlite_error)?;
-    Ok(rows.into_iter().map(|(name, version)| (name, usize::try_from(version).unwrap_or(0))).collect())
+    Ok(rows
+        .into_iter()
+        .map(|(name, version)| (name, usize::try_from(version).unwrap_or(0)))
+        .collect())
 }
 
 /// Looks at the file; gives the schema's versions if it can be read.
@@ -106,8 +109,7 @@ pub(super) async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap
 
 /// Others' files stand beside the database while it is open.
 fn examine_folder(path: &Path, report: &mut Report) {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     let probe = folder.join(format!(".dezky-doctor-{}", std::process::id()));
     let written = std::fs::File::create_new(&probe).and_then(|_| std::fs::remove_file(&probe));
     match written {
@@ -125,7 +127,10 @@ fn examine_file(path: &Path, report: &mut Report) {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.permissions().mode() & 0o077 != 0 => report.warn(
             "file",
-            format!("others may read or write it (mode {:o})", metadata.permissions().mode() & 0o777),
+            format!(
+                "others may read or write it (mode {:o})",
+                metadata.permissions().mode() & 0o777
+            ),
             format!("chmod 600 {}", path.display()),
         ),
         Ok(metadata) => report.ok("file", format!("{} bytes, of this user alone", metadata.len())),
