@@ -326,7 +326,7 @@ fn a_log_of_version_1_still_opens() {
         databases.connect().await.execute(sqlx::raw_sql(fixture)).await.unwrap();
         let store = open(&url).await;
         let state = store.state().await.unwrap();
-        assert_eq!(state.log_id.to_string(), "019f2b6e-7c00-7000-8000-000000000001");
+        assert_eq!(state.log_id.to_string(), "019b76da-a800-715c-8289-ec2d0a9167ec");
         assert_eq!(state.head.next_seq, 5);
         assert_eq!(verify(&store, None, |_| ()).await.unwrap().finding, None);
         assert_eq!(store.cursor("ocis").await.unwrap().as_deref(), Some("7:1024"));
@@ -388,7 +388,8 @@ fn a_standby_is_refused() {
             server.args(["-c", "unix_socket_directories="]);
             server
         });
-        let mut config = PostgresConfig::new(standby.await.url("postgres"));
+        let standby = standby.await;
+        let mut config = PostgresConfig::new(standby.url("postgres"));
         config.acquire_timeout = Duration::from_secs(60);
         let refused = PostgresAuditStore::open(config, &TokioRuntime).await.err().unwrap();
         assert_eq!(refused.kind(), ErrorKind::ConfigInvalid, "{refused}");
