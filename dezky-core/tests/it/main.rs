@@ -2,6 +2,7 @@
 
 mod directory;
 mod memory;
+mod mongodb;
 mod own_store;
 mod sqlite;
 mod tamper;
