@@ -191,6 +191,10 @@ impl PostgresDatabase {
         }
     }
 
+    pub(super) fn pool(&self) -> &PgPool {
+        &self.0.pool
+    }
+
     /// A transaction that writes to the log.
     pub(crate) async fn begin_log(&self) -> Result<PostgresTransaction> {
         self.transaction(&self.0.begin_log, self.0.answer_timeout).await

@@ -9,6 +9,7 @@ mod error;
 mod insert;
 mod listen;
 mod schema;
+mod search;
 mod transaction;
 mod walk;
 
@@ -196,7 +197,7 @@ impl RowStore for PostgresRows {
     async fn walk(&self, walk: &Walk<'_>) -> Result<Walked> {
         // One snapshot for all the parts of the walk.
         let mut tx = self.database.read_walk().await?;
-        let walked = walk::walk(&mut tx, walk).await?;
+        let walked = search::walk(&mut tx, walk).await?;
         tx.commit().await?;
         Ok(walked)
     }
