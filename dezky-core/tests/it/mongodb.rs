@@ -11,7 +11,7 @@ use dezky_core::store::{
     AppendOptions, ListQuery, MongoAuditStore, MongoCollection, MongoConfig, ReceiptStatus,
     RowStore,
 };
-use dezky_core::testkit::{BoxFuture, EventGenerator, Reopen, StoreHarness, named_event};
+use dezky_core::testkit::{BoxFuture, Reopen, StoreHarness, named_event};
 use dezky_core::verify::verify;
 use dezky_core::{AuditStore, ErrorKind, NewEvent, Runtime, SealedEvent};
 use futures_util::future::{join_all, select};
@@ -584,9 +584,10 @@ impl Drop for Server {
 #[test]
 fn what_was_acknowledged_survives_a_killed_server() {
     tokio().block_on(async {
-        let mut server = Server::start();
+        let server = Server::start();
         let scratch =
             Scratch::at(&format!("mongodb://127.0.0.1:{}/?directConnection=true", server.port));
+        let server = Mutex::new(server);
         let mut config = scratch.config();
         config.server_selection_timeout = PATIENCE;
         config.busy_timeout = PATIENCE;
@@ -594,7 +595,7 @@ fn what_was_acknowledged_survives_a_killed_server() {
         let acknowledged = Mutex::new(BTreeSet::new());
         let (kill_at, done_at) = (30, 80);
         let writers = (0..4).map(|writer| {
-            let (store, acknowledged) = (&store, &acknowledged);
+            let (store, acknowledged, server) = (&store, &acknowledged, &server);
             async move {
                 let mut count = 0;
                 while acknowledged.lock().unwrap().len() < done_at {
@@ -609,17 +610,15 @@ fn what_was_acknowledged_survives_a_killed_server() {
                         }
                     };
                     assert!(status != ReceiptStatus::Conflict);
-                    acknowledged.lock().unwrap().insert(event.event().id);
+                    let mut acknowledged = acknowledged.lock().unwrap();
+                    acknowledged.insert(event.event().id);
+                    if acknowledged.len() == kill_at {
+                        server.lock().unwrap().kill_and_restart();
+                    }
                 }
             }
         });
-        let killer = async {
-            while acknowledged.lock().unwrap().len() < kill_at {
-                tokio::task::yield_now().await;
-            }
-            server.kill_and_restart();
-        };
-        let all = futures_util::future::join(join_all(writers), killer);
+        let all = join_all(writers);
         tokio::time::timeout(PATIENCE, all).await.expect("it goes on without a restart of ours");
         let stored = store.scan(0, 10_000).await.unwrap();
         let ids: Vec<_> = stored.into_iter().map(|row| row.unwrap().stored.event.id).collect();
