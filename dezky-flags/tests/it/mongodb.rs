@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{MongoAuditStore, MongoCollection, MongoConfig};
 use dezky_core::testkit::{BoxFuture, Reopen};
-use dezky_core::{AuditStore, ErrorKind, Runtime};
+use dezky_core::{ErrorKind, Runtime};
 use dezky_flags::store::{FlagStore, MongoFlagStore};
 use dezky_flags::testkit::{FlagStoreHarness, Opened};
 use futures_util::FutureExt;
