@@ -6,4 +6,6 @@ mod edit;
 mod evaluate;
 mod memory;
 mod model;
+mod mongodb;
+mod postgres;
 mod sqlite;
