@@ -1,7 +1,11 @@
 //! The commands but the demo.
 
 mod config;
+pub(crate) mod copy;
+pub(crate) mod doctor;
 pub(crate) mod flags;
+pub(crate) mod import_origin;
+pub(crate) mod migrate;
 pub(crate) mod quarantine;
 mod serve;
 pub(crate) mod users;
