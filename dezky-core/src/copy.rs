@@ -17,9 +17,10 @@
 //! # use dezky_core::{Actor, NewEvent};
 //!
 //! # async fn run() -> dezky_core::Result<()> {
-//! # let runtime = TokioRuntime;
-//! let (from, to) = (MemoryAuditStore::new(&runtime), MemoryAuditStore::new(&runtime));
-//! from.stage(vec![NewEvent::new("tenant.created", Actor::system()).seal(&runtime)]).await?;
+//! # let runtime = std::sync::Arc::new(TokioRuntime);
+//! let from = MemoryAuditStore::open(runtime.clone());
+//! let to = MemoryAuditStore::open(runtime.clone());
+//! from.stage(vec![NewEvent::new("tenant.created", Actor::system()).seal(&*runtime)]).await?;
 //! relay_all(&from).await?;
 //!
 //! check_log(&from, &to).await?;

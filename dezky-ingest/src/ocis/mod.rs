@@ -18,7 +18,7 @@ mod tail;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::map::redecode;
+pub(crate) use self::map::{redecode, without_secrets};
 pub use self::map::{
     ActionContext, Class, LineContext, MUTATIONS, OcisOptions, Optional, SYSTEM, classify_action,
     classify_type, decode_line, decode_unterminated, line_key, too_long,
