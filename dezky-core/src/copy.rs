@@ -233,9 +233,8 @@ pub async fn check_directory(from: &dyn DirectoryStore, to: &dyn DirectoryStore)
     while let Some(page) = documents.next().await? {
         for document in page {
             let source = find(from, &document).await?;
-            let is_earlier = source.is_some_and(|source| {
-                source.version() > document.version() || source == document
-            });
+            let is_earlier = source
+                .is_some_and(|source| source.version() > document.version() || source == document);
             if !is_earlier {
                 return Err(conflict(format!(
                     "the target's directory holds a {} of its own: name an empty store as the target",
@@ -285,9 +284,10 @@ pub async fn compare_directories(
         }
         let (left, right) = (left.unwrap_or_default(), right.unwrap_or_default());
         let same = left.iter().zip(&right).take_while(|(a, b)| a == b).count();
-        return Ok(left.get(same).or(right.get(same)).map(|document| {
-            format!("the directories differ, first at the {}", named(document))
-        }));
+        return Ok(left
+            .get(same)
+            .or(right.get(same))
+            .map(|document| format!("the directories differ, first at the {}", named(document))));
     }
 }
 

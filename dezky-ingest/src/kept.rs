@@ -45,7 +45,8 @@ pub struct KeptEvent {
 pub fn read(source: &str, said: Map<String, Value>, received_at: Timestamp) -> KeptEvent {
     match source.split(':').next() {
         Some(authentik::SOURCE) => {
-            let external_id = received(&said, &["pk"]).and_then(|event| authentik::pk(&event["pk"]));
+            let external_id =
+                received(&said, &["pk"]).and_then(|event| authentik::pk(&event["pk"]));
             KeptEvent { external_id, said: redacted(said) }
         }
         Some(stalwart::SOURCE) => {
@@ -120,12 +121,15 @@ mod tests {
         let body = json!({ "events": [event] }).to_string();
         let sent = stalwart::decode("stalwart", body.as_bytes(), None, Timestamp::MIN);
         let expected = sent.events[0].event.external_id.clone();
-        for said in [event.clone(), json!({"raw": event.clone()}), json!({"x": 1, "payload": event})] {
+        for said in
+            [event.clone(), json!({"raw": event.clone()}), json!({"x": 1, "payload": event})]
+        {
             assert_eq!(read("stalwart", &said).external_id, expected, "{said}");
         }
         // Its data alone says neither when nor what.
         assert_eq!(read("stalwart", &json!({"accountName": "a@b"})).external_id, None);
-        let snowflake = json!({"id": "184467440737095516", "createdAt": "2026-08-17T10:00:00Z", "type": "x"});
+        let snowflake =
+            json!({"id": "184467440737095516", "createdAt": "2026-08-17T10:00:00Z", "type": "x"});
         assert_eq!(read("stalwart", &snowflake).external_id.unwrap(), "184467440737095516");
     }
 
@@ -144,7 +148,11 @@ mod tests {
     #[test]
     fn secrets_go_as_at_their_source() {
         for (source, said, path) in [
-            ("stalwart", json!({"raw": {"type": "x", "createdAt": "y", "contents": "S3CRET"}}), "/raw"),
+            (
+                "stalwart",
+                json!({"raw": {"type": "x", "createdAt": "y", "contents": "S3CRET"}}),
+                "/raw",
+            ),
             ("stalwart", json!({"details": "S3CRET", "a": 1}), "/a"),
             ("ocis", json!({"Action": "x", "ShareToken": "S3CRET-S3CRET", "a": 1}), "/a"),
             ("authentik", json!({"context": {"password": "S3CRET"}}), "/context"),

@@ -219,13 +219,11 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Migrate(options) => commands::migrate::run(&settings()?, options).await,
         Command::Doctor(options) => commands::doctor::run(&settings()?, options).await,
-        Command::Copy(_) | Command::ImportOrigin(_) if store.is_some() => Err(Failure::usage(
-            "--store: this command names both of its ends: use --from and --to",
-        )),
-        Command::Copy(options) => commands::copy::run(&settings()?, options).await,
-        Command::ImportOrigin(options) => {
-            commands::import_origin::run(&settings()?, options).await
+        Command::Copy(_) | Command::ImportOrigin(_) if store.is_some() => {
+            Err(Failure::usage("--store: this command names both of its ends: use --from and --to"))
         }
+        Command::Copy(options) => commands::copy::run(&settings()?, options).await,
+        Command::ImportOrigin(options) => commands::import_origin::run(&settings()?, options).await,
         Command::Config(ConfigCommand::Example) => commands::config_example(),
         Command::Config(ConfigCommand::Check { json }) => {
             commands::config_check(&settings()?, json)

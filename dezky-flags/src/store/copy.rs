@@ -80,7 +80,11 @@ fn changes_between(earlier: &FlagTable, later: &FlagTable) -> Result<Vec<FlagCha
         let mut is_here = earlier.flag(&flag.key).is_some();
         for version in versions {
             let flag = Box::new(Flag { version, ..flag.clone() });
-            changes.push(if is_here { FlagChange::Replace(flag) } else { FlagChange::Create(flag) });
+            changes.push(if is_here {
+                FlagChange::Replace(flag)
+            } else {
+                FlagChange::Create(flag)
+            });
             is_here = true;
         }
     }

@@ -27,7 +27,7 @@ pub use self::core::{
 pub use self::http::ApiToken;
 pub(crate) use self::map::redecode;
 pub use self::map::{ACTIONS, SOURCE, action, map, odd_item, tenant_user};
-pub(crate) use self::redact::redact;
 pub use self::proto::{Event, Item, Odd, Page, Place, pk};
+pub(crate) use self::redact::redact;
 #[cfg(feature = "authentik")]
 pub use self::source::{AuthentikConfig, AuthentikSource};
