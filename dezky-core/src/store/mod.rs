@@ -9,6 +9,10 @@
 mod chained;
 mod group;
 mod memory;
+#[cfg(feature = "mongodb")]
+mod mongodb;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod query;
 mod rows;
 #[cfg(feature = "sqlite")]
@@ -26,6 +30,16 @@ use uuid::Uuid;
 
 pub use self::chained::ChainedStore;
 pub use self::memory::{MemoryAuditStore, MemoryRows};
+#[cfg(feature = "mongodb")]
+pub use self::mongodb::{
+    MongoAuditStore, MongoCollection, MongoConfig, MongoCounter, MongoDatabase, MongoRows,
+    mongo_error,
+};
+#[cfg(feature = "postgres")]
+pub use self::postgres::{
+    PostgresAuditStore, PostgresConfig, PostgresDatabase, PostgresRows, PostgresTransaction,
+    postgres_error,
+};
 pub use self::query::{Filter, ListPage, ListQuery, SourceMatch, TenantMatch};
 pub use self::rows::{
     CursorKey, Driver, EvidenceRef, ExistingRow, Folds, Head, LeaseRow, LogState, NewRow, RowStore,

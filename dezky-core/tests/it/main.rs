@@ -1,8 +1,11 @@
 //! The stores against the conformance suite and against real files.
 
 mod directory;
+mod directory_mongodb;
+mod directory_postgres;
 mod memory;
 mod own_store;
+mod postgres;
 mod sqlite;
 mod tamper;
 mod walk;

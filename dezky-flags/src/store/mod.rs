@@ -3,6 +3,12 @@
 
 mod copy;
 mod memory;
+#[cfg(feature = "mongodb")]
+mod mongodb;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(any(feature = "postgres", feature = "mongodb"))]
+mod settle;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod table;
@@ -13,6 +19,10 @@ use dezky_core::{Error, ErrorKind, Result, SealedEvent};
 
 pub use self::copy::{check_flags, copy_flags};
 pub use self::memory::MemoryFlagStore;
+#[cfg(feature = "mongodb")]
+pub use self::mongodb::MongoFlagStore;
+#[cfg(feature = "postgres")]
+pub use self::postgres::PostgresFlagStore;
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteFlagStore;
 pub use self::table::FlagTable;
@@ -151,7 +161,7 @@ struct Counts {
     keys: usize,
 }
 
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
 impl Counts {
     /// The counts after a change of a key that was `known`.
     fn after(self, change: &FlagChange, known: Known) -> Self {

@@ -91,8 +91,12 @@ impl Layers {
         prefix: &str,
     ) -> Result<(), Failure> {
         for (key, value) in table {
-            let name = format!("{prefix}{}", key.get_ref());
+            let mut name = format!("{prefix}{}", key.get_ref());
             let origin = file.origin(key.span().start);
+            // Short for the table with the URL alone.
+            if name == keys::STORE && !matches!(value.get_ref(), DeValue::Table(_)) {
+                name = super::store::URL.to_owned();
+            }
             if name == keys::SOURCES {
                 self.add_sources(file, value.get_ref(), &origin)?;
                 continue;
@@ -347,6 +351,7 @@ fn secret_in_file(name: &str, origin: &Origin) -> Failure {
     let file = match name {
         "operator_token" => "operator_token_file",
         "authentik.token" => "token_file",
+        "store.password" => "password_file",
         _ => "secret_files",
     };
     Failure::usage(format!(
