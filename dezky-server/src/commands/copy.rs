@@ -11,9 +11,10 @@ use serde_json::json;
 
 use super::progress::Progress;
 use super::{Signals, last_of, print};
-use crate::config::{Settings, StoreUrl};
+use crate::config::{Settings, StoreConfig, StoreUrl};
 use crate::error::Failure;
 use crate::platform::Platform;
+use crate::stores::Access;
 
 /// How often the source is looked at again before the copy is given up: on a platform
 /// that goes on changing, it would never be equal.
@@ -36,14 +37,14 @@ pub(crate) struct Options {
 /// `copy`: exit status 0 only if both ends hold the same in the end.
 pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
     let Options { from, to, json } = options;
-    let (from, to) = (end("--from", &from)?, end("--to", &to)?);
-    if is_same(&from, &to) {
+    let (from, to) = (settings.store_at("--from", &from)?, settings.store_at("--to", &to)?);
+    if is_same(&from.url, &to.url) {
         return Err(Failure::usage("--to: is the store of --from: name another one"));
     }
-    must_exist(&from)?;
     let mut signals = Signals::listen()?;
-    let source = open(settings, &from, "--from").await?;
-    let target = match open(settings, &to, "--to").await {
+    // Nothing is made at the source: a mistyped name must not leave an empty store.
+    let source = open(&from, Access::Write, "--from").await?;
+    let target = match open(&to, Access::Migrate, "--to").await {
         Ok(target) => target,
         Err(failure) => {
             source.close().await;
@@ -70,28 +71,14 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     copied.print(rows, json)
 }
 
-/// Reads one of the ends. What is refused is not repeated: there may be a password in it.
-pub(super) fn end(option: &str, url: &str) -> Result<StoreUrl, Failure> {
-    StoreUrl::parse(url).map_err(|problem| Failure::usage(format!("{option}: {problem}")))
-}
-
+/// Opens one of the ends.
 pub(super) async fn open(
-    _settings: &Settings,
-    url: &StoreUrl,
+    store: &StoreConfig,
+    access: Access,
     option: &str,
 ) -> Result<Platform, Failure> {
-    let opened = Platform::open(url).await;
-    opened.map_err(|failure| Failure::usage(format!("{option}: {failure}")))
-}
-
-/// A mistyped path must not leave an empty store.
-fn must_exist(url: &StoreUrl) -> Result<(), Failure> {
-    match url {
-        StoreUrl::Sqlite(path) if !path.exists() => Err(Failure::usage(format!(
-            "--from: store {url}: there is no such file: name the store to copy"
-        ))),
-        _ => Ok(()),
-    }
+    let opened = Platform::open(store, access).await;
+    opened.map_err(|failure| failure.context(option))
 }
 
 /// Whether two URLs are the same store, as far as that can be told from them. (A store

@@ -4,12 +4,13 @@ use clap::Args;
 use mongodb::options::ClientOptions;
 use mongodb::{Client, Database};
 
-use super::copy::{end, open};
+use super::copy::open;
 use super::progress::Progress;
 use super::{Signals, print};
 use crate::config::Settings;
 use crate::error::Failure;
 use crate::origin::{Broken, Import, KINDS, Report};
+use crate::stores::Access;
 
 /// How long the server may take to be found.
 const SELECTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,12 +41,12 @@ pub(crate) struct Options {
 pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
     let Options { from, to, dry_run, collections, json } = options;
     let names = names(&collections)?;
-    let to = end("--to", &to)?;
+    let to = settings.store_at("--to", &to)?;
     let from = connect(&from).await?;
     let mut signals = Signals::listen()?;
     let platform = match dry_run {
         true => None,
-        false => Some(open(settings, &to, "--to").await?),
+        false => Some(open(&to, Access::Migrate, "--to").await?),
     };
     let mut shown = Progress::new(json);
     let mut part = "";
