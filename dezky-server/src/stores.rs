@@ -126,11 +126,7 @@ impl Engine {
     }
 }
 
-async fn open_sqlite(
-    config: &StoreConfig,
-    path: &Path,
-    access: Access,
-) -> Result<Engine, Error> {
+async fn open_sqlite(config: &StoreConfig, path: &Path, access: Access) -> Result<Engine, Error> {
     let open = async |create| {
         let mut sqlite = SqliteConfig::new(path);
         sqlite.create = create;

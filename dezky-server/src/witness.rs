@@ -107,9 +107,9 @@ impl Witness {
     /// If the file can't be read, or is no note.
     pub(crate) async fn read(&self) -> Result<Option<Place>, Failure> {
         let path = self.path.clone();
-        unblock(move || read(&path))
-            .await
-            .map_err(|problem| Failure::usage(format!("head.path {}: {problem}", self.path.display())))
+        unblock(move || read(&path)).await.map_err(|problem| {
+            Failure::usage(format!("head.path {}: {problem}", self.path.display()))
+        })
     }
 
     /// Compares the log with what was noted. Writes nothing.
@@ -227,7 +227,9 @@ async fn continues(log: &dyn AuditStore, noted: Place) -> dezky_core::Result<Opt
     let state = log.state().await?;
     let is_same = state.log_id == noted.log_id
         && state.head.next_seq >= noted.head.next_seq
-        && hash_at(log, &state, noted.head.next_seq).await?.is_none_or(|hash| hash == noted.head.hash);
+        && hash_at(log, &state, noted.head.next_seq)
+            .await?
+            .is_none_or(|hash| hash == noted.head.hash);
     Ok((!is_same).then(|| Place::of(&state)))
 }
 
@@ -257,7 +259,8 @@ async fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -
 
 fn read(path: &Path) -> Result<Option<Place>, String> {
     let mut text = String::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text));
+    let read =
+        std::fs::File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text));
     match read {
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -388,10 +391,7 @@ mod tests {
         record(&*old, 3).await;
         witness.follow(&*old).await.unwrap();
         let noted = witness.read().await.unwrap();
-        assert!(matches!(
-            witness.follow(&*log).await,
-            Err(Unnoted::WentBack { .. })
-        ));
+        assert!(matches!(witness.follow(&*log).await, Err(Unnoted::WentBack { .. })));
         assert_eq!(witness.read().await.unwrap(), noted);
     }
 
@@ -399,7 +399,11 @@ mod tests {
     async fn what_can_not_be_read_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.head");
-        for text in ["", "{}", "{\"version\":2,\"logId\":\"00000000-0000-0000-0000-000000000000\",\"nextSeq\":0,\"headHash\":\"\"}"] {
+        for text in [
+            "",
+            "{}",
+            "{\"version\":2,\"logId\":\"00000000-0000-0000-0000-000000000000\",\"nextSeq\":0,\"headHash\":\"\"}",
+        ] {
             std::fs::write(&path, text).unwrap();
             let said = Witness::new(&path).read().await.unwrap_err().to_string();
             assert!(said.contains("x.head") && said.contains("no note"), "{said}");

@@ -54,7 +54,8 @@ impl RemoteUrl {
         if path.contains(['@', '#']) || credentials.iter().any(|c| c.contains('@')) {
             return Err("has a character that must be percent-encoded in user and password: write @ as %40, / as %2F, ? as %3F, # as %23".into());
         }
-        let names_host = !hosts.is_empty() || (scheme.starts_with("postgres") && path.contains('?'));
+        let names_host =
+            !hosts.is_empty() || (scheme.starts_with("postgres") && path.contains('?'));
         if !names_host {
             return Err(format!("names no host: write {scheme}://user@host/database"));
         }
@@ -133,7 +134,8 @@ impl StoreUrl {
     /// Reads a store's URL. What is refused is not repeated: there may be a
     /// password in it.
     pub fn parse(url: &str) -> Result<Self, String> {
-        let (scheme, rest) = url.split_once("://").ok_or_else(|| format!("must be a URL: {URLS}"))?;
+        let (scheme, rest) =
+            url.split_once("://").ok_or_else(|| format!("must be a URL: {URLS}"))?;
         match scheme {
             "sqlite" if rest.is_empty() || rest.ends_with('/') => {
                 Err("names no file: write sqlite:// and the path of one".into())
@@ -308,11 +310,17 @@ mod tests {
     #[test]
     fn a_password_is_never_shown() {
         for (url, shown) in [
-            ("postgres://dezky:p4ss@db:5432/platform?sslmode=require", "postgres://dezky@db:5432/platform"),
+            (
+                "postgres://dezky:p4ss@db:5432/platform?sslmode=require",
+                "postgres://dezky@db:5432/platform",
+            ),
             ("postgresql://:p4ss@db/x", "postgresql://@db/x"),
             ("postgres://db/x?user=u&password=p4ss", "postgres://db/x"),
             ("mongodb://u:p4ss@a:1,b:2/x?replicaSet=rs0", "mongodb://u@a:1,b:2/x"),
-            ("mongodb://a/x?tlsCertificateKeyFilePassword=p4ss&tlsCertificateKeyFile=f&tls=true", "mongodb://a/x"),
+            (
+                "mongodb://a/x?tlsCertificateKeyFilePassword=p4ss&tlsCertificateKeyFile=f&tls=true",
+                "mongodb://a/x",
+            ),
         ] {
             let parsed = parsed(url);
             assert_eq!(parsed.to_string(), shown);
