@@ -43,6 +43,12 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     let names = names(&collections)?;
     let to = settings.store_at("--to", &to)?;
     let from = connect(&from).await?;
+    let there = from.list_collection_names().await.map_err(|error| broken(error.into()))?;
+    if !names.iter().any(|name| there.contains(name)) {
+        return Err(Failure::usage(
+            "--from: none of the collections is there: name another database, or the collections by --collection KIND=NAME",
+        ));
+    }
     let mut signals = Signals::listen()?;
     let platform = match dry_run {
         true => None,
@@ -71,11 +77,6 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
 }
 
 fn report(report: &Report, as_json: bool) -> Result<(), Failure> {
-    if report.collections.iter().all(|collection| !collection.found) {
-        return Err(Failure::usage(
-            "--from: none of the collections is there: name another database, or the collections by --collection KIND=NAME",
-        ));
-    }
     print(&if as_json {
         let json = serde_json::to_string(report);
         format!("{}\n", json.map_err(|error| Failure::no(error.to_string()))?)
