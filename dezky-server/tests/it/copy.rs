@@ -13,7 +13,8 @@ use dezky_server::Settings;
 use dezky_server::stores::{Access, Stores};
 use serde_json::Value;
 
-use crate::support::{Database, Engine, program, refusal, run, stdout, until};
+use crate::servers::{Database, Engine};
+use crate::support::{program, refusal, run, stdout, until};
 
 fn url(path: &Path) -> String {
     format!("sqlite://{}", path.display())
@@ -111,7 +112,8 @@ async fn a_store_goes_around_the_engines_and_comes_back_as_it_was() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_goes_on_at_the_source_is_brought_over_by_the_same_command() {
     let folder = tempfile::tempdir().unwrap();
-    let (from, to) = (lived_in(&folder.path().join("demo")).await, url(&folder.path().join("to.db")));
+    let (from, to) =
+        (lived_in(&folder.path().join("demo")).await, url(&folder.path().join("to.db")));
     assert!(copy(&from, &to, &[]).status.success());
     let run_on = run(&["flags", "kill", "jmap_native_v2", "--store", &from], &[]);
     assert!(run_on.status.success(), "{run_on:?}");

@@ -15,7 +15,8 @@ use mongodb::bson::doc;
 use serde_json::{Value, json};
 
 use crate::origin::{self, EVENTS, authentik_events, old_stalwart_event, stalwart_event};
-use crate::support::{Database, Engine, Server, WEBHOOK, refusal, run, stdout, until};
+use crate::servers::{Database, Engine};
+use crate::support::{Server, WEBHOOK, refusal, run, stdout, until};
 
 /// A database of the platform before.
 async fn before() -> (Database, mongodb::Database) {
@@ -142,7 +143,10 @@ async fn everything_is_where_it_belongs() {
         *own.iter().find(is_its).unwrap_or_else(|| panic!("{id}"))
     };
     let platform = find(3);
-    assert_eq!((platform.action.as_str(), platform.tenant_slug.as_deref()), ("tenant.created", Some("acme")));
+    assert_eq!(
+        (platform.action.as_str(), platform.tenant_slug.as_deref()),
+        ("tenant.created", Some("acme"))
+    );
     assert_eq!(platform.actor_ip.as_deref(), Some("203.0.113.9"));
     assert_eq!(platform.resource_id, Some(origin::id(2, 1).to_hex()));
     assert_eq!(platform.received_at.as_millis() - platform.at.as_millis(), 1_000);
@@ -184,10 +188,17 @@ async fn everything_is_where_it_belongs() {
     let cursor = stores.log.cursor("ocis").await.unwrap();
     assert_eq!(cursor.as_deref(), Some("10469822:400"));
     stores.close().await;
-    assert_eq!(database.list_collection_names().await.unwrap().len(), 7, "nothing was written there");
+    assert_eq!(
+        database.list_collection_names().await.unwrap().len(),
+        7,
+        "nothing was written there"
+    );
 
     let text = stdout(&import(&there.url, &to, &[]));
-    assert!(text.contains("external ids: 6 kept, 3 computed anew, 2 of Stalwart and oCIS"), "{text}");
+    assert!(
+        text.contains("external ids: 6 kept, 3 computed anew, 2 of Stalwart and oCIS"),
+        "{text}"
+    );
     assert!(text.contains("cursor of authentik: the one that is here stays"), "{text}");
 }
 
@@ -197,10 +208,13 @@ async fn what_can_not_be_is_told_and_the_rest_is_imported() {
     let folder = tempfile::tempdir().unwrap();
     let to = url(folder.path());
     let tenants = database.collection("tenants");
-    tenants.insert_one(doc! {"_id": origin::id(2, 7), "slug": "No Slug", "name": "x"}).await.unwrap();
+    tenants
+        .insert_one(doc! {"_id": origin::id(2, 7), "slug": "No Slug", "name": "x"})
+        .await
+        .unwrap();
     tenants
         .insert_one(doc! {"_id": origin::id(2, 8), "slug": "twin", "name": "x", "plan": "pro",
-            "status": "active", "domains": ["acme.example"]})
+        "status": "active", "domains": ["acme.example"]})
         .await
         .unwrap();
     let output = import(&there.url, &to, &["--json", "--collection", "cursors=none"]);
@@ -209,7 +223,10 @@ async fn what_can_not_be_is_told_and_the_rest_is_imported() {
     assert_eq!(counts(&report, "refused"), [0, 2, 0, 0, 0, 0]);
     assert_eq!(counts(&report, "imported"), [1, 3, 1, 2, EVENTS - 1, 0]);
     let problems = report["collections"][1]["problems"].to_string();
-    assert!(problems.contains("slug must be") && problems.contains("acme.example already"), "{problems}");
+    assert!(
+        problems.contains("slug must be") && problems.contains("acme.example already"),
+        "{problems}"
+    );
     let cursors = &report["collections"][5];
     assert_eq!((&cursors["found"], &cursors["name"]), (&false.into(), &"none".into()));
 
@@ -220,11 +237,17 @@ async fn what_can_not_be_is_told_and_the_rest_is_imported() {
     for (from, says) in [
         ("sqlite:///x.db", "--from: must be the URL of a database of MongoDB"),
         ("mongodb://127.0.0.1:1", "--from: must be the URL of a database of MongoDB"),
-        ("mongodb://u:S3CRET@127.0.0.1:1/x?serverSelectionTimeoutMS=100&connectTimeoutMS=100", "--from: "),
+        (
+            "mongodb://u:S3CRET@127.0.0.1:1/x?serverSelectionTimeoutMS=100&connectTimeoutMS=100",
+            "--from: ",
+        ),
     ] {
         let refused = import(from, &to, &[]);
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert!(!refused.status.success() && said.contains(says) && !said.contains("S3CRET"), "{said}");
+        assert!(
+            !refused.status.success() && said.contains(says) && !said.contains("S3CRET"),
+            "{said}"
+        );
     }
     let wrong = import(&there.url, &to, &["--collection", "logs=x"]);
     assert!(refusal(&wrong, 2).contains("the kind one of partners, tenants, users"));

@@ -1,5 +1,6 @@
 //! The server as others meet it: over HTTP and on the command line.
 
+#![recursion_limit = "256"]
 #![expect(clippy::disallowed_methods, reason = "tests spawn clients and wait for conditions")]
 
 mod access;
@@ -7,16 +8,20 @@ mod api;
 mod authentik;
 mod cli;
 mod config;
+mod copy;
 mod crash;
 mod directory;
 mod failover;
 mod flags;
+mod import_origin;
 mod kill;
 mod kill_mutations;
 mod load;
+mod origin;
 mod quarantine;
 mod record;
 mod seeds;
+mod servers;
 mod sources;
 mod spool;
 mod support;

@@ -83,17 +83,25 @@ fn events() -> Vec<Document> {
         .map(|n| {
             let action = ["tenant.created", "tenant.suspended", "flag.updated"][n as usize % 3];
             // Not in the order of their ids.
-            event(n, i64::from(n * 37 % 32), doc! {
-                "action": action, "actorType": "operator", "actorId": "op-1",
-                "actorEmail": "Ada@dezky.example", "actorIp": "::ffff:203.0.113.9",
-                "tenantSlug": "acme", "resourceType": "tenant", "resourceId": id(2, 1),
-                "metadata": {"n": n, "apiKey": "S3CRET"},
-            })
+            event(
+                n,
+                i64::from(n * 37 % 32),
+                doc! {
+                    "action": action, "actorType": "operator", "actorId": "op-1",
+                    "actorEmail": "Ada@dezky.example", "actorIp": "::ffff:203.0.113.9",
+                    "tenantSlug": "acme", "resourceType": "tenant", "resourceId": id(2, 1),
+                    "metadata": {"n": n, "apiKey": "S3CRET"},
+                },
+            )
         })
         .collect();
     for (n, payload) in (100..).zip(authentik_events()) {
         let pk = payload["pk"].as_str().unwrap();
-        all.push(event(n, 3_600 + i64::from(n), said("authentik", pk, "authentik.login", &payload)));
+        all.push(event(
+            n,
+            3_600 + i64::from(n),
+            said("authentik", pk, "authentik.login", &payload),
+        ));
     }
     for (n, name) in (200..).zip(["alice@acme.example", "carol@acme.example"]) {
         // The index of the platform before let one of an id in.
@@ -102,17 +110,33 @@ fn events() -> Vec<Document> {
         all.push(event(n, 7_200, said("stalwart", &id, "stalwart.auth_failed", &payload)));
     }
     let old = old_stalwart_event();
-    all.push(event(210, 7_201, said("stalwart", "184467440737095516", "stalwart.account_created", &old)));
+    all.push(event(
+        210,
+        7_201,
+        said("stalwart", "184467440737095516", "stalwart.account_created", &old),
+    ));
     let part = json!({"accountName": "dave@acme.example"});
-    all.push(event(211, 7_202, said("stalwart", "178696080212035", "stalwart.auth_success", &part)));
+    all.push(event(
+        211,
+        7_202,
+        said("stalwart", "178696080212035", "stalwart.auth_success", &part),
+    ));
     let genuine = json!({"Action": "file_create", "Path": "/a", "ShareToken": "S3CRET-S3CRET"});
     all.push(event(300, 8_000, said("ocis", "10469822:0", "ocis.file_uploaded", &genuine)));
     let shaped = json!({"type": "FileUploaded", "id": "line-1", "path": "/b"});
     all.push(event(301, 8_001, said("ocis", "10469822:200", "ocis.file_uploaded", &shaped)));
     // Odd ones: brought to normal form, with fields of their own, without a time.
     all.push(event(400, 9_000, doc! {"action": "Tenant Deleted!", "actorType": "robot"}));
-    all.push(event(401, 9_001, doc! {"action": "tenant.updated", "geo": {"city": "Aarhus", "token": "S3CRET"}}));
-    all.push(event(402, 9_002, doc! {"action": "tenant.updated", "resourceName": "x".repeat(2_000)}));
+    all.push(event(
+        401,
+        9_001,
+        doc! {"action": "tenant.updated", "geo": {"city": "Aarhus", "token": "S3CRET"}},
+    ));
+    all.push(event(
+        402,
+        9_002,
+        doc! {"action": "tenant.updated", "resourceName": "x".repeat(2_000)},
+    ));
     let mut timeless = event(403, 0, doc! {"action": "user.deactivated"});
     for time in ["at", "createdAt", "updatedAt"] {
         timeless.remove(time);
@@ -128,12 +152,16 @@ pub(crate) async fn fill(database: &Database) {
     let insert = async |name: &str, documents: Vec<Document>| {
         database.collection(name).insert_many(documents).await.unwrap();
     };
-    insert("partners", vec![doc! {
-        "_id": id(1, 1), "slug": "resell", "name": "Resell", "domain": "Resell.example",
-        "status": "active", "marginPct": 12.5, "contactInfo": {"name": "Eve", "fax": "1"},
-        "billingInfo": {"company": "Resell ApS", "vatId": "DK1"},
-        "createdAt": at(0), "updatedAt": at(1), "__v": 0,
-    }]).await;
+    insert(
+        "partners",
+        vec![doc! {
+            "_id": id(1, 1), "slug": "resell", "name": "Resell", "domain": "Resell.example",
+            "status": "active", "marginPct": 12.5, "contactInfo": {"name": "Eve", "fax": "1"},
+            "billingInfo": {"company": "Resell ApS", "vatId": "DK1"},
+            "createdAt": at(0), "updatedAt": at(1), "__v": 0,
+        }],
+    )
+    .await;
     insert("tenants", vec![
         doc! {
             "_id": id(2, 1), "slug": "acme", "name": "Acme", "status": "active", "plan": "pro",
