@@ -41,7 +41,7 @@ impl Place {
         Self { log_id: state.log_id, head: state.head }
     }
 
-    fn to_json(self) -> serde_json::Value {
+    pub(crate) fn to_json(self) -> serde_json::Value {
         json!({
             "logId": self.log_id,
             "nextSeq": self.head.next_seq,

@@ -75,7 +75,7 @@ pub(super) const KEYS: &[Key] = &[
     key("shutdown_timeout_seconds", "DEZKY_SHUTDOWN_TIMEOUT_SECONDS", Kind::Number, "10", "",
         "How long requests and workers have to finish at the end, 1 to 3600."),
     key("store.url", "DEZKY_STORE", Kind::Text, "\"sqlite://dezky.db\"", "",
-        "Where the log is kept: sqlite:// and the path of a file, literally; with three\nslashes it is absolute (sqlite:///var/lib/dezky/audit.db). Or the URL of a server:\npostgres://dezky@db.example.com/platform?sslmode=verify-full or\nmongodb://dezky@db.example.com/platform?replicaSet=rs0&tls=true, in the environment\nwith a password. At the root of the file store = \"…\" is the same."),
+        "Where the log is kept: sqlite:// and the path of a file, literally; with three\nslashes it is absolute (sqlite:///var/lib/dezky/audit.db). Or the URL of a server:\npostgres://dezky@db.example.com/platform?sslmode=verify-full or\nmongodb://dezky@db.example.com/platform?replicaSet=rs0&tls=true, in the environment\nwith a password. A URL as the key store at the root of the file does the same."),
     key("store.password", "DEZKY_STORE_PASSWORD", Kind::Secret, "", "",
         "The password of the user that the URL names, as it is."),
     key("store.password_file", "DEZKY_STORE_PASSWORD_FILE", Kind::Text, "", "\"/run/secrets/dezky-store-password\"",

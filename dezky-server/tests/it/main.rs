@@ -2,6 +2,7 @@
 
 #![recursion_limit = "256"]
 #![expect(clippy::disallowed_methods, reason = "tests spawn clients and wait for conditions")]
+// As in the library.
 
 mod access;
 mod api;
@@ -11,12 +12,15 @@ mod config;
 mod copy;
 mod crash;
 mod directory;
+mod doctor;
+mod engines;
 mod failover;
 mod flags;
 mod import_origin;
 mod kill;
 mod kill_mutations;
 mod load;
+mod migrate;
 mod origin;
 mod quarantine;
 mod record;
@@ -25,3 +29,4 @@ mod servers;
 mod sources;
 mod spool;
 mod support;
+mod witness;

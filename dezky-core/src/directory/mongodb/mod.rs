@@ -100,6 +100,11 @@ pub struct MongoDirectory {
 }
 
 impl MongoDirectory {
+    /// The version that the directory's collections have with this program.
+    pub fn schema_version() -> usize {
+        steps().len()
+    }
+
     /// Brings the directory's collections and indexes up to date; what is there already
     /// stays.
     ///
