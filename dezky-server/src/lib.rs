@@ -15,6 +15,7 @@ mod demo;
 pub mod error;
 mod http;
 pub mod lifecycle;
+mod origin;
 pub mod platform;
 mod routes;
 pub mod state;

@@ -1,5 +1,6 @@
 //! The stores against the conformance suite and against real files.
 
+mod copy;
 mod directory;
 mod directory_mongodb;
 mod directory_postgres;

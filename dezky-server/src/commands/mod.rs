@@ -6,6 +6,7 @@ pub(crate) mod doctor;
 pub(crate) mod flags;
 pub(crate) mod import_origin;
 pub(crate) mod migrate;
+mod progress;
 pub(crate) mod quarantine;
 mod serve;
 pub(crate) mod users;

@@ -190,8 +190,7 @@ impl DirectoryStore for MongoDirectory {
     }
 
     async fn count_tenants_of_partner(&self, partner_id: &str) -> Result<u64> {
-        let filter =
-            doc! { "partner_id": { "$eq": partner_id }, "status": { "$ne": "deleted" } };
+        let filter = doc! { "partner_id": { "$eq": partner_id }, "status": { "$ne": "deleted" } };
         self.database.run(self.collection(TENANT).count_documents(filter)).await
     }
 
@@ -348,11 +347,7 @@ impl MongoDirectory {
 
     /// What other documents have of that which `filed` want. Looked up rather than left
     /// to the indexes: a write that fails ends the transaction, and says less.
-    async fn taken(
-        &self,
-        session: &mut ClientSession,
-        filed: &[Filed],
-    ) -> Result<BTreeSet<Claim>> {
+    async fn taken(&self, session: &mut ClientSession, filed: &[Filed]) -> Result<BTreeSet<Claim>> {
         let mut taken = BTreeSet::new();
         for kind in KINDS {
             let ids: BTreeSet<&str> = of_kind(filed, kind).map(|f| f.id.as_str()).collect();

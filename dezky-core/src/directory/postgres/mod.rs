@@ -315,11 +315,7 @@ async fn leave_partner(
     Ok(())
 }
 
-async fn leave_user(
-    tx: &mut PostgresTransaction,
-    user: &User,
-    check: VersionCheck,
-) -> Result<()> {
+async fn leave_user(tx: &mut PostgresTransaction, user: &User, check: VersionCheck) -> Result<()> {
     let sql = "SELECT version, issuer, subject FROM dezky_users WHERE id = $1";
     let stored = stored(tx, sql, &user.id).await?;
     check("user", stored.version, user.version)?;
