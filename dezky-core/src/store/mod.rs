@@ -9,6 +9,8 @@
 mod chained;
 mod group;
 mod memory;
+#[cfg(feature = "mongodb")]
+mod mongodb;
 mod query;
 mod rows;
 #[cfg(feature = "sqlite")]
@@ -26,6 +28,11 @@ use uuid::Uuid;
 
 pub use self::chained::ChainedStore;
 pub use self::memory::{MemoryAuditStore, MemoryRows};
+#[cfg(feature = "mongodb")]
+pub use self::mongodb::{
+    MongoAuditStore, MongoCollection, MongoConfig, MongoCounter, MongoDatabase, MongoRows,
+    mongo_error,
+};
 pub use self::query::{Filter, ListPage, ListQuery, SourceMatch, TenantMatch};
 pub use self::rows::{
     CursorKey, Driver, EvidenceRef, ExistingRow, Folds, Head, LeaseRow, LogState, NewRow, RowStore,
