@@ -11,6 +11,8 @@ mod group;
 mod memory;
 #[cfg(feature = "mongodb")]
 mod mongodb;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod query;
 mod rows;
 #[cfg(feature = "sqlite")]
@@ -32,6 +34,11 @@ pub use self::memory::{MemoryAuditStore, MemoryRows};
 pub use self::mongodb::{
     MongoAuditStore, MongoCollection, MongoConfig, MongoCounter, MongoDatabase, MongoRows,
     mongo_error,
+};
+#[cfg(feature = "postgres")]
+pub use self::postgres::{
+    PostgresAuditStore, PostgresConfig, PostgresDatabase, PostgresRows, PostgresTransaction,
+    postgres_error,
 };
 pub use self::query::{Filter, ListPage, ListQuery, SourceMatch, TenantMatch};
 pub use self::rows::{

@@ -12,7 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dezky_core::rt::TokioRuntime;
-use dezky_core::store::{MemoryAuditStore, SqliteAuditStore, SqliteConfig};
+use dezky_core::store::{
+    MemoryAuditStore, MongoAuditStore, MongoConfig, PostgresAuditStore, PostgresConfig,
+    SqliteAuditStore, SqliteConfig,
+};
 use dezky_core::{AuditStore, Runtime};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tempfile::TempDir;
@@ -176,6 +179,26 @@ pub(crate) async fn open(
             config.busy_timeout = short;
         }
         return Ok(Arc::new(SqliteAuditStore::open(config, &TokioRuntime).await?));
+    }
+    if url.starts_with("postgres") {
+        let mut config = PostgresConfig::new(url);
+        if patience == Patience::Short {
+            config.acquire_timeout = short;
+            config.lock_timeout = short;
+            config.statement_timeout = short;
+            config.idle_in_transaction_timeout = short;
+        }
+        return Ok(Arc::new(PostgresAuditStore::open(config, &TokioRuntime).await?));
+    }
+    if url.starts_with("mongodb") {
+        let mut config = MongoConfig::new(url);
+        if patience == Patience::Short {
+            config.connect_timeout = short;
+            config.server_selection_timeout = short;
+            config.busy_timeout = short;
+            config.operation_timeout = short;
+        }
+        return Ok(Arc::new(MongoAuditStore::open(config, Arc::new(TokioRuntime)).await?));
     }
     panic!("what store is {url}?")
 }

@@ -1,0 +1,242 @@
+//! The connections to the database, for everything that commits together with
+//! its log.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use sqlx::postgres::PgPool;
+
+use super::config::PostgresConfig;
+use super::listen::{self, Listener};
+use super::schema;
+use super::transaction::PostgresTransaction;
+use crate::{Error, ErrorKind, Result, SealedEvent};
+
+/// How much longer than the server's own bound a server may be silent.
+const SILENCE: Duration = Duration::from_secs(5);
+/// How long a migration may take, or wait for another process that migrates.
+const MIGRATION: Duration = Duration::from_secs(600);
+
+/// A few keys are looked up in a table of any size, whatever the planner believes
+/// of it.
+const LOOK_UPS: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+/// The order comes from an index, and a plan is made for these parameters: one
+/// for any would forget what they narrow.
+const WALKS: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off; SET LOCAL enable_incremental_sort = off; SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL plan_cache_mode = force_custom_plan";
+
+/// The connections of a [`PostgresAuditStore`](super::PostgresAuditStore), for
+/// stores of other things in the same database: what they write commits together
+/// with its events.
+///
+/// Everything happens in transactions, so that a pooler in transaction mode may
+/// stand between. Clones share the connections.
+///
+/// ```no_run
+/// use dezky_core::rt::TokioRuntime;
+/// use dezky_core::store::{AuditStore, PostgresAuditStore, PostgresConfig};
+/// use dezky_core::{Actor, NewEvent};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = PostgresConfig::new("postgres://dezky@localhost/platform");
+/// let log = PostgresAuditStore::open(config, &TokioRuntime).await?;
+/// let database = log.database();
+/// database.migrate("notes", &["CREATE TABLE notes (text text NOT NULL)"]).await?;
+///
+/// let event = NewEvent::new("note.created", Actor::user("u-1")).seal(&TokioRuntime);
+/// let mut tx = database.begin().await?;
+/// tx.execute(sqlx::query("INSERT INTO notes VALUES ($1)").bind("milk")).await?;
+/// database.commit(tx, &[event]).await?;
+/// assert_eq!(log.relay(100).await?.appended, 1);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct PostgresDatabase(Arc<Inner>);
+
+struct Inner {
+    pool: PgPool,
+    migrates: bool,
+    prepared: bool,
+    answer_timeout: Duration,
+    begin: String,
+    begin_log: String,
+    read: String,
+    read_walk: String,
+    /// The table of versions, by PostgreSQL's number of it: tells this log's
+    /// notifications from those of one in another schema.
+    scope: OnceLock<i64>,
+    listener: Option<Listener>,
+}
+
+impl PostgresDatabase {
+    pub(super) fn new(pool: PgPool, config: &PostgresConfig) -> Self {
+        let [lock, statement, idle] =
+            [config.lock_timeout, config.statement_timeout, config.idle_in_transaction_timeout]
+                .map(|bound| bound.as_millis());
+        // Compiling a plan costs more than any statement here.
+        let bounds = format!(
+            "SET LOCAL statement_timeout = {statement}; SET LOCAL idle_in_transaction_session_timeout = {idle}; SET LOCAL jit = off"
+        );
+        // A replication that somebody asked for stays; a commit that may be lost does not.
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {bounds}; SET LOCAL lock_timeout = {lock}; SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
+        );
+        let read = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {bounds}");
+        Self(Arc::new(Inner {
+            listener: (!config.transaction_pooler).then(|| Listener::new(&pool)),
+            pool,
+            migrates: config.migrate,
+            prepared: !config.transaction_pooler,
+            answer_timeout: config.statement_timeout + SILENCE,
+            begin_log: format!("{begin}; {LOOK_UPS}"),
+            begin,
+            read_walk: format!("{read}; {WALKS}"),
+            read,
+            scope: OnceLock::new(),
+        }))
+    }
+
+    /// To be called once the tables are there.
+    pub(super) async fn find_scope(&self) -> Result<()> {
+        let mut tx = self.read().await?;
+        let row = tx.fetch_all(sqlx::query("SELECT 'dezky_schema'::regclass::oid::bigint")).await?;
+        tx.commit().await?;
+        if let Some(scope) = row.first() {
+            let scope: i64 = sqlx::Row::try_get(scope, 0).map_err(super::postgres_error)?;
+            // Another clone was faster with the same.
+            let _ = self.0.scope.set(scope);
+        }
+        Ok(())
+    }
+
+    /// A transaction that can only read, on one snapshot.
+    ///
+    /// # Errors
+    /// `store_unavailable` if no connection becomes free in time.
+    pub async fn read(&self) -> Result<PostgresTransaction> {
+        self.transaction(&self.0.read, self.0.answer_timeout).await
+    }
+
+    /// A transaction that may write (`READ COMMITTED`), within the configured
+    /// bounds. It takes no lock of the log's: writers of other rows go on.
+    ///
+    /// # Errors
+    /// `store_unavailable` if no connection becomes free in time.
+    pub async fn begin(&self) -> Result<PostgresTransaction> {
+        self.transaction(&self.0.begin, self.0.answer_timeout).await
+    }
+
+    /// Stages `events` in the transaction and commits it: the mutation and its
+    /// events, or neither.
+    pub async fn commit(&self, mut tx: PostgresTransaction, events: &[SealedEvent]) -> Result<()> {
+        crate::store::chained::check_events(events)?;
+        super::stage(&mut tx, events).await?;
+        tx.commit().await
+    }
+
+    /// Brings the tables of `component` up to date: `steps[n]` takes version n to
+    /// n + 1, all of them in one transaction. Safe when several processes start
+    /// together: they take turns. Opened without
+    /// [`migrate`](PostgresConfig::migrate) it only looks.
+    ///
+    /// # Errors
+    /// `schema_newer`; `store_foreign` if steps are missing and can't be taken.
+    pub async fn migrate(&self, component: &str, steps: &[&'static str]) -> Result<()> {
+        let mut reader = self.read().await?;
+        let version = schema::version_of(&mut reader, component).await?;
+        reader.commit().await?;
+        schema::check_version(version, steps.len())?;
+        if version == steps.len() {
+            return Ok(());
+        }
+        if !self.0.migrates {
+            return Err(Error::new(
+                ErrorKind::StoreForeign,
+                format!("the database holds no {component} of this version: migrate it"),
+            ));
+        }
+        let mut tx = self.begin_migration().await?;
+        schema::take_steps(&mut tx, component, steps).await?;
+        tx.commit().await
+    }
+
+    /// Tells every process that waits on `channel`, when this transaction commits,
+    /// that it is at `value` now. Needs no permission; loses nothing that matters, as
+    /// those who wait also poll.
+    pub async fn notify(
+        &self,
+        tx: &mut PostgresTransaction,
+        channel: &str,
+        value: u64,
+    ) -> Result<()> {
+        let query = sqlx::query("SELECT pg_notify($1, $2)");
+        let payload = self.payload(channel, value);
+        tx.execute(query.bind(listen::CHANNEL).bind(payload)).await.map(drop)
+    }
+
+    /// What is sent on [`listen::CHANNEL`].
+    pub(super) fn payload(&self, channel: &str, value: u64) -> String {
+        listen::payload(self.scope(), channel, value)
+    }
+
+    /// Resolves when `channel` may be beyond `beyond`: somebody
+    /// [notified](Self::notify) it, or a connection to listen on was made just now.
+    /// Without such a connection, which a pooler can't give, it pends for ever:
+    /// combine it with polling. Cancel-safe.
+    pub async fn changed(&self, channel: &str, beyond: u64) {
+        match &self.0.listener {
+            Some(listener) => listener.changed(self.scope(), channel, beyond).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    pub(super) fn pool(&self) -> &PgPool {
+        &self.0.pool
+    }
+
+    /// A transaction that writes to the log.
+    pub(super) async fn begin_log(&self) -> Result<PostgresTransaction> {
+        self.transaction(&self.0.begin_log, self.0.answer_timeout).await
+    }
+
+    /// A transaction for the bounded walk of `list`.
+    pub(super) async fn read_walk(&self) -> Result<PostgresTransaction> {
+        self.transaction(&self.0.read_walk, self.0.answer_timeout).await
+    }
+
+    /// A transaction that excludes every other that migrates in this database.
+    pub(super) async fn begin_migration(&self) -> Result<PostgresTransaction> {
+        let bound = MIGRATION.as_millis();
+        let begin = format!(
+            "{}; SET LOCAL lock_timeout = {bound}; SET LOCAL statement_timeout = {bound}",
+            self.0.begin
+        );
+        let mut tx = self.transaction(&begin, MIGRATION + SILENCE).await?;
+        // Any number, the same for all: "dezky" in ASCII.
+        tx.run("SELECT pg_advisory_xact_lock(431199251321)").await?;
+        Ok(tx)
+    }
+
+    /// Ends the connections, after those who use them.
+    pub(super) async fn close(&self) {
+        if let Some(listener) = &self.0.listener {
+            listener.close();
+        }
+        self.0.pool.close().await;
+    }
+
+    async fn transaction(&self, begin: &str, answer: Duration) -> Result<PostgresTransaction> {
+        PostgresTransaction::begin(&self.0.pool, begin, self.0.prepared, answer).await
+    }
+
+    fn scope(&self) -> i64 {
+        self.0.scope.get().copied().unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for PostgresDatabase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresDatabase").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,154 @@
+//! LISTEN on one connection, driven by whoever waits.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
+
+use event_listener::Event;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, select};
+use futures_util::lock::Mutex as AsyncMutex;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
+
+/// One for all parts of the product, so that one connection hears them all.
+pub(super) const CHANNEL: &str = "dezky";
+
+pub(super) fn payload(scope: i64, channel: &str, value: u64) -> String {
+    format!("{scope}:{value}:{channel}")
+}
+
+/// Hears what transactions of any process notify.
+///
+/// Nothing is spawned: the first who waits drives the connection and tells the
+/// others; when it is dropped the next one goes on where it was.
+pub(super) struct Listener {
+    options: PgConnectOptions,
+    heard: Mutex<Heard>,
+    news: Event,
+    line: AsyncMutex<Line>,
+}
+
+#[derive(Default)]
+struct Heard {
+    /// How often a connection was made: what was notified before is unknown.
+    connections: u64,
+    /// The last value of each scope and channel.
+    values: HashMap<(i64, String), u64>,
+    closed: bool,
+}
+
+enum Line {
+    Down,
+    /// Kept, so that it gets on although those who wait have little patience.
+    Connecting(BoxFuture<'static, sqlx::Result<PgListener>>),
+    Up(PgListener),
+}
+
+impl Listener {
+    pub(super) fn new(pool: &PgPool) -> Self {
+        Self {
+            options: (*pool.connect_options()).clone(),
+            heard: Mutex::default(),
+            news: Event::new(),
+            line: AsyncMutex::new(Line::Down),
+        }
+    }
+
+    /// See [`PostgresDatabase::changed`](super::PostgresDatabase::changed).
+    pub(super) async fn changed(&self, scope: i64, channel: &str, beyond: u64) {
+        let key = (scope, channel.to_owned());
+        let connections = self.heard().connections;
+        loop {
+            let news = self.news.listen();
+            {
+                let heard = self.heard();
+                let value = heard.values.get(&key);
+                if heard.connections != connections || value.is_some_and(|v| *v > beyond) {
+                    return;
+                }
+            }
+            select(news, pin!(self.drive())).await;
+        }
+    }
+
+    /// Drives the connection until there is something to tell. One that can't be
+    /// made is tried again by the next caller.
+    async fn drive(&self) {
+        let mut line = self.line.lock().await;
+        loop {
+            match &mut *line {
+                Line::Down if self.heard().closed => break,
+                Line::Down => *line = Line::Connecting(connect(self.options.clone()).boxed()),
+                Line::Connecting(connecting) => match connecting.await {
+                    Ok(listener) => {
+                        *line = Line::Up(listener);
+                        self.heard().connections += 1;
+                        self.news.notify(usize::MAX);
+                        return;
+                    }
+                    Err(_) => {
+                        *line = Line::Down;
+                        break;
+                    }
+                },
+                Line::Up(listener) => match listener.try_recv().await {
+                    Ok(Some(notification)) => {
+                        if self.hear(notification.payload()) {
+                            return;
+                        }
+                    }
+                    Ok(None) | Err(_) => *line = Line::Down,
+                },
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Whether it says anything.
+    fn hear(&self, payload: &str) -> bool {
+        let mut parts = payload.splitn(3, ':');
+        let (Some(scope), Some(value), Some(channel)) = (parts.next(), parts.next(), parts.next())
+        else {
+            return false;
+        };
+        let (Ok(scope), Ok(value)) = (scope.parse(), value.parse()) else { return false };
+        self.heard().values.insert((scope, channel.to_owned()), value);
+        self.news.notify(usize::MAX);
+        true
+    }
+
+    /// Ends the connection, now or when those who wait for it are gone.
+    pub(super) fn close(&self) {
+        self.heard().closed = true;
+        if let Some(mut line) = self.line.try_lock() {
+            *line = Line::Down;
+        }
+    }
+
+    fn heard(&self) -> std::sync::MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // sqlx hands the connection to a task, for which there must be a runtime.
+        // At the end of a process there may be none, nor any use in it.
+        if tokio::runtime::Handle::try_current().is_err() {
+            std::mem::forget(std::mem::replace(self.line.get_mut(), Line::Down));
+        }
+    }
+}
+
+/// A connection of its own, so that it takes none from the pool's users.
+async fn connect(options: PgConnectOptions) -> sqlx::Result<PgListener> {
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .max_lifetime(None)
+        .idle_timeout(None)
+        .connect_lazy_with(options);
+    let mut listener = PgListener::connect_with(&pool).await?;
+    listener.eager_reconnect(false);
+    listener.listen(CHANNEL).await?;
+    Ok(listener)
+}

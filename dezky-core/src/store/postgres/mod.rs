@@ -1,0 +1,532 @@
+//! The log in PostgreSQL 13 or newer.
+//!
+//! Tokio-only, as sqlx is built here.
+
+mod codec;
+mod config;
+mod database;
+mod error;
+mod insert;
+mod listen;
+mod schema;
+mod search;
+mod transaction;
+mod walk;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use async_trait::async_trait;
+use sqlx::postgres::{PgArguments, PgConnection, PgPool, PgRow};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, Postgres, query};
+use uuid::Uuid;
+
+use self::codec::{COLUMNS, COMPARED_COLUMNS, existing_row, scanned_row};
+pub use self::config::PostgresConfig;
+pub use self::database::PostgresDatabase;
+pub use self::error::postgres_error;
+use self::schema::Found;
+pub use self::transaction::PostgresTransaction;
+use super::rows::{
+    CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent,
+    UnreadableStaged, Walk, Walked,
+};
+use super::{Capabilities, ChainedStore, QuarantinedItem, ScannedRow};
+use crate::event::uuid_v7;
+use crate::source::QuarantineItem;
+use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
+
+/// The notifications of the log's head.
+const CHANNEL: &str = "audit";
+
+/// How many quarantine items go into one statement, for the size of their raws.
+const QUARANTINE_PART: usize = 200;
+
+/// An [`AuditStore`](super::AuditStore) in PostgreSQL.
+///
+/// What is acknowledged is on the server's disk (`synchronous_commit` is never
+/// off here). Any number of processes may use one log; they take turns on its
+/// head, and hear of each other's events at once.
+///
+/// ```no_run
+/// use dezky_core::rt::TokioRuntime;
+/// use dezky_core::store::{AuditStore, PostgresAuditStore, PostgresConfig};
+/// use dezky_core::{Actor, NewEvent};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> dezky_core::Result<()> {
+/// let url = "postgres://dezky@db.example.com/platform?sslmode=verify-full";
+/// let store = PostgresAuditStore::open(PostgresConfig::new(url), &TokioRuntime).await?;
+/// let event = NewEvent::new("tenant.created", Actor::user("u-1")).seal(&TokioRuntime);
+/// store.append(vec![event], Default::default()).await?;
+/// # Ok(())
+/// # }
+/// ```
+pub type PostgresAuditStore = ChainedStore<PostgresRows>;
+
+impl PostgresAuditStore {
+    /// Opens, and if asked makes, the log at the configuration's URL.
+    ///
+    /// # Errors
+    /// `config_invalid` if the URL or a bound is wrong, the server is too old or
+    /// read only, or a permission is missing; `store_foreign`, `store_corrupt`,
+    /// `schema_newer`; then nothing was changed. `store_unavailable` if there is no
+    /// server within `acquire_timeout`.
+    pub async fn open(config: PostgresConfig, runtime: &dyn Runtime) -> Result<Self> {
+        let pool = config.pool()?;
+        Self::with_pool(pool, config, runtime).await
+    }
+
+    /// The same on a pool of your own; see [`PostgresConfig::for_pool`]. Of its
+    /// connections it takes one for each call that is under way, and makes one more
+    /// like them to listen on.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn with_pool(
+        pool: PgPool,
+        config: PostgresConfig,
+        runtime: &dyn Runtime,
+    ) -> Result<Self> {
+        config.check()?;
+        let database = PostgresDatabase::new(pool, &config);
+        Ok(Self::new(PostgresRows::open(database, &config, runtime).await?))
+    }
+
+    /// Writes events into the outbox within a transaction of your own (`&mut tx`
+    /// derefs to the connection): they commit with your mutation or not at all.
+    /// Takes neither a `seq` nor the head's lock. Call
+    /// [`relay`](super::AuditStore::relay) after your commit.
+    pub async fn stage_in(connection: &mut PgConnection, events: &[SealedEvent]) -> Result<()> {
+        super::chained::check_events(events)?;
+        stage(connection, events).await
+    }
+
+    /// The log's connections, for stores of other things in the same database.
+    pub fn database(&self) -> PostgresDatabase {
+        self.rows().database.clone()
+    }
+
+    /// Ends the connections, after those who use them.
+    pub async fn close(&self) {
+        self.rows().database.close().await;
+    }
+}
+
+/// The rows of a [`PostgresAuditStore`].
+pub struct PostgresRows {
+    database: PostgresDatabase,
+}
+
+impl PostgresRows {
+    async fn open(
+        database: PostgresDatabase,
+        config: &PostgresConfig,
+        runtime: &dyn Runtime,
+    ) -> Result<Self> {
+        let mut tx = database.read().await?;
+        schema::check_server(&mut tx, config.migrate).await?;
+        let found = schema::inspect(&mut tx).await?;
+        tx.commit().await?;
+        match found {
+            Found::Version(version) => schema::check_log_version(version)?,
+            Found::Foreign if !config.shared => {
+                return Err(Error::new(
+                    ErrorKind::StoreForeign,
+                    "the schema has tables but no audit log: name another database or schema, or set shared",
+                ));
+            }
+            Found::Empty | Found::Foreign => {}
+        }
+        let behind = !matches!(found, Found::Version(version) if !schema::is_behind(version));
+        if behind && !config.migrate {
+            return Err(Error::new(
+                ErrorKind::StoreForeign,
+                "the database holds no audit log of this version: name another one, or migrate it",
+            ));
+        }
+        if behind {
+            let log_id = uuid_v7(runtime.now(), runtime);
+            let mut cursor_key = [0; 32];
+            runtime.fill_random(&mut cursor_key);
+            let mut tx = database.begin_migration().await?;
+            schema::migrate(&mut tx, log_id, &cursor_key).await?;
+            tx.commit().await?;
+        }
+        database.find_scope().await?;
+        Ok(Self { database })
+    }
+
+    /// The rows of one statement, in a transaction of its own.
+    async fn read(&self, query: Query<'_, Postgres, PgArguments>) -> Result<Vec<PgRow>> {
+        let mut tx = self.database.read().await?;
+        let rows = tx.fetch_all(query).await?;
+        tx.commit().await?;
+        Ok(rows)
+    }
+}
+
+#[async_trait]
+impl RowStore for PostgresRows {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::DATABASE
+    }
+
+    async fn begin(&self) -> Result<Box<dyn RowTx>> {
+        let mut tx = self.database.begin_log().await?;
+        // As the statement waits for its turn it reads what the last writer left.
+        let head = log_state(&mut tx, " FOR UPDATE").await?.head;
+        Ok(Box::new(PostgresTx { tx, head, database: self.database.clone() }))
+    }
+
+    async fn state(&self) -> Result<LogState> {
+        let mut tx = self.database.read().await?;
+        let state = log_state(&mut tx, "").await?;
+        tx.commit().await?;
+        Ok(state)
+    }
+
+    async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM dezky_audit_events WHERE seq >= $1 ORDER BY seq LIMIT $2"
+        );
+        let query = query(AssertSqlSafe(sql)).bind(from_seq).bind(limit(max_rows));
+        Ok(self.read(query).await?.iter().map(scanned_row).collect())
+    }
+
+    async fn walk(&self, walk: &Walk<'_>) -> Result<Walked> {
+        // One snapshot for all the parts of the walk.
+        let mut tx = self.database.read_walk().await?;
+        let walked = search::walk(&mut tx, walk).await?;
+        tx.commit().await?;
+        Ok(walked)
+    }
+
+    async fn cursor(&self, source: &str) -> Result<Option<String>> {
+        let mut tx = self.database.read().await?;
+        let cursor = cursor(&mut tx, source).await?;
+        tx.commit().await?;
+        Ok(cursor)
+    }
+
+    async fn quarantined(&self, after: i64, max_items: usize) -> Result<Vec<QuarantinedItem>> {
+        let query = query(
+            "SELECT number, source, key, reason, detail, raw, at, seen FROM dezky_quarantine WHERE number > $1 ORDER BY number LIMIT $2",
+        );
+        let rows = self.read(query.bind(after).bind(limit(max_items))).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(QuarantinedItem {
+                    number: get(row, "number")?,
+                    seen: unsigned(get(row, "seen")?)?,
+                    item: QuarantineItem {
+                        source: get(row, "source")?,
+                        key: get(row, "key")?,
+                        reason: get(row, "reason")?,
+                        detail: get(row, "detail")?,
+                        raw: get(row, "raw")?,
+                        at: Timestamp::from_millis_clamped(get(row, "at")?),
+                    },
+                })
+            })
+            .collect()
+    }
+
+    async fn cursors(&self) -> Result<Vec<(String, String)>> {
+        let query = query("SELECT source, cursor FROM dezky_cursors ORDER BY source");
+        let rows = self.read(query).await?;
+        rows.iter().map(|row| Ok((get(row, "source")?, get(row, "cursor")?))).collect()
+    }
+
+    async fn has_staged(&self) -> Result<bool> {
+        let query = query("SELECT EXISTS (SELECT 1 FROM dezky_outbox) AS staged");
+        let rows = self.read(query).await?;
+        rows.first().map_or(Ok(false), |row| get(row, "staged"))
+    }
+
+    async fn changed(&self, next_seq: u64) {
+        self.database.changed(CHANNEL, next_seq).await;
+    }
+}
+
+struct PostgresTx {
+    tx: PostgresTransaction,
+    /// Nobody else moves it: its row is locked.
+    head: Head,
+    database: PostgresDatabase,
+}
+
+#[async_trait]
+impl RowTx for PostgresTx {
+    async fn head(&mut self) -> Result<Head> {
+        Ok(self.head)
+    }
+
+    async fn existing(&mut self, events: &[&SealedEvent]) -> Result<Vec<ExistingRow>> {
+        let sql = format!(
+            "SELECT {COMPARED_COLUMNS} FROM unnest($1::uuid[]) AS k (id) JOIN dezky_audit_events AS e ON e.id = k.id UNION ALL SELECT {COMPARED_COLUMNS} FROM unnest($2::text[], $3::text[]) AS k (source, external_id) JOIN dezky_audit_events AS e ON e.source = k.source AND e.external_id = k.external_id"
+        );
+        let ids: Vec<Uuid> = events.iter().map(|sealed| sealed.event().id).collect();
+        let (sources, external_ids): (Vec<&str>, Vec<&str>) = events
+            .iter()
+            .map(|sealed| sealed.event())
+            .filter_map(|event| Some((event.source.as_str(), event.external_id.as_deref()?)))
+            .unzip();
+        let query = query(AssertSqlSafe(sql)).bind(ids).bind(sources).bind(external_ids);
+        Ok(self.tx.fetch_all(query).await?.iter().map(existing_row).collect())
+    }
+
+    async fn insert(&mut self, rows: &[NewRow<'_>]) -> Result<()> {
+        insert::insert(&mut self.tx, rows).await
+    }
+
+    async fn set_head(&mut self, head: Head) -> Result<()> {
+        // Told when this commits, in the order of commits.
+        let query = query(
+            "WITH moved AS (UPDATE dezky_audit_log SET next_seq = $1, head_hash = $2) SELECT pg_notify($3, $4)",
+        );
+        let query = query
+            .bind(signed(head.next_seq)?)
+            .bind(&head.hash[..])
+            .bind(listen::CHANNEL)
+            .bind(self.database.payload(CHANNEL, head.next_seq));
+        self.tx.execute(query).await?;
+        self.head = head;
+        Ok(())
+    }
+
+    async fn cursor(&mut self, source: &str) -> Result<Option<String>> {
+        cursor(&mut self.tx, source).await
+    }
+
+    async fn set_identity(&mut self, log_id: Uuid, cursor_key: &CursorKey) -> Result<()> {
+        let query = query("UPDATE dezky_audit_log SET log_id = $1, cursor_key = $2");
+        self.tx.execute(query.bind(log_id).bind(&cursor_key.0[..])).await.map(drop)
+    }
+
+    async fn set_cursor(&mut self, source: &str, cursor: &str) -> Result<()> {
+        storable("a cursor's source", source)?;
+        storable("a cursor", cursor)?;
+        let query = query(
+            "INSERT INTO dezky_cursors (source, cursor) VALUES ($1, $2) ON CONFLICT (source) DO UPDATE SET cursor = excluded.cursor",
+        );
+        self.tx.execute(query.bind(source).bind(cursor)).await.map(drop)
+    }
+
+    async fn now(&mut self) -> Result<Timestamp> {
+        let query =
+            query("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now");
+        let rows = self.tx.fetch_all(query).await?;
+        let row = rows.first().ok_or_else(|| corrupt("the server does not say the time"))?;
+        Ok(Timestamp::from_millis_clamped(get(row, "now")?))
+    }
+
+    async fn lease(&mut self, name: &str) -> Result<Option<LeaseRow>> {
+        storable("a lease's name", name)?;
+        let query = query("SELECT holder, token, expires_at FROM dezky_leases WHERE name = $1");
+        let row = self.tx.fetch_optional(query.bind(name)).await?;
+        row.map(|row| {
+            Ok(LeaseRow {
+                holder: get(&row, "holder")?,
+                token: unsigned(get(&row, "token")?)?,
+                expires_at: Timestamp::from_millis_clamped(get(&row, "expires_at")?),
+            })
+        })
+        .transpose()
+    }
+
+    async fn set_lease(&mut self, name: &str, row: &LeaseRow) -> Result<()> {
+        storable("a lease's holder", &row.holder)?;
+        let query = query(
+            "INSERT INTO dezky_leases (name, holder, token, expires_at) VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, token = excluded.token, expires_at = excluded.expires_at",
+        );
+        let query = query
+            .bind(name)
+            .bind(&row.holder)
+            .bind(signed(row.token)?)
+            .bind(row.expires_at.as_millis());
+        self.tx.execute(query).await.map(drop)
+    }
+
+    async fn quarantine(&mut self, items: &[QuarantineItem]) -> Result<usize> {
+        // A statement takes each key once, so those that come again are counted here.
+        let mut places: HashMap<(&str, &str), usize> = HashMap::new();
+        let mut counted: Vec<(&QuarantineItem, i64)> = Vec::new();
+        for item in items {
+            match places.entry((&item.source, &item.key)) {
+                Entry::Occupied(place) => counted[*place.get()].1 += 1,
+                Entry::Vacant(free) => {
+                    free.insert(counted.len());
+                    counted.push((item, 1));
+                }
+            }
+        }
+        let mut new = 0;
+        for part in counted.chunks(QUARANTINE_PART) {
+            new += part.len() - self.count_quarantined(part).await?;
+            self.upsert_quarantine(part, "q.seen + excluded.seen").await?;
+        }
+        Ok(new)
+    }
+
+    async fn keep_quarantined(&mut self, items: &[QuarantinedItem]) -> Result<()> {
+        let counted: Vec<(&QuarantineItem, i64)> =
+            items.iter().map(|kept| Ok((&kept.item, signed(kept.seen)?))).collect::<Result<_>>()?;
+        for part in counted.chunks(QUARANTINE_PART) {
+            self.upsert_quarantine(part, "greatest(q.seen, excluded.seen)").await?;
+        }
+        Ok(())
+    }
+
+    async fn release(&mut self, numbers: &[i64]) -> Result<usize> {
+        let query = query("DELETE FROM dezky_quarantine WHERE number = ANY($1)");
+        let deleted = self.tx.execute(query.bind(numbers)).await?;
+        Ok(usize::try_from(deleted).unwrap_or(usize::MAX))
+    }
+
+    async fn stage(&mut self, events: &[SealedEvent]) -> Result<()> {
+        stage(&mut self.tx, events).await
+    }
+
+    async fn staged(&mut self, max_events: usize) -> Result<Vec<StagedEvent>> {
+        let query = query("SELECT number, event FROM dezky_outbox ORDER BY number LIMIT $1");
+        let rows = self.tx.fetch_all(query.bind(limit(max_events))).await?;
+        rows.iter()
+            .map(|row| {
+                let text: &str = get(row, "event")?;
+                let event = SealedEvent::from_json(text).map_err(|e| UnreadableStaged {
+                    raw: text.as_bytes().to_vec(),
+                    problem: e.to_string(),
+                });
+                Ok(StagedEvent { number: get(row, "number")?, event })
+            })
+            .collect()
+    }
+
+    async fn unstage(&mut self, numbers: &[i64]) -> Result<()> {
+        let query = query("DELETE FROM dezky_outbox WHERE number = ANY($1)");
+        self.tx.execute(query.bind(numbers)).await.map(drop)
+    }
+
+    async fn commit(self: Box<Self>) -> Result<()> {
+        self.tx.commit().await
+    }
+}
+
+impl PostgresTx {
+    /// How many of the items are there already.
+    async fn count_quarantined(&mut self, items: &[(&QuarantineItem, i64)]) -> Result<usize> {
+        let query = query(
+            "SELECT count(*) AS known FROM unnest($1::text[], $2::text[]) AS k (source, key) JOIN dezky_quarantine AS q ON q.source = k.source AND q.key = k.key",
+        );
+        let (sources, keys): (Vec<&str>, Vec<&str>) =
+            items.iter().map(|(item, _)| (item.source.as_str(), item.key.as_str())).unzip();
+        let rows = self.tx.fetch_all(query.bind(sources).bind(keys)).await?;
+        let known: i64 = rows.first().map_or(Ok(0), |row| get(row, "known"))?;
+        Ok(usize::try_from(known).unwrap_or(0))
+    }
+
+    /// Keeps items, in their order; `seen` is what becomes of the count of one
+    /// that is there.
+    async fn upsert_quarantine(
+        &mut self,
+        items: &[(&QuarantineItem, i64)],
+        seen: &'static str,
+    ) -> Result<()> {
+        let sql = format!(
+            "INSERT INTO dezky_quarantine AS q (source, key, reason, detail, raw, at, seen) SELECT k.source, k.key, k.reason, k.detail, k.raw, k.at, k.seen FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::bigint[], $7::bigint[]) WITH ORDINALITY AS k (source, key, reason, detail, raw, at, seen, place) ORDER BY k.place ON CONFLICT (source, key) DO UPDATE SET seen = {seen}"
+        );
+        let texts = |text: fn(&QuarantineItem) -> &str| -> Vec<&str> {
+            items.iter().map(|(item, _)| text(item)).collect()
+        };
+        let query = query(AssertSqlSafe(sql))
+            .bind(texts(|item| &item.source))
+            .bind(texts(|item| &item.key))
+            .bind(texts(|item| &item.reason))
+            .bind(texts(|item| &item.detail))
+            .bind(items.iter().map(|(item, _)| item.raw.as_slice()).collect::<Vec<_>>())
+            .bind(items.iter().map(|(item, _)| item.at.as_millis()).collect::<Vec<_>>())
+            .bind(items.iter().map(|(_, seen)| *seen).collect::<Vec<_>>());
+        self.tx.execute(query).await.map(drop)
+    }
+}
+
+async fn log_state(tx: &mut PostgresTransaction, lock: &'static str) -> Result<LogState> {
+    let sql = format!(
+        "SELECT log_id, cursor_key, base_seq, base_hash, next_seq, head_hash FROM dezky_audit_log{lock}"
+    );
+    let row = tx
+        .fetch_optional(query(AssertSqlSafe(sql)))
+        .await?
+        .ok_or_else(|| corrupt("the log's own row is missing"))?;
+    let hash = |column: &'static str| -> Result<[u8; 32]> {
+        let bytes: &[u8] = get(&row, column)?;
+        bytes.try_into().map_err(|_| corrupt(format_args!("{column} is not 32 bytes")))
+    };
+    let head = |seq: &'static str, hash: [u8; 32]| -> Result<Head> {
+        Ok(Head { next_seq: unsigned(get(&row, seq)?)?, hash })
+    };
+    Ok(LogState {
+        log_id: get(&row, "log_id")?,
+        cursor_key: CursorKey(hash("cursor_key")?),
+        base: head("base_seq", hash("base_hash")?)?,
+        head: head("next_seq", hash("head_hash")?)?,
+    })
+}
+
+async fn cursor(tx: &mut PostgresTransaction, source: &str) -> Result<Option<String>> {
+    storable("a cursor's source", source)?;
+    let query = query("SELECT cursor FROM dezky_cursors WHERE source = $1");
+    let row = tx.fetch_optional(query.bind(source)).await?;
+    row.map(|row| get(&row, "cursor")).transpose()
+}
+
+/// Not prepared, as the connection may be anybody's, behind any pooler.
+async fn stage(connection: &mut PgConnection, events: &[SealedEvent]) -> Result<()> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let texts: Vec<String> = events.iter().map(SealedEvent::to_json).collect();
+    query("INSERT INTO dezky_outbox (event) SELECT k.event FROM unnest($1::text[]) WITH ORDINALITY AS k (event, place) ORDER BY k.place")
+        .bind(texts)
+        .persistent(false)
+        .execute(connection)
+        .await
+        .map(drop)
+        .map_err(postgres_error)
+}
+
+/// Names come from the code around, which may know nothing of this; what is in an
+/// event was brought to normal form before.
+fn storable(what: &str, text: &str) -> Result<()> {
+    if text.contains('\0') {
+        return Err(Error::new(
+            ErrorKind::ConfigInvalid,
+            format!("{what} has U+0000, which PostgreSQL can't store: leave it out"),
+        ));
+    }
+    Ok(())
+}
+
+fn get<'r, T>(row: &'r PgRow, column: &'static str) -> Result<T>
+where
+    T: sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>,
+{
+    codec::get(row, column).map_err(corrupt)
+}
+
+fn corrupt(problem: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::StoreCorrupt, format!("{problem}: restore the database from a backup"))
+}
+
+fn limit(rows: usize) -> i64 {
+    i64::try_from(rows).unwrap_or(i64::MAX)
+}
+
+fn signed(value: u64) -> Result<i64> {
+    i64::try_from(value).map_err(|_| corrupt("a counter is beyond 2^63"))
+}
+
+fn unsigned(value: i64) -> Result<u64> {
+    u64::try_from(value).map_err(|_| corrupt("a counter is negative"))
+}

@@ -1,0 +1,183 @@
+//! Free text by a trigram index, where somebody made one.
+
+use sqlx::{Executor, QueryBuilder};
+
+use super::codec::{COLUMNS, listed_row};
+use super::transaction::PostgresTransaction;
+use super::walk::push_conditions;
+use super::{PostgresAuditStore, get, limit, postgres_error};
+use crate::store::walk::{Lead, Place};
+use crate::store::{Driver, Walk, WalkEnd, Walked};
+use crate::{Error, ErrorKind, Result};
+
+/// How many rows are looked at before the index is asked: a common word is among
+/// them, and reading all its places in the index would take long.
+const FIRST_LOOK_ROWS: usize = 10_000;
+
+/// How long the index may take; the walk goes on where it takes longer.
+const INDEX_TIMEOUT: &str = "SET LOCAL statement_timeout = 2000";
+
+/// The shortest run of letters and digits by which the index narrows anything.
+const SHORTEST_RUN: usize = 3;
+
+impl PostgresAuditStore {
+    /// Makes an index for `q` by `pg_trgm`, for large logs that are searched for
+    /// rare words. Appends go on meanwhile, and cost about 3.5 times as much from
+    /// then on. Without it such searches answer with partial pages.
+    ///
+    /// It is there when this returns; on a large log that takes minutes. Idempotent;
+    /// what an attempt that was broken off has left is made anew.
+    ///
+    /// # Errors
+    /// `config_invalid` if `pg_trgm` can't be had on this server or by this role.
+    pub async fn create_search_index(&self) -> Result<()> {
+        let database = self.database();
+        let pool = database.pool();
+        pool.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm").await.map_err(no_extension)?;
+        let mut tx = database.read().await?;
+        let state = index_state(&mut tx).await?;
+        tx.commit().await?;
+        if state == Some(false) {
+            let drop = "DROP INDEX CONCURRENTLY IF EXISTS dezky_audit_events_search";
+            pool.execute(drop).await.map_err(postgres_error)?;
+        }
+        // Each alone, as it can't be in a transaction.
+        let create = "CREATE INDEX CONCURRENTLY IF NOT EXISTS dezky_audit_events_search ON dezky_audit_events USING gin (search gin_trgm_ops)";
+        pool.execute(create).await.map_err(no_extension)?;
+        Ok(())
+    }
+}
+
+fn no_extension(error: sqlx::Error) -> Error {
+    let code = error.as_database_error().and_then(|e| e.code()).map(std::borrow::Cow::into_owned);
+    match code.as_deref() {
+        Some("42501") => Error::new(
+            ErrorKind::ConfigInvalid,
+            "the role may not make the extension pg_trgm or the index: let the database's owner run CREATE EXTENSION pg_trgm",
+        ),
+        Some("0A000" | "58P01" | "42704") => Error::new(
+            ErrorKind::ConfigInvalid,
+            "the server does not have the extension pg_trgm in the search_path: install PostgreSQL's contrib modules",
+        ),
+        _ => postgres_error(error),
+    }
+}
+
+/// Whether the index can be used; `None` if there is none.
+async fn index_state(tx: &mut PostgresTransaction) -> Result<Option<bool>> {
+    let query = sqlx::query(
+        "SELECT indisvalid AND indisready AS usable FROM pg_index WHERE indexrelid = to_regclass('dezky_audit_events_search')",
+    );
+    let row = tx.fetch_optional(query).await?;
+    row.map(|row| get(&row, "usable")).transpose()
+}
+
+/// Walks; a rare word is looked up in the index instead, if there is one.
+pub(super) async fn walk(tx: &mut PostgresTransaction, walk: &Walk<'_>) -> Result<Walked> {
+    let first_look = FIRST_LOOK_ROWS.min(walk.max_examined);
+    let Some(text) = walk.filter.search.as_deref().filter(|text| is_narrow(text)) else {
+        return crate::store::walk::walk(tx, walk).await;
+    };
+    let first = Walk { max_examined: first_look, ..*walk };
+    let mut walked = crate::store::walk::walk(tx, &first).await?;
+    let WalkEnd::Budget(at, id) = walked.end else { return Ok(walked) };
+    if first_look == walk.max_examined {
+        return Ok(walked);
+    }
+    let rest = Walk {
+        filter: walk.filter,
+        before: Some((at, id)),
+        max_rows: walk.max_rows - walked.events.len(),
+        max_examined: walk.max_examined - first_look,
+    };
+    let more = match by_index(tx, &rest, text, (at, id)).await? {
+        Some(found) => found,
+        None => crate::store::walk::walk(tx, &rest).await?,
+    };
+    walked.events.extend(more.events);
+    Ok(Walked { events: walked.events, end: more.end })
+}
+
+fn is_narrow(text: &str) -> bool {
+    text.split(|c: char| !c.is_alphanumeric()).any(|run| run.chars().count() >= SHORTEST_RUN)
+}
+
+/// The rows before `before` that match, by the index; `None` if there is none, or
+/// if it takes too long.
+async fn by_index(
+    tx: &mut PostgresTransaction,
+    walk: &Walk<'_>,
+    text: &str,
+    before: Place,
+) -> Result<Option<Walked>> {
+    if index_state(tx).await? != Some(true) {
+        return Ok(None);
+    }
+    tx.run("SAVEPOINT dezky_search").await?;
+    tx.run(INDEX_TIMEOUT).await?;
+    tx.run("SET LOCAL enable_bitmapscan = on; SET LOCAL enable_sort = on").await?;
+    // First all that the index finds and nothing else, so that no other index is
+    // thought better; whole rows are read of those alone that are shown.
+    let mut query = QueryBuilder::new(
+        "WITH found AS MATERIALIZED (SELECT seq, at, id, action, outcome, resource_type, resource_id, tenant_slug, partner_slug, actor_id, source, actor_email_fold, search FROM dezky_audit_events WHERE search LIKE ",
+    );
+    query.push_bind(pattern(text)).push("), page AS (SELECT seq FROM found WHERE true");
+    let lead = Lead { filter: walk.filter, driver: Driver::Time, action: None };
+    push_conditions(&mut query, &lead);
+    if let Some(actor) = &walk.filter.actor_id {
+        query.push(" AND actor_id = ").push_bind(actor.clone());
+    }
+    if let Some(since) = walk.filter.since {
+        query.push(" AND at >= ").push_bind(since.as_millis());
+    }
+    query.push(" AND (at, id) < (").push_bind(before.0.as_millis());
+    query.push(", ").push_bind(before.1).push(")");
+    query.push(" ORDER BY at DESC, id DESC LIMIT ").push_bind(limit(walk.max_rows));
+    query.push(format!(
+        ") SELECT {COLUMNS} FROM page JOIN dezky_audit_events USING (seq) ORDER BY at DESC, id DESC"
+    ));
+    match tx.fetch_all(query.build()).await {
+        Ok(rows) => {
+            let events = rows.iter().map(listed_row).collect::<Result<Vec<_>>>()?;
+            let full = events.len() == walk.max_rows;
+            let end = if full { WalkEnd::Full } else { WalkEnd::Exhausted };
+            Ok(Some(Walked { events, end }))
+        }
+        Err(error) if error.kind() == ErrorKind::StoreBusy => {
+            tx.run("ROLLBACK TO SAVEPOINT dezky_search").await?;
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A text as a pattern that finds it anywhere, every character literal.
+fn pattern(text: &str) -> String {
+    let mut pattern = String::with_capacity(text.len() + 2);
+    pattern.push('%');
+    for c in text.chars() {
+        if matches!(c, '\\' | '%' | '_') {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern.push('%');
+    pattern
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_character_of_a_pattern_is_literal() {
+        assert_eq!(pattern(r"50%_\é"), r"%50\%\_\\é%");
+    }
+
+    #[test]
+    fn a_text_without_three_letters_in_a_row_is_no_work_for_the_index() {
+        for (text, narrow) in [("ab", false), ("a.b-c%%%", false), ("abc", true), ("ß1é", true)] {
+            assert_eq!(is_narrow(text), narrow, "{text}");
+        }
+    }
+}
