@@ -235,6 +235,11 @@ impl Load {
         self.done.load(Ordering::SeqCst)
     }
 
+    fn took(&self, time: Duration) {
+        let mut slowest = self.slowest_record.lock().unwrap();
+        *slowest = time.max(*slowest);
+    }
+
     async fn wait_for(&self, what: &str, holds: impl Fn(&Self) -> bool) {
         eventually(what, RECOVERS_WITHIN, || holds(self)).await;
     }
@@ -299,9 +304,7 @@ async fn records(load: Arc<Load>) {
         if recorded.outcome == RecordOutcome::Spooled {
             load.spooled.fetch_add(1, Ordering::SeqCst);
         }
-        let mut slowest = load.slowest_record.lock().unwrap();
-        *slowest = took.max(*slowest);
-        drop(slowest);
+        load.took(took);
         load.recorded.lock().unwrap().push(recorded.id);
         n += 1;
         pause(10).await;
