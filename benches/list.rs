@@ -94,7 +94,8 @@ async fn postgres(server: &str, rows: u64, rounds: usize) -> bool {
     let started = now();
     opened().await.create_search_index().await.expect("makes the index");
     println!("\nthe trigram index took {:.1?}", started.elapsed());
-    let words: Vec<_> = queries(rows).into_iter().filter(|(name, _)| name.starts_with('q')).collect();
+    let words: Vec<_> =
+        queries(rows).into_iter().filter(|(name, _)| name.starts_with('q')).collect();
     held &= measure("PostgreSQL with the trigram index", &words, rounds, open).await;
     drop(connection);
     let drop = format!("DROP DATABASE {name} WITH (FORCE)");
@@ -119,7 +120,8 @@ fn event(n: u64, rows: u64) -> NewEvent {
         n if n % 3 == 0 => format!("{WORD}/q{n}.txt"),
         _ => format!("notes/n{n}.md"),
     };
-    let verb = ["uploaded", "renamed", "deleted", "shared"][usize::try_from(drawn % 4).unwrap_or(0)];
+    let verb =
+        ["uploaded", "renamed", "deleted", "shared"][usize::try_from(drawn % 4).unwrap_or(0)];
     NewEvent {
         at: Timestamp::from_millis(START + i64::try_from(n).unwrap_or(0) * 1_000),
         outcome: if drawn % 50 == 0 { Outcome::Failure } else { Outcome::Success },
@@ -135,7 +137,8 @@ fn event(n: u64, rows: u64) -> NewEvent {
         )),
         ..NewEvent::new(
             format!("ocis{}.file_{verb}", drawn % 10),
-            Actor::user(format!("user-{}", drawn % 200)).with_email(format!("u{}@acme.test", drawn % 200)),
+            Actor::user(format!("user-{}", drawn % 200))
+                .with_email(format!("u{}@acme.test", drawn % 200)),
         )
     }
 }
@@ -146,20 +149,35 @@ fn queries(rows: u64) -> Vec<(&'static str, ListQuery)> {
     let query = ListQuery::default;
     vec![
         ("newest", query()),
-        ("a window in the middle", ListQuery { since: second(rows / 2), until: second(rows / 2 + 600), ..query() }),
+        (
+            "a window in the middle",
+            ListQuery { since: second(rows / 2), until: second(rows / 2 + 600), ..query() },
+        ),
         ("before the middle", ListQuery { before: second(rows / 2), ..query() }),
         ("tenantSlug", ListQuery { tenant_slug: text("tenant-7"), ..query() }),
         ("tenantSlug, of none", ListQuery { tenant_slug: text(""), ..query() }),
         ("actorId", ListQuery { actor_id: text("user-7"), ..query() }),
-        ("actorId and tenantSlug", ListQuery { actor_id: text("user-7"), tenant_slug: text("tenant-7"), ..query() }),
+        (
+            "actorId and tenantSlug",
+            ListQuery { actor_id: text("user-7"), tenant_slug: text("tenant-7"), ..query() },
+        ),
         ("action, exact", ListQuery { action: text("ocis3.file_uploaded"), ..query() }),
         ("action, prefix", ListQuery { action: text("ocis3."), ..query() }),
         ("action, no such", ListQuery { action: text("tenant."), ..query() }),
-        ("action in tenantSlug", ListQuery { action: text("ocis3.file_up"), tenant_slug: text("tenant-7"), ..query() }),
+        (
+            "action in tenantSlug",
+            ListQuery { action: text("ocis3.file_up"), tenant_slug: text("tenant-7"), ..query() },
+        ),
         ("partnerSlug", ListQuery { partner_slug: text("partner-3"), ..query() }),
         ("actorEmail", ListQuery { actor_email: text("U7@acme.test"), ..query() }),
         ("resourceType", ListQuery { resource_type: text("file"), ..query() }),
-        ("resourceId, one row", ListQuery { resource_id: Some(format!("a4ae10e7-423c-4886-8fa2-1de59d56176d!{:036}", rows / 3)), ..query() }),
+        (
+            "resourceId, one row",
+            ListQuery {
+                resource_id: Some(format!("a4ae10e7-423c-4886-8fa2-1de59d56176d!{:036}", rows / 3)),
+                ..query()
+            },
+        ),
         ("outcome", ListQuery { outcome: Some(Outcome::Failure), ..query() }),
         ("source, an instance", ListQuery { source: text("ocis:eu2"), ..query() }),
         ("q, common", ListQuery { q: text(WORD), ..query() }),

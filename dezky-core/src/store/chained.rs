@@ -19,8 +19,8 @@ use super::rows::{
 use super::{
     AppendOptions, Appended, AuditStore, Capabilities, Lease, ListPage, ListQuery, LogPart,
     MAX_BATCH_EVENTS, MAX_BATCH_QUARANTINE, MAX_BATCH_RELEASE, MAX_CURSOR_BYTES,
-    MAX_CURSOR_SOURCE_BYTES, MAX_QUARANTINE_RAW_BYTES, MAX_SCAN_ROWS, QuarantinedItem, Receipt, ReceiptStatus, Relayed,
-    ScannedRow, StoredRow,
+    MAX_CURSOR_SOURCE_BYTES, MAX_QUARANTINE_RAW_BYTES, MAX_SCAN_ROWS, QuarantinedItem, Receipt,
+    ReceiptStatus, Relayed, ScannedRow, StoredRow,
 };
 use crate::integrity::{chain_hash, leaf_hash};
 use crate::source::QuarantineItem;

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{AppendOptions, Head, ListQuery};
 use dezky_core::testkit::{EventGenerator, ManualRuntime, named_event};
 use dezky_core::verify::verify;
 use dezky_core::{
     Actor, AuditLog, AuditStore, NewEvent, RecordOutcome, Runtime, SealedEvent, Timestamp,
 };
-use dezky_core::rt::TokioRuntime;
 use futures_util::future::join_all;
 use uuid::Uuid;
 
@@ -94,9 +94,11 @@ fn the_same_events_give_the_same_head() {
                     event.seal(&runtime)
                 })
                 .collect();
-            join_all(logs.iter().zip([5_000, 1_000, 1_777, 999]).map(|((store, _), batch)| {
-                append_in_batches(Arc::clone(store), &events, batch)
-            }))
+            join_all(
+                logs.iter().zip([5_000, 1_000, 1_777, 999]).map(|((store, _), batch)| {
+                    append_in_batches(Arc::clone(store), &events, batch)
+                }),
+            )
             .await;
             assert_same_heads(&logs).await;
         }
@@ -126,11 +128,8 @@ async fn two_hundred_at_once_over_two_handles_are_one_row(engine: Engine) {
         AuditLog::new(place.open().await, Arc::clone(&runtime)),
         AuditLog::new(place.open().await, runtime),
     ];
-    let event = NewEvent {
-        source: "ocis".into(),
-        external_id: Some("one".into()),
-        ..named_event("one")
-    };
+    let event =
+        NewEvent { source: "ocis".into(), external_id: Some("one".into()), ..named_event("one") };
     for round in 0..3 {
         let at_once = (0..200).map(|n| logs[n % 2].record(event.clone()));
         let recorded = join_all(at_once).await;

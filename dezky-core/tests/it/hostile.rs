@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{
     AppendOptions, CursorAdvance, Folds, ListQuery, MAX_CURSOR_BYTES, ReceiptStatus,
 };
@@ -12,7 +13,6 @@ use dezky_core::testkit::named_event;
 use dezky_core::{
     AuditStore, Error, ErrorKind, NewEvent, NewMetadata, QuarantineItem, SealedEvent, Timestamp,
 };
-use dezky_core::rt::TokioRuntime;
 
 use crate::engines::{assert_whole, everything, on_every_engine};
 use crate::servers::{Engine, TestLog};
@@ -26,10 +26,46 @@ on_every_engine! {
 
 /// Patterns, operators, quotes, characters that some engine gives a meaning.
 const TEXTS: [&str; 40] = [
-    "%", "_", "\\", ".*", "^", "$", "a%", "a_b", "\\%", "[a-z]", "(?i)a", "(", "*", "$where",
-    "$gt", "{\"$gt\":\"\"}", "{\"$where\":\"sleep(9999)\"}", "$$ROOT", "a.b", "a.$.b", "__proto__",
-    "'", "\"", "`", "'; DROP TABLE dezky_audit_events; --", "' OR '1'='1", "$1", "?1", ":name",
-    "{1,2}", "NULL", "\\N", "\t", "\r\n", "a\0b", "\0", "\u{1f}", "\u{fffd}", "\u{10ffff}", " ",
+    "%",
+    "_",
+    "\\",
+    ".*",
+    "^",
+    "$",
+    "a%",
+    "a_b",
+    "\\%",
+    "[a-z]",
+    "(?i)a",
+    "(",
+    "*",
+    "$where",
+    "$gt",
+    "{\"$gt\":\"\"}",
+    "{\"$where\":\"sleep(9999)\"}",
+    "$$ROOT",
+    "a.b",
+    "a.$.b",
+    "__proto__",
+    "'",
+    "\"",
+    "`",
+    "'; DROP TABLE dezky_audit_events; --",
+    "' OR '1'='1",
+    "$1",
+    "?1",
+    ":name",
+    "{1,2}",
+    "NULL",
+    "\\N",
+    "\t",
+    "\r\n",
+    "a\0b",
+    "\0",
+    "\u{1f}",
+    "\u{fffd}",
+    "\u{10ffff}",
+    " ",
 ];
 
 fn texts() -> Vec<String> {

@@ -150,7 +150,8 @@ async fn survives(mut server: Server, commit: &'static str, outage: Outage) {
         .with_spool(spool)
         .with_store_timeout(STORE_TIMEOUT);
     let load = Arc::new(Load::new(store, log));
-    let mut tasks: Vec<_> = (0..3).map(|writer| spawn(appends(Arc::clone(&load), writer))).collect();
+    let mut tasks: Vec<_> =
+        (0..3).map(|writer| spawn(appends(Arc::clone(&load), writer))).collect();
     tasks.push(spawn(records(Arc::clone(&load))));
     let drains = spawn({
         let load = Arc::clone(&load);

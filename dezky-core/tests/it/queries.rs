@@ -44,7 +44,20 @@ fn events() -> Vec<SealedEvent> {
 }
 
 const HARD: [&str; 14] = [
-    "%", "_", "\\", ".*", "$where", "{\"$gt\":\"\"}", "a\0b", "'", "İ", "ς", "[a]", "^a", "(", "ß",
+    "%",
+    "_",
+    "\\",
+    ".*",
+    "$where",
+    "{\"$gt\":\"\"}",
+    "a\0b",
+    "'",
+    "İ",
+    "ς",
+    "[a]",
+    "^a",
+    "(",
+    "ß",
 ];
 
 fn one_of(texts: &'static [&'static str]) -> impl Strategy<Value = Option<String>> {

@@ -168,10 +168,7 @@ pub(crate) enum Patience {
 }
 
 /// The log at a URL.
-pub(crate) async fn open(
-    url: &str,
-    patience: Patience,
-) -> dezky_core::Result<Arc<dyn AuditStore>> {
+pub(crate) async fn open(url: &str, patience: Patience) -> dezky_core::Result<Arc<dyn AuditStore>> {
     let short = Duration::from_secs(2);
     if let Some(path) = url.strip_prefix("sqlite:") {
         let mut config = SqliteConfig::new(path);
@@ -242,9 +239,11 @@ enum Kind {
 impl Server {
     pub(crate) async fn postgres() -> Self {
         let mut server = Self::new(Kind::Postgres);
-        let made = server.command("initdb")
+        let made = server
+            .command("initdb")
             .args(["-U", "dezky", "-A", "trust", "-E", "UTF8", "--locale", "C.UTF-8", "--no-sync"])
-            .arg("-D").arg(server.data())
+            .arg("-D")
+            .arg(server.data())
             .output()
             .unwrap();
         assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
@@ -312,8 +311,14 @@ impl Server {
         command.stderr(said);
         match self.kind {
             Kind::Postgres => command.arg("-D").arg(self.data()).args([
-                "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=",
-                "-c", "shared_buffers=32MB", "-p", &self.port.to_string(),
+                "-c",
+                "listen_addresses=127.0.0.1",
+                "-c",
+                "unix_socket_directories=",
+                "-c",
+                "shared_buffers=32MB",
+                "-p",
+                &self.port.to_string(),
             ]),
             Kind::Mongodb => command
                 .args(["--host", "127.0.0.1", "--port", &self.port.to_string()])
@@ -359,7 +364,11 @@ impl Server {
             Kind::Mongodb => {
                 let url = format!("{url}&serverSelectionTimeoutMS=1000");
                 let Ok(client) = mongodb::Client::with_uri_str(&url).await else { return false };
-                client.database("admin").run_command(mongodb::bson::doc! { "ping": 1 }).await.is_ok()
+                client
+                    .database("admin")
+                    .run_command(mongodb::bson::doc! { "ping": 1 })
+                    .await
+                    .is_ok()
             }
         }
     }

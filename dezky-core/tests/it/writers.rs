@@ -6,10 +6,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use dezky_core::ErrorKind;
+use dezky_core::NewEvent;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::AppendOptions;
 use dezky_core::testkit::named_event;
-use dezky_core::NewEvent;
 
 use crate::engines::{assert_whole, everything};
 use crate::servers::{
