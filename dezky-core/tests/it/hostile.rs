@@ -130,24 +130,26 @@ async fn events_are_literal_or_refused(engine: Engine) {
     // U+0000 becomes U+FFFD, which is among them itself.
     let mut external_ids = HashSet::new();
     for (name, set) in FIELDS {
+        let mut valid: Vec<SealedEvent> = Vec::new();
         for text in texts() {
             let event = event(set, &text);
-            let answer = store.append(vec![event.clone()], AppendOptions::default()).await;
-            match (event.validate(), answer) {
-                (Ok(()), Ok(appended)) => {
-                    let known = !external_ids.insert(event.event().external_id.clone())
-                        && event.event().external_id.is_some();
-                    let status = appended.receipts[0].status;
-                    assert_eq!(status == ReceiptStatus::Duplicate, known, "{name} {status:?}");
-                    if !known {
-                        kept.push(event);
-                    }
-                }
-                (Err(invalid), Err(error)) => {
+            match event.validate() {
+                Ok(()) => valid.push(event),
+                Err(invalid) => {
+                    let refused = store.append(vec![event], AppendOptions::default()).await;
+                    let error = refused.unwrap_err();
                     assert_clear(&error, &[ErrorKind::EventInvalid], name);
                     assert!(error.to_string().contains(invalid.field), "{error}");
                 }
-                (valid, answer) => panic!("{name} {:?}: {valid:?} {answer:?}", head(&text)),
+            }
+        }
+        let appended = store.append(valid.clone(), AppendOptions::default()).await.unwrap();
+        for (event, receipt) in valid.into_iter().zip(appended.receipts) {
+            let id = event.event().external_id.clone();
+            let known = id.is_some_and(|id| !external_ids.insert(id));
+            assert_eq!(receipt.status == ReceiptStatus::Duplicate, known, "{name} {receipt:?}");
+            if !known {
+                kept.push(event);
             }
         }
     }
@@ -180,8 +182,9 @@ async fn filters_are_literal_or_refused(engine: Engine) {
     events.push(named_event("plain").seal(&TokioRuntime));
     store.append(events, AppendOptions::default()).await.unwrap();
     let all = everything(&*store).await;
-    for set in FILTERS {
-        for text in texts() {
+    let few = engine.is_slow().await;
+    for (place, set) in FILTERS.into_iter().enumerate() {
+        for (text, _) in texts().into_iter().zip(place..).filter(|(_, n)| !few || n % 3 == 0) {
             let mut query = ListQuery { limit: 500, ..ListQuery::default() };
             set(&mut query, text.clone());
             let filter = match query.filter() {

@@ -4,6 +4,7 @@ mod directory;
 mod engines;
 mod hostile;
 mod memory;
+mod mongodb;
 mod outage;
 mod own_store;
 mod postgres;

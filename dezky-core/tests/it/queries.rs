@@ -11,21 +11,20 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
 use crate::servers::{Engine, TestLog, tokio};
 
-const EVENTS: usize = 1_500;
 /// The minute in which all generated events lie.
 const MINUTE: i64 = 1_767_225_600_000;
 /// How far a query is followed: what comes later is asked by others' windows.
 const PAGES: usize = 6;
 
 /// Random events, some with texts that are hard on patterns where a filter looks.
-fn events() -> Vec<SealedEvent> {
+fn events(count: usize) -> Vec<SealedEvent> {
     let runtime = ManualRuntime::new(77);
     let mut generator = EventGenerator::new(&runtime);
     let mut hard = || {
         let n = generator.below(HARD.len() * 4);
         (HARD.get(n).map(|text| (*text).to_owned()), generator.next_event())
     };
-    (0..EVENTS)
+    (0..count)
         .map(|n| {
             let (text, mut event) = hard();
             if let Some(text) = text {
@@ -115,37 +114,51 @@ fn queries() -> impl Strategy<Value = ListQuery> {
     )
 }
 
-/// The same log in each engine; the first is the oracle.
-async fn logs() -> Vec<(Arc<dyn AuditStore>, TestLog)> {
-    let events = events();
-    let mut logs = Vec::new();
-    for engine in Engine::ALL {
-        let log = TestLog::new(engine).await;
-        let store = log.open().await;
-        store.append(events.clone(), AppendOptions::default()).await.unwrap();
-        logs.push((store, log));
-    }
-    logs
+#[test]
+fn random_queries_give_the_same_pages_in_sqlite_and_postgres() {
+    agree_on_random_queries(&[Engine::Memory, Engine::Sqlite, Engine::Postgres]);
 }
 
 #[test]
-fn random_queries_give_the_same_pages_on_every_engine() {
+fn random_queries_give_the_same_pages_in_mongodb() {
+    agree_on_random_queries(&[Engine::Memory, Engine::Mongodb]);
+}
+
+/// The same log in each engine; the first is the oracle.
+fn agree_on_random_queries(engines: &[Engine]) {
     let tokio = tokio();
-    let logs = tokio.block_on(logs());
+    let mut logs = Vec::new();
+    let (mut count, mut cases) = (1_500, 300);
+    tokio.block_on(async {
+        if engines.last().unwrap().is_slow().await {
+            (count, cases) = (250, 60);
+        }
+        let events = events(count);
+        for &engine in engines {
+            let log = TestLog::new(engine).await;
+            let store = log.open().await;
+            store.append(events.clone(), AppendOptions::default()).await.unwrap();
+            logs.push((store, log));
+        }
+    });
     let stores: Vec<_> = logs.iter().map(|(store, _)| Arc::clone(store)).collect();
-    let config = Config { cases: 300, failure_persistence: None, ..Config::default() };
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
     TestRunner::new(config)
-        .run(&queries(), |query| tokio.block_on(agree(&stores, query)))
+        .run(&queries(), |query| tokio.block_on(agree(engines, &stores, query)))
         .unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 /// Page by page; each engine by cursors of its own.
-async fn agree(stores: &[Arc<dyn AuditStore>], query: ListQuery) -> Result<(), TestCaseError> {
+async fn agree(
+    engines: &[Engine],
+    stores: &[Arc<dyn AuditStore>],
+    query: ListQuery,
+) -> Result<(), TestCaseError> {
     let mut asked = vec![query; stores.len()];
     for page in 0..PAGES {
         let answers = join_all(stores.iter().zip(&asked).map(|(s, query)| s.list(query))).await;
         let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
-        for (engine, answer) in Engine::ALL.into_iter().zip(&answers).skip(1) {
+        for (engine, answer) in engines.iter().zip(&answers).skip(1) {
             prop_assert_eq!(&answer.events, &answers[0].events, "{:?}, page {}", engine, page);
             prop_assert_eq!(answer.partial, answers[0].partial, "{:?}", engine);
             let ends = (answer.next_cursor.is_none(), answers[0].next_cursor.is_none());

@@ -74,6 +74,12 @@ pub(crate) enum Engine {
 
 impl Engine {
     pub(crate) const ALL: [Self; 4] = [Self::Memory, Self::Sqlite, Self::Postgres, Self::Mongodb];
+
+    /// Whether a read costs a look at every row, as it does with the double of a
+    /// MongoDB server: then what reads often does so over few rows.
+    pub(crate) async fn is_slow(self) -> bool {
+        self == Self::Mongodb && crate::mongodb::is_double().await
+    }
 }
 
 /// A log of a test's own, gone with it.
