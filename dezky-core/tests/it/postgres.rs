@@ -390,7 +390,7 @@ fn a_standby_is_refused() {
         });
         let standby = standby.await;
         let mut config = PostgresConfig::new(standby.url("postgres"));
-        config.acquire_timeout = Duration::from_secs(60);
+        config.acquire_timeout = Duration::from_mins(1);
         let refused = PostgresAuditStore::open(config, &TokioRuntime).await.err().unwrap();
         assert_eq!(refused.kind(), ErrorKind::ConfigInvalid, "{refused}");
         assert!(refused.to_string().contains("name the primary"), "{refused}");
