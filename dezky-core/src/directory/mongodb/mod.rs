@@ -205,7 +205,7 @@ impl DirectoryStore for MongoDirectory {
                 check_version(filed.kind.what, stored.map(|held| held.version), filed.version)?;
                 filed.check_fixed(stored)?;
             }
-            self.replace(&mut session, &filed).await
+            self.replace(&mut session, &filed, &stored).await
         };
         let changed = changed.await;
         self.end_turn(session, changed, &events).await
@@ -221,7 +221,7 @@ impl DirectoryStore for MongoDirectory {
             for filed in &filed {
                 filed.check_fixed(stored.get(&filed.place()))?;
             }
-            self.replace(&mut session, &filed).await
+            self.replace(&mut session, &filed, &stored).await
         };
         let restored = restored.await;
         self.end_turn(session, restored, &[]).await
@@ -323,21 +323,29 @@ impl MongoDirectory {
         Ok(stored)
     }
 
-    /// Puts documents in the place of those that are there, unless others have what is
-    /// theirs alone.
-    async fn replace(&self, session: &mut ClientSession, filed: &[Filed]) -> Result<()> {
+    /// Puts documents in the place of those that are `stored`, unless others have what
+    /// is theirs alone.
+    async fn replace(
+        &self,
+        session: &mut ClientSession,
+        filed: &[Filed],
+        stored: &BTreeMap<Place, Held>,
+    ) -> Result<()> {
         let taken = self.taken(session, filed).await?;
         check_unique(filed, taken)?;
         for kind in KINDS {
             let collection = self.collection(kind);
-            let ids: Vec<&str> = of_kind(filed, kind).map(|filed| filed.id.as_str()).collect();
             // What all of them had is given up first: a domain may move within a commit.
-            for ids in ids.chunks(KEYS_A_READ) {
+            let there: Vec<&str> = of_kind(filed, kind)
+                .filter(|filed| stored.contains_key(&filed.place()))
+                .map(|filed| filed.id.as_str())
+                .collect();
+            for ids in there.chunks(KEYS_A_READ) {
                 let delete = collection.delete_many(doc! { "_id": { "$in": ids } });
                 self.database.run(delete.session(&mut *session)).await?;
             }
-            if !ids.is_empty() {
-                let documents = of_kind(filed, kind).map(|filed| &filed.document);
+            let documents: Vec<&Document> = of_kind(filed, kind).map(|f| &f.document).collect();
+            if !documents.is_empty() {
                 let insert = collection.insert_many(documents);
                 self.database.run(insert.session(&mut *session)).await?;
             }

@@ -129,7 +129,8 @@ impl FlagStore for MongoFlagStore {
         let changed = async {
             let keys: Vec<&str> = changes.iter().map(FlagChange::key).collect();
             let known = self.known(&mut session, &keys).await?;
-            self.write(&mut session, settle(&changes, known, state)?).await
+            let there: Vec<String> = known.keys().cloned().collect();
+            self.write(&mut session, &there, settle(&changes, known, state)?).await
         };
         let changed = changed.await;
         self.end_turn(session, changed, &events).await
@@ -142,7 +143,7 @@ impl FlagStore for MongoFlagStore {
             // Empty or the same: the table has the rule.
             return self.table().await?.restore(table);
         }
-        let restored = self.write(&mut session, unfold(&table)).await;
+        let restored = self.write(&mut session, &[], unfold(&table)).await;
         self.end_turn(session, restored, &[]).await
     }
 
@@ -239,10 +240,15 @@ impl MongoFlagStore {
         Ok(all)
     }
 
-    async fn write(&self, session: &mut ClientSession, settled: Settled<'_>) -> Result<()> {
+    /// Puts rows in the place of those that are `there`.
+    async fn write(
+        &self,
+        session: &mut ClientSession,
+        there: &[String],
+        settled: Settled<'_>,
+    ) -> Result<()> {
         let flags = self.flags();
-        let keys: Vec<&str> = settled.rows.iter().map(|row| row.key).collect();
-        for keys in keys.chunks(KEYS_A_READ) {
+        for keys in there.chunks(KEYS_A_READ) {
             let delete = flags.delete_many(doc! { "_id": { "$in": keys } });
             self.database.run(delete.session(&mut *session)).await?;
         }
