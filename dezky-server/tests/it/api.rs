@@ -9,7 +9,7 @@ use sqlx::{Connection as _, SqliteConnection};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::support::{SECRET, WEBHOOK, Engine, Server, until};
+use crate::support::{Engine, SECRET, Server, WEBHOOK, until};
 
 const TOKEN: &str = "operator-token-0123456789";
 

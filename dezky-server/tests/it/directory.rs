@@ -110,7 +110,9 @@ pub(crate) async fn lists_come_in_pages_by_slug(engine: Engine) {
     server.stop().await;
 }
 
-pub(crate) async fn a_partner_is_attached_by_id_or_slug_and_their_customers_are_counted(engine: Engine) {
+pub(crate) async fn a_partner_is_attached_by_id_or_slug_and_their_customers_are_counted(
+    engine: Engine,
+) {
     let server = Server::on(engine, &[]).await;
     let client = &server.client;
     let partner = make_partner(client, "reseller").await;

@@ -118,8 +118,11 @@ async fn a_postgres_fit_and_not() {
     only(&output, "bad", &["REINDEX INDEX CONCURRENTLY dezky_audit_events_at"]);
     sql(&server.url, &set.replace("= false", "= true")).await;
 
-    sql(&server.url, "CREATE ROLE reader LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
-        .await;
+    sql(
+        &server.url,
+        "CREATE ROLE reader LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader",
+    )
+    .await;
     let output = doctor(&server.url.replace("dezky@", "reader@"), &[]);
     let bad = lines(&output, "bad");
     assert!(bad.iter().any(|line| line.contains("GRANT SELECT, INSERT, UPDATE, DELETE ON dezky_audit_events")), "{bad:?}");

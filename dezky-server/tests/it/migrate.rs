@@ -36,11 +36,17 @@ async fn it_says_from_where_to_where(engine: Engine) {
     let output = migrate(&[]);
     assert!(output.status.success(), "{output:?}");
     for component in ["audit", "directory", "flags"] {
-        assert!(stdout(&output).contains(&format!("{component}: from version 0 to 1")), "{output:?}");
+        assert!(
+            stdout(&output).contains(&format!("{component}: from version 0 to 1")),
+            "{output:?}"
+        );
     }
     let again = migrate(&["--json"]);
     let report: serde_json::Value = serde_json::from_slice(&again.stdout).unwrap();
-    assert_eq!((&report["changed"], &report["components"]["flags"]["from"]), (&false.into(), &1.into()));
+    assert_eq!(
+        (&report["changed"], &report["components"]["flags"]["from"]),
+        (&false.into(), &1.into())
+    );
     // What it calls up to date is.
     assert!(migrate(&["--check"]).status.success());
     assert!(run(&["verify", "--store", &url], &[]).status.success());
@@ -98,7 +104,8 @@ async fn the_search_index_is_made_where_it_can_be() {
         let output = run(&["migrate", "--search-index", "--store", &url], &[]);
         assert!(stdout(&output).contains("search index: there"), "{output:?}");
     }
-    sql(&url, "DO $$ BEGIN ASSERT to_regclass('dezky_audit_events_search') IS NOT NULL; END $$").await;
+    sql(&url, "DO $$ BEGIN ASSERT to_regclass('dezky_audit_events_search') IS NOT NULL; END $$")
+        .await;
     let (_folder, _, url) = empty(Engine::Sqlite).await;
     let said = refusal(&run(&["migrate", "--search-index", "--store", &url], &[]), 2);
     assert!(said.contains("PostgreSQL alone"), "{said}");

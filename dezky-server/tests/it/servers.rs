@@ -27,7 +27,8 @@ pub(crate) struct Database {
 
 /// The value of a variable that says where the servers are.
 pub(crate) fn beside(variable: &str) -> String {
-    std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run .ci/with-servers"))
+    std::env::var(variable)
+        .unwrap_or_else(|_| panic!("{variable} is not set: run .ci/with-servers"))
 }
 
 /// A URL with another database in it.
@@ -153,7 +154,18 @@ impl OwnServer {
         let (folder, port) = (folder_of_server(), free_port());
         let data = folder.path().join("data");
         let made = program_of_server("initdb")
-            .args(["-U", "dezky", "-A", "trust", "-E", "UTF8", "--locale", "C.UTF-8", "--no-sync", "-D"])
+            .args([
+                "-U",
+                "dezky",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale",
+                "C.UTF-8",
+                "--no-sync",
+                "-D",
+            ])
             .arg(&data)
             .output()
             .unwrap();

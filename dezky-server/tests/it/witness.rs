@@ -121,7 +121,10 @@ async fn a_postgres_database_that_went_back_under_a_server_and_before_a_start() 
     let restored = restore.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&restored.stderr);
     // The schema of the name is there already.
-    assert!(restored.status.success() || said.contains("schema \"public\" already exists"), "{said}");
+    assert!(
+        restored.status.success() || said.contains("schema \"public\" already exists"),
+        "{said}"
+    );
 
     // What it appended now would hide what was lost.
     until("the end of the server", async || process.ended().is_some()).await;
@@ -133,8 +136,10 @@ async fn a_postgres_database_that_went_back_under_a_server_and_before_a_start() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_log_in_the_place_of_the_first() {
     let folder = tempfile::tempdir().unwrap();
-    let [first, other] =
-        [Database::new(Engine::Mongodb).await.unwrap(), Database::new(Engine::Mongodb).await.unwrap()];
+    let [first, other] = [
+        Database::new(Engine::Mongodb).await.unwrap(),
+        Database::new(Engine::Mongodb).await.unwrap(),
+    ];
     let process = Process::start(folder.path(), &[("DEZKY_STORE", &first.url)]);
     record(&process, 2).await;
     process.stop().await;
@@ -144,6 +149,13 @@ async fn another_log_in_the_place_of_the_first() {
     // With a note of its own it is a first start.
     let apart = [&environment[..], &[("DEZKY_HEAD_PATH", "other.head")]].concat();
     Process::start(folder.path(), &apart).stop().await;
-    let said = refusal(&command(folder.path(), &[("DEZKY_STORE", &first.url), ("DEZKY_HEAD_PATH", "nowhere/x.head")], &["serve"]), 2);
+    let said = refusal(
+        &command(
+            folder.path(),
+            &[("DEZKY_STORE", &first.url), ("DEZKY_HEAD_PATH", "nowhere/x.head")],
+            &["serve"],
+        ),
+        2,
+    );
     assert!(said.contains("head.path nowhere/x.head"), "{said}");
 }

@@ -293,9 +293,9 @@ async fn acknowledge(
     engine.close().await;
     let acknowledged = acknowledged?;
     if as_json {
-        let heads = acknowledged.map(|(expected, found)| {
-            json!({ "expected": expected.to_json(), "found": found.to_json() })
-        });
+        let heads = acknowledged.map(
+            |(expected, found)| json!({ "expected": expected.to_json(), "found": found.to_json() }),
+        );
         return print(&format!("{}\n", json!({ "acknowledged": heads })));
     }
     print(&match acknowledged {
@@ -307,9 +307,7 @@ async fn acknowledge(
 }
 
 /// Waits for an answer of a server, but not for ever.
-async fn answer<T>(
-    asked: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
+async fn answer<T>(asked: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
         Ok(answer) => answer,
         Err(_) => Err(Error::new(
@@ -354,7 +352,8 @@ mod tests {
         let known = known(&url);
         let level = |component: &str, by: isize| {
             let version = |(name, known): (&str, usize)| {
-                let version = if name == component { known.saturating_add_signed(by) } else { known };
+                let version =
+                    if name == component { known.saturating_add_signed(by) } else { known };
                 (name.to_owned(), version)
             };
             let mut report = Report::default();

@@ -150,7 +150,8 @@ async fn examine_version(
 }
 
 fn examine_tls(server: &Server, url: &RemoteUrl, report: &mut Report) {
-    let (what, fix) = ("tls", "set tls=true in the URL, and tlsCAFile for an authority of your own");
+    let (what, fix) =
+        ("tls", "set tls=true in the URL, and tlsCAFile for an authority of your own");
     match &server.options.tls {
         Some(Tls::Enabled(tls)) if tls.allow_invalid_certificates == Some(true) => {
             let fix = "take tlsInsecure and tlsAllowInvalidCertificates out of the URL";
@@ -178,12 +179,21 @@ fn examine_topology(hello: &Document, report: &mut Report) -> bool {
         }
         Ok(set) if !writable => {
             let fix = "leave directConnection out of the URL, or name the primary";
-            report.bad(what, format!("a member of the replica set {set} that is not its primary"), fix);
+            report.bad(
+                what,
+                format!("a member of the replica set {set} that is not its primary"),
+                fix,
+            );
             return false;
         }
         Ok(set) => {
             let members = hello.get_array("hosts").map_or(1, Vec::len);
-            report.ok(what, format!("the primary of the replica set {set}, of {members} members that hold data"));
+            report.ok(
+                what,
+                format!(
+                    "the primary of the replica set {set}, of {members} members that hold data"
+                ),
+            );
         }
     }
     true
@@ -194,9 +204,10 @@ fn examine_topology(hello: &Document, report: &mut Report) -> bool {
 async fn examine_durability(server: &Server, report: &mut Report) {
     let what = "durability";
     let status = server.admin(doc! { "serverStatus": 1, "repl": 0, "metrics": 0, "locks": 0 });
-    let persistent = status.await.ok().and_then(|status| {
-        status.get_document("storageEngine").ok()?.get_bool("persistent").ok()
-    });
+    let persistent = status
+        .await
+        .ok()
+        .and_then(|status| status.get_document("storageEngine").ok()?.get_bool("persistent").ok());
     match persistent {
         Some(false) => report.bad(what, "the storage engine keeps nothing on a disk", "use WiredTiger"),
         Some(true) => report.ok(what, "on disk; each write waits for the majority and the journal"),
@@ -229,7 +240,11 @@ async fn examine_lifetime(server: &Server, report: &mut Report) {
             fix,
         ),
         Some(seconds) => report.ok(what, format!("{name} is {seconds}")),
-        None => report.warn(what, format!("{name} can't be read with these permissions"), format!("let an administrator see that it is {LONGEST_TRANSACTION_SECONDS} or less")),
+        None => report.warn(
+            what,
+            format!("{name} can't be read with these permissions"),
+            format!("let an administrator see that it is {LONGEST_TRANSACTION_SECONDS} or less"),
+        ),
     }
 }
 
@@ -261,10 +276,9 @@ async fn probe(server: &Server, report: &mut Report) {
 
 async fn examine_indexes(server: &Server, report: &mut Report) -> Result<(), Error> {
     let what = "indexes";
-    let names = ask(async {
-        server.database.collection::<Document>(EVENTS).list_index_names().await
-    })
-    .await?;
+    let names =
+        ask(async { server.database.collection::<Document>(EVENTS).list_index_names().await })
+            .await?;
     let missing: Vec<_> =
         INDEXES.into_iter().filter(|name| !names.iter().any(|index| index == name)).collect();
     if missing.is_empty() {
@@ -290,7 +304,8 @@ async fn examine_indexes(server: &Server, report: &mut Report) -> Result<(), Err
 }
 
 async fn examine_change_streams(server: &Server, report: &mut Report) {
-    let watched = ask(async { server.database.collection::<Document>(EVENTS).watch().await.map(drop) });
+    let watched =
+        ask(async { server.database.collection::<Document>(EVENTS).watch().await.map(drop) });
     match watched.await {
         Ok(()) => report.ok("news", "change streams tell of what others append"),
         Err(_) => report.warn(

@@ -29,7 +29,10 @@ const SEARCH_INDEX: &str = "dezky_audit_events_search";
 fn options(url: &RemoteUrl) -> Result<PgConnectOptions, Error> {
     let options = PgConnectOptions::from_str(&url.expose()).map_err(postgres_error)?;
     // A pooler refuses parameters that it does not know.
-    Ok(options.disable_statement_logging().extra_float_digits(None).application_name("dezky-doctor"))
+    Ok(options
+        .disable_statement_logging()
+        .extra_float_digits(None)
+        .application_name("dezky-doctor"))
 }
 
 async fn connect(config: &StoreConfig, url: &RemoteUrl) -> Result<PgConnection, Error> {
@@ -167,13 +170,20 @@ async fn examine_server(
     if i64::from(config.max_connections) + 1 > i64::from(most) {
         report.warn(
             "connections",
-            format!("the server allows {most}, store.max_connections is {}", config.max_connections),
+            format!(
+                "the server allows {most}, store.max_connections is {}",
+                config.max_connections
+            ),
             "lower the one or raise the other",
         );
     }
     examine_pooler(config, url, connection, report).await?;
     if get::<Option<String>>(&facts, "schema")?.is_none() {
-        report.bad("permissions", "no schema of the search_path exists", "CREATE SCHEMA, or set search_path");
+        report.bad(
+            "permissions",
+            "no schema of the search_path exists",
+            "CREATE SCHEMA, or set search_path",
+        );
         return Ok(BTreeMap::new());
     }
     let versions = versions_of(connection).await?;
@@ -192,15 +202,20 @@ async fn examine_tls(
     connection: &mut PgConnection,
     report: &mut Report,
 ) -> Result<(), Error> {
-    let (what, fix) = ("tls", "set sslmode=verify-full in the URL, and sslrootcert for an authority of your own");
-    let sql = "SELECT coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false) AS tls";
+    let (what, fix) =
+        ("tls", "set sslmode=verify-full in the URL, and sslrootcert for an authority of your own");
+    let sql =
+        "SELECT coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false) AS tls";
     let encrypted: bool = get(&row(connection, sql).await?, "tls")?;
     let verified =
         matches!(options(url)?.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull);
     if encrypted && verified {
         report.ok(what, "encrypted, and the server's certificate is verified");
     } else if is_local(url.host()) {
-        report.ok(what, if encrypted { "encrypted, on this machine" } else { "not encrypted, on this machine" });
+        report.ok(
+            what,
+            if encrypted { "encrypted, on this machine" } else { "not encrypted, on this machine" },
+        );
     } else if encrypted {
         report.warn(what, "encrypted, but whoever answers is believed", fix);
     } else {
@@ -264,7 +279,9 @@ async fn examine_pooler(
             "set store.pooler = \"transaction\" (DEZKY_STORE_POOLER)",
         ),
         (true, true) => report.ok(what, "one in transaction mode, as configured"),
-        (false, true) => report.ok(what, "none was noticed; store.pooler = \"transaction\" works all the same"),
+        (false, true) => {
+            report.ok(what, "none was noticed; store.pooler = \"transaction\" works all the same")
+        }
         (false, false) => report.ok(what, "none"),
     }
     Ok(())
@@ -289,7 +306,9 @@ async fn examine_permissions(
     let fix = format!("GRANT CREATE, USAGE ON SCHEMA {schema} TO {role}");
     match (get::<bool>(&facts, "creates")?, is_made) {
         (true, _) => report.ok(what, format!("{role} may make tables in the schema {schema}")),
-        (false, false) => report.bad(what, format!("{role} may make no tables in the schema {schema}"), fix),
+        (false, false) => {
+            report.bad(what, format!("{role} may make no tables in the schema {schema}"), fix)
+        }
         (false, true) => report.warn(
             what,
             format!("{role} may make no tables in the schema {schema}, as later versions will"),
@@ -373,14 +392,26 @@ async fn examine_indexes(connection: &mut PgConnection, report: &mut Report) -> 
     let mut whole = true;
     for name in INDEXES.into_iter().filter(|name| !usable.contains_key(*name)) {
         whole = false;
-        report.bad(what, format!("{name} is missing"), "make it again as the schema has it, or restore a backup");
+        report.bad(
+            what,
+            format!("{name} is missing"),
+            "make it again as the schema has it, or restore a backup",
+        );
     }
     for (name, _) in usable.iter().filter(|(_, usable)| !**usable) {
         whole = false;
         if name == SEARCH_INDEX {
-            report.warn(what, format!("{name} is not valid, so it is not used"), "dezky-server migrate --search-index");
+            report.warn(
+                what,
+                format!("{name} is not valid, so it is not used"),
+                "dezky-server migrate --search-index",
+            );
         } else {
-            report.bad(what, format!("{name} is not valid"), format!("REINDEX INDEX CONCURRENTLY {name}"));
+            report.bad(
+                what,
+                format!("{name} is not valid"),
+                format!("REINDEX INDEX CONCURRENTLY {name}"),
+            );
         }
     }
     if whole {

@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use dezky_core::Error;
-use dezky_core::store::{SqliteAuditStore, SqliteConfig, sqlite_error};
 use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{SqliteAuditStore, SqliteConfig, sqlite_error};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
 
@@ -57,7 +57,10 @@ async fn versions_of(connection: &mut SqliteConnection) -> Result<BTreeMap<Strin
         .fetch_all(connection)
         .await
         .map_err(sqlite_error)?;
-    Ok(rows.into_iter().map(|(name, version)| (name, usize::try_from(version).unwrap_or(0))).collect())
+    Ok(rows
+        .into_iter()
+        .map(|(name, version)| (name, usize::try_from(version).unwrap_or(0)))
+        .collect())
 }
 
 /// Looks at the file; gives the schema's versions if it can be read.
@@ -125,7 +128,10 @@ fn examine_file(path: &Path, report: &mut Report) {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.permissions().mode() & 0o077 != 0 => report.warn(
             "file",
-            format!("others may read or write it (mode {:o})", metadata.permissions().mode() & 0o777),
+            format!(
+                "others may read or write it (mode {:o})",
+                metadata.permissions().mode() & 0o777
+            ),
             format!("chmod 600 {}", path.display()),
         ),
         Ok(metadata) => report.ok("file", format!("{} bytes, of this user alone", metadata.len())),
