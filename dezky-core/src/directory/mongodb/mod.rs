@@ -67,8 +67,10 @@ fn steps() -> Vec<Vec<MongoCollection>> {
         MongoCollection::new(USER.collection)
             .unique("by_subject", doc! { "subject": 1 })
             .unique_where("by_identity", doc! { "identities": 1 }, owns("identities"))
-            .index("by_login", doc! { "last_login": -1, "_id": -1 })
-            .index("by_tenant", doc! { "tenant_ids": 1, "last_login": -1, "_id": -1 }),
+            // Read backwards: one server of this protocol sorts texts of which one begins
+            // another wrongly in a descending index.
+            .index("by_login", doc! { "last_login": 1, "_id": 1 })
+            .index("by_tenant", doc! { "tenant_ids": 1, "last_login": 1, "_id": 1 }),
     ]]
 }
 
