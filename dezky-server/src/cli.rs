@@ -120,8 +120,19 @@ enum Command {
     )]
     Doctor(commands::doctor::Options),
     /// Copy a whole store to another engine or place, and verify both ends
+    ///
+    /// The target is empty, or what an earlier run began: the same command goes on
+    /// where it was stopped. Stop the servers on the source for the last run.
+    #[command(
+        after_help = "Example:\n  dezky-server copy --from sqlite:///var/lib/dezky/audit.db --to postgres://dezky@db.example.com/platform\n\nExit status: 0 both ends are equal and verified, 1 refused, interrupted or different, 2 wrong use or configuration."
+    )]
     Copy(commands::copy::Options),
     /// Take over the collections of the platform that this replaces
+    ///
+    /// Writes nothing there, and the same import again adds nothing here.
+    #[command(
+        after_help = "Examples:\n  dezky-server import-origin --from mongodb://host/platform --to sqlite:///var/lib/dezky/audit.db --dry-run\n  dezky-server import-origin --from mongodb://host/platform --to sqlite:///var/lib/dezky/audit.db --collection events=audit_log\n\nExit status: 0 everything is here, 1 documents were refused or it was interrupted, 2 wrong use or configuration."
+    )]
     ImportOrigin(commands::import_origin::Options),
     /// Print or check the configuration
     #[command(subcommand)]

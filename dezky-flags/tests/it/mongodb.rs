@@ -101,7 +101,8 @@ fn a_flag_as_version_1_wrote_it_is_read() {
         let collections = ["dezky_flags", "dezky_flags_state"].map(MongoCollection::new);
         log.database().migrate("flags", &[collections.to_vec()]).await.unwrap();
         let flags = log.database().collection::<Document>("dezky_flags");
-        let flag = doc! { "_id": "chat.threads", "version": 3_i64, "flag": crate::model::VERSION_1 };
+        let flag =
+            doc! { "_id": "chat.threads", "version": 3_i64, "flag": crate::model::VERSION_1 };
         flags.insert_many([flag, doc! { "_id": "old", "version": 2_i64 }]).await.unwrap();
         let state = doc! { "_id": "flags", "revision": 5_i64, "flags": 1_i64, "keys": 2_i64 };
         let states = log.database().collection::<Document>("dezky_flags_state");

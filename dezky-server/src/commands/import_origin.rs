@@ -50,10 +50,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
         ));
     }
     let mut signals = Signals::listen()?;
-    let platform = match dry_run {
-        true => None,
-        false => Some(open(&to, Access::Migrate, "--to").await?),
-    };
+    let platform = if dry_run { None } else { Some(open(&to, Access::Migrate, "--to").await?) };
     let mut shown = Progress::new(json);
     let mut part = "";
     let mut progress = |what, done, total| {

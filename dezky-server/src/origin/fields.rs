@@ -122,14 +122,13 @@ impl Fields {
 
 fn text(value: &Bson) -> Option<String> {
     match value {
-        Bson::String(text) => Some(text.clone()),
+        Bson::String(text) | Bson::Symbol(text) => Some(text.clone()),
         Bson::ObjectId(id) => Some(id.to_hex()),
         Bson::Int32(number) => Some(number.to_string()),
         Bson::Int64(number) => Some(number.to_string()),
         Bson::Double(number) => Some(number.to_string()),
         Bson::Decimal128(number) => Some(number.to_string()),
         Bson::DateTime(_) => time(value).map(|at| at.to_string()),
-        Bson::Symbol(text) => Some(text.clone()),
         _ => None,
     }
 }

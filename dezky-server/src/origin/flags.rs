@@ -34,7 +34,7 @@ pub(super) fn flag(fields: &mut Fields, report: &mut Collection) -> Result<Flag,
         },
         ..NewFlag::new(key)
     };
-    if f64::from(new.pct) != pct {
+    if pct.fract() != 0.0 || !(0.0..=100.0).contains(&pct) {
         report.change("pct");
     }
     // An axis that is not known here must not widen the flag.

@@ -67,8 +67,10 @@ fn steps() -> Vec<Vec<MongoCollection>> {
         MongoCollection::new(USER.collection)
             .unique("by_subject", doc! { "subject": 1 })
             .unique_where("by_identity", doc! { "identities": 1 }, owns("identities"))
-            .index("by_login", doc! { "last_login": -1, "_id": -1 })
-            .index("by_tenant", doc! { "tenant_ids": 1, "last_login": -1, "_id": -1 }),
+            // Read backwards: one server of this protocol sorts texts of which one begins
+            // another wrongly in a descending index.
+            .index("by_login", doc! { "last_login": 1, "_id": 1 })
+            .index("by_tenant", doc! { "tenant_ids": 1, "last_login": 1, "_id": 1 }),
     ]]
 }
 
@@ -217,7 +219,8 @@ impl DirectoryStore for MongoDirectory {
         let (_turn, mut session) = self.take_turn().await?;
         let restored = async {
             let stored = self.stored(&mut session, &filed).await?;
-            filed.retain(|new| stored.get(&new.place()).is_none_or(|old| old.version < new.version));
+            filed
+                .retain(|new| stored.get(&new.place()).is_none_or(|old| old.version < new.version));
             for filed in &filed {
                 filed.check_fixed(stored.get(&filed.place()))?;
             }

@@ -531,7 +531,11 @@ mod tests {
             let last_login_at = Timestamp::from_millis(500);
             let after = after.map(|id| UserCursor { last_login_at, id });
             for tenant_id in [None, Some("t7".to_owned()), Some("t".to_owned())] {
-                selects.push(select_users(&UserQuery { tenant_id, after: after.clone(), limit: 500 }));
+                selects.push(select_users(&UserQuery {
+                    tenant_id,
+                    after: after.clone(),
+                    limit: 500,
+                }));
             }
         }
         selects
