@@ -501,6 +501,31 @@ fn a_writer_of_ours_that_stalls_is_ended_by_the_server() {
 }
 
 #[test]
+fn who_writes_past_the_lock_makes_nobody_store_twice() {
+    let databases = Databases::new();
+    tokio().block_on(async {
+        let store = open(&databases.make().await).await;
+        let mut event = named_event("a");
+        (event.source, event.external_id) = ("ocis".into(), Some("e-1".into()));
+        let events = vec![event.seal(&TokioRuntime)];
+        let mut intruder = databases.connect().await;
+        intruder.execute("BEGIN; INSERT INTO dezky_audit_events SELECT 77, gen_random_uuid(), 0, 0, 'user', NULL, NULL, NULL, 'a.b', 'success', NULL, NULL, NULL, NULL, NULL, 'ocis', 'e-1', '{}', hash, NULL, hash, hash, NULL, '' FROM decode(repeat('00', 32), 'hex') AS hash").await.unwrap();
+        let (refused, ()) =
+            tokio::join!(store.append(events.clone(), AppendOptions::default()), async {
+                let waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+                let mut beside = databases.connect().await;
+                while beside.fetch_all(waiting).await.unwrap().is_empty() {}
+                intruder.execute("COMMIT").await.unwrap();
+            });
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::StoreBusy, "{refused}");
+        assert!(refused.to_string().contains("dezky_audit_events_external"), "{refused}");
+        assert_eq!(append(&store, events).await, [ReceiptStatus::Conflict]);
+        assert_eq!(store.state().await.unwrap().head.next_seq, 0);
+    });
+}
+
+#[test]
 fn connections_that_were_killed_are_replaced() {
     let databases = Databases::new();
     tokio().block_on(async {
