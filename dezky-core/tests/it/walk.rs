@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use crate::postgres::Databases;
 use crate::sqlite::tokio;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{
-    AppendOptions, AuditStore, ChainedStore, ListQuery, MemoryAuditStore, RowStore,
-    SqliteAuditStore, SqliteConfig,
+    AppendOptions, AuditStore, ChainedStore, ListQuery, MemoryAuditStore, PostgresAuditStore,
+    PostgresConfig, RowStore, SqliteAuditStore, SqliteConfig,
 };
 use dezky_core::testkit::{EventGenerator, ManualRuntime};
 
@@ -91,5 +92,14 @@ fn partial_pages_lose_nothing_in_sqlite() {
         let folder = tempfile::tempdir().unwrap();
         let config = SqliteConfig::new(folder.path().join("audit.db"));
         check(SqliteAuditStore::open(config, &TokioRuntime).await.unwrap(), 300, &BUDGETS).await;
+    });
+}
+
+#[test]
+fn partial_pages_lose_nothing_in_postgres() {
+    let databases = Databases::new();
+    tokio().block_on(async {
+        let config = PostgresConfig::new(databases.make().await);
+        check(PostgresAuditStore::open(config, &TokioRuntime).await.unwrap()).await;
     });
 }

@@ -16,7 +16,7 @@ use crate::{Error, ErrorKind, Result, SealedEvent};
 /// How much longer than the server's own bound a server may be silent.
 const SILENCE: Duration = Duration::from_secs(5);
 /// How long a migration may take, or wait for another process that migrates.
-const MIGRATION: Duration = Duration::from_secs(600);
+const MIGRATION: Duration = Duration::from_mins(10);
 
 /// A few keys are looked up in a table of any size, whatever the planner believes
 /// of it.
@@ -131,7 +131,9 @@ impl PostgresDatabase {
     /// events, or neither.
     pub async fn commit(&self, mut tx: PostgresTransaction, events: &[SealedEvent]) -> Result<()> {
         crate::store::chained::check_events(events)?;
-        super::stage(&mut tx, events).await?;
+        if !events.is_empty() {
+            tx.execute(super::staging(events)).await?;
+        }
         tx.commit().await
     }
 
