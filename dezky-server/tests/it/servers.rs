@@ -68,6 +68,7 @@ impl Database {
                 let drop = AssertSqlSafe(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
                 server.execute(sqlx::raw_sql(drop)).await.unwrap();
             }
+            Engine::Mongodb if std::env::var_os("DEZKY_TEST_THROWAWAY").is_some() => {}
             Engine::Mongodb => {
                 let url = beside("DEZKY_TEST_MONGODB");
                 let client = mongodb::Client::with_uri_str(url).await.unwrap();
