@@ -22,10 +22,7 @@ pub(super) fn to_text(document: &impl Serialize) -> Result<String> {
 
 /// A database that does not hold what this crate wrote.
 pub(super) fn corrupt(problem: impl std::fmt::Display) -> Error {
-    Error::new(
-        ErrorKind::StoreCorrupt,
-        format!("{problem}: restore the database from a backup"),
-    )
+    Error::new(ErrorKind::StoreCorrupt, format!("{problem}: restore the database from a backup"))
 }
 
 /// A login as it is stored: who never logged in comes last.

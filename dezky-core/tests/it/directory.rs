@@ -148,7 +148,11 @@ fn patch<T: serde::de::DeserializeOwned>(json: Value) -> T {
 }
 
 #[track_caller]
-pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<T>, kind: ErrorKind, begins: &str) -> Error {
+pub(crate) fn refused<T: std::fmt::Debug>(
+    answer: Result<T>,
+    kind: ErrorKind,
+    begins: &str,
+) -> Error {
     let error = answer.unwrap_err();
     assert_eq!(error.kind(), kind, "{error}");
     assert!(error.to_string().starts_with(begins), "{error}");

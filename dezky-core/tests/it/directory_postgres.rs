@@ -1,8 +1,8 @@
 //! The directory on PostgreSQL.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dezky_core::directory::{
     DirectoryStore, PostgresDirectory, Tenant, TenantKey, TenantQuery, UserKey,

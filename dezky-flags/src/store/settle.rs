@@ -66,9 +66,8 @@ pub(super) fn settle<'a>(
 
 /// A whole table as rows.
 pub(super) fn unfold(table: &FlagTable) -> Settled<'_> {
-    let flags = table.flags().map(|flag| {
-        Row { key: &flag.key, version: flag.version, flag: Some(flag) }
-    });
+    let flags =
+        table.flags().map(|flag| Row { key: &flag.key, version: flag.version, flag: Some(flag) });
     let removed = table.removed().map(|(key, version)| Row { key, version, flag: None });
     let rows: Vec<_> = flags.chain(removed).collect();
     let flags = rows.iter().filter(|row| row.flag.is_some()).count();

@@ -1,4 +1,5 @@
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{MongoAuditStore, MongoCollection, MongoConfig};
@@ -40,6 +41,10 @@ impl Mongo {
     async fn log_as(&self, migrate: bool) -> MongoAuditStore {
         let mut config = MongoConfig::new(&self.server);
         config.migrate = migrate;
+        // The tests' server makes collections only while no transaction is open, and
+        // other tests have large ones: a slow machine is no outage.
+        config.operation_timeout = Duration::from_secs(200);
+        config.busy_timeout = Duration::from_secs(60);
         let client = Client::with_uri_str(&self.server).await.unwrap();
         let name = self.names.lock().unwrap().last().expect("was made").clone();
         MongoAuditStore::with_client(client, &name, config, Arc::new(TokioRuntime)).await.unwrap()
@@ -101,7 +106,8 @@ fn a_flag_as_version_1_wrote_it_is_read() {
         let collections = ["dezky_flags", "dezky_flags_state"].map(MongoCollection::new);
         log.database().migrate("flags", &[collections.to_vec()]).await.unwrap();
         let flags = log.database().collection::<Document>("dezky_flags");
-        let flag = doc! { "_id": "chat.threads", "version": 3_i64, "flag": crate::model::VERSION_1 };
+        let flag =
+            doc! { "_id": "chat.threads", "version": 3_i64, "flag": crate::model::VERSION_1 };
         flags.insert_many([flag, doc! { "_id": "old", "version": 2_i64 }]).await.unwrap();
         let state = doc! { "_id": "flags", "revision": 5_i64, "flags": 1_i64, "keys": 2_i64 };
         let states = log.database().collection::<Document>("dezky_flags_state");

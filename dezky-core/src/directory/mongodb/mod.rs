@@ -173,20 +173,18 @@ impl DirectoryStore for MongoDirectory {
         }
         if let Some(UserCursor { last_login_at, id }) = &query.after {
             let at = login(*last_login_at);
-            filter.insert(
-                "$or",
-                vec![
-                    doc! { "last_login": { "$lt": at } },
-                    doc! { "last_login": at, "_id": { "$lt": id } },
-                ],
-            );
+            let mut earlier = vec![doc! { "last_login": at, "_id": { "$lt": id } }];
+            // Nothing is before never: a server may count below the least integer.
+            if last_login_at.is_some() {
+                earlier.push(doc! { "last_login": { "$lt": at } });
+            }
+            filter.insert("$or", earlier);
         }
         self.page(USER, filter, doc! { "last_login": -1, "_id": -1 }, query.limit).await
     }
 
     async fn count_tenants_of_partner(&self, partner_id: &str) -> Result<u64> {
-        let filter =
-            doc! { "partner_id": { "$eq": partner_id }, "status": { "$ne": "deleted" } };
+        let filter = doc! { "partner_id": { "$eq": partner_id }, "status": { "$ne": "deleted" } };
         self.database.run(self.collection(TENANT).count_documents(filter)).await
     }
 
@@ -213,7 +211,8 @@ impl DirectoryStore for MongoDirectory {
         let (_turn, mut session) = self.take_turn().await?;
         let restored = async {
             let stored = self.stored(&mut session, &filed).await?;
-            filed.retain(|new| stored.get(&new.place()).is_none_or(|old| old.version < new.version));
+            filed
+                .retain(|new| stored.get(&new.place()).is_none_or(|old| old.version < new.version));
             for filed in &filed {
                 filed.check_fixed(stored.get(&filed.place()))?;
             }
@@ -351,11 +350,7 @@ impl MongoDirectory {
 
     /// What other documents have of that which `filed` want. Looked up rather than left
     /// to the indexes: a write that fails ends the transaction, and says less.
-    async fn taken(
-        &self,
-        session: &mut ClientSession,
-        filed: &[Filed],
-    ) -> Result<BTreeSet<Claim>> {
+    async fn taken(&self, session: &mut ClientSession, filed: &[Filed]) -> Result<BTreeSet<Claim>> {
         let mut taken = BTreeSet::new();
         for kind in KINDS {
             let ids: BTreeSet<&str> = of_kind(filed, kind).map(|f| f.id.as_str()).collect();

@@ -310,11 +310,7 @@ async fn leave_partner(
     Ok(())
 }
 
-async fn leave_user(
-    tx: &mut PostgresTransaction,
-    user: &User,
-    check: VersionCheck,
-) -> Result<()> {
+async fn leave_user(tx: &mut PostgresTransaction, user: &User, check: VersionCheck) -> Result<()> {
     let sql = "SELECT version, issuer, subject FROM dezky_users WHERE id = $1";
     let stored = stored(tx, sql, &user.id).await?;
     check("user", stored.version, user.version)?;
@@ -530,7 +526,11 @@ mod tests {
             let last_login_at = Timestamp::from_millis(500);
             let after = after.map(|id| UserCursor { last_login_at, id });
             for tenant_id in [None, Some("t7".to_owned()), Some("t".to_owned())] {
-                selects.push(select_users(&UserQuery { tenant_id, after: after.clone(), limit: 500 }));
+                selects.push(select_users(&UserQuery {
+                    tenant_id,
+                    after: after.clone(),
+                    limit: 500,
+                }));
             }
         }
         selects

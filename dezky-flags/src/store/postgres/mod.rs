@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use dezky_core::store::{Capabilities, PostgresDatabase, PostgresTransaction, postgres_error};
 use dezky_core::{Result, SealedEvent};
-use sqlx::postgres::PgRow;
 use sqlx::Row as _;
+use sqlx::postgres::PgRow;
 
 use super::settle::{Row, Settled, State, corrupt, from_text, settle, unfold, unsigned};
 use super::{Counts, FlagChange, FlagStore, FlagTable, Known, Snapshot, check_size};
