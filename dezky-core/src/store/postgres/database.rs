@@ -131,7 +131,9 @@ impl PostgresDatabase {
     /// events, or neither.
     pub async fn commit(&self, mut tx: PostgresTransaction, events: &[SealedEvent]) -> Result<()> {
         crate::store::chained::check_events(events)?;
-        super::stage(&mut tx, events).await?;
+        if !events.is_empty() {
+            tx.execute(super::staging(events)).await?;
+        }
         tx.commit().await
     }
 

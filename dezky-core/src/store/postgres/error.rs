@@ -2,6 +2,7 @@
 
 use sqlx::postgres::PgDatabaseError;
 
+use super::transaction::FAILED_BEFORE;
 use crate::{Error, ErrorKind};
 
 /// An error of sqlx as this crate says it: its kind tells whether a retry may
@@ -58,6 +59,10 @@ fn refused(said: &PgDatabaseError) -> Error {
             StoreBusy,
             "the server has no connection left: try again, or raise its max_connections".into(),
         ),
+        "25P02" => (Internal, FAILED_BEFORE.into()),
+        "23505" if said.constraint() == Some("dezky_audit_events_pkey") => {
+            (StoreCorrupt, "the log has events beyond its head: restore a backup".into())
+        }
         "23505" => (
             StoreBusy,
             format!("another writer was faster (unique {}): try again", name(said.constraint())),

@@ -99,7 +99,12 @@ impl PostgresAuditStore {
     /// [`relay`](super::AuditStore::relay) after your commit.
     pub async fn stage_in(connection: &mut PgConnection, events: &[SealedEvent]) -> Result<()> {
         super::chained::check_events(events)?;
-        stage(connection, events).await
+        if events.is_empty() {
+            return Ok(());
+        }
+        // Not prepared, as the connection may be anybody's, behind any pooler.
+        let staged = staging(events).persistent(false).execute(connection).await;
+        staged.map(drop).map_err(postgres_error)
     }
 
     /// The log's connections, for stores of other things in the same database.
@@ -385,7 +390,7 @@ impl RowTx for PostgresTx {
     }
 
     async fn stage(&mut self, events: &[SealedEvent]) -> Result<()> {
-        stage(&mut self.tx, events).await
+        self.tx.execute(staging(events)).await.map(drop)
     }
 
     async fn staged(&mut self, max_events: usize) -> Result<Vec<StagedEvent>> {
@@ -481,19 +486,11 @@ async fn cursor(tx: &mut PostgresTransaction, source: &str) -> Result<Option<Str
     row.map(|row| get(&row, "cursor")).transpose()
 }
 
-/// Not prepared, as the connection may be anybody's, behind any pooler.
-async fn stage(connection: &mut PgConnection, events: &[SealedEvent]) -> Result<()> {
-    if events.is_empty() {
-        return Ok(());
-    }
+/// Puts events into the outbox, in their order.
+fn staging(events: &[SealedEvent]) -> Query<'static, Postgres, PgArguments> {
     let texts: Vec<String> = events.iter().map(SealedEvent::to_json).collect();
     query("INSERT INTO dezky_outbox (event) SELECT k.event FROM unnest($1::text[]) WITH ORDINALITY AS k (event, place) ORDER BY k.place")
         .bind(texts)
-        .persistent(false)
-        .execute(connection)
-        .await
-        .map(drop)
-        .map_err(postgres_error)
 }
 
 /// Names come from the code around, which may know nothing of this; what is in an

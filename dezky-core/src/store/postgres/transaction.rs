@@ -11,6 +11,10 @@ use super::postgres_error;
 use crate::rt::TokioRuntime;
 use crate::{Error, ErrorKind, Result, Runtime};
 
+/// Said of a transaction that can't be committed.
+pub(super) const FAILED_BEFORE: &str =
+    "a statement of the transaction failed: nothing of it can be committed";
+
 /// A transaction of a [`PostgresDatabase`](super::PostgresDatabase), whose bounds
 /// hold in it. Dropped before [`commit`](Self::commit) it changes nothing.
 ///
@@ -20,8 +24,10 @@ use crate::{Error, ErrorKind, Result, Runtime};
 /// transaction can be committed.
 pub struct PostgresTransaction {
     tx: Transaction<'static, Postgres>,
-    /// Whether all statements so far were answered well.
+    /// Whether the last statement was answered well.
     whole: bool,
+    /// Whether there may have been statements that were not run here.
+    lent: bool,
     prepared: bool,
     answer_timeout: Duration,
 }
@@ -38,7 +44,7 @@ impl PostgresTransaction {
         // The pool bounds how long it waits for a connection.
         let timeout = pool.options().get_acquire_timeout().saturating_add(answer_timeout);
         let tx = answer(timeout, begun).await?;
-        Ok(Self { tx, whole: true, prepared, answer_timeout })
+        Ok(Self { tx, whole: true, lent: false, prepared, answer_timeout })
     }
 
     /// Runs a statement; gives how many rows it changed.
@@ -103,13 +109,13 @@ impl PostgresTransaction {
     /// # Errors
     /// `store_unavailable` if the answer was lost: it may have committed.
     /// `internal` if a statement failed before: nothing was committed.
-    pub async fn commit(self) -> Result<()> {
-        // PostgreSQL would answer such a COMMIT by a rollback, and sqlx not tell.
+    pub async fn commit(mut self) -> Result<()> {
+        // PostgreSQL answers such a COMMIT by a rollback, and sqlx does not tell.
         if !self.whole {
-            return Err(Error::new(
-                ErrorKind::Internal,
-                "a statement of the transaction failed: nothing of it can be committed",
-            ));
+            return Err(Error::new(ErrorKind::Internal, FAILED_BEFORE));
+        }
+        if self.lent {
+            self.run("SELECT 1").await?;
         }
         answer(self.answer_timeout, self.tx.commit()).await
     }
@@ -125,6 +131,7 @@ impl Deref for PostgresTransaction {
 
 impl DerefMut for PostgresTransaction {
     fn deref_mut(&mut self) -> &mut PgConnection {
+        self.lent = true;
         &mut self.tx
     }
 }
