@@ -850,7 +850,7 @@ pub async fn pages_hold_while_events_arrive(h: Harness<'_>) {
     let store = h.open(Reopen::No).await;
     let manual = ManualRuntime::new(9);
     let mut generator = EventGenerator::new(&manual);
-    append(&store, generator.sealed(400)).await;
+    append(&store, generator.sealed(if h.is_slow() { 120 } else { 400 })).await;
     let mut expected = everything(&store).await;
     expected.sort_by_key(|e| std::cmp::Reverse((e.event.at, e.event.id)));
     let mut query = ListQuery { limit: 13, ..ListQuery::default() };

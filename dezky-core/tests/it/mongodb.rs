@@ -42,7 +42,8 @@ fn in_database(uri: &str, database: &str) -> String {
     format!("{}/{database}?{options}", &base[..end])
 }
 
-/// A database with a drawn name; [`remove`](Self::remove) drops it.
+/// A database with a drawn name; [`remove`](Self::remove) drops it, but not of the
+/// double, which would sync to disk after each row and answer nobody meanwhile.
 pub(crate) struct Scratch {
     pub(crate) name: String,
     pub(crate) uri: String,
@@ -61,7 +62,11 @@ impl Scratch {
     }
 
     pub(crate) fn config(&self) -> MongoConfig {
-        MongoConfig::new(&self.uri)
+        let mut config = MongoConfig::new(&self.uri);
+        // A loaded machine is no outage.
+        config.busy_timeout = PATIENCE;
+        config.operation_timeout = PATIENCE;
+        config
     }
 
     pub(crate) async fn open(&self) -> MongoAuditStore {
@@ -73,7 +78,9 @@ impl Scratch {
     }
 
     pub(crate) async fn remove(&self) {
-        self.client().await.database(&self.name).drop().await.unwrap();
+        if !is_double().await {
+            self.client().await.database(&self.name).drop().await.unwrap();
+        }
     }
 }
 
@@ -184,6 +191,8 @@ fn stores_that_start_together_make_one_log() {
         let first = stores[0].state().await.unwrap();
         for store in &stores {
             assert_eq!(store.state().await.unwrap(), first, "one identity, one key");
+        }
+        for store in &stores {
             append(store, named(&["a"])).await;
         }
         assert_eq!(stores[0].state().await.unwrap().head.next_seq, 6);
@@ -492,7 +501,7 @@ fn what_version_1_wrote_is_read() {
         config.migrate = false;
         let store = open(config).await.unwrap();
         let state = store.state().await.unwrap();
-        assert_eq!(state.log_id.to_string(), "019ab3f1-2c00-7000-8000-00000000d0c5");
+        assert_eq!(state.log_id.to_string(), "019b76da-a800-79b5-81d1-d854bb718002");
         assert_eq!(state.head.next_seq, 3);
         log_is_sound(&store).await;
         let rows = store.scan(0, 10).await.unwrap();
@@ -627,101 +636,4 @@ fn what_was_acknowledged_survives_a_killed_server() {
         assert!(acknowledged.lock().unwrap().is_subset(&distinct), "none is missing");
         log_is_sound(&store).await;
     });
-}
-
-#[test]
-#[ignore]
-fn make_fixture() {
-    with_database(|scratch| async move {
-        use dezky_core::source::QuarantineItem;
-        use dezky_core::store::{LogPart, QuarantinedItem};
-        let store = scratch.open().await;
-        let runtime = dezky_core::testkit::ManualRuntime::new(1);
-        let memory = dezky_core::store::MemoryAuditStore::open(Arc::new(runtime));
-        let runtime = dezky_core::testkit::ManualRuntime::new(1);
-        let mut first = NewEvent {
-            source: "ocis".into(),
-            external_id: Some("x-1".into()),
-            ..named_event("first")
-        };
-        first.resource_name = Some("Straße".into());
-        let mut second = named_event("second");
-        second.tenant_slug = None;
-        let third = named_event("third");
-        memory
-            .append(
-                vec![first.seal(&runtime), second.seal(&runtime), third.seal(&runtime)],
-                AppendOptions::default(),
-            )
-            .await
-            .unwrap();
-        let state = memory.state().await.unwrap();
-        let mut rows: Vec<_> =
-            memory.scan(0, 10).await.unwrap().into_iter().map(|r| r.unwrap()).collect();
-        let (event, evidence) = dezky_core::integrity::erase(
-            &rows[1].stored.event,
-            &rows[1].evidence,
-            &[dezky_core::Field::ActorEmail],
-        );
-        rows[1].folds = dezky_core::store::Folds::of(&event);
-        rows[1].stored.event = event;
-        rows[1].stored.erased = evidence.erased_fields();
-        rows[1].evidence = evidence;
-        store
-            .restore(LogPart {
-                log_id: state.log_id,
-                cursor_key: state.cursor_key,
-                rows,
-                cursors: vec![("ocis".into(), "7:100".into())],
-                quarantine: vec![QuarantinedItem {
-                    number: 9,
-                    seen: 2,
-                    item: QuarantineItem {
-                        source: "ocis".into(),
-                        key: "k".into(),
-                        reason: "not_json".into(),
-                        detail: "the line is not JSON".into(),
-                        raw: vec![255, 0, 123],
-                        at: dezky_core::Timestamp::MIN,
-                    },
-                }],
-            })
-            .await
-            .unwrap();
-        store.stage(vec![named_event("staged").seal(&runtime)]).await.unwrap();
-        store.acquire_lease("ocis", "old", Duration::from_millis(1)).await.unwrap();
-        let database = scratch.client().await.database(&scratch.name);
-        let mut all = BTreeMap::new();
-        for name in database.list_collection_names().await.unwrap() {
-            use futures_util::TryStreamExt;
-            let docs: Vec<Document> = database
-                .collection(&name)
-                .find(doc! {})
-                .await
-                .unwrap()
-                .try_collect()
-                .await
-                .unwrap();
-            let docs: Vec<_> = docs.into_iter().map(|d| to_json(&Bson::Document(d))).collect();
-            all.insert(name, docs);
-        }
-        all.retain(|_, d| !d.is_empty());
-        std::fs::write("/tmp/mongodb-v1.json", serde_json::to_string_pretty(&all).unwrap())
-            .unwrap();
-        eprintln!("{}", state.log_id);
-    });
-}
-fn to_json(b: &Bson) -> serde_json::Value {
-    match b {
-        Bson::Document(d) => {
-            serde_json::Value::Object(d.iter().map(|(k, v)| (k.clone(), to_json(v))).collect())
-        }
-        Bson::Int64(n) => serde_json::json!({"$numberLong": n.to_string()}),
-        Bson::String(s) => s.clone().into(),
-        Bson::Binary(b) => {
-            use base64::Engine;
-            serde_json::json!({"$binary": {"base64": base64::engine::general_purpose::STANDARD.encode(&b.bytes), "subType": format!("{:02x}", u8::from(b.subtype))}})
-        }
-        other => panic!("{other:?}"),
-    }
 }

@@ -339,33 +339,40 @@ impl RowStore for MongoRows {
     }
 
     async fn begin(&self) -> Result<Box<dyn RowTx>> {
-        // What a wait beyond the bound was for: another writer, or the server.
-        let busy = AtomicBool::new(true);
+        // The bound is for other writers; a slow server has its own.
+        let (waits, expired) = (AtomicBool::new(true), AtomicBool::new(false));
+        let busy = || {
+            Error::new(
+                ErrorKind::StoreBusy,
+                "another writer holds the log beyond the bound: try again; one that died holds it up to the server's transactionLifetimeLimitSeconds",
+            )
+        };
         let turn = async {
             let writer = Arc::clone(&self.writer).lock_owned().await;
-            busy.store(false, Ordering::Relaxed);
+            waits.store(false, Ordering::Relaxed);
             let mut conflicts = 0;
             loop {
                 match self.take_turn().await {
                     Ok(tx) => return Ok(MongoTx { writer: Some(writer), ..tx }),
-                    Err(error) if error.kind() == ErrorKind::StoreBusy => {
-                        busy.store(true, Ordering::Relaxed);
-                        conflicts += 1;
-                        self.database.pause(conflicts).await;
-                    }
-                    Err(error) => return Err(error),
+                    Err(error) if error.kind() != ErrorKind::StoreBusy => return Err(error),
+                    Err(_) if expired.load(Ordering::Relaxed) => return Err(busy()),
+                    Err(_) => {}
                 }
+                waits.store(true, Ordering::Relaxed);
+                conflicts += 1;
+                self.database.pause(conflicts).await;
             }
         };
         let bound = self.database.runtime().sleep(self.database.bounds().busy);
-        match select(pin!(turn), bound).await {
-            Either::Left((turn, _)) => Ok(Box::new(turn?)),
-            Either::Right(_) if busy.load(Ordering::Relaxed) => Err(Error::new(
-                ErrorKind::StoreBusy,
-                "another writer holds the log beyond the bound: try again; one that died holds it up to the server's transactionLifetimeLimitSeconds",
-            )),
-            Either::Right(_) => Err(database::no_answer()),
-        }
+        let turn = match select(pin!(turn), bound).await {
+            Either::Left((turn, _)) => turn?,
+            Either::Right(_) if waits.load(Ordering::Relaxed) => return Err(busy()),
+            Either::Right(((), turn)) => {
+                expired.store(true, Ordering::Relaxed);
+                turn.await?
+            }
+        };
+        Ok(Box::new(turn))
     }
 
     async fn state(&self) -> Result<LogState> {
