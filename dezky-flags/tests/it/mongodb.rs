@@ -1,4 +1,5 @@
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{MongoAuditStore, MongoCollection, MongoConfig};
@@ -40,6 +41,10 @@ impl Mongo {
     async fn log_as(&self, migrate: bool) -> MongoAuditStore {
         let mut config = MongoConfig::new(&self.server);
         config.migrate = migrate;
+        // The tests' server makes collections only while no transaction is open, and
+        // other tests have large ones: a slow machine is no outage.
+        config.operation_timeout = Duration::from_secs(200);
+        config.busy_timeout = Duration::from_secs(60);
         let client = Client::with_uri_str(&self.server).await.unwrap();
         let name = self.names.lock().unwrap().last().expect("was made").clone();
         MongoAuditStore::with_client(client, &name, config, Arc::new(TokioRuntime)).await.unwrap()
