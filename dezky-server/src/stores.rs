@@ -12,7 +12,7 @@ use dezky_core::store::{
 use dezky_core::{Error, ErrorKind};
 use dezky_flags::store::{FlagStore, MongoFlagStore, PostgresFlagStore, SqliteFlagStore};
 
-use crate::config::{RemoteUrl, StoreConfig, StoreUrl};
+use crate::config::{RemoteUrl, StoreConfig, StoreUrl, folder_of};
 use crate::error::Failure;
 
 /// What a store is opened for.
@@ -75,7 +75,8 @@ impl Engine {
     pub async fn open(config: &StoreConfig, access: Access) -> Result<Self, Failure> {
         let opened = match &config.url {
             StoreUrl::Sqlite(path) => {
-                if access != Access::Migrate && !path.exists() {
+                // Without its folder it is the path that is wrong, as opening says.
+                if access != Access::Migrate && !path.exists() && folder_of(path).is_dir() {
                     return Err(Failure::usage(format!(
                         "store {}: there is no such file: start the server once, or name another by --store",
                         config.url

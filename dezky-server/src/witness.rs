@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::config::reason;
+use crate::config::{folder_of, reason};
 use crate::error::Failure;
 
 /// How often the head is noted while it moves.
@@ -299,8 +299,7 @@ fn write(path: &Path, place: Place) -> std::io::Result<()> {
         let _ = std::fs::remove_file(&beside);
         return written;
     }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    std::fs::File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all())
+    std::fs::File::open(folder_of(path)).and_then(|folder| folder.sync_all())
 }
 
 fn write_new(path: &Path, note: &Note) -> std::io::Result<()> {

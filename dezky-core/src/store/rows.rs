@@ -47,7 +47,7 @@ pub trait RowStore: Send + Sync + 'static {
     /// for ever: who asks looks again now and then by itself.
     async fn changed(&self, next_seq: u64) {
         let _ = next_seq;
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

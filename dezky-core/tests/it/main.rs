@@ -5,6 +5,7 @@ mod directory;
 mod directory_mongodb;
 mod directory_postgres;
 mod memory;
+mod mongodb;
 mod own_store;
 mod postgres;
 mod sqlite;

@@ -7,4 +7,6 @@ mod edit;
 mod evaluate;
 mod memory;
 mod model;
+mod mongodb;
+mod postgres;
 mod sqlite;

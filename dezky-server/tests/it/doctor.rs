@@ -161,7 +161,7 @@ async fn a_mongodb_fit_and_not() {
         assert!(stdout(&output).contains(word), "{word}: {output:?}");
     }
 
-    let expires = std::time::Duration::from_secs(60);
+    let expires = std::time::Duration::from_mins(1);
     let options = IndexOptions::builder().expire_after(expires).build();
     let index = IndexModel::builder().keys(doc! { "at": 1 }).options(options).build();
     collection(url, "dezky_leases").await.create_index(index).await.unwrap();

@@ -182,7 +182,7 @@ impl OwnServer {
         Self { child, url, _folder: folder }
     }
 
-    /// A PgBouncer in transaction mode before a database.
+    /// A `PgBouncer` in transaction mode before a database.
     pub(crate) async fn pgbouncer(url: &str) -> Self {
         let (folder, port) = (folder_of_server(), free_port());
         let place = url.split_once('@').unwrap().1;

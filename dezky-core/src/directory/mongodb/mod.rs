@@ -200,27 +200,33 @@ impl DirectoryStore for MongoDirectory {
         check_commit(&changes)?;
         let filed: Vec<Filed> = changes.iter().map(Filed::of).collect::<Result<_>>()?;
         let (_turn, mut session) = self.take_turn().await?;
-        let stored = self.stored(&mut session, &filed).await?;
-        for filed in &filed {
-            let stored = stored.get(&filed.place());
-            check_version(filed.kind.what, stored.map(|held| held.version), filed.version)?;
-            filed.check_fixed(stored)?;
-        }
-        self.replace(&mut session, &filed).await?;
-        self.database.commit(session, &events).await
+        let changed = async {
+            let stored = self.stored(&mut session, &filed).await?;
+            for filed in &filed {
+                let stored = stored.get(&filed.place());
+                check_version(filed.kind.what, stored.map(|held| held.version), filed.version)?;
+                filed.check_fixed(stored)?;
+            }
+            self.replace(&mut session, &filed).await
+        };
+        let changed = changed.await;
+        self.end_turn(session, changed, &events).await
     }
 
     async fn restore(&self, documents: Vec<DirectoryChange>) -> Result<()> {
         check_commit(&documents)?;
         let mut filed: Vec<Filed> = documents.iter().map(Filed::of).collect::<Result<_>>()?;
         let (_turn, mut session) = self.take_turn().await?;
-        let stored = self.stored(&mut session, &filed).await?;
-        filed.retain(|new| stored.get(&new.place()).is_none_or(|old| old.version < new.version));
-        for filed in &filed {
-            filed.check_fixed(stored.get(&filed.place()))?;
-        }
-        self.replace(&mut session, &filed).await?;
-        self.database.commit(session, &[]).await
+        let restored = async {
+            let stored = self.stored(&mut session, &filed).await?;
+            filed.retain(|new| stored.get(&new.place()).is_none_or(|old| old.version < new.version));
+            for filed in &filed {
+                filed.check_fixed(stored.get(&filed.place()))?;
+            }
+            self.replace(&mut session, &filed).await
+        };
+        let restored = restored.await;
+        self.end_turn(session, restored, &[]).await
     }
 }
 
@@ -261,6 +267,19 @@ impl MongoDirectory {
             Ok((turn, session))
         };
         self.database.retry_busy(take).await
+    }
+
+    async fn end_turn(
+        &self,
+        session: ClientSession,
+        done: Result<()>,
+        events: &[SealedEvent],
+    ) -> Result<()> {
+        if let Err(error) = done {
+            self.database.abort(session).await;
+            return Err(error);
+        }
+        self.database.commit(session, events).await
     }
 
     /// What the transaction sees of the documents with one of `keys` in `field`.

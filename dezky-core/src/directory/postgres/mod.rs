@@ -76,7 +76,7 @@ impl PostgresDirectory {
     }
 
     async fn page<T: DeserializeOwned>(&self, mut sql: QueryBuilder<Postgres>) -> Result<Vec<T>> {
-        let mut tx = self.database.read().await?;
+        let mut tx = self.database.read_walk().await?;
         let rows = tx.fetch_all(sql.build()).await?;
         tx.commit().await?;
         rows.iter().map(document).collect()
@@ -158,7 +158,7 @@ impl DirectoryStore for PostgresDirectory {
 
     async fn commit(&self, changes: Vec<DirectoryChange>, events: Vec<SealedEvent>) -> Result<()> {
         check_commit(&changes)?;
-        let mut tx = self.database.begin().await?;
+        let mut tx = self.database.begin_log().await?;
         take_turn(&mut tx).await?;
         replace(&mut tx, &changes, check_version).await?;
         self.database.commit(tx, &events).await
@@ -166,7 +166,7 @@ impl DirectoryStore for PostgresDirectory {
 
     async fn restore(&self, documents: Vec<DirectoryChange>) -> Result<()> {
         check_commit(&documents)?;
-        let mut tx = self.database.begin().await?;
+        let mut tx = self.database.begin_log().await?;
         take_turn(&mut tx).await?;
         let mut newer = Vec::with_capacity(documents.len());
         for document in documents {
@@ -452,4 +452,94 @@ fn document<T: DeserializeOwned>(row: &PgRow) -> Result<T> {
 
 fn number(row: &PgRow, column: usize) -> Result<u64> {
     row.try_get(column).map(unsigned).map_err(postgres_error)
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{AssertSqlSafe, Connection, Execute, Executor, PgConnection};
+
+    use super::*;
+    use crate::directory::{PartnerStatus, TenantStatus, UserCursor};
+    use crate::rt::TokioRuntime;
+    use crate::store::{PostgresAuditStore, PostgresConfig};
+    use crate::{Runtime, Timestamp};
+
+    const ROWS: &str = "
+        INSERT INTO dezky_tenants SELECT 't' || n, 's' || n,
+            CASE WHEN n % 4 = 0 THEN 'deleted' ELSE 'active' END,
+            CASE WHEN n % 2 = 0 THEN 'p' || n % 50 END, 1, repeat('x', 500)
+            FROM generate_series(1, 20000) n;
+        INSERT INTO dezky_partners SELECT 'p' || n, 's' || n,
+            CASE WHEN n % 4 = 0 THEN 'terminated' ELSE 'active' END, 1, repeat('x', 500)
+            FROM generate_series(1, 20000) n;
+        INSERT INTO dezky_users SELECT 'u' || n, 'i', 's' || n, n % 1000, 1, repeat('x', 500)
+            FROM generate_series(1, 20000) n;
+        INSERT INTO dezky_user_tenants SELECT 't' || n % 50, n % 1000, 'u' || n
+            FROM generate_series(1, 20000) n;
+        ANALYZE dezky_tenants, dezky_partners, dezky_users, dezky_user_tenants";
+
+    /// Every list walks an index in its order, whatever it asks for, and however often.
+    #[tokio::test]
+    async fn no_query_scans_or_sorts() {
+        let server = test_server();
+        let mut random = [0; 8];
+        TokioRuntime.fill_random(&mut random);
+        let schema = format!("dezky_test_plans_{:016x}", u64::from_be_bytes(random));
+        let mut admin = PgConnection::connect(&server).await.unwrap();
+        admin.execute(AssertSqlSafe(format!("CREATE SCHEMA {schema}"))).await.unwrap();
+        let url = format!("{server}?options=-c%20search_path%3D{schema}");
+        let log = PostgresAuditStore::open(PostgresConfig::new(url), &TokioRuntime).await.unwrap();
+        let store = PostgresDirectory::open(&log.database()).await.unwrap();
+        let mut tx = store.database.begin().await.unwrap();
+        tx.run(ROWS).await.unwrap();
+        tx.commit().await.unwrap();
+
+        for mut select in selects() {
+            let mut query = select.build();
+            let arguments = query.take_arguments().unwrap().unwrap();
+            let select = query.sql();
+            let explain = AssertSqlSafe(format!("EXPLAIN {}", select.as_str()));
+            let mut tx = store.database.read_walk().await.unwrap();
+            let plan = tx.fetch_all(sqlx::query_with(explain, arguments)).await.unwrap();
+            let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+            let is_bad =
+                |step: &&String| ["Seq Scan", "Sort", "Bitmap"].iter().any(|s| step.contains(s));
+            assert_eq!(plan.iter().find(is_bad), None, "{}: {plan:?}", select.as_str());
+        }
+        log.close().await;
+        admin.execute(AssertSqlSafe(format!("DROP SCHEMA {schema} CASCADE"))).await.unwrap();
+    }
+
+    fn selects() -> Vec<QueryBuilder<Postgres>> {
+        let mut selects = Vec::new();
+        for after in [None, Some("s".to_owned())] {
+            for status in [None, Some(TenantStatus::Active), Some(TenantStatus::Pending)] {
+                for partner_id in [None, Some("p2".to_owned()), Some("p".to_owned())] {
+                    let after = after.clone();
+                    selects.push(select_tenants(&TenantQuery {
+                        after,
+                        status,
+                        partner_id,
+                        limit: 500,
+                    }));
+                }
+            }
+            for status in [None, Some(PartnerStatus::Active)] {
+                let query = PartnerQuery { after: after.clone(), status, limit: 500 };
+                selects.push(select_partners(&query));
+            }
+            let last_login_at = Timestamp::from_millis(500);
+            let after = after.map(|id| UserCursor { last_login_at, id });
+            for tenant_id in [None, Some("t7".to_owned()), Some("t".to_owned())] {
+                selects.push(select_users(&UserQuery { tenant_id, after: after.clone(), limit: 500 }));
+            }
+        }
+        selects
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a test is told of its server")]
+    fn test_server() -> String {
+        std::env::var("DEZKY_TEST_POSTGRES")
+            .expect("DEZKY_TEST_POSTGRES is not set: run this by .ci/with-servers")
+    }
 }

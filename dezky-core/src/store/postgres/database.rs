@@ -16,7 +16,7 @@ use crate::{Error, ErrorKind, Result, SealedEvent};
 /// How much longer than the server's own bound a server may be silent.
 const SILENCE: Duration = Duration::from_secs(5);
 /// How long a migration may take, or wait for another process that migrates.
-const MIGRATION: Duration = Duration::from_secs(600);
+const MIGRATION: Duration = Duration::from_mins(10);
 
 /// A few keys are looked up in a table of any size, whatever the planner believes
 /// of it.
@@ -196,12 +196,12 @@ impl PostgresDatabase {
     }
 
     /// A transaction that writes to the log.
-    pub(super) async fn begin_log(&self) -> Result<PostgresTransaction> {
+    pub(crate) async fn begin_log(&self) -> Result<PostgresTransaction> {
         self.transaction(&self.0.begin_log, self.0.answer_timeout).await
     }
 
     /// A transaction for the bounded walk of `list`.
-    pub(super) async fn read_walk(&self) -> Result<PostgresTransaction> {
+    pub(crate) async fn read_walk(&self) -> Result<PostgresTransaction> {
         self.transaction(&self.0.read_walk, self.0.answer_timeout).await
     }
 

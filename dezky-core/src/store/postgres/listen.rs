@@ -79,18 +79,15 @@ impl Listener {
             match &mut *line {
                 Line::Down if self.heard().closed => break,
                 Line::Down => *line = Line::Connecting(connect(self.options.clone()).boxed()),
-                Line::Connecting(connecting) => match connecting.await {
-                    Ok(listener) => {
-                        *line = Line::Up(listener);
-                        self.heard().connections += 1;
-                        self.news.notify(usize::MAX);
-                        return;
-                    }
-                    Err(_) => {
-                        *line = Line::Down;
-                        break;
-                    }
-                },
+                Line::Connecting(connecting) => {
+                    let connected = connecting.await;
+                    *line = Line::Down;
+                    let Ok(listener) = connected else { break };
+                    *line = Line::Up(listener);
+                    self.heard().connections += 1;
+                    self.news.notify(usize::MAX);
+                    return;
+                }
                 Line::Up(listener) => match listener.try_recv().await {
                     Ok(Some(notification)) => {
                         if self.hear(notification.payload()) {
@@ -101,7 +98,7 @@ impl Listener {
                 },
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Whether it says anything.

@@ -1,5 +1,8 @@
 //! Free text by a trigram index, where somebody made one.
 
+use std::borrow::Cow;
+
+use sqlx::error::DatabaseError;
 use sqlx::{Executor, QueryBuilder};
 
 use super::codec::{COLUMNS, listed_row};
@@ -49,7 +52,7 @@ impl PostgresAuditStore {
 }
 
 fn no_extension(error: sqlx::Error) -> Error {
-    let code = error.as_database_error().and_then(|e| e.code()).map(std::borrow::Cow::into_owned);
+    let code = error.as_database_error().and_then(DatabaseError::code).map(Cow::into_owned);
     match code.as_deref() {
         Some("42501") => Error::new(
             ErrorKind::ConfigInvalid,

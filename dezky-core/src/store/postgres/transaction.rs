@@ -35,7 +35,9 @@ impl PostgresTransaction {
         answer_timeout: Duration,
     ) -> Result<Self> {
         let begun = pool.begin_with(AssertSqlSafe(begin.to_owned()));
-        let tx = answer(answer_timeout, begun).await?;
+        // The pool bounds how long it waits for a connection.
+        let timeout = pool.options().get_acquire_timeout().saturating_add(answer_timeout);
+        let tx = answer(timeout, begun).await?;
         Ok(Self { tx, whole: true, prepared, answer_timeout })
     }
 

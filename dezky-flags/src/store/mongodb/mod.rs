@@ -126,21 +126,24 @@ impl FlagStore for MongoFlagStore {
             return self.database.commit(self.database.begin().await?, &events).await;
         }
         let (_turn, mut session, state) = self.take_turn().await?;
-        let keys: Vec<&str> = changes.iter().map(FlagChange::key).collect();
-        let known = self.known(&mut session, &keys).await?;
-        self.write(&mut session, settle(&changes, known, state)?).await?;
-        self.database.commit(session, &events).await
+        let changed = async {
+            let keys: Vec<&str> = changes.iter().map(FlagChange::key).collect();
+            let known = self.known(&mut session, &keys).await?;
+            self.write(&mut session, settle(&changes, known, state)?).await
+        };
+        let changed = changed.await;
+        self.end_turn(session, changed, &events).await
     }
 
     async fn restore(&self, table: FlagTable) -> Result<()> {
         let (_turn, mut session, state) = self.take_turn().await?;
         if state.revision != 0 {
-            drop(session);
+            self.database.abort(session).await;
             // Empty or the same: the table has the rule.
             return self.table().await?.restore(table);
         }
-        self.write(&mut session, unfold(&table)).await?;
-        self.database.commit(session, &[]).await
+        let restored = self.write(&mut session, unfold(&table)).await;
+        self.end_turn(session, restored, &[]).await
     }
 
     async fn changed(&self, revision: u64) {
@@ -196,6 +199,19 @@ impl MongoFlagStore {
             Ok((turn, session, state))
         };
         self.database.retry_busy(take).await
+    }
+
+    async fn end_turn(
+        &self,
+        session: ClientSession,
+        done: Result<()>,
+        events: &[SealedEvent],
+    ) -> Result<()> {
+        if let Err(error) = done {
+            self.database.abort(session).await;
+            return Err(error);
+        }
+        self.database.commit(session, events).await
     }
 
     /// What is known of those of `keys` of which anything is.

@@ -4,6 +4,7 @@ mod mongodb;
 mod postgres;
 mod sqlite;
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
@@ -136,12 +137,10 @@ impl Report {
         for (component, known) in versions.known {
             let now = versions.of(component);
             let finding = format!("{component} is at version {now}, this program knows {known}");
-            if now < known {
-                self.bad(what, finding, "dezky-server migrate");
-            } else if now > known {
-                self.bad(what, finding, "use a newer program");
-            } else {
-                self.ok(what, finding);
+            match now.cmp(&known) {
+                Ordering::Less => self.bad(what, finding, "dezky-server migrate"),
+                Ordering::Greater => self.bad(what, finding, "use a newer program"),
+                Ordering::Equal => self.ok(what, finding),
             }
         }
     }

@@ -280,7 +280,7 @@ async fn examine_pooler(
         ),
         (true, true) => report.ok(what, "one in transaction mode, as configured"),
         (false, true) => {
-            report.ok(what, "none was noticed; store.pooler = \"transaction\" works all the same")
+            report.ok(what, "none was noticed; store.pooler = \"transaction\" works all the same");
         }
         (false, false) => report.ok(what, "none"),
     }
@@ -307,7 +307,7 @@ async fn examine_permissions(
     match (get::<bool>(&facts, "creates")?, is_made) {
         (true, _) => report.ok(what, format!("{role} may make tables in the schema {schema}")),
         (false, false) => {
-            report.bad(what, format!("{role} may make no tables in the schema {schema}"), fix)
+            report.bad(what, format!("{role} may make no tables in the schema {schema}"), fix);
         }
         (false, true) => report.warn(
             what,

@@ -8,7 +8,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
 
 use super::Report;
-use crate::config::reason;
+use crate::config::{folder_of, reason};
 
 /// The indexes that the log's reads and its deduplication stand on.
 const INDEXES: [&str; 6] = [
@@ -109,8 +109,7 @@ pub(super) async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap
 
 /// Others' files stand beside the database while it is open.
 fn examine_folder(path: &Path, report: &mut Report) {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     let probe = folder.join(format!(".dezky-doctor-{}", std::process::id()));
     let written = std::fs::File::create_new(&probe).and_then(|_| std::fs::remove_file(&probe));
     match written {
