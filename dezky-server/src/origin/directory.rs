@@ -235,17 +235,7 @@ fn billing<T: Clone>(
     of: fn(&mut T) -> &mut Billing,
 ) {
     let (company, vat_id, email) = (said.text("company"), said.text("vatId"), said.text("email"));
-    // Lines, or by their names.
-    let address = said.take("address");
-    let address = address.and_then(|address| match super::fields::json(&address) {
-        serde_json::Value::String(text) => Some(text),
-        serde_json::Value::Object(lines) => {
-            let lines: Vec<_> = lines.values().filter_map(|line| line.as_str()).collect();
-            (!lines.is_empty()).then(|| lines.join("\n"))
-        }
-        _ => None,
-    });
-    let address = address.filter(|text| !text.is_empty()).map(|text| text.replace('\r', ""));
+    let address = said.lines("address").map(|text| text.replace('\r', ""));
     document.set(report, &format!("{field}.company"), |d| of(d).company = company);
     document.set(report, &format!("{field}.vatId"), |d| of(d).vat_id = vat_id);
     document.set(report, &format!("{field}.email"), |d| of(d).email = email);

@@ -101,6 +101,18 @@ impl Fields {
         }
     }
 
+    /// A text of lines, or those of an object's members in their order.
+    pub(super) fn lines(&mut self, name: &str) -> Option<String> {
+        let lines = match self.take(name)? {
+            Bson::Document(members) => {
+                let lines: Vec<_> = members.iter().filter_map(|(_, line)| text(line)).collect();
+                lines.join("\n")
+            }
+            other => text(&other)?,
+        };
+        (!lines.is_empty()).then_some(lines)
+    }
+
     /// The texts of an object's members.
     pub(super) fn text_members(&mut self, name: &str) -> BTreeMap<String, String> {
         let members = self.part(name).document.into_iter();
