@@ -13,21 +13,18 @@ use dezky_core::store::{
 };
 use dezky_core::testkit::{BoxFuture, Reopen, StoreHarness, named_event};
 use dezky_core::verify::verify;
-use dezky_core::{AuditStore, ErrorKind, NewEvent, Runtime, SealedEvent};
-use futures_util::future::{join_all, select};
+use dezky_core::{AuditStore, Error, ErrorKind, NewEvent, Runtime, SealedEvent};
+use futures_util::future::{Either, join_all, select};
 use mongodb::Client;
 use mongodb::bson::{Binary, Bson, Document, doc};
+use mongodb::options::{ClientOptions, ServerAddress};
 
+use crate::proxy::Proxy;
+use crate::servers::{eventually, is_throwaway, variable};
 use crate::sqlite::tokio;
 
 /// Far beyond what anything here takes, so that a hang is a failure.
 const PATIENCE: Duration = Duration::from_mins(4);
-
-#[expect(clippy::disallowed_methods, reason = "tests are told of their servers by it")]
-fn variable(name: &str) -> String {
-    std::env::var(name)
-        .unwrap_or_else(|_| panic!("{name} is not set: run the tests by .ci/with-servers"))
-}
 
 /// The server that the tests talk to; there is no going without.
 fn server() -> String {
@@ -42,8 +39,7 @@ fn in_database(uri: &str, database: &str) -> String {
     format!("{}/{database}?{options}", &base[..end])
 }
 
-/// A database with a drawn name; [`remove`](Self::remove) drops it, but not of the
-/// double, which would sync to disk after each row and answer nobody meanwhile.
+/// A database with a drawn name; [`remove`](Self::remove) drops it.
 pub(crate) struct Scratch {
     pub(crate) name: String,
     pub(crate) uri: String,
@@ -78,7 +74,7 @@ impl Scratch {
     }
 
     pub(crate) async fn remove(&self) {
-        if !is_double().await {
+        if !is_throwaway() {
             self.client().await.database(&self.name).drop().await.unwrap();
         }
     }
@@ -366,6 +362,62 @@ fn a_stalled_writer_holds_others_up_to_the_bound_and_a_dropped_one_not_at_all() 
         assert!(hasty.list(&ListQuery::default()).await.unwrap().events.is_empty());
         drop(holder);
         assert_eq!(append(&scratch.open().await, named(&["a"])).await, 1);
+    });
+}
+
+#[test]
+fn a_turn_that_is_dropped_before_its_answer_holds_nobody_up() {
+    with_database(|scratch| async move {
+        // Shorter than the server's own bound for a transaction that stalls.
+        let mut config = scratch.config();
+        config.busy_timeout = Duration::from_secs(20);
+        let other = open(config.clone()).await.unwrap();
+        let mut options = ClientOptions::parse(server()).await.unwrap();
+        let proxy = Proxy::before(port_of(&options.hosts[0]), "findAndModify").await;
+        options.hosts = vec![ServerAddress::parse(format!("127.0.0.1:{}", proxy.port)).unwrap()];
+        options.direct_connection = Some(true);
+        let client = Client::with_options(options).unwrap();
+        let runtime = Arc::new(TokioRuntime);
+        let store =
+            MongoAuditStore::with_client(client, &scratch.name, config, runtime).await.unwrap();
+        proxy.keep_answer();
+        let turn = store.rows().begin();
+        let taken = Box::pin(eventually("the turn is taken", PATIENCE, || proxy.cuts() == 1));
+        match select(turn, taken).await {
+            Either::Left(_) => panic!("its answer does not come"),
+            Either::Right(((), turn)) => drop(turn),
+        }
+        assert_eq!(append(&other, named(&["a"])).await, 1);
+    });
+}
+
+fn port_of(address: &ServerAddress) -> u16 {
+    match address {
+        ServerAddress::Tcp { port, .. } => port.unwrap_or(27_017),
+        _ => panic!("a server without a port"),
+    }
+}
+
+#[test]
+fn a_try_is_not_cut_off_by_the_bound_for_conflicts() {
+    with_database(|scratch| async move {
+        let mut config = scratch.config();
+        config.busy_timeout = Duration::from_millis(20);
+        let database = open(config).await.unwrap().database();
+        let slow = database.retry_busy(|| async {
+            crate::servers::pause(200).await;
+            Ok(7)
+        });
+        assert_eq!(slow.await.unwrap(), 7);
+        let tries = AtomicUsize::new(0);
+        let refused = database
+            .retry_busy(|| async {
+                tries.fetch_add(1, Ordering::Relaxed);
+                Err::<(), _>(Error::new(ErrorKind::StoreBusy, "as ever"))
+            })
+            .await;
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::StoreBusy);
+        assert!(tries.load(Ordering::Relaxed) > 1, "it was tried again");
     });
 }
 

@@ -34,6 +34,14 @@ pub(crate) fn variable(name: &str) -> String {
     }
 }
 
+/// Whether the MongoDB server goes after the tests, with all that is in it. Dropping
+/// a database takes the tests' own one a sync a document, and it answers nobody
+/// meanwhile.
+#[expect(clippy::disallowed_methods, reason = "tests are told where the servers are")]
+pub(crate) fn is_throwaway() -> bool {
+    std::env::var_os("DEZKY_TEST_THROWAWAY").is_some()
+}
+
 #[expect(clippy::disallowed_methods, reason = "tests measure how long things take")]
 pub(crate) fn now() -> Instant {
     Instant::now()
@@ -152,8 +160,7 @@ impl Drop for TestLog {
                     }
                 });
             }
-            // Dropping takes its server a sync a document.
-            Place::Mongodb { .. } if std::env::var_os("DEZKY_TEST_THROWAWAY").is_some() => {}
+            Place::Mongodb { .. } if is_throwaway() => {}
             Place::Mongodb { server, name } => {
                 let (server, name) = (server.clone(), name.clone());
                 apart(async move {
