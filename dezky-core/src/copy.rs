@@ -39,8 +39,8 @@ use std::collections::HashMap;
 use sha2::{Digest as _, Sha256};
 
 use crate::directory::{
-    DirectoryChange, DirectoryStore, MAX_CHANGES, PartnerKey, PartnerQuery, TenantKey, TenantQuery, UserCursor,
-    UserKey, UserQuery,
+    DirectoryChange, DirectoryStore, MAX_CHANGES, PartnerKey, PartnerQuery, TenantKey, TenantQuery,
+    UserCursor, UserKey, UserQuery,
 };
 use crate::store::{
     AppendOptions, AuditStore, Head, LogPart, LogState, MAX_BATCH_EVENTS, MAX_BATCH_RELEASE,

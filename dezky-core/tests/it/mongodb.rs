@@ -15,12 +15,13 @@ use dezky_core::testkit::{BoxFuture, Reopen, StoreHarness, named_event};
 use dezky_core::verify::verify;
 use dezky_core::{AuditStore, Error, ErrorKind, NewEvent, Runtime, SealedEvent};
 use futures_util::future::{Either, join_all, select};
-use mongodb::Client;
 use mongodb::bson::{Binary, Bson, Document, doc};
 use mongodb::options::{ClientOptions, ServerAddress};
+use mongodb::{Client, Database};
 
+use crate::database::Database as TestDatabase;
 use crate::proxy::Proxy;
-use crate::servers::{eventually, is_throwaway, variable};
+use crate::servers::{eventually, variable};
 use crate::sqlite::tokio;
 
 /// Far beyond what anything here takes, so that a hang is a failure.
@@ -31,30 +32,16 @@ fn server() -> String {
     variable("DEZKY_TEST_MONGODB")
 }
 
-/// `uri` with another database in its path.
-fn in_database(uri: &str, database: &str) -> String {
-    let (base, options) = uri.split_once('?').unwrap_or((uri, ""));
-    let hosts = base.find("://").map_or(0, |at| at + 3);
-    let end = base[hosts..].find('/').map_or(base.len(), |at| hosts + at);
-    format!("{}/{database}?{options}", &base[..end])
-}
-
-/// A database with a drawn name; [`remove`](Self::remove) drops it.
+/// A database of its own, and what opens it.
 pub(crate) struct Scratch {
-    pub(crate) name: String,
-    pub(crate) uri: String,
+    uri: String,
+    _database: TestDatabase,
 }
 
 impl Scratch {
     pub(crate) fn new() -> Self {
-        Self::at(&server())
-    }
-
-    fn at(server: &str) -> Self {
-        let mut drawn = [0; 8];
-        TokioRuntime.fill_random(&mut drawn);
-        let name = format!("dezky_test_{}", hex::encode(drawn));
-        Self { uri: in_database(server, &name), name }
+        let database = TestDatabase::mongodb();
+        Self { uri: database.url(), _database: database }
     }
 
     pub(crate) fn config(&self) -> MongoConfig {
@@ -69,14 +56,9 @@ impl Scratch {
         open(self.config()).await.unwrap()
     }
 
-    async fn client(&self) -> Client {
-        Client::with_uri_str(&self.uri).await.unwrap()
-    }
-
-    pub(crate) async fn remove(&self) {
-        if !is_throwaway() {
-            self.client().await.database(&self.name).drop().await.unwrap();
-        }
+    /// The database, without a store.
+    async fn database(&self) -> Database {
+        Client::with_uri_str(&self.uri).await.unwrap().default_database().unwrap()
     }
 }
 
@@ -88,8 +70,7 @@ async fn open(config: MongoConfig) -> dezky_core::Result<MongoAuditStore> {
 fn with_database<F: Future<Output = ()>>(test: impl FnOnce(Arc<Scratch>) -> F) {
     tokio().block_on(async {
         let scratch = Arc::new(Scratch::new());
-        test(Arc::clone(&scratch)).await;
-        scratch.remove().await;
+        test(scratch).await;
     });
 }
 
@@ -126,10 +107,6 @@ impl StoreHarness for Mongo {
         tokio().block_on(async {
             self.is_slow.store(is_double().await, Ordering::Relaxed);
             case.await;
-            let scratches = std::mem::take(&mut *self.scratches.lock().unwrap());
-            for scratch in scratches {
-                scratch.remove().await;
-            }
         });
     }
 
@@ -199,7 +176,7 @@ fn stores_that_start_together_make_one_log() {
 #[test]
 fn a_log_that_was_left_half_made_is_taken_up() {
     with_database(|scratch| async move {
-        let database = scratch.client().await.database(&scratch.name);
+        let database = scratch.database().await;
         let schema = database.collection::<Document>("dezky_schema");
         schema.insert_one(doc! { "_id": "audit", "version": 0_i64 }).await.unwrap();
         database.create_collection("dezky_audit_events").await.unwrap();
@@ -211,7 +188,7 @@ fn a_log_that_was_left_half_made_is_taken_up() {
 #[test]
 fn a_database_of_others_is_refused_unless_shared() {
     with_database(|scratch| async move {
-        let database = scratch.client().await.database(&scratch.name);
+        let database = scratch.database().await;
         database.collection("notes").insert_one(doc! { "text": "milk" }).await.unwrap();
         let refused = open(scratch.config()).await.err().unwrap();
         assert_eq!(refused.kind(), ErrorKind::StoreForeign, "{refused}");
@@ -232,7 +209,7 @@ fn without_migrate_opening_writes_nothing() {
         config.migrate = false;
         let refused = open(config.clone()).await.err().unwrap();
         assert_eq!(refused.kind(), ErrorKind::StoreForeign, "{refused}");
-        let database = scratch.client().await.database(&scratch.name);
+        let database = scratch.database().await;
         assert!(database.list_collection_names().await.unwrap().is_empty());
         scratch.open().await;
         let store = open(config).await.unwrap();
@@ -247,7 +224,7 @@ fn without_migrate_opening_writes_nothing() {
 fn a_newer_schema_is_refused() {
     with_database(|scratch| async move {
         scratch.open().await;
-        let database = scratch.client().await.database(&scratch.name);
+        let database = scratch.database().await;
         let schema = database.collection::<Document>("dezky_schema");
         let newer = doc! { "$set": { "version": 99_i64 } };
         schema.update_one(doc! { "_id": "audit" }, newer).await.unwrap();
@@ -337,7 +314,7 @@ fn staging_needs_no_turn() {
 fn what_is_no_event_in_the_outbox_holds_nothing_up() {
     with_database(|scratch| async move {
         let store = scratch.open().await;
-        let outbox = scratch.client().await.database(&scratch.name).collection("dezky_outbox");
+        let outbox = scratch.database().await.collection("dezky_outbox");
         let odd = [doc! { "_id": 7, "event": "no JSON" }, doc! { "_id": 8, "event": 1 }];
         outbox.insert_many(odd).await.unwrap();
         store.stage(named(&["a"])).await.unwrap();
@@ -379,7 +356,9 @@ fn a_turn_that_is_dropped_before_its_answer_holds_nobody_up() {
         let client = Client::with_options(options).unwrap();
         let runtime = Arc::new(TokioRuntime);
         let store =
-            MongoAuditStore::with_client(client, &scratch.name, config, runtime).await.unwrap();
+            MongoAuditStore::with_client(client, scratch.database().await.name(), config, runtime)
+                .await
+                .unwrap();
         proxy.keep_answer();
         let turn = store.rows().begin();
         let taken = Box::pin(eventually("the turn is taken", PATIENCE, || proxy.cuts() == 1));
@@ -541,7 +520,7 @@ fn what_version_1_wrote_is_read() {
     with_database(|scratch| async move {
         // Collections and indexes are made by the migration; here it is the rows.
         scratch.open().await;
-        let database = scratch.client().await.database(&scratch.name);
+        let database = scratch.database().await;
         let fixture: BTreeMap<String, Vec<serde_json::Value>> =
             serde_json::from_str(VERSION_1).unwrap();
         for (name, documents) in fixture {
@@ -647,11 +626,11 @@ impl Drop for Server {
 fn what_was_acknowledged_survives_a_killed_server() {
     tokio().block_on(async {
         let server = Server::start();
-        let scratch =
-            Scratch::at(&format!("mongodb://127.0.0.1:{}/?directConnection=true", server.port));
+        let uri = format!("mongodb://127.0.0.1:{}/?directConnection=true", server.port);
         let server = Mutex::new(server);
-        let mut config = scratch.config();
+        let mut config = MongoConfig::new(uri);
         config.server_selection_timeout = PATIENCE;
+        config.operation_timeout = PATIENCE;
         config.busy_timeout = PATIENCE;
         let store = open(config).await.unwrap();
         let acknowledged = Mutex::new(BTreeSet::new());

@@ -2,7 +2,8 @@
 
 use std::process::Stdio;
 
-use crate::servers::{sql, with_database};
+use crate::database::at_database;
+use crate::servers::sql;
 use crate::support::{Database, Engine, program, refusal, run, stdout};
 
 /// A place for a store with nothing in it.
@@ -125,7 +126,7 @@ async fn a_newer_schema_is_left_alone() {
 #[tokio::test]
 async fn what_is_refused_shows_no_password() {
     let (_folder, _database, url) = empty(Engine::Postgres).await;
-    let url = with_database(&url, "nowhere").replace("dezky@", "dezky:p4ssw0rd@");
+    let url = at_database(&url, "nowhere").replace("dezky@", "dezky:p4ssw0rd@");
     for arguments in [&["migrate"][..], &["verify"], &["doctor"], &["config", "check"]] {
         let output = run(&[arguments, &["--store", &url]].concat(), &[]);
         let said = format!("{output:?}");
