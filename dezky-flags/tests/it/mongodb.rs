@@ -43,8 +43,8 @@ impl Mongo {
         config.migrate = migrate;
         // The tests' server makes collections only while no transaction is open, and
         // other tests have large ones: a slow machine is no outage.
-        config.operation_timeout = Duration::from_secs(200);
-        config.busy_timeout = Duration::from_secs(60);
+        config.operation_timeout = Duration::from_mins(4);
+        config.busy_timeout = Duration::from_mins(1);
         let client = Client::with_uri_str(&self.server).await.unwrap();
         let name = self.names.lock().unwrap().last().expect("was made").clone();
         MongoAuditStore::with_client(client, &name, config, Arc::new(TokioRuntime)).await.unwrap()

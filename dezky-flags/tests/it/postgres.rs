@@ -199,7 +199,7 @@ fn others_are_told_of_a_change() {
 
 /// Long enough for any machine; who is not told waits for ever.
 pub(crate) async fn in_time(told: impl Future<Output = ()>) {
-    tokio::time::timeout(Duration::from_secs(60), told).await.expect("is told");
+    tokio::time::timeout(Duration::from_mins(1), told).await.expect("is told");
 }
 
 /// Whoever's connection is cut, wherever it stands: the change and its event are both
