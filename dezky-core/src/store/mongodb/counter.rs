@@ -99,17 +99,16 @@ impl Inner {
                         self.told.notify(usize::MAX);
                     }
                 },
-                Some(open) => match open.next().await {
-                    Some(Ok(event)) => {
+                Some(open) => {
+                    if let Some(Ok(event)) = open.next().await {
                         if let Some(value) = self.value_in(&event) {
                             self.tell(value);
                         }
-                    }
-                    Some(Err(_)) | None => {
+                    } else {
                         *stream = None;
                         self.database.runtime().sleep(REOPEN_AFTER).await;
                     }
-                },
+                }
             }
         }
     }

@@ -378,7 +378,7 @@ impl RowStore for MongoRows {
     async fn state(&self) -> Result<LogState> {
         let log = self.database.collection::<RawDocumentBuf>(LOG);
         let found = self.database.run(log.find_one(doc! { "_id": "log" })).await?;
-        log_state(&*found.ok_or_else(missing_log)?)
+        log_state(&found.ok_or_else(missing_log)?)
     }
 
     async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>> {
@@ -611,15 +611,12 @@ impl MongoTx {
         let mut new = Vec::new();
         for item in distinct {
             let seen = counts[&(item.source.as_str(), item.key.as_str())];
-            match known.get(&(item.source.clone(), item.key.clone())) {
-                Some((number, before)) => {
-                    let by = combine(*before, seen).saturating_sub(*before);
-                    raised.entry(by).or_default().push((*number).into());
-                }
-                None => {
-                    new.push(quarantine_document(self.next_number, seen, item)?);
-                    self.next_number += 1;
-                }
+            if let Some((number, before)) = known.get(&(item.source.clone(), item.key.clone())) {
+                let by = combine(*before, seen).saturating_sub(*before);
+                raised.entry(by).or_default().push((*number).into());
+            } else {
+                new.push(quarantine_document(self.next_number, seen, item)?);
+                self.next_number += 1;
             }
         }
         for (by, numbers) in raised.into_iter().filter(|(by, _)| *by > 0) {
