@@ -245,9 +245,12 @@ fn a_copy_that_was_stopped_goes_on_where_it_was() {
             let mut copy = pin!(copy_log(&*from.log, &*to.log, options, |progress| {
                 stop.fetch_or(progress.done > began, Ordering::SeqCst);
             }));
-            let done = poll_fn(|context| match stop.load(Ordering::SeqCst) {
-                true => Poll::Ready(None),
-                false => copy.as_mut().poll(context).map(Some),
+            let done = poll_fn(|context| {
+                if stop.load(Ordering::SeqCst) {
+                    Poll::Ready(None)
+                } else {
+                    copy.as_mut().poll(context).map(Some)
+                }
             });
             if let Some(done) = done.await {
                 done.unwrap();

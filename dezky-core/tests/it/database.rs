@@ -8,18 +8,8 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 /// The value of a variable that says where the servers are; there is no going without.
 #[expect(clippy::disallowed_methods, reason = "tests are told where the servers are")]
 pub(crate) fn variable(name: &str) -> String {
-    match std::env::var(name) {
-        Ok(value) => value,
-        Err(_) => panic!("{name} is not set: run the tests by .ci/with-servers"),
-    }
-}
-
-/// Whether the MongoDB server goes after the tests, with all that is in it. Dropping a
-/// database takes the tests' own one a sync a document, and it answers nobody
-/// meanwhile.
-#[expect(clippy::disallowed_methods, reason = "tests are told where the servers are")]
-fn is_throwaway() -> bool {
-    std::env::var_os("DEZKY_TEST_THROWAWAY").is_some()
+    std::env::var(name)
+        .unwrap_or_else(|_| panic!("{name} is not set: run the tests by .ci/with-servers"))
 }
 
 /// The URL of a database on the server of a URL, which may have a query.
@@ -31,7 +21,7 @@ pub(crate) fn at_database(server: &str, name: &str) -> String {
     format!("{}{host}/{name}{query}", &address[..start])
 }
 
-/// A database with a drawn name, dropped at the end.
+/// A database with a drawn name, dropped at the end; but not of the double of MongoDB.
 pub(crate) struct Database {
     server: String,
     name: String,
@@ -66,20 +56,25 @@ impl Database {
 impl Drop for Database {
     fn drop(&mut self) {
         let (server, name) = (std::mem::take(&mut self.server), std::mem::take(&mut self.name));
-        let is_postgres = server.starts_with("postgres");
-        if !is_postgres && is_throwaway() {
-            return;
-        }
-        let dropped = async move {
-            if is_postgres {
+        apart(async move {
+            if server.starts_with("postgres") {
                 let drop = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
                 let _ = administrate(&server, drop).await;
-            } else if let Ok(client) = mongodb::Client::with_uri_str(&server).await {
+            } else if let Ok(client) = mongodb::Client::with_uri_str(&server).await
+                && !is_double(&client).await
+            {
                 let _ = client.database(&name).drop().await;
             }
-        };
-        apart(dropped);
+        });
     }
+}
+
+/// Whether it is the double of a MongoDB server. Dropping a database takes it a sync a
+/// document, and it answers nobody meanwhile: it keeps what tests leave.
+async fn is_double(client: &mongodb::Client) -> bool {
+    let build = mongodb::bson::doc! { "buildInfo": 1 };
+    let build = client.database("admin").run_command(build).await;
+    build.is_ok_and(|build| build.contains_key("secantusVersion"))
 }
 
 async fn administrate(server: &str, sql: String) -> sqlx::Result<()> {

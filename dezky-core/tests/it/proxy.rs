@@ -154,7 +154,7 @@ async fn pass_on(
                         cuts.done.fetch_add(1, Ordering::SeqCst);
                         return std::future::pending().await;
                     }
-                    if cuts.done.fetch_add(1, Ordering::SeqCst) % 2 == 0 {
+                    if cuts.done.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) {
                         let _ = tokio::time::timeout(ANSWER, server.read(&mut down)).await;
                     }
                     return;

@@ -24,7 +24,7 @@ use crate::database::Database;
 pub(crate) use crate::database::variable;
 
 /// Generous: on a loaded machine a start was seen to take two minutes.
-const START: Duration = Duration::from_secs(240);
+const START: Duration = Duration::from_mins(4);
 /// After this time without a statement the tests' own MongoDB server ends a
 /// transaction; the operator of a real one sets `transactionLifetimeLimitSeconds`.
 pub(crate) const TRANSACTION_LIFETIME: Duration = Duration::from_secs(5);

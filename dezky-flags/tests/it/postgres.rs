@@ -13,7 +13,7 @@ use dezky_flags::{Flag, NewFlag};
 use futures_util::FutureExt;
 use futures_util::future::{join, try_join_all};
 use proptest::prelude::*;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
+use sqlx::{Connection, PgConnection, Row};
 
 use crate::database::Database;
 use crate::memory::{agrees_with_memory, any_commits};
@@ -171,7 +171,7 @@ fn others_are_told_of_a_change() {
 
 /// Long enough for any machine; who is not told waits for ever.
 pub(crate) async fn in_time(told: impl Future<Output = ()>) {
-    tokio::time::timeout(Duration::from_secs(60), told).await.expect("is told");
+    tokio::time::timeout(Duration::from_mins(1), told).await.expect("is told");
 }
 
 /// Whoever's connection is cut, wherever it stands: the change and its event are both
