@@ -151,7 +151,7 @@ impl DirectoryChange {
     }
 
     /// What kind of document, and its id: what no two changes of a commit share.
-    fn identity(&self) -> (&'static str, &str) {
+    pub(crate) fn identity(&self) -> (&'static str, &str) {
         match self {
             Self::Tenant(tenant) => ("tenant", &tenant.id),
             Self::Partner(partner) => ("partner", &partner.id),

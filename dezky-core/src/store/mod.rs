@@ -56,6 +56,8 @@ use crate::{Field, Result, Runtime, SealedEvent, StoredEvent, Timestamp};
 pub const MAX_BATCH_EVENTS: usize = 10_000;
 /// The most bytes of an ingest cursor.
 pub const MAX_CURSOR_BYTES: usize = 64 << 10;
+/// The most bytes of the name of a cursor's source.
+pub const MAX_CURSOR_SOURCE_BYTES: usize = 128;
 /// The most quarantine items of one append.
 pub const MAX_BATCH_QUARANTINE: usize = 10_000;
 /// The most items that leave the quarantine with one append.

@@ -98,7 +98,7 @@ fn with_database<F: Future<Output = ()>>(test: impl FnOnce(Arc<Scratch>) -> F) {
 }
 
 /// Whether it is the double, which looks at every row for every read.
-async fn is_double() -> bool {
+pub(crate) async fn is_double() -> bool {
     static KNOWN: OnceLock<bool> = OnceLock::new();
     if let Some(known) = KNOWN.get() {
         return *known;

@@ -1,6 +1,7 @@
 //! Where flags are kept: beside the audit log, so that a change and its event
 //! commit together.
 
+mod copy;
 mod memory;
 #[cfg(feature = "mongodb")]
 mod mongodb;
@@ -16,6 +17,7 @@ use async_trait::async_trait;
 use dezky_core::store::Capabilities;
 use dezky_core::{Error, ErrorKind, Result, SealedEvent};
 
+pub use self::copy::{check_flags, copy_flags};
 pub use self::memory::MemoryFlagStore;
 #[cfg(feature = "mongodb")]
 pub use self::mongodb::MongoFlagStore;

@@ -147,7 +147,7 @@ impl FlagTable {
         Ok(())
     }
 
-    fn known(&self, key: &str) -> Known {
+    pub(super) fn known(&self, key: &str) -> Known {
         match (self.flags.get(key), self.removed.get(key)) {
             (Some(flag), _) => Known::Live(flag.version),
             (None, Some(version)) => Known::Removed(*version),

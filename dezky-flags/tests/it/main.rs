@@ -2,6 +2,7 @@
 //! decisions, and the shapes that are kept.
 
 mod allocation;
+mod copy;
 mod edit;
 mod evaluate;
 mod memory;

@@ -67,7 +67,8 @@ fn steps() -> Vec<Vec<MongoCollection>> {
         MongoCollection::new(USER.collection)
             .unique("by_subject", doc! { "subject": 1 })
             .unique_where("by_identity", doc! { "identities": 1 }, owns("identities"))
-            // Read backwards: the order of descending keys is not right on every server.
+            // Read backwards: one server of this protocol sorts texts of which one begins
+            // another wrongly in a descending index.
             .index("by_login", doc! { "last_login": 1, "_id": 1 })
             .index("by_tenant", doc! { "tenant_ids": 1, "last_login": 1, "_id": 1 }),
     ]]
@@ -101,6 +102,11 @@ pub struct MongoDirectory {
 }
 
 impl MongoDirectory {
+    /// The version that the directory's collections have with this program.
+    pub fn schema_version() -> usize {
+        steps().len()
+    }
+
     /// Brings the directory's collections and indexes up to date; what is there already
     /// stays.
     ///

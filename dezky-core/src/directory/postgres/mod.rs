@@ -45,6 +45,11 @@ pub struct PostgresDirectory {
 }
 
 impl PostgresDirectory {
+    /// The version that the directory's tables have with this program.
+    pub fn schema_version() -> usize {
+        STEPS.len()
+    }
+
     /// Brings the directory's tables up to date; what is there already stays.
     ///
     /// # Errors

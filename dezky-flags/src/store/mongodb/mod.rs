@@ -60,6 +60,11 @@ pub struct MongoFlagStore {
 }
 
 impl MongoFlagStore {
+    /// The version that the flags' collections have with this program.
+    pub fn schema_version() -> usize {
+        steps().len()
+    }
+
     /// Opens the flags of a log's database, and makes their collections if they are
     /// missing.
     ///

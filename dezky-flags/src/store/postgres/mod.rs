@@ -45,6 +45,11 @@ pub struct PostgresFlagStore {
 }
 
 impl PostgresFlagStore {
+    /// The version that the flags' tables have with this program.
+    pub fn schema_version() -> usize {
+        STEPS.len()
+    }
+
     /// Opens the flags of a log's database, and makes their tables if they are missing.
     ///
     /// # Errors
