@@ -577,13 +577,17 @@ impl AuditLog {
         }
     }
 
-    /// Moves a batch out of the spool, for the one whose turn it is.
+    /// Moves a batch out of the spool, for the one whose turn it is. After each
+    /// failure in a row it is half as large: a store too slow for many events within
+    /// the timeout is not too slow for few.
     async fn drain_batch(
         &self,
         spool: &Spool,
         max_events: usize,
         timeout: Duration,
     ) -> Result<Drained> {
+        let failures = self.backoff().failures;
+        let max_events = (max_events >> failures.min(usize::BITS - 1)).max(1);
         let moved = self.move_batch(spool, max_events, timeout).await;
         match &moved {
             Ok(_) => self.succeeded(),

@@ -19,8 +19,8 @@ use super::rows::{
 use super::{
     AppendOptions, Appended, AuditStore, Capabilities, Lease, ListPage, ListQuery, LogPart,
     MAX_BATCH_EVENTS, MAX_BATCH_QUARANTINE, MAX_BATCH_RELEASE, MAX_CURSOR_BYTES,
-    MAX_QUARANTINE_RAW_BYTES, MAX_SCAN_ROWS, QuarantinedItem, Receipt, ReceiptStatus, Relayed,
-    ScannedRow, StoredRow,
+    MAX_CURSOR_SOURCE_BYTES, MAX_QUARANTINE_RAW_BYTES, MAX_SCAN_ROWS, QuarantinedItem, Receipt,
+    ReceiptStatus, Relayed, ScannedRow, StoredRow,
 };
 use crate::integrity::{chain_hash, leaf_hash};
 use crate::source::QuarantineItem;
@@ -345,16 +345,24 @@ fn check_batch(events: &[SealedEvent], options: &AppendOptions) -> Result<()> {
             ),
         ));
     }
-    if let Some(advance) = &options.cursor
-        && advance.to.len() > MAX_CURSOR_BYTES
-    {
-        return Err(Error::new(
-            ErrorKind::TooLarge,
-            format!("a cursor takes at most {MAX_CURSOR_BYTES} bytes"),
-        ));
+    if let Some(advance) = &options.cursor {
+        check_cursor(&advance.source, &advance.to)?;
     }
     options.quarantine.iter().try_for_each(check_item)?;
     check_events(events)
+}
+
+/// Every engine has an index on the source, and none takes a key of any length.
+fn check_cursor(source: &str, cursor: &str) -> Result<()> {
+    if source.len() > MAX_CURSOR_SOURCE_BYTES || cursor.len() > MAX_CURSOR_BYTES {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            format!(
+                "a cursor takes at most {MAX_CURSOR_BYTES} bytes and its source {MAX_CURSOR_SOURCE_BYTES}"
+            ),
+        ));
+    }
+    Ok(())
 }
 
 fn check_item(item: &QuarantineItem) -> Result<()> {
@@ -400,6 +408,7 @@ fn check_part(part: &LogPart) -> Result<()> {
         ));
     }
     part.quarantine.iter().try_for_each(|quarantined| check_item(&quarantined.item))?;
+    part.cursors.iter().try_for_each(|(source, cursor)| check_cursor(source, cursor))?;
     for row in &part.rows {
         let leaf = leaf_hash(&row.stored.event, &row.evidence);
         if row.stored.hash != chain_hash(&row.stored.prev_hash, &leaf) {

@@ -9,6 +9,8 @@
 mod chained;
 mod group;
 mod memory;
+#[cfg(feature = "mongodb")]
+mod mongodb;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod query;
@@ -28,6 +30,11 @@ use uuid::Uuid;
 
 pub use self::chained::ChainedStore;
 pub use self::memory::{MemoryAuditStore, MemoryRows};
+#[cfg(feature = "mongodb")]
+pub use self::mongodb::{
+    MongoAuditStore, MongoCollection, MongoConfig, MongoCounter, MongoDatabase, MongoRows,
+    mongo_error,
+};
 #[cfg(feature = "postgres")]
 pub use self::postgres::{
     PostgresAuditStore, PostgresConfig, PostgresDatabase, PostgresRows, PostgresTransaction,
@@ -49,6 +56,8 @@ use crate::{Field, Result, Runtime, SealedEvent, StoredEvent, Timestamp};
 pub const MAX_BATCH_EVENTS: usize = 10_000;
 /// The most bytes of an ingest cursor.
 pub const MAX_CURSOR_BYTES: usize = 64 << 10;
+/// The most bytes of the name of a cursor's source.
+pub const MAX_CURSOR_SOURCE_BYTES: usize = 128;
 /// The most quarantine items of one append.
 pub const MAX_BATCH_QUARANTINE: usize = 10_000;
 /// The most items that leave the quarantine with one append.

@@ -1,9 +1,20 @@
 //! The stores against the conformance suite and against real files.
 
+mod copy;
 mod directory;
+mod directory_mongodb;
+mod directory_postgres;
+mod engines;
+mod hostile;
 mod memory;
+mod mongodb;
+mod outage;
 mod own_store;
 mod postgres;
+mod proxy;
+mod queries;
+mod servers;
 mod sqlite;
 mod tamper;
 mod walk;
+mod writers;

@@ -1,0 +1,541 @@
+//! The client and its database, for everything that commits together with the log.
+
+use std::fmt;
+use std::future::IntoFuture;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use futures_util::future::{Either, select};
+use mongodb::bson::{RawDocumentBuf, doc};
+use mongodb::error::{
+    ErrorKind as DriverError, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT,
+};
+use mongodb::options::{
+    Acknowledgment, DatabaseOptions, FindOptions, ReadConcern, SelectionCriteria, WriteConcern,
+};
+use mongodb::{Client, ClientSession, Collection, Database};
+
+use super::counter::MongoCounter;
+use super::outbox::{self, Order};
+use super::schema::{self, MongoCollection};
+use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
+
+/// How often a commit is sent again whose outcome the server did not say, beside
+/// the once that the driver does.
+const COMMIT_RETRIES: u32 = 3;
+
+/// The bound of the server for a commit; beyond it the outcome is unknown.
+const MAX_COMMIT_TIME: Duration = Duration::from_secs(10);
+
+/// The longest pause between two tries.
+const MAX_PAUSE_MS: u64 = 24;
+
+/// The database of a [`MongoAuditStore`](super::MongoAuditStore), for stores of
+/// other things in the same one: what they write commits together with its events.
+///
+/// Reads and writes are of the majority, journaled and by the primary, whatever the
+/// URI says. Clones share the connections.
+///
+/// ```no_run
+/// use std::sync::Arc;
+///
+/// use dezky_core::rt::TokioRuntime;
+/// use dezky_core::store::{AuditStore, MongoAuditStore, MongoCollection, MongoConfig};
+/// use dezky_core::{Actor, NewEvent};
+/// use mongodb::bson::{Document, doc};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = MongoConfig::new("mongodb://127.0.0.1/platform");
+/// let log = MongoAuditStore::open(config, Arc::new(TokioRuntime)).await?;
+/// let database = log.database();
+/// let notes = MongoCollection::new("notes").unique("by_text", doc! { "text": 1 });
+/// database.migrate("notes", &[vec![notes]]).await?;
+///
+/// let event = NewEvent::new("note.created", Actor::user("u-1")).seal(&TokioRuntime);
+/// let mut session = database.begin().await?;
+/// let notes = database.collection::<Document>("notes");
+/// database.run(notes.insert_one(doc! { "text": "milk" }).session(&mut session)).await?;
+/// database.commit(session, &[event]).await?;
+/// assert_eq!(log.relay(100).await?.appended, 1);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct MongoDatabase(Arc<Inner>);
+
+struct Inner {
+    client: Client,
+    database: Database,
+    runtime: Arc<dyn Runtime>,
+    bounds: Bounds,
+    order: Order,
+    /// Whether schemas may be brought up to date.
+    migrate: bool,
+    /// Whether the server gives snapshots outside of transactions.
+    snapshots: bool,
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// One statement and its answer.
+    pub(super) operation: Duration,
+    /// Waiting for other writers.
+    pub(super) busy: Duration,
+}
+
+impl MongoDatabase {
+    /// Takes the database of a client; `look` has found it usable.
+    pub(super) async fn new(
+        client: Client,
+        name: &str,
+        runtime: Arc<dyn Runtime>,
+        bounds: Bounds,
+        migrate: bool,
+    ) -> Result<Self> {
+        let options = DatabaseOptions::builder()
+            .read_concern(ReadConcern::majority())
+            .write_concern(durable())
+            .selection_criteria(primary())
+            .build();
+        let database = client.database_with_options(name, options);
+        let order = Order::new(&*runtime);
+        let mut inner =
+            Inner { client, database, runtime, bounds, order, migrate, snapshots: false };
+        inner.snapshots = inner.has_snapshots().await?;
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// The client.
+    pub fn client(&self) -> &Client {
+        &self.0.client
+    }
+
+    /// The database's name.
+    pub fn name(&self) -> &str {
+        self.0.database.name()
+    }
+
+    /// A collection: majority and journal for writes, majority for reads.
+    pub fn collection<T: Send + Sync>(&self, name: &str) -> Collection<T> {
+        self.0.database.collection(name)
+    }
+
+    /// Runs an operation of the driver within the bound of time, its error as this
+    /// crate says it.
+    ///
+    /// # Errors
+    /// What [`mongo_error`] says, and `store_unavailable` beyond the bound.
+    pub async fn run<T, O>(&self, operation: O) -> Result<T>
+    where
+        O: IntoFuture<Output = mongodb::error::Result<T>>,
+    {
+        self.0.run(operation).await
+    }
+
+    /// A session in a started transaction: one snapshot, committed durably. Dropped
+    /// before [`commit`](Self::commit) it changes nothing: the driver then aborts it
+    /// in the background. Hold it briefly; who writes what it has written fails by
+    /// `store_busy` meanwhile. The server ends it after its
+    /// `transactionLifetimeLimitSeconds`.
+    ///
+    /// # Errors
+    /// `store_unavailable`.
+    pub async fn begin(&self) -> Result<ClientSession> {
+        self.run(async {
+            let mut session = self.0.client.start_session().await?;
+            session
+                .start_transaction()
+                .read_concern(ReadConcern::snapshot())
+                .write_concern(durable())
+                .selection_criteria(primary())
+                .max_commit_time(MAX_COMMIT_TIME)
+                .await?;
+            Ok(session)
+        })
+        .await
+    }
+
+    /// Stages `events` in the transaction and commits it: the mutation and its
+    /// events, or neither.
+    ///
+    /// # Errors
+    /// `store_busy` if another transaction wrote the same documents: nothing was
+    /// changed, and the whole transaction may be tried again. `store_unavailable`
+    /// if the commit's outcome could not be learnt.
+    pub async fn commit(&self, mut session: ClientSession, events: &[SealedEvent]) -> Result<()> {
+        let staged = match crate::store::chained::check_events(events) {
+            Ok(()) => outbox::stage(self, &mut session, events).await,
+            refused => refused,
+        };
+        if let Err(error) = staged {
+            self.abort(session).await;
+            return Err(error);
+        }
+        self.commit_session(&mut session).await
+    }
+
+    /// Gives a transaction up now: one that is dropped may be in the way of others
+    /// for a moment. The server ends it by itself where this does not reach it.
+    pub async fn abort(&self, mut session: ClientSession) {
+        let _ = self.run(session.abort_transaction()).await;
+    }
+
+    /// Commits, sending it again while the outcome is unknown; that is idempotent.
+    pub(super) async fn commit_session(&self, session: &mut ClientSession) -> Result<()> {
+        let mut retries = 0;
+        loop {
+            let Some(answer) = self.0.bounded(session.commit_transaction()).await else {
+                return Err(unknown_outcome());
+            };
+            match answer {
+                Ok(()) => return Ok(()),
+                Err(error) if error.contains_label(UNKNOWN_TRANSACTION_COMMIT_RESULT) => {
+                    retries += 1;
+                    if retries > COMMIT_RETRIES {
+                        return Err(unknown_outcome());
+                    }
+                    self.pause(retries).await;
+                }
+                Err(error) => return Err(mongo_error(&error)),
+            }
+        }
+    }
+
+    /// Tries until it does not fail by `store_busy`, with drawn pauses, for as long
+    /// as a writer may wait: what conflicts with another transaction is to be done
+    /// again from its beginning.
+    ///
+    /// # Errors
+    /// Those of `attempt`; `store_busy` beyond the bound.
+    pub async fn retry_busy<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let mut conflicts = 0;
+        let tries = async {
+            loop {
+                match attempt().await {
+                    Err(error) if error.kind() == ErrorKind::StoreBusy => {
+                        conflicts += 1;
+                        self.pause(conflicts).await;
+                    }
+                    answer => return answer,
+                }
+            }
+        };
+        let bound = self.0.runtime.sleep(self.0.bounds.busy);
+        match select(pin!(tries), bound).await {
+            Either::Left((answer, _)) => answer,
+            Either::Right(_) => Err(Error::new(
+                ErrorKind::StoreBusy,
+                "other writers hold the database beyond the bound: try again",
+            )),
+        }
+    }
+
+    /// Waits 1 ms to a bound that grows with `count`, drawn, so that writers get
+    /// out of step.
+    pub(super) async fn pause(&self, count: u32) {
+        let most = (1_u64 << count.min(6)).min(MAX_PAUSE_MS);
+        let mut drawn = [0; 8];
+        self.0.runtime.fill_random(&mut drawn);
+        let ms = 1 + u64::from_le_bytes(drawn) % most;
+        self.0.runtime.sleep(Duration::from_millis(ms)).await;
+    }
+
+    /// Brings the collections of `component` up to date: `steps[n]` takes version n
+    /// to n + 1. Steps are taken one by one, each may be taken again, and the version
+    /// is written last: safe when several processes start together, or one dies.
+    /// Where the store was opened without `migrate` it only looks.
+    ///
+    /// # Errors
+    /// `schema_newer`; `store_foreign` if steps are missing and may not be taken.
+    pub async fn migrate(&self, component: &str, steps: &[Vec<MongoCollection>]) -> Result<()> {
+        let version = schema::version_of(self, component).await?.unwrap_or(0);
+        schema::check_version(version, steps.len())?;
+        if version == steps.len() {
+            return Ok(());
+        }
+        if !self.0.migrate {
+            return Err(Error::new(
+                ErrorKind::StoreForeign,
+                format!("the database holds no {component} of this version: migrate it"),
+            ));
+        }
+        schema::take_steps(self, component, version, steps).await
+    }
+
+    /// The server's clock.
+    ///
+    /// # Errors
+    /// `store_unavailable`.
+    pub async fn now(&self) -> Result<Timestamp> {
+        let hello = self.run(self.0.database.run_command(doc! { "hello": 1 })).await?;
+        let now = hello.get_datetime("localTime").map_err(|_| {
+            Error::new(ErrorKind::StoreUnavailable, "the server does not say what time it is")
+        })?;
+        Ok(Timestamp::from_millis_clamped(now.timestamp_millis()))
+    }
+
+    /// `None` beyond the bound of time.
+    pub(super) async fn bounded<O: IntoFuture>(&self, operation: O) -> Option<O::Output> {
+        self.0.bounded(operation).await
+    }
+
+    /// A number that only grows, in the field `field` (an Int64) of the document `id`
+    /// of a collection, to be told when others have raised it.
+    pub fn counter(
+        &self,
+        collection: &'static str,
+        id: &'static str,
+        field: &'static str,
+    ) -> MongoCounter {
+        MongoCounter::new(self.clone(), collection, id, field)
+    }
+
+    pub(super) fn runtime(&self) -> &dyn Runtime {
+        &*self.0.runtime
+    }
+
+    pub(super) fn order(&self) -> &Order {
+        &self.0.order
+    }
+
+    pub(super) fn bounds(&self) -> Bounds {
+        self.0.bounds
+    }
+
+    pub(super) fn database(&self) -> &Database {
+        &self.0.database
+    }
+
+    /// A session whose reads see one snapshot, where the server has such.
+    pub(super) async fn snapshot(&self) -> Result<Option<ClientSession>> {
+        if !self.0.snapshots {
+            return Ok(None);
+        }
+        self.run(async { self.0.client.start_session().snapshot(true).await }).await.map(Some)
+    }
+
+    /// The documents that match, in the session if there is one.
+    pub(super) async fn find(
+        &self,
+        collection: &str,
+        filter: mongodb::bson::Document,
+        options: FindOptions,
+        session: Option<&mut ClientSession>,
+    ) -> Result<Vec<RawDocumentBuf>> {
+        let collection = self.collection::<RawDocumentBuf>(collection);
+        let find = collection.find(filter).with_options(options);
+        match session {
+            Some(session) => {
+                self.run(async {
+                    let mut cursor = find.session(&mut *session).await?;
+                    cursor.stream(session).try_collect().await
+                })
+                .await
+            }
+            None => self.run(async { find.await?.try_collect().await }).await,
+        }
+    }
+}
+
+impl Inner {
+    async fn bounded<O: IntoFuture>(&self, operation: O) -> Option<O::Output> {
+        let bound = self.runtime.sleep(self.bounds.operation);
+        match select(pin!(operation.into_future()), bound).await {
+            Either::Left((answer, _)) => Some(answer),
+            Either::Right(_) => None,
+        }
+    }
+
+    async fn run<T, O>(&self, operation: O) -> Result<T>
+    where
+        O: IntoFuture<Output = mongodb::error::Result<T>>,
+    {
+        match self.bounded(operation).await {
+            Some(answer) => answer.map_err(|error| mongo_error(&error)),
+            None => Err(no_answer()),
+        }
+    }
+
+    /// Asks for one, as what a server says of itself is no proof.
+    async fn has_snapshots(&self) -> Result<bool> {
+        let asked = self.bounded(async {
+            let mut session = self.client.start_session().snapshot(true).await?;
+            let schema = self.database.collection::<RawDocumentBuf>(schema::SCHEMA);
+            schema.find_one(doc! {}).session(&mut session).await
+        });
+        match asked.await {
+            Some(Ok(_)) => Ok(true),
+            Some(Err(error)) if matches!(&*error.kind, DriverError::Command(_)) => Ok(false),
+            Some(Err(error)) => Err(mongo_error(&error)),
+            None => Err(no_answer()),
+        }
+    }
+}
+
+impl fmt::Debug for MongoDatabase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MongoDatabase").field("name", &self.name()).finish_non_exhaustive()
+    }
+}
+
+pub(super) fn durable() -> WriteConcern {
+    WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build()
+}
+
+fn primary() -> SelectionCriteria {
+    SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary)
+}
+
+pub(super) fn no_answer() -> Error {
+    Error::new(ErrorKind::StoreUnavailable, "the server does not answer in time: try again")
+}
+
+fn unknown_outcome() -> Error {
+    Error::new(
+        ErrorKind::StoreUnavailable,
+        "the server did not say whether it has committed: the same call again finds out",
+    )
+}
+
+/// An error of the driver as this crate says it: its kind tells whether a retry may
+/// help, and no value of a document or of the URI gets in.
+pub fn mongo_error(error: &mongodb::error::Error) -> Error {
+    let text = match &*error.kind {
+        DriverError::Command(command) => {
+            return server_error(error, command.code, &command.message);
+        }
+        DriverError::Write(mongodb::error::WriteFailure::WriteError(write)) => {
+            return server_error(error, write.code, &write.message);
+        }
+        DriverError::Write(mongodb::error::WriteFailure::WriteConcernError(concern)) => {
+            return server_error(error, concern.code, &concern.message);
+        }
+        DriverError::InsertMany(insert) => {
+            let write = insert.write_errors.as_deref().unwrap_or_default().first();
+            let write = write.map(|write| (write.code, &write.message));
+            let concern = insert.write_concern_error.as_ref();
+            let (code, message) = write
+                .or_else(|| concern.map(|concern| (concern.code, &concern.message)))
+                .map_or((0, ""), |(code, message)| (code, message));
+            return server_error(error, code, message);
+        }
+        DriverError::Authentication { .. } => {
+            return Error::new(ErrorKind::AuthFailed, AUTHENTICATION);
+        }
+        DriverError::SessionsNotSupported => {
+            return Error::new(ErrorKind::ConfigInvalid, STANDALONE);
+        }
+        DriverError::IncompatibleServer { .. } => {
+            return Error::new(
+                ErrorKind::ConfigInvalid,
+                "the server is too old: MongoDB 4.4 is the first that will do",
+            );
+        }
+        DriverError::InvalidTlsConfig { .. } => {
+            return Error::new(
+                ErrorKind::ConfigInvalid,
+                "TLS can't be set up: check the URI's tlsCAFile and tlsCertificateKeyFile",
+            );
+        }
+        DriverError::InvalidArgument { .. } => {
+            return Error::new(
+                ErrorKind::ConfigInvalid,
+                "the driver refuses what it is asked: check the URI's options",
+            );
+        }
+        DriverError::Bson(_) | DriverError::InvalidResponse { .. } => {
+            return Error::new(
+                ErrorKind::StoreCorrupt,
+                "the server's answer can't be read: check what listens there",
+            );
+        }
+        DriverError::Io(_) => "the connection broke: try again",
+        DriverError::ServerSelection { .. } | DriverError::DnsResolve { .. } => {
+            "no primary of the replica set can be reached: check the server and the URI"
+        }
+        _ => "the server does not answer: try again",
+    };
+    // These say of servers and sockets, not of documents.
+    Error::new(ErrorKind::StoreUnavailable, text).with_source(error.clone())
+}
+
+pub(super) const STANDALONE: &str = "the server is a standalone, which has no transactions: start mongod with --replSet rs0 and run rs.initiate() once";
+const AUTHENTICATION: &str =
+    "the server refuses the credentials: check user, password and authSource of the URI";
+
+/// What the server answered; its text may quote documents, so it is not passed on.
+fn server_error(error: &mongodb::error::Error, code: i32, message: &str) -> Error {
+    let (kind, text) = match code {
+        // Conflicts, and transactions that the server has ended.
+        24 | 46 | 50 | 112 | 225 | 239 | 244 | 246 | 251 | 267 | 290 => (
+            ErrorKind::StoreBusy,
+            "another transaction was faster, or this one took too long: try again".into(),
+        ),
+        // Elections, shutdowns, lost connections between the members.
+        6 | 7 | 89 | 91 | 133 | 134 | 189 | 202 | 262 | 9001 | 10107 | 11600 | 11602 | 13435
+        | 13436 => (
+            ErrorKind::StoreUnavailable,
+            "the replica set has no primary at the moment: try again".into(),
+        ),
+        64 | 100 => (
+            ErrorKind::StoreUnavailable,
+            "the majority of the replica set does not acknowledge: check its members".into(),
+        ),
+        14031 => (ErrorKind::StoreUnavailable, "the server's disk is full: make room".into()),
+        13 => (
+            ErrorKind::AuthFailed,
+            "the user lacks a permission: grant it readWrite on the database".into(),
+        ),
+        18 | 8000 => (ErrorKind::AuthFailed, AUTHENTICATION.into()),
+        20 | 303 => (ErrorKind::ConfigInvalid, STANDALONE.into()),
+        11000 | 11001 | 12582 => (
+            ErrorKind::AlreadyExists,
+            match index_of(message) {
+                Some(index) => format!("the unique index {index} has the key already"),
+                None => "a unique index has the key already".into(),
+            },
+        ),
+        10334 | 17419 | 17420 | 17280 => {
+            (ErrorKind::TooLarge, "a document is over the server's 16 MiB: send less".into())
+        }
+        2 | 26 | 27 | 85 | 86 => (
+            ErrorKind::StoreCorrupt,
+            format!(
+                "the database lacks a collection or an index as it should be (error {code}): migrate it, or restore a backup"
+            ),
+        ),
+        _ if error.contains_label(TRANSIENT_TRANSACTION_ERROR) => (
+            ErrorKind::StoreBusy,
+            format!("the transaction could not go on (error {code}): try again"),
+        ),
+        _ => (ErrorKind::StoreUnavailable, format!("MongoDB: error {code}")),
+    };
+    Error::new(kind, text)
+}
+
+/// The index that a duplicate key error names: ours, so no value.
+fn index_of(message: &str) -> Option<&str> {
+    let (_, rest) = message.split_once("index: ")?;
+    let name = rest.split([' ', '$']).next()?;
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    (!name.is_empty() && name.len() <= 64 && name.chars().all(is_name)).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_index_is_named_and_no_value() {
+        let text = "E11000 duplicate key error collection: dezky.dezky_tenants index: by_slug dup key: { slug: \"acme\" }";
+        assert_eq!(index_of(text), Some("by_slug"));
+        assert_eq!(index_of("index: {\"a@b.test\"} dup key"), None);
+        assert_eq!(index_of("something else"), None);
+    }
+}

@@ -1,0 +1,244 @@
+//! The schema: collections and indexes, as numbered steps that every database has
+//! gone through.
+
+use mongodb::IndexModel;
+use mongodb::bson::{Document, RawDocumentBuf, doc};
+use mongodb::options::IndexOptions;
+
+use super::database::{MongoDatabase, mongo_error};
+use crate::{Error, ErrorKind, Result};
+
+/// Where the versions of all components are.
+pub(super) const SCHEMA: &str = "dezky_schema";
+/// The one document of the log itself: identity, beginning, head, counters.
+pub(super) const LOG: &str = "dezky_audit_log";
+pub(super) const EVENTS: &str = "dezky_audit_events";
+pub(super) const CURSORS: &str = "dezky_cursors";
+pub(super) const LEASES: &str = "dezky_leases";
+pub(super) const QUARANTINE: &str = "dezky_quarantine";
+pub(super) const OUTBOX: &str = "dezky_outbox";
+
+/// The indexes that lead walks.
+pub(super) const BY_AT: &str = "by_at";
+pub(super) const BY_TENANT: &str = "by_tenant";
+pub(super) const BY_ACTOR: &str = "by_actor";
+pub(super) const BY_ACTION: &str = "by_action";
+
+/// The name under which the log's version is kept: other parts of the product
+/// have versions of their own in the same database.
+const COMPONENT: &str = "audit";
+
+/// The server's code of a collection that is there already.
+const NAMESPACE_EXISTS: i32 = 48;
+
+/// The steps of the log; one that was released never changes.
+fn steps() -> Vec<Vec<MongoCollection>> {
+    vec![vec![
+        MongoCollection::new(LOG),
+        // The place is the document's own key.
+        MongoCollection::new(EVENTS)
+            .unique("by_id", doc! { "id": 1 })
+            // The filtered field first: not every server finds rows by a partial
+            // index that has it later. A filter on the type would keep servers from
+            // using it where the value is given.
+            .unique_where(
+                "by_external_id",
+                doc! { "external_id": 1, "source": 1 },
+                doc! { "external_id": { "$gte": "" } },
+            )
+            .index(BY_AT, doc! { "at": 1, "id": 1 })
+            .index(BY_TENANT, doc! { "tenant_slug": 1, "at": 1, "id": 1 })
+            .index(BY_ACTOR, doc! { "actor_id": 1, "at": 1, "id": 1 })
+            .index(BY_ACTION, doc! { "action": 1, "at": 1, "id": 1 }),
+        MongoCollection::new(CURSORS),
+        MongoCollection::new(LEASES),
+        MongoCollection::new(QUARANTINE).unique("by_key", doc! { "source": 1, "key": 1 }),
+        MongoCollection::new(OUTBOX),
+    ]]
+}
+
+/// A collection and its indexes, as a step of a migration makes them.
+#[derive(Debug, Clone)]
+pub struct MongoCollection {
+    name: String,
+    indexes: Vec<IndexModel>,
+}
+
+impl MongoCollection {
+    /// A collection without indexes of its own.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), indexes: Vec::new() }
+    }
+
+    /// The same with an index.
+    #[must_use]
+    pub fn index(self, name: &str, keys: Document) -> Self {
+        self.with(keys, IndexOptions::builder().name(name.to_owned()).build())
+    }
+
+    /// The same with a unique index.
+    #[must_use]
+    pub fn unique(self, name: &str, keys: Document) -> Self {
+        self.with(keys, IndexOptions::builder().name(name.to_owned()).unique(true).build())
+    }
+
+    /// The same with a unique index over the documents that match `filter`. Let
+    /// `keys` begin with the field of the filter.
+    #[must_use]
+    pub fn unique_where(self, name: &str, keys: Document, filter: Document) -> Self {
+        let options = IndexOptions::builder().name(name.to_owned()).unique(true);
+        self.with(keys, options.partial_filter_expression(filter).build())
+    }
+
+    fn with(mut self, keys: Document, options: IndexOptions) -> Self {
+        self.indexes.push(IndexModel::builder().keys(keys).options(options).build());
+        self
+    }
+}
+
+/// What a database is, before anything in it is touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// No collections at all.
+    Empty,
+    /// Collections, none of them ours.
+    Foreign,
+    /// Ours, the log at this version.
+    Version(usize),
+}
+
+/// Looks at a database; changes nothing.
+pub(super) async fn inspect(database: &MongoDatabase) -> Result<Found> {
+    if let Some(version) = version_of(database, COMPONENT).await? {
+        return Ok(Found::Version(version));
+    }
+    let names = database.run(database.database().list_collection_names()).await?;
+    Ok(if names.iter().any(|name| name == SCHEMA) {
+        Found::Version(0)
+    } else if names.iter().all(|name| name.starts_with("system.")) {
+        Found::Empty
+    } else {
+        Found::Foreign
+    })
+}
+
+/// The version of a part of the product, if it was ever set up.
+pub(super) async fn version_of(database: &MongoDatabase, component: &str) -> Result<Option<usize>> {
+    let schema = database.collection::<RawDocumentBuf>(SCHEMA);
+    let found = database.run(schema.find_one(doc! { "_id": { "$eq": component } })).await?;
+    found
+        .map(|found| {
+            let version = found.get_i64("version").ok().and_then(|v| usize::try_from(v).ok());
+            version.ok_or_else(|| {
+                Error::new(
+                    ErrorKind::StoreCorrupt,
+                    format!("the version of {component} can't be read: restore a backup"),
+                )
+            })
+        })
+        .transpose()
+}
+
+/// Refuses collections that were written by a newer version than the `known` one.
+pub(super) fn check_version(version: usize, known: usize) -> Result<()> {
+    if version > known {
+        return Err(Error::new(
+            ErrorKind::SchemaNewer,
+            format!(
+                "the database has schema version {version}, this program knows {known}: use a newer program"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// The version of a log that is up to date.
+pub(super) fn known_version() -> usize {
+    steps().len()
+}
+
+/// Refuses a log that was written by a newer version.
+pub(super) fn check_log_version(version: usize) -> Result<()> {
+    check_version(version, steps().len())
+}
+
+/// Whether a log at `version` lacks steps.
+pub(super) fn is_behind(version: usize) -> bool {
+    version < steps().len()
+}
+
+/// Takes the database to the log's current version.
+pub(super) async fn migrate(database: &MongoDatabase, fresh: Document) -> Result<()> {
+    // First of all that the database is ours, so that one that was left half
+    // made is taken up again.
+    set_version(database, COMPONENT, 0).await?;
+    let version = version_of(database, COMPONENT).await?.unwrap_or(0);
+    check_log_version(version)?;
+    let steps = steps();
+    make(database, &steps[version..]).await?;
+    let log = database.collection::<Document>(LOG);
+    let insert = doc! { "$setOnInsert": fresh };
+    upsert(database, &log, doc! { "_id": "log" }, insert).await?;
+    set_version(database, COMPONENT, steps.len()).await
+}
+
+/// Takes the steps of a component beyond `version`.
+pub(super) async fn take_steps(
+    database: &MongoDatabase,
+    component: &str,
+    version: usize,
+    steps: &[Vec<MongoCollection>],
+) -> Result<()> {
+    make(database, &steps[version..]).await?;
+    set_version(database, component, steps.len()).await
+}
+
+async fn make(database: &MongoDatabase, steps: &[Vec<MongoCollection>]) -> Result<()> {
+    for collection in steps.iter().flatten() {
+        let name = &collection.name;
+        let made = database.run(async {
+            match database.database().create_collection(name).await {
+                Err(error) if has_code(&error, NAMESPACE_EXISTS) => Ok(()),
+                made => made,
+            }
+        });
+        made.await?;
+        if !collection.indexes.is_empty() {
+            let indexes = collection.indexes.clone();
+            // As long as it takes: a later step may find rows.
+            let made = database.collection::<Document>(name).create_indexes(indexes).await;
+            made.map_err(|error| mongo_error(&error))?;
+        }
+    }
+    Ok(())
+}
+
+/// Raises the version of a component; one that is higher already stays.
+async fn set_version(database: &MongoDatabase, component: &str, version: usize) -> Result<()> {
+    let version = i64::try_from(version).unwrap_or(i64::MAX);
+    let schema = database.collection::<Document>(SCHEMA);
+    upsert(database, &schema, doc! { "_id": component }, doc! { "$max": { "version": version } })
+        .await
+}
+
+async fn upsert(
+    database: &MongoDatabase,
+    collection: &mongodb::Collection<Document>,
+    filter: Document,
+    update: Document,
+) -> Result<()> {
+    let mut raced = 0;
+    loop {
+        let upsert = collection.update_one(filter.clone(), update.clone()).upsert(true);
+        match database.run(upsert).await {
+            Ok(_) => return Ok(()),
+            // Two that insert at once: the other one's is there now.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && raced < 8 => raced += 1,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn has_code(error: &mongodb::error::Error, wanted: i32) -> bool {
+    matches!(&*error.kind, mongodb::error::ErrorKind::Command(command) if command.code == wanted)
+}

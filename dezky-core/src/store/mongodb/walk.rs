@@ -1,0 +1,293 @@
+//! What the bounded walk of `list` asks of the server.
+
+use async_trait::async_trait;
+use mongodb::ClientSession;
+use mongodb::bson::{Bson, Document, doc};
+use mongodb::options::{FindOptions, Hint};
+use uuid::Uuid;
+
+use super::codec::{listed_row, place, text, uuid};
+use super::database::MongoDatabase;
+use super::schema::{BY_ACTION, BY_ACTOR, BY_AT, BY_TENANT, EVENTS};
+use crate::store::walk::{Lead, Place, Stretches};
+use crate::store::{Driver, TenantMatch};
+use crate::{Result, StoredEvent, Timestamp};
+
+/// The reads of one walk.
+pub(super) struct MongoStretches<'a> {
+    pub(super) database: &'a MongoDatabase,
+    /// Gives them one snapshot. Without, an event that arrives meanwhile may be in
+    /// one stretch or not; none that was there before is missed or told twice, as
+    /// stretches are cut at places.
+    pub(super) snapshot: Option<ClientSession>,
+}
+
+#[async_trait]
+impl Stretches for MongoStretches<'_> {
+    async fn actions(&mut self, prefix: &str) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        let mut range = beginning_with(prefix);
+        while found.len() < 2 {
+            let options = FindOptions::builder()
+                .hint(Hint::Name(BY_ACTION.into()))
+                .sort(doc! { "action": 1 })
+                .projection(doc! { "_id": 0, "action": 1 })
+                .limit(1)
+                .build();
+            let filter = doc! { "action": range.clone() };
+            let rows = self.database.find(EVENTS, filter, options, self.snapshot.as_mut()).await?;
+            let Some(row) = rows.first() else { break };
+            let action = text(row, "action").map_err(super::codec::corrupt)?.to_owned();
+            range.remove("$gte");
+            range.insert("$gt", action.as_str());
+            found.push(action);
+        }
+        Ok(found)
+    }
+
+    async fn window_end(
+        &mut self,
+        lead: &Lead<'_>,
+        before: Option<Place>,
+        size: usize,
+    ) -> Result<Option<Place>> {
+        let Some(stretch) = Stretch::of(lead, before, None) else { return Ok(None) };
+        let mut options = stretch.options();
+        options.projection = Some(doc! { "_id": 0, "at": 1, "id": 1 });
+        options.skip = Some(size.saturating_sub(1) as u64);
+        options.limit = Some(1);
+        let filter = stretch.filter();
+        let rows = self.database.find(EVENTS, filter, options, self.snapshot.as_mut()).await?;
+        rows.first().map(|row| place(row)).transpose()
+    }
+
+    async fn select(
+        &mut self,
+        lead: &Lead<'_>,
+        before: Option<Place>,
+        last: Option<Place>,
+        max_rows: usize,
+    ) -> Result<Vec<StoredEvent>> {
+        let Some(stretch) = Stretch::of(lead, before, last) else { return Ok(Vec::new()) };
+        let mut options = stretch.options();
+        options.limit = Some(super::limit(max_rows));
+        let mut filter = stretch.filter();
+        filter.extend(conditions(lead));
+        let rows = self.database.find(EVENTS, filter, options, self.snapshot.as_mut()).await?;
+        rows.iter().map(|row| listed_row(row)).collect()
+    }
+}
+
+/// A stretch of the lead's index, as bounds on its keys: `min` and `max` compare
+/// whole keys, as a row comparison of SQL does. The form with `$or` leaves it to
+/// the planner whether the place leads into the index.
+struct Stretch {
+    index: &'static str,
+    /// What all keys of the stretch begin with.
+    equal: Option<(&'static str, Bson)>,
+    min: Document,
+    max: Document,
+}
+
+/// A bound on `(at, id)`; one without an id is before all of its time.
+type Bound = (i64, Option<Uuid>);
+
+impl Stretch {
+    /// `None` where nothing can be within.
+    fn of(lead: &Lead<'_>, before: Option<Place>, last: Option<Place>) -> Option<Self> {
+        let filter = lead.filter;
+        let (index, equal) = match (&lead.driver, &filter.tenant, &filter.actor_id) {
+            _ if let Some(action) = &lead.action => (BY_ACTION, Some(("action", action.into()))),
+            (Driver::Actor, _, Some(actor)) => (BY_ACTOR, Some(("actor_id", actor.into()))),
+            (Driver::Tenant, Some(TenantMatch::Slug(slug)), _) => {
+                (BY_TENANT, Some(("tenant_slug", slug.into())))
+            }
+            (Driver::Tenant, Some(TenantMatch::None), _) => {
+                (BY_TENANT, Some(("tenant_slug", Bson::Null)))
+            }
+            _ => (BY_AT, None),
+        };
+        let of_place = |(at, id): Place| (at.as_millis(), Some(id));
+        let of_time = |at: Timestamp| (at.as_millis(), None);
+        // A place lies within the range, so it implies the bound on its side.
+        let from: Option<Bound> = last.map(of_place).or(filter.since.map(of_time));
+        let to: Option<Bound> = before.map(of_place).or(filter.until.map(of_time));
+        // The server refuses bounds that are not in order.
+        if let (Some(from), Some(to)) = (from, to)
+            && from >= to
+        {
+            return None;
+        }
+        let key = |bound: Option<Bound>, open: Bson| {
+            let mut key = Document::new();
+            if let Some((name, value)) = &equal {
+                key.insert(*name, value.clone());
+            }
+            let (at, id) = match bound {
+                Some((at, Some(id))) => (at.into(), uuid(id)),
+                Some((at, None)) => (at.into(), Bson::MinKey),
+                None => (open.clone(), open),
+            };
+            key.extend([("at".to_owned(), at), ("id".to_owned(), id)]);
+            key
+        };
+        let (min, max) = (key(from, Bson::MinKey), key(to, Bson::MaxKey));
+        Some(Self { index, equal, min, max })
+    }
+
+    fn options(&self) -> FindOptions {
+        FindOptions::builder()
+            .hint(Hint::Name(self.index.into()))
+            .min(self.min.clone())
+            .max(self.max.clone())
+            .sort(doc! { "at": -1, "id": -1 })
+            .build()
+    }
+
+    fn filter(&self) -> Document {
+        match &self.equal {
+            Some((name, value)) => equals(name, value.clone()),
+            None => Document::new(),
+        }
+    }
+}
+
+/// The rest of the filter. Every text stands behind an operator, so that none of
+/// them is one.
+fn conditions(lead: &Lead<'_>) -> Document {
+    let filter = lead.filter;
+    let mut conditions = Document::new();
+    if let (Some(prefix), None) = (&filter.action_prefix, &lead.action) {
+        conditions.insert("action", beginning_with(prefix));
+    }
+    if lead.driver != Driver::Tenant {
+        match &filter.tenant {
+            Some(TenantMatch::Slug(slug)) => {
+                conditions.extend(equals("tenant_slug", slug.into()));
+            }
+            Some(TenantMatch::None) => conditions.extend(equals("tenant_slug", Bson::Null)),
+            None => {}
+        }
+    }
+    for (name, value) in [
+        ("partner_slug", &filter.partner_slug),
+        ("actor_email_fold", &filter.actor_email_fold),
+        ("resource_type", &filter.resource_type),
+        ("resource_id", &filter.resource_id),
+    ] {
+        if let Some(value) = value {
+            conditions.extend(equals(name, value.into()));
+        }
+    }
+    if let Some(outcome) = filter.outcome {
+        conditions.extend(equals("outcome", outcome.as_str().into()));
+    }
+    if let Some(source) = &filter.source {
+        let exact = equals("source", (&source.exact).into());
+        match &source.instances {
+            None => conditions.extend(exact),
+            Some(instances) => {
+                let instances = doc! { "source": beginning_with(instances) };
+                conditions.insert("$or", vec![exact, instances]);
+            }
+        }
+    }
+    if let Some(text) = &filter.search {
+        conditions.insert("search", doc! { "$regex": literal(text) });
+    }
+    conditions
+}
+
+fn equals(name: &str, value: Bson) -> Document {
+    doc! { name: { "$eq": value } }
+}
+
+/// The texts that begin with `prefix`, in the order of their bytes.
+fn beginning_with(prefix: &str) -> Document {
+    let mut range = doc! { "$gte": prefix };
+    if let Some(end) = after_prefix(prefix) {
+        range.insert("$lt", end);
+    }
+    range
+}
+
+/// The first text after all those that begin with `prefix`.
+fn after_prefix(prefix: &str) -> Option<String> {
+    let mut chars = prefix.chars();
+    while let Some(last) = chars.next_back() {
+        // The range of characters passes over the surrogates.
+        if let Some(next) = (last..=char::MAX).nth(1) {
+            return Some(chars.as_str().chars().chain([next]).collect());
+        }
+    }
+    None
+}
+
+/// A regular expression that finds `text` itself.
+fn literal(text: &str) -> String {
+    let mut pattern = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if r"\.+*?()|[]{}^$".contains(c) {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::ListQuery;
+
+    #[test]
+    fn punctuation_is_escaped_and_letters_are_not() {
+        assert_eq!(literal(r"a.b*\d$(x|y)#"), r"a\.b\*\\d\$\(x\|y\)#");
+        assert_eq!(literal("straße 租户"), "straße 租户");
+    }
+
+    #[test]
+    fn prefixes_end_before_the_next_text() {
+        for (prefix, after) in [
+            ("tenant.", Some("tenant/")),
+            ("a\u{d7ff}", Some("a\u{e000}")),
+            ("a\u{10ffff}", Some("b")),
+            ("\u{10ffff}", None),
+        ] {
+            assert_eq!(after_prefix(prefix).as_deref(), after);
+        }
+    }
+
+    #[test]
+    fn places_are_bounds_of_the_index_in_its_order() {
+        let place = Some((Timestamp::MIN, Uuid::nil()));
+        let text = |text: &str| Some(text.to_owned());
+        for (tenant, actor, action, names) in [
+            (None, None, None, vec!["at", "id"]),
+            (text("acme"), None, None, vec!["tenant_slug", "at", "id"]),
+            (text(""), None, None, vec!["tenant_slug", "at", "id"]),
+            (None, text("u-1"), None, vec!["actor_id", "at", "id"]),
+            (None, None, text("tenant.created"), vec!["action", "at", "id"]),
+        ] {
+            let query = ListQuery {
+                since: Some(Timestamp::MIN),
+                until: Some(Timestamp::MAX),
+                tenant_slug: tenant,
+                actor_id: actor,
+                ..ListQuery::default()
+            };
+            let filter = query.filter().unwrap();
+            let walk =
+                crate::store::Walk { filter: &filter, before: None, max_rows: 1, max_examined: 1 };
+            let lead = Lead { filter: &filter, driver: walk.driver(), action };
+            let stretch = Stretch::of(&lead, place, None);
+            assert!(stretch.is_none(), "nothing is before the first place of the range");
+            let stretch = Stretch::of(&lead, None, place).unwrap();
+            for bound in [&stretch.min, &stretch.max] {
+                assert_eq!(bound.keys().map(String::as_str).collect::<Vec<_>>(), names);
+            }
+            assert_eq!(stretch.min.get("id"), Some(&uuid(Uuid::nil())), "the place, not the time");
+            assert_eq!(stretch.max.get("id"), Some(&Bson::MinKey), "the time alone");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! A network that fails as told: a proxy before a server.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::servers::spawn;
+
+/// How long the answer to a commit is waited for before its connection is cut.
+const ANSWER: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Network {
+    /// Everything passes.
+    Up,
+    /// Nothing passes and nothing ends. A connection that was there then is silent
+    /// for ever, on both sides.
+    Silent,
+    /// Connections end, and nobody listens.
+    Refusing,
+}
+
+/// Stands between a store and its server.
+pub(crate) struct Proxy {
+    pub(crate) port: u16,
+    network: watch::Sender<Network>,
+    cuts: Arc<Cuts>,
+}
+
+/// Connections to cut after a message of the client was passed on.
+struct Cuts {
+    after: &'static [u8],
+    left: AtomicUsize,
+    done: AtomicUsize,
+}
+
+impl Proxy {
+    /// Before the server at `port`; `commit` is what its protocol commits by.
+    pub(crate) async fn before(port: u16, commit: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let own = listener.local_addr().unwrap();
+        let cuts = Arc::new(Cuts {
+            after: commit.as_bytes(),
+            left: AtomicUsize::new(0),
+            done: AtomicUsize::new(0),
+        });
+        let (network, seen) = watch::channel(Network::Up);
+        let server = SocketAddr::from(([127, 0, 0, 1], port));
+        spawn(listen(listener, own, server, seen, Arc::clone(&cuts)));
+        Self { port: own.port(), network, cuts }
+    }
+
+    pub(crate) fn set(&self, network: Network) {
+        self.network.send_replace(network);
+    }
+
+    /// The next `count` connections that commit are cut when the server has got the
+    /// commit; of two one after it has answered, the other at once.
+    pub(crate) fn cut_commits(&self, count: usize) {
+        self.cuts.left.store(count, Ordering::SeqCst);
+    }
+
+    /// How many were cut.
+    pub(crate) fn cuts(&self) -> usize {
+        self.cuts.done.load(Ordering::SeqCst)
+    }
+}
+
+async fn listen(
+    listener: TcpListener,
+    own: SocketAddr,
+    server: SocketAddr,
+    mut network: watch::Receiver<Network>,
+    cuts: Arc<Cuts>,
+) {
+    let mut listener = Some(listener);
+    // Of a silent network: neither answered nor closed.
+    let silent = Mutex::new(Vec::new());
+    loop {
+        if *network.borrow_and_update() == Network::Refusing {
+            listener = None;
+        } else if listener.is_none() {
+            listener = Some(TcpListener::bind(own).await.unwrap());
+        }
+        let accepted = async {
+            match &listener {
+                Some(listener) => listener.accept().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = network.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            accepted = accepted => {
+                let Ok((client, _)) = accepted else { continue };
+                if *network.borrow() == Network::Silent {
+                    silent.lock().unwrap().push(client);
+                } else {
+                    spawn(pass_on(client, server, network.clone(), Arc::clone(&cuts)));
+                }
+            }
+        }
+    }
+}
+
+async fn pass_on(
+    mut client: TcpStream,
+    server: SocketAddr,
+    mut network: watch::Receiver<Network>,
+    cuts: Arc<Cuts>,
+) {
+    let Ok(mut server) = TcpStream::connect(server).await else { return };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let (mut up, mut down) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    let mut tail = Vec::new();
+    loop {
+        tokio::select! {
+            changed = network.changed() => {
+                let now = *network.borrow_and_update();
+                match now {
+                    _ if changed.is_err() => return,
+                    Network::Up => {}
+                    Network::Silent => std::future::pending().await,
+                    Network::Refusing => return,
+                }
+            }
+            read = client.read(&mut up) => {
+                let Ok(count @ 1..) = read else { return };
+                if server.write_all(&up[..count]).await.is_err() {
+                    return;
+                }
+                if cuts.is_next(&mut tail, &up[..count]) {
+                    if cuts.done.fetch_add(1, Ordering::SeqCst) % 2 == 0 {
+                        let _ = tokio::time::timeout(ANSWER, server.read(&mut down)).await;
+                    }
+                    return;
+                }
+            }
+            read = server.read(&mut down) => {
+                let Ok(count @ 1..) = read else { return };
+                if client.write_all(&down[..count]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Cuts {
+    /// Whether the commit stands in what was read, or ends in it after `tail`.
+    fn is_next(&self, tail: &mut Vec<u8>, read: &[u8]) -> bool {
+        if self.left.load(Ordering::SeqCst) == 0 {
+            return false;
+        }
+        tail.extend_from_slice(read);
+        let found = tail.windows(self.after.len()).any(|part| part == self.after);
+        let keep = if found { 0 } else { tail.len().min(self.after.len() - 1) };
+        tail.drain(..tail.len() - keep);
+        let one_less = |left: usize| left.checked_sub(1);
+        found && self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok()
+    }
+}
