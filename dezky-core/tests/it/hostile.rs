@@ -277,7 +277,7 @@ async fn names_and_cursors_are_literal_or_refused(engine: Engine) {
     ];
     let mut kept = 0;
     for text in texts() {
-        match store.acquire_lease(&text, &text, Duration::from_secs(60)).await {
+        match store.acquire_lease(&text, &text, Duration::from_mins(1)).await {
             Ok(lease) => {
                 let lease = lease.expect("nobody holds it");
                 assert_eq!((&lease.name, &lease.holder), (&text, &text));

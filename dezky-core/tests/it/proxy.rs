@@ -138,7 +138,7 @@ async fn pass_on(
                     return;
                 }
                 if cuts.is_next(&mut tail, &up[..count]) {
-                    if cuts.done.fetch_add(1, Ordering::SeqCst) % 2 == 0 {
+                    if cuts.done.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) {
                         let _ = tokio::time::timeout(ANSWER, server.read(&mut down)).await;
                     }
                     return;
