@@ -11,8 +11,8 @@ use crate::{NewMetadata, Runtime};
 const REQUEST_ID_BYTES: usize = 128;
 /// How much of the name of the program that sent it.
 const USER_AGENT_BYTES: usize = 512;
-/// The longest pause between two attempts.
-const MAX_PAUSE_MS: u8 = 32;
+/// The longest pause after the first attempt.
+const MAX_PAUSE_MS: u32 = 32;
 
 /// A member of a document as a change shows it: a list or an object of more than
 /// `max_bytes` as JSON becomes `{"count": n, "only": …}`, with as many of those that
@@ -72,10 +72,13 @@ pub fn annotate_request(
     }
 }
 
-/// Waits 1 to 32 ms, drawn, so that editors of one document get out of step.
-/// Cancel-safe.
-pub async fn pause(runtime: &dyn Runtime) {
-    let mut drawn = [0];
+/// Waits after an attempt, the first of which is 1, so that editors of one document get
+/// out of step: 1 to 32 ms, drawn, and up to eight times that after eight attempts, as
+/// others may have many changes to make. Cancel-safe.
+pub async fn pause(runtime: &dyn Runtime, attempt: u32) {
+    let mut drawn = [0; 4];
     runtime.fill_random(&mut drawn);
-    runtime.sleep(Duration::from_millis(u64::from(1 + drawn[0] % MAX_PAUSE_MS))).await;
+    let most = MAX_PAUSE_MS * attempt.clamp(1, 8);
+    let ms = 1 + u32::from_le_bytes(drawn) % most;
+    runtime.sleep(Duration::from_millis(ms.into())).await;
 }

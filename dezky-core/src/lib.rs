@@ -2,6 +2,7 @@
 
 pub mod canonical;
 pub mod change;
+pub mod copy;
 pub mod directory;
 mod error;
 mod event;

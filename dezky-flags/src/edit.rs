@@ -316,7 +316,7 @@ impl Flags {
         if error.kind() != ErrorKind::VersionMismatch || *attempts == MAX_ATTEMPTS {
             return Err(error);
         }
-        pause(&*self.runtime).await;
+        pause(&*self.runtime, *attempts).await;
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ pub mod generic;
 pub mod http;
 pub mod intake;
 mod json;
+pub mod kept;
 mod keys;
 pub mod ocis;
 pub mod pump;

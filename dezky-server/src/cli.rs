@@ -33,6 +33,8 @@ Examples:
     dezky-server serve --store sqlite:///var/lib/dezky/audit.db
   Check the log, and keep its head somewhere else:
     dezky-server verify --store sqlite:///var/lib/dezky/audit.db
+  Check the store that it is to run on:
+    dezky-server doctor --store postgres://dezky@db.example.com/platform
   Make a configuration file, and check it:
     dezky-server config example > dezky.toml
     dezky-server config check --config dezky.toml
@@ -54,8 +56,8 @@ struct Common {
     /// The configuration file (TOML); see `config example`
     #[arg(long, global = true, value_name = "FILE", env = CONFIG_VARIABLE)]
     config: Option<OsString>,
-    /// Where the log is, such as `sqlite:///var/lib/dezky/audit.db`; beats every
-    /// other setting
+    /// Where the log is, such as `sqlite:///var/lib/dezky/audit.db`,
+    /// `postgres://…` or `mongodb://…`; beats every other setting
     #[arg(long, global = true, value_name = "URL")]
     store: Option<String>,
 }
@@ -82,7 +84,7 @@ enum Command {
     Demo(demo::Options),
     /// Recompute the whole log and name the first difference
     ///
-    /// Opens the database for reading alone and changes nothing. A log that is
+    /// Opens the store for reading alone and changes nothing. A log that is
     /// whole prints `ok: N events, head SEQ:HASH`; keep that head elsewhere, as
     /// only it shows that a whole end was cut off.
     #[command(
@@ -101,6 +103,37 @@ enum Command {
         after_help = "Examples:\n  dezky-server quarantine list --source ocis\n  dezky-server quarantine show 12\n  dezky-server quarantine retry --all"
     )]
     Quarantine(Quarantine),
+    /// Bring the store's schema up to date
+    ///
+    /// The server does so at its start unless `store.migrate` is false. Safe while
+    /// servers run, and when several do it at once.
+    #[command(
+        after_help = "Examples:\n  dezky-server migrate\n  dezky-server migrate --check\n  dezky-server migrate --search-index\n\nExit status: 0 up to date, 1 something is missing or failed, 2 wrong use or configuration."
+    )]
+    Migrate(commands::migrate::Options),
+    /// Say whether the store is fit, and what to fix
+    ///
+    /// Changes nothing, but for a probe that it takes back and for what
+    /// `--acknowledge-head` is told to do.
+    #[command(
+        after_help = "Examples:\n  dezky-server doctor\n  dezky-server doctor --json --store postgres://dezky@db.example.com/platform\n  dezky-server doctor --acknowledge-head\n\nExit status: 0 fine, perhaps with warnings, 1 something is bad, 2 wrong use or configuration."
+    )]
+    Doctor(commands::doctor::Options),
+    /// Copy a whole store to another engine or place, and verify both ends
+    ///
+    /// The target is empty, or what an earlier run began: the same command goes on
+    /// where it was stopped. Stop the servers on the source for the last run.
+    #[command(
+        after_help = "Example:\n  dezky-server copy --from sqlite:///var/lib/dezky/audit.db --to postgres://dezky@db.example.com/platform\n\nExit status: 0 both ends are equal and verified, 1 refused, interrupted or different, 2 wrong use or configuration."
+    )]
+    Copy(commands::copy::Options),
+    /// Take over the collections of the platform that this replaces
+    ///
+    /// Writes nothing there, and the same import again adds nothing here.
+    #[command(
+        after_help = "Examples:\n  dezky-server import-origin --from mongodb://host/platform --to sqlite:///var/lib/dezky/audit.db --dry-run\n  dezky-server import-origin --from mongodb://host/platform --to sqlite:///var/lib/dezky/audit.db --collection events=audit_log\n\nExit status: 0 everything is here, 1 documents were refused or it was interrupted, 2 wrong use or configuration."
+    )]
+    ImportOrigin(commands::import_origin::Options),
     /// Print or check the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -195,6 +228,13 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Quarantine(Quarantine { json, command }) => {
             commands::quarantine::run(&settings()?, command, json).await
         }
+        Command::Migrate(options) => commands::migrate::run(&settings()?, options).await,
+        Command::Doctor(options) => commands::doctor::run(&settings()?, options).await,
+        Command::Copy(_) | Command::ImportOrigin(_) if store.is_some() => {
+            Err(Failure::usage("--store: this command names both of its ends: use --from and --to"))
+        }
+        Command::Copy(options) => commands::copy::run(&settings()?, options).await,
+        Command::ImportOrigin(options) => commands::import_origin::run(&settings()?, options).await,
         Command::Config(ConfigCommand::Example) => commands::config_example(),
         Command::Config(ConfigCommand::Check { json }) => {
             commands::config_check(&settings()?, json)

@@ -25,6 +25,12 @@ impl Failure {
         Self { status: 1, ..Self::usage(message) }
     }
 
+    /// The same, its message preceded by what it is about.
+    #[must_use]
+    pub fn context(self, about: &str) -> Self {
+        Self { message: format!("{about}: {}", self.message), ..self }
+    }
+
     /// The exit status.
     pub fn status(&self) -> u8 {
         self.status

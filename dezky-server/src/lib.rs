@@ -3,6 +3,8 @@
     clippy::disallowed_methods,
     reason = "the server is where tasks are spawned and the clock and the environment are read"
 )]
+// What the drivers of three engines are made of nests deeper than usual.
+#![recursion_limit = "256"]
 
 pub mod auth;
 pub mod cli;
@@ -13,11 +15,14 @@ mod demo;
 pub mod error;
 mod http;
 pub mod lifecycle;
+mod origin;
 pub mod platform;
 mod routes;
 pub mod state;
+pub mod stores;
 mod table;
 mod webhooks;
+mod witness;
 
 pub use config::{Config, Settings};
 pub use error::{Failure, Problem};

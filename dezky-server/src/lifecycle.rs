@@ -15,11 +15,12 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::{AuthentikApi, Config, FollowedFile, OcisLog, SourceConfig, reason};
+use crate::config::{AuthentikApi, Config, FollowedFile, OcisLog, SourceConfig, StoreUrl, reason};
 use crate::error::Failure;
 use crate::platform::Platform;
 use crate::state::{App, AppState, Webhooks};
 use crate::webhooks::Webhook;
+use crate::witness::{self, Unnoted, Witness};
 use crate::{http, routes};
 
 /// How often the outbox is looked at.
@@ -67,6 +68,7 @@ impl Running {
         running.spawn_http(listener);
         running.spawn_relay();
         running.spawn_spool();
+        running.spawn_witness();
         for pump in pumps {
             running.spawn_pump(pump);
         }
@@ -142,6 +144,31 @@ impl Running {
         }
     }
 
+    /// Notes how far the log has come. Ends, and the server with it, when the log goes
+    /// back: somebody restored the database, and what is appended now would hide it.
+    fn spawn_witness(&mut self) {
+        let store = Arc::clone(&self.state.store);
+        let witness = Witness::new(&self.state.config.head_path);
+        let stop = self.stopped();
+        self.spawn("head", async move {
+            tokio::pin!(stop);
+            loop {
+                tokio::select! {
+                    () = &mut stop => return,
+                    () = tokio::time::sleep(witness::INTERVAL) => {}
+                }
+                match witness.follow(&*store).await {
+                    Ok(()) => {}
+                    Err(error @ Unnoted::WentBack { .. }) => {
+                        tracing::error!(%error, "the server ends");
+                        return;
+                    }
+                    Err(error) => tracing::warn!(%error, "the head is not noted"),
+                }
+            }
+        });
+    }
+
     /// Resolves when the end has begun.
     fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut stopping = self.stopping.subscribe();
@@ -181,6 +208,7 @@ impl Running {
             waiting_for = vec!["webhooks"];
             self.state.webhooks.end().await;
             waiting_for = vec!["the store"];
+            note_head(&self.state).await;
             self.state.close().await;
         };
         match tokio::time::timeout(timeout, ending).await {
@@ -195,8 +223,38 @@ impl Running {
     }
 }
 
-async fn open(config: Config) -> Result<AppState, Failure> {
+/// Notes the last head, for the next start.
+async fn note_head(state: &App) {
+    let witness = Witness::new(&state.config.head_path);
+    if let Err(error) = witness.follow(&*state.store).await {
+        tracing::warn!(%error, "the last head is not noted");
+    }
+}
+
+/// Opens the platform, unless its log went back since the last start.
+async fn open_platform(config: &Config) -> Result<Platform, Failure> {
+    let witness = Witness::new(&config.head_path);
+    if matches!(&config.store.url, StoreUrl::Sqlite(path) if !path.exists()) {
+        witness.check_missing().await?;
+    }
     let platform = Platform::open_with_spool(&config.store, config.spool.as_ref()).await?;
+    let mut checked = witness.check(&*platform.store).await;
+    if checked.is_ok() {
+        // Now rather than later, so that a place where it can't be written stops the start.
+        checked = match witness.follow(&*platform.store).await {
+            Err(Unnoted::File(failure)) => Err(failure),
+            Err(error) => Err(Failure::no(error.to_string())),
+            Ok(()) => Ok(()),
+        };
+    }
+    if checked.is_err() {
+        platform.close().await;
+    }
+    checked.map(|()| platform)
+}
+
+async fn open(config: Config) -> Result<AppState, Failure> {
+    let platform = open_platform(&config).await?;
     let mut stalwart = BTreeMap::new();
     for (source, secrets) in &config.stalwart {
         let mut receiver = StalwartReceiver::new(source, secrets.clone(), platform.intake.clone())

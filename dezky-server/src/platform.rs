@@ -4,18 +4,17 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use dezky_core::directory::{
-    Directory, DirectoryStore, DirectoryTenants, PartnerKey, SqliteDirectory, Tenant, TenantKey,
-};
+use dezky_core::directory::{Directory, DirectoryTenants, PartnerKey, Tenant, TenantKey};
 use dezky_core::rt::TokioRuntime;
-use dezky_core::store::{AuditStore, SqliteAuditStore, SqliteConfig};
+use dezky_core::store::AuditStore;
 use dezky_core::{AuditLog, Result, Runtime, Spool, SpoolConfig};
-use dezky_flags::store::{FlagStore, SqliteFlagStore};
+use dezky_flags::store::FlagStore;
 use dezky_flags::{FlagContext, FlagSet, Flags};
 use dezky_ingest::Intake;
 
-use crate::config::StoreUrl;
+use crate::config::StoreConfig;
 use crate::error::Failure;
+use crate::stores::{Access, Engine, Stores};
 
 /// How long the store may take for a webhook: longer than it waits for another writer.
 const STORE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,47 +38,36 @@ pub struct Platform {
     pub current_flags: CurrentFlags,
     /// The way of events into the log.
     pub intake: Intake,
-    /// The log's engine, to be closed at the end.
-    engine: Arc<SqliteAuditStore>,
+    /// What all of it is in, to be closed at the end.
+    engine: Engine,
 }
 
 impl Platform {
-    /// Opens everything at `url`, making what is missing.
-    pub async fn open(url: &StoreUrl) -> Result<Self, Failure> {
-        Self::open_with_spool(url, None).await
+    /// Opens everything.
+    pub async fn open(config: &StoreConfig, access: Access) -> Result<Self, Failure> {
+        Ok(Self::over(Stores::open(config, access).await?, None))
     }
 
-    /// The same with a spool, which belongs to this process alone from here on.
+    /// The same as a server does, with a spool, which belongs to this process alone
+    /// from here on.
     pub async fn open_with_spool(
-        url: &StoreUrl,
+        config: &StoreConfig,
         spool: Option<&SpoolConfig>,
     ) -> Result<Self, Failure> {
-        let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
         let spool = match spool {
             Some(config) => {
-                let spool = Spool::open(config.clone(), Arc::clone(&runtime)).await;
+                let spool = Spool::open(config.clone(), Arc::new(TokioRuntime)).await;
                 Some(spool.map_err(|error| Failure::usage(error.to_string()))?)
             }
             None => None,
         };
-        let StoreUrl::Sqlite(path) = url;
-        Self::open_sqlite(SqliteConfig::new(path), runtime, spool)
-            .await
-            .map_err(|error| Failure::usage(format!("store {error}")))
+        let access = if config.migrate { Access::Migrate } else { Access::Write };
+        Ok(Self::over(Stores::open(config, access).await?, spool))
     }
 
-    async fn open_sqlite(
-        config: SqliteConfig,
-        runtime: Arc<dyn Runtime>,
-        spool: Option<Spool>,
-    ) -> Result<Self> {
-        let engine = Arc::new(SqliteAuditStore::open(config, &*runtime).await?);
-        // In the log's own file, so that a change and its event commit together.
-        let database = engine.database();
-        let documents: Arc<dyn DirectoryStore> = Arc::new(SqliteDirectory::open(&database).await?);
-        let flags: Arc<dyn FlagStore> = Arc::new(SqliteFlagStore::open(&database).await?);
-
-        let store: Arc<dyn AuditStore> = engine.clone();
+    fn over(stores: Stores, spool: Option<Spool>) -> Self {
+        let Stores { log: store, directory: documents, flags, engine } = stores;
+        let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
         let log = AuditLog::new(Arc::clone(&store), Arc::clone(&runtime));
         let log = Arc::new(match spool {
             Some(spool) => log.with_store_timeout(STORE_TIMEOUT_BEFORE_SPOOL).with_spool(spool),
@@ -87,7 +75,7 @@ impl Platform {
         });
         let tenants = Arc::new(DirectoryTenants(Arc::clone(&documents)));
         let intake = Intake::new(Arc::clone(&store), Arc::clone(&runtime));
-        Ok(Self {
+        Self {
             intake: intake.with_directory(tenants.clone()).with_spool(Arc::clone(&log)),
             directory: Directory::new(documents, Arc::clone(&log), Arc::clone(&runtime)),
             current_flags: CurrentFlags::new(Arc::clone(&flags)),
@@ -96,7 +84,7 @@ impl Platform {
             store,
             tenants,
             engine,
-        })
+        }
     }
 
     /// For whom flags are decided: a tenant of the directory.

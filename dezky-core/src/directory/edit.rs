@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How often a change is tried when other processes change the same document.
-const MAX_ATTEMPTS: usize = 20;
+const MAX_ATTEMPTS: u32 = 20;
 /// How much of a member's value a change shows, as JSON: both sides of every member
 /// at once stay within what an event's metadata holds.
 const SHOWN_BYTES: usize = 3 << 10;
@@ -298,7 +298,7 @@ impl Directory {
     /// `not_found`.
     pub async fn record_login(&self, key: UserKey<'_>, at: Timestamp) -> Result<User> {
         let _turn = self.turn.lock().await;
-        for _ in 0..MAX_ATTEMPTS {
+        for attempt in 1..=MAX_ATTEMPTS {
             let user = User::read(&*self.store, key).await?;
             let user = user.ok_or_else(|| refusal::missing("user"))?;
             let is_news = user
@@ -312,7 +312,7 @@ impl Directory {
             match self.store.commit(vec![after.clone().into()], Vec::new()).await {
                 Ok(()) => return Ok(after),
                 Err(error) if error.kind() == ErrorKind::VersionMismatch => {
-                    change::pause(&*self.runtime).await;
+                    change::pause(&*self.runtime, attempt).await;
                 }
                 Err(error) => return Err(error),
             }
@@ -409,7 +409,7 @@ impl Directory {
         by: &Edit,
         change: impl Fn(&mut D) -> Result<()> + Send + Sync,
     ) -> Result<(D, bool)> {
-        for _ in 0..MAX_ATTEMPTS {
+        for attempt in 1..=MAX_ATTEMPTS {
             let before = D::read(&*self.store, key).await?;
             let before = before.ok_or_else(|| refusal::missing(D::TYPE))?;
             if by.if_version.is_some_and(|version| version != before.version()) {
@@ -427,7 +427,7 @@ impl Directory {
             match self.store.commit(vec![after.clone().into()], vec![event]).await {
                 Ok(()) => return Ok((after, true)),
                 Err(error) if error.kind() == ErrorKind::VersionMismatch => {
-                    change::pause(&*self.runtime).await;
+                    change::pause(&*self.runtime, attempt).await;
                 }
                 Err(error) => return Err(error),
             }

@@ -4,11 +4,17 @@
 //! its audit event. [`DirectoryStore`] is what a back end implements, and
 //! [`DirectoryTenants`] answers ingest's question whose an event is.
 
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
+mod codec;
 mod edit;
 mod fields;
 mod input;
 mod memory;
 mod model;
+#[cfg(feature = "mongodb")]
+mod mongodb;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod tenants;
@@ -33,6 +39,10 @@ pub use self::model::{
     Billing, ContactInfo, INTEGRATIONS, Identity, Partner, PartnerStatus, ProvisioningStatus,
     Tenant, TenantStatus, User, UserStatus,
 };
+#[cfg(feature = "mongodb")]
+pub use self::mongodb::MongoDirectory;
+#[cfg(feature = "postgres")]
+pub use self::postgres::PostgresDirectory;
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteDirectory;
 pub use self::tenants::DirectoryTenants;
@@ -141,7 +151,7 @@ impl DirectoryChange {
     }
 
     /// What kind of document, and its id: what no two changes of a commit share.
-    fn identity(&self) -> (&'static str, &str) {
+    pub(crate) fn identity(&self) -> (&'static str, &str) {
         match self {
             Self::Tenant(tenant) => ("tenant", &tenant.id),
             Self::Partner(partner) => ("partner", &partner.id),

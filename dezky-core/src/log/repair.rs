@@ -15,6 +15,15 @@ const INSTANCE_BYTES: usize = 16;
 const HEAD_BYTES: usize = 128;
 pub(super) const INVALID: &str = "invalid";
 
+impl NewEvent {
+    /// Brings values that break a bound to normal form, as [`AuditLog`](super::AuditLog)
+    /// describes; what was replaced is noted in the metadata. Says whether there were
+    /// any. A store takes what it is sealed to.
+    pub fn repair(&mut self) -> bool {
+        repair(self)
+    }
+}
+
 /// Brings values that break a bound to normal form, as [`AuditLog`](super::AuditLog) describes. Says
 /// whether there were any.
 pub(super) fn repair(event: &mut NewEvent) -> bool {

@@ -148,7 +148,11 @@ fn patch<T: serde::de::DeserializeOwned>(json: Value) -> T {
 }
 
 #[track_caller]
-fn refused<T: std::fmt::Debug>(answer: Result<T>, kind: ErrorKind, begins: &str) -> Error {
+pub(crate) fn refused<T: std::fmt::Debug>(
+    answer: Result<T>,
+    kind: ErrorKind,
+    begins: &str,
+) -> Error {
     let error = answer.unwrap_err();
     assert_eq!(error.kind(), kind, "{error}");
     assert!(error.to_string().starts_with(begins), "{error}");
@@ -628,6 +632,15 @@ async fn a_document_that_was_broken_is_named_and_not_quoted() {
     assert!(!format!("{error:?}").contains("secret"), "{error:?}");
 }
 
+/// An active tenant with `slug`.
+pub(crate) fn tenant(slug: &str) -> Tenant {
+    patch(json!({
+        "id": format!("t-{slug}"), "slug": slug, "name": "n", "plan": "basic", "version": 1,
+        "status": "active",
+        "createdAt": "2026-01-01T00:00:00Z", "updatedAt": "2026-01-01T00:00:00Z",
+    }))
+}
+
 /// A few documents that get into each other's way.
 fn any_change() -> impl Strategy<Value = DirectoryChange> {
     let domains = proptest::sample::subsequence(vec!["a.example", "b.example", "c.example"], 0..3);
@@ -686,37 +699,48 @@ fn a_tenant_that_comes_from_elsewhere_keeps_its_id() {
     });
 }
 
+/// Commits that are often refused.
+pub(crate) fn any_commits() -> impl Strategy<Value = Vec<Vec<DirectoryChange>>> {
+    proptest::collection::vec(proptest::collection::vec(any_change(), 1..3), 1..40)
+}
+
+/// Whatever is committed to an empty store, it answers as the memory does, and holds
+/// the same.
+pub(crate) async fn agrees_with_memory(
+    store: &dyn DirectoryStore,
+    commits: Vec<Vec<DirectoryChange>>,
+) {
+    let memory = Memory.open(Reopen::No).await.store;
+    for changes in commits {
+        let by_memory = memory.commit(changes.clone(), Vec::new()).await.map_err(|e| e.kind());
+        let by_store = store.commit(changes.clone(), Vec::new()).await.map_err(|e| e.kind());
+        assert_eq!(by_memory, by_store, "{changes:?}");
+    }
+    let tenants = TenantQuery::default();
+    assert_eq!(memory.tenants(&tenants).await.unwrap(), store.tenants(&tenants).await.unwrap());
+    for tenant_id in [None, Some("t0".to_owned()), Some("t1".to_owned())] {
+        let users = UserQuery { tenant_id, ..UserQuery::default() };
+        assert_eq!(memory.users(&users).await.unwrap(), store.users(&users).await.unwrap());
+    }
+    for domain in ["a.example", "b.example", "c.example"] {
+        let key = TenantKey::Domain(domain);
+        assert_eq!(memory.tenant(key).await.unwrap(), store.tenant(key).await.unwrap());
+    }
+    for id in ["1", "2", "3"] {
+        let key = UserKey::Identity { system: "ocis", id };
+        assert_eq!(memory.user(key).await.unwrap(), store.user(key).await.unwrap());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     /// Whatever is committed, SQLite answers as the memory does, and holds the same.
     #[test]
-    fn sqlite_agrees_with_memory(
-        commits in proptest::collection::vec(proptest::collection::vec(any_change(), 1..3), 1..40),
-    ) {
+    fn sqlite_agrees_with_memory(commits in any_commits()) {
         crate::sqlite::tokio().block_on(async {
-            let memory = Memory.open(Reopen::No).await.store;
             let harness = Sqlite::new();
-            let sqlite = harness.open(Reopen::No).await.store;
-            for changes in commits {
-                let [a, b] = [&memory, &sqlite].map(|store| store.commit(changes.clone(), Vec::new()));
-                let (a, b) = (a.await.map_err(|e| e.kind()), b.await.map_err(|e| e.kind()));
-                assert_eq!(a, b, "{changes:?}");
-            }
-            let tenants = TenantQuery::default();
-            assert_eq!(memory.tenants(&tenants).await.unwrap(), sqlite.tenants(&tenants).await.unwrap());
-            for tenant_id in [None, Some("t0".to_owned()), Some("t1".to_owned())] {
-                let users = UserQuery { tenant_id, ..UserQuery::default() };
-                assert_eq!(memory.users(&users).await.unwrap(), sqlite.users(&users).await.unwrap());
-            }
-            for domain in ["a.example", "b.example", "c.example"] {
-                let key = TenantKey::Domain(domain);
-                assert_eq!(memory.tenant(key).await.unwrap(), sqlite.tenant(key).await.unwrap());
-            }
-            for id in ["1", "2", "3"] {
-                let key = UserKey::Identity { system: "ocis", id };
-                assert_eq!(memory.user(key).await.unwrap(), sqlite.user(key).await.unwrap());
-            }
+            agrees_with_memory(&*harness.open(Reopen::No).await.store, commits).await;
         });
     }
 }

@@ -1,6 +1,9 @@
 //! The stores against the conformance suite and against real files.
 
+mod copy;
 mod directory;
+mod directory_mongodb;
+mod directory_postgres;
 mod engines;
 mod hostile;
 mod memory;

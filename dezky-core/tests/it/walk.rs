@@ -100,6 +100,7 @@ fn partial_pages_lose_nothing_in_postgres() {
     let databases = Databases::new();
     tokio().block_on(async {
         let config = PostgresConfig::new(databases.make().await);
-        check(PostgresAuditStore::open(config, &TokioRuntime).await.unwrap(), 300, &BUDGETS).await;
+        let store = PostgresAuditStore::open(config, &TokioRuntime).await.unwrap();
+        check(store, 300, &BUDGETS).await;
     });
 }

@@ -1,7 +1,14 @@
 //! Where flags are kept: beside the audit log, so that a change and its event
 //! commit together.
 
+mod copy;
 mod memory;
+#[cfg(feature = "mongodb")]
+mod mongodb;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(any(feature = "postgres", feature = "mongodb"))]
+mod settle;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod table;
@@ -10,7 +17,12 @@ use async_trait::async_trait;
 use dezky_core::store::Capabilities;
 use dezky_core::{Error, ErrorKind, Result, SealedEvent};
 
+pub use self::copy::{check_flags, copy_flags};
 pub use self::memory::MemoryFlagStore;
+#[cfg(feature = "mongodb")]
+pub use self::mongodb::MongoFlagStore;
+#[cfg(feature = "postgres")]
+pub use self::postgres::PostgresFlagStore;
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteFlagStore;
 pub use self::table::FlagTable;
@@ -83,7 +95,7 @@ pub trait FlagStore: Send + Sync {
     /// who asks looks at [`revision`](Self::revision) now and then by itself.
     async fn changed(&self, revision: u64) {
         let _ = revision;
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
@@ -149,7 +161,7 @@ struct Counts {
     keys: usize,
 }
 
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
 impl Counts {
     /// The counts after a change of a key that was `known`.
     fn after(self, change: &FlagChange, known: Known) -> Self {

@@ -73,6 +73,11 @@ impl FlagTable {
         Self { revision, flags, removed: removed.into_iter().collect() }.checked()
     }
 
+    /// The flags, by key.
+    pub fn flags(&self) -> impl Iterator<Item = &Flag> {
+        self.flags.values()
+    }
+
     /// The keys of removed flags, with the version that each has come to.
     pub fn removed(&self) -> impl Iterator<Item = (&str, u64)> {
         self.removed.iter().map(|(key, version)| (key.as_str(), *version))
@@ -142,7 +147,7 @@ impl FlagTable {
         Ok(())
     }
 
-    fn known(&self, key: &str) -> Known {
+    pub(super) fn known(&self, key: &str) -> Known {
         match (self.flags.get(key), self.removed.get(key)) {
             (Some(flag), _) => Known::Live(flag.version),
             (None, Some(version)) => Known::Removed(*version),

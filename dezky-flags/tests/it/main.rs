@@ -2,8 +2,11 @@
 //! decisions, and the shapes that are kept.
 
 mod allocation;
+mod copy;
 mod edit;
 mod evaluate;
 mod memory;
 mod model;
+mod mongodb;
+mod postgres;
 mod sqlite;

@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{SqliteAuditStore, SqliteConfig};
 use dezky_core::testkit::{BoxFuture, Reopen};
-use dezky_core::{ErrorKind, Runtime, Timestamp};
-use dezky_flags::store::{FlagChange, FlagStore, SqliteFlagStore};
+use dezky_core::{ErrorKind, Runtime};
+use dezky_flags::store::{FlagStore, SqliteFlagStore};
 use dezky_flags::testkit::{FlagStoreHarness, Opened};
-use dezky_flags::{Flag, NewFlag};
 use proptest::prelude::*;
 use sqlx::Row;
 use tempfile::TempDir;
+
+use crate::memory::{agrees_with_memory, any_commits};
 
 pub(crate) fn tokio() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
@@ -127,52 +128,17 @@ fn flags_are_read_through_a_log_that_is_open_for_reading_alone() {
     });
 }
 
-/// A change of one of three keys, mostly of the version that fits.
-fn any_change() -> impl Strategy<Value = (u8, u8, i64, u8)> {
-    let off_by = prop_oneof![8 => Just(0_i64), 1 => Just(1), 1 => Just(-1)];
-    // A pct beyond 100 is out of bounds.
-    (0..3_u8, 0..4_u8, off_by, 0..104_u8)
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     /// Whatever is committed, SQLite answers as the memory does, and holds the same.
     #[test]
-    fn sqlite_agrees_with_memory(
-        commits in prop::collection::vec(prop::collection::vec(any_change(), 1..3), 1..30),
-    ) {
+    fn sqlite_agrees_with_memory(commits in any_commits()) {
         tokio().block_on(async {
-            let memory = crate::memory::Memory.open(Reopen::No).await.store;
             let folder = tempfile::tempdir().unwrap();
             let log = log_at(folder.path().join("flags.db")).await;
             let sqlite = SqliteFlagStore::open(&log.database()).await.unwrap();
-            for commit in commits {
-                let mut changes = Vec::new();
-                for (key, what, off_by, pct) in commit {
-                    let key = format!("k{key}");
-                    let last = memory.last_version(&key).await.unwrap();
-                    let near = |version: u64| version.saturating_add_signed(off_by);
-                    let flag = Flag::new(NewFlag::new(key.clone()), Timestamp::MIN).unwrap();
-                    let flag = Box::new(Flag { version: near(last + 1), pct, ..flag });
-                    changes.push(match what {
-                        0 => FlagChange::Create(flag),
-                        1 => FlagChange::Remove { key, version: near(last) },
-                        _ => FlagChange::Replace(flag),
-                    });
-                }
-                let by_memory = memory.commit(changes.clone(), Vec::new()).await;
-                let by_sqlite = sqlite.commit(changes.clone(), Vec::new()).await;
-                let said = |answer: dezky_core::Result<()>| {
-                    answer.map_err(|error| (error.kind(), error.to_string()))
-                };
-                assert_eq!(said(by_sqlite), said(by_memory), "{changes:?}");
-                assert_eq!(sqlite.snapshot().await.unwrap(), memory.snapshot().await.unwrap());
-                for key in ["k0", "k1", "k2"] {
-                    let last = memory.last_version(key).await.unwrap();
-                    assert_eq!(sqlite.last_version(key).await.unwrap(), last);
-                }
-            }
+            agrees_with_memory(&sqlite, commits).await;
             // What bounds the store is counted as the rows are.
             let mut reader = log.database().read().await.unwrap();
             let sql = "SELECT flags, keys, (SELECT count(flag) FROM dezky_flags), \

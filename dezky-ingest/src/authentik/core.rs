@@ -221,6 +221,20 @@ impl Default for State {
     }
 }
 
+/// The cursor of somebody who has read all that happened until `watermark` by other
+/// means: polls go back behind it by the overlap, and duplicates add nothing.
+///
+/// ```
+/// use dezky_core::Timestamp;
+/// use dezky_ingest::authentik::cursor_from;
+/// let at = Timestamp::parse("2026-11-21T20:12:21.123Z").unwrap();
+/// assert_eq!(cursor_from(at), r#"{"v":1,"n":0,"watermark":"2026-11-21T20:12:21.123Z"}"#);
+/// ```
+pub fn cursor_from(watermark: Timestamp) -> String {
+    let state = State { watermark: Some(watermark), ..State::default() };
+    serde_json::to_string(&state).unwrap_or_default()
+}
+
 impl State {
     fn parse(text: &str) -> Result<Self> {
         #[derive(Deserialize)]

@@ -20,11 +20,14 @@ mod source;
 #[cfg(feature = "authentik")]
 mod users;
 
-pub use self::core::{Answer, Memory, Order, Poll, Request, Settings, Step, gap_event};
+pub use self::core::{
+    Answer, Memory, Order, Poll, Request, Settings, Step, cursor_from, gap_event,
+};
 #[cfg(feature = "authentik")]
 pub use self::http::ApiToken;
 pub(crate) use self::map::redecode;
 pub use self::map::{ACTIONS, SOURCE, action, map, odd_item, tenant_user};
 pub use self::proto::{Event, Item, Odd, Page, Place, pk};
+pub(crate) use self::redact::redact;
 #[cfg(feature = "authentik")]
 pub use self::source::{AuthentikConfig, AuthentikSource};

@@ -10,7 +10,7 @@ pub(super) use crate::secrets::REDACTED;
 use crate::secrets::{is_secret, squash, without_secrets};
 
 /// Takes the secrets out of an event, or of what should have been one.
-pub(super) fn redact(value: &mut Value) {
+pub(crate) fn redact(value: &mut Value) {
     if let Value::Object(members) = value
         && is_mail(members)
         && let Some(body) = members.get_mut("context").and_then(|context| context.get_mut("body"))

@@ -259,6 +259,12 @@ pub fn too_long(context: LineContext<'_>, offset: u64, bytes: u64, head: &[u8]) 
     )
 }
 
+/// The text of a JSON object without its tokens, as another program kept a line.
+pub(crate) fn without_secrets(text: &str) -> String {
+    let clean = Fields::parse(text).map(|fields| proto::redact(text, &fields).into_owned());
+    clean.unwrap_or_default()
+}
+
 /// Reads what was kept of a quarantined line again. The item's key is the line's
 /// identity; a line without a usable time of its own gets that of the item.
 pub(crate) fn redecode(item: &QuarantineItem) -> Result<Vec<PulledEvent>, String> {

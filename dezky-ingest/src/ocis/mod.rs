@@ -18,10 +18,10 @@ mod tail;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::map::redecode;
 pub use self::map::{
     ActionContext, Class, LineContext, MUTATIONS, OcisOptions, Optional, SYSTEM, classify_action,
     classify_type, decode_line, decode_unterminated, line_key, too_long,
 };
+pub(crate) use self::map::{redecode, without_secrets};
 pub use self::proto::REDACTED;
 pub use self::tail::{OcisConfig, OcisTail};

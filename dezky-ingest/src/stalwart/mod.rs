@@ -154,6 +154,16 @@ pub fn decode(
     decoded
 }
 
+/// The text of JSON without the secrets of Stalwart's events, as another program kept
+/// one of them: more goes where no type says what it is.
+pub(crate) fn without_secrets(text: &str, is_typed: bool) -> String {
+    let clean = Doc::parse(text).map(|doc| {
+        let clean = if is_typed { redact::redact(&doc) } else { redact::redact_untyped(&doc) };
+        clean.into_owned()
+    });
+    clean.unwrap_or_default()
+}
+
 /// Reads what was kept of an element, of several or of a whole body again: all are
 /// events today, or none is taken.
 pub(crate) fn redecode(item: &QuarantineItem) -> Result<Vec<PulledEvent>, String> {

@@ -1,7 +1,12 @@
 //! The commands but the demo.
 
 mod config;
+pub(crate) mod copy;
+pub(crate) mod doctor;
 pub(crate) mod flags;
+pub(crate) mod import_origin;
+pub(crate) mod migrate;
+mod progress;
 pub(crate) mod quarantine;
 mod serve;
 pub(crate) mod users;
@@ -14,24 +19,18 @@ pub(crate) use self::serve::{Signals, serve};
 pub(crate) use self::verify::{last_of, verify};
 use dezky_core::{Actor, ActorType, ErrorKind};
 
-use crate::config::{Settings, StoreUrl};
+use crate::config::Settings;
 use crate::error::Failure;
 use crate::platform::Platform;
+use crate::stores::Access;
 
 /// Does something on the store itself; a server on it sees the change at once. The
-/// database must be there: a mistyped path must not leave an empty one.
+/// database must be there and up to date: a mistyped path must not leave an empty one.
 async fn on_platform(
     settings: &Settings,
     work: impl AsyncFnOnce(&Platform) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let url = settings.store()?;
-    let StoreUrl::Sqlite(path) = &url;
-    if !path.exists() {
-        return Err(Failure::usage(format!(
-            "store {url}: there is no such file: start the server once, or name another by --store"
-        )));
-    }
-    let platform = Platform::open(&url).await?;
+    let platform = Platform::open(&settings.store()?, Access::Write).await?;
     let done = work(&platform).await;
     platform.close().await;
     done

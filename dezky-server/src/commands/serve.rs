@@ -15,7 +15,7 @@ pub(crate) async fn serve(settings: &Settings) -> Result<(), Failure> {
     let listener =
         bind(config.listen, "end the program that holds it, or set DEZKY_LISTEN to another")
             .await?;
-    let (store, endpoints) = (config.store.clone(), config.stalwart.len());
+    let (store, endpoints) = (config.store.url.clone(), config.stalwart.len());
     let follows_ocis = config.ocis.is_some() && config.ingest_enabled;
     let polls_authentik = config.authentik.is_some() && config.ingest_enabled;
     let mut running = Running::start(config, listener).await?;

@@ -1,14 +1,14 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
-use dezky_core::rt::TokioRuntime;
-use dezky_core::store::{Head, SqliteAuditStore, SqliteConfig};
+use dezky_core::store::Head;
 use dezky_core::verify::{ExpectedHead, Verdict};
 use serde_json::json;
 
 use super::print;
-use crate::config::{Settings, StoreUrl};
+use crate::config::Settings;
 use crate::error::Failure;
+use crate::stores::{Access, Engine};
 
 /// How often the progress is shown.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -19,17 +19,16 @@ pub(crate) async fn verify(
     expected: Option<ExpectedHead>,
     as_json: bool,
 ) -> Result<(), Failure> {
-    let StoreUrl::Sqlite(path) = settings.store()?;
-    let unreadable = |error: dezky_core::Error| Failure::usage(format!("store {error}"));
-    let store = SqliteAuditStore::open(SqliteConfig::read_only(&path), &TokioRuntime)
-        .await
-        .map_err(unreadable)?;
+    let config = settings.store()?;
+    let engine = Engine::open(&config, Access::Read).await?;
     let mut progress = Progress::new();
+    let log = engine.log();
     let verdict =
-        dezky_core::verify::verify(&store, expected, |verified| progress.show(verified)).await;
+        dezky_core::verify::verify(&*log, expected, |verified| progress.show(verified)).await;
     progress.end();
-    store.close().await;
-    let verdict = verdict.map_err(|error| unreadable(error.context(path.display())))?;
+    engine.close().await;
+    let verdict =
+        verdict.map_err(|error| Failure::usage(format!("store {}: {error}", config.url)))?;
     report(&verdict, as_json)
 }
 
@@ -56,7 +55,7 @@ fn report(verdict: &Verdict, as_json: bool) -> Result<(), Failure> {
     }
     match &verdict.finding {
         Some(found) => Err(Failure::no(format!(
-            "the log is not what was recorded, from seq {} on: keep the file, and compare it with a backup",
+            "the log is not what was recorded, from seq {} on: keep it as it is, and compare it with a backup",
             found.seq
         ))),
         None => Ok(()),

@@ -62,8 +62,6 @@ const fn key(
 pub(super) const KEYS: &[Key] = &[
     key("listen", "DEZKY_LISTEN", Kind::Text, "\"127.0.0.1:8080\"", "",
         "The address and port to listen on. Any other than a loopback address needs an\noperator token."),
-    key("store", "DEZKY_STORE", Kind::Text, "\"sqlite://dezky.db\"", "",
-        "Where the log is kept: sqlite:// and the path of a file, literally; with three\nslashes it is absolute (sqlite:///var/lib/dezky/audit.db)."),
     key("operator_token", "DEZKY_OPERATOR_TOKEN", Kind::Secret, "", "",
         "The operators' bearer token. Without one the server answers everybody, and\nstarts on a loopback address only."),
     key("operator_token_file", "DEZKY_OPERATOR_TOKEN_FILE", Kind::Text, "", "\"/run/secrets/dezky-operator-token\"",
@@ -76,6 +74,28 @@ pub(super) const KEYS: &[Key] = &[
         "The largest body of a webhook, 1 to 1073741824. Stalwart knows no bound for a\nbatch, and loses one that is refused."),
     key("shutdown_timeout_seconds", "DEZKY_SHUTDOWN_TIMEOUT_SECONDS", Kind::Number, "10", "",
         "How long requests and workers have to finish at the end, 1 to 3600."),
+    key("store.url", "DEZKY_STORE", Kind::Text, "\"sqlite://dezky.db\"", "",
+        "Where the log is kept: sqlite:// and the path of a file, literally; with three\nslashes it is absolute (sqlite:///var/lib/dezky/audit.db). Or the URL of a server:\npostgres://dezky@db.example.com/platform?sslmode=verify-full or\nmongodb://dezky@db.example.com/platform?replicaSet=rs0&tls=true, in the environment\nwith a password. A URL as the key store at the root of the file does the same."),
+    key("store.password", "DEZKY_STORE_PASSWORD", Kind::Secret, "", "",
+        "The password of the user that the URL names, as it is."),
+    key("store.password_file", "DEZKY_STORE_PASSWORD_FILE", Kind::Text, "", "\"/run/secrets/dezky-store-password\"",
+        "The same from a file; a newline at its end does not count."),
+    key("store.migrate", "DEZKY_STORE_MIGRATE", Kind::Switch, "true", "",
+        "With false a schema that is not up to date stops the start: `dezky-server migrate`\nmends it."),
+    key("store.pooler", "DEZKY_STORE_POOLER", Kind::Text, "\"none\"", "",
+        "transaction where PgBouncer or the like gives each transaction another connection\nof PostgreSQL, else none."),
+    key("store.max_connections", "DEZKY_STORE_MAX_CONNECTIONS", Kind::Number, "10", "",
+        "The most connections to a server, 1 to 1000; PostgreSQL has one more, to be told of\nwhat others append."),
+    key("store.acquire_timeout_seconds", "DEZKY_STORE_ACQUIRE_TIMEOUT_SECONDS", Kind::Number, "5", "",
+        "How long to wait for a connection to a server, 1 to 300."),
+    key("store.lock_timeout_seconds", "DEZKY_STORE_LOCK_TIMEOUT_SECONDS", Kind::Number, "5", "",
+        "How long a writer waits for another one, 1 to 300."),
+    key("store.statement_timeout_seconds", "DEZKY_STORE_STATEMENT_TIMEOUT_SECONDS", Kind::Number, "30", "",
+        "How long a statement on a server may take, 1 to 3600."),
+    key("store.idle_timeout_seconds", "DEZKY_STORE_IDLE_TIMEOUT_SECONDS", Kind::Number, "5", "",
+        "How long a transaction may wait for its next statement before PostgreSQL ends it,\n1 to 300: a writer that stalls holds the others up no longer."),
+    key("head.path", "DEZKY_HEAD_PATH", Kind::Text, "", "\"/var/lib/dezky/dezky.head\"",
+        "The file in which the server notes how far the log has come, so that a store that\nwas restored from a backup is noticed. Unless set it is beside an SQLite file, with\n.head at its end, else dezky.head in the working folder."),
     key("log.level", "DEZKY_LOG", Kind::Text, "\"info\"", "",
         "error, warn, info, debug or trace, or by module: \"info,dezky_ingest=debug\"."),
     key("log.format", "DEZKY_LOG_FORMAT", Kind::Text, "\"text\"", "",
@@ -134,6 +154,7 @@ pub(super) const SOURCE_LEAVES: &[(&str, Kind)] = &[
 ];
 
 pub(super) const SOURCES: &str = "sources";
+pub(super) const STORE: &str = "store";
 const SOURCE_VARIABLE: (&str, &str) = ("DEZKY_SOURCE_", "_SECRET");
 
 /// The kind of the key of that name, instances' keys included.

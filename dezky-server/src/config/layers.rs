@@ -91,7 +91,13 @@ impl Layers {
         prefix: &str,
     ) -> Result<(), Failure> {
         for (key, value) in table {
-            let name = format!("{prefix}{}", key.get_ref());
+            let name = match (format!("{prefix}{}", key.get_ref()), value.get_ref()) {
+                // Short for the table with the URL alone.
+                (name, value) if name == keys::STORE && !matches!(value, DeValue::Table(_)) => {
+                    super::store::URL.to_owned()
+                }
+                (name, _) => name,
+            };
             let origin = file.origin(key.span().start);
             if name == keys::SOURCES {
                 self.add_sources(file, value.get_ref(), &origin)?;
@@ -347,6 +353,7 @@ fn secret_in_file(name: &str, origin: &Origin) -> Failure {
     let file = match name {
         "operator_token" => "operator_token_file",
         "authentik.token" => "token_file",
+        "store.password" => "password_file",
         _ => "secret_files",
     };
     Failure::usage(format!(
@@ -355,10 +362,12 @@ fn secret_in_file(name: &str, origin: &Origin) -> Failure {
 }
 
 /// Names of ours that mean nothing are mistakes, but for those that Kubernetes
-/// puts into the environment for a service called dezky….
+/// puts into the environment for a service called dezky…, and those that say where
+/// the servers of the tests are.
 fn check_unknown_variable(variable: &str, text: &str) -> Result<(), Failure> {
     if !variable.starts_with("DEZKY_")
         || variable == keys::CONFIG_VARIABLE
+        || variable.starts_with("DEZKY_TEST_")
         || is_service_link(variable, text)
     {
         return Ok(());

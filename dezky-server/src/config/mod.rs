@@ -8,6 +8,7 @@ mod keys;
 mod layers;
 mod network;
 mod sources;
+mod store;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -28,6 +29,7 @@ pub use self::keys::example;
 use self::layers::{Layers, Origin, Setting, Value};
 pub use self::network::{Network, client_ip};
 pub use self::sources::{FollowedFile, SourceConfig};
+pub use self::store::{RemoteUrl, StoreConfig, StoreUrl};
 use crate::auth::OperatorToken;
 use crate::error::Failure;
 
@@ -46,8 +48,10 @@ pub struct Settings {
 pub struct Config {
     /// Where to listen.
     pub listen: SocketAddr,
-    /// Where the log is.
-    pub store: StoreUrl,
+    /// Where the log is, and how it is used.
+    pub store: StoreConfig,
+    /// Where its head is kept, outside of the database.
+    pub head_path: PathBuf,
     /// The operators' token; without one everybody is let in.
     pub operator_token: Option<OperatorToken>,
     /// Whose X-Forwarded-For is believed.
@@ -109,48 +113,6 @@ pub struct LogConfig {
     pub json: bool,
 }
 
-/// Where a log is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StoreUrl {
-    /// `sqlite://` and the path of a file.
-    Sqlite(PathBuf),
-}
-
-impl StoreUrl {
-    /// Reads a store's URL. What is refused is not repeated: there may be a
-    /// password in it.
-    pub fn parse(url: &str) -> Result<Self, String> {
-        let (scheme, rest) = url.split_once("://").ok_or(
-            "must be a URL: sqlite:// and the path of a file, such as sqlite:///var/lib/dezky/audit.db",
-        )?;
-        match scheme {
-            "sqlite" if rest.is_empty() || rest.ends_with('/') => {
-                Err("names no file: write sqlite:// and the path of one".into())
-            }
-            "sqlite" if rest.contains('?') => {
-                Err("takes no options: write sqlite:// and the path alone".into())
-            }
-            "sqlite" if rest == ":memory:" => {
-                Err("must outlive the process: write sqlite:// and the path of a file".into())
-            }
-            "sqlite" => Ok(Self::Sqlite(rest.into())),
-            "postgres" | "postgresql" | "mongodb" | "mongodb+srv" => Err(format!(
-                "{scheme}:// is not supported by this version: use sqlite:// and the path of a file"
-            )),
-            _ => Err("has an unknown scheme: use sqlite:// and the path of a file".into()),
-        }
-    }
-}
-
-impl fmt::Display for StoreUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Sqlite(path) => write!(f, "sqlite://{}", path.display()),
-        }
-    }
-}
-
 impl Settings {
     /// Reads the file, if one is named, and takes in `environment`; `store`, the
     /// option of the command line, beats both.
@@ -172,7 +134,7 @@ impl Settings {
         }
         layers.add_environment(environment)?;
         if let Some(url) = store {
-            layers.set("store", Value::Text(url.to_owned()), Origin::Option("--store"));
+            layers.set(store::URL, Value::Text(url.to_owned()), Origin::Option("--store"));
         }
         Ok(Self { layers })
     }
@@ -180,12 +142,6 @@ impl Settings {
     /// The same with the environment of the process.
     pub fn from_process(file: Option<&Path>, store: Option<&str>) -> Result<Self, Failure> {
         Self::load(file, environment(std::env::vars_os())?, store)
-    }
-
-    /// Where the log is; looks at no other key.
-    pub fn store(&self) -> Result<StoreUrl, Failure> {
-        let (url, origin) = self.required("store")?;
-        StoreUrl::parse(url).map_err(|problem| refused("store", origin, problem))
     }
 
     /// How logs are written; looks at no other key.
@@ -214,9 +170,11 @@ impl Settings {
     /// Everything, checked. Reads the files of secrets.
     pub fn config(&self) -> Result<Config, Failure> {
         let layers = &self.layers;
+        let store = self.store()?;
         Ok(Config {
             listen: self.listen()?,
-            store: self.store()?,
+            head_path: self.head_path(&store.url),
+            store,
             operator_token: self.operator_token()?,
             trusted_proxies: self.trusted_proxies()?,
             ingest_enabled: layers.switch("ingest_enabled"),
@@ -446,9 +404,8 @@ impl Settings {
             name: name.to_owned(),
             value: match (keys::kind_of(name), value) {
                 (Some(Kind::Secret), _) => "(secret)".into(),
-                // A URL of another engine would have a password in it.
-                (_, Value::Text(text)) if name == "store" => StoreUrl::parse(text)
-                    .map_or_else(|_| "(refused)".into(), |url| url.to_string().into()),
+                // There may be a password in it.
+                (_, Value::Text(text)) if name == store::URL => Self::shown_url(text).into(),
                 (_, Value::Text(text)) => text.as_str().into(),
                 (_, Value::List(list)) => list.clone().into(),
                 (_, Value::Number(number)) => (*number).into(),
@@ -492,17 +449,12 @@ impl Config {
         if self.operator_token.is_none() {
             warnings.push("no operator token: everybody on this machine can read the log and change tenants and flags; set DEZKY_OPERATOR_TOKEN".to_owned());
         }
-        let StoreUrl::Sqlite(path) = &self.store;
-        if !folder_of(path).is_dir() {
+        self.store.check()?;
+        let folder = folder_of(&self.head_path);
+        if !folder.is_dir() {
             return Err(Failure::usage(format!(
-                "store {}: its folder does not exist: make it",
-                self.store
-            )));
-        }
-        if path.is_dir() {
-            return Err(Failure::usage(format!(
-                "store {}: it is a folder: name a file",
-                self.store
+                "head.path {}: its folder does not exist: make it",
+                self.head_path.display()
             )));
         }
         if self.ingest_enabled {
@@ -550,7 +502,8 @@ fn check_file(key: &str, what: &str, path: &Path) -> Result<Option<String>, Fail
     }
 }
 
-fn folder_of(path: &Path) -> &Path {
+/// The folder that a file is in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

@@ -9,7 +9,7 @@ use sqlx::{Connection as _, SqliteConnection};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::support::{SECRET, Server, WEBHOOK, until};
+use crate::support::{Engine, SECRET, Server, WEBHOOK, until};
 
 const TOKEN: &str = "operator-token-0123456789";
 
@@ -149,9 +149,8 @@ async fn wrong_parameters_are_named_with_their_bounds() {
     server.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_filter_narrows() {
-    let server = Server::start(&[]).await;
+pub(crate) async fn every_filter_narrows(engine: Engine) {
+    let server = Server::on(engine, &[]).await;
     record(&server, 30).await;
     let time = |n: i64| Timestamp::from_millis(1_790_000_000_000 + n * 1_000).unwrap();
     for (query, expected) in [
@@ -179,9 +178,8 @@ async fn every_filter_narrows() {
     server.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pages_neither_skip_nor_repeat_while_events_arrive() {
-    let server = Server::start(&[]).await;
+pub(crate) async fn pages_neither_skip_nor_repeat_while_events_arrive(engine: Engine) {
+    let server = Server::on(engine, &[]).await;
     record(&server, 25).await;
     let mut seen = Vec::new();
     let mut cursor = String::new();
@@ -293,9 +291,8 @@ async fn a_body_over_the_bound_is_refused_and_one_at_the_bound_is_not() {
     server.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_body_that_is_no_event_is_kept_aside_and_accepted() {
-    let server = Server::start(&[]).await;
+pub(crate) async fn a_body_that_is_no_event_is_kept_aside_and_accepted(engine: Engine) {
+    let server = Server::on(engine, &[]).await;
     for _ in 0..2 {
         let answer = server.client.post_signed(WEBHOOK, "not json").await;
         assert_eq!((answer.status.as_u16(), &answer.json["received"]), (200, &1.into()));
@@ -306,9 +303,8 @@ async fn a_body_that_is_no_event_is_kept_aside_and_accepted() {
     server.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn staged_events_reach_the_timeline() {
-    let server = Server::start(&[]).await;
+pub(crate) async fn staged_events_reach_the_timeline(engine: Engine) {
+    let server = Server::on(engine, &[]).await;
     let event = NewEvent::new("tenant.created", Actor::system()).seal(&TokioRuntime);
     server.running.store().stage(vec![event]).await.unwrap();
     until("the relay", async || !server.client.all("").await.is_empty()).await;

@@ -44,8 +44,15 @@ fn mistakes_in_the_file_are_named_with_key_file_and_line() {
         ("ingest_enabled = \"no\"", 1, &["ingest_enabled", "true or false"]),
         ("trusted_proxies = [\"10.0.0.0/40\"]", 1, &["trusted_proxies", "10.0.0.0/8"]),
         ("store = \"dezky.db\"", 1, &["store", "sqlite://"]),
-        ("store = \"mongodb://u:p4ss@db/x\"", 1, &["store", "mongodb://", "sqlite://"]),
-        ("store = \"postgres://u:p4ss@db/x\"", 1, &["store", "postgres://", "sqlite://"]),
+        ("store = \"mongodb://u:p4ss@db/x\"", 1, &["store.url", "DEZKY_STORE_PASSWORD"]),
+        ("store = \"postgres://u:p4ss@db/x\"", 1, &["store.url", "password_file"]),
+        ("[store]\nurl = \"postgres://db/x?password=p4ss\"", 2, &["store.url", "password_file"]),
+        ("store = \"postgres://u:p4/ss@db/x\"", 1, &["store.url", "percent-encoded"]),
+        ("store = \"mysql://u:p4ss@db/x\"", 1, &["store.url", "postgres://"]),
+        ("store = 5", 1, &["store.url", "text"]),
+        ("[store]\npassword = \"p4ss\"", 2, &["DEZKY_STORE_PASSWORD", "password_file"]),
+        ("[store]\npooler = \"session\"", 2, &["store.pooler", "none or transaction"]),
+        ("[store]\nmax_connections = 0", 2, &["store.max_connections", "1 to 1000"]),
         (
             "operator_token = \"p4ss\"",
             1,
@@ -87,6 +94,8 @@ fn mistakes_in_the_environment_are_named() {
         ("DEZKY_LISTEN", "8080", &["listen", "DEZKY_LISTEN"]),
         ("DEZKY_STORE", "file.db", &["store", "DEZKY_STORE", "sqlite://"]),
         ("DEZKY_STORE", "sqlite:///nowhere/at/all/x.db", &["store", "folder"]),
+        ("DEZKY_STORE_PASSWORD", "p4ss", &["store.password", "a file takes no password"]),
+        ("DEZKY_HEAD_PATH", "/nowhere/at/all/x.head", &["head.path", "folder"]),
         ("DEZKY_OPERATOR_TOKEN", "", &["DEZKY_OPERATOR_TOKEN", "empty"]),
         ("DEZKY_OPERATOR_TOKEN", "two words", &["DEZKY_OPERATOR_TOKEN", "spaces"]),
         ("DEZKY_OPERATOR_TOKEN_FILE", "/nowhere/t", &["operator_token_file", "/nowhere/t"]),
@@ -225,7 +234,33 @@ fn the_environment_beats_the_file_and_no_secret_is_shown() {
     let setting = |name: &str| report["settings"][name].clone();
     assert_eq!(setting("listen")["value"], "127.0.0.1:2222");
     assert_eq!(setting("listen")["from"], "environment DEZKY_LISTEN");
-    assert_eq!(setting("store")["value"], "sqlite://other.db");
+    assert_eq!(setting("store.url")["value"], "sqlite://other.db");
     assert_eq!(setting("ocis.poll_seconds")["value"], 7);
     assert_eq!(setting("operator_token")["value"], "(secret)");
+}
+
+#[test]
+fn a_store_takes_its_password_from_the_environment_or_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(
+        folder.path(),
+        "[store]\nurl = \"postgres://dezky@db.example/x?sslmode=verify-full\"\npassword_file = \"secret\"\n",
+    );
+    let check = |environment: &[(&str, &str)]| {
+        program(&["config", "check", "--config", path.to_str().unwrap()])
+            .current_dir(folder.path())
+            .envs(environment.iter().copied())
+            .output()
+            .unwrap()
+    };
+    assert!(refusal(&check(&[]), 2).contains("password_file"), "there is none yet");
+    std::fs::write(folder.path().join("secret"), "p4ss@w/rd\n").unwrap();
+    for environment in [&[][..], &[("DEZKY_STORE_PASSWORD", "p4ss")]] {
+        let output = check(environment);
+        let text = stdout(&output);
+        assert!(output.status.success() && !text.contains("p4ss"), "{output:?}");
+        assert!(text.contains("\"postgres://dezky@db.example/x\""), "{text}");
+    }
+    let twice = [("DEZKY_STORE", "postgres://u:p4ss@db/x")];
+    assert!(refusal(&check(&twice), 2).contains("has a password already"));
 }

@@ -4,7 +4,7 @@ use dezky_core::directory::{Edit, Identity, NewUser, TenantKey, UserKey};
 use dezky_core::{Actor, Timestamp};
 use serde_json::{Value, json};
 
-use crate::support::{Beside, Client, Server, verbs};
+use crate::support::{Beside, Client, Engine, Server, verbs};
 
 async fn make_tenant(client: &Client, slug: &str) -> Value {
     let body = json!({ "slug": slug, "name": slug, "plan": "pro" });
@@ -37,9 +37,8 @@ fn texts(documents: &[Value], field: &str) -> Vec<String> {
     documents.iter().map(|document| document[field].as_str().unwrap().to_owned()).collect()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tenant_is_made_read_and_changed() {
-    let server = Server::start(&[]).await;
+pub(crate) async fn a_tenant_is_made_read_and_changed(engine: Engine) {
+    let server = Server::on(engine, &[]).await;
     let client = &server.client;
     let new = json!({
         "slug": "acme", "name": "Acme Ltd", "plan": "pro", "status": "active",
@@ -79,9 +78,8 @@ async fn a_tenant_is_made_read_and_changed() {
     server.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lists_come_in_pages_by_slug() {
-    let server = Server::start(&[]).await;
+pub(crate) async fn lists_come_in_pages_by_slug(engine: Engine) {
+    let server = Server::on(engine, &[]).await;
     let client = &server.client;
     make_partner(client, "p-1").await;
     for n in 0..7 {
@@ -112,9 +110,10 @@ async fn lists_come_in_pages_by_slug() {
     server.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_partner_is_attached_by_id_or_slug_and_their_customers_are_counted() {
-    let server = Server::start(&[]).await;
+pub(crate) async fn a_partner_is_attached_by_id_or_slug_and_their_customers_are_counted(
+    engine: Engine,
+) {
+    let server = Server::on(engine, &[]).await;
     let client = &server.client;
     let partner = make_partner(client, "reseller").await;
     assert_eq!(
@@ -171,9 +170,8 @@ async fn a_partner_is_attached_by_id_or_slug_and_their_customers_are_counted() {
     server.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tenant_passes_from_status_to_status_as_far_as_it_may() {
-    let server = Server::start(&[]).await;
+pub(crate) async fn a_tenant_passes_from_status_to_status_as_far_as_it_may(engine: Engine) {
+    let server = Server::on(engine, &[]).await;
     let client = &server.client;
     make_tenant(client, "acme").await;
     let resumed = client.act("/tenants/acme/resume").await;
@@ -226,9 +224,8 @@ async fn a_tenant_passes_from_status_to_status_as_far_as_it_may() {
     server.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_domain_belongs_to_one_tenant() {
-    let server = Server::start(&[]).await;
+pub(crate) async fn a_domain_belongs_to_one_tenant(engine: Engine) {
+    let server = Server::on(engine, &[]).await;
     let client = &server.client;
     let owns = |slug: &str, domain: &str| json!({ "slug": slug, "name": slug, "plan": "pro", "domains": [domain] });
     client.post("/tenants", owns("acme", "acme.example")).await.with_status(201);
@@ -338,9 +335,8 @@ async fn a_document_out_of_bounds_is_refused_by_field_and_bound() {
     server.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn users_are_listed_by_their_logins_and_deactivated() {
-    let server = Server::start(&[]).await;
+pub(crate) async fn users_are_listed_by_their_logins_and_deactivated(engine: Engine) {
+    let server = Server::on(engine, &[]).await;
     let client = &server.client;
     make_tenant(client, "acme").await;
     let beside = Beside::open(&server).await;

@@ -6,7 +6,7 @@ use reqwest::Method;
 use reqwest::header::IF_MATCH;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Beside, Client, Process, Server, in_order, verbs};
+use crate::support::{Answer, Beside, Client, Engine, Process, Server, in_order, verbs};
 
 /// Changes a flag if it has the version that `if_match` names.
 async fn patch_if(client: &Client, key: &str, if_match: &str, body: Value) -> Answer {
@@ -24,9 +24,8 @@ async fn everything(client: &Client) -> (Value, Vec<Value>) {
     (client.get("/flags").await.with_status(200), client.all("").await)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flag_is_made_changed_killed_removed_and_made_again() {
-    let server = Server::start(&[]).await;
+pub(crate) async fn a_flag_is_made_changed_killed_removed_and_made_again(engine: Engine) {
+    let server = Server::on(engine, &[]).await;
     let client = &server.client;
     let before = client.get("/flags").await.json["flags"].as_array().unwrap().len();
     let made = client.post("/flags", json!({ "key": "a.b_c-1", "description": "Threads" })).await;
@@ -151,9 +150,8 @@ async fn a_change_is_made_only_on_the_version_that_if_match_names() {
     server.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_several_who_read_the_same_version_one_wins() {
-    let server = Server::start(&[]).await;
+pub(crate) async fn of_several_who_read_the_same_version_one_wins(engine: Engine) {
+    let server = Server::on(engine, &[]).await;
     server.client.post("/flags", json!({ "key": "k" })).await.with_status(201);
     let editors: Vec<_> = (1..=8)
         .map(|pct| {
@@ -191,9 +189,8 @@ async fn of_several_who_read_the_same_version_one_wins() {
     server.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_is_given_once_and_a_patch_without_effect_leaves_no_trace() {
-    let server = Server::start(&[]).await;
+pub(crate) async fn a_key_is_given_once_and_a_patch_without_effect_leaves_no_trace(engine: Engine) {
+    let server = Server::on(engine, &[]).await;
     let client = &server.client;
     client.post("/flags", json!({ "key": "k", "pct": 5 })).await.with_status(201);
     let before = everything(client).await;
@@ -263,9 +260,8 @@ async fn tenants(client: &Client) -> [String; 2] {
     ids.try_into().unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn decisions_follow_plan_partner_and_environment_and_say_why() {
-    let server = Server::start(&[]).await;
+pub(crate) async fn decisions_follow_plan_partner_and_environment_and_say_why(engine: Engine) {
+    let server = Server::on(engine, &[]).await;
     let client = &server.client;
     let [acme, beta] = tenants(client).await;
     for (key, rest) in [
@@ -369,17 +365,15 @@ async fn decisions_follow_plan_partner_and_environment_and_say_why() {
     server.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_process_decides_alike_and_sees_changes_at_once() {
-    let server = Server::start(&[]).await;
-    let store = format!("sqlite://{}", server.folder.path().join("audit.db").display());
+pub(crate) async fn a_second_process_decides_alike_and_sees_changes_at_once(engine: Engine) {
+    let server = Server::on(engine, &[]).await;
     let folder = tempfile::tempdir().unwrap();
     tenants(&server.client).await;
     for n in 0..20 {
         let flag = json!({ "key": format!("f{n}"), "state": "rollout", "pct": 5 * n });
         server.client.post("/flags", flag).await.with_status(201);
     }
-    let process = Process::start(folder.path(), &[("DEZKY_STORE", &store)]);
+    let process = Process::start(folder.path(), &[("DEZKY_STORE", &server.url())]);
     let (here, there) = (&server.client, &process.client);
     for tenant in ["acme", "beta"] {
         let answer = evaluate(here, "?explain=true", tenant, None).await;

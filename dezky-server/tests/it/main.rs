@@ -1,22 +1,32 @@
 //! The server as others meet it: over HTTP and on the command line.
 
+#![recursion_limit = "256"]
 #![expect(clippy::disallowed_methods, reason = "tests spawn clients and wait for conditions")]
+// As in the library.
 
 mod access;
 mod api;
 mod authentik;
 mod cli;
 mod config;
+mod copy;
 mod crash;
 mod directory;
+mod doctor;
+mod engines;
 mod failover;
 mod flags;
+mod import_origin;
 mod kill;
 mod kill_mutations;
 mod load;
+mod migrate;
+mod origin;
 mod quarantine;
 mod record;
 mod seeds;
+mod servers;
 mod sources;
 mod spool;
 mod support;
+mod witness;

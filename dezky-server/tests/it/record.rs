@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Server, in_order};
+use crate::support::{Engine, Server, in_order};
 
 const TOKEN: &str = "operator-token-0123456789";
 
@@ -54,9 +54,8 @@ async fn one_event_or_a_list() {
     server.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_again_is_a_duplicate() {
-    let server = Server::start(&[]).await;
+pub(crate) async fn what_comes_again_is_a_duplicate(engine: Engine) {
+    let server = Server::on(engine, &[]).await;
     let client = &server.client;
     let by_id = json!({"id": "0199b1f0-0000-7000-8000-000000000001", "action": "a.b"});
     let by_name = json!({"externalId": "x-1", "action": "a.c", "actorId": "u-1"});

@@ -6,12 +6,11 @@ use std::path::Path;
 
 use dezky_ingest::signature::Secret;
 use dezky_server::Settings;
-use dezky_server::lifecycle::{Running, bind};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{Answer, Client, SECRET, Server, program, refusal, stdout, until};
+use crate::support::{Answer, SECRET, Server, program, refusal, stdout, until};
 
 const SHOP: &str = r#"
 [sources.shop]
@@ -52,10 +51,7 @@ async fn start_in(folder: TempDir, toml: &str, more: &[(&str, &str)]) -> Server 
     ];
     let set = set.iter().chain(more).map(|(name, value)| ((*name).into(), (*value).into()));
     let config = Settings::load(Some(&path), set, None).unwrap().config().unwrap();
-    let listener = bind(config.listen, "").await.unwrap();
-    let running = Running::start(config, listener).await.unwrap();
-    let client = Client::new(format!("http://{}", running.address()));
-    Server { client, running, folder }
+    Server::with(config, folder).await
 }
 
 async fn start() -> Server {

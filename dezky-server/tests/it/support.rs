@@ -8,17 +8,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dezky_core::AuditLog;
-use dezky_core::directory::{Directory, SqliteDirectory};
+use dezky_core::directory::Directory;
 use dezky_core::rt::TokioRuntime;
-use dezky_core::store::{SqliteAuditStore, SqliteConfig};
 use dezky_flags::Flags;
-use dezky_flags::store::SqliteFlagStore;
 use dezky_ingest::signature::Secret;
+use dezky_server::config::StoreConfig;
 use dezky_server::lifecycle::{Running, bind};
+use dezky_server::stores::{Access, Stores};
 use dezky_server::{Config, Settings};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use tempfile::TempDir;
+
+pub(crate) use crate::servers::{Database, Engine};
 
 /// What signs the webhooks of the tests.
 pub(crate) const SECRET: &str = "test-shared-secret-0123456789abcdef";
@@ -190,29 +192,25 @@ pub(crate) fn verbs(events: Vec<Value>) -> Vec<String> {
     in_order(events).iter().map(verb).collect()
 }
 
-/// The directory and the flags in a server's file, as another program uses them:
+/// The directory and the flags in a server's store, as another program uses them:
 /// there is no route that makes users.
 pub(crate) struct Beside {
     pub(crate) directory: Directory,
     pub(crate) flags: Flags,
-    engine: Arc<SqliteAuditStore>,
+    stores: Stores,
 }
 
 impl Beside {
     pub(crate) async fn open(server: &Server) -> Self {
-        let path = server.folder.path().join("audit.db");
-        let engine = SqliteAuditStore::open(SqliteConfig::new(path), &TokioRuntime).await.unwrap();
-        let engine = Arc::new(engine);
+        let stores = Stores::open(&server.store, Access::Write).await.unwrap();
         let runtime = Arc::new(TokioRuntime);
-        let log = Arc::new(AuditLog::new(engine.clone(), runtime.clone()));
-        let store = Arc::new(SqliteDirectory::open(&engine.database()).await.unwrap());
-        let directory = Directory::new(store, log.clone(), runtime.clone());
-        let store = Arc::new(SqliteFlagStore::open(&engine.database()).await.unwrap());
-        Self { directory, flags: Flags::new(store, log, runtime), engine }
+        let log = Arc::new(AuditLog::new(stores.log.clone(), runtime.clone()));
+        let directory = Directory::new(stores.directory.clone(), log.clone(), runtime.clone());
+        Self { directory, flags: Flags::new(stores.flags.clone(), log, runtime), stores }
     }
 
     pub(crate) async fn close(self) {
-        self.engine.close().await;
+        self.stores.close().await;
     }
 }
 
@@ -221,6 +219,9 @@ pub(crate) struct Server {
     pub(crate) client: Client,
     pub(crate) running: Running,
     pub(crate) folder: TempDir,
+    store: StoreConfig,
+    /// Where the store is no file; dropped last.
+    database: Option<Database>,
 }
 
 /// The configuration of a server of the tests: a store in `folder`, a free port,
@@ -241,12 +242,38 @@ impl Server {
         Self::start_in(tempfile::tempdir().unwrap(), more).await
     }
 
+    /// The same with a store of its own on an engine.
+    pub(crate) async fn on(engine: Engine, more: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let Some(database) = Database::new(engine).await else {
+            return Self::start_in(folder, more).await;
+        };
+        let head = folder.path().join("dezky.head").display().to_string();
+        let place = [("DEZKY_STORE", database.url.as_str()), ("DEZKY_HEAD_PATH", &head)];
+        let mut server = Self::start_in(folder, &[&place, more].concat()).await;
+        server.database = Some(database);
+        server
+    }
+
+    /// The URL of its store.
+    pub(crate) fn url(&self) -> String {
+        match &self.database {
+            Some(database) => database.url.clone(),
+            None => self.store.url.to_string(),
+        }
+    }
+
     pub(crate) async fn start_in(folder: TempDir, more: &[(&str, &str)]) -> Self {
-        let config = config(folder.path(), more);
+        Self::with(config(folder.path(), more), folder).await
+    }
+
+    /// A server with a configuration of the test's own.
+    pub(crate) async fn with(config: Config, folder: TempDir) -> Self {
+        let store = config.store.clone();
         let listener = bind(config.listen, "").await.unwrap();
         let running = Running::start(config, listener).await.unwrap();
         let client = Client::new(format!("http://{}", running.address()));
-        Self { client, running, folder }
+        Self { client, running, folder, store, database: None }
     }
 
     /// Ends it, and gives back its folder.

@@ -3,17 +3,17 @@
 //! Documents are JSON text; what is asked for stands in columns and side tables.
 
 use async_trait::async_trait;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
+use super::codec::{from_text, limit, login, signed, to_text, unsigned};
 use super::{
     DirectoryChange, DirectoryStore, Partner, PartnerKey, PartnerQuery, Tenant, TenantKey,
     TenantQuery, User, UserKey, UserQuery, check_commit, check_limit, check_version, refusal,
 };
 use crate::store::{Capabilities, SqliteDatabase, sqlite_error};
-use crate::{Error, ErrorKind, Result, SealedEvent, Timestamp};
+use crate::{Result, SealedEvent};
 
 /// One SQL script a version; a script that was released never changes.
 const STEPS: &[&str] = &[include_str!("v1.sql")];
@@ -45,6 +45,11 @@ pub struct SqliteDirectory {
 }
 
 impl SqliteDirectory {
+    /// The version that the directory's tables have with this program.
+    pub fn schema_version() -> usize {
+        STEPS.len()
+    }
+
     /// Brings the directory's tables up to date; what is there already stays.
     ///
     /// # Errors
@@ -328,7 +333,7 @@ async fn put_tenant(tx: &mut SqliteConnection, tenant: &Tenant) -> Result<()> {
     .bind(tenant.status.as_str())
     .bind(&tenant.partner_id)
     .bind(signed(tenant.version))
-    .bind(text(tenant)?)
+    .bind(to_text(tenant)?)
     .execute(&mut *tx)
     .await
     .map_err(sqlite_error)?;
@@ -360,7 +365,7 @@ async fn put_partner(tx: &mut SqliteConnection, partner: &Partner) -> Result<()>
     .bind(&partner.slug)
     .bind(partner.status.as_str())
     .bind(signed(partner.version))
-    .bind(text(partner)?)
+    .bind(to_text(partner)?)
     .execute(&mut *tx)
     .await
     .map_err(sqlite_error)?;
@@ -382,7 +387,7 @@ async fn put_user(tx: &mut SqliteConnection, user: &User) -> Result<()> {
     .bind(&user.subject)
     .bind(login(user.last_login_at))
     .bind(signed(user.version))
-    .bind(text(user)?)
+    .bind(to_text(user)?)
     .execute(&mut *tx)
     .await
     .map_err(sqlite_error)?;
@@ -421,41 +426,7 @@ async fn delete(tx: &mut SqliteConnection, sql: &'static str, id: &str) -> Resul
 }
 
 fn document<T: DeserializeOwned>(row: &SqliteRow) -> Result<T> {
-    let text: &str = row.try_get(0).map_err(sqlite_error)?;
-    // The cause is left out: it may quote what is in the document.
-    serde_json::from_str(text).map_err(|error| {
-        Error::new(
-            ErrorKind::StoreCorrupt,
-            format!(
-                "a document can't be read (column {}): restore the database from a backup",
-                error.column()
-            ),
-        )
-    })
-}
-
-fn text(document: &impl Serialize) -> Result<String> {
-    serde_json::to_string(document).map_err(|error| {
-        Error::new(ErrorKind::Internal, "a document can't be written as JSON").with_source(error)
-    })
-}
-
-/// As stored: who never logged in comes last.
-fn login(at: Option<Timestamp>) -> i64 {
-    at.map_or(i64::MIN, Timestamp::as_millis)
-}
-
-fn limit(rows: usize) -> i64 {
-    i64::try_from(rows).unwrap_or(i64::MAX)
-}
-
-/// Versions are bounded by the documents' checks.
-fn signed(version: u64) -> i64 {
-    i64::try_from(version).unwrap_or(i64::MAX)
-}
-
-fn unsigned(version: i64) -> u64 {
-    u64::try_from(version).unwrap_or(0)
+    from_text(row.try_get(0).map_err(sqlite_error)?)
 }
 
 #[cfg(test)]

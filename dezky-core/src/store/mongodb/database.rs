@@ -166,8 +166,21 @@ impl MongoDatabase {
     /// changed, and the whole transaction may be tried again. `store_unavailable`
     /// if the commit's outcome could not be learnt.
     pub async fn commit(&self, mut session: ClientSession, events: &[SealedEvent]) -> Result<()> {
-        outbox::stage(self, &mut session, events).await?;
+        let staged = match crate::store::chained::check_events(events) {
+            Ok(()) => outbox::stage(self, &mut session, events).await,
+            refused => refused,
+        };
+        if let Err(error) = staged {
+            self.abort(session).await;
+            return Err(error);
+        }
         self.commit_session(&mut session).await
+    }
+
+    /// Gives a transaction up now: one that is dropped may be in the way of others
+    /// for a moment. The server ends it by itself where this does not reach it.
+    pub async fn abort(&self, mut session: ClientSession) {
+        let _ = self.run(session.abort_transaction()).await;
     }
 
     /// Commits, sending it again while the outcome is unknown; that is idempotent.

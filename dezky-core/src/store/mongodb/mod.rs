@@ -208,6 +208,11 @@ impl MongoAuditStore {
         self.rows().database.clone()
     }
 
+    /// The version that the log's collections have with this program.
+    pub fn schema_version() -> usize {
+        schema::known_version()
+    }
+
     /// Ends the connections, after those who use them. The client is shut down, also
     /// one of your own.
     pub async fn close(&self) {

@@ -152,6 +152,11 @@ pub(super) fn check_version(version: usize, known: usize) -> Result<()> {
     Ok(())
 }
 
+/// The version of a log that is up to date.
+pub(super) fn known_version() -> usize {
+    steps().len()
+}
+
 /// Refuses a log that was written by a newer version.
 pub(super) fn check_log_version(version: usize) -> Result<()> {
     check_version(version, steps().len())

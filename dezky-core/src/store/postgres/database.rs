@@ -198,12 +198,12 @@ impl PostgresDatabase {
     }
 
     /// A transaction that writes to the log.
-    pub(super) async fn begin_log(&self) -> Result<PostgresTransaction> {
+    pub(crate) async fn begin_log(&self) -> Result<PostgresTransaction> {
         self.transaction(&self.0.begin_log, self.0.answer_timeout).await
     }
 
     /// A transaction for the bounded walk of `list`.
-    pub(super) async fn read_walk(&self) -> Result<PostgresTransaction> {
+    pub(crate) async fn read_walk(&self) -> Result<PostgresTransaction> {
         self.transaction(&self.0.read_walk, self.0.answer_timeout).await
     }
 

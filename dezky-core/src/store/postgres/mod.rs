@@ -112,6 +112,11 @@ impl PostgresAuditStore {
         self.rows().database.clone()
     }
 
+    /// The version that the log's tables have with this program.
+    pub fn schema_version() -> usize {
+        schema::known_version()
+    }
+
     /// Ends the connections, after those who use them.
     pub async fn close(&self) {
         self.rows().database.close().await;

@@ -34,6 +34,11 @@ pub struct SqliteFlagStore {
 }
 
 impl SqliteFlagStore {
+    /// The version that the flags' tables have with this program.
+    pub fn schema_version() -> usize {
+        STEPS.len()
+    }
+
     /// Opens the flags of a log's file, and makes their tables if they are missing.
     ///
     /// # Errors

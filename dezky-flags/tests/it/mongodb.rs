@@ -1,0 +1,230 @@
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{MongoAuditStore, MongoCollection, MongoConfig};
+use dezky_core::testkit::{BoxFuture, Reopen};
+use dezky_core::{ErrorKind, Runtime};
+use dezky_flags::store::{FlagStore, MongoFlagStore};
+use dezky_flags::testkit::{FlagStoreHarness, Opened};
+use futures_util::FutureExt;
+use futures_util::future::{join, try_join_all};
+use mongodb::Client;
+use mongodb::bson::{Document, doc};
+use proptest::test_runner::{Config as ProptestConfig, TestRunner};
+
+use crate::memory::{agrees_with_memory, any_commits};
+use crate::postgres::{create, in_time, told};
+use crate::sqlite::tokio;
+
+/// Databases on the tests' server, dropped at the end; but not of the double of
+/// MongoDB, which would sync to disk after each row and answer nobody meanwhile.
+struct Mongo {
+    server: String,
+    names: Mutex<Vec<String>>,
+}
+
+impl Mongo {
+    fn new() -> Self {
+        Self { server: told("DEZKY_TEST_MONGODB"), names: Mutex::default() }
+    }
+
+    fn make(&self) {
+        let mut drawn = [0; 8];
+        TokioRuntime.fill_random(&mut drawn);
+        let name = format!("dezky_test_{:016x}", u64::from_be_bytes(drawn));
+        self.names.lock().unwrap().push(name);
+    }
+
+    /// Opens the database that was made last.
+    async fn log_as(&self, migrate: bool) -> MongoAuditStore {
+        let mut config = MongoConfig::new(&self.server);
+        config.migrate = migrate;
+        // A loaded machine is no outage.
+        config.operation_timeout = Duration::from_mins(4);
+        config.busy_timeout = Duration::from_mins(1);
+        let client = Client::with_uri_str(&self.server).await.unwrap();
+        let name = self.names.lock().unwrap().last().expect("was made").clone();
+        MongoAuditStore::with_client(client, &name, config, Arc::new(TokioRuntime)).await.unwrap()
+    }
+
+    async fn log(&self) -> MongoAuditStore {
+        self.log_as(true).await
+    }
+
+    /// A new database with flags.
+    async fn flags(&self) -> (MongoAuditStore, MongoFlagStore) {
+        self.make();
+        let log = self.log().await;
+        let store = MongoFlagStore::open(&log.database()).await.unwrap();
+        (log, store)
+    }
+}
+
+impl Drop for Mongo {
+    fn drop(&mut self) {
+        if std::env::var_os("DEZKY_TEST_THROWAWAY").is_some() {
+            return;
+        }
+        let names = std::mem::take(&mut *self.names.lock().unwrap());
+        tokio().block_on(async {
+            let client = Client::with_uri_str(&self.server).await.unwrap();
+            let build = client.database("admin").run_command(doc! { "buildInfo": 1 }).await;
+            if build.unwrap().contains_key("secantusVersion") {
+                return;
+            }
+            for name in names {
+                client.database(&name).drop().await.unwrap();
+            }
+        });
+    }
+}
+
+#[async_trait::async_trait]
+impl FlagStoreHarness for Mongo {
+    fn runtime(&self) -> Arc<dyn Runtime> {
+        Arc::new(TokioRuntime)
+    }
+
+    fn block_on(&self, case: BoxFuture<'_, ()>) {
+        tokio().block_on(case);
+    }
+
+    async fn open(&self, which: Reopen) -> Opened {
+        if which == Reopen::No {
+            self.make();
+        }
+        let log = self.log().await;
+        let store = MongoFlagStore::open(&log.database()).await.unwrap();
+        Opened { store: Arc::new(store), log: Arc::new(log) }
+    }
+}
+
+dezky_flags::flag_store_conformance!(Mongo::new());
+
+#[test]
+fn a_flag_as_version_1_wrote_it_is_read() {
+    let mongo = Mongo::new();
+    tokio().block_on(async {
+        mongo.make();
+        let log = mongo.log().await;
+        let collections = ["dezky_flags", "dezky_flags_state"].map(MongoCollection::new);
+        log.database().migrate("flags", &[collections.to_vec()]).await.unwrap();
+        let flags = log.database().collection::<Document>("dezky_flags");
+        let flag =
+            doc! { "_id": "chat.threads", "version": 3_i64, "flag": crate::model::VERSION_1 };
+        flags.insert_many([flag, doc! { "_id": "old", "version": 2_i64 }]).await.unwrap();
+        let state = doc! { "_id": "flags", "revision": 5_i64, "flags": 1_i64, "keys": 2_i64 };
+        let states = log.database().collection::<Document>("dezky_flags_state");
+        states.insert_one(state).await.unwrap();
+
+        let store = MongoFlagStore::open(&log.database()).await.unwrap();
+        let flag = store.flag("chat.threads").await.unwrap().unwrap();
+        assert_eq!(flag, crate::model::version_1());
+        assert_eq!(store.snapshot().await.unwrap().flags, [flag]);
+        assert_eq!(store.last_version("old").await.unwrap(), 2);
+        store.commit(vec![create("new")], Vec::new()).await.unwrap();
+        assert_eq!(store.revision().await.unwrap(), 6);
+    });
+}
+
+#[test]
+fn what_was_changed_by_hand_is_said_to_be_corrupt() {
+    let mongo = Mongo::new();
+    tokio().block_on(async {
+        let (log, store) = mongo.flags().await;
+        let flags = log.database().collection::<Document>("dezky_flags");
+        let flag = doc! { "_id": "other", "version": 3_i64, "flag": crate::model::VERSION_1 };
+        flags.insert_one(flag).await.unwrap();
+        assert_eq!(store.flag("other").await.unwrap_err().kind(), ErrorKind::StoreCorrupt);
+        for broken in [doc! { "flag": "{" }, doc! { "flag": 1 }, doc! { "version": "3" }] {
+            flags.update_one(doc! {}, doc! { "$set": broken }).await.unwrap();
+            assert_eq!(store.snapshot().await.unwrap_err().kind(), ErrorKind::StoreCorrupt);
+        }
+        let states = log.database().collection::<Document>("dezky_flags_state");
+        states.insert_one(doc! { "_id": "flags", "revision": -1_i64 }).await.unwrap();
+        let refused = store.commit(vec![create("a")], Vec::new()).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::StoreCorrupt);
+    });
+}
+
+#[test]
+fn a_database_is_looked_at_before_it_is_written_to() {
+    let mongo = Mongo::new();
+    tokio().block_on(async {
+        mongo.make();
+        let log = mongo.log().await;
+        let looking = mongo.log_as(false).await;
+        let missing = MongoFlagStore::open(&looking.database()).await.err().unwrap();
+        assert_eq!(missing.kind(), ErrorKind::StoreForeign);
+        MongoFlagStore::open(&log.database()).await.unwrap();
+        let reader = MongoFlagStore::open(&looking.database()).await.unwrap();
+        assert_eq!(reader.revision().await.unwrap(), 0);
+        let schema = log.database().collection::<Document>("dezky_schema");
+        let newer = doc! { "$set": { "version": 99_i64 } };
+        schema.update_one(doc! { "_id": "flags" }, newer).await.unwrap();
+        let refused = MongoFlagStore::open(&log.database()).await.err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::SchemaNewer);
+    });
+}
+
+#[test]
+fn stores_that_open_at_once_are_one() {
+    let mongo = Mongo::new();
+    tokio().block_on(async {
+        mongo.make();
+        let opened = (0..8).map(|_| async {
+            let log = mongo.log().await;
+            MongoFlagStore::open(&log.database()).await.map(|store| (log, store))
+        });
+        let opened = try_join_all(opened).await.unwrap();
+        let keys: Vec<_> = (0..8).map(|n| format!("k{n}")).collect();
+        // The first change writes the state, too: of all of them one does.
+        let commits = opened
+            .iter()
+            .zip(&keys)
+            .map(|((_, store), key)| store.commit(vec![create(key)], Vec::new()));
+        try_join_all(commits).await.unwrap();
+        for (_, store) in &opened {
+            assert_eq!(store.revision().await.unwrap(), 8);
+        }
+    });
+}
+
+#[test]
+fn others_are_told_of_a_change() {
+    let mongo = Mongo::new();
+    tokio().block_on(async {
+        let (_log, store) = mongo.flags().await;
+        let Opened { store: other, log: _log } = mongo.open(Reopen::Yes).await;
+        for revision in 0..3 {
+            let key = format!("k{revision}");
+            let commit = store.commit(vec![create(&key)], Vec::new());
+            let ((), done) = join(in_time(other.changed(revision)), commit).await;
+            done.unwrap();
+            assert_eq!(other.revision().await.unwrap(), revision + 1);
+            assert!(other.changed(revision + 1).now_or_never().is_none(), "is told no more");
+        }
+    });
+}
+
+/// Whatever is committed, MongoDB answers as the memory does, and holds the same.
+#[test]
+fn mongodb_agrees_with_memory() {
+    let mongo = Mongo::new();
+    let runtime = tokio();
+    let (log, store) = runtime.block_on(mongo.flags());
+    let config = ProptestConfig { cases: 6, failure_persistence: None, ..Default::default() };
+    let agrees = |commits| {
+        runtime.block_on(async {
+            // Emptied rather than made anew, which takes long.
+            for kind in ["dezky_flags", "dezky_flags_state"] {
+                let collection = log.database().collection::<Document>(kind);
+                collection.delete_many(doc! {}).await.unwrap();
+            }
+            agrees_with_memory(&store, commits).await;
+        });
+        Ok(())
+    };
+    TestRunner::new(config).run(&any_commits(), agrees).unwrap();
+}

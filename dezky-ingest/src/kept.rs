@@ -1,0 +1,166 @@
+//! Events of the three systems as another program kept them: what they are known by
+//! here, and what of them may be kept.
+//!
+//! For taking over the log of a program that read the same systems before, so that
+//! what is sent or read again is a duplicate.
+
+use dezky_core::Timestamp;
+use serde_json::{Map, Value};
+
+use crate::{authentik, ocis, stalwart};
+
+/// Under which names programs keep what they received, beside what they made of it.
+const WRAPPERS: [&str; 6] = ["raw", "payload", "event", "original", "rawEvent", "rawPayload"];
+
+/// What another program has kept of an event.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeptEvent {
+    /// The event's external id, as the source here would give it; `None` where what was
+    /// kept does not say it.
+    pub external_id: Option<String>,
+    /// What was kept, without the secrets that the source here takes out; an object.
+    pub said: Map<String, Value>,
+}
+
+/// Reads what another program has kept of an event of `source`. Never fails.
+///
+/// - Authentik: the id is `pk`.
+/// - Stalwart: the id or the content key of the event as it was sent, if all of it was
+///   kept: with its `type` and `createdAt`.
+/// - oCIS: the `id` of the line, which only some have. Others are known by their place
+///   in the file, which nobody kept.
+/// - Of other sources everything under a secret's name goes, and there is no id.
+///
+/// ```
+/// use dezky_core::Timestamp;
+/// use dezky_ingest::kept::read;
+/// let said = serde_json::json!({
+///     "raw": {"id": "178696080012035", "createdAt": "2026-08-17T10:00:00Z", "type": "auth.failed",
+///             "data": {"accountName": "alice@example.com", "contents": "a1 LOGIN alice secret"}},
+/// });
+/// let kept = read("stalwart", said.as_object().unwrap().clone(), Timestamp::MIN);
+/// assert!(kept.external_id.unwrap().starts_with("sw1:"));
+/// assert_eq!(kept.said["raw"]["data"].as_object().unwrap().len(), 1);
+/// ```
+pub fn read(source: &str, said: Map<String, Value>, received_at: Timestamp) -> KeptEvent {
+    match source.split(':').next() {
+        Some(authentik::SOURCE) => {
+            let external_id =
+                received(&said, &["pk"]).and_then(|event| authentik::pk(&event["pk"]));
+            KeptEvent { external_id, said: redacted(said) }
+        }
+        Some(stalwart::SOURCE) => {
+            let event = received(&said, &["type", "createdAt"]);
+            let external_id = event.and_then(|event| {
+                let body = Value::from(vec![Value::from(event.clone())]).to_string();
+                let decoded = stalwart::decode(source, body.as_bytes(), None, received_at);
+                decoded.events.into_iter().next()?.event.external_id
+            });
+            let is_typed = event.is_some();
+            let text = stalwart::without_secrets(&Value::from(said).to_string(), is_typed);
+            KeptEvent { external_id, said: object(&text) }
+        }
+        Some(ocis::SYSTEM) => {
+            let external_id = received(&said, &["type", "id"]).and_then(own_id);
+            let text = ocis::without_secrets(&Value::from(said).to_string());
+            KeptEvent { external_id, said: object(&text) }
+        }
+        _ => KeptEvent { external_id: None, said: redacted(said) },
+    }
+}
+
+/// The event as it was received: what was kept, or a part of it that has these members.
+fn received<'s>(said: &'s Map<String, Value>, members: &[&str]) -> Option<&'s Map<String, Value>> {
+    let has_all =
+        |object: &&Map<String, Value>| members.iter().all(|m| object.get(*m).is_some_and(is_said));
+    let wrapped = WRAPPERS.iter().filter_map(|name| said.get(*name)?.as_object());
+    std::iter::once(said).chain(wrapped).find(has_all)
+}
+
+fn is_said(value: &Value) -> bool {
+    value.is_number() || value.as_str().is_some_and(|text| !text.is_empty())
+}
+
+/// The `id` of a line of oCIS that has a type, within the bounds of an identity.
+fn own_id(line: &Map<String, Value>) -> Option<String> {
+    // A genuine line has an action, and no id that identifies it.
+    let id = line.get("id")?.as_str().filter(|_| !line.contains_key("Action"))?;
+    (id.len() <= 512 && !id.contains('\0')).then(|| id.to_owned())
+}
+
+fn redacted(said: Map<String, Value>) -> Map<String, Value> {
+    let mut value = Value::from(said);
+    authentik::redact(&mut value);
+    match value {
+        Value::Object(said) => said,
+        _ => Map::new(),
+    }
+}
+
+fn object(text: &str) -> Map<String, Value> {
+    serde_json::from_str(text).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(source: &str, said: &Value) -> KeptEvent {
+        super::read(source, said.as_object().unwrap().clone(), Timestamp::MIN)
+    }
+
+    /// The same event as its own webhook brings it.
+    #[test]
+    fn an_event_of_stalwart_gets_the_key_of_its_webhook() {
+        let event = json!({
+            "id": "178696080012035", "createdAt": "2026-08-17T10:00:00Z", "type": "auth.failed",
+            "data": {"remoteIp": "203.0.113.7", "accountName": "alice@example.com"},
+        });
+        let body = json!({ "events": [event] }).to_string();
+        let sent = stalwart::decode("stalwart", body.as_bytes(), None, Timestamp::MIN);
+        let expected = sent.events[0].event.external_id.clone();
+        for said in
+            [event.clone(), json!({"raw": event.clone()}), json!({"x": 1, "payload": event})]
+        {
+            assert_eq!(read("stalwart", &said).external_id, expected, "{said}");
+        }
+        // Its data alone says neither when nor what.
+        assert_eq!(read("stalwart", &json!({"accountName": "a@b"})).external_id, None);
+        let snowflake =
+            json!({"id": "184467440737095516", "createdAt": "2026-08-17T10:00:00Z", "type": "x"});
+        assert_eq!(read("stalwart", &snowflake).external_id.unwrap(), "184467440737095516");
+    }
+
+    #[test]
+    fn ids_of_the_others() {
+        let pk = json!({"pk": "0193E0A47C0070008000000000000001"});
+        let id = read("authentik:eu2", &pk).external_id.unwrap();
+        assert_eq!(id, "0193e0a4-7c00-7000-8000-000000000001");
+        assert_eq!(read("ocis", &json!({"type": "x", "id": "e-1"})).external_id.unwrap(), "e-1");
+        for genuine in [json!({"Action": "file_create", "type": "x", "id": "1"}), json!({"a": 1})] {
+            assert_eq!(read("ocis", &genuine).external_id, None);
+        }
+        assert_eq!(read("platform-api", &json!({"id": "1"})).external_id, None);
+    }
+
+    #[test]
+    fn secrets_go_as_at_their_source() {
+        for (source, said, path) in [
+            (
+                "stalwart",
+                json!({"raw": {"type": "x", "createdAt": "y", "contents": "S3CRET"}}),
+                "/raw",
+            ),
+            ("stalwart", json!({"details": "S3CRET", "a": 1}), "/a"),
+            ("ocis", json!({"Action": "x", "ShareToken": "S3CRET-S3CRET", "a": 1}), "/a"),
+            ("authentik", json!({"context": {"password": "S3CRET"}}), "/context"),
+            ("platform-api", json!({"before": {"apiKey": "S3CRET"}}), "/before"),
+        ] {
+            let kept = Value::from(read(source, &said).said);
+            assert!(!kept.to_string().contains("S3CRET"), "{source}: {kept}");
+            assert!(kept.pointer(path).is_some(), "{source}: {kept}");
+        }
+    }
+}

@@ -1,0 +1,421 @@
+use std::collections::BTreeMap;
+use std::str::FromStr as _;
+use std::time::SystemTime;
+
+use dezky_core::Error;
+use dezky_core::store::postgres_error;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow, PgSslMode};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
+
+use super::{Report, answer, is_local};
+use crate::config::{RemoteUrl, StoreConfig};
+
+/// The oldest server that is known to do.
+const OLDEST: i32 = 130_000;
+
+/// The indexes that the log's reads and its deduplication stand on.
+const INDEXES: [&str; 6] = [
+    "dezky_audit_events_id",
+    "dezky_audit_events_external",
+    "dezky_audit_events_at",
+    "dezky_audit_events_tenant",
+    "dezky_audit_events_actor",
+    "dezky_audit_events_action",
+];
+
+/// The index that `migrate --search-index` makes.
+const SEARCH_INDEX: &str = "dezky_audit_events_search";
+
+fn options(url: &RemoteUrl) -> Result<PgConnectOptions, Error> {
+    let options = PgConnectOptions::from_str(&url.expose()).map_err(postgres_error)?;
+    // A pooler refuses parameters that it does not know.
+    Ok(options
+        .disable_statement_logging()
+        .extra_float_digits(None)
+        .application_name("dezky-doctor"))
+}
+
+async fn connect(config: &StoreConfig, url: &RemoteUrl) -> Result<PgConnection, Error> {
+    let options = options(url)?;
+    let connected = tokio::time::timeout(config.acquire_timeout, options.connect()).await;
+    match connected {
+        Ok(connected) => connected.map_err(postgres_error),
+        Err(_) => Err(Error::new(
+            dezky_core::ErrorKind::StoreUnavailable,
+            format!("no connection within {} s", config.acquire_timeout.as_secs()),
+        )),
+    }
+}
+
+/// Asks by the simple protocol, which any pooler understands; everything comes as text.
+async fn row(connection: &mut PgConnection, sql: &'static str) -> Result<PgRow, Error> {
+    answer(async { connection.fetch_one(sqlx::raw_sql(sql)).await.map_err(postgres_error) }).await
+}
+
+async fn rows(connection: &mut PgConnection, sql: &'static str) -> Result<Vec<PgRow>, Error> {
+    answer(async { connection.fetch_all(sqlx::raw_sql(sql)).await.map_err(postgres_error) }).await
+}
+
+async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), Error> {
+    let sql = AssertSqlSafe(sql.to_owned());
+    answer(async { connection.execute(sqlx::raw_sql(sql)).await.map_err(postgres_error) })
+        .await
+        .map(drop)
+}
+
+fn get<'r, T>(row: &'r PgRow, column: &str) -> Result<T, Error>
+where
+    T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+{
+    row.try_get(column).map_err(postgres_error)
+}
+
+/// The components' versions; none where nothing of ours is there.
+pub(super) async fn versions(
+    config: &StoreConfig,
+    url: &RemoteUrl,
+) -> Result<BTreeMap<String, usize>, Error> {
+    let mut connection = connect(config, url).await?;
+    let versions = versions_of(&mut connection).await;
+    let _ = connection.close().await;
+    versions
+}
+
+async fn versions_of(connection: &mut PgConnection) -> Result<BTreeMap<String, usize>, Error> {
+    let found = row(connection, "SELECT to_regclass('dezky_schema') IS NOT NULL AS ours").await?;
+    if !get::<bool>(&found, "ours")? {
+        return Ok(BTreeMap::new());
+    }
+    let found = rows(connection, "SELECT component, version FROM dezky_schema").await?;
+    found
+        .iter()
+        .map(|row| {
+            let version = usize::try_from(get::<i64>(row, "version")?).unwrap_or(0);
+            Ok((get(row, "component")?, version))
+        })
+        .collect()
+}
+
+/// Looks at the server; gives the schema's versions if it answers.
+pub(super) async fn examine(
+    config: &StoreConfig,
+    url: &RemoteUrl,
+    report: &mut Report,
+) -> Option<BTreeMap<String, usize>> {
+    let mut connection = match connect(config, url).await {
+        Ok(connection) => connection,
+        Err(error) => {
+            report.bad("server", error.to_string(), format!("check {url} and that it is up"));
+            return None;
+        }
+    };
+    let examined = examine_server(config, url, &mut connection, report).await;
+    let _ = connection.close().await;
+    match examined {
+        Ok(versions) => Some(versions),
+        Err(error) => {
+            report.bad("server", error.to_string(), "see the server's own log");
+            None
+        }
+    }
+}
+
+async fn examine_server(
+    config: &StoreConfig,
+    url: &RemoteUrl,
+    connection: &mut PgConnection,
+    report: &mut Report,
+) -> Result<BTreeMap<String, usize>, Error> {
+    let before = SystemTime::now();
+    let facts = row(
+        connection,
+        "SELECT current_setting('server_version_num')::int AS number, \
+         current_setting('server_version') AS version, \
+         current_setting('server_encoding') AS encoding, \
+         pg_is_in_recovery() AS standby, \
+         current_setting('transaction_read_only') AS read_only, \
+         current_setting('fsync') AS fsync, \
+         current_setting('full_page_writes') AS full_page_writes, \
+         current_setting('synchronous_commit') AS synchronous_commit, \
+         current_setting('max_connections')::int AS max_connections, \
+         current_schema()::text AS schema, \
+         (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now",
+    )
+    .await?;
+    let after = SystemTime::now();
+
+    let version: String = get(&facts, "version")?;
+    if get::<i32>(&facts, "number")? < OLDEST {
+        report.bad("version", format!("PostgreSQL {version}"), "use 13 or newer");
+    } else {
+        report.ok("version", format!("PostgreSQL {version}"));
+    }
+    examine_tls(url, connection, report).await?;
+    let encoding: String = get(&facts, "encoding")?;
+    if encoding != "UTF8" {
+        let fix = "make the database with ENCODING 'UTF8'";
+        report.bad("encoding", format!("the database's is {encoding}"), fix);
+    }
+    if get::<bool>(&facts, "standby")? {
+        report.bad("topology", "a standby, which is read only", "name the primary");
+    } else if get::<String>(&facts, "read_only")? == "on" {
+        let fix = "set default_transaction_read_only = off for the role and the database";
+        report.bad("topology", "transactions are read only unless told otherwise", fix);
+    } else {
+        report.ok("topology", "a primary");
+    }
+    report.clocks(before, get(&facts, "now")?, after);
+    examine_durability(&facts, report)?;
+    let most: i32 = get(&facts, "max_connections")?;
+    if i64::from(config.max_connections) + 1 > i64::from(most) {
+        report.warn(
+            "connections",
+            format!(
+                "the server allows {most}, store.max_connections is {}",
+                config.max_connections
+            ),
+            "lower the one or raise the other",
+        );
+    }
+    examine_pooler(config, url, connection, report).await?;
+    if get::<Option<String>>(&facts, "schema")?.is_none() {
+        report.bad(
+            "permissions",
+            "no schema of the search_path exists",
+            "CREATE SCHEMA, or set search_path",
+        );
+        return Ok(BTreeMap::new());
+    }
+    let versions = versions_of(connection).await?;
+    examine_permissions(versions.contains_key("audit"), connection, report).await?;
+    if versions.contains_key("audit") {
+        examine_indexes(connection, report).await?;
+        let sql = "SELECT count(*) AS waiting FROM (SELECT 1 FROM dezky_outbox LIMIT 100001) AS o";
+        let waiting: i64 = get(&row(connection, sql).await?, "waiting")?;
+        report.outbox(waiting.unsigned_abs());
+    }
+    Ok(versions)
+}
+
+async fn examine_tls(
+    url: &RemoteUrl,
+    connection: &mut PgConnection,
+    report: &mut Report,
+) -> Result<(), Error> {
+    let (what, fix) =
+        ("tls", "set sslmode=verify-full in the URL, and sslrootcert for an authority of your own");
+    let sql =
+        "SELECT coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false) AS tls";
+    let encrypted: bool = get(&row(connection, sql).await?, "tls")?;
+    let verified =
+        matches!(options(url)?.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull);
+    if encrypted && verified {
+        report.ok(what, "encrypted, and the server's certificate is verified");
+    } else if is_local(url.host()) {
+        report.ok(
+            what,
+            if encrypted { "encrypted, on this machine" } else { "not encrypted, on this machine" },
+        );
+    } else if encrypted {
+        report.warn(what, "encrypted, but whoever answers is believed", fix);
+    } else {
+        report.warn(what, "not encrypted, over a network", fix);
+    }
+    Ok(())
+}
+
+fn examine_durability(facts: &PgRow, report: &mut Report) -> Result<(), Error> {
+    let what = "durability";
+    let mut whole = true;
+    for (setting, danger) in [
+        ("fsync", "a crash of the machine can lose what was acknowledged and damage the rest"),
+        ("full_page_writes", "a crash of the machine can damage the data"),
+    ] {
+        if get::<String>(facts, setting)? == "off" {
+            whole = false;
+            let fix = format!("set {setting} = on and restart the server");
+            report.bad(what, format!("{setting} is off: {danger}"), fix);
+        }
+    }
+    if get::<String>(facts, "synchronous_commit")? == "off" {
+        whole = false;
+        report.warn(
+            what,
+            "synchronous_commit is off; the log's own transactions turn it on, those of others that stage events don't",
+            "set synchronous_commit = on for the role or the database",
+        );
+    }
+    if whole {
+        report.ok(what, "synced at every commit");
+    }
+    Ok(())
+}
+
+/// A pooler in transaction mode gives two clients that are both connected the same
+/// connection of the server in turns.
+async fn examine_pooler(
+    config: &StoreConfig,
+    url: &RemoteUrl,
+    connection: &mut PgConnection,
+    report: &mut Report,
+) -> Result<(), Error> {
+    const PID: &str = "SELECT pg_backend_pid() AS pid";
+    let mut ours = vec![get::<i32>(&row(connection, PID).await?, "pid")?];
+    let mut other = connect(config, url).await?;
+    run(&mut other, "BEGIN").await?;
+    let others: i32 = get(&row(&mut other, PID).await?, "pid")?;
+    let mut pooled = ours.contains(&others);
+    if !pooled {
+        ours.push(get(&row(connection, PID).await?, "pid")?);
+        pooled = ours[0] != ours[1];
+    }
+    run(&mut other, "ROLLBACK").await?;
+    let _ = other.close().await;
+    let what = "pooler";
+    match (pooled, config.transaction_pooler) {
+        (true, false) => report.bad(
+            what,
+            "one that gives each transaction another connection",
+            "set store.pooler = \"transaction\" (DEZKY_STORE_POOLER)",
+        ),
+        (true, true) => report.ok(what, "one in transaction mode, as configured"),
+        (false, true) => {
+            report.ok(what, "none was noticed; store.pooler = \"transaction\" works all the same");
+        }
+        (false, false) => report.ok(what, "none"),
+    }
+    Ok(())
+}
+
+async fn examine_permissions(
+    is_made: bool,
+    connection: &mut PgConnection,
+    report: &mut Report,
+) -> Result<(), Error> {
+    let facts = row(
+        connection,
+        "SELECT has_schema_privilege(current_schema(), 'CREATE') AS creates, \
+         current_user::text AS role, current_schema()::text AS schema, \
+         has_database_privilege(current_database(), 'CREATE') AS extends, \
+         EXISTS (SELECT 1 FROM pg_extension WHERE extname = 'pg_trgm') AS trigrams, \
+         EXISTS (SELECT 1 FROM pg_available_extensions WHERE name = 'pg_trgm') AS available",
+    )
+    .await?;
+    let (role, schema): (String, String) = (get(&facts, "role")?, get(&facts, "schema")?);
+    let what = "permissions";
+    let fix = format!("GRANT CREATE, USAGE ON SCHEMA {schema} TO {role}");
+    match (get::<bool>(&facts, "creates")?, is_made) {
+        (true, _) => report.ok(what, format!("{role} may make tables in the schema {schema}")),
+        (false, false) => {
+            report.bad(what, format!("{role} may make no tables in the schema {schema}"), fix);
+        }
+        (false, true) => report.warn(
+            what,
+            format!("{role} may make no tables in the schema {schema}, as later versions will"),
+            format!("{fix}, or migrate as another role"),
+        ),
+    }
+    if is_made {
+        examine_tables(&role, connection, report).await?;
+        probe(connection, report).await;
+    }
+    let what = "search index";
+    let [trigrams, available, extends] = [
+        get::<bool>(&facts, "trigrams")?,
+        get::<bool>(&facts, "available")?,
+        get::<bool>(&facts, "extends")?,
+    ];
+    report.ok(what, match (trigrams, available, extends) {
+        (true, ..) => "pg_trgm is there",
+        (false, true, true) => "pg_trgm can be made: dezky-server migrate --search-index, if searches for rare words are to be fast",
+        (false, true, false) => "pg_trgm can be made by the database's owner alone (optional)",
+        (false, false, _) => "pg_trgm is not installed on the server (optional)",
+    });
+    Ok(())
+}
+
+async fn examine_tables(
+    role: &str,
+    connection: &mut PgConnection,
+    report: &mut Report,
+) -> Result<(), Error> {
+    let lacking = rows(
+        connection,
+        "SELECT c.relname::text AS name FROM pg_class c \
+         WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r' \
+         AND c.relname LIKE 'dezky\\_%' AND NOT (has_table_privilege(c.oid, 'SELECT') \
+         AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE') \
+         AND has_table_privilege(c.oid, 'DELETE')) ORDER BY c.relname",
+    )
+    .await?;
+    let names: Vec<String> =
+        lacking.iter().map(|row| get(row, "name")).collect::<Result<_, _>>()?;
+    if !names.is_empty() {
+        let names = names.join(", ");
+        report.bad(
+            "permissions",
+            format!("{role} may not read and write {names}"),
+            format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {names} TO {role}"),
+        );
+    }
+    Ok(())
+}
+
+/// Writes as the log does, and takes it back.
+async fn probe(connection: &mut PgConnection, report: &mut Report) {
+    let what = "writing";
+    let probed = async {
+        run(connection, "BEGIN; SET LOCAL lock_timeout = 5000").await?;
+        let written = run(connection, "INSERT INTO dezky_outbox (event) VALUES ('')").await;
+        run(connection, "ROLLBACK").await?;
+        written
+    };
+    match probed.await {
+        Ok(()) => report.ok(what, "a row was written and taken back"),
+        Err(error) => report.bad(what, error.to_string(), "see the permissions and the topology"),
+    }
+}
+
+async fn examine_indexes(connection: &mut PgConnection, report: &mut Report) -> Result<(), Error> {
+    let found = rows(
+        connection,
+        "SELECT c.relname::text AS name, i.indisvalid AND i.indisready AS usable \
+         FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid \
+         WHERE c.relnamespace = current_schema()::regnamespace AND c.relname LIKE 'dezky\\_%'",
+    )
+    .await?;
+    let mut usable = BTreeMap::new();
+    for row in &found {
+        usable.insert(get::<String>(row, "name")?, get::<bool>(row, "usable")?);
+    }
+    let what = "indexes";
+    let mut whole = true;
+    for name in INDEXES.into_iter().filter(|name| !usable.contains_key(*name)) {
+        whole = false;
+        report.bad(
+            what,
+            format!("{name} is missing"),
+            "make it again as the schema has it, or restore a backup",
+        );
+    }
+    for (name, _) in usable.iter().filter(|(_, usable)| !**usable) {
+        whole = false;
+        if name == SEARCH_INDEX {
+            report.warn(
+                what,
+                format!("{name} is not valid, so it is not used"),
+                "dezky-server migrate --search-index",
+            );
+        } else {
+            report.bad(
+                what,
+                format!("{name} is not valid"),
+                format!("REINDEX INDEX CONCURRENTLY {name}"),
+            );
+        }
+    }
+    if whole {
+        report.ok(what, format!("{} are there and valid", usable.len()));
+    }
+    Ok(())
+}

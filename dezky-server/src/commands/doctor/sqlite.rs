@@ -1,0 +1,192 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use dezky_core::Error;
+use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{SqliteAuditStore, SqliteConfig, sqlite_error};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
+
+use super::Report;
+use crate::config::{folder_of, reason};
+
+/// The indexes that the log's reads and its deduplication stand on.
+const INDEXES: [&str; 6] = [
+    "dezky_audit_events_id",
+    "dezky_audit_events_external",
+    "dezky_audit_events_at",
+    "dezky_audit_events_tenant",
+    "dezky_audit_events_actor",
+    "dezky_audit_events_action",
+];
+
+/// A connection that can only read, and leaves no files where nobody has it open.
+async fn connect(path: &Path) -> Result<SqliteConnection, Error> {
+    let mut wal = path.to_owned().into_os_string();
+    wal.push("-wal");
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .read_only(true)
+        .immutable(!Path::new(&wal).exists())
+        .disable_statement_logging();
+    options.connect().await.map_err(sqlite_error)
+}
+
+/// The components' versions; none where there is no file, or nothing of ours in it.
+pub(super) async fn versions(path: &Path) -> Result<BTreeMap<String, usize>, Error> {
+    if !path.exists() {
+        return Ok(BTreeMap::new());
+    }
+    let mut connection = connect(path).await?;
+    let versions = versions_of(&mut connection).await;
+    connection.close().await.map_err(sqlite_error)?;
+    versions
+}
+
+async fn versions_of(connection: &mut SqliteConnection) -> Result<BTreeMap<String, usize>, Error> {
+    let ours: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'dezky_schema')",
+    )
+    .fetch_one(&mut *connection)
+    .await
+    .map_err(sqlite_error)?;
+    if !ours {
+        return Ok(BTreeMap::new());
+    }
+    let rows: Vec<(String, i64)> = sqlx::query_as("SELECT component, version FROM dezky_schema")
+        .fetch_all(connection)
+        .await
+        .map_err(sqlite_error)?;
+    Ok(rows
+        .into_iter()
+        .map(|(name, version)| (name, usize::try_from(version).unwrap_or(0)))
+        .collect())
+}
+
+/// Looks at the file; gives the schema's versions if it can be read.
+pub(super) async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap<String, usize>> {
+    examine_folder(path, report);
+    if !path.exists() {
+        report.bad("file", "there is none yet", "dezky-server migrate, or start a server");
+        return None;
+    }
+    examine_file(path, report);
+    let read = async {
+        let mut connection = connect(path).await?;
+        let version: String = sqlx::query_scalar("SELECT sqlite_version()")
+            .fetch_one(&mut connection)
+            .await
+            .map_err(sqlite_error)?;
+        let versions = versions_of(&mut connection).await?;
+        let indexes: Vec<String> =
+            sqlx::query_scalar("SELECT name FROM sqlite_master WHERE type = 'index'")
+                .fetch_all(&mut connection)
+                .await
+                .map_err(sqlite_error)?;
+        connection.close().await.map_err(sqlite_error)?;
+        Ok::<_, Error>((version, versions, indexes))
+    };
+    let (version, versions, indexes) = match read.await {
+        Ok(read) => read,
+        Err(error) => {
+            report.bad("file", error.to_string(), "name another file by --store");
+            return None;
+        }
+    };
+    report.ok("version", format!("SQLite {version}, built in"));
+    if versions.contains_key("audit") {
+        let missing: Vec<_> =
+            INDEXES.into_iter().filter(|name| !indexes.iter().any(|index| index == name)).collect();
+        if missing.is_empty() {
+            report.ok("indexes", format!("all {} are there", INDEXES.len()));
+        } else {
+            report.bad("indexes", format!("missing: {}", missing.join(", ")), "restore a backup");
+        }
+        probe(path, report).await;
+    }
+    Some(versions)
+}
+
+/// Others' files stand beside the database while it is open.
+fn examine_folder(path: &Path, report: &mut Report) {
+    let folder = folder_of(path);
+    let probe = folder.join(format!(".dezky-doctor-{}", std::process::id()));
+    let written = std::fs::File::create_new(&probe).and_then(|_| std::fs::remove_file(&probe));
+    match written {
+        Ok(()) => report.ok("folder", format!("{} can be written to", folder.display())),
+        Err(error) => report.bad(
+            "folder",
+            format!("{} can't be written to ({})", folder.display(), reason(&error)),
+            "let this user write there: SQLite keeps files beside the database",
+        ),
+    }
+}
+
+fn examine_file(path: &Path, report: &mut Report) {
+    use std::os::unix::fs::PermissionsExt as _;
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.permissions().mode() & 0o077 != 0 => report.warn(
+            "file",
+            format!(
+                "others may read or write it (mode {:o})",
+                metadata.permissions().mode() & 0o777
+            ),
+            format!("chmod 600 {}", path.display()),
+        ),
+        Ok(metadata) => report.ok("file", format!("{} bytes, of this user alone", metadata.len())),
+        Err(error) => {
+            report.bad("file", reason(&error), "let this user read it");
+        }
+    }
+}
+
+/// Writes as the log does, and takes it back.
+async fn probe(path: &Path, report: &mut Report) {
+    let what = "writing";
+    let log = match SqliteAuditStore::open(SqliteConfig::new(path), &TokioRuntime).await {
+        Ok(log) => log,
+        // The schema's lines say more.
+        Err(error) => return report.bad(what, error.to_string(), "see the other lines"),
+    };
+    let probed = async {
+        let mut tx = log.database().begin().await?;
+        let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous")
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(sqlite_error)?;
+        let journal: String = sqlx::query_scalar("PRAGMA journal_mode")
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(sqlite_error)?;
+        sqlx::query("INSERT INTO dezky_outbox (event) VALUES ('')")
+            .execute(&mut *tx)
+            .await
+            .map_err(sqlite_error)?;
+        tx.rollback().await.map_err(sqlite_error)?;
+        let waiting: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM (SELECT 1 FROM dezky_outbox LIMIT 100001)")
+                .fetch_one(&mut *log.database().read().await?)
+                .await
+                .map_err(sqlite_error)?;
+        Ok::<_, Error>((synchronous, journal, waiting))
+    };
+    let probed = probed.await;
+    log.close().await;
+    match probed {
+        Ok((synchronous, journal, waiting)) => {
+            report.ok(what, "a row was written and taken back");
+            // FULL or EXTRA.
+            if synchronous >= 2 && journal == "wal" {
+                report.ok("durability", "write-ahead log, synced at every commit");
+            } else {
+                report.bad(
+                    "durability",
+                    format!("journal_mode is {journal}, synchronous {synchronous}"),
+                    "move the file to a local disk: it is to be wal and 2 (FULL)",
+                );
+            }
+            report.outbox(waiting.unsigned_abs());
+        }
+        Err(error) => report.bad(what, error.to_string(), "let this user write the file"),
+    }
+}

@@ -1,0 +1,90 @@
+use std::fmt::Write as _;
+
+use clap::Args;
+use serde_json::json;
+
+use super::doctor::{self, Versions};
+use super::print;
+use crate::config::{Settings, StoreUrl};
+use crate::error::Failure;
+use crate::stores::{Access, Engine, Stores};
+
+/// `migrate`.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Change nothing; exit with 1 if something is missing
+    #[arg(long, visible_alias = "dry-run")]
+    check: bool,
+    /// On PostgreSQL make the index that speeds up searches for rare words, too
+    #[arg(long, conflicts_with = "check")]
+    search_index: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// `migrate`.
+pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
+    let config = settings.store()?;
+    if options.search_index && !matches!(config.url, StoreUrl::Postgres(_)) {
+        return Err(Failure::usage("--search-index: is for PostgreSQL alone: leave it out"));
+    }
+    let before = doctor::versions(&config).await?;
+    let newer = before.known.iter().find(|(component, known)| before.of(component) > *known);
+    if let Some((component, known)) = newer {
+        return Err(Failure::usage(format!(
+            "store {}: {component} is at version {}, this program knows {known}: use a newer program",
+            config.url,
+            before.of(component)
+        )));
+    }
+    let behind = before.known.iter().any(|(component, known)| before.of(component) < *known);
+    if !options.check {
+        let stores = Stores::open(&config, Access::Migrate).await?;
+        let indexed = match &stores.engine {
+            Engine::Postgres(log) if options.search_index => log.create_search_index().await,
+            _ => Ok(()),
+        };
+        stores.close().await;
+        indexed.map_err(|error| Failure::no(format!("store {}: {error}", config.url)))?;
+    }
+    report(&before, behind, &options)?;
+    if options.check && behind {
+        return Err(Failure::no(format!(
+            "store {}: the schema is not up to date: run dezky-server migrate",
+            config.url
+        )));
+    }
+    Ok(())
+}
+
+fn report(before: &Versions, behind: bool, options: &Options) -> Result<(), Failure> {
+    if options.json {
+        let components: serde_json::Map<_, _> = before
+            .known
+            .iter()
+            .map(|(component, to)| {
+                ((*component).to_owned(), json!({ "from": before.of(component), "to": to }))
+            })
+            .collect();
+        let report = json!({
+            "changed": behind && !options.check,
+            "components": components,
+            "searchIndex": options.search_index,
+        });
+        return print(&format!("{report}\n"));
+    }
+    let mut text = String::new();
+    for (component, to) in before.known {
+        let from = before.of(component);
+        let _ = match (from == to, options.check) {
+            (true, _) => writeln!(text, "{component}: version {to}, up to date"),
+            (false, true) => writeln!(text, "{component}: version {from}, to become {to}"),
+            (false, false) => writeln!(text, "{component}: from version {from} to {to}"),
+        };
+    }
+    if options.search_index {
+        text.push_str("search index: there\n");
+    }
+    print(&text)
+}

@@ -1,0 +1,188 @@
+//! `doctor` on every engine, fit and not.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Output;
+
+use mongodb::IndexModel;
+use mongodb::bson::doc;
+use mongodb::options::IndexOptions;
+use serde_json::Value;
+
+use crate::servers::{OwnServer, collection, free_port, sql};
+use crate::support::{Database, Engine, run, stdout};
+
+fn doctor(url: &str, environment: &[(&str, &str)]) -> Output {
+    run(&["doctor", "--store", url], environment)
+}
+
+fn migrated(url: &str) {
+    let output = run(&["migrate", "--store", url], &[]);
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// The lines of a level.
+fn lines(output: &Output, level: &str) -> Vec<String> {
+    let text = stdout(output);
+    text.lines().filter(|line| line.starts_with(level)).map(str::to_owned).collect()
+}
+
+/// Checks that one line is bad, or one worth a warning, and that it has these words.
+fn only(output: &Output, level: &str, words: &[&str]) {
+    let found = lines(output, level);
+    assert_eq!(found.len(), 1, "{output:?}");
+    for word in words {
+        assert!(found[0].contains(word), "{word}: {}", found[0]);
+    }
+}
+
+#[test]
+fn a_file_fit_and_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.db");
+    let url = format!("sqlite://{}", path.display());
+    let output = doctor(&url, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    only(&output, "bad", &["there is none yet", "dezky-server migrate"]);
+    assert!(!path.exists(), "it makes nothing");
+
+    migrated(&url);
+    let output = doctor(&url, &[]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    assert_eq!(lines(&output, "ok").len(), stdout(&output).lines().count(), "{output:?}");
+    for word in ["writing", "synced at every commit", "schema", "outbox", "head"] {
+        assert!(stdout(&output).contains(word), "{word}: {output:?}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "it leaves nothing");
+
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let output = doctor(&url, &[]);
+    assert!(output.status.success());
+    only(&output, "warn", &["mode 644", "chmod 600"]);
+
+    let json = run(&["doctor", "--json", "--store", &url], &[]);
+    let report: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((&report["ok"], &report["store"]), (&true.into(), &url.as_str().into()));
+    assert!(report["checks"][0]["level"].is_string() && report["checks"][0]["fix"].is_null());
+}
+
+#[tokio::test]
+async fn a_file_that_lacks_an_index() {
+    use sqlx::Connection as _;
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("audit.db").display());
+    migrated(&url);
+    let mut file = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql("DROP INDEX dezky_audit_events_tenant").execute(&mut file).await.unwrap();
+    file.close().await.unwrap();
+    let output = doctor(&url, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    only(&output, "bad", &["dezky_audit_events_tenant"]);
+}
+
+/// The server beside the tests runs without fsync, as nothing in it has to last.
+#[tokio::test]
+async fn a_postgres_that_syncs_nothing() {
+    let database = Database::new(Engine::Postgres).await.unwrap();
+    let output = doctor(&database.url, &[]);
+    assert!(stdout(&output).contains("dezky-server migrate"), "{output:?}");
+    migrated(&database.url);
+    let output = doctor(&database.url, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let bad = lines(&output, "bad");
+    assert!(bad.iter().all(|line| line.contains("durability")), "{bad:?}");
+    assert!(bad.iter().any(|line| line.contains("fsync is off")), "{bad:?}");
+}
+
+#[tokio::test]
+async fn a_postgres_fit_and_not() {
+    let server = OwnServer::postgres(&["max_connections=20"]).await;
+    migrated(&server.url);
+    let output = doctor(&server.url, &[]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(lines(&output, "ok").len(), stdout(&output).lines().count(), "{output:?}");
+    for word in ["PostgreSQL 1", "a primary", "pooler", "writing", "clock", "indexes", "head"] {
+        assert!(stdout(&output).contains(word), "{word}: {output:?}");
+    }
+    let output = doctor(&server.url, &[("DEZKY_STORE_MAX_CONNECTIONS", "20")]);
+    only(&output, "warn", &["connections", "20"]);
+
+    sql(&server.url, "ALTER ROLE dezky SET synchronous_commit = off").await;
+    only(&doctor(&server.url, &[]), "warn", &["synchronous_commit is off"]);
+    sql(&server.url, "ALTER ROLE dezky SET synchronous_commit = on").await;
+
+    let index = "'dezky_audit_events_at'::regclass";
+    let set = format!("UPDATE pg_index SET indisvalid = false WHERE indexrelid = {index}");
+    sql(&server.url, &set).await;
+    let output = doctor(&server.url, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    only(&output, "bad", &["REINDEX INDEX CONCURRENTLY dezky_audit_events_at"]);
+    sql(&server.url, &set.replace("= false", "= true")).await;
+
+    sql(
+        &server.url,
+        "CREATE ROLE reader LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader",
+    )
+    .await;
+    let output = doctor(&server.url.replace("dezky@", "reader@"), &[]);
+    let bad = lines(&output, "bad");
+    assert!(bad.iter().any(|line| line.contains("GRANT SELECT, INSERT, UPDATE, DELETE ON dezky_audit_events")), "{bad:?}");
+    assert!(bad.iter().any(|line| line.contains("writing")), "{bad:?}");
+    assert!(lines(&output, "warn").iter().any(|line| line.contains("GRANT CREATE")), "{output:?}");
+
+    sql(&server.url, "ALTER DATABASE postgres SET default_transaction_read_only = on").await;
+    let output = doctor(&server.url, &[]);
+    assert!(lines(&output, "bad").iter().any(|line| line.contains("topology")), "{output:?}");
+}
+
+#[tokio::test]
+async fn a_pooler_is_noticed() {
+    let server = OwnServer::postgres(&[]).await;
+    migrated(&server.url);
+    let pooler = OwnServer::pgbouncer(&server.url).await;
+    let output = doctor(&pooler.url, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let bad = lines(&output, "bad");
+    assert!(bad[0].contains("pooler") && bad[0].contains("DEZKY_STORE_POOLER"), "{bad:?}");
+    let output = doctor(&pooler.url, &[("DEZKY_STORE_POOLER", "transaction")]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(stdout(&output).contains("as configured"), "{output:?}");
+}
+
+#[tokio::test]
+async fn a_mongodb_fit_and_not() {
+    let database = Database::new(Engine::Mongodb).await.unwrap();
+    let url = &database.url;
+    let output = doctor(url, &[]);
+    only(&output, "bad", &["there is none yet", "dezky-server migrate"]);
+    migrated(url);
+    let output = doctor(url, &[]);
+    assert!(output.status.success(), "{output:?}");
+    for word in ["MongoDB ", "replica set", "writing", "clock", "indexes", "outbox", "head"] {
+        assert!(stdout(&output).contains(word), "{word}: {output:?}");
+    }
+
+    let expires = std::time::Duration::from_mins(1);
+    let options = IndexOptions::builder().expire_after(expires).build();
+    let index = IndexModel::builder().keys(doc! { "at": 1 }).options(options).build();
+    collection(url, "dezky_leases").await.create_index(index).await.unwrap();
+    let output = doctor(url, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    only(&output, "bad", &["dezky_leases", "TTL", "drop it"]);
+    collection(url, "dezky_audit_events").await.drop_index("by_tenant").await.unwrap();
+    let output = doctor(url, &[]);
+    assert!(lines(&output, "bad").iter().any(|line| line.contains("by_tenant")), "{output:?}");
+}
+
+#[test]
+fn a_server_that_is_not_there() {
+    let port = free_port();
+    for url in [
+        format!("postgres://dezky:p4ssw0rd@127.0.0.1:{port}/x"),
+        format!("mongodb://dezky:p4ssw0rd@127.0.0.1:{port}/x"),
+    ] {
+        let output = doctor(&url, &[("DEZKY_STORE_ACQUIRE_TIMEOUT_SECONDS", "1")]);
+        assert_eq!(output.status.code(), Some(1));
+        only(&output, "bad", &["server", "check", "dezky@127.0.0.1"]);
+        assert!(!format!("{output:?}").contains("p4ssw0rd"));
+    }
+}

@@ -1,0 +1,135 @@
+//! `migrate` on every engine.
+
+use std::process::Stdio;
+
+use crate::servers::{sql, with_database};
+use crate::support::{Database, Engine, program, refusal, run, stdout};
+
+/// A place for a store with nothing in it.
+async fn empty(engine: Engine) -> (tempfile::TempDir, Option<Database>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let database = Database::new(engine).await;
+    let url = database.as_ref().map_or_else(
+        || format!("sqlite://{}", folder.path().join("audit.db").display()),
+        |database| database.url.clone(),
+    );
+    (folder, database, url)
+}
+
+async fn it_says_from_where_to_where(engine: Engine) {
+    let (folder, _database, url) = empty(engine).await;
+    let migrate = |more: &[&str]| run(&[&["migrate", "--store", &url], more].concat(), &[]);
+    for check in ["--check", "--dry-run"] {
+        let output = migrate(&[check]);
+        assert!(refusal(&output, 1).contains("run dezky-server migrate"));
+        assert!(stdout(&output).contains("audit: version 0, to become 1"), "{output:?}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was made");
+    // A server that may not migrate says what to do, and makes nothing.
+    let unmigrated = [("DEZKY_STORE_MIGRATE", "false"), ("DEZKY_LISTEN", "127.0.0.1:0")];
+    let head = folder.path().join("x.head").display().to_string();
+    let unmigrated = [&unmigrated[..], &[("DEZKY_HEAD_PATH", head.as_str())]].concat();
+    let said = refusal(&run(&["serve", "--store", &url], &unmigrated), 2);
+    assert!(said.contains("dezky-server migrate") || said.contains("no such file"), "{said}");
+    assert_eq!(migrate(&["--check"]).status.code(), Some(1));
+
+    let output = migrate(&[]);
+    assert!(output.status.success(), "{output:?}");
+    for component in ["audit", "directory", "flags"] {
+        assert!(
+            stdout(&output).contains(&format!("{component}: from version 0 to 1")),
+            "{output:?}"
+        );
+    }
+    let again = migrate(&["--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!(
+        (&report["changed"], &report["components"]["flags"]["from"]),
+        (&false.into(), &1.into())
+    );
+    // What it calls up to date is.
+    assert!(migrate(&["--check"]).status.success());
+    assert!(run(&["verify", "--store", &url], &[]).status.success());
+    assert!(run(&["flags", "list", "--store", &url], &[]).status.success());
+}
+
+async fn several_at_once_agree(engine: Engine) {
+    let (_folder, _database, url) = empty(engine).await;
+    let begin = || {
+        let mut command = program(&["migrate", "--store", &url]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let racing: Vec<_> = (0..4).map(|_| begin()).collect();
+    for child in racing {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    assert!(run(&["migrate", "--check", "--store", &url], &[]).status.success());
+}
+
+#[tokio::test]
+async fn sqlite_says_from_where_to_where() {
+    it_says_from_where_to_where(Engine::Sqlite).await;
+}
+
+#[tokio::test]
+async fn postgres_says_from_where_to_where() {
+    it_says_from_where_to_where(Engine::Postgres).await;
+}
+
+#[tokio::test]
+async fn mongodb_says_from_where_to_where() {
+    it_says_from_where_to_where(Engine::Mongodb).await;
+}
+
+#[tokio::test]
+async fn several_at_once_agree_on_sqlite() {
+    several_at_once_agree(Engine::Sqlite).await;
+}
+
+#[tokio::test]
+async fn several_at_once_agree_on_postgres() {
+    several_at_once_agree(Engine::Postgres).await;
+}
+
+#[tokio::test]
+async fn several_at_once_agree_on_mongodb() {
+    several_at_once_agree(Engine::Mongodb).await;
+}
+
+#[tokio::test]
+async fn the_search_index_is_made_where_it_can_be() {
+    let (_folder, _database, url) = empty(Engine::Postgres).await;
+    for _ in 0..2 {
+        let output = run(&["migrate", "--search-index", "--store", &url], &[]);
+        assert!(stdout(&output).contains("search index: there"), "{output:?}");
+    }
+    sql(&url, "DO $$ BEGIN ASSERT to_regclass('dezky_audit_events_search') IS NOT NULL; END $$")
+        .await;
+    let (_folder, _, url) = empty(Engine::Sqlite).await;
+    let said = refusal(&run(&["migrate", "--search-index", "--store", &url], &[]), 2);
+    assert!(said.contains("PostgreSQL alone"), "{said}");
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_left_alone() {
+    let (_folder, _database, url) = empty(Engine::Postgres).await;
+    assert!(run(&["migrate", "--store", &url], &[]).status.success());
+    sql(&url, "UPDATE dezky_schema SET version = 99 WHERE component = 'flags'").await;
+    for arguments in [&["migrate"][..], &["migrate", "--check"], &["flags", "list"]] {
+        let said = refusal(&run(&[arguments, &["--store", &url]].concat(), &[]), 2);
+        assert!(said.contains("99") && said.contains("use a newer program"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_refused_shows_no_password() {
+    let (_folder, _database, url) = empty(Engine::Postgres).await;
+    let url = with_database(&url, "nowhere").replace("dezky@", "dezky:p4ssw0rd@");
+    for arguments in [&["migrate"][..], &["verify"], &["doctor"], &["config", "check"]] {
+        let output = run(&[arguments, &["--store", &url]].concat(), &[]);
+        let said = format!("{output:?}");
+        assert!(!said.contains("p4ssw0rd"), "{said}");
+        assert!(said.contains("postgres://dezky@127.0.0.1:"), "{said}");
+    }
+}

@@ -1,0 +1,161 @@
+//! A store that went back to a backup, and the head that was noted beside it.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::servers::{program_of_server, sql};
+use crate::support::{Database, Engine, Process, program, refusal, stdout, until, verbs};
+
+async fn record(process: &Process, count: usize) {
+    for _ in 0..count {
+        process.client.post("/audit", json!({ "action": "tenant.created" })).await.with_status(201);
+    }
+}
+
+/// How many events were noted.
+fn noted(head: &Path) -> u64 {
+    let text = std::fs::read_to_string(head).unwrap();
+    serde_json::from_str::<Value>(&text).unwrap()["nextSeq"].as_u64().unwrap()
+}
+
+fn command(folder: &Path, environment: &[(&str, &str)], arguments: &[&str]) -> Output {
+    let mut command = program(arguments);
+    command.current_dir(folder).env("DEZKY_LISTEN", "127.0.0.1:0");
+    command.envs(environment.iter().copied()).output().unwrap()
+}
+
+/// The start is refused, as is `doctor`, until the head is acknowledged; that is on the
+/// timeline.
+async fn refused_until_acknowledged(folder: &Path, environment: &[(&str, &str)], events: usize) {
+    for _ in 0..2 {
+        let said = refusal(&command(folder, environment, &["serve"]), 2);
+        for word in ["expected head ", ", found head ", "doctor --acknowledge-head"] {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+    }
+    let output = command(folder, environment, &["doctor"]);
+    assert!(stdout(&output).contains("bad   head"), "{output:?}");
+    // What only reads is not in the way, and notes nothing.
+    assert!(command(folder, environment, &["verify"]).status.success());
+    refusal(&command(folder, environment, &["serve"]), 2);
+
+    let output = command(folder, environment, &["doctor", "--acknowledge-head"]);
+    assert!(stdout(&output).starts_with("acknowledged: expected head "), "{output:?}");
+    let output = command(folder, environment, &["doctor", "--acknowledge-head"]);
+    assert!(stdout(&output).starts_with("nothing to acknowledge"), "{output:?}");
+    let process = Process::start(folder, environment);
+    let all = process.client.all("").await;
+    assert_eq!(all.len(), events + 1);
+    let told = process.client.all("&action=log.head_acknowledged").await;
+    let metadata = &told[0]["metadata"];
+    assert_eq!(metadata["found"]["nextSeq"], events);
+    assert!(metadata["expected"]["nextSeq"].as_u64().unwrap() > events as u64);
+    assert_eq!(told[0]["actorType"], "operator");
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_went_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let (file, head) = (folder.join("dezky.db"), folder.join("dezky.db.head"));
+    let process = Process::start(folder, &[]);
+    record(&process, 3).await;
+    until("the head", async || noted(&head) == 3).await;
+    process.stop().await;
+    std::fs::copy(&file, folder.join("backup")).unwrap();
+
+    let process = Process::start(folder, &[]);
+    record(&process, 2).await;
+    process.stop().await;
+    assert_eq!(noted(&head), 5, "at the end, too");
+    std::fs::copy(folder.join("backup"), &file).unwrap();
+    refused_until_acknowledged(folder, &[], 3).await;
+
+    // The file itself is gone: nothing is made in its place.
+    std::fs::remove_file(&file).unwrap();
+    let said = refusal(&command(folder, &[], &["serve"]), 2);
+    assert!(said.contains("found no database") && said.contains("dezky.db.head"), "{said}");
+    assert!(!file.exists());
+    // A note that is no note is no first start.
+    std::fs::write(&head, "{}").unwrap();
+    std::fs::copy(folder.join("backup"), &file).unwrap();
+    let said = refusal(&command(folder, &[], &["serve"]), 2);
+    assert!(said.contains("dezky.db.head") && said.contains("is no note"), "{said}");
+    std::fs::remove_file(&head).unwrap();
+    let process = Process::start(folder, &[]);
+    assert_eq!(verbs(process.client.all("").await), ["tenant.created"; 3]);
+    process.stop().await;
+    let mut names: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["backup", "dezky.db", "dezky.db.head", "stderr"], "nothing else is left");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_database_that_went_back_under_a_server_and_before_a_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let database = Database::new(Engine::Postgres).await.unwrap();
+    let environment = [("DEZKY_STORE", database.url.as_str())];
+    let process = Process::start(folder, &environment);
+    record(&process, 2).await;
+    process.stop().await;
+    let dump = program_of_server("pg_dump").args(["-Fc", "-d", &database.url]).output().unwrap();
+    assert!(dump.status.success(), "{dump:?}");
+
+    let mut process = Process::start(folder, &environment);
+    record(&process, 3).await;
+    until("the head", async || noted(&folder.join("dezky.head")) == 5).await;
+    sql(&database.url, "DROP SCHEMA public CASCADE; CREATE SCHEMA public").await;
+    let mut restore = program_of_server("pg_restore")
+        .args(["-d", &database.url])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    restore.stdin.take().unwrap().write_all(&dump.stdout).unwrap();
+    let restored = restore.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&restored.stderr);
+    // The schema of the name is there already.
+    assert!(
+        restored.status.success() || said.contains("schema \"public\" already exists"),
+        "{said}"
+    );
+
+    // What it appended now would hide what was lost.
+    until("the end of the server", async || process.ended().is_some()).await;
+    assert!(!process.ended().unwrap().success());
+    assert!(process.stderr().contains("the log went back from"), "{}", process.stderr());
+    refused_until_acknowledged(folder, &environment, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_log_in_the_place_of_the_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, other] = [
+        Database::new(Engine::Mongodb).await.unwrap(),
+        Database::new(Engine::Mongodb).await.unwrap(),
+    ];
+    let process = Process::start(folder.path(), &[("DEZKY_STORE", &first.url)]);
+    record(&process, 2).await;
+    process.stop().await;
+    let environment = [("DEZKY_STORE", other.url.as_str())];
+    let said = refusal(&command(folder.path(), &environment, &["serve"]), 2);
+    assert!(said.contains("expected head 1:") && said.contains("found the empty log"), "{said}");
+    // With a note of its own it is a first start.
+    let apart = [&environment[..], &[("DEZKY_HEAD_PATH", "other.head")]].concat();
+    Process::start(folder.path(), &apart).stop().await;
+    let said = refusal(
+        &command(
+            folder.path(),
+            &[("DEZKY_STORE", &first.url), ("DEZKY_HEAD_PATH", "nowhere/x.head")],
+            &["serve"],
+        ),
+        2,
+    );
+    assert!(said.contains("head.path nowhere/x.head"), "{said}");
+}
