@@ -57,8 +57,7 @@ async fn postgres(databases: &Databases) -> Ends {
 
 /// A database of its own on the tests' server for MongoDB.
 async fn mongodb() -> (Ends, mongodb::Database) {
-    let server = std::env::var("DEZKY_TEST_MONGODB")
-        .expect("DEZKY_TEST_MONGODB is not set: run this by .ci/with-servers");
+    let server = crate::servers::variable("DEZKY_TEST_MONGODB");
     let (mut random, client) = ([0; 16], mongodb::Client::with_uri_str(&server).await.unwrap());
     TokioRuntime.fill_random(&mut random);
     let name = format!("dezky_test_{}", Uuid::from_bytes(random).simple());
@@ -196,7 +195,7 @@ fn around_all_engines_and_back_everything_is_as_it_was() {
         assert_eq!(compare_directories(&*first.directory, &*last.directory).await.unwrap(), None);
         let counts = copy_directory(&*first.directory, &*last.directory, |_| ()).await.unwrap();
         assert_eq!(counts, DocumentCounts { partners: 0, tenants: 450, users: 250 });
-        if std::env::var_os("DEZKY_TEST_THROWAWAY").is_none() {
+        if !crate::servers::is_thrown_away() {
             database.drop().await.unwrap();
         }
     });
@@ -249,9 +248,11 @@ fn a_copy_that_was_stopped_goes_on_where_it_was() {
             let mut copy = pin!(copy_log(&*from.log, &*to.log, options, |progress| {
                 stop.fetch_or(progress.done > began, Ordering::SeqCst);
             }));
-            let done = poll_fn(|context| match stop.load(Ordering::SeqCst) {
-                true => Poll::Ready(None),
-                false => copy.as_mut().poll(context).map(Some),
+            let done = poll_fn(|context| {
+                if stop.load(Ordering::SeqCst) {
+                    return Poll::Ready(None);
+                }
+                copy.as_mut().poll(context).map(Some)
             });
             if let Some(done) = done.await {
                 done.unwrap();

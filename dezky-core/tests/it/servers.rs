@@ -34,6 +34,12 @@ pub(crate) fn variable(name: &str) -> String {
     value
 }
 
+/// Whether the server goes with the tests, so that nothing need be dropped.
+#[expect(clippy::disallowed_methods, reason = "tests are told where the servers are")]
+pub(crate) fn is_thrown_away() -> bool {
+    std::env::var_os("DEZKY_TEST_THROWAWAY").is_some()
+}
+
 #[expect(clippy::disallowed_methods, reason = "tests measure how long things take")]
 pub(crate) fn now() -> Instant {
     Instant::now()
@@ -153,7 +159,7 @@ impl Drop for TestLog {
                 });
             }
             // Dropping takes its server a sync a document.
-            Place::Mongodb { .. } if std::env::var_os("DEZKY_TEST_THROWAWAY").is_some() => {}
+            Place::Mongodb { .. } if is_thrown_away() => {}
             Place::Mongodb { server, name } => {
                 let (server, name) = (server.clone(), name.clone());
                 apart(async move {
