@@ -13,20 +13,46 @@ use crate::{Error, ErrorKind, Result};
 /// How long a connection that is given back may take to end what it is at.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The most connections of a process.
+const MAX_CONNECTIONS: u32 = 10_000;
+
+/// What a URL may say behind its `?`, beside `options[…]`.
+const PARAMETERS: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
 /// How a log in PostgreSQL is opened.
 ///
 /// TLS is as the URL's `sslmode` says: `disable`, `prefer` (unless set: TLS if
 /// the server has it, whoever it is), `require` (TLS, whoever it is), `verify-ca`
 /// and `verify-full` (TLS with a certificate that the system's roots or
 /// `sslrootcert` vouch for). Over a network use `verify-full`. What the URL leaves
-/// out comes from `PGHOST` and its kin and from `.pgpass`, as everywhere.
+/// out comes from `PGHOST` and its kin and from `.pgpass`, as everywhere. A parameter
+/// of the URL that is not known here is refused.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct PostgresConfig {
     /// `postgres://user:password@host:port/database?sslmode=verify-full`; of
     /// [`for_pool`](Self::for_pool) empty. `Debug` does not show it.
     pub url: String,
-    /// The most connections at once, 10 unless set; one more listens for what other
+    /// The most connections at once, 1 to 10,000, 10 unless set; one more listens for what other
     /// processes append.
     pub max_connections: u32,
     /// How long a caller waits for a connection, 5 s unless set.
@@ -76,6 +102,7 @@ impl PostgresConfig {
 
     pub(super) fn pool(&self) -> Result<PgPool> {
         self.check()?;
+        check_parameters(&self.url)?;
         let mut options = PgConnectOptions::from_str(&self.url)
             .map_err(postgres_error)?
             .disable_statement_logging()
@@ -102,10 +129,10 @@ impl PostgresConfig {
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        if self.max_connections == 0 {
+        if !(1..=MAX_CONNECTIONS).contains(&self.max_connections) {
             return Err(Error::new(
                 ErrorKind::ConfigInvalid,
-                "max_connections is 0: it must be at least 1",
+                format!("max_connections is {}: it must be 1 to 10000", self.max_connections),
             ));
         }
         for (name, duration) in [
@@ -124,6 +151,28 @@ impl PostgresConfig {
         }
         Ok(())
     }
+}
+
+/// Refuses what sqlx would pass over, and log with its value: a mistyped `sslmode`
+/// must not mean a connection that anybody can read.
+fn check_parameters(url: &str) -> Result<()> {
+    let url = url.split_once('#').map_or(url, |(url, _)| url);
+    let Some((_, parameters)) = url.split_once('?') else { return Ok(()) };
+    let names = parameters.split('&').filter(|parameter| !parameter.is_empty());
+    let unknown =
+        names.map(|parameter| parameter.split('=').next().unwrap_or_default()).find(|n| {
+            !PARAMETERS.contains(n) && !n.starts_with("options[") && !n.starts_with("options%5B")
+        });
+    let Some(unknown) = unknown else { return Ok(()) };
+    // With an @ it may be the end of a password that was not encoded.
+    let unknown = if parameters.contains('@') { "" } else { unknown };
+    Err(Error::new(
+        ErrorKind::ConfigInvalid,
+        format!(
+            "the URL of PostgreSQL has a parameter that is not known here ({unknown}): leave it out, or write it as one of {}",
+            PARAMETERS.join(", ")
+        ),
+    ))
 }
 
 impl fmt::Debug for PostgresConfig {
