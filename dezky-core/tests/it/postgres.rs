@@ -635,7 +635,7 @@ async fn open_narrow(url: &str) -> PostgresAuditStore {
 
 /// Polls a future at most `times` times, then drops it; whether it was done.
 async fn polled<T>(future: impl Future<Output = T>, times: usize) -> bool {
-    let mut future = std::pin::pin!(future);
+    let mut future = Box::pin(future);
     let mut left = times;
     std::future::poll_fn(|context| {
         left -= 1;
@@ -654,7 +654,7 @@ fn a_transaction_that_is_dropped_while_it_begins_leaves_nothing_behind() {
     tokio().block_on(async {
         let database = open_narrow(&databases.make().await).await.database();
         for times in 1.. {
-            let begun = polled(database.begin(), times).await;
+            let begun = Box::pin(polled(database.begin(), times)).await;
             // Another kind of transaction, which could not follow in the same one.
             let mut tx = database.read().await.unwrap();
             tx.fetch_all(sqlx::query("SELECT 1")).await.unwrap();
@@ -697,7 +697,7 @@ fn a_copy_comes_in_by_one_connection() {
         let state = source.state().await.unwrap();
         let part = LogPart {
             log_id: state.log_id,
-            cursor_key: state.cursor_key.clone(),
+            cursor_key: state.cursor_key,
             rows: source.scan(0, 10).await.unwrap().into_iter().map(Result::unwrap).collect(),
             cursors: Vec::new(),
             quarantine: Vec::new(),
