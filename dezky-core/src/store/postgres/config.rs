@@ -16,28 +16,6 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most connections of a process.
 const MAX_CONNECTIONS: u32 = 10_000;
 
-/// What a URL may say behind its `?`, beside `options[…]`.
-const PARAMETERS: [&str; 18] = [
-    "sslmode",
-    "ssl-mode",
-    "sslrootcert",
-    "ssl-root-cert",
-    "ssl-ca",
-    "sslcert",
-    "ssl-cert",
-    "sslkey",
-    "ssl-key",
-    "statement-cache-capacity",
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
-    "password",
-    "application_name",
-    "options",
-];
-
 /// How a log in PostgreSQL is opened.
 ///
 /// TLS is as the URL's `sslmode` says: `disable`, `prefer` (unless set: TLS if
@@ -102,7 +80,6 @@ impl PostgresConfig {
 
     pub(super) fn pool(&self) -> Result<PgPool> {
         self.check()?;
-        check_parameters(&self.url)?;
         let mut options = PgConnectOptions::from_str(&self.url)
             .map_err(postgres_error)?
             .disable_statement_logging()
@@ -151,28 +128,6 @@ impl PostgresConfig {
         }
         Ok(())
     }
-}
-
-/// Refuses what sqlx would pass over, and log with its value: a mistyped `sslmode`
-/// must not mean a connection that anybody can read.
-fn check_parameters(url: &str) -> Result<()> {
-    let url = url.split_once('#').map_or(url, |(url, _)| url);
-    let Some((_, parameters)) = url.split_once('?') else { return Ok(()) };
-    let names = parameters.split('&').filter(|parameter| !parameter.is_empty());
-    let unknown =
-        names.map(|parameter| parameter.split('=').next().unwrap_or_default()).find(|n| {
-            !PARAMETERS.contains(n) && !n.starts_with("options[") && !n.starts_with("options%5B")
-        });
-    let Some(unknown) = unknown else { return Ok(()) };
-    // With an @ it may be the end of a password that was not encoded.
-    let unknown = if parameters.contains('@') { "" } else { unknown };
-    Err(Error::new(
-        ErrorKind::ConfigInvalid,
-        format!(
-            "the URL of PostgreSQL has a parameter that is not known here ({unknown}): leave it out, or write it as one of {}",
-            PARAMETERS.join(", ")
-        ),
-    ))
 }
 
 impl fmt::Debug for PostgresConfig {
