@@ -80,11 +80,7 @@ impl PostgresConfig {
 
     pub(super) fn pool(&self) -> Result<PgPool> {
         self.check()?;
-        let mut options = PgConnectOptions::from_str(&self.url)
-            .map_err(postgres_error)?
-            .disable_statement_logging()
-            // PgBouncer refuses parameters that it does not know.
-            .extra_float_digits(None);
+        let mut options = postgres_options(&self.url)?;
         if options.get_application_name().is_none() {
             options = options.application_name("dezky");
         }
@@ -128,6 +124,59 @@ impl PostgresConfig {
         }
         Ok(())
     }
+}
+
+/// The options that a URL may have; sqlx leaves out the others, and logs them with
+/// their values.
+const URL_OPTIONS: &[&str] = &[
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
+/// Reads a URL of PostgreSQL as [`PostgresConfig`] does.
+///
+/// # Errors
+/// `config_invalid` if it can't be read, or has an option that is not known: a
+/// mistyped `sslmode` must not leave the connection without TLS.
+pub fn postgres_options(url: &str) -> Result<PgConnectOptions> {
+    let options = url.split('#').next().and_then(|url| url.split_once('?'));
+    for option in options.map_or("", |(_, options)| options).split('&') {
+        let name = option.split('=').next().unwrap_or_default();
+        if name.is_empty() || URL_OPTIONS.contains(&name) || name.starts_with("options[") {
+            continue;
+        }
+        // What does not look like a name may be a part of a password.
+        let is_name = name.len() <= 40
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+        return Err(Error::new(
+            ErrorKind::ConfigInvalid,
+            format!(
+                "the URL of PostgreSQL has an unknown option{}: take it out, or correct it, as in sslmode=verify-full",
+                if is_name { format!(" {name}") } else { String::new() }
+            ),
+        ));
+    }
+    let options = PgConnectOptions::from_str(url).map_err(postgres_error)?;
+    Ok(options
+        .disable_statement_logging()
+        // PgBouncer refuses parameters that it does not know.
+        .extra_float_digits(None))
 }
 
 impl fmt::Debug for PostgresConfig {

@@ -86,7 +86,7 @@ fn refused(said: &PgDatabaseError) -> Error {
         // A named statement of one connection, looked for on another.
         "26000" | "42P05" => (
             ConfigInvalid,
-            "a pooler changes connections under prepared statements: set transaction_pooler".into(),
+            "a pooler changes connections under prepared statements: set transaction_pooler (store.pooler = \"transaction\" of the server)".into(),
         ),
         "22021" => (Internal, "a text has a character that PostgreSQL can't store".into()),
         "42P01" | "42703" | "3F000" => (
