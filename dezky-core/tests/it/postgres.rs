@@ -846,9 +846,9 @@ fn nothing_says_the_password() {
             assert!(!text.contains("hunter2"), "{text}");
         }
         for (url, named) in [
-            ("postgres://127.0.0.1/x?sslMode=verify-full", "(sslMode)"),
-            ("postgres://127.0.0.1/x?user=ana&sslpassword=hunter2", "(sslpassword)"),
-            ("postgres://ana:a?hunter2=b@127.0.0.1/x", "()"),
+            ("postgres://127.0.0.1/x?sslMode=verify-full", " sslMode:"),
+            ("postgres://127.0.0.1/x?user=ana&sslpassword=hunter2", " sslpassword:"),
+            ("postgres://ana:a?hunter2=b@127.0.0.1/x", "option:"),
         ] {
             let unknown = PostgresConfig::new(url);
             let unknown = PostgresAuditStore::open(unknown, &TokioRuntime).await.err().unwrap();

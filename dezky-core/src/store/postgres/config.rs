@@ -156,13 +156,20 @@ const URL_OPTIONS: &[&str] = &[
 /// mistyped `sslmode` must not leave the connection without TLS.
 pub fn postgres_options(url: &str) -> Result<PgConnectOptions> {
     let options = url.split('#').next().and_then(|url| url.split_once('?'));
-    for option in options.map_or("", |(_, options)| options).split('&') {
+    let options = options.map_or("", |(_, options)| options);
+    for option in options.split('&') {
         let name = option.split('=').next().unwrap_or_default();
-        if name.is_empty() || URL_OPTIONS.contains(&name) || name.starts_with("options[") {
+        if name.is_empty()
+            || URL_OPTIONS.contains(&name)
+            || name.starts_with("options[")
+            || name.starts_with("options%5B")
+        {
             continue;
         }
-        // What does not look like a name may be a part of a password.
+        // What does not look like a name, or stands before an @, may be a part of a
+        // password that was not encoded.
         let is_name = name.len() <= 40
+            && !options.contains('@')
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
         return Err(Error::new(
             ErrorKind::ConfigInvalid,
