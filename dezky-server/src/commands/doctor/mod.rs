@@ -161,11 +161,11 @@ impl Report {
 
 /// The schema's versions by component.
 #[derive(Debug)]
-pub(super) struct Versions {
+pub(crate) struct Versions {
     /// What the database has; empty where nothing was made yet.
-    pub(super) now: BTreeMap<String, usize>,
+    pub(crate) now: BTreeMap<String, usize>,
     /// What this program makes.
-    pub(super) known: [(&'static str, usize); 3],
+    pub(crate) known: [(&'static str, usize); 3],
 }
 
 impl Versions {
@@ -208,13 +208,16 @@ fn known(url: &StoreUrl) -> [(&'static str, usize); 3] {
 }
 
 /// The versions of a database, which is only looked at.
-pub(super) async fn versions(config: &StoreConfig) -> Result<Versions, Failure> {
+pub(crate) async fn versions(config: &StoreConfig) -> Result<Versions, Failure> {
     let now = match &config.url {
         StoreUrl::Sqlite(path) => sqlite::versions(path).await,
         StoreUrl::Postgres(url) => postgres::versions(config, url).await,
         StoreUrl::Mongodb(url) => mongodb::versions(config, url).await,
     };
-    let now = now.map_err(|error| Failure::no(format!("store {}: {error}", config.url)))?;
+    let now = now.map_err(|error| {
+        let said = format!("store {}: {error}", config.url);
+        if error.is_retryable() { Failure::no(said) } else { Failure::usage(said) }
+    })?;
     Ok(Versions::new(&config.url, now))
 }
 

@@ -102,7 +102,10 @@ pub(super) async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap
         } else {
             report.bad("indexes", format!("missing: {}", missing.join(", ")), "restore a backup");
         }
-        probe(path, report).await;
+        // To open an older one would bring it up to date.
+        if versions["audit"] == SqliteAuditStore::schema_version() {
+            probe(path, report).await;
+        }
     }
     Some(versions)
 }
