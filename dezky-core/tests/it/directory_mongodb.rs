@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use dezky_core::directory::{
     DirectoryStore, MongoDirectory, Tenant, TenantKey, TenantQuery, UserKey,
@@ -24,12 +23,7 @@ struct Mongo(Mutex<Vec<Scratch>>);
 impl Mongo {
     /// The configuration of the database that was made last.
     fn config(&self) -> MongoConfig {
-        let mut config = self.0.lock().unwrap().last().expect("was made").config();
-        // The tests' server makes collections only while no transaction is open, and
-        // other tests have large ones: a slow machine is no outage.
-        config.operation_timeout = Duration::from_secs(200);
-        config.busy_timeout = Duration::from_secs(60);
-        config
+        self.0.lock().unwrap().last().expect("was made").config()
     }
 
     async fn log(&self) -> MongoAuditStore {

@@ -95,7 +95,7 @@ pub trait FlagStore: Send + Sync {
     /// who asks looks at [`revision`](Self::revision) now and then by itself.
     async fn changed(&self, revision: u64) {
         let _ = revision;
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -40,11 +40,11 @@ impl Row<'_> {
 
 /// Makes the changes in their order, each on what those before it left, where `known`
 /// is what the store knows of their keys.
-pub(super) fn settle<'a>(
-    changes: &'a [FlagChange],
+pub(super) fn settle(
+    changes: &[FlagChange],
     mut known: HashMap<String, Known>,
     mut state: State,
-) -> Result<Settled<'a>> {
+) -> Result<Settled<'_>> {
     let mut rows = BTreeMap::new();
     for change in changes {
         let key = change.key();

@@ -26,9 +26,7 @@ struct Postgres {
 
 impl Postgres {
     fn new() -> Self {
-        let server = std::env::var("DEZKY_TEST_POSTGRES")
-            .expect("DEZKY_TEST_POSTGRES is not set: run this by .ci/with-servers");
-        Self { server, names: Mutex::default() }
+        Self { server: told("DEZKY_TEST_POSTGRES"), names: Mutex::default() }
     }
 
     async fn make(&self) {
@@ -96,6 +94,12 @@ impl FlagStoreHarness for Postgres {
 }
 
 dezky_flags::flag_store_conformance!(Postgres::new());
+
+#[expect(clippy::disallowed_methods, reason = "a test is told of its servers")]
+pub(crate) fn told(variable: &str) -> String {
+    std::env::var(variable)
+        .unwrap_or_else(|_| panic!("{variable} is not set: run this by .ci/with-servers"))
+}
 
 async fn run_sql(log: &PostgresAuditStore, sql: &'static str, text: &str) {
     let mut tx = log.database().begin().await.unwrap();
@@ -199,7 +203,7 @@ fn others_are_told_of_a_change() {
 
 /// Long enough for any machine; who is not told waits for ever.
 pub(crate) async fn in_time(told: impl Future<Output = ()>) {
-    tokio::time::timeout(Duration::from_secs(60), told).await.expect("is told");
+    tokio::time::timeout(Duration::from_mins(1), told).await.expect("is told");
 }
 
 /// Whoever's connection is cut, wherever it stands: the change and its event are both

@@ -180,12 +180,9 @@ impl DirectoryStore for MongoDirectory {
         }
         if let Some(UserCursor { last_login_at, id }) = &query.after {
             let at = login(*last_login_at);
-            let mut earlier = vec![doc! { "last_login": at, "_id": { "$lt": id } }];
-            // Nothing is before never: a server may count below the least integer.
-            if last_login_at.is_some() {
-                earlier.push(doc! { "last_login": { "$lt": at } });
-            }
-            filter.insert("$or", earlier);
+            let earlier = doc! { "last_login": { "$lt": at } };
+            let same = doc! { "last_login": at, "_id": { "$lt": id } };
+            filter.insert("$or", [earlier, same].to_vec());
         }
         self.page(USER, filter, doc! { "last_login": -1, "_id": -1 }, query.limit).await
     }
