@@ -169,7 +169,8 @@ impl Drop for TestLog {
 /// How long a store waits for what does not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Patience {
-    /// As configured unless set.
+    /// As configured unless set; for the tests' server of MongoDB's protocol, which
+    /// is slow beside other tests, 4 minutes.
     Usual,
     /// 2 s for anything.
     Short,
@@ -197,6 +198,8 @@ pub(crate) async fn open(url: &str, patience: Patience) -> dezky_core::Result<Ar
     }
     if url.starts_with("mongodb") {
         let mut config = MongoConfig::new(url);
+        config.busy_timeout = Duration::from_mins(4);
+        config.operation_timeout = Duration::from_mins(4);
         if patience == Patience::Short {
             config.connect_timeout = short;
             config.server_selection_timeout = short;

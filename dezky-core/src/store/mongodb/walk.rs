@@ -280,8 +280,8 @@ mod tests {
             let walk =
                 crate::store::Walk { filter: &filter, before: None, max_rows: 1, max_examined: 1 };
             let lead = Lead { filter: &filter, driver: walk.driver(), action };
-            let stretch = Stretch::of(&lead, place, None);
-            assert!(stretch.is_none(), "nothing is before the first place of the range");
+            let nothing = Stretch::of(&lead, place, place);
+            assert!(nothing.is_none(), "nothing is before a place and from it on");
             let stretch = Stretch::of(&lead, None, place).unwrap();
             for bound in [&stretch.min, &stretch.max] {
                 assert_eq!(bound.keys().map(String::as_str).collect::<Vec<_>>(), names);
