@@ -24,6 +24,24 @@ use crate::witness::{Found, Witness};
 const MAX_SKEW: Duration = Duration::from_secs(2);
 /// How many events may wait in the outbox: a server moves a thousand at a time.
 const MAX_BACKLOG: u64 = 1_000;
+/// What a database of SQL has, once all of its parts were made.
+const TABLES: [&str; 15] = [
+    "dezky_audit_events",
+    "dezky_audit_log",
+    "dezky_cursors",
+    "dezky_flags",
+    "dezky_flags_state",
+    "dezky_leases",
+    "dezky_outbox",
+    "dezky_partners",
+    "dezky_quarantine",
+    "dezky_schema",
+    "dezky_tenant_domains",
+    "dezky_tenants",
+    "dezky_user_identities",
+    "dezky_user_tenants",
+    "dezky_users",
+];
 /// How long one question to a server may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -125,6 +143,16 @@ impl Report {
             );
         } else {
             self.ok(what, format!("{waiting} events wait for their place in the log"));
+        }
+    }
+
+    /// The tables of an SQL database with these versions.
+    fn tables(&mut self, versions: &BTreeMap<String, usize>, there: &[String]) {
+        let is_made = ["audit", "directory", "flags"].iter().all(|c| versions.contains_key(*c));
+        let missing: Vec<_> =
+            TABLES.into_iter().filter(|table| !there.iter().any(|name| name == table)).collect();
+        if is_made && !missing.is_empty() {
+            self.bad("schema", format!("missing: {}", missing.join(", ")), "restore a backup");
         }
     }
 

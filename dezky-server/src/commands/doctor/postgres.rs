@@ -181,6 +181,15 @@ async fn examine_server(
         return Ok(BTreeMap::new());
     }
     let versions = versions_of(connection).await?;
+    let tables = rows(
+        connection,
+        "SELECT relname::text AS name FROM pg_class \
+         WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'",
+    )
+    .await?;
+    let tables: Vec<String> =
+        tables.iter().map(|row| get(row, "name")).collect::<Result<_, _>>()?;
+    report.tables(&versions, &tables);
     examine_permissions(versions.contains_key("audit"), connection, report).await?;
     if versions.contains_key("audit") {
         examine_indexes(connection, report).await?;
