@@ -124,13 +124,13 @@ fn event(n: u64, rows: u64) -> NewEvent {
         ["uploaded", "renamed", "deleted", "shared"][usize::try_from(drawn % 4).unwrap_or(0)];
     NewEvent {
         at: Timestamp::from_millis(START + i64::try_from(n).unwrap_or(0) * 1_000),
-        outcome: if drawn % 50 == 0 { Outcome::Failure } else { Outcome::Success },
+        outcome: if drawn.is_multiple_of(50) { Outcome::Failure } else { Outcome::Success },
         resource_type: Some("file".into()),
         resource_id: Some(format!("a4ae10e7-423c-4886-8fa2-1de59d56176d!{n:036}")),
         resource_name: Some(name),
-        tenant_slug: (drawn % 51 > 0).then(|| format!("tenant-{}", drawn % 51)),
-        partner_slug: (drawn % 7 == 0).then(|| format!("partner-{}", drawn % 5)),
-        source: if drawn % 1_000 == 0 { "ocis:eu2".into() } else { "ocis".into() },
+        tenant_slug: (!drawn.is_multiple_of(51)).then(|| format!("tenant-{}", drawn % 51)),
+        partner_slug: drawn.is_multiple_of(7).then(|| format!("partner-{}", drawn % 5)),
+        source: if drawn.is_multiple_of(1_000) { "ocis:eu2".into() } else { "ocis".into() },
         external_id: Some(format!("ocis1:{drawn:016x}{n:024x}")),
         metadata: NewMetadata::from_source(format!(
             r#"{{"Action":"file_create","App":"admin_audit","Path":"./q{n}.txt","Level":1,"CLI":false}}"#
@@ -161,18 +161,18 @@ fn queries(rows: u64) -> Vec<(&'static str, ListQuery)> {
             "actorId and tenantSlug",
             ListQuery { actor_id: text("user-7"), tenant_slug: text("tenant-7"), ..query() },
         ),
-        ("action, exact", ListQuery { action: text("ocis3.file_uploaded"), ..query() }),
+        ("action, exact", ListQuery { action: text("ocis3.file_renamed"), ..query() }),
         ("action, prefix", ListQuery { action: text("ocis3."), ..query() }),
         ("action, no such", ListQuery { action: text("tenant."), ..query() }),
         (
             "action in tenantSlug",
-            ListQuery { action: text("ocis3.file_up"), tenant_slug: text("tenant-7"), ..query() },
+            ListQuery { action: text("ocis3.file_re"), tenant_slug: text("tenant-7"), ..query() },
         ),
         ("partnerSlug", ListQuery { partner_slug: text("partner-3"), ..query() }),
         ("actorEmail", ListQuery { actor_email: text("U7@acme.test"), ..query() }),
         ("resourceType", ListQuery { resource_type: text("file"), ..query() }),
         (
-            "resourceId, one row",
+            "resourceId, beyond the budget",
             ListQuery {
                 resource_id: Some(format!("a4ae10e7-423c-4886-8fa2-1de59d56176d!{:036}", rows / 3)),
                 ..query()

@@ -125,7 +125,7 @@ async fn assert_same_heads(logs: &[(Arc<dyn AuditStore>, TestLog)]) {
 async fn two_hundred_at_once_over_two_handles_are_one_row(engine: Engine) {
     let place = TestLog::new(engine).await;
     let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
-    let timeout = Duration::from_secs(60);
+    let timeout = Duration::from_mins(1);
     let logs = [
         AuditLog::new(place.open().await, Arc::clone(&runtime)).with_store_timeout(timeout),
         AuditLog::new(place.open().await, runtime).with_store_timeout(timeout),

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dezky_core::rt::TokioRuntime;
-use dezky_core::store::{
-    AppendOptions, CursorAdvance, Folds, ListQuery, MAX_CURSOR_BYTES, ReceiptStatus,
-};
+use dezky_core::store::{AppendOptions, CursorAdvance, ListQuery, MAX_CURSOR_BYTES, ReceiptStatus};
 use dezky_core::testkit::named_event;
 use dezky_core::{
-    AuditStore, Error, ErrorKind, NewEvent, NewMetadata, QuarantineItem, SealedEvent, Timestamp,
+    AuditEvent, AuditStore, Error, ErrorKind, NewEvent, NewMetadata, QuarantineItem, SealedEvent,
+    Timestamp,
 };
 
 use crate::engines::{assert_whole, everything, on_every_engine};
@@ -98,17 +97,32 @@ const FIELDS: [(&str, SetField); 12] = [
 
 type SetFilter = fn(&mut ListQuery, String);
 
-const FILTERS: [SetFilter; 9] = [
-    |q, t| q.action = Some(t),
-    |q, t| q.tenant_slug = Some(t),
-    |q, t| q.partner_slug = Some(t),
-    |q, t| q.actor_id = Some(t),
-    |q, t| q.actor_email = Some(t),
-    |q, t| q.resource_type = Some(t),
-    |q, t| q.resource_id = Some(t),
-    |q, t| q.source = Some(t),
-    |q, t| q.q = Some(t),
+/// What a filter is to find, said once more without the store's own definition.
+type Finds = fn(&AuditEvent, &str) -> bool;
+
+const FILTERS: [(SetFilter, Finds); 9] = [
+    (|q, t| q.action = Some(t), |e, t| e.action.starts_with(t)),
+    (|q, t| q.tenant_slug = Some(t), |e, t| e.tenant_slug.as_deref() == Some(t)),
+    (|q, t| q.partner_slug = Some(t), |e, t| e.partner_slug.as_deref() == Some(t)),
+    (|q, t| q.actor_id = Some(t), |e, t| e.actor_id.as_deref() == Some(t)),
+    (|q, t| q.actor_email = Some(t), |e, t| e.actor_email.as_ref().is_some_and(|v| fold(v) == t)),
+    (|q, t| q.resource_type = Some(t), |e, t| e.resource_type.as_deref() == Some(t)),
+    (|q, t| q.resource_id = Some(t), |e, t| e.resource_id.as_deref() == Some(t)),
+    (|q, t| q.source = Some(t), |e, t| e.source == t || e.source.starts_with(&format!("{t}:"))),
+    (
+        |q, t| q.q = Some(t),
+        |e, t| {
+            let searched = [&e.resource_name, &e.actor_email, &e.tenant_slug];
+            fold(&e.action).contains(t)
+                || searched.into_iter().flatten().any(|v| fold(v).contains(t))
+        },
+    ),
 ];
+
+/// The texts here are in lower case already but for these characters.
+fn fold(text: &str) -> String {
+    text.to_lowercase().replace('\u{1f}', "\u{fffd}")
+}
 
 fn event(set: SetField, text: &str) -> SealedEvent {
     let mut event = named_event("hostile");
@@ -170,7 +184,7 @@ fn head(text: &str) -> &str {
 }
 
 /// Every hostile text stands in every field that takes it; each filter finds what
-/// its definition finds and no more.
+/// it is to find and no more.
 async fn filters_are_literal_or_refused(engine: Engine) {
     let log = TestLog::new(engine).await;
     let store = log.open().await;
@@ -183,22 +197,23 @@ async fn filters_are_literal_or_refused(engine: Engine) {
     store.append(events, AppendOptions::default()).await.unwrap();
     let all = everything(&*store).await;
     let few = engine.is_slow().await;
-    for (place, set) in FILTERS.into_iter().enumerate() {
+    for (place, (set, finds)) in FILTERS.into_iter().enumerate() {
         for (text, _) in texts().into_iter().zip(place..).filter(|(_, n)| !few || n % 3 == 0) {
             let mut query = ListQuery { limit: 500, ..ListQuery::default() };
             set(&mut query, text.clone());
-            let filter = match query.filter() {
-                Ok(filter) => filter,
-                Err(expected) => {
-                    let refused = store.list(&query).await.unwrap_err();
-                    assert_clear(&refused, &[ErrorKind::QueryInvalid], "a filter");
-                    assert_eq!(refused.to_string(), expected.to_string());
-                    continue;
-                }
-            };
+            if text.len() > ListQuery::MAX_FILTER_BYTES {
+                let refused = store.list(&query).await.unwrap_err();
+                assert_clear(&refused, &[ErrorKind::QueryInvalid], "a filter");
+                assert!(refused.to_string().contains("1024"), "the bound is named: {refused}");
+                continue;
+            }
+            let mut normal = text.replace('\0', "\u{fffd}");
+            if query.q.is_some() || query.actor_email.is_some() {
+                normal = fold(&normal);
+            }
             let mut expected: Vec<_> = all
                 .iter()
-                .filter(|e| filter.matches(&e.event, &Folds::of(&e.event)))
+                .filter(|e| finds(&e.event, &normal))
                 .map(|e| (e.event.at, e.event.id))
                 .collect();
             expected.sort_by(|a, b| b.cmp(a));
@@ -262,7 +277,7 @@ async fn names_and_cursors_are_literal_or_refused(engine: Engine) {
     ];
     let mut kept = 0;
     for text in texts() {
-        match store.acquire_lease(&text, &text, Duration::from_secs(60)).await {
+        match store.acquire_lease(&text, &text, Duration::from_mins(1)).await {
             Ok(lease) => {
                 let lease = lease.expect("nobody holds it");
                 assert_eq!((&lease.name, &lease.holder), (&text, &text));

@@ -24,7 +24,7 @@ const MONGODB_COMMIT: &str = "commitTransaction";
 
 /// Longer than any bound of [`Patience::Short`] on the way, and than a transaction
 /// that was cut off may hold the head.
-const RECOVERS_WITHIN: Duration = Duration::from_secs(60);
+const RECOVERS_WITHIN: Duration = Duration::from_mins(1);
 
 /// How long `record` waits for the store.
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);

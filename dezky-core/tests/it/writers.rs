@@ -28,7 +28,7 @@ const POSTGRES_BOUND: Duration = Duration::from_secs(5);
 /// Writers that do not append six events in this time are held up.
 const NOT_HELD: Duration = Duration::from_secs(2);
 /// For what has no bound of its own.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 /// A commit and the turns of the others, on a machine that is busy with other tests.
 const SLACK: Duration = Duration::from_secs(5);
 
@@ -160,7 +160,9 @@ async fn start_four(url: &str) -> Vec<Writer> {
     open(url, Patience::Usual).await.unwrap();
     let mut writers: Vec<_> = (0..4).map(|n| Writer::start(url, &format!("w{n}"))).collect();
     writers.iter().for_each(Writer::wait_until_ready);
-    writers.iter_mut().for_each(|writer| writer.tell("go"));
+    for writer in &mut writers {
+        writer.tell("go");
+    }
     writers
 }
 

@@ -132,7 +132,7 @@ impl Copy<'_> {
             }
         }
         Err(Failure::no(format!(
-            "the source is being written to ({difference}): stop the servers on it, then give the same command again"
+            "one of the stores is being written to ({difference}): stop the servers on both, then give the same command again"
         )))
     }
 

@@ -2,7 +2,8 @@
 
 use std::process::Stdio;
 
-use crate::servers::{beside, free_port, sql, with_database};
+use crate::database::at_database;
+use crate::servers::{free_port, sql};
 use crate::support::{Database, Engine, program, refusal, run, stdout};
 
 /// A place for a store with nothing in it.
@@ -125,7 +126,7 @@ async fn a_newer_schema_is_left_alone() {
 #[tokio::test]
 async fn what_is_refused_shows_no_password() {
     let (_folder, _database, url) = empty(Engine::Postgres).await;
-    let url = with_database(&url, "nowhere").replace("dezky@", "dezky:p4ssw0rd@");
+    let url = at_database(&url, "nowhere").replace("dezky@", "dezky:p4ssw0rd@");
     for arguments in [&["migrate"][..], &["verify"], &["doctor"], &["config", "check"]] {
         let output = run(&[arguments, &["--store", &url]].concat(), &[]);
         let said = format!("{output:?}");
@@ -137,7 +138,8 @@ async fn what_is_refused_shows_no_password() {
 /// A URL that does not lead to a store is wrong use; a server that does not answer is not.
 #[tokio::test]
 async fn what_does_not_lead_to_a_store_is_told_from_what_does_not_answer() {
-    let url = with_database(&beside("DEZKY_TEST_POSTGRES"), "dezky_it_not_there");
+    let database = Database::new(Engine::Postgres).await.unwrap();
+    let url = at_database(&database.url, "dezky_it_not_there");
     for command in ["migrate", "serve"] {
         let folder = tempfile::tempdir().unwrap();
         let head = folder.path().join("x.head").display().to_string();
