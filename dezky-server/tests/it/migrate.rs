@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::database::{at_database, variable};
+use crate::database::at_database;
 use crate::servers::{free_port, sql};
 use crate::support::{Database, Engine, program, refusal, run, stdout};
 
@@ -138,7 +138,8 @@ async fn what_is_refused_shows_no_password() {
 /// A URL that does not lead to a store is wrong use; a server that does not answer is not.
 #[tokio::test]
 async fn what_does_not_lead_to_a_store_is_told_from_what_does_not_answer() {
-    let url = at_database(&variable("DEZKY_TEST_POSTGRES"), "dezky_it_not_there");
+    let database = Database::new(Engine::Postgres).await.unwrap();
+    let url = at_database(&database.url, "dezky_it_not_there");
     for command in ["migrate", "serve"] {
         let folder = tempfile::tempdir().unwrap();
         let head = folder.path().join("x.head").display().to_string();
