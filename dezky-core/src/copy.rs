@@ -39,8 +39,8 @@ use std::collections::HashMap;
 use sha2::{Digest as _, Sha256};
 
 use crate::directory::{
-    DirectoryChange, DirectoryStore, PartnerKey, PartnerQuery, TenantKey, TenantQuery, UserCursor,
-    UserKey, UserQuery,
+    DirectoryChange, DirectoryStore, MAX_CHANGES, PartnerKey, PartnerQuery, TenantKey, TenantQuery,
+    UserCursor, UserKey, UserQuery,
 };
 use crate::store::{
     AppendOptions, AuditStore, Head, LogPart, LogState, MAX_BATCH_EVENTS, MAX_BATCH_RELEASE,
@@ -259,12 +259,27 @@ pub async fn copy_directory(
     mut progress: impl FnMut(u64),
 ) -> Result<DocumentCounts> {
     check_directory(from, to).await?;
+    let (mut counts, mut looked_at) = (DocumentCounts::default(), 0);
     // What one document gave up and another took since an earlier copy is free only
-    // when the first of them has come.
-    if let (counts, 0) = copy_documents(from, to, &mut progress, true).await? {
-        return Ok(counts);
+    // when both come together.
+    let mut waiting = Vec::new();
+    let mut documents = Documents::new(from);
+    while let Some(page) = documents.next().await? {
+        let of_kind = match page.first() {
+            Some(DirectoryChange::Partner(_)) => &mut counts.partners,
+            Some(DirectoryChange::Tenant(_)) => &mut counts.tenants,
+            _ => &mut counts.users,
+        };
+        *of_kind += page.len() as u64;
+        looked_at += page.len() as u64;
+        waiting.extend(restore_free(to, page).await?);
+        progress(looked_at);
     }
-    Ok(copy_documents(from, to, &mut progress, false).await?.0)
+    while !waiting.is_empty() {
+        let rest = waiting.split_off(waiting.len().min(MAX_CHANGES));
+        to.restore(std::mem::replace(&mut waiting, rest)).await?;
+    }
+    Ok(counts)
 }
 
 /// What the first difference between two directories is, as one line; `None` if they
@@ -459,37 +474,23 @@ impl<'s> Documents<'s> {
     }
 }
 
-/// Brings the documents over; how many could not be, as another has what is theirs.
-async fn copy_documents(
-    from: &dyn DirectoryStore,
+/// Brings documents over, and returns those of which another has what is theirs.
+async fn restore_free(
     to: &dyn DirectoryStore,
-    progress: &mut impl FnMut(u64),
-    may_pass_over: bool,
-) -> Result<(DocumentCounts, u64)> {
-    let (mut counts, mut passed_over, mut looked_at) = (DocumentCounts::default(), 0, 0);
-    let mut documents = Documents::new(from);
-    while let Some(page) = documents.next().await? {
-        let of_kind = match page.first() {
-            Some(DirectoryChange::Partner(_)) => &mut counts.partners,
-            Some(DirectoryChange::Tenant(_)) => &mut counts.tenants,
-            _ => &mut counts.users,
-        };
-        *of_kind += page.len() as u64;
-        looked_at += page.len() as u64;
-        match to.restore(page.clone()).await {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && may_pass_over => {
-                for document in page {
-                    match to.restore(vec![document]).await {
-                        Err(error) if error.kind() == ErrorKind::AlreadyExists => passed_over += 1,
-                        done => done?,
-                    }
-                }
-            }
+    documents: Vec<DirectoryChange>,
+) -> Result<Vec<DirectoryChange>> {
+    match to.restore(documents.clone()).await {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        done => return done.map(|()| Vec::new()),
+    }
+    let mut taken = Vec::new();
+    for document in documents {
+        match to.restore(vec![document.clone()]).await {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => taken.push(document),
             done => done?,
         }
-        progress(looked_at);
     }
-    Ok((counts, passed_over))
+    Ok(taken)
 }
 
 /// The document with the same id.

@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::{AuthentikApi, Config, FollowedFile, OcisLog, SourceConfig, StoreUrl, reason};
+use crate::config::{AuthentikApi, Config, FollowedFile, OcisLog, SourceConfig, reason};
 use crate::error::Failure;
 use crate::platform::Platform;
 use crate::state::{App, AppState, Webhooks};
@@ -234,9 +234,7 @@ async fn note_head(state: &App) {
 /// Opens the platform, unless its log went back since the last start.
 async fn open_platform(config: &Config) -> Result<Platform, Failure> {
     let witness = Witness::new(&config.head_path);
-    if matches!(&config.store.url, StoreUrl::Sqlite(path) if !path.exists()) {
-        witness.check_missing().await?;
-    }
+    witness.check_missing(&config.store).await?;
     let platform = Platform::open_with_spool(&config.store, config.spool.as_ref()).await?;
     let mut checked = witness.check(&*platform.store).await;
     if checked.is_ok() {

@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::config::{folder_of, reason};
+use crate::commands::doctor;
+use crate::config::{StoreConfig, folder_of, reason};
 use crate::error::Failure;
 
 /// How often the head is noted while it moves.
@@ -131,15 +132,18 @@ impl Witness {
         }
     }
 
-    /// Refuses to begin anew where a log is noted: its database has gone.
-    pub(crate) async fn check_missing(&self) -> Result<(), Failure> {
-        match self.read().await? {
-            Some(noted) if noted.head.next_seq > 0 => Err(Failure::usage(format!(
-                "store: expected {noted}, found no database: restore it, or begin a new log by removing {}",
-                self.path.display()
-            ))),
-            _ => Ok(()),
+    /// Refuses to begin anew where a log is noted: its database has gone, or is about to
+    /// be restored, which takes an empty one.
+    pub(crate) async fn check_missing(&self, config: &StoreConfig) -> Result<(), Failure> {
+        let noted = self.read().await?;
+        let Some(noted) = noted.filter(|noted| noted.head.next_seq > 0) else { return Ok(()) };
+        if !doctor::versions(config).await?.now.is_empty() {
+            return Ok(());
         }
+        Err(Failure::usage(format!(
+            "store: expected {noted}, found no log: restore it, or begin a new one by removing {}",
+            self.path.display()
+        )))
     }
 
     /// Notes how far the log has come, durably.

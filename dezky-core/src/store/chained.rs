@@ -156,19 +156,27 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
 
     async fn restore(&self, part: LogPart) -> Result<()> {
         check_part(&part)?;
+        // Read before the transaction, which may have the only connection.
+        let here = self.rows.state().await?;
+        let known = part.rows.partition_point(|row| row.stored.seq < here.head.next_seq);
+        let (known, new) = part.rows.split_at(known);
+        if here.log_id == part.log_id
+            && let Some(last) = known.last()
+        {
+            check_same(&*self.rows, last).await?;
+        }
         let mut tx = self.rows.begin().await?;
         let head = tx.head().await?;
-        let here = self.rows.state().await?;
-        if here.log_id != part.log_id {
-            if head.next_seq > 0 {
-                return Err(conflict("the log has events of its own: name an empty store"));
-            }
-            tx.set_identity(part.log_id, &part.cursor_key).await?;
+        if head != here.head {
+            return Err(Error::new(
+                ErrorKind::StoreBusy,
+                "another writer appended to the log meanwhile: try again",
+            ));
         }
-        let known = part.rows.partition_point(|row| row.stored.seq < head.next_seq);
-        let (known, new) = part.rows.split_at(known);
-        if let Some(last) = known.last() {
-            check_same(&*self.rows, last).await?;
+        if head.next_seq == 0 {
+            tx.set_identity(part.log_id, &part.cursor_key).await?;
+        } else if here.log_id != part.log_id {
+            return Err(conflict("the log has events of its own: name an empty store"));
         }
         if let (Some(first), Some(last)) = (new.first(), new.last()) {
             if first.stored.seq != head.next_seq || first.stored.prev_hash != head.hash {

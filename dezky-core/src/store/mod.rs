@@ -38,7 +38,7 @@ pub use self::mongodb::{
 #[cfg(feature = "postgres")]
 pub use self::postgres::{
     PostgresAuditStore, PostgresConfig, PostgresDatabase, PostgresRows, PostgresTransaction,
-    postgres_error,
+    postgres_error, postgres_options,
 };
 pub use self::query::{Filter, ListPage, ListQuery, SourceMatch, TenantMatch};
 pub use self::rows::{

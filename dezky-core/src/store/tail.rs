@@ -20,10 +20,15 @@ pub struct Tail {
     poll_interval: Duration,
     /// Whether it has yielded anything, so that the log had reached this place.
     followed: bool,
+    /// How often in a row it was told of more and found nothing.
+    in_vain: u32,
 }
 
 impl Tail {
     const BATCH_ROWS: usize = 500;
+    /// Beyond it the next look is the poll interval's: what tells may be wrong for
+    /// long, such as a connection that is lost as soon as it is made.
+    const MAX_IN_VAIN: u32 = 8;
 
     pub(super) fn new(
         store: Arc<dyn AuditStore>,
@@ -37,6 +42,7 @@ impl Tail {
             ready: VecDeque::new(),
             poll_interval: Duration::from_millis(500),
             followed: false,
+            in_vain: 0,
         }
     }
 
@@ -58,12 +64,23 @@ impl Tail {
             }
             self.fill().await?;
             if self.ready.is_empty() {
-                let changed = self.store.changed(self.next_seq);
-                let tick = self.runtime.sleep(self.poll_interval);
-                match select(changed, tick).await {
-                    Either::Left(_) | Either::Right(_) => {}
-                }
+                self.wait().await;
+            } else {
+                self.in_vain = 0;
             }
+        }
+    }
+
+    async fn wait(&mut self) {
+        let tick = self.runtime.sleep(self.poll_interval);
+        if self.in_vain >= Self::MAX_IN_VAIN {
+            tick.await;
+            self.in_vain = 0;
+            return;
+        }
+        self.in_vain += 1;
+        if let Either::Right(_) = select(self.store.changed(self.next_seq), tick).await {
+            self.in_vain = 0;
         }
     }
 

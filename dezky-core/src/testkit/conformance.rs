@@ -523,6 +523,7 @@ pub async fn quarantine_commits_with_the_cursor(h: Harness<'_>) {
     assert_eq!(kept.iter().map(|k| &k.item).collect::<Vec<_>>(), [&item("k1"), &item("k2")]);
     assert_eq!(store.quarantined(kept[0].number, 10).await.unwrap(), kept[1..]);
     assert_eq!(store.quarantined(0, 1).await.unwrap(), kept[..1]);
+    assert_eq!(store.quarantined(0, 0).await.unwrap(), []);
 }
 
 /// See the name.
@@ -1096,6 +1097,7 @@ pub async fn a_scan_is_bounded(h: Harness<'_>) {
     assert_eq!(store.scan(2, 2).await.unwrap().len(), 1);
     assert_eq!(store.scan(3, 2).await.unwrap().len(), 0);
     assert_eq!(store.scan(i64::MAX, 2).await.unwrap().len(), 0);
+    assert_eq!(store.scan(0, 0).await.unwrap().len(), 0, "none is asked for");
 }
 
 /// A log of 30 events, two erased, with cursors and quarantined items, in parts of ten.

@@ -22,12 +22,12 @@ use dezky_core::store::{
 };
 use dezky_core::testkit::{EventGenerator, ManualRuntime, named_event};
 use dezky_core::verify::verify;
-use dezky_core::{ErrorKind, Field, QuarantineItem, Runtime, Timestamp};
+use dezky_core::{ErrorKind, Field, QuarantineItem, Timestamp};
 use serde_json::json;
-use uuid::Uuid;
 
 use crate::directory::tenant;
 use crate::postgres::Databases;
+use crate::servers::{Engine, TestLog};
 use crate::sqlite::tokio;
 
 /// Log and directory of one database.
@@ -55,19 +55,11 @@ async fn postgres(databases: &Databases) -> Ends {
     Ends { directory, log: Arc::new(log) }
 }
 
-/// A database of its own on the tests' server for MongoDB.
-async fn mongodb() -> (Ends, mongodb::Database) {
-    let server = crate::servers::variable("DEZKY_TEST_MONGODB");
-    let (mut random, client) = ([0; 16], mongodb::Client::with_uri_str(&server).await.unwrap());
-    TokioRuntime.fill_random(&mut random);
-    let name = format!("dezky_test_{}", Uuid::from_bytes(random).simple());
-    let uri = match server.split_once("/?") {
-        Some((host, options)) => format!("{host}/{name}?{options}"),
-        None => format!("{}/{name}", server.trim_end_matches('/')),
-    };
-    let log = MongoAuditStore::open(MongoConfig::new(uri), Arc::new(TokioRuntime)).await.unwrap();
+async fn mongodb(database: &TestLog) -> Ends {
+    let config = MongoConfig::new(database.url());
+    let log = MongoAuditStore::open(config, Arc::new(TokioRuntime)).await.unwrap();
     let directory = Arc::new(MongoDirectory::open(&log.database()).await.unwrap());
-    (Ends { directory, log: Arc::new(log) }, client.database(&name))
+    Ends { directory, log: Arc::new(log) }
 }
 
 fn item(key: &str) -> QuarantineItem {
@@ -180,9 +172,10 @@ fn around_all_engines_and_back_everything_is_as_it_was() {
     tokio().block_on(async {
         let (folder, databases) = (tempfile::tempdir().unwrap(), Databases::new());
         let first = lived_in().await;
-        let (mongo, database) = mongodb().await;
+        let database = TestLog::new(Engine::Mongodb).await;
         let mut last = sqlite(&folder, "first.db").await;
         copied(&first, &last).await;
+        let mongo = mongodb(&database).await;
         let way = [postgres(&databases).await, mongo, sqlite(&folder, "last.db").await, memory()];
         for next in way {
             copied(&last, &next).await;
@@ -195,9 +188,6 @@ fn around_all_engines_and_back_everything_is_as_it_was() {
         assert_eq!(compare_directories(&*first.directory, &*last.directory).await.unwrap(), None);
         let counts = copy_directory(&*first.directory, &*last.directory, |_| ()).await.unwrap();
         assert_eq!(counts, DocumentCounts { partners: 0, tenants: 450, users: 250 });
-        if !crate::servers::is_thrown_away() {
-            database.drop().await.unwrap();
-        }
     });
 }
 
@@ -231,6 +221,13 @@ fn a_copy_goes_on_when_the_source_has_gone_on() {
         );
         copied(&from, &to).await;
         assert_eq!(to.log.cursor("ocis").await.unwrap().as_deref(), Some("2"));
+        // Two exchange their domains who are never held at the same time.
+        let (first, last) = (read("t1").await, read("t99").await);
+        let domains = (first.domains.clone(), last.domains.clone());
+        let first = Tenant { domains: domains.1, version: first.version + 1, ..first };
+        let last = Tenant { domains: domains.0, version: last.version + 1, ..last };
+        from.directory.commit(vec![first.into(), last.into()], Vec::new()).await.unwrap();
+        copied(&from, &to).await;
     });
 }
 
@@ -250,9 +247,10 @@ fn a_copy_that_was_stopped_goes_on_where_it_was() {
             }));
             let done = poll_fn(|context| {
                 if stop.load(Ordering::SeqCst) {
-                    return Poll::Ready(None);
+                    Poll::Ready(None)
+                } else {
+                    copy.as_mut().poll(context).map(Some)
                 }
-                copy.as_mut().poll(context).map(Some)
             });
             if let Some(done) = done.await {
                 done.unwrap();

@@ -43,17 +43,6 @@ impl Mongo {
     }
 }
 
-impl Drop for Mongo {
-    fn drop(&mut self) {
-        let scratches = std::mem::take(&mut *self.0.lock().unwrap());
-        tokio().block_on(async {
-            for scratch in scratches {
-                scratch.remove().await;
-            }
-        });
-    }
-}
-
 #[async_trait::async_trait]
 impl DirectoryHarness for Mongo {
     fn runtime(&self) -> Arc<dyn Runtime> {

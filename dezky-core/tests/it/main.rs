@@ -1,6 +1,7 @@
 //! The stores against the conformance suite and against real files.
 
 mod copy;
+mod database;
 mod directory;
 mod directory_mongodb;
 mod directory_postgres;

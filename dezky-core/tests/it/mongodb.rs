@@ -13,52 +13,35 @@ use dezky_core::store::{
 };
 use dezky_core::testkit::{BoxFuture, Reopen, StoreHarness, named_event};
 use dezky_core::verify::verify;
-use dezky_core::{AuditStore, ErrorKind, NewEvent, Runtime, SealedEvent};
-use futures_util::future::{join_all, select};
-use mongodb::Client;
+use dezky_core::{AuditStore, Error, ErrorKind, NewEvent, Runtime, SealedEvent};
+use futures_util::future::{Either, join_all, select};
 use mongodb::bson::{Binary, Bson, Document, doc};
+use mongodb::options::{ClientOptions, ServerAddress};
+use mongodb::{Client, Database};
 
+use crate::database::Database as TestDatabase;
+use crate::proxy::Proxy;
+use crate::servers::{eventually, variable};
 use crate::sqlite::tokio;
 
 /// Far beyond what anything here takes, so that a hang is a failure.
 const PATIENCE: Duration = Duration::from_mins(4);
-
-#[expect(clippy::disallowed_methods, reason = "tests are told of their servers by it")]
-fn variable(name: &str) -> String {
-    std::env::var(name)
-        .unwrap_or_else(|_| panic!("{name} is not set: run the tests by .ci/with-servers"))
-}
 
 /// The server that the tests talk to; there is no going without.
 fn server() -> String {
     variable("DEZKY_TEST_MONGODB")
 }
 
-/// `uri` with another database in its path.
-fn in_database(uri: &str, database: &str) -> String {
-    let (base, options) = uri.split_once('?').unwrap_or((uri, ""));
-    let hosts = base.find("://").map_or(0, |at| at + 3);
-    let end = base[hosts..].find('/').map_or(base.len(), |at| hosts + at);
-    format!("{}/{database}?{options}", &base[..end])
-}
-
-/// A database with a drawn name; [`remove`](Self::remove) drops it, but not of the
-/// double, which would sync to disk after each row and answer nobody meanwhile.
+/// A database of its own, and what opens it.
 pub(crate) struct Scratch {
-    pub(crate) name: String,
-    pub(crate) uri: String,
+    uri: String,
+    _database: TestDatabase,
 }
 
 impl Scratch {
     pub(crate) fn new() -> Self {
-        Self::at(&server())
-    }
-
-    fn at(server: &str) -> Self {
-        let mut drawn = [0; 8];
-        TokioRuntime.fill_random(&mut drawn);
-        let name = format!("dezky_test_{}", hex::encode(drawn));
-        Self { uri: in_database(server, &name), name }
+        let database = TestDatabase::mongodb();
+        Self { uri: database.url(), _database: database }
     }
 
     pub(crate) fn config(&self) -> MongoConfig {
@@ -73,14 +56,9 @@ impl Scratch {
         open(self.config()).await.unwrap()
     }
 
-    async fn client(&self) -> Client {
-        Client::with_uri_str(&self.uri).await.unwrap()
-    }
-
-    pub(crate) async fn remove(&self) {
-        if !is_double().await {
-            self.client().await.database(&self.name).drop().await.unwrap();
-        }
+    /// The database, without a store.
+    async fn database(&self) -> Database {
+        Client::with_uri_str(&self.uri).await.unwrap().default_database().unwrap()
     }
 }
 
@@ -92,8 +70,7 @@ async fn open(config: MongoConfig) -> dezky_core::Result<MongoAuditStore> {
 fn with_database<F: Future<Output = ()>>(test: impl FnOnce(Arc<Scratch>) -> F) {
     tokio().block_on(async {
         let scratch = Arc::new(Scratch::new());
-        test(Arc::clone(&scratch)).await;
-        scratch.remove().await;
+        test(scratch).await;
     });
 }
 
@@ -130,10 +107,6 @@ impl StoreHarness for Mongo {
         tokio().block_on(async {
             self.is_slow.store(is_double().await, Ordering::Relaxed);
             case.await;
-            let scratches = std::mem::take(&mut *self.scratches.lock().unwrap());
-            for scratch in scratches {
-                scratch.remove().await;
-            }
         });
     }
 
@@ -203,7 +176,7 @@ fn stores_that_start_together_make_one_log() {
 #[test]
 fn a_log_that_was_left_half_made_is_taken_up() {
     with_database(|scratch| async move {
-        let database = scratch.client().await.database(&scratch.name);
+        let database = scratch.database().await;
         let schema = database.collection::<Document>("dezky_schema");
         schema.insert_one(doc! { "_id": "audit", "version": 0_i64 }).await.unwrap();
         database.create_collection("dezky_audit_events").await.unwrap();
@@ -215,7 +188,7 @@ fn a_log_that_was_left_half_made_is_taken_up() {
 #[test]
 fn a_database_of_others_is_refused_unless_shared() {
     with_database(|scratch| async move {
-        let database = scratch.client().await.database(&scratch.name);
+        let database = scratch.database().await;
         database.collection("notes").insert_one(doc! { "text": "milk" }).await.unwrap();
         let refused = open(scratch.config()).await.err().unwrap();
         assert_eq!(refused.kind(), ErrorKind::StoreForeign, "{refused}");
@@ -236,7 +209,7 @@ fn without_migrate_opening_writes_nothing() {
         config.migrate = false;
         let refused = open(config.clone()).await.err().unwrap();
         assert_eq!(refused.kind(), ErrorKind::StoreForeign, "{refused}");
-        let database = scratch.client().await.database(&scratch.name);
+        let database = scratch.database().await;
         assert!(database.list_collection_names().await.unwrap().is_empty());
         scratch.open().await;
         let store = open(config).await.unwrap();
@@ -251,7 +224,7 @@ fn without_migrate_opening_writes_nothing() {
 fn a_newer_schema_is_refused() {
     with_database(|scratch| async move {
         scratch.open().await;
-        let database = scratch.client().await.database(&scratch.name);
+        let database = scratch.database().await;
         let schema = database.collection::<Document>("dezky_schema");
         let newer = doc! { "$set": { "version": 99_i64 } };
         schema.update_one(doc! { "_id": "audit" }, newer).await.unwrap();
@@ -341,7 +314,7 @@ fn staging_needs_no_turn() {
 fn what_is_no_event_in_the_outbox_holds_nothing_up() {
     with_database(|scratch| async move {
         let store = scratch.open().await;
-        let outbox = scratch.client().await.database(&scratch.name).collection("dezky_outbox");
+        let outbox = scratch.database().await.collection("dezky_outbox");
         let odd = [doc! { "_id": 7, "event": "no JSON" }, doc! { "_id": 8, "event": 1 }];
         outbox.insert_many(odd).await.unwrap();
         store.stage(named(&["a"])).await.unwrap();
@@ -366,6 +339,64 @@ fn a_stalled_writer_holds_others_up_to_the_bound_and_a_dropped_one_not_at_all() 
         assert!(hasty.list(&ListQuery::default()).await.unwrap().events.is_empty());
         drop(holder);
         assert_eq!(append(&scratch.open().await, named(&["a"])).await, 1);
+    });
+}
+
+#[test]
+fn a_turn_that_is_dropped_before_its_answer_holds_nobody_up() {
+    with_database(|scratch| async move {
+        // Shorter than the server's own bound for a transaction that stalls.
+        let mut config = scratch.config();
+        config.busy_timeout = Duration::from_secs(20);
+        let other = open(config.clone()).await.unwrap();
+        let mut options = ClientOptions::parse(server()).await.unwrap();
+        let proxy = Proxy::before(port_of(&options.hosts[0]), "findAndModify").await;
+        options.hosts = vec![ServerAddress::parse(format!("127.0.0.1:{}", proxy.port)).unwrap()];
+        options.direct_connection = Some(true);
+        let client = Client::with_options(options).unwrap();
+        let runtime = Arc::new(TokioRuntime);
+        let store =
+            MongoAuditStore::with_client(client, scratch.database().await.name(), config, runtime)
+                .await
+                .unwrap();
+        proxy.keep_answer();
+        let turn = store.rows().begin();
+        let taken = Box::pin(eventually("the turn is taken", PATIENCE, || proxy.cuts() == 1));
+        match select(turn, taken).await {
+            Either::Left(_) => panic!("its answer does not come"),
+            Either::Right(((), turn)) => drop(turn),
+        }
+        assert_eq!(append(&other, named(&["a"])).await, 1);
+    });
+}
+
+fn port_of(address: &ServerAddress) -> u16 {
+    match address {
+        ServerAddress::Tcp { port, .. } => port.unwrap_or(27_017),
+        _ => panic!("a server without a port"),
+    }
+}
+
+#[test]
+fn a_try_is_not_cut_off_by_the_bound_for_conflicts() {
+    with_database(|scratch| async move {
+        let mut config = scratch.config();
+        config.busy_timeout = Duration::from_millis(20);
+        let database = open(config).await.unwrap().database();
+        let slow = database.retry_busy(|| async {
+            crate::servers::pause(200).await;
+            Ok(7)
+        });
+        assert_eq!(slow.await.unwrap(), 7);
+        let tries = AtomicUsize::new(0);
+        let refused = database
+            .retry_busy(|| async {
+                tries.fetch_add(1, Ordering::Relaxed);
+                Err::<(), _>(Error::new(ErrorKind::StoreBusy, "as ever"))
+            })
+            .await;
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::StoreBusy);
+        assert!(tries.load(Ordering::Relaxed) > 1, "it was tried again");
     });
 }
 
@@ -489,7 +520,7 @@ fn what_version_1_wrote_is_read() {
     with_database(|scratch| async move {
         // Collections and indexes are made by the migration; here it is the rows.
         scratch.open().await;
-        let database = scratch.client().await.database(&scratch.name);
+        let database = scratch.database().await;
         let fixture: BTreeMap<String, Vec<serde_json::Value>> =
             serde_json::from_str(VERSION_1).unwrap();
         for (name, documents) in fixture {
@@ -595,11 +626,11 @@ impl Drop for Server {
 fn what_was_acknowledged_survives_a_killed_server() {
     tokio().block_on(async {
         let server = Server::start();
-        let scratch =
-            Scratch::at(&format!("mongodb://127.0.0.1:{}/?directConnection=true", server.port));
+        let uri = format!("mongodb://127.0.0.1:{}/?directConnection=true", server.port);
         let server = Mutex::new(server);
-        let mut config = scratch.config();
+        let mut config = MongoConfig::new(uri);
         config.server_selection_timeout = PATIENCE;
+        config.operation_timeout = PATIENCE;
         config.busy_timeout = PATIENCE;
         let store = open(config).await.unwrap();
         let acknowledged = Mutex::new(BTreeSet::new());

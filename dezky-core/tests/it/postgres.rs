@@ -4,11 +4,13 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{
-    AppendOptions, AuditStoreExt, ListQuery, PostgresAuditStore, PostgresConfig, ReceiptStatus,
+    AppendOptions, AuditStoreExt, ListQuery, LogPart, MemoryAuditStore, PostgresAuditStore,
+    PostgresConfig, ReceiptStatus,
 };
 use dezky_core::testkit::{
     BoxFuture, EventGenerator, ManualRuntime, Reopen, StoreHarness, named_event,
@@ -624,6 +626,188 @@ fn a_server_that_falls_silent_is_given_up() {
     });
 }
 
+/// A store with one connection, so that nobody can pass by what was left on it.
+async fn open_narrow(url: &str) -> PostgresAuditStore {
+    let mut config = PostgresConfig::new(url);
+    config.max_connections = 1;
+    PostgresAuditStore::open(config, &TokioRuntime).await.unwrap()
+}
+
+/// Polls a future at most `times` times, then drops it; whether it was done.
+async fn polled<T>(future: impl Future<Output = T>, times: usize) -> bool {
+    let mut future = Box::pin(future);
+    let mut left = times;
+    std::future::poll_fn(|context| {
+        left -= 1;
+        match future.as_mut().poll(context) {
+            Poll::Ready(_) => Poll::Ready(true),
+            Poll::Pending if left == 0 => Poll::Ready(false),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+#[test]
+fn a_transaction_that_is_dropped_while_it_begins_leaves_nothing_behind() {
+    let databases = Databases::new();
+    tokio().block_on(async {
+        let database = open_narrow(&databases.make().await).await.database();
+        for times in 1.. {
+            let begun = Box::pin(polled(database.begin(), times)).await;
+            // Another kind of transaction, which could not follow in the same one.
+            let mut tx = database.read().await.unwrap();
+            tx.fetch_all(sqlx::query("SELECT 1")).await.unwrap();
+            tx.commit().await.unwrap();
+            if begun {
+                break;
+            }
+        }
+    });
+}
+
+#[test]
+fn an_append_that_is_dropped_half_way_leaves_nothing_behind() {
+    let databases = Databases::new();
+    tokio().block_on(async {
+        let store = open_narrow(&databases.make().await).await;
+        let runtime = ManualRuntime::new(4);
+        let events = EventGenerator::new(&runtime).sealed(2_000);
+        for times in 1.. {
+            let append = store.append(events.clone(), AppendOptions::default());
+            let done = polled(append, times).await;
+            let head = store.state().await.unwrap().head.next_seq;
+            assert!(head == 0 || head == 2_000, "{head} after {times}");
+            assert_eq!(store.scan(0, 1).await.unwrap().len() as u64, head.min(1));
+            if done {
+                break;
+            }
+        }
+        assert_eq!(verify(&store, None, |_| ()).await.unwrap().finding, None);
+    });
+}
+
+/// The last event is compared, and the head read, by the connection that writes.
+#[test]
+fn a_copy_comes_in_by_one_connection() {
+    let databases = Databases::new();
+    tokio().block_on(async {
+        let source = MemoryAuditStore::open(Arc::new(TokioRuntime));
+        append(&source, named(&["a", "b"])).await;
+        let state = source.state().await.unwrap();
+        let part = LogPart {
+            log_id: state.log_id,
+            cursor_key: state.cursor_key,
+            rows: source.scan(0, 10).await.unwrap().into_iter().map(Result::unwrap).collect(),
+            cursors: Vec::new(),
+            quarantine: Vec::new(),
+        };
+        let copy = open_narrow(&databases.make().await).await;
+        for _ in 0..2 {
+            copy.restore(part.clone()).await.unwrap();
+            assert_eq!(copy.state().await.unwrap(), state);
+        }
+    });
+}
+
+/// A pool of somebody whose settings are not what one would expect.
+#[test]
+fn settings_of_the_role_change_nothing() {
+    let databases = Databases::new();
+    tokio().block_on(async {
+        let url = databases.make().await;
+        let mut own = databases.connect().await;
+        own.execute("CREATE SCHEMA odd").await.unwrap();
+        let name = url.rsplit_once('/').unwrap().1;
+        for setting in [
+            "search_path = 'odd', 'public'",
+            "default_transaction_isolation = 'serializable'",
+            "default_transaction_read_only = on",
+            "synchronous_commit = off",
+            "plan_cache_mode = force_generic_plan",
+            "standard_conforming_strings = off",
+            "bytea_output = 'escape'",
+            "DateStyle = 'German'",
+            "IntervalStyle = 'sql_standard'",
+            "statement_timeout = 1",
+            "lock_timeout = 1",
+        ] {
+            let sql = format!("ALTER DATABASE {name} SET {setting}");
+            own.execute(AssertSqlSafe(sql)).await.unwrap();
+        }
+        let pool = PgPool::connect(&url).await.unwrap();
+        let config = PostgresConfig::for_pool();
+        let store = PostgresAuditStore::with_pool(pool, config, &TokioRuntime).await.unwrap();
+        let runtime = ManualRuntime::new(5);
+        append(&store, EventGenerator::new(&runtime).sealed(2_100)).await;
+        store.create_search_index().await.unwrap();
+        store.stage(named(&["staged"])).await.unwrap();
+        assert_eq!(store.relay(10).await.unwrap().appended, 1);
+        assert_eq!(verify(&store, None, |_| ()).await.unwrap().finding, None);
+        let query = ListQuery { action: Some("a".into()), ..ListQuery::default() };
+        store.list(&query).await.unwrap();
+        let mut tx = store.database().begin().await.unwrap();
+        let row = tx.fetch_all(sqlx::query("SHOW synchronous_commit")).await.unwrap();
+        assert_eq!(sqlx::Row::get::<String, _>(&row[0], 0), "on");
+        tx.commit().await.unwrap();
+        let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'odd'";
+        let tables: i64 = sqlx::query_scalar(tables).fetch_one(&mut own).await.unwrap();
+        assert_eq!(tables, 7);
+    });
+}
+
+#[test]
+fn what_would_be_refused_again_is_not_to_be_tried_again() {
+    let databases = Databases::new();
+    tokio().block_on(async {
+        let database = open(&databases.make().await).await.database();
+        for (sql, kind) in [
+            ("SELECT 1 / 0", ErrorKind::Internal),
+            ("SELEKT 1", ErrorKind::Internal),
+            (
+                "CREATE TEMPORARY TABLE t (t text); CREATE INDEX ON t (t); INSERT INTO t SELECT string_agg(md5(n::text), '') FROM generate_series(1, 500) AS n",
+                ErrorKind::TooLarge,
+            ),
+        ] {
+            let mut tx = database.begin().await.unwrap();
+            let refused = tx.run(sql).await.unwrap_err();
+            assert_eq!(refused.kind(), kind, "{refused}");
+            assert!(!refused.is_retryable(), "{refused}");
+        }
+    });
+}
+
+/// Any role that may connect may notify.
+#[test]
+fn a_notification_that_is_not_true_is_no_work_for_ever() {
+    let databases = Databases::new();
+    tokio().block_on(async {
+        let reader: Arc<dyn AuditStore> = Arc::new(open(&databases.make().await).await);
+        reader.changed(0).await;
+        let mut other = databases.connect().await;
+        other.execute("SELECT pg_notify('dezky', 'dezky_schema'::regclass::oid || ':18446744073709551615:audit')").await.unwrap();
+        reader.changed(7).await;
+        let mut tail =
+            reader.tail(Arc::new(TokioRuntime), 0).poll_interval(Duration::from_hours(1));
+        let woken = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&woken);
+        spawn(async move {
+            let mut next = Box::pin(tail.next());
+            let counted = std::future::poll_fn(move |context| {
+                count.fetch_add(1, Ordering::SeqCst);
+                next.as_mut().poll(context).map(drop)
+            });
+            counted.await;
+        });
+        // Time for as many looks, if each led to the next.
+        for _ in 0..2_000 {
+            other.execute("SELECT 1").await.unwrap();
+        }
+        let woken = woken.load(Ordering::SeqCst);
+        assert!((1..300).contains(&woken), "{woken}");
+    });
+}
+
 #[test]
 fn names_that_postgres_cannot_store_are_refused() {
     let databases = Databases::new();
@@ -660,6 +844,17 @@ fn nothing_says_the_password() {
         assert_eq!(bad.kind(), ErrorKind::ConfigInvalid, "{bad}");
         for text in [debug, format!("{error:?}"), format!("{bad:?}"), bad.to_string()] {
             assert!(!text.contains("hunter2"), "{text}");
+        }
+        for (url, named) in [
+            ("postgres://127.0.0.1/x?sslMode=verify-full", " sslMode:"),
+            ("postgres://127.0.0.1/x?user=ana&sslpassword=hunter2", " sslpassword:"),
+            ("postgres://ana:a?hunter2=b@127.0.0.1/x", "option:"),
+        ] {
+            let unknown = PostgresConfig::new(url);
+            let unknown = PostgresAuditStore::open(unknown, &TokioRuntime).await.err().unwrap();
+            assert_eq!(unknown.kind(), ErrorKind::ConfigInvalid, "{unknown}");
+            assert!(unknown.to_string().contains(named), "{unknown}");
+            assert!(!unknown.to_string().contains("hunter2"), "{unknown}");
         }
         let mut config = PostgresConfig::new("postgres://127.0.0.1/x");
         config.lock_timeout = Duration::ZERO;

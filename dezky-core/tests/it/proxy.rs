@@ -1,7 +1,7 @@
 //! A network that fails as told: a proxy before a server.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ struct Cuts {
     after: &'static [u8],
     left: AtomicUsize,
     done: AtomicUsize,
+    /// Rather than cut: silent for ever, once the server has answered.
+    is_silent: AtomicBool,
 }
 
 impl Proxy {
@@ -48,6 +50,7 @@ impl Proxy {
             after: commit.as_bytes(),
             left: AtomicUsize::new(0),
             done: AtomicUsize::new(0),
+            is_silent: AtomicBool::new(false),
         });
         let (network, seen) = watch::channel(Network::Up);
         let server = SocketAddr::from(([127, 0, 0, 1], port));
@@ -63,6 +66,13 @@ impl Proxy {
     /// commit; of two one after it has answered, the other at once.
     pub(crate) fn cut_commits(&self, count: usize) {
         self.cuts.left.store(count, Ordering::SeqCst);
+    }
+
+    /// The next connection that says it keeps the server's answer to itself, and is
+    /// silent from then on.
+    pub(crate) fn keep_answer(&self) {
+        self.cuts.is_silent.store(true, Ordering::SeqCst);
+        self.cut_commits(1);
     }
 
     /// How many were cut.
@@ -138,6 +148,12 @@ async fn pass_on(
                     return;
                 }
                 if cuts.is_next(&mut tail, &up[..count]) {
+                    if cuts.is_silent.load(Ordering::SeqCst) {
+                        let answered = server.read(&mut down).await;
+                        assert!(matches!(answered, Ok(1..)), "the server answers");
+                        cuts.done.fetch_add(1, Ordering::SeqCst);
+                        return std::future::pending().await;
+                    }
                     if cuts.done.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) {
                         let _ = tokio::time::timeout(ANSWER, server.read(&mut down)).await;
                     }

@@ -17,28 +17,17 @@ use dezky_core::store::{
     SqliteAuditStore, SqliteConfig,
 };
 use dezky_core::{AuditStore, Runtime};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
+
+use crate::database::Database;
+pub(crate) use crate::database::variable;
 
 /// Generous: on a loaded machine a start was seen to take two minutes.
 const START: Duration = Duration::from_mins(4);
 /// After this time without a statement the tests' own MongoDB server ends a
 /// transaction; the operator of a real one sets `transactionLifetimeLimitSeconds`.
 pub(crate) const TRANSACTION_LIFETIME: Duration = Duration::from_secs(5);
-
-#[expect(clippy::disallowed_methods, reason = "tests are told where the servers are")]
-pub(crate) fn variable(name: &str) -> String {
-    let Ok(value) = std::env::var(name) else {
-        panic!("{name} is not set: run the tests by .ci/with-servers")
-    };
-    value
-}
-
-/// Whether the server goes with the tests, so that nothing need be dropped.
-#[expect(clippy::disallowed_methods, reason = "tests are told where the servers are")]
-pub(crate) fn is_thrown_away() -> bool {
-    std::env::var_os("DEZKY_TEST_THROWAWAY").is_some()
-}
 
 #[expect(clippy::disallowed_methods, reason = "tests measure how long things take")]
 pub(crate) fn now() -> Instant {
@@ -96,8 +85,7 @@ pub(crate) struct TestLog {
 enum Place {
     Memory(Arc<MemoryAuditStore>),
     Sqlite(TempDir),
-    Postgres { server: String, name: String },
-    Mongodb { server: String, name: String },
+    Server(Database),
 }
 
 impl TestLog {
@@ -108,22 +96,9 @@ impl TestLog {
                 Self { place: Place::Memory(Arc::new(store)) }
             }
             Engine::Sqlite => Self { place: Place::Sqlite(tempfile::tempdir().unwrap()) },
-            Engine::Postgres => Self::in_postgres(&variable("DEZKY_TEST_POSTGRES")).await,
-            Engine::Mongodb => Self::in_mongodb(&variable("DEZKY_TEST_MONGODB")),
+            Engine::Postgres => Self { place: Place::Server(Database::postgres().await) },
+            Engine::Mongodb => Self { place: Place::Server(Database::mongodb()) },
         }
-    }
-
-    /// A database of its own on the server at `url`.
-    pub(crate) async fn in_postgres(url: &str) -> Self {
-        let name = random_name();
-        let mut connection = PgConnection::connect(url).await.unwrap();
-        let sql = format!("CREATE DATABASE {name}");
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
-        Self { place: Place::Postgres { server: url.to_owned(), name } }
-    }
-
-    pub(crate) fn in_mongodb(url: &str) -> Self {
-        Self { place: Place::Mongodb { server: url.to_owned(), name: random_name() } }
     }
 
     /// What [`open`] takes, also in another process. There is none for memory.
@@ -131,9 +106,7 @@ impl TestLog {
         match &self.place {
             Place::Memory(_) => panic!("a log in memory is in one process"),
             Place::Sqlite(folder) => format!("sqlite:{}", folder.path().join("log.db").display()),
-            Place::Postgres { server, name } | Place::Mongodb { server, name } => {
-                at_database(server, name)
-            }
+            Place::Server(database) => database.url(),
         }
     }
 
@@ -142,32 +115,6 @@ impl TestLog {
         match &self.place {
             Place::Memory(store) => Arc::clone(store) as Arc<dyn AuditStore>,
             _ => open(&self.url(), Patience::Usual).await.unwrap(),
-        }
-    }
-}
-
-impl Drop for TestLog {
-    fn drop(&mut self) {
-        match &self.place {
-            Place::Memory(_) | Place::Sqlite(_) => {}
-            Place::Postgres { server, name } => {
-                let (server, sql) = (server.clone(), format!("DROP DATABASE {name} WITH (FORCE)"));
-                apart(async move {
-                    if let Ok(mut connection) = PgConnection::connect(&server).await {
-                        let _ = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await;
-                    }
-                });
-            }
-            // Dropping takes its server a sync a document.
-            Place::Mongodb { .. } if is_thrown_away() => {}
-            Place::Mongodb { server, name } => {
-                let (server, name) = (server.clone(), name.clone());
-                apart(async move {
-                    if let Ok(client) = mongodb::Client::with_uri_str(&server).await {
-                        let _ = client.database(&name).drop().await;
-                    }
-                });
-            }
         }
     }
 }
@@ -215,28 +162,6 @@ pub(crate) async fn open(url: &str, patience: Patience) -> dezky_core::Result<Ar
         return Ok(Arc::new(MongoAuditStore::open(config, Arc::new(TokioRuntime)).await?));
     }
     panic!("what store is {url}?")
-}
-
-/// The URL of a database on the server of a URL, which may have a query.
-fn at_database(server: &str, name: &str) -> String {
-    let (address, query) = server.split_once('?').unwrap_or((server, ""));
-    let start = address.find("://").unwrap() + 3;
-    let host = address[start..].split('/').next().unwrap();
-    let query = if query.is_empty() { String::new() } else { format!("?{query}") };
-    format!("{}{host}/{name}{query}", &address[..start])
-}
-
-fn random_name() -> String {
-    let mut bytes = [0; 8];
-    TokioRuntime.fill_random(&mut bytes);
-    format!("dezky_test_{:016x}", u64::from_le_bytes(bytes))
-}
-
-/// Runs a future where there may be no runtime, or one that must not be blocked.
-#[expect(clippy::disallowed_methods, reason = "what is dropped can't wait otherwise")]
-fn apart(work: impl Future<Output = ()> + Send + 'static) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let _ = std::thread::spawn(move || runtime.block_on(work)).join();
 }
 
 /// A server of a test's own, with the durability that it has by default.

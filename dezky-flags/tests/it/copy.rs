@@ -15,7 +15,7 @@ fn memory() -> MemoryFlagStore {
 }
 
 fn flag(key: &str, version: u64) -> Box<Flag> {
-    let state = if version % 2 == 0 { FlagState::On } else { FlagState::Off };
+    let state = if version.is_multiple_of(2) { FlagState::On } else { FlagState::Off };
     let flag = Flag::new(NewFlag { state, ..NewFlag::new(key) }, Timestamp::MIN).unwrap();
     Box::new(Flag { version, ..flag })
 }

@@ -3,6 +3,8 @@
 
 mod allocation;
 mod copy;
+#[path = "../../../dezky-core/tests/it/database.rs"]
+mod database;
 mod edit;
 mod evaluate;
 mod memory;

@@ -9,43 +9,32 @@ use dezky_flags::store::{FlagStore, MongoFlagStore};
 use dezky_flags::testkit::{FlagStoreHarness, Opened};
 use futures_util::FutureExt;
 use futures_util::future::{join, try_join_all};
-use mongodb::Client;
 use mongodb::bson::{Document, doc};
 use proptest::test_runner::{Config as ProptestConfig, TestRunner};
 
+use crate::database::Database;
 use crate::memory::{agrees_with_memory, any_commits};
-use crate::postgres::{create, in_time, told};
+use crate::postgres::{create, in_time};
 use crate::sqlite::tokio;
 
-/// Databases on the tests' server, dropped at the end; but not of the double of
-/// MongoDB, which would sync to disk after each row and answer nobody meanwhile.
-struct Mongo {
-    server: String,
-    names: Mutex<Vec<String>>,
-}
+/// Databases on the tests' server, dropped at the end.
+#[derive(Default)]
+struct Mongo(Mutex<Vec<Database>>);
 
 impl Mongo {
-    fn new() -> Self {
-        Self { server: told("DEZKY_TEST_MONGODB"), names: Mutex::default() }
-    }
-
     fn make(&self) {
-        let mut drawn = [0; 8];
-        TokioRuntime.fill_random(&mut drawn);
-        let name = format!("dezky_test_{:016x}", u64::from_be_bytes(drawn));
-        self.names.lock().unwrap().push(name);
+        self.0.lock().unwrap().push(Database::mongodb());
     }
 
     /// Opens the database that was made last.
     async fn log_as(&self, migrate: bool) -> MongoAuditStore {
-        let mut config = MongoConfig::new(&self.server);
+        let url = self.0.lock().unwrap().last().expect("was made").url();
+        let mut config = MongoConfig::new(url);
         config.migrate = migrate;
         // A loaded machine is no outage.
         config.operation_timeout = Duration::from_mins(4);
         config.busy_timeout = Duration::from_mins(1);
-        let client = Client::with_uri_str(&self.server).await.unwrap();
-        let name = self.names.lock().unwrap().last().expect("was made").clone();
-        MongoAuditStore::with_client(client, &name, config, Arc::new(TokioRuntime)).await.unwrap()
+        MongoAuditStore::open(config, Arc::new(TokioRuntime)).await.unwrap()
     }
 
     async fn log(&self) -> MongoAuditStore {
@@ -58,25 +47,6 @@ impl Mongo {
         let log = self.log().await;
         let store = MongoFlagStore::open(&log.database()).await.unwrap();
         (log, store)
-    }
-}
-
-impl Drop for Mongo {
-    fn drop(&mut self) {
-        if std::env::var_os("DEZKY_TEST_THROWAWAY").is_some() {
-            return;
-        }
-        let names = std::mem::take(&mut *self.names.lock().unwrap());
-        tokio().block_on(async {
-            let client = Client::with_uri_str(&self.server).await.unwrap();
-            let build = client.database("admin").run_command(doc! { "buildInfo": 1 }).await;
-            if build.unwrap().contains_key("secantusVersion") {
-                return;
-            }
-            for name in names {
-                client.database(&name).drop().await.unwrap();
-            }
-        });
     }
 }
 
@@ -100,11 +70,11 @@ impl FlagStoreHarness for Mongo {
     }
 }
 
-dezky_flags::flag_store_conformance!(Mongo::new());
+dezky_flags::flag_store_conformance!(Mongo::default());
 
 #[test]
 fn a_flag_as_version_1_wrote_it_is_read() {
-    let mongo = Mongo::new();
+    let mongo = Mongo::default();
     tokio().block_on(async {
         mongo.make();
         let log = mongo.log().await;
@@ -130,7 +100,7 @@ fn a_flag_as_version_1_wrote_it_is_read() {
 
 #[test]
 fn what_was_changed_by_hand_is_said_to_be_corrupt() {
-    let mongo = Mongo::new();
+    let mongo = Mongo::default();
     tokio().block_on(async {
         let (log, store) = mongo.flags().await;
         let flags = log.database().collection::<Document>("dezky_flags");
@@ -150,7 +120,7 @@ fn what_was_changed_by_hand_is_said_to_be_corrupt() {
 
 #[test]
 fn a_database_is_looked_at_before_it_is_written_to() {
-    let mongo = Mongo::new();
+    let mongo = Mongo::default();
     tokio().block_on(async {
         mongo.make();
         let log = mongo.log().await;
@@ -170,7 +140,7 @@ fn a_database_is_looked_at_before_it_is_written_to() {
 
 #[test]
 fn stores_that_open_at_once_are_one() {
-    let mongo = Mongo::new();
+    let mongo = Mongo::default();
     tokio().block_on(async {
         mongo.make();
         let opened = (0..8).map(|_| async {
@@ -193,7 +163,7 @@ fn stores_that_open_at_once_are_one() {
 
 #[test]
 fn others_are_told_of_a_change() {
-    let mongo = Mongo::new();
+    let mongo = Mongo::default();
     tokio().block_on(async {
         let (_log, store) = mongo.flags().await;
         let Opened { store: other, log: _log } = mongo.open(Reopen::Yes).await;
@@ -211,7 +181,7 @@ fn others_are_told_of_a_change() {
 /// Whatever is committed, MongoDB answers as the memory does, and holds the same.
 #[test]
 fn mongodb_agrees_with_memory() {
-    let mongo = Mongo::new();
+    let mongo = Mongo::default();
     let runtime = tokio();
     let (log, store) = runtime.block_on(mongo.flags());
     let config = ProptestConfig { cases: 6, failure_persistence: None, ..Default::default() };

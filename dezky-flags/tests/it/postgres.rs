@@ -13,40 +13,25 @@ use dezky_flags::{Flag, NewFlag};
 use futures_util::FutureExt;
 use futures_util::future::{join, try_join_all};
 use proptest::prelude::*;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
+use sqlx::{Connection, PgConnection, Row};
 
+use crate::database::Database;
 use crate::memory::{agrees_with_memory, any_commits};
 use crate::sqlite::tokio;
 
 /// Databases on the tests' server, dropped at the end.
-struct Postgres {
-    server: String,
-    names: Mutex<Vec<String>>,
-}
+#[derive(Default)]
+struct Postgres(Mutex<Vec<Database>>);
 
 impl Postgres {
-    fn new() -> Self {
-        Self { server: told("DEZKY_TEST_POSTGRES"), names: Mutex::default() }
-    }
-
     async fn make(&self) {
-        let mut drawn = [0; 8];
-        TokioRuntime.fill_random(&mut drawn);
-        let name = format!("dezky_test_{:016x}", u64::from_be_bytes(drawn));
-        self.administrate(format!("CREATE DATABASE {name}")).await;
-        self.names.lock().unwrap().push(name);
-    }
-
-    async fn administrate(&self, sql: String) {
-        let mut connection = PgConnection::connect(&self.server).await.unwrap();
-        connection.execute(AssertSqlSafe(sql)).await.unwrap();
-        connection.close().await.unwrap();
+        let database = Database::postgres().await;
+        self.0.lock().unwrap().push(database);
     }
 
     /// The database that was made last.
     fn url(&self) -> String {
-        let (server, _) = self.server.rsplit_once('/').unwrap();
-        format!("{server}/{}", self.names.lock().unwrap().last().expect("was made"))
+        self.0.lock().unwrap().last().expect("was made").url()
     }
 
     async fn log(&self) -> PostgresAuditStore {
@@ -59,17 +44,6 @@ impl Postgres {
         let log = self.log().await;
         let store = PostgresFlagStore::open(&log.database()).await.unwrap();
         (log, store)
-    }
-}
-
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        let names = std::mem::take(&mut *self.names.lock().unwrap());
-        tokio().block_on(async {
-            for name in names {
-                self.administrate(format!("DROP DATABASE {name} WITH (FORCE)")).await;
-            }
-        });
     }
 }
 
@@ -93,13 +67,7 @@ impl FlagStoreHarness for Postgres {
     }
 }
 
-dezky_flags::flag_store_conformance!(Postgres::new());
-
-#[expect(clippy::disallowed_methods, reason = "a test is told of its servers")]
-pub(crate) fn told(variable: &str) -> String {
-    std::env::var(variable)
-        .unwrap_or_else(|_| panic!("{variable} is not set: run this by .ci/with-servers"))
-}
+dezky_flags::flag_store_conformance!(Postgres::default());
 
 async fn run_sql(log: &PostgresAuditStore, sql: &'static str, text: &str) {
     let mut tx = log.database().begin().await.unwrap();
@@ -113,7 +81,7 @@ pub(crate) fn create(key: &str) -> FlagChange {
 
 #[test]
 fn a_flag_as_version_1_wrote_it_is_read() {
-    let postgres = Postgres::new();
+    let postgres = Postgres::default();
     tokio().block_on(async {
         postgres.make().await;
         let log = postgres.log().await;
@@ -130,7 +98,7 @@ fn a_flag_as_version_1_wrote_it_is_read() {
 
 #[test]
 fn a_row_that_was_changed_by_hand_is_said_to_be_corrupt() {
-    let postgres = Postgres::new();
+    let postgres = Postgres::default();
     tokio().block_on(async {
         let (log, store) = postgres.flags().await;
         let sql = "INSERT INTO dezky_flags (key, version, flag) VALUES ('other', 3, $1)";
@@ -147,7 +115,7 @@ fn a_row_that_was_changed_by_hand_is_said_to_be_corrupt() {
 
 #[test]
 fn a_database_is_looked_at_before_it_is_written_to() {
-    let postgres = Postgres::new();
+    let postgres = Postgres::default();
     tokio().block_on(async {
         postgres.make().await;
         let log = postgres.log().await;
@@ -167,7 +135,7 @@ fn a_database_is_looked_at_before_it_is_written_to() {
 
 #[test]
 fn stores_that_open_at_once_make_the_tables_once() {
-    let postgres = Postgres::new();
+    let postgres = Postgres::default();
     tokio().block_on(async {
         postgres.make().await;
         let opened = (0..8).map(|_| async {
@@ -184,7 +152,7 @@ fn stores_that_open_at_once_make_the_tables_once() {
 
 #[test]
 fn others_are_told_of_a_change() {
-    let postgres = Postgres::new();
+    let postgres = Postgres::default();
     tokio().block_on(async {
         let (_log, store) = postgres.flags().await;
         let Opened { store: other, log: _log } = postgres.open(Reopen::Yes).await;
@@ -210,7 +178,7 @@ pub(crate) async fn in_time(told: impl Future<Output = ()>) {
 /// there or neither is, and the same store goes on.
 #[test]
 fn a_cut_connection_parts_no_change_from_its_event() {
-    let postgres = Postgres::new();
+    let postgres = Postgres::default();
     tokio().block_on(async {
         let (log, store) = postgres.flags().await;
         let is_over = AtomicBool::new(false);
@@ -262,7 +230,7 @@ proptest! {
     /// Whatever is committed, PostgreSQL answers as the memory does, and holds the same.
     #[test]
     fn postgres_agrees_with_memory(commits in any_commits()) {
-        let postgres = Postgres::new();
+        let postgres = Postgres::default();
         tokio().block_on(async {
             let (log, store) = postgres.flags().await;
             agrees_with_memory(&store, commits).await;

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::progress::Progress;
 use super::{Signals, last_of, print};
-use crate::config::{Settings, StoreConfig, StoreUrl};
+use crate::config::{FROM_VARIABLE, Settings, StoreConfig, StoreUrl, TO_VARIABLE};
 use crate::error::Failure;
 use crate::platform::Platform;
 use crate::stores::Access;
@@ -24,10 +24,10 @@ const MAX_ROUNDS: usize = 5;
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// The store to copy
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = FROM_VARIABLE, hide_env_values = true)]
     from: String,
     /// Where to: an empty store, or one that an earlier run began
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = TO_VARIABLE, hide_env_values = true)]
     to: String,
     /// Print one JSON object
     #[arg(long)]
@@ -41,7 +41,6 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     if is_same(&from.url, &to.url) {
         return Err(Failure::usage("--to: is the store of --from: name another one"));
     }
-    let mut signals = Signals::listen()?;
     // Nothing is made at the source: a mistyped name must not leave an empty store.
     let source = open(&from, Access::Write, "--from").await?;
     let target = match open(&to, Access::Migrate, "--to").await {
@@ -51,6 +50,9 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
             return Err(failure);
         }
     };
+    // Not before: a server that does not answer is waited for, and nothing is lost by an
+    // end meanwhile.
+    let mut signals = Signals::listen()?;
     let mut copy = Copy {
         from: &source,
         to: &target,
@@ -65,6 +67,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
         )),
     };
     let report = done.map(|copied| (copy.rows, copied));
+    signals.end_at_once_on_the_next();
     source.close().await;
     target.close().await;
     let (rows, copied) = report?;
@@ -129,7 +132,7 @@ impl Copy<'_> {
             }
         }
         Err(Failure::no(format!(
-            "the source is being written to ({difference}): stop the servers on it, then give the same command again"
+            "one of the stores is being written to ({difference}): stop the servers on both, then give the same command again"
         )))
     }
 

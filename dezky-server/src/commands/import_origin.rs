@@ -1,13 +1,14 @@
 use std::time::Duration;
 
 use clap::Args;
+use dezky_core::store::mongo_error;
 use mongodb::options::ClientOptions;
 use mongodb::{Client, Database};
 
 use super::copy::open;
 use super::progress::Progress;
 use super::{Signals, print};
-use crate::config::Settings;
+use crate::config::{FROM_VARIABLE, Settings, TO_VARIABLE};
 use crate::error::Failure;
 use crate::origin::{Broken, Import, KINDS, Report};
 use crate::stores::Access;
@@ -20,10 +21,10 @@ const SELECTION_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Options {
     /// The database of the platform that this replaces, such as
     /// `mongodb://host/platform`
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = FROM_VARIABLE, hide_env_values = true)]
     from: String,
     /// The store to import into
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = TO_VARIABLE, hide_env_values = true)]
     to: String,
     /// Report what would be imported, and write nothing
     #[arg(long)]
@@ -43,14 +44,22 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     let names = names(&collections)?;
     let to = settings.store_at("--to", &to)?;
     let from = connect(&from).await?;
-    let there = from.list_collection_names().await.map_err(|error| broken(error.into()))?;
+    let there = from.list_collection_names().await.map_err(|error| {
+        let error = mongo_error(&error);
+        if error.is_retryable() {
+            return Failure::no(
+                "--from: the server can't be reached: check the URL and that it is up",
+            );
+        }
+        Failure::usage(format!("--from: {error}"))
+    })?;
     if !names.iter().any(|name| there.contains(name)) {
         return Err(Failure::usage(
             "--from: none of the collections is there: name another database, or the collections by --collection KIND=NAME",
         ));
     }
-    let mut signals = Signals::listen()?;
     let platform = if dry_run { None } else { Some(open(&to, Access::Migrate, "--to").await?) };
+    let mut signals = Signals::listen()?;
     let mut shown = Progress::new(json);
     let mut part = "";
     let mut progress = |what, done, total| {
@@ -67,6 +76,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
             "stopped: what was imported stays, and the same command goes on",
         )),
     };
+    signals.end_at_once_on_the_next();
     if let Some(platform) = &platform {
         platform.close().await;
     }
@@ -122,7 +132,7 @@ async fn connect(url: &str) -> Result<Database, Failure> {
 
 fn broken(broken: Broken) -> Failure {
     let what = match broken {
-        Broken::Source(error) => format!("--from: {}", error.kind),
+        Broken::Source(error) => format!("--from: {}", mongo_error(&error)),
         Broken::Target(error) => format!("--to: {error}"),
     };
     Failure::no(format!("{what}: what was imported stays, and the same command goes on"))

@@ -135,6 +135,11 @@ pub(super) const KEYS: &[Key] = &[
 /// The variable that names the file itself.
 pub(crate) const CONFIG_VARIABLE: &str = "DEZKY_CONFIG";
 
+/// The variables that name the ends of `copy` and `import-origin`: everybody on the
+/// machine can read a password in the arguments of a process.
+pub(crate) const FROM_VARIABLE: &str = "DEZKY_FROM";
+pub(crate) const TO_VARIABLE: &str = "DEZKY_TO";
+
 /// What further instances have, below `stalwart.instances.<name>`.
 pub(super) const INSTANCE_LEAVES: &[(&str, Kind)] =
     &[("secret", Kind::Secret), ("secret_file", Kind::Text), ("secret_files", Kind::List)];

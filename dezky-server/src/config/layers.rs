@@ -366,7 +366,7 @@ fn secret_in_file(name: &str, origin: &Origin) -> Failure {
 /// the servers of the tests are.
 fn check_unknown_variable(variable: &str, text: &str) -> Result<(), Failure> {
     if !variable.starts_with("DEZKY_")
-        || variable == keys::CONFIG_VARIABLE
+        || [keys::CONFIG_VARIABLE, keys::FROM_VARIABLE, keys::TO_VARIABLE].contains(&variable)
         || variable.starts_with("DEZKY_TEST_")
         || is_service_link(variable, text)
     {

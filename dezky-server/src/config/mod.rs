@@ -23,9 +23,9 @@ use dezky_ingest::authentik::ApiToken;
 use dezky_ingest::signature::{Secret, Secrets};
 use tracing_subscriber::EnvFilter;
 
-pub(crate) use self::keys::CONFIG_VARIABLE;
 use self::keys::Kind;
 pub use self::keys::example;
+pub(crate) use self::keys::{CONFIG_VARIABLE, FROM_VARIABLE, TO_VARIABLE};
 use self::layers::{Layers, Origin, Setting, Value};
 pub use self::network::{Network, client_ip};
 pub use self::sources::{FollowedFile, SourceConfig};

@@ -2,11 +2,10 @@
 
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::str::FromStr as _;
 use std::time::Duration;
 
+use dezky_core::store::postgres_options;
 use mongodb::options::ConnectionString;
-use sqlx::postgres::PgConnectOptions;
 
 use super::layers::Origin;
 use super::{Settings, refused};
@@ -149,9 +148,7 @@ impl StoreUrl {
             "sqlite" => Ok(Self::Sqlite(rest.into())),
             "postgres" | "postgresql" => {
                 let remote = RemoteUrl::parse(scheme, rest)?;
-                PgConnectOptions::from_str(url).map_err(
-                    |_| "can't be read: write postgres://user@host:5432/database?sslmode=verify-full",
-                )?;
+                postgres_options(url).map_err(|error| error.to_string())?;
                 Ok(Self::Postgres(remote))
             }
             "mongodb" | "mongodb+srv" => {
@@ -338,10 +335,22 @@ mod tests {
             "mongodb:///x",
             "postgres://",
             "mysql://u:p4ss@db/x",
+            "postgres://u@db/x?pasword=p4ss",
+            "postgres://u@db:p4ss/x",
         ] {
             let said = StoreUrl::parse(url).unwrap_err();
             assert!(!said.contains("p4"), "{said}");
         }
+    }
+
+    #[test]
+    fn a_mistyped_option_is_named_rather_than_left_out() {
+        for url in ["postgres://u@db/x?ssl_mode=require", "mongodb://u@db/x?ssl_mode=require"] {
+            assert!(StoreUrl::parse(url).is_err(), "{url}");
+        }
+        let said = StoreUrl::parse("postgres://u@db/x?sslrootcert=a&ssl_mode=require").unwrap_err();
+        assert!(said.contains("unknown option ssl_mode:"), "{said}");
+        assert!(StoreUrl::parse("postgres://db/x?user=u&options[search_path]=a").is_ok());
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub(super) fn tenant(
 ) -> Result<DirectoryChange, String> {
     let slug = slug(fields)?;
     let (created_at, updated_at) = times(fields);
-    let status = one_of(fields, "status", TenantStatus::Active, report);
+    let status = status(fields, TenantStatus::Active, TenantStatus::Suspended, report);
     let said = fields.text("plan");
     let plan = plan(said.as_deref().unwrap_or("unknown"));
     if said.as_ref() != Some(&plan) {
@@ -75,7 +75,7 @@ pub(super) fn partner(
         name: name(fields, &slug, report),
         slug,
         domain: None,
-        status: one_of(fields, "status", PartnerStatus::Active, report),
+        status: status(fields, PartnerStatus::Active, PartnerStatus::Terminated, report),
         margin_pct: 0.0,
         contact_info: ContactInfo::default(),
         billing_info: Billing::default(),
@@ -108,6 +108,7 @@ pub(super) fn user(
     let issuer =
         fields.text("issuer").ok_or("it has no issuer: add one there, then import again")?;
     let subject = fields.text("subject").or_else(|| fields.text("sub"));
+    let status = status(fields, UserStatus::Active, UserStatus::Deactivated, report);
     let user = User {
         id: fields.id.clone(),
         issuer,
@@ -116,8 +117,9 @@ pub(super) fn user(
         name: None,
         identities: Vec::new(),
         tenant_ids: Vec::new(),
-        platform_admin: fields.is_set("platformAdmin"),
-        status: one_of(fields, "status", UserStatus::Active, report),
+        // As with one that is deactivated here.
+        platform_admin: fields.is_set("platformAdmin") && status == UserStatus::Active,
+        status,
         last_login_at: fields.time("lastLoginAt"),
         version: 1,
         created_at,
@@ -197,16 +199,17 @@ fn plan(said: &str) -> String {
     if plan.is_empty() { "unknown".into() } else { plan.to_owned() }
 }
 
-fn one_of<T: std::str::FromStr>(
+/// One that is not known may mean that somebody was locked out: that must not let them in.
+fn status<T: std::str::FromStr>(
     fields: &mut Fields,
-    field: &'static str,
-    default: T,
+    absent: T,
+    unknown: T,
     report: &mut Collection,
 ) -> T {
-    let Some(text) = fields.text(field) else { return default };
+    let Some(text) = fields.text("status") else { return absent };
     text.to_lowercase().parse().unwrap_or_else(|_| {
-        report.change(field);
-        default
+        report.change("status");
+        unknown
     })
 }
 
@@ -323,6 +326,14 @@ mod tests {
         assert_eq!((user.identities.len(), user.tenant_ids.len()), (1, 1));
         assert!(user.platform_admin && user.last_login_at.is_some());
         assert_eq!(json!(report.changed), json!({"identities": 1}));
+        let (user, report) = mapped(
+            super::user,
+            doc! {"_id": id('7'), "issuer": "https://id.example/", "subject": "s", "status": "blocked",
+            "platformAdmin": true},
+        );
+        let Ok(DirectoryChange::User(user)) = user else { panic!("{user:?}") };
+        assert_eq!((user.status, report.changed["status"]), (UserStatus::Deactivated, 1));
+        assert!(!user.platform_admin);
         let (refused, _) = mapped(super::user, doc! {"_id": id('7'), "email": "a@b.example"});
         assert!(refused.unwrap_err().contains("issuer"));
     }

@@ -83,6 +83,21 @@ impl Fields {
         }
     }
 
+    /// Whether [`texts`](Self::texts) would leave something of the field out.
+    pub(super) fn has_other_than_texts(&self, name: &str) -> bool {
+        match self.document.get(name) {
+            None | Some(Bson::Null | Bson::Undefined) => false,
+            Some(Bson::Array(values)) => values.iter().any(|value| text(value).is_none()),
+            Some(one) => text(one).is_none(),
+        }
+    }
+
+    /// Whether [`part`](Self::part) would leave the field out.
+    pub(super) fn has_other_than_part(&self, name: &str) -> bool {
+        let value = self.document.get(name);
+        value.is_some_and(|v| !matches!(v, Bson::Null | Bson::Undefined | Bson::Document(_)))
+    }
+
     /// The objects of a list.
     pub(super) fn parts(&mut self, name: &str) -> Vec<Self> {
         let Some(Bson::Array(values)) = self.take(name) else { return Vec::new() };

@@ -20,7 +20,18 @@ pub(super) fn flag(fields: &mut Fields, report: &mut Collection) -> Result<Flag,
         FlagState::Off
     });
     let pct = fields.number("pct").unwrap_or(0.0);
+    // What is left out of a scope must not widen the flag.
+    if fields.has_other_than_part("scope") {
+        return Err("scope is no object: mend it there, then import again".into());
+    }
     let mut scope = fields.part("scope");
+    for axis in ["plans", "tenantSlugs", "partnerSlugs", "environments"] {
+        if scope.has_other_than_texts(axis) {
+            return Err(format!(
+                "scope.{axis} is no list of texts: mend it there, then import again"
+            ));
+        }
+    }
     let new = NewFlag {
         description: fields.text("description").unwrap_or_default(),
         state,
@@ -37,7 +48,6 @@ pub(super) fn flag(fields: &mut Fields, report: &mut Collection) -> Result<Flag,
     if pct.fract() != 0.0 || !(0.0..=100.0).contains(&pct) {
         report.change("pct");
     }
-    // An axis that is not known here must not widen the flag.
     let other_axes = scope.rest();
     if let Some(axis) = other_axes.keys().next() {
         return Err(format!(
@@ -170,6 +180,16 @@ mod tests {
     fn what_would_widen_a_flag_is_refused() {
         let (flag, _) = mapped(doc! {"key": "a", "state": "rollout", "scope": {"regions": ["eu"]}});
         assert!(flag.unwrap_err().starts_with("scope.regions is no axis"));
+        for (scope, says) in [
+            (Bson::from(doc! {"plans": [{"key": "pro"}]}), "scope.plans is no list of texts"),
+            (doc! {"tenantSlugs": {"acme": true}}.into(), "scope.tenantSlugs is no list of texts"),
+            ("pro".into(), "scope is no object"),
+        ] {
+            let (flag, _) = mapped(doc! {"key": "a", "state": "rollout", "pct": 9, "scope": scope});
+            assert!(flag.unwrap_err().starts_with(says));
+        }
+        let (flag, _) = mapped(doc! {"key": "a", "scope": {"plans": null, "environments": "test"}});
+        assert_eq!(flag.unwrap().scope.environments, ["test"]);
         let (flag, report) = mapped(doc! {"key": "a", "state": "beta", "pct": 12.4});
         let flag = flag.unwrap();
         assert_eq!((flag.state, flag.pct), (FlagState::Off, 12));

@@ -29,6 +29,20 @@ fn events(count: usize) -> Vec<SealedEvent> {
     std::iter::repeat_with(event).take(count).collect()
 }
 
+/// A password in the arguments could be read by everybody on the machine.
+#[test]
+fn the_ends_may_stand_in_the_environment() {
+    let folder = tempfile::tempdir().unwrap();
+    let [from, to] = ["a.db", "b.db"].map(|name| url(&folder.path().join(name)));
+    assert!(run(&["migrate", "--store", &from], &[]).status.success());
+    let ends = [("DEZKY_FROM", from.as_str()), ("DEZKY_TO", to.as_str())];
+    let output = run(&["copy"], &ends);
+    assert!(output.status.success(), "{output:?}");
+    let secret = [("DEZKY_FROM", "postgres://u:p4ssw0rd@h/x"), ("DEZKY_TO", "postgres://u@h/x")];
+    let help = run(&["copy", "--help"], &secret);
+    assert!(stdout(&help).contains("DEZKY_FROM") && !stdout(&help).contains("p4ssw0rd"));
+}
+
 async fn open(url: &str) -> Stores {
     let settings = Settings::load(None, [], Some(url)).unwrap();
     Stores::open(&settings.store().unwrap(), Access::Write).await.unwrap()

@@ -73,10 +73,14 @@ async fn a_file_that_lacks_an_index() {
     migrated(&url);
     let mut file = sqlx::SqliteConnection::connect(&url).await.unwrap();
     sqlx::raw_sql("DROP INDEX dezky_audit_events_tenant").execute(&mut file).await.unwrap();
-    file.close().await.unwrap();
     let output = doctor(&url, &[]);
     assert_eq!(output.status.code(), Some(1));
     only(&output, "bad", &["dezky_audit_events_tenant"]);
+    let drop =
+        "DROP TABLE dezky_leases; CREATE INDEX dezky_audit_events_tenant ON dezky_cursors (source)";
+    sqlx::raw_sql(drop).execute(&mut file).await.unwrap();
+    file.close().await.unwrap();
+    only(&doctor(&url, &[]), "bad", &["schema", "dezky_leases"]);
 }
 
 /// The server beside the tests runs without fsync, as nothing in it has to last.
@@ -128,6 +132,10 @@ async fn a_postgres_fit_and_not() {
     assert!(bad.iter().any(|line| line.contains("GRANT SELECT, INSERT, UPDATE, DELETE ON dezky_audit_events")), "{bad:?}");
     assert!(bad.iter().any(|line| line.contains("writing")), "{bad:?}");
     assert!(lines(&output, "warn").iter().any(|line| line.contains("GRANT CREATE")), "{output:?}");
+
+    // Half of a backup.
+    sql(&server.url, "DROP TABLE dezky_leases, dezky_flags").await;
+    only(&doctor(&server.url, &[]), "bad", &["schema", "missing: dezky_flags, dezky_leases"]);
 
     sql(&server.url, "ALTER DATABASE postgres SET default_transaction_read_only = on").await;
     let output = doctor(&server.url, &[]);

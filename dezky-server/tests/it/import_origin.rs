@@ -239,7 +239,7 @@ async fn what_can_not_be_is_told_and_the_rest_is_imported() {
         ("mongodb://127.0.0.1:1", "--from: must be the URL of a database of MongoDB"),
         (
             "mongodb://u:S3CRET@127.0.0.1:1/x?serverSelectionTimeoutMS=100&connectTimeoutMS=100",
-            "--from: ",
+            "--from: the server can't be reached: check the URL and that it is up",
         ),
     ] {
         let refused = import(from, &to, &[]);

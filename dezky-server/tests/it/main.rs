@@ -11,6 +11,8 @@ mod cli;
 mod config;
 mod copy;
 mod crash;
+#[path = "../../../dezky-core/tests/it/database.rs"]
+mod database;
 mod directory;
 mod doctor;
 mod engines;

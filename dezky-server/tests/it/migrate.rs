@@ -2,7 +2,8 @@
 
 use std::process::Stdio;
 
-use crate::servers::{sql, with_database};
+use crate::database::{at_database, variable};
+use crate::servers::{free_port, sql};
 use crate::support::{Database, Engine, program, refusal, run, stdout};
 
 /// A place for a store with nothing in it.
@@ -125,11 +126,30 @@ async fn a_newer_schema_is_left_alone() {
 #[tokio::test]
 async fn what_is_refused_shows_no_password() {
     let (_folder, _database, url) = empty(Engine::Postgres).await;
-    let url = with_database(&url, "nowhere").replace("dezky@", "dezky:p4ssw0rd@");
+    let url = at_database(&url, "nowhere").replace("dezky@", "dezky:p4ssw0rd@");
     for arguments in [&["migrate"][..], &["verify"], &["doctor"], &["config", "check"]] {
         let output = run(&[arguments, &["--store", &url]].concat(), &[]);
         let said = format!("{output:?}");
         assert!(!said.contains("p4ssw0rd"), "{said}");
         assert!(said.contains("postgres://dezky@127.0.0.1:"), "{said}");
     }
+}
+
+/// A URL that does not lead to a store is wrong use; a server that does not answer is not.
+#[tokio::test]
+async fn what_does_not_lead_to_a_store_is_told_from_what_does_not_answer() {
+    let url = at_database(&variable("DEZKY_TEST_POSTGRES"), "dezky_it_not_there");
+    for command in ["migrate", "serve"] {
+        let folder = tempfile::tempdir().unwrap();
+        let head = folder.path().join("x.head").display().to_string();
+        let environment = [("DEZKY_LISTEN", "127.0.0.1:0"), ("DEZKY_HEAD_PATH", head.as_str())];
+        let said = refusal(&run(&[command, "--store", &url], &environment), 2);
+        assert!(said.contains("no such database"), "{said}");
+        // Left out it would be logged with its value.
+        let mistyped = format!("{url}?pasword=p4ssw0rd");
+        let said = refusal(&run(&[command, "--store", &mistyped], &environment), 2);
+        assert!(said.contains("unknown option pasword") && !said.contains("p4ss"), "{said}");
+    }
+    let gone = format!("postgres://dezky@127.0.0.1:{}/x", free_port());
+    refusal(&run(&["migrate", "--store", &gone], &[]), 1);
 }

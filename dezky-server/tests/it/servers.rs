@@ -6,8 +6,8 @@ use std::process::{Child, Command, Stdio};
 use mongodb::bson::Document;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tempfile::TempDir;
-use uuid::Uuid;
 
+use crate::database::variable;
 use crate::support::until;
 
 /// What a store can be kept in.
@@ -21,72 +21,18 @@ pub(crate) enum Engine {
 /// A database of its own on a server beside the tests, dropped at the end.
 pub(crate) struct Database {
     pub(crate) url: String,
-    engine: Engine,
-    name: String,
-}
-
-/// The value of a variable that says where the servers are.
-pub(crate) fn beside(variable: &str) -> String {
-    std::env::var(variable)
-        .unwrap_or_else(|_| panic!("{variable} is not set: run .ci/with-servers"))
-}
-
-/// A URL with another database in it.
-pub(crate) fn with_database(url: &str, name: &str) -> String {
-    let (scheme, rest) = url.split_once("://").unwrap();
-    let (place, options) = rest.split_once('?').unwrap_or((rest, ""));
-    let host = place.split('/').next().unwrap();
-    let mark = if options.is_empty() { "" } else { "?" };
-    format!("{scheme}://{host}/{name}{mark}{options}")
+    _database: crate::database::Database,
 }
 
 impl Database {
     /// `None` for the engine that needs no server.
     pub(crate) async fn new(engine: Engine) -> Option<Self> {
-        let url = match engine {
+        let database = match engine {
             Engine::Sqlite => return None,
-            Engine::Postgres => beside("DEZKY_TEST_POSTGRES"),
-            Engine::Mongodb => beside("DEZKY_TEST_MONGODB"),
+            Engine::Postgres => crate::database::Database::postgres().await,
+            Engine::Mongodb => crate::database::Database::mongodb(),
         };
-        let mut random = [0; 16];
-        dezky_core::Runtime::fill_random(&dezky_core::rt::TokioRuntime, &mut random);
-        let name = format!("dezky_it_{}", Uuid::from_bytes(random).simple());
-        if engine == Engine::Postgres {
-            let mut server = PgConnection::connect(&url).await.unwrap();
-            let create = AssertSqlSafe(format!("CREATE DATABASE {name}"));
-            server.execute(sqlx::raw_sql(create)).await.unwrap();
-        }
-        Some(Self { url: with_database(&url, &name), engine, name })
-    }
-
-    async fn drop_it(engine: Engine, name: String) {
-        match engine {
-            Engine::Sqlite => {}
-            Engine::Postgres => {
-                let url = beside("DEZKY_TEST_POSTGRES");
-                let mut server = PgConnection::connect(&url).await.unwrap();
-                let drop = AssertSqlSafe(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
-                server.execute(sqlx::raw_sql(drop)).await.unwrap();
-            }
-            Engine::Mongodb if std::env::var_os("DEZKY_TEST_THROWAWAY").is_some() => {}
-            Engine::Mongodb => {
-                let url = beside("DEZKY_TEST_MONGODB");
-                let client = mongodb::Client::with_uri_str(url).await.unwrap();
-                client.database(&name).drop().await.unwrap();
-            }
-        }
-    }
-}
-
-impl Drop for Database {
-    fn drop(&mut self) {
-        let (engine, name) = (self.engine, std::mem::take(&mut self.name));
-        // Not on this thread, whose runtime may be the one that ends.
-        let dropped = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(Self::drop_it(engine, name));
-        });
-        let _ = dropped.join();
+        Some(Self { url: database.url(), _database: database })
     }
 }
 
@@ -107,7 +53,7 @@ pub(crate) async fn collection(url: &str, name: &str) -> mongodb::Collection<Doc
 /// A program of the servers, run as PostgreSQL's own user where this is root's process,
 /// which it refuses.
 pub(crate) fn program_of_server(name: &str) -> Command {
-    let path = PathBuf::from(beside("DEZKY_TEST_SERVERS")).join(name).canonicalize().unwrap();
+    let path = PathBuf::from(variable("DEZKY_TEST_SERVERS")).join(name).canonicalize().unwrap();
     let mut command = Command::new(path);
     command.stdin(Stdio::null()).current_dir("/");
     if let Some((uid, gid)) = postgres_user() {

@@ -78,7 +78,7 @@ async fn a_file_that_went_back() {
     // The file itself is gone: nothing is made in its place.
     std::fs::remove_file(&file).unwrap();
     let said = refusal(&command(folder, &[], &["serve"]), 2);
-    assert!(said.contains("found no database") && said.contains("dezky.db.head"), "{said}");
+    assert!(said.contains("found no log") && said.contains("dezky.db.head"), "{said}");
     assert!(!file.exists());
     // A note that is no note is no first start.
     std::fs::write(&head, "{}").unwrap();
@@ -131,6 +131,12 @@ async fn a_postgres_database_that_went_back_under_a_server_and_before_a_start() 
     assert!(!process.ended().unwrap().success());
     assert!(process.stderr().contains("the log went back from"), "{}", process.stderr());
     refused_until_acknowledged(folder, &environment, 2).await;
+
+    // An empty database stays empty, so that a backup can be restored into it.
+    sql(&database.url, "DROP SCHEMA public CASCADE; CREATE SCHEMA public").await;
+    let said = refusal(&command(folder, &environment, &["serve"]), 2);
+    assert!(said.contains("found no log") && said.contains("dezky.head"), "{said}");
+    sql(&database.url, "DROP SCHEMA public RESTRICT").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -144,6 +150,7 @@ async fn another_log_in_the_place_of_the_first() {
     record(&process, 2).await;
     process.stop().await;
     let environment = [("DEZKY_STORE", other.url.as_str())];
+    assert!(command(folder.path(), &environment, &["migrate"]).status.success());
     let said = refusal(&command(folder.path(), &environment, &["serve"]), 2);
     assert!(said.contains("expected head 1:") && said.contains("found the empty log"), "{said}");
     // With a note of its own it is a first start.

@@ -161,5 +161,5 @@ impl Inner {
 fn refuses_streams(error: &mongodb::error::Error) -> bool {
     use mongodb::error::ErrorKind::Command;
     matches!(&*error.kind, Command(command)
-        if matches!(command.code, 13 | 20 | 59 | 115 | 238 | 303 | 40_324 | 40_573))
+        if matches!(command.code, 13 | 20 | 59 | 115 | 238 | 40_324 | 40_573))
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::IntoFuture;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
@@ -135,9 +136,9 @@ impl MongoDatabase {
         self.0.run(operation).await
     }
 
-    /// A session in a started transaction: one snapshot, committed durably. Dropped
-    /// before [`commit`](Self::commit) it changes nothing: the driver then aborts it
-    /// in the background. Hold it briefly; who writes what it has written fails by
+    /// A session in a transaction that has begun: one snapshot, committed durably.
+    /// Dropped before [`commit`](Self::commit), also in the middle of an operation, it
+    /// changes nothing: the driver then aborts it in the background. Hold it briefly; who writes what it has written fails by
     /// `store_busy` meanwhile. The server ends it after its
     /// `transactionLifetimeLimitSeconds`.
     ///
@@ -153,6 +154,11 @@ impl MongoDatabase {
                 .selection_criteria(primary())
                 .max_commit_time(MAX_COMMIT_TIME)
                 .await?;
+            // For the driver it has begun when its first operation has ended. One that
+            // is dropped in the middle of that is not aborted: let it be one that
+            // locks nothing.
+            let schema = self.collection::<RawDocumentBuf>(schema::SCHEMA);
+            schema.find_one(doc! {}).session(&mut session).await?;
             Ok(session)
         })
         .await
@@ -206,7 +212,8 @@ impl MongoDatabase {
 
     /// Tries until it does not fail by `store_busy`, with drawn pauses, for as long
     /// as a writer may wait: what conflicts with another transaction is to be done
-    /// again from its beginning.
+    /// again from its beginning. A try that is under way is never cut off, so a commit
+    /// in it has its answer; each of its operations has a bound of its own.
     ///
     /// # Errors
     /// Those of `attempt`; `store_busy` beyond the bound.
@@ -214,11 +221,18 @@ impl MongoDatabase {
     where
         F: Future<Output = Result<T>>,
     {
-        let mut conflicts = 0;
+        let expired = AtomicBool::new(false);
         let tries = async {
+            let mut conflicts = 0;
             loop {
                 match attempt().await {
                     Err(error) if error.kind() == ErrorKind::StoreBusy => {
+                        if expired.load(Ordering::Relaxed) {
+                            return Err(Error::new(
+                                ErrorKind::StoreBusy,
+                                "other writers hold the database beyond the bound: try again",
+                            ));
+                        }
                         conflicts += 1;
                         self.pause(conflicts).await;
                     }
@@ -229,10 +243,10 @@ impl MongoDatabase {
         let bound = self.0.runtime.sleep(self.0.bounds.busy);
         match select(pin!(tries), bound).await {
             Either::Left((answer, _)) => answer,
-            Either::Right(_) => Err(Error::new(
-                ErrorKind::StoreBusy,
-                "other writers hold the database beyond the bound: try again",
-            )),
+            Either::Right(((), tries)) => {
+                expired.store(true, Ordering::Relaxed);
+                tries.await
+            }
         }
     }
 
@@ -371,7 +385,15 @@ impl Inner {
         });
         match asked.await {
             Some(Ok(_)) => Ok(true),
-            Some(Err(error)) if matches!(&*error.kind, DriverError::Command(_)) => Ok(false),
+            // What a server of 4.4 would answer, the driver says by itself.
+            Some(Err(error))
+                if matches!(
+                    &*error.kind,
+                    DriverError::Command(_) | DriverError::IncompatibleServer { .. }
+                ) =>
+            {
+                Ok(false)
+            }
             Some(Err(error)) => Err(mongo_error(&error)),
             None => Err(no_answer()),
         }
@@ -493,7 +515,7 @@ fn server_error(error: &mongodb::error::Error, code: i32, message: &str) -> Erro
             "the user lacks a permission: grant it readWrite on the database".into(),
         ),
         18 | 8000 => (ErrorKind::AuthFailed, AUTHENTICATION.into()),
-        20 | 303 => (ErrorKind::ConfigInvalid, STANDALONE.into()),
+        20 => (ErrorKind::ConfigInvalid, STANDALONE.into()),
         11000 | 11001 | 12582 => (
             ErrorKind::AlreadyExists,
             match index_of(message) {
@@ -504,6 +526,11 @@ fn server_error(error: &mongodb::error::Error, code: i32, message: &str) -> Erro
         10334 | 17419 | 17420 | 17280 => {
             (ErrorKind::TooLarge, "a document is over the server's 16 MiB: send less".into())
         }
+        // Without a bound of the protocol's: it depends on the server's memory.
+        257 | 388 => (
+            ErrorKind::TooLarge,
+            "the transaction is too large for the server's cache: send less at a time".into(),
+        ),
         2 | 26 | 27 | 85 | 86 => (
             ErrorKind::StoreCorrupt,
             format!(
@@ -537,5 +564,26 @@ mod tests {
         assert_eq!(index_of(text), Some("by_slug"));
         assert_eq!(index_of("index: {\"a@b.test\"} dup key"), None);
         assert_eq!(index_of("something else"), None);
+    }
+
+    #[test]
+    fn a_retry_is_asked_for_only_where_it_may_help() {
+        let any = mongodb::error::Error::custom("any");
+        for (code, kind) in [
+            (112, ErrorKind::StoreBusy),
+            (251, ErrorKind::StoreBusy),
+            (10_107, ErrorKind::StoreUnavailable),
+            (64, ErrorKind::StoreUnavailable),
+            (303, ErrorKind::StoreUnavailable),
+            (13, ErrorKind::AuthFailed),
+            (20, ErrorKind::ConfigInvalid),
+            (257, ErrorKind::TooLarge),
+            (388, ErrorKind::TooLarge),
+            (85, ErrorKind::StoreCorrupt),
+        ] {
+            let error = server_error(&any, code, "dup key: { slug: \"geheim\" }");
+            assert_eq!(error.kind(), kind, "{code}");
+            assert!(!format!("{error:?}").contains("geheim"), "{error:?}");
+        }
     }
 }

@@ -49,6 +49,10 @@ use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 /// text of any length can stand in an index, and the first that the driver speaks.
 const MIN_WIRE_VERSION: i32 = 9;
 
+/// The fewest connections that will do: the change streams of log and flags each
+/// keep one that has been asked for more, also while nobody listens.
+const MIN_POOL_SIZE: u32 = 3;
+
 /// The most keys of one probe; with the largest of them it stays under 16 MiB.
 const PROBE_KEYS: usize = 1_000;
 
@@ -70,7 +74,8 @@ pub struct MongoConfig {
     /// Let the log's collections stand beside collections of your own. Without it a
     /// database that has collections, but none of ours, is refused.
     pub shared: bool,
-    /// Connections at most, 20 unless set, where the URI has no `maxPoolSize`.
+    /// Connections at most, 20 unless set, where the URI has no `maxPoolSize`; never
+    /// fewer than 3.
     pub max_pool_size: u32,
     /// For a connection to be made, 5 s unless set, where the URI has no
     /// `connectTimeoutMS`.
@@ -112,7 +117,8 @@ impl MongoConfig {
             }
         })?;
         options.app_name.get_or_insert_with(|| "dezky".into());
-        options.max_pool_size.get_or_insert(self.max_pool_size.max(1));
+        let pool_size = options.max_pool_size.unwrap_or(self.max_pool_size);
+        options.max_pool_size = Some(pool_size.max(MIN_POOL_SIZE));
         options.connect_timeout.get_or_insert(self.connect_timeout);
         options.server_selection_timeout.get_or_insert(self.server_selection_timeout);
         let database = options.default_database.clone().unwrap_or_else(|| "dezky".into());
@@ -267,14 +273,18 @@ impl MongoRows {
         Ok(rows)
     }
 
-    /// Documents in the order of their keys; 0 is no limit.
+    /// Documents in the order of their keys, all of them without a limit.
     async fn page(
         &self,
         collection: &str,
         filter: Document,
-        max_rows: usize,
+        max_rows: Option<usize>,
     ) -> Result<Vec<RawDocumentBuf>> {
-        let sorted = FindOptions::builder().sort(doc! { "_id": 1 }).limit(limit(max_rows));
+        // To the server that would be no limit.
+        if max_rows == Some(0) {
+            return Ok(Vec::new());
+        }
+        let sorted = FindOptions::builder().sort(doc! { "_id": 1 }).limit(max_rows.map(limit));
         self.database.find(collection, filter, sorted.build(), None).await
     }
 
@@ -354,9 +364,9 @@ impl RowStore for MongoRows {
         };
         let turn = async {
             let writer = Arc::clone(&self.writer).lock_owned().await;
-            waits.store(false, Ordering::Relaxed);
             let mut conflicts = 0;
             loop {
+                waits.store(false, Ordering::Relaxed);
                 match self.take_turn().await {
                     Ok(tx) => return Ok(MongoTx { writer: Some(writer), ..tx }),
                     Err(error) if error.kind() != ErrorKind::StoreBusy => return Err(error),
@@ -387,7 +397,7 @@ impl RowStore for MongoRows {
     }
 
     async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>> {
-        let rows = self.page(EVENTS, doc! { "_id": { "$gte": from_seq } }, max_rows).await?;
+        let rows = self.page(EVENTS, doc! { "_id": { "$gte": from_seq } }, Some(max_rows)).await?;
         Ok(rows.iter().map(|row| scanned_row(row)).collect())
     }
 
@@ -404,7 +414,7 @@ impl RowStore for MongoRows {
     }
 
     async fn cursors(&self) -> Result<Vec<(String, String)>> {
-        let rows = self.page(CURSORS, doc! {}, 0).await?;
+        let rows = self.page(CURSORS, doc! {}, None).await?;
         rows.iter()
             .map(|row| {
                 let source = codec::text(row, "_id").map_err(corrupt)?;
@@ -414,7 +424,7 @@ impl RowStore for MongoRows {
     }
 
     async fn quarantined(&self, after: i64, max_items: usize) -> Result<Vec<QuarantinedItem>> {
-        let rows = self.page(QUARANTINE, doc! { "_id": { "$gt": after } }, max_items).await?;
+        let rows = self.page(QUARANTINE, doc! { "_id": { "$gt": after } }, Some(max_items)).await?;
         rows.iter().map(|row| quarantined_item(row)).collect()
     }
 
@@ -703,6 +713,9 @@ mod tests {
         let (options, database) = config.client_options().await.unwrap();
         assert_eq!((options.max_pool_size, database.as_str()), (Some(3), "audit"));
         assert_eq!(options.server_selection_timeout, Some(Duration::from_secs(5)));
+        let (options, _) =
+            MongoConfig::new("mongodb://h/x?maxPoolSize=1").client_options().await.unwrap();
+        assert_eq!(options.max_pool_size, Some(MIN_POOL_SIZE));
         assert!(!format!("{config:?}").contains("geheim"));
         let (_, database) = MongoConfig::new("mongodb://h").client_options().await.unwrap();
         assert_eq!(database, "dezky");

@@ -13,20 +13,24 @@ use crate::{Error, ErrorKind, Result};
 /// How long a connection that is given back may take to end what it is at.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The most connections of a process.
+const MAX_CONNECTIONS: u32 = 10_000;
+
 /// How a log in PostgreSQL is opened.
 ///
 /// TLS is as the URL's `sslmode` says: `disable`, `prefer` (unless set: TLS if
 /// the server has it, whoever it is), `require` (TLS, whoever it is), `verify-ca`
 /// and `verify-full` (TLS with a certificate that the system's roots or
 /// `sslrootcert` vouch for). Over a network use `verify-full`. What the URL leaves
-/// out comes from `PGHOST` and its kin and from `.pgpass`, as everywhere.
+/// out comes from `PGHOST` and its kin and from `.pgpass`, as everywhere. A parameter
+/// of the URL that is not known here is refused.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct PostgresConfig {
     /// `postgres://user:password@host:port/database?sslmode=verify-full`; of
     /// [`for_pool`](Self::for_pool) empty. `Debug` does not show it.
     pub url: String,
-    /// The most connections at once, 10 unless set; one more listens for what other
+    /// The most connections at once, 1 to 10,000, 10 unless set; one more listens for what other
     /// processes append.
     pub max_connections: u32,
     /// How long a caller waits for a connection, 5 s unless set.
@@ -76,11 +80,7 @@ impl PostgresConfig {
 
     pub(super) fn pool(&self) -> Result<PgPool> {
         self.check()?;
-        let mut options = PgConnectOptions::from_str(&self.url)
-            .map_err(postgres_error)?
-            .disable_statement_logging()
-            // PgBouncer refuses parameters that it does not know.
-            .extra_float_digits(None);
+        let mut options = postgres_options(&self.url)?;
         if options.get_application_name().is_none() {
             options = options.application_name("dezky");
         }
@@ -102,10 +102,10 @@ impl PostgresConfig {
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        if self.max_connections == 0 {
+        if !(1..=MAX_CONNECTIONS).contains(&self.max_connections) {
             return Err(Error::new(
                 ErrorKind::ConfigInvalid,
-                "max_connections is 0: it must be at least 1",
+                format!("max_connections is {}: it must be 1 to 10000", self.max_connections),
             ));
         }
         for (name, duration) in [
@@ -124,6 +124,66 @@ impl PostgresConfig {
         }
         Ok(())
     }
+}
+
+/// The options that a URL may have; sqlx leaves out the others, and logs them with
+/// their values.
+const URL_OPTIONS: &[&str] = &[
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
+/// Reads a URL of PostgreSQL as [`PostgresConfig`] does.
+///
+/// # Errors
+/// `config_invalid` if it can't be read, or has an option that is not known: a
+/// mistyped `sslmode` must not leave the connection without TLS.
+pub fn postgres_options(url: &str) -> Result<PgConnectOptions> {
+    let options = url.split('#').next().and_then(|url| url.split_once('?'));
+    let options = options.map_or("", |(_, options)| options);
+    for option in options.split('&') {
+        let name = option.split('=').next().unwrap_or_default();
+        if name.is_empty()
+            || URL_OPTIONS.contains(&name)
+            || name.starts_with("options[")
+            || name.starts_with("options%5B")
+        {
+            continue;
+        }
+        // What does not look like a name, or stands before an @, may be a part of a
+        // password that was not encoded.
+        let is_name = name.len() <= 40
+            && !options.contains('@')
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+        return Err(Error::new(
+            ErrorKind::ConfigInvalid,
+            format!(
+                "the URL of PostgreSQL has an unknown option{}: take it out, or correct it, as in sslmode=verify-full",
+                if is_name { format!(" {name}") } else { String::new() }
+            ),
+        ));
+    }
+    let options = PgConnectOptions::from_str(url).map_err(postgres_error)?;
+    Ok(options
+        .disable_statement_logging()
+        // PgBouncer refuses parameters that it does not know.
+        .extra_float_digits(None))
 }
 
 impl fmt::Debug for PostgresConfig {

@@ -193,6 +193,11 @@ impl PostgresDatabase {
         }
     }
 
+    /// Whether a connection keeps what was set on it.
+    pub(super) fn keeps_settings(&self) -> bool {
+        self.0.prepared
+    }
+
     pub(super) fn pool(&self) -> &PgPool {
         &self.0.pool
     }

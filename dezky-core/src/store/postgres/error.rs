@@ -44,7 +44,7 @@ pub fn postgres_error(error: sqlx::Error) -> Error {
 
 /// SQLSTATE codes as kinds.
 fn refused(said: &PgDatabaseError) -> Error {
-    use ErrorKind::{ConfigInvalid, Internal, StoreBusy, StoreCorrupt, StoreUnavailable};
+    use ErrorKind::{ConfigInvalid, Internal, StoreBusy, StoreCorrupt, StoreUnavailable, TooLarge};
     let code = said.code();
     let (kind, message) = match code {
         "40001" | "40P01" => (StoreBusy, "another transaction was in the way: try again".into()),
@@ -86,7 +86,7 @@ fn refused(said: &PgDatabaseError) -> Error {
         // A named statement of one connection, looked for on another.
         "26000" | "42P05" => (
             ConfigInvalid,
-            "a pooler changes connections under prepared statements: set transaction_pooler".into(),
+            "a pooler changes connections under prepared statements: set transaction_pooler (store.pooler = \"transaction\" of the server)".into(),
         ),
         "22021" => (Internal, "a text has a character that PostgreSQL can't store".into()),
         "42P01" | "42703" | "3F000" => (
@@ -100,6 +100,9 @@ fn refused(said: &PgDatabaseError) -> Error {
             "08" | "53" | "57" | "58" | "XX" => {
                 (StoreUnavailable, format!("PostgreSQL is not available ({code}): try again"))
             }
+            // The same again would be refused again.
+            "0A" | "22" | "42" => (Internal, format!("PostgreSQL refuses a statement ({code})")),
+            "54" => (TooLarge, format!("a value is larger than PostgreSQL allows ({code})")),
             "28" => (ConfigInvalid, format!("the server refuses the connection ({code})")),
             "23" => (
                 StoreCorrupt,

@@ -28,10 +28,14 @@ pub(super) struct Listener {
     line: AsyncMutex<Line>,
 }
 
+/// The most channels of which the last value is known. There are two a log; but
+/// whoever may connect to the database may notify.
+const MAX_CHANNELS: usize = 64;
+
 #[derive(Default)]
 struct Heard {
-    /// How often a connection was made: what was notified before is unknown.
-    connections: u64,
+    /// How often what was notified before became unknown: with each connection.
+    blanks: u64,
     /// The last value of each scope and channel.
     values: HashMap<(i64, String), u64>,
     closed: bool,
@@ -57,13 +61,13 @@ impl Listener {
     /// See [`PostgresDatabase::changed`](super::PostgresDatabase::changed).
     pub(super) async fn changed(&self, scope: i64, channel: &str, beyond: u64) {
         let key = (scope, channel.to_owned());
-        let connections = self.heard().connections;
+        let blanks = self.heard().blanks;
         loop {
             let news = self.news.listen();
             {
                 let heard = self.heard();
                 let value = heard.values.get(&key);
-                if heard.connections != connections || value.is_some_and(|v| *v > beyond) {
+                if heard.blanks != blanks || value.is_some_and(|v| *v > beyond) {
                     return;
                 }
             }
@@ -76,15 +80,18 @@ impl Listener {
     async fn drive(&self) {
         let mut line = self.line.lock().await;
         loop {
+            if self.heard().closed {
+                *line = Line::Down;
+                break;
+            }
             match &mut *line {
-                Line::Down if self.heard().closed => break,
                 Line::Down => *line = Line::Connecting(connect(self.options.clone()).boxed()),
                 Line::Connecting(connecting) => {
                     let connected = connecting.await;
                     *line = Line::Down;
                     let Ok(listener) = connected else { break };
                     *line = Line::Up(listener);
-                    self.heard().connections += 1;
+                    self.heard().blanks += 1;
                     self.news.notify(usize::MAX);
                     return;
                 }
@@ -109,14 +116,22 @@ impl Listener {
             return false;
         };
         let (Ok(scope), Ok(value)) = (scope.parse(), value.parse()) else { return false };
-        self.heard().values.insert((scope, channel.to_owned()), value);
+        {
+            let mut heard = self.heard();
+            if heard.values.len() >= MAX_CHANNELS {
+                heard.values.clear();
+                heard.blanks += 1;
+            }
+            heard.values.insert((scope, channel.to_owned()), value);
+        }
         self.news.notify(usize::MAX);
         true
     }
 
-    /// Ends the connection, now or when those who wait for it are gone.
+    /// Ends the connection, by those who wait for it if there are any.
     pub(super) fn close(&self) {
         self.heard().closed = true;
+        self.news.notify(usize::MAX);
         if let Some(mut line) = self.line.try_lock() {
             *line = Line::Down;
         }

@@ -23,7 +23,7 @@ use sqlx::{AssertSqlSafe, Postgres, query};
 use uuid::Uuid;
 
 use self::codec::{COLUMNS, COMPARED_COLUMNS, existing_row, scanned_row};
-pub use self::config::PostgresConfig;
+pub use self::config::{PostgresConfig, postgres_options};
 pub use self::database::PostgresDatabase;
 pub use self::error::postgres_error;
 use self::schema::Found;

@@ -20,6 +20,11 @@ const FIRST_LOOK_ROWS: usize = 10_000;
 /// How long the index may take; the walk goes on where it takes longer.
 const INDEX_TIMEOUT: &str = "SET LOCAL statement_timeout = 2000";
 
+/// Those of the role are for other work. Behind a pooler they must stay, as what is
+/// set would be somebody else's.
+const NO_BOUNDS: &str =
+    "SET statement_timeout = 0; SET lock_timeout = 0; SET default_transaction_read_only = off";
+
 /// The shortest run of letters and digits by which the index narrows anything.
 const SHORTEST_RUN: usize = 3;
 
@@ -35,18 +40,24 @@ impl PostgresAuditStore {
     /// `config_invalid` if `pg_trgm` can't be had on this server or by this role.
     pub async fn create_search_index(&self) -> Result<()> {
         let database = self.database();
-        let pool = database.pool();
-        pool.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm").await.map_err(no_extension)?;
         let mut tx = database.read().await?;
         let state = index_state(&mut tx).await?;
         tx.commit().await?;
+        // Not lent again, for its settings.
+        let mut connection = database.pool().acquire().await.map_err(postgres_error)?;
+        connection.close_on_drop();
+        if database.keeps_settings() {
+            connection.execute(NO_BOUNDS).await.map_err(postgres_error)?;
+        }
+        let extension = "CREATE EXTENSION IF NOT EXISTS pg_trgm";
+        connection.execute(extension).await.map_err(no_extension)?;
         if state == Some(false) {
             let drop = "DROP INDEX CONCURRENTLY IF EXISTS dezky_audit_events_search";
-            pool.execute(drop).await.map_err(postgres_error)?;
+            connection.execute(drop).await.map_err(postgres_error)?;
         }
         // Each alone, as it can't be in a transaction.
         let create = "CREATE INDEX CONCURRENTLY IF NOT EXISTS dezky_audit_events_search ON dezky_audit_events USING gin (search gin_trgm_ops)";
-        pool.execute(create).await.map_err(no_extension)?;
+        connection.execute(create).await.map_err(no_extension)?;
         Ok(())
     }
 }

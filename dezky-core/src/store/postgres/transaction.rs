@@ -3,9 +3,14 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use sqlx::postgres::{PgArguments, PgConnection, PgPool, PgRow, Postgres};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{
+    PgArguments, PgConnection, PgPool, PgRow, PgTransactionManager as Manager, Postgres,
+};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Executor, Transaction};
+use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
+// What sqlx's own transactions are made of, which `sqlx` does not give on.
+use sqlx_core::transaction::TransactionManager as _;
 
 use super::postgres_error;
 use crate::rt::TokioRuntime;
@@ -22,14 +27,28 @@ pub(super) const FAILED_BEFORE: &str =
 /// a server that is silent, prepare statements only where that is possible, and
 /// give this crate's errors. After an error of a statement nothing of the
 /// transaction can be committed.
+///
+/// sqlx's own loses count of the server's answers where a BEGIN or a COPY is dropped
+/// half-way, and lends such a connection to the next one: then an open transaction of
+/// somebody else goes on, or the answer to one statement is taken for that of another.
+/// Here such a connection is closed.
 pub struct PostgresTransaction {
-    tx: Transaction<'static, Postgres>,
+    connection: PoolConnection<Postgres>,
+    state: State,
     /// Whether the last statement was answered well.
     whole: bool,
     /// Whether there may have been statements that were not run here.
     lent: bool,
     prepared: bool,
     answer_timeout: Duration,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    /// sqlx would not know what the server says next.
+    OutOfStep,
+    Ended,
 }
 
 impl PostgresTransaction {
@@ -40,18 +59,26 @@ impl PostgresTransaction {
         prepared: bool,
         answer_timeout: Duration,
     ) -> Result<Self> {
-        let begun = pool.begin_with(AssertSqlSafe(begin.to_owned()));
+        let begun = async {
+            let connection = pool.acquire().await?;
+            let state = State::OutOfStep;
+            let mut tx =
+                Self { connection, state, whole: true, lent: false, prepared, answer_timeout };
+            let begin = AssertSqlSafe(begin.to_owned()).into_sql_str();
+            Manager::begin(&mut tx.connection, Some(begin)).await?;
+            tx.state = State::Open;
+            Ok(tx)
+        };
         // The pool bounds how long it waits for a connection.
         let timeout = pool.options().get_acquire_timeout().saturating_add(answer_timeout);
-        let tx = answer(timeout, begun).await?;
-        Ok(Self { tx, whole: true, lent: false, prepared, answer_timeout })
+        answer(timeout, begun).await
     }
 
     /// Runs a statement; gives how many rows it changed.
     pub async fn execute(&mut self, query: Query<'_, Postgres, PgArguments>) -> Result<u64> {
         self.whole = false;
         let query = query.persistent(self.prepared);
-        let done = answer(self.answer_timeout, query.execute(&mut *self.tx)).await?;
+        let done = answer(self.answer_timeout, query.execute(&mut *self.connection)).await?;
         self.whole = true;
         Ok(done.rows_affected())
     }
@@ -63,7 +90,7 @@ impl PostgresTransaction {
     ) -> Result<Vec<PgRow>> {
         self.whole = false;
         let query = query.persistent(self.prepared);
-        let rows = answer(self.answer_timeout, query.fetch_all(&mut *self.tx)).await?;
+        let rows = answer(self.answer_timeout, query.fetch_all(&mut *self.connection)).await?;
         self.whole = true;
         Ok(rows)
     }
@@ -75,7 +102,7 @@ impl PostgresTransaction {
     ) -> Result<Option<PgRow>> {
         self.whole = false;
         let query = query.persistent(self.prepared);
-        let row = answer(self.answer_timeout, query.fetch_optional(&mut *self.tx)).await?;
+        let row = answer(self.answer_timeout, query.fetch_optional(&mut *self.connection)).await?;
         self.whole = true;
         Ok(row)
     }
@@ -83,7 +110,7 @@ impl PostgresTransaction {
     /// Runs statements without parameters, any number of them in one message.
     pub async fn run(&mut self, sql: &'static str) -> Result<()> {
         self.whole = false;
-        answer(self.answer_timeout, self.tx.execute(sqlx::raw_sql(sql))).await?;
+        answer(self.answer_timeout, self.connection.execute(sqlx::raw_sql(sql))).await?;
         self.whole = true;
         Ok(())
     }
@@ -91,7 +118,8 @@ impl PostgresTransaction {
     /// Sends the parts of a COPY's data.
     pub(super) async fn copy_in(&mut self, sql: &str, parts: Vec<Vec<u8>>) -> Result<()> {
         self.whole = false;
-        let connection = &mut *self.tx;
+        self.state = State::OutOfStep;
+        let connection = &mut *self.connection;
         let done = async move {
             let mut copy = connection.copy_in_raw(sql).await?;
             for part in parts {
@@ -100,6 +128,7 @@ impl PostgresTransaction {
             copy.finish().await
         };
         answer(self.answer_timeout, done).await?;
+        self.state = State::Open;
         self.whole = true;
         Ok(())
     }
@@ -117,7 +146,20 @@ impl PostgresTransaction {
         if self.lent {
             self.run("SELECT 1").await?;
         }
-        answer(self.answer_timeout, self.tx.commit()).await
+        answer(self.answer_timeout, Manager::commit(&mut self.connection)).await?;
+        self.state = State::Ended;
+        Ok(())
+    }
+}
+
+impl Drop for PostgresTransaction {
+    fn drop(&mut self) {
+        match self.state {
+            // Sent before the connection is lent again.
+            State::Open => Manager::start_rollback(&mut self.connection),
+            State::OutOfStep => self.connection.close_on_drop(),
+            State::Ended => {}
+        }
     }
 }
 
@@ -125,14 +167,14 @@ impl Deref for PostgresTransaction {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        &self.tx
+        &self.connection
     }
 }
 
 impl DerefMut for PostgresTransaction {
     fn deref_mut(&mut self) -> &mut PgConnection {
         self.lent = true;
-        &mut self.tx
+        &mut self.connection
     }
 }
 

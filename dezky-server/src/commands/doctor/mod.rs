@@ -24,6 +24,24 @@ use crate::witness::{Found, Witness};
 const MAX_SKEW: Duration = Duration::from_secs(2);
 /// How many events may wait in the outbox: a server moves a thousand at a time.
 const MAX_BACKLOG: u64 = 1_000;
+/// What a database of SQL has, once all of its parts were made.
+const TABLES: [&str; 15] = [
+    "dezky_audit_events",
+    "dezky_audit_log",
+    "dezky_cursors",
+    "dezky_flags",
+    "dezky_flags_state",
+    "dezky_leases",
+    "dezky_outbox",
+    "dezky_partners",
+    "dezky_quarantine",
+    "dezky_schema",
+    "dezky_tenant_domains",
+    "dezky_tenants",
+    "dezky_user_identities",
+    "dezky_user_tenants",
+    "dezky_users",
+];
 /// How long one question to a server may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -128,6 +146,16 @@ impl Report {
         }
     }
 
+    /// The tables of an SQL database with these versions.
+    fn tables(&mut self, versions: &BTreeMap<String, usize>, there: &[String]) {
+        let is_made = ["audit", "directory", "flags"].iter().all(|c| versions.contains_key(*c));
+        let missing: Vec<_> =
+            TABLES.into_iter().filter(|table| !there.iter().any(|name| name == table)).collect();
+        if is_made && !missing.is_empty() {
+            self.bad("schema", format!("missing: {}", missing.join(", ")), "restore a backup");
+        }
+    }
+
     /// The components' versions against those that this program knows.
     fn schema(&mut self, versions: &Versions) {
         let what = "schema";
@@ -161,11 +189,11 @@ impl Report {
 
 /// The schema's versions by component.
 #[derive(Debug)]
-pub(super) struct Versions {
+pub(crate) struct Versions {
     /// What the database has; empty where nothing was made yet.
-    pub(super) now: BTreeMap<String, usize>,
+    pub(crate) now: BTreeMap<String, usize>,
     /// What this program makes.
-    pub(super) known: [(&'static str, usize); 3],
+    pub(crate) known: [(&'static str, usize); 3],
 }
 
 impl Versions {
@@ -208,13 +236,16 @@ fn known(url: &StoreUrl) -> [(&'static str, usize); 3] {
 }
 
 /// The versions of a database, which is only looked at.
-pub(super) async fn versions(config: &StoreConfig) -> Result<Versions, Failure> {
+pub(crate) async fn versions(config: &StoreConfig) -> Result<Versions, Failure> {
     let now = match &config.url {
         StoreUrl::Sqlite(path) => sqlite::versions(path).await,
         StoreUrl::Postgres(url) => postgres::versions(config, url).await,
         StoreUrl::Mongodb(url) => mongodb::versions(config, url).await,
     };
-    let now = now.map_err(|error| Failure::no(format!("store {}: {error}", config.url)))?;
+    let now = now.map_err(|error| {
+        let said = format!("store {}: {error}", config.url);
+        if error.is_retryable() { Failure::no(said) } else { Failure::usage(said) }
+    })?;
     Ok(Versions::new(&config.url, now))
 }
 

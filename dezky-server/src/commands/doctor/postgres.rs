@@ -1,9 +1,8 @@
 use std::collections::BTreeMap;
-use std::str::FromStr as _;
 use std::time::SystemTime;
 
 use dezky_core::Error;
-use dezky_core::store::postgres_error;
+use dezky_core::store::{postgres_error, postgres_options};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
 
@@ -27,12 +26,7 @@ const INDEXES: [&str; 6] = [
 const SEARCH_INDEX: &str = "dezky_audit_events_search";
 
 fn options(url: &RemoteUrl) -> Result<PgConnectOptions, Error> {
-    let options = PgConnectOptions::from_str(&url.expose()).map_err(postgres_error)?;
-    // A pooler refuses parameters that it does not know.
-    Ok(options
-        .disable_statement_logging()
-        .extra_float_digits(None)
-        .application_name("dezky-doctor"))
+    Ok(postgres_options(&url.expose())?.application_name("dezky-doctor"))
 }
 
 async fn connect(config: &StoreConfig, url: &RemoteUrl) -> Result<PgConnection, Error> {
@@ -187,6 +181,15 @@ async fn examine_server(
         return Ok(BTreeMap::new());
     }
     let versions = versions_of(connection).await?;
+    let tables = rows(
+        connection,
+        "SELECT relname::text AS name FROM pg_class \
+         WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'",
+    )
+    .await?;
+    let tables: Vec<String> =
+        tables.iter().map(|row| get(row, "name")).collect::<Result<_, _>>()?;
+    report.tables(&versions, &tables);
     examine_permissions(versions.contains_key("audit"), connection, report).await?;
     if versions.contains_key("audit") {
         examine_indexes(connection, report).await?;

@@ -78,15 +78,15 @@ pub(super) async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap
             .await
             .map_err(sqlite_error)?;
         let versions = versions_of(&mut connection).await?;
-        let indexes: Vec<String> =
-            sqlx::query_scalar("SELECT name FROM sqlite_master WHERE type = 'index'")
+        let names: Vec<String> =
+            sqlx::query_scalar("SELECT name FROM sqlite_master WHERE type IN ('table', 'index')")
                 .fetch_all(&mut connection)
                 .await
                 .map_err(sqlite_error)?;
         connection.close().await.map_err(sqlite_error)?;
-        Ok::<_, Error>((version, versions, indexes))
+        Ok::<_, Error>((version, versions, names))
     };
-    let (version, versions, indexes) = match read.await {
+    let (version, versions, names) = match read.await {
         Ok(read) => read,
         Err(error) => {
             report.bad("file", error.to_string(), "name another file by --store");
@@ -94,15 +94,19 @@ pub(super) async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap
         }
     };
     report.ok("version", format!("SQLite {version}, built in"));
+    report.tables(&versions, &names);
     if versions.contains_key("audit") {
         let missing: Vec<_> =
-            INDEXES.into_iter().filter(|name| !indexes.iter().any(|index| index == name)).collect();
+            INDEXES.into_iter().filter(|name| !names.iter().any(|index| index == name)).collect();
         if missing.is_empty() {
             report.ok("indexes", format!("all {} are there", INDEXES.len()));
         } else {
             report.bad("indexes", format!("missing: {}", missing.join(", ")), "restore a backup");
         }
-        probe(path, report).await;
+        // To open an older one would bring it up to date.
+        if versions["audit"] == SqliteAuditStore::schema_version() {
+            probe(path, report).await;
+        }
     }
     Some(versions)
 }
