@@ -572,6 +572,8 @@ struct Proxy {
     port: u16,
     /// Connections that were made before it changed are silent.
     silenced: tokio::sync::watch::Sender<u32>,
+    /// How many are.
+    silent: tokio::sync::watch::Sender<u32>,
 }
 
 impl Proxy {
@@ -579,20 +581,32 @@ impl Proxy {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (silenced, silence) = tokio::sync::watch::channel(0);
+        let silent = tokio::sync::watch::Sender::new(0);
+        let silent_now = silent.clone();
         spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
                 let (to, mut silence) = (to.clone(), silence.clone());
                 silence.mark_unchanged();
+                let silent = silent_now.clone();
                 spawn(async move {
                     let mut server = tokio::net::TcpStream::connect(to).await.unwrap();
                     tokio::select! {
                         _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-                        _ = silence.changed() => std::future::pending().await,
+                        _ = silence.changed() => {
+                            silent.send_modify(|n| *n += 1);
+                            std::future::pending().await
+                        }
                     }
                 });
             }
         });
-        Self { port, silenced }
+        Self { port, silenced, silent }
+    }
+
+    /// Silences the connections there are, of which there must be one.
+    async fn silence(&self) {
+        self.silenced.send_modify(|n| *n += 1);
+        self.silent.subscribe().wait_for(|n| *n > 0).await.unwrap();
     }
 }
 
@@ -617,7 +631,7 @@ fn a_server_that_falls_silent_is_given_up() {
         let store = PostgresAuditStore::open(config, &TokioRuntime).await.unwrap();
         append(&store, named(&["a"])).await;
         let mut tx = store.database().begin().await.unwrap();
-        proxy.silenced.send_modify(|n| *n += 1);
+        proxy.silence().await;
         let silent = tx.run("SELECT 1").await.unwrap_err();
         assert_eq!(silent.kind(), ErrorKind::StoreUnavailable, "{silent}");
         assert!(silent.to_string().contains("silent for 5.1s"), "{silent}");
