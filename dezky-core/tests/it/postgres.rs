@@ -594,7 +594,7 @@ impl Proxy {
                         _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
                         _ = silence.changed() => {
                             silent.send_modify(|n| *n += 1);
-                            std::future::pending().await;
+                            std::future::pending::<()>().await;
                         }
                     }
                 });
