@@ -78,7 +78,7 @@ impl Engine {
                 // Without its folder it is the path that is wrong, as opening says.
                 if access != Access::Migrate && !path.exists() && folder_of(path).is_dir() {
                     return Err(Failure::usage(format!(
-                        "store {}: there is no such file: start the server once, or name another by --store",
+                        "store {}: there is no such file: start the server once, or name another",
                         config.url
                     )));
                 }

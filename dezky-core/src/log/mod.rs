@@ -4,7 +4,7 @@ mod repair;
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -99,6 +99,8 @@ pub struct AuditLog {
     store_timeout: Duration,
     /// Held by the one who moves events out of the spool.
     draining: AsyncMutex<()>,
+    /// The most events of the next batch out of the spool.
+    spool_batch: AtomicUsize,
     backoff: Mutex<Backoff>,
     recovered: Event,
     counters: Counters,
@@ -228,6 +230,7 @@ impl AuditLog {
             spool: None,
             store_timeout: Duration::from_secs(5),
             draining: AsyncMutex::new(()),
+            spool_batch: AtomicUsize::new(BATCH_EVENTS),
             backoff: Mutex::default(),
             recovered: Event::new(),
             counters: Counters::default(),
@@ -577,22 +580,31 @@ impl AuditLog {
         }
     }
 
-    /// Moves a batch out of the spool, for the one whose turn it is. After each
-    /// failure in a row it is half as large: a store too slow for many events within
-    /// the timeout is not too slow for few.
+    /// Moves a batch out of the spool, for the one whose turn it is. After a failure
+    /// the next is half as large, and twice as large after one that was quick: a store
+    /// too slow for many events within the timeout is not too slow for few.
     async fn drain_batch(
         &self,
         spool: &Spool,
         max_events: usize,
         timeout: Duration,
     ) -> Result<Drained> {
-        let failures = self.backoff().failures;
-        let max_events = (max_events >> failures.min(usize::BITS - 1)).max(1);
-        let moved = self.move_batch(spool, max_events, timeout).await;
-        match &moved {
-            Ok(_) => self.succeeded(),
-            Err(error) => self.failed(error),
-        }
+        let most = self.spool_batch.load(Ordering::Relaxed);
+        let count = max_events.min(most);
+        let started = self.runtime.now();
+        let moved = self.move_batch(spool, count, timeout).await;
+        let next = match &moved {
+            Ok(_) => {
+                self.succeeded();
+                let took = self.runtime.now().saturating_since(started);
+                if took * 4 < timeout { most * 2 } else { most }
+            }
+            Err(error) => {
+                self.failed(error);
+                count.min(spool.pending()) / 2
+            }
+        };
+        self.spool_batch.store(next.clamp(1, BATCH_EVENTS), Ordering::Relaxed);
         moved
     }
 

@@ -1,6 +1,5 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicUsize;
 
 use async_trait::async_trait;
 use futures_util::future::{join, pending};
@@ -28,13 +27,16 @@ enum Mood {
     Hanging,
     /// Appends, but never answers.
     Mute,
+    /// Never answers to more events than that, and is quick with as many.
+    Slow(usize),
 }
 
 /// A store in memory with moods. It refuses events whose resource is `poison`.
 struct Moody {
     inner: MemoryAuditStore,
     mood: Mutex<Mood>,
-    appends: AtomicUsize,
+    /// How many events each append had.
+    sizes: Mutex<Vec<usize>>,
 }
 
 impl Moody {
@@ -42,7 +44,7 @@ impl Moody {
         Arc::new(Self {
             inner: MemoryAuditStore::open(runtime),
             mood: Mutex::new(Mood::Up),
-            appends: AtomicUsize::new(0),
+            sizes: Mutex::default(),
         })
     }
 
@@ -51,7 +53,7 @@ impl Moody {
     }
 
     fn appends(&self) -> usize {
-        self.appends.load(Ordering::SeqCst)
+        self.sizes.lock().unwrap().len()
     }
 
     /// What is in the log, in its order.
@@ -74,20 +76,21 @@ impl AuditStore for Moody {
         self.inner.capabilities()
     }
     async fn append(&self, events: Vec<SealedEvent>, options: AppendOptions) -> Result<Appended> {
-        self.appends.fetch_add(1, Ordering::SeqCst);
+        self.sizes.lock().unwrap().push(events.len());
         let mood = *self.mood.lock().unwrap();
         let poison = |e: &SealedEvent| e.event().resource_id.as_deref() == Some("poison");
         match mood {
             Mood::Down => Err(Error::new(ErrorKind::StoreUnavailable, "down")),
             Mood::Hanging => pending().await,
+            Mood::Slow(most) if events.len() > most => pending().await,
             Mood::Mute => {
                 self.inner.append(events, options).await?;
                 pending().await
             }
-            Mood::Up if events.iter().any(poison) => {
+            Mood::Up | Mood::Slow(_) if events.iter().any(poison) => {
                 Err(Error::new(ErrorKind::EventInvalid, "event 0: resourceId must be mild"))
             }
-            Mood::Up => self.inner.append(events, options).await,
+            Mood::Up | Mood::Slow(_) => self.inner.append(events, options).await,
         }
     }
     async fn list(&self, query: &ListQuery) -> Result<ListPage> {
@@ -131,7 +134,7 @@ impl AuditStore for Moody {
     async fn relay(&self, max_events: usize) -> Result<Relayed> {
         let mood = *self.mood.lock().unwrap();
         match mood {
-            Mood::Up => self.inner.relay(max_events).await,
+            Mood::Up | Mood::Slow(_) => self.inner.relay(max_events).await,
             Mood::Down => Err(Error::new(ErrorKind::StoreUnavailable, "down")),
             Mood::Hanging | Mood::Mute => pending().await,
         }
@@ -247,10 +250,9 @@ async fn little_by_little() {
     assert!(recorded.iter().all(|r| r.outcome == Spooled));
     world.later();
     world.store.set(Mood::Up);
-    // One record moves a bounded part, half of it after a failure, and queues behind
-    // the rest.
+    // One record moves a bounded part and queues behind the rest.
     assert_eq!(log.record(named(count)).await.outcome, Spooled);
-    let left = count + 1 - INLINE_EVENTS / 2;
+    let left = count + 1 - INLINE_EVENTS;
     assert_eq!(log.spool_status().unwrap().pending, left);
     let drained = log.drain_spool(10).await.unwrap();
     assert_eq!((drained.appended, drained.left), (10, left - 10));
@@ -280,6 +282,29 @@ async fn a_failing_drain_waits_and_keeps() {
     assert_eq!(backoff.left(now), Duration::from_secs(15));
     let set_back = Timestamp::from_millis(now.as_millis() - 3_600_000).unwrap();
     assert_eq!(backoff.left(set_back), Duration::ZERO);
+}
+
+#[tokio::test]
+async fn a_store_too_slow_for_many_gets_fewer() {
+    let world = World::new();
+    let log = world.log().await;
+    world.store.set(Mood::Down);
+    log.record_all((0..100).map(named).collect()).await;
+    world.store.set(Mood::Slow(20));
+    world.store.sizes.lock().unwrap().clear();
+    for left in [100, 100, 100, 88] {
+        let timeouts = world.advance_when_sleeping(1, log.store_timeout);
+        let (drained, ()) = join(log.drain_spool(usize::MAX), timeouts).await;
+        assert_eq!(drained.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+        assert_eq!(log.spool_status().unwrap().pending, left);
+    }
+    // Back to all at once when it is quick again.
+    world.store.set(Mood::Up);
+    assert_eq!(log.drain_spool(usize::MAX).await.unwrap().appended, 88);
+    let sizes = std::mem::take(&mut *world.store.sizes.lock().unwrap());
+    assert_eq!(sizes, [100, 50, 25, 12, 24, 12, 24, 48, 4]);
+    let names: Vec<_> = (0..100).map(|n| n.to_string()).collect();
+    assert_eq!(world.store.names().await, names);
 }
 
 #[tokio::test]

@@ -15,6 +15,10 @@ mod mongodb;
 mod postgres;
 mod query;
 mod rows;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
+mod schema;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod tail;

@@ -25,8 +25,8 @@ use dezky_core::verify::verify;
 use dezky_core::{ErrorKind, Field, QuarantineItem, Timestamp};
 use serde_json::json;
 
+use crate::databases::Databases;
 use crate::directory::tenant;
-use crate::postgres::Databases;
 use crate::servers::{Engine, TestLog};
 use crate::sqlite::tokio;
 
@@ -170,7 +170,7 @@ async fn rows(log: &dyn AuditStore) -> Vec<String> {
 #[test]
 fn around_all_engines_and_back_everything_is_as_it_was() {
     tokio().block_on(async {
-        let (folder, databases) = (tempfile::tempdir().unwrap(), Databases::new());
+        let (folder, databases) = (tempfile::tempdir().unwrap(), Databases::default());
         let first = lived_in().await;
         let database = TestLog::new(Engine::Mongodb).await;
         let mut last = sqlite(&folder, "first.db").await;

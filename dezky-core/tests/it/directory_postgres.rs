@@ -14,15 +14,15 @@ use dezky_core::{AuditStore, ErrorKind, Runtime};
 use proptest::prelude::*;
 use sqlx::{Connection, PgConnection, Row};
 
+use crate::databases::Databases;
 use crate::directory::{agrees_with_memory, any_commits, refused, tenant};
-use crate::postgres::Databases;
 use crate::sqlite::tokio;
 
 struct Postgres(Databases);
 
 impl Postgres {
     fn new() -> Self {
-        Self(Databases::new())
+        Self(Databases::default())
     }
 
     /// The database that was made last.

@@ -2,6 +2,7 @@
 
 mod copy;
 mod database;
+mod databases;
 mod directory;
 mod directory_mongodb;
 mod directory_postgres;

@@ -20,77 +20,14 @@ use dezky_core::{AuditStore, ErrorKind, Runtime, SealedEvent};
 use sqlx::postgres::PgPool;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tempfile::TempDir;
-use uuid::Uuid;
 
+use crate::database::variable;
+use crate::databases::Databases;
 use crate::sqlite::tokio;
 
-/// Databases that are dropped at the end of a test.
-pub(crate) struct Databases {
-    server: String,
-    prefix: String,
-    made: AtomicUsize,
-}
-
-impl Databases {
-    pub(crate) fn new() -> Self {
-        let server = told("DEZKY_TEST_POSTGRES");
-        let mut random = [0; 16];
-        TokioRuntime.fill_random(&mut random);
-        let prefix = format!("dezky_test_{}", Uuid::from_bytes(random).simple());
-        Self { server, prefix, made: AtomicUsize::new(0) }
-    }
-
-    /// The last one that was made.
-    pub(crate) fn url(&self) -> String {
-        self.url_of(self.made.load(Ordering::SeqCst))
-    }
-
-    fn url_of(&self, number: usize) -> String {
-        let (server, _) = self.server.rsplit_once('/').unwrap();
-        format!("{server}/{}_{number}", self.prefix)
-    }
-
-    /// A new, empty one.
-    pub(crate) async fn make(&self) -> String {
-        let number = self.made.fetch_add(1, Ordering::SeqCst) + 1;
-        self.admin(format!("CREATE DATABASE {}_{number}", self.prefix)).await;
-        self.url()
-    }
-
-    /// A connection to the last one, beside the store's.
-    async fn connect(&self) -> PgConnection {
-        PgConnection::connect(&self.url()).await.unwrap()
-    }
-
-    async fn admin(&self, sql: String) {
-        let mut connection = PgConnection::connect(&self.server).await.unwrap();
-        connection.execute(AssertSqlSafe(sql)).await.unwrap();
-        connection.close().await.unwrap();
-    }
-}
-
-impl Drop for Databases {
-    fn drop(&mut self) {
-        let drop = async {
-            for number in 1..=self.made.load(Ordering::SeqCst) {
-                let name = format!("{}_{number}", self.prefix);
-                self.admin(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await;
-            }
-        };
-        // The test's own runtime may be what drops this.
-        std::thread::scope(|scope| {
-            let dropped = scope.spawn(|| tokio().block_on(drop)).join();
-            if !std::thread::panicking() {
-                dropped.expect("the databases are dropped");
-            }
-        });
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a test is told of its servers")]
-fn told(variable: &str) -> String {
-    std::env::var(variable)
-        .unwrap_or_else(|_| panic!("{variable} is not set: run this by .ci/with-servers"))
+/// A connection to the last one, beside the store's.
+async fn connect(databases: &Databases) -> PgConnection {
+    PgConnection::connect(&databases.url()).await.unwrap()
 }
 
 async fn open(url: &str) -> PostgresAuditStore {
@@ -129,7 +66,7 @@ impl StoreHarness for Postgres {
     }
 }
 
-dezky_core::audit_store_conformance!(Postgres { databases: Databases::new() });
+dezky_core::audit_store_conformance!(Postgres { databases: Databases::default() });
 
 /// A server program of a test's own, ended with it.
 struct Server {
@@ -179,7 +116,7 @@ impl Drop for Server {
 
 /// A program of PostgreSQL's, as a user that it does not refuse.
 fn program(name: &str) -> Command {
-    let path = Path::new(&told("DEZKY_TEST_SERVERS")).join(name).canonicalize().unwrap();
+    let path = Path::new(&variable("DEZKY_TEST_SERVERS")).join(name).canonicalize().unwrap();
     let mut command = Command::new(path);
     if let Some((user, group)) = unprivileged() {
         use std::os::unix::process::CommandExt as _;
@@ -208,8 +145,9 @@ fn give_away(path: &Path) {
 
 /// `PgBouncer` in transaction mode with two connections to the server, so that a
 /// transaction seldom gets the one of the last.
-async fn pooler(databases: &Databases) -> Server {
-    let server = databases.server.strip_prefix("postgres://").unwrap();
+async fn pooler() -> Server {
+    let server = variable("DEZKY_TEST_POSTGRES");
+    let server = server.strip_prefix("postgres://").unwrap();
     let (user, address) = server.split_once('@').unwrap();
     let (host, port) = address.split_once('/').unwrap().0.rsplit_once(':').unwrap();
     let server = Server::start(|folder, own| {
@@ -249,7 +187,7 @@ mod pooled {
             if which == Reopen::No {
                 self.databases.make().await;
             }
-            let pooler = self.pooler.get_or_init(|| pooler(&self.databases)).await;
+            let pooler = self.pooler.get_or_init(pooler).await;
             let url = self.databases.url();
             let mut config = PostgresConfig::new(pooler.url(url.rsplit_once('/').unwrap().1));
             config.transaction_pooler = true;
@@ -258,14 +196,14 @@ mod pooled {
     }
 
     dezky_core::audit_store_conformance!(Pooled {
-        databases: Databases::new(),
+        databases: Databases::default(),
         pooler: tokio::sync::OnceCell::new(),
     });
 }
 
 #[test]
 fn what_one_store_appends_another_hears_at_once() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let url = databases.make().await;
         let (writer, reader) = (open(&url).await, open(&url).await);
@@ -284,7 +222,7 @@ fn what_one_store_appends_another_hears_at_once() {
 
 #[test]
 fn when_who_listens_leaves_another_goes_on() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let url = databases.make().await;
         let (writer, reader) = (open(&url).await, open(&url).await);
@@ -302,7 +240,7 @@ fn when_who_listens_leaves_another_goes_on() {
 
 #[test]
 fn openers_that_race_make_one_log() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let url = databases.make().await;
         let opened = (0..8).map(|_| open(&url));
@@ -316,11 +254,11 @@ fn openers_that_race_make_one_log() {
 
 #[test]
 fn a_log_of_version_1_still_opens() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let url = databases.make().await;
         let fixture = include_str!("../fixtures/postgres-v1.sql");
-        databases.connect().await.execute(sqlx::raw_sql(fixture)).await.unwrap();
+        connect(&databases).await.execute(sqlx::raw_sql(fixture)).await.unwrap();
         let store = open(&url).await;
         let state = store.state().await.unwrap();
         assert_eq!(state.log_id.to_string(), "019b76da-a800-715c-8289-ec2d0a9167ec");
@@ -335,10 +273,10 @@ fn a_log_of_version_1_still_opens() {
 
 #[test]
 fn a_schema_of_somebody_else_is_left_alone() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let url = databases.make().await;
-        let mut own = databases.connect().await;
+        let mut own = connect(&databases).await;
         own.execute("CREATE TABLE invoices (total bigint)").await.unwrap();
         let refused = PostgresAuditStore::open(PostgresConfig::new(&url), &TokioRuntime).await;
         assert_eq!(refused.err().unwrap().kind(), ErrorKind::StoreForeign);
@@ -357,7 +295,7 @@ fn a_schema_of_somebody_else_is_left_alone() {
 
 #[test]
 fn opening_without_migrate_writes_nothing() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let url = databases.make().await;
         let mut config = PostgresConfig::new(&url);
@@ -396,10 +334,10 @@ fn a_standby_is_refused() {
 
 #[test]
 fn staged_events_commit_with_a_table_of_ones_own() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let url = databases.make().await;
-        databases.connect().await.execute("CREATE TABLE notes (text text)").await.unwrap();
+        connect(&databases).await.execute("CREATE TABLE notes (text text)").await.unwrap();
         let pool = PgPool::connect(&url).await.unwrap();
         let config = PostgresConfig::for_pool();
         let store = PostgresAuditStore::with_pool(pool.clone(), config, &TokioRuntime);
@@ -431,7 +369,7 @@ fn staged_events_commit_with_a_table_of_ones_own() {
 
 #[test]
 fn a_transaction_after_an_error_commits_nothing() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let database = open(&databases.make().await).await.database();
         let mut tx = database.begin().await.unwrap();
@@ -462,14 +400,14 @@ fn a_transaction_after_an_error_commits_nothing() {
 
 /// Another connection to the store's database, with the head's row locked.
 async fn stall(databases: &Databases) -> PgConnection {
-    let mut writer = databases.connect().await;
+    let mut writer = connect(databases).await;
     writer.execute("BEGIN; SELECT * FROM dezky_audit_log FOR UPDATE").await.unwrap();
     writer
 }
 
 #[test]
 fn a_writer_waits_a_bounded_time_for_another() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let url = databases.make().await;
         let mut config = PostgresConfig::new(&url);
@@ -487,7 +425,7 @@ fn a_writer_waits_a_bounded_time_for_another() {
 
 #[test]
 fn a_writer_of_ours_that_stalls_is_ended_by_the_server() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let url = databases.make().await;
         let mut config = PostgresConfig::new(&url);
@@ -504,18 +442,18 @@ fn a_writer_of_ours_that_stalls_is_ended_by_the_server() {
 
 #[test]
 fn who_writes_past_the_lock_makes_nobody_store_twice() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let store = open(&databases.make().await).await;
         let mut event = named_event("a");
         (event.source, event.external_id) = ("ocis".into(), Some("e-1".into()));
         let events = vec![event.seal(&TokioRuntime)];
-        let mut intruder = databases.connect().await;
+        let mut intruder = connect(&databases).await;
         intruder.execute("BEGIN; INSERT INTO dezky_audit_events SELECT 77, gen_random_uuid(), 0, 0, 'user', NULL, NULL, NULL, 'a.b', 'success', NULL, NULL, NULL, NULL, NULL, 'ocis', 'e-1', '{}', hash, NULL, hash, hash, NULL, '' FROM decode(repeat('00', 32), 'hex') AS hash").await.unwrap();
         let (refused, ()) =
             tokio::join!(store.append(events.clone(), AppendOptions::default()), async {
                 let waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-                let mut beside = databases.connect().await;
+                let mut beside = connect(&databases).await;
                 while beside.fetch_all(waiting).await.unwrap().is_empty() {}
                 intruder.execute("COMMIT").await.unwrap();
             });
@@ -529,7 +467,7 @@ fn who_writes_past_the_lock_makes_nobody_store_twice() {
 
 #[test]
 fn connections_that_were_killed_are_replaced() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let url = databases.make().await;
         let store = open(&url).await;
@@ -537,7 +475,7 @@ fn connections_that_were_killed_are_replaced() {
         let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
 
         // Idle ones.
-        databases.connect().await.execute(kill).await.unwrap();
+        connect(&databases).await.execute(kill).await.unwrap();
         assert_eq!(append(&store, named(&["b"])).await, [ReceiptStatus::Appended]);
 
         // One in the middle of an append, which waits for the head.
@@ -546,7 +484,7 @@ fn connections_that_were_killed_are_replaced() {
         let (killed, ()) = tokio::join!(store.append(events.clone(), AppendOptions::default()), async {
             let waiting = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
             // Within a transaction the answer would always be the same.
-            let mut beside = databases.connect().await;
+            let mut beside = connect(&databases).await;
             while beside.fetch_all(waiting).await.unwrap().is_empty() {}
             stalled.execute("ROLLBACK").await.unwrap();
         });
@@ -561,7 +499,7 @@ fn connections_that_were_killed_are_replaced() {
             reader.tail(Arc::new(TokioRuntime), 3).poll_interval(Duration::from_millis(50));
         let (next, _) = tokio::join!(tail.next(), append(&store, named(&["d"])));
         assert_eq!(next.unwrap().seq, 3);
-        databases.connect().await.execute(kill).await.unwrap();
+        connect(&databases).await.execute(kill).await.unwrap();
         let (next, _) = tokio::join!(tail.next(), append(&store, named(&["e"])));
         assert_eq!(next.unwrap().seq, 4);
     });
@@ -617,7 +555,7 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) {
 
 #[test]
 fn a_server_that_falls_silent_is_given_up() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let url = databases.make().await;
         let (address, database) = url.split_once('@').unwrap().1.split_once('/').unwrap();
@@ -664,7 +602,7 @@ async fn polled<T>(future: impl Future<Output = T>, times: usize) -> bool {
 
 #[test]
 fn a_transaction_that_is_dropped_while_it_begins_leaves_nothing_behind() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let database = open_narrow(&databases.make().await).await.database();
         for times in 1.. {
@@ -682,7 +620,7 @@ fn a_transaction_that_is_dropped_while_it_begins_leaves_nothing_behind() {
 
 #[test]
 fn an_append_that_is_dropped_half_way_leaves_nothing_behind() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let store = open_narrow(&databases.make().await).await;
         let runtime = ManualRuntime::new(4);
@@ -704,7 +642,7 @@ fn an_append_that_is_dropped_half_way_leaves_nothing_behind() {
 /// The last event is compared, and the head read, by the connection that writes.
 #[test]
 fn a_copy_comes_in_by_one_connection() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let source = MemoryAuditStore::open(Arc::new(TokioRuntime));
         append(&source, named(&["a", "b"])).await;
@@ -727,10 +665,10 @@ fn a_copy_comes_in_by_one_connection() {
 /// A pool of somebody whose settings are not what one would expect.
 #[test]
 fn settings_of_the_role_change_nothing() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let url = databases.make().await;
-        let mut own = databases.connect().await;
+        let mut own = connect(&databases).await;
         own.execute("CREATE SCHEMA odd").await.unwrap();
         let name = url.rsplit_once('/').unwrap().1;
         for setting in [
@@ -772,7 +710,7 @@ fn settings_of_the_role_change_nothing() {
 
 #[test]
 fn what_would_be_refused_again_is_not_to_be_tried_again() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let database = open(&databases.make().await).await.database();
         for (sql, kind) in [
@@ -794,11 +732,11 @@ fn what_would_be_refused_again_is_not_to_be_tried_again() {
 /// Any role that may connect may notify.
 #[test]
 fn a_notification_that_is_not_true_is_no_work_for_ever() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let reader: Arc<dyn AuditStore> = Arc::new(open(&databases.make().await).await);
         reader.changed(0).await;
-        let mut other = databases.connect().await;
+        let mut other = connect(&databases).await;
         other.execute("SELECT pg_notify('dezky', 'dezky_schema'::regclass::oid || ':18446744073709551615:audit')").await.unwrap();
         reader.changed(7).await;
         let mut tail =
@@ -824,7 +762,7 @@ fn a_notification_that_is_not_true_is_no_work_for_ever() {
 
 #[test]
 fn names_that_postgres_cannot_store_are_refused() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let store = open(&databases.make().await).await;
         let refused = [
@@ -879,7 +817,7 @@ fn nothing_says_the_password() {
 
 #[test]
 fn many_and_few_rows_are_stored_alike() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let store = open(&databases.make().await).await;
         let runtime = ManualRuntime::new(4);
@@ -900,10 +838,10 @@ fn many_and_few_rows_are_stored_alike() {
 
 #[test]
 fn a_rare_word_is_found_by_the_search_index() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let store = open(&databases.make().await).await.max_examined_rows(12_000);
-        let mut own = databases.connect().await;
+        let mut own = connect(&databases).await;
         own.execute("INSERT INTO dezky_audit_events SELECT n, gen_random_uuid(), n, 0, 'user', 'u-' || n % 2, NULL, NULL, 'a.b', 'success', NULL, NULL, NULL, 'acme', NULL, 'ocis', NULL, '{}', hash, NULL, hash, hash, NULL, CASE WHEN n IN (7, 9, 11) THEN '100%_rare\\' ELSE 'common' END || n FROM generate_series(0, 29999) AS n, decode(repeat('00', 32), 'hex') AS hash").await.unwrap();
         own.execute("ANALYZE dezky_audit_events").await.unwrap();
         let search = async |q: &str| {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::postgres::Databases;
+use crate::databases::Databases;
 use crate::sqlite::tokio;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{
@@ -97,7 +97,7 @@ fn partial_pages_lose_nothing_in_sqlite() {
 
 #[test]
 fn partial_pages_lose_nothing_in_postgres() {
-    let databases = Databases::new();
+    let databases = Databases::default();
     tokio().block_on(async {
         let config = PostgresConfig::new(databases.make().await);
         let store = PostgresAuditStore::open(config, &TokioRuntime).await.unwrap();

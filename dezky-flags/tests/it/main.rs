@@ -5,6 +5,8 @@ mod allocation;
 mod copy;
 #[path = "../../../dezky-core/tests/it/database.rs"]
 mod database;
+#[path = "../../../dezky-core/tests/it/databases.rs"]
+mod databases;
 mod edit;
 mod evaluate;
 mod memory;

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dezky_core::rt::TokioRuntime;
@@ -15,32 +15,21 @@ use futures_util::future::{join, try_join_all};
 use proptest::prelude::*;
 use sqlx::{Connection, PgConnection, Row};
 
-use crate::database::Database;
+use crate::databases::Databases;
 use crate::memory::{agrees_with_memory, any_commits};
 use crate::sqlite::tokio;
 
-/// Databases on the tests' server, dropped at the end.
 #[derive(Default)]
-struct Postgres(Mutex<Vec<Database>>);
+struct Postgres(Databases);
 
 impl Postgres {
-    async fn make(&self) {
-        let database = Database::postgres().await;
-        self.0.lock().unwrap().push(database);
-    }
-
-    /// The database that was made last.
-    fn url(&self) -> String {
-        self.0.lock().unwrap().last().expect("was made").url()
-    }
-
     async fn log(&self) -> PostgresAuditStore {
-        PostgresAuditStore::open(PostgresConfig::new(self.url()), &TokioRuntime).await.unwrap()
+        PostgresAuditStore::open(PostgresConfig::new(self.0.url()), &TokioRuntime).await.unwrap()
     }
 
     /// A new database with flags.
     async fn flags(&self) -> (PostgresAuditStore, PostgresFlagStore) {
-        self.make().await;
+        self.0.make().await;
         let log = self.log().await;
         let store = PostgresFlagStore::open(&log.database()).await.unwrap();
         (log, store)
@@ -59,7 +48,7 @@ impl FlagStoreHarness for Postgres {
 
     async fn open(&self, which: Reopen) -> Opened {
         if which == Reopen::No {
-            self.make().await;
+            self.0.make().await;
         }
         let log = self.log().await;
         let store = PostgresFlagStore::open(&log.database()).await.unwrap();
@@ -83,7 +72,7 @@ pub(crate) fn create(key: &str) -> FlagChange {
 fn a_flag_as_version_1_wrote_it_is_read() {
     let postgres = Postgres::default();
     tokio().block_on(async {
-        postgres.make().await;
+        postgres.0.make().await;
         let log = postgres.log().await;
         let tables = include_str!("../../src/store/postgres/v1.sql");
         log.database().migrate("flags", &[tables]).await.unwrap();
@@ -117,9 +106,9 @@ fn a_row_that_was_changed_by_hand_is_said_to_be_corrupt() {
 fn a_database_is_looked_at_before_it_is_written_to() {
     let postgres = Postgres::default();
     tokio().block_on(async {
-        postgres.make().await;
+        postgres.0.make().await;
         let log = postgres.log().await;
-        let mut looking = PostgresConfig::new(postgres.url());
+        let mut looking = PostgresConfig::new(postgres.0.url());
         looking.migrate = false;
         let looking = PostgresAuditStore::open(looking, &TokioRuntime).await.unwrap();
         let missing = PostgresFlagStore::open(&looking.database()).await.unwrap_err();
@@ -137,7 +126,7 @@ fn a_database_is_looked_at_before_it_is_written_to() {
 fn stores_that_open_at_once_make_the_tables_once() {
     let postgres = Postgres::default();
     tokio().block_on(async {
-        postgres.make().await;
+        postgres.0.make().await;
         let opened = (0..8).map(|_| async {
             let log = postgres.log().await;
             PostgresFlagStore::open(&log.database()).await.map(|store| (log, store))
@@ -183,7 +172,7 @@ fn a_cut_connection_parts_no_change_from_its_event() {
         let (log, store) = postgres.flags().await;
         let is_over = AtomicBool::new(false);
         let cut = async {
-            let mut admin = PgConnection::connect(&postgres.url()).await.unwrap();
+            let mut admin = PgConnection::connect(&postgres.0.url()).await.unwrap();
             let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
                 WHERE datname = current_database() AND state <> 'idle' \
                 AND pid <> pg_backend_pid()";

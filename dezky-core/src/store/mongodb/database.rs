@@ -21,6 +21,7 @@ use mongodb::{Client, ClientSession, Collection, Database};
 use super::counter::MongoCounter;
 use super::outbox::{self, Order};
 use super::schema::{self, MongoCollection};
+use crate::store::schema::check_version;
 use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 
 /// How often a commit is sent again whose outcome the server did not say, beside
@@ -269,7 +270,7 @@ impl MongoDatabase {
     /// `schema_newer`; `store_foreign` if steps are missing and may not be taken.
     pub async fn migrate(&self, component: &str, steps: &[Vec<MongoCollection>]) -> Result<()> {
         let version = schema::version_of(self, component).await?.unwrap_or(0);
-        schema::check_version(version, steps.len())?;
+        check_version(version, steps.len())?;
         if version == steps.len() {
             return Ok(());
         }

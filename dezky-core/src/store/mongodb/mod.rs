@@ -34,7 +34,7 @@ use self::database::{Bounds, STANDALONE};
 pub use self::database::{MongoDatabase, mongo_error};
 use self::outbox::Staged;
 pub use self::schema::MongoCollection;
-use self::schema::{CURSORS, EVENTS, Found, LEASES, LOG, OUTBOX, QUARANTINE};
+use self::schema::{CURSORS, EVENTS, LEASES, LOG, OUTBOX, QUARANTINE};
 use self::walk::MongoStretches;
 use super::rows::{
     CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent, Walk,
@@ -245,23 +245,7 @@ impl MongoRows {
         let bounds = config.bounds();
         let database = MongoDatabase::new(client, name, runtime, bounds, config.migrate).await?;
         let found = schema::inspect(&database).await?;
-        match found {
-            Found::Version(version) => schema::check_log_version(version)?,
-            Found::Foreign if !config.shared => {
-                return Err(Error::new(
-                    ErrorKind::StoreForeign,
-                    "it has collections but no audit log: name another database",
-                ));
-            }
-            Found::Empty | Found::Foreign => {}
-        }
-        if !matches!(found, Found::Version(version) if !schema::is_behind(version)) {
-            if !config.migrate {
-                return Err(Error::new(
-                    ErrorKind::StoreForeign,
-                    "it holds no audit log of this version: name another database, or migrate it",
-                ));
-            }
+        if found.is_behind(schema::known_version(), config.shared, config.migrate)? {
             let log_id = uuid_v7(database.runtime().now(), database.runtime());
             let mut cursor_key = [0; 32];
             database.runtime().fill_random(&mut cursor_key);

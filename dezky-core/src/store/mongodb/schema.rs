@@ -6,6 +6,7 @@ use mongodb::bson::{Document, RawDocumentBuf, doc};
 use mongodb::options::IndexOptions;
 
 use super::database::{MongoDatabase, mongo_error};
+use crate::store::schema::{COMPONENT, Found, check_version};
 use crate::{Error, ErrorKind, Result};
 
 /// Where the versions of all components are.
@@ -23,10 +24,6 @@ pub(super) const BY_AT: &str = "by_at";
 pub(super) const BY_TENANT: &str = "by_tenant";
 pub(super) const BY_ACTOR: &str = "by_actor";
 pub(super) const BY_ACTION: &str = "by_action";
-
-/// The name under which the log's version is kept: other parts of the product
-/// have versions of their own in the same database.
-const COMPONENT: &str = "audit";
 
 /// The server's code of a collection that is there already.
 const NAMESPACE_EXISTS: i32 = 48;
@@ -96,17 +93,6 @@ impl MongoCollection {
     }
 }
 
-/// What a database is, before anything in it is touched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Found {
-    /// No collections at all.
-    Empty,
-    /// Collections, none of them ours.
-    Foreign,
-    /// Ours, the log at this version.
-    Version(usize),
-}
-
 /// Looks at a database; changes nothing.
 pub(super) async fn inspect(database: &MongoDatabase) -> Result<Found> {
     if let Some(version) = version_of(database, COMPONENT).await? {
@@ -139,32 +125,9 @@ pub(super) async fn version_of(database: &MongoDatabase, component: &str) -> Res
         .transpose()
 }
 
-/// Refuses collections that were written by a newer version than the `known` one.
-pub(super) fn check_version(version: usize, known: usize) -> Result<()> {
-    if version > known {
-        return Err(Error::new(
-            ErrorKind::SchemaNewer,
-            format!(
-                "the database has schema version {version}, this program knows {known}: use a newer program"
-            ),
-        ));
-    }
-    Ok(())
-}
-
 /// The version of a log that is up to date.
 pub(super) fn known_version() -> usize {
     steps().len()
-}
-
-/// Refuses a log that was written by a newer version.
-pub(super) fn check_log_version(version: usize) -> Result<()> {
-    check_version(version, steps().len())
-}
-
-/// Whether a log at `version` lacks steps.
-pub(super) fn is_behind(version: usize) -> bool {
-    version < steps().len()
 }
 
 /// Takes the database to the log's current version.
@@ -173,7 +136,7 @@ pub(super) async fn migrate(database: &MongoDatabase, fresh: Document) -> Result
     // made is taken up again.
     set_version(database, COMPONENT, 0).await?;
     let version = version_of(database, COMPONENT).await?.unwrap_or(0);
-    check_log_version(version)?;
+    check_version(version, known_version())?;
     let steps = steps();
     make(database, &steps[version..]).await?;
     let log = database.collection::<Document>(LOG);

@@ -11,6 +11,7 @@ use super::config::PostgresConfig;
 use super::listen::{self, Listener};
 use super::schema;
 use super::transaction::PostgresTransaction;
+use crate::store::schema::check_version;
 use crate::{Error, ErrorKind, Result, SealedEvent};
 
 /// How much longer than the server's own bound a server may be silent.
@@ -148,7 +149,7 @@ impl PostgresDatabase {
         let mut reader = self.read().await?;
         let version = schema::version_of(&mut reader, component).await?;
         reader.commit().await?;
-        schema::check_version(version, steps.len())?;
+        check_version(version, steps.len())?;
         if version == steps.len() {
             return Ok(());
         }

@@ -26,7 +26,6 @@ use self::codec::{COLUMNS, COMPARED_COLUMNS, existing_row, scanned_row};
 pub use self::config::{PostgresConfig, postgres_options};
 pub use self::database::PostgresDatabase;
 pub use self::error::postgres_error;
-use self::schema::Found;
 pub use self::transaction::PostgresTransaction;
 use super::rows::{
     CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent,
@@ -138,23 +137,7 @@ impl PostgresRows {
         schema::check_server(&mut tx, config.migrate).await?;
         let found = schema::inspect(&mut tx).await?;
         tx.commit().await?;
-        match found {
-            Found::Version(version) => schema::check_log_version(version)?,
-            Found::Foreign if !config.shared => {
-                return Err(Error::new(
-                    ErrorKind::StoreForeign,
-                    "the schema has tables but no audit log: name another database or schema, or set shared",
-                ));
-            }
-            Found::Empty | Found::Foreign => {}
-        }
-        let behind = !matches!(found, Found::Version(version) if !schema::is_behind(version));
-        if behind && !config.migrate {
-            return Err(Error::new(
-                ErrorKind::StoreForeign,
-                "the database holds no audit log of this version: name another one, or migrate it",
-            ));
-        }
+        let behind = found.is_behind(schema::known_version(), config.shared, config.migrate)?;
         if behind {
             let log_id = uuid_v7(runtime.now(), runtime);
             let mut cursor_key = [0; 32];

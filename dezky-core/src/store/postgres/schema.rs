@@ -4,28 +4,14 @@ use sqlx::Row;
 
 use super::postgres_error;
 use super::transaction::PostgresTransaction;
+use crate::store::schema::{COMPONENT, Found, check_version};
 use crate::{Error, ErrorKind, Result};
 
 /// One SQL script a version; a script that was released never changes.
 const STEPS: &[&str] = &[include_str!("v1.sql")];
 
-/// The name under which the log's version is kept: other parts of the product
-/// have versions of their own in the same database.
-const COMPONENT: &str = "audit";
-
 /// The oldest server that is known to do.
 const OLDEST_SERVER: i32 = 130_000;
-
-/// What a schema is, before anything in it is touched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Found {
-    /// No tables at all.
-    Empty,
-    /// Tables, none of them ours.
-    Foreign,
-    /// Ours, at this version.
-    Version(usize),
-}
 
 /// Refuses a server that can't hold a log; `writes` says whether it must take
 /// writes.
@@ -84,32 +70,9 @@ pub(super) async fn version_of(tx: &mut PostgresTransaction, component: &str) ->
     Ok(usize::try_from(version).unwrap_or(0))
 }
 
-/// Refuses tables that were written by a newer version than the `known` one.
-pub(super) fn check_version(version: usize, known: usize) -> Result<()> {
-    if version > known {
-        return Err(Error::new(
-            ErrorKind::SchemaNewer,
-            format!(
-                "the database has schema version {version}, this program knows {known}: use a newer program"
-            ),
-        ));
-    }
-    Ok(())
-}
-
 /// The version of a log that is up to date.
 pub(super) fn known_version() -> usize {
     STEPS.len()
-}
-
-/// Refuses a log that was written by a newer version.
-pub(super) fn check_log_version(version: usize) -> Result<()> {
-    check_version(version, STEPS.len())
-}
-
-/// Whether a database at `version` lacks steps.
-pub(super) fn is_behind(version: usize) -> bool {
-    version < STEPS.len()
 }
 
 /// Takes the steps that `component` has not taken yet.
@@ -150,8 +113,8 @@ pub(super) async fn migrate(
         Found::Version(version) => version,
         Found::Empty | Found::Foreign => 0,
     };
-    check_log_version(version)?;
-    if !is_behind(version) {
+    check_version(version, known_version())?;
+    if version == known_version() {
         return Ok(());
     }
     run_steps(tx, COMPONENT, &STEPS[version..], STEPS.len()).await?;

@@ -7,8 +7,9 @@ use sqlx::{Executor, QueryBuilder};
 
 use super::codec::{COLUMNS, listed_row};
 use super::transaction::PostgresTransaction;
-use super::walk::push_conditions;
+use super::walk::POSITION;
 use super::{PostgresAuditStore, get, limit, postgres_error};
+use crate::store::sql::push_conditions;
 use crate::store::walk::{Lead, Place};
 use crate::store::{Driver, Walk, WalkEnd, Walked};
 use crate::{Error, ErrorKind, Result};
@@ -137,7 +138,7 @@ async fn by_index(
     );
     query.push_bind(pattern(text)).push("), page AS (SELECT seq FROM found WHERE true");
     let lead = Lead { filter: walk.filter, driver: Driver::Time, action: None };
-    push_conditions(&mut query, &lead);
+    push_conditions(&mut query, &lead, POSITION);
     if let Some(actor) = &walk.filter.actor_id {
         query.push(" AND actor_id = ").push_bind(actor.clone());
     }

@@ -7,9 +7,13 @@ use uuid::Uuid;
 use super::codec::{COLUMNS, listed_row};
 use super::transaction::PostgresTransaction;
 use super::{get, limit};
+use crate::store::sql::push_conditions;
 use crate::store::walk::{Lead, Place, Stretches};
 use crate::store::{Driver, TenantMatch};
 use crate::{Result, StoredEvent, Timestamp};
+
+/// Finds a text in a text.
+pub(super) const POSITION: &str = "strpos";
 
 #[async_trait]
 impl Stretches for PostgresTransaction {
@@ -54,7 +58,7 @@ impl Stretches for PostgresTransaction {
         let mut query = QueryBuilder::new("SELECT ");
         query.push(COLUMNS);
         let order = push_range(&mut query, lead, before, last);
-        push_conditions(&mut query, lead);
+        push_conditions(&mut query, lead, POSITION);
         query.push(order).push(" LIMIT ").push_bind(limit(max_rows));
         self.fetch_all(query.build()).await?.iter().map(listed_row).collect()
     }
@@ -121,48 +125,6 @@ fn push_place(
 
 fn place(place: Option<Place>) -> Option<(i64, Uuid)> {
     place.map(|(at, id)| (at.as_millis(), id))
-}
-
-/// The rest of the filter.
-pub(super) fn push_conditions(query: &mut QueryBuilder<Postgres>, lead: &Lead<'_>) {
-    let filter = lead.filter;
-    if let (Some(prefix), None) = (&filter.action_prefix, &lead.action) {
-        query.push(" AND starts_with(action, ").push_bind(prefix.clone()).push(")");
-    }
-    if lead.driver != Driver::Tenant {
-        match &filter.tenant {
-            Some(TenantMatch::Slug(slug)) => {
-                query.push(" AND tenant_slug = ").push_bind(slug.clone());
-            }
-            Some(TenantMatch::None) => {
-                query.push(" AND tenant_slug IS NULL");
-            }
-            None => {}
-        }
-    }
-    for (column, value) in [
-        ("partner_slug", &filter.partner_slug),
-        ("actor_email_fold", &filter.actor_email_fold),
-        ("resource_type", &filter.resource_type),
-        ("resource_id", &filter.resource_id),
-    ] {
-        if let Some(value) = value {
-            query.push(" AND ").push(column).push(" = ").push_bind(value.clone());
-        }
-    }
-    if let Some(outcome) = filter.outcome {
-        query.push(" AND outcome = ").push_bind(outcome.as_str());
-    }
-    if let Some(source) = &filter.source {
-        query.push(" AND (source = ").push_bind(source.exact.clone());
-        if let Some(instances) = &source.instances {
-            query.push(" OR starts_with(source, ").push_bind(instances.clone()).push(")");
-        }
-        query.push(")");
-    }
-    if let Some(text) = &filter.search {
-        query.push(" AND strpos(search, ").push_bind(text.clone()).push(") > 0");
-    }
 }
 
 #[cfg(test)]
@@ -278,7 +240,7 @@ mod tests {
     ) {
         let mut query = QueryBuilder::new("EXPLAIN SELECT *");
         let order = push_range(&mut query, lead, before, last);
-        push_conditions(&mut query, lead);
+        push_conditions(&mut query, lead, POSITION);
         query.push(order).push(" LIMIT 10");
         let rows = tx.fetch_all(query.build()).await.unwrap();
         let plan: Vec<String> = rows.iter().map(|row| row.get(0)).collect();

@@ -4,6 +4,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Connection, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
 use super::{schema, store_error};
+use crate::store::schema::check_version;
 use crate::{Error, ErrorKind, Result, SealedEvent};
 
 /// The connections of an [`SqliteAuditStore`](super::SqliteAuditStore), for stores
@@ -81,7 +82,7 @@ impl SqliteDatabase {
         let mut reader = self.read().await?;
         let version = schema::version_of(&mut reader, component).await?;
         drop(reader);
-        schema::check_version(version, steps.len())?;
+        check_version(version, steps.len())?;
         if version == steps.len() {
             return Ok(());
         }

@@ -17,11 +17,11 @@ use uuid::Uuid;
 
 use self::codec::{COLUMN_COUNT, COLUMNS, COMPARED_COLUMNS, existing_row, scanned_row};
 pub use self::database::{SqliteDatabase, sqlite_error};
-use self::schema::Found;
 use super::rows::{
     CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent,
     UnreadableStaged, Walk, Walked,
 };
+use super::schema::Found;
 use super::{Capabilities, ChainedStore, QuarantinedItem, ScannedRow};
 use crate::event::uuid_v7;
 use crate::source::QuarantineItem;
@@ -142,23 +142,7 @@ impl SqliteRows {
             .busy_timeout(config.busy_timeout)
             .disable_statement_logging();
         let found = if config.path.exists() { look(config, &base).await? } else { Found::Empty };
-        match found {
-            Found::Version(version) => schema::check_log_version(version)?,
-            Found::Foreign if !config.shared => {
-                return Err(Error::new(
-                    ErrorKind::StoreForeign,
-                    "the database has tables but no audit log: name another file",
-                ));
-            }
-            Found::Empty | Found::Foreign => {}
-        }
-        let behind = !matches!(found, Found::Version(version) if !schema::is_behind(version));
-        if behind && !config.create {
-            return Err(Error::new(
-                ErrorKind::StoreForeign,
-                "the database holds no audit log of this version: name another file, or migrate it",
-            ));
-        }
+        let behind = found.is_behind(schema::known_version(), config.shared, config.create)?;
         let (writer, readers) = pools(config, &base);
         if behind {
             make_private(&config.path)?;

@@ -6,9 +6,13 @@ use uuid::Uuid;
 
 use super::codec::{COLUMNS, listed_row};
 use super::store_error;
+use crate::store::sql::push_conditions;
 use crate::store::walk::{Lead, Place, Stretches};
 use crate::store::{Driver, TenantMatch};
 use crate::{Result, StoredEvent, Timestamp};
+
+/// Finds a text in a text.
+const POSITION: &str = "instr";
 
 #[async_trait]
 impl Stretches for SqliteConnection {
@@ -63,7 +67,7 @@ impl Stretches for SqliteConnection {
         let mut query = QueryBuilder::new("SELECT ");
         query.push(COLUMNS);
         push_range(&mut query, lead, before, last);
-        push_conditions(&mut query, lead);
+        push_conditions(&mut query, lead, POSITION);
         query.push(" ORDER BY at DESC, id DESC LIMIT ").push_bind(super::limit(max_rows));
         let rows = query.build().fetch_all(self).await.map_err(store_error)?;
         rows.iter().map(listed_row).collect()
@@ -113,50 +117,6 @@ fn push_range(
     }
 }
 
-/// The rest of the filter.
-fn push_conditions(query: &mut QueryBuilder<Sqlite>, lead: &Lead<'_>) {
-    let filter = lead.filter;
-    if let (Some(prefix), None) = (&filter.action_prefix, &lead.action) {
-        query.push(" AND substr(action, 1, length(").push_bind(prefix.clone());
-        query.push(")) = ").push_bind(prefix.clone());
-    }
-    if lead.driver != Driver::Tenant {
-        match &filter.tenant {
-            Some(TenantMatch::Slug(slug)) => {
-                query.push(" AND tenant_slug = ").push_bind(slug.clone());
-            }
-            Some(TenantMatch::None) => {
-                query.push(" AND tenant_slug IS NULL");
-            }
-            None => {}
-        }
-    }
-    for (column, value) in [
-        ("partner_slug", &filter.partner_slug),
-        ("actor_email_fold", &filter.actor_email_fold),
-        ("resource_type", &filter.resource_type),
-        ("resource_id", &filter.resource_id),
-    ] {
-        if let Some(value) = value {
-            query.push(" AND ").push(column).push(" = ").push_bind(value.clone());
-        }
-    }
-    if let Some(outcome) = filter.outcome {
-        query.push(" AND outcome = ").push_bind(outcome.as_str());
-    }
-    if let Some(source) = &filter.source {
-        query.push(" AND (source = ").push_bind(source.exact.clone());
-        if let Some(instances) = &source.instances {
-            query.push(" OR substr(source, 1, length(").push_bind(instances.clone());
-            query.push(")) = ").push_bind(instances.clone());
-        }
-        query.push(")");
-    }
-    if let Some(text) = &filter.search {
-        query.push(" AND instr(search, ").push_bind(text.clone()).push(") > 0");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use sqlx::{AssertSqlSafe, Connection};
@@ -193,7 +153,7 @@ mod tests {
             for (before, last) in [(None, None), (place, None), (None, place), (place, place)] {
                 let mut query = QueryBuilder::new("EXPLAIN QUERY PLAN SELECT *");
                 push_range(&mut query, &lead, before, last);
-                push_conditions(&mut query, &lead);
+                push_conditions(&mut query, &lead, POSITION);
                 query.push(" ORDER BY at DESC, id DESC LIMIT 10");
                 let sql = query.sql().as_str().to_owned();
                 let rows =
