@@ -19,6 +19,7 @@ const CONTEXT: FlagContext<'static> = FlagContext {
     plan: Some("pro"),
     partner_slug: Some("nordic"),
     environment: Some("production"),
+    tenant_active: Some(true),
 };
 
 fn key(n: u64) -> String {

@@ -16,6 +16,20 @@ pub fn bucket(tenant_id: &str, key: &str) -> u8 {
     BucketReading::Whole.bucket(tenant_id, key)
 }
 
+/// The bucket of a tenant in hundredths, 0 to 9,999: for rollouts finer than a percent.
+///
+/// With x the same integer as in [`bucket`], mod 10,000, it is (x mod 100)·100 + x div
+/// 100: its hundreds are [`bucket`], so whole percentages reach whom they did before.
+///
+/// ```
+/// use dezky_flags::{bucket, fine_bucket};
+/// let fine = fine_bucket("1d0e6fde-e431-7835-82c1-a48a8b044551", "partner_portal");
+/// assert_eq!(fine / 100, u16::from(bucket("1d0e6fde-e431-7835-82c1-a48a8b044551", "partner_portal")));
+/// ```
+pub fn fine_bucket(tenant_id: &str, key: &str) -> u16 {
+    BucketReading::Whole.fine_bucket(tenant_id, key)
+}
+
 /// Whether a tenant is inside a rollout of `pct` percent.
 ///
 /// ```
@@ -49,6 +63,11 @@ pub enum BucketReading {
 impl BucketReading {
     /// The bucket by this reading, 0 to 99.
     pub fn bucket(self, tenant_id: &str, key: &str) -> u8 {
+        u8::try_from(self.fine_bucket(tenant_id, key) / 100).unwrap_or(0)
+    }
+
+    /// The bucket in hundredths by this reading, 0 to 9,999; see [`fine_bucket`].
+    pub fn fine_bucket(self, tenant_id: &str, key: &str) -> u16 {
         let digest = Sha256::new()
             .chain_update(tenant_id.as_bytes())
             .chain_update(b":")
@@ -58,7 +77,7 @@ impl BucketReading {
             Self::Whole => digest.len() / 4,
             Self::Prefix32 => 1,
         };
-        // Eight words of 32 bits, each below 2^32 times at most 96: no overflow.
+        // Eight words of 32 bits, each below 2^32 times at most 9,999: no overflow.
         let sum: u64 = digest
             .chunks_exact(4)
             .take(words)
@@ -67,9 +86,10 @@ impl BucketReading {
                 u64::from(u32::from_be_bytes([word[0], word[1], word[2], word[3]])) * power
             })
             .sum();
-        (sum % 100).try_into().unwrap_or(0)
+        let x = sum % 10_000;
+        u16::try_from(x % 100 * 100 + x / 100).unwrap_or(0)
     }
 }
 
-/// 2^224, 2^192, … 2^0, mod 100.
-const POWERS: [u64; 8] = [16, 96, 76, 56, 36, 16, 96, 1];
+/// 2^224, 2^192, … 2^0, mod 10,000.
+const POWERS: [u64; 8] = [9_216, 2_896, 2_976, 1_456, 336, 1_616, 7_296, 1];

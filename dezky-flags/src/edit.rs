@@ -11,7 +11,8 @@ use serde_json::{Map, Value, json};
 use crate::model::check_note;
 use crate::store::{FlagChange, FlagStore, mismatch, not_found};
 use crate::{
-    Change, ChangeActor, FieldChange, Flag, FlagPatch, FlagState, MAX_HISTORY, NewFlag, Scope,
+    Change, ChangeActor, FieldChange, Flag, FlagOptions, FlagPatch, FlagState, MAX_HISTORY,
+    NewFlag, Scope,
 };
 
 /// How often an edit is tried while others come in between.
@@ -150,6 +151,7 @@ impl Flags {
     /// # Errors
     /// `not_found`, `field_invalid` for the note, those of [`FlagStore::commit`].
     pub async fn kill(&self, key: &str, edit: &Edit) -> Result<Flag> {
+        // The hundredths go with the percentage.
         let patch = FlagPatch { state: Some(FlagState::Off), pct: Some(0), ..FlagPatch::default() };
         self.patch(key, "flag.killed", &patch, None, edit).await
     }
@@ -340,10 +342,21 @@ fn differences(before: Option<&Flag>, after: Option<&Flag>) -> Vec<FieldChange> 
         let (from, to) = (before.map_or(Value::Null, value), after.map_or(Value::Null, value));
         (from != to).then(|| FieldChange { field: name.to_owned(), from, to })
     };
+    // One that is not asked for is not mentioned.
+    let option = |name: &str, value: fn(&FlagOptions) -> Value| {
+        let value =
+            |flag: Option<&Flag>| value(flag.map_or(&FlagOptions::default(), |f| &f.options));
+        let (from, to) = (value(before), value(after));
+        (from != to).then(|| FieldChange { field: name.to_owned(), from, to })
+    };
     let mut changes: Vec<_> = [
         field("description", |flag| json!(flag.description)),
         field("state", |flag| json!(flag.state)),
         field("pct", |flag| json!(flag.pct)),
+        option("options.seed", |options| json!(options.seed)),
+        option("options.pctHundredths", |options| json!(options.pct_hundredths)),
+        option("options.requireActiveTenant", |options| json!(options.require_active_tenant)),
+        option("options.expiresAt", |options| json!(options.expires_at)),
     ]
     .into_iter()
     .flatten()

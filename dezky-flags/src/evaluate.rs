@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use crate::store::Snapshot;
 use crate::{
-    Axis, BucketReading, Decision, Flag, FlagContext, FlagEvaluator, FlagState, Reason, Scope,
+    Axis, BucketReading, Decision, Flag, FlagContext, FlagEvaluator, FlagState, MAX_PCT, Reason,
+    Scope,
 };
 
 /// Decides a flag: the definition, which [`FlagSet`] must agree with.
@@ -26,17 +28,25 @@ pub fn decide(flag: &Flag, context: &FlagContext<'_>) -> Decision {
 /// [`decide`] with the digest read in another way.
 pub fn decide_reading(flag: &Flag, context: &FlagContext<'_>, reading: BucketReading) -> Decision {
     let mismatch = first_mismatch(&flag.scope, context);
-    let bucket = || reading.bucket(context.tenant_id, &flag.key);
+    let fine = || reading.fine_bucket(context.tenant_id, flag.bucket_key());
     let reason = match (flag.state, mismatch) {
         (FlagState::Off, _) => Reason::Off,
+        _ if flag.options.require_active_tenant && context.tenant_active != Some(true) => {
+            Reason::InactiveTenant
+        }
         (FlagState::On, _) => Reason::On,
         (FlagState::Targeted, _) if !has_any_scope(&flag.scope) => Reason::EmptyScope,
         (FlagState::Targeted | FlagState::Rollout, Some(axis)) => Reason::ScopeMismatch(axis),
         (FlagState::Targeted, None) => Reason::Targeted,
-        (FlagState::Rollout, None) if bucket() < flag.pct => Reason::InRollout(bucket()),
-        (FlagState::Rollout, None) => Reason::OutOfRollout(bucket()),
+        (FlagState::Rollout, None) => rolled_out(fine(), flag.threshold()),
     };
     reason.into()
+}
+
+/// Both in hundredths of a percentage point.
+fn rolled_out(bucket: u16, threshold: u16) -> Reason {
+    let whole = u8::try_from(bucket / 100).unwrap_or(0);
+    if bucket < threshold { Reason::InRollout(whole) } else { Reason::OutOfRollout(whole) }
 }
 
 /// Whether every axis that is not empty contains the context's value. An empty scope
@@ -109,6 +119,8 @@ pub struct FlagSet {
 #[derive(Debug, Clone)]
 struct Compiled {
     key: Arc<str>,
+    /// Asked before the rule.
+    require_active_tenant: bool,
     rule: Rule,
 }
 
@@ -117,7 +129,11 @@ enum Rule {
     /// Decided whatever the context.
     Always(Reason),
     Targeted(Box<[AxisSet]>),
-    Rollout(u8, Box<[AxisSet]>),
+    Rollout {
+        threshold: u16,
+        bucket_key: Arc<str>,
+        axes: Box<[AxisSet]>,
+    },
 }
 
 /// An axis that is not empty; sorted.
@@ -128,11 +144,22 @@ struct AxisSet {
 }
 
 impl FlagSet {
-    /// Compiles flags. Of several with one key the last one counts.
+    /// Compiles flags. Of several with one key the last one counts. One that breaks a
+    /// bound is off, with the reason [`InvalidFlag`](Reason::InvalidFlag).
     pub fn compile<'a>(flags: impl IntoIterator<Item = &'a Flag>) -> Self {
-        let by_key: BTreeMap<&str, &Flag> =
-            flags.into_iter().map(|flag| (flag.key.as_str(), flag)).collect();
-        let flags: Vec<_> = by_key.into_values().map(Compiled::of).collect();
+        Self::assemble(flags.into_iter().map(Compiled::of))
+    }
+
+    /// Compiles a store's flags, those that could not be read among them.
+    pub fn of(snapshot: &Snapshot) -> Self {
+        let invalid = snapshot.invalid.iter().map(|flag| Compiled::invalid(&flag.key));
+        Self::assemble(snapshot.flags.iter().map(Compiled::of).chain(invalid))
+    }
+
+    fn assemble(flags: impl Iterator<Item = Compiled>) -> Self {
+        let by_key: BTreeMap<Arc<str>, Compiled> =
+            flags.map(|flag| (Arc::clone(&flag.key), flag)).collect();
+        let flags: Vec<_> = by_key.into_values().collect();
         let places = flags.iter().enumerate().map(|(at, f)| (Arc::clone(&f.key), at)).collect();
         Self { flags, places, reading: BucketReading::Whole }
     }
@@ -179,30 +206,48 @@ impl FlagEvaluator for FlagSet {
 
 impl Compiled {
     fn of(flag: &Flag) -> Self {
+        // A rollout's bucket is defined for any key.
+        let checked = flag.scope.validate().and_then(|()| flag.options.validate(flag.pct));
+        if checked.is_err() || flag.pct > MAX_PCT {
+            return Self::invalid(&flag.key);
+        }
         let axes: Box<[_]> = axes(&flag.scope).into_iter().filter_map(AxisSet::of).collect();
         let rule = match flag.state {
             FlagState::Off => Rule::Always(Reason::Off),
             FlagState::On => Rule::Always(Reason::On),
             FlagState::Targeted if axes.is_empty() => Rule::Always(Reason::EmptyScope),
             FlagState::Targeted => Rule::Targeted(axes),
-            FlagState::Rollout => Rule::Rollout(flag.pct, axes),
+            FlagState::Rollout => Rule::Rollout {
+                threshold: flag.threshold(),
+                bucket_key: flag.bucket_key().into(),
+                axes,
+            },
         };
-        Self { key: flag.key.as_str().into(), rule }
+        let require_active_tenant =
+            flag.options.require_active_tenant && flag.state != FlagState::Off;
+        Self { key: flag.key.as_str().into(), require_active_tenant, rule }
+    }
+
+    fn invalid(key: &str) -> Self {
+        let rule = Rule::Always(Reason::InvalidFlag);
+        Self { key: key.into(), require_active_tenant: false, rule }
     }
 
     fn decide(&self, context: &FlagContext<'_>, reading: BucketReading) -> Decision {
+        if self.require_active_tenant && context.tenant_active != Some(true) {
+            return Reason::InactiveTenant.into();
+        }
         let reason = match &self.rule {
             Rule::Always(reason) => *reason,
-            Rule::Targeted(axes) | Rule::Rollout(_, axes)
+            Rule::Targeted(axes) | Rule::Rollout { axes, .. }
                 if let Some(missed) = axes.iter().find(|set| !set.contains(context)) =>
             {
                 Reason::ScopeMismatch(missed.axis)
             }
             Rule::Targeted(_) => Reason::Targeted,
-            Rule::Rollout(pct, _) => match reading.bucket(context.tenant_id, &self.key) {
-                bucket if bucket < *pct => Reason::InRollout(bucket),
-                bucket => Reason::OutOfRollout(bucket),
-            },
+            Rule::Rollout { threshold, bucket_key, .. } => {
+                rolled_out(reading.fine_bucket(context.tenant_id, bucket_key), *threshold)
+            }
         };
         reason.into()
     }

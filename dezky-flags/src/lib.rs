@@ -12,13 +12,14 @@ pub mod testkit;
 
 use std::fmt;
 
-pub use bucket::{BucketReading, bucket, in_rollout_bucket};
+pub use bucket::{BucketReading, bucket, fine_bucket, in_rollout_bucket};
 pub use edit::{Edit, Flags};
 pub use evaluate::{FlagSet, decide, decide_reading, has_any_scope, matches_scope};
 pub use model::{
-    Change, ChangeActor, FieldChange, Flag, FlagPatch, FlagState, KILL_SWITCH_NOTE,
-    MAX_DESCRIPTION_BYTES, MAX_HISTORY, MAX_KEY_BYTES, MAX_NOTE_BYTES, MAX_PCT,
-    MAX_SCOPE_VALUE_BYTES, MAX_SCOPE_VALUES, NewFlag, RESERVED_KEY, Scope, ScopePatch,
+    Change, ChangeActor, FieldChange, Flag, FlagOptions, FlagPatch, FlagState, KILL_SWITCH_NOTE,
+    MAX_DESCRIPTION_BYTES, MAX_HISTORY, MAX_KEY_BYTES, MAX_NOTE_BYTES, MAX_PCT, MAX_PCT_HUNDREDTHS,
+    MAX_SCOPE_VALUE_BYTES, MAX_SCOPE_VALUES, MAX_SEED_BYTES, NewFlag, OptionsPatch, RESERVED_KEY,
+    Scope, ScopePatch,
 };
 pub use seed::seeded_flags;
 
@@ -45,6 +46,9 @@ pub struct FlagContext<'a> {
     pub partner_slug: Option<&'a str>,
     /// The environment: `production`, `staging`.
     pub environment: Option<&'a str>,
+    /// Whether the tenant is active; one of whom that is not known is not. Asked only
+    /// by flags that [require it](FlagOptions::require_active_tenant).
+    pub tenant_active: Option<bool>,
 }
 
 /// A flag's value and why.
@@ -82,6 +86,10 @@ pub enum Reason {
     OutOfRollout(u8),
     /// There is no such flag.
     UnknownFlag,
+    /// The flag is for active tenants alone, and the context's is not known as one.
+    InactiveTenant,
+    /// The flag is in the store, but can't be read: the others go on without it.
+    InvalidFlag,
 }
 
 /// An axis of a flag's scope.
@@ -108,6 +116,8 @@ impl fmt::Display for Reason {
             Self::InRollout(bucket) => write!(f, "in_rollout({bucket})"),
             Self::OutOfRollout(bucket) => write!(f, "out_of_rollout({bucket})"),
             Self::UnknownFlag => f.write_str("unknown_flag"),
+            Self::InactiveTenant => f.write_str("inactive_tenant"),
+            Self::InvalidFlag => f.write_str("invalid_flag"),
         }
     }
 }

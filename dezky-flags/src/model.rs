@@ -17,6 +17,10 @@ pub const RESERVED_KEY: &str = "evaluate";
 pub const MAX_DESCRIPTION_BYTES: usize = 1_000;
 /// The highest percentage.
 pub const MAX_PCT: u8 = 100;
+/// The most hundredths of a percentage point beside the whole percentage.
+pub const MAX_PCT_HUNDREDTHS: u8 = 99;
+/// The most bytes of a seed.
+pub const MAX_SEED_BYTES: usize = 64;
 /// The most values of an axis of a scope.
 pub const MAX_SCOPE_VALUES: usize = 1_000;
 /// The most bytes of a value of a scope.
@@ -41,7 +45,8 @@ pub const KILL_SWITCH_NOTE: &str = "kill-switch";
 /// assert_eq!(serde_json::to_value(&flag).unwrap()["state"], "on");
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+// A field that this version does not know must not decide otherwise in silence.
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Flag {
     /// Its name: `[a-z0-9][a-z0-9_.-]{0,63}`.
     pub key: String,
@@ -54,6 +59,9 @@ pub struct Flag {
     pub pct: u8,
     /// For whom it is, by targeting and rollout.
     pub scope: Scope,
+    /// What it asks for beyond that; nothing of it by default.
+    #[serde(default, skip_serializing_if = "FlagOptions::is_default")]
+    pub options: FlagOptions,
     /// The newest 20 changes, newest first.
     pub history: Vec<Change>,
     /// Counts the changes of the key, its removals too, so that the version of a
@@ -130,6 +138,59 @@ pub struct Scope {
     pub environments: Vec<String>,
 }
 
+/// What a flag can ask for beyond state, percentage and scope.
+///
+/// ```
+/// use dezky_flags::FlagOptions;
+/// let options: FlagOptions = serde_json::from_str(r#"{"pctHundredths": 50}"#).unwrap();
+/// assert_eq!(options, FlagOptions { pct_hundredths: 50, ..FlagOptions::default() });
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct FlagOptions {
+    /// Takes the key's place in the bucket's input: flags with one seed reach the same
+    /// tenants, and a flag under a new key keeps those that it had. 1 to 64 bytes
+    /// without control characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<String>,
+    /// Hundredths of a percentage point, 0 to 99, beside [`Flag::pct`]: a rollout of
+    /// `pct` 0 and 50 hundredths reaches half a percent. Whoever is within the whole
+    /// percentage is so with any hundredths. 0 where `pct` is 100.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub pct_hundredths: u8,
+    /// Off for tenants that are not active, whatever the state.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub require_active_tenant: bool,
+    /// When the flag should have been removed. It decides nothing: the report of
+    /// stale flags names it from then on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+}
+
+impl FlagOptions {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    pub(crate) fn validate(&self, pct: u8) -> Result<()> {
+        let is_seed = |seed: &str| {
+            (1..=MAX_SEED_BYTES).contains(&seed.len()) && !seed.chars().any(char::is_control)
+        };
+        if !self.seed.as_deref().is_none_or(is_seed) {
+            return Err(invalid("options.seed", SEED_BOUND));
+        }
+        if self.pct_hundredths > MAX_PCT_HUNDREDTHS || pct == MAX_PCT && self.pct_hundredths > 0 {
+            return Err(invalid("options.pctHundredths", HUNDREDTHS_BOUND));
+        }
+        Ok(())
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+fn is_zero(number: &u8) -> bool {
+    *number == 0
+}
+
 /// An entry of a flag's history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -192,6 +253,9 @@ pub struct NewFlag {
     pub pct: u8,
     /// See [`Flag::scope`]; empty if absent.
     pub scope: Scope,
+    /// See [`Flag::options`]; none of them if absent.
+    #[serde(skip_serializing_if = "FlagOptions::is_default")]
+    pub options: FlagOptions,
 }
 
 /// What is to be changed of a flag; what is absent stays as it is.
@@ -203,10 +267,12 @@ pub struct FlagPatch {
     pub description: Option<String>,
     /// See [`Flag::state`].
     pub state: Option<FlagState>,
-    /// See [`Flag::pct`].
+    /// See [`Flag::pct`]. The hundredths become 0 unless they are given as well.
     pub pct: Option<u8>,
     /// See [`Flag::scope`].
     pub scope: ScopePatch,
+    /// See [`Flag::options`].
+    pub options: OptionsPatch,
     /// Why, at most 1,000 bytes, without control characters but line feeds and
     /// tabs. With `state` off, [`KILL_SWITCH_NOTE`] makes it a kill.
     pub note: Option<String>,
@@ -226,6 +292,19 @@ pub struct ScopePatch {
     pub environments: Option<Vec<String>>,
 }
 
+/// What is to be changed of a flag's options; what is absent stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OptionsPatch {
+    /// See [`FlagOptions::seed`]; `Some(None)` takes it away.
+    pub seed: Option<Option<String>>,
+    /// See [`FlagOptions::pct_hundredths`].
+    pub pct_hundredths: Option<u8>,
+    /// See [`FlagOptions::require_active_tenant`].
+    pub require_active_tenant: Option<bool>,
+    /// See [`FlagOptions::expires_at`]; `Some(None)` takes it away.
+    pub expires_at: Option<Option<Timestamp>>,
+}
+
 impl Flag {
     /// Version 1 of a flag, without history: for sets without a store.
     ///
@@ -238,6 +317,7 @@ impl Flag {
             state: new.state,
             pct: new.pct,
             scope: new.scope,
+            options: new.options,
             history: Vec::new(),
             version: 1,
             created_at: at,
@@ -264,9 +344,14 @@ impl Flag {
             flag.description.clone_from(description);
         }
         flag.state = patch.state.unwrap_or(flag.state);
-        flag.pct = patch.pct.unwrap_or(flag.pct);
+        if let Some(pct) = patch.pct {
+            flag.pct = pct;
+            flag.options.pct_hundredths = 0;
+        }
+        patch.options.apply(&mut flag.options);
         if patch.is_kill() {
             flag.pct = 0;
+            flag.options.pct_hundredths = 0;
         }
         let ScopePatch { plans, tenant_slugs, partner_slugs, environments } = &patch.scope;
         for (axis, patch) in [
@@ -300,6 +385,7 @@ impl Flag {
             return Err(invalid("pct", PCT_BOUND));
         }
         self.scope.validate()?;
+        self.options.validate(self.pct)?;
         if self.history.len() > MAX_HISTORY {
             return Err(invalid("history", "at most 20 changes"));
         }
@@ -307,6 +393,42 @@ impl Flag {
             return Err(invalid("version", "1 to 2^63 - 1"));
         }
         Ok(())
+    }
+
+    /// What stands in the key's place in the bucket's input.
+    pub fn bucket_key(&self) -> &str {
+        self.options.seed.as_deref().unwrap_or(&self.key)
+    }
+
+    /// The rollout's percentage with its hundredths, such as 12.5.
+    pub fn percentage(&self) -> f64 {
+        f64::from(self.threshold()) / 100.0
+    }
+
+    /// The rollout's percentage in hundredths of a percentage point, 0 to 10,000.
+    ///
+    /// ```
+    /// use dezky_core::Timestamp;
+    /// use dezky_flags::{Flag, FlagOptions, NewFlag};
+    /// let options = FlagOptions { pct_hundredths: 50, ..FlagOptions::default() };
+    /// let new = NewFlag { pct: 12, options, ..NewFlag::new("chat") };
+    /// assert_eq!(Flag::new(new, Timestamp::MIN).unwrap().threshold(), 1_250);
+    /// ```
+    pub fn threshold(&self) -> u16 {
+        u16::from(self.pct) * 100 + u16::from(self.options.pct_hundredths)
+    }
+}
+
+impl OptionsPatch {
+    /// Makes the changes.
+    pub fn apply(&self, options: &mut FlagOptions) {
+        if let Some(seed) = &self.seed {
+            options.seed.clone_from(seed);
+        }
+        options.pct_hundredths = self.pct_hundredths.unwrap_or(options.pct_hundredths);
+        options.require_active_tenant =
+            self.require_active_tenant.unwrap_or(options.require_active_tenant);
+        options.expires_at = self.expires_at.unwrap_or(options.expires_at);
     }
 }
 
@@ -333,7 +455,7 @@ impl Scope {
         }
     }
 
-    fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         for (path, values) in self.axes() {
             if values.len() > MAX_SCOPE_VALUES {
                 return Err(invalid(path, "at most 1000 values"));
@@ -361,6 +483,7 @@ impl NewFlag {
             state: FlagState::Off,
             pct: 0,
             scope: Scope::default(),
+            options: FlagOptions::default(),
         }
     }
 
@@ -378,8 +501,11 @@ impl NewFlag {
     /// assert_eq!(error.to_string(), "pct must be a whole number from 0 to 100");
     /// ```
     pub fn from_json(value: &Value) -> Result<Self> {
-        let fields = Fields::of(value, "", &["key", "description", "state", "pct", "scope"])?;
+        let known = ["key", "description", "state", "pct", "scope", "options"];
+        let fields = Fields::of(value, "", &known)?;
         let scope = fields.scope()?;
+        let mut options = FlagOptions::default();
+        fields.options()?.apply(&mut options);
         let flag = Self {
             key: fields.text("key")?.ok_or_else(|| invalid("key", KEY_BOUND))?,
             description: fields.text("description")?.unwrap_or_default(),
@@ -391,6 +517,7 @@ impl NewFlag {
                 partner_slugs: scope.partner_slugs.unwrap_or_default(),
                 environments: scope.environments.unwrap_or_default(),
             },
+            options,
         };
         Flag::new(flag.clone(), Timestamp::MIN)?;
         Ok(flag)
@@ -399,7 +526,8 @@ impl NewFlag {
 
 impl FlagPatch {
     /// Reads the JSON object that changes a flag: any of `description`, `state`,
-    /// `pct`, `scope` (its axes one by one) and `note`.
+    /// `pct`, `scope` (its axes one by one), `options` (one by one, null takes away)
+    /// and `note`.
     ///
     /// # Errors
     /// `field_invalid`, beginning with the field's JSON path, names its bound;
@@ -412,12 +540,14 @@ impl FlagPatch {
     /// assert_eq!((patch.state, patch.pct), (Some(FlagState::Rollout), Some(25)));
     /// ```
     pub fn from_json(value: &Value) -> Result<Self> {
-        let fields = Fields::of(value, "", &["description", "state", "pct", "scope", "note"])?;
+        let known = ["description", "state", "pct", "scope", "options", "note"];
+        let fields = Fields::of(value, "", &known)?;
         let patch = Self {
             description: fields.text("description")?,
             state: fields.state()?,
             pct: fields.pct()?,
             scope: fields.scope()?,
+            options: fields.options()?,
             note: fields.text("note")?,
         };
         // The bounds do not depend on the flag that is patched.
@@ -446,6 +576,8 @@ impl<'de> Deserialize<'de> for FlagPatch {
 const KEY_BOUND: &str =
     "1 to 64 lower-case letters, digits, _ . and -, the first one a letter or digit";
 const PCT_BOUND: &str = "a whole number from 0 to 100";
+const SEED_BOUND: &str = "text of 1 to 64 bytes without control characters";
+const HUNDREDTHS_BOUND: &str = "a whole number from 0 to 99, and 0 where pct is 100";
 const TEXT_BOUND: &str = "at most 1000 bytes, without control characters but line feeds and tabs";
 
 /// Whether `text` has the form of a key: `[a-z0-9][a-z0-9_.-]{0,63}`.
@@ -522,6 +654,39 @@ impl<'a> Fields<'a> {
             tenant_slugs: axes.values("tenantSlugs")?,
             partner_slugs: axes.values("partnerSlugs")?,
             environments: axes.values("environments")?,
+        })
+    }
+
+    fn options(&self) -> Result<OptionsPatch> {
+        let Some(value) = self.members.get("options") else { return Ok(OptionsPatch::default()) };
+        let known = ["seed", "pctHundredths", "requireActiveTenant", "expiresAt"];
+        let options = Fields::of(value, "options.", &known)?;
+        let named = |name: &str| options.members.get(name);
+        let hundredths = |value: &Value| {
+            let number = value.as_u64().and_then(|number| u8::try_from(number).ok());
+            number
+                .filter(|number| *number <= MAX_PCT_HUNDREDTHS)
+                .ok_or_else(|| invalid("options.pctHundredths", HUNDREDTHS_BOUND))
+        };
+        let switch = |value: &Value| {
+            value.as_bool().ok_or_else(|| invalid("options.requireActiveTenant", "true or false"))
+        };
+        let seed = |value: &Value| match value {
+            Value::Null => Ok(None),
+            Value::String(seed) => Ok(Some(seed.clone())),
+            _ => Err(invalid("options.seed", SEED_BOUND)),
+        };
+        let time = |value: &Value| match value {
+            Value::Null => Ok(None),
+            value => value.as_str().and_then(Timestamp::parse).map(Some).ok_or_else(|| {
+                invalid("options.expiresAt", "a time such as 2027-01-31T00:00:00Z, or null")
+            }),
+        };
+        Ok(OptionsPatch {
+            seed: named("seed").map(seed).transpose()?,
+            pct_hundredths: named("pctHundredths").map(hundredths).transpose()?,
+            require_active_tenant: named("requireActiveTenant").map(switch).transpose()?,
+            expires_at: named("expiresAt").map(time).transpose()?,
         })
     }
 

@@ -4,7 +4,9 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use dezky_core::directory::{Directory, DirectoryTenants, PartnerKey, Tenant, TenantKey};
+use dezky_core::directory::{
+    Directory, DirectoryTenants, PartnerKey, Tenant, TenantKey, TenantStatus,
+};
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::AuditStore;
 use dezky_core::{AuditLog, Result, Runtime, Spool, SpoolConfig};
@@ -121,6 +123,7 @@ impl Subject {
             plan: Some(&self.tenant.plan),
             partner_slug: self.partner_slug.as_deref(),
             environment,
+            tenant_active: Some(self.tenant.status == TenantStatus::Active),
         }
     }
 }

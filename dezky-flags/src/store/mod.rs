@@ -7,7 +7,7 @@ mod memory;
 mod mongodb;
 #[cfg(feature = "postgres")]
 mod postgres;
-#[cfg(any(feature = "postgres", feature = "mongodb"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
 mod settle;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -106,6 +106,18 @@ pub struct Snapshot {
     pub revision: u64,
     /// The flags, by key.
     pub flags: Vec<Flag>,
+    /// Those that are there but can't be read, by key. A decision on one is off, with
+    /// the reason [`InvalidFlag`](crate::Reason::InvalidFlag).
+    pub invalid: Vec<InvalidFlag>,
+}
+
+/// A stored flag that this program can't read.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct InvalidFlag {
+    /// Its key.
+    pub key: String,
+    /// What is wrong with it. Quotes nothing of it.
+    pub problem: String,
 }
 
 /// A change of one flag, compared and set.

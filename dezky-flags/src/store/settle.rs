@@ -1,11 +1,11 @@
-//! A commit's changes as rows to be written: what a store does for whom a statement a
-//! change would be too many round trips.
+//! A commit's changes as rows to be written, and rows as flags again: once for all
+//! stores that have rows.
 
 use std::collections::{BTreeMap, HashMap};
 
 use dezky_core::{Error, ErrorKind, Result};
 
-use super::{Counts, FlagChange, FlagTable, Known, check};
+use super::{Counts, FlagChange, FlagTable, InvalidFlag, Known, Snapshot, check};
 use crate::Flag;
 
 /// What a store holds beside its flags.
@@ -82,6 +82,24 @@ pub(super) fn from_text(key: &str, version: u64, text: &str) -> Result<Flag> {
         return Err(corrupt("a flag differs from its row or breaks a bound"));
     }
     Ok(flag)
+}
+
+/// The view of stored flags, each with its key and version: one that can't be read
+/// stops no other.
+pub(super) fn view<'a>(
+    revision: u64,
+    stored: impl IntoIterator<Item = (&'a str, u64, &'a str)>,
+) -> Snapshot {
+    let mut view = Snapshot { revision, flags: Vec::new(), invalid: Vec::new() };
+    for (key, version, text) in stored {
+        match from_text(key, version, text) {
+            Ok(flag) => view.flags.push(flag),
+            Err(error) => {
+                view.invalid.push(InvalidFlag { key: key.to_owned(), problem: error.to_string() });
+            }
+        }
+    }
+    view
 }
 
 /// A count as it was stored.

@@ -100,7 +100,8 @@ impl FlagTable {
 
     /// See [`FlagStore::snapshot`](super::FlagStore::snapshot).
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot { revision: self.revision, flags: self.flags.values().cloned().collect() }
+        let flags = self.flags.values().cloned().collect();
+        Snapshot { revision: self.revision, flags, invalid: Vec::new() }
     }
 
     /// Makes the changes in their order, or none of them.

@@ -1,6 +1,6 @@
 use dezky_core::Runtime;
 
-use crate::{Flag, FlagContext, FlagState, NewFlag, Scope};
+use crate::{Flag, FlagContext, FlagOptions, FlagState, MAX_PCT, NewFlag, Scope};
 
 /// Generates flags and those who ask for them from a runtime's randomness: with a
 /// seeded [`ManualRuntime`](dezky_core::testkit::ManualRuntime) always the same ones.
@@ -20,6 +20,7 @@ pub struct Asker {
     pub plan: Option<String>,
     pub partner_slug: Option<String>,
     pub environment: Option<String>,
+    pub tenant_active: Option<bool>,
 }
 
 impl Asker {
@@ -31,6 +32,7 @@ impl Asker {
             plan: self.plan.as_deref(),
             partner_slug: self.partner_slug.as_deref(),
             environment: self.environment.as_deref(),
+            tenant_active: self.tenant_active,
         }
     }
 }
@@ -51,6 +53,10 @@ impl<'a> FlagGenerator<'a> {
         let mut bytes = [0; 8];
         self.runtime.fill_random(&mut bytes);
         u64::from_le_bytes(bytes) % bound
+    }
+
+    fn draw(&self, bound: u64) -> usize {
+        usize::try_from(self.below(bound)).unwrap_or(0)
     }
 
     fn pick<'v>(&self, values: &[&'v str]) -> &'v str {
@@ -86,10 +92,12 @@ impl<'a> FlagGenerator<'a> {
     /// The next flag: its key is unique.
     pub fn next_flag(&mut self) -> Flag {
         self.count += 1;
+        let pct = u8::try_from(self.below(101)).unwrap_or(0);
         let new = NewFlag {
+            options: self.options(pct),
             description: self.pick(&["", "Threads in chat.", "Ü'\"\\%_"]).to_owned(),
             state: FlagState::ALL[usize::try_from(self.below(4)).unwrap_or(0)],
-            pct: u8::try_from(self.below(101)).unwrap_or(0),
+            pct,
             scope: Scope {
                 plans: self.axis(&Self::PLANS),
                 tenant_slugs: self.axis(&Self::TENANTS),
@@ -99,6 +107,20 @@ impl<'a> FlagGenerator<'a> {
             ..NewFlag::new(format!("{}{}", self.pick(&["chat.", "a_b-", "0"]), self.count))
         };
         Flag::new(new, self.runtime.now()).expect("generated flags are within the bounds")
+    }
+
+    /// Half of the flags ask for nothing.
+    fn options(&self, pct: u8) -> FlagOptions {
+        if self.below(2) == 0 {
+            return FlagOptions::default();
+        }
+        let hundredths = u8::try_from(self.below(100)).unwrap_or(0);
+        FlagOptions {
+            seed: (self.below(3) == 0).then(|| self.pick(&["seed", "süd", "1"]).to_owned()),
+            pct_hundredths: if pct == MAX_PCT { 0 } else { hundredths },
+            require_active_tenant: self.below(3) == 0,
+            expires_at: (self.below(4) == 0).then(|| self.runtime.now()),
+        }
     }
 
     /// `count` flags.
@@ -114,6 +136,7 @@ impl<'a> FlagGenerator<'a> {
             plan: self.maybe(&Self::PLANS),
             partner_slug: self.maybe(&Self::PARTNERS),
             environment: self.maybe(&Self::ENVIRONMENTS),
+            tenant_active: [None, Some(false), Some(true), Some(true)][self.draw(4)],
         }
     }
 }

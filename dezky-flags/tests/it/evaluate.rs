@@ -86,6 +86,7 @@ fn each_state_decides_as_defined() {
         plan: Some("pro"),
         partner_slug: Some("nordic"),
         environment: Some("production"),
+        tenant_active: None,
     };
     let nobody = FlagContext { tenant_id: "t-1", ..FlagContext::default() };
     let at = bucket("t-1", "k");

@@ -1,6 +1,7 @@
 use dezky_core::{ActorType, ErrorKind, Timestamp};
 use dezky_flags::{
-    Change, ChangeActor, FieldChange, Flag, FlagPatch, FlagState, NewFlag, Scope, ScopePatch,
+    Change, ChangeActor, FieldChange, Flag, FlagOptions, FlagPatch, FlagState, NewFlag, Scope,
+    ScopePatch,
 };
 use serde_json::{Value, json};
 
@@ -47,6 +48,7 @@ pub(crate) fn version_1() -> Flag {
             partner_slugs: vec!["süd".into()],
             environments: vec!["production".into()],
         },
+        options: FlagOptions::default(),
         history: vec![newest, oldest],
         version: 3,
         created_at: time("2026-01-01T00:00:00Z"),

@@ -1,7 +1,11 @@
 use std::io::Write as _;
 
 use clap::{Args, Subcommand};
-use dezky_flags::{Decision, Edit, Flag, FlagPatch, FlagState, NewFlag, ScopePatch, seeded_flags};
+use dezky_core::Timestamp;
+use dezky_flags::{
+    Decision, Edit, Flag, FlagPatch, FlagState, MAX_PCT, NewFlag, OptionsPatch, ScopePatch,
+    seeded_flags,
+};
 use serde_json::json;
 
 use super::{no, on_platform, operator, print};
@@ -71,9 +75,9 @@ pub(crate) struct Set {
     /// off, on, targeted or rollout
     #[arg(long)]
     state: Option<FlagState>,
-    /// The percentage of tenants that a rollout reaches, 0 to 100
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=100))]
-    pct: Option<u8>,
+    /// The percentage of tenants that a rollout reaches, 0 to 100, such as 25 or 0.5
+    #[arg(long, value_name = "N", value_parser = percentage)]
+    pct: Option<Percentage>,
     /// What it switches
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
@@ -92,12 +96,55 @@ pub(crate) struct Set {
     /// Empty the axes that are not named
     #[arg(long)]
     clear_scope: bool,
+    /// Takes the key's place in the rollout's bucket; empty: the key again
+    #[arg(long, value_name = "TEXT")]
+    seed: Option<String>,
+    /// Off for tenants that are not active
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    require_active_tenant: Option<bool>,
+    /// When it should be gone, such as 2027-01-31T00:00:00Z, or never; decides nothing
+    #[arg(long, value_name = "TIME", value_parser = expiry)]
+    expires: Option<Expiry>,
     /// Only if it still has this version
     #[arg(long, value_name = "N")]
     if_version: Option<u64>,
     /// Why
     #[arg(long, value_name = "TEXT")]
     note: Option<String>,
+}
+
+/// A percentage by hundredths.
+#[derive(Debug, Clone, Copy)]
+struct Percentage {
+    whole: u8,
+    hundredths: u8,
+}
+
+fn percentage(text: &str) -> Result<Percentage, String> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let read = || {
+        let whole = whole.parse().ok().filter(|whole| *whole <= MAX_PCT)?;
+        let hundredths = format!("{fraction:0<2}").parse().ok()?;
+        (whole < MAX_PCT || hundredths == 0).then_some(Percentage { whole, hundredths })
+    };
+    (is_number(whole) && is_number(fraction) && fraction.len() <= 2)
+        .then(read)
+        .flatten()
+        .ok_or_else(|| "it must be 0 to 100, with at most two decimals".to_owned())
+}
+
+/// When a flag should be gone, if ever.
+#[derive(Debug, Clone, Copy)]
+struct Expiry(Option<Timestamp>);
+
+fn expiry(text: &str) -> Result<Expiry, String> {
+    if text == "never" {
+        return Ok(Expiry(None));
+    }
+    let at = Timestamp::parse(text);
+    at.map(|at| Expiry(Some(at)))
+        .ok_or_else(|| "it must be a time such as 2027-01-31T00:00:00Z, or never".to_owned())
 }
 
 /// `flags`.
@@ -156,7 +203,14 @@ impl Set {
         FlagPatch {
             description: self.description,
             state: self.state,
-            pct: self.pct,
+            pct: self.pct.map(|pct| pct.whole),
+            options: OptionsPatch {
+                // An empty one is none.
+                seed: self.seed.map(|seed| Some(seed).filter(|seed| !seed.is_empty())),
+                pct_hundredths: self.pct.map(|pct| pct.hundredths),
+                require_active_tenant: self.require_active_tenant,
+                expires_at: self.expires.map(|Expiry(at)| at),
+            },
             scope: ScopePatch {
                 plans: axis(self.plans),
                 tenant_slugs: axis(self.tenants),
@@ -174,6 +228,7 @@ fn made(key: &str, patch: FlagPatch) -> NewFlag {
     new.description = patch.description.unwrap_or_default();
     new.state = patch.state.unwrap_or_default();
     new.pct = patch.pct.unwrap_or_default();
+    patch.options.apply(&mut new.options);
     new.scope.plans = patch.scope.plans.unwrap_or_default();
     new.scope.tenant_slugs = patch.scope.tenant_slugs.unwrap_or_default();
     new.scope.partner_slugs = patch.scope.partner_slugs.unwrap_or_default();
@@ -220,7 +275,7 @@ fn show_all(flags: &[Flag], as_json: bool) -> Result<(), Failure> {
         [
             flag.key.clone(),
             flag.state.to_string(),
-            flag.pct.to_string(),
+            flag.percentage().to_string(),
             scope(flag),
             flag.version.to_string(),
             flag.updated_at.to_string(),
@@ -237,7 +292,7 @@ fn show(flag: &Flag, as_json: bool) -> Result<(), Failure> {
         "{}: {}, {} %, scope {}, version {}\n{}\n",
         flag.key,
         flag.state,
-        flag.pct,
+        flag.percentage(),
         scope(flag),
         flag.version,
         printable_line(&flag.description)

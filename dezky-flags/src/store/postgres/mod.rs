@@ -8,7 +8,7 @@ use dezky_core::{Result, SealedEvent};
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
-use super::settle::{Row, Settled, State, corrupt, from_text, settle, unfold, unsigned};
+use super::settle::{Row, Settled, State, corrupt, from_text, settle, unfold, unsigned, view};
 use super::{Counts, FlagChange, FlagStore, FlagTable, Known, Snapshot, check_size};
 use crate::Flag;
 
@@ -105,8 +105,10 @@ impl FlagStore for PostgresFlagStore {
         let State { revision, .. } = state(&mut tx, READ_STATE).await?;
         let rows = tx.fetch_all(sqlx::query(sql)).await?;
         tx.commit().await?;
-        let flags = rows.iter().filter_map(|row| read(row).map(|row| row.2).transpose());
-        Ok(Snapshot { revision, flags: flags.collect::<Result<_>>()? })
+        let rows: Vec<_> = rows.iter().map(columns).collect::<Result<_>>()?;
+        let stored =
+            rows.into_iter().map(|(key, version, text)| (key, version, text.unwrap_or("")));
+        Ok(view(revision, stored))
     }
 
     async fn revision(&self) -> Result<u64> {
@@ -209,10 +211,13 @@ async fn known(tx: &mut PostgresTransaction, keys: Vec<String>) -> Result<HashMa
 
 /// A key, its version, and its flag unless that was removed.
 fn read(row: &PgRow) -> Result<(&str, u64, Option<Flag>)> {
-    let key = row.try_get("key").map_err(postgres_error)?;
-    let version = number(row, "version")?;
-    let text: Option<&str> = row.try_get("flag").map_err(postgres_error)?;
+    let (key, version, text) = columns(row)?;
     Ok((key, version, text.map(|text| from_text(key, version, text)).transpose()?))
+}
+
+fn columns(row: &PgRow) -> Result<(&str, u64, Option<&str>)> {
+    let key = row.try_get("key").map_err(postgres_error)?;
+    Ok((key, number(row, "version")?, row.try_get("flag").map_err(postgres_error)?))
 }
 
 fn number(row: &PgRow, column: &'static str) -> Result<u64> {

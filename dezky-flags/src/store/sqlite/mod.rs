@@ -1,12 +1,17 @@
 //! Flags in the SQLite file of an audit log.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use dezky_core::store::{Capabilities, SqliteDatabase, sqlite_error};
-use dezky_core::{Error, ErrorKind, Result, SealedEvent};
+use dezky_core::{Result, SealedEvent};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Connection, Row, SqliteConnection};
 
-use super::{Counts, FlagChange, FlagStore, FlagTable, Known, Snapshot, check, check_size};
+use super::settle::{
+    Row as Stored, Settled, State, corrupt, from_text, settle, unfold, unsigned, view,
+};
+use super::{Counts, FlagChange, FlagStore, FlagTable, Known, Snapshot, check_size};
 use crate::Flag;
 
 /// One SQL script a version; a script that was released never changes.
@@ -63,8 +68,7 @@ impl FlagStore for SqliteFlagStore {
             .fetch_optional(&mut *connection)
             .await
             .map_err(sqlite_error)?
-            .map(|row| read_flag(&row))
-            .transpose()
+            .map_or(Ok(None), |row| Ok(read(&row)?.2))
     }
 
     async fn last_version(&self, key: &str) -> Result<u64> {
@@ -76,7 +80,7 @@ impl FlagStore for SqliteFlagStore {
         let mut connection = self.database.read().await?;
         // One snapshot for both reads.
         let mut tx = connection.begin().await.map_err(sqlite_error)?;
-        let (revision, _) = state(&mut tx).await?;
+        let State { revision, .. } = state(&mut tx).await?;
         let rows = sqlx::query(
             "SELECT key, version, flag FROM dezky_flags WHERE flag IS NOT NULL ORDER BY key",
         )
@@ -84,19 +88,22 @@ impl FlagStore for SqliteFlagStore {
         .await
         .map_err(sqlite_error)?;
         tx.commit().await.map_err(sqlite_error)?;
-        Ok(Snapshot { revision, flags: rows.iter().map(read_flag).collect::<Result<_>>()? })
+        let rows: Vec<_> = rows.iter().map(columns).collect::<Result<_>>()?;
+        let stored =
+            rows.into_iter().map(|(key, version, text)| (key, version, text.unwrap_or("")));
+        Ok(view(revision, stored))
     }
 
     async fn revision(&self) -> Result<u64> {
         let mut connection = self.database.read().await?;
-        Ok(state(&mut connection).await?.0)
+        Ok(state(&mut connection).await?.revision)
     }
 
     async fn table(&self) -> Result<FlagTable> {
         let mut connection = self.database.read().await?;
         // One snapshot for all reads.
         let mut tx = connection.begin().await.map_err(sqlite_error)?;
-        let (revision, _) = state(&mut tx).await?;
+        let State { revision, .. } = state(&mut tx).await?;
         let rows = sqlx::query("SELECT key, version, flag FROM dezky_flags")
             .fetch_all(&mut *tx)
             .await
@@ -104,11 +111,9 @@ impl FlagStore for SqliteFlagStore {
         tx.commit().await.map_err(sqlite_error)?;
         let (mut flags, mut removed) = (Vec::new(), Vec::new());
         for row in &rows {
-            if row.try_get::<Option<&str>, _>("flag").map_err(sqlite_error)?.is_some() {
-                flags.push(read_flag(row)?);
-            } else {
-                let key = row.try_get("key").map_err(sqlite_error)?;
-                removed.push((key, number(row, "version")?));
+            match read(row)? {
+                (_, _, Some(flag)) => flags.push(flag),
+                (key, version, None) => removed.push((key.to_owned(), version)),
             }
         }
         FlagTable::from_parts(revision, flags, removed)
@@ -116,68 +121,41 @@ impl FlagStore for SqliteFlagStore {
 
     async fn restore(&self, table: FlagTable) -> Result<()> {
         let mut tx = self.database.begin().await?;
-        let (revision, _) = state(&mut tx).await?;
-        if revision != 0 {
+        if state(&mut tx).await?.revision != 0 {
             drop(tx);
             // Empty or the same: the table has the rule.
             return self.table().await?.restore(table);
         }
-        let (flags, removed) = (table.snapshot().flags, table.removed());
-        let mut counts = Counts { flags: flags.len(), keys: flags.len() };
-        for flag in flags {
-            let text = flag_text(&flag)?;
-            write_row(&mut tx, &flag.key, flag.version, Some(text)).await?;
-        }
-        for (key, version) in removed {
-            write_row(&mut tx, key, version, None).await?;
-            counts.keys += 1;
-        }
-        write_state(&mut tx, table.revision(), counts).await?;
+        write(&mut tx, unfold(&table)).await?;
         self.database.commit(tx, &[]).await
     }
 
     async fn commit(&self, changes: Vec<FlagChange>, events: Vec<SealedEvent>) -> Result<()> {
         check_size(&changes)?;
         let mut tx = self.database.begin().await?;
-        let (mut revision, mut counts) = state(&mut tx).await?;
-        for change in &changes {
-            let known = known(&mut tx, change.key()).await?;
-            check(change, known, counts)?;
-            write(&mut tx, change).await?;
-            revision += 1;
-            counts = counts.after(change, known);
-        }
         if !changes.is_empty() {
-            write_state(&mut tx, revision, counts).await?;
+            let state = state(&mut tx).await?;
+            let mut known = HashMap::new();
+            for key in changes.iter().map(FlagChange::key) {
+                known.insert(key.to_owned(), self::known(&mut tx, key).await?);
+            }
+            write(&mut tx, settle(&changes, known, state)?).await?;
         }
         self.database.commit(tx, &events).await
     }
 }
 
-async fn state(connection: &mut SqliteConnection) -> Result<(u64, Counts)> {
+async fn state(connection: &mut SqliteConnection) -> Result<State> {
     let row = sqlx::query("SELECT revision, flags, keys FROM dezky_flags_state")
         .fetch_optional(connection)
         .await
         .map_err(sqlite_error)?
         .ok_or_else(|| corrupt("the row of dezky_flags_state is missing"))?;
-    let revision = number(&row, "revision")?;
     let count = |column| number(&row, column).map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-    Ok((revision, Counts { flags: count("flags")?, keys: count("keys")? }))
-}
-
-async fn write_state(
-    connection: &mut SqliteConnection,
-    revision: u64,
-    counts: Counts,
-) -> Result<()> {
-    sqlx::query("UPDATE dezky_flags_state SET revision = ?, flags = ?, keys = ?")
-        .bind(revision.cast_signed())
-        .bind(i64::try_from(counts.flags).unwrap_or(i64::MAX))
-        .bind(i64::try_from(counts.keys).unwrap_or(i64::MAX))
-        .execute(connection)
-        .await
-        .map_err(sqlite_error)?;
-    Ok(())
+    Ok(State {
+        revision: number(&row, "revision")?,
+        counts: Counts { flags: count("flags")?, keys: count("keys")? },
+    })
 }
 
 async fn known(connection: &mut SqliteConnection, key: &str) -> Result<Known> {
@@ -193,53 +171,43 @@ async fn known(connection: &mut SqliteConnection, key: &str) -> Result<Known> {
     Ok(if live { Known::Live(version) } else { Known::Removed(version) })
 }
 
-async fn write(connection: &mut SqliteConnection, change: &FlagChange) -> Result<()> {
-    let (version, flag) = match change {
-        FlagChange::Create(flag) | FlagChange::Replace(flag) => {
-            (flag.version, Some(flag_text(flag)?))
-        }
-        FlagChange::Remove { version, .. } => (version + 1, None),
-    };
-    write_row(connection, change.key(), version, flag).await
-}
-
-async fn write_row(
-    connection: &mut SqliteConnection,
-    key: &str,
-    version: u64,
-    flag: Option<String>,
-) -> Result<()> {
-    sqlx::query("INSERT INTO dezky_flags (key, version, flag) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET version = excluded.version, flag = excluded.flag")
-        .bind(key)
-        .bind(version.cast_signed())
-        .bind(flag)
+async fn write(connection: &mut SqliteConnection, settled: Settled<'_>) -> Result<()> {
+    for row in &settled.rows {
+        write_row(connection, row).await?;
+    }
+    let State { revision, counts } = settled.state;
+    sqlx::query("UPDATE dezky_flags_state SET revision = ?, flags = ?, keys = ?")
+        .bind(revision.cast_signed())
+        .bind(i64::try_from(counts.flags).unwrap_or(i64::MAX))
+        .bind(i64::try_from(counts.keys).unwrap_or(i64::MAX))
         .execute(connection)
         .await
         .map_err(sqlite_error)?;
     Ok(())
 }
 
-fn flag_text(flag: &Flag) -> Result<String> {
-    serde_json::to_string(flag).map_err(|error| {
-        Error::new(ErrorKind::Internal, "a flag can't be written as JSON").with_source(error)
-    })
+async fn write_row(connection: &mut SqliteConnection, row: &Stored<'_>) -> Result<()> {
+    sqlx::query("INSERT INTO dezky_flags (key, version, flag) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET version = excluded.version, flag = excluded.flag")
+        .bind(row.key)
+        .bind(row.version.cast_signed())
+        .bind(row.text()?)
+        .execute(connection)
+        .await
+        .map_err(sqlite_error)?;
+    Ok(())
 }
 
-fn read_flag(row: &SqliteRow) -> Result<Flag> {
-    let text: &str = row.try_get("flag").map_err(sqlite_error)?;
-    let flag: Flag = serde_json::from_str(text).map_err(|_| corrupt("a flag can't be read"))?;
-    let key: &str = row.try_get("key").map_err(sqlite_error)?;
-    if flag.key != key || flag.version != number(row, "version")? || flag.validate().is_err() {
-        return Err(corrupt("a flag differs from its row or breaks a bound"));
-    }
-    Ok(flag)
+/// A key, its version, and its flag unless that was removed.
+fn read(row: &SqliteRow) -> Result<(&str, u64, Option<Flag>)> {
+    let (key, version, text) = columns(row)?;
+    Ok((key, version, text.map(|text| from_text(key, version, text)).transpose()?))
+}
+
+fn columns(row: &SqliteRow) -> Result<(&str, u64, Option<&str>)> {
+    let key = row.try_get("key").map_err(sqlite_error)?;
+    Ok((key, number(row, "version")?, row.try_get("flag").map_err(sqlite_error)?))
 }
 
 fn number(row: &SqliteRow, column: &'static str) -> Result<u64> {
-    let number: i64 = row.try_get(column).map_err(sqlite_error)?;
-    u64::try_from(number).map_err(|_| corrupt("a count is below 0"))
-}
-
-fn corrupt(problem: &'static str) -> Error {
-    Error::new(ErrorKind::StoreCorrupt, format!("{problem}: restore the database from a backup"))
+    unsigned(row.try_get(column).map_err(sqlite_error)?)
 }
