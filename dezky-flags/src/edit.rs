@@ -11,8 +11,8 @@ use serde_json::{Map, Value, json};
 use crate::model::check_note;
 use crate::store::{FlagChange, FlagStore, mismatch, not_found};
 use crate::{
-    Change, ChangeActor, FieldChange, Flag, FlagOptions, FlagPatch, FlagState, MAX_HISTORY,
-    NewFlag, Scope,
+    Change, ChangeActor, FieldChange, Flag, FlagOptions, FlagPatch, FlagState, LiveFlags,
+    MAX_HISTORY, NewFlag, Scope,
 };
 
 /// How often an edit is tried while others come in between.
@@ -72,6 +72,8 @@ pub struct Flags {
     store: Arc<dyn FlagStore>,
     log: Arc<AuditLog>,
     runtime: Arc<dyn Runtime>,
+    /// What decides in this process.
+    live: Option<LiveFlags>,
     /// Held by the one who edits: editors of this process wait for each other
     /// rather than for their luck.
     turn: AsyncMutex<()>,
@@ -81,7 +83,15 @@ impl Flags {
     /// Edits the flags of `store`, whose events go to `log`: the log that the
     /// store stages them in.
     pub fn new(store: Arc<dyn FlagStore>, log: Arc<AuditLog>, runtime: Arc<dyn Runtime>) -> Self {
-        Self { store, log, runtime, turn: AsyncMutex::new(()) }
+        Self { store, log, runtime, live: None, turn: AsyncMutex::new(()) }
+    }
+
+    /// Lets `live` see each edit before the call that made it returns: whoever edits
+    /// here decides by it at once. Other processes see it as [`LiveFlags`] says.
+    #[must_use]
+    pub fn with_live(mut self, live: LiveFlags) -> Self {
+        self.live = Some(live);
+        self
     }
 
     /// Where the flags are.
@@ -309,6 +319,10 @@ impl Flags {
     /// Lets the next editor go on and brings the events onto the timeline.
     async fn finish(&self, turn: MutexGuard<'_, ()>) {
         drop(turn);
+        if let Some(live) = &self.live {
+            // Where the store can't be read now the next look tells.
+            let _ = live.refresh().await;
+        }
         self.log.relay(AuditLog::RELAY_WAIT).await;
     }
 

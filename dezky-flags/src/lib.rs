@@ -3,6 +3,7 @@
 mod bucket;
 mod edit;
 mod evaluate;
+pub mod live;
 mod model;
 mod seed;
 pub mod store;
@@ -15,6 +16,7 @@ use std::fmt;
 pub use bucket::{BucketReading, bucket, fine_bucket, in_rollout_bucket};
 pub use edit::{Edit, Flags};
 pub use evaluate::{FlagSet, decide, decide_reading, has_any_scope, matches_scope};
+pub use live::LiveFlags;
 pub use model::{
     Change, ChangeActor, FieldChange, Flag, FlagOptions, FlagPatch, FlagState, KILL_SWITCH_NOTE,
     MAX_DESCRIPTION_BYTES, MAX_HISTORY, MAX_KEY_BYTES, MAX_NOTE_BYTES, MAX_PCT, MAX_PCT_HUNDREDTHS,

@@ -69,6 +69,7 @@ impl Running {
         running.spawn_relay();
         running.spawn_spool();
         running.spawn_witness();
+        running.spawn_flags();
         for pump in pumps {
             running.spawn_pump(pump);
         }
@@ -167,6 +168,13 @@ impl Running {
                 }
             }
         });
+    }
+
+    /// Lets the flags that decide follow their store.
+    fn spawn_flags(&mut self) {
+        let live = self.state.live.clone();
+        let stop = self.stopped();
+        self.spawn("flags", async move { live.run(stop).await });
     }
 
     /// Resolves when the end has begun.

@@ -1,7 +1,7 @@
 //! The parts that share one database: log, directory, flags. Routes and commands
 //! work with them alike.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dezky_core::directory::{
@@ -10,8 +10,8 @@ use dezky_core::directory::{
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::AuditStore;
 use dezky_core::{AuditLog, Result, Runtime, Spool, SpoolConfig};
-use dezky_flags::store::FlagStore;
-use dezky_flags::{FlagContext, FlagSet, Flags};
+use dezky_flags::live::LiveConfig;
+use dezky_flags::{FlagContext, Flags, LiveFlags};
 use dezky_ingest::Intake;
 
 use crate::config::StoreConfig;
@@ -37,7 +37,7 @@ pub struct Platform {
     /// The flags and their editor.
     pub flags: Flags,
     /// The flags as they are decided.
-    pub current_flags: CurrentFlags,
+    pub live: LiveFlags,
     /// The way of events into the log.
     pub intake: Intake,
     /// What all of it is in, to be closed at the end.
@@ -47,7 +47,7 @@ pub struct Platform {
 impl Platform {
     /// Opens everything.
     pub async fn open(config: &StoreConfig, access: Access) -> Result<Self, Failure> {
-        Ok(Self::over(Stores::open(config, access).await?, None))
+        Self::over(Stores::open(config, access).await?, None).await
     }
 
     /// The same as a server does, with a spool, which belongs to this process alone
@@ -64,10 +64,10 @@ impl Platform {
             None => None,
         };
         let access = if config.migrate { Access::Migrate } else { Access::Write };
-        Ok(Self::over(Stores::open(config, access).await?, spool))
+        Self::over(Stores::open(config, access).await?, spool).await
     }
 
-    fn over(stores: Stores, spool: Option<Spool>) -> Self {
+    async fn over(stores: Stores, spool: Option<Spool>) -> Result<Self, Failure> {
         let Stores { log: store, directory: documents, flags, engine } = stores;
         let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
         let log = AuditLog::new(Arc::clone(&store), Arc::clone(&runtime));
@@ -76,17 +76,21 @@ impl Platform {
             None => log.with_store_timeout(STORE_TIMEOUT),
         });
         let tenants = Arc::new(DirectoryTenants(Arc::clone(&documents)));
+        let config = LiveConfig::default();
+        let live = LiveFlags::open(Arc::clone(&flags), Arc::clone(&runtime), config).await;
+        let live = live.map_err(|error| Failure::no(format!("flags: {error}")))?;
+        let flags = Flags::new(flags, Arc::clone(&log), Arc::clone(&runtime));
         let intake = Intake::new(Arc::clone(&store), Arc::clone(&runtime));
-        Self {
+        Ok(Self {
             intake: intake.with_directory(tenants.clone()).with_spool(Arc::clone(&log)),
-            directory: Directory::new(documents, Arc::clone(&log), Arc::clone(&runtime)),
-            current_flags: CurrentFlags::new(Arc::clone(&flags)),
-            flags: Flags::new(flags, Arc::clone(&log), runtime),
+            directory: Directory::new(documents, Arc::clone(&log), runtime),
+            flags: flags.with_live(live.clone()),
+            live,
             log,
             store,
             tenants,
             engine,
-        }
+        })
     }
 
     /// For whom flags are decided: a tenant of the directory.
@@ -125,37 +129,5 @@ impl Subject {
             environment,
             tenant_active: Some(self.tenant.status == TenantStatus::Active),
         }
-    }
-}
-
-/// The compiled flags, as of the store's revision.
-pub struct CurrentFlags {
-    store: Arc<dyn FlagStore>,
-    compiled: RwLock<Option<(u64, Arc<FlagSet>)>>,
-}
-
-impl CurrentFlags {
-    /// The flags of `store`, not yet read.
-    pub fn new(store: Arc<dyn FlagStore>) -> Self {
-        Self { store, compiled: RwLock::new(None) }
-    }
-
-    /// The flags as they are now: compiled again only where one was changed, by
-    /// whichever process.
-    pub async fn get(&self) -> Result<Arc<FlagSet>> {
-        let revision = self.store.revision().await?;
-        if let Some((of, set)) = &*self.compiled.read().unwrap_or_else(PoisonError::into_inner)
-            && *of == revision
-        {
-            return Ok(Arc::clone(set));
-        }
-        let snapshot = self.store.snapshot().await?;
-        let set = Arc::new(FlagSet::compile(&snapshot.flags));
-        let mut compiled = self.compiled.write().unwrap_or_else(PoisonError::into_inner);
-        // Another request may have read a newer one meanwhile.
-        if compiled.as_ref().is_none_or(|(of, _)| *of < snapshot.revision) {
-            *compiled = Some((snapshot.revision, Arc::clone(&set)));
-        }
-        Ok(set)
     }
 }

@@ -100,7 +100,7 @@ pub trait FlagStore: Send + Sync {
 }
 
 /// All flags at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Snapshot {
     /// The [revision](FlagStore::revision) that they are of.
     pub revision: u64,
@@ -111,8 +111,75 @@ pub struct Snapshot {
     pub invalid: Vec<InvalidFlag>,
 }
 
+impl Snapshot {
+    /// All of it as JSON: how flags are exported, and kept for a start without the store.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// Reads what [`to_json`](Self::to_json) wrote. A flag that breaks a bound is
+    /// [invalid](Self::invalid), and the others are read.
+    ///
+    /// # Errors
+    /// `field_invalid` if it is no such text, a flag lacks its key, or two have one.
+    ///
+    /// ```
+    /// use dezky_flags::store::Snapshot;
+    /// let text = r#"{"revision": 7, "flags": [{"key": "chat", "pct": 200}]}"#;
+    /// let snapshot = Snapshot::from_json(text).unwrap();
+    /// assert_eq!((snapshot.flags.len(), snapshot.invalid[0].key.as_str()), (0, "chat"));
+    /// ```
+    pub fn from_json(text: &str) -> Result<Self> {
+        let refused = |problem: String| Error::new(ErrorKind::FieldInvalid, problem);
+        let read: SnapshotText = serde_json::from_str(text)
+            .map_err(|error| refused(format!("no snapshot of flags: {error}")))?;
+        let mut snapshot = Self { revision: read.revision, ..Self::default() };
+        let mut keys = std::collections::BTreeSet::new();
+        for (at, flag) in read.flags.into_iter().enumerate() {
+            let key = flag.get("key").and_then(serde_json::Value::as_str).unwrap_or_default();
+            if !crate::model::is_key(key) {
+                return Err(refused(format!("flags[{at}].key must be a flag's key")));
+            }
+            let key = key.to_owned();
+            match serde_json::from_value::<Flag>(flag) {
+                Ok(flag) if let Err(error) = flag.validate() => {
+                    let problem = error.to_string();
+                    snapshot.invalid.push(InvalidFlag { key: key.clone(), problem });
+                }
+                Ok(flag) => snapshot.flags.push(flag),
+                // It may quote what is in the flag.
+                Err(_) => snapshot.invalid.push(InvalidFlag {
+                    key: key.clone(),
+                    problem: "it has not the form of a flag".to_owned(),
+                }),
+            }
+            if !keys.insert(key.clone()) {
+                return Err(refused(format!("flags[{at}].key: {key} is there twice")));
+            }
+        }
+        for flag in read.invalid {
+            if keys.insert(flag.key.clone()) {
+                snapshot.invalid.push(flag);
+            }
+        }
+        snapshot.flags.sort_by(|a, b| a.key.cmp(&b.key));
+        snapshot.invalid.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(snapshot)
+    }
+}
+
+/// A [`Snapshot`] whose flags are not read yet.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SnapshotText {
+    revision: u64,
+    flags: Vec<serde_json::Value>,
+    #[serde(default)]
+    invalid: Vec<InvalidFlag>,
+}
+
 /// A stored flag that this program can't read.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct InvalidFlag {
     /// Its key.
     pub key: String,

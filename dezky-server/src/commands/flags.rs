@@ -253,10 +253,13 @@ async fn evaluate(
     let subject = platform.subject(tenant).await.map_err(no)?;
     let subject = subject
         .ok_or_else(|| Failure::no(format!("--tenant {tenant}: there is no such tenant")))?;
-    let set = platform.current_flags.get().await.map_err(no)?;
+    let flags = platform.live.current();
     let context = subject.context(environment);
-    let decisions: Vec<(&str, Decision)> =
-        set.evaluate_all(&context).filter(|(of, _)| key.is_none_or(|key| key == *of)).collect();
+    let decisions: Vec<(&str, Decision)> = flags
+        .set()
+        .evaluate_all(&context)
+        .filter(|(of, _)| key.is_none_or(|key| key == *of))
+        .collect();
     let shown = decisions.iter().copied();
     print(&if as_json { format!("{}\n", explained(shown)) } else { tabulated(shown) })?;
     let Some(key) = key else { return Ok(()) };

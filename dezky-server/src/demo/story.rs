@@ -125,11 +125,15 @@ pub(super) struct TenantFlags {
 
 /// The flags of the tenant that is shown.
 pub(super) async fn flags(platform: &Platform) -> Result<TenantFlags> {
-    let set = platform.current_flags.get().await?;
+    let flags = platform.live.current();
     let subject = platform.subject(SHOWN_TENANT).await?;
     let decisions = subject.iter().flat_map(|subject| {
         let decided = |(key, decision): (&str, Decision)| (key.to_owned(), decision);
-        set.evaluate_all(&subject.context(Some("production"))).map(decided).collect::<Vec<_>>()
+        flags
+            .set()
+            .evaluate_all(&subject.context(Some("production")))
+            .map(decided)
+            .collect::<Vec<_>>()
     });
     Ok(TenantFlags { tenant: SHOWN_TENANT, decisions: decisions.collect() })
 }

@@ -106,9 +106,9 @@ pub(super) async fn evaluate(
         .subject(&question.tenant_slug)
         .await?
         .ok_or_else(|| Problem::not_found("tenantSlug: there is no such tenant"))?;
-    let set = state.current_flags.get().await?;
+    let flags = state.live.current();
     let context = subject.context(question.environment.as_deref());
-    let answers = set.evaluate_all(&context);
+    let answers = flags.set().evaluate_all(&context);
     if explain {
         return Ok(Json(explained(answers)));
     }
