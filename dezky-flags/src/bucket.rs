@@ -1,6 +1,6 @@
 //! Rollout buckets: where a tenant stands in a flag's rollout, for ever.
 
-use sha2::{Digest, Sha256};
+use crate::digest::{Words, digest};
 
 /// The bucket of a tenant for a flag, 0 to 99: SHA-256 of the UTF-8 bytes of
 /// `tenant_id`, `:` and `key`, read as one 256-bit big-endian integer, mod 100.
@@ -68,24 +68,19 @@ impl BucketReading {
 
     /// The bucket in hundredths by this reading, 0 to 9,999; see [`fine_bucket`].
     pub fn fine_bucket(self, tenant_id: &str, key: &str) -> u16 {
-        let digest = Sha256::new()
-            .chain_update(tenant_id.as_bytes())
-            .chain_update(b":")
-            .chain_update(key.as_bytes())
-            .finalize();
-        let words = match self {
-            Self::Whole => digest.len() / 4,
-            Self::Prefix32 => 1,
-        };
+        self.fine(&digest(tenant_id, key))
+    }
+
+    /// The bucket in hundredths that a digest stands for.
+    #[inline]
+    pub(crate) fn fine(self, digest: &Words) -> u16 {
         // Eight words of 32 bits, each below 2^32 times at most 9,999: no overflow.
-        let sum: u64 = digest
-            .chunks_exact(4)
-            .take(words)
-            .zip(&POWERS[8 - words..])
-            .map(|(word, power)| {
-                u64::from(u32::from_be_bytes([word[0], word[1], word[2], word[3]])) * power
-            })
-            .sum();
+        let sum = match self {
+            Self::Whole => {
+                digest.iter().zip(POWERS).map(|(word, power)| u64::from(*word) * power).sum()
+            }
+            Self::Prefix32 => u64::from(digest[0]),
+        };
         let x = sum % 10_000;
         u16::try_from(x % 100 * 100 + x / 100).unwrap_or(0)
     }

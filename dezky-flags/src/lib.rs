@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 mod bucket;
+mod compile;
+mod digest;
 mod edit;
 mod evaluate;
 pub mod live;
@@ -14,8 +16,10 @@ pub mod testkit;
 use std::fmt;
 
 pub use bucket::{BucketReading, bucket, fine_bucket, in_rollout_bucket};
+pub use compile::{Bits, BucketRow, FlagHandle, FlagSet};
+pub use digest::DigestEngine;
 pub use edit::{Edit, Flags};
-pub use evaluate::{FlagSet, decide, decide_reading, has_any_scope, matches_scope};
+pub use evaluate::{decide, decide_reading, has_any_scope, matches_scope};
 pub use live::LiveFlags;
 pub use model::{
     Change, ChangeActor, FieldChange, Flag, FlagOptions, FlagPatch, FlagState, KILL_SWITCH_NOTE,

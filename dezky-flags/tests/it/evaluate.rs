@@ -4,8 +4,9 @@ use dezky_core::Timestamp;
 use dezky_core::testkit::ManualRuntime;
 use dezky_flags::testkit::FlagGenerator;
 use dezky_flags::{
-    Axis, BucketReading, Decision, Flag, FlagContext, FlagEvaluator, FlagSet, FlagState, NewFlag,
-    Reason, Scope, bucket, decide, decide_reading, has_any_scope, in_rollout_bucket, matches_scope,
+    Axis, BucketReading, Decision, Flag, FlagContext, FlagEvaluator, FlagOptions, FlagSet,
+    FlagState, NewFlag, Reason, Scope, bucket, decide, decide_reading, has_any_scope,
+    in_rollout_bucket, matches_scope,
 };
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -198,7 +199,8 @@ proptest! {
         let (low, high) = (low.min(high), low.max(high));
         let runtime = ManualRuntime::new(seed);
         let mut generator = FlagGenerator::new(&runtime);
-        let flag = Flag { state: FlagState::Rollout, ..generator.next_flag() };
+        let options = FlagOptions::default();
+        let flag = Flag { state: FlagState::Rollout, options, ..generator.next_flag() };
         let on = |pct, asker: &dezky_flags::testkit::Asker| {
             decide(&Flag { pct, ..flag.clone() }, &asker.context()).value
         };
@@ -231,6 +233,7 @@ fn generated_flags_give_every_reason() {
     let expected = [
         "empty_scope",
         "in_",
+        "inactive_tenant",
         "off",
         "on",
         "out_of_",

@@ -2,6 +2,7 @@
 //! decisions, and the shapes that are kept.
 
 mod allocation;
+mod compile;
 mod copy;
 #[path = "../../../dezky-core/tests/it/database.rs"]
 mod database;

@@ -1,0 +1,372 @@
+//! The compiled set on every path, against the plain definition.
+
+use std::collections::BTreeMap;
+
+use dezky_core::Timestamp;
+use dezky_core::testkit::ManualRuntime;
+use dezky_flags::store::{InvalidFlag, Snapshot};
+use dezky_flags::testkit::{Asker, FlagGenerator};
+use dezky_flags::{
+    Bits, BucketReading, Decision, DigestEngine, Flag, FlagContext, FlagEvaluator, FlagOptions,
+    FlagSet, FlagState, NewFlag, Reason, Scope, bucket, decide, decide_reading, fine_bucket,
+};
+use proptest::prelude::*;
+use serde::Deserialize;
+
+fn engines() -> impl Iterator<Item = DigestEngine> {
+    DigestEngine::ALL.into_iter().filter(|engine| engine.is_available())
+}
+
+/// Decides all flags on every path; all must be as `expected` says, by key.
+fn assert_on_every_path(
+    set: &FlagSet,
+    context: &FlagContext<'_>,
+    expected: &BTreeMap<&str, Decision>,
+) {
+    let values: BTreeMap<&str, bool> =
+        expected.iter().map(|(key, decision)| (*key, decision.value)).collect();
+    for (key, decision) in expected {
+        assert_eq!(set.evaluate(key, context), *decision, "{key} by its key");
+        let handle = set.handle(key).unwrap();
+        assert_eq!((handle.key(), handle.evaluate(context)), (*key, *decision), "{key} by handle");
+    }
+    for engine in engines() {
+        let set = set.clone().with_digest_engine(engine);
+        let all: BTreeMap<_, _> = set.evaluate_all(context).collect();
+        assert_eq!(all, *expected, "all by {engine:?}");
+        assert_eq!(set.evaluate_all(context).count(), expected.len());
+        assert_eq!(set.values(context), values, "values by {engine:?}");
+
+        // A buffer that was used for something else.
+        let mut cold = Bits::new();
+        other_set().values_into(context, &mut cold);
+        set.values_into(context, &mut cold);
+        assert!(cold.iter().eq(values.values().copied()), "bits by {engine:?}");
+        assert_eq!(cold.len(), values.len());
+        assert_eq!(cold.count(), values.values().filter(|value| **value).count());
+        let row = set.bucket_row(context.tenant_id);
+        assert!(set.fits(&row, context.tenant_id));
+        let mut warm = Bits::new();
+        set.values_with_row(&row, context, &mut warm);
+        assert_eq!(warm, cold, "bits with a row by {engine:?}");
+
+        let mut json = String::from("beside ");
+        set.write_json(&cold, &mut json);
+        let json = json.strip_prefix("beside ").unwrap();
+        assert_eq!(json, serde_json::to_string(&values).unwrap(), "json by {engine:?}");
+    }
+}
+
+fn by_definition<'a>(
+    flags: &'a [Flag],
+    context: &FlagContext<'_>,
+    reading: BucketReading,
+) -> BTreeMap<&'a str, Decision> {
+    flags.iter().map(|flag| (&*flag.key, decide_reading(flag, context, reading))).collect()
+}
+
+fn flag(key: &str, state: FlagState, pct: u8) -> Flag {
+    Flag::new(NewFlag { state, pct, ..NewFlag::new(key) }, Timestamp::MIN).unwrap()
+}
+
+fn other_set() -> FlagSet {
+    let flags: Vec<_> = (0..200).map(|n| flag(&format!("other-{n}"), FlagState::On, 0)).collect();
+    FlagSet::compile(&flags)
+}
+
+/// A flag whose percentage nobody could have set.
+fn broken(flag: &Flag) -> Flag {
+    Flag { pct: 101, state: FlagState::Rollout, ..flag.clone() }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn every_path_agrees_with_the_definition(seed: u64, count in 0_usize..150, prefix: bool) {
+        let runtime = ManualRuntime::new(seed);
+        let mut generator = FlagGenerator::new(&runtime);
+        let flags = generator.flags(count);
+        let reading = if prefix { BucketReading::Prefix32 } else { BucketReading::Whole };
+        let (sound, unsound) = flags.split_at(count - count / 10);
+        let invalid: Vec<_> = unsound.iter().map(broken).collect();
+        let set = FlagSet::compile(sound.iter().chain(&invalid)).with_reading(reading);
+        for _ in 0..3 {
+            let asker = generator.asker();
+            let context = asker.context();
+            let mut expected = by_definition(sound, &context, reading);
+            let off = Decision { value: false, reason: Reason::InvalidFlag };
+            expected.extend(invalid.iter().map(|flag| (&*flag.key, off)));
+            assert_on_every_path(&set, &context, &expected);
+        }
+    }
+
+    /// Rows of other tenants, other keys and other readings decide nothing.
+    #[test]
+    fn a_row_that_does_not_fit_is_left_aside(seed: u64) {
+        let runtime = ManualRuntime::new(seed);
+        let mut generator = FlagGenerator::new(&runtime);
+        let flags = generator.flags(40);
+        let set = FlagSet::compile(&flags);
+        let (asker, other) = (Asker { tenant_id: "a".into(), ..generator.asker() }, "b");
+        let context = asker.context();
+        let mut fewer = flags.clone();
+        fewer.remove(7);
+        let mut seeded = flags.clone();
+        seeded[3].options.seed = Some("another".into());
+        let foreign = [
+            set.bucket_row(other),
+            FlagSet::compile(&fewer).bucket_row("a"),
+            FlagSet::compile(&seeded).bucket_row("a"),
+            set.clone().with_reading(BucketReading::Prefix32).bucket_row("a"),
+            FlagSet::default().bucket_row("a"),
+        ];
+        let (mut expected, mut values) = (Bits::new(), Bits::new());
+        set.values_into(&context, &mut expected);
+        for row in &foreign {
+            assert!(!set.fits(row, "a"));
+            set.values_with_row(row, &context, &mut values);
+            assert_eq!(values, expected);
+        }
+    }
+
+    /// An edit that leaves keys and seeds leaves rows.
+    #[test]
+    fn a_row_outlives_edits(seed: u64) {
+        let runtime = ManualRuntime::new(seed);
+        let mut generator = FlagGenerator::new(&runtime);
+        let before = generator.flags(70);
+        let after: Vec<Flag> = before
+            .iter()
+            .zip(generator.flags(70))
+            .map(|(old, new)| {
+                let seed = old.options.seed.clone();
+                Flag { key: old.key.clone(), options: FlagOptions { seed, ..new.options }, ..new }
+            })
+            .collect();
+        let asker = generator.asker();
+        let context = asker.context();
+        let row = FlagSet::compile(&before).bucket_row(context.tenant_id);
+        let set = FlagSet::compile(&after);
+        assert!(set.fits(&row, context.tenant_id));
+        let mut values = Bits::new();
+        set.values_with_row(&row, &context, &mut values);
+        let expected: Vec<_> =
+            by_definition(&after, &context, BucketReading::Whole).values().map(|d| d.value).collect();
+        assert_eq!(values.iter().collect::<Vec<_>>(), expected);
+    }
+}
+
+#[test]
+fn sets_of_any_size_agree_with_the_definition() {
+    for count in [0, 1, 63, 64, 65, 255, 256, 257, 10_000] {
+        let runtime = ManualRuntime::new(count as u64);
+        let mut generator = FlagGenerator::new(&runtime);
+        let flags = generator.flags(count);
+        let set = FlagSet::compile(&flags);
+        let asker = generator.asker();
+        let expected = by_definition(&flags, &asker.context(), BucketReading::Whole);
+        assert_eq!((set.len(), set.is_empty()), (count, count == 0));
+        assert!(set.keys().eq(expected.keys().copied()));
+        assert_on_every_path(&set, &asker.context(), &expected);
+        assert_on_every_path(
+            &set,
+            &FlagContext::default(),
+            &by_definition(&flags, &FlagContext::default(), BucketReading::Whole),
+        );
+        assert!(set.handle("unknown").is_none());
+    }
+}
+
+/// The plan keeps values of many flags and values of few in different ways, and scopes of
+/// many values in another than those of few.
+#[test]
+fn common_and_rare_values_agree_with_the_definition() {
+    let tenants =
+        |n: usize, count: usize| (n..n + count).map(|t| format!("tenant-{t:04}")).collect();
+    let flags: Vec<_> = (0..700)
+        .map(|n| {
+            let count = [0, 1, 8, 9, 1_000][n % 5];
+            let plans = if n % 2 == 0 { vec!["pro".to_owned()] } else { Vec::new() };
+            let scope = Scope { plans, tenant_slugs: tenants(n, count), ..Scope::default() };
+            let state = if n % 3 == 0 { FlagState::Rollout } else { FlagState::Targeted };
+            let new = NewFlag { state, pct: 50, scope, ..NewFlag::new(format!("flag-{n:03}")) };
+            Flag::new(new, Timestamp::MIN).unwrap()
+        })
+        .collect();
+    let set = FlagSet::compile(&flags);
+    for tenant in ["tenant-0000", "tenant-0004", "tenant-0500", "tenant-1698", "unknown", ""] {
+        for plan in [None, Some("pro"), Some("free")] {
+            let tenant_slug = Some(tenant);
+            let context = FlagContext { tenant_id: "t-1", tenant_slug, plan, ..Default::default() };
+            let expected = by_definition(&flags, &context, BucketReading::Whole);
+            assert_on_every_path(&set, &context, &expected);
+        }
+    }
+}
+
+#[test]
+fn keys_of_any_text_are_written_as_json() {
+    // The model would refuse them, a set takes them.
+    let keys = ["", "\"", "\\n\n", "ключ", "\u{1}"];
+    let flags: Vec<_> = keys
+        .iter()
+        .map(|key| Flag { key: (*key).to_owned(), ..flag("k", FlagState::On, 0) })
+        .collect();
+    let context = FlagContext::default();
+    let expected = by_definition(&flags, &context, BucketReading::Whole);
+    assert_on_every_path(&FlagSet::compile(&flags), &context, &expected);
+}
+
+#[test]
+fn flags_that_a_store_could_not_read_are_off_on_every_path() {
+    let invalid = InvalidFlag { key: "b".into(), problem: "no JSON".into() };
+    let flags = vec![flag("a", FlagState::On, 0), flag("c", FlagState::Rollout, 100)];
+    let context = FlagContext { tenant_id: "t-1", ..FlagContext::default() };
+    let mut expected = by_definition(&flags, &context, BucketReading::Whole);
+    expected.insert("b", Decision { value: false, reason: Reason::InvalidFlag });
+    let snapshot = Snapshot { revision: 1, flags: flags.clone(), invalid: vec![invalid] };
+    assert_on_every_path(&FlagSet::of(&snapshot), &context, &expected);
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Vector {
+    tenant_id: String,
+    key: String,
+    sha256: String,
+    bucket: u8,
+    fine: Option<u16>,
+}
+
+fn vectors(text: &str) -> Vec<Vector> {
+    #[derive(Deserialize)]
+    struct Golden {
+        vectors: Vec<Vector>,
+    }
+    serde_json::from_str::<Golden>(text).unwrap().vectors
+}
+
+macro_rules! vectors {
+    ($file:literal) => {
+        vectors(include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../vectors/", $file)))
+    };
+}
+
+/// The digest as a number mod 10,000, by long division of its decimal text.
+fn modulo_10_000(hex: &str) -> u16 {
+    let mut decimal = vec![0_u32];
+    for digit in hex.chars() {
+        let mut carry = digit.to_digit(16).unwrap();
+        for place in &mut decimal {
+            let sum = *place * 16 + carry;
+            (*place, carry) = (sum % 10, sum / 10);
+        }
+        while carry > 0 {
+            decimal.push(carry % 10);
+            carry /= 10;
+        }
+    }
+    let last = decimal.iter().take(4).rev().fold(0, |number, digit| number * 10 + digit);
+    u16::try_from(last).unwrap()
+}
+
+#[test]
+fn golden_vectors_hold_on_every_path() {
+    let fine_ones = vectors!("rollout-fine.json");
+    assert!(fine_ones.iter().all(|vector| vector.fine.is_some()));
+    for vector in vectors!("rollout.json").into_iter().chain(fine_ones) {
+        let Vector { tenant_id, key, sha256, .. } = &vector;
+        let x = modulo_10_000(sha256);
+        let fine = x % 100 * 100 + x / 100;
+        assert_eq!(vector.fine.unwrap_or(fine), fine, "{tenant_id}:{key}");
+        assert_eq!(u16::from(vector.bucket), fine / 100);
+        assert_eq!(fine_bucket(tenant_id, key), fine, "{tenant_id}:{key}");
+        assert_eq!(bucket(tenant_id, key), vector.bucket);
+
+        // The seed stands in the key's place; seventeen of them fill the lanes.
+        let context = FlagContext { tenant_id, ..FlagContext::default() };
+        let reaching = |n: u16, threshold: u16| {
+            let (pct, hundredths) = (threshold / 100, threshold % 100);
+            let options = FlagOptions {
+                seed: Some(key.clone()).filter(|seed| !seed.is_empty()),
+                pct_hundredths: u8::try_from(hundredths).unwrap(),
+                ..FlagOptions::default()
+            };
+            let pct = u8::try_from(pct).unwrap();
+            let flag = flag(&format!("{n:02}"), FlagState::Rollout, pct);
+            Flag {
+                options,
+                key: if key.is_empty() { String::new() } else { flag.key.clone() },
+                ..flag
+            }
+        };
+        for (threshold, value) in [(fine, false), (fine + 1, true)] {
+            let count = if key.is_empty() { 1 } else { 17 };
+            let flags: Vec<_> = (0..count).map(|n| reaching(n, threshold)).collect();
+            let reason = if value {
+                Reason::InRollout(vector.bucket)
+            } else {
+                Reason::OutOfRollout(vector.bucket)
+            };
+            let set = FlagSet::compile(&flags);
+            let all_valid = flags.iter().all(|flag| flag.validate().is_ok() || key.is_empty());
+            if all_valid {
+                let decision = Decision { value, reason };
+                let expected = flags.iter().map(|flag| (&*flag.key, decision)).collect();
+                assert_on_every_path(&set, &context, &expected);
+            }
+            // Buckets are defined for any key, seeds are not.
+            let keyed = Flag {
+                key: key.clone(),
+                options: FlagOptions { seed: None, ..flags[0].options.clone() },
+                ..flags[0].clone()
+            };
+            let expected = [(key.as_str(), Decision { value, reason })].into();
+            assert_on_every_path(&FlagSet::compile([&keyed]), &context, &expected);
+        }
+    }
+}
+
+/// Tenants with fixed ids, so the figures are always the same: 100 flags of each for one
+/// tenant more by each engine. Of 10,000 equal buckets, chi-square has 9,999 degrees of
+/// freedom: fair ones exceed 10,442 once in a thousand times.
+#[test]
+fn fine_buckets_fall_evenly() {
+    let mut counts = vec![0_u32; 10_000];
+    for tenant in 0..1_000_000 {
+        let fine = fine_bucket(&format!("tenant-{tenant}"), "jmap_native_v2");
+        counts[usize::from(fine)] += 1;
+    }
+    let chi_square: f64 = counts.iter().map(|n| (f64::from(*n) - 100.0).powi(2) / 100.0).sum();
+    assert!((9_560.0..10_442.0).contains(&chi_square), "{chi_square}");
+    let half_a_percent: u32 = counts[..50].iter().sum();
+    assert!(half_a_percent.abs_diff(5_000) < 280, "{half_a_percent}");
+}
+
+#[test]
+fn hundredths_only_add_and_whole_percentages_stay() {
+    let tenants: Vec<_> = (0..500).map(|n| format!("tenant-{n}")).collect();
+    let reached = |pct: u8, hundredths: u8| -> Vec<bool> {
+        let options = FlagOptions { pct_hundredths: hundredths, ..FlagOptions::default() };
+        let flag = Flag { options, ..flag("k", FlagState::Rollout, pct) };
+        flag.validate().unwrap();
+        let reached = |tenant_id: &String| {
+            decide(&flag, &FlagContext { tenant_id, ..FlagContext::default() }).value
+        };
+        tenants.iter().map(reached).collect()
+    };
+    let mut before = vec![false; tenants.len()];
+    for threshold in (0..=10_000_u16).step_by(25) {
+        let pct = u8::try_from(threshold / 100).unwrap();
+        let hundredths = u8::try_from(threshold % 100).unwrap();
+        let now = reached(pct, hundredths);
+        assert!(before.iter().zip(&now).all(|(before, now)| !before || *now), "{threshold}");
+        if hundredths == 0 {
+            let whole: Vec<_> = tenants.iter().map(|id| bucket(id, "k") < pct).collect();
+            assert_eq!(now, whole);
+        }
+        before = now;
+    }
+    assert!(before.iter().all(|reached| *reached));
+}
