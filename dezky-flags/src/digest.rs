@@ -278,7 +278,7 @@ mod tests {
     /// All lengths around the blocks' ends, mixed, by every engine.
     #[test]
     fn every_engine_gives_the_digests_of_the_library() {
-        let text = "0123456789abcdefghijklmnopqrstuvwxyzäöü".repeat(5);
+        let text = "0123456789abcdefghijklmnopqrstuvwxyz".repeat(5);
         for engine in DigestEngine::ALL.into_iter().filter(|engine| engine.is_available()) {
             for tenant in (0..=70).chain([117, 118, 119, 120, 150]) {
                 let tenant_id = &text[..tenant];
