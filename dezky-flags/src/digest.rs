@@ -111,7 +111,7 @@ impl DigestEngine {
     /// The digests of the lanes that are `filled`; what the others hold means nothing.
     fn digests(self, blocks: &[Block], filled: usize) -> LaneWords {
         // For few texts most of the lanes' work would be thrown away.
-        let few = if has_sha_instructions() { 7 } else { 1 };
+        let few = if has_sha_instructions() { 7 } else { 2 };
         #[cfg(target_arch = "x86_64")]
         if filled > few {
             if self == Self::Avx512
@@ -239,7 +239,7 @@ impl<const BLOCKS: usize> Queue<BLOCKS> {
         self.filled += 1;
 
         // The key's words lie across two of the text's each.
-        let shift = if start.is_multiple_of(4) { 0 } else { 8 * (start % 4) as u32 };
+        let shift = [0, 8, 16, 24][start % 4];
         let mut at = start / 4;
         let mut put = |word: u32| {
             rows[at][lane] |= word >> shift;

@@ -67,16 +67,15 @@ pub(super) fn ones(mut word: u64) -> impl Iterator<Item = usize> {
 /// Which of 64 numbers are below their bounds.
 #[inline]
 pub(super) fn below(numbers: &[u16; 64], bounds: &[u16; 64]) -> u64 {
+    // In a loop of its own, which becomes vectors.
+    let mut flags = [0; 64];
+    for ((flag, number), bound) in flags.iter_mut().zip(numbers).zip(bounds) {
+        *flag = u8::from(number < bound);
+    }
     let mut word = 0;
-    for (byte, (numbers, bounds)) in
-        numbers.as_chunks::<8>().0.iter().zip(bounds.as_chunks::<8>().0).enumerate()
-    {
+    for (byte, flags) in flags.as_chunks().0.iter().enumerate() {
         // Eight bytes of 0 or 1, whose multiple has them side by side in its top byte.
-        let mut flags = [0; 8];
-        for at in 0..8 {
-            flags[at] = u8::from(numbers[at] < bounds[at]);
-        }
-        let gathered = u64::from_le_bytes(flags).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        let gathered = u64::from_le_bytes(*flags).wrapping_mul(0x0102_0408_1020_4080) >> 56;
         word |= gathered << (8 * byte);
     }
     word
