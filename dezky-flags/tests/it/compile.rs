@@ -1,6 +1,7 @@
 //! The compiled set on every path, against the plain definition.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use dezky_core::Timestamp;
 use dezky_core::testkit::ManualRuntime;
@@ -39,7 +40,7 @@ fn assert_on_every_path(
 
         // A buffer that was used for something else.
         let mut cold = Bits::new();
-        other_set().values_into(context, &mut cold);
+        OTHER_SET.values_into(context, &mut cold);
         set.values_into(context, &mut cold);
         assert!(cold.iter().eq(values.values().copied()), "bits by {engine:?}");
         assert_eq!(cold.len(), values.len());
@@ -69,10 +70,11 @@ fn flag(key: &str, state: FlagState, pct: u8) -> Flag {
     Flag::new(NewFlag { state, pct, ..NewFlag::new(key) }, Timestamp::MIN).unwrap()
 }
 
-fn other_set() -> FlagSet {
+/// More flags than most sets of these tests have, all on.
+static OTHER_SET: LazyLock<FlagSet> = LazyLock::new(|| {
     let flags: Vec<_> = (0..200).map(|n| flag(&format!("other-{n}"), FlagState::On, 0)).collect();
     FlagSet::compile(&flags)
-}
+});
 
 /// A flag whose percentage nobody could have set.
 fn broken(flag: &Flag) -> Flag {
