@@ -77,7 +77,7 @@ fn axes(scope: &Scope) -> [(Axis, &Vec<String>); 4] {
     ]
 }
 
-fn value_of<'a>(context: &FlagContext<'a>, axis: Axis) -> Option<&'a str> {
+pub(crate) fn value_of<'a>(context: &FlagContext<'a>, axis: Axis) -> Option<&'a str> {
     match axis {
         Axis::Plan => context.plan,
         Axis::TenantSlug => context.tenant_slug,
