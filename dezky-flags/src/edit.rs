@@ -323,7 +323,12 @@ impl Flags {
     }
 
     /// The change that makes `flag`, its event, and the flag as it will be.
-    pub(crate) fn creation(&self, mut flag: Flag, last: u64, edit: &Edit) -> (FlagChange, SealedEvent, Flag) {
+    pub(crate) fn creation(
+        &self,
+        mut flag: Flag,
+        last: u64,
+        edit: &Edit,
+    ) -> (FlagChange, SealedEvent, Flag) {
         let changes = differences(None, Some(&flag));
         let event = self.seal("flag.created", &flag.key, &changes, edit);
         flag.version = last + 1;

@@ -1,6 +1,7 @@
 //! Taking over definitions from elsewhere.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 
 use dezky_core::{Error, ErrorKind, Result, SealedEvent};
 use serde::Serialize;
@@ -59,6 +60,16 @@ impl ImportOutcome {
             Self::Updated => "updated",
             Self::Unchanged => "unchanged",
             Self::Refused { .. } => "refused",
+        }
+    }
+}
+
+impl fmt::Display for ImportOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())?;
+        match self {
+            Self::Refused { problem } => write!(f, ": {problem}"),
+            _ => Ok(()),
         }
     }
 }
@@ -205,7 +216,9 @@ impl Flags {
         if count > MAX_FLAGS {
             return Err(Error::new(
                 ErrorKind::StateConflict,
-                format!("there would be {count} flags, a store has at most {MAX_FLAGS}: import fewer, or remove some first"),
+                format!(
+                    "there would be {count} flags, a store has at most {MAX_FLAGS}: import fewer, or remove some first"
+                ),
             ));
         }
         Ok(plan)

@@ -113,17 +113,22 @@ fn flags_are_imported_in_sqlite() {
 #[test]
 fn what_is_exported_is_imported_elsewhere_alike() {
     tokio().block_on(async {
-        let (from, there) = desk(&Sqlite::new()).await;
+        let harness = Sqlite::new();
+        let (from, there) = desk(&harness).await;
         let runtime = ManualRuntime::new(11);
         let mut generator = FlagGenerator::new(&runtime);
-        let made: Vec<_> = generator.flags(1_200).into_iter().map(|flag| NewFlag {
-            key: flag.key,
-            description: flag.description,
-            state: flag.state,
-            pct: flag.pct,
-            scope: flag.scope,
-            options: flag.options,
-        }).collect();
+        let made: Vec<_> = generator
+            .flags(1_200)
+            .into_iter()
+            .map(|flag| NewFlag {
+                key: flag.key,
+                description: flag.description,
+                state: flag.state,
+                pct: flag.pct,
+                scope: flag.scope,
+                options: flag.options,
+            })
+            .collect();
         // More than one commit takes.
         assert_eq!(from.import(&made, ADD, &edit()).await.unwrap().count("created"), 1_200);
         let text = there.store.snapshot().await.unwrap().to_json();
@@ -176,7 +181,8 @@ fn one_that_is_out_of_bounds_refuses_all_and_is_named() {
 #[test]
 fn a_large_import_comes_in_several_commits() {
     tokio().block_on(async {
-        let (flags, opened) = desk(&Sqlite::new()).await;
+        let harness = Sqlite::new();
+        let (flags, opened) = desk(&harness).await;
         let slugs: Vec<_> = (0..1_000).map(|n| format!("{n:0128}")).collect();
         let scope = Scope { tenant_slugs: slugs, ..Scope::default() };
         let new: Vec<_> = (0..40)
@@ -205,8 +211,7 @@ fn who_comes_in_between_is_no_failure() {
         let by = edit();
         let edits = async {
             for n in 0..20 {
-                let patch =
-                    FlagPatch { description: Some(format!("{n}")), ..FlagPatch::default() };
+                let patch = FlagPatch { description: Some(format!("{n}")), ..FlagPatch::default() };
                 third.update("k0", &patch, None, &by).await.unwrap();
             }
         };

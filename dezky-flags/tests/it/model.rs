@@ -131,7 +131,7 @@ fn what_is_out_of_bounds_is_named_with_its_bound() {
         ),
         (
             json!({"key": "a", "version": 1}),
-            "version is not a field: use key, description, state, pct, scope".into(),
+            "version is not a field: use key, description, state, pct, scope, options".into(),
         ),
         (json!([]), "the body must be a JSON object".into()),
     ] {
