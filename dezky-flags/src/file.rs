@@ -77,7 +77,9 @@ impl FlagFile {
             let key = flag.get("key").and_then(Value::as_str).unwrap_or_default().to_owned();
             once(format!("flags[{at}]"), &key)?;
             if let Some(members) = flag.as_object_mut() {
-                KEPT_FIELDS.iter().for_each(|name| drop(members.remove(*name)));
+                for name in KEPT_FIELDS {
+                    members.remove(name);
+                }
             }
             match NewFlag::from_json(&flag) {
                 Ok(new) => file.flags.push(new),

@@ -1,5 +1,6 @@
 //! Who would gain and who would lose flags.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -107,7 +108,7 @@ async fn of_file(
     }
     let mut text = String::new();
     for flag in &file.invalid {
-        text.push_str(&format!("{}: invalid, and off: {}\n", flag.key, flag.problem));
+        let _ = writeln!(text, "{}: invalid, and off: {}", flag.key, flag.problem);
     }
     for (key, preview) in &previews {
         text.push_str(&previewed_table(key, preview));

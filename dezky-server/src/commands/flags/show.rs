@@ -110,7 +110,8 @@ pub(super) fn show_import(
     let mut text = table(&["flag", if dry_run { "would be" } else { "outcome" }], rows);
     let counts = ["created", "updated", "unchanged", "refused"];
     let counts = counts.map(|name| format!("{} {name}", imported.count(name)));
-    text.push_str(&format!("{}\n", counts.join(", ")));
+    text.push_str(&counts.join(", "));
+    text.push('\n');
     print(&text)
 }
 
