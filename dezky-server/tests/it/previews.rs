@@ -27,7 +27,10 @@ async fn tenants(client: &Client) -> Vec<String> {
         client.post("/tenants", tenant).await.with_status(201);
         slugs.push(slug);
     }
-    client.post("/tenants", json!({ "slug": "gone", "name": "G" })).await.with_status(201);
+    client
+        .post("/tenants", json!({ "slug": "gone", "name": "G", "plan": "pro" }))
+        .await
+        .with_status(201);
     let gone = client.delete("/tenants/gone").await.status;
     assert!(gone.is_success(), "{gone}");
     slugs
