@@ -40,6 +40,15 @@ impl Edit {
     }
 }
 
+/// A flag on both sides of a change; the same twice where nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Updated {
+    /// What it was.
+    pub before: Flag,
+    /// What it is.
+    pub after: Flag,
+}
+
 /// Changes flags: each change and its event commit together, or neither does.
 ///
 /// Share it by `Arc`. The event is on the timeline when a call returns, or soon
@@ -69,14 +78,14 @@ impl Edit {
 /// # }
 /// ```
 pub struct Flags {
-    store: Arc<dyn FlagStore>,
+    pub(crate) store: Arc<dyn FlagStore>,
     log: Arc<AuditLog>,
-    runtime: Arc<dyn Runtime>,
+    pub(crate) runtime: Arc<dyn Runtime>,
     /// What decides in this process.
     live: Option<LiveFlags>,
     /// Held by the one who edits: editors of this process wait for each other
     /// rather than for their luck.
-    turn: AsyncMutex<()>,
+    pub(crate) turn: AsyncMutex<()>,
 }
 
 impl Flags {
@@ -147,6 +156,21 @@ impl Flags {
         expected: Option<u64>,
         edit: &Edit,
     ) -> Result<Flag> {
+        self.update_and_compare(key, patch, expected, edit).await.map(|updated| updated.after)
+    }
+
+    /// [`update`](Self::update), which also returns what the flag was: of the very
+    /// versions between which the change lies.
+    ///
+    /// # Errors
+    /// Those of [`update`](Self::update).
+    pub async fn update_and_compare(
+        &self,
+        key: &str,
+        patch: &FlagPatch,
+        expected: Option<u64>,
+        edit: &Edit,
+    ) -> Result<Updated> {
         let note = patch.note.clone().or_else(|| edit.note.clone());
         let edit = Edit { note: note.clone(), ..edit.clone() };
         let patch = FlagPatch { note, ..patch.clone() };
@@ -163,7 +187,7 @@ impl Flags {
     pub async fn kill(&self, key: &str, edit: &Edit) -> Result<Flag> {
         // The hundredths go with the percentage.
         let patch = FlagPatch { state: Some(FlagState::Off), pct: Some(0), ..FlagPatch::default() };
-        self.patch(key, "flag.killed", &patch, None, edit).await
+        self.patch(key, "flag.killed", &patch, None, edit).await.map(|updated| updated.after)
     }
 
     /// Removes a flag and returns it; recorded as `flag.removed`. With `expected`
@@ -251,7 +275,7 @@ impl Flags {
         patch: &FlagPatch,
         expected: Option<u64>,
         edit: &Edit,
-    ) -> Result<Flag> {
+    ) -> Result<Updated> {
         check_note(edit.note.as_deref())?;
         let mut attempts = 0;
         let turn = self.turn.lock().await;
@@ -259,17 +283,13 @@ impl Flags {
             let before = self.expect(key, expected).await?;
             let mut after = before.patched(patch)?;
             if after == before {
-                return Ok(before);
+                return Ok(Updated { before, after });
             }
-            let changes = differences(Some(&before), Some(&after));
-            let event = self.seal(verb, key, &changes, edit);
-            after.version += 1;
-            remember(&mut after, &event, changes, edit);
-            let change = FlagChange::Replace(Box::new(after.clone()));
+            let (change, event) = self.replacement(verb, &before, &mut after, edit);
             match self.store.commit(vec![change], vec![event]).await {
                 Ok(()) => {
                     self.finish(turn).await;
-                    return Ok(after);
+                    return Ok(Updated { before, after });
                 }
                 Err(error) if expected.is_some() => return Err(error),
                 Err(error) => self.again(error, &mut attempts).await?,
@@ -286,8 +306,29 @@ impl Flags {
         Ok(flag)
     }
 
+    /// The change that puts `after`, which becomes the next version, in the place of
+    /// `before`, and its event.
+    pub(crate) fn replacement(
+        &self,
+        verb: &str,
+        before: &Flag,
+        after: &mut Flag,
+        edit: &Edit,
+    ) -> (FlagChange, SealedEvent) {
+        let changes = differences(Some(before), Some(after));
+        let event = self.seal(verb, &after.key, &changes, edit);
+        after.version = before.version + 1;
+        remember(after, &event, changes, edit);
+        (FlagChange::Replace(Box::new(after.clone())), event)
+    }
+
     /// The change that makes `flag`, its event, and the flag as it will be.
-    fn creation(&self, mut flag: Flag, last: u64, edit: &Edit) -> (FlagChange, SealedEvent, Flag) {
+    pub(crate) fn creation(
+        &self,
+        mut flag: Flag,
+        last: u64,
+        edit: &Edit,
+    ) -> (FlagChange, SealedEvent, Flag) {
         let changes = differences(None, Some(&flag));
         let event = self.seal("flag.created", &flag.key, &changes, edit);
         flag.version = last + 1;
@@ -317,7 +358,7 @@ impl Flags {
     }
 
     /// Lets the next editor go on and brings the events onto the timeline.
-    async fn finish(&self, turn: MutexGuard<'_, ()>) {
+    pub(crate) async fn finish(&self, turn: MutexGuard<'_, ()>) {
         drop(turn);
         if let Some(live) = &self.live {
             // Where the store can't be read now the next look tells.
@@ -327,7 +368,7 @@ impl Flags {
     }
 
     /// Waits for another attempt, if the error is that another editor came in between.
-    async fn again(&self, error: Error, attempts: &mut u32) -> Result<()> {
+    pub(crate) async fn again(&self, error: Error, attempts: &mut u32) -> Result<()> {
         *attempts += 1;
         if error.kind() != ErrorKind::VersionMismatch || *attempts == MAX_ATTEMPTS {
             return Err(error);

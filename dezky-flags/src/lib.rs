@@ -5,8 +5,12 @@ mod compile;
 mod digest;
 mod edit;
 mod evaluate;
+mod explain;
+mod file;
+mod import;
 pub mod live;
 mod model;
+mod preview;
 mod seed;
 pub mod store;
 
@@ -18,14 +22,21 @@ use std::fmt;
 pub use bucket::{BucketReading, bucket, fine_bucket, in_rollout_bucket};
 pub use compile::{Bits, BucketRow, FlagHandle, FlagSet};
 pub use digest::DigestEngine;
-pub use edit::{Edit, Flags};
+pub use edit::{Edit, Flags, Updated};
 pub use evaluate::{decide, decide_reading, has_any_scope, matches_scope};
+pub use explain::{Explanation, Rollout, explain};
+pub use file::FlagFile;
+pub use import::{ImportMode, ImportOutcome, Imported};
 pub use live::LiveFlags;
 pub use model::{
     Change, ChangeActor, FieldChange, Flag, FlagOptions, FlagPatch, FlagState, KILL_SWITCH_NOTE,
     MAX_DESCRIPTION_BYTES, MAX_HISTORY, MAX_KEY_BYTES, MAX_NOTE_BYTES, MAX_PCT, MAX_PCT_HUNDREDTHS,
     MAX_SCOPE_VALUE_BYTES, MAX_SCOPE_VALUES, MAX_SEED_BYTES, NewFlag, OptionsPatch, RESERVED_KEY,
     Scope, ScopePatch,
+};
+pub use preview::{
+    Flipped, FlippedTenant, MAX_LISTED_PLANS, MAX_LISTED_TENANTS, PlanPreview, Preview, Previewer,
+    SnapshotPreviewer, decides_alike, preview,
 };
 pub use seed::seeded_flags;
 

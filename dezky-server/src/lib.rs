@@ -6,6 +6,7 @@
 // What the drivers of three engines are made of nests deeper than usual.
 #![recursion_limit = "256"]
 
+mod audience;
 pub mod auth;
 pub mod cli;
 mod commands;

@@ -1,6 +1,6 @@
 //! The conformance suite of [`FlagStore`]: one named test a case.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -242,7 +242,27 @@ pub async fn of_fifty_editors_none_loses_a_change(h: Harness<'_>) {
     for pair in flag.history.windows(2) {
         assert_eq!(pair[0].changes[0].from, pair[1].changes[0].to, "each on top of the last");
     }
-    assert_eq!(timeline(&opened.log).await.len(), 51);
+    // Every change has its event, and each event begins where the one before ended.
+    let told = timeline(&opened.log).await;
+    assert_eq!((told.len(), told[0].0.as_str()), (51, "flag.created"));
+    assert!(told[1..].iter().all(|(verb, key)| (&**verb, &**key) == ("flag.updated", "a")));
+    let mut steps = BTreeMap::new();
+    let query = ListQuery { limit: 500, ..ListQuery::default() };
+    for stored in opened.log.list(&query).await.unwrap().events {
+        let ours = stored.event.metadata.to_value()["_dezky"].clone();
+        let side = |side: &str| ours[side]["description"].as_str().map(str::to_owned);
+        let twice = steps.insert(side("before"), side("after"));
+        assert_eq!(twice, None, "no two are made on the same");
+    }
+    let (mut at, mut newest) = (None, Vec::new());
+    while let Some(Some(next)) = steps.remove(&at) {
+        newest.insert(0, next.clone());
+        at = Some(next);
+    }
+    assert_eq!(newest.len(), 51, "one chain of them all");
+    assert_eq!(newest[0], flag.description);
+    let kept = flag.history.iter().map(|change| change.changes[0].to.as_str().unwrap_or_default());
+    assert!(kept.eq(newest[..20].iter().map(String::as_str)), "the newest of them");
 }
 
 /// See the name.

@@ -322,3 +322,73 @@ fn seeds_are_ten_described_flags_that_are_off() {
     }
     assert!(seeds.iter().all(|f| f.state == FlagState::Off && f.description.ends_with('.')));
 }
+
+#[test]
+fn options_have_their_history_and_a_kill_clears_the_hundredths() {
+    tokio().block_on(async {
+        let desk = Desk::open(&Memory).await;
+        let edit = operator();
+        let new =
+            json!({"key": "a", "state": "rollout", "pct": 12, "options": {"pctHundredths": 50}});
+        desk.flags.create(NewFlag::from_json(&new).unwrap(), &edit).await.unwrap();
+        let options = json!({"options": {
+            "seed": "s", "requireActiveTenant": true, "expiresAt": "2027-01-31T00:00:00Z",
+        }});
+        let flag = desk.flags.update("a", &patch(&options), None, &edit).await.unwrap();
+        let told = |flag: &dezky_flags::Flag| -> Vec<Value> {
+            let change = |c: &dezky_flags::FieldChange| json!([c.field, c.from, c.to]);
+            flag.history[0].changes.iter().map(change).collect()
+        };
+        assert_eq!(
+            told(&flag),
+            [
+                json!(["options.seed", null, "s"]),
+                json!(["options.requireActiveTenant", false, true]),
+                json!(["options.expiresAt", null, "2027-01-31T00:00:00.000Z"]),
+            ]
+        );
+        let whole = desk.flags.update("a", &patch(&json!({"pct": 12})), None, &edit).await.unwrap();
+        assert_eq!((whole.version, whole.threshold()), (3, 1_200));
+        assert_eq!(told(&whole), [json!(["options.pctHundredths", 50, 0])]);
+        let taken = patch(&json!({"options": {"seed": null, "expiresAt": null}}));
+        let taken = desk.flags.update("a", &taken, None, &edit).await.unwrap();
+        assert_eq!((&taken.options.seed, taken.options.expires_at), (&None, None));
+        assert!(taken.options.require_active_tenant, "what is not named stays");
+
+        let half = patch(&json!({"options": {"pctHundredths": 50}}));
+        desk.flags.update("a", &half, None, &edit).await.unwrap();
+        let killed = desk.flags.kill("a", &edit).await.unwrap();
+        assert_eq!((killed.state, killed.threshold()), (FlagState::Off, 0));
+        let again = desk.flags.kill("a", &edit).await.unwrap();
+        assert_eq!(again, killed);
+        let events = desk.events().await;
+        assert_eq!(
+            ours(events.last().unwrap())["before"],
+            json!({"state": "rollout", "pct": 12, "options.pctHundredths": 50})
+        );
+    });
+}
+
+/// What a change has replaced comes with it, also where others came in between.
+#[test]
+fn an_update_returns_the_versions_that_it_lies_between() {
+    tokio().block_on(async {
+        let desk = Desk::open(&Memory).await;
+        let edit = operator();
+        desk.flags.create(NewFlag::new("a"), &edit).await.unwrap();
+        let patches: Vec<_> = (1..=20).map(|pct| patch(&json!({"pct": pct}))).collect();
+        let updates =
+            patches.iter().map(|patch| desk.flags.update_and_compare("a", patch, None, &edit));
+        for updated in futures_util::future::try_join_all(updates).await.unwrap() {
+            let change = &updated.after.history[0].changes[0];
+            assert_eq!(updated.after.version, updated.before.version + 1);
+            assert_eq!(
+                (&change.from, &change.to),
+                (&json!(updated.before.pct), &json!(updated.after.pct))
+            );
+        }
+        let same = patch(&json!({"pct": desk.flags.get("a").await.unwrap().unwrap().pct}));
+        let same = desk.flags.update_and_compare("a", &same, None, &edit).await.unwrap();
+        assert_eq!(same.before, same.after);
+    });
+}

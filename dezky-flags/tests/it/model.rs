@@ -131,7 +131,7 @@ fn what_is_out_of_bounds_is_named_with_its_bound() {
         ),
         (
             json!({"key": "a", "version": 1}),
-            "version is not a field: use key, description, state, pct, scope".into(),
+            "version is not a field: use key, description, state, pct, scope, options".into(),
         ),
         (json!([]), "the body must be a JSON object".into()),
     ] {
@@ -180,4 +180,89 @@ fn a_patch_leaves_what_it_does_not_name() {
     let patched = flag.patched(&FlagPatch { scope, ..FlagPatch::default() }).unwrap();
     assert!(patched.scope.plans.is_empty());
     assert_eq!(Flag { scope: flag.scope.clone(), ..patched }, flag);
+}
+
+fn option_patch(body: Value) -> FlagPatch {
+    FlagPatch::from_json(&json!({ "options": body })).unwrap()
+}
+
+#[test]
+fn options_out_of_bounds_are_named_with_their_bound() {
+    let seed = "options.seed must be text of 1 to 64 bytes without control characters";
+    let hundredths =
+        "options.pctHundredths must be a whole number from 0 to 99, and 0 where pct is 100";
+    let time = "options.expiresAt must be a time such as 2027-01-31T00:00:00Z, or null";
+    let active = "options.requireActiveTenant must be true or false";
+    for (options, message) in [
+        (json!({"seed": ""}), seed),
+        (json!({"seed": "s".repeat(65)}), seed),
+        (json!({"seed": "a\n"}), seed),
+        (json!({"seed": 7}), seed),
+        (json!({"pctHundredths": 100}), hundredths),
+        (json!({"pctHundredths": -1}), hundredths),
+        (json!({"pctHundredths": 0.5}), hundredths),
+        (json!({"pctHundredths": "5"}), hundredths),
+        (json!({"pctHundredths": null}), hundredths),
+        (json!({"requireActiveTenant": "yes"}), active),
+        (json!({"requireActiveTenant": null}), active),
+        (json!({"expiresAt": "tomorrow"}), time),
+        (json!({"expiresAt": 1}), time),
+        (json!([]), "options must be a JSON object"),
+        (json!(null), "options must be a JSON object"),
+        (
+            json!({"colour": 1}),
+            "options.colour is not a field: use seed, pctHundredths, requireActiveTenant, expiresAt",
+        ),
+    ] {
+        let patch = FlagPatch::from_json(&json!({ "options": options })).unwrap_err();
+        assert_eq!((patch.kind(), patch.to_string().as_str()), (ErrorKind::FieldInvalid, message));
+        let new = NewFlag::from_json(&json!({"key": "a", "options": options})).unwrap_err();
+        assert_eq!(new.to_string(), message);
+    }
+    let whole = json!({"key": "a", "pct": 100, "options": {"pctHundredths": 1}});
+    assert_eq!(NewFlag::from_json(&whole).unwrap_err().to_string(), hundredths);
+    let full = Flag { pct: 100, ..version_1() };
+    let refused = full.patched(&option_patch(json!({"pctHundredths": 1}))).unwrap_err();
+    assert_eq!(refused.to_string(), hundredths);
+    for options in [
+        json!({"seed": "s".repeat(64), "pctHundredths": 99}),
+        json!({"seed": "ü", "requireActiveTenant": true, "expiresAt": "2027-01-31T00:00:00Z"}),
+    ] {
+        let new = NewFlag::from_json(&json!({"key": "a", "pct": 99, "options": options})).unwrap();
+        Flag::new(new, Timestamp::MIN).unwrap();
+    }
+}
+
+#[test]
+fn options_change_one_by_one_and_null_takes_away() {
+    let all = json!({
+        "seed": "s", "pctHundredths": 50, "requireActiveTenant": true,
+        "expiresAt": "2027-01-31T00:00:00.000Z",
+    });
+    let flag = version_1().patched(&option_patch(all.clone())).unwrap();
+    assert_eq!(serde_json::to_value(&flag).unwrap()["options"], all);
+    let less = flag.patched(&option_patch(json!({"seed": null}))).unwrap();
+    assert_eq!(FlagOptions { seed: None, ..flag.options.clone() }, less.options);
+    assert_eq!(less.bucket_key(), "chat.threads");
+    let never = flag.patched(&option_patch(json!({"expiresAt": null}))).unwrap();
+    assert_eq!(FlagOptions { expires_at: None, ..flag.options.clone() }, never.options);
+    assert_eq!(flag.patched(&option_patch(json!({}))).unwrap(), flag);
+    let none = json!({
+        "seed": null, "pctHundredths": 0, "requireActiveTenant": false, "expiresAt": null,
+    });
+    let none = flag.patched(&option_patch(none)).unwrap();
+    assert_eq!(serde_json::to_string(&none).unwrap(), VERSION_1, "as if it never had any");
+}
+
+#[test]
+fn a_percentage_without_hundredths_has_none() {
+    let flag = version_1().patched(&option_patch(json!({"pctHundredths": 50}))).unwrap();
+    assert_eq!(flag.threshold(), 2_550);
+    let of = |body: Value| flag.patched(&FlagPatch::from_json(&body).unwrap()).unwrap();
+    assert_eq!(of(json!({"description": "other"})).threshold(), 2_550);
+    assert_eq!(of(json!({"pct": 25})).threshold(), 2_500);
+    assert_eq!(of(json!({"pct": 100})).threshold(), 10_000);
+    assert_eq!(of(json!({"pct": 0, "options": {"pctHundredths": 5}})).threshold(), 5);
+    let killed = of(json!({"state": "off", "note": "kill-switch"}));
+    assert_eq!((killed.state, killed.threshold()), (FlagState::Off, 0));
 }

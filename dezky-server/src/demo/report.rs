@@ -9,7 +9,6 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::story::TenantFlags;
-use crate::decisions::{explained, tabulated};
 use crate::table::{printable, table};
 
 /// How many of the newest events of each source are shown.
@@ -85,14 +84,13 @@ impl Report {
     /// One JSON object, on one line.
     pub(super) fn to_json(&self) -> String {
         let (events, new) = self.totals();
-        let decisions = explained(self.flags.decisions.iter().map(|(k, d)| (k, *d)));
         let report = json!({
             "events": events,
             "new": new,
             "sources": self.rows,
             "head": self.head.as_ref().map(|(seq, hash)| json!({ "seq": seq, "hash": hash })),
             "newest": self.newest,
-            "flags": { "tenant": self.flags.tenant, "decisions": decisions },
+            "flags": { "tenant": self.flags.tenant, "decisions": self.flags.decisions },
         });
         format!("{report}\n")
     }
@@ -116,7 +114,7 @@ impl Report {
         });
         text.push_str(&table(&header, rows));
         let _ = write!(text, "\nWhat the flags say for {}, and why:\n\n", self.flags.tenant);
-        text.push_str(&tabulated(self.flags.decisions.iter().map(|(k, d)| (k, *d))));
+        text.push_str(&self.flags.table);
         let (events, new) = self.totals();
         let _ = write!(text, "\ntimeline: {events} events, {new} new\n");
         if let Some((seq, hash)) = &self.head {

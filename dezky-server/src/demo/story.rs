@@ -7,8 +7,10 @@ use dezky_core::directory::{
 };
 use dezky_core::store::ListQuery;
 use dezky_core::{Actor, ActorType, Result};
-use dezky_flags::{Decision, FlagPatch, FlagState, ScopePatch, seeded_flags};
+use dezky_flags::{FlagPatch, FlagState, ScopePatch, seeded_flags};
+use serde_json::Value;
 
+use crate::decisions::{explained, tabulated};
 use crate::platform::Platform;
 
 /// The tenant whose flags are shown.
@@ -120,20 +122,20 @@ pub(super) async fn operate(platform: &Platform) -> Result<()> {
 /// What a tenant gets and why, flag by flag.
 pub(super) struct TenantFlags {
     pub(super) tenant: &'static str,
-    pub(super) decisions: Vec<(String, Decision)>,
+    pub(super) decisions: Value,
+    pub(super) table: String,
 }
 
 /// The flags of the tenant that is shown.
 pub(super) async fn flags(platform: &Platform) -> Result<TenantFlags> {
     let flags = platform.live.current();
     let subject = platform.subject(SHOWN_TENANT).await?;
-    let decisions = subject.iter().flat_map(|subject| {
-        let decided = |(key, decision): (&str, Decision)| (key.to_owned(), decision);
-        flags
-            .set()
-            .evaluate_all(&subject.context(Some("production")))
-            .map(decided)
-            .collect::<Vec<_>>()
-    });
-    Ok(TenantFlags { tenant: SHOWN_TENANT, decisions: decisions.collect() })
+    let context = subject.as_ref().map(|subject| subject.context(Some("production")));
+    let decisions = context.map(|context| flags.snapshot().explain_all(&context));
+    let decisions = decisions.unwrap_or_default();
+    Ok(TenantFlags {
+        tenant: SHOWN_TENANT,
+        decisions: explained(&decisions),
+        table: tabulated(&decisions),
+    })
 }

@@ -4,15 +4,16 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use dezky_core::ErrorKind;
-use dezky_flags::{Edit, Flag, FlagPatch, NewFlag};
+use dezky_core::{Error, ErrorKind, Timestamp};
+use dezky_flags::{Edit, Flag, FlagPatch, MAX_SCOPE_VALUE_BYTES, NewFlag, Updated, decides_alike};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::body::{Document, MaybeDocument, created};
 use super::parameters::{Name, Parameters};
+use crate::audience;
 use crate::auth::Caller;
-use crate::decisions::explained;
+use crate::decisions::{explained, previewed};
 use crate::error::Problem;
 use crate::state::AppState;
 
@@ -42,20 +43,106 @@ pub(super) async fn create(
 }
 
 /// `PATCH /flags/{key}`: with `If-Match` only on that version.
+///
+/// Where the change can switch somebody on or off, the answer has `flipped` beside the
+/// flag: exactly who, between the two versions, in the `environment` of the query.
 pub(super) async fn update(
     State(state): State<AppState>,
     Name(key): Name,
+    parameters: Parameters,
     headers: HeaderMap,
     caller: Caller,
     Document(body): Document<Value>,
 ) -> Result<Response, Problem> {
+    parameters.only(&["environment"])?;
+    let environment = environment(parameters.get("environment"))?;
     let patch = FlagPatch::from_json(&body)?;
     // The kill switch works whatever anybody has changed meanwhile.
     let expected = if patch.is_kill() { None } else { if_match(&headers)? };
-    match state.flags.update(&key, &patch, expected, &caller.into()).await {
-        Ok(flag) => Ok(answer(&flag)),
+    match state.flags.update_and_compare(&key, &patch, expected, &caller.into()).await {
+        Ok(updated) => {
+            let mut document = json!(updated.after);
+            if let Some(flipped) = flipped(&state, &updated, environment).await {
+                document["flipped"] = flipped;
+            }
+            Ok(tagged(updated.after.version, document))
+        }
         Err(error) => Err(stale(&state, &key, error).await),
     }
+}
+
+/// Who was switched on and off by a change that is made; `null` where the directory can't
+/// be read now. Nothing where nobody can have been.
+async fn flipped(state: &AppState, updated: &Updated, environment: Option<&str>) -> Option<Value> {
+    let (before, after) = (Some(&updated.before), Some(&updated.after));
+    if decides_alike(before, after) {
+        return None;
+    }
+    let directory = &**state.directory.store();
+    match audience::preview(directory, before, after, environment).await {
+        Ok(preview) => Some(previewed(&preview, environment)),
+        Err(error) => {
+            // The change is made all the same.
+            tracing::warn!(code = error.code(), "who a change of a flag has reached is not known");
+            Some(Value::Null)
+        }
+    }
+}
+
+/// `POST /flags/{key}/preview`: who a `PATCH` with the same body would switch on and off;
+/// where there is no such flag yet, a `POST /flags`. Changes nothing.
+pub(super) async fn preview(
+    State(state): State<AppState>,
+    Name(key): Name,
+    headers: HeaderMap,
+    Document(mut body): Document<Value>,
+) -> Result<Response, Problem> {
+    let environment_given = match body.as_object_mut().and_then(|body| body.remove("environment")) {
+        None | Some(Value::Null) => None,
+        Some(Value::String(name)) => Some(name),
+        Some(_) => return Err(Problem::field_invalid("environment must be text, or absent")),
+    };
+    let environment = environment(environment_given.as_deref())?;
+    let expected = if_match(&headers)?;
+    let before = state.flags.get(&key).await?;
+    let after = match &before {
+        Some(flag) if expected.is_some_and(|version| version != flag.version) => {
+            let error = Error::new(
+                ErrorKind::VersionMismatch,
+                format!("the flag {key} was changed since it was read: read it again"),
+            );
+            return Err(Problem::from(error).with("current", json!(flag)));
+        }
+        Some(flag) => flag.patched(&FlagPatch::from_json(&body)?)?,
+        None if expected.is_some() => return Err(unknown_flag()),
+        None => made(&key, body)?,
+    };
+    let directory = &**state.directory.store();
+    let preview = audience::preview(directory, before.as_ref(), Some(&after), environment).await?;
+    let answer = previewed(&preview, environment);
+    Ok(match before {
+        Some(flag) => tagged(flag.version, answer),
+        None => Json(answer).into_response(),
+    })
+}
+
+/// The flag that the body of a `POST /flags` would make; it may leave the key out.
+fn made(key: &str, mut body: Value) -> Result<Flag, Problem> {
+    if let Some(members) = body.as_object_mut() {
+        let given = members.entry("key").or_insert_with(|| key.into());
+        if given.as_str().is_some_and(|given| given != key) {
+            return Err(Problem::field_invalid("key must be that of the path, or absent"));
+        }
+    }
+    Ok(Flag::new(NewFlag::from_json(&body)?, Timestamp::MIN)?)
+}
+
+/// The name of an environment, bounded as in a scope.
+fn environment(name: Option<&str>) -> Result<Option<&str>, Problem> {
+    if name.is_some_and(|name| name.len() > MAX_SCOPE_VALUE_BYTES) {
+        return Err(Problem::field_invalid("environment must be text of at most 128 bytes"));
+    }
+    Ok(name)
 }
 
 /// `DELETE /flags/{key}`: with `If-Match` only that version.
@@ -108,18 +195,23 @@ pub(super) async fn evaluate(
         .ok_or_else(|| Problem::not_found("tenantSlug: there is no such tenant"))?;
     let flags = state.live.current();
     let context = subject.context(question.environment.as_deref());
-    let answers = flags.set().evaluate_all(&context);
     if explain {
-        return Ok(Json(explained(answers)));
+        return Ok(Json(explained(&flags.snapshot().explain_all(&context))));
     }
+    let answers = flags.set().evaluate_all(&context);
     let values: Map<_, _> =
         answers.map(|(key, decision)| (key.to_owned(), decision.value.into())).collect();
     Ok(Json(values.into()))
 }
 
 fn answer(flag: &Flag) -> Response {
-    let mut response = Json(flag).into_response();
-    if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", flag.version)) {
+    tagged(flag.version, json!(flag))
+}
+
+/// The answer about a flag of this version.
+fn tagged(version: u64, document: Value) -> Response {
+    let mut response = Json(document).into_response();
+    if let Ok(tag) = HeaderValue::from_str(&format!("\"{version}\"")) {
         response.headers_mut().insert(header::ETAG, tag);
     }
     response

@@ -34,6 +34,7 @@ pub(crate) fn router(state: AppState) -> Router {
         .route("/flags/evaluate", post(flags::evaluate))
         .route("/flags/{key}", get(flags::get).patch(flags::update).delete(flags::remove))
         .route("/flags/{key}/kill", post(flags::kill))
+        .route("/flags/{key}/preview", post(flags::preview))
         .route("/tenants", get(tenants::list).post(tenants::create))
         .route("/tenants/{slug}", get(tenants::get).patch(tenants::update).delete(tenants::delete))
         .route("/tenants/{slug}/users", get(tenants::users))

@@ -100,13 +100,13 @@ fn demo_json(folder: &Path) -> serde_json::Value {
 fn the_demos_flags_are_the_same_in_every_run_and_on_every_machine() {
     let expected = serde_json::json!({
         "calendar_room_booking": {"value": false, "reason": "off"},
-        "chat_guest_access": {"value": false, "reason": "scope_mismatch(tenantSlug)", "axis": "tenantSlug"},
-        "files_office_coediting": {"value": true, "reason": "in_rollout(22)", "bucket": 22},
+        "chat_guest_access": {"value": false, "reason": "scope_mismatch(tenantSlug)", "axis": "tenantSlug", "given": "acme"},
+        "files_office_coediting": {"value": true, "reason": "in_rollout(22)", "bucket": 22, "threshold": 75},
         "gdpr_export_v2": {"value": true, "reason": "targeted"},
         "jmap_native_v2": {"value": true, "reason": "on"},
         "mail_undo_send": {"value": false, "reason": "off"},
         "meetings_recording": {"value": false, "reason": "off"},
-        "new_billing_engine": {"value": false, "reason": "out_of_rollout(40)", "bucket": 40},
+        "new_billing_engine": {"value": false, "reason": "out_of_rollout(40)", "bucket": 40, "threshold": 25},
         "oci_versioning": {"value": false, "reason": "off"},
         "partner_portal": {"value": false, "reason": "off"},
     });

@@ -288,13 +288,13 @@ pub(crate) async fn decisions_follow_plan_partner_and_environment_and_say_why(en
     let half = |id: &str| {
         let bucket = bucket(id, "half");
         let way = if bucket < 50 { "in" } else { "out_of" };
-        json!({ "value": bucket < 50, "reason": format!("{way}_rollout({bucket})"), "bucket": bucket })
+        json!({ "value": bucket < 50, "reason": format!("{way}_rollout({bucket})"), "bucket": bucket, "threshold": 50 })
     };
     let plain = |value: bool, reason: &str| json!({ "value": value, "reason": reason });
-    let mismatch = |axis: &str| json!({ "value": false, "reason": format!("scope_mismatch({axis})"), "axis": axis });
+    let mismatch = |axis: &str, given: Option<&str>| json!({ "value": false, "reason": format!("scope_mismatch({axis})"), "axis": axis, "given": given });
     let staging = |id: &str| {
         let bucket = bucket(id, "staging");
-        json!({ "value": true, "reason": format!("in_rollout({bucket})"), "bucket": bucket })
+        json!({ "value": true, "reason": format!("in_rollout({bucket})"), "bucket": bucket, "threshold": 100 })
     };
     for (tenant, environment, expected) in [
         (
@@ -303,7 +303,7 @@ pub(crate) async fn decisions_follow_plan_partner_and_environment_and_say_why(en
             json!({
                 "on": plain(true, "on"), "off": plain(false, "off"),
                 "nobody": plain(false, "empty_scope"), "pro": plain(true, "targeted"),
-                "resold": plain(true, "targeted"), "beta": mismatch("tenantSlug"),
+                "resold": plain(true, "targeted"), "beta": mismatch("tenantSlug", Some("acme")),
                 "staging": staging(&acme), "both": plain(true, "targeted"), "half": half(&acme),
             }),
         ),
@@ -312,9 +312,9 @@ pub(crate) async fn decisions_follow_plan_partner_and_environment_and_say_why(en
             None,
             json!({
                 "on": plain(true, "on"), "off": plain(false, "off"),
-                "nobody": plain(false, "empty_scope"), "pro": mismatch("plan"),
-                "resold": mismatch("partnerSlug"), "beta": plain(true, "targeted"),
-                "staging": mismatch("environment"), "both": mismatch("plan"), "half": half(&beta),
+                "nobody": plain(false, "empty_scope"), "pro": mismatch("plan", Some("basic")),
+                "resold": mismatch("partnerSlug", None), "beta": plain(true, "targeted"),
+                "staging": mismatch("environment", None), "both": mismatch("plan", Some("basic")), "half": half(&beta),
             }),
         ),
     ] {
@@ -333,8 +333,8 @@ pub(crate) async fn decisions_follow_plan_partner_and_environment_and_say_why(en
     let detach = json!({ "partnerId": null, "plan": "basic" });
     client.patch("/tenants/acme", detach).await.with_status(200);
     let explained = evaluate(client, "?explain=true", "acme", None).await;
-    assert_eq!(explained["resold"], mismatch("partnerSlug"));
-    assert_eq!(explained["pro"], mismatch("plan"));
+    assert_eq!(explained["resold"], mismatch("partnerSlug", None));
+    assert_eq!(explained["pro"], mismatch("plan", Some("basic")));
 
     let answer = client.post("/flags/evaluate", json!({ "tenantSlug": "nowhere" })).await;
     assert!(answer.problem(404, "not_found").contains("tenantSlug"));
@@ -498,6 +498,7 @@ async fn a_request_that_is_no_document_is_a_problem() {
         (Method::POST, "/flags"),
         (Method::PATCH, "/flags/k"),
         (Method::POST, "/flags/k/kill"),
+        (Method::POST, "/flags/k/preview"),
         (Method::POST, "/flags/evaluate"),
         (Method::POST, "/tenants"),
         (Method::PATCH, "/tenants/acme"),

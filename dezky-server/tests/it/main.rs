@@ -24,6 +24,7 @@ mod kill_mutations;
 mod load;
 mod migrate;
 mod origin;
+mod previews;
 mod quarantine;
 mod record;
 mod seeds;

@@ -1,0 +1,150 @@
+//! Why a flag is on or off, with the figures that it was decided by.
+
+use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer};
+
+use crate::evaluate::value_of;
+use crate::store::Snapshot;
+use crate::{Axis, Decision, Flag, FlagContext, MAX_PCT, Reason, decide, fine_bucket};
+
+/// A decision with what it was made of. The decision is that of
+/// [`decide`] and [`FlagSet`](crate::FlagSet).
+///
+/// As JSON: `value`, `reason`, and by reason `axis` with the context's `given` value
+/// (null without one), or `bucket`, `threshold` and, where a seed took the key's place,
+/// `"seeded": true`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Explanation<'a> {
+    /// The decision.
+    pub decision: Decision,
+    /// What the context has on the axis that [missed](Reason::ScopeMismatch).
+    pub given: Option<&'a str>,
+    /// The rollout, where it was what decided.
+    pub rollout: Option<Rollout>,
+}
+
+/// Where a tenant stands in a rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rollout {
+    /// The bucket in hundredths of a percentage point, 0 to 9,999; whole where the flag's
+    /// threshold is, as it is then decided by whole percentages.
+    pub bucket: u16,
+    /// What the bucket must be below, in hundredths of a percentage point, 0 to 10,000.
+    pub threshold: u16,
+    /// Whether a [seed](crate::FlagOptions::seed) took the key's place.
+    pub seeded: bool,
+}
+
+/// Explains the decision on a flag.
+///
+/// One that breaks a bound is [invalid](Reason::InvalidFlag), as in a
+/// [`FlagSet`](crate::FlagSet).
+///
+/// ```
+/// use dezky_core::Timestamp;
+/// use dezky_flags::{Flag, FlagContext, FlagState, NewFlag, explain};
+/// let new = NewFlag { state: FlagState::Rollout, pct: 25, ..NewFlag::new("partner_portal") };
+/// let flag = Flag::new(new, Timestamp::MIN).unwrap();
+/// let tenant_id = "1d0e6fde-e431-7835-82c1-a48a8b044551";
+/// let why = explain(&flag, &FlagContext { tenant_id, ..FlagContext::default() });
+/// assert_eq!(
+///     serde_json::to_string(&why).unwrap(),
+///     r#"{"value":true,"reason":"in_rollout(21)","bucket":21,"threshold":25}"#
+/// );
+/// ```
+pub fn explain<'a>(flag: &Flag, context: &FlagContext<'a>) -> Explanation<'a> {
+    if !is_decidable(flag) {
+        return Reason::InvalidFlag.into();
+    }
+    let decision = decide(flag, context);
+    let given = match decision.reason {
+        Reason::ScopeMismatch(axis) => value_of(context, axis),
+        _ => None,
+    };
+    let is_rollout = matches!(decision.reason, Reason::InRollout(_) | Reason::OutOfRollout(_));
+    let rollout = is_rollout.then(|| {
+        let fine = fine_bucket(context.tenant_id, flag.bucket_key());
+        let threshold = flag.threshold();
+        let bucket = if threshold.is_multiple_of(100) { fine / 100 * 100 } else { fine };
+        Rollout { bucket, threshold, seeded: flag.options.seed.is_some() }
+    });
+    Explanation { decision, given, rollout }
+}
+
+/// Whether a compiled set decides it by what it says.
+fn is_decidable(flag: &Flag) -> bool {
+    let checked = flag.scope.validate().and_then(|()| flag.options.validate(flag.pct));
+    checked.is_ok() && flag.pct <= MAX_PCT
+}
+
+impl Snapshot {
+    /// Explains the decision on every flag, by key, those that can't be read among them.
+    ///
+    /// ```
+    /// use dezky_flags::FlagContext;
+    /// use dezky_flags::store::Snapshot;
+    /// let text = r#"{"revision": 7, "flags": [{"key": "chat", "pct": 200}]}"#;
+    /// let snapshot = Snapshot::from_json(text).unwrap();
+    /// let why = snapshot.explain_all(&FlagContext::default());
+    /// assert_eq!(why[0].0, "chat");
+    /// assert_eq!(why[0].1.decision.reason.to_string(), "invalid_flag");
+    /// ```
+    pub fn explain_all<'a>(&'a self, context: &FlagContext<'a>) -> Vec<(&'a str, Explanation<'a>)> {
+        let read = self.flags.iter().map(|flag| (flag.key.as_str(), explain(flag, context)));
+        let invalid = |key: &'a str| (key, Reason::InvalidFlag.into());
+        let invalid = self.invalid.iter().map(|flag| invalid(&flag.key));
+        let mut all: Vec<_> = read.chain(invalid).collect();
+        all.sort_by_key(|(key, _)| *key);
+        all
+    }
+}
+
+impl From<Reason> for Explanation<'_> {
+    /// Of a reason that is about nothing more.
+    fn from(reason: Reason) -> Self {
+        Self { decision: reason.into(), given: None, rollout: None }
+    }
+}
+
+impl Explanation<'_> {
+    /// The axis of the scope that missed.
+    pub fn axis(&self) -> Option<Axis> {
+        match self.decision.reason {
+            Reason::ScopeMismatch(axis) => Some(axis),
+            _ => None,
+        }
+    }
+}
+
+impl Serialize for Explanation<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut members = serializer.serialize_map(None)?;
+        members.serialize_entry("value", &self.decision.value)?;
+        members.serialize_entry("reason", &self.decision.reason.to_string())?;
+        if let Some(axis) = self.axis() {
+            members.serialize_entry("axis", &axis.to_string())?;
+            members.serialize_entry("given", &self.given)?;
+        }
+        if let Some(rollout) = self.rollout {
+            members.serialize_entry("bucket", &Percentage(rollout.bucket))?;
+            members.serialize_entry("threshold", &Percentage(rollout.threshold))?;
+            if rollout.seeded {
+                members.serialize_entry("seeded", &true)?;
+            }
+        }
+        members.end()
+    }
+}
+
+/// Hundredths of a percentage point as a number: 21, or 21.37.
+struct Percentage(u16);
+
+impl Serialize for Percentage {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0.is_multiple_of(100) {
+            serializer.serialize_u16(self.0 / 100)
+        } else {
+            serializer.serialize_f64(f64::from(self.0) / 100.0)
+        }
+    }
+}

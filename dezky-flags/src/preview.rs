@@ -1,0 +1,278 @@
+//! What a change of flags would do, tenant by tenant, before it is made.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::store::Snapshot;
+use crate::{Flag, FlagContext, FlagEvaluator as _, FlagOptions, FlagSet, FlagState};
+
+/// The most tenants that a preview lists of those who gain or lose a flag. All are
+/// counted.
+pub const MAX_LISTED_TENANTS: usize = 1_000;
+/// The most plans that a preview counts one by one.
+pub const MAX_LISTED_PLANS: usize = 1_000;
+/// The most tenants that all previews of two snapshots list together, beside one of each
+/// kind for every flag.
+const MAX_LISTED_OF_ALL: usize = 100_000;
+
+/// What becomes of the known tenants when a flag changes.
+///
+/// As JSON the plans are under `byPlan`. `Display` says it in words:
+/// `~14 of 40 tenants: 4 gain it, 0 lose it`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Preview {
+    /// How many tenants there are.
+    pub of: u64,
+    /// For how many the flag was on.
+    pub before_on: u64,
+    /// For how many it is on then.
+    pub after_on: u64,
+    /// Those who are switched on.
+    pub gains: Flipped,
+    /// Those who are switched off.
+    pub loses: Flipped,
+    /// The same by plan, of the first [`MAX_LISTED_PLANS`] that were seen.
+    pub by_plan: BTreeMap<String, PlanPreview>,
+    /// Of all other plans together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub other_plans: Option<PlanPreview>,
+}
+
+/// The tenants that change sides.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Flipped {
+    /// How many, always exact.
+    pub count: u64,
+    /// Who, in the order in which they were seen; at most
+    /// [so many](Previewer::with_limit).
+    pub tenants: Vec<FlippedTenant>,
+}
+
+/// A tenant that changes sides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlippedTenant {
+    /// The tenant's id.
+    pub id: String,
+    /// The tenant's slug.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slug: Option<String>,
+    /// The tenant's plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<String>,
+}
+
+/// A [`Preview`] of the tenants of one plan, in numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanPreview {
+    /// See [`Preview::of`].
+    pub of: u64,
+    /// See [`Preview::before_on`].
+    pub before_on: u64,
+    /// See [`Preview::after_on`].
+    pub after_on: u64,
+    /// How many are switched on.
+    pub gains: u64,
+    /// How many are switched off.
+    pub loses: u64,
+}
+
+/// Compares a flag before and after a change for all `tenants`; `None`: there is no
+/// such flag.
+///
+/// It asks as [`FlagSet`] does, so who gains and who loses is exact: the tenants are as
+/// they are seen, each in its context's environment.
+///
+/// ```
+/// use dezky_core::Timestamp;
+/// use dezky_flags::{Flag, FlagContext, FlagPatch, FlagState, NewFlag, preview};
+/// let new = NewFlag { state: FlagState::Rollout, pct: 25, ..NewFlag::new("chat") };
+/// let before = Flag::new(new, Timestamp::MIN).unwrap();
+/// let after = before.patched(&FlagPatch { pct: Some(50), ..FlagPatch::default() }).unwrap();
+/// let ids: Vec<_> = (0..400).map(|n| format!("t-{n}")).collect();
+/// let tenants = ids.iter().map(|id| FlagContext { tenant_id: id, ..FlagContext::default() });
+/// let preview = preview(Some(&before), Some(&after), tenants);
+/// assert_eq!((preview.of, preview.loses.count), (400, 0));
+/// assert_eq!(preview.after_on, preview.before_on + preview.gains.count);
+/// ```
+pub fn preview<'a>(
+    before: Option<&Flag>,
+    after: Option<&Flag>,
+    tenants: impl IntoIterator<Item = FlagContext<'a>>,
+) -> Preview {
+    let mut previewer = Previewer::new(before, after);
+    tenants.into_iter().for_each(|tenant| previewer.see(&tenant));
+    previewer.finish()
+}
+
+/// Whether two states of a flag decide alike for everybody by their definitions alone;
+/// `None`: there is no such flag. Then nobody can change sides, and a preview isn't
+/// worth its walk.
+///
+/// ```
+/// use dezky_core::Timestamp;
+/// use dezky_flags::{Flag, FlagState, NewFlag, decides_alike};
+/// let off = Flag::new(NewFlag::new("chat"), Timestamp::MIN).unwrap();
+/// assert!(decides_alike(Some(&off), None));
+/// assert!(!decides_alike(Some(&off), Some(&Flag { state: FlagState::On, ..off.clone() })));
+/// ```
+pub fn decides_alike(one: Option<&Flag>, other: Option<&Flag>) -> bool {
+    let decides = |flag: &&Flag| flag.state != FlagState::Off;
+    match (one.filter(decides), other.filter(decides)) {
+        (None, None) => true,
+        (Some(one), Some(other)) => {
+            let options = |flag: &Flag| FlagOptions { expires_at: None, ..flag.options.clone() };
+            (one.state, one.pct, &one.scope, options(one))
+                == (other.state, other.pct, &other.scope, options(other))
+                && one.key == other.key
+        }
+        _ => false,
+    }
+}
+
+/// Makes a [`Preview`] of tenants that come one by one: it keeps numbers, and the
+/// tenants that it lists.
+#[derive(Debug)]
+pub struct Previewer {
+    key: String,
+    before: FlagSet,
+    after: FlagSet,
+    limit: usize,
+    preview: Preview,
+}
+
+impl Previewer {
+    /// For a change from `before` to `after`; `None`: there is no such flag. Lists at most
+    /// [`MAX_LISTED_TENANTS`] of each kind.
+    pub fn new(before: Option<&Flag>, after: Option<&Flag>) -> Self {
+        Self {
+            key: before.or(after).map(|flag| flag.key.clone()).unwrap_or_default(),
+            before: FlagSet::compile(before),
+            after: FlagSet::compile(after),
+            limit: MAX_LISTED_TENANTS,
+            preview: Preview::default(),
+        }
+    }
+
+    /// The same, but listing at most `limit` tenants who gain and as many who lose.
+    #[must_use]
+    pub fn with_limit(self, limit: usize) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// Takes one tenant in. Each is to come once.
+    pub fn see(&mut self, tenant: &FlagContext<'_>) {
+        let before = self.before.evaluate(&self.key, tenant).value;
+        let after = self.after.evaluate(&self.key, tenant).value;
+        let preview = &mut self.preview;
+        preview.of += 1;
+        preview.before_on += u64::from(before);
+        preview.after_on += u64::from(after);
+        preview.plan(tenant.plan.unwrap_or_default()).count(before, after);
+        let flipped = match (before, after) {
+            (false, true) => &mut preview.gains,
+            (true, false) => &mut preview.loses,
+            _ => return,
+        };
+        flipped.count += 1;
+        if flipped.tenants.len() < self.limit {
+            flipped.tenants.push(FlippedTenant {
+                id: tenant.tenant_id.to_owned(),
+                slug: tenant.tenant_slug.map(str::to_owned),
+                plan: tenant.plan.map(str::to_owned),
+            });
+        }
+    }
+
+    /// What became of all that were seen.
+    pub fn finish(self) -> Preview {
+        self.preview
+    }
+}
+
+impl Preview {
+    /// The numbers of a plan.
+    fn plan(&mut self, plan: &str) -> &mut PlanPreview {
+        if self.by_plan.len() < MAX_LISTED_PLANS && !self.by_plan.contains_key(plan) {
+            self.by_plan.insert(plan.to_owned(), PlanPreview::default());
+        }
+        match self.by_plan.get_mut(plan) {
+            Some(plan) => plan,
+            None => self.other_plans.get_or_insert_default(),
+        }
+    }
+}
+
+impl PlanPreview {
+    fn count(&mut self, before: bool, after: bool) {
+        self.of += 1;
+        self.before_on += u64::from(before);
+        self.after_on += u64::from(after);
+        self.gains += u64::from(!before && after);
+        self.loses += u64::from(before && !after);
+    }
+}
+
+impl fmt::Display for Preview {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { of, after_on, gains, loses, .. } = self;
+        let (gain, lose) = (gains.count, loses.count);
+        write!(f, "~{after_on} of {of} tenants: {gain} gain it, {lose} lose it")
+    }
+}
+
+/// Compares all flags of two snapshots, those of a file and those of a store.
+///
+/// Flags that [decide alike](decides_alike) are left out. One that can't be read is off.
+///
+/// ```
+/// use dezky_flags::FlagContext;
+/// use dezky_flags::SnapshotPreviewer;
+/// use dezky_flags::store::Snapshot;
+/// let snapshot = Snapshot::default();
+/// let mut previewer = SnapshotPreviewer::new(&snapshot, &snapshot);
+/// previewer.see(&FlagContext { tenant_id: "t-1", ..FlagContext::default() });
+/// assert!(previewer.finish().is_empty());
+/// ```
+#[derive(Debug)]
+pub struct SnapshotPreviewer(BTreeMap<String, Previewer>);
+
+impl SnapshotPreviewer {
+    /// For a change from `before` to `after`.
+    pub fn new(before: &Snapshot, after: &Snapshot) -> Self {
+        let mut pairs: BTreeMap<&str, (Option<&Flag>, Option<&Flag>)> = BTreeMap::new();
+        for flag in &before.flags {
+            pairs.entry(&flag.key).or_default().0 = Some(flag);
+        }
+        for flag in &after.flags {
+            pairs.entry(&flag.key).or_default().1 = Some(flag);
+        }
+        pairs.retain(|_, (before, after)| !decides_alike(*before, *after));
+        let limit = (MAX_LISTED_OF_ALL / pairs.len().max(1)).clamp(1, MAX_LISTED_TENANTS);
+        let previewer = |(key, (before, after)): (&str, _)| {
+            (key.to_owned(), Previewer::new(before, after).with_limit(limit))
+        };
+        Self(pairs.into_iter().map(previewer).collect())
+    }
+
+    /// Whether no flag decides otherwise, so that nobody can change sides.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes one tenant in. Each is to come once.
+    pub fn see(&mut self, tenant: &FlagContext<'_>) {
+        self.0.values_mut().for_each(|previewer| previewer.see(tenant));
+    }
+
+    /// By flag what became of all that were seen. At most 1,000 tenants of each kind are
+    /// listed, and fewer where more than 100 flags differ.
+    pub fn finish(self) -> BTreeMap<String, Preview> {
+        self.0.into_iter().map(|(key, previewer)| (key, previewer.finish())).collect()
+    }
+}

@@ -1,0 +1,231 @@
+//! Definitions from elsewhere.
+
+use std::sync::Arc;
+
+use dezky_core::testkit::{ManualRuntime, Reopen};
+use dezky_core::{Actor, AuditLog, ErrorKind, Runtime};
+use dezky_flags::store::{MAX_FLAGS, Snapshot};
+use dezky_flags::testkit::{FlagGenerator, FlagStoreHarness, Opened};
+use dezky_flags::{
+    Edit, FlagFile, FlagOptions, FlagPatch, FlagState, Flags, ImportMode, NewFlag, Scope,
+};
+
+use crate::memory::Memory;
+use crate::sqlite::{Sqlite, tokio};
+
+const ADD: ImportMode = ImportMode { overwrite: false, dry_run: false };
+const OVERWRITE: ImportMode = ImportMode { overwrite: true, dry_run: false };
+
+async fn desk(harness: &dyn FlagStoreHarness) -> (Flags, Opened) {
+    let opened = harness.open(Reopen::No).await;
+    let runtime: Arc<dyn Runtime> = Arc::new(ManualRuntime::new(5));
+    let log = Arc::new(AuditLog::new(opened.log.clone(), runtime.clone()));
+    (Flags::new(opened.store.clone(), log, runtime), opened)
+}
+
+fn edit() -> Edit {
+    Edit { note: Some("moved".into()), ..Edit::by(Actor::user("u-7")) }
+}
+
+async fn actions(opened: &Opened) -> Vec<String> {
+    let query = dezky_core::store::ListQuery { limit: 500, ..Default::default() };
+    let mut events = opened.log.list(&query).await.unwrap().events;
+    events.sort_unstable_by_key(|event| event.seq);
+    events.into_iter().map(|stored| stored.event.action).collect()
+}
+
+fn rollout(key: &str, pct: u8) -> NewFlag {
+    NewFlag { state: FlagState::Rollout, pct, ..NewFlag::new(key) }
+}
+
+/// Made, unchanged, refused, overwritten; each with its version, history and event.
+fn scenario(harness: &dyn FlagStoreHarness) {
+    tokio().block_on(async {
+        let (flags, opened) = desk(harness).await;
+        flags.create(rollout("here", 5), &edit()).await.unwrap();
+        flags.create(rollout("gone", 5), &edit()).await.unwrap();
+        flags.remove("gone", None, &edit()).await.unwrap();
+        let options = FlagOptions { pct_hundredths: 50, ..FlagOptions::default() };
+        let new = [
+            rollout("here", 25),
+            rollout("gone", 25),
+            NewFlag { options, ..rollout("new", 25) },
+        ];
+        let before = opened.store.snapshot().await.unwrap();
+        let dry = ImportMode { dry_run: true, ..ADD };
+        let planned = flags.import(&new, dry, &edit()).await.unwrap();
+        assert_eq!(opened.store.snapshot().await.unwrap(), before);
+        assert_eq!(actions(&opened).await.len(), 3);
+
+        let added = flags.import(&new, ADD, &edit()).await.unwrap();
+        assert_eq!(added, planned);
+        assert_eq!(
+            serde_json::to_value(&added).unwrap(),
+            serde_json::json!({
+                "gone": {"outcome": "created"},
+                "here": {
+                    "outcome": "refused",
+                    "problem": "it is there with another definition: import with overwrite to replace it",
+                },
+                "new": {"outcome": "created"},
+            })
+        );
+        assert_eq!(flags.get("here").await.unwrap().unwrap().pct, 5);
+        assert_eq!(flags.get("gone").await.unwrap().unwrap().version, 3, "versions go on");
+        let new_one = flags.get("new").await.unwrap().unwrap();
+        assert_eq!((new_one.threshold(), new_one.history.len()), (2_550, 1));
+
+        let over = flags.import(&new, OVERWRITE, &edit()).await.unwrap();
+        assert_eq!((over.count("updated"), over.count("unchanged")), (1, 2));
+        let here = flags.get("here").await.unwrap().unwrap();
+        assert_eq!((here.pct, here.version, here.history.len()), (25, 2, 2));
+        assert_eq!(here.history[0].note.as_deref(), Some("moved"));
+        assert_eq!(here.history[0].changes[0].field, "pct");
+
+        let revision = opened.store.revision().await.unwrap();
+        let again = flags.import(&new, OVERWRITE, &edit()).await.unwrap();
+        assert_eq!(again.count("unchanged"), 3);
+        assert_eq!(opened.store.revision().await.unwrap(), revision);
+        assert_eq!(
+            actions(&opened).await,
+            [
+                "flag.created",
+                "flag.created",
+                "flag.removed",
+                "flag.created",
+                "flag.created",
+                "flag.updated"
+            ]
+        );
+    });
+}
+
+#[test]
+fn flags_are_imported_in_memory() {
+    scenario(&Memory);
+}
+
+#[test]
+fn flags_are_imported_in_sqlite() {
+    scenario(&Sqlite::new());
+}
+
+#[test]
+fn what_is_exported_is_imported_elsewhere_alike() {
+    tokio().block_on(async {
+        let harness = Sqlite::new();
+        let (from, there) = desk(&harness).await;
+        let runtime = ManualRuntime::new(11);
+        let mut generator = FlagGenerator::new(&runtime);
+        let made: Vec<_> = generator
+            .flags(1_200)
+            .into_iter()
+            .map(|flag| NewFlag {
+                key: flag.key,
+                description: flag.description,
+                state: flag.state,
+                pct: flag.pct,
+                scope: flag.scope,
+                options: flag.options,
+            })
+            .collect();
+        // More than one commit takes.
+        assert_eq!(from.import(&made, ADD, &edit()).await.unwrap().count("created"), 1_200);
+        let text = there.store.snapshot().await.unwrap().to_json();
+        let (to, here) = desk(&Memory).await;
+        let read = FlagFile::from_json(&text).unwrap().all().unwrap();
+        assert_eq!(to.import(&read, ADD, &edit()).await.unwrap().count("created"), 1_200);
+        let again = to.import(&read, OVERWRITE, &edit()).await.unwrap();
+        assert_eq!(again.count("unchanged"), 1_200);
+        let definitions = |snapshot: Snapshot| -> Vec<_> {
+            let definition = |flag: dezky_flags::Flag| {
+                (flag.key, flag.description, flag.state, flag.pct, flag.scope, flag.options)
+            };
+            snapshot.flags.into_iter().map(definition).collect()
+        };
+        assert_eq!(
+            definitions(here.store.snapshot().await.unwrap()),
+            definitions(there.store.snapshot().await.unwrap())
+        );
+    });
+}
+
+#[test]
+fn one_that_is_out_of_bounds_refuses_all_and_is_named() {
+    tokio().block_on(async {
+        let (flags, opened) = desk(&Memory).await;
+        for (bad, words) in [
+            (rollout("bad", 101), "the flag bad: pct must be a whole number"),
+            (rollout("No Key", 1), "the flag without a key: key must be"),
+            (rollout("good", 2), "the flag good: its key is there twice"),
+            (rollout("evaluate", 2), "the flag evaluate: key must be another"),
+        ] {
+            let new = [rollout("good", 1), bad];
+            let refused = flags.import(&new, ADD, &edit()).await.unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::FieldInvalid);
+            assert!(refused.to_string().starts_with(words), "{refused}");
+        }
+        let long = Edit { note: Some("n".repeat(1_001)), ..edit() };
+        let refused = flags.import(&[rollout("good", 1)], ADD, &long).await.unwrap_err();
+        assert!(refused.to_string().starts_with("note must be"), "{refused}");
+        let many: Vec<_> = (0..=MAX_FLAGS).map(|n| NewFlag::new(format!("k{n}"))).collect();
+        let refused = flags.import(&many, ADD, &edit()).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::StateConflict);
+        assert!(refused.to_string().contains("10001 flags"), "{refused}");
+        assert_eq!(opened.store.revision().await.unwrap(), 0);
+        assert!(actions(&opened).await.is_empty());
+    });
+}
+
+/// 40 large flags are more than one commit takes.
+#[test]
+fn a_large_import_comes_in_several_commits() {
+    tokio().block_on(async {
+        let harness = Sqlite::new();
+        let (flags, opened) = desk(&harness).await;
+        let slugs: Vec<_> = (0..1_000).map(|n| format!("{n:0128}")).collect();
+        let scope = Scope { tenant_slugs: slugs, ..Scope::default() };
+        let new: Vec<_> = (0..40)
+            .map(|n| NewFlag { scope: scope.clone(), ..NewFlag::new(format!("k{n:02}")) })
+            .collect();
+        assert_eq!(flags.import(&new, ADD, &edit()).await.unwrap().count("created"), 40);
+        assert_eq!(actions(&opened).await.len(), 40);
+        assert_eq!(flags.import(&new, ADD, &edit()).await.unwrap().count("unchanged"), 40);
+    });
+}
+
+/// Two who import the same at once, and one who edits, don't fail for it.
+#[test]
+fn who_comes_in_between_is_no_failure() {
+    tokio().block_on(async {
+        let harness = Sqlite::new();
+        let opened = harness.open(Reopen::No).await;
+        let editor = || {
+            let runtime: Arc<dyn Runtime> = Arc::new(dezky_core::rt::TokioRuntime);
+            let log = Arc::new(AuditLog::new(opened.log.clone(), runtime.clone()));
+            Flags::new(opened.store.clone(), log, runtime)
+        };
+        let (one, other, third) = (editor(), editor(), editor());
+        one.create(rollout("k0", 99), &edit()).await.unwrap();
+        let new: Vec<_> = (0..50).map(|n| rollout(&format!("k{n}"), 25)).collect();
+        let by = edit();
+        let edits = async {
+            for n in 0..20 {
+                let patch = FlagPatch { description: Some(format!("{n}")), ..FlagPatch::default() };
+                third.update("k0", &patch, None, &by).await.unwrap();
+            }
+        };
+        let (a, b, ()) = futures_util::future::join3(
+            one.import(&new, OVERWRITE, &by),
+            other.import(&new, OVERWRITE, &by),
+            edits,
+        )
+        .await;
+        let (a, b) = (a.unwrap(), b.unwrap());
+        let created = a.count("created") + b.count("created");
+        assert_eq!(created, 49, "each is made once: {a:?} {b:?}");
+        let events = actions(&opened).await;
+        assert_eq!(events.iter().filter(|action| *action == "flag.created").count(), 50);
+        assert_eq!(events.len() as u64, opened.store.revision().await.unwrap());
+    });
+}

@@ -1,0 +1,78 @@
+//! Flags in files, and the tenants that they are decided for.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+
+use dezky_flags::FlagFile;
+use dezky_flags::live::MAX_FILE_BYTES;
+use dezky_flags::store::Snapshot;
+use serde_json::json;
+
+use crate::commands::{no, print};
+use crate::error::Failure;
+use crate::platform::{Platform, Subject};
+
+/// Reads the flags of a file.
+pub(super) fn read(path: &Path) -> Result<FlagFile, Failure> {
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text))
+        .map_err(|error| refused(path, &format!("it can't be read: {error}")))?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        let problem = format!("it must be at most {MAX_FILE_BYTES} bytes: split it");
+        return Err(refused(path, &problem));
+    }
+    FlagFile::from_json(&text).map_err(|error| refused(path, &error))
+}
+
+/// What is wrong with a file.
+pub(super) fn refused(path: &Path, problem: &dyn std::fmt::Display) -> Failure {
+    Failure::usage(format!("{}: {problem}", path.display()))
+}
+
+/// Writes the flags into a file, or to the standard output.
+pub(super) fn export(
+    snapshot: &Snapshot,
+    out: Option<&Path>,
+    as_json: bool,
+) -> Result<(), Failure> {
+    for flag in &snapshot.invalid {
+        eprintln!(
+            "{}: it can't be read, and its definition is left out: {}",
+            flag.key, flag.problem
+        );
+    }
+    let text = snapshot.to_json();
+    let Some(path) = out else { return print(&format!("{text}\n")) };
+    write(path, &text).map_err(|error| {
+        Failure::no(format!("{}: it can't be written: {error}", path.display()))
+    })?;
+    let (flags, revision) = (snapshot.flags.len(), snapshot.revision);
+    print(&if as_json {
+        format!("{}\n", json!({ "flags": flags, "revision": revision, "out": path }))
+    } else {
+        format!("{flags} flags of revision {revision} are in {}\n", path.display())
+    })
+}
+
+/// Replaces the file as a whole. It has slugs of customers in it, and who changed what.
+fn write(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(&beside)?;
+    file.write_all(text.as_bytes())?;
+    file.write_all(b"\n")?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)
+}
+
+/// The tenant with this slug.
+pub(super) async fn subject(platform: &Platform, tenant: &str) -> Result<Subject, Failure> {
+    let subject = platform.subject(tenant).await.map_err(no)?;
+    subject.ok_or_else(|| Failure::no(format!("--tenant {tenant}: there is no such tenant")))
+}

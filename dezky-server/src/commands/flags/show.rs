@@ -1,0 +1,120 @@
+//! Flags for a person, and as JSON.
+
+use std::io::Write as _;
+
+use dezky_flags::{Flag, Imported};
+use serde_json::json;
+
+use crate::commands::print;
+use crate::error::Failure;
+use crate::table::{printable, table};
+
+pub(super) fn show_all(flags: &[Flag], as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        return print(&format!("{}\n", json!({ "flags": flags })));
+    }
+    let rows = flags.iter().map(|flag| {
+        [
+            flag.key.clone(),
+            flag.state.to_string(),
+            flag.percentage().to_string(),
+            scope(flag),
+            options(flag),
+            flag.version.to_string(),
+            flag.updated_at.to_string(),
+        ]
+    });
+    print(&table(&["flag", "state", "pct", "scope", "options", "version", "updated"], rows))
+}
+
+pub(super) fn show(flag: &Flag, as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        return print(&format!("{}\n", json!(flag)));
+    }
+    print(&format!(
+        "{}: {}, {} %, scope {}, options {}, version {}\n{}\n",
+        flag.key,
+        flag.state,
+        flag.percentage(),
+        scope(flag),
+        options(flag),
+        flag.version,
+        printable_line(&flag.description)
+    ))
+}
+
+pub(super) fn show_history(flag: &Flag, as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        return print(&format!("{}\n", json!({ "history": flag.history })));
+    }
+    let mut out = std::io::stdout().lock();
+    for change in &flag.history {
+        let who = change.actor.email.as_deref().or(change.actor.id.as_deref());
+        let fields: Vec<_> = change
+            .changes
+            .iter()
+            .map(|field| format!("{} {} → {}", field.field, field.from, field.to))
+            .collect();
+        let note = change.note.as_deref().map(|note| format!(" ({note})")).unwrap_or_default();
+        let line = format!(
+            "{}  {}  {}{note}",
+            change.at,
+            who.unwrap_or(change.actor.kind.as_str()),
+            fields.join(", ")
+        );
+        // A reader that has gone away needs no more of it.
+        if writeln!(out, "{}", printable_line(&line)).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn scope(flag: &Flag) -> String {
+    let axes = [
+        ("plan", &flag.scope.plans),
+        ("tenant", &flag.scope.tenant_slugs),
+        ("partner", &flag.scope.partner_slugs),
+        ("environment", &flag.scope.environments),
+    ];
+    let texts: Vec<_> = axes
+        .into_iter()
+        .filter(|(_, values)| !values.is_empty())
+        .map(|(name, values)| format!("{name}={}", values.join("|")))
+        .collect();
+    if texts.is_empty() { "-".to_owned() } else { printable(&texts.join(" ")) }
+}
+
+/// The options but the hundredths, which are in the percentage.
+fn options(flag: &Flag) -> String {
+    let of = &flag.options;
+    let texts = [
+        of.seed.as_ref().map(|seed| format!("seed={seed}")),
+        of.require_active_tenant.then(|| "active-tenants".to_owned()),
+        of.expires_at.map(|at| format!("expires={at}")),
+    ];
+    let texts: Vec<_> = texts.into_iter().flatten().collect();
+    if texts.is_empty() { "-".to_owned() } else { printable(&texts.join(" ")) }
+}
+
+/// What became of an import's flags.
+pub(super) fn show_import(
+    imported: &Imported,
+    dry_run: bool,
+    as_json: bool,
+) -> Result<(), Failure> {
+    if as_json {
+        return print(&format!("{}\n", json!({ "dryRun": dry_run, "flags": imported })));
+    }
+    let rows = imported.flags.iter().map(|(key, outcome)| [key.clone(), outcome.to_string()]);
+    let mut text = table(&["flag", if dry_run { "would be" } else { "outcome" }], rows);
+    let counts = ["created", "updated", "unchanged", "refused"];
+    let counts = counts.map(|name| format!("{} {name}", imported.count(name)));
+    text.push_str(&counts.join(", "));
+    text.push('\n');
+    print(&text)
+}
+
+fn printable_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '·' } else { c }).collect()
+}
