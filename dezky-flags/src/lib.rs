@@ -6,7 +6,9 @@ mod evaluate;
 pub mod live;
 mod model;
 mod seed;
+mod stale;
 pub mod store;
+mod usage;
 
 #[cfg(feature = "testkit")]
 pub mod testkit;
@@ -24,6 +26,8 @@ pub use model::{
     Scope, ScopePatch,
 };
 pub use seed::seeded_flags;
+pub use stale::{StaleConfig, StaleFlag, StaleReason, stale_flags};
+pub use usage::{FlagUsage, Usage};
 
 /// Decides flags, in the asking process.
 ///
