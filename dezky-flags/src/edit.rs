@@ -99,12 +99,15 @@ impl Flags {
         &self.store
     }
 
-    /// All flags, by key.
+    /// All flags, by key, but for those that are [invalid](crate::store::Snapshot::invalid).
     pub async fn list(&self) -> Result<Vec<Flag>> {
         Ok(self.store.snapshot().await?.flags)
     }
 
     /// The flag with this key.
+    ///
+    /// # Errors
+    /// `store_corrupt` for an invalid one, which can be killed or removed.
     pub async fn get(&self, key: &str) -> Result<Option<Flag>> {
         self.store.flag(key).await
     }
@@ -156,7 +159,8 @@ impl Flags {
 
     /// Switches a flag off for everybody, whatever its version: `state` becomes
     /// `off`, `pct` 0; recorded as `flag.killed`. Idempotent: one that is so already
-    /// is returned as it is.
+    /// is returned as it is. Of an invalid flag, which can't be read, nothing is kept but
+    /// the key: what is off in its place can be changed again.
     ///
     /// # Errors
     /// `not_found`, `field_invalid` for the note, those of [`FlagStore::commit`].
@@ -167,7 +171,8 @@ impl Flags {
     }
 
     /// Removes a flag and returns it; recorded as `flag.removed`. With `expected`
-    /// only if it still has that version.
+    /// only if it still has that version. For an invalid flag, which can't be read, one
+    /// that is off is returned.
     ///
     /// # Errors
     /// `not_found`, `version_mismatch`, `field_invalid` for the note, those of
@@ -177,8 +182,9 @@ impl Flags {
         let mut attempts = 0;
         let turn = self.turn.lock().await;
         loop {
-            let flag = self.expect(key, expected).await?;
-            let event = self.seal("flag.removed", &flag.key, &differences(Some(&flag), None), edit);
+            let Found { flag, invalid } = self.find(key, expected).await?;
+            let shown = invalid.is_none().then_some(&flag);
+            let event = self.seal("flag.removed", &flag.key, &differences(shown, None), edit);
             let change = FlagChange::Remove { key: flag.key.clone(), version: flag.version };
             match self.store.commit(vec![change], vec![event]).await {
                 Ok(()) => {
@@ -256,12 +262,18 @@ impl Flags {
         let mut attempts = 0;
         let turn = self.turn.lock().await;
         loop {
-            let before = self.expect(key, expected).await?;
+            let Found { flag: before, invalid } = self.find(key, expected).await?;
+            let shown = invalid.is_none().then_some(&before);
+            if let Some(error) = invalid
+                && verb != "flag.killed"
+            {
+                return Err(error);
+            }
             let mut after = before.patched(patch)?;
-            if after == before {
+            if shown == Some(&after) {
                 return Ok(before);
             }
-            let changes = differences(Some(&before), Some(&after));
+            let changes = differences(shown, Some(&after));
             let event = self.seal(verb, key, &changes, edit);
             after.version += 1;
             remember(&mut after, &event, changes, edit);
@@ -278,12 +290,23 @@ impl Flags {
     }
 
     /// The flag, if it has the expected version.
-    async fn expect(&self, key: &str, expected: Option<u64>) -> Result<Flag> {
-        let flag = self.store.flag(key).await?.ok_or_else(|| not_found(key))?;
-        if expected.is_some_and(|version| version != flag.version) {
+    async fn find(&self, key: &str, expected: Option<u64>) -> Result<Found> {
+        let found = match self.store.flag(key).await {
+            Ok(flag) => Found { flag: flag.ok_or_else(|| not_found(key))?, invalid: None },
+            Err(error) if error.kind() == ErrorKind::StoreCorrupt => {
+                // What it was can't be read, but its version can, or the store has another fault.
+                let version = self.store.last_version(key).await?;
+                let Ok(flag) = Flag::new(NewFlag::new(key), self.runtime.now()) else {
+                    return Err(error);
+                };
+                Found { flag: Flag { version, ..flag }, invalid: Some(error) }
+            }
+            Err(error) => return Err(error),
+        };
+        if expected.is_some_and(|version| version != found.flag.version) {
             return Err(mismatch(key));
         }
-        Ok(flag)
+        Ok(found)
     }
 
     /// The change that makes `flag`, its event, and the flag as it will be.
@@ -335,6 +358,13 @@ impl Flags {
         pause(&*self.runtime, *attempts).await;
         Ok(())
     }
+}
+
+/// A flag that is to be changed.
+struct Found {
+    flag: Flag,
+    /// That it can't be read, if so: `flag` is one that is off in its place.
+    invalid: Option<Error>,
 }
 
 /// Puts the change on top of the flag's history, as its event tells it.

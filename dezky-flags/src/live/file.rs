@@ -16,17 +16,19 @@ pub const MAX_FILE_BYTES: u64 = 256 << 20;
 /// The flags of the file and when they were written. Blocks.
 pub(super) fn read(path: &Path) -> Result<(Snapshot, Timestamp), String> {
     let said = |error: io::Error| error.to_string();
+    let metadata = std::fs::metadata(path).map_err(said)?;
     // Anything else may block for ever, or never end.
-    if !std::fs::metadata(path).map_err(said)?.is_file() {
+    if !metadata.is_file() {
         return Err("it is no regular file".to_owned());
+    }
+    if metadata.len() > MAX_FILE_BYTES {
+        return Err(too_large().to_string());
     }
     let file = File::open(path).map_err(said)?;
     let written = file.metadata().and_then(|data| data.modified()).map_err(said)?;
     let mut text = String::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(said)?;
-    if text.len() as u64 > MAX_FILE_BYTES {
-        return Err(too_large().to_string());
-    }
+    // It may have grown meanwhile: then its end is missing.
+    file.take(MAX_FILE_BYTES).read_to_string(&mut text).map_err(said)?;
     let snapshot = Snapshot::from_json(&text).map_err(|error| error.to_string())?;
     let since_1970 = written.duration_since(UNIX_EPOCH).unwrap_or_default();
     let millis = i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX);
@@ -82,7 +84,7 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 }
 
 fn too_large() -> io::Error {
-    let problem = format!("the flags' file would have more than {MAX_FILE_BYTES} bytes");
+    let problem = format!("more than {MAX_FILE_BYTES} bytes are no file of flags");
     io::Error::new(io::ErrorKind::FileTooLarge, problem)
 }
 

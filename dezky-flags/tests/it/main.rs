@@ -9,8 +9,16 @@ mod database;
 mod databases;
 mod edit;
 mod evaluate;
+mod invalid;
+mod live;
+mod live_file;
+mod live_outage;
+mod live_processes;
 mod memory;
 mod model;
 mod mongodb;
 mod postgres;
+#[path = "../../../dezky-core/tests/it/servers.rs"]
+#[expect(dead_code, reason = "the tests of the log need more of it")]
+mod servers;
 mod sqlite;
