@@ -16,7 +16,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Guard};
 use dezky_core::{Error, ErrorKind, Result, Runtime, Timestamp, rt};
 use event_listener::Event;
-use futures_util::future::{Either, join, select};
+use futures_util::future::{Either, join3, select};
 use futures_util::lock::Mutex as AsyncMutex;
 
 pub use self::file::MAX_FILE_BYTES;
@@ -25,8 +25,10 @@ use crate::store::{FlagStore, Snapshot};
 use crate::usage::{Counters, Usage};
 use crate::{Decision, FlagContext, FlagEvaluator, FlagSet};
 
-/// The first pause after the store told of a change in vain.
-const VAIN_PAUSE: Duration = Duration::from_millis(10);
+/// How long one listening lasts: what broke meanwhile is made again by the next.
+const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+/// Half of the first pause after the store told of a change in vain.
+const VAIN_PAUSE: Duration = Duration::from_millis(5);
 /// How long after a failure the file is written again.
 const FILE_RETRY: Duration = Duration::from_mins(1);
 
@@ -214,38 +216,44 @@ impl LiveFlags {
     /// fails doesn't end it; dropping the future is as good as `shutdown`. One caller is
     /// enough, several do no harm.
     pub async fn run(&self, shutdown: impl Future<Output = ()> + Send) {
-        let work = join(self.follow(), self.keep());
+        let work = join3(self.poll(), self.listen(), self.keep());
         select(pin!(shutdown), pin!(work)).await;
     }
 
-    async fn follow(&self) {
+    /// Looks at every poll interval.
+    async fn poll(&self) {
+        let shared = &self.shared;
+        loop {
+            shared.runtime.sleep(shared.config.poll_interval).await;
+            // A failure is logged, and tried again after the next wait.
+            let _ = self.refresh().await;
+        }
+    }
+
+    /// Looks when the engine tells of a change.
+    ///
+    /// Beside the polls rather than between them: a connection that is half made, and
+    /// that nobody drives, can hold up a server that wants to stop.
+    async fn listen(&self) {
         let shared = &self.shared;
         let mut in_vain = 0;
         loop {
+            let swapped = shared.swapped.listen();
             let revision = self.revision();
-            let mut told = shared.store.changed(revision);
-            loop {
-                let poll = shared.runtime.sleep(shared.config.poll_interval);
-                // A store that is down may say at once that it knows nothing.
-                let is_told = if shared.is_failing() {
-                    poll.await;
-                    false
-                } else {
-                    matches!(select(&mut told, poll).await, Either::Left(_))
-                };
-                // A failure is logged, and tried again after the next wait.
-                let _ = self.refresh().await;
-                let is_new = self.revision() != revision;
-                in_vain = if is_told && !is_new { in_vain + 1 } else { 0 };
-                if is_told || is_new {
-                    break;
-                }
+            let told = shared.store.changed(revision);
+            let again = select(swapped, shared.runtime.sleep(LISTEN_AGAIN));
+            if let Either::Right(_) = select(told, again).await {
+                continue;
             }
-            if in_vain > 0 {
-                // One that says so for ever must not be asked without a pause.
-                let pause = VAIN_PAUSE * (1 << in_vain.min(12));
-                shared.runtime.sleep(pause.min(shared.config.poll_interval)).await;
+            let _ = self.refresh().await;
+            if self.revision() != revision {
+                in_vain = 0;
+                continue;
             }
+            // One that tells for ever must not be asked without a pause.
+            in_vain = (in_vain + 1).min(12);
+            let pause = VAIN_PAUSE * (1 << in_vain);
+            shared.runtime.sleep(pause.min(shared.config.poll_interval).min(LISTEN_AGAIN)).await;
         }
     }
 
@@ -474,10 +482,7 @@ async fn within<T>(
 }
 
 /// The flags of the file and when they were written.
-async fn read_file(
-    runtime: &dyn Runtime,
-    config: &LiveConfig,
-) -> Option<(Snapshot, Timestamp)> {
+async fn read_file(runtime: &dyn Runtime, config: &LiveConfig) -> Option<(Snapshot, Timestamp)> {
     let path = config.file.clone()?;
     match rt::unblock(runtime, move || file::read(&path)).await {
         Ok(read) => Some(read),

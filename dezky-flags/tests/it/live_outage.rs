@@ -70,8 +70,9 @@ fn flags_are_decided_while_postgres_is_stopped_and_follow_it_again() {
         eventually("the file is kept", RECOVERS_WITHIN, || file.exists()).await;
 
         // Between two looks at a store that is down the flags get older, and decide.
-        server.stop().await;
         let stopped = now();
+        server.stop().await;
+        println!("stopped after {:?}", stopped.elapsed());
         until("the failure is told", &live, |status| status.failure.is_some()).await;
         let mut last = Duration::ZERO;
         until("the flags are 3 s old", &live, |status| {
