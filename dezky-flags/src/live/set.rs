@@ -39,9 +39,20 @@ impl LiveSet {
         Self { set, snapshot, generation, from_file, counted }
     }
 
-    /// The compiled flags. What is evaluated by them is not counted.
+    /// The compiled flags. What is evaluated by them is not counted, unless by
+    /// [`count`](Self::count).
     pub fn set(&self) -> &FlagSet {
         &self.set
+    }
+
+    /// Counts an evaluation that was made by [`set`](Self::set), where evaluations are
+    /// counted.
+    pub fn count(&self, flag: &str, value: bool) {
+        if let Some(counted) = &self.counted
+            && let Some(at) = counted.places.get(flag)
+        {
+            counted.in_order[*at].count(value);
+        }
     }
 
     /// The flags as they were read; those of a [file](super::LiveConfig::file) have no
@@ -72,11 +83,7 @@ impl LiveSet {
 impl FlagEvaluator for LiveSet {
     fn evaluate(&self, flag: &str, context: &FlagContext<'_>) -> Decision {
         let decision = self.set.evaluate(flag, context);
-        if let Some(counted) = &self.counted
-            && let Some(at) = counted.places.get(flag)
-        {
-            counted.in_order[*at].count(decision.value);
-        }
+        self.count(flag, decision.value);
         decision
     }
 }

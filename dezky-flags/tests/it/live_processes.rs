@@ -118,17 +118,17 @@ fn a_change_reaches_another_process_by_mongodb_change_streams() {
 
 #[test]
 fn a_change_reaches_another_process_by_polls_of_sqlite() {
-    reaches(Engine::Sqlite, Hears::Polls, Duration::from_millis(200));
+    reaches(Engine::Sqlite, Hears::Polls, Duration::from_millis(100));
 }
 
 #[test]
 fn a_change_reaches_another_process_by_polls_of_postgres() {
-    reaches(Engine::Postgres, Hears::Polls, Duration::from_millis(200));
+    reaches(Engine::Postgres, Hears::Polls, Duration::from_millis(100));
 }
 
 #[test]
 fn a_change_reaches_another_process_by_polls_of_mongodb() {
-    reaches(Engine::Mongodb, Hears::Polls, Duration::from_millis(200));
+    reaches(Engine::Mongodb, Hears::Polls, Duration::from_millis(100));
 }
 
 fn reaches(engine: Engine, hears: Hears, poll: Duration) {

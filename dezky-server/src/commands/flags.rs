@@ -2,6 +2,7 @@ use std::io::Write as _;
 
 use clap::{Args, Subcommand};
 use dezky_core::Timestamp;
+use dezky_flags::store::Snapshot;
 use dezky_flags::{
     Decision, Edit, Flag, FlagPatch, FlagState, MAX_PCT, NewFlag, OptionsPatch, ScopePatch,
     seeded_flags,
@@ -60,6 +61,11 @@ pub(crate) enum Command {
         #[arg(long, value_name = "NAME")]
         environment: Option<String>,
     },
+    /// Flags that should perhaps go; exit status 1 if there are some
+    ///
+    /// Expired ones, and ones that have been on or off for everybody, unchanged, for long.
+    /// Those that nobody asks a server for are in its `GET /flags?report=true`.
+    Stale(super::flags_stale::Options),
     /// Make the ten flags of a new platform, all off
     ///
     /// Adds those that never were; what operators changed or removed stays so.
@@ -160,7 +166,7 @@ async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Resu
     let flags = &platform.flags;
     let by = |note| Edit { note, ..Edit::by(operator()) };
     match command {
-        Command::List => show_all(&flags.list().await.map_err(no)?, as_json),
+        Command::List => show_all(&flags.store().snapshot().await.map_err(no)?, as_json),
         Command::Get { key } => show(&find(platform, &key).await?, as_json),
         Command::History { key } => show_history(&find(platform, &key).await?, as_json),
         Command::Set(set) => {
@@ -184,6 +190,7 @@ async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Resu
         Command::Eval { key, tenant, environment } => {
             evaluate(platform, key.as_deref(), &tenant, environment.as_deref(), as_json).await
         }
+        Command::Stale(options) => super::flags_stale::run(platform, &options, as_json).await,
         Command::Seed => {
             let new = flags.seed(&seeded_flags(), &by(None)).await.map_err(no)?;
             let all = seeded_flags().len();
@@ -270,11 +277,15 @@ async fn evaluate(
     }
 }
 
-fn show_all(flags: &[Flag], as_json: bool) -> Result<(), Failure> {
+fn show_all(snapshot: &Snapshot, as_json: bool) -> Result<(), Failure> {
     if as_json {
-        return print(&format!("{}\n", json!({ "flags": flags })));
+        let mut answer = json!({ "flags": snapshot.flags });
+        if !snapshot.invalid.is_empty() {
+            answer["invalid"] = json!(snapshot.invalid);
+        }
+        return print(&format!("{answer}\n"));
     }
-    let rows = flags.iter().map(|flag| {
+    let rows = snapshot.flags.iter().map(|flag| {
         [
             flag.key.clone(),
             flag.state.to_string(),
@@ -284,7 +295,12 @@ fn show_all(flags: &[Flag], as_json: bool) -> Result<(), Failure> {
             flag.updated_at.to_string(),
         ]
     });
-    print(&table(&["flag", "state", "pct", "scope", "version", "updated"], rows))
+    print(&table(&["flag", "state", "pct", "scope", "version", "updated"], rows))?;
+    let invalid = snapshot.invalid.iter().map(|flag| {
+        let key = printable_line(&flag.key);
+        format!("{key}: invalid, and off: {}: kill or remove it\n", flag.problem)
+    });
+    print(&invalid.collect::<String>())
 }
 
 fn show(flag: &Flag, as_json: bool) -> Result<(), Failure> {

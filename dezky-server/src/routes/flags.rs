@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use dezky_core::ErrorKind;
-use dezky_flags::{Edit, Flag, FlagPatch, NewFlag};
+use dezky_flags::{Edit, Flag, FlagPatch, NewFlag, StaleConfig, stale_flags};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -16,9 +16,25 @@ use crate::decisions::explained;
 use crate::error::Problem;
 use crate::state::AppState;
 
-/// `GET /flags`: all of them, by key.
-pub(super) async fn list(State(state): State<AppState>) -> Result<Json<Value>, Problem> {
-    Ok(Json(json!({ "flags": state.flags.list().await? })))
+/// `GET /flags`: all of them, by key, and those that can't be read if there are any; with
+/// `?report=true` how often they were evaluated here, and which are stale.
+pub(super) async fn list(
+    State(state): State<AppState>,
+    parameters: Parameters,
+) -> Result<Json<Value>, Problem> {
+    let with_report = parameters.switch("report")?;
+    let snapshot = state.flags.store().snapshot().await?;
+    let mut answer = json!({ "flags": snapshot.flags });
+    if !snapshot.invalid.is_empty() {
+        answer["invalid"] = json!(snapshot.invalid);
+    }
+    if with_report {
+        let (usage, now) = (state.live.usage(), state.intake.runtime().now());
+        let stale = stale_flags(&snapshot, usage.as_ref(), now, &StaleConfig::default());
+        answer["usage"] = json!(usage);
+        answer["stale"] = json!(stale);
+    }
+    Ok(Json(answer))
 }
 
 /// `GET /flags/{key}`.
@@ -108,7 +124,7 @@ pub(super) async fn evaluate(
         .ok_or_else(|| Problem::not_found("tenantSlug: there is no such tenant"))?;
     let flags = state.live.current();
     let context = subject.context(question.environment.as_deref());
-    let answers = flags.set().evaluate_all(&context);
+    let answers = flags.evaluate_all(&context);
     if explain {
         return Ok(Json(explained(answers)));
     }
