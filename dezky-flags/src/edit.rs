@@ -107,9 +107,12 @@ impl Flags {
     /// The flag with this key.
     ///
     /// # Errors
-    /// `store_corrupt` for an invalid one, which can be killed or removed.
+    /// `state_conflict` for an invalid one, which can be killed or removed.
     pub async fn get(&self, key: &str) -> Result<Option<Flag>> {
-        self.store.flag(key).await
+        match self.look(key).await? {
+            Some(Found { invalid: Some(error), .. }) => Err(error),
+            found => Ok(found.map(|found| found.flag)),
+        }
     }
 
     /// Makes a flag; recorded as `flag.created`.
@@ -142,7 +145,8 @@ impl Flags {
     /// the flag as it is: no version, no event.
     ///
     /// # Errors
-    /// `not_found`, `version_mismatch`, `field_invalid`, those of [`FlagStore::commit`].
+    /// `not_found`, `version_mismatch`, `field_invalid`, those of [`FlagStore::commit`];
+    /// `state_conflict` for an invalid flag, which can be killed or removed.
     pub async fn update(
         &self,
         key: &str,
@@ -291,22 +295,27 @@ impl Flags {
 
     /// The flag, if it has the expected version.
     async fn find(&self, key: &str, expected: Option<u64>) -> Result<Found> {
-        let found = match self.store.flag(key).await {
-            Ok(flag) => Found { flag: flag.ok_or_else(|| not_found(key))?, invalid: None },
-            Err(error) if error.kind() == ErrorKind::StoreCorrupt => {
-                // What it was can't be read, but its version can, or the store has another fault.
-                let version = self.store.last_version(key).await?;
-                let Ok(flag) = Flag::new(NewFlag::new(key), self.runtime.now()) else {
-                    return Err(error);
-                };
-                Found { flag: Flag { version, ..flag }, invalid: Some(error) }
-            }
-            Err(error) => return Err(error),
-        };
+        let found = self.look(key).await?.ok_or_else(|| not_found(key))?;
         if expected.is_some_and(|version| version != found.flag.version) {
             return Err(mismatch(key));
         }
         Ok(found)
+    }
+
+    /// The flag, or what is known of one that can't be read.
+    async fn look(&self, key: &str) -> Result<Option<Found>> {
+        let error = match self.store.flag(key).await {
+            Ok(flag) => return Ok(flag.map(|flag| Found { flag, invalid: None })),
+            Err(error) if error.kind() == ErrorKind::StoreCorrupt => error,
+            Err(error) => return Err(error),
+        };
+        // What it was can't be read, but its version can, or the store has another fault.
+        let version = self.store.last_version(key).await?;
+        let Ok(flag) = Flag::new(NewFlag::new(key), self.runtime.now()) else {
+            return Err(error);
+        };
+        let invalid = Error::new(ErrorKind::StateConflict, error.to_string());
+        Ok(Some(Found { flag: Flag { version, ..flag }, invalid: Some(invalid) }))
     }
 
     /// The change that makes `flag`, its event, and the flag as it will be.

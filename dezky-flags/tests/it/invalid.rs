@@ -86,7 +86,7 @@ async fn isolates(engine: Engine) {
             flags.update(key, &patch, None, &edit).await.unwrap_err(),
         ];
         for refused in refusals {
-            assert_eq!(refused.kind(), ErrorKind::StoreCorrupt);
+            assert_eq!(refused.kind(), ErrorKind::StateConflict);
             let said = refused.to_string();
             assert!(said.contains(key) && said.contains("kill or remove it"), "{said}");
         }

@@ -80,9 +80,9 @@ async fn invalid_flags_are_listed_and_can_be_killed_and_removed() {
     );
     assert!(!listed.to_string().contains("perhaps"));
     let detail = client.get("/flags/a").await;
-    let detail = detail.problem(500, "store_corrupt");
+    let detail = detail.problem(409, "state_conflict");
     assert!(detail.contains("flag a") && detail.contains("kill or remove"), "{detail}");
-    client.patch("/flags/a", json!({ "pct": 1 })).await.problem(500, "store_corrupt");
+    client.patch("/flags/a", json!({ "pct": 1 })).await.problem(409, "state_conflict");
 
     let url = server.url();
     let said = run(&["flags", "list", "--store", &url], &[]);
