@@ -108,14 +108,20 @@ impl Flags {
         &self.store
     }
 
-    /// All flags, by key.
+    /// All flags, by key, but for those that are [invalid](crate::store::Snapshot::invalid).
     pub async fn list(&self) -> Result<Vec<Flag>> {
         Ok(self.store.snapshot().await?.flags)
     }
 
     /// The flag with this key.
+    ///
+    /// # Errors
+    /// `state_conflict` for an invalid one, which can be killed or removed.
     pub async fn get(&self, key: &str) -> Result<Option<Flag>> {
-        self.store.flag(key).await
+        match self.look(key).await? {
+            Some(Found { invalid: Some(error), .. }) => Err(error),
+            found => Ok(found.map(|found| found.flag)),
+        }
     }
 
     /// Makes a flag; recorded as `flag.created`.
@@ -148,7 +154,8 @@ impl Flags {
     /// the flag as it is: no version, no event.
     ///
     /// # Errors
-    /// `not_found`, `version_mismatch`, `field_invalid`, those of [`FlagStore::commit`].
+    /// `not_found`, `version_mismatch`, `field_invalid`, those of [`FlagStore::commit`];
+    /// `state_conflict` for an invalid flag, which can be killed or removed.
     pub async fn update(
         &self,
         key: &str,
@@ -180,7 +187,8 @@ impl Flags {
 
     /// Switches a flag off for everybody, whatever its version: `state` becomes
     /// `off`, `pct` 0; recorded as `flag.killed`. Idempotent: one that is so already
-    /// is returned as it is.
+    /// is returned as it is. Of an invalid flag, which can't be read, nothing is kept but
+    /// the key: what is off in its place can be changed again.
     ///
     /// # Errors
     /// `not_found`, `field_invalid` for the note, those of [`FlagStore::commit`].
@@ -191,7 +199,8 @@ impl Flags {
     }
 
     /// Removes a flag and returns it; recorded as `flag.removed`. With `expected`
-    /// only if it still has that version.
+    /// only if it still has that version. For an invalid flag, which can't be read, one
+    /// that is off is returned.
     ///
     /// # Errors
     /// `not_found`, `version_mismatch`, `field_invalid` for the note, those of
@@ -201,8 +210,9 @@ impl Flags {
         let mut attempts = 0;
         let turn = self.turn.lock().await;
         loop {
-            let flag = self.expect(key, expected).await?;
-            let event = self.seal("flag.removed", &flag.key, &differences(Some(&flag), None), edit);
+            let Found { flag, invalid } = self.find(key, expected).await?;
+            let shown = invalid.is_none().then_some(&flag);
+            let event = self.seal("flag.removed", &flag.key, &differences(shown, None), edit);
             let change = FlagChange::Remove { key: flag.key.clone(), version: flag.version };
             match self.store.commit(vec![change], vec![event]).await {
                 Ok(()) => {
@@ -280,12 +290,19 @@ impl Flags {
         let mut attempts = 0;
         let turn = self.turn.lock().await;
         loop {
-            let before = self.expect(key, expected).await?;
+            let Found { flag: before, invalid } = self.find(key, expected).await?;
+            let shown = invalid.is_none().then_some(&before);
+            if let Some(error) = invalid
+                && verb != "flag.killed"
+            {
+                return Err(error);
+            }
             let mut after = before.patched(patch)?;
-            if after == before {
+            if shown == Some(&after) {
                 return Ok(Updated { before, after });
             }
-            let (change, event) = self.replacement(verb, &before, &mut after, edit);
+            after.version += 1;
+            let (change, event) = self.replacement(verb, shown, &mut after, edit);
             match self.store.commit(vec![change], vec![event]).await {
                 Ok(()) => {
                     self.finish(turn).await;
@@ -298,26 +315,41 @@ impl Flags {
     }
 
     /// The flag, if it has the expected version.
-    async fn expect(&self, key: &str, expected: Option<u64>) -> Result<Flag> {
-        let flag = self.store.flag(key).await?.ok_or_else(|| not_found(key))?;
-        if expected.is_some_and(|version| version != flag.version) {
+    async fn find(&self, key: &str, expected: Option<u64>) -> Result<Found> {
+        let found = self.look(key).await?.ok_or_else(|| not_found(key))?;
+        if expected.is_some_and(|version| version != found.flag.version) {
             return Err(mismatch(key));
         }
-        Ok(flag)
+        Ok(found)
     }
 
-    /// The change that puts `after`, which becomes the next version, in the place of
-    /// `before`, and its event.
+    /// The flag, or what is known of one that can't be read.
+    async fn look(&self, key: &str) -> Result<Option<Found>> {
+        let error = match self.store.flag(key).await {
+            Ok(flag) => return Ok(flag.map(|flag| Found { flag, invalid: None })),
+            Err(error) if error.kind() == ErrorKind::StoreCorrupt => error,
+            Err(error) => return Err(error),
+        };
+        // What it was can't be read, but its version can, or the store has another fault.
+        let version = self.store.last_version(key).await?;
+        let Ok(flag) = Flag::new(NewFlag::new(key), self.runtime.now()) else {
+            return Err(error);
+        };
+        let invalid = Error::new(ErrorKind::StateConflict, error.to_string());
+        Ok(Some(Found { flag: Flag { version, ..flag }, invalid: Some(invalid) }))
+    }
+
+    /// The change that puts `after`, which has the next version, in the place of
+    /// `before`, unless that can't be shown, and its event.
     pub(crate) fn replacement(
         &self,
         verb: &str,
-        before: &Flag,
+        before: Option<&Flag>,
         after: &mut Flag,
         edit: &Edit,
     ) -> (FlagChange, SealedEvent) {
-        let changes = differences(Some(before), Some(after));
+        let changes = differences(before, Some(after));
         let event = self.seal(verb, &after.key, &changes, edit);
-        after.version = before.version + 1;
         remember(after, &event, changes, edit);
         (FlagChange::Replace(Box::new(after.clone())), event)
     }
@@ -376,6 +408,13 @@ impl Flags {
         pause(&*self.runtime, *attempts).await;
         Ok(())
     }
+}
+
+/// A flag that is to be changed.
+struct Found {
+    flag: Flag,
+    /// That it can't be read, if so: `flag` is one that is off in its place.
+    invalid: Option<Error>,
 }
 
 /// Puts the change on top of the flag's history, as its event tells it.

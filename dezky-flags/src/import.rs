@@ -200,7 +200,8 @@ impl Flags {
                 Some(_) if !mode.overwrite => (ImportOutcome::Refused { problem: DIFFERS }, None),
                 Some(flag) => {
                     let mut after = redefined(flag, new);
-                    let step = self.replacement("flag.updated", flag, &mut after, edit);
+                    after.version += 1;
+                    let step = self.replacement("flag.updated", Some(flag), &mut after, edit);
                     (ImportOutcome::Updated, Some(step))
                 }
                 None => {

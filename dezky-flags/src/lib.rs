@@ -12,7 +12,9 @@ pub mod live;
 mod model;
 mod preview;
 mod seed;
+mod stale;
 pub mod store;
+mod usage;
 
 #[cfg(feature = "testkit")]
 pub mod testkit;
@@ -39,6 +41,8 @@ pub use preview::{
     SnapshotPreviewer, decides_alike, preview,
 };
 pub use seed::seeded_flags;
+pub use stale::{StaleConfig, StaleFlag, StaleReason, stale_flags};
+pub use usage::{FlagUsage, Usage};
 
 /// Decides flags, in the asking process.
 ///

@@ -243,7 +243,8 @@ async fn note_head(state: &App) {
 async fn open_platform(config: &Config) -> Result<Platform, Failure> {
     let witness = Witness::new(&config.head_path);
     witness.check_missing(&config.store).await?;
-    let platform = Platform::open_with_spool(&config.store, config.spool.as_ref()).await?;
+    let platform =
+        Platform::open_with_spool(&config.store, config.spool.as_ref(), &config.flags).await?;
     let mut checked = witness.check(&*platform.store).await;
     if checked.is_ok() {
         // Now rather than later, so that a place where it can't be written stops the start.

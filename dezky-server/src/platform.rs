@@ -14,7 +14,7 @@ use dezky_flags::live::LiveConfig;
 use dezky_flags::{FlagContext, Flags, LiveFlags};
 use dezky_ingest::Intake;
 
-use crate::config::StoreConfig;
+use crate::config::{FlagsConfig, StoreConfig};
 use crate::error::Failure;
 use crate::stores::{Access, Engine, Stores};
 
@@ -47,14 +47,15 @@ pub struct Platform {
 impl Platform {
     /// Opens everything.
     pub async fn open(config: &StoreConfig, access: Access) -> Result<Self, Failure> {
-        Self::over(Stores::open(config, access).await?, None).await
+        Self::over(Stores::open(config, access).await?, None, LiveConfig::default()).await
     }
 
-    /// The same as a server does, with a spool, which belongs to this process alone
-    /// from here on.
+    /// The same as a server does, with a spool and a file of flags, which belong to this
+    /// process alone from here on.
     pub async fn open_with_spool(
         config: &StoreConfig,
         spool: Option<&SpoolConfig>,
+        flags: &FlagsConfig,
     ) -> Result<Self, Failure> {
         let spool = match spool {
             Some(config) => {
@@ -64,10 +65,14 @@ impl Platform {
             None => None,
         };
         let access = if config.migrate { Access::Migrate } else { Access::Write };
-        Self::over(Stores::open(config, access).await?, spool).await
+        let mut live = LiveConfig::default();
+        live.poll_interval = flags.poll;
+        live.file.clone_from(&flags.file);
+        live.count_usage = true;
+        Self::over(Stores::open(config, access).await?, spool, live).await
     }
 
-    async fn over(stores: Stores, spool: Option<Spool>) -> Result<Self, Failure> {
+    async fn over(stores: Stores, spool: Option<Spool>, live: LiveConfig) -> Result<Self, Failure> {
         let Stores { log: store, directory: documents, flags, engine } = stores;
         let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
         let log = AuditLog::new(Arc::clone(&store), Arc::clone(&runtime));
@@ -76,8 +81,7 @@ impl Platform {
             None => log.with_store_timeout(STORE_TIMEOUT),
         });
         let tenants = Arc::new(DirectoryTenants(Arc::clone(&documents)));
-        let config = LiveConfig::default();
-        let live = LiveFlags::open(Arc::clone(&flags), Arc::clone(&runtime), config).await;
+        let live = LiveFlags::open(Arc::clone(&flags), Arc::clone(&runtime), live).await;
         let live = live.map_err(|error| Failure::no(format!("flags: {error}")))?;
         let flags = Flags::new(flags, Arc::clone(&log), Arc::clone(&runtime));
         let intake = Intake::new(Arc::clone(&store), Arc::clone(&runtime));

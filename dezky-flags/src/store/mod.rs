@@ -2,6 +2,7 @@
 //! commit together.
 
 mod copy;
+mod lazy;
 mod memory;
 #[cfg(feature = "mongodb")]
 mod mongodb;
@@ -18,6 +19,7 @@ use dezky_core::store::Capabilities;
 use dezky_core::{Error, ErrorKind, Result, SealedEvent};
 
 pub use self::copy::{check_flags, copy_flags};
+pub use self::lazy::LazyFlagStore;
 pub use self::memory::MemoryFlagStore;
 #[cfg(feature = "mongodb")]
 pub use self::mongodb::MongoFlagStore;

@@ -77,11 +77,35 @@ pub(super) fn unfold(table: &FlagTable) -> Settled<'_> {
 
 /// Reads the flag that stands under `key` with `version`.
 pub(super) fn from_text(key: &str, version: u64, text: &str) -> Result<Flag> {
-    let flag: Flag = serde_json::from_str(text).map_err(|_| corrupt("a flag can't be read"))?;
-    if flag.key != key || flag.version != version || flag.validate().is_err() {
-        return Err(corrupt("a flag differs from its row or breaks a bound"));
+    read(key, version, text).map_err(|problem| unreadable(key, &problem))
+}
+
+/// What is wrong with a flag is said without a word of it.
+fn read(key: &str, version: u64, text: &str) -> std::result::Result<Flag, String> {
+    let flag: Flag = serde_json::from_str(text).map_err(|error| {
+        let problem = if error.is_data() {
+            "it has a field or a value that this version does not know, or lacks one"
+        } else {
+            "it is no JSON"
+        };
+        problem.to_owned()
+    })?;
+    flag.validate().map_err(|error| error.to_string())?;
+    if flag.key != key || flag.version != version {
+        return Err("it has another key or version than its row".to_owned());
     }
     Ok(flag)
+}
+
+/// A flag that is there and can't be read.
+pub(super) fn unreadable(key: &str, problem: &str) -> Error {
+    let named = if crate::model::is_key(key) { key } else { "with a key that is none" };
+    Error::new(
+        ErrorKind::StoreCorrupt,
+        format!(
+            "the flag {named} is invalid, and off: {problem}: kill or remove it, or restore the database from a backup"
+        ),
+    )
 }
 
 /// The view of stored flags, each with its key and version: one that can't be read
@@ -92,11 +116,9 @@ pub(super) fn view<'a>(
 ) -> Snapshot {
     let mut view = Snapshot { revision, flags: Vec::new(), invalid: Vec::new() };
     for (key, version, text) in stored {
-        match from_text(key, version, text) {
+        match read(key, version, text) {
             Ok(flag) => view.flags.push(flag),
-            Err(error) => {
-                view.invalid.push(InvalidFlag { key: key.to_owned(), problem: error.to_string() });
-            }
+            Err(problem) => view.invalid.push(InvalidFlag { key: key.to_owned(), problem }),
         }
     }
     view

@@ -11,9 +11,17 @@ mod databases;
 mod edit;
 mod evaluate;
 mod import;
+mod invalid;
+mod live;
+mod live_file;
+mod live_outage;
+mod live_processes;
 mod memory;
 mod model;
 mod mongodb;
 mod postgres;
 mod preview;
+#[path = "../../../dezky-core/tests/it/servers.rs"]
+#[expect(dead_code, reason = "the tests of the log need more of it")]
+mod servers;
 mod sqlite;

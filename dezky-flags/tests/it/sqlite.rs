@@ -90,7 +90,8 @@ fn a_row_that_was_changed_by_hand_is_said_to_be_corrupt() {
         run_sql(&log, sql, crate::model::VERSION_1).await;
         assert_eq!(store.flag("other").await.unwrap_err().kind(), ErrorKind::StoreCorrupt);
         run_sql(&log, "UPDATE dezky_flags SET flag = ?", "{").await;
-        assert_eq!(store.snapshot().await.unwrap_err().kind(), ErrorKind::StoreCorrupt);
+        assert_eq!(store.table().await.unwrap_err().kind(), ErrorKind::StoreCorrupt);
+        assert_eq!(store.snapshot().await.unwrap().invalid[0].key, "other");
     });
 }
 

@@ -4,6 +4,7 @@ mod config;
 pub(crate) mod copy;
 pub(crate) mod doctor;
 pub(crate) mod flags;
+mod flags_stale;
 pub(crate) mod import_origin;
 pub(crate) mod migrate;
 mod progress;

@@ -66,6 +66,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Where webhooks are kept while the store is away.
     pub spool: Option<SpoolConfig>,
+    /// How flags follow the store.
+    pub flags: FlagsConfig,
     /// How old an event of Stalwart may be.
     pub stalwart_max_age: Option<Duration>,
     /// Stalwart's endpoints: the secrets by source name, `stalwart` or `stalwart:eu2`.
@@ -76,6 +78,15 @@ pub struct Config {
     pub authentik: Option<AuthentikApi>,
     /// Sources that are declared, by name.
     pub sources: BTreeMap<String, SourceConfig>,
+}
+
+/// How the flags that decide follow the store.
+#[derive(Debug, Clone)]
+pub struct FlagsConfig {
+    /// How often they are compared with it.
+    pub poll: Duration,
+    /// Where they are kept for a start without it.
+    pub file: Option<PathBuf>,
 }
 
 /// An Authentik to poll.
@@ -186,6 +197,7 @@ impl Settings {
             )?),
             log: self.log()?,
             spool: self.spool()?,
+            flags: self.flags()?,
             stalwart_max_age: self.stalwart_max_age()?,
             stalwart: self.stalwart()?,
             ocis: self.ocis()?,
@@ -332,6 +344,12 @@ impl Settings {
         }))
     }
 
+    fn flags(&self) -> Result<FlagsConfig, Failure> {
+        let poll = Duration::from_millis(self.layers.number("flags.poll_ms", 10, 3_600_000)?);
+        let file = self.layers.text("flags.file").filter(|(path, _)| !path.is_empty());
+        Ok(FlagsConfig { poll, file: file.map(|(path, _)| path.into()) })
+    }
+
     fn stalwart_max_age(&self) -> Result<Option<Duration>, Failure> {
         let seconds = self.layers.number("stalwart.max_age_seconds", 0, 315_360_000)?;
         Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
@@ -456,6 +474,16 @@ impl Config {
                 "head.path {}: its folder does not exist: make it",
                 self.head_path.display()
             )));
+        }
+        if let Some(file) = &self.flags.file {
+            let refused =
+                |problem| Err(Failure::usage(format!("flags.file {}: {problem}", file.display())));
+            if !folder_of(file).is_dir() {
+                return refused("its folder does not exist: make it");
+            }
+            if file.exists() && !file.is_file() {
+                return refused("is no regular file: name one, such as flags.json");
+            }
         }
         if self.ingest_enabled {
             if let Some(ocis) = &self.ocis {

@@ -5,7 +5,10 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use dezky_core::{Error, ErrorKind, Timestamp};
-use dezky_flags::{Edit, Flag, FlagPatch, MAX_SCOPE_VALUE_BYTES, NewFlag, Updated, decides_alike};
+use dezky_flags::{
+    Edit, Flag, FlagPatch, MAX_SCOPE_VALUE_BYTES, NewFlag, StaleConfig, Updated, decides_alike,
+    stale_flags,
+};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -17,9 +20,25 @@ use crate::decisions::{explained, previewed};
 use crate::error::Problem;
 use crate::state::AppState;
 
-/// `GET /flags`: all of them, by key.
-pub(super) async fn list(State(state): State<AppState>) -> Result<Json<Value>, Problem> {
-    Ok(Json(json!({ "flags": state.flags.list().await? })))
+/// `GET /flags`: all of them, by key, and those that can't be read if there are any; with
+/// `?report=true` how often they were evaluated here, and which are stale.
+pub(super) async fn list(
+    State(state): State<AppState>,
+    parameters: Parameters,
+) -> Result<Json<Value>, Problem> {
+    let with_report = parameters.switch("report")?;
+    let snapshot = state.flags.store().snapshot().await?;
+    let mut answer = json!({ "flags": snapshot.flags });
+    if !snapshot.invalid.is_empty() {
+        answer["invalid"] = json!(snapshot.invalid);
+    }
+    if with_report {
+        let (usage, now) = (state.live.usage(), state.intake.runtime().now());
+        let stale = stale_flags(&snapshot, usage.as_ref(), now, &StaleConfig::default());
+        answer["usage"] = json!(usage);
+        answer["stale"] = json!(stale);
+    }
+    Ok(Json(answer))
 }
 
 /// `GET /flags/{key}`.
@@ -198,7 +217,7 @@ pub(super) async fn evaluate(
     if explain {
         return Ok(Json(explained(&flags.snapshot().explain_all(&context))));
     }
-    let answers = flags.set().evaluate_all(&context);
+    let answers = flags.evaluate_all(&context);
     let values: Map<_, _> =
         answers.map(|(key, decision)| (key.to_owned(), decision.value.into())).collect();
     Ok(Json(values.into()))

@@ -18,6 +18,7 @@ mod doctor;
 mod engines;
 mod failover;
 mod flags;
+mod flags_live;
 mod import_origin;
 mod kill;
 mod kill_mutations;

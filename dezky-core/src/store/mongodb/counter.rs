@@ -1,8 +1,8 @@
 //! Being told of changes, by a change stream that whoever waits drives.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use event_listener::Event;
@@ -34,8 +34,27 @@ struct Inner {
     value: AtomicU64,
     told: Event,
     stream: Mutex<Option<Stream>>,
-    /// The server has no change streams, or the user may not read them.
+    /// The server has no change streams, or the user may not read them, or it has ended.
     off: AtomicBool,
+}
+
+/// A counter that its database does not keep.
+pub(super) struct WeakCounter(Weak<Inner>);
+
+impl WeakCounter {
+    pub(super) fn is_there(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    /// Ends its stream, by those who wait for it if there are any: they wait for ever.
+    pub(super) fn end(&self) {
+        let Some(counter) = self.0.upgrade() else { return };
+        counter.off.store(true, Ordering::Release);
+        counter.told.notify(usize::MAX);
+        if let Some(mut stream) = counter.stream.try_lock() {
+            *stream = None;
+        }
+    }
 }
 
 type Stream = ChangeStream<ChangeStreamEvent<RawDocumentBuf>>;
@@ -57,6 +76,10 @@ impl MongoCounter {
             stream: Mutex::new(None),
             off: AtomicBool::new(false),
         }))
+    }
+
+    pub(super) fn downgrade(&self) -> WeakCounter {
+        WeakCounter(Arc::downgrade(&self.0))
     }
 
     /// Resolves when the number is beyond `beyond`. Waits for ever where the server
@@ -100,16 +123,28 @@ impl Inner {
                     }
                 },
                 Some(open) => {
-                    if let Some(Ok(event)) = open.next().await {
-                        if let Some(value) = self.value_in(&event) {
-                            self.tell(value);
+                    let told = self.told.listen();
+                    if self.off.load(Ordering::Acquire) {
+                        break;
+                    }
+                    match select(open.next(), told).await {
+                        Either::Left((Some(Ok(event)), _)) => {
+                            if let Some(value) = self.value_in(&event) {
+                                self.tell(value);
+                            }
                         }
-                    } else {
-                        *stream = None;
-                        self.database.runtime().sleep(REOPEN_AFTER).await;
+                        Either::Left(_) => {
+                            *stream = None;
+                            self.database.runtime().sleep(REOPEN_AFTER).await;
+                        }
+                        // It is over.
+                        Either::Right(_) => {}
                     }
                 }
             }
+        }
+        if self.off.load(Ordering::Acquire) {
+            *stream = None;
         }
     }
 

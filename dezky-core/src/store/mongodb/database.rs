@@ -3,8 +3,8 @@
 use std::fmt;
 use std::future::IntoFuture;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
@@ -18,7 +18,7 @@ use mongodb::options::{
 };
 use mongodb::{Client, ClientSession, Collection, Database};
 
-use super::counter::MongoCounter;
+use super::counter::{MongoCounter, WeakCounter};
 use super::outbox::{self, Order};
 use super::schema::{self, MongoCollection};
 use crate::store::schema::check_version;
@@ -77,6 +77,8 @@ struct Inner {
     migrate: bool,
     /// Whether the server gives snapshots outside of transactions.
     snapshots: bool,
+    /// Whose streams are to be ended with the client, which waits for them.
+    counters: Mutex<Vec<WeakCounter>>,
 }
 
 /// How long things may take.
@@ -104,8 +106,16 @@ impl MongoDatabase {
             .build();
         let database = client.database_with_options(name, options);
         let order = Order::new(&*runtime);
-        let mut inner =
-            Inner { client, database, runtime, bounds, order, migrate, snapshots: false };
+        let mut inner = Inner {
+            client,
+            database,
+            runtime,
+            bounds,
+            order,
+            migrate,
+            snapshots: false,
+            counters: Mutex::default(),
+        };
         inner.snapshots = inner.has_snapshots().await?;
         Ok(Self(Arc::new(inner)))
     }
@@ -308,7 +318,23 @@ impl MongoDatabase {
         id: &'static str,
         field: &'static str,
     ) -> MongoCounter {
-        MongoCounter::new(self.clone(), collection, id, field)
+        let counter = MongoCounter::new(self.clone(), collection, id, field);
+        let mut counters = self.counters();
+        counters.retain(WeakCounter::is_there);
+        counters.push(counter.downgrade());
+        counter
+    }
+
+    /// Ends the client, after those who use it, but for those who wait for changes.
+    pub(super) async fn close(&self) {
+        for counter in self.counters().drain(..) {
+            counter.end();
+        }
+        self.0.client.clone().shutdown().await;
+    }
+
+    fn counters(&self) -> MutexGuard<'_, Vec<WeakCounter>> {
+        self.0.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn runtime(&self) -> &dyn Runtime {

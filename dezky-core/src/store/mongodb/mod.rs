@@ -222,7 +222,7 @@ impl MongoAuditStore {
     /// Ends the connections, after those who use them. The client is shut down, also
     /// one of your own.
     pub async fn close(&self) {
-        self.rows().database.client().clone().shutdown().await;
+        self.rows().database.close().await;
     }
 }
 

@@ -8,11 +8,13 @@ use dezky_core::store::{Capabilities, MongoCollection, MongoCounter, MongoDataba
 use dezky_core::{Result, SealedEvent};
 use futures_util::TryStreamExt;
 use futures_util::lock::{Mutex as AsyncMutex, MutexGuard};
-use mongodb::bson::{Bson, Document, doc};
+use mongodb::bson::{Document, doc};
 use mongodb::options::ReturnDocument;
 use mongodb::{ClientSession, Collection};
 
-use super::settle::{Row, Settled, State, corrupt, from_text, settle, unfold, unsigned, view};
+use super::settle::{
+    Row, Settled, State, corrupt, from_text, settle, unfold, unreadable, unsigned, view,
+};
 use super::{Counts, FlagChange, FlagStore, FlagTable, Known, Snapshot, check_size};
 use crate::Flag;
 
@@ -111,10 +113,11 @@ impl FlagStore for MongoFlagStore {
 
     async fn snapshot(&self) -> Result<Snapshot> {
         let (revision, found) = self.view(doc! { "flag": { "$exists": true } }).await?;
-        let stored: Vec<_> = found.iter().map(fields).collect::<Result<_>>()?;
-        let stored = stored.into_iter().map(|(key, version, flag)| {
-            // One that is not a text can't be read either.
-            (key, version, flag.and_then(Bson::as_str).unwrap_or(""))
+        // What is not of the type that it should be can't be read either: no flag has
+        // the version 0, or is the empty text.
+        let stored = found.iter().map(|found| {
+            let version = number(found, "version").unwrap_or(0);
+            (found.get_str("_id").unwrap_or(""), version, found.get_str("flag").unwrap_or(""))
         });
         Ok(view(revision, stored))
     }
@@ -295,20 +298,16 @@ fn state(found: Option<&Document>) -> Result<State> {
 
 /// A key, its version, and its flag unless that was removed.
 fn read(found: &Document) -> Result<(&str, u64, Option<Flag>)> {
-    let (key, version, flag) = fields(found)?;
-    let flag = match flag {
+    let key = found.get_str("_id").map_err(|_| corrupt("a flag lacks its key"))?;
+    let version = number(found, "version")?;
+    let flag = match found.get("flag") {
         None => None,
         Some(text) => {
-            let text = text.as_str().ok_or_else(|| corrupt("a flag is not a text"))?;
+            let text = text.as_str().ok_or_else(|| unreadable(key, "it is not a text"))?;
             Some(from_text(key, version, text)?)
         }
     };
     Ok((key, version, flag))
-}
-
-fn fields(found: &Document) -> Result<(&str, u64, Option<&Bson>)> {
-    let key = found.get_str("_id").map_err(|_| corrupt("a flag lacks its key"))?;
-    Ok((key, number(found, "version")?, found.get("flag")))
 }
 
 fn known(found: &Document) -> Result<(&str, Known)> {

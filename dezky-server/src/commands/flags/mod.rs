@@ -79,6 +79,11 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
     },
+    /// Flags that should perhaps go; exit status 1 if there are some
+    ///
+    /// Expired ones, and ones that have been on or off for everybody, unchanged, for long.
+    /// Those that nobody asks a server for are in its `GET /flags?report=true`.
+    Stale(super::flags_stale::Options),
     /// Write every flag as JSON, with its history
     #[command(
         after_help = "Examples:\n  dezky-server flags export > flags.json\n  dezky-server flags export --out /var/backups/flags.json"
@@ -143,7 +148,7 @@ async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Resu
     let flags = &platform.flags;
     let by = |note| Edit { note, ..Edit::by(operator()) };
     match command {
-        Command::List => show_all(&flags.list().await.map_err(no)?, as_json),
+        Command::List => show_all(&flags.store().snapshot().await.map_err(no)?, as_json),
         Command::Get { key } => show(&find(platform, &key).await?, as_json),
         Command::History { key } => show_history(&find(platform, &key).await?, as_json),
         Command::Set(set) => {
@@ -190,6 +195,7 @@ async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Resu
                 ))),
             }
         }
+        Command::Stale(options) => super::flags_stale::run(platform, &options, as_json).await,
         Command::Seed => {
             let new = flags.seed(&seeded_flags(), &by(None)).await.map_err(no)?;
             let all = seeded_flags().len();

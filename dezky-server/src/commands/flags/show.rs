@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 
+use dezky_flags::store::Snapshot;
 use dezky_flags::{Flag, Imported};
 use serde_json::json;
 
@@ -9,11 +10,15 @@ use crate::commands::print;
 use crate::error::Failure;
 use crate::table::{printable, table};
 
-pub(super) fn show_all(flags: &[Flag], as_json: bool) -> Result<(), Failure> {
+pub(super) fn show_all(snapshot: &Snapshot, as_json: bool) -> Result<(), Failure> {
     if as_json {
-        return print(&format!("{}\n", json!({ "flags": flags })));
+        let mut answer = json!({ "flags": snapshot.flags });
+        if !snapshot.invalid.is_empty() {
+            answer["invalid"] = json!(snapshot.invalid);
+        }
+        return print(&format!("{answer}\n"));
     }
-    let rows = flags.iter().map(|flag| {
+    let rows = snapshot.flags.iter().map(|flag| {
         [
             flag.key.clone(),
             flag.state.to_string(),
@@ -24,7 +29,12 @@ pub(super) fn show_all(flags: &[Flag], as_json: bool) -> Result<(), Failure> {
             flag.updated_at.to_string(),
         ]
     });
-    print(&table(&["flag", "state", "pct", "scope", "options", "version", "updated"], rows))
+    print(&table(&["flag", "state", "pct", "scope", "options", "version", "updated"], rows))?;
+    let invalid = snapshot.invalid.iter().map(|flag| {
+        let key = printable_line(&flag.key);
+        format!("{key}: invalid, and off: {}: kill or remove it\n", flag.problem)
+    });
+    print(&invalid.collect::<String>())
 }
 
 pub(super) fn show(flag: &Flag, as_json: bool) -> Result<(), Failure> {

@@ -1,0 +1,107 @@
+//! The file in which flags are kept for a start without their store.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Read as _, Write};
+use std::path::Path;
+use std::time::UNIX_EPOCH;
+
+use dezky_core::Timestamp;
+
+use crate::Flag;
+use crate::store::Snapshot;
+
+/// The most bytes of a snapshot file.
+pub const MAX_FILE_BYTES: u64 = 256 << 20;
+
+/// The flags of the file and when they were written. Blocks.
+pub(super) fn read(path: &Path) -> Result<(Snapshot, Timestamp), String> {
+    let said = |error: io::Error| error.to_string();
+    let metadata = std::fs::metadata(path).map_err(said)?;
+    // Anything else may block for ever, or never end.
+    if !metadata.is_file() {
+        return Err("it is no regular file".to_owned());
+    }
+    if metadata.len() > MAX_FILE_BYTES {
+        return Err(too_large().to_string());
+    }
+    let file = File::open(path).map_err(said)?;
+    let written = file.metadata().and_then(|data| data.modified()).map_err(said)?;
+    let mut text = String::new();
+    // It may have grown meanwhile: then its end is missing.
+    file.take(MAX_FILE_BYTES).read_to_string(&mut text).map_err(said)?;
+    let snapshot = Snapshot::from_json(&text).map_err(|error| error.to_string())?;
+    let since_1970 = written.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let millis = i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX);
+    Ok((snapshot, Timestamp::from_millis_clamped(millis)))
+}
+
+/// Replaces the file as a whole: whoever reads it finds the old flags or the new ones.
+/// Blocks.
+pub(super) fn write(path: &Path, snapshot: &Snapshot) -> io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = Path::new(&beside);
+    // One that a crash left; a link that somebody put there is not followed.
+    match std::fs::remove_file(beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let written = write_new(beside, snapshot).and_then(|()| std::fs::rename(beside, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(beside);
+        return written;
+    }
+    sync_folder(path)
+}
+
+fn write_new(path: &Path, snapshot: &Snapshot) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(path)?;
+    let mut writer = BufWriter::new(Bounded { file, left: MAX_FILE_BYTES });
+    serde_json::to_writer(&mut writer, &deciding(snapshot))?;
+    writer.flush()?;
+    writer.get_ref().file.sync_all()
+}
+
+/// What decides of the flags. Their histories name people, and are longer than all else.
+fn deciding(snapshot: &Snapshot) -> Snapshot {
+    let flags = snapshot.flags.iter();
+    let flags = flags.map(|flag| Flag { history: Vec::new(), ..flag.clone() });
+    Snapshot {
+        revision: snapshot.revision,
+        flags: flags.collect(),
+        invalid: snapshot.invalid.clone(),
+    }
+}
+
+/// So that the file outlasts a power cut.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn too_large() -> io::Error {
+    let problem = format!("more than {MAX_FILE_BYTES} bytes are no file of flags");
+    io::Error::new(io::ErrorKind::FileTooLarge, problem)
+}
+
+/// Takes so many bytes and no more.
+struct Bounded {
+    file: File,
+    left: u64,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.left = self.left.checked_sub(bytes.len() as u64).ok_or_else(too_large)?;
+        self.file.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}

@@ -1,0 +1,99 @@
+//! The flags that decide at one time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::store::Snapshot;
+use crate::usage::{Counter, Counters};
+use crate::{Decision, FlagContext, FlagEvaluator, FlagSet};
+
+/// Compiled flags and what they were compiled from.
+#[derive(Debug)]
+pub struct LiveSet {
+    set: FlagSet,
+    snapshot: Snapshot,
+    /// Counts the sets of its [`LiveFlags`](super::LiveFlags).
+    pub(super) generation: u64,
+    /// Whether they come from the file.
+    pub(super) from_file: bool,
+    counted: Option<Counted>,
+}
+
+/// Who counts the evaluations.
+#[derive(Debug)]
+struct Counted {
+    /// In the order in which the set evaluates all of its flags.
+    in_order: Vec<Arc<Counter>>,
+    places: HashMap<Box<str>, usize>,
+}
+
+impl LiveSet {
+    pub(super) fn new(
+        set: FlagSet,
+        snapshot: Snapshot,
+        generation: u64,
+        from_file: bool,
+        counters: Option<&Counters>,
+    ) -> Self {
+        let counted = counters.map(|counters| Counted::of(&set, counters));
+        Self { set, snapshot, generation, from_file, counted }
+    }
+
+    /// The compiled flags. What is evaluated by them is not counted, unless by
+    /// [`count`](Self::count).
+    pub fn set(&self) -> &FlagSet {
+        &self.set
+    }
+
+    /// Counts an evaluation that was made by [`set`](Self::set), where evaluations are
+    /// counted.
+    pub fn count(&self, flag: &str, value: bool) {
+        if let Some(counted) = &self.counted
+            && let Some(at) = counted.places.get(flag)
+        {
+            counted.in_order[*at].count(value);
+        }
+    }
+
+    /// The flags as they were read; those of a [file](super::LiveConfig::file) have no
+    /// history.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// The store's revision that they are of.
+    pub fn revision(&self) -> u64 {
+        self.snapshot.revision
+    }
+
+    /// The decision on every flag, by key.
+    pub fn evaluate_all<'a>(
+        &'a self,
+        context: &'a FlagContext<'a>,
+    ) -> impl Iterator<Item = (&'a str, Decision)> + 'a {
+        let mut counters = self.counted.iter().flat_map(|counted| &counted.in_order);
+        self.set.evaluate_all(context).inspect(move |(_, decision)| {
+            if let Some(counter) = counters.next() {
+                counter.count(decision.value);
+            }
+        })
+    }
+}
+
+impl FlagEvaluator for LiveSet {
+    fn evaluate(&self, flag: &str, context: &FlagContext<'_>) -> Decision {
+        let decision = self.set.evaluate(flag, context);
+        self.count(flag, decision.value);
+        decision
+    }
+}
+
+impl Counted {
+    fn of(set: &FlagSet, counters: &Counters) -> Self {
+        let nobody = FlagContext::default();
+        let keys: Vec<&str> = set.evaluate_all(&nobody).map(|(key, _)| key).collect();
+        let in_order = counters.of(keys.iter().copied());
+        let places = keys.iter().enumerate().map(|(at, key)| ((*key).into(), at)).collect();
+        Self { in_order, places }
+    }
+}

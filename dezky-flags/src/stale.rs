@@ -1,0 +1,256 @@
+//! Which flags have done their work and should go.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Duration;
+
+use dezky_core::Timestamp;
+use serde::Serialize;
+
+use crate::store::Snapshot;
+use crate::usage::{FlagUsage, Usage};
+use crate::{Flag, FlagState, MAX_PCT, has_any_scope};
+
+/// When a flag counts as stale.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct StaleConfig {
+    /// How long it decides the same for everybody, or is not evaluated: 30 days.
+    pub after: Duration,
+}
+
+impl Default for StaleConfig {
+    fn default() -> Self {
+        Self { after: Duration::from_hours(30 * 24) }
+    }
+}
+
+/// A flag that should perhaps go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StaleFlag {
+    /// Its key.
+    pub key: String,
+    /// Why, at least one.
+    pub reasons: Vec<StaleReason>,
+}
+
+/// Why a flag is stale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum StaleReason {
+    /// Its [expiry](crate::FlagOptions::expires_at) is over.
+    Expired {
+        /// Since then.
+        since: Timestamp,
+    },
+    /// It is on for everybody and does not change: the code can do without asking.
+    OnForEverybody {
+        /// Since then.
+        since: Timestamp,
+    },
+    /// It is off for everybody and does not change: what it guards is dead code.
+    OffForEverybody {
+        /// Since then.
+        since: Timestamp,
+    },
+    /// Nobody asks for it.
+    NotEvaluated {
+        /// The last evaluation; without one when counting began, or the flag was made.
+        since: Timestamp,
+    },
+}
+
+impl fmt::Display for StaleReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Expired { since } => write!(f, "expired {since}"),
+            Self::OnForEverybody { since } => {
+                write!(f, "on for everybody, unchanged since {since}")
+            }
+            Self::OffForEverybody { since } => {
+                write!(f, "off for everybody, unchanged since {since}")
+            }
+            Self::NotEvaluated { since } => write!(f, "not evaluated since {since}"),
+        }
+    }
+}
+
+/// The flags that should perhaps go, by key: expired ones; ones that are `on`, rolled out
+/// to 100 % of everybody, or `off`, and were not changed for the configured time; and,
+/// where `usage` is given, ones that were not evaluated for that time.
+///
+/// Usage is that of one process, or put together from several. An evaluation of all
+/// flags at once counts for each.
+///
+/// ```
+/// use dezky_core::Timestamp;
+/// use dezky_flags::store::Snapshot;
+/// use dezky_flags::{Flag, FlagState, NewFlag, StaleConfig, stale_flags};
+/// let time = |text| Timestamp::parse(text).unwrap();
+/// let new = NewFlag { state: FlagState::On, ..NewFlag::new("chat") };
+/// let flag = Flag::new(new, time("2026-01-01T00:00:00Z")).unwrap();
+/// let snapshot = Snapshot { flags: vec![flag], ..Snapshot::default() };
+/// let stale = |now| stale_flags(&snapshot, None, time(now), &StaleConfig::default());
+/// assert!(stale("2026-01-30T00:00:00Z").is_empty());
+/// let reason = stale("2026-02-01T00:00:00Z")[0].reasons[0].to_string();
+/// assert_eq!(reason, "on for everybody, unchanged since 2026-01-01T00:00:00.000Z");
+/// ```
+pub fn stale_flags(
+    snapshot: &Snapshot,
+    usage: Option<&Usage>,
+    now: Timestamp,
+    config: &StaleConfig,
+) -> Vec<StaleFlag> {
+    let used: HashMap<&str, &FlagUsage> =
+        usage.into_iter().flat_map(|u| &u.flags).map(|flag| (flag.key.as_str(), flag)).collect();
+    let is_long_ago = |since: &Timestamp| now.saturating_since(*since) >= config.after;
+    let stale = |flag: &Flag| {
+        let expired = flag.options.expires_at.filter(|at| *at <= now);
+        let expired = expired.map(|since| StaleReason::Expired { since });
+        let unchanged = Some(flag.updated_at).filter(is_long_ago);
+        let unchanged = unchanged.and_then(|since| match always(flag)? {
+            true => Some(StaleReason::OnForEverybody { since }),
+            false => Some(StaleReason::OffForEverybody { since }),
+        });
+        let unused = usage.and_then(|usage| {
+            let last = used.get(flag.key.as_str()).and_then(|flag| flag.last_evaluated);
+            let since = last.unwrap_or_else(|| usage.since.max(flag.created_at));
+            Some(since).filter(is_long_ago).map(|since| StaleReason::NotEvaluated { since })
+        });
+        let reasons: Vec<_> = [expired, unchanged, unused].into_iter().flatten().collect();
+        (!reasons.is_empty()).then(|| StaleFlag { key: flag.key.clone(), reasons })
+    };
+    snapshot.flags.iter().filter_map(stale).collect()
+}
+
+/// What the flag decides, if that is the same for everybody.
+fn always(flag: &Flag) -> Option<bool> {
+    let for_everybody = !flag.options.require_active_tenant;
+    match flag.state {
+        FlagState::Off => Some(false),
+        FlagState::On => for_everybody.then_some(true),
+        FlagState::Rollout if flag.pct == MAX_PCT && !has_any_scope(&flag.scope) => {
+            for_everybody.then_some(true)
+        }
+        FlagState::Targeted | FlagState::Rollout => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{FlagOptions, NewFlag, Scope};
+
+    fn day(day: i64) -> Timestamp {
+        Timestamp::from_millis_clamped(day * 86_400_000)
+    }
+
+    fn flag(key: &str, change: impl FnOnce(&mut NewFlag)) -> Flag {
+        let mut new = NewFlag::new(key);
+        change(&mut new);
+        Flag::new(new, day(100)).unwrap()
+    }
+
+    fn snapshot(flags: impl IntoIterator<Item = Flag>) -> Snapshot {
+        Snapshot { flags: flags.into_iter().collect(), ..Snapshot::default() }
+    }
+
+    fn reported(snapshot: &Snapshot, usage: Option<&Usage>, now: i64) -> Vec<String> {
+        let stale = stale_flags(snapshot, usage, day(now), &StaleConfig::default());
+        let line = |flag: StaleFlag| {
+            let reasons: Vec<_> = flag.reasons.iter().map(ToString::to_string).collect();
+            let short = reasons.join("; ").replace("T00:00:00.000Z", "");
+            format!("{}: {short}", flag.key)
+        };
+        stale.into_iter().map(line).collect()
+    }
+
+    #[test]
+    fn what_decides_the_same_for_everybody_for_long_is_stale() {
+        let rollout = |new: &mut NewFlag, pct| {
+            new.state = FlagState::Rollout;
+            new.pct = pct;
+        };
+        let pro = || Scope { plans: vec!["pro".into()], ..Scope::default() };
+        let flags = snapshot([
+            flag("a.on", |new| new.state = FlagState::On),
+            flag("b.off", |_| {}),
+            flag("c.all", |new| rollout(new, 100)),
+            flag("d.most", |new| rollout(new, 99)),
+            flag("e.none", |new| rollout(new, 0)),
+            flag("f.pro", |new| {
+                rollout(new, 100);
+                new.scope = pro();
+            }),
+            flag("g.targeted", |new| {
+                new.state = FlagState::Targeted;
+                new.scope = pro();
+            }),
+            flag("h.active", |new| {
+                new.state = FlagState::On;
+                new.options.require_active_tenant = true;
+            }),
+        ]);
+        assert_eq!(reported(&flags, None, 129), Vec::<String>::new());
+        let on = "on for everybody, unchanged since 1970-04-11";
+        let off = on.replace("on for", "off for");
+        let expected = [format!("a.on: {on}"), format!("b.off: {off}"), format!("c.all: {on}")];
+        assert_eq!(reported(&flags, None, 130), expected);
+        // A clock that was set back makes nothing stale.
+        assert_eq!(reported(&flags, None, 50), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_has_expired_is_stale_at_once() {
+        let expires = |at| FlagOptions { expires_at: Some(at), ..FlagOptions::default() };
+        let flags = snapshot([flag("a", |new| {
+            new.state = FlagState::Rollout;
+            new.pct = 5;
+            new.options = expires(day(101));
+        })]);
+        assert_eq!(reported(&flags, None, 100), Vec::<String>::new());
+        assert_eq!(reported(&flags, None, 101), ["a: expired 1970-04-12"]);
+    }
+
+    #[test]
+    fn what_nobody_asks_for_is_stale_once_it_was_counted_for_long() {
+        let rollout = |new: &mut NewFlag| {
+            new.state = FlagState::Rollout;
+            new.pct = 5;
+        };
+        let mut young = flag("young", rollout);
+        young.created_at = day(120);
+        let flags = snapshot([flag("never", rollout), flag("old", rollout), young]);
+        let usage = |since| {
+            let used = |key: &str, last_evaluated| FlagUsage {
+                key: key.into(),
+                on: 1,
+                off: 0,
+                last_evaluated,
+            };
+            let flags = vec![used("never", None), used("old", Some(day(110)))];
+            Usage { since: day(since), flags }
+        };
+        assert_eq!(reported(&flags, None, 1_000), Vec::<String>::new());
+        assert_eq!(reported(&flags, Some(&usage(111)), 139), Vec::<String>::new());
+        let now = reported(&flags, Some(&usage(104)), 149);
+        assert_eq!(
+            now,
+            ["never: not evaluated since 1970-04-15", "old: not evaluated since 1970-04-21"]
+        );
+        assert_eq!(reported(&flags, Some(&usage(104)), 150).len(), 3);
+    }
+
+    #[test]
+    fn the_report_has_a_form_as_json() {
+        let flags = snapshot([flag("b", |_| {})]);
+        let stale = stale_flags(&flags, None, day(200), &StaleConfig::default());
+        assert_eq!(
+            serde_json::to_value(stale).unwrap(),
+            serde_json::json!([{"key": "b", "reasons": [
+                {"reason": "off_for_everybody", "since": "1970-04-11T00:00:00.000Z"}
+            ]}])
+        );
+    }
+}

@@ -1,0 +1,254 @@
+//! The file of flags, for a start without their store.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dezky_core::store::MemoryAuditStore;
+use dezky_core::{ErrorKind, Runtime, Timestamp};
+use dezky_flags::live::{LiveConfig, MAX_FILE_BYTES};
+use dezky_flags::store::{
+    FlagChange, FlagStore, LazyFlagStore, MAX_FLAGS, MemoryFlagStore, Snapshot,
+};
+use dezky_flags::testkit::FlagGenerator;
+use dezky_flags::{FlagEvaluator, LiveFlags, Reason};
+
+use crate::live::{DOWN, Line, POLL, UP, config, go_on, is_on, manual, now, open};
+
+fn with_file(path: &Path) -> LiveConfig {
+    config(|config| config.file = Some(path.to_owned()))
+}
+
+/// Lets a process of its own keep the flags of `line` in the file.
+fn keep(line: &Arc<Line>, path: &Path) {
+    let (manual, runtime) = manual();
+    let live = open(line, &runtime, with_file(path));
+    go_on(&manual, pin!(live.run(std::future::pending())), POLL);
+}
+
+fn place() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("flags.json");
+    (folder, path)
+}
+
+#[test]
+fn a_start_without_the_store_decides_by_the_file() {
+    let (folder, path) = place();
+    let (manual, runtime) = manual();
+    let line = Line::new(&runtime);
+    now(line.put("a", true));
+    keep(&line, &path);
+    // It goes on meanwhile: what is in the file is of an older revision.
+    now(line.put("a", false));
+    line.set(DOWN);
+    let written = fs::File::open(&path).unwrap();
+    let hour = Duration::from_hours(1);
+    let earlier = Timestamp::from_millis_clamped(manual.now().as_millis()).as_millis();
+    let earlier = Duration::from_millis(earlier.cast_unsigned()) - hour;
+    written.set_modified(std::time::UNIX_EPOCH + earlier).unwrap();
+
+    let live = open(&line, &runtime, with_file(&path));
+    let status = live.status();
+    assert_eq!((status.revision, status.from_file, status.age), (1, true, hour));
+    assert_eq!(status.failure.unwrap().kind(), ErrorKind::StoreUnavailable);
+    assert!(is_on(&live, "a"));
+    let (mut changes, mut run) = (live.subscribe(), pin!(live.run(std::future::pending())));
+    go_on(&manual, run.as_mut(), POLL * 4);
+    assert_eq!(live.status().age, hour + POLL * 4);
+
+    line.set(UP);
+    go_on(&manual, run.as_mut(), POLL);
+    assert_eq!(now(changes.next()), 2);
+    let status = live.status();
+    assert!(!status.from_file && status.failure.is_none() && !is_on(&live, "a"));
+    let kept = Snapshot::from_json(&fs::read_to_string(&path).unwrap()).unwrap();
+    assert_eq!(kept.revision, 2, "what is new is kept");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+}
+
+#[test]
+fn a_file_of_a_later_revision_gives_way_to_the_store() {
+    let (_folder, path) = place();
+    let (manual, runtime) = manual();
+    let ahead = Line::new(&runtime);
+    for n in 0..5 {
+        now(ahead.put("a", n % 2 == 0));
+    }
+    keep(&ahead, &path);
+    let line = Line::new(&runtime);
+    now(line.put("b", true));
+    line.set(DOWN);
+    let live = open(&line, &runtime, with_file(&path));
+    assert_eq!((live.revision(), is_on(&live, "a")), (5, true));
+    let mut run = pin!(live.run(std::future::pending()));
+    line.set(UP);
+    go_on(&manual, run.as_mut(), POLL);
+    assert_eq!((live.revision(), is_on(&live, "a"), is_on(&live, "b")), (1, false, true));
+}
+
+#[test]
+fn the_file_holds_what_decides_and_is_for_its_user_alone() {
+    let (folder, path) = place();
+    let (_, runtime) = manual();
+    let line = Line::new(&runtime);
+    let mut flag = crate::model::version_1();
+    flag.version = 1;
+    now(line.commit(vec![FlagChange::Create(Box::new(flag.clone()))], Vec::new())).unwrap();
+    // What a crash left, and what somebody else may read.
+    fs::write(folder.path().join("flags.json.new"), "half of").unwrap();
+    fs::write(&path, "x".repeat(100_000)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    keep(&line, &path);
+
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(!text.contains("u-7") && !text.contains("ana@dezky.test"), "{text}");
+    flag.history = Vec::new();
+    let kept = Snapshot::from_json(&text).unwrap();
+    assert_eq!(kept, Snapshot { revision: 1, flags: vec![flag], invalid: Vec::new() });
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn links_are_replaced_and_not_written_through() {
+    let (folder, path) = place();
+    let (_, runtime) = manual();
+    let line = Line::new(&runtime);
+    let other = folder.path().join("other");
+    fs::write(&other, "of somebody else").unwrap();
+    symlink(&other, &path).unwrap();
+    symlink(&other, folder.path().join("flags.json.new")).unwrap();
+    keep(&line, &path);
+    assert_eq!(fs::read_to_string(&other).unwrap(), "of somebody else");
+    assert!(fs::symlink_metadata(&path).unwrap().is_file());
+}
+
+#[test]
+fn without_store_and_file_there_are_no_flags() {
+    let (folder, path) = place();
+    let (_, runtime) = manual();
+    let line = Line::new(&runtime);
+    now(line.put("a", true));
+    keep(&line, &path);
+    let whole = fs::read_to_string(&path).unwrap();
+    line.set(DOWN);
+    let refused = |path: &Path, what: &str| {
+        let opened = now(LiveFlags::open(line.clone(), runtime.clone(), with_file(path)));
+        let error = opened.err().unwrap_or_else(|| panic!("{what} was read"));
+        assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{what}");
+    };
+    refused(&folder.path().join("missing"), "a missing file");
+    refused(folder.path(), "a folder");
+    refused(Path::new("/dev/zero"), "a device");
+    for cut in [0, 1, whole.len() / 2, whole.len() - 1] {
+        fs::write(&path, &whole[..cut]).unwrap();
+        refused(&path, "a cut file");
+    }
+    fs::write(&path, [0xff, 0xfe]).unwrap();
+    refused(&path, "no text");
+    fs::write(&path, whole.replace("\"revision\"", "\"version\"")).unwrap();
+    refused(&path, "another text");
+    // Of which nothing takes room.
+    fs::File::create(&path).unwrap().set_len(MAX_FILE_BYTES + 1).unwrap();
+    refused(&path, "a file that is too large");
+    fs::write(&path, whole).unwrap();
+    assert!(is_on(&open(&line, &runtime, with_file(&path)), "a"));
+}
+
+/// A flag in the file that can't be read is off; the others go on.
+#[test]
+fn an_invalid_flag_of_the_file_is_isolated() {
+    let (_folder, path) = place();
+    let (_, runtime) = manual();
+    let line = Line::new(&runtime);
+    now(line.put("a", true));
+    now(line.put("b", true));
+    keep(&line, &path);
+    let text = fs::read_to_string(&path).unwrap().replacen("\"pct\":0", "\"pct\":200", 1);
+    fs::write(&path, text).unwrap();
+    line.set(DOWN);
+    let live = open(&line, &runtime, with_file(&path));
+    let reason = live.evaluate("a", &dezky_flags::FlagContext::default()).reason;
+    assert_eq!((reason, is_on(&live, "b")), (Reason::InvalidFlag, true));
+}
+
+#[test]
+fn a_place_that_can_not_be_written_stops_nothing() {
+    let (folder, _) = place();
+    let (manual, runtime) = manual();
+    let line = Line::new(&runtime);
+    let path = folder.path().join("not there yet/flags.json");
+    let live = open(&line, &runtime, with_file(&path));
+    let mut run = pin!(live.run(std::future::pending()));
+    now(line.put("a", true));
+    go_on(&manual, run.as_mut(), POLL);
+    assert!(is_on(&live, "a") && !path.exists());
+    // It is tried again after a while, without a change.
+    fs::create_dir(path.parent().unwrap()).unwrap();
+    go_on(&manual, run.as_mut(), Duration::from_mins(1));
+    assert!(path.exists());
+}
+
+#[test]
+fn ten_thousand_flags_are_followed_and_kept() {
+    let (_folder, path) = place();
+    let (manual, runtime) = manual();
+    let log = Arc::new(MemoryAuditStore::open(Arc::clone(&runtime)));
+    let store = Arc::new(MemoryFlagStore::new(log));
+    let flags = FlagGenerator::new(&*runtime).flags(MAX_FLAGS);
+    let live = now(LiveFlags::open(store.clone(), runtime.clone(), with_file(&path))).unwrap();
+    let mut run = pin!(live.run(std::future::pending()));
+    for some in flags.chunks(1_000) {
+        let changes = some.iter().map(|flag| FlagChange::Create(Box::new(flag.clone())));
+        now(store.commit(changes.collect(), Vec::new())).unwrap();
+    }
+    go_on(&manual, run.as_mut(), POLL);
+    assert_eq!((live.revision(), live.current().set().len()), (10_000, 10_000));
+    let line = Line::new(&runtime);
+    line.set(DOWN);
+    let again = open(&line, &runtime, with_file(&path));
+    let asker = FlagGenerator::new(&*runtime).asker();
+    for flag in &flags {
+        let context = asker.context();
+        assert_eq!(again.evaluate(&flag.key, &context), live.evaluate(&flag.key, &context));
+    }
+}
+
+/// The database is down before anything of it is open.
+#[test]
+fn a_store_that_can_not_be_opened_yet_is_opened_later() {
+    let (_folder, path) = place();
+    let (manual, runtime) = manual();
+    let line = Line::new(&runtime);
+    now(line.put("a", true));
+    keep(&line, &path);
+    line.set(DOWN);
+    let lazy = {
+        let line = line.clone();
+        LazyFlagStore::new(move || {
+            let line = line.clone();
+            Box::pin(async move {
+                // Opening a store asks it something.
+                line.revision().await?;
+                Ok(line as Arc<dyn FlagStore>)
+            })
+        })
+    };
+    let live = LiveFlags::open(Arc::new(lazy), runtime.clone(), with_file(&path));
+    let live = now(live).unwrap();
+    assert!(live.status().from_file && is_on(&live, "a"));
+    let mut run = pin!(live.run(std::future::pending()));
+    go_on(&manual, run.as_mut(), POLL * 3);
+    assert!(live.status().from_file);
+    line.set(UP);
+    now(line.put("a", false));
+    go_on(&manual, run.as_mut(), POLL);
+    assert!(!live.status().from_file && !is_on(&live, "a"));
+    now(line.put("a", true));
+    go_on(&manual, run.as_mut(), POLL);
+    assert!(is_on(&live, "a"));
+}

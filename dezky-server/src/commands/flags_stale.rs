@@ -1,0 +1,52 @@
+use std::time::Duration;
+
+use clap::Args;
+use dezky_core::Runtime as _;
+use dezky_core::rt::TokioRuntime;
+use dezky_flags::{StaleConfig, stale_flags};
+use serde_json::json;
+
+use super::{no, print};
+use crate::error::Failure;
+use crate::platform::Platform;
+use crate::table::table;
+
+/// `flags stale`.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// How long a flag must be unchanged, 1 to 3650
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3_650))]
+    days: u64,
+}
+
+/// The report; that there are stale flags is a no.
+pub(crate) async fn run(
+    platform: &Platform,
+    options: &Options,
+    as_json: bool,
+) -> Result<(), Failure> {
+    let snapshot = platform.flags.store().snapshot().await.map_err(no)?;
+    let mut config = StaleConfig::default();
+    config.after = Duration::from_hours(24 * options.days);
+    // Evaluations are counted in the processes that ask.
+    let stale = stale_flags(&snapshot, None, TokioRuntime.now(), &config);
+    let all = snapshot.flags.len();
+    if as_json {
+        print(&format!("{}\n", json!({ "of": all, "stale": stale })))?;
+    } else if stale.is_empty() {
+        print(&format!("none of {all} flags is stale\n"))?;
+    } else {
+        let rows = stale.iter().map(|flag| {
+            let reasons: Vec<_> = flag.reasons.iter().map(ToString::to_string).collect();
+            [flag.key.clone(), reasons.join("; ")]
+        });
+        print(&table(&["flag", "why"], rows))?;
+    }
+    if stale.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::no(format!(
+        "{} of {all} flags are stale: remove them once no code asks for them",
+        stale.len()
+    )))
+}
