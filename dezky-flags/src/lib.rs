@@ -5,6 +5,7 @@ mod edit;
 mod evaluate;
 pub mod live;
 mod model;
+pub mod openfeature;
 mod seed;
 pub mod store;
 
