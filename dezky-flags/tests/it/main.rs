@@ -12,5 +12,6 @@ mod evaluate;
 mod memory;
 mod model;
 mod mongodb;
+mod openfeature;
 mod postgres;
 mod sqlite;

@@ -23,6 +23,7 @@ mod kill;
 mod kill_mutations;
 mod load;
 mod migrate;
+mod ofrep;
 mod origin;
 mod quarantine;
 mod record;
