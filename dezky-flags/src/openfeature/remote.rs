@@ -373,9 +373,14 @@ impl Shared {
     }
 
     /// Asks the server, unless somebody did meanwhile and the answers are younger than
-    /// `max_age`, or it is to be left alone.
+    /// `max_age`, or it is to be left alone. Who has answers does not wait for another
+    /// one who asks.
     async fn ask(&self, asked: &Asked, max_age: Duration) {
-        let _turn = asked.asking.lock().await;
+        let turn = match self.age(asked) {
+            Some(_) => asked.asking.try_lock(),
+            None => Some(asked.asking.lock().await),
+        };
+        let Some(_turn) = turn else { return };
         if self.age(asked).is_some_and(|age| age < max_age)
             || self.now() < self.retry_at.load(Ordering::Relaxed)
         {

@@ -306,6 +306,7 @@ async fn the_event_stream_tells_of_changes_and_ends_with_the_server() {
     };
     let notice =
         |revision: u64| format!("id: {revision}\ndata: {{\"type\":\"refetchEvaluation\"}}");
+    client.post("/flags", json!({ "key": "first" })).await.with_status(201);
     let now = revision().await;
     let (mut anew, mut anew_rest) = (open(None).await, String::new());
     assert_eq!(next_event(&mut anew, &mut anew_rest).await, Some(notice(now)));
