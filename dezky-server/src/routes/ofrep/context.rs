@@ -11,14 +11,33 @@ use super::refusal::Refusal;
 /// The most members of a context, those that are ignored among them.
 const MAX_MEMBERS: usize = 256;
 
-/// What a context says. Of the directory's axes `None` is left out, and `Some(None)`
-/// says that there is none.
+/// What a context says about one thing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) enum Said {
+    #[default]
+    LeftOut,
+    /// There is none: `null`.
+    Nothing,
+    Is(String),
+}
+
+impl Said {
+    fn or(self, known: Option<&str>) -> Option<String> {
+        match self {
+            Self::LeftOut => known.map(str::to_owned),
+            Self::Nothing => None,
+            Self::Is(text) => Some(text),
+        }
+    }
+}
+
+/// What a context says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Given {
     pub(super) targeting_key: String,
-    pub(super) tenant_slug: Option<Option<String>>,
-    pub(super) plan: Option<Option<String>>,
-    pub(super) partner_slug: Option<Option<String>>,
+    pub(super) tenant_slug: Said,
+    pub(super) plan: Said,
+    pub(super) partner_slug: Said,
     pub(super) environment: Option<String>,
 }
 
@@ -42,7 +61,7 @@ impl Given {
                 "context must have at most {MAX_MEMBERS} members: leave some out"
             )));
         }
-        let targeting_key = text(context, TARGETING_KEY, MAX_TARGETING_KEY_BYTES)?.flatten();
+        let targeting_key = text(context, TARGETING_KEY, MAX_TARGETING_KEY_BYTES)?.or(None);
         let axis = |name: &str| text(context, name, MAX_SCOPE_VALUE_BYTES);
         Ok(Self {
             targeting_key: targeting_key
@@ -51,25 +70,21 @@ impl Given {
             tenant_slug: axis(TENANT_SLUG)?,
             plan: axis(PLAN)?,
             partner_slug: axis(PARTNER_SLUG)?,
-            environment: axis(ENVIRONMENT)?.flatten(),
+            environment: axis(ENVIRONMENT)?.or(None),
         })
     }
 
     /// Whether it leaves something out that the directory knows.
     pub(super) fn leaves_out(&self) -> bool {
-        [&self.tenant_slug, &self.plan, &self.partner_slug].into_iter().any(Option::is_none)
+        [&self.tenant_slug, &self.plan, &self.partner_slug].contains(&&Said::LeftOut)
     }
 }
 
-/// A member that is text or null, if it is there.
-fn text(
-    context: &Map<String, Value>,
-    name: &str,
-    max_bytes: usize,
-) -> Result<Option<Option<String>>, Refusal> {
+/// A member, which is text or null where it is there.
+fn text(context: &Map<String, Value>, name: &str, max_bytes: usize) -> Result<Said, Refusal> {
     match context.get(name) {
-        None => Ok(None),
-        Some(Value::Null) => Ok(Some(None)),
+        None => Ok(Said::LeftOut),
+        Some(Value::Null) => Ok(Said::Nothing),
         Some(Value::String(text)) if text.len() > max_bytes => Err(Refusal::invalid_context(
             format!("context.{name} must have at most {max_bytes} bytes: shorten it"),
         )),
@@ -78,7 +93,7 @@ fn text(
                 "context.{name} must be without control characters: take them out"
             )))
         }
-        Some(Value::String(text)) => Ok(Some(Some(text.clone()))),
+        Some(Value::String(text)) => Ok(Said::Is(text.clone())),
         Some(_) => Err(Refusal::invalid_context(format!(
             "context.{name} must be text: send a string, null or leave it out"
         ))),
@@ -133,12 +148,11 @@ pub(super) fn merge(
             tenant_active,
         });
     }
-    let or = |given: Option<Option<String>>, known| given.unwrap_or_else(|| own(known));
     Ok(Axes {
         tenant_id: given.targeting_key,
-        tenant_slug: or(given.tenant_slug, known.tenant_slug),
-        plan: or(given.plan, known.plan),
-        partner_slug: or(given.partner_slug, known.partner_slug),
+        tenant_slug: given.tenant_slug.or(known.tenant_slug),
+        plan: given.plan.or(known.plan),
+        partner_slug: given.partner_slug.or(known.partner_slug),
         environment: given.environment,
         tenant_active,
     })
@@ -185,19 +199,15 @@ mod tests {
         Given::parse(format!("{{\"context\":{context}}}").as_bytes()).unwrap()
     }
 
-    fn said(text: &str) -> Option<Option<String>> {
-        Some(Some(text.to_owned()))
-    }
-
-    fn acme(active: bool) -> Option<FlagContext<'static>> {
-        Some(FlagContext {
+    fn acme(active: bool) -> FlagContext<'static> {
+        FlagContext {
             tenant_id: "t-1",
             tenant_slug: Some("acme"),
             plan: Some("pro"),
             partner_slug: Some("nordic"),
             environment: None,
             tenant_active: Some(active),
-        })
+        }
     }
 
     #[test]
@@ -210,9 +220,9 @@ mod tests {
             read,
             Given {
                 targeting_key: "t-1".into(),
-                tenant_slug: None,
-                plan: said("pro"),
-                partner_slug: Some(None),
+                tenant_slug: Said::LeftOut,
+                plan: Said::Is("pro".into()),
+                partner_slug: Said::Nothing,
                 environment: Some("staging".into()),
             }
         );
@@ -257,7 +267,7 @@ mod tests {
     #[test]
     fn for_an_operator_the_context_wins() {
         let context = given(r#"{"targetingKey":"t-1","plan":"basic","partnerSlug":null}"#);
-        let axes = merge(context.clone(), Asker::Operator, acme(true)).unwrap();
+        let axes = merge(context.clone(), Asker::Operator, Some(acme(true))).unwrap();
         assert_eq!(axes.tenant_slug.as_deref(), Some("acme"));
         assert_eq!((axes.plan.as_deref(), axes.partner_slug.as_deref()), (Some("basic"), None));
         assert_eq!(axes.tenant_active, Some(true));
@@ -274,7 +284,7 @@ mod tests {
                 "partnerSlug":null,"environment":"staging"}"#,
         );
         let theirs = Asker::Member(&["t-0", "t-1"]);
-        let axes = merge(context.clone(), theirs, acme(false)).unwrap();
+        let axes = merge(context.clone(), theirs, Some(acme(false))).unwrap();
         assert_eq!(
             axes,
             Axes {
@@ -287,8 +297,8 @@ mod tests {
             }
         );
         let refused = |asker, known| merge(context.clone(), asker, known).unwrap_err();
-        assert!(matches!(refused(Asker::Member(&["t-2"]), acme(true)), Refusal::Forbidden));
-        assert!(matches!(refused(Asker::Member(&[]), acme(true)), Refusal::Forbidden));
+        assert!(matches!(refused(Asker::Member(&["t-2"]), Some(acme(true))), Refusal::Forbidden));
+        assert!(matches!(refused(Asker::Member(&[]), Some(acme(true))), Refusal::Forbidden));
         assert!(matches!(refused(theirs, None), Refusal::Forbidden));
     }
 

@@ -72,15 +72,17 @@ struct Notices {
 impl Notices {
     /// The next one; `None` at the server's end.
     async fn next(&mut self) -> Option<Event> {
-        let revision = match self.first.take() {
-            Some(revision) => revision,
-            None => tokio::select! {
-                // An error says that the sender is gone, which is an end too.
-                _ = self.stopping.wait_for(|stopping| *stopping) => return None,
-                revision = self.changes.next() => revision,
-            },
-        };
-        let data = r#"{"type":"refetchEvaluation"}"#;
-        Some(Event::default().id(revision.to_string()).data(data))
+        if let Some(revision) = self.first.take() {
+            return Some(notice(revision));
+        }
+        tokio::select! {
+            // An error says that the sender is gone, which is an end too.
+            _ = self.stopping.wait_for(|stopping| *stopping) => None,
+            revision = self.changes.next() => Some(notice(revision)),
+        }
     }
+}
+
+fn notice(revision: u64) -> Event {
+    Event::default().id(revision.to_string()).data(r#"{"type":"refetchEvaluation"}"#)
 }
