@@ -10,6 +10,7 @@ mod file;
 mod import;
 pub mod live;
 mod model;
+pub mod openfeature;
 mod preview;
 mod seed;
 mod stale;

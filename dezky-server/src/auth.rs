@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderName, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use dezky_core::{Actor, ActorType};
@@ -15,7 +15,7 @@ use subtle::ConstantTimeEq as _;
 
 use crate::config::{Network, client_ip};
 use crate::error::Problem;
-use crate::state::AppState;
+use crate::state::{App, AppState};
 
 /// The actor of changes that are asked for with the operator token.
 const TOKEN_ACTOR: &str = "operator-token";
@@ -122,17 +122,31 @@ pub(crate) async fn require_operator(
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    if let Some(token) = &state.config.operator_token
-        && !bearer(&request).is_some_and(|given| token.is(given))
-    {
-        return Err(Problem::unauthorized());
-    }
-    if state.config.operator_token.is_none()
-        && !(is_for_this_machine(&request) && is_from_this_machine(&request))
-    {
-        return Err(Problem::foreign_host());
-    }
+    admit(&state, &request, bearer(&request))?;
     Ok(next.run(request).await)
+}
+
+/// The same for OFREP: `X-API-Key` may hold the token as well, and a refusal has no
+/// body.
+pub(crate) async fn require_ofrep(
+    State(state): State<AppState>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let api_key = request.headers().get("x-api-key").map(HeaderValue::as_bytes);
+    match admit(&state, &request, bearer(&request).or(api_key)) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response_without_body(),
+    }
+}
+
+fn admit(state: &App, request: &Request, given: Option<&[u8]>) -> Result<(), Problem> {
+    match &state.config.operator_token {
+        Some(token) if given.is_some_and(|given| token.is(given)) => Ok(()),
+        Some(_) => Err(Problem::unauthorized()),
+        None if is_for_this_machine(request) && is_from_this_machine(request) => Ok(()),
+        None => Err(Problem::foreign_host()),
+    }
 }
 
 /// Whether the request's only host is a name or address of the loopback.

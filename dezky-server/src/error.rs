@@ -77,6 +77,19 @@ impl Problem {
         self
     }
 
+    /// The status, the detail and the header, for answers of another form.
+    pub(crate) fn into_parts(self) -> (StatusCode, String, Option<(HeaderName, HeaderValue)>) {
+        (self.status, self.detail, self.header.map(|header| *header))
+    }
+
+    /// The answer of a protocol that has none for this.
+    pub(crate) fn into_response_without_body(self) -> Response {
+        let (status, _, header) = self.into_parts();
+        let mut response = status.into_response();
+        response.headers_mut().extend(header);
+        response
+    }
+
     /// 401: no token, or a wrong one.
     pub fn unauthorized() -> Self {
         let detail = "send the operator token: Authorization: Bearer …";

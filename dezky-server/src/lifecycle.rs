@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use crate::config::{AuthentikApi, Config, FollowedFile, OcisLog, SourceConfig, reason};
 use crate::error::Failure;
 use crate::platform::Platform;
+use crate::routes::ofrep::{EventStreams, SetDigest};
 use crate::state::{App, AppState, Webhooks};
 use crate::webhooks::Webhook;
 use crate::witness::{self, Unnoted, Witness};
@@ -60,9 +61,9 @@ impl Running {
         let address = listener
             .local_addr()
             .map_err(|error| Failure::usage(format!("listen: {}", reason(&error))))?;
-        let state = open(config).await?;
-        let pumps = pumps(&state)?;
         let stopping = watch::Sender::new(false);
+        let state = open(config, EventStreams::new(stopping.subscribe())).await?;
+        let pumps = pumps(&state)?;
         let mut running =
             Self { address, state, stopping, tasks: JoinSet::new(), parts: Vec::new() };
         running.spawn_http(listener);
@@ -260,7 +261,7 @@ async fn open_platform(config: &Config) -> Result<Platform, Failure> {
     checked.map(|()| platform)
 }
 
-async fn open(config: Config) -> Result<AppState, Failure> {
+async fn open(config: Config, streams: EventStreams) -> Result<AppState, Failure> {
     let platform = open_platform(&config).await?;
     let mut stalwart = BTreeMap::new();
     for (source, secrets) in &config.stalwart {
@@ -289,6 +290,8 @@ async fn open(config: Config) -> Result<AppState, Failure> {
         webhooks,
         statuses,
         pumps: Mutex::default(),
+        streams,
+        flags_digest: SetDigest::default(),
     }))
 }
 

@@ -99,10 +99,13 @@ impl Platform {
 
     /// For whom flags are decided: a tenant of the directory.
     pub async fn subject(&self, tenant_slug: &str) -> Result<Option<Subject>> {
+        self.subject_of(TenantKey::Slug(tenant_slug)).await
+    }
+
+    /// The same by any key of a tenant.
+    pub async fn subject_of(&self, key: TenantKey<'_>) -> Result<Option<Subject>> {
         let directory = self.directory.store();
-        let Some(tenant) = directory.tenant(TenantKey::Slug(tenant_slug)).await? else {
-            return Ok(None);
-        };
+        let Some(tenant) = directory.tenant(key).await? else { return Ok(None) };
         let partner = match &tenant.partner_id {
             Some(id) => directory.partner(PartnerKey::Id(id)).await?,
             None => None,

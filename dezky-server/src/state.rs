@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Config;
 use crate::platform::Platform;
+use crate::routes::ofrep::{EventStreams, SetDigest};
 use crate::webhooks::Webhook;
 
 /// The state of the routes; clones share it.
@@ -33,6 +34,10 @@ pub struct App {
     pub statuses: BTreeMap<String, Webhook>,
     /// The pumps that were started.
     pub pumps: Mutex<Vec<PumpHandle>>,
+    /// The clients that are told when flags change.
+    pub(crate) streams: EventStreams,
+    /// What tells the flags of now from others.
+    pub(crate) flags_digest: SetDigest,
 }
 
 impl App {

@@ -19,6 +19,7 @@ mod live_processes;
 mod memory;
 mod model;
 mod mongodb;
+mod openfeature;
 mod postgres;
 mod preview;
 #[path = "../../../dezky-core/tests/it/servers.rs"]

@@ -5,6 +5,8 @@ mod body;
 mod flags;
 mod health;
 mod ingest;
+pub(crate) mod ofrep;
+mod openapi;
 mod parameters;
 mod partners;
 mod record;
@@ -52,12 +54,19 @@ pub(crate) fn router(state: AppState) -> Router {
             AppState::clone(&state),
             auth::require_operator,
         ));
+    let for_ofrep = Router::new()
+        .route("/ofrep/v1/evaluate/flags", post(ofrep::evaluate_all))
+        .route("/ofrep/v1/evaluate/flags/{key}", post(ofrep::evaluate))
+        .route("/ofrep/v1/events", get(ofrep::events))
+        .route_layer(middleware::from_fn_with_state(AppState::clone(&state), auth::require_ofrep));
     Router::new()
         .route("/health", get(health::health))
+        .route("/openapi.json", get(openapi::openapi))
         .route("/ingest/stalwart/webhook", post(webhook::stalwart))
         .route("/ingest/stalwart/{instance}/webhook", post(webhook::stalwart_instance))
         .route("/ingest/{name}/webhook", post(source::receive))
         .merge(for_operators)
+        .merge(for_ofrep)
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .fallback(async || Problem::not_found("there is nothing at this path"))
         .layer(middleware::from_fn(log_request))

@@ -24,6 +24,7 @@ mod kill;
 mod kill_mutations;
 mod load;
 mod migrate;
+mod ofrep;
 mod origin;
 mod previews;
 mod quarantine;

@@ -1,0 +1,214 @@
+//! Decisions in the words of [OpenFeature](https://openfeature.dev).
+//!
+//! [`Resolution`] is how a decision is told, by the server over OFREP and by the
+//! providers here alike; it needs no feature. `FlagProvider` (feature `openfeature`)
+//! decides in this process, `RemoteFlagProvider` (feature `openfeature-remote`) asks a
+//! server.
+//!
+//! | decision | value | reason | variant |
+//! |---|---|---|---|
+//! | `off` | false | `DISABLED` | `off` |
+//! | `on` | true | `STATIC` | `on` |
+//! | `targeted` | true | `TARGETING_MATCH` | `on` |
+//! | `scope_mismatch`, `empty_scope` | false | `DEFAULT` | `off` |
+//! | `in_rollout`, `out_of_rollout` | by the bucket | `SPLIT` | `on`, `off` |
+//! | `inactive_tenant` | false | `DEFAULT` | `off` |
+//! | `invalid_flag` | false | `UNKNOWN` | `off` |
+//! | `unknown_flag` | | the error `FLAG_NOT_FOUND` | |
+//!
+//! An invalid flag is a value and no error: with an error a client would go by its own
+//! default, which may be on.
+
+#[cfg(feature = "openfeature")]
+mod provider;
+#[cfg(feature = "openfeature-remote")]
+mod remote;
+
+use std::fmt;
+
+use serde::Serialize;
+
+#[cfg(feature = "openfeature")]
+pub use self::provider::FlagProvider;
+#[cfg(feature = "openfeature-remote")]
+pub use self::remote::{OfrepToken, RemoteConfig, RemoteFlagProvider};
+use crate::live::LiveSet;
+use crate::{Decision, FlagState, Reason};
+
+/// The version of the table above. It grows when the same decision is told otherwise,
+/// so that what was kept of an answer of before is not taken for one of now.
+pub const MAPPING_VERSION: u32 = 1;
+
+/// The context's member with the tenant's id, the first half of a bucket's input.
+pub const TARGETING_KEY: &str = "targetingKey";
+/// The context's member with the tenant's slug.
+pub const TENANT_SLUG: &str = "tenantSlug";
+/// The context's member with the tenant's plan.
+pub const PLAN: &str = "plan";
+/// The context's member with the slug of the tenant's partner.
+pub const PARTNER_SLUG: &str = "partnerSlug";
+/// The context's member with the environment.
+pub const ENVIRONMENT: &str = "environment";
+/// The context's member that says whether the tenant is active. Only a provider that
+/// decides in its own process reads it; a server asks its directory.
+pub const TENANT_ACTIVE: &str = "tenantActive";
+
+/// The most bytes of a targeting key.
+pub const MAX_TARGETING_KEY_BYTES: usize = 256;
+
+/// Why a flag has its value, as OpenFeature knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[non_exhaustive]
+pub enum ResolutionReason {
+    /// The same for everybody.
+    Static,
+    /// The scope contains the context.
+    TargetingMatch,
+    /// What holds for those whom the flag is not for.
+    Default,
+    /// By the tenant's bucket.
+    Split,
+    /// The flag is off.
+    Disabled,
+    /// The flag can't be read.
+    Unknown,
+}
+
+impl ResolutionReason {
+    /// The text form, as sent.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Static => "STATIC",
+            Self::TargetingMatch => "TARGETING_MATCH",
+            Self::Default => "DEFAULT",
+            Self::Split => "SPLIT",
+            Self::Disabled => "DISABLED",
+            Self::Unknown => "UNKNOWN",
+        }
+    }
+}
+
+impl fmt::Display for ResolutionReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A decision as OpenFeature tells it; serialised, the members of an OFREP answer but
+/// for the key.
+///
+/// ```
+/// use dezky_flags::Reason;
+/// use dezky_flags::openfeature::Resolution;
+/// let told = Resolution::of(Reason::InRollout(21).into()).unwrap();
+/// assert_eq!(
+///     serde_json::to_value(&told).unwrap(),
+///     serde_json::json!({
+///         "value": true,
+///         "reason": "SPLIT",
+///         "variant": "on",
+///         "metadata": { "reason": "in_rollout(21)", "bucket": 21 },
+///     })
+/// );
+/// assert!(Resolution::of(Reason::UnknownFlag.into()).is_none());
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Resolution {
+    /// On or off.
+    pub value: bool,
+    /// Why, in OpenFeature's words.
+    pub reason: ResolutionReason,
+    /// `on` or `off`.
+    pub variant: &'static str,
+    /// Why, in ours.
+    pub metadata: ResolutionMetadata,
+}
+
+/// What a decision goes by.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ResolutionMetadata {
+    /// The [`Reason`], such as `scope_mismatch(plan)`.
+    pub reason: String,
+    /// The tenant's bucket, 0 to 99, where it decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<u8>,
+    /// The percentage of a rollout, 0 to 100, with up to two decimals.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pct: Option<f64>,
+    /// The revision of the flags.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+}
+
+impl Resolution {
+    /// How a decision is told; `None` if there is no such flag, which is an error in
+    /// OpenFeature.
+    pub fn of(decision: Decision) -> Option<Self> {
+        let (reason, bucket) = match decision.reason {
+            Reason::Off => (ResolutionReason::Disabled, None),
+            Reason::On => (ResolutionReason::Static, None),
+            Reason::Targeted => (ResolutionReason::TargetingMatch, None),
+            Reason::ScopeMismatch(_) | Reason::EmptyScope | Reason::InactiveTenant => {
+                (ResolutionReason::Default, None)
+            }
+            Reason::InRollout(bucket) | Reason::OutOfRollout(bucket) => {
+                (ResolutionReason::Split, Some(bucket))
+            }
+            Reason::InvalidFlag => (ResolutionReason::Unknown, None),
+            Reason::UnknownFlag => return None,
+        };
+        let metadata = ResolutionMetadata {
+            reason: decision.reason.to_string(),
+            bucket,
+            pct: None,
+            revision: None,
+        };
+        let variant = if decision.value { "on" } else { "off" };
+        Some(Self { value: decision.value, reason, variant, metadata })
+    }
+
+    /// The same of a flag of `live`, with the flags' revision and, of a rollout, the
+    /// percentage.
+    pub fn of_live(live: &LiveSet, key: &str, decision: Decision) -> Option<Self> {
+        let mut told = Self::of(decision)?;
+        let flags = &live.snapshot().flags;
+        // By key, as snapshots are.
+        let flag = flags.binary_search_by(|flag| flag.key.as_str().cmp(key));
+        let flag = flag.ok().map(|at| &flags[at]);
+        // One that is invalid may have any.
+        let is_rollout = |state| state == FlagState::Rollout;
+        if decision.reason != Reason::InvalidFlag {
+            told.metadata.pct =
+                flag.filter(|flag| is_rollout(flag.state)).map(crate::Flag::percentage);
+        }
+        told.metadata.revision = Some(live.revision());
+        Some(told)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Axis;
+
+    #[test]
+    fn every_decision_is_told() {
+        let told = |reason: Reason| {
+            let told = Resolution::of(reason.into()).unwrap();
+            assert_eq!(told.metadata.reason, reason.to_string());
+            assert_eq!(told.variant, if told.value { "on" } else { "off" });
+            (told.value, told.reason.as_str(), told.metadata.bucket)
+        };
+        assert_eq!(told(Reason::Off), (false, "DISABLED", None));
+        assert_eq!(told(Reason::On), (true, "STATIC", None));
+        assert_eq!(told(Reason::Targeted), (true, "TARGETING_MATCH", None));
+        assert_eq!(told(Reason::ScopeMismatch(Axis::Plan)), (false, "DEFAULT", None));
+        assert_eq!(told(Reason::EmptyScope), (false, "DEFAULT", None));
+        assert_eq!(told(Reason::InRollout(3)), (true, "SPLIT", Some(3)));
+        assert_eq!(told(Reason::OutOfRollout(97)), (false, "SPLIT", Some(97)));
+        assert_eq!(told(Reason::InactiveTenant), (false, "DEFAULT", None));
+        assert_eq!(told(Reason::InvalidFlag), (false, "UNKNOWN", None));
+        assert_eq!(Resolution::of(Reason::UnknownFlag.into()), None);
+    }
+}

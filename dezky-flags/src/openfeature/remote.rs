@@ -1,0 +1,541 @@
+//! A provider that asks a server over OFREP, and keeps what it answers.
+
+mod http;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dezky_core::{Error, ErrorKind, Result, Runtime};
+use futures_util::StreamExt as _;
+use futures_util::future::{Either, select};
+use futures_util::lock::Mutex as AsyncMutex;
+use futures_util::stream;
+use open_feature::provider::{
+    FeatureProvider, ProviderMetadata, ProviderStatus, ResolutionDetails,
+};
+use open_feature::{
+    EvaluationContext, EvaluationError, EvaluationErrorCode, EvaluationReason, EvaluationResult,
+    FlagMetadata, StructValue,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use self::http::{Api, Fetched};
+use super::provider::{error, no_bool, not_found, read_context};
+use super::{ENVIRONMENT, PARTNER_SLUG, PLAN, TARGETING_KEY, TENANT_SLUG};
+use crate::FlagContext;
+
+/// How many contexts are asked for at a time.
+const CONCURRENCY: usize = 8;
+
+/// The token that a server asks for. Its `Debug` shows nothing.
+#[derive(Clone)]
+pub struct OfrepToken(String);
+
+impl OfrepToken {
+    /// Takes a token; spaces around it are dropped.
+    ///
+    /// # Errors
+    /// `config_invalid` if it is empty, or no header can hold it.
+    pub fn new(token: &str) -> Result<Self> {
+        let token = token.trim();
+        let is_text = token.bytes().all(|b| b.is_ascii_graphic());
+        if token.is_empty() || token.len() > 8 << 10 || !is_text {
+            let what = "token must be 1 to 8192 printable ASCII characters without spaces: \
+                        give the server's operator token";
+            return Err(Error::new(ErrorKind::ConfigInvalid, what));
+        }
+        Ok(Self(token.to_owned()))
+    }
+}
+
+impl fmt::Debug for OfrepToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OfrepToken")
+    }
+}
+
+/// Which server is asked, and how often.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RemoteConfig {
+    /// Its address, such as `https://flags.example.org`: `/ofrep/v1` follows it.
+    pub base_url: String,
+    /// What it is asked with, if it wants a token.
+    pub token: Option<OfrepToken>,
+    /// How often it is asked whether answers are current, 5 s; at least 100 ms.
+    pub poll_interval: Duration,
+    /// How long it may take for an answer, 2 s.
+    pub request_timeout: Duration,
+    /// The most bytes of an answer, 16 MiB.
+    pub max_answer_bytes: usize,
+    /// Of how many contexts answers are kept, 1,000: beyond that those that were not
+    /// asked for the longest are dropped.
+    pub max_contexts: usize,
+    /// After how long without a question a context's answers are dropped, 10 min.
+    pub keep_idle: Duration,
+}
+
+impl RemoteConfig {
+    /// The defaults for a server.
+    pub fn new(base_url: impl Into<String>) -> Self {
+        Self {
+            base_url: base_url.into(),
+            token: None,
+            poll_interval: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(2),
+            max_answer_bytes: 16 << 20,
+            max_contexts: 1_000,
+            keep_idle: Duration::from_mins(10),
+        }
+    }
+
+    fn validate(&self) -> Result<()> {
+        let refused = |what: &'static str| Err(Error::new(ErrorKind::ConfigInvalid, what));
+        let base = self.base_url.to_ascii_lowercase();
+        if !(base.starts_with("http://") || base.starts_with("https://")) {
+            return refused("base_url must begin with http:// or https://: give the address");
+        }
+        if self.poll_interval < Duration::from_millis(100) {
+            return refused("poll_interval must be at least 100 ms: ask less often");
+        }
+        if self.request_timeout.is_zero() || self.max_answer_bytes == 0 || self.max_contexts == 0 {
+            return refused(
+                "request_timeout, max_answer_bytes and max_contexts must be above 0: raise them",
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Flags of a server for OpenFeature's Rust SDK.
+///
+/// The first question for a context asks the server for all flags at once; the next
+/// ones are answered from memory. [`run`](Self::run) keeps the answers current with
+/// conditional requests. Without it a question whose answers are older than two poll
+/// intervals asks the server itself. When the server is not reached the last answers
+/// go on, with the reason `STALE` once they are older than two poll intervals, and it
+/// is left alone for a poll interval or what it says in `Retry-After`.
+///
+/// The context is read as [`FlagProvider`](super::FlagProvider) reads it, but that only
+/// the server says whether a tenant is active; nothing but the targeting key and the
+/// four axes is sent. Every flag is a bool. Tokio-only, as reqwest is.
+///
+/// Clones share the answers.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use dezky_core::rt::TokioRuntime;
+/// use dezky_flags::openfeature::{OfrepToken, RemoteConfig, RemoteFlagProvider};
+/// use open_feature::OpenFeature;
+///
+/// # async fn example() -> dezky_core::Result<()> {
+/// let mut config = RemoteConfig::new("https://flags.example.org");
+/// config.token = Some(OfrepToken::new("the-operator-token")?);
+/// let provider = RemoteFlagProvider::new(config, Arc::new(TokioRuntime))?;
+/// let follows = provider.clone();
+/// tokio::spawn(async move { follows.run(std::future::pending()).await });
+/// OpenFeature::singleton_mut().await.set_provider(provider).await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct RemoteFlagProvider {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: RemoteConfig,
+    runtime: Arc<dyn Runtime>,
+    api: Api,
+    metadata: ProviderMetadata,
+    /// By the body that asks for it.
+    contexts: Mutex<HashMap<Arc<str>, Arc<Asked>>>,
+    /// When the server may be asked again, in milliseconds.
+    retry_at: AtomicI64,
+    is_failing: AtomicBool,
+}
+
+/// A context that was asked for.
+struct Asked {
+    body: Arc<str>,
+    /// When it was last, in milliseconds.
+    used: AtomicI64,
+    /// Held by the one who asks the server.
+    asking: AsyncMutex<()>,
+    answers: Mutex<Option<Arc<Answers>>>,
+}
+
+/// What the server said to a context.
+struct Answers {
+    tag: Option<String>,
+    /// By key; or why the context as a whole is refused.
+    flags: EvaluationResult<HashMap<String, Answer>>,
+    /// When the server last said that they are current, in milliseconds.
+    confirmed: AtomicI64,
+}
+
+/// A flag as OFREP answers it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer {
+    key: String,
+    value: Option<Value>,
+    reason: Option<String>,
+    variant: Option<String>,
+    #[serde(default)]
+    metadata: BTreeMap<String, Value>,
+    error_code: Option<String>,
+    error_details: Option<String>,
+}
+
+impl RemoteFlagProvider {
+    /// Asks nothing yet.
+    ///
+    /// # Errors
+    /// `config_invalid` names the field and the bound; also if the system's
+    /// certificates can't be read for `https`.
+    pub fn new(config: RemoteConfig, runtime: Arc<dyn Runtime>) -> Result<Self> {
+        config.validate()?;
+        let api = Api::new(&config)?;
+        let shared = Shared {
+            config,
+            runtime,
+            api,
+            metadata: ProviderMetadata::new("dezky-ofrep"),
+            contexts: Mutex::default(),
+            retry_at: AtomicI64::new(i64::MIN),
+            is_failing: AtomicBool::new(false),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Keeps the answers current until `shutdown` resolves. A server that fails doesn't
+    /// end it; dropping the future is as good as `shutdown`.
+    pub async fn run(&self, shutdown: impl Future<Output = ()> + Send) {
+        let mut shutdown = pin!(shutdown);
+        loop {
+            let step = pin!(async {
+                self.shared.runtime.sleep(self.shared.config.poll_interval).await;
+                self.refresh().await;
+            });
+            if let Either::Left(_) = select(shutdown.as_mut(), step).await {
+                return;
+            }
+        }
+    }
+
+    /// Asks now for each context that was asked for lately.
+    pub async fn refresh(&self) {
+        let contexts = self.shared.contexts_in_use();
+        stream::iter(contexts)
+            .for_each_concurrent(CONCURRENCY, |asked| async move {
+                self.shared.ask(&asked, Duration::ZERO).await;
+            })
+            .await;
+    }
+
+    async fn resolve(
+        &self,
+        key: &str,
+        context: &FlagContext<'_>,
+    ) -> EvaluationResult<ResolutionDetails<bool>> {
+        let shared = &self.shared;
+        let asked = shared.context(body(context));
+        // Twice, so that who runs comes before who asks.
+        let max_age = shared.config.poll_interval * 2;
+        if shared.age(&asked).is_none_or(|age| age >= max_age) {
+            shared.ask(&asked, max_age).await;
+        }
+        let Some(answers) = asked.answers() else {
+            return Err(error(
+                EvaluationErrorCode::General("SERVER_UNAVAILABLE".into()),
+                "the flags' server is not reached, and has not answered for this context yet",
+            ));
+        };
+        let is_stale = shared.age(&asked).is_none_or(|age| age >= max_age);
+        let flags = answers.flags.as_ref().map_err(Clone::clone)?;
+        flags.get(key).ok_or_else(|| not_found(key))?.details(is_stale)
+    }
+}
+
+impl fmt::Debug for RemoteFlagProvider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteFlagProvider").finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl FeatureProvider for RemoteFlagProvider {
+    /// `Ready`, or `STALE` while the server is not reached.
+    fn status(&self) -> ProviderStatus {
+        if self.shared.is_failing.load(Ordering::Relaxed) {
+            ProviderStatus::STALE
+        } else {
+            ProviderStatus::Ready
+        }
+    }
+
+    fn metadata(&self) -> &ProviderMetadata {
+        &self.shared.metadata
+    }
+
+    async fn resolve_bool_value(
+        &self,
+        flag_key: &str,
+        evaluation_context: &EvaluationContext,
+    ) -> EvaluationResult<ResolutionDetails<bool>> {
+        self.resolve(flag_key, &read_context(evaluation_context)?).await
+    }
+
+    async fn resolve_int_value(
+        &self,
+        flag_key: &str,
+        _: &EvaluationContext,
+    ) -> EvaluationResult<ResolutionDetails<i64>> {
+        Err(no_bool(flag_key))
+    }
+
+    async fn resolve_float_value(
+        &self,
+        flag_key: &str,
+        _: &EvaluationContext,
+    ) -> EvaluationResult<ResolutionDetails<f64>> {
+        Err(no_bool(flag_key))
+    }
+
+    async fn resolve_string_value(
+        &self,
+        flag_key: &str,
+        _: &EvaluationContext,
+    ) -> EvaluationResult<ResolutionDetails<String>> {
+        Err(no_bool(flag_key))
+    }
+
+    async fn resolve_struct_value(
+        &self,
+        flag_key: &str,
+        _: &EvaluationContext,
+    ) -> EvaluationResult<ResolutionDetails<StructValue>> {
+        Err(no_bool(flag_key))
+    }
+}
+
+impl Shared {
+    fn now(&self) -> i64 {
+        self.runtime.now().as_millis()
+    }
+
+    /// The context that a body asks for.
+    fn context(&self, body: String) -> Arc<Asked> {
+        let now = self.now();
+        let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(asked) = contexts.get(body.as_str()) {
+            asked.used.store(now, Ordering::Relaxed);
+            return Arc::clone(asked);
+        }
+        if contexts.len() >= self.config.max_contexts {
+            let oldest = contexts.values().min_by_key(|asked| asked.used.load(Ordering::Relaxed));
+            if let Some(body) = oldest.map(|asked| Arc::clone(&asked.body)) {
+                contexts.remove(&body);
+            }
+        }
+        let body: Arc<str> = body.into();
+        let asked = Arc::new(Asked {
+            body: Arc::clone(&body),
+            used: AtomicI64::new(now),
+            asking: AsyncMutex::default(),
+            answers: Mutex::default(),
+        });
+        contexts.insert(body, Arc::clone(&asked));
+        asked
+    }
+
+    /// Those that were not idle for too long; the others are dropped.
+    fn contexts_in_use(&self) -> Vec<Arc<Asked>> {
+        let idle = i64::try_from(self.config.keep_idle.as_millis()).unwrap_or(i64::MAX);
+        let since = self.now().saturating_sub(idle);
+        let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
+        contexts.retain(|_, asked| asked.used.load(Ordering::Relaxed) >= since);
+        contexts.values().cloned().collect()
+    }
+
+    /// How old the answers are, if there are any.
+    fn age(&self, asked: &Asked) -> Option<Duration> {
+        let confirmed = asked.answers()?.confirmed.load(Ordering::Relaxed);
+        let age = self.now().saturating_sub(confirmed);
+        Some(Duration::from_millis(u64::try_from(age).unwrap_or(0)))
+    }
+
+    /// Asks the server, unless somebody did meanwhile and the answers are younger than
+    /// `max_age`, or it is to be left alone. Who has answers does not wait for another
+    /// one who asks.
+    async fn ask(&self, asked: &Asked, max_age: Duration) {
+        let turn = match self.age(asked) {
+            Some(_) => asked.asking.try_lock(),
+            None => Some(asked.asking.lock().await),
+        };
+        let Some(_turn) = turn else { return };
+        if self.age(asked).is_some_and(|age| age < max_age)
+            || self.now() < self.retry_at.load(Ordering::Relaxed)
+        {
+            return;
+        }
+        let before = asked.answers();
+        let tag = before.as_ref().and_then(|answers| answers.tag.as_deref());
+        let request = pin!(self.api.ask(&asked.body, tag));
+        let timeout = self.config.request_timeout;
+        let fetched = match select(request, self.runtime.sleep(timeout)).await {
+            Either::Left((fetched, _)) => fetched,
+            Either::Right(_) => {
+                Fetched::failed(format!("no answer within {} ms", timeout.as_millis()))
+            }
+        };
+        let confirmed = AtomicI64::new(self.now());
+        match fetched {
+            Fetched::Unchanged => {
+                if let Some(before) = &before {
+                    before.confirmed.store(self.now(), Ordering::Relaxed);
+                }
+            }
+            Fetched::Answers { tag, flags } => {
+                let flags = flags.into_iter().map(|flag| (flag.key.clone(), flag)).collect();
+                asked.set(Answers { tag, flags: Ok(flags), confirmed });
+            }
+            Fetched::Refused(refusal) => {
+                asked.set(Answers { tag: None, flags: Err(refusal), confirmed });
+            }
+            Fetched::Failed { problem, wait } => return self.failed(&problem, wait),
+        }
+        if self.is_failing.swap(false, Ordering::Relaxed) {
+            tracing::info!("the flags' server is reached again");
+        }
+    }
+
+    fn failed(&self, problem: &str, wait: Option<Duration>) {
+        let wait = wait.unwrap_or_default().max(self.config.poll_interval);
+        let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+        self.retry_at.store(self.now().saturating_add(wait), Ordering::Relaxed);
+        if !self.is_failing.swap(true, Ordering::Relaxed) {
+            tracing::warn!(problem, "the flags' server is not reached: the last answers go on");
+        }
+    }
+}
+
+impl Asked {
+    fn answers(&self) -> Option<Arc<Answers>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, answers: Answers) {
+        *self.answers.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(answers));
+    }
+}
+
+impl Answer {
+    fn details(&self, is_stale: bool) -> EvaluationResult<ResolutionDetails<bool>> {
+        if let Some(code) = &self.error_code {
+            return Err(refusal(code, self.error_details.as_deref()));
+        }
+        let Some(Value::Bool(value)) = self.value else { return Err(no_bool(&self.key)) };
+        let reason = if is_stale { "STALE" } else { self.reason.as_deref().unwrap_or("UNKNOWN") };
+        Ok(ResolutionDetails {
+            value,
+            variant: self.variant.clone(),
+            reason: Some(reason_of(reason)),
+            flag_metadata: Some(metadata_of(&self.metadata)),
+        })
+    }
+}
+
+/// The body that asks for a context: the same for the same one.
+fn body(context: &FlagContext<'_>) -> String {
+    let axes = [
+        (TARGETING_KEY, Some(context.tenant_id)),
+        (TENANT_SLUG, context.tenant_slug),
+        (PLAN, context.plan),
+        (PARTNER_SLUG, context.partner_slug),
+        (ENVIRONMENT, context.environment),
+    ];
+    let given = axes.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    json!({ "context": given.collect::<BTreeMap<_, _>>() }).to_string()
+}
+
+/// An error of OFREP.
+fn refusal(code: &str, details: Option<&str>) -> EvaluationError {
+    let code = match code {
+        "FLAG_NOT_FOUND" => EvaluationErrorCode::FlagNotFound,
+        "PARSE_ERROR" => EvaluationErrorCode::ParseError,
+        "TARGETING_KEY_MISSING" => EvaluationErrorCode::TargetingKeyMissing,
+        "INVALID_CONTEXT" => EvaluationErrorCode::InvalidContext,
+        other => EvaluationErrorCode::General(other.to_owned()),
+    };
+    EvaluationError { code, message: details.map(str::to_owned) }
+}
+
+fn reason_of(reason: &str) -> EvaluationReason {
+    match reason {
+        "STATIC" => EvaluationReason::Static,
+        "DEFAULT" => EvaluationReason::Default,
+        "TARGETING_MATCH" => EvaluationReason::TargetingMatch,
+        "SPLIT" => EvaluationReason::Split,
+        "DISABLED" => EvaluationReason::Disabled,
+        "UNKNOWN" => EvaluationReason::Unknown,
+        other => EvaluationReason::Other(other.to_owned()),
+    }
+}
+
+/// What is neither text nor a number nor a bool has no place there.
+fn metadata_of(members: &BTreeMap<String, Value>) -> FlagMetadata {
+    let mut metadata = FlagMetadata::default();
+    for (name, value) in members {
+        match value {
+            Value::Bool(value) => metadata.add_value(name, *value),
+            Value::String(value) => metadata.add_value(name, value.as_str()),
+            Value::Number(value) => match (value.as_i64(), value.as_f64()) {
+                (Some(whole), _) => metadata.add_value(name, whole),
+                (None, Some(float)) => metadata.add_value(name, float),
+                (None, None) => {}
+            },
+            _ => {}
+        }
+    }
+    metadata
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_out_of_its_bounds_is_refused() {
+        let refused = |change: fn(&mut RemoteConfig)| {
+            let mut config = RemoteConfig::new("http://127.0.0.1:1");
+            change(&mut config);
+            config.validate().unwrap_err().to_string()
+        };
+        assert!(RemoteConfig::new("HTTPS://flags").validate().is_ok());
+        assert!(refused(|config| config.base_url = "flags:80".into()).contains("base_url"));
+        let short = refused(|config| config.poll_interval = Duration::from_millis(99));
+        assert!(short.contains("poll_interval must be at least 100 ms"));
+        assert!(refused(|config| config.max_contexts = 0).contains("max_contexts"));
+        assert!(OfrepToken::new(" \n").is_err() && OfrepToken::new("a b").is_err());
+        assert_eq!(format!("{:?}", OfrepToken::new(" t ").unwrap()), "OfrepToken");
+    }
+
+    #[test]
+    fn only_what_decides_is_sent() {
+        let context = FlagContext {
+            tenant_id: "t-1",
+            plan: Some("pro"),
+            tenant_active: Some(true),
+            ..FlagContext::default()
+        };
+        assert_eq!(body(&context), r#"{"context":{"plan":"pro","targetingKey":"t-1"}}"#);
+    }
+}

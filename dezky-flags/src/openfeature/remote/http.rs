@@ -1,0 +1,171 @@
+//! Requests, within bounds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dezky_core::{Error, ErrorKind, Result};
+use open_feature::EvaluationError;
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, RETRY_AFTER,
+};
+use reqwest::{Client, StatusCode};
+use rustls_platform_verifier::BuilderVerifierExt;
+use serde::Deserialize;
+
+use super::{Answer, RemoteConfig, refusal};
+
+/// No server makes us wait longer.
+const MAX_WAIT: Duration = Duration::from_hours(1);
+
+/// What a request brought.
+pub(super) enum Fetched {
+    /// What was known is current.
+    Unchanged,
+    Answers {
+        tag: Option<String>,
+        flags: Vec<Answer>,
+    },
+    /// The context is refused.
+    Refused(EvaluationError),
+    /// The server is not there, or not for us.
+    Failed {
+        problem: String,
+        /// How long not to ask again, if it said so.
+        wait: Option<Duration>,
+    },
+}
+
+impl Fetched {
+    pub(super) fn failed(problem: impl Into<String>) -> Self {
+        Self::Failed { problem: problem.into(), wait: None }
+    }
+}
+
+/// A server's bulk evaluation.
+pub(super) struct Api {
+    client: Client,
+    url: String,
+    max_bytes: usize,
+}
+
+impl Api {
+    pub(super) fn new(config: &RemoteConfig) -> Result<Self> {
+        let invalid = |what: &'static str| Error::new(ErrorKind::ConfigInvalid, what);
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(token) = &config.token {
+            let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.0))
+                .map_err(|_| invalid("token can't be a header: give the server's token"))?;
+            bearer.set_sensitive(true);
+            headers.insert(AUTHORIZATION, bearer);
+        }
+        let is_secure =
+            config.base_url.get(..6).is_some_and(|head| head.eq_ignore_ascii_case("https:"));
+        // No redirects: the token is for this address alone.
+        let client = Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .tls_backend_preconfigured(tls(is_secure)?)
+            .default_headers(headers)
+            .user_agent("dezky")
+            .build()
+            .map_err(|error| invalid("the HTTP client can't be made").with_source(error))?;
+        let url = format!("{}/ofrep/v1/evaluate/flags", config.base_url.trim_end_matches('/'));
+        Ok(Self { client, url, max_bytes: config.max_answer_bytes })
+    }
+
+    /// Asks for all flags of the context in `body`; `tag` is that of what is known.
+    pub(super) async fn ask(&self, body: &str, tag: Option<&str>) -> Fetched {
+        let mut request = self.client.post(&self.url).body(body.to_owned());
+        if let Some(tag) = tag {
+            request = request.header(IF_NONE_MATCH, tag);
+        }
+        let mut response = match request.send().await {
+            Ok(response) => response,
+            Err(error) => return Fetched::failed(error.without_url().to_string()),
+        };
+        let (status, headers) = (response.status(), response.headers().clone());
+        match status {
+            StatusCode::NOT_MODIFIED => return Fetched::Unchanged,
+            StatusCode::OK | StatusCode::BAD_REQUEST => {}
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                return Fetched::failed(format!("it answers {status}: give it a valid token"));
+            }
+            _ => {
+                let wait = retry_after(&headers);
+                return Fetched::Failed { problem: format!("it answers {status}"), wait };
+            }
+        }
+        let mut bytes: Vec<u8> = Vec::new();
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) if bytes.len() + chunk.len() <= self.max_bytes => {
+                    bytes.extend_from_slice(&chunk);
+                }
+                Ok(Some(_)) => {
+                    let problem = format!(
+                        "its answer is larger than {} bytes: raise max_answer_bytes",
+                        self.max_bytes
+                    );
+                    return Fetched::failed(problem);
+                }
+                Ok(None) => break,
+                Err(error) => return Fetched::failed(error.without_url().to_string()),
+            }
+        }
+        read(status, &headers, &bytes)
+    }
+}
+
+#[derive(Deserialize)]
+struct All {
+    flags: Vec<Answer>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Refused {
+    error_code: String,
+    error_details: Option<String>,
+}
+
+fn read(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Fetched {
+    if status == StatusCode::OK {
+        let tag = headers.get(ETAG).and_then(|tag| tag.to_str().ok()).map(str::to_owned);
+        return match serde_json::from_slice::<All>(body) {
+            Ok(All { flags }) => Fetched::Answers { tag, flags },
+            Err(_) => Fetched::failed("its answer is not OFREP's: check base_url"),
+        };
+    }
+    match serde_json::from_slice::<Refused>(body) {
+        Ok(refused) => {
+            Fetched::Refused(refusal(&refused.error_code, refused.error_details.as_deref()))
+        }
+        Err(_) => Fetched::failed(format!("it answers {status}: check base_url")),
+    }
+}
+
+/// Seconds; a date is not waited for.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(MAX_WAIT))
+}
+
+/// By rustls and ring, with the certificates that the system trusts.
+fn tls(is_used: bool) -> Result<rustls::ClientConfig> {
+    let failed = |error: rustls::Error| {
+        let what = "the certificates that the system trusts can't be used; install them";
+        Error::new(ErrorKind::ConfigInvalid, what).with_source(error)
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(failed)?;
+    let builder = if is_used {
+        builder.with_platform_verifier().map_err(failed)?
+    } else {
+        // A plain connection never comes to use them.
+        builder.with_root_certificates(rustls::RootCertStore::empty())
+    };
+    Ok(builder.with_no_client_auth())
+}

@@ -1,0 +1,88 @@
+//! The event stream: tells clients to ask again.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse as _, Response};
+use dezky_flags::live::Subscription;
+use futures_util::stream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::state::AppState;
+
+/// The most event streams at a time: each has a connection of its own.
+const MAX_STREAMS: usize = 256;
+/// How often a comment keeps a silent stream alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// The event streams under way.
+#[derive(Debug)]
+pub(crate) struct EventStreams {
+    places: Arc<Semaphore>,
+    stopping: watch::Receiver<bool>,
+}
+
+impl EventStreams {
+    /// Streams that end when `stopping` becomes true.
+    pub(crate) fn new(stopping: watch::Receiver<bool>) -> Self {
+        Self { places: Arc::new(Semaphore::new(MAX_STREAMS)), stopping }
+    }
+}
+
+/// `GET /ofrep/v1/events`: a notice at every change of the flags, and one at the
+/// beginning unless `Last-Event-ID` is the current revision: a client that asked
+/// before it came here may have missed one.
+pub(in crate::routes) async fn events(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+) -> Response {
+    let Ok(place) = Arc::clone(&state.streams.places).try_acquire_owned() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "5")]).into_response();
+    };
+    // Before the look, so that no change happens unheard in between.
+    let changes = state.live.subscribe();
+    let revision = state.live.revision();
+    let last_seen = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()?.parse().ok());
+    let stream = Notices {
+        first: (last_seen != Some(revision)).then_some(revision),
+        changes,
+        stopping: state.streams.stopping.clone(),
+        _place: place,
+    };
+    let notices = stream::unfold(stream, |mut stream| async {
+        let notice = stream.next().await?;
+        Some((Ok::<_, Infallible>(notice), stream))
+    });
+    Sse::new(notices).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+}
+
+struct Notices {
+    /// Told without waiting.
+    first: Option<u64>,
+    changes: Subscription,
+    stopping: watch::Receiver<bool>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Notices {
+    /// The next one; `None` at the server's end.
+    async fn next(&mut self) -> Option<Event> {
+        if let Some(revision) = self.first.take() {
+            return Some(notice(revision));
+        }
+        tokio::select! {
+            // An error says that the sender is gone, which is an end too.
+            _ = self.stopping.wait_for(|stopping| *stopping) => None,
+            revision = self.changes.next() => Some(notice(revision)),
+        }
+    }
+}
+
+fn notice(revision: u64) -> Event {
+    Event::default().id(revision.to_string()).data(r#"{"type":"refetchEvaluation"}"#)
+}

@@ -1,0 +1,153 @@
+//! OFREP, the remote evaluation protocol of OpenFeature, version 0.3.
+
+mod context;
+mod events;
+mod refusal;
+mod tag;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use dezky_core::directory::TenantKey;
+use dezky_flags::FlagEvaluator as _;
+use dezky_flags::live::LiveSet;
+use dezky_flags::openfeature::Resolution;
+use serde::Serialize;
+use serde_json::json;
+
+use self::context::{Asker, Axes, Given};
+pub(crate) use self::events::EventStreams;
+pub(super) use self::events::events;
+use self::refusal::Refusal;
+pub(crate) use self::tag::SetDigest;
+use super::body;
+use super::parameters::Name;
+use crate::error::Problem;
+use crate::state::AppState;
+
+/// The most bytes of an evaluation's body.
+const MAX_BODY_BYTES: usize = 64 << 10;
+/// After how long without being looked at a client may close its event stream.
+const INACTIVITY_SECONDS: u32 = 120;
+
+/// A flag's answer.
+#[derive(Serialize)]
+struct Told<'a> {
+    key: &'a str,
+    #[serde(flatten)]
+    resolution: Resolution,
+}
+
+/// `POST /ofrep/v1/evaluate/flags/{key}`: one flag.
+pub(super) async fn evaluate(
+    State(state): State<AppState>,
+    name: Result<Name, Problem>,
+    request: Request,
+) -> Response {
+    // One that is not UTF-8 names nothing.
+    let key = name.map_or_else(|_| String::new(), |Name(key)| key);
+    match decide(&state, &key, request).await {
+        Ok(resolution) => Json(Told { key: &key, resolution }).into_response(),
+        Err(refusal) => refusal.answer(Some(&key)),
+    }
+}
+
+async fn decide(state: &AppState, key: &str, request: Request) -> Result<Resolution, Refusal> {
+    let (given, _) = read(request).await?;
+    let flags = state.live.current();
+    let axes = fill_in(state, given, || asks_whether_active(&flags, Some(key))).await?;
+    let decision = flags.set().evaluate(key, &axes.context());
+    Resolution::of_live(&flags, key, decision).ok_or_else(Refusal::flag_not_found)
+}
+
+/// `POST /ofrep/v1/evaluate/flags`: all of them, from one snapshot.
+pub(super) async fn evaluate_all(State(state): State<AppState>, request: Request) -> Response {
+    match decide_all(&state, request).await {
+        Ok(response) => response,
+        Err(refusal) => refusal.answer(None),
+    }
+}
+
+async fn decide_all(state: &AppState, request: Request) -> Result<Response, Refusal> {
+    let (given, headers) = read(request).await?;
+    let flags = state.live.current();
+    let axes = fill_in(state, given, || asks_whether_active(&flags, None)).await?;
+    let tag = state.flags_digest.tag(&flags, &axes);
+    Ok(unless_known(&headers, tag, || everything(&flags, &axes)))
+}
+
+/// The answer with its tag, or 304, for which none is made.
+fn unless_known(headers: &HeaderMap, tag: String, answer: impl FnOnce() -> Response) -> Response {
+    let is_known = tag::is_known(headers, &tag);
+    let response = if is_known { StatusCode::NOT_MODIFIED.into_response() } else { answer() };
+    ([(header::ETAG, tag)], response).into_response()
+}
+
+fn everything(flags: &LiveSet, axes: &Axes) -> Response {
+    let context = axes.context();
+    let decisions = flags.set().evaluate_all(&context);
+    let told: Vec<_> = decisions
+        .filter_map(|(key, decision)| {
+            Some(Told { key, resolution: Resolution::of_live(flags, key, decision)? })
+        })
+        .collect();
+    Json(json!({
+        "flags": told,
+        "metadata": { "revision": flags.revision() },
+        // Without an origin: the server does not know by which name it is reached.
+        "eventStreams": [{
+            "type": "sse",
+            "endpoint": { "requestUri": "/ofrep/v1/events" },
+            "inactivityDelaySec": INACTIVITY_SECONDS,
+        }],
+    }))
+    .into_response()
+}
+
+async fn read(request: Request) -> Result<(Given, HeaderMap), Refusal> {
+    let (parts, body) = request.into_parts();
+    let body = body::read(body, &parts.headers, MAX_BODY_BYTES).await?;
+    Ok((Given::parse(&body)?, parts.headers))
+}
+
+/// The context with what the directory knows. It is asked only for what is left out or
+/// needed, so that whoever says everything is answered while the store is down.
+async fn fill_in(
+    state: &AppState,
+    given: Given,
+    asks_whether_active: impl FnOnce() -> bool,
+) -> Result<Axes, Refusal> {
+    let known = if given.leaves_out() || asks_whether_active() {
+        state.subject_of(TenantKey::Id(&given.targeting_key)).await?
+    } else {
+        None
+    };
+    let known = known.as_ref().map(|subject| subject.context(None));
+    context::merge(given, Asker::Operator, known)
+}
+
+/// Whether the flag, or any, is for active tenants alone.
+fn asks_whether_active(flags: &Arc<LiveSet>, key: Option<&str>) -> bool {
+    let mut flags = flags.snapshot().flags.iter();
+    flags.any(|flag| flag.options.require_active_tenant && key.is_none_or(|key| key == flag.key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_is_not_made() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::IF_NONE_MATCH, "\"1-2-3-4\"".parse().unwrap());
+        let known = unless_known(&headers, "\"1-2-3-4\"".into(), || panic!("evaluated"));
+        assert_eq!(known.status(), StatusCode::NOT_MODIFIED);
+        assert_eq!(known.headers()[header::ETAG], "\"1-2-3-4\"");
+        let made = unless_known(&headers, "\"1-2-3-5\"".into(), || "all".into_response());
+        assert_eq!(made.status(), StatusCode::OK);
+        assert_eq!(made.headers()[header::ETAG], "\"1-2-3-5\"");
+    }
+}

@@ -1,0 +1,86 @@
+//! Errors as OFREP has them.
+
+use axum::Json;
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use dezky_core::Error;
+use serde_json::{Map, Value};
+
+use crate::error::Problem;
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// What was asked.
+    Asked {
+        status: StatusCode,
+        code: &'static str,
+        details: String,
+        header: Option<(HeaderName, HeaderValue)>,
+    },
+    /// It is none of their tenants; without a body.
+    Forbidden,
+}
+
+impl Refusal {
+    fn asked(status: StatusCode, code: &'static str, details: impl Into<String>) -> Self {
+        Self::Asked { status, code, details: details.into(), header: None }
+    }
+
+    pub(super) fn parse_error(details: impl Into<String>) -> Self {
+        Self::asked(StatusCode::BAD_REQUEST, "PARSE_ERROR", details)
+    }
+
+    pub(super) fn invalid_context(details: impl Into<String>) -> Self {
+        Self::asked(StatusCode::BAD_REQUEST, "INVALID_CONTEXT", details)
+    }
+
+    pub(super) fn targeting_key_missing() -> Self {
+        let details = "context.targetingKey is missing: send the tenant's id";
+        Self::asked(StatusCode::BAD_REQUEST, "TARGETING_KEY_MISSING", details)
+    }
+
+    pub(super) fn flag_not_found() -> Self {
+        let details = "there is no such flag: GET /flags lists those there are";
+        Self::asked(StatusCode::NOT_FOUND, "FLAG_NOT_FOUND", details)
+    }
+
+    /// The answer; about the flag `key`, if one was asked for.
+    pub(super) fn answer(self, key: Option<&str>) -> Response {
+        let Self::Asked { status, code, details, header } = self else {
+            return StatusCode::FORBIDDEN.into_response();
+        };
+        let mut body = Map::new();
+        if let Some(key) = key {
+            body.insert("key".into(), key.into());
+        }
+        body.insert("errorCode".into(), code.into());
+        body.insert("errorDetails".into(), details.into());
+        let mut response = (status, Json(Value::Object(body))).into_response();
+        if let Some((name, value)) = header {
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+
+    #[cfg(test)]
+    pub(super) fn code_and_details(&self) -> (&str, &str) {
+        match self {
+            Self::Asked { code, details, .. } => (code, details),
+            Self::Forbidden => ("", ""),
+        }
+    }
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        let (status, details, header) = problem.into_parts();
+        Self::Asked { status, code: "GENERAL", details, header }
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Problem::from(error).into()
+    }
+}

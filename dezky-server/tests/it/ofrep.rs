@@ -1,0 +1,536 @@
+//! Flags over OFREP, as its clients meet them.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dezky_core::rt::TokioRuntime;
+use dezky_flags::bucket;
+use dezky_flags::openfeature::{OfrepToken, RemoteConfig, RemoteFlagProvider};
+use jsonschema::Validator;
+use open_feature::provider::{FeatureProvider as _, ProviderStatus};
+use open_feature::{EvaluationContext, EvaluationErrorCode, EvaluationReason};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Client, Process, Server, until};
+
+const TOKEN: &str = "operator-token-0123456789";
+const ALL: &str = "/ofrep/v1/evaluate/flags";
+const EVENTS: &str = "/ofrep/v1/events";
+
+fn document() -> Value {
+    serde_json::from_str(include_str!("../../openapi.json")).unwrap()
+}
+
+/// Checks an answer against the document: its status is there for the path, and its
+/// body is as the schema says.
+fn check(path: &str, answer: &Answer) {
+    let mut document = document();
+    let response = &document["paths"][path]["post"]["responses"][answer.status.as_str()];
+    assert!(response.is_object(), "{path}: {answer:?}");
+    match response["content"]["application/json"]["schema"].clone() {
+        Value::Null => assert_eq!(answer.json, Value::Null, "{path}"),
+        schema => {
+            let components = document["components"].take();
+            let schema = json!({ "allOf": [schema], "components": components });
+            let validator: Validator = jsonschema::draft202012::new(&schema).unwrap();
+            let problems: Vec<_> =
+                validator.iter_errors(&answer.json).map(|error| error.to_string()).collect();
+            assert!(problems.is_empty(), "{path}: {problems:?}: {}", answer.json);
+        }
+    }
+}
+
+async fn one(client: &Client, key: &str, context: Value) -> Answer {
+    let answer = client.post(&format!("{ALL}/{key}"), json!({ "context": context })).await;
+    check("/ofrep/v1/evaluate/flags/{key}", &answer);
+    answer
+}
+
+async fn all(client: &Client, context: Value) -> Answer {
+    all_unless(client, context, &[]).await
+}
+
+async fn all_unless(client: &Client, context: Value, known: &[&str]) -> Answer {
+    let body = json!({ "context": context }).to_string();
+    let mut request = client.document(Method::POST, ALL, body);
+    for known in known {
+        request = request.header("If-None-Match", *known);
+    }
+    let answer = client.send(request).await;
+    check(ALL, &answer);
+    answer
+}
+
+/// One flag of every kind, and two tenants.
+async fn fill(client: &Client) {
+    for flag in [
+        json!({ "key": "always", "state": "on" }),
+        json!({ "key": "never" }),
+        json!({ "key": "pro-only", "state": "targeted", "scope": { "plans": ["pro"] } }),
+        json!({ "key": "nobody", "state": "targeted" }),
+        json!({ "key": "some", "state": "rollout", "pct": 50, "options": { "pctHundredths": 25 } }),
+        json!({ "key": "staging", "state": "rollout", "pct": 100,
+                "scope": { "environments": ["staging"] } }),
+        json!({ "key": "nordic", "state": "targeted", "scope": { "partnerSlugs": ["nordic"] } }),
+        json!({ "key": "live", "state": "on", "options": { "requireActiveTenant": true } }),
+    ] {
+        client.post("/flags", flag).await.with_status(201);
+    }
+    client.post("/partners", json!({ "slug": "nordic", "name": "N" })).await.with_status(201);
+    let acme = json!({ "id": "t-acme", "slug": "acme", "name": "Acme", "plan": "pro",
+                       "status": "active", "partnerId": "nordic" });
+    client.post("/tenants", acme).await.with_status(201);
+    let basic = json!({ "id": "t-basic", "slug": "basic", "name": "B", "plan": "basic" });
+    client.post("/tenants", basic).await.with_status(201);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_kind_of_flag_is_answered() {
+    let server = Server::start(&[]).await;
+    let client = &server.client;
+    fill(client).await;
+    let revision =
+        all(client, json!({ "targetingKey": "t-acme" })).await.json["metadata"]["revision"].clone();
+    let context = json!({ "targetingKey": "t-acme", "environment": "production", "more": [1] });
+    let some = bucket("t-acme", "some");
+    for (key, value, reason, ours) in [
+        ("always", true, "STATIC", "on".to_owned()),
+        ("never", false, "DISABLED", "off".to_owned()),
+        ("pro-only", true, "TARGETING_MATCH", "targeted".to_owned()),
+        ("nobody", false, "DEFAULT", "empty_scope".to_owned()),
+        ("staging", false, "DEFAULT", "scope_mismatch(environment)".to_owned()),
+        ("nordic", true, "TARGETING_MATCH", "targeted".to_owned()),
+        ("live", true, "STATIC", "on".to_owned()),
+    ] {
+        let answer = one(client, key, context.clone()).await.with_status(200);
+        let mut metadata = json!({ "reason": ours, "revision": revision });
+        if key == "staging" {
+            metadata["pct"] = json!(100.0);
+        }
+        let variant = if value { "on" } else { "off" };
+        let expected = json!({ "key": key, "value": value, "reason": reason,
+                               "variant": variant, "metadata": metadata });
+        assert_eq!(answer, expected);
+    }
+    let answer = one(client, "some", context.clone()).await.with_status(200);
+    assert_eq!((&answer["reason"], &answer["value"]), (&json!("SPLIT"), &json!(some <= 50)));
+    assert_eq!(
+        (&answer["metadata"]["bucket"], &answer["metadata"]["pct"]),
+        (&json!(some), &json!(50.25))
+    );
+    // A tenant that is not active, and one that the directory does not know.
+    for id in ["t-basic", "t-elsewhere"] {
+        let answer = one(client, "live", json!({ "targetingKey": id })).await.with_status(200);
+        assert_eq!(
+            (&answer["value"], &answer["reason"], &answer["metadata"]["reason"]),
+            (&json!(false), &json!("DEFAULT"), &json!("inactive_tenant"))
+        );
+    }
+    // One by one and all at once they are the same.
+    let bulk = all(client, context.clone()).await.with_status(200);
+    let flags = bulk["flags"].as_array().unwrap();
+    assert_eq!(flags.len(), client.get("/flags").await.json["flags"].as_array().unwrap().len());
+    for flag in flags {
+        let single = one(client, flag["key"].as_str().unwrap(), context.clone()).await;
+        assert_eq!(single.with_status(200), *flag);
+    }
+    assert_eq!(bulk["eventStreams"][0]["endpoint"]["requestUri"], EVENTS);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_context_wins_over_the_directory() {
+    let server = Server::start(&[]).await;
+    let client = &server.client;
+    fill(client).await;
+    let value = async |key: &str, context: Value| {
+        one(client, key, context).await.with_status(200)["value"].clone()
+    };
+    assert_eq!(value("pro-only", json!({ "targetingKey": "t-acme" })).await, true);
+    let said = json!({ "targetingKey": "t-acme", "plan": "basic", "partnerSlug": null });
+    assert_eq!(value("pro-only", said.clone()).await, false);
+    assert_eq!(value("nordic", said).await, false);
+    let unknown = json!({ "targetingKey": "nowhere", "plan": "pro" });
+    assert_eq!(value("pro-only", unknown).await, true);
+    assert_eq!(value("pro-only", json!({ "targetingKey": "nowhere" })).await, false);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_is_said_in_ofreps_words() {
+    let server = Server::start(&[]).await;
+    let client = &server.client;
+    let large = format!("{{\"context\":{{\"targetingKey\":\"{}\"}}}}", "x".repeat(64 << 10));
+    for (body, status, code, part) in [
+        ("{", 400, "PARSE_ERROR", "no JSON"),
+        ("{}", 400, "TARGETING_KEY_MISSING", "targetingKey"),
+        (r#"{"context":{"plan":"pro"}}"#, 400, "TARGETING_KEY_MISSING", "targetingKey"),
+        (r#"{"context":{"targetingKey":"t","plan":1}}"#, 400, "INVALID_CONTEXT", "context.plan"),
+        (&large, 413, "GENERAL", "65536 bytes"),
+    ] {
+        for (path, documented) in
+            [(ALL.to_owned(), ALL), (format!("{ALL}/k"), "/ofrep/v1/evaluate/flags/{key}")]
+        {
+            let answer = client.send(client.document(Method::POST, &path, body.to_owned())).await;
+            check(documented, &answer);
+            assert_eq!((answer.status.as_u16(), &answer.json["errorCode"]), (status, &json!(code)));
+            assert!(answer.json["errorDetails"].as_str().unwrap().contains(part), "{answer:?}");
+        }
+    }
+    let unknown = one(client, "no.such-flag", json!({ "targetingKey": "t" })).await;
+    assert_eq!(
+        (unknown.status.as_u16(), &unknown.json["errorCode"], &unknown.json["key"]),
+        (404, &json!("FLAG_NOT_FOUND"), &json!("no.such-flag"))
+    );
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_is_wanted_and_a_refusal_has_no_body() {
+    let server = Server::start(&[("DEZKY_OPERATOR_TOKEN", TOKEN)]).await;
+    let body = r#"{"context":{"targetingKey":"t"}}"#;
+    for path in [ALL.to_owned(), format!("{ALL}/k"), EVENTS.to_owned()] {
+        let method = if path == EVENTS { Method::GET } else { Method::POST };
+        let request = || server.client.document(method.clone(), &path, body);
+        for wrong in [
+            request(),
+            request().bearer_auth("wrong"),
+            request().header("X-API-Key", "wrong"),
+            server.client.document(method.clone(), &format!("{path}?token={TOKEN}"), body),
+        ] {
+            let response = wrong.send().await.unwrap();
+            assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{path}");
+            assert_eq!(response.headers()["www-authenticate"], "Bearer");
+            assert!(response.bytes().await.unwrap().is_empty());
+        }
+        for right in [request().bearer_auth(TOKEN), request().header("X-API-Key", TOKEN)] {
+            let status = right.send().await.unwrap().status();
+            assert!([200, 404].contains(&status.as_u16()), "{path}: {status}");
+        }
+    }
+    // Elsewhere the key is no token.
+    let flags = server.client.request(Method::GET, "/flags").header("X-API-Key", TOKEN);
+    server.client.send(flags).await.problem(401, "unauthorized");
+    server.stop().await;
+
+    let open = Server::start(&[]).await;
+    let foreign = open.client.document(Method::POST, ALL, body).header("Host", "evil.example");
+    let answer = open.client.send(foreign).await;
+    assert_eq!((answer.status.as_u16(), answer.json), (403, Value::Null));
+    open.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tag_changes_with_the_flags_and_with_the_context() {
+    let server = Server::start(&[]).await;
+    let client = &server.client;
+    fill(client).await;
+    let acme = json!({ "targetingKey": "t-acme" });
+    let first = all(client, acme.clone()).await;
+    let tag = first.header("etag").to_owned();
+    assert!(tag.starts_with("\"1-"), "{tag}");
+    for known in [&[&*tag][..], &["\"other\"", &format!("W/{tag}")], &["*"]] {
+        let answer = all_unless(client, acme.clone(), known).await;
+        assert_eq!((answer.status.as_u16(), answer.header("etag")), (304, &*tag), "{known:?}");
+    }
+    // What decides nothing changes nothing; nor does saying what the directory says.
+    let same = json!({ "targetingKey": "t-acme", "tenantSlug": "acme", "more": 1 });
+    assert_eq!(all_unless(client, same, &[&tag]).await.status, 304);
+    let context = json!({ "targetingKey": "t-acme", "plan": "basic" });
+    let other = all_unless(client, context, &[&tag]).await;
+    assert_eq!(other.status, 200);
+    assert_ne!(other.header("etag"), tag);
+
+    // The directory is a part of it.
+    client.patch("/tenants/acme", json!({ "plan": "basic" })).await.with_status(200);
+    let moved = all_unless(client, acme.clone(), &[&tag]).await;
+    let tag = moved.header("etag").to_owned();
+    assert_eq!(moved.status, 200);
+    client.patch("/flags/never", json!({ "state": "on" })).await.with_status(200);
+    let changed = all_unless(client, acme.clone(), &[&tag]).await;
+    assert_eq!(changed.status, 200);
+    let tag = changed.header("etag").to_owned();
+
+    // A restart changes nothing, another store with other flags does.
+    let folder = server.stop().await;
+    let server = Server::start_in(folder, &[]).await;
+    assert_eq!(all_unless(&server.client, acme.clone(), &[&tag]).await.status, 304);
+    let elsewhere = Server::start(&[]).await;
+    fill(&elsewhere.client).await;
+    elsewhere.client.patch("/tenants/acme", json!({ "plan": "basic" })).await.with_status(200);
+    elsewhere.client.patch("/flags/never", json!({ "state": "on" })).await.with_status(200);
+    let answer = all_unless(&elsewhere.client, acme, &[&tag]).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.json["metadata"], changed.json["metadata"], "the revision is the same");
+    server.stop().await;
+    elsewhere.stop().await;
+}
+
+/// Reads a stream up to an event; `None` at its end. Comments are skipped.
+async fn next_event(stream: &mut reqwest::Response, rest: &mut String) -> Option<String> {
+    loop {
+        if let Some((event, after)) = rest.split_once("\n\n") {
+            let (event, after) = (event.to_owned(), after.to_owned());
+            *rest = after;
+            if !event.starts_with(':') {
+                return Some(event);
+            }
+            continue;
+        }
+        let chunk = stream.chunk().await.ok()??;
+        rest.push_str(std::str::from_utf8(&chunk).unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_event_stream_tells_of_changes_and_ends_with_the_server() {
+    let server = Server::start(&[]).await;
+    let client = server.client.clone();
+    let revision = async || {
+        let answer = all(&client, json!({ "targetingKey": "t" })).await;
+        answer.json["metadata"]["revision"].as_u64().unwrap()
+    };
+    let open = async |last: Option<u64>| {
+        let mut request = client.request(Method::GET, EVENTS);
+        if let Some(last) = last {
+            request = request.header("Last-Event-ID", last.to_string());
+        }
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        response
+    };
+    let notice =
+        |revision: u64| format!("id: {revision}\ndata: {{\"type\":\"refetchEvaluation\"}}");
+    client.post("/flags", json!({ "key": "first" })).await.with_status(201);
+    let now = revision().await;
+    let (mut anew, mut anew_rest) = (open(None).await, String::new());
+    assert_eq!(next_event(&mut anew, &mut anew_rest).await, Some(notice(now)));
+    let (mut again, mut again_rest) = (open(Some(now)).await, String::new());
+    let (mut behind, mut behind_rest) = (open(Some(now - 1)).await, String::new());
+    assert_eq!(next_event(&mut behind, &mut behind_rest).await, Some(notice(now)));
+
+    client.post("/flags", json!({ "key": "k" })).await.with_status(201);
+    let then = revision().await;
+    assert!(then > now);
+    for (stream, rest) in [
+        (&mut anew, &mut anew_rest),
+        // Who has seen the revision is told of the next one first.
+        (&mut again, &mut again_rest),
+        (&mut behind, &mut behind_rest),
+    ] {
+        assert_eq!(next_event(stream, rest).await, Some(notice(then)));
+    }
+    let began = Instant::now();
+    server.stop().await;
+    assert_eq!(next_event(&mut anew, &mut anew_rest).await, None);
+    assert!(began.elapsed() < Duration::from_secs(5), "streams hold up the end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_have_a_bound() {
+    let server = Server::start(&[]).await;
+    let mut streams = Vec::new();
+    for _ in 0..256 {
+        let request = server.client.request(Method::GET, EVENTS);
+        let stream = request.send().await.unwrap();
+        assert_eq!(stream.status(), StatusCode::OK);
+        streams.push(stream);
+    }
+    let one_more = server.client.request(Method::GET, EVENTS).send().await.unwrap();
+    assert_eq!(one_more.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(one_more.headers()["retry-after"], "5");
+    drop(streams);
+    until("a place is free", async || {
+        let request = server.client.request(Method::GET, EVENTS);
+        request.send().await.unwrap().status() == StatusCode::OK
+    })
+    .await;
+    server.stop().await;
+}
+
+/// The routes of the router's source, each with its methods.
+fn routes() -> BTreeSet<(String, String)> {
+    let source = include_str!("../../src/routes/mod.rs");
+    let mut routes = BTreeSet::new();
+    for route in source.split(".route(").skip(1) {
+        let route = route.split(".route").next().unwrap();
+        let path = route.split('"').nth(1).unwrap();
+        for method in ["get", "post", "patch", "put", "delete"] {
+            if route.contains(&format!("{method}(")) {
+                routes.insert((path.to_owned(), method.to_owned()));
+            }
+        }
+    }
+    routes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_document_has_every_route_and_no_other() {
+    let server = Server::start(&[]).await;
+    let client = server.client.clone();
+    let answer = client.get("/openapi.json").await;
+    assert_eq!(answer.header("content-type"), "application/json");
+    let document = answer.with_status(200);
+    assert_eq!(document, self::document());
+    let mut documented = BTreeSet::new();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for method in operations.as_object().unwrap().keys().filter(|name| *name != "parameters") {
+            documented.insert((path.clone(), method.clone()));
+        }
+    }
+    assert_eq!(documented, routes());
+    for (path, method) in documented {
+        let place = path.replace(['{', '}'], "");
+        let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+        let response = client.request(method.clone(), &place).send().await.unwrap();
+        let status = response.status();
+        assert_ne!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
+        if status == StatusCode::NOT_FOUND {
+            let text = response.text().await.unwrap();
+            assert!(!text.contains("there is nothing at this path"), "{method} {path}");
+        }
+    }
+    // Every reference leads somewhere.
+    let text = document.to_string();
+    for reference in text.split("\"$ref\":\"#").skip(1) {
+        let pointer = reference.split('"').next().unwrap();
+        assert!(document.pointer(pointer).is_some(), "{pointer}");
+    }
+    server.stop().await;
+}
+
+fn tenant(id: &str) -> EvaluationContext {
+    EvaluationContext::default().with_targeting_key(id)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_remote_provider_reads_the_server_and_goes_on_without_it() {
+    let server = Server::start(&[("DEZKY_OPERATOR_TOKEN", TOKEN)]).await;
+    let client = server.client.with_token(TOKEN);
+    fill(&client).await;
+    let mut config = RemoteConfig::new(format!("http://{}/", server.running.address()));
+    config.poll_interval = Duration::from_millis(100);
+    let without = RemoteFlagProvider::new(config.clone(), Arc::new(TokioRuntime)).unwrap();
+    let refused = without.resolve_bool_value("always", &tenant("t-acme")).await.unwrap_err();
+    assert!(matches!(refused.code, EvaluationErrorCode::General(_)));
+    assert_eq!(without.status(), ProviderStatus::STALE);
+
+    config.token = Some(OfrepToken::new(TOKEN).unwrap());
+    let provider = RemoteFlagProvider::new(config, Arc::new(TokioRuntime)).unwrap();
+    let acme = tenant("t-acme");
+    let of = async |key: &str, context: &EvaluationContext| {
+        provider.resolve_bool_value(key, context).await
+    };
+    for (key, value, reason) in [
+        ("always", true, EvaluationReason::Static),
+        ("never", false, EvaluationReason::Disabled),
+        ("pro-only", true, EvaluationReason::TargetingMatch),
+        ("nobody", false, EvaluationReason::Default),
+        ("some", bucket("t-acme", "some") <= 50, EvaluationReason::Split),
+    ] {
+        let details = of(key, &acme).await.unwrap();
+        assert_eq!((details.value, details.reason), (value, Some(reason)), "{key}");
+        assert_eq!(details.variant.as_deref(), Some(if value { "on" } else { "off" }));
+        assert!(details.flag_metadata.unwrap().values.contains_key("revision"));
+    }
+    let unknown = of("no-such-flag", &acme).await.unwrap_err();
+    assert_eq!(unknown.code, EvaluationErrorCode::FlagNotFound);
+    let keyless = of("always", &EvaluationContext::default()).await.unwrap_err();
+    assert_eq!(keyless.code, EvaluationErrorCode::TargetingKeyMissing);
+    let long = of("always", &tenant(&"x".repeat(257))).await.unwrap_err();
+    assert_eq!(long.code, EvaluationErrorCode::InvalidContext);
+    let text = provider.resolve_string_value("always", &acme).await.unwrap_err();
+    assert_eq!(text.code, EvaluationErrorCode::TypeMismatch);
+    let basic = acme.clone().with_custom_field("plan", "basic");
+    assert!(!of("pro-only", &basic).await.unwrap().value);
+
+    // It follows.
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let follows = provider.clone();
+    let following = tokio::spawn(async move {
+        follows
+            .run(async {
+                let _ = stopped.await;
+            })
+            .await;
+    });
+    client.patch("/flags/never", json!({ "state": "on" })).await.with_status(200);
+    until("the change", async || of("never", &acme).await.unwrap().value).await;
+
+    // It goes on.
+    server.stop().await;
+    until("stale answers", async || {
+        let details = of("never", &acme).await.unwrap();
+        assert!(details.value);
+        details.reason == Some(EvaluationReason::Other("STALE".into()))
+    })
+    .await;
+    assert_eq!(provider.status(), ProviderStatus::STALE);
+    let cold = of("never", &tenant("t-basic")).await.unwrap_err();
+    assert!(matches!(cold.code, EvaluationErrorCode::General(_)));
+    stop.send(()).unwrap();
+    following.await.unwrap();
+}
+
+/// The folder of the clients from the registries.
+fn clients() -> PathBuf {
+    let folder = std::env::var_os("DEZKY_TEST_OFREP_CLIENTS").unwrap_or_else(|| {
+        panic!("DEZKY_TEST_OFREP_CLIENTS is not set: run the tests by .ci/with-ofrep-clients")
+    });
+    PathBuf::from(folder)
+}
+
+/// Lets a client read a server that is a process of its own, up to its end.
+async fn reads_the_server(mut command: tokio::process::Command) {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Process::start(folder.path(), &[("DEZKY_OPERATOR_TOKEN", TOKEN)]);
+    let client = server.client.with_token(TOKEN);
+    fill(&client).await;
+    let split = bucket("t-acme", "some") <= 50;
+    let output = command
+        .env("OFREP_URL", format!("http://{}", server.address))
+        .env("OFREP_TOKEN", TOKEN)
+        .env("OFREP_SPLIT", split.to_string())
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(Duration::from_mins(2), output);
+    let output = output.await.expect("the client ends").expect("the client starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        output.status.success() && text(&output.stdout).trim_end().ends_with("all is well"),
+        "{}{}",
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    server.stop().await;
+}
+
+fn script(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/ofrep").join(name)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_client_of_python_reads_the_server() {
+    let mut command = tokio::process::Command::new(clients().join("python/bin/python"));
+    command.arg(script("client.py"));
+    reads_the_server(command).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_clients_of_javascript_read_the_server() {
+    let mut command = tokio::process::Command::new("node");
+    // Modules are looked for beside the script, or where this says.
+    command.arg(script("client.cjs")).env("NODE_PATH", clients().join("javascript/node_modules"));
+    reads_the_server(command).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_client_of_rust_reads_the_server() {
+    reads_the_server(tokio::process::Command::new(clients().join("rust-client"))).await;
+}
