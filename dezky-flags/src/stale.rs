@@ -109,9 +109,10 @@ pub fn stale_flags(
         let expired = flag.options.expires_at.filter(|at| *at <= now);
         let expired = expired.map(|since| StaleReason::Expired { since });
         let unchanged = Some(flag.updated_at).filter(is_long_ago);
-        let unchanged = unchanged.and_then(|since| match always(flag)? {
-            true => Some(StaleReason::OnForEverybody { since }),
-            false => Some(StaleReason::OffForEverybody { since }),
+        let unchanged = unchanged.and_then(|since| {
+            let on = StaleReason::OnForEverybody { since };
+            let off = StaleReason::OffForEverybody { since };
+            Some(if always(flag)? { on } else { off })
         });
         let unused = usage.and_then(|usage| {
             let last = used.get(flag.key.as_str()).and_then(|flag| flag.last_evaluated);

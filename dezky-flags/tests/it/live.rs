@@ -453,7 +453,7 @@ fn evaluations_are_counted_where_that_is_asked_for() {
     live.current().set().evaluate("b", &FlagContext::default());
     // Seen at the next poll, whose time it has from then on.
     go_on(&manual, run.as_mut(), POLL);
-    go_on(&manual, run.as_mut(), Duration::from_secs(60));
+    go_on(&manual, run.as_mut(), Duration::from_mins(1));
     assert_eq!(counts(), [counted("a", 1, 0, Some(60)), counted("b", 0, 1, Some(60))]);
 
     // A flag that is changed keeps its counts, one that is made counts from 0, and a set

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dezky_core::store::MemoryAuditStore;
-use dezky_core::{ErrorKind, Runtime, Timestamp};
+use dezky_core::{ErrorKind, Runtime};
 use dezky_flags::live::{LiveConfig, MAX_FILE_BYTES};
 use dezky_flags::store::{
     FlagChange, FlagStore, LazyFlagStore, MAX_FLAGS, MemoryFlagStore, Snapshot,
@@ -47,8 +47,8 @@ fn a_start_without_the_store_decides_by_the_file() {
     line.set(DOWN);
     let written = fs::File::open(&path).unwrap();
     let hour = Duration::from_hours(1);
-    let earlier = Timestamp::from_millis_clamped(manual.now().as_millis()).as_millis();
-    let earlier = Duration::from_millis(earlier.cast_unsigned()) - hour;
+    let hour_ago = manual.now().as_millis() - 3_600_000;
+    let earlier = Duration::from_millis(hour_ago.cast_unsigned());
     written.set_modified(std::time::UNIX_EPOCH + earlier).unwrap();
 
     let live = open(&line, &runtime, with_file(&path));

@@ -180,7 +180,7 @@ async fn change(editor: &mut Editor, live: &LiveFlags, n: u64) -> Duration {
     editor.tell("go");
     let both = async { tokio::join!(waits, editor.hear()) };
     let (seen, committed) = tokio::time::timeout(PATIENCE, both).await.expect("is seen");
-    assert_eq!(is_on(live, KEY), n % 2 == 0);
+    assert_eq!(is_on(live, KEY), n.is_multiple_of(2));
     let committed = Timestamp::parse(&committed).unwrap();
     seen.saturating_since(committed)
 }
