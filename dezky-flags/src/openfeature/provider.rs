@@ -72,7 +72,7 @@ impl FlagProvider {
             Flags::Any(flags) => Resolution::of(flags.evaluate(key, context)),
             Flags::Live(live) => {
                 let flags = live.current();
-                Resolution::of_live(&flags, key, flags.set().evaluate(key, context))
+                Resolution::of_live(&flags, key, flags.evaluate(key, context))
             }
         }
     }

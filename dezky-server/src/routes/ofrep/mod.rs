@@ -59,7 +59,7 @@ async fn decide(state: &AppState, key: &str, request: Request) -> Result<Resolut
     let (given, _) = read(request).await?;
     let flags = state.live.current();
     let axes = fill_in(state, given, || asks_whether_active(&flags, Some(key))).await?;
-    let decision = flags.set().evaluate(key, &axes.context());
+    let decision = flags.evaluate(key, &axes.context());
     Resolution::of_live(&flags, key, decision).ok_or_else(Refusal::flag_not_found)
 }
 
@@ -88,7 +88,7 @@ fn unless_known(headers: &HeaderMap, tag: String, answer: impl FnOnce() -> Respo
 
 fn everything(flags: &LiveSet, axes: &Axes) -> Response {
     let context = axes.context();
-    let decisions = flags.set().evaluate_all(&context);
+    let decisions = flags.evaluate_all(&context);
     let told: Vec<_> = decisions
         .filter_map(|(key, decision)| {
             Some(Told { key, resolution: Resolution::of_live(flags, key, decision)? })
