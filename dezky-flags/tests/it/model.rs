@@ -182,7 +182,7 @@ fn a_patch_leaves_what_it_does_not_name() {
     assert_eq!(Flag { scope: flag.scope.clone(), ..patched }, flag);
 }
 
-fn option_patch(body: Value) -> FlagPatch {
+fn option_patch(body: &Value) -> FlagPatch {
     FlagPatch::from_json(&json!({ "options": body })).unwrap()
 }
 
@@ -222,7 +222,7 @@ fn options_out_of_bounds_are_named_with_their_bound() {
     let whole = json!({"key": "a", "pct": 100, "options": {"pctHundredths": 1}});
     assert_eq!(NewFlag::from_json(&whole).unwrap_err().to_string(), hundredths);
     let full = Flag { pct: 100, ..version_1() };
-    let refused = full.patched(&option_patch(json!({"pctHundredths": 1}))).unwrap_err();
+    let refused = full.patched(&option_patch(&json!({"pctHundredths": 1}))).unwrap_err();
     assert_eq!(refused.to_string(), hundredths);
     for options in [
         json!({"seed": "s".repeat(64), "pctHundredths": 99}),
@@ -239,24 +239,24 @@ fn options_change_one_by_one_and_null_takes_away() {
         "seed": "s", "pctHundredths": 50, "requireActiveTenant": true,
         "expiresAt": "2027-01-31T00:00:00.000Z",
     });
-    let flag = version_1().patched(&option_patch(all.clone())).unwrap();
+    let flag = version_1().patched(&option_patch(&all)).unwrap();
     assert_eq!(serde_json::to_value(&flag).unwrap()["options"], all);
-    let less = flag.patched(&option_patch(json!({"seed": null}))).unwrap();
+    let less = flag.patched(&option_patch(&json!({"seed": null}))).unwrap();
     assert_eq!(FlagOptions { seed: None, ..flag.options.clone() }, less.options);
     assert_eq!(less.bucket_key(), "chat.threads");
-    let never = flag.patched(&option_patch(json!({"expiresAt": null}))).unwrap();
+    let never = flag.patched(&option_patch(&json!({"expiresAt": null}))).unwrap();
     assert_eq!(FlagOptions { expires_at: None, ..flag.options.clone() }, never.options);
-    assert_eq!(flag.patched(&option_patch(json!({}))).unwrap(), flag);
+    assert_eq!(flag.patched(&option_patch(&json!({}))).unwrap(), flag);
     let none = json!({
         "seed": null, "pctHundredths": 0, "requireActiveTenant": false, "expiresAt": null,
     });
-    let none = flag.patched(&option_patch(none)).unwrap();
+    let none = flag.patched(&option_patch(&none)).unwrap();
     assert_eq!(serde_json::to_string(&none).unwrap(), VERSION_1, "as if it never had any");
 }
 
 #[test]
 fn a_percentage_without_hundredths_has_none() {
-    let flag = version_1().patched(&option_patch(json!({"pctHundredths": 50}))).unwrap();
+    let flag = version_1().patched(&option_patch(&json!({"pctHundredths": 50}))).unwrap();
     assert_eq!(flag.threshold(), 2_550);
     let of = |body: Value| flag.patched(&FlagPatch::from_json(&body).unwrap()).unwrap();
     assert_eq!(of(json!({"description": "other"})).threshold(), 2_550);
