@@ -215,7 +215,11 @@ pub(super) async fn evaluate(
     let flags = state.live.current();
     let context = subject.context(question.environment.as_deref());
     if explain {
-        return Ok(Json(explained(&flags.snapshot().explain_all(&context))));
+        let answers = flags.snapshot().explain_all(&context);
+        for (key, why) in &answers {
+            flags.count(key, why.decision.value);
+        }
+        return Ok(Json(explained(&answers)));
     }
     let answers = flags.evaluate_all(&context);
     let values: Map<_, _> =

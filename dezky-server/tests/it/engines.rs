@@ -35,7 +35,7 @@ on_every_engine! {
     flags::a_key_is_given_once_and_a_patch_without_effect_leaves_no_trace,
     flags::decisions_follow_plan_partner_and_environment_and_say_why,
     previews::a_change_reaches_exactly_whom_its_preview_names,
-    flags::a_second_process_decides_alike_and_sees_changes_at_once,
+    flags::a_second_process_decides_alike_and_soon_sees_changes,
     directory::a_tenant_is_made_read_and_changed,
     directory::lists_come_in_pages_by_slug,
     directory::a_partner_is_attached_by_id_or_slug_and_their_customers_are_counted,

@@ -6,7 +6,7 @@ use reqwest::Method;
 use reqwest::header::IF_MATCH;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Beside, Client, Engine, Process, Server, in_order, verbs};
+use crate::support::{Answer, Beside, Client, Engine, Process, Server, in_order, until, verbs};
 
 /// Changes a flag if it has the version that `if_match` names.
 async fn patch_if(client: &Client, key: &str, if_match: &str, body: Value) -> Answer {
@@ -365,7 +365,7 @@ pub(crate) async fn decisions_follow_plan_partner_and_environment_and_say_why(en
     server.stop().await;
 }
 
-pub(crate) async fn a_second_process_decides_alike_and_sees_changes_at_once(engine: Engine) {
+pub(crate) async fn a_second_process_decides_alike_and_soon_sees_changes(engine: Engine) {
     let server = Server::on(engine, &[]).await;
     let folder = tempfile::tempdir().unwrap();
     tenants(&server.client).await;
@@ -382,14 +382,24 @@ pub(crate) async fn a_second_process_decides_alike_and_sees_changes_at_once(engi
     for (writer, reader) in [(there, here), (here, there), (there, here)] {
         for state in ["on", "off"] {
             writer.patch("/flags/f0", json!({ "state": state })).await.with_status(200);
-            assert_eq!(evaluate(reader, "", "acme", None).await["f0"], state == "on");
+            until("the other process sees it", async || {
+                evaluate(reader, "", "acme", None).await["f0"] == (state == "on")
+            })
+            .await;
             assert_eq!(reader.get("/flags/f0").await.json["state"], state);
         }
         let new = json!({ "key": "new", "state": "on" });
         writer.post("/flags", new).await.with_status(201);
-        assert_eq!(evaluate(reader, "", "beta", None).await["new"], true);
+        let has_new = async |value: Option<bool>| {
+            until("the other process sees it", async || {
+                let all = evaluate(reader, "", "beta", None).await;
+                all.get("new").and_then(Value::as_bool) == value
+            })
+            .await;
+        };
+        has_new(Some(true)).await;
         assert_eq!(writer.delete("/flags/new").await.status, 204);
-        assert_eq!(evaluate(reader, "", "beta", None).await.get("new"), None);
+        has_new(None).await;
     }
     // Editors of both processes lose nothing to each other.
     let first = here.get("/flags/f1").await.json["version"].as_u64().unwrap();
