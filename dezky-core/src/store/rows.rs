@@ -307,6 +307,7 @@ impl ExistingRow {
         text: impl Fn(&'static str) -> Option<String>,
         erasure: Option<&[u8]>,
     ) -> Self {
+        // In the order of `COMPARED`.
         let columns = [
             "actor_type",
             "actor_id",
