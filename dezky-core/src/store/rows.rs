@@ -298,6 +298,36 @@ impl ExistingRow {
         }
     }
 
+    /// What a row of an engine says, by column. One that was changed so that it can't be
+    /// read still has its identity: it counts as there, and differs.
+    #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
+    pub(super) fn of_columns(
+        seq: Option<i64>,
+        id: Option<Uuid>,
+        text: impl Fn(&'static str) -> Option<String>,
+        erasure: Option<&[u8]>,
+    ) -> Self {
+        // In the order of `COMPARED`.
+        let columns = [
+            "actor_type",
+            "actor_id",
+            "actor_email",
+            "action",
+            "outcome",
+            "resource_type",
+            "resource_id",
+        ];
+        let erasure = erasure.and_then(|bytes| Erasure::from_bytes(bytes).ok());
+        Self {
+            seq: seq.and_then(|seq| u64::try_from(seq).ok()).unwrap_or(0),
+            id: id.unwrap_or_default(),
+            source: text("source").unwrap_or_default(),
+            external_id: text("external_id"),
+            compared: columns.map(text),
+            erased: erasure.map(|e| e.commitments.into_keys().collect()).unwrap_or_default(),
+        }
+    }
+
     /// The fields in which `event` says something else.
     pub fn differences(&self, event: &AuditEvent) -> Vec<Field> {
         let differs = |(field, value): &(Field, &Option<String>)| {

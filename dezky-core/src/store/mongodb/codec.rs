@@ -12,7 +12,7 @@ use crate::store::{
     CursorKey, ExistingRow, Folds, Head, LeaseRow, LogState, NewRow, QuarantinedItem, ScannedRow,
     StoredRow, UnreadableRow,
 };
-use crate::{AuditEvent, Error, ErrorKind, Field, Metadata, Result, StoredEvent, Timestamp};
+use crate::{AuditEvent, Error, ErrorKind, Metadata, Result, StoredEvent, Timestamp};
 
 /// A field and what is wrong with it; never its value.
 type Problem = String;
@@ -86,30 +86,11 @@ pub(super) fn compared_fields() -> Document {
     }
 }
 
-/// A row that was changed so that it can't be read still has its identity: it
-/// counts as there, and differs.
 pub(super) fn existing_row(row: &RawDocument) -> ExistingRow {
+    let id = binary(row, "id").ok().and_then(|id| Uuid::from_slice(id).ok());
     let text = |name| optional_text(row, name).ok().flatten();
     let erasure = optional_binary(row, "erasure").ok().flatten();
-    ExistingRow {
-        seq: int(row, "_id").ok().and_then(|seq| u64::try_from(seq).ok()).unwrap_or(0),
-        id: binary(row, "id").ok().and_then(|id| Uuid::from_slice(id).ok()).unwrap_or_default(),
-        source: text("source").unwrap_or_default(),
-        external_id: text("external_id"),
-        compared: ExistingRow::COMPARED.map(|field| match field {
-            Field::ActorType => text("actor_type"),
-            Field::ActorId => text("actor_id"),
-            Field::ActorEmail => text("actor_email"),
-            Field::Action => text("action"),
-            Field::Outcome => text("outcome"),
-            Field::ResourceType => text("resource_type"),
-            _ => text("resource_id"),
-        }),
-        erased: erasure
-            .and_then(|bytes| Erasure::from_bytes(bytes).ok())
-            .map(|erasure| erasure.commitments.into_keys().collect())
-            .unwrap_or_default(),
-    }
+    ExistingRow::of_columns(int(row, "_id").ok(), id, text, erasure)
 }
 
 fn stored_row(row: &RawDocument) -> Result<StoredRow, Problem> {

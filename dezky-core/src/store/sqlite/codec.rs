@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::integrity::{Erasure, Evidence};
 use crate::store::{ExistingRow, Folds, ScannedRow, StoredRow, UnreadableRow};
-use crate::{AuditEvent, Error, ErrorKind, Field, Metadata, Result, StoredEvent, Timestamp};
+use crate::{AuditEvent, Error, ErrorKind, Metadata, Result, StoredEvent, Timestamp};
 
 /// The columns of an event, in the order in which they are inserted.
 pub(super) const COLUMNS: &str = "seq, id, at, received_at, actor_type, actor_id, actor_email, \
@@ -36,33 +36,11 @@ pub(super) fn listed_row(row: &SqliteRow) -> Result<StoredEvent> {
 pub(super) const COMPARED_COLUMNS: &str = "e.seq, e.id, e.source, e.external_id, e.actor_type, \
     e.actor_id, e.actor_email, e.action, e.outcome, e.resource_type, e.resource_id, e.erasure";
 
-/// A row that was changed so that it can't be read still has its identity: it
-/// counts as there, and differs.
 pub(super) fn existing_row(row: &SqliteRow) -> ExistingRow {
+    let id = get::<&[u8]>(row, "id").ok().and_then(|id| Uuid::from_slice(id).ok());
     let text = |column| get::<Option<String>>(row, column).ok().flatten();
     let erasure = get::<Option<&[u8]>>(row, "erasure").ok().flatten();
-    ExistingRow {
-        seq: get::<i64>(row, "seq").ok().and_then(|seq| u64::try_from(seq).ok()).unwrap_or(0),
-        id: get::<&[u8]>(row, "id")
-            .ok()
-            .and_then(|id| Uuid::from_slice(id).ok())
-            .unwrap_or_default(),
-        source: text("source").unwrap_or_default(),
-        external_id: text("external_id"),
-        compared: ExistingRow::COMPARED.map(|field| match field {
-            Field::ActorType => text("actor_type"),
-            Field::ActorId => text("actor_id"),
-            Field::ActorEmail => text("actor_email"),
-            Field::Action => text("action"),
-            Field::Outcome => text("outcome"),
-            Field::ResourceType => text("resource_type"),
-            _ => text("resource_id"),
-        }),
-        erased: erasure
-            .and_then(|bytes| Erasure::from_bytes(bytes).ok())
-            .map(|erasure| erasure.commitments.into_keys().collect())
-            .unwrap_or_default(),
-    }
+    ExistingRow::of_columns(get(row, "seq").ok(), id, text, erasure)
 }
 
 fn corrupt(problem: &Problem) -> Error {
