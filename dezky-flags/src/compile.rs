@@ -239,10 +239,11 @@ impl FlagSet {
     /// assert_eq!(json, r#"{"chat":true,"mail":false}"#);
     /// ```
     pub fn values_into(&self, context: &FlagContext<'_>, values: &mut Bits) {
-        let mut batch = Batch::new(self.engine, context.tenant_id);
+        let mut batch =
+            Batch::new(self.engine, self.reading, context.tenant_id, &self.plan.bucket_keys);
         let words = values.reset(self.len());
-        let decide = |words: &mut [u64], place: usize, digest: &_| {
-            let inside = self.reading.fine(digest) < self.plan.thresholds[place];
+        let decide = |words: &mut [u64], place: usize, bucket: u16| {
+            let inside = bucket < self.plan.thresholds[place];
             words[place / 64] |= u64::from(inside) << (place % 64);
         };
         let mut scope = self.plan.scope(context);
@@ -253,22 +254,20 @@ impl FlagSet {
             for place in bits::ones(masks.hashed & inside) {
                 let place = 64 * at + place;
                 let key = &self.flags[place].bucket_key;
-                batch.push(place, key, |place, digest| decide(words, place, &digest));
+                batch.push(place, key, |place, bucket| decide(words, place, bucket));
             }
         }
-        batch.finish(|place, digest| decide(words, place, &digest));
+        batch.finish(|place, bucket| decide(words, place, bucket));
     }
 
     /// The tenant's row: its buckets for all flags. It takes a digest for each of them.
     pub fn bucket_row(&self, tenant_id: &str) -> BucketRow {
         let mut buckets = vec![0; 64 * self.plan.masks.len()].into_boxed_slice();
-        let mut batch = Batch::new(self.engine, tenant_id);
+        let mut batch = Batch::new(self.engine, self.reading, tenant_id, &self.plan.bucket_keys);
         for (place, flag) in self.flags.iter().enumerate() {
-            batch.push(place, &flag.bucket_key, |place, digest| {
-                buckets[place] = self.reading.fine(&digest);
-            });
+            batch.push(place, &flag.bucket_key, |place, bucket| buckets[place] = bucket);
         }
-        batch.finish(|place, digest| buckets[place] = self.reading.fine(&digest));
+        batch.finish(|place, bucket| buckets[place] = bucket);
         BucketRow { tenant_id: tenant_id.into(), bucket_print: *self.bucket_print(), buckets }
     }
 
