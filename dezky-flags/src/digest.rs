@@ -111,17 +111,14 @@ impl DigestEngine {
     /// The digests of the lanes that are `filled`; what the others hold means nothing.
     fn digests(self, blocks: &[Block], filled: usize) -> LaneWords {
         // For few texts most of the lanes' work would be thrown away.
-        let few = if has_sha_instructions() { 7 } else { 2 };
         #[cfg(target_arch = "x86_64")]
-        if filled > few {
-            if self == Self::Avx512
-                && let Some(digests) = lanes::avx512(blocks)
-            {
-                return digests;
-            }
-            if self == Self::Avx2
-                && let Some(digests) = lanes::avx2(blocks, filled)
-            {
+        if filled > if has_sha_instructions() { 7 } else { 2 } {
+            let digests = match self {
+                Self::Avx512 => lanes::avx512(blocks),
+                Self::Avx2 => lanes::avx2(blocks, filled),
+                Self::Blocks => None,
+            };
+            if let Some(digests) = digests {
                 return digests;
             }
         }

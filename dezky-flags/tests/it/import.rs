@@ -1,10 +1,12 @@
 //! Definitions from elsewhere.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use dezky_core::store::Capabilities;
 use dezky_core::testkit::{ManualRuntime, Reopen};
-use dezky_core::{Actor, AuditLog, ErrorKind, Runtime};
-use dezky_flags::store::{MAX_FLAGS, Snapshot};
+use dezky_core::{Actor, AuditLog, ErrorKind, Result, Runtime, SealedEvent};
+use dezky_flags::store::{FlagChange, FlagStore, FlagTable, MAX_FLAGS, Snapshot};
 use dezky_flags::testkit::{FlagGenerator, FlagStoreHarness, Opened};
 use dezky_flags::{
     Edit, FlagFile, FlagOptions, FlagPatch, FlagState, Flags, ImportMode, NewFlag, Scope,
@@ -227,5 +229,59 @@ fn who_comes_in_between_is_no_failure() {
         let events = actions(&opened).await;
         assert_eq!(events.iter().filter(|action| *action == "flag.created").count(), 50);
         assert_eq!(events.len() as u64, opened.store.revision().await.unwrap());
+    });
+}
+
+/// A store in which somebody edits two flags right before the second commit.
+struct Meddled {
+    store: Arc<dyn FlagStore>,
+    editor: Flags,
+    commits: AtomicUsize,
+}
+
+#[async_trait::async_trait]
+impl FlagStore for Meddled {
+    fn capabilities(&self) -> Capabilities {
+        self.store.capabilities()
+    }
+
+    async fn table(&self) -> Result<FlagTable> {
+        self.store.table().await
+    }
+
+    async fn commit(&self, changes: Vec<FlagChange>, events: Vec<SealedEvent>) -> Result<()> {
+        if self.commits.fetch_add(1, Ordering::Relaxed) == 1 {
+            let patch = FlagPatch { pct: Some(77), ..FlagPatch::default() };
+            for key in ["k0000", "k1004"] {
+                self.editor.update(key, &patch, None, &edit()).await?;
+            }
+        }
+        self.store.commit(changes, events).await
+    }
+
+    async fn restore(&self, table: FlagTable) -> Result<()> {
+        self.store.restore(table).await
+    }
+}
+
+/// What an import has committed is its editors' from then on, though it goes on.
+#[test]
+fn an_import_overwrites_no_edit_that_came_after_its_own() {
+    tokio().block_on(async {
+        let opened = Memory.open(Reopen::No).await;
+        let runtime: Arc<dyn Runtime> = Arc::new(dezky_core::rt::TokioRuntime);
+        let log = Arc::new(AuditLog::new(opened.log.clone(), runtime.clone()));
+        let editor = || Flags::new(opened.store.clone(), log.clone(), runtime.clone());
+        editor().create(rollout("k1004", 1), &edit()).await.unwrap();
+        let commits = AtomicUsize::new(0);
+        let store = Meddled { store: opened.store.clone(), editor: editor(), commits };
+        let flags = Flags::new(Arc::new(store), log.clone(), runtime.clone());
+        // Two commits.
+        let new: Vec<_> = (0..1_005).map(|n| rollout(&format!("k{n:04}"), 25)).collect();
+        let imported = flags.import(&new, OVERWRITE, &edit()).await.unwrap();
+        assert_eq!((imported.count("created"), imported.count("updated")), (1_004, 1));
+        let pct = async |key| editor().get(key).await.unwrap().unwrap().pct;
+        assert_eq!(pct("k0000").await, 77, "edited after it was imported");
+        assert_eq!(pct("k1004").await, 25, "edited before it was imported");
     });
 }
