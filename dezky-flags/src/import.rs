@@ -118,13 +118,10 @@ impl Flags {
     ) -> Result<Imported> {
         check_note(edit.note.as_deref())?;
         let flags = self.checked(flags)?;
-        let turn = self.turn.lock().await;
         let mut done = HashMap::new();
         let result = self.import_all(&flags, mode, edit, &mut done).await;
-        if done.is_empty() {
-            drop(turn);
-        } else {
-            self.finish(turn).await;
+        if !done.is_empty() {
+            self.tell().await;
         }
         result
     }
@@ -151,7 +148,11 @@ impl Flags {
                     changes.push(change);
                     events.push(event);
                 }
-                match self.store.commit(changes, events).await {
+                // For each commit anew: whoever kills a flag must not wait for all of them.
+                let turn = self.turn.lock().await;
+                let committed = self.store.commit(changes, events).await;
+                drop(turn);
+                match committed {
                     Ok(()) => done.extend(keys),
                     Err(error) => {
                         self.again(overtaken(error), &mut attempts).await?;
