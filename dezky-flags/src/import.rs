@@ -104,7 +104,8 @@ impl Flags {
     /// unchanged the next time. Up to 1,000 changes and 4 MiB of flags commit together;
     /// more come in several commits, of which those before an error stay, and the same
     /// import again goes on. A flag that was removed is made again: whoever imports wants
-    /// it.
+    /// it. Other editors wait for a commit at most, and what they change of a flag that was
+    /// committed stays.
     ///
     /// # Errors
     /// `field_invalid` names the flag, also if a key is there twice; `state_conflict` if

@@ -303,7 +303,7 @@ fn an_import_goes_on_beside_editors() {
             killed
         };
         let both = join(flags.import(&new, OVERWRITE, &by), kill);
-        let both = tokio::time::timeout(Duration::from_secs(60), both).await;
+        let both = tokio::time::timeout(Duration::from_mins(1), both).await;
         let (imported, killed) = both.expect("neither waits for the other");
         assert_eq!(killed.unwrap().state, FlagState::Off);
         let imported = imported.unwrap();
