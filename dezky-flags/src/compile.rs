@@ -14,9 +14,7 @@ use self::plan::{Decisions, Plan};
 use crate::digest::{Batch, DigestEngine};
 use crate::evaluate::{axes, rolled_out, value_of};
 use crate::store::Snapshot;
-use crate::{
-    Axis, BucketReading, Decision, Flag, FlagContext, FlagEvaluator, FlagState, MAX_PCT, Reason,
-};
+use crate::{Axis, BucketReading, Decision, Flag, FlagContext, FlagEvaluator, FlagState, Reason};
 
 /// Flags compiled for deciding: no allocation per decision.
 ///
@@ -151,17 +149,13 @@ impl FlagSet {
         flags.reverse();
         flags.sort_by_key(|(key, _)| *key);
         flags.dedup_by_key(|(key, _)| *key);
-        let valid = |flag: &&Flag| {
-            // A rollout's bucket is defined for any key.
-            let checked = flag.scope.validate().and_then(|()| flag.options.validate(flag.pct));
-            checked.is_ok() && flag.pct <= MAX_PCT
-        };
         let mut places = HashMap::with_capacity_and_hasher(flags.len(), RandomState::default());
         let mut compiled = Vec::with_capacity(flags.len());
         let mut plan = Plan::with_capacity(flags.len());
         for (place, (key, flag)) in flags.into_iter().enumerate() {
             let key: Arc<str> = key.into();
-            let flag = Compiled::of(Arc::clone(&key), flag.filter(valid), place, &mut plan);
+            let flag = flag.filter(|flag| flag.is_decidable());
+            let flag = Compiled::of(Arc::clone(&key), flag, place, &mut plan);
             plan.add_flag(place, &flag);
             places.insert(key, place);
             compiled.push(flag);

@@ -113,13 +113,16 @@ impl DigestEngine {
     /// The digests of the lanes that are `filled`; what the others hold means nothing.
     fn digest(self, blocks: &[Block], filled: usize, digests: &mut LaneWords) {
         // For few texts most of the lanes' work would be thrown away.
-        let few = if has_sha_instructions() { 7 } else { 2 };
         #[cfg(target_arch = "x86_64")]
-        if filled > few
-            && (self == Self::Avx512 && lanes::avx512(blocks, digests)
-                || self == Self::Avx2 && lanes::avx2(blocks, filled, digests))
-        {
-            return;
+        if filled > if has_sha_instructions() { 7 } else { 2 } {
+            let done = match self {
+                Self::Avx512 => lanes::avx512(blocks, digests),
+                Self::Avx2 => lanes::avx2(blocks, filled, digests),
+                Self::Blocks => false,
+            };
+            if done {
+                return;
+            }
         }
         one_by_one(blocks, filled, digests);
     }

@@ -389,9 +389,15 @@ impl Flags {
         self.log.seal(event)
     }
 
-    /// Lets the next editor go on and brings the events onto the timeline.
-    pub(crate) async fn finish(&self, turn: MutexGuard<'_, ()>) {
+    /// Lets the next editor go on and tells of what was committed.
+    async fn finish(&self, turn: MutexGuard<'_, ()>) {
         drop(turn);
+        self.tell().await;
+    }
+
+    /// Lets what decides here see what was committed, and brings its events onto the
+    /// timeline.
+    pub(crate) async fn tell(&self) {
         if let Some(live) = &self.live {
             // Where the store can't be read now the next look tells.
             let _ = live.refresh().await;
