@@ -230,13 +230,14 @@ impl LiveFlags {
         select(pin!(shutdown), pin!(work)).await;
     }
 
-    /// Looks at every poll interval.
+    /// Looks at every poll interval, and at the beginning: what was told before may have
+    /// been lost with another run.
     async fn poll(&self) {
         let shared = &self.shared;
         loop {
-            shared.runtime.sleep(shared.config.poll_interval).await;
             // A failure is logged, and tried again after the next wait.
             let _ = self.refresh().await;
+            shared.runtime.sleep(shared.config.poll_interval).await;
         }
     }
 
@@ -246,11 +247,13 @@ impl LiveFlags {
     /// that nobody drives, can hold up a server that wants to stop.
     async fn listen(&self) {
         let shared = &self.shared;
-        let (mut in_vain, mut is_owed) = (0, false);
+        let mut in_vain = 0;
         loop {
             let swapped = shared.swapped.listen();
             let revision = self.revision();
             let told = shared.store.changed(revision);
+            // What was told once is told no more: a look that failed is still owed.
+            let is_owed = shared.is_failing();
             let wait = if is_owed { shared.pause(in_vain) } else { LISTEN_AGAIN };
             let again = select(swapped, shared.runtime.sleep(wait));
             if let Either::Right(_) = select(told, again).await
@@ -258,8 +261,7 @@ impl LiveFlags {
             {
                 continue;
             }
-            // What was told once is told no more: a look that failed is still owed.
-            is_owed = self.refresh().await.is_err();
+            let _ = self.refresh().await;
             if self.revision() != revision {
                 in_vain = 0;
                 continue;

@@ -426,6 +426,23 @@ fn a_run_that_is_dropped_is_as_good_as_one_that_ends() {
     go_on(&manual, run.as_mut(), POLL);
     assert!(is_on(&live, "a") && live.status().failure.is_none());
     now(live.run(std::future::ready(())));
+
+    // Dropped when it was told of a change and had not yet seen it.
+    let config = config(|config| config.poll_interval = Duration::from_hours(1));
+    let live = open(&line, &runtime, config);
+    {
+        let mut run = pin!(live.run(std::future::pending()));
+        go_on(&manual, run.as_mut(), POLL);
+        line.set(SILENT);
+        now(line.put("a", false));
+        line.tells_once.store(true, Ordering::SeqCst);
+        go_on(&manual, run.as_mut(), TIMEOUT);
+        assert!(is_on(&live, "a"));
+    }
+    line.set(UP);
+    let mut run = pin!(live.run(std::future::pending()));
+    go_on(&manual, run.as_mut(), POLL);
+    assert!(!is_on(&live, "a"));
 }
 
 #[test]
