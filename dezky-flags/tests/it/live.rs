@@ -524,6 +524,7 @@ fn evaluations_are_counted_where_that_is_asked_for() {
         (key.to_owned(), on, off, ago.map(Duration::from_secs))
     };
     assert_eq!(counts(), [counted("a", 0, 0, None), counted("b", 0, 0, None)]);
+    go_on(&manual, run.as_mut(), Duration::ZERO);
     is_on(&live, "a");
     is_on(&live, "unknown");
     live.current().evaluate("b", &FlagContext::default());
