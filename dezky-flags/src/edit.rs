@@ -15,8 +15,9 @@ use crate::{
     MAX_HISTORY, NewFlag, Scope,
 };
 
-/// How often an edit is tried while others come in between.
-const MAX_ATTEMPTS: u32 = 20;
+/// How often an edit is tried while others come in between: fifty at once, each in a
+/// process of its own, were seen to need 17.
+const MAX_ATTEMPTS: u32 = 60;
 /// How much of a field's value a change shows, as JSON.
 const SHOWN_BYTES: usize = 1 << 10;
 

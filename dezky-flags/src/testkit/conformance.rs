@@ -224,15 +224,15 @@ pub async fn of_fifty_commits_at_once_one_wins(h: Harness<'_>) {
     assert_eq!(timeline(log).await, [("tenant.updated".to_owned(), pct.to_string())]);
 }
 
-/// Two editors, as of two processes, each of which has 25 changes to make at once.
+/// Fifty editors, as of fifty processes: none of them waits for another's turn.
 pub async fn of_fifty_editors_none_loses_a_change(h: Harness<'_>) {
     let handles = pair(h).await;
     let opened = &handles[0];
-    let editors = handles.each_ref().map(|opened| editor(h, opened));
+    let editors: Vec<_> = (0..50).map(|n| editor(h, &handles[n % 2])).collect();
     let edit = Edit::by(Actor::user("u-1"));
     editors[0].create(NewFlag::new("a"), &edit).await.unwrap();
-    let edits = (0..50).map(|n| {
-        let (flags, edit) = (&editors[n % 2], &edit);
+    let edits = editors.iter().enumerate().map(|(n, flags)| {
+        let edit = &edit;
         async move {
             let patch = FlagPatch { description: Some(format!("by {n}")), ..FlagPatch::default() };
             flags.update("a", &patch, None, edit).await.unwrap().version
