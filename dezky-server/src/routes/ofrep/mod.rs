@@ -129,13 +129,14 @@ async fn fill_in(
     given: Given,
     asks_whether_active: impl FnOnce() -> bool,
 ) -> Result<Axes, Refusal> {
-    let known = if given.leaves_out() || asks_whether_active() {
+    let asker = Asker::Operator;
+    let known = if asker.needs_directory(&given) || asks_whether_active() {
         state.subject_of(TenantKey::Id(&given.targeting_key)).await?
     } else {
         None
     };
     let known = known.as_ref().map(|subject| subject.context(None));
-    context::merge(given, Asker::Operator, known)
+    context::merge(given, asker, known)
 }
 
 /// Whether the flag, or any, is for active tenants alone.
