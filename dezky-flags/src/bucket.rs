@@ -1,6 +1,6 @@
 //! Rollout buckets: where a tenant stands in a flag's rollout, for ever.
 
-use crate::digest::{Words, digest};
+use crate::digest::{LANES, LaneWords, Words, digest};
 
 /// The bucket of a tenant for a flag, 0 to 99: SHA-256 of the UTF-8 bytes of
 /// `tenant_id`, `:` and `key`, read as one 256-bit big-endian integer, mod 100.
@@ -72,19 +72,42 @@ impl BucketReading {
     }
 
     /// The bucket in hundredths that a digest stands for.
-    #[inline]
     pub(crate) fn fine(self, digest: &Words) -> u16 {
-        // Eight words of 32 bits, each below 2^32 times at most 9,999: no overflow.
-        let sum = match self {
+        let number = match self {
             Self::Whole => {
                 digest.iter().zip(POWERS).map(|(word, power)| u64::from(*word) * power).sum()
             }
             Self::Prefix32 => u64::from(digest[0]),
         };
-        let x = sum % 10_000;
-        u16::try_from(x % 100 * 100 + x / 100).unwrap_or(0)
+        hundredths(number)
+    }
+
+    /// The same of many digests, a row a word.
+    pub(crate) fn fine_of_lanes(self, digests: &LaneWords) -> [u16; LANES] {
+        let numbers = match self {
+            Self::Whole => {
+                let mut sums = [0; LANES];
+                for (words, power) in digests.iter().zip(POWERS) {
+                    for (sum, word) in sums.iter_mut().zip(words) {
+                        *sum += u64::from(*word) * power;
+                    }
+                }
+                sums
+            }
+            Self::Prefix32 => digests[0].map(u64::from),
+        };
+        numbers.map(hundredths)
     }
 }
 
-/// 2^224, 2^192, … 2^0, mod 10,000.
+/// The bucket that a number, equal to the digest's mod 10,000, stands for.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "below 10,000")]
+fn hundredths(number: u64) -> u16 {
+    let x = (number % 10_000) as u32;
+    (x % 100 * 100 + x / 100) as u16
+}
+
+/// 2^224, 2^192, … 2^0, mod 10,000. Eight words below 2^32, each times one of these, don't
+/// overflow 64 bits.
 const POWERS: [u64; 8] = [9_216, 2_896, 2_976, 1_456, 336, 1_616, 7_296, 1];

@@ -14,9 +14,7 @@ use self::plan::{Decisions, Plan};
 use crate::digest::{Batch, DigestEngine};
 use crate::evaluate::{axes, rolled_out, value_of};
 use crate::store::Snapshot;
-use crate::{
-    Axis, BucketReading, Decision, Flag, FlagContext, FlagEvaluator, FlagState, MAX_PCT, Reason,
-};
+use crate::{Axis, BucketReading, Decision, Flag, FlagContext, FlagEvaluator, FlagState, Reason};
 
 /// Flags compiled for deciding: no allocation per decision.
 ///
@@ -151,17 +149,13 @@ impl FlagSet {
         flags.reverse();
         flags.sort_by_key(|(key, _)| *key);
         flags.dedup_by_key(|(key, _)| *key);
-        let valid = |flag: &&Flag| {
-            // A rollout's bucket is defined for any key.
-            let checked = flag.scope.validate().and_then(|()| flag.options.validate(flag.pct));
-            checked.is_ok() && flag.pct <= MAX_PCT
-        };
         let mut places = HashMap::with_capacity_and_hasher(flags.len(), RandomState::default());
         let mut compiled = Vec::with_capacity(flags.len());
         let mut plan = Plan::with_capacity(flags.len());
         for (place, (key, flag)) in flags.into_iter().enumerate() {
             let key: Arc<str> = key.into();
-            let flag = Compiled::of(Arc::clone(&key), flag.filter(valid), place, &mut plan);
+            let flag = flag.filter(|flag| flag.is_decidable());
+            let flag = Compiled::of(Arc::clone(&key), flag, place, &mut plan);
             plan.add_flag(place, &flag);
             places.insert(key, place);
             compiled.push(flag);
@@ -239,10 +233,11 @@ impl FlagSet {
     /// assert_eq!(json, r#"{"chat":true,"mail":false}"#);
     /// ```
     pub fn values_into(&self, context: &FlagContext<'_>, values: &mut Bits) {
-        let mut batch = Batch::new(self.engine, context.tenant_id);
+        let mut batch =
+            Batch::new(self.engine, self.reading, context.tenant_id, &self.plan.bucket_keys);
         let words = values.reset(self.len());
-        let decide = |words: &mut [u64], place: usize, digest: &_| {
-            let inside = self.reading.fine(digest) < self.plan.thresholds[place];
+        let decide = |words: &mut [u64], place: usize, bucket: u16| {
+            let inside = bucket < self.plan.thresholds[place];
             words[place / 64] |= u64::from(inside) << (place % 64);
         };
         let mut scope = self.plan.scope(context);
@@ -253,22 +248,20 @@ impl FlagSet {
             for place in bits::ones(masks.hashed & inside) {
                 let place = 64 * at + place;
                 let key = &self.flags[place].bucket_key;
-                batch.push(place, key, |place, digest| decide(words, place, &digest));
+                batch.push(place, key, |place, bucket| decide(words, place, bucket));
             }
         }
-        batch.finish(|place, digest| decide(words, place, &digest));
+        batch.finish(|place, bucket| decide(words, place, bucket));
     }
 
     /// The tenant's row: its buckets for all flags. It takes a digest for each of them.
     pub fn bucket_row(&self, tenant_id: &str) -> BucketRow {
         let mut buckets = vec![0; 64 * self.plan.masks.len()].into_boxed_slice();
-        let mut batch = Batch::new(self.engine, tenant_id);
+        let mut batch = Batch::new(self.engine, self.reading, tenant_id, &self.plan.bucket_keys);
         for (place, flag) in self.flags.iter().enumerate() {
-            batch.push(place, &flag.bucket_key, |place, digest| {
-                buckets[place] = self.reading.fine(&digest);
-            });
+            batch.push(place, &flag.bucket_key, |place, bucket| buckets[place] = bucket);
         }
-        batch.finish(|place, digest| buckets[place] = self.reading.fine(&digest));
+        batch.finish(|place, bucket| buckets[place] = bucket);
         BucketRow { tenant_id: tenant_id.into(), bucket_print: *self.bucket_print(), buckets }
     }
 

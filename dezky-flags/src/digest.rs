@@ -6,15 +6,17 @@ mod lanes;
 use sha2::block_api::compress256;
 use sha2::{Digest, Sha256};
 
+use crate::BucketReading;
+
 /// The digest as big-endian words.
 pub(crate) type Words = [u32; 8];
 
 /// So many texts are hashed side by side.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 /// A block of each lane: its words, each of all lanes.
 type Block = [[u32; LANES]; 16];
 /// Digests of all lanes.
-type LaneWords = [[u32; LANES]; 8];
+pub(crate) type LaneWords = [[u32; LANES]; 8];
 
 /// The longest texts that pad to one block and to two.
 const ONE_BLOCK: usize = 55;
@@ -109,23 +111,20 @@ impl DigestEngine {
     }
 
     /// The digests of the lanes that are `filled`; what the others hold means nothing.
-    fn digests(self, blocks: &[Block], filled: usize) -> LaneWords {
+    fn digest(self, blocks: &[Block], filled: usize, digests: &mut LaneWords) {
         // For few texts most of the lanes' work would be thrown away.
-        let few = if has_sha_instructions() { 7 } else { 2 };
         #[cfg(target_arch = "x86_64")]
-        if filled > few {
-            if self == Self::Avx512
-                && let Some(digests) = lanes::avx512(blocks)
-            {
-                return digests;
-            }
-            if self == Self::Avx2
-                && let Some(digests) = lanes::avx2(blocks, filled)
-            {
-                return digests;
+        if filled > if has_sha_instructions() { 7 } else { 2 } {
+            let done = match self {
+                Self::Avx512 => lanes::avx512(blocks, digests),
+                Self::Avx2 => lanes::avx2(blocks, filled, digests),
+                Self::Blocks => false,
+            };
+            if done {
+                return;
             }
         }
-        one_by_one(blocks, filled)
+        one_by_one(blocks, filled, digests);
     }
 }
 
@@ -142,8 +141,7 @@ fn has_sha_instructions() -> bool {
     return true;
 }
 
-fn one_by_one(blocks: &[Block], filled: usize) -> LaneWords {
-    let mut digests = [[0; LANES]; 8];
+fn one_by_one(blocks: &[Block], filled: usize, digests: &mut LaneWords) {
     for lane in 0..filled {
         let mut words = INITIAL;
         for block in blocks {
@@ -157,14 +155,47 @@ fn one_by_one(blocks: &[Block], filled: usize) -> LaneWords {
             row[lane] = word;
         }
     }
-    digests
 }
 
-/// The digests of one tenant's id with many keys, which come in another order than they
-/// went in. Lives on the stack.
+/// Keys as they stand in the words of a batch's texts: made once, read at every decision.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PaddedKeys {
+    /// Big-endian, the 0x80 of the padding after each key; by the place in a word where
+    /// the key starts.
+    words: [Vec<u32>; 4],
+    /// Where the words of each key end.
+    ends: Vec<usize>,
+}
+
+impl PaddedKeys {
+    pub(crate) fn push(&mut self, key: &str) {
+        // Enough for a key that starts with the last byte of a word.
+        let count = key.len() / 4 + 2;
+        let mut bytes = vec![0; 4 * count];
+        for (start, words) in self.words.iter_mut().enumerate() {
+            bytes.fill(0);
+            bytes[start..start + key.len()].copy_from_slice(key.as_bytes());
+            bytes[start + key.len()] = 0x80;
+            words.extend(bytes.as_chunks().0.iter().map(|word| u32::from_be_bytes(*word)));
+        }
+        self.ends.push(self.words[0].len());
+    }
+
+    /// The words of a key that starts at byte `start` of the text.
+    #[inline]
+    fn get(&self, place: usize, start: usize) -> &[u32] {
+        let first = place.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.words[start % 4][first..self.ends[place]]
+    }
+}
+
+/// The buckets, in hundredths, of one tenant for many keys, which come in another order
+/// than they went in. Lives on the stack.
 pub(crate) struct Batch<'t> {
     engine: DigestEngine,
+    reading: BucketReading,
     tenant_id: &'t str,
+    keys: &'t PaddedKeys,
     /// The tenant's id and the colon, in lanes' words; empty where they are too long.
     prefix: [u32; 32],
     short: Queue<1>,
@@ -176,10 +207,16 @@ struct Queue<const BLOCKS: usize> {
     filled: usize,
     places: [usize; LANES],
     blocks: [Block; BLOCKS],
+    digests: LaneWords,
 }
 
 impl<'t> Batch<'t> {
-    pub(crate) fn new(engine: DigestEngine, tenant_id: &'t str) -> Self {
+    pub(crate) fn new(
+        engine: DigestEngine,
+        reading: BucketReading,
+        tenant_id: &'t str,
+        keys: &'t PaddedKeys,
+    ) -> Self {
         let mut bytes = [0; 128];
         if tenant_id.len() < TWO_BLOCKS {
             bytes[..tenant_id.len()].copy_from_slice(tenant_id.as_bytes());
@@ -189,83 +226,83 @@ impl<'t> Batch<'t> {
         for (word, bytes) in prefix.iter_mut().zip(bytes.as_chunks().0) {
             *word = u32::from_be_bytes(*bytes);
         }
-        Self { engine, tenant_id, prefix, short: Queue::new(), long: Queue::new() }
+        let (short, long) = (Queue::new(), Queue::new());
+        Self { engine, reading, tenant_id, keys, prefix, short, long }
     }
 
-    /// Takes a key in; `done` gets digests with the places that their keys came with.
+    /// Takes the key at `place` in; `done` gets buckets with the places of their keys.
     #[inline]
-    pub(crate) fn push(&mut self, place: usize, key: &str, done: impl FnMut(usize, Words)) {
-        let mut done = done;
+    pub(crate) fn push(&mut self, place: usize, key: &str, mut done: impl FnMut(usize, u16)) {
         let start = self.tenant_id.len() + 1;
         let length = start + key.len();
         if self.engine == DigestEngine::Blocks || length > TWO_BLOCKS {
-            done(place, digest(self.tenant_id, key));
+            done(place, self.reading.fine_bucket(self.tenant_id, key));
         } else if length <= ONE_BLOCK {
-            self.short.push(place, &self.prefix, start, key);
+            self.short.push(place, &self.prefix, start, length, self.keys.get(place, start));
             if self.short.filled == LANES {
-                self.short.flush(self.engine, done);
+                self.short.flush(self.engine, self.reading, done);
             }
         } else {
-            self.long.push(place, &self.prefix, start, key);
+            self.long.push(place, &self.prefix, start, length, self.keys.get(place, start));
             if self.long.filled == LANES {
-                self.long.flush(self.engine, done);
+                self.long.flush(self.engine, self.reading, done);
             }
         }
     }
 
-    /// Gives the digests that are left.
-    pub(crate) fn finish(&mut self, mut done: impl FnMut(usize, Words)) {
-        self.short.flush(self.engine, &mut done);
-        self.long.flush(self.engine, &mut done);
+    /// Gives the buckets that are left.
+    pub(crate) fn finish(&mut self, mut done: impl FnMut(usize, u16)) {
+        self.short.flush(self.engine, self.reading, &mut done);
+        self.long.flush(self.engine, self.reading, &mut done);
     }
 }
 
 impl<const BLOCKS: usize> Queue<BLOCKS> {
     fn new() -> Self {
-        Self { filled: 0, places: [0; LANES], blocks: [[[0; LANES]; 16]; BLOCKS] }
+        Self {
+            filled: 0,
+            places: [0; LANES],
+            blocks: [[[0; LANES]; 16]; BLOCKS],
+            digests: [[0; LANES]; 8],
+        }
     }
 
-    /// `start` is where the key starts, in bytes.
+    /// `start` is where the key starts, in bytes, and `length` the text's.
     #[inline]
-    fn push(&mut self, place: usize, prefix: &[u32; 32], start: usize, key: &str) {
+    fn push(&mut self, place: usize, prefix: &[u32; 32], start: usize, length: usize, key: &[u32]) {
         let rows = self.blocks.as_flattened_mut();
         if self.filled == 0 {
             for (row, word) in rows.iter_mut().zip(prefix) {
                 *row = [*word; LANES];
             }
         }
-        let lane = self.filled;
+        // The compiler sees that it is in bounds.
+        let lane = self.filled % LANES;
         self.places[lane] = place;
         self.filled += 1;
 
-        // The key's words lie across two of the text's each.
-        let shift = [0, 8, 16, 24][start % 4];
-        let mut at = start / 4;
-        let mut put = |word: u32| {
-            rows[at][lane] |= word >> shift;
-            at += 1;
-            rows[at][lane] |= word.unbounded_shl(32 - shift);
-        };
-        let (words, rest) = key.as_bytes().as_chunks();
-        for word in words {
-            put(u32::from_be_bytes(*word));
+        // Zeros, but for the end of the prefix in the first.
+        for (row, word) in rows[start / 4..].iter_mut().zip(key) {
+            row[lane] |= word;
         }
-        let mut last = [0; 4];
-        last[..rest.len()].copy_from_slice(rest);
-        last[rest.len()] = 0x80;
-        put(u32::from_be_bytes(last));
         if let Some(row) = rows.last_mut() {
-            row[lane] = u32::try_from(8 * (start + key.len())).unwrap_or(0);
+            row[lane] = u32::try_from(8 * length).unwrap_or(0);
         }
     }
 
-    fn flush(&mut self, engine: DigestEngine, mut done: impl FnMut(usize, Words)) {
+    fn flush(
+        &mut self,
+        engine: DigestEngine,
+        reading: BucketReading,
+        mut done: impl FnMut(usize, u16),
+    ) {
         if self.filled == 0 {
             return;
         }
-        let digests = engine.digests(&self.blocks, self.filled);
-        for (lane, place) in self.places[..self.filled].iter().enumerate() {
-            done(*place, digests.map(|row| row[lane]));
+        engine.digest(&self.blocks, self.filled, &mut self.digests);
+        let buckets = reading.fine_of_lanes(&self.digests);
+        for (place, bucket) in self.places.iter().zip(buckets).take(self.filled) {
+            done(*place, bucket);
         }
         self.filled = 0;
     }
@@ -275,31 +312,45 @@ impl<const BLOCKS: usize> Queue<BLOCKS> {
 mod tests {
     use super::*;
 
+    /// The buckets of all keys in order, by a batch.
+    fn buckets<'k>(
+        engine: DigestEngine,
+        reading: BucketReading,
+        tenant_id: &str,
+        keys: impl IntoIterator<Item = &'k str> + Clone,
+    ) -> Vec<Option<u16>> {
+        let mut padded = PaddedKeys::default();
+        keys.clone().into_iter().for_each(|key| padded.push(key));
+        let mut batch = Batch::new(engine, reading, tenant_id, &padded);
+        let mut buckets = vec![None; padded.ends.len()];
+        let mut done = |place: usize, bucket| {
+            assert_eq!(buckets[place], None, "once");
+            buckets[place] = Some(bucket);
+        };
+        for (place, key) in keys.into_iter().enumerate() {
+            batch.push(place, key, &mut done);
+        }
+        batch.finish(&mut done);
+        batch.finish(&mut done);
+        buckets
+    }
+
     /// All lengths around the blocks' ends, mixed, by every engine.
     #[test]
-    fn every_engine_gives_the_digests_of_the_library() {
+    fn every_engine_gives_the_buckets_of_the_librarys_digests() {
         let text = "0123456789abcdefghijklmnopqrstuvwxyz".repeat(5);
         for engine in DigestEngine::ALL.into_iter().filter(|engine| engine.is_available()) {
             for tenant in (0..=70).chain([117, 118, 119, 120, 150]) {
                 let tenant_id = &text[..tenant];
                 let keys: Vec<_> = (0..=70).map(|n| &text[n / 3..n / 3 + n]).collect();
-                let mut batch = Batch::new(engine, tenant_id);
-                let mut digests = vec![None; keys.len()];
-                let mut count = 0;
-                let mut done = |place: usize, words| {
-                    digests[place] = Some(words);
-                    count += 1;
-                };
-                for (place, key) in keys.iter().enumerate() {
-                    batch.push(place, key, &mut done);
-                }
-                batch.finish(&mut done);
-                batch.finish(&mut done);
-                assert_eq!(count, keys.len());
-                for (key, got) in keys.iter().zip(&digests) {
-                    let expected = digest_long(tenant_id, key);
-                    assert_eq!(*got, Some(expected), "{engine:?} {tenant_id}:{key}");
-                    assert_eq!(digest(tenant_id, key), expected);
+                for reading in [BucketReading::Whole, BucketReading::Prefix32] {
+                    let got = buckets(engine, reading, tenant_id, keys.iter().copied());
+                    for (key, got) in keys.iter().zip(got) {
+                        let expected = digest_long(tenant_id, key);
+                        assert_eq!(digest(tenant_id, key), expected);
+                        let expected = reading.fine(&expected);
+                        assert_eq!(got, Some(expected), "{engine:?} {tenant_id}:{key}");
+                    }
                 }
             }
         }
@@ -310,16 +361,30 @@ mod tests {
     fn lanes_may_be_left_empty() {
         for engine in DigestEngine::ALL {
             for count in 1..=LANES {
-                let mut batch = Batch::new(engine, "tenant");
-                let mut seen = Vec::new();
-                for n in 0..count {
-                    batch.push(n, &format!("key-{n}"), |place, words| seen.push((place, words)));
-                }
-                batch.finish(|place, words| seen.push((place, words)));
-                let expected: Vec<_> =
-                    (0..count).map(|n| (n, digest_long("tenant", &format!("key-{n}")))).collect();
-                assert_eq!(seen, expected, "{engine:?}");
+                let keys: Vec<_> = (0..count).map(|n| format!("key-{n}")).collect();
+                let got = buckets(
+                    engine,
+                    BucketReading::Whole,
+                    "tenant",
+                    keys.iter().map(String::as_str),
+                );
+                let expected =
+                    |key: &String| Some(BucketReading::Whole.fine(&digest_long("tenant", key)));
+                assert_eq!(got, keys.iter().map(expected).collect::<Vec<_>>(), "{engine:?}");
             }
+        }
+    }
+
+    /// Every word of a digest counts, in every lane, at its largest too.
+    #[test]
+    fn lanes_are_read_as_one_digest_is() {
+        for reading in [BucketReading::Whole, BucketReading::Prefix32] {
+            let mut digests: [Words; LANES] =
+                std::array::from_fn(|lane| digest_long("tenant", &lane.to_string()));
+            digests[3] = [u32::MAX; 8];
+            let rows: LaneWords =
+                std::array::from_fn(|word| std::array::from_fn(|lane| digests[lane][word]));
+            assert_eq!(reading.fine_of_lanes(&rows), digests.map(|digest| reading.fine(&digest)));
         }
     }
 }

@@ -15,8 +15,9 @@ use crate::{
     MAX_HISTORY, NewFlag, Scope,
 };
 
-/// How often an edit is tried while others come in between.
-const MAX_ATTEMPTS: u32 = 20;
+/// How often an edit is tried while others come in between: fifty at once, each in a
+/// process of its own, were seen to need 17.
+const MAX_ATTEMPTS: u32 = 60;
 /// How much of a field's value a change shows, as JSON.
 const SHOWN_BYTES: usize = 1 << 10;
 
@@ -389,9 +390,15 @@ impl Flags {
         self.log.seal(event)
     }
 
-    /// Lets the next editor go on and brings the events onto the timeline.
-    pub(crate) async fn finish(&self, turn: MutexGuard<'_, ()>) {
+    /// Lets the next editor go on and tells of what was committed.
+    async fn finish(&self, turn: MutexGuard<'_, ()>) {
         drop(turn);
+        self.tell().await;
+    }
+
+    /// Lets what decides here see what was committed, and brings its events onto the
+    /// timeline.
+    pub(crate) async fn tell(&self) {
         if let Some(live) = &self.live {
             // Where the store can't be read now the next look tells.
             let _ = live.refresh().await;

@@ -5,10 +5,10 @@ use serde::{Serialize, Serializer};
 
 use crate::evaluate::value_of;
 use crate::store::Snapshot;
-use crate::{Axis, Decision, Flag, FlagContext, MAX_PCT, Reason, decide, fine_bucket};
+use crate::{Axis, Decision, Flag, FlagContext, Reason, decide, fine_bucket};
 
-/// A decision with what it was made of. The decision is that of
-/// [`decide`] and [`FlagSet`](crate::FlagSet).
+/// A decision with what it was made of. The decision is that of [`decide`], and of a
+/// [`FlagSet`](crate::FlagSet) that reads digests as it does.
 ///
 /// As JSON: `value`, `reason`, and by reason `axis` with the context's `given` value
 /// (null without one), or `bucket`, `threshold` and, where a seed took the key's place,
@@ -53,7 +53,7 @@ pub struct Rollout {
 /// );
 /// ```
 pub fn explain<'a>(flag: &Flag, context: &FlagContext<'a>) -> Explanation<'a> {
-    if !is_decidable(flag) {
+    if !flag.is_decidable() {
         return Reason::InvalidFlag.into();
     }
     let decision = decide(flag, context);
@@ -69,12 +69,6 @@ pub fn explain<'a>(flag: &Flag, context: &FlagContext<'a>) -> Explanation<'a> {
         Rollout { bucket, threshold, seeded: flag.options.seed.is_some() }
     });
     Explanation { decision, given, rollout }
-}
-
-/// Whether a compiled set decides it by what it says.
-fn is_decidable(flag: &Flag) -> bool {
-    let checked = flag.scope.validate().and_then(|()| flag.options.validate(flag.pct));
-    checked.is_ok() && flag.pct <= MAX_PCT
 }
 
 impl Snapshot {

@@ -104,7 +104,8 @@ impl Flags {
     /// unchanged the next time. Up to 1,000 changes and 4 MiB of flags commit together;
     /// more come in several commits, of which those before an error stay, and the same
     /// import again goes on. A flag that was removed is made again: whoever imports wants
-    /// it.
+    /// it. Other editors wait for a commit at most, and what they change of a flag that was
+    /// committed stays.
     ///
     /// # Errors
     /// `field_invalid` names the flag, also if a key is there twice; `state_conflict` if
@@ -118,13 +119,10 @@ impl Flags {
     ) -> Result<Imported> {
         check_note(edit.note.as_deref())?;
         let flags = self.checked(flags)?;
-        let turn = self.turn.lock().await;
         let mut done = HashMap::new();
         let result = self.import_all(&flags, mode, edit, &mut done).await;
-        if done.is_empty() {
-            drop(turn);
-        } else {
-            self.finish(turn).await;
+        if !done.is_empty() {
+            self.tell().await;
         }
         result
     }
@@ -138,9 +136,7 @@ impl Flags {
     ) -> Result<Imported> {
         let mut attempts = 0;
         'planned: loop {
-            let Plan { mut outcomes, mut steps } = self.plan(flags, mode, edit).await?;
-            // What was committed before somebody came in between.
-            outcomes.extend(done.iter().map(|(key, outcome)| (key.clone(), *outcome)));
+            let Plan { outcomes, mut steps } = self.plan(flags, mode, edit, done).await?;
             if mode.dry_run {
                 return Ok(Imported { flags: outcomes });
             }
@@ -153,7 +149,11 @@ impl Flags {
                     changes.push(change);
                     events.push(event);
                 }
-                match self.store.commit(changes, events).await {
+                // For each commit anew: whoever kills a flag must not wait for all of them.
+                let turn = self.turn.lock().await;
+                let committed = self.store.commit(changes, events).await;
+                drop(turn);
+                match committed {
                     Ok(()) => done.extend(keys),
                     Err(error) => {
                         self.again(overtaken(error), &mut attempts).await?;
@@ -184,15 +184,35 @@ impl Flags {
         Ok(checked)
     }
 
-    /// Compares the flags with those that are there.
-    async fn plan(&self, flags: &[Flag], mode: ImportMode, edit: &Edit) -> Result<Plan> {
+    /// Compares the flags with those that are there. What is `done` was committed before
+    /// somebody came in between, and is theirs by now.
+    async fn plan(
+        &self,
+        flags: &[Flag],
+        mode: ImportMode,
+        edit: &Edit,
+        done: &HashMap<String, ImportOutcome>,
+    ) -> Result<Plan> {
         let snapshot = self.store.snapshot().await?;
         let here: HashMap<_, _> = snapshot.flags.iter().map(|f| (f.key.as_str(), f)).collect();
         let unreadable: HashSet<_> = snapshot.invalid.iter().map(|f| f.key.as_str()).collect();
+        let is_new = |new: &&Flag| {
+            let key = new.key.as_str();
+            !here.contains_key(key) && !unreadable.contains(key) && !done.contains_key(key)
+        };
+        let count = here.len() + unreadable.len() + flags.iter().filter(is_new).count();
+        if count > MAX_FLAGS {
+            return Err(Error::new(
+                ErrorKind::StateConflict,
+                format!(
+                    "there would be {count} flags, a store has at most {MAX_FLAGS}: import fewer, or remove some first"
+                ),
+            ));
+        }
         let mut plan = Plan::default();
-        let mut count = here.len() + unreadable.len();
         for new in flags {
             let (outcome, step) = match here.get(new.key.as_str()) {
+                _ if let Some(outcome) = done.get(&new.key) => (*outcome, None),
                 _ if unreadable.contains(new.key.as_str()) => {
                     (ImportOutcome::Refused { problem: UNREADABLE }, None)
                 }
@@ -205,7 +225,6 @@ impl Flags {
                     (ImportOutcome::Updated, Some(step))
                 }
                 None => {
-                    count += 1;
                     let last = self.store.last_version(&new.key).await?;
                     let (change, event, _) = self.creation(new.clone(), last, edit);
                     (ImportOutcome::Created, Some((change, event)))
@@ -213,14 +232,6 @@ impl Flags {
             };
             plan.outcomes.insert(new.key.clone(), outcome);
             plan.steps.extend(step.map(|(change, event)| Step { change, event, outcome }));
-        }
-        if count > MAX_FLAGS {
-            return Err(Error::new(
-                ErrorKind::StateConflict,
-                format!(
-                    "there would be {count} flags, a store has at most {MAX_FLAGS}: import fewer, or remove some first"
-                ),
-            ));
         }
         Ok(plan)
     }

@@ -172,7 +172,7 @@ impl FlagOptions {
         *self == Self::default()
     }
 
-    pub(crate) fn validate(&self, pct: u8) -> Result<()> {
+    fn validate(&self, pct: u8) -> Result<()> {
         let is_seed = |seed: &str| {
             (1..=MAX_SEED_BYTES).contains(&seed.len()) && !seed.chars().any(char::is_control)
         };
@@ -395,6 +395,13 @@ impl Flag {
         Ok(())
     }
 
+    /// Whether what it is decided by is within its bounds. Its key is not asked: a bucket
+    /// is defined for any.
+    pub(crate) fn is_decidable(&self) -> bool {
+        let checked = self.scope.validate().and_then(|()| self.options.validate(self.pct));
+        checked.is_ok() && self.pct <= MAX_PCT
+    }
+
     /// What stands in the key's place in the bucket's input.
     pub fn bucket_key(&self) -> &str {
         self.options.seed.as_deref().unwrap_or(&self.key)
@@ -455,7 +462,7 @@ impl Scope {
         }
     }
 
-    pub(crate) fn validate(&self) -> Result<()> {
+    fn validate(&self) -> Result<()> {
         for (path, values) in self.axes() {
             if values.len() > MAX_SCOPE_VALUES {
                 return Err(invalid(path, "at most 1000 values"));
@@ -550,7 +557,7 @@ impl FlagPatch {
             options: fields.options()?,
             note: fields.text("note")?,
         };
-        // The bounds do not depend on the flag that is patched.
+        // But for hundredths on 100 % the bounds do not depend on the flag that is patched.
         Flag::new(NewFlag::new("k"), Timestamp::MIN)?.patched(&patch)?;
         Ok(patch)
     }

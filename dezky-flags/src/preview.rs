@@ -34,7 +34,8 @@ pub struct Preview {
     pub gains: Flipped,
     /// Those who are switched off.
     pub loses: Flipped,
-    /// The same by plan, of the first [`MAX_LISTED_PLANS`] that were seen.
+    /// The same by plan, of the first [`MAX_LISTED_PLANS`] that were seen; tenants without
+    /// one are under the empty text.
     pub by_plan: BTreeMap<String, PlanPreview>,
     /// Of all other plans together.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,8 +86,8 @@ pub struct PlanPreview {
 /// Compares a flag before and after a change for all `tenants`; `None`: there is no
 /// such flag.
 ///
-/// It asks as [`FlagSet`] does, so who gains and who loses is exact: the tenants are as
-/// they are seen, each in its context's environment.
+/// It asks as [`FlagSet`] does by default, so who gains and who loses is exact: the tenants
+/// are as they are seen, each in its context's environment.
 ///
 /// ```
 /// use dezky_core::Timestamp;

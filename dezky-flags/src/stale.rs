@@ -76,9 +76,10 @@ impl fmt::Display for StaleReason {
     }
 }
 
-/// The flags that should perhaps go, by key: expired ones; ones that are `on`, rolled out
-/// to 100 % of everybody, or `off`, and were not changed for the configured time; and,
-/// where `usage` is given, ones that were not evaluated for that time.
+/// The flags that should perhaps go, by key: expired ones; ones that are on for everybody
+/// (`on`, or rolled out to 100 % without a scope) or for nobody (`off`, targeted without a
+/// scope, or rolled out to 0 %) and were not changed for the configured time; and, where
+/// `usage` is given, ones that were not evaluated for that time.
 ///
 /// Usage is that of one process, or put together from several. An evaluation of all
 /// flags at once counts for each.
@@ -127,15 +128,16 @@ pub fn stale_flags(
 
 /// What the flag decides, if that is the same for everybody.
 fn always(flag: &Flag) -> Option<bool> {
-    let for_everybody = !flag.options.require_active_tenant;
-    match flag.state {
-        FlagState::Off => Some(false),
-        FlagState::On => for_everybody.then_some(true),
-        FlagState::Rollout if flag.pct == MAX_PCT && !has_any_scope(&flag.scope) => {
-            for_everybody.then_some(true)
-        }
-        FlagState::Targeted | FlagState::Rollout => None,
-    }
+    let is_unscoped = !has_any_scope(&flag.scope);
+    let on = match flag.state {
+        FlagState::Off => false,
+        FlagState::On => true,
+        FlagState::Targeted if is_unscoped => false,
+        FlagState::Rollout if flag.threshold() == 0 => false,
+        FlagState::Rollout if flag.pct == MAX_PCT && is_unscoped => true,
+        FlagState::Targeted | FlagState::Rollout => return None,
+    };
+    (!on || !flag.options.require_active_tenant).then_some(on)
 }
 
 #[cfg(test)]
@@ -192,11 +194,22 @@ mod tests {
                 new.state = FlagState::On;
                 new.options.require_active_tenant = true;
             }),
+            flag("i.nobody", |new| new.state = FlagState::Targeted),
+            flag("j.few", |new| {
+                rollout(new, 0);
+                new.options.pct_hundredths = 1;
+            }),
         ]);
         assert_eq!(reported(&flags, None, 129), Vec::<String>::new());
         let on = "on for everybody, unchanged since 1970-04-11";
         let off = on.replace("on for", "off for");
-        let expected = [format!("a.on: {on}"), format!("b.off: {off}"), format!("c.all: {on}")];
+        let expected = [
+            format!("a.on: {on}"),
+            format!("b.off: {off}"),
+            format!("c.all: {on}"),
+            format!("e.none: {off}"),
+            format!("i.nobody: {off}"),
+        ];
         assert_eq!(reported(&flags, None, 130), expected);
         // A clock that was set back makes nothing stale.
         assert_eq!(reported(&flags, None, 50), Vec::<String>::new());

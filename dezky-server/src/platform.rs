@@ -81,8 +81,13 @@ impl Platform {
             None => log.with_store_timeout(STORE_TIMEOUT),
         });
         let tenants = Arc::new(DirectoryTenants(Arc::clone(&documents)));
-        let live = LiveFlags::open(Arc::clone(&flags), Arc::clone(&runtime), live).await;
-        let live = live.map_err(|error| Failure::no(format!("flags: {error}")))?;
+        let live = match LiveFlags::open(Arc::clone(&flags), Arc::clone(&runtime), live).await {
+            Ok(live) => live,
+            Err(error) => {
+                engine.close().await;
+                return Err(Failure::no(format!("flags: {error}")));
+            }
+        };
         let flags = Flags::new(flags, Arc::clone(&log), Arc::clone(&runtime));
         let intake = Intake::new(Arc::clone(&store), Arc::clone(&runtime));
         Ok(Self {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 
 use super::{Compiled, FlagSet, Rule, bits};
-use crate::digest::Batch;
+use crate::digest::{Batch, PaddedKeys};
 use crate::evaluate::{rolled_out, value_of};
 use crate::{Axis, Decision, FlagContext, Reason};
 
@@ -21,6 +21,7 @@ pub(super) struct Plan {
     /// Of rollouts; 0 for others. Filled up to whole words of bits.
     pub(super) thresholds: Vec<u16>,
     axes: [AxisIndex; 4],
+    pub(super) bucket_keys: PaddedKeys,
     /// `,"key":` of every flag.
     pub(super) json: String,
     pub(super) json_ends: Vec<usize>,
@@ -73,6 +74,7 @@ impl Plan {
             masks: vec![Masks::default(); words],
             thresholds: vec![0; 64 * words],
             axes,
+            bucket_keys: PaddedKeys::default(),
             json: String::with_capacity(24 * flags),
             json_ends: Vec::with_capacity(flags),
         }
@@ -117,6 +119,7 @@ impl Plan {
                 self.axes[axis as usize].any[place / 64] |= bit;
             }
         }
+        self.bucket_keys.push(&flag.bucket_key);
         self.json.push(',');
         self.json.push_str(&serde_json::Value::from(&*flag.key).to_string());
         self.json.push(':');
@@ -228,18 +231,19 @@ impl<'a> Decisions<'a> {
         let Self { set, context, .. } = *self;
         let first = self.place;
         let buckets = &mut self.buckets;
-        let mut batch = Batch::new(set.engine, context.tenant_id);
+        let mut batch =
+            Batch::new(set.engine, set.reading, context.tenant_id, &set.plan.bucket_keys);
         let masks = &set.plan.masks[first / 64..];
         for (at, (masks, axes)) in masks.iter().zip(&mut self.axes).enumerate() {
             *axes = self.scope.next_words();
             let inside = axes.iter().fold(masks.eligible(context), |word, axis| word & axis);
             for place in bits::ones(masks.rollouts & inside) {
-                let place = 64 * at + place;
-                let key = &set.flags[first + place].bucket_key;
-                batch.push(place, key, |place, digest| buckets[place] = set.reading.fine(&digest));
+                let place = first + 64 * at + place;
+                let key = &set.flags[place].bucket_key;
+                batch.push(place, key, |place, bucket| buckets[place - first] = bucket);
             }
         }
-        batch.finish(|place, digest| buckets[place] = set.reading.fine(&digest));
+        batch.finish(|place, bucket| buckets[place - first] = bucket);
     }
 
     fn reason(&self, flag: &Compiled, place: usize) -> Reason {

@@ -2,34 +2,32 @@
 
 #![expect(unsafe_code, reason = "calls into a detected feature; loads and stores of vectors")]
 
-use super::{Block, INITIAL, LANES, LaneWords};
+use super::{Block, INITIAL, LaneWords};
 
-/// The digests of sixteen texts; none if the processor lacks AVX-512.
-pub(super) fn avx512(blocks: &[Block]) -> Option<LaneWords> {
+/// The digests of sixteen texts; false, and none, if the processor lacks AVX-512.
+pub(super) fn avx512(blocks: &[Block], digests: &mut LaneWords) -> bool {
     if !is_x86_feature_detected!("avx512f") {
-        return None;
+        return false;
     }
-    let mut digests = [[0; LANES]; 8];
     // SAFETY: the feature was detected.
     unsafe {
-        wide::digest(blocks, 0, &mut digests);
+        wide::digest(blocks, 0, digests);
     }
-    Some(digests)
+    true
 }
 
-/// The digests of the `filled` texts; none if the processor lacks AVX2.
-pub(super) fn avx2(blocks: &[Block], filled: usize) -> Option<LaneWords> {
+/// The digests of the `filled` texts; false, and none, if the processor lacks AVX2.
+pub(super) fn avx2(blocks: &[Block], filled: usize, digests: &mut LaneWords) -> bool {
     if !is_x86_feature_detected!("avx2") {
-        return None;
+        return false;
     }
-    let mut digests = [[0; LANES]; 8];
     for first in (0..filled).step_by(8) {
         // SAFETY: the feature was detected.
         unsafe {
-            narrow::digest(blocks, first, &mut digests);
+            narrow::digest(blocks, first, digests);
         }
     }
-    Some(digests)
+    true
 }
 
 /// The constants of the 64 rounds, by sixteens.

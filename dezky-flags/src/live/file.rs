@@ -38,6 +38,10 @@ pub(super) fn read(path: &Path) -> Result<(Snapshot, Timestamp), String> {
 /// Replaces the file as a whole: whoever reads it finds the old flags or the new ones.
 /// Blocks.
 pub(super) fn write(path: &Path, snapshot: &Snapshot) -> io::Result<()> {
+    // A device, whose place a file would take.
+    if path.metadata().is_ok_and(|there| !there.is_file()) {
+        return Err(io::Error::other("it is no regular file"));
+    }
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = Path::new(&beside);

@@ -10,6 +10,7 @@ mod set;
 
 use std::path::PathBuf;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -118,10 +119,18 @@ struct Shared {
     swapped: Event,
     health: Mutex<Health>,
     counters: Option<Counters>,
-    /// Held by the one who asks the store.
-    refreshing: AsyncMutex<()>,
+    /// How many looks at the store have begun.
+    looks: AtomicU64,
+    /// The last look that has ended; held by the one who asks the store.
+    looking: AsyncMutex<Look>,
     /// The generation that is in the file; held by the one who writes it.
     kept: Mutex<u64>,
+}
+
+/// A look at the store.
+struct Look {
+    number: u64,
+    outcome: Result<()>,
 }
 
 /// How the store is doing.
@@ -206,7 +215,8 @@ impl LiveFlags {
             // A file may be from the future.
             health: Mutex::new(Health { confirmed: confirmed.min(now), seen: now, failure }),
             counters,
-            refreshing: AsyncMutex::new(()),
+            looks: AtomicU64::new(0),
+            looking: AsyncMutex::new(Look { number: 0, outcome: Ok(()) }),
             kept: Mutex::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -220,13 +230,14 @@ impl LiveFlags {
         select(pin!(shutdown), pin!(work)).await;
     }
 
-    /// Looks at every poll interval.
+    /// Looks at every poll interval, and at the beginning: what was told before may have
+    /// been lost with another run.
     async fn poll(&self) {
         let shared = &self.shared;
         loop {
-            shared.runtime.sleep(shared.config.poll_interval).await;
             // A failure is logged, and tried again after the next wait.
             let _ = self.refresh().await;
+            shared.runtime.sleep(shared.config.poll_interval).await;
         }
     }
 
@@ -241,8 +252,13 @@ impl LiveFlags {
             let swapped = shared.swapped.listen();
             let revision = self.revision();
             let told = shared.store.changed(revision);
-            let again = select(swapped, shared.runtime.sleep(LISTEN_AGAIN));
-            if let Either::Right(_) = select(told, again).await {
+            // What was told once is told no more: a look that failed is still owed.
+            let is_owed = shared.is_failing();
+            let wait = if is_owed { shared.pause(in_vain) } else { LISTEN_AGAIN };
+            let again = select(swapped, shared.runtime.sleep(wait));
+            if let Either::Right(_) = select(told, again).await
+                && !is_owed
+            {
                 continue;
             }
             let _ = self.refresh().await;
@@ -252,8 +268,7 @@ impl LiveFlags {
             }
             // One that tells for ever must not be asked without a pause.
             in_vain = (in_vain + 1).min(12);
-            let pause = VAIN_PAUSE * (1 << in_vain);
-            shared.runtime.sleep(pause.min(shared.config.poll_interval).min(LISTEN_AGAIN)).await;
+            shared.runtime.sleep(shared.pause(in_vain)).await;
         }
     }
 
@@ -276,14 +291,28 @@ impl LiveFlags {
     }
 
     /// Asks the store now, and returns the revision of the flags that decide from here
-    /// on: after an edit of this process' own its next decision sees it.
+    /// on: after an edit of this process' own its next decision sees it. Those who ask
+    /// meanwhile share one look.
     ///
     /// # Errors
-    /// The store's; `store_unavailable` after the store timeout. The flags stay what
-    /// they were.
+    /// The store's; `store_unavailable` after the store timeout, or twice of it where
+    /// somebody was asking already. The flags stay what they were.
     pub async fn refresh(&self) -> Result<u64> {
         let shared = &self.shared;
-        let _turn = shared.refreshing.lock().await;
+        let before = shared.looks.load(Ordering::SeqCst);
+        let mut last = shared.looking.lock().await;
+        // One that began since is as good as one of its own.
+        if last.number <= before {
+            let number = shared.looks.fetch_add(1, Ordering::SeqCst) + 1;
+            let outcome = self.look().await;
+            *last = Look { number, outcome };
+        }
+        last.outcome.clone().map(|()| self.revision())
+    }
+
+    /// Called by the one whose turn it is.
+    async fn look(&self) -> Result<()> {
+        let shared = &self.shared;
         let began = shared.runtime.now();
         shared.look(began);
         let current = self.current();
@@ -304,7 +333,7 @@ impl LiveFlags {
                     shared.swap(&current, snapshot).await;
                 }
                 shared.succeeded(began);
-                Ok(self.revision())
+                Ok(())
             }
             Err(error) => Err(shared.failed(error)),
         }
@@ -385,6 +414,11 @@ impl Subscription {
 }
 
 impl Shared {
+    /// How long after so many looks in vain the store is asked again.
+    fn pause(&self, in_vain: u32) -> Duration {
+        (VAIN_PAUSE * (1 << in_vain)).min(self.config.poll_interval).min(LISTEN_AGAIN)
+    }
+
     /// Called by the one who asks the store alone.
     async fn swap(&self, before: &LiveSet, snapshot: Snapshot) {
         let (set, snapshot) = compile(&*self.runtime, snapshot).await;

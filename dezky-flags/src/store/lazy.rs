@@ -12,7 +12,8 @@ use futures_util::lock::Mutex as AsyncMutex;
 use super::{FlagChange, FlagStore, FlagTable, Snapshot};
 use crate::Flag;
 
-type Open = dyn Fn() -> BoxFuture<'static, Result<Arc<dyn FlagStore>>> + Send + Sync;
+type Opening = BoxFuture<'static, Result<Arc<dyn FlagStore>>>;
+type Open = dyn Fn() -> Opening + Send + Sync;
 
 /// A store that is opened when it is first asked, and again each time until that works:
 /// for a process that starts while its database is down, and decides by the
@@ -41,8 +42,9 @@ type Open = dyn Fn() -> BoxFuture<'static, Result<Arc<dyn FlagStore>>> + Send + 
 /// ```
 pub struct LazyFlagStore {
     open: Box<Open>,
-    /// Held by the one who opens.
-    opening: AsyncMutex<()>,
+    /// Held by the one who opens. What has begun is kept, so that it gets on although
+    /// those who wait have less patience than it takes.
+    opening: AsyncMutex<Option<Opening>>,
     store: OnceLock<Arc<dyn FlagStore>>,
     /// Notified when there is a store.
     opened: Event,
@@ -50,13 +52,14 @@ pub struct LazyFlagStore {
 
 impl LazyFlagStore {
     /// A store that `open` opens. It may be called any number of times until it
-    /// succeeds, one at a time.
+    /// succeeds, one at a time. What it returns is driven by those who ask the store, and
+    /// left for the next of them where one asks no longer.
     pub fn new(
         open: impl Fn() -> BoxFuture<'static, Result<Arc<dyn FlagStore>>> + Send + Sync + 'static,
     ) -> Self {
         Self {
             open: Box::new(open),
-            opening: AsyncMutex::new(()),
+            opening: AsyncMutex::new(None),
             store: OnceLock::new(),
             opened: Event::new(),
         }
@@ -66,11 +69,13 @@ impl LazyFlagStore {
         if let Some(store) = self.store.get() {
             return Ok(store);
         }
-        let _turn = self.opening.lock().await;
+        let mut opening = self.opening.lock().await;
         if let Some(store) = self.store.get() {
             return Ok(store);
         }
-        let opened = (self.open)().await?;
+        let opened = opening.get_or_insert_with(|| (self.open)()).await;
+        *opening = None;
+        let opened = opened?;
         let store = self.store.get_or_init(|| opened);
         self.opened.notify(usize::MAX);
         Ok(store)

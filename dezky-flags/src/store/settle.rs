@@ -97,6 +97,10 @@ fn read(key: &str, version: u64, text: &str) -> std::result::Result<Flag, String
     Ok(flag)
 }
 
+/// What stands in a flag's place is of another type.
+#[cfg(any(feature = "sqlite", feature = "mongodb"))]
+pub(super) const NO_TEXT: &str = "it is not a text";
+
 /// A flag that is there and can't be read.
 pub(super) fn unreadable(key: &str, problem: &str) -> Error {
     let named = if crate::model::is_key(key) { key } else { "with a key that is none" };

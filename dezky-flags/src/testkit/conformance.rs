@@ -16,7 +16,10 @@ use futures_util::future::{join, join_all};
 
 use super::FlagGenerator;
 use crate::store::{FlagChange, FlagStore, FlagTable, MAX_COMMIT_CHANGES, MAX_FLAGS};
-use crate::{Edit, Flag, FlagPatch, FlagState, Flags, NewFlag};
+use crate::{
+    Bits, Edit, Flag, FlagContext, FlagOptions, FlagPatch, FlagSet, FlagState, Flags, NewFlag,
+    decide,
+};
 
 /// How the suite gets at a store.
 #[async_trait]
@@ -69,6 +72,7 @@ macro_rules! flag_store_conformance {
             a_store_has_a_bound
             a_copy_knows_every_key
             another_handle_sees_what_was_acknowledged
+            decisions_are_the_same_everywhere
         );
     };
     (@cases $harness:expr; $($case:ident)+) => {
@@ -220,15 +224,15 @@ pub async fn of_fifty_commits_at_once_one_wins(h: Harness<'_>) {
     assert_eq!(timeline(log).await, [("tenant.updated".to_owned(), pct.to_string())]);
 }
 
-/// Two editors, as of two processes, each of which has 25 changes to make at once.
+/// Fifty editors, as of fifty processes: none of them waits for another's turn.
 pub async fn of_fifty_editors_none_loses_a_change(h: Harness<'_>) {
     let handles = pair(h).await;
     let opened = &handles[0];
-    let editors = handles.each_ref().map(|opened| editor(h, opened));
+    let editors: Vec<_> = (0..50).map(|n| editor(h, &handles[n % 2])).collect();
     let edit = Edit::by(Actor::user("u-1"));
     editors[0].create(NewFlag::new("a"), &edit).await.unwrap();
-    let edits = (0..50).map(|n| {
-        let (flags, edit) = (&editors[n % 2], &edit);
+    let edits = editors.iter().enumerate().map(|(n, flags)| {
+        let edit = &edit;
         async move {
             let patch = FlagPatch { description: Some(format!("by {n}")), ..FlagPatch::default() };
             flags.update("a", &patch, None, edit).await.unwrap().version
@@ -535,4 +539,38 @@ pub async fn another_handle_sees_what_was_acknowledged(h: Harness<'_>) {
     );
     assert_eq!(store.flag("a").await.unwrap(), Some(flag("a", 2, 5)));
     assert_eq!(timeline(&log).await.len(), 1);
+}
+
+/// The values of rollouts as another program computed them, whatever the store and the
+/// machine, and after a restart.
+pub async fn decisions_are_the_same_everywhere(h: Harness<'_>) {
+    let Opened { store, .. } = h.open(Reopen::No).await;
+    let rollout = |n: u8| {
+        let options = FlagOptions {
+            seed: n.is_multiple_of(4).then(|| format!("seed-{}", n / 8)),
+            pct_hundredths: if n.is_multiple_of(3) { 50 } else { 0 },
+            ..FlagOptions::default()
+        };
+        let state = FlagState::Rollout;
+        let new = NewFlag { state, pct: n + 18, options, ..NewFlag::new(format!("k{n:02}")) };
+        FlagChange::Create(Box::new(Flag::new(new, Timestamp::MIN).expect("within the bounds")))
+    };
+    store.commit((0..64).map(rollout).collect(), Vec::new()).await.unwrap();
+    let able = store.capabilities();
+    let again = if able.durable || able.shared { h.open(Reopen::Yes).await.store } else { store };
+    let snapshot = again.snapshot().await.unwrap();
+    let set = FlagSet::of(&snapshot);
+    for (tenant_id, expected) in [
+        ("t-1", 0xf5f7_3dae_a480_1520),
+        ("1d0e6fde-e431-7835-82c1-a48a8b044551", 0xf92c_1f33_d960_4031),
+        (&"ü".repeat(50), 0x9bf7_7d4a_2a40_8842),
+    ] {
+        let context = FlagContext { tenant_id, ..FlagContext::default() };
+        let mut values = Bits::new();
+        set.values_into(&context, &mut values);
+        assert_eq!(values.words(), [expected], "{tenant_id}");
+        let value = |(n, flag): (usize, &Flag)| u64::from(decide(flag, &context).value) << n;
+        let plain: u64 = snapshot.flags.iter().enumerate().map(value).sum();
+        assert_eq!(plain, expected, "{tenant_id}");
+    }
 }

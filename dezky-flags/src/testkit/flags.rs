@@ -11,6 +11,10 @@ pub struct FlagGenerator<'a> {
     count: u64,
 }
 
+/// The longest one is as long as may be, and makes most digests longer than a block.
+const SEEDS: [&str; 4] =
+    ["seed", "süd", "a:b", "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"];
+
 /// A context that owns its texts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are those of the context")]
@@ -116,7 +120,7 @@ impl<'a> FlagGenerator<'a> {
         }
         let hundredths = u8::try_from(self.below(100)).unwrap_or(0);
         FlagOptions {
-            seed: (self.below(3) == 0).then(|| self.pick(&["seed", "süd", "1"]).to_owned()),
+            seed: (self.below(3) == 0).then(|| self.pick(&SEEDS).to_owned()),
             pct_hundredths: if pct == MAX_PCT { 0 } else { hundredths },
             require_active_tenant: self.below(3) == 0,
             expires_at: (self.below(4) == 0).then(|| self.runtime.now()),
@@ -128,10 +132,16 @@ impl<'a> FlagGenerator<'a> {
         (0..count).map(|_| self.next_flag()).collect()
     }
 
-    /// Somebody who asks.
+    /// Somebody who asks: by an id whose digests take one block, two, or more.
     pub fn asker(&self) -> Asker {
+        let id = self.below(1_000);
         Asker {
-            tenant_id: format!("t-{}", self.below(1_000)),
+            tenant_id: match id % 8 {
+                0 => format!("{id:040}"),
+                1 => format!("{id:0110}"),
+                2 => format!("ü:{id}"),
+                _ => format!("t-{id}"),
+            },
             tenant_slug: self.maybe(&Self::TENANTS),
             plan: self.maybe(&Self::PLANS),
             partner_slug: self.maybe(&Self::PARTNERS),

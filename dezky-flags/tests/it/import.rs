@@ -1,14 +1,19 @@
 //! Definitions from elsewhere.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use dezky_core::store::Capabilities;
 use dezky_core::testkit::{ManualRuntime, Reopen};
-use dezky_core::{Actor, AuditLog, ErrorKind, Runtime};
-use dezky_flags::store::{MAX_FLAGS, Snapshot};
+use dezky_core::{Actor, AuditLog, ErrorKind, Result, Runtime, SealedEvent};
+use dezky_flags::store::{FlagChange, FlagStore, FlagTable, MAX_FLAGS, Snapshot};
 use dezky_flags::testkit::{FlagGenerator, FlagStoreHarness, Opened};
 use dezky_flags::{
     Edit, FlagFile, FlagOptions, FlagPatch, FlagState, Flags, ImportMode, NewFlag, Scope,
 };
+use futures_util::future::join;
+use tokio::sync::Semaphore;
 
 use crate::memory::Memory;
 use crate::sqlite::{Sqlite, tokio};
@@ -227,5 +232,84 @@ fn who_comes_in_between_is_no_failure() {
         let events = actions(&opened).await;
         assert_eq!(events.iter().filter(|action| *action == "flag.created").count(), 50);
         assert_eq!(events.len() as u64, opened.store.revision().await.unwrap());
+    });
+}
+
+/// A store that says what a key has come to when it is let, and in which somebody edits
+/// two flags right before the second commit.
+struct Meddled {
+    store: Arc<dyn FlagStore>,
+    editor: Flags,
+    commits: AtomicUsize,
+    answers: Semaphore,
+}
+
+#[async_trait::async_trait]
+impl FlagStore for Meddled {
+    fn capabilities(&self) -> Capabilities {
+        self.store.capabilities()
+    }
+
+    async fn table(&self) -> Result<FlagTable> {
+        self.store.table().await
+    }
+
+    async fn last_version(&self, key: &str) -> Result<u64> {
+        self.answers.acquire().await.unwrap().forget();
+        self.store.last_version(key).await
+    }
+
+    async fn commit(&self, changes: Vec<FlagChange>, events: Vec<SealedEvent>) -> Result<()> {
+        if self.commits.fetch_add(1, Ordering::Relaxed) == 1 {
+            let patch = FlagPatch { pct: Some(77), ..FlagPatch::default() };
+            for key in ["k0000", "k1004"] {
+                self.editor.update(key, &patch, None, &edit()).await?;
+            }
+        }
+        self.store.commit(changes, events).await
+    }
+
+    async fn restore(&self, table: FlagTable) -> Result<()> {
+        self.store.restore(table).await
+    }
+}
+
+/// What an import has committed is its editors' from then on, though it goes on; and
+/// who kills a flag of this process meanwhile waits for no more than a commit.
+#[test]
+fn an_import_goes_on_beside_editors() {
+    tokio().block_on(async {
+        let opened = Memory.open(Reopen::No).await;
+        let runtime: Arc<dyn Runtime> = Arc::new(dezky_core::rt::TokioRuntime);
+        let log = Arc::new(AuditLog::new(opened.log.clone(), runtime.clone()));
+        let editor = || Flags::new(opened.store.clone(), log.clone(), runtime.clone());
+        editor().create(rollout("k1004", 1), &edit()).await.unwrap();
+        editor().create(rollout("kill", 1), &edit()).await.unwrap();
+        let store = Arc::new(Meddled {
+            store: opened.store.clone(),
+            editor: editor(),
+            commits: AtomicUsize::new(0),
+            answers: Semaphore::new(0),
+        });
+        let flags = Flags::new(store.clone(), log.clone(), runtime.clone());
+        // Two commits.
+        let new: Vec<_> = (0..1_005).map(|n| rollout(&format!("k{n:04}"), 25)).collect();
+        let by = edit();
+        let kill = async {
+            let killed = flags.kill("kill", &by).await;
+            // That was the first commit.
+            store.commits.store(0, Ordering::Relaxed);
+            store.answers.add_permits(10_000);
+            killed
+        };
+        let both = join(flags.import(&new, OVERWRITE, &by), kill);
+        let both = tokio::time::timeout(Duration::from_mins(1), both).await;
+        let (imported, killed) = both.expect("neither waits for the other");
+        assert_eq!(killed.unwrap().state, FlagState::Off);
+        let imported = imported.unwrap();
+        assert_eq!((imported.count("created"), imported.count("updated")), (1_004, 1));
+        let pct = async |key| editor().get(key).await.unwrap().unwrap().pct;
+        assert_eq!(pct("k0000").await, 77, "edited after it was imported");
+        assert_eq!(pct("k1004").await, 25, "edited before it was imported");
     });
 }

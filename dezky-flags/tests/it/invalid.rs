@@ -123,6 +123,26 @@ async fn isolates(engine: Engine) {
     let killed = events.iter().find(|event| event.event.action == "flag.killed").unwrap();
     let ours = &killed.event.metadata.to_value()["_dezky"];
     assert_eq!((&ours["before"]["state"], &ours["after"]["state"]), (&json!(null), &json!("off")));
+
+    // Nor does a row that is wrong beside the flag's text take others with it.
+    for key in ["c.text", "c.version"] {
+        flags.create(on(key), &edit).await.unwrap();
+    }
+    write.no_text("c.text").await;
+    write.no_version("c.version").await;
+    flags.create(on("another"), &edit).await.unwrap();
+    let snapshot = store.snapshot().await.unwrap();
+    let invalid: Vec<_> = snapshot.invalid.iter().map(|flag| flag.key.as_str()).collect();
+    assert_eq!(invalid, ["c.text", "c.version"]);
+    for key in invalid {
+        assert_eq!(live.evaluate(key, &context).reason, Reason::InvalidFlag, "{key}");
+    }
+    assert!(live.evaluate("good", &context).value && live.evaluate("another", &context).value);
+    let killed = flags.kill("c.text", &edit).await.unwrap();
+    assert_eq!((killed.state, killed.version), (FlagState::Off, 2));
+    // What can't be compared can't be changed either.
+    let refused = flags.kill("c.version", &edit).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::StoreCorrupt);
 }
 
 /// Writes what no editor would.
@@ -150,12 +170,46 @@ impl Write {
                 assert_eq!(done.unwrap(), 1);
                 tx.commit().await.unwrap();
             }
-            Self::Mongodb(database) => {
-                let flags = database.collection::<Document>("dezky_flags");
-                let update = doc! { "$set": { "flag": text } };
-                let done = flags.update_one(doc! { "_id": key }, update).await.unwrap();
-                assert_eq!(done.matched_count, 1);
-            }
+            Self::Mongodb(_) => self.document(key, doc! { "flag": text }).await,
         }
+    }
+
+    /// Puts what is no text in the place of a flag, if the engine can hold it there.
+    async fn no_text(&self, key: &str) {
+        match self {
+            Self::Sqlite(database) => {
+                let sql = "UPDATE dezky_flags SET flag = CAST(x'ff' AS TEXT) WHERE key = ?";
+                let mut tx = database.begin().await.unwrap();
+                sqlx::query(sql).bind(key).execute(&mut *tx).await.unwrap();
+                tx.commit().await.unwrap();
+            }
+            Self::Postgres(_) => self.flag(key, "").await,
+            Self::Mongodb(_) => self.document(key, doc! { "flag": 7 }).await,
+        }
+    }
+
+    async fn no_version(&self, key: &str) {
+        match self {
+            Self::Sqlite(database) => {
+                let sql = "UPDATE dezky_flags SET version = -1 WHERE key = ?";
+                let mut tx = database.begin().await.unwrap();
+                sqlx::query(sql).bind(key).execute(&mut *tx).await.unwrap();
+                tx.commit().await.unwrap();
+            }
+            Self::Postgres(database) => {
+                let sql = "UPDATE dezky_flags SET version = -1 WHERE key = $1";
+                let mut tx = database.begin().await.unwrap();
+                tx.execute(sqlx::query(sql).bind(key.to_owned())).await.unwrap();
+                tx.commit().await.unwrap();
+            }
+            Self::Mongodb(_) => self.document(key, doc! { "version": "one" }).await,
+        }
+    }
+
+    async fn document(&self, key: &str, set: Document) {
+        let Self::Mongodb(database) = self else { unreachable!("documents are MongoDB's") };
+        let flags = database.collection::<Document>("dezky_flags");
+        let done = flags.update_one(doc! { "_id": key }, doc! { "$set": set }).await.unwrap();
+        assert_eq!(done.matched_count, 1);
     }
 }

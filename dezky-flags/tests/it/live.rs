@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dezky_core::rt::TokioRuntime;
@@ -13,6 +13,7 @@ use dezky_flags::live::{LiveConfig, Subscription};
 use dezky_flags::store::{FlagChange, FlagStore, FlagTable, MemoryFlagStore};
 use dezky_flags::{Flag, FlagContext, FlagEvaluator, FlagState, LiveFlags, NewFlag, Reason};
 use futures_util::FutureExt;
+use futures_util::future::join_all;
 
 use crate::allocation::allocations;
 use crate::servers::{spawn, tokio};
@@ -26,6 +27,8 @@ pub(crate) struct Line {
     state: AtomicUsize,
     /// It tells of changes up to this revision.
     told: AtomicU64,
+    /// It tells once that there may be something.
+    tells_once: AtomicBool,
     pub(crate) asked: AtomicUsize,
 }
 
@@ -40,6 +43,7 @@ impl Line {
             inner: Box::new(MemoryFlagStore::new(log)),
             state: AtomicUsize::new(UP),
             told: AtomicU64::new(0),
+            tells_once: AtomicBool::new(false),
             asked: AtomicUsize::new(0),
         })
     }
@@ -101,6 +105,9 @@ impl FlagStore for Line {
     }
 
     async fn changed(&self, revision: u64) {
+        if self.tells_once.swap(false, Ordering::SeqCst) {
+            return;
+        }
         if self.told.load(Ordering::SeqCst) <= revision {
             std::future::pending::<()>().await;
         }
@@ -193,6 +200,30 @@ fn an_engine_that_tells_is_believed_at_once() {
     assert!(is_on(&live, "a"));
 }
 
+/// A connection that was made anew tells so once; the store may not answer yet.
+#[test]
+fn what_was_told_while_the_store_did_not_answer_is_looked_at_again() {
+    for state in [DOWN, SILENT] {
+        let (manual, runtime) = manual();
+        let line = Line::new(&runtime);
+        let config = config(|config| config.poll_interval = Duration::from_hours(1));
+        let live = open(&line, &runtime, config);
+        now(line.put("a", true));
+        line.set(state);
+        line.tells_once.store(true, Ordering::SeqCst);
+        let mut run = pin!(live.run(std::future::pending()));
+        go_on(&manual, run.as_mut(), Duration::from_mins(1));
+        assert!(live.status().failure.is_some() && !is_on(&live, "a"));
+        line.set(UP);
+        go_on(&manual, run.as_mut(), Duration::from_secs(15));
+        assert!(live.status().failure.is_none() && is_on(&live, "a"));
+        // And no more often than before, from then on.
+        line.asked.store(0, Ordering::SeqCst);
+        go_on(&manual, run.as_mut(), Duration::from_mins(10));
+        assert_eq!(line.asked.load(Ordering::SeqCst), 0);
+    }
+}
+
 #[test]
 fn one_that_tells_for_ever_is_asked_twice_as_often_as_another() {
     let (manual, runtime) = manual();
@@ -258,6 +289,35 @@ fn who_asks_for_a_refresh_is_told_of_a_failure_and_waits_no_longer_than_the_time
     assert!(live.refresh().now_or_never().is_none());
     line.set(UP);
     assert_eq!(now(live.refresh()).unwrap(), 0);
+}
+
+/// As after fifty edits at once, of which each wants to be seen.
+#[test]
+fn those_who_ask_for_a_refresh_meanwhile_share_one() {
+    let (manual, runtime) = manual();
+    let line = Line::new(&runtime);
+    let live = open(&line, &runtime, LiveConfig::default());
+    line.set(SILENT);
+    line.asked.store(0, Ordering::SeqCst);
+    let mut all = pin!(join_all((0..50).map(|_| live.refresh())));
+    assert!(all.as_mut().now_or_never().is_none());
+    manual.advance(TIMEOUT);
+    // The first look may have been before what the others did.
+    assert!(all.as_mut().now_or_never().is_none());
+    manual.advance(TIMEOUT);
+    assert!(now(all).iter().all(Result::is_err));
+    assert_eq!(line.asked.load(Ordering::SeqCst), 2);
+
+    // One that was given up counts for nobody.
+    let mut given_up = Box::pin(live.refresh());
+    assert!(given_up.as_mut().now_or_never().is_none());
+    let mut other = pin!(live.refresh());
+    assert!(other.as_mut().now_or_never().is_none());
+    now(line.put("a", true));
+    line.set(UP);
+    drop(given_up);
+    assert_eq!(now(other).unwrap(), 1);
+    assert!(is_on(&live, "a"));
 }
 
 #[test]
@@ -326,7 +386,7 @@ fn a_store_that_was_restored_is_followed_back() {
 struct Either {
     first: Arc<Line>,
     second: Arc<Line>,
-    is_second: std::sync::atomic::AtomicBool,
+    is_second: AtomicBool,
 }
 
 #[async_trait::async_trait]
@@ -366,6 +426,23 @@ fn a_run_that_is_dropped_is_as_good_as_one_that_ends() {
     go_on(&manual, run.as_mut(), POLL);
     assert!(is_on(&live, "a") && live.status().failure.is_none());
     now(live.run(std::future::ready(())));
+
+    // Dropped when it was told of a change and had not yet seen it.
+    let config = config(|config| config.poll_interval = Duration::from_hours(1));
+    let live = open(&line, &runtime, config);
+    {
+        let mut run = pin!(live.run(std::future::pending()));
+        go_on(&manual, run.as_mut(), POLL);
+        line.set(SILENT);
+        now(line.put("a", false));
+        line.tells_once.store(true, Ordering::SeqCst);
+        go_on(&manual, run.as_mut(), TIMEOUT);
+        assert!(is_on(&live, "a"));
+    }
+    line.set(UP);
+    let mut run = pin!(live.run(std::future::pending()));
+    go_on(&manual, run.as_mut(), POLL);
+    assert!(!is_on(&live, "a"));
 }
 
 #[test]
@@ -447,6 +524,7 @@ fn evaluations_are_counted_where_that_is_asked_for() {
         (key.to_owned(), on, off, ago.map(Duration::from_secs))
     };
     assert_eq!(counts(), [counted("a", 0, 0, None), counted("b", 0, 0, None)]);
+    go_on(&manual, run.as_mut(), Duration::ZERO);
     is_on(&live, "a");
     is_on(&live, "unknown");
     live.current().evaluate("b", &FlagContext::default());

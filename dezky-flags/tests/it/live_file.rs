@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dezky_core::store::MemoryAuditStore;
@@ -15,6 +16,7 @@ use dezky_flags::store::{
 };
 use dezky_flags::testkit::FlagGenerator;
 use dezky_flags::{FlagEvaluator, LiveFlags, Reason};
+use futures_util::FutureExt;
 
 use crate::live::{DOWN, Line, POLL, UP, config, go_on, is_on, manual, now, open};
 
@@ -125,6 +127,19 @@ fn links_are_replaced_and_not_written_through() {
     keep(&line, &path);
     assert_eq!(fs::read_to_string(&other).unwrap(), "of somebody else");
     assert!(fs::symlink_metadata(&path).unwrap().is_file());
+}
+
+/// Such as /dev/null, by a process that may do anything.
+#[test]
+fn what_is_no_file_is_not_replaced_by_one() {
+    let (folder, path) = place();
+    let (_, runtime) = manual();
+    let line = Line::new(&runtime);
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    keep(&line, &path);
+    assert!(!fs::metadata(&path).unwrap().is_file());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    drop(listener);
 }
 
 #[test]
@@ -251,4 +266,36 @@ fn a_store_that_can_not_be_opened_yet_is_opened_later() {
     now(line.put("a", true));
     go_on(&manual, run.as_mut(), POLL);
     assert!(is_on(&live, "a"));
+}
+
+/// A database that has much to make ready, or a server that is slow to come back.
+#[test]
+fn a_store_that_is_opened_slowly_is_open_in_the_end() {
+    let (_folder, path) = place();
+    let (manual, runtime) = manual();
+    let line = Line::new(&runtime);
+    now(line.put("a", true));
+    keep(&line, &path);
+    now(line.put("a", false));
+    let begun = Arc::new(AtomicUsize::new(0));
+    let lazy = {
+        let (line, runtime, begun) = (line.clone(), runtime.clone(), begun.clone());
+        LazyFlagStore::new(move || {
+            begun.fetch_add(1, Ordering::SeqCst);
+            let (line, slow) = (line.clone(), runtime.sleep(Duration::from_secs(20)));
+            Box::pin(async move {
+                slow.await;
+                Ok(line as Arc<dyn FlagStore>)
+            })
+        })
+    };
+    let mut opening = pin!(LiveFlags::open(Arc::new(lazy), runtime.clone(), with_file(&path)));
+    assert!(opening.as_mut().now_or_never().is_none());
+    manual.advance(LiveConfig::default().store_timeout);
+    let live = now(opening).unwrap();
+    assert!(live.status().from_file && is_on(&live, "a"));
+    let mut run = pin!(live.run(std::future::pending()));
+    go_on(&manual, run.as_mut(), Duration::from_secs(30));
+    assert!(!live.status().from_file && !is_on(&live, "a"));
+    assert_eq!(begun.load(Ordering::SeqCst), 1);
 }

@@ -1,13 +1,14 @@
 //! The server of the flags stops, and comes back.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dezky_core::rt::TokioRuntime;
-use dezky_core::store::{PostgresAuditStore, PostgresConfig};
+use dezky_core::store::{MongoAuditStore, MongoConfig, PostgresAuditStore, PostgresConfig};
 use dezky_core::{ErrorKind, Runtime};
-use dezky_flags::live::LiveStatus;
-use dezky_flags::store::{FlagChange, FlagStore, LazyFlagStore, PostgresFlagStore};
+use dezky_flags::live::{LiveStatus, Subscription};
+use dezky_flags::store::{FlagChange, FlagStore, LazyFlagStore, MongoFlagStore, PostgresFlagStore};
 use dezky_flags::{Flag, FlagState, LiveFlags, NewFlag};
 use futures_util::FutureExt;
 
@@ -15,10 +16,21 @@ use crate::live::{config, is_on};
 use crate::servers::{Server, eventually, now, spawn, tokio};
 
 const POLL: Duration = Duration::from_millis(100);
+/// No look of its own in the time of a test: what is seen was told.
+const HARDLY_EVER: Duration = Duration::from_hours(1);
+/// How long the flags decide without their store.
+const AWAY: Duration = Duration::from_secs(6);
 /// Longer than a connection that is lost may take to be noticed and made again.
 const RECOVERS_WITHIN: Duration = Duration::from_mins(1);
 
 async fn store(url: String) -> dezky_core::Result<Arc<dyn FlagStore>> {
+    if url.starts_with("mongodb") {
+        let mut config = MongoConfig::new(url);
+        config.connect_timeout = Duration::from_secs(1);
+        config.server_selection_timeout = Duration::from_secs(1);
+        let log = MongoAuditStore::open(config, Arc::new(TokioRuntime)).await?;
+        return Ok(Arc::new(MongoFlagStore::open(&log.database()).await?));
+    }
     let mut config = PostgresConfig::new(url);
     config.acquire_timeout = Duration::from_secs(1);
     let log = PostgresAuditStore::open(config, &TokioRuntime).await?;
@@ -38,12 +50,12 @@ async fn commit(store: &dyn FlagStore, version: u64) {
 }
 
 /// Flags that decide in a process of their own, as far as the store can tell.
-async fn follow(url: String, file: &std::path::Path) -> LiveFlags {
+async fn follow(url: String, poll: Duration, file: Option<&Path>) -> LiveFlags {
     let store = LazyFlagStore::new(move || store(url.clone()).boxed());
     let config = config(|config| {
-        config.poll_interval = POLL;
+        config.poll_interval = poll;
         config.store_timeout = Duration::from_secs(2);
-        config.file = Some(file.to_owned());
+        config.file = file.map(Path::to_owned);
     });
     let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
     let live = LiveFlags::open(Arc::new(store), runtime, config).await.unwrap();
@@ -56,51 +68,91 @@ async fn until(what: &str, live: &LiveFlags, mut holds: impl FnMut(LiveStatus) -
     eventually(what, RECOVERS_WITHIN, || holds(live.status())).await;
 }
 
+async fn next(changes: &mut Subscription) -> u64 {
+    tokio::time::timeout(RECOVERS_WITHIN, changes.next()).await.expect("a change is seen")
+}
+
 #[test]
 fn flags_are_decided_while_postgres_is_stopped_and_follow_it_again() {
-    tokio().block_on(async {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("flags.json");
-        let mut server = Server::postgres().await;
-        let url = server.url_by(server.port);
-        let writer = store(url.clone()).await.unwrap();
-        commit(&*writer, 1).await;
-        let live = follow(url.clone(), &file).await;
+    tokio().block_on(async { is_stopped(Server::postgres().await).await });
+}
+
+#[test]
+fn flags_are_decided_while_mongodb_is_stopped_and_follow_it_again() {
+    tokio().block_on(async { is_stopped(Server::mongodb().await).await });
+}
+
+async fn is_stopped(mut server: Server) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("flags.json");
+    let url = server.url_by(server.port);
+    commit(&*store(url.clone()).await.unwrap(), 1).await;
+    let live = follow(url.clone(), POLL, Some(&file)).await;
+    assert!(is_on(&live, "chat"));
+    eventually("the file is kept", RECOVERS_WITHIN, || file.exists()).await;
+
+    // Between two looks at a store that is down the flags get older, and decide.
+    let stopped = now();
+    server.stop().await;
+    println!("stopped after {:?}", stopped.elapsed());
+    until("the failure is told", &live, |status| status.failure.is_some()).await;
+    let mut last = Duration::ZERO;
+    until("the flags are old", &live, |status| {
         assert!(is_on(&live, "chat"));
-        eventually("the file is kept", RECOVERS_WITHIN, || file.exists()).await;
+        assert!(status.age >= last, "the age grows");
+        last = status.age;
+        let kind = status.failure.expect("is told").kind();
+        assert_eq!(kind, ErrorKind::StoreUnavailable);
+        !status.from_file && status.age >= AWAY
+    })
+    .await;
+    assert!(last <= stopped.elapsed() + POLL * 10, "and by no more than the time");
 
-        // Between two looks at a store that is down the flags get older, and decide.
-        let stopped = now();
-        server.stop().await;
-        println!("stopped after {:?}", stopped.elapsed());
-        until("the failure is told", &live, |status| status.failure.is_some()).await;
-        let mut last = Duration::ZERO;
-        until("the flags are 3 s old", &live, |status| {
-            assert!(is_on(&live, "chat"));
-            assert!(status.age >= last, "the age grows");
-            last = status.age;
-            let kind = status.failure.expect("is told").kind();
-            assert_eq!(kind, ErrorKind::StoreUnavailable);
-            !status.from_file && status.age >= Duration::from_secs(3)
-        })
-        .await;
-        assert!(last <= stopped.elapsed() + POLL * 10, "and by no more than the time");
+    // Another process starts meanwhile.
+    let cold = follow(url.clone(), POLL, Some(&file)).await;
+    assert!(cold.status().from_file && is_on(&cold, "chat"));
 
-        // Another process starts meanwhile.
-        let cold = follow(url.clone(), &file).await;
-        assert!(cold.status().from_file && is_on(&cold, "chat"));
+    server.start().await;
+    let back = now();
+    until("it is reached", &live, |status| status.failure.is_none()).await;
+    until("it is reached", &cold, |status| status.failure.is_none()).await;
+    println!("reached again after {:?}", back.elapsed());
+    let status = cold.status();
+    assert!(!status.from_file && status.age < AWAY, "{status:?}");
+    let (mut changes, mut of_cold) = (live.subscribe(), cold.subscribe());
+    commit(&*store(url).await.unwrap(), 2).await;
+    assert_eq!((next(&mut changes).await, next(&mut of_cold).await), (2, 2));
+    assert!(!is_on(&live, "chat") && !is_on(&cold, "chat"));
+}
 
-        server.start().await;
-        let back = now();
-        until("it is reached", &live, |status| status.failure.is_none()).await;
-        until("it is reached", &cold, |status| status.failure.is_none()).await;
-        println!("reached again after {:?}", back.elapsed());
-        let status = cold.status();
-        assert!(!status.from_file && status.age < Duration::from_secs(3), "{status:?}");
-        let (mut changes, mut of_cold) = (live.subscribe(), cold.subscribe());
-        commit(&*writer, 2).await;
-        let both = async { (changes.next().await, of_cold.next().await) };
-        assert_eq!(tokio::time::timeout(RECOVERS_WITHIN, both).await.unwrap(), (2, 2));
-        assert!(!is_on(&live, "chat") && !is_on(&cold, "chat"));
-    });
+#[test]
+fn postgres_tells_of_changes_again_after_an_outage() {
+    tokio().block_on(async { tells_again(Server::postgres().await).await });
+}
+
+#[test]
+fn mongodb_tells_of_changes_again_after_an_outage() {
+    tokio().block_on(async { tells_again(Server::mongodb().await).await });
+}
+
+/// What was changed before the line was there again is seen, and what is changed then.
+async fn tells_again(mut server: Server) {
+    let url = server.url_by(server.port);
+    commit(&*store(url.clone()).await.unwrap(), 1).await;
+    let live = follow(url.clone(), HARDLY_EVER, None).await;
+    let mut changes = live.subscribe();
+    for outages in 0..2_u64 {
+        if outages > 0 {
+            server.stop().await;
+            server.start().await;
+        }
+        let writer = store(url.clone()).await.unwrap();
+        for version in [2, 3].map(|version| outages * 2 + version) {
+            commit(&*writer, version).await;
+            let committed = now();
+            assert_eq!(next(&mut changes).await, version);
+            println!("version {version} after {:?}", committed.elapsed());
+            assert_eq!(is_on(&live, "chat"), version % 2 == 1);
+        }
+    }
 }

@@ -5,7 +5,7 @@ use dezky_core::testkit::ManualRuntime;
 use dezky_flags::store::{InvalidFlag, Snapshot};
 use dezky_flags::testkit::FlagGenerator;
 use dezky_flags::{
-    Flag, FlagContext, FlagEvaluator, FlagFile, FlagOptions, FlagSet, FlagState,
+    Flag, FlagContext, FlagEvaluator, FlagFile, FlagOptions, FlagSet, FlagState, Flipped,
     MAX_LISTED_TENANTS, NewFlag, Previewer, Scope, SnapshotPreviewer, bucket, decide,
     decides_alike, explain, fine_bucket, preview,
 };
@@ -269,10 +269,21 @@ proptest! {
         let seen = preview(Some(&before), Some(&after), contexts());
         let on = |flag: &Flag| contexts().filter(|c| decide(flag, c).value).count() as u64;
         prop_assert_eq!((seen.before_on, seen.after_on), (on(&before), on(&after)));
-        let gains = contexts().filter(|c| !decide(&before, c).value && decide(&after, c).value);
-        let gains: Vec<_> = gains.map(|context| context.tenant_id.to_owned()).collect();
-        let listed: Vec<_> = seen.gains.tenants.iter().map(|tenant| tenant.id.clone()).collect();
-        prop_assert_eq!(listed, gains);
+        let flips = |from: &Flag, to: &Flag| -> Vec<String> {
+            let flips = contexts().filter(|c| !decide(from, c).value && decide(to, c).value);
+            flips.map(|context| context.tenant_id.to_owned()).collect()
+        };
+        let listed = |flipped: &Flipped| -> Vec<String> {
+            flipped.tenants.iter().map(|tenant| tenant.id.clone()).collect()
+        };
+        prop_assert_eq!(listed(&seen.gains), flips(&before, &after));
+        prop_assert_eq!(listed(&seen.loses), flips(&after, &before));
+        for (plan, of) in &seen.by_plan {
+            let theirs = contexts().filter(|c| c.plan.unwrap_or_default() == plan);
+            let alone = preview(Some(&before), Some(&after), theirs);
+            prop_assert_eq!(alone.by_plan.into_iter().next(), Some((plan.clone(), *of)));
+            prop_assert_eq!((alone.of, alone.gains.count), (of.of, of.gains));
+        }
         prop_assert_eq!(seen.after_on + seen.loses.count, seen.before_on + seen.gains.count);
         if decides_alike(Some(&before), Some(&after)) {
             prop_assert_eq!(seen.gains.count + seen.loses.count, 0);

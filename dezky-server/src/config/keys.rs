@@ -109,7 +109,7 @@ pub(super) const KEYS: &[Key] = &[
     key("flags.poll_ms", "DEZKY_FLAGS_POLL_MS", Kind::Number, "500", "",
         "How often the flags that decide are compared with the store, in milliseconds, 10\nto 3600000. PostgreSQL and MongoDB tell of changes at once all the same."),
     key("flags.file", "DEZKY_FLAGS_FILE", Kind::Text, "", "\"/var/lib/dezky/flags.json\"",
-        "A file in which the server keeps what decides of the flags, for its user alone:\nthey are read from there if the store does not give them at the start. One process,\none file; its folder must exist."),
+        "A file in which the server keeps what decides of the flags, for its user alone. It\ndecides by them if the flags can't be read at the start; while the database can't be\nopened at all it does not start. One process, one file; its folder must exist."),
     key("stalwart.secret", "STALWART_WEBHOOK_SECRET", Kind::Secret, "", "",
         "The secret that signs the webhook of Stalwart. Without any there is no endpoint."),
     key("stalwart.secret_files", "DEZKY_STALWART_SECRET_FILES", Kind::List, "[]", "",

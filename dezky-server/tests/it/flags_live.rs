@@ -146,6 +146,44 @@ async fn a_server_counts_and_reports() {
     server.stop().await;
 }
 
+/// The store's answer is broken rather than the store, so that the rest goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_tells_how_old_its_flags_are() {
+    let server = Server::start(&[("DEZKY_FLAGS_POLL_MS", "20")]).await;
+    let client = &server.client;
+    tenant(client).await;
+    client.post("/flags", json!({ "key": "k", "state": "on" })).await.with_status(201);
+    let live = async || client.get("/health").await.with_status(200)["flags"].clone();
+    let told = live().await;
+    assert_eq!((&told["revision"], &told["fromFile"]), (&json!(1), &json!(false)));
+    assert!(told.get("failure").is_none() && told["ageMs"].as_u64().unwrap() < 5_000, "{told}");
+
+    let path = server.folder.path().join("audit.db");
+    let log = SqliteAuditStore::open(SqliteConfig::new(&path), &TokioRuntime).await.unwrap();
+    let alter = async |sql: &'static str| {
+        let mut tx = log.database().begin().await.unwrap();
+        sqlx::query(sql).execute(&mut *tx).await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    alter("ALTER TABLE dezky_flags_state RENAME TO away").await;
+    until("the failure is told, and the age grows", async || {
+        let told = live().await;
+        told["failure"].is_string() && told["ageMs"].as_u64().unwrap() >= 1_000
+    })
+    .await;
+    let told = client.get("/health").await.with_status(200);
+    assert_eq!((&told["status"], &told["flags"]["revision"]), (&json!("ok"), &json!(1)));
+    assert_eq!(evaluated(client).await, json!({ "k": true }));
+    alter("ALTER TABLE away RENAME TO dezky_flags_state").await;
+    until("it is reached again", async || {
+        let told = live().await;
+        told.get("failure").is_none() && told["ageMs"].as_u64().unwrap() < 1_000
+    })
+    .await;
+    log.close().await;
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_keeps_its_flags_in_a_file() {
     let folder = tempfile::tempdir().unwrap();

@@ -2,6 +2,7 @@
 //! files.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use reqwest::Method;
@@ -267,11 +268,20 @@ async fn flags_are_previewed_exported_and_imported_on_the_command_line() {
     let exported: Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
     assert_eq!(exported, flags(&store, &["export"]));
     assert_eq!(exported["flags"][0], server.client.get("/flags/chat").await.json);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        assert_eq!(std::fs::metadata(&out).unwrap().permissions().mode() & 0o777, 0o600);
-    }
+    let mode = std::fs::metadata(&out).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // What is there is not written through, and no device is replaced.
+    let beside = server.folder.path().join("flags.json.new");
+    std::fs::write(server.folder.path().join("other"), "of somebody else").unwrap();
+    std::os::unix::fs::symlink("other", &beside).unwrap();
+    flags(&store, &["export", "--out", text(&out)]);
+    assert!(std::fs::symlink_metadata(&out).unwrap().is_file() && !beside.exists());
+    let other = std::fs::read_to_string(server.folder.path().join("other")).unwrap();
+    assert_eq!(other, "of somebody else");
+    let socket = server.folder.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    refused(&store, &["export", "--out", text(&socket)], 1, "no regular file");
+    assert!(!std::fs::metadata(&socket).unwrap().is_file());
     let again = flags(&store, &["import", text(&out), "--overwrite"]);
     assert_eq!(again["flags"], json!({ "chat": { "outcome": "unchanged" } }));
     assert_eq!(flags(&store, &["preview", "--file", text(&out)])["flags"], json!({}));

@@ -13,7 +13,7 @@ use mongodb::options::ReturnDocument;
 use mongodb::{ClientSession, Collection};
 
 use super::settle::{
-    Row, Settled, State, corrupt, from_text, settle, unfold, unreadable, unsigned, view,
+    NO_TEXT, Row, Settled, State, corrupt, from_text, settle, unfold, unreadable, unsigned, view,
 };
 use super::{Counts, FlagChange, FlagStore, FlagTable, Known, Snapshot, check_size};
 use crate::Flag;
@@ -303,7 +303,7 @@ fn read(found: &Document) -> Result<(&str, u64, Option<Flag>)> {
     let flag = match found.get("flag") {
         None => None,
         Some(text) => {
-            let text = text.as_str().ok_or_else(|| unreadable(key, "it is not a text"))?;
+            let text = text.as_str().ok_or_else(|| unreadable(key, NO_TEXT))?;
             Some(from_text(key, version, text)?)
         }
     };

@@ -105,9 +105,12 @@ impl FlagStore for PostgresFlagStore {
         let State { revision, .. } = state(&mut tx, READ_STATE).await?;
         let rows = tx.fetch_all(sqlx::query(sql)).await?;
         tx.commit().await?;
-        let rows: Vec<_> = rows.iter().map(columns).collect::<Result<_>>()?;
-        let stored =
-            rows.into_iter().map(|(key, version, text)| (key, version, text.unwrap_or("")));
+        // What is not of the type that it should be can't be read either: no flag has
+        // the version 0, or is the empty text.
+        let stored = rows.iter().map(|row| {
+            let version = number(row, "version").unwrap_or(0);
+            (row.try_get("key").unwrap_or(""), version, row.try_get("flag").unwrap_or(""))
+        });
         Ok(view(revision, stored))
     }
 
@@ -211,13 +214,10 @@ async fn known(tx: &mut PostgresTransaction, keys: Vec<String>) -> Result<HashMa
 
 /// A key, its version, and its flag unless that was removed.
 fn read(row: &PgRow) -> Result<(&str, u64, Option<Flag>)> {
-    let (key, version, text) = columns(row)?;
-    Ok((key, version, text.map(|text| from_text(key, version, text)).transpose()?))
-}
-
-fn columns(row: &PgRow) -> Result<(&str, u64, Option<&str>)> {
     let key = row.try_get("key").map_err(postgres_error)?;
-    Ok((key, number(row, "version")?, row.try_get("flag").map_err(postgres_error)?))
+    let version = number(row, "version")?;
+    let text: Option<&str> = row.try_get("flag").map_err(postgres_error)?;
+    Ok((key, version, text.map(|text| from_text(key, version, text)).transpose()?))
 }
 
 fn number(row: &PgRow, column: &'static str) -> Result<u64> {

@@ -9,7 +9,8 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Connection, Row, SqliteConnection};
 
 use super::settle::{
-    Row as Stored, Settled, State, corrupt, from_text, settle, unfold, unsigned, view,
+    NO_TEXT, Row as Stored, Settled, State, corrupt, from_text, settle, unfold, unreadable,
+    unsigned, view,
 };
 use super::{Counts, FlagChange, FlagStore, FlagTable, Known, Snapshot, check_size};
 use crate::Flag;
@@ -88,9 +89,12 @@ impl FlagStore for SqliteFlagStore {
         .await
         .map_err(sqlite_error)?;
         tx.commit().await.map_err(sqlite_error)?;
-        let rows: Vec<_> = rows.iter().map(columns).collect::<Result<_>>()?;
-        let stored =
-            rows.into_iter().map(|(key, version, text)| (key, version, text.unwrap_or("")));
+        // What is not of the type that it should be can't be read either: no flag has
+        // the version 0, or is the empty text.
+        let stored = rows.iter().map(|row| {
+            let version = number(row, "version").unwrap_or(0);
+            (row.try_get("key").unwrap_or(""), version, row.try_get("flag").unwrap_or(""))
+        });
         Ok(view(revision, stored))
     }
 
@@ -199,13 +203,10 @@ async fn write_row(connection: &mut SqliteConnection, row: &Stored<'_>) -> Resul
 
 /// A key, its version, and its flag unless that was removed.
 fn read(row: &SqliteRow) -> Result<(&str, u64, Option<Flag>)> {
-    let (key, version, text) = columns(row)?;
-    Ok((key, version, text.map(|text| from_text(key, version, text)).transpose()?))
-}
-
-fn columns(row: &SqliteRow) -> Result<(&str, u64, Option<&str>)> {
     let key = row.try_get("key").map_err(sqlite_error)?;
-    Ok((key, number(row, "version")?, row.try_get("flag").map_err(sqlite_error)?))
+    let version = number(row, "version")?;
+    let text: Option<&str> = row.try_get("flag").map_err(|_| unreadable(key, NO_TEXT))?;
+    Ok((key, version, text.map(|text| from_text(key, version, text)).transpose()?))
 }
 
 fn number(row: &SqliteRow, column: &'static str) -> Result<u64> {

@@ -1,7 +1,7 @@
 //! Flags in files, and the tenants that they are decided for.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
 use dezky_flags::FlagFile;
@@ -12,6 +12,7 @@ use serde_json::json;
 use crate::commands::{no, print};
 use crate::error::Failure;
 use crate::platform::{Platform, Subject};
+use crate::table::printable;
 
 /// Reads the flags of a file.
 pub(super) fn read(path: &Path) -> Result<FlagFile, Failure> {
@@ -40,7 +41,8 @@ pub(super) fn export(
     for flag in &snapshot.invalid {
         eprintln!(
             "{}: it can't be read, and its definition is left out: {}",
-            flag.key, flag.problem
+            printable(&flag.key),
+            flag.problem
         );
     }
     let text = snapshot.to_json();
@@ -57,18 +59,33 @@ pub(super) fn export(
 }
 
 /// Replaces the file as a whole. It has slugs of customers in it, and who changed what.
-fn write(path: &Path, text: &str) -> std::io::Result<()> {
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    // Such as /dev/stdout, which the new file would take the place of.
+    if path.metadata().is_ok_and(|there| !there.is_file()) {
+        return Err(io::Error::other("it is no regular file: name one, such as flags.json"));
+    }
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
+    let beside = Path::new(&beside);
+    // One that is there may be a link, or for others to read.
+    match std::fs::remove_file(beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
+    options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(&beside)?;
-    file.write_all(text.as_bytes())?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    std::fs::rename(&beside, path)
+    let mut file = options.open(beside)?;
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| file.write_all(b"\n"))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| std::fs::rename(beside, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(beside);
+    }
+    written
 }
 
 /// The tenant with this slug.
