@@ -4,6 +4,7 @@ mod http;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::ops::{Range, RangeInclusive};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,9 +28,12 @@ use serde_json::{Value, json};
 
 use self::http::{Api, Fetched};
 use super::provider::{error, no_bool, not_found, read_context};
-use super::{ENVIRONMENT, PARTNER_SLUG, PLAN, TARGETING_KEY, TENANT_SLUG};
-use crate::FlagContext;
+use super::{ENVIRONMENT, MAX_TARGETING_KEY_BYTES, PARTNER_SLUG, PLAN, TARGETING_KEY, TENANT_SLUG};
+use crate::{FlagContext, MAX_SCOPE_VALUE_BYTES};
 
+/// How often a server may be asked.
+const POLL_INTERVALS: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_hours(1);
 /// How many contexts are asked for at a time.
 const CONCURRENCY: usize = 8;
 
@@ -68,7 +72,7 @@ pub struct RemoteConfig {
     pub base_url: String,
     /// What it is asked with, if it wants a token.
     pub token: Option<OfrepToken>,
-    /// How often it is asked whether answers are current, 5 s; at least 100 ms.
+    /// How often it is asked whether answers are current, 5 s; 100 ms to an hour.
     pub poll_interval: Duration,
     /// How long it may take for an answer, 2 s.
     pub request_timeout: Duration,
@@ -97,12 +101,21 @@ impl RemoteConfig {
 
     fn validate(&self) -> Result<()> {
         let refused = |what: &'static str| Err(Error::new(ErrorKind::ConfigInvalid, what));
-        let base = self.base_url.to_ascii_lowercase();
-        if !(base.starts_with("http://") || base.starts_with("https://")) {
-            return refused("base_url must begin with http:// or https://: give the address");
+        let is_address = reqwest::Url::parse(&self.base_url).is_ok_and(|url| {
+            matches!(url.scheme(), "http" | "https")
+                && url.username().is_empty()
+                && url.password().is_none()
+                && url.query().is_none()
+                && url.fragment().is_none()
+        });
+        if !is_address {
+            return refused(
+                "base_url must be an http or https address without user, query and fragment, such \
+                 as https://flags.example.org: the token has a field of its own",
+            );
         }
-        if self.poll_interval < Duration::from_millis(100) {
-            return refused("poll_interval must be at least 100 ms: ask less often");
+        if !POLL_INTERVALS.contains(&self.poll_interval) {
+            return refused("poll_interval must be 100 ms to 1 h");
         }
         if self.request_timeout.is_zero() || self.max_answer_bytes == 0 || self.max_contexts == 0 {
             return refused(
@@ -156,8 +169,8 @@ struct Shared {
     metadata: ProviderMetadata,
     /// By the body that asks for it.
     contexts: Mutex<HashMap<Arc<str>, Arc<Asked>>>,
-    /// When the server may be asked again, in milliseconds.
-    retry_at: AtomicI64,
+    /// From when to when the server is left alone, in milliseconds.
+    pause: Mutex<Range<i64>>,
     is_failing: AtomicBool,
 }
 
@@ -209,7 +222,7 @@ impl RemoteFlagProvider {
             api,
             metadata: ProviderMetadata::new("dezky-ofrep"),
             contexts: Mutex::default(),
-            retry_at: AtomicI64::new(i64::MIN),
+            pause: Mutex::default(),
             is_failing: AtomicBool::new(false),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -290,7 +303,9 @@ impl FeatureProvider for RemoteFlagProvider {
         flag_key: &str,
         evaluation_context: &EvaluationContext,
     ) -> EvaluationResult<ResolutionDetails<bool>> {
-        self.resolve(flag_key, &read_context(evaluation_context)?).await
+        let context = read_context(evaluation_context)?;
+        check_bounds(&context)?;
+        self.resolve(flag_key, &context).await
     }
 
     async fn resolve_int_value(
@@ -365,11 +380,18 @@ impl Shared {
         contexts.values().cloned().collect()
     }
 
-    /// How old the answers are, if there are any.
+    /// How old the answers are, if there are any. Those from the future are as old as
+    /// can be: the clock was set back, nobody knows how long ago.
     fn age(&self, asked: &Asked) -> Option<Duration> {
         let confirmed = asked.answers()?.confirmed.load(Ordering::Relaxed);
         let age = self.now().saturating_sub(confirmed);
-        Some(Duration::from_millis(u64::try_from(age).unwrap_or(0)))
+        Some(u64::try_from(age).map_or(Duration::MAX, Duration::from_millis))
+    }
+
+    /// Not before it began either: a clock that is set back ends it.
+    fn is_left_alone(&self) -> bool {
+        let now = self.now();
+        self.pause.lock().unwrap_or_else(PoisonError::into_inner).contains(&now)
     }
 
     /// Asks the server, unless somebody did meanwhile and the answers are younger than
@@ -381,9 +403,7 @@ impl Shared {
             None => Some(asked.asking.lock().await),
         };
         let Some(_turn) = turn else { return };
-        if self.age(asked).is_some_and(|age| age < max_age)
-            || self.now() < self.retry_at.load(Ordering::Relaxed)
-        {
+        if self.age(asked).is_some_and(|age| age < max_age) || self.is_left_alone() {
             return;
         }
         let before = asked.answers();
@@ -398,11 +418,10 @@ impl Shared {
         };
         let confirmed = AtomicI64::new(self.now());
         match fetched {
-            Fetched::Unchanged => {
-                if let Some(before) = &before {
-                    before.confirmed.store(self.now(), Ordering::Relaxed);
-                }
-            }
+            Fetched::Unchanged => match &before {
+                Some(before) => before.confirmed.store(self.now(), Ordering::Relaxed),
+                None => return self.failed("it answers 304 to a question without a tag", None),
+            },
             Fetched::Answers { tag, flags } => {
                 let flags = flags.into_iter().map(|flag| (flag.key.clone(), flag)).collect();
                 asked.set(Answers { tag, flags: Ok(flags), confirmed });
@@ -420,7 +439,8 @@ impl Shared {
     fn failed(&self, problem: &str, wait: Option<Duration>) {
         let wait = wait.unwrap_or_default().max(self.config.poll_interval);
         let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
-        self.retry_at.store(self.now().saturating_add(wait), Ordering::Relaxed);
+        let now = self.now();
+        *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = now..now.saturating_add(wait);
         if !self.is_failing.swap(true, Ordering::Relaxed) {
             tracing::warn!(problem, "the flags' server is not reached: the last answers go on");
         }
@@ -442,7 +462,14 @@ impl Answer {
         if let Some(code) = &self.error_code {
             return Err(refusal(code, self.error_details.as_deref()));
         }
-        let Some(Value::Bool(value)) = self.value else { return Err(no_bool(&self.key)) };
+        let value = match self.value {
+            Some(Value::Bool(value)) => value,
+            Some(_) => return Err(no_bool(&self.key)),
+            None => {
+                let message = format!("{}: the server leaves the value to you", self.key);
+                return Err(error(EvaluationErrorCode::General("NO_VALUE".into()), message));
+            }
+        };
         let reason = if is_stale { "STALE" } else { self.reason.as_deref().unwrap_or("UNKNOWN") };
         Ok(ResolutionDetails {
             value,
@@ -453,8 +480,8 @@ impl Answer {
     }
 }
 
-/// The body that asks for a context: the same for the same one.
-fn body(context: &FlagContext<'_>) -> String {
+/// What a context has of what is sent, by name.
+fn given<'a>(context: &FlagContext<'a>) -> impl Iterator<Item = (&'static str, &'a str)> {
     let axes = [
         (TARGETING_KEY, Some(context.tenant_id)),
         (TENANT_SLUG, context.tenant_slug),
@@ -462,8 +489,26 @@ fn body(context: &FlagContext<'_>) -> String {
         (PARTNER_SLUG, context.partner_slug),
         (ENVIRONMENT, context.environment),
     ];
-    let given = axes.into_iter().filter_map(|(name, value)| Some((name, value?)));
-    json!({ "context": given.collect::<BTreeMap<_, _>>() }).to_string()
+    axes.into_iter().filter_map(|(name, value)| Some((name, value?)))
+}
+
+/// Refuses what a server would. It is not asked: a context is kept with its answers, and
+/// a server that can't take one counts as away for all the others.
+fn check_bounds(context: &FlagContext<'_>) -> EvaluationResult<()> {
+    for (name, value) in given(context) {
+        let is_key = name == TARGETING_KEY;
+        let max = if is_key { MAX_TARGETING_KEY_BYTES } else { MAX_SCOPE_VALUE_BYTES };
+        if value.len() > max {
+            let message = format!("{name} must have at most {max} bytes: shorten it");
+            return Err(error(EvaluationErrorCode::InvalidContext, message));
+        }
+    }
+    Ok(())
+}
+
+/// The body that asks for a context: the same for the same one.
+fn body(context: &FlagContext<'_>) -> String {
+    json!({ "context": given(context).collect::<BTreeMap<_, _>>() }).to_string()
 }
 
 /// An error of OFREP.
@@ -510,6 +555,8 @@ fn metadata_of(members: &BTreeMap<String, Value>) -> FlagMetadata {
 
 #[cfg(test)]
 mod tests {
+    use dezky_core::testkit::ManualRuntime;
+
     use super::*;
 
     #[test]
@@ -520,12 +567,75 @@ mod tests {
             config.validate().unwrap_err().to_string()
         };
         assert!(RemoteConfig::new("HTTPS://flags").validate().is_ok());
-        assert!(refused(|config| config.base_url = "flags:80".into()).contains("base_url"));
+        for url in
+            ["flags:80", "http://", "http://ana:s3cret@flags", "http://flags?a=b", "ftp://flags"]
+        {
+            let refused = RemoteConfig::new(url).validate().unwrap_err().to_string();
+            assert!(refused.contains("base_url") && !refused.contains("s3cret"), "{refused}");
+        }
         let short = refused(|config| config.poll_interval = Duration::from_millis(99));
-        assert!(short.contains("poll_interval must be at least 100 ms"));
+        assert!(short.contains("poll_interval must be 100 ms to 1 h"));
+        // Twice as long is computed with.
+        let long = refused(|config| config.poll_interval = Duration::MAX);
+        assert_eq!(long, short);
         assert!(refused(|config| config.max_contexts = 0).contains("max_contexts"));
         assert!(OfrepToken::new(" \n").is_err() && OfrepToken::new("a b").is_err());
         assert_eq!(format!("{:?}", OfrepToken::new(" t ").unwrap()), "OfrepToken");
+    }
+
+    fn provider(runtime: &ManualRuntime) -> RemoteFlagProvider {
+        let config = RemoteConfig::new("http://127.0.0.1:1");
+        RemoteFlagProvider::new(config, Arc::new(runtime.clone())).unwrap()
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_keeps_nothing_for_current() {
+        let runtime = ManualRuntime::new(1);
+        let shared = provider(&runtime).shared;
+        let before = runtime.now();
+        runtime.advance(Duration::from_hours(1));
+        let asked = shared.context("{}".into());
+        let confirmed = AtomicI64::new(shared.now());
+        asked.set(Answers { tag: None, flags: Ok(HashMap::new()), confirmed });
+        shared.failed("gone", None);
+        assert_eq!((shared.age(&asked), shared.is_left_alone()), (Some(Duration::ZERO), true));
+        runtime.set_now(before);
+        assert_eq!((shared.age(&asked), shared.is_left_alone()), (Some(Duration::MAX), false));
+        runtime.advance(Duration::from_hours(1) + shared.config.poll_interval);
+        let age = shared.config.poll_interval;
+        assert_eq!((shared.age(&asked), shared.is_left_alone()), (Some(age), false));
+    }
+
+    #[tokio::test]
+    async fn a_context_that_no_server_takes_is_not_sent() {
+        let provider = provider(&ManualRuntime::new(1));
+        let tenant = |id: &str| EvaluationContext::default().with_targeting_key(id);
+        let long = "x".repeat(129);
+        for (field, context) in [
+            (TARGETING_KEY, tenant(&long.repeat(2))),
+            (PLAN, tenant("t").with_custom_field(PLAN, &*long)),
+            (ENVIRONMENT, tenant("t").with_custom_field(ENVIRONMENT, &*long)),
+        ] {
+            let refused = provider.resolve_bool_value("k", &context).await.unwrap_err();
+            assert_eq!(refused.code, EvaluationErrorCode::InvalidContext);
+            assert!(refused.message.unwrap().starts_with(field));
+        }
+        assert!(provider.shared.contexts_in_use().is_empty());
+        assert_eq!(provider.status(), ProviderStatus::Ready);
+    }
+
+    #[test]
+    fn an_answer_is_told_by_what_it_holds() {
+        let of = |text: &str| serde_json::from_str::<Answer>(text).unwrap().details(false);
+        let code = |text: &str| of(text).unwrap_err().code;
+        let told = of(r#"{"key":"k","value":true,"metadata":{"a":1,"b":[2]},"more":1}"#).unwrap();
+        assert_eq!((told.value, told.reason), (true, Some(EvaluationReason::Unknown)));
+        assert_eq!(told.flag_metadata.unwrap().values.len(), 1);
+        assert_eq!(code(r#"{"key":"k","value":"on"}"#), EvaluationErrorCode::TypeMismatch);
+        let none = EvaluationErrorCode::General("NO_VALUE".into());
+        assert_eq!(code(r#"{"key":"k","reason":"DISABLED"}"#), none);
+        let failed = r#"{"key":"k","errorCode":"FLAG_NOT_FOUND","errorDetails":"d"}"#;
+        assert_eq!(code(failed), EvaluationErrorCode::FlagNotFound);
     }
 
     #[test]

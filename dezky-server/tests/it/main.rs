@@ -25,6 +25,7 @@ mod kill_mutations;
 mod load;
 mod migrate;
 mod ofrep;
+mod openapi;
 mod origin;
 mod previews;
 mod quarantine;

@@ -1,6 +1,5 @@
 //! Flags over OFREP, as its clients meet them.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -9,44 +8,23 @@ use std::time::{Duration, Instant};
 use dezky_core::rt::TokioRuntime;
 use dezky_flags::bucket;
 use dezky_flags::openfeature::{OfrepToken, RemoteConfig, RemoteFlagProvider};
-use jsonschema::Validator;
 use open_feature::provider::{FeatureProvider as _, ProviderStatus};
 use open_feature::{EvaluationContext, EvaluationErrorCode, EvaluationReason};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, Process, Server, until};
+use crate::openapi::check;
+use crate::servers::sql;
+use crate::support::{Answer, Client, Engine, Process, Server, until};
 
 const TOKEN: &str = "operator-token-0123456789";
 const ALL: &str = "/ofrep/v1/evaluate/flags";
+const ONE: &str = "/ofrep/v1/evaluate/flags/{key}";
 const EVENTS: &str = "/ofrep/v1/events";
-
-fn document() -> Value {
-    serde_json::from_str(include_str!("../../openapi.json")).unwrap()
-}
-
-/// Checks an answer against the document: its status is there for the path, and its
-/// body is as the schema says.
-fn check(path: &str, answer: &Answer) {
-    let mut document = document();
-    let response = &document["paths"][path]["post"]["responses"][answer.status.as_str()];
-    assert!(response.is_object(), "{path}: {answer:?}");
-    match response["content"]["application/json"]["schema"].clone() {
-        Value::Null => assert_eq!(answer.json, Value::Null, "{path}"),
-        schema => {
-            let components = document["components"].take();
-            let schema = json!({ "allOf": [schema], "components": components });
-            let validator: Validator = jsonschema::draft202012::new(&schema).unwrap();
-            let problems: Vec<_> =
-                validator.iter_errors(&answer.json).map(|error| error.to_string()).collect();
-            assert!(problems.is_empty(), "{path}: {problems:?}: {}", answer.json);
-        }
-    }
-}
 
 async fn one(client: &Client, key: &str, context: Value) -> Answer {
     let answer = client.post(&format!("{ALL}/{key}"), json!({ "context": context })).await;
-    check("/ofrep/v1/evaluate/flags/{key}", &answer);
+    check("post", ONE, &answer);
     answer
 }
 
@@ -61,7 +39,7 @@ async fn all_unless(client: &Client, context: Value, known: &[&str]) -> Answer {
         request = request.header("If-None-Match", *known);
     }
     let answer = client.send(request).await;
-    check(ALL, &answer);
+    check("post", ALL, &answer);
     answer
 }
 
@@ -172,11 +150,9 @@ async fn what_is_wrong_is_said_in_ofreps_words() {
         (r#"{"context":{"targetingKey":"t","plan":1}}"#, 400, "INVALID_CONTEXT", "context.plan"),
         (&large, 413, "GENERAL", "65536 bytes"),
     ] {
-        for (path, documented) in
-            [(ALL.to_owned(), ALL), (format!("{ALL}/k"), "/ofrep/v1/evaluate/flags/{key}")]
-        {
+        for (path, documented) in [(ALL.to_owned(), ALL), (format!("{ALL}/k"), ONE)] {
             let answer = client.send(client.document(Method::POST, &path, body.to_owned())).await;
-            check(documented, &answer);
+            check("post", documented, &answer);
             assert_eq!((answer.status.as_u16(), &answer.json["errorCode"]), (status, &json!(code)));
             assert!(answer.json["errorDetails"].as_str().unwrap().contains(part), "{answer:?}");
         }
@@ -233,10 +209,15 @@ async fn a_tag_changes_with_the_flags_and_with_the_context() {
     let first = all(client, acme.clone()).await;
     let tag = first.header("etag").to_owned();
     assert!(tag.starts_with("\"1-"), "{tag}");
+    // Evaluations are counted: these are none.
+    let usage = async || client.get("/flags?report=true").await.json["usage"]["flags"].clone();
+    let before = usage().await;
+    assert_eq!(before[0]["on"], 1, "{before}");
     for known in [&[&*tag][..], &["\"other\"", &format!("W/{tag}")], &["*"]] {
         let answer = all_unless(client, acme.clone(), known).await;
         assert_eq!((answer.status.as_u16(), answer.header("etag")), (304, &*tag), "{known:?}");
     }
+    assert_eq!(usage().await, before);
     // What decides nothing changes nothing; nor does saying what the directory says.
     let same = json!({ "targetingKey": "t-acme", "tenantSlug": "acme", "more": 1 });
     assert_eq!(all_unless(client, same, &[&tag]).await.status, 304);
@@ -262,12 +243,48 @@ async fn a_tag_changes_with_the_flags_and_with_the_context() {
     let elsewhere = Server::start(&[]).await;
     fill(&elsewhere.client).await;
     elsewhere.client.patch("/tenants/acme", json!({ "plan": "basic" })).await.with_status(200);
-    elsewhere.client.patch("/flags/never", json!({ "state": "on" })).await.with_status(200);
+    let changed_otherwise = json!({ "state": "targeted" });
+    elsewhere.client.patch("/flags/never", changed_otherwise).await.with_status(200);
     let answer = all_unless(&elsewhere.client, acme, &[&tag]).await;
     assert_eq!(answer.status, 200);
     assert_eq!(answer.json["metadata"], changed.json["metadata"], "the revision is the same");
     server.stop().await;
     elsewhere.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_directory_is_away_who_says_everything_is_answered() {
+    let server = Server::on(Engine::Postgres, &[]).await;
+    let client = &server.client;
+    fill(client).await;
+    client.delete("/flags/live").await.with_status(204);
+    let url = server.url();
+    let (place, name) = url.rsplit_once('/').unwrap();
+    let lets_in = async |lets_in: bool| {
+        let statements = format!(
+            "ALTER DATABASE {name} ALLOW_CONNECTIONS {lets_in};
+             SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+        );
+        sql(&format!("{place}/postgres"), &statements).await;
+    };
+    let partly = json!({ "targetingKey": "t-acme" });
+    let whole = json!({ "targetingKey": "t-acme", "tenantSlug": "acme", "plan": "pro",
+                        "partnerSlug": null });
+    let before = all(client, whole.clone()).await;
+    lets_in(false).await;
+    for answer in [all(client, partly.clone()).await, one(client, "always", partly.clone()).await] {
+        assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (503, "5"));
+        assert!(answer.json["errorDetails"].is_string());
+    }
+    let answer = all(client, whole.clone()).await;
+    assert_eq!(answer.json, before.json);
+    let known = all_unless(client, whole.clone(), &[before.header("etag")]).await;
+    assert_eq!(known.status, 304);
+    let one = one(client, "pro-only", whole).await.with_status(200);
+    assert_eq!(one["value"], true);
+    lets_in(true).await;
+    until("the directory is back", async || all(client, partly.clone()).await.status == 200).await;
+    server.stop().await;
 }
 
 /// Reads a stream up to an event; `None` at its end. Comments are skipped.
@@ -290,40 +307,44 @@ async fn next_event(stream: &mut reqwest::Response, rest: &mut String) -> Option
 async fn the_event_stream_tells_of_changes_and_ends_with_the_server() {
     let server = Server::start(&[]).await;
     let client = server.client.clone();
-    let revision = async || {
+    // The tag names the flags between the version of its form and the context.
+    let flags = async || {
         let answer = all(&client, json!({ "targetingKey": "t" })).await;
-        answer.json["metadata"]["revision"].as_u64().unwrap()
+        let tag = answer.header("etag").trim_matches('"');
+        tag.split_once('-').unwrap().1.rsplit_once('-').unwrap().0.to_owned()
     };
-    let open = async |last: Option<u64>| {
+    let open = async |last: Option<&str>| {
         let mut request = client.request(Method::GET, EVENTS);
         if let Some(last) = last {
-            request = request.header("Last-Event-ID", last.to_string());
+            request = request.header("Last-Event-ID", last);
         }
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         response
     };
-    let notice =
-        |revision: u64| format!("id: {revision}\ndata: {{\"type\":\"refetchEvaluation\"}}");
+    let notice = |id: &str| format!("id: {id}\ndata: {{\"type\":\"refetchEvaluation\"}}");
     client.post("/flags", json!({ "key": "first" })).await.with_status(201);
-    let now = revision().await;
+    let now = flags().await;
     let (mut anew, mut anew_rest) = (open(None).await, String::new());
-    assert_eq!(next_event(&mut anew, &mut anew_rest).await, Some(notice(now)));
-    let (mut again, mut again_rest) = (open(Some(now)).await, String::new());
-    let (mut behind, mut behind_rest) = (open(Some(now - 1)).await, String::new());
-    assert_eq!(next_event(&mut behind, &mut behind_rest).await, Some(notice(now)));
+    assert_eq!(next_event(&mut anew, &mut anew_rest).await, Some(notice(&now)));
+    let (mut again, mut again_rest) = (open(Some(&now)).await, String::new());
+    // Another store's flags of the same revision are not those.
+    let (revision, _) = now.split_once('-').unwrap();
+    let other = format!("{revision}-0123456789abcdef");
+    let (mut behind, mut behind_rest) = (open(Some(&other)).await, String::new());
+    assert_eq!(next_event(&mut behind, &mut behind_rest).await, Some(notice(&now)));
 
     client.post("/flags", json!({ "key": "k" })).await.with_status(201);
-    let then = revision().await;
-    assert!(then > now);
+    let then = flags().await;
+    assert_ne!(then, now);
     for (stream, rest) in [
         (&mut anew, &mut anew_rest),
-        // Who has seen the revision is told of the next one first.
+        // Who has seen the flags is told of the next one first.
         (&mut again, &mut again_rest),
         (&mut behind, &mut behind_rest),
     ] {
-        assert_eq!(next_event(stream, rest).await, Some(notice(then)));
+        assert_eq!(next_event(stream, rest).await, Some(notice(&then)));
     }
     let began = Instant::now();
     server.stop().await;
@@ -350,57 +371,6 @@ async fn streams_have_a_bound() {
         request.send().await.unwrap().status() == StatusCode::OK
     })
     .await;
-    server.stop().await;
-}
-
-/// The routes of the router's source, each with its methods.
-fn routes() -> BTreeSet<(String, String)> {
-    let source = include_str!("../../src/routes/mod.rs");
-    let mut routes = BTreeSet::new();
-    for route in source.split(".route(").skip(1) {
-        let route = route.split(".route").next().unwrap();
-        let path = route.split('"').nth(1).unwrap();
-        for method in ["get", "post", "patch", "put", "delete"] {
-            if route.contains(&format!("{method}(")) {
-                routes.insert((path.to_owned(), method.to_owned()));
-            }
-        }
-    }
-    routes
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_document_has_every_route_and_no_other() {
-    let server = Server::start(&[]).await;
-    let client = server.client.clone();
-    let answer = client.get("/openapi.json").await;
-    assert_eq!(answer.header("content-type"), "application/json");
-    let document = answer.with_status(200);
-    assert_eq!(document, self::document());
-    let mut documented = BTreeSet::new();
-    for (path, operations) in document["paths"].as_object().unwrap() {
-        for method in operations.as_object().unwrap().keys().filter(|name| *name != "parameters") {
-            documented.insert((path.clone(), method.clone()));
-        }
-    }
-    assert_eq!(documented, routes());
-    for (path, method) in documented {
-        let place = path.replace(['{', '}'], "");
-        let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
-        let response = client.request(method.clone(), &place).send().await.unwrap();
-        let status = response.status();
-        assert_ne!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
-        if status == StatusCode::NOT_FOUND {
-            let text = response.text().await.unwrap();
-            assert!(!text.contains("there is nothing at this path"), "{method} {path}");
-        }
-    }
-    // Every reference leads somewhere.
-    let text = document.to_string();
-    for reference in text.split("\"$ref\":\"#").skip(1) {
-        let pointer = reference.split('"').next().unwrap();
-        assert!(document.pointer(pointer).is_some(), "{pointer}");
-    }
     server.stop().await;
 }
 

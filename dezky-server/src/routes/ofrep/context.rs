@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::refusal::Refusal;
+
 /// The most members of a context, those that are ignored among them.
 const MAX_MEMBERS: usize = 256;
 
@@ -73,11 +74,6 @@ impl Given {
             environment: axis(ENVIRONMENT)?.or(None),
         })
     }
-
-    /// Whether it leaves something out that the directory knows.
-    pub(super) fn leaves_out(&self) -> bool {
-        [&self.tenant_slug, &self.plan, &self.partner_slug].contains(&&Said::LeftOut)
-    }
 }
 
 /// A member, which is text or null where it is there.
@@ -108,6 +104,19 @@ pub(super) enum Asker<'a> {
     /// Asks for the tenants with these ids.
     #[cfg_attr(not(test), expect(dead_code, reason = "members have no tokens of their own yet"))]
     Member(&'a [&'a str]),
+}
+
+impl Asker<'_> {
+    /// Whether the directory is asked whatever the flags are: an operator may leave out
+    /// what it knows, of anyone else it is believed alone.
+    pub(super) fn needs_directory(self, given: &Given) -> bool {
+        match self {
+            Self::Operator => {
+                [&given.tenant_slug, &given.plan, &given.partner_slug].contains(&&Said::LeftOut)
+            }
+            Self::Member(_) => true,
+        }
+    }
 }
 
 /// What flags are decided by.
@@ -300,6 +309,16 @@ mod tests {
         assert!(matches!(refused(Asker::Member(&["t-2"]), Some(acme(true))), Refusal::Forbidden));
         assert!(matches!(refused(Asker::Member(&[]), Some(acme(true))), Refusal::Forbidden));
         assert!(matches!(refused(theirs, None), Refusal::Forbidden));
+    }
+
+    #[test]
+    fn who_says_everything_needs_no_directory_unless_it_has_to_be_believed() {
+        let whole =
+            given(r#"{"targetingKey":"t-1","tenantSlug":"a","plan":null,"partnerSlug":null}"#);
+        let partly = given(r#"{"targetingKey":"t-1","tenantSlug":"a","plan":null}"#);
+        assert!(!Asker::Operator.needs_directory(&whole));
+        assert!(Asker::Operator.needs_directory(&partly));
+        assert!(Asker::Member(&["t-1"]).needs_directory(&whole));
     }
 
     #[test]

@@ -35,8 +35,8 @@ impl EventStreams {
 }
 
 /// `GET /ofrep/v1/events`: a notice at every change of the flags, and one at the
-/// beginning unless `Last-Event-ID` is the current revision: a client that asked
-/// before it came here may have missed one.
+/// beginning unless `Last-Event-ID` names those of now: a client that asked before it
+/// came here may have missed one.
 pub(in crate::routes) async fn events(
     State(state): State<AppState>,
     headers: HeaderMap,
@@ -46,12 +46,13 @@ pub(in crate::routes) async fn events(
     };
     // Before the look, so that no change happens unheard in between.
     let changes = state.live.subscribe();
-    let revision = state.live.revision();
-    let last_seen = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()?.parse().ok());
+    let id = state.flags_digest.id(&state.live.current());
+    let is_seen = headers.get(LAST_EVENT_ID).is_some_and(|seen| seen.as_bytes() == id.as_bytes());
     let stream = Notices {
-        first: (last_seen != Some(revision)).then_some(revision),
+        first: (!is_seen).then(|| notice(id)),
         changes,
         stopping: state.streams.stopping.clone(),
+        state,
         _place: place,
     };
     let notices = stream::unfold(stream, |mut stream| async {
@@ -63,26 +64,29 @@ pub(in crate::routes) async fn events(
 
 struct Notices {
     /// Told without waiting.
-    first: Option<u64>,
+    first: Option<Event>,
     changes: Subscription,
     stopping: watch::Receiver<bool>,
+    state: AppState,
     _place: OwnedSemaphorePermit,
 }
 
 impl Notices {
     /// The next one; `None` at the server's end.
     async fn next(&mut self) -> Option<Event> {
-        if let Some(revision) = self.first.take() {
-            return Some(notice(revision));
+        if let Some(first) = self.first.take() {
+            return Some(first);
         }
         tokio::select! {
             // An error says that the sender is gone, which is an end too.
             _ = self.stopping.wait_for(|stopping| *stopping) => None,
-            revision = self.changes.next() => Some(notice(revision)),
+            _ = self.changes.next() => {
+                Some(notice(self.state.flags_digest.id(&self.state.live.current())))
+            }
         }
     }
 }
 
-fn notice(revision: u64) -> Event {
-    Event::default().id(revision.to_string()).data(r#"{"type":"refetchEvaluation"}"#)
+fn notice(id: String) -> Event {
+    Event::default().id(id).data(r#"{"type":"refetchEvaluation"}"#)
 }

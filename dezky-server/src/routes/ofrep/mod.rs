@@ -16,7 +16,7 @@ use dezky_flags::FlagEvaluator as _;
 use dezky_flags::live::LiveSet;
 use dezky_flags::openfeature::Resolution;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use self::context::{Asker, Axes, Given};
 pub(crate) use self::events::EventStreams;
@@ -39,6 +39,15 @@ struct Told<'a> {
     key: &'a str,
     #[serde(flatten)]
     resolution: Resolution,
+}
+
+/// The answer of all flags.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct All<'a> {
+    flags: Vec<Told<'a>>,
+    metadata: Value,
+    event_streams: Value,
 }
 
 /// `POST /ofrep/v1/evaluate/flags/{key}`: one flag.
@@ -94,16 +103,16 @@ fn everything(flags: &LiveSet, axes: &Axes) -> Response {
             Some(Told { key, resolution: Resolution::of_live(flags, key, decision)? })
         })
         .collect();
-    Json(json!({
-        "flags": told,
-        "metadata": { "revision": flags.revision() },
+    Json(All {
+        flags: told,
+        metadata: json!({ "revision": flags.revision() }),
         // Without an origin: the server does not know by which name it is reached.
-        "eventStreams": [{
+        event_streams: json!([{
             "type": "sse",
             "endpoint": { "requestUri": "/ofrep/v1/events" },
             "inactivityDelaySec": INACTIVITY_SECONDS,
-        }],
-    }))
+        }]),
+    })
     .into_response()
 }
 
@@ -120,13 +129,14 @@ async fn fill_in(
     given: Given,
     asks_whether_active: impl FnOnce() -> bool,
 ) -> Result<Axes, Refusal> {
-    let known = if given.leaves_out() || asks_whether_active() {
+    let asker = Asker::Operator;
+    let known = if asker.needs_directory(&given) || asks_whether_active() {
         state.subject_of(TenantKey::Id(&given.targeting_key)).await?
     } else {
         None
     };
     let known = known.as_ref().map(|subject| subject.context(None));
-    context::merge(given, Asker::Operator, known)
+    context::merge(given, asker, known)
 }
 
 /// Whether the flag, or any, is for active tenants alone.

@@ -51,10 +51,13 @@ impl Refusal {
             return StatusCode::FORBIDDEN.into_response();
         };
         let mut body = Map::new();
-        if let Some(key) = key {
-            body.insert("key".into(), key.into());
+        // When the server fails OFREP has the details alone.
+        if !status.is_server_error() {
+            if let Some(key) = key {
+                body.insert("key".into(), key.into());
+            }
+            body.insert("errorCode".into(), code.into());
         }
-        body.insert("errorCode".into(), code.into());
         body.insert("errorDetails".into(), details.into());
         let mut response = (status, Json(Value::Object(body))).into_response();
         if let Some((name, value)) = header {
@@ -82,5 +85,30 @@ impl From<Problem> for Refusal {
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         Problem::from(error).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dezky_core::ErrorKind;
+
+    #[tokio::test]
+    async fn a_failure_has_its_details_alone_and_keeps_the_reason_to_itself() {
+        for (kind, status, wait) in [
+            (ErrorKind::StoreUnavailable, StatusCode::SERVICE_UNAVAILABLE, Some("5")),
+            (ErrorKind::Internal, StatusCode::INTERNAL_SERVER_ERROR, None),
+        ] {
+            for key in [None, Some("k")] {
+                let answer = Refusal::from(Error::new(kind, "host db-1 is away")).answer(key);
+                assert_eq!(answer.status(), status);
+                let header = answer.headers().get("retry-after");
+                assert_eq!(header.map(|wait| wait.to_str().unwrap()), wait);
+                let body = axum::body::to_bytes(answer.into_body(), 1 << 10).await.unwrap();
+                let body: Map<String, Value> = serde_json::from_slice(&body).unwrap();
+                assert_eq!(body.keys().collect::<Vec<_>>(), ["errorDetails"]);
+                assert!(!body["errorDetails"].as_str().unwrap().contains("db-1"));
+            }
+        }
     }
 }
