@@ -198,8 +198,9 @@ pub(crate) struct Batch<'t> {
     keys: &'t PaddedKeys,
     /// The tenant's id and the colon, in lanes' words; empty where they are too long.
     prefix: [u32; 32],
-    short: Queue<1>,
-    long: Queue<2>,
+    /// Those of one block, once there is one.
+    short: Option<Queue<1>>,
+    long: Option<Queue<2>>,
 }
 
 /// Texts that pad to so many blocks.
@@ -226,8 +227,7 @@ impl<'t> Batch<'t> {
         for (word, bytes) in prefix.iter_mut().zip(bytes.as_chunks().0) {
             *word = u32::from_be_bytes(*bytes);
         }
-        let (short, long) = (Queue::new(), Queue::new());
-        Self { engine, reading, tenant_id, keys, prefix, short, long }
+        Self { engine, reading, tenant_id, keys, prefix, short: None, long: None }
     }
 
     /// Takes the key at `place` in; `done` gets buckets with the places of their keys.
@@ -238,22 +238,28 @@ impl<'t> Batch<'t> {
         if self.engine == DigestEngine::Blocks || length > TWO_BLOCKS {
             done(place, self.reading.fine_bucket(self.tenant_id, key));
         } else if length <= ONE_BLOCK {
-            self.short.push(place, &self.prefix, start, length, self.keys.get(place, start));
-            if self.short.filled == LANES {
-                self.short.flush(self.engine, self.reading, done);
+            let queue = self.short.get_or_insert_with(Queue::new);
+            queue.push(place, &self.prefix, start, length, self.keys.get(place, start));
+            if queue.filled == LANES {
+                queue.flush(self.engine, self.reading, done);
             }
         } else {
-            self.long.push(place, &self.prefix, start, length, self.keys.get(place, start));
-            if self.long.filled == LANES {
-                self.long.flush(self.engine, self.reading, done);
+            let queue = self.long.get_or_insert_with(Queue::new);
+            queue.push(place, &self.prefix, start, length, self.keys.get(place, start));
+            if queue.filled == LANES {
+                queue.flush(self.engine, self.reading, done);
             }
         }
     }
 
     /// Gives the buckets that are left.
     pub(crate) fn finish(&mut self, mut done: impl FnMut(usize, u16)) {
-        self.short.flush(self.engine, self.reading, &mut done);
-        self.long.flush(self.engine, self.reading, &mut done);
+        if let Some(queue) = &mut self.short {
+            queue.flush(self.engine, self.reading, &mut done);
+        }
+        if let Some(queue) = &mut self.long {
+            queue.flush(self.engine, self.reading, done);
+        }
     }
 }
 
