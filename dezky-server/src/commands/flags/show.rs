@@ -41,16 +41,20 @@ pub(super) fn show(flag: &Flag, as_json: bool) -> Result<(), Failure> {
     if as_json {
         return print(&format!("{}\n", json!(flag)));
     }
-    print(&format!(
-        "{}: {}, {} %, scope {}, options {}, version {}\n{}\n",
+    let mut text = format!(
+        "{}: {}, {} %, scope {}, options {}, version {}\n",
         flag.key,
         flag.state,
         flag.percentage(),
         scope(flag),
         options(flag),
-        flag.version,
-        printable_line(&flag.description)
-    ))
+        flag.version
+    );
+    if !flag.description.is_empty() {
+        text.push_str(&printable_line(&flag.description));
+        text.push('\n');
+    }
+    print(&text)
 }
 
 pub(super) fn show_history(flag: &Flag, as_json: bool) -> Result<(), Failure> {
