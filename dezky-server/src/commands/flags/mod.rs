@@ -121,7 +121,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct Set {
-    /// Its key: lower-case letters, digits, _ . and -, such as chat_v2
+    /// Its key: lower-case letters, digits, _ . and -, such as `chat_v2`
     key: String,
     /// Make it; it must not exist
     #[arg(long, conflicts_with = "if_version")]
