@@ -23,7 +23,7 @@ const KEPT_FIELDS: [&str; 4] = ["history", "version", "createdAt", "updatedAt"];
 /// use dezky_flags::{FlagContext, FlagFile, FlagSet};
 /// let text = r#"{"flags": [{"key": "chat", "state": "on"}, {"key": "polls", "pct": 101}]}"#;
 /// let file = FlagFile::from_json(text).unwrap();
-/// assert_eq!(file.invalid[0].problem, "pct must be a whole number from 0 to 100");
+/// assert!(file.invalid[0].problem.starts_with("pct must be a whole number from 0 to 100"));
 /// let set = FlagSet::of(&file.snapshot());
 /// assert!(set.values(&FlagContext::default())["chat"]);
 /// ```
@@ -56,6 +56,10 @@ impl FlagFile {
     /// none, or two flags have one.
     pub fn from_json(text: &str) -> Result<Self> {
         let refused = |problem: String| Error::new(ErrorKind::FieldInvalid, problem);
+        if !text.trim_start().starts_with('{') {
+            let form = "it must be a JSON object, {\"flags\": [{\"key\": …}, …]}";
+            return Err(refused(format!("no snapshot of flags: {form}")));
+        }
         let read: FileText = serde_json::from_str(text)
             .map_err(|error| refused(format!("no snapshot of flags: {error}")))?;
         let count = read.flags.len() + read.invalid.len();

@@ -72,7 +72,7 @@ fn an_axis_that_is_not_known_is_no_wider_flag() {
 fn what_is_out_of_bounds_is_named_with_its_bound() {
     let long = |n| "x".repeat(n);
     let values = |n: usize| (0..n).map(|i| format!("v{i}")).collect::<Vec<_>>();
-    let pct = "pct must be a whole number from 0 to 100";
+    let pct = "pct must be a whole number from 0 to 100, hundredths stand in options.pctHundredths";
     let key = "key must be 1 to 64 lower-case letters, digits, _ . and -, the first one a letter or digit";
     let value = "must be text of 1 to 128 bytes without control characters";
     for (body, message) in [

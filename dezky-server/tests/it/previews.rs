@@ -237,9 +237,31 @@ async fn flags_are_previewed_exported_and_imported_on_the_command_line() {
     assert_eq!((&new["gains"]["count"], &new["byPlan"]["pro"]["gains"]), (&json!(10), &json!(10)));
     let shown = run(&["flags", "preview", "new", "--state", "on", "--store", &store], &[]);
     let shown = stdout(&shown);
-    assert!(shown.starts_with("new: ~20 of 20 tenants: 20 gain it, 0 lose it\n"), "{shown}");
+    let table = shown.strip_prefix("there is no flag new yet: this is what a new one would do\n");
+    assert!(
+        table.is_some_and(|t| t.starts_with("new: ~20 of 20 tenants: 20 gain it, 0 lose it\n")),
+        "{shown}"
+    );
     assert!(shown.contains("  gain: tenant-00, tenant-01"), "{shown}");
     refused(&store, &["preview", "No", "--state", "on"], 2, "key must be");
+    refused(&store, &["preview", "chat", "--pct", "-1"], 2, "it must be 0 to 100");
+    for (key, definition, note) in [
+        ("on", ["--state", "on", "--plan", "pro"].as_slice(), "note: on is for everybody"),
+        (
+            "targeted",
+            &["--state", "targeted"],
+            "note: targeted with an empty scope is on for nobody",
+        ),
+        ("off", &["--pct", "0.5"], "note: the percentage counts in the state rollout alone"),
+        ("fine", &["--state", "rollout", "--pct", "5"], ""),
+    ] {
+        let key = format!("hint-{key}");
+        let args = [&["flags", "set", &key, "--create", "--store", &store], definition].concat();
+        let told = stdout(&run(&args, &[]));
+        assert_eq!(told.lines().nth(1).is_some(), !note.is_empty(), "{told}");
+        assert!(told.lines().nth(1).unwrap_or_default().starts_with(note), "{told}");
+        stdout(&run(&["flags", "remove", &key, "--store", &store], &[]));
+    }
     let both = ["flags", "preview", "chat", "--file", "x"];
     assert_eq!(run(&both, &[]).status.code(), Some(2));
     assert_eq!(run(&["flags", "preview"], &[]).status.code(), Some(2));

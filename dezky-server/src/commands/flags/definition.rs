@@ -7,16 +7,18 @@ use dezky_flags::{FlagPatch, FlagState, MAX_PCT, NewFlag, OptionsPatch, ScopePat
 /// What of a flag is named; the rest stays as it is.
 #[derive(Debug, Args)]
 pub(super) struct Definition {
-    /// off, on, targeted or rollout
+    /// off; on for everybody, whatever the scope; targeted: on in scope, for nobody if the
+    /// scope is empty; rollout: on for a percentage of those in scope, of all if it is empty
     #[arg(long)]
     pub(super) state: Option<FlagState>,
     /// The percentage of tenants that a rollout reaches, 0 to 100, such as 25 or 0.5
-    #[arg(long, value_name = "N", value_parser = percentage)]
+    #[arg(long, value_name = "N", value_parser = percentage, allow_negative_numbers = true)]
     pct: Option<Percentage>,
     /// What it switches
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// A plan of the scope; repeat it for more
+    /// A plan of the scope; repeat it for more. Plans, tenants, partners and environments must
+    /// all fit
     #[arg(long = "plan", value_name = "NAME")]
     plans: Vec<String>,
     /// A tenant of the scope, by slug; repeat it for more

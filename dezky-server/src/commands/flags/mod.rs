@@ -56,7 +56,8 @@ pub(crate) enum Command {
     ///
     /// The options are those of `set`; a flag that is not there yet is previewed as new.
     /// With --file the flags of a file are compared with those of the store, as if they
-    /// were all there are. A flag that is scoped to environments is on for nobody unless
+    /// were all there are: one that the file lacks would be gone, though an import leaves it.
+    /// A flag that is scoped to environments is on for nobody unless
     /// --in names one.
     #[command(
         after_help = "Examples:\n  dezky-server flags preview chat_v2 --pct 50\n  dezky-server flags preview chat_v2 --state targeted --plan pro --in production\n  dezky-server flags preview --file flags.json --tenant acme"
@@ -96,8 +97,8 @@ pub(crate) enum Command {
     /// Make the flags of a file that are not there
     ///
     /// The file is one of `export`, or written by hand: {"flags": [{"key": …}, …]}. Nothing
-    /// is written unless every flag in it is within its bounds. The same import again
-    /// changes nothing.
+    /// is written unless every flag in it is within its bounds. Histories and versions in it
+    /// are left aside, flags that it lacks stay. The same import again changes nothing.
     #[command(
         after_help = "Examples:\n  dezky-server flags import flags.json --dry-run\n  dezky-server flags import flags.json --overwrite --note 'as in staging'\n\nExit status: 0 the store has the flags of the file, 1 some were refused, 2 wrong use or configuration."
     )]

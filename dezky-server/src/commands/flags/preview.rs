@@ -75,7 +75,9 @@ async fn of_change(
     print(&if as_json {
         format!("{}\n", previewed(&preview, environment))
     } else {
-        previewed_table(key, &preview)
+        let unknown = format!("there is no flag {key} yet: this is what a new one would do\n");
+        let table = previewed_table(key, &preview);
+        if before.is_none() { unknown + &table } else { table }
     })
 }
 

@@ -1,9 +1,10 @@
 //! Flags for a person, and as JSON.
 
+use std::fmt::Write as _;
 use std::io::Write as _;
 
 use dezky_flags::store::Snapshot;
-use dezky_flags::{Flag, Imported};
+use dezky_flags::{Flag, FlagState, Imported, Scope};
 use serde_json::json;
 
 use crate::commands::print;
@@ -54,7 +55,26 @@ pub(super) fn show(flag: &Flag, as_json: bool) -> Result<(), Failure> {
         text.push_str(&printable_line(&flag.description));
         text.push('\n');
     }
+    if let Some(hint) = hint(flag) {
+        let _ = writeln!(text, "note: {hint}");
+    }
     print(&text)
+}
+
+/// Where a flag is not what somebody may take it for.
+fn hint(flag: &Flag) -> Option<&'static str> {
+    let is_scoped = flag.scope != Scope::default();
+    match flag.state {
+        FlagState::On if is_scoped => {
+            Some("on is for everybody, whatever the scope: targeted keeps to it")
+        }
+        FlagState::Targeted if !is_scoped => {
+            Some("targeted with an empty scope is on for nobody: name a plan or a tenant")
+        }
+        FlagState::Rollout => None,
+        _ if flag.threshold() > 0 => Some("the percentage counts in the state rollout alone"),
+        _ => None,
+    }
 }
 
 pub(super) fn show_history(flag: &Flag, as_json: bool) -> Result<(), Failure> {
