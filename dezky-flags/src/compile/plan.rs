@@ -211,9 +211,9 @@ pub(super) struct Decisions<'a> {
     context: &'a FlagContext<'a>,
     scope: Scopes<'a>,
     place: usize,
-    /// Of the window: the flags whose axis contains the context's value.
+    /// Of the window: the flags whose axis is empty or contains the context's value.
     axes: [[u64; 4]; WINDOW / 64],
-    /// Of the window; 0 where nobody asks.
+    /// Of the window's rollouts in scope; what the others hold means nothing.
     buckets: [u16; WINDOW],
 }
 

@@ -121,8 +121,13 @@ struct Shared {
     counters: Option<Counters>,
     /// How many looks at the store have begun.
     looks: AtomicU64,
-    /// The last look that has ended; held by the one who asks the store.
-    looking: AsyncMutex<Look>,
+    /// The last look that has ended.
+    last: Mutex<Look>,
+    /// Notified when a look has ended.
+    looked: Event,
+    /// Held by the one who asks the store. It is handed on in no order, so those whom a look
+    /// has answered must not wait for it.
+    looking: AsyncMutex<()>,
     /// The generation that is in the file; held by the one who writes it.
     kept: Mutex<u64>,
 }
@@ -216,7 +221,9 @@ impl LiveFlags {
             health: Mutex::new(Health { confirmed: confirmed.min(now), seen: now, failure }),
             counters,
             looks: AtomicU64::new(0),
-            looking: AsyncMutex::new(Look { number: 0, outcome: Ok(()) }),
+            last: Mutex::new(Look { number: 0, outcome: Ok(()) }),
+            looked: Event::new(),
+            looking: AsyncMutex::new(()),
             kept: Mutex::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -300,14 +307,24 @@ impl LiveFlags {
     pub async fn refresh(&self) -> Result<u64> {
         let shared = &self.shared;
         let before = shared.looks.load(Ordering::SeqCst);
-        let mut last = shared.looking.lock().await;
-        // One that began since is as good as one of its own.
-        if last.number <= before {
-            let number = shared.looks.fetch_add(1, Ordering::SeqCst) + 1;
-            let outcome = self.look().await;
-            *last = Look { number, outcome };
+        loop {
+            // Before the question, so that no look ends unheard in between.
+            let looked = shared.looked.listen();
+            // One that began since is as good as one of its own.
+            if let Some(outcome) = shared.outcome_since(before) {
+                return outcome.map(|()| self.revision());
+            }
+            let Either::Left((_turn, _)) = select(shared.looking.lock(), looked).await else {
+                continue;
+            };
+            // Another one may have ended while the turn was handed on.
+            if shared.outcome_since(before).is_none() {
+                let number = shared.looks.fetch_add(1, Ordering::SeqCst) + 1;
+                let outcome = self.look().await;
+                *shared.last() = Look { number, outcome };
+                shared.looked.notify(usize::MAX);
+            }
         }
-        last.outcome.clone().map(|()| self.revision())
     }
 
     /// Called by the one whose turn it is.
@@ -446,7 +463,7 @@ impl Shared {
         rt::unblock(&*self.runtime, write).await
     }
 
-    /// At the end of each turn with the store: notes what is noted by the clock.
+    /// At the beginning of each look: notes what is noted by the clock.
     fn look(&self, now: Timestamp) {
         self.health().look(now);
         if let Some(counters) = &self.counters {
@@ -483,6 +500,16 @@ impl Shared {
 
     fn is_failing(&self) -> bool {
         self.health().failure.is_some()
+    }
+
+    /// How the last look ended, if it began after so many had.
+    fn outcome_since(&self, before: u64) -> Option<Result<()>> {
+        let last = self.last();
+        (last.number > before).then(|| last.outcome.clone())
+    }
+
+    fn last(&self) -> MutexGuard<'_, Look> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn health(&self) -> MutexGuard<'_, Health> {

@@ -308,6 +308,23 @@ fn those_who_ask_for_a_refresh_meanwhile_share_one() {
     assert!(now(all).iter().all(Result::is_err));
     assert_eq!(line.asked.load(Ordering::SeqCst), 2);
 
+    // Whom a look has answered waits for none of those who came later, whoever's turn it is.
+    let refresh = || Box::pin(live.refresh());
+    let [mut first, mut second, mut third] = [refresh(), refresh(), refresh()];
+    for one in [&mut first, &mut second, &mut third] {
+        assert!(one.now_or_never().is_none());
+    }
+    manual.advance(TIMEOUT);
+    assert!(first.now_or_never().is_some());
+    assert!(second.as_mut().now_or_never().is_none());
+    let mut late = refresh();
+    assert!(late.as_mut().now_or_never().is_none());
+    manual.advance(TIMEOUT);
+    assert!(second.now_or_never().is_some());
+    assert!(late.as_mut().now_or_never().is_none());
+    assert!(third.now_or_never().is_some());
+    drop(late);
+
     // One that was given up counts for nobody.
     let mut given_up = Box::pin(live.refresh());
     assert!(given_up.as_mut().now_or_never().is_none());
