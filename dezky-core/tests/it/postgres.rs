@@ -681,7 +681,8 @@ fn settings_of_the_role_change_nothing() {
             "bytea_output = 'escape'",
             "DateStyle = 'German'",
             "IntervalStyle = 'sql_standard'",
-            "statement_timeout = 1",
+            // What begins a transaction is still under it, so a busy machine must make it.
+            "statement_timeout = 500",
             "lock_timeout = 1",
         ] {
             let sql = format!("ALTER DATABASE {name} SET {setting}");
@@ -701,6 +702,7 @@ fn settings_of_the_role_change_nothing() {
         let mut tx = store.database().begin().await.unwrap();
         let row = tx.fetch_all(sqlx::query("SHOW synchronous_commit")).await.unwrap();
         assert_eq!(sqlx::Row::get::<String, _>(&row[0], 0), "on");
+        tx.fetch_all(sqlx::query("SELECT pg_sleep(0.6)")).await.unwrap();
         tx.commit().await.unwrap();
         let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'odd'";
         let tables: i64 = sqlx::query_scalar(tables).fetch_one(&mut own).await.unwrap();

@@ -244,7 +244,9 @@ async fn flags_are_previewed_exported_and_imported_on_the_command_line() {
     );
     assert!(shown.contains("  gain: tenant-00, tenant-01"), "{shown}");
     refused(&store, &["preview", "No", "--state", "on"], 2, "key must be");
-    refused(&store, &["preview", "chat", "--pct", "-1"], 2, "it must be 0 to 100");
+    let below = run(&["flags", "preview", "chat", "--pct", "-1", "--store", &store], &[]);
+    assert_eq!(below.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&below.stderr).contains("it must be 0 to 100"));
     for (key, definition, note) in [
         ("on", ["--state", "on", "--plan", "pro"].as_slice(), "note: on is for everybody"),
         (
