@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use serde::ser::SerializeMap;
@@ -541,6 +541,23 @@ pub(crate) fn canonical_ip(raw: &str) -> Option<String> {
             None => rfc5952(v6.segments()),
         }),
     }
+}
+
+/// The address in `text` as systems and proxies write it: bare, in brackets, or with a
+/// port. `None` for anything else: names, zones and networks included.
+///
+/// ```
+/// use dezky_core::written_address;
+/// for text in ["2001:db8::1", "[2001:db8::1]", "[2001:db8::1]:443"] {
+///     assert_eq!(written_address(text), Some("2001:db8::1".parse().unwrap()));
+/// }
+/// assert_eq!(written_address("203.0.113.7:55555"), Some("203.0.113.7".parse().unwrap()));
+/// assert_eq!(written_address("proxy.example"), None);
+/// ```
+pub fn written_address(text: &str) -> Option<IpAddr> {
+    let in_brackets = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok();
+    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
+    text.parse().ok().or_else(|| in_brackets().map(IpAddr::V6)).or_else(with_port)
 }
 
 /// RFC 5952 without its exception for embedded v4, which `std` applies.

@@ -22,7 +22,7 @@ pub mod testkit;
 pub use error::{Error, ErrorKind, Result};
 pub use event::{
     Actor, ActorType, AuditEvent, Field, Invalid, NewEvent, Outcome, PLATFORM_SOURCE, SealedEvent,
-    StoredEvent,
+    StoredEvent, written_address,
 };
 pub use log::{AuditLog, Drained, Kept, RecordCounts, RecordOutcome, Recorded, SpoolStatus};
 pub use metadata::{Metadata, NewMetadata};

@@ -82,7 +82,10 @@ pub(crate) fn value_of<'a>(context: &FlagContext<'a>, axis: Axis) -> Option<&'a 
 impl From<Reason> for Decision {
     /// The value follows from the reason.
     fn from(reason: Reason) -> Self {
-        let value = matches!(reason, Reason::On | Reason::Targeted | Reason::InRollout(_));
+        let value = matches!(
+            reason,
+            Reason::On | Reason::Targeted | Reason::InRollout(_) | Reason::FullRollout
+        );
         Self { value, reason }
     }
 }

@@ -11,6 +11,7 @@ mod import;
 pub mod live;
 mod model;
 pub mod openfeature;
+mod partial;
 mod preview;
 mod seed;
 mod stale;
@@ -37,6 +38,7 @@ pub use model::{
     MAX_SCOPE_VALUE_BYTES, MAX_SCOPE_VALUES, MAX_SEED_BYTES, NewFlag, OptionsPatch, RESERVED_KEY,
     Scope, ScopePatch,
 };
+pub use partial::{PartialContext, decide_partial};
 pub use preview::{
     Flipped, FlippedTenant, MAX_LISTED_PLANS, MAX_LISTED_TENANTS, PlanPreview, Preview, Previewer,
     SnapshotPreviewer, decides_alike, preview,
@@ -112,6 +114,10 @@ pub enum Reason {
     InactiveTenant,
     /// The flag is in the store, but can't be read: the others go on without it.
     InvalidFlag,
+    /// The rollout includes every tenant in its scope; said where the tenant is unknown.
+    FullRollout,
+    /// The rollout includes no tenant; said where the tenant is unknown.
+    EmptyRollout,
 }
 
 /// An axis of a flag's scope.
@@ -140,6 +146,8 @@ impl fmt::Display for Reason {
             Self::UnknownFlag => f.write_str("unknown_flag"),
             Self::InactiveTenant => f.write_str("inactive_tenant"),
             Self::InvalidFlag => f.write_str("invalid_flag"),
+            Self::FullRollout => f.write_str("full_rollout"),
+            Self::EmptyRollout => f.write_str("empty_rollout"),
         }
     }
 }

@@ -59,7 +59,7 @@ pub(crate) struct Caller {
     /// The operator token's holder, or anybody where there is no token; with the
     /// client's address.
     pub(crate) actor: Actor,
-    /// `X-Request-Id`, where it is short and plain.
+    /// `X-Request-Id`.
     pub(crate) request_id: Option<String>,
     /// `User-Agent`.
     pub(crate) user_agent: Option<String>,
@@ -77,21 +77,21 @@ impl FromRequestParts<AppState> for Caller {
             Some(_) => Actor { id: Some(TOKEN_ACTOR.into()), ..Actor::of(ActorType::Service) },
             None => Actor::of(ActorType::Anonymous),
         };
-        let text = |name: HeaderName, max: usize| {
-            let value = parts.headers.get(name)?.to_str().ok()?;
-            (1..=max).contains(&value.len()).then(|| value.to_owned())
+        // Bytes that are not UTF-8 become U+FFFD; the editors cut long values.
+        let text = |name: HeaderName| {
+            let value = String::from_utf8_lossy(parts.headers.get(name)?.as_bytes());
+            (!value.is_empty()).then(|| value.into_owned())
         };
         Ok(Self {
             actor: Actor { ip, ..actor },
-            request_id: text(HeaderName::from_static("x-request-id"), 128),
-            // The editors cut it.
-            user_agent: text(header::USER_AGENT, usize::MAX),
+            request_id: text(HeaderName::from_static("x-request-id")),
+            user_agent: text(header::USER_AGENT),
         })
     }
 }
 
-/// Whose request it is. What is no text in a header ends the walk where it stands;
-/// left out, it would lead on to what the client wrote left of it.
+/// The client's address. An unparsable `X-Forwarded-For` entry stops the scan: skipping
+/// it would trust entries that the client forged.
 pub(crate) fn client_address(
     peer: SocketAddr,
     headers: &HeaderMap,
@@ -149,7 +149,7 @@ fn admit(state: &App, request: &Request, given: Option<&[u8]>) -> Result<(), Pro
     }
 }
 
-/// Whether the request's only host is a name or address of the loopback.
+/// Whether the request's only host is `localhost` or a loopback address.
 fn is_for_this_machine(request: &Request) -> bool {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = match (request.uri().authority(), hosts.next(), hosts.next()) {
@@ -160,20 +160,25 @@ fn is_for_this_machine(request: &Request) -> bool {
     host.is_some_and(|host: Authority| is_this_machine(&host))
 }
 
-/// Whether a browser that sent the request shows a page of this machine. Others
-/// may send requests here too, and some of those without asking first.
+/// Whether every origin of the request is a web page of this machine. Pages of other
+/// hosts and browser extensions can send requests here too, some without a preflight.
 fn is_from_this_machine(request: &Request) -> bool {
     request.headers().get_all(header::ORIGIN).iter().all(|origin| {
         let uri: Option<Uri> = origin.to_str().ok().and_then(|origin| origin.parse().ok());
-        uri.as_ref().and_then(Uri::authority).is_some_and(is_this_machine)
+        uri.is_some_and(|uri| {
+            matches!(uri.scheme_str(), Some("http" | "https"))
+                && uri.authority().is_some_and(is_this_machine)
+        })
     })
 }
 
+/// Whether `host` is `localhost` or a loopback address. Names below `localhost` are
+/// refused, because resolvers may send them elsewhere, and so is user information,
+/// which no browser sends.
 fn is_this_machine(host: &Authority) -> bool {
     let name = host.host().trim_start_matches('[').trim_end_matches(']');
-    name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        || name.eq_ignore_ascii_case("localhost")
-        || name.to_ascii_lowercase().ends_with(".localhost")
+    let is_loopback = || name.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
+    !host.as_str().contains('@') && (name.eq_ignore_ascii_case("localhost") || is_loopback())
 }
 
 fn bearer(request: &Request) -> Option<&[u8]> {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use crate::store::Snapshot;
 use crate::usage::{Counter, Counters};
-use crate::{Decision, FlagContext, FlagEvaluator, FlagSet};
+use crate::{
+    Decision, FlagContext, FlagEvaluator, FlagSet, PartialContext, Reason, decide_partial,
+};
 
 /// Compiled flags and what they were compiled from.
 #[derive(Debug)]
@@ -77,6 +79,24 @@ impl LiveSet {
                 counter.count(decision.value);
             }
         })
+    }
+}
+
+impl LiveSet {
+    /// The decision on `flag` if it does not depend on what is unknown of the context, else
+    /// `None`; see [`decide_partial`].
+    pub fn evaluate_partial(&self, flag: &str, context: &PartialContext<'_>) -> Option<Decision> {
+        let compiled = self.set.evaluate(flag, &context.known);
+        let decision = match compiled.reason {
+            Reason::UnknownFlag | Reason::InvalidFlag => compiled,
+            _ => {
+                let flags = &self.snapshot.flags;
+                let at = flags.binary_search_by(|known| known.key.as_str().cmp(flag)).ok()?;
+                decide_partial(&flags[at], context)?
+            }
+        };
+        self.count(flag, decision.value);
+        Some(decision)
     }
 }
 

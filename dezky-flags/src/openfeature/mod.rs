@@ -12,12 +12,15 @@
 //! | `targeted` | true | `TARGETING_MATCH` | `on` |
 //! | `scope_mismatch`, `empty_scope` | false | `DEFAULT` | `off` |
 //! | `in_rollout`, `out_of_rollout` | by the bucket | `SPLIT` | `on`, `off` |
+//! | `full_rollout`, `empty_rollout` | true, false | `SPLIT` | `on`, `off` |
 //! | `inactive_tenant` | false | `DEFAULT` | `off` |
 //! | `invalid_flag` | false | `UNKNOWN` | `off` |
 //! | `unknown_flag` | | the error `FLAG_NOT_FOUND` | |
 //!
-//! An invalid flag is a value and no error: with an error a client would go by its own
-//! default, which may be on.
+//! An invalid flag is a value, not an error: an error would make a client use the default
+//! in its code, which may be on. For the same reason a context without a tenant, or with a
+//! member that cannot be read, gets every decision that does not depend on what is unknown
+//! ([`PartialContext`](crate::PartialContext)); only the others are errors.
 
 #[cfg(feature = "openfeature")]
 mod provider;
@@ -155,6 +158,7 @@ impl Resolution {
             Reason::InRollout(bucket) | Reason::OutOfRollout(bucket) => {
                 (ResolutionReason::Split, Some(bucket))
             }
+            Reason::FullRollout | Reason::EmptyRollout => (ResolutionReason::Split, None),
             Reason::InvalidFlag => (ResolutionReason::Unknown, None),
             Reason::UnknownFlag => return None,
         };
@@ -209,6 +213,8 @@ mod tests {
         assert_eq!(told(Reason::OutOfRollout(97)), (false, "SPLIT", Some(97)));
         assert_eq!(told(Reason::InactiveTenant), (false, "DEFAULT", None));
         assert_eq!(told(Reason::InvalidFlag), (false, "UNKNOWN", None));
+        assert_eq!(told(Reason::FullRollout), (true, "SPLIT", None));
+        assert_eq!(told(Reason::EmptyRollout), (false, "SPLIT", None));
         assert_eq!(Resolution::of(Reason::UnknownFlag.into()), None);
     }
 }

@@ -13,14 +13,16 @@ use open_feature::{
 use super::{
     ENVIRONMENT, PARTNER_SLUG, PLAN, Resolution, ResolutionReason, TENANT_ACTIVE, TENANT_SLUG,
 };
-use crate::{FlagContext, FlagEvaluator, LiveFlags};
+use crate::{Axis, FlagEvaluator, LiveFlags, PartialContext, Reason};
 
 /// Flags of this process for OpenFeature's Rust SDK.
 ///
-/// The targeting key is the tenant's id, and required; `tenantSlug`, `plan`,
-/// `partnerSlug`, `environment` (text) and `tenantActive` (bool) are read from the
-/// context's fields, others are ignored. Every flag is a bool: another type is a
-/// `TypeMismatch`, and a flag that there is not `FlagNotFound`. Deciding does no I/O.
+/// The targeting key is the tenant's id; `tenantSlug`, `plan`, `partnerSlug`,
+/// `environment` (text) and `tenantActive` (bool) are read from the context's fields,
+/// others are ignored. Without a targeting key, or with a field of another type, flags
+/// whose decision does not depend on it are answered all the same; for the others the
+/// error is `TargetingKeyMissing` or `InvalidContext`. Every flag is a bool: another type
+/// is a `TypeMismatch`, and an unknown flag is `FlagNotFound`. Deciding does no I/O.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -67,14 +69,31 @@ impl FlagProvider {
         Self { flags, metadata: ProviderMetadata::new("dezky") }
     }
 
-    fn resolve(&self, key: &str, context: &FlagContext<'_>) -> Option<Resolution> {
-        match &self.flags {
-            Flags::Any(flags) => Resolution::of(flags.evaluate(key, context)),
-            Flags::Live(live) => {
+    fn resolve(&self, key: &str, given: &Given<'_>) -> EvaluationResult<Resolution> {
+        let context = &given.context.known;
+        let resolution = match (&self.flags, &given.problem) {
+            (Flags::Any(flags), None) => Resolution::of(flags.evaluate(key, context)),
+            (Flags::Live(live), None) => {
                 let flags = live.current();
                 Resolution::of_live(&flags, key, flags.evaluate(key, context))
             }
-        }
+            (Flags::Any(flags), Some(problem)) => {
+                // The flag itself is out of reach here: two reasons depend on nothing else.
+                let decision = flags.evaluate(key, context);
+                match decision.reason {
+                    Reason::Off | Reason::On | Reason::InvalidFlag | Reason::UnknownFlag => {
+                        Resolution::of(decision)
+                    }
+                    _ => return Err(problem.clone()),
+                }
+            }
+            (Flags::Live(live), Some(problem)) => {
+                let flags = live.current();
+                let decision = flags.evaluate_partial(key, &given.context);
+                Resolution::of_live(&flags, key, decision.ok_or_else(|| problem.clone())?)
+            }
+        };
+        resolution.ok_or_else(|| not_found(key))
     }
 }
 
@@ -95,8 +114,7 @@ impl FeatureProvider for FlagProvider {
         flag_key: &str,
         evaluation_context: &EvaluationContext,
     ) -> EvaluationResult<ResolutionDetails<bool>> {
-        let context = read_context(evaluation_context)?;
-        self.resolve(flag_key, &context).map(details).ok_or_else(|| not_found(flag_key))
+        self.resolve(flag_key, &read_context(evaluation_context)).map(details)
     }
 
     async fn resolve_int_value(
@@ -132,38 +150,54 @@ impl FeatureProvider for FlagProvider {
     }
 }
 
-/// What flags are decided by of a context.
-pub(super) fn read_context(context: &EvaluationContext) -> EvaluationResult<FlagContext<'_>> {
-    let tenant_id = context.targeting_key.as_deref().unwrap_or_default();
-    if tenant_id.is_empty() {
-        let message = "targetingKey is missing: give the tenant's id";
-        return Err(error(EvaluationErrorCode::TargetingKeyMissing, message));
+/// An evaluation context as flags are decided by it.
+pub(super) struct Given<'a> {
+    pub(super) context: PartialContext<'a>,
+    /// What is missing or cannot be read, the first of them.
+    pub(super) problem: Option<EvaluationError>,
+}
+
+pub(super) fn read_context(given: &EvaluationContext) -> Given<'_> {
+    let mut context = PartialContext::default();
+    let mut problem = None;
+    let field = |name: &str| given.custom_fields.get(name);
+    match given.targeting_key.as_deref() {
+        Some(tenant_id) if !tenant_id.is_empty() => context.known.tenant_id = tenant_id,
+        _ => {
+            context.is_tenant_unknown = true;
+            let message = "targetingKey is missing: give the tenant's id";
+            problem = Some(error(EvaluationErrorCode::TargetingKeyMissing, message));
+        }
     }
-    let field = |name: &str| context.custom_fields.get(name);
-    let text = |name: &str| match field(name) {
-        None => Ok(None),
-        Some(EvaluationContextFieldValue::String(text)) => Ok(Some(text.as_str())),
-        Some(_) => Err(error(
-            EvaluationErrorCode::InvalidContext,
-            format!("{name} must be text: give a string or leave it out"),
-        )),
+    let mut refuse = |message: String| {
+        problem.get_or_insert_with(|| error(EvaluationErrorCode::InvalidContext, message));
     };
-    let tenant_active = match field(TENANT_ACTIVE) {
+    let mut unknown_axes = Vec::new();
+    let mut text = |name: &str, axis: Axis| match field(name) {
         None => None,
-        Some(EvaluationContextFieldValue::Bool(active)) => Some(*active),
+        Some(EvaluationContextFieldValue::String(text)) => Some(text.as_str()),
         Some(_) => {
-            let message = format!("{TENANT_ACTIVE} must be a bool: give one or leave it out");
-            return Err(error(EvaluationErrorCode::InvalidContext, message));
+            unknown_axes.push(axis);
+            refuse(format!("{name} must be text: give a string or leave it out"));
+            None
         }
     };
-    Ok(FlagContext {
-        tenant_id,
-        tenant_slug: text(TENANT_SLUG)?,
-        plan: text(PLAN)?,
-        partner_slug: text(PARTNER_SLUG)?,
-        environment: text(ENVIRONMENT)?,
-        tenant_active,
-    })
+    context.known.tenant_slug = text(TENANT_SLUG, Axis::TenantSlug);
+    context.known.plan = text(PLAN, Axis::Plan);
+    context.known.partner_slug = text(PARTNER_SLUG, Axis::PartnerSlug);
+    context.known.environment = text(ENVIRONMENT, Axis::Environment);
+    context.unknown_axes = unknown_axes;
+    match field(TENANT_ACTIVE) {
+        None => context.is_activity_unknown = context.is_tenant_unknown,
+        Some(EvaluationContextFieldValue::Bool(active)) => {
+            context.known.tenant_active = Some(*active);
+        }
+        Some(_) => {
+            context.is_activity_unknown = true;
+            refuse(format!("{TENANT_ACTIVE} must be a bool: give one or leave it out"));
+        }
+    }
+    Given { context, problem }
 }
 
 fn details(told: Resolution) -> ResolutionDetails<bool> {

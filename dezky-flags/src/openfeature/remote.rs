@@ -27,9 +27,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::http::{Api, Fetched};
-use super::provider::{error, no_bool, not_found, read_context};
+use super::provider::{error, no_bool, not_found};
 use super::{ENVIRONMENT, MAX_TARGETING_KEY_BYTES, PARTNER_SLUG, PLAN, TARGETING_KEY, TENANT_SLUG};
-use crate::{FlagContext, MAX_SCOPE_VALUE_BYTES};
+use crate::MAX_SCOPE_VALUE_BYTES;
 
 /// How often a server may be asked.
 const POLL_INTERVALS: RangeInclusive<Duration> =
@@ -135,9 +135,10 @@ impl RemoteConfig {
 /// go on, with the reason `STALE` once they are older than two poll intervals, and it
 /// is left alone for a poll interval or what it says in `Retry-After`.
 ///
-/// The context is read as [`FlagProvider`](super::FlagProvider) reads it, but that only
-/// the server says whether a tenant is active; nothing but the targeting key and the
-/// four axes is sent. Every flag is a bool. Tokio-only, as reqwest is.
+/// Nothing but the targeting key and the four axes is sent, and only the server says
+/// whether a tenant is active. It also judges what is missing or invalid: flags that do not
+/// depend on it are answered, the others are errors. Every flag is a bool. Tokio-only, as
+/// reqwest is.
 ///
 /// Clones share the answers.
 ///
@@ -256,7 +257,7 @@ impl RemoteFlagProvider {
     async fn resolve(
         &self,
         key: &str,
-        context: &FlagContext<'_>,
+        context: &EvaluationContext,
     ) -> EvaluationResult<ResolutionDetails<bool>> {
         let shared = &self.shared;
         let asked = shared.context(body(context));
@@ -303,9 +304,7 @@ impl FeatureProvider for RemoteFlagProvider {
         flag_key: &str,
         evaluation_context: &EvaluationContext,
     ) -> EvaluationResult<ResolutionDetails<bool>> {
-        let context = read_context(evaluation_context)?;
-        check_bounds(&context)?;
-        self.resolve(flag_key, &context).await
+        self.resolve(flag_key, evaluation_context).await
     }
 
     async fn resolve_int_value(
@@ -480,35 +479,28 @@ impl Answer {
     }
 }
 
-/// What a context has of what is sent, by name.
-fn given<'a>(context: &FlagContext<'a>) -> impl Iterator<Item = (&'static str, &'a str)> {
-    let axes = [
-        (TARGETING_KEY, Some(context.tenant_id)),
-        (TENANT_SLUG, context.tenant_slug),
-        (PLAN, context.plan),
-        (PARTNER_SLUG, context.partner_slug),
-        (ENVIRONMENT, context.environment),
-    ];
-    axes.into_iter().filter_map(|(name, value)| Some((name, value?)))
-}
-
-/// Refuses what a server would. It is not asked: a context is kept with its answers, and
-/// a server that can't take one counts as away for all the others.
-fn check_bounds(context: &FlagContext<'_>) -> EvaluationResult<()> {
-    for (name, value) in given(context) {
-        let is_key = name == TARGETING_KEY;
-        let max = if is_key { MAX_TARGETING_KEY_BYTES } else { MAX_SCOPE_VALUE_BYTES };
-        if value.len() > max {
-            let message = format!("{name} must have at most {max} bytes: shorten it");
-            return Err(error(EvaluationErrorCode::InvalidContext, message));
+/// The body that asks for a context; equal for equal contexts.
+///
+/// The server judges the members, so one that it refuses is sent too: of another type as
+/// the shortest value of that type, longer than the bound as one byte above it. So no body
+/// grows beyond what a server reads.
+fn body(context: &EvaluationContext) -> String {
+    let mut members = BTreeMap::new();
+    if let Some(key) = &context.targeting_key {
+        members.insert(TARGETING_KEY, text(key, MAX_TARGETING_KEY_BYTES));
+    }
+    for name in [TENANT_SLUG, PLAN, PARTNER_SLUG, ENVIRONMENT] {
+        if let Some(value) = context.custom_fields.get(name) {
+            let value = value.as_str().map_or(json!(0), |value| text(value, MAX_SCOPE_VALUE_BYTES));
+            members.insert(name, value);
         }
     }
-    Ok(())
+    json!({ "context": members }).to_string()
 }
 
-/// The body that asks for a context: the same for the same one.
-fn body(context: &FlagContext<'_>) -> String {
-    json!({ "context": given(context).collect::<BTreeMap<_, _>>() }).to_string()
+/// `text`, cut so that it still exceeds `max_bytes` if it does.
+fn text(text: &str, max_bytes: usize) -> Value {
+    text[..text.ceil_char_boundary(max_bytes + 1)].into()
 }
 
 /// An error of OFREP.
@@ -606,24 +598,6 @@ mod tests {
         assert_eq!((shared.age(&asked), shared.is_left_alone()), (Some(age), false));
     }
 
-    #[tokio::test]
-    async fn a_context_that_no_server_takes_is_not_sent() {
-        let provider = provider(&ManualRuntime::new(1));
-        let tenant = |id: &str| EvaluationContext::default().with_targeting_key(id);
-        let long = "x".repeat(129);
-        for (field, context) in [
-            (TARGETING_KEY, tenant(&long.repeat(2))),
-            (PLAN, tenant("t").with_custom_field(PLAN, &*long)),
-            (ENVIRONMENT, tenant("t").with_custom_field(ENVIRONMENT, &*long)),
-        ] {
-            let refused = provider.resolve_bool_value("k", &context).await.unwrap_err();
-            assert_eq!(refused.code, EvaluationErrorCode::InvalidContext);
-            assert!(refused.message.unwrap().starts_with(field));
-        }
-        assert!(provider.shared.contexts_in_use().is_empty());
-        assert_eq!(provider.status(), ProviderStatus::Ready);
-    }
-
     #[test]
     fn an_answer_is_told_by_what_it_holds() {
         let of = |text: &str| serde_json::from_str::<Answer>(text).unwrap().details(false);
@@ -640,12 +614,25 @@ mod tests {
 
     #[test]
     fn only_what_decides_is_sent() {
-        let context = FlagContext {
-            tenant_id: "t-1",
-            plan: Some("pro"),
-            tenant_active: Some(true),
-            ..FlagContext::default()
-        };
+        let context = EvaluationContext::default()
+            .with_targeting_key("t-1")
+            .with_custom_field(PLAN, "pro")
+            .with_custom_field("email", "ana@acme.example");
         assert_eq!(body(&context), r#"{"context":{"plan":"pro","targetingKey":"t-1"}}"#);
+        assert_eq!(body(&EvaluationContext::default()), r#"{"context":{}}"#);
+    }
+
+    #[test]
+    fn what_the_server_refuses_is_sent_short() {
+        let context = EvaluationContext::default()
+            .with_targeting_key("ü".repeat(1 << 20))
+            .with_custom_field(PLAN, 7)
+            .with_custom_field(ENVIRONMENT, "x".repeat(1 << 20));
+        let body = body(&context);
+        assert!(body.len() < 600, "{}", body.len());
+        let sent: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(sent["context"]["targetingKey"].as_str().unwrap().len(), 258);
+        assert_eq!(sent["context"]["environment"].as_str().unwrap().len(), 129);
+        assert_eq!(sent["context"]["plan"], 0);
     }
 }

@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 use super::proto::Place;
 use super::proto::{Event, Item, Odd, pk};
 use super::redact;
+use crate::address::bare_address;
 use crate::intake::TENANT_BY;
 
 /// The source name of the first instance; a further one is `authentik:{instance}`.
@@ -155,7 +156,7 @@ pub fn map(source: &str, event: Event) -> NewEvent {
         },
         id: user.filter(|_| !anonymous).and_then(|user| user.get("pk").and_then(pk)),
         email: user.filter(|_| !anonymous).and_then(|user| text(user, "email")),
-        ip: text(&event.members, "client_ip").filter(|ip| ip != NO_ADDRESS),
+        ip: text(&event.members, "client_ip").filter(|ip| ip != NO_ADDRESS).map(bare_address),
     };
     let resource = resource(&event);
     let (external_id, raw_id) = if event.pk.len() <= EXTERNAL_ID_MAX {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use dezky_core::{
     Actor, ActorType, Field, NewEvent, NewMetadata, Outcome, PulledEvent, TenantHint, Timestamp,
@@ -11,6 +11,7 @@ use dezky_core::{
 use super::config::{MappingConfig, MappingProblem, TimeFormat};
 use super::pointer::{Pointer, Term};
 use super::{action, redact};
+use crate::address::bare_address;
 use crate::domain::{domain, domain_of};
 use crate::json::{Doc, Value};
 
@@ -226,7 +227,7 @@ impl Mapping {
     fn actor(&self, object: Value<'_>, metadata: &mut NewMetadata) -> Actor {
         let id = text(self.actor_id.as_ref(), object);
         let email = text(self.actor_email.as_ref(), object);
-        let ip = text(self.actor_ip.as_ref(), object).map(|ip| without_port(&ip).unwrap_or(ip));
+        let ip = text(self.actor_ip.as_ref(), object).map(bare_address);
         let raw = text(self.actor_type.as_ref(), object);
         let said = raw.as_ref().and_then(|raw| raw.to_ascii_lowercase().parse().ok());
         if let (Some(raw), None) = (&raw, said) {
@@ -268,11 +269,6 @@ fn head(text: &str) -> &str {
 fn cut(mut text: String, max: usize) -> String {
     text.truncate(text.floor_char_boundary(max));
     text
-}
-
-/// The address of `address:port`.
-fn without_port(text: &str) -> Option<String> {
-    text.parse::<SocketAddr>().ok().map(|address| address.ip().to_string())
 }
 
 /// The domain of an address, or one that stands alone.

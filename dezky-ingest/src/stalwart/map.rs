@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use dezky_core::canonical::canonicalize;
 use dezky_core::{
     Actor, ActorType, NewEvent, NewMetadata, Outcome, PulledEvent, TenantHint, Timestamp,
+    written_address,
 };
 
 use serde_json::Value as Annotation;
@@ -16,6 +17,7 @@ use serde_json::Value as Annotation;
 use super::json::Value;
 use super::proto::WireEvent;
 use super::{SOURCE, verbs};
+use crate::address::bare_address;
 use crate::domain::{domain, domain_of};
 
 /// The largest part of a received type or id that is noted, in bytes.
@@ -286,8 +288,8 @@ impl<'d> Fields<'d> {
         self.caused_by?.get(key)?.text().map(Cow::into_owned)
     }
 
-    /// The first address that is one; else the first that is said to be, which
-    /// sealing keeps as text.
+    /// The first value that is an address; else the first value, which sealing keeps as
+    /// text.
     fn ip(&self) -> Option<String> {
         let [data, beside] =
             self.places.map(|place| IP.map(|key| place.and_then(|place| place.get(key))));
@@ -299,8 +301,8 @@ impl<'d> Fields<'d> {
             .flatten()
             .filter_map(Value::text)
             .collect();
-        let readable = said.iter().find(|text| text.parse::<IpAddr>().is_ok());
-        readable.or(said.first()).map(|text| text.clone().into_owned())
+        let readable = said.iter().find(|text| written_address(text).is_some());
+        readable.or(said.first()).map(|text| bare_address(text.clone().into_owned()))
     }
 
     /// Whom a message is for.

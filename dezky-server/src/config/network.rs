@@ -1,8 +1,10 @@
-//! Addresses and networks, and whose request it is behind trusted proxies.
+//! Addresses and networks, and the client's address behind trusted proxies.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+
+use dezky_core::written_address;
 
 /// A network, or a single address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,10 +52,13 @@ impl Network {
     }
 }
 
-/// The client of a request: the peer, or, where the peer is a trusted proxy, the
-/// first address of `forwarded` (the values of X-Forwarded-For, in their order)
-/// from the right that is not trusted. What stands left of it was written by the
-/// client and is not believed.
+/// The client's address: the peer's, or, where the peer is a trusted proxy, the first
+/// untrusted address of `forwarded` from the right. `forwarded` holds the values of
+/// X-Forwarded-For in their order.
+///
+/// Entries left of the result are ignored, because the client can forge them. Empty
+/// entries are skipped, as RFC 9110 section 5.6.1 asks of lists; an entry that is not
+/// an address ends the scan.
 pub fn client_ip<'a>(
     peer: IpAddr,
     forwarded: impl DoubleEndedIterator<Item = &'a str>,
@@ -61,24 +66,15 @@ pub fn client_ip<'a>(
 ) -> IpAddr {
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
     let mut client = peer.to_canonical();
-    for hop in forwarded.rev().flat_map(|value| value.rsplit(',')) {
+    let hops = forwarded.rev().flat_map(|value| value.rsplit(',')).map(str::trim);
+    for hop in hops.filter(|hop| !hop.is_empty()) {
         if !is_trusted(client) {
             break;
         }
-        let Some(address) = address_of(hop.trim()) else { break };
-        client = address;
+        let Some(address) = written_address(hop) else { break };
+        client = address.to_canonical();
     }
     client
-}
-
-/// An address as proxies write it: alone, in brackets, with a port.
-fn address_of(hop: &str) -> Option<IpAddr> {
-    let bare = match hop.strip_prefix('[') {
-        Some(rest) => rest.split(']').next()?,
-        None if hop.matches(':').count() == 1 => hop.split(':').next()?,
-        None => hop,
-    };
-    bare.parse::<IpAddr>().ok().map(|address| address.to_canonical())
 }
 
 #[cfg(test)]
@@ -112,6 +108,21 @@ mod tests {
         assert_eq!(client("::1", &["203.0.113.7:55555"], &trusted), "203.0.113.7");
         assert_eq!(client("10.0.0.1", &["6.6.6.6, unknown"], &trusted), "10.0.0.1");
         assert_eq!(client("10.0.0.1", &[], &trusted), "10.0.0.1");
+    }
+
+    #[test]
+    fn empty_entries_are_skipped_and_brackets_need_no_port() {
+        for value in ["203.0.113.7,", "203.0.113.7 , ,", "6.6.6.6,203.0.113.7,,10.1.1.1,"] {
+            assert_eq!(client("10.0.0.1", &[value], &["10.0.0.0/8"]), "203.0.113.7", "{value}");
+        }
+        assert_eq!(client("10.0.0.1", &["203.0.113.7", ""], &["10.0.0.0/8"]), "203.0.113.7");
+        assert_eq!(client("10.0.0.1", &[",", " "], &["10.0.0.0/8"]), "10.0.0.1");
+        for value in ["[2001:db8::7]", "2001:db8::7", "[2001:db8::7]:443"] {
+            assert_eq!(client("::1", &[value], &["::1"]), "2001:db8::7", "{value}");
+        }
+        for value in ["[2001:db8::7", "2001:db8::7]", "[203.0.113.7]:x", "203.0.113.7:99999"] {
+            assert_eq!(client("::1", &[value], &["::1"]), "::1", "{value} is not an address");
+        }
     }
 
     #[test]

@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -65,7 +67,8 @@ fn sealed(bytes: &Bytes, runtime: &dyn dezky_core::Runtime) -> Result<Vec<Sealed
     let event = |(index, text): (usize, &&RawValue)| {
         // Named as in the body: an event that stands alone has no index.
         let at = if is_list { format!("event {index}: ") } else { String::new() };
-        let event = body::parse_part::<Given>(text.get(), &at)?.into_event();
+        let text = without_lone_surrogates(text.get());
+        let event = body::parse_part::<Given>(&text, &at)?.into_event();
         let event = event.map_err(|what| Problem::event_invalid(format!("{at}{what}")))?;
         let sealed = event.seal(runtime);
         match sealed.validate() {
@@ -74,6 +77,39 @@ fn sealed(bytes: &Bytes, runtime: &dyn dezky_core::Runtime) -> Result<Vec<Sealed
         }
     };
     texts.iter().enumerate().map(event).collect()
+}
+
+/// The same JSON with U+FFFD for each escape of a lone surrogate, as the log's normal form
+/// has it; a parser would refuse the whole body for one.
+fn without_lone_surrogates(json: &str) -> Cow<'_, str> {
+    let mut mended = String::new();
+    let mut copied = 0;
+    let mut at = 0;
+    // In JSON a backslash stands in texts alone.
+    while let Some(found) = json[at..].find('\\').map(|found| at + found) {
+        match (escaped_unit(json, found), escaped_unit(json, found + 6)) {
+            (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => at = found + 12,
+            (Some(0xD800..=0xDFFF), _) => {
+                mended.push_str(&json[copied..found]);
+                mended.push_str("\\ufffd");
+                at = found + 6;
+                copied = at;
+            }
+            (Some(_), _) => at = found + 6,
+            (None, _) => at = found + 2,
+        }
+    }
+    if copied == 0 {
+        return json.into();
+    }
+    mended.push_str(&json[copied..]);
+    mended.into()
+}
+
+/// The UTF-16 unit of the escape `\uXXXX` at `at`.
+fn escaped_unit(json: &str, at: usize) -> Option<u16> {
+    let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
+    u16::from_str_radix(digits, 16).ok()
 }
 
 /// An event as a caller gives it.
@@ -191,4 +227,24 @@ fn metadata(given: &Metadata) -> Result<NewMetadata, String> {
         metadata.annotate(&name, value);
     }
     Ok(metadata)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lone_surrogates_are_replaced_and_nothing_else_is_touched() {
+        for (json, mended) in [
+            (r#"{"a":"\ud83d"}"#, r#"{"a":"\ufffd"}"#),
+            (r#"{"a":"\uDE00\ud83d"}"#, r#"{"a":"\ufffd\ufffd"}"#),
+            (r#"{"\ud83d":"\ud83dx"}"#, r#"{"\ufffd":"\ufffdx"}"#),
+            (r#"["\ud83d\ud83d\ude00"]"#, r#"["\ufffd\ud83d\ude00"]"#),
+        ] {
+            assert_eq!(without_lone_surrogates(json), mended);
+        }
+        for same in [r#""\ud83d\ude00""#, r#""\\ud83d""#, r#""\u0000\n\"""#, "{}", r#""ü""#] {
+            assert!(matches!(without_lone_surrogates(same), Cow::Borrowed(text) if text == same));
+        }
+    }
 }

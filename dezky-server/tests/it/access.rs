@@ -95,8 +95,14 @@ async fn an_open_server_answers_no_route_to_a_foreign_page() {
         for (name, value) in [
             ("Host", "evil.example"),
             ("Host", "localhost.evil.example"),
+            ("Host", "x.localhost"),
+            ("Host", "user@localhost"),
             ("Origin", "https://evil.example"),
             ("Origin", "http://localhost.evil.example:3000"),
+            ("Origin", "http://x.localhost"),
+            ("Origin", "http://user@localhost:3000"),
+            ("Origin", "chrome-extension://localhost"),
+            ("Origin", "moz-extension://127.0.0.1"),
             ("Origin", "null"),
             ("Origin", ""),
         ] {
@@ -108,12 +114,9 @@ async fn an_open_server_answers_no_route_to_a_foreign_page() {
         answer.problem(403, "foreign_host");
     }
     assert_eq!(client.all("").await, before);
-    for origin in [
-        "http://localhost:3000",
-        "http://127.0.0.1",
-        "https://[::1]:8443",
-        "http://console.localhost",
-    ] {
+    for origin in
+        ["http://localhost:3000", "http://127.0.0.1", "https://[::1]:8443", "HTTP://LOCALHOST:3000"]
+    {
         let route = (Method::PATCH, "/flags/k", Some(r#"{"pct":9}"#));
         let answer = client.send(request(client, &route).header("Origin", origin)).await;
         assert_eq!(answer.with_status(200)["pct"], 9, "{origin}");

@@ -143,25 +143,116 @@ async fn what_is_wrong_is_said_in_ofreps_words() {
     let server = Server::start(&[]).await;
     let client = &server.client;
     let large = format!("{{\"context\":{{\"targetingKey\":\"{}\"}}}}", "x".repeat(64 << 10));
+    fill(client).await;
     for (body, status, code, part) in [
-        ("{", 400, "PARSE_ERROR", "no JSON"),
-        ("{}", 400, "TARGETING_KEY_MISSING", "targetingKey"),
-        (r#"{"context":{"plan":"pro"}}"#, 400, "TARGETING_KEY_MISSING", "targetingKey"),
-        (r#"{"context":{"targetingKey":"t","plan":1}}"#, 400, "INVALID_CONTEXT", "context.plan"),
+        ("{", 400, "PARSE_ERROR", "not a JSON object"),
+        (r#"{"context":7}"#, 400, "INVALID_CONTEXT", "context"),
         (&large, 413, "GENERAL", "65536 bytes"),
     ] {
-        for (path, documented) in [(ALL.to_owned(), ALL), (format!("{ALL}/k"), ONE)] {
+        for (path, documented) in [(ALL.to_owned(), ALL), (format!("{ALL}/some"), ONE)] {
             let answer = client.send(client.document(Method::POST, &path, body.to_owned())).await;
             check("post", documented, &answer);
             assert_eq!((answer.status.as_u16(), &answer.json["errorCode"]), (status, &json!(code)));
             assert!(answer.json["errorDetails"].as_str().unwrap().contains(part), "{answer:?}");
         }
     }
+    for (body, code, part) in [
+        ("{}", "TARGETING_KEY_MISSING", "targetingKey"),
+        (r#"{"context":{"plan":"pro"}}"#, "TARGETING_KEY_MISSING", "targetingKey"),
+        (r#"{"context":{"targetingKey":7}}"#, "INVALID_CONTEXT", "context.targetingKey"),
+    ] {
+        let path = format!("{ALL}/some");
+        let answer = client.send(client.document(Method::POST, &path, body.to_owned())).await;
+        check("post", ONE, &answer);
+        assert_eq!((answer.status.as_u16(), &answer.json["errorCode"]), (400, &json!(code)));
+        assert!(answer.json["errorDetails"].as_str().unwrap().contains(part), "{answer:?}");
+    }
     let unknown = one(client, "no.such-flag", json!({ "targetingKey": "t" })).await;
     assert_eq!(
         (unknown.status.as_u16(), &unknown.json["errorCode"], &unknown.json["key"]),
         (404, &json!("FLAG_NOT_FOUND"), &json!("no.such-flag"))
     );
+    server.stop().await;
+}
+
+/// With an error a client goes by the default in its code, which may undo a kill.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_known_without_the_tenant_is_answered() {
+    let server = Server::start(&[]).await;
+    let client = &server.client;
+    fill(client).await;
+    for (key, pct) in [("full", 100), ("empty", 0), ("half", 50)] {
+        let flag = json!({ "key": key, "state": "rollout", "pct": pct });
+        client.post("/flags", flag).await.with_status(201);
+    }
+    let post = async |path: &str, documented: &'static str, body: &str| {
+        let answer = client.send(client.document(Method::POST, path, body.to_owned())).await;
+        check("post", documented, &answer);
+        answer
+    };
+    let told = |item: &Value| match item.get("errorCode") {
+        Some(code) => code.as_str().unwrap().to_owned(),
+        None => format!("{} {}", item["value"], item["metadata"]["reason"].as_str().unwrap()),
+    };
+    let missing = "TARGETING_KEY_MISSING";
+    for (body, expected) in [
+        (
+            "{}",
+            [
+                ("always", "true on"),
+                ("never", "false off"),
+                ("full", "true full_rollout"),
+                ("empty", "false empty_rollout"),
+                ("nobody", "false empty_scope"),
+                ("half", missing),
+                ("pro-only", missing),
+                ("live", missing),
+            ],
+        ),
+        (
+            r#"{"context":{"plan":"pro"}}"#,
+            [
+                ("always", "true on"),
+                ("never", "false off"),
+                ("full", "true full_rollout"),
+                ("empty", "false empty_rollout"),
+                ("nobody", "false empty_scope"),
+                ("half", missing),
+                ("pro-only", "true targeted"),
+                ("live", missing),
+            ],
+        ),
+        (
+            r#"{"context":{"targetingKey":"t-acme","plan":7,"x":"\ud83d","y":1e400}}"#,
+            [
+                ("always", "true on"),
+                ("never", "false off"),
+                ("full", "true in_rollout"),
+                ("empty", "false out_of_rollout"),
+                ("nobody", "false empty_scope"),
+                ("half", ""),
+                ("pro-only", "INVALID_CONTEXT"),
+                ("live", "true on"),
+            ],
+        ),
+    ] {
+        let bulk = post(ALL, ALL, body).await;
+        assert_eq!(bulk.status, StatusCode::OK, "{bulk:?}");
+        let flags = bulk.json["flags"].as_array().unwrap();
+        let count = client.get("/flags").await.json["flags"].as_array().unwrap().len();
+        assert_eq!(flags.len(), count, "{body}");
+        for (key, expected) in expected {
+            let single = post(&format!("{ALL}/{key}"), ONE, body).await;
+            let listed = flags.iter().find(|flag| flag["key"] == key).unwrap();
+            assert_eq!(single.json, *listed, "{body}");
+            assert!(told(listed).starts_with(expected), "{key} {body}: {listed}");
+            let status = if listed.get("errorCode").is_some() { 400 } else { 200 };
+            assert_eq!(single.status.as_u16(), status, "{key} {body}");
+        }
+    }
+    client.post("/flags/always/kill", json!({})).await.with_status(200);
+    let killed = post(&format!("{ALL}/always"), ONE, "{}").await.with_status(200);
+    assert_eq!(killed["value"], false);
     server.stop().await;
 }
 
@@ -272,10 +363,13 @@ async fn while_the_directory_is_away_who_says_everything_is_answered() {
                         "partnerSlug": null });
     let before = all(client, whole.clone()).await;
     lets_in(false).await;
-    for answer in [all(client, partly.clone()).await, one(client, "always", partly.clone()).await] {
+    for answer in [all(client, partly.clone()).await, one(client, "pro-only", partly.clone()).await]
+    {
         assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (503, "5"));
         assert!(answer.json["errorDetails"].is_string());
     }
+    let known = one(client, "never", partly.clone()).await.with_status(200);
+    assert_eq!(known["value"], false);
     let answer = all(client, whole.clone()).await;
     assert_eq!(answer.json, before.json);
     let known = all_unless(client, whole.clone(), &[before.header("etag")]).await;
@@ -410,10 +504,17 @@ async fn the_remote_provider_reads_the_server_and_goes_on_without_it() {
     }
     let unknown = of("no-such-flag", &acme).await.unwrap_err();
     assert_eq!(unknown.code, EvaluationErrorCode::FlagNotFound);
-    let keyless = of("always", &EvaluationContext::default()).await.unwrap_err();
+    let keyless = of("some", &EvaluationContext::default()).await.unwrap_err();
     assert_eq!(keyless.code, EvaluationErrorCode::TargetingKeyMissing);
-    let long = of("always", &tenant(&"x".repeat(257))).await.unwrap_err();
+    let long = of("some", &tenant(&"x".repeat(257))).await.unwrap_err();
     assert_eq!(long.code, EvaluationErrorCode::InvalidContext);
+    let number = acme.clone().with_custom_field("plan", 7);
+    let number = of("pro-only", &number).await.unwrap_err();
+    assert_eq!(number.code, EvaluationErrorCode::InvalidContext);
+    for context in [EvaluationContext::default(), tenant(&"x".repeat(1 << 20))] {
+        assert!(of("always", &context).await.unwrap().value);
+        assert!(!of("never", &context).await.unwrap().value);
+    }
     let text = provider.resolve_string_value("always", &acme).await.unwrap_err();
     assert_eq!(text.code, EvaluationErrorCode::TypeMismatch);
     let basic = acme.clone().with_custom_field("plan", "basic");

@@ -54,6 +54,34 @@ async fn one_event_or_a_list() {
     server.stop().await;
 }
 
+/// Escapes that are not Unicode become U+FFFD in every field alike, as in the log's normal
+/// form; the events beside them are taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lone_surrogate_becomes_the_replacement_character() {
+    let server = Server::start(&[]).await;
+    let client = &server.client;
+    let body = r#"[{"action":"a.b"},{"action":"a.c","resourceName":"x\ud83d","actorId":"\u0000",
+        "metadata":{"\udc00":"\ud83d","whole":"\ud83d\ude00"}}]"#;
+    let answer = client.send(client.document(Method::POST, "/audit", body)).await;
+    assert_eq!(statuses(&answer.with_status(201)), ["appended", "appended"]);
+    let events = in_order(client.all("").await);
+    assert_eq!(events[1]["resourceName"], "x\u{fffd}");
+    assert_eq!(events[1]["actorId"], "\u{fffd}");
+    assert_eq!(events[1]["metadata"], json!({"\u{fffd}": "\u{fffd}", "whole": "\u{1f600}"}));
+
+    // A field that can't hold it is named with its event, and nothing is stored.
+    let body = r#"[{"action":"a.b"},{"action":"a.c","id":"\ud83d"}]"#;
+    let answer = client.send(client.document(Method::POST, "/audit", body)).await;
+    let detail = answer.problem(400, "field_invalid");
+    assert!(detail.starts_with("event 1: id: "), "{detail}");
+    assert_eq!(client.all("").await.len(), 2);
+    // Documents have no replacement: the field is named.
+    let body = r#"{"slug":"acme","name":"\ud83d"}"#;
+    let answer = client.send(client.document(Method::POST, "/tenants", body)).await;
+    assert!(answer.problem(400, "field_invalid").starts_with("name: "), "{answer:?}");
+    server.stop().await;
+}
+
 pub(crate) async fn what_comes_again_is_a_duplicate(engine: Engine) {
     let server = Server::on(engine, &[]).await;
     let client = &server.client;

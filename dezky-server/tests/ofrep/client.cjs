@@ -55,7 +55,7 @@ async function forServers() {
     return details.errorCode;
   };
   assert.equal(await error(asked, 'no-such-flag', acme), 'FLAG_NOT_FOUND');
-  assert.equal(await error(asked, 'always', {}), 'TARGETING_KEY_MISSING');
+  assert.equal(await error(asked, 'pro-only', {}), 'TARGETING_KEY_MISSING');
   assert.equal(await error(asked, 'always', { ...acme, plan: 7 }), 'INVALID_CONTEXT');
   const wrong = await client('wrong', [['X-API-Key', 'wrong']]);
   assert.equal(await error(wrong, 'always', acme), 'GENERAL');

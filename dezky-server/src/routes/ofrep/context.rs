@@ -1,102 +1,211 @@
-//! For whom flags are asked: what the context says, and what the directory knows.
+//! The context of an evaluation: what the request states and what the directory adds.
 
+use std::borrow::Cow;
+use std::fmt;
+
+use dezky_flags::live::LiveSet;
 use dezky_flags::openfeature::{
     ENVIRONMENT, MAX_TARGETING_KEY_BYTES, PARTNER_SLUG, PLAN, TARGETING_KEY, TENANT_SLUG,
 };
-use dezky_flags::{FlagContext, MAX_SCOPE_VALUE_BYTES};
-use serde_json::{Map, Value};
+use dezky_flags::{
+    Axis, Decision, FlagContext, FlagEvaluator as _, MAX_SCOPE_VALUE_BYTES, PartialContext,
+};
+use serde::Deserialize;
+use serde::de::{self, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use super::refusal::Refusal;
 
-/// The most members of a context, those that are ignored among them.
-const MAX_MEMBERS: usize = 256;
-
-/// What a context says about one thing.
+/// What a request states about one member of the context.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) enum Said {
     #[default]
     LeftOut,
-    /// There is none: `null`.
+    /// `null`: there is none.
     Nothing,
     Is(String),
+    /// The member is there and cannot be used.
+    Unusable,
 }
 
 impl Said {
-    fn or(self, known: Option<&str>) -> Option<String> {
+    fn or(&self, known: Option<&str>) -> Option<String> {
         match self {
             Self::LeftOut => known.map(str::to_owned),
-            Self::Nothing => None,
-            Self::Is(text) => Some(text),
+            Self::Nothing | Self::Unusable => None,
+            Self::Is(text) => Some(text.clone()),
         }
     }
 }
 
-/// What a context says.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// The context that a request states.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Given {
+    /// The tenant's id; empty where there is none that can be used.
     pub(super) targeting_key: String,
     pub(super) tenant_slug: Said,
     pub(super) plan: Said,
     pub(super) partner_slug: Said,
-    pub(super) environment: Option<String>,
+    pub(super) environment: Said,
+    /// The first member that is missing or cannot be used. Flags that do not depend on
+    /// such members are decided all the same.
+    pub(super) problem: Option<Refusal>,
 }
 
 impl Given {
     /// Reads the body of an evaluation.
+    ///
+    /// Only the members that decide are looked at: others may hold whatever JSON can
+    /// spell, lone surrogates, numbers of any size and nesting of any depth included.
     pub(super) fn parse(body: &[u8]) -> Result<Self, Refusal> {
-        let body: Value = serde_json::from_slice(body)
-            .map_err(|error| Refusal::parse_error(format!("the body is no JSON: {error}")))?;
-        let Value::Object(body) = body else {
-            let details =
-                "the body must be a JSON object such as {\"context\":{\"targetingKey\":\"…\"}}";
-            return Err(Refusal::parse_error(details));
+        let not_json =
+            |error| Refusal::parse_error(format!("the body is not a JSON object: {error}"));
+        let body: Body<'_> = serde_json::from_slice(body).map_err(not_json)?;
+        let members = match body.context.map(RawValue::get) {
+            None | Some("null") => Members::default(),
+            Some(context) => serde_json::from_str(context)
+                .map_err(|_| Refusal::invalid_context("context must be a JSON object"))?,
         };
-        let context = match body.get("context") {
-            None => return Err(Refusal::targeting_key_missing()),
-            Some(Value::Object(context)) => context,
-            Some(_) => return Err(Refusal::invalid_context("context must be a JSON object")),
+        let mut problem = None;
+        let mut member = |name: &str, value: Option<&RawValue>, max_bytes: usize| {
+            text(name, value, max_bytes).unwrap_or_else(|refusal| {
+                problem.get_or_insert(refusal);
+                Said::Unusable
+            })
         };
-        if context.len() > MAX_MEMBERS {
-            return Err(Refusal::invalid_context(format!(
-                "context must have at most {MAX_MEMBERS} members: leave some out"
-            )));
+        let key = member(TARGETING_KEY, members.targeting_key, MAX_TARGETING_KEY_BYTES);
+        let mut axis = |name, value| member(name, value, MAX_SCOPE_VALUE_BYTES);
+        let tenant_slug = axis(TENANT_SLUG, members.tenant_slug);
+        let plan = axis(PLAN, members.plan);
+        let partner_slug = axis(PARTNER_SLUG, members.partner_slug);
+        let environment = axis(ENVIRONMENT, members.environment);
+        let targeting_key = key.or(None).unwrap_or_default();
+        if targeting_key.is_empty() && problem.is_none() {
+            problem = Some(Refusal::targeting_key_missing());
         }
-        let targeting_key = text(context, TARGETING_KEY, MAX_TARGETING_KEY_BYTES)?.or(None);
-        let axis = |name: &str| text(context, name, MAX_SCOPE_VALUE_BYTES);
-        Ok(Self {
-            targeting_key: targeting_key
-                .filter(|key| !key.is_empty())
-                .ok_or_else(Refusal::targeting_key_missing)?,
-            tenant_slug: axis(TENANT_SLUG)?,
-            plan: axis(PLAN)?,
-            partner_slug: axis(PARTNER_SLUG)?,
-            environment: axis(ENVIRONMENT)?.or(None),
-        })
+        Ok(Self { targeting_key, tenant_slug, plan, partner_slug, environment, problem })
+    }
+
+    /// The axes that cannot be used, and without the directory those left out, too.
+    fn unknown_axes(&self, is_directory_asked: bool) -> Vec<Axis> {
+        let axes = [
+            (Axis::TenantSlug, &self.tenant_slug, true),
+            (Axis::Plan, &self.plan, true),
+            (Axis::PartnerSlug, &self.partner_slug, true),
+            (Axis::Environment, &self.environment, false),
+        ];
+        let is_unknown = |said: &Said, is_in_directory| match said {
+            Said::Unusable => true,
+            Said::LeftOut => is_in_directory && !is_directory_asked,
+            Said::Nothing | Said::Is(_) => false,
+        };
+        axes.into_iter()
+            .filter(|(_, said, is_in_directory)| is_unknown(said, *is_in_directory))
+            .map(|(axis, ..)| axis)
+            .collect()
     }
 }
 
-/// A member, which is text or null where it is there.
-fn text(context: &Map<String, Value>, name: &str, max_bytes: usize) -> Result<Said, Refusal> {
-    match context.get(name) {
-        None => Ok(Said::LeftOut),
-        Some(Value::Null) => Ok(Said::Nothing),
-        Some(Value::String(text)) if text.len() > max_bytes => Err(Refusal::invalid_context(
-            format!("context.{name} must have at most {max_bytes} bytes: shorten it"),
-        )),
-        Some(Value::String(text)) if text.contains(char::is_control) => {
-            Err(Refusal::invalid_context(format!(
-                "context.{name} must be without control characters: take them out"
-            )))
+/// The body of an evaluation, its context still as text.
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(borrow, default)]
+    context: Option<&'a RawValue>,
+}
+
+/// The members of a context that decide, still as text; the last of equal names counts.
+#[derive(Default)]
+struct Members<'a> {
+    targeting_key: Option<&'a RawValue>,
+    tenant_slug: Option<&'a RawValue>,
+    plan: Option<&'a RawValue>,
+    partner_slug: Option<&'a RawValue>,
+    environment: Option<&'a RawValue>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Members::default();
+                while let Some(Name(name)) = map.next_key()? {
+                    let member = match &*name {
+                        b"targetingKey" => &mut members.targeting_key,
+                        b"tenantSlug" => &mut members.tenant_slug,
+                        b"plan" => &mut members.plan,
+                        b"partnerSlug" => &mut members.partner_slug,
+                        b"environment" => &mut members.environment,
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
+                    };
+                    *member = Some(map.next_value()?);
+                }
+                Ok(members)
+            }
         }
-        Some(Value::String(text)) => Ok(Said::Is(text.clone())),
-        Some(_) => Err(Refusal::invalid_context(format!(
-            "context.{name} must be text: send a string, null or leave it out"
-        ))),
+        deserializer.deserialize_map(Reader)
     }
 }
 
-/// Who asks.
+/// A member's name as bytes: read as text, one with a lone surrogate would end the read.
+struct Name<'a>(Cow<'a, [u8]>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Name<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_borrowed_bytes<E: de::Error>(self, name: &'de [u8]) -> Result<Name<'de>, E> {
+                Ok(Name(name.into()))
+            }
+
+            fn visit_bytes<E: de::Error>(self, name: &[u8]) -> Result<Name<'de>, E> {
+                Ok(Name(name.to_vec().into()))
+            }
+        }
+        deserializer.deserialize_bytes(Reader)
+    }
+}
+
+/// A member, which must be text or null where it is there.
+fn text(name: &str, value: Option<&RawValue>, max_bytes: usize) -> Result<Said, Refusal> {
+    let refused =
+        |problem: String| Err(Refusal::invalid_context(format!("context.{name} {problem}")));
+    let Some(value) = value.map(RawValue::get) else { return Ok(Said::LeftOut) };
+    if value == "null" {
+        return Ok(Said::Nothing);
+    }
+    if !value.starts_with('"') {
+        return refused("must be text: send a string, null or leave it out".into());
+    }
+    match serde_json::from_str::<String>(value) {
+        Ok(text) if text.len() > max_bytes => {
+            refused(format!("must have at most {max_bytes} bytes: shorten it"))
+        }
+        Ok(text) if text.contains(char::is_control) => {
+            refused("must be without control characters: take them out".into())
+        }
+        Ok(text) => Ok(Said::Is(text)),
+        Err(_) => refused("must be Unicode text: it has a lone surrogate".into()),
+    }
+}
+
+/// The caller.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Asker<'a> {
     /// May ask for anybody, also for tenants that the directory does not know.
@@ -119,8 +228,8 @@ impl Asker<'_> {
     }
 }
 
-/// What flags are decided by.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// The values that flags are decided by.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Axes {
     pub(super) tenant_id: String,
     pub(super) tenant_slug: Option<String>,
@@ -128,46 +237,86 @@ pub(super) struct Axes {
     pub(super) partner_slug: Option<String>,
     pub(super) environment: Option<String>,
     pub(super) tenant_active: Option<bool>,
+    /// Without the directory, whose answers are unknown then.
+    is_directory_missing: bool,
+    unknown: Vec<Axis>,
+    /// The first member that is missing or cannot be used.
+    problem: Option<Refusal>,
 }
 
-/// Puts together what the context says and what the directory knows of the tenant.
+/// Puts together what the context states and what the directory knows of the tenant.
 ///
-/// For an operator the context wins, and what it leaves out comes from the directory.
-/// For anyone else the directory wins and the tenant must be one of theirs: nobody
-/// gives themselves another plan. Whether the tenant is active only the directory says.
+/// For an operator the context wins, and the directory adds what it leaves out. For
+/// anyone else the directory wins and the tenant must be one of theirs, so that nobody
+/// gives themselves another plan. Only the directory says whether the tenant is active.
 pub(super) fn merge(
-    given: Given,
+    given: &Given,
     asker: Asker<'_>,
     known: Option<FlagContext<'_>>,
 ) -> Result<Axes, Refusal> {
     let known = known.unwrap_or_default();
     let own = |axis: Option<&str>| axis.map(str::to_owned);
-    let tenant_active = known.tenant_active;
     if let Asker::Member(tenant_ids) = asker {
         let is_theirs = tenant_ids.contains(&given.targeting_key.as_str());
         if !is_theirs || known.tenant_id != given.targeting_key {
             return Err(Refusal::Forbidden);
         }
         return Ok(Axes {
-            tenant_id: given.targeting_key,
             tenant_slug: own(known.tenant_slug),
             plan: own(known.plan),
             partner_slug: own(known.partner_slug),
-            environment: given.environment,
-            tenant_active,
+            ..Axes::of(given, known, true)
         });
     }
-    Ok(Axes {
-        tenant_id: given.targeting_key,
-        tenant_slug: given.tenant_slug.or(known.tenant_slug),
-        plan: given.plan.or(known.plan),
-        partner_slug: given.partner_slug.or(known.partner_slug),
-        environment: given.environment,
-        tenant_active,
-    })
+    Ok(Axes::of(given, known, true))
 }
 
 impl Axes {
+    /// What `given` states alone, where the directory cannot be asked.
+    pub(super) fn without_directory(given: &Given) -> Self {
+        Self::of(given, FlagContext::default(), false)
+    }
+
+    fn of(given: &Given, known: FlagContext<'_>, is_directory_asked: bool) -> Self {
+        Self {
+            tenant_id: given.targeting_key.clone(),
+            tenant_slug: given.tenant_slug.or(known.tenant_slug),
+            plan: given.plan.or(known.plan),
+            partner_slug: given.partner_slug.or(known.partner_slug),
+            environment: given.environment.or(None),
+            tenant_active: known.tenant_active,
+            is_directory_missing: !is_directory_asked,
+            unknown: given.unknown_axes(is_directory_asked),
+            problem: given.problem.clone(),
+        }
+    }
+
+    /// Whether every flag can be decided.
+    pub(super) fn is_whole(&self) -> bool {
+        self.problem.is_none() && !self.is_directory_missing
+    }
+
+    /// The decision on a flag, or what it lacks: `otherwise`, if the request itself is in
+    /// order.
+    pub(super) fn decide(
+        &self,
+        flags: &LiveSet,
+        key: &str,
+        otherwise: &Refusal,
+    ) -> Result<Decision, Refusal> {
+        if self.is_whole() {
+            return Ok(flags.evaluate(key, &self.context()));
+        }
+        let context = PartialContext {
+            known: self.context(),
+            is_tenant_unknown: self.tenant_id.is_empty(),
+            is_activity_unknown: self.is_directory_missing,
+            unknown_axes: self.unknown.clone(),
+        };
+        let refusal = || self.problem.as_ref().unwrap_or(otherwise).clone();
+        flags.evaluate_partial(key, &context).ok_or_else(refusal)
+    }
+
     /// As flags are decided by them.
     pub(super) fn context(&self) -> FlagContext<'_> {
         FlagContext {
@@ -225,63 +374,93 @@ mod tests {
             r#"{"targetingKey":"t-1","plan":"pro","partnerSlug":null,"environment":"staging",
                 "user":{"deep":[1]},"tenantActive":true}"#,
         );
+        assert_eq!(read.targeting_key, "t-1");
+        assert_eq!((&read.tenant_slug, &read.plan), (&Said::LeftOut, &Said::Is("pro".into())));
         assert_eq!(
-            read,
-            Given {
-                targeting_key: "t-1".into(),
-                tenant_slug: Said::LeftOut,
-                plan: Said::Is("pro".into()),
-                partner_slug: Said::Nothing,
-                environment: Some("staging".into()),
-            }
+            (&read.partner_slug, &read.environment),
+            (&Said::Nothing, &Said::Is("staging".into()))
         );
-        let long = "x".repeat(129);
+        assert!(read.problem.is_none());
         for (body, code, part) in [
-            ("", "PARSE_ERROR", "no JSON"),
-            ("{", "PARSE_ERROR", "no JSON"),
-            ("[]", "PARSE_ERROR", "object"),
-            ("{}", "TARGETING_KEY_MISSING", "targetingKey"),
-            (r#"{"context":{}}"#, "TARGETING_KEY_MISSING", "targetingKey"),
-            (r#"{"context":{"targetingKey":""}}"#, "TARGETING_KEY_MISSING", "targetingKey"),
-            (r#"{"context":{"targetingKey":null}}"#, "TARGETING_KEY_MISSING", "targetingKey"),
+            ("", "PARSE_ERROR", "not a JSON object"),
+            ("{", "PARSE_ERROR", "not a JSON object"),
+            ("[]", "PARSE_ERROR", "not a JSON object"),
+            (r#"{"context":{}}x"#, "PARSE_ERROR", "not a JSON object"),
             (r#"{"context":[]}"#, "INVALID_CONTEXT", "context"),
-            (r#"{"context":{"targetingKey":7}}"#, "INVALID_CONTEXT", "context.targetingKey"),
-            (
-                r#"{"context":{"targetingKey":"t","plan":7}}"#,
-                "INVALID_CONTEXT",
-                "context.plan must be text",
-            ),
-            (
-                r#"{"context":{"targetingKey":"t","environment":"a\u0000"}}"#,
-                "INVALID_CONTEXT",
-                "context.environment must be without control",
-            ),
-            (
-                &format!(r#"{{"context":{{"targetingKey":"t","tenantSlug":"{long}"}}}}"#),
-                "INVALID_CONTEXT",
-                "context.tenantSlug must have at most 128 bytes",
-            ),
+            (r#"{"context":"t"}"#, "INVALID_CONTEXT", "context"),
         ] {
             let refusal = Given::parse(body.as_bytes()).unwrap_err();
             let (is, details) = refusal.code_and_details();
             assert_eq!(is, code, "{body}");
             assert!(details.contains(part), "{body}: {details}");
         }
-        let many: Map<_, _> = (0..257).map(|n| (n.to_string(), Value::Null)).collect();
-        let body = serde_json::json!({ "context": many }).to_string();
-        let refusal = Given::parse(body.as_bytes()).unwrap_err();
-        assert!(refusal.code_and_details().1.contains("at most 256 members"));
+    }
+
+    #[test]
+    fn members_that_do_not_decide_may_hold_anything() {
+        let deep = "[".repeat(200) + &"]".repeat(200);
+        let many: String = (0..2_000).map(|n| format!(r#""m{n}":0,"#)).collect();
+        for other in [
+            r#""x":"\ud83d""#,
+            r#""\ud83d":1"#,
+            r#""x":1e400"#,
+            r#""x":-1e400,"y":99999999999999999999999999"#,
+            &format!(r#""x":{deep}"#),
+            &format!(r#"{many}"x":1"#),
+            r#""\u0074argetingKey":"ignored","x":1"#,
+        ] {
+            let read = given(&format!(r#"{{{other},"targetingKey":"t-1","plan":"pro"}}"#));
+            assert!(read.problem.is_none(), "{other}");
+            assert_eq!((&*read.targeting_key, &read.plan), ("t-1", &Said::Is("pro".into())));
+        }
+    }
+
+    #[test]
+    fn a_member_that_cannot_be_used_is_named_and_the_others_are_read() {
+        let long = "x".repeat(129);
+        for (context, code, part) in [
+            ("{}", "TARGETING_KEY_MISSING", "targetingKey"),
+            (r#"{"targetingKey":""}"#, "TARGETING_KEY_MISSING", "targetingKey"),
+            (r#"{"targetingKey":null}"#, "TARGETING_KEY_MISSING", "targetingKey"),
+            (r#"{"targetingKey":7}"#, "INVALID_CONTEXT", "context.targetingKey must be text"),
+            (
+                r#"{"targetingKey":"\ud83d"}"#,
+                "INVALID_CONTEXT",
+                "context.targetingKey must be Unicode",
+            ),
+            (r#"{"targetingKey":"t","plan":7}"#, "INVALID_CONTEXT", "context.plan must be text"),
+            (
+                r#"{"targetingKey":"t","environment":"a\u0000"}"#,
+                "INVALID_CONTEXT",
+                "context.environment must be without control",
+            ),
+            (
+                &format!(r#"{{"targetingKey":"t","tenantSlug":"{long}"}}"#),
+                "INVALID_CONTEXT",
+                "context.tenantSlug must have at most 128 bytes",
+            ),
+        ] {
+            let read = given(context);
+            let problem = read.problem.expect(context);
+            let (is, details) = problem.code_and_details();
+            assert_eq!(is, code, "{context}");
+            assert!(details.contains(part), "{context}: {details}");
+        }
+        let read = given(r#"{"targetingKey":"t","plan":7,"partnerSlug":"nordic"}"#);
+        assert_eq!((read.plan, read.partner_slug), (Said::Unusable, Said::Is("nordic".into())));
+        let empty = Given::parse(b"{}").unwrap();
+        assert_eq!(empty.problem.unwrap().code_and_details().0, "TARGETING_KEY_MISSING");
     }
 
     #[test]
     fn for_an_operator_the_context_wins() {
         let context = given(r#"{"targetingKey":"t-1","plan":"basic","partnerSlug":null}"#);
-        let axes = merge(context.clone(), Asker::Operator, Some(acme(true))).unwrap();
+        let axes = merge(&context, Asker::Operator, Some(acme(true))).unwrap();
         assert_eq!(axes.tenant_slug.as_deref(), Some("acme"));
         assert_eq!((axes.plan.as_deref(), axes.partner_slug.as_deref()), (Some("basic"), None));
         assert_eq!(axes.tenant_active, Some(true));
 
-        let unknown = merge(context, Asker::Operator, None).unwrap();
+        let unknown = merge(&context, Asker::Operator, None).unwrap();
         assert_eq!((unknown.tenant_slug, unknown.tenant_active), (None, None));
         assert_eq!(unknown.plan.as_deref(), Some("basic"));
     }
@@ -293,19 +472,9 @@ mod tests {
                 "partnerSlug":null,"environment":"staging"}"#,
         );
         let theirs = Asker::Member(&["t-0", "t-1"]);
-        let axes = merge(context.clone(), theirs, Some(acme(false))).unwrap();
-        assert_eq!(
-            axes,
-            Axes {
-                tenant_id: "t-1".into(),
-                tenant_slug: Some("acme".into()),
-                plan: Some("pro".into()),
-                partner_slug: Some("nordic".into()),
-                environment: Some("staging".into()),
-                tenant_active: Some(false),
-            }
-        );
-        let refused = |asker, known| merge(context.clone(), asker, known).unwrap_err();
+        let axes = merge(&context, theirs, Some(acme(false))).unwrap();
+        assert_eq!(axes.context(), FlagContext { environment: Some("staging"), ..acme(false) });
+        let refused = |asker, known| merge(&context, asker, known).unwrap_err();
         assert!(matches!(refused(Asker::Member(&["t-2"]), Some(acme(true))), Refusal::Forbidden));
         assert!(matches!(refused(Asker::Member(&[]), Some(acme(true))), Refusal::Forbidden));
         assert!(matches!(refused(theirs, None), Refusal::Forbidden));

@@ -12,11 +12,10 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use dezky_core::directory::TenantKey;
-use dezky_flags::FlagEvaluator as _;
 use dezky_flags::live::LiveSet;
 use dezky_flags::openfeature::Resolution;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use self::context::{Asker, Axes, Given};
 pub(crate) use self::events::EventStreams;
@@ -41,11 +40,19 @@ struct Told<'a> {
     resolution: Resolution,
 }
 
+/// A flag's place in the answer of all flags.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Item<'a> {
+    Success(Told<'a>),
+    Failure(Map<String, Value>),
+}
+
 /// The answer of all flags.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct All<'a> {
-    flags: Vec<Told<'a>>,
+    flags: Vec<Item<'a>>,
     metadata: Value,
     event_streams: Value,
 }
@@ -67,8 +74,11 @@ pub(super) async fn evaluate(
 async fn decide(state: &AppState, key: &str, request: Request) -> Result<Resolution, Refusal> {
     let (given, _) = read(request).await?;
     let flags = state.live.current();
-    let axes = fill_in(state, given, || asks_whether_active(&flags, Some(key))).await?;
-    let decision = flags.evaluate(key, &axes.context());
+    let decision = match fill_in(state, &given, || asks_whether_active(&flags, Some(key))).await {
+        Ok(axes) => axes.decide(&flags, key, &Refusal::targeting_key_missing())?,
+        // A flag that is off is off while the store is away, too.
+        Err(refusal) => Axes::without_directory(&given).decide(&flags, key, &refusal)?,
+    };
     Resolution::of_live(&flags, key, decision).ok_or_else(Refusal::flag_not_found)
 }
 
@@ -80,10 +90,16 @@ pub(super) async fn evaluate_all(State(state): State<AppState>, request: Request
     }
 }
 
+/// While the store is away a context that needs it is refused as a whole, so that clients
+/// go on with the answers that they have.
 async fn decide_all(state: &AppState, request: Request) -> Result<Response, Refusal> {
     let (given, headers) = read(request).await?;
     let flags = state.live.current();
-    let axes = fill_in(state, given, || asks_whether_active(&flags, None)).await?;
+    let axes = fill_in(state, &given, || asks_whether_active(&flags, None)).await?;
+    if !axes.is_whole() {
+        // Without a tag: it would not tell what is missing.
+        return Ok(everything(&flags, &axes));
+    }
     let tag = state.flags_digest.tag(&flags, &axes);
     Ok(unless_known(&headers, tag, || everything(&flags, &axes)))
 }
@@ -96,13 +112,19 @@ fn unless_known(headers: &HeaderMap, tag: String, answer: impl FnOnce() -> Respo
 }
 
 fn everything(flags: &LiveSet, axes: &Axes) -> Response {
+    let told = |key, decision| {
+        Some(Item::Success(Told { key, resolution: Resolution::of_live(flags, key, decision)? }))
+    };
     let context = axes.context();
-    let decisions = flags.evaluate_all(&context);
-    let told: Vec<_> = decisions
-        .filter_map(|(key, decision)| {
-            Some(Told { key, resolution: Resolution::of_live(flags, key, decision)? })
-        })
-        .collect();
+    let told = if axes.is_whole() {
+        flags.evaluate_all(&context).filter_map(|(key, decision)| told(key, decision)).collect()
+    } else {
+        let decide = |key| match axes.decide(flags, key, &Refusal::targeting_key_missing()) {
+            Ok(decision) => told(key, decision),
+            Err(refusal) => Some(Item::Failure(refusal.of_flag(key))),
+        };
+        flags.set().evaluate_all(&context).filter_map(|(key, _)| decide(key)).collect()
+    };
     Json(All {
         flags: told,
         metadata: json!({ "revision": flags.revision() }),
@@ -126,11 +148,14 @@ async fn read(request: Request) -> Result<(Given, HeaderMap), Refusal> {
 /// needed, so that whoever says everything is answered while the store is down.
 async fn fill_in(
     state: &AppState,
-    given: Given,
+    given: &Given,
     asks_whether_active: impl FnOnce() -> bool,
 ) -> Result<Axes, Refusal> {
     let asker = Asker::Operator;
-    let known = if asker.needs_directory(&given) || asks_whether_active() {
+    if given.targeting_key.is_empty() && matches!(asker, Asker::Operator) {
+        return Ok(Axes::without_directory(given));
+    }
+    let known = if asker.needs_directory(given) || asks_whether_active() {
         state.subject_of(TenantKey::Id(&given.targeting_key)).await?
     } else {
         None

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::error::Problem;
 
 /// Why there is no answer.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Refusal {
     /// What was asked.
     Asked {
@@ -50,20 +50,25 @@ impl Refusal {
         let Self::Asked { status, code, details, header } = self else {
             return StatusCode::FORBIDDEN.into_response();
         };
-        let mut body = Map::new();
         // When the server fails OFREP has the details alone.
-        if !status.is_server_error() {
-            if let Some(key) = key {
-                body.insert("key".into(), key.into());
-            }
-            body.insert("errorCode".into(), code.into());
-        }
-        body.insert("errorDetails".into(), details.into());
+        let body = if status.is_server_error() {
+            Map::from_iter([("errorDetails".into(), details.into())])
+        } else {
+            failure(key, code, details)
+        };
         let mut response = (status, Json(Value::Object(body))).into_response();
         if let Some((name, value)) = header {
             response.headers_mut().insert(name, value);
         }
         response
+    }
+
+    /// The failure of one flag among the answers of all.
+    pub(super) fn of_flag(self, key: &str) -> Map<String, Value> {
+        match self {
+            Self::Asked { code, details, .. } => failure(Some(key), code, details),
+            Self::Forbidden => failure(Some(key), "GENERAL", String::new()),
+        }
     }
 
     #[cfg(test)]
@@ -73,6 +78,12 @@ impl Refusal {
             Self::Forbidden => ("", ""),
         }
     }
+}
+
+fn failure(key: Option<&str>, code: &str, details: String) -> Map<String, Value> {
+    let key = key.map(|key| ("key".into(), key.into()));
+    let members = [("errorCode".into(), code.into()), ("errorDetails".into(), details.into())];
+    key.into_iter().chain(members).collect()
 }
 
 impl From<Problem> for Refusal {

@@ -40,7 +40,7 @@ async fn main() {
     let unknown = asked.get_bool_value("no-such-flag", Some(&acme), None).await;
     assert_eq!(unknown.map_err(code), Err(EvaluationErrorCode::FlagNotFound));
     // This client takes every 400 for that.
-    let keyless = asked.get_bool_value("always", None, None).await;
+    let keyless = asked.get_bool_value("pro-only", None, None).await;
     assert_eq!(keyless.map_err(code), Err(EvaluationErrorCode::InvalidContext));
     let wrong = client("wrong", &url, "wrong").await;
     let refused = wrong.get_bool_value("always", Some(&acme), None).await;
