@@ -29,14 +29,14 @@ const HEX_LEN: usize = 64;
 pub struct Secret(Hmac<Sha256>);
 
 impl Secret {
-    /// The secret of a text. An empty one is refused
-    /// ([`ErrorKind::ConfigInvalid`]): anybody could sign with it.
+    /// The secret of a text. An empty or blank one is refused
+    /// ([`ErrorKind::ConfigInvalid`]), because anybody could sign with it.
     pub fn new(text: impl AsRef<str>) -> Result<Self> {
         let bytes = text.as_ref().as_bytes();
-        if bytes.is_empty() {
+        if bytes.trim_ascii().is_empty() {
             return Err(Error::new(
                 ErrorKind::ConfigInvalid,
-                "a webhook secret is empty; set it to the key configured at the sender",
+                "a webhook secret is empty or blank: set it to the key configured at the sender",
             ));
         }
         Hmac::new_from_slice(bytes)

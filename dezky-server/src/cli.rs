@@ -11,6 +11,7 @@ use crate::commands;
 use crate::config::{CONFIG_VARIABLE, LogConfig, Settings};
 use crate::demo;
 use crate::error::Failure;
+use crate::table::harmless;
 
 const ABOUT: &str = "A platform's audit timeline, directory and feature flags, over HTTP";
 
@@ -247,7 +248,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 fn exit(failure: &Failure) -> ExitCode {
-    eprintln!("dezky-server: {failure}");
+    eprintln!("dezky-server: {}", harmless(&failure.to_string()));
     ExitCode::from(failure.status())
 }
 

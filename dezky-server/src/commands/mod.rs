@@ -24,6 +24,7 @@ use crate::config::Settings;
 use crate::error::Failure;
 use crate::platform::Platform;
 use crate::stores::Access;
+use crate::table::harmless;
 
 /// Does something on the store itself; a server on it sees the change at once. The
 /// database must be there and up to date: a mistyped path must not leave an empty one.
@@ -53,11 +54,11 @@ pub(crate) fn no(error: dezky_core::Error) -> Failure {
     }
 }
 
-/// Prints to the standard output. A reader that has gone away is no failure of
-/// the command.
+/// Prints to the standard output, with escapes for what would steer a terminal. A reader
+/// that has gone away is not a failure of the command.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(harmless(text).as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Failure::no(format!("the output can't be written: {error}")))
         }

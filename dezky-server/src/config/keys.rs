@@ -178,6 +178,22 @@ pub(super) fn kind_of(name: &str) -> Option<Kind> {
     INSTANCE_LEAVES.iter().find(|(known, _)| *known == leaf).map(|(_, kind)| *kind)
 }
 
+/// How the key of that name gives a secret: as its value ([`Kind::Secret`]), or as the paths
+/// of files that hold one each. `None` for every other key.
+pub(super) fn holder_of_secret(name: &str) -> Option<Kind> {
+    let kind = kind_of(name)?;
+    let leaf = name.rsplit('.').next().unwrap_or(name);
+    let is_file = ["secret_file", "secret_files", "token_file", "password_file"]
+        .iter()
+        .any(|of_secret| leaf.ends_with(of_secret));
+    (kind == Kind::Secret || is_file).then_some(kind)
+}
+
+/// Whether the operator makes up the secret of that key, rather than another system.
+pub(super) fn is_ours_to_choose(name: &str) -> bool {
+    !name.starts_with("store.") && !name.starts_with("authentik.")
+}
+
 /// The source and the leaf that a name below `sources` consists of. Names of sources may
 /// have dots, those of leaves have none.
 fn source_leaf(name: &str) -> Option<(&str, &str)> {

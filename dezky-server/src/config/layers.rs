@@ -10,6 +10,9 @@ use toml::de::{DeTable, DeValue};
 use super::keys::{self, KEYS, Kind};
 use crate::error::Failure;
 
+/// The most declared sources.
+const MAX_SOURCES: usize = 1_000;
+
 /// A value, typed as its key's [`Kind`] is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Value {
@@ -76,7 +79,7 @@ impl Layers {
 
     /// Takes in the file's text.
     pub(super) fn add_file(&mut self, path: &Path, text: &str) -> Result<(), Failure> {
-        let file = File { path, text };
+        let file = File::new(path, text);
         let table = DeTable::parse(text).map_err(|error| {
             let place = file.origin(error.span().map_or(0, |span| span.start));
             Failure::usage(format!("{place}: {}: mend the TOML", first_line(error.message())))
@@ -141,6 +144,13 @@ impl Layers {
         let DeValue::Table(sources) = sources else {
             return Err(no_table(keys::SOURCES, origin));
         };
+        if sources.len() > MAX_SOURCES {
+            return Err(Failure::usage(format!(
+                "{} ({origin}): declares {} sources: at most {MAX_SOURCES} are possible",
+                keys::SOURCES,
+                sources.len()
+            )));
+        }
         for (source, leaves) in sources {
             let prefix = format!("{}.{}", keys::SOURCES, source.get_ref());
             let origin = file.origin(source.span().start);
@@ -331,13 +341,17 @@ impl Layers {
 /// A configuration file, for the places in it.
 struct File<'a> {
     path: &'a Path,
-    text: &'a str,
+    /// The offsets of the line feeds.
+    line_feeds: Vec<usize>,
 }
 
-impl File<'_> {
+impl<'a> File<'a> {
+    fn new(path: &'a Path, text: &str) -> Self {
+        Self { path, line_feeds: text.match_indices('\n').map(|(at, _)| at).collect() }
+    }
+
     fn origin(&self, offset: usize) -> Origin {
-        let before = self.text.get(..offset).unwrap_or_default();
-        let line = 1 + before.matches('\n').count();
+        let line = 1 + self.line_feeds.partition_point(|at| *at < offset);
         Origin::File { path: self.path.to_owned(), line }
     }
 }

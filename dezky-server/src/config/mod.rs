@@ -4,6 +4,7 @@
 //! what the server runs with, checked. Secrets come from the environment or from
 //! files of their own.
 
+mod files;
 mod keys;
 mod layers;
 mod network;
@@ -13,7 +14,6 @@ mod store;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,13 +33,18 @@ pub use self::store::{RemoteUrl, StoreConfig, StoreUrl};
 use crate::auth::OperatorToken;
 use crate::error::Failure;
 
+/// The most bytes of the configuration file.
+const MAX_FILE_BYTES: u64 = 4 << 20;
 /// The most bytes of a file with a secret.
 const MAX_SECRET_FILE_BYTES: u64 = 64 << 10;
+/// A shorter secret can be guessed, in bytes.
+const WEAK_SECRET_BYTES: usize = 16;
 
 /// Every value that is set, and where it comes from; not yet checked.
 #[derive(Debug)]
 pub struct Settings {
     layers: Layers,
+    file: Option<PathBuf>,
 }
 
 /// What the server runs with.
@@ -78,6 +83,8 @@ pub struct Config {
     pub authentik: Option<AuthentikApi>,
     /// Sources that are declared, by name.
     pub sources: BTreeMap<String, SourceConfig>,
+    /// Secrets that can be guessed, and files that others can read or replace.
+    pub weaknesses: Vec<String>,
 }
 
 /// How the flags that decide follow the store.
@@ -134,12 +141,8 @@ impl Settings {
     ) -> Result<Self, Failure> {
         let mut layers = Layers::defaults()?;
         if let Some(path) = file {
-            let text = std::fs::read_to_string(path).map_err(|error| {
-                Failure::usage(format!(
-                    "--config {}: the file can't be read ({}): name another one",
-                    path.display(),
-                    reason(&error)
-                ))
+            let text = files::read(path, MAX_FILE_BYTES).map_err(|problem| {
+                Failure::usage(format!("--config {}: {problem}", path.display()))
             })?;
             layers.add_file(path, &text)?;
         }
@@ -147,7 +150,7 @@ impl Settings {
         if let Some(url) = store {
             layers.set(store::URL, Value::Text(url.to_owned()), Origin::Option("--store"));
         }
-        Ok(Self { layers })
+        Ok(Self { layers, file: file.map(Path::to_owned) })
     }
 
     /// The same with the environment of the process.
@@ -203,7 +206,49 @@ impl Settings {
             ocis: self.ocis()?,
             authentik: self.authentik()?,
             sources: self.sources()?,
+            weaknesses: self.weaknesses(),
         })
+    }
+
+    /// Warnings about secrets that can be guessed, and about files that others can read or
+    /// replace. Shows no secret.
+    fn weaknesses(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        if let Some(path) = &self.file
+            && let Some(weakness) = files::weakness(path, files::Holds::Settings)
+        {
+            found.push(format!("--config {}: {weakness}", path.display()));
+        }
+        for (name, Setting { value, origin }) in self.layers.iter() {
+            let Some(holder) = keys::holder_of_secret(name) else { continue };
+            let texts: &[String] = match value {
+                Value::Text(text) => std::slice::from_ref(text),
+                Value::List(texts) => texts,
+                _ => continue,
+            };
+            for text in texts {
+                let mut weak = |at: String, secret: &str| {
+                    // Databases and Authentik choose their own.
+                    if keys::is_ours_to_choose(name) && secret.len() < WEAK_SECRET_BYTES {
+                        found.push(format!(
+                            "{at}: the secret is shorter than {WEAK_SECRET_BYTES} bytes and can be guessed: make one by openssl rand -hex 32"
+                        ));
+                    }
+                };
+                if holder == Kind::Secret {
+                    weak(format!("{name} ({origin})"), text);
+                    continue;
+                }
+                let at = || format!("{name} ({origin}): {text}");
+                if let Ok(secret) = read_secret(name, origin, text) {
+                    weak(at(), &secret);
+                }
+                if let Some(weakness) = files::weakness(Path::new(text), files::Holds::Secret) {
+                    found.push(format!("{}: {weakness}", at()));
+                }
+            }
+        }
+        found
     }
 
     fn required(&self, name: &str) -> Result<(&str, &Origin), Failure> {
@@ -324,7 +369,7 @@ impl Settings {
                     refused(
                         &name,
                         origin,
-                        "the secret is empty: set the one that signs, or unset it",
+                        "the secret is empty or blank: set the one that signs, or unset it",
                     )
                 })?;
                 secrets.push(secret);
@@ -454,6 +499,20 @@ impl Config {
         self.operator_token.is_none() && !self.listen.ip().to_canonical().is_loopback()
     }
 
+    /// Warnings about data files of ours that others can write to.
+    fn open_files(&self) -> impl Iterator<Item = String> {
+        let store = match &self.store.url {
+            StoreUrl::Sqlite(path) => Some(path.as_path()),
+            _ => None,
+        };
+        let spool = self.spool.as_ref().map(|spool| spool.path.as_path());
+        let files = [store, Some(self.head_path.as_path()), spool, self.flags.file.as_deref()];
+        files.into_iter().flatten().filter_map(|path| {
+            let weakness = files::weakness(path, files::Holds::Settings)?;
+            Some(format!("{}: {weakness}", path.display()))
+        })
+    }
+
     /// Checks what lies outside the configuration: folders and files. Changes
     /// nothing. Returns warnings.
     pub fn check(&self) -> Result<Vec<String>, Failure> {
@@ -463,10 +522,11 @@ impl Config {
                 self.listen
             )));
         }
-        let mut warnings = Vec::new();
+        let mut warnings = self.weaknesses.clone();
         if self.operator_token.is_none() {
             warnings.push("no operator token: everybody on this machine can read the log and change tenants and flags; set DEZKY_OPERATOR_TOKEN".to_owned());
         }
+        warnings.extend(self.open_files());
         self.store.check()?;
         let folder = folder_of(&self.head_path);
         if !folder.is_dir() {
@@ -554,23 +614,12 @@ fn environment(
 }
 
 fn read_secret(name: &str, origin: &Origin, path: &str) -> Result<String, Failure> {
-    let problem = |what: String| refused(name, origin, format!("{path}: {what}"));
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_SECRET_FILE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(|error| {
-            problem(format!("the file can't be read ({}): name another one", reason(&error)))
-        })?;
-    if bytes.len() > size(MAX_SECRET_FILE_BYTES) {
-        return Err(problem(format!(
-            "the file has more than {MAX_SECRET_FILE_BYTES} bytes: name one with a secret"
-        )));
-    }
+    let problem = |what: &dyn fmt::Display| refused(name, origin, format!("{path}: {what}"));
     let text =
-        String::from_utf8(bytes).map_err(|_| problem("the secret must be UTF-8 text".into()))?;
+        files::read(Path::new(path), MAX_SECRET_FILE_BYTES).map_err(|what| problem(&what))?;
     let text = text.trim_end_matches(['\r', '\n']);
-    if text.is_empty() {
-        return Err(problem("the file holds no secret: write it into it".into()));
+    if text.trim().is_empty() {
+        return Err(problem(&"the file holds no secret: write it into it"));
     }
     Ok(text.to_owned())
 }

@@ -264,3 +264,117 @@ fn a_store_takes_its_password_from_the_environment_or_a_file() {
     let twice = [("DEZKY_STORE", "postgres://u:p4ss@db/x")];
     assert!(refusal(&check(&twice), 2).contains("has a password already"));
 }
+
+/// The warnings of `config check`.
+fn warnings(text: &str, environment: &[(&str, &str)], prepare: impl Fn(&Path)) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(folder.path(), text);
+    prepare(folder.path());
+    let output = program(&["config", "check", "--json", "--config", path.to_str().unwrap()])
+        .current_dir(folder.path())
+        .envs(environment.iter().copied())
+        .output()
+        .unwrap();
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    report["warnings"].as_array().unwrap().iter().map(|w| w.as_str().unwrap().into()).collect()
+}
+
+#[test]
+fn a_secret_that_can_be_guessed_and_a_file_that_others_reach_are_warned_of() {
+    let set_mode = |path: &Path, mode: u32| {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let long = "0123456789abcdef";
+    for (name, secret, is_weak) in [
+        ("DEZKY_OPERATOR_TOKEN", "x", true),
+        ("DEZKY_OPERATOR_TOKEN", &long[1..], true),
+        ("DEZKY_OPERATOR_TOKEN", long, false),
+        ("STALWART_WEBHOOK_SECRET", "x", true),
+        ("STALWART_WEBHOOK_SECRET", long, false),
+        ("DEZKY_STALWART_EU2_SECRET", "x", true),
+    ] {
+        let found = warnings("", &[(name, secret)], |_| {});
+        let about: Vec<_> = found.iter().filter(|w| w.contains("can be guessed")).collect();
+        assert_eq!(about.len(), usize::from(is_weak), "{name}: {found:?}");
+        assert!(about.iter().all(|w| w.contains("openssl") && w.contains(name)), "{about:?}");
+    }
+    let text = "[stalwart]\nsecret_files = [\"secret\"]";
+    for (mode, word) in [
+        (0o666, Some("replace")),
+        (0o620, Some("replace")),
+        (0o644, Some("read")),
+        (0o640, None),
+        (0o400, None),
+    ] {
+        let found = warnings(text, &[], |folder| {
+            std::fs::write(folder.join("secret"), long).unwrap();
+            set_mode(&folder.join("secret"), mode);
+        });
+        let about: Vec<_> = found.iter().filter(|w| w.contains("has mode")).collect();
+        assert_eq!(about.len(), usize::from(word.is_some()), "{mode:o}: {found:?}");
+        if let Some(word) = word {
+            assert!(about[0].contains(word) && about[0].contains("chmod"), "{about:?}");
+        }
+    }
+    for name in ["dezky.toml", "dezky.db", "dezky.db.head", "webhooks.spool"] {
+        let found = warnings("[spool]\npath = \"webhooks.spool\"", &[], |folder| {
+            let path = folder.join(name);
+            std::fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
+            set_mode(&path, 0o666);
+        });
+        assert!(found.iter().any(|w| w.contains(name) && w.contains("0666")), "{name}: {found:?}");
+    }
+}
+
+#[test]
+fn a_blank_secret_is_refused() {
+    for (name, text) in [
+        ("STALWART_WEBHOOK_SECRET", "  "),
+        ("DEZKY_STALWART_EU2_SECRET", "\t"),
+        ("DEZKY_OPERATOR_TOKEN", " "),
+    ] {
+        let said = refused("", &[(name, text)]);
+        assert!(said.contains(name), "{said}");
+    }
+}
+
+/// A device has no end, and a pipe nobody writes to no beginning.
+#[test]
+fn only_regular_files_of_bounded_size_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let large = folder.path().join("large.toml");
+    std::fs::write(&large, "#".repeat((4 << 20) + 1)).unwrap();
+    for (path, words) in [
+        (Path::new("/dev/zero"), "is not a regular file"),
+        (&pipe, "is not a regular file"),
+        (folder.path(), "is not a regular file"),
+        (&large, "more than 4194304 bytes"),
+    ] {
+        let output = program(&["config", "check", "--config", path.to_str().unwrap()])
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let said = refusal(&output, 2);
+        assert!(said.contains(words), "{said}");
+    }
+    for path in ["/dev/zero", "/dev"] {
+        let said = refused("", &[("DEZKY_OPERATOR_TOKEN_FILE", path)]);
+        assert!(said.contains("is not a regular file"), "{said}");
+    }
+    let said = refused("", &[("DEZKY_OPERATOR_TOKEN_FILE", pipe.to_str().unwrap())]);
+    assert!(said.contains("is not a regular file"), "{said}");
+}
+
+#[test]
+fn many_sources_are_refused_by_their_number_and_the_last_is_found_at_once() {
+    let declared = |count: usize| -> String {
+        (0..count).map(|n| format!("[sources.s{n}]\npath = \"/nowhere/{n}.log\"\n")).collect()
+    };
+    let said = refused(&declared(1_001), &[]);
+    assert!(said.contains("1001 sources") && said.contains("at most 1000"), "{said}");
+    let said = refused(&(declared(999) + "[sources.last]\npaht = \"x\""), &[]);
+    assert!(said.contains("line 2000") && said.contains("did you mean path"), "{said}");
+}

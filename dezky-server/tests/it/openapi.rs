@@ -189,3 +189,111 @@ async fn answers_are_as_the_document_says() {
     check("post", "/flags", &answer);
     server.stop().await;
 }
+
+/// The schema of a body, its references followed.
+fn resolved<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
+    match schema["$ref"].as_str() {
+        Some(reference) => document.pointer(&reference[1..]).unwrap(),
+        None => schema,
+    }
+}
+
+/// `base` once for each way to break a bound that the schema states: a member nobody
+/// knows, a text one character too long or of another form, a number out of its range, a
+/// list with one entry too many; in nested objects too.
+fn broken(document: &Value, schema: &Value, base: &Value) -> Vec<(String, Value)> {
+    let schema = resolved(document, schema);
+    let mut all = Vec::new();
+    let mut with = |name: &str, what: &str, value: Value| {
+        let mut changed = base.clone();
+        changed[name] = value;
+        all.push((format!("{name}: {what}"), changed));
+    };
+    if schema["additionalProperties"] == false {
+        with("nobodyKnowsThis", "unknown", json!(1));
+    }
+    for (name, member) in schema["properties"].as_object().into_iter().flatten() {
+        let member = resolved(document, member);
+        if let Some(most) = member["maxLength"].as_u64() {
+            let most = usize::try_from(most).unwrap();
+            with(name, "too long", json!("a".repeat(most + 1)));
+        }
+        if member["minLength"].as_u64() > Some(0) {
+            with(name, "empty", json!(""));
+        }
+        if member["pattern"].is_string() {
+            with(name, "another form", json!("Ä b"));
+        }
+        if let Some(most) = member["maximum"].as_f64() {
+            with(name, "too large", json!(most + 1.0));
+        }
+        if let Some(least) = member["minimum"].as_f64() {
+            with(name, "too small", json!(least - 1.0));
+        }
+        if let Some(most) = member["maxItems"].as_u64() {
+            let items: Vec<_> = (0..=most).map(|n| format!("x{n}.example")).collect();
+            with(name, "too many", json!(items));
+        }
+        if member["properties"].is_object() {
+            let inner = base.get(name).cloned().unwrap_or_else(|| json!({}));
+            for (what, value) in broken(document, member, &inner) {
+                with(name, &what, value);
+            }
+        }
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_document_bounds_the_server_refuses() {
+    let server = Server::start(&[]).await;
+    let client = &server.client;
+    let document = document();
+    let tenant = json!({ "slug": "acme", "name": "Acme", "plan": "pro" });
+    let partner = json!({ "slug": "nordic", "name": "N" });
+    client.post("/tenants", tenant).await.with_status(201);
+    client.post("/partners", partner).await.with_status(201);
+    client.post("/flags", json!({ "key": "k" })).await.with_status(201);
+    let before = client.all("").await;
+    let (mut tried, mut bare) = (0, Vec::new());
+    for (method, path, route, base) in [
+        (
+            Method::POST,
+            "/tenants",
+            "/tenants",
+            json!({ "slug": "new", "name": "N", "plan": "pro" }),
+        ),
+        (Method::PATCH, "/tenants/acme", "/tenants/{slug}", json!({})),
+        (Method::POST, "/partners", "/partners", json!({ "slug": "new", "name": "N" })),
+        (Method::PATCH, "/partners/nordic", "/partners/{slug}", json!({})),
+        (Method::POST, "/flags", "/flags", json!({ "key": "new" })),
+        (Method::PATCH, "/flags/k", "/flags/{key}", json!({})),
+        (Method::POST, "/flags/k/kill", "/flags/{key}/kill", json!({})),
+        (Method::POST, "/flags/evaluate", "/flags/evaluate", json!({ "tenantSlug": "acme" })),
+        (Method::POST, "/audit", "/audit", json!({ "action": "a.b" })),
+    ] {
+        let operation = &document["paths"][route][method.as_str().to_lowercase()];
+        let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+        let schema = if schema["oneOf"].is_array() { &schema["oneOf"][0] } else { schema };
+        if resolved(&document, schema)["additionalProperties"] != false {
+            bare.push(path);
+        }
+        for (what, body) in broken(&document, schema, &base) {
+            tried += 1;
+            let answer = client.send(client.document(method.clone(), path, body.to_string())).await;
+            // A name of another form or length names nobody.
+            let is_unknown = answer.status == 404
+                && ["partnerId", "tenantSlug"].iter().any(|name| what.starts_with(name));
+            assert!(is_unknown || answer.status == 400, "{method} {path}: {what}: {answer:?}");
+            check(&method.as_str().to_lowercase(), route, &answer);
+        }
+    }
+    assert!(bare.is_empty(), "without additionalProperties: false: {bare:?}");
+    assert!(tried > 100, "{tried}");
+    assert_eq!(client.all("").await, before, "nothing was changed");
+    let unknown = json!({ "slug": "b", "name": "B", "plan": "pro", "partnerId": "nobody" });
+    let answer = client.post("/tenants", unknown).await;
+    assert_eq!(answer.status, StatusCode::NOT_FOUND);
+    check("post", "/tenants", &answer);
+    server.stop().await;
+}

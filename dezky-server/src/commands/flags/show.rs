@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::commands::print;
 use crate::error::Failure;
-use crate::table::{printable, table};
+use crate::table::{printable, printable_line, table};
 
 pub(super) fn show_all(snapshot: &Snapshot, as_json: bool) -> Result<(), Failure> {
     if as_json {
@@ -147,8 +147,4 @@ pub(super) fn show_import(
     text.push_str(&counts.join(", "));
     text.push('\n');
     print(&text)
-}
-
-fn printable_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '·' } else { c }).collect()
 }

@@ -59,9 +59,14 @@ impl Given {
     /// Only the members that decide are looked at: others may hold whatever JSON can
     /// spell, lone surrogates, numbers of any size and nesting of any depth included.
     pub(super) fn parse(body: &[u8]) -> Result<Self, Refusal> {
-        let not_json =
-            |error| Refusal::parse_error(format!("the body is not a JSON object: {error}"));
-        let body: Body<'_> = serde_json::from_slice(body).map_err(not_json)?;
+        let not_json = |why: &dyn fmt::Display| {
+            Refusal::parse_error(format!("the body is not a JSON object: {why}"))
+        };
+        // Serde would read a list as the fields in their order.
+        if body.trim_ascii_start().first() != Some(&b'{') {
+            return Err(not_json(&"send {\"context\":{\"targetingKey\":\"…\"}}"));
+        }
+        let body: Body<'_> = serde_json::from_slice(body).map_err(|error| not_json(&error))?;
         let members = match body.context.map(RawValue::get) {
             None | Some("null") => Members::default(),
             Some(context) => serde_json::from_str(context)
