@@ -56,7 +56,11 @@ async function forServers() {
   };
   assert.equal(await error(asked, 'no-such-flag', acme), 'FLAG_NOT_FOUND');
   assert.equal(await error(asked, 'pro-only', {}), 'TARGETING_KEY_MISSING');
-  assert.equal(await error(asked, 'always', { ...acme, plan: 7 }), 'INVALID_CONTEXT');
+  assert.equal(await error(asked, 'pro-only', { ...acme, plan: 7 }), 'INVALID_CONTEXT');
+  // Off stays off for a context that lacks what other flags need.
+  for (const context of [{}, { ...acme, plan: 7 }]) {
+    assert.equal(await asked.getBooleanValue('never', true, context), false);
+  }
   const wrong = await client('wrong', [['X-API-Key', 'wrong']]);
   assert.equal(await error(wrong, 'always', acme), 'GENERAL');
   assert.equal((await asked.getStringDetails('always', 'text', acme)).errorCode, 'TYPE_MISMATCH');

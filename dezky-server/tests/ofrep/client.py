@@ -56,9 +56,12 @@ def main() -> None:
         return details.error_code
 
     assert error(by_key, "no-such-flag", acme) == ErrorCode.FLAG_NOT_FOUND
-    assert error(by_key, "always", EvaluationContext()) == ErrorCode.TARGETING_KEY_MISSING
+    assert error(by_key, "pro-only", EvaluationContext()) == ErrorCode.TARGETING_KEY_MISSING
     wrong_type = EvaluationContext("t-acme", {"plan": 7})
-    assert error(by_key, "always", wrong_type) == ErrorCode.INVALID_CONTEXT
+    assert error(by_key, "pro-only", wrong_type) == ErrorCode.INVALID_CONTEXT
+    # Off stays off for a context that lacks what other flags need.
+    for context in (EvaluationContext(), wrong_type):
+        assert by_key.get_boolean_value("never", True, context) is False
     wrong_token = client("wrong", {"Authorization": "Bearer wrong"})
     assert error(wrong_token, "always", acme) == ErrorCode.GENERAL
     text = by_key.get_string_details("always", "text", acme)
