@@ -195,16 +195,13 @@ mod tests {
                 let values: Vec<bool> =
                     completions(&context).iter().map(|c| decide(&flag, c).value).collect();
                 let agree = values.iter().all(|value| *value == values[0]);
-                match decide_partial(&flag, &context) {
-                    Some(decision) => {
-                        known += 1;
-                        assert!(agree && decision.value == values[0], "{flag:?} {context:?}");
-                    }
-                    None => {
-                        unknown += 1;
-                        // Values outside of the completions may still differ.
-                        assert!(!agree, "{flag:?} {context:?}");
-                    }
+                if let Some(decision) = decide_partial(&flag, &context) {
+                    known += 1;
+                    assert!(agree && decision.value == values[0], "{flag:?} {context:?}");
+                } else {
+                    unknown += 1;
+                    // Values outside of the completions may still differ.
+                    assert!(!agree, "{flag:?} {context:?}");
                 }
             }
         }
