@@ -439,6 +439,16 @@ pub async fn cursors_are_per_source(h: Harness<'_>) {
     store.append(Vec::new(), advance(None, "1")).await.unwrap();
     assert_eq!(store.cursor("ocis:eu2").await.unwrap(), None);
     assert_eq!(store.cursor("OCIS").await.unwrap(), None);
+    let names = ["z", "ocis:eu2", "a", "\u{e4}", "B", "ocis-x", "10", "9"];
+    for name in names {
+        let cursor = CursorAdvance { source: name.into(), from: None, to: "1".into() };
+        let options = AppendOptions { cursor: Some(cursor), ..AppendOptions::default() };
+        store.append(Vec::new(), options).await.unwrap();
+    }
+    let listed: Vec<_> = store.cursors().await.unwrap().into_iter().map(|(name, _)| name).collect();
+    let mut expected: Vec<_> = names.into_iter().chain(["ocis"]).collect();
+    expected.sort_unstable();
+    assert_eq!(listed, expected, "by source, by bytes");
 }
 
 const LONG: Duration = Duration::from_mins(10);

@@ -155,6 +155,35 @@ fn mongodb_of_version_1_becomes_one_of_this_order() {
     tokio().block_on(a_log_of_version_1_becomes_one_of_this_order(Engine::Mongodb));
 }
 
+/// As docs/postgresql.md says it for very large logs.
+#[test]
+fn postgres_takes_over_indexes_that_were_made_beforehand() {
+    tokio().block_on(async {
+        let fresh = TestLog::new(Engine::Postgres).await;
+        fresh.open().await;
+        let log = version_1(Engine::Postgres, false).await;
+        let mut server = PgConnection::connect(&log.url()).await.unwrap();
+        let guide = include_str!("../../../docs/postgresql.md");
+        let made = guide.lines().filter(|line| line.starts_with("CREATE INDEX CONCURRENTLY"));
+        for statement in made.clone() {
+            server.execute(statement).await.unwrap();
+        }
+        assert_eq!(made.count(), 4);
+        let numbers = "SELECT pg_relation_filenode(indexrelid) FROM pg_index WHERE indrelid = 'dezky_audit_events'::regclass";
+        let there: Vec<i64> = oids(&mut server, numbers).await;
+        open_log(&log).await;
+        let kept = oids(&mut server, numbers).await;
+        assert!(kept.iter().all(|number| there.contains(number)), "none was built");
+        let expected = schema(Engine::Postgres, &fresh).await;
+        assert_eq!(schema(Engine::Postgres, &log).await, expected);
+    });
+}
+
+async fn oids(server: &mut PgConnection, query: &str) -> Vec<i64> {
+    let query = format!("SELECT o::bigint FROM ({query}) AS q (o) ORDER BY o");
+    sqlx::query_scalar(AssertSqlSafe(query)).fetch_all(server).await.unwrap()
+}
+
 /// Who may not migrate is told so, and nothing is changed.
 #[test]
 fn an_older_schema_is_refused_where_it_may_not_be_migrated() {

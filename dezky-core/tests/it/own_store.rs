@@ -24,7 +24,7 @@ use futures_util::lock::{Mutex as AsyncMutex, OwnedMutexGuard};
 struct Tables {
     state: LogState,
     rows: BTreeMap<u64, StoredRow>,
-    cursors: HashMap<String, String>,
+    cursors: BTreeMap<String, String>,
     leases: HashMap<String, LeaseRow>,
     quarantine: Vec<QuarantinedItem>,
     outbox: BTreeMap<i64, SealedEvent>,
@@ -55,7 +55,7 @@ fn open() -> ChainedStore<OwnRows> {
     let tables = Tables {
         state,
         rows: BTreeMap::new(),
-        cursors: HashMap::new(),
+        cursors: BTreeMap::new(),
         leases: HashMap::new(),
         quarantine: Vec::new(),
         outbox: BTreeMap::new(),
