@@ -114,8 +114,8 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
         let more = walked.events.len() > query.limit;
         walked.events.truncate(query.limit);
         let (place, partial) = match walked.end {
-            _ if more => (walked.events.last().map(|e| (e.event.at, e.event.id)), false),
-            WalkEnd::Budget(at, id) => (Some((at, id)), true),
+            _ if more => (walked.events.last().map(|e| (e.event.at, e.seq)), false),
+            WalkEnd::Budget(place) => (Some(place), true),
             WalkEnd::Full | WalkEnd::Exhausted => (None, false),
         };
         Ok(ListPage {

@@ -8,8 +8,8 @@ use futures_util::lock::{Mutex as AsyncMutex, OwnedMutexGuard};
 use uuid::Uuid;
 
 use super::rows::{
-    CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent, Walk,
-    WalkEnd, Walked,
+    CursorKey, ExistingRow, Head, LeaseRow, ListPlace, LogState, NewRow, RowStore, RowTx,
+    StagedEvent, Walk, WalkEnd, Walked,
 };
 use super::{Capabilities, ChainedStore, QuarantinedItem, ScannedRow, StoredRow};
 use crate::event::uuid_v7;
@@ -83,7 +83,7 @@ struct Tables {
     rows: BTreeMap<u64, StoredRow>,
     by_id: HashMap<Uuid, u64>,
     by_external_id: HashMap<(String, String), u64>,
-    by_time: BTreeSet<(Timestamp, Uuid, u64)>,
+    by_time: BTreeSet<ListPlace>,
     cursors: HashMap<String, String>,
     leases: HashMap<String, LeaseRow>,
     quarantine: Vec<QuarantinedItem>,
@@ -168,13 +168,13 @@ impl RowStore for MemoryRows {
 
 impl Tables {
     fn walk(&self, walk: &Walk<'_>) -> Walked {
-        let end = walk.before.map(|(at, id)| (at, id, 0));
-        let newest_first: Box<dyn Iterator<Item = _>> = match end {
-            Some(end) => Box::new(self.by_time.range(..end).rev()),
+        let newest_first: Box<dyn Iterator<Item = _>> = match walk.before {
+            Some(place) => Box::new(self.by_time.range(..place).rev()),
             None => Box::new(self.by_time.iter().rev()),
         };
         let mut events = Vec::new();
-        for (examined, (at, id, seq)) in newest_first.enumerate() {
+        for (examined, place) in newest_first.enumerate() {
+            let (at, seq) = place;
             if walk.filter.since.is_some_and(|since| *at < since) {
                 break;
             }
@@ -186,7 +186,7 @@ impl Tables {
                 }
             }
             if examined + 1 == walk.max_examined {
-                return Walked { events, end: WalkEnd::Budget(*at, *id) };
+                return Walked { events, end: WalkEnd::Budget(*place) };
             }
         }
         Walked { events, end: WalkEnd::Exhausted }
@@ -199,7 +199,7 @@ impl Tables {
         if let Some(external_id) = &event.external_id {
             self.by_external_id.insert((event.source.clone(), external_id.clone()), seq);
         }
-        self.by_time.insert((event.at, event.id, seq));
+        self.by_time.insert((event.at, seq));
         self.rows.insert(seq, row);
     }
 

@@ -46,8 +46,8 @@ pub use self::postgres::{
 };
 pub use self::query::{Filter, ListPage, ListQuery, SourceMatch, TenantMatch};
 pub use self::rows::{
-    CursorKey, Driver, EvidenceRef, ExistingRow, Folds, Head, LeaseRow, LogState, NewRow, RowStore,
-    RowTx, StagedEvent, UnreadableStaged, Walk, WalkEnd, Walked,
+    CursorKey, Driver, EvidenceRef, ExistingRow, Folds, Head, LeaseRow, ListPlace, LogState,
+    NewRow, RowStore, RowTx, StagedEvent, UnreadableStaged, Walk, WalkEnd, Walked,
 };
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteAuditStore, SqliteConfig, SqliteDatabase, SqliteRows, sqlite_error};
@@ -100,7 +100,8 @@ pub trait AuditStore: Send + Sync {
     /// and `store_busy`, after which the outcome is unknown and a retry is safe.
     async fn append(&self, events: Vec<SealedEvent>, options: AppendOptions) -> Result<Appended>;
 
-    /// One page of the events that match, newest first by `(at, id)`.
+    /// One page of the events that match, newest first by `(at, seq)`:
+    /// events of one time stand in the order in which they came.
     ///
     /// # Errors
     /// `query_invalid` names the parameter and its bound; `cursor_invalid`.

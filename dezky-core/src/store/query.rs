@@ -5,9 +5,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use uuid::Uuid;
 
-use super::rows::{CursorKey, Folds};
+use super::rows::{CursorKey, Folds, ListPlace};
 use crate::{AuditEvent, Error, ErrorKind, Outcome, Result, StoredEvent, Timestamp};
 
 /// What `list` is asked: every filter must match; none set matches everything.
@@ -257,20 +256,19 @@ pub struct ListPage {
     pub partial: bool,
 }
 
-const CURSOR_VERSION: u8 = 1;
+/// Version 2 names a place by `(at, seq)`, version 1 did by `(at, id)`.
+const CURSOR_VERSION: u8 = 2;
 const MAC_BYTES: usize = 16;
-const CURSOR_BYTES: usize = 1 + 8 + 16 + 16 + MAC_BYTES;
+const CURSOR_BYTES: usize = 1 + 8 + 8 + 16 + MAC_BYTES;
+/// Version and length of the cursors that were given out before.
+const FIRST_VERSION: (u8, usize) = (1, 1 + 8 + 16 + 16 + MAC_BYTES);
 
 /// The text of a page cursor: place, digest of the filters, MAC.
-pub(super) fn encode_cursor(
-    key: &CursorKey,
-    filter: &Filter,
-    (at, id): (Timestamp, Uuid),
-) -> String {
+pub(super) fn encode_cursor(key: &CursorKey, filter: &Filter, (at, seq): ListPlace) -> String {
     let mut bytes = Vec::with_capacity(CURSOR_BYTES);
     bytes.push(CURSOR_VERSION);
     bytes.extend_from_slice(&at.as_millis().to_be_bytes());
-    bytes.extend_from_slice(id.as_bytes());
+    bytes.extend_from_slice(&seq.to_be_bytes());
     bytes.extend_from_slice(&filter.digest());
     let mac = cursor_mac(key, &bytes).finalize().into_bytes();
     bytes.extend_from_slice(&mac[..MAC_BYTES]);
@@ -278,15 +276,14 @@ pub(super) fn encode_cursor(
 }
 
 /// The place of a page cursor, if this log made it for these filters.
-pub(super) fn decode_cursor(
-    key: &CursorKey,
-    filter: &Filter,
-    text: &str,
-) -> Result<(Timestamp, Uuid)> {
+///
+/// A cursor of version 1 is refused: it names a place among events of one time
+/// that stood in another order, so that going on there would repeat some and skip
+/// others.
+pub(super) fn decode_cursor(key: &CursorKey, filter: &Filter, text: &str) -> Result<ListPlace> {
     let refused = || {
-        Error::new(
-            ErrorKind::CursorInvalid,
-            "the cursor was not made by this log for these filters: start again without it",
+        cursor_invalid(
+            "the cursor was not made by this log for these filters: start again from the first page, without a cursor",
         )
     };
     // Longer text is not decoded at all.
@@ -294,22 +291,71 @@ pub(super) fn decode_cursor(
         return Err(refused());
     }
     let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| refused())?;
+    if bytes.first().is_some_and(|version| (*version, bytes.len()) == FIRST_VERSION) {
+        return Err(cursor_invalid(
+            "the cursor is of an older version of dezky, which listed events of one time in another order: start again from the first page, without a cursor",
+        ));
+    }
     if bytes.len() != CURSOR_BYTES || bytes[0] != CURSOR_VERSION {
         return Err(refused());
     }
     let (body, mac) = bytes.split_at(CURSOR_BYTES - MAC_BYTES);
     cursor_mac(key, body).verify_truncated_left(mac).map_err(|_| refused())?;
-    if body[25..41] != filter.digest() {
+    if body[17..33] != filter.digest() {
         return Err(refused());
     }
     let at = i64::from_be_bytes(body[1..9].try_into().map_err(|_| refused())?);
-    let id = Uuid::from_slice(&body[9..25]).map_err(|_| refused())?;
-    Ok((Timestamp::from_millis(at).ok_or_else(refused)?, id))
+    let seq = u64::from_be_bytes(body[9..17].try_into().map_err(|_| refused())?);
+    Ok((Timestamp::from_millis(at).ok_or_else(refused)?, seq))
+}
+
+fn cursor_invalid(message: &'static str) -> Error {
+    Error::new(ErrorKind::CursorInvalid, message)
 }
 
 fn cursor_mac(key: &CursorKey, body: &[u8]) -> Hmac<Sha256> {
     let mut mac = Hmac::<Sha256>::new_from_slice(&key.0).expect("HMAC takes keys of any length");
-    mac.update(b"dezky.audit.cursor.v1\0");
+    mac.update(b"dezky.audit.cursor.v2\0");
     mac.update(body);
     mac
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: CursorKey = CursorKey([7; 32]);
+
+    /// Made by version 1 of `KEY`, no filter, 2026-01-01T00:00:00Z and the id of all
+    /// bits set.
+    const OF_VERSION_1: &str =
+        "AQAAAZt22qgA_____________________wD-AhE1F-55lcBT4-Zmp1OUukWUW0LjRw1jJcH07Xw-";
+    const OF_VERSION_2: &str = "AgAAAZt22qgAAAAAAAAAACkA_gIRNRfueZXAU-PmZqdTHgPvNAYs5MPusmejlfTxHw";
+
+    #[test]
+    fn a_cursor_of_version_2_is_read_for_ever() {
+        let place = (Timestamp::from_millis(1_767_225_600_000).unwrap(), 41);
+        assert_eq!(encode_cursor(&KEY, &Filter::EVERYTHING, place), OF_VERSION_2);
+        assert_eq!(decode_cursor(&KEY, &Filter::EVERYTHING, OF_VERSION_2).unwrap(), place);
+    }
+
+    #[test]
+    fn a_cursor_of_version_1_is_refused_and_told_from_a_forged_one() {
+        let refused = |text: &str| decode_cursor(&KEY, &Filter::EVERYTHING, text).unwrap_err();
+        let old = refused(OF_VERSION_1);
+        assert_eq!(old.kind(), ErrorKind::CursorInvalid);
+        assert!(old.to_string().contains("older version of dezky"), "{old}");
+        assert!(old.to_string().contains("start again from the first page"), "{old}");
+        let forged = refused(&OF_VERSION_1[1..]);
+        assert_eq!(forged.kind(), ErrorKind::CursorInvalid);
+        assert!(!forged.to_string().contains("older"), "{forged}");
+    }
+
+    #[test]
+    fn a_place_of_any_size_comes_back() {
+        for place in [(Timestamp::MIN, 0), (Timestamp::MAX, u64::MAX)] {
+            let text = encode_cursor(&KEY, &Filter::EVERYTHING, place);
+            assert_eq!(decode_cursor(&KEY, &Filter::EVERYTHING, &text).unwrap(), place);
+        }
+    }
 }

@@ -396,13 +396,17 @@ impl Folds {
     }
 }
 
-/// A bounded walk over the log, newest first by `(at, id)`.
+/// A place in the order of a list: the event's `at` and its `seq`.
+pub type ListPlace = (Timestamp, u64);
+
+/// A bounded walk over the log, newest first by `(at, seq)`: events of one time
+/// stand in the order in which they came.
 #[derive(Debug, Clone, Copy)]
 pub struct Walk<'a> {
     /// What must match.
     pub filter: &'a Filter,
     /// Where to go on: only rows before this place.
-    pub before: Option<(Timestamp, Uuid)>,
+    pub before: Option<ListPlace>,
     /// The most rows to return.
     pub max_rows: usize,
     /// About how many rows may be looked at, matching or not.
@@ -450,7 +454,7 @@ pub enum WalkEnd {
     /// It has `max_rows` rows.
     Full,
     /// It looked at `max_examined` rows; the last one is here.
-    Budget(Timestamp, Uuid),
+    Budget(ListPlace),
 }
 
 #[cfg(test)]

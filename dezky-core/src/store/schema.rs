@@ -43,6 +43,29 @@ impl Found {
     }
 }
 
+/// The statements that take a log from `version` to the end of `steps`, one part after
+/// the other: parts are separated by blank lines. Where there may be events each is told
+/// before it is given out, as it takes minutes on a large log.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(super) fn parts(
+    steps: &[&'static str],
+    version: usize,
+) -> impl Iterator<Item = &'static str> + use<> {
+    let parts: Vec<_> = steps[version..].iter().flat_map(|step| step.split("\n\n")).collect();
+    let (to, of) = (steps.len(), parts.len());
+    parts.into_iter().zip(1_usize..).map(move |(part, number)| {
+        tell(version, to, (number, of));
+        part
+    })
+}
+
+/// Tells how far the migration of a log is; a new one is made in no time.
+pub(super) fn tell(from: usize, to: usize, (part, of): (usize, usize)) {
+    if from > 0 {
+        tracing::info!(from, to, part, of, "the log's schema is brought up to date");
+    }
+}
+
 /// Refuses what was written by a newer version than the `known` one.
 pub(super) fn check_version(version: usize, known: usize) -> Result<()> {
     if version > known {

@@ -1,18 +1,14 @@
 //! The bounded walk of `list`, once for all engines with indexes.
 
 use async_trait::async_trait;
-use uuid::Uuid;
 
-use super::{Driver, Filter, Walk, WalkEnd, Walked};
-use crate::{Result, StoredEvent, Timestamp};
+use super::{Driver, Filter, ListPlace, Walk, WalkEnd, Walked};
+use crate::{Result, StoredEvent};
 
 /// The first stretch of an index that a filtered walk looks at; each next one
 /// is four times as long, so that a common word is found at once and a rare one
 /// costs few statements.
 const FIRST_WINDOW_ROWS: usize = 2_000;
-
-/// A place in the order of a list.
-pub(super) type Place = (Timestamp, Uuid);
 
 /// The index that leads a walk, and the stretch of it.
 pub(super) struct Lead<'a> {
@@ -21,6 +17,12 @@ pub(super) struct Lead<'a> {
     /// The only action that the filter's prefix matches, if it is one alone and
     /// nothing narrower leads: then its own index does.
     pub(super) action: Option<String>,
+}
+
+/// A place as engines store it, where numbers are signed.
+pub(super) fn columns_of((at, seq): ListPlace) -> (i64, i64) {
+    // No `seq` is greater.
+    (at.as_millis(), i64::try_from(seq).unwrap_or(i64::MAX))
 }
 
 /// What an engine does for a walk; all of it in one snapshot, where the engine has them.
@@ -35,17 +37,17 @@ pub(super) trait Stretches: Send {
     async fn window_end(
         &mut self,
         lead: &Lead<'_>,
-        before: Option<Place>,
+        before: Option<ListPlace>,
         size: usize,
-    ) -> Result<Option<Place>>;
+    ) -> Result<Option<ListPlace>>;
 
     /// At most `max_rows` matching rows from before `before` to `last`, which
     /// belongs to them, newest first.
     async fn select(
         &mut self,
         lead: &Lead<'_>,
-        before: Option<Place>,
-        last: Option<Place>,
+        before: Option<ListPlace>,
+        last: Option<ListPlace>,
         max_rows: usize,
     ) -> Result<Vec<StoredEvent>>;
 }
@@ -84,7 +86,7 @@ pub(super) async fn walk(stretches: &mut dyn Stretches, walk: &Walk<'_>) -> Resu
         };
         examined += size;
         if examined >= walk.max_examined {
-            return Ok(Walked { events, end: WalkEnd::Budget(last.0, last.1) });
+            return Ok(Walked { events, end: WalkEnd::Budget(last) });
         }
         before = Some(last);
         window *= 4;

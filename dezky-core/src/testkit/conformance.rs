@@ -98,6 +98,7 @@ macro_rules! audit_store_conformance {
             a_clean_log_verifies
             an_expected_head_is_checked
             every_filter_agrees_with_its_definition
+            events_of_one_time_stand_as_they_came
             pages_give_every_event_once
             pages_hold_while_events_arrive
             a_cursor_is_bound_to_its_filters_and_log
@@ -126,6 +127,8 @@ macro_rules! audit_store_conformance {
 }
 
 type Harness<'a> = &'a dyn StoreHarness;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
 
 fn seal(harness: Harness<'_>, event: NewEvent) -> SealedEvent {
     event.seal(&*harness.runtime())
@@ -436,6 +439,16 @@ pub async fn cursors_are_per_source(h: Harness<'_>) {
     store.append(Vec::new(), advance(None, "1")).await.unwrap();
     assert_eq!(store.cursor("ocis:eu2").await.unwrap(), None);
     assert_eq!(store.cursor("OCIS").await.unwrap(), None);
+    let names = ["z", "ocis:eu2", "a", "\u{e4}", "B", "ocis-x", "10", "9"];
+    for name in names {
+        let cursor = CursorAdvance { source: name.into(), from: None, to: "1".into() };
+        let options = AppendOptions { cursor: Some(cursor), ..AppendOptions::default() };
+        store.append(Vec::new(), options).await.unwrap();
+    }
+    let listed: Vec<_> = store.cursors().await.unwrap().into_iter().map(|(name, _)| name).collect();
+    let mut expected: Vec<_> = names.into_iter().chain(["ocis"]).collect();
+    expected.sort_unstable();
+    assert_eq!(listed, expected, "by source, by bytes");
 }
 
 const LONG: Duration = Duration::from_mins(10);
@@ -790,7 +803,7 @@ pub async fn every_filter_agrees_with_its_definition(h: Harness<'_>) {
             .filter(|e| filter.matches(&e.event, &crate::store::Folds::of(&e.event)))
             .cloned()
             .collect();
-        expected.sort_by_key(|e| std::cmp::Reverse((e.event.at, e.event.id)));
+        expected.sort_by_key(newest_first);
         assert_eq!(all_pages(&store, &query).await, expected, "{query:?}");
     }
 }
@@ -821,6 +834,65 @@ fn random_query(g: &mut EventGenerator<'_>, minute: Timestamp) -> ListQuery {
     }
 }
 
+fn newest_first(event: &StoredEvent) -> impl Ord + use<> {
+    std::cmp::Reverse((event.event.at, event.seq))
+}
+
+/// Ten events of one millisecond, whoever reads them: the last one that came is the
+/// newest, also in pages of any size, and while others of the same time arrive.
+pub async fn events_of_one_time_stand_as_they_came(h: Harness<'_>) {
+    let store = h.open(Reopen::No).await;
+    let at = Timestamp::from_millis(1_767_225_600_000);
+    let event = |name: &str| seal(h, NewEvent { at, ..named_event(name) });
+    let names: Vec<String> = (0..10).map(|n| n.to_string()).collect();
+    // Half of them in one append, and by random ids in any order.
+    append(&store, names[..5].iter().map(|name| event(name)).collect()).await;
+    for name in &names[5..] {
+        append(&store, vec![event(name)]).await;
+    }
+    let expected: Vec<_> = names.iter().rev().cloned().collect();
+    let every_lead = [
+        ListQuery::default(),
+        ListQuery { tenant_slug: Some("acme".into()), ..ListQuery::default() },
+        ListQuery { actor_id: Some("u-1".into()), ..ListQuery::default() },
+        ListQuery { action: Some("tenant.updated".into()), ..ListQuery::default() },
+        // Not answered by an index alone.
+        ListQuery { resource_type: Some("tenant".into()), ..ListQuery::default() },
+        ListQuery {
+            since: at,
+            until: at.map(|at| at.saturating_add(MILLISECOND)),
+            ..ListQuery::default()
+        },
+    ];
+    for query in &every_lead {
+        for limit in 1..=11 {
+            let pages = all_pages(&store, &ListQuery { limit, ..query.clone() }).await;
+            assert_eq!(resource_ids(&pages), expected, "limit {limit}: {query:?}");
+        }
+    }
+    let of_that_time =
+        ListQuery { until: at.map(|at| at.saturating_add(MILLISECOND)), ..ListQuery::default() };
+    for limit in [1, 3, 9] {
+        let mut query = ListQuery { limit, ..of_that_time.clone() };
+        let before = resource_ids(&all_pages(&store, &query).await);
+        let mut seen = Vec::new();
+        loop {
+            let page = store.list(&query).await.unwrap();
+            seen.extend(resource_ids(&page.events));
+            append(&store, vec![event("same time"), seal(h, named_event("now"))]).await;
+            match page.next_cursor {
+                Some(cursor) => query.cursor = Some(cursor),
+                None => break,
+            }
+        }
+        assert_eq!(seen, before, "limit {limit}: those that came meanwhile are newer");
+    }
+}
+
+fn resource_ids(events: &[StoredEvent]) -> Vec<String> {
+    events.iter().filter_map(|e| e.event.resource_id.clone()).collect()
+}
+
 /// 2,000 events with one time, in pages of many sizes: each once.
 pub async fn pages_give_every_event_once(h: Harness<'_>) {
     let store = h.open(Reopen::No).await;
@@ -839,7 +911,7 @@ pub async fn pages_give_every_event_once(h: Harness<'_>) {
 
 async fn every_page_size(store: &Arc<dyn AuditStore>, limits: &[usize]) {
     let mut expected = ids(&everything(store).await);
-    expected.sort_by(|a, b| b.cmp(a));
+    expected.reverse();
     for limit in limits {
         let query = ListQuery { limit: *limit, ..ListQuery::default() };
         assert_eq!(ids(&all_pages(store, &query).await), expected, "limit {limit}");
@@ -853,7 +925,7 @@ pub async fn pages_hold_while_events_arrive(h: Harness<'_>) {
     let mut generator = EventGenerator::new(&manual);
     append(&store, generator.sealed(if h.is_slow() { 120 } else { 400 })).await;
     let mut expected = everything(&store).await;
-    expected.sort_by_key(|e| std::cmp::Reverse((e.event.at, e.event.id)));
+    expected.sort_by_key(newest_first);
     let mut query = ListQuery { limit: 13, ..ListQuery::default() };
     let mut seen = Vec::new();
     loop {
@@ -872,6 +944,10 @@ pub async fn pages_hold_while_events_arrive(h: Harness<'_>) {
     let kept = ids(&expected).iter().all(|id| rest.any(|s| s == id));
     assert!(kept, "every event that was there comes, in order");
 }
+
+/// A page cursor as version 1 gave it out: `(at, id)`.
+const CURSOR_OF_VERSION_1: &str =
+    "AQAAAZt22qgA_____________________wD-AhE1F-55lcBT4-Zmp1OUukWUW0LjRw1jJcH07Xw-";
 
 /// See the name.
 pub async fn a_cursor_is_bound_to_its_filters_and_log(h: Harness<'_>) {
@@ -901,6 +977,10 @@ pub async fn a_cursor_is_bound_to_its_filters_and_log(h: Harness<'_>) {
         refused(with(std::str::from_utf8(&bytes).unwrap())).await;
     }
     refused(with(&"A".repeat(1 << 20))).await;
+    // Version 1 had another order.
+    let old = store.list(&with(CURSOR_OF_VERSION_1)).await.unwrap_err();
+    assert_eq!(old.kind(), ErrorKind::CursorInvalid);
+    assert!(old.to_string().contains("start again from the first page"), "{old}");
     let other = h.open(Reopen::No).await;
     append(&other, named(h, &["a", "b", "c"])).await;
     let foreign = other.list(&query).await.unwrap().next_cursor.unwrap();

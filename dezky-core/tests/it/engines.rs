@@ -12,7 +12,6 @@ use dezky_core::{
     Actor, AuditLog, AuditStore, NewEvent, RecordOutcome, Runtime, SealedEvent, Timestamp,
 };
 use futures_util::future::join_all;
-use uuid::Uuid;
 
 use crate::servers::{Engine, TestLog, tokio};
 
@@ -147,16 +146,12 @@ async fn two_hundred_at_once_over_two_handles_are_one_row(engine: Engine) {
     assert_whole(&**logs[1].store()).await;
 }
 
-/// Events of one time, with an id anywhere among the others'.
-fn at_one_time(count: u128, spread: u128, offset: u128) -> Vec<SealedEvent> {
+/// Events of one time; their ids are in no order.
+fn at_one_time(count: usize, at: i64) -> Vec<SealedEvent> {
     (0..count)
-        .map(|n| {
-            // The last digits are drawn by a walk through all of them.
-            let place = (n * 1_327 + offset) % count;
-            let id = Uuid::from_u128((7 << 76) | (2 << 62) | (place * spread + offset));
+        .map(|_| {
             NewEvent {
-                id: Some(id),
-                at: Timestamp::from_millis(1_767_225_600_000),
+                at: Timestamp::from_millis(at),
                 ..NewEvent::new("tie.broken", Actor::system())
             }
             .seal(&TokioRuntime)
@@ -164,13 +159,16 @@ fn at_one_time(count: u128, spread: u128, offset: u128) -> Vec<SealedEvent> {
         .collect()
 }
 
+/// The time of the events that tie.
+const ONE_TIME: i64 = 1_767_225_600_000;
+
 async fn pages_of_one_time_give_every_event_once_while_others_arrive(engine: Engine) {
     let log = TestLog::new(engine).await;
     let store = log.open().await;
-    let events = at_one_time(2_000, 1_000, 0);
+    let events = at_one_time(2_000, ONE_TIME);
     // A slow one shows small pages while it holds few events.
     let few = engine.is_slow().await;
-    let (mut arrived, mut there) = (0, 0);
+    let (mut arrived, mut there) = (0_i64, 0);
     for (count, limits) in [(60, &[1, 7][..]), (500, &[100]), (2_000, &[499, 500])] {
         let count = if few { count } else { events.len() };
         if there < count {
@@ -186,18 +184,19 @@ async fn pages_of_one_time_give_every_event_once_while_others_arrive(engine: Eng
 }
 
 /// All pages of the log, into which others of the same time come meanwhile.
-async fn pages(store: &dyn AuditStore, limit: usize, there: &[SealedEvent], arrived: &mut u128) {
+async fn pages(store: &dyn AuditStore, limit: usize, there: &[SealedEvent], arrived: &mut i64) {
     let before = *arrived;
     let mut query = ListQuery { limit, ..ListQuery::default() };
     let (mut seen, mut pages) = (Vec::new(), 0);
     loop {
         let page = store.list(&query).await.unwrap();
         assert!(page.events.len() <= limit);
-        seen.extend(page.events.iter().map(|e| e.event.id));
+        seen.extend(page.events.iter().map(|e| ((e.event.at, e.seq), e.event.id)));
         // In front of the place where the walk is, and behind it.
         if pages % (there.len() / limit).div_ceil(4) == 0 {
             *arrived += 1;
-            let others = at_one_time(20, 97_001, *arrived);
+            let mut others = at_one_time(10, ONE_TIME);
+            others.extend(at_one_time(10, ONE_TIME - *arrived));
             store.append(others, AppendOptions::default()).await.unwrap();
         }
         pages += 1;
@@ -207,8 +206,8 @@ async fn pages(store: &dyn AuditStore, limit: usize, there: &[SealedEvent], arri
         }
     }
     assert!(*arrived - before > 3, "others did arrive");
-    assert!(seen.windows(2).all(|pair| pair[0] > pair[1]), "newest first, none twice");
-    let seen: BTreeSet<_> = seen.into_iter().collect();
+    assert!(seen.windows(2).all(|pair| pair[0].0 > pair[1].0), "newest first, none twice");
+    let seen: BTreeSet<_> = seen.into_iter().map(|(_, id)| id).collect();
     let is_seen = |event: &SealedEvent| seen.contains(&event.event().id);
     assert!(there.iter().all(is_seen), "limit {limit}: none is skipped");
 }

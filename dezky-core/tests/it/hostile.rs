@@ -214,11 +214,11 @@ async fn filters_are_literal_or_refused(engine: Engine) {
             let mut expected: Vec<_> = all
                 .iter()
                 .filter(|e| finds(&e.event, &normal))
-                .map(|e| (e.event.at, e.event.id))
+                .map(|e| (e.event.at, e.seq))
                 .collect();
             expected.sort_by(|a, b| b.cmp(a));
             let page = store.list(&query).await.unwrap();
-            let found: Vec<_> = page.events.iter().map(|e| (e.event.at, e.event.id)).collect();
+            let found: Vec<_> = page.events.iter().map(|e| (e.event.at, e.seq)).collect();
             assert_eq!(found, expected, "{:?}", head(&text));
         }
     }

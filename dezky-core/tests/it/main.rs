@@ -10,6 +10,7 @@ mod engines;
 mod hostile;
 mod memory;
 mod mongodb;
+mod order;
 mod outage;
 mod own_store;
 mod postgres;

@@ -16,8 +16,8 @@ use dezky_core::verify::verify;
 use dezky_core::{AuditStore, Error, ErrorKind, NewEvent, Runtime, SealedEvent};
 use futures_util::future::{Either, join_all, select};
 use mongodb::bson::{Binary, Bson, Document, doc};
-use mongodb::options::{ClientOptions, ServerAddress};
-use mongodb::{Client, Database};
+use mongodb::options::{ClientOptions, IndexOptions, ServerAddress};
+use mongodb::{Client, Database, IndexModel};
 
 use crate::database::Database as TestDatabase;
 use crate::proxy::Proxy;
@@ -515,23 +515,45 @@ fn operators_in_texts_are_texts() {
 /// A database as version 1 wrote it, collection by collection.
 const VERSION_1: &str = include_str!("mongodb-v1.json");
 
+/// Writes it, with the indexes of the events as version 1 made them.
+pub(crate) async fn write_version_1(database: &Database) {
+    let fixture: BTreeMap<String, Vec<serde_json::Value>> =
+        serde_json::from_str(VERSION_1).unwrap();
+    for (name, documents) in fixture {
+        let documents = documents.iter().map(|d| from_json(d).as_document().unwrap().clone());
+        database.collection::<Document>(&name).insert_many(documents).await.unwrap();
+    }
+    let index = |name: &str, keys: Document| {
+        let options = IndexOptions::builder().name(name.to_owned());
+        IndexModel::builder().keys(keys).options(options.unique(name == "by_id").build()).build()
+    };
+    let unique = IndexOptions::builder()
+        .name("by_external_id".to_owned())
+        .unique(true)
+        .partial_filter_expression(doc! { "external_id": { "$gte": "" } })
+        .build();
+    let external = IndexModel::builder().keys(doc! { "external_id": 1, "source": 1 });
+    let indexes = [
+        index("by_id", doc! { "id": 1 }),
+        external.options(unique).build(),
+        index("by_at", doc! { "at": 1, "id": 1 }),
+        index("by_tenant", doc! { "tenant_slug": 1, "at": 1, "id": 1 }),
+        index("by_actor", doc! { "actor_id": 1, "at": 1, "id": 1 }),
+        index("by_action", doc! { "action": 1, "at": 1, "id": 1 }),
+    ];
+    let events = database.collection::<Document>("dezky_audit_events");
+    events.create_indexes(indexes).await.unwrap();
+}
+
 #[test]
 fn what_version_1_wrote_is_read() {
     with_database(|scratch| async move {
-        // Collections and indexes are made by the migration; here it is the rows.
-        scratch.open().await;
-        let database = scratch.database().await;
-        let fixture: BTreeMap<String, Vec<serde_json::Value>> =
-            serde_json::from_str(VERSION_1).unwrap();
-        for (name, documents) in fixture {
-            let collection = database.collection::<Document>(&name);
-            collection.delete_many(doc! {}).await.unwrap();
-            let documents = documents.iter().map(|d| from_json(d).as_document().unwrap().clone());
-            collection.insert_many(documents).await.unwrap();
-        }
+        write_version_1(&scratch.database().await).await;
         let mut config = scratch.config();
         config.migrate = false;
-        let store = open(config).await.unwrap();
+        let refused = open(config).await.err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::StoreForeign, "{refused}");
+        let store = scratch.open().await;
         let state = store.state().await.unwrap();
         assert_eq!(state.log_id.to_string(), "019b76da-a800-79b5-81d1-d854bb718002");
         assert_eq!(state.head.next_seq, 3);

@@ -24,7 +24,7 @@ use futures_util::lock::{Mutex as AsyncMutex, OwnedMutexGuard};
 struct Tables {
     state: LogState,
     rows: BTreeMap<u64, StoredRow>,
-    cursors: HashMap<String, String>,
+    cursors: BTreeMap<String, String>,
     leases: HashMap<String, LeaseRow>,
     quarantine: Vec<QuarantinedItem>,
     outbox: BTreeMap<i64, SealedEvent>,
@@ -55,7 +55,7 @@ fn open() -> ChainedStore<OwnRows> {
     let tables = Tables {
         state,
         rows: BTreeMap::new(),
-        cursors: HashMap::new(),
+        cursors: BTreeMap::new(),
         leases: HashMap::new(),
         quarantine: Vec::new(),
         outbox: BTreeMap::new(),
@@ -101,8 +101,8 @@ impl RowStore for OwnRows {
             let matching = |row: &&StoredRow| walk.filter.matches(&row.stored.event, &row.folds);
             t.rows.values().filter(matching).map(|row| row.stored.clone()).collect::<Vec<_>>()
         });
-        events.sort_by_key(|e| std::cmp::Reverse((e.event.at, e.event.id)));
-        events.retain(|e| walk.before.is_none_or(|place| (e.event.at, e.event.id) < place));
+        events.sort_by_key(|e| std::cmp::Reverse((e.event.at, e.seq)));
+        events.retain(|e| walk.before.is_none_or(|place| (e.event.at, e.seq) < place));
         let end = if events.len() < walk.max_rows { WalkEnd::Exhausted } else { WalkEnd::Full };
         events.truncate(walk.max_rows);
         Ok(Walked { events, end })

@@ -57,7 +57,7 @@ pub(crate) async fn check<R: RowStore>(store: ChainedStore<R>, count: usize, bud
             let mut expected: Vec<_> = whole
                 .into_iter()
                 .map(|row| row.unwrap().stored)
-                .map(|e| (e.event.at, e.event.id))
+                .map(|e| (e.event.at, e.seq))
                 .collect();
             expected.sort_by(|a, b| b.cmp(a));
             let (mut got, mut partial, mut pages) = (Vec::new(), 0, 0);
@@ -67,7 +67,7 @@ pub(crate) async fn check<R: RowStore>(store: ChainedStore<R>, count: usize, bud
                 pages += 1;
                 partial += usize::from(page.partial);
                 assert!(!page.partial || page.next_cursor.is_some(), "one can go on");
-                got.extend(page.events.into_iter().map(|e| (e.event.at, e.event.id)));
+                got.extend(page.events.into_iter().map(|e| (e.event.at, e.seq)));
                 match page.next_cursor {
                     Some(cursor) => query.cursor = Some(cursor),
                     None => break,

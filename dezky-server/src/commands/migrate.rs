@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::doctor::{self, Versions};
 use super::print;
+use crate::cli::start_logging;
 use crate::config::{Settings, StoreUrl};
 use crate::error::Failure;
 use crate::stores::{Access, Engine, Stores};
@@ -25,7 +26,7 @@ pub(crate) struct Options {
 
 /// `migrate`.
 pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
-    let config = settings.store()?;
+    let (config, log) = (settings.store()?, settings.log()?);
     if options.search_index && !matches!(config.url, StoreUrl::Postgres(_)) {
         return Err(Failure::usage("--search-index: is for PostgreSQL alone: leave it out"));
     }
@@ -40,6 +41,8 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     }
     let behind = before.known.iter().any(|(component, known)| before.of(component) < *known);
     if !options.check {
+        // A log that holds many events takes minutes, and says how far it is.
+        start_logging(&log);
         let stores = Stores::open(&config, Access::Migrate).await?;
         let indexed = match &stores.engine {
             Engine::Postgres(log) if options.search_index => log.create_search_index().await,

@@ -146,6 +146,11 @@ async fn wrong_parameters_are_named_with_their_bounds() {
     let answer = server.client.get(&format!("/audit?actorId={long}")).await;
     assert!(answer.problem(400, "query_invalid").contains("actorId"));
     server.client.get("/audit?cursor=AAAA").await.problem(400, "cursor_invalid");
+    // As version 1 gave it out.
+    let old = "AQAAAZt22qgA_____________________wD-AhE1F-55lcBT4-Zmp1OUukWUW0LjRw1jJcH07Xw-";
+    let answer = server.client.get(&format!("/audit?cursor={old}")).await;
+    let detail = answer.problem(400, "cursor_invalid");
+    assert!(detail.contains("older version") && detail.contains("first page"), "{detail}");
     server.stop().await;
 }
 

@@ -2,6 +2,8 @@
 
 use std::process::Stdio;
 
+use sqlx::{Connection as _, SqliteConnection};
+
 use crate::database::at_database;
 use crate::servers::{free_port, sql};
 use crate::support::{Database, Engine, program, refusal, run, stdout};
@@ -23,7 +25,7 @@ async fn it_says_from_where_to_where(engine: Engine) {
     for check in ["--check", "--dry-run"] {
         let output = migrate(&[check]);
         assert!(refusal(&output, 1).contains("run dezky-server migrate"));
-        assert!(stdout(&output).contains("audit: version 0, to become 1"), "{output:?}");
+        assert!(stdout(&output).contains("audit: version 0, to become 2"), "{output:?}");
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was made");
     // A server that may not migrate says what to do, and makes nothing.
@@ -36,12 +38,14 @@ async fn it_says_from_where_to_where(engine: Engine) {
 
     let output = migrate(&[]);
     assert!(output.status.success(), "{output:?}");
-    for component in ["audit", "directory", "flags"] {
-        assert!(
-            stdout(&output).contains(&format!("{component}: from version 0 to 1")),
-            "{output:?}"
-        );
+    for made in [
+        "audit: from version 0 to 2",
+        "directory: from version 0 to 1",
+        "flags: from version 0 to 1",
+    ] {
+        assert!(stdout(&output).contains(made), "{output:?}");
     }
+    assert!(output.stderr.is_empty(), "a new one is made in no time: {output:?}");
     let again = migrate(&["--json"]);
     let report: serde_json::Value = serde_json::from_slice(&again.stdout).unwrap();
     assert_eq!(
@@ -52,6 +56,50 @@ async fn it_says_from_where_to_where(engine: Engine) {
     assert!(migrate(&["--check"]).status.success());
     assert!(run(&["verify", "--store", &url], &[]).status.success());
     assert!(run(&["flags", "list", "--store", &url], &[]).status.success());
+}
+
+/// A file of the schema before this one.
+async fn version_1() -> (tempfile::TempDir, String) {
+    let (folder, _, url) = empty(Engine::Sqlite).await;
+    let mut file = SqliteConnection::connect(&format!("{url}?mode=rwc")).await.unwrap();
+    let fixture = include_str!("../../../dezky-core/tests/fixtures/sqlite-v1.sql");
+    sqlx::raw_sql(fixture).execute(&mut file).await.unwrap();
+    file.close().await.unwrap();
+    (folder, url)
+}
+
+#[tokio::test]
+async fn a_log_of_an_older_schema_is_migrated_and_says_how_far_it_is() {
+    let (folder, url) = version_1().await;
+    let run = |arguments: &[&str], environment: &[(&str, &str)]| {
+        run(&[arguments, &["--store", &url]].concat(), environment)
+    };
+    let output = run(&["migrate", "--check"], &[]);
+    assert!(stdout(&output).contains("audit: version 1, to become 2"), "{output:?}");
+    assert_eq!(output.status.code(), Some(1));
+    let output = run(&["doctor"], &[]);
+    assert!(stdout(&output).contains("audit is at version 1, this program knows 2"), "{output:?}");
+    // Neither who only reads nor who may not migrate changes it.
+    let head = folder.path().join("x.head").display().to_string();
+    let unmigrated = [
+        ("DEZKY_STORE_MIGRATE", "false"),
+        ("DEZKY_LISTEN", "127.0.0.1:0"),
+        ("DEZKY_HEAD_PATH", head.as_str()),
+    ];
+    for arguments in [&["serve"][..], &["verify"]] {
+        let said = refusal(&run(arguments, &unmigrated), 2);
+        assert!(said.contains("dezky-server migrate"), "{said}");
+    }
+
+    let output = run(&["migrate"], &[]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(stdout(&output).contains("audit: from version 1 to 2"), "{output:?}");
+    let told = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<_> = told.lines().filter(|line| line.contains("brought up to date")).collect();
+    assert_eq!(lines.len(), 4, "{told}");
+    assert!(lines[3].contains("part=4 of=4"), "{told}");
+    assert!(run(&["migrate", "--check"], &[]).status.success());
+    assert!(run(&["verify"], &[]).status.success());
 }
 
 async fn several_at_once_agree(engine: Engine) {

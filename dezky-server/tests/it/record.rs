@@ -12,6 +12,31 @@ fn statuses(answer: &Value) -> Vec<&str> {
     receipts.iter().map(|receipt| receipt["status"].as_str().unwrap()).collect()
 }
 
+/// A source that knows only the second: the last one of a list is the newest, in every run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_one_second_are_listed_as_they_came() {
+    let server = Server::start(&[("DEZKY_OPERATOR_TOKEN", TOKEN)]).await;
+    let client = server.client.with_token(TOKEN);
+    let event = |n: u64| json!({"action": "job.ended", "at": "2026-11-21T20:12:21Z", "resourceId": n.to_string()});
+    let list: Vec<_> = (0..9).map(event).collect();
+    client.post("/audit", list.into()).await.with_status(201);
+    client.post("/audit", event(9)).await.with_status(201);
+    let expected: Vec<_> = (0..10).rev().map(|n: u64| n.to_string()).collect();
+    for query in ["", "&limit=3", "&action=job.ended&limit=1"] {
+        let mut listed = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let page = client.get(&format!("/audit?source=platform-api{query}{cursor}")).await;
+            let ids = page.events().iter().map(|e| e["resourceId"].as_str().unwrap().to_owned());
+            listed.extend(ids);
+            let Some(next) = page.json["nextCursor"].as_str() else { break };
+            cursor = format!("&cursor={next}");
+        }
+        assert_eq!(listed, expected, "{query}");
+    }
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_event_or_a_list() {
     let server = Server::start(&[("DEZKY_OPERATOR_TOKEN", TOKEN)]).await;

@@ -9,8 +9,8 @@ use uuid::Uuid;
 use crate::integrity::{Erasure, Evidence};
 use crate::source::QuarantineItem;
 use crate::store::{
-    CursorKey, ExistingRow, Folds, Head, LeaseRow, LogState, NewRow, QuarantinedItem, ScannedRow,
-    StoredRow, UnreadableRow,
+    CursorKey, ExistingRow, Folds, Head, LeaseRow, ListPlace, LogState, NewRow, QuarantinedItem,
+    ScannedRow, StoredRow, UnreadableRow,
 };
 use crate::{AuditEvent, Error, ErrorKind, Metadata, Result, StoredEvent, Timestamp};
 
@@ -238,11 +238,8 @@ pub(super) fn lease_fields(row: &LeaseRow) -> Result<Document> {
 }
 
 /// A place in the order of lists.
-pub(super) fn place(row: &RawDocument) -> Result<(Timestamp, Uuid)> {
-    let read = || -> Result<(Timestamp, Uuid), Problem> {
-        let id = Uuid::from_slice(binary(row, "id")?).map_err(|_| "id is not a UUID")?;
-        Ok((timestamp(row, "at")?, id))
-    };
+pub(super) fn place(row: &RawDocument) -> Result<ListPlace> {
+    let read = || -> Result<ListPlace, Problem> { Ok((timestamp(row, "at")?, count(row, "_id")?)) };
     read().map_err(corrupt)
 }
 

@@ -6,7 +6,7 @@ use mongodb::bson::{Document, RawDocumentBuf, doc};
 use mongodb::options::IndexOptions;
 
 use super::database::{MongoDatabase, mongo_error};
-use crate::store::schema::{COMPONENT, Found, check_version};
+use crate::store::schema::{COMPONENT, Found, check_version, tell};
 use crate::{Error, ErrorKind, Result};
 
 /// Where the versions of all components are.
@@ -19,18 +19,20 @@ pub(super) const LEASES: &str = "dezky_leases";
 pub(super) const QUARANTINE: &str = "dezky_quarantine";
 pub(super) const OUTBOX: &str = "dezky_outbox";
 
-/// The indexes that lead walks.
-pub(super) const BY_AT: &str = "by_at";
-pub(super) const BY_TENANT: &str = "by_tenant";
-pub(super) const BY_ACTOR: &str = "by_actor";
-pub(super) const BY_ACTION: &str = "by_action";
+/// The indexes that lead walks. They end with the document's key, which is `seq`.
+pub(super) const BY_AT: &str = "by_at_seq";
+pub(super) const BY_TENANT: &str = "by_tenant_at_seq";
+pub(super) const BY_ACTOR: &str = "by_actor_at_seq";
+pub(super) const BY_ACTION: &str = "by_action_at_seq";
 
 /// The server's code of a collection that is there already.
 const NAMESPACE_EXISTS: i32 = 48;
+/// Its code of an index that is not there.
+const INDEX_NOT_FOUND: i32 = 27;
 
 /// The steps of the log; one that was released never changes.
 fn steps() -> Vec<Vec<MongoCollection>> {
-    vec![vec![
+    let first = vec![
         MongoCollection::new(LOG),
         // The place is the document's own key.
         MongoCollection::new(EVENTS)
@@ -43,15 +45,29 @@ fn steps() -> Vec<Vec<MongoCollection>> {
                 doc! { "external_id": 1, "source": 1 },
                 doc! { "external_id": { "$gte": "" } },
             )
-            .index(BY_AT, doc! { "at": 1, "id": 1 })
-            .index(BY_TENANT, doc! { "tenant_slug": 1, "at": 1, "id": 1 })
-            .index(BY_ACTOR, doc! { "actor_id": 1, "at": 1, "id": 1 })
-            .index(BY_ACTION, doc! { "action": 1, "at": 1, "id": 1 }),
+            .index("by_at", doc! { "at": 1, "id": 1 })
+            .index("by_tenant", doc! { "tenant_slug": 1, "at": 1, "id": 1 })
+            .index("by_actor", doc! { "actor_id": 1, "at": 1, "id": 1 })
+            .index("by_action", doc! { "action": 1, "at": 1, "id": 1 }),
         MongoCollection::new(CURSORS),
         MongoCollection::new(LEASES),
         MongoCollection::new(QUARANTINE).unique("by_key", doc! { "source": 1, "key": 1 }),
         MongoCollection::new(OUTBOX),
-    ]]
+    ];
+    // Lists stand in the order (at, seq). An index can't be renamed, so these have other
+    // names.
+    let second = vec![
+        MongoCollection::new(EVENTS)
+            .index(BY_AT, doc! { "at": 1, "_id": 1 })
+            .index(BY_TENANT, doc! { "tenant_slug": 1, "at": 1, "_id": 1 })
+            .index(BY_ACTOR, doc! { "actor_id": 1, "at": 1, "_id": 1 })
+            .index(BY_ACTION, doc! { "action": 1, "at": 1, "_id": 1 })
+            .without_index("by_at")
+            .without_index("by_tenant")
+            .without_index("by_actor")
+            .without_index("by_action"),
+    ];
+    vec![first, second]
 }
 
 /// A collection and its indexes, as a step of a migration makes them.
@@ -59,12 +75,13 @@ fn steps() -> Vec<Vec<MongoCollection>> {
 pub struct MongoCollection {
     name: String,
     indexes: Vec<IndexModel>,
+    dropped: Vec<String>,
 }
 
 impl MongoCollection {
     /// A collection without indexes of its own.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), indexes: Vec::new() }
+        Self { name: name.into(), indexes: Vec::new(), dropped: Vec::new() }
     }
 
     /// The same with an index.
@@ -85,6 +102,14 @@ impl MongoCollection {
     pub fn unique_where(self, name: &str, keys: Document, filter: Document) -> Self {
         let options = IndexOptions::builder().name(name.to_owned()).unique(true);
         self.with(keys, options.partial_filter_expression(filter).build())
+    }
+
+    /// The same without an index that an earlier step made. It is dropped after those of
+    /// this step are there.
+    #[must_use]
+    pub fn without_index(mut self, name: &str) -> Self {
+        self.dropped.push(name.to_owned());
+        self
     }
 
     fn with(mut self, keys: Document, options: IndexOptions) -> Self {
@@ -138,7 +163,10 @@ pub(super) async fn migrate(database: &MongoDatabase, fresh: Document) -> Result
     let version = version_of(database, COMPONENT).await?.unwrap_or(0);
     check_version(version, known_version())?;
     let steps = steps();
-    make(database, &steps[version..]).await?;
+    for (step, number) in steps[version..].iter().zip(1..) {
+        tell(version, steps.len(), (number, steps.len() - version));
+        make(database, step).await?;
+    }
     let log = database.collection::<Document>(LOG);
     let insert = doc! { "$setOnInsert": fresh };
     upsert(database, &log, doc! { "_id": "log" }, insert).await?;
@@ -152,12 +180,14 @@ pub(super) async fn take_steps(
     version: usize,
     steps: &[Vec<MongoCollection>],
 ) -> Result<()> {
-    make(database, &steps[version..]).await?;
+    for step in &steps[version..] {
+        make(database, step).await?;
+    }
     set_version(database, component, steps.len()).await
 }
 
-async fn make(database: &MongoDatabase, steps: &[Vec<MongoCollection>]) -> Result<()> {
-    for collection in steps.iter().flatten() {
+async fn make(database: &MongoDatabase, step: &[MongoCollection]) -> Result<()> {
+    for collection in step {
         let name = &collection.name;
         let made = database.run(async {
             match database.database().create_collection(name).await {
@@ -171,6 +201,17 @@ async fn make(database: &MongoDatabase, steps: &[Vec<MongoCollection>]) -> Resul
             // As long as it takes: a later step may find rows.
             let made = database.collection::<Document>(name).create_indexes(indexes).await;
             made.map_err(|error| mongo_error(&error))?;
+        }
+        for index in &collection.dropped {
+            let indexes = database.collection::<Document>(name);
+            let dropped = database.run(async {
+                match indexes.drop_index(index).await {
+                    // By another process that takes the same step.
+                    Err(error) if has_code(&error, INDEX_NOT_FOUND) => Ok(()),
+                    dropped => dropped,
+                }
+            });
+            dropped.await?;
         }
     }
     Ok(())

@@ -4,13 +4,12 @@ use async_trait::async_trait;
 use mongodb::ClientSession;
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::{FindOptions, Hint};
-use uuid::Uuid;
 
-use super::codec::{listed_row, place, text, uuid};
+use super::codec::{listed_row, place, text};
 use super::database::MongoDatabase;
 use super::schema::{BY_ACTION, BY_ACTOR, BY_AT, BY_TENANT, EVENTS};
-use crate::store::walk::{Lead, Place, Stretches};
-use crate::store::{Driver, TenantMatch};
+use crate::store::walk::{Lead, Stretches, columns_of};
+use crate::store::{Driver, ListPlace, TenantMatch};
 use crate::{Result, StoredEvent, Timestamp};
 
 /// The reads of one walk.
@@ -48,12 +47,12 @@ impl Stretches for MongoStretches<'_> {
     async fn window_end(
         &mut self,
         lead: &Lead<'_>,
-        before: Option<Place>,
+        before: Option<ListPlace>,
         size: usize,
-    ) -> Result<Option<Place>> {
+    ) -> Result<Option<ListPlace>> {
         let Some(stretch) = Stretch::of(lead, before, None) else { return Ok(None) };
         let mut options = stretch.options();
-        options.projection = Some(doc! { "_id": 0, "at": 1, "id": 1 });
+        options.projection = Some(doc! { "at": 1 });
         options.skip = Some(size.saturating_sub(1) as u64);
         options.limit = Some(1);
         let filter = stretch.filter();
@@ -64,8 +63,8 @@ impl Stretches for MongoStretches<'_> {
     async fn select(
         &mut self,
         lead: &Lead<'_>,
-        before: Option<Place>,
-        last: Option<Place>,
+        before: Option<ListPlace>,
+        last: Option<ListPlace>,
         max_rows: usize,
     ) -> Result<Vec<StoredEvent>> {
         let Some(stretch) = Stretch::of(lead, before, last) else { return Ok(Vec::new()) };
@@ -89,12 +88,13 @@ struct Stretch {
     max: Document,
 }
 
-/// A bound on `(at, id)`; one without an id is before all of its time.
-type Bound = (i64, Option<Uuid>);
+/// A bound on `(at, seq)`, which is the document's key; one without a `seq` is before
+/// all of its time.
+type Bound = (i64, Option<i64>);
 
 impl Stretch {
     /// `None` where nothing can be within.
-    fn of(lead: &Lead<'_>, before: Option<Place>, last: Option<Place>) -> Option<Self> {
+    fn of(lead: &Lead<'_>, before: Option<ListPlace>, last: Option<ListPlace>) -> Option<Self> {
         let filter = lead.filter;
         let (index, equal) = match (&lead.driver, &filter.tenant, &filter.actor_id) {
             _ if let Some(action) = &lead.action => (BY_ACTION, Some(("action", action.into()))),
@@ -107,7 +107,10 @@ impl Stretch {
             }
             _ => (BY_AT, None),
         };
-        let of_place = |(at, id): Place| (at.as_millis(), Some(id));
+        let of_place = |place| {
+            let (at, seq) = columns_of(place);
+            (at, Some(seq))
+        };
         let of_time = |at: Timestamp| (at.as_millis(), None);
         // A place lies within the range, so it implies the bound on its side.
         let from: Option<Bound> = last.map(of_place).or(filter.since.map(of_time));
@@ -123,12 +126,12 @@ impl Stretch {
             if let Some((name, value)) = &equal {
                 key.insert(*name, value.clone());
             }
-            let (at, id) = match bound {
-                Some((at, Some(id))) => (at.into(), uuid(id)),
+            let (at, seq) = match bound {
+                Some((at, Some(seq))) => (at.into(), seq.into()),
                 Some((at, None)) => (at.into(), Bson::MinKey),
                 None => (open.clone(), open),
             };
-            key.extend([("at".to_owned(), at), ("id".to_owned(), id)]);
+            key.extend([("at".to_owned(), at), ("_id".to_owned(), seq)]);
             key
         };
         let (min, max) = (key(from, Bson::MinKey), key(to, Bson::MaxKey));
@@ -140,7 +143,7 @@ impl Stretch {
             .hint(Hint::Name(self.index.into()))
             .min(self.min.clone())
             .max(self.max.clone())
-            .sort(doc! { "at": -1, "id": -1 })
+            .sort(doc! { "at": -1, "_id": -1 })
             .build()
     }
 
@@ -260,14 +263,14 @@ mod tests {
 
     #[test]
     fn places_are_bounds_of_the_index_in_its_order() {
-        let place = Some((Timestamp::MIN, Uuid::nil()));
+        let place = Some((Timestamp::MIN, 7));
         let text = |text: &str| Some(text.to_owned());
         for (tenant, actor, action, names) in [
-            (None, None, None, vec!["at", "id"]),
-            (text("acme"), None, None, vec!["tenant_slug", "at", "id"]),
-            (text(""), None, None, vec!["tenant_slug", "at", "id"]),
-            (None, text("u-1"), None, vec!["actor_id", "at", "id"]),
-            (None, None, text("tenant.created"), vec!["action", "at", "id"]),
+            (None, None, None, vec!["at", "_id"]),
+            (text("acme"), None, None, vec!["tenant_slug", "at", "_id"]),
+            (text(""), None, None, vec!["tenant_slug", "at", "_id"]),
+            (None, text("u-1"), None, vec!["actor_id", "at", "_id"]),
+            (None, None, text("tenant.created"), vec!["action", "at", "_id"]),
         ] {
             let query = ListQuery {
                 since: Some(Timestamp::MIN),
@@ -286,8 +289,8 @@ mod tests {
             for bound in [&stretch.min, &stretch.max] {
                 assert_eq!(bound.keys().map(String::as_str).collect::<Vec<_>>(), names);
             }
-            assert_eq!(stretch.min.get("id"), Some(&uuid(Uuid::nil())), "the place, not the time");
-            assert_eq!(stretch.max.get("id"), Some(&Bson::MinKey), "the time alone");
+            assert_eq!(stretch.min.get("_id"), Some(&Bson::Int64(7)), "the place, not the time");
+            assert_eq!(stretch.max.get("_id"), Some(&Bson::MinKey), "the time alone");
         }
     }
 }

@@ -4,11 +4,11 @@ use sqlx::Row;
 
 use super::postgres_error;
 use super::transaction::PostgresTransaction;
-use crate::store::schema::{COMPONENT, Found, check_version};
+use crate::store::schema::{COMPONENT, Found, check_version, parts};
 use crate::{Error, ErrorKind, Result};
 
 /// One SQL script a version; a script that was released never changes.
-const STEPS: &[&str] = &[include_str!("v1.sql")];
+const STEPS: &[&str] = &[include_str!("v1.sql"), include_str!("v2.sql")];
 
 /// The oldest server that is known to do.
 const OLDEST_SERVER: i32 = 130_000;
@@ -83,13 +83,13 @@ pub(super) async fn take_steps(
 ) -> Result<()> {
     let version = version_of(tx, component).await?;
     check_version(version, steps.len())?;
-    run_steps(tx, component, &steps[version..], steps.len()).await
+    run_steps(tx, component, steps[version..].iter().copied(), steps.len()).await
 }
 
 async fn run_steps(
     tx: &mut PostgresTransaction,
     component: &str,
-    missing: &[&'static str],
+    missing: impl Iterator<Item = &'static str>,
     version: usize,
 ) -> Result<()> {
     for step in missing {
@@ -117,7 +117,7 @@ pub(super) async fn migrate(
     if version == known_version() {
         return Ok(());
     }
-    run_steps(tx, COMPONENT, &STEPS[version..], STEPS.len()).await?;
+    run_steps(tx, COMPONENT, parts(STEPS, version), STEPS.len()).await?;
     let query = sqlx::query(
         "INSERT INTO dezky_audit_log (one, log_id, cursor_key, base_seq, base_hash, next_seq, head_hash) VALUES (1, $1, $2, 0, $3, 0, $3) ON CONFLICT (one) DO NOTHING",
     );

@@ -10,8 +10,8 @@ use super::transaction::PostgresTransaction;
 use super::walk::POSITION;
 use super::{PostgresAuditStore, get, limit, postgres_error};
 use crate::store::sql::push_conditions;
-use crate::store::walk::{Lead, Place};
-use crate::store::{Driver, Walk, WalkEnd, Walked};
+use crate::store::walk::{Lead, columns_of};
+use crate::store::{Driver, ListPlace, Walk, WalkEnd, Walked};
 use crate::{Error, ErrorKind, Result};
 
 /// How many rows are looked at before the index is asked: a common word is among
@@ -95,17 +95,17 @@ pub(super) async fn walk(tx: &mut PostgresTransaction, walk: &Walk<'_>) -> Resul
     };
     let first = Walk { max_examined: first_look, ..*walk };
     let mut walked = crate::store::walk::walk(tx, &first).await?;
-    let WalkEnd::Budget(at, id) = walked.end else { return Ok(walked) };
+    let WalkEnd::Budget(place) = walked.end else { return Ok(walked) };
     if first_look == walk.max_examined {
         return Ok(walked);
     }
     let rest = Walk {
         filter: walk.filter,
-        before: Some((at, id)),
+        before: Some(place),
         max_rows: walk.max_rows - walked.events.len(),
         max_examined: walk.max_examined - first_look,
     };
-    let more = match by_index(tx, &rest, text, (at, id)).await? {
+    let more = match by_index(tx, &rest, text, place).await? {
         Some(found) => found,
         None => crate::store::walk::walk(tx, &rest).await?,
     };
@@ -117,13 +117,13 @@ fn is_narrow(text: &str) -> bool {
     text.split(|c: char| !c.is_alphanumeric()).any(|run| run.chars().count() >= SHORTEST_RUN)
 }
 
-/// The rows before `before` that match, by the index; `None` if there is none, or
+/// The rows before a place that match, by the index; `None` if there is none, or
 /// if it takes too long.
 async fn by_index(
     tx: &mut PostgresTransaction,
     walk: &Walk<'_>,
     text: &str,
-    before: Place,
+    before: ListPlace,
 ) -> Result<Option<Walked>> {
     if index_state(tx).await? != Some(true) {
         return Ok(None);
@@ -134,7 +134,7 @@ async fn by_index(
     // First all that the index finds and nothing else, so that no other index is
     // thought better; whole rows are read of those alone that are shown.
     let mut query = QueryBuilder::new(
-        "WITH found AS MATERIALIZED (SELECT seq, at, id, action, outcome, resource_type, resource_id, tenant_slug, partner_slug, actor_id, source, actor_email_fold, search FROM dezky_audit_events WHERE search LIKE ",
+        "WITH found AS MATERIALIZED (SELECT seq, at, action, outcome, resource_type, resource_id, tenant_slug, partner_slug, actor_id, source, actor_email_fold, search FROM dezky_audit_events WHERE search LIKE ",
     );
     query.push_bind(pattern(text)).push("), page AS (SELECT seq FROM found WHERE true");
     let lead = Lead { filter: walk.filter, driver: Driver::Time, action: None };
@@ -145,11 +145,11 @@ async fn by_index(
     if let Some(since) = walk.filter.since {
         query.push(" AND at >= ").push_bind(since.as_millis());
     }
-    query.push(" AND (at, id) < (").push_bind(before.0.as_millis());
-    query.push(", ").push_bind(before.1).push(")");
-    query.push(" ORDER BY at DESC, id DESC LIMIT ").push_bind(limit(walk.max_rows));
+    let (at, seq) = columns_of(before);
+    query.push(" AND (at, seq) < (").push_bind(at).push(", ").push_bind(seq).push(")");
+    query.push(" ORDER BY at DESC, seq DESC LIMIT ").push_bind(limit(walk.max_rows));
     query.push(format!(
-        ") SELECT {COLUMNS} FROM page JOIN dezky_audit_events USING (seq) ORDER BY at DESC, id DESC"
+        ") SELECT {COLUMNS} FROM page JOIN dezky_audit_events USING (seq) ORDER BY at DESC, seq DESC"
     ));
     match tx.fetch_all(query.build()).await {
         Ok(rows) => {

@@ -2,14 +2,13 @@
 
 use async_trait::async_trait;
 use sqlx::{Postgres, QueryBuilder};
-use uuid::Uuid;
 
 use super::codec::{COLUMNS, listed_row};
 use super::transaction::PostgresTransaction;
-use super::{get, limit};
+use super::{get, limit, unsigned};
 use crate::store::sql::push_conditions;
-use crate::store::walk::{Lead, Place, Stretches};
-use crate::store::{Driver, TenantMatch};
+use crate::store::walk::{Lead, Stretches, columns_of};
+use crate::store::{Driver, ListPlace, TenantMatch};
 use crate::{Result, StoredEvent, Timestamp};
 
 /// Finds a text in a text.
@@ -37,22 +36,25 @@ impl Stretches for PostgresTransaction {
     async fn window_end(
         &mut self,
         lead: &Lead<'_>,
-        before: Option<Place>,
+        before: Option<ListPlace>,
         size: usize,
-    ) -> Result<Option<Place>> {
-        let mut query = QueryBuilder::new("SELECT at, id");
+    ) -> Result<Option<ListPlace>> {
+        let mut query = QueryBuilder::new("SELECT at, seq");
         let order = push_range(&mut query, lead, before, None);
         query.push(order).push(" LIMIT 1 OFFSET ").push_bind(limit(size - 1));
         let row = self.fetch_optional(query.build()).await?;
-        row.map(|row| Ok((Timestamp::from_millis_clamped(get(&row, "at")?), get(&row, "id")?)))
-            .transpose()
+        row.map(|row| {
+            let at = Timestamp::from_millis_clamped(get(&row, "at")?);
+            Ok((at, unsigned(get(&row, "seq")?)?))
+        })
+        .transpose()
     }
 
     async fn select(
         &mut self,
         lead: &Lead<'_>,
-        before: Option<Place>,
-        last: Option<Place>,
+        before: Option<ListPlace>,
+        last: Option<ListPlace>,
         max_rows: usize,
     ) -> Result<Vec<StoredEvent>> {
         let mut query = QueryBuilder::new("SELECT ");
@@ -73,35 +75,35 @@ impl Stretches for PostgresTransaction {
 fn push_range(
     query: &mut QueryBuilder<Postgres>,
     lead: &Lead<'_>,
-    before: Option<Place>,
-    last: Option<Place>,
+    before: Option<ListPlace>,
+    last: Option<ListPlace>,
 ) -> &'static str {
     let filter = lead.filter;
     query.push(" FROM dezky_audit_events WHERE ");
     let (columns, value, order) = match (&lead.driver, &filter.tenant, &filter.actor_id) {
         _ if let Some(action) = &lead.action => {
-            ("(action, at, id)", Some(action), " ORDER BY action DESC, at DESC, id DESC")
+            ("(action, at, seq)", Some(action), " ORDER BY action DESC, at DESC, seq DESC")
         }
         (Driver::Actor, _, Some(actor)) => {
-            ("(actor_id, at, id)", Some(actor), " ORDER BY actor_id DESC, at DESC, id DESC")
+            ("(actor_id, at, seq)", Some(actor), " ORDER BY actor_id DESC, at DESC, seq DESC")
         }
         (Driver::Tenant, Some(TenantMatch::Slug(slug)), _) => {
-            ("(tenant_slug, at, id)", Some(slug), " ORDER BY tenant_slug DESC, at DESC, id DESC")
+            ("(tenant_slug, at, seq)", Some(slug), " ORDER BY tenant_slug DESC, at DESC, seq DESC")
         }
         (Driver::Tenant, Some(TenantMatch::None), _) => {
             query.push("tenant_slug IS NULL AND ");
-            ("(at, id)", None, " ORDER BY tenant_slug DESC, at DESC, id DESC")
+            ("(at, seq)", None, " ORDER BY tenant_slug DESC, at DESC, seq DESC")
         }
-        _ => ("(at, id)", None, " ORDER BY at DESC, id DESC"),
+        _ => ("(at, seq)", None, " ORDER BY at DESC, seq DESC"),
     };
-    let (before, last) = (place(before), place(last));
+    let (before, last) = (before.map(columns_of), last.map(columns_of));
     // A place lies within the range, so it implies the bound on its side.
     let since = filter.since.map_or(i64::MIN, Timestamp::as_millis);
-    let begin = last.unwrap_or((since, Uuid::nil()));
+    let begin = last.unwrap_or((since, i64::MIN));
     let (comparison, end) = match (before, filter.until) {
         (Some(before), _) => (" < (", before),
-        (None, Some(until)) => (" < (", (until.as_millis(), Uuid::nil())),
-        (None, None) => (" <= (", (i64::MAX, Uuid::max())),
+        (None, Some(until)) => (" < (", (until.as_millis(), i64::MIN)),
+        (None, None) => (" <= (", (i64::MAX, i64::MAX)),
     };
     push_place(query, columns, " >= (", value, begin);
     query.push(" AND ");
@@ -114,17 +116,13 @@ fn push_place(
     columns: &'static str,
     comparison: &'static str,
     value: Option<&String>,
-    (at, id): (i64, Uuid),
+    (at, seq): (i64, i64),
 ) {
     query.push(columns).push(comparison);
     if let Some(value) = value {
         query.push_bind(value.clone()).push(", ");
     }
-    query.push_bind(at).push(", ").push_bind(id).push(")");
-}
-
-fn place(place: Option<Place>) -> Option<(i64, Uuid)> {
-    place.map(|(at, id)| (at.as_millis(), id))
+    query.push_bind(at).push(", ").push_bind(seq).push(")");
 }
 
 #[cfg(test)]
@@ -182,8 +180,8 @@ mod tests {
     async fn the_lead_is_the_index_that_is_used() {
         let (store, server, name) = skewed_log().await;
         let text = |text: &str| Some(text.to_owned());
-        let place = Some((Timestamp::from_millis(2_500).unwrap(), Uuid::nil()));
-        let early = Some((Timestamp::from_millis(1_000).unwrap(), Uuid::nil()));
+        let place = Some((Timestamp::from_millis(2_500).unwrap(), 25_003));
+        let early = Some((Timestamp::from_millis(1_000).unwrap(), 10_003));
         for (tenant, actor, action, index) in [
             (None, None, None, "at"),
             (text("acme"), None, None, "tenant"),
@@ -234,8 +232,8 @@ mod tests {
     async fn check_explained(
         tx: &mut PostgresTransaction,
         lead: &Lead<'_>,
-        before: Option<Place>,
-        last: Option<Place>,
+        before: Option<ListPlace>,
+        last: Option<ListPlace>,
         index: &str,
     ) {
         let mut query = QueryBuilder::new("EXPLAIN SELECT *");

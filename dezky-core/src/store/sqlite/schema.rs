@@ -4,10 +4,10 @@ use sqlx::{Connection, Row, SqliteConnection};
 
 use super::store_error;
 use crate::Result;
-use crate::store::schema::{COMPONENT, Found, check_version};
+use crate::store::schema::{COMPONENT, Found, check_version, parts};
 
 /// One SQL script a version; a script that was released never changes.
-const STEPS: &[&str] = &[include_str!("v1.sql")];
+const STEPS: &[&str] = &[include_str!("v1.sql"), include_str!("v2.sql")];
 
 /// Looks at a database; changes nothing.
 pub(super) async fn inspect(connection: &mut SqliteConnection) -> Result<Found> {
@@ -53,17 +53,17 @@ pub(super) async fn take_steps(
 ) -> Result<()> {
     let version = version_of(&mut *connection, component).await?;
     check_version(version, steps.len())?;
-    run_steps(connection, component, &steps[version..], steps.len()).await
+    run_steps(connection, component, steps[version..].iter().copied(), steps.len()).await
 }
 
 async fn run_steps(
     connection: &mut SqliteConnection,
     component: &str,
-    missing: &[&'static str],
+    missing: impl Iterator<Item = &'static str>,
     version: usize,
 ) -> Result<()> {
     for step in missing {
-        sqlx::raw_sql(*step).execute(&mut *connection).await.map_err(store_error)?;
+        sqlx::raw_sql(step).execute(&mut *connection).await.map_err(store_error)?;
     }
     sqlx::query("INSERT INTO dezky_schema (component, version) VALUES (?, ?) ON CONFLICT (component) DO UPDATE SET version = excluded.version")
         .bind(component)
@@ -90,7 +90,7 @@ pub(super) async fn migrate(
     if version == known_version() {
         return Ok(());
     }
-    run_steps(&mut tx, COMPONENT, &STEPS[version..], STEPS.len()).await?;
+    run_steps(&mut tx, COMPONENT, parts(STEPS, version), STEPS.len()).await?;
     let logs: i64 = sqlx::query("SELECT count(*) FROM dezky_audit_log")
         .fetch_one(&mut *tx)
         .await

@@ -2,13 +2,12 @@
 
 use async_trait::async_trait;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
-use uuid::Uuid;
 
 use super::codec::{COLUMNS, listed_row};
 use super::store_error;
 use crate::store::sql::push_conditions;
-use crate::store::walk::{Lead, Place, Stretches};
-use crate::store::{Driver, TenantMatch};
+use crate::store::walk::{Lead, Stretches, columns_of};
+use crate::store::{Driver, ListPlace, TenantMatch};
 use crate::{Result, StoredEvent, Timestamp};
 
 /// Finds a text in a text.
@@ -40,19 +39,18 @@ impl Stretches for SqliteConnection {
     async fn window_end(
         &mut self,
         lead: &Lead<'_>,
-        before: Option<Place>,
+        before: Option<ListPlace>,
         size: usize,
-    ) -> Result<Option<Place>> {
-        let mut query = QueryBuilder::new("SELECT at, id");
+    ) -> Result<Option<ListPlace>> {
+        let mut query = QueryBuilder::new("SELECT at, seq");
         push_range(&mut query, lead, before, None);
-        query.push(" ORDER BY at DESC, id DESC LIMIT 1 OFFSET ");
+        query.push(" ORDER BY at DESC, seq DESC LIMIT 1 OFFSET ");
         query.push_bind(super::limit(size - 1));
         let row = query.build().fetch_optional(self).await.map_err(store_error)?;
         row.map(|row| {
             let at: i64 = row.try_get(0).map_err(store_error)?;
-            let id: &[u8] = row.try_get(1).map_err(store_error)?;
-            let id = Uuid::from_slice(id).map_err(|_| super::corrupt("an id is not a UUID"))?;
-            Ok((Timestamp::from_millis_clamped(at), id))
+            let seq: i64 = row.try_get(1).map_err(store_error)?;
+            Ok((Timestamp::from_millis_clamped(at), super::unsigned(seq)?))
         })
         .transpose()
     }
@@ -60,15 +58,15 @@ impl Stretches for SqliteConnection {
     async fn select(
         &mut self,
         lead: &Lead<'_>,
-        before: Option<Place>,
-        last: Option<Place>,
+        before: Option<ListPlace>,
+        last: Option<ListPlace>,
         max_rows: usize,
     ) -> Result<Vec<StoredEvent>> {
         let mut query = QueryBuilder::new("SELECT ");
         query.push(COLUMNS);
         push_range(&mut query, lead, before, last);
         push_conditions(&mut query, lead, POSITION);
-        query.push(" ORDER BY at DESC, id DESC LIMIT ").push_bind(super::limit(max_rows));
+        query.push(" ORDER BY at DESC, seq DESC LIMIT ").push_bind(super::limit(max_rows));
         let rows = query.build().fetch_all(self).await.map_err(store_error)?;
         rows.iter().map(listed_row).collect()
     }
@@ -76,11 +74,16 @@ impl Stretches for SqliteConnection {
 
 /// `FROM` and the conditions that the driver's index answers. Places are row
 /// values: the form with OR does not use the index.
+///
+/// `seq` is the table's rowid, which every index ends with, so the indexes stop at
+/// `at`. SQLite compares a rowid within a row value by the index only where the other
+/// side names its collation, although none applies to numbers: without it a page in
+/// the middle of many events of one time would read all of them.
 fn push_range(
     query: &mut QueryBuilder<Sqlite>,
     lead: &Lead<'_>,
-    before: Option<Place>,
-    last: Option<Place>,
+    before: Option<ListPlace>,
+    last: Option<ListPlace>,
 ) {
     let filter = lead.filter;
     query.push(" FROM dezky_audit_events INDEXED BY ");
@@ -110,9 +113,9 @@ fn push_range(
         query.push(" AND at < ").push_bind(until.as_millis());
     }
     for (place, comparison) in [(before, " < ("), (last, " >= (")] {
-        if let Some((at, id)) = place {
-            query.push(" AND (at, id)").push(comparison).push_bind(at.as_millis());
-            query.push(", ").push_bind(id.as_bytes().to_vec()).push(")");
+        if let Some((at, seq)) = place.map(columns_of) {
+            query.push(" AND (at, seq)").push(comparison).push_bind(at);
+            query.push(", ").push_bind(seq).push(" COLLATE BINARY)");
         }
     }
 }
@@ -130,7 +133,7 @@ mod tests {
     async fn places_lead_into_the_index_and_nothing_is_sorted() {
         let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
         super::super::schema::migrate(&mut connection, &[0; 16], &[0; 32]).await.unwrap();
-        let place = Some((Timestamp::MIN, Uuid::nil()));
+        let place = Some((Timestamp::MIN, 7));
         let text = |text: &str| Some(text.to_owned());
         for (tenant, actor, action) in [
             (None, None, None),
@@ -154,14 +157,14 @@ mod tests {
                 let mut query = QueryBuilder::new("EXPLAIN QUERY PLAN SELECT *");
                 push_range(&mut query, &lead, before, last);
                 push_conditions(&mut query, &lead, POSITION);
-                query.push(" ORDER BY at DESC, id DESC LIMIT 10");
+                query.push(" ORDER BY at DESC, seq DESC LIMIT 10");
                 let sql = query.sql().as_str().to_owned();
                 let rows =
                     sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut connection).await.unwrap();
                 let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
                 assert_eq!(plan.len(), 1, "nothing is sorted: {plan:?}");
-                assert_eq!(plan[0].contains("(at,id)<(?,?)"), before.is_some(), "{plan:?}");
-                assert_eq!(plan[0].contains("(at,id)>(?,?)"), last.is_some(), "{plan:?}");
+                assert_eq!(plan[0].contains("(at,rowid)<(?,?)"), before.is_some(), "{plan:?}");
+                assert_eq!(plan[0].contains("(at,rowid)>(?,?)"), last.is_some(), "{plan:?}");
             }
         }
     }

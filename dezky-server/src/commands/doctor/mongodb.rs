@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use dezky_core::store::mongo_error;
+use dezky_core::store::{MongoAuditStore, mongo_error};
 use dezky_core::{Error, ErrorKind};
 use futures_util::TryStreamExt as _;
 use mongodb::bson::{Bson, Document, doc};
@@ -20,8 +20,14 @@ const LONGEST_TRANSACTION_SECONDS: i64 = 10;
 const EVENTS: &str = "dezky_audit_events";
 
 /// The indexes that the log's reads and its deduplication stand on.
-const INDEXES: [&str; 6] =
-    ["by_id", "by_external_id", "by_at", "by_tenant", "by_actor", "by_action"];
+const INDEXES: [&str; 6] = [
+    "by_id",
+    "by_external_id",
+    "by_at_seq",
+    "by_tenant_at_seq",
+    "by_actor_at_seq",
+    "by_action_at_seq",
+];
 
 struct Server {
     client: Client,
@@ -123,7 +129,11 @@ async fn examine_server(
         if fit {
             probe(server, report).await;
         }
-        examine_indexes(server, report).await?;
+        // An older schema has others, and its own line.
+        if versions["audit"] == MongoAuditStore::schema_version() {
+            examine_indexes(server, report).await?;
+        }
+        examine_expiry(server, report).await?;
         let waiting = ask(async {
             let outbox = server.database.collection::<Document>("dezky_outbox");
             outbox.count_documents(doc! {}).limit(100_001).await
@@ -287,7 +297,13 @@ async fn examine_indexes(server: &Server, report: &mut Report) -> Result<(), Err
         let fix = "restore a backup, or make them again as the schema has them";
         report.bad(what, format!("missing of {EVENTS}: {}", missing.join(", ")), fix);
     }
-    let collections = ask(async { server.database.list_collection_names().await }).await?;
+    Ok(())
+}
+
+async fn examine_expiry(server: &Server, report: &mut Report) -> Result<(), Error> {
+    let mut collections = ask(async { server.database.list_collection_names().await }).await?;
+    // The server gives them in any order.
+    collections.sort();
     for name in collections.iter().filter(|name| name.starts_with("dezky_")) {
         let collection = server.database.collection::<Document>(name);
         let indexes: Vec<mongodb::IndexModel> =
@@ -297,7 +313,7 @@ async fn examine_indexes(server: &Server, report: &mut Report) -> Result<(), Err
         };
         if indexes.iter().any(expires) {
             let fix = "drop it: nothing of the log may vanish by itself";
-            report.bad(what, format!("{name} has an index that deletes documents (TTL)"), fix);
+            report.bad("indexes", format!("{name} has an index that deletes documents (TTL)"), fix);
         }
     }
     Ok(())

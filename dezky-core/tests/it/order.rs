@@ -1,0 +1,244 @@
+//! Lists stand in the order (at, seq), also in a log whose schema had another one.
+
+use std::sync::Arc;
+
+use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{AppendOptions, ListQuery, SqliteAuditStore, SqliteConfig};
+use dezky_core::testkit::named_event;
+use dezky_core::verify::verify;
+use dezky_core::{AuditStore, ErrorKind, NewEvent, Timestamp};
+use futures_util::future::join_all;
+use mongodb::Client;
+use mongodb::bson::{Document, doc};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row, SqliteConnection};
+
+use crate::engines::everything;
+use crate::mongodb::write_version_1;
+use crate::servers::{Engine, Patience, TestLog, open, spawn, tokio};
+
+const SQLITE: &str = include_str!("../fixtures/sqlite-v1.sql");
+const POSTGRES: &str = include_str!("../fixtures/postgres-v1.sql");
+/// The time of a fixture's rows, once they have one time.
+const ONE_TIME: i64 = 1_767_225_600_000;
+
+/// A log as version 1 wrote it, as it is or with all of its rows at one time.
+async fn version_1(engine: Engine, at_one_time: bool) -> TestLog {
+    let log = TestLog::new(engine).await;
+    let set_time = format!("UPDATE dezky_audit_events SET at = {ONE_TIME}");
+    match engine {
+        Engine::Memory => unreachable!("has no schema"),
+        Engine::Sqlite => {
+            let mut file = sqlite(&log).await;
+            file.execute("PRAGMA journal_mode = wal").await.unwrap();
+            sqlx::raw_sql(SQLITE).execute(&mut file).await.unwrap();
+            if at_one_time {
+                file.execute(AssertSqlSafe(set_time)).await.unwrap();
+            }
+            file.close().await.unwrap();
+        }
+        Engine::Postgres => {
+            let mut server = PgConnection::connect(&log.url()).await.unwrap();
+            server.execute(sqlx::raw_sql(POSTGRES)).await.unwrap();
+            if at_one_time {
+                server.execute(AssertSqlSafe(set_time)).await.unwrap();
+            }
+        }
+        // All of its rows have that time.
+        Engine::Mongodb => write_version_1(&mongodb(&log).await).await,
+    }
+    log
+}
+
+async fn sqlite(log: &TestLog) -> SqliteConnection {
+    let url = log.url().replace("sqlite:", "sqlite://") + "?mode=rwc";
+    SqliteConnection::connect(&url).await.unwrap()
+}
+
+async fn mongodb(log: &TestLog) -> mongodb::Database {
+    Client::with_uri_str(&log.url()).await.unwrap().default_database().unwrap()
+}
+
+/// The schema's version and the indexes of the events, as the engine says them.
+async fn schema(engine: Engine, log: &TestLog) -> (i64, Vec<String>) {
+    let version = "SELECT version FROM dezky_schema WHERE component = 'audit'";
+    match engine {
+        Engine::Memory => unreachable!("has no schema"),
+        Engine::Sqlite => {
+            let mut file = sqlite(log).await;
+            let version = sqlx::query_scalar(version).fetch_one(&mut file).await.unwrap();
+            let indexes = "SELECT sql FROM sqlite_master WHERE tbl_name = 'dezky_audit_events' AND type = 'index' ORDER BY name";
+            (version, sqlx::query_scalar(indexes).fetch_all(&mut file).await.unwrap())
+        }
+        Engine::Postgres => {
+            let mut server = PgConnection::connect(&log.url()).await.unwrap();
+            let version = sqlx::query_scalar(version).fetch_one(&mut server).await.unwrap();
+            let indexes = "SELECT indexdef FROM pg_indexes WHERE tablename = 'dezky_audit_events' ORDER BY indexname";
+            (version, sqlx::query_scalar(indexes).fetch_all(&mut server).await.unwrap())
+        }
+        Engine::Mongodb => {
+            let database = mongodb(log).await;
+            let schema = database.collection::<Document>("dezky_schema");
+            let schema = schema.find_one(doc! { "_id": "audit" }).await.unwrap().unwrap();
+            let events = database.collection::<Document>("dezky_audit_events");
+            let mut indexes = events.list_index_names().await.unwrap();
+            indexes.sort();
+            (schema.get_i64("version").unwrap(), indexes)
+        }
+    }
+}
+
+/// The newest events first, as `(at, seq)` says it, in pages of every size.
+async fn assert_in_order(store: &dyn AuditStore) {
+    let mut expected = everything(store).await;
+    assert!(expected.len() >= 3);
+    expected.sort_by_key(|e| std::cmp::Reverse((e.event.at, e.seq)));
+    for limit in 1..=expected.len() {
+        let mut query = ListQuery { limit, ..ListQuery::default() };
+        let mut found = Vec::new();
+        loop {
+            let page = store.list(&query).await.unwrap();
+            found.extend(page.events);
+            match page.next_cursor {
+                Some(cursor) => query.cursor = Some(cursor),
+                None => break,
+            }
+        }
+        assert_eq!(found, expected, "limit {limit}");
+    }
+}
+
+async fn a_log_of_version_1_becomes_one_of_this_order(engine: Engine) {
+    let fresh = TestLog::new(engine).await;
+    fresh.open().await;
+    let expected = schema(engine, &fresh).await;
+    assert_eq!(expected.0, 2);
+
+    let log = version_1(engine, false).await;
+    let opened = join_all((0..3).map(|_| open_log(&log))).await;
+    assert_eq!(schema(engine, &log).await, expected, "as if it was made by this version");
+    let store = &opened[0];
+    assert_eq!(verify(&**store, None, |_| ()).await.unwrap().finding, None);
+    assert_in_order(&**store).await;
+    // It is written to as before.
+    let event = NewEvent { at: Timestamp::from_millis(ONE_TIME), ..named_event("new") };
+    let event = event.seal(&TokioRuntime);
+    let appended = opened[2].append(vec![event], AppendOptions::default()).await.unwrap();
+    assert_eq!(appended.appended(), 1);
+    assert_eq!(opened[1].relay(10).await.unwrap().appended, 1);
+    assert_in_order(&**store).await;
+
+    let log = version_1(engine, true).await;
+    let store = open_log(&log).await;
+    let page = store.list(&ListQuery::default()).await.unwrap();
+    let places: Vec<_> = page.events.iter().map(|e| e.seq).collect();
+    assert!(places.len() >= 3 && places.is_sorted_by(|a, b| a > b), "{places:?}");
+    assert!(page.events.iter().all(|e| e.event.at.as_millis() == ONE_TIME));
+    assert_in_order(&*store).await;
+}
+
+async fn open_log(log: &TestLog) -> Arc<dyn AuditStore> {
+    open(&log.url(), Patience::Usual).await.unwrap()
+}
+
+#[test]
+fn sqlite_of_version_1_becomes_one_of_this_order() {
+    tokio().block_on(a_log_of_version_1_becomes_one_of_this_order(Engine::Sqlite));
+}
+
+#[test]
+fn postgres_of_version_1_becomes_one_of_this_order() {
+    tokio().block_on(a_log_of_version_1_becomes_one_of_this_order(Engine::Postgres));
+}
+
+#[test]
+fn mongodb_of_version_1_becomes_one_of_this_order() {
+    tokio().block_on(a_log_of_version_1_becomes_one_of_this_order(Engine::Mongodb));
+}
+
+/// As docs/postgresql.md says it for very large logs.
+#[test]
+fn postgres_takes_over_indexes_that_were_made_beforehand() {
+    tokio().block_on(async {
+        let fresh = TestLog::new(Engine::Postgres).await;
+        fresh.open().await;
+        let log = version_1(Engine::Postgres, false).await;
+        let mut server = PgConnection::connect(&log.url()).await.unwrap();
+        let guide = include_str!("../../../docs/postgresql.md");
+        let made = guide.lines().filter(|line| line.starts_with("CREATE INDEX CONCURRENTLY"));
+        for statement in made.clone() {
+            server.execute(statement).await.unwrap();
+        }
+        assert_eq!(made.count(), 4);
+        let numbers = "SELECT pg_relation_filenode(indexrelid) FROM pg_index WHERE indrelid = 'dezky_audit_events'::regclass";
+        let there: Vec<i64> = oids(&mut server, numbers).await;
+        open_log(&log).await;
+        let kept = oids(&mut server, numbers).await;
+        assert!(kept.iter().all(|number| there.contains(number)), "none was built");
+        let expected = schema(Engine::Postgres, &fresh).await;
+        assert_eq!(schema(Engine::Postgres, &log).await, expected);
+    });
+}
+
+async fn oids(server: &mut PgConnection, query: &str) -> Vec<i64> {
+    let query = format!("SELECT o::bigint FROM ({query}) AS q (o) ORDER BY o");
+    sqlx::query_scalar(AssertSqlSafe(query)).fetch_all(server).await.unwrap()
+}
+
+/// Who may not migrate is told so, and nothing is changed.
+#[test]
+fn an_older_schema_is_refused_where_it_may_not_be_migrated() {
+    tokio().block_on(async {
+        let log = version_1(Engine::Sqlite, false).await;
+        let before = schema(Engine::Sqlite, &log).await;
+        let path = log.url().replace("sqlite:", "");
+        let refused = SqliteAuditStore::open(SqliteConfig::read_only(path), &TokioRuntime).await;
+        let refused = refused.err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::StoreForeign, "{refused}");
+        assert!(refused.to_string().contains("migrate it"), "{refused}");
+        assert_eq!(schema(Engine::Sqlite, &log).await, before);
+        assert_eq!(before.0, 1);
+    });
+}
+
+/// A replica that was not restarted yet asks as version 1 did: it gets its own order,
+/// without reading the whole log.
+#[test]
+fn a_program_of_version_1_goes_on_listing_in_a_migrated_log() {
+    tokio().block_on(async {
+        let log = version_1(Engine::Sqlite, true).await;
+        open_log(&log).await;
+        let mut file = sqlite(&log).await;
+        let query = "SELECT seq FROM dezky_audit_events INDEXED BY dezky_audit_events_at WHERE 1 AND (at, id) < (1767225600000, X'ff') ORDER BY at DESC, id DESC LIMIT 10";
+        let seqs: Vec<i64> = sqlx::query_scalar(query).fetch_all(&mut file).await.unwrap();
+        assert_eq!(seqs, [1, 3, 4, 0, 2], "by id");
+        let rows = file.fetch_all(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {query}")));
+        let plan: Vec<String> = rows.await.unwrap().iter().map(|row| row.get("detail")).collect();
+        assert!(plan[0].contains("dezky_audit_events_at (at<?)"), "{plan:?}");
+    });
+}
+
+/// One that is under way ends, and the migration after it: they don't wait for each other.
+#[test]
+fn a_writer_under_way_does_not_end_the_migration_of_postgres() {
+    tokio().block_on(async {
+        let log = version_1(Engine::Postgres, false).await;
+        let mut observer = PgConnection::connect(&log.url()).await.unwrap();
+        let mut writer = PgConnection::connect(&log.url()).await.unwrap();
+        writer.execute("BEGIN; SELECT 1 FROM dezky_audit_log FOR UPDATE").await.unwrap();
+        writer.execute("SELECT count(*) FROM dezky_audit_events").await.unwrap();
+        let url = log.url();
+        let migration = spawn(async move { open(&url, Patience::Usual).await.map(drop) });
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        let mut waits = 0_i64;
+        while waits == 0 {
+            waits = sqlx::query_scalar(waiting).fetch_one(&mut observer).await.unwrap();
+            assert!(!migration.is_finished(), "it waits for the writer");
+        }
+        // With the lock that a statement on a row would take.
+        let insert = "INSERT INTO dezky_audit_events SELECT * FROM dezky_audit_events WHERE false";
+        writer.execute(insert).await.unwrap();
+        writer.execute("COMMIT").await.unwrap();
+        migration.await.unwrap().unwrap();
+        assert_eq!(schema(Engine::Postgres, &log).await.0, 2);
+    });
+}
