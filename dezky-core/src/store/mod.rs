@@ -21,6 +21,7 @@ mod schema;
 mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod structure;
 mod tail;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
 mod walk;
@@ -51,6 +52,7 @@ pub use self::rows::{
 };
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteAuditStore, SqliteConfig, SqliteDatabase, SqliteRows, sqlite_error};
+pub use self::structure::{Anomaly, Extent};
 pub use self::tail::Tail;
 use crate::integrity::Evidence;
 use crate::source::QuarantineItem;
@@ -112,6 +114,18 @@ pub trait AuditStore: Send + Sync {
     /// At most `max_rows` (bounded by [`MAX_SCAN_ROWS`]) rows from `from_seq` on,
     /// by `seq`, as they stand: for verification, copying and tailing.
     async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>>;
+
+    /// Compares the database's structure with what the schema makes, and, to the extent
+    /// of [`Extent::Rows`], what each way of a list leads to with the rows: what hides or
+    /// changes rows between the table and those who list it. Writes nothing; the store
+    /// is readable meanwhile, and events may be appended.
+    ///
+    /// Empty where all is as it should be, and for a store that has no such structure,
+    /// such as one in memory.
+    async fn examine(&self, extent: Extent) -> Result<Vec<Anomaly>> {
+        let _ = extent;
+        Ok(Vec::new())
+    }
 
     /// Resolves when an append of this process has taken the log beyond
     /// `next_seq` events. Other processes' appends may not be noticed: combine it

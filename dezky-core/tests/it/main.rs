@@ -17,6 +17,7 @@ mod proxy;
 mod queries;
 mod servers;
 mod sqlite;
+mod structure;
 mod tamper;
 mod walk;
 mod writers;

@@ -16,7 +16,8 @@ use crate::{Error, ErrorKind, Result, SealedEvent};
 
 /// How much longer than the server's own bound a server may be silent.
 const SILENCE: Duration = Duration::from_secs(5);
-/// How long a migration may take, or wait for another process that migrates.
+/// How long a migration may take, or wait for another process that migrates; and a look at
+/// every row.
 const MIGRATION: Duration = Duration::from_mins(10);
 
 /// A few keys are looked up in a table of any size, whatever the planner believes
@@ -211,6 +212,17 @@ impl PostgresDatabase {
     /// A transaction for the bounded walk of `list`.
     pub(crate) async fn read_walk(&self) -> Result<PostgresTransaction> {
         self.transaction(&self.0.read_walk, self.0.answer_timeout).await
+    }
+
+    /// A transaction like that of a walk, whose statements may take as long as a look at
+    /// every row does.
+    pub(super) async fn examination(&self) -> Result<PostgresTransaction> {
+        let begin = format!(
+            "{}; SET LOCAL statement_timeout = {}",
+            self.0.read_walk,
+            MIGRATION.as_millis()
+        );
+        self.transaction(&begin, MIGRATION + SILENCE).await
     }
 
     /// A transaction that excludes every other that migrates in this database.

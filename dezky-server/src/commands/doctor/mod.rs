@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use dezky_core::Error;
+use dezky_core::store::{AuditStore, Extent};
 use serde::Serialize;
 use serde_json::json;
 
@@ -278,6 +279,10 @@ async fn examine_log(config: &StoreConfig, witness: &Witness, report: &mut Repor
         Ok(engine) => engine,
         Err(failure) => return report.bad("log", failure.to_string(), "see the other lines"),
     };
+    // Without its tables the rest of a schema is not worth a word.
+    if !report.checks.iter().any(|check| check.level == Level::Bad && check.what == "schema") {
+        examine_structure(&*engine.log(), report).await;
+    }
     let what = "head";
     match witness.compare(&*engine.log()).await {
         Ok(Found::First) => {
@@ -292,6 +297,23 @@ async fn examine_log(config: &StoreConfig, witness: &Witness, report: &mut Repor
         Err(failure) => report.bad(what, failure.to_string(), "mend the file"),
     }
     engine.close().await;
+}
+
+/// Compares tables, indexes and what acts on them with what the schema makes.
+async fn examine_structure(log: &dyn AuditStore, report: &mut Report) {
+    let what = "structure";
+    match log.examine(Extent::Definitions).await {
+        Ok(anomalies) if anomalies.is_empty() => report.ok(
+            what,
+            "tables and indexes of the log are as the schema makes them; no trigger, rule, policy or view of others",
+        ),
+        Ok(anomalies) => {
+            for anomaly in anomalies {
+                report.bad(what, anomaly.to_string(), anomaly.fix);
+            }
+        }
+        Err(error) => report.bad(what, error.to_string(), "see the other lines"),
+    }
 }
 
 fn finish(config: &StoreConfig, report: &Report, as_json: bool) -> Result<(), Failure> {

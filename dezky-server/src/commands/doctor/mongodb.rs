@@ -19,10 +19,6 @@ const LONGEST_TRANSACTION_SECONDS: i64 = 10;
 
 const EVENTS: &str = "dezky_audit_events";
 
-/// The indexes that the log's reads and its deduplication stand on.
-const INDEXES: [&str; 6] =
-    ["by_id", "by_external_id", "by_at", "by_tenant", "by_actor", "by_action"];
-
 struct Server {
     client: Client,
     database: Database,
@@ -123,7 +119,6 @@ async fn examine_server(
         if fit {
             probe(server, report).await;
         }
-        examine_indexes(server, report).await?;
         let waiting = ask(async {
             let outbox = server.database.collection::<Document>("dezky_outbox");
             outbox.count_documents(doc! {}).limit(100_001).await
@@ -272,35 +267,6 @@ async fn probe(server: &Server, report: &mut Report) {
             report.bad("writing", error.to_string(), fix);
         }
     }
-}
-
-async fn examine_indexes(server: &Server, report: &mut Report) -> Result<(), Error> {
-    let what = "indexes";
-    let names =
-        ask(async { server.database.collection::<Document>(EVENTS).list_index_names().await })
-            .await?;
-    let missing: Vec<_> =
-        INDEXES.into_iter().filter(|name| !names.iter().any(|index| index == name)).collect();
-    if missing.is_empty() {
-        report.ok(what, format!("all {} of the log are there", INDEXES.len()));
-    } else {
-        let fix = "restore a backup, or make them again as the schema has them";
-        report.bad(what, format!("missing of {EVENTS}: {}", missing.join(", ")), fix);
-    }
-    let collections = ask(async { server.database.list_collection_names().await }).await?;
-    for name in collections.iter().filter(|name| name.starts_with("dezky_")) {
-        let collection = server.database.collection::<Document>(name);
-        let indexes: Vec<mongodb::IndexModel> =
-            ask(async { collection.list_indexes().await?.try_collect().await }).await?;
-        let expires = |index: &mongodb::IndexModel| {
-            index.options.as_ref().is_some_and(|options| options.expire_after.is_some())
-        };
-        if indexes.iter().any(expires) {
-            let fix = "drop it: nothing of the log may vanish by itself";
-            report.bad(what, format!("{name} has an index that deletes documents (TTL)"), fix);
-        }
-    }
-    Ok(())
 }
 
 async fn examine_change_streams(server: &Server, report: &mut Report) {

@@ -1,0 +1,124 @@
+//! The file's structure and indexes, compared with what the schema makes.
+
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection};
+
+use super::{schema, store_error};
+use crate::Result;
+use crate::store::structure::{Object, compare, shown, unreached};
+use crate::store::{Anomaly, Extent};
+
+/// The table that lists show.
+const EVENTS: &str = "dezky_audit_events";
+
+/// Everything that was made by a statement and is about a table of ours, or names one.
+/// LIKE knows no case, as names don't here.
+const OBJECTS: &str = r"SELECT type, name, tbl_name, sql FROM sqlite_master
+    WHERE sql IS NOT NULL AND (name LIKE 'dezky\_%' ESCAPE '\' OR tbl_name LIKE 'dezky\_%' ESCAPE '\'
+        OR (type = 'trigger' AND sql LIKE '%dezky\_%' ESCAPE '\'))";
+
+/// What reads of the log can't be trusted for.
+pub(super) async fn examine(
+    connection: &mut SqliteConnection,
+    extent: Extent,
+) -> Result<Vec<Anomaly>> {
+    let expected = expected().await?;
+    let mut found = objects(connection).await?;
+    // Of the tables of other components only what acts by itself.
+    found.retain(|object| {
+        object.kind == "trigger" || expected.iter().any(|ours| ours.table == object.table)
+    });
+    let mut anomalies = compare(&expected, &found);
+    if extent == Extent::Rows {
+        anomalies.extend(damage(connection).await?);
+        for index in expected.iter().filter(|object| object.kind == "index") {
+            if index.table == EVENTS && found.contains(index) {
+                anomalies.extend(reached(connection, index).await?);
+            }
+        }
+    }
+    Ok(anomalies)
+}
+
+/// What the schema makes: made once more, in memory.
+async fn expected() -> Result<Vec<Object>> {
+    let memory = SqliteConnectOptions::new().in_memory(true).disable_statement_logging();
+    let mut connection = memory.connect().await.map_err(store_error)?;
+    schema::migrate(&mut connection, &[0; 16], &[0; 32]).await?;
+    let made = objects(&mut connection).await?;
+    connection.close().await.map_err(store_error)?;
+    Ok(made)
+}
+
+async fn objects(connection: &mut SqliteConnection) -> Result<Vec<Object>> {
+    let rows: Vec<(String, String, String, String)> =
+        sqlx::query_as(OBJECTS).fetch_all(connection).await.map_err(store_error)?;
+    let object = |(kind, name, table, sql): (String, String, String, String)| {
+        // A view has the place of a table.
+        let kind = if kind == "view" { "table".to_owned() } else { kind };
+        Object { kind, name, table, definition: normal(&sql) }
+    };
+    Ok(rows.into_iter().map(object).collect())
+}
+
+/// A statement without comments and with single spaces, so that these may change in a
+/// schema that was released. The schema has no `--` in a text; a statement that has one
+/// keeps its quote before it, and so differs.
+fn normal(sql: &str) -> String {
+    let lines = sql.lines().map(|line| line.split("--").next().unwrap_or_default());
+    lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
+}
+
+/// What SQLite itself finds: among others every index is compared with its table.
+async fn damage(connection: &mut SqliteConnection) -> Result<Vec<Anomaly>> {
+    let said: Vec<String> = sqlx::query_scalar("PRAGMA integrity_check(20)")
+        .fetch_all(connection)
+        .await
+        .map_err(store_error)?;
+    let found = said.iter().flat_map(|text| text.lines()).filter(|line| *line != "ok");
+    let anomaly = |line: &str| {
+        Anomaly {
+        object: "the database file".to_owned(),
+        detail: shown(line),
+        fix: "keep a copy of the file as it is, then restore a backup; where only entries of an index are missing, REINDEX makes them anew"
+            .to_owned(),
+    }
+    };
+    Ok(found.map(anomaly).collect())
+}
+
+/// How many rows the index leads to, against those of the table.
+async fn reached(connection: &mut SqliteConnection, index: &Object) -> Result<Option<Anomaly>> {
+    // The schema's own condition, as the definition is that of the schema.
+    let condition = index.definition.split_once(" WHERE ").map_or("1", |(_, condition)| condition);
+    let mut counts = [0; 2];
+    for (count, way) in
+        counts.iter_mut().zip(["NOT INDEXED", &format!("INDEXED BY {}", index.name)])
+    {
+        // A plain count(*) takes whichever index is the smallest.
+        let sql = format!("SELECT coalesce(sum(1), 0) FROM {EVENTS} {way} WHERE {condition}");
+        *count = sqlx::query_scalar(AssertSqlSafe(sql))
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(store_error)?;
+    }
+    let [rows, reached] = counts;
+    Ok(unreached(&index.name, reached, rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_and_spaces_make_no_difference_and_conditions_do() {
+        let ours = normal("CREATE INDEX i ON t (at, id)");
+        assert_eq!(normal("CREATE  INDEX i\n  ON t (at,\tid) -- by time"), ours);
+        for other in [
+            "CREATE INDEX i ON t (at, id)--\nWHERE at > 5",
+            "CREATE INDEX i ON t (at, id) WHERE '--' <> id",
+        ] {
+            assert_ne!(normal(other), ours, "{other}");
+        }
+    }
+}
