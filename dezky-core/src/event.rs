@@ -466,7 +466,7 @@ impl AuditEvent {
         if is_reserved_action(&self.action) {
             return Err(Invalid::new(
                 "action",
-                "without the prefix dezky., which the log's own operations on its rows have",
+                "without the prefix dezky., which is reserved for the log's own operations",
             ));
         }
         if !is_source(&self.source) {
@@ -523,9 +523,9 @@ fn is_action(action: &str) -> bool {
         })
 }
 
-/// Whether the action is one by which the log itself tells what it did to rows that it
-/// holds, such as an erasure. No such operation exists yet, so no way in takes one: what
-/// bears such an action in a later version is known to come from there.
+/// Whether the action is reserved for operations of the log on its own rows, such as an
+/// erasure. None exists yet. No ingest path accepts a reserved action, so that a later
+/// version can rely on where such an event came from.
 pub(crate) fn is_reserved_action(action: &str) -> bool {
     action.starts_with("dezky.")
 }

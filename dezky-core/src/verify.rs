@@ -1,5 +1,5 @@
-//! Verification: the whole log recomputed, the first difference named, and what lists
-//! show compared with the rows.
+//! Verification: recomputes the whole log, names the first difference, and compares what
+//! lists can show with the rows.
 
 use std::fmt;
 
@@ -68,14 +68,14 @@ pub struct Verdict {
     pub head: Head,
     /// The first difference; `None` for a log that is whole.
     pub finding: Option<Finding>,
-    /// What makes lists show something else than the rows, or could: empty for a
-    /// database whose structure is as the schema makes it.
+    /// Differences between the database's structure and the schema, because of which lists
+    /// may not show what is stored.
     pub anomalies: Vec<Anomaly>,
 }
 
 impl Verdict {
-    /// The first problem in one line for a person; `None` if the log is what was
-    /// recorded and lists show it.
+    /// Returns the first problem as one line; `None` if the log is what was recorded and
+    /// lists show it.
     pub fn problem(&self) -> Option<String> {
         let finding = self.finding.as_ref().map(ToString::to_string);
         finding.or_else(|| self.anomalies.first().map(ToString::to_string))
@@ -112,11 +112,11 @@ impl std::str::FromStr for ExpectedHead {
 
 /// Recomputes every leaf from the live columns, derived ones included, the chain
 /// and the head, in bounded memory, and names the first difference. `progress`
-/// is called with the number of events verified, every thousand or so. Then asks
-/// the store whether its lists lead to all of these rows
+/// is called with the number of events verified, every thousand or so. Then compares the
+/// structure of the database with its schema, and the entries of its indexes with the rows
 /// ([`examine`](AuditStore::examine)).
 ///
-/// A row that claims an erasure is altered: no operation of this version erases.
+/// A row that claims an erasure counts as altered: no operation of this version erases.
 ///
 /// Events that are appended meanwhile are not looked at. Only an expected head,
 /// kept outside the database, shows that a whole tail and the head's own row
@@ -347,7 +347,7 @@ impl ChainWalk {
         } else if claims_erasure(row) {
             let fields: Vec<_> = row.stored.erased.iter().map(|field| field.name()).collect();
             format!(
-                "the row claims that {} was erased, and no operation of the log has erased it",
+                "the row claims that {} was erased, but no erasure is on record",
                 fields.join(", ")
             )
         } else if self.is_expected(row) {
@@ -393,10 +393,10 @@ fn is_whole(row: &StoredRow) -> bool {
         && row.folds == Folds::of(&row.stored.event)
 }
 
-/// Whether the row has what an erasure leaves. Its leaf is the recorded one, as whoever
-/// writes the database can compute it from the salt; so the leaf alone proves no erasure.
-/// An operation that erases will tell so on the timeline, by an action that no way in
-/// takes (`dezky.`); until there is one, every erasure was put there.
+/// Whether the row claims that fields were erased. Its leaf hash proves nothing: anyone who
+/// can write the database can compute the remains of an erasure from the salt. An operation
+/// that erases will record it on the timeline under a reserved action (`dezky.`). No such
+/// operation exists yet, so every claim is forged.
 fn claims_erasure(row: &StoredRow) -> bool {
     matches!(row.evidence, integrity::Evidence::Erased(_))
 }

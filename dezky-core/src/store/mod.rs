@@ -115,13 +115,12 @@ pub trait AuditStore: Send + Sync {
     /// by `seq`, as they stand: for verification, copying and tailing.
     async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>>;
 
-    /// Compares the database's structure with what the schema makes, and, to the extent
-    /// of [`Extent::Rows`], what each way of a list leads to with the rows: what hides or
-    /// changes rows between the table and those who list it. Writes nothing; the store
-    /// is readable meanwhile, and events may be appended.
+    /// Compares the database's structure with the schema, and with [`Extent::Rows`] also
+    /// the entries of each index with the rows. Finds whatever hides or changes rows
+    /// between the table and a list. Read-only; events may be appended meanwhile.
     ///
-    /// Empty where all is as it should be, and for a store that has no such structure,
-    /// such as one in memory.
+    /// Empty if nothing differs, and for stores without such a structure, such as one in
+    /// memory.
     async fn examine(&self, extent: Extent) -> Result<Vec<Anomaly>> {
         let _ = extent;
         Ok(Vec::new())

@@ -30,8 +30,8 @@ pub trait RowStore: Send + Sync + 'static {
     /// Rows that match, newest first; see [`Walk`].
     async fn walk(&self, walk: &Walk<'_>) -> Result<Walked>;
 
-    /// What of the database's structure is not as the schema makes it, and, to the
-    /// extent of [`Extent::Rows`], which ways of a walk do not lead to all rows.
+    /// Returns differences between the database's structure and the schema, and with
+    /// [`Extent::Rows`] the indexes that do not lead to all rows.
     async fn examine(&self, extent: Extent) -> Result<Vec<Anomaly>> {
         let _ = extent;
         Ok(Vec::new())

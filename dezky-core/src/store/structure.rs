@@ -1,5 +1,6 @@
-//! What stands between the rows and those who list them: tables, indexes, and what acts
-//! on them by itself, as a catalogue describes it and as the schema makes it.
+//! Comparison of a database's structure with the schema. Indexes, views, triggers and
+//! policies can make a list show something other than the stored rows, without a hash
+//! changing.
 
 use std::fmt;
 
@@ -8,18 +9,20 @@ use serde::Serialize;
 /// How far [`AuditStore::examine`](super::AuditStore::examine) goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
-    /// The definitions: a few queries of the catalogue, however large the log.
+    /// Definitions only: a few catalogue queries, independent of the log's size.
     Definitions,
-    /// The rows as well: every index is read as a whole and compared with its table.
+    /// Definitions and rows: reads every index of the events completely and compares it
+    /// with the table.
     Rows,
 }
 
-/// What makes lists show something else than the rows, or could.
+/// A difference between the database's structure and the schema, because of which lists
+/// may not show what is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Anomaly {
-    /// The table, index, trigger or the like.
+    /// The table, column, index, trigger or other object.
     pub object: String,
-    /// What it is instead of what it should be, in one line.
+    /// The difference, in one line.
     pub detail: String,
     /// How to mend it.
     pub fix: String,
@@ -55,7 +58,7 @@ mod compared {
         pub(crate) name: String,
         /// The table that it belongs to; of a table itself.
         pub(crate) table: String,
-        /// Everything else that matters, in a form that is compared as text.
+        /// Every other property that matters, as text to compare.
         pub(crate) definition: String,
     }
 
@@ -64,7 +67,7 @@ mod compared {
             (&self.kind, &self.name) == (&other.kind, &other.name)
         }
 
-        /// A name for a person.
+        /// The object's name for people.
         fn label(&self) -> String {
             match self.kind.as_str() {
                 "table" | "column" | "index" => shown(&self.name),
@@ -73,31 +76,30 @@ mod compared {
         }
     }
 
-    /// The differences of what was `found` to what is `expected`. An index that is none
-    /// of ours is no difference: it changes no answer. Anything else that is none of
-    /// ours is one.
+    /// Returns the differences between the `found` and the `expected` objects. Additional
+    /// indexes are allowed, as they don't change results; additional objects of any other
+    /// kind are differences.
     pub(crate) fn compare(expected: &[Object], found: &[Object]) -> Vec<Anomaly> {
         let mut anomalies = Vec::new();
         let mut replaced = BTreeSet::new();
         let tables = expected.iter().filter(|object| object.kind == "table");
         let others = expected.iter().filter(|object| object.kind != "table");
         for wanted in tables.chain(others) {
-            // A table that is gone has no columns or indexes to speak of.
+            // Columns and indexes of a missing or replaced table are not worth a line each.
             if replaced.contains(&wanted.table) {
                 continue;
             }
             let difference = match found.iter().find(|object| object.is(wanted)) {
-                None => "it is missing".to_owned(),
+                None => "is missing".to_owned(),
                 Some(object) if object.definition != wanted.definition => {
-                    let is = shown(&object.definition);
-                    format!("it is not as the schema makes it, but: {is}")
+                    format!("differs from the schema: {}", shown(&object.definition))
                 }
                 Some(_) => continue,
             };
             if wanted.kind == "table" {
                 replaced.insert(&wanted.table);
             }
-            let fix = "make it again as the schema has it, or restore a backup".to_owned();
+            let fix = "recreate it from the schema, or restore a backup".to_owned();
             anomalies.push(Anomaly { object: wanted.label(), detail: difference, fix });
         }
         for object in found {
@@ -105,8 +107,8 @@ mod compared {
             if !is_ours && object.kind != "index" && !replaced.contains(&object.table) {
                 anomalies.push(Anomaly {
                     object: object.label(),
-                    detail: format!("the schema makes none such: {}", shown(&object.definition)),
-                    fix: "drop it, and find out who made it".to_owned(),
+                    detail: format!("is not part of the schema: {}", shown(&object.definition)),
+                    fix: "drop it, and find out who created it".to_owned(),
                 });
             }
         }
@@ -114,24 +116,27 @@ mod compared {
         anomalies
     }
 
-    /// An index that does not lead to all the rows that it should.
+    /// Returns an anomaly if an index has other entries than its table has rows.
     pub(crate) fn unreached(index: &str, reached: i64, rows: i64) -> Option<Anomaly> {
         (reached != rows).then(|| Anomaly {
             object: shown(index),
-            detail: format!("it leads to {reached} rows, and the table has {rows}"),
-            fix: "keep a copy of the database as it is, then make the index anew".to_owned(),
+            detail: format!("leads to {reached} of {rows} rows"),
+            fix: "keep a copy of the database as evidence, then rebuild the index".to_owned(),
         })
     }
 
-    /// A text of the catalogue as it may be shown: bounded, and without characters that
-    /// steer a terminal or turn the order of others around.
+    /// Makes a catalogue text safe to print: bounds its length, and replaces control and
+    /// bidirectional formatting characters.
     pub(crate) fn shown(text: &str) -> String {
-        let steers = |c: char| {
+        let is_unsafe = |c: char| {
             c.is_control()
                 || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
         };
-        let mut shown: String =
-            text.chars().take(MAX_SHOWN).map(|c| if steers(c) { '\u{fffd}' } else { c }).collect();
+        let mut shown: String = text
+            .chars()
+            .take(MAX_SHOWN)
+            .map(|c| if is_unsafe(c) { '\u{fffd}' } else { c })
+            .collect();
         if text.chars().nth(MAX_SHOWN).is_some() {
             shown.push('…');
         }
@@ -162,7 +167,7 @@ mod compared {
             let said: Vec<_> = compare(&expected, &found).iter().map(ToString::to_string).collect();
             assert_eq!(said.len(), 3, "{said:?}");
             assert!(said[0].contains("t_at: ") && said[0].contains("at > 5"), "{said:?}");
-            assert!(said[1].contains("t_id: it is missing"), "{said:?}");
+            assert!(said[1].contains("t_id: is missing"), "{said:?}");
             assert!(said[2].starts_with("trigger empties\u{fffd} on t: "), "{said:?}");
 
             let view = [object("table", "t", "view"), object("column", "t.x", "text")];

@@ -1,5 +1,5 @@
-//! What is done to a database between its rows and those who list them is named, and so is
-//! what rows claim of themselves. Every change is made to a real database.
+//! Tampering that no hash covers: forged erasures, and structures that hide rows from lists.
+//! Every change is made to a real database.
 
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ async fn verdict(store: &dyn AuditStore) -> Verdict {
     verify(store, None, |_| ()).await.unwrap()
 }
 
-/// What verification says of the structure, checked for having all the words.
+/// Asserts that verification names an anomaly with all of the words.
 async fn named(store: &dyn AuditStore, words: &[&str], change: &str) {
     let said: Vec<_> = verdict(store).await.anomalies.iter().map(ToString::to_string).collect();
     let has_all = |line: &String| words.iter().all(|word| line.contains(word));
@@ -78,8 +78,7 @@ async fn mongodb(log: &TestLog) -> mongodb::Database {
     client.default_database().unwrap()
 }
 
-/// What whoever can write the database makes of a row: the values gone, and what an erasure
-/// would leave in the place of the salt.
+/// The columns that a forger with access to the database computes from a row's salt.
 fn forged(row: &StoredRow) -> (String, Vec<u8>, Folds) {
     let fields = [Field::ActorEmail, Field::Metadata];
     let (event, evidence) = erase(&row.stored.event, &row.evidence, &fields);
@@ -179,7 +178,7 @@ fn an_index_that_hides_events_is_named_on_sqlite() {
                 assert_eq!(shown, 19, "the list does not show it");
                 assert_eq!(verdict(&*fresh).await.finding, None, "the rows are all there");
             }
-            named(&*fresh, &[&index, "leads to 19 rows", "the table has 20"], &disguise).await;
+            named(&*fresh, &[&index, "leads to 19 of 20 rows"], &disguise).await;
             named(&*fresh, &["the database file", "missing from index", &index], &disguise).await;
             let quick = fresh.examine(Extent::Definitions).await.unwrap();
             assert_eq!(quick, [], "a look at the definitions does not see it");
@@ -221,7 +220,7 @@ fn what_was_put_into_the_file_is_named() {
             ),
             (
                 "ALTER TABLE dezky_audit_events ADD COLUMN shout TEXT AS (upper(action))",
-                &["dezky_audit_events", "not as the schema makes it"],
+                &["dezky_audit_events", "differs from the schema"],
                 "ALTER TABLE dezky_audit_events DROP COLUMN shout",
             ),
             (
@@ -261,7 +260,7 @@ fn what_was_put_into_postgresql_is_named() {
             // Disguised by who may write the catalogue.
             (
                 &format!("{partial}; UPDATE pg_index SET indpred = NULL WHERE {of_index}"),
-                &["dezky_audit_events_tenant", "leads to 19 rows"],
+                &["dezky_audit_events_tenant", "leads to 19 of 20 rows"],
                 &again,
             ),
             (
@@ -334,7 +333,7 @@ fn what_was_put_into_postgresql_is_named() {
             (
                 "CREATE FUNCTION public.strpos(text, text) RETURNS integer LANGUAGE sql AS 'SELECT 0'",
                 "public, pg_catalog",
-                &["search_path public", "before pg_catalog"],
+                &["search_path public", "comes before pg_catalog"],
             ),
         ] {
             let lead = format!("{change}; ALTER DATABASE {name} SET search_path = {path}");
@@ -344,7 +343,7 @@ fn what_was_put_into_postgresql_is_named() {
     });
 }
 
-/// What the steps make is what is expected of them, the optional index included.
+/// The optional index is part of it.
 #[test]
 fn the_catalogue_of_postgresql_is_that_of_its_schema() {
     tokio().block_on(async {
@@ -409,5 +408,21 @@ fn what_was_put_into_mongodb_is_named() {
         let pipeline = vec![doc! { "$match": { "_id": { "$ne": "ocis" } } }];
         run(doc! { "create": "dezky_cursors", "viewOn": "hidden", "pipeline": pipeline }).await;
         named(&*store, &["dezky_cursors", "a view"], "a view").await;
+    });
+}
+
+/// The same bytes of another subtype sort elsewhere: pages would pass over the event.
+#[test]
+fn an_id_of_another_type_is_an_altered_row() {
+    tokio().block_on(async {
+        let (log, store) = filled(Engine::Mongodb).await;
+        let events = mongodb(&log).await.collection::<Document>("dezky_audit_events");
+        let row = events.find_one(doc! { "_id": 7_i64 }).await.unwrap().unwrap();
+        let Some(Bson::Binary(id)) = row.get("id") else { panic!("{row:?}") };
+        let generic = mongodb::bson::spec::BinarySubtype::Generic;
+        let id = Bson::Binary(mongodb::bson::Binary { subtype: generic, bytes: id.bytes.clone() });
+        events.update_one(doc! { "_id": 7_i64 }, doc! { "$set": { "id": id } }).await.unwrap();
+        let finding = verdict(&*store).await.finding.unwrap();
+        assert_eq!((finding.seq, finding.kind), (7, Difference::Altered), "{}", finding.detail);
     });
 }

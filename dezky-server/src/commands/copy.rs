@@ -202,7 +202,8 @@ impl Copy<'_> {
                 self.progress.show(done, Some(head.next_seq));
             });
             let verdict = verdict.await.map_err(refused)?;
-            // What hides rows of the source from its lists does not hide them from a copy.
+            // A copy reads the rows themselves, so it also rescues those that the source's
+            // lists don't show.
             let problem = if which == "source" {
                 verdict.finding.map(|found| found.to_string())
             } else {

@@ -62,7 +62,7 @@ fn report(verdict: &Verdict, as_json: bool) -> Result<(), Failure> {
             found.seq
         ))),
         None if !verdict.anomalies.is_empty() => Err(Failure::no(
-            "the rows are what was recorded, but lists may show something else: keep the database as it is, and mend what is named",
+            "the rows are what was recorded, but lists may not show all of them: keep a copy of the database as evidence, then fix each line above",
         )),
         None => Ok(()),
     }

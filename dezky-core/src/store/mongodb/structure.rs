@@ -1,4 +1,4 @@
-//! The collections' options and indexes, compared with what the schema makes.
+//! Comparison of the collections' options and indexes with the schema.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,11 +18,11 @@ use crate::Result;
 use crate::store::structure::{Object, compare, unreached};
 use crate::store::{Anomaly, Extent, Head};
 
-/// How long a look at every document may take.
+/// Time limit for one count of all documents.
 const LOOK: Duration = Duration::from_mins(10);
 
-/// What reads of the log can't be trusted for. Documents that come after `head` are not
-/// looked at.
+/// Returns the reasons not to trust reads of the log. Documents appended after `head` are
+/// ignored.
 pub(super) async fn examine(
     database: &MongoDatabase,
     extent: Extent,
@@ -40,7 +40,7 @@ pub(super) async fn examine(
     Ok(anomalies)
 }
 
-/// What the steps of the schema make, one after the other.
+/// The schema's objects after all of its steps.
 fn expected() -> Vec<Object> {
     let mut made: BTreeMap<(String, String), Object> = BTreeMap::new();
     for collection in schema::steps().iter().flatten() {
@@ -67,8 +67,8 @@ async fn collections(database: &MongoDatabase) -> Result<Vec<CollectionSpecifica
     Ok(all.into_iter().filter(|collection| collection.name.starts_with("dezky_")).collect())
 }
 
-/// A collection and its indexes. Of those of other components, which have no indexes that
-/// are expected here, only what acts by itself.
+/// A collection and its indexes. Other components' collections count only for options and
+/// TTL indexes, which are never part of the schema.
 async fn objects(
     database: &MongoDatabase,
     collection: &CollectionSpecification,
@@ -97,7 +97,7 @@ async fn objects(
         let expires = index.options.as_ref().is_some_and(|options| options.expire_after.is_some());
         let mut index = index_object(name, &index);
         if expires {
-            // It deletes documents: never one that changes no answer.
+            // Not an additional index like others: it deletes documents.
             index.kind = "TTL index".to_owned();
         }
         objects.push(index);
@@ -105,7 +105,7 @@ async fn objects(
     Ok(objects)
 }
 
-/// What an option of a collection does to what is written or read.
+/// Describes the options of a collection that affect what is written or read.
 fn options_of(options: Option<&CreateCollectionOptions>) -> String {
     let mut text = "a collection".to_owned();
     let Some(options) = options else { return text };
@@ -150,7 +150,7 @@ fn index_object(collection: &str, index: &IndexModel) -> Object {
     object("index", &format!("{collection}.{name}"), collection, &definition)
 }
 
-/// Servers give the direction back as any type of number.
+/// The direction of a key, whichever number type the server returns.
 fn direction(value: &Bson) -> String {
     match value {
         Bson::Int32(number) => number.to_string(),
@@ -160,8 +160,8 @@ fn direction(value: &Bson) -> String {
     }
 }
 
-/// Compares how many documents each index leads to with those of the collection. Those
-/// over a part of them serve deduplication, not lists.
+/// Compares the number of documents that each index leads to with that of the collection.
+/// Partial indexes serve deduplication, not lists, and are left out.
 async fn unreached_rows(
     database: &MongoDatabase,
     expected: &[Object],

@@ -1,4 +1,4 @@
-//! The tables, indexes and what acts on them, compared with what the schema makes.
+//! Comparison of tables, indexes, triggers, rules and policies with the schema.
 
 use sqlx::{AssertSqlSafe, query};
 
@@ -8,24 +8,24 @@ use crate::Result;
 use crate::store::structure::{Object, compare, unreached};
 use crate::store::{Anomaly, Extent};
 
-/// The table that lists show.
+/// The table behind the lists.
 const EVENTS: &str = "dezky_audit_events";
-/// The optional index, and what it is where it was made.
+/// The optional index and its definition.
 const SEARCH_INDEX: (&str, &str) = (
     "dezky_audit_events_search",
     "CREATE INDEX dezky_audit_events_search ON dezky_audit_events USING gin (search gin_trgm_ops)",
 );
-/// What [`CATALOGUE`] says of an index that isn't used.
+/// The suffix by which [`CATALOGUE`] marks an index that the planner does not use.
 const NOT_VALID: &str = " (not valid)";
 
-/// What the log's schema makes, as [`CATALOGUE`] describes it: kind, name, table and
-/// definition of an object in a line, between tabs. A test compares it with a database that
-/// was made by the steps of the schema, and prints it as it should be.
+/// The result of [`CATALOGUE`] on a database that has only the log's schema: per line the
+/// kind, name, table and definition of an object, separated by tabs. A test compares it
+/// with a freshly migrated database and prints the differences.
 const EXPECTED: &str = include_str!("catalogue.tsv");
 
-/// The tables and views that our names lead to, what they consist of, and what acts on them
-/// by itself; and what stands in the way of names. Catalogues are named in full, so that
-/// no table of somebody else is taken for one.
+/// The relations to which our names resolve, their columns, indexes, constraints, triggers,
+/// rules and policies, and entries of the search_path that redirect names. Catalogue names
+/// are qualified, so that the search_path can't redirect these.
 const CATALOGUE: &str = r"
 WITH ours AS (
     SELECT c.oid, c.relname::text AS name, c.relkind, c.relpersistence,
@@ -85,42 +85,43 @@ SELECT 'policy', p.polname::text, o.name, 'a policy'
 UNION ALL
 SELECT 'row security', o.name, o.name, 'switched on' FROM ours o WHERE o.secured
 UNION ALL
-SELECT 'inheritance', i.inhrelid::regclass::text, o.name, 'its rows are shown as those of ' || i.inhparent::regclass::text
+SELECT 'inheritance', i.inhrelid::regclass::text, o.name, 'its rows are read as rows of ' || i.inhparent::regclass::text
     FROM ours o
     JOIN pg_catalog.pg_inherits i ON o.oid IN (i.inhparent, i.inhrelid)
 UNION ALL
 SELECT 'another of that name', n.nspname || '.' || c.relname, o.name,
-        'it stands in the search_path too, and a change of it would lead there'
+        'the search_path has both schemas'
     FROM ours o
     JOIN pg_catalog.pg_class c
         ON c.relname = o.name AND c.oid <> o.oid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = ANY (pg_catalog.current_schemas(true))
 UNION ALL
-SELECT 'search_path', s.schema::text, 'every table', 'it stands before pg_catalog, so its functions and operators are taken for PostgreSQL''s'
+SELECT 'search_path', s.schema::text, 'every table', 'comes before pg_catalog, so its functions and operators override the built-in ones'
     FROM unnest(pg_catalog.current_schemas(true)) WITH ORDINALITY AS s (schema, place)
     WHERE s.schema NOT LIKE 'pg\_temp%' AND s.place < (
         SELECT k.place FROM unnest(pg_catalog.current_schemas(true)) WITH ORDINALITY AS k (schema, place)
         WHERE k.schema = 'pg_catalog')
 ORDER BY 1, 2";
 
-/// The table's own rows, by none of its indexes.
+/// Reads the table itself, without its indexes.
 const BY_TABLE: &str = "SET LOCAL enable_seqscan = on; SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off";
-/// As a walk reads.
+/// Reads by an index, as lists do.
 const BY_INDEX: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_indexscan = on; SET LOCAL enable_indexonlyscan = on";
 
-/// What reads of the log can't be trusted for.
+/// Returns the reasons not to trust reads of the log.
 pub(super) async fn examine(tx: &mut PostgresTransaction, extent: Extent) -> Result<Vec<Anomaly>> {
     let mut expected = expected();
     let mut found = objects(tx).await?;
-    // Of the tables of other components only what acts by itself.
+    // The definitions of other components' tables are not known here; triggers, rules and
+    // policies are never part of any.
     found.retain(|object| {
         let is_defined = matches!(&*object.kind, "table" | "column" | "index" | "constraint");
         !is_defined || expected.iter().any(|ours| ours.table == object.table)
     });
     let (name, definition) = SEARCH_INDEX;
     if let Some(index) = found.iter_mut().find(|object| object.name == name) {
-        // One that is not valid is not used.
+        // The search does not use it while it is not valid.
         index.definition.truncate(index.definition.trim_end_matches(NOT_VALID).len());
         expected.push(Object { definition: definition.to_owned(), ..index.clone() });
     }
@@ -161,8 +162,8 @@ async fn objects(tx: &mut PostgresTransaction) -> Result<Vec<Object>> {
         .collect()
 }
 
-/// How many rows the index leads to, against those of the table. Its definition is that of
-/// the schema, so its columns and its condition are too.
+/// Compares the number of rows that the index leads to with that of the table. The
+/// definition equals the schema's, so its columns and condition are safe to run.
 async fn reached(tx: &mut PostgresTransaction, index: &Object) -> Result<Option<Anomaly>> {
     let Some((_, keys)) = index.definition.split_once(" USING btree (") else { return Ok(None) };
     let Some((columns, rest)) = keys.split_once(')') else { return Ok(None) };
@@ -170,7 +171,7 @@ async fn reached(tx: &mut PostgresTransaction, index: &Object) -> Result<Option<
     tx.run(BY_TABLE).await?;
     let rows = count(tx, format!("SELECT count(*) AS n FROM {EVENTS} WHERE {condition}")).await?;
     tx.run(BY_INDEX).await?;
-    // Its order is that of the index alone, and nothing may be sorted.
+    // Only this index gives the order, and sorting is switched off.
     let reached = count(
         tx,
         format!(

@@ -1,4 +1,4 @@
-//! The file's structure and indexes, compared with what the schema makes.
+//! Comparison of the file's structure and indexes with the schema.
 
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection};
@@ -8,23 +8,24 @@ use crate::Result;
 use crate::store::structure::{Object, compare, shown, unreached};
 use crate::store::{Anomaly, Extent};
 
-/// The table that lists show.
+/// The table behind the lists.
 const EVENTS: &str = "dezky_audit_events";
 
-/// Everything that was made by a statement and is about a table of ours, or names one.
-/// LIKE knows no case, as names don't here.
+/// All objects that belong to one of our tables, and triggers anywhere that mention one.
+/// LIKE ignores case, as SQLite does in names.
 const OBJECTS: &str = r"SELECT type, name, tbl_name, sql FROM sqlite_master
     WHERE sql IS NOT NULL AND (name LIKE 'dezky\_%' ESCAPE '\' OR tbl_name LIKE 'dezky\_%' ESCAPE '\'
         OR (type = 'trigger' AND sql LIKE '%dezky\_%' ESCAPE '\'))";
 
-/// What reads of the log can't be trusted for.
+/// Returns the reasons not to trust reads of the log.
 pub(super) async fn examine(
     connection: &mut SqliteConnection,
     extent: Extent,
 ) -> Result<Vec<Anomaly>> {
     let expected = expected().await?;
     let mut found = objects(connection).await?;
-    // Of the tables of other components only what acts by itself.
+    // The definitions of other components' tables are not known here; triggers are never
+    // part of any.
     found.retain(|object| {
         object.kind == "trigger" || expected.iter().any(|ours| ours.table == object.table)
     });
@@ -40,7 +41,7 @@ pub(super) async fn examine(
     Ok(anomalies)
 }
 
-/// What the schema makes: made once more, in memory.
+/// The schema's objects, created by the migration steps in a database in memory.
 async fn expected() -> Result<Vec<Object>> {
     let memory = SqliteConnectOptions::new().in_memory(true).disable_statement_logging();
     let mut connection = memory.connect().await.map_err(store_error)?;
@@ -54,22 +55,22 @@ async fn objects(connection: &mut SqliteConnection) -> Result<Vec<Object>> {
     let rows: Vec<(String, String, String, String)> =
         sqlx::query_as(OBJECTS).fetch_all(connection).await.map_err(store_error)?;
     let object = |(kind, name, table, sql): (String, String, String, String)| {
-        // A view has the place of a table.
+        // A view can take a table's name.
         let kind = if kind == "view" { "table".to_owned() } else { kind };
         Object { kind, name, table, definition: normal(&sql) }
     };
     Ok(rows.into_iter().map(object).collect())
 }
 
-/// A statement without comments and with single spaces, so that these may change in a
-/// schema that was released. The schema has no `--` in a text; a statement that has one
-/// keeps its quote before it, and so differs.
+/// Removes comments and collapses white space, so that a database matches whatever the
+/// layout of the script that created it. A `--` inside a quoted text is cut too, but the
+/// opening quote stays, and the schema has no quotes: such a statement never matches.
 fn normal(sql: &str) -> String {
     let lines = sql.lines().map(|line| line.split("--").next().unwrap_or_default());
     lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
 }
 
-/// What SQLite itself finds: among others every index is compared with its table.
+/// SQLite's own check, which among other things compares every index with its table.
 async fn damage(connection: &mut SqliteConnection) -> Result<Vec<Anomaly>> {
     let said: Vec<String> = sqlx::query_scalar("PRAGMA integrity_check(20)")
         .fetch_all(connection)
@@ -80,22 +81,22 @@ async fn damage(connection: &mut SqliteConnection) -> Result<Vec<Anomaly>> {
         Anomaly {
         object: "the database file".to_owned(),
         detail: shown(line),
-        fix: "keep a copy of the file as it is, then restore a backup; where only entries of an index are missing, REINDEX makes them anew"
+        fix: "keep a copy of the file as evidence, then restore a backup; if only index entries are wrong, REINDEX rebuilds them"
             .to_owned(),
     }
     };
     Ok(found.map(anomaly).collect())
 }
 
-/// How many rows the index leads to, against those of the table.
+/// Compares the number of rows that the index leads to with that of the table.
 async fn reached(connection: &mut SqliteConnection, index: &Object) -> Result<Option<Anomaly>> {
-    // The schema's own condition, as the definition is that of the schema.
+    // The definition equals the schema's, so its condition is safe to run.
     let condition = index.definition.split_once(" WHERE ").map_or("1", |(_, condition)| condition);
     let mut counts = [0; 2];
     for (count, way) in
         counts.iter_mut().zip(["NOT INDEXED", &format!("INDEXED BY {}", index.name)])
     {
-        // A plain count(*) takes whichever index is the smallest.
+        // SQLite would answer count(*) from the smallest index, whatever is named here.
         let sql = format!("SELECT coalesce(sum(1), 0) FROM {EVENTS} {way} WHERE {condition}");
         *count = sqlx::query_scalar(AssertSqlSafe(sql))
             .fetch_one(&mut *connection)
@@ -111,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comments_and_spaces_make_no_difference_and_conditions_do() {
+    fn layout_is_ignored_and_conditions_are_not() {
         let ours = normal("CREATE INDEX i ON t (at, id)");
         assert_eq!(normal("CREATE  INDEX i\n  ON t (at,\tid) -- by time"), ours);
         for other in [

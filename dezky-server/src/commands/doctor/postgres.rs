@@ -366,8 +366,8 @@ async fn probe(connection: &mut PgConnection, report: &mut Report) {
     }
 }
 
-/// An optional index that was left half made is not used; the others are examined with the
-/// log's structure.
+/// Warns of an optional index that an interrupted build left behind: searches don't use it.
+/// The other indexes are part of the structure check.
 async fn examine_search_index(
     connection: &mut PgConnection,
     report: &mut Report,
