@@ -94,14 +94,24 @@ async fn what_acts_on_tables_by_itself_is_named() {
     let trigger =
         "CREATE TRIGGER quiet AFTER UPDATE ON dezky_flags BEGIN DELETE FROM dezky_outbox; END";
     sqlx::raw_sql(trigger).execute(&mut file).await.unwrap();
-    file.close().await.unwrap();
     let output = doctor(&url, &[]);
     assert_eq!(output.status.code(), Some(1));
     only(&output, "bad", &["structure", "trigger quiet on dezky_flags", "drop it"]);
+    // Tenants that a list does not show.
+    let partial = "DROP TRIGGER quiet; DROP INDEX dezky_tenants_status; \
+        CREATE INDEX dezky_tenants_status ON dezky_tenants (status, slug) WHERE slug <> 'acme'";
+    sqlx::raw_sql(partial).execute(&mut file).await.unwrap();
+    file.close().await.unwrap();
+    only(&doctor(&url, &[]), "bad", &["structure", "dezky_tenants_status", "acme"]);
 
     let database = Database::new(Engine::Postgres).await.unwrap();
     migrated(&database.url);
     for (made, named) in [
+        (
+            "ALTER TABLE dezky_users ALTER subject TYPE text COLLATE \"POSIX\"",
+            "dezky_users.subject",
+        ),
+        ("ALTER TABLE dezky_flags ADD CHECK (key <> 'a')", "dezky_flags_key_check"),
         (
             "CREATE RULE quiet AS ON DELETE TO dezky_tenants DO INSTEAD NOTHING",
             "rule quiet on dezky_tenants",
@@ -124,6 +134,10 @@ async fn what_acts_on_tables_by_itself_is_named() {
     let validator = doc! { "collMod": "dezky_flags", "validator": { "key": "none" } };
     client.default_database().unwrap().run_command(validator).await.unwrap();
     only(&doctor(&database.url, &[]), "bad", &["structure", "dezky_flags", "validator"]);
+    collection(&database.url, "dezky_tenants").await.drop_index("by_status").await.unwrap();
+    let output = doctor(&database.url, &[]);
+    let bad = lines(&output, "bad");
+    assert!(bad.iter().any(|line| line.contains("dezky_tenants.by_status")), "{bad:?}");
 }
 
 /// The server beside the tests runs without fsync, as nothing in it has to last.

@@ -13,7 +13,7 @@ use mongodb::options::{CreateCollectionOptions, Hint};
 use mongodb::results::{CollectionSpecification, CollectionType};
 
 use super::database::{MongoDatabase, mongo_error, no_answer};
-use super::schema::{self, EVENTS};
+use super::schema::{self, EVENTS, MongoCollection};
 use crate::Result;
 use crate::store::structure::{Object, compare, unreached};
 use crate::store::{Anomaly, Extent, Head};
@@ -28,11 +28,8 @@ pub(super) async fn examine(
     extent: Extent,
     head: Head,
 ) -> Result<Vec<Anomaly>> {
-    let expected = expected();
-    let mut found = Vec::new();
-    for collection in collections(database).await? {
-        found.extend(objects(database, &collection, &expected).await?);
-    }
+    let expected = made_by(&schema::steps());
+    let found = all_objects(database, &expected).await?;
     let mut anomalies = compare(&expected, &found);
     if extent == Extent::Rows {
         anomalies.extend(unreached_rows(database, &expected, &found, head).await?);
@@ -40,10 +37,33 @@ pub(super) async fn examine(
     Ok(anomalies)
 }
 
-/// The schema's objects after all of its steps.
-fn expected() -> Vec<Object> {
+/// Compares the definitions of a component's collections and indexes with those that its
+/// steps create.
+pub(super) async fn definitions(
+    database: &MongoDatabase,
+    steps: &[Vec<MongoCollection>],
+) -> Result<Vec<Anomaly>> {
+    let expected = made_by(steps);
+    let mut found = all_objects(database, &expected).await?;
+    // TTL indexes of any collection are found with the log's structure.
+    found.retain(|object| {
+        object.kind != "TTL index" && expected.iter().any(|ours| ours.table == object.table)
+    });
+    Ok(compare(&expected, &found))
+}
+
+async fn all_objects(database: &MongoDatabase, expected: &[Object]) -> Result<Vec<Object>> {
+    let mut found = Vec::new();
+    for collection in collections(database).await? {
+        found.extend(objects(database, &collection, expected).await?);
+    }
+    Ok(found)
+}
+
+/// The objects after all of the steps.
+fn made_by(steps: &[Vec<MongoCollection>]) -> Vec<Object> {
     let mut made: BTreeMap<(String, String), Object> = BTreeMap::new();
-    for collection in schema::steps().iter().flatten() {
+    for collection in steps.iter().flatten() {
         let name = collection.name();
         let table = object("table", name, name, &options_of(None));
         made.insert((name.to_owned(), String::new()), table);
@@ -67,8 +87,8 @@ async fn collections(database: &MongoDatabase) -> Result<Vec<CollectionSpecifica
     Ok(all.into_iter().filter(|collection| collection.name.starts_with("dezky_")).collect())
 }
 
-/// A collection and its indexes. Other components' collections count only for options and
-/// TTL indexes, which are never part of the schema.
+/// A collection and its indexes. Other components' collections count only for TTL indexes,
+/// which are never part of a schema.
 async fn objects(
     database: &MongoDatabase,
     collection: &CollectionSpecification,
@@ -82,8 +102,6 @@ async fn objects(
     let mut objects = Vec::new();
     if is_ours {
         objects.push(object("table", name, name, &definition));
-    } else if definition != options_of(None) && !is_view {
-        objects.push(object("options", name, name, &definition));
     }
     if is_view {
         return Ok(objects);

@@ -10,7 +10,9 @@ use sqlx::postgres::PgPool;
 use super::config::PostgresConfig;
 use super::listen::{self, Listener};
 use super::schema;
+use super::structure;
 use super::transaction::PostgresTransaction;
+use crate::store::Anomaly;
 use crate::store::schema::check_version;
 use crate::{Error, ErrorKind, Result, SealedEvent};
 
@@ -163,6 +165,19 @@ impl PostgresDatabase {
         let mut tx = self.begin_migration().await?;
         schema::take_steps(&mut tx, component, steps).await?;
         tx.commit().await
+    }
+
+    /// Compares the tables and indexes of a component with its `catalogue`: one object a
+    /// line with kind, name, table and definition, separated by tabs. Empty if they match;
+    /// additional indexes are allowed.
+    ///
+    /// # Errors
+    /// Those of reading the database.
+    pub async fn examine(&self, catalogue: &'static str) -> Result<Vec<Anomaly>> {
+        let mut tx = self.read().await?;
+        let anomalies = structure::definitions(&mut tx, catalogue).await?;
+        tx.commit().await?;
+        Ok(anomalies)
     }
 
     /// Tells every process that waits on `channel`, when this transaction commits,

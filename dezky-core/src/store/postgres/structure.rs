@@ -111,13 +111,12 @@ const BY_INDEX: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_indexsc
 
 /// Returns the reasons not to trust reads of the log.
 pub(super) async fn examine(tx: &mut PostgresTransaction, extent: Extent) -> Result<Vec<Anomaly>> {
-    let mut expected = expected();
+    let mut expected = listed(EXPECTED);
     let mut found = objects(tx).await?;
     // The definitions of other components' tables are not known here; triggers, rules and
     // policies are never part of any.
     found.retain(|object| {
-        let is_defined = matches!(&*object.kind, "table" | "column" | "index" | "constraint");
-        !is_defined || expected.iter().any(|ours| ours.table == object.table)
+        !is_definition(object) || expected.iter().any(|ours| ours.table == object.table)
     });
     let (name, definition) = SEARCH_INDEX;
     if let Some(index) = found.iter_mut().find(|object| object.name == name) {
@@ -125,10 +124,7 @@ pub(super) async fn examine(tx: &mut PostgresTransaction, extent: Extent) -> Res
         index.definition.truncate(index.definition.trim_end_matches(NOT_VALID).len());
         expected.push(Object { definition: definition.to_owned(), ..index.clone() });
     }
-    let mut anomalies = compare(&expected, &found);
-    for anomaly in anomalies.iter_mut().filter(|a| a.detail.ends_with(NOT_VALID)) {
-        anomaly.fix = format!("REINDEX INDEX CONCURRENTLY {}", anomaly.object);
-    }
+    let mut anomalies = named(compare(&expected, &found));
     if extent == Extent::Rows {
         for index in expected.iter().filter(|object| object.kind == "index") {
             if index.table == EVENTS && index.name != name && found.contains(index) {
@@ -139,13 +135,40 @@ pub(super) async fn examine(tx: &mut PostgresTransaction, extent: Extent) -> Res
     Ok(anomalies)
 }
 
-fn expected() -> Vec<Object> {
+/// Compares the definitions of a component's tables with its catalogue.
+pub(super) async fn definitions(
+    tx: &mut PostgresTransaction,
+    catalogue: &str,
+) -> Result<Vec<Anomaly>> {
+    let expected = listed(catalogue);
+    let mut found = objects(tx).await?;
+    // Triggers, rules and policies on any table are found with the log's structure.
+    found.retain(|object| {
+        is_definition(object) && expected.iter().any(|ours| ours.table == object.table)
+    });
+    Ok(named(compare(&expected, &found)))
+}
+
+fn is_definition(object: &Object) -> bool {
+    matches!(&*object.kind, "table" | "column" | "index" | "constraint")
+}
+
+/// Adds the fix for indexes that are not valid.
+fn named(mut anomalies: Vec<Anomaly>) -> Vec<Anomaly> {
+    for anomaly in anomalies.iter_mut().filter(|a| a.detail.ends_with(NOT_VALID)) {
+        anomaly.fix = format!("REINDEX INDEX CONCURRENTLY {}", anomaly.object);
+    }
+    anomalies
+}
+
+/// The objects of a catalogue in the form of [`EXPECTED`].
+fn listed(catalogue: &str) -> Vec<Object> {
     let object = |line: &str| {
         let mut parts = line.splitn(4, '\t').map(str::to_owned);
         let mut part = || parts.next().unwrap_or_default();
         Object { kind: part(), name: part(), table: part(), definition: part() }
     };
-    EXPECTED.lines().map(object).collect()
+    catalogue.lines().map(object).collect()
 }
 
 async fn objects(tx: &mut PostgresTransaction) -> Result<Vec<Object>> {

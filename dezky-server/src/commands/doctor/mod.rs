@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use dezky_core::Error;
-use dezky_core::store::{AuditStore, Extent};
+use dezky_core::store::Extent;
 use serde::Serialize;
 use serde_json::json;
 
@@ -281,7 +281,7 @@ async fn examine_log(config: &StoreConfig, witness: &Witness, report: &mut Repor
     };
     // Missing tables are reported already.
     if !report.checks.iter().any(|check| check.level == Level::Bad && check.what == "schema") {
-        examine_structure(&*engine.log(), report).await;
+        examine_structure(&engine, report).await;
     }
     let what = "head";
     match witness.compare(&*engine.log()).await {
@@ -300,13 +300,17 @@ async fn examine_log(config: &StoreConfig, witness: &Witness, report: &mut Repor
 }
 
 /// Compares tables, indexes, triggers, rules and policies with the schema.
-async fn examine_structure(log: &dyn AuditStore, report: &mut Report) {
+async fn examine_structure(engine: &Engine, report: &mut Report) {
     let what = "structure";
-    match log.examine(Extent::Definitions).await {
-        Ok(anomalies) if anomalies.is_empty() => report.ok(
-            what,
-            "the log's tables and indexes match the schema; no foreign trigger, rule or policy",
-        ),
+    let examined = async {
+        let mut anomalies = engine.log().examine(Extent::Definitions).await?;
+        anomalies.extend(engine.directory().await?.examine().await?);
+        anomalies.extend(engine.flags().await?.examine().await?);
+        Ok::<_, Error>(anomalies)
+    };
+    match examined.await {
+        Ok(anomalies) if anomalies.is_empty() => report
+            .ok(what, "tables and indexes match the schema; no foreign trigger, rule or policy"),
         Ok(anomalies) => {
             for anomaly in anomalies {
                 report.bad(what, anomaly.to_string(), anomaly.fix);
