@@ -1,11 +1,12 @@
-//! Verification: the whole log recomputed, and the first difference named.
+//! Verification: recomputes the whole log, names the first difference, and compares what
+//! lists can show with the rows.
 
 use std::fmt;
 
 use serde::Serialize;
 
-use crate::integrity::{chain_hash, leaf_hash};
-use crate::store::{AuditStore, Folds, Head, ScannedRow, StoredRow};
+use crate::integrity::{self, chain_hash, leaf_hash};
+use crate::store::{Anomaly, AuditStore, Extent, Folds, Head, ScannedRow, StoredRow};
 use crate::{Error, ErrorKind, Result};
 
 /// How many rows are held at a time.
@@ -50,6 +51,12 @@ pub struct Finding {
     pub detail: String,
 }
 
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seq {}: {}: {}", self.seq, self.kind, self.detail)
+    }
+}
+
 /// What verification came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
@@ -61,6 +68,18 @@ pub struct Verdict {
     pub head: Head,
     /// The first difference; `None` for a log that is whole.
     pub finding: Option<Finding>,
+    /// Differences between the database's structure and the schema, because of which lists
+    /// may not show what is stored.
+    pub anomalies: Vec<Anomaly>,
+}
+
+impl Verdict {
+    /// Returns the first problem as one line; `None` if the log is what was recorded and
+    /// lists show it.
+    pub fn problem(&self) -> Option<String> {
+        let finding = self.finding.as_ref().map(ToString::to_string);
+        finding.or_else(|| self.anomalies.first().map(ToString::to_string))
+    }
 }
 
 /// A head that was kept elsewhere: the hash of the event at `seq`.
@@ -93,7 +112,11 @@ impl std::str::FromStr for ExpectedHead {
 
 /// Recomputes every leaf from the live columns, derived ones included, the chain
 /// and the head, in bounded memory, and names the first difference. `progress`
-/// is called with the number of events verified, every thousand or so.
+/// is called with the number of events verified, every thousand or so. Then compares the
+/// structure of the database with its schema, and the entries of its indexes with the rows
+/// ([`examine`](AuditStore::examine)).
+///
+/// A row that claims an erasure counts as altered: no operation of this version erases.
 ///
 /// Events that are appended meanwhile are not looked at. Only an expected head,
 /// kept outside the database, shows that a whole tail and the head's own row
@@ -111,7 +134,7 @@ pub async fn verify(
     let mut walk =
         ChainWalk { base: state.base, next: state.base, before: None, verified: 0, expected };
     if let Some(finding) = walk.check_base() {
-        return Ok(walk.verdict(Some(finding)));
+        return walk.verdict(store, Some(finding)).await;
     }
     let mut from_seq = i64::MIN;
     let finding = 'log: loop {
@@ -130,7 +153,7 @@ pub async fn verify(
         from_seq = next;
     };
     let finding = finding.or_else(|| walk.check_head(state.head)).or_else(|| walk.check_expected());
-    Ok(walk.verdict(finding))
+    walk.verdict(store, finding).await
 }
 
 /// A row behind the head that we read: appended since, or put there.
@@ -184,15 +207,20 @@ impl ChainWalk {
     }
 
     fn continues(&self, row: &StoredRow) -> bool {
-        row.stored.prev_hash == self.next.hash && is_whole(row) && self.is_expected(row)
+        row.stored.prev_hash == self.next.hash
+            && is_whole(row)
+            && self.is_expected(row)
+            && !claims_erasure(row)
     }
 
     fn is_expected(&self, row: &StoredRow) -> bool {
         self.expected.is_none_or(|e| e.seq != row.stored.seq || e.hash == row.stored.hash)
     }
 
-    fn verdict(&self, finding: Option<Finding>) -> Verdict {
-        Verdict { verified: self.verified, base: self.base, head: self.next, finding }
+    async fn verdict(&self, store: &dyn AuditStore, finding: Option<Finding>) -> Result<Verdict> {
+        let anomalies = store.examine(Extent::Rows).await?;
+        let Self { verified, base, next: head, .. } = *self;
+        Ok(Verdict { verified, base, head, finding, anomalies })
     }
 
     /// The base moves only when a log's beginning is archived, which leaves its
@@ -314,13 +342,20 @@ impl ChainWalk {
             let detail = format!("the event of this place stands at {seq}");
             return finding(wanted, Difference::Reordered, &detail);
         }
-        let hashed = row.stored.hash == chain_hash(&self.next.hash, &leaf_of(row));
-        let detail = match (hashed, self.is_expected(row)) {
-            (true, true) => "a derived search column differs from the event",
-            (true, false) => "the hash is not that of the expected head",
-            (false, _) => "the event or its hash differs from what was recorded",
+        let detail = if row.stored.hash != chain_hash(&self.next.hash, &leaf_of(row)) {
+            "the event or its hash differs from what was recorded".to_owned()
+        } else if claims_erasure(row) {
+            let fields: Vec<_> = row.stored.erased.iter().map(|field| field.name()).collect();
+            format!(
+                "the row claims that {} was erased, but no erasure is on record",
+                fields.join(", ")
+            )
+        } else if self.is_expected(row) {
+            "a derived search column differs from the event".to_owned()
+        } else {
+            "the hash is not that of the expected head".to_owned()
         };
-        finding(wanted, Difference::Altered, detail)
+        finding(wanted, Difference::Altered, &detail)
     }
 
     /// The row does not follow the one before it.
@@ -356,6 +391,14 @@ impl ChainWalk {
 fn is_whole(row: &StoredRow) -> bool {
     row.stored.hash == chain_hash(&row.stored.prev_hash, &leaf_of(row))
         && row.folds == Folds::of(&row.stored.event)
+}
+
+/// Whether the row claims that fields were erased. Its leaf hash proves nothing: anyone who
+/// can write the database can compute the remains of an erasure from the salt. An operation
+/// that erases will record it on the timeline under a reserved action (`dezky.`). No such
+/// operation exists yet, so every claim is forged.
+fn claims_erasure(row: &StoredRow) -> bool {
+    matches!(row.evidence, integrity::Evidence::Erased(_))
 }
 
 fn leaf_of(row: &StoredRow) -> [u8; 32] {

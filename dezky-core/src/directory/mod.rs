@@ -46,7 +46,7 @@ pub use self::postgres::PostgresDirectory;
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteDirectory;
 pub use self::tenants::DirectoryTenants;
-use crate::store::Capabilities;
+use crate::store::{Anomaly, Capabilities};
 use crate::{Error, ErrorKind, Result, SealedEvent, Timestamp};
 
 /// The most documents of one page.
@@ -62,6 +62,12 @@ pub const MAX_CHANGES: usize = 1_000;
 pub trait DirectoryStore: Send + Sync {
     /// What this store can do beyond the contract's core.
     fn capabilities(&self) -> Capabilities;
+
+    /// Compares the structure of the store's tables with their schema. Empty if they match,
+    /// and for stores without such a structure. Read-only.
+    async fn examine(&self) -> Result<Vec<Anomaly>> {
+        Ok(Vec::new())
+    }
 
     /// One tenant, deleted ones included; but a deleted one owns no domains.
     async fn tenant(&self, key: TenantKey<'_>) -> Result<Option<Tenant>>;

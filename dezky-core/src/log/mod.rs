@@ -56,7 +56,7 @@ pub struct SpoolStatus {
 /// | field | what becomes of it |
 /// |---|---|
 /// | actorEmail, actorId, resourceId, resourceName | [cut to their bounds](NewEvent::cut_to_bounds) |
-/// | action | ASCII letters in lower case, any other character that is not allowed becomes `_`, empty words go, the rest is cut to 128 bytes; `invalid.action` if no letter or digit remains |
+/// | action | ASCII letters in lower case, any other character that is not allowed becomes `_`, empty words go, the rest is cut to 128 bytes; `invalid.action` if no letter or digit remains; `invalid.` is put before the reserved prefix `dezky.` |
 /// | source | what is not allowed becomes `_`, the rest is shortened and gets the digest of the original behind it, so that it is nobody else's name; `invalid-…` if it is empty |
 /// | externalId | too long: `sha256:` and the digest of the original, which still tells duplicates; empty: absent |
 /// | tenantSlug, partnerSlug, resourceType | absent |

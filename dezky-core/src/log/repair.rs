@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::event::canonical_ip;
+use crate::event::{canonical_ip, is_reserved_action};
 use crate::{Field, NewEvent};
 
 const ACTION_BYTES: usize = 128;
@@ -98,6 +98,9 @@ pub(super) fn repaired_action(action: &str) -> Option<String> {
             words
         },
     );
+    if is_reserved_action(&words) {
+        words.insert_str(0, "invalid.");
+    }
     words.truncate(ACTION_BYTES);
     words.truncate(words.trim_end_matches('.').len());
     if words == action && !words.is_empty() {

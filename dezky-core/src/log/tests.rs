@@ -661,6 +661,9 @@ fn repaired_names() {
         (" - ", "invalid.action"),
         ("a..b.", "a.b"),
         (".User Löschen", "user_l_schen"),
+        // That the log itself erased something is not for others to say.
+        ("dezky.erased", "invalid.dezky.erased"),
+        ("Dezky..Erased", "invalid.dezky.erased"),
     ] {
         assert_eq!(repaired_action(action).as_deref(), Some(repaired), "{action}");
     }

@@ -17,8 +17,8 @@ use super::rows::{
     WalkEnd,
 };
 use super::{
-    AppendOptions, Appended, AuditStore, Capabilities, Lease, ListPage, ListQuery, LogPart,
-    MAX_BATCH_EVENTS, MAX_BATCH_QUARANTINE, MAX_BATCH_RELEASE, MAX_CURSOR_BYTES,
+    Anomaly, AppendOptions, Appended, AuditStore, Capabilities, Extent, Lease, ListPage, ListQuery,
+    LogPart, MAX_BATCH_EVENTS, MAX_BATCH_QUARANTINE, MAX_BATCH_RELEASE, MAX_CURSOR_BYTES,
     MAX_CURSOR_SOURCE_BYTES, MAX_QUARANTINE_RAW_BYTES, MAX_SCAN_ROWS, QuarantinedItem, Receipt,
     ReceiptStatus, Relayed, ScannedRow, StoredRow,
 };
@@ -131,6 +131,10 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
 
     async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>> {
         self.rows.scan(from_seq, max_rows.min(MAX_SCAN_ROWS)).await
+    }
+
+    async fn examine(&self, extent: Extent) -> Result<Vec<Anomaly>> {
+        self.rows.examine(extent).await
     }
 
     async fn changed(&self, next_seq: u64) {

@@ -21,6 +21,7 @@ mod schema;
 mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod structure;
 mod tail;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
 mod walk;
@@ -51,6 +52,7 @@ pub use self::rows::{
 };
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteAuditStore, SqliteConfig, SqliteDatabase, SqliteRows, sqlite_error};
+pub use self::structure::{Anomaly, Extent};
 pub use self::tail::Tail;
 use crate::integrity::Evidence;
 use crate::source::QuarantineItem;
@@ -113,6 +115,17 @@ pub trait AuditStore: Send + Sync {
     /// At most `max_rows` (bounded by [`MAX_SCAN_ROWS`]) rows from `from_seq` on,
     /// by `seq`, as they stand: for verification, copying and tailing.
     async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>>;
+
+    /// Compares the database's structure with the schema, and with [`Extent::Rows`] also
+    /// the entries of each index with the rows. Finds whatever hides or changes rows
+    /// between the table and a list. Read-only; events may be appended meanwhile.
+    ///
+    /// Empty if nothing differs, and for stores without such a structure, such as one in
+    /// memory.
+    async fn examine(&self, extent: Extent) -> Result<Vec<Anomaly>> {
+        let _ = extent;
+        Ok(Vec::new())
+    }
 
     /// Resolves when an append of this process has taken the log beyond
     /// `next_seq` events. Other processes' appends may not be noticed: combine it

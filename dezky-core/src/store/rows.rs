@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{Capabilities, Filter, QuarantinedItem, ScannedRow, StoredRow};
+use super::{Anomaly, Capabilities, Extent, Filter, QuarantinedItem, ScannedRow, StoredRow};
 use crate::integrity::{Erasure, Evidence, GENESIS};
 use crate::source::QuarantineItem;
 use crate::{AuditEvent, Field, Result, SealedEvent, StoredEvent, Timestamp};
@@ -29,6 +29,13 @@ pub trait RowStore: Send + Sync + 'static {
 
     /// Rows that match, newest first; see [`Walk`].
     async fn walk(&self, walk: &Walk<'_>) -> Result<Walked>;
+
+    /// Returns differences between the database's structure and the schema, and with
+    /// [`Extent::Rows`] the indexes that do not lead to all rows.
+    async fn examine(&self, extent: Extent) -> Result<Vec<Anomaly>> {
+        let _ = extent;
+        Ok(Vec::new())
+    }
 
     /// The ingest cursor of `source`.
     async fn cursor(&self, source: &str) -> Result<Option<String>>;

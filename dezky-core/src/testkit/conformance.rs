@@ -353,10 +353,12 @@ pub async fn other_differences_are_no_conflict(h: Harness<'_>) {
 /// See the name.
 pub async fn an_invalid_event_refuses_the_whole_batch(h: Harness<'_>) {
     let store = h.open(Reopen::No).await;
-    let changes: [(&str, Change); 10] = [
+    let changes: [(&str, Change); 11] = [
         ("action", |e| e.action = String::new()),
         ("action", |e| e.action = "Tenant.Created".into()),
         ("action", |e| e.action = "a".repeat(129)),
+        // What the log did itself is for nobody else to tell.
+        ("action", |e| e.action = "dezky.erased".into()),
         ("source", |e| e.source = "s".repeat(65)),
         ("externalId", |e| e.external_id = Some(String::new())),
         ("externalId", |e| e.external_id = Some("x".repeat(513))),
@@ -375,6 +377,9 @@ pub async fn an_invalid_event_refuses_the_whole_batch(h: Harness<'_>) {
         let text = error.to_string();
         assert!(text.contains("event 1") && text.contains(field), "{text}");
     }
+    let staged = seal(h, NewEvent { action: "dezky.erased".into(), ..named_event("bad") });
+    let error = store.stage(vec![staged]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::EventInvalid);
     assert_eq!(count(&store).await, 0);
     assert_eq!(store.cursor("ocis").await.unwrap(), None);
     assert!(store.quarantined(0, 10).await.unwrap().is_empty());
@@ -757,12 +762,12 @@ pub async fn the_same_sealed_events_give_the_same_head(h: Harness<'_>) {
 pub async fn a_clean_log_verifies(h: Harness<'_>) {
     let store = h.open(Reopen::No).await;
     let empty = verify(&*store, None, |_| ()).await.unwrap();
-    assert_eq!((empty.verified, empty.finding), (0, None));
+    assert_eq!((empty.verified, empty.problem()), (0, None));
     let manual = ManualRuntime::new(3);
     append(&store, EventGenerator::new(&manual).sealed(2_345)).await;
     let mut progress = Vec::new();
     let verdict = verify(&*store, None, |n| progress.push(n)).await.unwrap();
-    assert_eq!(verdict.finding, None);
+    assert_eq!((verdict.finding, verdict.anomalies), (None, Vec::new()));
     assert_eq!(verdict.verified, 2_345);
     assert_eq!(verdict.head, store.state().await.unwrap().head);
     assert!(progress.len() >= 3 && progress.is_sorted());
@@ -1229,7 +1234,10 @@ pub async fn a_copy_continues_the_log_it_was_made_of(h: Harness<'_>) {
         assert_eq!(row.stored, wanted.stored);
         assert_eq!((row.evidence, row.folds), (wanted.evidence.clone(), wanted.folds.clone()));
     }
-    assert!(verify(&*store, None, |_| ()).await.unwrap().finding.is_none());
+    // What the other log claims to have erased is taken over as it is, and named.
+    let finding = verify(&*store, None, |_| ()).await.unwrap().finding.unwrap();
+    assert_eq!((finding.seq, finding.kind), (3, Difference::Altered));
+    assert!(finding.detail.contains("metadata was erased"), "{}", finding.detail);
     assert_eq!(store.cursors().await.unwrap(), [("ocis".to_owned(), "1".to_owned())]);
     let seen: Vec<_> = store.quarantined(0, 10).await.unwrap();
     let seen: Vec<_> = seen.into_iter().map(|q| (q.item.key, q.seen)).collect();

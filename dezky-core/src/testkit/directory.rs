@@ -950,4 +950,5 @@ pub async fn another_handle_sees_what_was_committed(h: Harness<'_>) {
     drop((first, second));
     let third = h.open(Reopen::Yes).await;
     assert_eq!(by_slug(&*third.store, "a").await.unwrap().name, "second");
+    assert_eq!(third.store.examine().await.unwrap(), [], "the structure is that of the schema");
 }

@@ -65,7 +65,7 @@ pub(crate) async fn everything(store: &dyn AuditStore) -> Vec<dezky_core::Stored
 /// The log verifies, and its head is where its rows end.
 pub(crate) async fn assert_whole(store: &dyn AuditStore) {
     let verdict = verify(store, None, |_| ()).await.unwrap();
-    assert_eq!(verdict.finding, None);
+    assert_eq!(verdict.problem(), None);
     assert_eq!(verdict.verified, store.state().await.unwrap().head.next_seq);
 }
 

@@ -18,6 +18,7 @@ mod proxy;
 mod queries;
 mod servers;
 mod sqlite;
+mod structure;
 mod tamper;
 mod walk;
 mod writers;

@@ -435,16 +435,22 @@ fn a_bad_row_of_the_outbox_goes_to_the_quarantine() {
         let mut bad = dezky_core::testkit::named_event("bad");
         bad.action = "BAD ACTION".into();
         let bad = bad.seal(&TokioRuntime).to_json();
+        // By hand, an event that would vouch for an erasure.
+        let mut forged = dezky_core::testkit::named_event("forged");
+        forged.action = "dezky.erased".into();
+        let forged = forged.seal(&TokioRuntime).to_json();
         store.stage(vec![good("first")]).await.unwrap();
-        log.sql(&format!("INSERT INTO dezky_outbox (event) VALUES ('{{\"v\":2}}'), ('{bad}');"))
-            .await;
+        log.sql(&format!(
+            "INSERT INTO dezky_outbox (event) VALUES ('{{\"v\":2}}'), ('{bad}'), ('{forged}');"
+        ))
+        .await;
         store.stage(vec![good("second")]).await.unwrap();
         let relayed = store.relay(10).await.unwrap();
-        assert_eq!((relayed.appended, relayed.quarantined), (2, 2));
+        assert_eq!((relayed.appended, relayed.quarantined), (2, 3));
         assert_eq!(store.relay(10).await.unwrap(), dezky_core::store::Relayed::default());
         let kept = store.quarantined(0, 10).await.unwrap();
         let reasons: Vec<_> = kept.iter().map(|k| k.item.reason.as_str()).collect();
-        assert_eq!(reasons, ["unreadable", "event_invalid"]);
+        assert_eq!(reasons, ["unreadable", "event_invalid", "event_invalid"]);
         store.close().await;
         assert_eq!(log.verdict(None).await.finding, None);
     });

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use dezky_core::store::Capabilities;
+use dezky_core::store::{Anomaly, Capabilities};
 use dezky_core::{Result, SealedEvent};
 use event_listener::Event;
 use futures_util::future::BoxFuture;
@@ -87,6 +87,10 @@ impl FlagStore for LazyFlagStore {
     /// Those of the store, none before it is open.
     fn capabilities(&self) -> Capabilities {
         self.store.get().map_or(Capabilities::NONE, |store| store.capabilities())
+    }
+
+    async fn examine(&self) -> Result<Vec<Anomaly>> {
+        self.store().await?.examine().await
     }
 
     async fn table(&self) -> Result<FlagTable> {

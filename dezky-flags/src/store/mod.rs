@@ -15,7 +15,7 @@ mod sqlite;
 mod table;
 
 use async_trait::async_trait;
-use dezky_core::store::Capabilities;
+use dezky_core::store::{Anomaly, Capabilities};
 use dezky_core::{Error, ErrorKind, Result, SealedEvent};
 
 pub use self::copy::{check_flags, copy_flags};
@@ -44,6 +44,12 @@ pub const MAX_COMMIT_CHANGES: usize = 1_000;
 pub trait FlagStore: Send + Sync {
     /// What this store can do beyond the contract's core.
     fn capabilities(&self) -> Capabilities;
+
+    /// Compares the structure of the store's tables with their schema. Empty if they match,
+    /// and for stores without such a structure. Read-only.
+    async fn examine(&self) -> Result<Vec<Anomaly>> {
+        Ok(Vec::new())
+    }
 
     /// All that the store knows, in one consistent view. The four that follow are
     /// made of it unless a store has a cheaper way.

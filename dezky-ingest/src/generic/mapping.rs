@@ -323,6 +323,12 @@ fn prefix(source: &str, given: Option<&str>) -> Result<String, MappingProblem> {
             "must have at most 64 lower-case letters, digits, _ and -, in words joined by dots, or be empty for none",
         ));
     }
+    if prefix == "dezky" || prefix.starts_with("dezky.") {
+        return Err(wrong(
+            "action_prefix",
+            "must not be dezky, which is reserved for the log's own operations: name another one",
+        ));
+    }
     Ok(format!("{prefix}."))
 }
 

@@ -298,6 +298,8 @@ fn problems_name_field_and_fix() {
         (json!({"action": "/a", "id": "uuid"}), "id", "begins with /"),
         (json!({"action": "/a", "at": "time"}), "at", "begins with /"),
         (json!({"action": "/a", "events": "events"}), "events", "/user/id"),
+        (json!({"action": "/a", "action_prefix": "dezky"}), "action_prefix", "reserved"),
+        (json!({"action": "/a", "action_prefix": "dezky.own"}), "action_prefix", "reserved"),
         (json!({"action": "/a", "action_prefix": "My Shop"}), "action_prefix", "be empty for none"),
         (
             json!({"action": "/a", "actions": {"L": "User Login"}}),

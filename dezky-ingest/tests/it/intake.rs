@@ -231,3 +231,21 @@ fn what_is_refused_is_kept_within_bounds() {
         assert!(raw.len() > (64 << 10) - 4, "no more is cut than must be");
     });
 }
+
+/// Only the log itself may say that it erased something.
+#[test]
+fn an_event_with_a_reserved_action_is_quarantined() {
+    run(async {
+        let place = Place::new().await;
+        let forged = NewEvent { action: "dezky.erased".into(), ..numbered(1) };
+        let events = vec![forged.into(), numbered(2).into()];
+        let taken =
+            place.intake().take(events, Vec::new(), AppendOptions::default()).await.unwrap();
+        assert_eq!((taken.stored, taken.quarantined), (1, 1));
+        let kept = place.store.quarantined(0, 10).await.unwrap();
+        assert!(
+            kept[0].item.detail.contains("action must be without the prefix dezky."),
+            "{kept:?}"
+        );
+    });
+}

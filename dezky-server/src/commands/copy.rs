@@ -201,10 +201,17 @@ impl Copy<'_> {
             let verdict = verify(store, expected, |done| {
                 self.progress.show(done, Some(head.next_seq));
             });
-            if let Some(found) = verdict.await.map_err(refused)?.finding {
+            let verdict = verdict.await.map_err(refused)?;
+            // A copy reads the rows themselves, so it also rescues those that the source's
+            // lists don't show.
+            let problem = if which == "source" {
+                verdict.finding.map(|found| found.to_string())
+            } else {
+                verdict.problem()
+            };
+            if let Some(problem) = problem {
                 return Err(Failure::no(format!(
-                    "the {which} is not what was recorded: seq {}: {}: {}: run verify on it",
-                    found.seq, found.kind, found.detail
+                    "the {which} is not what was recorded: {problem}: run verify on it"
                 )));
             }
         }

@@ -36,17 +36,20 @@ fn report(verdict: &Verdict, as_json: bool) -> Result<(), Failure> {
     let head = last_of(&verdict.head);
     if as_json {
         let report = json!({
-            "ok": verdict.finding.is_none(),
+            "ok": verdict.problem().is_none(),
             "verified": verdict.verified,
             "head": head.as_ref().map(|(seq, hash)| json!({ "seq": seq, "hash": hash })),
             "finding": verdict.finding,
+            "anomalies": verdict.anomalies,
         });
         print(&format!("{report}\n"))?;
     } else {
+        for anomaly in &verdict.anomalies {
+            print(&format!("{anomaly}: {}\n", anomaly.fix))?;
+        }
         match (&verdict.finding, head) {
-            (Some(found), _) => {
-                print(&format!("seq {}: {}: {}\n", found.seq, found.kind, found.detail))?;
-            }
+            (Some(found), _) => print(&format!("{found}\n"))?,
+            (None, _) if !verdict.anomalies.is_empty() => {}
             (None, Some((seq, hash))) => {
                 print(&format!("ok: {} events, head {seq}:{hash}\n", verdict.verified))?;
             }
@@ -58,6 +61,9 @@ fn report(verdict: &Verdict, as_json: bool) -> Result<(), Failure> {
             "the log is not what was recorded, from seq {} on: keep it as it is, and compare it with a backup",
             found.seq
         ))),
+        None if !verdict.anomalies.is_empty() => Err(Failure::no(
+            "the rows are what was recorded, but lists may not show all of them: keep a copy of the database as evidence, then fix each line above",
+        )),
         None => Ok(()),
     }
 }

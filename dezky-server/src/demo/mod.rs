@@ -164,12 +164,11 @@ impl Demo {
         let verdict = dezky_core::verify::verify(&**self.running.store(), None, |_| {})
             .await
             .map_err(|error| Failure::no(format!("verify: {error}")))?;
-        match verdict.finding {
+        match verdict.problem() {
             None => Ok(verdict.head),
-            Some(found) => Err(Failure::no(format!(
-                "the log is not what was recorded: seq {}: {}: {}",
-                found.seq, found.kind, found.detail
-            ))),
+            Some(problem) => {
+                Err(Failure::no(format!("the log is not what was recorded: {problem}")))
+            }
         }
     }
 

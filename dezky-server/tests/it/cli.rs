@@ -189,6 +189,29 @@ fn flags_and_users_on_the_command_line() {
 }
 
 #[tokio::test]
+async fn verify_says_what_hides_events_from_lists() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.db");
+    record(&path, 10).await;
+    let hide =
+        "CREATE TABLE made AS SELECT sql FROM sqlite_master WHERE name = 'dezky_audit_events_at';
+        DROP INDEX dezky_audit_events_at;
+        CREATE INDEX dezky_audit_events_at ON dezky_audit_events (at, id) WHERE seq <> 3;
+        PRAGMA writable_schema = ON;
+        UPDATE sqlite_master SET sql = (SELECT sql FROM made) WHERE name = 'dezky_audit_events_at';
+        PRAGMA writable_schema = RESET";
+    tamper(&path, hide).await;
+    let hidden = verify(&path, &[]);
+    assert!(stdout(&hidden).contains("dezky_audit_events_at: leads to 9 of 10 rows"), "{hidden:?}");
+    assert!(refusal(&hidden, 1).contains("lists may not show all of them"), "{hidden:?}");
+    let json = verify(&path, &["--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((&report["ok"], &report["finding"]), (&false.into(), &serde_json::Value::Null));
+    let objects = report["anomalies"].as_array().unwrap();
+    assert!(objects.iter().any(|a| a["object"] == "dezky_audit_events_at"), "{report}");
+}
+
+#[tokio::test]
 async fn verify_says_whether_the_log_is_whole() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("audit.db");
@@ -217,6 +240,7 @@ async fn verify_says_whether_the_log_is_whole() {
     assert_eq!(report["head"]["seq"], 2);
     assert_eq!(report["finding"]["seq"], 3);
     assert_eq!(report["finding"]["kind"], "altered");
+    assert_eq!(report["anomalies"], serde_json::json!([]));
     let json = verify(&old, &["--json"]);
     let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(report["ok"], true);

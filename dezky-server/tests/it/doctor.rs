@@ -49,7 +49,7 @@ fn a_file_fit_and_not() {
     let output = doctor(&url, &[]);
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     assert_eq!(lines(&output, "ok").len(), stdout(&output).lines().count(), "{output:?}");
-    for word in ["writing", "synced at every commit", "schema", "outbox", "head"] {
+    for word in ["writing", "synced at every commit", "schema", "structure", "head"] {
         assert!(stdout(&output).contains(word), "{word}: {output:?}");
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "it leaves nothing");
@@ -83,6 +83,63 @@ async fn a_file_that_lacks_an_index() {
     only(&doctor(&url, &[]), "bad", &["schema", "dezky_leases"]);
 }
 
+/// The tables of flags and directory are looked at as well.
+#[tokio::test]
+async fn what_acts_on_tables_by_itself_is_named() {
+    use sqlx::Connection as _;
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("audit.db").display());
+    migrated(&url);
+    let mut file = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    let trigger =
+        "CREATE TRIGGER quiet AFTER UPDATE ON dezky_flags BEGIN DELETE FROM dezky_outbox; END";
+    sqlx::raw_sql(trigger).execute(&mut file).await.unwrap();
+    let output = doctor(&url, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    only(&output, "bad", &["structure", "trigger quiet on dezky_flags", "drop it"]);
+    // Tenants that a list does not show.
+    let partial = "DROP TRIGGER quiet; DROP INDEX dezky_tenants_status; \
+        CREATE INDEX dezky_tenants_status ON dezky_tenants (status, slug) WHERE slug <> 'acme'";
+    sqlx::raw_sql(partial).execute(&mut file).await.unwrap();
+    file.close().await.unwrap();
+    only(&doctor(&url, &[]), "bad", &["structure", "dezky_tenants_status", "acme"]);
+
+    let database = Database::new(Engine::Postgres).await.unwrap();
+    migrated(&database.url);
+    for (made, named) in [
+        (
+            "ALTER TABLE dezky_users ALTER subject TYPE text COLLATE \"POSIX\"",
+            "dezky_users.subject",
+        ),
+        ("ALTER TABLE dezky_flags ADD CHECK (key <> 'a')", "dezky_flags_key_check"),
+        (
+            "CREATE RULE quiet AS ON DELETE TO dezky_tenants DO INSTEAD NOTHING",
+            "rule quiet on dezky_tenants",
+        ),
+        ("CREATE POLICY few ON dezky_users USING (false)", "policy few on dezky_users"),
+        (
+            "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; CREATE TRIGGER quiet BEFORE INSERT ON dezky_flags FOR EACH ROW EXECUTE FUNCTION nothing()",
+            "trigger quiet on dezky_flags",
+        ),
+    ] {
+        sql(&database.url, made).await;
+        let output = doctor(&database.url, &[]);
+        let bad = lines(&output, "bad");
+        assert!(bad.iter().any(|line| line.contains(named)), "{named}: {bad:?}");
+    }
+
+    let database = Database::new(Engine::Mongodb).await.unwrap();
+    migrated(&database.url);
+    let client = mongodb::Client::with_uri_str(&database.url).await.unwrap();
+    let validator = doc! { "collMod": "dezky_flags", "validator": { "key": "none" } };
+    client.default_database().unwrap().run_command(validator).await.unwrap();
+    only(&doctor(&database.url, &[]), "bad", &["structure", "dezky_flags", "validator"]);
+    collection(&database.url, "dezky_tenants").await.drop_index("by_status").await.unwrap();
+    let output = doctor(&database.url, &[]);
+    let bad = lines(&output, "bad");
+    assert!(bad.iter().any(|line| line.contains("dezky_tenants.by_status")), "{bad:?}");
+}
+
 /// The server beside the tests runs without fsync, as nothing in it has to last.
 #[tokio::test]
 async fn a_postgres_that_syncs_nothing() {
@@ -104,7 +161,7 @@ async fn a_postgres_fit_and_not() {
     let output = doctor(&server.url, &[]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(lines(&output, "ok").len(), stdout(&output).lines().count(), "{output:?}");
-    for word in ["PostgreSQL 1", "a primary", "pooler", "writing", "clock", "indexes", "head"] {
+    for word in ["PostgreSQL 1", "a primary", "pooler", "writing", "clock", "structure", "head"] {
         assert!(stdout(&output).contains(word), "{word}: {output:?}");
     }
     let output = doctor(&server.url, &[("DEZKY_STORE_MAX_CONNECTIONS", "20")]);
@@ -165,7 +222,7 @@ async fn a_mongodb_fit_and_not() {
     migrated(url);
     let output = doctor(url, &[]);
     assert!(output.status.success(), "{output:?}");
-    for word in ["MongoDB ", "replica set", "writing", "clock", "indexes", "outbox", "head"] {
+    for word in ["MongoDB ", "replica set", "writing", "clock", "structure", "outbox", "head"] {
         assert!(stdout(&output).contains(word), "{word}: {output:?}");
     }
 

@@ -164,6 +164,7 @@ async fn what_is_refused_is_named_and_nothing_is_stored() {
             "event_invalid",
             &["action", "128", "joined by dots"],
         ),
+        (with("action", json!("dezky.erased")), "event_invalid", &["action", "dezky."]),
         (with("actorIp", json!("nowhere")), "event_invalid", &["actorIp", "IP address"]),
         (with("actorEmail", json!("x".repeat(321))), "event_invalid", &["actorEmail", "320"]),
         (

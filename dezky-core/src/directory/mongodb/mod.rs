@@ -19,7 +19,7 @@ use super::{
     TenantQuery, User, UserCursor, UserKey, UserQuery, check_commit, check_limit, check_version,
     refusal,
 };
-use crate::store::{Capabilities, MongoCollection, MongoDatabase};
+use crate::store::{Anomaly, Capabilities, MongoCollection, MongoDatabase};
 use crate::{Error, Result, SealedEvent};
 
 /// The name under which the directory's version is kept.
@@ -123,6 +123,10 @@ impl MongoDirectory {
 impl DirectoryStore for MongoDirectory {
     fn capabilities(&self) -> Capabilities {
         Capabilities::DATABASE
+    }
+
+    async fn examine(&self) -> Result<Vec<Anomaly>> {
+        self.database.examine(&steps()).await
     }
 
     async fn tenant(&self, key: TenantKey<'_>) -> Result<Option<Tenant>> {

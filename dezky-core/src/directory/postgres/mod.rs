@@ -12,11 +12,13 @@ use super::{
     DirectoryChange, DirectoryStore, Partner, PartnerKey, PartnerQuery, Tenant, TenantKey,
     TenantQuery, User, UserKey, UserQuery, check_commit, check_limit, check_version, refusal,
 };
-use crate::store::{Capabilities, PostgresDatabase, PostgresTransaction, postgres_error};
+use crate::store::{Anomaly, Capabilities, PostgresDatabase, PostgresTransaction, postgres_error};
 use crate::{Result, SealedEvent};
 
 /// One SQL script a version; a script that was released never changes.
 const STEPS: &[&str] = &[include_str!("v1.sql")];
+/// The database's objects after the steps, for [`PostgresDatabase::examine`].
+const CATALOGUE: &str = include_str!("catalogue.tsv");
 /// The name under which the directory's version is kept.
 const COMPONENT: &str = "directory";
 
@@ -87,6 +89,10 @@ impl PostgresDirectory {
 impl DirectoryStore for PostgresDirectory {
     fn capabilities(&self) -> Capabilities {
         Capabilities::DATABASE
+    }
+
+    async fn examine(&self) -> Result<Vec<Anomaly>> {
+        self.database.examine(CATALOGUE).await
     }
 
     async fn tenant(&self, key: TenantKey<'_>) -> Result<Option<Tenant>> {

@@ -12,7 +12,7 @@ use super::{
     DirectoryChange, DirectoryStore, Partner, PartnerKey, PartnerQuery, Tenant, TenantKey,
     TenantQuery, User, UserKey, UserQuery, check_commit, check_limit, check_version, refusal,
 };
-use crate::store::{Capabilities, SqliteDatabase, sqlite_error};
+use crate::store::{Anomaly, Capabilities, SqliteDatabase, sqlite_error};
 use crate::{Result, SealedEvent};
 
 /// One SQL script a version; a script that was released never changes.
@@ -85,6 +85,10 @@ impl SqliteDirectory {
 impl DirectoryStore for SqliteDirectory {
     fn capabilities(&self) -> Capabilities {
         Capabilities::DATABASE
+    }
+
+    async fn examine(&self) -> Result<Vec<Anomaly>> {
+        self.database.examine(STEPS).await
     }
 
     async fn tenant(&self, key: TenantKey<'_>) -> Result<Option<Tenant>> {

@@ -96,7 +96,7 @@ pub(super) fn existing_row(row: &RawDocument) -> ExistingRow {
 fn stored_row(row: &RawDocument) -> Result<StoredRow, Problem> {
     let evidence = evidence(row)?;
     let event = AuditEvent {
-        id: Uuid::from_slice(binary(row, "id")?).map_err(|_| "id is not a UUID")?,
+        id: uuid_field(row)?,
         at: timestamp(row, "at")?,
         received_at: timestamp(row, "received_at")?,
         actor_type: parsed(row, "actor_type")?,
@@ -286,6 +286,17 @@ fn optional_binary<'d>(row: &'d RawDocument, name: &str) -> Result<Option<&'d [u
 
 fn binary<'d>(row: &'d RawDocument, name: &str) -> Result<&'d [u8], Problem> {
     optional_binary(row, name)?.ok_or_else(|| unexpected(name))
+}
+
+/// The event's id. The same bytes of another subtype sort elsewhere, where neither a page
+/// nor deduplication would find them.
+fn uuid_field(row: &RawDocument) -> Result<Uuid, Problem> {
+    match row.get("id") {
+        Ok(Some(RawBsonRef::Binary(id))) if id.subtype == BinarySubtype::Uuid => {
+            Uuid::from_slice(id.bytes).map_err(|_| "id is not a UUID".into())
+        }
+        _ => Err(unexpected("id")),
+    }
 }
 
 fn count(row: &RawDocument, name: &str) -> Result<u64, Problem> {

@@ -21,6 +21,8 @@ use mongodb::{Client, ClientSession, Collection, Database};
 use super::counter::{MongoCounter, WeakCounter};
 use super::outbox::{self, Order};
 use super::schema::{self, MongoCollection};
+use super::structure;
+use crate::store::Anomaly;
 use crate::store::schema::check_version;
 use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 
@@ -291,6 +293,15 @@ impl MongoDatabase {
             ));
         }
         schema::take_steps(self, component, version, steps).await
+    }
+
+    /// Compares the collections and indexes of a component with those that its `steps`
+    /// create. Empty if they match; additional indexes are allowed.
+    ///
+    /// # Errors
+    /// Those of reading the database.
+    pub async fn examine(&self, steps: &[Vec<MongoCollection>]) -> Result<Vec<Anomaly>> {
+        structure::definitions(self, steps).await
     }
 
     /// The server's clock.

@@ -7,6 +7,7 @@ mod counter;
 mod database;
 mod outbox;
 mod schema;
+mod structure;
 mod walk;
 
 use std::collections::hash_map::Entry;
@@ -40,7 +41,7 @@ use super::rows::{
     CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent, Walk,
     Walked,
 };
-use super::{Capabilities, ChainedStore, QuarantinedItem, ScannedRow};
+use super::{Anomaly, Capabilities, ChainedStore, Extent, QuarantinedItem, ScannedRow};
 use crate::event::uuid_v7;
 use crate::source::QuarantineItem;
 use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
@@ -389,6 +390,10 @@ impl RowStore for MongoRows {
         let snapshot = self.database.snapshot().await?;
         let mut stretches = MongoStretches { database: &self.database, snapshot };
         super::walk::walk(&mut stretches, walk).await
+    }
+
+    async fn examine(&self, extent: Extent) -> Result<Vec<Anomaly>> {
+        structure::examine(&self.database, extent, self.state().await?.head).await
     }
 
     async fn cursor(&self, source: &str) -> Result<Option<String>> {

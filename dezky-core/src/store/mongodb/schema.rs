@@ -31,7 +31,7 @@ const NAMESPACE_EXISTS: i32 = 48;
 const INDEX_NOT_FOUND: i32 = 27;
 
 /// The steps of the log; one that was released never changes.
-fn steps() -> Vec<Vec<MongoCollection>> {
+pub(super) fn steps() -> Vec<Vec<MongoCollection>> {
     let first = vec![
         MongoCollection::new(LOG),
         // The place is the document's own key.
@@ -110,6 +110,18 @@ impl MongoCollection {
     pub fn without_index(mut self, name: &str) -> Self {
         self.dropped.push(name.to_owned());
         self
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn indexes(&self) -> &[IndexModel] {
+        &self.indexes
+    }
+
+    pub(super) fn dropped(&self) -> &[String] {
+        &self.dropped
     }
 
     fn with(mut self, keys: Document, options: IndexOptions) -> Self {

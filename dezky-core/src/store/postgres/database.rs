@@ -10,13 +10,16 @@ use sqlx::postgres::PgPool;
 use super::config::PostgresConfig;
 use super::listen::{self, Listener};
 use super::schema;
+use super::structure;
 use super::transaction::PostgresTransaction;
+use crate::store::Anomaly;
 use crate::store::schema::check_version;
 use crate::{Error, ErrorKind, Result, SealedEvent};
 
 /// How much longer than the server's own bound a server may be silent.
 const SILENCE: Duration = Duration::from_secs(5);
-/// How long a migration may take, or wait for another process that migrates.
+/// How long a migration may take, or wait for another process that migrates; and a look at
+/// every row.
 const MIGRATION: Duration = Duration::from_mins(10);
 
 /// A few keys are looked up in a table of any size, whatever the planner believes
@@ -164,6 +167,19 @@ impl PostgresDatabase {
         tx.commit().await
     }
 
+    /// Compares the tables and indexes of a component with its `catalogue`: one object a
+    /// line with kind, name, table and definition, separated by tabs. Empty if they match;
+    /// additional indexes are allowed.
+    ///
+    /// # Errors
+    /// Those of reading the database.
+    pub async fn examine(&self, catalogue: &'static str) -> Result<Vec<Anomaly>> {
+        let mut tx = self.read().await?;
+        let anomalies = structure::definitions(&mut tx, catalogue).await?;
+        tx.commit().await?;
+        Ok(anomalies)
+    }
+
     /// Tells every process that waits on `channel`, when this transaction commits,
     /// that it is at `value` now. Needs no permission; loses nothing that matters, as
     /// those who wait also poll.
@@ -211,6 +227,17 @@ impl PostgresDatabase {
     /// A transaction for the bounded walk of `list`.
     pub(crate) async fn read_walk(&self) -> Result<PostgresTransaction> {
         self.transaction(&self.0.read_walk, self.0.answer_timeout).await
+    }
+
+    /// A transaction like that of a walk, whose statements may take as long as a look at
+    /// every row does.
+    pub(super) async fn examination(&self) -> Result<PostgresTransaction> {
+        let begin = format!(
+            "{}; SET LOCAL statement_timeout = {}",
+            self.0.read_walk,
+            MIGRATION.as_millis()
+        );
+        self.transaction(&begin, MIGRATION + SILENCE).await
     }
 
     /// A transaction that excludes every other that migrates in this database.

@@ -10,6 +10,7 @@ mod insert;
 mod listen;
 mod schema;
 mod search;
+mod structure;
 mod transaction;
 mod walk;
 
@@ -31,7 +32,7 @@ use super::rows::{
     CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent,
     UnreadableStaged, Walk, Walked,
 };
-use super::{Capabilities, ChainedStore, QuarantinedItem, ScannedRow};
+use super::{Anomaly, Capabilities, ChainedStore, Extent, QuarantinedItem, ScannedRow};
 use crate::event::uuid_v7;
 use crate::source::QuarantineItem;
 use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
@@ -193,6 +194,14 @@ impl RowStore for PostgresRows {
         let walked = search::walk(&mut tx, walk).await?;
         tx.commit().await?;
         Ok(walked)
+    }
+
+    async fn examine(&self, extent: Extent) -> Result<Vec<Anomaly>> {
+        // One snapshot for all that is compared, and the settings of a walk.
+        let mut tx = self.database.examination().await?;
+        let anomalies = structure::examine(&mut tx, extent).await?;
+        tx.commit().await?;
+        Ok(anomalies)
     }
 
     async fn cursor(&self, source: &str) -> Result<Option<String>> {

@@ -3,7 +3,8 @@
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
-use super::{schema, store_error};
+use super::{schema, store_error, structure};
+use crate::store::Anomaly;
 use crate::store::schema::check_version;
 use crate::{Error, ErrorKind, Result, SealedEvent};
 
@@ -97,6 +98,14 @@ impl SqliteDatabase {
         let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
         schema::take_steps(&mut tx, component, steps).await?;
         tx.commit().await.map_err(store_error)
+    }
+    /// Compares the tables and indexes of a component with those that its `steps` create.
+    /// Empty if they match; additional indexes are allowed.
+    ///
+    /// # Errors
+    /// Those of reading the database.
+    pub async fn examine(&self, steps: &[&'static str]) -> Result<Vec<Anomaly>> {
+        structure::definitions(&mut *self.read().await?, steps).await
     }
 }
 

@@ -5,6 +5,7 @@
 mod codec;
 mod database;
 mod schema;
+mod structure;
 mod walk;
 
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ use super::rows::{
     UnreadableStaged, Walk, Walked,
 };
 use super::schema::Found;
-use super::{Capabilities, ChainedStore, QuarantinedItem, ScannedRow};
+use super::{Anomaly, Capabilities, ChainedStore, Extent, QuarantinedItem, ScannedRow};
 use crate::event::uuid_v7;
 use crate::source::QuarantineItem;
 use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
@@ -319,6 +320,12 @@ impl RowStore for SqliteRows {
         // One snapshot for all the parts of the walk.
         let mut tx = self.database.readers.begin().await.map_err(store_error)?;
         super::walk::walk(&mut *tx, walk).await
+    }
+
+    async fn examine(&self, extent: Extent) -> Result<Vec<Anomaly>> {
+        // One snapshot for all that is compared.
+        let mut tx = self.database.readers.begin().await.map_err(store_error)?;
+        structure::examine(&mut tx, extent).await
     }
 
     async fn cursor(&self, source: &str) -> Result<Option<String>> {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use dezky_core::store::{Capabilities, MongoCollection, MongoCounter, MongoDatabase};
+use dezky_core::store::{Anomaly, Capabilities, MongoCollection, MongoCounter, MongoDatabase};
 use dezky_core::{Result, SealedEvent};
 use futures_util::TryStreamExt;
 use futures_util::lock::{Mutex as AsyncMutex, MutexGuard};
@@ -87,6 +87,10 @@ impl MongoFlagStore {
 impl FlagStore for MongoFlagStore {
     fn capabilities(&self) -> Capabilities {
         Capabilities::DATABASE
+    }
+
+    async fn examine(&self) -> Result<Vec<Anomaly>> {
+        self.database.examine(&steps()).await
     }
 
     async fn table(&self) -> Result<FlagTable> {

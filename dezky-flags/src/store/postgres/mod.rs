@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use async_trait::async_trait;
-use dezky_core::store::{Capabilities, PostgresDatabase, PostgresTransaction, postgres_error};
+use dezky_core::store::{
+    Anomaly, Capabilities, PostgresDatabase, PostgresTransaction, postgres_error,
+};
 use dezky_core::{Result, SealedEvent};
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
@@ -14,6 +16,8 @@ use crate::Flag;
 
 /// One SQL script a version; a script that was released never changes.
 const STEPS: &[&str] = &[include_str!("v1.sql")];
+/// The database's objects after the steps, for [`PostgresDatabase::examine`].
+const CATALOGUE: &str = include_str!("catalogue.tsv");
 /// The name under which the flags' version is kept.
 const COMPONENT: &str = "flags";
 /// Where a commit tells the revision that it made.
@@ -65,6 +69,10 @@ impl PostgresFlagStore {
 impl FlagStore for PostgresFlagStore {
     fn capabilities(&self) -> Capabilities {
         Capabilities::DATABASE
+    }
+
+    async fn examine(&self) -> Result<Vec<Anomaly>> {
+        self.database.examine(CATALOGUE).await
     }
 
     async fn table(&self) -> Result<FlagTable> {

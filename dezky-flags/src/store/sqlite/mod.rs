@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use async_trait::async_trait;
-use dezky_core::store::{Capabilities, SqliteDatabase, sqlite_error};
+use dezky_core::store::{Anomaly, Capabilities, SqliteDatabase, sqlite_error};
 use dezky_core::{Result, SealedEvent};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Connection, Row, SqliteConnection};
@@ -60,6 +60,10 @@ impl SqliteFlagStore {
 impl FlagStore for SqliteFlagStore {
     fn capabilities(&self) -> Capabilities {
         Capabilities::DATABASE
+    }
+
+    async fn examine(&self) -> Result<Vec<Anomaly>> {
+        self.database.examine(STEPS).await
     }
 
     async fn flag(&self, key: &str) -> Result<Option<Flag>> {

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use dezky_core::Error;
+use dezky_core::store::Extent;
 use serde::Serialize;
 use serde_json::json;
 
@@ -278,6 +279,10 @@ async fn examine_log(config: &StoreConfig, witness: &Witness, report: &mut Repor
         Ok(engine) => engine,
         Err(failure) => return report.bad("log", failure.to_string(), "see the other lines"),
     };
+    // Missing tables are reported already.
+    if !report.checks.iter().any(|check| check.level == Level::Bad && check.what == "schema") {
+        examine_structure(&engine, report).await;
+    }
     let what = "head";
     match witness.compare(&*engine.log()).await {
         Ok(Found::First) => {
@@ -292,6 +297,27 @@ async fn examine_log(config: &StoreConfig, witness: &Witness, report: &mut Repor
         Err(failure) => report.bad(what, failure.to_string(), "mend the file"),
     }
     engine.close().await;
+}
+
+/// Compares tables, indexes, triggers, rules and policies with the schema.
+async fn examine_structure(engine: &Engine, report: &mut Report) {
+    let what = "structure";
+    let examined = async {
+        let mut anomalies = engine.log().examine(Extent::Definitions).await?;
+        anomalies.extend(engine.directory().await?.examine().await?);
+        anomalies.extend(engine.flags().await?.examine().await?);
+        Ok::<_, Error>(anomalies)
+    };
+    match examined.await {
+        Ok(anomalies) if anomalies.is_empty() => report
+            .ok(what, "tables and indexes match the schema; no foreign trigger, rule or policy"),
+        Ok(anomalies) => {
+            for anomaly in anomalies {
+                report.bad(what, anomaly.to_string(), anomaly.fix);
+            }
+        }
+        Err(error) => report.bad(what, error.to_string(), "see the other lines"),
+    }
 }
 
 fn finish(config: &StoreConfig, report: &Report, as_json: bool) -> Result<(), Failure> {

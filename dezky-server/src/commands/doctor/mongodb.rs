@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use dezky_core::store::{MongoAuditStore, mongo_error};
+use dezky_core::store::mongo_error;
 use dezky_core::{Error, ErrorKind};
 use futures_util::TryStreamExt as _;
 use mongodb::bson::{Bson, Document, doc};
@@ -18,16 +18,6 @@ const OLDEST_WIRE: i32 = 9;
 const LONGEST_TRANSACTION_SECONDS: i64 = 10;
 
 const EVENTS: &str = "dezky_audit_events";
-
-/// The indexes that the log's reads and its deduplication stand on.
-const INDEXES: [&str; 6] = [
-    "by_id",
-    "by_external_id",
-    "by_at_seq",
-    "by_tenant_at_seq",
-    "by_actor_at_seq",
-    "by_action_at_seq",
-];
 
 struct Server {
     client: Client,
@@ -129,11 +119,6 @@ async fn examine_server(
         if fit {
             probe(server, report).await;
         }
-        // An older schema has others, and its own line.
-        if versions["audit"] == MongoAuditStore::schema_version() {
-            examine_indexes(server, report).await?;
-        }
-        examine_expiry(server, report).await?;
         let waiting = ask(async {
             let outbox = server.database.collection::<Document>("dezky_outbox");
             outbox.count_documents(doc! {}).limit(100_001).await
@@ -282,41 +267,6 @@ async fn probe(server: &Server, report: &mut Report) {
             report.bad("writing", error.to_string(), fix);
         }
     }
-}
-
-async fn examine_indexes(server: &Server, report: &mut Report) -> Result<(), Error> {
-    let what = "indexes";
-    let names =
-        ask(async { server.database.collection::<Document>(EVENTS).list_index_names().await })
-            .await?;
-    let missing: Vec<_> =
-        INDEXES.into_iter().filter(|name| !names.iter().any(|index| index == name)).collect();
-    if missing.is_empty() {
-        report.ok(what, format!("all {} of the log are there", INDEXES.len()));
-    } else {
-        let fix = "restore a backup, or make them again as the schema has them";
-        report.bad(what, format!("missing of {EVENTS}: {}", missing.join(", ")), fix);
-    }
-    Ok(())
-}
-
-async fn examine_expiry(server: &Server, report: &mut Report) -> Result<(), Error> {
-    let mut collections = ask(async { server.database.list_collection_names().await }).await?;
-    // The server gives them in any order.
-    collections.sort();
-    for name in collections.iter().filter(|name| name.starts_with("dezky_")) {
-        let collection = server.database.collection::<Document>(name);
-        let indexes: Vec<mongodb::IndexModel> =
-            ask(async { collection.list_indexes().await?.try_collect().await }).await?;
-        let expires = |index: &mongodb::IndexModel| {
-            index.options.as_ref().is_some_and(|options| options.expire_after.is_some())
-        };
-        if indexes.iter().any(expires) {
-            let fix = "drop it: nothing of the log may vanish by itself";
-            report.bad("indexes", format!("{name} has an index that deletes documents (TTL)"), fix);
-        }
-    }
-    Ok(())
 }
 
 async fn examine_change_streams(server: &Server, report: &mut Report) {

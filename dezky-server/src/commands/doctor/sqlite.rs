@@ -10,16 +10,6 @@ use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
 use super::Report;
 use crate::config::{folder_of, reason};
 
-/// The indexes that the log's reads and its deduplication stand on.
-const INDEXES: [&str; 6] = [
-    "dezky_audit_events_id",
-    "dezky_audit_events_external",
-    "dezky_audit_events_at",
-    "dezky_audit_events_tenant",
-    "dezky_audit_events_actor",
-    "dezky_audit_events_action",
-];
-
 /// A connection that can only read, and leaves no files where nobody has it open.
 async fn connect(path: &Path) -> Result<SqliteConnection, Error> {
     let mut wal = path.to_owned().into_os_string();
@@ -79,7 +69,7 @@ pub(super) async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap
             .map_err(sqlite_error)?;
         let versions = versions_of(&mut connection).await?;
         let names: Vec<String> =
-            sqlx::query_scalar("SELECT name FROM sqlite_master WHERE type IN ('table', 'index')")
+            sqlx::query_scalar("SELECT name FROM sqlite_master WHERE type = 'table'")
                 .fetch_all(&mut connection)
                 .await
                 .map_err(sqlite_error)?;
@@ -96,13 +86,6 @@ pub(super) async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap
     report.ok("version", format!("SQLite {version}, built in"));
     report.tables(&versions, &names);
     if versions.contains_key("audit") {
-        let missing: Vec<_> =
-            INDEXES.into_iter().filter(|name| !names.iter().any(|index| index == name)).collect();
-        if missing.is_empty() {
-            report.ok("indexes", format!("all {} are there", INDEXES.len()));
-        } else {
-            report.bad("indexes", format!("missing: {}", missing.join(", ")), "restore a backup");
-        }
         // To open an older one would bring it up to date.
         if versions["audit"] == SqliteAuditStore::schema_version() {
             probe(path, report).await;
