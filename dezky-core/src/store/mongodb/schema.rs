@@ -29,7 +29,7 @@ pub(super) const BY_ACTION: &str = "by_action";
 const NAMESPACE_EXISTS: i32 = 48;
 
 /// The steps of the log; one that was released never changes.
-fn steps() -> Vec<Vec<MongoCollection>> {
+pub(super) fn steps() -> Vec<Vec<MongoCollection>> {
     vec![vec![
         MongoCollection::new(LOG),
         // The place is the document's own key.
@@ -85,6 +85,10 @@ impl MongoCollection {
     pub fn unique_where(self, name: &str, keys: Document, filter: Document) -> Self {
         let options = IndexOptions::builder().name(name.to_owned()).unique(true);
         self.with(keys, options.partial_filter_expression(filter).build())
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     fn with(mut self, keys: Document, options: IndexOptions) -> Self {

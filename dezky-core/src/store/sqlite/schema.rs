@@ -7,7 +7,7 @@ use crate::Result;
 use crate::store::schema::{COMPONENT, Found, check_version};
 
 /// One SQL script a version; a script that was released never changes.
-const STEPS: &[&str] = &[include_str!("v1.sql")];
+const STEPS: &[&str] = &[include_str!("v1.sql"), include_str!("lease_length.sql")];
 
 /// Looks at a database; changes nothing.
 pub(super) async fn inspect(connection: &mut SqliteConnection) -> Result<Found> {
