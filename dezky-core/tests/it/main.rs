@@ -18,5 +18,6 @@ mod queries;
 mod servers;
 mod sqlite;
 mod tamper;
+mod trouble;
 mod walk;
 mod writers;
