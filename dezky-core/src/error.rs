@@ -35,6 +35,9 @@ pub enum ErrorKind {
     StoreBusy,
     /// What the store holds can't be read as what this crate wrote.
     StoreCorrupt,
+    /// The database's files were removed or replaced while they were open: what is
+    /// written to them is lost. The program must end.
+    StoreReplaced,
     /// The database belongs to something else.
     StoreForeign,
     /// The database was written by a newer version of this crate.
@@ -81,6 +84,7 @@ impl ErrorKind {
             Self::StoreUnavailable => "store_unavailable",
             Self::StoreBusy => "store_busy",
             Self::StoreCorrupt => "store_corrupt",
+            Self::StoreReplaced => "store_replaced",
             Self::StoreForeign => "store_foreign",
             Self::SchemaNewer => "schema_newer",
             Self::ConfigInvalid => "config_invalid",
@@ -142,6 +146,16 @@ impl Error {
         Self(Arc::new(Inner {
             kind: self.0.kind,
             message: format!("{doing}: {}", self.0.message).into(),
+            source: self.0.source.clone(),
+        }))
+    }
+
+    /// The same as another kind.
+    #[cfg(any(feature = "postgres", feature = "mongodb"))]
+    pub(crate) fn with_kind(self, kind: ErrorKind) -> Self {
+        Self(Arc::new(Inner {
+            kind,
+            message: self.0.message.clone(),
             source: self.0.source.clone(),
         }))
     }

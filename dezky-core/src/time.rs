@@ -63,6 +63,13 @@ impl Timestamp {
         Self::from_millis_clamped(self.0.saturating_add(by))
     }
 
+    /// Whether this, the end of a wait of at most `longest`, is still to come. An end that
+    /// is further away was set by a clock that was ahead, and is over.
+    #[must_use]
+    pub fn is_ahead_of(self, now: Self, longest: Duration) -> bool {
+        now < self && self <= now.saturating_add(longest)
+    }
+
     /// How much later this is than `earlier`; zero if it is not.
     pub fn saturating_since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))

@@ -188,19 +188,22 @@ impl From<Error> for Problem {
             ErrorKind::SignatureInvalid => StatusCode::UNAUTHORIZED,
             ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             ErrorKind::Pruned => StatusCode::GONE,
+            // The server ends; the next one may take it.
+            ErrorKind::StoreReplaced => StatusCode::SERVICE_UNAVAILABLE,
             kind if kind.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status.is_server_error() {
             // The reason is the operator's business, not the client's.
             tracing::error!(code = error.code(), %error, "a request failed");
-            let detail = if error.is_retryable() {
+            let is_away = status == StatusCode::SERVICE_UNAVAILABLE;
+            let detail = if is_away {
                 "the store does not take or give events now: try again"
             } else {
                 "the request could not be served: the server's log says why"
             };
             let problem = Self::new(status, error.code(), detail);
-            return if error.is_retryable() {
+            return if is_away {
                 problem.with_header(header::RETRY_AFTER, RETRY_AFTER_SECONDS)
             } else {
                 problem

@@ -20,6 +20,7 @@ mod origin;
 pub mod platform;
 mod routes;
 pub mod state;
+pub mod store_watch;
 pub mod stores;
 mod table;
 mod webhooks;

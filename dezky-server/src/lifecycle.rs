@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use dezky_core::ErrorKind;
 use dezky_core::store::AuditStore;
 use dezky_ingest::authentik::{AuthentikConfig, AuthentikSource};
 use dezky_ingest::generic::{GenericReceiver, MappedLines, Mapping};
@@ -20,6 +21,7 @@ use crate::error::Failure;
 use crate::platform::Platform;
 use crate::routes::ofrep::{EventStreams, SetDigest};
 use crate::state::{App, AppState, Webhooks};
+use crate::store_watch::{self, StoreWatch};
 use crate::webhooks::Webhook;
 use crate::witness::{self, Unnoted, Witness};
 use crate::{http, routes};
@@ -49,9 +51,16 @@ pub struct Running {
     address: SocketAddr,
     state: AppState,
     stopping: watch::Sender<bool>,
-    tasks: JoinSet<&'static str>,
+    tasks: JoinSet<Ended>,
     /// What runs in `tasks`.
     parts: Vec<&'static str>,
+}
+
+/// A part of the server that has ended.
+struct Ended {
+    part: &'static str,
+    /// Why, if nobody asked it to.
+    reason: Option<String>,
 }
 
 impl Running {
@@ -68,6 +77,7 @@ impl Running {
             Self { address, state, stopping, tasks: JoinSet::new(), parts: Vec::new() };
         running.spawn_http(listener);
         running.spawn_relay();
+        running.spawn_store_watch();
         running.spawn_spool();
         running.spawn_witness();
         running.spawn_flags();
@@ -101,11 +111,21 @@ impl Running {
 
     /// Runs a part of the server, which ends when it is told that the end has begun.
     fn spawn(&mut self, part: &'static str, work: impl Future<Output = ()> + Send + 'static) {
-        self.parts.push(part);
-        self.tasks.spawn(async move {
+        self.spawn_ending(part, async move {
             work.await;
-            part
+            None
         });
+    }
+
+    /// The same of a part that may end by itself, and the server with it, for the reason
+    /// that it gives.
+    fn spawn_ending(
+        &mut self,
+        part: &'static str,
+        work: impl Future<Output = Option<String>> + Send + 'static,
+    ) {
+        self.parts.push(part);
+        self.tasks.spawn(async move { Ended { part, reason: work.await } });
     }
 
     fn spawn_http(&mut self, listener: TcpListener) {
@@ -114,14 +134,20 @@ impl Running {
         self.spawn("http", http::serve(listener, routes, stop));
     }
 
+    /// Moves what was staged into the log. Ends, and the server with it, when the
+    /// database's files were taken away from under it: what it writes would be lost.
     fn spawn_relay(&mut self) {
         let store = Arc::clone(&self.state.store);
         let stop = self.stopped();
-        self.spawn("relay", async move {
+        self.spawn_ending("relay", async move {
             tokio::pin!(stop);
             loop {
                 let more = match store.relay(RELAY_BATCH).await {
                     Ok(relayed) => relayed.more,
+                    Err(error) if error.kind() == ErrorKind::StoreReplaced => {
+                        tracing::error!(code = error.code(), %error, "the server ends");
+                        return Some(format!("store: {error}"));
+                    }
                     Err(error) => {
                         tracing::warn!(code = error.code(), %error, "the outbox waits");
                         false
@@ -129,9 +155,27 @@ impl Running {
                 };
                 let wait = if more { Duration::ZERO } else { RELAY_INTERVAL };
                 tokio::select! {
-                    () = &mut stop => return,
+                    () = &mut stop => return None,
                     () = tokio::time::sleep(wait) => {}
                 }
+            }
+        });
+    }
+
+    /// Follows whether the store takes writes.
+    fn spawn_store_watch(&mut self) {
+        let state = Arc::clone(&self.state);
+        let stop = self.stopped();
+        self.spawn("store watch", async move {
+            let watch = async {
+                loop {
+                    state.store_watch.look_if_suspected(&state).await;
+                    tokio::time::sleep(store_watch::INTERVAL).await;
+                }
+            };
+            tokio::select! {
+                () = stop => {}
+                () = watch => {}
             }
         });
     }
@@ -152,18 +196,18 @@ impl Running {
         let store = Arc::clone(&self.state.store);
         let witness = Witness::new(&self.state.config.head_path);
         let stop = self.stopped();
-        self.spawn("head", async move {
+        self.spawn_ending("head", async move {
             tokio::pin!(stop);
             loop {
                 tokio::select! {
-                    () = &mut stop => return,
+                    () = &mut stop => return None,
                     () = tokio::time::sleep(witness::INTERVAL) => {}
                 }
                 match witness.follow(&*store).await {
                     Ok(()) => {}
                     Err(error @ Unnoted::WentBack { .. }) => {
                         tracing::error!(%error, "the server ends");
-                        return;
+                        return Some(error.to_string());
                     }
                     Err(error) => tracing::warn!(%error, "the head is not noted"),
                 }
@@ -191,9 +235,10 @@ impl Running {
     /// does not come back, so the server should end as well. Cancel-safe.
     pub async fn failed(&mut self) -> Failure {
         match self.tasks.join_next().await {
-            Some(Ok(part)) => {
+            Some(Ok(Ended { part, reason: None })) => {
                 Failure::no(format!("{part}: ended unexpectedly: see the log, and start again"))
             }
+            Some(Ok(Ended { reason: Some(reason), .. })) => Failure::no(reason),
             _ => Failure::no("a worker broke down: see the log, and start again"),
         }
     }
@@ -211,7 +256,7 @@ impl Running {
         let ending = async {
             while let Some(part) = self.tasks.join_next().await {
                 whole &= part.is_ok();
-                waiting_for.retain(|name| part.as_ref().is_ok_and(|ended| name != ended));
+                waiting_for.retain(|name| part.as_ref().is_ok_and(|ended| *name != ended.part));
             }
             // Those whose sender has gone.
             waiting_for = vec!["webhooks"];
@@ -250,6 +295,11 @@ async fn open_platform(config: &Config) -> Result<Platform, Failure> {
     if checked.is_ok() {
         // Now rather than later, so that a place where it can't be written stops the start.
         checked = match witness.follow(&*platform.store).await {
+            // It will be noted once there is room; until then reads are served.
+            Err(error @ Unnoted::NoRoom(_)) => {
+                tracing::error!(%error, "the head is not noted");
+                Ok(())
+            }
             Err(Unnoted::File(failure)) => Err(failure),
             Err(error) => Err(Failure::no(error.to_string())),
             Ok(()) => Ok(()),
@@ -289,6 +339,7 @@ async fn open(config: Config, streams: EventStreams) -> Result<AppState, Failure
         sources,
         webhooks,
         statuses,
+        store_watch: StoreWatch::default(),
         pumps: Mutex::default(),
         streams,
         flags_digest: SetDigest::default(),

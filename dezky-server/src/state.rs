@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::config::Config;
 use crate::platform::Platform;
 use crate::routes::ofrep::{EventStreams, SetDigest};
+use crate::store_watch::StoreWatch;
 use crate::webhooks::Webhook;
 
 /// The state of the routes; clones share it.
@@ -32,6 +33,8 @@ pub struct App {
     pub webhooks: Webhooks,
     /// How each webhook is doing, by source name.
     pub statuses: BTreeMap<String, Webhook>,
+    /// Whether the store takes writes.
+    pub store_watch: StoreWatch,
     /// The pumps that were started.
     pub pumps: Mutex<Vec<PumpHandle>>,
     /// The clients that are told when flags change.

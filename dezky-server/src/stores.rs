@@ -22,8 +22,17 @@ pub enum Access {
     Migrate,
     /// To write; it must be there and up to date.
     Write,
+    /// To look, and to write where that is allowed; it must be there and up to date.
+    Use,
     /// To look alone.
     Read,
+}
+
+impl Access {
+    /// Whether it is of no use without the right to write.
+    fn must_write(self) -> bool {
+        matches!(self, Self::Migrate | Self::Write)
+    }
 }
 
 /// The log of a database, and the way to what else is in there.
@@ -131,10 +140,11 @@ async fn open_sqlite(config: &StoreConfig, path: &Path, access: Access) -> Resul
     let open = async |create| {
         let mut sqlite = SqliteConfig::new(path);
         sqlite.create = create;
+        sqlite.must_write = access.must_write();
         sqlite.busy_timeout = config.lock_timeout;
         SqliteAuditStore::open(sqlite, &TokioRuntime).await.map(|log| Engine::Sqlite(Arc::new(log)))
     };
-    if access == Access::Write {
+    if matches!(access, Access::Write | Access::Use) {
         // What may write also migrates, so it is looked at first.
         let reader = open(false).await?;
         let parts = async {
@@ -161,6 +171,7 @@ async fn open_postgres(
     postgres.idle_in_transaction_timeout = config.idle_timeout;
     postgres.transaction_pooler = config.transaction_pooler;
     postgres.migrate = access == Access::Migrate;
+    postgres.must_write = access.must_write();
     let log = PostgresAuditStore::open(postgres, &TokioRuntime).await?;
     Ok(Engine::Postgres(Arc::new(log)))
 }
@@ -177,6 +188,7 @@ async fn open_mongodb(
     mongodb.busy_timeout = config.lock_timeout;
     mongodb.operation_timeout = config.statement_timeout;
     mongodb.migrate = access == Access::Migrate;
+    mongodb.must_write = access.must_write();
     let log = MongoAuditStore::open(mongodb, Arc::new(TokioRuntime)).await?;
     Ok(Engine::Mongodb(Arc::new(log)))
 }

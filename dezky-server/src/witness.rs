@@ -147,14 +147,19 @@ impl Witness {
     }
 
     /// Notes how far the log has come, durably.
-    pub(crate) async fn write(&self, place: Place) -> Result<(), Failure> {
+    pub(crate) async fn write(&self, place: Place) -> Result<(), Unnoted> {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         let path = self.path.clone();
         unblock(move || write(&path, place)).await.map_err(|error| {
-            Failure::usage(format!(
-                "head.path {}: can't be written ({}): let this user write there, or set DEZKY_HEAD_PATH",
-                self.path.display(),
-                reason(&error)
-            ))
+            let (path, why) = (self.path.display(), reason(&error));
+            if matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
+                return Unnoted::NoRoom(Failure::no(format!(
+                    "head.path {path}: can't be written ({why}): make room"
+                )));
+            }
+            Unnoted::File(Failure::usage(format!(
+                "head.path {path}: can't be written ({why}): let this user write there, or set DEZKY_HEAD_PATH"
+            )))
         })
     }
 
@@ -176,7 +181,7 @@ impl Witness {
         let event = event.seal(&TokioRuntime);
         log.append(vec![event], AppendOptions::default()).await.map_err(untold)?;
         let now = Place::of(&log.state().await.map_err(untold)?);
-        self.write(now).await?;
+        self.write(now).await.map_err(|error| Failure::usage(error.to_string()))?;
         Ok(Some((noted, found)))
     }
 
@@ -193,7 +198,7 @@ impl Witness {
         if noted == Some(now) {
             return Ok(());
         }
-        self.write(now).await.map_err(Unnoted::File)
+        self.write(now).await
     }
 }
 
@@ -204,6 +209,8 @@ pub(crate) enum Unnoted {
     Store(dezky_core::Error),
     /// The file can't be read or written.
     File(Failure),
+    /// The disk has no room for it.
+    NoRoom(Failure),
     /// Somebody restored the database under a server that runs.
     WentBack {
         /// What was noted.
@@ -217,7 +224,7 @@ impl fmt::Display for Unnoted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Store(error) => write!(f, "store: {error}"),
-            Self::File(failure) => write!(f, "{failure}"),
+            Self::File(failure) | Self::NoRoom(failure) => write!(f, "{failure}"),
             Self::WentBack { noted, found } => {
                 write!(f, "the log went back from {noted} to {found}: was a backup restored?")
             }

@@ -78,6 +78,11 @@ impl SpoolConfig {
 ///   with the process, however that ends.
 /// - The file is readable by its owner alone (mode 0600 on Unix): it holds events
 ///   with their salts.
+/// - If the file is removed while it is open, the next push makes it anew with
+///   everything that waits. If something else stands in its place nothing is
+///   acknowledged any more.
+/// - A disk that is full when it is opened is not an error: what waits can be
+///   drained, and pushes fail until there is room.
 ///
 /// A damaged part of the file is never replayed and never dropped in silence: it
 /// is copied, with what follows it, to `<path>.corrupt-<ms since the epoch>`, an
@@ -140,6 +145,18 @@ struct Queue {
     dirty: bool,
     /// Whether the header is known to be that of version 2.
     is_version_2: bool,
+    /// What the disk had no room for when the file was opened.
+    owed: Owed,
+}
+
+/// What is still to be written before anything else can be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owed {
+    Nothing,
+    /// The header of a new file.
+    Header,
+    /// What lies behind the last good record is to be set aside.
+    Salvage,
 }
 
 /// A record's place in the file.
@@ -222,7 +239,9 @@ impl Spool {
     }
 
     async fn write(&self, frames: Frames, all: bool) -> Pushed {
-        let mut pushed = self.with_queue(move |queue, _, _| queue.push(&frames, all)).await;
+        let push =
+            move |queue: &mut Queue, gauges: &Gauges, now| queue.push(&frames, all, now, gauges);
+        let mut pushed = self.with_queue(push).await;
         pushed.refused = pushed.refused.map(|error| at(&self.path, error));
         pushed
     }
@@ -261,9 +280,9 @@ impl Spool {
     /// `io` if the file could not be cut. The events are removed from the queue
     /// nevertheless, but come again after a restart.
     pub async fn discard(&self, count: usize) -> Result<()> {
-        self.with_queue(move |queue, _, _| {
+        self.with_queue(move |queue, gauges, now| {
             queue.records.drain(..count.min(queue.records.len()));
-            queue.cut_if_empty()
+            queue.cut_if_empty(now, gauges)
         })
         .await
         .map_err(|error| at(&self.path, error))
@@ -409,13 +428,40 @@ impl Queue {
             end: HEADER_BYTES,
             dirty: false,
             is_version_2: false,
+            owed: Owed::Nothing,
         };
         queue.check_header()?;
-        queue.load(now, gauges)?;
-        if queue.records.is_empty() {
+        queue.load()?;
+        match queue.settle(now, gauges) {
+            Err(error) if is_without_room(&error) => tracing::error!(
+                spool = %queue.config.path.display(),
+                %error,
+                "the spool takes nothing until there is room on its disk"
+            ),
+            settled => settled?,
+        }
+        if queue.records.is_empty() && queue.owed == Owed::Nothing {
             queue.set_version_2(false)?;
         }
         Ok(queue)
+    }
+
+    /// Writes what is still owed.
+    fn settle(&mut self, now: Timestamp, gauges: &Gauges) -> std::io::Result<()> {
+        match self.owed {
+            Owed::Nothing => return Ok(()),
+            Owed::Header => self.write_header(HEADER)?,
+            Owed::Salvage => self.salvage(now, gauges)?,
+        }
+        self.owed = Owed::Nothing;
+        Ok(())
+    }
+
+    fn write_header(&mut self, header: &[u8]) -> std::io::Result<()> {
+        self.file.rewind()?;
+        self.file.write_all(header)?;
+        self.file.sync_all()?;
+        sync_folder(&self.config.path)
     }
 
     /// Writes the header of a new file, refuses a file that is something else.
@@ -425,15 +471,13 @@ impl Queue {
         self.is_version_2 = start.starts_with(HEADER_2);
         if self.is_version_2 || start.starts_with(HEADER) {
             close_to_others(&self.file)?;
-            return sync_folder(&self.config.path);
+            return Ok(sync_folder(&self.config.path)?);
         }
         // A crash may have left a part of it.
         if HEADER.starts_with(&start) {
             close_to_others(&self.file)?;
-            self.file.rewind()?;
-            self.file.write_all(HEADER)?;
-            self.file.sync_all()?;
-            return sync_folder(&self.config.path);
+            self.owed = Owed::Header;
+            return Ok(());
         }
         if let Some(version) = start.strip_prefix(MAGIC)
             && let Some(digits) = version.split(|b| *b == b'\n').next()
@@ -464,8 +508,11 @@ impl Queue {
         Ok(())
     }
 
-    /// Finds the records, and cuts off what comes after the last good one.
-    fn load(&mut self, now: Timestamp, gauges: &Gauges) -> Result<()> {
+    /// Finds the records, up to the last good one.
+    fn load(&mut self) -> Result<()> {
+        if self.owed == Owed::Header {
+            return Ok(());
+        }
         let file_end = self.file.seek(SeekFrom::End(0))?;
         self.file.seek(SeekFrom::Start(HEADER_BYTES))?;
         let mut reader = BufReader::with_capacity(1 << 16, &self.file);
@@ -483,14 +530,14 @@ impl Queue {
             self.end += bytes as u64;
         }
         if self.end < file_end {
-            self.salvage(now, gauges)?;
+            self.owed = Owed::Salvage;
         }
         Ok(())
     }
 
     /// Sets aside everything behind the last good record and brings the intact
     /// records in there back into the queue.
-    fn salvage(&mut self, now: Timestamp, gauges: &Gauges) -> Result<()> {
+    fn salvage(&mut self, now: Timestamp, gauges: &Gauges) -> std::io::Result<()> {
         let mut tail = Vec::new();
         self.file.seek(SeekFrom::Start(self.end))?;
         (&self.file).read_to_end(&mut tail)?;
@@ -531,7 +578,7 @@ impl Queue {
         damaged: usize,
         now: Timestamp,
         gauges: &Gauges,
-    ) -> Result<()> {
+    ) -> std::io::Result<()> {
         let mut name = self.config.path.as_os_str().to_owned();
         name.push(format!(".corrupt-{}", now.as_millis()));
         let kept = PathBuf::from(name);
@@ -549,7 +596,10 @@ impl Queue {
         Ok(())
     }
 
-    fn push(&mut self, frames: &Frames, all: bool) -> Pushed {
+    fn push(&mut self, frames: &Frames, all: bool, now: Timestamp, gauges: &Gauges) -> Pushed {
+        if let Err(error) = self.settle(now, gauges) {
+            return Pushed { kept: 0, refused: Some(Error::from(error).context("write")) };
+        }
         let (mut kept, mut bytes) = (0, 0);
         for length in &frames.lengths {
             let room = self.config.max_bytes.saturating_sub(self.end);
@@ -575,12 +625,75 @@ impl Queue {
         // Before them, so that nobody meets items below an older header.
         let version = if frames.has_items { self.set_version_2(true) } else { Ok(()) };
         match version.and_then(|()| self.write(&frames.bytes[..bytes])) {
-            Ok(()) => {
-                self.take_in(&frames.lengths[..kept]);
-                Pushed { kept, refused }
+            Ok(()) => self.take_in(&frames.lengths[..kept]),
+            Err(error) => {
+                return Pushed { kept: 0, refused: Some(Error::from(error).context("write")) };
             }
-            Err(error) => Pushed { kept: 0, refused: Some(Error::from(error).context("write")) },
         }
+        match self.stay_at_path() {
+            Ok(()) => Pushed { kept, refused },
+            Err(error) => {
+                // Not acknowledged, so not to be moved either: the sender comes again.
+                self.records.truncate(self.records.len() - kept);
+                Pushed { kept: 0, refused: Some(error) }
+            }
+        }
+    }
+
+    /// Refuses to acknowledge what is in a file that nobody would find again. If the file
+    /// was removed it is made anew, with everything that waits.
+    fn stay_at_path(&mut self) -> Result<()> {
+        let path = self.config.path.clone();
+        match path.metadata() {
+            Ok(there) if is_same(&there, &self.file.metadata()?) => Ok(()),
+            Ok(_) => Err(Error::new(
+                ErrorKind::StoreReplaced,
+                "another file stands in its place, and nothing more is kept: end the program, put the spool's own file back, and start again",
+            )),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                tracing::error!(
+                    spool = %path.display(),
+                    pending = self.records.len(),
+                    "the spool's file was removed while it was open: it is made anew"
+                );
+                self.make_anew().map_err(|error| Error::from(error).context("make it anew"))
+            }
+            Err(error) => Err(Error::from(error).context("look at it")),
+        }
+    }
+
+    /// Writes the header and all records that wait into a new file at the path.
+    fn make_anew(&mut self) -> std::io::Result<()> {
+        let mut options = OpenOptions::new();
+        let mut file =
+            owner_only(options.read(true).write(true).create_new(true)).open(&self.config.path)?;
+        let written = self.copy_to(&mut file);
+        if written.is_err() {
+            // Half of it is worth nothing; the next push tries again.
+            let _ = std::fs::remove_file(&self.config.path);
+        }
+        let (records, end) = written?;
+        (self.file, self.records, self.end) = (file, records, end);
+        self.dirty = false;
+        Ok(())
+    }
+
+    fn copy_to(&mut self, file: &mut File) -> std::io::Result<(VecDeque<Record>, u64)> {
+        file.try_lock().map_err(std::io::Error::from)?;
+        file.write_all(if self.is_version_2 { HEADER_2 } else { HEADER })?;
+        let (mut records, mut end) = (VecDeque::new(), HEADER_BYTES);
+        let mut raw = Vec::new();
+        for record in &self.records {
+            raw.resize(record.bytes, 0);
+            self.file.seek(SeekFrom::Start(record.offset))?;
+            self.file.read_exact(&mut raw)?;
+            file.write_all(&raw)?;
+            records.push_back(Record { offset: end, bytes: record.bytes });
+            end += record.bytes as u64;
+        }
+        file.sync_all()?;
+        sync_folder(&self.config.path)?;
+        Ok((records, end))
     }
 
     /// Writes behind the last record and syncs, or leaves the file as it was.
@@ -651,13 +764,17 @@ impl Queue {
             }
         }
         if peeked.damaged > 0 {
-            self.cut_if_empty()?;
+            self.cut_if_empty(now, gauges)?;
         }
         Ok(peeked)
     }
 
     /// Gives the space back when nothing waits any more.
-    fn cut_if_empty(&mut self) -> Result<()> {
+    fn cut_if_empty(&mut self, now: Timestamp, gauges: &Gauges) -> Result<()> {
+        // What is still to be set aside lies behind the end; there may be records in it.
+        if self.owed == Owed::Salvage && self.settle(now, gauges).is_err() {
+            return Ok(());
+        }
         if self.records.is_empty() && self.end > HEADER_BYTES {
             self.file.set_len(HEADER_BYTES)?;
             self.end = HEADER_BYTES;
@@ -714,8 +831,28 @@ fn close_to_others(file: &File) -> Result<()> {
     Ok(())
 }
 
+/// Whether two are the same file, and not only of the same path.
+fn is_same(one: &std::fs::Metadata, other: &std::fs::Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        (one.dev(), one.ino()) == (other.dev(), other.ino())
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (one, other);
+        true
+    }
+}
+
+/// Whether a disk, or this user's part of it, is full.
+fn is_without_room(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
 /// Makes a new file's name durable.
-fn sync_folder(path: &Path) -> Result<()> {
+fn sync_folder(path: &Path) -> std::io::Result<()> {
     #[cfg(unix)]
     File::open(folder(path))?.sync_all()?;
     #[cfg(not(unix))]

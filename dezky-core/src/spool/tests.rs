@@ -514,3 +514,47 @@ async fn a_dropped_push_is_whole_or_not_at_all() {
     spool.push(std::slice::from_ref(&event)).await.unwrap();
     assert_eq!(spool.peeked(9).await, [event]);
 }
+
+#[tokio::test]
+async fn a_file_that_is_removed_is_made_anew_with_all_that_waits() {
+    let place = Place::new();
+    let spool = place.open().await;
+    let events = place.events(5);
+    spool.push(&events[..2]).await.unwrap();
+    spool.discard(1).await.unwrap();
+    fs::remove_file(place.config().path).unwrap();
+    spool.push(&events[2..4]).await.unwrap();
+    // What was acknowledged is in the file that the next process finds.
+    let (_other, found) = place.after_kill().await;
+    let records = |events: &[SealedEvent]| -> Vec<_> {
+        events.iter().cloned().map(SpoolRecord::Event).collect()
+    };
+    assert_eq!(found.peek(9).await.unwrap(), records(&events[1..4]));
+    assert_eq!(spool.peek(9).await.unwrap(), records(&events[1..4]));
+    // It is locked and bounded as the first was.
+    assert_eq!(place.refused(place.config()).await.kind(), ErrorKind::StoreBusy);
+    spool.discard(3).await.unwrap();
+    assert_eq!(place.bytes(), HEADER);
+    spool.push(&events[4..]).await.unwrap();
+    assert_eq!(spool.peek(9).await.unwrap(), records(&events[4..]));
+}
+
+#[tokio::test]
+async fn nothing_is_acknowledged_while_another_file_stands_in_its_place() {
+    let place = Place::new();
+    let spool = place.open().await;
+    let events = place.events(3);
+    spool.push(&events[..1]).await.unwrap();
+    let own = place.folder.path().join("own");
+    fs::rename(place.config().path, &own).unwrap();
+    fs::write(place.config().path, "something else").unwrap();
+    let refused = spool.push(&events[1..2]).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::StoreReplaced, "{refused}");
+    assert_eq!(spool.pending(), 1, "what is refused comes again by its sender");
+    assert_eq!(place.bytes(), b"something else", "it is somebody's");
+    fs::rename(&own, place.config().path).unwrap();
+    spool.push(&events[2..]).await.unwrap();
+    let kept: Vec<_> =
+        [&events[0], &events[2]].into_iter().cloned().map(SpoolRecord::Event).collect();
+    assert_eq!(spool.peek(9).await.unwrap(), kept);
+}

@@ -202,6 +202,12 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
         Ok(())
     }
 
+    async fn check_writable(&self) -> Result<()> {
+        let mut tx = self.rows.begin().await?;
+        tx.touch().await?;
+        tx.commit().await
+    }
+
     async fn acquire_lease(
         &self,
         name: &str,
@@ -217,13 +223,27 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
         let mut tx = self.rows.begin().await?;
         let now = tx.now().await?;
         let token = match tx.lease(name).await? {
-            Some(row) if row.expires_at > now && row.holder != holder => return Ok(None),
-            Some(row) if row.expires_at > now => row.token,
-            Some(row) => row.token + 1,
+            Some(row) if row.holds_at(now, ttl) && row.holder != holder => return Ok(None),
+            Some(row) if row.holds_at(now, ttl) => row.token,
+            Some(row) => {
+                if row.expires_at > now {
+                    tracing::warn!(
+                        lease = name,
+                        ends = %row.expires_at,
+                        %now,
+                        "a lease ends later than it may: it was taken by a clock that was ahead, and holds no longer"
+                    );
+                }
+                row.token + 1
+            }
             None => 1,
         };
-        let row =
-            LeaseRow { holder: holder.to_owned(), token, expires_at: now.saturating_add(ttl) };
+        let row = LeaseRow {
+            holder: holder.to_owned(),
+            token,
+            expires_at: now.saturating_add(ttl),
+            length: Some(ttl),
+        };
         tx.set_lease(name, &row).await?;
         tx.commit().await?;
         Ok(Some(Lease {

@@ -11,6 +11,8 @@ mod group;
 mod memory;
 #[cfg(feature = "mongodb")]
 mod mongodb;
+#[cfg(any(feature = "postgres", feature = "mongodb"))]
+mod operator;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod query;
@@ -51,7 +53,10 @@ pub use self::rows::{
     NewRow, RowStore, RowTx, StagedEvent, UnreadableStaged, Walk, WalkEnd, Walked,
 };
 #[cfg(feature = "sqlite")]
-pub use self::sqlite::{SqliteAuditStore, SqliteConfig, SqliteDatabase, SqliteRows, sqlite_error};
+pub use self::sqlite::{
+    SqliteAuditStore, SqliteConfig, SqliteDatabase, SqliteRows, SqliteTransaction, sqlite_error,
+    sqlite_reader,
+};
 pub use self::structure::{Anomaly, Extent};
 pub use self::tail::Tail;
 use crate::integrity::Evidence;
@@ -153,9 +158,19 @@ pub trait AuditStore: Send + Sync {
     /// items; `store_unavailable` and `store_busy`, after which a retry is safe.
     async fn restore(&self, part: LogPart) -> Result<()>;
 
+    /// Whether the store takes writes now: writes something, takes it back and commits.
+    /// The log is what it was. A store that has no such way only looks.
+    ///
+    /// # Errors
+    /// Those that an append would meet, `store_unavailable` above all.
+    async fn check_writable(&self) -> Result<()> {
+        self.state().await.map(drop)
+    }
+
     /// Takes or renews the lease `name` for `holder`, by the database's clock.
     ///
-    /// `None` if somebody else holds it. A renewal in time keeps the token; after
+    /// `None` if somebody else holds it. One that ends later than its length from now was
+    /// written by a clock that was ahead, and holds nothing. A renewal in time keeps the token; after
     /// it lapsed or was given back the token is higher, and every append with an
     /// old one is [fenced](AppendOptions::fence) off. `holder` must be unique to
     /// the running instance: two that share a name would share the lease.

@@ -1,5 +1,7 @@
 //! What a back end implements: rows in, rows out, one transaction.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use uuid::Uuid;
 
@@ -114,6 +116,12 @@ pub trait RowTx: Send {
     /// Removes events from the outbox by number.
     async fn unstage(&mut self, numbers: &[i64]) -> Result<()>;
 
+    /// Writes something and takes it back, so that the commit shows whether the engine
+    /// takes writes. An engine whose transactions always write need not do anything.
+    async fn touch(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Commits, durably where the engine is durable.
     async fn commit(self: Box<Self>) -> Result<()>;
 }
@@ -166,6 +174,35 @@ pub struct LeaseRow {
     pub token: u64,
     /// When it lapses.
     pub expires_at: Timestamp,
+    /// For how long it was taken; `None` if an older version wrote it.
+    pub length: Option<Duration>,
+}
+
+impl LeaseRow {
+    /// By how much a clock may be set back without ending a lease that was just taken.
+    const MAX_STEP: Duration = Duration::from_secs(1);
+
+    /// Whether it holds at `now`. One that ends later than a whole length from now was
+    /// written by a clock that was ahead: its holder can't be expected to be there until
+    /// then. `length` stands in for one that is not known.
+    pub fn holds_at(&self, now: Timestamp, length: Duration) -> bool {
+        let length = self.length.unwrap_or(length);
+        let latest = now.saturating_add(length.saturating_add(Self::MAX_STEP));
+        now < self.expires_at && self.expires_at <= latest
+    }
+
+    /// The length as engines store it, in milliseconds.
+    #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
+    pub(super) fn length_ms(&self) -> i64 {
+        let length = self.length.unwrap_or_default();
+        i64::try_from(length.as_millis()).unwrap_or(i64::MAX)
+    }
+
+    /// See [`length_ms`](Self::length_ms); 0 stands for one that is not known.
+    #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
+    pub(super) fn length_of(ms: i64) -> Option<Duration> {
+        u64::try_from(ms).ok().filter(|ms| *ms > 0).map(Duration::from_millis)
+    }
 }
 
 /// A row to insert.

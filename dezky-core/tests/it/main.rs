@@ -20,5 +20,6 @@ mod servers;
 mod sqlite;
 mod structure;
 mod tamper;
+mod trouble;
 mod walk;
 mod writers;

@@ -292,7 +292,8 @@ impl LiveFlags {
                 tracing::warn!(%error, "the flags can't be kept in their file");
                 select(swapped, shared.runtime.sleep(FILE_RETRY)).await;
             } else {
-                swapped.await;
+                // Now and then, as somebody may remove the file.
+                select(swapped, shared.runtime.sleep(FILE_RETRY)).await;
             }
         }
     }
@@ -454,7 +455,7 @@ impl Shared {
             let Some(path) = &shared.config.file else { return Ok(()) };
             // One that was given up may still be at it, with older flags.
             let mut kept = shared.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            if *kept < set.generation {
+            if *kept < set.generation || !path.exists() {
                 file::write(path, set.snapshot())?;
                 *kept = set.generation;
             }

@@ -136,7 +136,7 @@ impl Groups {
     /// Says whether nothing failed just now. Failures are logged; the old listing stays.
     async fn refresh_if_old(&mut self, api: &Api, runtime: &dyn Runtime) -> bool {
         let now = runtime.now();
-        if now < self.next_try {
+        if self.next_try.is_ahead_of(now, self.refresh) {
             return true;
         }
         let result = match select(pin!(self.list(api, now)), runtime.sleep(LISTING_TIMEOUT)).await {

@@ -18,7 +18,7 @@ const AUTH_WAIT: Duration = Duration::from_mins(5);
 /// After 429 without a time.
 const THROTTLED_WAIT: Duration = Duration::from_mins(1);
 /// No server makes us wait longer.
-const MAX_WAIT: Duration = Duration::from_hours(1);
+pub(super) const MAX_WAIT: Duration = Duration::from_hours(1);
 /// How much of the answer to a failed request is looked at.
 const MAX_ERROR_BYTES: usize = 4 << 10;
 /// How much of an answer that is too large is looked at.

@@ -12,7 +12,7 @@ use dezky_core::{
 
 use super::core::{Answer, Memory, Order, Poll, Request, Settings, Step, gap_event};
 use super::groups::Groups;
-use super::http::{Api, ApiToken, Failed, Fetched};
+use super::http::{Api, ApiToken, Failed, Fetched, MAX_WAIT};
 use super::map::{SOURCE, large_item, map, odd_item, tenant_user};
 use super::proto::{Item, Page, Place};
 use crate::PumpConfig;
@@ -339,7 +339,7 @@ impl IngestSource for AuthentikSource {
         self.settle(cursor);
         let now = self.runtime.now();
         if let Some((until, error)) = &self.refused {
-            if now < *until {
+            if until.is_ahead_of(now, MAX_WAIT) {
                 return Err(error.clone());
             }
             self.refused = None;

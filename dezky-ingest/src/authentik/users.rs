@@ -8,7 +8,7 @@ use dezky_core::{Error, ErrorKind, Result, TenantDirectory, Timestamp};
 use serde_json::Value;
 
 use super::groups::{GroupNames, candidate};
-use super::http::{Api, Failed, Fetched};
+use super::http::{Api, Failed, Fetched, MAX_WAIT};
 use super::proto::pk;
 
 /// The most users that are asked for in one pull.
@@ -62,12 +62,12 @@ impl Users {
     /// The names of a user's tenants, if they were asked for not long ago.
     pub(super) fn known(&self, user: &str, now: Timestamp) -> Option<&[Arc<str>]> {
         let known = self.young.get(user).or_else(|| self.old.get(user))?;
-        (now < known.until).then_some(&known.names)
+        known.until.is_ahead_of(now, self.lifetime).then_some(&known.names)
     }
 
     /// Whether questions may be asked again.
     pub(super) fn may_ask(&self, now: Timestamp) -> bool {
-        now >= self.next_try
+        !self.next_try.is_ahead_of(now, MAX_WAIT.max(self.lifetime))
     }
 
     /// Nobody is asked for now, as something else has failed that may be the same.

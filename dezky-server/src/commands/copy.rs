@@ -42,7 +42,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
         return Err(Failure::usage("--to: is the store of --from: name another one"));
     }
     // Nothing is made at the source: a mistyped name must not leave an empty store.
-    let source = open(&from, Access::Write, "--from").await?;
+    let source = open(&from, Access::Use, "--from").await?;
     let target = match open(&to, Access::Migrate, "--to").await {
         Ok(target) => target,
         Err(failure) => {

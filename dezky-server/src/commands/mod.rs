@@ -32,7 +32,7 @@ async fn on_platform(
     settings: &Settings,
     work: impl AsyncFnOnce(&Platform) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let platform = Platform::open(&settings.store()?, Access::Write).await?;
+    let platform = Platform::open(&settings.store()?, Access::Use).await?;
     let done = work(&platform).await;
     platform.close().await;
     done

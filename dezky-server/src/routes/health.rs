@@ -4,8 +4,9 @@ use serde_json::{Value, json};
 
 use crate::state::AppState;
 
-/// `GET /health`: the process answers, and how old the flags are that it decides by. Does
-/// not look at the store: a restart would not bring that back.
+/// `GET /health`: the process answers, whether its store takes writes, and how old the
+/// flags are that it decides by. It says what is known and asks nobody. Always 200: a
+/// restart would bring neither back.
 pub(super) async fn health(State(state): State<AppState>) -> Json<Value> {
     let live = state.live.status();
     let mut flags = json!({
@@ -16,10 +17,17 @@ pub(super) async fn health(State(state): State<AppState>) -> Json<Value> {
     if let Some(failure) = &live.failure {
         flags["failure"] = failure.code().into();
     }
+    let failure = state.store_watch.failure();
+    let mut store = json!({ "writable": failure.is_none() });
+    if let Some((code, since)) = failure {
+        store["failure"] = code.into();
+        store["failingForMs"] = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).into();
+    }
     Json(json!({
-        "status": "ok",
+        "status": if failure.is_none() { "ok" } else { "degraded" },
         "service": "dezky-platform-api",
         "version": env!("CARGO_PKG_VERSION"),
+        "store": store,
         "flags": flags,
     }))
 }

@@ -18,7 +18,7 @@ mod webhook;
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -69,17 +69,20 @@ pub(crate) fn router(state: AppState) -> Router {
         .merge(for_ofrep)
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .fallback(async || Problem::not_found("there is nothing at this path"))
-        .layer(middleware::from_fn(log_request))
+        .layer(middleware::from_fn_with_state(AppState::clone(&state), log_request))
         .with_state(state)
 }
 
 /// One line a request. The path is that of the route: what was asked may hold
 /// what does not belong into a log.
-async fn log_request(request: Request, next: Next) -> Response {
+async fn log_request(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let began = Instant::now();
     let response = next.run(request).await;
+    if response.status().is_server_error() {
+        state.store_watch.suspect();
+    }
     tracing::info!(
         %method,
         route = route.as_ref().map_or("-", MatchedPath::as_str),

@@ -311,16 +311,23 @@ pub(crate) fn refusal(output: &Output, status: i32) -> String {
 /// goes.
 pub(crate) fn spawn_serve(folder: &Path, more: &[(&str, &str)]) -> (Child, PathBuf) {
     let stderr = folder.join("stderr");
-    let child = program(&["serve"])
+    let child = with_environment(&mut program(&["serve"]), folder, &stderr, more).spawn().unwrap();
+    (child, stderr)
+}
+
+fn with_environment<'c>(
+    command: &'c mut Command,
+    folder: &Path,
+    stderr: &Path,
+    more: &[(&str, &str)],
+) -> &'c mut Command {
+    command
         .current_dir(folder)
         .env("DEZKY_LISTEN", "127.0.0.1:0")
         .env("STALWART_WEBHOOK_SECRET", SECRET)
         .envs(more.iter().copied())
         .stdout(Stdio::piped())
-        .stderr(File::create(&stderr).unwrap())
-        .spawn()
-        .unwrap();
-    (child, stderr)
+        .stderr(File::create(stderr).unwrap())
 }
 
 /// `serve` as a process of its own, killed at the end.
@@ -334,7 +341,19 @@ pub(crate) struct Process {
 impl Process {
     /// Starts it with its store in `folder`, and waits until it listens.
     pub(crate) fn start(folder: &Path, more: &[(&str, &str)]) -> Self {
-        let (mut child, stderr) = spawn_serve(folder, more);
+        let (child, stderr) = spawn_serve(folder, more);
+        Self::listening(child, stderr)
+    }
+
+    /// The same by a command of the test's own, which becomes the server.
+    pub(crate) fn start_by(mut command: Command, folder: &Path, more: &[(&str, &str)]) -> Self {
+        let stderr = folder.join("stderr");
+        let child = with_environment(&mut command, folder, &stderr, more).spawn().unwrap();
+        Self::listening(child, stderr)
+    }
+
+    /// Waits until it listens.
+    fn listening(mut child: Child, stderr: PathBuf) -> Self {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let base = line.trim().strip_prefix("dezky-server listens on ").unwrap_or_else(|| {
@@ -352,6 +371,10 @@ impl Process {
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    pub(crate) fn id(&self) -> String {
+        self.child.id().to_string()
     }
 
     /// Sends SIGTERM.

@@ -21,6 +21,16 @@ const STEPS: &[&str] = &[include_str!("v1.sql")];
 const CATALOGUE: &str = include_str!("catalogue.tsv");
 /// The name under which the directory's version is kept.
 const COMPONENT: &str = "directory";
+/// The rights that the directory needs.
+const RIGHTS: &[(&str, &[&str])] = &[
+    ("dezky_directory_state", &["SELECT", "UPDATE"]),
+    ("dezky_tenants", &["SELECT", "INSERT", "UPDATE"]),
+    ("dezky_tenant_domains", &["SELECT", "INSERT", "DELETE"]),
+    ("dezky_partners", &["SELECT", "INSERT", "UPDATE"]),
+    ("dezky_users", &["SELECT", "INSERT", "UPDATE"]),
+    ("dezky_user_identities", &["SELECT", "INSERT", "DELETE"]),
+    ("dezky_user_tenants", &["SELECT", "INSERT", "DELETE"]),
+];
 
 /// A [`DirectoryStore`] in the database of a
 /// [`PostgresAuditStore`](crate::store::PostgresAuditStore), in whose log its events
@@ -56,9 +66,10 @@ impl PostgresDirectory {
     ///
     /// # Errors
     /// `schema_newer`; `store_foreign` if the tables are missing and the database
-    /// was opened without migrating it.
+    /// was opened without migrating it; `config_invalid` if the role lacks rights.
     pub async fn open(database: &PostgresDatabase) -> Result<Self> {
         database.migrate(COMPONENT, STEPS).await?;
+        database.check_rights(RIGHTS).await?;
         Ok(Self { database: database.clone() })
     }
 

@@ -224,6 +224,8 @@ pub(super) fn lease_row(row: &RawDocument) -> Result<LeaseRow> {
             holder: text(row, "holder")?.to_owned(),
             token: count(row, "token")?,
             expires_at: timestamp(row, "expires_at")?,
+            // Earlier versions did not say.
+            length: row.get_i64("length_ms").ok().and_then(LeaseRow::length_of),
         })
     };
     read().map_err(corrupt)
@@ -234,6 +236,7 @@ pub(super) fn lease_fields(row: &LeaseRow) -> Result<Document> {
         "holder": row.holder.as_str(),
         "token": signed(row.token)?,
         "expires_at": row.expires_at.as_millis(),
+        "length_ms": row.length_ms(),
     })
 }
 

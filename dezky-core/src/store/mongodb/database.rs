@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use futures_util::future::{Either, select};
-use mongodb::bson::{RawDocumentBuf, doc};
+use futures_util::future::{Either, select, try_join_all};
+use mongodb::bson::{Document, RawDocumentBuf, doc};
 use mongodb::error::{
     ErrorKind as DriverError, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT,
 };
@@ -23,6 +23,7 @@ use super::outbox::{self, Order};
 use super::schema::{self, MongoCollection};
 use super::structure;
 use crate::store::Anomaly;
+use crate::store::operator::{at_start, needs_operator, while_running};
 use crate::store::schema::check_version;
 use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 
@@ -77,6 +78,8 @@ struct Inner {
     order: Order,
     /// Whether schemas may be brought up to date.
     migrate: bool,
+    /// Whether it was opened to write.
+    writes: bool,
     /// Whether the server gives snapshots outside of transactions.
     snapshots: bool,
     /// Whose streams are to be ended with the client, which waits for them.
@@ -100,6 +103,7 @@ impl MongoDatabase {
         runtime: Arc<dyn Runtime>,
         bounds: Bounds,
         migrate: bool,
+        writes: bool,
     ) -> Result<Self> {
         let options = DatabaseOptions::builder()
             .read_concern(ReadConcern::majority())
@@ -115,6 +119,7 @@ impl MongoDatabase {
             bounds,
             order,
             migrate,
+            writes,
             snapshots: false,
             counters: Mutex::default(),
         };
@@ -218,7 +223,7 @@ impl MongoDatabase {
                     }
                     self.pause(retries).await;
                 }
-                Err(error) => return Err(mongo_error(&error)),
+                Err(error) => return Err(while_running(mongo_error(&error))),
             }
         }
     }
@@ -279,8 +284,49 @@ impl MongoDatabase {
     /// Where the store was opened without `migrate` it only looks.
     ///
     /// # Errors
-    /// `schema_newer`; `store_foreign` if steps are missing and may not be taken.
+    /// `schema_newer`; `store_foreign` if steps are missing and may not be taken;
+    /// `auth_failed` if the user may not write, naming the collections.
     pub async fn migrate(&self, component: &str, steps: &[Vec<MongoCollection>]) -> Result<()> {
+        self.bring_up_to_date(component, steps).await.map_err(at_start)?;
+        self.check_rights(steps).await
+    }
+
+    /// Refuses a user who may not write the collections of these steps, naming all of
+    /// them. A store that was opened for reading alone is not refused.
+    pub(super) async fn check_rights(&self, steps: &[Vec<MongoCollection>]) -> Result<()> {
+        if !self.0.writes {
+            return Ok(());
+        }
+        // A change of nothing, for which the right is asked all the same.
+        let tries = steps.iter().flatten().map(MongoCollection::name).map(async |name| {
+            let nothing = doc! { "_id": { "$in": [] } };
+            let change = doc! { "$set": { "probe": 1 } };
+            let collection = self.collection::<Document>(name);
+            let tried = self.run(collection.update_one(nothing, change)).await;
+            match tried.map_err(at_start) {
+                Err(error) if error.kind() == ErrorKind::AuthFailed => Ok(Some(name)),
+                tried => tried.map(|_| None),
+            }
+        });
+        let lacking: Vec<&str> = try_join_all(tries).await?.into_iter().flatten().collect();
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::AuthFailed,
+            format!(
+                "the user may not write {}: grant it readWrite on the database {}",
+                lacking.join(", "),
+                self.name()
+            ),
+        ))
+    }
+
+    async fn bring_up_to_date(
+        &self,
+        component: &str,
+        steps: &[Vec<MongoCollection>],
+    ) -> Result<()> {
         let version = schema::version_of(self, component).await?.unwrap_or(0);
         check_version(version, steps.len())?;
         if version == steps.len() {
@@ -409,7 +455,7 @@ impl Inner {
         O: IntoFuture<Output = mongodb::error::Result<T>>,
     {
         match self.bounded(operation).await {
-            Some(answer) => answer.map_err(|error| mongo_error(&error)),
+            Some(answer) => answer.map_err(|error| while_running(mongo_error(&error))),
             None => Err(no_answer()),
         }
     }
@@ -486,7 +532,7 @@ pub fn mongo_error(error: &mongodb::error::Error) -> Error {
             return server_error(error, code, message);
         }
         DriverError::Authentication { .. } => {
-            return Error::new(ErrorKind::AuthFailed, AUTHENTICATION);
+            return needs_operator(ErrorKind::AuthFailed, AUTHENTICATION);
         }
         DriverError::SessionsNotSupported => {
             return Error::new(ErrorKind::ConfigInvalid, STANDALONE);
@@ -548,11 +594,11 @@ fn server_error(error: &mongodb::error::Error, code: i32, message: &str) -> Erro
             "the majority of the replica set does not acknowledge: check its members".into(),
         ),
         14031 => (ErrorKind::StoreUnavailable, "the server's disk is full: make room".into()),
-        13 => (
-            ErrorKind::AuthFailed,
-            "the user lacks a permission: grant it readWrite on the database".into(),
-        ),
-        18 | 8000 => (ErrorKind::AuthFailed, AUTHENTICATION.into()),
+        13 => {
+            let what = "the user lacks a permission: grant it readWrite on the database";
+            return needs_operator(ErrorKind::AuthFailed, what);
+        }
+        18 | 8000 => return needs_operator(ErrorKind::AuthFailed, AUTHENTICATION),
         20 => (ErrorKind::ConfigInvalid, STANDALONE.into()),
         11000 | 11001 | 12582 => (
             ErrorKind::AlreadyExists,

@@ -37,6 +37,7 @@ use self::outbox::Staged;
 pub use self::schema::MongoCollection;
 use self::schema::{CURSORS, EVENTS, LEASES, LOG, OUTBOX, QUARANTINE};
 use self::walk::MongoStretches;
+use super::operator::at_start;
 use super::rows::{
     CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent, Walk,
     Walked,
@@ -72,6 +73,9 @@ pub struct MongoConfig {
     /// Make the collections if they are missing, and bring them up to date. Without
     /// it nothing is written by opening.
     pub migrate: bool,
+    /// Refuse a user who may not write when it is opened. Without it reads are
+    /// served, and what can't be written fails as `store_unavailable`.
+    pub must_write: bool,
     /// Let the log's collections stand beside collections of your own. Without it a
     /// database that has collections, but none of ours, is refused.
     pub shared: bool,
@@ -96,6 +100,7 @@ impl MongoConfig {
         Self {
             uri: uri.into(),
             migrate: true,
+            must_write: true,
             shared: false,
             max_pool_size: 20,
             connect_timeout: Duration::from_secs(5),
@@ -189,9 +194,9 @@ impl MongoAuditStore {
         config: MongoConfig,
         runtime: Arc<dyn Runtime>,
     ) -> Result<Self> {
-        let rows = MongoRows::open(client, database, &config, runtime)
-            .await
-            .map_err(|error| error.context(format_args!("the MongoDB database {database}")))?;
+        let rows = MongoRows::open(client, database, &config, runtime).await.map_err(|error| {
+            at_start(error).context(format_args!("the MongoDB database {database}"))
+        })?;
         Ok(Self::new(rows))
     }
 
@@ -244,14 +249,16 @@ impl MongoRows {
     ) -> Result<Self> {
         check_server(&client, config, &*runtime).await?;
         let bounds = config.bounds();
-        let database = MongoDatabase::new(client, name, runtime, bounds, config.migrate).await?;
+        let (migrates, writes) = (config.migrate, config.must_write);
+        let database = MongoDatabase::new(client, name, runtime, bounds, migrates, writes).await?;
         let found = schema::inspect(&database).await?;
-        if found.is_behind(schema::known_version(), config.shared, config.migrate)? {
+        if found.is_behind(schema::known_version(), config.shared, migrates)? {
             let log_id = uuid_v7(database.runtime().now(), database.runtime());
             let mut cursor_key = [0; 32];
             database.runtime().fill_random(&mut cursor_key);
             schema::migrate(&database, codec::fresh_log(log_id, &CursorKey(cursor_key))).await?;
         }
+        database.check_rights(&schema::steps()).await?;
         let head = database.counter(LOG, "log", codec::NEXT_SEQ);
         let rows = Self { database, writer: Arc::default(), head };
         rows.state().await?;

@@ -50,6 +50,9 @@ pub struct PostgresConfig {
     /// Make the tables if they are missing, and bring them up to date. Without it
     /// nothing is written by opening.
     pub migrate: bool,
+    /// Refuse a standby, or a role that lacks rights, when it is opened. Without it reads are
+    /// served, and what can't be written fails as `store_unavailable`.
+    pub must_write: bool,
     /// Let the log's tables stand beside tables of your own, so that a mutation
     /// and its event commit together. Without it a schema that has tables, but none
     /// of ours, is refused.
@@ -68,6 +71,7 @@ impl PostgresConfig {
             idle_in_transaction_timeout: Duration::from_secs(5),
             transaction_pooler: false,
             migrate: true,
+            must_write: true,
             shared: false,
         }
     }

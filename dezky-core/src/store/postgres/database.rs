@@ -13,6 +13,7 @@ use super::schema;
 use super::structure;
 use super::transaction::PostgresTransaction;
 use crate::store::Anomaly;
+use crate::store::operator::at_start;
 use crate::store::schema::check_version;
 use crate::{Error, ErrorKind, Result, SealedEvent};
 
@@ -61,6 +62,7 @@ pub struct PostgresDatabase(Arc<Inner>);
 struct Inner {
     pool: PgPool,
     migrates: bool,
+    writes: bool,
     prepared: bool,
     answer_timeout: Duration,
     begin: String,
@@ -91,6 +93,7 @@ impl PostgresDatabase {
             listener: (!config.transaction_pooler).then(|| Listener::new(&pool)),
             pool,
             migrates: config.migrate,
+            writes: config.must_write,
             prepared: !config.transaction_pooler,
             answer_timeout: config.statement_timeout + SILENCE,
             begin_log: format!("{begin}; {LOOK_UPS}"),
@@ -147,8 +150,13 @@ impl PostgresDatabase {
     /// [`migrate`](PostgresConfig::migrate) it only looks.
     ///
     /// # Errors
-    /// `schema_newer`; `store_foreign` if steps are missing and can't be taken.
+    /// `schema_newer`; `store_foreign` if steps are missing and can't be taken;
+    /// `config_invalid` if the role lacks the rights to.
     pub async fn migrate(&self, component: &str, steps: &[&'static str]) -> Result<()> {
+        self.bring_up_to_date(component, steps).await.map_err(at_start)
+    }
+
+    async fn bring_up_to_date(&self, component: &str, steps: &[&'static str]) -> Result<()> {
         let mut reader = self.read().await?;
         let version = schema::version_of(&mut reader, component).await?;
         reader.commit().await?;
@@ -178,6 +186,43 @@ impl PostgresDatabase {
         let anomalies = structure::definitions(&mut tx, catalogue).await?;
         tx.commit().await?;
         Ok(anomalies)
+    }
+
+    /// Refuses a role that lacks rights on tables (`SELECT`, `INSERT`, `UPDATE`,
+    /// `DELETE`), naming all that it lacks. A store that was opened for reading alone
+    /// is not refused.
+    ///
+    /// # Errors
+    /// `config_invalid`.
+    pub async fn check_rights(&self, rights: &[(&str, &[&str])]) -> Result<()> {
+        if !self.0.writes {
+            return Ok(());
+        }
+        let needed =
+            rights.iter().flat_map(|(table, rights)| rights.iter().map(move |r| (*table, *r)));
+        let (tables, rights): (Vec<&str>, Vec<&str>) = needed.unzip();
+        // A right on columns is one, too; whether it is on those that matter shows later.
+        let query = sqlx::query(
+            "SELECT n.tab, n.wanted, current_user::text AS role, current_schema()::text AS schema FROM unnest($1::text[], $2::text[]) AS n (tab, wanted) WHERE to_regclass(n.tab) IS NOT NULL AND NOT CASE n.wanted WHEN 'DELETE' THEN has_table_privilege(to_regclass(n.tab), 'DELETE') ELSE has_any_column_privilege(to_regclass(n.tab), n.wanted) END",
+        );
+        let mut tx = self.read().await?;
+        let lacking = tx.fetch_all(query.bind(tables).bind(rights)).await?;
+        tx.commit().await?;
+        let Some(first) = lacking.first() else { return Ok(()) };
+        let text = |row, column| sqlx::Row::try_get::<String, _>(row, column);
+        let named: sqlx::Result<Vec<String>> = lacking
+            .iter()
+            .map(|row| Ok(format!("{} on {}", text(row, "wanted")?, text(row, "tab")?)))
+            .collect();
+        let named = named.map_err(super::postgres_error)?.join(", ");
+        let [role, schema] =
+            [text(first, "role"), text(first, "schema")].map(Result::unwrap_or_default);
+        Err(Error::new(
+            ErrorKind::ConfigInvalid,
+            format!(
+                "the role {role} lacks rights: {named}: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}"
+            ),
+        ))
     }
 
     /// Tells every process that waits on `channel`, when this transaction commits,

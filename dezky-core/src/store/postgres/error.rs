@@ -3,6 +3,7 @@
 use sqlx::postgres::PgDatabaseError;
 
 use super::transaction::FAILED_BEFORE;
+use crate::store::operator::needs_operator;
 use crate::{Error, ErrorKind};
 
 /// An error of sqlx as this crate says it: its kind tells whether a retry may
@@ -71,23 +72,26 @@ fn refused(said: &PgDatabaseError) -> Error {
         "25006" => {
             (StoreUnavailable, "the server is read only, a standby: name the primary".into())
         }
-        "42501" => (
-            ConfigInvalid,
-            format!(
+        "42501" => {
+            let what = format!(
                 "the role lacks a permission ({}): GRANT it, or let the role own the schema",
                 said.message()
-            ),
-        ),
-        "28000" | "28P01" => (
-            ConfigInvalid,
-            "the server refuses these credentials: check user, password and pg_hba.conf".into(),
-        ),
-        "3D000" => (ConfigInvalid, "there is no such database: make it, or name another".into()),
+            );
+            return needs_operator(ConfigInvalid, what);
+        }
+        "28000" | "28P01" => {
+            let what = "the server refuses these credentials: check user, password and pg_hba.conf";
+            return needs_operator(ConfigInvalid, what);
+        }
+        "3D000" => {
+            let what = "there is no such database: make it, or name another";
+            return needs_operator(ConfigInvalid, what);
+        }
         // A named statement of one connection, looked for on another.
-        "26000" | "42P05" => (
-            ConfigInvalid,
-            "a pooler changes connections under prepared statements: set transaction_pooler (store.pooler = \"transaction\" of the server)".into(),
-        ),
+        "26000" | "42P05" => {
+            let what = "a pooler changes connections under prepared statements: set transaction_pooler (store.pooler = \"transaction\" of the server)";
+            return needs_operator(ConfigInvalid, what);
+        }
         "22021" => (Internal, "a text has a character that PostgreSQL can't store".into()),
         "42P01" | "42703" | "3F000" => (
             StoreCorrupt,
@@ -103,7 +107,10 @@ fn refused(said: &PgDatabaseError) -> Error {
             // The same again would be refused again.
             "0A" | "22" | "42" => (Internal, format!("PostgreSQL refuses a statement ({code})")),
             "54" => (TooLarge, format!("a value is larger than PostgreSQL allows ({code})")),
-            "28" => (ConfigInvalid, format!("the server refuses the connection ({code})")),
+            "28" => {
+                let what = format!("the server refuses the connection ({code})");
+                return needs_operator(ConfigInvalid, what);
+            }
             "23" => (
                 StoreCorrupt,
                 format!("a constraint was broken ({code} {})", name(said.constraint())),

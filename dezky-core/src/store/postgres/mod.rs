@@ -28,6 +28,7 @@ pub use self::config::{PostgresConfig, postgres_options};
 pub use self::database::PostgresDatabase;
 pub use self::error::postgres_error;
 pub use self::transaction::PostgresTransaction;
+use super::operator::at_start;
 use super::rows::{
     CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent,
     UnreadableStaged, Walk, Walked,
@@ -39,6 +40,17 @@ use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 
 /// The notifications of the log's head.
 const CHANNEL: &str = "audit";
+
+/// The rights that the log needs: they need not be more.
+const RIGHTS: &[(&str, &[&str])] = &[
+    ("dezky_schema", &["SELECT"]),
+    ("dezky_audit_log", &["SELECT", "UPDATE"]),
+    ("dezky_audit_events", &["SELECT", "INSERT"]),
+    ("dezky_cursors", &["SELECT", "INSERT", "UPDATE"]),
+    ("dezky_leases", &["SELECT", "INSERT", "UPDATE"]),
+    ("dezky_quarantine", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("dezky_outbox", &["SELECT", "INSERT", "DELETE"]),
+];
 
 /// How many quarantine items go into one statement, for the size of their raws.
 const QUARANTINE_PART: usize = 200;
@@ -69,7 +81,8 @@ impl PostgresAuditStore {
     ///
     /// # Errors
     /// `config_invalid` if the URL or a bound is wrong, the server is too old or
-    /// read only, or a permission is missing; `store_foreign`, `store_corrupt`,
+    /// read only, or the role lacks rights, all of which are named; `store_foreign`,
+    /// `store_corrupt`,
     /// `schema_newer`; then nothing was changed. `store_unavailable` if there is no
     /// server within `acquire_timeout`.
     pub async fn open(config: PostgresConfig, runtime: &dyn Runtime) -> Result<Self> {
@@ -90,7 +103,8 @@ impl PostgresAuditStore {
     ) -> Result<Self> {
         config.check()?;
         let database = PostgresDatabase::new(pool, &config);
-        Ok(Self::new(PostgresRows::open(database, &config, runtime).await?))
+        let rows = PostgresRows::open(database, &config, runtime).await;
+        rows.map(Self::new).map_err(at_start)
     }
 
     /// Writes events into the outbox within a transaction of your own (`&mut tx`
@@ -135,10 +149,11 @@ impl PostgresRows {
         runtime: &dyn Runtime,
     ) -> Result<Self> {
         let mut tx = database.read().await?;
-        schema::check_server(&mut tx, config.migrate).await?;
+        schema::check_server(&mut tx, config.must_write).await?;
         let found = schema::inspect(&mut tx).await?;
         tx.commit().await?;
-        let behind = found.is_behind(schema::known_version(), config.shared, config.migrate)?;
+        let migrates = config.migrate;
+        let behind = found.is_behind(schema::known_version(), config.shared, migrates)?;
         if behind {
             let log_id = uuid_v7(runtime.now(), runtime);
             let mut cursor_key = [0; 32];
@@ -147,6 +162,7 @@ impl PostgresRows {
             schema::migrate(&mut tx, log_id, &cursor_key).await?;
             tx.commit().await?;
         }
+        database.check_rights(RIGHTS).await?;
         database.find_scope().await?;
         Ok(Self { database })
     }
@@ -325,13 +341,15 @@ impl RowTx for PostgresTx {
 
     async fn lease(&mut self, name: &str) -> Result<Option<LeaseRow>> {
         storable("a lease's name", name)?;
-        let query = query("SELECT holder, token, expires_at FROM dezky_leases WHERE name = $1");
+        let query =
+            query("SELECT holder, token, expires_at, length_ms FROM dezky_leases WHERE name = $1");
         let row = self.tx.fetch_optional(query.bind(name)).await?;
         row.map(|row| {
             Ok(LeaseRow {
                 holder: get(&row, "holder")?,
                 token: unsigned(get(&row, "token")?)?,
                 expires_at: Timestamp::from_millis_clamped(get(&row, "expires_at")?),
+                length: LeaseRow::length_of(get(&row, "length_ms")?),
             })
         })
         .transpose()
@@ -340,13 +358,14 @@ impl RowTx for PostgresTx {
     async fn set_lease(&mut self, name: &str, row: &LeaseRow) -> Result<()> {
         storable("a lease's holder", &row.holder)?;
         let query = query(
-            "INSERT INTO dezky_leases (name, holder, token, expires_at) VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, token = excluded.token, expires_at = excluded.expires_at",
+            "INSERT INTO dezky_leases (name, holder, token, expires_at, length_ms) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, token = excluded.token, expires_at = excluded.expires_at, length_ms = excluded.length_ms",
         );
         let query = query
             .bind(name)
             .bind(&row.holder)
             .bind(signed(row.token)?)
-            .bind(row.expires_at.as_millis());
+            .bind(row.expires_at.as_millis())
+            .bind(row.length_ms());
         self.tx.execute(query).await.map(drop)
     }
 
@@ -408,6 +427,14 @@ impl RowTx for PostgresTx {
     async fn unstage(&mut self, numbers: &[i64]) -> Result<()> {
         let query = query("DELETE FROM dezky_outbox WHERE number = ANY($1)");
         self.tx.execute(query.bind(numbers)).await.map(drop)
+    }
+
+    async fn touch(&mut self) -> Result<()> {
+        // In one statement the deletion would not see the row.
+        let query = query("INSERT INTO dezky_outbox (event) VALUES ('') RETURNING number");
+        let rows = self.tx.fetch_all(query).await?;
+        let row = rows.first().ok_or_else(|| corrupt("the outbox gives no number"))?;
+        self.unstage(&[get(row, "number")?]).await
     }
 
     async fn commit(self: Box<Self>) -> Result<()> {

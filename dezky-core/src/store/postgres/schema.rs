@@ -8,7 +8,7 @@ use crate::store::schema::{COMPONENT, Found, check_version, parts};
 use crate::{Error, ErrorKind, Result};
 
 /// One SQL script a version; a script that was released never changes.
-const STEPS: &[&str] = &[include_str!("v1.sql"), include_str!("v2.sql")];
+const STEPS: &[&str] = &[include_str!("v1.sql"), include_str!("v2.sql"), include_str!("v3.sql")];
 
 /// The oldest server that is known to do.
 const OLDEST_SERVER: i32 = 130_000;

@@ -14,6 +14,7 @@ use sqlx_core::transaction::TransactionManager as _;
 
 use super::postgres_error;
 use crate::rt::TokioRuntime;
+use crate::store::operator::while_running;
 use crate::{Error, ErrorKind, Result, Runtime};
 
 /// Said of a transaction that can't be committed.
@@ -185,7 +186,7 @@ pub(super) async fn answer<T>(
 ) -> Result<T> {
     // sqlx is built on tokio, so its timers are there.
     match select(pin!(answer), TokioRuntime.sleep(timeout)).await {
-        Either::Left((answer, _)) => answer.map_err(postgres_error),
+        Either::Left((answer, _)) => answer.map_err(postgres_error).map_err(while_running),
         Either::Right(_) => Err(Error::new(
             ErrorKind::StoreUnavailable,
             format!("PostgreSQL was silent for {timeout:?}: try again"),

@@ -1,9 +1,13 @@
 //! The connections to the file, for everything that commits together with its log.
 
-use sqlx::pool::PoolConnection;
-use sqlx::{Connection, Sqlite, SqliteConnection, SqlitePool, Transaction};
+use std::sync::Arc;
 
-use super::{schema, store_error, structure};
+use sqlx::pool::PoolConnection;
+use sqlx::{Sqlite, SqlitePool};
+
+use super::files::Files;
+use super::open::is_without_room;
+use super::{SqliteTransaction, schema, store_error, structure};
 use crate::store::Anomaly;
 use crate::store::schema::check_version;
 use crate::{Error, ErrorKind, Result, SealedEvent};
@@ -40,6 +44,9 @@ pub struct SqliteDatabase {
     /// One connection: writers queue here rather than in SQLite's busy loop.
     pub(super) writer: SqlitePool,
     pub(super) readers: SqlitePool,
+    /// Readers for as long as the disk has no room for what the others share.
+    pub(super) frozen: SqlitePool,
+    pub(super) files: Arc<Files>,
     pub(super) writable: bool,
 }
 
@@ -47,9 +54,18 @@ impl SqliteDatabase {
     /// A connection that can only read.
     ///
     /// # Errors
-    /// `store_busy` if none becomes free in time, `store_unavailable`.
+    /// `store_busy` if none becomes free in time, `store_unavailable`, and
+    /// `store_replaced` if the files were removed or replaced since they were opened.
     pub async fn read(&self) -> Result<PoolConnection<Sqlite>> {
-        self.readers.acquire().await.map_err(store_error)
+        self.files.check()?;
+        match self.readers.acquire().await {
+            // A full disk does not keep anybody from reading what is there.
+            Err(error) if is_without_room(&error) && self.files.has_no_wal() => {
+                self.frozen.acquire().await
+            }
+            acquired => acquired,
+        }
+        .map_err(store_error)
     }
 
     /// A transaction that may write (`BEGIN IMMEDIATE`). Dropped before
@@ -57,20 +73,20 @@ impl SqliteDatabase {
     /// this process wait for it, and those of others up to their `busy_timeout`.
     ///
     /// # Errors
-    /// `store_busy` if other writers hold it beyond the bound, `store_unavailable`.
-    pub async fn begin(&self) -> Result<Transaction<'static, Sqlite>> {
-        self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)
+    /// `store_busy` if other writers hold it beyond the bound, `store_unavailable`, and
+    /// `store_replaced` if the files were removed or replaced since they were opened.
+    pub async fn begin(&self) -> Result<SqliteTransaction> {
+        self.files.check_database()?;
+        let tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
+        self.files.check()?;
+        Ok(SqliteTransaction { tx, files: Arc::clone(&self.files) })
     }
 
     /// Stages `events` in the transaction and commits it: the mutation and its
     /// events, or neither.
-    pub async fn commit(
-        &self,
-        mut tx: Transaction<'static, Sqlite>,
-        events: &[SealedEvent],
-    ) -> Result<()> {
+    pub async fn commit(&self, mut tx: SqliteTransaction, events: &[SealedEvent]) -> Result<()> {
         super::SqliteAuditStore::stage_in(&mut tx, events).await?;
-        tx.commit().await.map_err(store_error)
+        tx.commit().await
     }
 
     /// Brings the tables of `component` up to date: `steps[n]` takes version n to
@@ -93,12 +109,18 @@ impl SqliteDatabase {
                 format!("the database holds no {component} of this version: migrate it"),
             ));
         }
-        let mut connection = self.writer.acquire().await.map_err(store_error)?;
-        let connection: &mut SqliteConnection = &mut connection;
-        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
+        let mut tx = self.begin().await?;
         schema::take_steps(&mut tx, component, steps).await?;
-        tx.commit().await.map_err(store_error)
+        tx.commit().await
     }
+
+    /// Ends the connections, after those who use them.
+    pub(super) async fn close(&self) {
+        for pool in [&self.writer, &self.readers, &self.frozen] {
+            pool.close().await;
+        }
+    }
+
     /// Compares the tables and indexes of a component with those that its `steps` create.
     /// Empty if they match; additional indexes are allowed.
     ///

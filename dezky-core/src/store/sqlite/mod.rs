@@ -4,20 +4,26 @@
 
 mod codec;
 mod database;
+mod files;
+mod open;
 mod schema;
 mod structure;
+mod transaction;
 mod walk;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, Row, Sqlite, SqliteConnection, SqlitePool, Transaction};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
 use uuid::Uuid;
 
 use self::codec::{COLUMN_COUNT, COLUMNS, COMPARED_COLUMNS, existing_row, scanned_row};
 pub use self::database::{SqliteDatabase, sqlite_error};
+pub use self::open::sqlite_reader;
+pub use self::transaction::SqliteTransaction;
 use super::rows::{
     CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent,
     UnreadableStaged, Walk, Walked,
@@ -25,6 +31,7 @@ use super::rows::{
 use super::schema::Found;
 use super::{Anomaly, Capabilities, ChainedStore, Extent, QuarantinedItem, ScannedRow};
 use crate::event::uuid_v7;
+use crate::rt::{TokioRuntime, unblock};
 use crate::source::QuarantineItem;
 use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 
@@ -37,6 +44,9 @@ pub struct SqliteConfig {
     /// Make the file if it is missing (mode 0600), and bring its schema up to
     /// date. Without it nothing is written by opening.
     pub create: bool,
+    /// Refuse a file or folder that this user may not write when it is opened. Without it
+    /// reads are served, and what can't be written fails as `store_unavailable`.
+    pub must_write: bool,
     /// Let the log's tables stand beside tables of your own, so that a mutation
     /// and its event commit together. Without it a database that has tables, but
     /// none of ours, is refused.
@@ -56,6 +66,7 @@ impl SqliteConfig {
         Self {
             path: path.into(),
             create: true,
+            must_write: true,
             shared: false,
             busy_timeout: Duration::from_secs(5),
             max_readers: 4,
@@ -95,8 +106,9 @@ impl SqliteAuditStore {
     /// Opens, and if asked makes, the log in a file.
     ///
     /// # Errors
-    /// `config_invalid` if there is no such file or folder, `store_foreign`,
-    /// `store_corrupt`, `schema_newer`; then nothing was changed.
+    /// `config_invalid` if there is no such file or folder, or this user may not write
+    /// it; `store_foreign`, `store_corrupt`, `schema_newer`; then nothing was changed. A
+    /// full disk is not an error, unless the schema has to be brought up to date.
     pub async fn open(config: SqliteConfig, runtime: &dyn Runtime) -> Result<Self> {
         let rows = SqliteRows::open(&config, runtime)
             .await
@@ -125,8 +137,7 @@ impl SqliteAuditStore {
 
     /// Ends the connections, after those who use them.
     pub async fn close(&self) {
-        self.rows().database.writer.close().await;
-        self.rows().database.readers.close().await;
+        self.rows().database.close().await;
     }
 }
 
@@ -137,97 +148,30 @@ pub struct SqliteRows {
 
 impl SqliteRows {
     async fn open(config: &SqliteConfig, runtime: &dyn Runtime) -> Result<Self> {
-        check_file(config)?;
+        open::check_file(config)?;
         let base = SqliteConnectOptions::new()
             .filename(&config.path)
             .busy_timeout(config.busy_timeout)
             .disable_statement_logging();
-        let found = if config.path.exists() { look(config, &base).await? } else { Found::Empty };
+        let found =
+            if config.path.exists() { open::look(&config.path).await? } else { Found::Empty };
         let behind = found.is_behind(schema::known_version(), config.shared, config.create)?;
-        let (writer, readers) = pools(config, &base);
         if behind {
-            make_private(&config.path)?;
-            let mut connection = writer.acquire().await.map_err(store_error)?;
+            open::make_private(&config.path)?;
+        }
+        let database = open::database(config, &base);
+        if behind {
+            let mut connection = database.writer.acquire().await.map_err(store_error)?;
             let log_id = uuid_v7(runtime.now(), runtime);
             let mut cursor_key = [0; 32];
             runtime.fill_random(&mut cursor_key);
             schema::migrate(&mut connection, log_id.as_bytes(), &cursor_key).await?;
+        } else if config.create && config.must_write {
+            open::check_permissions(config, &database).await?;
         }
-        let database = SqliteDatabase { writer, readers, writable: config.create };
         log_state(&mut *database.read().await?).await?;
         Ok(Self { database })
     }
-}
-
-/// Names what is missing before SQLite says "unable to open database file".
-fn check_file(config: &SqliteConfig) -> Result<()> {
-    let folder = match config.path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let missing = if !folder.is_dir() {
-        "its folder does not exist: make it"
-    } else if config.path.is_dir() {
-        "it is a folder: name a file"
-    } else if !config.create && !config.path.exists() {
-        "there is no such file: name an existing database"
-    } else {
-        return Ok(());
-    };
-    Err(Error::new(ErrorKind::ConfigInvalid, missing))
-}
-
-/// Options that neither write nor leave files beside the database: where no
-/// write-ahead log is there nobody has it open, and it can be read as it is.
-fn reading(config: &SqliteConfig, base: &SqliteConnectOptions) -> SqliteConnectOptions {
-    let mut wal = config.path.clone().into_os_string();
-    wal.push("-wal");
-    base.clone().read_only(true).immutable(!Path::new(&wal).exists())
-}
-
-/// Looks at an existing file through a connection that can't write.
-async fn look(config: &SqliteConfig, base: &SqliteConnectOptions) -> Result<Found> {
-    let mut connection = reading(config, base).connect().await.map_err(store_error)?;
-    let found = schema::inspect(&mut connection).await;
-    connection.close().await.map_err(store_error)?;
-    found
-}
-
-/// Makes a missing file readable by its owner alone: it holds personal data.
-fn make_private(path: &Path) -> Result<()> {
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    match options.open(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(Error::new(
-            ErrorKind::ConfigInvalid,
-            format!("the file can't be made ({error}): check the folder's permissions"),
-        )),
-        _ => Ok(()),
-    }
-}
-
-fn pools(config: &SqliteConfig, base: &SqliteConnectOptions) -> (SqlitePool, SqlitePool) {
-    let pool = |connections| {
-        SqlitePoolOptions::new()
-            .max_connections(connections)
-            .acquire_timeout(config.busy_timeout + Duration::from_secs(1))
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .test_before_acquire(false)
-    };
-    let readers = if config.create { base.clone() } else { reading(config, base) };
-    let readers = readers.pragma("query_only", "1");
-    let writer = if config.create {
-        base.clone()
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .pragma("wal_autocheckpoint", config.wal_autocheckpoint_pages.to_string())
-    } else {
-        readers.clone()
-    };
-    (pool(1).connect_lazy_with(writer), pool(config.max_readers.max(1)).connect_lazy_with(readers))
 }
 
 fn corrupt(problem: impl std::fmt::Display) -> Error {
@@ -241,9 +185,19 @@ pub(super) fn store_error(error: sqlx::Error) -> Error {
             (ErrorKind::StoreBusy, "no connection became free in time: try again".to_owned())
         }
         sqlx::Error::Database(database) => {
-            let code = database.code().and_then(|c| c.parse::<i32>().ok()).unwrap_or(1);
+            let code = open::code(&error).unwrap_or(1);
             // The low byte of an extended code is its family.
             match code & 0xff {
+                // READONLY_DBMOVED.
+                _ if code == 1032 => (
+                    ErrorKind::StoreReplaced,
+                    "the database file was moved while it was open: put it back, and restart"
+                        .to_owned(),
+                ),
+                // IOERR_SHMSIZE: the file that readers share can't grow.
+                _ if code == 4874 => {
+                    (ErrorKind::StoreUnavailable, "the disk is full: make room".to_owned())
+                }
                 5 | 6 => (
                     ErrorKind::StoreBusy,
                     "another writer holds the database: try again".to_owned(),
@@ -312,13 +266,15 @@ impl RowStore for SqliteRows {
         query.push(COLUMNS).push(" FROM dezky_audit_events WHERE seq >= ");
         query.push_bind(from_seq);
         query.push(" ORDER BY seq LIMIT ").push_bind(limit(max_rows));
-        let rows = query.build().fetch_all(&self.database.readers).await.map_err(store_error)?;
+        let mut connection = self.database.read().await?;
+        let rows = query.build().fetch_all(&mut *connection).await.map_err(store_error)?;
         Ok(rows.iter().map(scanned_row).collect())
     }
 
     async fn walk(&self, walk: &Walk<'_>) -> Result<Walked> {
         // One snapshot for all the parts of the walk.
-        let mut tx = self.database.readers.begin().await.map_err(store_error)?;
+        let mut connection = self.database.read().await?;
+        let mut tx = connection.begin().await.map_err(store_error)?;
         super::walk::walk(&mut *tx, walk).await
     }
 
@@ -334,12 +290,13 @@ impl RowStore for SqliteRows {
     }
 
     async fn quarantined(&self, after: i64, max_items: usize) -> Result<Vec<QuarantinedItem>> {
+        let mut connection = self.database.read().await?;
         let rows = sqlx::query(
             "SELECT number, source, key, reason, detail, raw, at, seen FROM dezky_quarantine WHERE number > ? ORDER BY number LIMIT ?",
         )
         .bind(after)
         .bind(limit(max_items))
-        .fetch_all(&self.database.readers)
+        .fetch_all(&mut *connection)
         .await
         .map_err(store_error)?;
         rows.iter()
@@ -361,22 +318,24 @@ impl RowStore for SqliteRows {
     }
 
     async fn cursors(&self) -> Result<Vec<(String, String)>> {
+        let mut connection = self.database.read().await?;
         sqlx::query_as("SELECT source, cursor FROM dezky_cursors ORDER BY source")
-            .fetch_all(&self.database.readers)
+            .fetch_all(&mut *connection)
             .await
             .map_err(store_error)
     }
 
     async fn has_staged(&self) -> Result<bool> {
+        let mut connection = self.database.read().await?;
         sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM dezky_outbox)")
-            .fetch_one(&self.database.readers)
+            .fetch_one(&mut *connection)
             .await
             .map_err(store_error)
     }
 }
 
 struct SqliteTx {
-    tx: Transaction<'static, Sqlite>,
+    tx: SqliteTransaction,
 }
 
 #[async_trait]
@@ -458,11 +417,13 @@ impl RowTx for SqliteTx {
     }
 
     async fn lease(&mut self, name: &str) -> Result<Option<LeaseRow>> {
-        let row = sqlx::query("SELECT holder, token, expires_at FROM dezky_leases WHERE name = ?")
-            .bind(name)
-            .fetch_optional(&mut *self.tx)
-            .await
-            .map_err(store_error)?;
+        let row = sqlx::query(
+            "SELECT holder, token, expires_at, length_ms FROM dezky_leases WHERE name = ?",
+        )
+        .bind(name)
+        .fetch_optional(&mut *self.tx)
+        .await
+        .map_err(store_error)?;
         row.map(|row| {
             Ok(LeaseRow {
                 holder: row.try_get("holder").map_err(store_error)?,
@@ -470,17 +431,19 @@ impl RowTx for SqliteTx {
                 expires_at: Timestamp::from_millis_clamped(
                     row.try_get("expires_at").map_err(store_error)?,
                 ),
+                length: LeaseRow::length_of(row.try_get("length_ms").map_err(store_error)?),
             })
         })
         .transpose()
     }
 
     async fn set_lease(&mut self, name: &str, row: &LeaseRow) -> Result<()> {
-        sqlx::query("INSERT INTO dezky_leases (name, holder, token, expires_at) VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, token = excluded.token, expires_at = excluded.expires_at")
+        sqlx::query("INSERT INTO dezky_leases (name, holder, token, expires_at, length_ms) VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, token = excluded.token, expires_at = excluded.expires_at, length_ms = excluded.length_ms")
             .bind(name)
             .bind(&row.holder)
             .bind(signed(row.token)?)
             .bind(row.expires_at.as_millis())
+            .bind(row.length_ms())
             .execute(&mut *self.tx)
             .await
             .map_err(store_error)?;
@@ -568,8 +531,19 @@ impl RowTx for SqliteTx {
         Ok(())
     }
 
+    async fn touch(&mut self) -> Result<()> {
+        let files = Arc::clone(&self.tx.files);
+        unblock(&TokioRuntime, move || files.check_room()).await?;
+        let number: i64 =
+            sqlx::query_scalar("INSERT INTO dezky_outbox (event) VALUES ('') RETURNING number")
+                .fetch_one(&mut *self.tx)
+                .await
+                .map_err(store_error)?;
+        self.unstage(&[number]).await
+    }
+
     async fn commit(self: Box<Self>) -> Result<()> {
-        self.tx.commit().await.map_err(store_error)
+        self.tx.commit().await
     }
 }
 

@@ -7,7 +7,8 @@ use crate::Result;
 use crate::store::schema::{COMPONENT, Found, check_version, parts};
 
 /// One SQL script a version; a script that was released never changes.
-pub(super) const STEPS: &[&str] = &[include_str!("v1.sql"), include_str!("v2.sql")];
+pub(super) const STEPS: &[&str] =
+    &[include_str!("v1.sql"), include_str!("v2.sql"), include_str!("v3.sql")];
 
 /// Looks at a database; changes nothing.
 pub(super) async fn inspect(connection: &mut SqliteConnection) -> Result<Found> {

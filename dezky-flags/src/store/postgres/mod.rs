@@ -22,6 +22,11 @@ const CATALOGUE: &str = include_str!("catalogue.tsv");
 const COMPONENT: &str = "flags";
 /// Where a commit tells the revision that it made.
 const CHANNEL: &str = "flags";
+/// The rights that flags need.
+const RIGHTS: &[(&str, &[&str])] = &[
+    ("dezky_flags", &["SELECT", "INSERT", "UPDATE"]),
+    ("dezky_flags_state", &["SELECT", "UPDATE"]),
+];
 /// Rows of one statement, which takes less than 1 GB whatever the flags are.
 const ROWS_A_STATEMENT: usize = 100;
 
@@ -58,9 +63,10 @@ impl PostgresFlagStore {
     ///
     /// # Errors
     /// `schema_newer`; `store_foreign` if the tables are missing and the database was
-    /// opened without migrating it.
+    /// opened without migrating it; `config_invalid` if the role lacks rights.
     pub async fn open(database: &PostgresDatabase) -> Result<Self> {
         database.migrate(COMPONENT, STEPS).await?;
+        database.check_rights(RIGHTS).await?;
         Ok(Self { database: database.clone() })
     }
 }

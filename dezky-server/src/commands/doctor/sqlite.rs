@@ -1,33 +1,26 @@
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::Path;
 
 use dezky_core::Error;
 use dezky_core::rt::TokioRuntime;
-use dezky_core::store::{SqliteAuditStore, SqliteConfig, sqlite_error};
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
+use dezky_core::store::{
+    AuditStore as _, SqliteAuditStore, SqliteConfig, sqlite_error, sqlite_reader,
+};
+use sqlx::{Connection as _, SqliteConnection};
 
 use super::Report;
 use crate::config::{folder_of, reason};
 
-/// A connection that can only read, and leaves no files where nobody has it open.
-async fn connect(path: &Path) -> Result<SqliteConnection, Error> {
-    let mut wal = path.to_owned().into_os_string();
-    wal.push("-wal");
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .read_only(true)
-        .immutable(!Path::new(&wal).exists())
-        .disable_statement_logging();
-    options.connect().await.map_err(sqlite_error)
-}
+/// The room on the disk below which nothing goes on for long.
+const ROOM_BYTES: usize = 1 << 20;
 
 /// The components' versions; none where there is no file, or nothing of ours in it.
 pub(super) async fn versions(path: &Path) -> Result<BTreeMap<String, usize>, Error> {
     if !path.exists() {
         return Ok(BTreeMap::new());
     }
-    let mut connection = connect(path).await?;
+    let mut connection = sqlite_reader(path).await?;
     let versions = versions_of(&mut connection).await;
     connection.close().await.map_err(sqlite_error)?;
     versions
@@ -62,7 +55,7 @@ pub(super) async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap
     }
     examine_file(path, report);
     let read = async {
-        let mut connection = connect(path).await?;
+        let mut connection = sqlite_reader(path).await?;
         let version: String = sqlx::query_scalar("SELECT sqlite_version()")
             .fetch_one(&mut connection)
             .await
@@ -98,9 +91,17 @@ pub(super) async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap
 fn examine_folder(path: &Path, report: &mut Report) {
     let folder = folder_of(path);
     let probe = folder.join(format!(".dezky-doctor-{}", std::process::id()));
-    let written = std::fs::File::create_new(&probe).and_then(|_| std::fs::remove_file(&probe));
+    let written = std::fs::File::create_new(&probe).and_then(|mut file| {
+        let written = file.write_all(&vec![0; ROOM_BYTES]).and_then(|()| file.sync_all());
+        std::fs::remove_file(&probe).and(written)
+    });
     match written {
         Ok(()) => report.ok("folder", format!("{} can be written to", folder.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::StorageFull => report.bad(
+            "folder",
+            format!("the disk of {} has no room for {ROOM_BYTES} bytes", folder.display()),
+            "make room: a server on it serves reads alone",
+        ),
         Err(error) => report.bad(
             "folder",
             format!("{} can't be written to ({})", folder.display(), reason(&error)),
@@ -145,11 +146,9 @@ async fn probe(path: &Path, report: &mut Report) {
             .fetch_one(&mut *tx)
             .await
             .map_err(sqlite_error)?;
-        sqlx::query("INSERT INTO dezky_outbox (event) VALUES ('')")
-            .execute(&mut *tx)
-            .await
-            .map_err(sqlite_error)?;
-        tx.rollback().await.map_err(sqlite_error)?;
+        drop(tx);
+        // To the disk and back: what is rolled back does not get there.
+        log.check_writable().await?;
         let waiting: i64 =
             sqlx::query_scalar("SELECT count(*) FROM (SELECT 1 FROM dezky_outbox LIMIT 100001)")
                 .fetch_one(&mut *log.database().read().await?)

@@ -1,0 +1,266 @@
+//! A disk that is full, and has room again: a server on it as a process of its own.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use sqlx::{Connection as _, SqliteConnection};
+use tempfile::TempDir;
+
+use crate::support::{Answer, Client, Process, WEBHOOK, run, stdout, until};
+
+const MIB: usize = 1 << 20;
+
+/// A disk with room for 6 MiB, of which 4 are taken at first. Where nothing may be mounted
+/// a bound on the size of the server's files does the same to it.
+struct Disk {
+    folder: TempDir,
+    /// For what is not to meet the full disk.
+    apart: TempDir,
+    is_mounted: bool,
+}
+
+impl Disk {
+    fn new() -> Self {
+        let (folder, apart) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mount = ["-t", "tmpfs", "-o", "size=6m,mode=700", "dezky-test"];
+        let mut mount_command = Command::new("mount");
+        mount_command.args(mount).arg(folder.path()).stderr(Stdio::null());
+        let is_mounted = mount_command.status().is_ok_and(|status| status.success());
+        let disk = Self { folder, apart, is_mounted };
+        if is_mounted {
+            std::fs::write(disk.path("ballast"), vec![0; 4 * MIB]).unwrap();
+        }
+        disk
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    fn url(&self) -> String {
+        format!("sqlite://{}", self.path("audit.db"))
+    }
+
+    /// A server with its store here.
+    fn start(&self, more: &[(&str, &str)]) -> Process {
+        let url = self.url();
+        let store = [("DEZKY_STORE", url.as_str())];
+        self.start_with(&[&store, more].concat(), "unlimited")
+    }
+
+    /// The same, full from the start.
+    fn start_full(&self, more: &[(&str, &str)]) -> Process {
+        self.fill_up();
+        let url = self.url();
+        let store = [("DEZKY_STORE", url.as_str())];
+        self.start_with(&[&store, more].concat(), "8")
+    }
+
+    fn start_with(&self, set: &[(&str, &str)], blocks: &str) -> Process {
+        let apart = self.apart.path();
+        if self.is_mounted {
+            return Process::start(apart, set);
+        }
+        let mut shell = Command::new("sh");
+        // Its log is not to meet the bound.
+        let script = format!(
+            "mkfifo log; cat log >>stderr & trap '' XFSZ; ulimit -S -f {blocks}; exec \"$0\" serve 2>log"
+        );
+        shell.stdin(Stdio::null()).args(["-c", &script]);
+        shell.arg(env!("CARGO_BIN_EXE_dezky-server"));
+        Process::start_by(shell, apart, set)
+    }
+
+    /// Takes what room is left.
+    fn fill(&self, server: &Process) {
+        if self.is_mounted { self.fill_up() } else { limit(server, "4096") }
+    }
+
+    fn fill_up(&self) {
+        if self.is_mounted {
+            let mut file = File::options().create(true).append(true).open(self.path("rest"));
+            let file = file.as_mut().unwrap();
+            while file.write_all(&[0; 1_024]).is_ok() {}
+        }
+    }
+
+    fn make_room(&self, server: &Process) {
+        if self.is_mounted {
+            std::fs::remove_file(self.path("rest")).unwrap();
+            std::fs::remove_file(self.path("ballast")).unwrap();
+        } else {
+            limit(server, "unlimited");
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if self.is_mounted {
+            // Lazily: a server that failed the test may still be there.
+            let _ = Command::new("umount").arg("-l").arg(self.folder.path()).status();
+        }
+    }
+}
+
+fn limit(server: &Process, bytes: &str) {
+    let limited = Command::new("prlimit")
+        .args(["--pid", &server.id(), &format!("--fsize={bytes}:unlimited")])
+        .status();
+    assert!(limited.unwrap().success());
+}
+
+async fn record(client: &Client) -> Answer {
+    let event = json!({ "action": "tenant.created", "metadata": { "text": "x".repeat(12_000) } });
+    client.post("/audit", event).await
+}
+
+fn login(id: &str) -> String {
+    format!(
+        r#"{{"events":[{{"id":"{id}","createdAt":"2026-11-21T20:00:00Z","type":"auth.success","data":{{}}}}]}}"#
+    )
+}
+
+async fn health(client: &Client) -> Value {
+    client.get("/health").await.with_status(200)
+}
+
+fn doctor(url: &str, apart: &Path) -> (bool, String) {
+    let head = apart.join("doctor.head").display().to_string();
+    let output = run(&["doctor", "--store", url], &[("DEZKY_HEAD_PATH", &head)]);
+    (output.status.success(), stdout(&output))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_write_after_there_is_room_is_taken() {
+    let disk = Disk::new();
+    let log = disk.apart.path().join("ocis.log");
+    std::fs::write(&log, "").unwrap();
+    let log = log.display().to_string();
+    let server = disk.start(&[("OCIS_AUDIT_LOG_PATH", &log), ("DEZKY_OCIS_POLL_SECONDS", "1")]);
+    let client = &server.client;
+    client.post("/flags", json!({ "key": "k", "state": "on" })).await.with_status(201);
+    if !disk.is_mounted {
+        disk.fill(&server);
+    }
+    let mut taken = 0;
+    let refused = loop {
+        let answer = record(client).await;
+        if answer.status != 201 {
+            break answer;
+        }
+        taken += 1;
+        assert!(taken < 1_000, "the disk never gets full");
+    };
+    refused.problem(503, "store_unavailable");
+    disk.fill(&server);
+    // What was written in vain is room for less.
+    let mut edits = 0;
+    loop {
+        let edit = json!({ "description": edits.to_string() });
+        if client.patch("/flags/k", edit).await.status == 503 {
+            break;
+        }
+        edits += 1;
+        assert!(edits < 1_000, "the disk never gets full");
+    }
+
+    // Everything that writes says so, and what reads goes on.
+    record(client).await.problem(503, "store_unavailable");
+    client.act("/flags/k/kill").await.problem(503, "store_unavailable");
+    client.post_signed(WEBHOOK, &login("a-1")).await.problem(503, "store_unavailable");
+    until("health says so", async || health(client).await["status"] == "degraded").await;
+    let store = health(client).await["store"].clone();
+    assert_eq!(
+        (&store["writable"], &store["failure"]),
+        (&json!(false), &json!("store_unavailable"))
+    );
+    assert_eq!(client.all("&action=tenant").await.len(), taken);
+    assert_eq!(client.get("/flags/k").await.with_status(200)["state"], "on");
+    if disk.is_mounted {
+        let (is_fit, said) = doctor(&disk.url(), disk.apart.path());
+        assert!(!is_fit && said.contains("no room") && said.contains("bad   writing"), "{said}");
+    }
+
+    disk.make_room(&server);
+    record(client).await.with_status(201);
+    assert_eq!(client.act("/flags/k/kill").await.with_status(200)["state"], "off");
+    assert_eq!(client.post_signed(WEBHOOK, &login("a-1")).await.with_status(200)["received"], 1);
+    let line = r#"{"RemoteAddr":"","User":"u-1","URL":"","Method":"","UserAgent":"","Time":"2026-11-21T20:00:00Z","App":"admin-audit","Message":"m","Action":"file_delete","Success":true,"Path":"/a","Owner":"u-1","FileID":"f-1"}"#;
+    std::fs::write(&log, format!("{line}\n")).unwrap();
+    until("the tail goes on", async || !client.all("&source=ocis").await.is_empty()).await;
+    until("health says so", async || health(client).await["status"] == "ok").await;
+    let (is_fit, said) = doctor(&disk.url(), disk.apart.path());
+    assert!(is_fit, "{said}");
+    server.stop().await;
+    assert!(run(&["verify", "--store", &disk.url()], &[]).status.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_on_a_full_disk_serves_reads_and_says_so() {
+    let disk = Disk::new();
+    let server = disk.start(&[]);
+    record(&server.client).await.with_status(201);
+    server.stop().await;
+    assert!(!Path::new(&disk.path("audit.db-wal")).exists(), "readers have to make their file");
+    std::fs::remove_file(disk.path("audit.db.head")).unwrap();
+
+    let spool = disk.path("audit.spool");
+    let server = disk.start_full(&[("DEZKY_SPOOL_PATH", &spool)]);
+    let client = &server.client;
+    for _ in 0..3 {
+        assert_eq!(client.all("").await.len(), 1);
+    }
+    until("health says so", async || health(client).await["status"] == "degraded").await;
+    assert!(server.stderr().contains("the store takes no writes"), "{}", server.stderr());
+    record(client).await.problem(503, "store_unavailable");
+    if disk.is_mounted {
+        client.post_signed(WEBHOOK, &login("a-1")).await.problem(503, "store_unavailable");
+    }
+
+    disk.make_room(&server);
+    record(client).await.with_status(201);
+    assert_eq!(client.post_signed(WEBHOOK, &login("a-1")).await.with_status(200)["received"], 1);
+    until("all of it is there", async || client.all("").await.len() == 3).await;
+    until("health says so", async || health(client).await["status"] == "ok").await;
+    let head = disk.path("audit.db.head");
+    until("the head is noted", async || Path::new(&head).exists()).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_webhook_is_spooled_as_soon_as_the_spools_disk_has_room() {
+    let disk = Disk::new();
+    let url = format!("sqlite://{}", disk.apart.path().join("audit.db").display());
+    let spool = disk.path("audit.spool");
+    let set = [("DEZKY_SPOOL_PATH", spool.as_str()), ("DEZKY_STORE", &url)];
+    let server = disk.start_with(&set, "unlimited");
+    let mut other = SqliteConnection::connect(&url).await.unwrap();
+    let held = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    if disk.is_mounted {
+        disk.fill(&server);
+    } else {
+        limit(&server, "16");
+    }
+    // The page of its header has room for a few.
+    let mut kept = 0;
+    let refused = loop {
+        let answer = server.client.post_signed(WEBHOOK, &login(&format!("a-{kept}"))).await;
+        if answer.status != 200 {
+            break answer;
+        }
+        kept += 1;
+        assert!(kept < 100, "the disk never gets full");
+    };
+    refused.problem(503, "store_unavailable");
+    disk.make_room(&server);
+    let last = login(&format!("a-{kept}"));
+    let answer = server.client.post_signed(WEBHOOK, &last).await;
+    assert_eq!(answer.with_status(200)["received"], 1);
+    held.rollback().await.unwrap();
+    until("the events", async || server.client.all("").await.len() == kept + 1).await;
+    server.stop().await;
+}
