@@ -41,6 +41,8 @@ pub struct Mapping {
     actions: BTreeMap<String, String>,
     outcome: Option<Term>,
     outcomes: BTreeMap<String, Outcome>,
+    /// The same in lower case.
+    folded_outcomes: BTreeMap<String, Outcome>,
     outcome_default: Outcome,
     actor_type: Option<Term>,
     actor_id: Option<Term>,
@@ -98,6 +100,7 @@ impl Mapping {
             prefix,
             outcome: at.outcome(config)?,
             outcomes: config.outcomes.clone(),
+            folded_outcomes: folded(&config.outcomes),
             outcome_default: config.outcome_default.unwrap_or(Outcome::Failure),
             actor_type: at.actor_type(config.actor.kind.as_deref())?,
             actor_id: at.term("actor.id", config.actor.id.as_deref(), MAX_TEXT_BYTES)?,
@@ -219,20 +222,10 @@ impl Mapping {
     fn outcome(&self, object: Value<'_>, metadata: &mut NewMetadata) -> Outcome {
         let Some(term) = &self.outcome else { return Outcome::Success };
         let Some(raw) = term.text(object) else { return Outcome::Success };
-        let listed = || {
-            let class = outcome::http_status(&raw).map(|status| format!("{}xx", status / 100));
-            let folded = raw.trim().to_lowercase();
-            self.outcomes
-                .get(&*raw)
-                .or_else(|| {
-                    let mut others = self.outcomes.iter();
-                    others
-                        .find(|(said, _)| said.to_lowercase() == folded)
-                        .map(|(_, outcome)| outcome)
-                })
-                .or_else(|| self.outcomes.get(&class?))
-        };
-        if let Some(outcome) = listed() {
+        let class = || outcome::http_status(&raw).map(|status| format!("{}xx", status / 100));
+        let listed = self.outcomes.get(&*raw);
+        let listed = listed.or_else(|| self.folded_outcomes.get(&raw.trim().to_lowercase()));
+        if let Some(outcome) = listed.or_else(|| self.outcomes.get(&class()?)) {
             return *outcome;
         }
         outcome::known(&raw, term.name()).unwrap_or_else(|| {
@@ -365,6 +358,10 @@ fn verbs(
         }
     }
     Ok(actions.clone())
+}
+
+fn folded(outcomes: &BTreeMap<String, Outcome>) -> BTreeMap<String, Outcome> {
+    outcomes.iter().map(|(said, outcome)| (said.to_lowercase(), *outcome)).collect()
 }
 
 fn bounded(field: &str, entries: usize) -> Result<(), MappingProblem> {
