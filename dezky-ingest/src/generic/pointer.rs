@@ -29,11 +29,9 @@ impl Pointer {
     /// The first of its names under which nothing is kept, but for the `kept` places.
     pub(super) fn secret(&self, kept: &[Self]) -> Option<&str> {
         let is_kept = |index: usize| kept.iter().any(|place| place.0 == self.0[..=index]);
-        let mut names = self.0.iter().enumerate();
-        let secret = names
-            .find(|(index, name)| secrets::is_secret(name, false) && !is_kept(*index))
-            .map(|(_, name)| name.as_str());
-        secret
+        let is_hidden =
+            |(index, name): &(usize, &String)| secrets::is_secret(name, false) && !is_kept(*index);
+        self.0.iter().enumerate().find(is_hidden).map(|(_, name)| name.as_str())
     }
 
     /// Whether `other` is the same place or inside it.

@@ -264,10 +264,10 @@ impl TenantDirectory for Owner {
     }
 
     async fn by_domain(&self, _: &str) -> Result<Option<String>> {
-        match self.0.load(Ordering::Relaxed) {
-            true => Ok(Some("acme".into())),
-            false => Err(Error::new(ErrorKind::StoreUnavailable, "scripted")),
+        if self.0.load(Ordering::Relaxed) {
+            return Ok(Some("acme".into()));
         }
+        Err(Error::new(ErrorKind::StoreUnavailable, "scripted"))
     }
 
     async fn by_user(&self, _: &str, _: &str) -> Result<Option<String>> {
