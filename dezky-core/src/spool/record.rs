@@ -10,7 +10,6 @@ use crate::{Result, SealedEvent, Timestamp, UnresolvedEvent};
 
 /// What waits in a [`Spool`](crate::Spool).
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "nearly all of them are events")]
 pub enum SpoolRecord {
     /// An event for the log.
     Event(SealedEvent),
