@@ -11,7 +11,14 @@ use uuid::Uuid;
 
 use crate::integrity::{self, Evidence};
 use crate::metadata::{Metadata, NewMetadata};
-use crate::{Error, ErrorKind, Runtime, Timestamp};
+use crate::{Error, ErrorKind, Runtime, TimeProblem, Timestamp};
+
+/// The annotations about an event's time.
+const TIME_SOURCE: &str = "timeSource";
+const TIME_PROBLEM: &str = "timeProblem";
+const RAW_AT: &str = "rawAt";
+/// The most bytes kept of a time's text.
+const RAW_AT_BYTES: usize = 512;
 
 /// The source name of what the platform itself records.
 pub const PLATFORM_SOURCE: &str = "platform-api";
@@ -340,13 +347,74 @@ impl NewEvent {
         }
     }
 
+    /// Sets when it happened from what a source `said`, as `read` from it.
+    ///
+    /// Without a time, or with one that is [not believed](Timestamp::problem), the event
+    /// bears the time of receiving, and the metadata says so: `_dezky.timeSource` is
+    /// `received`, `timeProblem` says why, `rawAt` holds the first 512 bytes of what was
+    /// said.
+    pub fn set_time(
+        &mut self,
+        said: Option<&str>,
+        read: Option<Timestamp>,
+        received_at: Timestamp,
+    ) {
+        let said = said.filter(|said| !said.is_empty());
+        let problem = match (read, said) {
+            (Some(at), _) => at.problem(received_at),
+            (None, Some(_)) => Some(TimeProblem::Unreadable),
+            (None, None) => Some(TimeProblem::Absent),
+        };
+        match problem {
+            None => self.at = read,
+            Some(problem) => self.note_time(problem, said, received_at),
+        }
+    }
+
+    /// Gives an event whose time is [not believed](Timestamp::problem) the time of
+    /// receiving, noted as by [`set_time`](Self::set_time). Says whether it did.
+    /// Idempotent. [Sealing](Self::seal) does it for every event, so that none stands
+    /// above all others for years, or below them unseen.
+    pub fn settle_time(&mut self, received_at: Timestamp) -> bool {
+        let Some(at) = self.at else { return false };
+        let Some(problem) = at.problem(received_at) else { return false };
+        let said = at.to_string();
+        // The source's own text, where a map has noted it.
+        let said = self.metadata.annotation(RAW_AT).is_none().then_some(&*said);
+        self.note_time(problem, said, received_at);
+        true
+    }
+
+    fn note_time(&mut self, problem: TimeProblem, said: Option<&str>, received_at: Timestamp) {
+        self.at = Some(received_at);
+        self.metadata.annotate(TIME_SOURCE, "received");
+        self.note_time_problem(problem, said);
+    }
+
+    /// Notes why the event bears another time than its source said: `_dezky.timeProblem`,
+    /// and `rawAt`, the first 512 bytes of what was said.
+    pub fn note_time_problem(&mut self, problem: TimeProblem, said: Option<&str>) {
+        self.metadata.annotate(TIME_PROBLEM, problem.as_str());
+        if let Some(said) = said {
+            self.metadata.annotate(RAW_AT, &said[..said.floor_char_boundary(RAW_AT_BYTES)]);
+        }
+    }
+
+    /// What was noted so.
+    pub fn time_problem(&self) -> Option<TimeProblem> {
+        let noted = self.metadata.annotation(TIME_PROBLEM)?.as_str()?;
+        TimeProblem::ALL.into_iter().find(|problem| problem.as_str() == noted)
+    }
+
     /// Brings the event to normal form and fixes what is hashed: id, receivedAt
-    /// and salt are made here, through `runtime`.
+    /// and salt are made here, through `runtime`; a time that is not believed is
+    /// [settled](Self::settle_time).
     ///
     /// Sealing never fails; what is out of bounds is refused by
     /// [`SealedEvent::validate`], which every store runs before it appends.
     pub fn seal(mut self, runtime: &dyn Runtime) -> SealedEvent {
         let received_at = runtime.now();
+        self.settle_time(received_at);
         let mut salt = [0; 32];
         runtime.fill_random(&mut salt);
         let ip = self.actor.ip.take().and_then(|raw| {
@@ -865,6 +933,42 @@ mod tests {
         let again = SealedEvent::new(event.clone(), *sealed.salt());
         assert_eq!(again, sealed);
         assert_eq!(new.seal(&Fixed), sealed);
+    }
+
+    #[test]
+    fn a_time_that_is_years_off_becomes_the_time_of_receiving_and_says_so() {
+        let at = |text: &str| NewEvent {
+            at: Timestamp::parse(text),
+            ..NewEvent::new("a.b", Actor::system())
+        };
+        for (text, problem) in
+            [("9999-12-31T23:59:59.999Z", "ahead"), ("0001-01-01T00:00:00.000Z", "too_old")]
+        {
+            let sealed = at(text).seal(&Fixed);
+            assert_eq!(sealed.event().at, sealed.event().received_at, "{text}");
+            assert_eq!(
+                sealed.event().metadata.to_value(),
+                json!({ "_dezky": { "rawAt": text, "timeProblem": problem, "timeSource": "received" } })
+            );
+        }
+        let yesterday = at("2023-11-13T00:00:00Z").seal(&Fixed);
+        assert_eq!(yesterday.event().metadata.as_str(), "{}");
+        assert_eq!(yesterday.event().at.to_string(), "2023-11-13T00:00:00.000Z");
+
+        // The source's own text is what is kept.
+        let said = "+9999-12-31 23:59:59,5";
+        let mut event = at("2023-11-13T00:00:00Z");
+        event.set_time(Some(said), Some(Timestamp::MAX), Fixed.now());
+        assert!(event.time_problem().is_some() && !event.settle_time(Fixed.now()));
+        assert_eq!(event.metadata.annotation("rawAt"), Some(&json!(said)));
+        for (said, problem) in
+            [(Some("soon"), "unreadable"), (Some(""), "absent"), (None, "absent")]
+        {
+            let mut event = at("2023-11-13T00:00:00Z");
+            event.set_time(said, None, Fixed.now());
+            assert_eq!(event.metadata.annotation("timeProblem"), Some(&json!(problem)));
+            assert_eq!(event.at, Some(Fixed.now()));
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ pub mod canonical;
 pub mod change;
 pub mod copy;
 pub mod directory;
+pub mod domain;
 mod error;
 mod event;
 pub mod integrity;
@@ -13,6 +14,7 @@ pub mod rt;
 pub mod source;
 mod spool;
 pub mod store;
+mod tenants;
 mod time;
 pub mod verify;
 
@@ -32,4 +34,5 @@ pub use source::{
 };
 pub use spool::{Spool, SpoolConfig, SpoolRecord};
 pub use store::{AuditStore, AuditStoreExt};
-pub use time::Timestamp;
+pub use tenants::{FoundTenant, TENANT_BY, TenantFinder, UNRESOLVED, UnresolvedEvent};
+pub use time::{MAX_AHEAD, TimeFormat, TimeProblem, Timestamp};

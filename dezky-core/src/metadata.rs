@@ -2,11 +2,11 @@
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -68,6 +68,17 @@ impl Metadata {
     /// verification rather than as an error.
     pub fn from_stored(text: impl Into<Box<str>>) -> Self {
         Self(text.into())
+    }
+
+    /// The same with `_dezky.<key>` set; `None` if that breaks the bounds, or this is not an
+    /// object. The texts of the other members stay as they are.
+    pub fn annotated(&self, key: &str, value: &Value) -> Option<Self> {
+        let mut members: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&self.0).ok()?;
+        let own = members.get(OWN).map_or("{}", |own| own.get());
+        let mut own: BTreeMap<String, Box<RawValue>> = serde_json::from_str(own).ok()?;
+        own.insert(key.to_owned(), to_raw_value(value).ok()?);
+        members.insert(OWN.to_owned(), to_raw_value(&own).ok()?);
+        Self::canonicalize(&serde_json::to_string(&members).ok()?)
     }
 
     fn canonicalize(raw: &str) -> Option<Self> {
@@ -653,6 +664,23 @@ mod tests {
             assemble_value(&new),
             json!({ "a": 1, "_dezky": { "before": text(30_000), "truncated": truncated(&raw) } })
         );
+    }
+
+    #[test]
+    fn one_more_annotation_leaves_the_rest_as_it_is() {
+        let metadata = |text: &str| Metadata::from_canonical(text).unwrap();
+        let before = metadata(r#"{"_dezky":{"tenantBy":"unresolved"},"n":9007199254740993}"#);
+        assert_eq!(
+            before.annotated("tenantBy", &json!("domain")).unwrap().as_str(),
+            r#"{"_dezky":{"tenantBy":"domain"},"n":9007199254740993}"#
+        );
+        assert_eq!(
+            metadata("{}").annotated("k", &json!(true)).unwrap().as_str(),
+            r#"{"_dezky":{"k":true}}"#
+        );
+        assert_eq!(Metadata::from_stored("{").annotated("k", &json!(1)), None);
+        let full = metadata(&format!("{{\"a\":\"{}\"}}", "x".repeat(65_528)));
+        assert_eq!(full.annotated("k", &json!(1)), None);
     }
 
     #[test]

@@ -103,7 +103,8 @@ pub enum TenantHint {
 pub trait TenantDirectory: Send + Sync {
     /// The slug, if there is such a tenant.
     async fn by_slug(&self, slug: &str) -> Result<Option<String>>;
-    /// The slug of the tenant that owns `domain` (compared in lower case).
+    /// The slug of the tenant that owns `domain`, compared in its
+    /// [normal form](crate::domain::normal_form).
     async fn by_domain(&self, domain: &str) -> Result<Option<String>>;
     /// The slug of the only tenant of the user `id` of `system`.
     async fn by_user(&self, system: &str, id: &str) -> Result<Option<String>>;

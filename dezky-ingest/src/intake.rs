@@ -1,27 +1,22 @@
 //! The last step of every way in: find the tenant, seal, append.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::iter::Peekable;
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 use std::vec::IntoIter;
 
+pub(crate) use dezky_core::TENANT_BY;
 use dezky_core::source::{PulledEvent, QuarantineItem, TenantDirectory, TenantHint};
 use dezky_core::store::{AppendOptions, Appended, AuditStore, ReceiptStatus};
-use dezky_core::{AuditLog, Error, ErrorKind, Kept, Result, Runtime, SealedEvent, Timestamp};
-use futures_util::future::{Either, select};
-
-/// The annotation that says how the tenant was found.
-pub(crate) const TENANT_BY: &str = "tenantBy";
+use dezky_core::{
+    AuditLog, ErrorKind, FoundTenant, Kept, NewEvent, Result, Runtime, SealedEvent, SpoolRecord,
+    TenantFinder, UNRESOLVED, UnresolvedEvent,
+};
 
 /// The annotation of an event that its source found late.
 pub(crate) const LATE_BY: &str = "lateBySeconds";
-
-/// How long the directory may take for an answer.
-const DIRECTORY_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long for all of a batch.
-const DIRECTORY_BATCH_TIMEOUT: Duration = Duration::from_secs(10);
+/// The annotation of an outcome that its map does not know.
+pub(crate) const RAW_OUTCOME: &str = "rawOutcome";
 
 /// Takes mapped events into the log: pumps and webhooks share it.
 #[derive(Clone)]
@@ -48,6 +43,15 @@ pub struct Taken {
     /// Of the stored ones, those that their source found later than it looks for
     /// what is late (`_dezky.lateBySeconds`).
     pub late: usize,
+    /// Of the stored and the spooled ones, those that bear another time than their source
+    /// said, mostly that of receiving, because that is missing, unreadable or not believed
+    /// (`_dezky.timeProblem`).
+    pub undated: usize,
+    /// Of the stored and the spooled ones, those whose outcome the source's map does not know (`_dezky.rawOutcome`).
+    pub unknown_outcomes: usize,
+    /// Of the stored ones, those without a tenant because nobody could say
+    /// (`_dezky.tenantBy` is `unresolved`).
+    pub unresolved: usize,
     /// Events and items that are in the spool, on the disk. They go to the log and
     /// the quarantine from there, and are counted in none of the other fields.
     pub spooled: usize,
@@ -69,6 +73,9 @@ impl std::ops::AddAssign for Taken {
         self.quarantined += other.quarantined;
         self.new_quarantined += other.new_quarantined;
         self.late += other.late;
+        self.undated += other.undated;
+        self.unknown_outcomes += other.unknown_outcomes;
+        self.unresolved += other.unresolved;
         self.spooled += other.spooled;
     }
 }
@@ -189,9 +196,16 @@ impl Intake {
         options.quarantine.extend(quarantine);
         let items = std::mem::take(&mut options.quarantine);
         let batch = self.prepare(events, items).await;
-        options.quarantine.clone_from(&batch.items);
-        let appended = self.store.append(batch.sealed, options).await?;
-        Ok(batch.counts.taken(&batch.items, &appended))
+        self.append(batch, options).await
+    }
+
+    /// Appends a batch that was [prepared](Self::prepare).
+    pub(crate) async fn append(&self, batch: Batch, mut options: AppendOptions) -> Result<Taken> {
+        let Batch { events, notices, items, counts } = batch;
+        options.quarantine.clone_from(&items);
+        let sealed = events.into_iter().map(|ready| ready.event).chain(notices).collect();
+        let appended = self.store.append(sealed, options).await?;
+        Ok(counts.taken(&items, &appended))
     }
 
     /// Takes what a sender pushed and waits for, as [`take`](Self::take) does, but
@@ -199,6 +213,9 @@ impl Intake {
     /// [spool](Self::with_spool), it is on the disk there when this returns, and goes
     /// to the log from there. While something is in the spool the next one queues
     /// behind it. Items of the quarantine go the same way.
+    ///
+    /// A batch with an event whose tenant the directory did not tell goes to the spool
+    /// too, where the log [asks again](AuditLog::with_directory).
     ///
     /// The same batch again, during the outage and after it, answers the same
     /// [`Taken::received`] and adds nothing to the log, if its events have external
@@ -215,39 +232,50 @@ impl Intake {
         let Some(log) = &self.log else {
             return self.take(events, quarantine, AppendOptions::default()).await;
         };
-        let Batch { sealed, items, counts } = self.prepare(events, quarantine).await;
-        match log.keep(sealed, items.clone()).await? {
+        let Batch { events, notices, items, counts } = self.prepare(events, quarantine).await;
+        let records = items.iter().cloned().map(SpoolRecord::Quarantine);
+        let records = records.chain(events.into_iter().map(SpoolRecord::from));
+        let records = records.chain(notices.into_iter().map(SpoolRecord::Event)).collect();
+        match log.keep_records(records).await? {
             Kept::Appended(appended) => Ok(counts.taken(&items, &appended)),
-            Kept::Spooled => {
-                Ok(Taken { spooled: counts.is_late.len() + items.len(), ..Taken::default() })
-            }
+            Kept::Spooled => Ok(counts.spooled(&items)),
         }
     }
 
-    /// Finds an event's tenant and seals it.
-    pub(crate) async fn seal(&self, mut pulled: PulledEvent) -> SealedEvent {
+    /// Finds an event's tenant and seals it; `None` if the directory does not answer.
+    pub(crate) async fn seal(&self, mut pulled: PulledEvent) -> Option<SealedEvent> {
         if let Some(directory) = self.directory.as_deref() {
-            Tenants::new(directory, &*self.runtime).find_missing(&mut pulled).await;
+            let mut finder = TenantFinder::new(directory, &*self.runtime);
+            if !find_missing(&mut finder, &mut pulled).await {
+                return None;
+            }
         }
-        pulled.event.seal(&*self.runtime)
+        Some(pulled.event.seal(&*self.runtime))
     }
 
     /// Finds the tenants, seals, and parts what breaks a bound.
-    async fn prepare(&self, events: Vec<PulledEvent>, mut items: Vec<QuarantineItem>) -> Batch {
-        let mut sealed = Vec::with_capacity(events.len());
-        let mut is_late = Vec::with_capacity(events.len());
-        let mut tenants =
-            self.directory.as_deref().map(|directory| Tenants::new(directory, &*self.runtime));
-        for mut pulled in events {
-            if let Some(tenants) = &mut tenants {
-                tenants.find_missing(&mut pulled).await;
-            }
-            let late = pulled.event.metadata.annotation(LATE_BY).is_some();
+    pub(crate) async fn prepare(
+        &self,
+        pulled: Vec<PulledEvent>,
+        mut items: Vec<QuarantineItem>,
+    ) -> Batch {
+        let mut events = Vec::with_capacity(pulled.len());
+        let mut marks = Vec::with_capacity(pulled.len());
+        let directory = self.directory.as_deref();
+        let mut finder = directory.map(|directory| TenantFinder::new(directory, &*self.runtime));
+        for mut pulled in pulled {
+            let is_answered = match &mut finder {
+                Some(finder) => find_missing(finder, &mut pulled).await,
+                None => true,
+            };
+            pulled.event.settle_time(self.runtime.now());
+            let mark = Marks::of(&pulled.event);
             let event = pulled.event.seal(&*self.runtime);
             match event.validate() {
                 Ok(()) => {
-                    sealed.push(event);
-                    is_late.push(late);
+                    let asks_again = (!is_answered).then_some(pulled.tenant);
+                    events.push(Ready { event, asks_again });
+                    marks.push(mark);
                 }
                 Err(invalid) => {
                     let reason = ErrorKind::EventInvalid.code();
@@ -256,21 +284,87 @@ impl Intake {
             }
         }
         items.iter_mut().for_each(QuarantineItem::cut_to_bounds);
-        sealed.extend(items.iter().map(|item| item.notice(&*self.runtime)));
-        Batch { sealed, items, counts: Counts { is_late } }
+        let notices = items.iter().map(|item| item.notice(&*self.runtime)).collect();
+        Batch { events, notices, items, counts: Counts { marks } }
+    }
+}
+
+/// Finds the tenant of an event that has none, and notes how. False if the directory does
+/// not answer, which delays nothing: the event is unresolved.
+async fn find_missing(finder: &mut TenantFinder<'_>, pulled: &mut PulledEvent) -> bool {
+    let PulledEvent { event, tenant } = pulled;
+    // A source that could not find out has said so.
+    if event.tenant_slug.is_some() || event.metadata.annotation(TENANT_BY).is_some() {
+        return true;
+    }
+    let found = finder.find(tenant).await;
+    let by = match &found {
+        FoundTenant::Tenant { slug, via } => {
+            event.tenant_slug = Some(slug.clone());
+            via
+        }
+        FoundTenant::Nobody => "none",
+        FoundTenant::NoAnswer => UNRESOLVED,
+    };
+    event.metadata.annotate(TENANT_BY, by);
+    found != FoundTenant::NoAnswer
+}
+
+/// An event that is sealed.
+pub(crate) struct Ready {
+    event: SealedEvent,
+    /// The hints to ask with once the directory answers.
+    asks_again: Option<Vec<TenantHint>>,
+}
+
+impl From<Ready> for SpoolRecord {
+    fn from(Ready { event, asks_again }: Ready) -> Self {
+        match asks_again {
+            Some(tenant) => UnresolvedEvent { event, tenant }.into(),
+            None => event.into(),
+        }
     }
 }
 
 /// What is appended at once: the events, then the notices of the items.
-struct Batch {
-    sealed: Vec<SealedEvent>,
+pub(crate) struct Batch {
+    events: Vec<Ready>,
+    notices: Vec<SealedEvent>,
     items: Vec<QuarantineItem>,
     counts: Counts,
 }
 
+impl Batch {
+    /// Whether the directory did not answer about one of the events.
+    pub(crate) fn asks_again(&self) -> bool {
+        self.events.iter().any(|ready| ready.asks_again.is_some())
+    }
+}
+
+/// What is counted of each of the source's events.
 struct Counts {
-    /// Of each of the source's events, which come first.
-    is_late: Vec<bool>,
+    marks: Vec<Marks>,
+}
+
+#[derive(Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a counter of its own")]
+struct Marks {
+    late: bool,
+    undated: bool,
+    unknown_outcome: bool,
+    unresolved: bool,
+}
+
+impl Marks {
+    fn of(event: &NewEvent) -> Self {
+        let has = |name| event.metadata.annotation(name).is_some();
+        Self {
+            late: has(LATE_BY),
+            undated: event.time_problem().is_some(),
+            unknown_outcome: has(RAW_OUTCOME),
+            unresolved: event.metadata.annotation(TENANT_BY).is_some_and(|by| by == UNRESOLVED),
+        }
+    }
 }
 
 impl Counts {
@@ -286,118 +380,38 @@ impl Counts {
                 tracing::warn!(source, reason, items, new, "items were quarantined");
             }
         }
-        let of_source = self.is_late.len();
+        let of_source = self.marks.len();
         let receipts = &appended.receipts[..of_source];
-        let count = |status| receipts.iter().filter(|r| r.status == status).count();
-        let conflicts = count(ReceiptStatus::Conflict);
-        let stored = count(ReceiptStatus::Appended);
-        let late = receipts.iter().zip(&self.is_late);
-        let late = late.filter(|(r, late)| **late && r.status == ReceiptStatus::Appended).count();
+        let is_new = |status| status == ReceiptStatus::Appended;
+        let conflicts = receipts.iter().filter(|r| r.status == ReceiptStatus::Conflict).count();
+        let stored: Vec<Marks> = receipts
+            .iter()
+            .zip(&self.marks)
+            .filter_map(|(receipt, marks)| is_new(receipt.status).then_some(*marks))
+            .collect();
+        let count = |is: fn(&Marks) -> bool| stored.iter().filter(|marks| is(marks)).count();
         Taken {
-            stored,
-            duplicates: of_source - stored,
+            stored: stored.len(),
+            duplicates: of_source - stored.len(),
             conflicts,
             quarantined: items.len(),
             new_quarantined: new,
-            late,
+            late: count(|marks| marks.late),
+            undated: count(|marks| marks.undated),
+            unknown_outcomes: count(|marks| marks.unknown_outcome),
+            unresolved: count(|marks| marks.unresolved),
             spooled: 0,
         }
     }
-}
 
-/// Finds the tenants of one batch, each question asked once.
-struct Tenants<'d> {
-    directory: &'d dyn TenantDirectory,
-    runtime: &'d dyn Runtime,
-    /// By kind or system, and by what was asked.
-    answers: HashMap<(&'static str, String), Option<String>>,
-    /// After an error no more is asked: a directory that is down would be waited
-    /// for once for every event.
-    failed: bool,
-    /// When there must be no more to wait for.
-    until: Timestamp,
-}
-
-impl<'d> Tenants<'d> {
-    fn new(directory: &'d dyn TenantDirectory, runtime: &'d dyn Runtime) -> Self {
-        let until = runtime.now().saturating_add(DIRECTORY_BATCH_TIMEOUT);
-        Self { directory, runtime, answers: HashMap::new(), failed: false, until }
-    }
-
-    /// Finds the tenant of an event that has none.
-    async fn find_missing(&mut self, pulled: &mut PulledEvent) {
-        let event = &pulled.event;
-        // A source that could not find out has said so.
-        if event.tenant_slug.is_none() && event.metadata.annotation(TENANT_BY).is_none() {
-            self.find(pulled).await;
-        }
-    }
-
-    /// Asks hint by hint; the event says how its tenant was found. A directory
-    /// that can't answer delays nothing: the event lands unresolved.
-    async fn find(&mut self, pulled: &mut PulledEvent) {
-        let PulledEvent { event, tenant } = pulled;
-        for hint in &*tenant {
-            let via = match hint {
-                TenantHint::Slug { via, .. } => *via,
-                TenantHint::Domain(_) => "domain",
-                TenantHint::User { .. } => "user",
-            };
-            match self.ask(hint).await {
-                Some(Some(slug)) => {
-                    event.tenant_slug = Some(slug);
-                    event.metadata.annotate(TENANT_BY, via);
-                    return;
-                }
-                Some(None) => {}
-                None => {
-                    event.metadata.annotate(TENANT_BY, "unresolved");
-                    return;
-                }
-            }
-        }
-        event.metadata.annotate(TENANT_BY, "none");
-    }
-
-    /// The answer to a hint; `None` if there is none to be had.
-    async fn ask(&mut self, hint: &TenantHint) -> Option<Option<String>> {
-        let question = match hint {
-            TenantHint::Slug { slug, .. } => ("slug", slug.clone()),
-            TenantHint::Domain(domain) => ("domain", domain.clone()),
-            TenantHint::User { system, id } => (*system, format!("user {id}")),
-        };
-        if let Some(answer) = self.answers.get(&question) {
-            return Some(answer.clone());
-        }
-        if self.failed {
-            return None;
-        }
-        let answer = match hint {
-            TenantHint::Slug { slug, .. } => self.directory.by_slug(slug),
-            TenantHint::Domain(domain) => self.directory.by_domain(domain),
-            TenantHint::User { system, id } => self.directory.by_user(system, id),
-        };
-        // Made when it is polled: most answers are there before a timer is.
-        let timeout = pin!(async {
-            let left = self.until.saturating_since(self.runtime.now());
-            self.runtime.sleep(left.min(DIRECTORY_TIMEOUT)).await;
-        });
-        let answer = match select(answer, timeout).await {
-            Either::Left((answer, _)) => answer,
-            Either::Right(_) => Err(Error::new(ErrorKind::StoreUnavailable, "no answer in time")),
-        };
-        match answer {
-            Ok(answer) => {
-                // What can't be a slug would be refused, and the event with it.
-                let answer = answer.filter(|slug| (1..=63).contains(&slug.len()));
-                self.answers.insert(question, answer.clone());
-                Some(answer)
-            }
-            Err(error) => {
-                tracing::warn!(code = error.code(), "the tenant directory does not answer");
-                self.failed = true;
-                None
-            }
+    /// Of a batch that is in the spool; whose it is, is asked again on the way out.
+    fn spooled(&self, items: &[QuarantineItem]) -> Taken {
+        let count = |is: fn(&Marks) -> bool| self.marks.iter().filter(|marks| is(marks)).count();
+        Taken {
+            spooled: self.marks.len() + items.len(),
+            undated: count(|marks| marks.undated),
+            unknown_outcomes: count(|marks| marks.unknown_outcome),
+            ..Taken::default()
         }
     }
 }

@@ -2,15 +2,11 @@
 //! today, or somebody drops them. Either way it commits with an event on the
 //! timeline; nothing leaves the quarantine in silence.
 
-use std::collections::BTreeMap;
-
-use dezky_core::canonical::canonicalize;
 use dezky_core::store::{AppendOptions, MAX_QUARANTINE_RAW_BYTES, QuarantinedItem, ReceiptStatus};
 use dezky_core::{
-    Actor, AuditEvent, Error, ErrorKind, Metadata, NewEvent, NewMetadata, PulledEvent,
-    QuarantineItem, Result, Runtime, SealedEvent,
+    Actor, AuditEvent, Error, ErrorKind, NewEvent, NewMetadata, PulledEvent, QuarantineItem,
+    Result, Runtime, SealedEvent,
 };
-use serde_json::value::RawValue;
 
 use crate::generic::{self, Mapping};
 use crate::intake::Intake;
@@ -108,7 +104,8 @@ fn mapped(raw: &[u8]) -> Redecoded {
 /// The events bear `_dezky.fromQuarantine`; tenants are inferred as of now, except
 /// for events that had been mapped before. Of several events either all are stored
 /// or the item stays. Idempotent: an event that is in the log already is not stored
-/// again, and releases the item all the same.
+/// again, and releases the item all the same. While the directory does not answer the
+/// item stays.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -144,7 +141,11 @@ pub async fn retry(
         Redecoded::Events(events) => {
             for mut pulled in events {
                 pulled.event.metadata.annotate(FROM_QUARANTINE, true);
-                sealed.push(intake.seal(pulled).await);
+                let Some(event) = intake.seal(pulled).await else {
+                    let why = "the tenant directory does not answer: retry later";
+                    return Ok(Retried::Stays(why.into()));
+                };
+                sealed.push(event);
             }
         }
     }
@@ -213,23 +214,10 @@ pub fn check_note(note: &str) -> Result<()> {
 /// The event with our annotation, under a new salt.
 fn resealed(mut event: AuditEvent, runtime: &dyn Runtime) -> SealedEvent {
     // What has no room for it goes without.
-    if let Some(metadata) = annotated(&event.metadata) {
+    if let Some(metadata) = event.metadata.annotated(FROM_QUARANTINE, &true.into()) {
         event.metadata = metadata;
     }
     let mut salt = [0; 32];
     runtime.fill_random(&mut salt);
     SealedEvent::new(event, salt)
-}
-
-/// Metadata that was put together already, with one more annotation. The texts of
-/// the other members stay as they are.
-fn annotated(metadata: &Metadata) -> Option<Metadata> {
-    let mut members: BTreeMap<String, Box<RawValue>> =
-        serde_json::from_str(metadata.as_str()).ok()?;
-    let own = members.get("_dezky").map_or("{}", |own| own.get());
-    let mut own: BTreeMap<String, Box<RawValue>> = serde_json::from_str(own).ok()?;
-    own.insert(FROM_QUARANTINE.into(), RawValue::from_string("true".into()).ok()?);
-    let own = serde_json::value::to_raw_value(&own).ok()?;
-    members.insert("_dezky".into(), own);
-    Metadata::from_canonical(canonicalize(&serde_json::to_string(&members).ok()?).ok()?)
 }

@@ -1,13 +1,29 @@
-//! Names under which systems keep their secrets, whatever the system.
+//! Secrets in what systems say, known by their names and in addresses: one rule for all
+//! sources.
+
+mod frozen;
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+pub(crate) use self::frozen::clean as clean_for_key;
+use crate::json::{Doc, Value};
+
+/// How many addresses within each other's arguments are looked into.
+const MAX_NESTED: usize = 2;
 
 /// What stands where a secret stood.
 pub(crate) const REDACTED: &str = "[redacted]";
+/// The same as it stands in JSON.
+const QUOTED: &str = "\"[redacted]\"";
+const _: () = assert!(QUOTED.len() == REDACTED.len() + 2);
 
 /// Names of secrets, without separators and in lower case; a name ends so.
-const SECRETS: [&str; 12] = [
+const SECRETS: [&str; 17] = [
     "password",
     "passwd",
     "passphrase",
+    "passcode",
     "secret",
     "token",
     "apikey",
@@ -17,17 +33,30 @@ const SECRETS: [&str; 12] = [
     "authorization",
     "cookie",
     "sessionid",
+    "jwt",
+    "recoverycodes",
+    "backupcodes",
+    "connectionstring",
 ];
 
+/// Names that end like a secret's and are not: a token's hash and the ids by which
+/// identity providers name a session in their own logs open nothing.
+const IDENTIFIERS: [&str; 3] = ["hashedtoken", "externalsessionid", "rootsessionid"];
+
 /// Names of secrets only among a request's arguments: what a sign-in hands over.
-const ARGUMENTS: [&str; 5] = ["code", "assertion", "samlresponse", "samlrequest", "tokenhint"];
+const ARGUMENTS: [&str; 6] =
+    ["code", "assertion", "samlresponse", "samlrequest", "tokenhint", "signature"];
+/// The same, as whole names.
+const WHOLE_ARGUMENTS: [&str; 7] = ["sig", "ticket", "pwd", "pass", "otp", "auth", "sid"];
 
 /// Whether a member of that name holds a secret; more names do among the arguments of
 /// a request.
 pub(crate) fn is_secret(key: &str, is_argument: bool) -> bool {
     let key = squash(key);
     let ends = |names: &[&str]| names.iter().any(|name| key.ends_with(name));
-    ends(&SECRETS) || is_argument && ends(&ARGUMENTS)
+    let is_named = ends(&SECRETS)
+        || is_argument && (ends(&ARGUMENTS) || WHOLE_ARGUMENTS.contains(&key.as_str()));
+    is_named && !ends(&IDENTIFIERS)
 }
 
 /// A name in lower case, without separators.
@@ -35,35 +64,308 @@ pub(crate) fn squash(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
-/// An address without the secrets in its query and its fragment, where some sign-ins
-/// hand tokens over; `None` if there are none.
-pub(crate) fn without_secrets(text: &str) -> Option<String> {
-    let (head, arguments) = text.split_at(text.find(['?', '#'])? + 1);
-    let mut found = false;
-    let parts: Vec<_> = arguments
-        .split('&')
-        .map(|part| match secret_in(part) {
-            Some(start) => {
-                found = true;
-                format!("{}{REDACTED}", &part[..start])
-            }
-            None => part.to_owned(),
-        })
-        .collect();
-    found.then(|| format!("{head}{}", parts.join("&")))
+/// A document's text without its secrets; empty if it is not JSON.
+pub(crate) fn clean_text(text: &str) -> Cow<'_, str> {
+    Doc::parse(text).map_or(Cow::Borrowed(""), |doc| match clean(doc.root(), |_| false) {
+        Cow::Borrowed(clean) if clean.len() == text.len() => Cow::Borrowed(text),
+        clean => Cow::Owned(clean.into_owned()),
+    })
 }
 
-/// Where a secret begins in an argument, behind which a fragment may stand.
-fn secret_in(part: &str) -> Option<usize> {
-    let mut start = 0;
-    for piece in part.split_inclusive(['?', '#']) {
-        if let Some((name, secret)) = piece.split_once('=')
-            && !secret.is_empty()
-            && is_secret(name, true)
-        {
-            return Some(start + name.len() + 1);
+/// The text of `value` without its secrets, all else as it was spelled: what stands under
+/// a secret's name, and what [addresses](without_secrets) hold. The values that `is_kept`
+/// names stay, but for what is inside them. Idempotent.
+pub(crate) fn clean<'d>(value: Value<'d>, is_kept: impl Fn(Value<'_>) -> bool) -> Cow<'d, str> {
+    without(value, cuts(value, is_kept))
+}
+
+/// What takes the place of a part of a text.
+pub(crate) type Cut = (Range<usize>, Cow<'static, str>);
+
+/// What hides a value.
+pub(crate) fn hide(value: Value<'_>) -> Cut {
+    (value.start()..value.end(), Cow::Borrowed(QUOTED))
+}
+
+/// What hides the secrets of a value.
+pub(crate) fn cuts(value: Value<'_>, is_kept: impl Fn(Value<'_>) -> bool) -> Vec<Cut> {
+    let mut cuts = Vec::new();
+    for inner in value.inside() {
+        for member in inner.members() {
+            let value = member.value;
+            if holds_secret(&member.name(), value) && !is_vacant(value) && !is_kept(value) {
+                cuts.push(hide(value));
+            }
         }
-        start += piece.len();
+        if may_be_address(inner.raw())
+            && let Some(clean) = inner.string().and_then(|text| without_secrets(&text))
+            && !is_kept(inner)
+        {
+            let quoted = serde_json::Value::from(clean).to_string();
+            cuts.push((inner.start()..inner.end(), quoted.into()));
+        }
     }
-    None
+    cuts
+}
+
+fn holds_secret(name: &str, value: Value<'_>) -> bool {
+    is_secret(name, false)
+        // Several of them; a number of `tokens` counts something.
+        || (value.is_list() || value.string().is_some())
+            && name.strip_suffix(['s', 'S']).is_some_and(|one| is_secret(one, false))
+}
+
+fn may_be_address(raw: &str) -> bool {
+    raw.starts_with('"') && raw.contains(['?', '#', ';', '=', '@', '\\', ' '])
+}
+
+/// What says nothing: it may stay, as it tells that there was nothing to hide.
+pub(crate) fn is_vacant(value: Value<'_>) -> bool {
+    if let Some(text) = value.string() {
+        return text.bytes().all(|b| b == b'*') || text == REDACTED;
+    }
+    let holds_nothing = value.after() == value.index() + 1;
+    matches!(value.raw(), "null" | "true" | "false")
+        || ((value.is_object() || value.is_list()) && holds_nothing)
+}
+
+/// The text with other texts in the places of the cuts, of which one may be inside
+/// another.
+pub(crate) fn without<'d>(value: Value<'d>, mut cuts: Vec<Cut>) -> Cow<'d, str> {
+    let raw = value.raw();
+    if cuts.is_empty() {
+        return Cow::Borrowed(raw);
+    }
+    // The outer of two that begin together comes first.
+    cuts.sort_by_key(|(range, _)| (range.start, std::cmp::Reverse(range.end)));
+    let (mut out, mut at) = (String::with_capacity(raw.len()), 0);
+    for (range, replacement) in cuts {
+        let start = range.start - value.start();
+        if start < at {
+            continue;
+        }
+        out.push_str(&raw[at..start]);
+        out.push_str(&replacement);
+        at = range.end - value.start();
+    }
+    out.push_str(&raw[at..]);
+    Cow::Owned(out)
+}
+
+/// A text without the secrets in its addresses: the password before a host, arguments in
+/// the query, the fragment (where some sign-ins hand tokens over), a form or behind `;`,
+/// also in an address inside an argument; and without the credentials of an
+/// `Authorization` header. `None` if there are none.
+pub(crate) fn without_secrets(text: &str) -> Option<String> {
+    without_secrets_in(text, MAX_NESTED)
+}
+
+/// The same, looking into arguments that hold addresses so many times.
+fn without_secrets_in(text: &str, nested: usize) -> Option<String> {
+    if let Some(scheme) = credentials(text) {
+        return Some(format!("{scheme}{REDACTED}"));
+    }
+    let named = without_passwords(text);
+    without_arguments(named.as_deref().unwrap_or(text), nested).or(named)
+}
+
+/// `Bearer ` or `Basic ` of a text that is one of these with credentials behind it.
+fn credentials(text: &str) -> Option<&str> {
+    let (scheme, rest) = text.split_at_checked(text.find(' ')? + 1)?;
+    let is_scheme = ["bearer ", "basic "].iter().any(|known| scheme.eq_ignore_ascii_case(known));
+    let is_one = rest.len() >= 8 && !rest.contains(char::is_whitespace) && rest != REDACTED;
+    (is_scheme && is_one).then_some(scheme)
+}
+
+/// The text without what stands between `user:` and `@` of an address; a user alone is
+/// mostly a token where the scheme is that of the web.
+fn without_passwords(text: &str) -> Option<String> {
+    let mut out = String::new();
+    let mut done = 0;
+    while let Some(found) = text[done..].find("://") {
+        let start = done + found + 3;
+        let ends = |c: char| matches!(c, '/' | '?' | '#' | '"' | '\'' | '<' | '>' | '\\');
+        let rest = &text[start..];
+        let len = rest.find(|c: char| ends(c) || c.is_whitespace()).unwrap_or(rest.len());
+        let secret = rest[..len].rsplit_once('@').and_then(|(user, _)| {
+            let scheme = &text.as_bytes()[..start - 3];
+            let is_web = || {
+                let ends = |web: &[u8]| {
+                    let from = scheme.len().saturating_sub(web.len());
+                    scheme[from..].eq_ignore_ascii_case(web)
+                };
+                ends(b"http") || ends(b"https")
+            };
+            let from = match user.find(':') {
+                Some(colon) => colon + 1,
+                None if is_web() => 0,
+                None => return None,
+            };
+            (from < user.len() && user[from..] != *REDACTED).then_some(from..user.len())
+        });
+        let Some(secret) = secret else {
+            out.push_str(&text[done..start]);
+            done = start;
+            continue;
+        };
+        out.push_str(&text[done..start + secret.start]);
+        out.push_str(REDACTED);
+        done = start + secret.end;
+    }
+    out.push_str(&text[done..]);
+    (out != text).then_some(out)
+}
+
+/// The text without the values of arguments that bear a secret's name.
+fn without_arguments(text: &str, nested: usize) -> Option<String> {
+    let is_form = is_name(text.split('=').next()?) && !text.contains(char::is_whitespace);
+    let first = if is_form { 0 } else { text.find(['?', '#', ';'])? + 1 };
+    let (mut out, mut at) = (text[..first].to_owned(), first);
+    // What stands before the argument that begins at `at`.
+    let mut separator = text[..first].chars().next_back().unwrap_or('&');
+    while at < text.len() {
+        let argument = &text[at..];
+        let len = argument.find(['?', '#', '&', ';']).unwrap_or(argument.len());
+        let hidden = argument[..len].split_once('=').and_then(|(name, value)| {
+            // Behind `;` a sentence may go on.
+            let is_argument = separator != ';' || is_name(name);
+            let start = name.len() + 1;
+            let secret = if is_secret(&decoded(name), true) {
+                start..argument.find('&').unwrap_or(argument.len())
+            } else {
+                without_secrets_in(&decoded_address(value)?, nested.checked_sub(1)?)?;
+                start..len
+            };
+            let is_new = !secret.is_empty() && argument[secret.clone()] != *REDACTED;
+            (is_argument && is_new).then_some(secret)
+        });
+        let end = match hidden {
+            Some(secret) => {
+                out.push_str(&argument[..secret.start]);
+                out.push_str(REDACTED);
+                secret.end
+            }
+            None => {
+                out.push_str(&argument[..len]);
+                len
+            }
+        };
+        at += end;
+        if let Some(next) = text[at..].chars().next() {
+            out.push(next);
+            separator = next;
+            at += 1;
+        }
+    }
+    (out != text).then_some(out)
+}
+
+/// Whether it is an argument's name as it stands in addresses and forms.
+fn is_name(text: &str) -> bool {
+    let is_of_name = |b: u8| b.is_ascii_alphanumeric() || b"_-.%[]".contains(&b);
+    (1..=128).contains(&text.len()) && text.bytes().all(is_of_name)
+}
+
+/// What an argument holds, if that may be an address itself.
+fn decoded_address(value: &str) -> Option<String> {
+    value.to_ascii_lowercase().contains("%3d").then(|| decoded(value))
+}
+
+/// A text without percent-encoding.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [byte, after @ ..] = rest {
+        let digits = after.get(..2).filter(|_| *byte == b'%');
+        let escaped =
+            digits.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
+        bytes.push(escaped.unwrap_or(*byte));
+        rest = if escaped.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn identifiers_are_not_secrets() {
+        for name in ["hashed_token", "externalSessionId", "context.root_session_id"] {
+            assert!(!is_secret(name, false), "{name}");
+        }
+        for name in ["sessionId", "token", "hashed_password", "id_token", "Set-Cookie", "jwt"] {
+            assert!(is_secret(name, false), "{name}");
+        }
+        assert!(!is_secret("code", false) && is_secret("code", true));
+        assert!(!is_secret("design", true) && is_secret("sig", true));
+    }
+
+    #[test]
+    fn addresses_lose_their_secrets_and_nothing_else() {
+        for (text, expected) in [
+            ("/cb?token=S&next=a", "/cb?token=[redacted]&next=a"),
+            ("/cb?a=1;access_token=S", "/cb?a=1;access_token=[redacted]"),
+            ("/app;jsessionid=S?x=1", "/app;jsessionid=[redacted]"),
+            ("https://x/?a=1&amp;token=S", "https://x/?a=1&amp;token=[redacted]"),
+            ("/?acc%65ss_t%6fken=S", "/?acc%65ss_t%6fken=[redacted]"),
+            ("/?next=%2Fcb%3Fcode%3DS&a=1", "/?next=[redacted]&a=1"),
+            ("/?X-Amz-Signature=S&X-Amz-Date=1", "/?X-Amz-Signature=[redacted]&X-Amz-Date=1"),
+            ("grant_type=password&password=S&a=1", "grant_type=password&password=[redacted]&a=1"),
+            ("postgres://app:S@db/x", "postgres://app:[redacted]@db/x"),
+            ("https://S@git.example/x.git", "https://[redacted]@git.example/x.git"),
+            ("a https://u:S@x/?token=S", "a https://u:[redacted]@x/?token=[redacted]"),
+            ("Bearer abcdefgh", "Bearer [redacted]"),
+            ("basic YWxpY2U6cGFzcw==", "basic [redacted]"),
+        ] {
+            assert_eq!(without_secrets(text).as_deref(), Some(expected), "{text}");
+            assert_eq!(without_secrets(expected), None, "{text}, again");
+        }
+        for text in [
+            "",
+            "plain",
+            "/search?q=token&page=2",
+            "ssh://git@host/x",
+            "https://medium.example/@alice",
+            "mailto:alice@acme.example",
+            "a; b token = c",
+            "Basic rules of the house",
+            "C# = good; code review",
+            "/?token=",
+            "a=b",
+        ] {
+            assert_eq!(without_secrets(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_hide_what_stands_below_them() {
+        for (text, expected) in [
+            (
+                r#"{"jwt":"S","a":{"connection_string":["S"]}}"#,
+                r#"{"jwt":"[redacted]","a":{"connection_string":"[redacted]"}}"#,
+            ),
+            (
+                r#"{"tokens":["S"],"cookies":"S"}"#,
+                r#"{"tokens":"[redacted]","cookies":"[redacted]"}"#,
+            ),
+            (
+                r#"{"tokens":{"prompt":5},"passwords":3}"#,
+                r#"{"tokens":{"prompt":5},"passwords":3}"#,
+            ),
+        ] {
+            assert_eq!(clean_text(text), expected);
+            assert_eq!(clean_text(expected), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn redacting_again_changes_nothing(text in "[a-z?#&;=:/@% \\[\\]]{0,40}(token=|://)?[a-z?#&;=:/@%3dD]{0,20}") {
+            let clean = without_secrets(&text).unwrap_or(text);
+            prop_assert_eq!(without_secrets(&clean), None, "{}", clean);
+        }
+    }
 }

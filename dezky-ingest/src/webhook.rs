@@ -34,6 +34,9 @@ pub(crate) async fn take_in_parts(
         duplicates = taken.duplicates,
         quarantined = taken.quarantined,
         spooled = taken.spooled,
+        undated = taken.undated,
+        unknown_outcomes = taken.unknown_outcomes,
+        unresolved = taken.unresolved,
         skipped,
         "webhook received"
     );

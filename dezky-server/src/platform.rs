@@ -75,12 +75,13 @@ impl Platform {
     async fn over(stores: Stores, spool: Option<Spool>, live: LiveConfig) -> Result<Self, Failure> {
         let Stores { log: store, directory: documents, flags, engine } = stores;
         let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
+        let tenants = Arc::new(DirectoryTenants(Arc::clone(&documents)));
         let log = AuditLog::new(Arc::clone(&store), Arc::clone(&runtime));
+        let log = log.with_directory(tenants.clone());
         let log = Arc::new(match spool {
             Some(spool) => log.with_store_timeout(STORE_TIMEOUT_BEFORE_SPOOL).with_spool(spool),
             None => log.with_store_timeout(STORE_TIMEOUT),
         });
-        let tenants = Arc::new(DirectoryTenants(Arc::clone(&documents)));
         let live = match LiveFlags::open(Arc::clone(&flags), Arc::clone(&runtime), live).await {
             Ok(live) => live,
             Err(error) => {

@@ -48,6 +48,14 @@ pub struct WebhookCounts {
     pub conflicts: u64,
     /// Items that are new in the quarantine.
     pub quarantined: u64,
+    /// Of the stored and the spooled ones, those that bear another time than their
+    /// source said because that is missing, unreadable or not believed.
+    pub undated: u64,
+    /// Of the stored and the spooled ones, those whose outcome the source's map does not
+    /// know.
+    pub unknown_outcomes: u64,
+    /// Of the stored ones, those without a tenant because nobody could say.
+    pub unresolved: u64,
     /// Events and items that wait in the spool, or did.
     pub spooled: u64,
 }
@@ -76,6 +84,9 @@ impl Webhook {
         counts.duplicates += taken.duplicates as u64;
         counts.conflicts += taken.conflicts as u64;
         counts.quarantined += taken.new_quarantined as u64;
+        counts.undated += taken.undated as u64;
+        counts.unknown_outcomes += taken.unknown_outcomes as u64;
+        counts.unresolved += taken.unresolved as u64;
         counts.spooled += taken.spooled as u64;
     }
 

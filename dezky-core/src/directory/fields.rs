@@ -114,7 +114,11 @@ pub(super) fn email(field: &str, text: &str) -> Result<()> {
 }
 
 pub(super) fn domain(field: &str, text: &str) -> Result<()> {
-    check(text.is_ascii(), field, "ASCII: give an international domain as punycode (xn--…)")?;
+    check(
+        text.is_ascii(),
+        field,
+        "a domain: its international labels have no form in ASCII (xn--…), so correct the spelling",
+    )?;
     check(
         (1..=MAX_DOMAIN_BYTES).contains(&text.len()) && text.split('.').all(is_label),
         field,
@@ -232,9 +236,9 @@ mod tests {
     }
 
     #[test]
-    fn an_international_domain_is_told_the_fix() {
-        let error = domain("domains", "bücher.example").unwrap_err();
-        assert!(error.to_string().contains("punycode"), "{error}");
+    fn what_has_no_form_in_ascii_is_told_the_fix() {
+        let error = domain("domains", "büch\u{200d}er.example").unwrap_err();
+        assert!(error.to_string().contains("xn--"), "{error}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::model::{
     Billing, ContactInfo, INTEGRATIONS, Identity, Partner, PartnerStatus, ProvisioningStatus,
     Tenant, TenantStatus, User, UserStatus,
 };
+use crate::domain::normal_form;
 use crate::{Error, ErrorKind, Result, Timestamp};
 
 /// A member of a patch (RFC 7396) that may be taken away: absent, null or a value.
@@ -99,7 +100,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// A tenant to be made. Domains are brought to lower case.
+/// A tenant to be made. Domains are brought to their
+/// [normal form](crate::domain::normal_form): lower case, international ones as `xn--…`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NewTenant {
@@ -158,7 +160,7 @@ impl NewTenant {
             name: self.name,
             status,
             plan: self.plan,
-            domains: lower(self.domains),
+            domains: normal_domains(self.domains),
             partner_id: self.partner_id,
             billing,
             provisioning_status: INTEGRATIONS
@@ -219,7 +221,7 @@ impl TenantPatch {
         }
         set(&mut tenant.name, self.name);
         set(&mut tenant.plan, self.plan);
-        set(&mut tenant.domains, self.domains.map(lower));
+        set(&mut tenant.domains, self.domains.map(normal_domains));
         self.partner_id.apply(&mut tenant.partner_id);
         self.billing.apply(&mut tenant.billing);
         Ok(())
@@ -297,7 +299,8 @@ impl ProvisioningReport {
     }
 }
 
-/// A partner to be made. The domain is brought to lower case.
+/// A partner to be made. The domain is brought to its
+/// [normal form](crate::domain::normal_form).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NewPartner {
@@ -341,7 +344,7 @@ impl NewPartner {
             id,
             slug: self.slug,
             name: self.name,
-            domain: self.domain.map(|domain| domain.to_ascii_lowercase()),
+            domain: self.domain.map(domain),
             status: PartnerStatus::Active,
             margin_pct: self.margin_pct,
             contact_info,
@@ -379,8 +382,8 @@ impl PartnerPatch {
     pub(super) fn apply(self, partner: &mut Partner) {
         set(&mut partner.name, self.name);
         self.domain.apply(&mut partner.domain);
-        if let Some(domain) = &mut partner.domain {
-            domain.make_ascii_lowercase();
+        if let Some(given) = &mut partner.domain {
+            *given = domain(std::mem::take(given));
         }
         set(&mut partner.margin_pct, self.margin_pct);
         self.contact_info.apply(&mut partner.contact_info);
@@ -508,11 +511,14 @@ fn set<T>(to: &mut T, value: Option<T>) {
     }
 }
 
-fn lower(mut domains: Vec<String>) -> Vec<String> {
-    for domain in &mut domains {
-        domain.make_ascii_lowercase();
-    }
-    domains
+/// A domain in its [normal form](crate::domain::normal_form); what is not a domain as it
+/// is, for the check to refuse.
+fn domain(text: String) -> String {
+    normal_form(&text).unwrap_or(text)
+}
+
+fn normal_domains(domains: Vec<String>) -> Vec<String> {
+    domains.into_iter().map(domain).collect()
 }
 
 pub(super) fn conflict(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
@@ -602,6 +608,28 @@ mod tests {
         assert_eq!(patch.identities, Some(vec![identity]));
         let unknown = json!({"identities": [{"system": "ocis", "id": "4c51", "x": 1}]});
         assert!(serde_json::from_value::<UserPatch>(unknown).is_err());
+    }
+
+    #[test]
+    fn domains_are_kept_in_ascii_however_they_are_spelled() {
+        let spelled = ["Bücher.Example.", "acme．example"].map(String::from).to_vec();
+        let new = NewTenant { domains: spelled.clone(), ..NewTenant::new("a", "A", "basic") };
+        let mut tenant = new.into_tenant("t-1".into(), Timestamp::MIN).unwrap();
+        assert_eq!(tenant.domains, ["xn--bcher-kva.example", "acme.example"]);
+        tenant.domains.clear();
+        let patch = TenantPatch { domains: Some(spelled), ..TenantPatch::default() };
+        patch.apply(&mut tenant).unwrap();
+        assert_eq!(tenant.domains, ["xn--bcher-kva.example", "acme.example"]);
+        for bad in ["a b", "a_b.example", "ü x.example", ""] {
+            let domains = vec![bad.to_owned()];
+            let new = NewTenant { domains, ..NewTenant::new("a", "A", "basic") };
+            let error = new.into_tenant("t-1".into(), Timestamp::MIN).unwrap_err();
+            assert!(error.to_string().starts_with("domains must be"), "{bad}: {error}");
+        }
+        let twice = ["bücher.example", "xn--bcher-kva.example"].map(String::from).to_vec();
+        let new = NewTenant { domains: twice, ..NewTenant::new("a", "A", "basic") };
+        let error = new.into_tenant("t-1".into(), Timestamp::MIN).unwrap_err();
+        assert!(error.to_string().contains("repetition"), "{error}");
     }
 
     #[test]

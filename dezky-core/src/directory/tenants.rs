@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{DirectoryStore, Tenant, TenantKey, UserKey};
+use crate::domain::normal_form;
 use crate::{Result, TenantDirectory};
 
 /// A [`TenantDirectory`] over any [`DirectoryStore`].
@@ -21,7 +22,7 @@ impl TenantDirectory for DirectoryTenants {
     }
 
     async fn by_domain(&self, domain: &str) -> Result<Option<String>> {
-        let domain = domain.to_ascii_lowercase();
+        let Some(domain) = normal_form(domain) else { return Ok(None) };
         Ok(self.0.tenant(TenantKey::Domain(&domain)).await?.map(|tenant| tenant.slug))
     }
 

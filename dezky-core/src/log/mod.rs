@@ -4,7 +4,7 @@ mod repair;
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -15,11 +15,12 @@ use futures_util::lock::Mutex as AsyncMutex;
 use uuid::Uuid;
 
 use self::repair::repair;
-use crate::source::QuarantineItem;
+use crate::source::{QuarantineItem, TenantHint};
 use crate::spool::{Peeked, Pushed, SpoolRecord};
 use crate::store::{AppendOptions, Appended, Receipt, ReceiptStatus};
 use crate::{
-    AuditStore, Error, ErrorKind, NewEvent, Result, Runtime, SealedEvent, Spool, Timestamp,
+    AuditStore, Error, ErrorKind, FoundTenant, NewEvent, Result, Runtime, SealedEvent, Spool,
+    TenantDirectory, TenantFinder, Timestamp,
 };
 
 /// The most events of one append of a batch, a drain or a relay.
@@ -30,6 +31,9 @@ const INLINE_TIMEOUT: Duration = Duration::from_millis(250);
 /// The wait after the first failure; it doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// How often in a row the tenant directory may fail to answer before events go into the
+/// log without their tenants: about a minute of back-off.
+const MAX_UNANSWERED: u32 = 8;
 
 /// How a log's spool stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +64,7 @@ pub struct SpoolStatus {
 /// | source | what is not allowed becomes `_`, the rest is shortened and gets the digest of the original behind it, so that it is nobody else's name; `invalid-…` if it is empty |
 /// | externalId | too long: `sha256:` and the digest of the original, which still tells duplicates; empty: absent |
 /// | tenantSlug, partnerSlug, resourceType | absent |
+/// | at | over [a day ahead](crate::MAX_AHEAD), or before 2000: the time of receiving, [noted](NewEvent::settle_time) |
 ///
 /// Except for the cuts, which are noted as always, the metadata keeps
 /// `_dezky.invalid.<field> = {bytes, sha256, head}` of the original, `head` being
@@ -95,6 +100,9 @@ pub struct SpoolStatus {
 pub struct AuditLog {
     store: Arc<dyn AuditStore>,
     runtime: Arc<dyn Runtime>,
+    directory: Option<Arc<dyn TenantDirectory>>,
+    /// How often in a row it did not answer.
+    unanswered: AtomicU32,
     spool: Option<Spool>,
     store_timeout: Duration,
     /// Held by the one who moves events out of the spool.
@@ -122,6 +130,7 @@ struct Counters {
     lost: AtomicU64,
     repaired: AtomicU64,
     quarantined: AtomicU64,
+    unresolved: AtomicU64,
 }
 
 fn add(counter: &AtomicU64, count: usize) {
@@ -186,6 +195,9 @@ pub struct RecordCounts {
     /// Put into the quarantine out of the spool: items that had been spooled, and
     /// events that the store refused when they left it.
     pub quarantined: u64,
+    /// Put into the log out of the spool without a tenant because the tenant directory did
+    /// not answer then either: `_dezky.tenantBy` is `unresolved`.
+    pub unresolved: u64,
 }
 
 /// What a drain moved out of the spool.
@@ -227,6 +239,8 @@ impl AuditLog {
         Self {
             store,
             runtime,
+            directory: None,
+            unanswered: AtomicU32::new(0),
             spool: None,
             store_timeout: Duration::from_secs(5),
             draining: AsyncMutex::new(()),
@@ -242,6 +256,16 @@ impl AuditLog {
     #[must_use]
     pub fn with_spool(mut self, spool: Spool) -> Self {
         self.spool = Some(spool);
+        self
+    }
+
+    /// Asks `directory` for the tenants of [unresolved](SpoolRecord::Unresolved) events when
+    /// they leave the spool. While it does not answer they wait there, and what is behind
+    /// them, but after 8 failures in a row (about a minute) they go into the log as they
+    /// are.
+    #[must_use]
+    pub fn with_directory(mut self, directory: Arc<dyn TenantDirectory>) -> Self {
+        self.directory = Some(directory);
         self
     }
 
@@ -278,6 +302,7 @@ impl AuditLog {
             lost: get(&c.lost),
             repaired: get(&c.repaired),
             quarantined: get(&c.quarantined),
+            unresolved: get(&c.unresolved),
         }
     }
 
@@ -337,49 +362,87 @@ impl AuditLog {
     /// the sender should come again: `store_unavailable` if neither store nor spool
     /// takes it, the store's error if there is no spool. `event_invalid` and
     /// `too_large` if the batch breaks a bound; coming again does not help then.
-    pub async fn keep(
-        &self,
-        events: Vec<SealedEvent>,
-        mut items: Vec<QuarantineItem>,
-    ) -> Result<Kept> {
-        items.iter_mut().for_each(QuarantineItem::cut_to_bounds);
+    pub async fn keep(&self, events: Vec<SealedEvent>, items: Vec<QuarantineItem>) -> Result<Kept> {
+        let items = items.into_iter().map(SpoolRecord::Quarantine);
+        self.keep_records(items.chain(events.into_iter().map(SpoolRecord::Event)).collect()).await
+    }
+
+    /// The same for records. With a spool and a [directory](Self::with_directory) a batch
+    /// with an unresolved event goes to the spool even while the store takes events, so
+    /// that the directory is asked again; the receipts are those of the events, in order.
+    ///
+    /// # Errors
+    /// Those of [`keep`](Self::keep).
+    pub async fn keep_records(&self, mut records: Vec<SpoolRecord>) -> Result<Kept> {
+        for record in &mut records {
+            if let SpoolRecord::Quarantine(item) = record {
+                item.cut_to_bounds();
+            }
+        }
         let Some(spool) = &self.spool else {
-            let options = AppendOptions { quarantine: items, ..AppendOptions::default() };
-            let appended = self.append(events, options, self.store_timeout).await?;
+            let appended = self.append_records(records).await?;
             self.count(&appended);
             return Ok(Kept::Appended(appended));
         };
-        if spool.pending() == 0 {
-            let options = AppendOptions { quarantine: items.clone(), ..AppendOptions::default() };
-            match self.append(events.clone(), options, self.store_timeout).await {
-                Ok(appended) => {
-                    self.succeeded();
-                    self.count(&appended);
-                    return Ok(Kept::Appended(appended));
-                }
-                Err(error) if is_about_the_batch(&error) => return Err(error),
-                Err(error) => self.failed(&error),
-            }
+        let asks_again = self.directory.is_some()
+            && records.iter().any(|record| matches!(record, SpoolRecord::Unresolved(_)));
+        if !asks_again && let Some(kept) = self.keep_now(spool, &records).await? {
+            return Ok(kept);
         }
-        let count = events.len();
-        let items = items.into_iter().map(SpoolRecord::Quarantine);
-        let records: Vec<_> = items.chain(events.into_iter().map(SpoolRecord::Event)).collect();
         let pushed = spool.push_records(&records).await;
         self.nudge(spool).await;
-        pushed.map_err(|error| {
+        if let Err(error) = pushed {
+            // Without their tenants rather than not at all.
+            if asks_again && let Some(kept) = self.keep_now(spool, &records).await? {
+                return Ok(kept);
+            }
             let what = "nothing could be kept, as the store is away and the spool takes no more";
             tracing::error!(code = error.code(), %error, "{what}");
-            Error::new(ErrorKind::StoreUnavailable, what).with_source(error)
-        })?;
-        add(&self.counters.spooled, count);
+            return Err(Error::new(ErrorKind::StoreUnavailable, what).with_source(error));
+        }
+        let is_item = |record: &&SpoolRecord| matches!(record, SpoolRecord::Quarantine(_));
+        add(&self.counters.spooled, records.len() - records.iter().filter(is_item).count());
         Ok(Kept::Spooled)
+    }
+
+    /// Appends what nothing in the spool comes before; `None` if the store is away.
+    async fn keep_now(&self, spool: &Spool, records: &[SpoolRecord]) -> Result<Option<Kept>> {
+        if spool.pending() > 0 {
+            return Ok(None);
+        }
+        match self.append_records(records.to_vec()).await {
+            Ok(appended) => {
+                self.succeeded();
+                self.count(&appended);
+                Ok(Some(Kept::Appended(appended)))
+            }
+            Err(error) if is_about_the_batch(&error) => Err(error),
+            Err(error) => {
+                self.failed(&error);
+                Ok(None)
+            }
+        }
+    }
+
+    async fn append_records(&self, records: Vec<SpoolRecord>) -> Result<Appended> {
+        let (mut events, mut quarantine) = (Vec::with_capacity(records.len()), Vec::new());
+        for record in records {
+            match record {
+                SpoolRecord::Event(event) => events.push(event),
+                SpoolRecord::Unresolved(unresolved) => events.push(unresolved.event),
+                SpoolRecord::Quarantine(item) => quarantine.push(item),
+            }
+        }
+        let options = AppendOptions { quarantine, ..AppendOptions::default() };
+        self.append(events, options, self.store_timeout).await
     }
 
     /// Replaces values that break a bound, as the type describes, and seals: the
     /// result is always valid. For events that are staged in a transaction of the
     /// caller's; [`record`](Self::record) seals by itself.
     pub fn seal(&self, mut event: NewEvent) -> SealedEvent {
-        if repair(&mut event) {
+        let is_repaired = repair(&mut event);
+        if event.settle_time(self.runtime.now()) || is_repaired {
             add(&self.counters.repaired, 1);
         }
         event.seal(&*self.runtime)
@@ -621,19 +684,14 @@ impl AuditLog {
         if count == 0 {
             return Ok(drained);
         }
-        let (mut events, mut quarantine) = (Vec::with_capacity(count), Vec::new());
-        for record in records {
-            match record {
-                SpoolRecord::Event(event) => events.push(event),
-                SpoolRecord::Quarantine(item) => quarantine.push(item),
-            }
-        }
+        let (events, quarantine, unresolved) = self.resolved(records, timeout).await?;
         let items = quarantine.len();
         let options = AppendOptions { quarantine, ..AppendOptions::default() };
         match self.append(events, options, timeout).await {
             Ok(appended) => {
                 drained.take_in(self.count(&appended));
                 drained.take_in(self.quarantined(items));
+                add(&self.counters.unresolved, unresolved);
                 self.discard(spool, count).await;
             }
             Err(error) if is_about_the_batch(&error) => {
@@ -652,33 +710,96 @@ impl AuditLog {
         let Peeked { mut records, damaged } = spool.look(1).await?;
         add(&self.counters.lost, damaged);
         let mut drained = Drained { damaged, ..Drained::default() };
-        match records.pop() {
-            None => return Ok(drained),
-            Some(SpoolRecord::Quarantine(item)) => {
-                drained.take_in(self.quarantine(item, Vec::new(), timeout).await?);
-            }
-            Some(SpoolRecord::Event(event)) => {
-                let options = AppendOptions::default();
-                match self.append(vec![event.clone()], options, timeout).await {
-                    Ok(appended) => drained.take_in(self.count(&appended)),
-                    Err(error) if is_about_the_batch(&error) => {
-                        let item = refused(&event, &error);
-                        let notice = item.notice(&*self.runtime);
-                        drained.take_in(self.quarantine(item, vec![notice], timeout).await?);
-                        tracing::error!(
-                            id = %event.event().id,
-                            action = event.event().action,
-                            source = event.event().source,
-                            code = error.code(),
-                            "the store refuses an event of the spool: it is in the quarantine"
-                        );
-                    }
-                    Err(error) => return Err(error),
+        let Some(record) = records.pop() else { return Ok(drained) };
+        let (mut events, mut items, unresolved) = self.resolved(vec![record], timeout).await?;
+        if let Some(item) = items.pop() {
+            drained.take_in(self.quarantine(item, Vec::new(), timeout).await?);
+        }
+        if let Some(event) = events.pop() {
+            match self.append(vec![event.clone()], AppendOptions::default(), timeout).await {
+                Ok(appended) => {
+                    drained.take_in(self.count(&appended));
+                    add(&self.counters.unresolved, unresolved);
                 }
+                Err(error) if is_about_the_batch(&error) => {
+                    let item = refused(&event, &error);
+                    let notice = item.notice(&*self.runtime);
+                    drained.take_in(self.quarantine(item, vec![notice], timeout).await?);
+                    tracing::error!(
+                        id = %event.event().id,
+                        action = event.event().action,
+                        source = event.event().source,
+                        code = error.code(),
+                        "the store refuses an event of the spool: it is in the quarantine"
+                    );
+                }
+                Err(error) => return Err(error),
             }
         }
         self.discard(spool, 1).await;
         Ok(drained)
+    }
+
+    /// The events with their tenants, the items, and how many tenants stay unknown because
+    /// the directory has not answered for too long.
+    async fn resolved(
+        &self,
+        records: Vec<SpoolRecord>,
+        timeout: Duration,
+    ) -> Result<(Vec<SealedEvent>, Vec<QuarantineItem>, usize)> {
+        let unresolved = |record: &SpoolRecord| match record {
+            SpoolRecord::Unresolved(unresolved) => Some(unresolved.tenant.clone()),
+            _ => None,
+        };
+        let hints: Vec<_> = records.iter().filter_map(unresolved).collect();
+        let found = self.find_tenants(&hints, timeout).await?;
+        let unanswered = found.iter().filter(|found| **found == FoundTenant::NoAnswer).count();
+        let (mut events, mut items) = (Vec::with_capacity(records.len()), Vec::new());
+        let mut found = found.iter();
+        for record in records {
+            match record {
+                SpoolRecord::Event(event) => events.push(event),
+                SpoolRecord::Quarantine(item) => items.push(item),
+                SpoolRecord::Unresolved(unresolved) => {
+                    events.push(unresolved.resolve(found.next().unwrap_or(&FoundTenant::NoAnswer)));
+                }
+            }
+        }
+        Ok((events, items, unanswered))
+    }
+
+    /// What the directory says to each of the hints. Without an answer an error, so that
+    /// they are asked again, unless it has failed for too long.
+    async fn find_tenants(
+        &self,
+        hints: &[Vec<TenantHint>],
+        timeout: Duration,
+    ) -> Result<Vec<FoundTenant>> {
+        let nothing = vec![FoundTenant::NoAnswer; hints.len()];
+        let Some(directory) = self.directory.as_deref().filter(|_| !hints.is_empty()) else {
+            return Ok(nothing);
+        };
+        let ask = async {
+            let mut finder = TenantFinder::new(directory, &*self.runtime);
+            let mut found = Vec::with_capacity(hints.len());
+            for hints in hints {
+                found.push(finder.find(hints).await);
+            }
+            found
+        };
+        let found = self.within(timeout, ask).await.unwrap_or(nothing);
+        if !found.contains(&FoundTenant::NoAnswer) {
+            self.unanswered.store(0, Ordering::Relaxed);
+            return Ok(found);
+        }
+        if self.unanswered.fetch_add(1, Ordering::Relaxed) < MAX_UNANSWERED {
+            return Err(Error::new(
+                ErrorKind::StoreUnavailable,
+                "the tenant directory does not answer",
+            ));
+        }
+        tracing::warn!("the tenant directory does not answer: events go on without tenants");
+        Ok(found)
     }
 
     async fn quarantine(

@@ -307,6 +307,126 @@ async fn a_store_too_slow_for_many_gets_fewer() {
     assert_eq!(world.store.names().await, names);
 }
 
+/// A directory that owns `acme.example` while it answers.
+#[derive(Default)]
+struct Forgetful {
+    is_away: std::sync::atomic::AtomicBool,
+    hangs: std::sync::atomic::AtomicBool,
+}
+
+impl Forgetful {
+    async fn answer(&self, slug: Option<&str>) -> Result<Option<String>> {
+        if self.hangs.load(Ordering::Relaxed) {
+            pending::<()>().await;
+        }
+        if self.is_away.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::StoreUnavailable, "away"));
+        }
+        Ok(slug.map(str::to_owned))
+    }
+}
+
+#[async_trait]
+impl TenantDirectory for Forgetful {
+    async fn by_slug(&self, _: &str) -> Result<Option<String>> {
+        self.answer(None).await
+    }
+    async fn by_domain(&self, domain: &str) -> Result<Option<String>> {
+        self.answer((domain == "acme.example").then_some("acme")).await
+    }
+    async fn by_user(&self, _: &str, _: &str) -> Result<Option<String>> {
+        self.answer(None).await
+    }
+}
+
+fn unresolved(world: &World, name: &str, domain: &str) -> SpoolRecord {
+    let mut event = NewEvent { tenant_slug: None, ..named(name) };
+    event.metadata.annotate(crate::TENANT_BY, crate::UNRESOLVED);
+    let event = event.seal(&*world.runtime);
+    crate::UnresolvedEvent { event, tenant: vec![TenantHint::Domain(domain.into())] }.into()
+}
+
+/// Of each event in the log its name, its tenant, and how that was found.
+async fn tenants(world: &World) -> Vec<(String, Option<String>, String)> {
+    let events = world.store.events().await.into_iter();
+    let of = |event: AuditEvent| {
+        let by = event.metadata.to_value()["_dezky"]["tenantBy"].as_str().unwrap_or("").to_owned();
+        (event.resource_id.unwrap(), event.tenant_slug, by)
+    };
+    events.map(of).collect()
+}
+
+#[tokio::test]
+async fn the_directory_is_asked_again_when_the_spool_drains() {
+    let world = World::new();
+    let directory = Arc::new(Forgetful::default());
+    let log = world.log().await.with_directory(directory.clone());
+    world.store.set(Mood::Down);
+    let records = ["acme.example", "nobody.example"].map(|d| unresolved(&world, d, d));
+    let SpoolRecord::Unresolved(first) = records[0].clone() else { unreachable!() };
+    assert_eq!(log.keep_records(records.to_vec()).await.unwrap(), Kept::Spooled);
+    assert_eq!(log.counts().spooled, 2);
+    // The store is back before the directory: what waits goes on waiting.
+    world.later();
+    world.store.set(Mood::Up);
+    directory.is_away.store(true, Ordering::Relaxed);
+    let error = log.drain_spool(10).await.unwrap_err();
+    assert!(error.to_string().contains("directory"), "{error}");
+    assert_eq!(world.store.events().await.len(), 0);
+    assert_eq!(log.spool_status().unwrap().pending, 2);
+    directory.is_away.store(false, Ordering::Relaxed);
+    world.later();
+    assert_eq!(log.drain_spool(10).await.unwrap().appended, 2);
+    let acme = |slug: &str, tenant: Option<&str>, by: &str| {
+        (slug.to_owned(), tenant.map(str::to_owned), by.to_owned())
+    };
+    assert_eq!(
+        tenants(&world).await,
+        [acme("acme.example", Some("acme"), "domain"), acme("nobody.example", None, "none")]
+    );
+    let stored = &world.store.events().await[0];
+    let sealed = first.event.event();
+    assert_eq!((stored.id, stored.received_at), (sealed.id, sealed.received_at));
+    assert_eq!(log.counts().unresolved, 0);
+}
+
+#[tokio::test]
+async fn a_batch_without_its_answer_waits_in_the_spool_though_the_store_is_well() {
+    let world = World::new();
+    let directory = Arc::new(Forgetful::default());
+    let log = world.log().await.with_directory(directory.clone());
+    directory.is_away.store(true, Ordering::Relaxed);
+    let kept = log.keep_records(vec![unresolved(&world, "a", "acme.example")]).await;
+    assert_eq!(kept.unwrap(), Kept::Spooled);
+    assert_eq!(world.store.events().await.len(), 0);
+    directory.is_away.store(false, Ordering::Relaxed);
+    world.later();
+    log.drain_spool(10).await.unwrap();
+    assert_eq!(tenants(&world).await, [("a".into(), Some("acme".into()), "domain".into())]);
+}
+
+#[tokio::test]
+async fn a_directory_that_stays_away_holds_the_spool_up_for_a_while_only() {
+    for hangs in [false, true] {
+        let world = World::new();
+        let directory = Arc::new(Forgetful::default());
+        let log = world.log().await.with_directory(directory.clone());
+        directory.is_away.store(true, Ordering::Relaxed);
+        directory.hangs.store(hangs, Ordering::Relaxed);
+        let _ = ManualRuntime::clone(&world.runtime).with_sleep_advancing();
+        log.keep_records(vec![unresolved(&world, "a", "acme.example")]).await.unwrap();
+        let mut failures = 0;
+        while log.drain_spool(10).await.is_err() {
+            failures += 1;
+            world.later();
+        }
+        // The first was at the push.
+        assert_eq!(failures, MAX_UNANSWERED - 1, "hangs: {hangs}");
+        assert_eq!(tenants(&world).await, [("a".into(), None, "unresolved".into())]);
+        assert_eq!((log.counts().unresolved, log.spool_status().unwrap().pending), (1, 0));
+    }
+}
+
 #[tokio::test]
 async fn after_a_restart() {
     let world = World::new();

@@ -21,11 +21,11 @@ use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 const MAGIC: &[u8] = b"dezky.spool v";
 /// The header of version 1, which holds events alone.
 const HEADER: &[u8] = b"dezky.spool v1\n";
-/// The header of version 2, of the same length, which may hold items of the
-/// quarantine too.
-const HEADER_2: &[u8] = b"dezky.spool v2\n";
+/// The newest version. 2 may hold items of the quarantine too, 3 events whose tenant is
+/// asked for later; their headers differ in the digit alone.
+const NEWEST: u8 = 3;
 const HEADER_BYTES: u64 = HEADER.len() as u64;
-/// Where they differ.
+/// Where the version's digit stands.
 const VERSION_AT: u64 = HEADER_BYTES - 2;
 /// The most bytes in which another version's header ends.
 const MAX_HEADER_BYTES: u64 = 64;
@@ -92,10 +92,11 @@ impl SpoolConfig {
 /// The format: the line `dezky.spool v1`, then per record its length (four bytes,
 /// big-endian), the first eight bytes of the SHA-256 of what follows, and the event
 /// by [`SealedEvent::to_json`]. Version 2 may hold items of the quarantine too,
-/// `{"v":1,"quarantine":{source,key,reason,detail,raw,at}}` with `raw` in base64. A
-/// file is of version 2 only from the first item to when it is empty again: a binary
-/// that knows version 1 alone would take items for damage, and so refuses the file as
-/// `schema_newer` and leaves it as it is.
+/// `{"v":1,"quarantine":{source,key,reason,detail,raw,at}}` with `raw` in base64; version
+/// 3 events whose tenant is not known yet, `{"v":1,"unresolved":…,"tenant":[…]}` with the
+/// event as above and the hints. A file is of version 2 or 3 only from the first such
+/// record to when it is empty again: a binary that knows older versions alone would take
+/// the record for damage, and so refuses the file as `schema_newer` and leaves it as it is.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -143,8 +144,8 @@ struct Queue {
     end: u64,
     /// Whether a failed write may have left bytes behind the end.
     dirty: bool,
-    /// Whether the header is known to be that of version 2.
-    is_version_2: bool,
+    /// The version that the header is known to say.
+    version: u8,
     /// What the disk had no room for when the file was opened.
     owed: Owed,
 }
@@ -341,13 +342,13 @@ struct Frames {
     bytes: Vec<u8>,
     /// The length of each, frame included.
     lengths: Vec<usize>,
-    /// Whether an item of the quarantine is among them.
-    has_items: bool,
+    /// The version that holds all of them.
+    version: u8,
 }
 
 impl Frames {
     fn new() -> Self {
-        Self { bytes: Vec::new(), lengths: Vec::new(), has_items: false }
+        Self { bytes: Vec::new(), lengths: Vec::new(), version: 1 }
     }
 
     fn of(events: &[SealedEvent]) -> Self {
@@ -364,8 +365,12 @@ impl Frames {
             match record {
                 SpoolRecord::Event(event) => frames.add(&event.to_json()),
                 SpoolRecord::Quarantine(item) => {
-                    frames.has_items = true;
+                    frames.version = frames.version.max(2);
                     frames.add(&record::item_to_json(item));
+                }
+                SpoolRecord::Unresolved(event) => {
+                    frames.version = 3;
+                    frames.add(&record::unresolved_to_json(event));
                 }
             }
         }
@@ -427,7 +432,7 @@ impl Queue {
             records: VecDeque::new(),
             end: HEADER_BYTES,
             dirty: false,
-            is_version_2: false,
+            version: 1,
             owed: Owed::Nothing,
         };
         queue.check_header()?;
@@ -441,7 +446,7 @@ impl Queue {
             settled => settled?,
         }
         if queue.records.is_empty() && queue.owed == Owed::Nothing {
-            queue.set_version_2(false)?;
+            queue.set_version(1)?;
         }
         Ok(queue)
     }
@@ -468,8 +473,9 @@ impl Queue {
     fn check_header(&mut self) -> Result<()> {
         let mut start = Vec::new();
         (&self.file).take(MAX_HEADER_BYTES).read_to_end(&mut start)?;
-        self.is_version_2 = start.starts_with(HEADER_2);
-        if self.is_version_2 || start.starts_with(HEADER) {
+        let known = (1..=NEWEST).find(|version| start.starts_with(&header(*version)));
+        if let Some(version) = known {
+            self.version = version;
             close_to_others(&self.file)?;
             return Ok(sync_folder(&self.config.path)?);
         }
@@ -482,7 +488,7 @@ impl Queue {
         if let Some(version) = start.strip_prefix(MAGIC)
             && let Some(digits) = version.split(|b| *b == b'\n').next()
             && let Ok(number) = std::str::from_utf8(digits).unwrap_or_default().parse::<u64>()
-            && number > 2
+            && number > u64::from(NEWEST)
         {
             return Err(Error::new(
                 ErrorKind::SchemaNewer,
@@ -498,12 +504,12 @@ impl Queue {
     }
 
     /// Brings the header to the version that the records need.
-    fn set_version_2(&mut self, is_version_2: bool) -> std::io::Result<()> {
-        if self.is_version_2 != is_version_2 {
+    fn set_version(&mut self, version: u8) -> std::io::Result<()> {
+        if self.version != version {
             self.file.seek(SeekFrom::Start(VERSION_AT))?;
-            self.file.write_all(if is_version_2 { b"2" } else { b"1" })?;
+            self.file.write_all(&[b'0' + version])?;
             self.file.sync_data()?;
-            self.is_version_2 = is_version_2;
+            self.version = version;
         }
         Ok(())
     }
@@ -622,8 +628,8 @@ impl Queue {
         if kept == 0 {
             return Pushed { kept, refused };
         }
-        // Before them, so that nobody meets items below an older header.
-        let version = if frames.has_items { self.set_version_2(true) } else { Ok(()) };
+        // Before them, so that nobody meets records below a header too old for them.
+        let version = self.set_version(self.version.max(frames.version));
         match version.and_then(|()| self.write(&frames.bytes[..bytes])) {
             Ok(()) => self.take_in(&frames.lengths[..kept]),
             Err(error) => {
@@ -680,7 +686,7 @@ impl Queue {
 
     fn copy_to(&mut self, file: &mut File) -> std::io::Result<(VecDeque<Record>, u64)> {
         file.try_lock().map_err(std::io::Error::from)?;
-        file.write_all(if self.is_version_2 { HEADER_2 } else { HEADER })?;
+        file.write_all(&header(self.version))?;
         let (mut records, mut end) = (VecDeque::new(), HEADER_BYTES);
         let mut raw = Vec::new();
         for record in &self.records {
@@ -780,10 +786,17 @@ impl Queue {
             self.end = HEADER_BYTES;
             self.dirty = false;
             self.file.sync_data()?;
-            self.set_version_2(false)?;
+            self.set_version(1)?;
         }
         Ok(())
     }
+}
+
+/// What a file of that version begins with.
+fn header(version: u8) -> Vec<u8> {
+    let mut header = HEADER.to_vec();
+    header[HEADER.len() - 2] = b'0' + version;
+    header
 }
 
 fn check(config: &SpoolConfig) -> Result<()> {

@@ -3,16 +3,18 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
-use crate::source::QuarantineItem;
-use crate::{Result, SealedEvent, Timestamp};
+use crate::source::{QuarantineItem, TenantHint};
+use crate::{Result, SealedEvent, Timestamp, UnresolvedEvent};
 
 /// What waits in a [`Spool`](crate::Spool).
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "nearly all of them are events")]
 pub enum SpoolRecord {
     /// An event for the log.
     Event(SealedEvent),
+    /// An event for the log whose tenant is asked for on the way there.
+    Unresolved(UnresolvedEvent),
     /// An item for the quarantine.
     Quarantine(QuarantineItem),
 }
@@ -23,10 +25,81 @@ impl From<SealedEvent> for SpoolRecord {
     }
 }
 
+impl From<UnresolvedEvent> for SpoolRecord {
+    fn from(event: UnresolvedEvent) -> Self {
+        Self::Unresolved(event)
+    }
+}
+
 impl From<QuarantineItem> for SpoolRecord {
     fn from(item: QuarantineItem) -> Self {
         Self::Quarantine(item)
     }
+}
+
+/// The persisted shape of an event with the hints to its tenant.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PersistedEvent {
+    v: u8,
+    /// As [`SealedEvent::to_json`] writes it.
+    unresolved: Box<RawValue>,
+    tenant: Vec<PersistedHint>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+enum PersistedHint {
+    Slug { slug: String, via: String },
+    Domain(String),
+    User { system: String, id: String },
+}
+
+/// Where hints are found, and the systems whose users they name.
+const VIAS: [&str; 4] = ["group", "mapping", "space_map", "space_name"];
+const SYSTEMS: [&str; 3] = ["authentik", "ocis", "stalwart"];
+
+impl From<&TenantHint> for PersistedHint {
+    fn from(hint: &TenantHint) -> Self {
+        match hint.clone() {
+            TenantHint::Slug { slug, via } => Self::Slug { slug, via: via.into() },
+            TenantHint::Domain(domain) => Self::Domain(domain),
+            TenantHint::User { system, id } => Self::User { system: system.into(), id },
+        }
+    }
+}
+
+impl PersistedHint {
+    /// The hint; `None` if a user of a system is named that nobody can be asked about.
+    fn into_hint(self) -> Option<TenantHint> {
+        let known =
+            |names: &[&'static str], name: &str| names.iter().copied().find(|known| *known == name);
+        Some(match self {
+            Self::Slug { slug, via } => {
+                TenantHint::Slug { slug, via: known(&VIAS, &via).unwrap_or("spool") }
+            }
+            Self::Domain(domain) => TenantHint::Domain(domain),
+            Self::User { system, id } => TenantHint::User { system: known(&SYSTEMS, &system)?, id },
+        })
+    }
+}
+
+pub(super) fn unresolved_to_json(event: &UnresolvedEvent) -> String {
+    let persisted = PersistedEvent {
+        v: 1,
+        unresolved: RawValue::from_string(event.event.to_json()).expect("it is JSON"),
+        tenant: event.tenant.iter().map(PersistedHint::from).collect(),
+    };
+    serde_json::to_string(&persisted).expect("an event serialises")
+}
+
+fn unresolved_from_json(text: &str) -> Option<UnresolvedEvent> {
+    let PersistedEvent { v: 1, unresolved, tenant } = serde_json::from_str(text).ok()? else {
+        return None;
+    };
+    let event = SealedEvent::from_json(unresolved.get()).ok()?;
+    let tenant = tenant.into_iter().filter_map(PersistedHint::into_hint).collect();
+    Some(UnresolvedEvent { event, tenant })
 }
 
 /// The persisted shape of an item.
@@ -59,7 +132,10 @@ pub(super) fn item_to_json(item: &QuarantineItem) -> String {
 pub(super) fn from_json(text: &str) -> Result<SpoolRecord> {
     match SealedEvent::from_json(text) {
         Ok(event) => Ok(SpoolRecord::Event(event)),
-        Err(error) => item_from_json(text).map(SpoolRecord::Quarantine).ok_or(error),
+        Err(error) => unresolved_from_json(text)
+            .map(SpoolRecord::Unresolved)
+            .or_else(|| item_from_json(text).map(SpoolRecord::Quarantine))
+            .ok_or(error),
     }
 }
 

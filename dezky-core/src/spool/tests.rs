@@ -4,7 +4,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::testkit::{EventGenerator, ManualRuntime, named_event};
-use crate::{Actor, NewEvent, QuarantineItem};
+use crate::{Actor, NewEvent, QuarantineItem, TenantHint};
 
 struct Place {
     folder: TempDir,
@@ -70,7 +70,7 @@ impl Spool {
         let records = self.peek(max).await.unwrap().into_iter();
         let event = |record| match record {
             SpoolRecord::Event(event) => event,
-            SpoolRecord::Quarantine(item) => panic!("no event: {item:?}"),
+            other => panic!("no event: {other:?}"),
         };
         records.map(event).collect()
     }
@@ -201,6 +201,44 @@ async fn version_2_parses_for_ever() {
     assert_eq!(written.bytes(), bytes);
 }
 
+/// What version 3 holds beside the event of [`VERSION_1`]: it must parse for ever, so never
+/// change it.
+const VERSION_3: (&[u8; 12], &str, &str) = (
+    b"\x00\x00\x02\x7d\xe6\x3e\xde\x05\x6c\x1e\xb8\x9b",
+    r#"{"v":1,"unresolved":"#,
+    r#","tenant":[{"slug":{"slug":"acme","via":"space_name"}},{"domain":"acme.example"},{"user":{"system":"stalwart","id":"7"}}]}"#,
+);
+
+#[tokio::test]
+async fn version_3_parses_for_ever() {
+    let place = Place::new();
+    let (frame, before, after) = VERSION_3;
+    let json = format!("{before}{}{after}", VERSION_1[0].1);
+    let bytes = [b"dezky.spool v3\n", &frame[..], json.as_bytes()].concat();
+    fs::write(place.config().path, &bytes).unwrap();
+    let spool = place.open().await;
+    let records = spool.peek(10).await.unwrap();
+    let [SpoolRecord::Unresolved(unresolved)] = &*records else { panic!("{records:?}") };
+    assert_eq!(hex::encode(unresolved.event.leaf_hash()), VERSION_1_LEAVES[0]);
+    assert_eq!(
+        unresolved.tenant,
+        [
+            TenantHint::Slug { slug: "acme".into(), via: "space_name" },
+            TenantHint::Domain("acme.example".into()),
+            TenantHint::User { system: "stalwart", id: "7".into() },
+        ]
+    );
+    assert_eq!(place.bytes(), bytes);
+    // And it is what is written today, until it is empty.
+    let written = Place::new();
+    let spool = written.open().await;
+    spool.push_records(&[item("k").into()]).await.unwrap();
+    spool.push_records(&records).await.unwrap();
+    assert!(written.bytes().starts_with(&header(3)) && written.bytes().ends_with(&bytes[15..]));
+    spool.discard(2).await.unwrap();
+    assert_eq!(written.bytes(), HEADER);
+}
+
 #[tokio::test]
 async fn of_version_2_only_while_it_holds_items() {
     let place = Place::new();
@@ -211,7 +249,7 @@ async fn of_version_2_only_while_it_holds_items() {
     assert!(place.bytes().starts_with(HEADER), "events alone need no newer one");
     let mixed = [&events[2..], &items[..]].concat();
     spool.push_records(&mixed).await.unwrap();
-    assert!(place.bytes().starts_with(HEADER_2));
+    assert!(place.bytes().starts_with(&header(2)));
     let all = [&events[..], &items[..]].concat();
     let (killed, again) = place.after_kill().await;
     assert_eq!(again.peek(9).await.unwrap(), all);
@@ -230,16 +268,16 @@ async fn of_version_2_only_while_it_holds_items() {
     assert_eq!(killed.open().await.peek(9).await.unwrap(), [&all[..3], &all[4..]].concat());
     // As long as one waits, and no longer.
     spool.discard(4).await.unwrap();
-    assert!(place.bytes().starts_with(HEADER_2));
+    assert!(place.bytes().starts_with(&header(2)));
     spool.discard(1).await.unwrap();
     assert_eq!(place.bytes(), HEADER);
     // A kill between the cut and the header leaves an empty file of version 2.
     drop(spool);
-    fs::write(place.config().path, HEADER_2).unwrap();
+    fs::write(place.config().path, &header(2)).unwrap();
     let spool = place.open().await;
     assert_eq!(place.bytes(), HEADER);
     spool.push_records(&items).await.unwrap();
-    assert!(place.bytes().starts_with(HEADER_2));
+    assert!(place.bytes().starts_with(&header(2)));
     assert_eq!(place.after_kill().await.1.pending(), 2);
 }
 
@@ -328,7 +366,7 @@ async fn files_of_others_are_left_alone() {
         (b"dezky.spool v0\n", ErrorKind::StoreForeign),
         (b"dezky.spool vx\n", ErrorKind::StoreForeign),
         (b"dezky.spool v1 \n", ErrorKind::StoreForeign),
-        (b"dezky.spool v3\n", ErrorKind::SchemaNewer),
+        (b"dezky.spool v4\n", ErrorKind::SchemaNewer),
         (b"dezky.spool v10\nrecords", ErrorKind::SchemaNewer),
     ] {
         fs::write(place.config().path, content).unwrap();

@@ -886,6 +886,8 @@ pub async fn ingest_finds_tenants(h: Harness<'_>) {
     for (domain, slug) in [
         ("acme.example", Some("acme")),
         ("ACME.Example", Some("acme")),
+        ("acme。example.", Some("acme")),
+        ("not a domain", None),
         ("x.acme.example", None),
         ("gone.example", None),
     ] {

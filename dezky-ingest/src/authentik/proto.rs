@@ -4,8 +4,8 @@
 //! cut into the texts of its items first, so that one odd item leaves the others
 //! as they are.
 
-use dezky_core::Timestamp;
 use dezky_core::canonical::canonicalize;
+use dezky_core::{TimeFormat, Timestamp};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -186,10 +186,10 @@ fn uuid_text(text: &str) -> String {
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
-/// RFC 3339 in microseconds, the fraction optional.
+/// A time in microseconds, the fraction optional.
 fn micros(text: &str) -> Option<i64> {
-    let ms = Timestamp::parse(text)?.as_millis();
-    let fraction = text.split_once('.').map_or("", |(_, rest)| rest);
+    let ms = TimeFormat::Rfc3339.read(text)?.as_millis();
+    let fraction = text.split_once(['.', ',']).map_or("", |(_, rest)| rest);
     let below_ms = fraction.bytes().take_while(u8::is_ascii_digit).chain(std::iter::repeat(b'0'));
     let us = below_ms.skip(3).take(3).fold(0, |us, digit| us * 10 + i64::from(digit - b'0'));
     Some(ms * 1000 + us)

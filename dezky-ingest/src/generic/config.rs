@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use dezky_core::Outcome;
+use dezky_core::{Outcome, TimeFormat};
 use serde::{Deserialize, Serialize};
 
 /// How objects of a system become events, as it stands in a configuration (TOML or
@@ -50,9 +50,14 @@ pub struct MappingConfig {
     /// How it ended; success unless declared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<String>,
-    /// Outcomes for what the source says about it.
+    /// Outcomes for what the source says about it, before the words and HTTP statuses that
+    /// are known anyway; `4xx` stands for all statuses of a class.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub outcomes: BTreeMap<String, Outcome>,
+    /// The outcome of what is neither listed nor known: failure unless set. The event says
+    /// `_dezky.rawOutcome`, and is counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome_default: Option<Outcome>,
     /// Who did it.
     pub actor: ActorMapping,
     /// On what.
@@ -72,6 +77,10 @@ pub struct MappingConfig {
     /// Pointers to what is hidden before anything is hashed, stored or quarantined.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub redact: Vec<String>,
+    /// Pointers to what is an identifier although its name, or an address in it, looks like
+    /// a secret: it is kept. What is inside it is not meant.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub keep: Vec<String>,
 }
 
 /// Who did it.
@@ -106,19 +115,6 @@ pub struct ResourceMapping {
     /// Its name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-}
-
-/// How times are written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TimeFormat {
-    /// `2026-11-21T20:12:21.123Z`, or with an offset.
-    #[default]
-    Rfc3339,
-    /// Seconds since 1970, with or without a fraction.
-    Seconds,
-    /// Milliseconds since 1970.
-    Milliseconds,
 }
 
 /// What is wrong with a declared mapping: which field, and what mends it.

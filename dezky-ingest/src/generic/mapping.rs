@@ -5,14 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use dezky_core::{
-    Actor, ActorType, Field, NewEvent, NewMetadata, Outcome, PulledEvent, TenantHint, Timestamp,
+    Actor, ActorType, Field, NewEvent, NewMetadata, Outcome, PulledEvent, TenantHint, TimeFormat,
+    Timestamp,
 };
 
-use super::config::{MappingConfig, MappingProblem, TimeFormat};
+use super::config::{MappingConfig, MappingProblem};
 use super::pointer::{Pointer, Term};
-use super::{action, redact};
+use super::{action, outcome, redact};
 use crate::address::bare_address;
 use crate::domain::{domain, domain_of};
+use crate::intake::RAW_OUTCOME;
 use crate::json::{Doc, Value};
 
 /// The most entries of a table or list of the declaration.
@@ -40,6 +42,9 @@ pub struct Mapping {
     actions: BTreeMap<String, String>,
     outcome: Option<Term>,
     outcomes: BTreeMap<String, Outcome>,
+    /// The same in lower case.
+    folded_outcomes: BTreeMap<String, Outcome>,
+    outcome_default: Outcome,
     actor_type: Option<Term>,
     actor_id: Option<Term>,
     actor_email: Option<Term>,
@@ -52,6 +57,7 @@ pub struct Mapping {
     partner: Option<Term>,
     skip: BTreeSet<String>,
     pub(super) redact: Vec<Pointer>,
+    keep: Vec<Pointer>,
 }
 
 /// What an object is.
@@ -73,8 +79,10 @@ impl Mapping {
     /// `authentik`, `stalwart`, `ocis` and `platform-api`.
     pub fn compile(source: &str, config: &MappingConfig) -> Result<Self, MappingProblem> {
         check_name(source).map_err(|problem| wrong("", problem))?;
-        let redact = places(&config.redact)?;
-        let at = Compiler { redact: &redact };
+        let redact = places("redact", &config.redact)?;
+        let keep = places("keep", &config.keep)?;
+        let at = Compiler { redact: &redact, keep: &keep };
+        at.check_keep()?;
         let prefix = prefix(source, config.action_prefix.as_deref())?;
         let action = config.action.as_deref().ok_or_else(|| {
             wrong(
@@ -93,6 +101,8 @@ impl Mapping {
             prefix,
             outcome: at.outcome(config)?,
             outcomes: config.outcomes.clone(),
+            folded_outcomes: folded(&config.outcomes),
+            outcome_default: config.outcome_default.unwrap_or(Outcome::Failure),
             actor_type: at.actor_type(config.actor.kind.as_deref())?,
             actor_id: at.term("actor.id", config.actor.id.as_deref(), MAX_TEXT_BYTES)?,
             actor_email: at.term("actor.email", config.actor.email.as_deref(), 320)?,
@@ -109,6 +119,7 @@ impl Mapping {
             partner: at.term("partner", config.partner.as_deref(), SLUG_MAX)?,
             skip: skipped(config)?,
             redact,
+            keep,
         })
     }
 
@@ -119,7 +130,12 @@ impl Mapping {
 
     /// An object as it may be kept.
     pub(super) fn clean<'d>(&self, object: Value<'d>) -> Cow<'d, str> {
-        redact::redact(object, &self.redact)
+        redact::redact(object, &self.redact, &self.keep)
+    }
+
+    /// An object as its content key is made of it: what [`clean`](Self::clean) was at first.
+    pub(super) fn for_key<'d>(&self, object: Value<'d>) -> Cow<'d, str> {
+        redact::redact_for_key(object, &self.redact)
     }
 
     /// What an object is; `clean` is what [`Self::clean`] made of it, and whether that
@@ -164,7 +180,6 @@ impl Mapping {
         if is_redacted {
             metadata.annotate("redacted", true);
         }
-        let at = self.time(object, received_at, &mut metadata);
         let outcome = self.outcome(object, &mut metadata);
         let actor = self.actor(object, &mut metadata);
         let external_id = self.id(object, &mut metadata);
@@ -177,7 +192,6 @@ impl Mapping {
             .filter(|_| is_there)
             .map(|kind| cut(kind, SLUG_MAX));
         let mut event = NewEvent {
-            at: Some(at),
             outcome,
             resource_type,
             resource_id,
@@ -188,39 +202,36 @@ impl Mapping {
             metadata,
             ..NewEvent::new(action::prefixed(&self.prefix, &verb), actor)
         };
+        self.set_time(&mut event, object, received_at);
         event.cut_to_bounds();
         Mapped::Event(Box::new(PulledEvent { event, tenant: self.hints(object) }))
     }
 
-    fn time(
-        &self,
-        object: Value<'_>,
-        received_at: Timestamp,
-        metadata: &mut NewMetadata,
-    ) -> Timestamp {
-        let raw = self.at.as_ref().and_then(|at| at.get(object)?.text());
-        if let Some(at) = raw.as_deref().and_then(|raw| parse_time(raw, self.at_format)) {
-            return at;
-        }
-        metadata.annotate("timeSource", "received");
-        if let Some(raw) = raw {
-            metadata.annotate("rawAt", head(&raw));
-        }
-        received_at
+    fn set_time(&self, event: &mut NewEvent, object: Value<'_>, received_at: Timestamp) {
+        let Some(at) = &self.at else {
+            event.at = Some(received_at);
+            event.metadata.annotate("timeSource", "received");
+            return;
+        };
+        let said = at.get(object).and_then(Value::text);
+        let read = said.as_deref().and_then(|said| self.at_format.read(said));
+        event.set_time(said.as_deref(), read, received_at);
     }
 
-    /// What the table says, else one of our own words, else success: said, as nobody
-    /// may have meant it.
+    /// What the tables say, else the words and numbers that everybody uses, else the
+    /// default: said, as nobody may have meant it.
     fn outcome(&self, object: Value<'_>, metadata: &mut NewMetadata) -> Outcome {
-        let Some(raw) = self.outcome.as_ref().and_then(|outcome| outcome.text(object)) else {
-            return Outcome::Success;
-        };
-        if let Some(outcome) = self.outcomes.get(&*raw) {
+        let Some(term) = &self.outcome else { return Outcome::Success };
+        let Some(raw) = term.text(object) else { return Outcome::Success };
+        let class = || outcome::http_status(&raw).map(|status| format!("{}xx", status / 100));
+        let listed = self.outcomes.get(&*raw);
+        let listed = listed.or_else(|| self.folded_outcomes.get(&raw.trim().to_lowercase()));
+        if let Some(outcome) = listed.or_else(|| self.outcomes.get(&class()?)) {
             return *outcome;
         }
-        raw.to_ascii_lowercase().parse().unwrap_or_else(|_| {
-            metadata.annotate("rawOutcome", head(&raw));
-            Outcome::Success
+        outcome::known(&raw, term.name()).unwrap_or_else(|| {
+            metadata.annotate(RAW_OUTCOME, head(&raw));
+            self.outcome_default
         })
     }
 
@@ -276,22 +287,6 @@ fn address_domain(text: &str) -> Option<String> {
     if text.contains('@') { domain_of(text) } else { domain(text) }
 }
 
-fn parse_time(text: &str, format: TimeFormat) -> Option<Timestamp> {
-    let scale = match format {
-        TimeFormat::Rfc3339 => return Timestamp::parse(text),
-        TimeFormat::Seconds => 1_000,
-        TimeFormat::Milliseconds => 1,
-    };
-    if let Ok(whole) = text.parse::<i64>() {
-        return Timestamp::from_millis(whole.checked_mul(scale)?);
-    }
-    let millis = text.parse::<f64>().ok()? * f64::from(i32::try_from(scale).ok()?);
-    // Exact for every time that there is: they have fewer than 53 bits.
-    #[expect(clippy::cast_possible_truncation, reason = "the bounds are checked right before")]
-    let millis = (millis.abs() < 1e15).then(|| millis.floor() as i64)?;
-    Timestamp::from_millis(millis)
-}
-
 /// Whether a source may have that name.
 pub(super) fn check_name(name: &str) -> Result<(), String> {
     let is_of_name = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
@@ -332,10 +327,10 @@ fn prefix(source: &str, given: Option<&str>) -> Result<String, MappingProblem> {
     Ok(format!("{prefix}."))
 }
 
-fn places(pointers: &[String]) -> Result<Vec<Pointer>, MappingProblem> {
-    bounded("redact", pointers.len())?;
+fn places(field: &str, pointers: &[String]) -> Result<Vec<Pointer>, MappingProblem> {
+    bounded(field, pointers.len())?;
     let place = |(index, text): (usize, &String)| {
-        let field = format!("redact[{index}]");
+        let field = format!("{field}[{index}]");
         short(&field, text)?;
         Pointer::parse(text).map_err(|problem| wrong(field, problem))
     };
@@ -367,6 +362,10 @@ fn verbs(
     Ok(actions.clone())
 }
 
+fn folded(outcomes: &BTreeMap<String, Outcome>) -> BTreeMap<String, Outcome> {
+    outcomes.iter().map(|(said, outcome)| (said.to_lowercase(), *outcome)).collect()
+}
+
 fn bounded(field: &str, entries: usize) -> Result<(), MappingProblem> {
     if entries <= MAX_ENTRIES {
         return Ok(());
@@ -387,14 +386,27 @@ fn short(field: &str, text: &str) -> Result<(), MappingProblem> {
 /// Checks fields against what is never kept.
 struct Compiler<'r> {
     redact: &'r [Pointer],
+    keep: &'r [Pointer],
 }
 
 impl Compiler<'_> {
+    /// What is kept must not be hidden.
+    fn check_keep(&self) -> Result<(), MappingProblem> {
+        let hidden = |kept: &Pointer| self.redact.iter().any(|hidden| hidden.holds(kept));
+        match self.keep.iter().position(hidden) {
+            Some(index) => Err(wrong(
+                format!("keep[{index}]"),
+                "redact hides this place: take it out of one of the two",
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// A place that a field is read from must not be one that is hidden before.
     fn readable(&self, field: &str, pointer: Pointer) -> Result<Pointer, MappingProblem> {
-        if let Some(name) = pointer.secret() {
+        if let Some(name) = pointer.secret(self.keep) {
             let problem = format!(
-                "{name:?} is the name of a secret, and what stands below it is never kept: name another place"
+                "{name:?} is the name of a secret, and what stands below it is never kept: name another place, or that one in keep if it holds an identifier"
             );
             return Err(wrong(field, problem));
         }
@@ -420,7 +432,12 @@ impl Compiler<'_> {
     ) -> Result<Option<Term>, MappingProblem> {
         let Some(text) = text else { return Ok(None) };
         short(field, text)?;
-        match Term::parse(text).map_err(|problem| wrong(field, problem))? {
+        // Verbs and domains have dots.
+        let parse = match field {
+            "action" | "tenant_domain" => Term::parse,
+            _ => Term::parse_strictly,
+        };
+        match parse(text).map_err(|problem| wrong(field, problem))? {
             Term::Pointer(pointer) => self.readable(field, pointer).map(Term::Pointer).map(Some),
             Term::Literal(text) if text.len() > max => Err(wrong(
                 field,
@@ -480,6 +497,12 @@ impl Compiler<'_> {
             return Err(wrong(
                 "outcomes",
                 "there is no outcome to look up: set outcome to its place, such as \"/status\"",
+            ));
+        }
+        if text.is_none() && config.outcome_default.is_some() {
+            return Err(wrong(
+                "outcome_default",
+                "there is no outcome that could be unknown: set outcome to its place, such as \"/status\"",
             ));
         }
         let is_outcome = |text: &str| text.parse::<Outcome>().is_ok();

@@ -10,6 +10,7 @@ mod action;
 mod config;
 mod file;
 mod mapping;
+mod outcome;
 mod pointer;
 mod receiver;
 mod redact;
@@ -22,7 +23,9 @@ use dezky_core::canonical::canonicalize;
 use dezky_core::{Error, ErrorKind, PulledEvent, QuarantineItem, Result, Timestamp};
 use sha2::{Digest as _, Sha256};
 
-pub use self::config::{ActorMapping, MappingConfig, MappingProblem, ResourceMapping, TimeFormat};
+pub use dezky_core::TimeFormat;
+
+pub use self::config::{ActorMapping, MappingConfig, MappingProblem, ResourceMapping};
 pub use self::file::MappedLines;
 use self::mapping::Mapped;
 pub use self::mapping::Mapping;
@@ -67,8 +70,8 @@ pub struct Decoded {
 ///   is the content key `body1:…`, over the source's name, the canonical object without
 ///   its secrets and how many equal ones stand before it in the body; so it is the same
 ///   at every retry of the same body.
-/// - `at` is the declared time; without one it is `received_at`, noted as
-///   `_dezky.timeSource`.
+/// - `at` is the declared time; without one that can be believed it is `received_at`, noted
+///   as `_dezky.timeSource` and `timeProblem`.
 /// - The metadata is the object; `_dezky` says `rawAction`, `redacted`, and what could
 ///   not be used: `rawAt`, `rawId`, `rawOutcome`, `rawActorType`.
 ///
@@ -103,7 +106,8 @@ pub fn decode(mapping: &Mapping, body: &[u8], received_at: Timestamp) -> Result<
     let Some(objects) = objects(mapping, doc.root())? else {
         let raw = mapping.clean(doc.root());
         let detail = format!("{} bytes of JSON have no events where map.events says", body.len());
-        return Ok(refused(NO_EVENTS, sha256(&raw), detail, &raw));
+        let key = sha256(&mapping.for_key(doc.root()));
+        return Ok(refused(NO_EVENTS, key, detail, &raw));
     };
     let mut keys = ContentKeys::new("body1", mapping.source());
     Ok(map_all(mapping, objects, received_at, |clean| {
@@ -145,8 +149,8 @@ fn map_list(
     Ok(map_all(mapping, doc.root().elements().collect(), item.at, key))
 }
 
-/// What the mapping makes of objects; `key` is the identity of one, without its
-/// secrets, that has no id.
+/// What the mapping makes of objects; `key` is the identity of one that has no id, of its
+/// [text for keys](Mapping::for_key).
 fn map_all(
     mapping: &Mapping,
     objects: Vec<Value<'_>>,
@@ -161,13 +165,13 @@ fn map_all(
         let is_redacted = matches!(clean, Cow::Owned(_));
         match mapping.map(object, &clean, is_redacted, received_at) {
             Mapped::Event(mut pulled) => {
-                pulled.event.external_id.get_or_insert_with(|| key(&clean));
+                pulled.event.external_id.get_or_insert_with(|| key(&mapping.for_key(object)));
                 decoded.events.push(*pulled);
             }
             Mapped::Skipped => decoded.skipped += 1,
             Mapped::Odd(reason, what) => {
                 let detail = format!("event {} of {count} {what}", index + 1);
-                let key = sha256(&clean);
+                let key = sha256(&mapping.for_key(object));
                 odd_items.push(item(mapping, reason, key, detail, &clean, received_at));
             }
         }

@@ -16,7 +16,8 @@ impl Pointer {
     /// Reads a pointer, or says what is wrong with it.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let Some(rest) = text.strip_prefix('/') else {
-            return Err("must be a JSON pointer, which begins with /, such as /user/id".into());
+            let example = likely(text).unwrap_or_else(|| "/user/id".into());
+            return Err(format!("must be a JSON pointer, which begins with /, such as {example}"));
         };
         let segments: Vec<String> = rest.split('/').map(unescape).collect::<Result<_, _>>()?;
         if segments.len() > MAX_SEGMENTS {
@@ -25,9 +26,12 @@ impl Pointer {
         Ok(Self(segments))
     }
 
-    /// The first of its names under which nothing is kept.
-    pub(super) fn secret(&self) -> Option<&str> {
-        self.0.iter().map(String::as_str).find(|name| secrets::is_secret(name, false))
+    /// The first of its names under which nothing is kept, but for the `kept` places.
+    pub(super) fn secret(&self, kept: &[Self]) -> Option<&str> {
+        let is_kept = |index: usize| kept.iter().any(|place| place.0 == self.0[..=index]);
+        let is_hidden =
+            |(index, name): &(usize, &String)| secrets::is_secret(name, false) && !is_kept(*index);
+        self.0.iter().enumerate().find(is_hidden).map(|(_, name)| name.as_str())
     }
 
     /// Whether `other` is the same place or inside it.
@@ -61,6 +65,29 @@ impl Pointer {
         }
         found
     }
+}
+
+/// The pointer that was meant by a path of another notation: `$.user.id`, `user.id`,
+/// `$['user'][0]`, `user`. `None` if it is not such a path.
+pub(super) fn likely(path: &str) -> Option<String> {
+    let names = path.trim_start_matches(['$', '@', '.', '#']).replace(['[', ']'], ".");
+    let names: Vec<_> = names.split('.').map(|name| name.trim_matches(['\'', '"', ' '])).collect();
+    let names: Vec<_> = names.into_iter().filter(|name| !name.is_empty()).collect();
+    let is_name = |name: &&str| {
+        name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'/'))
+    };
+    let is_path = !names.is_empty() && names.iter().all(is_name);
+    is_path.then(|| format!("/{}", names.join("/")))
+}
+
+/// Whether a text is a path of another notation rather than a text to be taken as it is:
+/// it begins with `$`, or is names joined by dots or with indexes in brackets.
+fn is_foreign_path(text: &str) -> bool {
+    let begins = |name: &str| name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    let mut names = text.trim_start_matches('.').split(['.', '[']);
+    let is_dotted = text.contains(['.', '['])
+        && names.all(|name| begins(name) || name.ends_with(']') && !name.contains('@'));
+    text.starts_with('$') || is_dotted && likely(text).is_some()
 }
 
 fn unescape(segment: &str) -> Result<String, String> {
@@ -100,7 +127,27 @@ impl Term {
         if text.starts_with('/') {
             return Pointer::parse(text).map(Self::Pointer);
         }
+        if text.starts_with('$') {
+            return Err(not_a_pointer(text));
+        }
         Ok(Self::Literal(text.to_owned()))
+    }
+
+    /// The same where a text with dots in it is hardly one for all events, but the path of
+    /// another notation.
+    pub(super) fn parse_strictly(text: &str) -> Result<Self, String> {
+        if is_foreign_path(text) {
+            return Err(not_a_pointer(text));
+        }
+        Self::parse(text)
+    }
+
+    /// The last name of a place.
+    pub(super) fn name(&self) -> Option<&str> {
+        match self {
+            Self::Literal(_) => None,
+            Self::Pointer(Pointer(names)) => names.last().map(String::as_str),
+        }
     }
 
     /// The text, if there is one: of a string that is not empty, of a number, or `true`
@@ -111,6 +158,13 @@ impl Term {
             Self::Pointer(pointer) => pointer.get(object)?.scalar(),
         }
     }
+}
+
+fn not_a_pointer(text: &str) -> String {
+    let place = likely(text).unwrap_or_else(|| "/user/id".into());
+    format!(
+        "looks like a path, and places are JSON pointers: write {place}; a text for all events has neither $ nor dots between names"
+    )
 }
 
 #[cfg(test)]
@@ -143,6 +197,31 @@ mod tests {
         for bad in ["", "foo", "/a~", "/a~2", &"/x".repeat(33)] {
             assert!(Pointer::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn paths_of_other_notations_are_told_the_pointer() {
+        for (path, pointer) in [
+            ("$.user.id", "/user/id"),
+            ("user.id", "/user/id"),
+            (".user.id", "/user/id"),
+            ("$['user'][0]", "/user/0"),
+            ("items[0].name", "/items/0/name"),
+        ] {
+            let error = Term::parse_strictly(path).unwrap_err();
+            assert!(error.contains(&format!("write {pointer};")), "{path}: {error}");
+            let error = Pointer::parse(path).unwrap_err();
+            assert!(error.ends_with(&format!("such as {pointer}")), "{path}: {error}");
+        }
+        assert!(Pointer::parse("user").unwrap_err().ends_with("such as /user"));
+        assert!(Pointer::parse("user/id").unwrap_err().ends_with("such as /user/id"));
+        assert!(Pointer::parse("a b").unwrap_err().ends_with("such as /user/id"));
+        for text in
+            ["batch-job", "the shop", "v1.2", "alice@acme.example", "10.0.0.1", "a b.c", "acme"]
+        {
+            assert!(Term::parse_strictly(text).is_ok(), "{text}");
+        }
+        assert!(Term::parse("user.login").is_ok() && Term::parse("$.event").is_err());
     }
 
     #[test]

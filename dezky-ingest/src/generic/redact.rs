@@ -1,75 +1,26 @@
 //! What must not be kept: taken out of an event before anything else looks at it.
 
 use std::borrow::Cow;
-use std::ops::Range;
+use std::collections::HashSet;
 
 use super::pointer::Pointer;
 use crate::json::Value;
-use crate::secrets::{REDACTED, is_secret, without_secrets};
+use crate::secrets::{clean_for_key, cuts, hide, without};
 
-/// The text of `value` without its secrets: what stands under a secret's name, in the
-/// query of an address, and at `places`. All else stays as it was spelled.
-pub(super) fn redact<'d>(value: Value<'d>, places: &[Pointer]) -> Cow<'d, str> {
-    let mut cuts: Vec<(Range<usize>, Cow<'static, str>)> = Vec::new();
-    let mut hide = |secret: Value<'_>| {
-        cuts.push((secret.start()..secret.end(), Cow::Borrowed(QUOTED)));
-    };
-    places.iter().flat_map(|place| place.all(value)).for_each(&mut hide);
-    for inner in value.inside() {
-        for member in inner.members() {
-            if is_secret(&member.name(), false) && !is_vacant(member.value) {
-                hide(member.value);
-            }
-        }
-    }
-    for text in value.inside().filter(|inner| may_be_address(inner.raw())) {
-        if let Some(clean) = text.string().and_then(|text| without_secrets(&text)) {
-            let quoted = serde_json::Value::from(clean).to_string();
-            cuts.push((text.start()..text.end(), quoted.into()));
-        }
-    }
+/// The text of `value` without its secrets: what stands under a secret's name and in
+/// addresses, but for the `kept` places, and at the `hidden` places. All else stays as it
+/// was spelled.
+pub(super) fn redact<'d>(value: Value<'d>, hidden: &[Pointer], kept: &[Pointer]) -> Cow<'d, str> {
+    let kept: HashSet<_> =
+        kept.iter().flat_map(|place| place.all(value)).map(Value::index).collect();
+    let mut cuts = cuts(value, |value| kept.contains(&value.index()));
+    cuts.extend(hidden.iter().flat_map(|place| place.all(value)).map(hide));
     without(value, cuts)
 }
 
-/// [`REDACTED`] as it stands in JSON.
-const QUOTED: &str = "\"[redacted]\"";
-const _: () = assert!(QUOTED.len() == REDACTED.len() + 2);
-
-fn may_be_address(raw: &str) -> bool {
-    raw.starts_with('"') && raw.contains(['?', '#', '\\'])
-}
-
-/// What says nothing: it may stay, as it tells that there was nothing to hide.
-fn is_vacant(value: Value<'_>) -> bool {
-    if let Some(text) = value.string() {
-        return text.bytes().all(|b| b == b'*');
-    }
-    let holds_nothing = value.after() == value.index() + 1;
-    matches!(value.raw(), "null" | "true" | "false")
-        || ((value.is_object() || value.is_list()) && holds_nothing)
-}
-
-/// The text with other texts in the places of the cuts, of which one may be inside
-/// another.
-fn without<'d>(value: Value<'d>, mut cuts: Vec<(Range<usize>, Cow<'static, str>)>) -> Cow<'d, str> {
-    let raw = value.raw();
-    if cuts.is_empty() {
-        return Cow::Borrowed(raw);
-    }
-    // The outer of two that begin together comes first.
-    cuts.sort_by_key(|(range, _)| (range.start, std::cmp::Reverse(range.end)));
-    let (mut out, mut at) = (String::with_capacity(raw.len()), 0);
-    for (range, replacement) in cuts {
-        let start = range.start - value.start();
-        if start < at {
-            continue;
-        }
-        out.push_str(&raw[at..start]);
-        out.push_str(&replacement);
-        at = range.end - value.start();
-    }
-    out.push_str(&raw[at..]);
-    Cow::Owned(out)
+/// The text of which a content key is made.
+pub(super) fn redact_for_key<'d>(value: Value<'d>, hidden: &[Pointer]) -> Cow<'d, str> {
+    clean_for_key(value, hidden.iter().flat_map(|place| place.all(value)).map(hide).collect())
 }
 
 #[cfg(test)]
@@ -79,15 +30,23 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, places: &[&str], expected: &str) {
-        let places: Vec<_> = places.iter().map(|place| Pointer::parse(place).unwrap()).collect();
-        assert_eq!(redact(Doc::parse(text).unwrap().root(), &places), expected);
+        check_with(text, places, &[], expected);
+    }
+
+    #[track_caller]
+    fn check_with(text: &str, places: &[&str], kept: &[&str], expected: &str) {
+        let parse = |places: &[&str]| -> Vec<_> {
+            places.iter().map(|place| Pointer::parse(place).unwrap()).collect()
+        };
+        let (places, kept) = (parse(places), parse(kept));
+        assert_eq!(redact(Doc::parse(text).unwrap().root(), &places, &kept), expected);
         // Inside another document, and a second time.
         let outer = format!(" [ 1, {text}]");
         let outer = Doc::parse(&outer).unwrap();
         let inner = outer.root().elements().nth(1).unwrap();
-        let clean = redact(inner, &places).into_owned();
+        let clean = redact(inner, &places, &kept).into_owned();
         assert_eq!(clean, expected);
-        assert_eq!(redact(Doc::parse(&clean).unwrap().root(), &places), expected);
+        assert_eq!(redact(Doc::parse(&clean).unwrap().root(), &places, &kept), expected);
     }
 
     #[test]
@@ -97,7 +56,7 @@ mod tests {
             &[],
             r#"{"a":1, "clientSecret" : "[redacted]", "api-key":"[redacted]","passw\u006frd":"[redacted]","x":[{"Set-Cookie":"[redacted]"}]}"#,
         );
-        let nothing = r#"{"password":null,"token":"***","secret":true,"cookie":[],"passwd":{},"tokens":5,"note":"password"}"#;
+        let nothing = r#"{"password":null,"token":"***","secret":true,"cookie":[],"passwd":{},"tokens":5,"hashed_token":"h","note":"password"}"#;
         check(nothing, &[], nothing);
         check(r#"{"token":"S","token":"***"}"#, &[], r#"{"token":"[redacted]","token":"***"}"#);
     }
@@ -124,5 +83,22 @@ mod tests {
             r#"{"user":{"phone":"[redacted]","phone":"[redacted]","n":1},"user":{"phone":"[redacted]"},"l":["[redacted]",2]}"#,
         );
         check(r#"{"a":{"b":1}}"#, &["/a/b", "/a"], r#"{"a":"[redacted]"}"#);
+    }
+
+    #[test]
+    fn kept_places() {
+        check_with(
+            r#"{"token":"id-1","token":"id-2","a":{"token":"S","url":"/?code=404"},"l":["/?code=1","/?code=S"]}"#,
+            &[],
+            &["/token", "/a/url", "/l/0"],
+            r#"{"token":"id-1","token":"id-2","a":{"token":"[redacted]","url":"/?code=404"},"l":["/?code=1","/?code=[redacted]"]}"#,
+        );
+        // What is inside is not kept by that.
+        check_with(
+            r#"{"token":{"id":1,"secret":"S"}}"#,
+            &[],
+            &["/token"],
+            r#"{"token":{"id":1,"secret":"[redacted]"}}"#,
+        );
     }
 }

@@ -97,6 +97,7 @@ fn what_is_missing() {
     let bare = event(declared.clone(), json!({"a": "x"}));
     assert_eq!(bare.event.at, Some(now()));
     assert_eq!(annotation(&bare, "timeSource"), "received");
+    assert_eq!(annotation(&bare, "timeProblem"), "absent");
     assert_eq!(annotation(&bare, "rawAt"), Json::Null);
     assert_eq!((bare.event.outcome, bare.event.actor.kind), (Outcome::Success, ActorType::System));
     assert!(bare.event.external_id.unwrap().starts_with("body1:"));
@@ -112,9 +113,10 @@ fn what_is_missing() {
     assert!(odd.event.external_id.as_ref().unwrap().starts_with("body1:"));
     assert_eq!(annotation(&odd, "rawId"), "i".repeat(512));
     assert_eq!(annotation(&odd, "rawAt"), "yesterday");
+    assert_eq!(annotation(&odd, "timeProblem"), "unreadable");
     assert_eq!(annotation(&odd, "rawOutcome"), "so-so");
     assert_eq!(annotation(&odd, "rawActorType"), "robot");
-    assert_eq!((odd.event.outcome, odd.event.actor.kind), (Outcome::Success, ActorType::User));
+    assert_eq!((odd.event.outcome, odd.event.actor.kind), (Outcome::Failure, ActorType::User));
     assert!(odd.tenant.is_empty());
 }
 
@@ -134,7 +136,16 @@ fn times() {
         ("seconds", json!(1_786_960_800), Some("2026-08-17T10:00:00Z")),
         ("seconds", json!("1786960800.123"), Some("2026-08-17T10:00:00.123Z")),
         ("seconds", json!(1_786_960_800.999_9), Some("2026-08-17T10:00:00.999Z")),
-        ("seconds", json!(-1), Some("1969-12-31T23:59:59Z")),
+        ("seconds", json!(-1), None),
+        ("unix_s", json!(1_786_960_800), Some("2026-08-17T10:00:00Z")),
+        ("microseconds", json!(1_786_960_800_500_000_i64), Some("2026-08-17T10:00:00.500Z")),
+        ("unix_ns", json!("1786960800500000000"), Some("2026-08-17T10:00:00.500Z")),
+        ("utc", json!("2026-08-17 10:00:00"), Some("2026-08-17T10:00:00Z")),
+        ("auto", json!("2026-08-17 10:00:00"), None),
+        ("auto", json!("2026-08-17T12:00:00,500+0200"), Some("2026-08-17T10:00:00.500Z")),
+        ("auto", json!("2026-08-17T03:00:00-0700"), Some("2026-08-17T10:00:00Z")),
+        ("auto", json!(1_786_960_800), Some("2026-08-17T10:00:00Z")),
+        ("auto", json!("1786960800500"), Some("2026-08-17T10:00:00.500Z")),
         ("milliseconds", json!(1_786_960_800_500_i64), Some("2026-08-17T10:00:00.500Z")),
         ("milliseconds", json!(1.786_960_800_5e12), Some("2026-08-17T10:00:00.500Z")),
         ("rfc3339", json!("2026-08-17T10:00:00Z"), Some("2026-08-17T10:00:00Z")),
@@ -149,7 +160,86 @@ fn times() {
         let pulled = event(declared, json!({"t": spelled}));
         let expected = expected.map_or_else(now, at);
         assert_eq!(pulled.event.at, Some(expected), "{format} {spelled}");
+        assert_eq!(pulled.event.time_problem().is_some(), expected == now(), "{spelled}");
     }
+}
+
+#[test]
+fn a_time_that_is_years_off_is_not_believed() {
+    for (format, spelled, problem) in [
+        ("auto", json!("9999-12-31T23:59:59Z"), "ahead"),
+        ("auto", json!("0001-01-01T00:00:00Z"), "too_old"),
+        ("seconds", json!("-62135596800"), "too_old"),
+        // Seconds read as milliseconds, and the other way round.
+        ("milliseconds", json!("1786960800"), "too_old"),
+        ("seconds", json!("1786960800500"), "unreadable"),
+        ("seconds", json!("178696080050"), "ahead"),
+    ] {
+        let declared = json!({"action": "x", "at": "/t", "at_format": format});
+        let pulled = event(declared, json!({"t": spelled}));
+        assert_eq!(pulled.event.at, Some(now()), "{spelled}");
+        assert_eq!(annotation(&pulled, "timeProblem"), problem, "{spelled}");
+        assert_eq!(annotation(&pulled, "rawAt"), spelled);
+    }
+}
+
+#[test]
+fn what_is_not_known_to_have_succeeded_is_not_a_success() {
+    let declared = || json!({"action": "x", "outcome": "/o", "outcomes": {"5xx": "denied", "Teapot": "success", "404": "success"}});
+    let outcome = |declared: Json, raw: Json| {
+        let pulled = event(declared, json!({"o": raw}));
+        let noted = annotation(&pulled, "rawOutcome");
+        (pulled.event.outcome, noted)
+    };
+    for (raw, expected) in [
+        (json!(404), Outcome::Success),
+        (json!(410), Outcome::Failure),
+        (json!("403"), Outcome::Denied),
+        (json!(503), Outcome::Denied),
+        (json!("SKIPPED"), Outcome::Failure),
+        (json!("TEAPOT"), Outcome::Success),
+        (json!(true), Outcome::Success),
+        (json!(false), Outcome::Failure),
+        (json!("Succeeded"), Outcome::Success),
+    ] {
+        assert_eq!(outcome(declared(), raw.clone()), (expected, Json::Null), "{raw}");
+    }
+    assert_eq!(outcome(declared(), json!("so-so")), (Outcome::Failure, json!("so-so")));
+    let mut lenient = declared();
+    lenient["outcome_default"] = json!("success");
+    assert_eq!(outcome(lenient, json!("so-so")), (Outcome::Success, json!("so-so")));
+    // Nothing said is nothing that went wrong.
+    assert_eq!(outcome(declared(), json!(null)), (Outcome::Success, Json::Null));
+}
+
+#[test]
+fn identifiers_are_kept_and_content_keys_stay_what_they_were() {
+    let object = json!({
+        "a": "x", "hashed_token": "h", "ctx": {"externalSessionId": "e", "token": "id-7"},
+        "url": "https://u:S3@x/?page_token=2", "jwt": "S3",
+    });
+    let said = |declared: Json| {
+        let pulled = event(declared, object.clone());
+        let said: Json = serde_json::from_str(pulled.event.metadata.source().unwrap()).unwrap();
+        (said, pulled.event.external_id.unwrap())
+    };
+    let (plain, key) = said(json!({"action": "/a"}));
+    assert_eq!(
+        plain,
+        json!({
+            "a": "x", "hashed_token": "h",
+            "ctx": {"externalSessionId": "e", "token": "[redacted]"},
+            "url": "https://u:[redacted]@x/?page_token=[redacted]", "jwt": "[redacted]",
+        })
+    );
+    let kept =
+        json!({"action": "/a", "keep": ["/ctx/token", "/url"], "actor": {"id": "/ctx/token"}});
+    let (kept, again) = said(kept);
+    assert_eq!((&kept["ctx"]["token"], &kept["url"]), (&json!("id-7"), &object["url"]));
+    // As the first version made it, of the text that it kept.
+    let first = r#"{"a":"x","ctx":{"externalSessionId":"[redacted]","token":"[redacted]"},"hashed_token":"[redacted]","jwt":"S3","url":"https://u:S3@x/?page_token=[redacted]"}"#;
+    let expected = ContentKeys::new("body1", "shop").key(&[first]);
+    assert_eq!((key, again), (expected.clone(), expected));
 }
 
 #[test]
@@ -297,7 +387,7 @@ fn problems_name_field_and_fix() {
         (json!({"action": "x".repeat(124)}), "action", "begins with /"),
         (json!({"action": "/a", "id": "uuid"}), "id", "begins with /"),
         (json!({"action": "/a", "at": "time"}), "at", "begins with /"),
-        (json!({"action": "/a", "events": "events"}), "events", "/user/id"),
+        (json!({"action": "/a", "events": "events"}), "events", "such as /events"),
         (json!({"action": "/a", "action_prefix": "dezky"}), "action_prefix", "reserved"),
         (json!({"action": "/a", "action_prefix": "dezky.own"}), "action_prefix", "reserved"),
         (json!({"action": "/a", "action_prefix": "My Shop"}), "action_prefix", "be empty for none"),
@@ -320,6 +410,36 @@ fn problems_name_field_and_fix() {
         (json!({"action": "/a", "partner": ""}), "partner", "leave it out"),
         (json!({"action": "/a", "redact": ["/x", "y"]}), "redact[1]", "JSON pointer"),
         (json!({"action": "/a/b", "redact": ["/a"]}), "action", "redact hides"),
+        (json!({"action": "/a", "keep": ["x"]}), "keep[0]", "such as /x"),
+        (json!({"action": "/a", "keep": ["/x/y"], "redact": ["/x"]}), "keep[0]", "redact hides"),
+        (json!({"action": "/a", "outcome_default": "failure"}), "outcome_default", "set outcome"),
+        (json!({"action": "$.event"}), "action", "write /event"),
+        (json!({"action": "/a", "id": "$.user.id"}), "id", "such as /user/id"),
+        (json!({"action": "/a", "at": "user.time"}), "at", "such as /user/time"),
+        (json!({"action": "/a", "actor": {"id": "$.user.id"}}), "actor.id", "write /user/id"),
+        (json!({"action": "/a", "actor": {"id": "user.id"}}), "actor.id", "write /user/id"),
+        (
+            json!({"action": "/a", "actor": {"email": "user.mail"}}),
+            "actor.email",
+            "write /user/mail",
+        ),
+        (json!({"action": "/a", "actor": {"type": "user.kind"}}), "actor.type", "write /user/kind"),
+        (json!({"action": "/a", "actor": {"ip": "client.ip"}}), "actor.ip", "write /client/ip"),
+        (
+            json!({"action": "/a", "outcome": "response.status"}),
+            "outcome",
+            "write /response/status",
+        ),
+        (json!({"action": "/a", "resource": {"type": "o.kind"}}), "resource.type", "write /o/kind"),
+        (
+            json!({"action": "/a", "resource": {"id": "items[0].id"}}),
+            "resource.id",
+            "write /items/0/id",
+        ),
+        (json!({"action": "/a", "resource": {"name": "o.name"}}), "resource.name", "write /o/name"),
+        (json!({"action": "/a", "tenant": "org.slug"}), "tenant", "write /org/slug"),
+        (json!({"action": "/a", "tenant_domain": "$.org"}), "tenant_domain", "write /org"),
+        (json!({"action": "/a", "partner": "org.partner"}), "partner", "write /org/partner"),
     ] {
         let problem = Mapping::compile("shop", &config(declared.clone())).unwrap_err();
         assert_eq!(problem.field, field, "{declared}: {problem}");

@@ -3,13 +3,15 @@
 use std::borrow::Cow;
 
 use dezky_core::{
-    Actor, NewEvent, NewMetadata, Outcome, PulledEvent, QuarantineItem, TenantHint, Timestamp,
+    Actor, NewEvent, NewMetadata, Outcome, PulledEvent, QuarantineItem, TenantHint, TimeProblem,
+    Timestamp,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::proto::{self, Fields, Piece};
+use crate::secrets::clean_text;
 use crate::tail::{Decoded, Digest, QUARANTINED_BYTES, keyed_hash};
 
 /// The name of the system, in tenant hints and as the default source.
@@ -262,7 +264,7 @@ pub fn too_long(context: LineContext<'_>, offset: u64, bytes: u64, head: &[u8]) 
 /// The text of a JSON object without its tokens, as another program kept a line.
 pub(crate) fn without_secrets(text: &str) -> String {
     let clean = Fields::parse(text).map(|fields| proto::redact(text, &fields).into_owned());
-    clean.unwrap_or_default()
+    clean.map(|clean| clean_text(&clean).into_owned()).unwrap_or_default()
 }
 
 /// Reads what was kept of a quarantined line again. The item's key is the line's
@@ -380,10 +382,16 @@ fn decode_object<'b>(
     } else if fields.has("type") {
         Shape::event(&fields)
     } else {
-        return quarantine("unknown_shape", "an object with neither Action nor type", &clean);
+        return quarantine(
+            "unknown_shape",
+            "an object with neither Action nor type",
+            &clean_text(&clean),
+        );
     };
     let class = shape.class();
-    let own_time = shape.time();
+    let said_time = shape.time();
+    let read_time = said_time.as_deref().and_then(Timestamp::read);
+    let own_time = read_time.filter(|time| time.problem(context.now).is_none());
     let before = *last_time;
     if class.has_usable_time() {
         *last_time = own_time.or(before);
@@ -394,20 +402,33 @@ fn decode_object<'b>(
         Class::Read | Class::LinkRead | Class::Login | Class::Optional(_) => {
             return Decoded::Skipped;
         }
-        Class::Unknown => return quarantine("unknown_type", &shape.unknown(), &clean),
+        Class::Unknown => return quarantine("unknown_type", &shape.unknown(), &clean_text(&clean)),
     };
     let (at, time_source) = match (own_time, before) {
         (Some(time), _) => (time, "event"),
         (None, Some(time)) => (time, "previous_line"),
         (None, None) => (context.now, "reading"),
     };
-    let mut metadata = NewMetadata::from_source(&*clean).with_annotation("timeSource", time_source);
-    if matches!(clean, Cow::Owned(_)) && clean.contains(proto::REDACTED) {
+    let said = clean_text(&clean);
+    let mut metadata = NewMetadata::from_source(&*said).with_annotation("timeSource", time_source);
+    let is_changed = matches!((&clean, &said), (Cow::Owned(_), _) | (_, Cow::Owned(_)));
+    if is_changed && said.contains(proto::REDACTED) {
         metadata.annotate("redacted", true);
     }
     let mut pulled = shape.event_of(verb, class, metadata);
     let event = &mut pulled.event;
     event.at = Some(at);
+    let problem = match (&said_time, read_time) {
+        (_, Some(time)) => time.problem(context.now),
+        (Some(_), None) => Some(TimeProblem::Unreadable),
+        (None, None) => Some(TimeProblem::Absent),
+    };
+    // Many lines have none, or the year 1: that of the line before is as good.
+    if let Some(problem) = problem.filter(|problem| {
+        time_source == "reading" || !matches!(problem, TimeProblem::Absent | TimeProblem::TooOld)
+    }) {
+        event.note_time_problem(problem, said_time.as_deref());
+    }
     context.source.clone_into(&mut event.source);
     event.external_id = Some(match shape.id() {
         Some(Ok(id)) => id,
@@ -474,11 +495,9 @@ impl<'f, 'a> Shape<'f, 'a> {
         classify_action(name, context)
     }
 
-    /// The line's own time. Those up to 1970 are what systems write that have
-    /// none.
-    fn time(&self) -> Option<Timestamp> {
-        let text = self.fields.text(if self.genuine { "Time" } else { "timestamp" })?;
-        Timestamp::parse(&text).filter(|time| time.as_millis() > 0)
+    /// The line's own time as it was written.
+    fn time(&self) -> Option<Cow<'a, str>> {
+        self.fields.text(if self.genuine { "Time" } else { "timestamp" })
     }
 
     /// The event's own id, or as an error its text where that can't be one.

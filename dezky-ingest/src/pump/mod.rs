@@ -24,6 +24,9 @@ use crate::intake::{Intake, PartBounds, Parts, Taken};
 /// The most events of a batch: with as many items for the quarantine, and the
 /// record of each, they are within what a store takes at once.
 const MAX_EVENTS: usize = 4_000;
+/// How many batches in a row may fail because the tenant directory does not answer; then
+/// events are stored without their tenants.
+const MAX_UNANSWERED: u32 = 5;
 
 /// How a pump works.
 #[derive(Debug, Clone)]
@@ -88,6 +91,8 @@ pub struct Pump {
     config: PumpConfig,
     lease: LeaseKeeper,
     handle: PumpHandle,
+    /// Batches in a row that failed because the tenant directory did not answer.
+    unanswered: u32,
 }
 
 impl Pump {
@@ -108,7 +113,7 @@ impl Pump {
             config.lease_ttl,
         );
         let handle = PumpHandle::new(source.name(), Arc::clone(runtime));
-        Self { source, intake, config, lease, handle }
+        Self { source, intake, config, lease, handle, unanswered: 0 }
     }
 
     /// Asks and tells the pump while it runs.
@@ -206,7 +211,9 @@ impl Pump {
     /// cursor moves with the last: until then the source gives all of it again, and
     /// the parts before are duplicates.
     async fn commit(&mut self, tick: &mut Tick, pull: Pull, advance: CursorAdvance) -> Result<()> {
-        let newest = pull.events.iter().filter_map(|pulled| pulled.event.at).max();
+        let now = self.intake.runtime().now();
+        let times = pull.events.iter().filter_map(|pulled| pulled.event.at);
+        let newest = times.filter(|at| at.problem(now).is_none()).max();
         let cursor_bytes = advance.to.len();
         let PullLimits { max_events, max_bytes } = self.config.limits;
         let bounds = PartBounds { events: max_events, items: max_events, bytes: max_bytes };
@@ -225,7 +232,10 @@ impl Pump {
                 fence: Some(fence),
                 ..AppendOptions::default()
             };
-            let append = self.intake.take(part.events, part.items, options);
+            let prepare = self.intake.prepare(part.events, part.items);
+            let batch = self.lease.keep_during(prepare).await;
+            self.wait_for_directory(batch.asks_again())?;
+            let append = self.intake.append(batch, options);
             let taken = self.lease.keep_during(append).await?;
             // Counted as soon as it is committed: what fails later does not undo it.
             tick.taken += taken;
@@ -240,6 +250,21 @@ impl Pump {
         Ok(())
     }
 
+    /// Fails while the tenant directory does not answer, so that the source gives the events
+    /// again: whose they are is not lost. Not for ever, as sources forget too.
+    fn wait_for_directory(&mut self, is_unanswered: bool) -> Result<()> {
+        if !is_unanswered {
+            self.unanswered = 0;
+            return Ok(());
+        }
+        self.unanswered = self.unanswered.saturating_add(1);
+        if self.unanswered > MAX_UNANSWERED {
+            return Ok(());
+        }
+        let what = "the tenant directory does not answer: the events will be pulled again";
+        Err(Error::new(ErrorKind::StoreUnavailable, what))
+    }
+
     fn report(&self, tick: &Tick, error: Option<&Error>) {
         let source = self.source.name();
         if tick.taken != Taken::default() || tick.skipped > 0 {
@@ -251,6 +276,9 @@ impl Pump {
                 quarantined = tick.taken.quarantined,
                 skipped = tick.skipped,
                 late = tick.taken.late,
+                undated = tick.taken.undated,
+                unknown_outcomes = tick.taken.unknown_outcomes,
+                unresolved = tick.taken.unresolved,
                 "ingested"
             );
         }

@@ -91,6 +91,13 @@ pub struct PumpCounts {
     pub quarantined: u64,
     /// Of the stored ones, those that the source found late.
     pub late: u64,
+    /// Of the stored ones, those that bear another time than their source said because
+    /// that is missing, unreadable or not believed.
+    pub undated: u64,
+    /// Of the stored ones, those whose outcome the source's map does not know.
+    pub unknown_outcomes: u64,
+    /// Of the stored ones, those without a tenant because nobody could say.
+    pub unresolved: u64,
     /// Items passed over on purpose.
     pub skipped: u64,
     /// Batches that were committed with their cursor.
@@ -106,6 +113,9 @@ impl PumpCounts {
         self.conflicts += taken.conflicts as u64;
         self.quarantined += taken.new_quarantined as u64;
         self.late += taken.late as u64;
+        self.undated += taken.undated as u64;
+        self.unknown_outcomes += taken.unknown_outcomes as u64;
+        self.unresolved += taken.unresolved as u64;
     }
 }
 

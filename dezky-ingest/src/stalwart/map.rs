@@ -19,6 +19,7 @@ use super::proto::WireEvent;
 use super::{SOURCE, verbs};
 use crate::address::bare_address;
 use crate::domain::{domain, domain_of};
+use crate::secrets::{clean, clean_text};
 
 /// The largest part of a received type or id that is noted, in bytes.
 const RAW_MAX: usize = 512;
@@ -89,7 +90,6 @@ pub(super) fn map(
 
     let tenant = hints(source, event, &verb, subject, &fields, account.as_deref(), account_id);
     let mut mapped = NewEvent {
-        at: Some(event.at.unwrap_or(received_at)),
         outcome: outcome(&verb, &event.normalised),
         resource_type: resource_type.map(Into::into),
         resource_id,
@@ -99,6 +99,7 @@ pub(super) fn map(
         metadata,
         ..NewEvent::new(verbs::action(&verb), actor)
     };
+    mapped.set_time(Some(&event.created_at), Timestamp::read(&event.created_at), received_at);
     mapped.cut_to_bounds();
     PulledEvent { event: mapped, tenant }
 }
@@ -147,8 +148,9 @@ fn metadata(
     let data = event.data.filter(|data| data.is_object());
     let mut metadata = match data {
         Some(data) => {
-            let mut metadata = NewMetadata::from_source(data.raw());
-            if let Some(beside) = event.beside().and_then(|text| canonicalize(&text).ok()) {
+            let mut metadata = NewMetadata::from_source(clean(data, |_| false));
+            let beside = event.beside().map(|beside| clean_text(&beside).into_owned());
+            if let Some(beside) = beside.and_then(|text| canonicalize(&text).ok()) {
                 // Nested too deeply for a value, it stays text.
                 let value: Annotation =
                     serde_json::from_str(&beside).unwrap_or_else(|_| beside.into());
@@ -157,17 +159,13 @@ fn metadata(
             metadata
         }
         // A flat event, or one whose data is something else.
-        None => event.body().map_or_else(NewMetadata::default, NewMetadata::from_source),
+        None => event
+            .body()
+            .map_or_else(NewMetadata::default, |body| NewMetadata::from_source(clean_text(&body))),
     };
     metadata.annotate("rawAction", head(&event.kind));
     if let Some(id) = &event.id {
         metadata.annotate("rawId", head(id));
-    }
-    if event.at.is_none() {
-        metadata.annotate("timeSource", "received");
-        if !event.created_at.is_empty() {
-            metadata.annotate("rawCreatedAt", head(&event.created_at));
-        }
     }
     if let Some(cause) = verbs::ban_cause(&event.normalised) {
         metadata.annotate("cause", cause);

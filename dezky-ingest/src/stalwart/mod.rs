@@ -23,6 +23,7 @@ use self::proto::{Odd, WireEvent};
 pub use self::receiver::StalwartReceiver;
 use crate::json::{self, Doc, Value};
 use crate::keys::ContentKeys;
+use crate::secrets::clean_text;
 use crate::webhook::{OddItems, kept_list};
 
 /// The source name of the first instance; a further one is `stalwart:{instance}`.
@@ -59,14 +60,16 @@ pub struct Decoded {
 /// - Secrets (`contents` at any depth; `id` and `details` of an `auth.error`)
 ///   are taken out first: they are in no event, key or quarantined text. Of what
 ///   has no type more is taken out, of what is not JSON nothing but the length
-///   is kept.
+///   is kept. What stands under a secret's name, or in an address (`?token=…`), is hidden
+///   in what is kept, as of all sources; content keys are taken before, so that they stay
+///   what they are when that rule changes.
 /// - `external_id` is the event's `id` where that identifies it. Where it is
 ///   the seconds of `createdAt` followed by digits (Stalwart from 0.9 on), or
 ///   missing, or the `id` has over 512 bytes, it is the content key `sw1:…`,
 ///   which is the same at every retry.
 ///   `source` is its scope.
-/// - `at` is `createdAt`; without one it is `received_at`, noted as
-///   `_dezky.timeSource`.
+/// - `at` is `createdAt`; without one that can be believed it is `received_at`, noted as
+///   `_dezky.timeSource`, `timeProblem` and `rawAt`.
 /// - The metadata is the event's `data`; `_dezky` says `rawAction`, `rawId`,
 ///   `envelope` (fields beside the data), `ipFrom: "request"` (the event has no
 ///   address, `client_ip` was taken), `cause` (of a ban), `result` (the verdict of
@@ -127,7 +130,7 @@ pub fn decode(
     if events.is_empty() {
         let detail = format!("{} bytes of JSON have no events", body.len());
         let raw = redact::redact_untyped(&doc);
-        decoded.quarantine.push(item(NO_EVENTS, sha256(&raw), detail, &raw));
+        decoded.quarantine.push(item(NO_EVENTS, sha256(&raw), detail, &clean_text(&raw)));
         return decoded;
     }
     let count = events.len();
@@ -161,7 +164,7 @@ pub(crate) fn without_secrets(text: &str, is_typed: bool) -> String {
         let clean = if is_typed { redact::redact(&doc) } else { redact::redact_untyped(&doc) };
         clean.into_owned()
     });
-    clean.unwrap_or_default()
+    clean.map(|clean| clean_text(&clean).into_owned()).unwrap_or_default()
 }
 
 /// Reads what was kept of an element, of several or of a whole body again: all are
@@ -211,7 +214,8 @@ fn odd_event(value: Value<'_>) -> (String, String) {
         }
         proto::members_but(doc.root(), &["id"])
     });
-    (sha256(content.as_deref().unwrap_or(&raw)), raw)
+    let clean = clean_text(&raw).into_owned();
+    (sha256(content.as_deref().unwrap_or(&raw)), clean)
 }
 
 fn sha256(text: &str) -> String {

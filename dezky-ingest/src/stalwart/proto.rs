@@ -37,7 +37,8 @@ pub(super) struct WireEvent<'d> {
     pub(super) normalised: String,
     /// As received; empty if there is none.
     pub(super) created_at: Cow<'d, str>,
-    /// `created_at`, where it is RFC 3339, with or without a fraction.
+    /// `created_at`, where it is RFC 3339, with or without a fraction. For the identity
+    /// alone, which must not change when more spellings are read.
     pub(super) at: Option<Timestamp>,
     pub(super) data: Option<Value<'d>>,
 }

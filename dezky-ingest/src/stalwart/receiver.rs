@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use dezky_core::{Error, ErrorKind, PulledEvent, Result, Timestamp};
+use dezky_core::{Error, ErrorKind, NewEvent, PulledEvent, Result, TimeProblem, Timestamp};
 
 use super::{Decoded, decode};
 use crate::intake::{Intake, Taken, refused};
@@ -88,15 +88,20 @@ impl StalwartReceiver {
     }
 
     fn refuse_old(&self, decoded: &mut Decoded, max_age: Duration, now: Timestamp) {
+        let is_ahead = |event: &NewEvent| {
+            event.time_problem() == Some(TimeProblem::Ahead)
+                || event.at.is_some_and(|at| at.saturating_since(now) > MAX_AHEAD)
+        };
         let outside = |pulled: &mut PulledEvent| {
             // Without a time of its own it has that of the request.
-            pulled.event.at.is_some_and(|at| {
-                now.saturating_since(at) > max_age || at.saturating_since(now) > MAX_AHEAD
-            })
+            is_ahead(&pulled.event)
+                || pulled.event.time_problem() == Some(TimeProblem::TooOld)
+                || pulled.event.at.is_some_and(|at| now.saturating_since(at) > max_age)
         };
         for old in decoded.events.extract_if(.., outside) {
+            let is_ahead = is_ahead(&old.event);
             let sealed = old.event.seal(&**self.intake.runtime());
-            let detail = if sealed.event().at > now {
+            let detail = if is_ahead {
                 format!("created more than {} s ahead of our clock", MAX_AHEAD.as_secs())
             } else {
                 format!("created more than {} s ago", max_age.as_secs())

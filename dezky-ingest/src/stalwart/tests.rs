@@ -463,16 +463,26 @@ fn annotations() {
 
 #[test]
 fn times() {
-    for (created_at, raw) in
-        [("", None), (r#""createdAt":"soon","#, Some("soon")), (r#""createdAt":17,"#, Some("17"))]
-    {
+    for (created_at, raw, problem) in [
+        ("", None, "absent"),
+        (r#""createdAt":"soon","#, Some("soon"), "unreadable"),
+        (r#""createdAt":17,"#, Some("17"), "unreadable"),
+        (r#""createdAt":"9999-12-31T23:59:59Z","#, Some("9999-12-31T23:59:59Z"), "ahead"),
+        (r#""createdAt":"0001-01-01T00:00:00Z","#, Some("0001-01-01T00:00:00Z"), "too_old"),
+    ] {
         let body = format!(r#"[{{{created_at}"id":"evt-1","type":"auth.failed"}}]"#);
         let event = &events(body)[0].event;
         assert_eq!(event.at, Some(now()));
         assert_eq!(note(event, "timeSource"), Some("received"));
-        assert_eq!(note(event, "rawCreatedAt"), raw);
+        assert_eq!(note(event, "rawAt"), raw);
+        assert_eq!(note(event, "timeProblem"), Some(problem));
         assert_eq!(event.external_id.as_deref(), Some("evt-1"));
     }
+    // What is read by now and was not before does not change what an event is known by.
+    let body = r#"[{"id":"178696080012035","type":"x","createdAt":"2026-08-17T12:00:00+0200"}]"#;
+    let event = &events(body)[0].event;
+    assert_eq!(event.at, Timestamp::parse("2026-08-17T10:00:00Z"));
+    assert_eq!(event.external_id.as_deref(), Some("178696080012035"));
     // The key does not depend on when it was received.
     let body = br#"[{"type":"auth.failed","data":{"accountName":"a"}}]"#;
     let later = decode(SOURCE, body, None, Timestamp::MAX);
@@ -757,5 +767,38 @@ proptest! {
         let first = canonicalize(&redacted(&value)).unwrap();
         let again = redacted(&first);
         prop_assert_eq!(&again, &first);
+    }
+}
+
+#[test]
+fn secrets_in_addresses_and_by_name_go_and_content_keys_stay() {
+    let data = json!({
+        "url": "/auth/callback?code=S3&state=a", "headers": {"authorization": "Bearer S3S3S3S3"},
+        "accountName": "a@acme.example",
+    });
+    let secret = one("http.request-url", &data);
+    let kept = secret.event.metadata.source().unwrap();
+    assert!(!kept.contains("S3"), "{kept}");
+    assert!(kept.contains("/auth/callback?code=[redacted]&state=a"), "{kept}");
+    // As before the address was looked into.
+    let canonical = dezky_core::canonical::canonicalize(&data.to_string()).unwrap();
+    let parts = ["2026-08-17T10:00:00Z", "http.request-url", &canonical];
+    assert_eq!(secret.event.external_id, Some(ContentKeys::new("sw1", SOURCE).key(&parts)));
+    let flat = events(
+        r#"[{"id":"e","type":"x","createdAt":"2026-08-17T10:00:00Z","url":"/?token=S3","data":{}}]"#,
+    );
+    assert_eq!(
+        flat[0].event.metadata.annotation("envelope"),
+        Some(&json!({"url": "/?token=[redacted]"}))
+    );
+    let odd = decoded(r#"[{"url":"/?token=S3","x":1}]"#).quarantine.remove(0);
+    assert!(!String::from_utf8_lossy(&odd.raw).contains("S3"));
+}
+
+#[test]
+fn an_account_is_of_its_domain_however_that_is_spelled() {
+    for name in ["x@bücher.example", "X@BÜCHER.Example.", "x@xn--bcher-kva.example"] {
+        let login = one("auth.success", &json!({"accountName": name}));
+        assert_eq!(login.tenant, domains(&["xn--bcher-kva.example"]), "{name}");
     }
 }

@@ -1,18 +1,22 @@
 //! The last step: tenants, bounds, quarantine.
 
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dezky_core::source::{PulledEvent, QuarantineItem, TenantDirectory, TenantHint};
+use dezky_core::source::{
+    IngestSource, Pull, PullLimits, PulledEvent, QuarantineItem, TenantDirectory, TenantHint,
+};
 use dezky_core::store::{AppendOptions, MemoryAuditStore};
 use dezky_core::testkit::{ManualRuntime, named_event};
 use dezky_core::{
     AuditStore as _, Error, ErrorKind, NewEvent, Result, Runtime as _, StoredEvent, Timestamp,
 };
-use dezky_ingest::Intake;
+use dezky_ingest::quarantine::{Retried, retry};
+use dezky_ingest::{Intake, Pump, PumpConfig};
 use futures_util::poll;
 
 use crate::{Place, run};
@@ -247,5 +251,112 @@ fn an_event_with_a_reserved_action_is_quarantined() {
             kept[0].item.detail.contains("action must be without the prefix dezky."),
             "{kept:?}"
         );
+    });
+}
+
+/// Gives one event of `acme.example` after another.
+struct Mailbox;
+
+#[async_trait]
+impl IngestSource for Mailbox {
+    fn name(&self) -> &'static str {
+        "numbers"
+    }
+
+    async fn pull(&mut self, cursor: Option<&str>, _: PullLimits) -> Result<Pull> {
+        let from: usize = cursor.map_or(0, |cursor| cursor.parse().unwrap());
+        let event = PulledEvent { event: numbered(from), tenant: vec![domain("acme.example")] };
+        let cursor = Some((from + 1).to_string());
+        Ok(Pull { events: vec![event], cursor, ..Pull::default() })
+    }
+}
+
+/// Owns everything, while it answers.
+#[derive(Default)]
+struct Owner(AtomicBool);
+
+#[async_trait]
+impl TenantDirectory for Owner {
+    async fn by_slug(&self, _: &str) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    async fn by_domain(&self, _: &str) -> Result<Option<String>> {
+        if self.0.load(Ordering::Relaxed) {
+            return Ok(Some("acme".into()));
+        }
+        Err(Error::new(ErrorKind::StoreUnavailable, "scripted"))
+    }
+
+    async fn by_user(&self, _: &str, _: &str) -> Result<Option<String>> {
+        Ok(None)
+    }
+}
+
+#[test]
+fn a_pump_waits_for_the_directory_but_not_for_ever() {
+    run(async {
+        let place = Place::new().await;
+        let owner = Arc::new(Owner::default());
+        let intake = place.intake().with_directory(Arc::clone(&owner) as Arc<dyn TenantDirectory>);
+        let mut pump = Pump::new(Box::new(Mailbox), intake, PumpConfig::default());
+        for _ in 0..3 {
+            let error = pump.tick().await.unwrap_err();
+            assert!(error.to_string().contains("pulled again"), "{error}");
+        }
+        assert_eq!(place.count().await, 0);
+        owner.0.store(true, Ordering::Relaxed);
+        assert_eq!(pump.tick().await.unwrap().taken.stored, 1);
+        assert_eq!(place.of_source("numbers").await[0].event.tenant_slug.as_deref(), Some("acme"));
+        owner.0.store(false, Ordering::Relaxed);
+        for _ in 0..5 {
+            pump.tick().await.unwrap_err();
+        }
+        let taken = pump.tick().await.unwrap().taken;
+        assert_eq!((taken.stored, taken.unresolved), (1, 1));
+        assert_eq!(pump.handle().status().counts.unresolved, 1);
+    });
+}
+
+#[test]
+fn what_is_read_again_waits_for_the_directory() {
+    run(async {
+        let place = Place::new().await;
+        let owner = Arc::new(Owner::default());
+        let intake = place.intake().with_directory(Arc::clone(&owner) as Arc<dyn TenantDirectory>);
+        let raw = br#"{"type":"x","createdAt":"2026-08-17T10:00:00Z","data":{"accountName":"a@b.example"}}"#;
+        let item = QuarantineItem {
+            source: "stalwart".into(),
+            key: "k".into(),
+            reason: "not_an_object".into(),
+            detail: "event 1 of 1 is not an object".into(),
+            raw: raw.to_vec(),
+            at: Timestamp::parse("2026-08-17T10:00:01Z").unwrap(),
+        };
+        intake.take(vec![], vec![item], AppendOptions::default()).await.unwrap();
+        let kept = place.store.quarantined(0, 10).await.unwrap().remove(0);
+        let Retried::Stays(why) = retry(&intake, &kept, &[]).await.unwrap() else { panic!() };
+        assert!(why.contains("retry later"), "{why}");
+        owner.0.store(true, Ordering::Relaxed);
+        retry(&intake, &kept, &[]).await.unwrap();
+        assert_eq!(place.of_source("stalwart").await[0].event.tenant_slug.as_deref(), Some("acme"));
+    });
+}
+
+#[test]
+fn what_bears_another_time_than_it_says_is_counted() {
+    run(async {
+        let place = Place::new().await;
+        let event = |n: usize, at| PulledEvent::from(NewEvent { at: Some(at), ..numbered(n) });
+        let year = |text: &str| Timestamp::parse(text).unwrap();
+        let events = vec![
+            event(0, Timestamp::MAX),
+            event(1, Timestamp::MIN),
+            event(2, year("2026-01-01T00:00:00Z")),
+        ];
+        let taken = place.intake().take(events, vec![], AppendOptions::default()).await.unwrap();
+        assert_eq!((taken.stored, taken.undated), (3, 2));
+        let stored = place.of_source("numbers").await;
+        assert!(stored.iter().all(|e| e.event.at <= e.event.received_at));
     });
 }

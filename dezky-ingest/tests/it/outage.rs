@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -80,6 +81,9 @@ impl World {
             AuditLog::new(store.clone(), patience).with_store_timeout(Duration::from_millis(200));
         if let Some(config) = spool {
             log = log.with_spool(Spool::open(config, Arc::clone(&runtime)).await.unwrap());
+        }
+        if let Some(directory) = &directory {
+            log = log.with_directory(Arc::clone(directory));
         }
         let log = Arc::new(log);
         let mut intake =
@@ -275,8 +279,8 @@ fn a_large_body_may_be_in_log_and_spool() {
     });
 }
 
-/// Knows a tenant, or answers nothing.
-struct Directory(bool);
+/// Knows a tenant while it answers.
+struct Directory(AtomicBool);
 
 #[async_trait]
 impl TenantDirectory for Directory {
@@ -284,7 +288,7 @@ impl TenantDirectory for Directory {
         Ok(None)
     }
     async fn by_domain(&self, _: &str) -> Result<Option<String>> {
-        if self.0 {
+        if self.0.load(Ordering::Relaxed) {
             return Ok(Some("acme".into()));
         }
         Err(Error::new(ErrorKind::StoreUnavailable, "scripted"))
@@ -294,21 +298,52 @@ impl TenantDirectory for Directory {
     }
 }
 
+/// Of the events in the log, tenants and how they were found.
+async fn tenants(world: &World) -> Vec<(Option<String>, String)> {
+    let events = world.place.of_source("stalwart").await.into_iter();
+    let of = |stored: dezky_core::StoredEvent| {
+        let by =
+            stored.event.metadata.to_value()["_dezky"]["tenantBy"].as_str().unwrap().to_owned();
+        (stored.event.tenant_slug, by)
+    };
+    events.map(of).collect()
+}
+
 #[test]
-fn whose_it_is_is_found_before_it_is_spooled() {
-    for (answers, slug, by) in [(true, Some("acme"), "domain"), (false, None, "unresolved")] {
+fn events_taken_while_store_or_directory_was_away_get_their_tenant() {
+    let acme = (Some("acme".to_owned()), "domain".to_owned());
+    for (mood, answers) in [
+        (Mood::Failing(ErrorKind::StoreUnavailable), true),
+        (Mood::Failing(ErrorKind::StoreUnavailable), false),
+        (Mood::Up, false),
+    ] {
         run(async {
             let place = Place::new().await;
             let config = SpoolConfig::new(place.path("audit.spool"));
-            let world = World::with(place, Some(config), Some(Arc::new(Directory(answers)))).await;
-            world.store.set(Mood::Failing(ErrorKind::StoreUnavailable));
-            world.post(&body("a")).await.unwrap();
+            let directory = Arc::new(Directory(AtomicBool::new(answers)));
+            let world = World::with(place, Some(config), Some(directory.clone())).await;
+            world.store.set(mood);
+            let taken = world.post(&body("a")).await.unwrap();
+            assert_eq!((taken.spooled, taken.received()), (3, 3), "{mood:?}");
             world.store.set(Mood::Up);
+            directory.0.store(true, Ordering::Relaxed);
             world.drain().await;
-            for stored in world.place.of_source("stalwart").await {
-                assert_eq!(stored.event.tenant_slug.as_deref(), slug);
-                assert_eq!(stored.event.metadata.to_value()["_dezky"]["tenantBy"], by);
-            }
+            assert_eq!(tenants(&world).await, vec![acme.clone(); 2], "{mood:?}");
+            // The same body again is the same events, though they are others by now.
+            let again = world.post(&body("a")).await.unwrap();
+            assert_eq!((again.duplicates, again.conflicts, again.received()), (2, 0, 3));
+            world.place.assert_whole().await;
         });
     }
+}
+
+#[test]
+fn without_a_spool_whose_it_is_stays_open_and_is_counted() {
+    run(async {
+        let directory = Arc::new(Directory(AtomicBool::new(false)));
+        let world = World::with(Place::new().await, None, Some(directory)).await;
+        let taken = world.post(&body("a")).await.unwrap();
+        assert_eq!((taken.stored, taken.unresolved), (2, 2));
+        assert_eq!(tenants(&world).await, vec![(None, "unresolved".to_owned()); 2]);
+    });
 }

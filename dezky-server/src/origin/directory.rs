@@ -4,6 +4,7 @@ use dezky_core::directory::{
     Billing, ContactInfo, DirectoryChange, Identity, Partner, PartnerStatus, ProvisioningStatus,
     Tenant, TenantStatus, User, UserStatus,
 };
+use dezky_core::domain::normal_form;
 use dezky_core::{Result, Timestamp};
 
 use super::fields::Fields;
@@ -42,7 +43,7 @@ pub(super) fn tenant(
     };
     let mut tenant = Checked::new(tenant, Tenant::validate)?;
     for domain in fields.texts("domains") {
-        let domain = domain.trim().to_lowercase();
+        let domain = normal_domain(&domain);
         tenant.set(report, "domains", |t| t.domains.push(domain));
     }
     let partner_id = fields.text("partnerId");
@@ -84,7 +85,7 @@ pub(super) fn partner(
         updated_at,
     };
     let mut partner = Checked::new(partner, Partner::validate)?;
-    let domain = fields.text("domain").map(|domain| domain.trim().to_lowercase());
+    let domain = fields.text("domain").map(|domain| normal_domain(&domain));
     partner.set(report, "domain", |p| p.domain = domain);
     let margin_pct = fields.number("marginPct").unwrap_or(0.0);
     partner.set(report, "marginPct", |p| p.margin_pct = margin_pct);
@@ -164,6 +165,11 @@ impl<T: Clone> Checked<T> {
             report.change(field);
         }
     }
+}
+
+/// A domain as the directory keeps it, where it is one.
+fn normal_domain(text: &str) -> String {
+    normal_form(text.trim()).unwrap_or_else(|| text.trim().to_lowercase())
 }
 
 fn slug(fields: &mut Fields) -> Result<String, String> {

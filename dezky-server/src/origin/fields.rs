@@ -164,7 +164,7 @@ fn text(value: &Bson) -> Option<String> {
 fn time(value: &Bson) -> Option<Timestamp> {
     match value {
         Bson::DateTime(at) => Timestamp::from_millis(at.timestamp_millis()),
-        Bson::String(text) => Timestamp::parse(text),
+        Bson::String(text) => Timestamp::read(text),
         Bson::Int64(ms) => Timestamp::from_millis(*ms),
         #[expect(clippy::cast_possible_truncation, reason = "checked: whole and in range")]
         Bson::Double(ms) if ms.fract() == 0.0 && ms.abs() < 9e15 => {

@@ -15,7 +15,15 @@ pub(super) async fn list(State(state): State<AppState>) -> Json<Value> {
         let status = webhook.status();
         sources.push(entry(name, "webhook", json!(status)));
     }
-    Json(json!({ "workersEnabled": state.config.ingest_enabled, "sources": sources }))
+    let mut answer = json!({ "workersEnabled": state.config.ingest_enabled, "sources": sources });
+    if let Some(spool) = state.log.spool_status() {
+        answer["spool"] = json!({
+            "pending": spool.pending,
+            "damagedBytes": spool.damaged_bytes,
+            "unresolved": state.log.counts().unresolved,
+        });
+    }
+    Json(answer)
 }
 
 fn pump(handle: &PumpHandle) -> Value {

@@ -117,6 +117,7 @@ fn escaped_unit(json: &str, at: usize) -> Option<u16> {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Given {
     id: Option<Uuid>,
+    #[serde(default, deserialize_with = "time")]
     at: Option<Timestamp>,
     actor_type: Option<ActorType>,
     actor_id: Option<String>,
@@ -142,6 +143,13 @@ struct Given {
     received_at: Ours,
     #[serde(default)]
     erased: Ours,
+}
+
+/// A time in any spelling that is unmistakable, as of all sources.
+fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+    let expected = "expected an RFC 3339 time, such as 2026-11-21T20:12:21.123Z";
+    Timestamp::read(&text).map(Some).ok_or_else(|| serde::de::Error::custom(expected))
 }
 
 /// A field that the log gives.

@@ -265,7 +265,7 @@ async fn a_document_out_of_bounds_is_refused_by_field_and_bound() {
             assert!(detail.starts_with("slug must be 1 to 63"), "{path} {slug:?}: {detail}");
         }
     }
-    for domain in ["", ".", "a..b", "-a.example", "a_b.example", "a b", "a.example.", &long] {
+    for domain in ["", ".", "a..b", "-a.example", "a_b.example", "a b", "a.example..", &long] {
         let answer = client.patch("/tenants/acme", json!({ "domains": [domain] })).await;
         let detail = answer.problem(400, "field_invalid");
         assert!(detail.contains("domains") && detail.contains("must be"), "{domain:?}: {detail}");
@@ -274,7 +274,7 @@ async fn a_document_out_of_bounds_is_refused_by_field_and_bound() {
     }
     let many: Vec<_> = (0..=100).map(|n| format!("d{n}.example")).collect();
     for (body, words) in [
-        (json!({ "domains": ["bücher.example"] }), &["domains", "punycode"][..]),
+        (json!({ "domains": ["b\u{fffd}cher.example"] }), &["domains", "xn--"][..]),
         (json!({ "domains": many }), &["domains", "at most 100"]),
         (json!({ "domains": ["a.example", "A.example"] }), &["domains", "repetition"]),
         (json!({ "domains": "a.example" }), &["domains", "sequence"]),

@@ -226,3 +226,25 @@ async fn bodies_have_bounds_and_need_the_token() {
     assert_eq!(statuses(&client.post("/audit", many(1_000)).await.with_status(201)).len(), 1_000);
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_time_that_is_years_off_stands_neither_above_nor_below_all_others() {
+    let server = Server::start(&[]).await;
+    let client = &server.client;
+    let event = |action: &str, at: &str| json!({"action": action, "at": at});
+    let given = json!([
+        event("far.ahead", "9999-12-31T23:59:59.999Z"),
+        event("far.behind", "0001-01-01T00:00:00Z"),
+        event("as.said", "2026-01-01 02:00:00,5 +0200"),
+        {"action": "right.now"},
+    ]);
+    client.post("/audit", given).await.with_status(201);
+    let listed = client.all("").await;
+    for (action, problem) in [("far.ahead", "ahead"), ("far.behind", "too_old")] {
+        let event = listed.iter().find(|event| event["action"] == action).unwrap();
+        assert_eq!(event["at"], event["receivedAt"], "{action}");
+        assert_eq!(event["metadata"]["_dezky"]["timeProblem"], problem);
+    }
+    assert_eq!(listed.last().unwrap()["at"], "2026-01-01T00:00:00.500Z");
+    server.stop().await;
+}

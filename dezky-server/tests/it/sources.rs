@@ -247,7 +247,7 @@ async fn each_way_in_says_how_it_is_doing() {
         posts["counts"],
         json!({
             "accepted": 2, "refused": 1, "stored": 1, "duplicates": 1, "conflicts": 0,
-            "quarantined": 1, "spooled": 0,
+            "quarantined": 1, "undated": 0, "unknownOutcomes": 0, "unresolved": 0, "spooled": 0,
         })
     );
     assert_eq!(posts["lastError"]["code"], "signature_invalid");
@@ -327,6 +327,13 @@ fn mistakes_are_named_with_key_line_and_fix() {
             shop("[sources.shop.map]\naction = \"/a\"\n\nat = \"time\""),
             6,
             &["sources.shop.map.at", "JSON pointer"],
+        ),
+        (
+            shop(
+                "[sources.shop.map]\naction = \"/a\"\n[sources.shop.map.actor]\nid = \"$.user.id\"",
+            ),
+            6,
+            &["sources.shop.map.actor.id", "write /user/id"],
         ),
         (
             shop("[sources.shop.map]\naction = \"/a\"\n[sources.shop.map.actor]\ntype = \"robot\""),
@@ -432,4 +439,37 @@ fn what_is_declared_is_shown_without_its_secrets() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_is_the_tenants_however_its_domain_is_spelled() {
+    let server = start().await;
+    let new =
+        json!({"slug": "buch", "name": "Bücher", "plan": "pro", "domains": ["Bücher.Example."]});
+    let tenant = server.client.post("/tenants", new).await.with_status(201);
+    assert_eq!(tenant["domains"], json!(["xn--bcher-kva.example"]));
+    let again =
+        json!({"slug": "b2", "name": "B", "plan": "pro", "domains": ["xn--bcher-kva.example"]});
+    server.client.post("/tenants", again).await.problem(409, "already_exists");
+    let names =
+        ["x@bücher.example", "X@BÜCHER.example.", "x@xn--bcher-kva.example", "x@bücher。example"];
+    for (n, name) in names.into_iter().enumerate() {
+        let mut event = order(&format!("e-{n}"));
+        event["user"]["email"] = json!(name);
+        event["shop"] = Value::Null;
+        let body = json!([event]).to_string();
+        server.client.post_signed("/ingest/shop/webhook", &body).await.with_status(200);
+        let body = json!([{
+            "type": "auth.success", "createdAt": format!("2026-11-21T20:12:2{n}Z"),
+            "data": {"accountName": name},
+        }]);
+        let path = "/ingest/stalwart/webhook";
+        server.client.post_signed(path, &body.to_string()).await.with_status(200);
+    }
+    for source in ["shop", "stalwart"] {
+        let events = of_source(&server, source).await;
+        assert_eq!(events.len(), names.len());
+        assert!(events.iter().all(|event| event["tenantSlug"] == "buch"), "{events:?}");
+    }
+    server.stop().await;
 }

@@ -306,6 +306,7 @@ fn times_that_are_no_use_for_neighbours() {
         json!({"Action": "file_create", "Time": "yesterday"}),
         json!({"Action": "file_create", "Time": "0001-01-01T00:00:00Z"}),
         json!({"Action": "file_create", "Time": "1970-01-01T00:00:00Z"}),
+        json!({"Action": "file_create", "Time": "9999-12-31T23:59:59Z"}),
         json!({"Action": "file_create"}),
     ] {
         assert_eq!(read(other.clone()), kept, "{other}");
@@ -760,4 +761,46 @@ fn received_shares_of_the_event_shape() {
     ] {
         assert_eq!(classify_type("ReceivedShareUpdated", state), Class::Optional(expected));
     }
+}
+
+#[test]
+fn times_are_read_and_doubted_as_of_all_sources() {
+    let line = |time: &str| event(&json!({"Action": "file_create", "Time": time}).to_string());
+    let read = line("2026-11-21T01:00:03,5+0100");
+    assert_eq!(read.event.at, Timestamp::parse("2026-11-21T00:00:03.500Z"));
+    assert_eq!(
+        (note(&read, "timeSource"), note(&read, "timeProblem")),
+        (&json!("event"), &Value::Null)
+    );
+    for (time, problem) in [
+        ("9999-12-31T23:59:59Z", "ahead"),
+        ("0001-01-01T00:00:00Z", "too_old"),
+        ("yesterday", "unreadable"),
+    ] {
+        let doubted = line(time);
+        assert_eq!(doubted.event.at, Some(now()), "{time}");
+        assert_eq!(note(&doubted, "timeSource"), "reading");
+        assert_eq!(
+            (note(&doubted, "timeProblem"), note(&doubted, "rawAt")),
+            (&json!(problem), &json!(time))
+        );
+    }
+}
+
+#[test]
+fn secrets_by_name_and_in_addresses_go_as_of_all_sources() {
+    let line = json!({
+        "Action": "file_create", "Time": "2026-11-21T00:00:03Z", "Path": "./what?code=5",
+        "URL": "https://u:S3@x/cb?code=S3", "Password": "S3",
+    });
+    let pulled = event(&line.to_string());
+    assert!(!said(&pulled).to_string().contains("S3"), "{pulled:?}");
+    assert_eq!(note(&pulled, "redacted"), true);
+    assert_eq!(
+        pulled.event.resource_name.as_deref(),
+        Some("what?code=5"),
+        "a name, not an address"
+    );
+    let odd = quarantined(br#"{"x":1,"url":"/?code=S3"}"#);
+    assert!(!String::from_utf8_lossy(&odd.raw).contains("S3"));
 }

@@ -1,0 +1,68 @@
+//! Domains in the one form in which the directory keeps them and is asked for them.
+
+use idna::AsciiDenyList;
+
+/// The longest domain, in bytes (RFC 1035).
+const MAX_BYTES: usize = 253;
+/// The longest text that is looked at, in bytes.
+const MAX_TEXT_BYTES: usize = 1_024;
+
+/// The domain in lower-case ASCII: international labels as `xn--…` (UTS 46), full-width
+/// characters and dots as plain ones, without the root's dot. `None` if it has other
+/// characters than letters, digits, `.`, `-` and `_`, or over 253 bytes.
+///
+/// ```
+/// use dezky_core::domain::normal_form;
+/// for text in ["bücher.example", "BÜCHER.Example.", "xn--bcher-kva.example", "bücher。example"] {
+///     assert_eq!(normal_form(text).as_deref(), Some("xn--bcher-kva.example"));
+/// }
+/// assert_eq!(normal_form("not a domain"), None);
+/// ```
+pub fn normal_form(text: &str) -> Option<String> {
+    if text.len() > MAX_TEXT_BYTES {
+        return None;
+    }
+    let mut domain = match idna::domain_to_ascii_cow(text.as_bytes(), AsciiDenyList::EMPTY) {
+        Ok(domain) => domain.into_owned(),
+        // A label that only looks like an A-label is still a name in the DNS.
+        Err(_) if text.is_ascii() => text.to_ascii_lowercase(),
+        Err(_) => return None,
+    };
+    if domain.ends_with('.') {
+        domain.pop();
+    }
+    let is_domain = (1..=MAX_BYTES).contains(&domain.len())
+        && domain.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    is_domain.then_some(domain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_of_a_domain_is_one() {
+        for (text, expected) in [
+            ("acme.example", "acme.example"),
+            ("ACME.Example", "acme.example"),
+            ("acme.example.", "acme.example"),
+            ("acme．example", "acme.example"),
+            ("acme。example｡", "acme.example"),
+            ("ａｃｍｅ.example", "acme.example"),
+            ("bücher.example", "xn--bcher-kva.example"),
+            ("bu\u{308}cher.example", "xn--bcher-kva.example"),
+            ("XN--BCHER-KVA.example", "xn--bcher-kva.example"),
+            ("straße.example", "xn--strae-oqa.example"),
+            ("_dmarc.acme.example", "_dmarc.acme.example"),
+            ("xn--a.example", "xn--a.example"),
+            ("localhost", "localhost"),
+        ] {
+            assert_eq!(normal_form(text).as_deref(), Some(expected), "{text}");
+            assert_eq!(normal_form(expected).as_deref(), Some(expected), "{text}, again");
+        }
+        for text in ["", ".", " ", "a b", "a@b", "a/b", "a\0", "%", &"a".repeat(254), "☃\u{200b} x"]
+        {
+            assert_eq!(normal_form(text), None, "{text:?}");
+        }
+    }
+}
