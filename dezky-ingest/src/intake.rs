@@ -8,9 +8,13 @@ use std::time::Duration;
 use std::vec::IntoIter;
 
 use dezky_core::source::{PulledEvent, QuarantineItem, TenantDirectory, TenantHint};
-use dezky_core::store::{AppendOptions, Appended, AuditStore, ReceiptStatus};
+use dezky_core::store::{AppendOptions, Appended, AuditStore, Fence, ReceiptStatus};
 use dezky_core::{AuditLog, Error, ErrorKind, Kept, Result, Runtime, SealedEvent, Timestamp};
 use futures_util::future::{Either, select};
+use sha2::{Digest as _, Sha256};
+
+use crate::distinct::{self, DistinctStore};
+use crate::notices::{Notices, Stored};
 
 /// The annotation that says how the tenant was found.
 pub(crate) const TENANT_BY: &str = "tenantBy";
@@ -30,6 +34,7 @@ pub struct Intake {
     runtime: Arc<dyn Runtime>,
     directory: Option<Arc<dyn TenantDirectory>>,
     log: Option<Arc<AuditLog>>,
+    notices: Arc<Notices>,
 }
 
 /// What became of a batch.
@@ -139,12 +144,18 @@ impl Iterator for Parts {
 
 impl Intake {
     /// Appends to `store`; tenants are not inferred until there is a directory.
+    ///
+    /// Of the events of declared sources, two with one id and different content are both
+    /// kept: the second as `<id>~<digest of the content>`, with the id in
+    /// `_dezky.sharedId`.
     pub fn new(store: Arc<dyn AuditStore>, runtime: Arc<dyn Runtime>) -> Self {
-        Self { store, runtime, directory: None, log: None }
+        let store = Arc::new(DistinctStore::new(store, Arc::clone(&runtime)));
+        Self { store, runtime, directory: None, log: None, notices: Arc::default() }
     }
 
     /// What is [pushed](Self::take_pushed) goes by way of `log`, with its timeout and
-    /// its spool, if it has one. It must record into the same store.
+    /// its spool, if it has one. It must record into [`store`](Self::store), so that
+    /// what was spooled is told apart as well.
     #[must_use]
     pub fn with_spool(mut self, log: Arc<AuditLog>) -> Self {
         self.log = Some(log);
@@ -158,7 +169,8 @@ impl Intake {
         self
     }
 
-    /// Where events go.
+    /// Where events go: the store that the intake was made with, which tells the events
+    /// of declared sources apart when it appends them.
     pub fn store(&self) -> &Arc<dyn AuditStore> {
         &self.store
     }
@@ -174,9 +186,11 @@ impl Intake {
     /// rest goes on. What an item of the quarantine has over its bounds is cut.
     /// The directory is asked once for each hint, and not at all after it failed, took
     /// over 2 s for an answer or over 10 s for those of the batch;
-    /// nor about an event whose source has set `_dezky.tenantBy` itself. Every item
-    /// of the quarantine gets an `ingest.quarantined` event of its own on the
-    /// timeline. Idempotent: the same batch again gives duplicates.
+    /// nor about an event whose source has set `_dezky.tenantBy` itself. The first
+    /// hundred items of a source and an hour get an `ingest.quarantined` event each on
+    /// the timeline, the others are counted in few of them; of those of which nothing
+    /// is kept the quarantine then has one item for each reason and hour. Idempotent:
+    /// the same batch again gives duplicates.
     ///
     /// # Errors
     /// Those of [`AuditStore::append`]; then nothing of the batch is kept.
@@ -191,7 +205,18 @@ impl Intake {
         let batch = self.prepare(events, items).await;
         options.quarantine.clone_from(&batch.items);
         let appended = self.store.append(batch.sealed, options).await?;
+        self.notices.stored(&batch.stored, appended.new_quarantine > 0);
         Ok(batch.counts.taken(&batch.items, &appended))
+    }
+
+    /// Tells the timeline how many items of `source` went to the quarantine, if it has
+    /// not told the number yet: for when no more of them come.
+    pub(crate) async fn tell_rest(&self, source: &str, fence: Option<Fence>) -> Result<()> {
+        let Some(summary) = self.notices.rest(source, &*self.runtime) else { return Ok(()) };
+        let options = AppendOptions { fence, ..AppendOptions::default() };
+        self.store.append(vec![summary], options).await?;
+        self.notices.told(source);
+        Ok(())
     }
 
     /// Takes what a sender pushed and waits for, as [`take`](Self::take) does, but
@@ -215,11 +240,15 @@ impl Intake {
         let Some(log) = &self.log else {
             return self.take(events, quarantine, AppendOptions::default()).await;
         };
-        let Batch { sealed, items, counts } = self.prepare(events, quarantine).await;
+        let Batch { sealed, items, counts, stored } = self.prepare(events, quarantine).await;
         match log.keep(sealed, items.clone()).await? {
-            Kept::Appended(appended) => Ok(counts.taken(&items, &appended)),
+            Kept::Appended(appended) => {
+                self.notices.stored(&stored, appended.new_quarantine > 0);
+                Ok(counts.taken(&items, &appended))
+            }
             Kept::Spooled => {
-                Ok(Taken { spooled: counts.is_late.len() + items.len(), ..Taken::default() })
+                self.notices.stored(&stored, true);
+                Ok(Taken { spooled: counts.is_late.len() + counts.items, ..Taken::default() })
             }
         }
     }
@@ -256,8 +285,12 @@ impl Intake {
             }
         }
         items.iter_mut().for_each(QuarantineItem::cut_to_bounds);
-        sealed.extend(items.iter().map(|item| item.notice(&*self.runtime)));
-        Batch { sealed, items, counts: Counts { is_late } }
+        let count = items.len();
+        let mut plan = self.notices.plan(items, &*self.runtime);
+        let counts = Counts { is_late, items: count, folded: plan.folded };
+        let stored = plan.take_after();
+        sealed.extend(plan.notices);
+        Batch { sealed, items: plan.items, counts, stored }
     }
 }
 
@@ -266,11 +299,17 @@ struct Batch {
     sealed: Vec<SealedEvent>,
     items: Vec<QuarantineItem>,
     counts: Counts,
+    /// What to count when it is stored.
+    stored: Stored,
 }
 
 struct Counts {
     /// Of each of the source's events, which come first.
     is_late: Vec<bool>,
+    /// How many items there were, before those of which nothing is kept became few.
+    items: usize,
+    /// How many of them the store does not count as new.
+    folded: usize,
 }
 
 impl Counts {
@@ -297,8 +336,8 @@ impl Counts {
             stored,
             duplicates: of_source - stored,
             conflicts,
-            quarantined: items.len(),
-            new_quarantined: new,
+            quarantined: self.items,
+            new_quarantined: new + self.folded,
             late,
             spooled: 0,
         }
@@ -405,16 +444,23 @@ impl<'d> Tenants<'d> {
 /// A mapped event that is not stored, kept as it was mapped. Maps redact before they
 /// map, so what is kept holds no secret.
 pub(crate) fn refused(sealed: &SealedEvent, reason: &str, detail: String) -> QuarantineItem {
-    use sha2::{Digest, Sha256};
     let event = sealed.event();
-    let identity = event.external_id.clone().unwrap_or_else(|| {
-        // All that it says, without what sealing made.
-        let mut said = serde_json::to_value(event).unwrap_or_default();
-        if let Some(fields) = said.as_object_mut() {
-            fields.retain(|name, _| name != "id" && name != "receivedAt");
-        }
-        said.to_string()
-    });
+    // All that it says, without what sealing made. What has an identity of its own may
+    // come again with other annotations and, where it has no time, at another one.
+    let mut said = serde_json::to_value(event).unwrap_or_default();
+    let made: &[&str] = match event.external_id {
+        Some(_) => &["id", "receivedAt", "at", "metadata", "tenantSlug"],
+        None => &["id", "receivedAt"],
+    };
+    if let Some(fields) = said.as_object_mut() {
+        fields.retain(|name, _| !made.contains(&name.as_str()));
+    }
+    let mut identity = said.to_string();
+    if event.external_id.is_some()
+        && let Some((content, _)) = distinct::content(&event.metadata)
+    {
+        identity.push_str(&hex::encode(content));
+    }
     QuarantineItem {
         source: event.source.clone(),
         key: format!("event:{}", hex::encode(Sha256::digest(identity.as_bytes()))),

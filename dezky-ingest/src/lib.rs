@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod authentik;
+mod distinct;
 mod domain;
 pub mod generic;
 #[cfg(feature = "authentik")]
@@ -9,6 +10,7 @@ pub mod intake;
 mod json;
 pub mod kept;
 mod keys;
+mod notices;
 pub mod ocis;
 pub mod pump;
 pub mod quarantine;

@@ -213,22 +213,31 @@ pub fn check_note(note: &str) -> Result<()> {
 /// The event with our annotation, under a new salt.
 fn resealed(mut event: AuditEvent, runtime: &dyn Runtime) -> SealedEvent {
     // What has no room for it goes without.
-    if let Some(metadata) = annotated(&event.metadata) {
+    if let Some(metadata) = annotated(&event.metadata, FROM_QUARANTINE, &true.into()) {
         event.metadata = metadata;
     }
+    with_new_salt(event, runtime)
+}
+
+/// Seals an event that was put together already.
+pub(crate) fn with_new_salt(event: AuditEvent, runtime: &dyn Runtime) -> SealedEvent {
     let mut salt = [0; 32];
     runtime.fill_random(&mut salt);
     SealedEvent::new(event, salt)
 }
 
-/// Metadata that was put together already, with one more annotation. The texts of
-/// the other members stay as they are.
-fn annotated(metadata: &Metadata) -> Option<Metadata> {
+/// Metadata that was put together already, with one more annotation; `None` if it has
+/// no room for it. The texts of the other members stay as they are.
+pub(crate) fn annotated(
+    metadata: &Metadata,
+    name: &str,
+    value: &serde_json::Value,
+) -> Option<Metadata> {
     let mut members: BTreeMap<String, Box<RawValue>> =
         serde_json::from_str(metadata.as_str()).ok()?;
     let own = members.get("_dezky").map_or("{}", |own| own.get());
     let mut own: BTreeMap<String, Box<RawValue>> = serde_json::from_str(own).ok()?;
-    own.insert(FROM_QUARANTINE.into(), RawValue::from_string("true".into()).ok()?);
+    own.insert(name.into(), RawValue::from_string(value.to_string()).ok()?);
     let own = serde_json::value::to_raw_value(&own).ok()?;
     members.insert("_dezky".into(), own);
     Metadata::from_canonical(canonicalize(&serde_json::to_string(&members).ok()?).ok()?)
