@@ -75,7 +75,9 @@ impl Platform {
     async fn over(stores: Stores, spool: Option<Spool>, live: LiveConfig) -> Result<Self, Failure> {
         let Stores { log: store, directory: documents, flags, engine } = stores;
         let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
-        let log = AuditLog::new(Arc::clone(&store), Arc::clone(&runtime));
+        let intake = Intake::new(Arc::clone(&store), Arc::clone(&runtime));
+        // What was spooled is told apart as well when it goes to the log.
+        let log = AuditLog::new(Arc::clone(intake.store()), Arc::clone(&runtime));
         let log = Arc::new(match spool {
             Some(spool) => log.with_store_timeout(STORE_TIMEOUT_BEFORE_SPOOL).with_spool(spool),
             None => log.with_store_timeout(STORE_TIMEOUT),
@@ -89,7 +91,6 @@ impl Platform {
             }
         };
         let flags = Flags::new(flags, Arc::clone(&log), Arc::clone(&runtime));
-        let intake = Intake::new(Arc::clone(&store), Arc::clone(&runtime));
         Ok(Self {
             intake: intake.with_directory(tenants.clone()).with_spool(Arc::clone(&log)),
             directory: Directory::new(documents, Arc::clone(&log), runtime),
