@@ -80,16 +80,11 @@ impl OddItems {
             self.items.push(item);
             return;
         }
-        let has_room = |last: &&mut Together| last.raw.len() + item.raw.len() < REST_RAW_MAX;
-        let together = match self.more.last_mut().filter(has_room) {
-            Some(together) => together,
-            None => {
-                self.more.push(Together::default());
-                // It was pushed right before.
-                let last = self.more.len() - 1;
-                &mut self.more[last]
-            }
-        };
+        let is_full = |last: &Together| last.raw.len() + item.raw.len() >= REST_RAW_MAX;
+        if self.more.last().is_none_or(is_full) {
+            self.more.push(Together::default());
+        }
+        let Some(together) = self.more.last_mut() else { return };
         together.count += 1;
         together.keys.update(&item.key);
         if !together.raw.is_empty() {

@@ -105,8 +105,8 @@ pub trait AuditStore: Send + Sync {
     /// writers that decide by what is there what they append. A row that can't be read
     /// is left out.
     ///
-    /// A store that is not asked in one look, such as one that only forwards appends,
-    /// may leave this out; it then knows none.
+    /// Unless overridden it finds none, and callers learn from their receipts: a store
+    /// that forwards its calls to another one should forward this one too.
     async fn find_same(&self, events: &[&SealedEvent]) -> Result<Vec<StoredEvent>> {
         let _ = events;
         Ok(Vec::new())

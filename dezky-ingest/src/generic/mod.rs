@@ -111,12 +111,11 @@ pub fn decode(mapping: &Mapping, body: &[u8], received_at: Timestamp) -> Result<
     let text = String::from_utf8_lossy(body);
     let text = without_mark(&text);
     let list;
-    let (doc, is_sequence) = match Doc::parse(text) {
-        Ok(doc) => (doc, false),
-        Err(_) => {
-            list = sequence(text).map_err(|error| unreadable(body, &error))?;
-            (Doc::parse(&list).map_err(|error| unreadable(body, &error))?, true)
-        }
+    let (doc, is_sequence) = if let Ok(doc) = Doc::parse(text) {
+        (doc, false)
+    } else {
+        list = sequence(text).map_err(|error| unreadable(body, &error))?;
+        (Doc::parse(&list).map_err(|error| unreadable(body, &error))?, true)
     };
     let roots: Vec<_> =
         if is_sequence { doc.root().elements().collect() } else { vec![doc.root()] };
