@@ -75,20 +75,24 @@ impl DistinctStore {
                 first.insert((stored.event.source, id), content);
             }
         }
-        let mut new = Vec::new();
+        let (mut new, mut shared) = (Vec::new(), Vec::new());
         for (n, content) in declared {
             let event = events[n].event();
             let id = event.external_id.clone().unwrap_or_default();
             match first.get(&(event.source.clone(), id.clone())) {
                 Some(None) => {}
                 Some(Some(known)) if *known == content => {}
-                Some(Some(_)) => events[n] = self.renamed(event, &content),
+                Some(Some(_)) => {
+                    events[n] = self.renamed(event, &content);
+                    shared.push(n);
+                }
                 None => {
                     first.insert((event.source.clone(), id), Some(content));
                     new.push((n, events[n].clone()));
                 }
             }
         }
+        report(shared.iter().map(|n| &events[*n]));
         Ok(new)
     }
 
@@ -111,12 +115,18 @@ impl DistinctStore {
         let fits = id.len() + 1 + DIGEST_DIGITS <= EXTERNAL_ID_MAX;
         let id = if fits { id } else { format!("sha256:{}", hex::encode(Sha256::digest(&id))) };
         event.external_id = Some(format!("{id}~{digest}"));
-        tracing::warn!(
-            source = event.source,
-            action = event.action,
-            "an event has the id of another one and says something else: both are kept; declare an id that tells them apart"
-        );
         with_new_salt(event, &*self.runtime)
+    }
+}
+
+/// One line for the events of a batch that share ids: a sender with a weak id has many.
+fn report<'e>(mut shared: impl Iterator<Item = &'e SealedEvent>) {
+    if let Some(first) = shared.next() {
+        tracing::warn!(
+            source = first.event().source,
+            count = 1 + shared.count(),
+            "events have ids of others and say something else: all are kept; declare an id that tells them apart"
+        );
     }
 }
 
@@ -190,6 +200,7 @@ impl AuditStore for DistinctStore {
             }
         }
         if !again.is_empty() {
+            report(again.iter());
             let options = AppendOptions { fence, ..AppendOptions::default() };
             let receipts = self.inner.append(again, options).await?.receipts;
             for (n, receipt) in places.into_iter().zip(receipts) {
