@@ -52,6 +52,11 @@ pub enum ErrorKind {
     AuthFailed,
     /// A signature is missing or wrong.
     SignatureInvalid,
+    /// The body of a request can't be read as what it should be; nothing was stored.
+    BodyInvalid,
+    /// The body of a request is of a type or in an encoding that is not read; nothing
+    /// was stored.
+    MediaUnsupported,
     /// A field of a document is out of its bounds; nothing was changed.
     FieldInvalid,
     /// What was to be made is there already, or its name belongs to another one.
@@ -92,6 +97,8 @@ impl ErrorKind {
             Self::SourceUnavailable => "source_unavailable",
             Self::AuthFailed => "auth_failed",
             Self::SignatureInvalid => "signature_invalid",
+            Self::BodyInvalid => "body_invalid",
+            Self::MediaUnsupported => "media_type",
             Self::FieldInvalid => "field_invalid",
             Self::AlreadyExists => "already_exists",
             Self::VersionMismatch => "version_mismatch",

@@ -7,11 +7,15 @@ use std::vec::IntoIter;
 
 pub(crate) use dezky_core::TENANT_BY;
 use dezky_core::source::{PulledEvent, QuarantineItem, TenantDirectory, TenantHint};
-use dezky_core::store::{AppendOptions, Appended, AuditStore, ReceiptStatus};
+use dezky_core::store::{AppendOptions, Appended, AuditStore, Fence, ReceiptStatus};
 use dezky_core::{
     AuditLog, ErrorKind, FoundTenant, Kept, NewEvent, Result, Runtime, SealedEvent, SpoolRecord,
     TenantFinder, UNRESOLVED, UnresolvedEvent,
 };
+use sha2::{Digest as _, Sha256};
+
+use crate::distinct::{self, DistinctStore};
+use crate::notices::{Notices, Stored};
 
 /// The annotation of an event that its source found late.
 pub(crate) const LATE_BY: &str = "lateBySeconds";
@@ -25,6 +29,7 @@ pub struct Intake {
     runtime: Arc<dyn Runtime>,
     directory: Option<Arc<dyn TenantDirectory>>,
     log: Option<Arc<AuditLog>>,
+    notices: Arc<Notices>,
 }
 
 /// What became of a batch.
@@ -146,12 +151,18 @@ impl Iterator for Parts {
 
 impl Intake {
     /// Appends to `store`; tenants are not inferred until there is a directory.
+    ///
+    /// Of the events of declared sources, two with one id and different content are both
+    /// kept: the second as `<id>~<digest of the content>`, with the id in
+    /// `_dezky.sharedId`.
     pub fn new(store: Arc<dyn AuditStore>, runtime: Arc<dyn Runtime>) -> Self {
-        Self { store, runtime, directory: None, log: None }
+        let store = Arc::new(DistinctStore::new(store, Arc::clone(&runtime)));
+        Self { store, runtime, directory: None, log: None, notices: Arc::default() }
     }
 
     /// What is [pushed](Self::take_pushed) goes by way of `log`, with its timeout and
-    /// its spool, if it has one. It must record into the same store.
+    /// its spool, if it has one. It must record into [`store`](Self::store), so that
+    /// what was spooled is told apart as well.
     #[must_use]
     pub fn with_spool(mut self, log: Arc<AuditLog>) -> Self {
         self.log = Some(log);
@@ -165,7 +176,8 @@ impl Intake {
         self
     }
 
-    /// Where events go.
+    /// Where events go: the store that the intake was made with, which tells the events
+    /// of declared sources apart when it appends them.
     pub fn store(&self) -> &Arc<dyn AuditStore> {
         &self.store
     }
@@ -181,9 +193,11 @@ impl Intake {
     /// rest goes on. What an item of the quarantine has over its bounds is cut.
     /// The directory is asked once for each hint, and not at all after it failed, took
     /// over 2 s for an answer or over 10 s for those of the batch;
-    /// nor about an event whose source has set `_dezky.tenantBy` itself. Every item
-    /// of the quarantine gets an `ingest.quarantined` event of its own on the
-    /// timeline. Idempotent: the same batch again gives duplicates.
+    /// nor about an event whose source has set `_dezky.tenantBy` itself. The first
+    /// hundred items of a source and an hour get an `ingest.quarantined` event each on
+    /// the timeline, the others are counted in few of them; of those of which nothing
+    /// is kept the quarantine then has one item for each reason and hour. Idempotent:
+    /// the same batch again gives duplicates.
     ///
     /// # Errors
     /// Those of [`AuditStore::append`]; then nothing of the batch is kept.
@@ -201,11 +215,22 @@ impl Intake {
 
     /// Appends a batch that was [prepared](Self::prepare).
     pub(crate) async fn append(&self, batch: Batch, mut options: AppendOptions) -> Result<Taken> {
-        let Batch { events, notices, items, counts } = batch;
+        let Batch { events, notices, items, counts, stored } = batch;
         options.quarantine.clone_from(&items);
         let sealed = events.into_iter().map(|ready| ready.event).chain(notices).collect();
         let appended = self.store.append(sealed, options).await?;
+        self.notices.stored(&stored, appended.new_quarantine > 0);
         Ok(counts.taken(&items, &appended))
+    }
+
+    /// Tells the timeline how many items of `source` went to the quarantine, if it has
+    /// not told the number yet: for when no more of them come.
+    pub(crate) async fn tell_rest(&self, source: &str, fence: Option<Fence>) -> Result<()> {
+        let Some(summary) = self.notices.rest(source, &*self.runtime) else { return Ok(()) };
+        let options = AppendOptions { fence, ..AppendOptions::default() };
+        self.store.append(vec![summary], options).await?;
+        self.notices.told(source);
+        Ok(())
     }
 
     /// Takes what a sender pushed and waits for, as [`take`](Self::take) does, but
@@ -232,13 +257,20 @@ impl Intake {
         let Some(log) = &self.log else {
             return self.take(events, quarantine, AppendOptions::default()).await;
         };
-        let Batch { events, notices, items, counts } = self.prepare(events, quarantine).await;
+        let Batch { events, notices, items, counts, stored } =
+            self.prepare(events, quarantine).await;
         let records = items.iter().cloned().map(SpoolRecord::Quarantine);
         let records = records.chain(events.into_iter().map(SpoolRecord::from));
         let records = records.chain(notices.into_iter().map(SpoolRecord::Event)).collect();
         match log.keep_records(records).await? {
-            Kept::Appended(appended) => Ok(counts.taken(&items, &appended)),
-            Kept::Spooled => Ok(counts.spooled(&items)),
+            Kept::Appended(appended) => {
+                self.notices.stored(&stored, appended.new_quarantine > 0);
+                Ok(counts.taken(&items, &appended))
+            }
+            Kept::Spooled => {
+                self.notices.stored(&stored, true);
+                Ok(counts.spooled())
+            }
         }
     }
 
@@ -284,8 +316,11 @@ impl Intake {
             }
         }
         items.iter_mut().for_each(QuarantineItem::cut_to_bounds);
-        let notices = items.iter().map(|item| item.notice(&*self.runtime)).collect();
-        Batch { events, notices, items, counts: Counts { marks } }
+        let count = items.len();
+        let mut plan = self.notices.plan(items, &*self.runtime);
+        let counts = Counts { marks, items: count, folded: plan.folded };
+        let stored = plan.take_after();
+        Batch { events, notices: plan.notices, items: plan.items, counts, stored }
     }
 }
 
@@ -332,6 +367,8 @@ pub(crate) struct Batch {
     notices: Vec<SealedEvent>,
     items: Vec<QuarantineItem>,
     counts: Counts,
+    /// What to count when it is stored.
+    stored: Stored,
 }
 
 impl Batch {
@@ -344,6 +381,10 @@ impl Batch {
 /// What is counted of each of the source's events.
 struct Counts {
     marks: Vec<Marks>,
+    /// How many items there were, before those of which nothing is kept became few.
+    items: usize,
+    /// How many of them the store does not count as new.
+    folded: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -394,8 +435,8 @@ impl Counts {
             stored: stored.len(),
             duplicates: of_source - stored.len(),
             conflicts,
-            quarantined: items.len(),
-            new_quarantined: new,
+            quarantined: self.items,
+            new_quarantined: new + self.folded,
             late: count(|marks| marks.late),
             undated: count(|marks| marks.undated),
             unknown_outcomes: count(|marks| marks.unknown_outcome),
@@ -405,10 +446,10 @@ impl Counts {
     }
 
     /// Of a batch that is in the spool; whose it is, is asked again on the way out.
-    fn spooled(&self, items: &[QuarantineItem]) -> Taken {
+    fn spooled(&self) -> Taken {
         let count = |is: fn(&Marks) -> bool| self.marks.iter().filter(|marks| is(marks)).count();
         Taken {
-            spooled: self.marks.len() + items.len(),
+            spooled: self.marks.len() + self.items,
             undated: count(|marks| marks.undated),
             unknown_outcomes: count(|marks| marks.unknown_outcome),
             ..Taken::default()
@@ -419,16 +460,23 @@ impl Counts {
 /// A mapped event that is not stored, kept as it was mapped. Maps redact before they
 /// map, so what is kept holds no secret.
 pub(crate) fn refused(sealed: &SealedEvent, reason: &str, detail: String) -> QuarantineItem {
-    use sha2::{Digest, Sha256};
     let event = sealed.event();
-    let identity = event.external_id.clone().unwrap_or_else(|| {
-        // All that it says, without what sealing made.
-        let mut said = serde_json::to_value(event).unwrap_or_default();
-        if let Some(fields) = said.as_object_mut() {
-            fields.retain(|name, _| name != "id" && name != "receivedAt");
-        }
-        said.to_string()
-    });
+    // All that it says, without what sealing made. What has an identity of its own may
+    // come again with other annotations and, where it has no time, at another one.
+    let mut said = serde_json::to_value(event).unwrap_or_default();
+    let made: &[&str] = match event.external_id {
+        Some(_) => &["id", "receivedAt", "at", "metadata", "tenantSlug"],
+        None => &["id", "receivedAt"],
+    };
+    if let Some(fields) = said.as_object_mut() {
+        fields.retain(|name, _| !made.contains(&name.as_str()));
+    }
+    let mut identity = said.to_string();
+    if event.external_id.is_some()
+        && let Some((content, _)) = distinct::content(&event.metadata)
+    {
+        identity.push_str(&hex::encode(content));
+    }
     QuarantineItem {
         source: event.source.clone(),
         key: format!("event:{}", hex::encode(Sha256::digest(identity.as_bytes()))),

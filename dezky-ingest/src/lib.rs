@@ -2,6 +2,7 @@
 
 mod address;
 pub mod authentik;
+mod distinct;
 mod domain;
 pub mod generic;
 #[cfg(feature = "authentik")]
@@ -10,6 +11,7 @@ pub mod intake;
 mod json;
 pub mod kept;
 mod keys;
+mod notices;
 pub mod ocis;
 pub mod pump;
 pub mod quarantine;

@@ -217,6 +217,11 @@ fn resealed(mut event: AuditEvent, runtime: &dyn Runtime) -> SealedEvent {
     if let Some(metadata) = event.metadata.annotated(FROM_QUARANTINE, &true.into()) {
         event.metadata = metadata;
     }
+    with_new_salt(event, runtime)
+}
+
+/// Seals an event that was put together already.
+pub(crate) fn with_new_salt(event: AuditEvent, runtime: &dyn Runtime) -> SealedEvent {
     let mut salt = [0; 32];
     runtime.fill_random(&mut salt);
     SealedEvent::new(event, salt)

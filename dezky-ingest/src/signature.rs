@@ -2,24 +2,73 @@
 //!
 //! `X-Signature` carries it as standard base64 with padding (44 characters,
 //! what Stalwart sends in every release from 0.8.2 on) or as 64 hex digits
-//! (other senders). There is neither a timestamp nor a key id in it, so a body
-//! can be replayed: what protects against that is the identity of its events.
+//! (other senders), either of them behind `sha256=` or alone. There is neither a
+//! timestamp nor a key id in it, so a body can be replayed: the identity of its
+//! events protects against that.
+//!
+//! Senders that sign otherwise (GitHub, Stripe and those like it, Standard Webhooks)
+//! are declared by a [`SchemeConfig`] and verified by its [`Scheme`].
 
+mod scheme;
+
+use std::collections::BTreeMap;
 use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use dezky_core::{Error, ErrorKind, Result};
+use dezky_core::{Error, ErrorKind, Result, Timestamp};
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use sha2::Sha256;
+use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConstantTimeEq as _};
+
+pub use self::scheme::{Encoding, Preset, Scheme, SchemeConfig, SchemeProblem, SecretForm};
 
 /// The request header that carries the signature.
 pub const HEADER: &str = "x-signature";
 
-/// The length of the header's value in base64, and in hex.
+/// The length of a signature in base64, and in hex.
 const BASE64_LEN: usize = 44;
 const HEX_LEN: usize = 64;
+/// The most signatures that one request may carry: each is compared with the digest
+/// of every secret.
+const MAX_SIGNATURES: usize = 32;
+/// What goes before the signature of a body whose identity it becomes.
+const IDENTITY_DOMAIN: &[u8] = b"dezky-unreadable/1\0";
+/// The prefix of a Standard Webhooks secret, before the base64 of its bytes.
+const STANDARD_SECRET_PREFIX: &str = "whsec_";
+/// The lengths that Standard Webhooks allows a key, in bytes.
+const STANDARD_KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
+
+/// The headers of a request. Lines of one name are joined by `, `, which is what
+/// HTTP says they mean; names are looked up in lower case. `Debug` shows no values.
+#[derive(Clone, Default)]
+pub struct Headers(BTreeMap<String, String>);
+
+impl Headers {
+    /// The header lines of a request, in their order.
+    pub fn new<N: AsRef<str>, V: AsRef<str>>(lines: impl IntoIterator<Item = (N, V)>) -> Self {
+        let mut headers = BTreeMap::<String, String>::new();
+        for (name, value) in lines {
+            let joined = headers.entry(name.as_ref().to_ascii_lowercase()).or_default();
+            if !joined.is_empty() {
+                joined.push_str(", ");
+            }
+            joined.push_str(value.as_ref());
+        }
+        Self(headers)
+    }
+
+    /// The value of the header of that name, which is in lower case.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+}
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
 
 /// A shared secret: the UTF-8 bytes of its text, neither trimmed nor decoded,
 /// which is how Stalwart uses its own.
@@ -39,26 +88,53 @@ impl Secret {
                 "a webhook secret is empty or blank: set it to the key configured at the sender",
             ));
         }
-        Hmac::new_from_slice(bytes)
+        Self::of_key(bytes)
+    }
+
+    /// A secret in the form of Standard Webhooks: `whsec_` and the base64 of the key,
+    /// which signs decoded. The prefix may be missing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ConfigInvalid`] if it is not the base64 of 24 to 64 bytes.
+    pub fn standard(text: impl AsRef<str>) -> Result<Self> {
+        let text = text.as_ref();
+        let encoded = text.strip_prefix(STANDARD_SECRET_PREFIX).unwrap_or(text);
+        let key = STANDARD.decode(encoded).ok();
+        let key = key.filter(|key| STANDARD_KEY_BYTES.contains(&key.len())).ok_or_else(|| {
+            let (min, max) = (STANDARD_KEY_BYTES.start(), STANDARD_KEY_BYTES.end());
+            Error::new(
+                ErrorKind::ConfigInvalid,
+                format!(
+                    "a Standard Webhooks secret is {STANDARD_SECRET_PREFIX} and the base64 of {min} to {max} bytes"
+                ),
+            )
+        })?;
+        Self::of_key(&key)
+    }
+
+    fn of_key(key: &[u8]) -> Result<Self> {
+        Hmac::new_from_slice(key)
             .map(Self)
             .map_err(|e| Error::new(ErrorKind::ConfigInvalid, "unusable secret").with_source(e))
     }
 
-    /// The digest of `body`.
-    fn digest(&self, body: &[u8]) -> [u8; 32] {
+    /// The digest of `parts`, one behind the other.
+    fn digest(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut mac = self.0.clone();
-        mac.update(body);
+        for part in parts {
+            mac.update(part);
+        }
         mac.finalize().into_bytes().into()
     }
 
     /// The signature of `body` as Stalwart sends it.
     pub fn sign_base64(&self, body: &[u8]) -> String {
-        STANDARD.encode(self.digest(body))
+        STANDARD.encode(self.digest(&[body]))
     }
 
     /// The signature of `body` in lower-case hex.
     pub fn sign_hex(&self, body: &[u8]) -> String {
-        hex::encode(self.digest(body))
+        hex::encode(self.digest(&[body]))
     }
 }
 
@@ -96,28 +172,38 @@ impl Secrets {
         Self::new(texts.into_iter().map(Secret::new).collect::<Result<Vec<_>>>()?)
     }
 
-    /// Checks the value of the `X-Signature` header against the raw body,
-    /// before anything is parsed.
+    /// Checks the value of the `X-Signature` header against the raw body, before
+    /// anything is parsed. Several header lines are joined by `, `: any of their
+    /// signatures may be the right one, so that a sender can sign with an old and a
+    /// new secret at once.
     ///
-    /// [`ErrorKind::SignatureInvalid`] if the header is missing, is neither 44
-    /// characters of padded standard base64 nor 64 hex digits, or no secret gives
-    /// that digest. Every secret is tried and every comparison takes the same
+    /// [`ErrorKind::SignatureInvalid`] if the header is missing, holds no signature
+    /// (44 characters of padded standard base64 or 64 hex digits, with or without
+    /// `sha256=` before them) or more than 32, or no secret gives one of them. Every
+    /// secret is compared with every signature and each comparison takes the same
     /// time, so that the time tells neither which secret nor how much matched.
     pub fn verify(&self, header: Option<&str>, body: &[u8]) -> Result<()> {
-        let invalid = |what| Error::new(ErrorKind::SignatureInvalid, what);
-        let header = header.ok_or_else(|| invalid("the X-Signature header is missing"))?;
-        let given = decode(header).ok_or_else(|| {
-            invalid("X-Signature must be the base64 (44 characters) or hex (64 digits) of 32 bytes")
-        })?;
-        let matches = self
-            .0
-            .iter()
-            .fold(Choice::from(0), |any, secret| any | secret.digest(body).ct_eq(&given));
-        if bool::from(matches) {
-            Ok(())
-        } else {
-            Err(invalid("X-Signature is not the signature of this body"))
+        let headers = Headers::new(header.map(|value| (HEADER, value)));
+        Scheme::default().verify(self, &headers, body, Timestamp::MIN)
+    }
+
+    /// Whether a secret signs `parts` with one of the `given` digests, in constant time.
+    fn sign_any(&self, parts: &[&[u8]], given: &[[u8; 32]]) -> bool {
+        let mut is_any = Choice::from(0);
+        for secret in &self.0 {
+            let digest = secret.digest(parts);
+            for signature in given {
+                is_any |= digest.ct_eq(signature);
+            }
         }
+        is_any.into()
+    }
+
+    /// Identifies a body that must not be kept: a digest that only those who know the
+    /// first secret can compare with a guess, and that is not its signature.
+    pub(crate) fn identity(&self, body: &[u8]) -> String {
+        let digest = Sha256::new().chain_update(IDENTITY_DOMAIN);
+        hex::encode(digest.chain_update(self.first().digest(&[body])).finalize())
     }
 
     /// [`Secret::sign_base64`] with the first secret.
@@ -133,20 +219,6 @@ impl Secrets {
     fn first(&self) -> &Secret {
         // `new` refuses an empty list.
         &self.0[0]
-    }
-}
-
-/// The digest in a header. The length decides: 64 hex digits are valid base64
-/// too, of 48 bytes.
-fn decode(header: &str) -> Option<[u8; 32]> {
-    match header.len() {
-        HEX_LEN => {
-            let mut digest = [0; 32];
-            hex::decode_to_slice(header, &mut digest).ok()?;
-            Some(digest)
-        }
-        BASE64_LEN => STANDARD.decode(header).ok()?.try_into().ok(),
-        _ => None,
     }
 }
 
@@ -218,10 +290,32 @@ mod tests {
     }
 
     #[test]
+    fn any_of_several_signatures() {
+        let (s, body) = (secrets(&["s3cr3t"]), MINIMAL.as_bytes());
+        let other = secrets(&["other"]).sign_base64(body);
+        for header in [
+            format!("{other}, {MINIMAL_BASE64}"),
+            format!("{MINIMAL_HEX},{other}"),
+            format!("{other} {MINIMAL_HEX}"),
+            format!("sha256={MINIMAL_HEX}"),
+            format!("sha256={other}, sha256={MINIMAL_BASE64}"),
+            format!("junk, ,, {MINIMAL_BASE64}"),
+        ] {
+            s.verify(Some(&header), body).unwrap();
+        }
+        refused(&s, Some(&format!("{other},{other}")), body);
+        // Two header lines are one list.
+        let lines = [("X-Signature", other.as_str()), ("x-signature", MINIMAL_BASE64)];
+        let headers = Headers::new(lines);
+        s.verify(headers.get(HEADER), body).unwrap();
+        assert_eq!(format!("{headers:?}"), "{\"x-signature\"}");
+    }
+
+    #[test]
     fn refusals() {
         let s = secrets(&["s3cr3t"]);
         let body = MINIMAL.as_bytes();
-        let digest = s.first().digest(body);
+        let digest = s.first().digest(&[body]);
         refused(&s, None, body);
         for header in [
             String::new(),
@@ -232,9 +326,11 @@ mod tests {
             STANDARD_NO_PAD.encode(digest),
             STANDARD.encode(&digest[..31]),
             STANDARD.encode([&digest[..], &[0]].concat()),
-            format!("sha256={MINIMAL_HEX}"),
-            format!(" {MINIMAL_BASE64}"),
-            format!("{MINIMAL_BASE64}\n"),
+            format!("sha1={MINIMAL_HEX}"),
+            "sha256=".into(),
+            format!("{MINIMAL_BASE64}{MINIMAL_BASE64}"),
+            format!("{MINIMAL_BASE64};{MINIMAL_BASE64}"),
+            vec![MINIMAL_BASE64; MAX_SIGNATURES + 1].join(","),
             MINIMAL_HEX[..62].into(),
             MINIMAL_HEX.replace('9', "g"),
             // The same digest, but bits of the padding set: not the one spelling.
@@ -246,7 +342,7 @@ mod tests {
         let (other, url) = (0u32..)
             .find_map(|n| {
                 let other = n.to_be_bytes();
-                let url = URL_SAFE.encode(s.first().digest(&other));
+                let url = URL_SAFE.encode(s.first().digest(&[&other]));
                 url.contains(['-', '_']).then_some((other, url))
             })
             .unwrap();

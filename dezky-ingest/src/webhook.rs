@@ -12,8 +12,10 @@ const PART: PartBounds = PartBounds { events: 4_000, items: 1_000, bytes: 8 << 2
 pub(crate) const MAX_ODD: usize = 100;
 /// The reason of those behind them.
 pub(crate) const TOO_MANY_ODD: &str = "too_many_odd";
-/// The most bytes kept of those behind them.
-const REST_RAW_MAX: usize = 64 << 10;
+/// The most bytes of several of them in one item. What earlier versions cut has 64 KiB.
+pub(crate) const REST_RAW_MAX: usize = (64 << 10) - 8;
+/// The size at which an item of an earlier version may have been cut.
+const CUT_RAW_MIN: usize = (64 << 10) - 3;
 
 /// Takes what a body of `source` holds. Parts may be stored in several appends: each
 /// event has an identity, so a repeated body adds none.
@@ -45,7 +47,7 @@ pub(crate) async fn take_in_parts(
 
 /// What was kept of one odd element, or of several one behind the other, as a list.
 pub(crate) fn kept_list(item: &QuarantineItem) -> std::result::Result<String, String> {
-    if item.reason == TOO_MANY_ODD && item.raw.len() + 3 >= REST_RAW_MAX {
+    if item.reason == TOO_MANY_ODD && item.raw.len() >= CUT_RAW_MIN {
         // The cut may have fallen between two.
         return Err("not all are kept".into());
     }
@@ -56,15 +58,22 @@ pub(crate) fn kept_list(item: &QuarantineItem) -> std::result::Result<String, St
     Ok(format!("[{}]", elements.map_err(|_| "still no JSON".to_owned())?.join(",")))
 }
 
-/// What is no event in one body. What is behind the first hundred becomes one item, so
-/// that a body of odd things does not flood the log.
+/// What is no event in one body. What is behind the first hundred is kept together, as
+/// many in one item as it has room for, so that a body of odd things does not flood the
+/// log and nothing of it is lost.
 #[derive(Default)]
 pub(crate) struct OddItems {
     items: Vec<QuarantineItem>,
-    more: usize,
-    /// Over the keys of the rest, which are the same at a retry.
+    more: Vec<Together>,
+}
+
+/// Several odd elements.
+#[derive(Default)]
+struct Together {
+    count: usize,
+    /// Over their keys, which are the same at a retry.
     keys: Sha256,
-    /// The first of the rest, a line each.
+    /// A line each.
     raw: Vec<u8>,
 }
 
@@ -74,29 +83,31 @@ impl OddItems {
             self.items.push(item);
             return;
         }
-        self.more += 1;
-        self.keys.update(&item.key);
-        if self.raw.len() < REST_RAW_MAX {
-            self.raw.extend(item.raw);
-            self.raw.push(b'\n');
+        let is_full = |last: &Together| last.raw.len() + item.raw.len() >= REST_RAW_MAX;
+        if self.more.last().is_none_or(is_full) {
+            self.more.push(Together::default());
         }
+        let Some(together) = self.more.last_mut() else { return };
+        together.count += 1;
+        together.keys.update(&item.key);
+        if !together.raw.is_empty() {
+            together.raw.push(b'\n');
+        }
+        together.raw.extend(item.raw);
     }
 
     /// The items; `events` is how many the body has.
     pub(crate) fn into_items(mut self, events: usize) -> Vec<QuarantineItem> {
-        let Some(first) = self.items.first().filter(|_| self.more > 0) else {
-            return self.items;
-        };
-        let raw = String::from_utf8_lossy(&self.raw);
-        let rest = QuarantineItem {
-            source: first.source.clone(),
-            key: format!("more:{}", hex::encode(self.keys.finalize())),
+        let Some(first) = self.items.first() else { return self.items };
+        let (source, at) = (first.source.clone(), first.at);
+        self.items.extend(self.more.into_iter().map(|together| QuarantineItem {
+            source: source.clone(),
+            key: format!("more:{}", hex::encode(together.keys.finalize())),
             reason: TOO_MANY_ODD.into(),
-            detail: format!("{} more of {events} events can't be read", self.more),
-            raw: raw[..raw.floor_char_boundary(REST_RAW_MAX)].into(),
-            at: first.at,
-        };
-        self.items.push(rest);
+            detail: format!("{} more of {events} events can't be read", together.count),
+            raw: together.raw,
+            at,
+        }));
         self.items
     }
 }

@@ -181,7 +181,9 @@ impl From<Error> for Problem {
             ErrorKind::EventInvalid
             | ErrorKind::QueryInvalid
             | ErrorKind::CursorInvalid
-            | ErrorKind::FieldInvalid => StatusCode::BAD_REQUEST,
+            | ErrorKind::FieldInvalid
+            | ErrorKind::BodyInvalid => StatusCode::BAD_REQUEST,
+            ErrorKind::MediaUnsupported => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ErrorKind::NotFound => StatusCode::NOT_FOUND,
             ErrorKind::AlreadyExists | ErrorKind::StateConflict => StatusCode::CONFLICT,
             ErrorKind::VersionMismatch => StatusCode::PRECONDITION_FAILED,

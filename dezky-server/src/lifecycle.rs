@@ -326,7 +326,9 @@ async fn open(config: Config, streams: EventStreams) -> Result<AppState, Failure
     let receives = |(name, source): (&String, &SourceConfig)| {
         let secrets = source.secrets.clone()?;
         let receiver =
-            GenericReceiver::new(source.mapping.clone(), secrets, platform.intake.clone());
+            GenericReceiver::new(source.mapping.clone(), secrets, platform.intake.clone())
+                .with_scheme(source.scheme.clone())
+                .with_max_body_bytes(config.max_body_bytes);
         Some((name.clone(), Arc::new(receiver)))
     };
     let sources: BTreeMap<_, _> = config.sources.iter().filter_map(receives).collect();

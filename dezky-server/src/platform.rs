@@ -76,7 +76,9 @@ impl Platform {
         let Stores { log: store, directory: documents, flags, engine } = stores;
         let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
         let tenants = Arc::new(DirectoryTenants(Arc::clone(&documents)));
-        let log = AuditLog::new(Arc::clone(&store), Arc::clone(&runtime));
+        let intake = Intake::new(Arc::clone(&store), Arc::clone(&runtime));
+        // What was spooled is told apart as well when it goes to the log.
+        let log = AuditLog::new(Arc::clone(intake.store()), Arc::clone(&runtime));
         let log = log.with_directory(tenants.clone());
         let log = Arc::new(match spool {
             Some(spool) => log.with_store_timeout(STORE_TIMEOUT_BEFORE_SPOOL).with_spool(spool),
@@ -90,7 +92,6 @@ impl Platform {
             }
         };
         let flags = Flags::new(flags, Arc::clone(&log), Arc::clone(&runtime));
-        let intake = Intake::new(Arc::clone(&store), Arc::clone(&runtime));
         Ok(Self {
             intake: intake.with_directory(tenants.clone()).with_spool(Arc::clone(&log)),
             directory: Directory::new(documents, Arc::clone(&log), runtime),

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::integrity::{chain_hash, leaf_hash};
 use crate::source::QuarantineItem;
-use crate::{Error, ErrorKind, PLATFORM_SOURCE, Result, SealedEvent, Timestamp};
+use crate::{Error, ErrorKind, PLATFORM_SOURCE, Result, SealedEvent, StoredEvent, Timestamp};
 
 /// An [`AuditStore`] on any [`RowStore`]: deduplication, chain, group commit,
 /// page cursors and leases, the same for every engine.
@@ -92,6 +92,30 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
                 async move { commit_group(&*rows, &progress, &jobs).await }.boxed()
             })
             .await
+    }
+
+    async fn find_same(&self, events: &[&SealedEvent]) -> Result<Vec<StoredEvent>> {
+        if events.len() > MAX_BATCH_EVENTS {
+            let what = format!("at most {MAX_BATCH_EVENTS} events are looked up at a time");
+            return Err(Error::new(ErrorKind::TooLarge, what));
+        }
+        if events.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut tx = self.rows.begin().await?;
+        let existing = tx.existing(events).await?;
+        drop(tx);
+        let mut places: Vec<u64> = existing.into_iter().map(|row| row.seq).collect();
+        places.sort_unstable();
+        places.dedup();
+        let mut found = Vec::with_capacity(places.len());
+        // What was appended together stands together.
+        for stretch in places.chunk_by(|a, b| *b == a + 1) {
+            let from = i64::try_from(stretch[0]).unwrap_or(i64::MAX);
+            let rows = self.rows.scan(from, stretch.len()).await?;
+            found.extend(rows.into_iter().flatten().map(|row| row.stored));
+        }
+        Ok(found)
     }
 
     async fn list(&self, query: &ListQuery) -> Result<ListPage> {

@@ -107,6 +107,18 @@ pub trait AuditStore: Send + Sync {
     /// and `store_busy`, after which the outcome is unknown and a retry is safe.
     async fn append(&self, events: Vec<SealedEvent>, options: AppendOptions) -> Result<Appended>;
 
+    /// The events of the log that share their id, or their `(source, externalId)`, with
+    /// one of `events` (at most [`MAX_BATCH_EVENTS`]), in no particular order: for
+    /// writers that decide by what is there what they append. A row that can't be read
+    /// is left out.
+    ///
+    /// Unless overridden it finds none, and callers learn from their receipts: a store
+    /// that forwards its calls to another one should forward this one too.
+    async fn find_same(&self, events: &[&SealedEvent]) -> Result<Vec<StoredEvent>> {
+        let _ = events;
+        Ok(Vec::new())
+    }
+
     /// One page of the events that match, newest first by `(at, seq)`:
     /// events of one time stand in the order in which they came.
     ///

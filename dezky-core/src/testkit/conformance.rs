@@ -72,6 +72,7 @@ macro_rules! audit_store_conformance {
             absent_external_ids_are_all_different
             within_a_batch_the_first_wins
             a_duplicate_never_moves_the_head
+            events_with_the_same_identity_are_found
             a_duplicate_with_another_content_is_a_conflict
             other_differences_are_no_conflict
             an_invalid_event_refuses_the_whole_batch
@@ -309,6 +310,30 @@ pub async fn a_duplicate_never_moves_the_head(h: Harness<'_>) {
     let head = store.state().await.unwrap().head;
     append(&store, events).await;
     assert_eq!(store.state().await.unwrap().head, head);
+}
+
+/// See the name.
+pub async fn events_with_the_same_identity_are_found(h: Harness<'_>) {
+    let store = h.open(Reopen::No).await;
+    let mut there = named(h, &["a", "b", "c"]);
+    there.extend((0..3).map(|n| seal(h, external("ocis", &format!("x-{n}")))));
+    append(&store, there.clone()).await;
+    let asked = [
+        there[2].clone(),
+        seal(h, external("ocis", "x-1")),
+        seal(h, external("ocis", "x-0")),
+        seal(h, external("stalwart", "x-2")),
+        named(h, &["d"]).remove(0),
+    ];
+    let head = store.state().await.unwrap().head;
+    let mut found = store.find_same(&asked.iter().collect::<Vec<_>>()).await.unwrap();
+    found.sort_by_key(|event| event.seq);
+    let expected = [&there[2], &there[3], &there[4]].map(|sealed| sealed.event().clone());
+    assert_eq!(found.into_iter().map(|stored| stored.event).collect::<Vec<_>>(), expected);
+    assert!(store.find_same(&[]).await.unwrap().is_empty());
+    assert_eq!(store.state().await.unwrap().head, head, "nothing was written");
+    // And nothing is locked.
+    append(&store, named(h, &["e"])).await;
 }
 
 /// See the name.

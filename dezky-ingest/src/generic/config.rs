@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use dezky_core::{Outcome, TimeFormat};
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// How objects of a system become events, as it stands in a configuration (TOML or
 /// JSON).
@@ -29,9 +31,11 @@ pub struct MappingConfig {
     /// with a list `events`, or one event. Lines of files are one event each.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub events: Option<String>,
-    /// What identifies the event at its source. Without it the content does.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
+    /// The places of what identifies the event at its source, one or several, which
+    /// identify it together. Without any, or where one of them is empty, the content
+    /// does.
+    #[serde(skip_serializing_if = "Vec::is_empty", with = "one_or_more")]
+    pub id: Vec<String>,
     /// When it happened. Without it the time of receiving is taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
@@ -71,9 +75,9 @@ pub struct MappingConfig {
     /// The slug of the partner that it concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partner: Option<String>,
-    /// Actions, as the source spells them, that are passed over.
+    /// What is passed over: an object that one of the rules fits.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub skip: Vec<String>,
+    pub skip: Vec<SkipRule>,
     /// Pointers to what is hidden before anything is hashed, stored or quarantined.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub redact: Vec<String>,
@@ -81,6 +85,96 @@ pub struct MappingConfig {
     /// a secret: it is kept. What is inside it is not meant.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub keep: Vec<String>,
+}
+
+/// Which objects are passed over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum SkipRule {
+    /// Those with this action, as the source spells it.
+    Action(String),
+    /// Those with certain texts at a place.
+    Field(SkipField),
+}
+
+/// Which objects are passed over, by what stands at a place. An object with nothing
+/// there is kept, so that a rule never hides what its author has not seen. Exactly one
+/// of the lists is given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SkipField {
+    /// The place: a JSON pointer.
+    pub at: String,
+    /// The texts with which an object is passed over.
+    #[serde(rename = "in", skip_serializing_if = "Vec::is_empty")]
+    pub is_in: Vec<String>,
+    /// The texts with which an object is kept: with any other it is passed over.
+    #[serde(rename = "not_in", skip_serializing_if = "Vec::is_empty")]
+    pub is_not_in: Vec<String>,
+}
+
+impl From<&str> for SkipRule {
+    fn from(action: &str) -> Self {
+        Self::Action(action.to_owned())
+    }
+}
+
+impl<'de> Deserialize<'de> for SkipRule {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Rule;
+        impl<'de> Visitor<'de> for Rule {
+            type Value = SkipRule;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an action, or a rule such as { at = \"/stage\", in = [\"Started\"] }")
+            }
+
+            fn visit_str<E>(self, action: &str) -> Result<SkipRule, E> {
+                Ok(action.into())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<SkipRule, A::Error> {
+                SkipField::deserialize(MapAccessDeserializer::new(map)).map(SkipRule::Field)
+            }
+        }
+        deserializer.deserialize_any(Rule)
+    }
+}
+
+/// A list of texts, of which one alone may stand without the list.
+mod one_or_more {
+    use std::fmt;
+
+    use serde::de::value::SeqAccessDeserializer;
+    use serde::de::{SeqAccess, Visitor};
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(texts: &[String], s: S) -> Result<S::Ok, S::Error> {
+        match texts {
+            [one] => one.serialize(s),
+            several => several.serialize(s),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+        struct OneOrMore;
+        impl<'de> Visitor<'de> for OneOrMore {
+            type Value = Vec<String>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string, or a list of strings")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Vec<String>, E> {
+                Ok(vec![text.to_owned()])
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, texts: A) -> Result<Vec<String>, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(texts))
+            }
+        }
+        d.deserialize_any(OneOrMore)
+    }
 }
 
 /// Who did it.

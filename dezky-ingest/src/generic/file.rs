@@ -7,14 +7,14 @@ use std::sync::Arc;
 use dezky_core::{QuarantineItem, Result, Runtime, Timestamp};
 
 use super::mapping::Mapped;
-use super::{Mapping, not_json, without_mark};
-use crate::json::Doc;
+use super::{LINE_KEY_PREFIX, Mapping, not_json, sequence, without_mark};
+use crate::json::{Doc, Value};
 use crate::tail::{Decoded, FileTail, Line, LineDecoder, TailConfig};
 
 /// Lines of a file as a mapping reads them.
 ///
 /// A blank line is nothing. One that is no JSON object, or has no action, is one item
-/// in quarantine. An event without an id of its own has that of its line
+/// in quarantine; several objects in one line are an event each. An event without an id of its own has that of its line
 /// ([`Line::key`]), so equal lines are events of their own. `map.events` is for bodies
 /// and plays no part here.
 ///
@@ -42,30 +42,47 @@ impl MappedLines {
         FileTail::new(config, Arc::new(Self::new(mapping)), runtime)
     }
 
-    fn read(&self, line: &Line<'_>, text: &str) -> Decoded {
-        let bytes = line.bytes.len();
-        let doc = match Doc::parse(text) {
-            Ok(doc) => doc,
-            // What can't be parsed can't be redacted, so nothing of it is kept.
-            Err(_) if !line.is_complete => {
-                let detail = "the beginning of a line, not kept, as there may be secrets in it";
-                return line.quarantine("partial_line", detail, b"").into();
-            }
-            Err(error) => {
-                return line.quarantine("not_json", &not_json(bytes, &error), b"").into();
-            }
+    fn read(&self, line: &Line<'_>, text: &str, each: &mut dyn FnMut(Decoded)) {
+        let error = match Doc::parse(text) {
+            Ok(doc) => return each(self.object(line, doc.root(), line.key())),
+            Err(error) => error,
         };
-        let clean = self.0.clean(doc.root());
+        // Several objects without a newline between them.
+        let list = sequence(text).ok();
+        if let Some(list) = list.as_ref().and_then(|list| Doc::parse(list).ok())
+            && list.root().elements().all(Value::is_object)
+        {
+            for (n, object) in list.root().elements().enumerate() {
+                let key = if n == 0 { line.key() } else { format!("{}#{n}", line.key()) };
+                each(self.object(line, object, key));
+            }
+            return;
+        }
+        // What can't be parsed can't be redacted, so nothing of it is kept.
+        let item = if line.is_complete {
+            line.quarantine("not_json", &not_json(line.bytes.len(), &error), b"")
+        } else {
+            let detail = "the beginning of a line, not kept, as there may be secrets in it";
+            line.quarantine("partial_line", detail, b"")
+        };
+        each(item.into());
+    }
+
+    /// What an object of the line is; `key` identifies it unless it has an id.
+    fn object(&self, line: &Line<'_>, object: Value<'_>, key: String) -> Decoded {
+        let clean = self.0.clean(object);
         let is_redacted = matches!(clean, Cow::Owned(_));
-        match self.0.map(doc.root(), &clean, is_redacted, line.now) {
+        match self.0.map(object, &clean, is_redacted, line.now) {
             Mapped::Event(mut pulled) => {
-                pulled.event.external_id.get_or_insert_with(|| line.key());
+                pulled.event.external_id.get_or_insert(key);
                 Decoded::Event(pulled)
             }
             Mapped::Skipped => Decoded::Skipped,
             Mapped::Odd(reason, what) => {
-                let detail = format!("the line {what}");
-                line.quarantine(reason, &detail, clean.as_bytes()).into()
+                let mut item =
+                    line.quarantine(reason, &format!("the line {what}"), clean.as_bytes());
+                item.key = format!("{LINE_KEY_PREFIX}{key}");
+                item.into()
             }
         }
     }
@@ -81,7 +98,7 @@ impl LineDecoder for MappedLines {
         let text = String::from_utf8_lossy(line.bytes);
         let text = without_mark(&text).trim_ascii();
         if !text.is_empty() {
-            each(self.read(&line, text));
+            self.read(&line, text, each);
         }
     }
 

@@ -9,9 +9,9 @@ use dezky_core::{
     Timestamp,
 };
 
-use super::config::{MappingConfig, MappingProblem};
+use super::config::{MappingConfig, MappingProblem, SkipField, SkipRule};
 use super::pointer::{Pointer, Term};
-use super::{action, outcome, redact};
+use super::{CONTENT_KEY, LINE_KEY, action, outcome, redact};
 use crate::address::bare_address;
 use crate::domain::{domain, domain_of};
 use crate::intake::RAW_OUTCOME;
@@ -25,6 +25,8 @@ const MAX_TEXT_BYTES: usize = 512;
 const RAW_MAX: usize = 512;
 /// The longest identity that the log takes, in bytes.
 const EXTERNAL_ID_MAX: usize = 512;
+/// The most places that identify an event together.
+const MAX_ID_PLACES: usize = 8;
 /// The longest slug, in bytes.
 const SLUG_MAX: usize = 63;
 
@@ -33,7 +35,8 @@ const SLUG_MAX: usize = 63;
 pub struct Mapping {
     source: String,
     pub(super) events: Option<Pointer>,
-    id: Option<Pointer>,
+    /// What identifies an event together; empty if nothing is declared.
+    id: Vec<Pointer>,
     at: Option<Pointer>,
     at_format: TimeFormat,
     action: Term,
@@ -55,9 +58,27 @@ pub struct Mapping {
     tenant: Option<Term>,
     tenant_domain: Option<Term>,
     partner: Option<Term>,
+    /// Actions that are passed over.
     skip: BTreeSet<String>,
+    skip_by: Vec<Skip>,
     pub(super) redact: Vec<Pointer>,
     keep: Vec<Pointer>,
+}
+
+/// A rule by which objects are passed over.
+#[derive(Debug, Clone)]
+struct Skip {
+    at: Pointer,
+    texts: BTreeSet<String>,
+    /// Whether those with one of the texts are passed over, or those with another.
+    is_in: bool,
+}
+
+impl Skip {
+    fn fits(&self, object: Value<'_>) -> bool {
+        let text = self.at.get(object).and_then(Value::scalar);
+        text.is_some_and(|text| self.texts.contains(&*text) == self.is_in)
+    }
 }
 
 /// What an object is.
@@ -93,7 +114,7 @@ impl Mapping {
         Ok(Self {
             source: source.to_owned(),
             events: at.pointer("events", config.events.as_deref())?,
-            id: at.pointer("id", config.id.as_deref())?,
+            id: at.id(&config.id)?,
             at: at.time(config)?,
             at_format: config.at_format,
             action: at.action(action, &config.actions, &prefix)?,
@@ -118,6 +139,7 @@ impl Mapping {
             tenant_domain: at.tenant_domain(config.tenant_domain.as_deref())?,
             partner: at.term("partner", config.partner.as_deref(), SLUG_MAX)?,
             skip: skipped(config)?,
+            skip_by: at.skipped_by(config)?,
             redact,
             keep,
         })
@@ -161,6 +183,9 @@ impl Mapping {
         };
         if !object.is_object() {
             return Mapped::Odd("not_an_object", "is not an object");
+        }
+        if self.skip_by.iter().any(|rule| rule.fits(object)) {
+            return Mapped::Skipped;
         }
         let Some(raw_action) = self.action.text(object) else {
             return Mapped::Odd("no_action", "has no text where its action should be");
@@ -249,13 +274,27 @@ impl Mapping {
         Actor { kind, id, email, ip }
     }
 
+    /// The declared identity. Of several places each must say something; their texts
+    /// are joined by `/`, which in a text is written `~1`, and `~` is `~0`, so that no two
+    /// lists of texts make one identity.
     fn id(&self, object: Value<'_>, metadata: &mut NewMetadata) -> Option<String> {
-        let id = self.id.as_ref()?.get(object)?.text()?;
-        if id.len() > EXTERNAL_ID_MAX {
+        let text = |place: &Pointer| place.get(object)?.text();
+        let id = match &self.id[..] {
+            [] => return None,
+            [place] => text(place)?.into_owned(),
+            places => {
+                let texts: Option<Vec<_>> = places.iter().map(text).collect();
+                let escaped = |text: Cow<'_, str>| text.replace('~', "~0").replace('/', "~1");
+                texts?.into_iter().map(escaped).collect::<Vec<_>>().join("/")
+            }
+        };
+        // One that looks like a content key would not be compared by content.
+        let is_ours = id.starts_with(CONTENT_KEY) || id.starts_with(LINE_KEY);
+        if id.len() > EXTERNAL_ID_MAX || is_ours {
             metadata.annotate("rawId", head(&id));
             return None;
         }
-        Some(id.into_owned())
+        Some(id)
     }
 
     fn hints(&self, object: Value<'_>) -> Vec<TenantHint> {
@@ -340,7 +379,11 @@ fn places(field: &str, pointers: &[String]) -> Result<Vec<Pointer>, MappingProbl
 fn skipped(config: &MappingConfig) -> Result<BTreeSet<String>, MappingProblem> {
     bounded("skip", config.skip.len())?;
     bounded("outcomes", config.outcomes.len())?;
-    Ok(config.skip.iter().cloned().collect())
+    let action = |rule: &SkipRule| match rule {
+        SkipRule::Action(action) => Some(action.clone()),
+        SkipRule::Field(_) => None,
+    };
+    Ok(config.skip.iter().filter_map(action).collect())
 }
 
 fn verbs(
@@ -417,10 +460,43 @@ impl Compiler<'_> {
     }
 
     fn pointer(&self, field: &str, text: Option<&str>) -> Result<Option<Pointer>, MappingProblem> {
-        let Some(text) = text else { return Ok(None) };
+        text.map(|text| self.place(field, text)).transpose()
+    }
+
+    fn id(&self, places: &[String]) -> Result<Vec<Pointer>, MappingProblem> {
+        if places.len() > MAX_ID_PLACES {
+            let problem = format!("has {} places: at most {MAX_ID_PLACES}", places.len());
+            return Err(wrong("id", problem));
+        }
+        let field = |n: usize| if places.len() == 1 { "id".into() } else { format!("id[{n}]") };
+        let place = |(n, text): (usize, &String)| self.place(&field(n), text);
+        places.iter().enumerate().map(place).collect()
+    }
+
+    fn skipped_by(&self, config: &MappingConfig) -> Result<Vec<Skip>, MappingProblem> {
+        let mut rules = Vec::new();
+        for (n, rule) in config.skip.iter().enumerate() {
+            let SkipRule::Field(SkipField { at, is_in, is_not_in }) = rule else { continue };
+            let texts = match (&is_in[..], &is_not_in[..]) {
+                (texts, []) | ([], texts) if !texts.is_empty() => texts,
+                _ => {
+                    let problem = "needs either in or not_in, a list of texts: give one of them";
+                    return Err(wrong(format!("skip[{n}]"), problem));
+                }
+            };
+            bounded(&format!("skip[{n}]"), texts.len())?;
+            let at = self.place(&format!("skip[{n}].at"), at)?;
+            let texts = texts.iter().cloned().collect();
+            rules.push(Skip { at, texts, is_in: !is_in.is_empty() });
+        }
+        Ok(rules)
+    }
+
+    /// A place in an object.
+    fn place(&self, field: &str, text: &str) -> Result<Pointer, MappingProblem> {
         short(field, text)?;
         let pointer = Pointer::parse(text).map_err(|problem| wrong(field, problem))?;
-        self.readable(field, pointer).map(Some)
+        self.readable(field, pointer)
     }
 
     /// A term, of which a text has at most `max` bytes.

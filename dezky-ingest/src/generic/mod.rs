@@ -21,18 +21,21 @@ use std::borrow::Cow;
 
 use dezky_core::canonical::canonicalize;
 use dezky_core::{Error, ErrorKind, PulledEvent, QuarantineItem, Result, Timestamp};
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 pub use dezky_core::TimeFormat;
 
-pub use self::config::{ActorMapping, MappingConfig, MappingProblem, ResourceMapping};
+pub use self::config::{
+    ActorMapping, MappingConfig, MappingProblem, ResourceMapping, SkipField, SkipRule,
+};
 pub use self::file::MappedLines;
 use self::mapping::Mapped;
 pub use self::mapping::Mapping;
 pub use self::receiver::GenericReceiver;
 use crate::json::{Doc, Value};
 use crate::keys::ContentKeys;
-use crate::webhook::{OddItems, kept_list};
+use crate::webhook::{OddItems, REST_RAW_MAX, kept_list};
 
 /// The most events of one body.
 pub const MAX_BODY_EVENTS: usize = 10_000;
@@ -45,6 +48,19 @@ const QUARANTINE_RAW_MAX: usize = 64 << 10;
 
 /// What the key of a line's item begins with.
 const LINE_KEY_PREFIX: &str = "line:";
+
+/// What the key over the content of an event in a body begins with.
+pub(crate) const CONTENT_KEY: &str = "body1:";
+/// What the key over a line and its place begins with.
+pub(crate) const LINE_KEY: &str = "line1:";
+
+/// The first bytes of every gzip member.
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+/// Whether a source of that name can only be a declared one.
+pub(crate) fn is_declared(source: &str) -> bool {
+    mapping::check_name(source).is_ok()
+}
 
 /// What a body holds.
 #[derive(Debug, Clone, Default)]
@@ -59,13 +75,14 @@ pub struct Decoded {
 
 /// Decodes the body of a request whose signature was verified.
 ///
-/// - A body that is not JSON is one item in quarantine (`not_json`), one without events
-///   at the declared place another (`no_events`); an element that is no object
-///   (`not_an_object`) or has no action (`no_action`) is one and leaves the others as they
-///   are. Of more than a hundred of these the others are one item together
-///   (`too_many_odd`). An empty list holds nothing, which is fine.
-/// - Secrets are hidden first: they are in no event, key or quarantined text. Of what is
-///   not JSON nothing but the length is kept.
+/// - A body is one JSON value or several, one behind the other, with or without white
+///   space between them (JSON lines): each a list, an object with a list `events`, or one
+///   event. An empty list holds nothing, which is fine.
+/// - What has no events at the declared place is one item in quarantine (`no_events`); an
+///   element that is no object (`not_an_object`) or has no action (`no_action`) is one and
+///   leaves the others as they are. Of more than a hundred of these the others are kept
+///   together, as many in one item as it has room for (`too_many_odd`).
+/// - Secrets are hidden first: they are in no event, key or quarantined text.
 /// - `external_id` is the declared id. Where there is none, or it has over 512 bytes, it
 ///   is the content key `body1:…`, over the source's name, the canonical object without
 ///   its secrets and how many equal ones stand before it in the body; so it is the same
@@ -87,33 +104,103 @@ pub struct Decoded {
 /// ```
 ///
 /// # Errors
-/// `too_large` if the body has more than [`MAX_BODY_EVENTS`] events.
+/// Everything that is not refused is kept, and nothing of a body that is refused:
+/// - `body_invalid` if the body is not JSON, is empty, or has a value that is neither an
+///   object nor a list. Nothing of it could be kept: what can't be parsed can't be
+///   redacted.
+/// - `too_large` if it has more than [`MAX_BODY_EVENTS`] events, or something that would
+///   go to the quarantine and has more than its 64 KiB.
 pub fn decode(mapping: &Mapping, body: &[u8], received_at: Timestamp) -> Result<Decoded> {
-    let refused = |reason: &str, key: String, detail: String, raw: &str| Decoded {
-        quarantine: vec![item(mapping, reason, key, detail, raw, received_at)],
-        ..Decoded::default()
-    };
     let text = String::from_utf8_lossy(body);
-    let doc = match Doc::parse(without_mark(&text)) {
-        Ok(doc) => doc,
-        Err(error) => {
-            // What can't be parsed can't be redacted, so only its length is kept: a
-            // hash, too, would let a secret be guessed.
-            let (key, detail) = (format!("not_json:{}", body.len()), not_json(body.len(), &error));
-            return Ok(refused("not_json", key, detail, ""));
+    let text = without_mark(&text);
+    let list;
+    let (doc, is_sequence) = if let Ok(doc) = Doc::parse(text) {
+        (doc, false)
+    } else {
+        list = sequence(text).map_err(|error| unreadable(body, &error))?;
+        (Doc::parse(&list).map_err(|error| unreadable(body, &error))?, true)
+    };
+    let roots: Vec<_> =
+        if is_sequence { doc.root().elements().collect() } else { vec![doc.root()] };
+    if roots.is_empty() {
+        return Err(Error::new(ErrorKind::BodyInvalid, "the body is empty: send JSON objects"));
+    }
+    if !roots.iter().all(|root| root.is_object() || root.is_list()) {
+        let what = "the body must be JSON objects or lists of them, not single values";
+        return Err(Error::new(ErrorKind::BodyInvalid, what));
+    }
+    if roots.len() > MAX_BODY_EVENTS {
+        return Err(too_many_events());
+    }
+    let (mut events, mut without) = (Vec::new(), Vec::new());
+    for root in roots {
+        if !objects(mapping, root, &mut events)? {
+            without.push(root);
         }
-    };
-    let Some(objects) = objects(mapping, doc.root())? else {
-        let raw = mapping.clean(doc.root());
-        let detail = format!("{} bytes of JSON have no events where map.events says", body.len());
-        let key = sha256(&mapping.for_key(doc.root()));
-        return Ok(refused(NO_EVENTS, key, detail, &raw));
-    };
+    }
     let mut keys = ContentKeys::new("body1", mapping.source());
-    Ok(map_all(mapping, objects, received_at, |clean| {
+    let mut decoded = map_all(mapping, events, received_at, |clean| {
         // It is a part of a document, so it is JSON.
         keys.key(&[&canonicalize(clean).unwrap_or_default()])
-    }))
+    })?;
+    for root in without {
+        let raw = mapping.clean(root);
+        check_keepable("a body without events where map.events says", &raw)?;
+        let detail =
+            format!("{} bytes of JSON have no events where map.events says", root.raw().len());
+        decoded.quarantine.push(item(
+            mapping,
+            NO_EVENTS,
+            sha256(&mapping.for_key(root)),
+            detail,
+            &raw,
+            received_at,
+        ));
+    }
+    Ok(decoded)
+}
+
+/// The values of a text that has several one behind the other, as a list.
+fn sequence(text: &str) -> std::result::Result<String, serde_json::Error> {
+    let mut list = String::with_capacity(text.len() + 2);
+    list.push('[');
+    for value in serde_json::Deserializer::from_str(text).into_iter::<&RawValue>() {
+        let value = value?;
+        if list.len() > 1 {
+            list.push(',');
+        }
+        list.push_str(value.get());
+    }
+    list.push(']');
+    Ok(list)
+}
+
+fn unreadable(body: &[u8], error: &serde_json::Error) -> Error {
+    let hint = if body.starts_with(&GZIP_MAGIC) {
+        "it is gzip, so say Content-Encoding: gzip"
+    } else {
+        "send one object, a list of them, or JSON lines"
+    };
+    let (line, column) = (error.line(), error.column());
+    let what = format!("the body is not JSON at line {line} column {column}: {hint}");
+    Error::new(ErrorKind::BodyInvalid, what)
+}
+
+fn too_many_events() -> Error {
+    let what = format!("the body has more than {MAX_BODY_EVENTS} events: send them in several");
+    Error::new(ErrorKind::TooLarge, what)
+}
+
+/// Refuses what the quarantine would cut: nobody could read it again.
+fn check_keepable(what: &str, raw: &str) -> Result<()> {
+    if raw.len() <= REST_RAW_MAX {
+        return Ok(());
+    }
+    let problem = format!(
+        "{what} has {} bytes, and the quarantine keeps {REST_RAW_MAX}: nothing of the body was stored",
+        raw.len()
+    );
+    Err(Error::new(ErrorKind::TooLarge, problem))
 }
 
 /// Reads what was kept of a line, an element, several or a whole body again: all are
@@ -146,7 +233,8 @@ fn map_list(
 ) -> std::result::Result<Decoded, String> {
     let list = kept_list(item)?;
     let doc = Doc::parse(&list).map_err(|_| "still no JSON")?;
-    Ok(map_all(mapping, doc.root().elements().collect(), item.at, key))
+    map_all(mapping, doc.root().elements().collect(), item.at, key)
+        .map_err(|error| error.to_string())
 }
 
 /// What the mapping makes of objects; `key` is the identity of one that has no id, of its
@@ -156,7 +244,7 @@ fn map_all(
     objects: Vec<Value<'_>>,
     received_at: Timestamp,
     mut key: impl FnMut(&str) -> String,
-) -> Decoded {
+) -> Result<Decoded> {
     let mut decoded = Decoded::default();
     let mut odd_items = OddItems::default();
     let count = objects.len();
@@ -171,13 +259,14 @@ fn map_all(
             Mapped::Skipped => decoded.skipped += 1,
             Mapped::Odd(reason, what) => {
                 let detail = format!("event {} of {count} {what}", index + 1);
+                check_keepable(&detail, &clean)?;
                 let key = sha256(&mapping.for_key(object));
                 odd_items.push(item(mapping, reason, key, detail, &clean, received_at));
             }
         }
     }
     decoded.quarantine = odd_items.into_items(count);
-    decoded
+    Ok(decoded)
 }
 
 fn item(
@@ -198,14 +287,17 @@ fn item(
     }
 }
 
-/// The events of a body; `None` if there are none at the declared place.
-fn objects<'d>(mapping: &Mapping, root: Value<'d>) -> Result<Option<Vec<Value<'d>>>> {
-    let mut objects = Vec::new();
-    let mut lists = match &mapping.events {
+/// Adds the events of one value of a body; `false` if there are none at the declared
+/// place.
+fn objects<'d>(mapping: &Mapping, root: Value<'d>, all: &mut Vec<Value<'d>>) -> Result<bool> {
+    let lists = match &mapping.events {
         Some(place) => match place.get(root) {
             Some(list) if list.is_list() => vec![list],
-            Some(object) if object.is_object() => return Ok(Some(vec![object])),
-            _ => return Ok(None),
+            Some(object) if object.is_object() => {
+                all.push(object);
+                return Ok(true);
+            }
+            _ => return Ok(false),
         },
         None if root.is_list() => vec![root],
         // A body that names them more than once gives all: to choose would be to lose some.
@@ -215,19 +307,13 @@ fn objects<'d>(mapping: &Mapping, root: Value<'d>) -> Result<Option<Vec<Value<'d
         }
     };
     if lists.is_empty() {
-        return Ok(Some(vec![root]));
+        all.push(root);
     }
-    for list in lists.drain(..) {
+    for list in lists {
         // One more than there may be, whatever there is.
-        objects.extend(list.elements().take(MAX_BODY_EVENTS + 1 - objects.len()));
+        all.extend(list.elements().take((MAX_BODY_EVENTS + 1).saturating_sub(all.len())));
     }
-    if objects.len() > MAX_BODY_EVENTS {
-        return Err(Error::new(
-            ErrorKind::TooLarge,
-            format!("the body has more than {MAX_BODY_EVENTS} events: send them in several"),
-        ));
-    }
-    Ok(Some(objects))
+    if all.len() > MAX_BODY_EVENTS { Err(too_many_events()) } else { Ok(true) }
 }
 
 /// The text without a byte order mark.

@@ -1,23 +1,56 @@
-//! The receiving end of a signed post: verify, decode, append, and only then say so.
+//! The receiving end of a signed post: verify, unpack, decode, append, and only then say
+//! so.
 
-use dezky_core::Result;
+use std::borrow::Cow;
+use std::io::Read as _;
+
+use dezky_core::{Error, ErrorKind, Result};
+use flate2::bufread::MultiGzDecoder;
 
 use super::{Mapping, decode};
 use crate::intake::{Intake, Taken};
-use crate::signature::Secrets;
+use crate::signature::{HEADER, Headers, Scheme, Secrets};
 use crate::webhook::take_in_parts;
+
+/// The largest body, unpacked, unless set.
+const MAX_BODY_BYTES: usize = 16 << 20;
+/// How many times larger than the request a body may be that was compressed. JSON
+/// shrinks to a tenth or a fiftieth; a thousandth is an attack on the memory.
+const MAX_RATIO: usize = 200;
+/// What may come out of any request, however small.
+const ANY_RATIO_BYTES: usize = 1 << 20;
+/// How much is unpacked at a time.
+const CHUNK_BYTES: usize = 64 << 10;
 
 /// Takes signed posts of one source into the log.
 pub struct GenericReceiver {
     mapping: Mapping,
     secrets: Secrets,
+    scheme: Scheme,
+    max_body_bytes: usize,
     intake: Intake,
 }
 
 impl GenericReceiver {
-    /// A receiver for the source that `mapping` was compiled for.
+    /// A receiver for the source that `mapping` was compiled for, whose posts are signed
+    /// in `X-Signature`. Bodies have at most 16 MiB, unpacked.
     pub fn new(mapping: Mapping, secrets: Secrets, intake: Intake) -> Self {
-        Self { mapping, secrets, intake }
+        let (scheme, max_body_bytes) = (Scheme::default(), MAX_BODY_BYTES);
+        Self { mapping, secrets, scheme, max_body_bytes, intake }
+    }
+
+    /// The same for posts that are signed otherwise.
+    #[must_use]
+    pub fn with_scheme(mut self, scheme: Scheme) -> Self {
+        self.scheme = scheme;
+        self
+    }
+
+    /// The same with another bound for a body, unpacked, in bytes.
+    #[must_use]
+    pub fn with_max_body_bytes(mut self, max_body_bytes: usize) -> Self {
+        self.max_body_bytes = max_body_bytes;
+        self
     }
 
     /// The name under which the events are stored.
@@ -25,21 +58,118 @@ impl GenericReceiver {
         self.mapping.source()
     }
 
-    /// Verifies `signature` (the `X-Signature` header) over the raw `body` and
-    /// takes in what is in it. When this returns, everything but what the mapping passes
-    /// over is durably in the log, in the quarantine or, if the
-    /// [intake](Intake::with_spool) has one, in the spool; the same body again changes
-    /// nothing and answers the same [`Taken::received`].
+    /// [`receive_request`](Self::receive_request) for a request whose only header is
+    /// `X-Signature`, with as much room as the bound of a body allows.
     ///
     /// # Errors
-    /// `signature_invalid`: nothing was read or written. `too_large`: the body has more
-    /// than [`MAX_BODY_EVENTS`](super::MAX_BODY_EVENTS), and nothing was written. Those of
-    /// [`Intake::take_pushed`]: let the sender come again. A large body is taken in
-    /// parts; those before the error are kept and will be duplicates then.
+    /// The same.
     pub async fn receive(&self, signature: Option<&str>, body: &[u8]) -> Result<Taken> {
-        self.secrets.verify(signature, body)?;
-        let decoded = decode(&self.mapping, body, self.intake.runtime().now())?;
+        let headers = Headers::new(signature.map(|value| (HEADER, value)));
+        self.receive_request(&headers, body, |_| true).await
+    }
+
+    /// Verifies what the headers carry over the raw `body` and takes in what is in it.
+    /// When this returns, everything but what the mapping passes over is durably in the
+    /// log, in the quarantine or, if the [intake](Intake::with_spool) has one, in the
+    /// spool; the same body again changes nothing and answers the same
+    /// [`Taken::received`].
+    ///
+    /// The signature covers the body as it was sent. One with `Content-Encoding: gzip` is
+    /// unpacked after that, all its members, as long as `room` takes the bytes that are
+    /// out so far.
+    ///
+    /// # Errors
+    /// Nothing was written after one of these, and the sender should learn of it:
+    /// - `signature_invalid`;
+    /// - `media_type`: the body has another encoding than gzip, or is not JSON and not
+    ///   said to be;
+    /// - `body_invalid`: the body is not JSON, or not all of a gzip file;
+    /// - `too_large`: it has more events than [`MAX_BODY_EVENTS`](super::MAX_BODY_EVENTS),
+    ///   more bytes, unpacked, than its bound or 200 times the request, or an object that
+    ///   neither the log nor the quarantine can keep whole;
+    /// - `store_busy`: `room` was refused; the same request may succeed later.
+    ///
+    /// Those of [`Intake::take_pushed`]: let the sender come again. A large body is taken
+    /// in parts; those before the error are kept and will be duplicates then.
+    pub async fn receive_request(
+        &self,
+        headers: &Headers,
+        body: &[u8],
+        room: impl FnMut(usize) -> bool + Send,
+    ) -> Result<Taken> {
+        let now = self.intake.runtime().now();
+        self.scheme.verify(&self.secrets, headers, body, now)?;
+        let decoded = {
+            let body = self.unpacked(headers, body, room)?;
+            decode(&self.mapping, &body, now).map_err(|error| as_said(error, headers))?
+        };
         let (events, quarantine) = (decoded.events, decoded.quarantine);
         take_in_parts(&self.intake, self.source(), events, quarantine, decoded.skipped).await
     }
+
+    /// The body without its content encoding.
+    fn unpacked<'b>(
+        &self,
+        headers: &Headers,
+        body: &'b [u8],
+        room: impl FnMut(usize) -> bool,
+    ) -> Result<Cow<'b, [u8]>> {
+        let encodings = headers.get("content-encoding").unwrap_or_default().split(',');
+        let encodings: Vec<_> = encodings
+            .map(|encoding| encoding.trim().to_ascii_lowercase())
+            .filter(|encoding| !encoding.is_empty() && encoding != "identity")
+            .collect();
+        match &encodings.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            [] => Ok(Cow::Borrowed(body)),
+            ["gzip" | "x-gzip"] => gunzip(body, self.max_body_bytes, room).map(Cow::Owned),
+            _ => {
+                let what = "the only Content-Encoding that is read is gzip: send that, or none";
+                Err(Error::new(ErrorKind::MediaUnsupported, what))
+            }
+        }
+    }
+}
+
+/// All members of a gzip file.
+fn gunzip(body: &[u8], max: usize, mut room: impl FnMut(usize) -> bool) -> Result<Vec<u8>> {
+    let max_by_ratio = body.len().saturating_mul(MAX_RATIO).max(ANY_RATIO_BYTES);
+    let (mut out, mut chunk) = (Vec::new(), vec![0; CHUNK_BYTES]);
+    let mut decoder = MultiGzDecoder::new(body);
+    loop {
+        let read = decoder.read(&mut chunk).map_err(|error| {
+            let what = "the body is not whole gzip, as Content-Encoding says: send it again";
+            Error::new(ErrorKind::BodyInvalid, what).with_source(error)
+        })?;
+        if read == 0 {
+            return Ok(out);
+        }
+        let bytes = out.len() + read;
+        if bytes > max {
+            let what = format!("the body has more than {max} bytes, unpacked: send less at a time");
+            return Err(Error::new(ErrorKind::TooLarge, what));
+        }
+        if bytes > max_by_ratio {
+            let what = format!(
+                "the body is more than {MAX_RATIO} times as large as the request: send it without Content-Encoding"
+            );
+            return Err(Error::new(ErrorKind::TooLarge, what));
+        }
+        if !room(bytes) {
+            let what = "there is no room to unpack the body: try again";
+            return Err(Error::new(ErrorKind::StoreBusy, what));
+        }
+        out.extend_from_slice(&chunk[..read]);
+    }
+}
+
+/// A body that is not JSON and not said to be: the type is what is wrong.
+fn as_said(error: Error, headers: &Headers) -> Error {
+    let is_other = headers
+        .get("content-type")
+        .is_some_and(|media_type| !media_type.to_ascii_lowercase().contains("json"));
+    if error.kind() != ErrorKind::BodyInvalid || !is_other {
+        return error;
+    }
+    let what = format!("{error}, with Content-Type: application/json");
+    Error::new(ErrorKind::MediaUnsupported, what)
 }

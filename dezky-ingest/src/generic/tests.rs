@@ -276,9 +276,10 @@ fn bodies() {
             1,
             &["not_an_object", "no_action", "no_action", "no_action", "no_action", "not_an_object"],
         ),
-        ("", 0, &["not_json"]),
-        ("{", 0, &["not_json"]),
-        ("null", 0, &["not_an_object"]),
+        // Several values, with a newline between them or nothing.
+        ("{\"a\":\"x\"}\n{\"a\":\"y\"}\r\n\n", 2, &[]),
+        (r#"{"a":"x"}{"a":"y"}"#, 2, &[]),
+        (r#"[{"a":"x"},7] {"events":[{"a":"y"}]}"#, 2, &["not_an_object"]),
     ] {
         let decoded = decoded(declared(), body);
         assert_eq!((decoded.events.len(), &*reasons(&decoded)), (events, odd), "{body}");
@@ -290,10 +291,93 @@ fn bodies() {
         (r#"{"data":[{"list":[]}]}"#, 0, &[]),
         (r#"{"events":[{"a":"x"}]}"#, 0, &["no_events"]),
         (r#"{"data":[{"list":7}]}"#, 0, &["no_events"]),
+        (r#"{"data":[{"list":{"a":"x"}}]}{"no":1}"#, 1, &["no_events"]),
     ] {
         let decoded = decoded(inside(), body);
         assert_eq!((decoded.events.len(), &*reasons(&decoded)), (events, odd), "{body}");
     }
+}
+
+#[test]
+fn what_could_not_be_kept_is_refused() {
+    let declared = || json!({"action": "/a", "events": "/events"});
+    let refused = |body: &[u8]| decode(&mapping(declared()), body, now()).unwrap_err();
+    for (body, words) in [
+        (&b""[..], "empty"),
+        (b" \n", "empty"),
+        (b"{", "not JSON at line 1 column 1"),
+        (b"event=paid&token=S3", "not JSON"),
+        (b"{\"a\":\"x\"}\nplain text\n", "line 2"),
+        (b"{\"a\":\"x\"},{\"a\":\"y\"}", "not JSON"),
+        (b"null", "objects"),
+        (b"1 2 3", "objects"),
+        (b"{\"a\":\"x\"} 7", "objects"),
+        (b"\x1f\x8b\x08\0", "Content-Encoding: gzip"),
+        (b"\xff\xfe{\0}\0", "not JSON"),
+    ] {
+        let error = refused(body);
+        assert_eq!(error.kind(), ErrorKind::BodyInvalid, "{body:?}");
+        assert!(error.to_string().contains(words), "{error}");
+        assert!(!error.to_string().contains("S3"), "{error}");
+    }
+    // The quarantine would cut it, and nobody could read it again.
+    let large = "x".repeat(70_000);
+    for body in [
+        format!(r#"{{"other":"{large}"}}"#),
+        format!(r#"{{"events":[{{"a":"x"}},{{"no":"{large}"}}]}}"#),
+    ] {
+        assert_eq!(refused(body.as_bytes()).kind(), ErrorKind::TooLarge);
+    }
+    let fits = format!(r#"{{"other":"{}"}}"#, "x".repeat(65_000));
+    let kept = decode(&mapping(declared()), fits.as_bytes(), now()).unwrap().quarantine.remove(0);
+    assert_eq!(kept.raw, fits.as_bytes());
+}
+
+#[test]
+fn all_of_many_odd_elements_are_kept() {
+    let odd = |n: usize| json!({"no": n, "text": "x".repeat(n % 3_000)});
+    let list: Vec<_> = (0..1_000).map(odd).collect();
+    let items = decoded(json!({"action": "/a"}), &json!(list).to_string()).quarantine;
+    let mended = mapping(json!({"action": "/no", "id": "/no"}));
+    let again: Vec<_> = items.iter().flat_map(|item| redecode(&mended, item).unwrap()).collect();
+    assert_eq!(again.len(), 1_000);
+    assert!(items.len() < 140, "{}", items.len());
+}
+
+#[test]
+fn several_places_identify_an_event_together() {
+    let id = |object: Json| {
+        let declared = json!({"action": "/a", "id": ["/auditID", "/stage"]});
+        event(declared, object).event.external_id.unwrap()
+    };
+    assert_eq!(id(json!({"a": "x", "auditID": "u-1", "stage": "Panic"})), "u-1/Panic");
+    assert_eq!(id(json!({"a": "x", "auditID": "a/b", "stage": "~"})), "a~1b/~0");
+    assert_ne!(
+        id(json!({"a": "x", "auditID": "a/b", "stage": "c"})),
+        id(json!({"a": "x", "auditID": "a", "stage": "b/c"}))
+    );
+    assert!(id(json!({"a": "x", "auditID": "u-1"})).starts_with("body1:"), "one is not there");
+    let single = event(json!({"action": "/a", "id": ["/i"]}), json!({"a": "x", "i": "a/b~"}));
+    assert_eq!(single.event.external_id.as_deref(), Some("a/b~"), "as it is");
+    // A key of ours can't be claimed.
+    let claimed = event(json!({"action": "/a", "id": "/i"}), json!({"a": "x", "i": "line1:0"}));
+    assert!(claimed.event.external_id.as_ref().unwrap().starts_with("body1:"));
+    assert_eq!(annotation(&claimed, "rawId"), "line1:0");
+}
+
+#[test]
+fn objects_are_passed_over_by_any_field() {
+    let some = decoded(
+        json!({
+            "action": "/verb",
+            "skip": ["watch", {"at": "/stage", "in": ["RequestReceived"]},
+                     {"at": "/level", "not_in": ["Request", "RequestResponse"]}, {"at": "/ok", "in": ["true"]}],
+        }),
+        r#"[{"verb":"get","stage":"RequestReceived"},{"verb":"get","stage":"ResponseComplete"},
+            {"verb":"watch"},{"verb":"get","level":"Metadata"},{"verb":"get","level":"Request"},
+            {"verb":"get"},{"stage":"RequestReceived"},{"verb":"get","ok":true}]"#,
+    );
+    assert_eq!((some.events.len(), some.skipped, some.quarantine.len()), (3, 5, 0));
 }
 
 #[test]
@@ -320,6 +404,10 @@ fn too_many() {
     assert_eq!(decode(twice).unwrap_err().kind(), ErrorKind::TooLarge);
     let odd = decode(body(1_000, "1")).unwrap().quarantine;
     assert_eq!((odd.len(), &*odd[100].reason), (101, "too_many_odd"));
+    let lines = decode("[]\n".repeat(MAX_BODY_EVENTS + 1)).unwrap_err();
+    assert_eq!(lines.kind(), ErrorKind::TooLarge);
+    let lines = decode("{}\n".repeat(MAX_BODY_EVENTS)).unwrap();
+    assert_eq!(lines.events.len(), MAX_BODY_EVENTS);
 }
 
 #[test]
@@ -386,6 +474,17 @@ fn problems_name_field_and_fix() {
         (json!({"action": "x".repeat(513)}), "action", "512"),
         (json!({"action": "x".repeat(124)}), "action", "begins with /"),
         (json!({"action": "/a", "id": "uuid"}), "id", "begins with /"),
+        (json!({"action": "/a", "id": ["/a", "uuid"]}), "id[1]", "begins with /"),
+        (json!({"action": "/a", "id": vec!["/a"; 9]}), "id", "at most 8"),
+        (json!({"action": "/a", "id": ["/a", "/token"]}), "id[1]", "never kept"),
+        (json!({"action": "/a", "skip": [{"at": "/a"}]}), "skip[0]", "in or not_in"),
+        (
+            json!({"action": "/a", "skip": ["x", {"at": "/a", "in": ["x"], "not_in": ["y"]}]}),
+            "skip[1]",
+            "one of them",
+        ),
+        (json!({"action": "/a", "skip": [{"at": "stage", "in": ["x"]}]}), "skip[0].at", "begins"),
+        (json!({"action": "/a", "skip": [{"in": ["x"]}]}), "skip[0].at", "is empty"),
         (json!({"action": "/a", "at": "time"}), "at", "begins with /"),
         (json!({"action": "/a", "events": "events"}), "events", "such as /events"),
         (json!({"action": "/a", "action_prefix": "dezky"}), "action_prefix", "reserved"),
@@ -445,9 +544,14 @@ fn problems_name_field_and_fix() {
         assert_eq!(problem.field, field, "{declared}: {problem}");
         assert!(problem.problem.contains(words), "{declared}: {problem}");
     }
-    for unknown in
-        [json!({"acton": "/a"}), json!({"actor": {"name": "/n"}}), json!({"at_format": "unix"})]
-    {
+    for unknown in [
+        json!({"acton": "/a"}),
+        json!({"actor": {"name": "/n"}}),
+        json!({"at_format": "unix"}),
+        json!({"id": 7}),
+        json!({"skip": [{"at": "/a", "is": ["x"]}]}),
+        json!({"skip": [7]}),
+    ] {
         assert!(serde_json::from_value::<MappingConfig>(unknown).is_err());
     }
 }
@@ -491,10 +595,13 @@ fn declarations_survive_json() {
     let declared = json!({
         "id": "/id", "at": "/t", "at_format": "seconds", "action": "/a", "actions": {"A": "b"},
         "outcome": "/o", "outcomes": {"bad": "failure"}, "actor": {"type": "user", "id": "/u"},
-        "resource": {"type": "order"}, "skip": ["ping"], "redact": ["/x"],
+        "resource": {"type": "order"}, "redact": ["/x"],
+        "skip": ["ping", {"at": "/s", "in": ["a"]}, {"at": "/s", "not_in": ["b"]}],
     });
-    let config = config(declared.clone());
-    assert_eq!(serde_json::to_value(&config).unwrap(), declared);
+    let back = |declared: &Json| serde_json::to_value(config(declared.clone())).unwrap();
+    assert_eq!(back(&declared), declared);
+    let several = json!({"id": ["/a", "/b"], "at_format": "rfc3339", "actor": {}, "resource": {}});
+    assert_eq!(back(&several), several);
 }
 
 /// Any JSON, with the names that the mapping asks for among its keys.
@@ -563,7 +670,14 @@ proptest! {
     fn the_mapping_is_total(body in any_body(), which in 0..4_usize) {
         let mapping = mapping(declarations()[which].clone());
         let runtime = ManualRuntime::new(1);
-        let decoded = decode(&mapping, &body, now()).unwrap();
+        let decoded = match decode(&mapping, &body, now()) {
+            Ok(decoded) => decoded,
+            // Refused whole: the sender learns of it.
+            Err(error) => {
+                prop_assert_eq!(error.kind(), ErrorKind::BodyInvalid);
+                return Ok(());
+            }
+        };
         for pulled in &decoded.events {
             prop_assert!(pulled.event.external_id.is_some());
             prop_assert!(pulled.tenant.len() <= 2);

@@ -204,6 +204,10 @@ impl Pump {
                 break;
             }
         }
+        if tick.taken.quarantined == 0 && self.lease.is_held() {
+            let told = self.intake.tell_rest(&name, self.lease.fence());
+            self.lease.keep_during(told).await?;
+        }
         Ok(())
     }
 

@@ -35,6 +35,9 @@ const QUARANTINE_RAW_MAX: usize = 64 << 10;
 /// The longest identity that the log takes, in bytes.
 const EXTERNAL_ID_MAX: usize = 512;
 
+/// The reason of a body that can't be parsed.
+const NOT_JSON: &str = "not_json";
+
 /// The reason of a body that has none.
 const NO_EVENTS: &str = "no_events";
 
@@ -55,12 +58,12 @@ pub struct Decoded {
 /// events, is one item in quarantine (`not_json`, `no_events`); an element that
 /// is not an object, or has no type, is one (`not_an_object`, `no_type`) and
 /// leaves the others as they are; of more than a hundred of these the others are
-/// one item together (`too_many_odd`). Nothing else is refused.
+/// kept together, as many in one item as it has room for (`too_many_odd`). Nothing else is refused.
 ///
 /// - Secrets (`contents` at any depth; `id` and `details` of an `auth.error`)
 ///   are taken out first: they are in no event, key or quarantined text. Of what
 ///   has no type more is taken out, of what is not JSON nothing but the length
-///   is kept. What stands under a secret's name, or in an address (`?token=…`), is hidden
+///   is kept; the receiver identifies it by a digest that is keyed with its secret. What stands under a secret's name, or in an address (`?token=…`), is hidden
 ///   in what is kept, as of all sources; content keys are taken before, so that they stay
 ///   what they are when that rule changes.
 /// - `external_id` is the event's `id` where that identifies it. Where it is
@@ -102,8 +105,8 @@ pub fn decode(
              secrets in them"
         );
         // What can't be parsed can't be redacted, so only its length is kept: a
-        // hash, too, would let a secret be guessed.
-        item("not_json", format!("not_json:{size}"), detail, "")
+        // hash, too, would let a secret be guessed. The receiver has a key for one.
+        item(NOT_JSON, format!("{NOT_JSON}:{size}"), detail, "")
     };
     let clean;
     // From here on nobody sees the text but without its secrets. Most have none, and

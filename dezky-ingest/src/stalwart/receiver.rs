@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dezky_core::{Error, ErrorKind, NewEvent, PulledEvent, Result, TimeProblem, Timestamp};
 
-use super::{Decoded, decode};
+use super::{Decoded, NOT_JSON, decode};
 use crate::intake::{Intake, Taken, refused};
 use crate::signature::Secrets;
 use crate::webhook::take_in_parts;
@@ -81,6 +81,10 @@ impl StalwartReceiver {
         self.secrets.verify(signature, body)?;
         let now = self.intake.runtime().now();
         let mut decoded = decode(&self.source, body, client_ip, now);
+        for unreadable in decoded.quarantine.iter_mut().filter(|item| item.reason == NOT_JSON) {
+            // Two bodies of one length are two.
+            unreadable.key = format!("{NOT_JSON}:{}", self.secrets.identity(body));
+        }
         if let Some(max_age) = self.max_age {
             self.refuse_old(&mut decoded, max_age, now);
         }

@@ -5,14 +5,16 @@ use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use dezky_core::ErrorKind;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::ListQuery;
+use dezky_core::{ErrorKind, Outcome, Result};
 use dezky_ingest::generic::{
     GenericReceiver, MAX_BODY_EVENTS, MappedLines, Mapping, MappingConfig,
 };
-use dezky_ingest::signature::Secrets;
+use dezky_ingest::signature::{Headers, Scheme, Secrets};
 use dezky_ingest::{Pump, PumpConfig, Taken};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
 use crate::{Place, run};
@@ -216,5 +218,227 @@ fn the_same_id_by_both_ways_is_one_event() {
         assert_eq!((taken.stored, taken.duplicates, taken.conflicts), (0, 1, 0));
         let only = place.of_source("shop").await;
         assert_eq!(only[0].event.external_id.as_deref(), Some("e-1"));
+    });
+}
+
+/// A log that the pumps and receivers of several processes share, as the server has it.
+fn declared(place: &Place, declared: Value, scheme: Value) -> GenericReceiver {
+    let scheme = Scheme::compile(&serde_json::from_value(scheme).unwrap()).unwrap();
+    let secrets = Secrets::from_texts([KEY]).unwrap();
+    GenericReceiver::new(mapping(declared), secrets, place.intake()).with_scheme(scheme)
+}
+
+/// A signed request with further headers.
+async fn send(receiver: &GenericReceiver, more: &[(&str, &str)], body: &[u8]) -> Result<Taken> {
+    let signature = Secrets::from_texts([KEY]).unwrap().sign_base64(body);
+    let lines = more.iter().copied().chain([("x-signature", signature.as_str())]);
+    receiver.receive_request(&Headers::new(lines), body, |_| true).await
+}
+
+fn gzip(content: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(content).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[test]
+fn what_is_answered_with_success_is_kept_and_all_else_is_refused() {
+    run(async {
+        let place = Place::new().await;
+        let shop = receiver(&place, &[KEY]);
+        let encoded = |encoding: &'static str| [("content-encoding", encoding)];
+        let (one, two) = (&br#"{"event":"a"}"#[..], &b"{\"event\":\"b\"}\n{\"event\":\"c\"}"[..]);
+        let whole = [gzip(one), gzip(two)].concat();
+        for (headers, body, stored) in [
+            (&encoded("gzip")[..], &whole[..], 3),
+            (&encoded("GZIP, identity"), &gzip(b"{\"event\":\"d\"}"), 1),
+            (&encoded("identity"), b"{\"event\":\"e\"}{\"event\":\"f\"}", 2),
+            (&[("content-type", "application/x-www-form-urlencoded")], b"{\"event\":\"g\"}", 1),
+        ] {
+            let taken = send(&shop, headers, body).await.unwrap();
+            assert_eq!((taken.stored, taken.received()), (stored, stored));
+            assert_eq!(send(&shop, headers, body).await.unwrap().duplicates, stored);
+        }
+        let head = place.count().await;
+        let form = [("content-type", "application/x-www-form-urlencoded")];
+        let cut = &whole[..whole.len() - 9];
+        let trailing = [&whole[..], b"junk"].concat();
+        for (headers, body, kind) in [
+            (&encoded("gzip")[..], cut, ErrorKind::BodyInvalid),
+            (&encoded("gzip"), &trailing, ErrorKind::BodyInvalid),
+            (&encoded("gzip"), one, ErrorKind::BodyInvalid),
+            (&encoded("gzip"), b"", ErrorKind::BodyInvalid),
+            (&encoded("gzip, gzip"), &whole, ErrorKind::MediaUnsupported),
+            (&encoded("br"), &whole, ErrorKind::MediaUnsupported),
+            (&[], &whole, ErrorKind::BodyInvalid),
+            (&form, b"event=a", ErrorKind::MediaUnsupported),
+            (&[("content-type", "application/json")], b"event=a", ErrorKind::BodyInvalid),
+            (&[], b"a line of text", ErrorKind::BodyInvalid),
+        ] {
+            let error = send(&shop, headers, body).await.unwrap_err();
+            assert_eq!(error.kind(), kind, "{headers:?} {body:?} {error}");
+        }
+        assert_eq!(place.count().await, head, "nothing of them was stored");
+        assert!(place.store.quarantined(0, 1).await.unwrap().is_empty());
+    });
+}
+
+#[test]
+fn a_body_that_would_grow_without_measure_is_refused() {
+    run(async {
+        let place = Place::new().await;
+        let shop = receiver(&place, &[KEY]).with_max_body_bytes(3 << 20);
+        let headers = [("content-encoding", "gzip")];
+        let spaces = |bytes: usize| {
+            let mut body = vec![b' '; bytes];
+            body.extend(br#"{"event":"a"}"#);
+            gzip(&body)
+        };
+        assert_eq!(send(&shop, &headers, &spaces(900 << 10)).await.unwrap().stored, 1);
+        for (bytes, words) in [(2 << 20, "200 times"), (4 << 20, "200 times")] {
+            let error = send(&shop, &headers, &spaces(bytes)).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::TooLarge);
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        // Digits that hardly shrink, so that the size is what bounds them.
+        let mut digits = Vec::new();
+        for n in 0_u32..500_000 {
+            digits.extend(n.wrapping_mul(2_654_435_761).to_string().bytes());
+        }
+        let error = send(&shop, &headers, &gzip(&digits)).await.unwrap_err();
+        assert!(error.to_string().contains("3145728 bytes, unpacked"), "{error}");
+        let body = gzip(br#"{"event":"b"}"#);
+        let signature = Secrets::from_texts([KEY]).unwrap().sign_base64(&body);
+        let lines = [("content-encoding", "gzip"), ("x-signature", signature.as_str())];
+        let busy = shop.receive_request(&Headers::new(lines), &body, |_| false).await.unwrap_err();
+        assert!(busy.is_retryable(), "{busy}");
+    });
+}
+
+#[test]
+fn a_signature_covers_the_body_as_it_was_sent() {
+    run(async {
+        let place = Place::new().await;
+        let github = declared(&place, json!({"action": "/event"}), json!({"scheme": "github"}));
+        let body = gzip(br#"{"event":"a"}"#);
+        let secrets = Secrets::from_texts([KEY]).unwrap();
+        let post = async |signed: &[u8]| {
+            let signature = format!("sha256={}", secrets.sign_hex(signed));
+            let lines = [("X-Hub-Signature-256", signature.as_str()), ("Content-Encoding", "gzip")];
+            github.receive_request(&Headers::new(lines), &body, |_| true).await
+        };
+        assert_eq!(post(&body).await.unwrap().stored, 1);
+        let error = post(br#"{"event":"a"}"#).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::SignatureInvalid);
+    });
+}
+
+const STAGES: [&str; 3] = [
+    r#"{"event":"update","id":"u-1","stage":"RequestReceived"}"#,
+    r#"{"event":"update","id":"u-1","stage":"ResponseComplete","code":"403"}"#,
+    r#"{"event":"update","id":"u-1","stage":"Panic"}"#,
+];
+
+fn by_id() -> Value {
+    json!({"action": "/event", "id": "/id", "outcome": "/code", "outcomes": {"403": "denied"}})
+}
+
+/// The external ids of the source, and the ids that they share.
+async fn ids(place: &Place) -> Vec<(String, Value)> {
+    let mut events = place.of_source("shop").await;
+    events.sort_by_key(|event| event.seq);
+    let id = |event: dezky_core::StoredEvent| {
+        let shared = event.event.metadata.to_value()["_dezky"]["sharedId"].clone();
+        (event.event.external_id.unwrap(), shared)
+    };
+    events.into_iter().map(id).collect()
+}
+
+#[test]
+fn events_that_share_an_id_and_differ_are_all_kept_and_repeats_are_not() {
+    run(async {
+        let place = Place::new().await;
+        let shop = || declared(&place, by_id(), json!({}));
+        // In one body, then in others, by receivers that know nothing of each other.
+        let body = format!("[{},{},{}]", STAGES[0], STAGES[1], STAGES[0]);
+        let taken = send(&shop(), &[], body.as_bytes()).await.unwrap();
+        assert_eq!((taken.stored, taken.duplicates, taken.conflicts), (2, 1, 0));
+        let taken = send(&shop(), &[], STAGES[2].as_bytes()).await.unwrap();
+        assert_eq!((taken.stored, taken.conflicts), (1, 0), "other metadata alone counts");
+        // Again, otherwise spelled, in another order, and by the file.
+        for body in [body, format!("[{}, {}]", STAGES[2], STAGES[1].replace(':', " : "))] {
+            let taken = send(&shop(), &[], body.as_bytes()).await.unwrap();
+            assert_eq!((taken.stored, taken.conflicts), (0, 0), "{body}");
+        }
+        let live = place.path("audit.ndjson");
+        append(&live, &format!("{}\n{}\n{}\n", STAGES[2], STAGES[0], STAGES[1]));
+        let tail = MappedLines::follow(mapping(by_id()), &live, 4_096, Arc::new(TokioRuntime));
+        let mut pump = Pump::new(Box::new(tail.unwrap()), place.intake(), PumpConfig::default());
+        assert_eq!(drain(&mut pump).await, (0, 0));
+
+        let ids = ids(&place).await;
+        assert_eq!((ids.len(), &ids[0]), (3, &("u-1".to_owned(), Value::Null)));
+        for (id, shared) in &ids[1..] {
+            assert!(id.starts_with("u-1~") && id.len() == 36, "{id}");
+            assert_eq!(shared, "u-1");
+        }
+        let denied = place.of_source("shop").await;
+        assert_eq!(denied.iter().filter(|e| e.event.outcome == Outcome::Denied).count(), 1);
+        place.assert_whole().await;
+    });
+}
+
+#[test]
+fn of_writers_that_share_an_id_at_the_same_time_none_loses_its_event() {
+    run(async {
+        let place = Place::new().await;
+        let bodies: Vec<String> =
+            (0..24).map(|n| format!(r#"{{"event":"x","id":"one","n":{n}}}"#)).collect();
+        let receivers: Vec<_> =
+            bodies.iter().map(|_| declared(&place, by_id(), json!({}))).collect();
+        let posts = bodies.iter().zip(&receivers);
+        let posts = posts.map(|(body, receiver)| send(receiver, &[], body.as_bytes()));
+        let stored = futures_util::future::join_all(posts).await;
+        assert_eq!(stored.into_iter().map(|taken| taken.unwrap().stored).sum::<usize>(), 24);
+        assert_eq!(ids(&place).await.len(), 24);
+        for body in &bodies {
+            let again = send(&receivers[0], &[], body.as_bytes()).await.unwrap();
+            assert_eq!((again.stored, again.conflicts), (0, 0));
+        }
+    });
+}
+
+#[test]
+fn a_file_of_text_makes_few_events_and_says_how_many_lines_there_were() {
+    run(async {
+        let place = Place::new().await;
+        let live = place.path("audit.ndjson");
+        let text = "2026-11-30 12:00:00 INFO something else writes here\n".repeat(20_000);
+        append(&live, &format!("{text}{}", line("a")));
+        let mut pump = pump(&place, &live);
+        let (stored, _) = drain(&mut pump).await;
+        assert_eq!(stored, 1);
+        assert_eq!(pump.status().counts.quarantined, 20_000);
+        assert!(!pump.tick().await.unwrap().more);
+        let told = place
+            .list(ListQuery {
+                action: Some("ingest.quarantined".into()),
+                limit: 500,
+                ..ListQuery::default()
+            })
+            .await;
+        let count = |event: &dezky_core::StoredEvent| {
+            event.event.metadata.to_value()["_dezky"]["count"].as_u64()
+        };
+        let most = told.iter().filter_map(count).max();
+        assert_eq!(most, Some(19_900), "the last says all of them");
+        assert!(told.len() <= 110, "{}", told.len());
+        assert!(place.store.quarantined(0, 200).await.unwrap().len() <= 102);
+        let folder = std::fs::read_dir(place.folder.path()).unwrap();
+        let database: u64 = folder
+            .filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len()))
+            .sum::<u64>()
+            .saturating_sub(text.len() as u64);
+        assert!(database < 6 << 20, "{database} bytes");
     });
 }

@@ -14,6 +14,7 @@ use dezky_core::{
     AuditLog, Error, ErrorKind, NewEvent, Result, Runtime, Spool, SpoolConfig, Timestamp,
 };
 use dezky_ingest::Taken;
+use dezky_ingest::generic::{GenericReceiver, Mapping, MappingConfig};
 use dezky_ingest::signature::Secrets;
 use dezky_ingest::stalwart::StalwartReceiver;
 use futures_util::future::BoxFuture;
@@ -345,5 +346,54 @@ fn without_a_spool_whose_it_is_stays_open_and_is_counted() {
         let taken = world.post(&body("a")).await.unwrap();
         assert_eq!((taken.stored, taken.unresolved), (2, 2));
         assert_eq!(tenants(&world).await, vec![(None, "unresolved".to_owned()); 2]);
+    });
+}
+
+#[test]
+fn what_was_spooled_is_told_apart_when_it_goes_to_the_log() {
+    run(async {
+        let place = Place::new().await;
+        let store = Moody::new(Arc::clone(&place.store));
+        let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
+        let intake = dezky_ingest::Intake::new(store.clone(), Arc::clone(&runtime));
+        let patience = Arc::new(Patience(Arc::clone(&store)));
+        let spool = Spool::open(SpoolConfig::new(place.path("audit.spool")), runtime).await;
+        let log = AuditLog::new(Arc::clone(intake.store()), patience)
+            .with_store_timeout(Duration::from_millis(200))
+            .with_spool(spool.unwrap());
+        let log = Arc::new(log);
+        let config = MappingConfig {
+            action: Some("/event".into()),
+            id: vec!["/id".into()],
+            ..MappingConfig::default()
+        };
+        let shop = GenericReceiver::new(
+            Mapping::compile("shop", &config).unwrap(),
+            Secrets::from_texts(["x"]).unwrap(),
+            intake.with_spool(Arc::clone(&log)),
+        );
+        let post = async |code: u64| {
+            let body = format!(r#"{{"event":"delete","id":"u-1","code":{code}}}"#);
+            let signature = Secrets::from_texts(["x"]).unwrap().sign_base64(body.as_bytes());
+            shop.receive(Some(&signature), body.as_bytes()).await.unwrap()
+        };
+        assert_eq!(post(200).await.stored, 1);
+        store.set(Mood::Failing(ErrorKind::StoreUnavailable));
+        // Its own retry, two others, and the retry of one of those.
+        for code in [200, 403, 500, 403] {
+            assert_eq!(post(code).await.spooled, 1);
+        }
+        store.set(Mood::Up);
+        let drained = log.drain_spool(usize::MAX).await.unwrap();
+        assert_eq!((drained.appended, drained.duplicates), (2, 2));
+        for code in [500, 200, 403] {
+            assert_eq!((post(code).await.stored, log.counts().conflicts), (0, 0));
+        }
+        let mut codes: Vec<_> = place.of_source("shop").await;
+        codes.sort_by_key(|event| event.seq);
+        let codes: Vec<_> =
+            codes.iter().map(|event| event.event.metadata.to_value()["code"].clone()).collect();
+        assert_eq!(codes, [200, 403, 500]);
+        place.assert_whole().await;
     });
 }

@@ -161,7 +161,7 @@ fn a_declared_source_is_read_by_its_mapping_of_today() {
     let mapping = |action: &str, skip: &[&str]| {
         let config = MappingConfig {
             action: Some(action.into()),
-            skip: skip.iter().map(ToString::to_string).collect(),
+            skip: skip.iter().map(|action| (*action).into()).collect(),
             ..MappingConfig::default()
         };
         Mapping::compile("shop", &config).unwrap()

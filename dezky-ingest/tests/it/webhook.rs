@@ -234,3 +234,25 @@ fn what_lies_outside_the_window_is_kept_aside() {
         assert_eq!((taken.stored, taken.duplicates, taken.quarantined), (2, 3, 0));
     });
 }
+
+#[test]
+fn two_unreadable_bodies_of_one_length_are_two_and_a_repeat_is_none() {
+    run(async {
+        let place = Place::new().await;
+        let receiver = receiver(&place);
+        let bodies = [&b"not JSON, pin=1234"[..], b"not JSON, pin=1235"];
+        for (body, new) in [(bodies[0], 1), (bodies[1], 1), (bodies[0], 0)] {
+            let signature = secrets().sign_base64(body);
+            let taken = receiver.receive(Some(&signature), body, None).await.unwrap();
+            assert_eq!((taken.received(), taken.new_quarantined), (1, new));
+        }
+        let items = place.store.quarantined(0, 10).await.unwrap();
+        assert_eq!(items.len(), 2);
+        for (item, body) in items.iter().zip(bodies) {
+            // Without the key nobody can try the pins.
+            let plain = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(body));
+            assert!(!item.item.key.contains(&plain), "{}", item.item.key);
+            assert!(!item.item.key.contains(&secrets().sign_hex(body)), "{}", item.item.key);
+        }
+    });
+}

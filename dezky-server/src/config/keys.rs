@@ -160,6 +160,7 @@ pub(super) const SOURCE_LEAVES: &[(&str, Kind)] = &[
     ("poll_seconds", Kind::Number),
     ("max_line_bytes", Kind::Number),
     ("map", Kind::Table),
+    ("signature", Kind::Table),
 ];
 
 pub(super) const SOURCES: &str = "sources";
@@ -316,6 +317,7 @@ pub fn example() -> String {
          # path = \"/var/log/shop/audit.ndjson\"\n\
          # poll_seconds = 5\n\
          # max_line_bytes = 1048576\n\
+         # signature = { scheme = \"github\" }\n\
          # [sources.shop.map]\n\
          # action = \"/event\"\n\
          # id = \"/uuid\"\n\

@@ -351,6 +351,16 @@ impl Settings {
 
     /// The secrets of one endpoint, in the order of `leaves`.
     fn secrets(&self, prefix: &str, leaves: &[&str]) -> Result<Vec<Secret>, Failure> {
+        self.secrets_of(prefix, leaves, |text| Secret::new(text))
+    }
+
+    /// The same, each made of its text by `secret`.
+    fn secrets_of(
+        &self,
+        prefix: &str,
+        leaves: &[&str],
+        secret: impl Fn(&str) -> dezky_core::Result<Secret>,
+    ) -> Result<Vec<Secret>, Failure> {
         let mut secrets = Vec::new();
         for leaf in leaves {
             let name = format!("{prefix}.{leaf}");
@@ -365,14 +375,13 @@ impl Settings {
                 _ => Vec::new(),
             };
             for text in texts {
-                let secret = Secret::new(text).map_err(|_| {
-                    refused(
-                        &name,
-                        origin,
-                        "the secret is empty or blank: set the one that signs, or unset it",
-                    )
-                })?;
-                secrets.push(secret);
+                if text.trim().is_empty() {
+                    let problem =
+                        "the secret is empty or blank: set the one that signs, or unset it";
+                    return Err(refused(&name, origin, problem));
+                }
+                // Its text says nothing of the secret.
+                secrets.push(secret(&text).map_err(|error| refused(&name, origin, error))?);
             }
         }
         Ok(secrets)

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use dezky_ingest::generic::{Mapping, MappingConfig};
-use dezky_ingest::signature::Secrets;
+use dezky_ingest::signature::{Scheme, SchemeConfig, Secrets};
+use serde::de::DeserializeOwned;
 
 use super::layers::{Origin, Setting, Value};
 use super::{Settings, keys, refused, size};
@@ -18,6 +19,8 @@ pub struct SourceConfig {
     pub mapping: Mapping,
     /// What signs its posts, if it may post.
     pub secrets: Option<Secrets>,
+    /// How they are signed.
+    pub scheme: Scheme,
     /// The file that it writes, if it writes one.
     pub file: Option<FollowedFile>,
 }
@@ -50,7 +53,9 @@ impl Settings {
     fn source(&self, name: &str, origin: &Origin) -> Result<SourceConfig, Failure> {
         let prefix = format!("{}.{name}", keys::SOURCES);
         let mapping = self.mapping(name, &prefix, origin)?;
-        let secrets = self.secrets(&prefix, &["secret", "secret_file", "secret_files"])?;
+        let scheme = self.scheme(&prefix, origin)?;
+        let leaves = ["secret", "secret_file", "secret_files"];
+        let secrets = self.secrets_of(&prefix, &leaves, |text| scheme.secret(text))?;
         let file = self.followed_file(&prefix)?;
         if secrets.is_empty() && file.is_none() {
             let variable = keys::source_variable(name);
@@ -59,21 +64,37 @@ impl Settings {
             );
             return Err(refused(&prefix, origin, problem));
         }
-        Ok(SourceConfig { mapping, secrets: Secrets::new(secrets).ok(), file })
+        Ok(SourceConfig { mapping, secrets: Secrets::new(secrets).ok(), scheme, file })
+    }
+
+    fn scheme(&self, prefix: &str, origin: &Origin) -> Result<Scheme, Failure> {
+        let key = format!("{prefix}.signature");
+        let config: SchemeConfig = self.table(&key, origin)?;
+        Scheme::compile(&config).map_err(|problem| {
+            let key = format!("{key}.{}", problem.field);
+            refused(&key, self.layers.place(&key).unwrap_or(origin), problem.problem)
+        })
+    }
+
+    /// A table that is read as a whole; the default if it is not there.
+    fn table<T: DeserializeOwned + Default>(
+        &self,
+        key: &str,
+        origin: &Origin,
+    ) -> Result<T, Failure> {
+        let Some(Setting { value: Value::Table(table), .. }) = self.layers.get(key) else {
+            return Ok(T::default());
+        };
+        serde_path_to_error::deserialize(table).map_err(|error| {
+            let path = error.path().to_string();
+            let key = if path == "." { key.to_owned() } else { format!("{key}.{path}") };
+            refused(&key, self.layers.place(&key).unwrap_or(origin), error.inner())
+        })
     }
 
     fn mapping(&self, source: &str, prefix: &str, origin: &Origin) -> Result<Mapping, Failure> {
         let key = format!("{prefix}.map");
-        let config = match self.layers.get(&key) {
-            Some(Setting { value: Value::Table(table), .. }) => {
-                serde_path_to_error::deserialize(table).map_err(|error| {
-                    let path = error.path().to_string();
-                    let key = if path == "." { key.clone() } else { format!("{key}.{path}") };
-                    refused(&key, self.layers.place(&key).unwrap_or(origin), error.inner())
-                })?
-            }
-            _ => MappingConfig::default(),
-        };
+        let config: MappingConfig = self.table(&key, origin)?;
         Mapping::compile(source, &config).map_err(|problem| {
             if problem.field.is_empty() {
                 return refused(prefix, origin, problem);

@@ -5,7 +5,8 @@ use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, State};
 use axum::http::HeaderMap;
-use dezky_ingest::{Taken, signature};
+use dezky_ingest::Taken;
+use dezky_ingest::signature::{self, Headers};
 use serde_json::{Value, json};
 
 use super::body;
@@ -72,9 +73,16 @@ pub(super) async fn read(
     Ok((room, bytes))
 }
 
-/// What the sender says that it signed the body with.
-pub(super) fn signature_of(headers: &HeaderMap) -> Option<String> {
-    headers.get(signature::HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned)
+/// The signatures that the sender gives, those of several header lines too.
+fn signature_of(headers: &HeaderMap) -> Option<String> {
+    texts(headers).get(signature::HEADER).map(str::to_owned)
+}
+
+/// The headers of a request; a line that is not text is as if it were not there.
+pub(super) fn texts(headers: &HeaderMap) -> Headers {
+    let lines =
+        headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
+    Headers::new(lines)
 }
 
 /// Does the work of a request in a task of its own, so that a sender that hangs up does

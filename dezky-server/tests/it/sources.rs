@@ -359,6 +359,26 @@ fn mistakes_are_named_with_key_line_and_fix() {
             &["sources.shop.poll_seconds", "set path"],
         ),
         (
+            shop("map.action = \"/a\"\n[sources.shop.signature]\nscheme = \"hub\""),
+            5,
+            &["sources.shop.signature.scheme", "github", "standard-webhooks"],
+        ),
+        (
+            shop("map.action = \"/a\"\n[sources.shop.signature]\nheadr = \"X\""),
+            5,
+            &["sources.shop.signature", "unknown field", "header"],
+        ),
+        (
+            shop("map.action = \"/a\"\n[sources.shop.signature]\nsigned = \"{time}\""),
+            5,
+            &["sources.shop.signature.signed", "{timestamp}"],
+        ),
+        (
+            shop("[sources.shop.map]\naction = \"/a\"\nskip = [\"x\", { at = \"/s\" }]"),
+            5,
+            &["sources.shop.map.skip[1]", "in or not_in"],
+        ),
+        (
             "[sources.ocis]\npath = \"x\"\nmap.action = \"/a\"".into(),
             1,
             &["sources.ocis", "choose another"],
@@ -471,5 +491,179 @@ async fn an_address_is_the_tenants_however_its_domain_is_spelled() {
         assert_eq!(events.len(), names.len());
         assert!(events.iter().all(|event| event["tenantSlug"] == "buch"), "{events:?}");
     }
+    server.stop().await;
+}
+
+const SENDERS: &str = r#"
+[sources.git]
+secret_file = "@/git-secret"
+signature = { scheme = "github" }
+map = { action = "/action" }
+
+[sources.pay]
+secret_file = "@/pay-secret"
+signature = { scheme = "stripe", tolerance_seconds = 600 }
+map = { action = "/type", id = "/id" }
+
+[sources.standard]
+secret_file = "@/standard-secret"
+signature = { scheme = "standard-webhooks" }
+map = { action = "/type" }
+
+[sources.kube]
+secret_file = "@/git-secret"
+
+[sources.kube.map]
+action = "/verb"
+id = ["/auditID", "/stage"]
+events = "/items"
+skip = [{ at = "/stage", in = ["RequestReceived"] }]
+"#;
+
+async fn senders() -> Server {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, secret) in [
+        ("git-secret", "git-secret-0123456789"),
+        ("pay-secret", "whsec_taken_as_it_is"),
+        ("standard-secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
+    ] {
+        std::fs::write(folder.path().join(name), secret).unwrap();
+    }
+    let mut all = SENDERS.to_owned();
+    all.push_str(SHOP);
+    start_in(folder, &all, &[]).await
+}
+
+fn seconds() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn senders_sign_as_they_do() {
+    let server = senders().await;
+    let client = &server.client;
+    let post = async |name: &str, lines: &[(&str, String)], body: &str| -> Answer {
+        let mut request = client.request(Method::POST, &format!("/ingest/{name}/webhook"));
+        for (name, value) in lines {
+            request = request.header(*name, value);
+        }
+        client.send(request.body(body.to_owned())).await
+    };
+    let body = r#"{"action":"opened","type":"charge.failed","id":"evt_1"}"#;
+    let git = Secret::new("git-secret-0123456789").unwrap();
+    let github = format!("sha256={}", git.sign_hex(body.as_bytes()));
+    let header = "X-Hub-Signature-256";
+    post("git", &[(header, github.clone())], body).await.with_status(200);
+    post("git", &[("X-Signature", github.clone())], body).await.problem(401, "signature_invalid");
+    post("git", &[(header, github.clone())], "{}").await.problem(401, "signature_invalid");
+
+    let (now, pay) = (seconds(), Secret::new("whsec_taken_as_it_is").unwrap());
+    let stripe = |at: u64| {
+        let v1 = pay.sign_hex(format!("{at}.{body}").as_bytes());
+        [("Stripe-Signature", format!("t={at},v1={v1},v0={}", "0".repeat(64)))]
+    };
+    post("pay", &stripe(now - 500), body).await.with_status(200);
+    let late = post("pay", &stripe(now - 700), body).await;
+    let late = late.problem(401, "signature_invalid");
+    assert!(late.contains("600 s"), "{late}");
+
+    let standard = Secret::standard("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+    let signature = standard.sign_base64(format!("msg_1.{now}.{body}").as_bytes());
+    let lines = [
+        ("webhook-id", "msg_1".to_owned()),
+        ("webhook-timestamp", now.to_string()),
+        ("webhook-signature", format!("v1,bm9uZQ== v1,{signature}")),
+    ];
+    post("standard", &lines, body).await.with_status(200);
+    post("standard", &lines[1..], body).await.problem(401, "signature_invalid");
+
+    // Two header lines, of which the second is right; so too for Stalwart.
+    let other = Secret::new("the old one").unwrap();
+    let signed = |secret: &Secret, body: &str| ("X-Signature", secret.sign_base64(body.as_bytes()));
+    let (shop, order) = (Secret::new(SECRET).unwrap(), r#"{"event":"OrderPaid"}"#);
+    let lines = [signed(&other, order), signed(&shop, order)];
+    post("shop", &lines, order).await.with_status(200);
+    let mail = r#"{"events":[{"id":"1","type":"auth.success","data":{}}]}"#;
+    post("stalwart", &[signed(&other, mail), signed(&shop, mail)], mail).await.with_status(200);
+    post("stalwart", &[signed(&other, mail)], mail).await.problem(401, "signature_invalid");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_in_every_form_are_events_or_are_refused() {
+    let server = start().await;
+    let client = &server.client;
+    let post = async |lines: &[(&str, &str)], body: Vec<u8>| -> Answer {
+        let signature = Secret::new(SECRET).unwrap().sign_base64(&body);
+        let mut request = client.request(Method::POST, "/ingest/shop/webhook");
+        for (name, value) in lines {
+            request = request.header(*name, *value);
+        }
+        client.send(request.header("X-Signature", signature).body(body)).await
+    };
+    let gzip = |content: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(content).unwrap();
+        encoder.finish().unwrap()
+    };
+    let lines = format!("{}\n{}\n", order("e-1"), order("e-2"));
+    let packed = gzip(lines.as_bytes());
+    let encoded = [("Content-Encoding", "gzip")];
+    for _ in 0..2 {
+        let answer = post(&encoded, packed.clone()).await;
+        assert_eq!(answer.with_status(200), json!({"received": 2}));
+    }
+    let glued = format!("{}{}", order("e-2"), order("e-3")).into_bytes();
+    assert_eq!(post(&[], glued).await.with_status(200), json!({"received": 2}));
+    let events = of_source(&server, "shop").await;
+    assert_eq!(events.len(), 3);
+
+    post(&encoded, packed[..packed.len() - 4].to_vec()).await.problem(400, "body_invalid");
+    let hint = post(&[], packed.clone()).await;
+    let hint = hint.problem(400, "body_invalid");
+    assert!(hint.contains("Content-Encoding: gzip"), "{hint}");
+    post(&[("Content-Encoding", "br")], packed).await.problem(415, "media_type");
+    let form = [("Content-Type", "application/x-www-form-urlencoded")];
+    post(&form, b"event=OrderPaid".to_vec()).await.problem(415, "media_type");
+    post(&[], b"a line of text".to_vec()).await.problem(400, "body_invalid");
+    post(&[], Vec::new()).await.problem(400, "body_invalid");
+    let bomb = gzip(&vec![b' '; 15 << 20]);
+    post(&encoded, bomb).await.problem(413, "too_large");
+    assert_eq!(client.all("").await.len(), 3, "nothing else was stored");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_under_the_id_of_a_success_is_on_the_timeline() {
+    let server = senders().await;
+    let client = &server.client;
+    let stage = |stage: &str, code: u64| json!({"verb": "delete", "auditID": "u-1", "stage": stage, "code": code});
+    let post = async |path: &str, secret: &str, body: String| -> Value {
+        let signature = Secret::new(secret).unwrap().sign_base64(body.as_bytes());
+        let request = client.request(Method::POST, path).header("X-Signature", signature);
+        client.send(request.body(body)).await.with_status(200)
+    };
+    let list = json!({"items": [stage("RequestReceived", 0), stage("ResponseComplete", 403)]});
+    let kube =
+        async || post("/ingest/kube/webhook", "git-secret-0123456789", list.to_string()).await;
+    assert_eq!((kube().await, kube().await), (json!({"received": 1}), json!({"received": 1})));
+    let events = of_source(&server, "kube").await;
+    assert_eq!((events.len(), &events[0]["externalId"]), (1, &json!("u-1/ResponseComplete")));
+
+    // The id alone is declared, and says the same of a success and of a refusal.
+    let shop = async |ok: bool| {
+        let body = json!({"uuid": "u-1", "event": "Delete", "ok": ok}).to_string();
+        post("/ingest/shop/webhook", SECRET, body).await
+    };
+    for ok in [true, false, true, false] {
+        assert_eq!(shop(ok).await, json!({"received": 1}));
+    }
+    let events = of_source(&server, "shop").await;
+    assert_eq!(events.len(), 2);
+    assert_eq!(
+        (&events[0]["outcome"], &events[1]["outcome"]),
+        (&json!("denied"), &json!("success"))
+    );
+    assert_eq!(events[0]["metadata"]["_dezky"]["sharedId"], "u-1");
     server.stop().await;
 }
