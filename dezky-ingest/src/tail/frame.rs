@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_long_object_is_cut_and_hashed_whole_up_to_64_mib() {
-        let line = |bytes: usize| format!("{{\"a\":1,\"x\":\"{}\"}}", "y".repeat(bytes - 13));
+        let line = |bytes: usize| format!("{{\"a\":1,\"x\":\"{}\"}}", "y".repeat(bytes - 14));
         for (bytes, is_cut) in
             [(8 << 10, true), (MAX_LINE_BYTES, true), (MAX_LINE_BYTES + 1, false)]
         {

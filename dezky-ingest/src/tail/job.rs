@@ -180,6 +180,24 @@ impl Job {
 
         let mut batch = Batch::new(self.limits.max_events, self.limits.max_bytes);
         let mut place = route.at.clone();
+        if let (Some(reason), Some((cursor, text))) = (route.gap, cursor) {
+            tracing::warn!(
+                source,
+                reason = reason.code(),
+                last_offset = cursor.at.position,
+                "lines of the file may be lost: its earlier content is gone"
+            );
+            batch.event(gap_event(source, text, &cursor.at, reason, self.now));
+            self.heads.borrow_mut().remember(&cursor.at);
+        }
+        if let Some(oldest) = route.order.first().filter(|_| route.left_out) {
+            tracing::warn!(
+                source,
+                "more rotated files than are looked at: the oldest are left out"
+            );
+            let text = format!("left out before {}", oldest.identity()?);
+            batch.event(gap_event(source, &text, &oldest.start(), GapReason::LeftOut, self.now));
+        }
 
         let known = cursor.and_then(|(cursor, _)| cursor.previous.clone());
         let mut previous = match known {
@@ -210,6 +228,9 @@ impl Job {
             };
             // An old cursor does not know it.
             from.generation = Some(generation);
+            if crosses && from.repeat > 0 {
+                from.reach = self.reach(generation, place.as_ref()).unwrap_or(from.reach);
+            }
             let before = from.position;
             let mut reading = self.reading(seen, generation, from)?;
             let flow = read_on(&seen.opened, &mut reading, &mut batch, &mut left)?;
@@ -456,11 +477,18 @@ impl Job {
                 }
                 None => (lying.saturating_add(count(before.iter().filter(is_same).count())), 0),
             };
-            let lengths = order[..i].iter().filter(is_same).chain(&older).map(Seen::known_length);
-            let reach = lengths.fold(reach, u64::max);
+            let reach = older.iter().map(Seen::known_length).fold(reach, u64::max);
             (order[i].repeat, order[i].reach) = (repeat, reach);
         }
         Ok(())
+    }
+
+    /// How far the last generation with this first line was read, which ends at `left`
+    /// or was done with before.
+    fn reach(&self, generation: Digest, left: Option<&Place>) -> Option<u64> {
+        let left = left.filter(|left| left.generation == Some(generation)).and_then(Head::of);
+        let last = left.or_else(|| self.heads.borrow().get(&generation));
+        last.map(|last| last.reach)
     }
 
     /// The rotated files that begin with this first line, beside those in `order` and
@@ -667,6 +695,7 @@ impl Job {
         let mut entries = self.list(Kind::Rotated)?;
         for _ in 0..SCANS {
             scan = self.open_all(live, &mut entries);
+            without_copies(&mut scan.siblings, None)?;
             *self.siblings.borrow_mut() = Some(scan.siblings.clone());
             let again = self.list(Kind::Rotated)?;
             let listing = |entries: &[Entry]| -> Vec<_> {

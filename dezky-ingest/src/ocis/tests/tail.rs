@@ -1,4 +1,7 @@
+mod alike;
 mod compressed;
+mod long;
+mod names;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
