@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use dezky_core::{Error, ErrorKind, Pull, PullLimits, Result, Timestamp, Waiting};
 
-use super::core::{Age, Batch, Cursor, GapReason, Head, Heads, Place, Reading, Rotated, gap_event};
+use super::core::{
+    Age, Batch, Cursor, GapReason, HEAD_BYTES, Head, Heads, Place, Reading, Rotated, gap_event,
+};
 use super::files::TailConfig;
 use super::frame::Framer;
 use super::gzip::Budget;
@@ -169,7 +171,7 @@ impl Job {
         let live = self.live()?;
         let route = match cursor {
             None => Some(self.route_from_start(live.clone(), None, None)?),
-            Some((cursor, _)) => self.resume(&cursor.at, live.clone())?,
+            Some((cursor, _)) => self.resume(cursor, live.clone())?,
         };
         let Some(route) = route else {
             // The live file may come back; until then nothing is known.
@@ -561,7 +563,8 @@ impl Job {
 
     /// Finds the generation of `at` and what is younger; `None` if the files
     /// don't hold still or the live one is missing.
-    fn resume(&self, at: &Place, live: Option<Seen>) -> Result<Option<Route>> {
+    fn resume(&self, cursor: &Cursor, live: Option<Seen>) -> Result<Option<Route>> {
+        let at = &cursor.at;
         if at.position == 0 {
             return self.route_from_start(live, at.mtime_ns, None).map(Some);
         }
@@ -578,11 +581,18 @@ impl Job {
                 let order = live.into_iter().collect();
                 Ok(Some(Route { at: Some(at.clone()), order, gap: None, left_out: false }))
             };
-            if is_in_live && live.as_ref().is_some_and(|seen| seen.is_file_of(at)) {
+            let file = live.as_ref().filter(|seen| is_in_live && seen.is_file_of(at));
+            let mut found = match file {
+                Some(seen) => self.copied_away(at, seen)?,
+                None => None,
+            };
+            if file.is_some() && found.is_none() {
                 return in_live(live);
             }
             let scan = self.scan(live.as_ref())?;
-            let mut found = self.find(at, live.as_ref(), &scan)?;
+            if found.is_none() {
+                found = self.find(at, live.as_ref(), &scan)?;
+            }
             if is_in_live {
                 // Another file now, which may only begin alike: then the one that was
                 // read is still there.
@@ -599,7 +609,11 @@ impl Job {
                         !seen.opened.is(&found.opened) && seen.age.may_be_younger_than(&found.age)
                     })
                     .collect();
-                order.extend(self.nameless(live.as_ref(), &found, &order));
+                let nameless = self.nameless(live.as_ref(), &found, &order).into_iter();
+                // One that was read to its end is only looked at once more.
+                let is_previous =
+                    |seen: &Seen| cursor.previous.as_ref().is_some_and(|p| seen.is_file_of(p));
+                order.extend(nameless.filter(|seen| !is_previous(seen)));
                 order.sort_by(|a, b| a.age.cmp(&b.age));
                 order.insert(0, found);
                 order.extend(live);
@@ -615,6 +629,30 @@ impl Job {
             }
             listing = Some(names);
             live = self.live()?;
+        }
+        Ok(None)
+    }
+
+    /// The copy that was made of the `live` file before that was emptied and begun
+    /// anew with what had been read up to `at`. It holds the same place, but goes on
+    /// in another way, and was made after the live file.
+    fn copied_away(&self, at: &Place, live: &Seen) -> Result<Option<Seen>> {
+        if at.position > HEAD_BYTES || !live.may_go_on(at.position) {
+            // As much as that does not come again by chance.
+            return Ok(None);
+        }
+        let mut copies = self.scan(Some(live))?.siblings;
+        copies.retain(|seen| {
+            let is_younger = seen.opened.born_ns > live.opened.born_ns;
+            let is_plain = !seen.opened.is_compressed();
+            is_younger
+                && is_not_older(seen, at)
+                && (is_plain || Some(seen.age.mtime_ns) > at.mtime_ns)
+        });
+        for seen in copies {
+            if seen.holds(at)? && !seen.begins(live)? {
+                return Ok(Some(seen));
+            }
         }
         Ok(None)
     }

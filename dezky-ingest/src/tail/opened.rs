@@ -397,7 +397,7 @@ impl Seen {
 
     /// Whether this is the beginning of `longer`, or all of it, as far as both their
     /// ends tell.
-    fn begins(&self, longer: &Self) -> io::Result<bool> {
+    pub(super) fn begins(&self, longer: &Self) -> io::Result<bool> {
         let (bytes, more) = (self.length()?, longer.length()?);
         if bytes > more || self.opened.head(bytes)? != longer.opened.head(bytes)? {
             return Ok(false);

@@ -451,6 +451,9 @@ impl World {
         let Some(generation) = self.live else { return };
         self.complete();
         self.shift();
+        if self.rules.alike {
+            self.wait_for_a_younger_file();
+        }
         self.note("copy".into());
         fs::copy(self.live_path(), self.path("app.log.1")).unwrap();
         let copy = File::options().append(true).open(self.path("app.log.1")).unwrap();
@@ -476,6 +479,21 @@ impl World {
         self.rotated.insert(0, Rotated { generation, name, is_compressed: false });
         self.live = None;
         self.pulls = 0;
+    }
+
+    /// Until a file that is made now is younger than the live one, as the file system
+    /// tells: its clock may move in steps.
+    fn wait_for_a_younger_file(&self) {
+        let born = |path: &Path| fs::metadata(path).unwrap().created().unwrap();
+        let (live, probe) = (born(&self.live_path()), self.path("probe"));
+        loop {
+            fs::write(&probe, "").unwrap();
+            let is_younger = born(&probe) > live;
+            fs::remove_file(&probe).unwrap();
+            if is_younger {
+                return;
+            }
+        }
     }
 
     fn empty(&mut self) {
