@@ -582,6 +582,7 @@ impl Job {
                 Ok(Some(Route { at: Some(at.clone()), order, gap: None, left_out: false }))
             };
             let file = live.as_ref().filter(|seen| is_in_live && seen.is_file_of(at));
+            *self.siblings.borrow_mut() = None;
             let mut found = match file {
                 Some(seen) => self.copied_away(at, seen)?,
                 None => None,
@@ -633,25 +634,24 @@ impl Job {
         Ok(None)
     }
 
-    /// The copy that was made of the `live` file before that was emptied and begun
-    /// anew with what had been read up to `at`. It holds the same place, but goes on
-    /// in another way, and was made after the live file.
-    fn copied_away(&self, at: &Place, live: &Seen) -> Result<Option<Seen>> {
-        if at.position > HEAD_BYTES || !live.may_go_on(at.position) {
+    /// The copy that was made of `file` before that was emptied and begun anew with what
+    /// had been read up to `at`. It holds the same place, but goes on in another way,
+    /// and was made after the file.
+    fn copied_away(&self, at: &Place, file: &Seen) -> Result<Option<Seen>> {
+        if at.position > HEAD_BYTES || !file.may_go_on(at.position) {
             // As much as that does not come again by chance.
             return Ok(None);
         }
-        let mut copies = self.scan(Some(live))?.siblings;
-        copies.retain(|seen| {
-            let is_younger = seen.opened.born_ns > live.opened.born_ns;
+        if self.siblings.borrow().is_none() {
+            self.scan(Some(file))?;
+        }
+        for seen in self.siblings.borrow().iter().flatten() {
+            let is_made_later = seen.opened.born_ns > file.opened.born_ns;
             let is_plain = !seen.opened.is_compressed();
-            is_younger
-                && is_not_older(seen, at)
-                && (is_plain || Some(seen.age.mtime_ns) > at.mtime_ns)
-        });
-        for seen in copies {
-            if seen.holds(at)? && !seen.begins(live)? {
-                return Ok(Some(seen));
+            let is_written_later =
+                is_not_older(seen, at) && (is_plain || Some(seen.age.mtime_ns) > at.mtime_ns);
+            if is_made_later && is_written_later && seen.holds(at)? && !seen.begins(file)? {
+                return Ok(Some(seen.clone()));
             }
         }
         Ok(None)
@@ -701,6 +701,7 @@ impl Job {
             .collect();
         let found = match choose(at, holding) {
             None => choose(at, self.strays(at, live)?),
+            Some(file) if file.is_file_of(at) => Some(self.copied_away(at, &file)?.unwrap_or(file)),
             found => found,
         };
         if found.is_none() && self.budget.is_spent() {
