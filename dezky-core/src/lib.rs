@@ -31,6 +31,7 @@ pub use metadata::{Metadata, NewMetadata};
 pub use rt::Runtime;
 pub use source::{
     IngestSource, Pull, PullLimits, PulledEvent, QuarantineItem, TenantDirectory, TenantHint,
+    Waiting,
 };
 pub use spool::{Spool, SpoolConfig, SpoolRecord};
 pub use store::{AuditStore, AuditStoreExt};

@@ -28,6 +28,11 @@ pub trait IngestSource: Send {
     /// Errors are retried by the pump with back-off; a single bad event is no
     /// error but an item in [`Pull::quarantine`]. Cancel-safe.
     async fn pull(&mut self, cursor: Option<&str>, limits: PullLimits) -> Result<Pull>;
+
+    /// What the last pull found and could not take yet.
+    fn waiting(&self) -> Option<Waiting> {
+        None
+    }
 }
 
 /// How much one pull may bring.
@@ -59,6 +64,16 @@ pub struct Pull {
     pub cursor: Option<String>,
     /// Whether more is waiting right now.
     pub more: bool,
+}
+
+/// What a source has before it and can't take yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Waiting {
+    /// A short stable code: `no_newline`, `incomplete_compression`, `no_file`.
+    pub reason: &'static str,
+    /// How many bytes of it there are.
+    pub bytes: u64,
 }
 
 /// An event and the ways to find out whose it is, best first.

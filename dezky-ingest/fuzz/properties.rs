@@ -72,7 +72,7 @@ fn lines<'a>(max_line_bytes: usize, chunks: impl IntoIterator<Item = &'a [u8]>) 
         Frame::Line { offset, bytes } => {
             Line { offset, bytes: bytes.len() as u64, is_complete, kept: bytes.into(), ends: None }
         }
-        Frame::TooLong { offset, bytes, head, tail } => {
+        Frame::TooLong { offset, bytes, head, tail, .. } => {
             Line { offset, bytes, is_complete, kept: head.into(), ends: Some(tail.into()) }
         }
     };

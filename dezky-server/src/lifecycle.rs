@@ -394,6 +394,7 @@ pub(crate) fn follow_ocis(
     let mut config = OcisConfig::new(&log.path);
     config.max_line_bytes = log.max_line_bytes;
     config.spaces.clone_from(&log.spaces);
+    config.service_accounts.clone_from(&log.service_accounts);
     let tail = OcisTail::new(config, Arc::clone(intake.runtime()))
         .map_err(|error| Failure::usage(format!("ocis: {error}")))?
         .with_log(Arc::clone(intake.store()));

@@ -29,8 +29,9 @@ impl MappedLines {
         Self(mapping)
     }
 
-    /// Follows `path` as the mapping's source; lines longer than `max_line_bytes` go to
-    /// the quarantine. Opens nothing; `config_invalid` if a bound is broken.
+    /// Follows `path` as the mapping's source. Of lines longer than `max_line_bytes` the
+    /// long values are cut; one that is longer than 64 MiB or no JSON object goes to the
+    /// quarantine. Opens nothing; `config_invalid` if a bound is broken.
     pub fn follow(
         mapping: Mapping,
         path: impl Into<PathBuf>,
@@ -75,6 +76,9 @@ impl MappedLines {
         match self.0.map(object, &clean, is_redacted, line.now) {
             Mapped::Event(mut pulled) => {
                 pulled.event.external_id.get_or_insert(key);
+                if let Some(cut) = &line.cut {
+                    pulled.event.metadata.annotate("cut", cut.note());
+                }
                 Decoded::Event(pulled)
             }
             Mapped::Skipped => Decoded::Skipped,

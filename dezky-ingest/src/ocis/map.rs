@@ -12,10 +12,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::proto::{self, Fields, Piece};
 use crate::secrets::clean_text;
-use crate::tail::{Decoded, Digest, QUARANTINED_BYTES, keyed_hash};
+use crate::tail::{Cut, Decoded, Digest, Line, QUARANTINED_BYTES, keyed_hash, repeated};
 
 /// The name of the system, in tenant hints and as the default source.
 pub const SYSTEM: &str = "ocis";
+
+/// The storage under which files reached through a link may be named.
+const PUBLIC_LINKS: &str = "7993447f-687f-490d-875c-ac95e89a62a4";
 
 /// Before the identity of a line in the key of its quarantine item.
 const KEY_PREFIX: &str = "line:";
@@ -221,6 +224,46 @@ pub struct LineContext<'a> {
     pub now: Timestamp,
 }
 
+/// One line of a generation: what tells it from others beside its place and bytes.
+#[derive(Debug, Clone, Copy)]
+struct OneLine<'a> {
+    context: LineContext<'a>,
+    /// How often earlier generations had it at the same place.
+    repeat: u32,
+    /// What it was before its long values were cut.
+    cut: Option<Cut>,
+}
+
+impl<'a> From<LineContext<'a>> for OneLine<'a> {
+    fn from(context: LineContext<'a>) -> Self {
+        Self { context, repeat: 0, cut: None }
+    }
+}
+
+/// Reads a line of a tail: as [`decode_line`] or [`decode_unterminated`] does, with
+/// the identity that the tail gives it.
+pub(super) fn decode_tailed(
+    options: OcisOptions,
+    line: &Line<'_>,
+    last_time: &mut Option<Timestamp>,
+    mut each: impl FnMut(Decoded),
+) {
+    let one = one_of(options, line);
+    let unreadable = if line.is_complete { "not_json" } else { "partial_line" };
+    decode(one, line.offset, line.bytes, unreadable, last_time, &mut each);
+}
+
+/// The same of a line over the limit, of which only the `head` is known.
+pub(super) fn tailed_too_long(options: OcisOptions, head: &Line<'_>, bytes: u64) -> QuarantineItem {
+    quarantine_too_long(one_of(options, head), head.offset, bytes, head.bytes)
+}
+
+fn one_of<'a>(options: OcisOptions, line: &Line<'a>) -> OneLine<'a> {
+    let Line { source, generation, now, .. } = *line;
+    let context = LineContext { source, options, generation, now };
+    OneLine { context, repeat: line.repeat, cut: line.cut }
+}
+
 /// Reads the `line` at `offset` (without its `\n`) and gives what became of it
 /// to `each`: nothing for a blank line, more than one thing for a glued one.
 ///
@@ -233,7 +276,7 @@ pub fn decode_line(
     last_time: &mut Option<Timestamp>,
     mut each: impl FnMut(Decoded),
 ) {
-    decode(context, offset, line, "not_json", last_time, &mut each);
+    decode(context.into(), offset, line, "not_json", last_time, &mut each);
 }
 
 /// The same for the bytes behind the last `\n` of a file that will not grow any
@@ -245,16 +288,20 @@ pub fn decode_unterminated(
     last_time: &mut Option<Timestamp>,
     mut each: impl FnMut(Decoded),
 ) {
-    decode(context, offset, rest, "partial_line", last_time, &mut each);
+    decode(context.into(), offset, rest, "partial_line", last_time, &mut each);
 }
 
 /// The quarantine item of a line over the limit, of which only the `head` is
 /// known. It is identified by that, so that it is the same however long the line
 /// was when it was met.
 pub fn too_long(context: LineContext<'_>, offset: u64, bytes: u64, head: &[u8]) -> QuarantineItem {
+    quarantine_too_long(context.into(), offset, bytes, head)
+}
+
+fn quarantine_too_long(one: OneLine<'_>, offset: u64, bytes: u64, head: &[u8]) -> QuarantineItem {
     let raw = proto::scrub(head);
-    context.quarantine(
-        &context.key(offset, head),
+    one.context.quarantine(
+        &one.key(offset, head),
         "line_too_long",
         format!("a line over the limit, {bytes} bytes at offset {offset}"),
         &raw,
@@ -279,10 +326,10 @@ pub(crate) fn redecode(item: &QuarantineItem) -> Result<Vec<PulledEvent>, String
     };
     let Ok(fields) = Fields::parse(&text) else { return Err("still no JSON object".into()) };
     let kept = || (0, &*item.raw);
-    match decode_object(context, &text, fields, kept, &mut None) {
+    match decode_object(context.into(), &text, fields, kept, &mut None) {
         Decoded::Event(mut pulled) => {
             // An id of its own, or the key of the line as it stood in its file.
-            if pulled.event.external_id == Some(context.key(0, &item.raw)) {
+            if pulled.event.external_id == Some(OneLine::from(context).key(0, &item.raw)) {
                 let key = item.key.strip_prefix(KEY_PREFIX).unwrap_or(&item.key);
                 pulled.event.external_id = Some(key.to_owned());
             }
@@ -293,11 +340,27 @@ pub(crate) fn redecode(item: &QuarantineItem) -> Result<Vec<PulledEvent>, String
     }
 }
 
-impl LineContext<'_> {
+impl OneLine<'_> {
+    /// `ocis1:` and the identity of the line, or `ocis2:` with how often it came
+    /// before, where it did.
     fn key(&self, offset: u64, bytes: &[u8]) -> String {
-        line_key(self.source, self.generation, offset, &Sha256::digest(bytes).into())
+        let LineContext { source, generation, .. } = self.context;
+        let line = self.cut.map_or_else(|| Sha256::digest(bytes).into(), |cut| cut.hash);
+        match self.repeat {
+            0 => line_key(source, generation, offset, &line),
+            repeat => {
+                let domain = repeated("ocis-audit/2", repeat);
+                format!("ocis2:{}", keyed_hash(&domain, source, generation, offset, &line))
+            }
+        }
     }
 
+    fn length(&self, bytes: &[u8]) -> u64 {
+        self.cut.map_or(bytes.len() as u64, |cut| cut.bytes)
+    }
+}
+
+impl LineContext<'_> {
     fn quarantine(&self, key: &str, reason: &str, detail: String, raw: &str) -> QuarantineItem {
         let cut = raw.floor_char_boundary(QUARANTINED_BYTES);
         QuarantineItem {
@@ -312,7 +375,7 @@ impl LineContext<'_> {
 }
 
 fn decode(
-    context: LineContext<'_>,
+    one: OneLine<'_>,
     offset: u64,
     line: &[u8],
     unreadable: &'static str,
@@ -321,7 +384,7 @@ fn decode(
 ) {
     let text = String::from_utf8_lossy(line.trim_ascii());
     if let Ok(fields) = Fields::parse(&text) {
-        each(decode_object(context, &text, fields, || (offset, line), last_time));
+        each(decode_object(one, &text, fields, || (offset, line), last_time));
         return;
     }
     let is_object = |bytes: &[u8]| Fields::parse(&String::from_utf8_lossy(bytes)).is_ok();
@@ -332,14 +395,14 @@ fn decode(
         let (at, keyed) = if main { (offset, line) } else { (offset + range.start as u64, bytes) };
         let quarantine = |reason, what, raw: &str| {
             let detail = format!("{what}, {} bytes at offset {at}", bytes.len());
-            let item = context.quarantine(&context.key(at, keyed), reason, detail, raw);
+            let item = one.context.quarantine(&one.key(at, keyed), reason, detail, raw);
             Decoded::Quarantine(Box::new(item))
         };
         let text = String::from_utf8_lossy(bytes);
         each(if nul {
             quarantine("nul_bytes", "a block of NUL bytes", "")
         } else if let Ok(fields) = Fields::parse(&text) {
-            decode_object(context, &text, fields, || (at, keyed), last_time)
+            decode_object(one, &text, fields, || (at, keyed), last_time)
         } else if main {
             quarantine(unreadable, "no JSON object", &proto::scrub(bytes))
         } else {
@@ -351,19 +414,20 @@ fn decode(
 
 /// What a JSON object is; `keyed` gives the offset and bytes that identify it.
 fn decode_object<'b>(
-    context: LineContext<'_>,
+    one: OneLine<'_>,
     text: &str,
     fields: Fields<'_>,
     keyed: impl Fn() -> (u64, &'b [u8]),
     last_time: &mut Option<Timestamp>,
 ) -> Decoded {
+    let context = one.context;
     let key = || {
         let (at, bytes) = keyed();
-        context.key(at, bytes)
+        one.key(at, bytes)
     };
     let quarantine = |reason, what: &str, raw: &str| {
         let (at, bytes) = keyed();
-        let detail = format!("{what}, {} bytes at offset {at}", bytes.len());
+        let detail = format!("{what}, {} bytes at offset {at}", one.length(bytes));
         Decoded::Quarantine(Box::new(context.quarantine(&key(), reason, detail, raw)))
     };
     let clean = proto::redact(text, &fields);
@@ -414,6 +478,9 @@ fn decode_object<'b>(
     let is_changed = matches!((&clean, &said), (Cow::Owned(_), _) | (_, Cow::Owned(_)));
     if is_changed && said.contains(proto::REDACTED) {
         metadata.annotate("redacted", true);
+    }
+    if let Some(cut) = &one.cut {
+        metadata.annotate("cut", cut.note());
     }
     let mut pulled = shape.event_of(verb, class, metadata);
     let event = &mut pulled.event;
@@ -557,6 +624,15 @@ impl<'f, 'a> Shape<'f, 'a> {
         let space = self.space(file.as_ref());
         if let Some(file) = &file {
             event.metadata.annotate("file", file.to_value());
+            if let Some(folder) = file.folder(verb) {
+                event.metadata.annotate("resourceNameIn", folder);
+            }
+        }
+        // Whoever has the link acted, and the actor is the one who made it, if any.
+        if class == Class::Optional(Optional::LinkAccessFailed)
+            || file.as_ref().is_some_and(|file| file.storage == Some(PUBLIC_LINKS))
+        {
+            event.metadata.annotate("actorBy", "link");
         }
         if let Some(space) = &space {
             event.metadata.annotate("spaceId", space.to_string());
@@ -737,6 +813,15 @@ impl<'a> FileId<'a> {
             None => (rest, None),
         };
         Self { storage: Some(storage), space: Some(space), node: Some(node), path }
+    }
+
+    /// The id of the folder to which the path is relative; `None` where that is the
+    /// root of the space, whose node has the id of the space.
+    fn folder(&self, verb: &str) -> Option<&'a str> {
+        let is_file = verb.starts_with("file_") || verb.starts_with("folder_");
+        self.node.filter(|node| {
+            is_file && self.path.is_some() && self.space.is_some_and(|id| id != *node)
+        })
     }
 
     fn to_value(&self) -> Value {

@@ -11,6 +11,7 @@
 //! Completeness can't be promised: oCIS itself writes no line for some events,
 //! and drops some uploads.
 
+mod accounts;
 mod map;
 mod proto;
 mod spaces;

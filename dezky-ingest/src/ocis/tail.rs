@@ -1,17 +1,18 @@
 //! The tail of the audit log: the file tail with oCIS' lines.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use dezky_core::{
     AuditStore, Error, ErrorKind, IngestSource, Pull, PullLimits, QuarantineItem, Result, Runtime,
-    Timestamp,
+    Timestamp, Waiting,
 };
 use serde::{Deserialize, Serialize};
 
-use super::map::{self, LineContext, OcisOptions, SYSTEM};
+use super::accounts::ServiceAccounts;
+use super::map::{self, OcisOptions, SYSTEM};
 use super::spaces::{self, Names, Spaces};
 use crate::tail::{
     Decoded, FileTail, Line, LineDecoder, TailConfig, default_max_line_bytes, default_max_siblings,
@@ -27,7 +28,8 @@ pub struct OcisConfig {
     /// The source's name: `ocis`, or `ocis:<instance>` where there are several.
     #[serde(default = "default_source")]
     pub source: String,
-    /// Longer lines are skipped and recorded; 1 MiB.
+    /// Of longer lines the long values are cut; 1 MiB. Only what is longer than 64 MiB
+    /// or no JSON object is skipped and recorded.
     #[serde(default = "default_max_line_bytes")]
     pub max_line_bytes: usize,
     /// How many rotated files are looked at, the youngest ones; 256.
@@ -40,6 +42,10 @@ pub struct OcisConfig {
     /// storage (`<storage>$<space>`). At most 10,000.
     #[serde(default)]
     pub spaces: BTreeMap<String, String>,
+    /// The ids of oCIS' service accounts (`OCIS_SERVICE_ACCOUNT_ID`): what they do is
+    /// done by the system, not by a person. At most 100.
+    #[serde(default)]
+    pub service_accounts: BTreeSet<String>,
 }
 
 fn default_source() -> String {
@@ -56,6 +62,7 @@ impl OcisConfig {
             max_siblings: default_max_siblings(),
             options: OcisOptions::default(),
             spaces: BTreeMap::new(),
+            service_accounts: BTreeSet::new(),
         }
     }
 
@@ -94,6 +101,7 @@ pub struct OcisTail {
     tail: FileTail,
     options: OcisOptions,
     map: Arc<HashMap<String, String>>,
+    accounts: ServiceAccounts,
     log: Option<Arc<dyn AuditStore>>,
     /// The names at the cursor `at`.
     names: Arc<Names>,
@@ -109,13 +117,32 @@ impl OcisTail {
     /// `runtime`. Opens nothing; `config_invalid` if a bound is broken.
     pub fn new(config: OcisConfig, runtime: Arc<dyn Runtime>) -> Result<Self> {
         config.check()?;
-        let OcisConfig { path, source, max_line_bytes, max_siblings, options, spaces } = config;
+        let OcisConfig {
+            path,
+            source,
+            max_line_bytes,
+            max_siblings,
+            options,
+            spaces,
+            service_accounts,
+        } = config;
         let map = Arc::new(spaces::checked(&spaces)?);
+        let accounts = ServiceAccounts::checked(service_accounts)?;
         let names = Arc::<Names>::default();
-        let lines = OcisLines::new(options, &map, &names);
+        let lines = OcisLines::new(options, &map, &accounts, &names);
         let config = TailConfig { path, source, max_line_bytes, max_siblings };
         let tail = FileTail::new(config, Arc::new(lines), runtime)?;
-        Ok(Self { tail, options, map, log: None, names, at: None, is_behind: true, given: None })
+        Ok(Self {
+            tail,
+            options,
+            map,
+            accounts,
+            log: None,
+            names,
+            at: None,
+            is_behind: true,
+            given: None,
+        })
     }
 
     /// Learns the names of spaces from `log` after a restart or when another
@@ -172,33 +199,35 @@ impl IngestSource for OcisTail {
 
     async fn pull(&mut self, cursor: Option<&str>, limits: PullLimits) -> Result<Pull> {
         self.learn(cursor).await;
-        let lines = Arc::new(OcisLines::new(self.options, &self.map, &self.names));
+        let lines = Arc::new(OcisLines::new(self.options, &self.map, &self.accounts, &self.names));
         let decoder = Arc::clone(&lines);
         let pull = self.tail.pull_with(decoder, cursor, limits).await?;
         self.given = pull.cursor.clone().map(|to| (to, lines));
         Ok(pull)
+    }
+
+    fn waiting(&self) -> Option<Waiting> {
+        self.tail.waiting()
     }
 }
 
 /// The lines of one pull.
 struct OcisLines {
     options: OcisOptions,
+    accounts: ServiceAccounts,
     spaces: Spaces,
 }
 
 impl OcisLines {
-    fn new(options: OcisOptions, map: &Arc<HashMap<String, String>>, names: &Arc<Names>) -> Self {
+    fn new(
+        options: OcisOptions,
+        map: &Arc<HashMap<String, String>>,
+        accounts: &ServiceAccounts,
+        names: &Arc<Names>,
+    ) -> Self {
         let (map, known) = (Arc::clone(map), Arc::clone(names));
-        Self { options, spaces: Spaces { map, known, told: Mutex::default() } }
-    }
-
-    fn context<'a>(&self, line: &Line<'a>) -> LineContext<'a> {
-        LineContext {
-            source: line.source,
-            options: self.options,
-            generation: line.generation,
-            now: line.now,
-        }
+        let spaces = Spaces { map, known, told: Mutex::default() };
+        Self { options, accounts: accounts.clone(), spaces }
     }
 }
 
@@ -209,21 +238,16 @@ impl LineDecoder for OcisLines {
         last_time: &mut Option<Timestamp>,
         each: &mut dyn FnMut(Decoded),
     ) {
-        let context = self.context(&line);
-        let each = |mut decoded| {
+        map::decode_tailed(self.options, &line, last_time, |mut decoded| {
             if let Decoded::Event(pulled) = &mut decoded {
+                self.accounts.see(pulled);
                 self.spaces.see(pulled);
             }
             each(decoded);
-        };
-        if line.is_complete {
-            map::decode_line(context, line.offset, line.bytes, last_time, each);
-        } else {
-            map::decode_unterminated(context, line.offset, line.bytes, last_time, each);
-        }
+        });
     }
 
     fn too_long(&self, head: Line<'_>, bytes: u64) -> QuarantineItem {
-        map::too_long(self.context(&head), head.offset, bytes, head.bytes)
+        map::tailed_too_long(self.options, &head, bytes)
     }
 }

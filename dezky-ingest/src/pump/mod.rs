@@ -183,6 +183,7 @@ impl Pump {
             };
             let pull = pull?;
             tick.more = pull.more;
+            self.handle.lock().waiting = self.source.waiting();
             let Some(to) = pull.cursor.clone().filter(|to| Some(to) != cursor.as_ref()) else {
                 // There is nowhere to go on, so asking again at once would go round
                 // in a circle.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dezky_core::{Error, Runtime, Timestamp};
+use dezky_core::{Error, Runtime, Timestamp, Waiting};
 use event_listener::{Event, EventListener};
 use serde::Serialize;
 
@@ -59,6 +59,9 @@ pub struct PumpStatus {
     pub lag_ms: Option<u64>,
     /// Whether the source had more when it was last asked.
     pub more_waiting: bool,
+    /// What the source had before it and could not take yet, when it was last asked:
+    /// a last line without a newline, a file that is still being compressed.
+    pub waiting: Option<Waiting>,
     /// The length of the cursor, in bytes.
     pub cursor_bytes: usize,
 }

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::frame::{Frame, Framer};
-use super::{Decoded, Digest, Line, LineDecoder};
+use super::frame::{Frame, Framer, Short};
+use super::{Cut, Decoded, Digest, Line, LineDecoder};
 
 /// The most bytes of a first line that go into the hash of its generation.
 pub const GENERATION_MAX_BYTES: u64 = 16 << 20;
@@ -22,6 +22,13 @@ pub const GENERATION_MAX_BYTES: u64 = 16 << 20;
 /// The largest `max_line_bytes`, so also the most that is read back to verify a
 /// cursor.
 pub const MAX_LINE_BYTES: usize = 64 << 20;
+
+/// The most bytes of the beginning of a generation that are read back to verify a
+/// cursor.
+pub const HEAD_BYTES: u64 = 4 << 10;
+
+/// The most first lines of earlier generations that a cursor remembers.
+const MAX_HEADS: usize = 8;
 
 /// The longest text that is read as a cursor.
 const CURSOR_MAX_BYTES: usize = 2 << 10;
@@ -52,12 +59,39 @@ pub struct Place {
     pub last_time: Option<Timestamp>,
     /// When the file was last written, in nanoseconds since 1970, as of reading.
     pub mtime_ns: Option<i64>,
+    /// When the file was made, in nanoseconds since 1970, where the file system
+    /// says so. With the inode it tells a file from a later one of its number.
+    pub born_ns: Option<i64>,
+    /// SHA-256 of the generation's first bytes: [`HEAD_BYTES`] of them, or as many
+    /// as lie before `position`.
+    pub head: Option<Digest>,
+    /// How many earlier generations began with the same first line.
+    pub repeat: u32,
+    /// Up to where the last of these is known to have had lines: what is compared
+    /// with it where its content is gone.
+    pub reach: u64,
 }
 
 impl Place {
     /// The beginning of a generation.
     pub fn start(inode: u64, generation: Option<Digest>, mtime_ns: Option<i64>) -> Self {
-        Self { inode, position: 0, generation, last_line: None, last_time: None, mtime_ns }
+        Self {
+            inode,
+            position: 0,
+            generation,
+            last_line: None,
+            last_time: None,
+            mtime_ns,
+            born_ns: None,
+            head: None,
+            repeat: 0,
+            reach: 0,
+        }
+    }
+
+    /// The length of what [`head`](Self::head) is the hash of.
+    pub fn head_bytes(&self) -> u64 {
+        self.position.min(HEAD_BYTES)
     }
 
     /// The bytes to read back before going on here: the last line and its `\n`.
@@ -90,11 +124,78 @@ impl Place {
     }
 }
 
+/// The generations that began with one first line, as far as a cursor remembers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// The first bytes of the hash of the line.
+    pub generation: [u8; 8],
+    /// The [`repeat`](Place::repeat) of the last of them.
+    pub repeat: u32,
+    /// The end of the last of them, as far as it was read.
+    pub reach: u64,
+    /// When that was last written, in nanoseconds since 1970, as of reading.
+    pub mtime_ns: i64,
+}
+
+impl Head {
+    /// What is remembered of the generation of `place`; `None` if that has no line.
+    pub fn of(place: &Place) -> Option<Self> {
+        let Place { generation, repeat, position: reach, .. } = *place;
+        let mtime_ns = place.mtime_ns.unwrap_or(i64::MIN);
+        Some(Self { generation: short(&generation?), repeat, reach, mtime_ns })
+    }
+}
+
+/// The first lines of the generations that were read last, the latest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Heads(Vec<Head>);
+
+impl Heads {
+    /// Remembers that the generation of `place` is done; forgets the oldest beyond
+    /// eight.
+    pub fn remember(&mut self, place: &Place) {
+        let Some(head) = Head::of(place) else { return };
+        if self.get_short(head.generation).is_some_and(|known| known.repeat > head.repeat) {
+            // An earlier one was read again.
+            return;
+        }
+        self.0.retain(|known| known.generation != head.generation);
+        self.0.insert(0, head);
+        self.0.truncate(MAX_HEADS);
+    }
+
+    /// Notes how far the generation of `place`, which was done, goes now.
+    pub fn update(&mut self, place: &Place) {
+        let Some(head) = Head::of(place) else { return };
+        let is_it =
+            |known: &&mut Head| (known.generation, known.repeat) == (head.generation, head.repeat);
+        if let Some(known) = self.0.iter_mut().find(is_it) {
+            *known = head;
+        }
+    }
+
+    /// What is remembered of the generations with this first line.
+    pub fn get(&self, generation: &Digest) -> Option<Head> {
+        self.get_short(short(generation))
+    }
+
+    fn get_short(&self, generation: [u8; 8]) -> Option<Head> {
+        self.0.iter().find(|head| head.generation == generation).copied()
+    }
+}
+
+fn short(generation: &Digest) -> [u8; 8] {
+    let mut short = [0; 8];
+    short.copy_from_slice(&generation[..8]);
+    short
+}
+
 /// How far a tail has come, as text: `<inode>:<position>` and behind it, as JSON,
 /// what is needed to find the place again.
 ///
-/// `10469822:18028 {"v":2,"gen":"…","lastLen":524,"lastHash":"…","lastTime":"…"}`;
-/// a bare `<inode>:<position>` is read as well.
+/// `10469822:18028 {"v":3,"gen":"…","lastLen":524,"lastHash":"…","lastTime":"…"}`.
+/// Version 2, which knows neither birth, head nor repeats, and a bare
+/// `<inode>:<position>` are read as well.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
     /// Where to go on.
@@ -102,6 +203,8 @@ pub struct Cursor {
     /// The end of the generation before, which is looked at once more: a writer
     /// that had it open while it was renamed may have been late.
     pub previous: Option<Place>,
+    /// The first lines of the generations before.
+    pub heads: Heads,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -117,6 +220,15 @@ struct WirePlace {
     last_time: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     mtime_ns: Option<i64>,
+    // From version 3 on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    born_ns: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none", with = "hex_digest", default)]
+    head: Option<Digest>,
+    #[serde(skip_serializing_if = "is_default", default)]
+    repeat: u32,
+    #[serde(skip_serializing_if = "is_default", default)]
+    reach: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -126,6 +238,16 @@ struct WireCursor {
     at: WirePlace,
     #[serde(skip_serializing_if = "Option::is_none")]
     prev: Option<WirePrevious>,
+    /// From version 3 on: the first 16 hex digits of a generation, its repeat and
+    /// its reach, and when it was last written.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    heads: Vec<WireHead>,
+}
+
+type WireHead = (String, u32, u64, i64);
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -173,10 +295,20 @@ impl WirePlace {
             last_hash: place.last_line.map(|line| line.hash),
             last_time: place.last_time,
             mtime_ns: place.mtime_ns,
+            born_ns: place.born_ns,
+            head: place.head,
+            repeat: place.repeat,
+            reach: place.reach,
         }
     }
 
+    /// Whether version 2 has a word for all of it.
+    fn is_of_version_2(&self) -> bool {
+        (self.born_ns, self.head, self.repeat, self.reach) == (None, None, 0, 0)
+    }
+
     fn place(self, inode: u64, position: u64) -> Option<Place> {
+        bounded(self.reach)?;
         let last_line = match (self.last_len, self.last_hash) {
             (Some(bytes), Some(hash)) => Some(LastLine { bytes, hash }),
             (None, None) => None,
@@ -194,7 +326,31 @@ impl WirePlace {
             last_line,
             last_time: self.last_time,
             mtime_ns: self.mtime_ns,
+            born_ns: self.born_ns,
+            head: self.head,
+            repeat: self.repeat,
+            reach: self.reach,
         })
+    }
+}
+
+impl Heads {
+    fn wire(&self) -> Vec<WireHead> {
+        let wire =
+            |head: &Head| (hex::encode(head.generation), head.repeat, head.reach, head.mtime_ns);
+        self.0.iter().map(wire).collect()
+    }
+
+    fn read(wire: Vec<WireHead>) -> Option<Self> {
+        if wire.len() > MAX_HEADS {
+            return None;
+        }
+        let head = |(hex, repeat, reach, mtime_ns): WireHead| {
+            let mut generation = [0; 8];
+            hex::decode_to_slice(hex, &mut generation).ok()?;
+            Some(Head { generation, repeat, reach: bounded(reach)?, mtime_ns })
+        };
+        wire.into_iter().map(head).collect::<Option<_>>().map(Self)
     }
 }
 
@@ -226,10 +382,11 @@ impl Cursor {
             return Some(Self {
                 at: Place { position, ..Place::start(inode, None, None) },
                 previous: None,
+                heads: Heads::default(),
             });
         };
         let wire: WireCursor = serde_json::from_str(rest).ok()?;
-        if wire.v != 2 {
+        if !matches!(wire.v, 2 | 3) {
             return None;
         }
         let previous = match wire.prev {
@@ -240,7 +397,8 @@ impl Cursor {
             }
             None => None,
         };
-        Some(Self { at: wire.at.place(inode, position)?, previous })
+        let heads = Heads::read(wire.heads)?;
+        Some(Self { at: wire.at.place(inode, position)?, previous, heads })
     }
 }
 
@@ -257,7 +415,7 @@ fn bounded(number: u64) -> Option<u64> {
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let wire = WireCursor {
+        let mut wire = WireCursor {
             v: 2,
             at: WirePlace::new(&self.at),
             prev: self.previous.as_ref().map(|place| WirePrevious {
@@ -265,7 +423,14 @@ impl fmt::Display for Cursor {
                 pos: place.position,
                 place: WirePlace::new(place),
             }),
+            heads: self.heads.wire(),
         };
+        let is_old = wire.at.is_of_version_2()
+            && wire.prev.as_ref().is_none_or(|prev| prev.place.is_of_version_2())
+            && wire.heads.is_empty();
+        if !is_old {
+            wire.v = 3;
+        }
         let wire = serde_json::to_string(&wire).map_err(|_| fmt::Error)?;
         write!(f, "{}:{} {wire}", self.at.inode, self.at.position)
     }
@@ -349,6 +514,13 @@ impl Batch {
     }
 }
 
+/// Says whether an earlier generation had the same line at the same offset: of a line
+/// that is too long only the beginning is there, and compared.
+pub type HadLine<'a> = dyn FnMut(u64, &[u8], IsWhole) -> bool + 'a;
+
+/// Whether the bytes of a line are all of it.
+pub type IsWhole = bool;
+
 /// The reading of one generation from a place on.
 pub struct Reading<'a> {
     source: &'a str,
@@ -357,6 +529,7 @@ pub struct Reading<'a> {
     now: Timestamp,
     place: Place,
     framer: Framer,
+    had_line: Option<Box<HadLine<'a>>>,
 }
 
 impl<'a> Reading<'a> {
@@ -371,7 +544,15 @@ impl<'a> Reading<'a> {
         place: Place,
     ) -> Self {
         let framer = Framer::new(place.position, max_line_bytes);
-        Self { source, decoder, generation, now, place, framer }
+        Self { source, decoder, generation, now, place, framer, had_line: None }
+    }
+
+    /// The same for a generation that begins as earlier ones did: a line for which
+    /// `had_line` holds has the place's [`repeat`](Place::repeat) in its identity.
+    #[must_use]
+    pub fn with_repeats(mut self, had_line: Box<HadLine<'a>>) -> Self {
+        self.had_line = Some(had_line);
+        self
     }
 
     /// The offset of the bytes that [`push`](Self::push) takes next.
@@ -381,20 +562,14 @@ impl<'a> Reading<'a> {
 
     /// Takes the next bytes; breaks as soon as `batch` is full.
     pub fn push(&mut self, chunk: &[u8], batch: &mut Batch) -> ControlFlow<()> {
-        let Self { source, decoder, generation, now, place, framer } = self;
+        let Self { source, decoder, generation, now, place, framer, had_line } = self;
         framer.push(chunk, |frame| {
-            let line = line_of(source, generation, *now, true, frame);
+            let mut line = line_of(source, generation, *now, true, frame);
+            line.repeat = repeat(place, had_line, frame);
+            decode(*decoder, line, frame, &mut place.last_time, batch);
             let verified = match frame {
-                Frame::Line { bytes, .. } => {
-                    decoder.decode(line, &mut place.last_time, &mut |decoded| {
-                        batch.decoded(decoded);
-                    });
-                    bytes
-                }
-                Frame::TooLong { bytes, tail, .. } => {
-                    batch.quarantined(decoder.too_long(line, bytes));
-                    tail
-                }
+                Frame::Line { bytes, .. } => bytes,
+                Frame::TooLong { tail, .. } => tail,
             };
             place.last_line = Some(LastLine {
                 bytes: verified.len() as u64,
@@ -410,16 +585,10 @@ impl<'a> Reading<'a> {
     /// more. The place stays before them.
     pub fn end(&mut self, batch: &mut Batch) {
         let Some(frame) = self.framer.unterminated() else { return };
-        let line = line_of(self.source, &self.generation, self.now, false, frame);
-        match frame {
-            Frame::Line { .. } => {
-                let mut last_time = self.place.last_time;
-                self.decoder.decode(line, &mut last_time, &mut |decoded| batch.decoded(decoded));
-            }
-            Frame::TooLong { bytes, .. } => {
-                batch.quarantined(self.decoder.too_long(line, bytes));
-            }
-        }
+        let mut line = line_of(self.source, &self.generation, self.now, false, frame);
+        line.repeat = repeat(&self.place, &mut self.had_line, frame);
+        let mut last_time = self.place.last_time;
+        decode(self.decoder, line, frame, &mut last_time, batch);
     }
 
     /// The same behind what `framer` has taken already from the place on.
@@ -434,10 +603,48 @@ impl<'a> Reading<'a> {
         (self.place, self.framer)
     }
 
+    /// How many bytes behind the last complete line were taken.
+    pub fn open_bytes(&self) -> u64 {
+        self.framer.next_offset().saturating_sub(self.framer.line_start())
+    }
+
     /// Where reading stands: after the last complete line.
     pub fn place(&self) -> &Place {
         &self.place
     }
+}
+
+/// Gives a line to its decoder: a long one with its long values cut, if it is a JSON
+/// object, else only its head.
+fn decode(
+    decoder: &dyn LineDecoder,
+    line: Line<'_>,
+    frame: Frame<'_>,
+    last_time: &mut Option<Timestamp>,
+    batch: &mut Batch,
+) {
+    match frame {
+        Frame::TooLong { bytes, short: None, .. } => {
+            batch.quarantined(decoder.too_long(line, bytes));
+        }
+        Frame::TooLong { bytes, short: Some(Short { text, hash }), .. } => {
+            let line = Line { bytes: text, cut: Some(Cut { bytes, hash }), ..line };
+            decoder.decode(line, last_time, &mut |decoded| batch.decoded(decoded));
+        }
+        Frame::Line { .. } => {
+            decoder.decode(line, last_time, &mut |decoded| batch.decoded(decoded));
+        }
+    }
+}
+
+fn repeat(place: &Place, had_line: &mut Option<Box<HadLine<'_>>>, frame: Frame<'_>) -> u32 {
+    let Some(had) = had_line else { return 0 };
+    let (offset, bytes, is_whole) = match frame {
+        Frame::Line { offset, bytes } => (offset, bytes, true),
+        Frame::TooLong { offset, head, .. } => (offset, head, false),
+    };
+    // Generations with the same first line have at least that in common.
+    if offset == 0 || had(offset, bytes, is_whole) { place.repeat } else { 0 }
 }
 
 fn line_of<'a>(
@@ -451,7 +658,7 @@ fn line_of<'a>(
         Frame::Line { offset, bytes } => (offset, bytes),
         Frame::TooLong { offset, head, .. } => (offset, head),
     };
-    Line { source, generation, offset, bytes, is_complete, now }
+    Line { source, generation, offset, bytes, cut: None, repeat: 0, is_complete, now }
 }
 
 /// What a rotated file's name says of its age.
@@ -459,11 +666,20 @@ fn line_of<'a>(
 enum Suffix {
     /// `.3`: the higher, the older.
     Number(u32),
-    /// `-20261121`: the higher, the younger.
-    Date(String),
+    /// `-20261121`, `-20261121.log.1`: the higher, the younger. What a number behind
+    /// a date means differs from program to program, so it compares with nothing.
+    Date { date: String, number: Option<u32> },
+    /// `app.log.gz` beside `app.log`.
+    Bare,
 }
 
-/// A file beside the live one that may be an earlier generation of it.
+/// The endings of compressed files.
+const COMPRESSED: [&str; 4] = [".gz", ".zst", ".xz", ".bz2"];
+
+/// The fewest digits of a date.
+const DATE_DIGITS: usize = 6;
+
+/// A file beside the live one whose name says that it is an earlier generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rotated {
     suffix: Suffix,
@@ -473,25 +689,36 @@ pub struct Rotated {
 
 impl Rotated {
     /// Reads a file name beside the live file `base`: `audit.log.1`,
-    /// `audit.log-20261121`, `audit-20261121.log`, with or without a compression's
-    /// ending.
+    /// `audit.log-20261121`, `audit-20261121.log`, `audit_20261121.log`,
+    /// `audit20261121.log`, `audit-20261121.log.1`, with or without a compression's
+    /// ending; and `audit.log.gz`.
     pub fn parse(base: &str, name: &str) -> Option<Self> {
-        let (plain, is_compressed) = [".gz", ".zst", ".xz", ".bz2"]
-            .into_iter()
-            .find_map(|ending| name.strip_suffix(ending))
-            .map_or((name, false), |plain| (plain, true));
-        let suffix = plain.strip_prefix(base).or_else(|| {
-            let (stem, extension) = base.rsplit_once('.')?;
-            plain.strip_prefix(stem)?.strip_suffix(extension)?.strip_suffix('.')
-        })?;
-        let suffix = suffix.strip_prefix(['.', '-'])?;
-        let allowed = |b: u8| b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_' | b':' | b'T');
-        if !suffix.starts_with(|c: char| c.is_ascii_digit()) || !suffix.bytes().all(allowed) {
-            return None;
+        let (plain, is_compressed) = without_compression(name);
+        if plain == base {
+            return is_compressed.then_some(Self { suffix: Suffix::Bare, is_compressed });
         }
-        let number = suffix.parse().ok().filter(|_| suffix.len() <= 5);
-        let suffix = number.map_or_else(|| Suffix::Date(suffix.to_owned()), Suffix::Number);
-        Some(Self { suffix, is_compressed })
+        let suffix = match plain.strip_prefix(base) {
+            Some(behind) => behind.strip_prefix(['.', '-', '_'])?.to_owned(),
+            None => between(base, plain)?,
+        };
+        Some(Self { suffix: Suffix::parse(&suffix)?, is_compressed })
+    }
+
+    /// Reads the name of a file in the folder of `target`, a dated file to which
+    /// the live path is a link: the same name but for the digits.
+    pub fn parse_dated(target: &str, name: &str) -> Option<Self> {
+        let (plain, is_compressed) = without_compression(name);
+        let (target, _) = without_compression(target);
+        let digits = |name: &str| name.chars().filter(char::is_ascii_digit).collect::<String>();
+        let frame = |name: &str| -> Vec<String> {
+            let parts = name.split(|c: char| c.is_ascii_digit()).filter(|part| !part.is_empty());
+            parts.map(str::to_owned).collect()
+        };
+        let date = digits(plain);
+        let is_alike = frame(plain) == frame(target)
+            && date.len() == digits(target).len()
+            && date.len() >= DATE_DIGITS;
+        is_alike.then_some(Self { suffix: Suffix::Date { date, number: None }, is_compressed })
     }
 
     /// Whether `compressed` is the name that this file has once it is compressed.
@@ -499,20 +726,84 @@ impl Rotated {
         !self.is_compressed && compressed.is_compressed && self.suffix == compressed.suffix
     }
 
+    /// Whether both are names of one file, compressed or not.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        self.suffix == other.suffix
+    }
+
+    /// Whether this is the live file's name with the ending of a compression.
+    pub fn is_bare(&self) -> bool {
+        self.suffix == Suffix::Bare
+    }
+
     /// Younger is greater; `None` if the names don't compare.
     fn compare(&self, other: &Self) -> Option<Ordering> {
         match (&self.suffix, &other.suffix) {
             (Suffix::Number(a), Suffix::Number(b)) => Some(b.cmp(a)),
-            (Suffix::Date(a), Suffix::Date(b)) => Some(a.cmp(b)),
+            (Suffix::Date { date: a, number: m }, Suffix::Date { date: b, number: n }) => {
+                (a != b || m == n).then(|| a.cmp(b))
+            }
             _ => None,
         }
     }
 
-    fn sort_key(&self) -> (bool, Reverse<u32>, &str, bool) {
+    fn sort_key(&self) -> (u8, Reverse<u32>, &str, bool) {
         match &self.suffix {
-            Suffix::Number(number) => (false, Reverse(*number), "", self.is_compressed),
-            Suffix::Date(date) => (true, Reverse(0), date, self.is_compressed),
+            Suffix::Number(number) => (0, Reverse(*number), "", self.is_compressed),
+            Suffix::Date { date, number } => {
+                (1, Reverse(number.unwrap_or(0)), date, self.is_compressed)
+            }
+            Suffix::Bare => (2, Reverse(0), "", self.is_compressed),
         }
+    }
+}
+
+fn without_compression(name: &str) -> (&str, bool) {
+    let plain = COMPRESSED.into_iter().find_map(|ending| name.strip_suffix(ending));
+    plain.map_or((name, false), |plain| (plain, true))
+}
+
+/// What stands between the two parts of `base` in `name`, and behind them:
+/// `20261121` in `app-20261121.log` and `20261121.1` in `app-20261121.log.1`.
+fn between(base: &str, name: &str) -> Option<String> {
+    let (stem, extension) = base.rsplit_once('.')?;
+    let rest = name.strip_prefix(stem)?;
+    let at = rest.rfind(&format!(".{extension}"))?;
+    let (middle, behind) = (&rest[..at], &rest[at + 1 + extension.len()..]);
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !behind.is_empty() && !behind.strip_prefix(['.', '-']).is_some_and(is_number) {
+        return None;
+    }
+    let digits = middle.bytes().filter(u8::is_ascii_digit).count();
+    // `app2.log` and `app_2.log` may be the logs of somebody else.
+    let middle = match middle.strip_prefix(['.', '-']) {
+        Some(middle) if behind.is_empty() || digits >= DATE_DIGITS => middle,
+        None if digits >= DATE_DIGITS => middle.strip_prefix('_').unwrap_or(middle),
+        _ => return None,
+    };
+    Some(format!("{middle}{}", behind.replacen('-', ".", 1)))
+}
+
+impl Suffix {
+    fn parse(text: &str) -> Option<Self> {
+        let allowed =
+            |b: u8| b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_' | b':' | b'T' | b'Z');
+        if !text.starts_with(|c: char| c.is_ascii_digit()) || !text.bytes().all(allowed) {
+            return None;
+        }
+        let number = |text: &str| text.parse().ok().filter(|_| text.len() <= 5);
+        if let Some(number) = number(text) {
+            return Some(Self::Number(number));
+        }
+        let is_date = |text: &str| text.bytes().filter(u8::is_ascii_digit).count() >= 8;
+        let numbered = text
+            .rsplit_once('.')
+            .filter(|(date, _)| is_date(date))
+            .and_then(|(date, behind)| Some((date, number(behind)?)));
+        Some(match numbered {
+            Some((date, number)) => Self::Date { date: date.to_owned(), number: Some(number) },
+            None => Self::Date { date: text.to_owned(), number: None },
+        })
     }
 }
 
@@ -533,15 +824,22 @@ impl Age {
     /// one is read again, which stores nothing twice; a younger one that is left
     /// out would be lost.
     pub fn may_be_younger_than(&self, other: &Self) -> bool {
-        let by_name = match (&self.name, &other.name) {
-            (Some(a), Some(b)) => a.compare(b),
-            _ => None,
-        };
-        match by_name {
+        match self.compare_names(other) {
             Some(by_name) => self.mtime_ns > other.mtime_ns || by_name == Ordering::Greater,
             // Files that are written soon after one another may have the same time.
             None => self.mtime_ns >= other.mtime_ns,
         }
+    }
+
+    /// Whether this generation is older than `other`, by name where names compare.
+    pub fn is_older_than(&self, other: &Self) -> bool {
+        let by_name = self.compare_names(other);
+        by_name.map_or(self.mtime_ns <= other.mtime_ns, |by_name| by_name == Ordering::Less)
+    }
+
+    /// Which of the two is younger by its name; younger is greater.
+    pub fn compare_names(&self, other: &Self) -> Option<Ordering> {
+        self.name.as_ref()?.compare(other.name.as_ref()?)
     }
 }
 
@@ -653,6 +951,10 @@ mod tests {
                 last_line: Some(LastLine { bytes, hash }),
                 last_time: time.and_then(Timestamp::from_millis),
                 mtime_ns,
+                born_ns: mtime_ns.map(|ns| ns / 2),
+                head: mtime_ns.map(|_| hash),
+                repeat: u32::try_from(more % 7).unwrap(),
+                reach: more,
             })
     }
 
@@ -680,6 +982,21 @@ mod tests {
 
         let old = Cursor::parse("10469822:18028").unwrap();
         assert_eq!(old.at, Place { position: 18_028, ..Place::start(10_469_822, None, None) });
+        // Version 3 knows when the file was made, how it begins, and which earlier
+        // generations began alike.
+        let third = format!(
+            "7:300 {{\"v\":3,\"gen\":\"{g}\",\"lastLen\":299,\"lastHash\":\"{h}\",\
+             \"mtimeNs\":5,\"bornNs\":4,\"head\":\"{h}\",\"repeat\":2,\"reach\":42,\
+             \"prev\":{{\"inode\":6,\"pos\":42,\"gen\":\"{g}\",\"lastLen\":41,\
+             \"lastHash\":\"{g}\",\"repeat\":1}},\"heads\":[[\"2ad45d80462b8646\",1,42,-3]]}}"
+        );
+        let cursor = Cursor::parse(&third).unwrap();
+        assert_eq!((cursor.at.born_ns, cursor.at.repeat, cursor.at.reach), (Some(4), 2, 42));
+        assert_eq!(cursor.previous.as_ref().unwrap().repeat, 1);
+        let head = cursor.heads.get(&cursor.at.generation.unwrap()).unwrap();
+        assert_eq!((head.repeat, head.reach, head.mtime_ns), (1, 42, -3));
+        assert_eq!(cursor.to_string(), third);
+
         let begin = Cursor::parse("7:0 {\"v\":2,\"mtimeNs\":-5}").unwrap();
         assert_eq!(begin.at, Place::start(7, None, Some(-5)));
         assert_eq!(begin.to_string(), "7:0 {\"v\":2,\"mtimeNs\":-5}");
@@ -705,6 +1022,7 @@ mod tests {
             "1:2 ",
             "1:2 {}",
             "1:2 {\"v\":3}",
+            "1:2 {\"v\":4}",
             "1:2 {\"v\":2}",
             &format!("1:2 {{\"v\":2,\"gen\":\"{h}\",\"lastLen\":1}}"),
             &format!("1:2 {{\"v\":2,\"gen\":\"{h}\",\"lastLen\":2,\"lastHash\":\"{h}\"}}"),
@@ -728,12 +1046,38 @@ mod tests {
             "audit.1.log",
             "audit-20261121.log",
             "audit.log.2.gz",
+            "audit_20261121.log",
+            "audit20261121.log",
+            "audit.log_20261121",
+            "audit-20261121.log.1",
+            "audit-2026-11-21.log.12.gz",
+            "audit.log.gz",
         ] {
             assert!(parse(name).is_some(), "{name}");
         }
-        for name in ["audit.log", "audit.log.bak", "audit.log1", "other.log.1", "audit.log.", "a"] {
+        for name in [
+            "audit.log",
+            "audit.log.bak",
+            "audit.log1",
+            "other.log.1",
+            "audit.log.",
+            "a",
+            // Perhaps somebody else's.
+            "audit2.log",
+            "audit_2.log",
+            "audit-2.log.1",
+            "audit-error.log",
+            "audit-error.log.1",
+            "audit-20261121.log.old",
+        ] {
             assert_eq!(parse(name), None, "{name}");
         }
+        let dated = |name| Rotated::parse_dated("app-2026-11-21.log", name);
+        assert!(dated("app-2026-11-20.log").is_some() && dated("app-2026-11-20.log.gz").is_some());
+        for name in ["app-2026-11-2.log", "app.2026-11-20.log", "b-2026-11-20.log", "app-.log"] {
+            assert_eq!(dated(name), None, "{name}");
+        }
+        assert_eq!(Rotated::parse_dated("app-2.log", "app-1.log"), None, "no date");
         assert!(parse("audit.log.2.gz").unwrap().is_compressed);
 
         let age = |mtime_ns, name| Age { mtime_ns, name: parse(name) };
@@ -759,6 +1103,11 @@ mod tests {
         assert!(age(1, "audit.log.1").may_be_younger_than(&age(2, "audit.log.2")));
         assert!(age(2, "audit.log.2").may_be_younger_than(&age(1, "audit.log.1")));
         assert!(!age(1, "audit.log.2").may_be_younger_than(&age(1, "audit.log.1")));
+        // Numbers behind one date say nothing.
+        let (a, b) = (age(1, "audit-20261121.log.1"), age(2, "audit-20261121.log.2"));
+        assert!(!a.may_be_younger_than(&b) && b.may_be_younger_than(&a));
+        let later = age(1, "audit-20261122.log.1");
+        assert!(later.may_be_younger_than(&a) && later.may_be_younger_than(&b));
     }
 
     #[test]
@@ -823,8 +1172,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn cursors_survive_their_text(at in place(), previous in prop::option::of(place())) {
-            let cursor = Cursor { at, previous };
+        fn cursors_survive_their_text(
+            at in place(),
+            previous in prop::option::of(place()),
+            done in prop::collection::vec(place(), 0..12),
+        ) {
+            let mut heads = Heads::default();
+            for place in &done {
+                heads.remember(place);
+            }
+            if let Some(place) = done.last() {
+                // Random generations are different ones.
+                let head = heads.get(&place.generation.unwrap()).unwrap();
+                prop_assert_eq!((head.repeat, head.reach), (place.repeat, place.position));
+            }
+            let cursor = Cursor { at, previous, heads };
             let text = cursor.to_string();
             prop_assert!(text.len() <= CURSOR_MAX_BYTES);
             let prefix = format!("{}:{} ", cursor.at.inode, cursor.at.position);

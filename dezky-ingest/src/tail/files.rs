@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use dezky_core::{Error, ErrorKind, IngestSource, Pull, PullLimits, Result, Runtime, rt};
+use dezky_core::{Error, ErrorKind, IngestSource, Pull, PullLimits, Result, Runtime, Waiting, rt};
 use serde::{Deserialize, Serialize};
 
 use super::LineDecoder;
@@ -19,7 +19,8 @@ pub struct TailConfig {
     pub path: PathBuf,
     /// The source's name: `ocis`, `nginx`, `nginx:eu2`.
     pub source: String,
-    /// Longer lines are skipped and recorded; 1 MiB.
+    /// Of longer lines that are JSON objects the long values are cut
+    /// ([`Line::cut`](super::Line::cut)), and others are skipped and recorded; 1 MiB.
     #[serde(default = "default_max_line_bytes")]
     pub max_line_bytes: usize,
     /// How many rotated files are looked at, the youngest ones; 256.
@@ -146,5 +147,9 @@ impl IngestSource for FileTail {
 
     async fn pull(&mut self, cursor: Option<&str>, limits: PullLimits) -> Result<Pull> {
         self.pull_with(Arc::clone(&self.decoder), cursor, limits).await
+    }
+
+    fn waiting(&self) -> Option<Waiting> {
+        self.kept.waiting.map(|(waiting, _)| waiting)
     }
 }

@@ -6,6 +6,11 @@
 use std::ops::ControlFlow;
 
 use memchr::memchr;
+use sha2::{Digest as _, Sha256};
+
+use super::Digest;
+use super::core::MAX_LINE_BYTES;
+use super::cut::Cutter;
 
 /// How much of the beginning and of the end of an over-long line is kept.
 pub const LONG_LINE_KEPT_BYTES: usize = 4 << 10;
@@ -30,7 +35,18 @@ pub enum Frame<'a> {
         head: &'a [u8],
         /// Its last bytes, at most [`LONG_LINE_KEPT_BYTES`].
         tail: &'a [u8],
+        /// The line with its long values cut, if it is a JSON object of at most 64 MiB.
+        short: Option<Short<'a>>,
     },
+}
+
+/// A JSON object of which long values were cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Short<'a> {
+    /// The object, at most some 520 KiB of it.
+    pub text: &'a [u8],
+    /// SHA-256 of the line as it stands in the file.
+    pub hash: Digest,
 }
 
 impl Frame<'_> {
@@ -54,8 +70,47 @@ pub struct Framer {
     next: u64,
     /// The line so far, or the head of one that is too long.
     partial: Vec<u8>,
-    /// Length so far and the tail of a line that is too long.
-    long: Option<(u64, Vec<u8>)>,
+    long: Option<Long>,
+}
+
+/// What is known of a line that is too long, beside its head.
+#[derive(Debug, Clone)]
+struct Long {
+    bytes: u64,
+    tail: Vec<u8>,
+    /// While it may be an object that can be cut.
+    short: Option<Box<(Cutter, Sha256)>>,
+}
+
+impl Long {
+    fn new(beginning: &[u8]) -> Self {
+        let mut long = Self {
+            bytes: 0,
+            tail: Vec::new(),
+            short: Some(Box::new((Cutter::new(), Sha256::new()))),
+        };
+        long.absorb(beginning, LONG_LINE_KEPT_BYTES);
+        long
+    }
+
+    fn absorb(&mut self, part: &[u8], kept: usize) {
+        self.bytes += len(part);
+        self.tail.extend_from_slice(&part[part.len() - kept.min(part.len())..]);
+        self.tail.drain(..self.tail.len() - kept.min(self.tail.len()));
+        if let Some((cutter, hash)) = self.short.as_deref_mut() {
+            hash.update(part);
+            if !cutter.push(part) || self.bytes > MAX_LINE_BYTES as u64 {
+                self.short = None;
+            }
+        }
+    }
+
+    fn frame<'a>(&'a self, offset: u64, head: &'a [u8]) -> Frame<'a> {
+        let short = self.short.as_deref().and_then(|(cutter, hash)| {
+            Some(Short { text: cutter.text()?, hash: hash.clone().finalize().into() })
+        });
+        Frame::TooLong { offset, bytes: self.bytes, head, tail: &self.tail, short }
+    }
 }
 
 impl Framer {
@@ -77,7 +132,7 @@ impl Framer {
     /// The last bytes of the line that has no end yet, at most
     /// [`LONG_LINE_KEPT_BYTES`].
     pub fn tail(&self) -> &[u8] {
-        let bytes = self.long.as_ref().map_or(&self.partial, |(_, tail)| tail);
+        let bytes = self.long.as_ref().map_or(&self.partial, |long| &long.tail);
         &bytes[bytes.len() - self.kept().min(bytes.len())..]
     }
 
@@ -96,17 +151,16 @@ impl Framer {
             let offset = self.line_start;
             self.next += len(part) + 1;
             self.line_start = self.next;
-            let flow = if self.partial.is_empty() && self.long.is_none() {
+            let is_whole = self.partial.is_empty() && self.long.is_none();
+            let flow = if is_whole && part.len() <= self.max_line_bytes {
                 // The common case borrows from the chunk.
-                each(self.whole(offset, part))
+                each(Frame::Line { offset, bytes: part })
             } else {
                 self.absorb(part);
                 let partial = std::mem::take(&mut self.partial);
                 let flow = match self.long.take() {
                     None => each(Frame::Line { offset, bytes: &partial }),
-                    Some((bytes, tail)) => {
-                        each(Frame::TooLong { offset, bytes, head: &partial, tail: &tail })
-                    }
+                    Some(long) => each(long.frame(offset, &partial)),
                 };
                 if partial.capacity() <= self.max_line_bytes {
                     self.partial = partial;
@@ -126,25 +180,9 @@ impl Framer {
     pub fn unterminated(&self) -> Option<Frame<'_>> {
         let offset = self.line_start;
         match &self.long {
-            Some((bytes, tail)) => {
-                Some(Frame::TooLong { offset, bytes: *bytes, head: &self.partial, tail })
-            }
+            Some(long) => Some(long.frame(offset, &self.partial)),
             None if self.partial.is_empty() => None,
             None => Some(Frame::Line { offset, bytes: &self.partial }),
-        }
-    }
-
-    fn whole<'a>(&self, offset: u64, bytes: &'a [u8]) -> Frame<'a> {
-        if bytes.len() <= self.max_line_bytes {
-            Frame::Line { offset, bytes }
-        } else {
-            let kept = self.kept().min(bytes.len());
-            Frame::TooLong {
-                offset,
-                bytes: len(bytes),
-                head: &bytes[..kept],
-                tail: &bytes[bytes.len() - kept..],
-            }
         }
     }
 
@@ -160,16 +198,13 @@ impl Framer {
                 return;
             }
             let before = std::mem::take(&mut self.partial);
-            let tail = before[before.len() - kept.min(before.len())..].to_vec();
-            self.long = Some((len(&before), tail));
+            self.long = Some(Long::new(&before));
             self.partial = before[..kept.min(before.len())].to_vec();
         }
         let missing = kept - self.partial.len().min(kept);
         self.partial.extend_from_slice(&part[..missing.min(part.len())]);
-        if let Some((bytes, tail)) = &mut self.long {
-            *bytes += len(part);
-            tail.extend_from_slice(&part[part.len() - kept.min(part.len())..]);
-            tail.drain(..tail.len() - kept.min(tail.len()));
+        if let Some(long) = &mut self.long {
+            long.absorb(part, kept);
         }
     }
 }
@@ -187,14 +222,15 @@ mod tests {
     #[derive(Debug, PartialEq, Eq)]
     enum Owned {
         Line(u64, Vec<u8>),
-        TooLong(u64, u64, Vec<u8>, Vec<u8>),
+        TooLong(u64, u64, Vec<u8>, Vec<u8>, Option<(Vec<u8>, Digest)>),
     }
 
     fn owned(frame: Frame<'_>) -> Owned {
         match frame {
             Frame::Line { offset, bytes } => Owned::Line(offset, bytes.to_vec()),
-            Frame::TooLong { offset, bytes, head, tail } => {
-                Owned::TooLong(offset, bytes, head.to_vec(), tail.to_vec())
+            Frame::TooLong { offset, bytes, head, tail, short } => {
+                let short = short.map(|short| (short.text.to_vec(), short.hash));
+                Owned::TooLong(offset, bytes, head.to_vec(), tail.to_vec(), short)
             }
         }
     }
@@ -254,10 +290,35 @@ mod tests {
             seen.get_or_insert(owned(frame));
             ControlFlow::Continue(())
         });
-        let Some(Owned::TooLong(0, bytes, head, tail)) = seen else { panic!("{seen:?}") };
+        let Some(Owned::TooLong(0, bytes, head, tail, None)) = seen else { panic!("{seen:?}") };
         assert_eq!(bytes, (8 << 20) + 3);
         assert_eq!(head, vec![b'x'; LONG_LINE_KEPT_BYTES]);
         assert!(tail.len() == LONG_LINE_KEPT_BYTES && tail.ends_with(b"xend"));
+    }
+
+    #[test]
+    fn a_long_object_is_cut_and_hashed_whole_up_to_64_mib() {
+        let line = |bytes: usize| format!("{{\"a\":1,\"x\":\"{}\"}}", "y".repeat(bytes - 14));
+        for (bytes, is_cut) in
+            [(8 << 10, true), (MAX_LINE_BYTES, true), (MAX_LINE_BYTES + 1, false)]
+        {
+            let line = line(bytes);
+            let mut framer = Framer::new(0, 1 << 10);
+            let mut seen = None;
+            for chunk in format!("{line}\n").as_bytes().chunks(1 << 20) {
+                let _: ControlFlow<()> = framer.push(chunk, |frame| {
+                    seen = Some(owned(frame));
+                    ControlFlow::Continue(())
+                });
+                assert!(framer.partial.capacity() <= 4 << 10);
+            }
+            let Some(Owned::TooLong(0, length, .., short)) = seen else { panic!("{seen:?}") };
+            assert_eq!((length, short.is_some()), (bytes as u64, is_cut));
+            if let Some((text, hash)) = short {
+                assert!(text.starts_with(br#"{"a":1,"x":"yy"#) && text.len() < 5_000);
+                assert_eq!(hash, Digest::from(Sha256::digest(line)));
+            }
+        }
     }
 
     proptest! {
@@ -291,7 +352,9 @@ mod tests {
                         prop_assert!(bytes.len() <= max);
                         prop_assert_eq!((*at, bytes.as_slice()), (offset, *part));
                     }
-                    Owned::TooLong(at, bytes, head, tail) => {
+                    Owned::TooLong(at, bytes, head, tail, short) => {
+                        let is_open = part.contains(&b'{');
+                        prop_assert!(short.is_none() || is_open);
                         prop_assert!(part.len() > max);
                         prop_assert_eq!((*at, *bytes), (offset, part.len() as u64));
                         prop_assert!(part.starts_with(head) && part.ends_with(tail));

@@ -10,13 +10,15 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dezky_core::{Error, ErrorKind, Pull, PullLimits, Result, Timestamp};
+use dezky_core::{Error, ErrorKind, Pull, PullLimits, Result, Timestamp, Waiting};
 
-use super::core::{Age, Batch, Cursor, GapReason, Place, Reading, Rotated, gap_event};
+use super::core::{
+    Age, Batch, Cursor, GapReason, HEAD_BYTES, Head, Heads, Place, Reading, Rotated, gap_event,
+};
 use super::files::TailConfig;
 use super::frame::Framer;
 use super::gzip::Budget;
-use super::opened::{CHUNK_BYTES, Opened, Seen, identity, mtime_ns};
+use super::opened::{CHUNK_BYTES, Opened, Seen, Twin, identity, mtime_ns};
 use super::{Digest, LineDecoder};
 
 /// How often the directory is looked through until it holds still.
@@ -34,12 +36,20 @@ const DECODE_MAX_BYTES: u64 = if cfg!(test) { 4 << 20 } else { 256 << 20 };
 /// read it from its beginning again.
 const REMEMBERED_BYTES: usize = CHUNK_BYTES;
 
+/// The most earlier generations with the same first line with which a line is
+/// compared.
+const MAX_TWINS: usize = 16;
+
 /// What is kept between pulls, only so that work is not done again, and so that a
 /// file that was renamed or removed meanwhile can be read to its end.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Kept {
     opened: Vec<Arc<Opened>>,
+    /// Compressed generations with which lines are compared.
+    twins: Vec<Arc<Opened>>,
     partial: Option<Arc<Partial>>,
+    /// What waited at the end of the last pull, and whether the log says so.
+    pub(super) waiting: Option<(Waiting, bool)>,
 }
 
 /// The beginning of a line that has no end yet.
@@ -68,6 +78,8 @@ struct Previous {
     seen: Option<Seen>,
     /// Whether it was at its end in an earlier pull and still is.
     is_done: bool,
+    /// The bytes behind its last line.
+    waiting: u64,
 }
 
 /// What the directory held.
@@ -80,10 +92,10 @@ struct Scan {
     left_out: Vec<i64>,
 }
 
-/// A rotated file in the directory.
+/// A file in the directory.
 struct Entry {
+    /// With its name, if that says that it is a rotated file.
     age: Age,
-    rotated: Rotated,
     path: PathBuf,
     name: String,
     inode: u64,
@@ -100,6 +112,12 @@ pub(super) struct Job {
     decoders: RefCell<Vec<Arc<Opened>>>,
     /// The line without an end that was met last.
     partial: RefCell<Option<Arc<Partial>>>,
+    /// The first lines of generations that are done.
+    heads: RefCell<Heads>,
+    /// The rotated files, once they were looked at.
+    siblings: RefCell<Option<Vec<Seen>>>,
+    /// Compressed files with which lines are compared in this pull.
+    twins: RefCell<Vec<Arc<Opened>>>,
 }
 
 impl Job {
@@ -112,14 +130,27 @@ impl Job {
     ) -> Self {
         let budget = Arc::new(Budget::default());
         budget.set(DECODE_MAX_BYTES);
-        let (decoders, partial) = (RefCell::default(), RefCell::default());
-        Self { config, decoder, kept, budget, now, limits, decoders, partial }
+        Self {
+            config,
+            decoder,
+            kept,
+            budget,
+            now,
+            limits,
+            decoders: RefCell::default(),
+            partial: RefCell::default(),
+            heads: RefCell::default(),
+            siblings: RefCell::default(),
+            twins: RefCell::default(),
+        }
     }
 
     pub(super) fn run(self, cursor: Option<&(Cursor, String)>) -> Result<(Pull, Kept)> {
-        for opened in &self.kept.opened {
+        for opened in self.kept.opened.iter().chain(&self.kept.twins) {
             opened.allow(&self.budget);
         }
+        *self.heads.borrow_mut() =
+            cursor.map(|(cursor, _)| cursor.heads.clone()).unwrap_or_default();
         let done = self.pull(cursor);
         if !self.budget.is_spent() {
             return done;
@@ -139,12 +170,14 @@ impl Job {
         let source = self.config.source.as_str();
         let live = self.live()?;
         let route = match cursor {
-            None => Some(self.route_from_start(live.clone(), None)?),
-            Some((cursor, _)) => self.resume(&cursor.at, live.clone())?,
+            None => Some(self.route_from_start(live.clone(), None, None)?),
+            Some((cursor, _)) => self.resume(cursor, live.clone())?,
         };
         let Some(route) = route else {
             // The live file may come back; until then nothing is known.
-            return Ok((Pull::default(), self.kept.clone()));
+            let waiting = live.is_none().then_some(Waiting { reason: "no_file", bytes: 0 });
+            let kept = Kept { waiting: self.say(waiting), ..self.kept.clone() };
+            return Ok((Pull::default(), kept));
         };
 
         let mut batch = Batch::new(self.limits.max_events, self.limits.max_bytes);
@@ -157,13 +190,14 @@ impl Job {
                 "lines of the file may be lost: its earlier content is gone"
             );
             batch.event(gap_event(source, text, &cursor.at, reason, self.now));
+            self.heads.borrow_mut().remember(&cursor.at);
         }
         if let Some(oldest) = route.order.first().filter(|_| route.left_out) {
             tracing::warn!(
                 source,
                 "more rotated files than are looked at: the oldest are left out"
             );
-            let text = format!("left out before {}", hex::encode(oldest.identity()?));
+            let text = format!("left out before {}", oldest.identity()?);
             batch.event(gap_event(source, &text, &oldest.start(), GapReason::LeftOut, self.now));
         }
 
@@ -179,6 +213,7 @@ impl Job {
         let mut moved = false;
         let mut is_cut_short = false;
         let mut stopped_in = 0;
+        let mut waiting = previous.as_ref().map_or(0, |previous| previous.waiting);
         let mut unfinished = Vec::new();
         for (i, seen) in route.order.iter().enumerate() {
             let Some(generation) = seen.generation else {
@@ -195,11 +230,16 @@ impl Job {
             };
             // An old cursor does not know it.
             from.generation = Some(generation);
+            if crosses && from.repeat > 0 {
+                from.reach = self.reach(generation, place.as_ref()).unwrap_or(from.reach);
+            }
             let before = from.position;
-            let mut reading = self.reading(&seen.opened, generation, from)?;
+            let mut reading = self.reading(seen, generation, from)?;
             let flow = read_on(&seen.opened, &mut reading, &mut batch, &mut left)?;
+            let open = reading.open_bytes();
             let mut reached = self.remember(&seen.opened, reading);
             if reached.position > before {
+                reached.head = None;
                 if !seen.still_holds(&reached)? {
                     // Truncated or replaced under the reading: nothing of it
                     // counts, and the next pull sees what is there then.
@@ -209,6 +249,8 @@ impl Job {
                 moved = true;
                 reached.inode = seen.opened.inode;
                 reached.mtime_ns = Some(seen.age.mtime_ns);
+                reached.born_ns = seen.opened.born_ns;
+                reached.head = seen.opened.head(reached.position).map_err(unreadable)?;
             }
             if reached.position == 0 {
                 // Its only line has no end, however long it is.
@@ -220,6 +262,7 @@ impl Job {
                 continue;
             }
             seen.opened.was_read_to(&reached);
+            waiting = open + if crosses { 0 } else { waiting };
             if crosses {
                 let left = &route.order[stopped_in];
                 self.cross(left, place.take(), &mut previous, &mut batch)?;
@@ -243,6 +286,7 @@ impl Job {
         if moved && let Some(done) = previous.take_if(|previous| previous.is_done) {
             self.finish(&done, &mut batch)?;
         }
+        let waiting = waiting_of(waiting, &unfinished);
         let place = place.or_else(|| {
             // Behind a gap the cursor must move even if nothing is there to read.
             let live = live.as_ref()?;
@@ -266,11 +310,16 @@ impl Job {
             }
         }
         let partial = self.partial.take().or_else(|| self.kept.partial.clone());
-        let kept = Kept { opened: kept, partial };
+        let mut twins = self.twins.take();
+        if twins.is_empty() && place.as_ref().is_some_and(|at| at.repeat > 0) {
+            twins.clone_from(&self.kept.twins);
+        }
+        let kept = Kept { opened: kept, twins, partial, waiting: self.say(waiting) };
         log_quarantine(source, &batch);
-        let cursor = place
-            .filter(|_| consumed)
-            .map(|at| Cursor { at, previous: previous.map(|previous| previous.place) }.to_string());
+        let heads = self.heads.take();
+        let cursor = place.filter(|_| consumed).map(|at| {
+            Cursor { at, previous: previous.map(|previous| previous.place), heads }.to_string()
+        });
         // One that can't be read again must not be committed: the tail would stand
         // still for ever.
         if let Some(text) = &cursor
@@ -287,6 +336,21 @@ impl Job {
         Ok((Pull { events, quarantine, skipped, cursor, more }, kept))
     }
 
+    /// Says once in the log what still waits at the second look, when it is no line
+    /// that is just being written.
+    fn say(&self, waiting: Option<Waiting>) -> Option<(Waiting, bool)> {
+        let waiting = waiting?;
+        let Some((_, is_said)) = self.kept.waiting.filter(|(known, _)| *known == waiting) else {
+            return Some((waiting, false));
+        };
+        if !is_said {
+            let Waiting { reason, bytes } = waiting;
+            let source = self.config.source.as_str();
+            tracing::info!(source, reason, bytes, "something waits that can't be taken yet");
+        }
+        Some((waiting, true))
+    }
+
     /// Goes from the `end` of the generation `left`, if one was read before, to a
     /// younger one.
     fn cross(
@@ -297,19 +361,27 @@ impl Job {
         batch: &mut Batch,
     ) -> Result<()> {
         let Some(place) = end else { return Ok(()) };
+        self.heads.borrow_mut().remember(&place);
         if let Some(older) = previous.take() {
             self.finish(&older, batch)?;
         }
         if left.opened.is_unreadable() {
             return self.pass(left, &place, batch);
         }
-        *previous = Some(Previous { place, seen: Some(left.clone()), is_done: false });
+        *previous = Some(Previous { place, seen: Some(left.clone()), is_done: false, waiting: 0 });
         Ok(())
     }
 
     /// Reads on at `place`, behind what is remembered of a line without an end.
-    fn reading(&self, opened: &Opened, generation: Digest, place: Place) -> Result<Reading<'_>> {
+    fn reading<'a>(
+        &'a self,
+        seen: &'a Seen,
+        generation: Digest,
+        place: Place,
+    ) -> Result<Reading<'a>> {
         let TailConfig { source, max_line_bytes, .. } = &*self.config;
+        let opened = &seen.opened;
+        let (repeat, reach) = (place.repeat, place.reach);
         let mut partial = None;
         for known in self.partial.borrow().iter().chain(&self.kept.partial) {
             if known.framer.line_start() == place.position
@@ -322,11 +394,119 @@ impl Job {
             }
         }
         let decoder = &*self.decoder;
-        let reading = Reading::new(source, decoder, *max_line_bytes, generation, self.now, place);
+        let mut reading =
+            Reading::new(source, decoder, *max_line_bytes, generation, self.now, place);
+        if repeat > 0 {
+            // Looked for with the first line that is there.
+            let mut twins: Option<Result<Vec<Twin>>> = None;
+            reading = reading.with_repeats(Box::new(move |offset, bytes, is_whole| {
+                match twins.get_or_insert_with(|| self.twins(seen)) {
+                    // Nothing is left to compare with.
+                    Ok(twins) if twins.is_empty() => offset < reach,
+                    Ok(twins) => {
+                        twins.iter_mut().any(|twin| twin.has_line(offset, bytes, is_whole))
+                    }
+                    // To take a line for a repeated one loses nothing.
+                    Err(_) => true,
+                }
+            }));
+        }
         Ok(match partial {
             Some(framer) => reading.with_framer(framer),
             None => reading,
         })
+    }
+
+    /// The earlier generations that begin as `seen` does and are still there, the
+    /// youngest ones.
+    fn twins(&self, seen: &Seen) -> Result<Vec<Twin>> {
+        if self.siblings.borrow().is_none() {
+            self.scan(None)?;
+        }
+        let siblings = self.siblings.borrow();
+        let mut twins = Vec::new();
+        for other in siblings.iter().flatten() {
+            if other.generation == seen.generation
+                && !other.opened.is(&seen.opened)
+                && (seen.is_live || other.age.is_older_than(&seen.age))
+                && !other.is_copy_of(seen)?
+                && !seen.is_copy_of(other)?
+            {
+                twins.push(other);
+            }
+        }
+        let youngest = twins.split_off(twins.len().saturating_sub(MAX_TWINS));
+        let mut used = self.twins.borrow_mut();
+        for twin in &youngest {
+            if twin.opened.is_compressed() && !used.iter().any(|known| known.is(&twin.opened)) {
+                used.push(Arc::clone(&twin.opened));
+            }
+        }
+        Ok(youngest.into_iter().map(|twin| Twin::new(Arc::clone(&twin.opened))).collect())
+    }
+
+    /// Says of the generations from `first` on how many earlier ones began as they
+    /// do. Those before end at `pivot`, which is in the first of `order` unless that
+    /// is among them itself.
+    fn number(&self, order: &mut [Seen], first: usize, pivot: Option<&Place>) -> Result<()> {
+        for i in first..order.len() {
+            let Some(generation) = order[i].generation else { continue };
+            let older = self.lying_beside(order, generation)?;
+            let lying = u32::try_from(older.len()).unwrap_or(u32::MAX);
+            // The pivot, or what is remembered of an earlier one.
+            let of_pivot = pivot.filter(|at| at.generation == Some(generation)).and_then(Head::of);
+            let last = of_pivot.or_else(|| self.heads.borrow().get(&generation));
+            let is_same = |seen: &&Seen| seen.generation == Some(generation);
+            let is_reread = |seen: &&Seen| {
+                // A younger name than that of the pivot is not the pivot again.
+                let found = order[..first].first().filter(|_| of_pivot.is_some());
+                last.is_some_and(|last| seen.was_done_with(last.mtime_ns, found))
+            };
+            let count = |seen: usize| u32::try_from(seen).unwrap_or(u32::MAX);
+            let before = &order[first..i];
+            let (repeat, reach) = match last {
+                // As it was the first time.
+                Some(last) if is_reread(&&order[i]) => {
+                    let behind = &order[i + 1..];
+                    let younger = behind.iter().filter(is_same).filter(is_reread).count();
+                    let found = order[..first].iter().filter(is_same).count();
+                    (last.repeat.saturating_sub(count(younger + found)), last.reach)
+                }
+                Some(last) => {
+                    let new = before.iter().filter(is_same).filter(|seen| !is_reread(seen)).count();
+                    let base = last.repeat.saturating_add(1).max(lying);
+                    (base.saturating_add(count(new)), last.reach)
+                }
+                None => (lying.saturating_add(count(before.iter().filter(is_same).count())), 0),
+            };
+            let reach = older.iter().map(Seen::known_length).fold(reach, u64::max);
+            (order[i].repeat, order[i].reach) = (repeat, reach);
+        }
+        Ok(())
+    }
+
+    /// How far the last generation with this first line was read, which ends at `left`
+    /// or was done with before.
+    fn reach(&self, generation: Digest, left: Option<&Place>) -> Option<u64> {
+        let left = left.filter(|left| left.generation == Some(generation)).and_then(Head::of);
+        let last = left.or_else(|| self.heads.borrow().get(&generation));
+        last.map(|last| last.reach)
+    }
+
+    /// The rotated files that begin with this first line, beside those in `order` and
+    /// their copies.
+    fn lying_beside(&self, order: &[Seen], generation: Digest) -> Result<Vec<Seen>> {
+        let mut lying = Vec::new();
+        for seen in self.siblings.borrow().iter().flatten() {
+            let mut is_other = seen.generation == Some(generation);
+            for known in order {
+                is_other = is_other && !seen.opened.is(&known.opened) && !seen.is_copy_of(known)?;
+            }
+            if is_other {
+                lying.push(seen.clone());
+            }
+        }
+        Ok(lying)
     }
 
     /// Keeps the line without an end that `reading` stopped in. Gives its place.
@@ -344,7 +524,8 @@ impl Job {
     /// Opens the file of a generation, with what is known of it from earlier pulls.
     fn open(&self, path: &Path, name: Option<Rotated>) -> io::Result<Option<Seen>> {
         let Some((opened, metadata)) = Opened::open(path, &self.budget)? else { return Ok(None) };
-        let known = self.kept.opened.iter().find(|known| known.serves(&opened)).cloned();
+        let known = self.kept.opened.iter().chain(&self.kept.twins);
+        let known = known.into_iter().find(|known| known.serves(&opened)).cloned();
         let opened = known.unwrap_or_else(|| Arc::new(opened));
         if opened.is_compressed() {
             let mut decoders = self.decoders.borrow_mut();
@@ -356,12 +537,19 @@ impl Job {
     }
 
     fn live(&self) -> Result<Option<Seen>> {
-        self.open(&self.config.path, None).map_err(unreadable)
+        let seen = self.open(&self.config.path, None).map_err(unreadable)?;
+        Ok(seen.map(|seen| Seen { is_live: true, ..seen }))
     }
 
     /// Every generation there is, or of the rotated ones those written at `since`
     /// or later; the oldest first.
-    fn route_from_start(&self, live: Option<Seen>, since: Option<i64>) -> Result<Route> {
+    /// `lost` is the end of what was read before.
+    fn route_from_start(
+        &self,
+        live: Option<Seen>,
+        since: Option<i64>,
+        lost: Option<&Place>,
+    ) -> Result<Route> {
         let scan = self.scan(live.as_ref())?;
         let counts = |mtime_ns| since.is_none_or(|since| mtime_ns >= since);
         let left_out = scan.left_out.into_iter().any(counts);
@@ -369,28 +557,52 @@ impl Job {
         order.retain(|seen| counts(seen.age.mtime_ns));
         order.extend(live);
         without_copies(&mut order, None)?;
+        self.number(&mut order, 0, lost)?;
         Ok(Route { at: None, order, gap: None, left_out })
     }
 
     /// Finds the generation of `at` and what is younger; `None` if the files
     /// don't hold still or the live one is missing.
-    fn resume(&self, at: &Place, live: Option<Seen>) -> Result<Option<Route>> {
+    fn resume(&self, cursor: &Cursor, live: Option<Seen>) -> Result<Option<Route>> {
+        let at = &cursor.at;
         if at.position == 0 {
-            return self.route_from_start(live, at.mtime_ns).map(Some);
+            return self.route_from_start(live, at.mtime_ns, None).map(Some);
         }
         let mut live = live;
         let mut listing = None;
         for _ in 0..SCANS {
             // The live file is asked before the directory: what was copied or
             // renamed away from it by then is found there.
-            if let Some(seen) = &live
-                && seen.holds(at)?
-            {
+            let is_in_live = match &live {
+                Some(seen) => seen.holds(at)?,
+                None => false,
+            };
+            let in_live = |live: Option<Seen>| {
                 let order = live.into_iter().collect();
-                return Ok(Some(Route { at: Some(at.clone()), order, gap: None, left_out: false }));
+                Ok(Some(Route { at: Some(at.clone()), order, gap: None, left_out: false }))
+            };
+            let file = live.as_ref().filter(|seen| is_in_live && seen.is_file_of(at));
+            *self.siblings.borrow_mut() = None;
+            let mut found = match file {
+                Some(seen) => self.copied_away(at, seen)?,
+                None => None,
+            };
+            if file.is_some() && found.is_none() {
+                return in_live(live);
             }
             let scan = self.scan(live.as_ref())?;
-            if let Some(found) = self.find(at, live.as_ref(), &scan)? {
+            if found.is_none() {
+                found = self.find(at, live.as_ref(), &scan)?;
+            }
+            if is_in_live {
+                // Another file now, which may only begin alike: then the one that was
+                // read is still there.
+                found = found.filter(|seen| seen.is_file_of(at) || is_not_older(seen, at));
+                if found.is_none() {
+                    return in_live(live);
+                }
+            }
+            if let Some(found) = found {
                 let mut order: Vec<_> = scan
                     .siblings
                     .into_iter()
@@ -398,13 +610,18 @@ impl Job {
                         !seen.opened.is(&found.opened) && seen.age.may_be_younger_than(&found.age)
                     })
                     .collect();
-                order.extend(self.nameless(live.as_ref(), &found, &order));
+                let nameless = self.nameless(live.as_ref(), &found, &order).into_iter();
+                // One that was read to its end is only looked at once more.
+                let is_previous =
+                    |seen: &Seen| cursor.previous.as_ref().is_some_and(|p| seen.is_file_of(p));
+                order.extend(nameless.filter(|seen| !is_previous(seen)));
                 order.sort_by(|a, b| a.age.cmp(&b.age));
                 order.insert(0, found);
                 order.extend(live);
                 without_copies(&mut order, Some(0))?;
                 let mut at = at.clone();
                 at.generation = order[0].generation;
+                self.number(&mut order, 1, Some(&at))?;
                 return Ok(Some(Route { at: Some(at), order, gap: None, left_out: false }));
             }
             let names = (live.as_ref().map(|seen| seen.opened.inode), scan.listing);
@@ -413,6 +630,29 @@ impl Job {
             }
             listing = Some(names);
             live = self.live()?;
+        }
+        Ok(None)
+    }
+
+    /// The copy that was made of `file` before that was emptied and begun anew with what
+    /// had been read up to `at`. It holds the same place, but goes on in another way,
+    /// and was made after the file.
+    fn copied_away(&self, at: &Place, file: &Seen) -> Result<Option<Seen>> {
+        if at.position > HEAD_BYTES || !file.may_go_on(at.position) {
+            // As much as that does not come again by chance.
+            return Ok(None);
+        }
+        if self.siblings.borrow().is_none() {
+            self.scan(Some(file))?;
+        }
+        for seen in self.siblings.borrow().iter().flatten() {
+            let is_made_later = seen.opened.born_ns > file.opened.born_ns;
+            let is_plain = !seen.opened.is_compressed();
+            let is_written_later =
+                is_not_older(seen, at) && (is_plain || Some(seen.age.mtime_ns) > at.mtime_ns);
+            if is_made_later && is_written_later && seen.holds(at)? && !seen.begins(file)? {
+                return Ok(Some(seen.clone()));
+            }
         }
         Ok(None)
     }
@@ -427,7 +667,7 @@ impl Job {
             GapReason::Rewritten
         };
         let since = at.mtime_ns.unwrap_or(i64::MAX);
-        let route = self.route_from_start(live, Some(since))?;
+        let route = self.route_from_start(live, Some(since), Some(at))?;
         Ok(Some(Route { gap: Some(gap), left_out: false, ..route }))
     }
 
@@ -459,33 +699,44 @@ impl Job {
             .chain(kept)
             .filter(|seen| seen.holds(at).unwrap_or(false))
             .collect();
-        // Of several that hold it the most complete one: the others are copies. One
-        // that has no name any more has the age of its copy.
-        let name = holding.iter().find_map(|seen| seen.age.name.clone());
-        let found = holding
-            .into_iter()
-            .max_by_key(|seen| {
-                let is_plain = !seen.opened.is_compressed();
-                (is_plain, seen.bytes, seen.opened.inode == at.inode)
-            })
-            .map(|mut seen| {
-                seen.age.name = seen.age.name.or(name);
-                seen
-            });
+        let found = match choose(at, holding) {
+            None => choose(at, self.strays(at, live)?),
+            Some(file) if file.is_file_of(at) => Some(self.copied_away(at, &file)?.unwrap_or(file)),
+            found => found,
+        };
         if found.is_none() && self.budget.is_spent() {
             return Err(Error::new(ErrorKind::Io, "the way to the cursor is long"));
         }
         Ok(found)
     }
 
+    /// Files that hold `at` though their names don't say that they belong here: only
+    /// what is in them tells.
+    fn strays(&self, at: &Place, live: Option<&Seen>) -> Result<Vec<Seen>> {
+        let mut strays = self.list(Kind::Stray { inode: at.inode })?;
+        strays.drain(..strays.len().saturating_sub(self.config.max_siblings));
+        let mut holding = Vec::new();
+        for entry in strays {
+            // What can't be read is none.
+            let Ok(Some(seen)) = self.open(&entry.path, None) else { continue };
+            let is_live = live.is_some_and(|live| live.opened.is(&seen.opened));
+            if !is_live && seen.holds(at).unwrap_or(false) {
+                holding.push(seen);
+            }
+        }
+        Ok(holding)
+    }
+
     /// The rotated files, the oldest first, without the live one. The directory
     /// holds still meanwhile, or it is looked through again.
     fn scan(&self, live: Option<&Seen>) -> Result<Scan> {
         let mut scan = Scan::default();
-        let mut entries = self.list()?;
+        let mut entries = self.list(Kind::Rotated)?;
         for _ in 0..SCANS {
             scan = self.open_all(live, &mut entries);
-            let again = self.list()?;
+            without_copies(&mut scan.siblings, None)?;
+            *self.siblings.borrow_mut() = Some(scan.siblings.clone());
+            let again = self.list(Kind::Rotated)?;
             let listing = |entries: &[Entry]| -> Vec<_> {
                 entries.iter().map(|entry| (entry.inode, entry.name.clone())).collect()
             };
@@ -499,36 +750,39 @@ impl Job {
         Ok(scan)
     }
 
-    /// The rotated files in the directory, the oldest first.
-    fn list(&self) -> Result<Vec<Entry>> {
+    /// The rotated files in the directory, or the other ones that may be, the oldest
+    /// first.
+    fn list(&self, kind: Kind) -> Result<Vec<Entry>> {
         let path = &self.config.path;
         let base = path.file_name().and_then(|name| name.to_str());
         let (Some(base), Some(directory)) = (base, path.parent()) else { return Ok(Vec::new()) };
         let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-        let failed = |e: io::Error| Error::from(e).context("the file's directory can't be read");
-        let entries = match std::fs::read_dir(directory) {
-            Ok(entries) => entries,
-            Err(e)
-                if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
-            {
-                return Ok(Vec::new());
-            }
-            Err(e) => return Err(failed(e)),
-        };
         let mut found = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(failed)?;
-            let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
-            let Some(rotated) = Rotated::parse(base, &name) else { continue };
-            let Ok(metadata) = std::fs::metadata(entry.path()) else { continue };
-            if metadata.is_file() {
-                let age = Age { mtime_ns: mtime_ns(&metadata), name: Some(rotated.clone()) };
-                let (_, inode) = identity(&metadata);
-                found.push(Entry { age, rotated, path: entry.path(), name, inode });
-            }
+        list_in(directory, &mut found, &|name, inode| {
+            kind.takes(Rotated::parse(base, name), base, name, inode)
+        })?;
+        // A link to a file that is rotated where it lies.
+        if let Some((directory, target)) = self.linked() {
+            list_in(&directory, &mut found, &|name, inode| {
+                let by_name = Rotated::parse_dated(&target, name);
+                let by_name = by_name.or_else(|| Rotated::parse(&target, name));
+                kind.takes(by_name.filter(|_| name != target), &target, name, inode)
+            })?;
         }
         found.sort_by(|a, b| (&a.age, &a.name).cmp(&(&b.age, &b.name)));
+        found.dedup_by(|a, b| a.inode != 0 && (a.inode, &a.name) == (b.inode, &b.name));
         Ok(found)
+    }
+
+    /// Folder and name of the file to which the live path is a link.
+    fn linked(&self) -> Option<(PathBuf, String)> {
+        let path = &self.config.path;
+        if !std::fs::symlink_metadata(path).ok()?.is_symlink() {
+            return None;
+        }
+        let target = std::fs::canonicalize(path).ok()?;
+        let name = target.file_name()?.to_str()?.to_owned();
+        Some((target.parent()?.to_owned(), name))
     }
 
     fn open_all(&self, live: Option<&Seen>, entries: &mut Vec<Entry>) -> Scan {
@@ -538,22 +792,28 @@ impl Job {
         };
         let source = &self.config.source;
         // One that is being compressed is there twice, until it is done.
-        let plain: Vec<Rotated> =
-            entries.iter().map(|e| e.rotated.clone()).filter(|r| !r.is_compressed).collect();
+        let names = entries.iter().filter_map(|entry| entry.age.name.clone());
+        let plain: Vec<Rotated> = names.filter(|name| !name.is_compressed).collect();
         if entries.len() > self.config.max_siblings {
             let left_out = entries.drain(..entries.len() - self.config.max_siblings);
             scan.left_out = left_out.map(|entry| entry.age.mtime_ns).collect();
         }
         for entry in entries.drain(..) {
-            let is_being_made = entry.rotated.is_compressed
-                && plain.iter().any(|plain| plain.is_place_of(&entry.rotated));
+            let name = entry.age.name.as_ref();
+            let is_being_made =
+                name.is_some_and(|name| plain.iter().any(|plain| plain.is_place_of(name)));
             match self.open(&entry.path, entry.age.name) {
                 Ok(None) => {}
                 Ok(Some(seen)) if live.is_some_and(|live| live.opened.is(&seen.opened)) => {}
                 Ok(Some(seen)) if seen.generation.is_none() && is_being_made => {}
                 Ok(Some(seen)) => {
                     if seen.opened.is_compressed()
-                        && !self.kept.opened.iter().any(|kept| Arc::ptr_eq(kept, &seen.opened))
+                        && !self
+                            .kept
+                            .opened
+                            .iter()
+                            .chain(&self.kept.twins)
+                            .any(|kept| Arc::ptr_eq(kept, &seen.opened))
                     {
                         seen.opened.rest();
                     }
@@ -570,25 +830,40 @@ impl Job {
         let kept = self.kept.opened.iter().filter_map(|opened| Seen::again(opened).ok());
         let is_current = |seen: &Seen| route.order.iter().any(|s| s.opened.is(&seen.opened));
         let holds = |seen: &Seen| !is_current(seen) && seen.holds(&place).unwrap_or(false);
-        let mut seen = kept.into_iter().find(holds);
+        let mut seen = kept.into_iter().find(|seen| seen.is_file_of(&place) && holds(seen));
         if seen.is_none() {
-            seen = self.scan(None)?.siblings.into_iter().find(holds);
+            let mut holding = self.scan(None)?.siblings;
+            holding.retain(&holds);
+            if holding.is_empty() {
+                holding = self.strays(&place, None)?;
+                holding.retain(|seen| !is_current(seen));
+            }
+            // Not one of which it is known that it was done with earlier.
+            seen = choose(&place, holding)
+                .filter(|seen| seen.is_file_of(&place) || is_not_older(seen, &place));
         }
         let Some(seen) = seen else {
             // Removed meanwhile, after it was read to its end.
-            return Ok(Previous { place, seen: None, is_done: true });
+            return Ok(Previous { place, seen: None, is_done: true, waiting: 0 });
         };
         let before = place.position;
         let mut reached = place.clone();
+        let mut waiting = 0;
         if let Some(generation) = seen.generation {
-            let mut reading = self.reading(&seen.opened, generation, place)?;
+            let mut reading = self.reading(&seen, generation, place)?;
             // A full batch leaves the rest to the next pull.
             let _ = read_on(&seen.opened, &mut reading, batch, &mut { READ_MAX_BYTES })?;
+            waiting = reading.open_bytes();
             reached = self.remember(&seen.opened, reading);
+            if reached.position > before {
+                reached.head = seen.opened.head(reached.position).map_err(unreadable)?;
+                reached.mtime_ns = Some(seen.age.mtime_ns);
+                self.heads.borrow_mut().update(&reached);
+            }
             seen.opened.was_read_to(&reached);
         }
         let is_done = reached.position == before;
-        Ok(Previous { place: reached, seen: Some(seen), is_done })
+        Ok(Previous { place: reached, seen: Some(seen), is_done, waiting })
     }
 
     /// Takes what is left behind the last line of a generation that nobody writes
@@ -602,7 +877,7 @@ impl Job {
             // that it has the same key then.
             None => seen.opened.first_line()?.unwrap_or_else(|unfinished| unfinished),
         };
-        let mut reading = self.reading(&seen.opened, generation, place)?;
+        let mut reading = self.reading(seen, generation, place)?;
         while read_on(&seen.opened, &mut reading, batch, &mut { u64::MAX })?.is_break() {}
         reading.end(batch);
         Ok(())
@@ -612,7 +887,7 @@ impl Job {
     fn pass(&self, seen: &Seen, end: &Place, batch: &mut Batch) -> Result<()> {
         let source = self.config.source.as_str();
         tracing::warn!(source, offset = end.position, "a compressed file can't be read to its end");
-        let text = format!("unreadable {}:{}", hex::encode(seen.identity()?), end.position);
+        let text = format!("unreadable {}:{}", seen.identity()?, end.position);
         batch.event(gap_event(source, &text, end, GapReason::Unreadable, self.now));
         Ok(())
     }
@@ -620,18 +895,114 @@ impl Job {
 
 impl Previous {
     fn nothing_of(seen: &Seen) -> Self {
-        Self { place: seen.start(), seen: Some(seen.clone()), is_done: true }
+        Self { place: seen.start(), seen: Some(seen.clone()), is_done: true, waiting: 0 }
     }
 }
 
 impl Seen {
     /// What tells the generation from others, also if none of it can be read.
-    fn identity(&self) -> Result<Digest> {
-        match self.generation {
-            Some(generation) => Ok(generation),
-            None => self.opened.fingerprint().map_err(unreadable),
+    fn identity(&self) -> Result<String> {
+        Ok(match (self.generation, self.repeat) {
+            (Some(generation), 0) => hex::encode(generation),
+            (Some(generation), repeat) => format!("{} {repeat}", hex::encode(generation)),
+            (None, _) => hex::encode(self.opened.fingerprint().map_err(unreadable)?),
+        })
+    }
+}
+
+/// Which files are listed.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// Those that are rotated ones by their names.
+    Rotated,
+    /// Those that may be by their content: that have the number or the beginning of
+    /// the name.
+    Stray { inode: u64 },
+}
+
+impl Kind {
+    /// The name under which a file is listed; `None` if it is not.
+    fn takes(
+        self,
+        rotated: Option<Rotated>,
+        base: &str,
+        name: &str,
+        inode: u64,
+    ) -> Option<Option<Rotated>> {
+        match (self, rotated) {
+            (Self::Rotated, Some(rotated)) => Some(Some(rotated)),
+            (Self::Stray { inode: known }, None) => {
+                let stem = base.rsplit_once('.').map_or(base, |(stem, _)| stem);
+                let is_alike = name != base && !stem.is_empty() && name.starts_with(stem);
+                (is_alike || (inode != 0 && inode == known)).then_some(None)
+            }
+            _ => None,
         }
     }
+}
+
+/// Adds the regular files of `directory` that `takes` names, by name and inode.
+fn list_in(
+    directory: &Path,
+    found: &mut Vec<Entry>,
+    takes: &dyn Fn(&str, u64) -> Option<Option<Rotated>>,
+) -> Result<()> {
+    let failed = |e: io::Error| Error::from(e).context("the file's directory can't be read");
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(());
+        }
+        Err(e) => return Err(failed(e)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
+        let Some(rotated) = takes(&name, inode_of(&entry)) else { continue };
+        let Ok(metadata) = std::fs::metadata(entry.path()) else { continue };
+        if metadata.is_file() {
+            let age = Age { mtime_ns: mtime_ns(&metadata), name: rotated };
+            let (_, inode) = identity(&metadata);
+            found.push(Entry { age, path: entry.path(), name, inode });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn inode_of(entry: &std::fs::DirEntry) -> u64 {
+    std::os::unix::fs::DirEntryExt::ino(entry)
+}
+
+#[cfg(not(unix))]
+fn inode_of(_: &std::fs::DirEntry) -> u64 {
+    0
+}
+
+/// Whether the file was written last when what is before `at` was read, or later.
+fn is_not_older(seen: &Seen, at: &Place) -> bool {
+    at.mtime_ns.is_some_and(|read| seen.age.mtime_ns >= read)
+}
+
+/// Of the files that hold `at` the one in which it is: the very file, else the oldest
+/// that was not done with before, as younger ones begin alike. Of copies the plain and
+/// most complete one, and where that has no name any more it has the age of its copy.
+fn choose(at: &Place, holding: Vec<Seen>) -> Option<Seen> {
+    let names: Vec<Age> = holding.iter().map(|seen| seen.age.clone()).collect();
+    let (same, others): (Vec<_>, Vec<_>) =
+        holding.into_iter().partition(|seen| seen.is_file_of(at));
+    let (younger, older): (Vec<_>, Vec<_>) =
+        others.into_iter().partition(|seen| is_not_older(seen, at));
+    let pool = [same, younger, older].into_iter().find(|pool| !pool.is_empty())?;
+    let oldest = pool.iter().map(|seen| seen.age.mtime_ns).min();
+    pool.into_iter()
+        .filter(|seen| Some(seen.age.mtime_ns) == oldest)
+        .max_by_key(|seen| (!seen.opened.is_compressed(), seen.bytes))
+        .map(|mut seen| {
+            let of_copy = names.into_iter().filter(|age| age.mtime_ns == seen.age.mtime_ns);
+            seen.age.name = seen.age.name.or_else(|| of_copy.filter_map(|age| age.name).next());
+            seen
+        })
 }
 
 /// Reads to the end of the file, until the batch is full, or until `left` bytes
@@ -655,22 +1026,33 @@ fn read_on(
     }
 }
 
+/// What lies there and can't be taken yet: `bytes` behind the last newline, and files
+/// without a line.
+fn waiting_of(bytes: u64, unfinished: &[&Seen]) -> Option<Waiting> {
+    let bytes_of = |is_compressed: bool| -> u64 {
+        let files = unfinished.iter().filter(|seen| seen.opened.is_compressed() == is_compressed);
+        files.map(|seen| seen.bytes).sum()
+    };
+    match (bytes + bytes_of(false), bytes_of(true)) {
+        (0, 0) => None,
+        (0, bytes) => Some(Waiting { reason: "incomplete_compression", bytes }),
+        (bytes, _) => Some(Waiting { reason: "no_newline", bytes }),
+    }
+}
+
 fn unreadable(e: io::Error) -> Error {
     Error::from(e).context("the file can't be read")
 }
 
-/// Leaves out files that are the beginning of another one, as while the live file
-/// is being copied away. The one at `keep` stays.
+/// Leaves out files that are copies of another one or of its beginning, as while the
+/// live file is being copied away. The one at `keep` stays.
 fn without_copies(order: &mut Vec<Seen>, keep: Option<usize>) -> Result<()> {
     let mut copies = vec![false; order.len()];
     for i in 0..order.len() {
         for j in 0..order.len() {
-            if i == j || copies[i] || copies[j] || keep == Some(i) {
-                continue;
+            if i != j && !copies[i] && !copies[j] && keep != Some(i) {
+                copies[i] = order[i].is_copy_of(&order[j])?;
             }
-            // Of two equal ones the older name goes, which is the copy.
-            let is_older = i < j || keep == Some(j);
-            copies[i] = order[i].is_copy_of(&order[j], is_older)?;
         }
     }
     let mut copies = copies.into_iter();

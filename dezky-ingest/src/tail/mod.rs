@@ -9,6 +9,7 @@
 //! them together. Only [`FileTail`] touches files.
 
 mod core;
+mod cut;
 mod files;
 mod frame;
 mod gzip;
@@ -19,12 +20,12 @@ use dezky_core::{NewEvent, PulledEvent, QuarantineItem, Timestamp};
 use sha2::{Digest as _, Sha256};
 
 pub use self::core::{
-    Age, Batch, Cursor, GENERATION_MAX_BYTES, GapReason, GenerationHash, LastLine, MAX_LINE_BYTES,
-    Place, Reading, Rotated, gap_event,
+    Age, Batch, Cursor, GENERATION_MAX_BYTES, GapReason, GenerationHash, HEAD_BYTES, HadLine, Head,
+    Heads, IsWhole, LastLine, MAX_LINE_BYTES, Place, Reading, Rotated, gap_event,
 };
 pub use self::files::{FileTail, TailConfig};
 pub(crate) use self::files::{default_max_line_bytes, default_max_siblings};
-pub use self::frame::{Frame, Framer, LONG_LINE_KEPT_BYTES};
+pub use self::frame::{Frame, Framer, LONG_LINE_KEPT_BYTES, Short};
 
 /// A SHA-256.
 pub type Digest = [u8; 32];
@@ -83,8 +84,8 @@ pub trait LineDecoder: Send + Sync + 'static {
         each: &mut dyn FnMut(Decoded),
     );
 
-    /// The record of a line over the limit: `bytes` is its length, and of its
-    /// bytes only the `head` is there, at most [`LONG_LINE_KEPT_BYTES`]. Its
+    /// The record of a line over the limit that is no JSON object, or longer than
+    /// 64 MiB: `bytes` is its length, and of its bytes only the `head` is there, at most [`LONG_LINE_KEPT_BYTES`]. Its
     /// identity must be of the head alone, so that it is the same however long the
     /// line was when it was met.
     fn too_long(&self, head: Line<'_>, bytes: u64) -> QuarantineItem;
@@ -101,6 +102,12 @@ pub struct Line<'a> {
     pub offset: u64,
     /// Its bytes, without the `\n`; a `\r` before that is still there.
     pub bytes: &'a [u8],
+    /// Of a JSON object over the limit, what it was before its long values were cut:
+    /// `bytes` is then the object with its structure and its short values.
+    pub cut: Option<Cut>,
+    /// How many earlier generations begin with the same first line, if one of them
+    /// has the same line at the same place; else 0.
+    pub repeat: u32,
     /// Whether it had a `\n`. One without is what is left at the end of a file
     /// that nobody writes any more.
     pub is_complete: bool,
@@ -108,15 +115,54 @@ pub struct Line<'a> {
     pub now: Timestamp,
 }
 
+/// A line as it stands in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// Its length.
+    pub bytes: u64,
+    /// SHA-256 of all of it.
+    pub hash: Digest,
+}
+
+impl Cut {
+    /// What an event says of it under `_dezky.cut`.
+    pub(crate) fn note(&self) -> serde_json::Value {
+        serde_json::json!({"bytes": self.bytes, "sha256": hex::encode(self.hash)})
+    }
+}
+
 impl Line<'_> {
     /// `line1:` and the identity of the line: of its source, the generation of its
-    /// file, its place and its bytes. Path, inode, device and host are not in it,
-    /// so it is the same after rotation, copying, compression and restarts. Two
-    /// equal lines have two keys.
+    /// file, its place and all of its bytes. Path, inode, device and host are not in
+    /// it, so it is the same after rotation, copying, compression and restarts, and
+    /// whatever was cut of it. Two equal lines have two keys.
+    ///
+    /// Where an earlier generation had the same first line and this line at the same
+    /// place, that identity is taken: it is `line2:` then, with the
+    /// [`repeat`](Self::repeat) in it.
     pub fn key(&self) -> String {
-        let line = Sha256::digest(self.bytes).into();
-        let hash = keyed_hash("dezky-line/1", self.source, self.generation, self.offset, &line);
-        format!("line1:{hash}")
+        let line = self.hash();
+        match self.repeat {
+            0 => {
+                let hash =
+                    keyed_hash("dezky-line/1", self.source, self.generation, self.offset, &line);
+                format!("line1:{hash}")
+            }
+            repeat => {
+                let domain = repeated("dezky-line/2", repeat);
+                let hash = keyed_hash(&domain, self.source, self.generation, self.offset, &line);
+                format!("line2:{hash}")
+            }
+        }
+    }
+
+    /// SHA-256 of all of its bytes.
+    fn hash(&self) -> Digest {
+        self.cut.map_or_else(|| Sha256::digest(self.bytes).into(), |cut| cut.hash)
+    }
+
+    fn length(&self) -> u64 {
+        self.cut.map_or(self.bytes.len() as u64, |cut| cut.bytes)
     }
 
     /// An item for the quarantine, identified by [`key`](Self::key): `reason` is a
@@ -127,7 +173,7 @@ impl Line<'_> {
             source: self.source.to_owned(),
             key: format!("line:{}", self.key()),
             reason: reason.to_owned(),
-            detail: format!("{detail}, {} bytes at offset {}", self.bytes.len(), self.offset),
+            detail: format!("{detail}, {} bytes at offset {}", self.length(), self.offset),
             raw: raw[..raw.len().min(QUARANTINED_BYTES)].to_vec(),
             at: self.now,
         }
@@ -156,6 +202,11 @@ pub(crate) fn keyed_hash(
     let mut hex = hex::encode(hash.finalize());
     hex.truncate(40);
     hex
+}
+
+/// The domain of the identities of lines that came `repeat` times before.
+pub(crate) fn repeated(text: &str, repeat: u32) -> String {
+    format!("{text}\0{repeat}")
 }
 
 /// What became of a line, or of a piece of one.

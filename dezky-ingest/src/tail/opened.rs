@@ -1,15 +1,16 @@
 //! Open files, and what a pull saw of them.
 
+use std::cmp::Ordering;
 use std::fs::{File, Metadata};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest as _, Sha256};
 
 use super::Digest;
-use super::core::{Age, GENERATION_MAX_BYTES, GenerationHash, Place, Rotated};
+use super::core::{Age, GENERATION_MAX_BYTES, GenerationHash, HEAD_BYTES, Place, Rotated};
 use super::gzip::{Budget, End, Gzip};
 
 /// Bytes read at a time.
@@ -26,10 +27,14 @@ pub(super) struct Opened {
     content: Content,
     device: u64,
     pub(super) inode: u64,
+    /// When the file was made, where the file system says so.
+    pub(super) born_ns: Option<i64>,
     /// When it was opened: its length and when it was last written.
     version: (u64, i64),
     /// The first line of a compressed file, which does not change.
     generation: OnceLock<Option<Digest>>,
+    /// The first bytes of the content of a compressed file.
+    beginning: OnceLock<Vec<u8>>,
     /// The last place up to which a compressed file was read.
     reached: Mutex<Option<Place>>,
 }
@@ -75,8 +80,10 @@ impl Opened {
             content,
             device,
             inode,
+            born_ns: metadata.created().ok().map(ns_since_1970),
             version: (metadata.len(), mtime_ns(&metadata)),
             generation: OnceLock::new(),
+            beginning: OnceLock::new(),
             reached: Mutex::default(),
         };
         Ok(Some((opened, metadata)))
@@ -130,6 +137,27 @@ impl Opened {
         Ok(bytes)
     }
 
+    /// The hash of the first bytes of the content, `length` of them and at most
+    /// [`HEAD_BYTES`]; `None` if there are fewer.
+    pub(super) fn head(&self, length: u64) -> io::Result<Option<Digest>> {
+        let length = length.min(HEAD_BYTES);
+        let read;
+        let bytes = if self.is_compressed() {
+            match self.beginning.get() {
+                Some(known) => known,
+                None => {
+                    let beginning = self.bytes(0, HEAD_BYTES)?;
+                    self.beginning.get_or_init(|| beginning)
+                }
+            }
+        } else {
+            read = self.bytes(0, length)?;
+            &read
+        };
+        let head = usize::try_from(length).ok().and_then(|length| bytes.get(..length));
+        Ok(head.map(|head| Sha256::digest(head).into()))
+    }
+
     /// Whether the bytes before `offset` end with `tail`.
     pub(super) fn has_before(&self, offset: u64, tail: &[u8]) -> io::Result<bool> {
         let start = offset.saturating_sub(tail.len() as u64);
@@ -145,6 +173,8 @@ impl Opened {
         if let Some(known) = self.generation.get() {
             return Ok(*known);
         }
+        // As long as the decoder is at the beginning.
+        self.head(0)?;
         let generation = self.first_line()?.ok();
         let _ = self.generation.set(generation);
         Ok(generation)
@@ -253,13 +283,14 @@ pub(super) fn identity(_: &Metadata) -> (u64, u64) {
 }
 
 pub(super) fn mtime_ns(metadata: &Metadata) -> i64 {
-    let ns = |duration: std::time::Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
-    match metadata.modified() {
-        Ok(time) => match time.duration_since(UNIX_EPOCH) {
-            Ok(after) => ns(after),
-            Err(before) => -ns(before.duration()),
-        },
-        Err(_) => 0,
+    metadata.modified().map_or(0, ns_since_1970)
+}
+
+fn ns_since_1970(time: SystemTime) -> i64 {
+    let ns = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => ns(after),
+        Err(before) => -ns(before.duration()),
     }
 }
 
@@ -271,6 +302,12 @@ pub(super) struct Seen {
     pub(super) bytes: u64,
     pub(super) age: Age,
     pub(super) generation: Option<Digest>,
+    /// How many earlier generations began with the same first line, and how far the
+    /// last of them went; known once the generations stand in their order.
+    pub(super) repeat: u32,
+    pub(super) reach: u64,
+    /// Whether this is the file at the live path.
+    pub(super) is_live: bool,
 }
 
 impl Seen {
@@ -281,7 +318,15 @@ impl Seen {
     ) -> io::Result<Self> {
         let generation = opened.generation()?;
         let age = Age { mtime_ns: mtime_ns(metadata), name };
-        Ok(Self { opened, bytes: metadata.len(), age, generation })
+        Ok(Self {
+            opened,
+            bytes: metadata.len(),
+            age,
+            generation,
+            repeat: 0,
+            reach: 0,
+            is_live: false,
+        })
     }
 
     /// The same of a file that is open already and may have no name any more.
@@ -314,9 +359,22 @@ impl Seen {
         if self.opened.is_known_to_hold(place) {
             return Ok(true);
         }
+        if place.head.is_some() && self.opened.head(place.position)? != place.head {
+            return Ok(false);
+        }
         let range = place.to_verify();
         let bytes = self.opened.bytes(range.start, range.end)?;
         Ok(place.is_in(self.opened.inode, generation, &bytes))
+    }
+
+    /// Whether this is the very file in which `place` is, as far as the system
+    /// tells: not another one that begins alike.
+    pub(super) fn is_file_of(&self, place: &Place) -> bool {
+        let is_born_then = match (self.opened.born_ns, place.born_ns) {
+            (Some(born), Some(known)) => born == known,
+            _ => true,
+        };
+        self.opened.inode == place.inode && is_born_then
     }
 
     /// The length of the content. Decodes a compressed file to its end.
@@ -337,34 +395,127 @@ impl Seen {
         }
     }
 
-    /// Whether this is the beginning of `longer`, or all of it. Equal first lines
-    /// are not enough: those of two generations may be the same.
+    /// Whether this is the beginning of `longer`, or all of it, as far as both their
+    /// ends tell.
     pub(super) fn begins(&self, longer: &Self) -> io::Result<bool> {
-        if self.generation != longer.generation {
+        let (bytes, more) = (self.length()?, longer.length()?);
+        if bytes > more || self.opened.head(bytes)? != longer.opened.head(bytes)? {
             return Ok(false);
         }
-        let (bytes, more) = (self.length()?, longer.length()?);
         let start = bytes.saturating_sub(COMPARED_BYTES);
-        Ok(bytes <= more
-            && self.opened.bytes(start, bytes)? == longer.opened.bytes(start, bytes)?)
+        Ok(self.opened.bytes(start, bytes)? == longer.opened.bytes(start, bytes)?)
     }
 
-    /// Whether this is a copy that is not needed beside `other`: of two equal ones
-    /// the compressed one, else the one that is not `other`.
-    pub(super) fn is_copy_of(&self, other: &Self, is_older: bool) -> io::Result<bool> {
-        if self.generation.is_none() || self.generation != other.generation {
+    /// Whether this rotated file is a copy of all or the first part of `other`, and
+    /// not a generation that begins as that does. Equal content alone does not tell:
+    /// there must be more that speaks for a copy.
+    pub(super) fn is_copy_of(&self, other: &Self) -> io::Result<bool> {
+        // A live file that is the beginning of another one was begun anew.
+        if self.is_live || self.generation.is_none() || self.generation != other.generation {
             return Ok(false);
         }
-        let (bytes, more) = (self.length()?, other.length()?);
-        let goes = match (self.opened.is_compressed(), other.opened.is_compressed()) {
-            (true, false) => true,
-            (false, true) => false,
-            _ => is_older,
+        let may_be_copy = match (&self.age.name, &other.age.name) {
+            // Beside the live file: a copy is made while it is there. What is
+            // compressed under a name of its own was finished before.
+            (name, _) if other.is_live => {
+                let is_finished =
+                    self.opened.is_compressed() && !name.as_ref().is_some_and(Rotated::is_bare);
+                !is_finished && !self.is_older_than(other)
+            }
+            // While it is being compressed.
+            (Some(a), Some(b)) if a.is_same_place(b) => self.opened.is_compressed(),
+            // Two names of what was copied together with its time.
+            _ => self.age.mtime_ns == other.age.mtime_ns && self.length()? == other.length()?,
         };
-        Ok((bytes < more || (bytes == more && goes)) && self.begins(other)?)
+        Ok(may_be_copy && self.begins(other)?)
+    }
+
+    /// How far the content goes, as far as that is known without decoding it.
+    pub(super) fn known_length(&self) -> u64 {
+        if self.opened.is_compressed() { i64::MAX.unsigned_abs() } else { self.bytes }
+    }
+
+    /// Whether this rotated file was last written when a generation was done with that
+    /// was written at `mtime_ns`, or before, and so was read with it. Where names say
+    /// which one is younger than `found`, these count too.
+    pub(super) fn was_done_with(&self, mtime_ns: i64, found: Option<&Self>) -> bool {
+        if self.is_live {
+            return false;
+        }
+        match found.and_then(|found| self.age.compare_names(&found.age)) {
+            Some(Ordering::Less) => true,
+            Some(Ordering::Greater) => false,
+            _ => self.age.mtime_ns <= mtime_ns,
+        }
+    }
+
+    /// Whether this file was there, or was done with, before `other` was made.
+    fn is_older_than(&self, other: &Self) -> bool {
+        let Some(born) = other.opened.born_ns else { return false };
+        self.opened.born_ns.is_some_and(|own| own < born)
+            // A file that was restored with its time is older than its birth.
+            || (self.age.mtime_ns < born && other.age.mtime_ns >= born)
     }
 
     pub(super) fn start(&self) -> Place {
-        Place::start(self.opened.inode, self.generation, Some(self.age.mtime_ns))
+        Place {
+            born_ns: self.opened.born_ns,
+            repeat: self.repeat,
+            reach: self.reach,
+            ..Place::start(self.opened.inode, self.generation, Some(self.age.mtime_ns))
+        }
+    }
+}
+
+/// An earlier generation with the same first line, beside one that is being read.
+#[derive(Debug)]
+pub(super) struct Twin {
+    opened: Arc<Opened>,
+    /// A part of its content, and where that begins.
+    part: Vec<u8>,
+    start: u64,
+}
+
+impl Twin {
+    pub(super) fn new(opened: Arc<Opened>) -> Self {
+        Self { opened, part: Vec::new(), start: 0 }
+    }
+
+    /// Whether a line with these bytes is at `offset`, or begins with them unless
+    /// they are the `whole` line. One that can't be read may have it: to take a line
+    /// for a repeated one loses nothing.
+    pub(super) fn has_line(&mut self, offset: u64, bytes: &[u8], is_whole: bool) -> bool {
+        self.find_line(offset, bytes, is_whole).unwrap_or(true)
+    }
+
+    fn find_line(&mut self, offset: u64, bytes: &[u8], is_whole: bool) -> io::Result<bool> {
+        if offset > 0 && self.at(offset - 1)?.first() != Some(&b'\n') {
+            return Ok(false);
+        }
+        let (mut at, mut rest) = (offset, bytes);
+        while !rest.is_empty() {
+            let part = self.at(at)?;
+            let n = part.len().min(rest.len());
+            if n == 0 || part[..n] != rest[..n] {
+                return Ok(false);
+            }
+            (at, rest) = (at + n as u64, &rest[n..]);
+        }
+        Ok(!is_whole || matches!(self.at(at)?.first(), Some(b'\n') | None))
+    }
+
+    /// The content from `offset` on, as far as a part of it is at hand; empty at the
+    /// end.
+    fn at(&mut self, offset: u64) -> io::Result<&[u8]> {
+        let is_at_hand = (self.start..self.start + self.part.len() as u64).contains(&offset);
+        if !is_at_hand {
+            self.part.resize(CHUNK_BYTES, 0);
+            self.start = offset;
+            let n = self.opened.read_at(&mut self.part, offset);
+            self.part.truncate(*n.as_ref().unwrap_or(&0));
+            n?;
+        }
+        let from = usize::try_from(offset - self.start).unwrap_or(usize::MAX);
+        Ok(self.part.get(from..).unwrap_or_default())
     }
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dezky_core::rt::TokioRuntime;
-use dezky_core::store::ListQuery;
-use dezky_core::{ErrorKind, Outcome, Result};
+use dezky_core::store::{AppendOptions, ListQuery};
+use dezky_core::{ErrorKind, IngestSource, Outcome, PullLimits, Result};
 use dezky_ingest::generic::{
     GenericReceiver, MAX_BODY_EVENTS, MappedLines, Mapping, MappingConfig,
 };
@@ -170,7 +170,7 @@ fn odd_lines_are_quarantined_and_the_rest_goes_on() {
             format!("password={secret}\n"),
             format!("{{\"pin\":\"{secret}\",\"token\":\"{secret}\"}}\n"),
             format!("[\"{}\"]\n", "x".repeat(10)),
-            format!("{{\"event\":\"long\",\"x\":\"{}\"}}\n", secret.repeat(1_000)),
+            format!("long={}\n", secret.repeat(1_000)),
             "\0\0\0\0\0\0\n".to_owned(),
             line("b").replace('\n', "\r\n"),
             format!("\u{feff}{}", line("c")),
@@ -197,6 +197,66 @@ fn odd_lines_are_quarantined_and_the_rest_goes_on() {
             assert!(!found || path == live, "{} holds the secret", path.display());
         }
         assert_eq!(drain(&mut pump).await, (0, 0));
+    });
+}
+
+#[test]
+fn four_of_four_lines_of_generations_that_begin_alike_are_stored() {
+    run(async {
+        let place = Place::new().await;
+        let (live, rotated) = (place.path("audit.ndjson"), place.path("audit.ndjson.1"));
+        append(&live, &(line("opened") + &line("a")));
+        let mut first = pump(&place, &live);
+        assert_eq!(drain(&mut first).await, (2, 0));
+        std::fs::rename(&live, &rotated).unwrap();
+        append(&live, &(line("opened") + &line("b")));
+        assert_eq!(drain(&mut first).await, (2, 0));
+        let expected = ["opened", "a", "opened", "b"].map(|verb| format!("shop.{verb}"));
+        assert_eq!(actions(&place).await, expected);
+        let mut ids: Vec<_> = place.of_source("shop").await;
+        ids.sort_by_key(|event| event.seq);
+        let ids: Vec<_> = ids.into_iter().filter_map(|stored| stored.event.external_id).collect();
+        let kinds: Vec<_> = ids.iter().map(|id| &id[..6]).collect();
+        assert_eq!(kinds, ["line1:", "line1:", "line2:", "line1:"]);
+
+        // Read again from the beginning by another process.
+        let mut tail = MappedLines::follow(plain(), &live, 4_096, Arc::new(TokioRuntime)).unwrap();
+        let pull = IngestSource::pull(&mut tail, None, PullLimits::default()).await.unwrap();
+        let again = place.intake().take(pull.events, vec![], AppendOptions::default()).await;
+        let again = again.unwrap();
+        assert_eq!((again.stored, again.duplicates, again.conflicts), (0, 4, 0));
+    });
+}
+
+#[test]
+fn a_long_object_is_an_event_with_its_long_values_cut() {
+    run(async {
+        let place = Place::new().await;
+        let live = place.path("audit.ndjson");
+        let long = format!(
+            "{{\"event\":\"long\",\"text\":\"{}\",\"token\":\"{}\",\"n\":1.50}}",
+            "word ".repeat(400_000),
+            "s3cret".repeat(2_000)
+        );
+        append(&live, &format!("{long}\n{}", line("b")));
+        let mut pump = pump(&place, &live);
+        assert_eq!(drain(&mut pump).await, (2, 0));
+        let mut events = place.of_source("shop").await;
+        events.sort_by_key(|event| event.seq);
+        let event = &events[0].event;
+        assert_eq!(event.action, "shop.long");
+        let said = event.metadata.to_value();
+        assert!(said["text"].as_str().unwrap().ends_with("word…"));
+        assert_eq!((&said["token"], &said["n"]), (&json!("[redacted]"), &json!(1.50)));
+        assert_eq!(said["_dezky"]["cut"]["bytes"], long.len());
+
+        // What waits behind the last newline is shown.
+        append(&live, "{\"event\":\"half");
+        assert_eq!(drain(&mut pump).await, (0, 0));
+        let waiting = pump.status().waiting.unwrap();
+        assert_eq!((waiting.reason, waiting.bytes), ("no_newline", 14));
+        let shown = serde_json::to_value(pump.status()).unwrap();
+        assert_eq!(shown["waiting"], json!({"reason": "no_newline", "bytes": 14}));
     });
 }
 

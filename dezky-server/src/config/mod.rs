@@ -11,7 +11,7 @@ mod network;
 mod sources;
 mod store;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
@@ -120,6 +120,8 @@ pub struct OcisLog {
     pub max_line_bytes: usize,
     /// Tenants' slugs by the ids of spaces.
     pub spaces: BTreeMap<String, String>,
+    /// The ids of the service accounts.
+    pub service_accounts: BTreeSet<String>,
 }
 
 /// How logs are written.
@@ -418,7 +420,20 @@ impl Settings {
             return Ok(None);
         };
         let spaces = self.ocis_spaces()?;
-        Ok(Some(OcisLog { path: path.into(), poll, max_line_bytes, spaces }))
+        let service_accounts = self.ocis_service_accounts()?;
+        Ok(Some(OcisLog { path: path.into(), poll, max_line_bytes, spaces, service_accounts }))
+    }
+
+    fn ocis_service_accounts(&self) -> Result<BTreeSet<String>, Failure> {
+        let Some((list, origin)) = self.layers.list("ocis.service_accounts") else {
+            return Ok(BTreeSet::new());
+        };
+        let ids: BTreeSet<String> = list.iter().map(|id| id.trim().to_owned()).collect();
+        if ids.len() > 100 || !ids.iter().all(|id| (1..=512).contains(&id.len())) {
+            let problem = "must be at most 100 ids of 1 to 512 bytes".to_owned();
+            return Err(refused("ocis.service_accounts", origin, problem));
+        }
+        Ok(ids)
     }
 
     fn ocis_spaces(&self) -> Result<BTreeMap<String, String>, Failure> {

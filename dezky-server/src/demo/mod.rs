@@ -12,7 +12,7 @@ mod report;
 mod story;
 mod webhooks;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -126,6 +126,7 @@ impl Demo {
             poll: POLL_INTERVAL,
             max_line_bytes: 1 << 20,
             spaces: BTreeMap::new(),
+            service_accounts: BTreeSet::new(),
         };
         let ocis = follow_ocis(&log, &platform.intake, held(PumpConfig::default()))?;
         let (url, token) = systems.authentik.address();

@@ -787,6 +787,30 @@ fn times_are_read_and_doubted_as_of_all_sources() {
     }
 }
 
+/// Lines of a running 7.1.0-rc.1 by somebody to whom a folder was shared: its path is
+/// relative to that folder, and says so.
+#[test]
+fn a_name_relative_to_a_folder_is_marked() {
+    let line = |action: &str, file: &str, path: &str| {
+        let line = json!({"RemoteAddr": "", "User": "", "Time": "2026-11-30T18:07:00Z",
+                          "Message": "user 'bob' acted", "Action": action, "Path": path,
+                          "Owner": "", "FileID": file});
+        event(&line.to_string())
+    };
+    let relative = line("file_delete", "st$alice!folder/by-bob.txt", "./by-bob.txt");
+    assert_eq!(relative.event.resource_name.as_deref(), Some("by-bob.txt"));
+    assert_eq!(note(&relative, "resourceNameIn"), "folder");
+    for (file, path) in [
+        ("st$alice!alice/Shared/by-bob.txt", "./Shared/by-bob.txt"),
+        ("st$alice!node", ""),
+        ("st$alice!node", "."),
+        ("node", ""),
+    ] {
+        let absolute = line("file_create", file, path);
+        assert_eq!(note(&absolute, "resourceNameIn"), &Value::Null, "{file}");
+    }
+}
+
 #[test]
 fn secrets_by_name_and_in_addresses_go_as_of_all_sources() {
     let line = json!({
@@ -803,4 +827,25 @@ fn secrets_by_name_and_in_addresses_go_as_of_all_sources() {
     );
     let odd = quarantined(br#"{"x":1,"url":"/?code=S3"}"#);
     assert!(!String::from_utf8_lossy(&odd.raw).contains("S3"));
+}
+
+#[test]
+fn what_is_done_through_a_link_says_so_where_the_line_shows_it() {
+    let link = "7993447f-687f-490d-875c-ac95e89a62a4";
+    let line = |file: &str| {
+        let line = json!({"RemoteAddr": "", "Time": "2026-11-30T18:07:00Z",
+                          "Message": "user 'alice' created folder 'x'",
+                          "Action": "container_create", "Path": "./x", "FileID": file});
+        event(&line.to_string())
+    };
+    assert_eq!(note(&line(&format!("{link}$alice!token/x")), "actorBy"), "link");
+    assert_eq!(note(&line("st$alice!alice/x"), "actorBy"), &Value::Null);
+    let failed = json!({"RemoteAddr": "", "Time": "2026-11-30T18:07:00Z", "Success": false,
+                        "Message": "link with token 'abcdefghij' was accessed. Success: false",
+                        "Action": "public_link_accessed", "ShareToken": "abcdefghij"});
+    let failed = event(&failed.to_string());
+    assert_eq!(
+        (note(&failed, "actorBy"), failed.event.actor.kind),
+        (&json!("link"), ActorType::System)
+    );
 }

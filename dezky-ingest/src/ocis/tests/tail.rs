@@ -1,4 +1,7 @@
+mod alike;
 mod compressed;
+mod long;
+mod names;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -8,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use dezky_core::testkit::ManualRuntime;
-use dezky_core::{IngestSource, Pull, PullLimits, Runtime};
+use dezky_core::{ActorType, IngestSource, Pull, PullLimits, Runtime};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use futures_util::FutureExt;
@@ -684,6 +687,7 @@ fn configurations() {
         base().with_source(format!("ocis:{}", "x".repeat(60))),
         OcisConfig { max_line_bytes: 0, ..base() },
         OcisConfig { max_line_bytes: (64 << 20) + 1, ..base() },
+        OcisConfig { service_accounts: BTreeSet::from([String::new()]), ..base() },
         OcisConfig::new(".."),
     ] {
         assert_eq!(new(config).unwrap_err().code(), "config_invalid");
@@ -697,6 +701,24 @@ fn configurations() {
     let mut tail = tail(base());
     let error = tail.pull(Some("nonsense"), PullLimits::default()).now_or_never().unwrap();
     assert_eq!(error.unwrap_err().code(), "cursor_invalid");
+}
+
+#[test]
+fn what_a_service_account_does_is_done_by_the_system() {
+    let mut bench = Bench::with(|config| OcisConfig {
+        service_accounts: BTreeSet::from(["svc".to_owned()]),
+        ..config
+    });
+    bench.append(line("a").replace("'admin'", "'svc'") + &line("b"));
+    let pull = bench.pull();
+    let [by_service, by_person] = &pull.events[..] else { panic!("{pull:?}") };
+    let actor = &by_service.event.actor;
+    assert_eq!((actor.kind, actor.id.as_deref()), (ActorType::System, Some("svc")));
+    assert_eq!(by_service.event.metadata.annotation("actorBy").unwrap(), "service_account");
+    assert!(by_service.tenant.is_empty());
+    assert_eq!(by_person.event.actor.kind, ActorType::User);
+    assert_eq!(by_person.event.metadata.annotation("actorBy"), None);
+    assert_eq!(by_person.tenant.len(), 1);
 }
 
 #[test]
