@@ -12,6 +12,8 @@ use dezky_core::store::{AppendOptions, Appended, AuditStore, ReceiptStatus};
 use dezky_core::{AuditLog, Error, ErrorKind, Kept, Result, Runtime, SealedEvent, Timestamp};
 use futures_util::future::{Either, select};
 
+use crate::cut;
+
 /// The annotation that says how the tenant was found.
 pub(crate) const TENANT_BY: &str = "tenantBy";
 
@@ -229,6 +231,7 @@ impl Intake {
         if let Some(directory) = self.directory.as_deref() {
             Tenants::new(directory, &*self.runtime).find_missing(&mut pulled).await;
         }
+        cut::fit(&mut pulled.event.metadata);
         pulled.event.seal(&*self.runtime)
     }
 
@@ -242,6 +245,7 @@ impl Intake {
             if let Some(tenants) = &mut tenants {
                 tenants.find_missing(&mut pulled).await;
             }
+            cut::fit(&mut pulled.event.metadata);
             let late = pulled.event.metadata.annotation(LATE_BY).is_some();
             let event = pulled.event.seal(&*self.runtime);
             match event.validate() {

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod authentik;
+mod cut;
 mod domain;
 pub mod generic;
 #[cfg(feature = "authentik")]
