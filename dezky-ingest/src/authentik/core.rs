@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use dezky_core::{Actor, Error, ErrorKind, NewEvent, NewMetadata, Outcome, Result, Timestamp};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use self::walk::{Hole, News, Read, Walk};
@@ -55,6 +55,8 @@ const MAX_HOLES: usize = 16;
 /// A failure that says nothing about the page is looked into when it comes so often in
 /// a row.
 const PATIENCE: u32 = 3;
+/// So many polls begin with a smaller page after a larger one could not be given.
+const CAREFUL_POLLS: u32 = 10;
 /// After so long without a complete poll the beginning of the list is looked at
 /// again, as events may have expired meanwhile.
 const OUTAGE: Duration = Duration::from_hours(2);
@@ -196,8 +198,11 @@ pub struct Memory {
     reconciled: bool,
     /// Whether the walk that reads it was begun since the start.
     began_reconcile: bool,
-    /// How many requests have failed in a row.
-    failures: u32,
+    /// How many requests have failed in a row, of each walk.
+    failures: [u32; 5],
+    /// The size of the first page that a poll has got after a larger one could not be
+    /// given, and for how many polls more it is asked for.
+    first_size: Option<(u32, u32)>,
 }
 
 impl Memory {
@@ -362,6 +367,20 @@ impl State {
         }
     }
 
+    /// Rows that nobody knows and that are older than this showed late: they are behind
+    /// what polls have seen, and behind what the backlog has read.
+    fn late_before(&self, now: Timestamp) -> Option<Timestamp> {
+        let seen = self.seen.as_ref().map(|seen| seen.created().min(now))?;
+        let read = match &self.backlog {
+            None => seen,
+            Some(Backlog { search: Some(_), floor, .. }) => (*floor)?,
+            Some(Backlog { walk, floor, .. }) => {
+                walk.anchor.as_ref().map(Place::created).or(*floor)?
+            }
+        };
+        Some(before(seen.min(read), SLACK))
+    }
+
     /// Remembers what a walk has said about holes. Gives what nobody knew.
     fn heed(&mut self, news: Option<News>) -> Option<Unreadable> {
         match news? {
@@ -370,8 +389,7 @@ impl State {
                 None
             }
             News::Crossed(hole, has_failed) => {
-                let is_same = |known: &Hole| known.newer == hole.newer && known.older == hole.older;
-                let is_known = self.holes.iter().any(is_same);
+                let is_known = self.holes.iter().any(|known| known.meets(&hole));
                 self.holes.retain(|known| !known.meets(&hole));
                 let Hole { rows, newer, older, .. } = hole.clone();
                 self.holes.push(hole);
@@ -505,10 +523,12 @@ impl Poll {
     /// Whether a failed request is to be looked into now: then, after another request has
     /// brought a page, the answer is [`Answer::Failed`]. Else it is tried again later.
     pub fn looks_into(&mut self, suspect: Suspect) -> bool {
-        self.memory.failures = self.memory.failures.saturating_add(1);
+        let Some((walking, _)) = self.asked else { return false };
+        let failures = &mut self.memory.failures[walking as usize];
+        *failures = failures.saturating_add(1);
         match suspect {
             Suspect::Page => true,
-            Suspect::Anything => self.memory.failures.is_multiple_of(PATIENCE),
+            Suspect::Anything => failures.is_multiple_of(PATIENCE),
             Suspect::Nothing => false,
         }
     }
@@ -547,7 +567,10 @@ impl Poll {
             return None;
         }
         self.polls = true;
-        let walk = Walk::new(self.settings.page_size);
+        let mut walk = Walk::new(self.settings.page_size);
+        let careful = self.memory.first_size.filter(|(_, polls)| *polls > 0);
+        walk.narrow = careful.map(|(size, _)| size);
+        self.memory.first_size = careful.map(|(size, polls)| (size, polls - 1));
         let recent = Recent { walk, began: Some(now), pages: 0, top: None, newest: None };
         self.state.recent = Some(recent);
         Some(Walking::Recent)
@@ -559,7 +582,7 @@ impl Poll {
     /// `source_unavailable` if the server gives pages of one event.
     pub fn answer(&mut self, now: Timestamp, answer: Answer<'_>) -> Result<Step> {
         let Some((walking, request)) = self.asked.take() else { return Ok(Step::default()) };
-        self.memory.failures = 0;
+        self.memory.failures[walking as usize] = 0;
         if matches!(answer, Answer::TooLarge | Answer::Failed { .. }) {
             return self.not_given(walking, request, answer);
         }
@@ -585,6 +608,9 @@ impl Poll {
             self.state.holes.retain(|hole| !is_read(hole));
         }
         step.unreadable = self.state.heed(self.news.take());
+        if step.unreadable.is_some() {
+            self.memory.first_size = None;
+        }
         Ok(step)
     }
 
@@ -633,6 +659,7 @@ impl Poll {
     }
 
     fn recent(&mut self, now: Timestamp, request: Request, answer: Answer<'_>) -> Result<Step> {
+        let late_before = self.state.late_before(now);
         let Some(recent) = &mut self.state.recent else { return Ok(Step::default()) };
         let read = recent.walk.read(Order::NewestFirst, request, answer)?;
         self.news = recent.walk.news.take();
@@ -641,10 +668,11 @@ impl Poll {
         }
         // A clock that was ahead has seen nothing of what is new.
         let seen = self.state.seen.as_ref().filter(|seen| seen.created() <= now);
-        let late_before = seen.map(|seen| before(seen.created(), SLACK));
-        let late_before = late_before.filter(|_| self.state.backlog.is_none());
         let step = Step { take: read != Read::Back, late_before, ..Step::default() };
         let Read::Forward { is_end } = read else { return Ok(step) };
+        if request.page == 1 && self.memory.first_size.is_none() && recent.walk.narrow.is_some() {
+            self.memory.first_size = Some((request.page_size, CAREFUL_POLLS));
+        }
         // Pages that are narrow for the sake of one row are not many rows.
         recent.pages += u32::from(recent.walk.narrow.is_none());
         // Were it in the future, all that is new would be older than it.
@@ -671,13 +699,15 @@ impl Poll {
             {
                 self.state.again = Some(recent);
             }
+        } else if is_slow && anchor.is_some() && self.state.again.is_none() {
+            // The next poll must not wait for it. What it has not read is not late.
+            self.state.again = self.end_poll(now).map(|recent| Recent { newest: None, ..recent });
         } else if let Some(until) = anchor
             && (recent.pages >= max_pages || is_slow)
+            && let Some(recent) = self.end_poll(now)
         {
-            if let Some(recent) = self.end_poll(now) {
-                let top = recent.top.unwrap_or(until.created().min(now));
-                self.fall_behind(now, top, until, &recent.walk);
-            }
+            let top = recent.top.unwrap_or(until.created().min(now));
+            self.fall_behind(now, top, until, &recent.walk);
         }
         Ok(step)
     }
@@ -693,14 +723,12 @@ impl Poll {
 
     /// The overlap is read again, behind what polls had seen.
     fn again(&mut self, now: Timestamp, request: Request, answer: Answer<'_>) -> Result<Step> {
+        let late_before = self.state.late_before(now);
         let Some(again) = &mut self.state.again else { return Ok(Step::default()) };
+        let late_before = late_before.filter(|_| again.newest.is_some());
         let read = again.walk.read(Order::NewestFirst, request, answer)?;
         self.news = again.walk.news.take();
-        let step = Step {
-            take: read != Read::Back,
-            late_before: self.late_before(now),
-            ..Step::default()
-        };
+        let step = Step { take: read != Read::Back, late_before, ..Step::default() };
         let Read::Forward { is_end } = read else { return Ok(step) };
         let again = self.state.again.as_ref();
         let oldest = again.and_then(|again| again.walk.anchor.as_ref()).map(Place::created);
@@ -712,13 +740,6 @@ impl Poll {
             self.polled(now, &again, oldest.filter(|_| !is_end));
         }
         Ok(step)
-    }
-
-    /// Rows that nobody knows and that are older than this showed late. While there is a
-    /// backlog they may just not have been read.
-    fn late_before(&self, now: Timestamp) -> Option<Timestamp> {
-        let seen = self.state.seen.as_ref().filter(|_| self.state.backlog.is_none())?;
-        Some(before(seen.created().min(now), SLACK))
     }
 
     /// A poll is complete: it went back to `from`, or to the oldest event.
@@ -798,7 +819,7 @@ impl Poll {
 
     fn reconcile(&mut self, now: Timestamp, request: Request, answer: Answer<'_>) -> Result<Step> {
         let floor = newest(answer, now).map(|top| self.reconcile_floor(top));
-        let late_before = self.late_before(now);
+        let late_before = self.state.late_before(now);
         let Some(reconcile) = &mut self.state.reconcile else { return Ok(Step::default()) };
         let read = reconcile.walk.read(Order::NewestFirst, request, answer)?;
         self.news = reconcile.walk.news.take();
@@ -938,22 +959,8 @@ pub fn gap_event(
     oldest: Timestamp,
     now: Timestamp,
 ) -> NewEvent {
-    let mut digest = hex::encode(Sha256::digest(watermark.to_string()));
-    digest.truncate(40);
-    NewEvent {
-        at: Some(now),
-        outcome: Outcome::Failure,
-        resource_type: Some("source".into()),
-        resource_id: Some(source.to_owned()),
-        external_id: Some(format!("gap:{source}:{digest}")),
-        metadata: NewMetadata::from_value(json!({
-            "reason": "expired",
-            "from": watermark,
-            "to": oldest,
-            "noticed": now,
-        })),
-        ..NewEvent::new("ingest.gap", Actor::system())
-    }
+    let said = json!({"reason": "expired", "from": watermark, "to": oldest, "noticed": now});
+    gap(source, &watermark.to_string(), said, now)
 }
 
 /// The event that says that rows which the server can't give were passed over, and where
@@ -963,7 +970,20 @@ pub fn unreadable_event(source: &str, hole: &Unreadable, now: Timestamp) -> NewE
         place.as_ref().map(|place| json!({"created": place.created(), "pk": place.pk}))
     };
     let (newer, older) = (place(&hole.newer), place(&hole.older));
-    let mut digest = hex::encode(Sha256::digest(json!([newer, older]).to_string()));
+    // New rows come on the other side.
+    let beside = older.as_ref().or(newer.as_ref()).map(ToString::to_string);
+    let said = json!({
+        "reason": "unreadable",
+        "rows": hole.rows,
+        "newer": newer,
+        "older": older,
+        "noticed": now,
+    });
+    gap(source, &format!("unreadable:{}", beside.unwrap_or_default()), said, now)
+}
+
+fn gap(source: &str, identity: &str, said: Value, now: Timestamp) -> NewEvent {
+    let mut digest = hex::encode(Sha256::digest(identity));
     digest.truncate(40);
     NewEvent {
         at: Some(now),
@@ -971,13 +991,7 @@ pub fn unreadable_event(source: &str, hole: &Unreadable, now: Timestamp) -> NewE
         resource_type: Some("source".into()),
         resource_id: Some(source.to_owned()),
         external_id: Some(format!("gap:{source}:{digest}")),
-        metadata: NewMetadata::from_value(json!({
-            "reason": "unreadable",
-            "rows": hole.rows,
-            "newer": newer,
-            "older": older,
-            "noticed": now,
-        })),
+        metadata: NewMetadata::from_value(said),
         ..NewEvent::new("ingest.gap", Actor::system())
     }
 }

@@ -112,7 +112,7 @@ impl Builder {
             users: BTreeMap::new(),
             requests: Vec::new(),
             no_such_page: "Invalid page.".into(),
-            poisoned: BTreeSet::new(),
+            poisoned: BTreeMap::new(),
             poisoned_users: BTreeSet::new(),
             adds_exceptions: true,
             exceptions: 0,
@@ -226,7 +226,7 @@ struct World {
     requests: Vec<Recorded>,
     no_such_page: String,
     /// Keys of events that can't be given.
-    poisoned: BTreeSet<String>,
+    poisoned: BTreeMap<String, u16>,
     /// Keys of users that can't be given.
     poisoned_users: BTreeSet<u64>,
     adds_exceptions: bool,
@@ -302,7 +302,12 @@ impl AuthentikDouble {
     /// every page with it is answered with 500, and each such answer adds an event
     /// `system_exception`.
     pub fn poison(&self, pk: impl Into<String>) {
-        self.world().poisoned.insert(pk.into());
+        self.break_over(pk, 500);
+    }
+
+    /// The same with another status, as of a proxy that does not like something in it.
+    pub fn break_over(&self, pk: impl Into<String>, status: u16) {
+        self.world().poisoned.insert(pk.into(), status);
     }
 
     /// Gives an event again that was [poisoned](Self::poison).
@@ -368,6 +373,11 @@ impl AuthentikDouble {
     /// Lets the next `requests` fail.
     pub fn fail_next(&self, requests: usize, fault: Fault) {
         self.fail_next_below("", requests, fault);
+    }
+
+    /// Lets no more requests fail.
+    pub fn clear_faults(&self) {
+        self.world().faults.clear();
     }
 
     /// Lets the next `requests` fail whose path begins with `path`:
@@ -543,27 +553,27 @@ impl Fault {
 impl World {
     fn answer(&mut self, path: &str, query: &Query, headers: &HeaderMap) -> (StatusCode, String) {
         let (status, body) = self.json(path, query, headers);
-        if self.breaks_over(path, &body) {
-            self.add_exception(path);
+        if let Some(status) = self.breaks_over(path, &body) {
+            if status == 500 {
+                self.add_exception(path);
+            }
             let html = "<!DOCTYPE html><html><head><title>authentik</title></head></html>";
-            return (StatusCode::INTERNAL_SERVER_ERROR, html.to_owned());
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            return (status, html.to_owned());
         }
         (status, text(&body))
     }
 
-    /// Whether there is something in an answer that can't be given.
-    fn breaks_over(&self, path: &str, body: &Value) -> bool {
+    /// The status where there is something in an answer that can't be given.
+    fn breaks_over(&self, path: &str, body: &Value) -> Option<u16> {
         let rows = body["results"].as_array();
         let rows = rows.map_or_else(|| std::slice::from_ref(body), Vec::as_slice);
         if path.starts_with("/api/v3/core/users/") {
-            return rows.iter().any(|user| {
-                user["pk"].as_u64().is_some_and(|pk| self.poisoned_users.contains(&pk))
-            });
+            let mut users = rows.iter().filter_map(|user| user["pk"].as_u64());
+            return users.any(|pk| self.poisoned_users.contains(&pk)).then_some(500);
         }
-        path == EVENTS
-            && rows
-                .iter()
-                .any(|event| event["pk"].as_str().is_some_and(|pk| self.poisoned.contains(pk)))
+        let mut events = rows.iter().filter(|_| path == EVENTS);
+        events.find_map(|event| self.poisoned.get(event["pk"].as_str()?).copied())
     }
 
     fn add_exception(&mut self, path: &str) {

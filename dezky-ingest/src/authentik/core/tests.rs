@@ -779,7 +779,9 @@ fn pages_of_one_are_refused() {
 
 /// How many of the rows that the server breaks over are on record, by what is beside them.
 fn on_record(client: &Client) -> u32 {
-    client.unreadable.iter().map(|hole| hole.rows).sum()
+    // A row beside them that shows late may let them be found again: the same record.
+    let records = client.unreadable.iter().map(|hole| (hole.older.clone(), hole.rows));
+    records.collect::<BTreeSet<_>>().into_iter().map(|(_, rows)| rows).sum()
 }
 
 #[test]
@@ -946,7 +948,7 @@ fn a_page_size_that_shrank_grows_again_once_the_server_allows_it() {
     };
     assert_eq!(sizes(&client), Some(7));
     server.max_page_size = 100;
-    client.tick(&mut server, 20);
+    client.tick(&mut server, 55);
     assert_eq!(sizes(&client), Some(12), "as configured");
     // And a page that is clamped again takes the walk back nowhere.
     server.max_page_size = 7;
@@ -1079,6 +1081,7 @@ proptest! {
                 prop_assert!(pulls < 5_000, "it comes to an end");
             }
         }
-        prop_assert!(client.missing(&server).is_empty(), "{} are missing", client.missing(&server).len());
+        let missing: Vec<_> = client.missing(&server).iter().map(|row| row.place.clone()).collect();
+        prop_assert!(missing.is_empty(), "{missing:?} are missing, {:?}", client.cursor);
     }
 }

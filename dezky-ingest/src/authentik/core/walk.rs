@@ -19,7 +19,7 @@ use super::{Answer, MAX_PAGE_SIZE, MAX_ROWS, MIN_PAGE_SIZE, Order, Place, Reques
 /// another request in between.
 const STRIKES: u32 = 2;
 /// After so many pages of a size that the server has set, a larger one is tried again.
-const STEADY_PAGES: u32 = 16;
+const STEADY_PAGES: u32 = 50;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
