@@ -513,7 +513,7 @@ impl Poll {
         } else {
             let retries = walking == Walking::Reconcile;
             let walk = self.state.walk(walking);
-            walk.map(|walk| walk.ask(walking.order(), &holes, full, retries))
+            walk.map(|walk| walk.ask(walking.order(), &holes, full, retries, now))
         };
         self.state.holes = holes;
         self.asked = request.map(|request| (walking, request));

@@ -694,14 +694,17 @@ fn no_page_is_tried_for_ever_whatever_its_status() {
 #[test]
 fn new_events_do_not_wait_for_the_overlap_of_a_burst_to_be_read_again() {
     run(async {
-        let setup = Setup::with_events(10, MINUTE).await;
+        // Pages of 10, so that 500 events are as many pages as 5,000 are of 100.
+        let double = AuthentikDouble::builder().max_page_size(10);
+        let setup = Setup::with(double.start().await.unwrap());
+        setup.insert(0..10, MINUTE);
         let mut pump = setup.pump();
         setup.drain(&mut pump).await;
-        // 5,000 in ten minutes.
+        // 500 in ten minutes.
         for part in 0..10 {
             setup.runtime.advance(MINUTE);
-            let first = 10 + part * 500;
-            setup.insert(first..first + 500, Duration::from_millis(110));
+            let first = 10 + part * 50;
+            setup.insert(first..first + 50, Duration::from_millis(1_100));
             pump.tick().await.unwrap();
         }
         for n in 0..5 {
@@ -724,7 +727,7 @@ fn new_events_do_not_wait_for_the_overlap_of_a_burst_to_be_read_again() {
             setup.runtime.advance(MINUTE);
             pump.tick().await.unwrap();
         }
-        setup.assert_all(10..5_010).await;
+        setup.assert_all(10..510).await;
         setup.assert_all(9_900..9_901).await;
         assert_eq!(pump.status().counts.late, 1);
     });

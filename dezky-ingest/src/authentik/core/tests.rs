@@ -746,7 +746,7 @@ fn what_slips_between_two_pages_without_room_for_the_anchor_is_gone_back_for() {
     let place = |at: i64| Place { created_us: at, pk: "x".into() };
     let mut walk = Walk::new(2);
     let mut read = |rows: &[i64]| {
-        let request = walk.ask(Order::OldestFirst, &[], 2, false);
+        let request = walk.ask(Order::OldestFirst, &[], 2, false, Timestamp::MAX);
         let first = usize::try_from(request.page - 1).unwrap() * request.page_size as usize;
         let last = (first + request.page_size as usize).min(rows.len());
         let places: Vec<_> = rows[first..last].iter().map(|at| Some(place(*at))).collect();
@@ -807,7 +807,7 @@ fn rows_that_the_server_breaks_over_are_passed_over_with_a_record_and_nothing_be
         let missing = client.missing(&server).len();
         assert_eq!(missing, 0, "{adds_rows} {:?} {:?}", client.cursor, client.unreadable);
         assert_eq!(on_record(&client), 6, "{adds_rows} {:?}", client.unreadable);
-        assert!(server.failures < 6 * 8, "{} failures", server.failures);
+        assert!(server.failures < 6 * 10, "{} failures", server.failures);
     }
 }
 
@@ -971,7 +971,7 @@ fn rows_without_a_place_hold_nothing_up() {
         };
         let mut seen = BTreeSet::new();
         for _ in 0..40 {
-            let request = walk.ask(order, &[], 10, false);
+            let request = walk.ask(order, &[], 10, false, Timestamp::MAX);
             let size = u64::from(request.page_size);
             let first = (request.page - 1) * size;
             let rows = first..(first + size).min(100);

@@ -10,7 +10,7 @@
 //! place counted from the oldest: each failed request may add an event to the newest
 //! end of the list, which would move any place counted from there.
 
-use dezky_core::{Error, ErrorKind, Result};
+use dezky_core::{Error, ErrorKind, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, MAX_PAGE_SIZE, MAX_ROWS, MIN_PAGE_SIZE, Order, Place, Request};
@@ -58,6 +58,9 @@ pub(super) struct Walk {
     /// The hole that is being passed over unread, because an earlier walk found it.
     #[serde(skip)]
     trusted: Option<Hole>,
+    /// Whether the anchor is in the future, so that new rows come on its older side.
+    #[serde(skip)]
+    is_future: bool,
     /// What the last answer said about holes.
     #[serde(skip)]
     pub(super) news: Option<News>,
@@ -170,6 +173,7 @@ impl Walk {
             steady: 0,
             next: None,
             trusted: None,
+            is_future: false,
             news: None,
         }
     }
@@ -208,7 +212,9 @@ impl Walk {
         holes: &[Hole],
         full: u32,
         retries: bool,
+        now: Timestamp,
     ) -> Request {
+        self.is_future = self.anchor.as_ref().is_some_and(|anchor| anchor.created() > now);
         if self.steady >= STEADY_PAGES {
             (self.size, self.steady) = (self.size.max(full), 0);
         }
@@ -273,7 +279,8 @@ impl Walk {
 
     /// Whether rows are asked for one by one, counted from the oldest.
     fn is_single(&self) -> bool {
-        self.count > 0 && (self.passed > 0 || self.anchor.is_some() && self.page_size() == 1)
+        let is_stable = self.count > 0 && !self.is_future;
+        is_stable && (self.passed > 0 || self.anchor.is_some() && self.page_size() == 1)
     }
 
     /// The row that has so many before it, alone.
@@ -428,8 +435,9 @@ impl Walk {
     /// The server can't give the page, though it gives others; the list has `count` rows
     /// now. Smaller pages from now on, or past the row if it fails again alone.
     pub(super) fn failed(&mut self, order: Order, request: Request, count: u64) {
-        // What failing has added to the list is before the anchor.
-        if self.count > 0 && order == Order::NewestFirst && self.offset > 0 {
+        // What failing has added to the list may be before the anchor.
+        let comes_before = (order == Order::NewestFirst) != self.is_future;
+        if self.count > 0 && comes_before && self.offset > 0 {
             let more = count.saturating_sub(self.count);
             self.offset += more;
             if let Some(next) = &mut self.next {
