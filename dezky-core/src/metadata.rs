@@ -195,9 +195,10 @@ impl NewMetadata {
         self.annotations.get(key)
     }
 
-    /// Notes that a field's text was cut: `_dezky.cut.<field> = {bytes, sha256}`
-    /// of the text before.
-    pub(crate) fn note_cut(&mut self, field: &'static str, original: &str) {
+    /// Notes that a text was cut: `_dezky.cut.<field> = {bytes, sha256}` of the text
+    /// before. `field` is a field of the event, or the path of a member of the source's
+    /// part.
+    pub fn note_cut(&mut self, field: &str, original: &str) {
         let cuts = self.annotations.entry(CUT).or_insert_with(|| Map::new().into());
         if !cuts.is_object() {
             *cuts = Map::new().into();

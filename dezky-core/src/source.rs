@@ -123,6 +123,12 @@ pub trait TenantDirectory: Send + Sync {
     async fn by_domain(&self, domain: &str) -> Result<Option<String>>;
     /// The slug of the only tenant of the user `id` of `system`.
     async fn by_user(&self, system: &str, id: &str) -> Result<Option<String>>;
+    /// A number that is another one after every change of a tenant, so that who keeps
+    /// answers knows when they are old; `None` if there is none, and answers may be kept
+    /// for a while. Cheap: sources ask with every batch.
+    async fn revision(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
 }
 
 /// Something a source sent that could not become an event, kept until somebody

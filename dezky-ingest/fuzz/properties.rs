@@ -218,7 +218,7 @@ fn fit(mut item: QuarantineItem) -> QuarantineItem {
 }
 
 fn settings() -> Settings {
-    Settings { page_size: 100, overlap: Duration::from_mins(10) }
+    Settings { page_size: 100, overlap: Duration::from_mins(10), interval: Duration::from_mins(1) }
 }
 
 /// What is read as a cursor is written so that it is read as the same.

@@ -14,6 +14,7 @@ use dezky_core::{
 };
 use sha2::{Digest as _, Sha256};
 
+use crate::cut;
 use crate::distinct::{self, DistinctStore};
 use crate::notices::{Notices, Stored};
 
@@ -282,6 +283,7 @@ impl Intake {
                 return None;
             }
         }
+        cut::fit(&mut pulled.event.metadata);
         Some(pulled.event.seal(&*self.runtime))
     }
 
@@ -300,6 +302,7 @@ impl Intake {
                 Some(finder) => find_missing(finder, &mut pulled).await,
                 None => true,
             };
+            cut::fit(&mut pulled.event.metadata);
             pulled.event.settle_time(self.runtime.now());
             let mark = Marks::of(&pulled.event);
             let event = pulled.event.seal(&*self.runtime);

@@ -2,6 +2,7 @@
 
 mod address;
 pub mod authentik;
+mod cut;
 mod distinct;
 mod domain;
 pub mod generic;

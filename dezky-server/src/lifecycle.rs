@@ -376,6 +376,7 @@ pub(crate) fn poll_authentik(
 ) -> Result<Pump, Failure> {
     let mut config = AuthentikConfig::new(&api.url, api.token.clone());
     config.overlap = config.overlap.max(api.poll * 2);
+    config.poll_interval = api.poll;
     config.admin_groups.clone_from(&api.admin_groups);
     let source = AuthentikSource::new(config, Arc::clone(platform.intake.runtime()))
         .map_err(|error| Failure::usage(format!("authentik: {error}")))?

@@ -112,6 +112,10 @@ impl DirectoryStore for MemoryDirectory {
         Ok(self.read(|t| t.tenants.values().filter(is_theirs).count() as u64))
     }
 
+    async fn tenants_revision(&self) -> Result<u64> {
+        Ok(self.read(|t| t.tenants.values().map(|tenant| tenant.version).sum()))
+    }
+
     async fn commit(&self, changes: Vec<DirectoryChange>, events: Vec<SealedEvent>) -> Result<()> {
         check_commit(&changes)?;
         let _turn = self.writer.lock().await;

@@ -100,6 +100,23 @@ pub trait DirectoryStore: Send + Sync {
     /// How many tenants that are not deleted a partner looks after.
     async fn count_tenants_of_partner(&self, partner_id: &str) -> Result<u64>;
 
+    /// A number that grows with every change of a tenant, deletions and what is restored
+    /// included: the sum of all versions.
+    ///
+    /// This one reads all tenants; a store with a sum overrides it.
+    async fn tenants_revision(&self) -> Result<u64> {
+        let mut query = TenantQuery { limit: MAX_PAGE, ..TenantQuery::default() };
+        let mut sum = 0_u64;
+        loop {
+            let page = self.tenants(&query).await?;
+            sum += page.iter().map(|tenant| tenant.version).sum::<u64>();
+            if page.len() < query.limit {
+                return Ok(sum);
+            }
+            query.after = page.last().map(|tenant| tenant.slug.clone());
+        }
+    }
+
     /// Makes all changes and stages the events in the outbox of the store's audit
     /// log, in one transaction, or does nothing.
     ///

@@ -32,6 +32,10 @@ impl TenantDirectory for DirectoryTenants {
         };
         Ok(only_tenant(&*self.0, &user.tenant_ids).await?.map(|tenant| tenant.slug))
     }
+
+    async fn revision(&self) -> Result<Option<u64>> {
+        self.0.tenants_revision().await.map(Some)
+    }
 }
 
 /// The one tenant among `ids` that is not deleted; `None` if there are several.

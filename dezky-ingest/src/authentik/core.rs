@@ -12,26 +12,31 @@
 //!   **watermark** by the overlap, and the watermark is the newest `created` of
 //!   the *first* page of a walk that is complete.
 //!
-//! Three walks: *recent*, newest first, is every poll. If it does not reach what
-//! is known within a few pages, the rest becomes the *backlog*, which is read
-//! oldest first, page by page over as many pulls as it takes, while polls go on.
-//! The *reconcile* walk reads the last day again, newest first, and back behind the
-//! beginning of the one before.
+//! Four walks: *recent*, newest first, is every poll. It reaches what the one before has
+//! seen; reading the overlap *again*, for what shows late, then goes on by itself, so that
+//! what is new never waits for it. If it does not reach so far within a few pages, the
+//! rest becomes the *backlog*, which is read oldest first, page by page over as many pulls
+//! as it takes. The *reconcile* walk reads the last day again, newest first, and back
+//! behind the beginning of the one before. A poll comes before all of them, once per
+//! interval.
+//!
+//! A row that the server can't give is a **hole**: it is passed over, and remembered, so
+//! that later walks keep it off their pages.
 
 use std::time::Duration;
 
 use dezky_core::{Actor, Error, ErrorKind, NewEvent, NewMetadata, Outcome, Result, Timestamp};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use self::walk::{Read, Walk};
+use self::walk::{Hole, News, Read, Walk};
 use super::proto::Place;
 
 mod walk;
 
 /// The version of the cursor's text.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// After how many pages of a poll the rest becomes the backlog.
 const RECENT_PAGES: u32 = 5;
 /// A `created` that is further ahead of our clock is no watermark.
@@ -43,9 +48,15 @@ const DAY: Duration = Duration::from_hours(24);
 const SEAM: Duration = Duration::from_hours(1);
 /// It goes back no farther, however long ago the one before was.
 const WEEK: Duration = Duration::from_hours(7 * 24);
-/// While there is a backlog or a reconcile walk, a poll comes before it when the
-/// last one is older than this.
-const FRESH: Duration = Duration::from_secs(150);
+/// Rows older by this than what a poll has seen, and unknown, showed late.
+const SLACK: Duration = Duration::from_secs(2);
+/// How many holes are remembered; of more the newest.
+const MAX_HOLES: usize = 16;
+/// A failure that says nothing about the page is looked into when it comes so often in
+/// a row.
+const PATIENCE: u32 = 3;
+/// So many polls begin with a smaller page after a larger one could not be given.
+const CAREFUL_POLLS: u32 = 10;
 /// After so long without a complete poll the beginning of the list is looked at
 /// again, as events may have expired meanwhile.
 const OUTAGE: Duration = Duration::from_hours(2);
@@ -63,6 +74,8 @@ pub struct Settings {
     pub page_size: u32,
     /// How far polls go back behind the watermark.
     pub overlap: Duration,
+    /// How often there is a poll, whatever other walks have to do.
+    pub interval: Duration,
 }
 
 /// A page to ask for.
@@ -129,6 +142,33 @@ pub enum Answer<'a> {
     NoSuchPage,
     /// The page has more bytes than are read.
     TooLarge,
+    /// The server can't give the page, and has just given another one.
+    Failed {
+        /// How many rows the list has.
+        count: u64,
+    },
+}
+
+/// What a failed request may be due to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Suspect {
+    /// A row of the page: the server broke over it.
+    Page,
+    /// The page or everything: a proxy's answer, a timeout, an answer that can't be read.
+    Anything,
+    /// No page: requests are refused for a while.
+    Nothing,
+}
+
+/// Rows in a row that the server can't give, and where they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// How many.
+    pub rows: u32,
+    /// The next newer row; `None` if there is none.
+    pub newer: Option<Place>,
+    /// The next older row; `None` if there is none.
+    pub older: Option<Place>,
 }
 
 /// What an answer means.
@@ -143,6 +183,8 @@ pub struct Step {
     /// A single event has too many bytes and is passed over; where the one that was
     /// read before it stands, if there is one.
     pub passed: Option<Option<Place>>,
+    /// Rows that the server can't give were passed over.
+    pub unreadable: Option<Unreadable>,
 }
 
 /// What is known beside the cursor, and may be forgotten.
@@ -156,6 +198,19 @@ pub struct Memory {
     reconciled: bool,
     /// Whether the walk that reads it was begun since the start.
     began_reconcile: bool,
+    /// How many requests have failed in a row, of each walk.
+    failures: [u32; 5],
+    /// The size of the first page that a poll has got after a larger one could not be
+    /// given, and for how many polls more it is asked for.
+    first_size: Option<(u32, u32)>,
+}
+
+impl Memory {
+    /// Remembers how many requests have failed, of a pull that brought nothing.
+    #[cfg(feature = "authentik")]
+    pub(super) fn note_failures(&mut self, of: &Self) {
+        self.failures = of.failures;
+    }
 }
 
 /// The state of the poller between two requests.
@@ -172,14 +227,26 @@ pub struct Poll {
     found_gap: bool,
     /// Whether the list was found empty since, so that nothing more is asked.
     found_empty: bool,
+    /// What the last page said about holes.
+    news: Option<News>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Walking {
     Gap,
     Recent,
+    Again,
     Backlog,
     Reconcile,
+}
+
+impl Walking {
+    fn order(self) -> Order {
+        match self {
+            Self::Gap | Self::Backlog => Order::OldestFirst,
+            Self::Recent | Self::Again | Self::Reconcile => Order::NewestFirst,
+        }
+    }
 }
 
 /// What the cursor says.
@@ -198,12 +265,21 @@ struct State {
     /// When the last walk began that has read the last day again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reconciled: Option<Timestamp>,
+    /// The newest that a poll has seen. From version 2 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seen: Option<Place>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     recent: Option<Recent>,
+    /// The rest of a poll, behind what the one before had seen. From version 2 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    again: Option<Recent>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     backlog: Option<Backlog>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reconcile: Option<Reconcile>,
+    /// Rows that were passed over, the newest last. From version 2 on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    holes: Vec<Hole>,
 }
 
 impl Default for State {
@@ -214,9 +290,12 @@ impl Default for State {
             watermark: None,
             head: None,
             reconciled: None,
+            seen: None,
             recent: None,
+            again: None,
             backlog: None,
             reconcile: None,
+            holes: Vec::new(),
         }
     }
 }
@@ -228,7 +307,7 @@ impl Default for State {
 /// use dezky_core::Timestamp;
 /// use dezky_ingest::authentik::cursor_from;
 /// let at = Timestamp::parse("2026-11-21T20:12:21.123Z").unwrap();
-/// assert_eq!(cursor_from(at), r#"{"v":1,"n":0,"watermark":"2026-11-21T20:12:21.123Z"}"#);
+/// assert_eq!(cursor_from(at), r#"{"v":2,"n":0,"watermark":"2026-11-21T20:12:21.123Z"}"#);
 /// ```
 pub fn cursor_from(watermark: Timestamp) -> String {
     let state = State { watermark: Some(watermark), ..State::default() };
@@ -247,13 +326,14 @@ impl State {
         };
         // A newer version may have other members, so the version is read first.
         let Version { v } = serde_json::from_str(text).map_err(unreadable)?;
-        if v != VERSION {
+        if !(1..=VERSION).contains(&v) {
             return Err(invalid(format!(
-                "the cursor of Authentik's events has version {v}; this program reads version \
-                 {VERSION}"
+                "the cursor of Authentik's events has version {v}; this program reads versions 1 \
+                 to {VERSION}"
             )));
         }
-        let state: Self = serde_json::from_str(text).map_err(unreadable)?;
+        let mut state: Self = serde_json::from_str(text).map_err(unreadable)?;
+        state.v = VERSION;
         if state.is_possible() {
             Ok(state)
         } else {
@@ -265,6 +345,7 @@ impl State {
     fn is_possible(&self) -> bool {
         let walks = [
             self.recent.as_ref().map(|recent| &recent.walk),
+            self.again.as_ref().map(|again| &again.walk),
             self.backlog.as_ref().map(|backlog| &backlog.walk),
             self.reconcile.as_ref().map(|reconcile| &reconcile.walk),
         ];
@@ -272,6 +353,52 @@ impl State {
         walks.into_iter().flatten().all(Walk::is_possible)
             && search.is_none_or(|Search { lo, hi }| 1 <= *lo && lo <= hi && *hi <= MAX_ROWS)
             && self.n < u64::MAX
+            && self.holes.len() <= MAX_HOLES
+            && self.holes.iter().all(Hole::is_possible)
+    }
+
+    fn walk(&mut self, walking: Walking) -> Option<&mut Walk> {
+        match walking {
+            Walking::Gap => None,
+            Walking::Recent => self.recent.as_mut().map(|recent| &mut recent.walk),
+            Walking::Again => self.again.as_mut().map(|again| &mut again.walk),
+            Walking::Backlog => self.backlog.as_mut().map(|backlog| &mut backlog.walk),
+            Walking::Reconcile => self.reconcile.as_mut().map(|reconcile| &mut reconcile.walk),
+        }
+    }
+
+    /// Rows that nobody knows and that are older than this showed late: they are behind
+    /// what polls have seen, and behind what the backlog has read.
+    fn late_before(&self, now: Timestamp) -> Option<Timestamp> {
+        let seen = self.seen.as_ref().map(|seen| seen.created().min(now))?;
+        let read = match &self.backlog {
+            None => seen,
+            Some(Backlog { search: Some(_), floor, .. }) => (*floor)?,
+            Some(Backlog { walk, floor, .. }) => {
+                walk.anchor.as_ref().map(Place::created).or(*floor)?
+            }
+        };
+        Some(before(seen.min(read), SLACK))
+    }
+
+    /// Remembers what a walk has said about holes. Gives what nobody knew.
+    fn heed(&mut self, news: Option<News>) -> Option<Unreadable> {
+        match news? {
+            News::Gone(hole) => {
+                self.holes.retain(|known| *known != hole);
+                None
+            }
+            News::Crossed(hole, has_failed) => {
+                let is_known = self.holes.iter().any(|known| known.meets(&hole));
+                self.holes.retain(|known| !known.meets(&hole));
+                let Hole { rows, newer, older, .. } = hole.clone();
+                self.holes.push(hole);
+                self.holes.sort_by(|a, b| a.older.cmp(&b.older));
+                let many = self.holes.len().saturating_sub(MAX_HOLES);
+                self.holes.drain(..many);
+                (has_failed && !is_known).then_some(Unreadable { rows, newer, older })
+            }
+        }
     }
 }
 
@@ -283,9 +410,12 @@ struct Recent {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     began: Option<Timestamp>,
     pages: u32,
-    /// The newest that is not in the future.
+    /// The newest that is not in the future, as a watermark.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     top: Option<Timestamp>,
+    /// The newest that is not in the future. From version 2 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    newest: Option<Place>,
 }
 
 /// What lies between what is known and what a poll has read.
@@ -338,6 +468,7 @@ impl Poll {
             polls: false,
             found_gap: false,
             found_empty: false,
+            news: None,
         })
     }
 
@@ -364,22 +495,42 @@ impl Poll {
 
     /// Whether a walk is not at its end, or has yet to begin.
     pub fn more(&self) -> bool {
-        let State { recent, backlog, reconcile, .. } = &self.state;
-        self.found_gap || recent.is_some() || backlog.is_some() || reconcile.is_some()
+        let State { recent, again, backlog, reconcile, .. } = &self.state;
+        let walks = recent.is_some() || again.is_some() || backlog.is_some() || reconcile.is_some();
+        self.found_gap || walks
     }
 
     /// The page to ask for; `None` if there is nothing more to do for now.
     pub fn request(&mut self, now: Timestamp) -> Option<Request> {
         let walking = self.walking(now)?;
-        let state = &self.state;
-        let request = match walking {
-            Walking::Gap => Request { order: Order::OldestFirst, page: 1, page_size: 1 },
-            Walking::Recent => state.recent.as_ref()?.walk.request(Order::NewestFirst),
-            Walking::Reconcile => state.reconcile.as_ref()?.walk.request(Order::NewestFirst),
-            Walking::Backlog => state.backlog.as_ref()?.request(),
+        let full = self.settings.page_size;
+        let holes = std::mem::take(&mut self.state.holes);
+        let backlog = self.state.backlog.as_ref().filter(|_| walking == Walking::Backlog);
+        let request = if walking == Walking::Gap {
+            Some(Request { order: Order::OldestFirst, page: 1, page_size: 1 })
+        } else if let Some(probe) = backlog.and_then(Backlog::search_request) {
+            Some(probe)
+        } else {
+            let retries = walking == Walking::Reconcile;
+            let walk = self.state.walk(walking);
+            walk.map(|walk| walk.ask(walking.order(), &holes, full, retries, now))
         };
-        self.asked = Some((walking, request));
-        Some(request)
+        self.state.holes = holes;
+        self.asked = request.map(|request| (walking, request));
+        request
+    }
+
+    /// Whether a failed request is to be looked into now: then, after another request has
+    /// brought a page, the answer is [`Answer::Failed`]. Else it is tried again later.
+    pub fn looks_into(&mut self, suspect: Suspect) -> bool {
+        let Some((walking, _)) = self.asked else { return false };
+        let failures = &mut self.memory.failures[walking as usize];
+        *failures = failures.saturating_add(1);
+        match suspect {
+            Suspect::Page => true,
+            Suspect::Anything => failures.is_multiple_of(PATIENCE),
+            Suspect::Nothing => false,
+        }
     }
 
     fn walking(&mut self, now: Timestamp) -> Option<Walking> {
@@ -398,12 +549,17 @@ impl Poll {
         if self.state.recent.is_some() {
             return Some(Walking::Recent);
         }
-        let is_fresh = self.memory.polled.is_some_and(|at| now.saturating_since(at) < FRESH);
-        let background = match &self.state {
+        let interval = self.settings.interval;
+        let is_fresh = self.memory.polled.is_some_and(|at| now.saturating_since(at) < interval);
+        let rest = match &self.state {
             State { backlog: Some(_), .. } => Some(Walking::Backlog),
             State { reconcile: Some(_), .. } => Some(Walking::Reconcile),
             _ => None,
         };
+        // By turns, so that neither waits for the other.
+        let again = self.state.again.as_ref().map(|_| Walking::Again);
+        let is_agains = rest.is_none() || self.state.n.is_multiple_of(2);
+        let background = again.filter(|_| is_agains).or(rest).or(again);
         if is_fresh && background.is_some() {
             return background;
         }
@@ -411,8 +567,12 @@ impl Poll {
             return None;
         }
         self.polls = true;
-        let walk = Walk::new(self.settings.page_size);
-        self.state.recent = Some(Recent { walk, began: Some(now), pages: 0, top: None });
+        let mut walk = Walk::new(self.settings.page_size);
+        let careful = self.memory.first_size.filter(|(_, polls)| *polls > 0);
+        walk.narrow = careful.map(|(size, _)| size);
+        self.memory.first_size = careful.map(|(size, polls)| (size, polls - 1));
+        let recent = Recent { walk, began: Some(now), pages: 0, top: None, newest: None };
+        self.state.recent = Some(recent);
         Some(Walking::Recent)
     }
 
@@ -422,8 +582,9 @@ impl Poll {
     /// `source_unavailable` if the server gives pages of one event.
     pub fn answer(&mut self, now: Timestamp, answer: Answer<'_>) -> Result<Step> {
         let Some((walking, request)) = self.asked.take() else { return Ok(Step::default()) };
-        if let Answer::TooLarge = answer {
-            return self.too_large(walking, request);
+        self.memory.failures[walking as usize] = 0;
+        if matches!(answer, Answer::TooLarge | Answer::Failed { .. }) {
+            return self.not_given(walking, request, answer);
         }
         if let Answer::Page { has_next: false, places: [], .. } = answer
             && request.page == 1
@@ -434,33 +595,56 @@ impl Poll {
             self.state.recent = None;
             return Ok(Step::default());
         }
-        match walking {
-            Walking::Gap => Ok(self.look_for_gap(answer)),
-            Walking::Recent => self.recent(now, request, answer),
-            Walking::Backlog => self.backlog(now, request, answer),
-            Walking::Reconcile => self.reconcile(now, request, answer),
+        let mut step = match walking {
+            Walking::Gap => self.look_for_gap(answer),
+            Walking::Recent => self.recent(now, request, answer)?,
+            Walking::Again => self.again(now, request, answer)?,
+            Walking::Backlog => self.backlog(now, request, answer)?,
+            Walking::Reconcile => self.reconcile(now, request, answer)?,
+        };
+        if let (true, Answer::Page { places, .. }) = (step.take, answer) {
+            // A row that can be read is in no hole.
+            let is_read = |hole: &Hole| places.iter().flatten().any(|place| hole.holds(place));
+            self.state.holes.retain(|hole| !is_read(hole));
         }
+        step.unreadable = self.state.heed(self.news.take());
+        if step.unreadable.is_some() {
+            self.memory.first_size = None;
+        }
+        Ok(step)
     }
 
-    fn too_large(&mut self, walking: Walking, request: Request) -> Result<Step> {
-        let State { recent, backlog, reconcile, .. } = &mut self.state;
-        let walk = match walking {
+    /// The page has too many bytes, or the server can't give it.
+    fn not_given(
+        &mut self,
+        walking: Walking,
+        request: Request,
+        answer: Answer<'_>,
+    ) -> Result<Step> {
+        if walking == Walking::Gap {
             // Of a single row it is no matter: it will be met again.
-            Walking::Gap => {
-                self.memory.looked_for_gap = true;
-                return Ok(Step::default());
+            self.memory.looked_for_gap = true;
+            return Ok(Step::default());
+        }
+        if let (Walking::Backlog, Some(backlog)) = (walking, &mut self.state.backlog)
+            && backlog.search.is_some()
+        {
+            return match answer {
+                Answer::TooLarge => backlog.narrow_search(request),
+                _ => backlog.probe(request, answer),
             }
-            Walking::Recent => recent.as_mut().map(|recent| &mut recent.walk),
-            Walking::Reconcile => reconcile.as_mut().map(|reconcile| &mut reconcile.walk),
-            Walking::Backlog => match backlog {
-                Some(backlog) if backlog.search.is_some() => {
-                    return backlog.narrow_search(request).map(|()| Step::default());
-                }
-                _ => backlog.as_mut().map(|backlog| &mut backlog.walk),
-            },
-        };
-        let passed = walk.and_then(|walk| walk.too_large(request).then(|| walk.anchor.clone()));
-        Ok(Step { passed, ..Step::default() })
+            .map(|()| Step::default());
+        }
+        let Some(walk) = self.state.walk(walking) else { return Ok(Step::default()) };
+        let mut step = Step::default();
+        if let Answer::Failed { count } = answer {
+            walk.failed(walking.order(), request, count);
+        } else if walk.too_large(request) {
+            step.passed = Some(walk.anchor.clone());
+        }
+        let news = walk.news.take();
+        self.state.heed(news);
+        Ok(step)
     }
 
     fn look_for_gap(&mut self, answer: Answer<'_>) -> Step {
@@ -475,44 +659,93 @@ impl Poll {
     }
 
     fn recent(&mut self, now: Timestamp, request: Request, answer: Answer<'_>) -> Result<Step> {
+        let late_before = self.state.late_before(now);
         let Some(recent) = &mut self.state.recent else { return Ok(Step::default()) };
-        let read = recent.walk.read(request, answer)?;
+        let read = recent.walk.read(Order::NewestFirst, request, answer)?;
+        self.news = recent.walk.news.take();
         if read != Read::Back {
-            recent.top = recent.top.or_else(|| newest(answer, now));
+            recent.see(answer, now);
         }
-        let step = Step { take: read != Read::Back, ..Step::default() };
+        // A clock that was ahead has seen nothing of what is new.
+        let seen = self.state.seen.as_ref().filter(|seen| seen.created() <= now);
+        let step = Step { take: read != Read::Back, late_before, ..Step::default() };
         let Read::Forward { is_end } = read else { return Ok(step) };
-        recent.pages += 1;
+        if request.page == 1 && self.memory.first_size.is_none() && recent.walk.narrow.is_some() {
+            self.memory.first_size = Some((request.page_size, CAREFUL_POLLS));
+        }
+        // Pages that are narrow for the sake of one row are not many rows.
+        recent.pages += u32::from(recent.walk.narrow.is_none());
         // Were it in the future, all that is new would be older than it.
         let known = self.state.head.or(self.state.watermark).map(|known| known.min(now));
-        let oldest = recent.walk.anchor.as_ref().map(Place::created);
+        let anchor = recent.walk.anchor.clone();
+        let oldest = anchor.as_ref().map(Place::created);
         let floor = known.map(|known| before(known, self.settings.overlap));
+        let has_seen = match (&anchor, seen) {
+            (Some(anchor), Some(seen)) => anchor <= seen,
+            // Of an older version's cursor.
+            (Some(anchor), None) => known.is_some_and(|known| anchor.created() < known),
+            (None, _) => false,
+        };
+        let began = recent.began.unwrap_or(now);
+        let is_slow = now.saturating_since(began) >= self.settings.interval;
+        let max_pages = if known.is_some() { RECENT_PAGES } else { 1 };
         if is_end || matches!((oldest, floor), (Some(oldest), Some(floor)) if oldest < floor) {
-            let (top, began) = (recent.top, recent.began.unwrap_or(now));
-            let from = oldest.filter(|_| !is_end);
-            self.polled(now, began, top, from);
-        } else if let Some(until) = recent.walk.anchor.clone()
-            && recent.pages >= if known.is_some() { RECENT_PAGES } else { 1 }
-            // What is behind the watermark is the overlap: always a poll's.
-            && known.is_none_or(|known| until.created() > known)
+            if let Some(recent) = self.end_poll(now) {
+                self.polled(now, &recent, oldest.filter(|_| !is_end));
+            }
+        } else if has_seen {
+            if let Some(recent) = self.end_poll(now)
+                && self.state.again.is_none()
+            {
+                self.state.again = Some(recent);
+            }
+        } else if is_slow && anchor.is_some() && self.state.again.is_none() {
+            // The next poll must not wait for it. What it has not read is not late.
+            self.state.again = self.end_poll(now).map(|recent| Recent { newest: None, ..recent });
+        } else if let Some(until) = anchor
+            && (recent.pages >= max_pages || is_slow)
+            && let Some(recent) = self.end_poll(now)
         {
             let top = recent.top.unwrap_or(until.created().min(now));
-            let walk = recent.walk.clone();
-            self.fall_behind(now, top, until, &walk);
+            self.fall_behind(now, top, until, &recent.walk);
         }
         Ok(step)
     }
 
-    /// A poll is complete; it went back to `from`, or to the oldest event.
-    fn polled(
-        &mut self,
-        now: Timestamp,
-        began: Timestamp,
-        top: Option<Timestamp>,
-        from: Option<Timestamp>,
-    ) {
-        self.state.recent = None;
+    /// A poll has reached what the one before had seen, or as far as polls go.
+    fn end_poll(&mut self, now: Timestamp) -> Option<Recent> {
+        let recent = self.state.recent.take()?;
         self.memory.polled = Some(now);
+        let seen = self.state.seen.take().filter(|seen| seen.created() <= now);
+        self.state.seen = seen.max(recent.newest.clone());
+        Some(recent)
+    }
+
+    /// The overlap is read again, behind what polls had seen.
+    fn again(&mut self, now: Timestamp, request: Request, answer: Answer<'_>) -> Result<Step> {
+        let late_before = self.state.late_before(now);
+        let Some(again) = &mut self.state.again else { return Ok(Step::default()) };
+        let late_before = late_before.filter(|_| again.newest.is_some());
+        let read = again.walk.read(Order::NewestFirst, request, answer)?;
+        self.news = again.walk.news.take();
+        let step = Step { take: read != Read::Back, late_before, ..Step::default() };
+        let Read::Forward { is_end } = read else { return Ok(step) };
+        let again = self.state.again.as_ref();
+        let oldest = again.and_then(|again| again.walk.anchor.as_ref()).map(Place::created);
+        let known = self.state.head.or(self.state.watermark).map(|known| known.min(now));
+        let floor = known.map(|known| before(known, self.settings.overlap));
+        if (is_end || matches!((oldest, floor), (Some(oldest), Some(floor)) if oldest < floor))
+            && let Some(again) = self.state.again.take()
+        {
+            self.polled(now, &again, oldest.filter(|_| !is_end));
+        }
+        Ok(step)
+    }
+
+    /// A poll is complete: it went back to `from`, or to the oldest event.
+    fn polled(&mut self, now: Timestamp, poll: &Recent, from: Option<Timestamp>) {
+        let (top, began) = (poll.top, poll.began.unwrap_or(now));
+        self.state.again = None;
         if self.state.backlog.is_some() {
             self.state.head = self.state.head.max(top);
             return;
@@ -531,9 +764,9 @@ impl Poll {
     /// A poll that did not reach what is known: from `until` on it has read all.
     fn fall_behind(&mut self, now: Timestamp, top: Timestamp, until: Place, walk: &Walk) {
         let overlap = self.settings.overlap;
-        self.memory.polled = Some(now);
-        let State { watermark, head, recent, backlog, .. } = &mut self.state;
-        *recent = None;
+        let State { watermark, head, again, backlog, .. } = &mut self.state;
+        // The backlog goes back as far.
+        *again = None;
         match backlog {
             None => {
                 let floor = watermark.map(|watermark| before(watermark.min(now), overlap));
@@ -565,7 +798,8 @@ impl Poll {
             backlog.probe(request, answer)?;
             return Ok(Step::default());
         }
-        let read = backlog.walk.read(request, answer)?;
+        let read = backlog.walk.read(Order::OldestFirst, request, answer)?;
+        self.news = backlog.walk.news.take();
         let step = Step { take: read != Read::Back, ..Step::default() };
         let Read::Forward { is_end } = read else { return Ok(step) };
         let at = backlog.walk.anchor.as_ref();
@@ -585,12 +819,13 @@ impl Poll {
 
     fn reconcile(&mut self, now: Timestamp, request: Request, answer: Answer<'_>) -> Result<Step> {
         let floor = newest(answer, now).map(|top| self.reconcile_floor(top));
+        let late_before = self.state.late_before(now);
         let Some(reconcile) = &mut self.state.reconcile else { return Ok(Step::default()) };
-        let read = reconcile.walk.read(request, answer)?;
+        let read = reconcile.walk.read(Order::NewestFirst, request, answer)?;
+        self.news = reconcile.walk.news.take();
         if read == Read::Back {
             return Ok(Step::default());
         }
-        let late_before = self.state.watermark.map(|at| before(at, self.settings.overlap));
         let step = Step { take: true, late_before, ..Step::default() };
         reconcile.floor = reconcile.floor.or(floor);
         let Read::Forward { is_end } = read else { return Ok(step) };
@@ -642,15 +877,10 @@ impl Backlog {
         self.search = self.floor.is_some().then_some(Search { lo: 1, hi: pages });
     }
 
-    fn request(&self) -> Request {
-        match &self.search {
-            None => self.walk.request(Order::OldestFirst),
-            Some(Search { lo, hi }) => Request {
-                order: Order::OldestFirst,
-                page: lo.midpoint(*hi),
-                page_size: self.walk.page_size(),
-            },
-        }
+    fn search_request(&self) -> Option<Request> {
+        let Search { lo, hi } = self.search.as_ref()?;
+        let page_size = self.walk.page_size();
+        Some(Request { order: Order::OldestFirst, page: lo.midpoint(*hi), page_size })
     }
 
     /// A page of the search: is it before the floor? What changes meanwhile does no
@@ -674,7 +904,7 @@ impl Backlog {
             }
             Answer::NoSuchPage => *hi = (request.page - 1).max(1),
             // Of a row that nobody can read: too early is never wrong.
-            Answer::TooLarge => *hi = request.page,
+            Answer::TooLarge | Answer::Failed { .. } => *hi = request.page,
         }
         if *lo >= *hi {
             let offset = (*hi - 1) * u64::from(self.walk.page_size());
@@ -693,6 +923,17 @@ impl Backlog {
         self.walk.too_large(request);
         self.search();
         Ok(())
+    }
+}
+
+impl Recent {
+    /// Notes the newest of the first page that has one.
+    fn see(&mut self, answer: Answer<'_>, now: Timestamp) {
+        self.top = self.top.or_else(|| newest(answer, now));
+        if let (None, Answer::Page { places, .. }) = (&self.newest, answer) {
+            let places = places.iter().flatten();
+            self.newest = places.filter(|place| place.created() <= now).max().cloned();
+        }
     }
 }
 
@@ -718,7 +959,31 @@ pub fn gap_event(
     oldest: Timestamp,
     now: Timestamp,
 ) -> NewEvent {
-    let mut digest = hex::encode(Sha256::digest(watermark.to_string()));
+    let said = json!({"reason": "expired", "from": watermark, "to": oldest, "noticed": now});
+    gap(source, &watermark.to_string(), said, now)
+}
+
+/// The event that says that rows which the server can't give were passed over, and where
+/// they are. The same place gives the same event.
+pub fn unreadable_event(source: &str, hole: &Unreadable, now: Timestamp) -> NewEvent {
+    let place = |place: &Option<Place>| {
+        place.as_ref().map(|place| json!({"created": place.created(), "pk": place.pk}))
+    };
+    let (newer, older) = (place(&hole.newer), place(&hole.older));
+    // New rows come on the other side.
+    let beside = older.as_ref().or(newer.as_ref()).map(ToString::to_string);
+    let said = json!({
+        "reason": "unreadable",
+        "rows": hole.rows,
+        "newer": newer,
+        "older": older,
+        "noticed": now,
+    });
+    gap(source, &format!("unreadable:{}", beside.unwrap_or_default()), said, now)
+}
+
+fn gap(source: &str, identity: &str, said: Value, now: Timestamp) -> NewEvent {
+    let mut digest = hex::encode(Sha256::digest(identity));
     digest.truncate(40);
     NewEvent {
         at: Some(now),
@@ -726,12 +991,7 @@ pub fn gap_event(
         resource_type: Some("source".into()),
         resource_id: Some(source.to_owned()),
         external_id: Some(format!("gap:{source}:{digest}")),
-        metadata: NewMetadata::from_value(json!({
-            "reason": "expired",
-            "from": watermark,
-            "to": oldest,
-            "noticed": now,
-        })),
+        metadata: NewMetadata::from_value(said),
         ..NewEvent::new("ingest.gap", Actor::system())
     }
 }

@@ -11,7 +11,8 @@ use futures_util::future::{Either, select};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::http::{Api, Fetched};
+use super::core::Suspect;
+use super::http::{Api, Failed, Fetched};
 use super::proto::{Page, pk};
 use super::users::{self, LOOKUPS_TIMEOUT, MAX_LOOKUPS, Users};
 
@@ -24,6 +25,10 @@ const MAX_TENANT_GROUPS: usize = 1_000;
 const LISTING_TIMEOUT: Duration = Duration::from_mins(1);
 /// After a failure the next try comes no sooner.
 const RETRY: Duration = Duration::from_mins(1);
+/// How long the directory may take to say whether it has changed.
+const REVISION_TIMEOUT: Duration = Duration::from_secs(2);
+/// Sizes of pages of users: where one can't be given its parts are asked for.
+const PAGE_SIZES: [u64; 3] = [100, 10, 1];
 
 /// By a group's key its name if it is a tenant's.
 pub(super) type GroupNames = HashMap<String, Option<Arc<str>>>;
@@ -34,6 +39,8 @@ pub(super) struct Groups {
     admins: Vec<String>,
     refresh: Duration,
     listing: Option<Listing>,
+    /// Of the directory when it was last asked whether it has changed.
+    revision: Option<u64>,
     next_try: Timestamp,
     /// In a row.
     failures: u32,
@@ -42,6 +49,8 @@ pub(super) struct Groups {
 
 struct Listing {
     names: GroupNames,
+    /// The groups that are tenants, sorted.
+    tenants: Vec<Arc<str>>,
     /// By the user's key; the names sorted.
     by_user: HashMap<String, Vec<Arc<str>>>,
     at: Timestamp,
@@ -58,6 +67,7 @@ impl Groups {
             admins,
             refresh,
             listing: None,
+            revision: None,
             next_try: Timestamp::MIN,
             failures: 0,
             users: Users::new(refresh),
@@ -94,7 +104,8 @@ impl Groups {
             if unknown.len() == MAX_LOOKUPS {
                 break;
             }
-            if is_number && !unknown.contains(&user) && self.hints(user, now).is_none() {
+            let is_open = self.hints(user, now).is_none() && !self.users.has_given_up(user, now);
+            if is_number && is_open && !unknown.contains(&user) {
                 unknown.push(user);
             }
         }
@@ -109,6 +120,12 @@ impl Groups {
                     continue;
                 }
                 Either::Left((Ok(None), _)) => continue,
+                // Of this user alone: an attribute that Authentik can't give.
+                Either::Left((Err(failed), _)) if failed.suspect == Suspect::Page => {
+                    tracing::warn!(user, error = %failed.error, "Authentik can't give this user");
+                    self.users.give_up(user.clone(), now);
+                    continue;
+                }
                 Either::Left((Err(failed), _)) => failed,
                 Either::Right(_) => {
                     let what = format!("users did not come within {LOOKUPS_TIMEOUT:?}");
@@ -128,18 +145,48 @@ impl Groups {
         runtime: &dyn Runtime,
         users: impl IntoIterator<Item = &String>,
     ) {
-        if self.refresh_if_old(api, runtime).await {
+        let has_changed = self.has_directory_changed(runtime).await;
+        if self.refresh_if_old(api, runtime, has_changed).await {
             self.look_up(api, runtime, users).await;
         }
     }
 
+    /// Whether the directory has changed since it was last asked. One that can't say, or
+    /// not in time, has not.
+    async fn has_directory_changed(&mut self, runtime: &dyn Runtime) -> bool {
+        let asked = pin!(self.directory.revision());
+        let revision = match select(asked, runtime.sleep(REVISION_TIMEOUT)).await {
+            Either::Left((Ok(revision), _)) => revision,
+            _ => None,
+        };
+        let has_changed = revision.is_some() && self.revision != revision;
+        self.revision = revision.or(self.revision);
+        has_changed
+    }
+
     /// Says whether nothing failed just now. Failures are logged; the old listing stays.
-    async fn refresh_if_old(&mut self, api: &Api, runtime: &dyn Runtime) -> bool {
+    ///
+    /// After a change of the directory, groups that have become tenants are added to the
+    /// listing, and users who were asked for are forgotten.
+    async fn refresh_if_old(
+        &mut self,
+        api: &Api,
+        runtime: &dyn Runtime,
+        has_changed: bool,
+    ) -> bool {
         let now = runtime.now();
-        if self.next_try.is_ahead_of(now, self.refresh) {
+        let is_old = !self.next_try.is_ahead_of(now, self.refresh);
+        // After a failure a change waits for the next try.
+        let adds = has_changed && self.failures == 0 && self.listing.is_some();
+        if !is_old && !adds {
             return true;
         }
-        let result = match select(pin!(self.list(api, now)), runtime.sleep(LISTING_TIMEOUT)).await {
+        if has_changed {
+            self.users.forget();
+        }
+        let known = self.listing.as_ref().filter(|_| !is_old);
+        let list = self.list(api, now, known);
+        let result = match select(pin!(list), runtime.sleep(LISTING_TIMEOUT)).await {
             Either::Left((listed, _)) => listed,
             Either::Right(_) => {
                 let what = format!("the groups could not be listed within {LISTING_TIMEOUT:?}");
@@ -148,12 +195,16 @@ impl Groups {
         };
         match result {
             Ok(listing) => {
-                self.next_try = now.saturating_add(self.refresh);
+                if is_old {
+                    self.next_try = now.saturating_add(self.refresh);
+                }
                 self.failures = 0;
                 self.listing = Some(listing);
                 true
             }
             Err(error) => {
+                // It must not be taken for one that knows of the change.
+                self.revision = None;
                 // A refused token or permission is not asked about again so soon, and
                 // what hangs must not hold up every page.
                 let retries = error.is_retryable();
@@ -176,7 +227,9 @@ impl Groups {
         }
     }
 
-    async fn list(&self, api: &Api, at: Timestamp) -> Result<Listing> {
+    /// Lists groups and the users of those that are tenants, except of the tenants that
+    /// `known` has.
+    async fn list(&self, api: &Api, now: Timestamp, known: Option<&Listing>) -> Result<Listing> {
         let mut is_whole = true;
         let mut names = Vec::new();
         let mut keys = GroupNames::new();
@@ -205,26 +258,24 @@ impl Groups {
             tenants.truncate(MAX_TENANT_GROUPS);
             is_whole = false;
         }
-        let mut by_user: HashMap<String, Vec<Arc<str>>> = HashMap::new();
+        let mut by_user = known.map(|known| known.by_user.clone()).unwrap_or_default();
+        let listed = known.map(|known| known.tenants.clone()).unwrap_or_default();
         let mut pages = MAX_USER_PAGES;
-        for name in tenants {
-            let query = format!(
-                "core/users/?groups_by_name={}&include_groups=false&page_size=100",
-                encode(&name)
-            );
-            is_whole &= all(api, &query, &mut pages, |user| {
+        for name in tenants.iter().filter(|name| listed.binary_search(name).is_err()) {
+            let query = format!("core/users/?groups_by_name={}&include_groups=false", encode(name));
+            is_whole &= users_of(api, &query, &mut pages, |user| {
                 // A server that does not know the filter lists everybody.
                 let is_member = |group: &Value| {
-                    pk(group).and_then(|key| keys.get(&key)) == Some(&Some(Arc::clone(&name)))
+                    pk(group).and_then(|key| keys.get(&key)) == Some(&Some(Arc::clone(name)))
                 };
                 let groups = user.get("groups").and_then(Value::as_array);
                 if groups.is_some_and(|groups| !groups.iter().any(is_member)) {
                     return;
                 }
                 if let Some(user) = user.get("pk").and_then(pk) {
-                    let groups = by_user.entry(user).or_default();
-                    if groups.last() != Some(&name) {
-                        groups.push(Arc::clone(&name));
+                    let groups: &mut Vec<Arc<str>> = by_user.entry(user).or_default();
+                    if let Err(at) = groups.binary_search(name) {
+                        groups.insert(at, Arc::clone(name));
                     }
                 }
             })
@@ -237,8 +288,62 @@ impl Groups {
                 "Authentik has more groups or users than are listed; the rest is asked for one by one"
             );
         }
-        Ok(Listing { names: keys, by_user, at })
+        let at = known.map_or(now, |known| known.at);
+        Ok(Listing { names: keys, tenants, by_user, at })
     }
+}
+
+/// Reads a list of users page by page, at most `pages`; whether that was all of it. Of a
+/// page that the server can't give its parts are read, down to the one user that it can't
+/// give. Nobody is in a group that is not there.
+async fn users_of(
+    api: &Api,
+    query: &str,
+    pages: &mut u32,
+    mut each: impl FnMut(Value) + Send,
+) -> Result<bool> {
+    let mut is_whole = true;
+    // Where the next part begins, and which size it has.
+    let mut parts = vec![(0_u64, 0_usize)];
+    while let Some((offset, size)) = parts.pop() {
+        if *pages == 0 {
+            return Ok(false);
+        }
+        *pages -= 1;
+        let rows = PAGE_SIZES[size];
+        let page = offset / rows + 1;
+        let path = format!("{query}&ordering=pk&page_size={rows}&page={page}");
+        let text = match api.get(&path).await {
+            Ok(Fetched::Text(text)) => text,
+            Ok(Fetched::NoSuchPage) => continue,
+            Err(failed) if failed.is_no_such_group() => break,
+            Ok(Fetched::TooLarge { .. }) | Err(Failed { suspect: Suspect::Page, .. }) => {
+                if let Some(part) = PAGE_SIZES.get(size + 1) {
+                    let parts_of = (0..rows / part).rev();
+                    let next = (size == 0).then_some((offset + rows, 0));
+                    parts.extend(next);
+                    parts.extend(parts_of.map(|nth| (offset + nth * part, size + 1)));
+                } else {
+                    is_whole = false;
+                }
+                continue;
+            }
+            Err(failed) => return Err(failed.error),
+        };
+        let unreadable = || Error::new(ErrorKind::SourceUnavailable, "what came is not a page");
+        let list = Page::parse(&text).ok_or_else(unreadable)?;
+        let read = |item: &&RawValue| serde_json::from_str(item.get()).ok();
+        list.items.iter().filter_map(read).for_each(&mut each);
+        let is_clamped = list.has_next && (list.items.len() as u64) < rows;
+        if is_clamped && size == 0 {
+            // The server's pages are smaller, so that these numbers mean other ones.
+            return all(api, &format!("{query}&ordering=pk&page_size=100"), pages, each).await;
+        }
+        if size == 0 && list.has_next {
+            parts.push((offset + rows, 0));
+        }
+    }
+    Ok(is_whole)
 }
 
 /// The name of a group that may be a tenant.

@@ -10,6 +10,7 @@ use futures_util::future::{Either, select};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode};
 
+use super::core::Suspect;
 use super::source::AuthentikConfig;
 use crate::http::client_builder;
 
@@ -61,15 +62,25 @@ pub(super) enum Fetched {
     },
 }
 
-/// Why a request failed, and how long not to ask again.
+/// Why a request failed, how long not to ask again, and what it may be due to.
 pub(super) struct Failed {
     pub(super) error: Error,
     pub(super) wait: Option<Duration>,
+    pub(super) suspect: Suspect,
+    /// 400: a filter by something that is not there.
+    is_bad_request: bool,
+}
+
+impl Failed {
+    /// Whether the failure is due to a filter by a group that is not there any more.
+    pub(super) fn is_no_such_group(&self) -> bool {
+        self.is_bad_request
+    }
 }
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        Self { error, wait: None }
+        Self { error, wait: None, suspect: Suspect::Anything, is_bad_request: false }
     }
 }
 
@@ -145,7 +156,7 @@ impl Api {
         if is_fine {
             return Ok(Fetched::Text(body));
         }
-        refused(&response, &body, self.runtime.now())
+        refused(&response, path_and_query, &body, self.runtime.now())
     }
 }
 
@@ -162,9 +173,18 @@ fn is_detail(body: &str) -> bool {
 }
 
 /// What an answer that is not 200 means.
-fn refused(response: &Response, body: &str, now: Timestamp) -> Result<Fetched, Failed> {
+fn refused(response: &Response, path: &str, body: &str, now: Timestamp) -> Result<Fetched, Failed> {
     let status = response.status();
-    let failed = |kind, what: String, wait| Err(Failed { error: Error::new(kind, what), wait });
+    // 500 is an exception in Authentik itself: of a row that it can't give, for one.
+    let suspect = match status.as_u16() {
+        500 => Suspect::Page,
+        429 => Suspect::Nothing,
+        _ => Suspect::Anything,
+    };
+    let is_bad_request = status == StatusCode::BAD_REQUEST;
+    let failed = |kind, what: String, wait| {
+        Err(Failed { error: Error::new(kind, what), wait, suspect, is_bad_request })
+    };
     match status.as_u16() {
         // In the language that the brand is set to, but for the key.
         404 if is_detail(body) => Ok(Fetched::NoSuchPage),
@@ -176,8 +196,10 @@ fn refused(response: &Response, body: &str, now: Timestamp) -> Result<Fetched, F
         401 | 403 => failed(
             ErrorKind::AuthFailed,
             format!(
-                "Authentik answers {status}; the token must be valid, of intent API, and its \
-                 user must have the permission to view events"
+                "Authentik answers {status} to a request for {}; the token must be valid, of \
+                 intent API, and its user must have the permission {}",
+                viewed(path).0,
+                viewed(path).1
             ),
             Some(AUTH_WAIT),
         ),
@@ -195,6 +217,17 @@ fn refused(response: &Response, body: &str, now: Timestamp) -> Result<Fetched, F
             let what = format!("Authentik answers {status}");
             failed(ErrorKind::SourceUnavailable, what, wait.map(|wait| wait.min(MAX_WAIT)))
         }
+    }
+}
+
+/// The things at a path, and the permission to view them.
+fn viewed(path: &str) -> (&'static str, &'static str) {
+    if path.starts_with("core/groups") {
+        ("groups", "authentik_core.view_group")
+    } else if path.starts_with("core/users") {
+        ("users", "authentik_core.view_user")
+    } else {
+        ("events", "authentik_events.view_event")
     }
 }
 

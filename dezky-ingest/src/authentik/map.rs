@@ -1,5 +1,7 @@
 //! What an event means: verb, who, on what, how it ended. Total and pure.
 
+use std::collections::HashMap;
+
 use dezky_core::{
     Actor, ActorType, NewEvent, NewMetadata, Outcome, PulledEvent, QuarantineItem, Timestamp,
 };
@@ -11,6 +13,7 @@ use super::proto::Place;
 use super::proto::{Event, Item, Odd, pk};
 use super::redact;
 use crate::address::bare_address;
+use crate::cut;
 use crate::intake::TENANT_BY;
 
 /// The source name of the first instance; a further one is `authentik:{instance}`.
@@ -62,11 +65,9 @@ pub const ACTIONS: [&str; 37] = [
 const VERB_MAX: usize = 118;
 /// The largest part of a text that is noted about an event, in bytes.
 const NOTE_MAX: usize = 512;
-/// What an event says is cut to this, in bytes, so that the small parts of a
-/// large context are kept.
-const SAID_MAX: usize = 48 << 10;
-/// The most members that are cut; then the whole is reduced to its scalars.
-const MAX_CUTS: usize = 64;
+/// How many requests are remembered by which users were changed: at most twice that.
+#[cfg(feature = "authentik")]
+const DOERS: usize = 500;
 /// The longest type of a resource, in bytes.
 const RESOURCE_TYPE_MAX: usize = 63;
 /// The longest identity that the log takes, in bytes.
@@ -122,11 +123,27 @@ fn outcome(verb: &str) -> Outcome {
 /// The key of the user whose groups decide about the tenant: during an
 /// impersonation the impersonated one.
 pub fn tenant_user(event: &Event) -> Option<String> {
-    let user = event.object("user")?;
+    let (_, user) = who(event);
+    on_behalf_of(event).or(user)?.get("pk").and_then(pk)
+}
+
+/// Who an event is by, and the user if one is known.
+fn who(event: &Event) -> (ActorType, Option<&Map<String, Value>>) {
+    let Some(user) = event.object("user") else { return (ActorType::System, None) };
     if is_anonymous(user) {
-        return None;
+        return (ActorType::Anonymous, None);
     }
-    on_behalf_of(event).unwrap_or(user).get("pk").and_then(pk)
+    if user.get("pk").and_then(pk).is_some() {
+        return (ActorType::User, Some(user));
+    }
+    // A name that was typed, of nobody who is known. Who typed it is another question.
+    let typed_by = user.get("authenticated_as").and_then(Value::as_object);
+    match typed_by.filter(|user| !user.is_empty()) {
+        Some(user) if is_anonymous(user) => (ActorType::Anonymous, None),
+        Some(user) => (ActorType::User, Some(user)),
+        None if verb(&event.action) == "login_failed" => (ActorType::Anonymous, None),
+        None => (ActorType::User, Some(user)),
+    }
 }
 
 fn on_behalf_of(event: &Event) -> Option<&Map<String, Value>> {
@@ -143,22 +160,35 @@ fn is_anonymous(user: &Map<String, Value>) -> bool {
 ///
 /// `at` is `created`, `external_id` the key in normal form. The metadata is what
 /// the event says, without secrets; `_dezky` says `rawAction`, `requestId`,
-/// `userAgent`, and `contextCut`, the names of what was too large to keep.
+/// `userAgent`, and `cut`, the paths of what was too large to keep whole. Of a password
+/// that was set outside of the user's own flow it says `actorBy`: `affected`, as the event
+/// names the user whose password it is and not who set it.
 pub fn map(source: &str, event: Event) -> NewEvent {
+    map_by(source, event, &Doers::default())
+}
+
+/// The same where it may be known who is behind a request.
+pub(super) fn map_by(source: &str, mut event: Event, doers: &Doers) -> NewEvent {
+    redact::hide_invitations(&mut event.members);
     let verb = verb(&event.action);
-    let user = event.object("user");
-    let anonymous = user.is_some_and(is_anonymous);
+    let (mut kind, mut user) = who(&event);
+    let is_affected = verb == "password_changed" && user.is_some() && !is_in_flow(&event);
+    let doer = doers.of(&event).filter(|_| is_affected);
+    let actor_by = match doer {
+        Some(doer) if doer.get("pk") == user.and_then(|user| user.get("pk")) => None,
+        Some(doer) => {
+            (kind, user) = (ActorType::User, Some(doer));
+            Some("request")
+        }
+        None => is_affected.then_some("affected"),
+    };
     let actor = Actor {
-        kind: match user {
-            None => ActorType::System,
-            Some(_) if anonymous => ActorType::Anonymous,
-            Some(_) => ActorType::User,
-        },
-        id: user.filter(|_| !anonymous).and_then(|user| user.get("pk").and_then(pk)),
-        email: user.filter(|_| !anonymous).and_then(|user| text(user, "email")),
+        kind,
+        id: user.and_then(|user| user.get("pk").and_then(pk)),
+        email: user.and_then(|user| text(user, "email")),
         ip: text(&event.members, "client_ip").filter(|ip| ip != NO_ADDRESS).map(bare_address),
     };
-    let resource = resource(&event);
+    let resource = resource(&event, &verb);
     let (external_id, raw_id) = if event.pk.len() <= EXTERNAL_ID_MAX {
         (event.pk.clone(), None)
     } else {
@@ -169,6 +199,9 @@ pub fn map(source: &str, event: Event) -> NewEvent {
     if let Some(raw_id) = raw_id {
         metadata.annotate("rawId", raw_id);
     }
+    if let Some(actor_by) = actor_by {
+        metadata.annotate("actorBy", actor_by);
+    }
     let request = event.object("context").and_then(|context| context.get("http_request"));
     for (name, key) in [("requestId", "request_id"), ("userAgent", "user_agent")] {
         let said = request.and_then(|request| request.get(key)).and_then(Value::as_str);
@@ -177,11 +210,8 @@ pub fn map(source: &str, event: Event) -> NewEvent {
         }
     }
     let created = event.created;
-    let (said, cut) = said(event);
-    metadata.set_source(said);
-    if !cut.is_empty() {
-        metadata.annotate("contextCut", cut);
-    }
+    metadata.set_source(said(event));
+    cut::fit(&mut metadata);
     let mut mapped = NewEvent {
         at: Some(created),
         outcome: outcome(&verb),
@@ -197,6 +227,49 @@ pub fn map(source: &str, event: Event) -> NewEvent {
     mapped
 }
 
+/// Who has changed users, by the request in which they did. Bounded by two generations.
+#[derive(Default)]
+pub(super) struct Doers {
+    young: HashMap<String, Map<String, Value>>,
+    old: HashMap<String, Map<String, Value>>,
+}
+
+impl Doers {
+    /// Notes who is behind the request of an event, if it is one about a changed user.
+    #[cfg(feature = "authentik")]
+    pub(super) fn note(&mut self, event: &Event) {
+        let is_change = matches!(verb(&event.action).as_str(), "model_updated" | "model_created");
+        let model = event.object("context").and_then(|context| context.get("model"));
+        let is_user = model.and_then(|model| model.get("model_name")) == Some(&"user".into());
+        if let (true, Some(request), (ActorType::User, Some(user))) =
+            (is_change && is_user, request_id(event), who(event))
+        {
+            if self.young.len() >= DOERS && !self.young.contains_key(request) {
+                self.old = std::mem::take(&mut self.young);
+            }
+            self.young.insert(request.to_owned(), user.clone());
+        }
+    }
+
+    fn of(&self, event: &Event) -> Option<&Map<String, Value>> {
+        let request = request_id(event)?;
+        self.young.get(request).or_else(|| self.old.get(request))
+    }
+}
+
+fn http_request<'e>(event: &'e Event, name: &str) -> Option<&'e str> {
+    event.object("context")?.get("http_request")?.get(name)?.as_str()
+}
+
+fn request_id(event: &Event) -> Option<&str> {
+    http_request(event, "request_id").filter(|id| (1..=128).contains(&id.len()))
+}
+
+/// Whether it happened in a flow, which the user that it names went through.
+fn is_in_flow(event: &Event) -> bool {
+    http_request(event, "path").is_some_and(|path| path.contains("/flows/executor/"))
+}
+
 /// On what it was done.
 #[derive(Default)]
 struct Resource {
@@ -205,8 +278,9 @@ struct Resource {
     name: Option<String>,
 }
 
-/// The model, else the application that was authorised, else who is impersonated.
-fn resource(event: &Event) -> Resource {
+/// The model, else the application that was authorised, else who is impersonated, else
+/// the secret, the invitation or the user that it is about.
+fn resource(event: &Event, verb: &str) -> Resource {
     let described = |name: &str| {
         let what = event.object("context")?.get(name)?.as_object()?;
         Some(Resource {
@@ -225,7 +299,35 @@ fn resource(event: &Event) -> Resource {
         let (id, name) = (user.get("pk").and_then(pk), text(user, "username"));
         Some(Resource { kind: Some("user".into()), id, name })
     };
-    described("model").or_else(application).or_else(impersonated).unwrap_or_default()
+    let invitation = || {
+        let id = text(event.object("context")?, "invitation_uuid")?;
+        Some(Resource { kind: Some("invitation".into()), id: Some(id), name: None })
+    };
+    let user = || {
+        let user = event.object("user");
+        let name = user.and_then(|user| text(user, "username"));
+        match verb {
+            // The name that was tried, whoever tried it.
+            "login_failed" => {
+                let tried = event.object("context").and_then(|context| text(context, "username"));
+                let name = tried.or(name.filter(|_| !user.is_some_and(is_anonymous)))?;
+                Some(Resource { kind: Some("user".into()), id: None, name: Some(name) })
+            }
+            "password_changed" => {
+                let id = user?.get("pk").and_then(pk);
+                Some(Resource { kind: Some("user".into()), id, name })
+            }
+            _ => None,
+        }
+    };
+    described("model")
+        .or_else(application)
+        .or_else(impersonated)
+        .or_else(|| described("secret"))
+        .or_else(|| described("token"))
+        .or_else(invitation)
+        .or_else(user)
+        .unwrap_or_default()
 }
 
 /// A type as a word within its bound.
@@ -241,26 +343,15 @@ fn head(text: &str) -> &str {
     &text[..text.floor_char_boundary(NOTE_MAX)]
 }
 
-/// What the event says beside what has fields of its own, without secrets, and
-/// the names of the parts of its context that were too large to keep.
-fn said(event: Event) -> (String, Vec<String>) {
+/// What the event says beside what has fields of its own, without secrets.
+fn said(mut event: Event) -> String {
+    event.members.retain(|name, _| !matches!(name.as_str(), "pk" | "created"));
     let mut all = Value::Object(event.members);
     redact::redact(&mut all);
-    let mut cut = Vec::new();
     if let Some(members) = all.as_object_mut() {
-        members.retain(|name, _| !matches!(name.as_str(), "pk" | "action" | "created"));
+        members.remove("action");
     }
-    let mut said = all.to_string();
-    while said.len() > SAID_MAX && cut.len() < MAX_CUTS {
-        let Some(context) = all.get_mut("context").and_then(Value::as_object_mut) else { break };
-        let size = |value: &Value| value.to_string().len();
-        let largest = context.iter_mut().map(|(name, value)| (size(value), name, value));
-        let Some((bytes, name, value)) = largest.max_by_key(|(bytes, ..)| *bytes) else { break };
-        cut.push(head(name).to_owned());
-        *value = format!("[{bytes} bytes]").into();
-        said = all.to_string();
-    }
-    (said, cut)
+    all.to_string()
 }
 
 /// What can't be an event, for the quarantine, without secrets.
@@ -434,7 +525,8 @@ mod tests {
         let on: Vec<_> =
             mapped.iter().map(|e| (e.resource_type.as_deref(), e.resource_id.as_deref())).collect();
         let user = (Some("user"), Some("42"));
-        assert_eq!(on, [(None, None), (None, None), user, user, (None, None), (None, None)]);
+        let tried = (Some("user"), None);
+        assert_eq!(on, [(None, None), tried, user, user, (None, None), (None, None)]);
         assert_eq!(mapped[0].actor.email.as_deref(), Some("ana@acme.test"));
         assert_eq!(mapped[0].metadata.annotation("userAgent"), Some(&json!("Mozilla/5.0")));
         assert_eq!(
@@ -468,8 +560,134 @@ mod tests {
         let mapped = map(SOURCE, with(&json!({"context": {"dump": huge, "message": "kept"}})));
         let said: Value = serde_json::from_str(mapped.metadata.source().unwrap()).unwrap();
         assert_eq!(said["context"]["message"], "kept");
-        assert_eq!(mapped.metadata.annotation("contextCut"), Some(&json!(["dump"])));
+        let cut = mapped.metadata.annotation("cut").unwrap();
+        assert_eq!(cut["context.dump"]["bytes"], 5 << 20);
         assert!(mapped.metadata.into_metadata().as_str().len() < 1000);
+    }
+
+    #[test]
+    fn a_login_with_a_long_name_keeps_its_context_its_user_and_its_brand() {
+        let name = "z".repeat(60_000);
+        let mapped = map(
+            SOURCE,
+            with(&json!({
+                "action": "login_failed",
+                "user": {"pk": 5, "email": name, "username": name},
+                "context": {"username": name, "http_request": {"path": "/x", "request_id": "r"}},
+                "brand": {"pk": "b", "name": "acme"},
+            })),
+        );
+        let kept = mapped.metadata.clone().into_metadata().to_value();
+        assert_eq!(kept["brand"], json!({"pk": "b", "name": "acme"}));
+        assert_eq!(kept["context"]["http_request"], json!({"path": "/x", "request_id": "r"}));
+        assert_eq!(
+            (&kept["user"]["pk"], kept["user"]["username"].as_str()),
+            (&json!(5), Some(&name[..256]))
+        );
+        for path in ["user.username", "user.email", "context.username"] {
+            assert_eq!(kept["_dezky"]["cut"][path]["bytes"], 60_000, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_failed_login_of_nobody_is_anonymous_and_tells_the_name_that_was_tried() {
+        let anonymous =
+            json!({"pk": 1, "email": "", "username": "AnonymousUser", "is_anonymous": true});
+        for user in [
+            json!({"pk": null, "email": "root@x.test", "username": "root@x.test", "authenticated_as": anonymous}),
+            json!({"pk": null, "email": "root@x.test", "username": "root@x.test"}),
+            anonymous.clone(),
+        ] {
+            for context in [json!({"username": "root@x.test"}), json!({})] {
+                let event =
+                    with(&json!({"action": "login_failed", "user": user, "context": context}));
+                assert_eq!(tenant_user(&event), None);
+                let mapped = map(SOURCE, event);
+                assert_eq!(mapped.actor.kind, ActorType::Anonymous, "{user}");
+                assert_eq!((mapped.actor.id, mapped.actor.email), (None, None));
+                let is_told = context != json!({}) || user != anonymous;
+                assert_eq!(mapped.resource_name.as_deref(), is_told.then_some("root@x.test"));
+                assert_eq!(mapped.resource_id, None);
+            }
+        }
+        // Somebody who is signed in tries another name.
+        let user = json!({"pk": null, "username": "x", "authenticated_as": {"pk": 7, "email": "a@b.test"}});
+        let mapped = map(SOURCE, with(&json!({"action": "login_failed", "user": user})));
+        assert_eq!((mapped.actor.kind, mapped.actor.id.as_deref()), (ActorType::User, Some("7")));
+        assert_eq!(mapped.resource_name.as_deref(), Some("x"));
+    }
+
+    #[test]
+    fn a_secret_that_is_viewed_or_rotated_is_the_resource() {
+        let what =
+            json!({"pk": "1b459dcfb8ac46a988bc0a8b746d978e", "name": "ci", "model_name": "token"});
+        for (action, member) in [("secret_view", "secret"), ("secret_rotate", "token")] {
+            let mapped = map(SOURCE, with(&json!({"action": action, "context": {member: what}})));
+            assert_eq!(mapped.resource_type.as_deref(), Some("token"), "{action}");
+            assert_eq!(mapped.resource_id.as_deref(), Some("1b459dcf-b8ac-46a9-88bc-0a8b746d978e"));
+            assert_eq!(mapped.resource_name.as_deref(), Some("ci"));
+        }
+    }
+
+    #[cfg(feature = "authentik")]
+    #[test]
+    fn a_password_is_set_by_who_is_behind_the_request_or_by_nobody_known() {
+        let request = |path: &str| json!({"http_request": {"path": path, "request_id": "r1"}});
+        let set = |path: &str| {
+            with(&json!({
+                "action": "password_set", "context": request(path),
+                "user": {"pk": 5, "email": "ana@acme.test", "username": "ana"},
+            }))
+        };
+        let mut context = request("/api/v3/core/users/5/set_password/");
+        context["model"] = json!({"pk": 5, "model_name": "user", "name": "Ana"});
+        let changed = with(&json!({
+            "action": "model_updated", "context": context,
+            "user": {"pk": 3, "email": "admin@id.test", "username": "akadmin"},
+        }));
+        let mut doers = Doers::default();
+        let by_admin = "/api/v3/core/users/5/set_password/";
+        let alone = map_by(SOURCE, set(by_admin), &doers);
+        assert_eq!(alone.metadata.annotation("actorBy"), Some(&json!("affected")));
+        assert_eq!(alone.actor.id.as_deref(), Some("5"));
+        doers.note(&changed);
+        let joined = map_by(SOURCE, set(by_admin), &doers);
+        assert_eq!(joined.metadata.annotation("actorBy"), Some(&json!("request")));
+        assert_eq!(joined.actor.id.as_deref(), Some("3"));
+        assert_eq!(joined.actor.email.as_deref(), Some("admin@id.test"));
+        let on = (joined.resource_type.as_deref(), joined.resource_id.as_deref());
+        assert_eq!((on, joined.resource_name.as_deref()), ((Some("user"), Some("5")), Some("ana")));
+        assert_eq!(tenant_user(&set(by_admin)).as_deref(), Some("5"));
+        // One's own, in a flow.
+        let own = map_by(SOURCE, set("/api/v3/flows/executor/recovery/"), &doers);
+        assert_eq!(own.metadata.annotation("actorBy"), None);
+        assert_eq!(own.actor.id.as_deref(), Some("5"));
+    }
+
+    #[test]
+    fn the_token_of_an_invitation_stands_nowhere_in_its_event() {
+        let hex = "d406f438507f4f8a930d906a4035f00e";
+        let dashed = "d406f438-507f-4f8a-930d-906a4035f00e";
+        let model = json!({"pk": hex, "app": "authentik_stages_invitation", "name": "invite-lou", "model_name": "invitation"});
+        let path = format!("/api/v3/stages/invitation/invitations/{dashed}/");
+        let contexts = [
+            json!({"model": model, "http_request": {"path": "/x", "args": {}}}),
+            json!({"model": model, "http_request": {"path": path, "args": {"invite_uuid": dashed}}}),
+            json!({"http_request": {"path": path}}),
+            json!({"invitation_uuid": hex}),
+            json!({"invitation_uuid": dashed.to_uppercase(), "note": format!("used {hex}.")}),
+        ];
+        let mut ids = Vec::new();
+        for context in contexts {
+            let mapped = map(SOURCE, with(&json!({"action": "model_deleted", "context": context})));
+            assert_eq!(mapped.external_id.as_deref(), Some("1"), "the identity stays");
+            ids.extend(mapped.resource_id.clone());
+            let runtime = dezky_core::testkit::ManualRuntime::new(1);
+            let all = serde_json::to_string(mapped.seal(&runtime).event()).unwrap().to_lowercase();
+            assert!(!all.contains(hex) && !all.contains(dashed), "{all}");
+        }
+        assert_eq!(ids.len(), 4);
+        assert!(ids.iter().all(|id| *id == ids[0] && id.starts_with("sha256:")), "{ids:?}");
     }
 
     #[test]

@@ -21,7 +21,8 @@ mod source;
 mod users;
 
 pub use self::core::{
-    Answer, Memory, Order, Poll, Request, Settings, Step, cursor_from, gap_event,
+    Answer, Memory, Order, Poll, Request, Settings, Step, Suspect, Unreadable, cursor_from,
+    gap_event, unreadable_event,
 };
 #[cfg(feature = "authentik")]
 pub use self::http::ApiToken;

@@ -4,8 +4,12 @@
 //! a request, in older releases' differences of models, and the body of a mail,
 //! which may hold a link that signs in.
 
-use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 
+use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
+
+use super::proto::pk;
 pub(super) use crate::secrets::REDACTED;
 use crate::secrets::{is_secret, squash, without_secrets};
 
@@ -17,7 +21,71 @@ pub(crate) fn redact(value: &mut Value) {
     {
         *body = REDACTED.into();
     }
+    if let Value::Object(members) = value {
+        hide_invitations(members);
+    }
     redact_in(value, false);
+}
+
+/// Puts a digest where the key of an invitation stands, which is its token: whoever has
+/// it can enrol. Events about the same invitation still have the same digest.
+pub(super) fn hide_invitations(event: &mut Map<String, Value>) {
+    let mut tokens = BTreeSet::new();
+    event.iter().for_each(|(name, value)| find_invitations(name, value, &mut tokens));
+    for token in tokens {
+        let mut digest = hex::encode(Sha256::digest(&token));
+        digest.truncate(32);
+        let (digest, hex) = (format!("sha256:{digest}"), token.replace('-', ""));
+        event.values_mut().for_each(|value| replace(value, &[&token, &hex], &digest));
+    }
+}
+
+/// Finds the keys of invitations, as UUIDs with dashes.
+fn find_invitations(name: &str, value: &Value, tokens: &mut BTreeSet<String>) {
+    let key = |value: &Value| value.as_str().and_then(|_| pk(value)).filter(|key| is_uuid(key));
+    match value {
+        Value::Object(members) => {
+            let model = members.get("model_name").and_then(Value::as_str);
+            if model.is_some_and(|model| squash(model) == "invitation") {
+                tokens.extend(members.get("pk").and_then(key));
+            }
+            members.iter().for_each(|(name, value)| find_invitations(name, value, tokens));
+        }
+        Value::Array(values) => {
+            values.iter().for_each(|value| find_invitations(name, value, tokens));
+        }
+        Value::String(_) if matches!(&*squash(name), "invitationuuid" | "inviteuuid") => {
+            tokens.extend(key(value));
+        }
+        Value::String(text) => {
+            // Of the API: `/stages/invitation/invitations/<key>/`.
+            for part in text.split("/invitations/").skip(1) {
+                let end = part.find(|c: char| c != '-' && !c.is_ascii_hexdigit());
+                tokens.extend(key(&part[..end.unwrap_or(part.len())].into()));
+            }
+        }
+        _ => {}
+    }
+}
+
+fn is_uuid(text: &str) -> bool {
+    text.len() == 36 && text.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit())
+}
+
+/// Replaces texts that are ASCII in lower case wherever they stand, whatever their case.
+fn replace(value: &mut Value, these: &[&str], by: &str) {
+    match value {
+        Value::Object(members) => members.values_mut().for_each(|value| replace(value, these, by)),
+        Value::Array(values) => values.iter_mut().for_each(|value| replace(value, these, by)),
+        Value::String(text) => {
+            for this in these {
+                while let Some(at) = text.to_ascii_lowercase().find(this) {
+                    text.replace_range(at..at + this.len(), by);
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 /// Whether it is about a mail that was sent; one without an action may be.

@@ -10,10 +10,12 @@ use dezky_core::{
     TenantDirectory, Timestamp,
 };
 
-use super::core::{Answer, Memory, Order, Poll, Request, Settings, Step, gap_event};
+use super::core::{
+    Answer, Memory, Order, Poll, Request, Settings, Step, gap_event, unreadable_event,
+};
 use super::groups::Groups;
 use super::http::{Api, ApiToken, Failed, Fetched, MAX_WAIT};
-use super::map::{SOURCE, large_item, map, odd_item, tenant_user};
+use super::map::{Doers, SOURCE, large_item, map_by, odd_item, tenant_user};
 use super::proto::{Item, Page, Place};
 use crate::PumpConfig;
 use crate::intake::{LATE_BY, TENANT_BY};
@@ -21,6 +23,11 @@ use crate::intake::{LATE_BY, TENANT_BY};
 /// How many keys are remembered at least, so that most of what is read again is
 /// passed over here and not by the store.
 const KNOWN: usize = 20_000;
+/// Asked for when a page can't be given: whether any can.
+const PROBES: [Request; 2] = [
+    Request { order: Order::OldestFirst, page: 1, page_size: 1 },
+    Request { order: Order::NewestFirst, page: 1, page_size: 1 },
+];
 
 /// What [`AuthentikSource`] polls, and how.
 #[derive(Debug, Clone)]
@@ -38,6 +45,9 @@ pub struct AuthentikConfig {
     /// How far polls go back behind what was seen, for events that show late;
     /// 10 min. At least twice the interval of the pump.
     pub overlap: Duration,
+    /// How often there is a poll, whatever else has to be read; 60 s. As the interval of
+    /// the pump.
+    pub poll_interval: Duration,
     /// How long a request may take; 60 s.
     pub request_timeout: Duration,
     /// The most bytes of a page, 1 MiB to 1 GiB; 64 MiB. Larger ones are asked for
@@ -61,6 +71,7 @@ impl AuthentikConfig {
             source: SOURCE.to_owned(),
             page_size: 100,
             overlap: Duration::from_mins(10),
+            poll_interval: Duration::from_mins(1),
             request_timeout: Duration::from_mins(1),
             max_page_bytes: 64 << 20,
             admin_groups: vec!["dezky-platform-admins".to_owned()],
@@ -131,6 +142,9 @@ impl AuthentikConfig {
         if !(Duration::from_secs(1)..=day).contains(&self.overlap) {
             return invalid("overlap of Authentik must be 1 s to 24 h");
         }
+        if !(Duration::from_secs(1)..=day).contains(&self.poll_interval) {
+            return invalid("poll_interval of Authentik must be 1 s to 24 h");
+        }
         if !(Duration::from_secs(1)..=Duration::from_mins(10)).contains(&self.request_timeout) {
             return invalid("request_timeout of Authentik must be 1 s to 10 min");
         }
@@ -151,8 +165,12 @@ impl AuthentikConfig {
 ///   deleted meanwhile. What shows later is found by a walk over the last 24 h, at
 ///   the start and once a day, and bears `_dezky.lateBySeconds`; what is up to an
 ///   hour late always, as walks overlap.
-/// - Where events may have expired before they were read, an `ingest.gap` event
-///   says so.
+/// - Every poll reads the newest page first, once per interval; what must be read again
+///   comes after it.
+/// - A row that Authentik answers with a failure, alone and again while it gives others,
+///   is passed over, and so is one that is too large: what stands beside it is read.
+/// - Where events may have expired before they were read, or could not be given, an
+///   `ingest.gap` event says so.
 /// - With a directory, a user's groups are the hints to the tenant: from a listing,
 ///   and for users that it does not know by asking for them, at most 10 a pull.
 ///   Events of whom neither knows land with `_dezky.tenantBy = "unresolved"`.
@@ -185,6 +203,24 @@ pub struct AuthentikSource {
     /// Until when nothing is asked, and why.
     refused: Option<(Timestamp, Error)>,
     was_empty: bool,
+    /// Who has changed users, by the request.
+    doers: Doers,
+}
+
+/// What came of a request for events.
+enum Given {
+    Failed(Answer<'static>),
+    NoSuchPage,
+    TooLarge {
+        head: String,
+    },
+    Page {
+        count: u64,
+        has_next: bool,
+        before: Option<u64>,
+        /// Each with its bytes.
+        items: Vec<(Item, usize)>,
+    },
 }
 
 struct Pending {
@@ -210,6 +246,7 @@ impl AuthentikSource {
             pending: None,
             refused: None,
             was_empty: false,
+            doers: Doers::default(),
         })
     }
 
@@ -232,23 +269,59 @@ impl AuthentikSource {
         }
     }
 
-    async fn ask(&mut self, request: Request) -> Result<Fetched> {
+    async fn ask(&mut self, request: Request) -> Result<Given, Failed> {
         let query = format!("events/events/?{}", request.query());
+        let unavailable = |what| Failed::from(Error::new(ErrorKind::SourceUnavailable, what));
         match self.api.get(&query).await {
-            Ok(Fetched::NoSuchPage) if request.page == 1 => {
-                let what = "Authentik has no list of events there; its base URL must be the \
-                            address without /api/v3";
-                Err(Error::new(ErrorKind::SourceUnavailable, what))
+            Ok(Fetched::NoSuchPage) if request.page == 1 => Err(unavailable(
+                "Authentik has no list of events there; its base URL must be the address without \
+                 /api/v3",
+            )),
+            Ok(Fetched::NoSuchPage) => Ok(Given::NoSuchPage),
+            Ok(Fetched::TooLarge { head }) => Ok(Given::TooLarge { head }),
+            Ok(Fetched::Text(text)) => {
+                let Some(Page { count, has_next, before, items }) = Page::parse(&text) else {
+                    return Err(unavailable("what Authentik sent is not a page of events"));
+                };
+                self.note_count(count);
+                let items = items.iter().map(|raw| (Item::read(raw), raw.get().len())).collect();
+                Ok(Given::Page { count, has_next, before, items })
             }
-            Ok(fetched) => Ok(fetched),
-            Err(Failed { error, wait }) => {
-                if let Some(wait) = wait {
+            Err(failed) => {
+                if let Some(wait) = failed.wait {
                     let until = self.runtime.now().saturating_add(wait);
-                    self.refused = Some((until, error.clone()));
+                    self.refused = Some((until, failed.error.clone()));
                 }
-                Err(error)
+                Err(failed)
             }
         }
+    }
+
+    /// What a failed request says about its page. If no other page can be had either it
+    /// says nothing, and the failure stands.
+    async fn look_into(
+        &mut self,
+        poll: &mut Poll,
+        request: Request,
+        failed: Failed,
+    ) -> Result<Answer<'static>> {
+        let looks = poll.looks_into(failed.suspect);
+        self.memory.note_failures(poll.memory());
+        for probe in PROBES.into_iter().filter(|probe| looks && *probe != request) {
+            if let Ok(Given::Page { count, .. }) = self.ask(probe).await
+                && count > 0
+            {
+                self.refused = None;
+                tracing::debug!(
+                    source = self.config.source,
+                    query = request.query(),
+                    error = %failed.error,
+                    "Authentik gives other pages but not this one, which is read in parts"
+                );
+                return Ok(Answer::Failed { count });
+            }
+        }
+        Err(failed.error)
     }
 
     /// Makes events of a page's items, the oldest first, and remembers their keys.
@@ -285,6 +358,7 @@ impl AuthentikSource {
                 }
             }
         }
+        events.iter().for_each(|event| self.doers.note(event));
         let users: Vec<_> = events.iter().map(tenant_user).collect();
         if let Some(groups) = &mut self.groups
             && users.iter().any(Option::is_some)
@@ -294,7 +368,7 @@ impl AuthentikSource {
         let then = self.runtime.now();
         for (event, user) in events.into_iter().zip(users) {
             let created = event.created;
-            let mut pulled = PulledEvent::from(map(source, event));
+            let mut pulled = PulledEvent::from(map_by(source, event, &self.doers));
             if step.late_before.is_some_and(|before| created < before) {
                 let late_by = now.saturating_since(created).as_secs();
                 pulled.event.metadata.annotate(LATE_BY, late_by);
@@ -346,13 +420,19 @@ impl IngestSource for AuthentikSource {
         }
         let page_size = u32::try_from(limits.max_events).unwrap_or(u32::MAX);
         let page_size = self.config.page_size.min(page_size).max(2);
-        let settings = Settings { page_size, overlap: self.config.overlap };
+        let (overlap, interval) = (self.config.overlap, self.config.poll_interval);
+        let settings = Settings { page_size, overlap, interval };
         let mut poll = Poll::resume(settings, cursor, self.memory.clone())?;
         while let Some(request) = poll.request(now) {
             let mut passed = None;
-            let (step, items) = match self.ask(request).await? {
-                Fetched::NoSuchPage => (poll.answer(now, Answer::NoSuchPage)?, Vec::new()),
-                Fetched::TooLarge { head } => {
+            let given = match self.ask(request).await {
+                Ok(given) => given,
+                Err(failed) => Given::Failed(self.look_into(&mut poll, request, failed).await?),
+            };
+            let (step, items) = match given {
+                Given::Failed(answer) => (poll.answer(now, answer)?, Vec::new()),
+                Given::NoSuchPage => (poll.answer(now, Answer::NoSuchPage)?, Vec::new()),
+                Given::TooLarge { head } => {
                     let step = poll.answer(now, Answer::TooLarge)?;
                     passed = step.passed.as_ref().map(|before| {
                         let max_bytes = self.config.max_page_bytes;
@@ -360,15 +440,7 @@ impl IngestSource for AuthentikSource {
                     });
                     (step, Vec::new())
                 }
-                Fetched::Text(text) => {
-                    let Some(Page { count, has_next, before, items }) = Page::parse(&text) else {
-                        let what = "what Authentik sent is not a page of events";
-                        return Err(Error::new(ErrorKind::SourceUnavailable, what));
-                    };
-                    self.note_count(count);
-                    let read =
-                        |raw: &&serde_json::value::RawValue| (Item::read(raw), raw.get().len());
-                    let items: Vec<_> = items.iter().map(read).collect();
+                Given::Page { count, has_next, before, items } => {
                     let places: Vec<Option<Place>> =
                         items.iter().map(|(item, _)| item.place.clone()).collect();
                     let page = Answer::Page { count, has_next, before, places: &places };
@@ -385,6 +457,16 @@ impl IngestSource for AuthentikSource {
             if let Some((watermark, oldest)) = step.gap {
                 tracing::warn!(source = self.config.source, %watermark, %oldest, "events have expired unread");
                 pull.events.push(gap_event(&self.config.source, watermark, oldest, now).into());
+            }
+            if let Some(hole) = &step.unreadable {
+                tracing::warn!(
+                    source = self.config.source,
+                    rows = hole.rows,
+                    newer = hole.newer.as_ref().map(|place| place.created().to_string()),
+                    older = hole.older.as_ref().map(|place| place.created().to_string()),
+                    "Authentik can't give these events, which are passed over"
+                );
+                pull.events.push(unreadable_event(&self.config.source, hole, now).into());
             }
             let brings = !pull.events.is_empty() || !pull.quarantine.is_empty();
             if let Some(cursor) = poll.cursor(cursor, brings) {

@@ -34,8 +34,8 @@ pub(super) struct Users {
 }
 
 struct Known {
-    /// The names of the tenants, sorted.
-    names: Vec<Arc<str>>,
+    /// The names of the tenants, sorted; `None` of a user that can't be given.
+    names: Option<Vec<Arc<str>>>,
     until: Timestamp,
 }
 
@@ -61,8 +61,27 @@ impl Users {
 
     /// The names of a user's tenants, if they were asked for not long ago.
     pub(super) fn known(&self, user: &str, now: Timestamp) -> Option<&[Arc<str>]> {
-        let known = self.young.get(user).or_else(|| self.old.get(user))?;
-        known.until.is_ahead_of(now, self.lifetime).then_some(&known.names)
+        self.get(user, now)?.names.as_deref()
+    }
+
+    fn get(&self, user: &str, now: Timestamp) -> Option<&Known> {
+        let known = self.young.get(user).or_else(|| self.old.get(user));
+        known.filter(|known| known.until.is_ahead_of(now, self.lifetime))
+    }
+
+    /// Whether the server could not give the user not long ago.
+    pub(super) fn has_given_up(&self, user: &str, now: Timestamp) -> bool {
+        self.get(user, now).is_some_and(|known| known.names.is_none())
+    }
+
+    /// Does not ask for a user for a while whom the server can't give.
+    pub(super) fn give_up(&mut self, user: String, now: Timestamp) {
+        self.insert(user, None, now);
+    }
+
+    /// Asks for everybody anew, as what is a tenant has changed.
+    pub(super) fn forget(&mut self) {
+        (self.young, self.old) = (HashMap::new(), HashMap::new());
     }
 
     /// Whether questions may be asked again.
@@ -77,6 +96,10 @@ impl Users {
 
     pub(super) fn remember(&mut self, user: String, names: Vec<Arc<str>>, now: Timestamp) {
         self.failures = 0;
+        self.insert(user, Some(names), now);
+    }
+
+    fn insert(&mut self, user: String, names: Option<Vec<Arc<str>>>, now: Timestamp) {
         if self.young.len() >= KNOWN && !self.young.contains_key(&user) {
             self.old = std::mem::take(&mut self.young);
         }
@@ -86,7 +109,7 @@ impl Users {
 
     /// Waits before more is asked: as long as the server says, after a refusal as
     /// long as an answer holds, else ever longer.
-    pub(super) fn failed(&mut self, Failed { error, wait }: &Failed, now: Timestamp) {
+    pub(super) fn failed(&mut self, Failed { error, wait, .. }: &Failed, now: Timestamp) {
         let growing = RETRY.saturating_mul(2_u32.saturating_pow(self.failures));
         let mut next =
             if error.is_retryable() { growing.min(self.lifetime) } else { self.lifetime };

@@ -186,7 +186,9 @@ pub(super) fn page(
     let largest = max_page_size.unwrap_or(profile.max_page_size());
     let size = match first(query, "page_size") {
         None => profile.default_page_size(),
-        Some(text) => text.parse().ok().filter(|size| *size > 0).unwrap_or(100),
+        Some(text) => {
+            text.parse().ok().filter(|size| *size > 0).unwrap_or(profile.default_page_size())
+        }
     };
     let size = size.min(largest);
     let pages = rows.len().div_ceil(size).max(1);

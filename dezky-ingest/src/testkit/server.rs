@@ -1,14 +1,15 @@
 //! The double's server, and how its table is changed.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Query as UrlQuery, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use dezky_core::Timestamp;
 use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -111,6 +112,11 @@ impl Builder {
             users: BTreeMap::new(),
             requests: Vec::new(),
             no_such_page: "Invalid page.".into(),
+            poisoned: BTreeMap::new(),
+            poisoned_users: BTreeSet::new(),
+            adds_exceptions: true,
+            exceptions: 0,
+            clock: Box::new(now),
         };
         let world = Arc::new(Mutex::new(world));
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
@@ -219,6 +225,20 @@ struct World {
     users: BTreeMap<u64, Vec<String>>,
     requests: Vec<Recorded>,
     no_such_page: String,
+    /// Keys of events that can't be given.
+    poisoned: BTreeMap<String, u16>,
+    /// Keys of users that can't be given.
+    poisoned_users: BTreeSet<u64>,
+    adds_exceptions: bool,
+    exceptions: u64,
+    clock: Clock,
+}
+
+type Clock = Box<dyn Fn() -> String + Send>;
+
+fn now() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_millis_clamped(i64::try_from(since.as_millis()).unwrap_or(0)).to_string()
 }
 
 impl AuthentikDouble {
@@ -278,6 +298,38 @@ impl AuthentikDouble {
         self.world().events.change().extend(events);
     }
 
+    /// Breaks over an event from now on, as over one that holds an integer beyond 64 bits:
+    /// every page with it is answered with 500, and each such answer adds an event
+    /// `system_exception`.
+    pub fn poison(&self, pk: impl Into<String>) {
+        self.break_over(pk, 500);
+    }
+
+    /// The same with another status, as of a proxy that does not like something in it.
+    pub fn break_over(&self, pk: impl Into<String>, status: u16) {
+        self.world().poisoned.insert(pk.into(), status);
+    }
+
+    /// Gives an event again that was [poisoned](Self::poison).
+    pub fn cure(&self, pk: &str) {
+        self.world().poisoned.remove(pk);
+    }
+
+    /// Breaks over a user from now on, alone and on every page with them.
+    pub fn poison_user(&self, pk: u64) {
+        self.world().poisoned_users.insert(pk);
+    }
+
+    /// Adds no event where it breaks.
+    pub fn without_exception_events(&self) {
+        self.world().adds_exceptions = false;
+    }
+
+    /// Tells the time that the events have which it makes itself, as RFC 3339.
+    pub fn set_clock(&self, clock: impl Fn() -> String + Send + 'static) {
+        self.world().clock = Box::new(clock);
+    }
+
     /// Deletes all events of a user, as deleting the user does. Gives how many.
     pub fn delete_user(&self, pk: u64) -> usize {
         self.delete(|event| event["user"]["pk"] == pk)
@@ -321,6 +373,11 @@ impl AuthentikDouble {
     /// Lets the next `requests` fail.
     pub fn fail_next(&self, requests: usize, fault: Fault) {
         self.fail_next_below("", requests, fault);
+    }
+
+    /// Lets no more requests fail.
+    pub fn clear_faults(&self) {
+        self.world().faults.clear();
     }
 
     /// Lets the next `requests` fail whose path begins with `path`:
@@ -429,6 +486,10 @@ async fn answer(State(world): State<Arc<Mutex<World>>>, request: Request) -> Res
         world.requests.push(Recorded { path, query: sent, status: right.0.as_u16() });
         (fault, right)
     };
+    if fault.is_none() && status == StatusCode::INTERNAL_SERVER_ERROR {
+        return (status, [(header::CONTENT_TYPE, "text/html; charset=utf-8")], body)
+            .into_response();
+    }
     let json = |body: Body| (status, [(header::CONTENT_TYPE, "application/json")], body);
     let half = || body[..body.floor_char_boundary(body.len() / 2)].to_owned();
     match fault {
@@ -492,7 +553,41 @@ impl Fault {
 impl World {
     fn answer(&mut self, path: &str, query: &Query, headers: &HeaderMap) -> (StatusCode, String) {
         let (status, body) = self.json(path, query, headers);
+        if let Some(status) = self.breaks_over(path, &body) {
+            if status == 500 {
+                self.add_exception(path);
+            }
+            let html = "<!DOCTYPE html><html><head><title>authentik</title></head></html>";
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            return (status, html.to_owned());
+        }
         (status, text(&body))
+    }
+
+    /// The status where there is something in an answer that can't be given.
+    fn breaks_over(&self, path: &str, body: &Value) -> Option<u16> {
+        let rows = body["results"].as_array();
+        let rows = rows.map_or_else(|| std::slice::from_ref(body), Vec::as_slice);
+        if path.starts_with("/api/v3/core/users/") {
+            let mut users = rows.iter().filter_map(|user| user["pk"].as_u64());
+            return users.any(|pk| self.poisoned_users.contains(&pk)).then_some(500);
+        }
+        let mut events = rows.iter().filter(|_| path == EVENTS);
+        events.find_map(|event| self.poisoned.get(event["pk"].as_str()?).copied())
+    }
+
+    fn add_exception(&mut self, path: &str) {
+        if !self.adds_exceptions {
+            return;
+        }
+        self.exceptions += 1;
+        let mut event = super::authentik_event(1_000_000_000 + self.exceptions, &(self.clock)());
+        event["action"] = "system_exception".into();
+        event["context"] = json!({
+            "message": "OverflowError: Integer exceeds 64-bit range",
+            "http_request": {"args": {}, "path": path, "method": "GET"},
+        });
+        self.events.change().push(event);
     }
 
     fn json(&mut self, path: &str, query: &Query, headers: &HeaderMap) -> (StatusCode, Value) {
@@ -528,6 +623,14 @@ impl World {
             }
             "core/users" => {
                 let wanted = first(query, "groups_by_name").filter(|_| self.group_filter);
+                if let Some(unknown) =
+                    wanted.filter(|wanted| !self.groups.iter().any(|(name, _)| name == wanted))
+                {
+                    let what = format!(
+                        "Select a valid choice. {unknown} is not one of the available choices."
+                    );
+                    return (StatusCode::BAD_REQUEST, json!({"groups_by_name": [what]}));
+                }
                 let users = self.users.iter();
                 let users: Vec<_> = users
                     .filter(|(_, groups)| {

@@ -341,7 +341,7 @@ fn a_backlog_of_a_hundred_and_ten_pages_drains_ten_a_tick() {
         setup.assert_all(0..2_100).await;
         assert!((12..=15).contains(&ticks), "{ticks} ticks");
         let cursor = setup.store.cursor("authentik").await.unwrap().unwrap();
-        assert!(cursor.len() < 300, "the cursor does not grow with it: {cursor}");
+        assert!(cursor.len() < 400, "the cursor does not grow with it: {cursor}");
     });
 }
 
@@ -436,7 +436,7 @@ fn a_commit_that_comes_five_minutes_late_is_picked_up() {
         setup.runtime.advance(MINUTE);
         setup.double.insert(authentik_event(900, &setup.ago(MINUTE * 5)));
         let tick = pump.tick().await.unwrap();
-        assert_eq!((tick.taken.stored, tick.taken.late), (1, 0));
+        assert_eq!((tick.taken.stored, tick.taken.late), (1, 1));
     });
 }
 
@@ -542,7 +542,8 @@ fn pages_of_many_megabytes_are_read_in_parts() {
         let stored = setup.stored().await;
         let pk = &huge_pk;
         let kept = stored.iter().find(|e| e.event.external_id.as_ref() == Some(pk)).unwrap();
-        assert_eq!(metadata(kept)["_dezky"]["contextCut"], json!(["request"]));
+        assert_eq!(metadata(kept)["_dezky"]["cut"]["context.request"]["bytes"], 5 << 20);
+        assert_eq!(metadata(kept)["brand"]["name"], "acme");
     });
 }
 
@@ -584,6 +585,201 @@ fn an_event_beyond_the_bound_of_a_page_is_quarantined_and_holds_nothing_up() {
         assert!(kept.iter().all(|kept| kept.item.reason == "too_large"));
         let told = setup.actions().await;
         assert_eq!(told.iter().filter(|action| *action == "ingest.quarantined").count(), 3);
+    });
+}
+
+/// Gives the double the clock of the test.
+fn share_clock(setup: &Setup) {
+    let runtime = setup.runtime.clone();
+    setup.double.set_clock(move || {
+        runtime.advance(Duration::from_millis(3));
+        runtime.now().to_string()
+    });
+}
+
+fn pk_of(n: u64) -> String {
+    authentik_event(n, "")["pk"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn an_event_that_authentik_can_not_give_is_passed_over_with_a_gap_that_names_its_place() {
+    run(async {
+        let setup = Setup::with_events(300, Duration::from_secs(1)).await;
+        share_clock(&setup);
+        let mut pump = setup.pump();
+        setup.drain(&mut pump).await;
+        setup.runtime.advance(MINUTE);
+        setup.insert(300..340, Duration::from_millis(100));
+        setup.double.poison(pk_of(320));
+        setup.runtime.advance(Duration::from_secs(1));
+        for _ in 0..5 {
+            pump.tick().await.unwrap();
+            setup.runtime.advance(MINUTE);
+        }
+        let ids = setup.ids().await;
+        let missing: Vec<u64> = (0..340).filter(|n| !ids.contains(&pk_of(*n))).collect();
+        assert_eq!(missing, [320]);
+        let stored = setup.stored().await;
+        let gaps: Vec<_> = stored.iter().filter(|e| e.event.action == "ingest.gap").collect();
+        assert_eq!(gaps.len(), 1, "{:?}", setup.store.cursor("authentik").await);
+        let said = metadata(gaps[0]);
+        assert_eq!((&said["reason"], &said["rows"]), (&json!("unreadable"), &json!(1)));
+        assert_eq!(said["newer"]["pk"], pk_of(321));
+        assert_eq!(said["older"]["pk"], pk_of(319));
+        let exceptions = |setup: &Setup| setup.double.len() - 340;
+        let before = exceptions(&setup);
+        assert!(before <= 10, "{before} failed requests for one row");
+        // It stays among what is read again, and costs no failure any more.
+        for n in 400..406 {
+            setup.double.insert(authentik_event(n, &setup.ago(Duration::ZERO)));
+            setup.runtime.advance(MINUTE);
+            pump.tick().await.unwrap();
+        }
+        setup.assert_all(400..406).await;
+        assert_eq!(exceptions(&setup) - 6, before);
+        // A new process knows of it; and once Authentik can give it again it is there.
+        setup.double.cure(&pk_of(320));
+        let mut pump = setup.pump();
+        pump.release().await;
+        setup.drain(&mut pump).await;
+        setup.assert_all(0..340).await;
+    });
+}
+
+#[test]
+fn while_nothing_can_be_given_nothing_is_passed_over() {
+    run(async {
+        let setup = Setup::with_events(150, MINUTE).await;
+        setup.drain(&mut setup.pump()).await;
+        setup.runtime.advance(MINUTE);
+        setup.insert(150..160, Duration::from_millis(10));
+        let cursor = setup.store.cursor("authentik").await.unwrap();
+        let mut pump = setup.pump();
+        for fault in [Fault::Html(500), Fault::Html(502), Fault::Text(404), Fault::Truncated] {
+            let before = setup.double.polls();
+            setup.double.fail_next_below("/api/v3/events/", 100, fault.clone());
+            for _ in 0..7 {
+                let error = pump.tick().await.unwrap_err();
+                assert_eq!(error.code(), "source_unavailable", "{fault:?}");
+                setup.runtime.advance(MINUTE);
+            }
+            assert!(setup.double.polls() - before <= 21, "{fault:?}");
+            assert_eq!(setup.store.cursor("authentik").await.unwrap(), cursor, "{fault:?}");
+            setup.double.clear_faults();
+        }
+        setup.drain(&mut pump).await;
+        setup.assert_all(0..160).await;
+        assert!(!setup.actions().await.contains(&"ingest.gap".to_owned()));
+    });
+}
+
+#[test]
+fn no_page_is_tried_for_ever_whatever_its_status() {
+    run(async {
+        for status in [400, 404, 403, 502, 504] {
+            let setup = Setup::with_events(60, Duration::from_secs(1)).await;
+            setup.double.break_over(pk_of(30), status);
+            let mut pump = setup.pump();
+            for _ in 0..40 {
+                let _ = pump.tick().await;
+                setup.runtime.advance(MINUTE * 5);
+            }
+            let ids = setup.ids().await;
+            let missing: Vec<u64> = (0..60).filter(|n| !ids.contains(&pk_of(*n))).collect();
+            assert_eq!(missing, [30], "{status}");
+        }
+    });
+}
+
+#[test]
+fn new_events_do_not_wait_for_the_overlap_of_a_burst_to_be_read_again() {
+    run(async {
+        // Pages of 10, so that 500 events are as many pages as 5,000 are of 100.
+        let double = AuthentikDouble::builder().max_page_size(10);
+        let setup = Setup::with(double.start().await.unwrap());
+        setup.insert(0..10, MINUTE);
+        let mut pump = setup.pump();
+        setup.drain(&mut pump).await;
+        // 500 in ten minutes.
+        for part in 0..10 {
+            setup.runtime.advance(MINUTE);
+            let first = 10 + part * 50;
+            setup.insert(first..first + 50, Duration::from_millis(1_100));
+            pump.tick().await.unwrap();
+        }
+        for n in 0..5 {
+            setup.runtime.advance(MINUTE);
+            let first = 9_000 + n * 3;
+            setup.insert(first..first + 3, Duration::from_millis(10));
+            let before = setup.double.polls();
+            pump.tick().await.unwrap();
+            setup.assert_all(first..first + 3).await;
+            assert!(setup.double.polls() - before <= 12, "within the budget of a tick");
+        }
+        // And what shows late in the overlap is found beside it.
+        while pump.tick().await.unwrap().more {
+            setup.runtime.advance(MINUTE);
+        }
+        let mut late = authentik_event(9_900, &setup.ago(MINUTE * 4));
+        late["action"] = "logout".into();
+        setup.double.insert(late);
+        for _ in 0..12 {
+            setup.runtime.advance(MINUTE);
+            pump.tick().await.unwrap();
+        }
+        setup.assert_all(10..510).await;
+        setup.assert_all(9_900..9_901).await;
+        assert_eq!(pump.status().counts.late, 1);
+    });
+}
+
+#[test]
+fn a_password_set_by_an_administrator_is_theirs() {
+    run(async {
+        let setup = Setup::new().await;
+        let request = |n: u64, user: Value, action: &str, model: Value| {
+            let mut event = authentik_event(n, &setup.ago(Duration::from_millis(10 - n)));
+            event["user"] = user;
+            event["action"] = action.into();
+            event["context"] = json!({"http_request": {
+                "path": "/api/v3/core/users/42/set_password/", "request_id": "one",
+            }});
+            if !model.is_null() {
+                event["context"]["model"] = model;
+            }
+            event
+        };
+        let (ana, admin) =
+            (json!({"pk": 42, "username": "ana"}), json!({"pk": 3, "username": "root"}));
+        let model = json!({"pk": 42, "model_name": "user", "name": "Ana"});
+        setup.double.insert_all([
+            request(1, ana, "password_set", Value::Null),
+            request(2, admin, "model_updated", model),
+        ]);
+        setup.drain(&mut setup.pump()).await;
+        let stored = setup.stored().await;
+        let set = stored.iter().find(|e| e.event.action == "authentik.password_changed").unwrap();
+        assert_eq!(set.event.actor_id.as_deref(), Some("3"));
+        assert_eq!(set.event.resource_id.as_deref(), Some("42"));
+        assert_eq!(metadata(set)["_dezky"]["actorBy"], "request");
+    });
+}
+
+#[test]
+fn the_name_that_was_tried_is_found_by_q() {
+    run(async {
+        let setup = Setup::new().await;
+        let mut event = authentik_event(1, &setup.ago(MINUTE));
+        event["action"] = "login_failed".into();
+        event["user"] = json!({"pk": 1, "username": "AnonymousUser", "is_anonymous": true});
+        event["context"]["username"] = "Mallory@evil.test".into();
+        setup.double.insert(event);
+        setup.drain(&mut setup.pump()).await;
+        let query = ListQuery { q: Some("mallory@".into()), ..ListQuery::default() };
+        let found = setup.store.list(&query).await.unwrap().events;
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].event.actor_email, None);
+        assert_eq!(found[0].event.actor_type, dezky_core::ActorType::Anonymous);
     });
 }
 
@@ -637,12 +833,7 @@ fn seed_fresh_database_and_restart_78_authentik_events() {
 
 #[test]
 fn seed_re_pulled_cursor_overlap_is_silent() {
-    let lines = Lines::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::WARN)
-        .with_writer(lines.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let (lines, _guard) = logged();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let setup = Setup::with_events(300, Duration::from_secs(5)).await;
@@ -659,14 +850,30 @@ fn seed_re_pulled_cursor_overlap_is_silent() {
         setup.runtime.advance(MINUTE);
         setup.pump().tick().await.unwrap_err();
     });
-    let written = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let written = lines.text();
     assert_eq!(written.lines().count(), 1, "only the failure at the end: {written}");
     assert!(written.contains("source_unavailable"));
 }
 
+/// Collects what is logged on this thread until the guard is dropped.
+pub(crate) fn logged() -> (Lines, tracing::subscriber::DefaultGuard) {
+    let lines = Lines::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(lines.clone())
+        .finish();
+    (lines, tracing::subscriber::set_default(subscriber))
+}
+
 /// What is logged.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Lines {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
 
 impl std::io::Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

@@ -13,6 +13,8 @@
 //! | 9 changes between requests | `the_table_changes_between_requests` |
 //! | 10 faults | `each_fault_is_what_it_says`, `a_token_is_rotated_in_the_middle` |
 //! | 11 users, groups, actions | `users_groups_and_actions_are_listed` |
+//! | 11 a group that is not there is 400 | `a_filter_by_an_unknown_group_is_400` |
+//! | facts 14.1 a row that it can't give | `a_row_that_can_not_be_given_breaks_each_page_with_it_and_adds_an_event` |
 //! | 12 every request is recorded | `requests_are_recorded` |
 
 use std::collections::BTreeSet;
@@ -209,7 +211,7 @@ fn profiles_differ_in_page_size_actions_and_search() {
             assert_eq!(rows("").await, default, "{profile:?}");
             assert_eq!(rows("page_size=1000").await, largest, "{profile:?}");
             for odd in ["0", "-1", "many"] {
-                assert_eq!(rows(&format!("page_size={odd}")).await, 100, "{profile:?} {odd}");
+                assert_eq!(rows(&format!("page_size={odd}")).await, default, "{profile:?} {odd}");
             }
             let body = list(&double, "").await.1;
             assert_eq!(body.get("autocomplete").is_some(), completes, "{profile:?}");
@@ -427,5 +429,44 @@ fn requests_are_recorded() {
         let queries: Vec<_> = requests.iter().map(|r| (r.query.as_str(), r.status)).collect();
         assert_eq!(queries, [("page=1&created__gt=x", 200), ("page=9", 404), ("", 404)]);
         assert_eq!((double.polls(), double.calls("/api/v3/core/users/")), (2, 1));
+    });
+}
+
+#[test]
+fn a_row_that_can_not_be_given_breaks_each_page_with_it_and_adds_an_event() {
+    run(async {
+        let double = double(Profile::V2025_12, 0..30).await;
+        double.set_clock(|| "2026-09-01T09:00:00Z".into());
+        let pk = authentik_event(10, "")["pk"].as_str().unwrap().to_owned();
+        double.poison(&pk);
+        let (status, body) = list(&double, "ordering=created,pk&page_size=20").await;
+        assert_eq!(status, 500);
+        assert!(body.as_str().unwrap().starts_with("<!DOCTYPE html>"), "{body}");
+        assert_eq!(list(&double, "ordering=created,pk&page_size=1&page=11").await.0, 500);
+        assert_eq!(list(&double, "ordering=created,pk&page_size=10").await.0, 200);
+        let (_, newest) = list(&double, "ordering=-created,-pk&page_size=2").await;
+        assert_eq!(newest["pagination"]["count"], 32, "each try adds one");
+        assert_eq!(newest["results"][0]["action"], "system_exception");
+        double.cure(&pk);
+        assert_eq!(list(&double, "ordering=created,pk&page_size=20").await.0, 200);
+        // Users in the same way.
+        double.add_group("acme", false);
+        double.set_user(42, &["acme"]);
+        double.poison_user(42);
+        let token = Some("Bearer double-token");
+        for path in ["core/users/?groups_by_name=acme", "core/users/42/"] {
+            assert_eq!(get(&double, &format!("/api/v3/{path}"), token).await.0, 500, "{path}");
+        }
+    });
+}
+
+#[test]
+fn a_filter_by_an_unknown_group_is_400() {
+    run(async {
+        let double = double(Profile::V2025_12, 0..1).await;
+        let path = "/api/v3/core/users/?groups_by_name=nosuch";
+        let (status, body) = get(&double, path, Some("Bearer double-token")).await;
+        assert_eq!(status, 400);
+        assert!(body["groups_by_name"][0].as_str().unwrap().contains("nosuch"), "{body}");
     });
 }

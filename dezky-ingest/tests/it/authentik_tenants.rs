@@ -15,6 +15,17 @@ use crate::run;
 #[derive(Default)]
 struct Tenants {
     is_down: Mutex<bool>,
+    /// Tenants that came later, and how the directory has changed.
+    new: Mutex<Vec<String>>,
+    revision: Mutex<Option<u64>>,
+}
+
+impl Tenants {
+    fn add(&self, slug: &str) {
+        self.new.lock().unwrap().push(slug.to_owned());
+        let mut revision = self.revision.lock().unwrap();
+        *revision = Some(revision.unwrap_or(0) + 1);
+    }
 }
 
 #[async_trait]
@@ -23,7 +34,8 @@ impl TenantDirectory for Tenants {
         if *self.is_down.lock().unwrap() {
             return Err(Error::new(ErrorKind::StoreUnavailable, "scripted"));
         }
-        Ok(["acme", "zeta"].contains(&slug).then(|| slug.to_owned()))
+        let is_new = self.new.lock().unwrap().iter().any(|new| new == slug);
+        Ok((is_new || ["acme", "zeta"].contains(&slug)).then(|| slug.to_owned()))
     }
 
     async fn by_domain(&self, _domain: &str) -> Result<Option<String>> {
@@ -32,6 +44,10 @@ impl TenantDirectory for Tenants {
 
     async fn by_user(&self, _system: &str, _id: &str) -> Result<Option<String>> {
         Ok(None)
+    }
+
+    async fn revision(&self) -> Result<Option<u64>> {
+        Ok(*self.revision.lock().unwrap())
     }
 }
 
@@ -382,5 +398,68 @@ fn old_versions_say_the_keys_of_groups_whose_names_the_listing_knows() {
         pump.tick().await.unwrap();
         let expected = [group("acme"), nobodys("unresolved"), nobodys("none")];
         assert_eq!(found(&setup).await[1..], expected);
+    });
+}
+
+#[test]
+fn the_users_of_a_tenant_that_was_made_just_now_find_it_at_once() {
+    run(async {
+        let (setup, tenants) = with_groups().await;
+        *tenants.revision.lock().unwrap() = Some(1);
+        setup.double.add_group("globex", false);
+        setup.double.set_user(44, &["globex"]);
+        setup.double.set_user(45, &["globex", "staff"]);
+        let mut pump = setup.pump();
+        by_users(&setup, 0, &[42, 44, 45]);
+        pump.tick().await.unwrap();
+        assert_eq!(found(&setup).await[1..], [nobodys("none"), nobodys("none")]);
+        setup.runtime.advance(Duration::from_secs(10));
+        tenants.add("globex");
+        setup.runtime.advance(Duration::from_secs(1));
+        by_users(&setup, 10, &[44, 45]);
+        let before = setup.double.calls("/api/v3/core/");
+        pump.tick().await.unwrap();
+        assert_eq!(found(&setup).await[3..], [group("globex"), group("globex")]);
+        let asked = setup.double.calls("/api/v3/core/") - before;
+        assert_eq!(asked, 2, "the groups, and the users of the new one alone");
+        // What was known stays known.
+        setup.runtime.advance(MINUTE);
+        by_users(&setup, 20, &[42]);
+        pump.tick().await.unwrap();
+        assert_eq!(found(&setup).await.last(), Some(&group("acme")));
+        assert_eq!(setup.double.calls("/api/v3/core/") - before, 2);
+    });
+}
+
+#[test]
+fn a_user_that_authentik_can_not_give_costs_the_others_nothing() {
+    run(async {
+        let (setup, _) = with_groups().await;
+        for pk in 100..130 {
+            setup.double.set_user(pk, &["acme"]);
+        }
+        setup.double.poison_user(113);
+        setup.double.without_exception_events();
+        by_users(&setup, 0, &[42, 112, 114, 113, 41]);
+        let mut pump = setup.pump();
+        pump.tick().await.unwrap();
+        let acme = || group("acme");
+        let expected = [acme(), acme(), acme(), nobodys("unresolved"), nobodys("none")];
+        assert_eq!(found(&setup).await, expected);
+    });
+}
+
+#[test]
+fn a_refused_list_of_groups_names_the_permission_that_is_missing() {
+    run(async {
+        let (lines, guard) = crate::authentik::logged();
+        let (setup, _) = with_groups().await;
+        setup.double.set_user_permission(false);
+        by_users(&setup, 0, &[42]);
+        setup.pump().tick().await.unwrap();
+        drop(guard);
+        let written = lines.text();
+        assert!(written.contains("authentik_core.view_group"), "{written}");
+        assert!(!written.contains("view_event"), "{written}");
     });
 }

@@ -173,6 +173,13 @@ impl DirectoryStore for PostgresDirectory {
         count.map_or(Ok(0), |row| number(&row, 0))
     }
 
+    async fn tenants_revision(&self) -> Result<u64> {
+        let mut tx = self.database.read().await?;
+        let sum = tx.fetch_optional(sqlx::query(SUM_VERSIONS)).await?;
+        tx.commit().await?;
+        sum.map_or(Ok(0), |row| number(&row, 0))
+    }
+
     async fn commit(&self, changes: Vec<DirectoryChange>, events: Vec<SealedEvent>) -> Result<()> {
         check_commit(&changes)?;
         let mut tx = self.database.begin_log().await?;
@@ -252,6 +259,8 @@ async fn take_turn(tx: &mut PostgresTransaction) -> Result<()> {
         .map(|_| ())
         .ok_or_else(|| corrupt("the row of dezky_directory_state is missing"))
 }
+
+const SUM_VERSIONS: &str = "SELECT coalesce(sum(version), 0)::bigint FROM dezky_tenants";
 
 const COUNT_TENANTS: &str =
     "SELECT count(*) FROM dezky_tenants WHERE partner_id = $1 AND status <> 'deleted'";

@@ -160,6 +160,15 @@ impl DirectoryStore for SqliteDirectory {
         Ok(u64::try_from(count).unwrap_or(0))
     }
 
+    async fn tenants_revision(&self) -> Result<u64> {
+        let mut connection = self.database.read().await?;
+        let sum: i64 = sqlx::query_scalar(SUM_VERSIONS)
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(sqlite_error)?;
+        Ok(u64::try_from(sum).unwrap_or(0))
+    }
+
     async fn commit(&self, changes: Vec<DirectoryChange>, events: Vec<SealedEvent>) -> Result<()> {
         check_commit(&changes)?;
         let mut tx = self.database.begin().await?;
@@ -225,6 +234,8 @@ async fn stored_version(
         .map_err(sqlite_error)?;
     Ok(version.map(unsigned))
 }
+
+const SUM_VERSIONS: &str = "SELECT coalesce(sum(version), 0) FROM dezky_tenants";
 
 const COUNT_TENANTS: &str =
     "SELECT count(*) FROM dezky_tenants WHERE partner_id = ? AND status <> 'deleted'";
