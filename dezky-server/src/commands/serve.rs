@@ -1,16 +1,16 @@
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::print;
-use crate::cli::start_logging;
 use crate::config::Settings;
 use crate::error::Failure;
 use crate::lifecycle::{Running, bind};
+use crate::logging;
 
 /// `serve`: until SIGTERM or SIGINT.
 pub(crate) async fn serve(settings: &Settings) -> Result<(), Failure> {
     let config = settings.config()?;
     let warnings = config.check()?;
-    start_logging(&config.log);
+    logging::start(&config.log);
     let mut signals = Signals::listen()?;
     let listener =
         bind(config.listen, "end the program that holds it, or set DEZKY_LISTEN to another")
@@ -23,7 +23,10 @@ pub(crate) async fn serve(settings: &Settings) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     tracing::info!(%store, stalwart_webhooks = endpoints, follows_ocis, polls_authentik, "started");
-    print(&format!("dezky-server listens on http://{}\n", running.address()))?;
+    let address = running.address();
+    if let Err(failure) = print(&format!("dezky-server listens on http://{address}\n")) {
+        tracing::warn!(%failure, %address, "listening, which could not be printed");
+    }
     let failed = tokio::select! {
         () = signals.next() => None,
         failure = running.failed() => Some(failure),

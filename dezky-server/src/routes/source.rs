@@ -1,13 +1,14 @@
-use std::sync::Arc;
+use std::net::SocketAddr;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::HeaderMap;
 use serde_json::Value;
 
 use super::parameters::Name;
 use super::webhook;
+use crate::auth::client_address;
 use crate::error::Problem;
 use crate::state::AppState;
 
@@ -16,6 +17,7 @@ use crate::state::AppState;
 pub(super) async fn receive(
     State(state): State<AppState>,
     Name(name): Name,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
@@ -23,10 +25,9 @@ pub(super) async fn receive(
         .sources
         .get(&name)
         .ok_or_else(|| Problem::not_found("no such webhook is configured"))?;
-    let receiver = Arc::clone(receiver);
-    let max_bytes = state.config.max_body_bytes;
-    let (room, body) = webhook::read(&state.webhooks, &headers, body, max_bytes).await?;
+    let client = client_address(peer, &headers, &state.config.trusted_proxies);
+    let (_room, body) = webhook::read(&state, client, &headers, body).await?;
     let signature = webhook::signature_of(&headers);
-    let work = async move { receiver.receive(signature.as_deref(), &body).await };
-    webhook::answer(&state, &name, room, work).await
+    let work = receiver.receive(signature.as_deref(), &body);
+    webhook::answer(&state, &name, body.len(), work).await
 }

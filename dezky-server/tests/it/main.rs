@@ -7,8 +7,10 @@
 mod access;
 mod api;
 mod authentik;
+mod bodies;
 mod cli;
 mod config;
+mod connections;
 mod copy;
 mod crash;
 #[path = "../../../dezky-core/tests/it/database.rs"]
@@ -23,6 +25,7 @@ mod import_origin;
 mod kill;
 mod kill_mutations;
 mod load;
+mod logging;
 mod migrate;
 mod ofrep;
 mod openapi;

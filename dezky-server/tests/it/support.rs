@@ -311,16 +311,20 @@ pub(crate) fn refusal(output: &Output, status: i32) -> String {
 /// goes.
 pub(crate) fn spawn_serve(folder: &Path, more: &[(&str, &str)]) -> (Child, PathBuf) {
     let stderr = folder.join("stderr");
-    let child = program(&["serve"])
+    let child = spawn_serve_with(folder, more, File::create(&stderr).unwrap().into());
+    (child, stderr)
+}
+
+fn spawn_serve_with(folder: &Path, more: &[(&str, &str)], stderr: Stdio) -> Child {
+    program(&["serve"])
         .current_dir(folder)
         .env("DEZKY_LISTEN", "127.0.0.1:0")
         .env("STALWART_WEBHOOK_SECRET", SECRET)
         .envs(more.iter().copied())
         .stdout(Stdio::piped())
-        .stderr(File::create(&stderr).unwrap())
+        .stderr(stderr)
         .spawn()
-        .unwrap();
-    (child, stderr)
+        .unwrap()
 }
 
 /// `serve` as a process of its own, killed at the end.
@@ -334,7 +338,16 @@ pub(crate) struct Process {
 impl Process {
     /// Starts it with its store in `folder`, and waits until it listens.
     pub(crate) fn start(folder: &Path, more: &[(&str, &str)]) -> Self {
-        let (mut child, stderr) = spawn_serve(folder, more);
+        let (child, stderr) = spawn_serve(folder, more);
+        Self::listening(child, stderr)
+    }
+
+    /// The same with a standard error of the test's own.
+    pub(crate) fn start_with_stderr(folder: &Path, more: &[(&str, &str)], stderr: Stdio) -> Self {
+        Self::listening(spawn_serve_with(folder, more, stderr), folder.join("stderr"))
+    }
+
+    fn listening(mut child: Child, stderr: PathBuf) -> Self {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let base = line.trim().strip_prefix("dezky-server listens on ").unwrap_or_else(|| {
@@ -346,6 +359,10 @@ impl Process {
 
     pub(crate) fn stderr(&self) -> String {
         std::fs::read_to_string(&self.stderr).unwrap()
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// SIGKILL, and waits for its end.
