@@ -271,7 +271,8 @@ async fn open(config: Config, streams: EventStreams) -> Result<AppState, Failure
         }
         stalwart.insert(source.clone(), Arc::new(receiver));
     }
-    let bodies = Bodies::new(config.http.body_memory, config.max_body_bytes);
+    let max_body_bytes = config.max_body_bytes.max(routes::MAX_RECORD_BYTES);
+    let bodies = Bodies::new(config.http.body_memory, max_body_bytes);
     let receives = |(name, source): (&String, &SourceConfig)| {
         let secrets = source.secrets.clone()?;
         let receiver =

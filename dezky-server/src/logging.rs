@@ -15,7 +15,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::config::LogConfig;
 
 /// The most bytes of lines that wait for the sink.
-const MAX_WAITING_BYTES: usize = 1 << 20;
+const MAX_WAITING_BYTES: usize = 256 << 10;
 /// How often it is tried to tell what was lost.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 /// How long the end waits for lines that are not written yet.

@@ -123,6 +123,44 @@ impl World {
     }
 }
 
+/// A body with so many of the smallest events, and something that is none.
+fn large(events: usize) -> String {
+    let event = |n| format!(r#"{{"id":"{n}","type":"a","createdAt":"2026-11-21T20:00:00Z"}}"#);
+    let events: Vec<_> = (0..events).map(event).collect();
+    format!(r#"{{"events":[{},7]}}"#, events.join(","))
+}
+
+#[test]
+fn a_large_body_is_taken_in_parts_and_in_its_order() {
+    run(async {
+        let world = World::new().await;
+        let body = large(4_500);
+        for stored in [4_500, 0] {
+            let taken = world.post(&body).await.unwrap();
+            assert_eq!((taken.received(), taken.stored), (4_501, stored));
+        }
+        let mut events = world.place.of_source("stalwart").await;
+        events.sort_by_key(|event| event.seq);
+        let ids = events.iter().filter_map(|e| e.event.external_id.as_ref()?.parse().ok());
+        assert!(ids.eq(0..4_500_usize));
+        assert_eq!(world.notices().await, 1);
+    });
+}
+
+#[test]
+fn a_body_with_too_many_events_is_refused_before_one_is_read() {
+    run(async {
+        let world = World::new().await;
+        // Some 1.3 million in 4 MiB.
+        let error = world.post(&format!("[{}{{}}]", "{},".repeat(1_300_000))).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+        let said = error.to_string();
+        assert!(said.contains("1300001 events") && said.contains("send 131072 at most"), "{said}");
+        assert!(world.place.of_source("stalwart").await.is_empty());
+        assert_eq!(world.notices().await, 0);
+    });
+}
+
 #[test]
 fn an_outage_costs_neither_events_nor_their_order() {
     for mood in [

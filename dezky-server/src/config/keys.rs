@@ -85,7 +85,7 @@ pub(super) const KEYS: &[Key] = &[
     key("http.body_stall_seconds", "DEZKY_HTTP_BODY_STALL_SECONDS", Kind::Number, "5", "",
         "Of a body 1024 bytes a second must come, looked at in steps of so many seconds, 1 to\n3600."),
     key("http.body_memory_bytes", "DEZKY_HTTP_BODY_MEMORY_BYTES", Kind::Number, "268435456", "",
-        "The memory of webhooks' bodies under way, 1048576 to 1099511627776: one half for the\nfirst 64 KiB of each, the other for what large ones have beyond. One address gets\nhalf of either at most."),
+        "The memory of bodies of webhooks and of POST /audit, 1048576 to 1099511627776: one half for the\nfirst 64 KiB of each, the other for what large ones have beyond. One address gets\nhalf of either at most."),
     key("store.url", "DEZKY_STORE", Kind::Text, "\"sqlite://dezky.db\"", "",
         "Where the log is kept: sqlite:// and the path of a file, literally; with three\nslashes it is absolute (sqlite:///var/lib/dezky/audit.db). Or the URL of a server:\npostgres://dezky@db.example.com/platform?sslmode=verify-full or\nmongodb://dezky@db.example.com/platform?replicaSet=rs0&tls=true, in the environment\nwith a password. A URL as the key store at the root of the file does the same."),
     key("store.password", "DEZKY_STORE_PASSWORD", Kind::Secret, "", "",

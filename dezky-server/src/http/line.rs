@@ -16,6 +16,9 @@ use tokio::time::Instant;
 use super::Place;
 use crate::config::HttpConfig;
 
+/// So much of what is owed has to leave to count as progress: signs of life are none.
+const STEP_BYTES: u64 = 16 << 10;
+
 /// A connection: who is waited for, and since when.
 pub(super) struct Line {
     network: IpAddr,
@@ -29,8 +32,12 @@ pub(super) struct Line {
 struct Activity {
     /// Requests whose answers have not left our hands.
     under_way: usize,
-    /// Since when there has been none of them.
+    /// Since when there has been none of them, and nothing of an answer has left.
     idle_since: Instant,
+    /// Bytes of answers that were handed on and have not left, and what has left of them
+    /// since the last step.
+    owed: u64,
+    left: u64,
     /// Bodies whose next part is waited for.
     bodies: usize,
     /// When something came last.
@@ -59,6 +66,8 @@ impl Line {
         let activity = Activity {
             under_way: 0,
             idle_since: now,
+            owed: 0,
+            left: 0,
             bodies: 0,
             read_at: now,
             blocked_since: None,
@@ -149,6 +158,18 @@ impl Activity {
         self.untaken.values().copied().chain(self.blocked_since).min()
     }
 
+    /// Counts bytes that the socket took.
+    fn left_by(&mut self, bytes: u64) {
+        if self.owed == 0 {
+            return;
+        }
+        self.owed = self.owed.saturating_sub(bytes);
+        self.left += bytes;
+        if self.left >= STEP_BYTES || self.owed == 0 {
+            (self.left, self.idle_since) = (0, Instant::now());
+        }
+    }
+
     fn bounds(&self, bounds: &HttpConfig) -> impl Iterator<Item = (Instant, Due)> + use<> {
         let stalled = self.stalled_since().map(|since| (since + bounds.write, Due::Stalled));
         let idle = (self.under_way == 0).then(|| (self.idle_since + bounds.idle, Due::Idle));
@@ -198,6 +219,9 @@ impl hyper::body::Body for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
         let mut activity = self.under_way.0.activity();
+        if let Poll::Ready(Some(Ok(frame))) = &frame {
+            activity.owed += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
         if frame.is_pending() {
             // It is up to us.
             activity.untaken.remove(&self.number);
@@ -240,6 +264,9 @@ impl<S> Watched<S> {
             activity.blocked_since.get_or_insert_with(Instant::now);
         } else {
             activity.blocked_since = None;
+        }
+        if let Poll::Ready(Ok(bytes)) = written {
+            activity.left_by(*bytes as u64);
         }
     }
 }
@@ -290,5 +317,36 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::body::Body as _;
+
+    use super::*;
+    use crate::http::house::House;
+
+    #[tokio::test]
+    async fn an_answer_that_leaves_slowly_is_no_idle_connection() {
+        let house = House::new(1);
+        let line = house.enter(house.place().unwrap(), [203, 0, 113, 7].into());
+        let watched = Watched::new((), Arc::clone(&line));
+        let wrote = |bytes| watched.wrote(&Poll::Ready(Ok(bytes)));
+        let mut answer = line.begin().answer(Body::from(vec![0; 1 << 20]));
+        std::future::poll_fn(|context| Pin::new(&mut answer).poll_frame(context)).await;
+        drop(answer);
+        let idle_since = || line.activity().idle_since;
+        let handed_on = idle_since();
+        wrote(1_000);
+        assert_eq!(idle_since(), handed_on, "that may be an answer to a ping");
+        wrote(16 << 10);
+        let moved = idle_since();
+        assert!(moved > handed_on);
+        wrote(1 << 20);
+        assert!(idle_since() > moved, "all of it has left");
+        let all = idle_since();
+        wrote(1 << 20);
+        assert_eq!(idle_since(), all, "nothing is owed any more");
     }
 }

@@ -38,7 +38,7 @@ use crate::error::Problem;
 /// How long a connection that rests may take to end in order.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// The wait after the system refused a connection, as when files ran out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often a place is looked for while all are taken.
 const PLACE_PAUSE: Duration = Duration::from_millis(100);
 /// The most bytes of one connection that lie in buffers on the way in, and on the way

@@ -11,6 +11,10 @@ use crate::bodies::SMALL_BYTES;
 use crate::error::Problem;
 use crate::http::Unfinished;
 
+/// Allocations of this size come from the system and go back to it when they are freed;
+/// glibc keeps what was smaller, so that after a while all of the process' threads together
+/// hold several times what is in use.
+const OWN_MAPPING_BYTES: usize = if cfg!(target_pointer_width = "64") { 33 << 20 } else { 0 };
 /// The largest body of a document.
 const MAX_DOCUMENT_BYTES: usize = 1 << 20;
 
@@ -43,26 +47,21 @@ pub(super) async fn read_while(
         if bytes > max_bytes {
             return Err(Problem::body_too_large(max_bytes));
         }
-        let capacity = capacity(&kept, bytes, announced).min(max_bytes);
-        // Of what was announced only that is memory in which something was written.
-        room(if announced.is_some() { bytes } else { capacity })?;
-        let more = capacity.saturating_sub(kept.len());
-        kept.try_reserve_exact(more).map_err(|_| Problem::too_many_webhooks())?;
+        room(bytes)?;
+        if bytes > kept.capacity() {
+            let more = capacity(bytes, announced) - kept.len();
+            kept.try_reserve_exact(more).map_err(|_| Problem::too_many_webhooks())?;
+        }
         kept.extend_from_slice(&chunk);
     }
     Ok(kept.into())
 }
 
-/// How large what holds `bytes` should be: the whole of an announced body at once, so that
-/// it is not copied as it grows, but not before more has come than anybody gets for nothing.
-fn capacity(kept: &Vec<u8>, bytes: usize, announced: Option<usize>) -> usize {
-    let first = announced.unwrap_or(bytes).min(SMALL_BYTES);
-    match announced {
-        _ if bytes <= kept.capacity() => kept.capacity(),
-        _ if bytes <= first => first,
-        Some(all) => all.max(bytes),
-        None => bytes.saturating_mul(2),
-    }
+/// How large what holds `bytes` should be. What nothing was written to is no memory, so a
+/// large body gets the whole of its announced length, and is not copied as it grows.
+fn capacity(bytes: usize, announced: Option<usize>) -> usize {
+    let whole = announced.unwrap_or(bytes.saturating_mul(2)).max(bytes);
+    if bytes <= SMALL_BYTES { whole.min(SMALL_BYTES) } else { whole.max(OWN_MAPPING_BYTES) }
 }
 
 /// The length that the sender announces. No body comes with more.

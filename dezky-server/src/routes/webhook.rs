@@ -66,7 +66,8 @@ pub(super) async fn read(
     read_into(&state.bodies, client, headers, body, state.config.max_body_bytes).await
 }
 
-async fn read_into(
+/// The same, of another bound.
+pub(super) async fn read_into(
     bodies: &Bodies,
     client: IpAddr,
     headers: &HeaderMap,

@@ -94,6 +94,25 @@ async fn a_house_full_of_silent_connections_lets_others_in() {
     process.stop().await;
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_out_of_files_lets_others_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let process = Process::start(folder.path(), &[]);
+    let limit = std::process::Command::new("prlimit")
+        .args(["--pid", &process.id().to_string(), "--nofile=48:48"])
+        .status();
+    assert!(limit.expect("util-linux has it").success());
+    let mut silent = Vec::new();
+    for _ in 0..60 {
+        silent.push(connect(&process, b"P").await);
+    }
+    assert_eq!(process.client.get("/health").await.status, 200);
+    assert!(process.stderr().contains("a connection was not accepted"), "{}", process.stderr());
+    drop(silent);
+    process.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_takes_no_answer_is_left() {
     let folder = tempfile::tempdir().unwrap();
