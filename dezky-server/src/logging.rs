@@ -253,7 +253,9 @@ mod tests {
     }
 
     fn write(log: &Log, sink: &mut Sink<Disk>, lines: &[&str]) {
-        lines.iter().for_each(|line| log.push(line.as_bytes()));
+        for line in lines {
+            log.push(line.as_bytes());
+        }
         log.write_next(sink);
     }
 

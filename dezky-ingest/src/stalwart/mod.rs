@@ -112,7 +112,7 @@ struct Reader<'a> {
 
 /// A body, read.
 enum Body<'a> {
-    Events(Events<'a>),
+    Events(Box<Events<'a>>),
     /// All of it goes to the quarantine.
     Odd(QuarantineItem),
 }
@@ -142,7 +142,7 @@ impl<'a> Reader<'a> {
         let count = elements.len();
         let (keys, odd) = (identity::content_keys(self.source), OddItems::default());
         let elements = elements.into_iter().enumerate();
-        Ok(Body::Events(Events { reader: self, elements, count, keys, odd }))
+        Ok(Body::Events(Box::new(Events { reader: self, elements, count, keys, odd })))
     }
 
     fn item(self, reason: &str, key: String, detail: String, raw: &str) -> QuarantineItem {

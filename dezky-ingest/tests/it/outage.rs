@@ -141,7 +141,7 @@ fn a_large_body_is_taken_in_parts_and_in_its_order() {
         }
         let mut events = world.place.of_source("stalwart").await;
         events.sort_by_key(|event| event.seq);
-        let ids = events.iter().filter_map(|e| e.event.external_id.as_ref()?.parse().ok());
+        let ids = events.iter().filter_map(|e| e.event.external_id.as_ref()?.parse::<usize>().ok());
         assert!(ids.eq(0..4_500_usize));
         assert_eq!(world.notices().await, 1);
     });

@@ -13,7 +13,7 @@ use super::line::Line;
 /// How long a connection may keep the server waiting before it has to make way.
 const MIN_QUIET: Duration = Duration::from_secs(1);
 /// How often it is told that places are short.
-const TOLD_EVERY: Duration = Duration::from_secs(60);
+const TOLD_EVERY: Duration = Duration::from_mins(1);
 
 /// A place for one connection, until it is dropped.
 pub(super) type Place = OwnedSemaphorePermit;
