@@ -147,21 +147,26 @@ pub(super) struct Arriving {
     body: Option<Incoming>,
     pace: Pace,
     line: Arc<Line>,
+    /// Whether what is left unread has to be read on the connection, where the next request
+    /// comes behind it.
     needs_draining: bool,
+    /// Whether the sender does not wait to be asked for it.
+    is_on_its_way: bool,
 }
 
 impl Arriving {
     /// `None` where there is no body. With `needs_draining` what is left unread is read
-    /// and thrown away: who closes a connection in which something was not read takes
-    /// the answer away from a sender that still writes.
+    /// and thrown away, if it `is_on_its_way`: who closes a connection in which something
+    /// was not read takes the answer away from a sender that still writes.
     pub(super) fn new(
         body: Incoming,
         pace: Pace,
         line: Arc<Line>,
         needs_draining: bool,
+        is_on_its_way: bool,
     ) -> Option<Self> {
         let is_there = !body.is_end_stream();
-        is_there.then(|| Self { body: Some(body), pace, line, needs_draining })
+        is_there.then(|| Self { body: Some(body), pace, line, needs_draining, is_on_its_way })
     }
 
     pub(super) fn into_body(self) -> Body {
@@ -173,6 +178,7 @@ impl Arriving {
 
     /// The next part; cancel-safe.
     async fn next(&mut self) -> Option<Result<Bytes, Unfinished>> {
+        self.is_on_its_way = true;
         loop {
             if let Some(reason) = self.pace.is_over().filter(|_| self.body.is_some()) {
                 return Some(Err(self.refuse(reason)));
@@ -213,7 +219,8 @@ impl Arriving {
 
     /// Nobody reads what is left.
     fn give_up(&mut self) {
-        let Some(body) = self.body.take().filter(|_| self.needs_draining) else { return };
+        let is_left = self.needs_draining && self.is_on_its_way;
+        let Some(body) = self.body.take().filter(|_| is_left) else { return };
         // Outside of the runtime everything ends.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let ending = self.pace.ending.clone();

@@ -68,7 +68,8 @@ impl House {
 
     /// Cuts the connection that makes way: of those that keep the server waiting for a
     /// second or longer, one from where most connections come, and there the one that
-    /// has done so for longest. So a crowd of silent clients makes way for itself first.
+    /// has done so for longest. So a crowd of silent clients makes way for itself first; in
+    /// one that has more than half of the places a trickle is no better than silence.
     pub(super) fn make_room(&self) {
         self.make_room_at(Instant::now());
     }
@@ -83,8 +84,10 @@ impl House {
         });
         let waiting = guests.lines.iter().filter_map(|line| {
             let line = line.upgrade()?;
-            let quiet = now.saturating_duration_since(line.quiet_since()?);
-            (quiet >= MIN_QUIET).then_some((from[&line.network()], quiet, line))
+            let share = from[&line.network()];
+            let is_of_crowd = share > self.all as usize / 2;
+            let quiet = now.saturating_duration_since(line.quiet_since(is_of_crowd)?);
+            (quiet >= MIN_QUIET).then_some((share, quiet, line))
         });
         let Some((_, _, line)) = waiting.max_by_key(|(share, quiet, _)| (*share, *quiet)) else {
             return;
@@ -136,6 +139,22 @@ mod tests {
         assert!(first.is_cut() && !second.is_cut() && !alone.is_cut() && !busy.is_cut());
         drop(first);
         assert!(house.place().is_some());
+    }
+
+    #[test]
+    fn a_trickle_keeps_no_crowd_in_its_places() {
+        let house = House::new(3);
+        let crowd = [enter(&house, "203.0.113.7"), enter(&house, "203.0.113.7")];
+        let alone = enter(&house, "203.0.113.8");
+        let lines = [&crowd[0], &crowd[1], &alone];
+        let _requests: Vec<_> =
+            lines.iter().map(|line| (line.begin(), line.awaits_body())).collect();
+        let now = Instant::now() + MIN_QUIET;
+        for line in lines {
+            line.came_at(now);
+        }
+        house.make_room_at(now);
+        assert!(crowd[0].is_cut() && !crowd[1].is_cut() && !alone.is_cut());
     }
 
     #[test]

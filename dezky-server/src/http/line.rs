@@ -32,6 +32,8 @@ pub(super) struct Line {
 struct Activity {
     /// Requests whose answers have not left our hands.
     under_way: usize,
+    /// Since when there have been some.
+    busy_since: Instant,
     /// Since when there has been none of them, and nothing of an answer has left.
     idle_since: Instant,
     /// Bytes of answers that were handed on and have not left, and what has left of them
@@ -65,6 +67,7 @@ impl Line {
         let now = Instant::now();
         let activity = Activity {
             under_way: 0,
+            busy_since: now,
             idle_since: now,
             owed: 0,
             left: 0,
@@ -85,7 +88,12 @@ impl Line {
 
     /// A request begins; it ends when its answer has left, or the guard is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> UnderWay {
-        self.activity().under_way += 1;
+        let mut activity = self.activity();
+        if activity.under_way == 0 {
+            activity.busy_since = Instant::now();
+        }
+        activity.under_way += 1;
+        drop(activity);
         UnderWay(Arc::clone(self))
     }
 
@@ -101,8 +109,10 @@ impl Line {
         Awaited(Arc::clone(self))
     }
 
-    /// Since when the client has kept the server waiting, if it does.
-    pub(super) fn quiet_since(&self) -> Option<Instant> {
+    /// Since when the client has kept the server waiting, if it does. One of a crowd does so
+    /// from the beginning of a request whose body is still to come; of others it counts when
+    /// something came last.
+    pub(super) fn quiet_since(&self, is_of_crowd: bool) -> Option<Instant> {
         let activity = self.activity();
         if activity.is_cut {
             return None;
@@ -110,8 +120,16 @@ impl Line {
         match activity.stalled_since() {
             Some(since) => Some(since),
             None if activity.under_way == 0 => Some(activity.idle_since),
-            None => (activity.bodies > 0).then_some(activity.read_at),
+            None => {
+                let since = if is_of_crowd { activity.busy_since } else { activity.read_at };
+                (activity.bodies > 0).then_some(since)
+            }
         }
+    }
+
+    /// Something came.
+    pub(super) fn came_at(&self, now: Instant) {
+        self.activity().read_at = now;
     }
 
     /// Whether a bound is over.
@@ -280,7 +298,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if buffer.filled().len() > before {
-            self.line.activity().read_at = Instant::now();
+            self.line.came_at(Instant::now());
         }
         read
     }

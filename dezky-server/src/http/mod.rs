@@ -232,12 +232,13 @@ impl Server {
         peer: SocketAddr,
         line: &Arc<Line>,
     ) -> Request {
-        let waits_to_send = request.headers().contains_key(header::EXPECT);
+        let is_on_its_way = !request.headers().contains_key(header::EXPECT);
         // HTTP/2 ends one stream without harm to the others.
-        let needs_draining = request.version() < Version::HTTP_2 && !waits_to_send;
+        let needs_draining = request.version() < Version::HTTP_2;
         let pace = Pace::new(&self.bounds, self.ending.subscribe());
         let mut request = request.map(|body| {
-            let arriving = Arriving::new(body, pace, Arc::clone(line), needs_draining);
+            let line = Arc::clone(line);
+            let arriving = Arriving::new(body, pace, line, needs_draining, is_on_its_way);
             arriving.map_or_else(Body::empty, Arriving::into_body)
         });
         request.extensions_mut().insert(ConnectInfo(peer));

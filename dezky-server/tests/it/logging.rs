@@ -36,7 +36,7 @@ async fn requests_are_served_though_the_log_is_full_or_its_reader_gone() {
 /// Counts answers, up to so many.
 async fn answers(stream: &mut (impl AsyncRead + Unpin), most: usize) -> usize {
     let (mut text, mut found) = (Vec::new(), 0);
-    let mut part = [0; 64 << 10];
+    let mut part = [0; 8 << 10];
     while found < most {
         let bytes = stream.read(&mut part).await.unwrap();
         assert!(bytes > 0, "{found} answers");
@@ -65,7 +65,7 @@ async fn a_log_that_nobody_reads_holds_nothing_up_and_tells_what_was_lost() {
     written.unwrap();
     assert_eq!(answers, 3_000);
     let reading = std::thread::spawn(move || {
-        let (mut text, mut part) = (String::new(), [0; 64 << 10]);
+        let (mut text, mut part) = (String::new(), [0; 8 << 10]);
         while !text.contains("lines of the log were lost") {
             let bytes = reader.read(&mut part).unwrap();
             assert!(bytes > 0, "nothing was told");
