@@ -125,7 +125,11 @@ impl World {
 
 /// A body with so many of the smallest events, and something that is none.
 fn large(events: usize) -> String {
-    let event = |n| format!(r#"{{"id":"{n}","type":"a","createdAt":"2026-11-21T20:00:00Z"}}"#);
+    let event = |n| {
+        let (hour, minute, second) = (n / 3_600, n / 60 % 60, n % 60);
+        let at = format!("2026-11-21T{hour:02}:{minute:02}:{second:02}Z");
+        format!(r#"{{"id":"{n}","type":"a","createdAt":"{at}"}}"#)
+    };
     let events: Vec<_> = (0..events).map(event).collect();
     format!(r#"{{"events":[{},7]}}"#, events.join(","))
 }
@@ -142,8 +146,10 @@ fn a_large_body_is_taken_in_parts_and_in_its_order() {
         let mut events = world.place.of_source("stalwart").await;
         events.sort_by_key(|event| event.seq);
         let ids = events.iter().filter_map(|e| e.event.external_id.as_ref()?.parse::<usize>().ok());
-        assert!(ids.eq(0..4_500_usize));
-        assert_eq!(world.notices().await, 1);
+        let ids: Vec<_> = ids.collect();
+        // A page of the newest, perhaps with the notice.
+        assert!(ids.len() >= 499 && ids.iter().copied().eq(4_500 - ids.len()..4_500), "{ids:?}");
+        assert_eq!((world.place.count().await, world.notices().await), (4_501, 1));
     });
 }
 
