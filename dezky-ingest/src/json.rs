@@ -19,47 +19,51 @@ pub(crate) struct Doc<'a> {
     nodes: Vec<Node>,
 }
 
+/// Small, as a body may have millions of them.
 #[derive(Clone, Copy)]
 struct Node {
-    start: usize,
-    end: usize,
+    start: u32,
+    end: u32,
     /// The first node that is not inside this one.
-    next: usize,
+    next: u32,
 }
 
 impl<'a> Doc<'a> {
     /// Cuts a text into its values. Fails if it is not JSON by its grammar.
     pub(crate) fn parse(text: &'a str) -> Result<Self, serde_json::Error> {
-        // This checks the grammar, at any depth, and decodes nothing. Below, the
-        // text is known to be well-formed.
-        serde_json::from_str::<&RawValue>(text)?;
+        check(text)?;
+        Ok(Self::of_checked(text))
+    }
+
+    /// The same of a text that was [`check`]ed, or that is a value of one that was.
+    pub(crate) fn of_checked(text: &'a str) -> Self {
         let bytes = text.as_bytes();
         let mut nodes: Vec<Node> = Vec::new();
         let mut open: Vec<usize> = Vec::new();
         let mut at = 0;
         while let Some(byte) = bytes.get(at) {
-            let start = at;
+            let start = place(at);
             match byte {
                 b'{' | b'[' => {
                     at += 1;
                     open.push(nodes.len());
-                    nodes.push(Node { start, end: at, next: 0 });
+                    nodes.push(Node { start, end: place(at), next: 0 });
                 }
                 b'}' | b']' => {
                     at += 1;
-                    let next = nodes.len();
+                    let next = place(nodes.len());
                     if let Some(node) = open.pop().and_then(|index| nodes.get_mut(index)) {
-                        (node.end, node.next) = (at, next);
+                        (node.end, node.next) = (place(at), next);
                     }
                 }
                 b',' | b':' | b' ' | b'\t' | b'\n' | b'\r' => at += 1,
                 byte => {
                     at = if *byte == b'"' { string_end(bytes, at) } else { scalar_end(bytes, at) };
-                    nodes.push(Node { start, end: at, next: nodes.len() + 1 });
+                    nodes.push(Node { start, end: place(at), next: place(nodes.len() + 1) });
                 }
             }
         }
-        Ok(Self { text, nodes })
+        Self { text, nodes }
     }
 
     /// The text.
@@ -76,6 +80,65 @@ impl<'a> Doc<'a> {
     pub(crate) fn values(&self) -> impl Iterator<Item = Value<'_>> {
         (0..self.nodes.len()).map(|index| Value { doc: self, index })
     }
+}
+
+/// Checks the grammar, at any depth, and decodes nothing.
+pub(crate) fn check(text: &str) -> Result<(), serde_json::Error> {
+    if u32::try_from(text.len()).is_err() {
+        return Err(serde::de::Error::custom("a text of 4 GiB or more"));
+    }
+    serde_json::from_str::<&RawValue>(text).map(drop)
+}
+
+/// A place in a text, or among its values, of which there are fewer than bytes; [`check`]
+/// has seen that it fits.
+fn place(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
+}
+
+/// The values right inside the list or object that a [`check`]ed text is, an object's keys
+/// and values by turns; none of anything else. Nothing is kept, so a text of millions of
+/// values takes no memory beside its own.
+pub(crate) fn children(text: &str) -> impl Iterator<Item = &str> {
+    let bytes = text.as_bytes();
+    let first = bytes.iter().position(|byte| !byte.is_ascii_whitespace());
+    let mut at = match first {
+        Some(at) if matches!(bytes[at], b'{' | b'[') => at + 1,
+        _ => bytes.len(),
+    };
+    std::iter::from_fn(move || {
+        at += bytes[at..]
+            .iter()
+            .position(|byte| !matches!(byte, b',' | b':' | b' ' | b'\t' | b'\n' | b'\r'))?;
+        if matches!(bytes[at], b'}' | b']') {
+            at = bytes.len();
+            return None;
+        }
+        let start = at;
+        at = value_end(bytes, start);
+        Some(&text[start..at])
+    })
+}
+
+/// Where the byte after a value is that begins at `start`.
+fn value_end(bytes: &[u8], start: usize) -> usize {
+    let (mut at, mut depth) = (start, 0_usize);
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'{' | b'[' => (at, depth) = (at + 1, depth + 1),
+            b'}' | b']' => (at, depth) = (at + 1, depth.saturating_sub(1)),
+            b'"' => at = string_end(bytes, at),
+            b',' | b':' | b' ' | b'\t' | b'\n' | b'\r' => {
+                at += 1;
+                continue;
+            }
+            _ => at = scalar_end(bytes, at),
+        }
+        if depth == 0 {
+            return at;
+        }
+    }
+    bytes.len()
 }
 
 fn string_end(bytes: &[u8], start: usize) -> usize {
@@ -116,17 +179,17 @@ impl<'d> Value<'d> {
 
     /// The place of the first value that is not inside this one.
     pub(crate) fn after(self) -> usize {
-        self.node().next
+        self.node().next as usize
     }
 
     /// Where its first byte is.
     pub(crate) fn start(self) -> usize {
-        self.node().start
+        self.node().start as usize
     }
 
     /// Where the byte after its last is.
     pub(crate) fn end(self) -> usize {
-        self.node().end
+        self.node().end as usize
     }
 
     /// Its text as it was spelled.
@@ -162,11 +225,11 @@ impl<'d> Value<'d> {
 
     /// The values right inside it; an object's keys and values by turns.
     fn children(self) -> impl Iterator<Item = Value<'d>> {
-        let (doc, end) = (self.doc, self.node().next);
+        let (doc, end) = (self.doc, self.after());
         let mut index = self.index + 1;
         std::iter::from_fn(move || {
             let child = (index < end).then_some(Value { doc, index })?;
-            index = child.node().next;
+            index = child.after();
             Some(child)
         })
     }
@@ -323,6 +386,26 @@ mod tests {
         ] {
             assert_eq!(Doc::parse(spelled).unwrap().root().string().unwrap(), text, "{spelled}");
         }
+    }
+
+    #[test]
+    fn children_are_those_of_the_document() {
+        for text in [
+            " [1 , \"a,]\\\"\" ,{\"b\":[]},[[],{}], null ]\n",
+            r#"{"a":{"b":[1,{"c":"}"}]},"a" : 2.5e1}"#,
+            "[]",
+            "{ }",
+            "17",
+            r#""[1]""#,
+        ] {
+            let doc = Doc::parse(text).unwrap();
+            let expected: Vec<_> = doc.root().children().map(Value::raw).collect();
+            let is_container = doc.root().is_list() || doc.root().is_object();
+            let expected = if is_container { expected } else { Vec::new() };
+            assert_eq!(children(text).collect::<Vec<_>>(), expected, "{text}");
+        }
+        let deep = format!("[{}{},7]", "[".repeat(200_000), "]".repeat(200_000));
+        assert_eq!(children(&deep).nth(1), Some("7"));
     }
 
     #[test]

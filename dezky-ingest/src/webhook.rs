@@ -4,7 +4,7 @@ use dezky_core::{PulledEvent, QuarantineItem, Result};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use crate::intake::{Intake, PartBounds, Parts, Taken};
+use crate::intake::{Intake, Part, PartBounds, Taken};
 
 /// Of one append; with the quarantine's notices within the store's bound.
 const PART: PartBounds = PartBounds { events: 4_000, items: 1_000, bytes: 8 << 20 };
@@ -26,23 +26,78 @@ pub(crate) async fn take_in_parts(
     quarantine: Vec<QuarantineItem>,
     skipped: u64,
 ) -> Result<Taken> {
-    let mut taken = Taken::default();
-    for part in Parts::new(events, quarantine, PART) {
-        taken += intake.take_pushed(part.events, part.items).await?;
+    let mut taking = Taking::new(intake, source);
+    for event in events {
+        taking.event(event).await?;
     }
-    tracing::info!(
-        source,
-        stored = taken.stored,
-        duplicates = taken.duplicates,
-        quarantined = taken.quarantined,
-        spooled = taken.spooled,
-        undated = taken.undated,
-        unknown_outcomes = taken.unknown_outcomes,
-        unresolved = taken.unresolved,
-        skipped,
-        "webhook received"
-    );
-    Ok(taken)
+    for item in quarantine {
+        taking.item(item).await?;
+    }
+    taking.finish(skipped).await
+}
+
+/// A body that is taken in while it is read, a part at a time, so that its events never
+/// lie in memory all together.
+pub(crate) struct Taking<'i> {
+    intake: &'i Intake,
+    source: &'i str,
+    part: Part,
+    bytes: usize,
+    taken: Taken,
+}
+
+impl<'i> Taking<'i> {
+    pub(crate) fn new(intake: &'i Intake, source: &'i str) -> Self {
+        Self { intake, source, part: Part::default(), bytes: 0, taken: Taken::default() }
+    }
+
+    pub(crate) async fn event(&mut self, event: PulledEvent) -> Result<()> {
+        let bytes = event.event.metadata.source().map_or(0, str::len);
+        self.make_room(self.part.events.len() == PART.events, bytes).await?;
+        self.part.events.push(event);
+        Ok(())
+    }
+
+    pub(crate) async fn item(&mut self, item: QuarantineItem) -> Result<()> {
+        self.make_room(self.part.items.len() == PART.items, item.raw.len()).await?;
+        self.part.items.push(item);
+        Ok(())
+    }
+
+    async fn make_room(&mut self, is_full: bool, bytes: usize) -> Result<()> {
+        if is_full || self.bytes + bytes > PART.bytes {
+            self.store().await?;
+        }
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    async fn store(&mut self) -> Result<()> {
+        self.bytes = 0;
+        let Part { events, items } = std::mem::take(&mut self.part);
+        if !events.is_empty() || !items.is_empty() {
+            self.taken += self.intake.take_pushed(events, items).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn finish(mut self, skipped: u64) -> Result<Taken> {
+        self.store().await?;
+        let (source, taken) = (self.source, self.taken);
+        tracing::info!(
+            source,
+            stored = taken.stored,
+            duplicates = taken.duplicates,
+            quarantined = taken.quarantined,
+            spooled = taken.spooled,
+            undated = taken.undated,
+            unknown_outcomes = taken.unknown_outcomes,
+            unresolved = taken.unresolved,
+            skipped,
+            "webhook received"
+        );
+        Ok(taken)
+    }
 }
 
 /// What was kept of one odd element, or of several one behind the other, as a list.

@@ -8,9 +8,10 @@ use clap::{Args, Parser, Subcommand};
 use dezky_core::verify::ExpectedHead;
 
 use crate::commands;
-use crate::config::{CONFIG_VARIABLE, LogConfig, Settings};
+use crate::config::{CONFIG_VARIABLE, Settings};
 use crate::demo;
 use crate::error::Failure;
+use crate::logging;
 use crate::table::harmless;
 
 const ABOUT: &str = "A platform's audit timeline, directory and feature flags, over HTTP";
@@ -204,6 +205,7 @@ pub fn main() -> ExitCode {
     let result = runtime.block_on(run(cli));
     // Blocking work that hangs must not keep the process.
     runtime.shutdown_background();
+    logging::end();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => exit(&failure),
@@ -248,18 +250,6 @@ async fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 fn exit(failure: &Failure) -> ExitCode {
-    eprintln!("dezky-server: {}", harmless(&failure.to_string()));
+    logging::tell(&format!("dezky-server: {}", harmless(&failure.to_string())));
     ExitCode::from(failure.status())
-}
-
-/// Writes logs to the standard error, as configured.
-pub(crate) fn start_logging(config: &LogConfig) {
-    use std::io::IsTerminal as _;
-    let filter = tracing_subscriber::EnvFilter::new(&config.level);
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    // A second start within one process keeps the first one's logging.
-    let _ = if config.json { builder.json().try_init() } else { builder.try_init() };
 }

@@ -6,6 +6,8 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use dezky_core::{Error, ErrorKind};
 
+use crate::http::Unfinished;
+
 /// Why the program ends: one line that names the thing and the fix, and the exit
 /// status.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,9 +122,9 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
     }
 
-    /// 503: as many bytes of webhooks are under way as may be.
+    /// 503: as many bodies are under way as there is memory for.
     pub fn too_many_webhooks() -> Self {
-        let detail = "too many webhooks are under way: try again";
+        let detail = "too many bodies are under way: try again";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_webhooks", detail)
             .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
     }
@@ -133,14 +135,21 @@ impl Problem {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorKind::Internal.code(), detail)
     }
 
-    /// 408: the body did not come in time.
-    pub fn body_timeout() -> Self {
-        Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not come in time")
-    }
-
-    /// 400: the body broke off.
-    pub fn body_broken() -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "body_broken", "the body broke off")
+    /// The body did not come to its end: 400 if the sender broke off, 408 if it did not keep
+    /// its pace, 503 if the server ends.
+    pub(crate) fn body_unfinished(reason: Unfinished) -> Self {
+        let (status, code) = match reason {
+            Unfinished::Broken => (StatusCode::BAD_REQUEST, "body_broken"),
+            Unfinished::Late(_) | Unfinished::Slow(_) => {
+                (StatusCode::REQUEST_TIMEOUT, "body_timeout")
+            }
+            Unfinished::Ending => (StatusCode::SERVICE_UNAVAILABLE, "ending"),
+        };
+        let problem = Self::new(status, code, reason.to_string());
+        if reason == Unfinished::Ending {
+            return problem.with_header(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
+        }
+        problem
     }
 
     /// 400: a header is out of its bounds.

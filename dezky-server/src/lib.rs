@@ -8,6 +8,7 @@
 
 mod audience;
 pub mod auth;
+pub mod bodies;
 pub mod cli;
 mod commands;
 pub mod config;
@@ -16,6 +17,7 @@ mod demo;
 pub mod error;
 mod http;
 pub mod lifecycle;
+mod logging;
 mod origin;
 pub mod platform;
 mod routes;

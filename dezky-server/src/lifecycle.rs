@@ -16,11 +16,12 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::bodies::Bodies;
 use crate::config::{AuthentikApi, Config, FollowedFile, OcisLog, SourceConfig, reason};
 use crate::error::Failure;
 use crate::platform::Platform;
 use crate::routes::ofrep::{EventStreams, SetDigest};
-use crate::state::{App, AppState, Webhooks};
+use crate::state::{App, AppState};
 use crate::store_watch::{self, StoreWatch};
 use crate::webhooks::Webhook;
 use crate::witness::{self, Unnoted, Witness};
@@ -131,7 +132,7 @@ impl Running {
     fn spawn_http(&mut self, listener: TcpListener) {
         let routes = routes::router(Arc::clone(&self.state));
         let stop = self.stopped();
-        self.spawn("http", http::serve(listener, routes, stop));
+        self.spawn("http", http::serve(listener, routes, self.state.config.http, stop));
     }
 
     /// Moves what was staged into the log. Ends, and the server with it, when the
@@ -258,9 +259,6 @@ impl Running {
                 whole &= part.is_ok();
                 waiting_for.retain(|name| part.as_ref().is_ok_and(|ended| *name != ended.part));
             }
-            // Those whose sender has gone.
-            waiting_for = vec!["webhooks"];
-            self.state.webhooks.end().await;
             waiting_for = vec!["the store"];
             note_head(&self.state).await;
             self.state.close().await;
@@ -316,13 +314,15 @@ async fn open(config: Config, streams: EventStreams) -> Result<AppState, Failure
     let mut stalwart = BTreeMap::new();
     for (source, secrets) in &config.stalwart {
         let mut receiver = StalwartReceiver::new(source, secrets.clone(), platform.intake.clone())
-            .map_err(|error| Failure::usage(error.to_string()))?;
+            .map_err(|error| Failure::usage(error.to_string()))?
+            .with_max_events(config.stalwart_max_events);
         if let Some(max_age) = config.stalwart_max_age {
             receiver = receiver.with_max_age(max_age);
         }
         stalwart.insert(source.clone(), Arc::new(receiver));
     }
-    let webhooks = Webhooks::new(config.max_body_bytes);
+    let max_body_bytes = config.max_body_bytes.max(routes::MAX_RECORD_BYTES);
+    let bodies = Bodies::new(config.http.body_memory, max_body_bytes);
     let receives = |(name, source): (&String, &SourceConfig)| {
         let secrets = source.secrets.clone()?;
         let receiver =
@@ -339,7 +339,7 @@ async fn open(config: Config, streams: EventStreams) -> Result<AppState, Failure
         platform,
         stalwart,
         sources,
-        webhooks,
+        bodies,
         statuses,
         store_watch: StoreWatch::default(),
         pumps: Mutex::default(),

@@ -13,7 +13,9 @@ mod redact;
 mod verbs;
 
 use std::borrow::Cow;
+use std::iter::Enumerate;
 use std::net::IpAddr;
+use std::vec::IntoIter;
 
 use dezky_core::canonical::canonicalize;
 use dezky_core::{PulledEvent, QuarantineItem, Timestamp};
@@ -28,6 +30,10 @@ use crate::webhook::{OddItems, kept_list};
 
 /// The source name of the first instance; a further one is `stalwart:{instance}`.
 pub const SOURCE: &str = "stalwart";
+
+/// The most events of one body, unless a receiver is told otherwise: more than 16 MiB
+/// have of the smallest that Stalwart sends.
+pub const MAX_BODY_EVENTS: usize = 131_072;
 
 /// The most bytes kept of something in quarantine.
 const QUARANTINE_RAW_MAX: usize = 64 << 10;
@@ -84,80 +90,129 @@ pub fn decode(
     client_ip: Option<IpAddr>,
     received_at: Timestamp,
 ) -> Decoded {
-    let item = |reason: &str, key: String, detail: String, raw: &str| QuarantineItem {
-        source: source.to_owned(),
-        key,
-        reason: reason.to_owned(),
-        detail,
-        raw: raw[..raw.floor_char_boundary(QUARANTINE_RAW_MAX)].into(),
-        at: received_at,
-    };
-    let mut decoded = Decoded::default();
-
-    // Bytes that are no UTF-8 become U+FFFD, as in normal form, so that a bad one
-    // does not take the events beside it along.
-    let text = String::from_utf8_lossy(body);
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    let not_json = |error: &serde_json::Error| {
-        let (size, line, column) = (body.len(), error.line(), error.column());
-        let detail = format!(
-            "{size} bytes are not JSON at line {line} column {column}; not kept, as there may be \
-             secrets in them"
-        );
-        // What can't be parsed can't be redacted, so only its length is kept: a
-        // hash, too, would let a secret be guessed. The receiver has a key for one.
-        item(NOT_JSON, format!("{NOT_JSON}:{size}"), detail, "")
-    };
-    let clean;
-    // From here on nobody sees the text but without its secrets. Most have none, and
-    // are not read again.
-    let doc = match Doc::parse(text) {
-        Ok(whole) => match redact::redact(&whole) {
-            Cow::Borrowed(_) => Ok(whole),
-            Cow::Owned(text) => {
-                clean = text;
-                Doc::parse(&clean)
-            }
-        },
-        Err(error) => Err(error),
-    };
-    let doc = match doc {
-        Ok(doc) => doc,
-        Err(error) => {
-            decoded.quarantine.push(not_json(&error));
-            return decoded;
+    let text = text_of(body);
+    let reader = Reader { source, client_ip, received_at };
+    match reader.read(&text, body.len(), usize::MAX) {
+        Ok(Body::Events(mut events)) => {
+            Decoded { events: events.by_ref().collect(), quarantine: events.into_items() }
         }
-    };
-
-    let events = proto::events(doc.root());
-    if events.is_empty() {
-        let detail = format!("{} bytes of JSON have no events", body.len());
-        let raw = redact::redact_untyped(&doc);
-        decoded.quarantine.push(item(NO_EVENTS, sha256(&raw), detail, &clean_text(&raw)));
-        return decoded;
+        Ok(Body::Odd(item)) => Decoded { events: Vec::new(), quarantine: vec![item] },
+        // There are no more than that.
+        Err(_) => Decoded::default(),
     }
-    let count = events.len();
-    let mut keys = identity::content_keys(source);
-    let mut odd_items = OddItems::default();
-    for (index, value) in events.into_iter().enumerate() {
-        match WireEvent::read(value) {
-            Ok(event) => {
-                let external_id = external_id(&event, &mut keys);
-                decoded.events.push(map::map(source, &event, external_id, client_ip, received_at));
-            }
-            Err(odd) => {
-                let (reason, what) = match odd {
-                    Odd::NotAnObject => ("not_an_object", "is not an object"),
-                    Odd::NoType => ("no_type", "has no usable type"),
-                };
-                let detail = format!("event {} of {count} {what}", index + 1);
-                let (key, raw) = odd_event(value);
-                odd_items.push(item(reason, key, detail, &raw));
-            }
+}
+
+/// The text of a body. Bytes that are no UTF-8 become U+FFFD, as in normal form, so that a
+/// bad one does not take the events beside it along.
+fn text_of(body: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(body)
+}
+
+/// What is known of a request beside its body.
+#[derive(Clone, Copy)]
+struct Reader<'a> {
+    source: &'a str,
+    client_ip: Option<IpAddr>,
+    received_at: Timestamp,
+}
+
+/// A body, read.
+enum Body<'a> {
+    Events(Box<Events<'a>>),
+    /// All of it goes to the quarantine.
+    Odd(QuarantineItem),
+}
+
+impl<'a> Reader<'a> {
+    /// Finds the events of a body of `size` bytes; reads none of them yet. An error is
+    /// their number, if there are more than `max`.
+    fn read(self, text: &'a str, size: usize, max: usize) -> Result<Body<'a>, usize> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        if let Err(error) = json::check(text) {
+            let (line, column) = (error.line(), error.column());
+            let detail = format!(
+                "{size} bytes are not JSON at line {line} column {column}; not kept, as there may be \
+                 secrets in them"
+            );
+            // What can't be parsed can't be redacted, so only its length is kept: a
+            // hash, too, would let a secret be guessed. The receiver has a key for one.
+            return Ok(Body::Odd(self.item(NOT_JSON, format!("{NOT_JSON}:{size}"), detail, "")));
+        }
+        let elements = proto::events(text, max)?;
+        if elements.is_empty() {
+            let detail = format!("{size} bytes of JSON have no events");
+            let clean = redact::redact(&Doc::of_checked(text)).into_owned();
+            let raw = redact::redact_untyped(&Doc::of_checked(&clean)).into_owned();
+            return Ok(Body::Odd(self.item(NO_EVENTS, sha256(&raw), detail, &clean_text(&raw))));
+        }
+        let count = elements.len();
+        let (keys, odd) = (identity::content_keys(self.source), OddItems::default());
+        let elements = elements.into_iter().enumerate();
+        Ok(Body::Events(Box::new(Events { reader: self, elements, count, keys, odd })))
+    }
+
+    fn item(self, reason: &str, key: String, detail: String, raw: &str) -> QuarantineItem {
+        QuarantineItem {
+            source: self.source.to_owned(),
+            key,
+            reason: reason.to_owned(),
+            detail,
+            raw: raw[..raw.floor_char_boundary(QUARANTINE_RAW_MAX)].into(),
+            at: self.received_at,
         }
     }
-    decoded.quarantine = odd_items.into_items(count);
-    decoded
+}
+
+/// The events of a body, each read when it is asked for; what is none of them is put
+/// aside.
+struct Events<'a> {
+    reader: Reader<'a>,
+    elements: Enumerate<IntoIter<&'a str>>,
+    count: usize,
+    keys: ContentKeys<'a>,
+    odd: OddItems,
+}
+
+impl Iterator for Events<'_> {
+    type Item = PulledEvent;
+
+    fn next(&mut self) -> Option<PulledEvent> {
+        loop {
+            let (index, element) = self.elements.next()?;
+            // From here on nobody sees the text but without its secrets. An element has all
+            // that says what they are; nothing around it does.
+            let doc = Doc::of_checked(element);
+            let clean = redact::redact(&doc);
+            let again;
+            // Most have none, and are not read again.
+            let doc = match &clean {
+                Cow::Borrowed(_) => &doc,
+                Cow::Owned(text) => {
+                    again = Doc::of_checked(text);
+                    &again
+                }
+            };
+            let (reason, what) = match WireEvent::read(doc.root()) {
+                Ok(event) => {
+                    let external_id = external_id(&event, &mut self.keys);
+                    let Reader { source, client_ip, received_at } = self.reader;
+                    return Some(map::map(source, &event, external_id, client_ip, received_at));
+                }
+                Err(Odd::NotAnObject) => ("not_an_object", "is not an object"),
+                Err(Odd::NoType) => ("no_type", "has no usable type"),
+            };
+            let detail = format!("event {} of {} {what}", index + 1, self.count);
+            let (key, raw) = odd_event(doc.root());
+            self.odd.push(self.reader.item(reason, key, detail, &raw));
+        }
+    }
+}
+
+impl Events<'_> {
+    /// What is no event, when all are read.
+    fn into_items(self) -> Vec<QuarantineItem> {
+        self.odd.into_items(self.count)
+    }
 }
 
 /// The text of JSON without the secrets of Stalwart's events, as another program kept

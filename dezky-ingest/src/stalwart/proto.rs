@@ -7,23 +7,48 @@ use std::borrow::Cow;
 
 use dezky_core::Timestamp;
 
-use super::json::Value;
+use super::json::{self, Doc, Value};
 use super::verbs;
 
-/// The events of a body, in order. None if it is no envelope, or an empty one.
+/// The events of a body's [checked](json::check) text, in order. None if it is no envelope,
+/// or an empty one; an error, with their number, if there are more than `max`.
 ///
 /// An envelope that names `events` or `event` more than once gives all of them:
 /// to choose would be to lose some.
-pub(super) fn events(body: Value<'_>) -> Vec<Value<'_>> {
-    let mut events: Vec<_> = body.elements().collect();
-    for member in body.members().filter(|m| matches!(&*m.name(), "events" | "event")) {
-        if member.value.is_object() {
-            events.push(member.value);
+pub(super) fn events(text: &str, max: usize) -> Result<Vec<&str>, usize> {
+    let lists = if text.trim_start().starts_with('[') {
+        vec![text]
+    } else {
+        let mut lists = Vec::new();
+        let mut members = json::children(text);
+        while let (Some(key), Some(value)) = (members.next(), members.next()) {
+            let key = Doc::of_checked(key);
+            if key.root().string().is_some_and(|name| matches!(&*name, "events" | "event")) {
+                lists.push(value);
+            }
+        }
+        lists
+    };
+    let is_event = |list: &str| list.starts_with('{');
+    let count = |list: &&str| if is_event(list) { 1 } else { elements(list).count() };
+    let all = lists.iter().map(count).sum();
+    if all > max {
+        return Err(all);
+    }
+    let mut events = Vec::with_capacity(all);
+    for list in lists {
+        if is_event(list) {
+            events.push(list);
         } else {
-            events.extend(member.value.elements());
+            events.extend(elements(list));
         }
     }
-    events
+    Ok(events)
+}
+
+/// The elements of a list; none of anything else.
+fn elements(list: &str) -> impl Iterator<Item = &str> {
+    json::children(list).filter(|_| list.trim_start().starts_with('['))
 }
 
 /// An event as it came.
@@ -112,7 +137,6 @@ pub(super) fn members_but(object: Value<'_>, names: &[&str]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::json::Doc;
     use super::*;
 
     #[test]
@@ -129,10 +153,9 @@ mod tests {
             ("[]", &[]),
             ("null", &[]),
         ] {
-            let doc = Doc::parse(body).unwrap();
-            let raw: Vec<_> = events(doc.root()).into_iter().map(Value::raw).collect();
-            assert_eq!(raw, expected, "{body}");
+            assert_eq!(events(body, 2).unwrap(), expected, "{body}");
         }
+        assert_eq!(events(r#"{"events":[1,2],"event":{}}"#, 2), Err(3));
     }
 
     #[test]

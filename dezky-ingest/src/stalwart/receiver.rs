@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use dezky_core::{Error, ErrorKind, NewEvent, PulledEvent, Result, TimeProblem, Timestamp};
+use dezky_core::{Error, ErrorKind, PulledEvent, QuarantineItem, Result, TimeProblem, Timestamp};
 
-use super::{Decoded, NOT_JSON, decode};
+use super::{Body, MAX_BODY_EVENTS, NOT_JSON, Reader, text_of};
 use crate::intake::{Intake, Taken, refused};
 use crate::signature::Secrets;
-use crate::webhook::take_in_parts;
+use crate::webhook::Taking;
 
 /// How far in the future an event may lie where old ones are refused: clocks differ.
 const MAX_AHEAD: Duration = Duration::from_mins(10);
@@ -19,6 +19,7 @@ pub struct StalwartReceiver {
     secrets: Secrets,
     intake: Intake,
     max_age: Option<Duration>,
+    max_events: usize,
 }
 
 impl StalwartReceiver {
@@ -40,7 +41,8 @@ impl StalwartReceiver {
                 format!("{source}: a Stalwart instance has 1 to 48 letters, digits, . _ and -"),
             ));
         }
-        Ok(Self { source: source.to_owned(), secrets, intake, max_age: None })
+        let (source, max_events) = (source.to_owned(), MAX_BODY_EVENTS);
+        Ok(Self { source, secrets, intake, max_age: None, max_events })
     }
 
     /// Events whose `createdAt` is further back than `max_age`, or more than ten
@@ -57,6 +59,14 @@ impl StalwartReceiver {
         self
     }
 
+    /// Bodies with more events are refused; unless set,
+    /// [`MAX_BODY_EVENTS`](super::MAX_BODY_EVENTS).
+    #[must_use]
+    pub fn with_max_events(mut self, max_events: usize) -> Self {
+        self.max_events = max_events;
+        self
+    }
+
     /// The name under which the events are stored.
     pub fn source(&self) -> &str {
         &self.source
@@ -69,9 +79,10 @@ impl StalwartReceiver {
     /// changes nothing and answers the same [`Taken::received`].
     ///
     /// # Errors
-    /// `signature_invalid`: nothing was read or written. Those of
-    /// [`Intake::take_pushed`]: let the sender come again. A large body is taken in
-    /// parts; those before the error are kept and will be duplicates then.
+    /// `signature_invalid`: nothing was read or written. `too_large`: the body has more
+    /// events than [it may](Self::with_max_events), and nothing was written. Those of
+    /// [`Intake::take_pushed`]: let the sender come again. A large body is read and taken
+    /// in parts; those before the error are kept and will be duplicates then.
     pub async fn receive(
         &self,
         signature: Option<&str>,
@@ -80,37 +91,53 @@ impl StalwartReceiver {
     ) -> Result<Taken> {
         self.secrets.verify(signature, body)?;
         let now = self.intake.runtime().now();
-        let mut decoded = decode(&self.source, body, client_ip, now);
-        for unreadable in decoded.quarantine.iter_mut().filter(|item| item.reason == NOT_JSON) {
-            // Two bodies of one length are two.
-            unreadable.key = format!("{NOT_JSON}:{}", self.secrets.identity(body));
+        let text = text_of(body);
+        let reader = Reader { source: &self.source, client_ip, received_at: now };
+        let read = reader.read(&text, body.len(), self.max_events).map_err(|events| {
+            let max = self.max_events;
+            let what = format!("the body has {events} events: send {max} at most at a time");
+            Error::new(ErrorKind::TooLarge, what)
+        })?;
+        let mut taking = Taking::new(&self.intake, &self.source);
+        match read {
+            Body::Odd(mut item) => {
+                if item.reason == NOT_JSON {
+                    // Two bodies of one length are two.
+                    item.key = format!("{NOT_JSON}:{}", self.secrets.identity(body));
+                }
+                taking.item(item).await?;
+            }
+            Body::Events(mut events) => {
+                for event in events.by_ref() {
+                    match self.refusal(&event, now) {
+                        Some(item) => taking.item(item).await?,
+                        None => taking.event(event).await?,
+                    }
+                }
+                for item in events.into_items() {
+                    taking.item(item).await?;
+                }
+            }
         }
-        if let Some(max_age) = self.max_age {
-            self.refuse_old(&mut decoded, max_age, now);
-        }
-        take_in_parts(&self.intake, &self.source, decoded.events, decoded.quarantine, 0).await
+        taking.finish(0).await
     }
 
-    fn refuse_old(&self, decoded: &mut Decoded, max_age: Duration, now: Timestamp) {
-        let is_ahead = |event: &NewEvent| {
-            event.time_problem() == Some(TimeProblem::Ahead)
-                || event.at.is_some_and(|at| at.saturating_since(now) > MAX_AHEAD)
+    /// What is kept of an event that is too old, or comes from the future.
+    fn refusal(&self, pulled: &PulledEvent, now: Timestamp) -> Option<QuarantineItem> {
+        let max_age = self.max_age?;
+        let problem = pulled.event.time_problem();
+        // Without a time of its own it has that of the request.
+        let (ahead, age) = pulled.event.at.map_or_else(Default::default, |at| {
+            (at.saturating_since(now), now.saturating_since(at))
+        });
+        let detail = if problem == Some(TimeProblem::Ahead) || ahead > MAX_AHEAD {
+            format!("created more than {} s ahead of our clock", MAX_AHEAD.as_secs())
+        } else if problem == Some(TimeProblem::TooOld) || age > max_age {
+            format!("created more than {} s ago", max_age.as_secs())
+        } else {
+            return None;
         };
-        let outside = |pulled: &mut PulledEvent| {
-            // Without a time of its own it has that of the request.
-            is_ahead(&pulled.event)
-                || pulled.event.time_problem() == Some(TimeProblem::TooOld)
-                || pulled.event.at.is_some_and(|at| now.saturating_since(at) > max_age)
-        };
-        for old in decoded.events.extract_if(.., outside) {
-            let is_ahead = is_ahead(&old.event);
-            let sealed = old.event.seal(&**self.intake.runtime());
-            let detail = if is_ahead {
-                format!("created more than {} s ahead of our clock", MAX_AHEAD.as_secs())
-            } else {
-                format!("created more than {} s ago", max_age.as_secs())
-            };
-            decoded.quarantine.push(refused(&sealed, "too_old", detail));
-        }
+        let sealed = pulled.event.clone().seal(&**self.intake.runtime());
+        Some(refused(&sealed, "too_old", detail))
     }
 }

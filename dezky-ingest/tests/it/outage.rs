@@ -128,6 +128,50 @@ impl World {
     }
 }
 
+/// A body with so many of the smallest events, and something that is none.
+fn large(events: usize) -> String {
+    let event = |n| {
+        let (hour, minute, second) = (n / 3_600, n / 60 % 60, n % 60);
+        let at = format!("2026-11-21T{hour:02}:{minute:02}:{second:02}Z");
+        format!(r#"{{"id":"{n}","type":"a","createdAt":"{at}"}}"#)
+    };
+    let events: Vec<_> = (0..events).map(event).collect();
+    format!(r#"{{"events":[{},7]}}"#, events.join(","))
+}
+
+#[test]
+fn a_large_body_is_taken_in_parts_and_in_its_order() {
+    run(async {
+        let world = World::new().await;
+        let body = large(4_100);
+        for stored in [4_100, 0] {
+            let taken = world.post(&body).await.unwrap();
+            assert_eq!((taken.received(), taken.stored), (4_101, stored));
+        }
+        let mut events = world.place.of_source("stalwart").await;
+        events.sort_by_key(|event| event.seq);
+        let ids = events.iter().filter_map(|e| e.event.external_id.as_ref()?.parse::<usize>().ok());
+        let ids: Vec<_> = ids.collect();
+        // A page of the newest, perhaps with the notice.
+        assert!(ids.len() >= 499 && ids.iter().copied().eq(4_100 - ids.len()..4_100), "{ids:?}");
+        assert_eq!((world.place.count().await, world.notices().await), (4_101, 1));
+    });
+}
+
+#[test]
+fn a_body_with_too_many_events_is_refused_before_one_is_read() {
+    run(async {
+        let world = World::new().await;
+        // Some 1.3 million in 4 MiB.
+        let error = world.post(&format!("[{}{{}}]", "{},".repeat(1_300_000))).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+        let said = error.to_string();
+        assert!(said.contains("1300001 events") && said.contains("send 131072 at most"), "{said}");
+        assert!(world.place.of_source("stalwart").await.is_empty());
+        assert_eq!(world.notices().await, 0);
+    });
+}
+
 #[test]
 fn an_outage_costs_neither_events_nor_their_order() {
     for mood in [

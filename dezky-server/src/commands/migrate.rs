@@ -5,9 +5,9 @@ use serde_json::json;
 
 use super::doctor::{self, Versions};
 use super::print;
-use crate::cli::start_logging;
 use crate::config::{Settings, StoreUrl};
 use crate::error::Failure;
+use crate::logging;
 use crate::stores::{Access, Engine, Stores};
 
 /// `migrate`.
@@ -42,7 +42,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     let behind = before.known.iter().any(|(component, known)| before.of(component) < *known);
     if !options.check {
         // A log that holds many events takes minutes, and says how far it is.
-        start_logging(&log);
+        logging::start(&log);
         let stores = Stores::open(&config, Access::Migrate).await?;
         let indexed = match &stores.engine {
             Engine::Postgres(log) if options.search_index => log.create_search_index().await,

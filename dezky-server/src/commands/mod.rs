@@ -57,8 +57,13 @@ pub(crate) fn no(error: dezky_core::Error) -> Failure {
 /// Prints to the standard output, with escapes for what would steer a terminal. A reader
 /// that has gone away is not a failure of the command.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    print_bytes(harmless(text).as_bytes())
+}
+
+/// The same of bytes that may be no text.
+pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(harmless(text).as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Failure::no(format!("the output can't be written: {error}")))
         }

@@ -1,7 +1,6 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::io::Write as _;
 
 use clap::{Args, Subcommand};
 use dezky_core::QuarantineItem;
@@ -10,7 +9,7 @@ use dezky_ingest::generic::Mapping;
 use dezky_ingest::quarantine::{Retried, check_note, drop_item, retry};
 use serde_json::{Value, json};
 
-use super::{no, on_platform, operator, print};
+use super::{no, on_platform, operator, print, print_bytes};
 use crate::config::Settings;
 use crate::error::Failure;
 use crate::platform::Platform;
@@ -215,13 +214,7 @@ async fn show(
     let kept = find(platform, number).await?.ok_or_else(|| missing(number))?;
     let raw = readable(&kept.item);
     if only_raw {
-        let mut out = std::io::stdout().lock();
-        return match out.write_all(&raw).and_then(|()| out.flush()) {
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-                Err(Failure::no(format!("the output can't be written: {error}")))
-            }
-            _ => Ok(()),
-        };
+        return print_bytes(&raw);
     }
     let text = std::str::from_utf8(&raw).ok();
     let raw_bytes = raw.len();

@@ -1,16 +1,19 @@
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::print;
-use crate::cli::start_logging;
 use crate::config::Settings;
 use crate::error::Failure;
 use crate::lifecycle::{Running, bind};
+use crate::logging;
+
+/// How many files may be open beside connections.
+const OTHER_FILES: usize = 128;
 
 /// `serve`: until SIGTERM or SIGINT.
 pub(crate) async fn serve(settings: &Settings) -> Result<(), Failure> {
     let config = settings.config()?;
     let warnings = config.check()?;
-    start_logging(&config.log);
+    logging::start(&config.log);
     let mut signals = Signals::listen()?;
     let listener =
         bind(config.listen, "end the program that holds it, or set DEZKY_LISTEN to another")
@@ -18,12 +21,16 @@ pub(crate) async fn serve(settings: &Settings) -> Result<(), Failure> {
     let (store, endpoints) = (config.store.url.clone(), config.stalwart.len());
     let follows_ocis = config.ocis.is_some() && config.ingest_enabled;
     let polls_authentik = config.authentik.is_some() && config.ingest_enabled;
+    let too_few_files = open_files_warning(config.http.max_connections);
     let mut running = Running::start(config, listener).await?;
-    for warning in warnings {
+    for warning in warnings.into_iter().chain(too_few_files) {
         tracing::warn!("{warning}");
     }
     tracing::info!(%store, stalwart_webhooks = endpoints, follows_ocis, polls_authentik, "started");
-    print(&format!("dezky-server listens on http://{}\n", running.address()))?;
+    let address = running.address();
+    if let Err(failure) = print(&format!("dezky-server listens on http://{address}\n")) {
+        tracing::warn!(%failure, %address, "listening, which could not be printed");
+    }
     let failed = tokio::select! {
         () = signals.next() => None,
         failure = running.failed() => Some(failure),
@@ -32,6 +39,19 @@ pub(crate) async fn serve(settings: &Settings) -> Result<(), Failure> {
     signals.end_at_once_on_the_next();
     let stopped = running.stop().await;
     failed.map_or(stopped, Err)
+}
+
+/// Says so if the process may not have as many files open as connections and stores need.
+fn open_files_warning(connections: usize) -> Option<String> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    let files: usize = line.split_whitespace().next()?.parse().ok()?;
+    let needed = connections.saturating_add(OTHER_FILES);
+    (files < needed).then(|| {
+        format!(
+            "the process may open {files} files, and {connections} connections need {needed}: raise the limit (LimitNOFILE, ulimit -n), or lower http.max_connections"
+        )
+    })
 }
 
 /// SIGTERM and SIGINT, listened to from the start so that none is missed.

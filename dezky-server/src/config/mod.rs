@@ -40,6 +40,9 @@ const MAX_SECRET_FILE_BYTES: u64 = 64 << 10;
 /// A shorter secret can be guessed, in bytes.
 const WEAK_SECRET_BYTES: usize = 16;
 
+/// The longest that bodies may go on arriving when the server ends.
+const MAX_ENDING: Duration = Duration::from_secs(2);
+
 /// Every value that is set, and where it comes from; not yet checked.
 #[derive(Debug)]
 pub struct Settings {
@@ -65,6 +68,8 @@ pub struct Config {
     pub ingest_enabled: bool,
     /// The largest body of a webhook.
     pub max_body_bytes: usize,
+    /// The bounds of connections.
+    pub http: HttpConfig,
     /// How long requests and workers have to finish.
     pub shutdown_timeout: Duration,
     /// How logs are written.
@@ -75,6 +80,8 @@ pub struct Config {
     pub flags: FlagsConfig,
     /// How old an event of Stalwart may be.
     pub stalwart_max_age: Option<Duration>,
+    /// The most events of one body of Stalwart.
+    pub stalwart_max_events: usize,
     /// Stalwart's endpoints: the secrets by source name, `stalwart` or `stalwart:eu2`.
     pub stalwart: BTreeMap<String, Secrets>,
     /// The audit log of oCIS to follow.
@@ -85,6 +92,26 @@ pub struct Config {
     pub sources: BTreeMap<String, SourceConfig>,
     /// Secrets that can be guessed, and files that others can read or replace.
     pub weaknesses: Vec<String>,
+}
+
+/// The bounds of connections and of what is under way on them.
+#[derive(Debug, Clone, Copy)]
+pub struct HttpConfig {
+    /// The most connections.
+    pub max_connections: usize,
+    /// How long one may be without a request.
+    pub idle: Duration,
+    /// How long a client may take nothing of an answer.
+    pub write: Duration,
+    /// How long a body may take.
+    pub body: Duration,
+    /// The steps in which a body's pace is looked at.
+    pub body_stall: Duration,
+    /// The memory of webhooks' bodies under way.
+    pub body_memory: usize,
+    /// How long bodies may go on arriving when the server ends; half as long again is for
+    /// answers to leave.
+    pub ending: Duration,
 }
 
 /// How the flags that decide follow the store.
@@ -195,15 +222,13 @@ impl Settings {
             trusted_proxies: self.trusted_proxies()?,
             ingest_enabled: layers.switch("ingest_enabled"),
             max_body_bytes: size(layers.number("max_body_bytes", 1, 1 << 30)?),
-            shutdown_timeout: Duration::from_secs(layers.number(
-                "shutdown_timeout_seconds",
-                1,
-                3_600,
-            )?),
+            http: self.http()?,
+            shutdown_timeout: self.seconds("shutdown_timeout_seconds")?,
             log: self.log()?,
             spool: self.spool()?,
             flags: self.flags()?,
             stalwart_max_age: self.stalwart_max_age()?,
+            stalwart_max_events: size(layers.number("stalwart.max_body_events", 1, 10_000_000)?),
             stalwart: self.stalwart()?,
             ocis: self.ocis()?,
             authentik: self.authentik()?,
@@ -255,6 +280,24 @@ impl Settings {
 
     fn required(&self, name: &str) -> Result<(&str, &Origin), Failure> {
         self.layers.text(name).ok_or_else(|| Failure::usage(format!("{name}: is not set")))
+    }
+
+    /// A time of 1 s to an hour.
+    fn seconds(&self, name: &str) -> Result<Duration, Failure> {
+        self.layers.number(name, 1, 3_600).map(Duration::from_secs)
+    }
+
+    fn http(&self) -> Result<HttpConfig, Failure> {
+        let number = |name, min, max| self.layers.number(name, min, max).map(size);
+        Ok(HttpConfig {
+            max_connections: number("http.max_connections", 1, 100_000)?,
+            idle: self.seconds("http.idle_seconds")?,
+            write: self.seconds("http.write_seconds")?,
+            body: self.seconds("http.body_seconds")?,
+            body_stall: self.seconds("http.body_stall_seconds")?,
+            body_memory: number("http.body_memory_bytes", 1 << 20, 1 << 40)?,
+            ending: MAX_ENDING.min(self.seconds("shutdown_timeout_seconds")? / 2),
+        })
     }
 
     fn listen(&self) -> Result<SocketAddr, Failure> {

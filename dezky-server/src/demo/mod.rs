@@ -29,11 +29,11 @@ use self::identity::Identity;
 use self::log_file::LogFile;
 use self::report::{Counts, Report, Row};
 use self::webhooks::Sender;
-use crate::cli::start_logging;
 use crate::commands::{Signals, last_of, print};
 use crate::config::{AuthentikApi, Config, OcisLog, Settings};
 use crate::error::Failure;
 use crate::lifecycle::{Running, bind, follow_ocis, poll_authentik};
+use crate::logging;
 
 /// Where it listens unless asked otherwise.
 const DEFAULT_PORT: u16 = 8080;
@@ -71,7 +71,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Failure> {
     let folder = Folder::prepare(&options.data)?;
     let secret = folder.secret()?;
     let config = folder.config(&secret)?;
-    start_logging(&config.log);
+    logging::start(&config.log);
     let mut demo = Demo::start(&folder, config, listener, &secret).await?;
     let taken = tokio::select! {
         taken = demo.take_bundled() => taken?,
@@ -193,7 +193,7 @@ impl Demo {
                 },
                 _ = clock.tick() => {
                     if let Err(failure) = systems.happen(happened).await {
-                        eprintln!("dezky-server: {failure}");
+                        logging::tell(&format!("dezky-server: {failure}"));
                     }
                     happened += 1;
                 }

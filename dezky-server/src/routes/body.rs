@@ -1,7 +1,5 @@
 //! Bodies of requests, read within bounds, and the answer to one that makes something.
 
-use std::time::Duration;
-
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -9,17 +7,18 @@ use axum::response::Response;
 use futures_util::StreamExt as _;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
+use crate::bodies::SMALL_BYTES;
 use crate::error::Problem;
+use crate::http::Unfinished;
 
-/// How long a body may take: as long as Stalwart waits for the answer.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// How much of a body that is too large is read and thrown away, so that the
-/// sender is still there to hear why.
-const MAX_DISCARDED_BYTES: usize = 64 << 20;
+/// Allocations of this size come from the system and go back to it when they are freed;
+/// glibc keeps what was smaller, so that after a while all of the process' threads together
+/// hold several times what is in use.
+const OWN_MAPPING_BYTES: usize = if cfg!(target_pointer_width = "64") { 33 << 20 } else { 0 };
 /// The largest body of a document.
 const MAX_DOCUMENT_BYTES: usize = 1 << 20;
 
-/// The whole body, within the bounds of size and time.
+/// The whole body, within the bound of size. Its pace is the connection's matter.
 pub(super) async fn read(
     body: Body,
     headers: &HeaderMap,
@@ -28,7 +27,7 @@ pub(super) async fn read(
     read_while(body, headers, max_bytes, |_| Ok(())).await
 }
 
-/// The same, as long as there is `room` for all the bytes that are in.
+/// The same, as long as there is `room` for the bytes that it takes.
 pub(super) async fn read_while(
     body: Body,
     headers: &HeaderMap,
@@ -36,33 +35,33 @@ pub(super) async fn read_while(
     mut room: impl FnMut(usize) -> Result<(), Problem>,
 ) -> Result<Bytes, Problem> {
     let announced = announced(headers);
-    let is_over = announced.is_some_and(|bytes| bytes > max_bytes);
-    // A client that asks first has not sent anything yet.
-    if is_over && headers.contains_key(header::EXPECT) {
+    // What is left unread of a refused body is thrown away as it comes.
+    if announced.is_some_and(|bytes| bytes > max_bytes) {
         return Err(Problem::body_too_large(max_bytes));
     }
-    let reading = async {
-        let mut kept = Vec::with_capacity(announced.unwrap_or(0).min(64 << 10));
-        let mut read = 0_usize;
-        let mut chunks = body.into_data_stream();
-        while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(|_| Problem::body_broken())?;
-            read = read.saturating_add(chunk.len());
-            if read > max_bytes || is_over {
-                kept = Vec::new();
-                if read > max_bytes.saturating_add(MAX_DISCARDED_BYTES) {
-                    break;
-                }
-            } else {
-                room(read)?;
-                kept.extend_from_slice(&chunk);
-            }
+    let mut kept = Vec::new();
+    let mut chunks = body.into_data_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|e| Problem::body_unfinished(Unfinished::of(&e)))?;
+        let bytes = kept.len().saturating_add(chunk.len());
+        if bytes > max_bytes {
+            return Err(Problem::body_too_large(max_bytes));
         }
-        if read > max_bytes { Err(Problem::body_too_large(max_bytes)) } else { Ok(kept.into()) }
-    };
-    tokio::time::timeout(BODY_TIMEOUT, reading)
-        .await
-        .unwrap_or_else(|_| Err(Problem::body_timeout()))
+        room(bytes)?;
+        if bytes > kept.capacity() {
+            let more = capacity(bytes, announced) - kept.len();
+            kept.try_reserve_exact(more).map_err(|_| Problem::too_many_webhooks())?;
+        }
+        kept.extend_from_slice(&chunk);
+    }
+    Ok(kept.into())
+}
+
+/// How large what holds `bytes` should be. What nothing was written to is no memory, so a
+/// large body gets the whole of its announced length, and is not copied as it grows.
+fn capacity(bytes: usize, announced: Option<usize>) -> usize {
+    let whole = announced.unwrap_or(bytes.saturating_mul(2)).max(bytes);
+    if bytes <= SMALL_BYTES { whole.min(SMALL_BYTES) } else { whole.max(OWN_MAPPING_BYTES) }
 }
 
 /// The length that the sender announces. No body comes with more.

@@ -15,6 +15,8 @@ mod tenants;
 mod users;
 mod webhook;
 
+pub(crate) use self::record::MAX_BYTES as MAX_RECORD_BYTES;
+
 use std::time::Instant;
 
 use axum::Router;

@@ -1,8 +1,9 @@
 use std::borrow::Cow;
+use std::net::SocketAddr;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode};
 use dezky_core::store::AppendOptions;
 use dezky_core::{
@@ -14,12 +15,13 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::body;
+use super::{body, webhook};
+use crate::auth::client_address;
 use crate::error::Problem;
 use crate::state::AppState;
 
 /// The largest body.
-const MAX_BYTES: usize = 8 << 20;
+pub(crate) const MAX_BYTES: usize = 8 << 20;
 /// The most events of one request.
 const MAX_EVENTS: usize = 1_000;
 /// What a caller may say under `_dezky`; all else there is ours.
@@ -33,13 +35,16 @@ const CONNECTORS: [&str; 3] = ["authentik", "stalwart", "ocis"];
 /// else 200; the receipts say which.
 pub(super) async fn record(
     State(state): State<AppState>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<Value>), Problem> {
     if !body::is_json(&headers) {
         return Err(Problem::media_type());
     }
-    let bytes = body::read(body, &headers, MAX_BYTES).await?;
+    let client = client_address(peer, &headers, &state.config.trusted_proxies);
+    let (_room, bytes) =
+        webhook::read_into(&state.bodies, client, &headers, body, MAX_BYTES).await?;
     let events = sealed(&bytes, state.intake.runtime().as_ref())?;
     let appended = state.store.append(events, AppendOptions::default()).await?;
     let status = if appended.appended() > 0 { StatusCode::CREATED } else { StatusCode::OK };

@@ -1,13 +1,14 @@
-use std::sync::Arc;
+use std::net::SocketAddr;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::HeaderMap;
 use serde_json::Value;
 
 use super::parameters::Name;
 use super::webhook;
+use crate::auth::client_address;
 use crate::error::Problem;
 use crate::state::AppState;
 
@@ -17,6 +18,7 @@ use crate::state::AppState;
 pub(super) async fn receive(
     State(state): State<AppState>,
     Name(name): Name,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
@@ -24,18 +26,14 @@ pub(super) async fn receive(
         .sources
         .get(&name)
         .ok_or_else(|| Problem::not_found("no such webhook is configured"))?;
-    let receiver = Arc::clone(receiver);
-    let max_bytes = state.config.max_body_bytes;
-    let (room, body) = webhook::read(&state.webhooks, &headers, body, max_bytes).await?;
+    let client = client_address(peer, &headers, &state.config.trusted_proxies);
+    let (_room, body) = webhook::read(&state, client, &headers, body).await?;
     let headers = webhook::texts(&headers);
-    let shared = AppState::clone(&state);
-    let work = async move {
-        let mut unpacked = None;
-        let grow = |bytes| {
-            unpacked = unpacked.take().or_else(|| shared.webhooks.begin());
-            unpacked.as_mut().is_some_and(|room| room.grow(bytes))
-        };
-        receiver.receive_request(&headers, &body, grow).await
+    let mut unpacked = None;
+    let grow = |bytes| {
+        unpacked = unpacked.take().or_else(|| state.bodies.begin(client));
+        unpacked.as_mut().is_some_and(|room| room.grow(bytes))
     };
-    webhook::answer(&state, &name, room, work).await
+    let work = receiver.receive_request(&headers, &body, grow);
+    webhook::answer(&state, &name, body.len(), work).await
 }

@@ -1,5 +1,4 @@
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -12,8 +11,9 @@ use serde_json::{Value, json};
 use super::body;
 use super::parameters::Name;
 use crate::auth::client_address;
+use crate::bodies::{Bodies, Room};
 use crate::error::Problem;
-use crate::state::{AppState, Room, Webhooks};
+use crate::state::{App, AppState};
 
 /// `POST /ingest/stalwart/webhook`.
 pub(super) async fn stalwart(
@@ -49,25 +49,33 @@ async fn receive(
         .stalwart
         .get(source)
         .ok_or_else(|| Problem::not_found("no such webhook is configured"))?;
-    let max_bytes = state.config.max_body_bytes;
-    let (room, body) = read(&state.webhooks, headers, body, max_bytes).await?;
-    let signature = signature_of(headers);
     let client = client_address(peer, headers, &state.config.trusted_proxies);
-    let receiver = Arc::clone(receiver);
-    answer(&state, source, room, async move {
-        receiver.receive(signature.as_deref(), &body, Some(client)).await
-    })
-    .await
+    let (_room, body) = read(&state, client, headers, body).await?;
+    let signature = signature_of(headers);
+    let work = receiver.receive(signature.as_deref(), &body, Some(client));
+    answer(&state, source, body.len(), work).await
 }
 
-/// Reads a body as long as there is room for it, which is held until the answer.
+/// Reads a body from `client` as long as there is room for it, which is held until it is
+/// dropped.
 pub(super) async fn read(
-    webhooks: &Webhooks,
+    state: &App,
+    client: IpAddr,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Room, Bytes), Problem> {
+    read_into(&state.bodies, client, headers, body, state.config.max_body_bytes).await
+}
+
+/// The same, of another bound.
+pub(super) async fn read_into(
+    bodies: &Bodies,
+    client: IpAddr,
     headers: &HeaderMap,
     body: Body,
     max_bytes: usize,
 ) -> Result<(Room, Bytes), Problem> {
-    let mut room = webhooks.begin().ok_or_else(Problem::too_many_webhooks)?;
+    let mut room = bodies.begin(client).ok_or_else(Problem::too_many_webhooks)?;
     let grow = |bytes| room.grow(bytes).then_some(()).ok_or_else(Problem::too_many_webhooks);
     let bytes = body::read_while(body, headers, max_bytes, grow).await?;
     Ok((room, bytes))
@@ -85,23 +93,18 @@ pub(super) fn texts(headers: &HeaderMap) -> Headers {
     Headers::new(lines)
 }
 
-/// Does the work of a request in a task of its own, so that a sender that hangs up does
-/// not stop what it has begun, and answers when it is done.
+/// Takes in a body of `bytes` in its turn, notes what became of it, and answers. A sender
+/// that hangs up stops nothing: requests that change something are worked off.
 pub(super) async fn answer(
-    state: &AppState,
+    state: &App,
     source: &str,
-    room: Room,
-    work: impl Future<Output = dezky_core::Result<Taken>> + Send + 'static,
+    bytes: usize,
+    work: impl Future<Output = dezky_core::Result<Taken>>,
 ) -> Result<Json<Value>, Problem> {
-    let (noted, source) = (AppState::clone(state), source.to_owned());
-    let work = tokio::spawn(async move {
-        let taken = work.await;
-        noted.note(&source, &taken);
-        drop(room);
-        taken
-    });
-    let taken = work.await.map_err(|_| Problem::broken_down())??;
-    Ok(Json(json!({ "received": taken.received() })))
+    let _turn = state.bodies.turn(bytes).await;
+    let taken = work.await;
+    state.note(source, &taken);
+    Ok(Json(json!({ "received": taken?.received() })))
 }
 
 #[cfg(test)]
@@ -110,24 +113,28 @@ mod tests {
     use axum::response::IntoResponse as _;
 
     use super::*;
+    use crate::bodies::SMALL_BYTES;
 
     #[tokio::test]
     async fn a_body_for_which_there_is_no_room_is_for_later() {
-        let webhooks = Webhooks::new(1);
-        let mut others = webhooks.begin().unwrap();
-        // All but 128 KiB.
-        assert!(others.grow((256 << 20) - (128 << 10)));
+        let bodies = Bodies::new(1 << 20, 256 << 10);
+        let client = IpAddr::from([203, 0, 113, 7]);
+        let mut others = bodies.begin(IpAddr::from([203, 0, 113, 8])).unwrap();
+        // 512 KiB are there beyond the first 64 KiB of each.
+        assert!(others.grow(SMALL_BYTES + (256 << 10)));
+        let mut own = bodies.begin(client).unwrap();
+        assert!(own.grow(SMALL_BYTES + (192 << 10)));
         let body = |bytes| Body::from(vec![b' '; bytes]);
         let headers = HeaderMap::new();
-        let (room, small) = read(&webhooks, &headers, body(64 << 10), 1 << 20).await.unwrap();
+        let read = |bytes| read_into(&bodies, client, &headers, body(bytes), 256 << 10);
+        let (room, small) = read(64 << 10).await.unwrap();
         assert_eq!(small.len(), 64 << 10);
         drop(room);
-        let answer = read(&webhooks, &headers, body(129 << 10), 1 << 20).await;
-        let Err(problem) = answer else { panic!("there is no room for it") };
+        let Err(problem) = read(129 << 10).await else { panic!("there is no room for it") };
         let response = problem.into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "1");
-        drop(others);
-        assert!(read(&webhooks, &headers, body(129 << 10), 1 << 20).await.is_ok());
+        drop(own);
+        assert!(read(129 << 10).await.is_ok());
     }
 }

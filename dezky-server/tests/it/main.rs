@@ -7,8 +7,10 @@
 mod access;
 mod api;
 mod authentik;
+mod bodies;
 mod cli;
 mod config;
+mod connections;
 mod copy;
 mod crash;
 #[path = "../../../dezky-core/tests/it/database.rs"]
@@ -25,6 +27,7 @@ mod kill;
 mod kill_mutations;
 mod leases;
 mod load;
+mod logging;
 mod migrate;
 mod ofrep;
 mod openapi;

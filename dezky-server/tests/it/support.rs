@@ -311,14 +311,18 @@ pub(crate) fn refusal(output: &Output, status: i32) -> String {
 /// goes.
 pub(crate) fn spawn_serve(folder: &Path, more: &[(&str, &str)]) -> (Child, PathBuf) {
     let stderr = folder.join("stderr");
-    let child = with_environment(&mut program(&["serve"]), folder, &stderr, more).spawn().unwrap();
-    (child, stderr)
+    let stderr_file = File::create(&stderr).unwrap().into();
+    (spawn_serve_with(folder, more, stderr_file), stderr)
+}
+
+fn spawn_serve_with(folder: &Path, more: &[(&str, &str)], stderr: Stdio) -> Child {
+    with_environment(&mut program(&["serve"]), folder, stderr, more).spawn().unwrap()
 }
 
 fn with_environment<'c>(
     command: &'c mut Command,
     folder: &Path,
-    stderr: &Path,
+    stderr: Stdio,
     more: &[(&str, &str)],
 ) -> &'c mut Command {
     command
@@ -327,7 +331,7 @@ fn with_environment<'c>(
         .env("STALWART_WEBHOOK_SECRET", SECRET)
         .envs(more.iter().copied())
         .stdout(Stdio::piped())
-        .stderr(File::create(stderr).unwrap())
+        .stderr(stderr)
 }
 
 /// `serve` as a process of its own, killed at the end.
@@ -348,8 +352,16 @@ impl Process {
     /// The same by a command of the test's own, which becomes the server.
     pub(crate) fn start_by(mut command: Command, folder: &Path, more: &[(&str, &str)]) -> Self {
         let stderr = folder.join("stderr");
-        let child = with_environment(&mut command, folder, &stderr, more).spawn().unwrap();
+        let child =
+            with_environment(&mut command, folder, File::create(&stderr).unwrap().into(), more)
+                .spawn()
+                .unwrap();
         Self::listening(child, stderr)
+    }
+
+    /// The same with a standard error of the test's own.
+    pub(crate) fn start_with_stderr(folder: &Path, more: &[(&str, &str)], stderr: Stdio) -> Self {
+        Self::listening(spawn_serve_with(folder, more, stderr), folder.join("stderr"))
     }
 
     /// Waits until it listens.
@@ -365,6 +377,10 @@ impl Process {
 
     pub(crate) fn stderr(&self) -> String {
         std::fs::read_to_string(&self.stderr).unwrap()
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// SIGKILL, and waits for its end.

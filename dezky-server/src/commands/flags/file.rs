@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::commands::{no, print};
 use crate::error::Failure;
+use crate::logging;
 use crate::platform::{Platform, Subject};
 use crate::table::printable;
 
@@ -39,11 +40,11 @@ pub(super) fn export(
     as_json: bool,
 ) -> Result<(), Failure> {
     for flag in &snapshot.invalid {
-        eprintln!(
+        logging::tell(&format!(
             "{}: it can't be read, and its definition is left out: {}",
             printable(&flag.key),
             flag.problem
-        );
+        ));
     }
     let text = snapshot.to_json();
     let Some(path) = out else { return print(&format!("{text}\n")) };

@@ -1,7 +1,6 @@
 //! Flags for a person, and as JSON.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 
 use dezky_flags::store::Snapshot;
 use dezky_flags::{Flag, FlagState, Imported, Scope};
@@ -81,7 +80,7 @@ pub(super) fn show_history(flag: &Flag, as_json: bool) -> Result<(), Failure> {
     if as_json {
         return print(&format!("{}\n", json!({ "history": flag.history })));
     }
-    let mut out = std::io::stdout().lock();
+    let mut lines = String::new();
     for change in &flag.history {
         let who = change.actor.email.as_deref().or(change.actor.id.as_deref());
         let fields: Vec<_> = change
@@ -96,12 +95,10 @@ pub(super) fn show_history(flag: &Flag, as_json: bool) -> Result<(), Failure> {
             who.unwrap_or(change.actor.kind.as_str()),
             fields.join(", ")
         );
-        // A reader that has gone away needs no more of it.
-        if writeln!(out, "{}", printable_line(&line)).is_err() {
-            break;
-        }
+        lines.push_str(&printable_line(&line));
+        lines.push('\n');
     }
-    Ok(())
+    print(&lines)
 }
 
 fn scope(flag: &Flag) -> String {

@@ -1,0 +1,95 @@
+//! The memory of bodies that nobody vouches for.
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::{Process, Server, WEBHOOK};
+
+fn head(length: usize) -> String {
+    format!(
+        "POST {WEBHOOK} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+    )
+}
+
+/// Sends all of a body, and reads what is answered afterwards.
+async fn send(address: String, body: Vec<u8>) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(head(body.len()).as_bytes()).await.unwrap();
+    stream.write_all(&body).await.expect("the server reads on");
+    let mut said = String::new();
+    stream.read_to_string(&mut said).await.expect("an answer");
+    said
+}
+
+/// The most memory that a process has had, in bytes.
+#[cfg(target_os = "linux")]
+fn peak(process: &Process) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unsigned_bodies_take_no_more_memory_than_they_may_and_all_are_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = [("DEZKY_HTTP_BODY_MEMORY_BYTES", "16777216"), ("DEZKY_MAX_BODY_BYTES", "4194304")];
+    let process = Process::start(folder.path(), &set);
+    let before = peak(&process);
+    let senders: Vec<_> =
+        (0..60).map(|_| tokio::spawn(send(process.address.clone(), vec![b' '; 4 << 20]))).collect();
+    for sender in senders {
+        let said = sender.await.unwrap();
+        let is_no_room = said.starts_with("HTTP/1.1 503") && said.contains("retry-after: 1");
+        assert!(is_no_room || said.starts_with("HTTP/1.1 401"), "{said}");
+    }
+    let grown = peak(&process) - before;
+    // 8 MiB of them, and buffers of 60 connections.
+    assert!(grown < 32 << 20, "{grown}");
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_sent_large_bodies_leave_room_for_small_ones() {
+    let set = [("DEZKY_HTTP_BODY_MEMORY_BYTES", "4194304"), ("DEZKY_MAX_BODY_BYTES", "1048576")];
+    let server = Server::start(&set).await;
+    let address = server.running.address().to_string();
+    let mut held = Vec::new();
+    for _ in 0..6 {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        stream.write_all(head(1 << 20).as_bytes()).await.unwrap();
+        stream.write_all(&vec![b' '; (1 << 20) - 1]).await.unwrap();
+        held.push(stream);
+    }
+    for n in 0..5 {
+        let body = format!(
+            r#"{{"events":[{{"id":"a-{n}","createdAt":"2026-11-21T20:00:00Z","type":"auth.success","data":{{}}}}]}}"#
+        );
+        let answer = server.client.post_signed(WEBHOOK, &body).await;
+        assert_eq!(answer.with_status(200)["received"], 1);
+    }
+    drop(held);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_with_more_events_than_it_may_have_is_refused_whole() {
+    let server = Server::start(&[("DEZKY_STALWART_MAX_BODY_EVENTS", "3")]).await;
+    let body = |events: usize| {
+        let events: Vec<_> = (0..events)
+            .map(|n| {
+                format!(
+                    r#"{{"id":"a-{n}","createdAt":"2026-11-21T20:00:00Z","type":"auth.success"}}"#
+                )
+            })
+            .collect();
+        format!(r#"{{"events":[{}]}}"#, events.join(","))
+    };
+    let answer = server.client.post_signed(WEBHOOK, &body(4)).await;
+    let detail = answer.problem(413, "too_large");
+    assert!(detail.contains("4 events") && detail.contains("send 3 at most"), "{detail}");
+    assert!(server.client.all("").await.is_empty());
+    let answer = server.client.post_signed(WEBHOOK, &body(3)).await;
+    assert_eq!(answer.with_status(200)["received"], 3);
+    server.stop().await;
+}
