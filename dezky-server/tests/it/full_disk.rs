@@ -108,7 +108,7 @@ impl Drop for Disk {
 
 fn limit(server: &Process, bytes: &str) {
     let limited = Command::new("prlimit")
-        .args(["--pid", &server.id(), &format!("--fsize={bytes}:unlimited")])
+        .args(["--pid", &server.id().to_string(), &format!("--fsize={bytes}:unlimited")])
         .status();
     assert!(limited.unwrap().success());
 }

@@ -389,10 +389,6 @@ impl Process {
         self.child.wait().unwrap();
     }
 
-    pub(crate) fn id(&self) -> String {
-        self.child.id().to_string()
-    }
-
     /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
         let pid = self.child.id().to_string();
