@@ -81,7 +81,7 @@ async fn in_memory() {
     let lost = store.acquire_lease("l", "ahead", LENGTH).await.unwrap().unwrap();
     // A step of a time server ends nothing.
     runtime.set_now(lost.expires_at);
-    runtime.set_now(right.saturating_add(HOUR - Duration::from_millis(500)));
+    runtime.set_now(right.saturating_add(HOUR.saturating_sub(Duration::from_millis(500))));
     assert_eq!(store.acquire_lease("l", "right", LENGTH).await.unwrap(), None);
     runtime.set_now(right);
     let mine = store.acquire_lease("l", "right", LENGTH).await.unwrap().unwrap();
