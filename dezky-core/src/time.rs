@@ -518,6 +518,15 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_that_a_clock_set_which_was_ahead_is_over() {
+        let now = Timestamp::parse("2026-11-21T20:00:00Z").unwrap();
+        let (minute, hour) = (Duration::from_mins(1), Duration::from_hours(1));
+        assert!(now.saturating_add(minute).is_ahead_of(now, minute));
+        assert!(!now.is_ahead_of(now, minute), "it has come");
+        assert!(!now.saturating_add(hour).is_ahead_of(now, minute), "no wait is so long");
+    }
+
+    #[test]
     fn bounds_and_flooring() {
         assert_eq!(Timestamp::MIN.to_string(), "0001-01-01T00:00:00.000Z");
         assert_eq!(Timestamp::MAX.to_string(), "9999-12-31T23:59:59.999Z");

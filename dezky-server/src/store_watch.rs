@@ -53,13 +53,11 @@ impl StoreWatch {
     }
 
     async fn look(&self, state: &App) {
-        let looked = match tokio::time::timeout(LOOK_TIMEOUT, state.store.check_writable()).await {
-            Ok(looked) => looked,
-            Err(_) => {
-                let what = format!("it did not answer within {} s", LOOK_TIMEOUT.as_secs());
-                Err(Error::new(ErrorKind::StoreUnavailable, what))
-            }
-        };
+        let looked = tokio::time::timeout(LOOK_TIMEOUT, state.store.check_writable()).await;
+        let looked = looked.unwrap_or_else(|_| {
+            let what = format!("it did not answer within {} s", LOOK_TIMEOUT.as_secs());
+            Err(Error::new(ErrorKind::StoreUnavailable, what))
+        });
         let mut failing = self.failing();
         match (looked, *failing) {
             (Ok(()), Some(_)) => {

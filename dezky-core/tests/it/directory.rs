@@ -385,9 +385,15 @@ async fn logins_are_written_down_by_the_minute_and_without_events() {
         let bob = directory.record_login(BOB, at).await.unwrap();
         assert_eq!((bob.last_login_at, bob.version), (Some(kept), version));
     }
+    // A login that a clock noted which was ahead does not hide those that come.
+    let ahead = Timestamp::parse("2099-01-01T00:00:00Z").unwrap();
+    for (at, version) in [(ahead, 5), (after(700), 6)] {
+        let bob = directory.record_login(BOB, at).await.unwrap();
+        assert_eq!((bob.last_login_at, bob.version), (Some(at), version));
+    }
     directory.deactivate_user(BOB, &by()).await.unwrap();
     let bob = directory.record_login(BOB, after(6_000)).await.unwrap();
-    assert_eq!(bob.last_login_at, Some(after(600)));
+    assert_eq!(bob.last_login_at, Some(after(700)));
     assert_eq!(desk.events().await.len(), 2, "made and deactivated");
     let answer = directory.record_login(UserKey::Id("nobody"), start).await;
     refused(answer, ErrorKind::NotFound, "there is no such user");

@@ -81,7 +81,7 @@ async fn in_memory() {
     let lost = store.acquire_lease("l", "ahead", LENGTH).await.unwrap().unwrap();
     // A step of a time server ends nothing.
     runtime.set_now(lost.expires_at);
-    runtime.set_now(right.saturating_add(HOUR - Duration::from_millis(500)));
+    runtime.set_now(right.saturating_add(HOUR.saturating_sub(Duration::from_millis(500))));
     assert_eq!(store.acquire_lease("l", "right", LENGTH).await.unwrap(), None);
     runtime.set_now(right);
     let mine = store.acquire_lease("l", "right", LENGTH).await.unwrap().unwrap();
@@ -108,10 +108,11 @@ fn event() -> SealedEvent {
     named_event("a").seal(&TokioRuntime)
 }
 
-fn large_events() -> Vec<SealedEvent> {
+/// One, as of several in a statement SQLite may take back the statement alone.
+fn large_event() -> Vec<SealedEvent> {
     let mut event = named_event("a");
     event.metadata = NewMetadata::from_value(serde_json::json!({ "text": "x".repeat(60_000) }));
-    (0..10).map(|_| event.clone().seal(&TokioRuntime)).collect()
+    vec![event.seal(&TokioRuntime)]
 }
 
 /// On a full disk, or what is the same to SQLite, of as many pages as it may have, it ends
@@ -129,20 +130,20 @@ fn the_next_write_after_sqlite_ended_a_transaction_by_itself_is_taken() {
             let mut tx = store.database().begin().await.unwrap();
             tx.execute("PRAGMA max_page_count = 1").await.unwrap();
             drop(tx);
-            let full = store.append(large_events(), options()).await.unwrap_err();
+            let full = store.append(large_event(), options()).await.unwrap_err();
             assert_eq!(full.kind(), ErrorKind::StoreUnavailable, "{full}");
             assert!(full.to_string().contains("full"), "{full}");
-            store.append(large_events(), options()).await.unwrap();
+            store.append(large_event(), options()).await.unwrap();
             // In a transaction of one's own, too.
             let mut tx = store.database().begin().await.unwrap();
             tx.execute("PRAGMA max_page_count = 1").await.unwrap();
-            let full = SqliteAuditStore::stage_in(&mut tx, &large_events()).await.unwrap_err();
+            let full = SqliteAuditStore::stage_in(&mut tx, &large_event()).await.unwrap_err();
             assert_eq!(full.kind(), ErrorKind::StoreUnavailable, "{full}");
             tx.commit().await.unwrap_err();
-            store.stage(large_events()).await.unwrap();
-            assert_eq!(store.relay(100).await.unwrap().appended, 10);
+            store.stage(large_event()).await.unwrap();
+            assert_eq!(store.relay(100).await.unwrap().appended, 1);
         }
-        assert_eq!(store.state().await.unwrap().head.next_seq, 61);
+        assert_eq!(store.state().await.unwrap().head.next_seq, 7);
         store.close().await;
     });
 }

@@ -26,6 +26,7 @@ const MAX_CONNECTIONS: u32 = 10_000;
 /// of the URL that is not known here is refused.
 #[derive(Clone)]
 #[non_exhaustive]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct PostgresConfig {
     /// `postgres://user:password@host:port/database?sslmode=verify-full`; of
     /// [`for_pool`](Self::for_pool) empty. `Debug` does not show it.

@@ -65,8 +65,10 @@ impl Files {
     pub(super) fn check_room(&self) -> Result<()> {
         let probe = beside(&self.path, PROBE);
         let written = File::create(&probe).and_then(|mut file| {
-            let written = file.write_all(&[0; ROOM_BYTES]).and_then(|()| file.sync_all());
-            std::fs::remove_file(&probe).and(written)
+            // At once: whatever ends the process now, nothing of it is left.
+            std::fs::remove_file(&probe)?;
+            file.write_all(&vec![0; ROOM_BYTES])?;
+            file.sync_all()
         });
         written.map_err(|error| {
             Error::new(
