@@ -119,7 +119,7 @@ async fn objects(
         let mut index = index_object(name, &index);
         if expires {
             // Not an additional index like others: it deletes documents.
-            index.kind = "TTL index".to_owned();
+            "TTL index".clone_into(&mut index.kind);
         }
         objects.push(index);
     }
