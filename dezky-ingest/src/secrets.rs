@@ -75,7 +75,7 @@ pub(crate) fn clean_text(text: &str) -> Cow<'_, str> {
 /// The text of `value` without its secrets, all else as it was spelled: what stands under
 /// a secret's name, and what [addresses](without_secrets) hold. The values that `is_kept`
 /// names stay, but for what is inside them. Idempotent.
-pub(crate) fn clean<'d>(value: Value<'d>, is_kept: impl Fn(Value<'_>) -> bool) -> Cow<'d, str> {
+pub(crate) fn clean(value: Value<'_>, is_kept: impl Fn(Value<'_>) -> bool) -> Cow<'_, str> {
     without(value, cuts(value, is_kept))
 }
 
@@ -131,7 +131,7 @@ pub(crate) fn is_vacant(value: Value<'_>) -> bool {
 
 /// The text with other texts in the places of the cuts, of which one may be inside
 /// another.
-pub(crate) fn without<'d>(value: Value<'d>, mut cuts: Vec<Cut>) -> Cow<'d, str> {
+pub(crate) fn without(value: Value<'_>, mut cuts: Vec<Cut>) -> Cow<'_, str> {
     let raw = value.raw();
     if cuts.is_empty() {
         return Cow::Borrowed(raw);
@@ -239,16 +239,13 @@ fn without_arguments(text: &str, nested: usize) -> Option<String> {
             let is_new = !secret.is_empty() && argument[secret.clone()] != *REDACTED;
             (is_argument && is_new).then_some(secret)
         });
-        let end = match hidden {
-            Some(secret) => {
-                out.push_str(&argument[..secret.start]);
-                out.push_str(REDACTED);
-                secret.end
-            }
-            None => {
-                out.push_str(&argument[..len]);
-                len
-            }
+        let end = if let Some(secret) = hidden {
+            out.push_str(&argument[..secret.start]);
+            out.push_str(REDACTED);
+            secret.end
+        } else {
+            out.push_str(&argument[..len]);
+            len
         };
         at += end;
         if let Some(next) = text[at..].chars().next() {

@@ -117,7 +117,7 @@ pub(super) fn domain(field: &str, text: &str) -> Result<()> {
     check(
         text.is_ascii(),
         field,
-        "a domain: its international labels have no form in ASCII (xn--…), so correct the spelling",
+        "ASCII: an international label without a form as xn--… is misspelled, so correct it",
     )?;
     check(
         (1..=MAX_DOMAIN_BYTES).contains(&text.len()) && text.split('.').all(is_label),

@@ -273,7 +273,7 @@ async fn of_version_2_only_while_it_holds_items() {
     assert_eq!(place.bytes(), HEADER);
     // A kill between the cut and the header leaves an empty file of version 2.
     drop(spool);
-    fs::write(place.config().path, &header(2)).unwrap();
+    fs::write(place.config().path, header(2)).unwrap();
     let spool = place.open().await;
     assert_eq!(place.bytes(), HEADER);
     spool.push_records(&items).await.unwrap();

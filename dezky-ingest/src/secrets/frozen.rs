@@ -27,7 +27,7 @@ const ARGUMENTS: [&str; 5] = ["code", "assertion", "samlresponse", "samlrequest"
 
 /// The text of `value` without the secrets that version 1 knew, and without the `hidden`
 /// values.
-pub(crate) fn clean<'d>(value: Value<'d>, hidden: Vec<Cut>) -> Cow<'d, str> {
+pub(crate) fn clean(value: Value<'_>, hidden: Vec<Cut>) -> Cow<'_, str> {
     let mut cuts = hidden;
     for inner in value.inside() {
         for member in inner.members() {
