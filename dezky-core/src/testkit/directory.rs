@@ -296,7 +296,9 @@ pub async fn a_new_document_must_be_new(h: Harness<'_>) {
 /// See the name.
 pub async fn a_change_compares_the_version(h: Harness<'_>) {
     let OpenDirectory { store, .. } = h.open(Reopen::No).await;
+    assert_eq!(store.tenants_revision().await.unwrap(), 0);
     put(&*store, vec![tenant("a").into(), partner("a").into(), user("a").into()]).await;
+    assert_eq!(store.tenants_revision().await.unwrap(), 1, "of tenants alone");
     let versions = |version| -> [DirectoryChange; 3] {
         [
             Tenant { version, ..tenant("a") }.into(),
@@ -320,6 +322,7 @@ pub async fn a_change_compares_the_version(h: Harness<'_>) {
         assert_eq!(refused(&*store, change).await.0, ErrorKind::NotFound);
     }
     assert_eq!(by_slug(&*store, "a").await.unwrap().version, 2);
+    assert_eq!(store.tenants_revision().await.unwrap(), 2, "what is refused changes nothing");
 }
 
 /// See the name.

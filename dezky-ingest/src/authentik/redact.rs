@@ -52,7 +52,9 @@ fn find_invitations(name: &str, value: &Value, tokens: &mut BTreeSet<String>) {
             members.iter().for_each(|(name, value)| find_invitations(name, value, tokens));
         }
         Value::Array(values) => {
-            values.iter().for_each(|value| find_invitations(name, value, tokens));
+            for value in values {
+                find_invitations(name, value, tokens);
+            }
         }
         Value::String(_) if matches!(&*squash(name), "invitationuuid" | "inviteuuid") => {
             tokens.extend(key(value));

@@ -358,7 +358,9 @@ impl AuthentikSource {
                 }
             }
         }
-        events.iter().for_each(|event| self.doers.note(event));
+        for event in &events {
+            self.doers.note(event);
+        }
         let users: Vec<_> = events.iter().map(tenant_user).collect();
         if let Some(groups) = &mut self.groups
             && users.iter().any(Option::is_some)

@@ -114,8 +114,7 @@ impl Builder {
             no_such_page: "Invalid page.".into(),
             poisoned: BTreeMap::new(),
             poisoned_users: BTreeSet::new(),
-            adds_exceptions: true,
-            exceptions: 0,
+            exceptions: Some(0),
             clock: Box::new(now),
         };
         let world = Arc::new(Mutex::new(world));
@@ -229,8 +228,8 @@ struct World {
     poisoned: BTreeMap<String, u16>,
     /// Keys of users that can't be given.
     poisoned_users: BTreeSet<u64>,
-    adds_exceptions: bool,
-    exceptions: u64,
+    /// How many events `system_exception` it has added; `None`: it adds none.
+    exceptions: Option<u64>,
     clock: Clock,
 }
 
@@ -322,7 +321,7 @@ impl AuthentikDouble {
 
     /// Adds no event where it breaks.
     pub fn without_exception_events(&self) {
-        self.world().adds_exceptions = false;
+        self.world().exceptions = None;
     }
 
     /// Tells the time that the events have which it makes itself, as RFC 3339.
@@ -577,11 +576,9 @@ impl World {
     }
 
     fn add_exception(&mut self, path: &str) {
-        if !self.adds_exceptions {
-            return;
-        }
-        self.exceptions += 1;
-        let mut event = super::authentik_event(1_000_000_000 + self.exceptions, &(self.clock)());
+        let Some(exceptions) = &mut self.exceptions else { return };
+        *exceptions += 1;
+        let mut event = super::authentik_event(1_000_000_000 + *exceptions, &(self.clock)());
         event["action"] = "system_exception".into();
         event["context"] = json!({
             "message": "OverflowError: Integer exceeds 64-bit range",

@@ -720,6 +720,8 @@ fn new_events_do_not_wait_for_the_overlap_of_a_burst_to_be_read_again() {
         while pump.tick().await.unwrap().more {
             setup.runtime.advance(MINUTE);
         }
+        setup.insert(9_800..9_801, MINUTE);
+        pump.tick().await.unwrap();
         let mut late = authentik_event(9_900, &setup.ago(MINUTE * 4));
         late["action"] = "logout".into();
         setup.double.insert(late);
