@@ -81,10 +81,10 @@ async fn a_log_of_an_older_schema_is_migrated_and_says_how_far_it_is() {
         run(&[arguments, &["--store", &url]].concat(), environment)
     };
     let output = run(&["migrate", "--check"], &[]);
-    assert!(stdout(&output).contains("audit: version 1, to become 2"), "{output:?}");
+    assert!(stdout(&output).contains("audit: version 1, to become 3"), "{output:?}");
     assert_eq!(output.status.code(), Some(1));
     let output = run(&["doctor"], &[]);
-    assert!(stdout(&output).contains("audit is at version 1, this program knows 2"), "{output:?}");
+    assert!(stdout(&output).contains("audit is at version 1, this program knows 3"), "{output:?}");
     // Neither who only reads nor who may not migrate changes it.
     let head = folder.path().join("x.head").display().to_string();
     let unmigrated = [
@@ -99,7 +99,7 @@ async fn a_log_of_an_older_schema_is_migrated_and_says_how_far_it_is() {
 
     let output = run(&["migrate"], &[]);
     assert!(output.status.success(), "{output:?}");
-    assert!(stdout(&output).contains("audit: from version 1 to 2"), "{output:?}");
+    assert!(stdout(&output).contains("audit: from version 1 to 3"), "{output:?}");
     let told = String::from_utf8_lossy(&output.stderr);
     let lines: Vec<_> = told.lines().filter(|line| line.contains("brought up to date")).collect();
     assert_eq!(lines.len(), 4, "{told}");
