@@ -646,7 +646,10 @@ impl Job {
             self.scan(Some(file))?;
         }
         for seen in self.siblings.borrow().iter().flatten() {
-            let is_made_later = seen.opened.born_ns > file.opened.born_ns;
+            // Beside a file that was rotated since, younger ones are made later too.
+            let is_made_later = seen.opened.born_ns > file.opened.born_ns
+                && (file.is_live
+                    || seen.age.compare_names(&file.age) == Some(std::cmp::Ordering::Less));
             let is_plain = !seen.opened.is_compressed();
             let is_written_later =
                 is_not_older(seen, at) && (is_plain || Some(seen.age.mtime_ns) > at.mtime_ns);
