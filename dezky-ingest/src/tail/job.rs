@@ -924,31 +924,33 @@ enum Kind {
 }
 
 impl Kind {
-    /// The name under which a file is listed; `None` if it is not.
-    fn takes(
-        self,
-        rotated: Option<Rotated>,
-        base: &str,
-        name: &str,
-        inode: u64,
-    ) -> Option<Option<Rotated>> {
+    /// How a file is listed; `None` if it is not.
+    fn takes(self, rotated: Option<Rotated>, base: &str, name: &str, inode: u64) -> Option<Listed> {
         match (self, rotated) {
-            (Self::Rotated, Some(rotated)) => Some(Some(rotated)),
+            (Self::Rotated, Some(rotated)) => Some(Listed::ByName(rotated)),
             (Self::Stray { inode: known }, None) => {
                 let stem = base.rsplit_once('.').map_or(base, |(stem, _)| stem);
                 let is_alike = name != base && !stem.is_empty() && name.starts_with(stem);
-                (is_alike || (inode != 0 && inode == known)).then_some(None)
+                (is_alike || (inode != 0 && inode == known)).then_some(Listed::ByContent)
             }
             _ => None,
         }
     }
 }
 
+/// Why a file is listed.
+enum Listed {
+    /// Its name is that of a rotated file.
+    ByName(Rotated),
+    /// Its content may prove it one.
+    ByContent,
+}
+
 /// Adds the regular files of `directory` that `takes` names, by name and inode.
 fn list_in(
     directory: &Path,
     found: &mut Vec<Entry>,
-    takes: &dyn Fn(&str, u64) -> Option<Option<Rotated>>,
+    takes: &dyn Fn(&str, u64) -> Option<Listed>,
 ) -> Result<()> {
     let failed = |e: io::Error| Error::from(e).context("the file's directory can't be read");
     let entries = match std::fs::read_dir(directory) {
@@ -961,10 +963,14 @@ fn list_in(
     for entry in entries {
         let entry = entry.map_err(failed)?;
         let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
-        let Some(rotated) = takes(&name, inode_of(&entry)) else { continue };
+        let Some(listed) = takes(&name, inode_of(&entry)) else { continue };
         let Ok(metadata) = std::fs::metadata(entry.path()) else { continue };
         if metadata.is_file() {
-            let age = Age { mtime_ns: mtime_ns(&metadata), name: rotated };
+            let by_name = match listed {
+                Listed::ByName(rotated) => Some(rotated),
+                Listed::ByContent => None,
+            };
+            let age = Age { mtime_ns: mtime_ns(&metadata), name: by_name };
             let (_, inode) = identity(&metadata);
             found.push(Entry { age, path: entry.path(), name, inode });
         }
@@ -1002,8 +1008,8 @@ fn choose(at: &Place, holding: Vec<Seen>) -> Option<Seen> {
         .filter(|seen| Some(seen.age.mtime_ns) == oldest)
         .max_by_key(|seen| (!seen.opened.is_compressed(), seen.bytes))
         .map(|mut seen| {
-            let of_copy = names.into_iter().filter(|age| age.mtime_ns == seen.age.mtime_ns);
-            seen.age.name = seen.age.name.or_else(|| of_copy.filter_map(|age| age.name).next());
+            let mut of_copy = names.into_iter().filter(|age| age.mtime_ns == seen.age.mtime_ns);
+            seen.age.name = seen.age.name.or_else(|| of_copy.find_map(|age| age.name));
             seen
         })
 }

@@ -143,12 +143,11 @@ impl Opened {
         let length = length.min(HEAD_BYTES);
         let read;
         let bytes = if self.is_compressed() {
-            match self.beginning.get() {
-                Some(known) => known,
-                None => {
-                    let beginning = self.bytes(0, HEAD_BYTES)?;
-                    self.beginning.get_or_init(|| beginning)
-                }
+            if let Some(known) = self.beginning.get() {
+                known
+            } else {
+                let beginning = self.bytes(0, HEAD_BYTES)?;
+                self.beginning.get_or_init(|| beginning)
             }
         } else {
             read = self.bytes(0, length)?;

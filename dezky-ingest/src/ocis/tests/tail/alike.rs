@@ -118,7 +118,7 @@ fn alike_generations_that_nobody_saw_are_all_read() {
         "closed", "opened",
     ];
     assert_eq!(names(&pull)[2..], expected[2..]);
-    assert_eq!(unique(&[pull.clone()]).0.len(), names(&pull).len());
+    assert_eq!(unique(std::slice::from_ref(&pull)).0.len(), names(&pull).len());
     // In single steps, by a process of its own each.
     let all = unique(&[pull]).0;
     bench.cursor = None;
