@@ -72,7 +72,7 @@ fn made_by(steps: &[Vec<MongoCollection>]) -> Vec<Object> {
             made.insert((name.to_owned(), index.name.clone()), index);
         }
         for gone in collection.dropped() {
-            made.remove(&(name.to_owned(), gone.clone()));
+            made.remove(&(name.to_owned(), format!("{name}.{gone}")));
         }
     }
     made.into_values().collect()

@@ -787,7 +787,7 @@ fn times_are_read_and_doubted_as_of_all_sources() {
     }
 }
 
-/// Lines of a running 7.1.0-rc.1 by somebody to whom a folder was shared: its path is
+/// Lines in the form of 7.1.0-rc.1 by somebody to whom a folder was shared: its path is
 /// relative to that folder, and says so.
 #[test]
 fn a_name_relative_to_a_folder_is_marked() {
