@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn each_goes_on_where_it_can() {
-        let watermark = r#"{"v":1,"n":0,"watermark":"2026-01-01T00:00:00.000Z"}"#;
+        let watermark = r#"{"v":2,"n":0,"watermark":"2026-01-01T00:00:00.000Z"}"#;
         let at = DateTime::from_millis(1_767_225_600_000);
         for said in [
             doc! {"source": "authentik", "cursor": "2026-01-01T00:00:00Z"},

@@ -139,7 +139,9 @@ fn fields<T: DeserializeOwned>(bytes: &[u8], part: &str) -> Result<T, Problem> {
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let (path, error) = (error.path().to_string(), error.inner());
         // JSON, but with a value that no field can hold: a lone surrogate or 1e400.
-        let is_json = || serde_json::from_slice::<IgnoredAny>(bytes).is_ok();
+        let is_json = || {
+            str::from_utf8(bytes).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
+        };
         if error.is_data() || is_json() {
             // Serde says what, not where; of a missing or unknown field the other way round.
             let at = if path == "." { String::new() } else { format!("{path}: ") };

@@ -52,7 +52,8 @@ async fn an_open_server_answers_this_machine_alone() {
     for (host, allowed) in [
         ("localhost", true),
         ("LOCALHOST:8080", true),
-        ("audit.localhost", true),
+        ("audit.localhost", false),
+        ("user@localhost", false),
         ("127.0.0.1:1", true),
         ("[::1]:8080", true),
         ("evil.example", false),

@@ -146,7 +146,7 @@ async fn seed_pulled_again_is_silent() {
     let environment = [
         ("OCIS_AUDIT_LOG_PATH", path.to_str().unwrap()),
         // Without one there is a warning, which is not what is looked for.
-        ("DEZKY_OPERATOR_TOKEN", "token"),
+        ("DEZKY_OPERATOR_TOKEN", "token-0123456789"),
     ];
     let first = Process::start(folder.path(), &environment);
     until("the first pull", async || first.stderr().contains("stored=6")).await;
@@ -165,7 +165,7 @@ async fn seed_pulled_again_is_silent() {
     assert!(!said.contains("WARN") && !said.contains("ERROR"), "{said}");
     assert!(said.contains("stored=0"), "{said}");
     let client = &second.client;
-    let request = client.request(Method::GET, "/audit").bearer_auth("token");
+    let request = client.request(Method::GET, "/audit").bearer_auth("token-0123456789");
     assert_eq!(client.send(request).await.events().len(), 6);
     second.stop().await;
 }
