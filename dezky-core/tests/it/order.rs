@@ -117,7 +117,12 @@ async fn a_log_of_version_1_becomes_one_of_this_order(engine: Engine) {
     let opened = join_all((0..3).map(|_| open_log(&log))).await;
     assert_eq!(schema(engine, &log).await, expected, "as if it was made by this version");
     let store = &opened[0];
-    assert_eq!(verify(&**store, None, |_| ()).await.unwrap().finding, None);
+    let finding = verify(&**store, None, |_| ()).await.unwrap().finding;
+    // The fixture of MongoDB has a row whose address was taken out by hand.
+    let claim = (engine == Engine::Mongodb).then_some((1, true));
+    let found =
+        finding.map(|finding| (finding.seq, finding.detail.contains("actorEmail was erased")));
+    assert_eq!(found, claim);
     assert_in_order(&**store).await;
     // It is written to as before.
     let event = NewEvent { at: Timestamp::from_millis(ONE_TIME), ..named_event("new") };

@@ -395,24 +395,28 @@ fn what_was_put_into_mongodb_is_named() {
             use futures_util::TryStreamExt;
             let all: Vec<mongodb::IndexModel> = listed.unwrap().try_collect().await.unwrap();
             let named = |index: &&mongodb::IndexModel| {
-                index.options.as_ref().is_some_and(|o| o.name.as_deref() == Some("by_tenant"))
+                index
+                    .options
+                    .as_ref()
+                    .is_some_and(|o| o.name.as_deref() == Some("by_tenant_at_seq"))
             };
             all.iter().find(named).unwrap().keys.clone()
         };
-        let drop = doc! { "dropIndexes": "dezky_audit_events", "index": "by_tenant" };
+        let drop = doc! { "dropIndexes": "dezky_audit_events", "index": "by_tenant_at_seq" };
         run(drop.clone()).await;
-        named(&*store, &["dezky_audit_events.by_tenant", "missing"], "dropped").await;
+        named(&*store, &["dezky_audit_events.by_tenant_at_seq", "missing"], "dropped").await;
         for (option, value, word) in [
             ("partialFilterExpression", Bson::from(doc! { "at": { "$gt": 5_i64 } }), "where"),
             ("sparse", true.into(), "sparse"),
             ("hidden", true.into(), "hidden"),
             ("collation", doc! { "locale": "en", "strength": 1 }.into(), "with a collation"),
         ] {
-            run(indexes(doc! { "name": "by_tenant", "key": keys.clone(), option: value })).await;
-            named(&*store, &["dezky_audit_events.by_tenant", word], option).await;
+            run(indexes(doc! { "name": "by_tenant_at_seq", "key": keys.clone(), option: value }))
+                .await;
+            named(&*store, &["dezky_audit_events.by_tenant_at_seq", word], option).await;
             run(drop.clone()).await;
         }
-        run(indexes(doc! { "name": "by_tenant", "key": keys })).await;
+        run(indexes(doc! { "name": "by_tenant_at_seq", "key": keys })).await;
         nothing(&*store, "the index").await;
         let expires = doc! { "name": "gone", "key": { "at": 1 }, "expireAfterSeconds": 60 };
         run(indexes(expires)).await;
