@@ -59,10 +59,9 @@ fn hide_many(value: &mut Value, tokens: &BTreeSet<String>) {
             members.values_mut().for_each(|value| hide_many(value, tokens));
         }
         Value::Array(values) => values.iter_mut().for_each(|value| hide_many(value, tokens)),
-        Value::String(text) => {
-            if text.contains(INVITATIONS) || pk(value).is_some_and(|key| tokens.contains(&key)) {
-                *value = REDACTED.into();
-            }
+        Value::String(text) if text.contains(INVITATIONS) => *value = REDACTED.into(),
+        Value::String(_) if pk(value).is_some_and(|key| tokens.contains(&key)) => {
+            *value = REDACTED.into();
         }
         _ => {}
     }
