@@ -88,9 +88,9 @@ pub struct Decoded {
 ///   leaves the others as they are. Of more than a hundred of these the others are kept
 ///   together, as many in one item as it has room for (`too_many_odd`).
 /// - Secrets are hidden first: they are in no event and no quarantined text. Content keys
-///   are SHA-256 over the text as the first version of the rule cleans it, which lets stay
-///   what was learned to be a secret since: list such places in `redact`, which holds for
-///   keys too.
+///   are SHA-256 over the text as the first version of the rule for secrets cleaned it, so
+///   that an event keeps its key; values under names that the rule learned later are part
+///   of that text. Put such places into `redact`, which holds for keys too.
 /// - `external_id` is the declared id. Where there is none, or it has over 512 bytes, it
 ///   is the content key `body1:…`, over the source's name, the canonical object without
 ///   its secrets and how many equal ones stand before it in the body; so it is the same
