@@ -54,7 +54,9 @@ pub(crate) type Content = [u8; 32];
 /// today. Everything else goes through unchanged.
 ///
 /// Where another writer appends the same id between the look and the append, the receipt
-/// tells, and the event is appended under its own identity right after.
+/// tells, and the event is appended under its own identity right after. Until then neither
+/// the cursor moves nor an item leaves the quarantine, so that whoever gave the events
+/// gives them again if that fails.
 pub(crate) struct DistinctStore {
     inner: Arc<dyn AuditStore>,
     runtime: Arc<dyn Runtime>,
@@ -211,13 +213,18 @@ impl AuditStore for DistinctStore {
     async fn append(
         &self,
         mut events: Vec<SealedEvent>,
-        options: AppendOptions,
+        mut options: AppendOptions,
     ) -> Result<Appended> {
         let new = self.tell_apart(&mut events).await?;
         if new.is_empty() {
             return self.inner.append(events, options).await;
         }
-        let fence = options.fence.clone();
+        let last = AppendOptions {
+            cursor: options.cursor.take(),
+            fence: options.fence.clone(),
+            release: std::mem::take(&mut options.release),
+            ..AppendOptions::default()
+        };
         let mut appended = self.inner.append(events, options).await?;
         let (mut places, mut again) = (Vec::new(), Vec::new());
         for (n, sealed) in new {
@@ -231,13 +238,13 @@ impl AuditStore for DistinctStore {
                 again.push(self.renamed(sealed.event(), &content));
             }
         }
-        if !again.is_empty() {
+        if !again.is_empty() || last.cursor.is_some() || !last.release.is_empty() {
             report(again.iter());
-            let options = AppendOptions { fence, ..AppendOptions::default() };
-            let receipts = self.inner.append(again, options).await?.receipts;
+            let Appended { receipts, released, .. } = self.inner.append(again, last).await?;
             for (n, receipt) in places.into_iter().zip(receipts) {
                 appended.receipts[n] = receipt;
             }
+            appended.released += released;
         }
         Ok(appended)
     }

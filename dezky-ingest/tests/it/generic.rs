@@ -8,17 +8,18 @@ use std::sync::Arc;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{AppendOptions, ListQuery};
 use dezky_core::{
-    Actor, ErrorKind, IngestSource, NewEvent, NewMetadata, Outcome, PullLimits, Result,
+    Actor, AuditStore, ErrorKind, IngestSource, NewEvent, NewMetadata, Outcome, PullLimits, Result,
 };
 use dezky_ingest::generic::{
     GenericReceiver, MAX_BODY_EVENTS, MappedLines, Mapping, MappingConfig,
 };
 use dezky_ingest::signature::{Headers, Scheme, Secrets};
-use dezky_ingest::{Pump, PumpConfig, Taken};
+use dezky_ingest::{Intake, Pump, PumpConfig, Taken};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
+use crate::moody::{Mood, Moody};
 use crate::{Place, run};
 
 const KEY: &str = "test-shared-secret-0123456789abcdef";
@@ -568,6 +569,29 @@ fn of_writers_that_share_an_id_at_the_same_time_none_loses_its_event() {
             let again = send(&receivers[0], &[], body.as_bytes()).await.unwrap();
             assert_eq!((again.stored, again.conflicts), (0, 0));
         }
+    });
+}
+
+#[test]
+fn a_cursor_waits_for_the_event_whose_id_another_writer_took() {
+    run(async {
+        let place = Place::new().await;
+        let first = stored_before("one", &json!({"event": "a", "id": "one", "n": 1}));
+        place.store.append(vec![first], AppendOptions::default()).await.unwrap();
+        // It finds nothing, as though that one came between the look and the append.
+        let moody = Moody::new(Arc::clone(&place.store));
+        let live = place.path("audit.ndjson");
+        append(&live, "{\"event\":\"a\",\"id\":\"one\",\"n\":2}\n");
+        let tail = MappedLines::follow(mapping(by_id()), &live, 4_096, Arc::new(TokioRuntime));
+        let intake = Intake::new(Arc::clone(&moody) as Arc<dyn AuditStore>, Arc::new(TokioRuntime));
+        let mut pump = Pump::new(Box::new(tail.unwrap()), intake, PumpConfig::default());
+        moody.set(Mood::UpFor(1));
+        assert_eq!(pump.tick().await.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+        assert_eq!(place.store.cursor("shop").await.unwrap(), None);
+        moody.set(Mood::Up);
+        assert_eq!(drain(&mut pump).await, (1, 0));
+        assert!(place.store.cursor("shop").await.unwrap().is_some());
+        assert_eq!(ids(&place).await.len(), 2);
     });
 }
 
