@@ -152,7 +152,7 @@ fn declared(event: &AuditEvent) -> Option<Content> {
     is_mapped.then_some(content)
 }
 
-/// What is known of the first event with an id.
+/// The first event with an id, as far as it is known.
 enum Known {
     /// It was erased, and so equals anything.
     Erased,
@@ -168,7 +168,7 @@ impl Known {
             return Self::Erased;
         }
         let metadata = &stored.event.metadata;
-        // What can't be read any more differs from everything that can.
+        // Metadata that can't be read any more differs from all that can.
         let content = content(metadata).map_or([0; 32], |(content, _)| content);
         Self::Stored(content, metadata.clone())
     }

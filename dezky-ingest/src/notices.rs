@@ -79,7 +79,7 @@ pub(crate) struct Plan {
     after: Stored,
 }
 
-/// What a [`Plan`] adds to the counts of a source's hour.
+/// Counts that a [`Plan`] adds to those of a source's hour.
 #[derive(Debug, Default)]
 struct Delta {
     number: i64,
@@ -90,13 +90,13 @@ struct Delta {
     folded: BTreeSet<String>,
 }
 
-/// What no summary of a source had counted yet.
+/// A summary of items that no other one of their source has counted.
 pub(crate) struct Rest {
     pub(crate) summary: SealedEvent,
     pub(crate) told: Told,
 }
 
-/// What is told when a [`Rest`] was stored.
+/// The counts that a [`Rest`] tells once it was stored.
 pub(crate) struct Told {
     number: i64,
     more: u64,
@@ -111,7 +111,7 @@ impl Notices {
         Self { hours: Mutex::default(), nonce }
     }
 
-    /// What makes a summary of this process' counts the same when it comes again.
+    /// The part of an identity that is this process' alone, the same for the same count.
     fn part(&self, more: u64) -> String {
         format!("{more} of {}", hex::encode(self.nonce))
     }
@@ -223,7 +223,7 @@ impl Notices {
     }
 }
 
-/// What the sources of a [`Plan`] count when it was stored.
+/// Counts by source, to be added when a [`Plan`] was stored.
 #[derive(Default)]
 pub(crate) struct Stored(Vec<(String, Delta)>);
 
@@ -302,7 +302,7 @@ mod tests {
         };
         let first = notices.rest("shop", &runtime).unwrap();
         assert_eq!(count(&first), 1_200);
-        // What comes until it is stored is not told by it, and what comes then waits.
+        // Items that come until it is stored are not told by it, but a minute later.
         notices.stored(&late.take_after(), true);
         notices.told("shop", &first.told);
         assert!(notices.rest("shop", &runtime).is_none());

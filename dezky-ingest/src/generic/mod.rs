@@ -51,7 +51,7 @@ const LINE_KEY_PREFIX: &str = "line:";
 
 /// What the key over the content of an event in a body begins with.
 const CONTENT_KEY: &str = "body1:";
-/// What keys over a line and its place begin with.
+/// Prefixes of keys over a line and its place.
 const LINE_KEYS: [&str; 2] = ["line1:", "line2:"];
 
 /// The first bytes of every gzip member.

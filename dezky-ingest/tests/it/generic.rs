@@ -503,7 +503,7 @@ fn what_was_stored_under_earlier_rules_is_not_stored_again() {
             let body = said(id, field, now);
             let taken = send(&shop, &[], body.to_string().as_bytes()).await.unwrap();
             assert_eq!((taken.stored, taken.duplicates), (0, 1), "{id}");
-            // One that says something else beside it is another.
+            // Another one says something else beside it.
             let mut other = body;
             other["n"] = 2.into();
             let taken = send(&shop, &[], other.to_string().as_bytes()).await.unwrap();
