@@ -5,6 +5,8 @@
 //! keeps the first of two events with one id and counts the second, so whether they are
 //! one is decided here, before they are appended.
 
+mod alike;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +20,8 @@ use dezky_core::{AuditEvent, Field, Metadata, Result, Runtime, SealedEvent, Stor
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use crate::generic::{CONTENT_KEY, LINE_KEY, is_declared};
+use self::alike::alike;
+use crate::generic::{is_declared, is_made_key};
 use crate::quarantine::with_new_salt;
 
 /// The annotation of an event whose declared id another event has: that id.
@@ -28,7 +31,11 @@ const RAW_ACTION: &str = "rawAction";
 /// The member of the metadata that holds our annotations.
 const OWN: &str = "_dezky";
 /// Our annotations that are the source's content all the same.
-const OF_SOURCE: [&str; 2] = ["source", "truncated"];
+const OF_SOURCE: [&str; 3] = ["source", TRUNCATED, CUT];
+/// The annotation of metadata that was reduced to its short scalars.
+const TRUNCATED: &str = "truncated";
+/// The annotation of what was cut, with the digest of what stood there.
+const CUT: &str = "cut";
 /// The longest identity that the log takes, in bytes.
 const EXTERNAL_ID_MAX: usize = 512;
 /// The hex digits of a content's digest that tell two events with one id apart.
@@ -42,10 +49,14 @@ pub(crate) type Content = [u8; 32];
 /// An event with a declared id that is in the log with another content, or came earlier
 /// in the batch so, is appended under `<id>~<digest of the content>` and notes the id as
 /// `_dezky.sharedId`. The same content under the same id stays a duplicate, whatever the
-/// order, the batch, the process or the way in. Everything else goes through unchanged.
+/// order, the batch, the process or the way in, also where the stored one has secrets that
+/// are hidden today, or hides what is none, or was reduced where its large parts are cut
+/// today. Everything else goes through unchanged.
 ///
 /// Where another writer appends the same id between the look and the append, the receipt
-/// tells, and the event is appended under its own identity right after.
+/// tells, and the event is appended under its own identity right after. Until then neither
+/// the cursor moves nor an item leaves the quarantine, so that whoever gave the events
+/// gives them again if that fails.
 pub(crate) struct DistinctStore {
     inner: Arc<dyn AuditStore>,
     runtime: Arc<dyn Runtime>,
@@ -70,9 +81,9 @@ impl DistinctStore {
         let asked: Vec<&SealedEvent> = declared.iter().map(|(n, _)| &events[*n]).collect();
         let mut first = HashMap::new();
         for stored in self.inner.find_same(&asked).await? {
-            let content = stored_content(&stored);
+            let known = Known::stored(&stored);
             if let Some(id) = stored.event.external_id {
-                first.insert((stored.event.source, id), content);
+                first.insert((stored.event.source, id), known);
             }
         }
         let (mut new, mut shared) = (Vec::new(), Vec::new());
@@ -80,14 +91,13 @@ impl DistinctStore {
             let event = events[n].event();
             let id = event.external_id.clone().unwrap_or_default();
             match first.get(&(event.source.clone(), id.clone())) {
-                Some(None) => {}
-                Some(Some(known)) if *known == content => {}
-                Some(Some(_)) => {
+                Some(known) if known.says(&content, &event.metadata) => {}
+                Some(_) => {
                     events[n] = self.renamed(event, &content);
                     shared.push(n);
                 }
                 None => {
-                    first.insert((event.source.clone(), id), Some(content));
+                    first.insert((event.source.clone(), id), Known::Beside(content));
                     new.push((n, events[n].clone()));
                 }
             }
@@ -100,8 +110,10 @@ impl DistinctStore {
     async fn differs(&self, seq: u64, sealed: &SealedEvent) -> Result<bool> {
         let rows = self.inner.scan(i64::try_from(seq).unwrap_or(i64::MAX), 1).await?;
         let there = rows.into_iter().flatten().find(|row| row.stored.seq == seq);
-        let known = there.and_then(|row| stored_content(&row.stored));
-        Ok(known.is_some() && known != declared(sealed.event()))
+        let known = there.map(|row| Known::stored(&row.stored));
+        let content = declared(sealed.event());
+        let metadata = &sealed.event().metadata;
+        Ok(known.zip(content).is_some_and(|(known, content)| !known.says(&content, metadata)))
     }
 
     /// The event under the identity of its id and its content.
@@ -133,20 +145,42 @@ fn report<'e>(mut shared: impl Iterator<Item = &'e SealedEvent>) {
 /// The content of an event that a declared map made and whose id is the sender's.
 fn declared(event: &AuditEvent) -> Option<Content> {
     let id = event.external_id.as_deref()?;
-    if !is_declared(&event.source) || id.starts_with(CONTENT_KEY) || id.starts_with(LINE_KEY) {
+    if !is_declared(&event.source) || is_made_key(id) {
         return None;
     }
     let (content, is_mapped) = content(&event.metadata)?;
     is_mapped.then_some(content)
 }
 
-/// The content of an event of the log; `None` if it was erased, and so equals anything.
-fn stored_content(stored: &StoredEvent) -> Option<Content> {
-    if stored.erased.contains(&Field::Metadata) {
-        return None;
+/// The first event with an id, as far as it is known.
+enum Known {
+    /// It was erased, and so equals anything.
+    Erased,
+    /// It is in the log.
+    Stored(Content, Metadata),
+    /// It is in the same batch, so the same rules made it.
+    Beside(Content),
+}
+
+impl Known {
+    fn stored(stored: &StoredEvent) -> Self {
+        if stored.erased.contains(&Field::Metadata) {
+            return Self::Erased;
+        }
+        let metadata = &stored.event.metadata;
+        // Metadata that can't be read any more differs from all that can.
+        let content = content(metadata).map_or([0; 32], |(content, _)| content);
+        Self::Stored(content, metadata.clone())
     }
-    // What can't be read any more differs from everything that can.
-    Some(content(&stored.event.metadata).map_or([0; 32], |(content, _)| content))
+
+    /// Whether an event with the same id says the same.
+    fn says(&self, content: &Content, metadata: &Metadata) -> bool {
+        match self {
+            Self::Erased => true,
+            Self::Stored(known, stored) => known == content || alike(stored, metadata),
+            Self::Beside(known) => known == content,
+        }
+    }
 }
 
 /// The digest of what the source said, and whether a declared map read it. Metadata is
@@ -179,13 +213,18 @@ impl AuditStore for DistinctStore {
     async fn append(
         &self,
         mut events: Vec<SealedEvent>,
-        options: AppendOptions,
+        mut options: AppendOptions,
     ) -> Result<Appended> {
         let new = self.tell_apart(&mut events).await?;
         if new.is_empty() {
             return self.inner.append(events, options).await;
         }
-        let fence = options.fence.clone();
+        let last = AppendOptions {
+            cursor: options.cursor.take(),
+            fence: options.fence.clone(),
+            release: std::mem::take(&mut options.release),
+            ..AppendOptions::default()
+        };
         let mut appended = self.inner.append(events, options).await?;
         let (mut places, mut again) = (Vec::new(), Vec::new());
         for (n, sealed) in new {
@@ -199,13 +238,13 @@ impl AuditStore for DistinctStore {
                 again.push(self.renamed(sealed.event(), &content));
             }
         }
-        if !again.is_empty() {
+        if !again.is_empty() || last.cursor.is_some() || !last.release.is_empty() {
             report(again.iter());
-            let options = AppendOptions { fence, ..AppendOptions::default() };
-            let receipts = self.inner.append(again, options).await?.receipts;
+            let Appended { receipts, released, .. } = self.inner.append(again, last).await?;
             for (n, receipt) in places.into_iter().zip(receipts) {
                 appended.receipts[n] = receipt;
             }
+            appended.released += released;
         }
         Ok(appended)
     }

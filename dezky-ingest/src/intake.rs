@@ -158,7 +158,8 @@ impl Intake {
     /// `_dezky.sharedId`.
     pub fn new(store: Arc<dyn AuditStore>, runtime: Arc<dyn Runtime>) -> Self {
         let store = Arc::new(DistinctStore::new(store, Arc::clone(&runtime)));
-        Self { store, runtime, directory: None, log: None, notices: Arc::default() }
+        let notices = Arc::new(Notices::new(&*runtime));
+        Self { store, runtime, directory: None, log: None, notices }
     }
 
     /// What is [pushed](Self::take_pushed) goes by way of `log`, with its timeout and
@@ -227,10 +228,19 @@ impl Intake {
     /// Tells the timeline how many items of `source` went to the quarantine, if it has
     /// not told the number yet: for when no more of them come.
     pub(crate) async fn tell_rest(&self, source: &str, fence: Option<Fence>) -> Result<()> {
-        let Some(summary) = self.notices.rest(source, &*self.runtime) else { return Ok(()) };
+        let Some(rest) = self.notices.rest(source, &*self.runtime) else { return Ok(()) };
         let options = AppendOptions { fence, ..AppendOptions::default() };
-        self.store.append(vec![summary], options).await?;
-        self.notices.told(source);
+        self.store.append(vec![rest.summary], options).await?;
+        self.notices.told(source, &rest.told);
+        Ok(())
+    }
+
+    /// The same on the way of what is [pushed](Self::take_pushed).
+    pub(crate) async fn tell_rest_pushed(&self, source: &str) -> Result<()> {
+        let Some(log) = &self.log else { return self.tell_rest(source, None).await };
+        let Some(rest) = self.notices.rest(source, &*self.runtime) else { return Ok(()) };
+        log.keep_records(vec![SpoolRecord::Event(rest.summary)]).await?;
+        self.notices.told(source, &rest.told);
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use dezky_core::{
     Actor, NewEvent, NewMetadata, Outcome, QuarantineItem, Runtime, SealedEvent, Timestamp,
@@ -16,9 +17,15 @@ use sha2::{Digest as _, Sha256};
 pub(crate) const EACH_PER_HOUR: usize = 100;
 const HOUR_MS: i64 = 3_600_000;
 
+/// How long after a rest was told the next one is, at least.
+const BETWEEN_RESTS: Duration = Duration::from_mins(1);
+
 /// What was told of the items of each source, since the start of the process.
-#[derive(Default)]
-pub(crate) struct Notices(Mutex<HashMap<String, Hour>>);
+pub(crate) struct Notices {
+    hours: Mutex<HashMap<String, Hour>>,
+    /// Tells this process' counts from those of others.
+    nonce: [u8; 16],
+}
 
 /// What was told of one source within an hour.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +40,8 @@ struct Hour {
     told: u64,
     /// The reasons for which there is an item that stands for several.
     folded: BTreeSet<String>,
+    /// When the rest was told.
+    rest_at: Option<Timestamp>,
 }
 
 impl Hour {
@@ -67,11 +76,46 @@ pub(crate) struct Plan {
     pub(crate) notices: Vec<SealedEvent>,
     /// How many new items an item that stands for several takes the place of.
     pub(crate) folded: usize,
-    /// How the state of each source is when this was stored.
-    after: Vec<(String, Hour)>,
+    after: Stored,
+}
+
+/// Counts that a [`Plan`] adds to those of a source's hour.
+#[derive(Debug, Default)]
+struct Delta {
+    number: i64,
+    each: usize,
+    more: u64,
+    /// How many a summary of the plan counts.
+    told: u64,
+    folded: BTreeSet<String>,
+}
+
+/// A summary of items that no other one of their source has counted.
+pub(crate) struct Rest {
+    pub(crate) summary: SealedEvent,
+    pub(crate) told: Told,
+}
+
+/// The counts that a [`Rest`] tells once it was stored.
+pub(crate) struct Told {
+    number: i64,
+    more: u64,
+    at: Timestamp,
 }
 
 impl Notices {
+    /// Nothing was told yet.
+    pub(crate) fn new(runtime: &dyn Runtime) -> Self {
+        let mut nonce = [0; 16];
+        runtime.fill_random(&mut nonce);
+        Self { hours: Mutex::default(), nonce }
+    }
+
+    /// The part of an identity that is this process' alone, the same for the same count.
+    fn part(&self, more: u64) -> String {
+        format!("{more} of {}", hex::encode(self.nonce))
+    }
+
     /// Decides what is told of `items`. Nothing is counted until it was
     /// [stored](Self::stored), so that a failed append changes nothing.
     ///
@@ -83,31 +127,35 @@ impl Notices {
             return plan;
         }
         let number = runtime.now().as_millis().div_euclid(HOUR_MS);
-        let mut sources: BTreeMap<String, (Hour, Sha256)> = BTreeMap::new();
+        let mut sources: BTreeMap<String, (Hour, Delta, Sha256)> = BTreeMap::new();
         let mut folded: BTreeMap<(String, String), QuarantineItem> = BTreeMap::new();
         for mut item in items {
-            let (hour, keys) = sources.entry(item.source.clone()).or_insert_with(|| {
+            let (hour, delta, keys) = sources.entry(item.source.clone()).or_insert_with(|| {
                 let mut hour = self.lock().get(&item.source).cloned().unwrap_or_default();
                 if hour.number != number {
                     if hour.more > hour.told {
-                        plan.notices.push(hour.summary(&item.source, "end", runtime));
+                        let part = self.part(hour.more);
+                        plan.notices.push(hour.summary(&item.source, &part, runtime));
                     }
                     hour = Hour { number, ..Hour::default() };
                 }
-                (hour, Sha256::new())
+                (hour, Delta { number, ..Delta::default() }, Sha256::new())
             });
             if hour.each < EACH_PER_HOUR {
                 hour.each += 1;
+                delta.each += 1;
                 plan.notices.push(item.notice(runtime));
                 plan.items.push(item);
                 continue;
             }
             hour.more += 1;
+            delta.more += 1;
             keys.update((item.key.len() as u64).to_be_bytes());
             keys.update(&item.key);
             if item.raw.is_empty() {
                 // The item itself is counted as new by the store.
                 plan.folded += usize::from(!hour.folded.insert(item.reason.clone()));
+                delta.folded.insert(item.reason.clone());
                 item.key = format!("more:{}:{number}", item.reason);
                 "more of this kind, of which nothing could be kept; the timeline has their count"
                     .clone_into(&mut item.detail);
@@ -117,56 +165,72 @@ impl Notices {
             }
         }
         plan.items.extend(folded.into_values());
-        for (source, (mut hour, keys)) in sources {
+        for (source, (hour, mut delta, keys)) in sources {
             // Each summary counts twice as many as the one before: few are enough.
             if hour.more > 0 && (hour.told == 0 || hour.more / 2 >= hour.told) {
                 let part = hex::encode(keys.finalize());
                 plan.notices.push(hour.summary(&source, &part, runtime));
-                hour.told = hour.more;
+                delta.told = hour.more;
             }
-            plan.after.push((source, hour));
+            plan.after.0.push((source, delta));
         }
         plan
     }
 
-    /// Counts what was stored. What was in the quarantine before (`is_new` is false) takes
-    /// nobody's place.
+    /// Counts what was stored, beside what others stored meanwhile. What was in the
+    /// quarantine before (`is_new` is false) takes nobody's place.
     pub(crate) fn stored(&self, after: &Stored, is_new: bool) {
         let mut sources = self.lock();
-        for (source, hour) in &after.0 {
+        for (source, delta) in &after.0 {
             let known = sources.entry(source.clone()).or_default();
-            let each = if is_new || known.number != hour.number { hour.each } else { known.each };
-            *known = Hour { each, ..hour.clone() };
+            if known.number < delta.number {
+                *known = Hour { number: delta.number, ..Hour::default() };
+            }
+            // The hour may have ended meanwhile.
+            if known.number == delta.number {
+                known.each += if is_new { delta.each } else { 0 };
+                known.more += delta.more;
+                known.told = known.told.max(delta.told);
+                known.folded.extend(delta.folded.iter().cloned());
+            }
         }
     }
 
-    /// The summary of what no summary of `source` has counted yet, if there is any. Told
-    /// by [`told`](Self::told).
-    pub(crate) fn rest(&self, source: &str, runtime: &dyn Runtime) -> Option<SealedEvent> {
-        let hour = self.lock().get(source).cloned().filter(|hour| hour.more > hour.told)?;
-        Some(hour.summary(source, &format!("{} of them", hour.more), runtime))
+    /// The summary of what no summary of `source` has counted yet, if there is any and the
+    /// last such one is a minute old. [`told`](Self::told) notes that it was stored.
+    pub(crate) fn rest(&self, source: &str, runtime: &dyn Runtime) -> Option<Rest> {
+        let at = runtime.now();
+        let is_due = |hour: &Hour| {
+            let is_early = |last| at.saturating_since(last) < BETWEEN_RESTS;
+            hour.more > hour.told && !hour.rest_at.is_some_and(is_early)
+        };
+        let hour = self.lock().get(source).filter(|hour| is_due(hour)).cloned()?;
+        let summary = hour.summary(source, &self.part(hour.more), runtime);
+        Some(Rest { summary, told: Told { number: hour.number, more: hour.more, at } })
     }
 
-    /// Notes that the rest of `source` was told.
-    pub(crate) fn told(&self, source: &str) {
-        if let Some(hour) = self.lock().get_mut(source) {
-            hour.told = hour.more;
+    /// Notes that a rest of `source` was told.
+    pub(crate) fn told(&self, source: &str, told: &Told) {
+        let mut sources = self.lock();
+        if let Some(hour) = sources.get_mut(source).filter(|hour| hour.number == told.number) {
+            hour.told = hour.told.max(told.more);
+            hour.rest_at = Some(told.at);
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Hour>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.hours.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The state of the sources of a [`Plan`] after it was stored.
+/// Counts by source, to be added when a [`Plan`] was stored.
 #[derive(Default)]
-pub(crate) struct Stored(Vec<(String, Hour)>);
+pub(crate) struct Stored(Vec<(String, Delta)>);
 
 impl Plan {
     /// What to count when the plan is stored.
     pub(crate) fn take_after(&mut self) -> Stored {
-        Stored(std::mem::take(&mut self.after))
+        std::mem::take(&mut self.after)
     }
 }
 
@@ -196,7 +260,8 @@ mod tests {
 
     #[test]
     fn the_first_hundred_are_told_each_and_the_rest_by_their_count() {
-        let (notices, runtime) = (Notices::default(), ManualRuntime::new(1));
+        let runtime = ManualRuntime::new(1);
+        let notices = Notices::new(&runtime);
         let stored = |count, raw: &[u8], is_new| {
             let mut plan = notices.plan(items(count, raw), &runtime);
             notices.stored(&plan.take_after(), is_new);
@@ -211,8 +276,8 @@ mod tests {
         assert_eq!((plan.items.len(), counts(&plan)), (200, vec![1_901]), "what is kept is kept");
         stored(5, b"", true);
         let rest = notices.rest("shop", &runtime).unwrap();
-        assert_eq!(rest.event().metadata.to_value()["_dezky"]["count"], 1_906);
-        notices.told("shop");
+        assert_eq!(rest.summary.event().metadata.to_value()["_dezky"]["count"], 1_906);
+        notices.told("shop", &rest.told);
         assert!(notices.rest("shop", &runtime).is_none());
         stored(5, b"", true);
         runtime.advance(std::time::Duration::from_hours(1));
@@ -223,8 +288,51 @@ mod tests {
     }
 
     #[test]
+    fn none_of_those_that_are_taken_at_the_same_time_is_uncounted() {
+        let runtime = ManualRuntime::new(1);
+        let notices = Notices::new(&runtime);
+        let plan = |count| notices.plan(items(count, b"x"), &runtime);
+        let mut plans = [500, 500, 500, 107].map(plan);
+        let [at_once @ .., late] = &mut plans;
+        for plan in at_once {
+            notices.stored(&plan.take_after(), true);
+        }
+        let count = |rest: &Rest| {
+            rest.summary.event().metadata.to_value()["_dezky"]["count"].as_u64().unwrap()
+        };
+        let first = notices.rest("shop", &runtime).unwrap();
+        assert_eq!(count(&first), 1_200);
+        // Items that come until it is stored are not told by it, but a minute later.
+        notices.stored(&late.take_after(), true);
+        notices.told("shop", &first.told);
+        assert!(notices.rest("shop", &runtime).is_none());
+        runtime.advance(BETWEEN_RESTS);
+        assert_eq!(count(&notices.rest("shop", &runtime).unwrap()), 1_207);
+    }
+
+    #[test]
+    fn the_rest_of_another_process_is_another_event() {
+        let runtime = ManualRuntime::new(1);
+        let ids: BTreeSet<_> = (0..2)
+            .map(|_| {
+                let notices = Notices::new(&runtime);
+                let mut plan = notices.plan(items(150, b"x"), &runtime);
+                notices.stored(&plan.take_after(), true);
+                let mut plan = notices.plan(items(10, b"x"), &runtime);
+                notices.stored(&plan.take_after(), true);
+                let ids = |rest: Rest| rest.summary.event().external_id.clone().unwrap();
+                let id = notices.rest("shop", &runtime).map(ids).unwrap();
+                assert_eq!(notices.rest("shop", &runtime).map(ids).unwrap(), id, "a retry");
+                id
+            })
+            .collect();
+        assert_eq!(ids.len(), 2);
+    }
+
+    #[test]
     fn what_was_not_stored_or_was_there_before_takes_no_place() {
-        let (notices, runtime) = (Notices::default(), ManualRuntime::new(1));
+        let runtime = ManualRuntime::new(1);
+        let notices = Notices::new(&runtime);
         for _ in 0..3 {
             let plan = notices.plan(items(80, b""), &runtime);
             assert_eq!((plan.items.len(), plan.notices.len()), (80, 80));

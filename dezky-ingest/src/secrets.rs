@@ -59,6 +59,17 @@ pub(crate) fn is_secret(key: &str, is_argument: bool) -> bool {
     is_named && !ends(&IDENTIFIERS)
 }
 
+/// Whether more than [`is_secret`] says is one in a text that may be a form: what a sign-in
+/// hands over, where a `code` bears that name alone, and in a form of several also short
+/// names.
+fn is_form_secret(name: &str, is_of_several: bool) -> bool {
+    let name = squash(name);
+    let is_handed_over =
+        |known: &&str| if *known == "code" { name == *known } else { name.ends_with(known) };
+    ARGUMENTS.iter().any(is_handed_over)
+        || is_of_several && WHOLE_ARGUMENTS.contains(&name.as_str())
+}
+
 /// A name in lower case, without separators.
 pub(crate) fn squash(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
@@ -219,6 +230,8 @@ fn without_passwords(text: &str) -> Option<String> {
 /// The text without the values of arguments that bear a secret's name.
 fn without_arguments(text: &str, nested: usize) -> Option<String> {
     let is_form = is_name(text.split('=').next()?) && !text.contains(char::is_whitespace);
+    // Or a plain text such as `status_code=404`.
+    let may_be_text = is_form && !text.contains(['?', '#']);
     let first = if is_form { 0 } else { text.find(['?', '#', ';'])? + 1 };
     let (mut out, mut at) = (text[..first].to_owned(), first);
     // What stands before the argument that begins at `at`.
@@ -230,7 +243,13 @@ fn without_arguments(text: &str, nested: usize) -> Option<String> {
             // Behind `;` a sentence may go on.
             let is_argument = separator != ';' || is_name(name);
             let start = name.len() + 1;
-            let secret = if is_secret(&decoded(name), true) {
+            let name = decoded(name);
+            let is_named = if may_be_text {
+                is_secret(&name, false) || is_form_secret(&name, text.contains('&'))
+            } else {
+                is_secret(&name, true)
+            };
+            let secret = if is_named {
                 start..argument.find('&').unwrap_or(argument.len())
             } else {
                 without_secrets_in(&decoded_address(value)?, nested.checked_sub(1)?)?;
@@ -311,6 +330,10 @@ mod tests {
             ("/?next=%2Fcb%3Fcode%3DS&a=1", "/?next=[redacted]&a=1"),
             ("/?X-Amz-Signature=S&X-Amz-Date=1", "/?X-Amz-Signature=[redacted]&X-Amz-Date=1"),
             ("grant_type=password&password=S&a=1", "grant_type=password&password=[redacted]&a=1"),
+            ("code=S", "code=[redacted]"),
+            ("SAMLResponse=S&status_code=200", "SAMLResponse=[redacted]&status_code=200"),
+            ("user=a&pwd=S", "user=a&pwd=[redacted]"),
+            ("/?status_code=404", "/?status_code=[redacted]"),
             ("postgres://app:S@db/x", "postgres://app:[redacted]@db/x"),
             ("https://S@git.example/x.git", "https://[redacted]@git.example/x.git"),
             ("a https://u:S@x/?token=S", "a https://u:[redacted]@x/?token=[redacted]"),
@@ -332,6 +355,11 @@ mod tests {
             "C# = good; code review",
             "/?token=",
             "a=b",
+            "exit_code=1",
+            "status_code=404",
+            "exit_code=1&error_code=E7",
+            "exit_code=1;status_code=404",
+            "auth=ok",
         ] {
             assert_eq!(without_secrets(text), None, "{text}");
         }

@@ -84,6 +84,17 @@ impl<'i> Taking<'i> {
     pub(crate) async fn finish(mut self, skipped: u64) -> Result<Taken> {
         self.store().await?;
         let (source, taken) = (self.source, self.taken);
+        // Of items that came before; where they are in the spool it is not known.
+        if taken.quarantined == 0
+            && taken.spooled == 0
+            && let Err(error) = self.intake.tell_rest_pushed(source).await
+        {
+            tracing::warn!(
+                source,
+                code = error.code(),
+                "how many items were quarantined is told later"
+            );
+        }
         tracing::info!(
             source,
             stored = taken.stored,

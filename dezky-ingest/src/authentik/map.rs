@@ -447,6 +447,8 @@ fn sha256(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use dezky_core::Runtime as _;
+    use dezky_core::rt::TokioRuntime;
     use proptest::prelude::*;
     use serde_json::json;
     use serde_json::value::RawValue;
@@ -688,6 +690,43 @@ mod tests {
         }
         assert_eq!(ids.len(), 4);
         assert!(ids.iter().all(|id| *id == ids[0] && id.starts_with("sha256:")), "{ids:?}");
+    }
+
+    #[test]
+    fn a_typed_name_that_looks_like_an_invitation_is_read_to_its_end() {
+        let names = ["-".repeat(36), "-".repeat(35) + "a", "a".repeat(36), "-a".repeat(18)];
+        for name in names.map(|name| format!("/invitations/{name}")) {
+            let context = json!({"username": name, "invitation_uuid": "-".repeat(36)});
+            let said = json!({"action": "login_failed", "context": context});
+            let mapped = map(SOURCE, with(&said));
+            let kept = mapped.metadata.into_metadata().to_value();
+            assert_eq!(kept["context"]["username"], name);
+        }
+        // Spelled like the digest that takes its place, and beside itself.
+        let key = "aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa";
+        let said = json!({"context": {"username": format!("/invitations/{key} {key}{key}")}});
+        let kept = map(SOURCE, with(&said)).metadata.into_metadata().to_value();
+        assert_eq!(kept["context"]["username"].as_str().unwrap().matches("sha256:").count(), 3);
+    }
+
+    #[test]
+    fn many_keys_of_invitations_are_hidden_in_linear_time() {
+        let key = |n: usize| format!("d406f438-507f-4f8a-930d-{n:012x}");
+        let path = |n: usize| format!("/invitations/{}", key(n));
+        let name: String = (0..100_000).map(path).collect();
+        let listed: Vec<_> = (0..10_000).map(|n| key(n).replace('-', "")).collect();
+        let said = json!({"context": {"username": name, "listed": listed, "x": "plain"}});
+        let started = TokioRuntime.now();
+        let kept = map(SOURCE, with(&said)).metadata;
+        // One by one they would take minutes.
+        let took = TokioRuntime.now().saturating_since(started);
+        assert!(took < std::time::Duration::from_secs(20), "{took:?}");
+        let kept = kept.source().unwrap();
+        assert!(!kept.contains("507f") && kept.contains("plain"), "{kept}");
+        // With few they stay distinct.
+        let few: String = (0..16).map(path).collect();
+        let kept = map(SOURCE, with(&json!({"context": {"username": few}}))).metadata;
+        assert_eq!(kept.source().unwrap().matches("sha256:").count(), 16);
     }
 
     #[test]

@@ -13,6 +13,11 @@ use super::proto::pk;
 pub(super) use crate::secrets::REDACTED;
 use crate::secrets::{is_secret, squash, without_secrets};
 
+/// How many keys of invitations in one event are replaced by their digests.
+const MAX_INVITATIONS: usize = 16;
+/// Before the key in the address of an invitation.
+const INVITATIONS: &str = "/invitations/";
+
 /// Takes the secrets out of an event, or of what should have been one.
 pub(crate) fn redact(value: &mut Value) {
     if let Value::Object(members) = value
@@ -28,15 +33,37 @@ pub(crate) fn redact(value: &mut Value) {
 }
 
 /// Puts a digest where the key of an invitation stands, which is its token: whoever has
-/// it can enrol. Events about the same invitation still have the same digest.
+/// it can enrol. Events about the same invitation still have the same digest. In an event
+/// with more than [`MAX_INVITATIONS`] keys the others, and addresses of invitations, are
+/// hidden as a whole, so that the work stays linear in the event.
 pub(super) fn hide_invitations(event: &mut Map<String, Value>) {
     let mut tokens = BTreeSet::new();
     event.iter().for_each(|(name, value)| find_invitations(name, value, &mut tokens));
+    if tokens.len() > MAX_INVITATIONS {
+        event.values_mut().for_each(|value| hide_many(value, &tokens));
+        // Those that are left may stand within other texts.
+        tokens = tokens.into_iter().take(MAX_INVITATIONS).collect();
+    }
     for token in tokens {
         let mut digest = hex::encode(Sha256::digest(&token));
         digest.truncate(32);
         let (digest, hex) = (format!("sha256:{digest}"), token.replace('-', ""));
         event.values_mut().for_each(|value| replace(value, &[&token, &hex], &digest));
+    }
+}
+
+/// Hides texts that are one of many keys of invitations or hold the address of one.
+fn hide_many(value: &mut Value, tokens: &BTreeSet<String>) {
+    match value {
+        Value::Object(members) => {
+            members.values_mut().for_each(|value| hide_many(value, tokens));
+        }
+        Value::Array(values) => values.iter_mut().for_each(|value| hide_many(value, tokens)),
+        Value::String(text) if text.contains(INVITATIONS) => *value = REDACTED.into(),
+        Value::String(_) if pk(value).is_some_and(|key| tokens.contains(&key)) => {
+            *value = REDACTED.into();
+        }
+        _ => {}
     }
 }
 
@@ -61,7 +88,7 @@ fn find_invitations(name: &str, value: &Value, tokens: &mut BTreeSet<String>) {
         }
         Value::String(text) => {
             // Of the API: `/stages/invitation/invitations/<key>/`.
-            for part in text.split("/invitations/").skip(1) {
+            for part in text.split(INVITATIONS).skip(1) {
                 let end = part.find(|c: char| c != '-' && !c.is_ascii_hexdigit());
                 tokens.extend(key(&part[..end.unwrap_or(part.len())].into()));
             }
@@ -71,7 +98,11 @@ fn find_invitations(name: &str, value: &Value, tokens: &mut BTreeSet<String>) {
 }
 
 fn is_uuid(text: &str) -> bool {
-    text.len() == 36 && text.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit())
+    let is_in_place = |(at, byte): (usize, u8)| match at {
+        8 | 13 | 18 | 23 => byte == b'-',
+        _ => byte.is_ascii_hexdigit(),
+    };
+    text.len() == 36 && text.bytes().enumerate().all(is_in_place)
 }
 
 /// Replaces texts that are ASCII in lower case wherever they stand, whatever their case.
@@ -81,13 +112,29 @@ fn replace(value: &mut Value, these: &[&str], by: &str) {
         Value::Array(values) => values.iter_mut().for_each(|value| replace(value, these, by)),
         Value::String(text) => {
             for this in these {
-                while let Some(at) = text.to_ascii_lowercase().find(this) {
-                    text.replace_range(at..at + this.len(), by);
+                if let Some(replaced) = replaced(text, this, by) {
+                    *text = replaced;
                 }
             }
         }
         _ => {}
     }
+}
+
+/// The text with `by` in place of each `this`; `None` if it has none. What was put in is
+/// not looked at again.
+fn replaced(text: &str, this: &str, by: &str) -> Option<String> {
+    let lower = text.to_ascii_lowercase();
+    let (mut out, mut done) = (String::new(), 0);
+    // Without an end if there were nothing to look for.
+    while !this.is_empty()
+        && let Some(found) = lower[done..].find(this)
+    {
+        out.push_str(&text[done..done + found]);
+        out.push_str(by);
+        done += found + this.len();
+    }
+    (done > 0).then(|| out + &text[done..])
 }
 
 /// Whether it is about a mail that was sent; one without an action may be.

@@ -49,7 +49,7 @@ impl MappedLines {
             Err(error) => error,
         };
         // Several objects without a newline between them.
-        let list = sequence(text).ok();
+        let list = sequence(text, usize::MAX).ok().flatten();
         if let Some(list) = list.as_ref().and_then(|list| Doc::parse(list).ok())
             && list.root().elements().all(Value::is_object)
         {
@@ -77,7 +77,7 @@ impl MappedLines {
             Mapped::Event(mut pulled) => {
                 pulled.event.external_id.get_or_insert(key);
                 if let Some(cut) = &line.cut {
-                    pulled.event.metadata.annotate("cut", cut.note());
+                    cut.annotate(&mut pulled.event.metadata);
                 }
                 Decoded::Event(pulled)
             }

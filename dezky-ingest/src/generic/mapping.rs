@@ -11,7 +11,7 @@ use dezky_core::{
 
 use super::config::{MappingConfig, MappingProblem, SkipField, SkipRule};
 use super::pointer::{Pointer, Term};
-use super::{CONTENT_KEY, LINE_KEY, action, outcome, redact};
+use super::{action, is_made_key, outcome, redact};
 use crate::address::bare_address;
 use crate::domain::{domain, domain_of};
 use crate::intake::RAW_OUTCOME;
@@ -289,8 +289,7 @@ impl Mapping {
             }
         };
         // One that looks like a content key would not be compared by content.
-        let is_ours = id.starts_with(CONTENT_KEY) || id.starts_with(LINE_KEY);
-        if id.len() > EXTERNAL_ID_MAX || is_ours {
+        if id.len() > EXTERNAL_ID_MAX || is_made_key(&id) {
             metadata.annotate("rawId", head(&id));
             return None;
         }

@@ -360,6 +360,8 @@ fn several_places_identify_an_event_together() {
     let single = event(json!({"action": "/a", "id": ["/i"]}), json!({"a": "x", "i": "a/b~"}));
     assert_eq!(single.event.external_id.as_deref(), Some("a/b~"), "as it is");
     // A key of ours can't be claimed.
+    let claimed = event(json!({"action": "/a", "id": "/i"}), json!({"a": "x", "i": "line2:0"}));
+    assert!(claimed.event.external_id.as_deref().unwrap().starts_with("body1:"));
     let claimed = event(json!({"action": "/a", "id": "/i"}), json!({"a": "x", "i": "line1:0"}));
     assert!(claimed.event.external_id.as_ref().unwrap().starts_with("body1:"));
     assert_eq!(annotation(&claimed, "rawId"), "line1:0");
@@ -406,6 +408,18 @@ fn too_many() {
     assert_eq!((odd.len(), &*odd[100].reason), (101, "too_many_odd"));
     let lines = decode("[]\n".repeat(MAX_BODY_EVENTS + 1)).unwrap_err();
     assert_eq!(lines.kind(), ErrorKind::TooLarge);
+    // They are counted before they are held: nothing behind them is looked at.
+    for one in ["{}", "[{}]", r#"{"events":[{}]}"#] {
+        let unread = one.repeat(MAX_BODY_EVENTS + 1) + "}";
+        assert_eq!(decode(unread).unwrap_err().kind(), ErrorKind::TooLarge, "{one}");
+    }
+    for many in [
+        body(5_000_000, "{}"),
+        format!(r#"{{"a":1,"\u0065vents":{}}}"#, body(5_000_000, "{}")),
+        format!("{0}{0}", body(MAX_BODY_EVENTS / 2 + 1, "{}")),
+    ] {
+        assert_eq!(decode(many).unwrap_err().kind(), ErrorKind::TooLarge);
+    }
     let lines = decode("{}\n".repeat(MAX_BODY_EVENTS)).unwrap();
     assert_eq!(lines.events.len(), MAX_BODY_EVENTS);
 }

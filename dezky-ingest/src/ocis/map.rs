@@ -17,7 +17,9 @@ use crate::tail::{Cut, Decoded, Digest, Line, QUARANTINED_BYTES, keyed_hash, rep
 /// The name of the system, in tenant hints and as the default source.
 pub const SYSTEM: &str = "ocis";
 
-/// The storage under which files reached through a link may be named.
+/// The storage under which files reached through a link may be named: the
+/// `PublicStorageProviderID` of oCIS' library reva (`pkg/utils`). Not seen yet in a line
+/// that a running server wrote.
 const PUBLIC_LINKS: &str = "7993447f-687f-490d-875c-ac95e89a62a4";
 
 /// Before the identity of a line in the key of its quarantine item.
@@ -480,7 +482,7 @@ fn decode_object<'b>(
         metadata.annotate("redacted", true);
     }
     if let Some(cut) = &one.cut {
-        metadata.annotate("cut", cut.note());
+        cut.annotate(&mut metadata);
     }
     let mut pulled = shape.event_of(verb, class, metadata);
     let event = &mut pulled.event;

@@ -266,8 +266,11 @@ impl Pump {
         if self.unanswered > MAX_UNANSWERED {
             return Ok(());
         }
-        let what = "the tenant directory does not answer: the events will be pulled again";
-        Err(Error::new(ErrorKind::StoreUnavailable, what))
+        let name = self.source.name();
+        let what = format!(
+            "the tenant directory does not answer, so the events of {name} wait: they will be pulled again"
+        );
+        Err(Error::new(ErrorKind::SourceUnavailable, what))
     }
 
     fn report(&self, tick: &Tick, error: Option<&Error>) {

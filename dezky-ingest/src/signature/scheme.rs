@@ -474,6 +474,12 @@ fn template(text: &str) -> Result<Vec<Part>, SchemeProblem> {
     parts.push(Part::Text(rest.to_owned()));
     parts.push(Part::Body);
     parts.retain(|part| !matches!(part, Part::Text(text) if text.is_empty()));
+    // Bytes could move from one to the next under the same signature.
+    let is_text = |part: &Part| matches!(part, Part::Text(_));
+    if parts.windows(2).any(|pair| !pair.iter().any(is_text)) {
+        let problem = "has two placeholders beside each other: put a text between them, as in \"{id}.{timestamp}.{body}\"";
+        return Err(wrong("signed", problem));
+    }
     Ok(parts)
 }
 
@@ -598,6 +604,9 @@ mod tests {
             (json!({"signed": "{id}.{body}"}), "signed", "id_header"),
             (json!({"id_header": "X-Id"}), "signed", "lacks {id}"),
             (json!({"signed": "{body}."}), "signed", "must end with {body}"),
+            (json!({"signed": "{id}{timestamp}.{body}"}), "signed", "beside each other"),
+            (json!({"signed": "v0:{id}.{timestamp}{body}"}), "signed", "beside each other"),
+            (json!({"signed": "{id}{body}"}), "signed", "beside each other"),
             (json!({"signed": "{other}{body}"}), "signed", "must end"),
             (json!({"signed": "{body}{body}"}), "signed", "must end"),
             (json!({"signed": "}{body}"}), "signed", "must end"),

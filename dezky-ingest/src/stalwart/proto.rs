@@ -48,7 +48,9 @@ pub(super) fn events(text: &str, max: usize) -> Result<Vec<&str>, usize> {
 
 /// The elements of a list; none of anything else.
 fn elements(list: &str) -> impl Iterator<Item = &str> {
-    json::children(list).filter(|_| list.trim_start().starts_with('['))
+    // Looked at once: before it there may be megabytes of blanks.
+    let list = if list.trim_start().starts_with('[') { list } else { "" };
+    json::children(list)
 }
 
 /// An event as it came.
@@ -137,6 +139,9 @@ pub(super) fn members_but(object: Value<'_>, names: &[&str]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use dezky_core::Runtime as _;
+    use dezky_core::rt::TokioRuntime;
+
     use super::*;
 
     #[test]
@@ -150,12 +155,24 @@ mod tests {
             (r#"{"events":[]}"#, &[]),
             (r#"{"event":"account.created","data":{}}"#, &[]),
             (r#"{"type":"auth.failed"}"#, &[]),
+            (" \n[ 1, 2]", &["1", "2"]),
             ("[]", &[]),
             ("null", &[]),
         ] {
             assert_eq!(events(body, 2).unwrap(), expected, "{body}");
         }
         assert_eq!(events(r#"{"events":[1,2],"event":{}}"#, 2), Err(3));
+    }
+
+    #[test]
+    fn blanks_before_many_events_take_no_time() {
+        let blanks = " ".repeat(1 << 20);
+        let body = format!("{blanks}[{}1]", "1,".repeat(100_000));
+        let started = TokioRuntime.now();
+        assert_eq!(events(&body, 1 << 20).map(|events| events.len()), Ok(100_001));
+        let took = TokioRuntime.now().saturating_since(started);
+        // Passed again for each, they would take minutes.
+        assert!(took < std::time::Duration::from_secs(20), "{took:?}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod gzip;
 mod job;
 mod opened;
 
-use dezky_core::{NewEvent, PulledEvent, QuarantineItem, Timestamp};
+use dezky_core::{NewEvent, NewMetadata, PulledEvent, QuarantineItem, Timestamp};
 use sha2::{Digest as _, Sha256};
 
 pub use self::core::{
@@ -125,9 +125,15 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// What an event says of it under `_dezky.cut`.
-    pub(crate) fn note(&self) -> serde_json::Value {
-        serde_json::json!({"bytes": self.bytes, "sha256": hex::encode(self.hash)})
+    /// Notes it as `_dezky.cut.line`, beside what else was cut.
+    pub(crate) fn annotate(&self, metadata: &mut NewMetadata) {
+        let mut cuts = match metadata.annotation("cut") {
+            Some(serde_json::Value::Object(cuts)) => cuts.clone(),
+            _ => serde_json::Map::new(),
+        };
+        let note = serde_json::json!({"bytes": self.bytes, "sha256": hex::encode(self.hash)});
+        cuts.insert("line".to_owned(), note);
+        metadata.annotate("cut", cuts);
     }
 }
 

@@ -7,16 +7,19 @@ use std::sync::Arc;
 
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{AppendOptions, ListQuery};
-use dezky_core::{ErrorKind, IngestSource, Outcome, PullLimits, Result};
+use dezky_core::{
+    Actor, AuditStore, ErrorKind, IngestSource, NewEvent, NewMetadata, Outcome, PullLimits, Result,
+};
 use dezky_ingest::generic::{
     GenericReceiver, MAX_BODY_EVENTS, MappedLines, Mapping, MappingConfig,
 };
 use dezky_ingest::signature::{Headers, Scheme, Secrets};
-use dezky_ingest::{Pump, PumpConfig, Taken};
+use dezky_ingest::{Intake, Pump, PumpConfig, Taken};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
+use crate::moody::{Mood, Moody};
 use crate::{Place, run};
 
 const KEY: &str = "test-shared-secret-0123456789abcdef";
@@ -248,7 +251,7 @@ fn a_long_object_is_an_event_with_its_long_values_cut() {
         let said = event.metadata.to_value();
         assert!(said["text"].as_str().unwrap().ends_with("word…"));
         assert_eq!((&said["token"], &said["n"]), (&json!("[redacted]"), &json!(1.50)));
-        assert_eq!(said["_dezky"]["cut"]["bytes"], long.len());
+        assert_eq!(said["_dezky"]["cut"]["line"]["bytes"], long.len());
 
         // What waits behind the last newline is shown.
         append(&live, "{\"event\":\"half");
@@ -449,6 +452,107 @@ fn events_that_share_an_id_and_differ_are_all_kept_and_repeats_are_not() {
 }
 
 #[test]
+fn events_with_one_id_that_differ_only_in_what_is_cut_are_all_kept() {
+    run(async {
+        let place = Place::new().await;
+        let shop = declared(&place, by_id(), json!({}));
+        let body = |end: &str| {
+            format!(r#"{{"event":"a","id":"long","text":"{}{end}"}}"#, "x".repeat(60_000))
+        };
+        for (body, stored) in [(body("1"), 1), (body("2"), 1), (body("1"), 0), (body("2"), 0)] {
+            assert_eq!(send(&shop, &[], body.as_bytes()).await.unwrap().stored, stored);
+        }
+        // The same of lines that are longer than what is held of one.
+        let live = place.path("audit.ndjson");
+        let line = |end| body(end).replace("long", "line") + "\n";
+        append(&live, &[line("1"), line("2"), line("1")].concat());
+        let tail = MappedLines::follow(mapping(by_id()), &live, 4_096, Arc::new(TokioRuntime));
+        let mut pump = Pump::new(Box::new(tail.unwrap()), place.intake(), PumpConfig::default());
+        assert_eq!(drain(&mut pump).await, (2, 0));
+        assert_eq!(ids(&place).await.len(), 4);
+    });
+}
+
+/// An event of the shop as an earlier version of the rules stored it.
+fn stored_before(id: &str, said: &Value) -> dezky_core::SealedEvent {
+    let metadata = NewMetadata::from_value(said).with_annotation("rawAction", "a");
+    let event = NewEvent {
+        source: "shop".into(),
+        external_id: Some(id.into()),
+        metadata,
+        ..NewEvent::new("shop.a", Actor::system())
+    };
+    event.seal(&TokioRuntime)
+}
+
+#[test]
+fn what_was_stored_under_earlier_rules_is_not_stored_again() {
+    run(async {
+        let place = Place::new().await;
+        let said = |id: &str, field: &str, value: Value| json!({"event": "a", "id": id, "n": 1, field: value});
+        let long = "x".repeat(70_000);
+        for (id, field, before, now) in [
+            ("learned", "jwt", json!("S3cret"), json!("S3cret")),
+            ("forgotten", "hashed_token", json!("[redacted]"), json!("ab12")),
+            ("in-address", "url", json!("/?code=S3&a=1"), json!("/?code=S3&a=1")),
+            ("reduced", "text", json!(long), json!(long)),
+        ] {
+            let event = stored_before(id, &said(id, field, before));
+            place.store.append(vec![event], AppendOptions::default()).await.unwrap();
+            let shop = declared(&place, by_id(), json!({}));
+            let body = said(id, field, now);
+            let taken = send(&shop, &[], body.to_string().as_bytes()).await.unwrap();
+            assert_eq!((taken.stored, taken.duplicates), (0, 1), "{id}");
+            // Another one says something else beside it.
+            let mut other = body;
+            other["n"] = 2.into();
+            let taken = send(&shop, &[], other.to_string().as_bytes()).await.unwrap();
+            assert_eq!(taken.stored, 1, "{id}");
+        }
+    });
+}
+
+#[test]
+fn the_count_of_odd_posts_is_told_when_they_end() {
+    run(async {
+        let place = Place::new().await;
+        let shop = receiver(&place, &[KEY]);
+        let odd = |from: usize, count: usize| {
+            let odd = (from..from + count).map(|n| format!(r#"{{"x":{n}}}"#));
+            format!("[{}]", odd.collect::<Vec<_>>().join(","))
+        };
+        for (from, count) in [(0, 100), (100, 90), (190, 50)] {
+            let taken = send(&shop, &[], odd(from, count).as_bytes()).await.unwrap();
+            assert_eq!(taken.quarantined, count);
+        }
+        let counts = async || {
+            let query = ListQuery {
+                action: Some("ingest.quarantined".into()),
+                limit: 500,
+                ..ListQuery::default()
+            };
+            let told = place.list(query).await;
+            let count = told
+                .iter()
+                .filter_map(|event| event.event.metadata.to_value()["_dezky"]["count"].as_u64());
+            let mut counts: Vec<_> = count.collect();
+            counts.sort_unstable();
+            counts
+        };
+        assert_eq!(counts().await, [90], "fewer than twice as many");
+        for event in ["a", "b"] {
+            let body = format!(r#"{{"event":"{event}"}}"#);
+            assert_eq!(send(&shop, &[], body.as_bytes()).await.unwrap().stored, 1);
+            assert_eq!(counts().await, [90, 140]);
+        }
+        // Once a minute, as posts may come by the thousand.
+        send(&shop, &[], odd(300, 3).as_bytes()).await.unwrap();
+        send(&shop, &[], br#"{"event":"c"}"#).await.unwrap();
+        assert_eq!(counts().await, [90, 140]);
+    });
+}
+
+#[test]
 fn of_writers_that_share_an_id_at_the_same_time_none_loses_its_event() {
     run(async {
         let place = Place::new().await;
@@ -465,6 +569,29 @@ fn of_writers_that_share_an_id_at_the_same_time_none_loses_its_event() {
             let again = send(&receivers[0], &[], body.as_bytes()).await.unwrap();
             assert_eq!((again.stored, again.conflicts), (0, 0));
         }
+    });
+}
+
+#[test]
+fn a_cursor_waits_for_the_event_whose_id_another_writer_took() {
+    run(async {
+        let place = Place::new().await;
+        let first = stored_before("one", &json!({"event": "a", "id": "one", "n": 1}));
+        place.store.append(vec![first], AppendOptions::default()).await.unwrap();
+        // It finds nothing, as though that one came between the look and the append.
+        let moody = Moody::new(Arc::clone(&place.store));
+        let live = place.path("audit.ndjson");
+        append(&live, "{\"event\":\"a\",\"id\":\"one\",\"n\":2}\n");
+        let tail = MappedLines::follow(mapping(by_id()), &live, 4_096, Arc::new(TokioRuntime));
+        let intake = Intake::new(Arc::clone(&moody) as Arc<dyn AuditStore>, Arc::new(TokioRuntime));
+        let mut pump = Pump::new(Box::new(tail.unwrap()), intake, PumpConfig::default());
+        moody.set(Mood::UpFor(1));
+        assert_eq!(pump.tick().await.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+        assert_eq!(place.store.cursor("shop").await.unwrap(), None);
+        moody.set(Mood::Up);
+        assert_eq!(drain(&mut pump).await, (1, 0));
+        assert!(place.store.cursor("shop").await.unwrap().is_some());
+        assert_eq!(ids(&place).await.len(), 2);
     });
 }
 

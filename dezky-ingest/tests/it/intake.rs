@@ -303,6 +303,7 @@ fn a_pump_waits_for_the_directory_but_not_for_ever() {
         for _ in 0..3 {
             let error = pump.tick().await.unwrap_err();
             assert!(error.to_string().contains("pulled again"), "{error}");
+            assert_eq!(error.kind(), ErrorKind::SourceUnavailable, "the store is fine");
         }
         assert_eq!(place.count().await, 0);
         owner.0.store(true, Ordering::Relaxed);

@@ -1,5 +1,8 @@
 //! Lines over the limit.
 
+use std::collections::BTreeMap;
+use std::io::Read as _;
+
 use super::*;
 
 /// A line as oCIS writes it for a space with a long description: twice in `Opaque`.
@@ -36,10 +39,41 @@ fn a_line_of_7_mb_is_the_event_with_its_long_values_cut() {
         assert_eq!(said["Opaque"]["spaceAlias"]["value"], "project/acme");
         assert!(said["Opaque"]["x"]["value"].as_str().unwrap().ends_with("<…"));
         let note = cut.metadata.annotation("cut").unwrap();
-        assert_eq!(note["bytes"], long.len());
+        assert_eq!(note["line"]["bytes"], long.len());
     }
     assert_eq!(small.metadata.source(), usual.metadata.source());
     assert_eq!(whole.metadata.annotation("cut"), None);
+}
+
+/// Lines of a running oCIS 7.1.0-rc.1 whose spaces got descriptions of up to a megabyte.
+const LONG_LINES: &[u8] = include_bytes!("../../../../tests/data/ocis/long-lines.log.gz");
+
+#[test]
+fn each_line_of_a_running_server_is_an_event_however_long_it_is() {
+    let mut text = String::new();
+    flate2::read::MultiGzDecoder::new(LONG_LINES).read_to_string(&mut text).unwrap();
+    assert_eq!(text.lines().count(), 39);
+    let mut bench = Bench::new();
+    bench.append(&text);
+    let (mut events, mut cut) = (BTreeMap::<String, usize>::new(), 0);
+    loop {
+        let pull = bench.pull();
+        assert!(pull.quarantine.is_empty(), "{:?}", pull.quarantine);
+        for pulled in pull.events {
+            let event = pulled.event;
+            assert!(event.actor.id.is_some() && event.resource_name.is_some(), "{event:?}");
+            cut += usize::from(event.metadata.annotation("cut").is_some());
+            *events.entry(event.action).or_default() += 1;
+        }
+        if !pull.more {
+            break;
+        }
+    }
+    let expected =
+        [("folder_created", 26), ("space_created", 1), ("space_renamed", 2), ("space_updated", 10)];
+    let expected = expected.map(|(verb, count)| (format!("ocis.{verb}"), count));
+    assert_eq!(events, BTreeMap::from(expected));
+    assert!(cut > 0);
 }
 
 #[test]
