@@ -21,7 +21,8 @@ use crate::{Axis, FlagEvaluator, LiveFlags, PartialContext, Reason};
 /// `environment` (text) and `tenantActive` (bool) are read from the context's fields,
 /// others are ignored. Without a targeting key, or with a field of another type, flags
 /// whose decision does not depend on it are answered all the same; for the others the
-/// error is `TargetingKeyMissing` or `InvalidContext`. Every flag is a bool: another type
+/// error is `TargetingKeyMissing` or `InvalidContext`. Only flags that are off or on count as
+/// such if the provider is made of a [`FlagEvaluator`], which knows no percentages. Every flag is a bool: another type
 /// is a `TypeMismatch`, and an unknown flag is `FlagNotFound`. Deciding does no I/O.
 ///
 /// ```
