@@ -57,7 +57,7 @@ async fn a_role_with_select_alone_is_refused_at_the_start_and_may_verify() {
             "INSERT on dezky_audit_events",
             "UPDATE on dezky_audit_log",
             "DELETE on dezky_outbox",
-            "; GRANT UPDATE ON dezky_audit_log TO dezky_reader_",
+            ": GRANT UPDATE ON dezky_audit_log TO dezky_reader_",
         ] {
             assert!(said.contains(word), "{word}: {said}");
         }
