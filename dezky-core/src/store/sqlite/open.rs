@@ -155,9 +155,10 @@ pub(super) fn database(config: &SqliteConfig, base: &SqliteConnectOptions) -> Sq
         .after_release(move |connection, _| {
             let (known, closed) = (Arc::clone(&known), Arc::clone(&closed));
             Box::pin(async move {
-                let again = match known.load(Ordering::Relaxed) {
-                    true => Ok(false),
-                    false => is_at_rest(connection).await,
+                let again = if known.load(Ordering::Relaxed) {
+                    Ok(false)
+                } else {
+                    is_at_rest(connection).await
                 };
                 if !matches!(again, Ok(true)) {
                     // If it is the last one, SQLite removes the files beside the database.
