@@ -636,6 +636,10 @@ pub(crate) fn canonical_ip(raw: &str) -> Option<String> {
 /// assert_eq!(written_address("proxy.example"), None);
 /// ```
 pub fn written_address(text: &str) -> Option<IpAddr> {
+    // Of an address with a port `std` reads the zone, and drops it.
+    if text.contains('%') {
+        return None;
+    }
     let in_brackets = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok();
     let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
     text.parse().ok().or_else(|| in_brackets().map(IpAddr::V6)).or_else(with_port)
@@ -836,6 +840,14 @@ mod tests {
 
     fn noted(text: &str) -> serde_json::Value {
         json!({ "bytes": text.len(), "sha256": hex::encode(Sha256::digest(text)) })
+    }
+
+    #[test]
+    fn an_address_with_a_zone_is_none_however_it_is_written() {
+        for text in ["fe80::1%1", "[fe80::1%1]", "[fe80::1%1]:443", "[fe80::1%eth0]:443"] {
+            assert_eq!(written_address(text), None, "{text}");
+        }
+        assert_eq!(written_address("[fe80::1]:443"), "fe80::1".parse().ok());
     }
 
     #[test]

@@ -142,9 +142,42 @@ impl UnresolvedEvent {
         };
         let mut event = self.event.event().clone();
         event.tenant_slug = slug;
+        // Whatever found it is no longer a word than `unresolved`, so it fits where that did.
         if let Some(metadata) = event.metadata.annotated(TENANT_BY, &via.into()) {
             event.metadata = metadata;
         }
         SealedEvent::new(event, *self.event.salt())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit::ManualRuntime;
+    use crate::{Actor, NewEvent};
+
+    #[test]
+    fn an_event_at_its_bound_has_room_for_the_answer() {
+        let runtime = ManualRuntime::new(1);
+        let event = |bytes| {
+            let mut event = NewEvent::new("a.b", Actor::system());
+            let text = serde_json::json!({ "text": "x".repeat(bytes) });
+            event.metadata = crate::NewMetadata::from_source(text.to_string());
+            event.metadata.annotate(TENANT_BY, UNRESOLVED);
+            event.seal(&runtime)
+        };
+        // The longest that is taken as it is.
+        let is_whole = |bytes: &usize| event(*bytes).event().metadata.as_str().len() > *bytes;
+        let whole = (60_000..66_000).rev().find(is_whole).unwrap();
+        assert!(!is_whole(&(whole + 1)), "{whole}");
+        for via in
+            ["none", "domain", "user", "group", "mapping", "space_map", "space_name", "spool"]
+        {
+            let found = FoundTenant::Tenant { slug: "t".repeat(63), via };
+            let unresolved = UnresolvedEvent { event: event(whole), tenant: Vec::new() };
+            let resolved = unresolved.resolve(&found);
+            assert_eq!(resolved.event().metadata.to_value()["_dezky"][TENANT_BY], via);
+            assert_eq!(resolved.validate(), Ok(()));
+        }
     }
 }

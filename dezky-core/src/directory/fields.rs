@@ -117,7 +117,7 @@ pub(super) fn domain(field: &str, text: &str) -> Result<()> {
     check(
         text.is_ascii(),
         field,
-        "ASCII: an international label without a form as xn--… is misspelled, so correct it",
+        "ASCII: this label can't be written as xn--…: check its spelling",
     )?;
     check(
         (1..=MAX_DOMAIN_BYTES).contains(&text.len()) && text.split('.').all(is_label),

@@ -31,8 +31,8 @@ const INLINE_TIMEOUT: Duration = Duration::from_millis(250);
 /// The wait after the first failure; it doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
-/// How often in a row the tenant directory may fail to answer before events go into the
-/// log without their tenants: about a minute of back-off.
+/// How often in a row the tenant directory may fail to answer while the store works before
+/// events go into the log without their tenants: about a minute of back-off.
 const MAX_UNANSWERED: u32 = 8;
 
 /// How a log's spool stands.
@@ -101,7 +101,7 @@ pub struct AuditLog {
     store: Arc<dyn AuditStore>,
     runtime: Arc<dyn Runtime>,
     directory: Option<Arc<dyn TenantDirectory>>,
-    /// How often in a row it did not answer.
+    /// How often in a row it did not answer while the store worked.
     unanswered: AtomicU32,
     spool: Option<Spool>,
     store_timeout: Duration,
@@ -261,8 +261,8 @@ impl AuditLog {
 
     /// Asks `directory` for the tenants of [unresolved](SpoolRecord::Unresolved) events when
     /// they leave the spool. While it does not answer they wait there, and what is behind
-    /// them, but after 8 failures in a row (about a minute) they go into the log as they
-    /// are.
+    /// them, but after 8 failures in a row (about a minute), or if the spool is full, they
+    /// go into the log as they are. A failure while the store is away too does not count.
     #[must_use]
     pub fn with_directory(mut self, directory: Arc<dyn TenantDirectory>) -> Self {
         self.directory = Some(directory);
@@ -568,6 +568,12 @@ impl AuditLog {
         events: &[SealedEvent],
         failure: Option<&Error>,
     ) -> Vec<Recorded> {
+        if self.unanswered.load(Ordering::Relaxed) > 0 {
+            // The directory is away and the store is not: room for new events is worth more
+            // than tenants of old ones.
+            self.unanswered.store(MAX_UNANSWERED, Ordering::Relaxed);
+            self.backoff().until = None;
+        }
         if !self.backoff_left().is_zero() {
             return self.lose(events, failure);
         }
@@ -769,7 +775,7 @@ impl AuditLog {
     }
 
     /// What the directory says to each of the hints. Without an answer an error, so that
-    /// they are asked again, unless it has failed for too long.
+    /// they are asked again, unless it has failed for too long while the store worked.
     async fn find_tenants(
         &self,
         hints: &[Vec<TenantHint>],
@@ -787,16 +793,22 @@ impl AuditLog {
             }
             found
         };
-        let found = self.within(timeout, ask).await.unwrap_or(nothing);
+        // Once it has failed for too long, those who wait for room are not kept by it.
+        let is_given_up = self.unanswered.load(Ordering::Relaxed) >= MAX_UNANSWERED;
+        let patience = if is_given_up { timeout / 4 } else { timeout };
+        let found = self.within(patience, ask).await.unwrap_or(nothing);
         if !found.contains(&FoundTenant::NoAnswer) {
             self.unanswered.store(0, Ordering::Relaxed);
             return Ok(found);
         }
+        let away = |what: &'static str| Err(Error::new(ErrorKind::StoreUnavailable, what));
+        if !matches!(self.within(patience, self.store.state()).await, Some(Ok(_))) {
+            // One outage of both: the directory may be back as soon as the store is.
+            self.unanswered.store(0, Ordering::Relaxed);
+            return away("neither the tenant directory nor the store answers");
+        }
         if self.unanswered.fetch_add(1, Ordering::Relaxed) < MAX_UNANSWERED {
-            return Err(Error::new(
-                ErrorKind::StoreUnavailable,
-                "the tenant directory does not answer",
-            ));
+            return away("the tenant directory does not answer");
         }
         tracing::warn!("the tenant directory does not answer: events go on without tenants");
         Ok(found)
@@ -828,7 +840,7 @@ impl AuditLog {
         timeout: Duration,
     ) -> Result<Appended> {
         let count = events.len();
-        match self.within(timeout, self.store.append(events, options)).await {
+        let answer = match self.within(timeout, self.store.append(events, options)).await {
             Some(Ok(appended)) if appended.receipts.len() != count => Err(Error::new(
                 ErrorKind::Internal,
                 "the store gave another number of receipts than there were events",
@@ -838,7 +850,12 @@ impl AuditLog {
                 ErrorKind::StoreUnavailable,
                 format!("the store did not answer within {} ms", timeout.as_millis()),
             )),
+        };
+        if answer.as_ref().is_err_and(|error| !is_about_the_batch(error)) {
+            // The store is away too: what the directory did not answer till now says nothing.
+            self.unanswered.store(0, Ordering::Relaxed);
         }
+        answer
     }
 
     /// The outcome of `work`, unless it takes longer than `timeout`.

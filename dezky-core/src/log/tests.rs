@@ -27,6 +27,8 @@ enum Mood {
     Hanging,
     /// Appends, but never answers.
     Mute,
+    /// Fails to append, and can be read.
+    ReadOnly,
     /// Never answers to more events than that, and is quick with as many.
     Slow(usize),
 }
@@ -80,7 +82,7 @@ impl AuditStore for Moody {
         let mood = *self.mood.lock().unwrap();
         let poison = |e: &SealedEvent| e.event().resource_id.as_deref() == Some("poison");
         match mood {
-            Mood::Down => Err(Error::new(ErrorKind::StoreUnavailable, "down")),
+            Mood::Down | Mood::ReadOnly => Err(Error::new(ErrorKind::StoreUnavailable, "down")),
             Mood::Hanging => pending().await,
             Mood::Slow(most) if events.len() > most => pending().await,
             Mood::Mute => {
@@ -97,7 +99,12 @@ impl AuditStore for Moody {
         self.inner.list(query).await
     }
     async fn state(&self) -> Result<LogState> {
-        self.inner.state().await
+        let mood = *self.mood.lock().unwrap();
+        match mood {
+            Mood::Up | Mood::Slow(_) | Mood::ReadOnly => self.inner.state().await,
+            Mood::Down => Err(Error::new(ErrorKind::StoreUnavailable, "down")),
+            Mood::Hanging | Mood::Mute => pending().await,
+        }
     }
     async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>> {
         self.inner.scan(from_seq, max_rows).await
@@ -135,7 +142,7 @@ impl AuditStore for Moody {
         let mood = *self.mood.lock().unwrap();
         match mood {
             Mood::Up | Mood::Slow(_) => self.inner.relay(max_events).await,
-            Mood::Down => Err(Error::new(ErrorKind::StoreUnavailable, "down")),
+            Mood::Down | Mood::ReadOnly => Err(Error::new(ErrorKind::StoreUnavailable, "down")),
             Mood::Hanging | Mood::Mute => pending().await,
         }
     }
@@ -424,6 +431,88 @@ async fn a_directory_that_stays_away_holds_the_spool_up_for_a_while_only() {
         assert_eq!(failures, MAX_UNANSWERED - 1, "hangs: {hangs}");
         assert_eq!(tenants(&world).await, [("a".into(), None, "unresolved".into())]);
         assert_eq!((log.counts().unresolved, log.spool_status().unwrap().pending), (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn an_outage_of_store_and_directory_costs_no_tenant() {
+    for mood in [Mood::Down, Mood::Hanging, Mood::Mute] {
+        for back_after in 1..=20 {
+            let world = World::new();
+            let directory = Arc::new(Forgetful::default());
+            let log = world.log().await.with_directory(directory.clone());
+            let _ = ManualRuntime::clone(&world.runtime).with_sleep_advancing();
+            directory.is_away.store(true, Ordering::Relaxed);
+            world.store.set(mood);
+            log.keep_records(vec![unresolved(&world, "a", "acme.example")]).await.unwrap();
+            for _ in 0..back_after {
+                log.drain_spool(10).await.unwrap_err();
+                world.later();
+            }
+            // The store comes back between the question and the append.
+            world.store.set(Mood::Up);
+            log.drain_spool(10).await.unwrap_err();
+            assert_eq!(world.store.events().await.len(), 0, "back after {back_after}");
+            directory.is_away.store(false, Ordering::Relaxed);
+            world.later();
+            log.drain_spool(10).await.unwrap();
+            assert_eq!(tenants(&world).await, [("a".into(), Some("acme".into()), "domain".into())]);
+            assert_eq!(log.counts().unresolved, 0);
+        }
+    }
+}
+
+/// Reads are answered, appends are not: a full disk.
+#[tokio::test]
+async fn appends_that_fail_begin_the_wait_for_the_directory_anew() {
+    let world = World::new();
+    let directory = Arc::new(Forgetful::default());
+    let log = world.log().await.with_directory(directory.clone());
+    directory.is_away.store(true, Ordering::Relaxed);
+    log.keep_records(vec![unresolved(&world, "a", "acme.example")]).await.unwrap();
+    world.store.set(Mood::ReadOnly);
+    for _ in 0..20 {
+        world.later();
+        log.drain_spool(10).await.unwrap_err();
+    }
+    let appends = world.store.appends();
+    assert_eq!(appends, 2, "one in {} attempts", MAX_UNANSWERED + 1);
+    world.store.set(Mood::Up);
+    world.later();
+    log.drain_spool(10).await.unwrap_err();
+    directory.is_away.store(false, Ordering::Relaxed);
+    world.later();
+    log.drain_spool(10).await.unwrap();
+    assert_eq!(tenants(&world).await, [("a".into(), Some("acme".into()), "domain".into())]);
+}
+
+#[tokio::test]
+async fn a_directory_that_is_away_loses_no_event_to_a_full_spool() {
+    for hangs in [false, true] {
+        let world = World::new();
+        let directory = Arc::new(Forgetful::default());
+        let config = SpoolConfig { max_events: 3, ..SpoolConfig::new(world.path()) };
+        let log = world.log_with(config).await.with_directory(directory.clone());
+        let _ = ManualRuntime::clone(&world.runtime).with_sleep_advancing();
+        directory.is_away.store(true, Ordering::Relaxed);
+        directory.hangs.store(hangs, Ordering::Relaxed);
+        let records = ["a", "b", "c"].map(|name| unresolved(&world, name, "acme.example"));
+        log.keep_records(records.to_vec()).await.unwrap();
+        for n in 0..5 {
+            let outcome = log.record(named(n)).await.outcome;
+            assert_ne!(outcome, Lost, "{n}, hangs: {hangs}");
+        }
+        assert_eq!(world.store.names().await[..4], ["a", "b", "c", "0"]);
+        assert_eq!((log.counts().lost, log.counts().unresolved), (0, 3));
+        // While the store is away too there is no room to be made, and no wait for it.
+        world.store.set(Mood::Down);
+        world.later();
+        let more = ["d", "e", "f"].map(|name| unresolved(&world, name, "acme.example"));
+        log.keep_records(more.to_vec()).await.unwrap();
+        assert_eq!(log.record(named(6)).await.outcome, Lost);
+        let before = world.runtime.now();
+        assert_eq!(log.record(named(7)).await.outcome, Lost);
+        assert_eq!(world.runtime.now(), before);
     }
 }
 

@@ -588,16 +588,23 @@ impl Queue {
         let mut name = self.config.path.as_os_str().to_owned();
         name.push(format!(".corrupt-{}", now.as_millis()));
         let kept = PathBuf::from(name);
+        let mut file = owner_only(OpenOptions::new().append(true).create(true)).open(&kept)?;
+        let before = file.metadata()?.len();
+        if let Err(error) = file.write_all(bytes).and_then(|()| file.sync_all()) {
+            // A part of it would only take up the room that the next attempt needs.
+            let _ = file.set_len(before);
+            if before == 0 {
+                let _ = std::fs::remove_file(&kept);
+            }
+            return Err(error);
+        }
+        sync_folder(&kept)?;
         tracing::error!(
             spool = %self.config.path.display(),
             kept = %kept.display(),
             bytes = damaged,
             "a part of the spool is damaged and is set aside: events may be lost"
         );
-        let mut file = owner_only(OpenOptions::new().append(true).create(true)).open(&kept)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        sync_folder(&kept)?;
         gauges.damaged_bytes.fetch_add(damaged as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -641,6 +648,8 @@ impl Queue {
             Err(error) => {
                 // Not acknowledged, so not to be moved either: the sender comes again.
                 self.records.truncate(self.records.len() - kept);
+                self.end = self.records.back().map_or(HEADER_BYTES, |record| record.end());
+                self.dirty = true;
                 Pushed { kept: 0, refused: Some(error) }
             }
         }
@@ -670,22 +679,34 @@ impl Queue {
 
     /// Writes the header and all records that wait into a new file at the path.
     fn make_anew(&mut self) -> std::io::Result<()> {
+        let mut name = self.config.path.as_os_str().to_owned();
+        name.push(".new");
+        let new = PathBuf::from(name);
         let mut options = OpenOptions::new();
-        let mut file =
-            owner_only(options.read(true).write(true).create_new(true)).open(&self.config.path)?;
-        let written = self.copy_to(&mut file);
-        if written.is_err() {
-            // Half of it is worth nothing; the next push tries again.
-            let _ = std::fs::remove_file(&self.config.path);
-        }
+        // A crash may have left a part of one.
+        options.read(true).write(true).create(true).truncate(false);
+        let mut file = owner_only(&mut options).open(&new)?;
+        file.try_lock().map_err(std::io::Error::from)?;
+        // Locked and whole before it stands at the path, where nobody may be before it.
+        let written = self.copy_to(&mut file).and_then(|written| {
+            match std::fs::hard_link(&new, &self.config.path) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(error)?,
+                // Not every file system has links.
+                Err(_) => std::fs::rename(&new, &self.config.path)?,
+                Ok(()) => {}
+            }
+            Ok(written)
+        });
+        // Half of it is worth nothing; the next push tries again.
+        let _ = std::fs::remove_file(&new);
         let (records, end) = written?;
         (self.file, self.records, self.end) = (file, records, end);
         self.dirty = false;
-        Ok(())
+        sync_folder(&self.config.path)
     }
 
     fn copy_to(&mut self, file: &mut File) -> std::io::Result<(VecDeque<Record>, u64)> {
-        file.try_lock().map_err(std::io::Error::from)?;
+        file.set_len(0)?;
         file.write_all(&header(self.version))?;
         let (mut records, mut end) = (VecDeque::new(), HEADER_BYTES);
         let mut raw = Vec::new();
@@ -698,7 +719,6 @@ impl Queue {
             end += record.bytes as u64;
         }
         file.sync_all()?;
-        sync_folder(&self.config.path)?;
         Ok((records, end))
     }
 

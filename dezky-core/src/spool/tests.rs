@@ -561,7 +561,13 @@ async fn a_file_that_is_removed_is_made_anew_with_all_that_waits() {
     spool.push(&events[..2]).await.unwrap();
     spool.discard(1).await.unwrap();
     fs::remove_file(place.config().path).unwrap();
+    // A crash may have left a part of an attempt.
+    fs::write(place.folder.path().join("half"), vec![b'x'; 100_000]).unwrap();
+    let mut new = place.config().path.into_os_string();
+    new.push(".new");
+    fs::rename(place.folder.path().join("half"), &new).unwrap();
     spool.push(&events[2..4]).await.unwrap();
+    assert!(!fs::exists(&new).unwrap());
     // What was acknowledged is in the file that the next process finds.
     let (_other, found) = place.after_kill().await;
     let records = |events: &[SealedEvent]| -> Vec<_> {
@@ -575,6 +581,29 @@ async fn a_file_that_is_removed_is_made_anew_with_all_that_waits() {
     assert_eq!(place.bytes(), HEADER);
     spool.push(&events[4..]).await.unwrap();
     assert_eq!(spool.peek(9).await.unwrap(), records(&events[4..]));
+}
+
+/// A disk without room for what is to be set aside.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_could_not_be_set_aside_takes_up_no_room() {
+    let place = Place::new();
+    let events = place.events(3);
+    place.open().await.push(&events[..1]).await.unwrap();
+    let mut damaged = place.bytes();
+    damaged.extend(b"damaged");
+    fs::write(place.config().path, damaged).unwrap();
+    let full = format!("audit.spool.corrupt-{}", place.runtime.now().as_millis());
+    let full = place.config().path.with_file_name(full);
+    std::os::unix::fs::symlink("/dev/full", &full).unwrap();
+    let spool = place.open().await;
+    assert_eq!(place.corrupt_files(), [] as [PathBuf; 0], "a part of it");
+    assert_eq!(spool.damaged_bytes(), 0);
+    // Now there is room.
+    spool.push(&events[1..]).await.unwrap();
+    assert_eq!(spool.peeked(9).await, events);
+    assert_eq!(fs::read(&place.corrupt_files()[0]).unwrap(), b"damaged");
+    assert_eq!((place.corrupt_files().len(), spool.damaged_bytes()), (1, 7));
 }
 
 #[tokio::test]
@@ -595,4 +624,6 @@ async fn nothing_is_acknowledged_while_another_file_stands_in_its_place() {
     let kept: Vec<_> =
         [&events[0], &events[2]].into_iter().cloned().map(SpoolRecord::Event).collect();
     assert_eq!(spool.peek(9).await.unwrap(), kept);
+    let (_other, found) = place.after_kill().await;
+    assert_eq!(found.peek(9).await.unwrap(), kept, "nor does it turn up after a restart");
 }

@@ -184,6 +184,25 @@ fn postgres_takes_over_indexes_that_were_made_beforehand() {
     });
 }
 
+/// The name alone says nothing: one that was broken off is there, and serves no list.
+#[test]
+fn postgres_refuses_an_index_that_was_not_finished() {
+    tokio().block_on(async {
+        let log = version_1(Engine::Postgres, false).await;
+        let mut server = PgConnection::connect(&log.url()).await.unwrap();
+        let made = "CREATE INDEX dezky_audit_events_actor_seq ON dezky_audit_events (actor_id, at, seq)";
+        server.execute(made).await.unwrap();
+        let broken = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'dezky_audit_events_actor_seq'::regclass";
+        server.execute(broken).await.unwrap();
+        let refused = open(&log.url(), Patience::Usual).await.err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::ConfigInvalid, "{refused}");
+        let fix = "DROP INDEX dezky_audit_events_actor_seq";
+        assert!(refused.to_string().contains(fix), "{refused}");
+        server.execute(fix).await.unwrap();
+        open_log(&log).await;
+    });
+}
+
 async fn oids(server: &mut PgConnection, query: &str) -> Vec<i64> {
     let query = format!("SELECT o::bigint FROM ({query}) AS q (o) ORDER BY o");
     sqlx::query_scalar(AssertSqlSafe(query)).fetch_all(server).await.unwrap()

@@ -21,8 +21,10 @@ use crate::{Axis, FlagEvaluator, LiveFlags, PartialContext, Reason};
 /// `environment` (text) and `tenantActive` (bool) are read from the context's fields,
 /// others are ignored. Without a targeting key, or with a field of another type, flags
 /// whose decision does not depend on it are answered all the same; for the others the
-/// error is `TargetingKeyMissing` or `InvalidContext`. Every flag is a bool: another type
-/// is a `TypeMismatch`, and an unknown flag is `FlagNotFound`. Deciding does no I/O.
+/// error is `TargetingKeyMissing` or `InvalidContext`. [Live](Self::live) flags know their percentages
+/// too; without a targeting key a provider made by [`new`](Self::new) answers only flags
+/// that are off or on. Every flag is a bool: another type is a `TypeMismatch`, and an
+/// unknown flag is `FlagNotFound`. Deciding does no I/O.
 ///
 /// ```
 /// use std::sync::Arc;

@@ -550,7 +550,9 @@ impl Poll {
             return Some(Walking::Recent);
         }
         let interval = self.settings.interval;
-        let is_fresh = self.memory.polled.is_some_and(|at| now.saturating_since(at) < interval);
+        let polled = self.memory.polled;
+        let is_fresh =
+            polled.is_some_and(|at| at.saturating_add(interval).is_ahead_of(now, interval));
         let rest = match &self.state {
             State { backlog: Some(_), .. } => Some(Walking::Backlog),
             State { reconcile: Some(_), .. } => Some(Walking::Reconcile),

@@ -196,6 +196,18 @@ impl DirectoryStore for MongoDirectory {
         self.database.run(self.collection(TENANT).count_documents(filter)).await
     }
 
+    async fn tenants_revision(&self) -> Result<u64> {
+        let sum = doc! { "$group": { "_id": Bson::Null, "sum": { "$sum": "$version" } } };
+        let tenants = self.collection(TENANT);
+        let sums = async { tenants.aggregate([sum]).await?.try_collect::<Vec<_>>().await };
+        match self.database.run(sums).await?.first().map(|found| found.get("sum")) {
+            None => Ok(0),
+            Some(Some(Bson::Int32(sum))) => Ok(unsigned(i64::from(*sum))),
+            Some(Some(Bson::Int64(sum))) => Ok(unsigned(*sum)),
+            Some(_) => Err(corrupt("the sum of the tenants' versions is not an integer")),
+        }
+    }
+
     async fn commit(&self, changes: Vec<DirectoryChange>, events: Vec<SealedEvent>) -> Result<()> {
         check_commit(&changes)?;
         let filed: Vec<Filed> = changes.iter().map(Filed::of).collect::<Result<_>>()?;

@@ -203,25 +203,24 @@ impl PostgresDatabase {
         let (tables, rights): (Vec<&str>, Vec<&str>) = needed.unzip();
         // A right on columns is one, too; whether it is on those that matter shows later.
         let query = sqlx::query(
-            "SELECT n.tab, n.wanted, current_user::text AS role, current_schema()::text AS schema FROM unnest($1::text[], $2::text[]) AS n (tab, wanted) WHERE to_regclass(n.tab) IS NOT NULL AND NOT CASE n.wanted WHEN 'DELETE' THEN has_table_privilege(to_regclass(n.tab), 'DELETE') ELSE has_any_column_privilege(to_regclass(n.tab), n.wanted) END",
+            "SELECT current_user::text AS role, string_agg(n.wanted || ' on ' || n.tab, ', ' ORDER BY n.place) AS named, format('GRANT %s ON %s TO %I', string_agg(n.wanted, ', ' ORDER BY n.place), to_regclass(n.tab), current_user) AS fix FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS n (tab, wanted, place) WHERE to_regclass(n.tab) IS NOT NULL AND NOT CASE n.wanted WHEN 'DELETE' THEN has_table_privilege(to_regclass(n.tab), 'DELETE') ELSE has_any_column_privilege(to_regclass(n.tab), n.wanted) END GROUP BY n.tab ORDER BY min(n.place)",
         );
         let mut tx = self.read().await?;
         let lacking = tx.fetch_all(query.bind(tables).bind(rights)).await?;
         tx.commit().await?;
         let Some(first) = lacking.first() else { return Ok(()) };
         let text = |row, column| sqlx::Row::try_get::<String, _>(row, column);
-        let named: sqlx::Result<Vec<String>> = lacking
-            .iter()
-            .map(|row| Ok(format!("{} on {}", text(row, "wanted")?, text(row, "tab")?)))
-            .collect();
-        let named = named.map_err(super::postgres_error)?.join(", ");
-        let [role, schema] =
-            [text(first, "role"), text(first, "schema")].map(Result::unwrap_or_default);
+        let all = |column, between| {
+            let texts = lacking.iter().map(|row| text(row, column));
+            texts.collect::<sqlx::Result<Vec<_>>>().map(|texts| texts.join(between))
+        };
+        let [role, named, fix] = [text(first, "role"), all("named", ", "), all("fix", "; ")];
+        let role = role.map_err(super::postgres_error)?;
+        let named = named.map_err(super::postgres_error)?;
+        let fix = fix.map_err(super::postgres_error)?;
         Err(Error::new(
             ErrorKind::ConfigInvalid,
-            format!(
-                "the role {role} lacks rights: {named}: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}"
-            ),
+            format!("the role {role} lacks rights: {named}: {fix}"),
         ))
     }
 

@@ -87,6 +87,8 @@ fn refused(said: &PgDatabaseError) -> Error {
             let what = "there is no such database: make it, or name another";
             return needs_operator(ConfigInvalid, what);
         }
+        // Raised by a step of our own.
+        "DZ001" => return needs_operator(ConfigInvalid, said.message().to_owned()),
         // A named statement of one connection, looked for on another.
         "26000" | "42P05" => {
             let what = "a pooler changes connections under prepared statements: set transaction_pooler (store.pooler = \"transaction\" of the server)";

@@ -3,7 +3,25 @@
 -- Lists go on, by the old indexes.
 LOCK TABLE dezky_audit_log IN EXCLUSIVE MODE;
 
--- On a large log these may be there already, made CONCURRENTLY while writers went on.
+-- On a large log these may be there already, made CONCURRENTLY while writers went on. One
+-- that was not finished has the name, but serves no list.
+DO $$
+DECLARE
+    broken text;
+BEGIN
+    SELECT i.indexrelid::regclass INTO broken
+    FROM pg_index i
+    WHERE NOT i.indisvalid AND i.indexrelid IN (
+        to_regclass('dezky_audit_events_at_seq'),
+        to_regclass('dezky_audit_events_tenant_seq'),
+        to_regclass('dezky_audit_events_actor_seq'),
+        to_regclass('dezky_audit_events_action_seq'));
+    IF broken IS NOT NULL THEN
+        RAISE EXCEPTION 'the index % was not finished: DROP INDEX %; then migrate', broken, broken
+            USING ERRCODE = 'DZ001';
+    END IF;
+END $$;
+
 CREATE INDEX IF NOT EXISTS dezky_audit_events_at_seq ON dezky_audit_events (at, seq);
 
 CREATE INDEX IF NOT EXISTS dezky_audit_events_tenant_seq ON dezky_audit_events (tenant_slug, at, seq);

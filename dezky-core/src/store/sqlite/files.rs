@@ -45,6 +45,11 @@ impl Files {
         *self.beside.lock().unwrap_or_else(PoisonError::into_inner) = opened;
     }
 
+    /// Forgets them, before that connection is closed.
+    pub(super) fn forget_beside(&self) {
+        *self.beside.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
+    }
+
     /// Refuses to go on in a database that is no longer the one at its path.
     pub(super) fn check_database(&self) -> Result<()> {
         check(&self.path, self.database)

@@ -280,7 +280,8 @@ impl RowStore for SqliteRows {
 
     async fn examine(&self, extent: Extent) -> Result<Vec<Anomaly>> {
         // One snapshot for all that is compared.
-        let mut tx = self.database.readers.begin().await.map_err(store_error)?;
+        let mut connection = self.database.read().await?;
+        let mut tx = connection.begin().await.map_err(store_error)?;
         structure::examine(&mut tx, extent).await
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -120,8 +121,11 @@ pub(super) fn database(config: &SqliteConfig, base: &SqliteConnectOptions) -> Sq
             .idle_timeout(None)
             .max_lifetime(None)
             .test_before_acquire(false)
-            .after_release(|connection, _| Box::pin(is_at_rest(connection)))
     };
+    // Whether the connection for writing could be opened for reading alone. It stays so when
+    // the cause is gone, and so does the file that it shares with the readers: none of them
+    // is lent again then.
+    let only_reads = Arc::new(AtomicBool::new(false));
     let readers = if config.create { base.clone() } else { reading(&config.path, base) };
     let readers = readers.pragma("query_only", "1").pragma(OPEN_ALL.0, OPEN_ALL.1);
     let writer = if config.create {
@@ -133,17 +137,47 @@ pub(super) fn database(config: &SqliteConfig, base: &SqliteConnectOptions) -> Sq
     } else {
         readers.clone()
     };
-    let (opened, writable) = (Arc::clone(&files), config.create);
-    let writers = pool(1).after_connect(move |_, _| {
-        if writable {
-            opened.note_beside();
-        }
-        Box::pin(std::future::ready(Ok(())))
-    });
+    let (opened, closed, writable) = (Arc::clone(&files), Arc::clone(&files), config.create);
+    let (found, known, busy_timeout) =
+        (Arc::clone(&only_reads), Arc::clone(&only_reads), config.busy_timeout);
+    let writers = pool(1)
+        .after_connect(move |connection, _| {
+            let found = Arc::clone(&found);
+            if writable {
+                opened.note_beside();
+            }
+            Box::pin(async move {
+                let only_reads = writable && can_only_read(connection, busy_timeout).await?;
+                found.store(only_reads, Ordering::Relaxed);
+                Ok(())
+            })
+        })
+        .after_release(move |connection, _| {
+            let (known, closed) = (Arc::clone(&known), Arc::clone(&closed));
+            Box::pin(async move {
+                let again = if known.load(Ordering::Relaxed) {
+                    Ok(false)
+                } else {
+                    is_at_rest(connection).await
+                };
+                if !matches!(again, Ok(true)) {
+                    // If it is the last one, SQLite removes the files beside the database.
+                    closed.forget_beside();
+                }
+                again
+            })
+        });
     let max_readers = config.max_readers.max(1);
     SqliteDatabase {
         writer: writers.connect_lazy_with(writer),
-        readers: pool(max_readers).connect_lazy_with(readers),
+        readers: pool(max_readers)
+            .after_release(move |connection, _| {
+                let only_reads = Arc::clone(&only_reads);
+                Box::pin(async move {
+                    Ok(!only_reads.load(Ordering::Relaxed) && is_at_rest(connection).await?)
+                })
+            })
+            .connect_lazy_with(readers),
         // What it reads is fixed when it is opened, so each is used once.
         frozen: pool(max_readers)
             .after_release(|_, _| Box::pin(std::future::ready(Ok(false))))
@@ -151,6 +185,24 @@ pub(super) fn database(config: &SqliteConfig, base: &SqliteConnectOptions) -> Sq
         files,
         writable,
     }
+}
+
+/// Whether SQLite had to open the file, or one beside it, for reading alone. It then begins
+/// transactions that write, and refuses each of their statements.
+async fn can_only_read(
+    connection: &mut SqliteConnection,
+    busy_timeout: Duration,
+) -> sqlx::Result<bool> {
+    // The refusal comes before any lock is waited for.
+    connection.execute(wait(Duration::ZERO)).await?;
+    let written = connection.execute("DELETE FROM dezky_outbox WHERE 0").await;
+    connection.execute(wait(busy_timeout)).await?;
+    Ok(written.is_err_and(|error| family(&error) == Some(READONLY)))
+}
+
+/// How long a connection waits for other writers.
+fn wait(bound: Duration) -> AssertSqlSafe<String> {
+    AssertSqlSafe(format!("PRAGMA busy_timeout = {}", bound.as_millis()))
 }
 
 /// Whether a connection may be lent again. A transaction that SQLite ended by itself
@@ -188,8 +240,6 @@ pub(super) async fn check_permissions(
 /// Writes a row without waiting for other writers, and takes it back.
 async fn try_to_write(config: &SqliteConfig, database: &SqliteDatabase) -> sqlx::Result<()> {
     let mut connection = database.writer.acquire().await?;
-    let wait =
-        |bound: Duration| AssertSqlSafe(format!("PRAGMA busy_timeout = {}", bound.as_millis()));
     connection.execute(wait(Duration::ZERO)).await?;
     let written = async {
         let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
@@ -215,5 +265,81 @@ fn may_not_make_files(path: &Path) -> bool {
             error.kind(),
             std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rt::TokioRuntime;
+    use crate::store::{AuditStore as _, SqliteAuditStore};
+
+    /// A log, and its connections as they are opened anew.
+    async fn log(folder: &Path) -> (SqliteConfig, SqliteConnectOptions) {
+        let config = SqliteConfig::new(folder.join("audit.db"));
+        let log = SqliteAuditStore::open(config.clone(), &TokioRuntime).await.unwrap();
+        assert_eq!(log.state().await.unwrap().head.next_seq, 0);
+        log.close().await;
+        let base = SqliteConnectOptions::new().filename(&config.path);
+        (config, base)
+    }
+
+    async fn until_closed(pool: &sqlx::SqlitePool) {
+        while pool.size() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_could_only_be_opened_for_reading_is_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, base) = log(folder.path()).await;
+        let database = database(&config, &base.read_only(true));
+        let reader = database.read().await.unwrap();
+        let mut tx = database.begin().await.unwrap();
+        let write = "INSERT INTO dezky_outbox (event) VALUES ('')";
+        let refused = tx.execute(write).await.unwrap_err();
+        assert_eq!(family(&refused), Some(READONLY), "{refused}");
+        tx.rollback().await.unwrap();
+        until_closed(&database.writer).await;
+        // It shares a file with the readers.
+        drop(reader);
+        until_closed(&database.readers).await;
+    }
+
+    #[tokio::test]
+    async fn a_writer_is_kept_while_another_one_writes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, base) = log(folder.path()).await;
+        let mut other = base.clone().connect().await.unwrap();
+        let held = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
+        let database = database(&config, &base);
+        let connection = database.writer.acquire().await.unwrap();
+        held.rollback().await.unwrap();
+        drop(connection);
+        database.begin().await.unwrap().commit().await.unwrap();
+        assert_eq!(database.writer.size(), 1);
+        let mut writer = database.writer.acquire().await.unwrap();
+        let wait: i64 =
+            sqlx::query_scalar("PRAGMA busy_timeout").fetch_one(&mut *writer).await.unwrap();
+        assert_eq!(u128::try_from(wait), Ok(config.busy_timeout.as_millis()));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_last_connection_replaces_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, base) = log(folder.path()).await;
+        let database = database(&config, &base);
+        let mut tx = database.begin().await.unwrap();
+        // As SQLite does by itself on a full disk.
+        tx.execute("ROLLBACK").await.unwrap();
+        drop(tx);
+        until_closed(&database.writer).await;
+        assert!(!beside(&config.path, "-wal").exists());
+        database.read().await.unwrap();
+        database.begin().await.unwrap().commit().await.unwrap();
+        // What is removed while it is open still shows.
+        std::fs::remove_file(beside(&config.path, "-wal")).unwrap();
+        assert_eq!(database.read().await.unwrap_err().kind(), ErrorKind::StoreReplaced);
     }
 }
