@@ -15,6 +15,9 @@ use crate::http::Unfinished;
 /// glibc keeps what was smaller, so that after a while all of the process' threads together
 /// hold several times what is in use.
 const OWN_MAPPING_BYTES: usize = if cfg!(target_pointer_width = "64") { 33 << 20 } else { 0 };
+/// A body has to be larger for that: the first bytes that are written to a mapping may take
+/// a huge page.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// The largest body of a document.
 const MAX_DOCUMENT_BYTES: usize = 1 << 20;
 
@@ -57,11 +60,16 @@ pub(super) async fn read_while(
     Ok(kept.into())
 }
 
-/// How large what holds `bytes` should be. What nothing was written to is no memory, so a
+/// How large what holds `bytes` should be. What nothing was written to takes no memory, so a
 /// large body gets the whole of its announced length, and is not copied as it grows.
 fn capacity(bytes: usize, announced: Option<usize>) -> usize {
-    let whole = announced.unwrap_or(bytes.saturating_mul(2)).max(bytes);
-    if bytes <= SMALL_BYTES { whole.min(SMALL_BYTES) } else { whole.max(OWN_MAPPING_BYTES) }
+    let twice = bytes.saturating_mul(2);
+    let whole = announced.unwrap_or(twice).max(bytes);
+    match bytes {
+        ..=SMALL_BYTES => whole.min(SMALL_BYTES),
+        ..=HUGE_PAGE_BYTES => whole.min(twice),
+        _ => whole.max(OWN_MAPPING_BYTES),
+    }
 }
 
 /// The length that the sender announces. No body comes with more.
@@ -163,4 +171,21 @@ pub(super) fn is_json(headers: &HeaderMap) -> bool {
         essence == "application/json"
             || (essence.starts_with("application/") && essence.ends_with("+json"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_gets_little_more_than_has_come_until_it_is_large() {
+        let announced = Some(16 << 20);
+        assert_eq!(capacity(1, announced), SMALL_BYTES);
+        assert_eq!(capacity(1, Some(100)), 100);
+        assert_eq!(capacity(SMALL_BYTES + 1, announced), 2 * (SMALL_BYTES + 1));
+        assert_eq!(capacity(SMALL_BYTES + 1, Some(SMALL_BYTES + 9)), SMALL_BYTES + 9);
+        assert_eq!(capacity(HUGE_PAGE_BYTES, None), 2 * HUGE_PAGE_BYTES);
+        let large = capacity(HUGE_PAGE_BYTES + 1, announced);
+        assert_eq!(large, OWN_MAPPING_BYTES.max(16 << 20));
+    }
 }
