@@ -143,7 +143,7 @@ impl Line {
     /// longer; whether it does. One that has begun a request meanwhile goes on.
     pub(super) fn end_if_quiet(&self, is_of_crowd: bool, since: Instant) -> bool {
         let mut activity = self.activity();
-        if !activity.quiet_since(is_of_crowd).is_some_and(|quiet| quiet <= since) {
+        if activity.quiet_since(is_of_crowd).is_none_or(|quiet| quiet > since) {
             return false;
         }
         activity.is_cut = true;

@@ -645,7 +645,7 @@ async fn a_packed_body_for_which_memory_is_short_says_so() {
     let server = start_in(tempfile::tempdir().unwrap(), SHOP, &set).await;
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(order("e-1").to_string().as_bytes()).unwrap();
-    encoder.write_all(&[b' '; 900 << 10]).unwrap();
+    encoder.write_all(&vec![b' '; 900 << 10]).unwrap();
     let body = encoder.finish().unwrap();
     let post = async || {
         let signature = Secret::new(SECRET).unwrap().sign_base64(&body);
@@ -654,13 +654,26 @@ async fn a_packed_body_for_which_memory_is_short_says_so() {
         server.client.send(request.body(body.clone())).await
     };
     // Another body takes all but half a MiB of the 16 that one may have.
-    let mut other = TcpStream::connect(server.running.address()).await.unwrap();
-    let length = (16 << 20) - (512 << 10);
-    let head =
-        format!("POST {WEBHOOK} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
-    other.write_all(head.as_bytes()).await.unwrap();
-    other.write_all(&vec![b' '; length - 1]).await.unwrap();
-    until("the memory is short", async || post().await.status == 503).await;
+    let hold = async || {
+        let mut other = TcpStream::connect(server.running.address()).await.unwrap();
+        let length = (16 << 20) - (512 << 10);
+        let head = format!(
+            "POST {WEBHOOK} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
+        );
+        other.write_all(head.as_bytes()).await.unwrap();
+        other.write_all(&vec![b' '; length - 1]).await.unwrap();
+        other
+    };
+    let mut other = hold().await;
+    until("the memory is short", async || {
+        let is_short = post().await.status == 503;
+        // It may have been the other one that met a lack of it.
+        if !is_short && other.try_read(&mut [0; 12]).is_ok() {
+            other = hold().await;
+        }
+        is_short
+    })
+    .await;
     let answer = post().await;
     answer.problem(503, "too_many_webhooks");
     assert_eq!(answer.header("retry-after"), "1");
