@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use dezky_ingest::signature::Secret;
-use sqlx::{Connection as _, SqliteConnection};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -161,31 +160,6 @@ async fn a_body_that_came_whole_is_stored_whoever_has_gone() {
         sender.await.unwrap();
     }
     until("all of them", async || server.client.all("").await.len() == 60).await;
-    server.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn work_that_outlives_its_connection_keeps_the_place() {
-    let set = [("DEZKY_HTTP_MAX_CONNECTIONS", "1"), ("DEZKY_STORE_LOCK_TIMEOUT_SECONDS", "300")];
-    let server = Server::start(&set).await;
-    let mut other = SqliteConnection::connect(&server.url()).await.unwrap();
-    let held = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
-    let address = server.running.address();
-    let mut gone = TcpStream::connect(address).await.unwrap();
-    gone.write_all(&post("gone", 0)).await.unwrap();
-    drop(gone);
-    let mut next = TcpStream::connect(address).await.unwrap();
-    next.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        .await
-        .unwrap();
-    let mut said = [0; 12];
-    let answer = tokio::time::timeout(Duration::from_secs(2), next.read_exact(&mut said)).await;
-    assert!(answer.is_err(), "the place is not free: {answer:?}");
-    held.rollback().await.unwrap();
-    next.read_exact(&mut said).await.unwrap();
-    assert_eq!(&said, b"HTTP/1.1 200");
-    until("the event", async || server.client.all("").await.len() == 1).await;
-    drop(next);
     server.stop().await;
 }
 
