@@ -205,9 +205,11 @@ pub fn main() -> ExitCode {
     let result = runtime.block_on(run(cli));
     // Blocking work that hangs must not keep the process.
     runtime.shutdown_background();
-    logging::end();
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            logging::end();
+            ExitCode::SUCCESS
+        }
         Err(failure) => exit(&failure),
     }
 }

@@ -57,14 +57,19 @@ pub struct Problem {
     header: Option<Box<(HeaderName, HeaderValue)>>,
     /// A member of its own, beside the standard ones.
     member: Option<Box<(&'static str, serde_json::Value)>>,
+    is_of_store: bool,
 }
+
+/// What an answer carries, unseen by clients, if a failure of the store is its reason.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OfStore;
 
 /// How long a sender should wait before it tries again.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("5");
 
 impl Problem {
     fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), header: None, member: None }
+        Self { status, code, detail: detail.into(), header: None, member: None, is_of_store: false }
     }
 
     fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
@@ -77,6 +82,11 @@ impl Problem {
     pub fn with(mut self, name: &'static str, value: serde_json::Value) -> Self {
         self.member = Some(Box::new((name, value)));
         self
+    }
+
+    /// Whether a failure of the store is the reason.
+    pub(crate) fn is_of_store(&self) -> bool {
+        self.is_of_store
     }
 
     /// The status, the detail and the header, for answers of another form.
@@ -213,7 +223,7 @@ impl From<Error> for Problem {
             } else {
                 "the request could not be served: the server's log says why"
             };
-            let problem = Self::new(status, error.code(), detail);
+            let problem = Self { is_of_store: true, ..Self::new(status, error.code(), detail) };
             return if is_away {
                 problem.with_header(header::RETRY_AFTER, RETRY_AFTER_SECONDS)
             } else {
@@ -239,9 +249,30 @@ impl IntoResponse for Problem {
         let media_type = HeaderValue::from_static("application/problem+json");
         let mut response =
             (self.status, [(header::CONTENT_TYPE, media_type)], body.to_string()).into_response();
+        if self.is_of_store {
+            response.extensions_mut().insert(OfStore);
+        }
         if let Some((name, value)) = self.header.map(|header| *header) {
             response.headers_mut().insert(name, value);
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_for_which_the_store_is_to_blame_say_so_to_the_server() {
+        let is_marked =
+            |problem: Problem| problem.into_response().extensions().get::<OfStore>().is_some();
+        for kind in [ErrorKind::StoreUnavailable, ErrorKind::StoreBusy, ErrorKind::Internal] {
+            assert!(is_marked(Error::new(kind, "x").into()), "{kind:?}");
+        }
+        assert!(!is_marked(Error::new(ErrorKind::NotFound, "x").into()));
+        // These can be had without a token.
+        assert!(!is_marked(Problem::too_many_webhooks()));
+        assert!(!is_marked(Problem::body_unfinished(Unfinished::Ending)));
     }
 }

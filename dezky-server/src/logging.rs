@@ -19,7 +19,7 @@ const MAX_WAITING_BYTES: usize = 256 << 10;
 /// How often it is tried to tell what was lost.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 /// How long the end waits for lines that are not written yet.
-const END_TIMEOUT: Duration = Duration::from_secs(1);
+const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 static LOG: OnceLock<&'static Log> = OnceLock::new();
 
@@ -54,9 +54,16 @@ pub(crate) fn end() {
     }
 }
 
-/// Says something on the standard error, if it can be said.
+/// Says something on the standard error, behind what was logged, if it can be said. Waits no
+/// longer for a log that is stuck than the end does.
 pub(crate) fn tell(line: &str) {
-    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+    let line = format!("{line}\n");
+    let Some(log) = LOG.get() else {
+        let _ = io::stderr().write_all(line.as_bytes());
+        return;
+    };
+    log.push_within(line.as_bytes(), usize::MAX);
+    log.flush(END_TIMEOUT);
 }
 
 /// Lines on their way to the sink.
@@ -82,8 +89,12 @@ impl Log {
     }
 
     fn push(&self, line: &[u8]) {
+        self.push_within(line, MAX_WAITING_BYTES);
+    }
+
+    fn push_within(&self, line: &[u8], max_waiting_bytes: usize) {
         let mut waiting = self.waiting();
-        if waiting.bytes + line.len() > MAX_WAITING_BYTES {
+        if waiting.bytes + line.len() > max_waiting_bytes {
             waiting.lost += 1;
             return;
         }

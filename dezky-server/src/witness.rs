@@ -25,6 +25,8 @@ use crate::error::Failure;
 pub(crate) const INTERVAL: Duration = Duration::from_secs(3);
 /// The version of the file.
 const VERSION: u32 = 1;
+/// The problem of a path at which there is something else.
+pub(crate) const NOT_A_FILE: &str = "is not a regular file: name a file, such as dezky.head";
 /// The most bytes of the file.
 const MAX_BYTES: u64 = 4_096;
 
@@ -270,10 +272,17 @@ async fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -
 
 fn read(path: &Path) -> Result<Option<Place>, String> {
     let mut text = String::new();
-    let read =
-        std::fs::File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text));
+    // A pipe may never begin, so it is not opened.
+    let read = std::fs::metadata(path).and_then(|metadata| {
+        if !metadata.is_file() {
+            return Ok(false);
+        }
+        std::fs::File::open(path)?.take(MAX_BYTES).read_to_string(&mut text)?;
+        Ok(true)
+    });
     match read {
-        Ok(_) => {}
+        Ok(true) => {}
+        Ok(false) => return Err(NOT_A_FILE.into()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => {
             return Err(format!("can't be read ({}): let this user read it", reason(&error)));

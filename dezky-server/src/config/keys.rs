@@ -75,7 +75,7 @@ pub(super) const KEYS: &[Key] = &[
     key("shutdown_timeout_seconds", "DEZKY_SHUTDOWN_TIMEOUT_SECONDS", Kind::Number, "10", "",
         "How long requests and workers have to finish at the end, 1 to 3600."),
     key("http.max_connections", "DEZKY_HTTP_MAX_CONNECTIONS", Kind::Number, "1024", "",
-        "The most connections at a time, 1 to 100000. When all places are taken, the one that\nhas kept the server waiting for longest makes way for the next."),
+        "The most connections at a time, 1 to 100000. When all places are taken, one that\nhas kept the server waiting for a second or longer makes way for the next: of those from\nthe address (in IPv6 the /64) with the most, the one that has done so for longest."),
     key("http.idle_seconds", "DEZKY_HTTP_IDLE_SECONDS", Kind::Number, "100", "",
         "How long a connection may be without a request, from its beginning or its last\nanswer to the end of the next request's head, 1 to 3600. Longer than clients keep\ntheirs, so that none sends into one that just ended."),
     key("http.write_seconds", "DEZKY_HTTP_WRITE_SECONDS", Kind::Number, "30", "",

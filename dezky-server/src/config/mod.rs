@@ -256,7 +256,7 @@ impl Settings {
             for text in texts {
                 let mut weak = |at: String, secret: &str| {
                     // Databases and Authentik choose their own.
-                    if keys::is_ours_to_choose(name) && secret.len() < WEAK_SECRET_BYTES {
+                    if keys::is_ours_to_choose(name) && key_bytes(secret) < WEAK_SECRET_BYTES {
                         found.push(format!(
                             "{at}: the secret is shorter than {WEAK_SECRET_BYTES} bytes and can be guessed: make one by openssl rand -hex 32"
                         ));
@@ -602,6 +602,13 @@ impl Config {
                 self.head_path.display()
             )));
         }
+        if self.head_path.exists() && !self.head_path.is_file() {
+            return Err(Failure::usage(format!(
+                "head.path {}: {}",
+                self.head_path.display(),
+                crate::witness::NOT_A_FILE
+            )));
+        }
         if let Some(file) = &self.flags.file {
             let refused =
                 |problem| Err(Failure::usage(format!("flags.file {}: {problem}", file.display())));
@@ -689,6 +696,16 @@ fn read_secret(name: &str, origin: &Origin, path: &str) -> Result<String, Failur
         return Err(problem(&"the file holds no secret: write it into it"));
     }
     Ok(text.to_owned())
+}
+
+/// How many bytes of key there are in a secret: behind the prefix of Standard Webhooks stands
+/// base64.
+fn key_bytes(secret: &str) -> usize {
+    let Some(encoded) = secret.strip_prefix("whsec_") else { return secret.len() };
+    let digits = encoded.trim_end_matches('=');
+    let is_base64 =
+        digits.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'-' | b'_'));
+    if is_base64 { digits.len() * 3 / 4 } else { encoded.len() }
 }
 
 fn refused(name: &str, origin: &Origin, problem: impl fmt::Display) -> Failure {

@@ -12,7 +12,7 @@ use super::line::Line;
 
 /// How long a connection may keep the server waiting before it has to make way.
 const MIN_QUIET: Duration = Duration::from_secs(1);
-/// How often it is told that places are short.
+/// How often at most the same trouble is told.
 const TOLD_EVERY: Duration = Duration::from_mins(1);
 
 /// A place for one connection, until it is dropped.
@@ -28,9 +28,26 @@ pub(super) struct House {
 #[derive(Default)]
 struct Guests {
     lines: Vec<Weak<Line>>,
-    /// How many made way since that was told, and when it was.
-    made_way: u64,
+    made_way: Tally,
+}
+
+/// Counts what goes wrong, to tell it now and then.
+#[derive(Default)]
+pub(super) struct Tally {
+    count: u64,
     told: Option<Instant>,
+}
+
+impl Tally {
+    /// Counts one more; how many there were since it was told last, if it is time to tell.
+    pub(super) fn add(&mut self, now: Instant) -> Option<u64> {
+        self.count += 1;
+        if self.told.is_some_and(|told| now < told + TOLD_EVERY) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.count))
+    }
 }
 
 impl House {
@@ -87,16 +104,15 @@ impl House {
             let share = from[&line.network()];
             let is_of_crowd = share > self.all as usize / 2;
             let quiet = now.saturating_duration_since(line.quiet_since(is_of_crowd)?);
-            (quiet >= MIN_QUIET).then_some((share, quiet, line))
+            (quiet >= MIN_QUIET).then_some((share, quiet, is_of_crowd, line))
         });
-        let Some((_, _, line)) = waiting.max_by_key(|(share, quiet, _)| (*share, *quiet)) else {
+        let first = waiting.max_by_key(|(share, quiet, ..)| (*share, *quiet));
+        let Some((_, quiet, is_of_crowd, line)) = first else { return };
+        // It may have begun a request since it was looked at; then the next try finds another.
+        if !line.end_if_quiet(is_of_crowd, now.checked_sub(quiet).unwrap_or(now)) {
             return;
-        };
-        line.end();
-        guests.made_way += 1;
-        if guests.told.is_none_or(|told| told + TOLD_EVERY <= now) {
-            let connections = std::mem::take(&mut guests.made_way);
-            guests.told = Some(now);
+        }
+        if let Some(connections) = guests.made_way.add(now) {
             tracing::warn!(connections, "all places are taken: silent connections made way");
         }
     }
@@ -155,6 +171,27 @@ mod tests {
         }
         house.make_room_at(now);
         assert!(crowd[0].is_cut() && !crowd[1].is_cut() && !alone.is_cut());
+    }
+
+    #[test]
+    fn a_connection_that_has_begun_a_request_meanwhile_goes_on() {
+        let house = House::new(1);
+        let line = enter(&house, "203.0.113.7");
+        let since = line.quiet_since(false).unwrap();
+        let request = line.begin();
+        assert!(!line.end_if_quiet(false, since) && !line.is_cut());
+        drop(request);
+        assert!(!line.end_if_quiet(false, since) && !line.is_cut());
+        assert!(line.end_if_quiet(false, Instant::now()) && line.is_cut());
+    }
+
+    #[test]
+    fn trouble_is_told_at_once_and_then_now_and_then_with_its_count() {
+        let (mut tally, now) = (Tally::default(), Instant::now());
+        assert_eq!(tally.add(now), Some(1));
+        assert_eq!((tally.add(now), tally.add(now)), (None, None));
+        assert_eq!(tally.add(now + TOLD_EVERY), Some(3));
+        assert_eq!(tally.add(now + TOLD_EVERY), None);
     }
 
     #[test]

@@ -113,18 +113,7 @@ impl Line {
     /// from the beginning of a request whose body is still to come; of others it counts when
     /// something came last.
     pub(super) fn quiet_since(&self, is_of_crowd: bool) -> Option<Instant> {
-        let activity = self.activity();
-        if activity.is_cut {
-            return None;
-        }
-        match activity.stalled_since() {
-            Some(since) => Some(since),
-            None if activity.under_way == 0 => Some(activity.idle_since),
-            None => {
-                let since = if is_of_crowd { activity.busy_since } else { activity.read_at };
-                (activity.bodies > 0).then_some(since)
-            }
-        }
+        self.activity().quiet_since(is_of_crowd)
     }
 
     /// Something came.
@@ -150,10 +139,17 @@ impl Line {
         next.chain(gone_at.filter(|at| *at > now)).fold(soon, Instant::min)
     }
 
-    /// Ends the connection.
-    pub(super) fn end(&self) {
-        self.activity().is_cut = true;
+    /// Ends the connection if its client has kept the server waiting since `since` or
+    /// longer; whether it does. One that has begun a request meanwhile goes on.
+    pub(super) fn end_if_quiet(&self, is_of_crowd: bool, since: Instant) -> bool {
+        let mut activity = self.activity();
+        if activity.quiet_since(is_of_crowd).is_none_or(|quiet| quiet > since) {
+            return false;
+        }
+        activity.is_cut = true;
+        drop(activity);
         self.cut.notify_one();
+        true
     }
 
     /// Resolves when the connection has to end at once.
@@ -172,6 +168,20 @@ impl Line {
 }
 
 impl Activity {
+    fn quiet_since(&self, is_of_crowd: bool) -> Option<Instant> {
+        if self.is_cut {
+            return None;
+        }
+        match self.stalled_since() {
+            Some(since) => Some(since),
+            None if self.under_way == 0 => Some(self.idle_since),
+            None => {
+                let since = if is_of_crowd { self.busy_since } else { self.read_at };
+                (self.bodies > 0).then_some(since)
+            }
+        }
+    }
+
     fn stalled_since(&self) -> Option<Instant> {
         self.untaken.values().copied().chain(self.blocked_since).min()
     }
@@ -190,7 +200,9 @@ impl Activity {
 
     fn bounds(&self, bounds: &HttpConfig) -> impl Iterator<Item = (Instant, Due)> + use<> {
         let stalled = self.stalled_since().map(|since| (since + bounds.write, Due::Stalled));
-        let idle = (self.under_way == 0).then(|| (self.idle_since + bounds.idle, Due::Idle));
+        // An answer that is handed on whole may still be leaving, at the client's pace.
+        let idle_for = if self.owed > 0 { bounds.idle.max(bounds.write) } else { bounds.idle };
+        let idle = (self.under_way == 0).then(|| (self.idle_since + idle_for, Due::Idle));
         stalled.into_iter().chain(idle)
     }
 }
@@ -340,6 +352,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use hyper::body::Body as _;
 
     use super::*;
@@ -366,5 +380,29 @@ mod tests {
         let all = idle_since();
         wrote(1 << 20);
         assert_eq!(idle_since(), all, "nothing is owed any more");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_leaving_has_the_time_of_a_write() {
+        let house = House::new(1);
+        let line = house.enter(house.place().unwrap(), [203, 0, 113, 7].into());
+        let watched = Watched::new((), Arc::clone(&line));
+        let hour = Duration::from_hours(1);
+        let bounds = HttpConfig {
+            max_connections: 1,
+            idle: Duration::ZERO,
+            write: hour,
+            body: hour,
+            body_stall: hour,
+            body_memory: 1 << 20,
+            ending: hour,
+        };
+        let mut answer = line.begin().answer(Body::from(vec![0; 1 << 20]));
+        std::future::poll_fn(|context| Pin::new(&mut answer).poll_frame(context)).await;
+        drop(answer);
+        watched.wrote(&Poll::Ready(Ok(16 << 10)));
+        assert_eq!(line.due(&bounds), None);
+        watched.wrote(&Poll::Ready(Ok(1 << 20)));
+        assert_eq!(line.due(&bounds), Some(Due::Idle), "nothing is owed any more");
     }
 }

@@ -30,7 +30,7 @@ use tower_service::Service as _;
 pub(crate) use self::arriving::Unfinished;
 use self::arriving::{Arriving, Pace};
 pub(crate) use self::house::network_of;
-use self::house::{House, Place};
+use self::house::{House, Place, Tally};
 use self::line::{Answer, Due, Line, Watched};
 use crate::config::HttpConfig;
 use crate::error::Problem;
@@ -87,11 +87,14 @@ pub(crate) async fn serve(
 
 /// Takes connections in until it is dropped.
 async fn accept(listener: &TcpListener, house: &House, server: &Server) {
+    let mut refused = Tally::default();
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "a connection was not accepted");
+                if let Some(times) = refused.add(Instant::now()) {
+                    tracing::warn!(%error, times, "a connection was not accepted");
+                }
                 if is_out_of_files(&error) {
                     house.make_room();
                 }
@@ -207,15 +210,17 @@ impl Server {
         let reads_only = matches!(*request.method(), Method::GET | Method::HEAD);
         let request = self.of_peer(request, peer, line);
         let work = self.routes.clone().call(request);
+        // Work that goes on without its connection keeps the place of it.
+        let worked_off = line.begin();
         async move {
             let answer = if reads_only {
                 let answer = work.await.into_response();
-                drop(begun);
+                drop((begun, worked_off));
                 answer
             } else {
                 let work = tokio::spawn(async move {
                     let answer = work.await.into_response();
-                    drop(begun);
+                    drop((begun, worked_off));
                     answer
                 });
                 work.await.unwrap_or_else(|_| Problem::broken_down().into_response())

@@ -1,5 +1,7 @@
 //! Bodies of requests, read within bounds, and the answer to one that makes something.
 
+use std::sync::LazyLock;
+
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -15,6 +17,16 @@ use crate::http::Unfinished;
 /// glibc keeps what was smaller, so that after a while all of the process' threads together
 /// hold several times what is in use.
 const OWN_MAPPING_BYTES: usize = if cfg!(target_pointer_width = "64") { 33 << 20 } else { 0 };
+/// What the first bytes that are written to a mapping may take where the system makes huge
+/// pages of everything.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// A body has to be larger than this to get a mapping. Where huge pages are for those who ask
+/// for them (`madvise`, or `never`) it costs no more than what has come.
+static MAPPED_FROM_BYTES: LazyLock<usize> = LazyLock::new(|| {
+    let huge_pages = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    let is_always = huge_pages.is_ok_and(|choice| choice.contains("[always]"));
+    if is_always { HUGE_PAGE_BYTES } else { SMALL_BYTES }
+});
 /// The largest body of a document.
 const MAX_DOCUMENT_BYTES: usize = 1 << 20;
 
@@ -49,7 +61,7 @@ pub(super) async fn read_while(
         }
         room(bytes)?;
         if bytes > kept.capacity() {
-            let more = capacity(bytes, announced) - kept.len();
+            let more = capacity(bytes, announced, *MAPPED_FROM_BYTES) - kept.len();
             kept.try_reserve_exact(more).map_err(|_| Problem::too_many_webhooks())?;
         }
         kept.extend_from_slice(&chunk);
@@ -57,11 +69,18 @@ pub(super) async fn read_while(
     Ok(kept.into())
 }
 
-/// How large what holds `bytes` should be. What nothing was written to is no memory, so a
+/// How large what holds `bytes` should be. What nothing was written to takes no memory, so a
 /// large body gets the whole of its announced length, and is not copied as it grows.
-fn capacity(bytes: usize, announced: Option<usize>) -> usize {
-    let whole = announced.unwrap_or(bytes.saturating_mul(2)).max(bytes);
-    if bytes <= SMALL_BYTES { whole.min(SMALL_BYTES) } else { whole.max(OWN_MAPPING_BYTES) }
+fn capacity(bytes: usize, announced: Option<usize>, mapped_from: usize) -> usize {
+    let twice = bytes.saturating_mul(2);
+    let whole = announced.unwrap_or(twice).max(bytes);
+    if bytes <= SMALL_BYTES {
+        whole.min(SMALL_BYTES)
+    } else if bytes <= mapped_from {
+        whole.min(twice)
+    } else {
+        whole.max(OWN_MAPPING_BYTES)
+    }
 }
 
 /// The length that the sender announces. No body comes with more.
@@ -165,4 +184,23 @@ pub(super) fn is_json(headers: &HeaderMap) -> bool {
         essence == "application/json"
             || (essence.starts_with("application/") && essence.ends_with("+json"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_gets_little_more_than_has_come_until_it_is_large() {
+        let (whole, first) = (16 << 20, SMALL_BYTES + 1);
+        let huge = |bytes, announced| capacity(bytes, announced, HUGE_PAGE_BYTES);
+        assert_eq!(huge(1, Some(whole)), SMALL_BYTES);
+        assert_eq!(huge(1, Some(100)), 100);
+        assert_eq!(huge(first, Some(whole)), 2 * first);
+        assert_eq!(huge(first, Some(first + 8)), first + 8);
+        assert_eq!(huge(HUGE_PAGE_BYTES, None), 2 * HUGE_PAGE_BYTES);
+        let mapping = OWN_MAPPING_BYTES.max(whole);
+        assert_eq!(huge(HUGE_PAGE_BYTES + 1, Some(whole)), mapping);
+        assert_eq!(capacity(first, Some(whole), SMALL_BYTES), mapping);
+    }
 }

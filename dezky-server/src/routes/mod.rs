@@ -26,7 +26,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 
 use crate::auth;
-use crate::error::Problem;
+use crate::error::{OfStore, Problem};
 use crate::state::AppState;
 
 /// The server's router.
@@ -82,7 +82,8 @@ async fn log_request(State(state): State<AppState>, request: Request, next: Next
     let route = request.extensions().get::<MatchedPath>().cloned();
     let began = Instant::now();
     let response = next.run(request).await;
-    if response.status().is_server_error() {
+    // Not for every failure: short memory can be had without a token.
+    if response.extensions().get::<OfStore>().is_some() {
         state.store_watch.suspect();
     }
     tracing::info!(

@@ -52,8 +52,9 @@ async fn receive(
     let client = client_address(peer, headers, &state.config.trusted_proxies);
     let (_room, body) = read(&state, client, headers, body).await?;
     let signature = signature_of(headers);
-    let work = receiver.receive(signature.as_deref(), &body, Some(client));
-    answer(&state, source, body.len(), work).await
+    let _turn = state.bodies.turn(body.len()).await;
+    let taken = receiver.receive(signature.as_deref(), &body, Some(client)).await;
+    answer(&state, source, taken)
 }
 
 /// Reads a body from `client` as long as there is room for it, which is held until it is
@@ -93,16 +94,12 @@ pub(super) fn texts(headers: &HeaderMap) -> Headers {
     Headers::new(lines)
 }
 
-/// Takes in a body of `bytes` in its turn, notes what became of it, and answers. A sender
-/// that hangs up stops nothing: requests that change something are worked off.
-pub(super) async fn answer(
+/// Notes what became of a body, and answers.
+pub(super) fn answer(
     state: &App,
     source: &str,
-    bytes: usize,
-    work: impl Future<Output = dezky_core::Result<Taken>>,
+    taken: dezky_core::Result<Taken>,
 ) -> Result<Json<Value>, Problem> {
-    let _turn = state.bodies.turn(bytes).await;
-    let taken = work.await;
     state.note(source, &taken);
     Ok(Json(json!({ "received": taken?.received() })))
 }

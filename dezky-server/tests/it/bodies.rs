@@ -49,16 +49,24 @@ async fn unsigned_bodies_take_no_more_memory_than_they_may_and_all_are_answered(
     process.stop().await;
 }
 
+/// More than half of the room of large bodies below.
+const LARGE: usize = 5 << 20;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_sent_large_bodies_leave_room_for_small_ones() {
-    let set = [("DEZKY_HTTP_BODY_MEMORY_BYTES", "4194304"), ("DEZKY_MAX_BODY_BYTES", "1048576")];
+    let set = [
+        ("DEZKY_HTTP_BODY_MEMORY_BYTES", "4194304"),
+        ("DEZKY_MAX_BODY_BYTES", "8388608"),
+        ("DEZKY_HTTP_BODY_SECONDS", "600"),
+        ("DEZKY_HTTP_BODY_STALL_SECONDS", "600"),
+    ];
     let server = Server::start(&set).await;
     let address = server.running.address().to_string();
     let mut held = Vec::new();
     for _ in 0..6 {
         let mut stream = TcpStream::connect(&address).await.unwrap();
-        stream.write_all(head(1 << 20).as_bytes()).await.unwrap();
-        stream.write_all(&vec![b' '; (1 << 20) - 1]).await.unwrap();
+        stream.write_all(head(LARGE).as_bytes()).await.unwrap();
+        stream.write_all(&vec![b' '; LARGE - 1]).await.unwrap();
         held.push(stream);
     }
     for n in 0..5 {
@@ -68,7 +76,17 @@ async fn half_sent_large_bodies_leave_room_for_small_ones() {
         let answer = server.client.post_signed(WEBHOOK, &body).await;
         assert_eq!(answer.with_status(200)["received"], 1);
     }
-    drop(held);
+    // Their room is for one of them; the others were refused.
+    let mut refused = 0;
+    for mut stream in held {
+        stream.write_all(b" ").await.unwrap();
+        let mut said = String::new();
+        stream.read_to_string(&mut said).await.unwrap();
+        let is_refused = said.starts_with("HTTP/1.1 503");
+        assert!(is_refused || said.starts_with("HTTP/1.1 401"), "{said}");
+        refused += usize::from(is_refused);
+    }
+    assert!((1..6).contains(&refused), "{refused}");
     server.stop().await;
 }
 

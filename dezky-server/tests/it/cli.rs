@@ -370,22 +370,25 @@ async fn sigterm_lets_requests_finish() {
     stream.write_all(first.as_bytes()).unwrap();
 
     process.terminate();
-    let address = process.address.clone();
-    until("no new connections", async || TcpStream::connect(&address).is_err()).await;
-    assert!(process.ended().is_none());
+    // At once: a body that has not come whole 2 s later is given up.
     stream.write_all(second.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"received\":1"), "{answer}");
+    let address = process.address.clone();
+    until("no new connections", async || TcpStream::connect(&address).is_err()).await;
     until("the end", async || process.ended().is_some()).await;
     assert!(process.ended().unwrap().success(), "{}", process.stderr());
     assert!(stdout(&verify(&folder.path().join("dezky.db"), &[])).starts_with("ok: 1 events"));
 }
 
+/// A server that would end so late that nobody takes it for an end without waiting.
+const PATIENT: (&str, &str) = ("DEZKY_SHUTDOWN_TIMEOUT_SECONDS", "300");
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_that_never_comes_does_not_hold_the_end_up() {
     let folder = tempfile::tempdir().unwrap();
-    let mut process = Process::start(folder.path(), &[]);
+    let mut process = Process::start(folder.path(), &[PATIENT]);
     let mut stream = TcpStream::connect(&process.address).unwrap();
     write!(stream, "POST {WEBHOOK} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n").unwrap();
     stream.read_exact(&mut [0; 25]).unwrap();
@@ -396,15 +399,14 @@ async fn a_body_that_never_comes_does_not_hold_the_end_up() {
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after"), "{answer}");
     until("the end", async || process.ended().is_some()).await;
     assert!(process.ended().unwrap().success(), "{}", process.stderr());
-    // Its bound is 10 s.
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_mins(1), "{:?}", began.elapsed());
 }
 
 /// Neither a connection that said nothing yet nor one that stopped in the middle.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_never_began_is_not_waited_for() {
     let folder = tempfile::tempdir().unwrap();
-    let mut process = Process::start(folder.path(), &[]);
+    let mut process = Process::start(folder.path(), &[PATIENT]);
     let silent = TcpStream::connect(&process.address).unwrap();
     let mut half = TcpStream::connect(&process.address).unwrap();
     write!(half, "GET /health HTTP/1.1\r\nHost: local").unwrap();
@@ -413,8 +415,7 @@ async fn a_request_that_never_began_is_not_waited_for() {
     process.terminate();
     until("the end", async || process.ended().is_some()).await;
     assert!(process.ended().unwrap().success(), "{}", process.stderr());
-    // Its bound is 10 s.
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_mins(1), "{:?}", began.elapsed());
     drop((silent, half));
 }
 

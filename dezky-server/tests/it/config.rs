@@ -293,6 +293,9 @@ fn a_secret_that_can_be_guessed_and_a_file_that_others_reach_are_warned_of() {
         ("STALWART_WEBHOOK_SECRET", "x", true),
         ("STALWART_WEBHOOK_SECRET", long, false),
         ("DEZKY_STALWART_EU2_SECRET", "x", true),
+        // 12 characters of base64 are 9 bytes of key.
+        ("STALWART_WEBHOOK_SECRET", "whsec_0123456789ab", true),
+        ("STALWART_WEBHOOK_SECRET", "whsec_AAAAAAAAAAAAAAAAAAAAAA==", false),
     ] {
         let found = warnings("", &[(name, secret)], |_| {});
         let about: Vec<_> = found.iter().filter(|w| w.contains("can be guessed")).collect();

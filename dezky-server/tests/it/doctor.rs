@@ -65,6 +65,25 @@ fn a_file_fit_and_not() {
     assert!(report["checks"][0]["level"].is_string() && report["checks"][0]["fix"].is_null());
 }
 
+#[test]
+fn a_disk_without_room_is_no_matter_of_rights() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("audit.db").display());
+    migrated(&url);
+    // A bound on the size of files does the same as a disk that is full.
+    let script = "trap '' XFSZ; ulimit -S -f 8; exec \"$0\" doctor --store \"$1\"";
+    let output = std::process::Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_dezky-server"), &url])
+        .env_clear()
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let bad = lines(&output, "bad");
+    assert!(bad[0].contains("has no room for 65536 bytes"), "{bad:?}");
+    assert!(bad[0].contains("make room"), "{bad:?}");
+    assert!(!stdout(&output).contains("let this user write"), "{output:?}");
+}
+
 #[tokio::test]
 async fn a_file_that_lacks_an_index() {
     use sqlx::Connection as _;

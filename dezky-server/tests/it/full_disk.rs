@@ -215,7 +215,7 @@ async fn a_start_on_a_full_disk_serves_reads_and_says_so() {
         assert_eq!(client.all("").await.len(), 1);
     }
     until("health says so", async || health(client).await["status"] == "degraded").await;
-    assert!(server.stderr().contains("the store takes no writes"), "{}", server.stderr());
+    until("it is told", async || server.stderr().contains("the store takes no writes")).await;
     record(client).await.problem(503, "store_unavailable");
     if disk.is_mounted {
         client.post_signed(WEBHOOK, &login("a-1")).await.problem(503, "store_unavailable");

@@ -1,7 +1,7 @@
 //! A log that can't be written decides nothing about service.
 
 use std::fs::OpenOptions;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::Stdio;
 
 use reqwest::Method;
@@ -81,6 +81,23 @@ async fn a_log_that_nobody_reads_holds_nothing_up_and_tells_what_was_lost() {
     // Kept open, or there would be no log to write to.
     let _reader = reading.join().unwrap();
     assert_eq!(process.client.get("/health").await.status, 200);
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_has_to_end_ends_though_nobody_reads_its_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let stderr = writer.try_clone().unwrap().into();
+    // Keeps the pipe full until the reader is dropped.
+    let filling = std::thread::spawn(move || while writer.write_all(&[b'\n'; 4_096]).is_ok() {});
+    let mut process = Process::start_with_stderr(folder.path(), &[], stderr);
+    assert_eq!(process.client.get("/health").await.status, 200);
+    std::fs::remove_file(folder.path().join("dezky.db")).unwrap();
+    until("the end", async || process.ended().is_some()).await;
+    assert_eq!(process.ended().unwrap().code(), Some(1));
+    drop(reader);
+    filling.join().unwrap();
 }
 
 #[cfg(unix)]

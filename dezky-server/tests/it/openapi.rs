@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use sqlx::{Connection as _, SqliteConnection};
 
 use crate::support::{Answer, Server};
 
@@ -183,6 +184,20 @@ async fn answers_are_as_the_document_says() {
     assert_eq!(problems("get", "/flags/{key}", &answer).len(), 1);
     answer.status = StatusCode::IM_A_TEAPOT;
     assert_eq!(problems("get", "/flags/{key}", &answer).len(), 1);
+    // A flag that can't be read.
+    let mut database = SqliteConnection::connect(&server.url()).await.unwrap();
+    let broken =
+        "UPDATE dezky_flags SET flag = replace(flag, '\"on\"', '\"perhaps\"') WHERE key = 'l'";
+    assert_eq!(sqlx::query(broken).execute(&mut database).await.unwrap().rows_affected(), 1);
+    for (method, path, route) in [
+        (Method::GET, "/flags/l", "/flags/{key}"),
+        (Method::PATCH, "/flags/l", "/flags/{key}"),
+        (Method::POST, "/flags/l/preview", "/flags/{key}/preview"),
+    ] {
+        let answer = server.client.send(server.client.document(method.clone(), path, "{}")).await;
+        answer.problem(409, "state_conflict");
+        check(&method.as_str().to_lowercase(), route, &answer);
+    }
     let text = server.client.request(Method::POST, "/flags").body("{}");
     let answer = server.client.send(text).await;
     assert_eq!(answer.status, 415);

@@ -9,8 +9,10 @@ use dezky_server::Settings;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
-use crate::support::{Answer, SECRET, Server, program, refusal, stdout, until};
+use crate::support::{Answer, SECRET, Server, WEBHOOK, program, refusal, stdout, until};
 
 const SHOP: &str = r#"
 [sources.shop]
@@ -630,6 +632,53 @@ async fn bodies_in_every_form_are_events_or_are_refused() {
     let bomb = gzip(&vec![b' '; 15 << 20]);
     post(&encoded, bomb).await.problem(413, "too_large");
     assert_eq!(client.all("").await.len(), 3, "nothing else was stored");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_packed_body_for_which_memory_is_short_says_so() {
+    let set = [
+        ("DEZKY_HTTP_BODY_MEMORY_BYTES", "4194304"),
+        ("DEZKY_HTTP_BODY_SECONDS", "600"),
+        ("DEZKY_HTTP_BODY_STALL_SECONDS", "600"),
+    ];
+    let server = start_in(tempfile::tempdir().unwrap(), SHOP, &set).await;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(order("e-1").to_string().as_bytes()).unwrap();
+    encoder.write_all(&vec![b' '; 900 << 10]).unwrap();
+    let body = encoder.finish().unwrap();
+    let post = async || {
+        let signature = Secret::new(SECRET).unwrap().sign_base64(&body);
+        let request = server.client.request(Method::POST, "/ingest/shop/webhook");
+        let request = request.header("X-Signature", signature).header("Content-Encoding", "gzip");
+        server.client.send(request.body(body.clone())).await
+    };
+    // Another body takes all but half a MiB of the 16 that one may have.
+    let hold = async || {
+        let mut other = TcpStream::connect(server.running.address()).await.unwrap();
+        let length = (16 << 20) - (512 << 10);
+        let head = format!(
+            "POST {WEBHOOK} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
+        );
+        other.write_all(head.as_bytes()).await.unwrap();
+        other.write_all(&vec![b' '; length - 1]).await.unwrap();
+        other
+    };
+    let mut other = hold().await;
+    until("the memory is short", async || {
+        let is_short = post().await.status == 503;
+        // It may have been the other one that met a lack of it.
+        if !is_short && other.try_read(&mut [0; 12]).is_ok() {
+            other = hold().await;
+        }
+        is_short
+    })
+    .await;
+    let answer = post().await;
+    answer.problem(503, "too_many_webhooks");
+    assert_eq!(answer.header("retry-after"), "1");
+    drop(other);
+    until("there is room again", async || post().await.status == 200).await;
     server.stop().await;
 }
 

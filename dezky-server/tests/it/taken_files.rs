@@ -40,6 +40,7 @@ async fn a_server_whose_database_is_taken_away_acknowledges_nothing_and_ends() {
         }
         until("the end of the server", async || server.ended().is_some()).await;
         assert_eq!(server.ended().unwrap().code(), Some(1), "{how}");
+        until("the last line", async || server.stderr().contains("dezky-server: store: ")).await;
         let said = server.stderr();
         let last = said.lines().last().unwrap_or_default();
         assert!(

@@ -27,6 +27,23 @@ fn command(folder: &Path, environment: &[(&str, &str)], arguments: &[&str]) -> O
     command.envs(environment.iter().copied()).output().unwrap()
 }
 
+#[test]
+fn a_pipe_in_place_of_the_note_stops_what_would_wait_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let head = folder.path().join("head").display().to_string();
+    let url = format!("sqlite://{}", folder.path().join("audit.db").display());
+    let set = [("DEZKY_STORE", url.as_str()), ("DEZKY_HEAD_PATH", &head)];
+    assert!(command(folder.path(), &set, &["migrate"]).status.success());
+    assert!(std::process::Command::new("mkfifo").arg(&head).status().unwrap().success());
+    for arguments in [&["serve"][..], &["config", "check"]] {
+        let said = refusal(&command(folder.path(), &set, arguments), 2);
+        assert!(said.contains("head.path") && said.contains("not a regular file"), "{said}");
+    }
+    let output = command(folder.path(), &set, &["doctor"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("not a regular file"), "{output:?}");
+}
+
 /// The start is refused, as is `doctor`, until the head is acknowledged; that is on the
 /// timeline.
 async fn refused_until_acknowledged(folder: &Path, environment: &[(&str, &str)], events: usize) {

@@ -2,18 +2,19 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 
-use dezky_core::Error;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{
     AuditStore as _, SqliteAuditStore, SqliteConfig, sqlite_error, sqlite_reader,
 };
+use dezky_core::{Error, ErrorKind};
 use sqlx::{Connection as _, SqliteConnection};
 
 use super::Report;
 use crate::config::{folder_of, reason};
 
-/// The room on the disk below which nothing goes on for long.
-const ROOM_BYTES: usize = 1 << 20;
+/// The room on the disk below which nothing goes on. It is taken for a moment, so no more than
+/// a server beside it can spare.
+const ROOM_BYTES: usize = 64 << 10;
 
 /// The components' versions; none where there is no file, or nothing of ours in it.
 pub(super) async fn versions(path: &Path) -> Result<BTreeMap<String, usize>, Error> {
@@ -89,6 +90,7 @@ pub(super) async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap
 
 /// Others' files stand beside the database while it is open.
 fn examine_folder(path: &Path, report: &mut Report) {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     let folder = folder_of(path);
     let probe = folder.join(format!(".dezky-doctor-{}", std::process::id()));
     let written = std::fs::File::create_new(&probe).and_then(|mut file| {
@@ -97,11 +99,16 @@ fn examine_folder(path: &Path, report: &mut Report) {
     });
     match written {
         Ok(()) => report.ok("folder", format!("{} can be written to", folder.display())),
-        Err(error) if error.kind() == std::io::ErrorKind::StorageFull => report.bad(
-            "folder",
-            format!("the disk of {} has no room for {ROOM_BYTES} bytes", folder.display()),
-            "make room: a server on it serves reads alone",
-        ),
+        Err(error) if matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge) => report
+            .bad(
+                "folder",
+                format!(
+                    "the disk of {} has no room for {ROOM_BYTES} bytes ({})",
+                    folder.display(),
+                    reason(&error)
+                ),
+                "make room: a server on it serves reads alone",
+            ),
         Err(error) => report.bad(
             "folder",
             format!("{} can't be written to ({})", folder.display(), reason(&error)),
@@ -173,6 +180,15 @@ async fn probe(path: &Path, report: &mut Report) {
             }
             report.outbox(waiting.unsigned_abs());
         }
-        Err(error) => report.bad(what, error.to_string(), "let this user write the file"),
+        Err(error) => report.bad(what, error.to_string(), fix_of(error.kind())),
+    }
+}
+
+/// What to do when the probe was not written.
+fn fix_of(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::StoreUnavailable => "make room on its disk: a server on it serves reads alone",
+        ErrorKind::StoreBusy => "end the program that holds it, or try again",
+        _ => "let this user write the file",
     }
 }

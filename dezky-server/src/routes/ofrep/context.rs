@@ -11,7 +11,7 @@ use dezky_flags::{
     Axis, Decision, FlagContext, FlagEvaluator as _, MAX_SCOPE_VALUE_BYTES, PartialContext,
 };
 use serde::Deserialize;
-use serde::de::{self, IgnoredAny, MapAccess, Visitor};
+use serde::de::{self, Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
@@ -66,12 +66,14 @@ impl Given {
         if body.trim_ascii_start().first() != Some(&b'{') {
             return Err(not_json(&"send {\"context\":{\"targetingKey\":\"…\"}}"));
         }
-        let body: Body<'_> = serde_json::from_slice(body).map_err(|error| not_json(&error))?;
-        let members = match body.context.map(RawValue::get) {
-            None | Some("null") => Members::default(),
-            Some(context) => serde_json::from_str(context)
-                .map_err(|_| Refusal::invalid_context("context must be a JSON object"))?,
-        };
+        let [context] = members(body, ["context"]).map_err(|error| not_json(&error))?;
+        let names = [TARGETING_KEY, TENANT_SLUG, PLAN, PARTNER_SLUG, ENVIRONMENT];
+        let [targeting_key, tenant_slug, plan, partner_slug, environment] =
+            match context.map(RawValue::get) {
+                None | Some("null") => [None; 5],
+                Some(context) => members(context.as_bytes(), names)
+                    .map_err(|_| Refusal::invalid_context("context must be a JSON object"))?,
+            };
         let mut problem = None;
         let mut member = |name: &str, value: Option<&RawValue>, max_bytes: usize| {
             text(name, value, max_bytes).unwrap_or_else(|refusal| {
@@ -79,12 +81,12 @@ impl Given {
                 Said::Unusable
             })
         };
-        let key = member(TARGETING_KEY, members.targeting_key, MAX_TARGETING_KEY_BYTES);
+        let key = member(TARGETING_KEY, targeting_key, MAX_TARGETING_KEY_BYTES);
         let mut axis = |name, value| member(name, value, MAX_SCOPE_VALUE_BYTES);
-        let tenant_slug = axis(TENANT_SLUG, members.tenant_slug);
-        let plan = axis(PLAN, members.plan);
-        let partner_slug = axis(PARTNER_SLUG, members.partner_slug);
-        let environment = axis(ENVIRONMENT, members.environment);
+        let tenant_slug = axis(TENANT_SLUG, tenant_slug);
+        let plan = axis(PLAN, plan);
+        let partner_slug = axis(PARTNER_SLUG, partner_slug);
+        let environment = axis(ENVIRONMENT, environment);
         let targeting_key = key.or(None).unwrap_or_default();
         if targeting_key.is_empty() && problem.is_none() {
             problem = Some(Refusal::targeting_key_missing());
@@ -112,54 +114,35 @@ impl Given {
     }
 }
 
-/// The body of an evaluation, its context still as text.
-#[derive(Deserialize)]
-struct Body<'a> {
-    #[serde(borrow, default)]
-    context: Option<&'a RawValue>,
-}
+/// The members of an object that have these names, still as text; the last of equal names
+/// counts. Of all others only the form is looked at.
+fn members<'a, const N: usize>(
+    object: &'a [u8],
+    names: [&'static str; N],
+) -> serde_json::Result<[Option<&'a RawValue>; N]> {
+    struct Reader<const N: usize>([&'static str; N]);
+    impl<'de, const N: usize> Visitor<'de> for Reader<N> {
+        type Value = [Option<&'de RawValue>; N];
 
-/// The members of a context that decide, still as text; the last of equal names counts.
-#[derive(Default)]
-struct Members<'a> {
-    targeting_key: Option<&'a RawValue>,
-    tenant_slug: Option<&'a RawValue>,
-    plan: Option<&'a RawValue>,
-    partner_slug: Option<&'a RawValue>,
-    environment: Option<&'a RawValue>,
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Members::default();
-                while let Some(Name(name)) = map.next_key()? {
-                    let member = match &*name {
-                        b"targetingKey" => &mut members.targeting_key,
-                        b"tenantSlug" => &mut members.tenant_slug,
-                        b"plan" => &mut members.plan,
-                        b"partnerSlug" => &mut members.partner_slug,
-                        b"environment" => &mut members.environment,
-                        _ => {
-                            map.next_value::<IgnoredAny>()?;
-                            continue;
-                        }
-                    };
-                    *member = Some(map.next_value()?);
-                }
-                Ok(members)
-            }
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
         }
-        deserializer.deserialize_map(Reader)
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut members = [None; N];
+            while let Some(Name(name)) = map.next_key()? {
+                match self.0.iter().position(|known| known.as_bytes() == &*name) {
+                    Some(at) => members[at] = Some(map.next_value()?),
+                    None => drop(map.next_value::<IgnoredAny>()?),
+                }
+            }
+            Ok(members)
+        }
     }
+    let mut reader = serde_json::Deserializer::from_slice(object);
+    let members = reader.deserialize_map(Reader(names))?;
+    reader.end()?;
+    Ok(members)
 }
 
 /// A member's name as bytes: read as text, one with a lone surrogate would end the read.
@@ -417,6 +400,20 @@ mod tests {
             let read = given(&format!(r#"{{{other},"targetingKey":"t-1","plan":"pro"}}"#));
             assert!(read.problem.is_none(), "{other}");
             assert_eq!((&*read.targeting_key, &read.plan), ("t-1", &Said::Is("pro".into())));
+        }
+    }
+
+    #[test]
+    fn members_beside_the_context_may_hold_anything() {
+        let context = r#""context":{"targetingKey":"t-1"}"#;
+        for body in [
+            format!(r#"{{"\ud83d":1,{context}}}"#),
+            format!(r#"{{{context},"x":"\ud83d","y":1e400}}"#),
+            format!(r#"{{"context":7,{context}}}"#),
+        ] {
+            let read = Given::parse(body.as_bytes()).unwrap();
+            assert!(read.problem.is_none(), "{body}");
+            assert_eq!(read.targeting_key, "t-1");
         }
     }
 

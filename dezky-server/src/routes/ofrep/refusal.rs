@@ -6,7 +6,7 @@ use axum::response::{IntoResponse as _, Response};
 use dezky_core::Error;
 use serde_json::{Map, Value};
 
-use crate::error::Problem;
+use crate::error::{OfStore, Problem};
 
 /// Why there is no answer.
 #[derive(Debug, Clone)]
@@ -17,6 +17,7 @@ pub(super) enum Refusal {
         code: &'static str,
         details: String,
         header: Option<(HeaderName, HeaderValue)>,
+        is_of_store: bool,
     },
     /// It is none of their tenants; without a body.
     Forbidden,
@@ -24,7 +25,7 @@ pub(super) enum Refusal {
 
 impl Refusal {
     fn asked(status: StatusCode, code: &'static str, details: impl Into<String>) -> Self {
-        Self::Asked { status, code, details: details.into(), header: None }
+        Self::Asked { status, code, details: details.into(), header: None, is_of_store: false }
     }
 
     pub(super) fn parse_error(details: impl Into<String>) -> Self {
@@ -47,7 +48,7 @@ impl Refusal {
 
     /// The answer; about the flag `key`, if one was asked for.
     pub(super) fn answer(self, key: Option<&str>) -> Response {
-        let Self::Asked { status, code, details, header } = self else {
+        let Self::Asked { status, code, details, header, is_of_store } = self else {
             return StatusCode::FORBIDDEN.into_response();
         };
         // When the server fails OFREP has the details alone.
@@ -59,6 +60,9 @@ impl Refusal {
         let mut response = (status, Json(Value::Object(body))).into_response();
         if let Some((name, value)) = header {
             response.headers_mut().insert(name, value);
+        }
+        if is_of_store {
+            response.extensions_mut().insert(OfStore);
         }
         response
     }
@@ -88,8 +92,9 @@ fn failure(key: Option<&str>, code: &str, details: String) -> Map<String, Value>
 
 impl From<Problem> for Refusal {
     fn from(problem: Problem) -> Self {
+        let is_of_store = problem.is_of_store();
         let (status, details, header) = problem.into_parts();
-        Self::Asked { status, code: "GENERAL", details, header }
+        Self::Asked { status, code: "GENERAL", details, header, is_of_store }
     }
 }
 
@@ -113,6 +118,7 @@ mod tests {
             for key in [None, Some("k")] {
                 let answer = Refusal::from(Error::new(kind, "host db-1 is away")).answer(key);
                 assert_eq!(answer.status(), status);
+                assert!(answer.extensions().get::<OfStore>().is_some());
                 let header = answer.headers().get("retry-after");
                 assert_eq!(header.map(|wait| wait.to_str().unwrap()), wait);
                 let body = axum::body::to_bytes(answer.into_body(), 1 << 10).await.unwrap();
