@@ -695,7 +695,8 @@ impl Job {
 
     /// The generation that holds `at`, among the descriptors kept and the rotated
     /// files. One that can't be read is none. If it `is_in_live`, which is another file
-    /// than the one that was read and may only begin alike, an older one is none either.
+    /// than the one that was read and may only begin alike, one that was done with is none
+    /// either.
     fn find(
         &self,
         at: &Place,
@@ -717,18 +718,32 @@ impl Job {
             .chain(kept)
             .filter(|seen| seen.holds(at).unwrap_or(false))
             .collect();
+        let other_live = live.filter(|_| is_in_live);
         let found = match self.choose(at, holding) {
-            None => {
-                let stray = self.choose(at, self.strays(at, live)?);
-                stray.filter(|seen| !is_in_live || seen.is_file_of(at) || is_not_older(seen, at))
-            }
+            None => self.choose(at, self.strays(at, live)?),
             Some(file) if file.is_file_of(at) => Some(self.copied_away(at, &file)?.unwrap_or(file)),
-            found => found.filter(|seen| !is_in_live || is_not_older(seen, at)),
+            found => found,
+        };
+        let found = match (found, other_live) {
+            (Some(seen), Some(live)) => self.is_beside(&seen, at, live)?.then_some(seen),
+            (found, _) => found,
         };
         if found.is_none() && self.budget.is_spent() {
             return Err(Error::new(ErrorKind::Io, "the way to the cursor is long"));
         }
         Ok(found)
+    }
+
+    /// Whether `at` is in `seen`, which holds it, and not in the live file that does too
+    /// but is another one than was read.
+    fn is_beside(&self, seen: &Seen, at: &Place, live: &Seen) -> Result<bool> {
+        if seen.is_file_of(at) || is_not_older(seen, at) {
+            return Ok(true);
+        }
+        // A copy of which it is known that it was not done with, and not one of the live
+        // file's own beginning.
+        let is_known = knows_what_was_done(at, self.done_alike(at));
+        Ok(is_known && at.position <= HEAD_BYTES && !seen.begins(live)?)
     }
 
     /// The last generation that was done with before the one of `at` and began alike.

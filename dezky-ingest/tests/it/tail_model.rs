@@ -835,8 +835,9 @@ fn generations_that_begin_alike_are_told_apart() {
 /// not found in the copy in which it was.
 #[test]
 fn the_generation_is_found_that_was_being_read() {
-    let seeds =
-        [506, 802, 897, 1152, 1310, 1366, 1613, 1639, 1837, 1868, 1938, 2113, 2425, 2465, 2742];
+    let seeds = [
+        506, 802, 897, 1152, 1310, 1366, 1613, 1639, 1837, 1868, 1938, 2113, 2425, 2465, 2742, 7592,
+    ];
     for seed in seeds {
         run(seed, ALIKE, real).unwrap_or_else(|e| panic!("{e}"));
     }
