@@ -360,7 +360,9 @@ impl Job {
         previous: &mut Option<Previous>,
         batch: &mut Batch,
     ) -> Result<()> {
-        let Some(place) = end else { return Ok(()) };
+        let Some(mut place) = end else { return Ok(()) };
+        // A copy that held nothing more was written later than what it is a copy of.
+        place.mtime_ns = place.mtime_ns.max(Some(left.age.mtime_ns));
         self.heads.borrow_mut().remember(&place);
         if let Some(older) = previous.take() {
             self.finish(&older, batch)?;
@@ -592,15 +594,10 @@ impl Job {
             }
             let scan = self.scan(live.as_ref())?;
             if found.is_none() {
-                found = self.find(at, live.as_ref(), &scan)?;
+                found = self.find(at, live.as_ref(), is_in_live, &scan)?;
             }
-            if is_in_live {
-                // Another file now, which may only begin alike: then the one that was
-                // read is still there.
-                found = found.filter(|seen| seen.is_file_of(at) || is_not_older(seen, at));
-                if found.is_none() {
-                    return in_live(live);
-                }
+            if is_in_live && found.is_none() {
+                return in_live(live);
             }
             if let Some(found) = found {
                 let mut order: Vec<_> = scan
@@ -645,14 +642,25 @@ impl Job {
         if self.siblings.borrow().is_none() {
             self.scan(Some(file))?;
         }
+        let done = self.done_alike(at);
         for seen in self.siblings.borrow().iter().flatten() {
-            // Beside a file that was rotated since, younger ones are made later too.
-            let is_made_later = seen.opened.born_ns > file.opened.born_ns
-                && (file.is_live
-                    || seen.age.compare_names(&file.age) == Some(std::cmp::Ordering::Less));
+            let is_made_beside = match seen.age.compare_names(&file.age) {
+                _ if file.is_live => true,
+                // Beside a file that was rotated since, younger ones are made later too.
+                Some(by_name) => by_name == std::cmp::Ordering::Less,
+                // And beside one that was removed: these are written later as well.
+                None => file.age.name.is_none() && seen.age.mtime_ns <= file.age.mtime_ns,
+            };
+            let is_made_later = is_made_beside && seen.opened.born_ns > file.opened.born_ns;
             let is_plain = !seen.opened.is_compressed();
-            let is_written_later =
-                is_not_older(seen, at) && (is_plain || Some(seen.age.mtime_ns) > at.mtime_ns);
+            let is_written_later = match done {
+                // Any that was done with was written before.
+                Some(done) => seen.age.mtime_ns > done.mtime_ns,
+                None if knows_what_was_done(at, done) => true,
+                None => {
+                    is_not_older(seen, at) && (is_plain || Some(seen.age.mtime_ns) > at.mtime_ns)
+                }
+            };
             if is_made_later && is_written_later && seen.holds(at)? && !seen.begins(file)? {
                 return Ok(Some(seen.clone()));
             }
@@ -686,8 +694,16 @@ impl Job {
     }
 
     /// The generation that holds `at`, among the descriptors kept and the rotated
-    /// files. One that can't be read is none.
-    fn find(&self, at: &Place, live: Option<&Seen>, scan: &Scan) -> Result<Option<Seen>> {
+    /// files. One that can't be read is none. If it `is_in_live`, which is another file
+    /// than the one that was read and may only begin alike, one that was done with is none
+    /// either.
+    fn find(
+        &self,
+        at: &Place,
+        live: Option<&Seen>,
+        is_in_live: bool,
+        scan: &Scan,
+    ) -> Result<Option<Seen>> {
         let kept = self.kept.opened.iter().filter_map(|opened| {
             let named = scan.siblings.iter().any(|seen| seen.opened.is(opened));
             if named || live.is_some_and(|live| live.opened.is(opened)) {
@@ -702,15 +718,68 @@ impl Job {
             .chain(kept)
             .filter(|seen| seen.holds(at).unwrap_or(false))
             .collect();
-        let found = match choose(at, holding) {
-            None => choose(at, self.strays(at, live)?),
+        let other_live = live.filter(|_| is_in_live);
+        let found = match self.choose(at, holding) {
+            None => self.choose(at, self.strays(at, live)?),
             Some(file) if file.is_file_of(at) => Some(self.copied_away(at, &file)?.unwrap_or(file)),
             found => found,
+        };
+        let found = match (found, other_live) {
+            (Some(seen), Some(live)) => self.is_beside(&seen, at, live)?.then_some(seen),
+            (found, _) => found,
         };
         if found.is_none() && self.budget.is_spent() {
             return Err(Error::new(ErrorKind::Io, "the way to the cursor is long"));
         }
         Ok(found)
+    }
+
+    /// Whether `at` is in `seen`, which holds it, and not in the live file that does too
+    /// but is another one than was read.
+    fn is_beside(&self, seen: &Seen, at: &Place, live: &Seen) -> Result<bool> {
+        if seen.is_file_of(at) || is_not_older(seen, at) {
+            return Ok(true);
+        }
+        // A copy of which it is known that it was not done with, and not one of the live
+        // file's own beginning.
+        let is_known = knows_what_was_done(at, self.done_alike(at));
+        Ok(is_known && at.position <= HEAD_BYTES && !seen.begins(live)?)
+    }
+
+    /// The last generation that was done with before the one of `at` and began alike.
+    fn done_alike(&self, at: &Place) -> Option<Head> {
+        self.heads.borrow().get(&at.generation?)
+    }
+
+    /// Of the files that hold `at` the one in which it is: the very file, else the oldest
+    /// that was not done with before, as younger ones begin alike. Of copies the plain and
+    /// most complete one, and where that has no name any more it has the age of its copy.
+    fn choose(&self, at: &Place, holding: Vec<Seen>) -> Option<Seen> {
+        let names: Vec<Age> = holding.iter().map(|seen| seen.age.clone()).collect();
+        let (same, others): (Vec<_>, Vec<_>) =
+            holding.into_iter().partition(|seen| seen.is_file_of(at));
+        let (mut younger, mut older): (Vec<_>, Vec<_>) =
+            others.into_iter().partition(|seen| is_not_older(seen, at));
+        // An earlier generation that begins alike holds the place too, as long as that is
+        // within what both have in common: read on there, its lines would come again
+        // as those of the later one.
+        let done = self.done_alike(at);
+        older.retain(|seen| done.is_none_or(|done| seen.age.mtime_ns > done.mtime_ns));
+        if at.position <= HEAD_BYTES && knows_what_was_done(at, done) {
+            // A copy can be older than what was read: what was written while it was made
+            // is not in it.
+            younger.append(&mut older);
+        }
+        let pool = [same, younger, older].into_iter().find(|pool| !pool.is_empty())?;
+        let oldest = pool.iter().map(|seen| seen.age.mtime_ns).min();
+        pool.into_iter()
+            .filter(|seen| Some(seen.age.mtime_ns) == oldest)
+            .max_by_key(|seen| (!seen.opened.is_compressed(), seen.bytes))
+            .map(|mut seen| {
+                let mut of_copy = names.into_iter().filter(|age| age.mtime_ns == seen.age.mtime_ns);
+                seen.age.name = seen.age.name.or_else(|| of_copy.find_map(|age| age.name));
+                seen
+            })
     }
 
     /// Files that hold `at` though their names don't say that they belong here: only
@@ -842,7 +911,8 @@ impl Job {
                 holding.retain(|seen| !is_current(seen));
             }
             // Not one of which it is known that it was done with earlier.
-            seen = choose(&place, holding)
+            seen = self
+                .choose(&place, holding)
                 .filter(|seen| seen.is_file_of(&place) || is_not_older(seen, &place));
         }
         let Some(seen) = seen else {
@@ -993,25 +1063,10 @@ fn is_not_older(seen: &Seen, at: &Place) -> bool {
     at.mtime_ns.is_some_and(|read| seen.age.mtime_ns >= read)
 }
 
-/// Of the files that hold `at` the one in which it is: the very file, else the oldest
-/// that was not done with before, as younger ones begin alike. Of copies the plain and
-/// most complete one, and where that has no name any more it has the age of its copy.
-fn choose(at: &Place, holding: Vec<Seen>) -> Option<Seen> {
-    let names: Vec<Age> = holding.iter().map(|seen| seen.age.clone()).collect();
-    let (same, others): (Vec<_>, Vec<_>) =
-        holding.into_iter().partition(|seen| seen.is_file_of(at));
-    let (younger, older): (Vec<_>, Vec<_>) =
-        others.into_iter().partition(|seen| is_not_older(seen, at));
-    let pool = [same, younger, older].into_iter().find(|pool| !pool.is_empty())?;
-    let oldest = pool.iter().map(|seen| seen.age.mtime_ns).min();
-    pool.into_iter()
-        .filter(|seen| Some(seen.age.mtime_ns) == oldest)
-        .max_by_key(|seen| (!seen.opened.is_compressed(), seen.bytes))
-        .map(|mut seen| {
-            let mut of_copy = names.into_iter().filter(|age| age.mtime_ns == seen.age.mtime_ns);
-            seen.age.name = seen.age.name.or_else(|| of_copy.find_map(|age| age.name));
-            seen
-        })
+/// Whether `done` is the last earlier generation that began as that of `at` does, or
+/// there was none: an old cursor does not know, and a full one may have forgotten.
+fn knows_what_was_done(at: &Place, done: Option<Head>) -> bool {
+    done.is_some() || (at.head.is_some() && at.repeat == 0)
 }
 
 /// Reads to the end of the file, until the batch is full, or until `left` bytes

@@ -453,6 +453,8 @@ impl World {
         self.shift();
         if self.rules.alike {
             self.wait_for_a_younger_file();
+            // With the time of its copying, or with that of the file.
+            self.clock += u64::from(generation % 2 == 1);
         }
         self.note("copy".into());
         fs::copy(self.live_path(), self.path("app.log.1")).unwrap();
@@ -774,14 +776,28 @@ fn schedules_of(rules: Rules, part: u64) {
             .collect(),
     };
     let (mut lines, mut gaps, mut told, mut unknowable) = (0, 0, 0, 0);
+    let mut failed = Vec::new();
     for seed in &seeds {
-        let world = run(*seed, rules, real).unwrap_or_else(|e| panic!("{e}"));
+        let world = match run(*seed, rules, real) {
+            Ok(world) => world,
+            Err(e) => {
+                failed.push(e);
+                continue;
+            }
+        };
         lines += world.seen.len();
         gaps += world.gaps.len();
         for line in world.generations.iter().flat_map(|of| &of.lines) {
             told += usize::from(line.destroyed == Some(true));
             unknowable += usize::from(line.destroyed == Some(false));
         }
+    }
+    // The shortest says the most.
+    failed.sort_by_key(String::len);
+    if let Some(shortest) = failed.first() {
+        let of = |e: &String| e.lines().take(2).collect::<Vec<_>>().join(", ");
+        let all: Vec<_> = failed.iter().map(of).collect();
+        panic!("{} of {} schedules:\n{}\n\n{shortest}", failed.len(), seeds.len(), all.join("\n"));
     }
     println!("{lines} lines, {gaps} gaps, destroyed unread: {told} told, {unknowable} unknowable");
     // The schedules do what they are for.
@@ -812,7 +828,19 @@ fn nothing_is_lost_in_silence_and_nothing_comes_twice_4() {
 
 #[test]
 fn generations_that_begin_alike_are_told_apart() {
-    schedules_of(ALIKE, 0);
+    schedules_of(ALIKE, number("DEZKY_TAIL_PART").unwrap_or(0));
+}
+
+/// A place within what generations have in common was looked for in the wrong one, or
+/// not found in the copy in which it was.
+#[test]
+fn the_generation_is_found_that_was_being_read() {
+    let seeds = [
+        506, 802, 897, 1152, 1310, 1366, 1613, 1639, 1837, 1868, 1938, 2113, 2425, 2465, 2742, 7592,
+    ];
+    for seed in seeds {
+        run(seed, ALIKE, real).unwrap_or_else(|e| panic!("{e}"));
+    }
 }
 
 /// Whether one of the schedules shows what is wrong with a reader, and none finds
