@@ -1133,3 +1133,25 @@ fn rows_that_failing_adds_behind_the_newest_page_are_taken_by_the_next_poll() {
     ];
     play(151, false, true, &events).unwrap();
 }
+
+#[test]
+fn rows_that_go_while_a_poll_closes_in_on_a_row_do_not_stop_it() {
+    for expired in [1, 2, 3, 4, 60] {
+        for (bad, pulls) in [(94, 3), (94, 4), (94, 5), (94, 6), (99, 2), (99, 3), (99, 4)] {
+            let mut server = Server { adds_rows: false, ..Server::new() };
+            (0..100).for_each(|age| server.insert(age * 100, 0));
+            let mut client = Client::new();
+            server.poison(bad);
+            (0..pulls).for_each(|_| {
+                client.pull(&mut server, true);
+            });
+            server.delete(0, expired);
+            let mut pulls = 0;
+            while client.pull(&mut server, true) {
+                pulls += 1;
+                assert!(pulls < 200, "it comes to an end: {:?}", client.cursor);
+            }
+            assert!(client.missing(&server).is_empty(), "{expired} {bad} {:?}", client.cursor);
+        }
+    }
+}

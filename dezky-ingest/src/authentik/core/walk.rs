@@ -35,7 +35,7 @@ pub(super) struct Walk {
     /// while that is less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) narrow: Option<u32>,
-    /// How many rows the list had when `offset` was counted.
+    /// How many rows the list had when `offset` was counted; 0 while that is not known.
     pub(super) count: u64,
     /// How many answers in a row did not follow on what was read.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -316,6 +316,13 @@ impl Walk {
         request: Request,
         answer: Answer<'_>,
     ) -> Result<Read> {
+        if matches!(answer, Answer::NoSuchPage) && request.order != order {
+            // Rows went since they were counted. That says nothing about the walk's end, and
+            // counted from the oldest with the same number its place would never be found.
+            self.offset = self.offset.saturating_sub(self.passed.into());
+            self.count = 0;
+            return Ok(self.step_back(0));
+        }
         if self.next.is_some() {
             return Ok(self.prove(order, request, answer));
         }
