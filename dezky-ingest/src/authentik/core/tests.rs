@@ -77,6 +77,10 @@ impl Server {
         }
     }
 
+    fn is_future(&self, nth: usize) -> bool {
+        self.rows.get(nth).is_some_and(|row| row.place.created() > self.now())
+    }
+
     /// Fails, which adds a row.
     fn fail(&mut self) {
         self.failures += 1;
@@ -1051,7 +1055,10 @@ fn play(
             Event::Wait(ms) => server.now_ms += ms,
             Event::Clamp(size) => server.max_page_size = size,
             Event::BlowUp(nth) => server.blow_up(nth),
-            Event::Poison(nth) => server.poison(nth),
+            // Each failure would add a row before one of the future, and the backlog would
+            // wait for that row's time.
+            Event::Poison(nth) if !server.adds_rows || !server.is_future(nth) => server.poison(nth),
+            Event::Poison(_) => {}
             Event::Future(rows, ms) => (0..rows).for_each(|_| server.insert(-ms, 0)),
             Event::Hide(hides) => server.hides = hides,
             Event::Pull => {
@@ -1154,4 +1161,18 @@ fn rows_that_go_while_a_poll_closes_in_on_a_row_do_not_stop_it() {
             assert!(client.missing(&server).is_empty(), "{expired} {bad} {:?}", client.cursor);
         }
     }
+}
+
+#[test]
+fn rows_that_expire_while_the_oldest_is_passed_over_take_none_unread_with_them() {
+    use Event::{BlowUp, Burst, Clamp, Delete, Expire, Future, Pull, Restart, Wait};
+    let events = [
+        vec![Burst(85), Wait(0), Burst(68), Wait(0), Pull, Wait(0), Expire(7), Restart, Pull],
+        vec![Wait(0), Future(1, 0), Clamp(11), Pull, Pull, Wait(33_587), Pull, Wait(0), Wait(0)],
+        vec![Burst(175), Wait(8_107), Pull, Expire(22), Wait(17_406), Clamp(11), Pull, Pull, Pull],
+        vec![Expire(19), Delete(416, 26), Burst(1), Burst(1), Burst(1), Future(41, 0), Pull, Pull],
+        vec![Burst(21), Pull, Pull, BlowUp(22), Restart, Pull, Pull, Pull, Pull, Expire(22)],
+        vec![Pull, Pull, Pull, Pull, Pull, Expire(15), Burst(17)],
+    ];
+    play(171, false, false, &events.concat()).unwrap();
 }
