@@ -641,11 +641,11 @@ impl Poll {
         let mut step = Step::default();
         if let Answer::Failed { count } = answer {
             walk.failed(walking.order(), request, count);
-        } else if walk.too_large(request) {
+        } else if walk.too_large(walking.order(), request) {
             step.passed = Some(walk.anchor.clone());
         }
         let news = walk.news.take();
-        self.state.heed(news);
+        step.unreadable = self.state.heed(news);
         Ok(step)
     }
 
@@ -922,7 +922,7 @@ impl Backlog {
         if self.walk.page_size() == 1 {
             return self.probe(request, Answer::TooLarge);
         }
-        self.walk.too_large(request);
+        self.walk.too_large(Order::OldestFirst, request);
         self.search();
         Ok(())
     }

@@ -77,6 +77,10 @@ impl Server {
         }
     }
 
+    fn is_future(&self, nth: usize) -> bool {
+        self.rows.get(nth).is_some_and(|row| row.place.created() > self.now())
+    }
+
     /// Fails, which adds a row.
     fn fail(&mut self) {
         self.failures += 1;
@@ -1025,6 +1029,72 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// Lets a server live through all of it beside a poller, which must then have taken all
+/// that it could.
+fn play(
+    first: usize,
+    is_burst: bool,
+    adds_rows: bool,
+    events: &[Event],
+) -> Result<(), TestCaseError> {
+    let mut server = Server { adds_rows, ..Server::new() };
+    for age in 0..first {
+        server.insert(if is_burst { 0 } else { i64::try_from(age).unwrap() * 700 }, 0);
+    }
+    let mut client = Client::new();
+    for event in events {
+        // Every request takes its time.
+        server.now_ms += 50;
+        match *event {
+            Event::Burst(rows) => (0..rows).for_each(|_| server.insert(0, 0)),
+            Event::Late(age_ms) => server.insert(age_ms, 0),
+            Event::Slow(delay_ms) => server.insert(0, delay_ms),
+            Event::Delete(first, rows) => server.delete(first, rows),
+            Event::Expire(rows) => server.delete(0, rows),
+            Event::Wait(ms) => server.now_ms += ms,
+            Event::Clamp(size) => server.max_page_size = size,
+            Event::BlowUp(nth) => server.blow_up(nth),
+            // Each failure would add a row before one of the future, and the backlog would
+            // wait for that row's time.
+            Event::Poison(nth) if !server.adds_rows || !server.is_future(nth) => server.poison(nth),
+            Event::Poison(_) => {}
+            Event::Future(rows, ms) => (0..rows).for_each(|_| server.insert(-ms, 0)),
+            Event::Hide(hides) => server.hides = hides,
+            Event::Pull => {
+                client.pull(&mut server, true);
+            }
+            Event::PullThatFails => {
+                client.pull(&mut server, false);
+            }
+            Event::Restart => client.restart(),
+        }
+    }
+    server.hides = false;
+    for round in 1..=4 {
+        server.now_ms += 200_000;
+        let began_us = server.now_ms * 1000;
+        // The last is one whose failures add nothing.
+        server.adds_rows &= round < 4;
+        let mut pulls = 0;
+        while client.pull(&mut server, true) {
+            pulls += 1;
+            prop_assert!(pulls < 5_000, "it comes to an end");
+        }
+        if round < 3 {
+            continue;
+        }
+        let mut missing: Vec<_> = client.missing(&server).iter().map(|row| &row.place).collect();
+        if server.adds_rows {
+            // Rows that failing has added since the newest page was read wait for the next
+            // poll.
+            let made = began_us..=server.now_ms * 1000;
+            missing.retain(|place| !made.contains(&place.created_us));
+        }
+        prop_assert!(missing.is_empty(), "{missing:?} are missing, {:?}", client.cursor);
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
@@ -1035,41 +1105,73 @@ proptest! {
         adds_rows in any::<bool>(),
         events in prop::collection::vec(event(), 1..120),
     ) {
-        let mut server = Server { adds_rows, ..Server::new() };
-        for age in 0..first {
-            server.insert(if is_burst { 0 } else { i64::try_from(age).unwrap() * 700 }, 0);
-        }
-        let mut client = Client::new();
-        for event in events {
-            // Every request takes its time.
-            server.now_ms += 50;
-            match event {
-                Event::Burst(rows) => (0..rows).for_each(|_| server.insert(0, 0)),
-                Event::Late(age_ms) => server.insert(age_ms, 0),
-                Event::Slow(delay_ms) => server.insert(0, delay_ms),
-                Event::Delete(first, rows) => server.delete(first, rows),
-                Event::Expire(rows) => server.delete(0, rows),
-                Event::Wait(ms) => server.now_ms += ms,
-                Event::Clamp(size) => server.max_page_size = size,
-                Event::BlowUp(nth) => server.blow_up(nth),
-                Event::Poison(nth) => server.poison(nth),
-                Event::Future(rows, ms) => (0..rows).for_each(|_| server.insert(-ms, 0)),
-                Event::Hide(hides) => server.hides = hides,
-                Event::Pull => { client.pull(&mut server, true); }
-                Event::PullThatFails => { client.pull(&mut server, false); }
-                Event::Restart => client.restart(),
-            }
-        }
-        server.hides = false;
-        for _ in 0..3 {
-            server.now_ms += 200_000;
+        play(first, is_burst, adds_rows, &events)?;
+    }
+}
+
+#[test]
+fn rows_that_failing_adds_behind_the_newest_page_are_taken_by_the_next_poll() {
+    use Event::{Burst, Clamp, Expire, Future, Late, Poison, Pull, Wait};
+    let events = [
+        Future(25, 415_598),
+        Burst(10),
+        Wait(0),
+        Burst(9),
+        Late(0),
+        Future(35, 400_857),
+        Future(3, 0),
+        Expire(9),
+        Late(0),
+        Burst(7),
+        Future(21, 351),
+        Clamp(11),
+        Burst(27),
+        Poison(200),
+        Burst(18),
+        Future(20, 340_355),
+        Future(9, 3_565_427),
+        Burst(34),
+        Pull,
+        Pull,
+        Late(42_104),
+        Pull,
+        Pull,
+    ];
+    play(151, false, true, &events).unwrap();
+}
+
+#[test]
+fn rows_that_go_while_a_poll_closes_in_on_a_row_do_not_stop_it() {
+    for expired in [1, 2, 3, 4, 60] {
+        for (bad, pulls) in [(94, 3), (94, 4), (94, 5), (94, 6), (99, 2), (99, 3), (99, 4)] {
+            let mut server = Server { adds_rows: false, ..Server::new() };
+            (0..100).for_each(|age| server.insert(age * 100, 0));
+            let mut client = Client::new();
+            server.poison(bad);
+            (0..pulls).for_each(|_| {
+                client.pull(&mut server, true);
+            });
+            server.delete(0, expired);
             let mut pulls = 0;
             while client.pull(&mut server, true) {
                 pulls += 1;
-                prop_assert!(pulls < 5_000, "it comes to an end");
+                assert!(pulls < 200, "it comes to an end: {:?}", client.cursor);
             }
+            assert!(client.missing(&server).is_empty(), "{expired} {bad} {:?}", client.cursor);
         }
-        let missing: Vec<_> = client.missing(&server).iter().map(|row| row.place.clone()).collect();
-        prop_assert!(missing.is_empty(), "{missing:?} are missing, {:?}", client.cursor);
     }
+}
+
+#[test]
+fn rows_that_expire_while_the_oldest_is_passed_over_take_none_unread_with_them() {
+    use Event::{BlowUp, Burst, Clamp, Delete, Expire, Future, Pull, Restart, Wait};
+    let events = [
+        vec![Burst(85), Wait(0), Burst(68), Wait(0), Pull, Wait(0), Expire(7), Restart, Pull],
+        vec![Wait(0), Future(1, 0), Clamp(11), Pull, Pull, Wait(33_587), Pull, Wait(0), Wait(0)],
+        vec![Burst(175), Wait(8_107), Pull, Expire(22), Wait(17_406), Clamp(11), Pull, Pull, Pull],
+        vec![Expire(19), Delete(416, 26), Burst(1), Burst(1), Burst(1), Future(41, 0), Pull, Pull],
+        vec![Burst(21), Pull, Pull, BlowUp(22), Restart, Pull, Pull, Pull, Pull, Expire(22)],
+        vec![Pull, Pull, Pull, Pull, Pull, Expire(15), Burst(17)],
+    ];
+    play(171, false, false, &events.concat()).unwrap();
 }

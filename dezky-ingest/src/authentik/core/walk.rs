@@ -35,7 +35,7 @@ pub(super) struct Walk {
     /// while that is less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) narrow: Option<u32>,
-    /// How many rows the list had when `offset` was counted.
+    /// How many rows the list had when `offset` was counted; 0 while that is not known.
     pub(super) count: u64,
     /// How many answers in a row did not follow on what was read.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -186,10 +186,7 @@ impl Walk {
             && self.count <= MAX_ROWS
             && u64::from(self.passed) <= self.offset
             && self.failed <= self.passed
-            && self
-                .next
-                .as_ref()
-                .is_none_or(|next| next.offset <= MAX_ROWS && u64::from(self.passed) < self.offset)
+            && self.next.as_ref().is_none_or(|next| next.offset <= MAX_ROWS && self.offset > 0)
     }
 
     /// The largest page to ask for.
@@ -253,7 +250,9 @@ impl Walk {
     /// The page that has the anchor on it and reaches farthest, but not behind `end`.
     fn request(&self, order: Order, end: Option<u64>) -> Request {
         if self.next.is_some() {
-            return self.single(order, self.offset.saturating_sub(self.passed.into()).max(1) - 1);
+            // The anchor, or the last row that was passed over.
+            let passed = if self.has_proof() { self.passed.into() } else { 0 };
+            return self.single(order, self.offset.saturating_sub(passed).max(1) - 1);
         }
         if self.is_single() {
             return self.single(order, self.offset);
@@ -316,6 +315,13 @@ impl Walk {
         request: Request,
         answer: Answer<'_>,
     ) -> Result<Read> {
+        if matches!(answer, Answer::NoSuchPage) && request.order != order {
+            // Rows went since they were counted. That says nothing about the walk's end, and
+            // counted from the oldest with the same number its place would never be found.
+            self.offset = self.offset.saturating_sub(self.passed.into());
+            self.count = 0;
+            return Ok(self.step_back(0));
+        }
         if self.next.is_some() {
             return Ok(self.prove(order, request, answer));
         }
@@ -424,8 +430,8 @@ impl Walk {
 
     /// The page has more bytes than are read: smaller ones from now on, or past the
     /// row if it is alone. Whether a row was passed over.
-    pub(super) fn too_large(&mut self, request: Request) -> bool {
-        if self.narrowed(request) {
+    pub(super) fn too_large(&mut self, order: Order, request: Request) -> bool {
+        if self.narrowed(order, request) {
             return false;
         }
         self.pass();
@@ -445,7 +451,7 @@ impl Walk {
             }
         }
         self.count = count;
-        if self.narrowed(request) {
+        if self.narrowed(order, request) {
             return;
         }
         self.strikes += 1;
@@ -457,10 +463,15 @@ impl Walk {
     }
 
     /// Whether there was something else to do than to pass over a row.
-    fn narrowed(&mut self, request: Request) -> bool {
-        if self.next.is_some() {
-            // Another row is where the anchor was.
-            self.step_back(0);
+    fn narrowed(&mut self, order: Order, request: Request) -> bool {
+        if let Some(next) = self.next.take() {
+            if self.has_proof() {
+                // Another row is where the anchor was.
+                self.step_back(0);
+            } else {
+                // What was passed over is where it was.
+                self.advance(order, next);
+            }
             return true;
         }
         if self.distrust() {
@@ -479,9 +490,13 @@ impl Walk {
         self.passed = self.passed.saturating_add(1);
     }
 
-    /// Waits for the proof that the anchor is where it was, if there is one to be had.
+    /// Waits for the proof that the anchor is where it was, if there is one to be had. Where
+    /// all rows from the oldest on were passed over, these must be where they were, as they
+    /// expire first.
     fn hold(&mut self, order: Order, next: Next) -> Read {
-        if !self.has_proof() {
+        let is_oldest = order == Order::OldestFirst && self.passed > 0;
+        let refails = is_oldest && self.trusted.is_none() && !next.is_end;
+        if !self.has_proof() && !refails {
             return self.advance(order, next);
         }
         self.next = Some(next);
@@ -512,7 +527,7 @@ impl Walk {
             _ => (self.count, None),
         };
         match (&self.anchor, there) {
-            (Some(anchor), Some(there)) if !order.is_after(there, anchor) => {
+            (Some(anchor), Some(there)) if self.has_proof() && !order.is_after(there, anchor) => {
                 self.rebase(order, request, &mut next, count);
                 self.advance(order, next)
             }
