@@ -29,7 +29,7 @@ pub trait IngestSource: Send {
     /// error but an item in [`Pull::quarantine`]. Cancel-safe.
     async fn pull(&mut self, cursor: Option<&str>, limits: PullLimits) -> Result<Pull>;
 
-    /// What the last pull found and could not take yet.
+    /// Input that the last pull found and could not take yet.
     fn waiting(&self) -> Option<Waiting> {
         None
     }
@@ -66,7 +66,7 @@ pub struct Pull {
     pub more: bool,
 }
 
-/// What a source has before it and can't take yet.
+/// Input that a source has found and can't take yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Waiting {

@@ -19,7 +19,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long for all of a batch.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is known of an event's tenant.
+/// The answer about an event's tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FoundTenant {
     /// The tenant, and which hint found it: the value of `_dezky.tenantBy`.
@@ -110,7 +110,7 @@ impl<'d> TenantFinder<'d> {
 }
 
 impl TenantHint {
-    /// What `_dezky.tenantBy` says of a tenant that it found.
+    /// The value of `_dezky.tenantBy` for a tenant that was found.
     pub fn via(&self) -> &'static str {
         match self {
             Self::Slug { via, .. } => via,

@@ -9,7 +9,7 @@ const FULL: u16 = MAX_PCT as u16 * 100;
 /// A context of which not everything is known: a caller named no tenant, sent a value that
 /// cannot be read, or the directory did not answer.
 ///
-/// What is unknown must not be mistaken for what is absent: an unknown plan may still match
+/// Unknown values must not be mistaken for absent ones: an unknown plan may still match
 /// a scope, an absent one never does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PartialContext<'a> {

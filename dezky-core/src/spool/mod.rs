@@ -146,11 +146,11 @@ struct Queue {
     dirty: bool,
     /// The version that the header is known to say.
     version: u8,
-    /// What the disk had no room for when the file was opened.
+    /// Work that the disk had no room for when the file was opened.
     owed: Owed,
 }
 
-/// What is still to be written before anything else can be.
+/// Work that must be written before anything else.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Owed {
     Nothing,
@@ -812,7 +812,7 @@ impl Queue {
     }
 }
 
-/// What a file of that version begins with.
+/// The first bytes of a file of that version.
 fn header(version: u8) -> Vec<u8> {
     let mut header = HEADER.to_vec();
     header[HEADER.len() - 2] = b'0' + version;

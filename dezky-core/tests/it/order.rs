@@ -208,7 +208,7 @@ async fn oids(server: &mut PgConnection, query: &str) -> Vec<i64> {
     sqlx::query_scalar(AssertSqlSafe(query)).fetch_all(server).await.unwrap()
 }
 
-/// Who may not migrate is told so, and nothing is changed.
+/// A process that may not migrate is told so, and nothing is changed.
 #[test]
 fn an_older_schema_is_refused_where_it_may_not_be_migrated() {
     tokio().block_on(async {

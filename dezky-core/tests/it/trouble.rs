@@ -1,4 +1,4 @@
-//! What fails half-way, or is taken away, and what comes after it.
+//! Operations that fail half-way, files that are taken away, and the recovery after both.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -155,7 +155,7 @@ impl FeatureProvider for FlagProvider {
 /// An evaluation context as flags are decided by it.
 pub(super) struct Given<'a> {
     pub(super) context: PartialContext<'a>,
-    /// What is missing or cannot be read, the first of them.
+    /// The first member that is missing or cannot be read.
     pub(super) problem: Option<EvaluationError>,
 }
 

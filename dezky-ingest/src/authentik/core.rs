@@ -149,7 +149,7 @@ pub enum Answer<'a> {
     },
 }
 
-/// What a failed request may be due to.
+/// Possible causes of a failed request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Suspect {
     /// A row of the page: the server broke over it.
@@ -227,7 +227,7 @@ pub struct Poll {
     found_gap: bool,
     /// Whether the list was found empty since, so that nothing more is asked.
     found_empty: bool,
-    /// What the last page said about holes.
+    /// Findings of the last page about holes.
     news: Option<News>,
 }
 

@@ -127,7 +127,7 @@ pub fn tenant_user(event: &Event) -> Option<String> {
     on_behalf_of(event).or(user)?.get("pk").and_then(pk)
 }
 
-/// Who an event is by, and the user if one is known.
+/// The type of an event's actor, and the user if one is known.
 fn who(event: &Event) -> (ActorType, Option<&Map<String, Value>>) {
     let Some(user) = event.object("user") else { return (ActorType::System, None) };
     if is_anonymous(user) {
@@ -227,7 +227,7 @@ pub(super) fn map_by(source: &str, mut event: Event, doers: &Doers) -> NewEvent 
     mapped
 }
 
-/// Who has changed users, by the request in which they did. Bounded by two generations.
+/// The users who changed others, by request. Bounded by two generations.
 #[derive(Default)]
 pub(super) struct Doers {
     young: HashMap<String, Map<String, Value>>,

@@ -20,7 +20,7 @@ pub(super) const PROBE: &str = ".probe";
 /// What there must be room for.
 const ROOM_BYTES: usize = 128 << 10;
 
-/// What tells a file from another one at the same path.
+/// The identity of a file, which tells it from another one at the same path.
 type Identity = (u64, u64);
 
 /// The files of a database as they were when they were opened.

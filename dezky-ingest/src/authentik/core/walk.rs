@@ -61,7 +61,7 @@ pub(super) struct Walk {
     /// Whether the anchor is in the future, so that new rows come on its older side.
     #[serde(skip)]
     is_future: bool,
-    /// What the last answer said about holes.
+    /// Findings of the last answer about holes.
     #[serde(skip)]
     pub(super) news: Option<News>,
 }
@@ -130,7 +130,7 @@ impl Hole {
     }
 }
 
-/// What an answer says about holes.
+/// Findings of an answer about holes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum News {
     /// One was passed over; whether there are rows in it that the server could not give.
