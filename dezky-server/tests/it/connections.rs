@@ -6,12 +6,12 @@ use dezky_ingest::signature::Secret;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::http2::{PREFACE, frame};
 use crate::support::{Process, SECRET, Server, WEBHOOK, until};
 
 /// What is longer than any bound of these tests, and shorter than the one of idle connections
 /// by default.
 const LONG: Duration = Duration::from_mins(1);
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 async fn connect(process: &Process, first: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(&process.address).await.unwrap();
@@ -33,14 +33,8 @@ async fn closed(stream: &mut TcpStream) -> Vec<u8> {
     said
 }
 
-/// A frame of HTTP/2.
-fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u8::try_from(payload.len()).unwrap();
-    [&[0, 0, length, kind, flags, 0, 0, 0, stream][..], payload].concat()
-}
-
 /// Pings until the server closes the connection, so that it never looks dead.
-async fn ping_until_closed(stream: TcpStream) {
+pub(crate) async fn ping_until_closed(stream: TcpStream) {
     let (mut reads, mut writes) = stream.into_split();
     let pinging = tokio::spawn(async move {
         while writes.write_all(&frame(6, 0, 0, b"12345678")).await.is_ok() {

@@ -22,6 +22,7 @@ mod failover;
 mod flags;
 mod flags_live;
 mod full_disk;
+mod http2;
 mod import_origin;
 mod kill;
 mod kill_mutations;
