@@ -10,6 +10,7 @@ mod authentik;
 mod bodies;
 mod cli;
 mod config;
+mod connection_slots;
 mod connections;
 mod copy;
 mod crash;
