@@ -8,7 +8,6 @@ use sqlx::{Connection as _, SqliteConnection};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::connections::ping_until_closed;
 use crate::support::{Process, SECRET, Server, WEBHOOK, until};
 
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -33,6 +32,38 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> 
 fn text(before: u8, text: &str) -> Vec<u8> {
     let length = u8::try_from(text.len()).ok().filter(|length| *length < 127).unwrap();
     [&[before, length], text.as_bytes()].concat()
+}
+
+/// The next frame: its head and its payload.
+async fn read(stream: &mut TcpStream) -> std::io::Result<([u8; 9], Vec<u8>)> {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await?;
+    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+    stream.read_exact(&mut payload).await?;
+    Ok((head, payload))
+}
+
+/// Pings, and answers the server's pings, until the server has closed the connection.
+pub(crate) async fn live(stream: &mut TcpStream) {
+    let mut answer = frame(PING, 0, 0, b"12345678");
+    while stream.write_all(&answer).await.is_ok() {
+        let payload = loop {
+            match read(stream).await {
+                Ok((head, payload)) if head[3] == PING => {
+                    break (head[4] != ACK).then_some(payload);
+                }
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        };
+        answer = match payload {
+            Some(payload) => frame(PING, ACK, 0, &payload),
+            None => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                frame(PING, 0, 0, b"12345678")
+            }
+        };
+    }
 }
 
 /// A connection, frame by frame.
@@ -97,14 +128,8 @@ impl Http2 {
 
     /// The next frame.
     async fn read(&mut self) -> ([u8; 9], Vec<u8>) {
-        let reading = async {
-            let mut head = [0; 9];
-            self.stream.read_exact(&mut head).await.unwrap();
-            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
-            self.stream.read_exact(&mut payload).await.unwrap();
-            (head, payload)
-        };
-        tokio::time::timeout(PATIENCE, reading).await.expect("the server answers")
+        let frame = tokio::time::timeout(PATIENCE, read(&mut self.stream)).await;
+        frame.expect("the server answers").unwrap()
     }
 }
 
@@ -129,7 +154,8 @@ async fn a_connection_whose_streams_were_reset_rests_and_ends() {
         client.ping().await;
         client.reset(stream).await;
     }
-    ping_until_closed(client.stream).await;
+    let closed = tokio::time::timeout(PATIENCE, live(&mut client.stream)).await;
+    closed.expect("the server closes it");
     process.stop().await;
 }
 
