@@ -56,12 +56,11 @@ pub(crate) async fn live(stream: &mut TcpStream) {
                 Err(_) => return,
             }
         };
-        answer = match payload {
-            Some(payload) => frame(PING, ACK, 0, &payload),
-            None => {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                frame(PING, 0, 0, b"12345678")
-            }
+        answer = if let Some(payload) = payload {
+            frame(PING, ACK, 0, &payload)
+        } else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            frame(PING, 0, 0, b"12345678")
         };
     }
 }
