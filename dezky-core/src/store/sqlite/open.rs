@@ -272,6 +272,7 @@ fn may_not_make_files(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Runtime as _;
     use crate::rt::TokioRuntime;
     use crate::store::{AuditStore as _, SqliteAuditStore};
 
@@ -358,7 +359,7 @@ mod tests {
                 if is_open {
                     break;
                 }
-                tokio::time::sleep(Duration::from_millis(2)).await;
+                TokioRuntime.sleep(Duration::from_millis(2)).await;
             }
             drop(acquire);
             if is_open {
@@ -366,7 +367,7 @@ mod tests {
                 return;
             }
             while wal.exists() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
+                TokioRuntime.sleep(Duration::from_millis(2)).await;
             }
             database.files.check().unwrap();
         }
