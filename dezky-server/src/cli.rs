@@ -7,12 +7,11 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use dezky_core::verify::ExpectedHead;
 
-use crate::commands;
 use crate::config::{CONFIG_VARIABLE, Settings};
-use crate::demo;
-use crate::error::Failure;
-use crate::logging;
-use crate::table::harmless;
+use crate::failure::Failure;
+use crate::render::table::harmless;
+use crate::telemetry::logging;
+use crate::{commands, demo, legacy_import};
 
 const ABOUT: &str = "A platform's audit timeline, directory and feature flags, over HTTP";
 
@@ -135,7 +134,7 @@ enum Command {
     #[command(
         after_help = "Examples:\n  dezky-server import-origin --from mongodb://host/platform --to sqlite:///var/lib/dezky/audit.db --dry-run\n  dezky-server import-origin --from mongodb://host/platform --to sqlite:///var/lib/dezky/audit.db --collection events=audit_log\n\nExit status: 0 everything is here, 1 documents were refused or it was interrupted, 2 wrong use or configuration."
     )]
-    ImportOrigin(commands::import_origin::Options),
+    ImportOrigin(legacy_import::command::Options),
     /// Print or check the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -239,7 +238,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             Err(Failure::usage("--store: this command names both of its ends: use --from and --to"))
         }
         Command::Copy(options) => commands::copy::run(&settings()?, options).await,
-        Command::ImportOrigin(options) => commands::import_origin::run(&settings()?, options).await,
+        Command::ImportOrigin(options) => legacy_import::command::run(&settings()?, options).await,
         Command::Config(ConfigCommand::Example) => commands::config_example(),
         Command::Config(ConfigCommand::Check { json }) => {
             commands::config_check(&settings()?, json)

@@ -16,16 +16,17 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::bodies::Bodies;
+use crate::app::head_file::{self, Unnoted, Witness};
+use crate::app::store_watch::{self, StoreWatch};
+use crate::app::webhook_status::Webhook;
+use crate::app::{App, AppState};
 use crate::config::{AuthentikApi, Config, FollowedFile, OcisLog, SourceConfig, reason};
-use crate::error::Failure;
+use crate::failure::Failure;
+use crate::http::body_budget::Bodies;
+use crate::http::listener;
+use crate::ofrep::{EventStreams, SetDigest};
 use crate::platform::Platform;
-use crate::routes::ofrep::{EventStreams, SetDigest};
-use crate::state::{App, AppState};
-use crate::store_watch::{self, StoreWatch};
-use crate::webhooks::Webhook;
-use crate::witness::{self, Unnoted, Witness};
-use crate::{http, routes};
+use crate::{api, router};
 
 /// How often the outbox is looked at.
 const RELAY_INTERVAL: Duration = Duration::from_secs(1);
@@ -130,9 +131,9 @@ impl Running {
     }
 
     fn spawn_http(&mut self, listener: TcpListener) {
-        let routes = routes::router(Arc::clone(&self.state));
+        let routes = router::router(Arc::clone(&self.state));
         let stop = self.stopped();
-        self.spawn("http", http::serve(listener, routes, self.state.config.http, stop));
+        self.spawn("http", listener::serve(listener, routes, self.state.config.http, stop));
     }
 
     /// Moves what was staged into the log. Ends, and the server with it, when the
@@ -202,7 +203,7 @@ impl Running {
             loop {
                 tokio::select! {
                     () = &mut stop => return None,
-                    () = tokio::time::sleep(witness::INTERVAL) => {}
+                    () = tokio::time::sleep(head_file::INTERVAL) => {}
                 }
                 match witness.follow(&*store).await {
                     Ok(()) => {}
@@ -321,7 +322,7 @@ async fn open(config: Config, streams: EventStreams) -> Result<AppState, Failure
         }
         stalwart.insert(source.clone(), Arc::new(receiver));
     }
-    let max_body_bytes = config.max_body_bytes.max(routes::MAX_RECORD_BYTES);
+    let max_body_bytes = config.max_body_bytes.max(api::record::MAX_BYTES);
     let bodies = Bodies::new(config.http.body_memory, max_body_bytes);
     let receives = |(name, source): (&String, &SourceConfig)| {
         let secrets = source.secrets.clone()?;

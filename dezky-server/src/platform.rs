@@ -15,7 +15,7 @@ use dezky_flags::{FlagContext, Flags, LiveFlags};
 use dezky_ingest::Intake;
 
 use crate::config::{FlagsConfig, StoreConfig};
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::stores::{Access, Engine, Stores};
 
 /// How long the store may take for a webhook: longer than it waits for another writer.

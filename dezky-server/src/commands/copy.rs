@@ -12,7 +12,7 @@ use serde_json::json;
 use super::progress::Progress;
 use super::{Signals, last_of, print};
 use crate::config::{FROM_VARIABLE, Settings, StoreConfig, StoreUrl, TO_VARIABLE};
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::platform::Platform;
 use crate::stores::Access;
 
@@ -75,7 +75,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
 }
 
 /// Opens one of the ends.
-pub(super) async fn open(
+pub(crate) async fn open(
     store: &StoreConfig,
     access: Access,
     option: &str,

@@ -7,9 +7,9 @@ use dezky_flags::{StaleConfig, stale_flags};
 use serde_json::json;
 
 use super::{no, print};
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::platform::Platform;
-use crate::table::table;
+use crate::render::table::table;
 
 /// `flags stale`.
 #[derive(Debug, Args)]

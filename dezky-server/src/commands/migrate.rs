@@ -6,9 +6,9 @@ use serde_json::json;
 use super::doctor::{self, Versions};
 use super::print;
 use crate::config::{Settings, StoreUrl};
-use crate::error::Failure;
-use crate::logging;
+use crate::failure::Failure;
 use crate::stores::{Access, Engine, Stores};
+use crate::telemetry::logging;
 
 /// `migrate`.
 #[derive(Debug, Args)]

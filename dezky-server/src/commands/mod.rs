@@ -5,9 +5,8 @@ pub(crate) mod copy;
 pub(crate) mod doctor;
 pub(crate) mod flags;
 mod flags_stale;
-pub(crate) mod import_origin;
 pub(crate) mod migrate;
-mod progress;
+pub(crate) mod progress;
 pub(crate) mod quarantine;
 mod serve;
 pub(crate) mod users;
@@ -21,10 +20,10 @@ pub(crate) use self::verify::{last_of, verify};
 use dezky_core::{Actor, ActorType, ErrorKind};
 
 use crate::config::Settings;
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::platform::Platform;
+use crate::render::table::harmless;
 use crate::stores::Access;
-use crate::table::harmless;
 
 /// Does something on the store itself; a server on it sees the change at once. The
 /// database must be there and up to date: a mistyped path must not leave an empty one.

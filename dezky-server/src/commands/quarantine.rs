@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 use super::{no, on_platform, operator, print, print_bytes};
 use crate::config::Settings;
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::platform::Platform;
-use crate::table::{printable, table};
+use crate::render::table::{printable, table};
 
 /// How many items are read at once: each may have 64 KiB.
 const PAGE: usize = 100;

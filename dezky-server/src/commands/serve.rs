@@ -2,9 +2,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::print;
 use crate::config::Settings;
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::lifecycle::{Running, bind};
-use crate::logging;
+use crate::telemetry::logging;
 
 /// How many files may be open beside connections.
 const OTHER_FILES: usize = 128;

@@ -6,9 +6,9 @@ use serde_json::json;
 
 use super::{no, on_platform, operator, print};
 use crate::config::Settings;
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::platform::Platform;
-use crate::table::{printable, table};
+use crate::render::table::{printable, table};
 
 /// `users …`.
 #[derive(Debug, Subcommand)]

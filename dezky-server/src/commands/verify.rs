@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::print;
 use crate::config::Settings;
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::stores::{Access, Engine};
 
 /// How often the progress is shown.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{self, KEYS, Kind};
-use crate::error::Failure;
+use crate::failure::Failure;
 
 /// The most declared sources.
 const MAX_SOURCES: usize = 1_000;

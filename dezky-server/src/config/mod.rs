@@ -7,7 +7,6 @@
 mod files;
 mod keys;
 mod layers;
-mod network;
 mod sources;
 mod store;
 
@@ -27,11 +26,11 @@ use self::keys::Kind;
 pub use self::keys::example;
 pub(crate) use self::keys::{CONFIG_VARIABLE, FROM_VARIABLE, TO_VARIABLE};
 use self::layers::{Layers, Origin, Setting, Value};
-pub use self::network::{Network, client_ip};
 pub use self::sources::{FollowedFile, SourceConfig};
 pub use self::store::{RemoteUrl, StoreConfig, StoreUrl};
 use crate::auth::OperatorToken;
-use crate::error::Failure;
+use crate::failure::Failure;
+use crate::http::client_address::Network;
 
 /// The most bytes of the configuration file.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -606,7 +605,7 @@ impl Config {
             return Err(Failure::usage(format!(
                 "head.path {}: {}",
                 self.head_path.display(),
-                crate::witness::NOT_A_FILE
+                crate::app::head_file::NOT_A_FILE
             )));
         }
         if let Some(file) = &self.flags.file {

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::layers::{Origin, Setting, Value};
 use super::{Settings, keys, refused, size};
-use crate::error::Failure;
+use crate::failure::Failure;
 
 /// A source that is declared.
 #[derive(Debug, Clone)]

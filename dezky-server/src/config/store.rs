@@ -9,7 +9,7 @@ use mongodb::options::ConnectionString;
 
 use super::layers::Origin;
 use super::{Settings, refused};
-use crate::error::Failure;
+use crate::failure::Failure;
 
 /// The key of the URL.
 pub(super) const URL: &str = "store.url";

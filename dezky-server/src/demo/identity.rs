@@ -5,7 +5,7 @@ use dezky_core::Timestamp;
 use dezky_ingest::testkit::AuthentikDouble;
 use serde_json::{Value, json};
 
-use crate::error::Failure;
+use crate::failure::Failure;
 
 /// Events of genuine shape: a login, one of nobody, a change by an administrator,
 /// an impersonation, a custom action, an exception.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use dezky_core::Timestamp;
 
 use super::whole_seconds;
-use crate::error::Failure;
+use crate::failure::Failure;
 
 /// A whole file as oCIS 7.0.0 wrote it.
 const FIRST_GENERATION: &[u8] = include_bytes!("data/first-generation.log");

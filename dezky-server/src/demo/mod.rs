@@ -31,9 +31,9 @@ use self::report::{Counts, Report, Row};
 use self::webhooks::Sender;
 use crate::commands::{Signals, last_of, print};
 use crate::config::{AuthentikApi, Config, OcisLog, Settings};
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::lifecycle::{Running, bind, follow_ocis, poll_authentik};
-use crate::logging;
+use crate::telemetry::logging;
 
 /// Where it listens unless asked otherwise.
 const DEFAULT_PORT: u16 = 8080;

@@ -7,7 +7,7 @@ use dezky_core::Timestamp;
 use dezky_ingest::signature::{self, Secret};
 
 use super::whole_seconds;
-use crate::error::Failure;
+use crate::failure::Failure;
 
 /// Bodies as Stalwart sent them, in the order of the requests: of several
 /// releases, two events under one id, a retry under new ids.

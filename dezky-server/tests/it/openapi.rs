@@ -42,7 +42,7 @@ fn problems(method: &str, route: &str, answer: &Answer) -> Vec<String> {
 
 /// The routes of the router's source, each with its methods.
 fn routes() -> BTreeSet<(String, String)> {
-    let source = include_str!("../../src/routes/mod.rs");
+    let source = include_str!("../../src/router.rs");
     let mut routes = BTreeSet::new();
     for route in source.split(".route(").skip(1) {
         let route = route.split(".route").next().unwrap();

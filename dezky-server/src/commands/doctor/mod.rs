@@ -16,10 +16,10 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{operator, print};
+use crate::app::head_file::{Found, Witness};
 use crate::config::{Settings, StoreConfig, StoreUrl};
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::stores::{Access, Engine};
-use crate::witness::{Found, Witness};
 
 /// The largest difference between two clocks that is not worth a word.
 const MAX_SKEW: Duration = Duration::from_secs(2);

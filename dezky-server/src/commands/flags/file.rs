@@ -10,10 +10,10 @@ use dezky_flags::store::Snapshot;
 use serde_json::json;
 
 use crate::commands::{no, print};
-use crate::error::Failure;
-use crate::logging;
+use crate::failure::Failure;
 use crate::platform::{Platform, Subject};
-use crate::table::printable;
+use crate::render::table::printable;
+use crate::telemetry::logging;
 
 /// Reads the flags of a file.
 pub(super) fn read(path: &Path) -> Result<FlagFile, Failure> {

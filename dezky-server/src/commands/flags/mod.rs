@@ -14,9 +14,9 @@ use self::show::{show, show_all, show_history, show_import};
 
 use super::{no, on_platform, operator, print};
 use crate::config::Settings;
-use crate::decisions::{explained, tabulated};
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::platform::Platform;
+use crate::render::decisions::{explained, tabulated};
 
 /// `flags …`.
 #[derive(Debug, Subcommand)]

@@ -12,9 +12,9 @@ use super::definition::{Definition, made};
 use super::file;
 use crate::audience;
 use crate::commands::{no, print};
-use crate::decisions::{previewed, previewed_table};
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::platform::Platform;
+use crate::render::decisions::{previewed, previewed_table};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {

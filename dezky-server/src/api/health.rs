@@ -1,0 +1,33 @@
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Value, json};
+
+use crate::app::AppState;
+
+/// `GET /health`: the process answers, whether its store takes writes, and how old the
+/// flags are that it decides by. It says what is known and asks nobody. Always 200: a
+/// restart would bring neither back.
+pub(crate) async fn health(State(state): State<AppState>) -> Json<Value> {
+    let live = state.live.status();
+    let mut flags = json!({
+        "revision": live.revision,
+        "ageMs": u64::try_from(live.age.as_millis()).unwrap_or(u64::MAX),
+        "fromFile": live.from_file,
+    });
+    if let Some(failure) = &live.failure {
+        flags["failure"] = failure.code().into();
+    }
+    let failure = state.store_watch.failure();
+    let mut store = json!({ "writable": failure.is_none() });
+    if let Some((code, since)) = failure {
+        store["failure"] = code.into();
+        store["failingForMs"] = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).into();
+    }
+    Json(json!({
+        "status": if failure.is_none() { "ok" } else { "degraded" },
+        "service": "dezky-platform-api",
+        "version": env!("CARGO_PKG_VERSION"),
+        "store": store,
+        "flags": flags,
+    }))
+}

@@ -1,0 +1,38 @@
+use std::sync::PoisonError;
+
+use axum::Json;
+use axum::extract::State;
+use dezky_ingest::PumpHandle;
+use serde_json::{Value, json};
+
+use crate::app::AppState;
+
+/// `GET /ingest`: how each way in is doing, since the start of this process.
+pub(crate) async fn list(State(state): State<AppState>) -> Json<Value> {
+    let pumps = state.pumps.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut sources: Vec<Value> = pumps.iter().map(pump).collect();
+    for (name, webhook) in &state.statuses {
+        let status = webhook.status();
+        sources.push(entry(name, "webhook", json!(status)));
+    }
+    let mut answer = json!({ "workersEnabled": state.config.ingest_enabled, "sources": sources });
+    if let Some(spool) = state.log.spool_status() {
+        answer["spool"] = json!({
+            "pending": spool.pending,
+            "damagedBytes": spool.damaged_bytes,
+            "unresolved": state.log.counts().unresolved,
+        });
+    }
+    Json(answer)
+}
+
+fn pump(handle: &PumpHandle) -> Value {
+    let kind = if handle.source().split(':').next() == Some("authentik") { "poll" } else { "file" };
+    entry(handle.source(), kind, json!(handle.status()))
+}
+
+fn entry(name: &str, kind: &str, mut status: Value) -> Value {
+    status["name"] = name.into();
+    status["kind"] = kind.into();
+    status
+}

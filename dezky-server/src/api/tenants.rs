@@ -1,0 +1,124 @@
+//! Tenants: reading and changing them.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use dezky_core::directory::{
+    NewTenant, Tenant, TenantKey, TenantPatch, TenantQuery, UserCursor, UserQuery,
+};
+use serde_json::Value;
+
+use crate::app::AppState;
+use crate::auth::Caller;
+use crate::http::body::{Document, created};
+use crate::http::parameters::{Name, Parameters, page};
+use crate::http::problem::Problem;
+
+/// `GET /tenants`: a page, by slug.
+pub(crate) async fn list(
+    State(state): State<AppState>,
+    parameters: Parameters,
+) -> Result<Json<Value>, Problem> {
+    parameters.only(&["status", "limit", "cursor"])?;
+    let status = parameters.get("status").map(|status| {
+        status.parse().map_err(|_| {
+            Problem::query_invalid("status must be pending, active, suspended or deleted")
+        })
+    });
+    let limit = parameters.page_limit()?;
+    let query = TenantQuery {
+        after: parameters.slug_cursor()?,
+        status: status.transpose()?,
+        limit,
+        ..TenantQuery::default()
+    };
+    let tenants = state.directory.store().tenants(&query).await?;
+    Ok(page("tenants", &tenants, limit, |tenant| tenant.slug.clone()))
+}
+
+/// `POST /tenants`.
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    caller: Caller,
+    Document(new): Document<NewTenant>,
+) -> Result<Response, Problem> {
+    let tenant = state.directory.create_tenant(new, &caller.into()).await?;
+    let response = Json(&tenant).into_response();
+    Ok(created(&format!("/tenants/{}", tenant.slug), response))
+}
+
+/// `GET /tenants/{slug}`.
+pub(crate) async fn get(
+    State(state): State<AppState>,
+    Name(slug): Name,
+) -> Result<Json<Tenant>, Problem> {
+    find(&state, &slug).await.map(Json)
+}
+
+/// `PATCH /tenants/{slug}`: `partnerId` attaches a partner, `null` detaches it.
+pub(crate) async fn update(
+    State(state): State<AppState>,
+    Name(slug): Name,
+    caller: Caller,
+    Document(patch): Document<TenantPatch>,
+) -> Result<Json<Tenant>, Problem> {
+    let (key, by) = (TenantKey::Slug(&slug), caller.into());
+    Ok(Json(state.directory.update_tenant(key, patch, &by).await?))
+}
+
+/// `DELETE /tenants/{slug}`: the document stays, its status is `deleted`.
+pub(crate) async fn delete(
+    State(state): State<AppState>,
+    Name(slug): Name,
+    caller: Caller,
+) -> Result<Json<Tenant>, Problem> {
+    Ok(Json(state.directory.delete_tenant(TenantKey::Slug(&slug), &caller.into()).await?))
+}
+
+/// `POST /tenants/{slug}/suspend`.
+pub(crate) async fn suspend(
+    State(state): State<AppState>,
+    Name(slug): Name,
+    caller: Caller,
+) -> Result<Json<Tenant>, Problem> {
+    Ok(Json(state.directory.suspend_tenant(TenantKey::Slug(&slug), &caller.into()).await?))
+}
+
+/// `POST /tenants/{slug}/resume`.
+pub(crate) async fn resume(
+    State(state): State<AppState>,
+    Name(slug): Name,
+    caller: Caller,
+) -> Result<Json<Tenant>, Problem> {
+    Ok(Json(state.directory.resume_tenant(TenantKey::Slug(&slug), &caller.into()).await?))
+}
+
+/// `GET /tenants/{slug}/users`: a page, newest login first.
+pub(crate) async fn users(
+    State(state): State<AppState>,
+    Name(slug): Name,
+    parameters: Parameters,
+) -> Result<Json<Value>, Problem> {
+    let tenant = find(&state, &slug).await?;
+    users_page(&state, &parameters, Some(tenant.id)).await
+}
+
+/// A page of users, of one tenant or of all.
+pub(crate) async fn users_page(
+    state: &AppState,
+    parameters: &Parameters,
+    tenant_id: Option<String>,
+) -> Result<Json<Value>, Problem> {
+    parameters.only(&["limit", "cursor"])?;
+    let limit = parameters.page_limit()?;
+    let after = parameters.get("cursor").map(str::parse).transpose()?;
+    let users = state.directory.store().users(&UserQuery { tenant_id, after, limit }).await?;
+    Ok(page("users", &users, limit, |user| UserCursor::of(user).to_string()))
+}
+
+async fn find(state: &AppState, slug: &str) -> Result<Tenant, Problem> {
+    let tenant = state.directory.store().tenant(TenantKey::Slug(slug)).await?;
+    tenant.ok_or_else(|| {
+        Problem::not_found("there is no such tenant: GET /tenants lists those there are")
+    })
+}

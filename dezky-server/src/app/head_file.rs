@@ -1,0 +1,441 @@
+//! How far the log has come, noted outside of the database.
+//!
+//! A database that is restored from a backup forgets what came after it: cursors
+//! and duplicates go back, and what was acknowledged is gone, without anything in it
+//! that says so. The note remembers: a log that has not come as far, or has come
+//! there another way, is refused at the start until somebody acknowledges it.
+
+use std::fmt;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{AppendOptions, AuditStore, Head, LogState};
+use dezky_core::{Actor, NewEvent, NewMetadata, Runtime};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::commands::doctor;
+use crate::config::{StoreConfig, folder_of, reason};
+use crate::failure::Failure;
+
+/// How often the head is noted while it moves.
+pub(crate) const INTERVAL: Duration = Duration::from_secs(3);
+/// The version of the file.
+const VERSION: u32 = 1;
+/// The problem of a path at which there is something else.
+pub(crate) const NOT_A_FILE: &str = "is not a regular file: name a file, such as dezky.head";
+/// The most bytes of the file.
+const MAX_BYTES: u64 = 4_096;
+
+/// A log and how far it has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The log's id.
+    pub(crate) log_id: Uuid,
+    /// Its head.
+    pub(crate) head: Head,
+}
+
+impl Place {
+    fn of(state: &LogState) -> Self {
+        Self { log_id: state.log_id, head: state.head }
+    }
+
+    pub(crate) fn to_json(self) -> serde_json::Value {
+        json!({
+            "logId": self.log_id,
+            "nextSeq": self.head.next_seq,
+            "headHash": hex::encode(self.head.hash),
+        })
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { log_id, head } = self;
+        match head.next_seq.checked_sub(1) {
+            Some(last) => write!(f, "head {last}:{} of log {log_id}", hex::encode(head.hash)),
+            None => write!(f, "the empty log {log_id}"),
+        }
+    }
+}
+
+/// The file as it stands.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Note {
+    version: u32,
+    log_id: Uuid,
+    next_seq: u64,
+    head_hash: String,
+}
+
+/// What the log is against the note.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// There is no note yet.
+    First,
+    /// The log has come at least as far, by the same way.
+    Continued,
+    /// It has not.
+    WentBack {
+        /// What was noted.
+        noted: Place,
+        /// What the log is.
+        found: Place,
+    },
+}
+
+/// The file with the note.
+#[derive(Debug, Clone)]
+pub(crate) struct Witness {
+    path: PathBuf,
+}
+
+impl Witness {
+    pub(crate) fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What was noted.
+    ///
+    /// # Errors
+    /// If the file can't be read, or is no note.
+    pub(crate) async fn read(&self) -> Result<Option<Place>, Failure> {
+        let path = self.path.clone();
+        unblock(move || read(&path)).await.map_err(|problem| {
+            Failure::usage(format!("head.path {}: {problem}", self.path.display()))
+        })
+    }
+
+    /// Compares the log with what was noted. Writes nothing.
+    pub(crate) async fn compare(&self, log: &dyn AuditStore) -> Result<Found, Failure> {
+        let Some(noted) = self.read().await? else { return Ok(Found::First) };
+        let found = continues(log, noted).await;
+        let found = found.map_err(|error| Failure::no(format!("store: {error}")))?;
+        Ok(found.map_or(Found::Continued, |found| Found::WentBack { noted, found }))
+    }
+
+    /// Refuses a log that went back.
+    pub(crate) async fn check(&self, log: &dyn AuditStore) -> Result<(), Failure> {
+        match self.compare(log).await? {
+            Found::First | Found::Continued => Ok(()),
+            Found::WentBack { noted, found } => Err(Failure::usage(format!(
+                "store: expected {noted} or a later one, found {found}: was a backup restored? If it was, accept it by: dezky-server doctor --acknowledge-head (noted in {})",
+                self.path.display()
+            ))),
+        }
+    }
+
+    /// Refuses to begin anew where a log is noted: its database has gone, or is about to
+    /// be restored, which takes an empty one.
+    pub(crate) async fn check_missing(&self, config: &StoreConfig) -> Result<(), Failure> {
+        let noted = self.read().await?;
+        let Some(noted) = noted.filter(|noted| noted.head.next_seq > 0) else { return Ok(()) };
+        if !doctor::versions(config).await?.now.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::usage(format!(
+            "store: expected {noted}, found no log: restore it, or begin a new one by removing {}",
+            self.path.display()
+        )))
+    }
+
+    /// Notes how far the log has come, durably.
+    pub(crate) async fn write(&self, place: Place) -> Result<(), Unnoted> {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let path = self.path.clone();
+        unblock(move || write(&path, place)).await.map_err(|error| {
+            let (path, why) = (self.path.display(), reason(&error));
+            if matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
+                return Unnoted::NoRoom(Failure::no(format!(
+                    "head.path {path}: can't be written ({why}): make room"
+                )));
+            }
+            Unnoted::File(Failure::usage(format!(
+                "head.path {path}: can't be written ({why}): let this user write there, or set DEZKY_HEAD_PATH"
+            )))
+        })
+    }
+
+    /// Records on the timeline that a log that went back is accepted, and notes it.
+    /// Returns what was noted, and what is there now.
+    pub(crate) async fn acknowledge(
+        &self,
+        log: &dyn AuditStore,
+        actor: Actor,
+    ) -> Result<Option<(Place, Place)>, Failure> {
+        let Found::WentBack { noted, found } = self.compare(log).await? else { return Ok(None) };
+        let mut event = NewEvent::new("log.head_acknowledged", actor);
+        event.resource_type = Some("log".into());
+        event.resource_id = Some(found.log_id.to_string());
+        event.metadata = NewMetadata::from_value(
+            json!({ "expected": noted.to_json(), "found": found.to_json() }),
+        );
+        let untold = |error| Failure::no(format!("store: {error}"));
+        let event = event.seal(&TokioRuntime);
+        log.append(vec![event], AppendOptions::default()).await.map_err(untold)?;
+        let now = Place::of(&log.state().await.map_err(untold)?);
+        self.write(now).await.map_err(|error| Failure::usage(error.to_string()))?;
+        Ok(Some((noted, found)))
+    }
+
+    /// Notes how far the log has come by now, unless it went back.
+    pub(crate) async fn follow(&self, log: &dyn AuditStore) -> Result<(), Unnoted> {
+        // The note first: whoever wrote it, the log is at least as far afterwards.
+        let noted = self.read().await.map_err(Unnoted::File)?;
+        if let Some(noted) = noted
+            && let Some(found) = continues(log, noted).await.map_err(Unnoted::Store)?
+        {
+            return Err(Unnoted::WentBack { noted, found });
+        }
+        let now = Place::of(&log.state().await.map_err(Unnoted::Store)?);
+        if noted == Some(now) {
+            return Ok(());
+        }
+        self.write(now).await
+    }
+}
+
+/// Why a head was not noted.
+#[derive(Debug)]
+pub(crate) enum Unnoted {
+    /// The store does not answer.
+    Store(dezky_core::Error),
+    /// The file can't be read or written.
+    File(Failure),
+    /// The disk has no room for it.
+    NoRoom(Failure),
+    /// Somebody restored the database under a server that runs.
+    WentBack {
+        /// What was noted.
+        noted: Place,
+        /// What the log is.
+        found: Place,
+    },
+}
+
+impl fmt::Display for Unnoted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store(error) => write!(f, "store: {error}"),
+            Self::File(failure) | Self::NoRoom(failure) => write!(f, "{failure}"),
+            Self::WentBack { noted, found } => {
+                write!(f, "the log went back from {noted} to {found}: was a backup restored?")
+            }
+        }
+    }
+}
+
+/// `None` if the log has come at least as far as `noted`, by the same way; else where
+/// it is.
+async fn continues(log: &dyn AuditStore, noted: Place) -> dezky_core::Result<Option<Place>> {
+    let state = log.state().await?;
+    let is_same = state.log_id == noted.log_id
+        && state.head.next_seq >= noted.head.next_seq
+        && hash_at(log, &state, noted.head.next_seq)
+            .await?
+            .is_none_or(|hash| hash == noted.head.hash);
+    Ok((!is_same).then(|| Place::of(&state)))
+}
+
+/// The head's hash when the log had `next_seq` events; `None` if that is before its base.
+async fn hash_at(
+    log: &dyn AuditStore,
+    state: &LogState,
+    next_seq: u64,
+) -> dezky_core::Result<Option<[u8; 32]>> {
+    for known in [state.head, state.base] {
+        if known.next_seq == next_seq {
+            return Ok(Some(known.hash));
+        }
+    }
+    if next_seq < state.base.next_seq {
+        return Ok(None);
+    }
+    let last = i64::try_from(next_seq - 1).unwrap_or(i64::MAX);
+    let row = log.scan(last, 1).await?.pop();
+    // One that can't be read is no witness; `verify` says what is wrong with it.
+    Ok(row.map(|row| row.map_or([0; 32], |row| row.stored.hash)))
+}
+
+async fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    dezky_core::rt::unblock(&TokioRuntime, work).await
+}
+
+fn read(path: &Path) -> Result<Option<Place>, String> {
+    let mut text = String::new();
+    // A pipe may never begin, so it is not opened.
+    let read = std::fs::metadata(path).and_then(|metadata| {
+        if !metadata.is_file() {
+            return Ok(false);
+        }
+        std::fs::File::open(path)?.take(MAX_BYTES).read_to_string(&mut text)?;
+        Ok(true)
+    });
+    match read {
+        Ok(true) => {}
+        Ok(false) => return Err(NOT_A_FILE.into()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            return Err(format!("can't be read ({}): let this user read it", reason(&error)));
+        }
+    }
+    place(&text).map(Some).ok_or_else(|| {
+        "is no note of a head: restore the file, or remove it once `verify` with a head that was kept elsewhere says that the log is whole".to_owned()
+    })
+}
+
+fn place(text: &str) -> Option<Place> {
+    let note: Note = serde_json::from_str(text).ok()?;
+    let hash = hex::decode(note.head_hash).ok()?.try_into().ok()?;
+    let head = Head { next_seq: note.next_seq, hash };
+    (note.version == VERSION).then_some(Place { log_id: note.log_id, head })
+}
+
+/// Whole or not at all: under another name first, then in its place.
+fn write(path: &Path, place: Place) -> std::io::Result<()> {
+    let note = Note {
+        version: VERSION,
+        log_id: place.log_id,
+        next_seq: place.head.next_seq,
+        head_hash: hex::encode(place.head.hash),
+    };
+    let mut random = [0; 8];
+    TokioRuntime.fill_random(&mut random);
+    let mut name = path.as_os_str().to_owned();
+    // Of its own for each write, as servers may share the file.
+    name.push(format!(".{}", hex::encode(random)));
+    let beside = PathBuf::from(name);
+    let written = write_new(&beside, &note).and_then(|()| std::fs::rename(&beside, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&beside);
+        return written;
+    }
+    std::fs::File::open(folder_of(path)).and_then(|folder| folder.sync_all())
+}
+
+fn write_new(path: &Path, note: &Note) -> std::io::Result<()> {
+    let mut file = std::fs::File::create_new(path)?;
+    let mut text = serde_json::to_string(note)?;
+    text.push('\n');
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use dezky_core::store::MemoryAuditStore;
+
+    use super::*;
+
+    async fn record(log: &dyn AuditStore, count: usize) {
+        let event = || NewEvent::new("tenant.created", Actor::system()).seal(&TokioRuntime);
+        let events = (0..count).map(|_| event()).collect();
+        log.append(events, AppendOptions::default()).await.unwrap();
+    }
+
+    fn memory() -> Arc<dyn AuditStore> {
+        Arc::new(MemoryAuditStore::open(Arc::new(TokioRuntime)))
+    }
+
+    #[tokio::test]
+    async fn a_log_that_went_on_is_fine_and_any_other_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let witness = Witness::new(folder.path().join("x.head"));
+        let log = memory();
+        assert_eq!(witness.compare(&*log).await.unwrap(), Found::First);
+        witness.follow(&*log).await.unwrap();
+        assert_eq!(witness.compare(&*log).await.unwrap(), Found::Continued, "an empty one");
+        record(&*log, 3).await;
+        witness.follow(&*log).await.unwrap();
+        record(&*log, 2).await;
+        assert_eq!(witness.compare(&*log).await.unwrap(), Found::Continued);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+
+        let other = memory();
+        record(&*other, 9).await;
+        let said = witness.check(&*other).await.unwrap_err().to_string();
+        for word in ["expected head 2:", "found head 8:", "doctor --acknowledge-head", "x.head"] {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+        // The same log by name, but shorter, or with another event at the place.
+        let state = log.state().await.unwrap();
+        for head in [
+            Head { next_seq: 6, hash: state.head.hash },
+            Head { next_seq: 5, hash: [7; 32] },
+            Head { next_seq: 2, hash: [7; 32] },
+            Head { next_seq: 0, hash: [7; 32] },
+        ] {
+            witness.write(Place { log_id: state.log_id, head }).await.unwrap();
+            let found = witness.compare(&*log).await.unwrap();
+            assert!(matches!(found, Found::WentBack { .. }), "{head:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_acknowledgement_is_on_the_timeline_and_then_all_is_well() {
+        let folder = tempfile::tempdir().unwrap();
+        let witness = Witness::new(folder.path().join("x.head"));
+        let (old, log) = (memory(), memory());
+        record(&*old, 3).await;
+        witness.follow(&*old).await.unwrap();
+        record(&*log, 1).await;
+        assert!(witness.acknowledge(&*log, Actor::system()).await.unwrap().is_some());
+        let events = log.scan(1, 9).await.unwrap();
+        let event = &events[0].as_ref().unwrap().stored.event;
+        assert_eq!(event.action, "log.head_acknowledged");
+        let metadata: serde_json::Value = serde_json::from_str(event.metadata.as_str()).unwrap();
+        assert_eq!(metadata["expected"]["nextSeq"], 3);
+        assert_eq!(metadata["found"]["nextSeq"], 1);
+        assert_eq!(witness.compare(&*log).await.unwrap(), Found::Continued);
+        assert!(witness.acknowledge(&*log, Actor::system()).await.unwrap().is_none());
+        assert_eq!(log.state().await.unwrap().head.next_seq, 2, "one event");
+    }
+
+    #[tokio::test]
+    async fn a_head_that_goes_back_under_a_server_is_noticed_and_not_noted() {
+        let folder = tempfile::tempdir().unwrap();
+        let witness = Witness::new(folder.path().join("x.head"));
+        let (old, log) = (memory(), memory());
+        record(&*old, 3).await;
+        witness.follow(&*old).await.unwrap();
+        let noted = witness.read().await.unwrap();
+        assert!(matches!(witness.follow(&*log).await, Err(Unnoted::WentBack { .. })));
+        assert_eq!(witness.read().await.unwrap(), noted);
+    }
+
+    #[tokio::test]
+    async fn what_can_not_be_read_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.head");
+        for text in [
+            "",
+            "{}",
+            "{\"version\":2,\"logId\":\"00000000-0000-0000-0000-000000000000\",\"nextSeq\":0,\"headHash\":\"\"}",
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let said = Witness::new(&path).read().await.unwrap_err().to_string();
+            assert!(said.contains("x.head") && said.contains("no note"), "{said}");
+        }
+        assert!(Witness::new(folder.path()).read().await.is_err());
+    }
+
+    /// As version 1 wrote it.
+    #[test]
+    fn the_file_is_read_for_ever() {
+        let text = "{\"version\":1,\"logId\":\"0193b3c0-7d3a-7000-8000-00000000002a\",\"nextSeq\":7,\"headHash\":\"1111111111111111111111111111111111111111111111111111111111111111\"}\n";
+        let read = place(text).unwrap();
+        assert_eq!(read.head, Head { next_seq: 7, hash: [0x11; 32] });
+        assert_eq!(read.log_id.to_string(), "0193b3c0-7d3a-7000-8000-00000000002a");
+    }
+}

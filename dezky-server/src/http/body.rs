@@ -1,0 +1,206 @@
+//! Bodies of requests, read within bounds, and the answer to one that makes something.
+
+use std::sync::LazyLock;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::Response;
+use futures_util::StreamExt as _;
+use serde::de::{DeserializeOwned, IgnoredAny};
+
+use super::body_budget::SMALL_BYTES;
+use super::incoming_body::Unfinished;
+use super::problem::Problem;
+
+/// Allocations of this size come from the system and go back to it when they are freed;
+/// glibc keeps what was smaller, so that after a while all of the process' threads together
+/// hold several times what is in use.
+const OWN_MAPPING_BYTES: usize = if cfg!(target_pointer_width = "64") { 33 << 20 } else { 0 };
+/// What the first bytes that are written to a mapping may take where the system makes huge
+/// pages of everything.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// A body has to be larger than this to get a mapping. Where huge pages are for those who ask
+/// for them (`madvise`, or `never`) it costs no more than what has come.
+static MAPPED_FROM_BYTES: LazyLock<usize> = LazyLock::new(|| {
+    let huge_pages = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    let is_always = huge_pages.is_ok_and(|choice| choice.contains("[always]"));
+    if is_always { HUGE_PAGE_BYTES } else { SMALL_BYTES }
+});
+/// The largest body of a document.
+const MAX_DOCUMENT_BYTES: usize = 1 << 20;
+
+/// The whole body, within the bound of size. Its pace is the connection's matter.
+pub(crate) async fn read(
+    body: Body,
+    headers: &HeaderMap,
+    max_bytes: usize,
+) -> Result<Bytes, Problem> {
+    read_while(body, headers, max_bytes, |_| Ok(())).await
+}
+
+/// The same, as long as there is `room` for the bytes that it takes.
+pub(crate) async fn read_while(
+    body: Body,
+    headers: &HeaderMap,
+    max_bytes: usize,
+    mut room: impl FnMut(usize) -> Result<(), Problem>,
+) -> Result<Bytes, Problem> {
+    let announced = announced(headers);
+    // What is left unread of a refused body is thrown away as it comes.
+    if announced.is_some_and(|bytes| bytes > max_bytes) {
+        return Err(Problem::body_too_large(max_bytes));
+    }
+    let mut kept = Vec::new();
+    let mut chunks = body.into_data_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|e| Problem::body_unfinished(Unfinished::of(&e)))?;
+        let bytes = kept.len().saturating_add(chunk.len());
+        if bytes > max_bytes {
+            return Err(Problem::body_too_large(max_bytes));
+        }
+        room(bytes)?;
+        if bytes > kept.capacity() {
+            let more = capacity(bytes, announced, *MAPPED_FROM_BYTES) - kept.len();
+            kept.try_reserve_exact(more).map_err(|_| Problem::too_many_webhooks())?;
+        }
+        kept.extend_from_slice(&chunk);
+    }
+    Ok(kept.into())
+}
+
+/// How large what holds `bytes` should be. What nothing was written to takes no memory, so a
+/// large body gets the whole of its announced length, and is not copied as it grows.
+fn capacity(bytes: usize, announced: Option<usize>, mapped_from: usize) -> usize {
+    let twice = bytes.saturating_mul(2);
+    let whole = announced.unwrap_or(twice).max(bytes);
+    if bytes <= SMALL_BYTES {
+        whole.min(SMALL_BYTES)
+    } else if bytes <= mapped_from {
+        whole.min(twice)
+    } else {
+        whole.max(OWN_MAPPING_BYTES)
+    }
+}
+
+/// The length that the sender announces. No body comes with more.
+fn announced(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())
+}
+
+/// A JSON document of at most 1 MiB, said to be one.
+pub(crate) struct Document<T>(pub(crate) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Document<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        if !is_json(&parts.headers) {
+            return Err(Problem::media_type());
+        }
+        let bytes = read(body, &parts.headers, MAX_DOCUMENT_BYTES).await?;
+        parse(&bytes).map(Self)
+    }
+}
+
+/// The same, or the default where there is no body.
+pub(crate) struct MaybeDocument<T>(pub(crate) T);
+
+impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeDocument<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        let bytes = read(body, &parts.headers, MAX_DOCUMENT_BYTES).await?;
+        if bytes.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        if !is_json(&parts.headers) {
+            return Err(Problem::media_type());
+        }
+        parse(&bytes).map(Self)
+    }
+}
+
+/// The answer with a document that was made, and where it is from now on.
+pub(crate) fn created(path: &str, mut response: Response) -> Response {
+    *response.status_mut() = StatusCode::CREATED;
+    if let Ok(location) = HeaderValue::from_str(path) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    // Serde would read a list as the fields in their order.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        let other = serde_json::from_slice::<IgnoredAny>(bytes);
+        other.map_err(|error| no_json(&error))?;
+        return Err(Problem::field_invalid("the body must be a JSON object: put it in { }"));
+    }
+    fields(bytes, "")
+}
+
+/// The same of a part of a body, which `at` names in problems.
+pub(crate) fn parse_part<T: DeserializeOwned>(text: &str, at: &str) -> Result<T, Problem> {
+    if !text.starts_with('{') {
+        let what = if at.is_empty() { "the body " } else { at };
+        return Err(Problem::field_invalid(format!(
+            "{what}must be a JSON object: put it in {{ }}"
+        )));
+    }
+    fields(text.as_bytes(), at)
+}
+
+fn fields<T: DeserializeOwned>(bytes: &[u8], part: &str) -> Result<T, Problem> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let (path, error) = (error.path().to_string(), error.inner());
+        // JSON, but with a value that no field can hold: a lone surrogate or 1e400.
+        let is_json = || {
+            str::from_utf8(bytes).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
+        };
+        if error.is_data() || is_json() {
+            // Serde says what, not where; of a missing or unknown field the other way round.
+            let at = if path == "." { String::new() } else { format!("{path}: ") };
+            Problem::field_invalid(format!("{part}{at}{error}"))
+        } else {
+            no_json(error)
+        }
+    })?;
+    reader.end().map_err(|error| no_json(&error))?;
+    Ok(value)
+}
+
+pub(crate) fn no_json(error: &serde_json::Error) -> Problem {
+    Problem::json_invalid(format!("the body is no JSON document: {error}"))
+}
+
+pub(crate) fn is_json(headers: &HeaderMap) -> bool {
+    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    media_type.is_some_and(|value| {
+        let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        essence == "application/json"
+            || (essence.starts_with("application/") && essence.ends_with("+json"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_gets_little_more_than_has_come_until_it_is_large() {
+        let (whole, first) = (16 << 20, SMALL_BYTES + 1);
+        let huge = |bytes, announced| capacity(bytes, announced, HUGE_PAGE_BYTES);
+        assert_eq!(huge(1, Some(whole)), SMALL_BYTES);
+        assert_eq!(huge(1, Some(100)), 100);
+        assert_eq!(huge(first, Some(whole)), 2 * first);
+        assert_eq!(huge(first, Some(first + 8)), first + 8);
+        assert_eq!(huge(HUGE_PAGE_BYTES, None), 2 * HUGE_PAGE_BYTES);
+        let mapping = OWN_MAPPING_BYTES.max(whole);
+        assert_eq!(huge(HUGE_PAGE_BYTES + 1, Some(whole)), mapping);
+        assert_eq!(capacity(first, Some(whole), SMALL_BYTES), mapping);
+    }
+}

@@ -1,0 +1,64 @@
+use std::net::SocketAddr;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, State};
+use axum::http::{HeaderMap, header};
+use serde_json::Value;
+
+use super::stalwart as webhook;
+use crate::app::AppState;
+use crate::auth::client_address;
+use crate::http::parameters::Name;
+use crate::http::problem::Problem;
+
+/// `POST /ingest/{name}/webhook`: a signed post of a declared source. Answers after the
+/// events are durable. A body that is unpacked takes room for what comes out of it as
+/// well.
+pub(crate) async fn receive(
+    State(state): State<AppState>,
+    Name(name): Name,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let receiver = state
+        .sources
+        .get(&name)
+        .ok_or_else(|| Problem::not_found("no such webhook is configured"))?;
+    let client = client_address(peer, &headers, &state.config.trusted_proxies);
+    let (_room, body) = webhook::read(&state, client, &headers, body).await?;
+    let (texts, bytes_at_work) = (webhook::texts(&headers), bytes_at_work(&headers, body.len()));
+    let (mut unpacked, mut is_short) = (None, false);
+    let grow = |bytes| {
+        unpacked = unpacked.take().or_else(|| state.bodies.begin(client));
+        is_short = !unpacked.as_mut().is_some_and(|room| room.grow(bytes));
+        !is_short
+    };
+    let _turn = state.bodies.turn(bytes_at_work).await;
+    let taken = receiver.receive_request(&texts, &body, grow).await;
+    if is_short {
+        // The memory is short, whatever the receiver calls it: the store is well.
+        return Err(Problem::too_many_webhooks());
+    }
+    webhook::answer(&state, &name, taken)
+}
+
+/// How large a body of `bytes` has to be taken for while it is worked on. What comes out of
+/// a packed one is not known before.
+fn bytes_at_work(headers: &HeaderMap, bytes: usize) -> usize {
+    if headers.contains_key(header::CONTENT_ENCODING) { usize::MAX } else { bytes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packed_body_waits_for_its_turn_however_small_it_is() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(bytes_at_work(&headers, 100), 100);
+        headers.insert(header::CONTENT_ENCODING, "gzip".parse().unwrap());
+        assert_eq!(bytes_at_work(&headers, 100), usize::MAX);
+    }
+}
