@@ -322,7 +322,7 @@ async fn open(config: Config, streams: EventStreams) -> Result<AppState, Failure
         }
         stalwart.insert(source.clone(), Arc::new(receiver));
     }
-    let max_body_bytes = config.max_body_bytes.max(api::record::MAX_BYTES);
+    let max_body_bytes = config.max_body_bytes.max(api::MAX_RECORD_BYTES);
     let bodies = Bodies::new(config.http.body_memory, max_body_bytes);
     let receives = |(name, source): (&String, &SourceConfig)| {
         let secrets = source.secrets.clone()?;

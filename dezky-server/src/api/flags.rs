@@ -1,9 +1,10 @@
 //! Feature flags: reading, changing, and deciding them.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
 use dezky_core::{Error, ErrorKind, Timestamp};
 use dezky_flags::{
     Edit, Flag, FlagPatch, MAX_SCOPE_VALUE_BYTES, NewFlag, StaleConfig, Updated, decides_alike,
@@ -20,9 +21,18 @@ use crate::http::parameters::{Name, Parameters};
 use crate::http::problem::Problem;
 use crate::render::decisions::{explained, previewed};
 
+pub(crate) fn routes() -> Router<AppState> {
+    Router::new()
+        .route("/flags", get(list).post(create))
+        .route("/flags/evaluate", post(evaluate))
+        .route("/flags/{key}", get(read).patch(update).delete(remove))
+        .route("/flags/{key}/kill", post(kill))
+        .route("/flags/{key}/preview", post(preview))
+}
+
 /// `GET /flags`: all of them, by key, and those that can't be read if there are any; with
 /// `?report=true` how often they were evaluated here, and which are stale.
-pub(crate) async fn list(
+async fn list(
     State(state): State<AppState>,
     parameters: Parameters,
 ) -> Result<Json<Value>, Problem> {
@@ -42,16 +52,13 @@ pub(crate) async fn list(
 }
 
 /// `GET /flags/{key}`.
-pub(crate) async fn get(
-    State(state): State<AppState>,
-    Name(key): Name,
-) -> Result<Response, Problem> {
+async fn read(State(state): State<AppState>, Name(key): Name) -> Result<Response, Problem> {
     let flag = state.flags.get(&key).await?.ok_or_else(unknown_flag)?;
     Ok(answer(&flag))
 }
 
 /// `POST /flags`.
-pub(crate) async fn create(
+async fn create(
     State(state): State<AppState>,
     caller: Caller,
     Document(body): Document<Value>,
@@ -65,7 +72,7 @@ pub(crate) async fn create(
 ///
 /// Where the change can switch somebody on or off, the answer has `flipped` beside the
 /// flag: exactly who, between the two versions, in the `environment` of the query.
-pub(crate) async fn update(
+async fn update(
     State(state): State<AppState>,
     Name(key): Name,
     parameters: Parameters,
@@ -110,7 +117,7 @@ async fn flipped(state: &AppState, updated: &Updated, environment: Option<&str>)
 
 /// `POST /flags/{key}/preview`: who a `PATCH` with the same body would switch on and off;
 /// where there is no such flag yet, a `POST /flags`. Changes nothing.
-pub(crate) async fn preview(
+async fn preview(
     State(state): State<AppState>,
     Name(key): Name,
     headers: HeaderMap,
@@ -165,7 +172,7 @@ fn environment(name: Option<&str>) -> Result<Option<&str>, Problem> {
 }
 
 /// `DELETE /flags/{key}`: with `If-Match` only that version.
-pub(crate) async fn remove(
+async fn remove(
     State(state): State<AppState>,
     Name(key): Name,
     headers: HeaderMap,
@@ -179,12 +186,12 @@ pub(crate) async fn remove(
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Kill {
+struct Kill {
     note: Option<String>,
 }
 
 /// `POST /flags/{key}/kill`: off for everybody, whatever its version.
-pub(crate) async fn kill(
+async fn kill(
     State(state): State<AppState>,
     Name(key): Name,
     caller: Caller,
@@ -196,13 +203,13 @@ pub(crate) async fn kill(
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct Question {
+struct Question {
     tenant_slug: String,
     environment: Option<String>,
 }
 
 /// `POST /flags/evaluate`: every flag for one tenant; with `?explain=true` and why.
-pub(crate) async fn evaluate(
+async fn evaluate(
     State(state): State<AppState>,
     parameters: Parameters,
     Document(question): Document<Question>,

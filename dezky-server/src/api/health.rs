@@ -1,13 +1,20 @@
-use axum::Json;
+//! The health of the process and its store.
+
 use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use crate::app::AppState;
 
+pub(crate) fn routes() -> Router<AppState> {
+    Router::new().route("/health", get(health))
+}
+
 /// `GET /health`: the process answers, whether its store takes writes, and how old the
 /// flags are that it decides by. It says what is known and asks nobody. Always 200: a
 /// restart would bring neither back.
-pub(crate) async fn health(State(state): State<AppState>) -> Json<Value> {
+async fn health(State(state): State<AppState>) -> Json<Value> {
     let live = state.live.status();
     let mut flags = json!({
         "revision": live.revision,

@@ -1,14 +1,21 @@
+//! The state of each source.
+
 use std::sync::PoisonError;
 
-use axum::Json;
 use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
 use dezky_ingest::PumpHandle;
 use serde_json::{Value, json};
 
 use crate::app::AppState;
 
+pub(crate) fn routes() -> Router<AppState> {
+    Router::new().route("/ingest", get(list))
+}
+
 /// `GET /ingest`: how each way in is doing, since the start of this process.
-pub(crate) async fn list(State(state): State<AppState>) -> Json<Value> {
+async fn list(State(state): State<AppState>) -> Json<Value> {
     let pumps = state.pumps.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let mut sources: Vec<Value> = pumps.iter().map(pump).collect();
     for (name, webhook) in &state.statuses {

@@ -1,11 +1,31 @@
-//! The API, one file a resource.
+//! The API, one file a resource: its routes stand with their handlers.
 
-pub(crate) mod audit;
-pub(crate) mod flags;
-pub(crate) mod health;
-pub(crate) mod ingest;
-pub(crate) mod openapi;
-pub(crate) mod partners;
-pub(crate) mod record;
-pub(crate) mod tenants;
-pub(crate) mod users;
+mod audit;
+mod flags;
+mod health;
+mod ingest;
+mod openapi;
+mod partners;
+mod tenants;
+mod users;
+
+use axum::Router;
+
+pub(crate) use self::audit::MAX_RECORD_BYTES;
+use crate::app::AppState;
+
+/// The routes that need the operator token.
+pub(crate) fn routes() -> Router<AppState> {
+    Router::new()
+        .merge(audit::routes())
+        .merge(flags::routes())
+        .merge(ingest::routes())
+        .merge(partners::routes())
+        .merge(tenants::routes())
+        .merge(users::routes())
+}
+
+/// The routes that need no token.
+pub(crate) fn public_routes() -> Router<AppState> {
+    Router::new().merge(health::routes()).merge(openapi::routes())
+}

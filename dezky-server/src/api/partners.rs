@@ -1,8 +1,9 @@
 //! Partners: reading and changing them.
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use axum::{Json, Router};
 use dezky_core::directory::{
     NewPartner, Partner, PartnerKey, PartnerPatch, PartnerQuery, TenantQuery,
 };
@@ -14,8 +15,15 @@ use crate::http::body::{Document, created};
 use crate::http::parameters::{Name, Parameters, page};
 use crate::http::problem::Problem;
 
+pub(crate) fn routes() -> Router<AppState> {
+    Router::new()
+        .route("/partners", get(list).post(create))
+        .route("/partners/{slug}", get(read).patch(update).delete(terminate))
+        .route("/partners/{slug}/tenants", get(tenants))
+}
+
 /// `GET /partners`: a page, by slug, each with its number of customers.
-pub(crate) async fn list(
+async fn list(
     State(state): State<AppState>,
     parameters: Parameters,
 ) -> Result<Json<Value>, Problem> {
@@ -33,7 +41,7 @@ pub(crate) async fn list(
 }
 
 /// `POST /partners`.
-pub(crate) async fn create(
+async fn create(
     State(state): State<AppState>,
     caller: Caller,
     Document(new): Document<NewPartner>,
@@ -44,16 +52,13 @@ pub(crate) async fn create(
 }
 
 /// `GET /partners/{slug}`.
-pub(crate) async fn get(
-    State(state): State<AppState>,
-    Name(slug): Name,
-) -> Result<Json<Value>, Problem> {
+async fn read(State(state): State<AppState>, Name(slug): Name) -> Result<Json<Value>, Problem> {
     let partner = find(&state, &slug).await?;
     Ok(Json(with_customers(&state, &partner).await?))
 }
 
 /// `PATCH /partners/{slug}`.
-pub(crate) async fn update(
+async fn update(
     State(state): State<AppState>,
     Name(slug): Name,
     caller: Caller,
@@ -64,7 +69,7 @@ pub(crate) async fn update(
 }
 
 /// `DELETE /partners/{slug}`: the document stays, its status is `terminated`.
-pub(crate) async fn terminate(
+async fn terminate(
     State(state): State<AppState>,
     Name(slug): Name,
     caller: Caller,
@@ -73,7 +78,7 @@ pub(crate) async fn terminate(
 }
 
 /// `GET /partners/{slug}/tenants`: a page, by slug.
-pub(crate) async fn tenants(
+async fn tenants(
     State(state): State<AppState>,
     Name(slug): Name,
     parameters: Parameters,

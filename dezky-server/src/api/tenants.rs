@@ -1,21 +1,30 @@
 //! Tenants: reading and changing them.
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use dezky_core::directory::{
-    NewTenant, Tenant, TenantKey, TenantPatch, TenantQuery, UserCursor, UserQuery,
-};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use dezky_core::directory::{NewTenant, Tenant, TenantKey, TenantPatch, TenantQuery};
 use serde_json::Value;
 
+use super::users;
 use crate::app::AppState;
 use crate::auth::Caller;
 use crate::http::body::{Document, created};
 use crate::http::parameters::{Name, Parameters, page};
 use crate::http::problem::Problem;
 
+pub(crate) fn routes() -> Router<AppState> {
+    Router::new()
+        .route("/tenants", get(list).post(create))
+        .route("/tenants/{slug}", get(read).patch(update).delete(delete))
+        .route("/tenants/{slug}/users", get(users))
+        .route("/tenants/{slug}/suspend", post(suspend))
+        .route("/tenants/{slug}/resume", post(resume))
+}
+
 /// `GET /tenants`: a page, by slug.
-pub(crate) async fn list(
+async fn list(
     State(state): State<AppState>,
     parameters: Parameters,
 ) -> Result<Json<Value>, Problem> {
@@ -37,7 +46,7 @@ pub(crate) async fn list(
 }
 
 /// `POST /tenants`.
-pub(crate) async fn create(
+async fn create(
     State(state): State<AppState>,
     caller: Caller,
     Document(new): Document<NewTenant>,
@@ -48,15 +57,12 @@ pub(crate) async fn create(
 }
 
 /// `GET /tenants/{slug}`.
-pub(crate) async fn get(
-    State(state): State<AppState>,
-    Name(slug): Name,
-) -> Result<Json<Tenant>, Problem> {
+async fn read(State(state): State<AppState>, Name(slug): Name) -> Result<Json<Tenant>, Problem> {
     find(&state, &slug).await.map(Json)
 }
 
 /// `PATCH /tenants/{slug}`: `partnerId` attaches a partner, `null` detaches it.
-pub(crate) async fn update(
+async fn update(
     State(state): State<AppState>,
     Name(slug): Name,
     caller: Caller,
@@ -67,7 +73,7 @@ pub(crate) async fn update(
 }
 
 /// `DELETE /tenants/{slug}`: the document stays, its status is `deleted`.
-pub(crate) async fn delete(
+async fn delete(
     State(state): State<AppState>,
     Name(slug): Name,
     caller: Caller,
@@ -76,7 +82,7 @@ pub(crate) async fn delete(
 }
 
 /// `POST /tenants/{slug}/suspend`.
-pub(crate) async fn suspend(
+async fn suspend(
     State(state): State<AppState>,
     Name(slug): Name,
     caller: Caller,
@@ -85,7 +91,7 @@ pub(crate) async fn suspend(
 }
 
 /// `POST /tenants/{slug}/resume`.
-pub(crate) async fn resume(
+async fn resume(
     State(state): State<AppState>,
     Name(slug): Name,
     caller: Caller,
@@ -94,26 +100,13 @@ pub(crate) async fn resume(
 }
 
 /// `GET /tenants/{slug}/users`: a page, newest login first.
-pub(crate) async fn users(
+async fn users(
     State(state): State<AppState>,
     Name(slug): Name,
     parameters: Parameters,
 ) -> Result<Json<Value>, Problem> {
     let tenant = find(&state, &slug).await?;
-    users_page(&state, &parameters, Some(tenant.id)).await
-}
-
-/// A page of users, of one tenant or of all.
-pub(crate) async fn users_page(
-    state: &AppState,
-    parameters: &Parameters,
-    tenant_id: Option<String>,
-) -> Result<Json<Value>, Problem> {
-    parameters.only(&["limit", "cursor"])?;
-    let limit = parameters.page_limit()?;
-    let after = parameters.get("cursor").map(str::parse).transpose()?;
-    let users = state.directory.store().users(&UserQuery { tenant_id, after, limit }).await?;
-    Ok(page("users", &users, limit, |user| UserCursor::of(user).to_string()))
+    users::page_of(&state, &parameters, Some(tenant.id)).await
 }
 
 async fn find(state: &AppState, slug: &str) -> Result<Tenant, Problem> {

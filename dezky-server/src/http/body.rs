@@ -1,5 +1,6 @@
 //! Bodies of requests, read within bounds, and the answer to one that makes something.
 
+use std::net::IpAddr;
 use std::sync::LazyLock;
 
 use axum::body::{Body, Bytes};
@@ -9,7 +10,7 @@ use axum::response::Response;
 use futures_util::StreamExt as _;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
-use super::body_budget::SMALL_BYTES;
+use super::body_budget::{Bodies, Room, SMALL_BYTES};
 use super::incoming_body::Unfinished;
 use super::problem::Problem;
 
@@ -40,7 +41,7 @@ pub(crate) async fn read(
 }
 
 /// The same, as long as there is `room` for the bytes that it takes.
-pub(crate) async fn read_while(
+async fn read_while(
     body: Body,
     headers: &HeaderMap,
     max_bytes: usize,
@@ -67,6 +68,21 @@ pub(crate) async fn read_while(
         kept.extend_from_slice(&chunk);
     }
     Ok(kept.into())
+}
+
+/// The same, with memory from the budget of `client`. It is released when the permit is
+/// dropped.
+pub(crate) async fn read_within_budget(
+    bodies: &Bodies,
+    client: IpAddr,
+    headers: &HeaderMap,
+    body: Body,
+    max_bytes: usize,
+) -> Result<(Room, Bytes), Problem> {
+    let mut room = bodies.begin(client).ok_or_else(Problem::too_many_webhooks)?;
+    let grow = |bytes| room.grow(bytes).then_some(()).ok_or_else(Problem::too_many_webhooks);
+    let bytes = read_while(body, headers, max_bytes, grow).await?;
+    Ok((room, bytes))
 }
 
 /// How large what holds `bytes` should be. What nothing was written to takes no memory, so a
@@ -188,6 +204,8 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use axum::response::IntoResponse as _;
+
     use super::*;
 
     #[test]
@@ -202,5 +220,28 @@ mod tests {
         let mapping = OWN_MAPPING_BYTES.max(whole);
         assert_eq!(huge(HUGE_PAGE_BYTES + 1, Some(whole)), mapping);
         assert_eq!(capacity(first, Some(whole), SMALL_BYTES), mapping);
+    }
+
+    #[tokio::test]
+    async fn a_body_for_which_there_is_no_room_is_for_later() {
+        let bodies = Bodies::new(1 << 20, 256 << 10);
+        let client = IpAddr::from([203, 0, 113, 7]);
+        let mut others = bodies.begin(IpAddr::from([203, 0, 113, 8])).unwrap();
+        // 512 KiB are there beyond the first 64 KiB of each.
+        assert!(others.grow(SMALL_BYTES + (256 << 10)));
+        let mut own = bodies.begin(client).unwrap();
+        assert!(own.grow(SMALL_BYTES + (192 << 10)));
+        let body = |bytes| Body::from(vec![b' '; bytes]);
+        let headers = HeaderMap::new();
+        let read = |bytes| read_within_budget(&bodies, client, &headers, body(bytes), 256 << 10);
+        let (room, small) = read(64 << 10).await.unwrap();
+        assert_eq!(small.len(), 64 << 10);
+        drop(room);
+        let Err(problem) = read(129 << 10).await else { panic!("there is no room for it") };
+        let response = problem.into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()["retry-after"], "1");
+        drop(own);
+        assert!(read(129 << 10).await.is_ok());
     }
 }

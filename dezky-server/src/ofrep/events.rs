@@ -37,7 +37,7 @@ impl EventStreams {
 /// `GET /ofrep/v1/events`: a notice at every change of the flags, and one at the
 /// beginning unless `Last-Event-ID` names those of now: a client that asked before it
 /// came here may have missed one.
-pub(crate) async fn events(State(state): State<AppState>, headers: HeaderMap) -> Response {
+pub(super) async fn events(State(state): State<AppState>, headers: HeaderMap) -> Response {
     let Ok(place) = Arc::clone(&state.streams.places).try_acquire_owned() else {
         return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "5")]).into_response();
     };

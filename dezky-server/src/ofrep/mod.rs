@@ -7,10 +7,11 @@ mod tag;
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
 use dezky_core::directory::TenantKey;
 use dezky_flags::live::LiveSet;
 use dezky_flags::openfeature::Resolution;
@@ -19,7 +20,7 @@ use serde_json::{Map, Value, json};
 
 use self::context::{Asker, Axes, Given};
 pub(crate) use self::events::EventStreams;
-pub(super) use self::events::events;
+use self::events::events;
 use self::refusal::Refusal;
 pub(crate) use self::tag::SetDigest;
 use crate::app::AppState;
@@ -31,6 +32,14 @@ use crate::http::problem::Problem;
 const MAX_BODY_BYTES: usize = 64 << 10;
 /// After how long without being looked at a client may close its event stream.
 const INACTIVITY_SECONDS: u32 = 120;
+
+/// The routes, whose errors have the protocol's form.
+pub(crate) fn routes() -> Router<AppState> {
+    Router::new()
+        .route("/ofrep/v1/evaluate/flags", post(evaluate_all))
+        .route("/ofrep/v1/evaluate/flags/{key}", post(evaluate))
+        .route("/ofrep/v1/events", get(events))
+}
 
 /// A flag's answer.
 #[derive(Serialize)]
@@ -58,7 +67,7 @@ struct All<'a> {
 }
 
 /// `POST /ofrep/v1/evaluate/flags/{key}`: one flag.
-pub(crate) async fn evaluate(
+async fn evaluate(
     State(state): State<AppState>,
     name: Result<Name, Problem>,
     request: Request,
@@ -83,7 +92,7 @@ async fn decide(state: &AppState, key: &str, request: Request) -> Result<Resolut
 }
 
 /// `POST /ofrep/v1/evaluate/flags`: all of them, from one snapshot.
-pub(crate) async fn evaluate_all(State(state): State<AppState>, request: Request) -> Response {
+async fn evaluate_all(State(state): State<AppState>, request: Request) -> Response {
     match decide_all(&state, request).await {
         Ok(response) => response,
         Err(refusal) => refusal.answer(None),

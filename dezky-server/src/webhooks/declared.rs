@@ -1,3 +1,5 @@
+//! Webhooks of declared sources.
+
 use std::net::SocketAddr;
 
 use axum::Json;
@@ -6,7 +8,6 @@ use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, header};
 use serde_json::Value;
 
-use super::stalwart as webhook;
 use crate::app::AppState;
 use crate::auth::client_address;
 use crate::http::parameters::Name;
@@ -15,7 +16,7 @@ use crate::http::problem::Problem;
 /// `POST /ingest/{name}/webhook`: a signed post of a declared source. Answers after the
 /// events are durable. A body that is unpacked takes room for what comes out of it as
 /// well.
-pub(crate) async fn receive(
+pub(super) async fn receive(
     State(state): State<AppState>,
     Name(name): Name,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -27,8 +28,8 @@ pub(crate) async fn receive(
         .get(&name)
         .ok_or_else(|| Problem::not_found("no such webhook is configured"))?;
     let client = client_address(peer, &headers, &state.config.trusted_proxies);
-    let (_room, body) = webhook::read(&state, client, &headers, body).await?;
-    let (texts, bytes_at_work) = (webhook::texts(&headers), bytes_at_work(&headers, body.len()));
+    let (_room, body) = super::read(&state, client, &headers, body).await?;
+    let (texts, bytes_at_work) = (super::texts(&headers), bytes_at_work(&headers, body.len()));
     let (mut unpacked, mut is_short) = (None, false);
     let grow = |bytes| {
         unpacked = unpacked.take().or_else(|| state.bodies.begin(client));
@@ -41,7 +42,7 @@ pub(crate) async fn receive(
         // The memory is short, whatever the receiver calls it: the store is well.
         return Err(Problem::too_many_webhooks());
     }
-    webhook::answer(&state, &name, taken)
+    super::answer(&state, &name, taken)
 }
 
 /// How large a body of `bytes` has to be taken for while it is worked on. What comes out of

@@ -1,5 +1,10 @@
-use axum::Json;
+//! The timeline: reading it, and recording into it.
+
+mod record;
+
 use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
 use dezky_core::Timestamp;
 use dezky_core::store::{ListPage, ListQuery};
 
@@ -7,10 +12,16 @@ use crate::app::AppState;
 use crate::http::parameters::{Parameters, unknown};
 use crate::http::problem::Problem;
 
+pub(crate) use self::record::MAX_BYTES as MAX_RECORD_BYTES;
+
 const PARAMETERS: &str = "since, until, before, action, tenantSlug, partnerSlug, actorId, actorEmail, resourceType, resourceId, outcome, source, q, limit and cursor";
 
+pub(crate) fn routes() -> Router<AppState> {
+    Router::new().route("/audit", get(list).post(record::record))
+}
+
 /// `GET /audit`: one page of the timeline, newest first.
-pub(crate) async fn list(
+async fn list(
     State(state): State<AppState>,
     parameters: Parameters,
 ) -> Result<Json<ListPage>, Problem> {

@@ -19,7 +19,6 @@ use crate::app::AppState;
 use crate::auth::client_address;
 use crate::http::body;
 use crate::http::problem::Problem;
-use crate::webhooks::stalwart::read_into;
 
 /// The largest body.
 pub(crate) const MAX_BYTES: usize = 8 << 20;
@@ -34,7 +33,7 @@ const CONNECTORS: [&str; 3] = ["authentik", "stalwart", "ocis"];
 
 /// `POST /audit`: records one event, or a list of them, all or none. 201 if any is new,
 /// else 200; the receipts say which.
-pub(crate) async fn record(
+pub(super) async fn record(
     State(state): State<AppState>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
@@ -44,7 +43,8 @@ pub(crate) async fn record(
         return Err(Problem::media_type());
     }
     let client = client_address(peer, &headers, &state.config.trusted_proxies);
-    let (_room, bytes) = read_into(&state.bodies, client, &headers, body, MAX_BYTES).await?;
+    let (_room, bytes) =
+        body::read_within_budget(&state.bodies, client, &headers, body, MAX_BYTES).await?;
     let events = sealed(&bytes, state.intake.runtime().as_ref())?;
     let appended = state.store.append(events, AppendOptions::default()).await?;
     let status = if appended.appended() > 0 { StatusCode::CREATED } else { StatusCode::OK };
