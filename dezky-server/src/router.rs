@@ -13,8 +13,8 @@ use crate::{api, auth, ofrep, webhooks};
 
 /// The server's router.
 pub(crate) fn router(state: AppState) -> Router {
-    let operator = middleware::from_fn_with_state(AppState::clone(&state), auth::require_operator);
-    let ofrep_client = middleware::from_fn_with_state(AppState::clone(&state), auth::require_ofrep);
+    let operator = middleware::from_fn_with_state(state.guard.clone(), auth::require_operator);
+    let ofrep_client = middleware::from_fn_with_state(state.guard.clone(), auth::require_ofrep);
     Router::new()
         .merge(api::public_routes())
         .merge(webhooks::routes())

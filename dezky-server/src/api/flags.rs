@@ -37,13 +37,13 @@ async fn list(
     parameters: Parameters,
 ) -> Result<Json<Value>, Problem> {
     let with_report = parameters.switch("report")?;
-    let snapshot = state.flags.store().snapshot().await?;
+    let snapshot = state.platform.flags.store().snapshot().await?;
     let mut answer = json!({ "flags": snapshot.flags });
     if !snapshot.invalid.is_empty() {
         answer["invalid"] = json!(snapshot.invalid);
     }
     if with_report {
-        let (usage, now) = (state.live.usage(), state.intake.runtime().now());
+        let (usage, now) = (state.platform.live.usage(), state.platform.intake.runtime().now());
         let stale = stale_flags(&snapshot, usage.as_ref(), now, &StaleConfig::default());
         answer["usage"] = json!(usage);
         answer["stale"] = json!(stale);
@@ -53,7 +53,7 @@ async fn list(
 
 /// `GET /flags/{key}`.
 async fn read(State(state): State<AppState>, Name(key): Name) -> Result<Response, Problem> {
-    let flag = state.flags.get(&key).await?.ok_or_else(unknown_flag)?;
+    let flag = state.platform.flags.get(&key).await?.ok_or_else(unknown_flag)?;
     Ok(answer(&flag))
 }
 
@@ -64,7 +64,7 @@ async fn create(
     Document(body): Document<Value>,
 ) -> Result<Response, Problem> {
     let new = NewFlag::from_json(&body)?;
-    let flag = state.flags.create(new, &caller.into()).await?;
+    let flag = state.platform.flags.create(new, &caller.into()).await?;
     Ok(created(&format!("/flags/{}", flag.key), answer(&flag)))
 }
 
@@ -85,7 +85,7 @@ async fn update(
     let patch = FlagPatch::from_json(&body)?;
     // The kill switch works whatever anybody has changed meanwhile.
     let expected = if patch.is_kill() { None } else { if_match(&headers)? };
-    match state.flags.update_and_compare(&key, &patch, expected, &caller.into()).await {
+    match state.platform.flags.update_and_compare(&key, &patch, expected, &caller.into()).await {
         Ok(updated) => {
             let mut document = json!(updated.after);
             if let Some(flipped) = flipped(&state, &updated, environment).await {
@@ -104,7 +104,7 @@ async fn flipped(state: &AppState, updated: &Updated, environment: Option<&str>)
     if decides_alike(before, after) {
         return None;
     }
-    let directory = &**state.directory.store();
+    let directory = &**state.platform.directory.store();
     match audience::preview(directory, before, after, environment).await {
         Ok(preview) => Some(previewed(&preview, environment)),
         Err(error) => {
@@ -130,7 +130,7 @@ async fn preview(
     };
     let environment = environment(environment_given.as_deref())?;
     let expected = if_match(&headers)?;
-    let before = state.flags.get(&key).await?;
+    let before = state.platform.flags.get(&key).await?;
     let after = match &before {
         Some(flag) if expected.is_some_and(|version| version != flag.version) => {
             let error = Error::new(
@@ -143,7 +143,7 @@ async fn preview(
         None if expected.is_some() => return Err(unknown_flag()),
         None => made(&key, body)?,
     };
-    let directory = &**state.directory.store();
+    let directory = &**state.platform.directory.store();
     let preview = audience::preview(directory, before.as_ref(), Some(&after), environment).await?;
     let answer = previewed(&preview, environment);
     Ok(match before {
@@ -178,7 +178,7 @@ async fn remove(
     headers: HeaderMap,
     caller: Caller,
 ) -> Result<StatusCode, Problem> {
-    match state.flags.remove(&key, if_match(&headers)?, &caller.into()).await {
+    match state.platform.flags.remove(&key, if_match(&headers)?, &caller.into()).await {
         Ok(_) => Ok(StatusCode::NO_CONTENT),
         Err(error) => Err(stale(&state, &key, error).await),
     }
@@ -197,7 +197,7 @@ async fn kill(
     caller: Caller,
     MaybeDocument(Kill { note }): MaybeDocument<Kill>,
 ) -> Result<Response, Problem> {
-    let flag = state.flags.kill(&key, &Edit { note, ..Edit::from(caller) }).await?;
+    let flag = state.platform.flags.kill(&key, &Edit { note, ..Edit::from(caller) }).await?;
     Ok(answer(&flag))
 }
 
@@ -216,10 +216,11 @@ async fn evaluate(
 ) -> Result<Json<Value>, Problem> {
     let explain = parameters.switch("explain")?;
     let subject = state
+        .platform
         .subject(&question.tenant_slug)
         .await?
         .ok_or_else(|| Problem::not_found("tenantSlug: there is no such tenant"))?;
-    let flags = state.live.current();
+    let flags = state.platform.live.current();
     let context = subject.context(question.environment.as_deref());
     if explain {
         let answers = flags.snapshot().explain_all(&context);
@@ -271,7 +272,7 @@ async fn stale(state: &AppState, key: &str, error: dezky_core::Error) -> Problem
     if !is_stale {
         return problem;
     }
-    match state.flags.get(key).await {
+    match state.platform.flags.get(key).await {
         Ok(Some(flag)) => problem.with("current", json!(flag)),
         _ => problem,
     }

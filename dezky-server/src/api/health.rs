@@ -15,7 +15,7 @@ pub(crate) fn routes() -> Router<AppState> {
 /// flags are that it decides by. It says what is known and asks nobody. Always 200: a
 /// restart would bring neither back.
 async fn health(State(state): State<AppState>) -> Json<Value> {
-    let live = state.live.status();
+    let live = state.platform.live.status();
     let mut flags = json!({
         "revision": live.revision,
         "ageMs": u64::try_from(live.age.as_millis()).unwrap_or(u64::MAX),

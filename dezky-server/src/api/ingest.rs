@@ -1,7 +1,5 @@
 //! The state of each source.
 
-use std::sync::PoisonError;
-
 use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
@@ -16,18 +14,17 @@ pub(crate) fn routes() -> Router<AppState> {
 
 /// `GET /ingest`: how each way in is doing, since the start of this process.
 async fn list(State(state): State<AppState>) -> Json<Value> {
-    let pumps = state.pumps.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let mut sources: Vec<Value> = pumps.iter().map(pump).collect();
-    for (name, webhook) in &state.statuses {
+    let mut sources: Vec<Value> = state.pumps().iter().map(pump).collect();
+    for (name, webhook) in &state.webhooks {
         let status = webhook.status();
         sources.push(entry(name, "webhook", json!(status)));
     }
     let mut answer = json!({ "workersEnabled": state.config.ingest_enabled, "sources": sources });
-    if let Some(spool) = state.log.spool_status() {
+    if let Some(spool) = state.platform.log.spool_status() {
         answer["spool"] = json!({
             "pending": spool.pending,
             "damagedBytes": spool.damaged_bytes,
-            "unresolved": state.log.counts().unresolved,
+            "unresolved": state.platform.log.counts().unresolved,
         });
     }
     Json(answer)

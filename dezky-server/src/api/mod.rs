@@ -11,7 +11,6 @@ mod users;
 
 use axum::Router;
 
-pub(crate) use self::audit::MAX_RECORD_BYTES;
 use crate::app::AppState;
 
 /// The routes that need the operator token.

@@ -32,7 +32,7 @@ async fn list(
     let after = parameters.slug_cursor()?;
     let query = PartnerQuery { after, limit, ..PartnerQuery::default() };
     let mut partners = Vec::new();
-    for partner in state.directory.store().partners(&query).await? {
+    for partner in state.platform.directory.store().partners(&query).await? {
         partners.push(with_customers(&state, &partner).await?);
     }
     Ok(page("partners", &partners, limit, |partner| {
@@ -46,7 +46,7 @@ async fn create(
     caller: Caller,
     Document(new): Document<NewPartner>,
 ) -> Result<Response, Problem> {
-    let partner = state.directory.create_partner(new, &caller.into()).await?;
+    let partner = state.platform.directory.create_partner(new, &caller.into()).await?;
     let response = Json(&partner).into_response();
     Ok(created(&format!("/partners/{}", partner.slug), response))
 }
@@ -65,7 +65,7 @@ async fn update(
     Document(patch): Document<PartnerPatch>,
 ) -> Result<Json<Partner>, Problem> {
     let (key, by) = (PartnerKey::Slug(&slug), caller.into());
-    Ok(Json(state.directory.update_partner(key, patch, &by).await?))
+    Ok(Json(state.platform.directory.update_partner(key, patch, &by).await?))
 }
 
 /// `DELETE /partners/{slug}`: the document stays, its status is `terminated`.
@@ -74,7 +74,9 @@ async fn terminate(
     Name(slug): Name,
     caller: Caller,
 ) -> Result<Json<Partner>, Problem> {
-    Ok(Json(state.directory.terminate_partner(PartnerKey::Slug(&slug), &caller.into()).await?))
+    Ok(Json(
+        state.platform.directory.terminate_partner(PartnerKey::Slug(&slug), &caller.into()).await?,
+    ))
 }
 
 /// `GET /partners/{slug}/tenants`: a page, by slug.
@@ -91,19 +93,19 @@ async fn tenants(
         limit,
         ..TenantQuery::default()
     };
-    let tenants = state.directory.store().tenants(&query).await?;
+    let tenants = state.platform.directory.store().tenants(&query).await?;
     Ok(page("tenants", &tenants, limit, |tenant| tenant.slug.clone()))
 }
 
 async fn with_customers(state: &AppState, partner: &Partner) -> Result<Value, Problem> {
-    let customers = state.directory.store().count_tenants_of_partner(&partner.id).await?;
+    let customers = state.platform.directory.store().count_tenants_of_partner(&partner.id).await?;
     let mut value = json!(partner);
     value["customers"] = customers.into();
     Ok(value)
 }
 
 async fn find(state: &AppState, slug: &str) -> Result<Partner, Problem> {
-    let partner = state.directory.store().partner(PartnerKey::Slug(slug)).await?;
+    let partner = state.platform.directory.store().partner(PartnerKey::Slug(slug)).await?;
     partner.ok_or_else(|| {
         Problem::not_found("there is no such partner: GET /partners lists those there are")
     })

@@ -41,7 +41,7 @@ async fn list(
         limit,
         ..TenantQuery::default()
     };
-    let tenants = state.directory.store().tenants(&query).await?;
+    let tenants = state.platform.directory.store().tenants(&query).await?;
     Ok(page("tenants", &tenants, limit, |tenant| tenant.slug.clone()))
 }
 
@@ -51,7 +51,7 @@ async fn create(
     caller: Caller,
     Document(new): Document<NewTenant>,
 ) -> Result<Response, Problem> {
-    let tenant = state.directory.create_tenant(new, &caller.into()).await?;
+    let tenant = state.platform.directory.create_tenant(new, &caller.into()).await?;
     let response = Json(&tenant).into_response();
     Ok(created(&format!("/tenants/{}", tenant.slug), response))
 }
@@ -69,7 +69,7 @@ async fn update(
     Document(patch): Document<TenantPatch>,
 ) -> Result<Json<Tenant>, Problem> {
     let (key, by) = (TenantKey::Slug(&slug), caller.into());
-    Ok(Json(state.directory.update_tenant(key, patch, &by).await?))
+    Ok(Json(state.platform.directory.update_tenant(key, patch, &by).await?))
 }
 
 /// `DELETE /tenants/{slug}`: the document stays, its status is `deleted`.
@@ -78,7 +78,7 @@ async fn delete(
     Name(slug): Name,
     caller: Caller,
 ) -> Result<Json<Tenant>, Problem> {
-    Ok(Json(state.directory.delete_tenant(TenantKey::Slug(&slug), &caller.into()).await?))
+    Ok(Json(state.platform.directory.delete_tenant(TenantKey::Slug(&slug), &caller.into()).await?))
 }
 
 /// `POST /tenants/{slug}/suspend`.
@@ -87,7 +87,7 @@ async fn suspend(
     Name(slug): Name,
     caller: Caller,
 ) -> Result<Json<Tenant>, Problem> {
-    Ok(Json(state.directory.suspend_tenant(TenantKey::Slug(&slug), &caller.into()).await?))
+    Ok(Json(state.platform.directory.suspend_tenant(TenantKey::Slug(&slug), &caller.into()).await?))
 }
 
 /// `POST /tenants/{slug}/resume`.
@@ -96,7 +96,7 @@ async fn resume(
     Name(slug): Name,
     caller: Caller,
 ) -> Result<Json<Tenant>, Problem> {
-    Ok(Json(state.directory.resume_tenant(TenantKey::Slug(&slug), &caller.into()).await?))
+    Ok(Json(state.platform.directory.resume_tenant(TenantKey::Slug(&slug), &caller.into()).await?))
 }
 
 /// `GET /tenants/{slug}/users`: a page, newest login first.
@@ -110,7 +110,7 @@ async fn users(
 }
 
 async fn find(state: &AppState, slug: &str) -> Result<Tenant, Problem> {
-    let tenant = state.directory.store().tenant(TenantKey::Slug(slug)).await?;
+    let tenant = state.platform.directory.store().tenant(TenantKey::Slug(slug)).await?;
     tenant.ok_or_else(|| {
         Problem::not_found("there is no such tenant: GET /tenants lists those there are")
     })

@@ -29,7 +29,7 @@ async fn deactivate(
     Name(id): Name,
     caller: Caller,
 ) -> Result<Json<User>, Problem> {
-    Ok(Json(state.directory.deactivate_user(UserKey::Id(&id), &caller.into()).await?))
+    Ok(Json(state.platform.directory.deactivate_user(UserKey::Id(&id), &caller.into()).await?))
 }
 
 /// A page of users, of one tenant or of all.
@@ -41,6 +41,7 @@ pub(super) async fn page_of(
     parameters.only(&["limit", "cursor"])?;
     let limit = parameters.page_limit()?;
     let after = parameters.get("cursor").map(str::parse).transpose()?;
-    let users = state.directory.store().users(&UserQuery { tenant_id, after, limit }).await?;
+    let users =
+        state.platform.directory.store().users(&UserQuery { tenant_id, after, limit }).await?;
     Ok(page("users", &users, limit, |user| UserCursor::of(user).to_string()))
 }

@@ -8,7 +8,6 @@
 use std::fmt;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{AppendOptions, AuditStore, Head, LogState};
@@ -17,29 +16,24 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::commands::doctor;
-use crate::config::{StoreConfig, folder_of, reason};
+use crate::config::{NOT_A_HEAD_FILE, folder_of, reason};
 use crate::failure::Failure;
 
-/// How often the head is noted while it moves.
-pub(crate) const INTERVAL: Duration = Duration::from_secs(3);
 /// The version of the file.
 const VERSION: u32 = 1;
-/// The problem of a path at which there is something else.
-pub(crate) const NOT_A_FILE: &str = "is not a regular file: name a file, such as dezky.head";
 /// The most bytes of the file.
 const MAX_BYTES: u64 = 4_096;
 
 /// A log and how far it has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct LogPosition {
     /// The log's id.
     pub(crate) log_id: Uuid,
     /// Its head.
     pub(crate) head: Head,
 }
 
-impl Place {
+impl LogPosition {
     fn of(state: &LogState) -> Self {
         Self { log_id: state.log_id, head: state.head }
     }
@@ -53,7 +47,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for LogPosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { log_id, head } = self;
         match head.next_seq.checked_sub(1) {
@@ -75,7 +69,7 @@ struct Note {
 
 /// What the log is against the note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Found {
+pub(crate) enum Comparison {
     /// There is no note yet.
     First,
     /// The log has come at least as far, by the same way.
@@ -83,19 +77,19 @@ pub(crate) enum Found {
     /// It has not.
     WentBack {
         /// What was noted.
-        noted: Place,
+        noted: LogPosition,
         /// What the log is.
-        found: Place,
+        found: LogPosition,
     },
 }
 
 /// The file with the note.
 #[derive(Debug, Clone)]
-pub(crate) struct Witness {
+pub(crate) struct HeadFile {
     path: PathBuf,
 }
 
-impl Witness {
+impl HeadFile {
     pub(crate) fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
@@ -108,7 +102,7 @@ impl Witness {
     ///
     /// # Errors
     /// If the file can't be read, or is no note.
-    pub(crate) async fn read(&self) -> Result<Option<Place>, Failure> {
+    pub(crate) async fn read(&self) -> Result<Option<LogPosition>, Failure> {
         let path = self.path.clone();
         unblock(move || read(&path)).await.map_err(|problem| {
             Failure::usage(format!("head.path {}: {problem}", self.path.display()))
@@ -116,18 +110,18 @@ impl Witness {
     }
 
     /// Compares the log with what was noted. Writes nothing.
-    pub(crate) async fn compare(&self, log: &dyn AuditStore) -> Result<Found, Failure> {
-        let Some(noted) = self.read().await? else { return Ok(Found::First) };
+    pub(crate) async fn compare(&self, log: &dyn AuditStore) -> Result<Comparison, Failure> {
+        let Some(noted) = self.read().await? else { return Ok(Comparison::First) };
         let found = continues(log, noted).await;
         let found = found.map_err(|error| Failure::no(format!("store: {error}")))?;
-        Ok(found.map_or(Found::Continued, |found| Found::WentBack { noted, found }))
+        Ok(found.map_or(Comparison::Continued, |found| Comparison::WentBack { noted, found }))
     }
 
     /// Refuses a log that went back.
     pub(crate) async fn check(&self, log: &dyn AuditStore) -> Result<(), Failure> {
         match self.compare(log).await? {
-            Found::First | Found::Continued => Ok(()),
-            Found::WentBack { noted, found } => Err(Failure::usage(format!(
+            Comparison::First | Comparison::Continued => Ok(()),
+            Comparison::WentBack { noted, found } => Err(Failure::usage(format!(
                 "store: expected {noted} or a later one, found {found}: was a backup restored? If it was, accept it by: dezky-server doctor --acknowledge-head (noted in {})",
                 self.path.display()
             ))),
@@ -136,10 +130,13 @@ impl Witness {
 
     /// Refuses to begin anew where a log is noted: its database has gone, or is about to
     /// be restored, which takes an empty one.
-    pub(crate) async fn check_missing(&self, config: &StoreConfig) -> Result<(), Failure> {
+    pub(crate) async fn check_missing(
+        &self,
+        is_missing: impl AsyncFnOnce() -> Result<bool, Failure>,
+    ) -> Result<(), Failure> {
         let noted = self.read().await?;
         let Some(noted) = noted.filter(|noted| noted.head.next_seq > 0) else { return Ok(()) };
-        if !doctor::versions(config).await?.now.is_empty() {
+        if !is_missing().await? {
             return Ok(());
         }
         Err(Failure::usage(format!(
@@ -149,17 +146,17 @@ impl Witness {
     }
 
     /// Notes how far the log has come, durably.
-    pub(crate) async fn write(&self, place: Place) -> Result<(), Unnoted> {
+    pub(crate) async fn write(&self, place: LogPosition) -> Result<(), UpdateError> {
         use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         let path = self.path.clone();
         unblock(move || write(&path, place)).await.map_err(|error| {
             let (path, why) = (self.path.display(), reason(&error));
             if matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
-                return Unnoted::NoRoom(Failure::no(format!(
+                return UpdateError::NoRoom(Failure::no(format!(
                     "head.path {path}: can't be written ({why}): make room"
                 )));
             }
-            Unnoted::File(Failure::usage(format!(
+            UpdateError::File(Failure::usage(format!(
                 "head.path {path}: can't be written ({why}): let this user write there, or set DEZKY_HEAD_PATH"
             )))
         })
@@ -171,8 +168,10 @@ impl Witness {
         &self,
         log: &dyn AuditStore,
         actor: Actor,
-    ) -> Result<Option<(Place, Place)>, Failure> {
-        let Found::WentBack { noted, found } = self.compare(log).await? else { return Ok(None) };
+    ) -> Result<Option<(LogPosition, LogPosition)>, Failure> {
+        let Comparison::WentBack { noted, found } = self.compare(log).await? else {
+            return Ok(None);
+        };
         let mut event = NewEvent::new("log.head_acknowledged", actor);
         event.resource_type = Some("log".into());
         event.resource_id = Some(found.log_id.to_string());
@@ -182,21 +181,21 @@ impl Witness {
         let untold = |error| Failure::no(format!("store: {error}"));
         let event = event.seal(&TokioRuntime);
         log.append(vec![event], AppendOptions::default()).await.map_err(untold)?;
-        let now = Place::of(&log.state().await.map_err(untold)?);
+        let now = LogPosition::of(&log.state().await.map_err(untold)?);
         self.write(now).await.map_err(|error| Failure::usage(error.to_string()))?;
         Ok(Some((noted, found)))
     }
 
     /// Notes how far the log has come by now, unless it went back.
-    pub(crate) async fn follow(&self, log: &dyn AuditStore) -> Result<(), Unnoted> {
+    pub(crate) async fn update(&self, log: &dyn AuditStore) -> Result<(), UpdateError> {
         // The note first: whoever wrote it, the log is at least as far afterwards.
-        let noted = self.read().await.map_err(Unnoted::File)?;
+        let noted = self.read().await.map_err(UpdateError::File)?;
         if let Some(noted) = noted
-            && let Some(found) = continues(log, noted).await.map_err(Unnoted::Store)?
+            && let Some(found) = continues(log, noted).await.map_err(UpdateError::Store)?
         {
-            return Err(Unnoted::WentBack { noted, found });
+            return Err(UpdateError::WentBack { noted, found });
         }
-        let now = Place::of(&log.state().await.map_err(Unnoted::Store)?);
+        let now = LogPosition::of(&log.state().await.map_err(UpdateError::Store)?);
         if noted == Some(now) {
             return Ok(());
         }
@@ -206,7 +205,7 @@ impl Witness {
 
 /// Why a head was not noted.
 #[derive(Debug)]
-pub(crate) enum Unnoted {
+pub(crate) enum UpdateError {
     /// The store does not answer.
     Store(dezky_core::Error),
     /// The file can't be read or written.
@@ -216,13 +215,13 @@ pub(crate) enum Unnoted {
     /// Somebody restored the database under a server that runs.
     WentBack {
         /// What was noted.
-        noted: Place,
+        noted: LogPosition,
         /// What the log is.
-        found: Place,
+        found: LogPosition,
     },
 }
 
-impl fmt::Display for Unnoted {
+impl fmt::Display for UpdateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Store(error) => write!(f, "store: {error}"),
@@ -236,14 +235,17 @@ impl fmt::Display for Unnoted {
 
 /// `None` if the log has come at least as far as `noted`, by the same way; else where
 /// it is.
-async fn continues(log: &dyn AuditStore, noted: Place) -> dezky_core::Result<Option<Place>> {
+async fn continues(
+    log: &dyn AuditStore,
+    noted: LogPosition,
+) -> dezky_core::Result<Option<LogPosition>> {
     let state = log.state().await?;
     let is_same = state.log_id == noted.log_id
         && state.head.next_seq >= noted.head.next_seq
         && hash_at(log, &state, noted.head.next_seq)
             .await?
             .is_none_or(|hash| hash == noted.head.hash);
-    Ok((!is_same).then(|| Place::of(&state)))
+    Ok((!is_same).then(|| LogPosition::of(&state)))
 }
 
 /// The head's hash when the log had `next_seq` events; `None` if that is before its base.
@@ -262,7 +264,7 @@ async fn hash_at(
     }
     let last = i64::try_from(next_seq - 1).unwrap_or(i64::MAX);
     let row = log.scan(last, 1).await?.pop();
-    // One that can't be read is no witness; `verify` says what is wrong with it.
+    // One that can't be read is no file; `verify` says what is wrong with it.
     Ok(row.map(|row| row.map_or([0; 32], |row| row.stored.hash)))
 }
 
@@ -270,7 +272,7 @@ async fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -
     dezky_core::rt::unblock(&TokioRuntime, work).await
 }
 
-fn read(path: &Path) -> Result<Option<Place>, String> {
+fn read(path: &Path) -> Result<Option<LogPosition>, String> {
     let mut text = String::new();
     // A pipe may never begin, so it is not opened.
     let read = std::fs::metadata(path).and_then(|metadata| {
@@ -282,7 +284,7 @@ fn read(path: &Path) -> Result<Option<Place>, String> {
     });
     match read {
         Ok(true) => {}
-        Ok(false) => return Err(NOT_A_FILE.into()),
+        Ok(false) => return Err(NOT_A_HEAD_FILE.into()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => {
             return Err(format!("can't be read ({}): let this user read it", reason(&error)));
@@ -293,15 +295,15 @@ fn read(path: &Path) -> Result<Option<Place>, String> {
     })
 }
 
-fn place(text: &str) -> Option<Place> {
+fn place(text: &str) -> Option<LogPosition> {
     let note: Note = serde_json::from_str(text).ok()?;
     let hash = hex::decode(note.head_hash).ok()?.try_into().ok()?;
     let head = Head { next_seq: note.next_seq, hash };
-    (note.version == VERSION).then_some(Place { log_id: note.log_id, head })
+    (note.version == VERSION).then_some(LogPosition { log_id: note.log_id, head })
 }
 
 /// Whole or not at all: under another name first, then in its place.
-fn write(path: &Path, place: Place) -> std::io::Result<()> {
+fn write(path: &Path, place: LogPosition) -> std::io::Result<()> {
     let note = Note {
         version: VERSION,
         log_id: place.log_id,
@@ -351,20 +353,20 @@ mod tests {
     #[tokio::test]
     async fn a_log_that_went_on_is_fine_and_any_other_is_not() {
         let folder = tempfile::tempdir().unwrap();
-        let witness = Witness::new(folder.path().join("x.head"));
+        let file = HeadFile::new(folder.path().join("x.head"));
         let log = memory();
-        assert_eq!(witness.compare(&*log).await.unwrap(), Found::First);
-        witness.follow(&*log).await.unwrap();
-        assert_eq!(witness.compare(&*log).await.unwrap(), Found::Continued, "an empty one");
+        assert_eq!(file.compare(&*log).await.unwrap(), Comparison::First);
+        file.update(&*log).await.unwrap();
+        assert_eq!(file.compare(&*log).await.unwrap(), Comparison::Continued, "an empty one");
         record(&*log, 3).await;
-        witness.follow(&*log).await.unwrap();
+        file.update(&*log).await.unwrap();
         record(&*log, 2).await;
-        assert_eq!(witness.compare(&*log).await.unwrap(), Found::Continued);
+        assert_eq!(file.compare(&*log).await.unwrap(), Comparison::Continued);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 
         let other = memory();
         record(&*other, 9).await;
-        let said = witness.check(&*other).await.unwrap_err().to_string();
+        let said = file.check(&*other).await.unwrap_err().to_string();
         for word in ["expected head 2:", "found head 8:", "doctor --acknowledge-head", "x.head"] {
             assert!(said.contains(word), "{word}: {said}");
         }
@@ -376,42 +378,42 @@ mod tests {
             Head { next_seq: 2, hash: [7; 32] },
             Head { next_seq: 0, hash: [7; 32] },
         ] {
-            witness.write(Place { log_id: state.log_id, head }).await.unwrap();
-            let found = witness.compare(&*log).await.unwrap();
-            assert!(matches!(found, Found::WentBack { .. }), "{head:?}");
+            file.write(LogPosition { log_id: state.log_id, head }).await.unwrap();
+            let found = file.compare(&*log).await.unwrap();
+            assert!(matches!(found, Comparison::WentBack { .. }), "{head:?}");
         }
     }
 
     #[tokio::test]
     async fn an_acknowledgement_is_on_the_timeline_and_then_all_is_well() {
         let folder = tempfile::tempdir().unwrap();
-        let witness = Witness::new(folder.path().join("x.head"));
+        let file = HeadFile::new(folder.path().join("x.head"));
         let (old, log) = (memory(), memory());
         record(&*old, 3).await;
-        witness.follow(&*old).await.unwrap();
+        file.update(&*old).await.unwrap();
         record(&*log, 1).await;
-        assert!(witness.acknowledge(&*log, Actor::system()).await.unwrap().is_some());
+        assert!(file.acknowledge(&*log, Actor::system()).await.unwrap().is_some());
         let events = log.scan(1, 9).await.unwrap();
         let event = &events[0].as_ref().unwrap().stored.event;
         assert_eq!(event.action, "log.head_acknowledged");
         let metadata: serde_json::Value = serde_json::from_str(event.metadata.as_str()).unwrap();
         assert_eq!(metadata["expected"]["nextSeq"], 3);
         assert_eq!(metadata["found"]["nextSeq"], 1);
-        assert_eq!(witness.compare(&*log).await.unwrap(), Found::Continued);
-        assert!(witness.acknowledge(&*log, Actor::system()).await.unwrap().is_none());
+        assert_eq!(file.compare(&*log).await.unwrap(), Comparison::Continued);
+        assert!(file.acknowledge(&*log, Actor::system()).await.unwrap().is_none());
         assert_eq!(log.state().await.unwrap().head.next_seq, 2, "one event");
     }
 
     #[tokio::test]
     async fn a_head_that_goes_back_under_a_server_is_noticed_and_not_noted() {
         let folder = tempfile::tempdir().unwrap();
-        let witness = Witness::new(folder.path().join("x.head"));
+        let file = HeadFile::new(folder.path().join("x.head"));
         let (old, log) = (memory(), memory());
         record(&*old, 3).await;
-        witness.follow(&*old).await.unwrap();
-        let noted = witness.read().await.unwrap();
-        assert!(matches!(witness.follow(&*log).await, Err(Unnoted::WentBack { .. })));
-        assert_eq!(witness.read().await.unwrap(), noted);
+        file.update(&*old).await.unwrap();
+        let noted = file.read().await.unwrap();
+        assert!(matches!(file.update(&*log).await, Err(UpdateError::WentBack { .. })));
+        assert_eq!(file.read().await.unwrap(), noted);
     }
 
     #[tokio::test]
@@ -424,10 +426,10 @@ mod tests {
             "{\"version\":2,\"logId\":\"00000000-0000-0000-0000-000000000000\",\"nextSeq\":0,\"headHash\":\"\"}",
         ] {
             std::fs::write(&path, text).unwrap();
-            let said = Witness::new(&path).read().await.unwrap_err().to_string();
+            let said = HeadFile::new(&path).read().await.unwrap_err().to_string();
             assert!(said.contains("x.head") && said.contains("no note"), "{said}");
         }
-        assert!(Witness::new(folder.path()).read().await.is_err());
+        assert!(HeadFile::new(folder.path()).read().await.is_err());
     }
 
     /// As version 1 wrote it.

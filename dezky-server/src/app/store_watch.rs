@@ -1,23 +1,20 @@
-//! Whether the store takes writes, for those who ask how the server is.
+//! Whether the store takes writes, for `/health`.
 //!
-//! Nothing is written while all is well: a look is taken at the start, and whenever there
-//! is reason to suspect something. While it fails, looks go on until one succeeds.
+//! The store is probed at the start and whenever there is reason to suspect it; while a probe
+//! fails, more follow until one succeeds. A healthy store is not probed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use dezky_core::store::AuditStore;
 use dezky_core::{Error, ErrorKind};
 use tokio::time::Instant;
 
-use crate::app::App;
+/// The bound of a probe: longer than a writer waits for others.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often it is asked whether there is reason for a look.
-pub(crate) const INTERVAL: Duration = Duration::from_secs(1);
-/// How long a look may take: longer than a writer waits for others.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How the store was at the last look.
+/// The result of the last probe.
 pub struct StoreWatch {
     failing: Mutex<Option<(&'static str, Instant)>>,
     suspected: AtomicBool,
@@ -25,41 +22,38 @@ pub struct StoreWatch {
 
 impl Default for StoreWatch {
     fn default() -> Self {
-        // The first look is at the start.
+        // The first probe comes at the start.
         Self { failing: Mutex::default(), suspected: AtomicBool::new(true) }
     }
 }
 
 impl StoreWatch {
-    /// Asks for a look: something went wrong that may be the store.
+    /// Requests a probe, because the store may be the reason of a failure.
     pub fn suspect(&self) {
         self.suspected.store(true, Ordering::Relaxed);
     }
 
-    /// The error's code and for how long, if the store takes no writes.
+    /// The error's code and its age, if the store takes no writes.
     pub fn failure(&self) -> Option<(&'static str, Duration)> {
         self.failing().map(|(code, since)| (code, since.elapsed()))
     }
 
-    /// Looks if there is reason to.
-    pub(crate) async fn look_if_suspected(&self, state: &App) {
-        let is_due = self.suspected.swap(false, Ordering::Relaxed)
-            || self.failing().is_some()
-            || state.log.spool_status().is_some_and(|spool| spool.pending > 0)
-            || pumps_meet_the_store_failing(state);
-        if is_due {
-            self.look(state).await;
+    /// Probes the store if `is_suspect`, if a probe was requested, or if the last one failed.
+    pub(crate) async fn probe_if_needed(&self, store: &dyn AuditStore, is_suspect: bool) {
+        let was_requested = self.suspected.swap(false, Ordering::Relaxed);
+        if is_suspect || was_requested || self.failing().is_some() {
+            self.probe(store).await;
         }
     }
 
-    async fn look(&self, state: &App) {
-        let looked = tokio::time::timeout(LOOK_TIMEOUT, state.store.check_writable()).await;
-        let looked = looked.unwrap_or_else(|_| {
-            let what = format!("it did not answer within {} s", LOOK_TIMEOUT.as_secs());
+    async fn probe(&self, store: &dyn AuditStore) {
+        let probed = tokio::time::timeout(PROBE_TIMEOUT, store.check_writable()).await;
+        let probed = probed.unwrap_or_else(|_| {
+            let what = format!("it did not answer within {} s", PROBE_TIMEOUT.as_secs());
             Err(Error::new(ErrorKind::StoreUnavailable, what))
         });
         let mut failing = self.failing();
-        match (looked, *failing) {
+        match (probed, *failing) {
             (Ok(()), Some(_)) => {
                 *failing = None;
                 tracing::info!("the store takes writes again");
@@ -80,11 +74,4 @@ impl StoreWatch {
     fn failing(&self) -> MutexGuard<'_, Option<(&'static str, Instant)>> {
         self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn pumps_meet_the_store_failing(state: &App) -> bool {
-    let pumps = state.pumps.lock().unwrap_or_else(PoisonError::into_inner);
-    pumps.iter().map(dezky_ingest::PumpHandle::status).any(|pump| {
-        pump.failures > 0 && pump.last_error.is_some_and(|error| error.code.starts_with("store_"))
-    })
 }

@@ -1,4 +1,4 @@
-//! How webhooks are doing.
+//! Counts and last results of webhooks, for `GET /ingest`.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -6,33 +6,33 @@ use dezky_core::{Result, Timestamp};
 use dezky_ingest::Taken;
 use serde::Serialize;
 
-/// How one webhook is doing, since the start of the process.
+/// The status of one webhook since the start of the process.
 #[derive(Debug, Default)]
-pub struct Webhook(Mutex<WebhookStatus>);
+pub struct WebhookMonitor(Mutex<WebhookStatus>);
 
-/// See [`Webhook`]. Times are RFC 3339 in UTC; what is not there is `null`.
+/// The status as the API sends it: times in RFC 3339 and UTC, `null` for what has not happened.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookStatus {
-    /// When a request was last answered with success.
+    /// The time of the last request that succeeded.
     pub last_success: Option<Timestamp>,
-    /// The last error that was answered, wrong signatures included; it stays after a
-    /// success.
+    /// The last error that was answered, wrong signatures included. A success does not
+    /// clear it.
     pub last_error: Option<WebhookError>,
-    /// What was done.
+    /// Totals.
     pub counts: WebhookCounts,
 }
 
-/// An error that was answered.
+/// An error of an answer.
 #[derive(Debug, Clone, Serialize)]
 pub struct WebhookError {
     /// Its stable code.
     pub code: &'static str,
-    /// When it was.
+    /// Its time.
     pub at: Timestamp,
 }
 
-/// What a webhook did: numbers of requests, events and items.
+/// Numbers of requests, events and items.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookCounts {
@@ -40,34 +40,33 @@ pub struct WebhookCounts {
     pub accepted: u64,
     /// Requests answered with an error.
     pub refused: u64,
-    /// Events that are new in the log.
+    /// New events in the log.
     pub stored: u64,
-    /// Events that were there already.
+    /// Events that were in the log already.
     pub duplicates: u64,
-    /// Of these, those that say something else than the one that is there.
+    /// Duplicates whose content differs from the event in the log.
     pub conflicts: u64,
-    /// Items that are new in the quarantine.
+    /// New items in the quarantine.
     pub quarantined: u64,
-    /// Of the stored and the spooled ones, those that bear another time than their
-    /// source said because that is missing, unreadable or not believed.
+    /// Stored and spooled events whose time is not the one of their source, because that is
+    /// missing, unreadable or implausible.
     pub undated: u64,
-    /// Of the stored and the spooled ones, those whose outcome the source's map does not
-    /// know.
+    /// Stored and spooled events whose outcome the source's map does not know.
     pub unknown_outcomes: u64,
-    /// Of the stored ones, those without a tenant because nobody could say.
+    /// Stored events without a tenant, because none could be determined.
     pub unresolved: u64,
-    /// Events and items that wait in the spool, or did.
+    /// Events and items that went to the spool.
     pub spooled: u64,
 }
 
-impl Webhook {
-    /// How it is doing.
+impl WebhookMonitor {
+    /// The current status.
     pub fn status(&self) -> WebhookStatus {
         self.lock().clone()
     }
 
-    /// Counts what became of a request.
-    pub fn note(&self, result: &Result<Taken>, now: Timestamp) {
+    /// Counts the result of a request.
+    pub fn record(&self, result: &Result<Taken>, now: Timestamp) {
         let mut status = self.lock();
         let taken = match result {
             Ok(taken) => taken,

@@ -1,59 +1,52 @@
-//! Who may ask: the operators' static token.
+//! Who may call: the operators' token, and the caller as the timeline names it.
 
-use std::fmt;
+pub mod token;
+
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
+use axum::extract::{ConnectInfo, FromRef, FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use axum::http::{HeaderName, HeaderValue, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use dezky_core::{Actor, ActorType};
-use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq as _;
 
-use crate::app::{App, AppState};
-use crate::http::client_address::{Network, client_ip};
+use self::token::OperatorToken;
+use crate::http::client_address::{Network, client_address};
 use crate::http::problem::Problem;
 
-/// The actor of changes that are asked for with the operator token.
+/// The actor of changes that are made with the operator token.
 const TOKEN_ACTOR: &str = "operator-token";
 
-/// The operators' bearer token, kept as its digest alone.
+/// Decides who may call; clones share it.
 #[derive(Clone)]
-pub struct OperatorToken([u8; 32]);
+pub struct Guard(Arc<Rules>);
 
-impl OperatorToken {
-    /// The token of a text.
-    ///
-    /// # Errors
-    /// What is wrong with it: it is empty, or can't be sent in a header.
-    pub fn new(token: &str) -> Result<Self, &'static str> {
-        if token.is_empty() {
-            return Err("the token is empty: set one, or unset it");
-        }
-        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err("the token must be of visible ASCII characters without spaces");
-        }
-        Ok(Self(Sha256::digest(token).into()))
+struct Rules {
+    operator_token: Option<OperatorToken>,
+    trusted_proxies: Vec<Network>,
+}
+
+impl Guard {
+    /// A guard for the operators' token; without one only requests from this machine are
+    /// admitted.
+    pub fn new(operator_token: Option<OperatorToken>, trusted_proxies: Vec<Network>) -> Self {
+        Self(Arc::new(Rules { operator_token, trusted_proxies }))
     }
 
-    /// Whether `token` is this one. The time it takes tells nothing about it:
-    /// digests are compared, of equal length, to their end.
-    pub fn is(&self, token: &[u8]) -> bool {
-        let digest: [u8; 32] = Sha256::digest(token).into();
-        digest.ct_eq(&self.0).into()
+    fn admit(&self, request: &Request, given: Option<&[u8]>) -> Result<(), Problem> {
+        match &self.0.operator_token {
+            Some(token) if given.is_some_and(|given| token.is(given)) => Ok(()),
+            Some(_) => Err(Problem::unauthorized()),
+            None if is_for_this_machine(request) && is_from_this_machine(request) => Ok(()),
+            None => Err(Problem::foreign_host()),
+        }
     }
 }
 
-impl fmt::Debug for OperatorToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("OperatorToken(…)")
-    }
-}
-
-/// Who asks for a change, as the timeline will say it.
+/// The caller of a change, as the timeline will name it.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     /// The operator token's holder, or anybody where there is no token; with the
@@ -65,15 +58,19 @@ pub(crate) struct Caller {
     pub(crate) user_agent: Option<String>,
 }
 
-impl FromRequestParts<AppState> for Caller {
+impl<S: Send + Sync> FromRequestParts<S> for Caller
+where
+    Guard: FromRef<S>,
+{
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Rules { operator_token, trusted_proxies } = &*Guard::from_ref(state).0;
         let peer = ConnectInfo::<SocketAddr>::from_request_parts(parts, state).await;
         let ip = peer.ok().map(|ConnectInfo(peer)| {
-            client_address(peer, &parts.headers, &state.config.trusted_proxies).to_string()
+            client_address(peer, &parts.headers, trusted_proxies).to_string()
         });
-        let actor = match state.config.operator_token {
+        let actor = match operator_token {
             Some(_) => Actor { id: Some(TOKEN_ACTOR.into()), ..Actor::of(ActorType::Service) },
             None => Actor::of(ActorType::Anonymous),
         };
@@ -90,18 +87,6 @@ impl FromRequestParts<AppState> for Caller {
     }
 }
 
-/// The client's address. An unparsable `X-Forwarded-For` entry stops the scan: skipping
-/// it would trust entries that the client forged.
-pub(crate) fn client_address(
-    peer: SocketAddr,
-    headers: &HeaderMap,
-    trusted_proxies: &[Network],
-) -> IpAddr {
-    let values = headers.get_all("x-forwarded-for").iter();
-    let values: Vec<_> = values.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
-    client_ip(peer.ip(), values.iter().map(|value| &**value), trusted_proxies)
-}
-
 impl From<Caller> for dezky_core::directory::Edit {
     fn from(Caller { actor, request_id, user_agent }: Caller) -> Self {
         Self { request_id, user_agent, ..Self::by(actor) }
@@ -114,38 +99,29 @@ impl From<Caller> for dezky_flags::Edit {
     }
 }
 
-/// Lets a request through that carries the token; without one any that is meant
-/// for this machine: a page of elsewhere that a browser was led here by (DNS
-/// rebinding) names its own host.
+/// Admits requests with the operator token. Without a configured token it admits requests
+/// that name this machine as their host: a page that a browser was led here by (DNS
+/// rebinding) names its own.
 pub(crate) async fn require_operator(
-    State(state): State<AppState>,
+    State(guard): State<Guard>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    admit(&state, &request, bearer(&request))?;
+    guard.admit(&request, bearer(&request))?;
     Ok(next.run(request).await)
 }
 
-/// The same for OFREP: `X-API-Key` may hold the token as well, and a refusal has no
-/// body.
+/// [`require_operator`] for OFREP: `X-API-Key` may hold the token as well, and a refusal has
+/// no body.
 pub(crate) async fn require_ofrep(
-    State(state): State<AppState>,
+    State(guard): State<Guard>,
     request: Request,
     next: Next,
 ) -> Response {
     let api_key = request.headers().get("x-api-key").map(HeaderValue::as_bytes);
-    match admit(&state, &request, bearer(&request).or(api_key)) {
+    match guard.admit(&request, bearer(&request).or(api_key)) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response_without_body(),
-    }
-}
-
-fn admit(state: &App, request: &Request, given: Option<&[u8]>) -> Result<(), Problem> {
-    match &state.config.operator_token {
-        Some(token) if given.is_some_and(|given| token.is(given)) => Ok(()),
-        Some(_) => Err(Problem::unauthorized()),
-        None if is_for_this_machine(request) && is_from_this_machine(request) => Ok(()),
-        None => Err(Problem::foreign_host()),
     }
 }
 
@@ -185,20 +161,4 @@ fn bearer(request: &Request) -> Option<&[u8]> {
     let value = request.headers().get(header::AUTHORIZATION)?.as_bytes();
     let (scheme, token) = value.split_at_checked(7)?;
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_is_compared_whole() {
-        let token = OperatorToken::new("s3cret-token").unwrap();
-        assert!(token.is(b"s3cret-token"));
-        for wrong in [&b""[..], b"s3cret", b"s3cret-token ", b"S3CRET-TOKEN"] {
-            assert!(!token.is(wrong));
-        }
-        assert!(!format!("{token:?}").contains("s3cret"));
-        assert!(OperatorToken::new("").is_err() && OperatorToken::new("a b").is_err());
-    }
 }

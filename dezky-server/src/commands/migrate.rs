@@ -3,8 +3,8 @@ use std::fmt::Write as _;
 use clap::Args;
 use serde_json::json;
 
-use super::doctor::{self, Versions};
 use super::print;
+use crate::app::schema::{self, Versions};
 use crate::config::{Settings, StoreUrl};
 use crate::failure::Failure;
 use crate::stores::{Access, Engine, Stores};
@@ -30,7 +30,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     if options.search_index && !matches!(config.url, StoreUrl::Postgres(_)) {
         return Err(Failure::usage("--search-index: is for PostgreSQL alone: leave it out"));
     }
-    let before = doctor::versions(&config).await?;
+    let before = schema::versions(&config).await?;
     let newer = before.known.iter().find(|(component, known)| before.of(component) > *known);
     if let Some((component, known)) = newer {
         return Err(Failure::usage(format!(

@@ -28,7 +28,7 @@ pub(crate) use self::keys::{CONFIG_VARIABLE, FROM_VARIABLE, TO_VARIABLE};
 use self::layers::{Layers, Origin, Setting, Value};
 pub use self::sources::{FollowedFile, SourceConfig};
 pub use self::store::{RemoteUrl, StoreConfig, StoreUrl};
-use crate::auth::OperatorToken;
+use crate::auth::token::OperatorToken;
 use crate::failure::Failure;
 use crate::http::client_address::Network;
 
@@ -38,6 +38,9 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 const MAX_SECRET_FILE_BYTES: u64 = 64 << 10;
 /// A shorter secret can be guessed, in bytes.
 const WEAK_SECRET_BYTES: usize = 16;
+
+/// The problem of a head path at which there is something else.
+pub(crate) const NOT_A_HEAD_FILE: &str = "is not a regular file: name a file, such as dezky.head";
 
 /// The longest that bodies may go on arriving when the server ends.
 const MAX_ENDING: Duration = Duration::from_secs(2);
@@ -605,7 +608,7 @@ impl Config {
             return Err(Failure::usage(format!(
                 "head.path {}: {}",
                 self.head_path.display(),
-                crate::app::head_file::NOT_A_FILE
+                NOT_A_HEAD_FILE
             )));
         }
         if let Some(file) = &self.flags.file {

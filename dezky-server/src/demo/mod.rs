@@ -29,10 +29,11 @@ use self::identity::Identity;
 use self::log_file::LogFile;
 use self::report::{Counts, Report, Row};
 use self::webhooks::Sender;
+use crate::app::workers::{follow_ocis, poll_authentik};
 use crate::commands::{Signals, last_of, print};
 use crate::config::{AuthentikApi, Config, OcisLog, Settings};
 use crate::failure::Failure;
-use crate::lifecycle::{Running, bind, follow_ocis, poll_authentik};
+use crate::lifecycle::{Running, bind};
 use crate::telemetry::logging;
 
 /// Where it listens unless asked otherwise.

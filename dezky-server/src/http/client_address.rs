@@ -1,9 +1,10 @@
-//! Addresses and networks, and the client's address behind trusted proxies.
+//! The client's address behind trusted proxies.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
+use axum::http::HeaderMap;
 use dezky_core::written_address;
 
 /// A network, or a single address.
@@ -50,6 +51,17 @@ impl Network {
             _ => false,
         }
     }
+}
+
+/// The client's address, from the peer's and the headers; see [`client_ip`].
+pub(crate) fn client_address(
+    peer: SocketAddr,
+    headers: &HeaderMap,
+    trusted_proxies: &[Network],
+) -> IpAddr {
+    let values = headers.get_all("x-forwarded-for").iter();
+    let values: Vec<_> = values.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+    client_ip(peer.ip(), values.iter().map(|value| &**value), trusted_proxies)
 }
 
 /// The client's address: the peer's, or, where the peer is a trusted proxy, the first

@@ -19,10 +19,8 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use self::context::{Asker, Axes, Given};
-pub(crate) use self::events::EventStreams;
 use self::events::events;
 use self::refusal::Refusal;
-pub(crate) use self::tag::SetDigest;
 use crate::app::AppState;
 use crate::http::body;
 use crate::http::parameters::Name;
@@ -82,7 +80,7 @@ async fn evaluate(
 
 async fn decide(state: &AppState, key: &str, request: Request) -> Result<Resolution, Refusal> {
     let (given, _) = read(request).await?;
-    let flags = state.live.current();
+    let flags = state.platform.live.current();
     let decision = match fill_in(state, &given, || asks_whether_active(&flags, Some(key))).await {
         Ok(axes) => axes.decide(&flags, key, &Refusal::targeting_key_missing())?,
         // A flag that is off is off while the store is away, too.
@@ -103,13 +101,13 @@ async fn evaluate_all(State(state): State<AppState>, request: Request) -> Respon
 /// go on with the answers that they have.
 async fn decide_all(state: &AppState, request: Request) -> Result<Response, Refusal> {
     let (given, headers) = read(request).await?;
-    let flags = state.live.current();
+    let flags = state.platform.live.current();
     let axes = fill_in(state, &given, || asks_whether_active(&flags, None)).await?;
     if !axes.is_whole() {
         // Without a tag: it would not tell what is missing.
         return Ok(everything(&flags, &axes));
     }
-    let tag = state.flags_digest.tag(&flags, &axes);
+    let tag = tag::tag(&state.flag_digest, &flags, &axes);
     Ok(unless_known(&headers, tag, || everything(&flags, &axes)))
 }
 
@@ -165,7 +163,7 @@ async fn fill_in(
         return Ok(Axes::without_directory(given));
     }
     let known = if asker.needs_directory(given) || asks_whether_active() {
-        state.subject_of(TenantKey::Id(&given.targeting_key)).await?
+        state.platform.subject_of(TenantKey::Id(&given.targeting_key)).await?
     } else {
         None
     };

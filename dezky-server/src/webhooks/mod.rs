@@ -51,6 +51,6 @@ fn answer(
     source: &str,
     taken: dezky_core::Result<Taken>,
 ) -> Result<Json<Value>, Problem> {
-    state.note(source, &taken);
+    state.record_webhook(source, &taken);
     Ok(Json(json!({ "received": taken?.received() })))
 }

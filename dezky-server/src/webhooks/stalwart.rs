@@ -10,7 +10,7 @@ use dezky_ingest::signature;
 use serde_json::Value;
 
 use crate::app::AppState;
-use crate::auth::client_address;
+use crate::http::client_address::client_address;
 use crate::http::parameters::Name;
 use crate::http::problem::Problem;
 

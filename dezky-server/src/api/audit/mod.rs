@@ -12,8 +12,6 @@ use crate::app::AppState;
 use crate::http::parameters::{Parameters, unknown};
 use crate::http::problem::Problem;
 
-pub(crate) use self::record::MAX_BYTES as MAX_RECORD_BYTES;
-
 const PARAMETERS: &str = "since, until, before, action, tenantSlug, partnerSlug, actorId, actorEmail, resourceType, resourceId, outcome, source, q, limit and cursor";
 
 pub(crate) fn routes() -> Router<AppState> {
@@ -26,7 +24,7 @@ async fn list(
     parameters: Parameters,
 ) -> Result<Json<ListPage>, Problem> {
     let query = parse(&parameters)?;
-    Ok(Json(state.store.list(&query).await?))
+    Ok(Json(state.platform.store.list(&query).await?))
 }
 
 /// Reads the parameters; each is known and within its bounds.

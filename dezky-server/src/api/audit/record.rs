@@ -15,13 +15,11 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::app::AppState;
-use crate::auth::client_address;
+use crate::app::{AppState, MAX_RECORD_BYTES};
 use crate::http::body;
+use crate::http::client_address::client_address;
 use crate::http::problem::Problem;
 
-/// The largest body.
-pub(crate) const MAX_BYTES: usize = 8 << 20;
 /// The most events of one request.
 const MAX_EVENTS: usize = 1_000;
 /// What a caller may say under `_dezky`; all else there is ours.
@@ -44,9 +42,9 @@ pub(super) async fn record(
     }
     let client = client_address(peer, &headers, &state.config.trusted_proxies);
     let (_room, bytes) =
-        body::read_within_budget(&state.bodies, client, &headers, body, MAX_BYTES).await?;
-    let events = sealed(&bytes, state.intake.runtime().as_ref())?;
-    let appended = state.store.append(events, AppendOptions::default()).await?;
+        body::read_within_budget(&state.bodies, client, &headers, body, MAX_RECORD_BYTES).await?;
+    let events = sealed(&bytes, state.platform.intake.runtime().as_ref())?;
+    let appended = state.platform.store.append(events, AppendOptions::default()).await?;
     let status = if appended.appended() > 0 { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(json!({ "receipts": appended.receipts }))))
 }
