@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{self, KEYS, Kind};
+use super::keys::{self, Keys, Kind};
 use crate::failure::Failure;
 
 /// The most declared sources.
@@ -51,8 +51,9 @@ pub(super) struct Setting {
 }
 
 /// What is set, by the key's name.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Layers {
+    keys: Keys,
     settings: BTreeMap<String, Setting>,
     /// Where each declared source stands, by its name.
     sources: BTreeMap<String, Origin>,
@@ -62,9 +63,10 @@ pub(super) struct Layers {
 
 impl Layers {
     /// The defaults of every key that has one.
-    pub(super) fn defaults() -> Result<Self, Failure> {
-        let mut layers = Self::default();
-        for key in KEYS.iter().filter(|key| !key.default.is_empty()) {
+    pub(super) fn defaults(keys: Keys) -> Result<Self, Failure> {
+        let (settings, sources, places) = Default::default();
+        let mut layers = Self { keys, settings, sources, places };
+        for key in keys.iter().filter(|key| !key.default.is_empty()) {
             let text = format!("value = {}", key.default);
             let table = DeTable::parse(&text).map_err(|e| Failure::usage(e.message()))?;
             let value = table
@@ -97,7 +99,7 @@ impl Layers {
             let name = match (format!("{prefix}{}", key.get_ref()), value.get_ref()) {
                 // Short for the table with the URL alone.
                 (name, value) if name == keys::STORE && !matches!(value, DeValue::Table(_)) => {
-                    super::store::URL.to_owned()
+                    keys::STORE_URL.to_owned()
                 }
                 (name, _) => name,
             };
@@ -106,7 +108,7 @@ impl Layers {
                 self.add_sources(file, value.get_ref(), &origin)?;
                 continue;
             }
-            match (value.get_ref(), keys::kind_of(&name)) {
+            match (value.get_ref(), self.keys.kind_of(&name)) {
                 (DeValue::Table(inner), None)
                     if inner.is_empty() && keys::is_instance_table(&name) =>
                 {
@@ -114,11 +116,11 @@ impl Layers {
                         "{name} ({origin}): has no secret: name a file by secret_file"
                     )));
                 }
-                (DeValue::Table(inner), None) if keys::is_table(&name) => {
+                (DeValue::Table(inner), None) if self.keys.is_table(&name) => {
                     self.add_table(file, inner, &format!("{name}."))?;
                 }
-                (_, None) => return Err(unknown_key(&name, &origin)),
-                (_, Some(Kind::Secret)) => return Err(secret_in_file(&name, &origin)),
+                (_, None) => return Err(self.unknown_key(&name, &origin)),
+                (_, Some(Kind::Secret)) => return Err(self.secret_in_file(&name, &origin)),
                 (value, Some(kind)) => {
                     let value = typed(value, kind).ok_or_else(|| {
                         Failure::usage(format!("{name} ({origin}): must be {}", kind.expected()))
@@ -170,7 +172,7 @@ impl Layers {
                     )));
                 };
                 let value = match (value.get_ref(), kind) {
-                    (_, Kind::Secret) => return Err(secret_in_file(&name, &origin)),
+                    (_, Kind::Secret) => return Err(self.secret_in_file(&name, &origin)),
                     (DeValue::Table(_), Kind::Table) => {
                         Value::Table(self.json(file, value.get_ref(), &name, &origin)?)
                     }
@@ -247,7 +249,7 @@ impl Layers {
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<(), Failure> {
         for (variable, text) in variables {
-            let key = KEYS.iter().find(|key| key.variable == variable);
+            let key = self.keys.of_variable(&variable);
             let (name, kind) = match (key, keys::instance_of_variable(&variable)) {
                 (Some(key), _) => (key.name.to_owned(), key.kind),
                 (None, Some(instance)) => {
@@ -257,7 +259,7 @@ impl Layers {
                     (self.secret_of_source(&variable)?, Kind::Secret)
                 }
                 (None, None) => {
-                    check_unknown_variable(&variable, &text)?;
+                    self.check_unknown_variable(&variable, &text)?;
                     continue;
                 }
             };
@@ -289,6 +291,47 @@ impl Layers {
                 )))
             }
         }
+    }
+
+    fn unknown_key(&self, name: &str, origin: &Origin) -> Failure {
+        let known = self.keys.iter().map(|key| key.name);
+        let leaf = keys::closest(name, known).unwrap_or("listen");
+        Failure::usage(format!("{name} ({origin}): is no key of this file: did you mean {leaf}?"))
+    }
+
+    fn secret_in_file(&self, name: &str, origin: &Origin) -> Failure {
+        let variable = self.keys.variable_of(name);
+        let file = match name {
+            "operator_token" => "operator_token_file",
+            "authentik.token" => "token_file",
+            "store.password" => "password_file",
+            _ => "secret_files",
+        };
+        Failure::usage(format!(
+            "{name} ({origin}): a secret does not belong here: set {variable}, or name a file of its own by {file}"
+        ))
+    }
+
+    /// Refuses unknown variables that begin with `DEZKY_`, except those that Kubernetes sets for a
+    /// service called dezky…, and those that name the servers of the tests.
+    fn check_unknown_variable(&self, variable: &str, text: &str) -> Result<(), Failure> {
+        if !variable.starts_with("DEZKY_")
+            || [keys::CONFIG_VARIABLE, keys::FROM_VARIABLE, keys::TO_VARIABLE].contains(&variable)
+            || variable.starts_with("DEZKY_TEST_")
+            || is_service_link(variable, text)
+        {
+            return Ok(());
+        }
+        let known = self.keys.iter().map(|key| key.variable).chain([keys::CONFIG_VARIABLE]);
+        let closest = keys::closest(variable, known).unwrap_or("DEZKY_LISTEN");
+        Err(Failure::usage(format!(
+            "{variable}: is no variable of this program: did you mean {closest}?"
+        )))
+    }
+
+    /// The table of keys.
+    pub(super) fn keys(&self) -> Keys {
+        self.keys
     }
 
     pub(super) fn set(&mut self, name: &str, value: Value, origin: Origin) {
@@ -356,43 +399,6 @@ impl<'a> File<'a> {
     }
 }
 
-fn unknown_key(name: &str, origin: &Origin) -> Failure {
-    let known = KEYS.iter().map(|key| key.name);
-    let leaf = keys::closest(name, known).unwrap_or("listen");
-    Failure::usage(format!("{name} ({origin}): is no key of this file: did you mean {leaf}?"))
-}
-
-fn secret_in_file(name: &str, origin: &Origin) -> Failure {
-    let variable = keys::variable_of(name);
-    let file = match name {
-        "operator_token" => "operator_token_file",
-        "authentik.token" => "token_file",
-        "store.password" => "password_file",
-        _ => "secret_files",
-    };
-    Failure::usage(format!(
-        "{name} ({origin}): a secret does not belong here: set {variable}, or name a file of its own by {file}"
-    ))
-}
-
-/// Names of ours that mean nothing are mistakes, but for those that Kubernetes
-/// puts into the environment for a service called dezky…, and those that say where
-/// the servers of the tests are.
-fn check_unknown_variable(variable: &str, text: &str) -> Result<(), Failure> {
-    if !variable.starts_with("DEZKY_")
-        || [keys::CONFIG_VARIABLE, keys::FROM_VARIABLE, keys::TO_VARIABLE].contains(&variable)
-        || variable.starts_with("DEZKY_TEST_")
-        || is_service_link(variable, text)
-    {
-        return Ok(());
-    }
-    let known = KEYS.iter().map(|key| key.variable).chain([keys::CONFIG_VARIABLE]);
-    let closest = keys::closest(variable, known).unwrap_or("DEZKY_LISTEN");
-    Err(Failure::usage(format!(
-        "{variable}: is no variable of this program: did you mean {closest}?"
-    )))
-}
-
 fn is_service_link(variable: &str, text: &str) -> bool {
     let is_url = text.starts_with("tcp://") || text.starts_with("udp://");
     variable.ends_with("_SERVICE_HOST")
@@ -409,7 +415,7 @@ fn typed(value: &DeValue<'_>, kind: Kind) -> Option<Value> {
     match (value, kind) {
         (DeValue::String(text), Kind::Text) => Some(Value::Text(text.to_string())),
         (DeValue::Boolean(on), Kind::Switch) => Some(Value::Switch(*on)),
-        (DeValue::Integer(number), Kind::Number) => {
+        (DeValue::Integer(number), Kind::Number(..)) => {
             u64::from_str_radix(number.as_str(), number.radix()).ok().map(Value::Number)
         }
         (DeValue::Array(items), Kind::List) => items
@@ -433,7 +439,7 @@ fn from_text(text: &str, kind: Kind) -> Option<Value> {
                 .filter(|item| !item.is_empty())
                 .collect(),
         ),
-        Kind::Number => Value::Number(text.trim().parse().ok()?),
+        Kind::Number(..) => Value::Number(text.trim().parse().ok()?),
         Kind::Table => return None,
         Kind::Switch => Value::Switch(match text.trim().to_ascii_lowercase().as_str() {
             "true" | "1" | "yes" | "on" => true,

@@ -8,7 +8,7 @@ use dezky_core::store::postgres_options;
 use mongodb::options::ConnectionString;
 
 use super::layers::Origin;
-use super::{Settings, refused};
+use super::settings::{Settings, refused};
 use crate::failure::Failure;
 
 /// The key of the URL.

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::connections::Place;
-use crate::config::HttpConfig;
+use super::limits::HttpLimits;
 
 /// So much of what is owed has to leave to count as progress: signs of life are none.
 const STEP_BYTES: u64 = 16 << 10;
@@ -122,7 +122,7 @@ impl Line {
     }
 
     /// Whether a bound is over.
-    pub(super) fn due(&self, bounds: &HttpConfig) -> Option<Due> {
+    pub(super) fn due(&self, bounds: &HttpLimits) -> Option<Due> {
         let (activity, now) = (self.activity(), Instant::now());
         let is_over = |(at, _): &(Instant, Due)| *at <= now;
         activity.bounds(bounds).filter(is_over).min_by_key(|(at, _)| *at).map(|(_, due)| due)
@@ -130,7 +130,7 @@ impl Line {
 
     /// When to look next: at the next bound, or so soon that none that begins meanwhile
     /// is missed by much.
-    pub(super) fn next_look(&self, bounds: &HttpConfig, gone_at: Option<Instant>) -> Instant {
+    pub(super) fn next_look(&self, bounds: &HttpLimits, gone_at: Option<Instant>) -> Instant {
         let now = Instant::now();
         let soon = now + bounds.idle.min(bounds.write) / 4;
         let activity = self.activity();
@@ -198,7 +198,7 @@ impl Activity {
         }
     }
 
-    fn bounds(&self, bounds: &HttpConfig) -> impl Iterator<Item = (Instant, Due)> + use<> {
+    fn bounds(&self, bounds: &HttpLimits) -> impl Iterator<Item = (Instant, Due)> + use<> {
         let stalled = self.stalled_since().map(|since| (since + bounds.write, Due::Stalled));
         // An answer that is handed on whole may still be leaving, at the client's pace.
         let idle_for = if self.owed > 0 { bounds.idle.max(bounds.write) } else { bounds.idle };
@@ -388,7 +388,7 @@ mod tests {
         let line = house.enter(house.place().unwrap(), [203, 0, 113, 7].into());
         let watched = Watched::new((), Arc::clone(&line));
         let hour = Duration::from_hours(1);
-        let bounds = HttpConfig {
+        let bounds = HttpLimits {
             max_connections: 1,
             idle: Duration::ZERO,
             write: hour,

@@ -12,10 +12,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::connection::Line;
-use crate::config::HttpConfig;
+use super::limits::HttpLimits;
 
 /// The least that must come of a body, in bytes a second, taken over
-/// [`HttpConfig::body_stall`]. A sender that waits holds memory that others need.
+/// [`HttpLimits::body_stall`]. A sender that waits holds memory that others need.
 const MIN_BYTES_PER_SECOND: u64 = 1_024;
 /// How much of a body that nobody reads is thrown away, so that a sender who writes
 /// first and reads later gets its answer.
@@ -86,7 +86,7 @@ pub(super) struct Pace {
 pub(super) type Ending = watch::Receiver<Option<Instant>>;
 
 impl Pace {
-    pub(super) fn new(bounds: &HttpConfig, ending: Ending) -> Self {
+    pub(super) fn new(bounds: &HttpLimits, ending: Ending) -> Self {
         let now = Instant::now();
         Self {
             whole: (bounds.body, now + bounds.body),

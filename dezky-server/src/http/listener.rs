@@ -26,8 +26,8 @@ use tower_service::Service as _;
 use super::connection::{Answer, Due, Line, Watched};
 use super::connections::{House, Tally};
 use super::incoming_body::{Arriving, Pace};
+use super::limits::HttpLimits;
 use super::problem::Problem;
-use crate::config::HttpConfig;
 
 /// How long a connection that rests may take to end in order.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ const MAX_STREAMS: u32 = 100;
 pub(crate) async fn serve(
     listener: TcpListener,
     routes: Router,
-    bounds: HttpConfig,
+    bounds: HttpLimits,
     stop: impl Future<Output = ()> + Send,
 ) {
     let server = Server {
@@ -114,7 +114,7 @@ fn is_out_of_files(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(24 | 23))
 }
 
-fn protocol(bounds: &HttpConfig) -> Builder<TokioExecutor> {
+fn protocol(bounds: &HttpLimits) -> Builder<TokioExecutor> {
     let mut protocol = Builder::new(TokioExecutor::new());
     protocol
         .http1()
@@ -140,7 +140,7 @@ fn protocol(bounds: &HttpConfig) -> Builder<TokioExecutor> {
 #[derive(Clone)]
 struct Server {
     protocol: Builder<TokioExecutor>,
-    bounds: HttpConfig,
+    bounds: HttpLimits,
     routes: Router,
     /// How many requests have begun and are not answered yet.
     requests: watch::Sender<usize>,

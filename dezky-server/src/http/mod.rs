@@ -6,6 +6,7 @@ pub mod client_address;
 mod connection;
 pub(crate) mod connections;
 pub(crate) mod incoming_body;
+pub mod limits;
 pub(crate) mod listener;
 pub(crate) mod parameters;
 pub mod problem;
