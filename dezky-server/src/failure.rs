@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Why the program ends: one line that names the thing and the fix, and the exit
+/// A failure that ends the program: one line that names the problem and the fix, and the exit
 /// status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -11,17 +11,17 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Wrong use or configuration: exit status 2.
+    /// The use or the configuration is wrong: exit status 2.
     pub fn usage(message: impl Into<String>) -> Self {
         Self { message: message.into().replace(['\n', '\r'], " "), status: 2 }
     }
 
-    /// The answer is no, or the work did not come to its end: exit status 1.
-    pub fn no(message: impl Into<String>) -> Self {
+    /// The check failed or the operation did not complete: exit status 1.
+    pub fn failed(message: impl Into<String>) -> Self {
         Self { status: 1, ..Self::usage(message) }
     }
 
-    /// The same, its message preceded by what it is about.
+    /// Prefixes the message with its subject.
     #[must_use]
     pub fn context(self, about: &str) -> Self {
         Self { message: format!("{about}: {}", self.message), ..self }

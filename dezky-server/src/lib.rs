@@ -3,7 +3,7 @@
     clippy::disallowed_methods,
     reason = "the server is where tasks are spawned and the clock and the environment are read"
 )]
-// What the drivers of three engines are made of nests deeper than usual.
+// The types of three database drivers nest deeply.
 #![recursion_limit = "256"]
 
 mod api;
@@ -16,6 +16,7 @@ pub mod config;
 mod demo;
 pub mod failure;
 pub mod http;
+#[cfg(feature = "legacy-import")]
 mod legacy_import;
 pub mod lifecycle;
 mod ofrep;

@@ -149,10 +149,10 @@ impl Running {
     pub async fn failed(&mut self) -> Failure {
         match self.tasks.join_next().await {
             Some(Ok(Ended { part, reason: None })) => {
-                Failure::no(format!("{part}: ended unexpectedly: see the log, and start again"))
+                Failure::failed(format!("{part}: ended unexpectedly: see the log, and start again"))
             }
-            Some(Ok(Ended { reason: Some(reason), .. })) => Failure::no(reason),
-            _ => Failure::no("a worker broke down: see the log, and start again"),
+            Some(Ok(Ended { reason: Some(reason), .. })) => Failure::failed(reason),
+            _ => Failure::failed("a worker broke down: see the log, and start again"),
         }
     }
 
@@ -177,8 +177,8 @@ impl Running {
         };
         match tokio::time::timeout(timeout, ending).await {
             Ok(()) if whole => Ok(()),
-            Ok(()) => Err(Failure::no("a worker broke down: see the log")),
-            Err(_) => Err(Failure::no(format!(
+            Ok(()) => Err(Failure::failed("a worker broke down: see the log")),
+            Err(_) => Err(Failure::failed(format!(
                 "{} did not finish within {} s and was cut off (shutdown_timeout_seconds)",
                 waiting_for.join(", "),
                 timeout.as_secs()
@@ -216,7 +216,7 @@ async fn open_platform(config: &Config) -> Result<Platform, Failure> {
                 Ok(())
             }
             Err(UpdateError::File(failure)) => Err(failure),
-            Err(error) => Err(Failure::no(error.to_string())),
+            Err(error) => Err(Failure::failed(error.to_string())),
             Ok(()) => Ok(()),
         };
     }

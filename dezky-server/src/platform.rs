@@ -88,7 +88,7 @@ impl Platform {
             Ok(live) => live,
             Err(error) => {
                 engine.close().await;
-                return Err(Failure::no(format!("flags: {error}")));
+                return Err(Failure::failed(format!("flags: {error}")));
             }
         };
         let flags = Flags::new(flags, Arc::clone(&log), Arc::clone(&runtime));

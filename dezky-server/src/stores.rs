@@ -204,7 +204,7 @@ fn refused(config: &StoreConfig, access: Access, error: &Error) -> Failure {
         ErrorKind::StoreUnavailable | ErrorKind::StoreBusy
             if !matches!(config.url, StoreUrl::Sqlite(_)) =>
         {
-            Failure::no(said)
+            Failure::failed(said)
         }
         ErrorKind::StoreForeign if access != Access::Migrate => {
             Failure::usage(format!("{said} (dezky-server migrate)"))

@@ -113,7 +113,7 @@ impl HeadFile {
     pub(crate) async fn compare(&self, log: &dyn AuditStore) -> Result<Comparison, Failure> {
         let Some(noted) = self.read().await? else { return Ok(Comparison::First) };
         let found = continues(log, noted).await;
-        let found = found.map_err(|error| Failure::no(format!("store: {error}")))?;
+        let found = found.map_err(|error| Failure::failed(format!("store: {error}")))?;
         Ok(found.map_or(Comparison::Continued, |found| Comparison::WentBack { noted, found }))
     }
 
@@ -152,7 +152,7 @@ impl HeadFile {
         unblock(move || write(&path, place)).await.map_err(|error| {
             let (path, why) = (self.path.display(), reason(&error));
             if matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
-                return UpdateError::NoRoom(Failure::no(format!(
+                return UpdateError::NoRoom(Failure::failed(format!(
                     "head.path {path}: can't be written ({why}): make room"
                 )));
             }
@@ -178,7 +178,7 @@ impl HeadFile {
         event.metadata = NewMetadata::from_value(
             json!({ "expected": noted.to_json(), "found": found.to_json() }),
         );
-        let untold = |error| Failure::no(format!("store: {error}"));
+        let untold = |error| Failure::failed(format!("store: {error}"));
         let event = event.seal(&TokioRuntime);
         log.append(vec![event], AppendOptions::default()).await.map_err(untold)?;
         let now = LogPosition::of(&log.state().await.map_err(untold)?);

@@ -25,7 +25,7 @@ use self::webhook_status::WebhookMonitor;
 use crate::auth::Guard;
 use crate::config::{Config, SourceConfig};
 use crate::failure::Failure;
-use crate::http::body_budget::Bodies;
+use crate::http::body_budget::BodyBudget;
 use crate::platform::Platform;
 
 /// The largest body of `POST /audit`.
@@ -47,7 +47,7 @@ pub struct App {
     /// The webhooks of declared sources by name.
     pub sources: BTreeMap<String, Arc<GenericReceiver>>,
     /// The memory of request bodies.
-    pub bodies: Bodies,
+    pub bodies: BodyBudget,
     /// The status of each webhook by source name.
     pub webhooks: BTreeMap<String, WebhookMonitor>,
     /// Whether the store takes writes.
@@ -95,7 +95,7 @@ impl App {
         let max_body_bytes = config.max_body_bytes.max(MAX_RECORD_BYTES);
         Ok(Self {
             guard: Guard::new(config.operator_token.clone(), config.trusted_proxies.clone()),
-            bodies: Bodies::new(config.http.body_memory, max_body_bytes),
+            bodies: BodyBudget::new(config.http.body_memory, max_body_bytes),
             config,
             platform,
             stalwart,

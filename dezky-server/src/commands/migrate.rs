@@ -49,11 +49,11 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
             _ => Ok(()),
         };
         stores.close().await;
-        indexed.map_err(|error| Failure::no(format!("store {}: {error}", config.url)))?;
+        indexed.map_err(|error| Failure::failed(format!("store {}: {error}", config.url)))?;
     }
     report(&before, behind, &options)?;
     if options.check && behind {
-        return Err(Failure::no(format!(
+        return Err(Failure::failed(format!(
             "store {}: the schema is not up to date: run dezky-server migrate",
             config.url
         )));

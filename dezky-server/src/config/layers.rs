@@ -356,8 +356,11 @@ impl Layers {
         }
     }
 
-    /// A number within its bounds.
-    pub(super) fn number(&self, name: &str, min: u64, max: u64) -> Result<u64, Failure> {
+    /// A number within the bounds of its key.
+    pub(super) fn number(&self, name: &str) -> Result<u64, Failure> {
+        let Some(Kind::Number(min, max)) = self.keys.kind_of(name) else {
+            return Err(Failure::usage(format!("{name}: is not a number")));
+        };
         match self.get(name) {
             Some(Setting { value: Value::Number(number), origin })
                 if !(min..=max).contains(number) =>

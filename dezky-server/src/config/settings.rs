@@ -29,10 +29,7 @@ impl Settings {
 
     /// A number within the bounds of its key.
     pub(super) fn number(&self, name: &str) -> Result<u64, Failure> {
-        match self.layers.keys().kind_of(name) {
-            Some(Kind::Number(min, max)) => self.layers.number(name, min, max),
-            _ => Err(Failure::usage(format!("{name}: is not a number"))),
-        }
+        self.layers.number(name)
     }
 
     /// A number of bytes, events or the like.

@@ -56,7 +56,7 @@ impl Identity {
     /// Starts it with the bundled events.
     pub(super) async fn start() -> Result<Self, Failure> {
         let refused = |error: &dyn std::fmt::Display| {
-            Failure::no(format!("the pretended Authentik can't be started: {error}"))
+            Failure::failed(format!("the pretended Authentik can't be started: {error}"))
         };
         let mut events: Vec<Value> =
             serde_json::from_str(EVENTS).map_err(|error| refused(&error))?;

@@ -1,4 +1,4 @@
-//! Bodies of requests, read within bounds, and the answer to one that makes something.
+//! Request bodies, read within bounds, and the answer to a request that creates something.
 
 use std::net::IpAddr;
 use std::sync::LazyLock;
@@ -10,19 +10,19 @@ use axum::response::Response;
 use futures_util::StreamExt as _;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
-use super::body_budget::{Bodies, Room, SMALL_BYTES};
-use super::incoming_body::Unfinished;
+use super::body_budget::{BodyBudget, BodyPermit, SMALL_BYTES};
+use super::incoming_body::BodyError;
 use super::problem::Problem;
 
-/// Allocations of this size come from the system and go back to it when they are freed;
-/// glibc keeps what was smaller, so that after a while all of the process' threads together
-/// hold several times what is in use.
+/// Allocations of this size are mappings of their own, which are returned to the system when
+/// they are freed. glibc keeps smaller ones, so that the threads of a process together come to
+/// hold several times the memory in use.
 const OWN_MAPPING_BYTES: usize = if cfg!(target_pointer_width = "64") { 33 << 20 } else { 0 };
-/// What the first bytes that are written to a mapping may take where the system makes huge
-/// pages of everything.
+/// The memory that the first write to a mapping may take where the system uses huge pages
+/// always.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
-/// A body has to be larger than this to get a mapping. Where huge pages are for those who ask
-/// for them (`madvise`, or `never`) it costs no more than what has come.
+/// The size above which a body gets a mapping. Where huge pages are used on request only
+/// (`madvise`) or `never`, a mapping costs no more than what was written to it.
 static MAPPED_FROM_BYTES: LazyLock<usize> = LazyLock::new(|| {
     let huge_pages = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
     let is_always = huge_pages.is_ok_and(|choice| choice.contains("[always]"));
@@ -31,7 +31,7 @@ static MAPPED_FROM_BYTES: LazyLock<usize> = LazyLock::new(|| {
 /// The largest body of a document.
 const MAX_DOCUMENT_BYTES: usize = 1 << 20;
 
-/// The whole body, within the bound of size. Its pace is the connection's matter.
+/// Reads a whole body of at most `max_bytes`. The connection bounds its time.
 pub(crate) async fn read(
     body: Body,
     headers: &HeaderMap,
@@ -40,53 +40,54 @@ pub(crate) async fn read(
     read_while(body, headers, max_bytes, |_| Ok(())).await
 }
 
-/// The same, as long as there is `room` for the bytes that it takes.
+/// [`read`], which asks `reserve` before it holds more bytes.
 async fn read_while(
     body: Body,
     headers: &HeaderMap,
     max_bytes: usize,
-    mut room: impl FnMut(usize) -> Result<(), Problem>,
+    mut reserve: impl FnMut(usize) -> Result<(), Problem>,
 ) -> Result<Bytes, Problem> {
     let announced = announced(headers);
-    // What is left unread of a refused body is thrown away as it comes.
+    // The connection discards the rest of a refused body.
     if announced.is_some_and(|bytes| bytes > max_bytes) {
         return Err(Problem::body_too_large(max_bytes));
     }
-    let mut kept = Vec::new();
+    let mut read = Vec::new();
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|e| Problem::body_unfinished(Unfinished::of(&e)))?;
-        let bytes = kept.len().saturating_add(chunk.len());
+        let chunk = chunk.map_err(|e| Problem::body_unfinished(BodyError::of(&e)))?;
+        let bytes = read.len().saturating_add(chunk.len());
         if bytes > max_bytes {
             return Err(Problem::body_too_large(max_bytes));
         }
-        room(bytes)?;
-        if bytes > kept.capacity() {
-            let more = capacity(bytes, announced, *MAPPED_FROM_BYTES) - kept.len();
-            kept.try_reserve_exact(more).map_err(|_| Problem::too_many_webhooks())?;
+        reserve(bytes)?;
+        if bytes > read.capacity() {
+            let more = capacity(bytes, announced, *MAPPED_FROM_BYTES) - read.len();
+            read.try_reserve_exact(more).map_err(|_| Problem::too_many_webhooks())?;
         }
-        kept.extend_from_slice(&chunk);
+        read.extend_from_slice(&chunk);
     }
-    Ok(kept.into())
+    Ok(read.into())
 }
 
-/// The same, with memory from the budget of `client`. It is released when the permit is
+/// [`read`], with memory from the budget of `client`, which is released when the permit is
 /// dropped.
 pub(crate) async fn read_within_budget(
-    bodies: &Bodies,
+    budget: &BodyBudget,
     client: IpAddr,
     headers: &HeaderMap,
     body: Body,
     max_bytes: usize,
-) -> Result<(Room, Bytes), Problem> {
-    let mut room = bodies.begin(client).ok_or_else(Problem::too_many_webhooks)?;
-    let grow = |bytes| room.grow(bytes).then_some(()).ok_or_else(Problem::too_many_webhooks);
+) -> Result<(BodyPermit, Bytes), Problem> {
+    let mut permit = budget.admit(client).ok_or_else(Problem::too_many_webhooks)?;
+    let grow = |bytes| permit.grow(bytes).then_some(()).ok_or_else(Problem::too_many_webhooks);
     let bytes = read_while(body, headers, max_bytes, grow).await?;
-    Ok((room, bytes))
+    Ok((permit, bytes))
 }
 
-/// How large what holds `bytes` should be. What nothing was written to takes no memory, so a
-/// large body gets the whole of its announced length, and is not copied as it grows.
+/// The capacity for a body of which `bytes` have arrived. Memory that was never written to
+/// costs nothing, so a large body gets its whole announced length at once and is not copied as
+/// it grows.
 fn capacity(bytes: usize, announced: Option<usize>, mapped_from: usize) -> usize {
     let twice = bytes.saturating_mul(2);
     let whole = announced.unwrap_or(twice).max(bytes);
@@ -99,12 +100,12 @@ fn capacity(bytes: usize, announced: Option<usize>, mapped_from: usize) -> usize
     }
 }
 
-/// The length that the sender announces. No body comes with more.
+/// The value of `Content-Length`. No body is longer.
 fn announced(headers: &HeaderMap) -> Option<usize> {
     headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())
 }
 
-/// A JSON document of at most 1 MiB, said to be one.
+/// A JSON document of at most 1 MiB, with the content type of one.
 pub(crate) struct Document<T>(pub(crate) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Document<T> {
@@ -120,7 +121,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Document<T> {
     }
 }
 
-/// The same, or the default where there is no body.
+/// [`Document`], or the default without a body.
 pub(crate) struct MaybeDocument<T>(pub(crate) T);
 
 impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeDocument<T> {
@@ -139,7 +140,7 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeDocu
     }
 }
 
-/// The answer with a document that was made, and where it is from now on.
+/// The answer with a document that was created, and its location.
 pub(crate) fn created(path: &str, mut response: Response) -> Response {
     *response.status_mut() = StatusCode::CREATED;
     if let Ok(location) = HeaderValue::from_str(path) {
@@ -149,7 +150,7 @@ pub(crate) fn created(path: &str, mut response: Response) -> Response {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    // Serde would read a list as the fields in their order.
+    // Serde would accept an array as the fields in their order.
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         let other = serde_json::from_slice::<IgnoredAny>(bytes);
         other.map_err(|error| no_json(&error))?;
@@ -158,7 +159,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     fields(bytes, "")
 }
 
-/// The same of a part of a body, which `at` names in problems.
+/// Parses a part of a body, which `at` names in problems.
 pub(crate) fn parse_part<T: DeserializeOwned>(text: &str, at: &str) -> Result<T, Problem> {
     if !text.starts_with('{') {
         let what = if at.is_empty() { "the body " } else { at };
@@ -173,12 +174,12 @@ fn fields<T: DeserializeOwned>(bytes: &[u8], part: &str) -> Result<T, Problem> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let (path, error) = (error.path().to_string(), error.inner());
-        // JSON, but with a value that no field can hold: a lone surrogate or 1e400.
+        // Valid JSON with a value that no field can hold, such as a lone surrogate or 1e400.
         let is_json = || {
             str::from_utf8(bytes).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
         };
         if error.is_data() || is_json() {
-            // Serde says what, not where; of a missing or unknown field the other way round.
+            // Serde names the problem; the path names the place.
             let at = if path == "." { String::new() } else { format!("{path}: ") };
             Problem::field_invalid(format!("{part}{at}{error}"))
         } else {
@@ -224,19 +225,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_for_which_there_is_no_room_is_for_later() {
-        let bodies = Bodies::new(1 << 20, 256 << 10);
+        let budget = BodyBudget::new(1 << 20, 256 << 10);
         let client = IpAddr::from([203, 0, 113, 7]);
-        let mut others = bodies.begin(IpAddr::from([203, 0, 113, 8])).unwrap();
+        let mut others = budget.admit(IpAddr::from([203, 0, 113, 8])).unwrap();
         // 512 KiB are there beyond the first 64 KiB of each.
         assert!(others.grow(SMALL_BYTES + (256 << 10)));
-        let mut own = bodies.begin(client).unwrap();
+        let mut own = budget.admit(client).unwrap();
         assert!(own.grow(SMALL_BYTES + (192 << 10)));
         let body = |bytes| Body::from(vec![b' '; bytes]);
         let headers = HeaderMap::new();
-        let read = |bytes| read_within_budget(&bodies, client, &headers, body(bytes), 256 << 10);
-        let (room, small) = read(64 << 10).await.unwrap();
+        let read = |bytes| read_within_budget(&budget, client, &headers, body(bytes), 256 << 10);
+        let (permit, small) = read(64 << 10).await.unwrap();
         assert_eq!(small.len(), 64 << 10);
-        drop(room);
+        drop(permit);
         let Err(problem) = read(129 << 10).await else { panic!("there is no room for it") };
         let response = problem.into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);

@@ -1,4 +1,4 @@
-//! One connection, and what its client keeps the server waiting for.
+//! One connection, and how long its client keeps the server waiting.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -10,63 +10,62 @@ use std::task::{Context, Poll};
 use axum::body::{Body, Bytes};
 use hyper::body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
 
-use super::connections::Place;
 use super::limits::HttpLimits;
 
-/// So much of what is owed has to leave to count as progress: signs of life are none.
+/// The bytes of answers that must leave to count as progress; mere signs of life do not.
 const STEP_BYTES: u64 = 16 << 10;
 
-/// A connection: who is waited for, and since when.
-pub(super) struct Line {
+/// A connection and its activity.
+pub(super) struct Connection {
     network: IpAddr,
     activity: Mutex<Activity>,
-    cut: Notify,
-    /// Held until the last work for the connection is done, so that work is bounded by
-    /// connections whether they last or not.
-    _place: Place,
+    closed: Notify,
+    /// Held until the last work for the connection is done, so that the bound of connections
+    /// is a bound of work as well.
+    _permit: OwnedSemaphorePermit,
 }
 
 struct Activity {
-    /// Requests whose answers have not left our hands.
-    under_way: usize,
+    /// Requests whose answers are not handed to the socket completely.
+    requests: usize,
     /// Since when there have been some.
     busy_since: Instant,
-    /// Since when there has been none of them, and nothing of an answer has left.
+    /// Since when there have been none, and nothing of an answer has left.
     idle_since: Instant,
-    /// Bytes of answers that were handed on and have not left, and what has left of them
+    /// Bytes of answers that were handed on and have not left, and the bytes that have left
     /// since the last step.
     owed: u64,
     left: u64,
-    /// Bodies whose next part is waited for.
+    /// Bodies whose next part the server waits for.
     bodies: usize,
-    /// When something came last.
+    /// When bytes were last received.
     read_at: Instant,
-    /// Since when the socket has taken nothing though there is something to write.
+    /// Since when the socket has accepted nothing while there is something to write.
     blocked_since: Option<Instant>,
-    /// Answers whose client takes no more of them, by number: since when. An HTTP/2
-    /// client can hold an answer back while the socket takes other things.
+    /// Answers that their client does not take, by number: since when. An HTTP/2 client can
+    /// hold one answer back while the socket accepts others.
     untaken: BTreeMap<u64, Instant>,
     next: u64,
-    is_cut: bool,
+    is_closed: bool,
 }
 
-/// Why a connection has to end.
+/// Why a connection has to be closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
-    /// No request for so long.
+    /// No request for too long.
     Idle,
-    /// What was answered is not taken.
+    /// The client does not take an answer.
     Stalled,
 }
 
-impl Line {
-    pub(super) fn new(place: Place, network: IpAddr) -> Self {
+impl Connection {
+    pub(super) fn new(permit: OwnedSemaphorePermit, network: IpAddr) -> Self {
         let now = Instant::now();
         let activity = Activity {
-            under_way: 0,
+            requests: 0,
             busy_since: now,
             idle_since: now,
             owed: 0,
@@ -76,30 +75,30 @@ impl Line {
             blocked_since: None,
             untaken: BTreeMap::new(),
             next: 0,
-            is_cut: false,
+            is_closed: false,
         };
-        Self { network, activity: Mutex::new(activity), cut: Notify::new(), _place: place }
+        Self { network, activity: Mutex::new(activity), closed: Notify::new(), _permit: permit }
     }
 
-    /// Where the client is.
+    /// The client's network.
     pub(super) fn network(&self) -> IpAddr {
         self.network
     }
 
-    /// A request begins; it ends when its answer has left, or the guard is dropped.
-    pub(super) fn begin(self: &Arc<Self>) -> UnderWay {
+    /// Begins a request, which ends when its answer has left or the guard is dropped.
+    pub(super) fn begin_request(self: &Arc<Self>) -> RequestGuard {
         let mut activity = self.activity();
-        if activity.under_way == 0 {
+        if activity.requests == 0 {
             activity.busy_since = Instant::now();
         }
-        activity.under_way += 1;
+        activity.requests += 1;
         drop(activity);
-        UnderWay(Arc::clone(self))
+        RequestGuard(Arc::clone(self))
     }
 
-    /// The next part of a body is waited for until the guard is dropped.
+    /// Notes that the server waits for the next part of a body, until the guard is dropped.
     pub(super) fn awaits_body(self: &Arc<Self>) -> impl Drop + use<> {
-        struct Awaited(Arc<Line>);
+        struct Awaited(Arc<Connection>);
         impl Drop for Awaited {
             fn drop(&mut self) {
                 self.0.activity().bodies -= 1;
@@ -109,57 +108,57 @@ impl Line {
         Awaited(Arc::clone(self))
     }
 
-    /// Since when the client has kept the server waiting, if it does. One of a crowd does so
-    /// from the beginning of a request whose body is still to come; of others it counts when
-    /// something came last.
-    pub(super) fn quiet_since(&self, is_of_crowd: bool) -> Option<Instant> {
-        self.activity().quiet_since(is_of_crowd)
+    /// Since when the client has kept the server waiting, if it does. While a body is to come,
+    /// that is since the request's beginning for a client of the majority, and since the last
+    /// bytes were received for others.
+    pub(super) fn quiet_since(&self, is_of_majority: bool) -> Option<Instant> {
+        self.activity().quiet_since(is_of_majority)
     }
 
-    /// Something came.
-    pub(super) fn came_at(&self, now: Instant) {
+    /// Notes that bytes were received.
+    pub(super) fn received_at(&self, now: Instant) {
         self.activity().read_at = now;
     }
 
-    /// Whether a bound is over.
+    /// The bound that has passed first, if any has.
     pub(super) fn due(&self, bounds: &HttpLimits) -> Option<Due> {
         let (activity, now) = (self.activity(), Instant::now());
         let is_over = |(at, _): &(Instant, Due)| *at <= now;
         activity.bounds(bounds).filter(is_over).min_by_key(|(at, _)| *at).map(|(_, due)| due)
     }
 
-    /// When to look next: at the next bound, or so soon that none that begins meanwhile
-    /// is missed by much.
-    pub(super) fn next_look(&self, bounds: &HttpLimits, gone_at: Option<Instant>) -> Instant {
+    /// When to check next: at the next bound, or early enough that a bound that begins in the
+    /// meantime is not missed by much.
+    pub(super) fn next_check(&self, bounds: &HttpLimits, gone_at: Option<Instant>) -> Instant {
         let now = Instant::now();
         let soon = now + bounds.idle.min(bounds.write) / 4;
         let activity = self.activity();
-        // One that is over and still here waits for `gone_at`.
+        // A bound that has passed already waits for `gone_at`.
         let next = activity.bounds(bounds).map(|(at, _)| at).filter(|at| *at > now);
         next.chain(gone_at.filter(|at| *at > now)).fold(soon, Instant::min)
     }
 
-    /// Ends the connection if its client has kept the server waiting since `since` or
-    /// longer; whether it does. One that has begun a request meanwhile goes on.
-    pub(super) fn end_if_quiet(&self, is_of_crowd: bool, since: Instant) -> bool {
+    /// Closes the connection if its client has kept the server waiting since `since` or longer,
+    /// and returns whether it did. A connection that has begun a request goes on.
+    pub(super) fn close_if_quiet(&self, is_of_majority: bool, since: Instant) -> bool {
         let mut activity = self.activity();
-        if activity.quiet_since(is_of_crowd).is_none_or(|quiet| quiet > since) {
+        if activity.quiet_since(is_of_majority).is_none_or(|quiet| quiet > since) {
             return false;
         }
-        activity.is_cut = true;
+        activity.is_closed = true;
         drop(activity);
-        self.cut.notify_one();
+        self.closed.notify_one();
         true
     }
 
-    /// Resolves when the connection has to end at once.
-    pub(super) async fn cut(&self) {
-        self.cut.notified().await;
+    /// Resolves when the connection has to be closed at once.
+    pub(super) async fn closed(&self) {
+        self.closed.notified().await;
     }
 
     #[cfg(test)]
-    pub(super) fn is_cut(&self) -> bool {
-        self.activity().is_cut
+    pub(super) fn is_closed(&self) -> bool {
+        self.activity().is_closed
     }
 
     fn activity(&self) -> MutexGuard<'_, Activity> {
@@ -168,15 +167,15 @@ impl Line {
 }
 
 impl Activity {
-    fn quiet_since(&self, is_of_crowd: bool) -> Option<Instant> {
-        if self.is_cut {
+    fn quiet_since(&self, is_of_majority: bool) -> Option<Instant> {
+        if self.is_closed {
             return None;
         }
         match self.stalled_since() {
             Some(since) => Some(since),
-            None if self.under_way == 0 => Some(self.idle_since),
+            None if self.requests == 0 => Some(self.idle_since),
             None => {
-                let since = if is_of_crowd { self.busy_since } else { self.read_at };
+                let since = if is_of_majority { self.busy_since } else { self.read_at };
                 (self.bodies > 0).then_some(since)
             }
         }
@@ -186,7 +185,7 @@ impl Activity {
         self.untaken.values().copied().chain(self.blocked_since).min()
     }
 
-    /// Counts bytes that the socket took.
+    /// Counts bytes that the socket accepted.
     fn left_by(&mut self, bytes: u64) {
         if self.owed == 0 {
             return;
@@ -200,19 +199,19 @@ impl Activity {
 
     fn bounds(&self, bounds: &HttpLimits) -> impl Iterator<Item = (Instant, Due)> + use<> {
         let stalled = self.stalled_since().map(|since| (since + bounds.write, Due::Stalled));
-        // An answer that is handed on whole may still be leaving, at the client's pace.
+        // An answer that was handed on completely may still be leaving, at the client's pace.
         let idle_for = if self.owed > 0 { bounds.idle.max(bounds.write) } else { bounds.idle };
-        let idle = (self.under_way == 0).then(|| (self.idle_since + idle_for, Due::Idle));
+        let idle = (self.requests == 0).then(|| (self.idle_since + idle_for, Due::Idle));
         stalled.into_iter().chain(idle)
     }
 }
 
-/// A request that is under way.
-pub(super) struct UnderWay(Arc<Line>);
+/// A request in progress.
+pub(super) struct RequestGuard(Arc<Connection>);
 
-impl UnderWay {
-    /// The request's answer, which is under way until it has been taken.
-    pub(super) fn answer(self, body: Body) -> Answer {
+impl RequestGuard {
+    /// The body of the request's answer. The request ends when the client has taken it.
+    pub(super) fn answer(self, body: Body) -> WatchedBody {
         let number = {
             let mut activity = self.0.activity();
             activity.next += 1;
@@ -220,26 +219,26 @@ impl UnderWay {
             activity.untaken.insert(number, Instant::now());
             number
         };
-        Answer { body, under_way: self, number }
+        WatchedBody { body, request: self, number }
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
         let mut activity = self.0.activity();
-        activity.under_way -= 1;
+        activity.requests -= 1;
         activity.idle_since = Instant::now();
     }
 }
 
-/// The body of an answer, watched for being taken.
-pub(super) struct Answer {
+/// The body of an answer, watched for progress.
+pub(super) struct WatchedBody {
     body: Body,
-    under_way: UnderWay,
+    request: RequestGuard,
     number: u64,
 }
 
-impl hyper::body::Body for Answer {
+impl hyper::body::Body for WatchedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -248,12 +247,12 @@ impl hyper::body::Body for Answer {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
-        let mut activity = self.under_way.0.activity();
+        let mut activity = self.request.0.activity();
         if let Poll::Ready(Some(Ok(frame))) = &frame {
             activity.owed += frame.data_ref().map_or(0, |data| data.len() as u64);
         }
         if frame.is_pending() {
-            // It is up to us.
+            // The server produces the next part; the client is not late.
             activity.untaken.remove(&self.number);
         } else {
             activity.untaken.insert(self.number, Instant::now());
@@ -271,25 +270,25 @@ impl hyper::body::Body for Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for WatchedBody {
     fn drop(&mut self) {
-        self.under_way.0.activity().untaken.remove(&self.number);
+        self.request.0.activity().untaken.remove(&self.number);
     }
 }
 
-/// The bytes of a connection, watched for moving.
-pub(super) struct Watched<S> {
+/// The stream of a connection, watched for progress.
+pub(super) struct WatchedStream<S> {
     stream: S,
-    line: Arc<Line>,
+    connection: Arc<Connection>,
 }
 
-impl<S> Watched<S> {
-    pub(super) fn new(stream: S, line: Arc<Line>) -> Self {
-        Self { stream, line }
+impl<S> WatchedStream<S> {
+    pub(super) fn new(stream: S, connection: Arc<Connection>) -> Self {
+        Self { stream, connection }
     }
 
     fn wrote(&self, written: &Poll<io::Result<usize>>) {
-        let mut activity = self.line.activity();
+        let mut activity = self.connection.activity();
         if written.is_pending() {
             activity.blocked_since.get_or_insert_with(Instant::now);
         } else {
@@ -301,7 +300,7 @@ impl<S> Watched<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WatchedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -310,13 +309,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if buffer.filled().len() > before {
-            self.line.came_at(Instant::now());
+            self.connection.received_at(Instant::now());
         }
         read
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -357,18 +356,19 @@ mod tests {
     use hyper::body::Body as _;
 
     use super::*;
-    use crate::http::connections::House;
+    use crate::http::connections::Connections;
 
     #[tokio::test]
     async fn an_answer_that_leaves_slowly_is_no_idle_connection() {
-        let house = House::new(1);
-        let line = house.enter(house.place().unwrap(), [203, 0, 113, 7].into());
-        let watched = Watched::new((), Arc::clone(&line));
+        let connections = Connections::new(1);
+        let connection =
+            connections.register(connections.try_admit().unwrap(), [203, 0, 113, 7].into());
+        let watched = WatchedStream::new((), Arc::clone(&connection));
         let wrote = |bytes| watched.wrote(&Poll::Ready(Ok(bytes)));
-        let mut answer = line.begin().answer(Body::from(vec![0; 1 << 20]));
+        let mut answer = connection.begin_request().answer(Body::from(vec![0; 1 << 20]));
         std::future::poll_fn(|context| Pin::new(&mut answer).poll_frame(context)).await;
         drop(answer);
-        let idle_since = || line.activity().idle_since;
+        let idle_since = || connection.activity().idle_since;
         let handed_on = idle_since();
         wrote(1_000);
         assert_eq!(idle_since(), handed_on, "that may be an answer to a ping");
@@ -384,9 +384,10 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_that_is_leaving_has_the_time_of_a_write() {
-        let house = House::new(1);
-        let line = house.enter(house.place().unwrap(), [203, 0, 113, 7].into());
-        let watched = Watched::new((), Arc::clone(&line));
+        let connections = Connections::new(1);
+        let connection =
+            connections.register(connections.try_admit().unwrap(), [203, 0, 113, 7].into());
+        let watched = WatchedStream::new((), Arc::clone(&connection));
         let hour = Duration::from_hours(1);
         let bounds = HttpLimits {
             max_connections: 1,
@@ -397,12 +398,12 @@ mod tests {
             body_memory: 1 << 20,
             ending: hour,
         };
-        let mut answer = line.begin().answer(Body::from(vec![0; 1 << 20]));
+        let mut answer = connection.begin_request().answer(Body::from(vec![0; 1 << 20]));
         std::future::poll_fn(|context| Pin::new(&mut answer).poll_frame(context)).await;
         drop(answer);
         watched.wrote(&Poll::Ready(Ok(16 << 10)));
-        assert_eq!(line.due(&bounds), None);
+        assert_eq!(connection.due(&bounds), None);
         watched.wrote(&Poll::Ready(Ok(1 << 20)));
-        assert_eq!(line.due(&bounds), Some(Due::Idle), "nothing is owed any more");
+        assert_eq!(connection.due(&bounds), Some(Due::Idle), "nothing is owed any more");
     }
 }

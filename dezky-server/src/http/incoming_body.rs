@@ -1,4 +1,4 @@
-//! The body of a request while it arrives: at the sender's pace, but not at any pace.
+//! The body of a request while it arrives, within bounds of time and rate.
 
 use std::fmt;
 use std::pin::Pin;
@@ -11,31 +11,31 @@ use hyper::body::{Body as _, Frame, Incoming};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::connection::Line;
+use super::connection::Connection;
 use super::limits::HttpLimits;
 
-/// The least that must come of a body, in bytes a second, taken over
-/// [`HttpLimits::body_stall`]. A sender that waits holds memory that others need.
+/// The least rate of a body, averaged over [`HttpLimits::body_stall`]. A slow sender holds
+/// memory that others need.
 const MIN_BYTES_PER_SECOND: u64 = 1_024;
-/// How much of a body that nobody reads is thrown away, so that a sender who writes
-/// first and reads later gets its answer.
+/// How much of an unread body is discarded, so that a sender that writes first and reads later
+/// gets its answer.
 const MAX_DISCARDED_BYTES: usize = 64 << 20;
 
-/// Why a body did not come to its end.
+/// Why a body is incomplete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unfinished {
-    /// The sender broke off.
-    Broken,
+pub(crate) enum BodyError {
+    /// The connection ended, or the sender broke the protocol.
+    Aborted,
     /// It took longer than this.
-    Late(Duration),
-    /// In this time it moved less than it must.
-    Slow(Duration),
-    /// The server ends.
-    Ending,
+    TimedOut(Duration),
+    /// Less than the least rate arrived in this time.
+    TooSlow(Duration),
+    /// The server is stopping.
+    Stopping,
 }
 
-impl Unfinished {
-    /// The reason in an error of reading.
+impl BodyError {
+    /// The reason in an error of reading a body.
     pub(crate) fn of(error: &axum::Error) -> Self {
         let mut error: Option<&(dyn std::error::Error + 'static)> = Some(error);
         while let Some(inner) = error {
@@ -44,45 +44,45 @@ impl Unfinished {
             }
             error = inner.source();
         }
-        Self::Broken
+        Self::Aborted
     }
 }
 
-impl fmt::Display for Unfinished {
+impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Broken => f.write_str("the body broke off"),
-            Self::Late(within) => {
+            Self::Aborted => f.write_str("the body broke off"),
+            Self::TimedOut(within) => {
                 write!(f, "the body did not come in time: send it within {} s", within.as_secs())
             }
-            Self::Slow(within) => write!(
+            Self::TooSlow(within) => write!(
                 f,
                 "the body came too slowly: send at least {} bytes every {} s",
                 least(*within),
                 within.as_secs()
             ),
-            Self::Ending => f.write_str("the server ends before the body came: send it again"),
+            Self::Stopping => f.write_str("the server ends before the body came: send it again"),
         }
     }
 }
 
-impl std::error::Error for Unfinished {}
+impl std::error::Error for BodyError {}
 
 fn least(within: Duration) -> u64 {
     MIN_BYTES_PER_SECOND.saturating_mul(within.as_secs()).max(1)
 }
 
-/// The pace that a body has to keep.
+/// The bounds of a body: its deadline and its least rate.
 pub(super) struct Pace {
     whole: (Duration, Instant),
     stall: Duration,
-    /// What came since the last look, and when the next one is.
-    came: u64,
-    look_at: Instant,
+    /// The bytes received since the last check of the rate, and the time of the next check.
+    received: u64,
+    check_at: Instant,
     ending: Ending,
 }
 
-/// Until when what is under way must have come, once the server ends.
+/// The deadline of bodies once the server is stopping.
 pub(super) type Ending = watch::Receiver<Option<Instant>>;
 
 impl Pace {
@@ -91,93 +91,94 @@ impl Pace {
         Self {
             whole: (bounds.body, now + bounds.body),
             stall: bounds.body_stall,
-            came: 0,
-            look_at: now + bounds.body_stall,
+            received: 0,
+            check_at: now + bounds.body_stall,
             ending,
         }
     }
 
-    /// Counts what came. Time in which nobody waited for it is not the sender's.
-    fn came(&mut self, bytes: usize) {
+    /// Counts received bytes. Time in which nobody read the body does not count against the
+    /// sender.
+    fn received(&mut self, bytes: usize) {
         let now = Instant::now();
-        if self.look_at <= now {
-            (self.came, self.look_at) = (0, now + self.stall);
+        if self.check_at <= now {
+            (self.received, self.check_at) = (0, now + self.stall);
         }
-        self.came += bytes as u64;
+        self.received += bytes as u64;
     }
 
-    /// Why the sender is not waited for any longer, however much it sends.
-    fn is_over(&self) -> Option<Unfinished> {
+    /// The deadline that has passed, whatever the rate.
+    fn is_over(&self) -> Option<BodyError> {
         let (now, (within, at)) = (Instant::now(), self.whole);
         if at <= now {
-            return Some(Unfinished::Late(within));
+            return Some(BodyError::TimedOut(within));
         }
         let is_ended = self.ending.borrow().is_some_and(|at| at <= now);
-        is_ended.then_some(Unfinished::Ending)
+        is_ended.then_some(BodyError::Stopping)
     }
 
-    /// Resolves when the sender is not waited for any longer.
-    async fn over(&mut self) -> Unfinished {
+    /// Resolves when a deadline has passed or the rate was too low.
+    async fn over(&mut self) -> BodyError {
         let (within, at) = self.whole;
         loop {
             tokio::select! {
-                () = tokio::time::sleep_until(at) => return Unfinished::Late(within),
-                () = ended(&mut self.ending) => return Unfinished::Ending,
-                () = tokio::time::sleep_until(self.look_at) => {
-                    if self.came < least(self.stall) {
-                        return Unfinished::Slow(self.stall);
+                () = tokio::time::sleep_until(at) => return BodyError::TimedOut(within),
+                () = ended(&mut self.ending) => return BodyError::Stopping,
+                () = tokio::time::sleep_until(self.check_at) => {
+                    if self.received < least(self.stall) {
+                        return BodyError::TooSlow(self.stall);
                     }
-                    (self.came, self.look_at) = (0, Instant::now() + self.stall);
+                    (self.received, self.check_at) = (0, Instant::now() + self.stall);
                 }
             }
         }
     }
 }
 
-/// Resolves when the server ends and waits no longer for what is under way.
+/// Resolves at the deadline of bodies once the server is stopping.
 async fn ended(ending: &mut Ending) {
-    // An error says that the server is gone, which is an end too.
+    // An error means that the server is gone, which is an end too.
     let at = ending.wait_for(Option::is_some).await.ok().and_then(|at| *at);
     tokio::time::sleep_until(at.unwrap_or_else(Instant::now)).await;
 }
 
-/// A body on its way in.
-pub(super) struct Arriving {
-    /// Until its end, or until it is given up.
+/// The body of a request, read within its bounds.
+pub(super) struct IncomingBody {
+    /// `None` after its end, or once it is abandoned.
     body: Option<Incoming>,
     pace: Pace,
-    line: Arc<Line>,
-    /// Whether what is left unread has to be read on the connection, where the next request
-    /// comes behind it.
+    connection: Arc<Connection>,
+    /// Whether unread bytes have to be read from the connection, because the next request
+    /// follows them.
     needs_draining: bool,
-    /// Whether the sender does not wait to be asked for it.
+    /// Whether the sender sends it without waiting for `100 Continue`.
     is_on_its_way: bool,
 }
 
-impl Arriving {
-    /// `None` where there is no body. With `needs_draining` what is left unread is read
-    /// and thrown away, if it `is_on_its_way`: who closes a connection in which something
-    /// was not read takes the answer away from a sender that still writes.
+impl IncomingBody {
+    /// `None` without a body. With `needs_draining` the unread rest is read and discarded if it
+    /// `is_on_its_way`: closing a connection with unread bytes would drop the answer of a
+    /// sender that still writes.
     pub(super) fn new(
         body: Incoming,
         pace: Pace,
-        line: Arc<Line>,
+        connection: Arc<Connection>,
         needs_draining: bool,
         is_on_its_way: bool,
     ) -> Option<Self> {
         let is_there = !body.is_end_stream();
-        is_there.then(|| Self { body: Some(body), pace, line, needs_draining, is_on_its_way })
+        is_there.then(|| Self { body: Some(body), pace, connection, needs_draining, is_on_its_way })
     }
 
     pub(super) fn into_body(self) -> Body {
-        Body::from_stream(stream::unfold(self, |mut arriving| async {
-            let part = arriving.next().await?;
-            Some((part, arriving))
+        Body::from_stream(stream::unfold(self, |mut incoming| async {
+            let part = incoming.next().await?;
+            Some((part, incoming))
         }))
     }
 
-    /// The next part; cancel-safe.
-    async fn next(&mut self) -> Option<Result<Bytes, Unfinished>> {
+    /// The next part. Cancel-safe.
+    async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
         self.is_on_its_way = true;
         loop {
             if let Some(reason) = self.pace.is_over().filter(|_| self.body.is_some()) {
@@ -185,7 +186,7 @@ impl Arriving {
             }
             let body = self.body.as_mut()?;
             let frame = std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context));
-            let _awaited = self.line.awaits_body();
+            let _awaited = self.connection.awaits_body();
             let frame = tokio::select! {
                 biased;
                 frame = frame => frame,
@@ -193,14 +194,14 @@ impl Arriving {
             };
             match frame.map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(data))) => {
-                    self.pace.came(data.len());
+                    self.pace.received(data.len());
                     return Some(Ok(data));
                 }
-                // Trailers mean nothing here.
+                // Trailers are ignored.
                 Some(Ok(Err(_))) => {}
                 Some(Err(_)) => {
                     self.body = None;
-                    return Some(Err(Unfinished::Broken));
+                    return Some(Err(BodyError::Aborted));
                 }
                 None => {
                     self.body = None;
@@ -210,18 +211,18 @@ impl Arriving {
         }
     }
 
-    /// Gives the sender up, for this reason.
-    fn refuse(&mut self, reason: Unfinished) -> Unfinished {
-        // The time for reading on is over, too.
+    /// Abandons the body for this reason.
+    fn refuse(&mut self, reason: BodyError) -> BodyError {
+        // Nothing is drained: the time for that is over, too.
         self.body = None;
         reason
     }
 
-    /// Nobody reads what is left.
-    fn give_up(&mut self) {
+    /// Drains the unread rest, if it has to be.
+    fn drain(&mut self) {
         let is_left = self.needs_draining && self.is_on_its_way;
         let Some(body) = self.body.take().filter(|_| is_left) else { return };
-        // Outside of the runtime everything ends.
+        // Without a runtime the process ends.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let ending = self.pace.ending.clone();
             runtime.spawn(discard(body, self.pace.whole.1, self.pace.stall, ending));
@@ -229,13 +230,13 @@ impl Arriving {
     }
 }
 
-impl Drop for Arriving {
+impl Drop for IncomingBody {
     fn drop(&mut self) {
-        self.give_up();
+        self.drain();
     }
 }
 
-/// Reads what is left of a body, within the bounds of time and size.
+/// Reads the rest of a body within the bounds of time and size.
 async fn discard(mut body: Incoming, until: Instant, stall: Duration, mut ending: Ending) {
     let reading = async {
         let mut left = MAX_DISCARDED_BYTES;

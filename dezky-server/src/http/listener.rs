@@ -1,8 +1,10 @@
-//! Connections: accepted up to a bound, watched for progress, and ended in order.
+//! The listener: accepts connections up to a bound, watches their progress, and ends them in
+//! order.
 //!
-//! Every wait for a client has a bound: for its next request ([`connection`](super::connection)), for the rest of
-//! a body ([`incoming_body`](super::incoming_body)), for taking an answer ([`connection`](super::connection)). When all places are taken,
-//! those who keep the server waiting make way for others ([`connections`](super::connections)).
+//! Every wait for a client is bounded: for its next request and for taking an answer
+//! ([`connection`](super::connection)), and for the rest of a body
+//! ([`incoming_body`](super::incoming_body)). When all permits are taken, a connection that keeps
+//! the server waiting is closed for the next ([`connections`](super::connections)).
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,20 +25,20 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tower_service::Service as _;
 
-use super::connection::{Answer, Due, Line, Watched};
-use super::connections::{House, Tally};
-use super::incoming_body::{Arriving, Pace};
+use super::connection::{Connection, Due, WatchedBody, WatchedStream};
+use super::connections::{Connections, Tally};
+use super::incoming_body::{IncomingBody, Pace};
 use super::limits::HttpLimits;
 use super::problem::Problem;
 
-/// How long a connection that rests may take to end in order.
+/// How long an idle connection may take to close in order.
 const GOODBYE: Duration = Duration::from_secs(1);
-/// The wait after the system refused a connection, as when files ran out.
+/// The pause after the system failed to accept a connection, as when files ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How often a place is looked for while all are taken.
-const PLACE_PAUSE: Duration = Duration::from_millis(100);
-/// The most bytes of one connection that lie in buffers on the way in, and on the way
-/// out; the head of a request must fit.
+/// The wait for a permit between two evictions.
+const EVICT_PAUSE: Duration = Duration::from_millis(100);
+/// The most buffered bytes of one connection in each direction; the head of a request must
+/// fit.
 const BUFFER_BYTES: usize = 64 << 10;
 /// The same for HTTP/2, whose streams share a connection.
 const WINDOW_BYTES: u32 = 64 << 10;
@@ -44,8 +46,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
 /// The most requests of one HTTP/2 connection at a time.
 const MAX_STREAMS: u32 = 100;
 
-/// Answers what comes to `listener` until `stop` resolves, and finishes the requests
-/// that have come whole by then.
+/// Answers requests on `listener` until `stop` resolves, then finishes those that have arrived
+/// completely.
 pub(crate) async fn serve(
     listener: TcpListener,
     routes: Router,
@@ -59,28 +61,28 @@ pub(crate) async fn serve(
         requests: watch::Sender::new(0),
         ending: watch::Sender::new(None),
     };
-    let house = House::new(bounds.max_connections);
+    let connections = Connections::new(bounds.max_connections);
     tokio::select! {
         () = stop => {}
-        () = accept(&listener, &house, &server) => {}
+        () = accept(&listener, &connections, &server) => {}
     }
     drop(listener);
-    // Nobody waits for what a client never sends, or never takes.
+    // Clients that never send the rest, or never take an answer, are not waited for.
     server.ending.send_replace(Some(Instant::now() + bounds.ending));
     let mut requests = server.requests.subscribe();
     let answered = async {
-        // An error says that nobody counts any more.
+        // An error means that the count has ended.
         let _ = requests.wait_for(|requests| *requests == 0).await;
         tokio::time::sleep(bounds.ending / 2).await;
     };
     tokio::select! {
-        () = house.empty() => {}
+        () = connections.all_closed() => {}
         () = answered => {}
     }
 }
 
-/// Takes connections in until it is dropped.
-async fn accept(listener: &TcpListener, house: &House, server: &Server) {
+/// Accepts connections until it is dropped.
+async fn accept(listener: &TcpListener, connections: &Connections, server: &Server) {
     let mut refused = Tally::default();
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -90,25 +92,25 @@ async fn accept(listener: &TcpListener, house: &House, server: &Server) {
                     tracing::warn!(%error, times, "a connection was not accepted");
                 }
                 if is_out_of_files(&error) {
-                    house.make_room();
+                    connections.evict_one();
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let place = loop {
-            if let Some(place) = house.place() {
-                break place;
+        let permit = loop {
+            if let Some(permit) = connections.try_admit() {
+                break permit;
             }
-            house.make_room();
-            let _ = tokio::time::timeout(PLACE_PAUSE, house.changed()).await;
+            connections.evict_one();
+            let _ = tokio::time::timeout(EVICT_PAUSE, connections.available()).await;
         };
-        let line = house.enter(place, peer.ip());
-        tokio::spawn(server.clone().converse(stream, peer, line));
+        let connection = connections.register(permit, peer.ip());
+        tokio::spawn(server.clone().converse(stream, peer, connection));
     }
 }
 
-/// Whether the process, or the system, has as many files open as it may.
+/// Whether the process or the system has as many files open as it may.
 fn is_out_of_files(error: &io::Error) -> bool {
     // EMFILE and ENFILE.
     matches!(error.raw_os_error(), Some(24 | 23))
@@ -119,9 +121,9 @@ fn protocol(bounds: &HttpLimits) -> Builder<TokioExecutor> {
     protocol
         .http1()
         .timer(TokioTimer::new())
-        // The line has a clock of its own, which begins before the first byte.
+        // The connection has its own clock, which starts before the first byte.
         .header_read_timeout(None)
-        // A sender that has closed its side is answered all the same.
+        // A client that has closed its side is answered all the same.
         .half_close(true)
         .max_buf_size(BUFFER_BYTES);
     protocol
@@ -136,53 +138,53 @@ fn protocol(bounds: &HttpLimits) -> Builder<TokioExecutor> {
     protocol
 }
 
-/// What connections share.
+/// The state that connections share.
 #[derive(Clone)]
 struct Server {
     protocol: Builder<TokioExecutor>,
     bounds: HttpLimits,
     routes: Router,
-    /// How many requests have begun and are not answered yet.
+    /// How many requests are in progress.
     requests: watch::Sender<usize>,
-    /// Once the end has begun: until when bodies may arrive.
+    /// The deadline of bodies, once the server is stopping.
     ending: watch::Sender<Option<Instant>>,
 }
 
 impl Server {
-    /// Serves one connection until it ends, or has to.
-    async fn converse(self, stream: TcpStream, peer: SocketAddr, line: Arc<Line>) {
-        // Small answers must not wait for more.
+    /// Serves one connection until it ends or has to be closed.
+    async fn converse(self, stream: TcpStream, peer: SocketAddr, connection: Arc<Connection>) {
+        // Small answers must not wait for more data.
         let _ = stream.set_nodelay(true);
         let (mut ending, bounds) = (self.ending.subscribe(), self.bounds);
-        let io = TokioIo::new(Watched::new(stream, Arc::clone(&line)));
+        let io = TokioIo::new(WatchedStream::new(stream, Arc::clone(&connection)));
         let protocol = self.protocol.clone();
         let service = {
-            let line = Arc::clone(&line);
-            service_fn(move |request| self.answer(request, peer, &line))
+            let connection = Arc::clone(&connection);
+            service_fn(move |request| self.answer(request, peer, &connection))
         };
-        let connection = protocol.serve_connection(io, service);
-        tokio::pin!(connection);
-        // When a connection that rests has to be gone.
+        let serving = protocol.serve_connection(io, service);
+        tokio::pin!(serving);
+        // The deadline of an idle connection that was told to close.
         let mut gone_at: Option<Instant> = None;
         let mut is_ending = false;
         loop {
-            let look_at = line.next_look(&bounds, gone_at);
+            let check_at = connection.next_check(&bounds, gone_at);
             tokio::select! {
-                // A client that breaks off is its own business.
-                _ = connection.as_mut() => return,
-                () = line.cut() => return,
-                // An error says that the server is gone, which is an end too.
+                // A client that disconnects is not an error.
+                _ = serving.as_mut() => return,
+                () = connection.closed() => return,
+                // An error means that the server is gone, which is an end too.
                 _ = ending.wait_for(Option::is_some), if !is_ending => {
                     is_ending = true;
-                    connection.as_mut().graceful_shutdown();
+                    serving.as_mut().graceful_shutdown();
                 }
-                () = tokio::time::sleep_until(look_at) => match line.due(&bounds) {
+                () = tokio::time::sleep_until(check_at) => match connection.due(&bounds) {
                     Some(Due::Stalled) => return,
                     Some(Due::Idle) if gone_at.is_some_and(|at| at <= Instant::now()) => return,
-                    // Told first, so that a request that is on its way is not lost.
+                    // Announced first, so that a request that is on its way is not lost.
                     Some(Due::Idle) => {
                         gone_at.get_or_insert_with(|| Instant::now() + GOODBYE);
-                        connection.as_mut().graceful_shutdown();
+                        serving.as_mut().graceful_shutdown();
                     }
                     None => gone_at = None,
                 },
@@ -190,72 +192,72 @@ impl Server {
         }
     }
 
-    /// Answers a request. One that may change something is worked off once it has come
-    /// whole, whatever becomes of its connection; one that only reads ends with it.
+    /// Answers a request. A request that may change something is completed once it has arrived,
+    /// even if its connection ends; one that only reads ends with its connection.
     fn answer(
         &self,
         request: hyper::Request<Incoming>,
         peer: SocketAddr,
-        line: &Arc<Line>,
-    ) -> impl Future<Output = Result<hyper::Response<Answer>, std::convert::Infallible>> + use<>
+        connection: &Arc<Connection>,
+    ) -> impl Future<Output = Result<hyper::Response<WatchedBody>, std::convert::Infallible>> + use<>
     {
-        let under_way = line.begin();
-        let begun = Begun::new(&self.requests);
+        let request_guard = connection.begin_request();
+        let in_progress = InProgress::new(&self.requests);
         let reads_only = matches!(*request.method(), Method::GET | Method::HEAD);
-        let request = self.of_peer(request, peer, line);
+        let request = self.of_peer(request, peer, connection);
         let work = self.routes.clone().call(request);
-        // Work that goes on without its connection keeps the place of it.
-        let worked_off = line.begin();
+        // Work that outlives its connection keeps the connection's permit.
+        let work_guard = connection.begin_request();
         async move {
             let answer = if reads_only {
                 let answer = work.await.into_response();
-                drop((begun, worked_off));
+                drop((in_progress, work_guard));
                 answer
             } else {
                 let work = tokio::spawn(async move {
                     let answer = work.await.into_response();
-                    drop((begun, worked_off));
+                    drop((in_progress, work_guard));
                     answer
                 });
                 work.await.unwrap_or_else(|_| Problem::broken_down().into_response())
             };
-            Ok(answer.map(|body| under_way.answer(body)))
+            Ok(answer.map(|body| request_guard.answer(body)))
         }
     }
 
-    /// The request as routes take it: with the address that it came from, and a body
-    /// that has to keep its pace.
+    /// The request as routes take it: with the address of the peer, and a body that is read
+    /// within its bounds.
     fn of_peer(
         &self,
         request: hyper::Request<Incoming>,
         peer: SocketAddr,
-        line: &Arc<Line>,
+        connection: &Arc<Connection>,
     ) -> Request {
         let is_on_its_way = !request.headers().contains_key(header::EXPECT);
-        // HTTP/2 ends one stream without harm to the others.
+        // HTTP/2 can end one stream without affecting the others.
         let needs_draining = request.version() < Version::HTTP_2;
         let pace = Pace::new(&self.bounds, self.ending.subscribe());
         let mut request = request.map(|body| {
-            let line = Arc::clone(line);
-            let arriving = Arriving::new(body, pace, line, needs_draining, is_on_its_way);
-            arriving.map_or_else(Body::empty, Arriving::into_body)
+            let connection = Arc::clone(connection);
+            let incoming = IncomingBody::new(body, pace, connection, needs_draining, is_on_its_way);
+            incoming.map_or_else(Body::empty, IncomingBody::into_body)
         });
         request.extensions_mut().insert(ConnectInfo(peer));
         request
     }
 }
 
-/// A request that was begun, counted until its answer is made.
-struct Begun(watch::Sender<usize>);
+/// A request in progress, counted until it is answered.
+struct InProgress(watch::Sender<usize>);
 
-impl Begun {
+impl InProgress {
     fn new(requests: &watch::Sender<usize>) -> Self {
         requests.send_modify(|requests| *requests += 1);
         Self(requests.clone())
     }
 }
 
-impl Drop for Begun {
+impl Drop for InProgress {
     fn drop(&mut self) {
         self.0.send_modify(|requests| *requests -= 1);
     }

@@ -1,4 +1,4 @@
-//! Paths and queries, read so that what is wrong with them is a problem.
+//! Path and query parameters, whose errors are problems.
 
 use axum::Json;
 use axum::extract::{FromRequestParts, Path};
@@ -13,7 +13,7 @@ use super::problem::Problem;
 /// The most parameters of a query.
 const MAX_PARAMETERS: usize = 32;
 
-/// The one name in the path. One that is not UTF-8 names nothing.
+/// The one parameter of the path. Text that is not UTF-8 is answered 404.
 pub(crate) struct Name(pub(crate) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Name {
@@ -45,7 +45,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Parameters {
 }
 
 impl Parameters {
-    /// The names and values.
+    /// The names with their values.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }
@@ -63,7 +63,7 @@ impl Parameters {
         self.iter().find(|(given, _)| *given == name).map(|(_, value)| value)
     }
 
-    /// The only parameter there is, `true` or `false`; false without it.
+    /// The value of the only parameter, `true` or `false`; false without it.
     pub(crate) fn switch(&self, name: &str) -> Result<bool, Problem> {
         self.only(&[name])?;
         match self.get(name) {
@@ -86,7 +86,7 @@ impl Parameters {
         }
     }
 
-    /// How many documents a page has: `limit`, 1 to 500, 100 without it.
+    /// The size of a page: `limit`, 1 to 500, 100 without it.
     pub(crate) fn page_limit(&self) -> Result<usize, Problem> {
         let Some(text) = self.get("limit") else { return Ok(100) };
         text.parse().ok().filter(|limit| (1..=MAX_PAGE).contains(limit)).ok_or_else(|| {
@@ -115,8 +115,7 @@ fn pairs(query: &str) -> Result<Vec<(String, String)>, Problem> {
     Ok(pairs)
 }
 
-/// Strict, unlike what browsers do: text that was damaged on the way would search
-/// for something else.
+/// Decodes strictly, unlike browsers: a damaged text would search for something else.
 fn decode(text: &str) -> Option<String> {
     let mut rest = text.bytes();
     let mut bytes = Vec::with_capacity(text.len());
@@ -134,8 +133,7 @@ fn hex_digit(byte: u8) -> Option<u8> {
     char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
-/// A page of documents: the next one begins after the cursor of the last, where
-/// this one is full.
+/// A page of documents, with the cursor of the next page if this one is full.
 pub(crate) fn page<T: Serialize>(
     name: &str,
     documents: &[T],
@@ -146,12 +144,12 @@ pub(crate) fn page<T: Serialize>(
     Json(json!({ name: documents, "nextCursor": next }))
 }
 
-/// A parameter that there is not.
+/// The problem of an unknown parameter.
 pub(crate) fn unknown(name: &str, known: &str) -> Problem {
     Problem::query_invalid(format!("{} is no parameter: there are {known}", shown(name)))
 }
 
-/// A name is only repeated as far as it helps.
+/// The beginning of a name, for messages.
 fn shown(name: &str) -> String {
     name.chars().take(40).collect()
 }

@@ -4,26 +4,26 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use dezky_core::{Error, ErrorKind};
 
-use super::incoming_body::Unfinished;
+use super::incoming_body::BodyError;
 
-/// An error answer as RFC 9457 has it, with a stable `code`.
+/// An error answer in the form of RFC 9457, with a stable `code`.
 #[derive(Debug)]
 pub struct Problem {
     status: StatusCode,
     code: &'static str,
     detail: String,
-    // Boxed: few problems have them, and every result of a route is as large.
+    // Boxed, because few problems have them and every result of a route is as large.
     header: Option<Box<(HeaderName, HeaderValue)>>,
-    /// A member of its own, beside the standard ones.
+    /// A member in addition to the standard ones.
     member: Option<Box<(&'static str, serde_json::Value)>>,
     is_of_store: bool,
 }
 
-/// What an answer carries, unseen by clients, if a failure of the store is its reason.
+/// Marks, in the extensions of an answer, that a failure of the store is its reason.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OfStore;
 
-/// How long a sender should wait before it tries again.
+/// How long a client should wait before it retries.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("5");
 
 impl Problem {
@@ -36,7 +36,7 @@ impl Problem {
         self
     }
 
-    /// The same with a member of its own.
+    /// Adds a member.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: serde_json::Value) -> Self {
         self.member = Some(Box::new((name, value)));
@@ -53,7 +53,7 @@ impl Problem {
         (self.status, self.detail, self.header.map(|header| *header))
     }
 
-    /// The answer of a protocol that has none for this.
+    /// The answer of a protocol that has no form for this problem.
     pub(crate) fn into_response_without_body(self) -> Response {
         let (status, _, header) = self.into_parts();
         let mut response = status.into_response();
@@ -68,7 +68,7 @@ impl Problem {
             .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
     }
 
-    /// 403: an open server answers requests for this machine alone.
+    /// 403: without an operator token only requests for this machine are answered.
     pub fn foreign_host() -> Self {
         let detail = "without an operator token only localhost is answered, and only to its own pages: set DEZKY_OPERATOR_TOKEN to use another host name";
         Self::new(StatusCode::FORBIDDEN, "foreign_host", detail)
@@ -85,69 +85,69 @@ impl Problem {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
     }
 
-    /// 413: the body is over the bound.
+    /// 413: the body is too large.
     pub fn body_too_large(max_bytes: usize) -> Self {
         let detail = format!("the body is larger than {max_bytes} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
     }
 
-    /// 503: as many bodies are under way as there is memory for.
+    /// 503: the memory for bodies is used up.
     pub fn too_many_webhooks() -> Self {
         let detail = "too many bodies are under way: try again";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_webhooks", detail)
             .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
     }
 
-    /// 500: the work for an answer broke down.
+    /// 500: the handler panicked.
     pub fn broken_down() -> Self {
         let detail = "the request could not be served: the server's log says why";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorKind::Internal.code(), detail)
     }
 
-    /// The body did not come to its end: 400 if the sender broke off, 408 if it did not keep
-    /// its pace, 503 if the server ends.
-    pub(crate) fn body_unfinished(reason: Unfinished) -> Self {
+    /// The body is incomplete: 400 if the sender aborted it, 408 if it was too slow, 503 if the
+    /// server is stopping.
+    pub(crate) fn body_unfinished(reason: BodyError) -> Self {
         let (status, code) = match reason {
-            Unfinished::Broken => (StatusCode::BAD_REQUEST, "body_broken"),
-            Unfinished::Late(_) | Unfinished::Slow(_) => {
+            BodyError::Aborted => (StatusCode::BAD_REQUEST, "body_broken"),
+            BodyError::TimedOut(_) | BodyError::TooSlow(_) => {
                 (StatusCode::REQUEST_TIMEOUT, "body_timeout")
             }
-            Unfinished::Ending => (StatusCode::SERVICE_UNAVAILABLE, "ending"),
+            BodyError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "ending"),
         };
         let problem = Self::new(status, code, reason.to_string());
-        if reason == Unfinished::Ending {
+        if reason == BodyError::Stopping {
             return problem.with_header(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
         }
         problem
     }
 
-    /// 400: a header is out of its bounds.
+    /// 400: a header is invalid.
     pub fn header_invalid(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "header_invalid", detail)
     }
 
-    /// 400: the body is no JSON.
+    /// 400: the body is not JSON.
     pub fn json_invalid(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "json_invalid", detail)
     }
 
-    /// 400: a field is unknown, missing or out of its bounds.
+    /// 400: a field is unknown, missing or invalid.
     pub fn field_invalid(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, ErrorKind::FieldInvalid.code(), detail)
     }
 
-    /// 400: an event is out of its bounds.
+    /// 400: an event is invalid.
     pub fn event_invalid(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, ErrorKind::EventInvalid.code(), detail)
     }
 
-    /// 415: the body is not said to be JSON.
+    /// 415: the content type is not JSON.
     pub fn media_type() -> Self {
         let detail = "the body must be JSON: send Content-Type: application/json";
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail)
     }
 
-    /// 400: a parameter of the query is unknown or out of its bounds.
+    /// 400: a parameter of the query is unknown or invalid.
     pub fn query_invalid(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, ErrorKind::QueryInvalid.code(), detail)
     }
@@ -168,13 +168,13 @@ impl From<Error> for Problem {
             ErrorKind::SignatureInvalid => StatusCode::UNAUTHORIZED,
             ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             ErrorKind::Pruned => StatusCode::GONE,
-            // The server ends; the next one may take it.
+            // The server is stopping; the next one may accept it.
             ErrorKind::StoreReplaced => StatusCode::SERVICE_UNAVAILABLE,
             kind if kind.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status.is_server_error() {
-            // The reason is the operator's business, not the client's.
+            // The reason is for the operator, not for the client.
             tracing::error!(code = error.code(), %error, "a request failed");
             let is_away = status == StatusCode::SERVICE_UNAVAILABLE;
             let detail = if is_away {
@@ -230,8 +230,8 @@ mod tests {
             assert!(is_marked(Error::new(kind, "x").into()), "{kind:?}");
         }
         assert!(!is_marked(Error::new(ErrorKind::NotFound, "x").into()));
-        // These can be had without a token.
+        // A client without a token can cause these.
         assert!(!is_marked(Problem::too_many_webhooks()));
-        assert!(!is_marked(Problem::body_unfinished(Unfinished::Ending)));
+        assert!(!is_marked(Problem::body_unfinished(BodyError::Stopping)));
     }
 }

@@ -9,8 +9,9 @@ use mongodb::{Client, Database};
 
 use super::{Broken, Import, KINDS, Report};
 use crate::commands::copy::open;
+use crate::commands::print;
 use crate::commands::progress::Progress;
-use crate::commands::{Signals, print};
+use crate::commands::signals::Signals;
 use crate::config::{FROM_VARIABLE, Settings, TO_VARIABLE};
 use crate::failure::Failure;
 use crate::stores::Access;
@@ -49,7 +50,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     let there = from.list_collection_names().await.map_err(|error| {
         let error = mongo_error(&error);
         if error.is_retryable() {
-            return Failure::no(
+            return Failure::failed(
                 "--from: the server can't be reached: check the URL and that it is up",
             );
         }
@@ -74,7 +75,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     let import = Import { from, to: platform.as_ref(), names, progress: &mut progress };
     let done = tokio::select! {
         done = import.run() => done.map_err(broken),
-        () = signals.next() => Err(Failure::no(
+        () = signals.next() => Err(Failure::failed(
             "stopped: what was imported stays, and the same command goes on",
         )),
     };
@@ -88,13 +89,13 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
 fn report(report: &Report, as_json: bool) -> Result<(), Failure> {
     print(&if as_json {
         let json = serde_json::to_string(report);
-        format!("{}\n", json.map_err(|error| Failure::no(error.to_string()))?)
+        format!("{}\n", json.map_err(|error| Failure::failed(error.to_string()))?)
     } else {
         report.text()
     })?;
     match report.refused() {
         0 => Ok(()),
-        refused => Err(Failure::no(format!(
+        refused => Err(Failure::failed(format!(
             "{refused} documents were refused: mend what the report names, and import again"
         ))),
     }
@@ -137,7 +138,7 @@ fn broken(broken: Broken) -> Failure {
         Broken::Source(error) => format!("--from: {}", mongo_error(&error)),
         Broken::Target(error) => format!("--to: {error}"),
     };
-    Failure::no(format!("{what}: what was imported stays, and the same command goes on"))
+    Failure::failed(format!("{what}: what was imported stays, and the same command goes on"))
 }
 
 #[cfg(test)]

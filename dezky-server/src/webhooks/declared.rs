@@ -28,15 +28,15 @@ pub(super) async fn receive(
         .get(&name)
         .ok_or_else(|| Problem::not_found("no such webhook is configured"))?;
     let client = client_address(peer, &headers, &state.config.trusted_proxies);
-    let (_room, body) = super::read(&state, client, &headers, body).await?;
+    let (_permit, body) = super::read(&state, client, &headers, body).await?;
     let (texts, bytes_at_work) = (super::texts(&headers), bytes_at_work(&headers, body.len()));
     let (mut unpacked, mut is_short) = (None, false);
     let grow = |bytes| {
-        unpacked = unpacked.take().or_else(|| state.bodies.begin(client));
-        is_short = !unpacked.as_mut().is_some_and(|room| room.grow(bytes));
+        unpacked = unpacked.take().or_else(|| state.bodies.admit(client));
+        is_short = !unpacked.as_mut().is_some_and(|permit| permit.grow(bytes));
         !is_short
     };
-    let _turn = state.bodies.turn(bytes_at_work).await;
+    let _processing = state.bodies.processing_permit(bytes_at_work).await;
     let taken = receiver.receive_request(&texts, &body, grow).await;
     if is_short {
         // The memory is short, whatever the receiver calls it: the store is well.

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::app::{App, AppState};
 use crate::http::body;
-use crate::http::body_budget::Room;
+use crate::http::body_budget::BodyPermit;
 use crate::http::problem::Problem;
 
 /// The routes, which need no token: the bodies are signed.
@@ -33,7 +33,7 @@ async fn read(
     client: IpAddr,
     headers: &HeaderMap,
     body: Body,
-) -> Result<(Room, Bytes), Problem> {
+) -> Result<(BodyPermit, Bytes), Problem> {
     let max_bytes = state.config.max_body_bytes;
     body::read_within_budget(&state.bodies, client, headers, body, max_bytes).await
 }

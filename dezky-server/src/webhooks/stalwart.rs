@@ -49,9 +49,9 @@ async fn receive_of(
         .get(source)
         .ok_or_else(|| Problem::not_found("no such webhook is configured"))?;
     let client = client_address(peer, headers, &state.config.trusted_proxies);
-    let (_room, body) = super::read(&state, client, headers, body).await?;
+    let (_permit, body) = super::read(&state, client, headers, body).await?;
     let signature = signature_of(headers);
-    let _turn = state.bodies.turn(body.len()).await;
+    let _processing = state.bodies.processing_permit(body.len()).await;
     let taken = receiver.receive(signature.as_deref(), &body, Some(client)).await;
     super::answer(&state, source, taken)
 }

@@ -22,6 +22,7 @@ mod failover;
 mod flags;
 mod flags_live;
 mod full_disk;
+#[cfg(feature = "legacy-import")]
 mod import_origin;
 mod kill;
 mod kill_mutations;
@@ -31,6 +32,7 @@ mod logging;
 mod migrate;
 mod ofrep;
 mod openapi;
+#[cfg(feature = "legacy-import")]
 mod origin;
 mod previews;
 mod quarantine;

@@ -41,7 +41,7 @@ pub(super) async fn record(
         return Err(Problem::media_type());
     }
     let client = client_address(peer, &headers, &state.config.trusted_proxies);
-    let (_room, bytes) =
+    let (_permit, bytes) =
         body::read_within_budget(&state.bodies, client, &headers, body, MAX_RECORD_BYTES).await?;
     let events = sealed(&bytes, state.platform.intake.runtime().as_ref())?;
     let appended = state.platform.store.append(events, AppendOptions::default()).await?;

@@ -69,7 +69,7 @@ pub(crate) async fn versions(config: &StoreConfig) -> Result<Versions, Failure> 
     };
     let now = now.map_err(|error| {
         let said = format!("store {}: {error}", config.url);
-        if error.is_retryable() { Failure::no(said) } else { Failure::usage(said) }
+        if error.is_retryable() { Failure::failed(said) } else { Failure::usage(said) }
     })?;
     Ok(Versions::new(&config.url, now))
 }

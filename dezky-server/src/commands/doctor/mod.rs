@@ -113,7 +113,10 @@ fn finish(config: &StoreConfig, report: &Report, as_json: bool) -> Result<(), Fa
         print(&report.to_text())?;
     }
     if bad > 0 {
-        return Err(Failure::no(format!("store {}: {bad} of {all} checks are bad", config.url)));
+        return Err(Failure::failed(format!(
+            "store {}: {bad} of {all} checks are bad",
+            config.url
+        )));
     }
     Ok(())
 }
