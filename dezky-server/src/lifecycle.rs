@@ -32,26 +32,26 @@ pub async fn bind(listen: SocketAddr, fix: &str) -> Result<TcpListener, Failure>
     })
 }
 
-/// A server that runs: its listener and its workers, until [`stop`](Self::stop).
+/// A running server: its listener and its workers, until [`stop`](Self::stop).
 pub struct Running {
     address: SocketAddr,
     state: AppState,
     stopping: watch::Sender<bool>,
     tasks: JoinSet<Ended>,
-    /// What runs in `tasks`.
+    /// The names of the tasks.
     parts: Vec<&'static str>,
 }
 
 /// A part of the server that has ended.
 struct Ended {
     part: &'static str,
-    /// Why, if nobody asked it to.
+    /// The reason for which the server has to end, if there is one.
     reason: Option<String>,
 }
 
 impl Running {
-    /// Opens the store, making it if it is missing, and starts to answer on
-    /// `listener` and to follow the sources. Nothing was started if it fails.
+    /// Opens the store, creates it if it is missing, and starts to answer on `listener` and to
+    /// follow the sources. On an error nothing is running.
     pub async fn start(config: Config, listener: TcpListener) -> Result<Self, Failure> {
         let address = listener
             .local_addr()
@@ -91,7 +91,7 @@ impl Running {
         self.spawn("ingest", async move { pump.run(stop).await });
     }
 
-    /// Runs a part of the server, which ends when it is told that the end has begun.
+    /// Spawns a part of the server that ends when the server stops.
     fn spawn(&mut self, part: &'static str, work: impl Future<Output = ()> + Send + 'static) {
         self.spawn_ending(part, async move {
             work.await;
@@ -99,8 +99,7 @@ impl Running {
         });
     }
 
-    /// The same of a part that may end by itself, and the server with it, for the reason
-    /// that it gives.
+    /// Spawns a part that may end by itself and return a reason for the server to end as well.
     fn spawn_ending(
         &mut self,
         part: &'static str,
@@ -135,17 +134,17 @@ impl Running {
         self.spawn("flags", async move { live.run(stop).await });
     }
 
-    /// Resolves when the end has begun.
+    /// Resolves when the server stops.
     fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut stopping = self.stopping.subscribe();
         async move {
-            // An error says that the sender is gone, which is an end too.
+            // An error means that the sender is gone, which is an end too.
             let _ = stopping.wait_for(|stopping| *stopping).await;
         }
     }
 
-    /// Resolves when a part of the server ended though nobody asked it to; it
-    /// does not come back, so the server should end as well. Cancel-safe.
+    /// Resolves when a part of the server ended unexpectedly. It is not restarted, so the server
+    /// should end as well. Cancel-safe.
     pub async fn failed(&mut self) -> Failure {
         match self.tasks.join_next().await {
             Some(Ok(Ended { part, reason: None })) => {
@@ -156,12 +155,12 @@ impl Running {
         }
     }
 
-    /// Takes no more connections, finishes the requests and ticks that have
-    /// begun, and closes the store.
+    /// Stops accepting connections, finishes the requests and ticks in progress, and closes the
+    /// store.
     ///
     /// # Errors
-    /// If that takes longer than the shutdown timeout, or a part broke down.
-    /// What was acknowledged is in the log all the same.
+    /// If that takes longer than the shutdown timeout, or if a part panicked. Acknowledged events
+    /// are in the log all the same.
     pub async fn stop(mut self) -> Result<(), Failure> {
         self.stopping.send_replace(true);
         let timeout = self.state.config.shutdown_timeout;

@@ -1,4 +1,4 @@
-//! Feature flags: reading, changing, and deciding them.
+//! Feature flags: read, change, preview and evaluate.
 
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -70,8 +70,8 @@ async fn create(
 
 /// `PATCH /flags/{key}`: with `If-Match` only on that version.
 ///
-/// Where the change can switch somebody on or off, the answer has `flipped` beside the
-/// flag: exactly who, between the two versions, in the `environment` of the query.
+/// If the change can switch tenants on or off, the answer has a member `flipped`: exactly those
+/// tenants, between the two versions, in the `environment` of the query.
 async fn update(
     State(state): State<AppState>,
     Name(key): Name,
@@ -83,7 +83,7 @@ async fn update(
     parameters.only(&["environment"])?;
     let environment = environment(parameters.get("environment"))?;
     let patch = FlagPatch::from_json(&body)?;
-    // The kill switch works whatever anybody has changed meanwhile.
+    // The kill switch works on every version.
     let expected = if patch.is_kill() { None } else { if_match(&headers)? };
     match state.platform.flags.update_and_compare(&key, &patch, expected, &caller.into()).await {
         Ok(updated) => {
@@ -97,8 +97,8 @@ async fn update(
     }
 }
 
-/// Who was switched on and off by a change that is made; `null` where the directory can't
-/// be read now. Nothing where nobody can have been.
+/// The tenants that a committed change switched on and off; `null` if the directory can't be
+/// read, `None` if the change can't have switched any.
 async fn flipped(state: &AppState, updated: &Updated, environment: Option<&str>) -> Option<Value> {
     let (before, after) = (Some(&updated.before), Some(&updated.after));
     if decides_alike(before, after) {
@@ -108,7 +108,7 @@ async fn flipped(state: &AppState, updated: &Updated, environment: Option<&str>)
     match audience::preview(directory, before, after, environment).await {
         Ok(preview) => Some(previewed(&preview, environment)),
         Err(error) => {
-            // The change is made all the same.
+            // The change is committed all the same.
             tracing::warn!(code = error.code(), "who a change of a flag has reached is not known");
             Some(Value::Null)
         }
@@ -248,7 +248,7 @@ fn tagged(version: u64, document: Value) -> Response {
     response
 }
 
-/// The version that `If-Match` names: `3` or `"3"`; none for `*` or without one.
+/// The version in `If-Match`, `3` or `"3"`; `None` for `*` or without the header.
 fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     let mut values = headers.get_all(header::IF_MATCH).iter();
     let (Some(value), rest) = (values.next(), values.next()) else { return Ok(None) };
@@ -257,7 +257,7 @@ fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
         return Ok(None);
     }
     let bare = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
-    // Unlike `parse`, no sign.
+    // `parse` would accept a sign.
     let is_number = bare.bytes().all(|byte| byte.is_ascii_digit());
     match bare.parse() {
         Ok(version) if is_number && rest.is_none() => Ok(Some(version)),
@@ -265,7 +265,7 @@ fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     }
 }
 
-/// A stale version's answer shows the flag as it is now.
+/// The problem of an edit; one with a stale version carries the current flag.
 async fn stale(state: &AppState, key: &str, error: dezky_core::Error) -> Problem {
     let is_stale = error.kind() == ErrorKind::VersionMismatch;
     let problem = Problem::from(error);

@@ -11,9 +11,8 @@ pub(crate) fn routes() -> Router<AppState> {
     Router::new().route("/health", get(health))
 }
 
-/// `GET /health`: the process answers, whether its store takes writes, and how old the
-/// flags are that it decides by. It says what is known and asks nobody. Always 200: a
-/// restart would bring neither back.
+/// `GET /health`: whether the store takes writes, and the age of the flags. Reports what is
+/// known without querying anything. Always 200: a restart would repair neither.
 async fn health(State(state): State<AppState>) -> Json<Value> {
     let live = state.platform.live.status();
     let mut flags = json!({

@@ -1,9 +1,9 @@
-//! How far the log has come, noted outside of the database.
+//! The head file: the log's head, written outside of the database.
 //!
-//! A database that is restored from a backup forgets what came after it: cursors
-//! and duplicates go back, and what was acknowledged is gone, without anything in it
-//! that says so. The note remembers: a log that has not come as far, or has come
-//! there another way, is refused at the start until somebody acknowledges it.
+//! A database that is restored from a backup forgets everything after it: cursors and
+//! deduplication go back and acknowledged events are gone, and nothing in the database says so.
+//! The head file remembers. At the start a log that is shorter, or that differs at the noted
+//! place, is refused until an operator acknowledges it.
 
 use std::fmt;
 use std::io::{Read as _, Write as _};
@@ -24,7 +24,7 @@ const VERSION: u32 = 1;
 /// The most bytes of the file.
 const MAX_BYTES: u64 = 4_096;
 
-/// A log and how far it has come.
+/// A log and its head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LogPosition {
     /// The log's id.
@@ -57,7 +57,7 @@ impl fmt::Display for LogPosition {
     }
 }
 
-/// The file as it stands.
+/// The content of the file.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Note {
@@ -67,23 +67,23 @@ struct Note {
     head_hash: String,
 }
 
-/// What the log is against the note.
+/// The log compared with the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Comparison {
-    /// There is no note yet.
+    /// The file does not exist yet.
     First,
-    /// The log has come at least as far, by the same way.
+    /// The log continues from the noted head.
     Continued,
-    /// It has not.
+    /// The log is shorter, or differs at the noted place.
     WentBack {
-        /// What was noted.
+        /// The position in the file.
         noted: LogPosition,
-        /// What the log is.
+        /// The position of the log.
         found: LogPosition,
     },
 }
 
-/// The file with the note.
+/// The file with the head.
 #[derive(Debug, Clone)]
 pub(crate) struct HeadFile {
     path: PathBuf,
@@ -98,10 +98,10 @@ impl HeadFile {
         &self.path
     }
 
-    /// What was noted.
+    /// The noted position; `None` without a file.
     ///
     /// # Errors
-    /// If the file can't be read, or is no note.
+    /// If the file can't be read or has another content.
     pub(crate) async fn read(&self) -> Result<Option<LogPosition>, Failure> {
         let path = self.path.clone();
         unblock(move || read(&path)).await.map_err(|problem| {
@@ -109,7 +109,7 @@ impl HeadFile {
         })
     }
 
-    /// Compares the log with what was noted. Writes nothing.
+    /// Compares the log with the file. Writes nothing.
     pub(crate) async fn compare(&self, log: &dyn AuditStore) -> Result<Comparison, Failure> {
         let Some(noted) = self.read().await? else { return Ok(Comparison::First) };
         let found = continues(log, noted).await;
@@ -117,7 +117,7 @@ impl HeadFile {
         Ok(found.map_or(Comparison::Continued, |found| Comparison::WentBack { noted, found }))
     }
 
-    /// Refuses a log that went back.
+    /// Refuses a log that does not continue from the noted head.
     pub(crate) async fn check(&self, log: &dyn AuditStore) -> Result<(), Failure> {
         match self.compare(log).await? {
             Comparison::First | Comparison::Continued => Ok(()),
@@ -128,8 +128,8 @@ impl HeadFile {
         }
     }
 
-    /// Refuses to begin anew where a log is noted: its database has gone, or is about to
-    /// be restored, which takes an empty one.
+    /// Refuses to create a new log if the file notes one: its database is gone, or is about to be
+    /// restored, which needs an empty one.
     pub(crate) async fn check_missing(
         &self,
         is_missing: impl AsyncFnOnce() -> Result<bool, Failure>,
@@ -145,7 +145,7 @@ impl HeadFile {
         )))
     }
 
-    /// Notes how far the log has come, durably.
+    /// Writes a position durably.
     pub(crate) async fn write(&self, place: LogPosition) -> Result<(), UpdateError> {
         use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         let path = self.path.clone();
@@ -162,8 +162,8 @@ impl HeadFile {
         })
     }
 
-    /// Records on the timeline that a log that went back is accepted, and notes it.
-    /// Returns what was noted, and what is there now.
+    /// Accepts a log that went back: records that on the timeline and writes the new head.
+    /// Returns the noted and the found position.
     pub(crate) async fn acknowledge(
         &self,
         log: &dyn AuditStore,
@@ -186,9 +186,9 @@ impl HeadFile {
         Ok(Some((noted, found)))
     }
 
-    /// Notes how far the log has come by now, unless it went back.
+    /// Writes the log's current head, unless the log went back.
     pub(crate) async fn update(&self, log: &dyn AuditStore) -> Result<(), UpdateError> {
-        // The note first: whoever wrote it, the log is at least as far afterwards.
+        // The file is read first: whichever server wrote it, the log is at least as long afterwards.
         let noted = self.read().await.map_err(UpdateError::File)?;
         if let Some(noted) = noted
             && let Some(found) = continues(log, noted).await.map_err(UpdateError::Store)?
@@ -203,7 +203,7 @@ impl HeadFile {
     }
 }
 
-/// Why a head was not noted.
+/// The reason why a head was not written.
 #[derive(Debug)]
 pub(crate) enum UpdateError {
     /// The store does not answer.
@@ -212,11 +212,11 @@ pub(crate) enum UpdateError {
     File(Failure),
     /// The disk has no room for it.
     NoRoom(Failure),
-    /// Somebody restored the database under a server that runs.
+    /// The database was restored under a running server.
     WentBack {
-        /// What was noted.
+        /// The position in the file.
         noted: LogPosition,
-        /// What the log is.
+        /// The position of the log.
         found: LogPosition,
     },
 }
@@ -233,8 +233,7 @@ impl fmt::Display for UpdateError {
     }
 }
 
-/// `None` if the log has come at least as far as `noted`, by the same way; else where
-/// it is.
+/// `None` if the log continues from `noted`, otherwise its position.
 async fn continues(
     log: &dyn AuditStore,
     noted: LogPosition,
@@ -264,7 +263,7 @@ async fn hash_at(
     }
     let last = i64::try_from(next_seq - 1).unwrap_or(i64::MAX);
     let row = log.scan(last, 1).await?.pop();
-    // One that can't be read is no file; `verify` says what is wrong with it.
+    // An unreadable row never matches; `verify` tells what is wrong with it.
     Ok(row.map(|row| row.map_or([0; 32], |row| row.stored.hash)))
 }
 
@@ -274,7 +273,7 @@ async fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -
 
 fn read(path: &Path) -> Result<Option<LogPosition>, String> {
     let mut text = String::new();
-    // A pipe may never begin, so it is not opened.
+    // Opening a pipe may block, so only regular files are opened.
     let read = std::fs::metadata(path).and_then(|metadata| {
         if !metadata.is_file() {
             return Ok(false);
@@ -302,7 +301,7 @@ fn place(text: &str) -> Option<LogPosition> {
     (note.version == VERSION).then_some(LogPosition { log_id: note.log_id, head })
 }
 
-/// Whole or not at all: under another name first, then in its place.
+/// Replaces the file atomically: writes a new file and renames it.
 fn write(path: &Path, place: LogPosition) -> std::io::Result<()> {
     let note = Note {
         version: VERSION,
@@ -313,7 +312,7 @@ fn write(path: &Path, place: LogPosition) -> std::io::Result<()> {
     let mut random = [0; 8];
     TokioRuntime.fill_random(&mut random);
     let mut name = path.as_os_str().to_owned();
-    // Of its own for each write, as servers may share the file.
+    // Unique for each write, because servers may share the file.
     name.push(format!(".{}", hex::encode(random)));
     let beside = PathBuf::from(name);
     let written = write_new(&beside, &note).and_then(|()| std::fs::rename(&beside, path));
@@ -432,7 +431,7 @@ mod tests {
         assert!(HeadFile::new(folder.path()).read().await.is_err());
     }
 
-    /// As version 1 wrote it.
+    /// The file as version 1 wrote it.
     #[test]
     fn the_file_is_read_for_ever() {
         let text = "{\"version\":1,\"logId\":\"0193b3c0-7d3a-7000-8000-00000000002a\",\"nextSeq\":7,\"headHash\":\"1111111111111111111111111111111111111111111111111111111111111111\"}\n";

@@ -22,7 +22,7 @@ pub(super) const KEYS: &[Key] = &[
         "Groups that never name a tenant; superusers' groups never do."),
 ];
 
-/// An Authentik to poll.
+/// The Authentik to poll.
 #[derive(Debug, Clone)]
 pub struct AuthentikApi {
     /// Its base URL.
@@ -67,7 +67,7 @@ impl Settings {
     }
 }
 
-/// A base URL as it is polled: no credentials, no query.
+/// Checks a base URL: it must have no credentials, query or fragment.
 fn check_base_url(url: &str) -> Result<(), &'static str> {
     let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
     let rest = rest.ok_or("must begin with https:// or http://")?;

@@ -8,13 +8,12 @@ use super::{Config, StoreUrl};
 use crate::failure::Failure;
 
 impl Config {
-    /// Whether somebody else than this machine could ask, without being asked for
-    /// a token.
+    /// Whether other machines could send requests without a token.
     pub fn is_open_to_others(&self) -> bool {
         self.operator_token.is_none() && !self.listen.ip().to_canonical().is_loopback()
     }
 
-    /// Warnings about data files of ours that others can write to.
+    /// Warnings about data files that other users can write to.
     fn open_files(&self) -> impl Iterator<Item = String> {
         let store = match &self.store.url {
             StoreUrl::Sqlite(path) => Some(path.as_path()),
@@ -28,8 +27,8 @@ impl Config {
         })
     }
 
-    /// Checks what lies outside the configuration: folders and files. Changes
-    /// nothing. Returns warnings.
+    /// Checks the folders and files that the configuration names. Changes nothing. Returns
+    /// warnings.
     pub fn check(&self) -> Result<Vec<String>, Failure> {
         if self.is_open_to_others() {
             return Err(Failure::usage(format!(
@@ -82,8 +81,8 @@ impl Config {
     }
 }
 
-/// A missing file appears when its system writes the first line; one that is there and
-/// can't be read never mends itself.
+/// Checks a file to follow. A missing file is not an error, because its system creates it with
+/// the first line; an unreadable one is.
 fn check_file(key: &str, what: &str, path: &Path) -> Result<Option<String>, Failure> {
     let refused = |problem: &str| Failure::usage(format!("{key} {}: {problem}", path.display()));
     match std::fs::metadata(path) {

@@ -14,7 +14,7 @@ const WEAK_SECRET_BYTES: usize = 16;
 /// A key that is set.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Described {
-    /// Its name as in the file, tables and key joined by dots.
+    /// Its name as in the file, with tables and key joined by dots.
     pub name: String,
     /// Its value.
     pub value: serde_json::Value,
@@ -23,14 +23,13 @@ pub struct Described {
 }
 
 impl Settings {
-    /// Every key that is set: its name, its value with secrets left out, and
-    /// where it comes from.
+    /// Every key that is set: its name, its value without secrets, and where it comes from.
     pub fn describe(&self) -> Vec<Described> {
         let described = |(name, Setting { value, origin }): (&str, &Setting)| Described {
             name: name.to_owned(),
             value: match (self.layers.keys().kind_of(name), value) {
                 (Some(Kind::Secret), _) => "(secret)".into(),
-                // There may be a password in it.
+                // The URL may contain a password.
                 (_, Value::Text(text)) if name == store::URL => Self::shown_url(text).into(),
                 (_, Value::Text(text)) => text.as_str().into(),
                 (_, Value::List(list)) => list.clone().into(),
@@ -43,8 +42,8 @@ impl Settings {
         self.layers.iter().map(described).collect()
     }
 
-    /// Warnings about secrets that can be guessed, and about files that others can read or
-    /// replace. Shows no secret.
+    /// Warnings about weak secrets, and about files that other users can read or replace. Shows no
+    /// secret.
     pub(super) fn weaknesses(&self) -> Vec<String> {
         let mut found = Vec::new();
         if let Some(path) = &self.file
@@ -85,8 +84,7 @@ impl Settings {
     }
 }
 
-/// How many bytes of key there are in a secret: behind the prefix of Standard Webhooks stands
-/// base64.
+/// The number of key bytes in a secret. After the prefix of Standard Webhooks it is base64.
 fn key_bytes(secret: &str) -> usize {
     let Some(encoded) = secret.strip_prefix("whsec_") else { return secret.len() };
     let digits = encoded.trim_end_matches('=');

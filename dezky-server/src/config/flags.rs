@@ -15,12 +15,12 @@ pub(super) const KEYS: &[Key] = &[
         "A file in which the server keeps what decides of the flags, for its user alone. It\ndecides by them if the flags can't be read at the start; while the database can't be\nopened at all it does not start. One process, one file; its folder must exist."),
 ];
 
-/// How the flags that decide follow the store.
+/// How live flags follow the store.
 #[derive(Debug, Clone)]
 pub struct FlagsConfig {
-    /// How often they are compared with it.
+    /// How often they are compared with the store.
     pub poll: Duration,
-    /// Where they are kept for a start without it.
+    /// The file that keeps them for a start without the store.
     pub file: Option<PathBuf>,
 }
 

@@ -1,5 +1,5 @@
-//! Defaults, then the file, then the environment: which value holds, and where
-//! it comes from.
+//! The layers of settings (defaults, file, environment, command line): which value holds, and
+//! where it comes from.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use crate::failure::Failure;
 /// The most declared sources.
 const MAX_SOURCES: usize = 1_000;
 
-/// A value, typed as its key's [`Kind`] is.
+/// A value of its key's [`Kind`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Value {
     Text(String),
@@ -50,14 +50,14 @@ pub(super) struct Setting {
     pub(super) origin: Origin,
 }
 
-/// What is set, by the key's name.
+/// The settings, by the key's name.
 #[derive(Debug)]
 pub(super) struct Layers {
     keys: Keys,
     settings: BTreeMap<String, Setting>,
-    /// Where each declared source stands, by its name.
+    /// The place of each declared source, by its name.
     sources: BTreeMap<String, Origin>,
-    /// Where the keys inside tables that are read as a whole stand.
+    /// The places of the keys inside of tables that are read as a whole.
     places: BTreeMap<String, Origin>,
 }
 
@@ -79,7 +79,7 @@ impl Layers {
         Ok(layers)
     }
 
-    /// Takes in the file's text.
+    /// Adds the settings of a file.
     pub(super) fn add_file(&mut self, path: &Path, text: &str) -> Result<(), Failure> {
         let file = File::new(path, text);
         let table = DeTable::parse(text).map_err(|error| {
@@ -97,7 +97,7 @@ impl Layers {
     ) -> Result<(), Failure> {
         for (key, value) in table {
             let name = match (format!("{prefix}{}", key.get_ref()), value.get_ref()) {
-                // Short for the table with the URL alone.
+                // `store = "…"` is short for a table with the URL only.
                 (name, value) if name == keys::STORE && !matches!(value, DeValue::Table(_)) => {
                     keys::STORE_URL.to_owned()
                 }
@@ -132,8 +132,8 @@ impl Layers {
         Ok(())
     }
 
-    /// Takes in the sources that are declared: their names may have dots, and what is in
-    /// their maps is read as a whole.
+    /// Adds the declared sources. Their names may have dots, and their maps are read as a
+    /// whole.
     fn add_sources(
         &mut self,
         file: &File<'_>,
@@ -186,7 +186,7 @@ impl Layers {
         Ok(())
     }
 
-    /// A table as a whole, its keys' places noted.
+    /// Converts a table as a whole and notes the places of its keys.
     fn json(
         &mut self,
         file: &File<'_>,
@@ -227,12 +227,12 @@ impl Layers {
         })
     }
 
-    /// The declared sources, by name, and where they stand.
+    /// The places of the declared sources, by name.
     pub(super) fn sources(&self) -> &BTreeMap<String, Origin> {
         &self.sources
     }
 
-    /// Where a key inside a table stands, or the nearest around it.
+    /// The place of a key inside of a table, or of the nearest enclosing key.
     pub(super) fn place(&self, name: &str) -> Option<&Origin> {
         let mut name = name;
         loop {
@@ -243,7 +243,7 @@ impl Layers {
         }
     }
 
-    /// Takes in the variables of the environment, after the file.
+    /// Adds the variables of the environment, after the file.
     pub(super) fn add_environment(
         &mut self,
         variables: impl IntoIterator<Item = (String, String)>,
@@ -275,7 +275,7 @@ impl Layers {
         Ok(())
     }
 
-    /// The name of the key of a declared source's secret.
+    /// The key of the declared source whose secret is in `variable`.
     fn secret_of_source(&self, variable: &str) -> Result<String, Failure> {
         let mut sources =
             self.sources.keys().filter(|name| keys::source_variable(name) == variable);
@@ -384,7 +384,7 @@ impl Layers {
     }
 }
 
-/// A configuration file, for the places in it.
+/// A configuration file, which maps offsets to lines.
 struct File<'a> {
     path: &'a Path,
     /// The offsets of the line feeds.

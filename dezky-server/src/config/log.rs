@@ -17,9 +17,9 @@ pub(super) const KEYS: &[Key] = &[
 /// How logs are written.
 #[derive(Debug, Clone)]
 pub struct LogConfig {
-    /// Directives as [`EnvFilter`] reads them.
+    /// Directives in the syntax of [`EnvFilter`].
     pub level: String,
-    /// JSON, one object a line, instead of text.
+    /// Whether to log JSON, one object a line, instead of text.
     pub json: bool,
 }
 
@@ -27,7 +27,7 @@ impl Settings {
     /// How logs are written; looks at no other key.
     pub fn log(&self) -> Result<LogConfig, Failure> {
         let (level, origin) = self.required("log.level")?;
-        // A bare word that is no level would name a module, and silence the rest.
+        // A word that is not a level would name a module and silence the rest.
         let is_level = |word: &str| word.parse::<tracing::metadata::LevelFilter>().is_ok();
         let valid = level.split(',').all(|d| d.contains('=') || is_level(d.trim()))
             && EnvFilter::builder().parse(level).is_ok();

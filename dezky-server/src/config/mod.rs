@@ -72,13 +72,13 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 pub struct Config {
     /// Where to listen.
     pub listen: SocketAddr,
-    /// Where the log is, and how it is used.
+    /// The store of the log, and how it is used.
     pub store: StoreConfig,
-    /// Where its head is kept, outside of the database.
+    /// The file with the log's head, outside of the database.
     pub head_path: PathBuf,
-    /// The operators' token; without one everybody is let in.
+    /// The operators' token; without one every request from this machine is admitted.
     pub operator_token: Option<OperatorToken>,
-    /// Whose X-Forwarded-For is believed.
+    /// The proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<Network>,
     /// Whether workers run.
     pub ingest_enabled: bool,
@@ -90,11 +90,11 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// How logs are written.
     pub log: LogConfig,
-    /// Where webhooks are kept while the store is away.
+    /// The spool that keeps webhooks while the store is away.
     pub spool: Option<SpoolConfig>,
     /// How flags follow the store.
     pub flags: FlagsConfig,
-    /// How old an event of Stalwart may be.
+    /// The maximum age of an event of Stalwart.
     pub stalwart_max_age: Option<Duration>,
     /// The most events of one body of Stalwart.
     pub stalwart_max_events: usize,
@@ -104,9 +104,9 @@ pub struct Config {
     pub ocis: Option<OcisLog>,
     /// The Authentik to poll.
     pub authentik: Option<AuthentikApi>,
-    /// Sources that are declared, by name.
+    /// The declared sources, by name.
     pub sources: BTreeMap<String, SourceConfig>,
-    /// Secrets that can be guessed, and files that others can read or replace.
+    /// Warnings about weak secrets, and about files that other users can read or replace.
     pub weaknesses: Vec<String>,
 }
 
@@ -116,8 +116,8 @@ pub fn example() -> String {
 }
 
 impl Settings {
-    /// Reads the file, if one is named, and takes in `environment`; `store`, the
-    /// option of the command line, beats both.
+    /// Reads the file, if one is named, and `environment`. `store`, the option of the command
+    /// line, takes precedence over both.
     pub fn load(
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
@@ -137,12 +137,12 @@ impl Settings {
         Ok(Self { layers, file: file.map(Path::to_owned) })
     }
 
-    /// The same with the environment of the process.
+    /// [`Settings::load`] with the environment of the process.
     pub fn from_process(file: Option<&Path>, store: Option<&str>) -> Result<Self, Failure> {
         Self::load(file, environment(std::env::vars_os())?, store)
     }
 
-    /// Everything, checked. Reads the files of secrets.
+    /// The checked configuration. Reads the files of secrets.
     pub fn config(&self) -> Result<Config, Failure> {
         let layers = &self.layers;
         let store = self.store()?;

@@ -14,7 +14,7 @@ use crate::failure::Failure;
 /// The most bytes of a file with a secret.
 const MAX_SECRET_FILE_BYTES: u64 = 64 << 10;
 
-/// Every value that is set, and where it comes from; not yet checked.
+/// All values that are set, and where they come from; unchecked.
 #[derive(Debug)]
 pub struct Settings {
     pub(super) layers: Layers,
@@ -47,8 +47,8 @@ impl Settings {
         self.layers.text(name).map(|(path, _)| path).filter(|path| !path.is_empty()).map(Into::into)
     }
 
-    /// A secret from its variable or from the file that a second key names, with
-    /// the key that it came by.
+    /// A secret from its variable or from the file that a second key names, with the key that
+    /// gave it.
     pub(super) fn secret_or_file<'a>(
         &'a self,
         secret: &'a str,

@@ -1,4 +1,4 @@
-//! Sources that are declared: `[sources.<name>]`.
+//! `[sources.<name>]`: declared sources.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,16 +13,16 @@ use super::layers::{Origin, Setting, Value};
 use super::settings::{Settings, refused, size};
 use crate::failure::Failure;
 
-/// A source that is declared.
+/// A declared source.
 #[derive(Debug, Clone)]
 pub struct SourceConfig {
     /// How its objects become events.
     pub mapping: Mapping,
-    /// What signs its posts, if it may post.
+    /// The secrets that sign its posts, if it may post.
     pub secrets: Option<Secrets>,
     /// How they are signed.
     pub scheme: Scheme,
-    /// The file that it writes, if it writes one.
+    /// The file that it writes, if there is one.
     pub file: Option<FollowedFile>,
 }
 
@@ -77,7 +77,7 @@ impl Settings {
         })
     }
 
-    /// A table that is read as a whole; the default if it is not there.
+    /// A table that is read as a whole, or the default without it.
     fn table<T: DeserializeOwned + Default>(
         &self,
         key: &str,

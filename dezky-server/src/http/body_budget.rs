@@ -36,7 +36,7 @@ struct Reserved {
     by: HashMap<IpAddr, Usage>,
 }
 
-/// BodyBudget, and their bytes beyond the first 64 KiB of each.
+/// Bodies, and their bytes beyond the first 64 KiB of each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Usage {
     bodies: usize,

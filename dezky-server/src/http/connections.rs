@@ -12,7 +12,7 @@ use super::connection::Connection;
 
 /// How long a connection may keep the server waiting before it can be evicted.
 const MIN_QUIET: Duration = Duration::from_secs(1);
-/// The least time between two log connections about the same problem.
+/// The least time between two log lines about the same problem.
 const REPORT_INTERVAL: Duration = Duration::from_mins(1);
 
 /// The permits for connections, and the connections that hold one.

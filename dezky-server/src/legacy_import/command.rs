@@ -16,7 +16,7 @@ use crate::config::{FROM_VARIABLE, Settings, TO_VARIABLE};
 use crate::failure::Failure;
 use crate::stores::Access;
 
-/// How long the server may take to be found.
+/// The bound of selecting a server.
 const SELECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `import-origin`.
@@ -119,8 +119,8 @@ fn names(overrides: &[String]) -> Result<[String; 6], Failure> {
     Ok(names)
 }
 
-/// Reading needs no replica set. What is refused is not repeated: there may be a
-/// password in it.
+/// Connects to the source, which need not be a replica set. Errors do not repeat the URL: it may
+/// contain a password.
 async fn connect(url: &str) -> Result<Database, Failure> {
     let wrong = || {
         Failure::usage(

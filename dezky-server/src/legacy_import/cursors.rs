@@ -1,20 +1,20 @@
-//! Where the other platform's readers stood.
+//! The cursors of the earlier platform's readers.
 
 use dezky_core::Timestamp;
 use dezky_ingest::{authentik, ocis, tail};
 
 use super::fields::Fields;
 
-/// What becomes of a cursor.
+/// The result for a cursor.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Cursor {
-    /// It goes on here.
+    /// It continues here.
     At(String),
-    /// It can't, for a reason: the source is read again, and duplicates add nothing.
+    /// It can't continue, for this reason: the source is read again, and duplicates add nothing.
     Again(&'static str),
 }
 
-/// Whose cursor, and what becomes of it.
+/// The source of a cursor, and the result.
 pub(super) fn cursor(fields: &mut Fields) -> (String, Cursor) {
     fields.take("createdAt");
     fields.take("updatedAt");
@@ -26,7 +26,7 @@ pub(super) fn cursor(fields: &mut Fields) -> (String, Cursor) {
             Some(at) => Cursor::At(authentik::cursor_from(at)),
             None => Cursor::Again("it is no time"),
         },
-        // What is at that place is looked at before anything is read from there.
+        // The tail verifies the place before it reads from there.
         Some(ocis::SYSTEM) => match tail::Cursor::parse(&said) {
             Ok(_) => Cursor::At(said),
             Err(_) => Cursor::Again("it is not <inode>:<position>"),

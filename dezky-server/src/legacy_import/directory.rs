@@ -1,4 +1,4 @@
-//! Tenants, partners and users of the other platform.
+//! Tenants, partners and users of the earlier platform.
 
 use dezky_core::directory::{
     Billing, ContactInfo, DirectoryChange, Identity, Partner, PartnerStatus, ProvisioningStatus,
@@ -100,7 +100,7 @@ pub(super) fn partner(
     Ok(partner.document.into())
 }
 
-/// A user, who is known by issuer and subject.
+/// A user, identified by issuer and subject.
 pub(super) fn user(
     fields: &mut Fields,
     report: &mut Collection,
@@ -118,7 +118,7 @@ pub(super) fn user(
         name: None,
         identities: Vec::new(),
         tenant_ids: Vec::new(),
-        // As with one that is deactivated here.
+        // As for a user who is deactivated here.
         platform_admin: fields.is_set("platformAdmin") && status == UserStatus::Active,
         status,
         last_login_at: fields.time("lastLoginAt"),
@@ -143,14 +143,14 @@ pub(super) fn user(
     Ok(user.document.into())
 }
 
-/// A document that keeps within its bounds: a change that breaks one is left out.
+/// A document within its bounds: a change that would break one is left out.
 struct Checked<T> {
     document: T,
     validate: fn(&T) -> Result<()>,
 }
 
 impl<T: Clone> Checked<T> {
-    /// Without what may be absent; what is wrong then can't be left out.
+    /// Starts without the optional fields; what is invalid then can't be left out.
     fn new(document: T, validate: fn(&T) -> Result<()>) -> Result<Self, String> {
         validate(&document).map_err(|error| error.to_string())?;
         Ok(Self { document, validate })
@@ -167,7 +167,7 @@ impl<T: Clone> Checked<T> {
     }
 }
 
-/// A domain as the directory keeps it, where it is one.
+/// A domain in the form of the directory, if it is valid.
 fn normal_domain(text: &str) -> String {
     normal_form(text.trim()).unwrap_or_else(|| text.trim().to_lowercase())
 }
@@ -176,7 +176,7 @@ fn slug(fields: &mut Fields) -> Result<String, String> {
     fields.text("slug").ok_or_else(|| "it has no slug: give it one there, then import again".into())
 }
 
-/// When it was made and changed last.
+/// The times of creation and of the last change.
 fn times(fields: &mut Fields) -> (Timestamp, Timestamp) {
     fields.take("createdAt");
     let created = fields.made.unwrap_or(Timestamp::MIN);
@@ -205,7 +205,7 @@ fn plan(said: &str) -> String {
     if plan.is_empty() { "unknown".into() } else { plan.to_owned() }
 }
 
-/// One that is not known may mean that somebody was locked out: that must not let them in.
+/// The status. An unknown one may mean that the user was locked out, so it must not admit them.
 fn status<T: std::str::FromStr>(
     fields: &mut Fields,
     absent: T,
@@ -219,7 +219,7 @@ fn status<T: std::str::FromStr>(
     })
 }
 
-/// How provisioning stands, in the words of whoever did it.
+/// The state of provisioning, in the words of the provisioner.
 fn provisioning(said: &str, report: &mut Collection) -> ProvisioningStatus {
     match said.to_lowercase().as_str() {
         "pending" => ProvisioningStatus::Pending,

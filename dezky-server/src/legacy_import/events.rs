@@ -1,4 +1,4 @@
-//! Events: from a document of the other platform to a sealed event.
+//! Events: from a document of the earlier platform to a sealed event.
 
 use dezky_core::rt::{BlockingWork, TokioRuntime};
 use dezky_core::{
@@ -15,13 +15,13 @@ use uuid::Uuid;
 use super::fields::{self, Fields};
 use super::report::{Collection, ExternalIds};
 
-/// What a document became.
+/// The result for a document.
 pub(super) enum Mapped {
     Event(Box<SealedEvent>),
     Odd(Box<QuarantineItem>),
 }
 
-/// Maps a document; total: what is no event becomes an item for the quarantine.
+/// Maps a document. Total: a document that is not an event becomes an item for the quarantine.
 pub(super) fn map(
     document: Document,
     report: &mut Collection,
@@ -105,7 +105,7 @@ pub(super) fn map(
     }
 }
 
-/// The value of a field that names one of several; another name is noted.
+/// The value of an enumeration; an unknown name is noted.
 fn choose<T: std::str::FromStr>(
     field: Option<(&'static str, String)>,
     default: T,
@@ -121,7 +121,7 @@ fn choose<T: std::str::FromStr>(
     })
 }
 
-/// The identity by which the source here would know the event.
+/// The external id that the source here would give the event.
 fn external_id(
     source: &str,
     old: Option<String>,
@@ -157,8 +157,7 @@ fn external_id(
     }
 }
 
-/// A UUID of version 7 that depends on the document alone, so that a second import
-/// finds the event.
+/// A UUIDv7 that depends only on the document, so that a second import finds the event.
 fn event_id(id: &str, received_at: Timestamp) -> Uuid {
     let digest = Sha256::new().chain_update("dezky-origin/1\0").chain_update(id).finalize();
     let mut random = [0; 10];
@@ -168,7 +167,7 @@ fn event_id(id: &str, received_at: Timestamp) -> Uuid {
 }
 
 fn odd(id: &str, event: &NewEvent, reason: &str, what: &str, at: Timestamp) -> QuarantineItem {
-    // Of the metadata, from which the secrets are gone.
+    // From the metadata, after redaction.
     let raw = event.metadata.source().unwrap_or("{}");
     let mut item = QuarantineItem {
         source: PLATFORM_SOURCE.into(),
@@ -184,7 +183,7 @@ fn odd(id: &str, event: &NewEvent, reason: &str, what: &str, at: Timestamp) -> Q
     item
 }
 
-/// A clock that stands still: what is sealed was received then.
+/// A clock that stands still at the time when the event was received.
 struct At(Timestamp);
 
 impl Runtime for At {

@@ -1,4 +1,4 @@
-//! A document of the other platform, field by field.
+//! A document of the earlier platform, field by field.
 
 use std::collections::BTreeMap;
 
@@ -7,20 +7,20 @@ use mongodb::bson::{Bson, Document};
 use serde_json::{Map, Number, Value};
 use sha2::{Digest as _, Sha256};
 
-/// The fields of a document. Each is taken by the mapping; what is left in the end the
-/// mapping does not know.
+/// The fields of a document. The mapping takes the ones that it knows; the rest is reported as
+/// unknown.
 pub(super) struct Fields {
     document: Document,
-    /// The `_id` as text: of an `ObjectId` its 24 hex digits.
+    /// The `_id` as text; an `ObjectId` as its 24 hex digits.
     pub(super) id: String,
-    /// When the document was made: `createdAt`, or what the `ObjectId` says.
+    /// The time of creation: `createdAt`, or the time in the `ObjectId`.
     pub(super) made: Option<Timestamp>,
 }
 
 impl Fields {
     pub(super) fn new(mut document: Document) -> Self {
         let id = document.remove("_id").unwrap_or(Bson::Null);
-        // Of Mongoose, not of the platform.
+        // Mongoose's own field.
         document.remove("__v");
         let made = match document.get("createdAt").and_then(time) {
             Some(at) => Some(at),
@@ -40,18 +40,18 @@ impl Fields {
         Self { document, id, made }
     }
 
-    /// The fields of a part, which has no `_id` of interest.
+    /// The fields of a part, without its `_id`.
     pub(super) fn of_part(mut document: Document) -> Self {
         document.remove("_id");
         Self { document, id: String::new(), made: None }
     }
 
-    /// The value of the field, which counts as known from here on; null is absent.
+    /// Takes the value of a field; null counts as absent.
     pub(super) fn take(&mut self, name: &str) -> Option<Bson> {
         self.document.remove(name).filter(|value| !matches!(value, Bson::Null | Bson::Undefined))
     }
 
-    /// The same as text: references as their hex digits, numbers as written.
+    /// Takes a field as text: references as hex digits, numbers as written.
     pub(super) fn text(&mut self, name: &str) -> Option<String> {
         self.take(name).as_ref().and_then(text).filter(|text| !text.is_empty())
     }
@@ -116,7 +116,7 @@ impl Fields {
         }
     }
 
-    /// A text of lines, or those of an object's members in their order.
+    /// A text, or the texts of an object's members as lines in their order.
     pub(super) fn lines(&mut self, name: &str) -> Option<String> {
         let lines = match self.take(name)? {
             Bson::Document(members) => {
@@ -134,7 +134,7 @@ impl Fields {
         members.filter_map(|(name, value)| Some((name, text(&value)?))).collect()
     }
 
-    /// What the mapping does not know, without what says nothing.
+    /// The fields that were not taken, without empty ones.
     pub(super) fn rest(self) -> Map<String, Value> {
         let says = |value: &Bson| match value {
             Bson::Null | Bson::Undefined => false,
@@ -160,7 +160,7 @@ fn text(value: &Bson) -> Option<String> {
     }
 }
 
-/// A date, a text that is one, or the milliseconds of one.
+/// A time from a date, a text or milliseconds.
 fn time(value: &Bson) -> Option<Timestamp> {
     match value {
         Bson::DateTime(at) => Timestamp::from_millis(at.timestamp_millis()),
@@ -174,7 +174,7 @@ fn time(value: &Bson) -> Option<Timestamp> {
     }
 }
 
-/// As JSON: references as their hex digits, dates as text, bytes as hex.
+/// Converts to JSON: references as hex digits, dates as text, bytes as hex.
 pub(super) fn json(value: &Bson) -> Value {
     match value {
         Bson::Document(members) => {

@@ -1,4 +1,4 @@
-//! Flags of the other platform.
+//! Flags of the earlier platform.
 
 use std::str::FromStr as _;
 
@@ -14,13 +14,13 @@ use super::report::Collection;
 pub(super) fn flag(fields: &mut Fields, report: &mut Collection) -> Result<Flag, String> {
     let key = fields.text("key").ok_or("it has no key: give it one there, then import again")?;
     let state = fields.text("state").unwrap_or_default();
-    // Off is what harms nobody.
+    // Off is the safe state.
     let state = FlagState::from_str(&state.to_lowercase()).unwrap_or_else(|_| {
         report.change("state");
         FlagState::Off
     });
     let pct = fields.number("pct").unwrap_or(0.0);
-    // What is left out of a scope must not widen the flag.
+    // Leaving out a part of the scope must not widen the flag.
     if fields.has_other_than_part("scope") {
         return Err("scope is no object: mend it there, then import again".into());
     }
@@ -70,7 +70,7 @@ pub(super) fn flag(fields: &mut Fields, report: &mut Collection) -> Result<Flag,
     Ok(flag)
 }
 
-/// An entry of the history, in whichever of the forms it has.
+/// An entry of the history, in any of its forms.
 fn change(mut entry: Fields, created_at: Timestamp) -> Change {
     let actor = match entry.take("actor") {
         Some(Bson::Document(actor)) => {
@@ -113,7 +113,7 @@ fn change(mut entry: Fields, created_at: Timestamp) -> Change {
     }
 }
 
-/// What differs between the states before and after, or one field of its own.
+/// The difference between the states before and after, or a field of its own.
 fn differences(entry: &mut Fields) -> Vec<FieldChange> {
     let field = entry.text("field");
     match (field, value(entry, "from"), value(entry, "to")) {

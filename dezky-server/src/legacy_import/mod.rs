@@ -1,9 +1,9 @@
-//! Takes over the database of the platform that this one replaces: a service on
-//! Mongoose, whose collections hold events, tenants, partners, users, flags and the
+//! Import of the database of the platform that this one replaces: a service on Mongoose, whose
+//! collections hold events, tenants, partners, users, flags and the
 //! cursors of ingest. `docs/import-origin.md` has the mapping field by field.
 //!
-//! Nothing is written there. What is written here depends on the documents alone, so
-//! that the same import again adds nothing.
+//! Writes nothing to the source. What it writes here depends only on the documents, so that a
+//! second import adds nothing.
 
 pub(crate) mod command;
 mod cursors;
@@ -29,13 +29,13 @@ pub(crate) use self::report::Report;
 use self::report::{Collection, TakenCursor};
 use crate::platform::Platform;
 
-/// How many documents the server sends at once.
+/// The number of documents in a batch from the server.
 const BATCH: u32 = 500;
-/// How many events are appended at once, and about how many bytes of them.
+/// The most events of one append, and about the most bytes.
 const APPEND_EVENTS: usize = 500;
 const APPEND_BYTES: usize = 4 << 20;
 
-/// What the collections hold, and how Mongoose calls them unless told otherwise.
+/// The kinds of collections, and their default names in Mongoose.
 pub(crate) const KINDS: [(&str, &str); 6] = [
     ("partners", "partners"),
     ("tenants", "tenants"),
@@ -45,12 +45,12 @@ pub(crate) const KINDS: [(&str, &str); 6] = [
     ("cursors", "ingestcursors"),
 ];
 
-/// Why an import did not come to its end.
+/// The reason why an import did not complete.
 #[derive(Debug)]
 pub(crate) enum Broken {
-    /// The other platform's database.
+    /// The earlier platform's database failed.
     Source(mongodb::error::Error),
-    /// The store here.
+    /// The target store failed.
     Target(dezky_core::Error),
 }
 
@@ -66,19 +66,19 @@ impl From<dezky_core::Error> for Broken {
     }
 }
 
-/// An import: from where, and where to.
+/// An import, with its source and its target.
 pub(crate) struct Import<'i> {
     pub(crate) from: Database,
     /// `None`: a dry run, which writes nothing.
     pub(crate) to: Option<&'i Platform>,
     /// The collections' names, in the order of [`KINDS`].
     pub(crate) names: [String; 6],
-    /// Called with what is being read, how much of it was, and about how much there is.
+    /// Called with the kind that is being read, the number read, and about the total.
     pub(crate) progress: &'i mut (dyn FnMut(&'static str, u64, u64) + Send),
 }
 
 impl Import<'_> {
-    /// Brings over what is missing here, and says what there was.
+    /// Imports what is missing here, and reports what it found.
     pub(crate) async fn run(mut self) -> Result<Report, Broken> {
         let mut report = Report { dry_run: self.to.is_none(), ..Report::default() };
         let there = self.from.list_collection_names().await?;
@@ -137,7 +137,7 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// Writes a document unless one with its id is here already.
+    /// Writes a document unless one with its id exists.
     async fn put(
         &self,
         collection: &mut Collection,
@@ -189,7 +189,7 @@ impl Import<'_> {
                 continue;
             };
             let store = platform.flags.store();
-            // One that was removed here stays removed.
+            // A document that was removed here stays removed.
             if store.last_version(&flag.key).await? > 0 {
                 collection.existing += 1;
                 continue;
@@ -205,7 +205,7 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// The events, oldest first, so that a new log begins with them in their order.
+    /// Imports the events, oldest first, so that a new log begins with them in their order.
     async fn events(
         &mut self,
         collection: &mut Collection,
@@ -213,7 +213,7 @@ impl Import<'_> {
     ) -> Result<(), Broken> {
         let (mut documents, total) = match self.read(collection, doc! { "at": 1, "_id": 1 }).await {
             Ok(documents) => documents,
-            // A server that can't sort so many by a field without an index.
+            // The server can't sort so many documents by a field without an index.
             Err(Broken::Source(error)) if is_refusal(&error) => {
                 collection.change("order: by _id, as the server can't sort by at");
                 self.read(collection, doc! { "_id": 1 }).await?
@@ -244,7 +244,7 @@ impl Import<'_> {
             return Ok(());
         }
         let own = events.len();
-        // What goes to the quarantine is told on the timeline too.
+        // Quarantined items get an event on the timeline as well.
         events.extend(items.iter().map(|item| item.notice(&TokioRuntime)));
         let options = AppendOptions { quarantine: items, ..AppendOptions::default() };
         let mut appended = platform.store.append(events, options).await?;
@@ -256,7 +256,8 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// After the events: a reader that goes on at a cursor counts on what is before it.
+    /// Imports the cursors, after the events: a reader that continues at a cursor relies on the
+    /// events before it.
     async fn cursors(
         &mut self,
         collection: &mut Collection,
@@ -302,7 +303,7 @@ impl Import<'_> {
     }
 }
 
-/// What is appended at once.
+/// The events and items of one append.
 #[derive(Default)]
 struct Batch {
     events: Vec<SealedEvent>,
@@ -329,12 +330,12 @@ impl Batch {
     }
 }
 
-/// Whether a document is refused for what is in it.
+/// Whether the error is about the document, not about the store.
 fn is_of_document(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::AlreadyExists | ErrorKind::FieldInvalid | ErrorKind::StateConflict)
 }
 
-/// Whether the server answered, and said no.
+/// Whether the server answered with an error.
 fn is_refusal(error: &mongodb::error::Error) -> bool {
     matches!(*error.kind, mongodb::error::ErrorKind::Command(_))
 }

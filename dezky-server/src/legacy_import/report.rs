@@ -1,4 +1,4 @@
-//! What an import found and did.
+//! The report of an import.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,12 +8,12 @@ use serde_json::{Map, Value};
 
 use crate::render::table::{printable, table};
 
-/// The most names of fields that are told.
+/// The most field names in the report.
 const MAX_NAMES: usize = 100;
-/// The most documents of a collection that are named.
+/// The most documents of a collection that the report names.
 const MAX_NAMED: usize = 20;
 
-/// What an import found and did.
+/// The report of an import.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Report {
@@ -21,9 +21,9 @@ pub(crate) struct Report {
     pub(crate) dry_run: bool,
     /// By kind.
     pub(crate) collections: Vec<Collection>,
-    /// What became of the external ids of events.
+    /// The external ids of events.
     pub(crate) external_ids: ExternalIds,
-    /// What became of the cursors.
+    /// The results for the cursors.
     pub(crate) cursors: Vec<TakenCursor>,
 }
 
@@ -31,33 +31,33 @@ pub(crate) struct Report {
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Collection {
-    /// What is in it.
+    /// Its kind.
     pub(crate) kind: &'static str,
     /// Its name.
     pub(crate) name: String,
-    /// Whether it is there.
+    /// Whether it exists.
     pub(crate) found: bool,
     /// How many documents were read.
     pub(crate) read: u64,
     /// How many were written, or would be.
     pub(crate) imported: u64,
-    /// How many were there already.
+    /// How many existed already.
     pub(crate) existing: u64,
-    /// Of these, those that say something else than what is there, which stays.
+    /// Existing ones that differ from the document. They stay as they are.
     pub(crate) conflicts: u64,
     /// How many went to the quarantine.
     pub(crate) quarantined: u64,
     /// How many were refused: see `problems`.
     pub(crate) refused: u64,
-    /// Fields that were left out or brought to normal form, with how often.
+    /// Fields that were left out or normalised, with counts.
     pub(crate) changed: BTreeMap<String, u64>,
-    /// Fields that the mapping does not know, with how often they say something.
+    /// Fields that the mapping does not know, with counts of non-empty ones.
     pub(crate) unknown: BTreeMap<String, u64>,
-    /// Documents that were refused, the first of them, and why.
+    /// The first refused documents, with reasons.
     pub(crate) problems: Vec<Problem>,
 }
 
-/// A document that was refused.
+/// A refused document.
 #[derive(Debug, Serialize)]
 pub(crate) struct Problem {
     /// Its `_id`.
@@ -66,16 +66,16 @@ pub(crate) struct Problem {
     pub(crate) problem: String,
 }
 
-/// What became of the external ids of events.
+/// The external ids of events.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ExternalIds {
-    /// Taken as they were.
+    /// Imported as they were.
     pub(crate) kept: u64,
-    /// Computed anew from what was kept of the event.
+    /// Computed from the stored event.
     pub(crate) computed: u64,
-    /// Of Stalwart and oCIS, kept as they were because what was kept of the event does
-    /// not say its id here: if the source brings it again, it is stored again.
+    /// Of Stalwart and oCIS, imported as they were because the stored event does not suffice to
+    /// compute the id. If the source sends such an event again, it is stored again.
     pub(crate) not_computed: u64,
     /// Events that had none.
     pub(crate) absent: u64,
@@ -85,9 +85,9 @@ pub(crate) struct ExternalIds {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TakenCursor {
-    /// Whose.
+    /// Its source.
     pub(crate) source: String,
-    /// What became of it.
+    /// The result.
     pub(crate) outcome: String,
 }
 
@@ -96,12 +96,12 @@ impl Collection {
         Self { kind, name: name.to_owned(), ..Self::default() }
     }
 
-    /// Notes a field that was left out or brought to normal form.
+    /// Notes a field that was left out or normalised.
     pub(super) fn change(&mut self, field: &str) {
         count(&mut self.changed, field);
     }
 
-    /// Notes the fields that nobody took.
+    /// Notes the fields that were not taken.
     pub(super) fn unknown(&mut self, rest: &Map<String, Value>) {
         rest.keys().for_each(|name| count(&mut self.unknown, name));
     }
@@ -126,7 +126,7 @@ impl Report {
         self.collections.iter().map(|collection| collection.refused).sum()
     }
 
-    /// For a person.
+    /// The report as text.
     pub(crate) fn text(&self) -> String {
         let header = [
             "kind",

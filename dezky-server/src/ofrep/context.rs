@@ -22,10 +22,10 @@ use super::refusal::Refusal;
 pub(super) enum Said {
     #[default]
     LeftOut,
-    /// `null`: there is none.
+    /// `null`: the tenant has none.
     Nothing,
     Is(String),
-    /// The member is there and cannot be used.
+    /// The member is present but invalid.
     Unusable,
 }
 
@@ -42,27 +42,27 @@ impl Said {
 /// The context that a request states.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Given {
-    /// The tenant's id; empty where there is none that can be used.
+    /// The tenant's id; empty if it is missing or invalid.
     pub(super) targeting_key: String,
     pub(super) tenant_slug: Said,
     pub(super) plan: Said,
     pub(super) partner_slug: Said,
     pub(super) environment: Said,
-    /// The first member that is missing or cannot be used. Flags that do not depend on
-    /// such members are decided all the same.
+    /// The first missing or invalid member. Flags that do not depend on such members are decided
+    /// all the same.
     pub(super) problem: Option<Refusal>,
 }
 
 impl Given {
     /// Reads the body of an evaluation.
     ///
-    /// Only the members that decide are looked at: others may hold whatever JSON can
-    /// spell, lone surrogates, numbers of any size and nesting of any depth included.
+    /// Reads only the members that decide: others may hold any JSON, lone surrogates, numbers of
+    /// any size and nesting of any depth included.
     pub(super) fn parse(body: &[u8]) -> Result<Self, Refusal> {
         let not_json = |why: &dyn fmt::Display| {
             Refusal::parse_error(format!("the body is not a JSON object: {why}"))
         };
-        // Serde would read a list as the fields in their order.
+        // Serde would accept an array as the fields in their order.
         if body.trim_ascii_start().first() != Some(&b'{') {
             return Err(not_json(&"send {\"context\":{\"targetingKey\":\"…\"}}"));
         }
@@ -94,7 +94,7 @@ impl Given {
         Ok(Self { targeting_key, tenant_slug, plan, partner_slug, environment, problem })
     }
 
-    /// The axes that cannot be used, and without the directory those left out, too.
+    /// The axes that are invalid, and without the directory those that are left out.
     fn unknown_axes(&self, is_directory_asked: bool) -> Vec<Axis> {
         let axes = [
             (Axis::TenantSlug, &self.tenant_slug, true),
@@ -114,8 +114,8 @@ impl Given {
     }
 }
 
-/// The members of an object that have these names, still as text; the last of equal names
-/// counts. Of all others only the form is looked at.
+/// The members of an object with these names, unparsed; the last of equal names counts. All
+/// other members are only checked to be JSON.
 fn members<'a, const N: usize>(
     object: &'a [u8],
     names: [&'static str; N],
@@ -145,7 +145,7 @@ fn members<'a, const N: usize>(
     Ok(members)
 }
 
-/// A member's name as bytes: read as text, one with a lone surrogate would end the read.
+/// A member's name as bytes: as text, a lone surrogate in it would be an error.
 struct Name<'a>(Cow<'a, [u8]>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
@@ -170,7 +170,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
     }
 }
 
-/// A member, which must be text or null where it is there.
+/// A member, which must be text or null if it is present.
 fn text(name: &str, value: Option<&RawValue>, max_bytes: usize) -> Result<Said, Refusal> {
     let refused =
         |problem: String| Err(Refusal::invalid_context(format!("context.{name} {problem}")));
@@ -196,16 +196,16 @@ fn text(name: &str, value: Option<&RawValue>, max_bytes: usize) -> Result<Said, 
 /// The caller.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Asker<'a> {
-    /// May ask for anybody, also for tenants that the directory does not know.
+    /// May evaluate for any tenant, known to the directory or not.
     Operator,
-    /// Asks for the tenants with these ids.
+    /// May evaluate for the tenants with these ids.
     #[cfg_attr(not(test), expect(dead_code, reason = "members have no tokens of their own yet"))]
     Member(&'a [&'a str]),
 }
 
 impl Asker<'_> {
-    /// Whether the directory is asked whatever the flags are: an operator may leave out
-    /// what it knows, of anyone else it is believed alone.
+    /// Whether the directory is needed whatever the flags are: an operator may leave out what it
+    /// knows, and for everybody else only the directory is trusted.
     pub(super) fn needs_directory(self, given: &Given) -> bool {
         match self {
             Self::Operator => {
@@ -216,7 +216,7 @@ impl Asker<'_> {
     }
 }
 
-/// The values that flags are decided by.
+/// The values by which flags are decided.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Axes {
     pub(super) tenant_id: String,
@@ -228,15 +228,15 @@ pub(super) struct Axes {
     /// Without the directory, whose answers are unknown then.
     is_directory_missing: bool,
     unknown: Vec<Axis>,
-    /// The first member that is missing or cannot be used.
+    /// The first missing or invalid member.
     problem: Option<Refusal>,
 }
 
-/// Puts together what the context states and what the directory knows of the tenant.
+/// Merges the stated context with the directory's knowledge of the tenant.
 ///
-/// For an operator the context wins, and the directory adds what it leaves out. For
-/// anyone else the directory wins and the tenant must be one of theirs, so that nobody
-/// gives themselves another plan. Only the directory says whether the tenant is active.
+/// For an operator the context wins, and the directory adds what it leaves out. For everybody
+/// else the directory wins and the tenant must be one of theirs, so that no caller can claim
+/// another plan. Whether the tenant is active comes from the directory only.
 pub(super) fn merge(
     given: &Given,
     asker: Asker<'_>,
@@ -260,7 +260,7 @@ pub(super) fn merge(
 }
 
 impl Axes {
-    /// What `given` states alone, where the directory cannot be asked.
+    /// The stated values alone, without the directory.
     pub(super) fn without_directory(given: &Given) -> Self {
         Self::of(given, FlagContext::default(), false)
     }
@@ -284,8 +284,8 @@ impl Axes {
         self.problem.is_none() && !self.is_directory_missing
     }
 
-    /// The decision on a flag, or what it lacks: `otherwise`, if the request itself is in
-    /// order.
+    /// The decision on a flag, or the refusal: of the request if that is at fault, `otherwise` if
+    /// not.
     pub(super) fn decide(
         &self,
         flags: &LiveSet,
@@ -305,7 +305,7 @@ impl Axes {
         flags.evaluate_partial(key, &context).ok_or_else(refusal)
     }
 
-    /// As flags are decided by them.
+    /// The context of the decisions.
     pub(super) fn context(&self) -> FlagContext<'_> {
         FlagContext {
             tenant_id: &self.tenant_id,
@@ -317,12 +317,12 @@ impl Axes {
         }
     }
 
-    /// Differs when any of them does.
+    /// A digest of all values.
     pub(super) fn digest(&self) -> [u8; 32] {
         let axes = [&self.tenant_slug, &self.plan, &self.partner_slug, &self.environment];
         let mut digest = Sha256::new();
         for text in std::iter::once(Some(&self.tenant_id)).chain(axes.map(Option::as_ref)) {
-            // With their lengths, so that no text runs over into the next.
+            // With lengths, so that adjacent texts can't be confused.
             match text {
                 None => digest.update([0]),
                 Some(text) => {

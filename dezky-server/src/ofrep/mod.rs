@@ -28,10 +28,10 @@ use crate::http::problem::Problem;
 
 /// The most bytes of an evaluation's body.
 const MAX_BODY_BYTES: usize = 64 << 10;
-/// After how long without being looked at a client may close its event stream.
+/// The idle time after which a client may close its event stream.
 const INACTIVITY_SECONDS: u32 = 120;
 
-/// The routes, whose errors have the protocol's form.
+/// The routes. Their errors have the protocol's form.
 pub(crate) fn routes() -> Router<AppState> {
     Router::new()
         .route("/ofrep/v1/evaluate/flags", post(evaluate_all))
@@ -70,7 +70,7 @@ async fn evaluate(
     name: Result<Name, Problem>,
     request: Request,
 ) -> Response {
-    // One that is not UTF-8 names nothing.
+    // A name that is not UTF-8 names no flag.
     let key = name.map_or_else(|_| String::new(), |Name(key)| key);
     match decide(&state, &key, request).await {
         Ok(resolution) => Json(Told { key: &key, resolution }).into_response(),
@@ -83,7 +83,7 @@ async fn decide(state: &AppState, key: &str, request: Request) -> Result<Resolut
     let flags = state.platform.live.current();
     let decision = match fill_in(state, &given, || asks_whether_active(&flags, Some(key))).await {
         Ok(axes) => axes.decide(&flags, key, &Refusal::targeting_key_missing())?,
-        // A flag that is off is off while the store is away, too.
+        // A flag that is off can be decided without the store.
         Err(refusal) => Axes::without_directory(&given).decide(&flags, key, &refusal)?,
     };
     Resolution::of_live(&flags, key, decision).ok_or_else(Refusal::flag_not_found)
@@ -97,21 +97,21 @@ async fn evaluate_all(State(state): State<AppState>, request: Request) -> Respon
     }
 }
 
-/// While the store is away a context that needs it is refused as a whole, so that clients
-/// go on with the answers that they have.
+/// While the store is away a request that needs it is refused as a whole, so that clients keep
+/// the answers that they have.
 async fn decide_all(state: &AppState, request: Request) -> Result<Response, Refusal> {
     let (given, headers) = read(request).await?;
     let flags = state.platform.live.current();
     let axes = fill_in(state, &given, || asks_whether_active(&flags, None)).await?;
     if !axes.is_whole() {
-        // Without a tag: it would not tell what is missing.
+        // Without a tag, which would not reflect the missing members.
         return Ok(everything(&flags, &axes));
     }
     let tag = tag::tag(&state.flag_digest, &flags, &axes);
     Ok(unless_known(&headers, tag, || everything(&flags, &axes)))
 }
 
-/// The answer with its tag, or 304, for which none is made.
+/// The answer with its tag, or 304 without computing it.
 fn unless_known(headers: &HeaderMap, tag: String, answer: impl FnOnce() -> Response) -> Response {
     let is_known = tag::is_known(headers, &tag);
     let response = if is_known { StatusCode::NOT_MODIFIED.into_response() } else { answer() };
@@ -135,7 +135,7 @@ fn everything(flags: &LiveSet, axes: &Axes) -> Response {
     Json(All {
         flags: told,
         metadata: json!({ "revision": flags.revision() }),
-        // Without an origin: the server does not know by which name it is reached.
+        // A relative URI, because the server does not know its public name.
         event_streams: json!([{
             "type": "sse",
             "endpoint": { "requestUri": "/ofrep/v1/events" },
@@ -151,8 +151,8 @@ async fn read(request: Request) -> Result<(Given, HeaderMap), Refusal> {
     Ok((Given::parse(&body)?, parts.headers))
 }
 
-/// The context with what the directory knows. It is asked only for what is left out or
-/// needed, so that whoever says everything is answered while the store is down.
+/// Completes the context from the directory, which is queried only if something is missing or
+/// needed: a request that states everything is answered while the store is down.
 async fn fill_in(
     state: &AppState,
     given: &Given,
@@ -171,7 +171,7 @@ async fn fill_in(
     context::merge(given, asker, known)
 }
 
-/// Whether the flag, or any, is for active tenants alone.
+/// Whether the flag, or any flag without a key, requires an active tenant.
 fn asks_whether_active(flags: &Arc<LiveSet>, key: Option<&str>) -> bool {
     let mut flags = flags.snapshot().flags.iter();
     flags.any(|flag| flag.options.require_active_tenant && key.is_none_or(|key| key == flag.key))

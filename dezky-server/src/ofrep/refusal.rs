@@ -1,4 +1,4 @@
-//! Errors as OFREP has them.
+//! Errors in the form of OFREP.
 
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode};
@@ -8,10 +8,10 @@ use serde_json::{Map, Value};
 
 use crate::http::problem::{OfStore, Problem};
 
-/// Why there is no answer.
+/// The reason for a refusal.
 #[derive(Debug, Clone)]
 pub(super) enum Refusal {
-    /// What was asked.
+    /// The request or the server is at fault.
     Asked {
         status: StatusCode,
         code: &'static str,
@@ -19,7 +19,7 @@ pub(super) enum Refusal {
         header: Option<(HeaderName, HeaderValue)>,
         is_of_store: bool,
     },
-    /// It is none of their tenants; without a body.
+    /// The caller may not ask for this tenant. The answer has no body.
     Forbidden,
 }
 
@@ -46,12 +46,12 @@ impl Refusal {
         Self::asked(StatusCode::NOT_FOUND, "FLAG_NOT_FOUND", details)
     }
 
-    /// The answer; about the flag `key`, if one was asked for.
+    /// The response, with the flag `key` if one was requested.
     pub(super) fn answer(self, key: Option<&str>) -> Response {
         let Self::Asked { status, code, details, header, is_of_store } = self else {
             return StatusCode::FORBIDDEN.into_response();
         };
-        // When the server fails OFREP has the details alone.
+        // For server errors OFREP defines the details only.
         let body = if status.is_server_error() {
             Map::from_iter([("errorDetails".into(), details.into())])
         } else {
@@ -67,7 +67,7 @@ impl Refusal {
         response
     }
 
-    /// The failure of one flag among the answers of all.
+    /// The failure of one flag in a bulk answer.
     pub(super) fn of_flag(self, key: &str) -> Map<String, Value> {
         match self {
             Self::Asked { code, details, .. } => failure(Some(key), code, details),

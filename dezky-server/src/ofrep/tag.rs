@@ -15,10 +15,10 @@ pub(super) fn tag(digest: &FlagDigest, flags: &Arc<LiveSet>, axes: &Axes) -> Str
     format!("\"{MAPPING_VERSION}-{}-{axes}\"", digest.id(flags))
 }
 
-/// Whether `If-None-Match` names the tag: in a list, weak, or by `*`.
+/// Whether `If-None-Match` matches the tag: in a list, as a weak tag, or by `*`.
 pub(super) fn is_known(headers: &HeaderMap, tag: &str) -> bool {
     let values = headers.get_all(header::IF_NONE_MATCH).iter();
-    // None of our tags has a comma.
+    // The tags of this server contain no comma.
     values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).any(|known| {
         let known = known.trim();
         known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag

@@ -1,5 +1,4 @@
-//! What flags say for a tenant, and what a change of them would do, in the API's form and
-//! as tables.
+//! Decisions on flags and previews of changes, as JSON for the API and as tables.
 
 use std::fmt::Write as _;
 
@@ -8,16 +7,16 @@ use serde_json::{Map, Value, json};
 
 use crate::render::table::{printable, table};
 
-/// How many tenants of each kind a preview names for a person.
+/// The most tenants that a table of a preview names in each direction.
 const SHOWN_TENANTS: usize = 20;
 
-/// One JSON object: by flag the value, the reason, and what the reason is about.
+/// A JSON object: by flag the value, the reason and its details.
 pub(crate) fn explained(decisions: &[(&str, Explanation<'_>)]) -> Value {
     let explained = |(key, why): &(&str, Explanation<'_>)| ((*key).to_owned(), json!(why));
     decisions.iter().map(explained).collect::<Map<_, _>>().into()
 }
 
-/// A table for a person.
+/// The decisions as a table.
 pub(crate) fn tabulated(decisions: &[(&str, Explanation<'_>)]) -> String {
     let rows = decisions.iter().map(|(key, why)| {
         let value = if why.decision.value { "on" } else { "off" };
@@ -29,12 +28,12 @@ pub(crate) fn tabulated(decisions: &[(&str, Explanation<'_>)]) -> String {
     table(&["flag", "value", "reason", "bucket", "threshold"], rows)
 }
 
-/// Of hundredths of a percentage point.
+/// Formats hundredths of a percentage point.
 fn percentage(hundredths: u16) -> String {
     (f64::from(hundredths) / 100.0).to_string()
 }
 
-/// A preview as the API sends it: in which environment, in words and in numbers.
+/// A preview as the API sends it: its environment, a summary and numbers.
 pub(crate) fn previewed(preview: &Preview, environment: Option<&str>) -> Value {
     let mut answer = json!(preview);
     answer["environment"] = json!(environment);
@@ -42,7 +41,7 @@ pub(crate) fn previewed(preview: &Preview, environment: Option<&str>) -> Value {
     answer
 }
 
-/// The same for a person.
+/// A preview as a table.
 pub(crate) fn previewed_table(key: &str, preview: &Preview) -> String {
     let mut text = format!("{key}: {preview}\n");
     let plans = preview.by_plan.iter().map(|(plan, of)| (plan.as_str(), of));

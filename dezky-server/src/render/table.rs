@@ -1,4 +1,4 @@
-//! Tables for a person at a terminal.
+//! Tables and safe text for terminals.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -19,13 +19,13 @@ fn is_steering(c: char) -> bool {
             | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0001}'..='\u{e007f}')
 }
 
-/// The text on one line, without anything that steers the terminal.
+/// The text on one line, with control characters replaced.
 pub(crate) fn printable_line(text: &str) -> String {
     text.chars().map(|c| if is_steering(c) { '·' } else { c }).collect()
 }
 
-/// Output with JSON's escapes for what steers a terminal, line feeds and tabs excepted. In
-/// JSON the value stays the same.
+/// Replaces control characters, except line feeds and tabs, by JSON escapes. The value of JSON
+/// output stays the same.
 pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
     let is_odd = |c: char| is_steering(c) && !matches!(c, '\n' | '\t');
     if !text.contains(is_odd) {
@@ -44,7 +44,7 @@ pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
     out.into()
 }
 
-/// The beginning of a text, as a cell of a table shows it.
+/// A text as a cell of a table: on one line and cut at [`MAX_WIDTH`].
 pub(crate) fn printable(text: &str) -> String {
     let mut out: String =
         text.chars().map(|c| if is_steering(c) { '·' } else { c }).take(MAX_WIDTH + 1).collect();
@@ -56,7 +56,7 @@ pub(crate) fn printable(text: &str) -> String {
     out
 }
 
-/// Columns as wide as their widest cell; numbers to the right.
+/// Formats a table: columns as wide as their widest cell, numbers right-aligned.
 pub(crate) fn table<const N: usize>(
     header: &[&str; N],
     rows: impl IntoIterator<Item = [String; N]>,

@@ -1,6 +1,6 @@
-//! Logs: written to the standard error by a thread that does nothing else, so that a sink
-//! that is broken, full or stuck decides nothing about service. What could not be written
-//! is counted, and told when the sink takes something again.
+//! Logs, written to the standard error by a dedicated thread, so that a broken, full or blocked
+//! sink never affects service. Lines that could not be written are counted, and the count is
+//! logged when the sink accepts lines again.
 
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal as _, Write};
@@ -16,19 +16,19 @@ use crate::config::LogConfig;
 
 /// The most bytes of lines that wait for the sink.
 const MAX_WAITING_BYTES: usize = 256 << 10;
-/// How often it is tried to tell what was lost.
+/// The interval at which the count of lost lines is offered to the sink.
 const TELL_EVERY: Duration = Duration::from_secs(1);
-/// How long the end waits for lines that are not written yet.
+/// The longest that the end of the process waits for pending lines.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 static LOG: OnceLock<&'static Log> = OnceLock::new();
 
-/// Writes logs to the standard error, as configured, and panics among them.
+/// Starts logging to the standard error as configured, panics included.
 pub(crate) fn start(config: &LogConfig) {
     let log = *LOG.get_or_init(|| {
         let log: &'static Log = Box::leak(Box::new(Log::new(config.json)));
-        // Not the handle of the standard library: whoever waits for it would wait for the
-        // sink.
+        // A separate handle: the lock of the standard library's handle would be held while
+        // the sink blocks.
         let sink = io::stderr().as_fd().try_clone_to_owned().map(std::fs::File::from);
         let writes = std::thread::Builder::new().name("log".into());
         let _ = writes.spawn(move || match sink {
@@ -43,19 +43,19 @@ pub(crate) fn start(config: &LogConfig) {
         .with_env_filter(filter)
         .with_writer(log)
         .with_ansi(io::stderr().is_terminal());
-    // A second start within one process keeps the first one's logging.
+    // A second start in one process keeps the first configuration.
     let _ = if config.json { builder.json().try_init() } else { builder.try_init() };
 }
 
-/// Waits, for a moment, until what was logged is written.
+/// Waits briefly until pending lines are written.
 pub(crate) fn end() {
     if let Some(log) = LOG.get() {
         log.flush(END_TIMEOUT);
     }
 }
 
-/// Says something on the standard error, behind what was logged, if it can be said. Waits no
-/// longer for a log that is stuck than the end does.
+/// Writes a line to the standard error after the pending log lines, if possible. Waits no longer
+/// for a blocked sink than the end of the process does.
 pub(crate) fn tell(line: &str) {
     let line = format!("{line}\n");
     let Some(log) = LOG.get() else {
@@ -66,7 +66,7 @@ pub(crate) fn tell(line: &str) {
     log.flush(END_TIMEOUT);
 }
 
-/// Lines on their way to the sink.
+/// Lines that wait for the sink.
 struct Log {
     json: bool,
     waiting: Mutex<Waiting>,
@@ -77,9 +77,9 @@ struct Log {
 struct Waiting {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// How many lines are lost and not told of.
+    /// The number of lost lines that was not logged yet.
     lost: u64,
-    /// Whether lines that were taken from here are being written.
+    /// Whether removed lines are being written.
     is_writing: bool,
 }
 
@@ -104,7 +104,7 @@ impl Log {
         self.changed.notify_all();
     }
 
-    /// Writes whatever comes, without an end.
+    /// Writes lines forever.
     fn write_to(&self, sink: impl Write) {
         let mut sink = Sink { sink, is_torn: false };
         loop {
@@ -112,7 +112,7 @@ impl Log {
         }
     }
 
-    /// Waits for lines, or for a while if some are to be told of, and writes them.
+    /// Waits for lines, or for an interval if lost lines are to be reported, and writes them.
     fn write_next(&self, sink: &mut Sink<impl Write>) {
         let mut waiting = self.waiting();
         while waiting.lines.is_empty() {
@@ -142,7 +142,7 @@ impl Log {
         }
         self.tell_of(&mut lost, sink);
         let mut waiting = self.waiting();
-        // Lines that are being written wait, too.
+        // Lines that are being written count as waiting.
         waiting.bytes -= written;
         waiting.lost += lost;
         waiting.is_writing = false;
@@ -150,7 +150,7 @@ impl Log {
         self.changed.notify_all();
     }
 
-    /// Says how many lines are missing here; whether the sink took it, or none are.
+    /// Logs the number of lost lines. Returns whether the sink accepted it, or none are lost.
     fn tell_of(&self, lost: &mut u64, sink: &mut Sink<impl Write>) -> bool {
         if *lost > 0 && sink.write(self.notice(*lost).as_bytes()) {
             *lost = 0;
@@ -188,7 +188,7 @@ impl Log {
     }
 }
 
-/// Takes lines whole, each written at once, and never fails.
+/// Accepts whole lines, each in one write, and never fails.
 impl Write for &Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line);
@@ -210,12 +210,12 @@ impl<'a> MakeWriter<'a> for &'static Log {
 
 struct Sink<W> {
     sink: W,
-    /// Whether the last line stands there in part.
+    /// Whether the last line was written in part.
     is_torn: bool,
 }
 
 impl<W: Write> Sink<W> {
-    /// Whether it took the whole line.
+    /// Whether the sink accepted the whole line.
     fn write(&mut self, line: &[u8]) -> bool {
         let mut left = line;
         if self.is_torn {

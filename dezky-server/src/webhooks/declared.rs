@@ -13,9 +13,8 @@ use crate::http::client_address::client_address;
 use crate::http::parameters::Name;
 use crate::http::problem::Problem;
 
-/// `POST /ingest/{name}/webhook`: a signed post of a declared source. Answers after the
-/// events are durable. A body that is unpacked takes room for what comes out of it as
-/// well.
+/// `POST /ingest/{name}/webhook`: a signed post of a declared source. Answers after the events
+/// are durable. The unpacked content of a compressed body counts against the budget as well.
 pub(super) async fn receive(
     State(state): State<AppState>,
     Name(name): Name,
@@ -39,14 +38,14 @@ pub(super) async fn receive(
     let _processing = state.bodies.processing_permit(bytes_at_work).await;
     let taken = receiver.receive_request(&texts, &body, grow).await;
     if is_short {
-        // The memory is short, whatever the receiver calls it: the store is well.
+        // The memory budget is the reason, not the store, whatever the receiver reports.
         return Err(Problem::too_many_webhooks());
     }
     super::answer(&state, &name, taken)
 }
 
-/// How large a body of `bytes` has to be taken for while it is worked on. What comes out of
-/// a packed one is not known before.
+/// The size by which a body counts while it is processed. The unpacked size of a compressed body
+/// is not known before.
 fn bytes_at_work(headers: &HeaderMap, bytes: usize) -> usize {
     if headers.contains_key(header::CONTENT_ENCODING) { usize::MAX } else { bytes }
 }

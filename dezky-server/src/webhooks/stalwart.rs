@@ -35,8 +35,8 @@ pub(super) async fn receive_instance(
     receive_of(state, &format!("stalwart:{instance}"), peer, &headers, body).await
 }
 
-/// Answers after the events are durable, and neither looks at the content type
-/// nor redirects: Stalwart would lose the batch.
+/// Answers after the events are durable. Ignores the content type and never redirects: Stalwart
+/// would lose the batch.
 async fn receive_of(
     State(state): State<AppState>,
     source: &str,
@@ -56,7 +56,7 @@ async fn receive_of(
     super::answer(&state, source, taken)
 }
 
-/// The signatures that the sender gives, those of several header lines too.
+/// The signatures of the sender, from all lines of the header.
 fn signature_of(headers: &HeaderMap) -> Option<String> {
     super::texts(headers).get(signature::HEADER).map(str::to_owned)
 }

@@ -1,4 +1,4 @@
-//! The timeline: reading it, and recording into it.
+//! The timeline: list and record events.
 
 mod record;
 
@@ -27,7 +27,7 @@ async fn list(
     Ok(Json(state.platform.store.list(&query).await?))
 }
 
-/// Reads the parameters; each is known and within its bounds.
+/// Parses the parameters; unknown or invalid ones are problems.
 fn parse(parameters: &Parameters) -> Result<ListQuery, Problem> {
     let mut query = ListQuery::default();
     for (name, value) in parameters.iter() {

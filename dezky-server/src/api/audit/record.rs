@@ -22,11 +22,11 @@ use crate::http::problem::Problem;
 
 /// The most events of one request.
 const MAX_EVENTS: usize = 1_000;
-/// What a caller may say under `_dezky`; all else there is ours.
+/// The members that a caller may set under `_dezky`; the log sets the others.
 const ANNOTATIONS: [&str; 4] = ["requestId", "userAgent", "before", "after"];
-/// The bound of the two annotations that are texts, in bytes.
+/// The bound of the two text annotations, in bytes.
 const MAX_ANNOTATION_BYTES: usize = 512;
-/// Sources whose events come from their own connectors alone.
+/// Sources whose events come only from their connectors.
 const CONNECTORS: [&str; 3] = ["authentik", "stalwart", "ocis"];
 
 /// `POST /audit`: records one event, or a list of them, all or none. 201 if any is new,
@@ -49,7 +49,7 @@ pub(super) async fn record(
     Ok((status, Json(json!({ "receipts": appended.receipts }))))
 }
 
-/// The events of a body, each within its bounds.
+/// Parses, seals and validates the events of a body.
 fn sealed(bytes: &Bytes, runtime: &dyn dezky_core::Runtime) -> Result<Vec<SealedEvent>, Problem> {
     let is_list = bytes.trim_ascii_start().first() == Some(&b'[');
     let texts: Vec<&RawValue> = if is_list {
@@ -68,7 +68,7 @@ fn sealed(bytes: &Bytes, runtime: &dyn dezky_core::Runtime) -> Result<Vec<Sealed
         return Err(Error::new(ErrorKind::TooLarge, what).into());
     }
     let event = |(index, text): (usize, &&RawValue)| {
-        // Named as in the body: an event that stands alone has no index.
+        // An event outside of a list has no index.
         let at = if is_list { format!("event {index}: ") } else { String::new() };
         let text = without_lone_surrogates(text.get());
         let event = body::parse_part::<Given>(&text, &at)?.into_event();
@@ -82,13 +82,13 @@ fn sealed(bytes: &Bytes, runtime: &dyn dezky_core::Runtime) -> Result<Vec<Sealed
     texts.iter().enumerate().map(event).collect()
 }
 
-/// The same JSON with U+FFFD for each escape of a lone surrogate, as the log's normal form
-/// has it; a parser would refuse the whole body for one.
+/// Replaces each escaped lone surrogate by U+FFFD, as the log's normal form does. A parser would
+/// refuse the whole body for one.
 fn without_lone_surrogates(json: &str) -> Cow<'_, str> {
     let mut mended = String::new();
     let mut copied = 0;
     let mut at = 0;
-    // In JSON a backslash stands in texts alone.
+    // In JSON a backslash occurs in strings only.
     while let Some(found) = json[at..].find('\\').map(|found| at + found) {
         match (escaped_unit(json, found), escaped_unit(json, found + 6)) {
             (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => at = found + 12,
@@ -115,7 +115,7 @@ fn escaped_unit(json: &str, at: usize) -> Option<u16> {
     u16::from_str_radix(digits, 16).ok()
 }
 
-/// An event as a caller gives it.
+/// The event of a request.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Given {
@@ -148,14 +148,14 @@ struct Given {
     erased: Ours,
 }
 
-/// A time in any spelling that is unmistakable, as of all sources.
+/// A time in any unambiguous spelling, as for all sources.
 fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
     let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
     let expected = "expected an RFC 3339 time, such as 2026-11-21T20:12:21.123Z";
     Timestamp::read(&text).map(Some).ok_or_else(|| serde::de::Error::custom(expected))
 }
 
-/// A field that the log gives.
+/// A field that only the log sets; a request must leave it out.
 #[derive(Default)]
 struct Ours;
 
@@ -172,7 +172,7 @@ impl Given {
         } = self;
         let source = self.source.unwrap_or_else(|| PLATFORM_SOURCE.to_owned());
         let system = source.split(':').next().unwrap_or_default();
-        // Nor may one look like them.
+        // Names that differ only in case are refused as well.
         if CONNECTORS.iter().any(|name| system.eq_ignore_ascii_case(name)) {
             return Err(format!(
                 "source must not be {source}: its events come from there alone; leave it out for {PLATFORM_SOURCE}"
@@ -209,7 +209,7 @@ impl Given {
     }
 }
 
-/// The caller's metadata, of whose `_dezky` only what may be said by others is taken.
+/// The caller's metadata, with only the allowed members of its `_dezky`.
 fn metadata(given: &Metadata) -> Result<NewMetadata, String> {
     let Value::Object(mut members) = given.to_value() else {
         return Err("metadata must be an object".into());
