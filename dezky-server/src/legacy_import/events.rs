@@ -157,7 +157,7 @@ fn external_id(
     }
 }
 
-/// A UUIDv7 that depends only on the document, so that a second import finds the event.
+/// A UUID of version 7 that depends only on the document, so that a second import finds the event.
 fn event_id(id: &str, received_at: Timestamp) -> Uuid {
     let digest = Sha256::new().chain_update("dezky-origin/1\0").chain_update(id).finalize();
     let mut random = [0; 10];
