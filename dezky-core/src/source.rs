@@ -4,11 +4,12 @@ use async_trait::async_trait;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::store::MAX_QUARANTINE_RAW_BYTES as RAW_MAX;
 use crate::{
     Actor, NewEvent, NewMetadata, Outcome, PLATFORM_SOURCE, Result, Runtime, SealedEvent, Timestamp,
 };
 
+/// The most bytes kept of a quarantined item.
+pub const MAX_QUARANTINE_RAW_BYTES: usize = 64 << 10;
 /// The longest key of a quarantine item, in bytes.
 const KEY_MAX: usize = 512;
 
@@ -169,9 +170,12 @@ impl QuarantineItem {
             }
             text.truncate(text.floor_char_boundary(max));
         }
-        if self.raw.len() > RAW_MAX {
+        if self.raw.len() > MAX_QUARANTINE_RAW_BYTES {
             let is_inside = |at: usize| self.raw[at] & 0xc0 == 0x80;
-            let end = (RAW_MAX - 3..=RAW_MAX).rev().find(|at| !is_inside(*at)).unwrap_or(RAW_MAX);
+            let end = (MAX_QUARANTINE_RAW_BYTES - 3..=MAX_QUARANTINE_RAW_BYTES)
+                .rev()
+                .find(|at| !is_inside(*at))
+                .unwrap_or(MAX_QUARANTINE_RAW_BYTES);
             self.raw.truncate(end);
         }
     }

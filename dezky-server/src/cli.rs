@@ -7,12 +7,13 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use dezky_core::verify::ExpectedHead;
 
-use crate::commands;
 use crate::config::{CONFIG_VARIABLE, Settings};
-use crate::demo;
-use crate::error::Failure;
-use crate::logging;
-use crate::table::harmless;
+use crate::failure::Failure;
+#[cfg(feature = "legacy-import")]
+use crate::legacy_import;
+use crate::render::table::harmless;
+use crate::telemetry::logging;
+use crate::{commands, demo};
 
 const ABOUT: &str = "A platform's audit timeline, directory and feature flags, over HTTP";
 
@@ -135,7 +136,8 @@ enum Command {
     #[command(
         after_help = "Examples:\n  dezky-server import-origin --from mongodb://host/platform --to sqlite:///var/lib/dezky/audit.db --dry-run\n  dezky-server import-origin --from mongodb://host/platform --to sqlite:///var/lib/dezky/audit.db --collection events=audit_log\n\nExit status: 0 everything is here, 1 documents were refused or it was interrupted, 2 wrong use or configuration."
     )]
-    ImportOrigin(commands::import_origin::Options),
+    #[cfg(feature = "legacy-import")]
+    ImportOrigin(legacy_import::command::Options),
     /// Print or check the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -200,7 +202,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
-        Err(error) => return exit(&Failure::no(format!("no threads can be started: {error}"))),
+        Err(error) => return exit(&Failure::failed(format!("no threads can be started: {error}"))),
     };
     let result = runtime.block_on(run(cli));
     // Blocking work that hangs must not keep the process.
@@ -220,9 +222,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     let config = config.filter(|path| !path.is_empty()).map(PathBuf::from);
     let settings = || Settings::from_process(config.as_deref(), store.as_deref());
     match cli.command.unwrap_or(Command::Serve) {
-        Command::Serve => commands::serve(&settings()?).await,
+        Command::Serve => commands::serve::run(&settings()?).await,
         Command::Verify(Verify { expect_head, json }) => {
-            commands::verify(&settings()?, expect_head, json).await
+            commands::verify::run(&settings()?, expect_head, json).await
         }
         Command::Flags(Flags { json, command }) => {
             commands::flags::run(&settings()?, command, json).await
@@ -235,20 +237,25 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Migrate(options) => commands::migrate::run(&settings()?, options).await,
         Command::Doctor(options) => commands::doctor::run(&settings()?, options).await,
-        Command::Copy(_) | Command::ImportOrigin(_) if store.is_some() => {
-            Err(Failure::usage("--store: this command names both of its ends: use --from and --to"))
-        }
+        Command::Copy(_) if store.is_some() => Err(names_both_ends()),
+        #[cfg(feature = "legacy-import")]
+        Command::ImportOrigin(_) if store.is_some() => Err(names_both_ends()),
         Command::Copy(options) => commands::copy::run(&settings()?, options).await,
-        Command::ImportOrigin(options) => commands::import_origin::run(&settings()?, options).await,
-        Command::Config(ConfigCommand::Example) => commands::config_example(),
+        #[cfg(feature = "legacy-import")]
+        Command::ImportOrigin(options) => legacy_import::command::run(&settings()?, options).await,
+        Command::Config(ConfigCommand::Example) => commands::config::example(),
         Command::Config(ConfigCommand::Check { json }) => {
-            commands::config_check(&settings()?, json)
+            commands::config::check(&settings()?, json)
         }
         Command::Demo(_) if store.is_some() => Err(Failure::usage(
             "--store: the demo keeps its log in a folder of its own: use --data",
         )),
         Command::Demo(options) => demo::run(options).await,
     }
+}
+
+fn names_both_ends() -> Failure {
+    Failure::usage("--store: this command names both of its ends: use --from and --to")
 }
 
 fn exit(failure: &Failure) -> ExitCode {

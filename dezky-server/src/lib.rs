@@ -3,31 +3,30 @@
     clippy::disallowed_methods,
     reason = "the server is where tasks are spawned and the clock and the environment are read"
 )]
-// What the drivers of three engines are made of nests deeper than usual.
+// The types of three database drivers nest deeply.
 #![recursion_limit = "256"]
 
+mod api;
+pub mod app;
 mod audience;
 pub mod auth;
-pub mod bodies;
 pub mod cli;
 mod commands;
 pub mod config;
-mod decisions;
 mod demo;
-pub mod error;
-mod http;
+pub mod failure;
+pub mod http;
+#[cfg(feature = "legacy-import")]
+mod legacy_import;
 pub mod lifecycle;
-mod logging;
-mod origin;
+mod ofrep;
 pub mod platform;
-mod routes;
-pub mod state;
-pub mod store_watch;
+mod render;
+mod router;
 pub mod stores;
-mod table;
+mod telemetry;
 mod webhooks;
-mod witness;
 
 pub use config::{Config, Settings};
-pub use error::{Failure, Problem};
+pub use failure::Failure;
 pub use lifecycle::Running;

@@ -15,7 +15,7 @@ use dezky_flags::{FlagContext, Flags, LiveFlags};
 use dezky_ingest::Intake;
 
 use crate::config::{FlagsConfig, StoreConfig};
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::stores::{Access, Engine, Stores};
 
 /// How long the store may take for a webhook: longer than it waits for another writer.
@@ -88,7 +88,7 @@ impl Platform {
             Ok(live) => live,
             Err(error) => {
                 engine.close().await;
-                return Err(Failure::no(format!("flags: {error}")));
+                return Err(Failure::failed(format!("flags: {error}")));
             }
         };
         let flags = Flags::new(flags, Arc::clone(&log), Arc::clone(&runtime));

@@ -13,7 +13,7 @@ use dezky_core::{Error, ErrorKind};
 use dezky_flags::store::{FlagStore, MongoFlagStore, PostgresFlagStore, SqliteFlagStore};
 
 use crate::config::{RemoteUrl, StoreConfig, StoreUrl, folder_of};
-use crate::error::Failure;
+use crate::failure::Failure;
 
 /// What a store is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,7 +204,7 @@ fn refused(config: &StoreConfig, access: Access, error: &Error) -> Failure {
         ErrorKind::StoreUnavailable | ErrorKind::StoreBusy
             if !matches!(config.url, StoreUrl::Sqlite(_)) =>
         {
-            Failure::no(said)
+            Failure::failed(said)
         }
         ErrorKind::StoreForeign if access != Access::Migrate => {
             Failure::usage(format!("{said} (dezky-server migrate)"))

@@ -60,6 +60,7 @@ pub use self::sqlite::{
 pub use self::structure::{Anomaly, Extent};
 pub use self::tail::Tail;
 use crate::integrity::Evidence;
+pub use crate::source::MAX_QUARANTINE_RAW_BYTES;
 use crate::source::QuarantineItem;
 use crate::{Field, Result, Runtime, SealedEvent, StoredEvent, Timestamp};
 
@@ -73,8 +74,6 @@ pub const MAX_CURSOR_SOURCE_BYTES: usize = 128;
 pub const MAX_BATCH_QUARANTINE: usize = 10_000;
 /// The most items that leave the quarantine with one append.
 pub const MAX_BATCH_RELEASE: usize = 1_000;
-/// The most bytes kept of a quarantined item.
-pub const MAX_QUARANTINE_RAW_BYTES: usize = 64 << 10;
 /// The most rows of one [`AuditStore::scan`].
 pub const MAX_SCAN_ROWS: usize = 10_000;
 

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use super::core::Suspect;
 use super::http::{Api, Failed, Fetched};
 use super::proto::{Page, pk};
-use super::users::{self, LOOKUPS_TIMEOUT, MAX_LOOKUPS, Users};
+use super::users::{self, GroupNames, LOOKUPS_TIMEOUT, MAX_LOOKUPS, Users, candidate};
 
 /// The most pages of a list that are read for one listing.
 const MAX_GROUP_PAGES: u32 = 50;
@@ -29,9 +29,6 @@ const RETRY: Duration = Duration::from_mins(1);
 const REVISION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Sizes of pages of users: where one can't be given its parts are asked for.
 const PAGE_SIZES: [u64; 3] = [100, 10, 1];
-
-/// By a group's key its name if it is a tenant's.
-pub(super) type GroupNames = HashMap<String, Option<Arc<str>>>;
 
 /// Users and the groups of theirs that are tenants.
 pub(super) struct Groups {
@@ -344,14 +341,6 @@ async fn users_of(
         }
     }
     Ok(is_whole)
-}
-
-/// The name of a group that may be a tenant.
-pub(super) fn candidate(group: &Value, admins: &[String]) -> Option<String> {
-    let name = group.get("name")?.as_str()?;
-    let is_superuser = group.get("is_superuser") == Some(&Value::Bool(true));
-    let is_slug = (1..=63).contains(&name.len());
-    (is_slug && !is_superuser && !admins.iter().any(|admin| admin == name)).then(|| name.to_owned())
 }
 
 /// Reads a list page by page, at most `pages`; whether that was all of it.

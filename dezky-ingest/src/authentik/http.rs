@@ -1,6 +1,5 @@
 //! Requests to Authentik's API: one at a time, bounded, never redirected.
 
-use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -10,8 +9,8 @@ use futures_util::future::{Either, select};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode};
 
+use super::config::AuthentikConfig;
 use super::core::Suspect;
-use super::source::AuthentikConfig;
 use crate::http::client_builder;
 
 /// After a refusal of the token nothing is asked for so long.
@@ -24,33 +23,6 @@ pub(super) const MAX_WAIT: Duration = Duration::from_hours(1);
 const MAX_ERROR_BYTES: usize = 4 << 10;
 /// How much of an answer that is too large is looked at.
 const MAX_HEAD_BYTES: usize = 4 << 10;
-
-/// A token of Authentik's API. Its `Debug` shows nothing.
-#[derive(Clone)]
-pub struct ApiToken(String);
-
-impl ApiToken {
-    /// Takes a token of intent `api`; spaces around it are dropped.
-    ///
-    /// # Errors
-    /// `config_invalid` if it is empty, or no header can hold it.
-    pub fn new(token: &str) -> Result<Self> {
-        let token = token.trim();
-        let is_text = token.bytes().all(|b| b.is_ascii_graphic());
-        if token.is_empty() || token.len() > 8 << 10 || !is_text {
-            let what = "the token of Authentik must be 1 to 8192 printable ASCII characters \
-                        without spaces; make one of intent API";
-            return Err(Error::new(ErrorKind::ConfigInvalid, what));
-        }
-        Ok(Self(token.to_owned()))
-    }
-}
-
-impl fmt::Debug for ApiToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ApiToken")
-    }
-}
 
 /// What a request brought.
 pub(super) enum Fetched {
@@ -96,7 +68,7 @@ impl Api {
     pub(super) fn new(config: &AuthentikConfig, runtime: Arc<dyn Runtime>) -> Result<Self> {
         let invalid = |what: &'static str| Error::new(ErrorKind::ConfigInvalid, what);
         let mut headers = HeaderMap::new();
-        let mut bearer = HeaderValue::try_from(format!("Bearer {}", config.token.0))
+        let mut bearer = HeaderValue::try_from(format!("Bearer {}", config.token.expose()))
             .map_err(|_| invalid("the token of Authentik can't be a header"))?;
         bearer.set_sensitive(true);
         headers.insert(AUTHORIZATION, bearer);

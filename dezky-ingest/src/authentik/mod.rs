@@ -7,6 +7,8 @@
 #![cfg_attr(not(feature = "authentik"), doc = "`AuthentikSource` (feature `authentik`)")]
 //! talks to a server.
 
+#[cfg(feature = "authentik")]
+mod config;
 mod core;
 #[cfg(feature = "authentik")]
 mod groups;
@@ -20,15 +22,15 @@ mod source;
 #[cfg(feature = "authentik")]
 mod users;
 
+#[cfg(feature = "authentik")]
+pub use self::config::{ApiToken, AuthentikConfig};
 pub use self::core::{
     Answer, Memory, Order, Poll, Request, Settings, Step, Suspect, Unreadable, cursor_from,
     gap_event, unreadable_event,
 };
-#[cfg(feature = "authentik")]
-pub use self::http::ApiToken;
 pub(crate) use self::map::redecode;
 pub use self::map::{ACTIONS, SOURCE, action, map, odd_item, tenant_user};
 pub use self::proto::{Event, Item, Odd, Page, Place, pk};
 pub(crate) use self::redact::redact;
 #[cfg(feature = "authentik")]
-pub use self::source::{AuthentikConfig, AuthentikSource};
+pub use self::source::AuthentikSource;

@@ -7,7 +7,6 @@ use std::time::Duration;
 use dezky_core::{Error, ErrorKind, Result, TenantDirectory, Timestamp};
 use serde_json::Value;
 
-use super::groups::{GroupNames, candidate};
 use super::http::{Api, Failed, Fetched, MAX_WAIT};
 use super::proto::pk;
 
@@ -21,6 +20,9 @@ const KNOWN: usize = 5_000;
 const MAX_GROUPS: usize = 200;
 /// After a failure the next try comes no sooner, and then ever later.
 const RETRY: Duration = Duration::from_mins(1);
+
+/// By a group's key its name if it is a tenant's.
+pub(super) type GroupNames = HashMap<String, Option<Arc<str>>>;
 
 /// Users that were asked for, those without a tenant and those that are gone too.
 /// Bounded by two generations.
@@ -181,6 +183,14 @@ fn read(user: &Value, admins: &[String], known: &GroupNames) -> Said {
     names.sort_unstable();
     names.dedup();
     Said::Names(names)
+}
+
+/// The name of a group that may be a tenant.
+pub(super) fn candidate(group: &Value, admins: &[String]) -> Option<String> {
+    let name = group.get("name")?.as_str()?;
+    let is_superuser = group.get("is_superuser") == Some(&Value::Bool(true));
+    let is_slug = (1..=63).contains(&name.len());
+    (is_slug && !is_superuser && !admins.iter().any(|admin| admin == name)).then(|| name.to_owned())
 }
 
 #[cfg(test)]

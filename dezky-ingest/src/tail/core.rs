@@ -13,15 +13,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::frame::{Frame, Framer, Short};
+use super::frame::{Frame, Framer, MAX_LINE_BYTES, Short};
 use super::{Cut, Decoded, Digest, Line, LineDecoder};
 
 /// The most bytes of a first line that go into the hash of its generation.
 pub const GENERATION_MAX_BYTES: u64 = 16 << 20;
-
-/// The largest `max_line_bytes`, so also the most that is read back to verify a
-/// cursor.
-pub const MAX_LINE_BYTES: usize = 64 << 20;
 
 /// The most bytes of the beginning of a generation that are read back to verify a
 /// cursor.

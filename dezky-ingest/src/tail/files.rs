@@ -1,74 +1,14 @@
 //! The tail on real files.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use dezky_core::{Error, ErrorKind, IngestSource, Pull, PullLimits, Result, Runtime, Waiting, rt};
-use serde::{Deserialize, Serialize};
+use dezky_core::{IngestSource, Pull, PullLimits, Result, Runtime, Waiting, rt};
 
 use super::LineDecoder;
-use super::core::{Cursor, MAX_LINE_BYTES};
+use super::config::TailConfig;
+use super::core::Cursor;
 use super::job::{Job, Kept};
-
-/// What [`FileTail`] follows, and how.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TailConfig {
-    /// The live file. Rotated files are looked for in the same directory.
-    pub path: PathBuf,
-    /// The source's name: `ocis`, `nginx`, `nginx:eu2`.
-    pub source: String,
-    /// Of longer lines that are JSON objects the long values are cut
-    /// ([`Line::cut`](super::Line::cut)), and others are skipped and recorded; 1 MiB.
-    #[serde(default = "default_max_line_bytes")]
-    pub max_line_bytes: usize,
-    /// How many rotated files are looked at, the youngest ones; 256.
-    #[serde(default = "default_max_siblings")]
-    pub max_siblings: usize,
-}
-
-/// The default of [`TailConfig::max_line_bytes`].
-pub(crate) const fn default_max_line_bytes() -> usize {
-    1 << 20
-}
-
-/// The default of [`TailConfig::max_siblings`].
-pub(crate) const fn default_max_siblings() -> usize {
-    256
-}
-
-impl TailConfig {
-    /// Follows `path` as `source`, within the default bounds.
-    pub fn new(path: impl Into<PathBuf>, source: impl Into<String>) -> Self {
-        Self {
-            path: path.into(),
-            source: source.into(),
-            max_line_bytes: default_max_line_bytes(),
-            max_siblings: default_max_siblings(),
-        }
-    }
-
-    fn check(&self) -> Result<()> {
-        let invalid = |what: &'static str| Err(Error::new(ErrorKind::ConfigInvalid, what));
-        let source = &self.source;
-        let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-        let is_name = |part: &str| !part.is_empty() && part.bytes().all(word);
-        if source.len() > 64 || source.split(':').count() > 2 || !source.split(':').all(is_name) {
-            return invalid(
-                "the source of a file tail must be <name> or <name>:<instance>, of letters, \
-                 digits, . _ and -, at most 64 bytes",
-            );
-        }
-        if !(1..=MAX_LINE_BYTES).contains(&self.max_line_bytes) {
-            return invalid("max_line_bytes of a file tail must be 1 to 67108864");
-        }
-        if self.path.file_name().is_none() {
-            return invalid("the path of a file tail must name a file");
-        }
-        Ok(())
-    }
-}
 
 /// Follows a file of lines.
 ///

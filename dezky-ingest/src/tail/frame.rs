@@ -9,8 +9,11 @@ use memchr::memchr;
 use sha2::{Digest as _, Sha256};
 
 use super::Digest;
-use super::core::MAX_LINE_BYTES;
 use super::cut::Cutter;
+
+/// The largest `max_line_bytes`, so also the most that is read back to verify a
+/// cursor.
+pub const MAX_LINE_BYTES: usize = 64 << 20;
 
 /// How much of the beginning and of the end of an over-long line is kept.
 pub const LONG_LINE_KEPT_BYTES: usize = 4 << 10;

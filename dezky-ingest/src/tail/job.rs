@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use dezky_core::{Error, ErrorKind, Pull, PullLimits, Result, Timestamp, Waiting};
 
+use super::config::TailConfig;
 use super::core::{
     Age, Batch, Cursor, GapReason, HEAD_BYTES, Head, Heads, Place, Reading, Rotated, gap_event,
 };
-use super::files::TailConfig;
 use super::frame::Framer;
 use super::gzip::Budget;
 use super::opened::{CHUNK_BYTES, Opened, Seen, Twin, identity, mtime_ns};

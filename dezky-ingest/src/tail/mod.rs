@@ -8,6 +8,7 @@
 //! own: [`Framer`] cuts lines, [`Cursor`] is the state as text, [`Reading`] puts
 //! them together. Only [`FileTail`] touches files.
 
+mod config;
 mod core;
 mod cut;
 mod files;
@@ -19,13 +20,14 @@ mod opened;
 use dezky_core::{NewEvent, NewMetadata, PulledEvent, QuarantineItem, Timestamp};
 use sha2::{Digest as _, Sha256};
 
+pub use self::config::TailConfig;
+pub(crate) use self::config::{default_max_line_bytes, default_max_siblings};
 pub use self::core::{
     Age, Batch, Cursor, GENERATION_MAX_BYTES, GapReason, GenerationHash, HEAD_BYTES, HadLine, Head,
-    Heads, IsWhole, LastLine, MAX_LINE_BYTES, Place, Reading, Rotated, gap_event,
+    Heads, IsWhole, LastLine, Place, Reading, Rotated, gap_event,
 };
-pub use self::files::{FileTail, TailConfig};
-pub(crate) use self::files::{default_max_line_bytes, default_max_siblings};
-pub use self::frame::{Frame, Framer, LONG_LINE_KEPT_BYTES, Short};
+pub use self::files::FileTail;
+pub use self::frame::{Frame, Framer, LONG_LINE_KEPT_BYTES, MAX_LINE_BYTES, Short};
 
 /// A SHA-256.
 pub type Digest = [u8; 32];

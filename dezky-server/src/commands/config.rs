@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::print;
 use crate::config::{self, Settings};
-use crate::error::Failure;
+use crate::failure::Failure;
 
 /// `config example`.
 pub(crate) fn example() -> Result<(), Failure> {

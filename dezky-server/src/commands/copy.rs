@@ -9,10 +9,12 @@ use dezky_core::verify::{ExpectedHead, verify};
 use dezky_flags::store::{FlagTable, check_flags, copy_flags};
 use serde_json::json;
 
+use super::print;
 use super::progress::Progress;
-use super::{Signals, last_of, print};
+use super::signals::Signals;
+use super::verify::last_of;
 use crate::config::{FROM_VARIABLE, Settings, StoreConfig, StoreUrl, TO_VARIABLE};
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::platform::Platform;
 use crate::stores::Access;
 
@@ -62,7 +64,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     };
     let done = tokio::select! {
         done = copy.run() => done,
-        () = signals.next() => Err(Failure::no(
+        () = signals.next() => Err(Failure::failed(
             "stopped: what was copied stays, and the same command goes on from there",
         )),
     };
@@ -75,7 +77,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
 }
 
 /// Opens one of the ends.
-pub(super) async fn open(
+pub(crate) async fn open(
     store: &StoreConfig,
     access: Access,
     option: &str,
@@ -116,7 +118,7 @@ impl Copy<'_> {
     async fn run(&mut self) -> Result<Copied, Failure> {
         self.check()
             .await
-            .map_err(|refused| Failure::no(format!("{refused} (nothing was changed)")))?;
+            .map_err(|refused| Failure::failed(format!("{refused} (nothing was changed)")))?;
         let mut difference = String::new();
         for _ in 0..MAX_ROUNDS {
             let flags = self.bring_over().await?;
@@ -131,7 +133,7 @@ impl Copy<'_> {
                 Some(found) => difference = found,
             }
         }
-        Err(Failure::no(format!(
+        Err(Failure::failed(format!(
             "one of the stores is being written to ({difference}): stop the servers on both, then give the same command again"
         )))
     }
@@ -210,7 +212,7 @@ impl Copy<'_> {
                 verdict.problem()
             };
             if let Some(problem) = problem {
-                return Err(Failure::no(format!(
+                return Err(Failure::failed(format!(
                     "the {which} is not what was recorded: {problem}: run verify on it"
                 )));
             }
@@ -243,9 +245,9 @@ impl Copied {
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
 fn refused(error: dezky_core::Error) -> Failure {
     if error.is_retryable() {
-        return Failure::no(format!(
+        return Failure::failed(format!(
             "{error}: what was copied stays, and the same command goes on from there"
         ));
     }
-    Failure::no(error.to_string())
+    Failure::failed(error.to_string())
 }

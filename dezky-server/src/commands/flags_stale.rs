@@ -6,10 +6,10 @@ use dezky_core::rt::TokioRuntime;
 use dezky_flags::{StaleConfig, stale_flags};
 use serde_json::json;
 
-use super::{no, print};
-use crate::error::Failure;
+use super::{failed, print};
+use crate::failure::Failure;
 use crate::platform::Platform;
-use crate::table::table;
+use crate::render::table::table;
 
 /// `flags stale`.
 #[derive(Debug, Args)]
@@ -25,7 +25,7 @@ pub(crate) async fn run(
     options: &Options,
     as_json: bool,
 ) -> Result<(), Failure> {
-    let snapshot = platform.flags.store().snapshot().await.map_err(no)?;
+    let snapshot = platform.flags.store().snapshot().await.map_err(failed)?;
     let mut config = StaleConfig::default();
     config.after = Duration::from_hours(24 * options.days);
     // Evaluations are counted in the processes that ask.
@@ -45,7 +45,7 @@ pub(crate) async fn run(
     if stale.is_empty() {
         return Ok(());
     }
-    Err(Failure::no(format!(
+    Err(Failure::failed(format!(
         "{} of {all} flags are stale: remove them once no code asks for them",
         stale.len()
     )))

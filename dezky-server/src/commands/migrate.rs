@@ -3,12 +3,12 @@ use std::fmt::Write as _;
 use clap::Args;
 use serde_json::json;
 
-use super::doctor::{self, Versions};
 use super::print;
+use crate::app::schema::{self, Versions};
 use crate::config::{Settings, StoreUrl};
-use crate::error::Failure;
-use crate::logging;
+use crate::failure::Failure;
 use crate::stores::{Access, Engine, Stores};
+use crate::telemetry::logging;
 
 /// `migrate`.
 #[derive(Debug, Args)]
@@ -30,7 +30,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     if options.search_index && !matches!(config.url, StoreUrl::Postgres(_)) {
         return Err(Failure::usage("--search-index: is for PostgreSQL alone: leave it out"));
     }
-    let before = doctor::versions(&config).await?;
+    let before = schema::versions(&config).await?;
     let newer = before.known.iter().find(|(component, known)| before.of(component) > *known);
     if let Some((component, known)) = newer {
         return Err(Failure::usage(format!(
@@ -49,11 +49,11 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
             _ => Ok(()),
         };
         stores.close().await;
-        indexed.map_err(|error| Failure::no(format!("store {}: {error}", config.url)))?;
+        indexed.map_err(|error| Failure::failed(format!("store {}: {error}", config.url)))?;
     }
     report(&before, behind, &options)?;
     if options.check && behind {
-        return Err(Failure::no(format!(
+        return Err(Failure::failed(format!(
             "store {}: the schema is not up to date: run dezky-server migrate",
             config.url
         )));

@@ -9,11 +9,11 @@ use dezky_ingest::generic::Mapping;
 use dezky_ingest::quarantine::{Retried, check_note, drop_item, retry};
 use serde_json::{Value, json};
 
-use super::{no, on_platform, operator, print, print_bytes};
+use super::{failed, on_platform, operator, print, print_bytes};
 use crate::config::Settings;
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::platform::Platform;
-use crate::table::{printable, table};
+use crate::render::table::{printable, table};
 
 /// How many items are read at once: each may have 64 KiB.
 const PAGE: usize = 100;
@@ -113,7 +113,7 @@ impl<'p> Walk<'p> {
     /// The next items of the source; `None` at the end.
     async fn next(&mut self) -> Result<Option<Vec<QuarantinedItem>>, Failure> {
         let page = self.platform.store.quarantined(self.after, PAGE).await;
-        let mut page = page.map_err(no)?;
+        let mut page = page.map_err(failed)?;
         let Some(last) = page.last() else { return Ok(None) };
         self.after = last.number;
         page.retain(|kept| self.source.is_none_or(|source| is_of(&kept.item, source)));
@@ -129,12 +129,12 @@ fn is_of(item: &QuarantineItem, source: &str) -> bool {
 }
 
 async fn find(platform: &Platform, number: i64) -> Result<Option<QuarantinedItem>, Failure> {
-    let mut found = platform.store.quarantined(number - 1, 1).await.map_err(no)?;
+    let mut found = platform.store.quarantined(number - 1, 1).await.map_err(failed)?;
     Ok(found.pop().filter(|kept| kept.number == number))
 }
 
 fn missing(number: i64) -> Failure {
-    Failure::no(format!("{number}: there is no such item: see `quarantine list`"))
+    Failure::failed(format!("{number}: there is no such item: see `quarantine list`"))
 }
 
 impl List {
@@ -300,7 +300,7 @@ async fn again(
     kept: &QuarantinedItem,
     mappings: &[Mapping],
 ) -> Result<Became, Failure> {
-    Ok(match retry(&platform.intake, kept, mappings).await.map_err(no)? {
+    Ok(match retry(&platform.intake, kept, mappings).await.map_err(failed)? {
         Retried::Released { stored: 0, .. } => Became::Duplicate,
         Retried::Released { stored, .. } => Became::Stored(stored),
         Retried::Stays(why) => Became::Stays(why),
@@ -313,7 +313,7 @@ async fn drop_all(
     note: &str,
     as_json: bool,
 ) -> Result<(), Failure> {
-    check_note(note).map_err(no)?;
+    check_note(note).map_err(failed)?;
     let mut items = Vec::new();
     for number in numbers.iter().copied().collect::<BTreeSet<_>>() {
         // Nothing is dropped by a command with a slip in it.
@@ -321,7 +321,7 @@ async fn drop_all(
     }
     let mut results = Results { as_json, ..Results::default() };
     for kept in &items {
-        let dropped = drop_item(&platform.intake, kept, operator(), note).await.map_err(no)?;
+        let dropped = drop_item(&platform.intake, kept, operator(), note).await.map_err(failed)?;
         results.tell(kept.number, if dropped { &Became::Dropped } else { &Became::Missing })?;
     }
     results.end("were not there any more")
@@ -392,7 +392,7 @@ impl Results {
         }
         match self.left {
             0 => Ok(()),
-            left => Err(Failure::no(format!("{left} of {} {what}", self.total))),
+            left => Err(Failure::failed(format!("{left} of {} {what}", self.total))),
         }
     }
 }

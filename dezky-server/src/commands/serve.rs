@@ -1,16 +1,15 @@
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
 use super::print;
+use super::signals::Signals;
 use crate::config::Settings;
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::lifecycle::{Running, bind};
-use crate::logging;
+use crate::telemetry::logging;
 
-/// How many files may be open beside connections.
+/// The most open files in addition to connections.
 const OTHER_FILES: usize = 128;
 
 /// `serve`: until SIGTERM or SIGINT.
-pub(crate) async fn serve(settings: &Settings) -> Result<(), Failure> {
+pub(crate) async fn run(settings: &Settings) -> Result<(), Failure> {
     let config = settings.config()?;
     let warnings = config.check()?;
     logging::start(&config.log);
@@ -41,7 +40,7 @@ pub(crate) async fn serve(settings: &Settings) -> Result<(), Failure> {
     failed.map_or(stopped, Err)
 }
 
-/// Says so if the process may not have as many files open as connections and stores need.
+/// A warning if the process may open fewer files than connections and stores need.
 fn open_files_warning(connections: usize) -> Option<String> {
     let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
@@ -52,38 +51,4 @@ fn open_files_warning(connections: usize) -> Option<String> {
             "the process may open {files} files, and {connections} connections need {needed}: raise the limit (LimitNOFILE, ulimit -n), or lower http.max_connections"
         )
     })
-}
-
-/// SIGTERM and SIGINT, listened to from the start so that none is missed.
-pub(crate) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    pub(crate) fn listen() -> Result<Self, Failure> {
-        let listen = |kind| {
-            signal(kind).map_err(|e| Failure::no(format!("signals can't be listened to: {e}")))
-        };
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        })
-    }
-
-    /// Resolves at the next of them.
-    pub(crate) async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-
-    /// From now on SIGINT ends the process where it stands, as a signal would.
-    pub(crate) fn end_at_once_on_the_next(mut self) {
-        tokio::spawn(async move {
-            self.interrupt.recv().await;
-            std::process::exit(130);
-        });
-    }
 }

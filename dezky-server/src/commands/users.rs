@@ -4,11 +4,11 @@ use dezky_core::directory::{
 };
 use serde_json::json;
 
-use super::{no, on_platform, operator, print};
+use super::{failed, on_platform, operator, print};
 use crate::config::Settings;
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::platform::Platform;
-use crate::table::{printable, table};
+use crate::render::table::{printable, table};
 
 /// `users …`.
 #[derive(Debug, Subcommand)]
@@ -86,7 +86,7 @@ async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Resu
         Command::Add(add) => {
             let new = add.user(platform).await?;
             let by = Edit::by(operator());
-            show(&platform.directory.create_user(new, &by).await.map_err(no)?, as_json)
+            show(&platform.directory.create_user(new, &by).await.map_err(failed)?, as_json)
         }
         Command::GrantAdmin(who) => set_admin(platform, &who, true, as_json).await,
         Command::RevokeAdmin(who) => set_admin(platform, &who, false, as_json).await,
@@ -98,9 +98,10 @@ impl Add {
         let mut tenant_ids = Vec::new();
         for slug in &self.tenants {
             let found = platform.directory.store().tenant(TenantKey::Slug(slug)).await;
-            let tenant = found.map_err(no)?;
-            let tenant = tenant
-                .ok_or_else(|| Failure::no(format!("--tenant {slug}: there is no such tenant")))?;
+            let tenant = found.map_err(failed)?;
+            let tenant = tenant.ok_or_else(|| {
+                Failure::failed(format!("--tenant {slug}: there is no such tenant"))
+            })?;
             tenant_ids.push(tenant.id);
         }
         Ok(NewUser {
@@ -125,14 +126,14 @@ async fn set_admin(
     };
     let patch = UserPatch { platform_admin: Some(is_admin), ..UserPatch::default() };
     let user = platform.directory.update_user(key, patch, &Edit::by(operator())).await;
-    show(&user.map_err(no)?, as_json)
+    show(&user.map_err(failed)?, as_json)
 }
 
 async fn list(platform: &Platform, as_json: bool) -> Result<(), Failure> {
     let mut users: Vec<User> = Vec::new();
     let mut query = UserQuery { limit: dezky_core::directory::MAX_PAGE, ..UserQuery::default() };
     loop {
-        let page = platform.directory.store().users(&query).await.map_err(no)?;
+        let page = platform.directory.store().users(&query).await.map_err(failed)?;
         let Some(last) = page.last() else { break };
         query.after = Some(UserCursor::of(last));
         users.extend(page);

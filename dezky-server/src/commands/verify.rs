@@ -7,14 +7,14 @@ use serde_json::json;
 
 use super::print;
 use crate::config::Settings;
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::stores::{Access, Engine};
 
 /// How often the progress is shown.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// `verify`: exit status 1 if the log is not what was recorded.
-pub(crate) async fn verify(
+pub(crate) async fn run(
     settings: &Settings,
     expected: Option<ExpectedHead>,
     as_json: bool,
@@ -57,11 +57,11 @@ fn report(verdict: &Verdict, as_json: bool) -> Result<(), Failure> {
         }
     }
     match &verdict.finding {
-        Some(found) => Err(Failure::no(format!(
+        Some(found) => Err(Failure::failed(format!(
             "the log is not what was recorded, from seq {} on: keep it as it is, and compare it with a backup",
             found.seq
         ))),
-        None if !verdict.anomalies.is_empty() => Err(Failure::no(
+        None if !verdict.anomalies.is_empty() => Err(Failure::failed(
             "the rows are what was recorded, but lists may not show all of them: keep a copy of the database as evidence, then fix each line above",
         )),
         None => Ok(()),

@@ -5,8 +5,6 @@ use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use super::reason;
-
 /// The text of a regular file of at most `max_bytes`, or a problem with its fix.
 ///
 /// Devices and pipes are refused before they are opened: one may have no end, and another
@@ -50,4 +48,18 @@ pub(super) fn weakness(path: &Path, holds: Holds) -> Option<String> {
     };
     let fix = if holds == Holds::Secret { "chmod go-w,o-r" } else { "chmod o-w" };
     Some(format!("the file has mode {mode:04o}, so that {who}: {fix}"))
+}
+
+/// The folder that a file is in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// An I/O error in words, without its number.
+pub(crate) fn reason(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file".into(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".into(),
+        _ => error.to_string(),
+    }
 }

@@ -1,5 +1,5 @@
-//! Defaults, then the file, then the environment: which value holds, and where
-//! it comes from.
+//! The layers of settings (defaults, file, environment, command line): which value holds, and
+//! where it comes from.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{self, KEYS, Kind};
-use crate::error::Failure;
+use super::keys::{self, Keys, Kind};
+use crate::failure::Failure;
 
 /// The most declared sources.
 const MAX_SOURCES: usize = 1_000;
 
-/// A value, typed as its key's [`Kind`] is.
+/// A value of its key's [`Kind`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Value {
     Text(String),
@@ -50,21 +50,23 @@ pub(super) struct Setting {
     pub(super) origin: Origin,
 }
 
-/// What is set, by the key's name.
-#[derive(Debug, Default)]
+/// The settings, by the key's name.
+#[derive(Debug)]
 pub(super) struct Layers {
+    keys: Keys,
     settings: BTreeMap<String, Setting>,
-    /// Where each declared source stands, by its name.
+    /// The place of each declared source, by its name.
     sources: BTreeMap<String, Origin>,
-    /// Where the keys inside tables that are read as a whole stand.
+    /// The places of the keys inside of tables that are read as a whole.
     places: BTreeMap<String, Origin>,
 }
 
 impl Layers {
     /// The defaults of every key that has one.
-    pub(super) fn defaults() -> Result<Self, Failure> {
-        let mut layers = Self::default();
-        for key in KEYS.iter().filter(|key| !key.default.is_empty()) {
+    pub(super) fn defaults(keys: Keys) -> Result<Self, Failure> {
+        let (settings, sources, places) = Default::default();
+        let mut layers = Self { keys, settings, sources, places };
+        for key in keys.iter().filter(|key| !key.default.is_empty()) {
             let text = format!("value = {}", key.default);
             let table = DeTable::parse(&text).map_err(|e| Failure::usage(e.message()))?;
             let value = table
@@ -77,7 +79,7 @@ impl Layers {
         Ok(layers)
     }
 
-    /// Takes in the file's text.
+    /// Adds the settings of a file.
     pub(super) fn add_file(&mut self, path: &Path, text: &str) -> Result<(), Failure> {
         let file = File::new(path, text);
         let table = DeTable::parse(text).map_err(|error| {
@@ -95,9 +97,9 @@ impl Layers {
     ) -> Result<(), Failure> {
         for (key, value) in table {
             let name = match (format!("{prefix}{}", key.get_ref()), value.get_ref()) {
-                // Short for the table with the URL alone.
+                // `store = "…"` is short for a table with the URL only.
                 (name, value) if name == keys::STORE && !matches!(value, DeValue::Table(_)) => {
-                    super::store::URL.to_owned()
+                    keys::STORE_URL.to_owned()
                 }
                 (name, _) => name,
             };
@@ -106,7 +108,7 @@ impl Layers {
                 self.add_sources(file, value.get_ref(), &origin)?;
                 continue;
             }
-            match (value.get_ref(), keys::kind_of(&name)) {
+            match (value.get_ref(), self.keys.kind_of(&name)) {
                 (DeValue::Table(inner), None)
                     if inner.is_empty() && keys::is_instance_table(&name) =>
                 {
@@ -114,11 +116,11 @@ impl Layers {
                         "{name} ({origin}): has no secret: name a file by secret_file"
                     )));
                 }
-                (DeValue::Table(inner), None) if keys::is_table(&name) => {
+                (DeValue::Table(inner), None) if self.keys.is_table(&name) => {
                     self.add_table(file, inner, &format!("{name}."))?;
                 }
-                (_, None) => return Err(unknown_key(&name, &origin)),
-                (_, Some(Kind::Secret)) => return Err(secret_in_file(&name, &origin)),
+                (_, None) => return Err(self.unknown_key(&name, &origin)),
+                (_, Some(Kind::Secret)) => return Err(self.secret_in_file(&name, &origin)),
                 (value, Some(kind)) => {
                     let value = typed(value, kind).ok_or_else(|| {
                         Failure::usage(format!("{name} ({origin}): must be {}", kind.expected()))
@@ -130,8 +132,8 @@ impl Layers {
         Ok(())
     }
 
-    /// Takes in the sources that are declared: their names may have dots, and what is in
-    /// their maps is read as a whole.
+    /// Adds the declared sources. Their names may have dots, and their maps are read as a
+    /// whole.
     fn add_sources(
         &mut self,
         file: &File<'_>,
@@ -170,7 +172,7 @@ impl Layers {
                     )));
                 };
                 let value = match (value.get_ref(), kind) {
-                    (_, Kind::Secret) => return Err(secret_in_file(&name, &origin)),
+                    (_, Kind::Secret) => return Err(self.secret_in_file(&name, &origin)),
                     (DeValue::Table(_), Kind::Table) => {
                         Value::Table(self.json(file, value.get_ref(), &name, &origin)?)
                     }
@@ -184,7 +186,7 @@ impl Layers {
         Ok(())
     }
 
-    /// A table as a whole, its keys' places noted.
+    /// Converts a table as a whole and notes the places of its keys.
     fn json(
         &mut self,
         file: &File<'_>,
@@ -225,12 +227,12 @@ impl Layers {
         })
     }
 
-    /// The declared sources, by name, and where they stand.
+    /// The places of the declared sources, by name.
     pub(super) fn sources(&self) -> &BTreeMap<String, Origin> {
         &self.sources
     }
 
-    /// Where a key inside a table stands, or the nearest around it.
+    /// The place of a key inside of a table, or of the nearest enclosing key.
     pub(super) fn place(&self, name: &str) -> Option<&Origin> {
         let mut name = name;
         loop {
@@ -241,13 +243,13 @@ impl Layers {
         }
     }
 
-    /// Takes in the variables of the environment, after the file.
+    /// Adds the variables of the environment, after the file.
     pub(super) fn add_environment(
         &mut self,
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<(), Failure> {
         for (variable, text) in variables {
-            let key = KEYS.iter().find(|key| key.variable == variable);
+            let key = self.keys.of_variable(&variable);
             let (name, kind) = match (key, keys::instance_of_variable(&variable)) {
                 (Some(key), _) => (key.name.to_owned(), key.kind),
                 (None, Some(instance)) => {
@@ -257,7 +259,7 @@ impl Layers {
                     (self.secret_of_source(&variable)?, Kind::Secret)
                 }
                 (None, None) => {
-                    check_unknown_variable(&variable, &text)?;
+                    self.check_unknown_variable(&variable, &text)?;
                     continue;
                 }
             };
@@ -273,7 +275,7 @@ impl Layers {
         Ok(())
     }
 
-    /// The name of the key of a declared source's secret.
+    /// The key of the declared source whose secret is in `variable`.
     fn secret_of_source(&self, variable: &str) -> Result<String, Failure> {
         let mut sources =
             self.sources.keys().filter(|name| keys::source_variable(name) == variable);
@@ -289,6 +291,47 @@ impl Layers {
                 )))
             }
         }
+    }
+
+    fn unknown_key(&self, name: &str, origin: &Origin) -> Failure {
+        let known = self.keys.iter().map(|key| key.name);
+        let leaf = keys::closest(name, known).unwrap_or("listen");
+        Failure::usage(format!("{name} ({origin}): is no key of this file: did you mean {leaf}?"))
+    }
+
+    fn secret_in_file(&self, name: &str, origin: &Origin) -> Failure {
+        let variable = self.keys.variable_of(name);
+        let file = match name {
+            "operator_token" => "operator_token_file",
+            "authentik.token" => "token_file",
+            "store.password" => "password_file",
+            _ => "secret_files",
+        };
+        Failure::usage(format!(
+            "{name} ({origin}): a secret does not belong here: set {variable}, or name a file of its own by {file}"
+        ))
+    }
+
+    /// Refuses unknown variables that begin with `DEZKY_`, except those that Kubernetes sets for a
+    /// service called dezky…, and those that name the servers of the tests.
+    fn check_unknown_variable(&self, variable: &str, text: &str) -> Result<(), Failure> {
+        if !variable.starts_with("DEZKY_")
+            || [keys::CONFIG_VARIABLE, keys::FROM_VARIABLE, keys::TO_VARIABLE].contains(&variable)
+            || variable.starts_with("DEZKY_TEST_")
+            || is_service_link(variable, text)
+        {
+            return Ok(());
+        }
+        let known = self.keys.iter().map(|key| key.variable).chain([keys::CONFIG_VARIABLE]);
+        let closest = keys::closest(variable, known).unwrap_or("DEZKY_LISTEN");
+        Err(Failure::usage(format!(
+            "{variable}: is no variable of this program: did you mean {closest}?"
+        )))
+    }
+
+    /// The table of keys.
+    pub(super) fn keys(&self) -> Keys {
+        self.keys
     }
 
     pub(super) fn set(&mut self, name: &str, value: Value, origin: Origin) {
@@ -313,8 +356,11 @@ impl Layers {
         }
     }
 
-    /// A number within its bounds.
-    pub(super) fn number(&self, name: &str, min: u64, max: u64) -> Result<u64, Failure> {
+    /// A number within the bounds of its key.
+    pub(super) fn number(&self, name: &str) -> Result<u64, Failure> {
+        let Some(Kind::Number(min, max)) = self.keys.kind_of(name) else {
+            return Err(Failure::usage(format!("{name}: is not a number")));
+        };
         match self.get(name) {
             Some(Setting { value: Value::Number(number), origin })
                 if !(min..=max).contains(number) =>
@@ -338,7 +384,7 @@ impl Layers {
     }
 }
 
-/// A configuration file, for the places in it.
+/// A configuration file, which maps offsets to lines.
 struct File<'a> {
     path: &'a Path,
     /// The offsets of the line feeds.
@@ -354,43 +400,6 @@ impl<'a> File<'a> {
         let line = 1 + self.line_feeds.partition_point(|at| *at < offset);
         Origin::File { path: self.path.to_owned(), line }
     }
-}
-
-fn unknown_key(name: &str, origin: &Origin) -> Failure {
-    let known = KEYS.iter().map(|key| key.name);
-    let leaf = keys::closest(name, known).unwrap_or("listen");
-    Failure::usage(format!("{name} ({origin}): is no key of this file: did you mean {leaf}?"))
-}
-
-fn secret_in_file(name: &str, origin: &Origin) -> Failure {
-    let variable = keys::variable_of(name);
-    let file = match name {
-        "operator_token" => "operator_token_file",
-        "authentik.token" => "token_file",
-        "store.password" => "password_file",
-        _ => "secret_files",
-    };
-    Failure::usage(format!(
-        "{name} ({origin}): a secret does not belong here: set {variable}, or name a file of its own by {file}"
-    ))
-}
-
-/// Names of ours that mean nothing are mistakes, but for those that Kubernetes
-/// puts into the environment for a service called dezky…, and those that say where
-/// the servers of the tests are.
-fn check_unknown_variable(variable: &str, text: &str) -> Result<(), Failure> {
-    if !variable.starts_with("DEZKY_")
-        || [keys::CONFIG_VARIABLE, keys::FROM_VARIABLE, keys::TO_VARIABLE].contains(&variable)
-        || variable.starts_with("DEZKY_TEST_")
-        || is_service_link(variable, text)
-    {
-        return Ok(());
-    }
-    let known = KEYS.iter().map(|key| key.variable).chain([keys::CONFIG_VARIABLE]);
-    let closest = keys::closest(variable, known).unwrap_or("DEZKY_LISTEN");
-    Err(Failure::usage(format!(
-        "{variable}: is no variable of this program: did you mean {closest}?"
-    )))
 }
 
 fn is_service_link(variable: &str, text: &str) -> bool {
@@ -409,7 +418,7 @@ fn typed(value: &DeValue<'_>, kind: Kind) -> Option<Value> {
     match (value, kind) {
         (DeValue::String(text), Kind::Text) => Some(Value::Text(text.to_string())),
         (DeValue::Boolean(on), Kind::Switch) => Some(Value::Switch(*on)),
-        (DeValue::Integer(number), Kind::Number) => {
+        (DeValue::Integer(number), Kind::Number(..)) => {
             u64::from_str_radix(number.as_str(), number.radix()).ok().map(Value::Number)
         }
         (DeValue::Array(items), Kind::List) => items
@@ -433,7 +442,7 @@ fn from_text(text: &str, kind: Kind) -> Option<Value> {
                 .filter(|item| !item.is_empty())
                 .collect(),
         ),
-        Kind::Number => Value::Number(text.trim().parse().ok()?),
+        Kind::Number(..) => Value::Number(text.trim().parse().ok()?),
         Kind::Table => return None,
         Kind::Switch => Value::Switch(match text.trim().to_ascii_lowercase().as_str() {
             "true" | "1" | "yes" | "on" => true,

@@ -1,4 +1,4 @@
-//! Sources that are declared: `[sources.<name>]`.
+//! `[sources.<name>]`: declared sources.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,20 +8,21 @@ use dezky_ingest::generic::{Mapping, MappingConfig};
 use dezky_ingest::signature::{Scheme, SchemeConfig, Secrets};
 use serde::de::DeserializeOwned;
 
+use super::keys;
 use super::layers::{Origin, Setting, Value};
-use super::{Settings, keys, refused, size};
-use crate::error::Failure;
+use super::settings::{Settings, refused, size};
+use crate::failure::Failure;
 
-/// A source that is declared.
+/// A declared source.
 #[derive(Debug, Clone)]
 pub struct SourceConfig {
     /// How its objects become events.
     pub mapping: Mapping,
-    /// What signs its posts, if it may post.
+    /// The secrets that sign its posts, if it may post.
     pub secrets: Option<Secrets>,
     /// How they are signed.
     pub scheme: Scheme,
-    /// The file that it writes, if it writes one.
+    /// The file that it writes, if there is one.
     pub file: Option<FollowedFile>,
 }
 
@@ -76,7 +77,7 @@ impl Settings {
         })
     }
 
-    /// A table that is read as a whole; the default if it is not there.
+    /// A table that is read as a whole, or the default without it.
     fn table<T: DeserializeOwned + Default>(
         &self,
         key: &str,
@@ -107,7 +108,7 @@ impl Settings {
     fn followed_file(&self, prefix: &str) -> Result<Option<FollowedFile>, Failure> {
         let key = |leaf: &str| format!("{prefix}.{leaf}");
         let path = key("path");
-        let number = |leaf: &str, default: u64, min: u64, max: u64| {
+        let number = |leaf: &str, default: u64| {
             let key = key(leaf);
             let Some(Setting { origin, .. }) = self.layers.get(&key) else { return Ok(default) };
             if self.layers.get(&path).is_none() {
@@ -117,10 +118,10 @@ impl Settings {
                     "there is no file to read: set path, or leave it out",
                 ));
             }
-            self.layers.number(&key, min, max)
+            self.number(&key)
         };
-        let poll = Duration::from_secs(number("poll_seconds", 5, 1, 3_600)?);
-        let max_line_bytes = size(number("max_line_bytes", 1 << 20, 1_024, 64 << 20)?);
+        let poll = Duration::from_secs(number("poll_seconds", 5)?);
+        let max_line_bytes = size(number("max_line_bytes", 1 << 20)?);
         match self.layers.text(&path) {
             Some(("", origin)) => {
                 Err(refused(&path, origin, "is empty: name a file, or leave it out"))

@@ -8,8 +8,8 @@ use dezky_core::store::postgres_options;
 use mongodb::options::ConnectionString;
 
 use super::layers::Origin;
-use super::{Settings, refused};
-use crate::error::Failure;
+use super::settings::{Settings, refused};
+use crate::failure::Failure;
 
 /// The key of the URL.
 pub(super) const URL: &str = "store.url";
@@ -239,8 +239,6 @@ impl Settings {
     }
 
     fn store_with(&self, url: StoreUrl) -> Result<StoreConfig, Failure> {
-        let layers = &self.layers;
-        let seconds = |name, max| layers.number(name, 1, max).map(Duration::from_secs);
         let transaction_pooler = match self.required("store.pooler")? {
             ("none", _) => false,
             ("transaction", _) => true,
@@ -248,16 +246,16 @@ impl Settings {
                 return Err(refused("store.pooler", origin, "must be none or transaction"));
             }
         };
-        let max_connections = layers.number("store.max_connections", 1, 1_000)?;
+        let max_connections = self.number("store.max_connections")?;
         Ok(StoreConfig {
             url,
-            migrate: layers.switch("store.migrate"),
+            migrate: self.layers.switch("store.migrate"),
             transaction_pooler,
             max_connections: u32::try_from(max_connections).unwrap_or(u32::MAX),
-            acquire_timeout: seconds("store.acquire_timeout_seconds", 300)?,
-            lock_timeout: seconds("store.lock_timeout_seconds", 300)?,
-            statement_timeout: seconds("store.statement_timeout_seconds", 3_600)?,
-            idle_timeout: seconds("store.idle_timeout_seconds", 300)?,
+            acquire_timeout: self.seconds("store.acquire_timeout_seconds")?,
+            lock_timeout: self.seconds("store.lock_timeout_seconds")?,
+            statement_timeout: self.seconds("store.statement_timeout_seconds")?,
+            idle_timeout: self.seconds("store.idle_timeout_seconds")?,
         })
     }
 
@@ -286,7 +284,7 @@ impl StoreConfig {
     pub(super) fn check(&self) -> Result<(), Failure> {
         let StoreUrl::Sqlite(path) = &self.url else { return Ok(()) };
         let refused = |problem| Err(Failure::usage(format!("store {}: {problem}", self.url)));
-        if !super::folder_of(path).is_dir() {
+        if !super::files::folder_of(path).is_dir() {
             return refused("its folder does not exist: make it");
         }
         if Path::new(path).is_dir() {

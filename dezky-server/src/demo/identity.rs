@@ -5,7 +5,7 @@ use dezky_core::Timestamp;
 use dezky_ingest::testkit::AuthentikDouble;
 use serde_json::{Value, json};
 
-use crate::error::Failure;
+use crate::failure::Failure;
 
 /// Events of genuine shape: a login, one of nobody, a change by an administrator,
 /// an impersonation, a custom action, an exception.
@@ -56,7 +56,7 @@ impl Identity {
     /// Starts it with the bundled events.
     pub(super) async fn start() -> Result<Self, Failure> {
         let refused = |error: &dyn std::fmt::Display| {
-            Failure::no(format!("the pretended Authentik can't be started: {error}"))
+            Failure::failed(format!("the pretended Authentik can't be started: {error}"))
         };
         let mut events: Vec<Value> =
             serde_json::from_str(EVENTS).map_err(|error| refused(&error))?;

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 
 use dezky_core::Timestamp;
 
-use super::whole_seconds;
-use crate::error::Failure;
+use crate::failure::Failure;
 
 /// A whole file as oCIS 7.0.0 wrote it.
 const FIRST_GENERATION: &[u8] = include_bytes!("data/first-generation.log");
@@ -89,7 +88,7 @@ impl LogFile {
     }
 
     fn failure(&self, error: &std::io::Error) -> Failure {
-        Failure::no(format!("{}: {error}", self.path().display()))
+        Failure::failed(format!("{}: {error}", self.path().display()))
     }
 }
 
@@ -101,6 +100,12 @@ fn fresh_line(number: u64, now: Timestamp) -> String {
     let (before, rest) = line.split_once("\"Time\":\"").unwrap_or((line, "\""));
     let after = rest.split_once('"').map_or("", |(_, after)| after);
     format!("{before}\"Time\":\"{}\"{after}\n", whole_seconds(now))
+}
+
+/// A time without the fraction, as the systems write it.
+pub(super) fn whole_seconds(at: Timestamp) -> String {
+    let text = at.to_string();
+    format!("{}Z", text.split('.').next().unwrap_or(&text))
 }
 
 #[cfg(test)]

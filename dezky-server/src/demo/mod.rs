@@ -19,9 +19,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use dezky_core::Runtime as _;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{AuditStoreExt as _, Head};
-use dezky_core::{Runtime as _, Timestamp};
 use dezky_ingest::authentik::{ApiToken, AuthentikConfig};
 use dezky_ingest::{Pump, PumpConfig, Tick};
 
@@ -29,11 +29,14 @@ use self::identity::Identity;
 use self::log_file::LogFile;
 use self::report::{Counts, Report, Row};
 use self::webhooks::Sender;
-use crate::commands::{Signals, last_of, print};
+use crate::app::workers::{follow_ocis, poll_authentik};
+use crate::commands::print;
+use crate::commands::signals::Signals;
+use crate::commands::verify::last_of;
 use crate::config::{AuthentikApi, Config, OcisLog, Settings};
-use crate::error::Failure;
-use crate::lifecycle::{Running, bind, follow_ocis, poll_authentik};
-use crate::logging;
+use crate::failure::Failure;
+use crate::lifecycle::{Running, bind};
+use crate::telemetry::logging;
 
 /// Where it listens unless asked otherwise.
 const DEFAULT_PORT: u16 = 8080;
@@ -78,7 +81,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Failure> {
         () = signals.next() => {
             demo.running.stop().await?;
             return if options.once {
-                Err(Failure::no("interrupted before everything was taken in"))
+                Err(Failure::failed("interrupted before everything was taken in"))
             } else {
                 Ok(())
             };
@@ -130,7 +133,8 @@ impl Demo {
         };
         let ocis = follow_ocis(&log, &platform.intake, held(PumpConfig::default()))?;
         let (url, token) = systems.authentik.address();
-        let token = ApiToken::new(&token).map_err(|e| Failure::no(format!("Authentik: {e}")))?;
+        let token =
+            ApiToken::new(&token).map_err(|e| Failure::failed(format!("Authentik: {e}")))?;
         let admin_groups = vec!["dezky-platform-admins".to_owned()];
         let api = AuthentikApi { url, token, poll: POLL_INTERVAL, admin_groups };
         let authentik = poll_authentik(&api, platform, held(AuthentikConfig::pump_config()))?;
@@ -158,17 +162,19 @@ impl Demo {
     }
 
     async fn count(&self) -> Result<Counts, Failure> {
-        Counts::of(&**self.running.store()).await.map_err(|e| Failure::no(format!("store: {e}")))
+        Counts::of(&**self.running.store())
+            .await
+            .map_err(|e| Failure::failed(format!("store: {e}")))
     }
 
     async fn verified_head(&self) -> Result<Head, Failure> {
         let verdict = dezky_core::verify::verify(&**self.running.store(), None, |_| {})
             .await
-            .map_err(|error| Failure::no(format!("verify: {error}")))?;
+            .map_err(|error| Failure::failed(format!("verify: {error}")))?;
         match verdict.problem() {
             None => Ok(verdict.head),
             Some(problem) => {
-                Err(Failure::no(format!("the log is not what was recorded: {problem}")))
+                Err(Failure::failed(format!("the log is not what was recorded: {problem}")))
             }
         }
     }
@@ -177,7 +183,7 @@ impl Demo {
     async fn go_on(self, mut signals: Signals) -> Result<(), Failure> {
         let Self { mut running, mut systems, ocis, authentik } = self;
         let state = running.store().state().await;
-        let from = state.map_err(|error| Failure::no(format!("store: {error}")))?.head.next_seq;
+        let from = state.map_err(|error| Failure::failed(format!("store: {error}")))?.head.next_seq;
         let mut arriving = running.store().tail(std::sync::Arc::new(TokioRuntime), from);
         running.spawn_pump(ocis);
         running.spawn_pump(authentik);
@@ -189,7 +195,7 @@ impl Demo {
                 failure = running.failed() => break Err(failure),
                 event = arriving.next() => match event {
                     Ok(event) => print(&report::line(&event))?,
-                    Err(error) => break Err(Failure::no(format!("store: {error}"))),
+                    Err(error) => break Err(Failure::failed(format!("store: {error}"))),
                 },
                 _ = clock.tick() => {
                     if let Err(failure) = systems.happen(happened).await {
@@ -225,7 +231,7 @@ impl Systems {
 
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
 fn untold(error: dezky_core::Error) -> Failure {
-    Failure::no(format!("the platform: {error}: name another folder"))
+    Failure::failed(format!("the platform: {error}: name another folder"))
 }
 
 /// One holder whatever the run, so that a lease of the last one is ours.
@@ -237,19 +243,14 @@ fn held(mut pump: PumpConfig) -> PumpConfig {
 /// Moves all that is waiting.
 async fn drain(pump: &mut Pump, system: &str, sum: &mut Tick) -> Result<(), Failure> {
     loop {
-        let tick = pump.tick().await.map_err(|error| Failure::no(format!("{system}: {error}")))?;
+        let tick =
+            pump.tick().await.map_err(|error| Failure::failed(format!("{system}: {error}")))?;
         sum.taken += tick.taken;
         sum.skipped += tick.skipped;
         if !tick.more {
             return Ok(());
         }
     }
-}
-
-/// A time without the fraction, as the systems write it.
-fn whole_seconds(at: Timestamp) -> String {
-    let text = at.to_string();
-    format!("{}Z", text.split('.').next().unwrap_or(&text))
 }
 
 /// What became of each source's events, from the timeline before and after and

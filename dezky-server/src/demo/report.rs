@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::story::TenantFlags;
-use crate::table::{printable, table};
+use crate::render::table::{printable, table};
 
 /// How many of the newest events of each source are shown.
 const SHOWN: usize = 5;

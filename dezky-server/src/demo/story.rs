@@ -10,8 +10,8 @@ use dezky_core::{Actor, ActorType, Result};
 use dezky_flags::{FlagPatch, FlagState, ScopePatch, seeded_flags};
 use serde_json::Value;
 
-use crate::decisions::{explained, tabulated};
 use crate::platform::Platform;
+use crate::render::decisions::{explained, tabulated};
 
 /// The tenant whose flags are shown.
 const SHOWN_TENANT: &str = "acme";

@@ -6,8 +6,8 @@ use std::time::Duration;
 use dezky_core::Timestamp;
 use dezky_ingest::signature::{self, Secret};
 
-use super::whole_seconds;
-use crate::error::Failure;
+use super::log_file::whole_seconds;
+use crate::failure::Failure;
 
 /// Bodies as Stalwart sent them, in the order of the requests: of several
 /// releases, two events under one id, a retry under new ids.
@@ -55,10 +55,10 @@ pub(super) struct Sender {
 impl Sender {
     pub(super) fn new(address: SocketAddr, secret: &str) -> Result<Self, Failure> {
         let client = dezky_ingest::http::client_builder("http:")
-            .map_err(|error| Failure::no(format!("webhook: {error}")))?
+            .map_err(|error| Failure::failed(format!("webhook: {error}")))?
             .timeout(Duration::from_secs(30))
             .build()
-            .map_err(|error| Failure::no(format!("webhook: {error}")))?;
+            .map_err(|error| Failure::failed(format!("webhook: {error}")))?;
         let secret = Secret::new(secret).map_err(|error| Failure::usage(error.to_string()))?;
         Ok(Self { client, url: format!("http://{address}/ingest/stalwart/webhook"), secret })
     }
@@ -82,12 +82,15 @@ impl Sender {
     }
 
     async fn send(&self, body: Vec<u8>) -> Result<usize, Failure> {
-        let failed = |error: reqwest::Error| Failure::no(format!("webhook: {error}"));
+        let failed = |error: reqwest::Error| Failure::failed(format!("webhook: {error}"));
         let signature = self.secret.sign_base64(&body);
         let request = self.client.post(&self.url).header(signature::HEADER, signature).body(body);
         let response = request.send().await.map_err(failed)?;
         if !response.status().is_success() {
-            return Err(Failure::no(format!("webhook: the server answered {}", response.status())));
+            return Err(Failure::failed(format!(
+                "webhook: the server answered {}",
+                response.status()
+            )));
         }
         let answer: serde_json::Value = response.json().await.map_err(failed)?;
         let received = answer.get("received").and_then(serde_json::Value::as_u64);

@@ -24,6 +24,7 @@ mod flags;
 mod flags_live;
 mod full_disk;
 mod http2;
+#[cfg(feature = "legacy-import")]
 mod import_origin;
 mod kill;
 mod kill_mutations;
@@ -33,6 +34,7 @@ mod logging;
 mod migrate;
 mod ofrep;
 mod openapi;
+#[cfg(feature = "legacy-import")]
 mod origin;
 mod previews;
 mod quarantine;

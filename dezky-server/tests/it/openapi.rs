@@ -40,12 +40,12 @@ fn problems(method: &str, route: &str, answer: &Answer) -> Vec<String> {
     validator.iter_errors(&answer.json).map(|problem| problem.to_string()).collect()
 }
 
-/// The routes of the router's source, each with its methods.
+/// The routes of the rooms' sources, each with its methods.
 fn routes() -> BTreeSet<(String, String)> {
-    let source = include_str!("../../src/routes/mod.rs");
     let mut routes = BTreeSet::new();
-    for route in source.split(".route(").skip(1) {
-        let route = route.split(".route").next().unwrap();
+    let sources = sources("api") + &sources("webhooks") + &sources("ofrep");
+    for route in sources.split(".route(").skip(1) {
+        let route = route.split(".route").next().unwrap().split("\n}").next().unwrap();
         let path = route.split('"').nth(1).unwrap();
         for method in ["get", "post", "patch", "put", "delete"] {
             if route.contains(&format!("{method}(")) {
@@ -54,6 +54,17 @@ fn routes() -> BTreeSet<(String, String)> {
         }
     }
     routes
+}
+
+fn sources(room: &str) -> String {
+    let folder = format!("{}/src/{room}", env!("CARGO_MANIFEST_DIR"));
+    let mut all = String::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let path = if path.is_dir() { path.join("mod.rs") } else { path };
+        all += &std::fs::read_to_string(path).unwrap();
+    }
+    all
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,14 +1,12 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use dezky_core::store::mongo_error;
 use dezky_core::{Error, ErrorKind};
-use futures_util::TryStreamExt as _;
-use mongodb::bson::{Bson, Document, doc};
-use mongodb::options::{ClientOptions, ReadConcern, Tls, WriteConcern};
-use mongodb::{Client, Database};
+use mongodb::bson::{Document, doc};
+use mongodb::options::{ReadConcern, Tls, WriteConcern};
 
-use super::{Report, answer, is_local};
+use super::report::{Report, is_local};
+use crate::app::schema::mongodb::{Server, ask, connect, integer};
 use crate::config::{RemoteUrl, StoreConfig};
 
 /// The first wire protocol that will do, of MongoDB 4.4.
@@ -18,61 +16,6 @@ const OLDEST_WIRE: i32 = 9;
 const LONGEST_TRANSACTION_SECONDS: i64 = 10;
 
 const EVENTS: &str = "dezky_audit_events";
-
-struct Server {
-    client: Client,
-    database: Database,
-    options: ClientOptions,
-}
-
-async fn connect(config: &StoreConfig, url: &RemoteUrl) -> Result<Server, Error> {
-    let mut options = ask(async { ClientOptions::parse(url.expose()).await }).await?;
-    options.app_name = Some("dezky-doctor".into());
-    options.server_selection_timeout.get_or_insert(config.acquire_timeout);
-    options.connect_timeout.get_or_insert(config.acquire_timeout);
-    let client = Client::with_options(options.clone()).map_err(|error| mongo_error(&error))?;
-    let name = options.default_database.clone().unwrap_or_else(|| "dezky".into());
-    Ok(Server { database: client.database(&name), client, options })
-}
-
-async fn ask<T>(asked: impl Future<Output = mongodb::error::Result<T>>) -> Result<T, Error> {
-    answer(async { asked.await.map_err(|error| mongo_error(&error)) }).await
-}
-
-impl Server {
-    async fn admin(&self, command: Document) -> Result<Document, Error> {
-        ask(async { self.client.database("admin").run_command(command).await }).await
-    }
-
-    async fn versions(&self) -> Result<BTreeMap<String, usize>, Error> {
-        let documents: Vec<Document> = ask(async {
-            let schema = self.database.collection::<Document>("dezky_schema");
-            schema.find(doc! {}).await?.try_collect().await
-        })
-        .await?;
-        let version = |document: Document| {
-            let component = document.get_str("_id").ok()?.to_owned();
-            let version = document.get("version").and_then(integer).unwrap_or(0);
-            Some((component, usize::try_from(version).unwrap_or(0)))
-        };
-        Ok(documents.into_iter().filter_map(version).collect())
-    }
-}
-
-fn integer(value: &Bson) -> Option<i64> {
-    value.as_i64().or_else(|| value.as_i32().map(i64::from))
-}
-
-/// The components' versions; none where nothing of ours is there.
-pub(super) async fn versions(
-    config: &StoreConfig,
-    url: &RemoteUrl,
-) -> Result<BTreeMap<String, usize>, Error> {
-    let server = connect(config, url).await?;
-    let versions = server.versions().await;
-    server.client.shutdown().await;
-    versions
-}
 
 /// Looks at the server; gives the schema's versions if it answers.
 pub(super) async fn examine(

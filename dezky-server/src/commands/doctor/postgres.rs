@@ -2,79 +2,23 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use dezky_core::Error;
-use dezky_core::store::{postgres_error, postgres_options};
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow, PgSslMode};
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
+use dezky_core::store::postgres_error;
+use sqlx::postgres::{PgConnection, PgRow, PgSslMode};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
-use super::{Report, answer, is_local};
+use super::report::{Report, is_local};
+use crate::app::schema::bounded::answer;
+use crate::app::schema::postgres::{connect, get, options, row, rows, versions_of};
 use crate::config::{RemoteUrl, StoreConfig};
 
 /// The oldest server that is known to do.
 const OLDEST: i32 = 130_000;
-
-fn options(url: &RemoteUrl) -> Result<PgConnectOptions, Error> {
-    Ok(postgres_options(&url.expose())?.application_name("dezky-doctor"))
-}
-
-async fn connect(config: &StoreConfig, url: &RemoteUrl) -> Result<PgConnection, Error> {
-    let options = options(url)?;
-    let connected = tokio::time::timeout(config.acquire_timeout, options.connect()).await;
-    match connected {
-        Ok(connected) => connected.map_err(postgres_error),
-        Err(_) => Err(Error::new(
-            dezky_core::ErrorKind::StoreUnavailable,
-            format!("no connection within {} s", config.acquire_timeout.as_secs()),
-        )),
-    }
-}
-
-/// Asks by the simple protocol, which any pooler understands; everything comes as text.
-async fn row(connection: &mut PgConnection, sql: &'static str) -> Result<PgRow, Error> {
-    answer(async { connection.fetch_one(sqlx::raw_sql(sql)).await.map_err(postgres_error) }).await
-}
-
-async fn rows(connection: &mut PgConnection, sql: &'static str) -> Result<Vec<PgRow>, Error> {
-    answer(async { connection.fetch_all(sqlx::raw_sql(sql)).await.map_err(postgres_error) }).await
-}
 
 async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), Error> {
     let sql = AssertSqlSafe(sql.to_owned());
     answer(async { connection.execute(sqlx::raw_sql(sql)).await.map_err(postgres_error) })
         .await
         .map(drop)
-}
-
-fn get<'r, T>(row: &'r PgRow, column: &str) -> Result<T, Error>
-where
-    T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
-{
-    row.try_get(column).map_err(postgres_error)
-}
-
-/// The components' versions; none where nothing of ours is there.
-pub(super) async fn versions(
-    config: &StoreConfig,
-    url: &RemoteUrl,
-) -> Result<BTreeMap<String, usize>, Error> {
-    let mut connection = connect(config, url).await?;
-    let versions = versions_of(&mut connection).await;
-    let _ = connection.close().await;
-    versions
-}
-
-async fn versions_of(connection: &mut PgConnection) -> Result<BTreeMap<String, usize>, Error> {
-    let found = row(connection, "SELECT to_regclass('dezky_schema') IS NOT NULL AS ours").await?;
-    if !get::<bool>(&found, "ours")? {
-        return Ok(BTreeMap::new());
-    }
-    let found = rows(connection, "SELECT component, version FROM dezky_schema").await?;
-    found
-        .iter()
-        .map(|row| {
-            let version = usize::try_from(get::<i64>(row, "version")?).unwrap_or(0);
-            Ok((get(row, "component")?, version))
-        })
-        .collect()
 }
 
 /// Looks at the server; gives the schema's versions if it answers.

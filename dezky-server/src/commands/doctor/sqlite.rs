@@ -7,45 +7,15 @@ use dezky_core::store::{
     AuditStore as _, SqliteAuditStore, SqliteConfig, sqlite_error, sqlite_reader,
 };
 use dezky_core::{Error, ErrorKind};
-use sqlx::{Connection as _, SqliteConnection};
+use sqlx::Connection as _;
 
-use super::Report;
+use super::report::Report;
+use crate::app::schema::sqlite::versions_of;
 use crate::config::{folder_of, reason};
 
 /// The room on the disk below which nothing goes on. It is taken for a moment, so no more than
 /// a server beside it can spare.
 const ROOM_BYTES: usize = 64 << 10;
-
-/// The components' versions; none where there is no file, or nothing of ours in it.
-pub(super) async fn versions(path: &Path) -> Result<BTreeMap<String, usize>, Error> {
-    if !path.exists() {
-        return Ok(BTreeMap::new());
-    }
-    let mut connection = sqlite_reader(path).await?;
-    let versions = versions_of(&mut connection).await;
-    connection.close().await.map_err(sqlite_error)?;
-    versions
-}
-
-async fn versions_of(connection: &mut SqliteConnection) -> Result<BTreeMap<String, usize>, Error> {
-    let ours: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'dezky_schema')",
-    )
-    .fetch_one(&mut *connection)
-    .await
-    .map_err(sqlite_error)?;
-    if !ours {
-        return Ok(BTreeMap::new());
-    }
-    let rows: Vec<(String, i64)> = sqlx::query_as("SELECT component, version FROM dezky_schema")
-        .fetch_all(connection)
-        .await
-        .map_err(sqlite_error)?;
-    Ok(rows
-        .into_iter()
-        .map(|(name, version)| (name, usize::try_from(version).unwrap_or(0)))
-        .collect())
-}
 
 /// Looks at the file; gives the schema's versions if it can be read.
 pub(super) async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap<String, usize>> {

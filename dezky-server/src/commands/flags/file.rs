@@ -9,11 +9,11 @@ use dezky_flags::live::MAX_FILE_BYTES;
 use dezky_flags::store::Snapshot;
 use serde_json::json;
 
-use crate::commands::{no, print};
-use crate::error::Failure;
-use crate::logging;
+use crate::commands::{failed, print};
+use crate::failure::Failure;
 use crate::platform::{Platform, Subject};
-use crate::table::printable;
+use crate::render::table::printable;
+use crate::telemetry::logging;
 
 /// Reads the flags of a file.
 pub(super) fn read(path: &Path) -> Result<FlagFile, Failure> {
@@ -49,7 +49,7 @@ pub(super) fn export(
     let text = snapshot.to_json();
     let Some(path) = out else { return print(&format!("{text}\n")) };
     write(path, &text).map_err(|error| {
-        Failure::no(format!("{}: it can't be written: {error}", path.display()))
+        Failure::failed(format!("{}: it can't be written: {error}", path.display()))
     })?;
     let (flags, revision) = (snapshot.flags.len(), snapshot.revision);
     print(&if as_json {
@@ -91,6 +91,6 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 
 /// The tenant with this slug.
 pub(super) async fn subject(platform: &Platform, tenant: &str) -> Result<Subject, Failure> {
-    let subject = platform.subject(tenant).await.map_err(no)?;
-    subject.ok_or_else(|| Failure::no(format!("--tenant {tenant}: there is no such tenant")))
+    let subject = platform.subject(tenant).await.map_err(failed)?;
+    subject.ok_or_else(|| Failure::failed(format!("--tenant {tenant}: there is no such tenant")))
 }

@@ -12,11 +12,11 @@ use serde_json::json;
 use self::definition::{Definition, made};
 use self::show::{show, show_all, show_history, show_import};
 
-use super::{no, on_platform, operator, print};
+use super::{failed, on_platform, operator, print};
 use crate::config::Settings;
-use crate::decisions::{explained, tabulated};
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::platform::Platform;
+use crate::render::decisions::{explained, tabulated};
 
 /// `flags …`.
 #[derive(Debug, Subcommand)]
@@ -150,7 +150,7 @@ async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Resu
     let flags = &platform.flags;
     let by = |note| Edit { note, ..Edit::by(operator()) };
     match command {
-        Command::List => show_all(&flags.store().snapshot().await.map_err(no)?, as_json),
+        Command::List => show_all(&flags.store().snapshot().await.map_err(failed)?, as_json),
         Command::Get { key } => show(&find(platform, &key).await?, as_json),
         Command::History { key } => show_history(&find(platform, &key).await?, as_json),
         Command::Set(set) => {
@@ -162,13 +162,13 @@ async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Resu
             } else {
                 flags.update(&key, &patch, if_version, &by(None)).await
             };
-            show(&flag.map_err(no)?, as_json)
+            show(&flag.map_err(failed)?, as_json)
         }
         Command::Kill { key, note } => {
-            show(&flags.kill(&key, &by(note)).await.map_err(no)?, as_json)
+            show(&flags.kill(&key, &by(note)).await.map_err(failed)?, as_json)
         }
         Command::Remove { key, if_version, note } => {
-            let removed = flags.remove(&key, if_version, &by(note)).await.map_err(no)?;
+            let removed = flags.remove(&key, if_version, &by(note)).await.map_err(failed)?;
             if as_json { show(&removed, true) } else { print(&format!("removed {key}\n")) }
         }
         Command::Preview(options) => preview::run(platform, options, as_json).await,
@@ -182,24 +182,24 @@ async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Resu
             show_decisions(key.as_deref(), snapshot.explain_all(&context), as_json)
         }
         Command::Export { out } => {
-            let snapshot = flags.store().snapshot().await.map_err(no)?;
+            let snapshot = flags.store().snapshot().await.map_err(failed)?;
             file::export(&snapshot, out.as_deref(), as_json)
         }
         Command::Import { file, dry_run, overwrite, note } => {
             let new = file::read(&file)?.all().map_err(|error| file::refused(&file, &error))?;
             let mode = ImportMode { overwrite, dry_run };
-            let imported = flags.import(&new, mode, &by(note)).await.map_err(no)?;
+            let imported = flags.import(&new, mode, &by(note)).await.map_err(failed)?;
             show_import(&imported, dry_run, as_json)?;
             match imported.count("refused") {
                 0 => Ok(()),
-                some => Err(Failure::no(format!(
+                some => Err(Failure::failed(format!(
                     "{some} flags were refused: --overwrite replaces those that differ"
                 ))),
             }
         }
         Command::Stale(options) => super::flags_stale::run(platform, &options, as_json).await,
         Command::Seed => {
-            let new = flags.seed(&seeded_flags(), &by(None)).await.map_err(no)?;
+            let new = flags.seed(&seeded_flags(), &by(None)).await.map_err(failed)?;
             let all = seeded_flags().len();
             print(&if as_json {
                 format!("{}\n", json!({ "new": new, "seeded": all }))
@@ -211,9 +211,9 @@ async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Resu
 }
 
 async fn find(platform: &Platform, key: &str) -> Result<Flag, Failure> {
-    let flag = platform.flags.get(key).await.map_err(no)?;
+    let flag = platform.flags.get(key).await.map_err(failed)?;
     flag.ok_or_else(|| {
-        Failure::no(format!("{key}: there is no such flag: `flags list` shows those there are"))
+        Failure::failed(format!("{key}: there is no such flag: `flags list` shows those there are"))
     })
 }
 
@@ -227,8 +227,8 @@ fn show_decisions(
     print(&if as_json { format!("{}\n", explained(shown)) } else { tabulated(shown) })?;
     let Some(key) = key else { return Ok(()) };
     match decisions.first().map(|(_, why)| why.decision) {
-        None => Err(Failure::no(format!("{key}: there is no such flag"))),
+        None => Err(Failure::failed(format!("{key}: there is no such flag"))),
         Some(decision) if decision.value => Ok(()),
-        Some(decision) => Err(Failure::no(format!("{key}: {}", decision.reason))),
+        Some(decision) => Err(Failure::failed(format!("{key}: {}", decision.reason))),
     }
 }

@@ -11,10 +11,10 @@ use serde_json::{Map, json};
 use super::definition::{Definition, made};
 use super::file;
 use crate::audience;
-use crate::commands::{no, print};
-use crate::decisions::{previewed, previewed_table};
-use crate::error::Failure;
+use crate::commands::{failed, print};
+use crate::failure::Failure;
 use crate::platform::Platform;
+use crate::render::decisions::{previewed, previewed_table};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -64,14 +64,14 @@ async fn of_change(
     as_json: bool,
 ) -> Result<(), Failure> {
     let patch = definition.patch(None);
-    let before = platform.flags.get(key).await.map_err(no)?;
+    let before = platform.flags.get(key).await.map_err(failed)?;
     let after = match &before {
         Some(flag) => flag.patched(&patch),
         None => Flag::new(made(key, patch), Timestamp::MIN),
     };
-    let (after, directory) = (after.map_err(no)?, &**platform.directory.store());
+    let (after, directory) = (after.map_err(failed)?, &**platform.directory.store());
     let preview = audience::preview(directory, before.as_ref(), Some(&after), environment).await;
-    let preview = preview.map_err(no)?;
+    let preview = preview.map_err(failed)?;
     print(&if as_json {
         format!("{}\n", previewed(&preview, environment))
     } else {
@@ -98,7 +98,7 @@ async fn of_file(
     if tenants.is_empty() && !previewer.is_empty() {
         let directory = &**platform.directory.store();
         let walk = audience::each_tenant(directory, environment, |tenant| previewer.see(tenant));
-        walk.await.map_err(no)?;
+        walk.await.map_err(failed)?;
     }
     let previews = previewer.finish();
     if as_json {

@@ -7,8 +7,8 @@ use dezky_flags::{Flag, FlagState, Imported, Scope};
 use serde_json::json;
 
 use crate::commands::print;
-use crate::error::Failure;
-use crate::table::{printable, printable_line, table};
+use crate::failure::Failure;
+use crate::render::table::{printable, printable_line, table};
 
 pub(super) fn show_all(snapshot: &Snapshot, as_json: bool) -> Result<(), Failure> {
     if as_json {

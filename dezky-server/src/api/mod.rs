@@ -1,0 +1,30 @@
+//! The API, one file a resource: its routes stand with their handlers.
+
+mod audit;
+mod flags;
+mod health;
+mod ingest;
+mod openapi;
+mod partners;
+mod tenants;
+mod users;
+
+use axum::Router;
+
+use crate::app::AppState;
+
+/// The routes that need the operator token.
+pub(crate) fn routes() -> Router<AppState> {
+    Router::new()
+        .merge(audit::routes())
+        .merge(flags::routes())
+        .merge(ingest::routes())
+        .merge(partners::routes())
+        .merge(tenants::routes())
+        .merge(users::routes())
+}
+
+/// The routes that need no token.
+pub(crate) fn public_routes() -> Router<AppState> {
+    Router::new().merge(health::routes()).merge(openapi::routes())
+}

@@ -1,0 +1,112 @@
+//! Checks of what lies outside of the configuration: folders and files.
+
+use std::path::Path;
+
+use super::files::{self, Holds, folder_of, reason};
+use super::head::NOT_A_HEAD_FILE;
+use super::{Config, StoreUrl};
+use crate::failure::Failure;
+
+impl Config {
+    /// Whether other machines could send requests without a token.
+    pub fn is_open_to_others(&self) -> bool {
+        self.operator_token.is_none() && !self.listen.ip().to_canonical().is_loopback()
+    }
+
+    /// Warnings about data files that other users can write to.
+    fn open_files(&self) -> impl Iterator<Item = String> {
+        let store = match &self.store.url {
+            StoreUrl::Sqlite(path) => Some(path.as_path()),
+            _ => None,
+        };
+        let spool = self.spool.as_ref().map(|spool| spool.path.as_path());
+        let files = [store, Some(self.head_path.as_path()), spool, self.flags.file.as_deref()];
+        files.into_iter().flatten().filter_map(|path| {
+            let weakness = files::weakness(path, Holds::Settings)?;
+            Some(format!("{}: {weakness}", path.display()))
+        })
+    }
+
+    /// Checks the folders and files that the configuration names. Changes nothing. Returns
+    /// warnings.
+    pub fn check(&self) -> Result<Vec<String>, Failure> {
+        if self.is_open_to_others() {
+            return Err(Failure::usage(format!(
+                "listen {}: others could read and change everything without a token: set DEZKY_OPERATOR_TOKEN, or listen on 127.0.0.1",
+                self.listen
+            )));
+        }
+        let mut warnings = self.weaknesses.clone();
+        if self.operator_token.is_none() {
+            warnings.push("no operator token: everybody on this machine can read the log and change tenants and flags; set DEZKY_OPERATOR_TOKEN".to_owned());
+        }
+        warnings.extend(self.open_files());
+        self.store.check()?;
+        let folder = folder_of(&self.head_path);
+        if !folder.is_dir() {
+            return Err(Failure::usage(format!(
+                "head.path {}: its folder does not exist: make it",
+                self.head_path.display()
+            )));
+        }
+        if self.head_path.exists() && !self.head_path.is_file() {
+            return Err(Failure::usage(format!(
+                "head.path {}: {}",
+                self.head_path.display(),
+                NOT_A_HEAD_FILE
+            )));
+        }
+        if let Some(file) = &self.flags.file {
+            let refused =
+                |problem| Err(Failure::usage(format!("flags.file {}: {problem}", file.display())));
+            if !folder_of(file).is_dir() {
+                return refused("its folder does not exist: make it");
+            }
+            if file.exists() && !file.is_file() {
+                return refused("is no regular file: name one, such as flags.json");
+            }
+        }
+        if self.ingest_enabled {
+            if let Some(ocis) = &self.ocis {
+                let key = "ocis.log_path (OCIS_AUDIT_LOG_PATH)";
+                warnings.extend(check_file(key, "the oCIS audit log", &ocis.path)?);
+            }
+            for (name, file) in self.sources.iter().filter_map(|(n, s)| Some((n, s.file.as_ref()?)))
+            {
+                let (key, what) = (format!("sources.{name}.path"), format!("the file of {name}"));
+                warnings.extend(check_file(&key, &what, &file.path)?);
+            }
+        }
+        Ok(warnings)
+    }
+}
+
+/// Checks a file to follow. A missing file is not an error, because its system creates it with
+/// the first line; an unreadable one is.
+fn check_file(key: &str, what: &str, path: &Path) -> Result<Option<String>, Failure> {
+    let refused = |problem: &str| Failure::usage(format!("{key} {}: {problem}", path.display()));
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => {
+            Err(refused("is a folder: name the file in it, such as audit.log"))
+        }
+        Ok(metadata) if !metadata.is_file() => Err(refused("is no regular file: name a log file")),
+        Ok(_) => match std::fs::File::open(path) {
+            Ok(_) => Ok(None),
+            Err(error) => {
+                Err(refused(&format!("can't be read ({}): let this user read it", reason(&error))))
+            }
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let missing = !folder_of(path).is_dir();
+            Ok(missing.then(|| {
+                format!(
+                    "the folder of {what} {} does not exist: nothing is read until it appears",
+                    path.display()
+                )
+            }))
+        }
+        Err(error) => {
+            Err(refused(&format!("can't be reached ({}): let this user read it", reason(&error))))
+        }
+    }
+}
