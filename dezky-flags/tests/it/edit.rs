@@ -308,7 +308,7 @@ fn a_key_that_is_seeded_twice_is_named() {
         let seeds = ["a", "b", "b"].map(NewFlag::new);
         let error = desk.flags.seed(&seeds, &Edit::by(Actor::system())).await.unwrap_err();
         assert_eq!(error.kind(), FieldInvalid);
-        assert!(error.to_string().starts_with("key must be that of one flag: b is"), "{error}");
+        assert!(error.to_string().starts_with("key: b is given twice"), "{error}");
         assert!(desk.flags.list().await.unwrap().is_empty());
     });
 }

@@ -70,7 +70,7 @@ fn scenario(harness: &dyn FlagStoreHarness) {
                 "gone": {"outcome": "created"},
                 "here": {
                     "outcome": "refused",
-                    "problem": "it is there with another definition: import with overwrite to replace it",
+                    "problem": "it exists with a different definition: import with overwrite to replace it",
                 },
                 "new": {"outcome": "created"},
             })
@@ -160,10 +160,10 @@ fn one_that_is_out_of_bounds_refuses_all_and_is_named() {
     tokio().block_on(async {
         let (flags, opened) = desk(&Memory).await;
         for (bad, words) in [
-            (rollout("bad", 101), "the flag bad: pct must be a whole number"),
+            (rollout("bad", 101), "flag bad: pct must be a whole number"),
             (rollout("No Key", 1), "the flag without a key: key must be"),
-            (rollout("good", 2), "the flag good: its key is there twice"),
-            (rollout("evaluate", 2), "the flag evaluate: key must be another"),
+            (rollout("good", 2), "flag good: its key is given twice"),
+            (rollout("evaluate", 2), "flag evaluate: key must be other"),
         ] {
             let new = [rollout("good", 1), bad];
             let refused = flags.import(&new, ADD, &edit()).await.unwrap_err();

@@ -72,9 +72,9 @@ fn an_axis_that_is_not_known_is_no_wider_flag() {
 fn what_is_out_of_bounds_is_named_with_its_bound() {
     let long = |n| "x".repeat(n);
     let values = |n: usize| (0..n).map(|i| format!("v{i}")).collect::<Vec<_>>();
-    let pct = "pct must be a whole number from 0 to 100, hundredths stand in options.pctHundredths";
-    let key = "key must be 1 to 64 lower-case letters, digits, _ . and -, the first one a letter or digit";
-    let value = "must be text of 1 to 128 bytes without control characters";
+    let pct = "pct must be a whole number from 0 to 100 (hundredths go into options.pctHundredths)";
+    let key = "key must be 1 to 64 lower-case letters, digits, _, . or -, starting with a letter or a digit";
+    let value = "must be a string of 1 to 128 bytes without control characters";
     for (body, message) in [
         (json!({"key": "a", "pct": -1}), pct.to_owned()),
         (json!({"key": "a", "pct": 101}), pct.to_owned()),
@@ -92,20 +92,20 @@ fn what_is_out_of_bounds_is_named_with_its_bound() {
         (json!({"key": "a b"}), key.to_owned()),
         (json!({"key": "ä"}), key.to_owned()),
         (json!({"key": long(65)}), key.to_owned()),
-        (json!({"key": 7}), "key must be text, or absent".into()),
+        (json!({"key": 7}), "key must be a string, or absent".into()),
         (
             json!({"key": "a", "description": long(1_001)}),
-            "description must be at most 1000 bytes, without control characters but line feeds and tabs".into(),
+            "description must be at most 1000 bytes without control characters other than line feeds and tabs".into(),
         ),
         (
             json!({"key": "a", "description": "a\0"}),
-            "description must be at most 1000 bytes, without control characters but line feeds and tabs".into(),
+            "description must be at most 1000 bytes without control characters other than line feeds and tabs".into(),
         ),
-        (json!({"key": "a", "description": null}), "description must be text, or absent".into()),
+        (json!({"key": "a", "description": null}), "description must be a string, or absent".into()),
         (json!({"key": "a", "scope": []}), "scope must be a JSON object".into()),
         (
             json!({"key": "a", "scope": {"plans": "pro"}}),
-            "scope.plans must be a list of texts, or absent".into(),
+            "scope.plans must be a list of strings, or absent".into(),
         ),
         (json!({"key": "a", "scope": {"plans": ["pro", ""]}}), format!("scope.plans[1] {value}")),
         (
@@ -142,7 +142,7 @@ fn what_is_out_of_bounds_is_named_with_its_bound() {
     assert_eq!(patch(json!({"pct": 101})), pct);
     for note in [long(1_001), "a\0".into(), "\u{1b}[2J".into(), "a\r".into()] {
         let said = patch(json!({"note": note}));
-        assert!(said.starts_with("note must be at most 1000 bytes, without control"), "{said}");
+        assert!(said.starts_with("note must be at most 1000 bytes without control"), "{said}");
     }
     assert!(patch(json!({"key": "b"})).starts_with("key is not a field: use description"));
     let read = serde_json::from_str::<NewFlag>(r#"{"key":"a","pct":12.5}"#).unwrap_err();
@@ -188,9 +188,9 @@ fn option_patch(body: &Value) -> FlagPatch {
 
 #[test]
 fn options_out_of_bounds_are_named_with_their_bound() {
-    let seed = "options.seed must be text of 1 to 64 bytes without control characters";
+    let seed = "options.seed must be a string of 1 to 64 bytes without control characters";
     let hundredths =
-        "options.pctHundredths must be a whole number from 0 to 99, and 0 where pct is 100";
+        "options.pctHundredths must be a whole number from 0 to 99, and 0 if pct is 100";
     let time = "options.expiresAt must be a time such as 2027-01-31T00:00:00Z, or null";
     let active = "options.requireActiveTenant must be true or false";
     for (options, message) in [

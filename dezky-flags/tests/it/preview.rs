@@ -201,7 +201,7 @@ fn a_file_is_read_by_definition() {
     assert!(set.evaluate("b", &tenant(TENANT)).value);
     assert_eq!(set.evaluate("a", &tenant(TENANT)).reason.to_string(), "invalid_flag");
     let refused = file.all().unwrap_err().to_string();
-    assert!(refused.starts_with("the flag a: colour is not a field"), "{refused}");
+    assert!(refused.starts_with("flag a: colour is not a field"), "{refused}");
 
     let runtime = ManualRuntime::new(3);
     let flags = FlagGenerator::new(&runtime).flags(50);
@@ -213,16 +213,16 @@ fn a_file_is_read_by_definition() {
         assert_eq!((&flag.scope, &flag.options), (&stored.scope, &stored.options));
     }
     for (text, word) in [
-        ("", "no snapshot of flags"),
-        ("[]", "no snapshot of flags"),
-        (r#"{"flags": {}}"#, "no snapshot of flags"),
+        ("", "not a flag file"),
+        ("[]", "not a flag file"),
+        (r#"{"flags": {}}"#, "not a flag file"),
         (r#"{"flags": [], "flag": 1}"#, "unknown field"),
         (r#"{"flags": [1]}"#, "flags[0].key"),
         (r#"{"flags": [{"key": "A"}]}"#, "flags[0].key"),
-        (r#"{"flags": [{"key": "a"}, {"key": "a"}]}"#, "flags[1].key: a is there twice"),
+        (r#"{"flags": [{"key": "a"}, {"key": "a"}]}"#, "flags[1].key: a is given twice"),
         (
             r#"{"flags": [{"key": "a"}], "invalid": [{"key": "a", "problem": "x"}]}"#,
-            "invalid[0].key: a is there twice",
+            "invalid[0].key: a is given twice",
         ),
     ] {
         let refused = FlagFile::from_json(text).unwrap_err();
