@@ -593,7 +593,7 @@ async fn a_committed_event_outlives_its_process() {
 }
 
 #[tokio::test]
-async fn a_database_is_looked_at_before_it_is_written_to() {
+async fn a_database_is_checked_before_it_is_written_to() {
     let harness = Sqlite::new();
     let log =
         SqliteAuditStore::open(SqliteConfig::new(harness.path()), &TokioRuntime).await.unwrap();

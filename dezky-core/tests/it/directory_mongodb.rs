@@ -85,7 +85,7 @@ fn directories_that_open_at_once_are_made_once() {
 }
 
 #[test]
-fn a_database_is_looked_at_before_it_is_written_to() {
+fn a_database_is_checked_before_it_is_written_to() {
     let mongo = Mongo::default();
     tokio().block_on(async {
         mongo.make();

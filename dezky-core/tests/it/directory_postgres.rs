@@ -82,7 +82,7 @@ fn directories_that_open_at_once_are_made_once() {
 }
 
 #[test]
-fn a_database_is_looked_at_before_it_is_written_to() {
+fn a_database_is_checked_before_it_is_written_to() {
     let postgres = Postgres::new();
     tokio().block_on(async {
         postgres.0.make().await;
@@ -154,7 +154,7 @@ fn a_directory_of_version_1_is_read_and_goes_on() {
 /// Whoever's connection is cut, wherever it stands: the change and its event are both
 /// there or neither is, and the same store goes on.
 #[test]
-fn a_cut_connection_parts_no_change_from_its_event() {
+fn a_cut_connection_separates_no_change_from_its_event() {
     let postgres = Postgres::new();
     tokio().block_on(async {
         let (log, store) = postgres.directory().await;

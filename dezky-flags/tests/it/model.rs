@@ -5,7 +5,7 @@ use dezky_flags::{
 };
 use serde_json::{Value, json};
 
-/// A flag as version 1 keeps it. Never change this text: it must be read for ever.
+/// A flag as stored by version 1. Never change this text: it must stay readable forever.
 pub(crate) const VERSION_1: &str = r#"{"key":"chat.threads","description":"Threads in chat.","state":"rollout","pct":25,"scope":{"plans":["enterprise","pro"],"tenantSlugs":[],"partnerSlugs":["süd"],"environments":["production"]},"history":[{"at":"2026-01-02T00:00:00.000Z","actor":{"type":"operator","id":"u-7","email":"ana@dezky.test"},"changes":[{"field":"pct","from":0,"to":25},{"field":"scope.plans","from":[],"to":["enterprise","pro"]}],"note":"first quarter"},{"at":"2026-01-01T00:00:00.000Z","actor":{"type":"system"},"changes":[{"field":"state","from":null,"to":"off"}]}],"version":3,"createdAt":"2026-01-01T00:00:00.000Z","updatedAt":"2026-01-02T00:00:00.000Z"}"#;
 
 fn time(text: &str) -> Timestamp {
@@ -63,13 +63,13 @@ fn the_json_form_is_that_of_version_1() {
 }
 
 #[test]
-fn an_axis_that_is_not_known_is_no_wider_flag() {
+fn an_unknown_axis_does_not_widen_a_flag() {
     let text = VERSION_1.replace(r#""tenantSlugs":[]"#, r#""regions":["eu"]"#);
     assert!(serde_json::from_str::<Flag>(&text).is_err());
 }
 
 #[test]
-fn what_is_out_of_bounds_is_named_with_its_bound() {
+fn errors_name_the_field_and_its_bound() {
     let long = |n| "x".repeat(n);
     let values = |n: usize| (0..n).map(|i| format!("v{i}")).collect::<Vec<_>>();
     let pct = "pct must be a whole number from 0 to 100 (hundredths go into options.pctHundredths)";
@@ -150,7 +150,7 @@ fn what_is_out_of_bounds_is_named_with_its_bound() {
 }
 
 #[test]
-fn the_largest_and_smallest_are_taken() {
+fn values_at_the_bounds_are_accepted() {
     for body in [
         json!({"key": "0"}),
         json!({"key": format!("a{}", "_.-".repeat(21)), "pct": 100, "description": "x".repeat(1_000)}),
@@ -173,7 +173,7 @@ fn a_scope_is_a_set() {
 }
 
 #[test]
-fn a_patch_leaves_what_it_does_not_name() {
+fn a_patch_keeps_fields_that_it_does_not_name() {
     let flag = version_1();
     assert_eq!(flag.patched(&FlagPatch::default()).unwrap(), flag);
     let scope = ScopePatch { plans: Some(vec![]), ..ScopePatch::default() };
@@ -234,7 +234,7 @@ fn options_out_of_bounds_are_named_with_their_bound() {
 }
 
 #[test]
-fn options_change_one_by_one_and_null_takes_away() {
+fn options_change_one_by_one_and_null_removes() {
     let all = json!({
         "seed": "s", "pctHundredths": 50, "requireActiveTenant": true,
         "expiresAt": "2027-01-31T00:00:00.000Z",

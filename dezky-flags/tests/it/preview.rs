@@ -1,4 +1,4 @@
-//! Explanations and previews: exact, whatever the flags.
+//! Explanations and previews are exact for any flags.
 
 use dezky_core::Timestamp;
 use dezky_core::testkit::ManualRuntime;
@@ -24,7 +24,7 @@ fn tenant(tenant_id: &str) -> FlagContext<'_> {
 }
 
 #[test]
-fn an_explanation_has_the_figures_that_decided() {
+fn an_explanation_has_the_numbers_that_decided() {
     let why = |flag: &Flag| serde_json::to_value(explain(flag, &tenant(TENANT))).unwrap();
     let plain = rollout("partner_portal", 25, FlagOptions::default());
     assert_eq!(
@@ -140,7 +140,7 @@ fn a_preview_names_who_gains_and_who_loses() {
         )
     );
 
-    // Made and removed.
+    // Created and removed.
     let made = preview(None, Some(&before), all());
     assert_eq!((made.before_on, made.gains.count), (0, seen.before_on));
     let gone = preview(Some(&before), None, all());
@@ -151,7 +151,7 @@ fn a_preview_names_who_gains_and_who_loses() {
     assert_eq!(json.get("otherPlans"), None);
 }
 
-/// The counts are exact, the lists are bounded.
+/// The counts are exact and the lists bounded.
 #[test]
 fn a_hundred_thousand_tenants_are_counted_and_a_thousand_listed() {
     let on = Flag { state: FlagState::On, ..rollout("k", 0, FlagOptions::default()) };
