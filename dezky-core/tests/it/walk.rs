@@ -1,4 +1,4 @@
-//! The bounded walk: partial pages, and the indexes that lead.
+//! The bounded scan: partial pages, and the leading indexes.
 
 use std::sync::Arc;
 
