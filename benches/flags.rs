@@ -1,9 +1,9 @@
-//! Deciding flags: one, and 10, 100 and 1,000 for one context, beside unleash-yggdrasil
+//! Evaluates one flag, and 10, 100 and 1,000 flags for one context, compared with unleash-yggdrasil
 //! and the original algorithm on Node.
 //!
-//! `cargo bench -p dezky-benches --bench flags`. Tenant ids are UUIDs and keys have 14
-//! bytes, so a bucket is one SHA-256 block; with 20 bytes it is two. Cold means that
-//! nothing is remembered between decisions, warm that the tenant's buckets are.
+//! `cargo bench -p dezky-benches --bench flags`. Tenant ids are UUIDs and keys have 14 bytes, so a
+//! bucket takes one SHA-256 block; with keys of 20 bytes it takes two. "Cold" caches nothing
+//! between evaluations; "warm" caches the tenant's buckets.
 
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -47,8 +47,8 @@ fn plans(plans: &[&str]) -> Scope {
     Scope { plans, environments: vec!["production".into()], ..Scope::default() }
 }
 
-/// 40 % rollout with a scope, 30 % targeted, 20 % on, 10 % off; of those with a scope
-/// one in four does not match.
+/// 40 % rollouts with a scope, 30 % targeted, 20 % on, 10 % off; one in four of those with a scope
+/// does not match.
 fn mixed(count: usize, key: fn(usize) -> String) -> Vec<Flag> {
     let scope = |n: usize| match n / 10 % 4 {
         0 => plans(&["enterprise"]),
@@ -72,7 +72,7 @@ fn mixed(count: usize, key: fn(usize) -> String) -> Vec<Flag> {
 
 fn one(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decide_one");
-    // Among a thousand others, so that the look-up is a real one.
+    // Among a thousand others, so that the lookup is realistic.
     let others = mixed(1_000, short_key);
     let unleash_context = unleash_context();
     let in_rollout = |key| Reason::InRollout(bucket(TENANT, key));
@@ -128,7 +128,7 @@ fn many(criterion: &mut Criterion) {
         });
         group.bench_function("cold_reasons", |bencher| {
             bencher.iter(|| {
-                // Or those that nobody looks at may not be made.
+                // Otherwise unused decisions could be optimized away.
                 set.evaluate_all(black_box(&CONTEXT)).for_each(|decision| {
                     black_box(decision);
                 });
@@ -214,8 +214,8 @@ fn buckets(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The same flags in Unleash's rules. Its rollouts hash otherwise, so other tenants are
-/// reached, as many of them.
+/// The same flags as Unleash rules. Its rollouts hash differently, so they reach other tenants, but
+/// as many of them.
 fn unleash<'a>(flags: impl IntoIterator<Item = &'a Flag>) -> EngineState {
     let constraint = |(name, values): (&str, &Vec<String>)| {
         (!values.is_empty())
@@ -286,7 +286,7 @@ fn node(_: &mut Criterion) {
     }
 }
 
-/// How long it takes for a flag; its answers must be ours. None where there is no Node.
+/// Returns the time per flag; the answers must equal ours. `None` if Node is not installed.
 fn on_node(flags: &[Flag]) -> Option<f64> {
     let once = std::env::args().any(|argument| argument == "--test");
     let input = json!({
