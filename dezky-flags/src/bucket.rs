@@ -13,7 +13,7 @@ use crate::digest::{LANES, LaneWords, Words, digest};
 /// assert_eq!(bucket("1d0e6fde-e431-7835-82c1-a48a8b044551", "partner_portal"), 21);
 /// ```
 pub fn bucket(tenant_id: &str, key: &str) -> u8 {
-    BucketReading::Whole.bucket(tenant_id, key)
+    BucketAlgorithm::Whole.bucket(tenant_id, key)
 }
 
 /// Returns a tenant's bucket in hundredths, 0 to 9,999, for rollouts finer than a percent.
@@ -27,7 +27,7 @@ pub fn bucket(tenant_id: &str, key: &str) -> u8 {
 /// assert_eq!(fine / 100, u16::from(bucket("1d0e6fde-e431-7835-82c1-a48a8b044551", "partner_portal")));
 /// ```
 pub fn fine_bucket(tenant_id: &str, key: &str) -> u16 {
-    BucketReading::Whole.fine_bucket(tenant_id, key)
+    BucketAlgorithm::Whole.fine_bucket(tenant_id, key)
 }
 
 /// Whether a tenant is inside a rollout of `pct` percent.
@@ -45,13 +45,13 @@ pub fn in_rollout_bucket(tenant_id: &str, key: &str, pct: u8) -> bool {
 /// The algorithm that turns a digest into a number.
 ///
 /// ```
-/// use dezky_flags::BucketReading;
-/// assert_eq!(BucketReading::default().bucket("", ""), 35);
+/// use dezky_flags::BucketAlgorithm;
+/// assert_eq!(BucketAlgorithm::default().bucket("", ""), 35);
 /// // 0xe7ac0786 mod 100
-/// assert_eq!(BucketReading::Prefix32.bucket("", ""), 14);
+/// assert_eq!(BucketAlgorithm::Prefix32.bucket("", ""), 14);
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub enum BucketReading {
+pub enum BucketAlgorithm {
     /// The whole digest, as [`bucket`] does.
     #[default]
     Whole,
@@ -60,7 +60,7 @@ pub enum BucketReading {
     Prefix32,
 }
 
-impl BucketReading {
+impl BucketAlgorithm {
     /// Returns the bucket by this algorithm, 0 to 99.
     pub fn bucket(self, tenant_id: &str, key: &str) -> u8 {
         u8::try_from(self.fine_bucket(tenant_id, key) / 100).unwrap_or(0)

@@ -14,7 +14,7 @@ use self::plan::{Decisions, Plan};
 use crate::digest::{Batch, DigestEngine};
 use crate::evaluate::{axes, rolled_out, value_of};
 use crate::store::Snapshot;
-use crate::{Axis, BucketReading, Decision, Flag, FlagContext, FlagEvaluator, FlagState, Reason};
+use crate::{Axis, BucketAlgorithm, Decision, Flag, FlagContext, FlagEvaluator, FlagState, Reason};
 
 /// Compiled flags, which are evaluated without allocating.
 ///
@@ -40,7 +40,7 @@ pub struct FlagSet {
     flags: Vec<Compiled>,
     places: HashMap<Arc<str>, usize, RandomState>,
     plan: Plan,
-    reading: BucketReading,
+    algorithm: BucketAlgorithm,
     engine: DigestEngine,
     /// Fingerprint of everything, other than the tenant, that the buckets depend on; computed on
     /// first use.
@@ -167,8 +167,8 @@ impl FlagSet {
 
     /// Computes rollout buckets from the digests with another algorithm.
     #[must_use]
-    pub fn with_reading(self, reading: BucketReading) -> Self {
-        Self { reading, bucket_print: OnceLock::new(), ..self }
+    pub fn with_bucket_algorithm(self, algorithm: BucketAlgorithm) -> Self {
+        Self { algorithm, bucket_print: OnceLock::new(), ..self }
     }
 
     /// Computes the digests of rollouts with another engine, to compare engines: the results are
@@ -235,7 +235,7 @@ impl FlagSet {
     /// ```
     pub fn values_into(&self, context: &FlagContext<'_>, values: &mut Bits) {
         let mut batch =
-            Batch::new(self.engine, self.reading, context.tenant_id, &self.plan.bucket_keys);
+            Batch::new(self.engine, self.algorithm, context.tenant_id, &self.plan.bucket_keys);
         let words = values.reset(self.len());
         let decide = |words: &mut [u64], place: usize, bucket: u16| {
             let inside = bucket < self.plan.thresholds[place];
@@ -258,7 +258,7 @@ impl FlagSet {
     /// Computes the tenant's buckets for all flags, with one digest per flag.
     pub fn bucket_row(&self, tenant_id: &str) -> BucketRow {
         let mut buckets = vec![0; 64 * self.plan.masks.len()].into_boxed_slice();
-        let mut batch = Batch::new(self.engine, self.reading, tenant_id, &self.plan.bucket_keys);
+        let mut batch = Batch::new(self.engine, self.algorithm, tenant_id, &self.plan.bucket_keys);
         for (place, flag) in self.flags.iter().enumerate() {
             batch.push(place, &flag.bucket_key, |place, bucket| buckets[place] = bucket);
         }
@@ -322,7 +322,7 @@ impl FlagSet {
     fn bucket_print(&self) -> &[u8; 32] {
         self.bucket_print.get_or_init(|| {
             let mut hash = Sha256::new();
-            hash.update([u8::from(self.reading == BucketReading::Prefix32)]);
+            hash.update([u8::from(self.algorithm == BucketAlgorithm::Prefix32)]);
             for flag in &self.flags {
                 hash.update((flag.bucket_key.len() as u64).to_be_bytes());
                 hash.update(&*flag.bucket_key);
@@ -345,7 +345,7 @@ impl FlagSet {
             }
             Rule::Targeted => Reason::Targeted,
             Rule::Rollout { threshold } => {
-                let fine = self.reading.fine_bucket(context.tenant_id, &flag.bucket_key);
+                let fine = self.algorithm.fine_bucket(context.tenant_id, &flag.bucket_key);
                 rolled_out(fine, threshold)
             }
         };

@@ -6,7 +6,7 @@ mod lanes;
 use sha2::block_api::compress256;
 use sha2::{Digest, Sha256};
 
-use crate::BucketReading;
+use crate::BucketAlgorithm;
 
 /// The digest as big-endian words.
 pub(crate) type Words = [u32; 8];
@@ -194,7 +194,7 @@ impl PaddedKeys {
 /// order than the keys. Lives on the stack.
 pub(crate) struct Batch<'t> {
     engine: DigestEngine,
-    reading: BucketReading,
+    algorithm: BucketAlgorithm,
     tenant_id: &'t str,
     keys: &'t PaddedKeys,
     /// The tenant's id and the colon as words; zeros if they are too long.
@@ -215,7 +215,7 @@ struct Queue<const BLOCKS: usize> {
 impl<'t> Batch<'t> {
     pub(crate) fn new(
         engine: DigestEngine,
-        reading: BucketReading,
+        algorithm: BucketAlgorithm,
         tenant_id: &'t str,
         keys: &'t PaddedKeys,
     ) -> Self {
@@ -228,7 +228,7 @@ impl<'t> Batch<'t> {
         for (word, bytes) in prefix.iter_mut().zip(bytes.as_chunks().0) {
             *word = u32::from_be_bytes(*bytes);
         }
-        Self { engine, reading, tenant_id, keys, prefix, short: None, long: None }
+        Self { engine, algorithm, tenant_id, keys, prefix, short: None, long: None }
     }
 
     /// Adds the key at `place`; `done` receives finished buckets with the places of their keys.
@@ -237,18 +237,18 @@ impl<'t> Batch<'t> {
         let start = self.tenant_id.len() + 1;
         let length = start + key.len();
         if self.engine == DigestEngine::Blocks || length > TWO_BLOCKS {
-            done(place, self.reading.fine_bucket(self.tenant_id, key));
+            done(place, self.algorithm.fine_bucket(self.tenant_id, key));
         } else if length <= ONE_BLOCK {
             let queue = self.short.get_or_insert_with(Queue::new);
             queue.push(place, &self.prefix, start, length, self.keys.get(place, start));
             if queue.filled == LANES {
-                queue.flush(self.engine, self.reading, done);
+                queue.flush(self.engine, self.algorithm, done);
             }
         } else {
             let queue = self.long.get_or_insert_with(Queue::new);
             queue.push(place, &self.prefix, start, length, self.keys.get(place, start));
             if queue.filled == LANES {
-                queue.flush(self.engine, self.reading, done);
+                queue.flush(self.engine, self.algorithm, done);
             }
         }
     }
@@ -256,10 +256,10 @@ impl<'t> Batch<'t> {
     /// Computes the remaining buckets.
     pub(crate) fn finish(&mut self, mut done: impl FnMut(usize, u16)) {
         if let Some(queue) = &mut self.short {
-            queue.flush(self.engine, self.reading, &mut done);
+            queue.flush(self.engine, self.algorithm, &mut done);
         }
         if let Some(queue) = &mut self.long {
-            queue.flush(self.engine, self.reading, done);
+            queue.flush(self.engine, self.algorithm, done);
         }
     }
 }
@@ -300,14 +300,14 @@ impl<const BLOCKS: usize> Queue<BLOCKS> {
     fn flush(
         &mut self,
         engine: DigestEngine,
-        reading: BucketReading,
+        algorithm: BucketAlgorithm,
         mut done: impl FnMut(usize, u16),
     ) {
         if self.filled == 0 {
             return;
         }
         engine.digest(&self.blocks, self.filled, &mut self.digests);
-        let buckets = reading.fine_of_lanes(&self.digests);
+        let buckets = algorithm.fine_of_lanes(&self.digests);
         for (place, bucket) in self.places.iter().zip(buckets).take(self.filled) {
             done(*place, bucket);
         }
@@ -322,13 +322,13 @@ mod tests {
     /// Computes the buckets of all keys with a batch, in the keys' order.
     fn buckets<'k>(
         engine: DigestEngine,
-        reading: BucketReading,
+        algorithm: BucketAlgorithm,
         tenant_id: &str,
         keys: impl IntoIterator<Item = &'k str> + Clone,
     ) -> Vec<Option<u16>> {
         let mut padded = PaddedKeys::default();
         keys.clone().into_iter().for_each(|key| padded.push(key));
-        let mut batch = Batch::new(engine, reading, tenant_id, &padded);
+        let mut batch = Batch::new(engine, algorithm, tenant_id, &padded);
         let mut buckets = vec![None; padded.ends.len()];
         let mut done = |place: usize, bucket| {
             assert_eq!(buckets[place], None, "once");
@@ -352,12 +352,12 @@ mod tests {
                 // Ascending and descending, so that longer keys precede shorter ones in each lane.
                 let lengths = (0..=70).chain((0..=70).rev());
                 let keys: Vec<_> = lengths.map(|n| &text[n / 3..n / 3 + n]).collect();
-                for reading in [BucketReading::Whole, BucketReading::Prefix32] {
-                    let got = buckets(engine, reading, tenant_id, keys.iter().copied());
+                for algorithm in [BucketAlgorithm::Whole, BucketAlgorithm::Prefix32] {
+                    let got = buckets(engine, algorithm, tenant_id, keys.iter().copied());
                     for (key, got) in keys.iter().zip(got) {
                         let expected = digest_long(tenant_id, key);
                         assert_eq!(digest(tenant_id, key), expected);
-                        let expected = reading.fine(&expected);
+                        let expected = algorithm.fine(&expected);
                         assert_eq!(got, Some(expected), "{engine:?} {tenant_id}:{key}");
                     }
                 }
@@ -373,12 +373,12 @@ mod tests {
                 let keys: Vec<_> = (0..count).map(|n| format!("key-{n}")).collect();
                 let got = buckets(
                     engine,
-                    BucketReading::Whole,
+                    BucketAlgorithm::Whole,
                     "tenant",
                     keys.iter().map(String::as_str),
                 );
                 let expected =
-                    |key: &String| Some(BucketReading::Whole.fine(&digest_long("tenant", key)));
+                    |key: &String| Some(BucketAlgorithm::Whole.fine(&digest_long("tenant", key)));
                 assert_eq!(got, keys.iter().map(expected).collect::<Vec<_>>(), "{engine:?}");
             }
         }
@@ -387,13 +387,16 @@ mod tests {
     /// Checks that every word of the digest counts, in every lane, including the largest digest.
     #[test]
     fn lanes_are_read_as_one_digest_is() {
-        for reading in [BucketReading::Whole, BucketReading::Prefix32] {
+        for algorithm in [BucketAlgorithm::Whole, BucketAlgorithm::Prefix32] {
             let mut digests: [Words; LANES] =
                 std::array::from_fn(|lane| digest_long("tenant", &lane.to_string()));
             digests[3] = [u32::MAX; 8];
             let rows: LaneWords =
                 std::array::from_fn(|word| std::array::from_fn(|lane| digests[lane][word]));
-            assert_eq!(reading.fine_of_lanes(&rows), digests.map(|digest| reading.fine(&digest)));
+            assert_eq!(
+                algorithm.fine_of_lanes(&rows),
+                digests.map(|digest| algorithm.fine(&digest))
+            );
         }
     }
 }

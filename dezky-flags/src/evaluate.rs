@@ -1,6 +1,6 @@
 //! The reference implementation of decisions.
 
-use crate::{Axis, BucketReading, Decision, Flag, FlagContext, FlagState, Reason, Scope};
+use crate::{Axis, BucketAlgorithm, Decision, Flag, FlagContext, FlagState, Reason, Scope};
 
 /// Decides a flag. This is the definition with which [`FlagSet`](crate::FlagSet) must agree.
 ///
@@ -15,13 +15,17 @@ use crate::{Axis, BucketReading, Decision, Flag, FlagContext, FlagState, Reason,
 /// assert_eq!(decision.reason, Reason::InRollout(21));
 /// ```
 pub fn decide(flag: &Flag, context: &FlagContext<'_>) -> Decision {
-    decide_reading(flag, context, BucketReading::Whole)
+    decide_with_algorithm(flag, context, BucketAlgorithm::Whole)
 }
 
 /// Like [`decide`], but computes the bucket with the given algorithm.
-pub fn decide_reading(flag: &Flag, context: &FlagContext<'_>, reading: BucketReading) -> Decision {
+pub fn decide_with_algorithm(
+    flag: &Flag,
+    context: &FlagContext<'_>,
+    algorithm: BucketAlgorithm,
+) -> Decision {
     let mismatch = first_mismatch(&flag.scope, context);
-    let fine = || reading.fine_bucket(context.tenant_id, flag.bucket_key());
+    let fine = || algorithm.fine_bucket(context.tenant_id, flag.bucket_key());
     let reason = match (flag.state, mismatch) {
         (FlagState::Off, _) => Reason::Off,
         _ if flag.options.require_active_tenant && context.tenant_active != Some(true) => {

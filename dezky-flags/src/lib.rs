@@ -23,11 +23,11 @@ pub mod testkit;
 
 use std::fmt;
 
-pub use bucket::{BucketReading, bucket, fine_bucket, in_rollout_bucket};
+pub use bucket::{BucketAlgorithm, bucket, fine_bucket, in_rollout_bucket};
 pub use compile::{Bits, BucketRow, FlagHandle, FlagSet};
 pub use digest::DigestEngine;
 pub use edit::{Edit, Flags, Updated};
-pub use evaluate::{decide, decide_reading, has_any_scope, matches_scope};
+pub use evaluate::{decide, decide_with_algorithm, has_any_scope, matches_scope};
 pub use explain::{Explanation, Rollout, explain};
 pub use file::FlagFile;
 pub use import::{ImportMode, ImportOutcome, Imported};

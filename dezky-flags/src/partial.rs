@@ -1,7 +1,9 @@
 //! Decisions for partially known contexts.
 
 use crate::evaluate::{axes, rolled_out, value_of};
-use crate::{Axis, BucketReading, Decision, Flag, FlagContext, FlagState, MAX_PCT, Reason, decide};
+use crate::{
+    Axis, BucketAlgorithm, Decision, Flag, FlagContext, FlagState, MAX_PCT, Reason, decide,
+};
 
 /// The threshold of a rollout to everybody, in hundredths of a percentage point.
 const FULL: u16 = MAX_PCT as u16 * 100;
@@ -72,7 +74,7 @@ fn decide_for_active(flag: &Flag, context: &PartialContext<'_>) -> Option<Decisi
         (true, FULL..) => Some(Reason::FullRollout),
         (true, _) => return None,
         (false, threshold) => Some(rolled_out(
-            BucketReading::Whole.fine_bucket(known.tenant_id, flag.bucket_key()),
+            BucketAlgorithm::Whole.fine_bucket(known.tenant_id, flag.bucket_key()),
             threshold,
         )),
     };

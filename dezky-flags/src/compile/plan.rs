@@ -233,7 +233,7 @@ impl<'a> Decisions<'a> {
         let first = self.place;
         let buckets = &mut self.buckets;
         let mut batch =
-            Batch::new(set.engine, set.reading, context.tenant_id, &set.plan.bucket_keys);
+            Batch::new(set.engine, set.algorithm, context.tenant_id, &set.plan.bucket_keys);
         let masks = &set.plan.masks[first / 64..];
         for (at, (masks, axes)) in masks.iter().zip(&mut self.axes).enumerate() {
             *axes = self.scope.next_words();

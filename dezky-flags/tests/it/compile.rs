@@ -8,8 +8,8 @@ use dezky_core::testkit::ManualRuntime;
 use dezky_flags::store::{InvalidFlag, Snapshot};
 use dezky_flags::testkit::{Asker, FlagGenerator};
 use dezky_flags::{
-    Bits, BucketReading, Decision, DigestEngine, Flag, FlagContext, FlagEvaluator, FlagOptions,
-    FlagSet, FlagState, NewFlag, Reason, Scope, bucket, decide, decide_reading, fine_bucket,
+    Bits, BucketAlgorithm, Decision, DigestEngine, Flag, FlagContext, FlagEvaluator, FlagOptions,
+    FlagSet, FlagState, NewFlag, Reason, Scope, bucket, decide, decide_with_algorithm, fine_bucket,
 };
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -61,9 +61,9 @@ fn assert_on_every_path(
 fn by_definition<'a>(
     flags: &'a [Flag],
     context: &FlagContext<'_>,
-    reading: BucketReading,
+    algorithm: BucketAlgorithm,
 ) -> BTreeMap<&'a str, Decision> {
-    flags.iter().map(|flag| (&*flag.key, decide_reading(flag, context, reading))).collect()
+    flags.iter().map(|flag| (&*flag.key, decide_with_algorithm(flag, context, algorithm))).collect()
 }
 
 fn flag(key: &str, state: FlagState, pct: u8) -> Flag {
@@ -89,14 +89,14 @@ proptest! {
         let runtime = ManualRuntime::new(seed);
         let mut generator = FlagGenerator::new(&runtime);
         let flags = generator.flags(count);
-        let reading = if prefix { BucketReading::Prefix32 } else { BucketReading::Whole };
+        let algorithm = if prefix { BucketAlgorithm::Prefix32 } else { BucketAlgorithm::Whole };
         let (sound, unsound) = flags.split_at(count - count / 10);
         let invalid: Vec<_> = unsound.iter().map(broken).collect();
-        let set = FlagSet::compile(sound.iter().chain(&invalid)).with_reading(reading);
+        let set = FlagSet::compile(sound.iter().chain(&invalid)).with_bucket_algorithm(algorithm);
         for _ in 0..3 {
             let asker = generator.asker();
             let context = asker.context();
-            let mut expected = by_definition(sound, &context, reading);
+            let mut expected = by_definition(sound, &context, algorithm);
             let off = Decision { value: false, reason: Reason::InvalidFlag };
             expected.extend(invalid.iter().map(|flag| (&*flag.key, off)));
             assert_on_every_path(&set, &context, &expected);
@@ -120,7 +120,7 @@ proptest! {
             set.bucket_row(other),
             FlagSet::compile(&fewer).bucket_row("a"),
             FlagSet::compile(&seeded).bucket_row("a"),
-            set.clone().with_reading(BucketReading::Prefix32).bucket_row("a"),
+            set.clone().with_bucket_algorithm(BucketAlgorithm::Prefix32).bucket_row("a"),
             FlagSet::default().bucket_row("a"),
         ];
         let (mut expected, mut values) = (Bits::new(), Bits::new());
@@ -154,7 +154,7 @@ proptest! {
         let mut values = Bits::new();
         set.values_with_row(&row, &context, &mut values);
         let expected: Vec<_> =
-            by_definition(&after, &context, BucketReading::Whole).values().map(|d| d.value).collect();
+            by_definition(&after, &context, BucketAlgorithm::Whole).values().map(|d| d.value).collect();
         assert_eq!(values.iter().collect::<Vec<_>>(), expected);
     }
 }
@@ -167,14 +167,14 @@ fn sets_of_any_size_agree_with_the_definition() {
         let flags = generator.flags(count);
         let set = FlagSet::compile(&flags);
         let asker = generator.asker();
-        let expected = by_definition(&flags, &asker.context(), BucketReading::Whole);
+        let expected = by_definition(&flags, &asker.context(), BucketAlgorithm::Whole);
         assert_eq!((set.len(), set.is_empty()), (count, count == 0));
         assert!(set.keys().eq(expected.keys().copied()));
         assert_on_every_path(&set, &asker.context(), &expected);
         assert_on_every_path(
             &set,
             &FlagContext::default(),
-            &by_definition(&flags, &FlagContext::default(), BucketReading::Whole),
+            &by_definition(&flags, &FlagContext::default(), BucketAlgorithm::Whole),
         );
         assert!(set.handle("unknown").is_none());
     }
@@ -201,7 +201,7 @@ fn common_and_rare_values_agree_with_the_definition() {
         for plan in [None, Some("pro"), Some("free")] {
             let tenant_slug = Some(tenant);
             let context = FlagContext { tenant_id: "t-1", tenant_slug, plan, ..Default::default() };
-            let expected = by_definition(&flags, &context, BucketReading::Whole);
+            let expected = by_definition(&flags, &context, BucketAlgorithm::Whole);
             assert_on_every_path(&set, &context, &expected);
         }
     }
@@ -216,7 +216,7 @@ fn keys_of_any_text_are_written_as_json() {
         .map(|key| Flag { key: (*key).to_owned(), ..flag("k", FlagState::On, 0) })
         .collect();
     let context = FlagContext::default();
-    let expected = by_definition(&flags, &context, BucketReading::Whole);
+    let expected = by_definition(&flags, &context, BucketAlgorithm::Whole);
     assert_on_every_path(&FlagSet::compile(&flags), &context, &expected);
 }
 
@@ -225,7 +225,7 @@ fn flags_that_a_store_could_not_read_are_off_on_every_path() {
     let invalid = InvalidFlag { key: "b".into(), problem: "no JSON".into() };
     let flags = vec![flag("a", FlagState::On, 0), flag("c", FlagState::Rollout, 100)];
     let context = FlagContext { tenant_id: "t-1", ..FlagContext::default() };
-    let mut expected = by_definition(&flags, &context, BucketReading::Whole);
+    let mut expected = by_definition(&flags, &context, BucketAlgorithm::Whole);
     expected.insert("b", Decision { value: false, reason: Reason::InvalidFlag });
     let snapshot = Snapshot { revision: 1, flags: flags.clone(), invalid: vec![invalid] };
     assert_on_every_path(&FlagSet::of(&snapshot), &context, &expected);

@@ -4,7 +4,7 @@ use dezky_core::Timestamp;
 use dezky_core::testkit::ManualRuntime;
 use dezky_flags::testkit::FlagGenerator;
 use dezky_flags::{
-    Axis, BucketReading, Decision, Flag, FlagContext, FlagEvaluator, FlagOptions, FlagSet,
+    Axis, BucketAlgorithm, Decision, Flag, FlagContext, FlagEvaluator, FlagOptions, FlagSet,
     FlagState, NewFlag, Reason, Scope, bucket, decide, has_any_scope, in_rollout_bucket,
     matches_scope,
 };
@@ -51,9 +51,9 @@ fn golden_vectors_hold_by_every_algorithm() {
     assert!(vectors.len() > 100);
     for Vector { tenant_id, key, sha256, bucket: expected } in &vectors {
         assert_eq!(bucket(tenant_id, key), *expected, "{tenant_id}:{key}");
-        assert_eq!(BucketReading::Whole.bucket(tenant_id, key), *expected);
+        assert_eq!(BucketAlgorithm::Whole.bucket(tenant_id, key), *expected);
         let prefix = u32::from_str_radix(&sha256[..8], 16).unwrap() % 100;
-        assert_eq!(u32::from(BucketReading::Prefix32.bucket(tenant_id, key)), prefix);
+        assert_eq!(u32::from(BucketAlgorithm::Prefix32.bucket(tenant_id, key)), prefix);
         assert!(in_rollout_bucket(tenant_id, key, expected + 1));
         assert!(!in_rollout_bucket(tenant_id, key, *expected));
     }
