@@ -24,8 +24,9 @@ const MAX_LISTED_OF_ALL: usize = 100_000;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Preview {
-    /// The number of tenants.
-    pub of: u64,
+    /// The number of tenants; `of` in JSON.
+    #[serde(rename = "of")]
+    pub total: u64,
     /// The number of tenants for which the flag was on.
     pub before_on: u64,
     /// The number of tenants for which the flag will be on.
@@ -70,8 +71,9 @@ pub struct FlippedTenant {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PlanPreview {
-    /// See [`Preview::of`].
-    pub of: u64,
+    /// See [`Preview::total`].
+    #[serde(rename = "of")]
+    pub total: u64,
     /// See [`Preview::before_on`].
     pub before_on: u64,
     /// See [`Preview::after_on`].
@@ -97,7 +99,7 @@ pub struct PlanPreview {
 /// let ids: Vec<_> = (0..400).map(|n| format!("t-{n}")).collect();
 /// let tenants = ids.iter().map(|id| FlagContext { tenant_id: id, ..FlagContext::default() });
 /// let preview = preview(Some(&before), Some(&after), tenants);
-/// assert_eq!((preview.of, preview.loses.count), (400, 0));
+/// assert_eq!((preview.total, preview.loses.count), (400, 0));
 /// assert_eq!(preview.after_on, preview.before_on + preview.gains.count);
 /// ```
 pub fn preview<'a>(
@@ -170,7 +172,7 @@ impl Previewer {
         let before = self.before.evaluate(&self.key, tenant).value;
         let after = self.after.evaluate(&self.key, tenant).value;
         let preview = &mut self.preview;
-        preview.of += 1;
+        preview.total += 1;
         preview.before_on += u64::from(before);
         preview.after_on += u64::from(after);
         preview.plan(tenant.plan.unwrap_or_default()).count(before, after);
@@ -210,7 +212,7 @@ impl Preview {
 
 impl PlanPreview {
     fn count(&mut self, before: bool, after: bool) {
-        self.of += 1;
+        self.total += 1;
         self.before_on += u64::from(before);
         self.after_on += u64::from(after);
         self.gains += u64::from(!before && after);
@@ -220,9 +222,9 @@ impl PlanPreview {
 
 impl fmt::Display for Preview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { of, after_on, gains, loses, .. } = self;
+        let Self { total, after_on, gains, loses, .. } = self;
         let (gain, lose) = (gains.count, loses.count);
-        write!(f, "~{after_on} of {of} tenants: {gain} gain it, {lose} lose it")
+        write!(f, "~{after_on} of {total} tenants: {gain} gain it, {lose} lose it")
     }
 }
 

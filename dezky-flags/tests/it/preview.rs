@@ -125,10 +125,10 @@ fn a_preview_names_who_gains_and_who_loses() {
     assert_eq!(seen.before_on, of(&|bucket, _| bucket < 25).len() as u64);
     assert_eq!(seen.after_on, seen.before_on + seen.gains.count - seen.loses.count);
     assert_eq!(seen.by_plan.keys().collect::<Vec<_>>(), ["enterprise", "free", "pro"]);
-    assert_eq!((seen.by_plan["free"].of, seen.by_plan["free"].gains), (134, 0));
+    assert_eq!((seen.by_plan["free"].total, seen.by_plan["free"].gains), (134, 0));
     assert_eq!(seen.by_plan["free"].loses, loses.len() as u64);
     let sum = |of: fn(&dezky_flags::PlanPreview) -> u64| seen.by_plan.values().map(of).sum::<u64>();
-    assert_eq!((sum(|p| p.of), sum(|p| p.before_on)), (400, seen.before_on));
+    assert_eq!((sum(|p| p.total), sum(|p| p.before_on)), (400, seen.before_on));
     assert_eq!((sum(|p| p.after_on), sum(|p| p.gains)), (seen.after_on, seen.gains.count));
     assert_eq!(
         seen.to_string(),
@@ -164,10 +164,10 @@ fn a_hundred_thousand_tenants_are_counted_and_a_thousand_listed() {
         few.see(&context);
     }
     let seen = previewer.finish();
-    assert_eq!((seen.of, seen.gains.count), (100_000, 100_000));
+    assert_eq!((seen.total, seen.gains.count), (100_000, 100_000));
     assert_eq!((seen.gains.tenants.len(), seen.by_plan.len()), (MAX_LISTED_TENANTS, 1_000));
     let other = seen.other_plans.unwrap();
-    assert_eq!((other.of, other.gains), (99_000, 99_000));
+    assert_eq!((other.total, other.gains), (99_000, 99_000));
     let few = few.finish().gains;
     assert_eq!((few.tenants.len(), few.count), (2, 100_000));
 }
@@ -282,7 +282,7 @@ proptest! {
             let theirs = contexts().filter(|c| c.plan.unwrap_or_default() == plan);
             let alone = preview(Some(&before), Some(&after), theirs);
             prop_assert_eq!(alone.by_plan.into_iter().next(), Some((plan.clone(), *of)));
-            prop_assert_eq!((alone.of, alone.gains.count), (of.of, of.gains));
+            prop_assert_eq!((alone.total, alone.gains.count), (of.total, of.gains));
         }
         prop_assert_eq!(seen.after_on + seen.loses.count, seen.before_on + seen.gains.count);
         if decides_alike(Some(&before), Some(&after)) {
