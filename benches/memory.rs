@@ -234,7 +234,7 @@ impl Drop for PageServer {
 }
 
 /// Serves `events` events, the newest of them at `newest_ms`, until the parent process exits.
-#[expect(clippy::disallowed_methods, reason = "a server of its own, not a library")]
+#[expect(clippy::disallowed_methods, reason = "a separate server, not a library")]
 fn serve(events: u64, newest_ms: u64) -> ExitCode {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     println!("http://{}", listener.local_addr().expect("its address"));
@@ -330,7 +330,7 @@ struct Discard {
 }
 
 fn absent<T>() -> Result<T> {
-    Err(Error::new(ErrorKind::Internal, "what is discarded can't be read"))
+    Err(Error::new(ErrorKind::Internal, "discarded events can't be read"))
 }
 
 #[async_trait]
@@ -341,7 +341,7 @@ impl AuditStore for Discard {
 
     async fn append(&self, events: Vec<SealedEvent>, options: AppendOptions) -> Result<Appended> {
         if let Some(advance) = options.cursor {
-            let mut cursors = self.cursors.lock().expect("nobody panics");
+            let mut cursors = self.cursors.lock().expect("not poisoned");
             cursors.insert(advance.source, advance.to);
         }
         let receipt = |event: SealedEvent| Receipt {
@@ -372,7 +372,7 @@ impl AuditStore for Discard {
     }
 
     async fn cursor(&self, source: &str) -> Result<Option<String>> {
-        Ok(self.cursors.lock().expect("nobody panics").get(source).cloned())
+        Ok(self.cursors.lock().expect("not poisoned").get(source).cloned())
     }
 
     async fn cursors(&self) -> Result<Vec<(String, String)>> {

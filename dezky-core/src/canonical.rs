@@ -715,7 +715,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_not_json() {
+    fn invalid_json_is_refused() {
         for raw in [
             "",
             " ",

@@ -389,7 +389,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_unmistakable_is_read() {
+    fn unambiguous_times_are_read() {
         let expected = Timestamp::parse("2026-11-21T20:12:21.123Z");
         for text in [
             "2026-11-21T20:12:21.123Z",
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_several_times_is_not() {
+    fn ambiguous_times_are_refused() {
         for text in [
             "",
             "now",

@@ -11,7 +11,7 @@ use crate::store::{InvalidFlag, MAX_FLAGS, Snapshot};
 use crate::{Flag, NewFlag};
 
 /// Fields of a stored flag that are not part of its definition.
-const KEPT_FIELDS: [&str; 4] = ["history", "version", "createdAt", "updatedAt"];
+const STORED_FIELDS: [&str; 4] = ["history", "version", "createdAt", "updatedAt"];
 
 /// The definitions of a flag file: the output of [`Snapshot::to_json`], or a hand-written file in
 /// which each flag has the form that [`NewFlag::from_json`] reads.
@@ -81,7 +81,7 @@ impl FlagFile {
             let key = flag.get("key").and_then(Value::as_str).unwrap_or_default().to_owned();
             once(format!("flags[{at}]"), &key)?;
             if let Some(members) = flag.as_object_mut() {
-                for name in KEPT_FIELDS {
+                for name in STORED_FIELDS {
                     members.remove(name);
                 }
             }

@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_decides_the_same_for_everybody_for_long_is_stale() {
+    fn unchanged_flags_with_one_value_for_everybody_are_stale() {
         let rollout = |new: &mut NewFlag, pct| {
             new.state = FlagState::Rollout;
             new.pct = pct;
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_expired_is_stale_at_once() {
+    fn expired_flags_are_stale_at_once() {
         let expires = |at| FlagOptions { expires_at: Some(at), ..FlagOptions::default() };
         let flags = snapshot([flag("a", |new| {
             new.state = FlagState::Rollout;
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_asks_for_is_stale_once_it_was_counted_for_long() {
+    fn flags_that_were_not_evaluated_for_long_are_stale() {
         let rollout = |new: &mut NewFlag| {
             new.state = FlagState::Rollout;
             new.pct = 5;

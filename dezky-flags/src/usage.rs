@@ -61,7 +61,7 @@ pub(crate) struct Counters {
 #[derive(Debug, Default)]
 struct Tracked {
     counter: Arc<Counter>,
-    /// The counts at the last look.
+    /// The counts at the last observation.
     seen: (u64, u64),
     last_evaluated: Option<Timestamp>,
 }
@@ -87,16 +87,16 @@ impl Counters {
     }
 
     /// Records which flags were evaluated since the last call.
-    pub(crate) fn look(&self, now: Timestamp) {
+    pub(crate) fn observe(&self, now: Timestamp) {
         for tracked in self.locked().values_mut() {
-            tracked.look(now);
+            tracked.observe(now);
         }
     }
 
     pub(crate) fn usage(&self, now: Timestamp) -> Usage {
         let mut flags = self.locked();
         let usage = |(key, tracked): (&Arc<str>, &mut Tracked)| {
-            tracked.look(now);
+            tracked.observe(now);
             let (on, off) = tracked.seen;
             FlagUsage { key: key.to_string(), on, off, last_evaluated: tracked.last_evaluated }
         };
@@ -109,7 +109,7 @@ impl Counters {
 }
 
 impl Tracked {
-    fn look(&mut self, now: Timestamp) {
+    fn observe(&mut self, now: Timestamp) {
         let counted = self.counter.read();
         if counted != self.seen {
             self.seen = counted;

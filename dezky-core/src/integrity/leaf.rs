@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_not_erased() {
+    fn absent_fields_are_not_erased() {
         let (mut event, salt) = event(&vectors()["vectors"][1]);
         event.actor_email = None;
         let evidence = Evidence::Salt(salt);

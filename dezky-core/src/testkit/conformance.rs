@@ -107,7 +107,7 @@ macro_rules! audit_store_conformance {
             pattern_characters_are_literal
             case_is_folded_by_unicode
             hostile_texts_are_literal_or_refused
-            what_was_stored_is_read_back
+            stored_events_are_read_back
             a_tail_yields_in_order_and_waits
             a_scan_is_bounded
             a_copy_continues_the_log_it_was_made_of
@@ -746,9 +746,9 @@ pub async fn a_dropped_leader_loses_no_followers_events(h: Harness<'_>) {
     let stored = everything(&store).await;
     let mut seen = BTreeSet::new();
     for event in &stored {
-        assert!(seen.insert(event.event.id), "nothing is there twice");
+        assert!(seen.insert(event.event.id), "no event is stored twice");
     }
-    assert!(acknowledged.iter().all(|id| seen.contains(id)), "what was acknowledged is there");
+    assert!(acknowledged.iter().all(|id| seen.contains(id)), "acknowledged events are stored");
     assert!(verify(&*store, None, |_| ()).await.unwrap().finding.is_none());
     assert_eq!(append(&store, named(h, &["after"])).await, [New], "the next one gets its turn");
 }
@@ -996,7 +996,7 @@ pub async fn a_cursor_is_bound_to_its_filters_and_log(h: Harness<'_>) {
     let with = |cursor: &str| ListQuery { cursor: Some(cursor.to_owned()), ..query.clone() };
     assert!(store.list(&with(&cursor)).await.is_ok());
     let other_page_size = ListQuery { limit: 2, ..with(&cursor) };
-    assert!(store.list(&other_page_size).await.is_ok(), "the page's size is no filter");
+    assert!(store.list(&other_page_size).await.is_ok(), "the page size is not a filter");
     refused(ListQuery { q: Some("a".into()), ..with(&cursor) }).await;
     refused(ListQuery { since: Some(Timestamp::MIN), ..with(&cursor) }).await;
     for broken in ["", "x", "not base64 !!", &cursor[1..], &format!("{cursor}A")] {
@@ -1167,7 +1167,7 @@ pub async fn hostile_texts_are_literal_or_refused(h: Harness<'_>) {
 }
 
 /// See the name.
-pub async fn what_was_stored_is_read_back(h: Harness<'_>) {
+pub async fn stored_events_are_read_back(h: Harness<'_>) {
     let store = h.open(Reopen::No).await;
     let manual = ManualRuntime::new(1);
     let mut events = EventGenerator::new(&manual).sealed(300);
@@ -1292,7 +1292,11 @@ pub async fn a_part_that_does_not_fit_changes_nothing(h: Harness<'_>) {
 
     store.restore(parts[0].clone()).await.unwrap();
     append(&store, named(h, &["of its own"])).await;
-    assert_eq!(refused(parts[1].clone()).await, ErrorKind::StateConflict, "it went on by itself");
+    assert_eq!(
+        refused(parts[1].clone()).await,
+        ErrorKind::StateConflict,
+        "it has appended its own events"
+    );
     let own = h.open(Reopen::No).await;
     append(&own, named(h, &["of its own"])).await;
     let refused = own.restore(parts[0].clone()).await.unwrap_err();
@@ -1316,7 +1320,7 @@ pub async fn another_handle_sees_what_was_acknowledged(h: Harness<'_>) {
     assert_eq!(again.cursor("ocis").await.unwrap().as_deref(), Some("1"));
     let query = ListQuery { limit: 1, ..ListQuery::default() };
     let cursor = store.list(&query).await.unwrap().next_cursor;
-    assert!(again.list(&ListQuery { cursor, ..query }).await.is_ok(), "pages go on");
+    assert!(again.list(&ListQuery { cursor, ..query }).await.is_ok(), "paging continues");
     append(&again, named(h, &["d"])).await;
     append(&store, named(h, &["e"])).await;
     let names: Vec<_> =

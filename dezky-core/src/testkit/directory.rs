@@ -52,11 +52,11 @@ pub struct OpenDirectory {
 macro_rules! directory_store_conformance {
     ($harness:expr) => {
         $crate::directory_store_conformance!(@cases $harness;
-            what_was_committed_is_read_back
+            committed_documents_are_read_back
             a_new_document_must_be_new
             a_change_compares_the_version
-            what_is_fixed_stays
-            slugs_are_unique_for_ever
+            fixed_members_can_not_be_changed
+            slugs_are_unique_forever
             subjects_are_unique_and_addresses_are_not
             a_domain_belongs_to_one_tenant
             deletion_frees_domains
@@ -212,7 +212,7 @@ async fn timeline(log: &dyn AuditStore) -> Vec<String> {
 }
 
 /// See the name.
-pub async fn what_was_committed_is_read_back(h: Harness<'_>) {
+pub async fn committed_documents_are_read_back(h: Harness<'_>) {
     let OpenDirectory { store, .. } = h.open(Reopen::No).await;
     let billing = Billing {
         company: Some("Acme Ltd".into()),
@@ -320,11 +320,11 @@ pub async fn a_change_compares_the_version(h: Harness<'_>) {
         assert_eq!(refused(&*store, change).await.0, ErrorKind::NotFound);
     }
     assert_eq!(by_slug(&*store, "a").await.unwrap().version, 2);
-    assert_eq!(store.tenants_revision().await.unwrap(), 2, "what is refused changes nothing");
+    assert_eq!(store.tenants_revision().await.unwrap(), 2, "a refused change has no effect");
 }
 
 /// See the name.
-pub async fn what_is_fixed_stays(h: Harness<'_>) {
+pub async fn fixed_members_can_not_be_changed(h: Harness<'_>) {
     let OpenDirectory { store, .. } = h.open(Reopen::No).await;
     put(&*store, vec![tenant("a").into(), partner("a").into(), user("a").into()]).await;
     let changes: [(DirectoryChange, &str); 4] = [
@@ -341,7 +341,7 @@ pub async fn what_is_fixed_stays(h: Harness<'_>) {
 }
 
 /// See the name.
-pub async fn slugs_are_unique_for_ever(h: Harness<'_>) {
+pub async fn slugs_are_unique_forever(h: Harness<'_>) {
     let OpenDirectory { store, .. } = h.open(Reopen::No).await;
     let deleted = Tenant { status: TenantStatus::Deleted, ..tenant("gone") };
     let terminated = Partner { status: PartnerStatus::Terminated, ..partner("gone") };

@@ -196,7 +196,7 @@ fn around_all_engines_and_back_everything_is_as_it_was() {
 }
 
 #[test]
-fn a_copy_goes_on_when_the_source_has_gone_on() {
+fn a_copy_continues_after_the_source_has_grown() {
     tokio().block_on(async {
         let (from, to) = (lived_in().await, memory());
         copied(&from, &to).await;
@@ -268,7 +268,7 @@ fn a_stopped_copy_continues_where_it_was() {
 }
 
 #[test]
-fn a_target_with_something_of_its_own_is_refused_and_stays_as_it_is() {
+fn a_target_with_its_own_contents_is_refused_unchanged() {
     tokio().block_on(async {
         let from = lived_in().await;
         let refused = async |to: &Ends, says: &str| {
@@ -301,7 +301,7 @@ fn a_target_with_something_of_its_own_is_refused_and_stays_as_it_is() {
         let directory = memory();
         directory.directory.restore(vec![tenant("own").into()]).await.unwrap();
         let error = check_directory(&*from.directory, &*directory.directory).await.unwrap_err();
-        assert!(error.to_string().contains("a tenant t-own of its own"), "{error}");
+        assert!(error.to_string().contains("its own tenant t-own"), "{error}");
     });
 }
 

@@ -84,7 +84,7 @@ async fn administrate(server: &str, sql: String) -> sqlx::Result<()> {
 }
 
 /// Runs a future where there may be no runtime, or one that must not be blocked.
-#[expect(clippy::disallowed_methods, reason = "what is dropped can't wait otherwise")]
+#[expect(clippy::disallowed_methods, reason = "drop is not async")]
 fn apart(work: impl Future<Output = ()> + Send + 'static) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _ = std::thread::spawn(move || runtime.block_on(work)).join();

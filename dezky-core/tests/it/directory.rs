@@ -567,7 +567,7 @@ async fn a_large_change_is_shown_by_its_difference() {
     let change = patch(json!({"tenantIds": ids, "identities": identities}));
     directory.update_user(BOB, change, &chatty).await.unwrap();
     let said = own(&desk.last().await);
-    assert_eq!(said["after"]["tenantIds"], json!(ids), "what is short is shown whole");
+    assert_eq!(said["after"]["tenantIds"], json!(ids), "short values are shown in full");
     assert_eq!(said["after"]["identities"]["count"], 32);
 }
 

@@ -171,7 +171,7 @@ async fn events_are_literal_or_refused(engine: Engine) {
     assert!(stored.len() > 250, "only {} are kept", stored.len());
     assert_eq!(stored.len(), kept.len());
     for (stored, kept) in stored.iter().zip(&kept) {
-        assert_eq!(stored.event, *kept.event(), "what was stored is what was sent");
+        assert_eq!(stored.event, *kept.event(), "events are stored as sent");
     }
     // By their ids and, if they have one, by their external ids.
     let again = store.append(kept.clone(), AppendOptions::default()).await.unwrap();

@@ -546,7 +546,7 @@ pub(crate) async fn write_version_1(database: &Database) {
 }
 
 #[test]
-fn what_version_1_wrote_is_read() {
+fn a_database_written_by_version_1_is_read() {
     with_database(|scratch| async move {
         write_version_1(&scratch.database().await).await;
         let mut config = scratch.config();
@@ -558,7 +558,7 @@ fn what_version_1_wrote_is_read() {
         assert_eq!(state.log_id.to_string(), "019b76da-a800-79b5-81d1-d854bb718002");
         assert_eq!(state.head.next_seq, 3);
         let finding = verify(&store, None, |_| {}).await.unwrap().finding.unwrap();
-        assert_eq!(finding.seq, 1, "an erasure that nobody has made: {}", finding.detail);
+        assert_eq!(finding.seq, 1, "a forged erasure: {}", finding.detail);
         let rows = store.scan(0, 10).await.unwrap();
         let erased = rows[1].as_ref().unwrap();
         assert_eq!(erased.stored.erased, [dezky_core::Field::ActorEmail]);
@@ -683,11 +683,11 @@ fn acknowledged_events_survive_a_killed_server() {
             }
         });
         let all = join_all(writers);
-        tokio::time::timeout(PATIENCE, all).await.expect("it goes on without a restart of ours");
+        tokio::time::timeout(PATIENCE, all).await.expect("it continues without reopening");
         let stored = store.scan(0, 10_000).await.unwrap();
         let ids: Vec<_> = stored.into_iter().map(|row| row.unwrap().stored.event.id).collect();
         let distinct: BTreeSet<_> = ids.iter().copied().collect();
-        assert_eq!(ids.len(), distinct.len(), "none is there twice");
+        assert_eq!(ids.len(), distinct.len(), "no event is stored twice");
         assert!(acknowledged.lock().unwrap().is_subset(&distinct), "none is missing");
         log_is_sound(&store).await;
     });

@@ -176,9 +176,9 @@ async fn survives(mut server: Server, commit: &'static str, outage: Outage) {
     }
     let found = now();
     let during = load.commits();
-    load.wait_for("writers go on", |load| load.commits() > during).await;
+    load.wait_for("writers continue", |load| load.commits() > during).await;
     let recovered = found.elapsed();
-    load.wait_for("all go on", |load| load.commits() >= during + 9).await;
+    load.wait_for("all writers continue", |load| load.commits() >= during + 9).await;
     load.done.store(true, Ordering::SeqCst);
     for task in tasks {
         task.await.unwrap();
@@ -259,10 +259,10 @@ impl Load {
         }
         assert!(times.values().chain(names.values()).all(|times| *times == 1), "none is twice");
         for id in self.acknowledged.lock().unwrap().iter() {
-            assert!(times.contains_key(id), "what was acknowledged is there");
+            assert!(times.contains_key(id), "acknowledged events are stored");
         }
         for id in self.recorded.lock().unwrap().iter() {
-            assert!(times.contains_key(id), "what was recorded is there");
+            assert!(times.contains_key(id), "recorded events are stored");
         }
         assert_eq!(self.log.counts().lost, 0);
         assert_whole(&*self.store).await;

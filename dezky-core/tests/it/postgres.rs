@@ -333,7 +333,7 @@ fn a_standby_is_refused() {
 }
 
 #[test]
-fn staged_events_commit_with_a_table_of_ones_own() {
+fn staged_events_commit_with_the_callers_table() {
     let databases = Databases::default();
     tokio().block_on(async {
         let url = databases.make().await;
@@ -548,7 +548,7 @@ impl Proxy {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a proxy, beside the test")]
+#[expect(clippy::disallowed_methods, reason = "a proxy running alongside the test")]
 fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(task);
 }

@@ -42,7 +42,7 @@ pub(crate) async fn pause(milliseconds: u64) {
     TokioRuntime.sleep(Duration::from_millis(milliseconds)).await;
 }
 
-#[expect(clippy::disallowed_methods, reason = "a test has tasks of its own")]
+#[expect(clippy::disallowed_methods, reason = "a test may spawn tasks")]
 pub(crate) fn spawn<T: Send + 'static>(
     task: impl Future<Output = T> + Send + 'static,
 ) -> tokio::task::JoinHandle<T> {

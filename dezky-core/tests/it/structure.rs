@@ -190,7 +190,7 @@ fn an_index_that_hides_events_is_named_on_sqlite() {
 }
 
 #[test]
-fn what_was_put_into_the_file_is_named() {
+fn tampering_with_the_file_is_named() {
     tokio().block_on(async {
         let (log, store) = filled(Engine::Sqlite).await;
         let mut own = sqlite(&log).await;
@@ -294,7 +294,7 @@ const IN_POSTGRESQL: &[(&str, &[&str], &str)] = &[
 ];
 
 #[test]
-fn what_was_put_into_postgresql_is_named() {
+fn tampering_with_postgresql_is_named() {
     tokio().block_on(async {
         let (log, _) = filled(Engine::Postgres).await;
         let mut own = PgConnection::connect(&log.url()).await.unwrap();
@@ -381,7 +381,7 @@ fn the_catalogue_of_postgresql_is_that_of_its_schema() {
 }
 
 #[test]
-fn what_was_put_into_mongodb_is_named() {
+fn tampering_with_mongodb_is_named() {
     tokio().block_on(async {
         let (log, store) = filled(Engine::Mongodb).await;
         let database = mongodb(&log).await;

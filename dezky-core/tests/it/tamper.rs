@@ -134,7 +134,7 @@ fn every_column_is_evidence() {
         }
         assert_eq!(log.verdict(None).await.finding, None, "the clean log passes");
         let files = std::fs::read_dir(log.path.parent().unwrap()).unwrap().count();
-        assert_eq!(files, 1, "reading leaves nothing beside the database");
+        assert_eq!(files, 1, "reading leaves no other files");
     });
 }
 
@@ -261,7 +261,7 @@ fn a_beginning_that_was_cut_is_missing() {
 }
 
 #[test]
-fn values_planted_beside_a_forged_erasure_are_found() {
+fn values_planted_with_a_forged_erasure_are_found() {
     tokio().block_on(async {
         let log = Log::new().await;
         let original = std::fs::read(&log.path).unwrap();

@@ -72,7 +72,7 @@ async fn a_lease_that_ends_later_than_it_may_is_taken_over(engine: Engine) {
     assert_eq!(store.acquire_lease("long", "third", LENGTH).await.unwrap(), None);
 }
 
-/// Sets the lease's end by the clock of the process.
+/// The memory store takes lease times from the process's clock.
 async fn in_memory() {
     let runtime = Arc::new(ManualRuntime::new(1));
     let store = MemoryAuditStore::open(runtime.clone());

@@ -110,7 +110,7 @@ fn told(name: &str) -> Option<String> {
 }
 
 #[test]
-#[ignore = "run by the tests below, in processes of their own"]
+#[ignore = "run by the tests below, in separate processes"]
 fn writer() {
     let Some(url) = told(URL) else { return };
     let name = told(NAME).unwrap();
@@ -240,7 +240,7 @@ fn a_stalled_process_holds_up_mongodb_within_the_bound() {
 /// A file has no server that could abort a stopped process's transaction. The others are refused in
 /// time, and continue with it afterwards.
 #[test]
-fn a_stalled_process_holds_up_sqlite_until_it_goes_on() {
+fn a_stalled_process_holds_up_sqlite_until_it_continues() {
     tokio().block_on(async {
         let log = TestLog::new(Engine::Sqlite).await;
         assert_eq!(stall(&log.url(), Duration::from_secs(12)).await, None);
@@ -270,7 +270,7 @@ async fn stall(url: &str, bound: Duration) -> Option<Duration> {
     }
     writers[0].signal("CONT");
     for writer in &mut writers {
-        assert!(go_on(std::slice::from_mut(writer), 3, START).await, "all go on");
+        assert!(go_on(std::slice::from_mut(writer), 3, START).await, "all continue");
     }
     check(url, writers).await;
     held

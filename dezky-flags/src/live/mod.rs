@@ -119,20 +119,20 @@ struct Shared {
     health: Mutex<Health>,
     counters: Option<Counters>,
     /// The number of store reads that have started.
-    looks: AtomicU64,
+    reads_started: AtomicU64,
     /// The last finished store read.
-    last: Mutex<Look>,
+    last_read: Mutex<FinishedRead>,
     /// Notified when a store read finishes.
-    looked: Event,
+    read_finished: Event,
     /// Held while reading the store. The lock is not fair, so callers whose answer has arrived must
     /// not wait for it.
-    looking: AsyncMutex<()>,
+    reading: AsyncMutex<()>,
     /// The generation in the file; held while writing the file.
     saved: Mutex<u64>,
 }
 
 /// A finished read of the store.
-struct Look {
+struct FinishedRead {
     number: u64,
     outcome: Result<()>,
 }
@@ -149,7 +149,7 @@ struct Health {
 
 impl Health {
     /// Shifts times back when the clock is set back, so that ages stay the same.
-    fn look(&mut self, now: Timestamp) {
+    fn observe(&mut self, now: Timestamp) {
         let back = self.seen.saturating_since(now);
         let back = i64::try_from(back.as_millis()).unwrap_or(i64::MAX);
         let confirmed = self.confirmed.as_millis().saturating_sub(back);
@@ -220,10 +220,10 @@ impl LiveFlags {
             // The file's modification time may be in the future.
             health: Mutex::new(Health { confirmed: confirmed.min(now), seen: now, failure }),
             counters,
-            looks: AtomicU64::new(0),
-            last: Mutex::new(Look { number: 0, outcome: Ok(()) }),
-            looked: Event::new(),
-            looking: AsyncMutex::new(()),
+            reads_started: AtomicU64::new(0),
+            last_read: Mutex::new(FinishedRead { number: 0, outcome: Ok(()) }),
+            read_finished: Event::new(),
+            reading: AsyncMutex::new(()),
             saved: Mutex::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -306,32 +306,33 @@ impl LiveFlags {
     /// read was under way. The flags stay unchanged.
     pub async fn refresh(&self) -> Result<u64> {
         let shared = &self.shared;
-        let before = shared.looks.load(Ordering::SeqCst);
+        let before = shared.reads_started.load(Ordering::SeqCst);
         loop {
             // Listen before checking, so that no read finishes unnoticed in between.
-            let looked = shared.looked.listen();
+            let read_finished = shared.read_finished.listen();
             // A read that started after this call is as good as a new one.
             if let Some(outcome) = shared.outcome_since(before) {
                 return outcome.map(|()| self.revision());
             }
-            let Either::Left((_turn, _)) = select(shared.looking.lock(), looked).await else {
+            let Either::Left((_turn, _)) = select(shared.reading.lock(), read_finished).await
+            else {
                 continue;
             };
             // Another read may have finished before this caller got the lock.
             if shared.outcome_since(before).is_none() {
-                let number = shared.looks.fetch_add(1, Ordering::SeqCst) + 1;
-                let outcome = self.look().await;
-                *shared.last() = Look { number, outcome };
-                shared.looked.notify(usize::MAX);
+                let number = shared.reads_started.fetch_add(1, Ordering::SeqCst) + 1;
+                let outcome = self.read_store().await;
+                *shared.last_read() = FinishedRead { number, outcome };
+                shared.read_finished.notify(usize::MAX);
             }
         }
     }
 
-    /// Reads the store. The caller holds `looking`.
-    async fn look(&self) -> Result<()> {
+    /// Reads the store. The caller holds `reading`.
+    async fn read_store(&self) -> Result<()> {
         let shared = &self.shared;
         let began = shared.runtime.now();
-        shared.look(began);
+        shared.observe(began);
         let current = self.current();
         // After a failure, or for flags from a file, the revision alone is not enough: the store
         // may have been restored from a backup and changed since.
@@ -376,7 +377,7 @@ impl LiveFlags {
         };
         let now = self.shared.runtime.now();
         let mut health = self.shared.health();
-        health.look(now);
+        health.observe(now);
         let age = now.saturating_since(health.confirmed);
         LiveStatus { revision, age, from_file, failure: health.failure.clone() }
     }
@@ -437,7 +438,7 @@ impl Shared {
         (VAIN_PAUSE * (1 << in_vain)).min(self.config.poll_interval).min(LISTEN_AGAIN)
     }
 
-    /// Replaces the current set. The caller holds `looking`.
+    /// Replaces the current set. The caller holds `reading`.
     async fn swap(&self, before: &LiveSet, snapshot: Snapshot) {
         let (set, snapshot) = compile(&*self.runtime, snapshot).await;
         if snapshot.invalid != before.snapshot().invalid {
@@ -465,10 +466,10 @@ impl Shared {
     }
 
     /// Updates ages and usage at the start of each read.
-    fn look(&self, now: Timestamp) {
-        self.health().look(now);
+    fn observe(&self, now: Timestamp) {
+        self.health().observe(now);
         if let Some(counters) = &self.counters {
-            counters.look(now);
+            counters.observe(now);
         }
     }
 
@@ -477,7 +478,7 @@ impl Shared {
         let now = self.runtime.now();
         let failure = {
             let mut health = self.health();
-            health.look(now);
+            health.observe(now);
             health.confirmed = began.min(now);
             health.failure.take()
         };
@@ -505,12 +506,12 @@ impl Shared {
 
     /// The outcome of the last read, if it is one that started after the first `before` reads.
     fn outcome_since(&self, before: u64) -> Option<Result<()>> {
-        let last = self.last();
+        let last = self.last_read();
         (last.number > before).then(|| last.outcome.clone())
     }
 
-    fn last(&self) -> MutexGuard<'_, Look> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_read(&self) -> MutexGuard<'_, FinishedRead> {
+        self.last_read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn health(&self) -> MutexGuard<'_, Health> {

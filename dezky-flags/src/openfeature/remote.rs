@@ -168,19 +168,19 @@ struct Shared {
     api: Api,
     metadata: ProviderMetadata,
     /// By the request body for the context.
-    contexts: Mutex<HashMap<Arc<str>, Arc<Asked>>>,
+    contexts: Mutex<HashMap<Arc<str>, Arc<CachedContext>>>,
     /// The interval during which the server is not queried, in milliseconds.
     pause: Mutex<Range<i64>>,
     is_failing: AtomicBool,
 }
 
 /// A context that was evaluated.
-struct Asked {
+struct CachedContext {
     body: Arc<str>,
     /// Time of the last evaluation, in milliseconds.
     used: AtomicI64,
     /// Held while querying the server.
-    asking: AsyncMutex<()>,
+    querying: AsyncMutex<()>,
     answers: Mutex<Option<Arc<Answers>>>,
 }
 
@@ -247,8 +247,8 @@ impl RemoteFlagProvider {
     pub async fn refresh(&self) {
         let contexts = self.shared.contexts_in_use();
         stream::iter(contexts)
-            .for_each_concurrent(CONCURRENCY, |asked| async move {
-                self.shared.ask(&asked, Duration::ZERO).await;
+            .for_each_concurrent(CONCURRENCY, |cached| async move {
+                self.shared.query(&cached, Duration::ZERO).await;
             })
             .await;
     }
@@ -259,19 +259,19 @@ impl RemoteFlagProvider {
         context: &EvaluationContext,
     ) -> EvaluationResult<ResolutionDetails<bool>> {
         let shared = &self.shared;
-        let asked = shared.context(body(context));
+        let cached = shared.context(body(context));
         // Two intervals, so that `run` refreshes an answer before an evaluation has to.
         let max_age = shared.config.poll_interval * 2;
-        if shared.age(&asked).is_none_or(|age| age >= max_age) {
-            shared.ask(&asked, max_age).await;
+        if shared.age(&cached).is_none_or(|age| age >= max_age) {
+            shared.query(&cached, max_age).await;
         }
-        let Some(answers) = asked.answers() else {
+        let Some(answers) = cached.answers() else {
             return Err(error(
                 EvaluationErrorCode::General("SERVER_UNAVAILABLE".into()),
                 "the flag server is unreachable and has not answered for this context yet",
             ));
         };
-        let is_stale = shared.age(&asked).is_none_or(|age| age >= max_age);
+        let is_stale = shared.age(&cached).is_none_or(|age| age >= max_age);
         let flags = answers.flags.as_ref().map_err(Clone::clone)?;
         flags.get(key).ok_or_else(|| not_found(key))?.details(is_stale)
     }
@@ -345,43 +345,43 @@ impl Shared {
     }
 
     /// Returns the context for a request body, creating it if needed.
-    fn context(&self, body: String) -> Arc<Asked> {
+    fn context(&self, body: String) -> Arc<CachedContext> {
         let now = self.now();
         let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(asked) = contexts.get(body.as_str()) {
-            asked.used.store(now, Ordering::Relaxed);
-            return Arc::clone(asked);
+        if let Some(cached) = contexts.get(body.as_str()) {
+            cached.used.store(now, Ordering::Relaxed);
+            return Arc::clone(cached);
         }
         if contexts.len() >= self.config.max_contexts {
-            let oldest = contexts.values().min_by_key(|asked| asked.used.load(Ordering::Relaxed));
-            if let Some(body) = oldest.map(|asked| Arc::clone(&asked.body)) {
+            let oldest = contexts.values().min_by_key(|cached| cached.used.load(Ordering::Relaxed));
+            if let Some(body) = oldest.map(|cached| Arc::clone(&cached.body)) {
                 contexts.remove(&body);
             }
         }
         let body: Arc<str> = body.into();
-        let asked = Arc::new(Asked {
+        let cached = Arc::new(CachedContext {
             body: Arc::clone(&body),
             used: AtomicI64::new(now),
-            asking: AsyncMutex::default(),
+            querying: AsyncMutex::default(),
             answers: Mutex::default(),
         });
-        contexts.insert(body, Arc::clone(&asked));
-        asked
+        contexts.insert(body, Arc::clone(&cached));
+        cached
     }
 
     /// Returns the contexts in use and drops those that have been idle for too long.
-    fn contexts_in_use(&self) -> Vec<Arc<Asked>> {
+    fn contexts_in_use(&self) -> Vec<Arc<CachedContext>> {
         let idle = i64::try_from(self.config.keep_idle.as_millis()).unwrap_or(i64::MAX);
         let since = self.now().saturating_sub(idle);
         let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
-        contexts.retain(|_, asked| asked.used.load(Ordering::Relaxed) >= since);
+        contexts.retain(|_, cached| cached.used.load(Ordering::Relaxed) >= since);
         contexts.values().cloned().collect()
     }
 
     /// The age of the answers, if there are any. Answers from the future have the maximum age: the
     /// clock was set back by an unknown amount.
-    fn age(&self, asked: &Asked) -> Option<Duration> {
-        let confirmed = asked.answers()?.confirmed.load(Ordering::Relaxed);
+    fn age(&self, cached: &CachedContext) -> Option<Duration> {
+        let confirmed = cached.answers()?.confirmed.load(Ordering::Relaxed);
         let age = self.now().saturating_sub(confirmed);
         Some(u64::try_from(age).map_or(Duration::MAX, Duration::from_millis))
     }
@@ -396,18 +396,18 @@ impl Shared {
     /// Queries the server, unless a concurrent query has produced answers younger than `max_age` or
     /// the server must not be queried now. A caller that has answers does not wait for another
     /// caller's query.
-    async fn ask(&self, asked: &Asked, max_age: Duration) {
-        let turn = match self.age(asked) {
-            Some(_) => asked.asking.try_lock(),
-            None => Some(asked.asking.lock().await),
+    async fn query(&self, cached: &CachedContext, max_age: Duration) {
+        let turn = match self.age(cached) {
+            Some(_) => cached.querying.try_lock(),
+            None => Some(cached.querying.lock().await),
         };
         let Some(_turn) = turn else { return };
-        if self.age(asked).is_some_and(|age| age < max_age) || self.is_paused() {
+        if self.age(cached).is_some_and(|age| age < max_age) || self.is_paused() {
             return;
         }
-        let before = asked.answers();
+        let before = cached.answers();
         let tag = before.as_ref().and_then(|answers| answers.tag.as_deref());
-        let request = pin!(self.api.ask(&asked.body, tag));
+        let request = pin!(self.api.query(&cached.body, tag));
         let timeout = self.config.request_timeout;
         let fetched = match select(request, self.runtime.sleep(timeout)).await {
             Either::Left((fetched, _)) => fetched,
@@ -425,10 +425,10 @@ impl Shared {
             },
             Fetched::Answers { tag, flags } => {
                 let flags = flags.into_iter().map(|flag| (flag.key.clone(), flag)).collect();
-                asked.set(Answers { tag, flags: Ok(flags), confirmed });
+                cached.set(Answers { tag, flags: Ok(flags), confirmed });
             }
             Fetched::Refused(refusal) => {
-                asked.set(Answers { tag: None, flags: Err(refusal), confirmed });
+                cached.set(Answers { tag: None, flags: Err(refusal), confirmed });
             }
             Fetched::Failed { problem, wait } => return self.failed(&problem, wait),
         }
@@ -448,7 +448,7 @@ impl Shared {
     }
 }
 
-impl Asked {
+impl CachedContext {
     fn answers(&self) -> Option<Arc<Answers>> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -583,25 +583,25 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_back_keeps_nothing_for_current() {
+    fn setting_the_clock_back_makes_every_answer_stale() {
         let runtime = ManualRuntime::new(1);
         let shared = provider(&runtime).shared;
         let before = runtime.now();
         runtime.advance(Duration::from_hours(1));
-        let asked = shared.context("{}".into());
+        let cached = shared.context("{}".into());
         let confirmed = AtomicI64::new(shared.now());
-        asked.set(Answers { tag: None, flags: Ok(HashMap::new()), confirmed });
+        cached.set(Answers { tag: None, flags: Ok(HashMap::new()), confirmed });
         shared.failed("gone", None);
-        assert_eq!((shared.age(&asked), shared.is_paused()), (Some(Duration::ZERO), true));
+        assert_eq!((shared.age(&cached), shared.is_paused()), (Some(Duration::ZERO), true));
         runtime.set_now(before);
-        assert_eq!((shared.age(&asked), shared.is_paused()), (Some(Duration::MAX), false));
+        assert_eq!((shared.age(&cached), shared.is_paused()), (Some(Duration::MAX), false));
         runtime.advance(Duration::from_hours(1) + shared.config.poll_interval);
         let age = shared.config.poll_interval;
-        assert_eq!((shared.age(&asked), shared.is_paused()), (Some(age), false));
+        assert_eq!((shared.age(&cached), shared.is_paused()), (Some(age), false));
     }
 
     #[test]
-    fn an_answer_is_told_by_what_it_holds() {
+    fn an_answer_is_reported_by_its_content() {
         let of = |text: &str| serde_json::from_str::<Answer>(text).unwrap().details(false);
         let code = |text: &str| of(text).unwrap_err().code;
         let told = of(r#"{"key":"k","value":true,"metadata":{"a":1,"b":[2]},"more":1}"#).unwrap();
@@ -615,7 +615,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_decides_is_sent() {
+    fn only_members_that_decide_are_sent() {
         let context = EvaluationContext::default()
             .with_targeting_key("t-1")
             .with_custom_field(PLAN, "pro")
@@ -625,7 +625,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_refuses_is_sent_short() {
+    fn invalid_members_are_sent_in_short_form() {
         let context = EvaluationContext::default()
             .with_targeting_key("ü".repeat(1 << 20))
             .with_custom_field(PLAN, 7)

@@ -53,7 +53,7 @@ macro_rules! flag_store_conformance {
     ($harness:expr) => {
         $crate::flag_store_conformance!(@cases $harness;
             a_new_store_is_empty
-            what_was_stored_is_read_back
+            stored_flags_are_read_back
             a_key_is_made_once
             a_version_is_compared_and_set
             of_fifty_commits_at_once_one_wins
@@ -157,7 +157,7 @@ pub async fn a_new_store_is_empty(h: Harness<'_>) {
 }
 
 /// See the name.
-pub async fn what_was_stored_is_read_back(h: Harness<'_>) {
+pub async fn stored_flags_are_read_back(h: Harness<'_>) {
     let Opened { store, .. } = h.open(Reopen::No).await;
     let manual = ManualRuntime::new(1);
     let mut flags = FlagGenerator::new(&manual).flags(200);

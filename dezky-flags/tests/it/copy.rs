@@ -42,7 +42,7 @@ async fn copied(from: &dyn FlagStore, to: &dyn FlagStore) -> FlagTable {
 }
 
 #[tokio::test]
-async fn a_copy_goes_on_with_whatever_became_of_the_flags() {
+async fn a_copy_continues_after_changes_of_the_flags() {
     let folder = tempfile::tempdir().unwrap();
     let config = SqliteConfig::new(folder.path().join("to.db"));
     let log = SqliteAuditStore::open(config, &TokioRuntime).await.unwrap();

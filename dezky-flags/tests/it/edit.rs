@@ -354,7 +354,7 @@ fn options_have_their_history_and_a_kill_clears_the_hundredths() {
         let taken = patch(&json!({"options": {"seed": null, "expiresAt": null}}));
         let taken = desk.flags.update("a", &taken, None, &edit).await.unwrap();
         assert_eq!((&taken.options.seed, taken.options.expires_at), (&None, None));
-        assert!(taken.options.require_active_tenant, "what is not named stays");
+        assert!(taken.options.require_active_tenant, "unnamed options stay");
 
         let half = patch(&json!({"options": {"pctHundredths": 50}}));
         desk.flags.update("a", &half, None, &edit).await.unwrap();

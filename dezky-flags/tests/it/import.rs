@@ -77,7 +77,7 @@ fn scenario(harness: &dyn FlagStoreHarness) {
             })
         );
         assert_eq!(flags.get("here").await.unwrap().unwrap().pct, 5);
-        assert_eq!(flags.get("gone").await.unwrap().unwrap().version, 3, "versions go on");
+        assert_eq!(flags.get("gone").await.unwrap().unwrap().version, 3, "versions continue");
         let new_one = flags.get("new").await.unwrap().unwrap();
         assert_eq!((new_one.threshold(), new_one.history.len()), (2_550, 1));
 

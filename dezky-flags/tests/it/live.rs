@@ -146,7 +146,7 @@ pub(crate) fn go_on(
 ) {
     let end = manual.now().saturating_add(span);
     loop {
-        assert!(work.as_mut().now_or_never().is_none(), "it goes on");
+        assert!(work.as_mut().now_or_never().is_none(), "it keeps running");
         let wake = manual.next_wake().filter(|at| *at <= end).unwrap_or(end);
         if wake == manual.now() && wake == end {
             return;
@@ -381,7 +381,7 @@ fn a_restored_store_is_followed_to_its_older_revision() {
     line.set(UP);
     go_on(&manual, run.as_mut(), POLL);
     assert!(live.status().failure.is_none());
-    assert_eq!(told(&mut changes), None, "the same flags are no change");
+    assert_eq!(told(&mut changes), None, "equal flags are not a change");
     line.set(DOWN);
     go_on(&manual, run.as_mut(), POLL);
     both.is_second.store(true, Ordering::SeqCst);
@@ -477,7 +477,10 @@ fn subscribers_miss_nothing_of_many_changes_at_once() {
                     while last < CHANGES {
                         let revision = changes.next().await;
                         assert!(revision > last, "{revision} after {last}");
-                        assert!(live.revision() >= revision, "what is told decides already");
+                        assert!(
+                            live.revision() >= revision,
+                            "a reported revision is in use already"
+                        );
                         last = revision;
                     }
                 })

@@ -68,7 +68,7 @@ fn a_start_without_the_store_uses_the_file() {
     let status = live.status();
     assert!(!status.from_file && status.failure.is_none() && !is_on(&live, "a"));
     let kept = Snapshot::from_json(&fs::read_to_string(&path).unwrap()).unwrap();
-    assert_eq!(kept.revision, 2, "what is new is kept");
+    assert_eq!(kept.revision, 2, "the newer flags are saved");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
 }
 

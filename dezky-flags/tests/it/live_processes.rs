@@ -239,7 +239,7 @@ fn told(name: &str) -> Option<String> {
 }
 
 #[test]
-#[ignore = "run by the tests above, in a process of its own"]
+#[ignore = "run by the tests above, in a separate process"]
 fn editor() {
     let Some(url) = told(URL) else { return };
     tokio().block_on(async {

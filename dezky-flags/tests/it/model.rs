@@ -169,7 +169,7 @@ fn a_scope_is_a_set() {
     let flag = Flag::new(new.unwrap(), Timestamp::MIN).unwrap();
     assert_eq!(flag.scope.plans, ["free", "pro"]);
     let patch = FlagPatch::from_json(&json!({"scope": {"plans": ["pro", "free"]}})).unwrap();
-    assert_eq!(flag.patched(&patch).unwrap(), flag, "another order is no change");
+    assert_eq!(flag.patched(&patch).unwrap(), flag, "another order is not a change");
 }
 
 #[test]

@@ -231,7 +231,10 @@ fn a_file_is_read_by_definition() {
     }
     let many: Vec<_> = (0..=10_000).map(|n| json!({"key": format!("k{n}")})).collect();
     let refused = FlagFile::from_json(&json!({ "flags": many }).to_string()).unwrap_err();
-    assert!(refused.to_string().contains("at most 10000: there are 10001"), "{refused}");
+    assert!(
+        refused.to_string().contains("10001 flags are too many: the maximum is 10000"),
+        "{refused}"
+    );
 }
 
 proptest! {

@@ -75,7 +75,7 @@ impl Api {
     }
 
     /// Requests all flags for the context in `body`; `tag` identifies the known answers.
-    pub(super) async fn ask(&self, body: &str, tag: Option<&str>) -> Fetched {
+    pub(super) async fn query(&self, body: &str, tag: Option<&str>) -> Fetched {
         let mut request = self.client.post(&self.url).body(body.to_owned());
         if let Some(tag) = tag {
             request = request.header(IF_NONE_MATCH, tag);
