@@ -253,7 +253,7 @@ pub async fn a_duplicate_id_adds_nothing(h: Harness<'_>) {
     let again = store.append(events.clone(), AppendOptions::default()).await.unwrap();
     for (index, receipt) in again.receipts.iter().enumerate() {
         assert_eq!(receipt.status, Duplicate);
-        assert_eq!(receipt.seq, index as u64, "the receipt names the one that is there");
+        assert_eq!(receipt.seq, index as u64, "the receipt has the seq of the stored event");
         assert_eq!(receipt.id, events[index].event().id);
     }
     assert_eq!(count(&store).await, 2);
@@ -358,7 +358,7 @@ pub async fn a_duplicate_with_another_content_is_a_conflict(h: Harness<'_>) {
         assert_eq!(appended.conflicts(), 1);
     }
     let events = everything(&store).await;
-    assert_eq!(events.len(), 1, "the first one stays");
+    assert_eq!(events.len(), 1, "the first event stays");
     assert_eq!(events[0].event.action, "tenant.updated");
 }
 
@@ -478,7 +478,7 @@ pub async fn cursors_are_per_source(h: Harness<'_>) {
     let listed: Vec<_> = store.cursors().await.unwrap().into_iter().map(|(name, _)| name).collect();
     let mut expected: Vec<_> = names.into_iter().chain(["ocis"]).collect();
     expected.sort_unstable();
-    assert_eq!(listed, expected, "by source, by bytes");
+    assert_eq!(listed, expected, "sorted by the bytes of the source");
 }
 
 const LONG: Duration = Duration::from_mins(10);
@@ -584,7 +584,7 @@ pub async fn the_same_quarantine_item_is_kept_once(h: Harness<'_>) {
     });
     let new: usize =
         join_all(at_once).await.into_iter().map(|appended| appended.unwrap().new_quarantine).sum();
-    assert_eq!(new, 1, "of several at once one is new");
+    assert_eq!(new, 1, "only one of several concurrent appends is new");
     for bad in [
         QuarantineItem { key: "k".repeat(513), ..item("k") },
         QuarantineItem { key: "a\0b".into(), ..item("k") },
@@ -652,7 +652,7 @@ pub async fn staged_events_reach_the_log_in_order(h: Harness<'_>) {
     assert!(verify(&*store, None, |_| ()).await.unwrap().finding.is_none());
     let mut bad = named_event("bad");
     bad.action = "BAD".into();
-    assert!(store.stage(vec![seal(h, bad)]).await.is_err(), "bad events are refused at once");
+    assert!(store.stage(vec![seal(h, bad)]).await.is_err(), "invalid events are refused at once");
 }
 
 /// See the name.
@@ -694,7 +694,7 @@ pub async fn appends_at_once_are_all_there(h: Harness<'_>) {
     for (batch, appended) in batches.iter().zip(appended) {
         for (event, receipt) in batch.iter().zip(appended.unwrap().receipts) {
             let at = usize::try_from(receipt.seq).unwrap();
-            assert_eq!(stored[at].event, *event.event(), "the receipt tells its place");
+            assert_eq!(stored[at].event, *event.event(), "the receipt has its position");
         }
     }
     assert!(verify(&*store, None, |_| ()).await.unwrap().finding.is_none());
@@ -750,7 +750,7 @@ pub async fn a_dropped_leader_loses_no_followers_events(h: Harness<'_>) {
     }
     assert!(acknowledged.iter().all(|id| seen.contains(id)), "acknowledged events are stored");
     assert!(verify(&*store, None, |_| ()).await.unwrap().finding.is_none());
-    assert_eq!(append(&store, named(h, &["after"])).await, [New], "the next one gets its turn");
+    assert_eq!(append(&store, named(h, &["after"])).await, [New], "the next append gets its turn");
 }
 
 /// See the name.
@@ -970,10 +970,10 @@ pub async fn pages_hold_while_events_arrive(h: Harness<'_>) {
         }
     }
     let distinct: BTreeSet<_> = seen.iter().collect();
-    assert_eq!(distinct.len(), seen.len(), "no event comes twice");
+    assert_eq!(distinct.len(), seen.len(), "no event is listed twice");
     let mut rest = seen.iter();
     let kept = ids(&expected).iter().all(|id| rest.any(|s| s == id));
-    assert!(kept, "every event that was there comes, in order");
+    assert!(kept, "every earlier event is listed, in order");
 }
 
 /// A page cursor as issued by version 1: `(at, id)`.
@@ -1208,7 +1208,7 @@ pub async fn a_scan_is_bounded(h: Harness<'_>) {
     assert_eq!(store.scan(2, 2).await.unwrap().len(), 1);
     assert_eq!(store.scan(3, 2).await.unwrap().len(), 0);
     assert_eq!(store.scan(i64::MAX, 2).await.unwrap().len(), 0);
-    assert_eq!(store.scan(0, 0).await.unwrap().len(), 0, "none is asked for");
+    assert_eq!(store.scan(0, 0).await.unwrap().len(), 0, "no rows were requested");
 }
 
 /// A log of 30 events, two of them erased, with cursors and quarantined items, in parts of ten.

@@ -296,7 +296,7 @@ pub async fn a_change_compares_the_version(h: Harness<'_>) {
     let OpenDirectory { store, .. } = h.open(Reopen::No).await;
     assert_eq!(store.tenants_revision().await.unwrap(), 0);
     put(&*store, vec![tenant("a").into(), partner("a").into(), user("a").into()]).await;
-    assert_eq!(store.tenants_revision().await.unwrap(), 1, "of tenants alone");
+    assert_eq!(store.tenants_revision().await.unwrap(), 1, "counts only changes of tenants");
     let versions = |version| -> [DirectoryChange; 3] {
         [
             Tenant { version, ..tenant("a") }.into(),
@@ -394,7 +394,7 @@ pub async fn a_domain_belongs_to_one_tenant(h: Harness<'_>) {
         assert!(message.starts_with("domains: one.example already exists"), "{message}");
     }
     assert_eq!(by_domain(&*store, "one.example").await.as_deref(), Some("a"));
-    assert_eq!(by_domain(&*store, "two.example").await, None, "nothing of it is left");
+    assert_eq!(by_domain(&*store, "two.example").await, None, "the refused change left nothing");
     assert_eq!(by_slug(&*store, "c").await, None);
     // A tenant may keep its own domain.
     let same = Tenant { version: 2, ..owner("a", &["more.example", "one.example"]) };
@@ -410,7 +410,7 @@ pub async fn deletion_frees_domains(h: Harness<'_>) {
     put(&*store, vec![before.into()]).await;
     put(&*store, vec![deleted.clone().into()]).await;
     assert_eq!(by_domain(&*store, "one.example").await, None);
-    assert_eq!(by_slug(&*store, "a").await, Some(deleted), "the document keeps what it had");
+    assert_eq!(by_slug(&*store, "a").await, Some(deleted), "the document keeps its domains");
     put(&*store, vec![owner("b", &["one.example"]).into()]).await;
     assert_eq!(by_domain(&*store, "one.example").await.as_deref(), Some("b"));
 }
@@ -448,7 +448,11 @@ pub async fn an_identity_belongs_to_one_user(h: Harness<'_>) {
     let (kind, message) = refused(&*store, bob.clone()).await;
     assert_eq!(kind, ErrorKind::AlreadyExists);
     assert!(message.starts_with("identities: one of ocis already exists"), "{message}");
-    assert_eq!(by_identity(&*store, "stalwart", "1").await, None, "nothing of it is left");
+    assert_eq!(
+        by_identity(&*store, "stalwart", "1").await,
+        None,
+        "the refused change left nothing"
+    );
     let other = User { identities: vec![identity("stalwart", "1")], ..bob };
     put(&*store, vec![other.into()]).await;
     assert_eq!(by_identity(&*store, "stalwart", "1").await.as_deref(), Some("bob"));
@@ -584,7 +588,7 @@ pub async fn staged_events_are_relayed_once(h: Harness<'_>) {
     let OpenDirectory { store, log } = h.open(Reopen::No).await;
     let events = vec![event(h, "one"), event(h, "two")];
     store.commit(vec![tenant("a").into()], events).await.unwrap();
-    assert_eq!(log.state().await.unwrap().head.next_seq, 0, "they wait for the relay");
+    assert_eq!(log.state().await.unwrap().head.next_seq, 0, "events wait for the relay");
     let relayed = log.relay(100).await.unwrap();
     assert_eq!(relayed, Relayed { appended: 2, ..Relayed::default() });
     assert_eq!(log.relay(100).await.unwrap(), Relayed::default());
@@ -645,7 +649,7 @@ pub async fn edits_at_once_are_all_made(h: Harness<'_>) {
         answer.expect("is made");
     }
     let after = by_slug(&**store, "a").await.unwrap();
-    assert_eq!(after.provisioning_status.len(), 2 * EACH, "none is lost");
+    assert_eq!(after.provisioning_status.len(), 2 * EACH, "no edit is lost");
     assert_eq!(after.version, 1 + 2 * EACH as u64);
     assert_eq!(timeline(&**log).await, ["tenant.updated"; 2 * EACH]);
 }

@@ -244,7 +244,10 @@ pub async fn of_fifty_editors_none_loses_a_change(h: Harness<'_>) {
     let flag = opened.store.flag("a").await.unwrap().unwrap();
     assert_eq!((flag.version, flag.history.len()), (51, 20));
     for pair in flag.history.windows(2) {
-        assert_eq!(pair[0].changes[0].from, pair[1].changes[0].to, "each on top of the last");
+        assert_eq!(
+            pair[0].changes[0].from, pair[1].changes[0].to,
+            "each starts where the previous one ended"
+        );
     }
     // Every change has its event, and each event starts where the previous one ended.
     let told = timeline(&opened.log).await;
@@ -256,14 +259,14 @@ pub async fn of_fifty_editors_none_loses_a_change(h: Harness<'_>) {
         let ours = stored.event.metadata.to_value()["_dezky"].clone();
         let side = |side: &str| ours[side]["description"].as_str().map(str::to_owned);
         let twice = steps.insert(side("before"), side("after"));
-        assert_eq!(twice, None, "no two are made on the same");
+        assert_eq!(twice, None, "no two edits start from the same state");
     }
     let (mut at, mut newest) = (None, Vec::new());
     while let Some(Some(next)) = steps.remove(&at) {
         newest.insert(0, next.clone());
         at = Some(next);
     }
-    assert_eq!(newest.len(), 51, "one chain of them all");
+    assert_eq!(newest.len(), 51, "all edits form one chain");
     assert_eq!(newest[0], flag.description);
     let kept = flag.history.iter().map(|change| change.changes[0].to.as_str().unwrap_or_default());
     assert!(kept.eq(newest[..20].iter().map(String::as_str)), "the newest of them");

@@ -162,7 +162,7 @@ fn one_flag_out_of_bounds_refuses_the_import_and_is_named() {
         let (flags, opened) = desk(&Memory).await;
         for (bad, words) in [
             (rollout("bad", 101), "flag bad: pct must be a whole number"),
-            (rollout("No Key", 1), "the flag without a key: key must be"),
+            (rollout("No Key", 1), "flag (invalid key): key must be"),
             (rollout("good", 2), "flag good: its key is given twice"),
             (rollout("evaluate", 2), "flag evaluate: key must be other"),
         ] {
