@@ -117,7 +117,7 @@ impl Flags {
     /// # Errors
     /// `state_conflict` for an invalid flag, which can only be killed or removed.
     pub async fn get(&self, key: &str) -> Result<Option<Flag>> {
-        match self.look(key).await? {
+        match self.read_flag(key).await? {
             Some(Found { invalid: Some(error), .. }) => Err(error),
             found => Ok(found.map(|found| found.flag)),
         }
@@ -140,7 +140,7 @@ impl Flags {
                     self.finish(turn).await;
                     return Ok(flag);
                 }
-                Err(error) => self.again(error, &mut attempts).await?,
+                Err(error) => self.retry_after(error, &mut attempts).await?,
             }
         }
     }
@@ -219,7 +219,7 @@ impl Flags {
                     return Ok(flag);
                 }
                 Err(error) if expected.is_some() => return Err(error),
-                Err(error) => self.again(error, &mut attempts).await?,
+                Err(error) => self.retry_after(error, &mut attempts).await?,
             }
         }
     }
@@ -267,9 +267,9 @@ impl Flags {
                 // Another process is seeding at the same time.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                     let error = Error::new(ErrorKind::VersionMismatch, error.to_string());
-                    self.again(error, &mut attempts).await?;
+                    self.retry_after(error, &mut attempts).await?;
                 }
-                Err(error) => self.again(error, &mut attempts).await?,
+                Err(error) => self.retry_after(error, &mut attempts).await?,
             }
         }
     }
@@ -305,14 +305,14 @@ impl Flags {
                     return Ok(Updated { before, after });
                 }
                 Err(error) if expected.is_some() => return Err(error),
-                Err(error) => self.again(error, &mut attempts).await?,
+                Err(error) => self.retry_after(error, &mut attempts).await?,
             }
         }
     }
 
     /// Returns the flag, provided that it has the expected version.
     async fn find(&self, key: &str, expected: Option<u64>) -> Result<Found> {
-        let found = self.look(key).await?.ok_or_else(|| not_found(key))?;
+        let found = self.read_flag(key).await?.ok_or_else(|| not_found(key))?;
         if expected.is_some_and(|version| version != found.flag.version) {
             return Err(mismatch(key));
         }
@@ -320,7 +320,7 @@ impl Flags {
     }
 
     /// Returns the flag, or for an unreadable one its version and the error.
-    async fn look(&self, key: &str) -> Result<Option<Found>> {
+    async fn read_flag(&self, key: &str) -> Result<Option<Found>> {
         let error = match self.store.flag(key).await {
             Ok(flag) => return Ok(flag.map(|flag| Found { flag, invalid: None })),
             Err(error) if error.kind() == ErrorKind::StoreCorrupt => error,
@@ -347,7 +347,7 @@ impl Flags {
     ) -> (FlagChange, SealedEvent) {
         let changes = differences(before, Some(after));
         let event = self.seal(verb, &after.key, &changes, edit);
-        remember(after, &event, changes, edit);
+        add_to_history(after, &event, changes, edit);
         (FlagChange::Replace(Box::new(after.clone())), event)
     }
 
@@ -362,7 +362,7 @@ impl Flags {
         let event = self.seal("flag.created", &flag.key, &changes, edit);
         flag.version = last + 1;
         flag.created_at = event.event().at;
-        remember(&mut flag, &event, changes, edit);
+        add_to_history(&mut flag, &event, changes, edit);
         (FlagChange::Create(Box::new(flag.clone())), event, flag)
     }
 
@@ -389,11 +389,11 @@ impl Flags {
     /// Releases the turn to the next editor and publishes the commit.
     async fn finish(&self, turn: MutexGuard<'_, ()>) {
         drop(turn);
-        self.tell().await;
+        self.publish().await;
     }
 
     /// Refreshes the live flags and relays the commit's events onto the timeline.
-    pub(crate) async fn tell(&self) {
+    pub(crate) async fn publish(&self) {
         if let Some(live) = &self.live {
             // If the store can't be read now, the next poll refreshes the flags.
             let _ = live.refresh().await;
@@ -403,7 +403,7 @@ impl Flags {
 
     /// Waits before the next attempt if another editor committed in between; returns any other
     /// error.
-    pub(crate) async fn again(&self, error: Error, attempts: &mut u32) -> Result<()> {
+    pub(crate) async fn retry_after(&self, error: Error, attempts: &mut u32) -> Result<()> {
         *attempts += 1;
         if error.kind() != ErrorKind::VersionMismatch || *attempts == MAX_ATTEMPTS {
             return Err(error);
@@ -421,7 +421,7 @@ struct Found {
 }
 
 /// Adds the change to the flag's history, with the data of its event.
-fn remember(flag: &mut Flag, event: &SealedEvent, changes: Vec<FieldChange>, edit: &Edit) {
+fn add_to_history(flag: &mut Flag, event: &SealedEvent, changes: Vec<FieldChange>, edit: &Edit) {
     let event = event.event();
     flag.updated_at = event.at;
     flag.history.truncate(MAX_HISTORY - 1);

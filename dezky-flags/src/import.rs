@@ -122,7 +122,7 @@ impl Flags {
         let mut done = HashMap::new();
         let result = self.import_all(&flags, mode, edit, &mut done).await;
         if !done.is_empty() {
-            self.tell().await;
+            self.publish().await;
         }
         result
     }
@@ -156,7 +156,7 @@ impl Flags {
                 match committed {
                     Ok(()) => done.extend(keys),
                     Err(error) => {
-                        self.again(overtaken(error), &mut attempts).await?;
+                        self.retry_after(as_version_mismatch(error), &mut attempts).await?;
                         continue 'planned;
                     }
                 }
@@ -254,7 +254,7 @@ fn fitting(steps: &[Step]) -> usize {
 
 /// Turns the error of another editor's creation, change or removal into `version_mismatch`, which
 /// is retried.
-fn overtaken(error: Error) -> Error {
+fn as_version_mismatch(error: Error) -> Error {
     match error.kind() {
         ErrorKind::AlreadyExists | ErrorKind::NotFound => {
             Error::new(ErrorKind::VersionMismatch, error.to_string())
