@@ -296,7 +296,7 @@ fn a_target_with_its_own_contents_is_refused_unchanged() {
         append(&*copy.log, &["own"]).await;
         refused(&copy, "interchanged").await;
         append(&*from.log, &["theirs", "more"]).await;
-        refused(&copy, "another event at seq 700").await;
+        refused(&copy, "different events at seq 700").await;
 
         let directory = memory();
         directory.directory.restore(vec![tenant("own").into()]).await.unwrap();
