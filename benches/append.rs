@@ -1,7 +1,7 @@
-//! Appending batches of 1,000 events to SQLite, and what the chain costs of it.
+//! Appends batches of 1,000 events to SQLite, and measures the share of the chain.
 //!
-//! `cargo bench -p dezky-benches --bench append`. Every append is durable (WAL,
-//! `synchronous = FULL`), into a log that grows as the bench runs.
+//! `cargo bench -p dezky-benches --bench append`. Every append is durable (WAL, `synchronous =
+//! FULL`), into a log that grows as the bench runs.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use dezky_core::{Actor, NewEvent, NewMetadata, SealedEvent};
 
 const BATCH: u64 = 1_000;
 
-/// An event like an oCIS line: about 650 bytes with 150 of metadata.
+/// An event like an oCIS line: about 650 bytes, of which 150 are metadata.
 fn event(n: u64) -> NewEvent {
     NewEvent {
         resource_type: Some("file".into()),
@@ -90,7 +90,7 @@ fn append(criterion: &mut Criterion) {
 fn chain(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("chain_1000");
     group.throughput(Throughput::Elements(BATCH)).sample_size(20);
-    // Normal form, canonical metadata, salt, commitments and leaf: before any lock.
+    // Before any lock: normal form, canonical metadata, salt, commitments and leaf.
     group.bench_function("seal", |bencher| {
         bencher.iter_batched(|| events(0), |events| black_box(seal(events)), BatchSize::LargeInput);
     });
@@ -108,7 +108,7 @@ fn chain(criterion: &mut Criterion) {
             BatchSize::LargeInput,
         );
     });
-    // What is done while the head is locked.
+    // The work done while the head is locked.
     let leaves: Vec<_> = seal(events(0)).iter().map(|e| *e.leaf_hash()).collect();
     group.bench_function("extend", |bencher| {
         bencher.iter(|| leaves.iter().fold(GENESIS, |head, leaf| chain_hash(&head, leaf)));

@@ -1,10 +1,9 @@
-//! Deciding flags: one, and 10, 100 and 1,000 for one context, alongside the original
+//! Evaluates one flag, and 10, 100 and 1,000 flags for one context, compared with the original
 //! algorithm on Node.
 //!
-//! `cargo bench -p dezky-benches --bench flags`; `peers/` measures other libraries on the
-//! same flags. Tenant ids are UUIDs and keys have 14
-//! bytes, so a bucket is one SHA-256 block; with 20 bytes it is two. Cold means that
-//! nothing is remembered between decisions, warm that the tenant's buckets are.
+//! `cargo bench -p dezky-benches --bench flags`; `peers/` measures other libraries on the same flags.
+//! Tenant ids are UUIDs and keys have 14 bytes, so a bucket takes one SHA-256 block; with keys of 20
+//! bytes it takes two. "Cold" caches nothing between evaluations; "warm" caches the tenant's buckets.
 
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -25,7 +24,7 @@ use flag_cases::{CONTEXT, TENANT, flag, long_key, mixed, plans, short_key};
 
 fn one(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decide_one");
-    // Among a thousand others, so that the look-up is a real one.
+    // Among a thousand others, so that the lookup is realistic.
     let others = mixed(1_000, short_key);
     let in_rollout = |key| Reason::InRollout(bucket(TENANT, key));
     let (short, long) = (&*short_key(1_000), &*long_key(1_000));
@@ -72,7 +71,7 @@ fn many(criterion: &mut Criterion) {
         });
         group.bench_function("cold_reasons", |bencher| {
             bencher.iter(|| {
-                // Or those that nobody looks at may not be made.
+                // Otherwise unused decisions could be optimized away.
                 set.evaluate_all(black_box(&CONTEXT)).for_each(|decision| {
                     black_box(decision);
                 });
@@ -158,7 +157,7 @@ fn node(_: &mut Criterion) {
     }
 }
 
-/// How long it takes for a flag; its answers must be ours. None where there is no Node.
+/// Returns the time per flag; the answers must equal ours. `None` if Node is not installed.
 fn on_node(flags: &[Flag]) -> Option<f64> {
     let once = std::env::args().any(|argument| argument == "--test");
     let input = json!({

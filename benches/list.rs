@@ -1,11 +1,10 @@
-//! How long a page of `list` takes by filter, and whether the tenth run of the same
-//! query is as fast as the first.
+//! Measures how long a page of `list` takes by filter, and whether the tenth run of a query is as
+//! fast as the first.
 //!
-//! `cargo bench -p dezky-benches --bench list -- --rows 1000000` fills a log of that
-//! many rows in SQLite, and one in PostgreSQL where `DEZKY_TEST_POSTGRES` names a
-//! server, as `.ci/with-servers` does; the database is dropped at the end. Without
-//! `--rows` there are few, to see that it still runs. `--runs` says how often each
-//! query is measured.
+//! `cargo bench -p dezky-benches --bench list -- --rows 1000000` fills a log with that many rows in
+//! SQLite, and one in PostgreSQL if `DEZKY_TEST_POSTGRES` names a server, as under
+//! `.ci/with-servers`; the database is dropped at the end. Without `--rows` there are few rows, to
+//! check that the bench still runs. `--runs` sets how often each query is measured.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,9 +19,9 @@ use dezky_core::{Actor, AuditStore, NewEvent, NewMetadata, Outcome, Timestamp};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 const BATCH: u64 = 5_000;
-/// How often a query is run on connections that have not seen it; each time ten runs.
+/// How often a query runs on connections that have not seen it; ten runs each time.
 const ROUNDS: usize = 20;
-/// 2026-01-01T00:00:00Z; an event a second from then on.
+/// 2026-01-01T00:00:00Z; one event per second from then on.
 const START: i64 = 1_767_225_600_000;
 const WORD: &str = "reports";
 const RARE_WORD: &str = "zanzibar";
@@ -44,7 +43,7 @@ fn main() -> ExitCode {
         }
         held
     });
-    // With few rows the noise is larger than what is measured.
+    // With few rows the noise exceeds the measured difference.
     ExitCode::from(u8::from(!held && rows > 2 * BATCH))
 }
 
@@ -112,7 +111,7 @@ async fn fill(engine: &str, store: &dyn AuditStore, rows: u64) {
     println!("{engine}: {rows} rows in {:.1?}, sealing included", started.elapsed());
 }
 
-/// 50 tenants, 200 actors, 40 actions; one in 100,000 has a rare name.
+/// 50 tenants, 200 actors, 40 actions; one in 100,000 events has a rare name.
 fn event(n: u64, rows: u64) -> NewEvent {
     let drawn = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
     let name = match n {
@@ -187,8 +186,8 @@ fn queries(rows: u64) -> Vec<(&'static str, ListQuery)> {
     ]
 }
 
-/// Each query ten times on a store that was just opened, in as many rounds; says
-/// whether the tenth run's median is at most twice the first's.
+/// Runs each query ten times on a freshly opened store, in several rounds; returns whether the
+/// tenth run's median is at most twice the first's.
 async fn measure<F: Future<Output = Arc<dyn AuditStore>>>(
     engine: &str,
     queries: &[(&'static str, ListQuery)],
@@ -203,7 +202,7 @@ async fn measure<F: Future<Output = Arc<dyn AuditStore>>>(
         let mut page = None;
         for _ in 0..rounds {
             let store = open().await;
-            // So that it is the query that is new, not the connection.
+            // So that only the query is new, not the connection.
             store.state().await.expect("has a state");
             for run in 1..=10 {
                 let started = now();

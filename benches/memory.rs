@@ -1,12 +1,11 @@
-//! How much memory ingest takes, however much there is to take in.
+//! Checks that the memory use of ingest does not depend on the amount of input.
 //!
-//! `cargo bench -p dezky-benches --bench memory -- ocis --bytes 2G [--sink discard]`
-//! writes a log file of that size and tails it;
-//! `… -- authentik --events 1000000 [--sink discard]` drains a backlog of that length
-//! from a server in a process of its own, which makes up its pages as they are asked
-//! for. Both go through the real source and the real pump into SQLite, or with
-//! `--sink discard` into a store that keeps cursors alone. Without a source both run
-//! small. The process fails if the peak of its resident memory exceeds the bound.
+//! `cargo bench -p dezky-benches --bench memory -- ocis --bytes 2G [--sink discard]` writes a log
+//! file of that size and tails it; `… -- authentik --events 1000000 [--sink discard]` drains a
+//! backlog of that length from a server in a separate process, which generates its pages on
+//! request. Both use the real source and the real pump into SQLite, or with `--sink discard` into a
+//! store that keeps only cursors. Without a source, both run with small inputs. The process fails
+//! if its peak resident memory exceeds the bound.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -29,14 +28,14 @@ use dezky_ingest::authentik::{ApiToken, AuthentikConfig, AuthentikSource};
 use dezky_ingest::ocis::{OcisConfig, OcisTail};
 use dezky_ingest::{Intake, Pump, PumpConfig};
 
-/// The most resident memory that either source may take, with SQLite's cache and all.
+/// Maximum resident memory with either source, including SQLite's cache.
 const MAX_RSS_KIB: u64 = 64 << 10;
 
-/// What is taken in where nothing is said: enough to see a leak of the whole.
+/// The default amount of input: enough to reveal a leak of all of it.
 const SMALL_BYTES: u64 = 8 << 20;
 const SMALL_EVENTS: u64 = 20_000;
 
-/// How far apart the events of the pretended Authentik are: a million in a year.
+/// The interval between the generated Authentik events: a million in a year.
 const SPACING_MS: u64 = 30_000;
 
 fn main() -> ExitCode {
@@ -58,7 +57,7 @@ fn main() -> ExitCode {
         Some("ocis") => run(ocis(count("bytes", SMALL_BYTES), discards)),
         Some("authentik") => run(authentik(count("events", SMALL_EVENTS), discards)),
         Some("page-server") => serve(count("events", 0), count("newest", 0)),
-        // Each in a process of its own: a peak does not go down again.
+        // In separate processes, because a peak never goes down again.
         _ => {
             let ran = |what| {
                 let done = myself().arg(what).status();
@@ -69,7 +68,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// `2G`, `64M`, `1000000`.
+/// Parses `2G`, `64M`, `1000000`.
 fn number(text: &str) -> u64 {
     let (digits, shift) = match text.as_bytes().last() {
         Some(b'G') => (&text[..text.len() - 1], 30),
@@ -121,7 +120,7 @@ async fn sink(folder: &Path, discards: bool) -> Arc<dyn AuditStore> {
     Arc::new(SqliteAuditStore::open(config, &TokioRuntime).await.expect("opens"))
 }
 
-/// Pumps until nothing more is waiting; whether all came within the bound.
+/// Pumps until no more input is waiting; returns whether everything arrived within the bound.
 async fn drain(
     name: &str,
     source: Box<dyn IngestSource>,
@@ -156,7 +155,7 @@ async fn drain(
         mib(peak),
         mib(Some(MAX_RSS_KIB)),
     );
-    // What does not remember takes twice what the poller reads twice.
+    // A sink without deduplication counts twice what the poller reads twice.
     let complete = if discards { stored >= expected } else { stored == expected };
     if !complete {
         eprintln!("{name}: {stored} events were stored and {expected} are there");
@@ -168,14 +167,14 @@ async fn drain(
     complete && within
 }
 
-/// The most resident memory of this process so far; `None` where it can't be asked.
+/// The peak resident memory of this process; `None` where it can't be determined.
 fn peak_kib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix(" kB")?.parse().ok()
 }
 
-/// Writes lines as oCIS does until there are `bytes`; how many.
+/// Writes lines like those of oCIS until there are `bytes`; returns their number.
 fn write_log(path: &Path, bytes: u64) -> std::io::Result<u64> {
     const SPACE: &str = "a4ae10e7-423c-4886-8fa2-1de59d56176d$507f955f-6ba2-4229-a787-94c6b13802a5";
     let mut file = BufWriter::with_capacity(1 << 20, std::fs::File::create(path)?);
@@ -205,7 +204,7 @@ fn write_log(path: &Path, bytes: u64) -> std::io::Result<u64> {
     Ok(lines)
 }
 
-/// Authentik's list of events in another process, ended with this value.
+/// Authentik's event list in another process, which exits when this value is dropped.
 struct PageServer {
     child: Child,
     url: String,
@@ -234,14 +233,13 @@ impl Drop for PageServer {
     }
 }
 
-/// Serves `events` events, the newest of them at `newest_ms`, until the process that
-/// started this one is gone.
-#[expect(clippy::disallowed_methods, reason = "a server of its own, not a library")]
+/// Serves `events` events, the newest of them at `newest_ms`, until the parent process exits.
+#[expect(clippy::disallowed_methods, reason = "a separate server, not a library")]
 fn serve(events: u64, newest_ms: u64) -> ExitCode {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     println!("http://{}", listener.local_addr().expect("its address"));
     std::thread::spawn(|| {
-        // Ends with the other one's end of the pipe.
+        // Ends when the parent's end of the pipe is closed.
         let _ = std::io::stdin().lines().count();
         std::process::exit(0);
     });
@@ -276,7 +274,7 @@ fn answer(stream: &TcpStream, events: u64, newest_ms: u64) -> std::io::Result<()
     }
 }
 
-/// A page as Authentik from 2025.12 on gives it.
+/// A page in the form of Authentik from 2025.12 on.
 fn page(target: &str, events: u64, newest_ms: u64) -> (&'static str, String) {
     let Some(query) = target.strip_prefix("/api/v3/events/events/") else {
         return ("404 Not Found", "{}".into());
@@ -325,14 +323,14 @@ fn write_event(body: &mut String, index: u64, created_ms: u64) {
     );
 }
 
-/// Keeps cursors and nothing else, to measure what comes before a store.
+/// Keeps only cursors, to measure the stages before a store.
 #[derive(Default)]
 struct Discard {
     cursors: Mutex<HashMap<String, String>>,
 }
 
 fn absent<T>() -> Result<T> {
-    Err(Error::new(ErrorKind::Internal, "what is discarded can't be read"))
+    Err(Error::new(ErrorKind::Internal, "discarded events can't be read"))
 }
 
 #[async_trait]
@@ -343,7 +341,7 @@ impl AuditStore for Discard {
 
     async fn append(&self, events: Vec<SealedEvent>, options: AppendOptions) -> Result<Appended> {
         if let Some(advance) = options.cursor {
-            let mut cursors = self.cursors.lock().expect("nobody panics");
+            let mut cursors = self.cursors.lock().expect("not poisoned");
             cursors.insert(advance.source, advance.to);
         }
         let receipt = |event: SealedEvent| Receipt {
@@ -374,7 +372,7 @@ impl AuditStore for Discard {
     }
 
     async fn cursor(&self, source: &str) -> Result<Option<String>> {
-        Ok(self.cursors.lock().expect("nobody panics").get(source).cloned())
+        Ok(self.cursors.lock().expect("not poisoned").get(source).cloned())
     }
 
     async fn cursors(&self) -> Result<Vec<(String, String)>> {

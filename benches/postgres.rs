@@ -1,9 +1,9 @@
-//! Appending to PostgreSQL: batches of several sizes, and batches that are there.
+//! Appends to PostgreSQL: batches of several sizes, and batches of duplicates.
 //!
-//! `DEZKY_TEST_POSTGRES=postgres://… cargo bench -p dezky-benches --bench postgres`,
-//! or under `.ci/with-servers`, whose server does not sync: then a commit costs no
-//! disk, and what is measured is everything else. Each run makes a database of its
-//! own, which grows as the bench runs, and drops it.
+//! `DEZKY_TEST_POSTGRES=postgres://… cargo bench -p dezky-benches --bench postgres`, or under
+//! `.ci/with-servers`, whose server does not sync: commits then cost no disk access, and everything
+//! else is measured. Each run creates its own database, which grows as the bench runs, and drops
+//! it.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 const SIZES: [u64; 4] = [1, 100, 1_000, 5_000];
 
-/// An event like an oCIS line: about 650 bytes with 150 of metadata.
+/// An event like an oCIS line: about 650 bytes, of which 150 are metadata.
 fn event(n: u64) -> SealedEvent {
     let event = NewEvent {
         resource_type: Some("file".into()),
@@ -53,8 +53,8 @@ fn main() {
     let best = best_of_small_batches(&tokio, &store);
     tokio.block_on(store.close());
     tokio.block_on(admin(&server, format!("DROP DATABASE {name} WITH (FORCE)")));
-    // One write more before a read, and a delayed acknowledgement costs each of them
-    // 40 ms, as sqlx leaves Nagle's algorithm on.
+    // With one more write before a read, delayed acknowledgements would cost 40 ms each, because
+    // sqlx leaves Nagle's algorithm on.
     assert!(best < Duration::from_millis(20), "100 events take {best:?}, which is a stall");
 }
 

@@ -1,5 +1,5 @@
-//! The log inside a service of your own: an axum service keeps notes in SQLite, and
-//! each change and its event commit together or not at all.
+//! The log inside your own service: an axum service keeps notes in SQLite, and each change commits
+//! together with its event or not at all.
 //!
 //! `cargo run -p dezky-examples --example embed_axum`
 
@@ -15,13 +15,13 @@ use dezky_core::store::{ListPage, ListQuery, SqliteAuditStore, SqliteConfig, sql
 use dezky_core::{Actor, AuditLog, AuditStore, NewEvent};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-/// What the handlers share: the log, and the file that it is in.
+/// The handlers' shared state: the log, and its database file.
 struct App {
     store: Arc<SqliteAuditStore>,
     log: AuditLog,
 }
 
-/// Every error of the log has a stable code, made for answers.
+/// Every error of the log has a stable code, suitable for responses.
 struct Problem(dezky_core::Error);
 
 impl IntoResponse for Problem {
@@ -37,7 +37,7 @@ async fn create(app: State<Arc<App>>, Path(text): Path<String>) -> Result<Status
     let insert = sqlx::query("INSERT INTO notes (text) VALUES (?)").bind(text).execute(&mut *tx);
     insert.await.map_err(|error| Problem(sqlite_error(error)))?;
     app.store.database().commit(tx, &[app.log.seal(event)]).await.map_err(Problem)?;
-    // Both are safe by now; this makes the timeline current when we answer.
+    // Both are durable by now; relaying makes the timeline current before the response.
     app.log.relay(AuditLog::RELAY_WAIT).await;
     Ok(StatusCode::CREATED)
 }

@@ -1,13 +1,13 @@
-//! Flags without any database or runtime: compile once, ask as often as you like.
+//! Flags without a database or a runtime: compile once, evaluate as often as you like.
 //!
-//! A decision is a pure function of flag and context: no network, no clock, no
-//! allocation, the same answer in every process and on every machine.
+//! A decision is a pure function of flag and context: no network, no clock, no allocation, and the
+//! same result in every process and on every machine.
 //!
 //! `cargo run -p dezky-examples --example flags`
 
 use dezky_flags::{Flag, FlagContext, FlagEvaluator, FlagSet, NewFlag, bucket};
 
-/// As `GET /flags` gives them, or from a file that you ship.
+/// In the form of `GET /flags`, or of a file that you ship.
 const FLAGS: &str = r#"[
   {"key": "new_editor", "state": "rollout", "pct": 25},
   {"key": "beta_chat", "state": "targeted", "scope": {"plans": ["pro", "business"]}},
@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let flags: Vec<NewFlag> = serde_json::from_str(FLAGS)?;
     let at = dezky_core::Timestamp::parse("2026-09-01T08:00:00Z").expect("a time");
     let flags = flags.into_iter().map(|new| Flag::new(new, at)).collect::<Result<Vec<_>, _>>()?;
-    // Checked and compiled once, so that asking is fast.
+    // Validated and compiled once, so that evaluating is fast.
     let set = FlagSet::compile(&flags);
 
     let acme = FlagContext {
@@ -26,15 +26,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         plan: Some("pro"),
         ..FlagContext::default()
     };
-    // Every decision says why.
+    // Every decision has a reason.
     for (key, decision) in set.evaluate_all(&acme) {
         println!("{key}: {} ({})", decision.value, decision.reason);
     }
     assert!(set.evaluate("beta_chat", &acme).value);
     assert!(!set.evaluate("no_such_flag", &acme).value);
 
-    // A rollout puts each tenant into one of a hundred buckets, per flag and for
-    // ever: raising the percentage only ever adds tenants.
+    // A rollout permanently assigns each tenant to one of a hundred buckets per flag, so raising
+    // the percentage only adds tenants.
     let of_acme = bucket(acme.tenant_id, "new_editor");
     assert_eq!(set.evaluate("new_editor", &acme).value, of_acme < 25);
     let reached = (0..10_000).filter(|n| bucket(&format!("tenant-{n}"), "new_editor") < 25).count();

@@ -1,8 +1,8 @@
-//! A source of your own: a door that keeps a list of who came in.
+//! Your own source: a door that keeps a list of people who entered.
 //!
-//! A source answers one question: what comes after this cursor? A pump asks it,
-//! and commits each batch *together with* the new cursor: wherever the process
-//! dies, nothing is lost and nothing is there twice.
+//! A source answers one question: which events come after this cursor? A pump asks it, and commits
+//! each batch *together with* the new cursor: wherever the process dies, nothing is lost or stored
+//! twice.
 //!
 //! `cargo run -p dezky-examples --example own_source`
 
@@ -15,7 +15,7 @@ use dezky_core::store::MemoryAuditStore;
 use dezky_core::{Actor, AuditStore, NewEvent, Result, Timestamp};
 use dezky_ingest::{Intake, Pump, PumpConfig};
 
-/// The door's list: when, who.
+/// The door's list: time and name.
 const LIST: &str =
     "2026-09-01T08:00:00Z ana\n2026-09-01T08:02:10Z ben\nsmudged\n2026-09-01T08:05:00Z ana\n";
 
@@ -27,14 +27,14 @@ impl IngestSource for Door {
         "door"
     }
 
-    /// The cursor is ours to choose: here the number of lines that were read.
+    /// The cursor's meaning is up to the source: here, the number of lines read.
     async fn pull(&mut self, cursor: Option<&str>, limits: PullLimits) -> Result<Pull> {
         let from: usize = cursor.and_then(|text| text.parse().ok()).unwrap_or(0);
         let mut pull = Pull::default();
         for (number, line) in LIST.lines().enumerate().skip(from).take(limits.max_events) {
             match read(number, line) {
                 Some(event) => pull.events.push(event.into()),
-                // One bad line never stops the others, and never goes unseen.
+                // A bad line neither stops the others nor goes unnoticed.
                 None => pull.quarantine.push(QuarantineItem {
                     source: "door".into(),
                     key: format!("line:{number}"),
@@ -57,7 +57,7 @@ fn read(number: usize, line: &str) -> Option<NewEvent> {
     Some(NewEvent {
         at: Some(Timestamp::parse(at)?),
         source: "door".into(),
-        // What the source calls it: it is stored once, however often it comes.
+        // The source's id of the event, by which it is stored only once.
         external_id: Some(format!("line:{number}")),
         ..NewEvent::new("door.opened", Actor::user(name))
     })
@@ -71,7 +71,7 @@ async fn main() -> Result<()> {
     let mut pump = Pump::new(Box::new(Door), intake, PumpConfig::default());
     let tick = pump.tick().await?;
     assert_eq!((tick.taken.stored, tick.taken.quarantined), (3, 1));
-    // Nothing new: a second look adds nothing. `pump.run(shutdown)` looks for ever.
+    // Nothing new: a second tick adds nothing. `pump.run(shutdown)` keeps ticking.
     assert_eq!(pump.tick().await?.taken.stored, 0);
     println!("{} stored, {} quarantined", tick.taken.stored, tick.taken.quarantined);
     Ok(())

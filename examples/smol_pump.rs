@@ -1,8 +1,8 @@
-//! Another executor: a pump on smol, without tokio.
+//! Another executor: a pump on smol, without Tokio.
 //!
-//! The libraries ask for time, sleep, blocking work and randomness through
-//! `Runtime`. Four methods, and any executor drives them. (Some parts are made
-//! for tokio and say so: the SQL stores, the HTTP client of the Authentik source.)
+//! The libraries access time, sleep, blocking work and randomness through `Runtime`: four methods
+//! let any executor drive them. (Some parts require Tokio and say so: the SQL stores, and the HTTP
+//! client of the Authentik source.)
 //!
 //! `cargo run -p dezky-examples --example smol_pump`
 
@@ -41,7 +41,7 @@ impl Runtime for SmolRuntime {
     }
 }
 
-/// A line as oCIS 7 writes it when somebody uploads a file.
+/// A line as written by oCIS 7 when a user uploads a file.
 const UPLOADED: &str = r#"{"RemoteAddr":"","User":"u-1","URL":"","Method":"","UserAgent":"","Time":"2026-09-01T08:00:00Z","App":"admin_audit","Message":"File \"f-1\" was uploaded","Action":"file_create","CLI":false,"Level":1,"Path":"/notes.md","Owner":"","FileID":"f-1"}"#;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -56,7 +56,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut pump = Pump::new(Box::new(tail), intake, PumpConfig::default());
 
     smol::block_on(async {
-        // The pump is a value: it ends when the future that it is given resolves.
+        // The pump is a value: `run` ends when the given future resolves.
         let (stop, stopped) = smol::channel::bounded::<()>(1);
         let pumping = smol::spawn(async move {
             pump.run(async move {

@@ -1,1 +1,1 @@
-//! The benchmarks stand beside this file, one program each: `append.rs`.
+//! The benchmarks are in the parent folder, one program each: `append.rs`.

@@ -1,27 +1,25 @@
 //! Canonical JSON from raw text (`docs/integrity.md`).
 //!
-//! The form is that of RFC 8785 with integers of 64 bits kept exactly: what a
-//! source said about a `spanId` or a file size is not rounded. Tokens are told
-//! apart by their spelling, so the text itself is read here; a JSON value of
-//! some library has lost the difference between `1` and `1.0` already.
+//! The form is that of RFC 8785, except that 64-bit integers are kept exactly, so that a source's
+//! `spanId` or file size is not rounded. Numbers are distinguished by their spelling, so this
+//! module parses the text itself: the JSON values of other libraries have lost the difference
+//! between `1` and `1.0`.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 
-/// Brings any JSON text (RFC 8259) to its canonical form.
+/// Converts any JSON text (RFC 8259) to its canonical form.
 ///
-/// - No white space; members sorted by the UTF-16 code units of their keys, the
-///   last of equal keys wins.
-/// - Strings are escaped as RFC 8785 does; U+0000 and lone surrogate escapes
-///   become U+FFFD.
-/// - An integer of 64 bits keeps its digits; a larger one becomes a string.
-///   Any other number becomes the nearest double as RFC 8785 prints it, or a
-///   string if it overflows or would read as an integer of more than 64 bits.
+/// - No white space; members sorted by the UTF-16 code units of their keys, the last of equal keys
+///   wins.
+/// - Strings are escaped as in RFC 8785; U+0000 and lone surrogate escapes become U+FFFD.
+/// - A 64-bit integer keeps its digits; a larger one becomes a string. Any other number becomes the
+///   nearest double as printed by RFC 8785, or a string if it overflows or would be read as an
+///   integer of more than 64 bits.
 ///
-/// Canonical text comes out unchanged. Any depth of nesting is read without
-/// recursion; time is linear in the text, but for the sorting of objects whose
-/// members are not in order.
+/// Canonical text stays unchanged. Nesting of any depth is processed without recursion. Time is
+/// linear in the length of the text, except for sorting objects whose members are not in order.
 ///
 /// ```
 /// use dezky_core::canonical::canonicalize;
@@ -40,7 +38,7 @@ pub fn canonicalize(raw: &str) -> Result<String, NotJson> {
     Ok(text)
 }
 
-/// The text is not JSON: where, and what should stand there.
+/// The text is not JSON. States the position and what was expected there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotJson {
     offset: usize,
@@ -48,7 +46,7 @@ pub struct NotJson {
 }
 
 impl NotJson {
-    /// Where reading stopped, in bytes from the beginning.
+    /// The byte offset at which parsing stopped.
     pub fn offset(&self) -> usize {
         self.offset
     }
@@ -62,12 +60,12 @@ impl fmt::Display for NotJson {
 
 impl std::error::Error for NotJson {}
 
-/// The order of keys: by UTF-16 code units.
+/// Compares keys by UTF-16 code units.
 pub(crate) fn compare_keys(a: &str, b: &str) -> Ordering {
-    // The order of UTF-8 but for one thing: in UTF-16 the surrogates of what is
-    // above U+FFFF (lead bytes F0…F4) come before U+E000…U+FFFF (lead bytes EE
-    // and EF). Where two texts differ first, either both bytes lead a character
-    // or neither does, and EE and EF never continue one.
+    // Equals the order of UTF-8 with one exception: in UTF-16, the surrogates of characters above
+    // U+FFFF (lead bytes F0…F4) sort before U+E000…U+FFFF (lead bytes EE and EF). Where two texts
+    // first differ, either both bytes lead a character or neither does, and EE and EF are never
+    // continuation bytes.
     fn rank(byte: u8) -> u8 {
         if matches!(byte, 0xEE | 0xEF) { byte + 0x10 } else { byte }
     }
@@ -107,12 +105,12 @@ pub(crate) fn write_string(out: &mut String, text: &str) {
     out.push('"');
 }
 
-/// The most that [`Document::write`] may write.
+/// Limits for [`Document::write`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
-    /// Containers within each other; a scalar has none.
+    /// Maximum nesting of containers; 0 allows only scalars.
     pub(crate) depth: usize,
-    /// Bytes appended.
+    /// Maximum number of bytes appended.
     pub(crate) bytes: usize,
 }
 
@@ -124,39 +122,39 @@ pub(crate) struct OutOfBounds;
 enum Kind {
     /// `null`, `true`, `false`.
     Literal,
-    /// A number without fraction and exponent.
+    /// A number without fraction or exponent.
     Integer,
     /// Any other number.
     Real,
-    /// A string, or the key of the value in the next node, in canonical form.
+    /// A string in canonical form; before a value node, the value's key.
     Plain,
-    /// The same with escapes.
+    /// Like `Plain`, but with escapes.
     Escaped,
     Array,
     Object,
 }
 
-/// A token, in the order of the text. A member is two nodes or more: its key,
-/// then its value with all that is in it.
+/// A token, in the order of the text. A member takes two or more nodes: its key, then its value
+/// with everything in it.
 #[derive(Debug, Clone, Copy)]
 struct Node {
     kind: Kind,
-    /// Where the token begins in the text, quotes included.
+    /// The token's start in the text, including quotes.
     start: u32,
-    /// Of a container: the node after everything in it (while it is open: its
-    /// parent). Of anything else: where the token ends in the text.
+    /// For a container: the node after everything in it (its parent while it is open). Otherwise:
+    /// the token's end in the text.
     end: u32,
 }
 
-/// A member of an object: its key, decoded, and the node of its value.
+/// A member of an object: its decoded key and the node of its value.
 #[derive(Debug, Clone)]
 pub(crate) struct Member<'a> {
     pub(crate) key: Cow<'a, str>,
     pub(crate) value: usize,
 }
 
-/// A JSON text cut into tokens. Twelve bytes a token, so even a text of nothing
-/// but brackets takes only a small multiple of its size.
+/// A JSON text split into tokens. A token takes twelve bytes, so even a text of nothing but
+/// brackets takes only a small multiple of its size.
 #[derive(Debug, Default)]
 pub(crate) struct Document<'a> {
     raw: &'a str,
@@ -167,7 +165,7 @@ impl<'a> Document<'a> {
     /// The node of the outermost value.
     pub(crate) const ROOT: usize = 0;
 
-    /// Reads a whole text, at any depth.
+    /// Parses a complete text of any depth.
     pub(crate) fn parse(raw: &'a str) -> Result<Self, NotJson> {
         if u32::try_from(raw.len()).is_err() {
             return Err(NotJson { offset: 0, expected: "less than 4 GiB" });
@@ -182,13 +180,12 @@ impl<'a> Document<'a> {
         self.nodes.first().is_some_and(|n| n.kind == Kind::Object)
     }
 
-    /// The size of the text.
+    /// The length of the text.
     pub(crate) fn len(&self) -> usize {
         self.raw.len()
     }
 
-    /// The members of the object at `node` in canonical order, of equal keys the
-    /// last.
+    /// The members of the object at `node` in canonical order; of equal keys, only the last.
     pub(crate) fn members(&self, node: usize) -> Vec<Member<'a>> {
         let mut members = Vec::new();
         let mut sorted = true;
@@ -202,8 +199,8 @@ impl<'a> Document<'a> {
             next = self.after(next + 1);
         }
         if !sorted {
-            // The sort is stable: reversed, the last of equal keys is the first,
-            // which is the one that `dedup_by` keeps.
+            // The sort is stable: after reversing, the last of equal keys comes first, and
+            // `dedup_by` keeps the first.
             members.reverse();
             members.sort_by(|a, b| compare_keys(&a.key, &b.key));
             members.dedup_by(|a, b| a.key == b.key);
@@ -211,8 +208,8 @@ impl<'a> Document<'a> {
         members
     }
 
-    /// Appends the canonical form of the value at `node`. If it exceeds `bounds`
-    /// the text is left somewhere in the middle.
+    /// Appends the canonical form of the value at `node`. If it exceeds `bounds`, `out` ends with
+    /// an incomplete text.
     pub(crate) fn write(
         &self,
         node: usize,
@@ -240,7 +237,7 @@ impl<'a> Document<'a> {
             if out.len() > most {
                 return Err(OutOfBounds);
             }
-            // On to the next value, closing what has no more of them.
+            // Advances to the next value, closing finished containers.
             node = loop {
                 let Some(container) = open.last_mut() else {
                     return if out.len() > most { Err(OutOfBounds) } else { Ok(()) };
@@ -259,8 +256,8 @@ impl<'a> Document<'a> {
                     Open::Unsorted(members) => (members.next().map(|m| m as usize), '}'),
                 };
                 if let Some(value) = value {
-                    // Strings end with a quote, so only a container just opened
-                    // ends like this.
+                    // Strings end with a quote, so only a container that was just opened ends like
+                    // this.
                     if !out.ends_with(['{', '[']) {
                         out.push(',');
                     }
@@ -303,7 +300,7 @@ impl<'a> Document<'a> {
         Open::Sorted { next: node + 1, end }
     }
 
-    /// The node after the value at `node` and all that is in it.
+    /// The node after the value at `node` and everything in it.
     fn after(&self, node: usize) -> usize {
         match self.nodes[node] {
             Node { kind: Kind::Array | Kind::Object, end, .. } => end as usize,
@@ -337,24 +334,24 @@ impl<'a> Document<'a> {
     }
 }
 
-/// A container that [`Document::write`] is in.
+/// An open container in [`Document::write`].
 enum Open {
     Array {
         next: usize,
         end: usize,
     },
-    /// The common case: members as they stand.
+    /// The common case: members that are already sorted.
     Sorted {
         next: usize,
         end: usize,
     },
-    /// The values of members, in order.
+    /// The values of the members in sorted order.
     Unsorted(std::vec::IntoIter<u32>),
 }
 
-/// Whether the digits of an integer token make a number of 64 bits.
+/// Whether an integer token fits into 64 bits.
 fn is_i64(token: &str) -> bool {
-    // 18 digits always do.
+    // 18 digits always fit.
     token.len() <= 18 || token.parse::<i64>().is_ok()
 }
 
@@ -381,7 +378,7 @@ fn write_real(out: &mut String, token: &str) {
     }
     let mut buffer = ryu_js::Buffer::new();
     let text = buffer.format_finite(number);
-    // Read again, such a text would be an integer that doesn't fit.
+    // If parsed again, this text would be an integer that does not fit.
     if !text.contains(['.', 'e']) && !is_i64(text) {
         write_quoted(out, text);
     } else {
@@ -389,9 +386,9 @@ fn write_real(out: &mut String, token: &str) {
     }
 }
 
-/// Decodes the inside of a string whose escapes have been checked.
+/// Decodes a string's content whose escapes have been validated.
 fn unescape(inner: &str) -> String {
-    /// The code unit of an escape `\uXXXX` at the beginning.
+    /// The code unit of a leading `\uXXXX` escape.
     fn unit(text: &str) -> Option<u16> {
         u16::from_str_radix(text.strip_prefix("\\u")?.get(..4)?, 16).ok()
     }
@@ -438,16 +435,16 @@ struct Parser<'a> {
     nodes: Vec<Node>,
 }
 
-/// "No parent": the outermost container.
+/// Stands for "no parent" of the outermost container.
 const NONE: u32 = u32::MAX;
 
 impl Parser<'_> {
     fn document(&mut self) -> Result<(), NotJson> {
-        // The innermost open container; each keeps its parent in `end` until it
-        // is closed, so that depth costs no stack.
+        // The innermost open container; each stores its parent in `end` until it is closed, so that
+        // nesting needs no stack.
         let mut parent = NONE;
         loop {
-            // A value begins here.
+            // A value starts here.
             self.skip_white_space();
             match self.peek() {
                 Some(open @ (b'{' | b'[')) => {
@@ -469,7 +466,7 @@ impl Parser<'_> {
                 }
                 _ => self.scalar()?,
             }
-            // A value has ended, and maybe the containers around it.
+            // A value has ended, possibly with containers around it.
             loop {
                 self.skip_white_space();
                 let next = self.peek();
@@ -621,8 +618,8 @@ impl Parser<'_> {
     }
 }
 
-/// An offset into a text whose length has been checked, or the number of a node,
-/// of which there are no more than bytes.
+/// An offset into a text of checked length, or the index of a node; there are no more nodes than
+/// bytes.
 fn offset(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(NONE)
 }
@@ -718,7 +715,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_not_json() {
+    fn invalid_json_is_refused() {
         for raw in [
             "",
             " ",
@@ -801,7 +798,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// JSON texts: with white space, escapes, duplicate keys, any number.
+    /// JSON texts with white space, escapes, duplicate keys and any numbers.
     pub(crate) fn json() -> impl Strategy<Value = String> {
         let string = prop_oneof![
             4 => "[a-c_]{0,3}",
@@ -829,8 +826,8 @@ pub(crate) mod tests {
         })
     }
 
-    /// The canonical text of a value, by other means. Doubles in it are within
-    /// the range of integers.
+    /// The canonical text of a value, computed differently. Its doubles are within the range of
+    /// integers.
     fn expected(value: &Value) -> String {
         match value {
             Value::Number(n) if n.as_i64().is_none() => {
@@ -895,7 +892,7 @@ pub(crate) mod tests {
             if serde_json::from_str::<Value>(&raw).is_ok() {
                 prop_assert!(ours.is_ok());
             } else if let Ok(text) = ours {
-                // What serde_json doesn't read: lone surrogates and overflow.
+                // serde_json rejects lone surrogates and overflowing numbers.
                 prop_assert!(serde_json::from_str::<Value>(&text).is_ok());
             }
         }

@@ -1,5 +1,5 @@
-//! What editors of documents share: how a change is told in its event, and how to
-//! make way for another editor.
+//! Shared parts of document editors: how an event describes a change, and backing off from
+//! concurrent editors.
 
 use std::time::Duration;
 
@@ -7,16 +7,16 @@ use serde_json::{Map, Value, json};
 
 use crate::{NewMetadata, Runtime};
 
-/// How much of a request's id an event keeps.
+/// Maximum length of a request id in an event, in bytes.
 const REQUEST_ID_BYTES: usize = 128;
-/// How much of the name of the program that sent it.
+/// Maximum length of a user agent in an event, in bytes.
 const USER_AGENT_BYTES: usize = 512;
-/// The longest pause after the first attempt.
+/// The longest pause after the first attempt, in milliseconds.
 const MAX_PAUSE_MS: u32 = 32;
 
-/// A member of a document as a change shows it: a list or an object of more than
-/// `max_bytes` as JSON becomes `{"count": n, "only": …}`, with as many of those that
-/// the `other` side of the change lacks as fit.
+/// Returns a document's member as shown in a change: a list or an object whose JSON exceeds
+/// `max_bytes` becomes `{"count": n, "only": …}`, with as many as fit of the items that the `other`
+/// side of the change lacks.
 ///
 /// ```
 /// use dezky_core::change::shown;
@@ -51,13 +51,13 @@ pub fn shown(value: &Value, other: Option<&Value>, max_bytes: usize) -> Value {
                 .collect();
             json!({"count": all.len(), "only": only})
         }
-        // Texts have bounds of their own.
+        // Strings have their own bounds.
         text => text.clone(),
     }
 }
 
-/// Annotates by which request a change came, `_dezky.requestId` and
-/// `_dezky.userAgent`, cut to 128 and 512 bytes.
+/// Annotates the request behind a change as `_dezky.requestId` and `_dezky.userAgent`, truncated to
+/// 128 and 512 bytes.
 pub fn annotate_request(
     metadata: &mut NewMetadata,
     request_id: Option<&str>,
@@ -72,9 +72,9 @@ pub fn annotate_request(
     }
 }
 
-/// Waits after an attempt, the first of which is 1, so that editors of one document get
-/// out of step: 1 to 32 ms, drawn, and up to eight times that after eight attempts, as
-/// others may have many changes to make. Cancel-safe.
+/// Waits after an attempt (counted from 1) so that editors of the same document get out of step: a
+/// random 1 to 32 ms, and up to eight times that after eight attempts, because the others may have
+/// many changes to make. Cancel-safe.
 pub async fn pause(runtime: &dyn Runtime, attempt: u32) {
     let mut drawn = [0; 4];
     runtime.fill_random(&mut drawn);

@@ -1,14 +1,12 @@
-//! Copies of a whole store, from any engine to any other.
+//! Copies of whole stores, from any engine to any other.
 //!
-//! A copy is begun by [`check_log`] and [`check_directory`], which refuse a target
-//! with anything of its own before something is written. [`copy_log`] and
-//! [`copy_directory`] then bring over what is missing, in parts of a bounded size.
-//! Each can be stopped at any time and called again: what is there already says
-//! where to go on. [`compare_logs`] and [`compare_directories`] say whether both
-//! ends are the same; whether the log is what was recorded says
-//! [`verify`](crate::verify::verify).
+//! Start a copy with [`check_log`] and [`check_directory`], which reject a target with contents of
+//! its own before anything is written. [`copy_log`] and [`copy_directory`] then copy what is
+//! missing, in parts of bounded size. Each can be stopped at any time and called again: it
+//! continues from what the target already has. [`compare_logs`] and [`compare_directories`] report
+//! whether both ends are the same; [`verify`](crate::verify::verify) checks that the log is intact.
 //!
-//! Leases are not copied: they belong to those who run on the source.
+//! Leases are not copied: they belong to processes that use the source.
 //!
 //! ```
 //! use dezky_core::copy::{CopyOptions, check_log, compare_logs, copy_log, relay_all};
@@ -48,20 +46,20 @@ use crate::store::{
 };
 use crate::{Error, ErrorKind, Result};
 
-/// How many quarantined items are held at a time: each may have 64 KiB.
+/// The number of quarantined items held in memory; each may have 64 KiB.
 const ITEMS: usize = 100;
-/// How many documents are held at a time.
+/// The number of documents held in memory.
 const DOCUMENTS: usize = 200;
-/// The least rows of a part, however large they are.
+/// The minimum number of rows per part, however large they are.
 const MIN_ROWS: usize = 16;
 
-/// How much is brought over at a time, and held in memory.
+/// The size of the parts in which a log is copied and held in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopyOptions {
-    /// The most rows of a part, 1 to 10,000; 2,000 unless set.
+    /// Maximum number of rows per part, 1 to 10,000; 2,000 by default.
     pub max_rows: usize,
-    /// About how many bytes a part has; 8 MiB unless set. Parts become smaller where
-    /// rows are large.
+    /// Approximate number of bytes per part; 8 MiB by default. Parts have fewer rows where rows are
+    /// large.
     pub max_bytes: usize,
 }
 
@@ -71,25 +69,25 @@ impl Default for CopyOptions {
     }
 }
 
-/// How far the copy of a log is.
+/// The progress of a log's copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopyProgress {
-    /// How many rows the target has.
+    /// The number of rows in the target.
     pub done: u64,
-    /// How many the source had when it was looked at.
+    /// The number of rows in the source when the copy started.
     pub total: u64,
 }
 
-/// What was brought over.
+/// The result of copying a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopiedLog {
-    /// How many rows, by this call.
+    /// The number of rows copied by this call.
     pub rows: u64,
-    /// The head that both ends have come to.
+    /// The head of the target after the copy.
     pub head: Head,
 }
 
-/// How many documents there are.
+/// Numbers of documents.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DocumentCounts {
     /// Partners.
@@ -100,8 +98,8 @@ pub struct DocumentCounts {
     pub users: u64,
 }
 
-/// Moves all that waits in the outbox into the log, so that a copy has it. Returns
-/// how many events.
+/// Moves all events from the outbox into the log, so that a copy includes them. Returns their
+/// number.
 ///
 /// # Errors
 /// Those of [`AuditStore::relay`].
@@ -116,15 +114,17 @@ pub async fn relay_all(store: &dyn AuditStore) -> Result<u64> {
     }
 }
 
-/// Whether the target's log is empty or a beginning of the source's; where it stands.
+/// Checks that the target's log is empty or a prefix of the source's, and returns its position.
 ///
 /// # Errors
-/// `state_conflict` says what it is instead. Nothing was changed.
+/// `state_conflict` describes the target's log otherwise. Nothing was changed.
 pub async fn check_log(from: &dyn AuditStore, to: &dyn AuditStore) -> Result<CopyProgress> {
     let (source, target) = (from.state().await?, to.state().await?);
     let progress = CopyProgress { done: target.head.next_seq, total: source.head.next_seq };
     if source.base != Head::EMPTY {
-        return Err(conflict("the source has not its whole log: copy one that has the beginning"));
+        return Err(conflict(
+            "the source log has been pruned: copy from a log that still has its first event",
+        ));
     }
     if source.log_id != target.log_id {
         let is_empty = target.head.next_seq == 0
@@ -138,7 +138,7 @@ pub async fn check_log(from: &dyn AuditStore, to: &dyn AuditStore) -> Result<Cop
     }
     if progress.done > progress.total {
         return Err(conflict(format!(
-            "the target holds {} events and the source only {}: it went on by itself, or source and target are interchanged",
+            "the target holds {} events and the source only {}: the target has accepted its own events, or source and target are interchanged",
             progress.done, progress.total
         )));
     }
@@ -148,28 +148,27 @@ pub async fn check_log(from: &dyn AuditStore, to: &dyn AuditStore) -> Result<Cop
         return Ok(progress);
     }
     Err(conflict(format!(
-        "the target holds another event at seq {last} than the source: name an empty store as the target"
+        "the target and the source have different events at seq {last}: name an empty store as the target"
     )))
 }
 
-/// Brings over what the target's log lacks of the source's: rows with their hashes,
-/// salts and erasures, cursors, quarantined items.
+/// Copies what the target's log lacks: rows with their hashes, salts and erasures, cursors, and
+/// quarantined items.
 ///
-/// Goes on where the target's head is. A cursor comes after the rows that were
-/// committed with it. Cancel-safe: what was brought over stays, and a call later
-/// goes on. What the source takes meanwhile is left for a further call.
+/// Continues from the target's head. A cursor is copied after the rows that were committed with it.
+/// Cancel-safe: copied parts persist, and a later call continues. Events that the source accepts in
+/// the meantime are left to a further call.
 ///
 /// # Errors
-/// Those of [`check_log`]; `store_corrupt` if a row is not what its hash says, or
-/// can't be read; `store_unavailable` and `store_busy`, after which a call later
-/// goes on.
+/// Those of [`check_log`]; `store_corrupt` if a row does not match its hash or can't be read;
+/// `store_unavailable` and `store_busy`, after which a later call continues.
 pub async fn copy_log(
     from: &dyn AuditStore,
     to: &dyn AuditStore,
     options: CopyOptions,
     mut progress: impl FnMut(CopyProgress),
 ) -> Result<CopiedLog> {
-    // Before the rows: a cursor may be behind them, but never ahead.
+    // Read before the rows: a cursor may lag behind them, but must never be ahead.
     let cursors = from.cursors().await?;
     let CopyProgress { done: began, .. } = check_log(from, to).await?;
     let source = from.state().await?;
@@ -180,7 +179,7 @@ pub async fn copy_log(
         let left = usize::try_from(total - done).unwrap_or(usize::MAX);
         let rows = rows(from, done, size.rows.min(left)).await?;
         let Some(last) = rows.last() else {
-            return Err(corrupt(format!("seq {done}: the source has no such row")));
+            return Err(corrupt(format!("seq {done}: the source lacks this row")));
         };
         let next = last.stored.seq + 1;
         size.learn(&rows);
@@ -192,17 +191,17 @@ pub async fn copy_log(
     if to.cursors().await? != cursors {
         to.restore(LogPart { cursors, ..part_of(&source) }).await?;
     } else if to.state().await?.log_id != source.log_id {
-        // A log without anything: the identity is all there is to copy.
+        // An empty log has nothing but its identity to copy.
         to.restore(part_of(&source)).await?;
     }
     Ok(CopiedLog { rows: done - began, head: to.state().await?.head })
 }
 
-/// What the first difference between two logs is, as one line without values; `None`
-/// if both have the same identity, head, cursors and quarantined items.
+/// Returns the first difference between two logs as one line without values; `None` if they have
+/// the same identity, head, cursors and quarantined items.
 ///
-/// Rows are compared by the head's hash, which says nothing of rows that were
-/// changed since: [verify](crate::verify::verify) both.
+/// Rows are compared by the head's hash, which does not cover rows altered later:
+/// [verify](crate::verify::verify) both logs.
 pub async fn compare_logs(from: &dyn AuditStore, to: &dyn AuditStore) -> Result<Option<String>> {
     let (source, target) = (from.state().await?, to.state().await?);
     if (source.log_id, source.cursor_key) != (target.log_id, target.cursor_key) {
@@ -215,16 +214,16 @@ pub async fn compare_logs(from: &dyn AuditStore, to: &dyn AuditStore) -> Result<
         )));
     }
     if from.cursors().await? != to.cursors().await? {
-        return Ok(Some("the cursors of ingest differ".into()));
+        return Ok(Some("the ingest cursors differ".into()));
     }
     let (source, target) = (quarantine(from).await?, quarantine(to).await?);
     let differ = source.len() != target.len()
-        || source.iter().any(|(key, kept)| target.get(key).is_none_or(|k| !k.is_same(kept)));
-    Ok(differ.then(|| "the items in quarantine differ".into()))
+        || source.iter().any(|(key, item)| target.get(key).is_none_or(|t| !t.is_same(item)));
+    Ok(differ.then(|| "the quarantined items differ".into()))
 }
 
-/// Whether all documents of the target's directory are in the source's too, in the
-/// same form or a later one.
+/// Checks that every document of the target's directory is in the source's, in the same or a later
+/// version.
 ///
 /// # Errors
 /// `state_conflict` names one that is not. Nothing was changed.
@@ -237,7 +236,7 @@ pub async fn check_directory(from: &dyn DirectoryStore, to: &dyn DirectoryStore)
                 .is_some_and(|source| source.version() > document.version() || source == document);
             if !is_earlier {
                 return Err(conflict(format!(
-                    "the target's directory holds a {} of its own: name an empty store as the target",
+                    "the target's directory has its own {}: name an empty store as the target",
                     named(&document)
                 )));
             }
@@ -246,10 +245,10 @@ pub async fn check_directory(from: &dyn DirectoryStore, to: &dyn DirectoryStore)
     Ok(())
 }
 
-/// Brings over the documents that the target's directory lacks, or has in an earlier
-/// form. `progress` is called with how many were looked at.
+/// Copies the documents that the target's directory lacks or has in an earlier version. `progress`
+/// is called with the number of documents processed.
 ///
-/// Cancel-safe: what was brought over stays.
+/// Cancel-safe: copied documents persist.
 ///
 /// # Errors
 /// Those of [`check_directory`], and of [`DirectoryStore::restore`].
@@ -260,8 +259,8 @@ pub async fn copy_directory(
 ) -> Result<DocumentCounts> {
     check_directory(from, to).await?;
     let (mut counts, mut looked_at) = (DocumentCounts::default(), 0);
-    // What one document gave up and another took since an earlier copy is free only
-    // when both come together.
+    // A value that one document gave up to another since an earlier copy is free only if both are
+    // written together.
     let mut waiting = Vec::new();
     let mut documents = Documents::new(from);
     while let Some(page) = documents.next().await? {
@@ -282,8 +281,8 @@ pub async fn copy_directory(
     Ok(counts)
 }
 
-/// What the first difference between two directories is, as one line; `None` if they
-/// hold the same documents.
+/// Returns the first difference between two directories as one line; `None` if they hold the same
+/// documents.
 pub async fn compare_directories(
     from: &dyn DirectoryStore,
     to: &dyn DirectoryStore,
@@ -316,7 +315,7 @@ fn part_of(source: &LogState) -> LogPart {
     }
 }
 
-/// How many rows are asked for, by how large the last ones were.
+/// The number of rows to request, adapted to the size of recent rows.
 struct PartSize {
     rows: usize,
     most: usize,
@@ -332,43 +331,44 @@ impl PartSize {
     fn learn(&mut self, rows: &[StoredRow]) {
         let bytes: usize = rows.iter().map(weight).sum();
         let fitting = self.bytes / (bytes / rows.len().max(1)).max(1);
-        // Rows may grow at once, so parts grow by and by.
+        // Rows may suddenly become larger, so parts grow gradually.
         self.rows = fitting.clamp(MIN_ROWS, self.rows * 2).min(self.most);
     }
 }
 
-/// About how many bytes a row takes.
+/// The approximate size of a row in bytes.
 fn weight(row: &StoredRow) -> usize {
     row.stored.event.metadata.as_str().len() + row.folds.search.len() + 512
 }
 
-/// Readable rows, by `seq`.
+/// Returns rows from `from_seq` on; an unreadable row is an error.
 async fn rows(store: &dyn AuditStore, from_seq: u64, max_rows: usize) -> Result<Vec<StoredRow>> {
     let from_seq = i64::try_from(from_seq).unwrap_or(i64::MAX);
     let rows = store.scan(from_seq, max_rows).await?;
     let readable = rows.into_iter().collect::<std::result::Result<Vec<_>, _>>();
     readable.map_err(|row| {
-        corrupt(format!("seq {}: the row can't be read: {}: run verify", row.seq, row.problem))
+        corrupt(format!("seq {}: can't read the row: {}: run verify", row.seq, row.problem))
     })
 }
 
-/// What is compared of a quarantined item.
-struct Kept {
+/// The compared properties of a quarantined item.
+struct ItemState {
     number: i64,
     seen: u64,
     content: [u8; 32],
 }
 
-impl Kept {
-    fn of(kept: &QuarantinedItem) -> Self {
+impl ItemState {
+    fn of(quarantined: &QuarantinedItem) -> Self {
         let mut content = Sha256::new();
-        let item = &kept.item;
+        let item = &quarantined.item;
         for part in [item.reason.as_bytes(), item.detail.as_bytes(), &item.raw] {
             content.update((part.len() as u64).to_be_bytes());
             content.update(part);
         }
         content.update(item.at.as_millis().to_be_bytes());
-        Self { number: kept.number, seen: kept.seen, content: content.finalize().into() }
+        let (number, seen) = (quarantined.number, quarantined.seen);
+        Self { number, seen, content: content.finalize().into() }
     }
 
     fn is_same(&self, other: &Self) -> bool {
@@ -377,14 +377,14 @@ impl Kept {
 }
 
 /// All items by their identity, without their bytes.
-async fn quarantine(store: &dyn AuditStore) -> Result<HashMap<String, Kept>> {
+async fn quarantine(store: &dyn AuditStore) -> Result<HashMap<String, ItemState>> {
     let mut all = HashMap::new();
     let mut after = 0;
     loop {
         let page = store.quarantined(after, ITEMS).await?;
         let Some(last) = page.last() else { return Ok(all) };
         after = last.number;
-        all.extend(page.iter().map(|kept| (kept.item.digest(), Kept::of(kept))));
+        all.extend(page.iter().map(|item| (item.item.digest(), ItemState::of(item))));
     }
 }
 
@@ -394,17 +394,17 @@ async fn copy_quarantine(
     source: &LogState,
 ) -> Result<()> {
     let (wanted, here) = (quarantine(from).await?, quarantine(to).await?);
-    // Decided since an earlier copy, and perhaps come again as something else.
-    let is_old = |(digest, kept): &(&String, &Kept)| {
-        wanted.get(*digest).is_none_or(|w| w.content != kept.content || w.seen < kept.seen)
+    // Released since an earlier copy, and possibly received again with other content.
+    let is_old = |(digest, item): &(&String, &ItemState)| {
+        wanted.get(*digest).is_none_or(|w| w.content != item.content || w.seen < item.seen)
     };
-    let old: Vec<_> = here.iter().filter(is_old).map(|(_, kept)| kept.number).collect();
+    let old: Vec<_> = here.iter().filter(is_old).map(|(_, item)| item.number).collect();
     for release in old.chunks(MAX_BATCH_RELEASE) {
         let options = AppendOptions { release: release.to_vec(), ..AppendOptions::default() };
         to.append(Vec::new(), options).await?;
     }
     let is_missing = |item: &QuarantinedItem| {
-        here.get(&item.item.digest()).is_none_or(|kept| !kept.is_same(&Kept::of(item)))
+        here.get(&item.item.digest()).is_none_or(|known| !known.is_same(&ItemState::of(item)))
     };
     let mut after = 0;
     loop {
@@ -418,13 +418,13 @@ async fn copy_quarantine(
     }
 }
 
-/// All documents of a directory, page by page.
+/// Iterates over all documents of a directory, page by page.
 struct Documents<'s> {
     store: &'s dyn DirectoryStore,
     place: Option<DocumentPlace>,
 }
 
-/// After which document the next page begins.
+/// The last document of the previous page.
 enum DocumentPlace {
     Partners(Option<String>),
     Tenants(Option<String>),
@@ -436,7 +436,7 @@ impl<'s> Documents<'s> {
         Self { store, place: Some(DocumentPlace::Partners(None)) }
     }
 
-    /// The next documents, of one kind; `None` at the end.
+    /// Returns the next documents, all of one kind; `None` at the end.
     async fn next(&mut self) -> Result<Option<Vec<DirectoryChange>>> {
         while let Some(place) = self.place.take() {
             let (page, next): (Vec<DirectoryChange>, _) = match place {
@@ -474,7 +474,7 @@ impl<'s> Documents<'s> {
     }
 }
 
-/// Brings documents over, and returns those of which another has what is theirs.
+/// Writes documents, and returns those with a value that another document still has.
 async fn restore_free(
     to: &dyn DirectoryStore,
     documents: Vec<DirectoryChange>,
@@ -493,7 +493,7 @@ async fn restore_free(
     Ok(taken)
 }
 
-/// The document with the same id.
+/// Finds the document with the same id.
 async fn find(
     store: &dyn DirectoryStore,
     document: &DirectoryChange,

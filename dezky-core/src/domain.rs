@@ -1,15 +1,15 @@
-//! Domains in the one form in which the directory keeps them and is asked for them.
+//! The normal form of domains, in which the directory stores and compares them.
 
 use idna::AsciiDenyList;
 
-/// The longest domain, in bytes (RFC 1035).
+/// Maximum length of a domain in bytes (RFC 1035).
 const MAX_BYTES: usize = 253;
-/// The longest text that is looked at, in bytes.
+/// Maximum length of a text that is examined, in bytes.
 const MAX_TEXT_BYTES: usize = 1_024;
 
-/// The domain in lower-case ASCII: international labels as `xn--…` (UTS 46), full-width
-/// characters and dots as plain ones, without the root's dot. `None` if it has other
-/// characters than letters, digits, `.`, `-` and `_`, or over 253 bytes.
+/// Returns the domain in lower-case ASCII: international labels as `xn--…` (UTS 46), full-width
+/// characters and dots as plain ones, without the root's dot. Returns `None` for more than 253
+/// bytes or characters other than letters, digits, `.`, `-` and `_`.
 ///
 /// ```
 /// use dezky_core::domain::normal_form;
@@ -24,7 +24,7 @@ pub fn normal_form(text: &str) -> Option<String> {
     }
     let mut domain = match idna::domain_to_ascii_cow(text.as_bytes(), AsciiDenyList::EMPTY) {
         Ok(domain) => domain.into_owned(),
-        // A label that only looks like an A-label is still a name in the DNS.
+        // A label that merely looks like an A-label is still a valid DNS name.
         Err(_) if text.is_ascii() => text.to_ascii_lowercase(),
         Err(_) => return None,
     };

@@ -1,4 +1,4 @@
-//! The one error type of this crate.
+//! The error type of this crate.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
@@ -8,37 +8,37 @@ use std::sync::Arc;
 /// The result of this crate's fallible operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, as a caller can act on it.
+/// The kind of an error, by which a caller can act on it.
 ///
-/// [`ErrorKind::code`] is stable: it is the HTTP problem's `code` and the
-/// scripting languages' `.code`.
+/// [`ErrorKind::code`] is stable: it is the `code` of HTTP problems and the `.code` of errors in
+/// the scripting languages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// An event breaks a bound of the contract; nothing of its batch was stored.
+    /// An event violates a bound of the contract; nothing of its batch was stored.
     EventInvalid,
     /// A filter or option of a query is out of its bounds.
     QueryInvalid,
-    /// A page cursor was not made by this log for these filters.
+    /// A page cursor was not issued by this log for these filters.
     CursorInvalid,
-    /// An ingest cursor is not where the advance expected it.
+    /// An ingest cursor is not at the position that the advance expected.
     CursorMoved,
     /// The writer's lease was taken over by another holder.
     Fenced,
-    /// The asked part of the log was archived and is no longer here.
+    /// The requested part of the log was archived and is no longer stored here.
     Pruned,
-    /// More was asked for in one call than the bound allows.
+    /// The request exceeds the bound for one call.
     TooLarge,
     /// The store cannot be reached or does not answer in time.
     StoreUnavailable,
-    /// The store is there but another writer holds it beyond the bound.
+    /// Another writer has held the store for longer than the bound.
     StoreBusy,
-    /// What the store holds can't be read as what this crate wrote.
+    /// The stored data can't be read as data written by this crate.
     StoreCorrupt,
-    /// The database's files were removed or replaced while they were open: what is
-    /// written to them is lost. The program must end.
+    /// The database's files were removed or replaced while they were open. Further writes are lost,
+    /// so the process must end.
     StoreReplaced,
-    /// The database belongs to something else.
+    /// The database belongs to another application.
     StoreForeign,
     /// The database was written by a newer version of this crate.
     SchemaNewer,
@@ -48,26 +48,25 @@ pub enum ErrorKind {
     Io,
     /// A source of events could not be read.
     SourceUnavailable,
-    /// A source of events refuses our credentials, or they lack a permission.
+    /// A source of events rejects the credentials, or they lack a permission.
     AuthFailed,
     /// A signature is missing or wrong.
     SignatureInvalid,
-    /// The body of a request can't be read as what it should be; nothing was stored.
+    /// The body of a request can't be parsed; nothing was stored.
     BodyInvalid,
-    /// The body of a request is of a type or in an encoding that is not read; nothing
-    /// was stored.
+    /// The body of a request has an unsupported type or encoding; nothing was stored.
     MediaUnsupported,
-    /// A field of a document is out of its bounds; nothing was changed.
+    /// A field of a document is out of bounds; nothing was changed.
     FieldInvalid,
-    /// What was to be made is there already, or its name belongs to another one.
+    /// The object to be created already exists, or its name is taken.
     AlreadyExists,
     /// The document was changed since it was read; nothing was changed.
     VersionMismatch,
-    /// What is asked does not fit the state that the thing is in.
+    /// The operation is not allowed in the resource's current state.
     StateConflict,
-    /// What was to be changed, or what a change refers to, is not there.
+    /// The object to be changed, or one that a change refers to, does not exist.
     NotFound,
-    /// A fault of this crate; please report it.
+    /// A bug in this crate; please report it.
     Internal,
 }
 
@@ -108,7 +107,7 @@ impl ErrorKind {
         }
     }
 
-    /// Whether the same call may succeed later without anybody changing anything.
+    /// Whether the same call may succeed later without anyone intervening.
     pub const fn is_retryable(self) -> bool {
         matches!(
             self,
@@ -117,11 +116,10 @@ impl ErrorKind {
     }
 }
 
-/// An error: its kind, what happened to what, and its cause.
+/// An error: its kind, a message and its cause.
 ///
-/// `Display` gives one line without the cause; walk
-/// [`source`](std::error::Error::source) for that. Clones share their content,
-/// so that one failed commit can answer many callers.
+/// `Display` prints one line without the cause; follow [`source`](std::error::Error::source) for
+/// the cause. Clones share their content, so that one failed commit can answer many callers.
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
@@ -132,12 +130,12 @@ struct Inner {
 }
 
 impl Error {
-    /// An error of `kind`; `message` names the thing, the bound and the fix.
+    /// Creates an error. `message` names the object, the bound and the fix.
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
         Self(Arc::new(Inner { kind, message: message.into(), source: None }))
     }
 
-    /// The same with the error that caused it.
+    /// Adds the error that caused this one.
     #[must_use]
     pub fn with_source(self, source: impl StdError + Send + Sync + 'static) -> Self {
         Self(Arc::new(Inner {
@@ -147,7 +145,7 @@ impl Error {
         }))
     }
 
-    /// The same, its message preceded by what was being done.
+    /// Prefixes the message with the operation that failed.
     #[must_use]
     pub fn context(self, doing: impl fmt::Display) -> Self {
         Self(Arc::new(Inner {
@@ -157,7 +155,7 @@ impl Error {
         }))
     }
 
-    /// The same as another kind.
+    /// Replaces the kind.
     #[cfg(any(feature = "postgres", feature = "mongodb"))]
     pub(crate) fn with_kind(self, kind: ErrorKind) -> Self {
         Self(Arc::new(Inner {
@@ -167,7 +165,7 @@ impl Error {
         }))
     }
 
-    /// What went wrong.
+    /// The kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }

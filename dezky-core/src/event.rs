@@ -1,4 +1,4 @@
-//! Audit events: as they are made, sealed and stored.
+//! Audit events: new, sealed and stored.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,14 +13,14 @@ use crate::integrity::{self, Evidence};
 use crate::metadata::{Metadata, NewMetadata};
 use crate::{Error, ErrorKind, Runtime, TimeProblem, Timestamp};
 
-/// The annotations about an event's time.
+/// Annotations about an event's time.
 const TIME_SOURCE: &str = "timeSource";
 const TIME_PROBLEM: &str = "timeProblem";
 const RAW_AT: &str = "rawAt";
-/// The most bytes kept of a time's text.
+/// Maximum length of the recorded text of a time, in bytes.
 const RAW_AT_BYTES: usize = 512;
 
-/// The source name of what the platform itself records.
+/// The source of the platform's own events.
 pub const PLATFORM_SOURCE: &str = "platform-api";
 
 macro_rules! text_enum {
@@ -58,29 +58,29 @@ macro_rules! text_enum {
 pub(crate) use text_enum;
 
 text_enum! {
-    /// What kind of actor did it.
+    /// The kind of an actor.
     ActorType {
-        /// A person using the platform or a system beside it.
+        /// A person using the platform or a connected system.
         User = "user",
         /// A person running the platform.
         Operator = "operator",
-        /// A program with an identity of its own.
+        /// A program with its own identity.
         Service = "service",
         /// The system itself.
         System = "system",
-        /// Somebody who did not say who they are.
+        /// An unidentified actor.
         Anonymous = "anonymous",
     }
 }
 
 text_enum! {
-    /// How it ended.
+    /// The outcome of an action.
     Outcome {
-        /// It was done.
+        /// The action was performed.
         Success = "success",
-        /// It was tried and did not work.
+        /// The action was attempted and failed.
         Failure = "failure",
-        /// It was refused.
+        /// The action was refused.
         Denied = "denied",
     }
 }
@@ -136,7 +136,7 @@ impl Field {
         self as u8
     }
 
-    /// The field of a tag.
+    /// The field with this tag.
     pub fn from_tag(tag: u8) -> Option<Self> {
         Self::ALL.get(usize::from(tag).checked_sub(1)?).copied()
     }
@@ -164,7 +164,7 @@ impl Field {
         }
     }
 
-    /// The largest size in bytes of UTF-8, where the contract bounds it.
+    /// The maximum length in bytes of UTF-8, if the contract bounds it.
     pub const fn max_bytes(self) -> Option<usize> {
         match self {
             Self::Source => Some(64),
@@ -177,8 +177,8 @@ impl Field {
         }
     }
 
-    /// Whether the leaf carries a commitment to the field instead of its value,
-    /// so that the value can be erased later.
+    /// Whether the leaf contains a commitment to the field instead of its value, so that the value
+    /// can be erased later.
     pub const fn is_committed(self) -> bool {
         matches!(
             self,
@@ -195,12 +195,12 @@ impl Field {
     }
 }
 
-/// A field out of its bounds: which, and what the bound is.
+/// A field that is out of bounds, and the bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
     /// The JSON name of the field.
     pub field: &'static str,
-    /// What is allowed.
+    /// The allowed values.
     pub bound: &'static str,
 }
 
@@ -218,21 +218,21 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-/// Who did it.
+/// The actor of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Actor {
-    /// What kind of actor.
+    /// The kind of actor.
     pub kind: ActorType,
-    /// Their id in the system that reported it.
+    /// The actor's id in the reporting system.
     pub id: Option<String>,
-    /// Their e-mail address.
+    /// The actor's e-mail address.
     pub email: Option<String>,
-    /// Their address; brought to canonical form when the event is sealed.
+    /// The actor's IP address; brought to canonical form when the event is sealed.
     pub ip: Option<String>,
 }
 
 impl Actor {
-    /// An actor of `kind` of whom nothing else is known.
+    /// An actor of `kind` without further data.
     pub const fn of(kind: ActorType) -> Self {
         Self { kind, id: None, email: None, ip: None }
     }
@@ -242,19 +242,19 @@ impl Actor {
         Self::of(ActorType::System)
     }
 
-    /// A person by id.
+    /// A person with this id.
     pub fn user(id: impl Into<String>) -> Self {
         Self { id: Some(id.into()), ..Self::of(ActorType::User) }
     }
 
-    /// The same with an e-mail address.
+    /// Adds an e-mail address.
     #[must_use]
     pub fn with_email(mut self, email: impl Into<String>) -> Self {
         self.email = Some(email.into());
         self
     }
 
-    /// The same with an address.
+    /// Adds an IP address.
     #[must_use]
     pub fn with_ip(mut self, ip: impl Into<String>) -> Self {
         self.ip = Some(ip.into());
@@ -262,8 +262,7 @@ impl Actor {
     }
 }
 
-/// An event as platform code or a source's map makes it, before
-/// [sealing](NewEvent::seal).
+/// An event as created by platform code or a source's mapping, before [sealing](NewEvent::seal).
 ///
 /// ```
 /// use dezky_core::{Actor, NewEvent, Outcome};
@@ -277,31 +276,31 @@ impl Actor {
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewEvent {
-    /// Made when sealing if absent.
+    /// The event's id; generated when sealing if absent.
     pub id: Option<Uuid>,
-    /// When it happened; the time of sealing if absent.
+    /// The time of the event; the time of sealing if absent.
     pub at: Option<Timestamp>,
-    /// Who did it.
+    /// The actor.
     pub actor: Actor,
     /// The verb: lower-case words joined by dots, such as `tenant.suspended`.
     pub action: String,
-    /// How it ended.
+    /// The outcome.
     pub outcome: Outcome,
-    /// What kind of thing it was done to.
+    /// The type of the affected resource.
     pub resource_type: Option<String>,
-    /// Which one.
+    /// The resource's id.
     pub resource_id: Option<String>,
-    /// Its name.
+    /// The resource's name.
     pub resource_name: Option<String>,
-    /// The tenant it concerns.
+    /// The affected tenant.
     pub tenant_slug: Option<String>,
-    /// The partner it concerns.
+    /// The affected partner.
     pub partner_slug: Option<String>,
-    /// Which system says so; [`PLATFORM_SOURCE`] for the platform itself.
+    /// The reporting system; [`PLATFORM_SOURCE`] for the platform itself.
     pub source: String,
-    /// That system's identity of the event.
+    /// The event's id in the reporting system.
     pub external_id: Option<String>,
-    /// The rest.
+    /// The remaining data.
     pub metadata: NewMetadata,
 }
 
@@ -325,10 +324,10 @@ impl NewEvent {
         }
     }
 
-    /// Cuts `actorEmail`, `actorId`, `resourceId` and `resourceName` to their
-    /// bounds at a character boundary, and notes each cut in the metadata as
-    /// `_dezky.cut.<field> = {bytes, sha256}`. Sources' maps and `record()` call
-    /// it; [`AuditStore::append`](crate::AuditStore::append) refuses more.
+    /// Truncates `actorEmail`, `actorId`, `resourceId` and `resourceName` to their bounds at a
+    /// character boundary, and notes each cut in the metadata as `_dezky.cut.<field> = {bytes,
+    /// sha256}`. Source mappings and `record()` call this;
+    /// [`AuditStore::append`](crate::AuditStore::append) rejects longer values.
     pub fn cut_to_bounds(&mut self) {
         for (field, value) in [
             (Field::ActorEmail, &mut self.actor.email),
@@ -337,7 +336,7 @@ impl NewEvent {
             (Field::ResourceName, &mut self.resource_name),
         ] {
             let Some(text) = value else { continue };
-            // The bound is of the normal form, in which U+0000 takes three bytes.
+            // The bound applies to the normal form, in which U+0000 takes three bytes.
             normalize_text(text);
             let max = field.max_bytes().unwrap_or(usize::MAX);
             if text.len() > max {
@@ -347,12 +346,12 @@ impl NewEvent {
         }
     }
 
-    /// Sets when it happened from what a source `said`, as `read` from it.
+    /// Sets the time of the event from the text that a source sent (`said`) and its parsed form
+    /// (`read`).
     ///
-    /// Without a time, or with one that is [not believed](Timestamp::problem), the event
-    /// bears the time of receiving, and the metadata says so: `_dezky.timeSource` is
-    /// `received`, `timeProblem` says why, `rawAt` holds the first 512 bytes of what was
-    /// said.
+    /// If the time is missing or [implausible](Timestamp::problem), the event gets the time of
+    /// receipt, and the metadata states so: `_dezky.timeSource` is `received`, `timeProblem` is the
+    /// reason, and `rawAt` holds the first 512 bytes of the text.
     pub fn set_time(
         &mut self,
         said: Option<&str>,
@@ -371,15 +370,15 @@ impl NewEvent {
         }
     }
 
-    /// Gives an event whose time is [not believed](Timestamp::problem) the time of
-    /// receiving, noted as by [`set_time`](Self::set_time). Says whether it did.
-    /// Idempotent. [Sealing](Self::seal) does it for every event, so that none stands
-    /// above all others for years, or below them unseen.
+    /// Replaces an [implausible](Timestamp::problem) time with the time of receipt, noted like by
+    /// [`set_time`](Self::set_time). Returns whether it did. Idempotent. [Sealing](Self::seal) does
+    /// this for every event, so that no event stays above all others for years, or below them
+    /// unseen.
     pub fn settle_time(&mut self, received_at: Timestamp) -> bool {
         let Some(at) = self.at else { return false };
         let Some(problem) = at.problem(received_at) else { return false };
         let said = at.to_string();
-        // The source's own text, where a map has noted it.
+        // Keeps the source's own text if the mapping has noted it.
         let said = self.metadata.annotation(RAW_AT).is_none().then_some(&*said);
         self.note_time(problem, said, received_at);
         true
@@ -391,8 +390,8 @@ impl NewEvent {
         self.note_time_problem(problem, said);
     }
 
-    /// Notes why the event bears another time than its source said: `_dezky.timeProblem`,
-    /// and `rawAt`, the first 512 bytes of what was said.
+    /// Notes why the event's time differs from its source's: `_dezky.timeProblem`, and `rawAt` with
+    /// the first 512 bytes of the source's text.
     pub fn note_time_problem(&mut self, problem: TimeProblem, said: Option<&str>) {
         self.metadata.annotate(TIME_PROBLEM, problem.as_str());
         if let Some(said) = said {
@@ -400,18 +399,17 @@ impl NewEvent {
         }
     }
 
-    /// What was noted so.
+    /// The noted time problem.
     pub fn time_problem(&self) -> Option<TimeProblem> {
         let noted = self.metadata.annotation(TIME_PROBLEM)?.as_str()?;
         TimeProblem::ALL.into_iter().find(|problem| problem.as_str() == noted)
     }
 
-    /// Brings the event to normal form and fixes what is hashed: id, receivedAt
-    /// and salt are made here, through `runtime`; a time that is not believed is
-    /// [settled](Self::settle_time).
+    /// Brings the event to normal form and fixes the hashed bytes: id, receivedAt and salt are
+    /// generated through `runtime`, and an implausible time is [replaced](Self::settle_time).
     ///
-    /// Sealing never fails; what is out of bounds is refused by
-    /// [`SealedEvent::validate`], which every store runs before it appends.
+    /// Sealing never fails. Values out of bounds are rejected by [`SealedEvent::validate`], which
+    /// every store calls before appending.
     pub fn seal(mut self, runtime: &dyn Runtime) -> SealedEvent {
         let received_at = runtime.now();
         self.settle_time(received_at);
@@ -448,7 +446,7 @@ impl NewEvent {
     }
 }
 
-/// An event in normal form, without its place in the log.
+/// An event in normal form, without its position in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[expect(missing_docs, reason = "the fields are those of the contract, named in NewEvent")]
@@ -482,7 +480,7 @@ pub struct AuditEvent {
 }
 
 impl AuditEvent {
-    /// The value of a text field that may be absent.
+    /// The value of an optional text field.
     pub fn text(&self, field: Field) -> Option<&str> {
         match field {
             Field::Action => Some(&self.action),
@@ -540,7 +538,7 @@ impl AuditEvent {
         if !is_source(&self.source) {
             return Err(Invalid::new(
                 "source",
-                "1 to 64 bytes of letters, digits, . _ and -, with at most one : before an instance",
+                "1 to 64 bytes of letters, digits, ., _ and -, with at most one : before an instance",
             ));
         }
         if self.actor_ip.as_ref().is_some_and(|ip| canonical_ip(ip).as_ref() != Some(ip)) {
@@ -575,7 +573,7 @@ impl AuditEvent {
     }
 }
 
-/// U+0000 becomes U+FFFD: not every engine can store it.
+/// Replaces U+0000 with U+FFFD: not every engine can store it.
 fn normalize_text(text: &mut String) {
     if text.contains('\0') {
         *text = text.replace('\0', "\u{fffd}");
@@ -591,9 +589,9 @@ fn is_action(action: &str) -> bool {
         })
 }
 
-/// Whether the action is reserved for operations of the log on its own rows, such as an
-/// erasure. None exists yet. No ingest path accepts a reserved action, so that a later
-/// version can rely on where such an event came from.
+/// Whether the action is reserved for operations of the log on its own rows, such as erasures. None
+/// exist yet. No ingest path accepts a reserved action, so that a later version can rely on the
+/// origin of such events.
 pub(crate) fn is_reserved_action(action: &str) -> bool {
     action.starts_with("dezky.")
 }
@@ -612,8 +610,8 @@ fn is_source(source: &str) -> bool {
         && parts.next().is_none()
 }
 
-/// Canonical text of an address: v4 dotted, v6 as RFC 5952 and never with a
-/// dotted tail, v4-mapped v6 as v4. `None` for anything else, zones included.
+/// The canonical text of an address: v4 dotted, v6 as in RFC 5952 but never with a dotted tail,
+/// v4-mapped v6 as v4. `None` for anything else, including zones.
 pub(crate) fn canonical_ip(raw: &str) -> Option<String> {
     match raw.parse::<IpAddr>().ok()? {
         IpAddr::V4(v4) => Some(v4.to_string()),
@@ -624,8 +622,8 @@ pub(crate) fn canonical_ip(raw: &str) -> Option<String> {
     }
 }
 
-/// The address in `text` as systems and proxies write it: bare, in brackets, or with a
-/// port. `None` for anything else: names, zones and networks included.
+/// Parses an address as systems and proxies write it: bare, in brackets, or with a port. Returns
+/// `None` for anything else, including names, zones and networks.
 ///
 /// ```
 /// use dezky_core::written_address;
@@ -636,7 +634,7 @@ pub(crate) fn canonical_ip(raw: &str) -> Option<String> {
 /// assert_eq!(written_address("proxy.example"), None);
 /// ```
 pub fn written_address(text: &str) -> Option<IpAddr> {
-    // Of an address with a port `std` reads the zone, and drops it.
+    // In an address with a port, `std` accepts a zone and drops it.
     if text.contains('%') {
         return None;
     }
@@ -651,7 +649,7 @@ fn rfc5952(segments: [u16; 8]) -> String {
     let mut start = 0;
     while start < 8 {
         let len = segments[start..].iter().take_while(|s| **s == 0).count();
-        // The first of the longest runs; a single group is never shortened.
+        // The first of the longest runs; a single zero group is never shortened.
         if len > best_len && len > 1 {
             (best, best_len) = (start, len);
         }
@@ -673,9 +671,8 @@ pub(crate) fn uuid_v7(now: Timestamp, runtime: &dyn Runtime) -> Uuid {
     uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid()
 }
 
-/// An event whose bytes are fixed: in normal form, with its id, receivedAt, salt
-/// and leaf hash. A store adds only its place in the log, so the same sealed
-/// events give the same head on every engine.
+/// An event with fixed bytes: in normal form, with its id, receivedAt, salt and leaf hash. A store
+/// adds only its position in the log, so the same sealed events give the same head on every engine.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SealedEvent {
     event: AuditEvent,
@@ -684,8 +681,8 @@ pub struct SealedEvent {
 }
 
 impl SealedEvent {
-    /// Seals an event that is in normal form already, for instance one read back
-    /// from a spool. New events are sealed by [`NewEvent::seal`].
+    /// Seals an event that is already in normal form, for example one read from a spool. New events
+    /// are sealed with [`NewEvent::seal`].
     pub fn new(event: AuditEvent, salt: [u8; 32]) -> Self {
         let leaf_hash = integrity::leaf_hash(&event, &Evidence::Salt(salt));
         Self { event, salt, leaf_hash }
@@ -696,28 +693,28 @@ impl SealedEvent {
         &self.event
     }
 
-    /// The event's salt. Keep it beside the event, never export it.
+    /// The event's salt. Store it with the event and never export it.
     pub fn salt(&self) -> &[u8; 32] {
         &self.salt
     }
 
-    /// SHA-256 of the leaf (RFC 6962), which the chain takes in.
+    /// SHA-256 of the leaf (RFC 6962), which goes into the chain.
     pub fn leaf_hash(&self) -> &[u8; 32] {
         &self.leaf_hash
     }
 
-    /// One line of JSON with everything in it, **the salt too**: for outboxes and
-    /// spools, never for readers. [`Self::from_json`] reads it for ever.
+    /// One line of JSON with all data **including the salt**, for outboxes and spools and never for
+    /// readers. All later versions read it with [`Self::from_json`].
     pub fn to_json(&self) -> String {
         let persisted =
             Persisted { v: 1, salt: hex::encode(self.salt), event: Cow::Borrowed(&self.event) };
         serde_json::to_string(&persisted).expect("an event serialises")
     }
 
-    /// Reads what [`Self::to_json`] wrote.
+    /// Reads the output of [`Self::to_json`].
     ///
     /// # Errors
-    /// `store_corrupt` if it is anything else.
+    /// `store_corrupt` for anything else.
     pub fn from_json(text: &str) -> crate::Result<Self> {
         let corrupt = |what: String| Error::new(ErrorKind::StoreCorrupt, what);
         let persisted: Persisted<'_> = serde_json::from_str(text)
@@ -741,7 +738,7 @@ impl fmt::Debug for SealedEvent {
     }
 }
 
-/// The persisted shape of a sealed event.
+/// The persisted form of a sealed event.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Persisted<'a> {
@@ -750,19 +747,19 @@ struct Persisted<'a> {
     event: Cow<'a, AuditEvent>,
 }
 
-/// An event at its place in the log. Serialises to the wire form: camelCase,
-/// absent fields omitted, hashes in lower-case hex, never the salt.
+/// An event at its position in the log. Serializes to the wire form: camelCase, absent fields
+/// omitted, hashes in lower-case hex, without the salt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredEvent {
-    /// The place in the log: gapless, from 0, in commit order.
+    /// The position in the log: gapless, from 0, in commit order.
     pub seq: u64,
     /// The event.
     pub event: AuditEvent,
     /// Fields whose values were erased, in the order of their tags.
     pub erased: Vec<Field>,
-    /// The hash of the event before; 32 zero bytes for seq 0.
+    /// The hash of the previous event; 32 zero bytes for seq 0.
     pub prev_hash: [u8; 32],
-    /// The hash of this one.
+    /// The hash of this event.
     pub hash: [u8; 32],
 }
 
@@ -815,7 +812,7 @@ mod tests {
     use super::*;
     use crate::rt::BlockingWork;
 
-    /// A clock that stands still and bytes that count.
+    /// A clock that stands still, and bytes that count up.
     struct Fixed;
 
     impl Runtime for Fixed {
@@ -919,7 +916,7 @@ mod tests {
             e
         };
         assert_eq!(again, event);
-        // What names an event or its owner is never cut.
+        // Values that identify an event or its owner are never truncated.
         assert_eq!(event.seal(&Fixed).validate().unwrap_err().field, "tenantSlug");
     }
 
@@ -967,7 +964,7 @@ mod tests {
         assert_eq!(yesterday.event().metadata.as_str(), "{}");
         assert_eq!(yesterday.event().at.to_string(), "2023-11-13T00:00:00.000Z");
 
-        // The source's own text is what is kept.
+        // The source's own text is kept.
         let said = "+9999-12-31 23:59:59,5";
         let mut event = at("2023-11-13T00:00:00Z");
         event.set_time(Some(said), Some(Timestamp::MAX), Fixed.now());

@@ -1,4 +1,4 @@
-//! Metadata: the rest of an event, as the source said it, bounded.
+//! Metadata: the remaining data of an event as its source sent it, within bounds.
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
@@ -12,21 +12,21 @@ use sha2::{Digest, Sha256};
 
 use crate::canonical::{Bounds, Document, Member, compare_keys, write_string};
 
-/// Bounds of the whole, as canonical text.
+/// Bounds of the whole canonical text.
 const WHOLE: Bounds = Bounds { depth: 64, bytes: 64 << 10 };
-/// Bounds of a member's value in it.
+/// Bounds of a member's value.
 const VALUE: Bounds = Bounds { depth: WHOLE.depth - 1, ..WHOLE };
-/// Bounds of a value in the member [`OWN`].
+/// Bounds of a value within [`ANNOTATIONS`].
 const ANNOTATION: Bounds = Bounds { depth: WHOLE.depth - 2, bytes: usize::MAX };
 
-/// The member that holds our annotations.
-const OWN: &str = "_dezky";
-const OWN_BYTES: usize = 32 << 10;
-/// Bounds of what remains of a source's part that is out of bounds.
+/// The member with dezky's own annotations.
+const ANNOTATIONS: &str = "_dezky";
+const ANNOTATIONS_BYTES: usize = 32 << 10;
+/// Bounds of the remains of a source's part that exceeds the bounds.
 const SCALARS_BYTES: usize = 8 << 10;
 const SCALAR: Bounds = Bounds { depth: 0, bytes: 256 };
 const RAW_IP_BYTES: usize = 256;
-/// How many dropped annotations are named, and how long a name may be.
+/// Maximum number of dropped annotations that are named, and maximum length of such a name.
 const DROPPED_NAMES: usize = 16;
 const DROPPED_NAME_BYTES: usize = 64;
 
@@ -39,9 +39,8 @@ const TRUNCATED: &str = "truncated";
 /// An event's metadata: the canonical text of a JSON object, at most 64 deep and
 /// 64 KiB long.
 ///
-/// The text is what is hashed and verified. It serialises as the object it is,
-/// with `serde_json`'s serialisers; deserialising brings any JSON object within
-/// the bounds to canonical form.
+/// The text itself is hashed and verified. With `serde_json`, it serializes as an object;
+/// deserializing brings any JSON object within the bounds to canonical form.
 ///
 /// ```
 /// use dezky_core::{Metadata, NewMetadata};
@@ -54,30 +53,30 @@ const TRUNCATED: &str = "truncated";
 pub struct Metadata(Box<str>);
 
 impl Metadata {
-    /// Takes text that is canonical, an object and within the bounds; `None` for
-    /// any other.
+    /// Accepts text that is canonical, an object and within the bounds; returns `None` otherwise.
     pub fn from_canonical(text: impl Into<Box<str>>) -> Option<Self> {
         let text = text.into();
         let metadata = Self::canonicalize(&text)?;
         (metadata.0 == text).then_some(metadata)
     }
 
-    /// The text that a store kept, taken as it is: for back ends reading rows.
+    /// Takes text from a store unchecked, for back ends that read rows.
     ///
-    /// Nothing is checked, so that a text that was changed is read and shows in
-    /// verification rather than as an error.
+    /// An altered text must be readable, so that verification reports it instead of failing with an
+    /// error.
     pub fn from_stored(text: impl Into<Box<str>>) -> Self {
         Self(text.into())
     }
 
-    /// The same with `_dezky.<key>` set; `None` if that breaks the bounds, or this is not an
-    /// object. The texts of the other members stay as they are.
+    /// Returns the metadata with `_dezky.<key>` set; `None` if the result exceeds the bounds or
+    /// this is not an object. The texts of the other members stay as they are.
     pub fn annotated(&self, key: &str, value: &Value) -> Option<Self> {
         let mut members: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&self.0).ok()?;
-        let own = members.get(OWN).map_or("{}", |own| own.get());
-        let mut own: BTreeMap<String, Box<RawValue>> = serde_json::from_str(own).ok()?;
-        own.insert(key.to_owned(), to_raw_value(value).ok()?);
-        members.insert(OWN.to_owned(), to_raw_value(&own).ok()?);
+        let annotations = members.get(ANNOTATIONS).map_or("{}", |annotations| annotations.get());
+        let mut annotations: BTreeMap<String, Box<RawValue>> =
+            serde_json::from_str(annotations).ok()?;
+        annotations.insert(key.to_owned(), to_raw_value(value).ok()?);
+        members.insert(ANNOTATIONS.to_owned(), to_raw_value(&annotations).ok()?);
         Self::canonicalize(&serde_json::to_string(&members).ok()?)
     }
 
@@ -86,9 +85,9 @@ impl Metadata {
         let mut text = String::with_capacity(raw.len().min(WHOLE.bytes));
         document.write(Document::ROOT, &mut text, WHOLE).ok()?;
         let members = document.members(Document::ROOT);
-        if let Some(own) = members.iter().find(|m| m.key == OWN) {
-            let bounds = Bounds { bytes: OWN_BYTES, ..VALUE };
-            document.write(own.value, &mut String::new(), bounds).ok()?;
+        if let Some(annotations) = members.iter().find(|m| m.key == ANNOTATIONS) {
+            let bounds = Bounds { bytes: ANNOTATIONS_BYTES, ..VALUE };
+            document.write(annotations.value, &mut String::new(), bounds).ok()?;
         }
         Some(Self(text.into()))
     }
@@ -98,8 +97,7 @@ impl Metadata {
         &self.0
     }
 
-    /// The text as a value. `null` if it was read back from a store and is no
-    /// JSON any more.
+    /// The text as a value; `null` if it was read from a store and is not valid JSON.
     pub fn to_value(&self) -> Value {
         serde_json::from_str(&self.0).unwrap_or(Value::Null)
     }
@@ -116,7 +114,7 @@ impl Serialize for Metadata {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match serde_json::from_str::<&RawValue>(&self.0) {
             Ok(raw) => raw.serialize(serializer),
-            // Somebody changed the row: one bad row must not blind the timeline.
+            // The row was altered: one bad row must not hide the timeline.
             Err(_) => serializer.serialize_str(&self.0),
         }
     }
@@ -131,10 +129,10 @@ impl<'de> Deserialize<'de> for Metadata {
     }
 }
 
-/// The metadata of an event to come: what its source said, as raw text, and
-/// annotations of our own, which go under `_dezky`.
+/// The metadata of a new event: the source's data as raw text, and dezky's own annotations, which
+/// go under `_dezky`.
 ///
-/// [`into_metadata`](Self::into_metadata) puts them together; it never fails.
+/// [`into_metadata`](Self::into_metadata) combines them; it never fails.
 ///
 /// ```
 /// use dezky_core::NewMetadata;
@@ -153,37 +151,36 @@ pub struct NewMetadata {
 }
 
 impl NewMetadata {
-    /// What a source said: the text of a JSON object, as received.
+    /// Starts with the source's data: the text of a JSON object, as received.
     pub fn from_source(raw: impl Into<String>) -> Self {
         Self { source: Some(raw.into()), annotations: Map::new() }
     }
 
-    /// The same from a value, which should be an object.
+    /// Like [`from_source`](Self::from_source), from a value, which should be an object.
     pub fn from_value(value: impl Borrow<Value>) -> Self {
         Self::from_source(value.borrow().to_string())
     }
 
-    /// Sets the source's part.
+    /// Sets the source's data.
     pub fn set_source(&mut self, raw: impl Into<String>) {
         self.source = Some(raw.into());
     }
 
-    /// The source's part as received.
+    /// The source's data as received.
     pub fn source(&self) -> Option<&str> {
         self.source.as_deref()
     }
 
     /// Sets `_dezky.<key>`.
     ///
-    /// `before` and `after` are for the states around a change. The names
-    /// `source`, `truncated` and `dropped` are given by
-    /// [`into_metadata`](Self::into_metadata) alone; annotations that bear them
-    /// are left out. `cut` and `rawIp` are those of sealing.
+    /// `before` and `after` are for the states around a change. The names `source`, `truncated` and
+    /// `dropped` are set by [`into_metadata`](Self::into_metadata) only; annotations with these
+    /// names are left out. `cut` and `rawIp` are set when sealing.
     pub fn annotate(&mut self, key: &str, value: impl Into<Value>) {
         self.annotations.insert(key.to_owned(), value.into());
     }
 
-    /// The same with `_dezky.<key>` set.
+    /// Sets `_dezky.<key>`; see [`annotate`](Self::annotate).
     #[must_use]
     pub fn with_annotation(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.annotate(key, value);
@@ -195,9 +192,8 @@ impl NewMetadata {
         self.annotations.get(key)
     }
 
-    /// Notes that a text was cut: `_dezky.cut.<field> = {bytes, sha256}` of the text
-    /// before. `field` is a field of the event, or the path of a member of the source's
-    /// part.
+    /// Notes that a text was truncated: `_dezky.cut.<field> = {bytes, sha256}` of the original
+    /// text. `field` is a field of the event, or the path of a member of the source's data.
     pub fn note_cut(&mut self, field: &str, original: &str) {
         let cuts = self.annotations.entry(CUT).or_insert_with(|| Map::new().into());
         if !cuts.is_object() {
@@ -209,7 +205,7 @@ impl NewMetadata {
         });
     }
 
-    /// Keeps the text of an address that can't be read, itself cut if long.
+    /// Keeps the text of an unreadable address, truncated if it is long.
     pub(crate) fn note_raw_ip(&mut self, raw: &str) {
         if raw.len() > RAW_IP_BYTES {
             self.note_cut("actorIp", raw);
@@ -217,62 +213,64 @@ impl NewMetadata {
         self.annotate(RAW_IP, &raw[..raw.floor_char_boundary(RAW_IP_BYTES)]);
     }
 
-    /// Puts both parts together, canonical and within the bounds whatever they
-    /// are.
+    /// Combines both parts into canonical text that is always within the bounds.
     ///
-    /// - The source's own `_dezky` becomes `_dezky.source`.
-    /// - If `_dezky` exceeds 32 KiB by our annotations, `before` and `after` are
-    ///   dropped; if that is not enough, the largest annotations one by one, of
-    ///   equally large ones the first by key, `cut` and `rawIp` last. An
-    ///   annotation nested too deeply is always dropped. `_dezky.dropped` names
-    ///   what was dropped: the first 16, names of more than 64 bytes left out.
-    /// - If then anything is too large or too deep, or the source's part is no
-    ///   JSON object, the source's part is replaced by its top-level scalars
-    ///   whose canonical form has at most 256 bytes, in key order up to the first
-    ///   with which the object of them would exceed 8 KiB, and
-    ///   `_dezky.truncated = {bytes, sha256}` of its text as received.
+    /// - A `_dezky` member of the source becomes `_dezky.source`.
+    /// - If annotations make `_dezky` exceed 32 KiB, `before` and `after` are dropped; if that is
+    ///   not enough, further annotations are dropped one by one, the largest first, equally large
+    ///   ones in key order, `cut` and `rawIp` last. An annotation nested too deeply is always
+    ///   dropped. `_dezky.dropped` names the first 16 dropped annotations, except names of more
+    ///   than 64 bytes.
+    /// - If the result is still too large or too deep, or the source's data is not a JSON object,
+    ///   the source's data is replaced by its top-level scalars whose canonical form has at most
+    ///   256 bytes, in key order up to the first with which the object of them would exceed 8 KiB.
+    ///   In addition, `_dezky.truncated = {bytes, sha256}` describes the text as received.
     pub fn into_metadata(self) -> Metadata {
-        let mut own = Own::new(&self.annotations);
+        let mut annotations = Annotations::new(&self.annotations);
         let raw = self.source.as_deref();
         let document = Document::parse(raw.unwrap_or("{}")).ok().filter(Document::is_object);
         let text = match (document, raw) {
             (None, None) => None,
-            (None, Some(raw)) => reduced(&Document::default(), &[], &mut own, raw),
+            (None, Some(raw)) => reduced(&Document::default(), &[], &mut annotations, raw),
             (Some(document), raw) => {
                 let members = document.members(Document::ROOT);
-                whole(&document, &members, &mut own)
-                    .or_else(|| reduced(&document, &members, &mut own, raw?))
+                whole(&document, &members, &mut annotations)
+                    .or_else(|| reduced(&document, &members, &mut annotations, raw?))
             }
         };
-        // Never the default: what is reduced fits.
+        // Never the default: the reduced form always fits.
         text.map_or_else(Metadata::default, Metadata)
     }
 }
 
-/// All that the source said with our annotations beside it, if it fits.
-fn whole(document: &Document<'_>, members: &[Member<'_>], own: &mut Own) -> Option<Box<str>> {
-    own.fit(&[]);
-    let theirs = match members.iter().find(|m| m.key == OWN) {
+/// The source's complete data with the annotations, if it fits.
+fn whole(
+    document: &Document<'_>,
+    members: &[Member<'_>],
+    annotations: &mut Annotations,
+) -> Option<Box<str>> {
+    annotations.fit(&[]);
+    let theirs = match members.iter().find(|m| m.key == ANNOTATIONS) {
         Some(member) => {
             let mut value = String::new();
-            let bounds = Bounds { bytes: OWN_BYTES, ..ANNOTATION };
+            let bounds = Bounds { bytes: ANNOTATIONS_BYTES, ..ANNOTATION };
             document.write(member.value, &mut value, bounds).ok()?;
             vec![Entry::new(SOURCE, &value)]
         }
         None => Vec::new(),
     };
-    let own = own.text(&theirs);
-    if own.as_ref().is_some_and(|text| text.len() > OWN_BYTES) {
+    let annotations = annotations.text(&theirs);
+    if annotations.as_ref().is_some_and(|text| text.len() > ANNOTATIONS_BYTES) {
         return None;
     }
-    assemble(document, members.iter(), own)
+    assemble(document, members.iter(), annotations)
 }
 
-/// What remains of a source's part that is out of bounds, and our annotations.
+/// The remains of a source's data that exceeds the bounds, with the annotations.
 fn reduced(
     document: &Document<'_>,
     members: &[Member<'_>],
-    own: &mut Own,
+    annotations: &mut Annotations,
     raw: &str,
 ) -> Option<Box<str>> {
     let (bytes, sha256) = (raw.len(), hex::encode(Sha256::digest(raw)));
@@ -290,28 +288,28 @@ fn reduced(
         if size > SCALARS_BYTES {
             break;
         }
-        if member.key == OWN {
+        if member.key == ANNOTATIONS {
             extra.push(Entry::new(SOURCE, &value));
         }
         kept.push(member);
     }
-    own.fit(&extra);
-    assemble(document, kept, own.text(&extra))
+    annotations.fit(&extra);
+    assemble(document, kept, annotations.text(&extra))
 }
 
-/// The object of `members` with `own` in the place of their [`OWN`], if it is
-/// within the bounds.
+/// The object of `members` with `annotations` in place of their [`ANNOTATIONS`], if it is within
+/// the bounds.
 fn assemble<'m>(
     document: &Document<'_>,
     members: impl IntoIterator<Item = &'m Member<'m>>,
-    mut own: Option<String>,
+    mut annotations: Option<String>,
 ) -> Option<Box<str>> {
-    fn write_own(out: &mut String, own: Option<String>) {
-        if let Some(own) = own {
+    fn write_annotations(out: &mut String, annotations: Option<String>) {
+        if let Some(annotations) = annotations {
             separate(out);
-            write_string(out, OWN);
+            write_string(out, ANNOTATIONS);
             out.push(':');
-            out.push_str(&own);
+            out.push_str(&annotations);
         }
     }
     fn separate(out: &mut String) {
@@ -320,14 +318,15 @@ fn assemble<'m>(
         }
     }
 
-    let capacity = document.len() + own.as_ref().map_or(0, |own| own.len() + OWN.len() + 4);
+    let capacity = document.len()
+        + annotations.as_ref().map_or(0, |annotations| annotations.len() + ANNOTATIONS.len() + 4);
     let mut out = String::with_capacity(capacity.min(WHOLE.bytes) + 2);
     out.push('{');
     for member in members {
-        if own.is_some() && compare_keys(OWN, &member.key) != Ordering::Greater {
-            write_own(&mut out, own.take());
+        if annotations.is_some() && compare_keys(ANNOTATIONS, &member.key) != Ordering::Greater {
+            write_annotations(&mut out, annotations.take());
         }
-        if member.key == OWN {
+        if member.key == ANNOTATIONS {
             continue;
         }
         separate(&mut out);
@@ -338,12 +337,12 @@ fn assemble<'m>(
             return None;
         }
     }
-    write_own(&mut out, own);
+    write_annotations(&mut out, annotations);
     out.push('}');
     (out.len() <= WHOLE.bytes).then(|| out.into_boxed_str())
 }
 
-/// A member as canonical text.
+/// A member in canonical text.
 struct Entry {
     key: String,
     /// Key and value.
@@ -359,7 +358,7 @@ impl Entry {
         Self { key: key.to_owned(), text }
     }
 
-    /// Which annotations are dropped first.
+    /// The order in which annotations are dropped.
     fn rank(&self) -> u8 {
         match self.key.as_str() {
             "before" | "after" => 0,
@@ -369,17 +368,17 @@ impl Entry {
     }
 }
 
-/// Our annotations.
-struct Own {
+/// Dezky's own annotations.
+struct Annotations {
     /// In key order.
     entries: Vec<Entry>,
-    /// The names of those that were dropped, in that order.
+    /// The names of dropped annotations, in the order of dropping.
     dropped: Vec<String>,
 }
 
-impl Own {
+impl Annotations {
     fn new(annotations: &Map<String, Value>) -> Self {
-        let mut own = Self { entries: Vec::with_capacity(annotations.len()), dropped: Vec::new() };
+        let mut all = Self { entries: Vec::with_capacity(annotations.len()), dropped: Vec::new() };
         for (key, value) in annotations {
             let key = key.replace('\0', "\u{fffd}");
             if matches!(key.as_str(), SOURCE | TRUNCATED | DROPPED) {
@@ -390,19 +389,19 @@ impl Own {
             let written = Document::parse(&raw)
                 .is_ok_and(|d| d.write(Document::ROOT, &mut text, ANNOTATION).is_ok());
             if written {
-                own.entries.push(Entry::new(&key, &text));
+                all.entries.push(Entry::new(&key, &text));
             } else {
-                own.dropped.push(key);
+                all.dropped.push(key);
             }
         }
         // As in any object, the last of equal keys wins.
-        own.entries.reverse();
-        own.entries.sort_by(|a, b| compare_keys(&a.key, &b.key));
-        own.entries.dedup_by(|a, b| a.key == b.key);
-        own
+        all.entries.reverse();
+        all.entries.sort_by(|a, b| compare_keys(&a.key, &b.key));
+        all.entries.dedup_by(|a, b| a.key == b.key);
+        all
     }
 
-    /// What `_dezky.dropped` says.
+    /// The entry `_dezky.dropped`.
     fn note(&self) -> Option<Entry> {
         if self.dropped.is_empty() {
             return None;
@@ -420,17 +419,17 @@ impl Own {
         Some(Entry::new(DROPPED, &names))
     }
 
-    /// Drops annotations until they fit together with `extra`.
+    /// Drops annotations until the rest fits together with `extra`.
     fn fit(&mut self, extra: &[Entry]) {
         let size = |entries: &[Entry]| entries.iter().map(|e| e.text.len() + 1).sum::<usize>();
-        // Braces, and a comma after each but the last.
+        // The braces, and a comma after every entry except the last.
         let fixed = 1 + size(extra);
         let mut sum = size(&self.entries);
         let mut noted = size(self.note().as_slice());
-        if fixed + sum + noted <= OWN_BYTES {
+        if fixed + sum + noted <= ANNOTATIONS_BYTES {
             return;
         }
-        // Stable, so equally large ones stay in key order.
+        // The sort is stable, so equally large annotations stay in key order.
         let mut order: Vec<usize> = (0..self.entries.len()).collect();
         order.sort_by_key(|&i| {
             let entry = &self.entries[i];
@@ -439,8 +438,8 @@ impl Own {
         let mut gone = BTreeSet::new();
         for i in order {
             let entry = &self.entries[i];
-            // A state before without the one after would mislead: both or none.
-            if fixed + sum + noted <= OWN_BYTES && entry.rank() != 0 {
+            // A `before` without its `after` would mislead, so both are dropped.
+            if fixed + sum + noted <= ANNOTATIONS_BYTES && entry.rank() != 0 {
                 break;
             }
             sum -= entry.text.len() + 1;
@@ -457,7 +456,7 @@ impl Own {
         });
     }
 
-    /// The object of all annotations and of `extra`; `None` if there are none.
+    /// The object of all annotations and `extra`; `None` if there are none.
     fn text(&self, extra: &[Entry]) -> Option<String> {
         let note = self.note();
         let mut entries: Vec<&Entry> = self.entries.iter().chain(extra).chain(&note).collect();
@@ -494,7 +493,7 @@ mod tests {
         json!({ "bytes": raw.len(), "sha256": sha256(raw) })
     }
 
-    /// Arrays within each other.
+    /// Nested arrays.
     fn nested(depth: usize) -> String {
         format!("{}{}", "[".repeat(depth), "]".repeat(depth))
     }
@@ -571,10 +570,10 @@ mod tests {
                 json!({ "s": value, "_dezky": { "truncated": truncated(&raw) } })
             );
         }
-        // What is overridden doesn't count.
+        // Overridden members don't count.
         let raw = format!("{{\"a\":{},\"a\":1}}", nested(99));
         assert_eq!(NewMetadata::from_source(raw).into_metadata().as_str(), r#"{"a":1}"#);
-        // Moved, it is one level deeper.
+        // Moved under `_dezky`, it is one level deeper.
         let own = |depth: usize| format!("{{\"_dezky\":{}}}", nested(depth));
         let fits = NewMetadata::from_source(own(62)).into_metadata();
         assert_eq!(fits.as_str(), format!("{{\"_dezky\":{{\"source\":{}}}}}", nested(62)));
@@ -582,7 +581,7 @@ mod tests {
             assemble_value(&NewMetadata::from_source(own(63))),
             json!({ "_dezky": { "truncated": truncated(&own(63)) } })
         );
-        // Our own, too.
+        // The same holds for annotations.
         for (depth, kept) in [(62, true), (63, false)] {
             let value: Value = serde_json::from_str(&nested(depth)).unwrap();
             let new = NewMetadata::default().with_annotation("deep", value.clone());
@@ -601,7 +600,7 @@ mod tests {
         // The canonical size counts.
         let spaced = of(65536).replace(':', &" ".repeat(70_000).replacen(' ', ":", 1));
         assert_eq!(NewMetadata::from_source(spaced).into_metadata().as_str(), of(65536));
-        // Both parts together.
+        // Both parts together count.
         let new = NewMetadata::from_source(of(65536)).with_annotation("k", 1);
         assert_eq!(
             assemble_value(&new),
@@ -658,7 +657,7 @@ mod tests {
         assert_eq!(assemble_value(&fits)["_dezky"]["before"], text(32_768 - 11));
         let more = NewMetadata::default().with_annotation("before", text(32_768 - 10));
         assert_eq!(assemble_value(&more), json!({ "_dezky": { "dropped": ["before"] } }));
-        // The source's own makes way, not ours.
+        // The source's data is reduced, not the annotations.
         let raw = format!(r#"{{"_dezky":"{}","a":1}}"#, "x".repeat(3_000));
         let new = NewMetadata::from_source(&raw).with_annotation("before", text(30_000));
         assert_eq!(
@@ -689,7 +688,7 @@ mod tests {
         for text in ["{}", r#"{"a":[1,"x"]}"#] {
             assert_eq!(Metadata::from_canonical(text).unwrap().as_str(), text);
         }
-        let long = format!("{{\"_dezky\":\"{}\"}}", "x".repeat(OWN_BYTES));
+        let long = format!("{{\"_dezky\":\"{}\"}}", "x".repeat(ANNOTATIONS_BYTES));
         for text in ["", "[]", "{ }", "1", r#"{"b":1,"a":2}"#, r#"{"a":1.0}"#, &long] {
             assert_eq!(Metadata::from_canonical(text), None, "{text}");
         }
@@ -711,12 +710,12 @@ mod tests {
         assert_eq!(value["metadata"], outer.metadata.to_value());
         assert_eq!(serde_json::from_value::<Outer>(value).unwrap(), outer);
         assert!(serde_json::from_str::<Outer>("{\"metadata\":[]}").is_err());
-        // A row that was changed is listed as what stands there.
+        // An altered row is listed as stored.
         assert_eq!(serde_json::to_string(&Metadata::from_stored("{")).unwrap(), "\"{\"");
         assert_eq!(Metadata::from_stored("{").to_value(), Value::Null);
     }
 
-    /// A part of the metadata, now and then a large one.
+    /// A part of the metadata, occasionally a large one.
     fn part() -> impl Strategy<Value = String> {
         prop_oneof![
             4 => json_text(),
@@ -733,7 +732,7 @@ mod tests {
             source in prop_oneof![
                 1 => Just(None),
                 1 => part().prop_map(Some),
-                6 => prop::collection::vec((prop_oneof!["[a-z_]{1,9}", Just(OWN.to_owned())], part()), 0..5)
+                6 => prop::collection::vec((prop_oneof!["[a-z_]{1,9}", Just(ANNOTATIONS.to_owned())], part()), 0..5)
                     .prop_map(|members| {
                         let members: Vec<_> =
                             members.iter().map(|(k, v)| format!("\"{k}\" : {v}")).collect();
@@ -760,10 +759,10 @@ mod tests {
             let value = metadata.to_value();
             prop_assert!(value.is_object());
             if raw_ip.is_some() {
-                prop_assert!(value[OWN][RAW_IP].is_string());
+                prop_assert!(value[ANNOTATIONS][RAW_IP].is_string());
             }
-            if let Some(own) = value.get(OWN) {
-                prop_assert!(canonicalize(&own.to_string()).unwrap().len() <= OWN_BYTES);
+            if let Some(own) = value.get(ANNOTATIONS) {
+                prop_assert!(canonicalize(&own.to_string()).unwrap().len() <= ANNOTATIONS_BYTES);
             } else if let Some(source) = source {
                 prop_assert_eq!(canonicalize(&source).unwrap(), metadata.as_str());
             }

@@ -1,4 +1,4 @@
-//! Where events come from: sources, what they pull, and whose they are.
+//! Event sources: pulling events and finding their tenants.
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -8,40 +8,40 @@ use crate::{
     Actor, NewEvent, NewMetadata, Outcome, PLATFORM_SOURCE, Result, Runtime, SealedEvent, Timestamp,
 };
 
-/// The most bytes kept of a quarantined item.
+/// Maximum number of bytes kept of a quarantined item.
 pub const MAX_QUARANTINE_RAW_BYTES: usize = 64 << 10;
-/// The longest key of a quarantine item, in bytes.
+/// Maximum length of a quarantine item's key in bytes.
 const KEY_MAX: usize = 512;
 
-/// A system that can be asked for its events, batch by batch.
+/// A system whose events are pulled batch by batch.
 ///
-/// A pump moves batches from here into a store and commits each together with
-/// the cursor advance, so `pull` may be asked again for the same cursor: after a
-/// failed append, a restart, or by another replica. It must then give the same
-/// events with the same external ids; what it keeps in memory is only a cache.
+/// A pump commits each batch to a store together with the cursor's advance, so `pull` may be called
+/// again with the same cursor: after a failed append, after a restart, or by another replica. It
+/// must then return the same events with the same external ids; any state in memory is only a
+/// cache.
 #[async_trait]
 pub trait IngestSource: Send {
-    /// The source's name as it stands in the events: `ocis`, `authentik:eu2`.
+    /// The source's name as used in events: `ocis`, `authentik:eu2`.
     fn name(&self) -> &str;
 
-    /// One batch after `cursor` (`None`: from the beginning).
+    /// Pulls one batch after `cursor` (`None`: from the beginning).
     ///
-    /// Errors are retried by the pump with back-off; a single bad event is no
-    /// error but an item in [`Pull::quarantine`]. Cancel-safe.
+    /// The pump retries errors with back-off. A single bad event is not an error but an item in
+    /// [`Pull::quarantine`]. Cancel-safe.
     async fn pull(&mut self, cursor: Option<&str>, limits: PullLimits) -> Result<Pull>;
 
-    /// Input that the last pull found and could not take yet.
+    /// Input that the last pull found but could not process yet.
     fn waiting(&self) -> Option<Waiting> {
         None
     }
 }
 
-/// How much one pull may bring.
+/// Limits for one pull.
 #[derive(Debug, Clone, Copy)]
 pub struct PullLimits {
-    /// The most events.
+    /// Maximum number of events.
     pub max_events: usize,
-    /// The most bytes read from the system.
+    /// Maximum number of bytes read from the system.
     pub max_bytes: usize,
 }
 
@@ -52,32 +52,32 @@ impl Default for PullLimits {
     }
 }
 
-/// What one pull brought.
+/// The result of one pull.
 #[derive(Debug, Clone, Default)]
 pub struct Pull {
-    /// The events, in the order in which they are to stand in the log.
+    /// The events, in the order in which they are to be appended.
     pub events: Vec<PulledEvent>,
-    /// What could not be mapped, kept with the raw bytes.
+    /// Items that could not be mapped, with their raw bytes.
     pub quarantine: Vec<QuarantineItem>,
-    /// How many items were passed over on purpose (known reads, duplicates of the walk).
+    /// The number of items skipped on purpose (known reads, duplicates of the scan).
     pub skipped: u64,
-    /// Where to go on; `None` if nothing was consumed.
+    /// The cursor to continue from; `None` if nothing was consumed.
     pub cursor: Option<String>,
-    /// Whether more is waiting right now.
+    /// Whether more events are available right now.
     pub more: bool,
 }
 
-/// Input that a source has found and can't take yet.
+/// Input that a source has found but can't process yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Waiting {
     /// A short stable code: `no_newline`, `incomplete_compression`, `no_file`.
     pub reason: &'static str,
-    /// How many bytes of it there are.
+    /// The number of bytes.
     pub bytes: u64,
 }
 
-/// An event and the ways to find out whose it is, best first.
+/// An event with hints for finding its tenant, best first.
 #[derive(Debug, Clone)]
 pub struct PulledEvent {
     /// The mapped event.
@@ -92,11 +92,11 @@ impl From<NewEvent> for PulledEvent {
     }
 }
 
-/// A way to find out an event's tenant.
+/// A hint for finding an event's tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TenantHint {
-    /// A name that is the tenant's slug if such a tenant exists; `via` says where
-    /// it was found (`group`, `space_name`).
+    /// A name that is the tenant's slug if such a tenant exists. `via` states where it was found
+    /// (`group`, `space_name`).
     Slug {
         /// The name.
         slug: String,
@@ -105,7 +105,7 @@ pub enum TenantHint {
     },
     /// A domain that a tenant may own.
     Domain(String),
-    /// A user of a system, who may belong to one tenant.
+    /// A user of a system, who may belong to exactly one tenant.
     User {
         /// The system: `ocis`, `stalwart`, `authentik`.
         system: &'static str,
@@ -114,52 +114,50 @@ pub enum TenantHint {
     },
 }
 
-/// Looks up tenants for inference. A user of several tenants gives none.
+/// Looks up tenants for events. A user of several tenants yields none.
 #[async_trait]
 pub trait TenantDirectory: Send + Sync {
-    /// The slug, if there is such a tenant.
+    /// Returns the slug if such a tenant exists.
     async fn by_slug(&self, slug: &str) -> Result<Option<String>>;
-    /// The slug of the tenant that owns `domain`, compared in its
-    /// [normal form](crate::domain::normal_form).
+    /// Returns the slug of the tenant that owns `domain`, compared in its [normal
+    /// form](crate::domain::normal_form).
     async fn by_domain(&self, domain: &str) -> Result<Option<String>>;
-    /// The slug of the only tenant of the user `id` of `system`.
+    /// Returns the slug of the only tenant of the user `id` of `system`.
     async fn by_user(&self, system: &str, id: &str) -> Result<Option<String>>;
-    /// A number that is another one after every change of a tenant, so that who keeps
-    /// answers knows when they are old; `None` if there is none, and answers may be kept
-    /// for a while. Cheap: sources ask with every batch.
+    /// A number that changes with every change of a tenant and so tells caches when to drop their
+    /// answers; `None` if the directory has none, in which case answers may be cached for a while.
+    /// Must be cheap: sources call it for every batch.
     async fn revision(&self) -> Result<Option<u64>> {
         Ok(None)
     }
 }
 
-/// Something a source sent that could not become an event, kept until somebody
-/// decides about it. Identified by `(source, key)`: the same item again changes
-/// nothing but its count.
+/// An item from a source that could not become an event, stored until an operator decides about it.
+/// Identified by `(source, key)`: receiving the same item again changes nothing but its count.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct QuarantineItem {
     /// The source.
     pub source: String,
-    /// What makes the item the same when it comes again, at most 512 bytes.
+    /// The item's identity across repeated deliveries, at most 512 bytes.
     pub key: String,
     /// A short stable code: `not_json`, `unknown_type`, `line_too_long`.
     pub reason: String,
-    /// One line for a person. No secrets, no personal data.
+    /// One line for a person, without secrets and personal data.
     pub detail: String,
-    /// The bytes, redacted as events of the source are and bounded by the source.
+    /// The raw bytes, redacted like the source's events and bounded by the source.
     #[serde(serialize_with = "lossy_text")]
     pub raw: Vec<u8>,
-    /// When it was received.
+    /// Time of receipt.
     pub at: Timestamp,
 }
 
 impl QuarantineItem {
-    /// Brings the item within the bounds of the store, which would refuse the whole
-    /// batch else: a key over 512 bytes becomes its digest, the other texts (source
-    /// and reason 64 bytes, detail 1,024) and `raw` (64 KiB) are cut, U+0000 in texts
-    /// becomes U+FFFD.
+    /// Brings the item within the store's bounds, which would otherwise reject the whole batch: a
+    /// key over 512 bytes is replaced by its digest, the other texts (source and reason 64 bytes,
+    /// detail 1,024) and `raw` (64 KiB) are truncated, and U+0000 in texts becomes U+FFFD.
     pub fn cut_to_bounds(&mut self) {
-        // A key can't be cut: two items would be one.
+        // A key can't be truncated: two items could become one.
         if self.key.len() > KEY_MAX || self.key.contains('\0') {
             self.key = format!("key:{}", hex::encode(Sha256::digest(&self.key)));
         }
@@ -180,7 +178,7 @@ impl QuarantineItem {
         }
     }
 
-    /// What the timeline knows the item by: 40 hex digits of its source and key.
+    /// The item's identifier on the timeline: 40 hex digits of the digest of source and key.
     pub fn digest(&self) -> String {
         let digest = Sha256::new()
             .chain_update(self.source.as_bytes())
@@ -190,8 +188,8 @@ impl QuarantineItem {
         hex::encode(&digest[..20])
     }
 
-    /// The timeline's record of the item, `ingest.quarantined`, to be appended with
-    /// it: the same item gives the same record, so that a repeated batch adds none.
+    /// The timeline's event for the item, `ingest.quarantined`, to be appended together with it.
+    /// The same item gives the same external id, so a repeated batch adds no second event.
     pub fn notice(&self, runtime: &dyn Runtime) -> SealedEvent {
         let mut metadata = NewMetadata::default();
         metadata.annotate("reason", self.reason.clone());

@@ -1,4 +1,4 @@
-//! Finding out whose an event is, by the hints of its source.
+//! Finds the tenants of events from the hints of their sources.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -9,52 +9,52 @@ use futures_util::future::{Either, select};
 use crate::source::{TenantDirectory, TenantHint};
 use crate::{Error, ErrorKind, Runtime, SealedEvent, Timestamp};
 
-/// The annotation that says how an event's tenant was found.
+/// The annotation that states how an event's tenant was found.
 pub const TENANT_BY: &str = "tenantBy";
 /// Its value while the directory has not answered.
 pub const UNRESOLVED: &str = "unresolved";
 
-/// How long the directory may take for an answer.
+/// Time limit for one answer of the directory.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long for all of a batch.
+/// Time limit for all answers of a batch.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The answer about an event's tenant.
+/// The directory's answer about an event's tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FoundTenant {
-    /// The tenant, and which hint found it: the value of `_dezky.tenantBy`.
+    /// The tenant, and the hint that found it: the value of `_dezky.tenantBy`.
     Tenant {
-        /// Its slug.
+        /// The tenant's slug.
         slug: String,
-        /// Which hint found it.
+        /// The hint that found the tenant.
         via: &'static str,
     },
-    /// The directory knows none for any hint.
+    /// The directory knows no tenant for any hint.
     Nobody,
-    /// The directory did not answer, so it is to be asked again.
+    /// The directory did not answer and must be asked again.
     NoAnswer,
 }
 
-/// Finds the tenants of one batch, each question asked once, and none after the directory
-/// failed, took over 2 s for an answer or over 10 s for all: a directory that is away
-/// would otherwise be waited for once for every event.
+/// Finds the tenants of one batch. Each question is asked once, and none after the directory
+/// failed, took over 2 s for one answer or over 10 s for the batch: otherwise every event would
+/// wait for an unavailable directory.
 pub struct TenantFinder<'d> {
     directory: &'d dyn TenantDirectory,
     runtime: &'d dyn Runtime,
-    /// By kind or system, and by what was asked.
+    /// By kind or system, and by the value looked up.
     answers: HashMap<(&'static str, String), Option<String>>,
     failed: bool,
     until: Timestamp,
 }
 
 impl<'d> TenantFinder<'d> {
-    /// Asks `directory`.
+    /// Looks tenants up in `directory`.
     pub fn new(directory: &'d dyn TenantDirectory, runtime: &'d dyn Runtime) -> Self {
         let until = runtime.now().saturating_add(BATCH_TIMEOUT);
         Self { directory, runtime, answers: HashMap::new(), failed: false, until }
     }
 
-    /// Asks hint by hint, best first.
+    /// Tries the hints in order, best first.
     pub async fn find(&mut self, hints: &[TenantHint]) -> FoundTenant {
         for hint in hints {
             match self.ask(hint).await {
@@ -66,7 +66,7 @@ impl<'d> TenantFinder<'d> {
         FoundTenant::Nobody
     }
 
-    /// The answer to a hint; `None` if there is none to be had.
+    /// The answer to a hint; `None` if the directory does not answer.
     async fn ask(&mut self, hint: &TenantHint) -> Option<Option<String>> {
         let question = match hint {
             TenantHint::Slug { slug, .. } => ("slug", slug.clone()),
@@ -84,7 +84,7 @@ impl<'d> TenantFinder<'d> {
             TenantHint::Domain(domain) => self.directory.by_domain(domain),
             TenantHint::User { system, id } => self.directory.by_user(system, id),
         };
-        // Made when it is polled: most answers are there before a timer is.
+        // Created when polled: most answers arrive before a timer is needed.
         let timeout = pin!(async {
             let left = self.until.saturating_since(self.runtime.now());
             self.runtime.sleep(left.min(ANSWER_TIMEOUT)).await;
@@ -95,7 +95,7 @@ impl<'d> TenantFinder<'d> {
         };
         match answer {
             Ok(answer) => {
-                // What can't be a slug would be refused, and the event with it.
+                // A value that can't be a slug would make the store reject the event.
                 let answer = answer.filter(|slug| (1..=63).contains(&slug.len()));
                 self.answers.insert(question, answer.clone());
                 Some(answer)
@@ -110,7 +110,7 @@ impl<'d> TenantFinder<'d> {
 }
 
 impl TenantHint {
-    /// The value of `_dezky.tenantBy` for a tenant that was found.
+    /// The value of `_dezky.tenantBy` if this hint finds the tenant.
     pub fn via(&self) -> &'static str {
         match self {
             Self::Slug { via, .. } => via,
@@ -120,20 +120,20 @@ impl TenantHint {
     }
 }
 
-/// An event whose tenant could not be asked for, and the hints to ask with.
+/// An event for which the directory was not available, and its tenant hints.
 ///
-/// Its id, `receivedAt` and salt are fixed; `tenantSlug` and `_dezky.tenantBy` are not
-/// until it goes into a log.
+/// Its id, `receivedAt` and salt are fixed; `tenantSlug` and `_dezky.tenantBy` are not until it is
+/// appended to a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnresolvedEvent {
-    /// The event as it stands without an answer, `_dezky.tenantBy` being `unresolved`.
+    /// The event without an answer: its `_dezky.tenantBy` is `unresolved`.
     pub event: SealedEvent,
     /// Candidates for its tenant, best first.
     pub tenant: Vec<TenantHint>,
 }
 
 impl UnresolvedEvent {
-    /// The event with the directory's answer; as it stands without one.
+    /// Applies the directory's answer; without an answer the event stays as it is.
     pub fn resolve(self, found: &FoundTenant) -> SealedEvent {
         let (slug, via) = match found {
             FoundTenant::Tenant { slug, via } => (Some(slug.clone()), *via),
@@ -142,7 +142,7 @@ impl UnresolvedEvent {
         };
         let mut event = self.event.event().clone();
         event.tenant_slug = slug;
-        // Whatever found it is no longer a word than `unresolved`, so it fits where that did.
+        // No value is longer than `unresolved`, so it fits wherever that did.
         if let Some(metadata) = event.metadata.annotated(TENANT_BY, &via.into()) {
             event.metadata = metadata;
         }
@@ -166,7 +166,7 @@ mod tests {
             event.metadata.annotate(TENANT_BY, UNRESOLVED);
             event.seal(&runtime)
         };
-        // The longest that is taken as it is.
+        // The largest size that is stored unchanged.
         let is_whole = |bytes: &usize| event(*bytes).event().metadata.as_str().len() > *bytes;
         let whole = (60_000..66_000).rev().find(is_whole).unwrap();
         assert!(!is_whole(&(whole + 1)), "{whole}");

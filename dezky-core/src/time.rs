@@ -1,4 +1,4 @@
-//! Points in time, as the log keeps them.
+//! Points in time as stored in the log.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,18 +7,17 @@ use ::time::format_description::well_known::{Rfc2822, Rfc3339};
 use ::time::{Date, Month, OffsetDateTime, PrimitiveDateTime, Time, UtcOffset};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// How far an event's time may lie ahead of the time of receiving: 24 hours. A local time
-/// that was written as UTC is at most 14 hours off; beyond a day the sender's clock or the
-/// unit is wrong.
+/// How far an event's time may be ahead of its receipt: 24 hours. Local time mislabelled as UTC is
+/// off by at most 14 hours; beyond a day, the sender's clock or the unit is wrong.
 pub const MAX_AHEAD: Duration = Duration::from_hours(24);
 
-/// The longest text that is read as a time, in bytes.
+/// Maximum length of a text that is parsed as a time, in bytes.
 const MAX_TIME_BYTES: usize = 128;
 
-/// Whole milliseconds since the Unix epoch, UTC, years 0001 to 9999.
+/// A point in time: whole milliseconds since the Unix epoch, UTC, years 0001 to 9999.
 ///
-/// The text form is `2026-11-21T20:12:21.123Z`, always with three digits of
-/// fraction; any RFC 3339 text is read, floored to the millisecond.
+/// The text form is `2026-11-21T20:12:21.123Z`, always with three fractional digits. Any RFC 3339
+/// text is accepted, floored to the millisecond.
 ///
 /// ```
 /// use dezky_core::Timestamp;
@@ -56,30 +55,28 @@ impl Timestamp {
         self.0
     }
 
-    /// Reads RFC 3339; a finer fraction is floored. `None` if it is no such text
-    /// or lies outside the range.
+    /// Parses RFC 3339; a finer fraction is floored. Returns `None` for any other text or a time
+    /// outside the range.
     pub fn parse(text: &str) -> Option<Self> {
         let t = OffsetDateTime::parse(text, &Rfc3339).ok()?;
         let ms = t.unix_timestamp_nanos().div_euclid(1_000_000);
         Self::from_millis(i64::try_from(ms).ok()?)
     }
 
-    /// The earliest time that is believed of an event, 2000-01-01T00:00:00.000Z. Earlier
-    /// ones are what programs write that have no time (year 1, 1970, 1980) and seconds
-    /// that were read as milliseconds.
+    /// The earliest plausible time of an event, 2000-01-01T00:00:00.000Z. Earlier times come from
+    /// programs without a clock (year 1, 1970, 1980) and from seconds read as milliseconds.
     pub const EARLIEST_PLAUSIBLE: Self = Self(946_684_800_000);
 
-    /// Reads a time as sources write it, where it is unmistakable; see
-    /// [`TimeFormat::Auto`].
+    /// Parses a time in any unambiguous format that sources use; see [`TimeFormat::Auto`].
     pub fn read(text: &str) -> Option<Self> {
         TimeFormat::Auto.read(text)
     }
 
-    /// Why an event of this time is not believed by a log that received it at
-    /// `received_at`; `None` if it is.
+    /// Why this is an implausible time for an event received at `received_at`; `None` if it is
+    /// plausible.
     ///
-    /// A log whose own clock stands before [`Self::EARLIEST_PLAUSIBLE`] can't say that
-    /// others are ahead.
+    /// If the receiving clock itself is before [`Self::EARLIEST_PLAUSIBLE`], no time counts as
+    /// ahead.
     pub fn problem(self, received_at: Self) -> Option<TimeProblem> {
         if self < Self::EARLIEST_PLAUSIBLE {
             return Some(TimeProblem::TooOld);
@@ -89,21 +86,21 @@ impl Timestamp {
         is_ahead.then_some(TimeProblem::Ahead)
     }
 
-    /// The point `by` later, clamped to the range.
+    /// The point in time `by` later, clamped to the range.
     #[must_use]
     pub fn saturating_add(self, by: Duration) -> Self {
         let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
         Self::from_millis_clamped(self.0.saturating_add(by))
     }
 
-    /// Whether this, the end of a wait of at most `longest`, is still to come. An end that
-    /// is further away was set by a clock that was ahead, and is over.
+    /// Whether this end of a wait of at most `longest` is still ahead of `now`. An end further away
+    /// was set while the clock was ahead, and counts as over.
     #[must_use]
     pub fn is_ahead_of(self, now: Self, longest: Duration) -> bool {
         now < self && self <= now.saturating_add(longest)
     }
 
-    /// How much later this is than `earlier`; zero if it is not.
+    /// The time since `earlier`; zero if this is not later.
     pub fn saturating_since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
@@ -144,15 +141,14 @@ impl<'de> Deserialize<'de> for Timestamp {
     }
 }
 
-/// Why an event bears the time of receiving although its source should have said when it
-/// happened: `_dezky.timeProblem`.
+/// Why an event has the time of receipt instead of its source's time: `_dezky.timeProblem`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimeProblem {
-    /// The source said nothing.
+    /// The source sent no time.
     Absent,
-    /// The text is not a time, or could be several.
+    /// The text is not a time, or is ambiguous.
     Unreadable,
-    /// More than [`MAX_AHEAD`] after the time of receiving.
+    /// More than [`MAX_AHEAD`] after the receipt.
     Ahead,
     /// Before [`Timestamp::EARLIEST_PLAUSIBLE`].
     TooOld,
@@ -173,7 +169,7 @@ impl TimeProblem {
     }
 }
 
-/// How a source writes its times.
+/// The format of a source's times.
 ///
 /// ```
 /// use dezky_core::{TimeFormat, Timestamp};
@@ -188,17 +184,17 @@ impl TimeProblem {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum TimeFormat {
-    /// All that is unmistakable: the texts of [`Self::Rfc3339`], and numbers that are
-    /// seconds, milliseconds, microseconds or nanoseconds since 1970 of the years 2000 to
-    /// 2099, in which no two of these units overlap.
+    /// Any unambiguous format: the texts of [`Self::Rfc3339`], and numbers in seconds,
+    /// milliseconds, microseconds or nanoseconds since 1970 in the years 2000 to 2099, in which no
+    /// two of these units overlap.
     #[default]
     Auto,
-    /// A date and a time with an offset: `2026-11-21T20:12:21.123Z`, also with a blank or
-    /// `/` as separators, a comma before the fraction, no separators at all, an offset
-    /// such as `+0100` or `+01`, a zone's name behind it; `Sat, 21 Nov 2026 20:12:21 GMT`;
+    /// A date and a time with an offset: `2026-11-21T20:12:21.123Z`, also with a blank or `/` as
+    /// separators, with a comma before the fraction, without separators, with an offset such as
+    /// `+0100` or `+01`, or with a zone's name after it; `Sat, 21 Nov 2026 20:12:21 GMT`;
     /// `21/Nov/2026:20:12:21 +0000`.
     Rfc3339,
-    /// The same, in UTC where there is no offset.
+    /// Like [`Self::Rfc3339`], but in UTC if there is no offset.
     Utc,
     /// Seconds since 1970, with or without a fraction.
     #[serde(alias = "unix_s")]
@@ -215,8 +211,8 @@ pub enum TimeFormat {
 }
 
 impl TimeFormat {
-    /// The time, floored to the millisecond; `None` if `text` is not of this format or
-    /// outside [`Timestamp::MIN`]…[`Timestamp::MAX`].
+    /// Parses a time, floored to the millisecond; returns `None` if `text` does not have this
+    /// format or is outside [`Timestamp::MIN`]…[`Timestamp::MAX`].
     pub fn read(self, text: &str) -> Option<Timestamp> {
         let text = text.trim();
         if text.len() > MAX_TIME_BYTES {
@@ -242,17 +238,17 @@ impl TimeFormat {
     }
 }
 
-/// Nanoseconds of the units.
+/// The units in nanoseconds.
 const SECOND: i128 = 1_000_000_000;
 const MILLISECOND: i128 = 1_000_000;
 const MICROSECOND: i128 = 1_000;
 /// 2000 to 2099, in nanoseconds since the epoch.
 const YEARS_2000: std::ops::Range<i128> = 946_684_800 * SECOND..4_102_444_800 * SECOND;
 
-/// A decimal number of units, in nanoseconds, floored.
+/// Converts a decimal number of units to nanoseconds, floored.
 fn scaled(text: &str, unit: i128) -> Option<i128> {
     if text.contains(['e', 'E']) {
-        // Exact for every time there is in milliseconds: below 2^53.
+        // Exact for every valid time in milliseconds, because these are below 2^53.
         let number = text.parse::<f64>().ok().filter(|number| number.abs() < 1e19)?;
         #[expect(clippy::cast_possible_truncation, reason = "the bound is checked right before")]
         let (whole, rest) = (number.trunc() as i128, (number.fract() * 1e9) as i128);
@@ -268,7 +264,7 @@ fn scaled(text: &str, unit: i128) -> Option<i128> {
     Some((sign * billionths * unit).div_euclid(SECOND))
 }
 
-/// The digits behind a decimal point as billionths; those behind the ninth are left out.
+/// The digits after a decimal point in billionths; digits after the ninth are dropped.
 fn nanos(fraction: &str) -> i128 {
     let digits = fraction.bytes().chain(std::iter::repeat(b'0')).take(9);
     digits.fold(0, |nanos, digit| nanos * 10 + i128::from(digit - b'0'))
@@ -288,7 +284,7 @@ fn date_and_time(text: &str, is_utc: bool) -> Option<i128> {
     Some(time?.unix_timestamp_nanos())
 }
 
-/// What ISO 8601, programming languages and databases make of RFC 3339.
+/// Parses the variants of RFC 3339 that ISO 8601, programming languages and databases produce.
 fn iso_8601(text: &str, is_utc: bool) -> Option<OffsetDateTime> {
     let mut rest = Rest(text);
     let year = rest.number(4)?;
@@ -309,7 +305,7 @@ fn iso_8601(text: &str, is_utc: bool) -> Option<OffsetDateTime> {
         None => 0,
     };
     if second == 60 {
-        // A leap second stays in its minute.
+        // A leap second stays within its minute.
         (second, nano) = (59, SECOND - 1);
     }
     rest.blanks();
@@ -324,7 +320,7 @@ fn iso_8601(text: &str, is_utc: bool) -> Option<OffsetDateTime> {
     Some(PrimitiveDateTime::new(date.ok()?, time.ok()?).assume_offset(offset))
 }
 
-/// What is not yet read of a time's text.
+/// The unparsed rest of a time's text.
 struct Rest<'t>(&'t str);
 
 impl<'t> Rest<'t> {
@@ -334,7 +330,7 @@ impl<'t> Rest<'t> {
         Some(taken)
     }
 
-    /// A number of so many digits, at most four.
+    /// Parses a number of exactly `digits` digits, at most four.
     fn number(&mut self, digits: usize) -> Option<u16> {
         let text = self.0.get(..digits)?;
         let number = text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())??;
@@ -342,7 +338,7 @@ impl<'t> Rest<'t> {
         Some(number)
     }
 
-    /// As many digits as there are, at least one.
+    /// Takes all following digits, at least one.
     fn digits(&mut self) -> Option<&'t str> {
         let len = self.0.bytes().take_while(u8::is_ascii_digit).count();
         (len > 0).then(|| self.take(len)).flatten()
@@ -358,7 +354,7 @@ impl<'t> Rest<'t> {
         self.0 = self.0.trim_start();
     }
 
-    /// The offset, which is all that remains but a zone's name.
+    /// Parses the offset, after which only a zone's name may follow.
     fn offset(&mut self, is_utc: bool) -> Option<UtcOffset> {
         if self.0.is_empty() {
             return is_utc.then_some(UtcOffset::UTC);
@@ -378,7 +374,7 @@ impl<'t> Rest<'t> {
             let has_minutes = self.one_of(&[':']).is_some() || !self.0.is_empty();
             (hours, if has_minutes { self.number(2).unwrap_or(0) } else { 0 })
         };
-        // `[Europe/Copenhagen]`, ` CET`, ` UTC`: said already by the offset.
+        // The offset already implies the zone in `[Europe/Copenhagen]`, ` CET` and ` UTC`.
         let name = self.0.trim_start();
         let is_name = name.is_empty()
             || name.starts_with('[') && name.ends_with(']')
@@ -393,7 +389,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_unmistakable_is_read() {
+    fn unambiguous_times_are_read() {
         let expected = Timestamp::parse("2026-11-21T20:12:21.123Z");
         for text in [
             "2026-11-21T20:12:21.123Z",
@@ -437,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_several_times_is_not() {
+    fn ambiguous_times_are_refused() {
         for text in [
             "",
             "now",
@@ -512,7 +508,7 @@ mod tests {
         ] {
             assert_eq!(problem(text), expected, "{text}");
         }
-        // A clock that was never set judges nobody.
+        // A clock that was never set can't call other clocks ahead.
         let unset = Timestamp::from_millis(5).unwrap();
         assert_eq!(now.problem(unset), None);
     }

@@ -1,5 +1,5 @@
-//! Verification: recomputes the whole log, names the first difference, and compares what
-//! lists can show with the rows.
+//! Verification: recomputes the whole log, names the first difference, and compares the rows with
+//! the contents of lists.
 
 use std::fmt;
 
@@ -9,22 +9,22 @@ use crate::integrity::{self, chain_hash, leaf_hash};
 use crate::store::{Anomaly, AuditStore, Extent, Folds, Head, ScannedRow, StoredRow};
 use crate::{Error, ErrorKind, Result};
 
-/// How many rows are held at a time.
+/// The number of rows held in memory.
 const BATCH_ROWS: usize = 1_000;
 
-/// What kind of difference was found.
+/// The kind of a difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Difference {
-    /// A row, or the head, says something else than was hashed.
+    /// A row, or the head, differs from what was hashed.
     Altered,
-    /// A row is gone.
+    /// A row is missing.
     Missing,
-    /// A row stands where another one stood.
+    /// A row is at the position of another one.
     Reordered,
-    /// A row is there that the log never took.
+    /// A row exists that the log never accepted.
     Inserted,
-    /// The log ends before the head that was expected.
+    /// The log ends before the expected head.
     Cut,
 }
 
@@ -40,12 +40,12 @@ impl fmt::Display for Difference {
     }
 }
 
-/// The first difference.
+/// The first difference found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Where.
+    /// The sequence number at which it was found.
     pub seq: i64,
-    /// What kind.
+    /// The kind of difference.
     pub kind: Difference,
     /// One line for a person, without values.
     pub detail: String,
@@ -57,44 +57,43 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What verification came to.
+/// The result of a verification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
-    /// How many events verified, from the log's base on.
+    /// The number of verified events, from the log's base on.
     pub verified: u64,
-    /// Where the log begins: not at 0 if its beginning was archived.
+    /// The beginning of the log; not 0 if earlier events were archived.
     pub base: Head,
-    /// The head of what verified.
+    /// The head of the verified part.
     pub head: Head,
-    /// The first difference; `None` for a log that is whole.
+    /// The first difference; `None` if the log is intact.
     pub finding: Option<Finding>,
-    /// Differences between the database's structure and the schema, because of which lists
-    /// may not show what is stored.
+    /// Differences between the database's structure and the schema, which may keep lists from
+    /// showing stored events.
     pub anomalies: Vec<Anomaly>,
 }
 
 impl Verdict {
-    /// Returns the first problem as one line; `None` if the log is what was recorded and
-    /// lists show it.
+    /// Returns the first problem as one line; `None` if the log is intact and lists show all of it.
     pub fn problem(&self) -> Option<String> {
         let finding = self.finding.as_ref().map(ToString::to_string);
         finding.or_else(|| self.anomalies.first().map(ToString::to_string))
     }
 }
 
-/// A head that was kept elsewhere: the hash of the event at `seq`.
+/// A head recorded elsewhere: the hash of the event at `seq`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpectedHead {
-    /// The event's place.
+    /// The event's sequence number.
     pub seq: u64,
-    /// Its hash.
+    /// The event's hash.
     pub hash: [u8; 32],
 }
 
 impl std::str::FromStr for ExpectedHead {
     type Err = Error;
 
-    /// Reads `SEQ:HASH`, such as a verified log prints.
+    /// Parses `SEQ:HASH`, the form in which a verified log's head is printed.
     fn from_str(text: &str) -> Result<Self> {
         let parts = text.split_once(':').and_then(|(seq, hash)| {
             let mut bytes = [0; 32];
@@ -104,27 +103,25 @@ impl std::str::FromStr for ExpectedHead {
         parts.ok_or_else(|| {
             Error::new(
                 ErrorKind::ConfigInvalid,
-                "an expected head is SEQ:HASH, a number and 64 hex digits",
+                "an expected head must be SEQ:HASH, a number and 64 hex digits",
             )
         })
     }
 }
 
-/// Recomputes every leaf from the live columns, derived ones included, the chain
-/// and the head, in bounded memory, and names the first difference. `progress`
-/// is called with the number of events verified, every thousand or so. Then compares the
-/// structure of the database with its schema, and the entries of its indexes with the rows
-/// ([`examine`](AuditStore::examine)).
+/// Recomputes every leaf from the live columns, including derived ones, then the chain and the
+/// head, in bounded memory, and names the first difference. `progress` is called with the number of
+/// verified events about every thousand events. Afterwards compares the database's structure with
+/// its schema, and the entries of its indexes with the rows ([`examine`](AuditStore::examine)).
 ///
-/// A row that claims an erasure counts as altered: no operation of this version erases.
+/// A row that claims an erasure counts as altered, because no operation of this version erases.
 ///
-/// Events that are appended meanwhile are not looked at. Only an expected head,
-/// kept outside the database, shows that a whole tail and the head's own row
-/// were cut together.
+/// Events appended during the verification are ignored. If a whole tail was cut and the head's row
+/// was adjusted, only an expected head kept outside the database reveals it.
 ///
 /// # Errors
-/// Those of reading the store. A log with a difference is no error but a
-/// [`Verdict`] with a finding.
+/// Those of reading the store. A difference in the log is not an error but a finding in the
+/// [`Verdict`].
 pub async fn verify(
     store: &dyn AuditStore,
     expected: Option<ExpectedHead>,
@@ -156,11 +153,10 @@ pub async fn verify(
     walk.verdict(store, finding).await
 }
 
-/// A row behind the head that we read: appended since, or put there.
+/// A row beyond the head read at the start was either appended since, or inserted.
 async fn behind_head(store: &dyn AuditStore, seq: i64) -> Result<Option<Finding>> {
     let counted = seq < signed(store.state().await?.head.next_seq);
-    Ok((!counted)
-        .then(|| finding(seq, Difference::Inserted, "the row stands behind the log's head")))
+    Ok((!counted).then(|| finding(seq, Difference::Inserted, "the row is beyond the log's head")))
 }
 
 /// The chain recomputed so far.
@@ -179,16 +175,16 @@ struct Suspect {
     row: ScannedRow,
 }
 
-/// What the rest of the log says about a break.
+/// Facts from the rest of the log that explain a break.
 #[derive(Default)]
 struct Evidence {
-    /// Where a whole row stands that follows the last good one.
+    /// The position of an intact row that continues the last verified one.
     successor: Option<i64>,
-    /// Where the row stands whose content the suspect's hash covers.
+    /// The position of the row whose content matches the suspect's hash.
     content_at: Option<i64>,
-    /// Whether the row that the suspect follows is there.
+    /// Whether the suspect's predecessor exists.
     predecessor: bool,
-    /// How many rows there are from the log's base on.
+    /// The number of rows from the log's base on.
     rows: u64,
 }
 
@@ -223,8 +219,8 @@ impl ChainWalk {
         Ok(Verdict { verified, base, head, finding, anomalies })
     }
 
-    /// The base moves only when a log's beginning is archived, which leaves its
-    /// own evidence. No archive exists yet, so every other base was put there.
+    /// The base moves only when the beginning of a log is archived, which leaves its own evidence.
+    /// Archives don't exist yet, so any other base is forged.
     fn check_base(&self) -> Option<Finding> {
         (self.base != Head::EMPTY)
             .then(|| finding(0, Difference::Missing, "the beginning of the log is gone"))
@@ -234,16 +230,16 @@ impl ChainWalk {
         let at = signed(self.next.next_seq);
         if self.next.next_seq > head.next_seq {
             let at = signed(head.next_seq);
-            return Some(finding(at, Difference::Altered, "the head's row counts fewer events"));
+            return Some(finding(at, Difference::Altered, "the head counts fewer events"));
         }
         if self.next.next_seq < head.next_seq {
-            // Whoever expects a later head knows that it is the end that is gone.
+            // If a later head is expected, the missing part is the end.
             let cut = self.expected.is_some_and(|e| e.seq >= self.next.next_seq);
             let kind = if cut { Difference::Cut } else { Difference::Missing };
-            return Some(finding(at, kind, "the head's row counts more events"));
+            return Some(finding(at, kind, "the head counts more events"));
         }
         (self.next.hash != head.hash)
-            .then(|| finding(at - 1, Difference::Altered, "the head's row has another hash"))
+            .then(|| finding(at - 1, Difference::Altered, "the head has another hash"))
     }
 
     fn check_expected(&self) -> Option<Finding> {
@@ -257,7 +253,7 @@ impl ChainWalk {
         })
     }
 
-    /// Decides what was done at the first break.
+    /// Determines what was done at the first break.
     async fn explain(
         &self,
         store: &dyn AuditStore,
@@ -266,7 +262,7 @@ impl ChainWalk {
     ) -> Result<Finding> {
         let wanted = signed(self.next.next_seq);
         if suspect.seq < wanted {
-            let detail = "the row stands before the log's beginning";
+            let detail = "the row is before the log's beginning";
             return Ok(finding(suspect.seq, Difference::Inserted, detail));
         }
         let row = match suspect.row {
@@ -286,7 +282,7 @@ impl ChainWalk {
         })
     }
 
-    /// Reads the whole log once more for what belongs to the break.
+    /// Reads the whole log again for rows related to the break.
     async fn gather(
         &self,
         store: &dyn AuditStore,
@@ -301,7 +297,7 @@ impl ChainWalk {
             let Some(last_seq) = rows.last().map(seq_of) else { return Ok(evidence) };
             for row in &rows {
                 let seq = seq_of(row);
-                // Not those appended since we read the head.
+                // Excludes rows appended since the head was read.
                 evidence.rows += u64::from((0..signed(head.next_seq)).contains(&seq));
                 let Ok(row) = row else { continue };
                 evidence.predecessor |=
@@ -323,23 +319,23 @@ impl ChainWalk {
         }
     }
 
-    /// No row has this place.
+    /// No row has the next sequence number.
     fn explain_gap(&self, evidence: &Evidence) -> Finding {
         let wanted = signed(self.next.next_seq);
         match evidence.successor {
             Some(seq) => {
-                let detail = format!("the event of this place stands at {seq}");
+                let detail = format!("the event with this seq is at {seq}");
                 finding(wanted, Difference::Reordered, &detail)
             }
-            None => finding(wanted, Difference::Missing, "there is no row of this place"),
+            None => finding(wanted, Difference::Missing, "no row has this seq"),
         }
     }
 
-    /// The row follows the one before it, but is not what was hashed.
+    /// The row continues the chain, but its content differs from what was hashed.
     fn explain_content(&self, row: &StoredRow, evidence: &Evidence) -> Finding {
         let wanted = signed(self.next.next_seq);
         if let Some(seq) = evidence.content_at {
-            let detail = format!("the event of this place stands at {seq}");
+            let detail = format!("the event with this seq is at {seq}");
             return finding(wanted, Difference::Reordered, &detail);
         }
         let detail = if row.stored.hash != chain_hash(&self.next.hash, &leaf_of(row)) {
@@ -358,36 +354,36 @@ impl ChainWalk {
         finding(wanted, Difference::Altered, &detail)
     }
 
-    /// The row does not follow the one before it.
+    /// The row does not continue the chain.
     fn explain_link(&self, row: &StoredRow, evidence: &Evidence, head: Head) -> Finding {
         let wanted = signed(self.next.next_seq);
         let whole = is_whole(row);
         if let Some(seq) = evidence.successor {
-            // A genuine row in a wrong place follows another row of the log.
+            // A genuine row at a wrong position follows another row of the log.
             let kind = if whole && evidence.predecessor || !whole && seq != wanted + 1 {
                 Difference::Reordered
             } else {
                 Difference::Inserted
             };
-            return finding(wanted, kind, &format!("the event of this place stands at {seq}"));
+            return finding(wanted, kind, &format!("the event with this seq is at {seq}"));
         }
         if !whole {
             let detail = "the event or its hashes differ from what was recorded";
             return finding(wanted, Difference::Altered, detail);
         }
         if self.before.is_some_and(|before| before.hash == row.stored.prev_hash) {
-            let detail = "the event that follows was recorded without this one";
+            let detail = "the next event was recorded without this one";
             return finding(wanted - 1, Difference::Inserted, detail);
         }
         if self.base.next_seq + evidence.rows < head.next_seq || self.before.is_none() {
-            return finding(wanted, Difference::Missing, "the event before this row is gone");
+            return finding(wanted, Difference::Missing, "the event before this row is missing");
         }
-        let detail = "the event that follows was recorded after another one";
+        let detail = "the next event was recorded after a different one";
         finding(wanted - 1, Difference::Altered, detail)
     }
 }
 
-/// Whether the row's own hashes and derived columns agree with its event.
+/// Whether the row's own hashes and derived columns match its event.
 fn is_whole(row: &StoredRow) -> bool {
     row.stored.hash == chain_hash(&row.stored.prev_hash, &leaf_of(row))
         && row.folds == Folds::of(&row.stored.event)

@@ -1,4 +1,4 @@
-//! Flags compiled for speed: a path for one decision, and a plan for all of them.
+//! Flags compiled for speed: one path for a single decision, and a plan for deciding all flags.
 
 mod bits;
 mod plan;
@@ -14,16 +14,16 @@ use self::plan::{Decisions, Plan};
 use crate::digest::{Batch, DigestEngine};
 use crate::evaluate::{axes, rolled_out, value_of};
 use crate::store::Snapshot;
-use crate::{Axis, BucketReading, Decision, Flag, FlagContext, FlagEvaluator, FlagState, Reason};
+use crate::{Axis, BucketAlgorithm, Decision, Flag, FlagContext, FlagEvaluator, FlagState, Reason};
 
-/// Flags compiled for deciding: no allocation per decision.
+/// Compiled flags, which are evaluated without allocating.
 ///
-/// One flag is decided by [`evaluate`](FlagEvaluator::evaluate), many at once by
-/// [`evaluate_all`](Self::evaluate_all) or, where the reasons don't matter, by
-/// [`values_into`](Self::values_into), which is the fastest.
+/// Use [`evaluate`](FlagEvaluator::evaluate) for one flag and [`evaluate_all`](Self::evaluate_all)
+/// for all of them. Where the reasons don't matter, [`values_into`](Self::values_into) is the
+/// fastest.
 ///
-/// A value of its own, which later changes of the flags don't reach; share it by
-/// `Arc` and compile another one when they have changed.
+/// A set is immutable: later changes of the flags don't affect it. Share it in an `Arc` and compile
+/// a new one after a change.
 ///
 /// ```
 /// use dezky_core::Timestamp;
@@ -36,13 +36,14 @@ use crate::{Axis, BucketReading, Decision, Flag, FlagContext, FlagEvaluator, Fla
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct FlagSet {
-    /// By key.
+    /// Sorted by key.
     flags: Vec<Compiled>,
     places: HashMap<Arc<str>, usize, RandomState>,
     plan: Plan,
-    reading: BucketReading,
+    algorithm: BucketAlgorithm,
     engine: DigestEngine,
-    /// What the buckets of all flags depend on beside the tenant; made when first asked.
+    /// Fingerprint of everything, other than the tenant, that the buckets depend on; computed on
+    /// first use.
     bucket_print: OnceLock<[u8; 32]>,
 }
 
@@ -50,33 +51,33 @@ pub struct FlagSet {
 struct Compiled {
     key: Arc<str>,
     bucket_key: Arc<str>,
-    /// Asked before the rule.
+    /// Checked before the rule.
     require_active_tenant: bool,
     rule: Rule,
-    /// Those that are not empty.
+    /// The non-empty axes.
     axes: Box<[AxisSet]>,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Rule {
-    /// Decided whatever the context.
+    /// Decided regardless of the context.
     Always(Reason),
     Targeted,
-    /// In hundredths of a percentage point.
+    /// The threshold is in hundredths of a percentage point.
     Rollout {
         threshold: u16,
     },
 }
 
-/// An axis that is not empty.
+/// A non-empty axis.
 #[derive(Debug, Clone)]
 struct AxisSet {
     axis: Axis,
-    /// None if they are too many to look through: the plan knows them.
+    /// `None` if there are too many values for a linear search; the plan's index is used instead.
     values: Option<Box<[Arc<str>]>>,
 }
 
-/// One flag of a set, found once: deciding by it saves the look-up of the key.
+/// One flag of a set: evaluating it skips the lookup of the key.
 ///
 /// ```
 /// use dezky_flags::{FlagContext, FlagSet, seeded_flags};
@@ -100,27 +101,27 @@ impl<'a> FlagHandle<'a> {
         &self.set.flags[self.place].key
     }
 
-    /// Where the flag stands among the set's: its place in [`Bits`].
+    /// The flag's position in the set, and in [`Bits`].
     pub fn place(&self) -> usize {
         self.place
     }
 
-    /// The decision.
+    /// Returns the decision on the flag.
     pub fn evaluate(&self, context: &FlagContext<'_>) -> Decision {
         self.set.decide(self.place, context)
     }
 }
 
-/// The buckets of one tenant for all flags of a set, so that deciding them again takes
-/// no digest: two bytes a flag.
+/// The buckets of one tenant for all flags of a set, at two bytes per flag: deciding with them
+/// computes no digests.
 ///
-/// It stays right as long as keys and seeds are the same, whatever else is edited; see
+/// A row stays valid while keys and seeds are unchanged, whatever else is edited; see
 /// [`FlagSet::values_with_row`].
 #[derive(Clone)]
 pub struct BucketRow {
     tenant_id: Box<str>,
     bucket_print: [u8; 32],
-    /// By place, filled up to whole words of bits.
+    /// By the flag's position, padded to a multiple of 64.
     buckets: Box<[u16]>,
 }
 
@@ -131,20 +132,20 @@ impl std::fmt::Debug for BucketRow {
 }
 
 impl FlagSet {
-    /// Compiles flags. Of several with one key the last one counts. One that breaks a
+    /// Compiles flags. Of flags with the same key, the last one counts. A flag that violates a
     /// bound is off, with the reason [`InvalidFlag`](Reason::InvalidFlag).
     pub fn compile<'a>(flags: impl IntoIterator<Item = &'a Flag>) -> Self {
         Self::assemble(flags.into_iter().map(|flag| (&*flag.key, Some(flag))).collect())
     }
 
-    /// Compiles a store's flags, those that could not be read among them.
+    /// Compiles a store's flags, including those that could not be read.
     pub fn of(snapshot: &Snapshot) -> Self {
         let flags = snapshot.flags.iter().map(|flag| (&*flag.key, Some(flag)));
         let invalid = snapshot.invalid.iter().map(|flag| (&*flag.key, None));
         Self::assemble(flags.chain(invalid).collect())
     }
 
-    /// From keys with their flags; one without is invalid.
+    /// Compiles keys with their flags; a key without a flag is invalid.
     fn assemble(mut flags: Vec<(&str, Option<&Flag>)>) -> Self {
         flags.reverse();
         flags.sort_by_key(|(key, _)| *key);
@@ -160,46 +161,46 @@ impl FlagSet {
             places.insert(key, place);
             compiled.push(flag);
         }
-        plan.settle();
+        plan.finish();
         Self { flags: compiled, places, plan, ..Self::default() }
     }
 
-    /// The same with the digests of rollouts read in another way.
+    /// Computes rollout buckets from the digests with another algorithm.
     #[must_use]
-    pub fn with_reading(self, reading: BucketReading) -> Self {
-        Self { reading, bucket_print: OnceLock::new(), ..self }
+    pub fn with_bucket_algorithm(self, algorithm: BucketAlgorithm) -> Self {
+        Self { algorithm, bucket_print: OnceLock::new(), ..self }
     }
 
-    /// The same with the digests of many rollouts computed in another way: to compare
-    /// them, as the answers are the same. One that the processor has not is
-    /// [`Blocks`](DigestEngine::Blocks).
+    /// Computes the digests of rollouts with another engine, to compare engines: the results are
+    /// the same. Falls back to [`Blocks`](DigestEngine::Blocks) if the processor lacks the engine's
+    /// instructions.
     #[must_use]
     pub fn with_digest_engine(self, engine: DigestEngine) -> Self {
         let engine = if engine.is_available() { engine } else { DigestEngine::Blocks };
         Self { engine, ..self }
     }
 
-    /// How many flags there are.
+    /// The number of flags.
     pub fn len(&self) -> usize {
         self.flags.len()
     }
 
-    /// Whether there are none.
+    /// Whether the set has no flags.
     pub fn is_empty(&self) -> bool {
         self.flags.is_empty()
     }
 
-    /// The keys, sorted: each at its [place](FlagHandle::place).
+    /// The keys, sorted: each at its [position](FlagHandle::place).
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> {
         self.flags.iter().map(|flag| &*flag.key)
     }
 
-    /// The flag of this key.
+    /// Returns a handle to the flag with this key.
     pub fn handle(&self, key: &str) -> Option<FlagHandle<'_>> {
         Some(FlagHandle { set: self, place: *self.places.get(key)? })
     }
 
-    /// The decision on every flag, by key.
+    /// Returns the decision on every flag, by key.
     pub fn evaluate_all<'a>(
         &'a self,
         context: &'a FlagContext<'a>,
@@ -207,18 +208,18 @@ impl FlagSet {
         Decisions::new(self, context)
     }
 
-    /// Whether each flag is on.
+    /// Returns whether each flag is on.
     pub fn values<'a>(&'a self, context: &FlagContext<'_>) -> BTreeMap<&'a str, bool> {
         let mut values = Bits::new();
         self.values_into(context, &mut values);
         self.keys().zip(values.iter()).collect()
     }
 
-    /// Whether each flag is on, by [place](FlagHandle::place). What `values` held before
-    /// is gone; its memory is used again, so that nothing is allocated from the second
-    /// time on.
+    /// Writes whether each flag is on to `values`, by [position](FlagHandle::place). The previous
+    /// content of `values` is discarded and its memory reused, so that only the first call
+    /// allocates.
     ///
-    /// Rollouts to nobody or to everybody in their scope take no digest.
+    /// No digest is computed for rollouts that include nobody, or everybody in their scope.
     ///
     /// ```
     /// # use dezky_core::Timestamp;
@@ -234,7 +235,7 @@ impl FlagSet {
     /// ```
     pub fn values_into(&self, context: &FlagContext<'_>, values: &mut Bits) {
         let mut batch =
-            Batch::new(self.engine, self.reading, context.tenant_id, &self.plan.bucket_keys);
+            Batch::new(self.engine, self.algorithm, context.tenant_id, &self.plan.bucket_keys);
         let words = values.reset(self.len());
         let decide = |words: &mut [u64], place: usize, bucket: u16| {
             let inside = bucket < self.plan.thresholds[place];
@@ -254,10 +255,10 @@ impl FlagSet {
         batch.finish(|place, bucket| decide(words, place, bucket));
     }
 
-    /// The tenant's row: its buckets for all flags. It takes a digest for each of them.
+    /// Computes the tenant's buckets for all flags, with one digest per flag.
     pub fn bucket_row(&self, tenant_id: &str) -> BucketRow {
         let mut buckets = vec![0; 64 * self.plan.masks.len()].into_boxed_slice();
-        let mut batch = Batch::new(self.engine, self.reading, tenant_id, &self.plan.bucket_keys);
+        let mut batch = Batch::new(self.engine, self.algorithm, tenant_id, &self.plan.bucket_keys);
         for (place, flag) in self.flags.iter().enumerate() {
             batch.push(place, &flag.bucket_key, |place, bucket| buckets[place] = bucket);
         }
@@ -265,14 +266,14 @@ impl FlagSet {
         BucketRow { tenant_id: tenant_id.into(), bucket_print: *self.bucket_print(), buckets }
     }
 
-    /// Whether a row is the tenant's, and made for these keys and seeds.
+    /// Whether the row belongs to the tenant and was computed for the keys and seeds of this set.
     pub fn fits(&self, row: &BucketRow, tenant_id: &str) -> bool {
         *row.tenant_id == *tenant_id && row.bucket_print == *self.bucket_print()
     }
 
-    /// [`values_into`](Self::values_into) with a tenant's row at hand, many times as
-    /// fast. A row that does not [fit](Self::fits) is left aside: the values are right
-    /// whatever row is given.
+    /// Like [`values_into`](Self::values_into), but many times as fast because it takes the buckets
+    /// from a tenant's row. A row that does not [fit](Self::fits) is ignored: the values are right
+    /// whatever row is passed.
     ///
     /// ```
     /// # use dezky_core::Timestamp;
@@ -301,8 +302,8 @@ impl FlagSet {
         }
     }
 
-    /// Appends the values as a JSON object, keys sorted: `{"chat":true,"mail":false}`.
-    /// `values` must come from this set; places that it lacks are off.
+    /// Appends the values as a JSON object with sorted keys: `{"chat":true,"mail":false}`. `values`
+    /// must come from this set; flags beyond its length count as off.
     pub fn write_json(&self, values: &Bits, out: &mut String) {
         out.reserve(self.plan.json.len() + 6 * self.len() + 2);
         out.push('{');
@@ -310,7 +311,7 @@ impl FlagSet {
         for (end, value) in
             self.plan.json_ends.iter().zip(values.iter().chain(std::iter::repeat(false)))
         {
-            // The first one without its comma.
+            // Skip the comma before the first key.
             out.push_str(&self.plan.json[start.max(1)..*end]);
             out.push_str(if value { "true" } else { "false" });
             start = *end;
@@ -321,7 +322,7 @@ impl FlagSet {
     fn bucket_print(&self) -> &[u8; 32] {
         self.bucket_print.get_or_init(|| {
             let mut hash = Sha256::new();
-            hash.update([u8::from(self.reading == BucketReading::Prefix32)]);
+            hash.update([u8::from(self.algorithm == BucketAlgorithm::Prefix32)]);
             for flag in &self.flags {
                 hash.update((flag.bucket_key.len() as u64).to_be_bytes());
                 hash.update(&*flag.bucket_key);
@@ -344,7 +345,7 @@ impl FlagSet {
             }
             Rule::Targeted => Reason::Targeted,
             Rule::Rollout { threshold } => {
-                let fine = self.reading.fine_bucket(context.tenant_id, &flag.bucket_key);
+                let fine = self.algorithm.fine_bucket(context.tenant_id, &flag.bucket_key);
                 rolled_out(fine, threshold)
             }
         };
@@ -373,10 +374,10 @@ impl FlagEvaluator for FlagSet {
 }
 
 impl Compiled {
-    /// Up to so many values of an axis are looked through one by one.
+    /// The highest number of values of an axis that are searched linearly.
     const FEW: usize = 8;
 
-    /// Its values go into the plan; one without a flag is invalid.
+    /// Compiles a flag and adds its values to the plan; a key without a flag is invalid.
     fn of(key: Arc<str>, flag: Option<&Flag>, place: usize, plan: &mut Plan) -> Self {
         let Some(flag) = flag else {
             let rule = Rule::Always(Reason::InvalidFlag);

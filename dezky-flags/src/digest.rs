@@ -1,4 +1,4 @@
-//! SHA-256 of tenant and key: one text at a time, or sixteen side by side.
+//! SHA-256 of tenant and key, one text at a time or in sixteen parallel lanes.
 
 #[cfg(target_arch = "x86_64")]
 mod lanes;
@@ -6,14 +6,14 @@ mod lanes;
 use sha2::block_api::compress256;
 use sha2::{Digest, Sha256};
 
-use crate::BucketReading;
+use crate::BucketAlgorithm;
 
 /// The digest as big-endian words.
 pub(crate) type Words = [u32; 8];
 
-/// So many texts are hashed side by side.
+/// The number of texts hashed in parallel.
 pub(crate) const LANES: usize = 16;
-/// A block of each lane: its words, each of all lanes.
+/// One block per lane, transposed: each word holds that word of all lanes.
 type Block = [[u32; LANES]; 16];
 /// Digests of all lanes.
 pub(crate) type LaneWords = [[u32; LANES]; 8];
@@ -68,16 +68,17 @@ fn digest_long(tenant_id: &str, key: &str) -> Words {
     words
 }
 
-/// How a set computes the digests of its rollouts when it decides all flags at once.
-/// All give the same digests; the fastest one of the processor is the default.
+/// The implementation that computes the digests of rollouts when a set decides all its flags at
+/// once. All implementations give the same digests; the fastest one that the processor supports is
+/// the default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DigestEngine {
-    /// Sixteen side by side by AVX-512, one by one where they are very few.
+    /// Sixteen lanes with AVX-512; very few texts are hashed one by one.
     Avx512,
-    /// Eight side by side by AVX2, one by one where they are very few.
+    /// Eight lanes with AVX2; very few texts are hashed one by one.
     Avx2,
-    /// One by one, by the processor's SHA instructions where it has them.
+    /// One by one, with the processor's SHA instructions where available.
     Blocks,
 }
 
@@ -85,7 +86,7 @@ impl DigestEngine {
     /// Every engine.
     pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Blocks];
 
-    /// Whether this processor has what it takes.
+    /// Whether this processor supports the engine.
     pub fn is_available(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -98,8 +99,8 @@ impl DigestEngine {
         }
     }
 
-    /// The fastest one of this processor: SHA instructions outrun eight lanes, sixteen
-    /// lanes outrun them.
+    /// The fastest engine on this processor: SHA instructions are faster than eight lanes but
+    /// slower than sixteen.
     pub fn fastest() -> Self {
         if Self::Avx512.is_available() {
             Self::Avx512
@@ -110,9 +111,9 @@ impl DigestEngine {
         }
     }
 
-    /// The digests of the lanes that are `filled`; what the others hold means nothing.
+    /// Computes the digests of the first `filled` lanes; other lanes are unspecified.
     fn digest(self, blocks: &[Block], filled: usize, digests: &mut LaneWords) {
-        // For few texts most of the lanes' work would be thrown away.
+        // With few texts, most of the lanes' work would be wasted.
         #[cfg(target_arch = "x86_64")]
         if filled > if has_sha_instructions() { 7 } else { 2 } {
             let done = match self {
@@ -157,19 +158,19 @@ fn one_by_one(blocks: &[Block], filled: usize, digests: &mut LaneWords) {
     }
 }
 
-/// Keys as they stand in the words of a batch's texts: made once, for every batch.
+/// Keys prepared for insertion into the words of a batch's texts; computed once for all batches.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PaddedKeys {
-    /// Big-endian, the 0x80 of the padding after each key; by the place in a word where
-    /// the key starts.
+    /// Big-endian words, with the padding's 0x80 after each key, for each of the four byte
+    /// positions in a word at which a key may start.
     words: [Vec<u32>; 4],
-    /// Where the words of each key end.
+    /// The end of each key's words.
     ends: Vec<usize>,
 }
 
 impl PaddedKeys {
     pub(crate) fn push(&mut self, key: &str) {
-        // Enough for a key that starts with the last byte of a word.
+        // Enough for a key that starts at the last byte of a word.
         let count = key.len() / 4 + 2;
         let mut bytes = vec![0; 4 * count];
         for (start, words) in self.words.iter_mut().enumerate() {
@@ -181,7 +182,7 @@ impl PaddedKeys {
         self.ends.push(self.words[0].len());
     }
 
-    /// The words of a key that starts at byte `start` of the text.
+    /// The words of the key at `place` when it starts at byte `start` of the text.
     #[inline]
     fn get(&self, place: usize, start: usize) -> &[u32] {
         let first = place.checked_sub(1).map_or(0, |before| self.ends[before]);
@@ -189,21 +190,21 @@ impl PaddedKeys {
     }
 }
 
-/// The buckets, in hundredths, of one tenant for many keys, which come in another order
-/// than they went in. Lives on the stack.
+/// Computes the buckets, in hundredths, of one tenant for many keys. Results come in a different
+/// order than the keys. Lives on the stack.
 pub(crate) struct Batch<'t> {
     engine: DigestEngine,
-    reading: BucketReading,
+    algorithm: BucketAlgorithm,
     tenant_id: &'t str,
     keys: &'t PaddedKeys,
-    /// The tenant's id and the colon, in lanes' words; empty where they are too long.
+    /// The tenant's id and the colon as words; zeros if they are too long.
     prefix: [u32; 32],
-    /// Those of one block, once there is one.
+    /// Texts of one block; allocated with the first of them.
     short: Option<Queue<1>>,
     long: Option<Queue<2>>,
 }
 
-/// Texts that pad to so many blocks.
+/// Texts that are padded to `BLOCKS` blocks.
 struct Queue<const BLOCKS: usize> {
     filled: usize,
     places: [usize; LANES],
@@ -214,7 +215,7 @@ struct Queue<const BLOCKS: usize> {
 impl<'t> Batch<'t> {
     pub(crate) fn new(
         engine: DigestEngine,
-        reading: BucketReading,
+        algorithm: BucketAlgorithm,
         tenant_id: &'t str,
         keys: &'t PaddedKeys,
     ) -> Self {
@@ -227,38 +228,38 @@ impl<'t> Batch<'t> {
         for (word, bytes) in prefix.iter_mut().zip(bytes.as_chunks().0) {
             *word = u32::from_be_bytes(*bytes);
         }
-        Self { engine, reading, tenant_id, keys, prefix, short: None, long: None }
+        Self { engine, algorithm, tenant_id, keys, prefix, short: None, long: None }
     }
 
-    /// Takes the key at `place` in; `done` gets buckets with the places of their keys.
+    /// Adds the key at `place`; `done` receives finished buckets with the places of their keys.
     #[inline]
     pub(crate) fn push(&mut self, place: usize, key: &str, mut done: impl FnMut(usize, u16)) {
         let start = self.tenant_id.len() + 1;
         let length = start + key.len();
         if self.engine == DigestEngine::Blocks || length > TWO_BLOCKS {
-            done(place, self.reading.fine_bucket(self.tenant_id, key));
+            done(place, self.algorithm.fine_bucket(self.tenant_id, key));
         } else if length <= ONE_BLOCK {
             let queue = self.short.get_or_insert_with(Queue::new);
             queue.push(place, &self.prefix, start, length, self.keys.get(place, start));
             if queue.filled == LANES {
-                queue.flush(self.engine, self.reading, done);
+                queue.flush(self.engine, self.algorithm, done);
             }
         } else {
             let queue = self.long.get_or_insert_with(Queue::new);
             queue.push(place, &self.prefix, start, length, self.keys.get(place, start));
             if queue.filled == LANES {
-                queue.flush(self.engine, self.reading, done);
+                queue.flush(self.engine, self.algorithm, done);
             }
         }
     }
 
-    /// Gives the buckets that are left.
+    /// Computes the remaining buckets.
     pub(crate) fn finish(&mut self, mut done: impl FnMut(usize, u16)) {
         if let Some(queue) = &mut self.short {
-            queue.flush(self.engine, self.reading, &mut done);
+            queue.flush(self.engine, self.algorithm, &mut done);
         }
         if let Some(queue) = &mut self.long {
-            queue.flush(self.engine, self.reading, done);
+            queue.flush(self.engine, self.algorithm, done);
         }
     }
 }
@@ -273,7 +274,7 @@ impl<const BLOCKS: usize> Queue<BLOCKS> {
         }
     }
 
-    /// `start` is where the key starts, in bytes, and `length` the text's.
+    /// `start` is the key's offset in the text, `length` the text's length, both in bytes.
     #[inline]
     fn push(&mut self, place: usize, prefix: &[u32; 32], start: usize, length: usize, key: &[u32]) {
         let rows = self.blocks.as_flattened_mut();
@@ -282,12 +283,12 @@ impl<const BLOCKS: usize> Queue<BLOCKS> {
                 *row = [*word; LANES];
             }
         }
-        // The compiler sees that it is in bounds.
+        // The remainder lets the compiler omit the bounds check.
         let lane = self.filled % LANES;
         self.places[lane] = place;
         self.filled += 1;
 
-        // Zeros, but for the end of the prefix in the first.
+        // These words are zero, except for the first, which may hold the end of the prefix.
         for (row, word) in rows[start / 4..].iter_mut().zip(key) {
             row[lane] |= word;
         }
@@ -299,14 +300,14 @@ impl<const BLOCKS: usize> Queue<BLOCKS> {
     fn flush(
         &mut self,
         engine: DigestEngine,
-        reading: BucketReading,
+        algorithm: BucketAlgorithm,
         mut done: impl FnMut(usize, u16),
     ) {
         if self.filled == 0 {
             return;
         }
         engine.digest(&self.blocks, self.filled, &mut self.digests);
-        let buckets = reading.fine_of_lanes(&self.digests);
+        let buckets = algorithm.fine_of_lanes(&self.digests);
         for (place, bucket) in self.places.iter().zip(buckets).take(self.filled) {
             done(*place, bucket);
         }
@@ -318,16 +319,16 @@ impl<const BLOCKS: usize> Queue<BLOCKS> {
 mod tests {
     use super::*;
 
-    /// The buckets of all keys in order, by a batch.
+    /// Computes the buckets of all keys with a batch, in the keys' order.
     fn buckets<'k>(
         engine: DigestEngine,
-        reading: BucketReading,
+        algorithm: BucketAlgorithm,
         tenant_id: &str,
         keys: impl IntoIterator<Item = &'k str> + Clone,
     ) -> Vec<Option<u16>> {
         let mut padded = PaddedKeys::default();
         keys.clone().into_iter().for_each(|key| padded.push(key));
-        let mut batch = Batch::new(engine, reading, tenant_id, &padded);
+        let mut batch = Batch::new(engine, algorithm, tenant_id, &padded);
         let mut buckets = vec![None; padded.ends.len()];
         let mut done = |place: usize, bucket| {
             assert_eq!(buckets[place], None, "once");
@@ -341,22 +342,22 @@ mod tests {
         buckets
     }
 
-    /// All lengths around the blocks' ends, mixed, by every engine.
+    /// Covers mixed lengths around the block boundaries, with every engine.
     #[test]
     fn every_engine_gives_the_buckets_of_the_librarys_digests() {
         let text = "0123456789abcdefghijklmnopqrstuvwxyz".repeat(5);
         for engine in DigestEngine::ALL.into_iter().filter(|engine| engine.is_available()) {
             for tenant in (0..=70).chain([100, 101, 102, 103, 117, 118, 119, 120, 150]) {
                 let tenant_id = &text[..tenant];
-                // Up and down, so that in each lane longer keys come before shorter ones.
+                // Ascending and descending, so that longer keys precede shorter ones in each lane.
                 let lengths = (0..=70).chain((0..=70).rev());
                 let keys: Vec<_> = lengths.map(|n| &text[n / 3..n / 3 + n]).collect();
-                for reading in [BucketReading::Whole, BucketReading::Prefix32] {
-                    let got = buckets(engine, reading, tenant_id, keys.iter().copied());
+                for algorithm in [BucketAlgorithm::Whole, BucketAlgorithm::Prefix32] {
+                    let got = buckets(engine, algorithm, tenant_id, keys.iter().copied());
                     for (key, got) in keys.iter().zip(got) {
                         let expected = digest_long(tenant_id, key);
                         assert_eq!(digest(tenant_id, key), expected);
-                        let expected = reading.fine(&expected);
+                        let expected = algorithm.fine(&expected);
                         assert_eq!(got, Some(expected), "{engine:?} {tenant_id}:{key}");
                     }
                 }
@@ -364,7 +365,7 @@ mod tests {
         }
     }
 
-    /// Any number of texts in the lanes, the last ones among them.
+    /// Covers every number of filled lanes, up to all of them.
     #[test]
     fn lanes_may_be_left_empty() {
         for engine in DigestEngine::ALL {
@@ -372,27 +373,30 @@ mod tests {
                 let keys: Vec<_> = (0..count).map(|n| format!("key-{n}")).collect();
                 let got = buckets(
                     engine,
-                    BucketReading::Whole,
+                    BucketAlgorithm::Whole,
                     "tenant",
                     keys.iter().map(String::as_str),
                 );
                 let expected =
-                    |key: &String| Some(BucketReading::Whole.fine(&digest_long("tenant", key)));
+                    |key: &String| Some(BucketAlgorithm::Whole.fine(&digest_long("tenant", key)));
                 assert_eq!(got, keys.iter().map(expected).collect::<Vec<_>>(), "{engine:?}");
             }
         }
     }
 
-    /// Every word of a digest counts, in every lane, at its largest too.
+    /// Checks that every word of the digest counts, in every lane, including the largest digest.
     #[test]
     fn lanes_are_read_as_one_digest_is() {
-        for reading in [BucketReading::Whole, BucketReading::Prefix32] {
+        for algorithm in [BucketAlgorithm::Whole, BucketAlgorithm::Prefix32] {
             let mut digests: [Words; LANES] =
                 std::array::from_fn(|lane| digest_long("tenant", &lane.to_string()));
             digests[3] = [u32::MAX; 8];
             let rows: LaneWords =
                 std::array::from_fn(|word| std::array::from_fn(|lane| digests[lane][word]));
-            assert_eq!(reading.fine_of_lanes(&rows), digests.map(|digest| reading.fine(&digest)));
+            assert_eq!(
+                algorithm.fine_of_lanes(&rows),
+                digests.map(|digest| algorithm.fine(&digest))
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Changing flags: what platform code calls.
+//! Editing flags: the interface for platform code.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,46 +15,46 @@ use crate::{
     MAX_HISTORY, NewFlag, Scope,
 };
 
-/// How often an edit is tried while others come in between: fifty at once, each in a
-/// process of its own, were seen to need 17.
+/// Maximum number of attempts while other editors commit in between. Fifty concurrent editors in
+/// separate processes needed up to 17.
 const MAX_ATTEMPTS: u32 = 60;
-/// How much of a field's value a change shows, as JSON.
+/// Maximum length of a field's value in a change, in bytes of JSON.
 const SHOWN_BYTES: usize = 1 << 10;
 
-/// Who changes a flag, and what is known about it.
+/// The actor of an edit and the context in which it was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Edit {
-    /// Who.
+    /// The actor.
     pub actor: Actor,
-    /// Why, at most 1,000 bytes. A patch's own note comes before it.
+    /// The reason, at most 1,000 bytes. A patch's own note takes precedence.
     pub note: Option<String>,
-    /// The id of the request that asked for it, cut to 128 bytes.
+    /// The id of the originating request, truncated to 128 bytes.
     pub request_id: Option<String>,
-    /// The program that asked for it, cut to 512 bytes.
+    /// The user agent of the originating request, truncated to 512 bytes.
     pub user_agent: Option<String>,
 }
 
 impl Edit {
-    /// An edit of which only the actor is known.
+    /// An edit with an actor and nothing else.
     pub const fn by(actor: Actor) -> Self {
         Self { actor, note: None, request_id: None, user_agent: None }
     }
 }
 
-/// A flag on both sides of a change; the same twice where nothing changed.
+/// A flag before and after an update; both are equal if nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Updated {
-    /// What it was.
+    /// The flag before the update.
     pub before: Flag,
-    /// What it is.
+    /// The flag after the update.
     pub after: Flag,
 }
 
-/// Changes flags: each change and its event commit together, or neither does.
+/// Edits flags: each change and its event commit together, or neither does.
 ///
-/// Share it by `Arc`. The event is on the timeline when a call returns, or soon
-/// after where the log takes longer than [`AuditLog::RELAY_WAIT`]. A call that is
-/// dropped has made its change with its event, or nothing.
+/// Share it in an `Arc`. The event is usually on the timeline when a call returns; if the log takes
+/// longer than [`AuditLog::RELAY_WAIT`], it follows soon after. A dropped call has committed both
+/// its change and its event, or neither.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -82,53 +82,51 @@ pub struct Flags {
     pub(crate) store: Arc<dyn FlagStore>,
     log: Arc<AuditLog>,
     pub(crate) runtime: Arc<dyn Runtime>,
-    /// What decides in this process.
+    /// The live flags that every edit refreshes.
     live: Option<LiveFlags>,
-    /// Held by the one who edits: editors of this process wait for each other
-    /// rather than for their luck.
+    /// Held while editing: editors within this process queue up instead of racing each other.
     pub(crate) turn: AsyncMutex<()>,
 }
 
 impl Flags {
-    /// Edits the flags of `store`, whose events go to `log`: the log that the
-    /// store stages them in.
+    /// Edits the flags of `store`. `log` must be the log in which the store stages its events.
     pub fn new(store: Arc<dyn FlagStore>, log: Arc<AuditLog>, runtime: Arc<dyn Runtime>) -> Self {
         Self { store, log, runtime, live: None, turn: AsyncMutex::new(()) }
     }
 
-    /// Lets `live` see each edit before the call that made it returns: whoever edits
-    /// here decides by it at once. Other processes see it as [`LiveFlags`] says.
+    /// Refreshes `live` before each editing call returns, so that decisions in this process reflect
+    /// the edit at once. For other processes see [`LiveFlags`].
     #[must_use]
     pub fn with_live(mut self, live: LiveFlags) -> Self {
         self.live = Some(live);
         self
     }
 
-    /// Where the flags are.
+    /// The store that is edited.
     pub fn store(&self) -> &Arc<dyn FlagStore> {
         &self.store
     }
 
-    /// All flags, by key, but for those that are [invalid](crate::store::Snapshot::invalid).
+    /// Returns all flags by key, except [invalid](crate::store::Snapshot::invalid) ones.
     pub async fn list(&self) -> Result<Vec<Flag>> {
         Ok(self.store.snapshot().await?.flags)
     }
 
-    /// The flag with this key.
+    /// Returns the flag with this key.
     ///
     /// # Errors
-    /// `state_conflict` for an invalid one, which can be killed or removed.
+    /// `state_conflict` for an invalid flag, which can only be killed or removed.
     pub async fn get(&self, key: &str) -> Result<Option<Flag>> {
-        match self.look(key).await? {
+        match self.read_flag(key).await? {
             Some(Found { invalid: Some(error), .. }) => Err(error),
             found => Ok(found.map(|found| found.flag)),
         }
     }
 
-    /// Makes a flag; recorded as `flag.created`.
+    /// Creates a flag; recorded as `flag.created`.
     ///
     /// # Errors
-    /// `already_exists`, `field_invalid`, those of [`FlagStore::commit`].
+    /// `already_exists`, `field_invalid`, and those of [`FlagStore::commit`].
     pub async fn create(&self, new: NewFlag, edit: &Edit) -> Result<Flag> {
         check_note(edit.note.as_deref())?;
         let flag = Flag::new(new, self.runtime.now())?;
@@ -142,21 +140,21 @@ impl Flags {
                     self.finish(turn).await;
                     return Ok(flag);
                 }
-                Err(error) => self.again(error, &mut attempts).await?,
+                Err(error) => self.retry_after(error, &mut attempts).await?,
             }
         }
     }
 
-    /// Changes a flag; recorded as `flag.updated`, or `flag.killed` where the patch
-    /// [is a kill](FlagPatch::is_kill), its note being the patch's or the edit's.
+    /// Changes a flag; recorded as `flag.updated`, or as `flag.killed` if the patch [is a
+    /// kill](FlagPatch::is_kill). The patch's note takes precedence over the edit's.
     ///
-    /// With `expected` only if the flag still has that version; without it the patch
-    /// is made on whatever the flag is by then. A patch that changes nothing returns
-    /// the flag as it is: no version, no event.
+    /// With `expected`, the change is made only if the flag still has that version; without it, the
+    /// patch is applied to the current version, whatever that is. A patch that changes nothing
+    /// returns the flag unchanged, without a new version or an event.
     ///
     /// # Errors
-    /// `not_found`, `version_mismatch`, `field_invalid`, those of [`FlagStore::commit`];
-    /// `state_conflict` for an invalid flag, which can be killed or removed.
+    /// `not_found`, `version_mismatch`, `field_invalid`, and those of [`FlagStore::commit`];
+    /// `state_conflict` for an invalid flag, which can only be killed or removed.
     pub async fn update(
         &self,
         key: &str,
@@ -167,8 +165,8 @@ impl Flags {
         self.update_and_compare(key, patch, expected, edit).await.map(|updated| updated.after)
     }
 
-    /// [`update`](Self::update), which also returns what the flag was: of the very
-    /// versions between which the change lies.
+    /// Like [`update`](Self::update), but also returns the flag as it was immediately before the
+    /// change.
     ///
     /// # Errors
     /// Those of [`update`](Self::update).
@@ -186,25 +184,25 @@ impl Flags {
         self.patch(key, verb, &patch, expected, &edit).await
     }
 
-    /// Switches a flag off for everybody, whatever its version: `state` becomes
-    /// `off`, `pct` 0; recorded as `flag.killed`. Idempotent: one that is so already
-    /// is returned as it is. Of an invalid flag, which can't be read, nothing is kept but
-    /// the key: what is off in its place can be changed again.
+    /// Switches a flag off for everybody, whatever its version: `state` becomes `off` and `pct` 0;
+    /// recorded as `flag.killed`. Idempotent: a flag that is already in that state is returned
+    /// unchanged. An invalid flag can't be read, so it is replaced by a new flag that is off and
+    /// keeps nothing but the key; it can be edited again.
     ///
     /// # Errors
-    /// `not_found`, `field_invalid` for the note, those of [`FlagStore::commit`].
+    /// `not_found`, `field_invalid` for the note, and those of [`FlagStore::commit`].
     pub async fn kill(&self, key: &str, edit: &Edit) -> Result<Flag> {
-        // The hundredths go with the percentage.
+        // Setting the percentage resets the hundredths as well.
         let patch = FlagPatch { state: Some(FlagState::Off), pct: Some(0), ..FlagPatch::default() };
         self.patch(key, "flag.killed", &patch, None, edit).await.map(|updated| updated.after)
     }
 
-    /// Removes a flag and returns it; recorded as `flag.removed`. With `expected`
-    /// only if it still has that version. For an invalid flag, which can't be read, one
-    /// that is off is returned.
+    /// Removes a flag and returns it; recorded as `flag.removed`. With `expected`, only if the flag
+    /// still has that version. For an invalid flag, which can't be read, a flag that is off is
+    /// returned.
     ///
     /// # Errors
-    /// `not_found`, `version_mismatch`, `field_invalid` for the note, those of
+    /// `not_found`, `version_mismatch`, `field_invalid` for the note, and those of
     /// [`FlagStore::commit`].
     pub async fn remove(&self, key: &str, expected: Option<u64>, edit: &Edit) -> Result<Flag> {
         check_note(edit.note.as_deref())?;
@@ -221,19 +219,19 @@ impl Flags {
                     return Ok(flag);
                 }
                 Err(error) if expected.is_some() => return Err(error),
-                Err(error) => self.again(error, &mut attempts).await?,
+                Err(error) => self.retry_after(error, &mut attempts).await?,
             }
         }
     }
 
-    /// Makes those of `flags` that never were, together, and says how many; each is
-    /// recorded as `flag.created`.
+    /// Creates those of `flags` whose keys have never existed, in one commit, and returns their
+    /// number; each is recorded as `flag.created`.
     ///
-    /// Idempotent. A flag that is there stays as it is, and one that was removed
-    /// stays away: what operators did comes first.
+    /// Idempotent. Existing flags stay unchanged and removed flags stay removed: operators' changes
+    /// take precedence.
     ///
     /// # Errors
-    /// `field_invalid`, also if a key is there twice; those of [`FlagStore::commit`].
+    /// `field_invalid`, also for a duplicate key; those of [`FlagStore::commit`].
     pub async fn seed(&self, flags: &[NewFlag], edit: &Edit) -> Result<usize> {
         check_note(edit.note.as_deref())?;
         let now = self.runtime.now();
@@ -243,10 +241,7 @@ impl Flags {
         if let Some(twice) = flags.iter().find(|flag| !keys.insert(&*flag.key)) {
             return Err(Error::new(
                 ErrorKind::FieldInvalid,
-                format!(
-                    "key must be that of one flag: {} is there twice, leave one out",
-                    twice.key
-                ),
+                format!("key: {} is given twice: leave one of the flags out", twice.key),
             ));
         }
         let mut attempts = 0;
@@ -269,12 +264,12 @@ impl Flags {
                     self.finish(turn).await;
                     return Ok(new);
                 }
-                // Another one seeds at the same time.
+                // Another process is seeding at the same time.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                     let error = Error::new(ErrorKind::VersionMismatch, error.to_string());
-                    self.again(error, &mut attempts).await?;
+                    self.retry_after(error, &mut attempts).await?;
                 }
-                Err(error) => self.again(error, &mut attempts).await?,
+                Err(error) => self.retry_after(error, &mut attempts).await?,
             }
         }
     }
@@ -310,28 +305,29 @@ impl Flags {
                     return Ok(Updated { before, after });
                 }
                 Err(error) if expected.is_some() => return Err(error),
-                Err(error) => self.again(error, &mut attempts).await?,
+                Err(error) => self.retry_after(error, &mut attempts).await?,
             }
         }
     }
 
-    /// The flag, if it has the expected version.
+    /// Returns the flag, provided that it has the expected version.
     async fn find(&self, key: &str, expected: Option<u64>) -> Result<Found> {
-        let found = self.look(key).await?.ok_or_else(|| not_found(key))?;
+        let found = self.read_flag(key).await?.ok_or_else(|| not_found(key))?;
         if expected.is_some_and(|version| version != found.flag.version) {
             return Err(mismatch(key));
         }
         Ok(found)
     }
 
-    /// The flag, or what is known of one that can't be read.
-    async fn look(&self, key: &str) -> Result<Option<Found>> {
+    /// Returns the flag, or for an unreadable one its version and the error.
+    async fn read_flag(&self, key: &str) -> Result<Option<Found>> {
         let error = match self.store.flag(key).await {
             Ok(flag) => return Ok(flag.map(|flag| Found { flag, invalid: None })),
             Err(error) if error.kind() == ErrorKind::StoreCorrupt => error,
             Err(error) => return Err(error),
         };
-        // What it was can't be read, but its version can, or the store has another fault.
+        // If the flag can't be read but its version can, the flag is invalid. Otherwise the store
+        // has another fault.
         let version = self.store.last_version(key).await?;
         let Ok(flag) = Flag::new(NewFlag::new(key), self.runtime.now()) else {
             return Err(error);
@@ -340,8 +336,8 @@ impl Flags {
         Ok(Some(Found { flag: Flag { version, ..flag }, invalid: Some(invalid) }))
     }
 
-    /// The change that puts `after`, which has the next version, in the place of
-    /// `before`, unless that can't be shown, and its event.
+    /// The change that replaces `before` with `after`, which already has the next version, and its
+    /// event. `before` is `None` if it can't be read.
     pub(crate) fn replacement(
         &self,
         verb: &str,
@@ -351,11 +347,11 @@ impl Flags {
     ) -> (FlagChange, SealedEvent) {
         let changes = differences(before, Some(after));
         let event = self.seal(verb, &after.key, &changes, edit);
-        remember(after, &event, changes, edit);
+        add_to_history(after, &event, changes, edit);
         (FlagChange::Replace(Box::new(after.clone())), event)
     }
 
-    /// The change that makes `flag`, its event, and the flag as it will be.
+    /// The change that creates `flag`, its event, and the flag as it will be stored.
     pub(crate) fn creation(
         &self,
         mut flag: Flag,
@@ -366,7 +362,7 @@ impl Flags {
         let event = self.seal("flag.created", &flag.key, &changes, edit);
         flag.version = last + 1;
         flag.created_at = event.event().at;
-        remember(&mut flag, &event, changes, edit);
+        add_to_history(&mut flag, &event, changes, edit);
         (FlagChange::Create(Box::new(flag.clone())), event, flag)
     }
 
@@ -390,24 +386,24 @@ impl Flags {
         self.log.seal(event)
     }
 
-    /// Lets the next editor go on and tells of what was committed.
+    /// Releases the turn to the next editor and publishes the commit.
     async fn finish(&self, turn: MutexGuard<'_, ()>) {
         drop(turn);
-        self.tell().await;
+        self.publish().await;
     }
 
-    /// Lets what decides here see what was committed, and brings its events onto the
-    /// timeline.
-    pub(crate) async fn tell(&self) {
+    /// Refreshes the live flags and relays the commit's events onto the timeline.
+    pub(crate) async fn publish(&self) {
         if let Some(live) = &self.live {
-            // Where the store can't be read now the next look tells.
+            // If the store can't be read now, the next poll refreshes the flags.
             let _ = live.refresh().await;
         }
         self.log.relay(AuditLog::RELAY_WAIT).await;
     }
 
-    /// Waits for another attempt, if the error is that another editor came in between.
-    pub(crate) async fn again(&self, error: Error, attempts: &mut u32) -> Result<()> {
+    /// Waits before the next attempt if another editor committed in between; returns any other
+    /// error.
+    pub(crate) async fn retry_after(&self, error: Error, attempts: &mut u32) -> Result<()> {
         *attempts += 1;
         if error.kind() != ErrorKind::VersionMismatch || *attempts == MAX_ATTEMPTS {
             return Err(error);
@@ -417,15 +413,15 @@ impl Flags {
     }
 }
 
-/// A flag that is to be changed.
+/// A flag to be changed.
 struct Found {
     flag: Flag,
-    /// That it can't be read, if so: `flag` is one that is off in its place.
+    /// The error if the flag can't be read; `flag` is then a substitute that is off.
     invalid: Option<Error>,
 }
 
-/// Puts the change on top of the flag's history, as its event tells it.
-fn remember(flag: &mut Flag, event: &SealedEvent, changes: Vec<FieldChange>, edit: &Edit) {
+/// Adds the change to the flag's history, with the data of its event.
+fn add_to_history(flag: &mut Flag, event: &SealedEvent, changes: Vec<FieldChange>, edit: &Edit) {
     let event = event.event();
     flag.updated_at = event.at;
     flag.history.truncate(MAX_HISTORY - 1);
@@ -437,13 +433,13 @@ fn remember(flag: &mut Flag, event: &SealedEvent, changes: Vec<FieldChange>, edi
     flag.history.insert(0, Change { at: event.at, actor, changes, note: edit.note.clone() });
 }
 
-/// The fields in which two states of a flag differ; `None`: there is no flag.
+/// The fields in which two states of a flag differ. `None` stands for a flag that does not exist.
 fn differences(before: Option<&Flag>, after: Option<&Flag>) -> Vec<FieldChange> {
     let field = |name: &str, value: fn(&Flag) -> Value| {
         let (from, to) = (before.map_or(Value::Null, value), after.map_or(Value::Null, value));
         (from != to).then(|| FieldChange { field: name.to_owned(), from, to })
     };
-    // One that is not asked for is not mentioned.
+    // Options that are at their defaults on both sides are not mentioned.
     let option = |name: &str, value: fn(&FlagOptions) -> Value| {
         let value =
             |flag: Option<&Flag>| value(flag.map_or(&FlagOptions::default(), |f| &f.options));

@@ -1,8 +1,8 @@
-//! Deciding: the plain definition.
+//! The reference implementation of decisions.
 
-use crate::{Axis, BucketReading, Decision, Flag, FlagContext, FlagState, Reason, Scope};
+use crate::{Axis, BucketAlgorithm, Decision, Flag, FlagContext, FlagState, Reason, Scope};
 
-/// Decides a flag: the definition, which [`FlagSet`](crate::FlagSet) must agree with.
+/// Decides a flag. This is the definition with which [`FlagSet`](crate::FlagSet) must agree.
 ///
 /// ```
 /// use dezky_core::Timestamp;
@@ -15,13 +15,17 @@ use crate::{Axis, BucketReading, Decision, Flag, FlagContext, FlagState, Reason,
 /// assert_eq!(decision.reason, Reason::InRollout(21));
 /// ```
 pub fn decide(flag: &Flag, context: &FlagContext<'_>) -> Decision {
-    decide_reading(flag, context, BucketReading::Whole)
+    decide_with_algorithm(flag, context, BucketAlgorithm::Whole)
 }
 
-/// [`decide`] with the digest read in another way.
-pub fn decide_reading(flag: &Flag, context: &FlagContext<'_>, reading: BucketReading) -> Decision {
+/// Like [`decide`], but computes the bucket with the given algorithm.
+pub fn decide_with_algorithm(
+    flag: &Flag,
+    context: &FlagContext<'_>,
+    algorithm: BucketAlgorithm,
+) -> Decision {
     let mismatch = first_mismatch(&flag.scope, context);
-    let fine = || reading.fine_bucket(context.tenant_id, flag.bucket_key());
+    let fine = || algorithm.fine_bucket(context.tenant_id, flag.bucket_key());
     let reason = match (flag.state, mismatch) {
         (FlagState::Off, _) => Reason::Off,
         _ if flag.options.require_active_tenant && context.tenant_active != Some(true) => {
@@ -36,19 +40,19 @@ pub fn decide_reading(flag: &Flag, context: &FlagContext<'_>, reading: BucketRea
     reason.into()
 }
 
-/// Both in hundredths of a percentage point.
+/// The reason of a rollout's decision; both numbers are in hundredths of a percentage point.
 pub(crate) fn rolled_out(bucket: u16, threshold: u16) -> Reason {
     let whole = u8::try_from(bucket / 100).unwrap_or(0);
     if bucket < threshold { Reason::InRollout(whole) } else { Reason::OutOfRollout(whole) }
 }
 
-/// Whether every axis that is not empty contains the context's value. An empty scope
-/// matches everybody; a value that is absent from the context is in no axis.
+/// Whether every non-empty axis contains the context's value. An empty scope matches everybody; a
+/// value absent from the context matches no axis that has values.
 pub fn matches_scope(scope: &Scope, context: &FlagContext<'_>) -> bool {
     first_mismatch(scope, context).is_none()
 }
 
-/// Whether an axis has values.
+/// Whether any axis has values.
 pub fn has_any_scope(scope: &Scope) -> bool {
     axes(scope).into_iter().any(|(_, values)| !values.is_empty())
 }

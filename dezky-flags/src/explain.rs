@@ -1,4 +1,4 @@
-//! Why a flag is on or off, with the figures that it was decided by.
+//! Explanations of decisions, with the numbers that led to them.
 
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
@@ -7,37 +7,38 @@ use crate::evaluate::value_of;
 use crate::store::Snapshot;
 use crate::{Axis, Decision, Flag, FlagContext, Reason, decide, fine_bucket};
 
-/// A decision with what it was made of. The decision is that of [`decide`], and of a
-/// [`FlagSet`](crate::FlagSet) that reads digests as it does.
+/// A decision with the data behind it. The decision is that of [`decide`], and of a
+/// [`FlagSet`](crate::FlagSet) with the default bucket algorithm.
 ///
-/// As JSON: `value`, `reason`, and by reason `axis` with the context's `given` value
-/// (null without one), or `bucket`, `threshold` and, where a seed took the key's place,
-/// `"seeded": true`.
+/// In JSON: `value`, `reason`, and depending on the reason either `axis` with the context's `given`
+/// value (null if absent), or `bucket`, `threshold` and, if a seed replaced the key, `"seeded":
+/// true`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Explanation<'a> {
     /// The decision.
     pub decision: Decision,
-    /// What the context has on the axis that [missed](Reason::ScopeMismatch).
+    /// The context's value on the axis that [did not match](Reason::ScopeMismatch).
     pub given: Option<&'a str>,
-    /// The rollout, where it was what decided.
+    /// The rollout, if it determined the decision.
     pub rollout: Option<Rollout>,
 }
 
-/// Where a tenant stands in a rollout.
+/// A tenant's position in a rollout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rollout {
-    /// The bucket in hundredths of a percentage point, 0 to 9,999; whole where the flag's
-    /// threshold is, as it is then decided by whole percentages.
+    /// The bucket in hundredths of a percentage point, 0 to 9,999. Rounded down to a whole
+    /// percentage if the threshold is one, because only whole percentages matter then.
     pub bucket: u16,
-    /// What the bucket must be below, in hundredths of a percentage point, 0 to 10,000.
+    /// The threshold in hundredths of a percentage point, 0 to 10,000: lower buckets are in the
+    /// rollout.
     pub threshold: u16,
-    /// Whether a [seed](crate::FlagOptions::seed) took the key's place.
+    /// Whether a [seed](crate::FlagOptions::seed) replaced the key.
     pub seeded: bool,
 }
 
 /// Explains the decision on a flag.
 ///
-/// One that breaks a bound is [invalid](Reason::InvalidFlag), as in a
+/// A flag that violates a bound is [invalid](Reason::InvalidFlag), as in a
 /// [`FlagSet`](crate::FlagSet).
 ///
 /// ```
@@ -72,7 +73,7 @@ pub fn explain<'a>(flag: &Flag, context: &FlagContext<'a>) -> Explanation<'a> {
 }
 
 impl Snapshot {
-    /// Explains the decision on every flag, by key, those that can't be read among them.
+    /// Explains the decisions on all flags, by key, including unreadable ones.
     ///
     /// ```
     /// use dezky_flags::FlagContext;
@@ -94,14 +95,14 @@ impl Snapshot {
 }
 
 impl From<Reason> for Explanation<'_> {
-    /// Of a reason that is about nothing more.
+    /// Explains a reason that needs no further data.
     fn from(reason: Reason) -> Self {
         Self { decision: reason.into(), given: None, rollout: None }
     }
 }
 
 impl Explanation<'_> {
-    /// The axis of the scope that missed.
+    /// The axis of the scope that did not match.
     pub fn axis(&self) -> Option<Axis> {
         match self.decision.reason {
             Reason::ScopeMismatch(axis) => Some(axis),

@@ -1,4 +1,4 @@
-//! Flags in a file: what is exported, imported, and decided without a store.
+//! Flag files, for export, import and evaluation without a store.
 
 use std::collections::BTreeSet;
 
@@ -10,14 +10,14 @@ use crate::model::is_key;
 use crate::store::{InvalidFlag, MAX_FLAGS, Snapshot};
 use crate::{Flag, NewFlag};
 
-/// What a stored flag has beyond what a flag is made from.
-const KEPT_FIELDS: [&str; 4] = ["history", "version", "createdAt", "updatedAt"];
+/// Fields of a stored flag that are not part of its definition.
+const STORED_FIELDS: [&str; 4] = ["history", "version", "createdAt", "updatedAt"];
 
-/// The flags of a file as definitions: what [`Snapshot::to_json`] writes, or the same by
-/// hand, where each flag has what [`NewFlag::from_json`] takes.
+/// The definitions of a flag file: the output of [`Snapshot::to_json`], or a hand-written file in
+/// which each flag has the form that [`NewFlag::from_json`] reads.
 ///
-/// Histories, versions and times are not read: they belong to the store that the flags
-/// come from.
+/// Histories, versions and times are ignored: they belong to the store from which the flags were
+/// exported.
 ///
 /// ```
 /// use dezky_flags::{FlagContext, FlagFile, FlagSet};
@@ -29,11 +29,11 @@ const KEPT_FIELDS: [&str; 4] = ["history", "version", "createdAt", "updatedAt"];
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FlagFile {
-    /// The store's revision, if the file says so; 0 otherwise.
+    /// The store's revision, 0 if the file has none.
     pub revision: u64,
-    /// The flags that are within their bounds, by key.
+    /// The valid flags, by key.
     pub flags: Vec<NewFlag>,
-    /// The others, by key.
+    /// The invalid flags, by key.
     pub invalid: Vec<InvalidFlag>,
 }
 
@@ -48,32 +48,32 @@ struct FileText {
 }
 
 impl FlagFile {
-    /// Reads the text of a file. Whoever reads the file itself bounds its size, by
+    /// Parses the text of a file. The caller bounds the size of the text, for example by
     /// [`MAX_FILE_BYTES`](crate::live::MAX_FILE_BYTES).
     ///
     /// # Errors
-    /// `field_invalid` if it is no such text, has more than 10,000 flags, a flag's key is
-    /// none, or two flags have one.
+    /// `field_invalid` if the text is not a flag file, has more than 10,000 flags or a duplicate
+    /// key, or if a flag has no valid key.
     pub fn from_json(text: &str) -> Result<Self> {
         let refused = |problem: String| Error::new(ErrorKind::FieldInvalid, problem);
         if !text.trim_start().starts_with('{') {
-            let form = "it must be a JSON object, {\"flags\": [{\"key\": …}, …]}";
-            return Err(refused(format!("no snapshot of flags: {form}")));
+            let form = "expected a JSON object, {\"flags\": [{\"key\": …}, …]}";
+            return Err(refused(format!("not a flag file: {form}")));
         }
         let read: FileText = serde_json::from_str(text)
-            .map_err(|error| refused(format!("no snapshot of flags: {error}")))?;
+            .map_err(|error| refused(format!("not a flag file: {error}")))?;
         let count = read.flags.len() + read.invalid.len();
         if count > MAX_FLAGS {
-            return Err(refused(format!("flags must be at most {MAX_FLAGS}: there are {count}")));
+            return Err(refused(format!("{count} flags are too many: the maximum is {MAX_FLAGS}")));
         }
         let mut file = Self { revision: read.revision, ..Self::default() };
         let mut keys = BTreeSet::new();
         let mut once = |at: String, key: &str| {
             if !is_key(key) {
-                return Err(refused(format!("{at}.key must be a flag's key")));
+                return Err(refused(format!("{at}.key must be a valid flag key")));
             }
             if !keys.insert(key.to_owned()) {
-                return Err(refused(format!("{at}.key: {key} is there twice, leave one out")));
+                return Err(refused(format!("{at}.key: {key} is given twice, leave one out")));
             }
             Ok(())
         };
@@ -81,7 +81,7 @@ impl FlagFile {
             let key = flag.get("key").and_then(Value::as_str).unwrap_or_default().to_owned();
             once(format!("flags[{at}]"), &key)?;
             if let Some(members) = flag.as_object_mut() {
-                for name in KEPT_FIELDS {
+                for name in STORED_FIELDS {
                     members.remove(name);
                 }
             }
@@ -99,21 +99,21 @@ impl FlagFile {
         Ok(file)
     }
 
-    /// The flags, if all of them are within their bounds.
+    /// Returns all flags, provided that none is invalid.
     ///
     /// # Errors
-    /// `field_invalid` names the first that is not, and its bound.
+    /// `field_invalid` names the first invalid flag and the bound.
     pub fn all(self) -> Result<Vec<NewFlag>> {
         match self.invalid.first() {
             None => Ok(self.flags),
             Some(InvalidFlag { key, problem }) => {
-                Err(Error::new(ErrorKind::FieldInvalid, format!("the flag {key}: {problem}")))
+                Err(Error::new(ErrorKind::FieldInvalid, format!("flag {key}: {problem}")))
             }
         }
     }
 
-    /// The flags to be decided, those out of bounds [as such](crate::Reason::InvalidFlag).
-    /// They are of version 1, without history.
+    /// Returns the flags as a snapshot, with version 1 and without history. Invalid flags are
+    /// [marked as such](crate::Reason::InvalidFlag).
     pub fn snapshot(&self) -> Snapshot {
         let made = self.flags.iter().map(|new| Flag::new(new.clone(), Timestamp::MIN));
         Snapshot {

@@ -1,4 +1,4 @@
-//! Taking over definitions from elsewhere.
+//! Importing flag definitions.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -10,23 +10,23 @@ use crate::model::check_note;
 use crate::store::{FlagChange, MAX_COMMIT_CHANGES, MAX_FLAGS};
 use crate::{Edit, Flag, Flags, NewFlag};
 
-/// How many bytes of flags one commit of an import changes, as JSON, unless a single
-/// flag has more.
+/// Maximum size of one commit of an import, in bytes of JSON. A single larger flag is still
+/// committed.
 const MAX_COMMIT_BYTES: usize = 4 << 20;
-const DIFFERS: &str = "it is there with another definition: import with overwrite to replace it";
-const UNREADABLE: &str = "it is there, but can't be read: remove it first";
+const DIFFERS: &str = "it exists with a different definition: import with overwrite to replace it";
+const UNREADABLE: &str = "it exists but can't be read: remove it first";
 
-/// How flags are imported.
+/// Options of an import.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ImportMode {
-    /// Replaces the definitions of flags that are there and differ; without it these are
+    /// Replaces existing flags whose definitions differ; without it these are
     /// [refused](ImportOutcome::Refused).
     pub overwrite: bool,
-    /// Says what would become of each, and changes nothing.
+    /// Reports the outcome for each flag without changing anything.
     pub dry_run: bool,
 }
 
-/// What became of the flags of an import, by key.
+/// The outcome of an import, by key.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Imported {
@@ -34,26 +34,26 @@ pub struct Imported {
     pub flags: BTreeMap<String, ImportOutcome>,
 }
 
-/// What became of a flag of an import.
+/// The outcome for one imported flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase", tag = "outcome")]
 #[non_exhaustive]
 pub enum ImportOutcome {
-    /// There was none with its key.
+    /// No flag with its key existed.
     Created,
-    /// It has the import's definition now, in a new version.
+    /// The flag now has the imported definition, in a new version.
     Updated,
-    /// It had that definition.
+    /// The flag already had the imported definition.
     Unchanged,
-    /// It stays as it is.
+    /// The flag was left unchanged.
     Refused {
-        /// Why, and what would help.
+        /// The reason, and how to resolve it.
         problem: &'static str,
     },
 }
 
 impl ImportOutcome {
-    /// In a word, as JSON has it.
+    /// The outcome in one word, as in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -75,13 +75,13 @@ impl fmt::Display for ImportOutcome {
 }
 
 impl Imported {
-    /// How many flags have an outcome of this name.
+    /// The number of flags with the outcome of this name.
     pub fn count(&self, outcome: &str) -> usize {
         self.flags.values().filter(|of| of.as_str() == outcome).count()
     }
 }
 
-/// What an import has to do.
+/// The steps of an import.
 #[derive(Default)]
 struct Plan {
     outcomes: BTreeMap<String, ImportOutcome>,
@@ -96,20 +96,20 @@ struct Step {
 }
 
 impl Flags {
-    /// Brings the definitions of flags here: makes those that are not there, and where
-    /// the mode says so replaces those that differ. A replacement is an edit like any
-    /// other: the next version, its history kept, recorded as `flag.updated`.
+    /// Imports flag definitions: creates missing flags and, if the mode allows it, replaces
+    /// existing ones that differ. A replacement is an ordinary edit: it makes a new version, keeps
+    /// the history and is recorded as `flag.updated`.
     ///
-    /// Everything is checked before anything is written. Idempotent: what was imported is
-    /// unchanged the next time. Up to 1,000 changes and 4 MiB of flags commit together;
-    /// more come in several commits, of which those before an error stay, and the same
-    /// import again goes on. A flag that was removed is made again: whoever imports wants
-    /// it. Other editors wait for a commit at most, and what they change of a flag that was
-    /// committed stays.
+    /// Everything is checked before anything is written. Idempotent: importing the same flags again
+    /// changes nothing. Up to 1,000 changes and 4 MiB of flags commit together; a larger import
+    /// takes several commits. If one of them fails, those before it persist, and repeating the
+    /// import continues after them. Removed flags are created again, because importing them is a
+    /// deliberate act. Other editors wait for one commit at most, and their changes to flags
+    /// already committed are not overwritten.
     ///
     /// # Errors
-    /// `field_invalid` names the flag, also if a key is there twice; `state_conflict` if
-    /// the store would have more than 10,000 flags; those of
+    /// `field_invalid` names the flag, also for a duplicate key; `state_conflict` if the store
+    /// would have more than 10,000 flags; those of
     /// [`FlagStore::commit`](crate::store::FlagStore::commit).
     pub async fn import(
         &self,
@@ -122,7 +122,7 @@ impl Flags {
         let mut done = HashMap::new();
         let result = self.import_all(&flags, mode, edit, &mut done).await;
         if !done.is_empty() {
-            self.tell().await;
+            self.publish().await;
         }
         result
     }
@@ -149,14 +149,14 @@ impl Flags {
                     changes.push(change);
                     events.push(event);
                 }
-                // For each commit anew: whoever kills a flag must not wait for all of them.
+                // One turn per commit: killing a flag must not wait for the whole import.
                 let turn = self.turn.lock().await;
                 let committed = self.store.commit(changes, events).await;
                 drop(turn);
                 match committed {
                     Ok(()) => done.extend(keys),
                     Err(error) => {
-                        self.again(overtaken(error), &mut attempts).await?;
+                        self.retry_after(as_version_mismatch(error), &mut attempts).await?;
                         continue 'planned;
                     }
                 }
@@ -166,26 +166,26 @@ impl Flags {
         }
     }
 
-    /// The flags as they would be made, each key once.
+    /// Validates the flags and rejects duplicate keys.
     fn checked(&self, flags: &[NewFlag]) -> Result<Vec<Flag>> {
         let now = self.runtime.now();
         let (mut keys, mut checked) = (HashSet::new(), Vec::with_capacity(flags.len()));
         for new in flags {
             let about = |problem: &str| {
-                let key = if crate::model::is_key(&new.key) { &new.key } else { "without a key" };
-                Error::new(ErrorKind::FieldInvalid, format!("the flag {key}: {problem}"))
+                let key = if crate::model::is_key(&new.key) { &new.key } else { "(invalid key)" };
+                Error::new(ErrorKind::FieldInvalid, format!("flag {key}: {problem}"))
             };
             let flag = Flag::new(new.clone(), now).map_err(|error| about(&error.to_string()))?;
             if !keys.insert(&new.key) {
-                return Err(about("its key is there twice, leave one out"));
+                return Err(about("its key is given twice: leave one of the flags out"));
             }
             checked.push(flag);
         }
         Ok(checked)
     }
 
-    /// Compares the flags with those that are there. What is `done` was committed before
-    /// somebody came in between, and is theirs by now.
+    /// Compares the flags with the store's. Flags in `done` were committed before another editor
+    /// interfered; they are not touched again.
     async fn plan(
         &self,
         flags: &[Flag],
@@ -205,7 +205,7 @@ impl Flags {
             return Err(Error::new(
                 ErrorKind::StateConflict,
                 format!(
-                    "there would be {count} flags, a store has at most {MAX_FLAGS}: import fewer, or remove some first"
+                    "the import would bring the store to {count} flags, the maximum is {MAX_FLAGS}: import fewer, or remove some first"
                 ),
             ));
         }
@@ -237,7 +237,7 @@ impl Flags {
     }
 }
 
-/// How many of the steps go into one commit.
+/// The number of steps that fit into one commit.
 fn fitting(steps: &[Step]) -> usize {
     let mut bytes = 0;
     let fits = |step: &&Step| {
@@ -252,8 +252,9 @@ fn fitting(steps: &[Step]) -> usize {
     fitting.clamp(1, MAX_COMMIT_CHANGES)
 }
 
-/// Somebody made, changed or removed a flag since it was looked at.
-fn overtaken(error: Error) -> Error {
+/// Turns the error of another editor's creation, change or removal into `version_mismatch`, which
+/// is retried.
+fn as_version_mismatch(error: Error) -> Error {
     match error.kind() {
         ErrorKind::AlreadyExists | ErrorKind::NotFound => {
             Error::new(ErrorKind::VersionMismatch, error.to_string())

@@ -23,11 +23,11 @@ pub mod testkit;
 
 use std::fmt;
 
-pub use bucket::{BucketReading, bucket, fine_bucket, in_rollout_bucket};
+pub use bucket::{BucketAlgorithm, bucket, fine_bucket, in_rollout_bucket};
 pub use compile::{Bits, BucketRow, FlagHandle, FlagSet};
 pub use digest::DigestEngine;
 pub use edit::{Edit, Flags, Updated};
-pub use evaluate::{decide, decide_reading, has_any_scope, matches_scope};
+pub use evaluate::{decide, decide_with_algorithm, has_any_scope, matches_scope};
 pub use explain::{Explanation, Rollout, explain};
 pub use file::FlagFile;
 pub use import::{ImportMode, ImportOutcome, Imported};
@@ -47,17 +47,16 @@ pub use seed::seeded_flags;
 pub use stale::{StaleConfig, StaleFlag, StaleReason, stale_flags};
 pub use usage::{FlagUsage, Usage};
 
-/// Decides flags, in the asking process.
+/// Decides flags within the calling process.
 ///
-/// Pure, synchronous and infallible: the same flags and context always give the
-/// same decision, and an unknown flag is a decision with a reason, not an error.
-/// Object-safe.
+/// Pure, synchronous and infallible: the same flags and context always yield the same decision, and
+/// an unknown flag yields a decision with a reason rather than an error. Object-safe.
 pub trait FlagEvaluator: Send + Sync {
-    /// The decision on `flag` for `context`.
+    /// Returns the decision on `flag` for `context`.
     fn evaluate(&self, flag: &str, context: &FlagContext<'_>) -> Decision;
 }
 
-/// For whom a flag is decided. Borrowed, so that asking allocates nothing.
+/// The subject of an evaluation. Borrows its values, so that evaluating allocates nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FlagContext<'a> {
     /// The tenant's id: the first half of a rollout bucket's input.
@@ -70,21 +69,21 @@ pub struct FlagContext<'a> {
     pub partner_slug: Option<&'a str>,
     /// The environment: `production`, `staging`.
     pub environment: Option<&'a str>,
-    /// Whether the tenant is active; one of whom that is not known is not. Asked only
-    /// by flags that [require it](FlagOptions::require_active_tenant).
+    /// Whether the tenant is active; `None` counts as inactive. Read only by flags that [require an
+    /// active tenant](FlagOptions::require_active_tenant).
     pub tenant_active: Option<bool>,
 }
 
-/// A flag's value and why.
+/// A flag's value and the reason for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision {
     /// On or off.
     pub value: bool,
-    /// Why.
+    /// The reason for the value.
     pub reason: Reason,
 }
 
-/// Why a flag is on or off. `Display` gives the form that the HTTP API sends.
+/// The reason why a flag is on or off. `Display` gives the form that the HTTP API sends.
 ///
 /// ```
 /// use dezky_flags::{Axis, Reason};
@@ -102,7 +101,7 @@ pub enum Reason {
     Targeted,
     /// An axis of the scope does not contain the context's value.
     ScopeMismatch(Axis),
-    /// The targeted flag has an empty scope, which is nobody.
+    /// The targeted flag has an empty scope, which matches nobody.
     EmptyScope,
     /// The tenant's bucket is below the percentage.
     InRollout(u8),
@@ -110,13 +109,13 @@ pub enum Reason {
     OutOfRollout(u8),
     /// There is no such flag.
     UnknownFlag,
-    /// The flag is for active tenants alone, and the context's is not known as one.
+    /// The flag requires an active tenant, and the context's tenant is not known to be active.
     InactiveTenant,
-    /// The flag is in the store, but can't be read: the others go on without it.
+    /// The stored flag can't be read. Other flags are not affected.
     InvalidFlag,
-    /// The rollout includes every tenant in its scope; said where the tenant is unknown.
+    /// The rollout includes every tenant in its scope. Given only where the tenant is unknown.
     FullRollout,
-    /// The rollout includes no tenant; said where the tenant is unknown.
+    /// The rollout includes no tenant. Given only where the tenant is unknown.
     EmptyRollout,
 }
 

@@ -1,4 +1,4 @@
-//! Flags as they are kept, made and changed, with their bounds.
+//! The flag model: stored flags, new flags and patches, with their bounds.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,33 +8,32 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-/// The most bytes of a flag's key.
+/// Maximum length of a flag's key in bytes.
 pub const MAX_KEY_BYTES: usize = 64;
-/// The key that no new flag is given: in the paths of an HTTP API it names the
-/// evaluation.
+/// A key that no new flag may have: HTTP APIs use it as the path of the evaluation endpoint.
 pub const RESERVED_KEY: &str = "evaluate";
-/// The most bytes of a flag's description.
+/// Maximum length of a flag's description in bytes.
 pub const MAX_DESCRIPTION_BYTES: usize = 1_000;
 /// The highest percentage.
 pub const MAX_PCT: u8 = 100;
-/// The most hundredths of a percentage point beside the whole percentage.
+/// The highest number of hundredths of a percentage point added to the whole percentage.
 pub const MAX_PCT_HUNDREDTHS: u8 = 99;
-/// The most bytes of a seed.
+/// Maximum length of a seed in bytes.
 pub const MAX_SEED_BYTES: usize = 64;
-/// The most values of an axis of a scope.
+/// Maximum number of values on one axis of a scope.
 pub const MAX_SCOPE_VALUES: usize = 1_000;
-/// The most bytes of a value of a scope.
+/// Maximum length of a scope value in bytes.
 pub const MAX_SCOPE_VALUE_BYTES: usize = 128;
-/// The most bytes of a note.
+/// Maximum length of a note in bytes.
 pub const MAX_NOTE_BYTES: usize = 1_000;
-/// The most changes that a flag's history keeps: the newest ones.
+/// Maximum number of changes in a flag's history; older changes are dropped.
 pub const MAX_HISTORY: usize = 20;
-/// The note that, with `state` `off`, makes a patch a kill.
+/// The note that turns a patch with `state` `off` into a kill.
 pub const KILL_SWITCH_NOTE: &str = "kill-switch";
 
 /// A feature flag, as stores keep it and the HTTP API sends it.
 ///
-/// Whoever builds one checks it by [`validate`](Self::validate); stores do.
+/// Code that builds a flag checks it with [`validate`](Self::validate); stores do so as well.
 ///
 /// ```
 /// use dezky_core::Timestamp;
@@ -45,35 +44,35 @@ pub const KILL_SWITCH_NOTE: &str = "kill-switch";
 /// assert_eq!(serde_json::to_value(&flag).unwrap()["state"], "on");
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-// A field that this version does not know must not decide otherwise in silence.
+// Ignoring a field that this version does not know could silently change decisions.
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Flag {
-    /// Its name: `[a-z0-9][a-z0-9_.-]{0,63}`.
+    /// The flag's name: `[a-z0-9][a-z0-9_.-]{0,63}`.
     pub key: String,
-    /// What it switches, at most 1,000 bytes, without control characters but line
+    /// A description of the feature. At most 1,000 bytes without control characters other than line
     /// feeds and tabs.
     pub description: String,
-    /// How it is decided.
+    /// The rule by which the flag is decided.
     pub state: FlagState,
-    /// The percentage of tenants, 0 to 100, that a rollout reaches.
+    /// The percentage of tenants, 0 to 100, that a rollout includes.
     pub pct: u8,
-    /// For whom it is, by targeting and rollout.
+    /// The contexts that targeting and rollout apply to.
     pub scope: Scope,
-    /// What it asks for beyond that; nothing of it by default.
+    /// Further conditions; none by default.
     #[serde(default, skip_serializing_if = "FlagOptions::is_default")]
     pub options: FlagOptions,
     /// The newest 20 changes, newest first.
     pub history: Vec<Change>,
-    /// Counts the changes of the key, its removals too, so that the version of a
-    /// flag made anew is higher than any of the removed one.
+    /// Counts the changes of the key, including removals, so that a flag recreated under the same
+    /// key has a higher version than its predecessor ever had.
     pub version: u64,
-    /// When it was made.
+    /// Creation time.
     pub created_at: Timestamp,
-    /// When it was changed last.
+    /// Time of the last change.
     pub updated_at: Timestamp,
 }
 
-/// How a flag is decided.
+/// The rule by which a flag is decided.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FlagState {
@@ -82,9 +81,9 @@ pub enum FlagState {
     Off,
     /// On for everybody.
     On,
-    /// On for those in the scope; an empty scope is nobody.
+    /// On for contexts in the scope; an empty scope matches nobody.
     Targeted,
-    /// On for a percentage of the tenants in the scope; an empty scope is everybody.
+    /// On for a percentage of the tenants in the scope; an empty scope matches everybody.
     Rollout,
 }
 
@@ -120,25 +119,25 @@ impl FromStr for FlagState {
     }
 }
 
-/// For whom a flag is: every axis that is not empty must contain the context's value.
+/// The contexts that a flag applies to: every non-empty axis must contain the context's value.
 ///
-/// An axis holds at most 1,000 values of 1 to 128 bytes without control
-/// characters. They are a set: kept sorted, each once.
+/// An axis holds at most 1,000 values of 1 to 128 bytes without control characters. It is a set,
+/// stored sorted and without duplicates.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-// An axis that this version does not know must not widen the flag in silence.
+// Ignoring an axis that this version does not know could silently widen the flag.
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Scope {
     /// Plans.
     pub plans: Vec<String>,
-    /// Tenants, by slug.
+    /// Tenant slugs.
     pub tenant_slugs: Vec<String>,
-    /// Partners, by slug.
+    /// Partner slugs.
     pub partner_slugs: Vec<String>,
     /// Environments: `production`, `staging`.
     pub environments: Vec<String>,
 }
 
-/// What a flag can ask for beyond state, percentage and scope.
+/// Conditions of a flag beyond its state, percentage and scope.
 ///
 /// ```
 /// use dezky_flags::FlagOptions;
@@ -148,21 +147,20 @@ pub struct Scope {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct FlagOptions {
-    /// Takes the key's place in the bucket's input: flags with one seed reach the same
-    /// tenants, and a flag under a new key keeps those that it had. 1 to 64 bytes
-    /// without control characters.
+    /// Replaces the key in the bucket's input: flags with the same seed include the same tenants,
+    /// and a flag moved to a new key keeps its tenants. 1 to 64 bytes without control characters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<String>,
-    /// Hundredths of a percentage point, 0 to 99, beside [`Flag::pct`]: a rollout of
-    /// `pct` 0 and 50 hundredths reaches half a percent. Whoever is within the whole
-    /// percentage is so with any hundredths. 0 where `pct` is 100.
+    /// Hundredths of a percentage point, 0 to 99, added to [`Flag::pct`]: a rollout with `pct` 0
+    /// and 50 hundredths includes half a percent. A tenant included by the whole percentage is
+    /// included whatever the hundredths are. Must be 0 if `pct` is 100.
     #[serde(skip_serializing_if = "is_zero")]
     pub pct_hundredths: u8,
-    /// Off for tenants that are not active, whatever the state.
+    /// Switches the flag off for inactive tenants, whatever its state.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub require_active_tenant: bool,
-    /// When the flag should have been removed. It decides nothing: the report of
-    /// stale flags names it from then on.
+    /// The time by which the flag should be removed. It does not affect decisions; the report of
+    /// stale flags lists the flag from this time on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
 }
@@ -195,51 +193,50 @@ fn is_zero(number: &u8) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Change {
-    /// When.
+    /// Time of the change.
     pub at: Timestamp,
-    /// Who.
+    /// The actor that made the change.
     pub actor: ChangeActor,
-    /// What changed.
+    /// The changed fields.
     pub changes: Vec<FieldChange>,
-    /// Why, in the words of who did it.
+    /// The actor's reason for the change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
 
-/// Who changed a flag.
+/// The actor of a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ChangeActor {
-    /// What kind of actor.
+    /// The kind of actor.
     #[serde(rename = "type")]
     pub kind: ActorType,
-    /// Their id.
+    /// The actor's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Their e-mail address.
+    /// The actor's e-mail address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub email: Option<String>,
 }
 
-/// A field that was changed.
+/// A changed field.
 ///
-/// An axis whose values exceed 1 KiB as JSON is given as
-/// `{"count": n, "only": […]}`: how many there are, and of those that the other
-/// side lacks as many as fit.
+/// If the JSON of an axis exceeds 1 KiB, the value is `{"count": n, "only": […]}` instead: the
+/// number of values, and as many as fit of those that the other side lacks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FieldChange {
-    /// Its JSON path: `state`, `scope.plans`.
+    /// The field's JSON path: `state`, `scope.plans`.
     pub field: String,
-    /// The value before; when the flag was made null, of an axis the empty list.
+    /// The previous value. If the flag was created: null, or for an axis the empty list.
     pub from: Value,
-    /// The value after; when the flag was removed null, of an axis the empty list.
+    /// The new value. If the flag was removed: null, or for an axis the empty list.
     pub to: Value,
 }
 
-/// What a flag is made from.
+/// The definition from which a flag is created.
 ///
-/// Reading one from JSON checks it as [`from_json`](Self::from_json) does.
+/// Deserializing checks it as [`from_json`](Self::from_json) does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NewFlag {
@@ -253,33 +250,32 @@ pub struct NewFlag {
     pub pct: u8,
     /// See [`Flag::scope`]; empty if absent.
     pub scope: Scope,
-    /// See [`Flag::options`]; none of them if absent.
+    /// See [`Flag::options`]; defaults if absent.
     #[serde(skip_serializing_if = "FlagOptions::is_default")]
     pub options: FlagOptions,
 }
 
-/// What is to be changed of a flag; what is absent stays as it is.
+/// A change of a flag. Absent fields keep their values.
 ///
-/// Reading one from JSON checks it as [`from_json`](Self::from_json) does.
+/// Deserializing checks it as [`from_json`](Self::from_json) does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FlagPatch {
     /// See [`Flag::description`].
     pub description: Option<String>,
     /// See [`Flag::state`].
     pub state: Option<FlagState>,
-    /// See [`Flag::pct`]. The hundredths become 0 unless they are given as well.
+    /// See [`Flag::pct`]. Resets the hundredths to 0 unless the patch sets them too.
     pub pct: Option<u8>,
     /// See [`Flag::scope`].
     pub scope: ScopePatch,
     /// See [`Flag::options`].
     pub options: OptionsPatch,
-    /// Why, at most 1,000 bytes, without control characters but line feeds and
-    /// tabs. With `state` off, [`KILL_SWITCH_NOTE`] makes it a kill.
+    /// The reason for the change, at most 1,000 bytes without control characters other than line
+    /// feeds and tabs. With `state` off, [`KILL_SWITCH_NOTE`] turns the patch into a kill.
     pub note: Option<String>,
 }
 
-/// What is to be changed of a scope; an axis that is absent stays as it is, one
-/// that is there is replaced.
+/// A change of a scope. A given axis is replaced; an absent one keeps its values.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ScopePatch {
     /// See [`Scope::plans`].
@@ -292,21 +288,21 @@ pub struct ScopePatch {
     pub environments: Option<Vec<String>>,
 }
 
-/// What is to be changed of a flag's options; what is absent stays as it is.
+/// A change of a flag's options. Absent options keep their values.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OptionsPatch {
-    /// See [`FlagOptions::seed`]; `Some(None)` takes it away.
+    /// See [`FlagOptions::seed`]; `Some(None)` removes it.
     pub seed: Option<Option<String>>,
     /// See [`FlagOptions::pct_hundredths`].
     pub pct_hundredths: Option<u8>,
     /// See [`FlagOptions::require_active_tenant`].
     pub require_active_tenant: Option<bool>,
-    /// See [`FlagOptions::expires_at`]; `Some(None)` takes it away.
+    /// See [`FlagOptions::expires_at`]; `Some(None)` removes it.
     pub expires_at: Option<Option<Timestamp>>,
 }
 
 impl Flag {
-    /// Version 1 of a flag, without history: for sets without a store.
+    /// Creates version 1 of a flag, without history, for use without a store.
     ///
     /// # Errors
     /// `field_invalid` names the field and its bound.
@@ -324,15 +320,16 @@ impl Flag {
             updated_at: at,
         };
         if flag.key == RESERVED_KEY {
-            return Err(invalid("key", "another than evaluate, which is a path of its own"));
+            let bound = "other than evaluate, which is the path of the evaluation endpoint";
+            return Err(invalid("key", bound));
         }
         flag.scope.normalize();
         flag.validate()?;
         Ok(flag)
     }
 
-    /// The flag as `patch` would leave it, its version, times and history as they
-    /// are: to look at a change before it is made.
+    /// Returns the flag with `patch` applied but with its version, times and history unchanged, to
+    /// preview a change.
     ///
     /// A patch to `off` with the note [`KILL_SWITCH_NOTE`] sets `pct` to 0 as well.
     ///
@@ -395,19 +392,19 @@ impl Flag {
         Ok(())
     }
 
-    /// Whether what it is decided by is within its bounds. Its key is not asked: a bucket
-    /// is defined for any.
+    /// Whether every field that decisions depend on is within its bounds. The key is not checked,
+    /// because buckets are defined for any key.
     pub(crate) fn is_decidable(&self) -> bool {
         let checked = self.scope.validate().and_then(|()| self.options.validate(self.pct));
         checked.is_ok() && self.pct <= MAX_PCT
     }
 
-    /// What stands in the key's place in the bucket's input.
+    /// The second half of the bucket's input: the seed if there is one, else the key.
     pub fn bucket_key(&self) -> &str {
         self.options.seed.as_deref().unwrap_or(&self.key)
     }
 
-    /// The rollout's percentage with its hundredths, such as 12.5.
+    /// The rollout's percentage including hundredths, such as 12.5.
     pub fn percentage(&self) -> f64 {
         f64::from(self.threshold()) / 100.0
     }
@@ -427,7 +424,7 @@ impl Flag {
 }
 
 impl OptionsPatch {
-    /// Makes the changes.
+    /// Applies the patch to `options`.
     pub fn apply(&self, options: &mut FlagOptions) {
         if let Some(seed) = &self.seed {
             options.seed.clone_from(seed);
@@ -440,7 +437,7 @@ impl OptionsPatch {
 }
 
 impl Scope {
-    /// The axes by their JSON names.
+    /// The axes with their JSON paths.
     pub(crate) fn axes(&self) -> [(&'static str, &Vec<String>); 4] {
         [
             ("scope.plans", &self.plans),
@@ -482,7 +479,7 @@ impl Scope {
 }
 
 impl NewFlag {
-    /// An `off` flag without a description.
+    /// A flag that is `off` and has no description.
     pub fn new(key: impl Into<String>) -> Self {
         Self {
             key: key.into(),
@@ -494,12 +491,12 @@ impl NewFlag {
         }
     }
 
-    /// Reads the JSON object that makes a flag: `key`, and if wanted `description`,
-    /// `state`, `pct` and `scope`.
+    /// Reads a new flag from a JSON object: `key`, and optionally `description`, `state`, `pct`,
+    /// `scope` and `options`.
     ///
     /// # Errors
-    /// `field_invalid`, beginning with the field's JSON path, names its bound;
-    /// unknown fields are errors.
+    /// `field_invalid`, with a message that begins with the field's JSON path and states the bound.
+    /// Unknown fields are errors.
     ///
     /// ```
     /// use dezky_flags::NewFlag;
@@ -532,13 +529,12 @@ impl NewFlag {
 }
 
 impl FlagPatch {
-    /// Reads the JSON object that changes a flag: any of `description`, `state`,
-    /// `pct`, `scope` (its axes one by one), `options` (one by one, null takes away)
-    /// and `note`.
+    /// Reads a patch from a JSON object with any of `description`, `state`, `pct`, `scope` (axis by
+    /// axis), `options` (one by one, null removes) and `note`.
     ///
     /// # Errors
-    /// `field_invalid`, beginning with the field's JSON path, names its bound;
-    /// unknown fields are errors.
+    /// `field_invalid`, with a message that begins with the field's JSON path and states the bound.
+    /// Unknown fields are errors.
     ///
     /// ```
     /// use dezky_flags::{FlagPatch, FlagState};
@@ -557,12 +553,12 @@ impl FlagPatch {
             options: fields.options()?,
             note: fields.text("note")?,
         };
-        // But for hundredths on 100 % the bounds do not depend on the flag that is patched.
+        // Except for hundredths at 100 %, the bounds don't depend on the patched flag.
         Flag::new(NewFlag::new("k"), Timestamp::MIN)?.patched(&patch)?;
         Ok(patch)
     }
 
-    /// Whether it is recorded as a kill.
+    /// Whether the patch is recorded as a kill.
     pub fn is_kill(&self) -> bool {
         self.state == Some(FlagState::Off) && self.note.as_deref() == Some(KILL_SWITCH_NOTE)
     }
@@ -581,11 +577,12 @@ impl<'de> Deserialize<'de> for FlagPatch {
 }
 
 const KEY_BOUND: &str =
-    "1 to 64 lower-case letters, digits, _ . and -, the first one a letter or digit";
-const PCT_BOUND: &str = "a whole number from 0 to 100, hundredths stand in options.pctHundredths";
-const SEED_BOUND: &str = "text of 1 to 64 bytes without control characters";
-const HUNDREDTHS_BOUND: &str = "a whole number from 0 to 99, and 0 where pct is 100";
-const TEXT_BOUND: &str = "at most 1000 bytes, without control characters but line feeds and tabs";
+    "1 to 64 lower-case letters, digits, _, . or -, starting with a letter or a digit";
+const PCT_BOUND: &str = "a whole number from 0 to 100 (hundredths go into options.pctHundredths)";
+const SEED_BOUND: &str = "a string of 1 to 64 bytes without control characters";
+const HUNDREDTHS_BOUND: &str = "a whole number from 0 to 99, and 0 if pct is 100";
+const TEXT_BOUND: &str =
+    "at most 1000 bytes without control characters other than line feeds and tabs";
 
 /// Whether `text` has the form of a key: `[a-z0-9][a-z0-9_.-]{0,63}`.
 pub(crate) fn is_key(text: &str) -> bool {
@@ -613,7 +610,7 @@ fn invalid(path: &str, bound: &str) -> Error {
     Error::new(ErrorKind::FieldInvalid, format!("{path} must be {bound}"))
 }
 
-/// The members of a JSON object, read so that an error names the path.
+/// The members of a JSON object; errors name the member's full path.
 struct Fields<'a> {
     members: &'a Map<String, Value>,
     prefix: &'static str,
@@ -637,7 +634,7 @@ impl<'a> Fields<'a> {
         match self.members.get(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(_) => Err(invalid(name, "text, or absent")),
+            Some(_) => Err(invalid(name, "a string, or absent")),
         }
     }
 
@@ -701,7 +698,7 @@ impl<'a> Fields<'a> {
         let Some(value) = self.members.get(name) else { return Ok(None) };
         let path = format!("{}{name}", self.prefix);
         let Some(values) = value.as_array() else {
-            return Err(invalid(&path, "a list of texts, or absent"));
+            return Err(invalid(&path, "a list of strings, or absent"));
         };
         if values.len() > MAX_SCOPE_VALUES {
             return Err(invalid(&path, "at most 1000 values"));
@@ -710,7 +707,7 @@ impl<'a> Fields<'a> {
             Some(text) if is_scope_value(text) => Ok(text.to_owned()),
             _ => Err(invalid(
                 &format!("{path}[{at}]"),
-                "text of 1 to 128 bytes without control characters",
+                "a string of 1 to 128 bytes without control characters",
             )),
         };
         values.iter().enumerate().map(text).collect::<Result<_>>().map(Some)

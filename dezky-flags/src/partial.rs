@@ -1,19 +1,21 @@
-//! Decisions for contexts of which not everything is known.
+//! Decisions for partially known contexts.
 
 use crate::evaluate::{axes, rolled_out, value_of};
-use crate::{Axis, BucketReading, Decision, Flag, FlagContext, FlagState, MAX_PCT, Reason, decide};
+use crate::{
+    Axis, BucketAlgorithm, Decision, Flag, FlagContext, FlagState, MAX_PCT, Reason, decide,
+};
 
 /// The threshold of a rollout to everybody, in hundredths of a percentage point.
 const FULL: u16 = MAX_PCT as u16 * 100;
 
-/// A context of which not everything is known: a caller named no tenant, sent a value that
-/// cannot be read, or the directory did not answer.
+/// A context that is only partially known: the caller named no tenant, sent a value that can't be
+/// read, or the directory did not answer.
 ///
-/// Unknown values must not be mistaken for absent ones: an unknown plan may still match
-/// a scope, an absent one never does.
+/// Unknown values must not be mistaken for absent ones: an unknown plan may still match a scope, an
+/// absent one never does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PartialContext<'a> {
-    /// The values that are known. Those of unknown members are ignored.
+    /// The known values. Values of members marked as unknown are ignored.
     pub known: FlagContext<'a>,
     /// Whether the tenant's id is unknown.
     pub is_tenant_unknown: bool,
@@ -23,11 +25,12 @@ pub struct PartialContext<'a> {
     pub unknown_axes: Vec<Axis>,
 }
 
-/// The decision on a flag if it is the same whatever the unknown members are, else `None`.
+/// Returns the decision on a flag if it is the same for all values of the unknown members, else
+/// `None`.
 ///
-/// So a flag that is off stays off for a caller that forgot to name its tenant: an error
-/// would make an OpenFeature client use the default in its code, which may be on. Agrees
-/// with [`decide`] wherever everything is known.
+/// This keeps a flag off for a caller that forgot to name its tenant: after an error, an
+/// OpenFeature client would use the default in its code, which may be on. Agrees with [`decide`] if
+/// everything is known.
 ///
 /// ```
 /// use dezky_core::Timestamp;
@@ -50,12 +53,12 @@ pub fn decide_partial(flag: &Flag, context: &PartialContext<'_>) -> Option<Decis
     match (context.is_activity_unknown, context.known.tenant_active) {
         (false, Some(true)) => decide_for_active(flag, context),
         (false, _) => Some(Reason::InactiveTenant.into()),
-        // Off for an active tenant is off for any.
+        // A flag that is off for an active tenant is off for any tenant.
         (true, _) => decide_for_active(flag, context).filter(|decision| !decision.value),
     }
 }
 
-/// The decision if the tenant is active.
+/// The decision provided that the tenant is active.
 fn decide_for_active(flag: &Flag, context: &PartialContext<'_>) -> Option<Decision> {
     let known = FlagContext { tenant_active: Some(true), ..context.known };
     if matches!(flag.state, FlagState::Off | FlagState::On) {
@@ -71,7 +74,7 @@ fn decide_for_active(flag: &Flag, context: &PartialContext<'_>) -> Option<Decisi
         (true, FULL..) => Some(Reason::FullRollout),
         (true, _) => return None,
         (false, threshold) => Some(rolled_out(
-            BucketReading::Whole.fine_bucket(known.tenant_id, flag.bucket_key()),
+            BucketAlgorithm::Whole.fine_bucket(known.tenant_id, flag.bucket_key()),
             threshold,
         )),
     };
@@ -79,7 +82,7 @@ fn decide_for_active(flag: &Flag, context: &PartialContext<'_>) -> Option<Decisi
     let is_unknown = |axis| context.unknown_axes.contains(&axis);
     let depends_on_unknown =
         axes(&flag.scope).into_iter().any(|(axis, values)| !values.is_empty() && is_unknown(axis));
-    // Out of the rollout whatever the scope says.
+    // A tenant outside the rollout is off whatever the scope says.
     (!depends_on_unknown || is_rollout && !decision.value).then_some(decision)
 }
 
@@ -200,7 +203,7 @@ mod tests {
                     assert!(agree && decision.value == values[0], "{flag:?} {context:?}");
                 } else {
                     unknown += 1;
-                    // Values outside of the completions may still differ.
+                    // Values outside the completions may still differ.
                     assert!(!agree, "{flag:?} {context:?}");
                 }
             }

@@ -1,4 +1,4 @@
-//! What a change of flags would do, tenant by tenant, before it is made.
+//! Previews of flag changes, tenant by tenant.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,52 +8,52 @@ use serde::Serialize;
 use crate::store::Snapshot;
 use crate::{Flag, FlagContext, FlagEvaluator as _, FlagOptions, FlagSet, FlagState};
 
-/// The most tenants that a preview lists of those who gain or lose a flag. All are
-/// counted.
+/// Maximum number of tenants that a preview lists as gaining, and as losing, a flag. All of them
+/// are counted.
 pub const MAX_LISTED_TENANTS: usize = 1_000;
-/// The most plans that a preview counts one by one.
+/// Maximum number of plans that a preview counts separately.
 pub const MAX_LISTED_PLANS: usize = 1_000;
-/// The most tenants that all previews of two snapshots list together, beside one of each
-/// kind for every flag.
+/// Maximum number of tenants that the previews of two snapshots list in total, in addition to one
+/// gaining and one losing tenant per flag.
 const MAX_LISTED_OF_ALL: usize = 100_000;
 
-/// What becomes of the known tenants when a flag changes.
+/// The effect of a flag's change on the known tenants.
 ///
-/// As JSON the plans are under `byPlan`. `Display` says it in words:
-/// `~14 of 40 tenants: 4 gain it, 0 lose it`.
+/// In JSON the plans are under `byPlan`. `Display` summarizes the preview: `~14 of 40 tenants: 4
+/// gain it, 0 lose it`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Preview {
-    /// How many tenants there are.
-    pub of: u64,
-    /// For how many the flag was on.
+    /// The number of tenants; `of` in JSON.
+    #[serde(rename = "of")]
+    pub total: u64,
+    /// The number of tenants for which the flag was on.
     pub before_on: u64,
-    /// For how many it is on then.
+    /// The number of tenants for which the flag will be on.
     pub after_on: u64,
-    /// Those who are switched on.
+    /// The tenants for which the flag is switched on.
     pub gains: Flipped,
-    /// Those who are switched off.
+    /// The tenants for which the flag is switched off.
     pub loses: Flipped,
-    /// The same by plan, of the first [`MAX_LISTED_PLANS`] that were seen; tenants without
-    /// one are under the empty text.
+    /// The numbers by plan, for the first [`MAX_LISTED_PLANS`] plans seen. Tenants without a plan
+    /// are under the empty string.
     pub by_plan: BTreeMap<String, PlanPreview>,
-    /// Of all other plans together.
+    /// The numbers of all other plans together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub other_plans: Option<PlanPreview>,
 }
 
-/// The tenants that change sides.
+/// The tenants for which a flag's value changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Flipped {
-    /// How many, always exact.
+    /// The number of tenants, always exact.
     pub count: u64,
-    /// Who, in the order in which they were seen; at most
-    /// [so many](Previewer::with_limit).
+    /// The tenants in the order in which they were seen, up to the [limit](Previewer::with_limit).
     pub tenants: Vec<FlippedTenant>,
 }
 
-/// A tenant that changes sides.
+/// A tenant for which a flag's value changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlippedTenant {
@@ -67,27 +67,28 @@ pub struct FlippedTenant {
     pub plan: Option<String>,
 }
 
-/// A [`Preview`] of the tenants of one plan, in numbers.
+/// The numbers of a [`Preview`] for the tenants of one plan.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PlanPreview {
-    /// See [`Preview::of`].
-    pub of: u64,
+    /// See [`Preview::total`].
+    #[serde(rename = "of")]
+    pub total: u64,
     /// See [`Preview::before_on`].
     pub before_on: u64,
     /// See [`Preview::after_on`].
     pub after_on: u64,
-    /// How many are switched on.
+    /// The number of tenants for which the flag is switched on.
     pub gains: u64,
-    /// How many are switched off.
+    /// The number of tenants for which the flag is switched off.
     pub loses: u64,
 }
 
-/// Compares a flag before and after a change for all `tenants`; `None`: there is no
-/// such flag.
+/// Compares a flag before and after a change for all `tenants`. `None` stands for a flag that does
+/// not exist.
 ///
-/// It asks as [`FlagSet`] does by default, so who gains and who loses is exact: the tenants
-/// are as they are seen, each in its context's environment.
+/// Evaluates as a [`FlagSet`] does by default, so the result is exact. Each tenant is evaluated as
+/// given, in the environment of its context.
 ///
 /// ```
 /// use dezky_core::Timestamp;
@@ -98,7 +99,7 @@ pub struct PlanPreview {
 /// let ids: Vec<_> = (0..400).map(|n| format!("t-{n}")).collect();
 /// let tenants = ids.iter().map(|id| FlagContext { tenant_id: id, ..FlagContext::default() });
 /// let preview = preview(Some(&before), Some(&after), tenants);
-/// assert_eq!((preview.of, preview.loses.count), (400, 0));
+/// assert_eq!((preview.total, preview.loses.count), (400, 0));
 /// assert_eq!(preview.after_on, preview.before_on + preview.gains.count);
 /// ```
 pub fn preview<'a>(
@@ -111,9 +112,9 @@ pub fn preview<'a>(
     previewer.finish()
 }
 
-/// Whether two states of a flag decide alike for everybody by their definitions alone;
-/// `None`: there is no such flag. Then nobody can change sides, and a preview isn't
-/// worth its walk.
+/// Whether two states of a flag decide alike for everybody, judging by their definitions alone.
+/// `None` stands for a flag that does not exist. If so, no tenant's value can change, and a preview
+/// need not scan the tenants.
 ///
 /// ```
 /// use dezky_core::Timestamp;
@@ -136,8 +137,8 @@ pub fn decides_alike(one: Option<&Flag>, other: Option<&Flag>) -> bool {
     }
 }
 
-/// Makes a [`Preview`] of tenants that come one by one: it keeps numbers, and the
-/// tenants that it lists.
+/// Builds a [`Preview`] from tenants that arrive one by one. Keeps only the numbers and the listed
+/// tenants.
 #[derive(Debug)]
 pub struct Previewer {
     key: String,
@@ -148,8 +149,8 @@ pub struct Previewer {
 }
 
 impl Previewer {
-    /// For a change from `before` to `after`; `None`: there is no such flag. Lists at most
-    /// [`MAX_LISTED_TENANTS`] of each kind.
+    /// Creates a previewer of the change from `before` to `after`; `None` stands for a flag that
+    /// does not exist. Lists at most [`MAX_LISTED_TENANTS`] gaining and as many losing tenants.
     pub fn new(before: Option<&Flag>, after: Option<&Flag>) -> Self {
         Self {
             key: before.or(after).map(|flag| flag.key.clone()).unwrap_or_default(),
@@ -160,18 +161,18 @@ impl Previewer {
         }
     }
 
-    /// The same, but listing at most `limit` tenants who gain and as many who lose.
+    /// Lists at most `limit` gaining and as many losing tenants.
     #[must_use]
     pub fn with_limit(self, limit: usize) -> Self {
         Self { limit, ..self }
     }
 
-    /// Takes one tenant in. Each is to come once.
+    /// Adds a tenant. Each tenant must be added only once.
     pub fn see(&mut self, tenant: &FlagContext<'_>) {
         let before = self.before.evaluate(&self.key, tenant).value;
         let after = self.after.evaluate(&self.key, tenant).value;
         let preview = &mut self.preview;
-        preview.of += 1;
+        preview.total += 1;
         preview.before_on += u64::from(before);
         preview.after_on += u64::from(after);
         preview.plan(tenant.plan.unwrap_or_default()).count(before, after);
@@ -190,14 +191,14 @@ impl Previewer {
         }
     }
 
-    /// What became of all that were seen.
+    /// Returns the preview of all tenants added.
     pub fn finish(self) -> Preview {
         self.preview
     }
 }
 
 impl Preview {
-    /// The numbers of a plan.
+    /// The numbers of `plan`.
     fn plan(&mut self, plan: &str) -> &mut PlanPreview {
         if self.by_plan.len() < MAX_LISTED_PLANS && !self.by_plan.contains_key(plan) {
             self.by_plan.insert(plan.to_owned(), PlanPreview::default());
@@ -211,7 +212,7 @@ impl Preview {
 
 impl PlanPreview {
     fn count(&mut self, before: bool, after: bool) {
-        self.of += 1;
+        self.total += 1;
         self.before_on += u64::from(before);
         self.after_on += u64::from(after);
         self.gains += u64::from(!before && after);
@@ -221,15 +222,16 @@ impl PlanPreview {
 
 impl fmt::Display for Preview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { of, after_on, gains, loses, .. } = self;
+        let Self { total, after_on, gains, loses, .. } = self;
         let (gain, lose) = (gains.count, loses.count);
-        write!(f, "~{after_on} of {of} tenants: {gain} gain it, {lose} lose it")
+        write!(f, "~{after_on} of {total} tenants: {gain} gain it, {lose} lose it")
     }
 }
 
-/// Compares all flags of two snapshots, those of a file and those of a store.
+/// Previews the change of all flags from one snapshot to another, such as from a store's flags to
+/// those of a file.
 ///
-/// Flags that [decide alike](decides_alike) are left out. One that can't be read is off.
+/// Flags that [decide alike](decides_alike) are left out. Unreadable flags count as off.
 ///
 /// ```
 /// use dezky_flags::FlagContext;
@@ -244,7 +246,7 @@ impl fmt::Display for Preview {
 pub struct SnapshotPreviewer(BTreeMap<String, Previewer>);
 
 impl SnapshotPreviewer {
-    /// For a change from `before` to `after`.
+    /// Creates a previewer of the change from `before` to `after`.
     pub fn new(before: &Snapshot, after: &Snapshot) -> Self {
         let mut pairs: BTreeMap<&str, (Option<&Flag>, Option<&Flag>)> = BTreeMap::new();
         for flag in &before.flags {
@@ -261,18 +263,18 @@ impl SnapshotPreviewer {
         Self(pairs.into_iter().map(previewer).collect())
     }
 
-    /// Whether no flag decides otherwise, so that nobody can change sides.
+    /// Whether all flags decide alike, so that no tenant's value can change.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Takes one tenant in. Each is to come once.
+    /// Adds a tenant. Each tenant must be added only once.
     pub fn see(&mut self, tenant: &FlagContext<'_>) {
         self.0.values_mut().for_each(|previewer| previewer.see(tenant));
     }
 
-    /// By flag what became of all that were seen. At most 1,000 tenants of each kind are
-    /// listed, and fewer where more than 100 flags differ.
+    /// Returns the previews by flag. Each lists at most 1,000 gaining and 1,000 losing tenants,
+    /// fewer if more than 100 flags differ.
     pub fn finish(self) -> BTreeMap<String, Preview> {
         self.0.into_iter().map(|(key, previewer)| (key, previewer.finish())).collect()
     }

@@ -1,8 +1,8 @@
-//! The flags that a new platform starts with.
+//! Initial flags of a new platform.
 
 use crate::NewFlag;
 
-/// Ten flags of a workspace platform, all `off`: for [`Flags::seed`](crate::Flags::seed).
+/// Ten flags of a workspace platform, all `off`, for [`Flags::seed`](crate::Flags::seed).
 pub fn seeded_flags() -> Vec<NewFlag> {
     let flag = |(key, description): (&str, &str)| NewFlag {
         description: description.to_owned(),

@@ -1,4 +1,4 @@
-//! Which flags have done their work and should go.
+//! Detection of stale flags, which have served their purpose and should be removed.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,11 +11,12 @@ use crate::store::Snapshot;
 use crate::usage::{FlagUsage, Usage};
 use crate::{Flag, FlagState, MAX_PCT, has_any_scope};
 
-/// When a flag counts as stale.
+/// The criteria for stale flags.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct StaleConfig {
-    /// How long it decides the same for everybody, or is not evaluated: 30 days.
+    /// How long a flag must have decided the same for everybody, or not have been evaluated: 30
+    /// days.
     pub after: Duration,
 }
 
@@ -25,12 +26,12 @@ impl Default for StaleConfig {
     }
 }
 
-/// A flag that should perhaps go.
+/// A flag that is a candidate for removal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StaleFlag {
-    /// Its key.
+    /// The flag's key.
     pub key: String,
-    /// Why, at least one.
+    /// The reasons, at least one.
     pub reasons: Vec<StaleReason>,
 }
 
@@ -39,24 +40,25 @@ pub struct StaleFlag {
 #[serde(tag = "reason", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StaleReason {
-    /// Its [expiry](crate::FlagOptions::expires_at) is over.
+    /// The flag's [expiry](crate::FlagOptions::expires_at) has passed.
     Expired {
-        /// Since then.
+        /// The expiry.
         since: Timestamp,
     },
-    /// It is on for everybody and does not change: the code can do without asking.
+    /// The flag is on for everybody and unchanged: code no longer needs to evaluate it.
     OnForEverybody {
-        /// Since then.
+        /// Time of the last change.
         since: Timestamp,
     },
-    /// It is off for everybody and does not change: what it guards is dead code.
+    /// The flag is off for everybody and unchanged: the code behind it is dead.
     OffForEverybody {
-        /// Since then.
+        /// Time of the last change.
         since: Timestamp,
     },
-    /// Nobody asks for it.
+    /// The flag is no longer evaluated.
     NotEvaluated {
-        /// The last evaluation; without one when counting began, or the flag was made.
+        /// Time of the last evaluation; without one, the later of the flag's creation and the start
+        /// of counting.
         since: Timestamp,
     },
 }
@@ -76,13 +78,13 @@ impl fmt::Display for StaleReason {
     }
 }
 
-/// The flags that should perhaps go, by key: expired ones; ones that are on for everybody
-/// (`on`, or rolled out to 100 % without a scope) or for nobody (`off`, targeted without a
-/// scope, or rolled out to 0 %) and were not changed for the configured time; and, where
-/// `usage` is given, ones that were not evaluated for that time.
+/// Returns candidates for removal, by key: expired flags; flags that are on for everybody (`on`, or
+/// rolled out to 100 % without a scope) or for nobody (`off`, targeted without a scope, or rolled
+/// out to 0 %) and unchanged for the configured time; and, if `usage` is given, flags not evaluated
+/// for that time.
 ///
-/// Usage is that of one process, or put together from several. An evaluation of all
-/// flags at once counts for each.
+/// `usage` may come from one process or be merged from several. An evaluation of all flags at once
+/// counts as an evaluation of each.
 ///
 /// ```
 /// use dezky_core::Timestamp;
@@ -126,7 +128,7 @@ pub fn stale_flags(
     snapshot.flags.iter().filter_map(stale).collect()
 }
 
-/// What the flag decides, if that is the same for everybody.
+/// The flag's value if it is the same for everybody.
 fn always(flag: &Flag) -> Option<bool> {
     let is_unscoped = !has_any_scope(&flag.scope);
     let on = match flag.state {
@@ -170,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_decides_the_same_for_everybody_for_long_is_stale() {
+    fn unchanged_flags_with_one_value_for_everybody_are_stale() {
         let rollout = |new: &mut NewFlag, pct| {
             new.state = FlagState::Rollout;
             new.pct = pct;
@@ -211,12 +213,12 @@ mod tests {
             format!("i.nobody: {off}"),
         ];
         assert_eq!(reported(&flags, None, 130), expected);
-        // A clock that was set back makes nothing stale.
+        // Setting the clock back makes no flag stale.
         assert_eq!(reported(&flags, None, 50), Vec::<String>::new());
     }
 
     #[test]
-    fn what_has_expired_is_stale_at_once() {
+    fn expired_flags_are_stale_at_once() {
         let expires = |at| FlagOptions { expires_at: Some(at), ..FlagOptions::default() };
         let flags = snapshot([flag("a", |new| {
             new.state = FlagState::Rollout;
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_asks_for_is_stale_once_it_was_counted_for_long() {
+    fn flags_that_were_not_evaluated_for_long_are_stale() {
         let rollout = |new: &mut NewFlag| {
             new.state = FlagState::Rollout;
             new.pct = 5;

@@ -1,4 +1,4 @@
-//! How often flags are evaluated: counted by flag, in the process that asks.
+//! Evaluation counts by flag, collected in the evaluating process.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,33 +7,33 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dezky_core::Timestamp;
 use serde::Serialize;
 
-/// What was counted in this process.
+/// The evaluation counts of this process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Usage {
-    /// Since when.
+    /// The time at which counting began.
     pub since: Timestamp,
-    /// The flags that there are, by key.
+    /// The existing flags, by key.
     pub flags: Vec<FlagUsage>,
 }
 
-/// How often a flag was evaluated.
+/// The evaluation counts of a flag.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlagUsage {
     /// The flag's key.
     pub key: String,
-    /// How often it was on.
+    /// The number of evaluations to on.
     pub on: u64,
-    /// How often it was off.
+    /// The number of evaluations to off.
     pub off: u64,
-    /// When it was evaluated last, or up to a poll interval later; absent if it never
-    /// was.
+    /// Time of the last evaluation, recorded at most one poll interval late; absent if there was
+    /// none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_evaluated: Option<Timestamp>,
 }
 
-/// Counts one flag; shared by the sets that have it.
+/// The counter of a flag, shared by the sets that contain the flag.
 #[derive(Debug, Default)]
 pub(crate) struct Counter {
     on: AtomicU64,
@@ -51,7 +51,7 @@ impl Counter {
     }
 }
 
-/// The counters of all flags that there are.
+/// The counters of all existing flags.
 #[derive(Debug)]
 pub(crate) struct Counters {
     since: Timestamp,
@@ -61,7 +61,7 @@ pub(crate) struct Counters {
 #[derive(Debug, Default)]
 struct Tracked {
     counter: Arc<Counter>,
-    /// What the counter said at the last look.
+    /// The counts at the last observation.
     seen: (u64, u64),
     last_evaluated: Option<Timestamp>,
 }
@@ -71,8 +71,8 @@ impl Counters {
         Self { since, flags: Mutex::default() }
     }
 
-    /// The counters of these flags, in their order: those that there were go on, those
-    /// of other flags are forgotten.
+    /// Returns the counters of these flags, in order. Existing counters continue; those of other
+    /// flags are dropped.
     pub(crate) fn of<'a>(&self, keys: impl Iterator<Item = &'a str>) -> Vec<Arc<Counter>> {
         let mut flags = self.locked();
         let mut before = std::mem::take(&mut *flags);
@@ -86,17 +86,17 @@ impl Counters {
         counters
     }
 
-    /// Notes which flags were evaluated since the last look.
-    pub(crate) fn look(&self, now: Timestamp) {
+    /// Records which flags were evaluated since the last call.
+    pub(crate) fn observe(&self, now: Timestamp) {
         for tracked in self.locked().values_mut() {
-            tracked.look(now);
+            tracked.observe(now);
         }
     }
 
     pub(crate) fn usage(&self, now: Timestamp) -> Usage {
         let mut flags = self.locked();
         let usage = |(key, tracked): (&Arc<str>, &mut Tracked)| {
-            tracked.look(now);
+            tracked.observe(now);
             let (on, off) = tracked.seen;
             FlagUsage { key: key.to_string(), on, off, last_evaluated: tracked.last_evaluated }
         };
@@ -109,7 +109,7 @@ impl Counters {
 }
 
 impl Tracked {
-    fn look(&mut self, now: Timestamp) {
+    fn observe(&mut self, now: Timestamp) {
         let counted = self.counter.read();
         if counted != self.seen {
             self.seen = counted;

@@ -6,7 +6,7 @@ use dezky_flags::testkit::{FlagStoreHarness, Opened};
 
 use super::*;
 
-/// A folder, and how many stores it has had.
+/// A folder, and the number of stores created in it.
 struct Files(tempfile::TempDir, AtomicUsize);
 
 #[async_trait]
@@ -31,7 +31,7 @@ dezky_flags::flag_store_conformance!(Files(
     AtomicUsize::new(0)
 ));
 
-/// A slip of who edits the file by hand must not cost them the flags.
+/// A mistake in a manual edit of the file must not cost the flags.
 #[test]
 fn a_file_that_cannot_be_read_is_refused_and_stays() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -42,7 +42,7 @@ fn a_file_that_cannot_be_read_is_refused_and_stays() {
     assert_eq!(std::fs::read(&path).expect("reads"), b"{\"revision\": 1,");
 }
 
-/// A change that can't be kept has no event.
+/// A change that can't be saved has no event.
 #[test]
 fn a_change_that_cannot_be_written_leaves_no_event() {
     let folder = tempfile::tempdir().expect("a folder");

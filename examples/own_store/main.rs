@@ -1,7 +1,7 @@
-//! A store of your own: flags in a JSON file, which could live in git.
+//! Your own store: flags in a JSON file, which could be kept in git.
 //!
-//! `FlagTable` has the rules; a store adds where the table is kept. `conformance.rs`
-//! runs the suite that every store passes, ours too: `cargo test`.
+//! `FlagTable` implements the rules; a store adds where the table is kept. `conformance.rs` runs
+//! the suite that every store passes, including ours: `cargo test`.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -30,8 +30,8 @@ impl FlagStore for FileFlagStore {
         Ok(self.table.lock().unwrap().clone())
     }
 
-    /// A file and a log share no transaction: a crash before the rename leaves an
-    /// event without its change. `SqliteFlagStore` has no such gap.
+    /// A file and a log share no transaction: a crash before the rename leaves an event without its
+    /// change. `SqliteFlagStore` has no such gap.
     async fn commit(&self, changes: Vec<FlagChange>, events: Vec<SealedEvent>) -> Result<()> {
         self.write(|table| table.apply(changes), events).await
     }
@@ -59,7 +59,7 @@ impl FileFlagStore {
 }
 
 fn open(path: PathBuf) -> Result<(Arc<dyn FlagStore>, Arc<dyn AuditStore>)> {
-    // A file that can't be read is not an empty one: it would be written over.
+    // An unreadable file must not count as empty: it would be overwritten.
     let text = path.exists().then(|| std::fs::read_to_string(&path)).transpose()?;
     let table = text.as_deref().map(FlagTable::from_json).transpose()?.unwrap_or_default();
     let log: Arc<dyn AuditStore> = Arc::new(MemoryAuditStore::open(Arc::new(TokioRuntime)));

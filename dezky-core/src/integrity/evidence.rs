@@ -3,18 +3,17 @@ use std::fmt;
 
 use crate::Field;
 
-/// What is stored beside an event so that its leaf can be recomputed. Secret:
-/// `Debug` shows no salt.
+/// Data stored with an event from which its leaf can be recomputed. Secret: `Debug` shows no salt.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Evidence {
     /// The event's salt: nothing was erased.
     Salt([u8; 32]),
-    /// What took the salt's place when fields were erased.
+    /// The replacement for the salt after fields were erased.
     Erased(Box<Erasure>),
 }
 
 impl Evidence {
-    /// The fields that were erased, in the order of their tags.
+    /// The erased fields in the order of their tags.
     pub fn erased_fields(&self) -> Vec<Field> {
         match self {
             Self::Salt(_) => Vec::new(),
@@ -32,11 +31,11 @@ impl fmt::Debug for Evidence {
     }
 }
 
-/// The evidence of an event of which fields were erased. The event's salt is
-/// gone, as from it an erased value could be confirmed by guessing.
+/// The evidence of an event with erased fields. The event's salt is gone, because with it an erased
+/// value could be confirmed by guessing.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Erasure {
-    /// The salts of the fields that are present and not erased.
+    /// The salts of fields that are present and not erased.
     pub salts: BTreeMap<Field, [u8; 32]>,
     /// The commitments to the erased fields.
     pub commitments: BTreeMap<Field, [u8; 32]>,
@@ -45,13 +44,13 @@ pub struct Erasure {
 const VERSION: u8 = 1;
 const SALT: u8 = 1;
 const COMMITMENT: u8 = 2;
-/// Tag, kind, salt or commitment.
+/// Tag, kind, and a salt or commitment.
 const ENTRY: usize = 34;
 
 impl Erasure {
-    /// The form for a database column: a version byte `1`, then for each field
-    /// in the order of the tags `u8 tag ‖ u8 kind ‖ 32 bytes`, kind 1 a salt and
-    /// 2 a commitment. Equal erasures have equal bytes.
+    /// The form for a database column: a version byte `1`, then for each field in the order of the
+    /// tags `u8 tag ‖ u8 kind ‖ 32 bytes`, where kind 1 is a salt and 2 a commitment. Equal
+    /// erasures have equal bytes.
     ///
     /// A field with both a salt and a commitment counts as erased.
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -69,8 +68,8 @@ impl Erasure {
         bytes
     }
 
-    /// Reads what [`Self::to_bytes`] wrote, and nothing else: tags ascend
-    /// strictly and are those of committed fields.
+    /// Reads the output of [`Self::to_bytes`] and rejects anything else: tags must be strictly
+    /// ascending and those of committed fields.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, MalformedErasure> {
         let Some((&VERSION, entries)) = bytes.split_first() else { return Err(MalformedErasure) };
         let (entries, []) = entries.as_chunks::<ENTRY>() else { return Err(MalformedErasure) };
@@ -86,7 +85,7 @@ impl Erasure {
                 _ => return Err(MalformedErasure),
             };
         }
-        // Without an erased field there is no erasure, but a salt.
+        // An erasure without erased fields is invalid: it would be a salt.
         if erasure.commitments.is_empty() { Err(MalformedErasure) } else { Ok(erasure) }
     }
 }
@@ -102,7 +101,7 @@ impl fmt::Debug for Erasure {
     }
 }
 
-/// The bytes are not those of an [`Erasure`] of a version known here.
+/// The bytes are not an [`Erasure`] of a known version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MalformedErasure;
 

@@ -5,21 +5,19 @@ use crate::{AuditEvent, Field, Metadata};
 
 const LEAF: &[u8] = b"dezky.audit.leaf\0\x01";
 
-/// The leaf of an event in normal form.
+/// Returns the leaf of an event in normal form.
 ///
-/// Defined for all evidence, also for such as no erasure leaves: a field that has
-/// a value but neither salt nor commitment stands there with zeros, and one that
-/// was erased and has a value again counts as absent (but for metadata, of which a
-/// redacted copy may stay). The hash then differs from the one in the chain, which
-/// is how tampering shows.
+/// Defined for any evidence, including evidence that no erasure produces: a field with a value but
+/// neither salt nor commitment is represented by zeros, and an erased field that has a value again
+/// counts as absent (except metadata, of which a redacted copy may remain). The hash then differs
+/// from the one in the chain, which reveals the tampering.
 pub fn leaf(event: &AuditEvent, evidence: &Evidence) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(768);
     write_leaf(event, evidence, &mut |part| bytes.extend_from_slice(part));
     bytes
 }
 
-/// SHA-256 of a zero byte and the leaf (RFC 6962), for which the leaf itself is
-/// never put together.
+/// Returns the SHA-256 of a zero byte and the leaf (RFC 6962), without assembling the leaf.
 pub fn leaf_hash(event: &AuditEvent, evidence: &Evidence) -> [u8; 32] {
     let mut hash = Sha256::new_with_prefix([0]);
     write_leaf(event, evidence, &mut |part| hash.update(part));
@@ -55,9 +53,9 @@ fn write_leaf(event: &AuditEvent, evidence: &Evidence, put: &mut impl FnMut(&[u8
     }
 }
 
-/// Where commitments come from.
+/// The source of commitments.
 enum Commitments<'a> {
-    /// HMAC keyed with the event's salt once, for all fields.
+    /// The HMAC key schedule of the event's salt, computed once for all fields.
     Salt(Box<hmac::Hmac<Sha256>>),
     Erased(&'a Erasure),
 }
@@ -77,7 +75,7 @@ impl<'a> Commitments<'a> {
         }
     }
 
-    /// What stands in the leaf for a committed field.
+    /// The leaf entry of a committed field.
     fn of(&self, event: &AuditEvent, field: Field) -> Option<[u8; 32]> {
         let value = event.text(field);
         if let Self::Erased(erasure) = self
@@ -86,17 +84,17 @@ impl<'a> Commitments<'a> {
             return (value.is_none() || field == Field::Metadata).then_some(*kept);
         }
         let value = value?.as_bytes();
-        // A value that has no salt was planted: it must not pass as absent.
+        // A value without a salt was planted and must not pass as absent.
         Some(self.salt(field).map_or([0; 32], |salt| commitment(&salt, field, value)))
     }
 }
 
-/// Erases fields: the event without their values, and the evidence without what
-/// could confirm them. The leaf and its hash stay as they are.
+/// Erases fields: returns the event without their values, and evidence without anything that could
+/// confirm them. The leaf and its hash stay unchanged.
 ///
-/// Only committed fields ([`Field::is_committed`]) can be erased, others are
-/// passed over; so are fields that are absent. Metadata is erased whole.
-/// Erasing more later, or the same again, works alike.
+/// Only committed fields ([`Field::is_committed`]) can be erased; other and absent fields are
+/// ignored. Metadata is erased as a whole. Further fields can be erased later, and erasing again
+/// changes nothing.
 ///
 /// ```
 /// use dezky_core::integrity::{Evidence, erase, leaf_hash};
@@ -126,7 +124,7 @@ pub fn erase(event: &AuditEvent, evidence: &Evidence, fields: &[Field]) -> (Audi
         };
         if fields.contains(&field) {
             clear(&mut erased, field);
-            // What was planted has no commitment, and gets none.
+            // A planted value has no commitment and gets none.
             let committed = || commitments.salt(field).and_then(|_| commitments.of(event, field));
             if let Some(commitment) = kept.or_else(committed) {
                 erasure.commitments.insert(field, commitment);
@@ -140,7 +138,7 @@ pub fn erase(event: &AuditEvent, evidence: &Evidence, fields: &[Field]) -> (Audi
         }
     }
     if erasure.commitments.is_empty() {
-        // Nothing was there to erase.
+        // There was nothing to erase.
         return (erased, evidence.clone());
     }
     (erased, Evidence::Erased(Box::new(erasure)))
@@ -266,7 +264,7 @@ mod tests {
         assert_eq!(Erasure::from_bytes(&erasure.to_bytes()), Ok(erasure));
         assert_eq!(field_salt(&salt, Field::ActorIp), bytes32(&expected["survivingSalts"]["14"]));
 
-        // One after the other is the same as both at once; the same again is nothing.
+        // Two consecutive erasures equal a single one; erasing again changes nothing.
         let (one, step) = erase(&event, &Evidence::Salt(salt), &[Field::ActorEmail]);
         let two = erase(&one, &step, &[Field::Metadata]);
         assert_eq!(two, (erased.clone(), evidence.clone()));
@@ -274,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_not_erased() {
+    fn absent_fields_are_not_erased() {
         let (mut event, salt) = event(&vectors()["vectors"][1]);
         event.actor_email = None;
         let evidence = Evidence::Salt(salt);
@@ -295,7 +293,7 @@ mod tests {
         let redacted = crate::NewMetadata::from_source("{\"a\":1}").into_metadata();
         let redacted = AuditEvent { metadata: redacted, ..erased };
         assert_eq!(leaf_hash(&redacted, &evidence), hash);
-        // Erasing again removes what was planted, and then all verifies.
+        // Erasing again removes the planted value, and verification succeeds.
         let (mended, evidence) = erase(&planted, &evidence, &[Field::ActorEmail]);
         assert_eq!(leaf_hash(&mended, &evidence), hash);
     }

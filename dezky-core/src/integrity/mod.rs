@@ -1,8 +1,8 @@
-//! Tamper evidence: leaf, commitments, chain (`docs/integrity.md`).
+//! Tamper evidence: leaves, commitments and the hash chain (`docs/integrity.md`).
 //!
-//! Every event has a *leaf*, bytes fixed for good, that names no customer and no
-//! person: fields that may have to be erased stand in it as salted commitments.
-//! The chain takes in the leaves' hashes in order of `seq`:
+//! Every event has a *leaf*, a permanently fixed sequence of bytes that contains no data of
+//! customers or persons: fields that may have to be erased are represented by salted commitments.
+//! The chain covers the leaves' hashes in order of `seq`:
 //!
 //! ```
 //! use dezky_core::integrity::{GENESIS, chain_hash};
@@ -12,7 +12,7 @@
 //! # assert_ne!(hash_of_0, hash_of_1);
 //! ```
 //!
-//! [`erase`] removes values and leaves every hash as it is.
+//! [`erase`] removes values without changing any hash.
 
 mod evidence;
 mod leaf;
@@ -31,19 +31,20 @@ const CHAIN: &[u8] = b"dezky.audit.chain.v1\0";
 const SALT: &[u8] = b"dezky.audit.salt.v1\0";
 const FIELD: &[u8] = b"dezky.audit.field.v1\0";
 
-/// The hash of an event at its place: of the hash before it and its leaf hash.
+/// The hash of an event in the chain, computed from the previous event's hash and its own leaf
+/// hash.
 pub fn chain_hash(prev: &[u8; 32], leaf_hash: &[u8; 32]) -> [u8; 32] {
     Sha256::new().chain_update(CHAIN).chain_update(prev).chain_update(leaf_hash).finalize().into()
 }
 
-/// The salt of one field. Who is given it and the value can check the field
-/// against the leaf, and learns nothing of other fields.
+/// The salt of one field. A person given this salt and the value can check the field against the
+/// leaf without learning anything about other fields.
 pub fn field_salt(event_salt: &[u8; 32], field: Field) -> [u8; 32] {
     derive_salt(&keyed(event_salt), field)
 }
 
-/// The commitment to a field's value. Without the salt it says nothing about the
-/// value, not even to somebody who can guess it.
+/// The commitment to a field's value. Without the salt it reveals nothing about the value, even to
+/// someone who can guess it.
 pub fn commitment(salt: &[u8; 32], field: Field, value: &[u8]) -> [u8; 32] {
     keyed(salt)
         .chain_update(FIELD)
@@ -66,8 +67,7 @@ fn keyed(key: &[u8; 32]) -> Hmac<Sha256> {
     Hmac::new(&block.into())
 }
 
-/// The length that goes before bytes: u32be. What is longer is out of bounds by
-/// far and never stored.
+/// The length prefix of bytes: u32be. Longer values are far out of bounds and never stored.
 fn length(bytes: &[u8]) -> [u8; 4] {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes()
 }

@@ -1,8 +1,8 @@
-//! The runtime that an embedder plugs in: clock, timers, blocking work, randomness.
+//! The runtime that an embedder provides: clock, timers, blocking work and randomness.
 //!
-//! Nothing in the libraries reads the clock, sleeps, spawns or draws random
-//! bytes but through [`Runtime`]. It has four methods, so another executor is
-//! a page of code.
+//! The libraries read the clock, sleep, run blocking work and draw random bytes only through
+//! [`Runtime`], and never spawn tasks. It has four methods, so supporting another executor takes a
+//! page of code.
 
 #[cfg(feature = "tokio")]
 mod tokio;
@@ -16,29 +16,29 @@ use futures_util::future::BoxFuture;
 pub use self::tokio::TokioRuntime;
 use crate::Timestamp;
 
-/// Work for [`Runtime::unblock`] and what it returns.
+/// Work for [`Runtime::unblock`], and its result.
 pub type BlockingWork = Box<dyn FnOnce() -> Box<dyn Any + Send> + Send>;
 
-/// What the libraries need of the world around them.
+/// The libraries' interface to the environment.
 pub trait Runtime: Send + Sync + 'static {
-    /// The time now.
+    /// The current time.
     fn now(&self) -> Timestamp;
 
     /// Resolves after `duration`. Dropping the future cancels the wait.
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()>;
 
-    /// Runs work that blocks (files) off the executor's threads.
+    /// Runs blocking work (file access) off the executor's threads.
     ///
-    /// Call it through [`unblock`], which keeps the type.
+    /// Call it through [`unblock`], which preserves the type.
     fn unblock(&self, work: BlockingWork) -> BoxFuture<'static, Box<dyn Any + Send>>;
 
     /// Fills `bytes` from a cryptographically secure generator.
     fn fill_random(&self, bytes: &mut [u8]);
 }
 
-/// Runs `work` by [`Runtime::unblock`] and returns what it returned.
+/// Runs `work` with [`Runtime::unblock`] and returns its result.
 ///
-/// Cancel-safety: a dropped future does not stop work that has begun.
+/// Cancel-safety: dropping the future does not stop work that has started.
 pub async fn unblock<T, F>(runtime: &dyn Runtime, work: F) -> T
 where
     T: Send + 'static,

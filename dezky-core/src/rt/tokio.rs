@@ -7,8 +7,8 @@ use futures_util::future::BoxFuture;
 use super::{BlockingWork, Runtime};
 use crate::Timestamp;
 
-/// [`Runtime`] on tokio: the system clock, tokio's timers and blocking pool, the
-/// operating system's randomness. Use it inside a tokio runtime.
+/// [`Runtime`] on Tokio: the system clock, Tokio's timers and blocking pool, and the operating
+/// system's random generator. Must be used within a Tokio runtime.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TokioRuntime;
 
@@ -34,7 +34,7 @@ impl Runtime for TokioRuntime {
                 Ok(value) => value,
                 Err(error) => match error.try_into_panic() {
                     Ok(panic) => std::panic::resume_unwind(panic),
-                    // The runtime is going down, and this task with it.
+                    // The runtime is shutting down, and this task with it.
                     Err(_cancelled) => std::future::pending().await,
                 },
             }
@@ -43,7 +43,7 @@ impl Runtime for TokioRuntime {
     }
 
     fn fill_random(&self, bytes: &mut [u8]) {
-        // Without randomness there are no ids and no salts: fail closed.
+        // Without randomness there are no ids and no salts, so fail closed.
         getrandom::fill(bytes).expect("the operating system's random generator answers");
     }
 }

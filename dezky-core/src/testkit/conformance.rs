@@ -1,7 +1,7 @@
-//! The conformance suite of [`AuditStore`]: one named test a case.
+//! The conformance suite of [`AuditStore`]: one named test per case.
 //!
-//! The cases state the contract in the words of the public trait, so a store
-//! that passes them can be put in the place of any other.
+//! The cases express the contract in terms of the public trait, so a store that passes them can
+//! replace any other.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -27,39 +27,39 @@ use crate::{
     Timestamp,
 };
 
-/// How the suite gets at a store.
+/// The suite's access to a store.
 #[async_trait]
 pub trait StoreHarness: Send + Sync + 'static {
-    /// The runtime that the store was made for.
+    /// The runtime that the store was created with.
     fn runtime(&self) -> Arc<dyn Runtime>;
 
-    /// Runs a case to its end, on the executor that the store needs.
+    /// Runs a case to completion on the executor that the store needs.
     fn block_on(&self, case: BoxFuture<'_, ()>);
 
-    /// Opens a store: a new empty log, or the one opened before by this harness.
-    /// The latter is asked for only of stores that say they are durable or shared.
+    /// Opens a store: a new empty log, or the one opened before by this harness. The latter is
+    /// requested only for stores that report being durable or shared.
     async fn open(&self, which: Reopen) -> Arc<dyn AuditStore>;
 
-    /// Whether a read costs a look at every row, as with doubles of servers: then
-    /// the cases that read many hundred times do so with fewer queries and rows.
+    /// Whether every read scans all rows, as doubles of servers do. Cases with many hundred reads
+    /// then use fewer queries and rows.
     fn is_slow(&self) -> bool {
         false
     }
 }
 
-/// Which log is to be opened.
+/// The log to open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reopen {
-    /// A new one.
+    /// A new log.
     No,
-    /// The one opened last, again, while the first handle may still be in use.
+    /// The log opened last, while the first handle may still be in use.
     Yes,
 }
 
-/// Expands to one `#[test]` a case of the suite, in the module it stands in.
+/// Expands to one `#[test]` per case of the suite, in the current module.
 ///
-/// Takes an expression that makes a [`StoreHarness`](crate::testkit::StoreHarness);
-/// it is evaluated for each case.
+/// Takes an expression that creates a [`StoreHarness`](crate::testkit::StoreHarness); it is
+/// evaluated for each case.
 #[macro_export]
 macro_rules! audit_store_conformance {
     ($harness:expr) => {
@@ -107,7 +107,7 @@ macro_rules! audit_store_conformance {
             pattern_characters_are_literal
             case_is_folded_by_unicode
             hostile_texts_are_literal_or_refused
-            what_was_stored_is_read_back
+            stored_events_are_read_back
             a_tail_yields_in_order_and_waits
             a_scan_is_bounded
             a_copy_continues_the_log_it_was_made_of
@@ -253,7 +253,7 @@ pub async fn a_duplicate_id_adds_nothing(h: Harness<'_>) {
     let again = store.append(events.clone(), AppendOptions::default()).await.unwrap();
     for (index, receipt) in again.receipts.iter().enumerate() {
         assert_eq!(receipt.status, Duplicate);
-        assert_eq!(receipt.seq, index as u64, "the receipt names the one that is there");
+        assert_eq!(receipt.seq, index as u64, "the receipt has the seq of the stored event");
         assert_eq!(receipt.id, events[index].event().id);
     }
     assert_eq!(count(&store).await, 2);
@@ -265,7 +265,7 @@ pub async fn a_duplicate_external_id_adds_nothing(h: Harness<'_>) {
     let first = seal(h, external("ocis", "x-1"));
     let first_id = first.event().id;
     append(&store, vec![first]).await;
-    // Sealed anew, so with another id.
+    // Sealed again, and therefore with another id.
     let again = vec![seal(h, external("ocis", "x-1")), seal(h, external("ocis", "x-2"))];
     let appended = store.append(again, AppendOptions::default()).await.unwrap();
     assert_eq!(appended.receipts[0].status, Duplicate);
@@ -358,7 +358,7 @@ pub async fn a_duplicate_with_another_content_is_a_conflict(h: Harness<'_>) {
         assert_eq!(appended.conflicts(), 1);
     }
     let events = everything(&store).await;
-    assert_eq!(events.len(), 1, "the first one stays");
+    assert_eq!(events.len(), 1, "the first event stays");
     assert_eq!(events[0].event.action, "tenant.updated");
 }
 
@@ -382,7 +382,7 @@ pub async fn an_invalid_event_refuses_the_whole_batch(h: Harness<'_>) {
         ("action", |e| e.action = String::new()),
         ("action", |e| e.action = "Tenant.Created".into()),
         ("action", |e| e.action = "a".repeat(129)),
-        // What the log did itself is for nobody else to tell.
+        // The log's own operations can't be reported by others.
         ("action", |e| e.action = "dezky.erased".into()),
         ("source", |e| e.source = "s".repeat(65)),
         ("externalId", |e| e.external_id = Some(String::new())),
@@ -478,7 +478,7 @@ pub async fn cursors_are_per_source(h: Harness<'_>) {
     let listed: Vec<_> = store.cursors().await.unwrap().into_iter().map(|(name, _)| name).collect();
     let mut expected: Vec<_> = names.into_iter().chain(["ocis"]).collect();
     expected.sort_unstable();
-    assert_eq!(listed, expected, "by source, by bytes");
+    assert_eq!(listed, expected, "sorted by the bytes of the source");
 }
 
 const LONG: Duration = Duration::from_mins(10);
@@ -503,7 +503,7 @@ pub async fn a_lapsed_lease_goes_to_the_next(h: Harness<'_>) {
     assert!(second.token > first.token);
 }
 
-/// Waits for a lease to lapse.
+/// Waits until a lease lapses.
 async fn acquire_soon(
     h: Harness<'_>,
     store: &Arc<dyn AuditStore>,
@@ -551,7 +551,7 @@ pub async fn a_lease_given_back_is_free(h: Harness<'_>) {
     let stale = AppendOptions { fence: Some(first.fence()), ..AppendOptions::default() };
     let refused = store.append(named(h, &["late"]), stale).await;
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Fenced);
-    // Whose lease it was can't take it from the next one.
+    // The previous holder can't release the lease of its successor.
     store.release_lease(&first).await.unwrap();
     assert_eq!(store.acquire_lease("l", "a", LONG).await.unwrap(), None);
 }
@@ -584,7 +584,7 @@ pub async fn the_same_quarantine_item_is_kept_once(h: Harness<'_>) {
     });
     let new: usize =
         join_all(at_once).await.into_iter().map(|appended| appended.unwrap().new_quarantine).sum();
-    assert_eq!(new, 1, "of several at once one is new");
+    assert_eq!(new, 1, "only one of several concurrent appends is new");
     for bad in [
         QuarantineItem { key: "k".repeat(513), ..item("k") },
         QuarantineItem { key: "a\0b".into(), ..item("k") },
@@ -609,7 +609,7 @@ pub async fn quarantine_items_are_released_with_what_became_of_them(h: Harness<'
     let release =
         |numbers: &[i64]| AppendOptions { release: numbers.to_vec(), ..AppendOptions::default() };
 
-    // With an append that is refused nothing leaves.
+    // A refused append releases nothing.
     let moved = AppendOptions { release: numbers.clone(), ..advance(Some("nowhere"), "1") };
     store.append(named(h, &["x"]), moved).await.unwrap_err();
     assert_eq!(store.quarantined(0, 10).await.unwrap(), kept);
@@ -622,11 +622,12 @@ pub async fn quarantine_items_are_released_with_what_became_of_them(h: Harness<'
     assert_eq!((appended.appended(), appended.released), (1, 1));
     let left: Vec<_> = [&kept[0], &kept[2]].into_iter().cloned().collect();
     assert_eq!(store.quarantined(0, 10).await.unwrap(), left);
-    // Again, as after an answer that was lost.
+    // Repeated, as after a lost answer.
     let again = store.append(events, release(&numbers[1..2])).await.unwrap();
     assert_eq!((again.duplicates(), again.released), (1, 0));
 
-    // What leaves and comes in one append is a new item, and no number is used twice.
+    // An item that is released and received again in one append is new, and numbers are never
+    // reused.
     let options = AppendOptions { quarantine: vec![item("a")], ..release(&numbers) };
     let appended = store.append(Vec::new(), options).await.unwrap();
     assert_eq!((appended.released, appended.new_quarantine), (2, 1));
@@ -651,7 +652,7 @@ pub async fn staged_events_reach_the_log_in_order(h: Harness<'_>) {
     assert!(verify(&*store, None, |_| ()).await.unwrap().finding.is_none());
     let mut bad = named_event("bad");
     bad.action = "BAD".into();
-    assert!(store.stage(vec![seal(h, bad)]).await.is_err(), "bad events are refused at once");
+    assert!(store.stage(vec![seal(h, bad)]).await.is_err(), "invalid events are refused at once");
 }
 
 /// See the name.
@@ -693,14 +694,14 @@ pub async fn appends_at_once_are_all_there(h: Harness<'_>) {
     for (batch, appended) in batches.iter().zip(appended) {
         for (event, receipt) in batch.iter().zip(appended.unwrap().receipts) {
             let at = usize::try_from(receipt.seq).unwrap();
-            assert_eq!(stored[at].event, *event.event(), "the receipt tells its place");
+            assert_eq!(stored[at].event, *event.event(), "the receipt has its position");
         }
     }
     assert!(verify(&*store, None, |_| ()).await.unwrap().finding.is_none());
 }
 
-/// Drops the first of a group at every stage of its commit; the others' events
-/// must be there once, the chain whole.
+/// Drops the first of a group at every stage of its commit. The others' events must be there
+/// exactly once, and the chain must be intact.
 pub async fn a_dropped_leader_loses_no_followers_events(h: Harness<'_>) {
     let store = h.open(Reopen::No).await;
     let mut acknowledged = BTreeSet::new();
@@ -708,7 +709,7 @@ pub async fn a_dropped_leader_loses_no_followers_events(h: Harness<'_>) {
         let leader = store.append(named(h, &["leader"]), AppendOptions::default());
         let mut leader = Box::pin(maybe_done(leader));
         let mut followers = Vec::new();
-        // The leader begins its commit before the followers come.
+        // The leader starts its commit before the followers arrive.
         let _ = poll!(leader.as_mut());
         let mut ours = Vec::new();
         for n in 0..5 {
@@ -724,7 +725,7 @@ pub async fn a_dropped_leader_loses_no_followers_events(h: Harness<'_>) {
             h.runtime().sleep(Duration::from_millis(1)).await;
         }
         drop(leader);
-        // One follower hangs up too.
+        // One follower is dropped as well.
         if polls % 3 == 0 {
             followers.pop();
             ours.pop();
@@ -745,11 +746,11 @@ pub async fn a_dropped_leader_loses_no_followers_events(h: Harness<'_>) {
     let stored = everything(&store).await;
     let mut seen = BTreeSet::new();
     for event in &stored {
-        assert!(seen.insert(event.event.id), "nothing is there twice");
+        assert!(seen.insert(event.event.id), "no event is stored twice");
     }
-    assert!(acknowledged.iter().all(|id| seen.contains(id)), "what was acknowledged is there");
+    assert!(acknowledged.iter().all(|id| seen.contains(id)), "acknowledged events are stored");
     assert!(verify(&*store, None, |_| ()).await.unwrap().finding.is_none());
-    assert_eq!(append(&store, named(h, &["after"])).await, [New], "the next one gets its turn");
+    assert_eq!(append(&store, named(h, &["after"])).await, [New], "the next append gets its turn");
 }
 
 /// See the name.
@@ -767,8 +768,7 @@ pub async fn a_refused_job_leaves_its_group_alone(h: Harness<'_>) {
     assert!(verify(&*store, None, |_| ()).await.unwrap().finding.is_none());
 }
 
-/// The head is that of the memory store for the same sealed events, whatever the
-/// batches.
+/// For the same sealed events the head equals that of the memory store, however they are batched.
 pub async fn the_same_sealed_events_give_the_same_head(h: Harness<'_>) {
     let store = h.open(Reopen::No).await;
     let manual = ManualRuntime::new(11);
@@ -815,8 +815,8 @@ pub async fn an_expected_head_is_checked(h: Harness<'_>) {
     assert_eq!((finding.seq, finding.kind), (1, Difference::Altered));
 }
 
-/// Random queries against the definition, [`Filter::matches`](crate::store::Filter::matches),
-/// over random events.
+/// Compares random queries over random events with the definition,
+/// [`Filter::matches`](crate::store::Filter::matches).
 pub async fn every_filter_agrees_with_its_definition(h: Harness<'_>) {
     let store = h.open(Reopen::No).await;
     let manual = ManualRuntime::new(5);
@@ -868,14 +868,14 @@ fn newest_first(event: &StoredEvent) -> impl Ord + use<> {
     std::cmp::Reverse((event.event.at, event.seq))
 }
 
-/// Ten events of one millisecond, whoever reads them: the last one that came is the
-/// newest, also in pages of any size, and while others of the same time arrive.
+/// Of ten events of one millisecond, the one appended last is the newest, for any reader, in pages
+/// of any size, and while others with the same time arrive.
 pub async fn events_of_one_time_stand_as_they_came(h: Harness<'_>) {
     let store = h.open(Reopen::No).await;
     let at = Timestamp::from_millis(1_767_225_600_000);
     let event = |name: &str| seal(h, NewEvent { at, ..named_event(name) });
     let names: Vec<String> = (0..10).map(|n| n.to_string()).collect();
-    // Half of them in one append, and by random ids in any order.
+    // Half of them in one append, with random ids in any order.
     append(&store, names[..5].iter().map(|name| event(name)).collect()).await;
     for name in &names[5..] {
         append(&store, vec![event(name)]).await;
@@ -924,13 +924,13 @@ fn resource_ids(events: &[StoredEvent]) -> Vec<String> {
     events.iter().filter_map(|e| e.event.resource_id.clone()).collect()
 }
 
-/// 2,000 events with one time, in pages of many sizes: each once.
+/// 2,000 events with the same time, in pages of many sizes: each is listed once.
 pub async fn pages_give_every_event_once(h: Harness<'_>) {
     let store = h.open(Reopen::No).await;
     let at = Timestamp::from_millis(1_767_225_600_000);
     let mut events: Vec<_> =
         (0..2_000).map(|n| seal(h, NewEvent { at, ..named_event(&n.to_string()) })).collect();
-    // The smallest pages of a slow store while it holds few.
+    // The smallest pages of a slow store while it holds few events.
     let rest = if h.is_slow() { events.split_off(60) } else { Vec::new() };
     append(&store, events).await;
     every_page_size(&store, &[1, 7]).await;
@@ -962,7 +962,7 @@ pub async fn pages_hold_while_events_arrive(h: Harness<'_>) {
     loop {
         let page = store.list(&query).await.unwrap();
         seen.extend(ids(&page.events));
-        // Newer and older ones, also within the page's own minute.
+        // Newer and older events, also within the page's own minute.
         append(&store, generator.sealed(11)).await;
         match page.next_cursor {
             Some(cursor) => query.cursor = Some(cursor),
@@ -970,13 +970,13 @@ pub async fn pages_hold_while_events_arrive(h: Harness<'_>) {
         }
     }
     let distinct: BTreeSet<_> = seen.iter().collect();
-    assert_eq!(distinct.len(), seen.len(), "no event comes twice");
+    assert_eq!(distinct.len(), seen.len(), "no event is listed twice");
     let mut rest = seen.iter();
     let kept = ids(&expected).iter().all(|id| rest.any(|s| s == id));
-    assert!(kept, "every event that was there comes, in order");
+    assert!(kept, "every earlier event is listed, in order");
 }
 
-/// A page cursor as version 1 gave it out: `(at, id)`.
+/// A page cursor as issued by version 1: `(at, id)`.
 const CURSOR_OF_VERSION_1: &str =
     "AQAAAZt22qgA_____________________wD-AhE1F-55lcBT4-Zmp1OUukWUW0LjRw1jJcH07Xw-";
 
@@ -996,7 +996,7 @@ pub async fn a_cursor_is_bound_to_its_filters_and_log(h: Harness<'_>) {
     let with = |cursor: &str| ListQuery { cursor: Some(cursor.to_owned()), ..query.clone() };
     assert!(store.list(&with(&cursor)).await.is_ok());
     let other_page_size = ListQuery { limit: 2, ..with(&cursor) };
-    assert!(store.list(&other_page_size).await.is_ok(), "the page's size is no filter");
+    assert!(store.list(&other_page_size).await.is_ok(), "the page size is not a filter");
     refused(ListQuery { q: Some("a".into()), ..with(&cursor) }).await;
     refused(ListQuery { since: Some(Timestamp::MIN), ..with(&cursor) }).await;
     for broken in ["", "x", "not base64 !!", &cursor[1..], &format!("{cursor}A")] {
@@ -1008,7 +1008,7 @@ pub async fn a_cursor_is_bound_to_its_filters_and_log(h: Harness<'_>) {
         refused(with(std::str::from_utf8(&bytes).unwrap())).await;
     }
     refused(with(&"A".repeat(1 << 20))).await;
-    // Version 1 had another order.
+    // Version 1 had a different order.
     let old = store.list(&with(CURSOR_OF_VERSION_1)).await.unwrap_err();
     assert_eq!(old.kind(), ErrorKind::CursorInvalid);
     assert!(old.to_string().contains("start again from the first page"), "{old}");
@@ -1167,7 +1167,7 @@ pub async fn hostile_texts_are_literal_or_refused(h: Harness<'_>) {
 }
 
 /// See the name.
-pub async fn what_was_stored_is_read_back(h: Harness<'_>) {
+pub async fn stored_events_are_read_back(h: Harness<'_>) {
     let store = h.open(Reopen::No).await;
     let manual = ManualRuntime::new(1);
     let mut events = EventGenerator::new(&manual).sealed(300);
@@ -1208,10 +1208,10 @@ pub async fn a_scan_is_bounded(h: Harness<'_>) {
     assert_eq!(store.scan(2, 2).await.unwrap().len(), 1);
     assert_eq!(store.scan(3, 2).await.unwrap().len(), 0);
     assert_eq!(store.scan(i64::MAX, 2).await.unwrap().len(), 0);
-    assert_eq!(store.scan(0, 0).await.unwrap().len(), 0, "none is asked for");
+    assert_eq!(store.scan(0, 0).await.unwrap().len(), 0, "no rows were requested");
 }
 
-/// A log of 30 events, two erased, with cursors and quarantined items, in parts of ten.
+/// A log of 30 events, two of them erased, with cursors and quarantined items, in parts of ten.
 async fn parts_of_another_log() -> (MemoryAuditStore, Vec<LogPart>) {
     let manual = Arc::new(ManualRuntime::new(7));
     let other = MemoryAuditStore::open(manual.clone());
@@ -1245,7 +1245,7 @@ async fn parts_of_another_log() -> (MemoryAuditStore, Vec<LogPart>) {
     (other, parts)
 }
 
-/// Part by part, and the same part twice, as after a crash.
+/// Part by part, with one part repeated as after a crash.
 pub async fn a_copy_continues_the_log_it_was_made_of(h: Harness<'_>) {
     let (other, parts) = parts_of_another_log().await;
     let store = h.open(Reopen::No).await;
@@ -1260,7 +1260,7 @@ pub async fn a_copy_continues_the_log_it_was_made_of(h: Harness<'_>) {
         assert_eq!(row.stored, wanted.stored);
         assert_eq!((row.evidence, row.folds), (wanted.evidence.clone(), wanted.folds.clone()));
     }
-    // What the other log claims to have erased is taken over as it is, and named.
+    // Erasures that the other log claims are copied unchanged, and reported.
     let finding = verify(&*store, None, |_| ()).await.unwrap().finding.unwrap();
     assert_eq!((finding.seq, finding.kind), (3, Difference::Altered));
     assert!(finding.detail.contains("metadata was erased"), "{}", finding.detail);
@@ -1269,7 +1269,7 @@ pub async fn a_copy_continues_the_log_it_was_made_of(h: Harness<'_>) {
     let seen: Vec<_> = seen.into_iter().map(|q| (q.item.key, q.seen)).collect();
     assert_eq!(seen, [("a".to_owned(), 1), ("b".to_owned(), 2)]);
 
-    // It goes on as the other one does.
+    // The copy continues like the original.
     let fresh = named(h, &["fresh"]);
     other.append(fresh.clone(), AppendOptions::default()).await.unwrap();
     append(&store, fresh).await;
@@ -1292,7 +1292,11 @@ pub async fn a_part_that_does_not_fit_changes_nothing(h: Harness<'_>) {
 
     store.restore(parts[0].clone()).await.unwrap();
     append(&store, named(h, &["of its own"])).await;
-    assert_eq!(refused(parts[1].clone()).await, ErrorKind::StateConflict, "it went on by itself");
+    assert_eq!(
+        refused(parts[1].clone()).await,
+        ErrorKind::StateConflict,
+        "it has appended its own events"
+    );
     let own = h.open(Reopen::No).await;
     append(&own, named(h, &["of its own"])).await;
     let refused = own.restore(parts[0].clone()).await.unwrap_err();
@@ -1301,8 +1305,8 @@ pub async fn a_part_that_does_not_fit_changes_nothing(h: Harness<'_>) {
     assert_eq!(own.cursors().await.unwrap(), []);
 }
 
-/// Of durable or shared stores: a second handle reads the same log, goes on with
-/// it and keeps its identity, its cursors and its pages.
+/// For durable or shared stores: a second handle reads the same log, appends to it, and keeps its
+/// identity, cursors and pages.
 pub async fn another_handle_sees_what_was_acknowledged(h: Harness<'_>) {
     let store = h.open(Reopen::No).await;
     let able = store.capabilities();
@@ -1316,7 +1320,7 @@ pub async fn another_handle_sees_what_was_acknowledged(h: Harness<'_>) {
     assert_eq!(again.cursor("ocis").await.unwrap().as_deref(), Some("1"));
     let query = ListQuery { limit: 1, ..ListQuery::default() };
     let cursor = store.list(&query).await.unwrap().next_cursor;
-    assert!(again.list(&ListQuery { cursor, ..query }).await.is_ok(), "pages go on");
+    assert!(again.list(&ListQuery { cursor, ..query }).await.is_ok(), "paging continues");
     append(&again, named(h, &["d"])).await;
     append(&store, named(h, &["e"])).await;
     let names: Vec<_> =

@@ -1,4 +1,4 @@
-//! The conformance suite of [`DirectoryStore`]: one named test a case.
+//! The conformance suite of [`DirectoryStore`]: one named test per case.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
@@ -22,43 +22,41 @@ use crate::{
     TenantDirectory, Timestamp,
 };
 
-/// How the suite gets at a store.
+/// The suite's access to a store.
 #[async_trait]
 pub trait DirectoryHarness: Send + Sync + 'static {
-    /// The runtime that the store was made for.
+    /// The runtime that the store was created with.
     fn runtime(&self) -> Arc<dyn Runtime>;
 
-    /// Runs a case to its end, on the executor that the store needs.
+    /// Runs a case to completion on the executor that the store needs.
     fn block_on(&self, case: BoxFuture<'_, ()>);
 
-    /// Opens a store and its log: new empty ones, or those opened before by this
-    /// harness. The latter is asked for only of stores that say they are durable or
-    /// shared.
+    /// Opens a store and its log: new empty ones, or those opened before by this harness. The
+    /// latter are requested only for stores that report being durable or shared.
     async fn open(&self, which: Reopen) -> OpenDirectory;
 }
 
-/// A directory and the log into which its events are staged.
+/// A directory and the log in which its events are staged.
 pub struct OpenDirectory {
-    /// The documents.
+    /// The directory.
     pub store: Arc<dyn DirectoryStore>,
-    /// The events.
+    /// The log.
     pub log: Arc<dyn AuditStore>,
 }
 
-/// Expands to one `#[test]` a case of the suite, in the module it stands in.
+/// Expands to one `#[test]` per case of the suite, in the current module.
 ///
-/// Takes an expression that makes a
-/// [`DirectoryHarness`](crate::testkit::DirectoryHarness); it is evaluated for each
-/// case.
+/// Takes an expression that creates a [`DirectoryHarness`](crate::testkit::DirectoryHarness); it is
+/// evaluated for each case.
 #[macro_export]
 macro_rules! directory_store_conformance {
     ($harness:expr) => {
         $crate::directory_store_conformance!(@cases $harness;
-            what_was_committed_is_read_back
+            committed_documents_are_read_back
             a_new_document_must_be_new
             a_change_compares_the_version
-            what_is_fixed_stays
-            slugs_are_unique_for_ever
+            fixed_members_can_not_be_changed
+            slugs_are_unique_forever
             subjects_are_unique_and_addresses_are_not
             a_domain_belongs_to_one_tenant
             deletion_frees_domains
@@ -173,7 +171,7 @@ async fn put(store: &dyn DirectoryStore, changes: Vec<DirectoryChange>) {
     store.commit(changes, Vec::new()).await.expect("commits");
 }
 
-/// Refuses `change` and says which kind of error it was and what it said.
+/// Expects `change` to be refused, and returns the error's kind and message.
 async fn refused(
     store: &dyn DirectoryStore,
     change: impl Into<DirectoryChange>,
@@ -195,7 +193,7 @@ async fn by_identity(store: &dyn DirectoryStore, system: &str, id: &str) -> Opti
     user.map(|user| user.subject)
 }
 
-/// Two handles on one store, as two processes have; one twice where the store can't
+/// Two handles on one store, as two processes would have; the same handle twice if the store can't
 /// be shared.
 async fn pair(h: Harness<'_>) -> [OpenDirectory; 2] {
     let first = h.open(Reopen::No).await;
@@ -214,7 +212,7 @@ async fn timeline(log: &dyn AuditStore) -> Vec<String> {
 }
 
 /// See the name.
-pub async fn what_was_committed_is_read_back(h: Harness<'_>) {
+pub async fn committed_documents_are_read_back(h: Harness<'_>) {
     let OpenDirectory { store, .. } = h.open(Reopen::No).await;
     let billing = Billing {
         company: Some("Acme Ltd".into()),
@@ -270,7 +268,7 @@ pub async fn what_was_committed_is_read_back(h: Harness<'_>) {
     ] {
         assert_eq!(store.user(key).await.unwrap().as_ref(), Some(&user), "{key:?}");
     }
-    // A key of one kind is none of another.
+    // A key of one kind never matches another kind.
     assert_eq!(store.tenant(TenantKey::Slug("t-acme")).await.unwrap(), None);
     assert_eq!(by_identity(&*store, "stalwart", "4c-1").await, None);
 
@@ -298,7 +296,7 @@ pub async fn a_change_compares_the_version(h: Harness<'_>) {
     let OpenDirectory { store, .. } = h.open(Reopen::No).await;
     assert_eq!(store.tenants_revision().await.unwrap(), 0);
     put(&*store, vec![tenant("a").into(), partner("a").into(), user("a").into()]).await;
-    assert_eq!(store.tenants_revision().await.unwrap(), 1, "of tenants alone");
+    assert_eq!(store.tenants_revision().await.unwrap(), 1, "counts only changes of tenants");
     let versions = |version| -> [DirectoryChange; 3] {
         [
             Tenant { version, ..tenant("a") }.into(),
@@ -322,11 +320,11 @@ pub async fn a_change_compares_the_version(h: Harness<'_>) {
         assert_eq!(refused(&*store, change).await.0, ErrorKind::NotFound);
     }
     assert_eq!(by_slug(&*store, "a").await.unwrap().version, 2);
-    assert_eq!(store.tenants_revision().await.unwrap(), 2, "what is refused changes nothing");
+    assert_eq!(store.tenants_revision().await.unwrap(), 2, "a refused change has no effect");
 }
 
 /// See the name.
-pub async fn what_is_fixed_stays(h: Harness<'_>) {
+pub async fn fixed_members_can_not_be_changed(h: Harness<'_>) {
     let OpenDirectory { store, .. } = h.open(Reopen::No).await;
     put(&*store, vec![tenant("a").into(), partner("a").into(), user("a").into()]).await;
     let changes: [(DirectoryChange, &str); 4] = [
@@ -343,7 +341,7 @@ pub async fn what_is_fixed_stays(h: Harness<'_>) {
 }
 
 /// See the name.
-pub async fn slugs_are_unique_for_ever(h: Harness<'_>) {
+pub async fn slugs_are_unique_forever(h: Harness<'_>) {
     let OpenDirectory { store, .. } = h.open(Reopen::No).await;
     let deleted = Tenant { status: TenantStatus::Deleted, ..tenant("gone") };
     let terminated = Partner { status: PartnerStatus::Terminated, ..partner("gone") };
@@ -364,7 +362,7 @@ pub async fn slugs_are_unique_for_ever(h: Harness<'_>) {
     ];
     let error = store.commit(twins, Vec::new()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
-    // Tenants and partners have names of their own.
+    // Tenants and partners have separate namespaces.
     put(&*store, vec![partner("a").into()]).await;
 }
 
@@ -396,9 +394,9 @@ pub async fn a_domain_belongs_to_one_tenant(h: Harness<'_>) {
         assert!(message.starts_with("domains: one.example already exists"), "{message}");
     }
     assert_eq!(by_domain(&*store, "one.example").await.as_deref(), Some("a"));
-    assert_eq!(by_domain(&*store, "two.example").await, None, "nothing of it is left");
+    assert_eq!(by_domain(&*store, "two.example").await, None, "the refused change left nothing");
     assert_eq!(by_slug(&*store, "c").await, None);
-    // A tenant may name its own again.
+    // A tenant may keep its own domain.
     let same = Tenant { version: 2, ..owner("a", &["more.example", "one.example"]) };
     put(&*store, vec![same.into()]).await;
     assert_eq!(by_domain(&*store, "more.example").await.as_deref(), Some("a"));
@@ -412,7 +410,7 @@ pub async fn deletion_frees_domains(h: Harness<'_>) {
     put(&*store, vec![before.into()]).await;
     put(&*store, vec![deleted.clone().into()]).await;
     assert_eq!(by_domain(&*store, "one.example").await, None);
-    assert_eq!(by_slug(&*store, "a").await, Some(deleted), "the document keeps what it had");
+    assert_eq!(by_slug(&*store, "a").await, Some(deleted), "the document keeps its domains");
     put(&*store, vec![owner("b", &["one.example"]).into()]).await;
     assert_eq!(by_domain(&*store, "one.example").await.as_deref(), Some("b"));
 }
@@ -450,7 +448,11 @@ pub async fn an_identity_belongs_to_one_user(h: Harness<'_>) {
     let (kind, message) = refused(&*store, bob.clone()).await;
     assert_eq!(kind, ErrorKind::AlreadyExists);
     assert!(message.starts_with("identities: one of ocis already exists"), "{message}");
-    assert_eq!(by_identity(&*store, "stalwart", "1").await, None, "nothing of it is left");
+    assert_eq!(
+        by_identity(&*store, "stalwart", "1").await,
+        None,
+        "the refused change left nothing"
+    );
     let other = User { identities: vec![identity("stalwart", "1")], ..bob };
     put(&*store, vec![other.into()]).await;
     assert_eq!(by_identity(&*store, "stalwart", "1").await.as_deref(), Some("bob"));
@@ -482,8 +484,7 @@ pub async fn a_refused_change_refuses_all_and_the_events(h: Harness<'_>) {
     assert_eq!(timeline(&*log).await, [""; 0]);
 }
 
-/// Polls `work` at most `polls` times, each time that it has called for it, and
-/// then drops it.
+/// Polls `work` at most `polls` times, each time after it was woken, and then drops it.
 async fn dropped_after(polls: usize, work: impl Future<Output = Result<()>>) {
     let (mut work, mut left) = (pin!(work), polls);
     poll_fn(|context| {
@@ -496,7 +497,7 @@ async fn dropped_after(polls: usize, work: impl Future<Output = Result<()>>) {
     .await;
 }
 
-/// Wherever it is dropped.
+/// Drops the commit at every await point.
 pub async fn a_dropped_commit_is_made_with_its_event_or_not(h: Harness<'_>) {
     let OpenDirectory { store, log } = h.open(Reopen::No).await;
     for polls in 0..24 {
@@ -504,7 +505,7 @@ pub async fn a_dropped_commit_is_made_with_its_event_or_not(h: Harness<'_>) {
         let commit = store.commit(vec![tenant(&slug).into()], vec![event(h, &slug)]);
         dropped_after(polls, commit).await;
     }
-    // Whatever was under way has ended before this one.
+    // Commits under way have finished before this one.
     store.commit(vec![tenant("last").into()], vec![event(h, "last")]).await.expect("commits");
     let tenants = store.tenants(&TenantQuery::default()).await.unwrap();
     let made: BTreeSet<_> = tenants.into_iter().map(|tenant| tenant.slug).collect();
@@ -587,7 +588,7 @@ pub async fn staged_events_are_relayed_once(h: Harness<'_>) {
     let OpenDirectory { store, log } = h.open(Reopen::No).await;
     let events = vec![event(h, "one"), event(h, "two")];
     store.commit(vec![tenant("a").into()], events).await.unwrap();
-    assert_eq!(log.state().await.unwrap().head.next_seq, 0, "they wait for the relay");
+    assert_eq!(log.state().await.unwrap().head.next_seq, 0, "events wait for the relay");
     let relayed = log.relay(100).await.unwrap();
     assert_eq!(relayed, Relayed { appended: 2, ..Relayed::default() });
     assert_eq!(log.relay(100).await.unwrap(), Relayed::default());
@@ -625,7 +626,7 @@ pub async fn of_changes_at_once_one_wins(h: Harness<'_>) {
     assert_eq!(answers.iter().filter(|a| a.is_ok()).count(), 1, "{answers:?}");
 }
 
-/// Two editors stand for two processes: neither knows of the other's turn.
+/// The two editors stand for two processes: they don't share a turn.
 pub async fn edits_at_once_are_all_made(h: Harness<'_>) {
     const EACH: usize = 6;
     let handles = pair(h).await;
@@ -648,7 +649,7 @@ pub async fn edits_at_once_are_all_made(h: Harness<'_>) {
         answer.expect("is made");
     }
     let after = by_slug(&**store, "a").await.unwrap();
-    assert_eq!(after.provisioning_status.len(), 2 * EACH, "none is lost");
+    assert_eq!(after.provisioning_status.len(), 2 * EACH, "no edit is lost");
     assert_eq!(after.version, 1 + 2 * EACH as u64);
     assert_eq!(timeline(&**log).await, ["tenant.updated"; 2 * EACH]);
 }
@@ -740,14 +741,14 @@ pub async fn pages_of_users_hold_over_ties(h: Harness<'_>) {
                 let page = store.users(&query).await.unwrap();
                 assert!(page.len() <= limit);
                 let Some(last) = page.last() else { break };
-                // As text, as it goes to a client and comes back.
+                // As text, the way it travels to a client and back.
                 query.after = Some(UserCursor::of(last).to_string().parse().unwrap());
                 found.extend(page.iter().map(UserCursor::of));
             }
             assert_eq!(found, expected, "{query:?}");
         }
     }
-    // A login moves a user to the front, and out of their former place.
+    // A login moves a user to the front and out of the former position.
     let moved = User { last_login_at: Some(at(9)), version: 2, ..all[1].clone() };
     put(&*store, vec![moved.clone().into()]).await;
     for tenant_id in [None, Some("t-1".to_owned())] {
@@ -910,7 +911,7 @@ pub async fn ingest_finds_tenants(h: Harness<'_>) {
     }
 }
 
-/// Whatever their version, again and again, and never back to an earlier one.
+/// Documents of any version can be restored repeatedly, but never to an earlier version.
 pub async fn a_copy_has_the_documents_as_they_were(h: Harness<'_>) {
     let OpenDirectory { store, log } = h.open(Reopen::No).await;
     let acme = Tenant { version: 7, ..owner("acme", &["acme.test"]) };
@@ -936,7 +937,7 @@ pub async fn a_copy_has_the_documents_as_they_were(h: Harness<'_>) {
     assert_eq!(store.partner(PartnerKey::Slug("q")).await.unwrap(), None);
 }
 
-/// Gated by [`Capabilities::shared`](crate::store::Capabilities).
+/// Only for stores with [`Capabilities::shared`](crate::store::Capabilities).
 pub async fn another_handle_sees_what_was_committed(h: Harness<'_>) {
     let first = h.open(Reopen::No).await;
     if !first.store.capabilities().shared {

@@ -1,6 +1,6 @@
 use crate::{Actor, ActorType, NewEvent, NewMetadata, Outcome, Runtime, SealedEvent, Timestamp};
 
-/// A small event of the platform with a name of your choice in `resourceId`.
+/// A small event of the platform, with a name of your choice in `resourceId`.
 pub fn named_event(name: &str) -> NewEvent {
     NewEvent {
         resource_type: Some("tenant".into()),
@@ -10,15 +10,15 @@ pub fn named_event(name: &str) -> NewEvent {
     }
 }
 
-/// Generates events of all shapes from a runtime's randomness: with a seeded
-/// [`ManualRuntime`](super::ManualRuntime) always the same ones.
+/// Generates events of all shapes from a runtime's randomness: a seeded
+/// [`ManualRuntime`](super::ManualRuntime) always yields the same ones.
 pub struct EventGenerator<'a> {
     runtime: &'a dyn Runtime,
     count: u64,
 }
 
 impl<'a> EventGenerator<'a> {
-    /// Words that are hard on case folding and pattern matching.
+    /// Words that are difficult for case folding and pattern matching.
     pub const WORDS: [&'static str; 12] = [
         "acme",
         "Acme GmbH",
@@ -46,12 +46,12 @@ impl<'a> EventGenerator<'a> {
     const SOURCES: [&'static str; 6] =
         ["platform-api", "authentik", "authentik:eu2", "authentikx", "stalwart", "ocis"];
 
-    /// Draws from `runtime`.
+    /// Draws randomness from `runtime`.
     pub fn new(runtime: &'a dyn Runtime) -> Self {
         Self { runtime, count: 0 }
     }
 
-    /// A number below `bound`.
+    /// Returns a number below `bound`.
     pub fn below(&mut self, bound: usize) -> usize {
         let mut bytes = [0; 8];
         self.runtime.fill_random(&mut bytes);
@@ -66,8 +66,7 @@ impl<'a> EventGenerator<'a> {
         (self.below(3) > 0).then(|| self.pick(from).to_owned())
     }
 
-    /// The next event, with a time within the same minute as the others, so that
-    /// many share one.
+    /// Returns the next event. All events are within one minute, so that many share a time.
     pub fn next_event(&mut self) -> NewEvent {
         self.count += 1;
         let actor = Actor {
@@ -96,7 +95,7 @@ impl<'a> EventGenerator<'a> {
         }
     }
 
-    /// `count` sealed events.
+    /// Returns `count` sealed events.
     pub fn sealed(&mut self, count: usize) -> Vec<SealedEvent> {
         (0..count).map(|_| self.next_event().seal(self.runtime)).collect()
     }

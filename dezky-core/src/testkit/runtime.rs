@@ -10,8 +10,8 @@ use futures_util::future::{BoxFuture, poll_fn, ready};
 use crate::rt::BlockingWork;
 use crate::{Runtime, Timestamp};
 
-/// A [`Runtime`] whose time moves only when told, and whose randomness comes
-/// from a seed. Blocking work runs where it is called.
+/// A [`Runtime`] whose time advances only on request, and whose randomness comes from a seed.
+/// Blocking work runs on the calling thread.
 ///
 /// ```
 /// use std::time::Duration;
@@ -33,7 +33,7 @@ struct State {
 }
 
 impl ManualRuntime {
-    /// A runtime at 2026-01-01T00:00:00Z with the randomness of `seed`.
+    /// Creates a runtime at 2026-01-01T00:00:00Z with the randomness of `seed`.
     pub fn new(seed: u64) -> Self {
         Self(Arc::new(Mutex::new(State {
             now_ms: 1_767_225_600_000,
@@ -44,14 +44,14 @@ impl ManualRuntime {
         })))
     }
 
-    /// From now on a sleep moves the time itself and is over at once.
+    /// From now on, sleeps advance the time themselves and end at once.
     #[must_use]
     pub fn with_sleep_advancing(self) -> Self {
         self.state().sleep_advances = true;
         self
     }
 
-    /// Moves the time and wakes those whose sleep is over.
+    /// Advances the time and wakes sleeps that are over.
     pub fn advance(&self, by: Duration) {
         let woken = {
             let mut state = self.state();
@@ -68,13 +68,13 @@ impl ManualRuntime {
         self.state().now_ms = now.as_millis();
     }
 
-    /// When the first of the sleeps that are waiting is over; `None` if none is.
+    /// The end of the first pending sleep; `None` if there is none.
     pub fn next_wake(&self) -> Option<Timestamp> {
         let (until, _) = *self.state().timers.keys().next()?;
         Some(Timestamp::from_millis_clamped(until))
     }
 
-    /// How many sleeps are waiting.
+    /// The number of pending sleeps.
     pub fn sleeping(&self) -> usize {
         self.state().timers.len()
     }
@@ -130,7 +130,7 @@ impl Runtime for ManualRuntime {
     }
 }
 
-/// Forgets its timer when the sleep is dropped.
+/// Removes its timer when the sleep is dropped.
 struct Timer {
     runtime: ManualRuntime,
     key: (i64, u64),

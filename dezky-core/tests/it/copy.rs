@@ -1,4 +1,4 @@
-//! Copies of log and directory, from engine to engine.
+//! Copies of log and directory between engines.
 
 use std::future::{Future as _, poll_fn};
 use std::pin::pin;
@@ -30,7 +30,7 @@ use crate::directory::tenant;
 use crate::servers::{Engine, TestLog};
 use crate::sqlite::tokio;
 
-/// Log and directory of one database.
+/// The log and the directory of one database.
 struct Ends {
     log: Arc<dyn AuditStore>,
     directory: Arc<dyn DirectoryStore>,
@@ -89,8 +89,8 @@ async fn advance(log: &dyn AuditStore, from: Option<&str>, to: &str) {
     log.append(Vec::new(), options).await.unwrap();
 }
 
-/// A store with something of everything in it: erased rows, cursors, quarantined items
-/// of which one was released, deleted tenants, more documents than a page.
+/// A store with some of everything: erased rows, cursors, quarantined items of which one was
+/// released, deleted tenants, and more documents than fit on a page.
 async fn lived_in() -> Ends {
     let manual = Arc::new(ManualRuntime::new(7));
     let other = MemoryAuditStore::open(manual.clone());
@@ -149,7 +149,7 @@ async fn lived_in() -> Ends {
     ends
 }
 
-/// Copies all and checks that both ends are the same, and whole.
+/// Copies everything and checks that both ends are the same and intact.
 async fn copied(from: &Ends, to: &Ends) {
     let options = CopyOptions { max_rows: 200, ..CopyOptions::default() };
     let mut told = Vec::new();
@@ -158,7 +158,7 @@ async fn copied(from: &Ends, to: &Ends) {
     assert!(told.is_sorted(), "{told:?}");
     assert_eq!(compare_logs(&*from.log, &*to.log).await.unwrap(), None);
     assert_eq!(compare_directories(&*from.directory, &*to.directory).await.unwrap(), None);
-    // What a row claims of itself is the same at both ends, erasures without an event too.
+    // Claims of rows are the same at both ends, including erasures without an event.
     let (source, target) = (verify(&*from.log, None, |_| ()), verify(&*to.log, None, |_| ()));
     let (source, target) = (source.await.unwrap(), target.await.unwrap());
     assert_eq!((&target.finding, target.anomalies.len()), (&source.finding, 0));
@@ -183,7 +183,7 @@ fn around_all_engines_and_back_everything_is_as_it_was() {
         let way = [postgres(&databases).await, mongo, sqlite(&folder, "last.db").await, memory()];
         for next in way {
             copied(&last, &next).await;
-            // Once more, which changes nothing.
+            // Repeating the copy changes nothing.
             copied(&last, &next).await;
             last = next;
         }
@@ -196,18 +196,18 @@ fn around_all_engines_and_back_everything_is_as_it_was() {
 }
 
 #[test]
-fn a_copy_goes_on_when_the_source_has_gone_on() {
+fn a_copy_continues_after_the_source_has_grown() {
     tokio().block_on(async {
         let (from, to) = (lived_in().await, memory());
         copied(&from, &to).await;
         append(&*from.log, &["x", "y"]).await;
         advance(&*from.log, Some("1"), "2").await;
-        // One was decided, one came again, one is new.
+        // One item was released, one was received again, one is new.
         let kept = from.log.quarantined(0, 10).await.unwrap();
         let options = AppendOptions { release: vec![kept[0].number], ..AppendOptions::default() };
         from.log.append(Vec::new(), options).await.unwrap();
         quarantine(&*from.log, &["c", "d"]).await;
-        // A domain moved from one tenant to another, who comes first.
+        // A domain moved from one tenant to another that sorts before it.
         let read =
             async |slug| from.directory.tenant(TenantKey::Slug(slug)).await.unwrap().unwrap();
         let (gives, takes) = (read("t9").await, read("t11").await);
@@ -225,7 +225,7 @@ fn a_copy_goes_on_when_the_source_has_gone_on() {
         );
         copied(&from, &to).await;
         assert_eq!(to.log.cursor("ocis").await.unwrap().as_deref(), Some("2"));
-        // Two exchange their domains who are never held at the same time.
+        // Two documents exchange domains without ever being read at the same time.
         let (first, last) = (read("t1").await, read("t99").await);
         let domains = (first.domains.clone(), last.domains.clone());
         let first = Tenant { domains: domains.1, version: first.version + 1, ..first };
@@ -235,9 +235,9 @@ fn a_copy_goes_on_when_the_source_has_gone_on() {
     });
 }
 
-/// Dropped in the middle of each further part, as by Ctrl-C.
+/// Each further part is dropped midway, as with Ctrl-C.
 #[test]
-fn a_copy_that_was_stopped_goes_on_where_it_was() {
+fn a_stopped_copy_continues_where_it_was() {
     tokio().block_on(async {
         let folder = tempfile::tempdir().unwrap();
         let (from, to) = (lived_in().await, sqlite(&folder, "to.db").await);
@@ -268,7 +268,7 @@ fn a_copy_that_was_stopped_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_target_with_something_of_its_own_is_refused_and_stays_as_it_is() {
+fn a_target_with_its_own_contents_is_refused_unchanged() {
     tokio().block_on(async {
         let from = lived_in().await;
         let refused = async |to: &Ends, says: &str| {
@@ -290,23 +290,23 @@ fn a_target_with_something_of_its_own_is_refused_and_stays_as_it_is() {
         quarantine(&*item.log, &["own"]).await;
         refused(&item, "holds another log").await;
 
-        // A copy that was written to: it is longer, or as long and another.
+        // A copy with writes of its own: longer, or equally long with other events.
         let copy = memory();
         copied(&from, &copy).await;
         append(&*copy.log, &["own"]).await;
         refused(&copy, "interchanged").await;
         append(&*from.log, &["theirs", "more"]).await;
-        refused(&copy, "another event at seq 700").await;
+        refused(&copy, "different events at seq 700").await;
 
         let directory = memory();
         directory.directory.restore(vec![tenant("own").into()]).await.unwrap();
         let error = check_directory(&*from.directory, &*directory.directory).await.unwrap_err();
-        assert!(error.to_string().contains("a tenant t-own of its own"), "{error}");
+        assert!(error.to_string().contains("its own tenant t-own"), "{error}");
     });
 }
 
 #[test]
-fn what_waits_in_the_outbox_comes_along() {
+fn events_in_the_outbox_are_copied() {
     tokio().block_on(async {
         let from = memory();
         let events = (0..3).map(|_| named_event("staged").seal(&TokioRuntime)).collect();
@@ -315,7 +315,7 @@ fn what_waits_in_the_outbox_comes_along() {
         assert_eq!(relay_all(&*from.log).await.unwrap(), 0);
         let to = memory();
         copied(&from, &to).await;
-        // An empty log is copied too: it is the same log from then on.
+        // An empty log is copied too, and both are the same log from then on.
         let (from, to) = (memory(), memory());
         copied(&from, &to).await;
         append(&*from.log, &["a"]).await;

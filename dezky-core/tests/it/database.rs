@@ -1,18 +1,18 @@
-//! A database of a test's own, on a server that `.ci/with-servers` has started. Tests
-//! of other crates take this file as theirs.
+//! A separate database per test, on a server that `.ci/with-servers` has started. Tests of other
+//! crates include this file.
 
 use dezky_core::Runtime as _;
 use dezky_core::rt::TokioRuntime;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-/// The value of a variable that says where the servers are; there is no going without.
+/// The value of a variable that names a server; required, because the tests can't run without it.
 #[expect(clippy::disallowed_methods, reason = "tests are told where the servers are")]
 pub(crate) fn variable(name: &str) -> String {
     std::env::var(name)
         .unwrap_or_else(|_| panic!("{name} is not set: run the tests by .ci/with-servers"))
 }
 
-/// The URL of a database on the server of a URL, which may have a query.
+/// The URL of a database on the server at `server`, whose URL may have a query.
 pub(crate) fn at_database(server: &str, name: &str) -> String {
     let (address, query) = server.split_once('?').unwrap_or((server, ""));
     let start = address.find("://").unwrap() + 3;
@@ -21,14 +21,14 @@ pub(crate) fn at_database(server: &str, name: &str) -> String {
     format!("{}{host}/{name}{query}", &address[..start])
 }
 
-/// A database with a drawn name, dropped at the end; but not of the double of MongoDB.
+/// A database with a random name, dropped at the end, except on the double of MongoDB.
 pub(crate) struct Database {
     server: String,
     name: String,
 }
 
 impl Database {
-    /// On PostgreSQL.
+    /// Creates one on PostgreSQL.
     pub(crate) async fn postgres() -> Self {
         let database = Self::drawn(&variable("DEZKY_TEST_POSTGRES"));
         let create = format!("CREATE DATABASE {}", database.name);
@@ -36,7 +36,7 @@ impl Database {
         database
     }
 
-    /// On the server of MongoDB's protocol, which makes it when something is written.
+    /// Names one on the MongoDB server, which creates it at the first write.
     pub(crate) fn mongodb() -> Self {
         Self::drawn(&variable("DEZKY_TEST_MONGODB"))
     }
@@ -69,8 +69,8 @@ impl Drop for Database {
     }
 }
 
-/// Whether it is the double of a MongoDB server. Dropping a database takes it a sync a
-/// document, and it answers nobody meanwhile: it keeps what tests leave.
+/// Whether the server is the double of a MongoDB server. It syncs once per document when dropping a
+/// database and serves nobody meanwhile, so the databases are left there.
 async fn is_double(client: &mongodb::Client) -> bool {
     let build = mongodb::bson::doc! { "buildInfo": 1 };
     let build = client.database("admin").run_command(build).await;
@@ -84,7 +84,7 @@ async fn administrate(server: &str, sql: String) -> sqlx::Result<()> {
 }
 
 /// Runs a future where there may be no runtime, or one that must not be blocked.
-#[expect(clippy::disallowed_methods, reason = "what is dropped can't wait otherwise")]
+#[expect(clippy::disallowed_methods, reason = "drop is not async")]
 fn apart(work: impl Future<Output = ()> + Send + 'static) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _ = std::thread::spawn(move || runtime.block_on(work)).join();

@@ -1,23 +1,22 @@
-//! The databases of a test that opens one of them again. Tests of other crates take
-//! this file as theirs.
+//! The databases of a test that reopens one of them. Tests of other crates include this file.
 
 use std::sync::Mutex;
 
 use crate::database::Database;
 
-/// The databases of one test; the last one that was made is the one that is reopened.
+/// The databases of one test; the last one created is the one that is reopened.
 #[derive(Default)]
 pub(crate) struct Databases(Mutex<Vec<Database>>);
 
 impl Databases {
-    /// A new, empty one; its URL.
+    /// Creates an empty database and returns its URL.
     pub(crate) async fn make(&self) -> String {
         let database = Database::postgres().await;
         self.0.lock().unwrap().push(database);
         self.url()
     }
 
-    /// The last one that was made.
+    /// The URL of the last one.
     pub(crate) fn url(&self) -> String {
         self.0.lock().unwrap().last().expect("was made").url()
     }

@@ -1,4 +1,4 @@
-//! The directory's stores against the conformance suite, and the editor on both.
+//! The directory's stores against the conformance suite, and the editor on several of them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -96,7 +96,7 @@ fn by() -> Edit {
     }
 }
 
-/// An editor on a directory in memory.
+/// An editor on an in-memory directory.
 struct Desk {
     directory: Directory,
     log: Arc<dyn AuditStore>,
@@ -238,7 +238,7 @@ async fn every_change_has_its_event() {
 }
 
 #[tokio::test]
-async fn what_changes_nothing_writes_nothing() {
+async fn an_edit_that_changes_nothing_writes_nothing() {
     let desk = Desk::new();
     let (directory, by) = (&desk.directory, &by());
     let (acme, resell, bob) = (desk.acme().await, desk.resell().await, desk.bob().await);
@@ -347,7 +347,7 @@ async fn users_belong_to_tenants_that_are_there() {
     refused(answer, ErrorKind::NotFound, "tenantIds must be ids of tenants: nowhere");
     directory.update_user(BOB, join(&[&acme.id]), by).await.unwrap();
     directory.delete_tenant(ACME, by).await.unwrap();
-    // What a user has may stay, and be sent back; nobody new gets it.
+    // Existing values may stay and be sent back, but can't be newly assigned.
     let mut again = join(&[&acme.id]);
     again.name = Patch::Set("Bob".into());
     directory.update_user(UserKey::Id(&bob.id), again, by).await.unwrap();
@@ -385,7 +385,7 @@ async fn logins_are_written_down_by_the_minute_and_without_events() {
         let bob = directory.record_login(BOB, at).await.unwrap();
         assert_eq!((bob.last_login_at, bob.version), (Some(kept), version));
     }
-    // A login that a clock noted which was ahead does not hide those that come.
+    // A login recorded with a clock that was ahead does not hide later ones.
     let ahead = Timestamp::parse("2099-01-01T00:00:00Z").unwrap();
     for (at, version) in [(ahead, 5), (after(700), 6)] {
         let bob = directory.record_login(BOB, at).await.unwrap();
@@ -414,8 +414,7 @@ async fn an_edit_of_a_version_is_made_to_no_other() {
     assert_eq!(desk.events().await.len(), 2);
 }
 
-/// Changes a tenant's plan just before each of the first commits, as another
-/// process might.
+/// Changes a tenant's plan just before each of the first commits, as another process might.
 struct Rival {
     store: Arc<dyn DirectoryStore>,
     left: AtomicUsize,
@@ -437,7 +436,7 @@ impl DirectoryStore for Rival {
 
     async fn partner(&self, key: PartnerKey<'_>) -> Result<Option<Partner>> {
         let partner = self.store.partner(key).await;
-        // Others go on before what was read is used.
+        // Other editors commit between the read and its use.
         tokio::task::yield_now().await;
         partner
     }
@@ -476,7 +475,7 @@ impl DirectoryStore for Rival {
 }
 
 #[tokio::test]
-async fn an_edit_that_lost_a_race_is_made_again_but_not_for_ever() {
+async fn an_edit_that_lost_a_race_is_repeated_but_not_forever() {
     for (times, is_made) in [(3, true), (19, true), (20, false)] {
         let desk = Desk::on(|store| Arc::new(Rival { store, left: AtomicUsize::new(times) }));
         desk.acme().await;
@@ -489,7 +488,7 @@ async fn an_edit_that_lost_a_race_is_made_again_but_not_for_ever() {
     }
 }
 
-/// What is looked at before a change stays so until it is made.
+/// Facts checked before a change still hold when it commits.
 #[tokio::test]
 async fn a_partner_is_not_terminated_while_it_gets_a_tenant() {
     let desk = Desk::on(|store| Arc::new(Rival { store, left: AtomicUsize::new(0) }));
@@ -512,8 +511,7 @@ async fn a_partner_is_not_terminated_while_it_gets_a_tenant() {
     assert_eq!(events.len(), end + 1);
 }
 
-/// However much a change is about, and whatever its request says, its event tells
-/// what it was.
+/// However large a change and whatever its request contains, its event describes the change.
 #[tokio::test]
 async fn a_large_change_is_shown_by_its_difference() {
     let desk = Desk::new();
@@ -569,7 +567,7 @@ async fn a_large_change_is_shown_by_its_difference() {
     let change = patch(json!({"tenantIds": ids, "identities": identities}));
     directory.update_user(BOB, change, &chatty).await.unwrap();
     let said = own(&desk.last().await);
-    assert_eq!(said["after"]["tenantIds"], json!(ids), "what is short is shown whole");
+    assert_eq!(said["after"]["tenantIds"], json!(ids), "short values are shown in full");
     assert_eq!(said["after"]["identities"]["count"], 32);
 }
 
@@ -580,7 +578,7 @@ async fn a_committed_event_outlives_its_process() {
     let audit = Arc::new(AuditLog::new(log, harness.runtime()));
     let directory = Directory::new(Arc::clone(&store), audit, harness.runtime());
     let acme = directory.create_tenant(NewTenant::new("acme", "A", "basic"), &by()).await.unwrap();
-    // Committed, and then nobody relays.
+    // Committed, but not relayed.
     let change = Tenant { name: "B".into(), version: 2, ..acme };
     let event = dezky_core::testkit::named_event("late").seal(&TokioRuntime);
     store.commit(vec![change.clone().into()], vec![event]).await.unwrap();
@@ -593,7 +591,7 @@ async fn a_committed_event_outlives_its_process() {
 }
 
 #[tokio::test]
-async fn a_database_is_looked_at_before_it_is_written_to() {
+async fn a_database_is_checked_before_it_is_written_to() {
     let harness = Sqlite::new();
     let log =
         SqliteAuditStore::open(SqliteConfig::new(harness.path()), &TokioRuntime).await.unwrap();
@@ -621,7 +619,7 @@ async fn a_database_is_looked_at_before_it_is_written_to() {
 }
 
 #[tokio::test]
-async fn a_document_that_was_broken_is_named_and_not_quoted() {
+async fn a_broken_document_is_named_and_not_quoted() {
     let harness = Sqlite::new();
     let log =
         SqliteAuditStore::open(SqliteConfig::new(harness.path()), &TokioRuntime).await.unwrap();
@@ -647,7 +645,7 @@ pub(crate) fn tenant(slug: &str) -> Tenant {
     }))
 }
 
-/// A few documents that get into each other's way.
+/// A few documents whose unique values conflict.
 fn any_change() -> impl Strategy<Value = DirectoryChange> {
     let domains = proptest::sample::subsequence(vec!["a.example", "b.example", "c.example"], 0..3);
     let tenant = (0..4_u8, 0..4_u8, 1..4_u64, domains, 0..4_usize, proptest::option::of(0..2_u8))
@@ -705,13 +703,13 @@ fn a_tenant_that_comes_from_elsewhere_keeps_its_id() {
     });
 }
 
-/// Commits that are often refused.
+/// Commits of which many are refused.
 pub(crate) fn any_commits() -> impl Strategy<Value = Vec<Vec<DirectoryChange>>> {
     proptest::collection::vec(proptest::collection::vec(any_change(), 1..3), 1..40)
 }
 
-/// Whatever is committed to an empty store, it answers as the memory does, and holds
-/// the same.
+/// Checks that for any commits to an empty store, the store answers like the memory store and ends
+/// up with the same content.
 pub(crate) async fn agrees_with_memory(
     store: &dyn DirectoryStore,
     commits: Vec<Vec<DirectoryChange>>,
@@ -741,7 +739,7 @@ pub(crate) async fn agrees_with_memory(
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// Whatever is committed, SQLite answers as the memory does, and holds the same.
+    /// For any commits, SQLite answers like the memory store and ends up with the same content.
     #[test]
     fn sqlite_agrees_with_memory(commits in any_commits()) {
         crate::sqlite::tokio().block_on(async {

@@ -21,7 +21,7 @@ use crate::sqlite::tokio;
 struct Mongo(Mutex<Vec<Scratch>>);
 
 impl Mongo {
-    /// The configuration of the database that was made last.
+    /// The configuration of the database created last.
     fn config(&self) -> MongoConfig {
         self.0.lock().unwrap().last().expect("was made").config()
     }
@@ -34,7 +34,7 @@ impl Mongo {
         self.0.lock().unwrap().push(Scratch::new());
     }
 
-    /// A new database with a directory.
+    /// Creates a database with a directory.
     async fn directory(&self) -> (MongoAuditStore, MongoDirectory) {
         self.make();
         let log = self.log().await;
@@ -68,7 +68,7 @@ dezky_core::directory_store_conformance!(Mongo::default());
 const ACME: TenantKey<'_> = TenantKey::Slug("acme");
 
 #[test]
-fn directories_that_open_at_once_are_made_once() {
+fn directories_that_open_at_once_are_created_once() {
     let mongo = Mongo::default();
     tokio().block_on(async {
         mongo.make();
@@ -85,7 +85,7 @@ fn directories_that_open_at_once_are_made_once() {
 }
 
 #[test]
-fn a_database_is_looked_at_before_it_is_written_to() {
+fn a_database_is_checked_before_it_is_written_to() {
     let mongo = Mongo::default();
     tokio().block_on(async {
         mongo.make();
@@ -108,7 +108,7 @@ fn a_database_is_looked_at_before_it_is_written_to() {
 }
 
 #[test]
-fn a_document_that_was_broken_is_named_and_not_quoted() {
+fn a_broken_document_is_named_and_not_quoted() {
     let mongo = Mongo::default();
     tokio().block_on(async {
         let (log, store) = mongo.directory().await;
@@ -123,9 +123,10 @@ fn a_document_that_was_broken_is_named_and_not_quoted() {
     });
 }
 
-/// The indexes hold although the store looks before it writes: for whoever does not.
+/// The indexes enforce uniqueness, although the store checks before it writes: other programs
+/// don't.
 #[test]
-fn what_is_unique_is_so_to_the_server() {
+fn unique_values_are_enforced_by_the_server() {
     let mongo = Mongo::default();
     tokio().block_on(async {
         let (log, store) = mongo.directory().await;
@@ -147,7 +148,7 @@ fn what_is_unique_is_so_to_the_server() {
 const ACME_V1: &str = r#"{"id":"t-acme","slug":"acme","name":"ACME Ö","status":"active","plan":"basic","domains":["acme.example"],"partnerId":"p-1","billing":{},"provisioningStatus":{},"provisioningErrors":{},"version":3,"createdAt":"2026-01-01T00:00:00.000Z","updatedAt":"2026-01-02T00:00:00.000Z"}"#;
 const USER_V1: &str = r#"{"id":"u-1","issuer":"https://id.example/","subject":"s","identities":[{"system":"ocis","id":"4c"}],"tenantIds":["t-acme"],"platformAdmin":false,"status":"active","version":1,"createdAt":"2026-01-01T00:00:00.000Z","updatedAt":"2026-01-01T00:00:00.000Z"}"#;
 
-/// Documents as version 1 wrote them. They are read for ever: never change one.
+/// Documents as written by version 1. They must stay readable forever: never change one.
 #[test]
 fn a_directory_of_version_1_is_read_and_goes_on() {
     let mongo = Mongo::default();
@@ -188,8 +189,8 @@ fn a_directory_of_version_1_is_read_and_goes_on() {
     });
 }
 
-/// Two processes that change different documents take turns, and those that change
-/// the same one lose nothing.
+/// Two processes that change different documents take turns, and two that change the same one lose
+/// nothing.
 #[test]
 fn writers_of_two_processes_take_turns() {
     let mongo = Mongo::default();
@@ -213,7 +214,7 @@ fn writers_of_two_processes_take_turns() {
     });
 }
 
-/// Whatever is committed, MongoDB answers as the memory does, and holds the same.
+/// For any commits, MongoDB answers like the memory store and ends up with the same content.
 #[test]
 fn mongodb_agrees_with_memory() {
     let mongo = Mongo::default();
@@ -222,7 +223,7 @@ fn mongodb_agrees_with_memory() {
     let config = ProptestConfig { cases: 8, failure_persistence: None, ..Default::default() };
     let agrees = |commits| {
         runtime.block_on(async {
-            // Emptied rather than made anew, which takes long.
+            // Emptied rather than recreated, which takes long.
             for kind in ["dezky_tenants", "dezky_users"] {
                 let collection = log.database().collection::<Document>(kind);
                 collection.delete_many(doc! {}).await.unwrap();

@@ -25,13 +25,13 @@ impl Postgres {
         Self(Databases::default())
     }
 
-    /// The database that was made last.
+    /// The database created last.
     async fn log(&self) -> PostgresAuditStore {
         let config = PostgresConfig::new(self.0.url());
         PostgresAuditStore::open(config, &TokioRuntime).await.unwrap()
     }
 
-    /// A new database with a directory.
+    /// Creates a database with a directory.
     async fn directory(&self) -> (PostgresAuditStore, PostgresDirectory) {
         self.0.make().await;
         let log = self.log().await;
@@ -65,7 +65,7 @@ dezky_core::directory_store_conformance!(Postgres::new());
 const ACME: TenantKey<'_> = TenantKey::Slug("acme");
 
 #[test]
-fn directories_that_open_at_once_are_made_once() {
+fn directories_that_open_at_once_are_created_once() {
     let postgres = Postgres::new();
     tokio().block_on(async {
         postgres.0.make().await;
@@ -82,7 +82,7 @@ fn directories_that_open_at_once_are_made_once() {
 }
 
 #[test]
-fn a_database_is_looked_at_before_it_is_written_to() {
+fn a_database_is_checked_before_it_is_written_to() {
     let postgres = Postgres::new();
     tokio().block_on(async {
         postgres.0.make().await;
@@ -105,7 +105,7 @@ fn a_database_is_looked_at_before_it_is_written_to() {
 }
 
 #[test]
-fn a_document_that_was_broken_is_named_and_not_quoted() {
+fn a_broken_document_is_named_and_not_quoted() {
     let postgres = Postgres::new();
     tokio().block_on(async {
         let (log, store) = postgres.directory().await;
@@ -119,7 +119,7 @@ fn a_document_that_was_broken_is_named_and_not_quoted() {
     });
 }
 
-/// Rows as version 1 wrote them. They are read for ever: never change one.
+/// Rows as written by version 1. They must stay readable forever: never change one.
 const V1: &str = r#"
 INSERT INTO dezky_tenants VALUES ('t-acme', 'acme', 'active', 'p-1', 3, '{"id":"t-acme","slug":"acme","name":"ACME Ö","status":"active","plan":"basic","domains":["acme.example"],"partnerId":"p-1","billing":{},"provisioningStatus":{},"provisioningErrors":{},"version":3,"createdAt":"2026-01-01T00:00:00.000Z","updatedAt":"2026-01-02T00:00:00.000Z"}');
 INSERT INTO dezky_tenant_domains VALUES ('acme.example', 't-acme');
@@ -151,10 +151,10 @@ fn a_directory_of_version_1_is_read_and_goes_on() {
     });
 }
 
-/// Whoever's connection is cut, wherever it stands: the change and its event are both
-/// there or neither is, and the same store goes on.
+/// A connection cut at any point leaves both the change and its event, or neither, and the same
+/// store remains usable.
 #[test]
-fn a_cut_connection_parts_no_change_from_its_event() {
+fn a_cut_connection_separates_no_change_from_its_event() {
     let postgres = Postgres::new();
     tokio().block_on(async {
         let (log, store) = postgres.directory().await;
@@ -213,7 +213,7 @@ fn a_cut_connection_parts_no_change_from_its_event() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// Whatever is committed, PostgreSQL answers as the memory does, and holds the same.
+    /// For any commits, PostgreSQL answers like the memory store and ends up with the same content.
     #[test]
     fn postgres_agrees_with_memory(commits in any_commits()) {
         let postgres = Postgres::new();

@@ -1,4 +1,4 @@
-//! What holds on every engine: the same head, one row of many at once, whole pages.
+//! Properties of every engine: the same head, one row for concurrent duplicates, complete pages.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use futures_util::future::join_all;
 
 use crate::servers::{Engine, TestLog, tokio};
 
-/// How many events the engines must agree on, unless `DEZKY_TEST_EVENTS` says so:
-/// as many as the tests' server for MongoDB takes within a minute.
+/// The number of events on which the engines must agree, unless `DEZKY_TEST_EVENTS` sets it: as
+/// many as the test server for MongoDB stores within a minute.
 const EVENTS: usize = 10_000;
 
-/// The tests' server for MongoDB looks for external ids in all rows, where a real one
-/// has an index, so the time would grow with the square of the rows.
+/// The test server for MongoDB scans all rows for an external id, where a real one has an index, so
+/// the time would grow with the square of the rows.
 const WITH_EXTERNAL_ID: usize = 500;
 
-/// One test an engine for each case.
+/// One test per engine for each case.
 macro_rules! on_every_engine {
     ($($case:ident)+) => {
         on_every_engine!(@engine memory Memory $($case)+);
@@ -49,7 +49,7 @@ on_every_engine! {
     pages_of_one_time_give_every_event_once_while_others_arrive
 }
 
-/// Every event of the log by `seq`, each of which is readable.
+/// All events of the log by `seq`; each must be readable.
 pub(crate) async fn everything(store: &dyn AuditStore) -> Vec<dezky_core::StoredEvent> {
     let mut events = Vec::new();
     loop {
@@ -62,7 +62,7 @@ pub(crate) async fn everything(store: &dyn AuditStore) -> Vec<dezky_core::Stored
     }
 }
 
-/// The log verifies, and its head is where its rows end.
+/// Checks that the log verifies and its head is where its rows end.
 pub(crate) async fn assert_whole(store: &dyn AuditStore) {
     let verdict = verify(store, None, |_| ()).await.unwrap();
     assert_eq!(verdict.problem(), None);
@@ -74,7 +74,7 @@ fn how_many() -> usize {
     std::env::var("DEZKY_TEST_EVENTS").map_or(EVENTS, |text| text.parse().unwrap())
 }
 
-/// The same sealed events, to each engine in batches of its own.
+/// The same sealed events, appended to each engine in different batches.
 #[test]
 fn the_same_events_give_the_same_head() {
     tokio().block_on(async {
@@ -146,7 +146,7 @@ async fn two_hundred_at_once_over_two_handles_are_one_row(engine: Engine) {
     assert_whole(&**logs[1].store()).await;
 }
 
-/// Events of one time; their ids are in no order.
+/// Events with the same time; their ids are in no order.
 fn at_one_time(count: usize, at: i64) -> Vec<SealedEvent> {
     (0..count)
         .map(|_| {
@@ -166,7 +166,7 @@ async fn pages_of_one_time_give_every_event_once_while_others_arrive(engine: Eng
     let log = TestLog::new(engine).await;
     let store = log.open().await;
     let events = at_one_time(2_000, ONE_TIME);
-    // A slow one shows small pages while it holds few events.
+    // A slow engine uses small pages while it holds few events.
     let few = engine.is_slow().await;
     let (mut arrived, mut there) = (0_i64, 0);
     for (count, limits) in [(60, &[1, 7][..]), (500, &[100]), (2_000, &[499, 500])] {
@@ -183,7 +183,7 @@ async fn pages_of_one_time_give_every_event_once_while_others_arrive(engine: Eng
     assert_whole(&*store).await;
 }
 
-/// All pages of the log, into which others of the same time come meanwhile.
+/// Reads all pages of the log while others with the same time are appended.
 async fn pages(store: &dyn AuditStore, limit: usize, there: &[SealedEvent], arrived: &mut i64) {
     let before = *arrived;
     let mut query = ListQuery { limit, ..ListQuery::default() };
@@ -192,7 +192,7 @@ async fn pages(store: &dyn AuditStore, limit: usize, there: &[SealedEvent], arri
         let page = store.list(&query).await.unwrap();
         assert!(page.events.len() <= limit);
         seen.extend(page.events.iter().map(|e| ((e.event.at, e.seq), e.event.id)));
-        // In front of the place where the walk is, and behind it.
+        // Before and after the position of the scan.
         if pages % (there.len() / limit).div_ceil(4) == 0 {
             *arrived += 1;
             let mut others = at_one_time(10, ONE_TIME);

@@ -1,5 +1,5 @@
-//! Hostile texts in every field and every filter, on every engine: each is taken
-//! literally, or refused by an error that says what is wrong.
+//! Hostile texts in every field and every filter, on every engine: each is taken literally, or
+//! refused with an error that states the problem.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ on_every_engine! {
     names_and_cursors_are_literal_or_refused
 }
 
-/// Patterns, operators, quotes, characters that some engine gives a meaning.
+/// Patterns, operators, quotes, and characters with a special meaning in some engine.
 const TEXTS: [&str; 40] = [
     "%",
     "_",
@@ -97,7 +97,7 @@ const FIELDS: [(&str, SetField); 12] = [
 
 type SetFilter = fn(&mut ListQuery, String);
 
-/// What a filter is to find, said once more without the store's own definition.
+/// The expected result of a filter, written independently of the store's own definition.
 type Finds = fn(&AuditEvent, &str) -> bool;
 
 const FILTERS: [(SetFilter, Finds); 9] = [
@@ -119,7 +119,7 @@ const FILTERS: [(SetFilter, Finds); 9] = [
     ),
 ];
 
-/// The texts here are in lower case already but for these characters.
+/// The texts here are already in lower case except for these characters.
 fn fold(text: &str) -> String {
     text.to_lowercase().replace('\u{1f}', "\u{fffd}")
 }
@@ -130,7 +130,7 @@ fn event(set: SetField, text: &str) -> SealedEvent {
     event.seal(&TokioRuntime)
 }
 
-/// What is refused is refused for a reason that a caller can act on.
+/// A refusal states a reason that a caller can act on.
 fn assert_clear(error: &Error, allowed: &[ErrorKind], what: &str) {
     assert!(allowed.contains(&error.kind()), "{what}: {error:?}");
     let said = error.to_string();
@@ -141,7 +141,7 @@ async fn events_are_literal_or_refused(engine: Engine) {
     let log = TestLog::new(engine).await;
     let store = log.open().await;
     let mut kept = Vec::new();
-    // U+0000 becomes U+FFFD, which is among them itself.
+    // U+0000 becomes U+FFFD, which is among the texts itself.
     let mut external_ids = HashSet::new();
     for (name, set) in FIELDS {
         let mut valid: Vec<SealedEvent> = Vec::new();
@@ -171,9 +171,9 @@ async fn events_are_literal_or_refused(engine: Engine) {
     assert!(stored.len() > 250, "only {} are kept", stored.len());
     assert_eq!(stored.len(), kept.len());
     for (stored, kept) in stored.iter().zip(&kept) {
-        assert_eq!(stored.event, *kept.event(), "what was stored is what was sent");
+        assert_eq!(stored.event, *kept.event(), "events are stored as sent");
     }
-    // By their ids and, where they have one, by their external ids.
+    // By their ids and, if they have one, by their external ids.
     let again = store.append(kept.clone(), AppendOptions::default()).await.unwrap();
     assert!(again.receipts.iter().all(|r| r.status == ReceiptStatus::Duplicate));
     assert_whole(&*store).await;
@@ -183,8 +183,8 @@ fn head(text: &str) -> &str {
     &text[..text.floor_char_boundary(40)]
 }
 
-/// Every hostile text stands in every field that takes it; each filter finds what
-/// it is to find and no more.
+/// Puts every hostile text into every field that accepts it; each filter must find exactly the
+/// expected events.
 async fn filters_are_literal_or_refused(engine: Engine) {
     let log = TestLog::new(engine).await;
     let store = log.open().await;
@@ -265,7 +265,7 @@ async fn metadata_is_kept_as_it_is_canonical(engine: Engine) {
     assert_whole(&*store).await;
 }
 
-/// Names of leases and sources, ingest cursors, and what goes to the quarantine.
+/// Names of leases and sources, ingest cursors, and quarantined items.
 async fn names_and_cursors_are_literal_or_refused(engine: Engine) {
     let log = TestLog::new(engine).await;
     let store = log.open().await;

@@ -24,15 +24,15 @@ use crate::proxy::Proxy;
 use crate::servers::{eventually, variable};
 use crate::sqlite::tokio;
 
-/// Far beyond what anything here takes, so that a hang is a failure.
+/// Far longer than anything here takes, so that a hang is a failure.
 const PATIENCE: Duration = Duration::from_mins(4);
 
-/// The server that the tests talk to; there is no going without.
+/// The test server; required, because the tests can't run without it.
 fn server() -> String {
     variable("DEZKY_TEST_MONGODB")
 }
 
-/// A database of its own, and what opens it.
+/// A separate database, and the means to open it.
 pub(crate) struct Scratch {
     uri: String,
     _database: TestDatabase,
@@ -46,7 +46,7 @@ impl Scratch {
 
     pub(crate) fn config(&self) -> MongoConfig {
         let mut config = MongoConfig::new(&self.uri);
-        // A loaded machine is no outage.
+        // A slow machine must not count as an outage.
         config.busy_timeout = PATIENCE;
         config.operation_timeout = PATIENCE;
         config
@@ -66,7 +66,7 @@ async fn open(config: MongoConfig) -> dezky_core::Result<MongoAuditStore> {
     MongoAuditStore::open(config, Arc::new(TokioRuntime)).await
 }
 
-/// Runs a test with a database of its own, which goes with it.
+/// Runs a test with its own database, which is dropped afterwards.
 fn with_database<F: Future<Output = ()>>(test: impl FnOnce(Arc<Scratch>) -> F) {
     tokio().block_on(async {
         let scratch = Arc::new(Scratch::new());
@@ -74,7 +74,7 @@ fn with_database<F: Future<Output = ()>>(test: impl FnOnce(Arc<Scratch>) -> F) {
     });
 }
 
-/// Whether it is the double, which looks at every row for every read.
+/// Whether the server is the double, which scans every row for every read.
 pub(crate) async fn is_double() -> bool {
     static KNOWN: OnceLock<bool> = OnceLock::new();
     if let Some(known) = KNOWN.get() {
@@ -174,7 +174,7 @@ fn stores_that_start_together_make_one_log() {
 }
 
 #[test]
-fn a_log_that_was_left_half_made_is_taken_up() {
+fn a_half_created_log_is_completed() {
     with_database(|scratch| async move {
         let database = scratch.database().await;
         let schema = database.collection::<Document>("dezky_schema");
@@ -197,7 +197,7 @@ fn a_database_of_others_is_refused_unless_shared() {
         let mut config = scratch.config();
         config.shared = true;
         append(&open(config).await.unwrap(), named(&["a"])).await;
-        // By now it is ours.
+        // It is ours by now.
         append(&scratch.open().await, named(&["b"])).await;
     });
 }
@@ -234,7 +234,7 @@ fn a_newer_schema_is_refused() {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_unavailable_within_the_bound() {
+fn an_unreachable_server_is_unavailable_within_the_bound() {
     tokio().block_on(async {
         let uri = format!("mongodb://u:geheim@127.0.0.1:{}/x", free_port());
         let mut config = MongoConfig::new(uri);
@@ -260,14 +260,14 @@ fn a_mutation_and_its_event_commit_together() {
         database.run(insert).await.unwrap();
         store.stage_in(&mut session, &[event]).await.unwrap();
         drop(session);
-        // The driver ends it in the background, and keeps the key from others till then.
+        // The driver aborts it in the background, and the key stays locked until then.
         let kept = seal(named_event("kept"));
         database
             .retry_busy(|| async {
                 let mut session = database.begin().await?;
                 let insert = notes.insert_one(doc! { "text": "milk" }).session(&mut session);
                 database.run(insert).await?;
-                // Twice the same: the relay tells, the mutation is none the worse.
+                // The same event twice: the relay reports it, and the mutation is not affected.
                 store.stage_in(&mut session, std::slice::from_ref(&kept)).await?;
                 database.commit(session, std::slice::from_ref(&kept)).await
             })
@@ -311,7 +311,7 @@ fn staging_needs_no_turn() {
 }
 
 #[test]
-fn what_is_no_event_in_the_outbox_holds_nothing_up() {
+fn an_invalid_row_in_the_outbox_holds_nothing_up() {
     with_database(|scratch| async move {
         let store = scratch.open().await;
         let outbox = scratch.database().await.collection("dezky_outbox");
@@ -335,7 +335,7 @@ fn a_stalled_writer_holds_others_up_to_the_bound_and_a_dropped_one_not_at_all() 
         let holder = stalled.rows().begin().await.unwrap();
         let refused = hasty.append(named(&["a"]), AppendOptions::default()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::StoreBusy, "{refused}");
-        // Those who read are not held up.
+        // Readers are not held up.
         assert!(hasty.list(&ListQuery::default()).await.unwrap().events.is_empty());
         drop(holder);
         assert_eq!(append(&scratch.open().await, named(&["a"])).await, 1);
@@ -345,7 +345,7 @@ fn a_stalled_writer_holds_others_up_to_the_bound_and_a_dropped_one_not_at_all() 
 #[test]
 fn a_turn_that_is_dropped_before_its_answer_holds_nobody_up() {
     with_database(|scratch| async move {
-        // Shorter than the server's own bound for a transaction that stalls.
+        // Shorter than the server's own limit for a stalled transaction.
         let mut config = scratch.config();
         config.busy_timeout = Duration::from_secs(20);
         let other = open(config.clone()).await.unwrap();
@@ -409,7 +409,7 @@ fn four_writers_on_one_log_all_make_progress() {
         join_all(stores.iter().zip(&counts).map(|(store, count)| {
             let (done, counts) = (&done, &counts);
             async move {
-                // Each goes on until the slowest has had its turns.
+                // Each continues until the slowest has had its turns.
                 while !done.load(Ordering::Relaxed) {
                     append(store, named(&["x"])).await;
                     count.fetch_add(1, Ordering::Relaxed);
@@ -431,7 +431,7 @@ fn four_writers_on_one_log_all_make_progress() {
 fn others_appends_are_told_to_all_who_wait() {
     with_database(|scratch| async move {
         let (reader, writer) = (Arc::new(scratch.open().await), scratch.open().await);
-        // One who drives the stream and goes.
+        // The first waiter drives the stream and is then dropped.
         let gone = Box::pin(reader.changed(0));
         let other = Box::pin(reader.changed(0));
         let writing = Box::pin(async {
@@ -496,7 +496,7 @@ fn operators_in_texts_are_texts() {
             ] {
                 assert!(store.list(&query).await.unwrap().events.is_empty(), "{query:?}");
             }
-            // Neither do they do harm as keys.
+            // They do no harm as keys either.
             let options = AppendOptions {
                 cursor: Some(dezky_core::store::CursorAdvance {
                     source: text().unwrap(),
@@ -512,10 +512,10 @@ fn operators_in_texts_are_texts() {
     });
 }
 
-/// A database as version 1 wrote it, collection by collection.
+/// A database as written by version 1, collection by collection.
 const VERSION_1: &str = include_str!("mongodb-v1.json");
 
-/// Writes it, with the indexes of the events as version 1 made them.
+/// Writes the collections, with the indexes of the events as created by version 1.
 pub(crate) async fn write_version_1(database: &Database) {
     let fixture: BTreeMap<String, Vec<serde_json::Value>> =
         serde_json::from_str(VERSION_1).unwrap();
@@ -546,7 +546,7 @@ pub(crate) async fn write_version_1(database: &Database) {
 }
 
 #[test]
-fn what_version_1_wrote_is_read() {
+fn a_database_written_by_version_1_is_read() {
     with_database(|scratch| async move {
         write_version_1(&scratch.database().await).await;
         let mut config = scratch.config();
@@ -558,7 +558,7 @@ fn what_version_1_wrote_is_read() {
         assert_eq!(state.log_id.to_string(), "019b76da-a800-79b5-81d1-d854bb718002");
         assert_eq!(state.head.next_seq, 3);
         let finding = verify(&store, None, |_| {}).await.unwrap().finding.unwrap();
-        assert_eq!(finding.seq, 1, "an erasure that nobody has made: {}", finding.detail);
+        assert_eq!(finding.seq, 1, "a forged erasure: {}", finding.detail);
         let rows = store.scan(0, 10).await.unwrap();
         let erased = rows[1].as_ref().unwrap();
         assert_eq!(erased.stored.erased, [dezky_core::Field::ActorEmail]);
@@ -580,7 +580,7 @@ fn what_version_1_wrote_is_read() {
     });
 }
 
-/// The two types of extended JSON that JSON has not.
+/// The two types of extended JSON that JSON lacks.
 fn from_json(value: &serde_json::Value) -> Bson {
     use serde_json::Value;
     match value {
@@ -605,7 +605,7 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A server of the test's own, ended with it.
+/// A server for one test, stopped with it.
 struct Server {
     process: Child,
     port: u16,
@@ -630,7 +630,7 @@ impl Server {
             .unwrap()
     }
 
-    /// Kills it and starts it again on what it has stored.
+    /// Kills the server and restarts it on its stored data.
     fn kill_and_restart(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -646,7 +646,7 @@ impl Drop for Server {
 }
 
 #[test]
-fn what_was_acknowledged_survives_a_killed_server() {
+fn acknowledged_events_survive_a_killed_server() {
     tokio().block_on(async {
         let server = Server::start();
         let uri = format!("mongodb://127.0.0.1:{}/?directConnection=true", server.port);
@@ -665,7 +665,7 @@ fn what_was_acknowledged_survives_a_killed_server() {
                 while acknowledged.lock().unwrap().len() < done_at {
                     let event = seal(named_event(&format!("{writer}.{count}")));
                     count += 1;
-                    // As every caller does: the same again until it is known.
+                    // Like any caller, repeats the same append until it is answered.
                     let status = loop {
                         let events = vec![event.clone()];
                         match store.append(events, AppendOptions::default()).await {
@@ -683,11 +683,11 @@ fn what_was_acknowledged_survives_a_killed_server() {
             }
         });
         let all = join_all(writers);
-        tokio::time::timeout(PATIENCE, all).await.expect("it goes on without a restart of ours");
+        tokio::time::timeout(PATIENCE, all).await.expect("it continues without reopening");
         let stored = store.scan(0, 10_000).await.unwrap();
         let ids: Vec<_> = stored.into_iter().map(|row| row.unwrap().stored.event.id).collect();
         let distinct: BTreeSet<_> = ids.iter().copied().collect();
-        assert_eq!(ids.len(), distinct.len(), "none is there twice");
+        assert_eq!(ids.len(), distinct.len(), "no event is stored twice");
         assert!(acknowledged.lock().unwrap().is_subset(&distinct), "none is missing");
         log_is_sound(&store).await;
     });

@@ -1,4 +1,4 @@
-//! Lists stand in the order (at, seq), also in a log whose schema had another one.
+//! Lists are in the order (at, seq), also in a log whose schema had a different one.
 
 use std::sync::Arc;
 
@@ -18,10 +18,10 @@ use crate::servers::{Engine, Patience, TestLog, open, spawn, tokio};
 
 const SQLITE: &str = include_str!("../fixtures/sqlite-v1.sql");
 const POSTGRES: &str = include_str!("../fixtures/postgres-v1.sql");
-/// The time of a fixture's rows, once they have one time.
+/// The time given to all rows of a fixture.
 const ONE_TIME: i64 = 1_767_225_600_000;
 
-/// A log as version 1 wrote it, as it is or with all of its rows at one time.
+/// A log as written by version 1, unchanged or with all rows at the same time.
 async fn version_1(engine: Engine, at_one_time: bool) -> TestLog {
     let log = TestLog::new(engine).await;
     let set_time = format!("UPDATE dezky_audit_events SET at = {ONE_TIME}");
@@ -43,7 +43,7 @@ async fn version_1(engine: Engine, at_one_time: bool) -> TestLog {
                 server.execute(AssertSqlSafe(set_time)).await.unwrap();
             }
         }
-        // All of its rows have that time.
+        // All its rows have that time.
         Engine::Mongodb => write_version_1(&mongodb(&log).await).await,
     }
     log
@@ -58,7 +58,7 @@ async fn mongodb(log: &TestLog) -> mongodb::Database {
     Client::with_uri_str(&log.url()).await.unwrap().default_database().unwrap()
 }
 
-/// The schema's version and the indexes of the events, as the engine says them.
+/// The schema's version and the events' indexes, as reported by the engine.
 async fn schema(engine: Engine, log: &TestLog) -> (i64, Vec<String>) {
     let version = "SELECT version FROM dezky_schema WHERE component = 'audit'";
     match engine {
@@ -87,7 +87,7 @@ async fn schema(engine: Engine, log: &TestLog) -> (i64, Vec<String>) {
     }
 }
 
-/// The newest events first, as `(at, seq)` says it, in pages of every size.
+/// Checks the order `(at, seq)`, newest first, in pages of every size.
 async fn assert_in_order(store: &dyn AuditStore) {
     let mut expected = everything(store).await;
     assert!(expected.len() >= 3);
@@ -118,13 +118,13 @@ async fn a_log_of_version_1_becomes_one_of_this_order(engine: Engine) {
     assert_eq!(schema(engine, &log).await, expected, "as if it was made by this version");
     let store = &opened[0];
     let finding = verify(&**store, None, |_| ()).await.unwrap().finding;
-    // The fixture of MongoDB has a row whose address was taken out by hand.
+    // The MongoDB fixture has a row whose address was removed by hand.
     let claim = (engine == Engine::Mongodb).then_some((1, true));
     let found =
         finding.map(|finding| (finding.seq, finding.detail.contains("actorEmail was erased")));
     assert_eq!(found, claim);
     assert_in_order(&**store).await;
-    // It is written to as before.
+    // It accepts writes as before.
     let event = NewEvent { at: Timestamp::from_millis(ONE_TIME), ..named_event("new") };
     let event = event.seal(&TokioRuntime);
     let appended = opened[2].append(vec![event], AppendOptions::default()).await.unwrap();
@@ -160,7 +160,7 @@ fn mongodb_of_version_1_becomes_one_of_this_order() {
     tokio().block_on(a_log_of_version_1_becomes_one_of_this_order(Engine::Mongodb));
 }
 
-/// As docs/postgresql.md says it for very large logs.
+/// As docs/postgresql.md describes for very large logs.
 #[test]
 fn postgres_takes_over_indexes_that_were_made_beforehand() {
     tokio().block_on(async {
@@ -184,7 +184,7 @@ fn postgres_takes_over_indexes_that_were_made_beforehand() {
     });
 }
 
-/// The name alone says nothing: one that was broken off is there, and serves no list.
+/// The name alone proves nothing: an interrupted index exists but serves no list.
 #[test]
 fn postgres_refuses_an_index_that_was_not_finished() {
     tokio().block_on(async {
@@ -210,7 +210,7 @@ async fn oids(server: &mut PgConnection, query: &str) -> Vec<i64> {
 
 /// A process that may not migrate is told so, and nothing is changed.
 #[test]
-fn an_older_schema_is_refused_where_it_may_not_be_migrated() {
+fn an_older_schema_is_refused_without_permission_to_migrate() {
     tokio().block_on(async {
         let log = version_1(Engine::Sqlite, false).await;
         let before = schema(Engine::Sqlite, &log).await;
@@ -224,8 +224,8 @@ fn an_older_schema_is_refused_where_it_may_not_be_migrated() {
     });
 }
 
-/// A replica that was not restarted yet asks as version 1 did: it gets its own order,
-/// without reading the whole log.
+/// A replica that has not been restarted queries like version 1: it gets its old order, without
+/// reading the whole log.
 #[test]
 fn a_program_of_version_1_goes_on_listing_in_a_migrated_log() {
     tokio().block_on(async {
@@ -241,7 +241,7 @@ fn a_program_of_version_1_goes_on_listing_in_a_migrated_log() {
     });
 }
 
-/// One that is under way ends, and the migration after it: they don't wait for each other.
+/// A transaction under way finishes, and so does the migration after it: they don't deadlock.
 #[test]
 fn a_writer_under_way_does_not_end_the_migration_of_postgres() {
     tokio().block_on(async {

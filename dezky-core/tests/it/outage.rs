@@ -1,4 +1,4 @@
-//! Servers that stop, are killed, or are cut off, in the middle of the work.
+//! Servers that stop, are killed, or are cut off in the middle of work.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,19 +18,19 @@ use crate::servers::{
     Engine, Patience, Server, TestLog, eventually, now, open, pause, spawn, tokio, variable,
 };
 
-/// What a message that commits holds.
+/// The content of a message that commits.
 const POSTGRES_COMMIT: &str = "COMMIT";
 const MONGODB_COMMIT: &str = "commitTransaction";
 
-/// Longer than any bound of [`Patience::Short`] on the way, and than a transaction
-/// that was cut off may hold the head.
+/// Longer than any limit of [`Patience::Short`] along the way, and than a transaction that was cut
+/// off can lock the head.
 const RECOVERS_WITHIN: Duration = Duration::from_mins(1);
 
 /// How long `record` waits for the store.
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// `record` takes that long at most: the store's timeout, the spool's turn, and a
-/// machine that is busy with other tests.
+/// The longest that `record` may take: the store's timeout, the spool's turn, and the delays of a
+/// machine busy with other tests.
 const RECORDS_WITHIN: Duration = Duration::from_secs(10);
 
 fn event(name: String) -> NewEvent {
@@ -64,8 +64,8 @@ fn a_mongodb_commit_whose_answer_is_lost_is_one_row() {
     });
 }
 
-/// Connections are cut after a commit was sent, once or often; the same append is
-/// tried until it is answered.
+/// Connections are cut after a commit was sent, once or repeatedly; the same append is repeated
+/// until it is answered.
 async fn lost_answers(log: &TestLog, server: &str, commit: &'static str, sizes: [usize; 5]) {
     let server_port = port_of(server);
     let proxy = Proxy::before(server_port, commit).await;
@@ -111,7 +111,7 @@ fn port_of(url: &str) -> u16 {
     digits[..end].parse().unwrap()
 }
 
-/// How a server is lost and found.
+/// How a server fails and recovers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Outage {
     Stopped,
@@ -141,8 +141,8 @@ outages! {
     mongodb_may_be_cut_off mongodb MONGODB_COMMIT CutOff
 }
 
-/// Writers that append, and one that records by way of a spool, before, during and
-/// after an outage, with the same store.
+/// Writers that append and one that records through a spool, before, during and after an outage,
+/// with the same store.
 async fn survives(mut server: Server, commit: &'static str, outage: Outage) {
     let proxy = Proxy::before(server.port, commit).await;
     let store = open(&server.url_by(proxy.port), Patience::Short).await.unwrap();
@@ -176,9 +176,9 @@ async fn survives(mut server: Server, commit: &'static str, outage: Outage) {
     }
     let found = now();
     let during = load.commits();
-    load.wait_for("writers go on", |load| load.commits() > during).await;
+    load.wait_for("writers continue", |load| load.commits() > during).await;
     let recovered = found.elapsed();
-    load.wait_for("all go on", |load| load.commits() >= during + 9).await;
+    load.wait_for("all writers continue", |load| load.commits() >= during + 9).await;
     load.done.store(true, Ordering::SeqCst);
     for task in tasks {
         task.await.unwrap();
@@ -198,7 +198,7 @@ async fn survives(mut server: Server, commit: &'static str, outage: Outage) {
 struct Load {
     store: Arc<dyn AuditStore>,
     log: AuditLog,
-    /// The ids of what a receipt was given for.
+    /// The ids of acknowledged events.
     acknowledged: Mutex<Vec<Uuid>>,
     recorded: Mutex<Vec<Uuid>>,
     slowest_record: Mutex<Duration>,
@@ -248,7 +248,7 @@ impl Load {
         eventually(what, RECOVERS_WITHIN, || holds(self)).await;
     }
 
-    /// What was acknowledged or recorded is stored, nothing is twice, the chain holds.
+    /// All acknowledged and recorded events are stored exactly once, and the chain is intact.
     async fn check(&self) {
         let stored = everything(&*self.store).await;
         let mut times: HashMap<Uuid, usize> = HashMap::new();
@@ -259,18 +259,18 @@ impl Load {
         }
         assert!(times.values().chain(names.values()).all(|times| *times == 1), "none is twice");
         for id in self.acknowledged.lock().unwrap().iter() {
-            assert!(times.contains_key(id), "what was acknowledged is there");
+            assert!(times.contains_key(id), "acknowledged events are stored");
         }
         for id in self.recorded.lock().unwrap().iter() {
-            assert!(times.contains_key(id), "what was recorded is there");
+            assert!(times.contains_key(id), "recorded events are stored");
         }
         assert_eq!(self.log.counts().lost, 0);
         assert_whole(&*self.store).await;
     }
 }
 
-/// Appends batches until told to end. One that fails is tried again until it is
-/// answered, or every third time given up, and may be there or not.
+/// Appends batches until told to stop. A failed one is repeated until it is answered; every third
+/// is abandoned instead, and may or may not be stored.
 async fn appends(load: Arc<Load>, writer: usize) {
     let mut round = 0;
     while !load.is_done() {

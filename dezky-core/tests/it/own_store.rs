@@ -1,9 +1,8 @@
-//! A store of your own: give rows and one transaction; the chain, deduplication,
-//! group commit, leases and page cursors come from `ChainedStore`.
+//! Your own store: provide rows and a transaction; the chain, deduplication, group commit, leases
+//! and page cursors come from `ChainedStore`.
 //!
-//! This one is a plain struct behind a lock. A transaction works on a copy and
-//! puts it back at commit. Put your engine in its place; the tests below are the
-//! whole conformance suite.
+//! This one is a plain struct behind a lock. A transaction works on a copy and puts it back at
+//! commit. Replace it with your engine; the tests below are the whole conformance suite.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -19,7 +18,7 @@ use dezky_core::testkit::{BoxFuture, Reopen, StoreHarness};
 use dezky_core::{AuditStore, Result, Runtime, SealedEvent, Timestamp};
 use futures_util::lock::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-/// Everything that the engine keeps.
+/// The engine's complete data.
 #[derive(Clone)]
 struct Tables {
     state: LogState,
@@ -32,7 +31,7 @@ struct Tables {
     kept: i64,
 }
 
-/// Readers look at the last committed tables; writers take turns.
+/// Readers see the last committed tables; writers take turns.
 struct OwnRows {
     committed: Arc<Mutex<Tables>>,
     writer: Arc<AsyncMutex<()>>,
@@ -95,7 +94,7 @@ impl RowStore for OwnRows {
         }))
     }
 
-    /// `Filter::matches` is the definition; an engine with indexes does better.
+    /// `Filter::matches` is the definition; engines with indexes are faster.
     async fn walk(&self, walk: &Walk<'_>) -> Result<Walked> {
         let mut events = self.read(|t| {
             let matching = |row: &&StoredRow| walk.filter.matches(&row.stored.event, &row.folds);

@@ -1,4 +1,4 @@
-//! The log in PostgreSQL, each test in a database of its own.
+//! The log in PostgreSQL, with a separate database for each test.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -25,7 +25,7 @@ use crate::database::variable;
 use crate::databases::Databases;
 use crate::sqlite::tokio;
 
-/// A connection to the last one, beside the store's.
+/// A connection to the database created last, in addition to the store's.
 async fn connect(databases: &Databases) -> PgConnection {
     PgConnection::connect(&databases.url()).await.unwrap()
 }
@@ -68,7 +68,7 @@ impl StoreHarness for Postgres {
 
 dezky_core::audit_store_conformance!(Postgres { databases: Databases::default() });
 
-/// A server program of a test's own, ended with it.
+/// A server program for one test, stopped with it.
 struct Server {
     child: Child,
     port: u16,
@@ -76,7 +76,7 @@ struct Server {
 }
 
 impl Server {
-    /// Starts what `command` gives for a folder and a port.
+    /// Starts the program that `command` returns for a folder and a port.
     async fn start(command: impl FnOnce(&Path, u16) -> Command) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = {
@@ -92,7 +92,7 @@ impl Server {
     }
 
     async fn ready(&self) {
-        // On a loaded machine a start was seen to take minutes.
+        // On a loaded machine, starts have taken minutes.
         for _ in 0..2_400 {
             if std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
                 return;
@@ -114,7 +114,7 @@ impl Drop for Server {
     }
 }
 
-/// A program of PostgreSQL's, as a user that it does not refuse.
+/// A program of PostgreSQL, run as a user that it accepts.
 fn program(name: &str) -> Command {
     let path = Path::new(&variable("DEZKY_TEST_SERVERS")).join(name).canonicalize().unwrap();
     let mut command = Command::new(path);
@@ -125,7 +125,7 @@ fn program(name: &str) -> Command {
     command
 }
 
-/// The user `postgres`, where the test is root.
+/// The user `postgres`, if the test runs as root.
 fn unprivileged() -> Option<(u32, u32)> {
     use std::os::unix::fs::MetadataExt as _;
     if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
@@ -143,8 +143,8 @@ fn give_away(path: &Path) {
     }
 }
 
-/// `PgBouncer` in transaction mode with two connections to the server, so that a
-/// transaction seldom gets the one of the last.
+/// `PgBouncer` in transaction mode with two connections to the server, so that consecutive
+/// transactions rarely get the same one.
 async fn pooler() -> Server {
     let server = variable("DEZKY_TEST_POSTGRES");
     let server = server.strip_prefix("postgres://").unwrap();
@@ -164,7 +164,7 @@ async fn pooler() -> Server {
     server.await
 }
 
-/// Everything, through a pooler that gives each transaction another connection.
+/// The whole suite through a pooler that gives each transaction a different connection.
 mod pooled {
     use super::*;
 
@@ -202,7 +202,7 @@ mod pooled {
 }
 
 #[test]
-fn what_one_store_appends_another_hears_at_once() {
+fn an_append_by_one_store_reaches_another_at_once() {
     let databases = Databases::default();
     tokio().block_on(async {
         let url = databases.make().await;
@@ -213,7 +213,7 @@ fn what_one_store_appends_another_hears_at_once() {
         append(&writer, named(&["first"])).await;
         assert_eq!(tail.next().await.unwrap().seq, 0);
         for seq in 1..6 {
-            // The tail waits before the event is there.
+            // The tail waits before the event exists.
             let (next, _) = tokio::join!(tail.next(), append(&writer, named(&["next"])));
             assert_eq!(next.unwrap().seq, seq);
         }
@@ -221,13 +221,13 @@ fn what_one_store_appends_another_hears_at_once() {
 }
 
 #[test]
-fn when_who_listens_leaves_another_goes_on() {
+fn another_store_takes_over_listening() {
     let databases = Databases::default();
     tokio().block_on(async {
         let url = databases.make().await;
         let (writer, reader) = (open(&url).await, open(&url).await);
         append(&writer, named(&["first"])).await;
-        // The first news is the connection itself.
+        // The first notification is the connection itself.
         reader.changed(1).await;
         let mut leader = Box::pin(reader.changed(1));
         assert!(futures_util::poll!(&mut leader).is_pending());
@@ -272,7 +272,7 @@ fn a_log_of_version_1_still_opens() {
 }
 
 #[test]
-fn a_schema_of_somebody_else_is_left_alone() {
+fn a_foreign_schema_is_left_alone() {
     let databases = Databases::default();
     tokio().block_on(async {
         let url = databases.make().await;
@@ -333,7 +333,7 @@ fn a_standby_is_refused() {
 }
 
 #[test]
-fn staged_events_commit_with_a_table_of_ones_own() {
+fn staged_events_commit_with_the_callers_table() {
     let databases = Databases::default();
     tokio().block_on(async {
         let url = databases.make().await;
@@ -398,7 +398,7 @@ fn a_transaction_after_an_error_commits_nothing() {
     });
 }
 
-/// Another connection to the store's database, with the head's row locked.
+/// Opens another connection to the store's database and locks the head's row.
 async fn stall(databases: &Databases) -> PgConnection {
     let mut writer = connect(databases).await;
     writer.execute("BEGIN; SELECT * FROM dezky_audit_log FOR UPDATE").await.unwrap();
@@ -441,7 +441,7 @@ fn a_writer_of_ours_that_stalls_is_ended_by_the_server() {
 }
 
 #[test]
-fn who_writes_past_the_lock_makes_nobody_store_twice() {
+fn a_writer_that_bypasses_the_lock_causes_no_duplicates() {
     let databases = Databases::default();
     tokio().block_on(async {
         let store = open(&databases.make().await).await;
@@ -474,16 +474,16 @@ fn connections_that_were_killed_are_replaced() {
         append(&store, named(&["a"])).await;
         let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
 
-        // Idle ones.
+        // Idle connections.
         connect(&databases).await.execute(kill).await.unwrap();
         assert_eq!(append(&store, named(&["b"])).await, [ReceiptStatus::Appended]);
 
-        // One in the middle of an append, which waits for the head.
+        // A connection in the middle of an append, which waits for the head.
         let mut stalled = stall(&databases).await;
         let events = named(&["c"]);
         let (killed, ()) = tokio::join!(store.append(events.clone(), AppendOptions::default()), async {
             let waiting = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-            // Within a transaction the answer would always be the same.
+            // Within a transaction the answer would never change.
             let mut beside = connect(&databases).await;
             while beside.fetch_all(waiting).await.unwrap().is_empty() {}
             stalled.execute("ROLLBACK").await.unwrap();
@@ -493,7 +493,7 @@ fn connections_that_were_killed_are_replaced() {
         assert_eq!(append(&store, events).await, [ReceiptStatus::Appended]);
         assert_eq!(verify(&store, None, |_| ()).await.unwrap().finding, None);
 
-        // The one that listens.
+        // The listening connection.
         let reader: Arc<dyn AuditStore> = Arc::new(open(&url).await);
         let mut tail =
             reader.tail(Arc::new(TokioRuntime), 3).poll_interval(Duration::from_millis(50));
@@ -505,12 +505,12 @@ fn connections_that_were_killed_are_replaced() {
     });
 }
 
-/// Between store and server, so that a connection can fall silent without an end.
+/// A proxy between store and server, on which connections can fall silent without being closed.
 struct Proxy {
     port: u16,
-    /// Connections that were made before it changed are silent.
+    /// Connections made before the last change are silent.
     silenced: tokio::sync::watch::Sender<u32>,
-    /// How many are.
+    /// The number of open connections.
     silent: tokio::sync::watch::Sender<u32>,
 }
 
@@ -541,14 +541,14 @@ impl Proxy {
         Self { port, silenced, silent }
     }
 
-    /// Silences the connections there are, of which there must be one.
+    /// Silences the open connections, of which there must be one.
     async fn silence(&self) {
         self.silenced.send_modify(|n| *n += 1);
         self.silent.subscribe().wait_for(|n| *n > 0).await.unwrap();
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a proxy, beside the test")]
+#[expect(clippy::disallowed_methods, reason = "a proxy running alongside the test")]
 fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(task);
 }
@@ -562,7 +562,7 @@ fn a_server_that_falls_silent_is_given_up() {
         let proxy = Proxy::start(address.to_owned()).await;
         let through = format!("postgres://dezky@127.0.0.1:{}/{database}", proxy.port);
         let mut config = PostgresConfig::new(through);
-        // So that nothing works while the silent one keeps its place.
+        // With a single connection, nothing works while the silent one occupies the pool.
         config.max_connections = 1;
         config.statement_timeout = Duration::from_millis(100);
         config.acquire_timeout = Duration::from_secs(20);
@@ -578,14 +578,14 @@ fn a_server_that_falls_silent_is_given_up() {
     });
 }
 
-/// A store with one connection, so that nobody can pass by what was left on it.
+/// A store with one connection, so that leftovers on it affect every later user.
 async fn open_narrow(url: &str) -> PostgresAuditStore {
     let mut config = PostgresConfig::new(url);
     config.max_connections = 1;
     PostgresAuditStore::open(config, &TokioRuntime).await.unwrap()
 }
 
-/// Polls a future at most `times` times, then drops it; whether it was done.
+/// Polls a future at most `times` times, then drops it; returns whether it finished.
 async fn polled<T>(future: impl Future<Output = T>, times: usize) -> bool {
     let mut future = Box::pin(future);
     let mut left = times;
@@ -607,7 +607,7 @@ fn a_transaction_that_is_dropped_while_it_begins_leaves_nothing_behind() {
         let database = open_narrow(&databases.make().await).await.database();
         for times in 1.. {
             let begun = Box::pin(polled(database.begin(), times)).await;
-            // Another kind of transaction, which could not follow in the same one.
+            // A different kind of transaction, which could not follow within the same one.
             let mut tx = database.read().await.unwrap();
             tx.fetch_all(sqlx::query("SELECT 1")).await.unwrap();
             tx.commit().await.unwrap();
@@ -639,9 +639,9 @@ fn an_append_that_is_dropped_half_way_leaves_nothing_behind() {
     });
 }
 
-/// The last event is compared, and the head read, by the connection that writes.
+/// The connection that writes also compares the last event and reads the head.
 #[test]
-fn a_copy_comes_in_by_one_connection() {
+fn a_copy_uses_one_connection() {
     let databases = Databases::default();
     tokio().block_on(async {
         let source = MemoryAuditStore::open(Arc::new(TokioRuntime));
@@ -662,7 +662,7 @@ fn a_copy_comes_in_by_one_connection() {
     });
 }
 
-/// A pool of somebody whose settings are not what one would expect.
+/// A pool of another application, with unusual settings.
 #[test]
 fn settings_of_the_role_change_nothing() {
     let databases = Databases::default();
@@ -681,7 +681,8 @@ fn settings_of_the_role_change_nothing() {
             "bytea_output = 'escape'",
             "DateStyle = 'German'",
             "IntervalStyle = 'sql_standard'",
-            // What begins a transaction is still under it, so a busy machine must make it.
+            // The statement that begins a transaction is still subject to it, so it must be long
+            // enough for a busy machine.
             "statement_timeout = 500",
             "lock_timeout = 1",
         ] {
@@ -711,7 +712,7 @@ fn settings_of_the_role_change_nothing() {
 }
 
 #[test]
-fn what_would_be_refused_again_is_not_to_be_tried_again() {
+fn an_error_that_would_recur_is_not_retryable() {
     let databases = Databases::default();
     tokio().block_on(async {
         let database = open(&databases.make().await).await.database();
@@ -733,7 +734,7 @@ fn what_would_be_refused_again_is_not_to_be_tried_again() {
 
 /// Any role that may connect may notify.
 #[test]
-fn a_notification_that_is_not_true_is_no_work_for_ever() {
+fn a_false_notification_causes_no_endless_work() {
     let databases = Databases::default();
     tokio().block_on(async {
         let reader: Arc<dyn AuditStore> = Arc::new(open(&databases.make().await).await);
@@ -753,7 +754,7 @@ fn a_notification_that_is_not_true_is_no_work_for_ever() {
             });
             counted.await;
         });
-        // Time for as many looks, if each led to the next.
+        // Time for as many reads, if each caused the next.
         for _ in 0..2_000 {
             other.execute("SELECT 1").await.unwrap();
         }
@@ -785,7 +786,7 @@ fn names_that_postgres_cannot_store_are_refused() {
 }
 
 #[test]
-fn nothing_says_the_password() {
+fn no_error_reveals_the_password() {
     tokio().block_on(async {
         let mut config =
             PostgresConfig::new("postgres://ana:hunter2@127.0.0.1:1/x?password=hunter2");
@@ -824,7 +825,7 @@ fn many_and_few_rows_are_stored_alike() {
         let store = open(&databases.make().await).await;
         let runtime = ManualRuntime::new(4);
         let events = EventGenerator::new(&runtime).sealed(4_000);
-        // By COPY, and by arrays.
+        // With COPY, and with arrays.
         for batch in [&events[..3_000], &events[3_000..]] {
             append(&store, batch.to_vec()).await;
         }

@@ -1,4 +1,4 @@
-//! A network that fails as told: a proxy before a server.
+//! A proxy in front of a server that makes the network fail on request.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,38 +11,38 @@ use tokio::sync::watch;
 
 use crate::servers::spawn;
 
-/// How long the answer to a commit is waited for before its connection is cut.
+/// How long to wait for the answer to a commit before cutting its connection.
 const ANSWER: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Network {
     /// Everything passes.
     Up,
-    /// Nothing passes and nothing ends. A connection that was there then is silent
-    /// for ever, on both sides.
+    /// Nothing passes and nothing is closed. Existing connections stay silent forever, on both
+    /// sides.
     Silent,
-    /// Connections end, and nobody listens.
+    /// Connections are closed and new ones refused.
     Refusing,
 }
 
-/// Stands between a store and its server.
+/// A proxy between a store and its server.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     network: watch::Sender<Network>,
     cuts: Arc<Cuts>,
 }
 
-/// Connections to cut after a message of the client was passed on.
+/// Connections to cut after forwarding a client's message.
 struct Cuts {
     after: &'static [u8],
     left: AtomicUsize,
     done: AtomicUsize,
-    /// Rather than cut: silent for ever, once the server has answered.
+    /// Silence the connection instead of cutting it, once the server has answered.
     is_silent: AtomicBool,
 }
 
 impl Proxy {
-    /// Before the server at `port`; `commit` is what its protocol commits by.
+    /// Starts in front of the server at `port`; `commit` is the protocol's commit message.
     pub(crate) async fn before(port: u16, commit: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let own = listener.local_addr().unwrap();
@@ -62,20 +62,19 @@ impl Proxy {
         self.network.send_replace(network);
     }
 
-    /// The next `count` connections that commit are cut when the server has got the
-    /// commit; of two one after it has answered, the other at once.
+    /// Cuts the next `count` committing connections after the server has received the commit:
+    /// alternately after its answer and at once.
     pub(crate) fn cut_commits(&self, count: usize) {
         self.cuts.left.store(count, Ordering::SeqCst);
     }
 
-    /// The next connection that says it keeps the server's answer to itself, and is
-    /// silent from then on.
+    /// The next connection that sends the commit receives no answer, and is silent from then on.
     pub(crate) fn keep_answer(&self) {
         self.cuts.is_silent.store(true, Ordering::SeqCst);
         self.cut_commits(1);
     }
 
-    /// How many were cut.
+    /// The number of connections cut.
     pub(crate) fn cuts(&self) -> usize {
         self.cuts.done.load(Ordering::SeqCst)
     }
@@ -89,7 +88,7 @@ async fn listen(
     cuts: Arc<Cuts>,
 ) {
     let mut listener = Some(listener);
-    // Of a silent network: neither answered nor closed.
+    // A silent network: neither answered nor closed.
     let silent = Mutex::new(Vec::new());
     loop {
         if *network.borrow_and_update() == Network::Refusing {
@@ -171,7 +170,7 @@ async fn pass_on(
 }
 
 impl Cuts {
-    /// Whether the commit stands in what was read, or ends in it after `tail`.
+    /// Whether the commit is contained in the bytes read, or ends in them after `tail`.
     fn is_next(&self, tail: &mut Vec<u8>, read: &[u8]) -> bool {
         if self.left.load(Ordering::SeqCst) == 0 {
             return false;

@@ -1,4 +1,4 @@
-//! The same questions to every engine, and the same answers.
+//! The same queries on every engine give the same answers.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use crate::servers::{Engine, TestLog, tokio};
 
 /// The minute in which all generated events lie.
 const MINUTE: i64 = 1_767_225_600_000;
-/// How far a query is followed: what comes later is asked by others' windows.
+/// How far a query is followed; later pages are covered by other queries' windows.
 const PAGES: usize = 6;
 
-/// Random events, some with texts that are hard on patterns where a filter looks.
+/// Random events, some with texts that are difficult for patterns where a filter searches.
 fn events(count: usize) -> Vec<SealedEvent> {
     let runtime = ManualRuntime::new(77);
     let mut generator = EventGenerator::new(&runtime);
@@ -124,7 +124,7 @@ fn random_queries_give_the_same_pages_in_mongodb() {
     agree_on_random_queries(&[Engine::Memory, Engine::Mongodb]);
 }
 
-/// The same log in each engine; the first is the oracle.
+/// The same log in each engine; the first engine is the oracle.
 fn agree_on_random_queries(engines: &[Engine]) {
     let tokio = tokio();
     let mut logs = Vec::new();
@@ -148,7 +148,7 @@ fn agree_on_random_queries(engines: &[Engine]) {
         .unwrap_or_else(|failure| panic!("{failure}"));
 }
 
-/// Page by page; each engine by cursors of its own.
+/// Page by page, each engine with its own cursors.
 async fn agree(
     engines: &[Engine],
     stores: &[Arc<dyn AuditStore>],
@@ -167,7 +167,7 @@ async fn agree(
         if answers[0].next_cursor.is_none() {
             break;
         }
-        // Another log's cursor is nobody else's.
+        // A cursor is valid only in its own log.
         let foreign = ListQuery { cursor: answers[0].next_cursor.clone(), ..asked[1].clone() };
         for store in &stores[1..] {
             let refused = store.list(&foreign).await.unwrap_err();

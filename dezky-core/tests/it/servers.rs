@@ -1,5 +1,5 @@
-//! Where tests find their stores: databases of their own on the servers that
-//! `.ci/with-servers` starts, and servers of their own, to be stopped and killed.
+//! The tests' stores: separate databases on the servers that `.ci/with-servers` starts, and
+//! separate servers that can be stopped and killed.
 
 use std::fs;
 use std::future::Future;
@@ -23,10 +23,10 @@ use tempfile::TempDir;
 use crate::database::Database;
 pub(crate) use crate::database::variable;
 
-/// Generous: on a loaded machine a start was seen to take two minutes.
+/// Generous, because starts on a loaded machine have taken two minutes.
 const START: Duration = Duration::from_mins(4);
-/// After this time without a statement the tests' own MongoDB server ends a
-/// transaction; the operator of a real one sets `transactionLifetimeLimitSeconds`.
+/// The time without a statement after which the tests' MongoDB server aborts a transaction; on a
+/// real one, operators set `transactionLifetimeLimitSeconds`.
 pub(crate) const TRANSACTION_LIFETIME: Duration = Duration::from_secs(5);
 
 #[expect(clippy::disallowed_methods, reason = "tests measure how long things take")]
@@ -42,14 +42,14 @@ pub(crate) async fn pause(milliseconds: u64) {
     TokioRuntime.sleep(Duration::from_millis(milliseconds)).await;
 }
 
-#[expect(clippy::disallowed_methods, reason = "a test has tasks of its own")]
+#[expect(clippy::disallowed_methods, reason = "a test may spawn tasks")]
 pub(crate) fn spawn<T: Send + 'static>(
     task: impl Future<Output = T> + Send + 'static,
 ) -> tokio::task::JoinHandle<T> {
     tokio::spawn(task)
 }
 
-/// Waits for a condition; `what` says what for if it does not come in time.
+/// Waits for a condition; `what` names it in the panic if it is not met in time.
 pub(crate) async fn eventually(what: &str, within: Duration, mut holds: impl FnMut() -> bool) {
     let started = now();
     while !holds() {
@@ -58,7 +58,7 @@ pub(crate) async fn eventually(what: &str, within: Duration, mut holds: impl FnM
     }
 }
 
-/// The engines that every proof is made on.
+/// The engines that every test covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Engine {
     Memory,
@@ -70,14 +70,14 @@ pub(crate) enum Engine {
 impl Engine {
     pub(crate) const ALL: [Self; 4] = [Self::Memory, Self::Sqlite, Self::Postgres, Self::Mongodb];
 
-    /// Whether a read costs a look at every row, as it does with the double of a
-    /// MongoDB server: then what reads often does so over few rows.
+    /// Whether every read scans all rows, as the double of a MongoDB server does. Tests with many
+    /// reads then use few rows.
     pub(crate) async fn is_slow(self) -> bool {
         self == Self::Mongodb && crate::mongodb::is_double().await
     }
 }
 
-/// A log of a test's own, gone with it.
+/// A log for one test, removed with it.
 pub(crate) struct TestLog {
     place: Place,
 }
@@ -101,7 +101,7 @@ impl TestLog {
         }
     }
 
-    /// What [`open`] takes, also in another process. There is none for memory.
+    /// The URL for [`open`], also in another process. Memory has none.
     pub(crate) fn url(&self) -> String {
         match &self.place {
             Place::Memory(_) => panic!("a log in memory is in one process"),
@@ -110,7 +110,7 @@ impl TestLog {
         }
     }
 
-    /// Another handle on the log.
+    /// Opens another handle on the log.
     pub(crate) async fn open(&self) -> Arc<dyn AuditStore> {
         match &self.place {
             Place::Memory(store) => Arc::clone(store) as Arc<dyn AuditStore>,
@@ -119,17 +119,17 @@ impl TestLog {
     }
 }
 
-/// How long a store waits for what does not answer.
+/// How long a store waits for a server that does not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Patience {
-    /// As configured unless set; for the tests' server of MongoDB's protocol, which
-    /// is slow beside other tests, 4 minutes.
+    /// The default; 4 minutes for the test server of MongoDB's protocol, which is slow alongside
+    /// other tests.
     Usual,
-    /// 2 s for anything.
+    /// 2 s for everything.
     Short,
 }
 
-/// The log at a URL.
+/// Opens the log at a URL.
 pub(crate) async fn open(url: &str, patience: Patience) -> dezky_core::Result<Arc<dyn AuditStore>> {
     let short = Duration::from_secs(2);
     if let Some(path) = url.strip_prefix("sqlite:") {
@@ -164,7 +164,7 @@ pub(crate) async fn open(url: &str, patience: Patience) -> dezky_core::Result<Ar
     panic!("what store is {url}?")
 }
 
-/// A server of a test's own, with the durability that it has by default.
+/// A server for one test, with its default durability.
 pub(crate) struct Server {
     kind: Kind,
     folder: TempDir,
@@ -213,10 +213,10 @@ impl Server {
         self.folder.path().join("data")
     }
 
-    /// One of the servers' programs; in a group of its own, which can be killed.
+    /// Starts a program of a server, in its own process group, which can be killed.
     fn command(&self, program: &str) -> Command {
         let link = Path::new(&variable("DEZKY_TEST_SERVERS")).join(program);
-        // PostgreSQL's user may not see the links.
+        // PostgreSQL's user may not be able to see the links.
         let mut command = Command::new(fs::canonicalize(link).unwrap());
         command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
         if let (Kind::Postgres, Some((user, group))) = (self.kind, postgres_user()) {
@@ -225,7 +225,7 @@ impl Server {
         command
     }
 
-    /// The URL of its first database, by way of `port`.
+    /// The URL of its first database, through `port`.
     pub(crate) fn url_by(&self, port: u16) -> String {
         match self.kind {
             Kind::Postgres => format!("postgres://dezky@127.0.0.1:{port}/postgres"),
@@ -233,7 +233,7 @@ impl Server {
         }
     }
 
-    /// Starts it, again too, on the same port and folder, and waits until it answers.
+    /// Starts or restarts it on the same port and folder, and waits until it answers.
     pub(crate) async fn start(&mut self) {
         let started = now();
         while !self.try_start(started).await {
@@ -242,8 +242,8 @@ impl Server {
         }
     }
 
-    /// Whether it runs and answers, rather than ends: after a kill the processes
-    /// that were its own may hold port and folder for a moment.
+    /// Whether it runs and answers rather than exits: after a kill, its former processes may hold
+    /// the port and the folder for a moment.
     async fn try_start(&mut self, started: Instant) -> bool {
         let said = fs::File::create(self.folder.path().join("said")).unwrap();
         let mut command = match self.kind {
@@ -279,8 +279,8 @@ impl Server {
         true
     }
 
-    /// The tests' server for MongoDB's protocol has no switch for the time after which
-    /// it ends a transaction, as a real one has.
+    /// The test server for MongoDB's protocol has no setting for the time after which it aborts a
+    /// transaction, unlike a real one.
     fn secantusdb(&self) -> Command {
         let program = self.command("secantusd-py");
         let python = Path::new(program.get_program()).with_file_name("python3");
@@ -319,14 +319,14 @@ impl Server {
         fs::read_to_string(self.folder.path().join("said")).unwrap_or_default()
     }
 
-    /// Ends it as an operator does.
+    /// Stops it like an operator does.
     pub(crate) async fn stop(&mut self) {
         let mut process = self.process.take().expect("it runs");
         signal("INT", &[process.id().to_string()]);
         eventually("the server ends", START, || process.try_wait().unwrap().is_some()).await;
     }
 
-    /// Ends all of its processes at once, as a power cut does.
+    /// Kills all its processes at once, like a power failure.
     pub(crate) async fn kill(&mut self) {
         let mut process = self.process.take().expect("it runs");
         kill(&mut process);
@@ -343,7 +343,7 @@ impl Drop for Server {
     }
 }
 
-/// With its children: PostgreSQL's have groups of their own.
+/// Kills its children too: PostgreSQL's have their own groups.
 fn kill(process: &mut Child) {
     let id = process.id();
     let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
@@ -352,7 +352,7 @@ fn kill(process: &mut Child) {
     signal("KILL", &ids);
 }
 
-/// Sends a signal; to processes that have ended none.
+/// Sends a signal; ignores processes that have exited.
 pub(crate) fn signal(name: &str, processes: &[String]) {
     let _ = Command::new("kill")
         .arg(format!("-{name}"))
@@ -362,7 +362,7 @@ pub(crate) fn signal(name: &str, processes: &[String]) {
         .expect("there is a kill");
 }
 
-/// User and group for PostgreSQL, which refuses to be run by root.
+/// The user and group for PostgreSQL, which refuses to run as root.
 fn postgres_user() -> Option<(u32, u32)> {
     if fs::metadata("/proc/self").unwrap().uid() != 0 {
         return None;

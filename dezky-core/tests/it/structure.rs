@@ -1,5 +1,5 @@
-//! Tampering that no hash covers: forged erasures, and structures that hide rows from lists.
-//! Every change is made to a real database.
+//! Tampering that no hash covers: forged erasures, and structures that hide rows from lists. All
+//! changes are made to real databases.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 
 use crate::servers::{Engine, TestLog, tokio};
 
-/// How many events a log here has.
+/// The number of events in a log here.
 const EVENTS: i64 = 20;
 
-/// Events of one tenant, by one actor.
+/// Events of one tenant by one actor.
 fn events() -> Vec<SealedEvent> {
     let runtime = ManualRuntime::new(21);
     let mut generator = EventGenerator::new(&runtime);
@@ -46,7 +46,7 @@ async fn verdict(store: &dyn AuditStore) -> Verdict {
     verify(store, None, |_| ()).await.unwrap()
 }
 
-/// Asserts that verification names an anomaly with all of the words.
+/// Asserts that verification reports an anomaly that contains all the words.
 async fn named(store: &dyn AuditStore, words: &[&str], change: &str) {
     let said: Vec<_> = verdict(store).await.anomalies.iter().map(ToString::to_string).collect();
     let has_all = |line: &String| words.iter().all(|word| line.contains(word));
@@ -120,7 +120,7 @@ async fn forge_erasure(engine: Engine, log: &TestLog, row: &StoredRow) {
 }
 
 #[test]
-fn an_erasure_that_no_operation_made_is_an_altered_row() {
+fn a_forged_erasure_is_an_altered_row() {
     tokio().block_on(async {
         for engine in [Engine::Sqlite, Engine::Postgres, Engine::Mongodb] {
             let (log, store) = filled(engine).await;
@@ -129,7 +129,8 @@ fn an_erasure_that_no_operation_made_is_an_altered_row() {
             forge_erasure(engine, &log, &row).await;
             let row = store.scan(7, 1).await.unwrap().pop().unwrap().unwrap();
             assert_eq!(row.stored.erased, [Field::ActorEmail, Field::Metadata], "as it reads");
-            // The chain is unbroken: neither an expected head nor an event that says so helps.
+            // The chain is intact: neither an expected head nor an event that claims the erasure
+            // helps.
             let expected = ExpectedHead { seq: head.next_seq - 1, hash: head.hash };
             for expected in [None, Some(expected)] {
                 let finding = verify(&*store, expected, |_| ()).await.unwrap().finding.unwrap();
@@ -144,7 +145,7 @@ fn an_erasure_that_no_operation_made_is_an_altered_row() {
     });
 }
 
-/// The statement that made an index.
+/// The statement that created an index.
 async fn made_by(connection: &mut SqliteConnection, index: &str) -> String {
     sqlx::query_scalar("SELECT sql FROM sqlite_master WHERE name = ?")
         .bind(index)
@@ -161,11 +162,11 @@ fn an_index_that_hides_events_is_named_on_sqlite() {
         for index in ["id", "at", "tenant", "actor", "action"] {
             let index = format!("dezky_audit_events_{index}");
             let made = made_by(&mut own, &index).await;
-            // As it is: lists fail loudly.
+            // Unmodified: lists fail loudly.
             let partial = format!("DROP INDEX {index}; {made} WHERE seq <> 7;");
             run_sqlite(&mut own, &partial).await;
             named(&*store, &[&index, "WHERE seq <> 7"], &partial).await;
-            // And so that nobody sees it: the definition is that of the schema again.
+            // Concealed: the definition is that of the schema again.
             let disguise = format!(
                 "PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = '{made}' WHERE name = '{index}'; PRAGMA writable_schema = RESET;"
             );
@@ -189,7 +190,7 @@ fn an_index_that_hides_events_is_named_on_sqlite() {
 }
 
 #[test]
-fn what_was_put_into_the_file_is_named() {
+fn tampering_with_the_file_is_named() {
     tokio().block_on(async {
         let (log, store) = filled(Engine::Sqlite).await;
         let mut own = sqlite(&log).await;
@@ -235,7 +236,7 @@ fn what_was_put_into_the_file_is_named() {
         }
         let verdict = verdict(&*store).await;
         assert_eq!(verdict.finding, None);
-        // An index of the operator's own changes no answer.
+        // An index added by the operator changes no answer.
         run_sqlite(&mut own, "CREATE INDEX own ON dezky_audit_events (outcome)").await;
         let said = store.examine(Extent::Rows).await.unwrap();
         let of_index = said.iter().filter(|anomaly| anomaly.object.contains("own")).count();
@@ -243,7 +244,7 @@ fn what_was_put_into_the_file_is_named() {
     });
 }
 
-/// Changes of the schema with the words that name them, and how to undo them.
+/// Changes of the schema, the words that report them, and how to undo them.
 const IN_POSTGRESQL: &[(&str, &[&str], &str)] = &[
     (
         "CREATE RULE quiet AS ON INSERT TO dezky_outbox DO INSTEAD NOTHING",
@@ -293,7 +294,7 @@ const IN_POSTGRESQL: &[(&str, &[&str], &str)] = &[
 ];
 
 #[test]
-fn what_was_put_into_postgresql_is_named() {
+fn tampering_with_postgresql_is_named() {
     tokio().block_on(async {
         let (log, _) = filled(Engine::Postgres).await;
         let mut own = PgConnection::connect(&log.url()).await.unwrap();
@@ -306,7 +307,7 @@ fn what_was_put_into_postgresql_is_named() {
         let of_index = "indexrelid = 'dezky_audit_events_tenant'::regclass";
         for (change, words, undo) in [
             (&*partial, &["dezky_audit_events_tenant", "WHERE seq <> 7"][..], &*again),
-            // Disguised by who may write the catalogue.
+            // Disguised by a user who may write to the catalogue.
             (
                 &format!("{partial}; UPDATE pg_index SET indpred = NULL WHERE {of_index}"),
                 &["dezky_audit_events_tenant", "leads to 19 of 20 rows"],
@@ -328,7 +329,7 @@ fn what_was_put_into_postgresql_is_named() {
         .chain(IN_POSTGRESQL.iter().copied())
         {
             run_postgres(&mut own, change).await;
-            // Whoever has it open may hold plans of the old tables.
+            // Open connections may have cached plans for the old tables.
             named(&*log.open().await, words, change).await;
             run_postgres(&mut own, undo).await;
         }
@@ -362,7 +363,7 @@ fn names_that_lead_elsewhere_are_named() {
     });
 }
 
-/// The optional index is part of it.
+/// The optional index is included.
 #[test]
 fn the_catalogue_of_postgresql_is_that_of_its_schema() {
     tokio().block_on(async {
@@ -380,7 +381,7 @@ fn the_catalogue_of_postgresql_is_that_of_its_schema() {
 }
 
 #[test]
-fn what_was_put_into_mongodb_is_named() {
+fn tampering_with_mongodb_is_named() {
     tokio().block_on(async {
         let (log, store) = filled(Engine::Mongodb).await;
         let database = mongodb(&log).await;
@@ -434,7 +435,7 @@ fn what_was_put_into_mongodb_is_named() {
     });
 }
 
-/// The same bytes of another subtype sort elsewhere: pages would pass over the event.
+/// The same bytes with another subtype sort elsewhere, so pages would skip the event.
 #[test]
 fn an_id_of_another_type_is_an_altered_row() {
     tokio().block_on(async {

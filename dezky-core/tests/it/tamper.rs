@@ -1,4 +1,4 @@
-//! What another tool does to the rows is found and named.
+//! Changes made to the rows by other tools are found and reported.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ struct Log {
 }
 
 impl Log {
-    /// A log of 20 events whose first ones have every field.
+    /// Creates a log of 20 events, the first of which have every field.
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.db");
@@ -134,7 +134,7 @@ fn every_column_is_evidence() {
         }
         assert_eq!(log.verdict(None).await.finding, None, "the clean log passes");
         let files = std::fs::read_dir(log.path.parent().unwrap()).unwrap().count();
-        assert_eq!(files, 1, "reading leaves nothing beside the database");
+        assert_eq!(files, 1, "reading leaves no other files");
     });
 }
 
@@ -160,7 +160,7 @@ fn rows_deleted_are_missing() {
         let log = Log::new().await;
         log.sql("DELETE FROM dezky_audit_events").await;
         check(&log.finding().await, 0, Difference::Missing);
-        // Closed up, so that no number is missing.
+        // Renumbered, so that no number is missing.
         let log = Log::new().await;
         log.sql(
             "DELETE FROM dezky_audit_events WHERE seq = 7;
@@ -185,7 +185,7 @@ fn rows_swapped_are_reordered() {
             .await;
             check(&log.finding().await, a, Difference::Reordered);
         }
-        // The events alone, under hashes that stay in their places.
+        // The events alone, under hashes that stay in place.
         let log = Log::new().await;
         log.sql(
             "CREATE TEMP TABLE h AS SELECT seq, prev_hash, hash FROM dezky_audit_events;
@@ -197,7 +197,7 @@ fn rows_swapped_are_reordered() {
         )
         .await;
         check(&log.finding().await, 4, Difference::Reordered);
-        // One moved away, its place left empty.
+        // One event moved away, leaving a gap.
         let log = Log::new().await;
         log.sql("UPDATE dezky_audit_events SET seq = 100 WHERE seq = 5").await;
         check(&log.finding().await, 5, Difference::Reordered);
@@ -214,7 +214,7 @@ fn rows_inserted_are_named() {
             log.sql(&COPY.replace("SEQ", seq)).await;
             check(&log.finding().await, expected, Difference::Inserted);
         }
-        // Put in between, the later ones moved up.
+        // Inserted in between, with the later ones moved up.
         for at in [0, 7, 12, 19] {
             let log = Log::new().await;
             log.sql(&format!(
@@ -261,7 +261,7 @@ fn a_beginning_that_was_cut_is_missing() {
 }
 
 #[test]
-fn values_planted_beside_a_forged_erasure_are_found() {
+fn values_planted_with_a_forged_erasure_are_found() {
     tokio().block_on(async {
         let log = Log::new().await;
         let original = std::fs::read(&log.path).unwrap();
@@ -281,8 +281,8 @@ fn values_planted_beside_a_forged_erasure_are_found() {
             let store = open(&log.path).await;
             append(&store, vec![sealed.clone()]).await;
             store.close().await;
-            // What survives of the salt when nothing is erased, as an attacker
-            // with the database would make it, and one that names the field.
+            // The surviving salts if nothing is erased, as an attacker with access to the database
+            // would compute them, and an erasure that names the field.
             let mut erasure = Erasure::default();
             for present in [Field::ActorId, Field::ResourceId, Field::Metadata] {
                 erasure.salts.insert(present, field_salt(sealed.salt(), present));
@@ -318,7 +318,7 @@ fn a_cut_tail_needs_an_expected_head() {
         let head = log.verdict(None).await.head;
         let expected = ExpectedHead { seq: head.next_seq - 1, hash: head.hash };
         assert_eq!(log.verdict(Some(expected)).await.finding, None);
-        // Rows and head cut together: the rest is a whole log.
+        // Rows and head cut together leave an intact, shorter log.
         log.sql(
             "DELETE FROM dezky_audit_events WHERE seq >= 15;
              UPDATE dezky_audit_log SET next_seq = 15, head_hash = (SELECT hash FROM dezky_audit_events WHERE seq = 14);",
@@ -435,7 +435,7 @@ fn a_bad_row_of_the_outbox_goes_to_the_quarantine() {
         let mut bad = dezky_core::testkit::named_event("bad");
         bad.action = "BAD ACTION".into();
         let bad = bad.seal(&TokioRuntime).to_json();
-        // By hand, an event that would vouch for an erasure.
+        // Written by hand: an event that would vouch for an erasure.
         let mut forged = dezky_core::testkit::named_event("forged");
         forged.action = "dezky.erased".into();
         let forged = forged.seal(&TokioRuntime).to_json();

@@ -1,4 +1,4 @@
-//! Operations that fail half-way, files that are taken away, and the recovery after both.
+//! Operations that fail midway, files that are removed, and the recovery from both.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const HOUR: Duration = Duration::from_hours(1);
 
 on_every_engine! {
     a_lease_that_ends_later_than_it_may_is_taken_over
-    a_look_whether_the_store_takes_writes_leaves_nothing
+    a_write_check_leaves_nothing_behind
 }
 
 /// Takes the lease `l` as a holder whose clock was an hour ahead.
@@ -62,24 +62,24 @@ async fn a_lease_that_ends_later_than_it_may_is_taken_over(engine: Engine) {
     let mine = store.acquire_lease("l", "right", LENGTH).await.unwrap();
     let mine = mine.expect("nobody holds it for an hour");
     assert_eq!(mine.token, lost.token + 1);
-    // The other one is fenced off, and mine is a lease like any other.
+    // The other holder is fenced off, and the new lease is an ordinary one.
     let fenced = AppendOptions { fence: Some(lost.fence()), ..AppendOptions::default() };
     let refused = store.append(vec![event()], fenced).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Fenced);
     assert_eq!(store.acquire_lease("l", "third", LENGTH).await.unwrap(), None);
-    // One that was taken for long holds for long, whoever asks.
+    // A lease taken for a long time holds that long, whoever asks.
     store.acquire_lease("long", "right", HOUR).await.unwrap().unwrap();
     assert_eq!(store.acquire_lease("long", "third", LENGTH).await.unwrap(), None);
 }
 
-/// By the clock of the process.
+/// The memory store takes lease times from the process's clock.
 async fn in_memory() {
     let runtime = Arc::new(ManualRuntime::new(1));
     let store = MemoryAuditStore::open(runtime.clone());
     let right = runtime.now();
     runtime.advance(HOUR);
     let lost = store.acquire_lease("l", "ahead", LENGTH).await.unwrap().unwrap();
-    // A step of a time server ends nothing.
+    // A small step of a time server ends nothing.
     runtime.set_now(lost.expires_at);
     runtime.set_now(right.saturating_add(HOUR.saturating_sub(Duration::from_millis(500))));
     assert_eq!(store.acquire_lease("l", "right", LENGTH).await.unwrap(), None);
@@ -89,7 +89,7 @@ async fn in_memory() {
     assert_eq!(store.acquire_lease("l", "third", LENGTH).await.unwrap(), None);
 }
 
-async fn a_look_whether_the_store_takes_writes_leaves_nothing(engine: Engine) {
+async fn a_write_check_leaves_nothing_behind(engine: Engine) {
     let log = TestLog::new(engine).await;
     let store = log.open().await;
     store.append(vec![event()], AppendOptions::default()).await.unwrap();
@@ -108,15 +108,15 @@ fn event() -> SealedEvent {
     named_event("a").seal(&TokioRuntime)
 }
 
-/// One, as of several in a statement SQLite may take back the statement alone.
+/// A single row: in a statement with several, SQLite may undo the statement alone.
 fn large_event() -> Vec<SealedEvent> {
     let mut event = named_event("a");
     event.metadata = NewMetadata::from_value(serde_json::json!({ "text": "x".repeat(60_000) }));
     vec![event.seal(&TokioRuntime)]
 }
 
-/// On a full disk, or what is the same to SQLite, of as many pages as it may have, it ends
-/// the transaction by itself.
+/// On a full disk (here: the maximum number of pages, which SQLite treats alike), SQLite rolls back
+/// the transaction on its own.
 #[test]
 fn the_next_write_after_sqlite_ended_a_transaction_by_itself_is_taken() {
     tokio().block_on(async {
@@ -126,7 +126,7 @@ fn the_next_write_after_sqlite_ended_a_transaction_by_itself_is_taken() {
         let options = AppendOptions::default;
         store.append(vec![event()], options()).await.unwrap();
         for _ in 0..3 {
-            // Of this connection, the one for all writers.
+            // On this connection, which all writers share.
             let mut tx = store.database().begin().await.unwrap();
             tx.execute("PRAGMA max_page_count = 1").await.unwrap();
             drop(tx);
@@ -134,7 +134,7 @@ fn the_next_write_after_sqlite_ended_a_transaction_by_itself_is_taken() {
             assert_eq!(full.kind(), ErrorKind::StoreUnavailable, "{full}");
             assert!(full.to_string().contains("full"), "{full}");
             store.append(large_event(), options()).await.unwrap();
-            // In a transaction of one's own, too.
+            // Also within a caller's own transaction.
             let mut tx = store.database().begin().await.unwrap();
             tx.execute("PRAGMA max_page_count = 1").await.unwrap();
             let full = SqliteAuditStore::stage_in(&mut tx, &large_event()).await.unwrap_err();
@@ -168,7 +168,7 @@ fn a_file_that_is_taken_away_is_a_permanent_error_and_nothing_is_acknowledged() 
                 }
                 suffix => std::fs::remove_file(file(suffix)).unwrap(),
             }
-            // What is under way is not acknowledged either.
+            // Operations under way are not acknowledged either.
             let committed = begun.commit().await.unwrap_err();
             assert_eq!(committed.kind(), ErrorKind::StoreReplaced, "{how}: {committed}");
             let refused = store.append(vec![event()], options()).await.unwrap_err();
@@ -179,7 +179,7 @@ fn a_file_that_is_taken_away_is_a_permanent_error_and_nothing_is_acknowledged() 
             assert_eq!(read.kind(), ErrorKind::StoreReplaced, "{how}");
             store.close().await;
             if whole && how != "replaced" {
-                // What was acknowledged went into the database at the end.
+                // Acknowledged events were written to the database in the end.
                 let config = SqliteConfig::new(&path);
                 let store = SqliteAuditStore::open(config, &TokioRuntime).await.unwrap();
                 assert_eq!(store.state().await.unwrap().head.next_seq, 1, "{how}");
@@ -189,7 +189,7 @@ fn a_file_that_is_taken_away_is_a_permanent_error_and_nothing_is_acknowledged() 
     }
 }
 
-/// As version 1 of the schema left it: no lease says how long it is.
+/// As left by version 1 of the schema: leases have no duration.
 #[test]
 fn a_database_of_the_first_schema_is_brought_up_to_date() {
     tokio().block_on(async {

@@ -1,4 +1,4 @@
-//! The bounded walk: partial pages, and the indexes that lead.
+//! The bounded scan: partial pages, and the leading indexes.
 
 use std::sync::Arc;
 
@@ -66,7 +66,7 @@ pub(crate) async fn check<R: RowStore>(store: ChainedStore<R>, count: usize, bud
                 let page = store.list(&query).await.unwrap();
                 pages += 1;
                 partial += usize::from(page.partial);
-                assert!(!page.partial || page.next_cursor.is_some(), "one can go on");
+                assert!(!page.partial || page.next_cursor.is_some(), "a partial page has a cursor");
                 got.extend(page.events.into_iter().map(|e| (e.event.at, e.seq)));
                 match page.next_cursor {
                     Some(cursor) => query.cursor = Some(cursor),

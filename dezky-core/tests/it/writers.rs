@@ -19,21 +19,22 @@ use crate::servers::{
 const URL: &str = "DEZKY_TEST_WRITER_URL";
 const NAME: &str = "DEZKY_TEST_WRITER_NAME";
 
-/// How long four write at once.
+/// How long four processes write at the same time.
 const TOGETHER: Duration = Duration::from_secs(6);
-/// Of so many appends each of four gets one at least: one of four would be even.
+/// Each of four processes must get at least one of this many appends; an even share would be one of
+/// four.
 const LEAST_SHARE: usize = 20;
-/// The bound of an idle transaction in PostgreSQL unless configured.
+/// PostgreSQL's default limit for an idle transaction.
 const POSTGRES_BOUND: Duration = Duration::from_secs(5);
-/// Writers that do not append six events in this time are held up.
+/// Writers that append fewer than six events in this time are held up.
 const NOT_HELD: Duration = Duration::from_secs(2);
-/// For what has no bound of its own.
+/// For waits without a documented limit.
 const START: Duration = Duration::from_mins(1);
-/// A commit and the turns of the others, on a machine that is busy with other tests.
+/// One commit and the turns of the others, on a machine busy with other tests.
 const SLACK: Duration = Duration::from_secs(5);
 
-/// A writer in a process of its own. It says a line for each event that was
-/// acknowledged, and one for each that was not, with the error's code.
+/// A writer in a separate process. It prints a line for each acknowledged event, and one with the
+/// error's code for each that was not.
 struct Writer {
     process: Child,
     stdin: Option<ChildStdin>,
@@ -77,7 +78,7 @@ impl Writer {
         signal(name, &[self.process.id().to_string()]);
     }
 
-    /// What came after this word in its lines so far.
+    /// The rest of its lines after this word so far.
     fn said(&mut self, word: &str) -> Vec<&str> {
         self.said.extend(self.lines.try_iter());
         self.said.iter().filter_map(|line| line.strip_prefix(word)).collect()
@@ -87,7 +88,7 @@ impl Writer {
         self.said("ok ").len()
     }
 
-    /// Ends it after the append that it is at.
+    /// Stops it after its current append.
     fn end(&mut self) {
         drop(self.stdin.take());
         assert!(self.process.wait().unwrap().success());
@@ -109,7 +110,7 @@ fn told(name: &str) -> Option<String> {
 }
 
 #[test]
-#[ignore = "run by the tests below, in processes of their own"]
+#[ignore = "run by the tests below, in separate processes"]
 fn writer() {
     let Some(url) = told(URL) else { return };
     let name = told(NAME).unwrap();
@@ -143,7 +144,7 @@ fn writer() {
     });
 }
 
-/// Is finished when the first process says no more.
+/// Finishes when the first process prints no more.
 #[expect(clippy::disallowed_methods, reason = "a test reads what it is told")]
 fn ends() -> std::thread::JoinHandle<bool> {
     std::thread::spawn(|| std::io::stdin().lines().next().is_none())
@@ -156,7 +157,7 @@ fn say(line: &str) {
 }
 
 async fn start_four(url: &str) -> Vec<Writer> {
-    // First the log, so that they find one.
+    // The log is created first, so that they find one.
     open(url, Patience::Usual).await.unwrap();
     let mut writers: Vec<_> = (0..4).map(|n| Writer::start(url, &format!("w{n}"))).collect();
     writers.iter().for_each(Writer::wait_until_ready);
@@ -201,7 +202,7 @@ async fn share(url: &str) {
     check(url, writers).await;
 }
 
-/// Ends the writers. All that was acknowledged is there once, in a whole chain.
+/// Stops the writers and checks that all acknowledged events are stored once in an intact chain.
 async fn check(url: &str, mut writers: Vec<Writer>) {
     writers.iter_mut().for_each(Writer::end);
     let store = open(url, Patience::Usual).await.unwrap();
@@ -224,8 +225,8 @@ fn a_stalled_process_holds_up_postgres_within_the_bound() {
     });
 }
 
-/// On a server of its own, whose transactions end early: with the default of a minute
-/// the test would take as long.
+/// On a separate server whose transactions are aborted early: with the default of a minute, the
+/// test would take as long.
 #[test]
 fn a_stalled_process_holds_up_mongodb_within_the_bound() {
     tokio().block_on(async {
@@ -236,18 +237,18 @@ fn a_stalled_process_holds_up_mongodb_within_the_bound() {
     });
 }
 
-/// A file has no server that could end what a stopped process holds. The others are
-/// told so in time, and go on with it.
+/// A file has no server that could abort a stopped process's transaction. The others are refused in
+/// time, and continue with it afterwards.
 #[test]
-fn a_stalled_process_holds_up_sqlite_until_it_goes_on() {
+fn a_stalled_process_holds_up_sqlite_until_it_continues() {
     tokio().block_on(async {
         let log = TestLog::new(Engine::Sqlite).await;
         assert_eq!(stall(&log.url(), Duration::from_secs(12)).await, None);
     });
 }
 
-/// Stops a writer in the midst of its transaction, and returns how long the others
-/// waited; `None` if none of them got its turn within the bound. In the end all go on.
+/// Stops a writer in the middle of its transaction and returns how long the others waited; `None`
+/// if none got its turn within the limit. In the end all continue.
 async fn stall(url: &str, bound: Duration) -> Option<Duration> {
     let mut writers = start_four(url).await;
     let held = loop {
@@ -255,7 +256,7 @@ async fn stall(url: &str, bound: Duration) -> Option<Duration> {
         assert!(go_on(others, 6, START).await);
         stopped.signal("STOP");
         let began = now();
-        // If they do, it was stopped in vain: it held nothing.
+        // If they do, the writer held nothing when it was stopped.
         if !go_on(others, 6, NOT_HELD).await {
             break go_on(others, 1, bound).await.then(|| began.elapsed());
         }
@@ -269,13 +270,13 @@ async fn stall(url: &str, bound: Duration) -> Option<Duration> {
     }
     writers[0].signal("CONT");
     for writer in &mut writers {
-        assert!(go_on(std::slice::from_mut(writer), 3, START).await, "all go on");
+        assert!(go_on(std::slice::from_mut(writer), 3, START).await, "all continue");
     }
     check(url, writers).await;
     held
 }
 
-/// Whether the writers append so many more events within the time.
+/// Whether the writers append `more` further events within the time.
 async fn go_on(writers: &mut [Writer], count: usize, within: Duration) -> bool {
     let mut appended = || writers.iter_mut().map(Writer::acknowledged).sum::<usize>();
     let (before, started) = (appended(), now());

@@ -1,6 +1,6 @@
-//! Values of flags, a bit each.
+//! The values of flags, one bit each.
 
-/// Whether each flag of a set is on, by [place](crate::FlagHandle::place): a buffer for
+/// Whether each flag of a set is on, by [position](crate::FlagHandle::place): a buffer for
 /// [`FlagSet::values_into`](crate::FlagSet::values_into).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Bits {
@@ -10,42 +10,42 @@ pub struct Bits {
 }
 
 impl Bits {
-    /// Of no flags.
+    /// Creates a buffer for no flags.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Of how many flags.
+    /// The number of flags.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there are no flags.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Whether the flag at `place` is on; false past the last one.
+    /// Whether the flag at `place` is on; false beyond the last flag.
     pub fn get(&self, place: usize) -> bool {
         self.words.get(place / 64).is_some_and(|word| word >> (place % 64) & 1 == 1)
     }
 
-    /// How many are on.
+    /// The number of flags that are on.
     pub fn count(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// One by one.
+    /// Iterates over the values.
     pub fn iter(&self) -> impl Iterator<Item = bool> {
         (0..self.len).map(|place| self.get(place))
     }
 
-    /// 64 flags a word, the first one in the lowest bit.
+    /// The values as words of 64 flags, the first flag in the lowest bit.
     pub fn words(&self) -> &[u64] {
         &self.words
     }
 
-    /// Makes room for `len` values, all false.
+    /// Resizes to `len` values, all false.
     pub(super) fn reset(&mut self, len: usize) -> &mut [u64] {
         self.len = len;
         self.words.clear();
@@ -54,7 +54,7 @@ impl Bits {
     }
 }
 
-/// The places of a word's bits that are set.
+/// The positions of the bits that are set.
 pub(super) fn ones(mut word: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let place = word.trailing_zeros() as usize;
@@ -64,17 +64,17 @@ pub(super) fn ones(mut word: u64) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Which of 64 numbers are below their bounds.
+/// Compares 64 numbers with their bounds; a bit is set if the number is below its bound.
 #[inline]
 pub(super) fn below(numbers: &[u16; 64], bounds: &[u16; 64]) -> u64 {
-    // In a loop of its own, which becomes vectors.
+    // A separate loop, so that the compiler vectorizes it.
     let mut flags = [0; 64];
     for ((flag, number), bound) in flags.iter_mut().zip(numbers).zip(bounds) {
         *flag = u8::from(number < bound);
     }
     let mut word = 0;
     for (byte, flags) in flags.as_chunks().0.iter().enumerate() {
-        // Eight bytes of 0 or 1, whose multiple has them side by side in its top byte.
+        // The multiplication gathers the eight bytes of 0 or 1 as bits of the product's top byte.
         let gathered = u64::from_le_bytes(*flags).wrapping_mul(0x0102_0408_1020_4080) >> 56;
         word |= gathered << (8 * byte);
     }

@@ -1,4 +1,4 @@
-//! The plan by which all flags are decided at once: 64 flags a word.
+//! The plan for deciding all flags at once, as bit masks of 64 flags per word.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,37 +11,38 @@ use crate::evaluate::{rolled_out, value_of};
 use crate::{Axis, Decision, FlagContext, Reason};
 
 const AXES: [Axis; 4] = [Axis::Plan, Axis::TenantSlug, Axis::PartnerSlug, Axis::Environment];
-/// A threshold that everybody is below.
+/// The threshold of a rollout to everybody.
 const EVERYBODY: u16 = 10_000;
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Plan {
-    /// For 64 flags each.
+    /// One entry per 64 flags.
     pub(super) masks: Vec<Masks>,
-    /// Of rollouts; 0 for others. Filled up to whole words of bits.
+    /// Rollout thresholds, 0 for other flags; padded to a multiple of 64.
     pub(super) thresholds: Vec<u16>,
     axes: [AxisIndex; 4],
     pub(super) bucket_keys: PaddedKeys,
-    /// `,"key":` of every flag.
+    /// `,"key":` for every flag.
     pub(super) json: String,
     pub(super) json_ends: Vec<usize>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Masks {
-    /// On whatever the scope.
+    /// On regardless of the scope.
     pub(super) on: u64,
-    /// On in scope: targeted flags, and rollouts to everybody.
+    /// On for everybody in scope: targeted flags, and rollouts to everybody.
     pub(super) in_scope: u64,
-    /// Rollouts to some: their values take a bucket.
+    /// Rollouts to some tenants: their values depend on a bucket.
     pub(super) hashed: u64,
-    /// All rollouts: their reasons take a bucket.
+    /// All rollouts: their reasons state a bucket.
     rollouts: u64,
     needs_active: u64,
 }
 
 impl Masks {
-    /// The flags that don't ask for an active tenant where the context's is not.
+    /// The flags that may be on: all of them if the context's tenant is active, otherwise those
+    /// that don't require an active tenant.
     pub(super) fn eligible(&self, context: &FlagContext<'_>) -> u64 {
         if context.tenant_active == Some(true) { u64::MAX } else { !self.needs_active }
     }
@@ -51,18 +52,18 @@ impl Masks {
 struct AxisIndex {
     /// Flags whose axis is empty.
     any: Vec<u64>,
-    /// Where a value's holders are.
+    /// By value: the index into `holders`.
     places: HashMap<Arc<str>, usize, RandomState>,
     holders: Vec<Holders>,
 }
 
-/// The flags whose axis holds a value: as numbers or as bits, whichever is smaller, so
-/// that the plan grows with the scopes and not with flags times values.
+/// The flags whose axis contains a value. Stored as numbers or as bits, whichever is smaller, so
+/// that the plan's size grows with the scopes and not with flags times values.
 #[derive(Debug, Clone)]
 struct Holders {
     value: Arc<str>,
     few: Vec<u32>,
-    /// Those whose axis is empty among them; empty where they are few.
+    /// Includes the flags whose axis is empty. Empty if `few` is used.
     many: Vec<u64>,
 }
 
@@ -80,7 +81,7 @@ impl Plan {
         }
     }
 
-    /// Adds a value to an axis of the flag at `place`; places must not fall.
+    /// Adds a value to an axis of the flag at `place`. Places must be added in ascending order.
     pub(super) fn add_value(&mut self, place: usize, axis: Axis, value: &str) -> Arc<str> {
         let AxisIndex { places, holders, .. } = &mut self.axes[axis as usize];
         let at = places.get(value).copied().unwrap_or_else(|| {
@@ -89,12 +90,12 @@ impl Plan {
             places.insert(value, holders.len() - 1);
             holders.len() - 1
         });
-        // A set of more flags does not fit into memory.
+        // A set with more than `u32::MAX` flags does not fit into memory.
         holders[at].few.push(u32::try_from(place).unwrap_or(u32::MAX));
         Arc::clone(&holders[at].value)
     }
 
-    /// Adds the flag at `place`; its values are there.
+    /// Adds the flag at `place`, whose values have been added already.
     pub(super) fn add_flag(&mut self, place: usize, flag: &Compiled) {
         let (masks, bit) = (&mut self.masks[place / 64], 1 << (place % 64));
         match flag.rule {
@@ -126,8 +127,8 @@ impl Plan {
         self.json_ends.push(self.json.len());
     }
 
-    /// After the last flag.
-    pub(super) fn settle(&mut self) {
+    /// Chooses the smaller form of each value's holders; called after the last flag.
+    pub(super) fn finish(&mut self) {
         for AxisIndex { any, holders, .. } in &mut self.axes {
             for Holders { few, many, .. } in holders {
                 few.shrink_to_fit();
@@ -142,7 +143,7 @@ impl Plan {
         }
     }
 
-    /// Whether the axis of the flag at `place`, which is not empty, holds `value`.
+    /// Whether the axis of the flag at `place`, which must not be empty, contains `value`.
     pub(super) fn contains(&self, axis: Axis, value: &str, place: usize) -> bool {
         let index = &self.axes[axis as usize];
         let Some(at) = index.places.get(value) else { return false };
@@ -153,7 +154,7 @@ impl Plan {
         }
     }
 
-    /// Which flags' scopes contain the context.
+    /// The flags whose scopes contain the context.
     pub(super) fn scope(&self, context: &FlagContext<'_>) -> Scopes<'_> {
         let of = |axis: Axis| {
             let AxisIndex { any, places, holders } = &self.axes[axis as usize];
@@ -176,7 +177,7 @@ pub(super) struct Scopes<'a> {
 
 struct AxisWords<'a> {
     many: &'a [u64],
-    /// Those from here on, ascending.
+    /// The remaining ones, ascending.
     few: &'a [u32],
 }
 
@@ -187,7 +188,7 @@ impl Scopes<'_> {
         a & b & c & d
     }
 
-    /// By axis.
+    /// The next word of each axis.
     #[inline]
     fn next_words(&mut self) -> [u64; 4] {
         let at = self.at;
@@ -211,13 +212,13 @@ pub(super) struct Decisions<'a> {
     context: &'a FlagContext<'a>,
     scope: Scopes<'a>,
     place: usize,
-    /// Of the window: the flags whose axis is empty or contains the context's value.
+    /// For the current window: the flags whose axis is empty or contains the context's value.
     axes: [[u64; 4]; WINDOW / 64],
-    /// Of the window's rollouts in scope; what the others hold means nothing.
+    /// For the current window: the buckets of rollouts in scope. Other entries are unspecified.
     buckets: [u16; WINDOW],
 }
 
-/// So many flags at a time.
+/// The number of flags per window.
 const WINDOW: usize = 256;
 
 impl<'a> Decisions<'a> {
@@ -226,13 +227,13 @@ impl<'a> Decisions<'a> {
         Self { set, context, scope, place: 0, axes: Default::default(), buckets: [0; WINDOW] }
     }
 
-    /// The window from `place` on.
-    fn look_ahead(&mut self) {
+    /// Computes the window that starts at `place`.
+    fn load_window(&mut self) {
         let Self { set, context, .. } = *self;
         let first = self.place;
         let buckets = &mut self.buckets;
         let mut batch =
-            Batch::new(set.engine, set.reading, context.tenant_id, &set.plan.bucket_keys);
+            Batch::new(set.engine, set.algorithm, context.tenant_id, &set.plan.bucket_keys);
         let masks = &set.plan.masks[first / 64..];
         for (at, (masks, axes)) in masks.iter().zip(&mut self.axes).enumerate() {
             *axes = self.scope.next_words();
@@ -270,7 +271,7 @@ impl<'a> Iterator for Decisions<'a> {
         let flag = self.set.flags.get(self.place)?;
         let place = self.place % WINDOW;
         if place == 0 {
-            self.look_ahead();
+            self.load_window();
         }
         self.place += 1;
         Some((&flag.key, self.reason(flag, place).into()))

@@ -1,10 +1,11 @@
-//! The SHA-256 block function over lanes of vectors: each lane is a text of its own.
+//! The SHA-256 block function on vectors: each lane hashes a separate text.
 
 #![expect(unsafe_code, reason = "calls into a detected feature; loads and stores of vectors")]
 
 use super::{Block, INITIAL, LaneWords};
 
-/// The digests of sixteen texts; false, and none, if the processor lacks AVX-512.
+/// Computes the digests of sixteen texts. Returns false, without a result, if the processor lacks
+/// AVX-512.
 pub(super) fn avx512(blocks: &[Block], digests: &mut LaneWords) -> bool {
     if !is_x86_feature_detected!("avx512f") {
         return false;
@@ -16,7 +17,8 @@ pub(super) fn avx512(blocks: &[Block], digests: &mut LaneWords) -> bool {
     true
 }
 
-/// The digests of the `filled` texts; false, and none, if the processor lacks AVX2.
+/// Computes the digests of the `filled` texts. Returns false, without a result, if the processor
+/// lacks AVX2.
 pub(super) fn avx2(blocks: &[Block], filled: usize, digests: &mut LaneWords) -> bool {
     if !is_x86_feature_detected!("avx2") {
         return false;
@@ -30,7 +32,7 @@ pub(super) fn avx2(blocks: &[Block], filled: usize, digests: &mut LaneWords) -> 
     true
 }
 
-/// The constants of the 64 rounds, by sixteens.
+/// The constants of the 64 rounds in groups of sixteen.
 const ROUNDS: [[u32; 16]; 4] = [
     [
         0x428a_2f98,
@@ -106,7 +108,7 @@ const ROUNDS: [[u32; 16]; 4] = [
     ],
 ];
 
-/// The index must be a constant, or the words stay in memory instead of registers.
+/// Unrolls sixteen steps. The index must be a constant to keep the words in registers.
 macro_rules! sixteen {
     ($step:ident $with:tt) => {
         sixteen!($step $with 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
@@ -114,10 +116,10 @@ macro_rules! sixteen {
     ($step:ident $with:tt $($index:literal)+) => { $($step::<$index> $with;)+ };
 }
 
-/// The function for one kind of vectors; its operations are the names in the module around it.
+/// The block function for one vector type, using the operations of the enclosing module.
 macro_rules! block_function {
     ($feature:literal, $vector:ident, $lanes:literal) => {
-        /// The digests of the lanes from `first` on.
+        /// Computes the digests of the lanes from `first` on.
         #[target_feature(enable = $feature)]
         pub(super) fn digest(blocks: &[Block], first: usize, digests: &mut LaneWords) {
             let mut state = [splat(0); 8];
@@ -168,7 +170,7 @@ macro_rules! block_function {
             round::<T>(v, words, constants);
         }
 
-        /// Instead of the values moving on, their names do.
+        /// Renames the eight values instead of moving them.
         #[target_feature(enable = $feature)]
         #[inline]
         fn round<const T: usize>(
@@ -210,14 +212,14 @@ mod wide {
     #[target_feature(enable = "avx512f")]
     #[inline]
     fn load(row: &[u32; 16]) -> __m512i {
-        // SAFETY: it reads the 64 bytes of the row, however they are aligned.
+        // SAFETY: reads the 64 bytes of the row; no alignment is required.
         unsafe { _mm512_loadu_si512(row.as_ptr().cast()) }
     }
 
     #[target_feature(enable = "avx512f")]
     #[inline]
     fn store(vector: __m512i, row: &mut [u32; 16]) {
-        // SAFETY: it writes the 64 bytes of the row, however they are aligned.
+        // SAFETY: writes the 64 bytes of the row; no alignment is required.
         unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), vector) }
     }
 
@@ -255,14 +257,14 @@ mod narrow {
     #[target_feature(enable = "avx2")]
     #[inline]
     fn load(row: &[u32; 8]) -> __m256i {
-        // SAFETY: it reads the 32 bytes of the row, however they are aligned.
+        // SAFETY: reads the 32 bytes of the row; no alignment is required.
         unsafe { _mm256_loadu_si256(row.as_ptr().cast()) }
     }
 
     #[target_feature(enable = "avx2")]
     #[inline]
     fn store(vector: __m256i, row: &mut [u32; 8]) {
-        // SAFETY: it writes the 32 bytes of the row, however they are aligned.
+        // SAFETY: writes the 32 bytes of the row; no alignment is required.
         unsafe { _mm256_storeu_si256(row.as_mut_ptr().cast(), vector) }
     }
 

@@ -1,4 +1,4 @@
-//! The file in which flags are kept for a start without their store.
+//! The file with the flags for a start without the store.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Read as _, Write};
@@ -10,16 +10,16 @@ use dezky_core::Timestamp;
 use crate::Flag;
 use crate::store::Snapshot;
 
-/// The most bytes of a snapshot file.
+/// Maximum size of a snapshot file in bytes.
 pub const MAX_FILE_BYTES: u64 = 256 << 20;
 
-/// The flags of the file and when they were written. Blocks.
+/// Reads the flags and the time at which they were written. Blocks.
 pub(super) fn read(path: &Path) -> Result<(Snapshot, Timestamp), String> {
     let said = |error: io::Error| error.to_string();
     let metadata = std::fs::metadata(path).map_err(said)?;
-    // Anything else may block for ever, or never end.
+    // Anything but a regular file may block forever or never end.
     if !metadata.is_file() {
-        return Err("it is no regular file".to_owned());
+        return Err("it is not a regular file".to_owned());
     }
     if metadata.len() > MAX_FILE_BYTES {
         return Err(too_large().to_string());
@@ -27,7 +27,7 @@ pub(super) fn read(path: &Path) -> Result<(Snapshot, Timestamp), String> {
     let file = File::open(path).map_err(said)?;
     let written = file.metadata().and_then(|data| data.modified()).map_err(said)?;
     let mut text = String::new();
-    // It may have grown meanwhile: then its end is missing.
+    // The file may have grown meanwhile; a truncated text fails to parse.
     file.take(MAX_FILE_BYTES).read_to_string(&mut text).map_err(said)?;
     let snapshot = Snapshot::from_json(&text).map_err(|error| error.to_string())?;
     let since_1970 = written.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -35,24 +35,23 @@ pub(super) fn read(path: &Path) -> Result<(Snapshot, Timestamp), String> {
     Ok((snapshot, Timestamp::from_millis_clamped(millis)))
 }
 
-/// Replaces the file as a whole: whoever reads it finds the old flags or the new ones.
-/// Blocks.
+/// Replaces the file atomically: readers find either the old flags or the new ones. Blocks.
 pub(super) fn write(path: &Path, snapshot: &Snapshot) -> io::Result<()> {
-    // A device, whose place a file would take.
+    // Renaming over a device would replace it with a file.
     if path.metadata().is_ok_and(|there| !there.is_file()) {
-        return Err(io::Error::other("it is no regular file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = Path::new(&beside);
-    // One that a crash left; a link that somebody put there is not followed.
-    match std::fs::remove_file(beside) {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = Path::new(&temporary);
+    // Remove a leftover of a crash; a link planted here is not followed.
+    match std::fs::remove_file(temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let written = write_new(beside, snapshot).and_then(|()| std::fs::rename(beside, path));
+    let written = write_new(temporary, snapshot).and_then(|()| std::fs::rename(temporary, path));
     if written.is_err() {
-        let _ = std::fs::remove_file(beside);
+        let _ = std::fs::remove_file(temporary);
         return written;
     }
     sync_folder(path)
@@ -65,13 +64,13 @@ fn write_new(path: &Path, snapshot: &Snapshot) -> io::Result<()> {
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let file = options.open(path)?;
     let mut writer = BufWriter::new(Bounded { file, left: MAX_FILE_BYTES });
-    serde_json::to_writer(&mut writer, &deciding(snapshot))?;
+    serde_json::to_writer(&mut writer, &without_history(snapshot))?;
     writer.flush()?;
     writer.get_ref().file.sync_all()
 }
 
-/// What decides of the flags. Their histories name people, and are longer than all else.
-fn deciding(snapshot: &Snapshot) -> Snapshot {
+/// Histories are left out: they name people, and are the largest part.
+fn without_history(snapshot: &Snapshot) -> Snapshot {
     let flags = snapshot.flags.iter();
     let flags = flags.map(|flag| Flag { history: Vec::new(), ..flag.clone() });
     Snapshot {
@@ -81,18 +80,18 @@ fn deciding(snapshot: &Snapshot) -> Snapshot {
     }
 }
 
-/// So that the file outlasts a power cut.
+/// Syncs the folder so that the rename survives a power failure.
 fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn too_large() -> io::Error {
-    let problem = format!("more than {MAX_FILE_BYTES} bytes are no file of flags");
+    let problem = format!("a flags' file has at most {MAX_FILE_BYTES} bytes");
     io::Error::new(io::ErrorKind::FileTooLarge, problem)
 }
 
-/// Takes so many bytes and no more.
+/// A writer that fails beyond a number of bytes.
 struct Bounded {
     file: File,
     left: u64,

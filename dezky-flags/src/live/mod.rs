@@ -1,9 +1,8 @@
-//! Flags that follow their store, always at hand in the asking process.
+//! Flags that follow their store, evaluated in the calling process.
 //!
-//! [`LiveFlags`] answers from a compiled set in memory. Beside it
-//! [`run`](LiveFlags::run) follows the store: it hears of changes where the engine
-//! tells them, and looks by itself at every poll interval. When the store is down the last
-//! set goes on to decide, and [`status`](LiveFlags::status) says how old it is.
+//! [`LiveFlags`] answers from a compiled set in memory, while [`run`](LiveFlags::run) follows the
+//! store: it reacts to notifications where the engine sends them, and polls at every interval. If
+//! the store is down, the last set stays in use, and [`status`](LiveFlags::status) reports its age.
 
 mod file;
 mod set;
@@ -26,29 +25,29 @@ use crate::store::{FlagStore, Snapshot};
 use crate::usage::{Counters, Usage};
 use crate::{Decision, FlagContext, FlagEvaluator, FlagSet};
 
-/// How long one listening lasts: what broke meanwhile is made again by the next.
+/// Maximum duration of one listening attempt; the next attempt re-establishes a broken connection.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
-/// Half of the first pause after the store told of a change in vain.
+/// Half of the first pause after a notification that led to no change.
 const VAIN_PAUSE: Duration = Duration::from_millis(5);
-/// How long after a failure the file is written again.
+/// The interval at which the file is checked, and rewritten after a failure.
 const FILE_RETRY: Duration = Duration::from_mins(1);
 
-/// How flags follow their store.
+/// Settings for following a store.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LiveConfig {
-    /// How often the store is asked whether something changed, 500 ms; 10 ms to an hour.
-    /// Where the engine tells of changes they are seen at once all the same.
+    /// The interval at which the store is polled for changes, 500 ms; 10 ms to an hour. Where the
+    /// engine sends notifications, changes are seen at once regardless of the interval.
     pub poll_interval: Duration,
-    /// How long the store may take for an answer, 5 s; 10 ms to 10 minutes.
+    /// Time limit for one read of the store, 5 s; 10 ms to 10 minutes.
     pub store_timeout: Duration,
-    /// Where the flags are kept for a start without the store. The file is this
-    /// process' own, readable by its user alone, replaced at every change while
-    /// [`run`](LiveFlags::run) follows. It holds what decides of the flags, without their
+    /// The file that allows starting without the store. It must belong to this process alone; it is
+    /// readable only by the process's user and replaced at every change while
+    /// [`run`](LiveFlags::run) follows the store. It holds the flags' definitions without their
     /// histories, at most [`MAX_FILE_BYTES`].
     pub file: Option<PathBuf>,
-    /// Whether evaluations are counted by flag, see [`usage`](LiveFlags::usage); not unless
-    /// asked for. Counted are those that go through [`LiveFlags`] and [`LiveSet`].
+    /// Whether evaluations are counted by flag, off by default; see [`usage`](LiveFlags::usage).
+    /// Only evaluations through [`LiveFlags`] and [`LiveSet`] are counted.
     pub count_usage: bool,
 }
 
@@ -79,7 +78,7 @@ impl LiveConfig {
 
 /// Flags that follow their store.
 ///
-/// Clones share the flags. Deciding takes no lock and allocates nothing.
+/// Clones share the flags. Evaluating takes no lock and allocates nothing.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -115,42 +114,42 @@ struct Shared {
     runtime: Arc<dyn Runtime>,
     config: LiveConfig,
     current: ArcSwap<LiveSet>,
-    /// Notified when `current` was swapped.
+    /// Notified after `current` is swapped.
     swapped: Event,
     health: Mutex<Health>,
     counters: Option<Counters>,
-    /// How many looks at the store have begun.
-    looks: AtomicU64,
-    /// The last look that has ended.
-    last: Mutex<Look>,
-    /// Notified when a look has ended.
-    looked: Event,
-    /// Held by the one who asks the store. It is handed on in no order, so those whom a look
-    /// has answered must not wait for it.
-    looking: AsyncMutex<()>,
-    /// The generation that is in the file; held by the one who writes it.
-    kept: Mutex<u64>,
+    /// The number of store reads that have started.
+    reads_started: AtomicU64,
+    /// The last finished store read.
+    last_read: Mutex<FinishedRead>,
+    /// Notified when a store read finishes.
+    read_finished: Event,
+    /// Held while reading the store. The lock is not fair, so callers whose answer has arrived must
+    /// not wait for it.
+    reading: AsyncMutex<()>,
+    /// The generation in the file; held while writing the file.
+    saved: Mutex<u64>,
 }
 
-/// A look at the store.
-struct Look {
+/// A finished read of the store.
+struct FinishedRead {
     number: u64,
     outcome: Result<()>,
 }
 
-/// How the store is doing.
+/// The health of the store.
 struct Health {
-    /// When it was asked for what it then said to be current.
+    /// Start time of the last read that confirmed the current revision.
     confirmed: Timestamp,
-    /// The time at the last look.
+    /// The time of the last look at the clock.
     seen: Timestamp,
-    /// Why it was not reached the last time, if it was not.
+    /// The error of the last read, if it failed.
     failure: Option<Error>,
 }
 
 impl Health {
-    /// What happened before a clock was set back is as long ago as it was.
-    fn look(&mut self, now: Timestamp) {
+    /// Shifts times back when the clock is set back, so that ages stay the same.
+    fn observe(&mut self, now: Timestamp) {
         let back = self.seen.saturating_since(now);
         let back = i64::try_from(back.as_millis()).unwrap_or(i64::MAX);
         let confirmed = self.confirmed.as_millis().saturating_sub(back);
@@ -159,30 +158,31 @@ impl Health {
     }
 }
 
-/// How live the flags are.
+/// How current the flags are.
 #[derive(Debug, Clone)]
 pub struct LiveStatus {
-    /// The revision of the flags that decide.
+    /// The revision of the flags in use.
     pub revision: u64,
-    /// How long ago the store was asked for the last time that it said that they are
-    /// current. Of flags from a file the time since the file was written.
+    /// The time since the start of the last read that confirmed these flags. For flags from a file,
+    /// the time since the file was written.
     pub age: Duration,
-    /// Whether they come from the file, as the store was not reached since the start.
+    /// Whether the flags come from the file, because the store has not been reached since the
+    /// start.
     pub from_file: bool,
-    /// Why the store was not reached the last time, if it was not.
+    /// The error of the last read, if it failed.
     pub failure: Option<Error>,
 }
 
 impl LiveFlags {
-    /// Reads the flags from the store or, where that can't be reached, from the file.
-    /// Follow the store by [`run`](Self::run).
+    /// Reads the flags from the store or, if it is unreachable, from the file. Call
+    /// [`run`](Self::run) to follow the store.
     ///
-    /// For a start while the store can't even be opened give it a
+    /// To start while the store can't even be opened, pass a
     /// [`LazyFlagStore`](crate::store::LazyFlagStore).
     ///
     /// # Errors
-    /// `config_invalid`. The store's, `store_unavailable` after the store timeout, if
-    /// there is no file either or it can't be read.
+    /// `config_invalid`. If neither the store nor the file can be read: the store's error, or
+    /// `store_unavailable` after the store timeout.
     pub async fn open(
         store: Arc<dyn FlagStore>,
         runtime: Arc<dyn Runtime>,
@@ -198,7 +198,7 @@ impl LiveFlags {
                     tracing::warn!(
                         code = error.code(),
                         revision = snapshot.revision,
-                        "the flags' store is not reached: they are those of the file"
+                        "the flag store is unreachable: using the flags from the file"
                     );
                     (snapshot, written, Some(error))
                 }
@@ -209,7 +209,7 @@ impl LiveFlags {
         let counters = config.count_usage.then(|| Counters::since(now));
         let from_file = failure.is_some();
         let (set, snapshot) = compile(&*runtime, snapshot).await;
-        tell_invalid(&snapshot);
+        log_invalid(&snapshot);
         let set = LiveSet::new(set, snapshot, 1, from_file, counters.as_ref());
         let shared = Shared {
             store,
@@ -217,41 +217,41 @@ impl LiveFlags {
             config,
             current: ArcSwap::from_pointee(set),
             swapped: Event::new(),
-            // A file may be from the future.
+            // The file's modification time may be in the future.
             health: Mutex::new(Health { confirmed: confirmed.min(now), seen: now, failure }),
             counters,
-            looks: AtomicU64::new(0),
-            last: Mutex::new(Look { number: 0, outcome: Ok(()) }),
-            looked: Event::new(),
-            looking: AsyncMutex::new(()),
-            kept: Mutex::new(0),
+            reads_started: AtomicU64::new(0),
+            last_read: Mutex::new(FinishedRead { number: 0, outcome: Ok(()) }),
+            read_finished: Event::new(),
+            reading: AsyncMutex::new(()),
+            saved: Mutex::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Follows the store until `shutdown` resolves, and keeps the file. A store that
-    /// fails doesn't end it; dropping the future is as good as `shutdown`. One caller is
-    /// enough, several do no harm.
+    /// Follows the store until `shutdown` resolves, and keeps the file current. Failures of the
+    /// store don't end it; dropping the future is equivalent to `shutdown`. One call is enough;
+    /// further concurrent calls do no harm.
     pub async fn run(&self, shutdown: impl Future<Output = ()> + Send) {
-        let work = join3(self.poll(), self.listen(), self.keep());
+        let work = join3(self.poll(), self.listen(), self.save());
         select(pin!(shutdown), pin!(work)).await;
     }
 
-    /// Looks at every poll interval, and at the beginning: what was told before may have
-    /// been lost with another run.
+    /// Reads at the start and at every poll interval; notifications from before the start may have
+    /// gone to an earlier run.
     async fn poll(&self) {
         let shared = &self.shared;
         loop {
-            // A failure is logged, and tried again after the next wait.
+            // Failures are logged, and retried after the next interval.
             let _ = self.refresh().await;
             shared.runtime.sleep(shared.config.poll_interval).await;
         }
     }
 
-    /// Looks when the engine tells of a change.
+    /// Reads when the engine notifies of a change.
     ///
-    /// Beside the polls rather than between them: a connection that is half made, and
-    /// that nobody drives, can hold up a server that wants to stop.
+    /// This runs alongside polling rather than in between: a connection that is half established
+    /// while nothing polls its future can keep a database server from shutting down.
     async fn listen(&self) {
         let shared = &self.shared;
         let mut in_vain = 0;
@@ -259,12 +259,12 @@ impl LiveFlags {
             let swapped = shared.swapped.listen();
             let revision = self.revision();
             let told = shared.store.changed(revision);
-            // What was told once is told no more: a look that failed is still owed.
-            let is_owed = shared.is_failing();
-            let wait = if is_owed { shared.pause(in_vain) } else { LISTEN_AGAIN };
+            // A notification is not repeated, so a failed read must be retried.
+            let must_retry = shared.is_failing();
+            let wait = if must_retry { shared.pause(in_vain) } else { LISTEN_AGAIN };
             let again = select(swapped, shared.runtime.sleep(wait));
             if let Either::Right(_) = select(told, again).await
-                && !is_owed
+                && !must_retry
             {
                 continue;
             }
@@ -273,68 +273,69 @@ impl LiveFlags {
                 in_vain = 0;
                 continue;
             }
-            // One that tells for ever must not be asked without a pause.
+            // Pause, in case the engine keeps notifying without a change.
             in_vain = (in_vain + 1).min(12);
             shared.runtime.sleep(shared.pause(in_vain)).await;
         }
     }
 
-    /// Keeps the flags in the file, whenever they are others.
-    async fn keep(&self) {
+    /// Writes the flags to the file whenever they change.
+    async fn save(&self) {
         let shared = &self.shared;
         loop {
-            // Before the look, so that nothing happens unheard in between.
+            // Listen before reading, so that no change is missed in between.
             let swapped = shared.swapped.listen();
             let current = self.current();
             if shared.config.file.is_none() || current.from_file {
                 swapped.await;
             } else if let Err(error) = shared.write_file(current).await {
-                tracing::warn!(%error, "the flags can't be kept in their file");
+                tracing::warn!(%error, "can't save the flags to their file");
                 select(swapped, shared.runtime.sleep(FILE_RETRY)).await;
             } else {
-                // Now and then, as somebody may remove the file.
+                // Check again after a while, in case the file was removed.
                 select(swapped, shared.runtime.sleep(FILE_RETRY)).await;
             }
         }
     }
 
-    /// Asks the store now, and returns the revision of the flags that decide from here
-    /// on: after an edit of this process' own its next decision sees it. Those who ask
-    /// meanwhile share one look.
+    /// Reads the store now and returns the revision of the flags in use afterwards: after an edit
+    /// by this process, its next decision reflects the edit. Concurrent callers share one read.
     ///
     /// # Errors
-    /// The store's; `store_unavailable` after the store timeout, or twice of it where
-    /// somebody was asking already. The flags stay what they were.
+    /// The store's error; `store_unavailable` after the store timeout, or twice that if another
+    /// read was under way. The flags stay unchanged.
     pub async fn refresh(&self) -> Result<u64> {
         let shared = &self.shared;
-        let before = shared.looks.load(Ordering::SeqCst);
+        let before = shared.reads_started.load(Ordering::SeqCst);
         loop {
-            // Before the question, so that no look ends unheard in between.
-            let looked = shared.looked.listen();
-            // One that began since is as good as one of its own.
+            // Listen before checking, so that no read finishes unnoticed in between.
+            let read_finished = shared.read_finished.listen();
+            // A read that started after this call is as good as a new one.
             if let Some(outcome) = shared.outcome_since(before) {
                 return outcome.map(|()| self.revision());
             }
-            let Either::Left((_turn, _)) = select(shared.looking.lock(), looked).await else {
+            let Either::Left((_turn, _)) = select(shared.reading.lock(), read_finished).await
+            else {
                 continue;
             };
-            // Another one may have ended while the turn was handed on.
+            // Another read may have finished before this caller got the lock.
             if shared.outcome_since(before).is_none() {
-                let number = shared.looks.fetch_add(1, Ordering::SeqCst) + 1;
-                let outcome = self.look().await;
-                *shared.last() = Look { number, outcome };
-                shared.looked.notify(usize::MAX);
+                let number = shared.reads_started.fetch_add(1, Ordering::SeqCst) + 1;
+                let outcome = self.read_store().await;
+                *shared.last_read() = FinishedRead { number, outcome };
+                shared.read_finished.notify(usize::MAX);
             }
         }
     }
 
-    /// Called by the one whose turn it is.
-    async fn look(&self) -> Result<()> {
+    /// Reads the store. The caller holds `reading`.
+    async fn read_store(&self) -> Result<()> {
         let shared = &self.shared;
         let began = shared.runtime.now();
-        shared.look(began);
+        shared.observe(began);
         let current = self.current();
-        // What came back may have been restored from a backup, and changed since.
+        // After a failure, or for flags from a file, the revision alone is not enough: the store
+        // may have been restored from a backup and changed since.
         let is_sure = !current.from_file && !shared.is_failing();
         let read = async {
             let revision = shared.store.revision().await?;
@@ -357,18 +358,18 @@ impl LiveFlags {
         }
     }
 
-    /// The flags that decide now. Hold it for several decisions by the same flags, and
+    /// Returns the flags in use. Hold the result to make several decisions by the same flags, but
     /// not for long.
     pub fn current(&self) -> Arc<LiveSet> {
         self.shared.current.load_full()
     }
 
-    /// The revision of the flags that decide now.
+    /// The revision of the flags in use.
     pub fn revision(&self) -> u64 {
         self.load().revision()
     }
 
-    /// How live the flags are.
+    /// Returns how current the flags are.
     pub fn status(&self) -> LiveStatus {
         let (revision, from_file) = {
             let current = self.load();
@@ -376,19 +377,19 @@ impl LiveFlags {
         };
         let now = self.shared.runtime.now();
         let mut health = self.shared.health();
-        health.look(now);
+        health.observe(now);
         let age = now.saturating_since(health.confirmed);
         LiveStatus { revision, age, from_file, failure: health.failure.clone() }
     }
 
-    /// How often each flag was evaluated in this process, where that is
-    /// [counted](LiveConfig::count_usage). A flag's counts go on when it is changed.
+    /// Returns how often each flag was evaluated in this process, if evaluations are
+    /// [counted](LiveConfig::count_usage). A flag's counts continue when the flag changes.
     pub fn usage(&self) -> Option<Usage> {
         let counters = self.shared.counters.as_ref()?;
         Some(counters.usage(self.shared.runtime.now()))
     }
 
-    /// Tells of changes from here on.
+    /// Subscribes to changes from now on.
     pub fn subscribe(&self) -> Subscription {
         Subscription { seen: self.load().generation, live: self.clone() }
     }
@@ -404,19 +405,19 @@ impl FlagEvaluator for LiveFlags {
     }
 }
 
-/// Tells of changes of [`LiveFlags`].
+/// A subscription to changes of [`LiveFlags`].
 pub struct Subscription {
     live: LiveFlags,
     seen: u64,
 }
 
 impl Subscription {
-    /// Waits until the flags that decide are others than those last seen here, and
-    /// returns their revision. Changes in quick succession are told once; the last one
-    /// always is. Cancel-safe.
+    /// Waits until the flags in use differ from those last seen by this subscription, and returns
+    /// their revision. Changes in quick succession may be reported as one; the last one is always
+    /// reported. Cancel-safe.
     pub async fn next(&mut self) -> u64 {
         loop {
-            // Before the look, so that nothing happens unheard in between.
+            // Listen before checking, so that no change is missed in between.
             let swapped = self.live.shared.swapped.listen();
             let (generation, revision) = {
                 let current = self.live.load();
@@ -432,16 +433,16 @@ impl Subscription {
 }
 
 impl Shared {
-    /// How long after so many looks in vain the store is asked again.
+    /// The pause after the given number of reads that found no change.
     fn pause(&self, in_vain: u32) -> Duration {
         (VAIN_PAUSE * (1 << in_vain)).min(self.config.poll_interval).min(LISTEN_AGAIN)
     }
 
-    /// Called by the one who asks the store alone.
+    /// Replaces the current set. The caller holds `reading`.
     async fn swap(&self, before: &LiveSet, snapshot: Snapshot) {
         let (set, snapshot) = compile(&*self.runtime, snapshot).await;
         if snapshot.invalid != before.snapshot().invalid {
-            tell_invalid(&snapshot);
+            log_invalid(&snapshot);
         }
         let generation = before.generation + 1;
         let set = LiveSet::new(set, snapshot, generation, false, self.counters.as_ref());
@@ -453,36 +454,36 @@ impl Shared {
         let shared = Arc::clone(self);
         let write = move || {
             let Some(path) = &shared.config.file else { return Ok(()) };
-            // One that was given up may still be at it, with older flags.
-            let mut kept = shared.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            if *kept < set.generation || !path.exists() {
+            // An abandoned write with older flags may still be running.
+            let mut saved = shared.saved.lock().unwrap_or_else(PoisonError::into_inner);
+            if *saved < set.generation || !path.exists() {
                 file::write(path, set.snapshot())?;
-                *kept = set.generation;
+                *saved = set.generation;
             }
             Ok(())
         };
         rt::unblock(&*self.runtime, write).await
     }
 
-    /// At the beginning of each look: notes what is noted by the clock.
-    fn look(&self, now: Timestamp) {
-        self.health().look(now);
+    /// Updates ages and usage at the start of each read.
+    fn observe(&self, now: Timestamp) {
+        self.health().observe(now);
         if let Some(counters) = &self.counters {
-            counters.look(now);
+            counters.observe(now);
         }
     }
 
-    /// The store said what is current when it was asked at `began`.
+    /// Records that a read that started at `began` confirmed the current flags.
     fn succeeded(&self, began: Timestamp) {
         let now = self.runtime.now();
         let failure = {
             let mut health = self.health();
-            health.look(now);
+            health.observe(now);
             health.confirmed = began.min(now);
             health.failure.take()
         };
         if failure.is_some() {
-            tracing::info!("the flags' store is reached again");
+            tracing::info!("the flag store is reachable again");
         }
     }
 
@@ -493,7 +494,7 @@ impl Shared {
             tracing::warn!(
                 code = told.code(),
                 error = %told,
-                "the flags' store is not reached: the last ones go on"
+                "the flag store is unreachable: the last flags stay in use"
             );
         }
         told
@@ -503,14 +504,14 @@ impl Shared {
         self.health().failure.is_some()
     }
 
-    /// How the last look ended, if it began after so many had.
+    /// The outcome of the last read, if it is one that started after the first `before` reads.
     fn outcome_since(&self, before: u64) -> Option<Result<()>> {
-        let last = self.last();
+        let last = self.last_read();
         (last.number > before).then(|| last.outcome.clone())
     }
 
-    fn last(&self) -> MutexGuard<'_, Look> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_read(&self) -> MutexGuard<'_, FinishedRead> {
+        self.last_read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn health(&self) -> MutexGuard<'_, Health> {
@@ -518,14 +519,18 @@ impl Shared {
     }
 }
 
-/// Off the executor's threads: ten thousand flags take a while.
+/// Compiles off the executor's threads, because ten thousand flags take a while.
 async fn compile(runtime: &dyn Runtime, snapshot: Snapshot) -> (FlagSet, Snapshot) {
     rt::unblock(runtime, move || (FlagSet::of(&snapshot), snapshot)).await
 }
 
-fn tell_invalid(snapshot: &Snapshot) {
+fn log_invalid(snapshot: &Snapshot) {
     for flag in &snapshot.invalid {
-        tracing::error!(flag = flag.key, problem = flag.problem, "a flag is invalid, and off");
+        tracing::error!(
+            flag = flag.key,
+            problem = flag.problem,
+            "a flag is invalid and counts as off"
+        );
     }
 }
 
@@ -538,18 +543,18 @@ async fn within<T>(
         Either::Left((done, _)) => done,
         Either::Right(_) => Err(Error::new(
             ErrorKind::StoreUnavailable,
-            format!("the flags' store did not answer within {} ms", timeout.as_millis()),
+            format!("the flag store did not answer within {} ms", timeout.as_millis()),
         )),
     }
 }
 
-/// The flags of the file and when they were written.
+/// Returns the flags of the file and the time at which they were written.
 async fn read_file(runtime: &dyn Runtime, config: &LiveConfig) -> Option<(Snapshot, Timestamp)> {
     let path = config.file.clone()?;
     match rt::unblock(runtime, move || file::read(&path)).await {
         Ok(read) => Some(read),
         Err(error) => {
-            tracing::warn!(error, "the flags' file can't be read");
+            tracing::warn!(error, "can't read the flags' file");
             None
         }
     }

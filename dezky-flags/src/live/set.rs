@@ -1,4 +1,4 @@
-//! The flags that decide at one time.
+//! The flags in use at one point in time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,22 +9,22 @@ use crate::{
     Decision, FlagContext, FlagEvaluator, FlagSet, PartialContext, Reason, decide_partial,
 };
 
-/// Compiled flags and what they were compiled from.
+/// Compiled flags together with the snapshot they were compiled from.
 #[derive(Debug)]
 pub struct LiveSet {
     set: FlagSet,
     snapshot: Snapshot,
-    /// Counts the sets of its [`LiveFlags`](super::LiveFlags).
+    /// Numbers the sets of a [`LiveFlags`](super::LiveFlags) consecutively.
     pub(super) generation: u64,
-    /// Whether they come from the file.
+    /// Whether the flags come from the file.
     pub(super) from_file: bool,
     counted: Option<Counted>,
 }
 
-/// Who counts the evaluations.
+/// The counters of a set's flags.
 #[derive(Debug)]
 struct Counted {
-    /// In the order in which the set evaluates all of its flags.
+    /// In the order in which the set evaluates all flags.
     in_order: Vec<Arc<Counter>>,
     places: HashMap<Box<str>, usize>,
 }
@@ -41,14 +41,13 @@ impl LiveSet {
         Self { set, snapshot, generation, from_file, counted }
     }
 
-    /// The compiled flags. What is evaluated by them is not counted, unless by
+    /// The compiled flags. Evaluations through them are not counted; report those with
     /// [`count`](Self::count).
     pub fn set(&self) -> &FlagSet {
         &self.set
     }
 
-    /// Counts an evaluation that was made by [`set`](Self::set), where evaluations are
-    /// counted.
+    /// Counts an evaluation made through [`set`](Self::set), if evaluations are counted.
     pub fn count(&self, flag: &str, value: bool) {
         if let Some(counted) = &self.counted
             && let Some(at) = counted.places.get(flag)
@@ -57,18 +56,17 @@ impl LiveSet {
         }
     }
 
-    /// The flags as they were read; those of a [file](super::LiveConfig::file) have no
-    /// history.
+    /// The flags as read; flags from a [file](super::LiveConfig::file) have no history.
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
     }
 
-    /// The store's revision that they are of.
+    /// The store's revision of these flags.
     pub fn revision(&self) -> u64 {
         self.snapshot.revision
     }
 
-    /// The decision on every flag, by key.
+    /// Returns the decision on every flag, by key.
     pub fn evaluate_all<'a>(
         &'a self,
         context: &'a FlagContext<'a>,
@@ -83,8 +81,8 @@ impl LiveSet {
 }
 
 impl LiveSet {
-    /// The decision on `flag` if it does not depend on what is unknown of the context, else
-    /// `None`; see [`decide_partial`].
+    /// Returns the decision on `flag` if it does not depend on the unknown parts of the context,
+    /// else `None`; see [`decide_partial`].
     pub fn evaluate_partial(&self, flag: &str, context: &PartialContext<'_>) -> Option<Decision> {
         let compiled = self.set.evaluate(flag, &context.known);
         let decision = match compiled.reason {

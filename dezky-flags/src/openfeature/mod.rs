@@ -1,9 +1,8 @@
-//! Decisions in the words of [OpenFeature](https://openfeature.dev).
+//! Decisions in the terms of [OpenFeature](https://openfeature.dev).
 //!
-//! [`Resolution`] is how a decision is told, by the server over OFREP and by the
-//! providers here alike; it needs no feature. `FlagProvider` (feature `openfeature`)
-//! decides in this process, `RemoteFlagProvider` (feature `openfeature-remote`) asks a
-//! server.
+//! [`Resolution`] is the form of a decision that both the OFREP server and the providers here
+//! return; it needs no feature. `FlagProvider` (feature `openfeature`) decides in this process,
+//! `RemoteFlagProvider` (feature `openfeature-remote`) queries a server.
 //!
 //! | decision | value | reason | variant |
 //! |---|---|---|---|
@@ -17,9 +16,9 @@
 //! | `invalid_flag` | false | `UNKNOWN` | `off` |
 //! | `unknown_flag` | | the error `FLAG_NOT_FOUND` | |
 //!
-//! An invalid flag is a value, not an error: an error would make a client use the default
-//! in its code, which may be on. For the same reason a context without a tenant, or with a
-//! member that cannot be read, gets every decision that does not depend on what is unknown
+//! An invalid flag yields a value instead of an error: after an error, a client would use the
+//! default in its code, which may be on. For the same reason, a context without a tenant or with an
+//! unreadable member still gets every decision that does not depend on the unknown values
 //! ([`PartialContext`](crate::PartialContext)); only the others are errors.
 
 #[cfg(feature = "openfeature")]
@@ -38,28 +37,28 @@ pub use self::remote::{OfrepToken, RemoteConfig, RemoteFlagProvider};
 use crate::live::LiveSet;
 use crate::{Decision, FlagState, Reason};
 
-/// The version of the table above. It grows when the same decision is told otherwise,
-/// so that what was kept of an answer of before is not taken for one of now.
+/// The version of the table above. It is incremented when a decision's form changes, so that cached
+/// answers in the old form are not mistaken for current ones.
 pub const MAPPING_VERSION: u32 = 1;
 
-/// The context's member with the tenant's id, the first half of a bucket's input.
+/// The context member for the tenant's id, the first half of a bucket's input.
 pub const TARGETING_KEY: &str = "targetingKey";
-/// The context's member with the tenant's slug.
+/// The context member for the tenant's slug.
 pub const TENANT_SLUG: &str = "tenantSlug";
-/// The context's member with the tenant's plan.
+/// The context member for the tenant's plan.
 pub const PLAN: &str = "plan";
-/// The context's member with the slug of the tenant's partner.
+/// The context member for the slug of the tenant's partner.
 pub const PARTNER_SLUG: &str = "partnerSlug";
-/// The context's member with the environment.
+/// The context member for the environment.
 pub const ENVIRONMENT: &str = "environment";
-/// The context's member that says whether the tenant is active. Only a provider that
-/// decides in its own process reads it; a server asks its directory.
+/// The context member that states whether the tenant is active. Only a provider that decides within
+/// its process reads it; a server asks its directory.
 pub const TENANT_ACTIVE: &str = "tenantActive";
 
-/// The most bytes of a targeting key.
+/// Maximum length of a targeting key in bytes.
 pub const MAX_TARGETING_KEY_BYTES: usize = 256;
 
-/// Why a flag has its value, as OpenFeature knows it.
+/// The reason for a flag's value in OpenFeature's terms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[non_exhaustive]
@@ -68,9 +67,9 @@ pub enum ResolutionReason {
     Static,
     /// The scope contains the context.
     TargetingMatch,
-    /// What holds for those whom the flag is not for.
+    /// The flag does not apply to the context.
     Default,
-    /// By the tenant's bucket.
+    /// The tenant's bucket determines the value.
     Split,
     /// The flag is off.
     Disabled,
@@ -98,8 +97,8 @@ impl fmt::Display for ResolutionReason {
     }
 }
 
-/// A decision as OpenFeature tells it; serialised, the members of an OFREP answer but
-/// for the key.
+/// A decision in OpenFeature's terms. Serialized, it has the members of an OFREP answer except the
+/// key.
 ///
 /// ```
 /// use dezky_flags::Reason;
@@ -120,20 +119,20 @@ impl fmt::Display for ResolutionReason {
 pub struct Resolution {
     /// On or off.
     pub value: bool,
-    /// Why, in OpenFeature's words.
+    /// The reason in OpenFeature's terms.
     pub reason: ResolutionReason,
     /// `on` or `off`.
     pub variant: &'static str,
-    /// Why, in ours.
+    /// The reason in dezky's terms.
     pub metadata: ResolutionMetadata,
 }
 
-/// What a decision goes by.
+/// The data behind a decision.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ResolutionMetadata {
     /// The [`Reason`], such as `scope_mismatch(plan)`.
     pub reason: String,
-    /// The tenant's bucket, 0 to 99, where it decides.
+    /// The tenant's bucket, 0 to 99, if it determined the decision.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bucket: Option<u8>,
     /// The percentage of a rollout, 0 to 100, with up to two decimals.
@@ -145,8 +144,7 @@ pub struct ResolutionMetadata {
 }
 
 impl Resolution {
-    /// How a decision is told; `None` if there is no such flag, which is an error in
-    /// OpenFeature.
+    /// Converts a decision; `None` if there is no such flag, which is an error in OpenFeature.
     pub fn of(decision: Decision) -> Option<Self> {
         let (reason, bucket) = match decision.reason {
             Reason::Off => (ResolutionReason::Disabled, None),
@@ -172,15 +170,15 @@ impl Resolution {
         Some(Self { value: decision.value, reason, variant, metadata })
     }
 
-    /// The same of a flag of `live`, with the flags' revision and, of a rollout, the
+    /// Converts a decision on a flag of `live`, adding the flags' revision and, for a rollout, its
     /// percentage.
     pub fn of_live(live: &LiveSet, key: &str, decision: Decision) -> Option<Self> {
         let mut told = Self::of(decision)?;
         let flags = &live.snapshot().flags;
-        // By key, as snapshots are.
+        // Snapshots are sorted by key.
         let flag = flags.binary_search_by(|flag| flag.key.as_str().cmp(key));
         let flag = flag.ok().map(|at| &flags[at]);
-        // One that is invalid may have any.
+        // An invalid flag may have any percentage.
         let is_rollout = |state| state == FlagState::Rollout;
         if decision.reason != Reason::InvalidFlag {
             told.metadata.pct =

@@ -1,4 +1,4 @@
-//! A provider that decides in this process.
+//! A provider that decides within this process.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,16 +15,15 @@ use super::{
 };
 use crate::{Axis, FlagEvaluator, LiveFlags, PartialContext, Reason};
 
-/// Flags of this process for OpenFeature's Rust SDK.
+/// The flags of this process as a provider for OpenFeature's Rust SDK.
 ///
-/// The targeting key is the tenant's id; `tenantSlug`, `plan`, `partnerSlug`,
-/// `environment` (text) and `tenantActive` (bool) are read from the context's fields,
-/// others are ignored. Without a targeting key, or with a field of another type, flags
-/// whose decision does not depend on it are answered all the same; for the others the
-/// error is `TargetingKeyMissing` or `InvalidContext`. [Live](Self::live) flags know their percentages
-/// too; without a targeting key a provider made by [`new`](Self::new) answers only flags
-/// that are off or on. Every flag is a bool: another type is a `TypeMismatch`, and an
-/// unknown flag is `FlagNotFound`. Deciding does no I/O.
+/// The targeting key is the tenant's id. The context fields `tenantSlug`, `plan`, `partnerSlug`,
+/// `environment` (strings) and `tenantActive` (bool) are read; others are ignored. If the targeting
+/// key is missing or a field has another type, flags whose decision does not depend on it are still
+/// answered; the others return the error `TargetingKeyMissing` or `InvalidContext`.
+/// [Live](Self::live) flags can use their percentages for this; without a targeting key, a provider
+/// made with [`new`](Self::new) answers only flags that are off or on. Every flag is a bool: other
+/// types return `TypeMismatch`, and unknown flags `FlagNotFound`. Deciding does no I/O.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -51,18 +50,17 @@ pub struct FlagProvider {
 
 enum Flags {
     Any(Arc<dyn FlagEvaluator>),
-    /// These know their revision and percentages.
+    /// Knows the flags' revision and percentages.
     Live(LiveFlags),
 }
 
 impl FlagProvider {
-    /// Decides by `flags`.
+    /// Decides with `flags`.
     pub fn new(flags: Arc<dyn FlagEvaluator>) -> Self {
         Self::over(Flags::Any(flags))
     }
 
-    /// Decides by `flags`, and adds their revision and a rollout's percentage to the
-    /// metadata.
+    /// Decides with `flags`, and adds their revision and a rollout's percentage to the metadata.
     pub fn live(flags: LiveFlags) -> Self {
         Self::over(Flags::Live(flags))
     }
@@ -80,7 +78,8 @@ impl FlagProvider {
                 Resolution::of_live(&flags, key, flags.evaluate(key, context))
             }
             (Flags::Any(flags), Some(problem)) => {
-                // The flag itself is out of reach here: two reasons depend on nothing else.
+                // The flag's definition is not available here; only these reasons depend on nothing
+                // else.
                 let decision = flags.evaluate(key, context);
                 match decision.reason {
                     Reason::Off | Reason::On | Reason::InvalidFlag | Reason::UnknownFlag => {
@@ -124,7 +123,7 @@ impl FeatureProvider for FlagProvider {
         flag_key: &str,
         _: &EvaluationContext,
     ) -> EvaluationResult<ResolutionDetails<i64>> {
-        Err(no_bool(flag_key))
+        Err(not_a_bool(flag_key))
     }
 
     async fn resolve_float_value(
@@ -132,7 +131,7 @@ impl FeatureProvider for FlagProvider {
         flag_key: &str,
         _: &EvaluationContext,
     ) -> EvaluationResult<ResolutionDetails<f64>> {
-        Err(no_bool(flag_key))
+        Err(not_a_bool(flag_key))
     }
 
     async fn resolve_string_value(
@@ -140,7 +139,7 @@ impl FeatureProvider for FlagProvider {
         flag_key: &str,
         _: &EvaluationContext,
     ) -> EvaluationResult<ResolutionDetails<String>> {
-        Err(no_bool(flag_key))
+        Err(not_a_bool(flag_key))
     }
 
     async fn resolve_struct_value(
@@ -148,14 +147,14 @@ impl FeatureProvider for FlagProvider {
         flag_key: &str,
         _: &EvaluationContext,
     ) -> EvaluationResult<ResolutionDetails<StructValue>> {
-        Err(no_bool(flag_key))
+        Err(not_a_bool(flag_key))
     }
 }
 
-/// An evaluation context as flags are decided by it.
+/// An evaluation context as read for flags.
 pub(super) struct Given<'a> {
     pub(super) context: PartialContext<'a>,
-    /// The first member that is missing or cannot be read.
+    /// The first member that is missing or unreadable.
     pub(super) problem: Option<EvaluationError>,
 }
 
@@ -167,7 +166,7 @@ pub(super) fn read_context(given: &EvaluationContext) -> Given<'_> {
         Some(tenant_id) if !tenant_id.is_empty() => context.known.tenant_id = tenant_id,
         _ => {
             context.is_tenant_unknown = true;
-            let message = "targetingKey is missing: give the tenant's id";
+            let message = "targetingKey is missing: send the tenant's id";
             problem = Some(error(EvaluationErrorCode::TargetingKeyMissing, message));
         }
     }
@@ -180,7 +179,7 @@ pub(super) fn read_context(given: &EvaluationContext) -> Given<'_> {
         Some(EvaluationContextFieldValue::String(text)) => Some(text.as_str()),
         Some(_) => {
             unknown_axes.push(axis);
-            refuse(format!("{name} must be text: give a string or leave it out"));
+            refuse(format!("{name} must be a string: send one or leave it out"));
             None
         }
     };
@@ -196,7 +195,7 @@ pub(super) fn read_context(given: &EvaluationContext) -> Given<'_> {
         }
         Some(_) => {
             context.is_activity_unknown = true;
-            refuse(format!("{TENANT_ACTIVE} must be a bool: give one or leave it out"));
+            refuse(format!("{TENANT_ACTIVE} must be a bool: send one or leave it out"));
         }
     }
     Given { context, problem }
@@ -236,9 +235,9 @@ pub(super) fn not_found(key: &str) -> EvaluationError {
     error(EvaluationErrorCode::FlagNotFound, format!("there is no flag {key}"))
 }
 
-/// For all types but bool.
-pub(super) fn no_bool(key: &str) -> EvaluationError {
-    let message = format!("{key}: every flag is a bool: ask for its bool value");
+/// The error for every type other than bool.
+pub(super) fn not_a_bool(key: &str) -> EvaluationError {
+    let message = format!("{key} is a bool flag, as all flags are: ask for its bool value");
     error(EvaluationErrorCode::TypeMismatch, message)
 }
 

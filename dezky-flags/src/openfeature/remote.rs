@@ -1,4 +1,4 @@
-//! A provider that asks a server over OFREP, and keeps what it answers.
+//! A provider that queries a server over OFREP and caches its answers.
 
 mod http;
 
@@ -27,25 +27,25 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::http::{Api, Fetched};
-use super::provider::{error, no_bool, not_found};
+use super::provider::{error, not_a_bool, not_found};
 use super::{ENVIRONMENT, MAX_TARGETING_KEY_BYTES, PARTNER_SLUG, PLAN, TARGETING_KEY, TENANT_SLUG};
 use crate::MAX_SCOPE_VALUE_BYTES;
 
-/// How often a server may be asked.
+/// The allowed poll intervals.
 const POLL_INTERVALS: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_hours(1);
-/// How many contexts are asked for at a time.
+/// The number of contexts refreshed concurrently.
 const CONCURRENCY: usize = 8;
 
-/// The token that a server asks for. Its `Debug` shows nothing.
+/// The token for the server. Its `Debug` output reveals nothing.
 #[derive(Clone)]
 pub struct OfrepToken(String);
 
 impl OfrepToken {
-    /// Takes a token; spaces around it are dropped.
+    /// Creates a token; surrounding whitespace is removed.
     ///
     /// # Errors
-    /// `config_invalid` if it is empty, or no header can hold it.
+    /// `config_invalid` if the token is empty or can't be sent in a header.
     pub fn new(token: &str) -> Result<Self> {
         let token = token.trim();
         let is_text = token.bytes().all(|b| b.is_ascii_graphic());
@@ -64,29 +64,29 @@ impl fmt::Debug for OfrepToken {
     }
 }
 
-/// Which server is asked, and how often.
+/// The server and how often it is queried.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RemoteConfig {
-    /// Its address, such as `https://flags.example.org`: `/ofrep/v1` follows it.
+    /// The server's address, such as `https://flags.example.org`; `/ofrep/v1` is appended.
     pub base_url: String,
-    /// What it is asked with, if it wants a token.
+    /// The token, if the server requires one.
     pub token: Option<OfrepToken>,
-    /// How often it is asked whether answers are current, 5 s; 100 ms to an hour.
+    /// The interval at which answers are revalidated, 5 s; 100 ms to an hour.
     pub poll_interval: Duration,
-    /// How long it may take for an answer, 2 s.
+    /// Time limit for a request, 2 s.
     pub request_timeout: Duration,
-    /// The most bytes of an answer, 16 MiB.
+    /// Maximum size of an answer in bytes, 16 MiB.
     pub max_answer_bytes: usize,
-    /// Of how many contexts answers are kept, 1,000: beyond that those that were not
-    /// asked for the longest are dropped.
+    /// Maximum number of contexts with cached answers, 1,000; beyond that, the least recently used
+    /// ones are dropped.
     pub max_contexts: usize,
-    /// After how long without a question a context's answers are dropped, 10 min.
+    /// The time after which an unused context's answers are dropped, 10 min.
     pub keep_idle: Duration,
 }
 
 impl RemoteConfig {
-    /// The defaults for a server.
+    /// The default settings for the server at `base_url`.
     pub fn new(base_url: impl Into<String>) -> Self {
         Self {
             base_url: base_url.into(),
@@ -111,7 +111,7 @@ impl RemoteConfig {
         if !is_address {
             return refused(
                 "base_url must be an http or https address without user, query and fragment, such \
-                 as https://flags.example.org: the token has a field of its own",
+                 as https://flags.example.org: set the token in its own field",
             );
         }
         if !POLL_INTERVALS.contains(&self.poll_interval) {
@@ -126,19 +126,18 @@ impl RemoteConfig {
     }
 }
 
-/// Flags of a server for OpenFeature's Rust SDK.
+/// The flags of a server as a provider for OpenFeature's Rust SDK.
 ///
-/// The first question for a context asks the server for all flags at once; the next
-/// ones are answered from memory. [`run`](Self::run) keeps the answers current with
-/// conditional requests. Without it a question whose answers are older than two poll
-/// intervals asks the server itself. When the server is not reached the last answers
-/// go on, with the reason `STALE` once they are older than two poll intervals, and it
-/// is left alone for a poll interval or what it says in `Retry-After`.
+/// The first evaluation for a context requests all flags from the server; later ones are answered
+/// from memory. [`run`](Self::run) keeps the answers current with conditional requests. Without it,
+/// an evaluation whose answers are older than two poll intervals queries the server itself. If the
+/// server is unreachable, the last answers stay in use, with the reason `STALE` once they are older
+/// than two poll intervals, and no request is made for one poll interval or the server's
+/// `Retry-After`.
 ///
-/// Nothing but the targeting key and the four axes is sent, and only the server says
-/// whether a tenant is active. It also judges what is missing or invalid: flags that do not
-/// depend on it are answered, the others are errors. Every flag is a bool. Tokio-only, as
-/// reqwest is.
+/// Only the targeting key and the four axes are sent, and only the server knows whether a tenant is
+/// active. The server also handles missing or invalid members: flags that do not depend on them are
+/// answered, the others are errors. Every flag is a bool. Requires Tokio, because reqwest does.
 ///
 /// Clones share the answers.
 ///
@@ -168,33 +167,33 @@ struct Shared {
     runtime: Arc<dyn Runtime>,
     api: Api,
     metadata: ProviderMetadata,
-    /// By the body that asks for it.
-    contexts: Mutex<HashMap<Arc<str>, Arc<Asked>>>,
-    /// From when to when the server is left alone, in milliseconds.
+    /// By the request body for the context.
+    contexts: Mutex<HashMap<Arc<str>, Arc<CachedContext>>>,
+    /// The interval during which the server is not queried, in milliseconds.
     pause: Mutex<Range<i64>>,
     is_failing: AtomicBool,
 }
 
-/// A context that was asked for.
-struct Asked {
+/// A context that was evaluated.
+struct CachedContext {
     body: Arc<str>,
-    /// When it was last, in milliseconds.
+    /// Time of the last evaluation, in milliseconds.
     used: AtomicI64,
-    /// Held by the one who asks the server.
-    asking: AsyncMutex<()>,
+    /// Held while querying the server.
+    querying: AsyncMutex<()>,
     answers: Mutex<Option<Arc<Answers>>>,
 }
 
-/// What the server said to a context.
+/// The server's answers for a context.
 struct Answers {
     tag: Option<String>,
-    /// By key; or why the context as a whole is refused.
+    /// By key; or the error for the whole context.
     flags: EvaluationResult<HashMap<String, Answer>>,
-    /// When the server last said that they are current, in milliseconds.
+    /// Time at which the server last confirmed the answers, in milliseconds.
     confirmed: AtomicI64,
 }
 
-/// A flag as OFREP answers it.
+/// The answer for one flag in OFREP's form.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Answer {
@@ -209,11 +208,11 @@ struct Answer {
 }
 
 impl RemoteFlagProvider {
-    /// Asks nothing yet.
+    /// Creates a provider without querying the server.
     ///
     /// # Errors
-    /// `config_invalid` names the field and the bound; also if the system's
-    /// certificates can't be read for `https`.
+    /// `config_invalid` names the field and the bound; also if the system's certificates, needed
+    /// for `https`, can't be read.
     pub fn new(config: RemoteConfig, runtime: Arc<dyn Runtime>) -> Result<Self> {
         config.validate()?;
         let api = Api::new(&config)?;
@@ -229,8 +228,8 @@ impl RemoteFlagProvider {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Keeps the answers current until `shutdown` resolves. A server that fails doesn't
-    /// end it; dropping the future is as good as `shutdown`.
+    /// Keeps the answers current until `shutdown` resolves. Failures of the server don't end it;
+    /// dropping the future is equivalent to `shutdown`.
     pub async fn run(&self, shutdown: impl Future<Output = ()> + Send) {
         let mut shutdown = pin!(shutdown);
         loop {
@@ -244,12 +243,12 @@ impl RemoteFlagProvider {
         }
     }
 
-    /// Asks now for each context that was asked for lately.
+    /// Queries the server now for each context in use.
     pub async fn refresh(&self) {
         let contexts = self.shared.contexts_in_use();
         stream::iter(contexts)
-            .for_each_concurrent(CONCURRENCY, |asked| async move {
-                self.shared.ask(&asked, Duration::ZERO).await;
+            .for_each_concurrent(CONCURRENCY, |cached| async move {
+                self.shared.query(&cached, Duration::ZERO).await;
             })
             .await;
     }
@@ -260,19 +259,19 @@ impl RemoteFlagProvider {
         context: &EvaluationContext,
     ) -> EvaluationResult<ResolutionDetails<bool>> {
         let shared = &self.shared;
-        let asked = shared.context(body(context));
-        // Twice, so that who runs comes before who asks.
+        let cached = shared.context(body(context));
+        // Two intervals, so that `run` refreshes an answer before an evaluation has to.
         let max_age = shared.config.poll_interval * 2;
-        if shared.age(&asked).is_none_or(|age| age >= max_age) {
-            shared.ask(&asked, max_age).await;
+        if shared.age(&cached).is_none_or(|age| age >= max_age) {
+            shared.query(&cached, max_age).await;
         }
-        let Some(answers) = asked.answers() else {
+        let Some(answers) = cached.answers() else {
             return Err(error(
                 EvaluationErrorCode::General("SERVER_UNAVAILABLE".into()),
-                "the flags' server is not reached, and has not answered for this context yet",
+                "the flag server is unreachable and has not answered for this context yet",
             ));
         };
-        let is_stale = shared.age(&asked).is_none_or(|age| age >= max_age);
+        let is_stale = shared.age(&cached).is_none_or(|age| age >= max_age);
         let flags = answers.flags.as_ref().map_err(Clone::clone)?;
         flags.get(key).ok_or_else(|| not_found(key))?.details(is_stale)
     }
@@ -286,7 +285,7 @@ impl fmt::Debug for RemoteFlagProvider {
 
 #[async_trait]
 impl FeatureProvider for RemoteFlagProvider {
-    /// `Ready`, or `STALE` while the server is not reached.
+    /// `Ready`, or `STALE` while the server is unreachable.
     fn status(&self) -> ProviderStatus {
         if self.shared.is_failing.load(Ordering::Relaxed) {
             ProviderStatus::STALE
@@ -312,7 +311,7 @@ impl FeatureProvider for RemoteFlagProvider {
         flag_key: &str,
         _: &EvaluationContext,
     ) -> EvaluationResult<ResolutionDetails<i64>> {
-        Err(no_bool(flag_key))
+        Err(not_a_bool(flag_key))
     }
 
     async fn resolve_float_value(
@@ -320,7 +319,7 @@ impl FeatureProvider for RemoteFlagProvider {
         flag_key: &str,
         _: &EvaluationContext,
     ) -> EvaluationResult<ResolutionDetails<f64>> {
-        Err(no_bool(flag_key))
+        Err(not_a_bool(flag_key))
     }
 
     async fn resolve_string_value(
@@ -328,7 +327,7 @@ impl FeatureProvider for RemoteFlagProvider {
         flag_key: &str,
         _: &EvaluationContext,
     ) -> EvaluationResult<ResolutionDetails<String>> {
-        Err(no_bool(flag_key))
+        Err(not_a_bool(flag_key))
     }
 
     async fn resolve_struct_value(
@@ -336,7 +335,7 @@ impl FeatureProvider for RemoteFlagProvider {
         flag_key: &str,
         _: &EvaluationContext,
     ) -> EvaluationResult<ResolutionDetails<StructValue>> {
-        Err(no_bool(flag_key))
+        Err(not_a_bool(flag_key))
     }
 }
 
@@ -345,69 +344,70 @@ impl Shared {
         self.runtime.now().as_millis()
     }
 
-    /// The context that a body asks for.
-    fn context(&self, body: String) -> Arc<Asked> {
+    /// Returns the context for a request body, creating it if needed.
+    fn context(&self, body: String) -> Arc<CachedContext> {
         let now = self.now();
         let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(asked) = contexts.get(body.as_str()) {
-            asked.used.store(now, Ordering::Relaxed);
-            return Arc::clone(asked);
+        if let Some(cached) = contexts.get(body.as_str()) {
+            cached.used.store(now, Ordering::Relaxed);
+            return Arc::clone(cached);
         }
         if contexts.len() >= self.config.max_contexts {
-            let oldest = contexts.values().min_by_key(|asked| asked.used.load(Ordering::Relaxed));
-            if let Some(body) = oldest.map(|asked| Arc::clone(&asked.body)) {
+            let oldest = contexts.values().min_by_key(|cached| cached.used.load(Ordering::Relaxed));
+            if let Some(body) = oldest.map(|cached| Arc::clone(&cached.body)) {
                 contexts.remove(&body);
             }
         }
         let body: Arc<str> = body.into();
-        let asked = Arc::new(Asked {
+        let cached = Arc::new(CachedContext {
             body: Arc::clone(&body),
             used: AtomicI64::new(now),
-            asking: AsyncMutex::default(),
+            querying: AsyncMutex::default(),
             answers: Mutex::default(),
         });
-        contexts.insert(body, Arc::clone(&asked));
-        asked
+        contexts.insert(body, Arc::clone(&cached));
+        cached
     }
 
-    /// Those that were not idle for too long; the others are dropped.
-    fn contexts_in_use(&self) -> Vec<Arc<Asked>> {
+    /// Returns the contexts in use and drops those that have been idle for too long.
+    fn contexts_in_use(&self) -> Vec<Arc<CachedContext>> {
         let idle = i64::try_from(self.config.keep_idle.as_millis()).unwrap_or(i64::MAX);
         let since = self.now().saturating_sub(idle);
         let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
-        contexts.retain(|_, asked| asked.used.load(Ordering::Relaxed) >= since);
+        contexts.retain(|_, cached| cached.used.load(Ordering::Relaxed) >= since);
         contexts.values().cloned().collect()
     }
 
-    /// How old the answers are, if there are any. Those from the future are as old as
-    /// can be: the clock was set back, nobody knows how long ago.
-    fn age(&self, asked: &Asked) -> Option<Duration> {
-        let confirmed = asked.answers()?.confirmed.load(Ordering::Relaxed);
+    /// The age of the answers, if there are any. Answers from the future have the maximum age: the
+    /// clock was set back by an unknown amount.
+    fn age(&self, cached: &CachedContext) -> Option<Duration> {
+        let confirmed = cached.answers()?.confirmed.load(Ordering::Relaxed);
         let age = self.now().saturating_sub(confirmed);
         Some(u64::try_from(age).map_or(Duration::MAX, Duration::from_millis))
     }
 
-    /// Not before it began either: a clock that is set back ends it.
-    fn is_left_alone(&self) -> bool {
+    /// Whether the server must not be queried now. A clock that is set back to before the pause
+    /// ends it.
+    fn is_paused(&self) -> bool {
         let now = self.now();
         self.pause.lock().unwrap_or_else(PoisonError::into_inner).contains(&now)
     }
 
-    /// Asks the server, unless somebody did meanwhile and the answers are younger than
-    /// `max_age`, or it is to be left alone. Who has answers does not wait for another
-    /// one who asks.
-    async fn ask(&self, asked: &Asked, max_age: Duration) {
-        let turn = match self.age(asked) {
-            Some(_) => asked.asking.try_lock(),
-            None => Some(asked.asking.lock().await),
+    /// Queries the server, unless a concurrent query has produced answers younger than `max_age` or
+    /// the server must not be queried now. A caller that has answers does not wait for another
+    /// caller's query.
+    async fn query(&self, cached: &CachedContext, max_age: Duration) {
+        let turn = match self.age(cached) {
+            Some(_) => cached.querying.try_lock(),
+            None => Some(cached.querying.lock().await),
         };
         let Some(_turn) = turn else { return };
-        if self.age(asked).is_some_and(|age| age < max_age) || self.is_left_alone() {
+        if self.age(cached).is_some_and(|age| age < max_age) || self.is_paused() {
             return;
         }
-        let before = asked.answers();
+        let before = cached.answers();
         let tag = before.as_ref().and_then(|answers| answers.tag.as_deref());
-        let request = pin!(self.api.ask(&asked.body, tag));
+        let request = pin!(self.api.query(&cached.body, tag));
         let timeout = self.config.request_timeout;
         let fetched = match select(request, self.runtime.sleep(timeout)).await {
             Either::Left((fetched, _)) => fetched,
@@ -419,19 +419,21 @@ impl Shared {
         match fetched {
             Fetched::Unchanged => match &before {
                 Some(before) => before.confirmed.store(self.now(), Ordering::Relaxed),
-                None => return self.failed("it answers 304 to a question without a tag", None),
+                None => {
+                    return self.failed("it answers 304 to a request without If-None-Match", None);
+                }
             },
             Fetched::Answers { tag, flags } => {
                 let flags = flags.into_iter().map(|flag| (flag.key.clone(), flag)).collect();
-                asked.set(Answers { tag, flags: Ok(flags), confirmed });
+                cached.set(Answers { tag, flags: Ok(flags), confirmed });
             }
             Fetched::Refused(refusal) => {
-                asked.set(Answers { tag: None, flags: Err(refusal), confirmed });
+                cached.set(Answers { tag: None, flags: Err(refusal), confirmed });
             }
             Fetched::Failed { problem, wait } => return self.failed(&problem, wait),
         }
         if self.is_failing.swap(false, Ordering::Relaxed) {
-            tracing::info!("the flags' server is reached again");
+            tracing::info!("the flag server is reachable again");
         }
     }
 
@@ -441,12 +443,12 @@ impl Shared {
         let now = self.now();
         *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = now..now.saturating_add(wait);
         if !self.is_failing.swap(true, Ordering::Relaxed) {
-            tracing::warn!(problem, "the flags' server is not reached: the last answers go on");
+            tracing::warn!(problem, "the flag server is unreachable: the last answers stay in use");
         }
     }
 }
 
-impl Asked {
+impl CachedContext {
     fn answers(&self) -> Option<Arc<Answers>> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -463,9 +465,9 @@ impl Answer {
         }
         let value = match self.value {
             Some(Value::Bool(value)) => value,
-            Some(_) => return Err(no_bool(&self.key)),
+            Some(_) => return Err(not_a_bool(&self.key)),
             None => {
-                let message = format!("{}: the server leaves the value to you", self.key);
+                let message = format!("{}: the server answered without a value", self.key);
                 return Err(error(EvaluationErrorCode::General("NO_VALUE".into()), message));
             }
         };
@@ -479,11 +481,11 @@ impl Answer {
     }
 }
 
-/// The body that asks for a context; equal for equal contexts.
+/// The request body for a context; equal contexts have equal bodies.
 ///
-/// The server judges the members, so one that it refuses is sent too: of another type as
-/// the shortest value of that type, longer than the bound as one byte above it. So no body
-/// grows beyond what a server reads.
+/// The server judges the members, so invalid ones are sent too, but in a short form: a value of
+/// another type as 0, and a text that exceeds its bound cut to just above it. This keeps bodies
+/// within the size that a server reads.
 fn body(context: &EvaluationContext) -> String {
     let mut members = BTreeMap::new();
     if let Some(key) = &context.targeting_key {
@@ -498,12 +500,12 @@ fn body(context: &EvaluationContext) -> String {
     json!({ "context": members }).to_string()
 }
 
-/// `text`, cut so that it still exceeds `max_bytes` if it does.
+/// Returns `text`, cut so that a text longer than `max_bytes` still exceeds it.
 fn text(text: &str, max_bytes: usize) -> Value {
     text[..text.ceil_char_boundary(max_bytes + 1)].into()
 }
 
-/// An error of OFREP.
+/// Converts an error of OFREP.
 fn refusal(code: &str, details: Option<&str>) -> EvaluationError {
     let code = match code {
         "FLAG_NOT_FOUND" => EvaluationErrorCode::FlagNotFound,
@@ -527,7 +529,7 @@ fn reason_of(reason: &str) -> EvaluationReason {
     }
 }
 
-/// What is neither text nor a number nor a bool has no place there.
+/// Converts metadata; values other than strings, numbers and bools can't be represented.
 fn metadata_of(members: &BTreeMap<String, Value>) -> FlagMetadata {
     let mut metadata = FlagMetadata::default();
     for (name, value) in members {
@@ -567,7 +569,7 @@ mod tests {
         }
         let short = refused(|config| config.poll_interval = Duration::from_millis(99));
         assert!(short.contains("poll_interval must be 100 ms to 1 h"));
-        // Twice as long is computed with.
+        // The interval is doubled, which must not overflow.
         let long = refused(|config| config.poll_interval = Duration::MAX);
         assert_eq!(long, short);
         assert!(refused(|config| config.max_contexts = 0).contains("max_contexts"));
@@ -581,25 +583,25 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_back_keeps_nothing_for_current() {
+    fn setting_the_clock_back_makes_every_answer_stale() {
         let runtime = ManualRuntime::new(1);
         let shared = provider(&runtime).shared;
         let before = runtime.now();
         runtime.advance(Duration::from_hours(1));
-        let asked = shared.context("{}".into());
+        let cached = shared.context("{}".into());
         let confirmed = AtomicI64::new(shared.now());
-        asked.set(Answers { tag: None, flags: Ok(HashMap::new()), confirmed });
+        cached.set(Answers { tag: None, flags: Ok(HashMap::new()), confirmed });
         shared.failed("gone", None);
-        assert_eq!((shared.age(&asked), shared.is_left_alone()), (Some(Duration::ZERO), true));
+        assert_eq!((shared.age(&cached), shared.is_paused()), (Some(Duration::ZERO), true));
         runtime.set_now(before);
-        assert_eq!((shared.age(&asked), shared.is_left_alone()), (Some(Duration::MAX), false));
+        assert_eq!((shared.age(&cached), shared.is_paused()), (Some(Duration::MAX), false));
         runtime.advance(Duration::from_hours(1) + shared.config.poll_interval);
         let age = shared.config.poll_interval;
-        assert_eq!((shared.age(&asked), shared.is_left_alone()), (Some(age), false));
+        assert_eq!((shared.age(&cached), shared.is_paused()), (Some(age), false));
     }
 
     #[test]
-    fn an_answer_is_told_by_what_it_holds() {
+    fn an_answer_is_reported_by_its_content() {
         let of = |text: &str| serde_json::from_str::<Answer>(text).unwrap().details(false);
         let code = |text: &str| of(text).unwrap_err().code;
         let told = of(r#"{"key":"k","value":true,"metadata":{"a":1,"b":[2]},"more":1}"#).unwrap();
@@ -613,7 +615,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_decides_is_sent() {
+    fn only_members_that_decide_are_sent() {
         let context = EvaluationContext::default()
             .with_targeting_key("t-1")
             .with_custom_field(PLAN, "pro")
@@ -623,7 +625,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_refuses_is_sent_short() {
+    fn invalid_members_are_sent_in_short_form() {
         let context = EvaluationContext::default()
             .with_targeting_key("ü".repeat(1 << 20))
             .with_custom_field(PLAN, 7)

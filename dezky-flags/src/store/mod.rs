@@ -140,13 +140,13 @@ impl Snapshot {
     pub fn from_json(text: &str) -> Result<Self> {
         let refused = |problem: String| Error::new(ErrorKind::FieldInvalid, problem);
         let read: SnapshotText = serde_json::from_str(text)
-            .map_err(|error| refused(format!("no snapshot of flags: {error}")))?;
+            .map_err(|error| refused(format!("not a flag file: {error}")))?;
         let mut snapshot = Self { revision: read.revision, ..Self::default() };
         let mut keys = std::collections::BTreeSet::new();
         for (at, flag) in read.flags.into_iter().enumerate() {
             let key = flag.get("key").and_then(serde_json::Value::as_str).unwrap_or_default();
             if !crate::model::is_key(key) {
-                return Err(refused(format!("flags[{at}].key must be a flag's key")));
+                return Err(refused(format!("flags[{at}].key must be a valid flag key")));
             }
             let key = key.to_owned();
             match serde_json::from_value::<Flag>(flag) {
@@ -162,7 +162,7 @@ impl Snapshot {
                 }),
             }
             if !keys.insert(key.clone()) {
-                return Err(refused(format!("flags[{at}].key: {key} is there twice")));
+                return Err(refused(format!("flags[{at}].key: {key} is given twice")));
             }
         }
         for flag in read.invalid {

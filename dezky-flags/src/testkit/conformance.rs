@@ -1,4 +1,4 @@
-//! The conformance suite of [`FlagStore`]: one named test a case.
+//! The conformance suite of [`FlagStore`]: one named test per case.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
@@ -21,21 +21,21 @@ use crate::{
     decide,
 };
 
-/// How the suite gets at a store.
+/// The suite's access to a store.
 #[async_trait]
 pub trait FlagStoreHarness: Send + Sync + 'static {
-    /// The runtime that the store was made for.
+    /// The runtime that the store was created with.
     fn runtime(&self) -> Arc<dyn Runtime>;
 
-    /// Runs a case to its end, on the executor that the store needs.
+    /// Runs a case to completion on the executor that the store needs.
     fn block_on(&self, case: BoxFuture<'_, ()>);
 
-    /// Opens a store: a new empty one, or the one opened before by this harness.
-    /// The latter is asked for only of stores that say they are durable or shared.
+    /// Opens a store: a new empty one, or the one opened before by this harness. The latter is
+    /// requested only for stores that report being durable or shared.
     async fn open(&self, which: Reopen) -> Opened;
 }
 
-/// A store and the log that takes its events.
+/// A store and the log that receives its events.
 #[derive(Clone)]
 pub struct Opened {
     /// The store.
@@ -44,16 +44,16 @@ pub struct Opened {
     pub log: Arc<dyn AuditStore>,
 }
 
-/// Expands to one `#[test]` a case of the suite, in the module it stands in.
+/// Expands to one `#[test]` per case of the suite, in the current module.
 ///
-/// Takes an expression that makes a [`FlagStoreHarness`](crate::testkit::FlagStoreHarness);
-/// it is evaluated for each case.
+/// Takes an expression that creates a [`FlagStoreHarness`](crate::testkit::FlagStoreHarness); it is
+/// evaluated for each case.
 #[macro_export]
 macro_rules! flag_store_conformance {
     ($harness:expr) => {
         $crate::flag_store_conformance!(@cases $harness;
             a_new_store_is_empty
-            what_was_stored_is_read_back
+            stored_flags_are_read_back
             a_key_is_made_once
             a_version_is_compared_and_set
             of_fifty_commits_at_once_one_wins
@@ -114,7 +114,7 @@ fn kind(result: Result<()>) -> Option<ErrorKind> {
     result.err().map(|error| error.kind())
 }
 
-/// Two handles on one store, as two processes have; one twice where the store can't
+/// Two handles on one store, as two processes would have; the same handle twice if the store can't
 /// be shared.
 async fn pair(h: Harness<'_>) -> [Opened; 2] {
     let first = h.open(Reopen::No).await;
@@ -123,7 +123,7 @@ async fn pair(h: Harness<'_>) -> [Opened; 2] {
     [first, second]
 }
 
-/// What the log has on its timeline after a relay, oldest first.
+/// The timeline after relaying everything, oldest event first.
 async fn timeline(log: &Arc<dyn AuditStore>) -> Vec<(String, String)> {
     while log.relay(1_000).await.expect("relays").more {}
     let query = ListQuery { limit: 500, ..ListQuery::default() };
@@ -157,7 +157,7 @@ pub async fn a_new_store_is_empty(h: Harness<'_>) {
 }
 
 /// See the name.
-pub async fn what_was_stored_is_read_back(h: Harness<'_>) {
+pub async fn stored_flags_are_read_back(h: Harness<'_>) {
     let Opened { store, .. } = h.open(Reopen::No).await;
     let manual = ManualRuntime::new(1);
     let mut flags = FlagGenerator::new(&manual).flags(200);
@@ -224,7 +224,7 @@ pub async fn of_fifty_commits_at_once_one_wins(h: Harness<'_>) {
     assert_eq!(timeline(log).await, [("tenant.updated".to_owned(), pct.to_string())]);
 }
 
-/// Fifty editors, as of fifty processes: none of them waits for another's turn.
+/// The editors don't share a turn, as if each ran in its own process.
 pub async fn of_fifty_editors_none_loses_a_change(h: Harness<'_>) {
     let handles = pair(h).await;
     let opened = &handles[0];
@@ -244,9 +244,12 @@ pub async fn of_fifty_editors_none_loses_a_change(h: Harness<'_>) {
     let flag = opened.store.flag("a").await.unwrap().unwrap();
     assert_eq!((flag.version, flag.history.len()), (51, 20));
     for pair in flag.history.windows(2) {
-        assert_eq!(pair[0].changes[0].from, pair[1].changes[0].to, "each on top of the last");
+        assert_eq!(
+            pair[0].changes[0].from, pair[1].changes[0].to,
+            "each starts where the previous one ended"
+        );
     }
-    // Every change has its event, and each event begins where the one before ended.
+    // Every change has its event, and each event starts where the previous one ended.
     let told = timeline(&opened.log).await;
     assert_eq!((told.len(), told[0].0.as_str()), (51, "flag.created"));
     assert!(told[1..].iter().all(|(verb, key)| (&**verb, &**key) == ("flag.updated", "a")));
@@ -256,14 +259,14 @@ pub async fn of_fifty_editors_none_loses_a_change(h: Harness<'_>) {
         let ours = stored.event.metadata.to_value()["_dezky"].clone();
         let side = |side: &str| ours[side]["description"].as_str().map(str::to_owned);
         let twice = steps.insert(side("before"), side("after"));
-        assert_eq!(twice, None, "no two are made on the same");
+        assert_eq!(twice, None, "no two edits start from the same state");
     }
     let (mut at, mut newest) = (None, Vec::new());
     while let Some(Some(next)) = steps.remove(&at) {
         newest.insert(0, next.clone());
         at = Some(next);
     }
-    assert_eq!(newest.len(), 51, "one chain of them all");
+    assert_eq!(newest.len(), 51, "all edits form one chain");
     assert_eq!(newest[0], flag.description);
     let kept = flag.history.iter().map(|change| change.changes[0].to.as_str().unwrap_or_default());
     assert!(kept.eq(newest[..20].iter().map(String::as_str)), "the newest of them");
@@ -283,8 +286,7 @@ pub async fn changes_and_events_are_one(h: Harness<'_>) {
     assert_eq!(events.iter().map(|e| &*e.1).collect::<Vec<_>>(), ["x", "y"], "in their order");
 }
 
-/// Polls `work` at most `polls` times, each time that it has called for it, and
-/// then drops it.
+/// Polls `work` at most `polls` times, each time after it was woken, and then drops it.
 async fn dropped_after(polls: usize, work: impl Future<Output = Result<()>>) {
     let (mut work, mut left) = (pin!(work), polls);
     poll_fn(|context| {
@@ -297,14 +299,14 @@ async fn dropped_after(polls: usize, work: impl Future<Output = Result<()>>) {
     .await;
 }
 
-/// Wherever it is dropped.
+/// Drops the commit at every await point.
 pub async fn a_dropped_commit_is_made_with_its_event_or_not(h: Harness<'_>) {
     let Opened { store, log } = h.open(Reopen::No).await;
     for polls in 0..24 {
         let key = format!("k{polls}");
         dropped_after(polls, store.commit(vec![create(&key, 1)], vec![event(h, &key)])).await;
     }
-    // Whatever was under way has ended before this one.
+    // Commits under way have finished before this one.
     store.commit(vec![create("last", 1)], vec![event(h, "last")]).await.unwrap();
     let flags = store.snapshot().await.unwrap().flags;
     let made: BTreeSet<_> = flags.into_iter().map(|flag| flag.key).collect();
@@ -374,8 +376,8 @@ pub async fn the_revision_grows_with_every_change(h: Harness<'_>) {
     assert_eq!(store.revision().await.unwrap(), last, "no flag has changed");
 }
 
-/// Two flags that always change together are never seen apart, nor beside the
-/// revision of another state.
+/// Two flags that always change together are never seen in different states, nor with the revision
+/// of another state.
 pub async fn a_snapshot_is_one_view(h: Harness<'_>) {
     let Opened { store, .. } = h.open(Reopen::No).await;
     store.commit(vec![create("a", 1), create("b", 1)], Vec::new()).await.unwrap();
@@ -395,7 +397,7 @@ pub async fn a_snapshot_is_one_view(h: Harness<'_>) {
             if a.pct == 30 {
                 return;
             }
-            // Lets the writer go on where nothing else does.
+            // Yields to the writer if nothing else does.
             h.runtime().sleep(std::time::Duration::from_millis(1)).await;
         }
     };
@@ -434,7 +436,7 @@ pub async fn hostile_keys_are_plain_texts(h: Harness<'_>) {
     assert_eq!(store.snapshot().await.unwrap().flags, [flag("a", 1, 0)]);
 }
 
-/// What was read from an earlier life of a key never fits a later one.
+/// Versions from before a key's removal never match after its recreation.
 pub async fn versions_go_on_after_a_removal(h: Harness<'_>) {
     let opened = h.open(Reopen::No).await;
     let flags = editor(h, &opened);
@@ -454,8 +456,7 @@ pub async fn versions_go_on_after_a_removal(h: Harness<'_>) {
     assert_eq!(flags.get("a").await.unwrap(), Some(again));
 }
 
-/// Seeding again makes nothing, changes nothing and brings nothing back; two that
-/// seed at once make each flag once.
+/// Seeding again creates, changes and restores nothing; concurrent seeding creates each flag once.
 pub async fn seeds_are_sown_once(h: Harness<'_>) {
     let handles = pair(h).await;
     let opened = &handles[0];
@@ -500,7 +501,7 @@ pub async fn a_store_has_a_bound(h: Harness<'_>) {
     assert_eq!(store.snapshot().await.unwrap().flags.len(), MAX_FLAGS);
 }
 
-/// Flags, removed ones and the revision; into an empty store alone.
+/// Copies flags, removed keys and the revision; only into an empty store.
 pub async fn a_copy_knows_every_key(h: Harness<'_>) {
     let mut table = FlagTable::default();
     let changes = vec![create("a", 1), create("b", 1), remove("b", 1), replace("a", 2, 30)];
@@ -520,8 +521,8 @@ pub async fn a_copy_knows_every_key(h: Harness<'_>) {
     assert_eq!(store.last_version("b").await.unwrap(), 3);
 }
 
-/// Of durable or shared stores: a second handle reads the same flags and goes on
-/// with them.
+/// For durable or shared stores: a second handle reads the same flags and can continue to edit
+/// them.
 pub async fn another_handle_sees_what_was_acknowledged(h: Harness<'_>) {
     let Opened { store, .. } = h.open(Reopen::No).await;
     store.commit(vec![create("a", 1), create("b", 1), remove("b", 1)], Vec::new()).await.unwrap();
@@ -541,8 +542,8 @@ pub async fn another_handle_sees_what_was_acknowledged(h: Harness<'_>) {
     assert_eq!(timeline(&log).await.len(), 1);
 }
 
-/// The values of rollouts as another program computed them, whatever the store and the
-/// machine, and after a restart.
+/// Compares the values of rollouts with those computed by another program, whatever the store and
+/// the machine, also after reopening.
 pub async fn decisions_are_the_same_everywhere(h: Harness<'_>) {
     let Opened { store, .. } = h.open(Reopen::No).await;
     let rollout = |n: u8| {

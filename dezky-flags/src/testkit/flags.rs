@@ -2,20 +2,20 @@ use dezky_core::Runtime;
 
 use crate::{Flag, FlagContext, FlagOptions, FlagState, MAX_PCT, NewFlag, Scope};
 
-/// Generates flags and those who ask for them from a runtime's randomness: with a
-/// seeded [`ManualRuntime`](dezky_core::testkit::ManualRuntime) always the same ones.
+/// Generates flags and contexts from a runtime's randomness: a seeded
+/// [`ManualRuntime`](dezky_core::testkit::ManualRuntime) always yields the same ones.
 ///
-/// Few values stand in scopes and contexts, so that they meet often.
+/// Scopes and contexts draw from few values, so that they match often.
 pub struct FlagGenerator<'a> {
     runtime: &'a dyn Runtime,
     count: u64,
 }
 
-/// The longest one is as long as may be, and makes most digests longer than a block.
+/// The longest seed has the maximum length, and makes most digests longer than one block.
 const SEEDS: [&str; 4] =
     ["seed", "süd", "a:b", "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"];
 
-/// A context that owns its texts.
+/// A context that owns its strings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are those of the context")]
 pub struct Asker {
@@ -28,7 +28,7 @@ pub struct Asker {
 }
 
 impl Asker {
-    /// The context.
+    /// Borrows the context.
     pub fn context(&self) -> FlagContext<'_> {
         FlagContext {
             tenant_id: &self.tenant_id,
@@ -47,12 +47,12 @@ impl<'a> FlagGenerator<'a> {
     const PARTNERS: [&'static str; 3] = ["nordic", "süd", "%"];
     const ENVIRONMENTS: [&'static str; 2] = ["production", "staging"];
 
-    /// Draws from `runtime`.
+    /// Draws randomness from `runtime`.
     pub fn new(runtime: &'a dyn Runtime) -> Self {
         Self { runtime, count: 0 }
     }
 
-    /// A number below `bound`, which must not be 0.
+    /// Returns a number below `bound`, which must not be 0.
     pub fn below(&self, bound: u64) -> u64 {
         let mut bytes = [0; 8];
         self.runtime.fill_random(&mut bytes);
@@ -70,13 +70,13 @@ impl<'a> FlagGenerator<'a> {
     fn maybe(&self, values: &[&str]) -> Option<String> {
         match self.below(8) {
             0 => None,
-            // Absent and empty are not the same.
+            // An empty value differs from an absent one.
             1 => Some(String::new()),
             _ => Some(self.pick(values).to_owned()),
         }
     }
 
-    /// Half of the axes are empty, some are long.
+    /// Leaves half of the axes empty and makes some long.
     fn axis(&self, values: &[&str]) -> Vec<String> {
         match self.below(8) {
             0..4 => Vec::new(),
@@ -93,7 +93,7 @@ impl<'a> FlagGenerator<'a> {
         kept.map(|value| (*value).to_owned()).collect::<Vec<_>>().into_iter()
     }
 
-    /// The next flag: its key is unique.
+    /// Returns the next flag, with a unique key.
     pub fn next_flag(&mut self) -> Flag {
         self.count += 1;
         let pct = u8::try_from(self.below(101)).unwrap_or(0);
@@ -113,7 +113,7 @@ impl<'a> FlagGenerator<'a> {
         Flag::new(new, self.runtime.now()).expect("generated flags are within the bounds")
     }
 
-    /// Half of the flags ask for nothing.
+    /// Leaves half of the flags at the defaults.
     fn options(&self, pct: u8) -> FlagOptions {
         if self.below(2) == 0 {
             return FlagOptions::default();
@@ -127,12 +127,12 @@ impl<'a> FlagGenerator<'a> {
         }
     }
 
-    /// `count` flags.
+    /// Returns the next `count` flags.
     pub fn flags(&mut self, count: usize) -> Vec<Flag> {
         (0..count).map(|_| self.next_flag()).collect()
     }
 
-    /// Somebody who asks: by an id whose digests take one block, two, or more.
+    /// Returns a random context, whose tenant id makes digests of one block, two blocks, or more.
     pub fn asker(&self) -> Asker {
         let id = self.below(1_000);
         Asker {

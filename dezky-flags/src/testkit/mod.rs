@@ -1,7 +1,7 @@
-//! For tests of your own: generated flags and contexts, and the conformance suite
-//! that every back end of this crate runs.
+//! Test utilities: generated flags and contexts, and the conformance suite that every store of this
+//! crate passes.
 //!
-//! A store of your own runs the whole suite by one macro call:
+//! Run the whole suite against your own store with one macro call:
 //!
 //! ```
 //! # use std::sync::Arc;

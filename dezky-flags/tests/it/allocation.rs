@@ -1,4 +1,4 @@
-//! Deciding allocates nothing.
+//! Evaluating flags allocates nothing.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -15,16 +15,16 @@ thread_local! {
 struct Counting;
 
 #[expect(unsafe_code, reason = "an allocator that counts, for this test alone")]
-// SAFETY: everything is the system allocator's; the counter allocates nothing.
+// SAFETY: delegates to the system allocator; counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: as the caller promises.
+        // SAFETY: upheld by the caller.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promises.
+        // SAFETY: upheld by the caller.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -32,7 +32,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What this thread allocates while `run` runs.
+/// The number of bytes that this thread allocates while `run` runs.
 pub(crate) fn allocations(run: impl FnOnce()) -> usize {
     let before = ALLOCATIONS.with(Cell::get);
     run();

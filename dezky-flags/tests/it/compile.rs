@@ -1,4 +1,4 @@
-//! The compiled set on every path, against the plain definition.
+//! The compiled set on every path, compared with the reference implementation.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -8,8 +8,8 @@ use dezky_core::testkit::ManualRuntime;
 use dezky_flags::store::{InvalidFlag, Snapshot};
 use dezky_flags::testkit::{Asker, FlagGenerator};
 use dezky_flags::{
-    Bits, BucketReading, Decision, DigestEngine, Flag, FlagContext, FlagEvaluator, FlagOptions,
-    FlagSet, FlagState, NewFlag, Reason, Scope, bucket, decide, decide_reading, fine_bucket,
+    Bits, BucketAlgorithm, Decision, DigestEngine, Flag, FlagContext, FlagEvaluator, FlagOptions,
+    FlagSet, FlagState, NewFlag, Reason, Scope, bucket, decide, decide_with_algorithm, fine_bucket,
 };
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -18,7 +18,7 @@ fn engines() -> impl Iterator<Item = DigestEngine> {
     DigestEngine::ALL.into_iter().filter(|engine| engine.is_available())
 }
 
-/// Decides all flags on every path; all must be as `expected` says, by key.
+/// Evaluates all flags on every path and compares each with `expected`, by key.
 fn assert_on_every_path(
     set: &FlagSet,
     context: &FlagContext<'_>,
@@ -38,7 +38,7 @@ fn assert_on_every_path(
         assert_eq!(set.evaluate_all(context).count(), expected.len());
         assert_eq!(set.values(context), values, "values by {engine:?}");
 
-        // A buffer that was used for something else.
+        // A buffer with leftovers from another use.
         let mut cold = Bits::new();
         OTHER_SET.values_into(context, &mut cold);
         set.values_into(context, &mut cold);
@@ -61,22 +61,22 @@ fn assert_on_every_path(
 fn by_definition<'a>(
     flags: &'a [Flag],
     context: &FlagContext<'_>,
-    reading: BucketReading,
+    algorithm: BucketAlgorithm,
 ) -> BTreeMap<&'a str, Decision> {
-    flags.iter().map(|flag| (&*flag.key, decide_reading(flag, context, reading))).collect()
+    flags.iter().map(|flag| (&*flag.key, decide_with_algorithm(flag, context, algorithm))).collect()
 }
 
 fn flag(key: &str, state: FlagState, pct: u8) -> Flag {
     Flag::new(NewFlag { state, pct, ..NewFlag::new(key) }, Timestamp::MIN).unwrap()
 }
 
-/// More flags than most sets of these tests have, all on.
+/// More flags, all on, than most sets of these tests have.
 static OTHER_SET: LazyLock<FlagSet> = LazyLock::new(|| {
     let flags: Vec<_> = (0..200).map(|n| flag(&format!("other-{n}"), FlagState::On, 0)).collect();
     FlagSet::compile(&flags)
 });
 
-/// A flag whose percentage nobody could have set.
+/// A flag with a percentage that the model rejects.
 fn broken(flag: &Flag) -> Flag {
     Flag { pct: 101, state: FlagState::Rollout, ..flag.clone() }
 }
@@ -89,23 +89,23 @@ proptest! {
         let runtime = ManualRuntime::new(seed);
         let mut generator = FlagGenerator::new(&runtime);
         let flags = generator.flags(count);
-        let reading = if prefix { BucketReading::Prefix32 } else { BucketReading::Whole };
+        let algorithm = if prefix { BucketAlgorithm::Prefix32 } else { BucketAlgorithm::Whole };
         let (sound, unsound) = flags.split_at(count - count / 10);
         let invalid: Vec<_> = unsound.iter().map(broken).collect();
-        let set = FlagSet::compile(sound.iter().chain(&invalid)).with_reading(reading);
+        let set = FlagSet::compile(sound.iter().chain(&invalid)).with_bucket_algorithm(algorithm);
         for _ in 0..3 {
             let asker = generator.asker();
             let context = asker.context();
-            let mut expected = by_definition(sound, &context, reading);
+            let mut expected = by_definition(sound, &context, algorithm);
             let off = Decision { value: false, reason: Reason::InvalidFlag };
             expected.extend(invalid.iter().map(|flag| (&*flag.key, off)));
             assert_on_every_path(&set, &context, &expected);
         }
     }
 
-    /// Rows of other tenants, other keys and other readings decide nothing.
+    /// Rows of other tenants, keys or algorithms must not affect decisions.
     #[test]
-    fn a_row_that_does_not_fit_is_left_aside(seed: u64) {
+    fn a_row_that_does_not_fit_is_ignored(seed: u64) {
         let runtime = ManualRuntime::new(seed);
         let mut generator = FlagGenerator::new(&runtime);
         let flags = generator.flags(40);
@@ -120,7 +120,7 @@ proptest! {
             set.bucket_row(other),
             FlagSet::compile(&fewer).bucket_row("a"),
             FlagSet::compile(&seeded).bucket_row("a"),
-            set.clone().with_reading(BucketReading::Prefix32).bucket_row("a"),
+            set.clone().with_bucket_algorithm(BucketAlgorithm::Prefix32).bucket_row("a"),
             FlagSet::default().bucket_row("a"),
         ];
         let (mut expected, mut values) = (Bits::new(), Bits::new());
@@ -132,7 +132,7 @@ proptest! {
         }
     }
 
-    /// An edit that leaves keys and seeds leaves rows.
+    /// Rows stay valid after edits that change neither keys nor seeds.
     #[test]
     fn a_row_outlives_edits(seed: u64) {
         let runtime = ManualRuntime::new(seed);
@@ -154,7 +154,7 @@ proptest! {
         let mut values = Bits::new();
         set.values_with_row(&row, &context, &mut values);
         let expected: Vec<_> =
-            by_definition(&after, &context, BucketReading::Whole).values().map(|d| d.value).collect();
+            by_definition(&after, &context, BucketAlgorithm::Whole).values().map(|d| d.value).collect();
         assert_eq!(values.iter().collect::<Vec<_>>(), expected);
     }
 }
@@ -167,21 +167,21 @@ fn sets_of_any_size_agree_with_the_definition() {
         let flags = generator.flags(count);
         let set = FlagSet::compile(&flags);
         let asker = generator.asker();
-        let expected = by_definition(&flags, &asker.context(), BucketReading::Whole);
+        let expected = by_definition(&flags, &asker.context(), BucketAlgorithm::Whole);
         assert_eq!((set.len(), set.is_empty()), (count, count == 0));
         assert!(set.keys().eq(expected.keys().copied()));
         assert_on_every_path(&set, &asker.context(), &expected);
         assert_on_every_path(
             &set,
             &FlagContext::default(),
-            &by_definition(&flags, &FlagContext::default(), BucketReading::Whole),
+            &by_definition(&flags, &FlagContext::default(), BucketAlgorithm::Whole),
         );
         assert!(set.handle("unknown").is_none());
     }
 }
 
-/// The plan keeps values of many flags and values of few in different ways, and scopes of
-/// many values in another than those of few.
+/// The plan stores values of many flags differently from values of few, and long scopes differently
+/// from short ones.
 #[test]
 fn common_and_rare_values_agree_with_the_definition() {
     let tenants =
@@ -201,7 +201,7 @@ fn common_and_rare_values_agree_with_the_definition() {
         for plan in [None, Some("pro"), Some("free")] {
             let tenant_slug = Some(tenant);
             let context = FlagContext { tenant_id: "t-1", tenant_slug, plan, ..Default::default() };
-            let expected = by_definition(&flags, &context, BucketReading::Whole);
+            let expected = by_definition(&flags, &context, BucketAlgorithm::Whole);
             assert_on_every_path(&set, &context, &expected);
         }
     }
@@ -209,14 +209,14 @@ fn common_and_rare_values_agree_with_the_definition() {
 
 #[test]
 fn keys_of_any_text_are_written_as_json() {
-    // The model would refuse them, a set takes them.
+    // Keys that the model would reject but a set accepts.
     let keys = ["", "\"", "\\n\n", "ключ", "\u{1}"];
     let flags: Vec<_> = keys
         .iter()
         .map(|key| Flag { key: (*key).to_owned(), ..flag("k", FlagState::On, 0) })
         .collect();
     let context = FlagContext::default();
-    let expected = by_definition(&flags, &context, BucketReading::Whole);
+    let expected = by_definition(&flags, &context, BucketAlgorithm::Whole);
     assert_on_every_path(&FlagSet::compile(&flags), &context, &expected);
 }
 
@@ -225,7 +225,7 @@ fn flags_that_a_store_could_not_read_are_off_on_every_path() {
     let invalid = InvalidFlag { key: "b".into(), problem: "no JSON".into() };
     let flags = vec![flag("a", FlagState::On, 0), flag("c", FlagState::Rollout, 100)];
     let context = FlagContext { tenant_id: "t-1", ..FlagContext::default() };
-    let mut expected = by_definition(&flags, &context, BucketReading::Whole);
+    let mut expected = by_definition(&flags, &context, BucketAlgorithm::Whole);
     expected.insert("b", Decision { value: false, reason: Reason::InvalidFlag });
     let snapshot = Snapshot { revision: 1, flags: flags.clone(), invalid: vec![invalid] };
     assert_on_every_path(&FlagSet::of(&snapshot), &context, &expected);
@@ -255,7 +255,7 @@ macro_rules! vectors {
     };
 }
 
-/// The digest as a number mod 10,000, by long division of its decimal text.
+/// The digest as a number mod 10,000, computed by long division of its decimal text.
 fn modulo_10_000(hex: &str) -> u16 {
     let mut decimal = vec![0_u32];
     for digit in hex.chars() {
@@ -296,10 +296,10 @@ fn golden_vectors_hold_on_every_path() {
                 let decisions = flags.iter().map(|f| (&*f.key, Decision { value, reason }));
                 assert_on_every_path(&set, &context, &decisions.collect());
             };
-            // Buckets are defined for any text, keys and seeds of flags are not.
+            // Buckets are defined for any text, but keys and seeds of flags are bounded.
             expected(&[Flag { key: key.clone(), ..reaching("k", threshold, None) }]);
             let seeded = |n| reaching(&format!("flag-{n}"), threshold, Some(key.clone()));
-            // Enough to fill the lanes and one more.
+            // Enough to fill the lanes, and one more.
             let seeded: Vec<_> = (0..17).map(seeded).collect();
             if seeded[0].validate().is_ok() {
                 expected(&seeded);
@@ -308,7 +308,7 @@ fn golden_vectors_hold_on_every_path() {
     }
 }
 
-/// A rollout to so many hundredths of a percent.
+/// A rollout with the given number of hundredths of a percent.
 fn reaching(key: &str, threshold: u16, seed: Option<String>) -> Flag {
     let [pct, pct_hundredths] =
         [threshold / 100, threshold % 100].map(|number| u8::try_from(number).unwrap());
@@ -316,9 +316,9 @@ fn reaching(key: &str, threshold: u16, seed: Option<String>) -> Flag {
     Flag { options, ..flag(key, FlagState::Rollout, pct) }
 }
 
-/// Tenants with fixed ids, so the figures are always the same. Of 10,000 equal buckets,
-/// chi-square has 9,999 degrees of freedom: fair ones exceed 10,442 once in a thousand
-/// times, and are below 9,560 as rarely.
+/// The tenants' ids are fixed, so the numbers are always the same. Chi-square for 10,000 equal
+/// buckets has 9,999 degrees of freedom: fair buckets exceed 10,442 once in a thousand runs, and
+/// fall below 9,560 as rarely.
 #[test]
 fn fine_buckets_fall_evenly() {
     let mut counts = vec![0_u32; 10_000];

@@ -1,4 +1,4 @@
-//! Copies of flags.
+//! Copies of flag stores.
 
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ async fn copied(from: &dyn FlagStore, to: &dyn FlagStore) -> FlagTable {
 }
 
 #[tokio::test]
-async fn a_copy_goes_on_with_whatever_became_of_the_flags() {
+async fn a_copy_continues_after_changes_of_the_flags() {
     let folder = tempfile::tempdir().unwrap();
     let config = SqliteConfig::new(folder.path().join("to.db"));
     let log = SqliteAuditStore::open(config, &TokioRuntime).await.unwrap();
@@ -54,7 +54,8 @@ async fn a_copy_goes_on_with_whatever_became_of_the_flags() {
     from.commit(all, Vec::new()).await.unwrap();
     copied(&from, &to).await;
     copied(&from, &to).await;
-    // Changed, removed, made anew, made and removed in between, new.
+    // A flag that is changed, one removed, one recreated, one created and removed in between, and a
+    // new one.
     let changes = vec![
         replace("a", 2),
         replace("a", 3),
@@ -76,7 +77,7 @@ async fn a_copy_goes_on_with_whatever_became_of_the_flags() {
     log.close().await;
 }
 
-/// More changes than one commit takes.
+/// More changes than fit into one commit.
 #[tokio::test]
 async fn a_copy_follows_a_long_way() {
     let (from, to) = (memory(), memory());

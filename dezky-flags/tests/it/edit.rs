@@ -1,4 +1,4 @@
-//! The editor: each change with its event.
+//! The editor: every change with its event.
 
 use std::sync::Arc;
 
@@ -24,13 +24,13 @@ struct Desk {
 impl Desk {
     async fn open(harness: &dyn FlagStoreHarness) -> Self {
         let opened = harness.open(Reopen::No).await;
-        // Its sleeps have no end: an edit waits for the timeline as long as it takes.
+        // Sleeps never end, so an edit waits for the timeline as long as it takes.
         let runtime: Arc<dyn Runtime> = Arc::new(ManualRuntime::new(5));
         let log = Arc::new(AuditLog::new(opened.log.clone(), runtime.clone()));
         Self { flags: Flags::new(opened.store.clone(), log, runtime), opened }
     }
 
-    /// What is on the timeline, oldest first; nothing is relayed here.
+    /// The timeline, oldest event first; nothing is relayed here.
     async fn events(&self) -> Vec<StoredEvent> {
         let mut events = self.opened.log.list(&ListQuery::default()).await.unwrap().events;
         events.sort_unstable_by_key(|event| event.seq);
@@ -63,7 +63,8 @@ fn patch(body: &Value) -> FlagPatch {
     FlagPatch::from_json(body).unwrap()
 }
 
-/// Ten seeded, 25 % saved, killed in one call, decided twice, made and removed.
+/// Seeds ten flags, rolls one out to 25 %, kills it in one call, evaluates twice, creates and
+/// removes.
 fn scenario(harness: &dyn FlagStoreHarness) {
     tokio().block_on(async {
         let desk = Desk::open(harness).await;
@@ -184,7 +185,7 @@ fn a_patch_off_with_the_kill_switch_note_is_a_kill() {
 }
 
 #[test]
-fn what_changes_nothing_leaves_no_trace() {
+fn an_edit_that_changes_nothing_leaves_no_trace() {
     tokio().block_on(async {
         let desk = Desk::open(&Memory).await;
         let edit = operator();
@@ -198,7 +199,7 @@ fn what_changes_nothing_leaves_no_trace() {
 }
 
 #[test]
-fn what_is_refused_changes_nothing() {
+fn a_refused_edit_changes_nothing() {
     tokio().block_on(async {
         let desk = Desk::open(&Memory).await;
         let (flags, edit) = (&desk.flags, operator());
@@ -259,7 +260,7 @@ fn the_history_keeps_the_newest_twenty() {
     });
 }
 
-/// Long axes stay whole in the flag; its history and the event show the difference.
+/// Long axes stay complete in the flag; its history and the event show the difference.
 #[test]
 fn a_long_axis_is_shown_by_its_difference() {
     tokio().block_on(async {
@@ -308,7 +309,7 @@ fn a_key_that_is_seeded_twice_is_named() {
         let seeds = ["a", "b", "b"].map(NewFlag::new);
         let error = desk.flags.seed(&seeds, &Edit::by(Actor::system())).await.unwrap_err();
         assert_eq!(error.kind(), FieldInvalid);
-        assert!(error.to_string().starts_with("key must be that of one flag: b is"), "{error}");
+        assert!(error.to_string().starts_with("key: b is given twice"), "{error}");
         assert!(desk.flags.list().await.unwrap().is_empty());
     });
 }
@@ -353,7 +354,7 @@ fn options_have_their_history_and_a_kill_clears_the_hundredths() {
         let taken = patch(&json!({"options": {"seed": null, "expiresAt": null}}));
         let taken = desk.flags.update("a", &taken, None, &edit).await.unwrap();
         assert_eq!((&taken.options.seed, taken.options.expires_at), (&None, None));
-        assert!(taken.options.require_active_tenant, "what is not named stays");
+        assert!(taken.options.require_active_tenant, "unnamed options stay");
 
         let half = patch(&json!({"options": {"pctHundredths": 50}}));
         desk.flags.update("a", &half, None, &edit).await.unwrap();
@@ -369,7 +370,7 @@ fn options_have_their_history_and_a_kill_clears_the_hundredths() {
     });
 }
 
-/// What a change has replaced comes with it, also where others came in between.
+/// The returned state before the change is exact, even with concurrent editors.
 #[test]
 fn an_update_returns_the_versions_that_it_lies_between() {
     tokio().block_on(async {

@@ -4,7 +4,7 @@ use dezky_core::Timestamp;
 use dezky_core::testkit::ManualRuntime;
 use dezky_flags::testkit::FlagGenerator;
 use dezky_flags::{
-    Axis, BucketReading, Decision, Flag, FlagContext, FlagEvaluator, FlagOptions, FlagSet,
+    Axis, BucketAlgorithm, Decision, Flag, FlagContext, FlagEvaluator, FlagOptions, FlagSet,
     FlagState, NewFlag, Reason, Scope, bucket, decide, has_any_scope, in_rollout_bucket,
     matches_scope,
 };
@@ -38,7 +38,7 @@ fn list(values: &[&str]) -> Vec<String> {
     values.iter().map(|value| (*value).to_owned()).collect()
 }
 
-/// Both ways to decide, which must agree.
+/// Evaluates with both implementations, which must agree.
 fn reason(flag: &Flag, context: &FlagContext<'_>) -> Reason {
     let decision = decide(flag, context);
     assert_eq!(FlagSet::compile([flag]).evaluate(&flag.key, context), decision);
@@ -46,14 +46,14 @@ fn reason(flag: &Flag, context: &FlagContext<'_>) -> Reason {
 }
 
 #[test]
-fn golden_vectors_hold_by_every_reading() {
+fn golden_vectors_hold_by_every_algorithm() {
     let vectors = vectors();
     assert!(vectors.len() > 100);
     for Vector { tenant_id, key, sha256, bucket: expected } in &vectors {
         assert_eq!(bucket(tenant_id, key), *expected, "{tenant_id}:{key}");
-        assert_eq!(BucketReading::Whole.bucket(tenant_id, key), *expected);
+        assert_eq!(BucketAlgorithm::Whole.bucket(tenant_id, key), *expected);
         let prefix = u32::from_str_radix(&sha256[..8], 16).unwrap() % 100;
-        assert_eq!(u32::from(BucketReading::Prefix32.bucket(tenant_id, key)), prefix);
+        assert_eq!(u32::from(BucketAlgorithm::Prefix32.bucket(tenant_id, key)), prefix);
         assert!(in_rollout_bucket(tenant_id, key, expected + 1));
         assert!(!in_rollout_bucket(tenant_id, key, *expected));
     }
@@ -131,9 +131,9 @@ fn all_flags_come_by_key_and_the_last_of_a_key_counts() {
     assert_eq!(values, [("a-z", true), ("a.z", false), ("b", false)]);
 }
 
-/// A million tenants with fixed ids, so the figures are always the same. Pearson's
-/// chi-square of 100 equal buckets has 99 degrees of freedom: fair buckets exceed
-/// 149 once in a thousand times; every bucket is within 5 % of its 10,000.
+/// A million tenants with fixed ids, so the numbers are always the same. Pearson's chi-square for
+/// 100 equal buckets has 99 degrees of freedom: fair buckets exceed 149 once in a thousand runs;
+/// every bucket is within 5 % of its 10,000.
 #[test]
 fn a_million_tenants_fall_evenly() {
     let mut counts = [0_u32; 100];
@@ -148,7 +148,7 @@ fn a_million_tenants_fall_evenly() {
     assert!(quarter.abs_diff(250_000) < 2_000, "{quarter}");
 }
 
-/// Whether a tenant is early in one rollout says nothing about another one.
+/// Being early in one rollout says nothing about another rollout.
 #[test]
 fn rollouts_of_two_flags_are_independent() {
     let tenants: Vec<_> = (0..100_000).map(|n| format!("tenant-{n}")).collect();
@@ -184,7 +184,7 @@ proptest! {
     }
 }
 
-/// The generators must hit every reason, or the property above says little.
+/// The generators must produce every reason, or the property above proves little.
 #[test]
 fn generated_flags_give_every_reason() {
     let runtime = ManualRuntime::new(1);

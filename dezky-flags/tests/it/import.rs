@@ -1,4 +1,4 @@
-//! Definitions from elsewhere.
+//! Imports of definitions.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -43,7 +43,8 @@ fn rollout(key: &str, pct: u8) -> NewFlag {
     NewFlag { state: FlagState::Rollout, pct, ..NewFlag::new(key) }
 }
 
-/// Made, unchanged, refused, overwritten; each with its version, history and event.
+/// Flags that are created, unchanged, refused and overwritten, each with its version, history and
+/// event.
 fn scenario(harness: &dyn FlagStoreHarness) {
     tokio().block_on(async {
         let (flags, opened) = desk(harness).await;
@@ -70,13 +71,13 @@ fn scenario(harness: &dyn FlagStoreHarness) {
                 "gone": {"outcome": "created"},
                 "here": {
                     "outcome": "refused",
-                    "problem": "it is there with another definition: import with overwrite to replace it",
+                    "problem": "it exists with a different definition: import with overwrite to replace it",
                 },
                 "new": {"outcome": "created"},
             })
         );
         assert_eq!(flags.get("here").await.unwrap().unwrap().pct, 5);
-        assert_eq!(flags.get("gone").await.unwrap().unwrap().version, 3, "versions go on");
+        assert_eq!(flags.get("gone").await.unwrap().unwrap().version, 3, "versions continue");
         let new_one = flags.get("new").await.unwrap().unwrap();
         assert_eq!((new_one.threshold(), new_one.history.len()), (2_550, 1));
 
@@ -116,7 +117,7 @@ fn flags_are_imported_in_sqlite() {
 }
 
 #[test]
-fn what_is_exported_is_imported_elsewhere_alike() {
+fn an_export_is_imported_elsewhere_unchanged() {
     tokio().block_on(async {
         let harness = Sqlite::new();
         let (from, there) = desk(&harness).await;
@@ -134,7 +135,7 @@ fn what_is_exported_is_imported_elsewhere_alike() {
                 options: flag.options,
             })
             .collect();
-        // More than one commit takes.
+        // More than fit into one commit.
         assert_eq!(from.import(&made, ADD, &edit()).await.unwrap().count("created"), 1_200);
         let text = there.store.snapshot().await.unwrap().to_json();
         let (to, here) = desk(&Memory).await;
@@ -156,14 +157,14 @@ fn what_is_exported_is_imported_elsewhere_alike() {
 }
 
 #[test]
-fn one_that_is_out_of_bounds_refuses_all_and_is_named() {
+fn one_flag_out_of_bounds_refuses_the_import_and_is_named() {
     tokio().block_on(async {
         let (flags, opened) = desk(&Memory).await;
         for (bad, words) in [
-            (rollout("bad", 101), "the flag bad: pct must be a whole number"),
-            (rollout("No Key", 1), "the flag without a key: key must be"),
-            (rollout("good", 2), "the flag good: its key is there twice"),
-            (rollout("evaluate", 2), "the flag evaluate: key must be another"),
+            (rollout("bad", 101), "flag bad: pct must be a whole number"),
+            (rollout("No Key", 1), "flag (invalid key): key must be"),
+            (rollout("good", 2), "flag good: its key is given twice"),
+            (rollout("evaluate", 2), "flag evaluate: key must be other"),
         ] {
             let new = [rollout("good", 1), bad];
             let refused = flags.import(&new, ADD, &edit()).await.unwrap_err();
@@ -182,7 +183,7 @@ fn one_that_is_out_of_bounds_refuses_all_and_is_named() {
     });
 }
 
-/// 40 large flags are more than one commit takes.
+/// 40 large flags do not fit into one commit.
 #[test]
 fn a_large_import_comes_in_several_commits() {
     tokio().block_on(async {
@@ -199,9 +200,9 @@ fn a_large_import_comes_in_several_commits() {
     });
 }
 
-/// Two who import the same at once, and one who edits, don't fail for it.
+/// Concurrent imports of the same flags and a concurrent editor do not make each other fail.
 #[test]
-fn who_comes_in_between_is_no_failure() {
+fn concurrent_changes_do_not_fail_an_import() {
     tokio().block_on(async {
         let harness = Sqlite::new();
         let opened = harness.open(Reopen::No).await;
@@ -235,8 +236,8 @@ fn who_comes_in_between_is_no_failure() {
     });
 }
 
-/// A store that says what a key has come to when it is let, and in which somebody edits
-/// two flags right before the second commit.
+/// A store that answers `last_version` only when permitted, and in which another editor changes two
+/// flags right before the second commit.
 struct Meddled {
     store: Arc<dyn FlagStore>,
     editor: Flags,
@@ -274,10 +275,10 @@ impl FlagStore for Meddled {
     }
 }
 
-/// What an import has committed is its editors' from then on, though it goes on; and
-/// who kills a flag of this process meanwhile waits for no more than a commit.
+/// Flags that an import has committed belong to editors again while the import continues, and a
+/// kill in the same process waits for one commit at most.
 #[test]
-fn an_import_goes_on_beside_editors() {
+fn an_import_continues_alongside_editors() {
     tokio().block_on(async {
         let opened = Memory.open(Reopen::No).await;
         let runtime: Arc<dyn Runtime> = Arc::new(dezky_core::rt::TokioRuntime);
@@ -297,7 +298,7 @@ fn an_import_goes_on_beside_editors() {
         let by = edit();
         let kill = async {
             let killed = flags.kill("kill", &by).await;
-            // That was the first commit.
+            // The first commit is done.
             store.commits.store(0, Ordering::Relaxed);
             store.answers.add_permits(10_000);
             killed

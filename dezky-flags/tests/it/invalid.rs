@@ -1,4 +1,4 @@
-//! Stored flags that can't be read: isolated, told, killed and removed.
+//! Unreadable stored flags: isolated, reported, killed and removed.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ fn invalid_flags_are_isolated_in_mongodb() {
     tokio().block_on(isolates(Engine::Mongodb));
 }
 
-/// The documents that somebody's hand or another version left under the keys.
+/// Documents as left by a manual edit or another version.
 fn broken(good: &str) -> Vec<(&'static str, String)> {
     vec![
         ("b.field", good.replace("good", "b.field").replace("\"pct\"", "\"percent\":1,\"pct\"")),
@@ -60,7 +60,7 @@ async fn isolates(engine: Engine) {
     for (key, text) in broken(&good) {
         write.flag(key, &text).await;
     }
-    // Whoever wrote them has not raised the revision; the next change does.
+    // A manual edit does not raise the revision; the next change does.
     flags.create(on("other"), &edit).await.unwrap();
 
     let snapshot = store.snapshot().await.unwrap();
@@ -94,7 +94,7 @@ async fn isolates(engine: Engine) {
     let taken = flags.create(on("b.json"), &edit).await.unwrap_err();
     assert_eq!(taken.kind(), ErrorKind::AlreadyExists);
 
-    // Killed it is a flag again, and can be changed; removed it is gone.
+    // After a kill the flag is valid and can be changed; after a removal it is gone.
     let killed = flags.kill("b.pct", &edit).await.unwrap();
     assert_eq!((killed.state, killed.version, killed.history.len()), (FlagState::Off, 2, 1));
     assert_eq!(flags.get("b.pct").await.unwrap(), Some(killed));
@@ -124,7 +124,7 @@ async fn isolates(engine: Engine) {
     let ours = &killed.event.metadata.to_value()["_dezky"];
     assert_eq!((&ours["before"]["state"], &ours["after"]["state"]), (&json!(null), &json!("off")));
 
-    // Nor does a row that is wrong beside the flag's text take others with it.
+    // A row that is wrong outside the flag's text affects no other flag either.
     for key in ["c.text", "c.version"] {
         flags.create(on(key), &edit).await.unwrap();
     }
@@ -140,12 +140,12 @@ async fn isolates(engine: Engine) {
     assert!(live.evaluate("good", &context).value && live.evaluate("another", &context).value);
     let killed = flags.kill("c.text", &edit).await.unwrap();
     assert_eq!((killed.state, killed.version), (FlagState::Off, 2));
-    // What can't be compared can't be changed either.
+    // A flag that can't be compared can't be changed either.
     let refused = flags.kill("c.version", &edit).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::StoreCorrupt);
 }
 
-/// Writes what no editor would.
+/// Writes that no editor would make.
 pub(crate) enum Write {
     Sqlite(dezky_core::store::SqliteDatabase),
     Postgres(dezky_core::store::PostgresDatabase),
@@ -153,7 +153,7 @@ pub(crate) enum Write {
 }
 
 impl Write {
-    /// Puts a text in the place of a flag.
+    /// Replaces a stored flag with `text`.
     async fn flag(&self, key: &str, text: &str) {
         match self {
             Self::Sqlite(database) => {
@@ -174,7 +174,7 @@ impl Write {
         }
     }
 
-    /// Puts what is no text in the place of a flag, if the engine can hold it there.
+    /// Replaces a stored flag with a value that is not text, if the engine can store one there.
     async fn no_text(&self, key: &str) {
         match self {
             Self::Sqlite(database) => {

@@ -1,4 +1,4 @@
-//! Flags that follow their store: in one process, by a clock that the test moves.
+//! Flags that follow their store, in one process and with a clock that the test controls.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,13 +21,13 @@ use crate::servers::{spawn, tokio};
 pub(crate) const POLL: Duration = Duration::from_millis(500);
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Flags in memory behind a line that the test breaks.
+/// Flags in memory behind a connection that the test can break.
 pub(crate) struct Line {
     inner: Box<dyn FlagStore>,
     state: AtomicUsize,
-    /// It tells of changes up to this revision.
+    /// Notifies of changes up to this revision.
     told: AtomicU64,
-    /// It tells once that there may be something.
+    /// Sends one notification, whether or not there is a change.
     tells_once: AtomicBool,
     pub(crate) asked: AtomicUsize,
 }
@@ -61,7 +61,7 @@ impl Line {
         }
     }
 
-    /// Makes a flag, or a next version of it, that is on or off.
+    /// Creates a flag, or its next version, that is on or off.
     pub(crate) async fn put(&self, key: &str, is_on: bool) {
         let before = self.inner.flag(key).await.unwrap();
         let state = if is_on { FlagState::On } else { FlagState::Off };
@@ -119,7 +119,7 @@ pub(crate) fn manual() -> (ManualRuntime, Arc<dyn Runtime>) {
     (manual.clone(), Arc::new(manual))
 }
 
-/// What is done at once, on a clock that stands.
+/// Runs everything that is ready without advancing the clock.
 pub(crate) fn now<T>(work: impl Future<Output = T>) -> T {
     work.now_or_never().expect("is done at once")
 }
@@ -138,7 +138,7 @@ pub(crate) fn is_on(flags: &dyn FlagEvaluator, key: &str) -> bool {
     flags.evaluate(key, &FlagContext::default()).value
 }
 
-/// Lets `work` go on for so long.
+/// Runs `work` for the given time.
 pub(crate) fn go_on(
     manual: &ManualRuntime,
     mut work: std::pin::Pin<&mut impl Future<Output = ()>>,
@@ -146,7 +146,7 @@ pub(crate) fn go_on(
 ) {
     let end = manual.now().saturating_add(span);
     loop {
-        assert!(work.as_mut().now_or_never().is_none(), "it goes on");
+        assert!(work.as_mut().now_or_never().is_none(), "it keeps running");
         let wake = manual.next_wake().filter(|at| *at <= end).unwrap_or(end);
         if wake == manual.now() && wake == end {
             return;
@@ -173,14 +173,14 @@ fn a_change_is_seen_within_the_poll_interval_and_told_once() {
     go_on(&manual, run.as_mut(), POLL);
     assert_eq!((live.revision(), is_on(&live, "a")), (2, true));
     assert_eq!((told(&mut changes), told(&mut changes)), (Some(2), None));
-    // Who subscribes now has seen it; who has not asked for long is told the last one.
+    // A new subscriber has seen the change; one that has not asked for long gets only the last one.
     assert_eq!(told(&mut live.subscribe()), None);
     for n in 0..5 {
         now(line.put("a", n % 2 == 0));
         go_on(&manual, run.as_mut(), POLL);
     }
     assert_eq!((told(&mut changes), told(&mut changes)), (Some(7), None));
-    // One that is dropped in the middle of its wait has lost nothing.
+    // Dropping a wait midway loses nothing.
     assert!(changes.next().now_or_never().is_none());
     now(line.put("a", false));
     now(live.refresh()).unwrap();
@@ -188,7 +188,7 @@ fn a_change_is_seen_within_the_poll_interval_and_told_once() {
 }
 
 #[test]
-fn an_engine_that_tells_is_believed_at_once() {
+fn a_notification_is_acted_on_at_once() {
     let (manual, runtime) = manual();
     let line = Line::new(&runtime);
     let config = config(|config| config.poll_interval = Duration::from_hours(1));
@@ -200,9 +200,9 @@ fn an_engine_that_tells_is_believed_at_once() {
     assert!(is_on(&live, "a"));
 }
 
-/// A connection that was made anew tells so once; the store may not answer yet.
+/// A re-established connection notifies once, possibly before the store answers again.
 #[test]
-fn what_was_told_while_the_store_did_not_answer_is_looked_at_again() {
+fn a_notification_during_an_outage_is_retried() {
     for state in [DOWN, SILENT] {
         let (manual, runtime) = manual();
         let line = Line::new(&runtime);
@@ -217,7 +217,7 @@ fn what_was_told_while_the_store_did_not_answer_is_looked_at_again() {
         line.set(UP);
         go_on(&manual, run.as_mut(), Duration::from_secs(15));
         assert!(live.status().failure.is_none() && is_on(&live, "a"));
-        // And no more often than before, from then on.
+        // From then on, no more often than before.
         line.asked.store(0, Ordering::SeqCst);
         go_on(&manual, run.as_mut(), Duration::from_mins(10));
         assert_eq!(line.asked.load(Ordering::SeqCst), 0);
@@ -225,7 +225,7 @@ fn what_was_told_while_the_store_did_not_answer_is_looked_at_again() {
 }
 
 #[test]
-fn one_that_tells_for_ever_is_asked_twice_as_often_as_another() {
+fn endless_notifications_at_most_double_the_reads() {
     let (manual, runtime) = manual();
     let line = Line::new(&runtime);
     let live = open(&line, &runtime, LiveConfig::default());
@@ -235,14 +235,14 @@ fn one_that_tells_for_ever_is_asked_twice_as_often_as_another() {
     go_on(&manual, run.as_mut(), Duration::from_mins(1));
     let asked = line.asked.load(Ordering::SeqCst);
     assert!(asked <= 260, "asked {asked} times in a minute");
-    // A change is seen in time all the same.
+    // Changes are still seen in time.
     now(line.put("a", true));
     go_on(&manual, run.as_mut(), POLL);
     assert!(is_on(&live, "a"));
 }
 
 #[test]
-fn a_store_that_fails_is_told_and_the_last_flags_go_on() {
+fn a_failing_store_is_reported_and_the_last_flags_stay_in_use() {
     for state in [DOWN, SILENT] {
         let (manual, runtime) = manual();
         let line = Line::new(&runtime);
@@ -252,7 +252,7 @@ fn a_store_that_fails_is_told_and_the_last_flags_go_on() {
         go_on(&manual, run.as_mut(), POLL);
         assert!(live.status().age <= POLL && live.status().failure.is_none());
         line.set(state);
-        // Whoever tells at once that it knows nothing is not asked the more.
+        // A store whose notifications fail at once is not read more often for it.
         line.told.store(u64::MAX, Ordering::SeqCst);
         line.asked.store(0, Ordering::SeqCst);
         let away = Duration::from_mins(1);
@@ -274,7 +274,7 @@ fn a_store_that_fails_is_told_and_the_last_flags_go_on() {
 }
 
 #[test]
-fn who_asks_for_a_refresh_is_told_of_a_failure_and_waits_no_longer_than_the_timeout() {
+fn a_refresh_reports_failures_and_takes_no_longer_than_the_timeout() {
     let (manual, runtime) = manual();
     let line = Line::new(&runtime);
     let live = open(&line, &runtime, LiveConfig::default());
@@ -285,15 +285,15 @@ fn who_asks_for_a_refresh_is_told_of_a_failure_and_waits_no_longer_than_the_time
     let refused = now(refresh).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::StoreUnavailable);
     assert!(refused.to_string().contains("5000 ms"), "{refused}");
-    // One that is dropped holds up nobody.
+    // A dropped refresh blocks nobody.
     assert!(live.refresh().now_or_never().is_none());
     line.set(UP);
     assert_eq!(now(live.refresh()).unwrap(), 0);
 }
 
-/// As after fifty edits at once, of which each wants to be seen.
+/// As after fifty concurrent edits, each of which must be seen.
 #[test]
-fn those_who_ask_for_a_refresh_meanwhile_share_one() {
+fn concurrent_refreshes_share_one_read() {
     let (manual, runtime) = manual();
     let line = Line::new(&runtime);
     let live = open(&line, &runtime, LiveConfig::default());
@@ -302,13 +302,13 @@ fn those_who_ask_for_a_refresh_meanwhile_share_one() {
     let mut all = pin!(join_all((0..50).map(|_| live.refresh())));
     assert!(all.as_mut().now_or_never().is_none());
     manual.advance(TIMEOUT);
-    // The first look may have been before what the others did.
+    // The first read may have started before the others' edits.
     assert!(all.as_mut().now_or_never().is_none());
     manual.advance(TIMEOUT);
     assert!(now(all).iter().all(Result::is_err));
     assert_eq!(line.asked.load(Ordering::SeqCst), 2);
 
-    // Whom a look has answered waits for none of those who came later, whoever's turn it is.
+    // A caller whose answer has arrived does not wait for later callers, whoever holds the lock.
     let refresh = || Box::pin(live.refresh());
     let [mut first, mut second, mut third] = [refresh(), refresh(), refresh()];
     for one in [&mut first, &mut second, &mut third] {
@@ -325,7 +325,7 @@ fn those_who_ask_for_a_refresh_meanwhile_share_one() {
     assert!(third.now_or_never().is_some());
     drop(late);
 
-    // One that was given up counts for nobody.
+    // An abandoned read answers nobody.
     let mut given_up = Box::pin(live.refresh());
     assert!(given_up.as_mut().now_or_never().is_none());
     let mut other = pin!(live.refresh());
@@ -338,7 +338,7 @@ fn those_who_ask_for_a_refresh_meanwhile_share_one() {
 }
 
 #[test]
-fn a_clock_that_is_set_back_makes_no_flags_younger() {
+fn setting_the_clock_back_makes_no_flags_younger() {
     let (manual, runtime) = manual();
     let line = Line::new(&runtime);
     let live = open(&line, &runtime, LiveConfig::default());
@@ -351,7 +351,7 @@ fn a_clock_that_is_set_back_makes_no_flags_younger() {
     manual.set_now(an_hour_ago);
     let after = live.status().age;
     assert!(after >= before && after <= before + POLL, "{before:?}, then {after:?}");
-    // Its own timers wait for the clock of before; those of others don't.
+    // The flags' own timers wait for the earlier clock; timers of others don't.
     let mut again = pin!(live.run(std::future::pending()));
     go_on(&manual, again.as_mut(), Duration::from_secs(10));
     assert!(live.status().age >= before + Duration::from_secs(10));
@@ -361,13 +361,13 @@ fn a_clock_that_is_set_back_makes_no_flags_younger() {
 }
 
 #[test]
-fn a_store_that_was_restored_is_followed_back() {
+fn a_restored_store_is_followed_to_its_older_revision() {
     let (manual, runtime) = manual();
     let line = Line::new(&runtime);
     for n in 0..3 {
         now(line.put("a", n % 2 == 0));
     }
-    // The same revision, by another way: what a backup and new edits leave.
+    // The same revision with different flags, as after restoring a backup and editing again.
     let restored = Line::new(&runtime);
     for key in ["b", "c", "d"] {
         now(restored.put(key, true));
@@ -381,7 +381,7 @@ fn a_store_that_was_restored_is_followed_back() {
     line.set(UP);
     go_on(&manual, run.as_mut(), POLL);
     assert!(live.status().failure.is_none());
-    assert_eq!(told(&mut changes), None, "the same flags are no change");
+    assert_eq!(told(&mut changes), None, "equal flags are not a change");
     line.set(DOWN);
     go_on(&manual, run.as_mut(), POLL);
     both.is_second.store(true, Ordering::SeqCst);
@@ -399,7 +399,7 @@ fn a_store_that_was_restored_is_followed_back() {
     assert_eq!((told(&mut changes), is_on(&live, "b")), (Some(3), true));
 }
 
-/// One store in the place of another.
+/// A store that can be replaced by another.
 struct Either {
     first: Arc<Line>,
     second: Arc<Line>,
@@ -426,9 +426,9 @@ impl FlagStore for Either {
     }
 }
 
-/// Wherever it stood when it was dropped, whoever runs it next goes on.
+/// A run dropped at any point can be continued by another run.
 #[test]
-fn a_run_that_is_dropped_is_as_good_as_one_that_ends() {
+fn dropping_a_run_is_equivalent_to_ending_it() {
     let (manual, runtime) = manual();
     let line = Line::new(&runtime);
     let live = open(&line, &runtime, LiveConfig::default());
@@ -444,7 +444,7 @@ fn a_run_that_is_dropped_is_as_good_as_one_that_ends() {
     assert!(is_on(&live, "a") && live.status().failure.is_none());
     now(live.run(std::future::ready(())));
 
-    // Dropped when it was told of a change and had not yet seen it.
+    // Dropped after the notification and before the read.
     let config = config(|config| config.poll_interval = Duration::from_hours(1));
     let live = open(&line, &runtime, config);
     {
@@ -477,7 +477,10 @@ fn subscribers_miss_nothing_of_many_changes_at_once() {
                     while last < CHANGES {
                         let revision = changes.next().await;
                         assert!(revision > last, "{revision} after {last}");
-                        assert!(live.revision() >= revision, "what is told decides already");
+                        assert!(
+                            live.revision() >= revision,
+                            "a reported revision is in use already"
+                        );
                         last = revision;
                     }
                 })
@@ -503,7 +506,7 @@ fn deciding_by_live_flags_allocates_nothing() {
         }
         let live = open(&line, &runtime, config(|config| config.count_usage = count_usage));
         let context = FlagContext::default();
-        // What a thread's first look takes.
+        // Allocations of a thread's first access.
         assert!(is_on(&live, "a"));
         let counted = allocations(|| {
             for key in ["a", "b", "c", "unknown"] {
@@ -516,7 +519,7 @@ fn deciding_by_live_flags_allocates_nothing() {
 }
 
 #[test]
-fn evaluations_are_counted_where_that_is_asked_for() {
+fn evaluations_are_counted_if_configured() {
     let (manual, runtime) = manual();
     let line = Line::new(&runtime);
     now(line.put("a", true));
@@ -546,13 +549,13 @@ fn evaluations_are_counted_where_that_is_asked_for() {
     is_on(&live, "unknown");
     live.current().evaluate("b", &FlagContext::default());
     live.current().set().evaluate("b", &FlagContext::default());
-    // Seen at the next poll, whose time it has from then on.
+    // Recorded at the next poll, with the time of that poll.
     go_on(&manual, run.as_mut(), POLL);
     go_on(&manual, run.as_mut(), Duration::from_mins(1));
     assert_eq!(counts(), [counted("a", 1, 0, Some(60)), counted("b", 0, 1, Some(60))]);
 
-    // A flag that is changed keeps its counts, one that is made counts from 0, and a set
-    // of before counts on.
+    // A changed flag keeps its counts, a new one starts at 0, and evaluations through an older set
+    // still count.
     let before = live.current();
     now(line.put("a", false));
     now(line.put("c", true));

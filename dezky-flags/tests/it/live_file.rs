@@ -1,4 +1,4 @@
-//! The file of flags, for a start without their store.
+//! The flags' file, for a start without the store.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -24,7 +24,7 @@ fn with_file(path: &Path) -> LiveConfig {
     config(|config| config.file = Some(path.to_owned()))
 }
 
-/// Lets a process of its own keep the flags of `line` in the file.
+/// Runs a separate process that saves the flags of `line` to the file.
 fn keep(line: &Arc<Line>, path: &Path) {
     let (manual, runtime) = manual();
     let live = open(line, &runtime, with_file(path));
@@ -38,13 +38,13 @@ fn place() -> (tempfile::TempDir, PathBuf) {
 }
 
 #[test]
-fn a_start_without_the_store_decides_by_the_file() {
+fn a_start_without_the_store_uses_the_file() {
     let (folder, path) = place();
     let (manual, runtime) = manual();
     let line = Line::new(&runtime);
     now(line.put("a", true));
     keep(&line, &path);
-    // It goes on meanwhile: what is in the file is of an older revision.
+    // The store changes meanwhile: the file's revision is older.
     now(line.put("a", false));
     line.set(DOWN);
     let written = fs::File::open(&path).unwrap();
@@ -68,7 +68,7 @@ fn a_start_without_the_store_decides_by_the_file() {
     let status = live.status();
     assert!(!status.from_file && status.failure.is_none() && !is_on(&live, "a"));
     let kept = Snapshot::from_json(&fs::read_to_string(&path).unwrap()).unwrap();
-    assert_eq!(kept.revision, 2, "what is new is kept");
+    assert_eq!(kept.revision, 2, "the newer flags are saved");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
 }
 
@@ -100,7 +100,7 @@ fn the_file_holds_what_decides_and_is_for_its_user_alone() {
     let mut flag = crate::model::version_1();
     flag.version = 1;
     now(line.commit(vec![FlagChange::Create(Box::new(flag.clone()))], Vec::new())).unwrap();
-    // What a crash left, and what somebody else may read.
+    // A leftover of a crash, and a file readable by others.
     fs::write(folder.path().join("flags.json.new"), "half of").unwrap();
     fs::write(&path, "x".repeat(100_000)).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
@@ -129,9 +129,9 @@ fn links_are_replaced_and_not_written_through() {
     assert!(fs::symlink_metadata(&path).unwrap().is_file());
 }
 
-/// Such as /dev/null, by a process that may do anything.
+/// Such as /dev/null, replaceable by a privileged process.
 #[test]
-fn what_is_no_file_is_not_replaced_by_one() {
+fn a_device_is_not_replaced_by_a_file() {
     let (folder, path) = place();
     let (_, runtime) = manual();
     let line = Line::new(&runtime);
@@ -167,14 +167,14 @@ fn without_store_and_file_there_are_no_flags() {
     refused(&path, "no text");
     fs::write(&path, whole.replace("\"revision\"", "\"version\"")).unwrap();
     refused(&path, "another text");
-    // Of which nothing takes room.
+    // A sparse file.
     fs::File::create(&path).unwrap().set_len(MAX_FILE_BYTES + 1).unwrap();
     refused(&path, "a file that is too large");
     fs::write(&path, whole).unwrap();
     assert!(is_on(&open(&line, &runtime, with_file(&path)), "a"));
 }
 
-/// A flag in the file that can't be read is off; the others go on.
+/// An unreadable flag in the file is off; the other flags are not affected.
 #[test]
 fn an_invalid_flag_of_the_file_is_isolated() {
     let (_folder, path) = place();
@@ -192,7 +192,7 @@ fn an_invalid_flag_of_the_file_is_isolated() {
 }
 
 #[test]
-fn a_place_that_can_not_be_written_stops_nothing() {
+fn an_unwritable_path_stops_nothing() {
     let (folder, _) = place();
     let (manual, runtime) = manual();
     let line = Line::new(&runtime);
@@ -202,14 +202,14 @@ fn a_place_that_can_not_be_written_stops_nothing() {
     now(line.put("a", true));
     go_on(&manual, run.as_mut(), POLL);
     assert!(is_on(&live, "a") && !path.exists());
-    // It is tried again after a while, without a change.
+    // Retried after a while, even without a change.
     fs::create_dir(path.parent().unwrap()).unwrap();
     go_on(&manual, run.as_mut(), Duration::from_mins(1));
     assert!(path.exists());
 }
 
 #[test]
-fn ten_thousand_flags_are_followed_and_kept() {
+fn ten_thousand_flags_are_followed_and_saved() {
     let (_folder, path) = place();
     let (manual, runtime) = manual();
     let log = Arc::new(MemoryAuditStore::open(Arc::clone(&runtime)));
@@ -233,7 +233,7 @@ fn ten_thousand_flags_are_followed_and_kept() {
     }
 }
 
-/// The database is down before anything of it is open.
+/// The database is down before anything of it is opened.
 #[test]
 fn a_store_that_can_not_be_opened_yet_is_opened_later() {
     let (_folder, path) = place();
@@ -247,7 +247,7 @@ fn a_store_that_can_not_be_opened_yet_is_opened_later() {
         LazyFlagStore::new(move || {
             let line = line.clone();
             Box::pin(async move {
-                // Opening a store asks it something.
+                // Opening a store queries it.
                 line.revision().await?;
                 Ok(line as Arc<dyn FlagStore>)
             })
@@ -268,9 +268,9 @@ fn a_store_that_can_not_be_opened_yet_is_opened_later() {
     assert!(is_on(&live, "a"));
 }
 
-/// A database that has much to make ready, or a server that is slow to come back.
+/// A database with long migrations, or a server that is slow to come back.
 #[test]
-fn a_store_that_is_opened_slowly_is_open_in_the_end() {
+fn a_store_that_opens_slowly_is_open_in_the_end() {
     let (_folder, path) = place();
     let (manual, runtime) = manual();
     let line = Line::new(&runtime);

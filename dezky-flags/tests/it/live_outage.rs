@@ -1,4 +1,4 @@
-//! The server of the flags stops, and comes back.
+//! An outage of the flags' database server, and its end.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use crate::live::{config, is_on};
 use crate::servers::{Server, eventually, now, spawn, tokio};
 
 const POLL: Duration = Duration::from_millis(100);
-/// No look of its own in the time of a test: what is seen was told.
+/// No poll happens during a test, so every change seen comes from a notification.
 const HARDLY_EVER: Duration = Duration::from_hours(1);
-/// How long the flags decide without their store.
+/// How long the flags are used without their store.
 const AWAY: Duration = Duration::from_secs(6);
-/// Longer than a connection that is lost may take to be noticed and made again.
+/// Longer than it takes to notice and replace a lost connection.
 const RECOVERS_WITHIN: Duration = Duration::from_mins(1);
 
 async fn store(url: String) -> dezky_core::Result<Arc<dyn FlagStore>> {
@@ -38,7 +38,7 @@ async fn store(url: String) -> dezky_core::Result<Arc<dyn FlagStore>> {
 }
 
 fn flag(version: u64) -> Flag {
-    // By turns on and off, beginning with on.
+    // Alternates between on and off, starting with on.
     let state = if version % 2 == 1 { FlagState::On } else { FlagState::Off };
     let flag = Flag::new(NewFlag { state, ..NewFlag::new("chat") }, TokioRuntime.now()).unwrap();
     Flag { version, ..flag }
@@ -49,7 +49,7 @@ async fn commit(store: &dyn FlagStore, version: u64) {
     store.commit(vec![change(Box::new(flag(version)))], Vec::new()).await.unwrap();
 }
 
-/// Flags that decide in a process of their own, as far as the store can tell.
+/// Flags that behave like those of a separate process, as far as the store can tell.
 async fn follow(url: String, poll: Duration, file: Option<&Path>) -> LiveFlags {
     let store = LazyFlagStore::new(move || store(url.clone()).boxed());
     let config = config(|config| {
@@ -91,7 +91,7 @@ async fn is_stopped(mut server: Server) {
     assert!(is_on(&live, "chat"));
     eventually("the file is kept", RECOVERS_WITHIN, || file.exists()).await;
 
-    // Between two looks at a store that is down the flags get older, and decide.
+    // While the store is down, the flags age between polls and stay in use.
     let stopped = now();
     server.stop().await;
     println!("stopped after {:?}", stopped.elapsed());
@@ -135,7 +135,7 @@ fn mongodb_tells_of_changes_again_after_an_outage() {
     tokio().block_on(async { tells_again(Server::mongodb().await).await });
 }
 
-/// What was changed before the line was there again is seen, and what is changed then.
+/// Changes made before the connection is re-established are seen, and so are changes afterwards.
 async fn tells_again(mut server: Server) {
     let url = server.url_by(server.port);
     commit(&*store(url.clone()).await.unwrap(), 1).await;

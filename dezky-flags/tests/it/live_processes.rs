@@ -1,4 +1,4 @@
-//! A change that another process makes: how soon it decides here.
+//! How soon a change by another process takes effect here.
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -22,31 +22,31 @@ use crate::servers::{Engine, TestLog, spawn, tokio};
 
 const URL: &str = "DEZKY_TEST_EDITOR_URL";
 const KEY: &str = "chat";
-/// What is promised where the engine tells of changes, and beyond the poll interval
-/// where it does not.
+/// The documented bound: from the commit where the engine sends notifications, and in addition to
+/// the poll interval where it does not.
 const PROMISED: Duration = Duration::from_secs(1);
 const CHANGES: u64 = 100;
-/// For what has no bound of its own.
+/// For waits without a documented bound.
 const PATIENCE: Duration = Duration::from_mins(4);
 
-/// Flags in a database, with ways of their own for what a test needs.
+/// Flags in a database, with the means that the tests need.
 pub(crate) struct Opened {
     pub(crate) log: Arc<dyn AuditStore>,
     pub(crate) store: Arc<dyn FlagStore>,
     pub(crate) write: Write,
 }
 
-/// The flags at a URL.
+/// Opens the flags at a URL.
 pub(crate) async fn open(url: &str) -> Opened {
     open_as(url, Hears::Notifications).await
 }
 
-/// How a process hears of changes.
+/// How a process learns of changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hears {
-    /// As its engine has it.
+    /// With the engine's notifications, if it has any.
     Notifications,
-    /// By looking alone.
+    /// By polling alone.
     Polls,
 }
 
@@ -66,7 +66,7 @@ async fn open_as(url: &str, hears: Hears) -> Opened {
         return Opened { log: Arc::new(log), store, write };
     }
     let mut config = MongoConfig::new(url);
-    // A loaded machine is no outage.
+    // A slow machine must not count as an outage.
     config.operation_timeout = PATIENCE;
     config.busy_timeout = PATIENCE;
     let log = MongoAuditStore::open(config, Arc::new(TokioRuntime)).await.unwrap();
@@ -76,7 +76,7 @@ async fn open_as(url: &str, hears: Hears) -> Opened {
     Opened { log: Arc::new(log), store, write }
 }
 
-/// A store that is told nothing, as one whose server has no change streams.
+/// A store without notifications, such as a server without change streams.
 struct Deaf(Arc<dyn FlagStore>);
 
 #[async_trait::async_trait]
@@ -145,7 +145,7 @@ fn reaches(engine: Engine, hears: Hears, poll: Duration) {
         let follows = spawn(async move { follows.run(std::future::pending()).await });
         let mut editor = Editor::start(&place.url());
         assert_eq!(editor.hear().await, "ready");
-        // The first ones make connections.
+        // The first changes establish connections.
         for n in 0..3 {
             change(&mut editor, &live, n).await;
         }
@@ -166,12 +166,12 @@ fn reaches(engine: Engine, hears: Hears, poll: Duration) {
     });
 }
 
-/// Lets the other process make a change, and says how long after its commit it decided
+/// Has the other process make a change, and returns the time from its commit until it took effect
 /// here.
 async fn change(editor: &mut Editor, live: &LiveFlags, n: u64) -> Duration {
     let mut changes = live.subscribe();
     let waits = async {
-        // Subscribed before the change is asked for, so that none is missed.
+        // Subscribe before requesting the change, so that it is not missed.
         while live.revision() <= n {
             changes.next().await;
         }
@@ -185,8 +185,8 @@ async fn change(editor: &mut Editor, live: &LiveFlags, n: u64) -> Duration {
     seen.saturating_since(committed)
 }
 
-/// An editor of flags in a process of its own: for each `go` it makes a change, and says
-/// when that was committed.
+/// An editor of flags in a separate process: makes a change for each `go` and reports the time of
+/// its commit.
 struct Editor {
     process: Child,
     stdin: ChildStdin,
@@ -239,7 +239,7 @@ fn told(name: &str) -> Option<String> {
 }
 
 #[test]
-#[ignore = "run by the tests above, in a process of its own"]
+#[ignore = "run by the tests above, in a separate process"]
 fn editor() {
     let Some(url) = told(URL) else { return };
     tokio().block_on(async {
@@ -260,7 +260,7 @@ fn editor() {
 
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    // On a line of its own, whatever the harness has begun to say.
+    // On a line of its own, after anything that the harness has printed.
     writeln!(out, "\neditor: {line}").unwrap();
     out.flush().unwrap();
 }

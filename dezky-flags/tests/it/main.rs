@@ -1,5 +1,5 @@
-//! Flags as their users meet them: stores against the conformance suite, the editor,
-//! decisions, and the shapes that are kept.
+//! Flags as users experience them: stores against the conformance suite, the editor, decisions, and
+//! the persisted forms.
 
 mod allocation;
 mod compile;

@@ -29,19 +29,19 @@ impl FlagStoreHarness for Memory {
 
 dezky_flags::flag_store_conformance!(Memory);
 
-/// A change as drawn: of which key, what, how far from the version that fits, and a pct.
+/// A generated change: the key, the kind, the distance from the matching version, and a percentage.
 type Drawn = (u8, u8, i64, u8);
 
-/// Commits of changes of one of three keys, mostly of the version that fits.
+/// Commits with changes of one of three keys, mostly with the matching version.
 pub(crate) fn any_commits() -> impl Strategy<Value = Vec<Vec<Drawn>>> {
     let off_by = prop_oneof![8 => Just(0_i64), 1 => Just(1), 1 => Just(-1)];
-    // A pct beyond 100 is out of bounds.
+    // A percentage beyond 100 is out of bounds.
     let change = (0..3_u8, 0..4_u8, off_by, 0..104_u8);
     prop::collection::vec(prop::collection::vec(change, 1..3), 1..30)
 }
 
-/// Whatever is committed to an empty store, it answers as the memory does, and holds
-/// the same.
+/// Checks that for any commits to an empty store, the store answers like the memory store and ends
+/// up with the same content.
 pub(crate) async fn agrees_with_memory(store: &dyn FlagStore, commits: Vec<Vec<Drawn>>) {
     let memory = Memory.open(Reopen::No).await.store;
     for commit in commits {

@@ -5,7 +5,7 @@ use dezky_flags::{
 };
 use serde_json::{Value, json};
 
-/// A flag as version 1 keeps it. Never change this text: it must be read for ever.
+/// A flag as stored by version 1. Never change this text: it must stay readable forever.
 pub(crate) const VERSION_1: &str = r#"{"key":"chat.threads","description":"Threads in chat.","state":"rollout","pct":25,"scope":{"plans":["enterprise","pro"],"tenantSlugs":[],"partnerSlugs":["süd"],"environments":["production"]},"history":[{"at":"2026-01-02T00:00:00.000Z","actor":{"type":"operator","id":"u-7","email":"ana@dezky.test"},"changes":[{"field":"pct","from":0,"to":25},{"field":"scope.plans","from":[],"to":["enterprise","pro"]}],"note":"first quarter"},{"at":"2026-01-01T00:00:00.000Z","actor":{"type":"system"},"changes":[{"field":"state","from":null,"to":"off"}]}],"version":3,"createdAt":"2026-01-01T00:00:00.000Z","updatedAt":"2026-01-02T00:00:00.000Z"}"#;
 
 fn time(text: &str) -> Timestamp {
@@ -63,18 +63,18 @@ fn the_json_form_is_that_of_version_1() {
 }
 
 #[test]
-fn an_axis_that_is_not_known_is_no_wider_flag() {
+fn an_unknown_axis_does_not_widen_a_flag() {
     let text = VERSION_1.replace(r#""tenantSlugs":[]"#, r#""regions":["eu"]"#);
     assert!(serde_json::from_str::<Flag>(&text).is_err());
 }
 
 #[test]
-fn what_is_out_of_bounds_is_named_with_its_bound() {
+fn errors_name_the_field_and_its_bound() {
     let long = |n| "x".repeat(n);
     let values = |n: usize| (0..n).map(|i| format!("v{i}")).collect::<Vec<_>>();
-    let pct = "pct must be a whole number from 0 to 100, hundredths stand in options.pctHundredths";
-    let key = "key must be 1 to 64 lower-case letters, digits, _ . and -, the first one a letter or digit";
-    let value = "must be text of 1 to 128 bytes without control characters";
+    let pct = "pct must be a whole number from 0 to 100 (hundredths go into options.pctHundredths)";
+    let key = "key must be 1 to 64 lower-case letters, digits, _, . or -, starting with a letter or a digit";
+    let value = "must be a string of 1 to 128 bytes without control characters";
     for (body, message) in [
         (json!({"key": "a", "pct": -1}), pct.to_owned()),
         (json!({"key": "a", "pct": 101}), pct.to_owned()),
@@ -92,20 +92,20 @@ fn what_is_out_of_bounds_is_named_with_its_bound() {
         (json!({"key": "a b"}), key.to_owned()),
         (json!({"key": "ä"}), key.to_owned()),
         (json!({"key": long(65)}), key.to_owned()),
-        (json!({"key": 7}), "key must be text, or absent".into()),
+        (json!({"key": 7}), "key must be a string, or absent".into()),
         (
             json!({"key": "a", "description": long(1_001)}),
-            "description must be at most 1000 bytes, without control characters but line feeds and tabs".into(),
+            "description must be at most 1000 bytes without control characters other than line feeds and tabs".into(),
         ),
         (
             json!({"key": "a", "description": "a\0"}),
-            "description must be at most 1000 bytes, without control characters but line feeds and tabs".into(),
+            "description must be at most 1000 bytes without control characters other than line feeds and tabs".into(),
         ),
-        (json!({"key": "a", "description": null}), "description must be text, or absent".into()),
+        (json!({"key": "a", "description": null}), "description must be a string, or absent".into()),
         (json!({"key": "a", "scope": []}), "scope must be a JSON object".into()),
         (
             json!({"key": "a", "scope": {"plans": "pro"}}),
-            "scope.plans must be a list of texts, or absent".into(),
+            "scope.plans must be a list of strings, or absent".into(),
         ),
         (json!({"key": "a", "scope": {"plans": ["pro", ""]}}), format!("scope.plans[1] {value}")),
         (
@@ -142,7 +142,7 @@ fn what_is_out_of_bounds_is_named_with_its_bound() {
     assert_eq!(patch(json!({"pct": 101})), pct);
     for note in [long(1_001), "a\0".into(), "\u{1b}[2J".into(), "a\r".into()] {
         let said = patch(json!({"note": note}));
-        assert!(said.starts_with("note must be at most 1000 bytes, without control"), "{said}");
+        assert!(said.starts_with("note must be at most 1000 bytes without control"), "{said}");
     }
     assert!(patch(json!({"key": "b"})).starts_with("key is not a field: use description"));
     let read = serde_json::from_str::<NewFlag>(r#"{"key":"a","pct":12.5}"#).unwrap_err();
@@ -150,7 +150,7 @@ fn what_is_out_of_bounds_is_named_with_its_bound() {
 }
 
 #[test]
-fn the_largest_and_smallest_are_taken() {
+fn values_at_the_bounds_are_accepted() {
     for body in [
         json!({"key": "0"}),
         json!({"key": format!("a{}", "_.-".repeat(21)), "pct": 100, "description": "x".repeat(1_000)}),
@@ -169,11 +169,11 @@ fn a_scope_is_a_set() {
     let flag = Flag::new(new.unwrap(), Timestamp::MIN).unwrap();
     assert_eq!(flag.scope.plans, ["free", "pro"]);
     let patch = FlagPatch::from_json(&json!({"scope": {"plans": ["pro", "free"]}})).unwrap();
-    assert_eq!(flag.patched(&patch).unwrap(), flag, "another order is no change");
+    assert_eq!(flag.patched(&patch).unwrap(), flag, "another order is not a change");
 }
 
 #[test]
-fn a_patch_leaves_what_it_does_not_name() {
+fn a_patch_keeps_fields_that_it_does_not_name() {
     let flag = version_1();
     assert_eq!(flag.patched(&FlagPatch::default()).unwrap(), flag);
     let scope = ScopePatch { plans: Some(vec![]), ..ScopePatch::default() };
@@ -188,9 +188,9 @@ fn option_patch(body: &Value) -> FlagPatch {
 
 #[test]
 fn options_out_of_bounds_are_named_with_their_bound() {
-    let seed = "options.seed must be text of 1 to 64 bytes without control characters";
+    let seed = "options.seed must be a string of 1 to 64 bytes without control characters";
     let hundredths =
-        "options.pctHundredths must be a whole number from 0 to 99, and 0 where pct is 100";
+        "options.pctHundredths must be a whole number from 0 to 99, and 0 if pct is 100";
     let time = "options.expiresAt must be a time such as 2027-01-31T00:00:00Z, or null";
     let active = "options.requireActiveTenant must be true or false";
     for (options, message) in [
@@ -234,7 +234,7 @@ fn options_out_of_bounds_are_named_with_their_bound() {
 }
 
 #[test]
-fn options_change_one_by_one_and_null_takes_away() {
+fn options_change_one_by_one_and_null_removes() {
     let all = json!({
         "seed": "s", "pctHundredths": 50, "requireActiveTenant": true,
         "expiresAt": "2027-01-31T00:00:00.000Z",

@@ -17,7 +17,7 @@ use crate::memory::{agrees_with_memory, any_commits};
 use crate::postgres::{create, in_time};
 use crate::sqlite::tokio;
 
-/// Databases on the tests' server, dropped at the end.
+/// Databases on the test server, dropped at the end.
 #[derive(Default)]
 struct Mongo(Mutex<Vec<Database>>);
 
@@ -26,12 +26,12 @@ impl Mongo {
         self.0.lock().unwrap().push(Database::mongodb());
     }
 
-    /// Opens the database that was made last.
+    /// Opens the database that was created last.
     async fn log_as(&self, migrate: bool) -> MongoAuditStore {
         let url = self.0.lock().unwrap().last().expect("was made").url();
         let mut config = MongoConfig::new(url);
         config.migrate = migrate;
-        // A loaded machine is no outage.
+        // A slow machine must not count as an outage.
         config.operation_timeout = Duration::from_mins(4);
         config.busy_timeout = Duration::from_mins(1);
         MongoAuditStore::open(config, Arc::new(TokioRuntime)).await.unwrap()
@@ -41,7 +41,7 @@ impl Mongo {
         self.log_as(true).await
     }
 
-    /// A new database with flags.
+    /// Creates a database with flags.
     async fn flags(&self) -> (MongoAuditStore, MongoFlagStore) {
         self.make();
         let log = self.log().await;
@@ -50,7 +50,7 @@ impl Mongo {
     }
 }
 
-/// Whether it is the double, which looks at every row for every read.
+/// Whether the server is the double, which scans every row for every read.
 pub(crate) async fn is_double() -> bool {
     let url = crate::database::variable("DEZKY_TEST_MONGODB");
     let client = mongodb::Client::with_uri_str(url).await.unwrap();
@@ -107,7 +107,7 @@ fn a_flag_as_version_1_wrote_it_is_read() {
 }
 
 #[test]
-fn what_was_changed_by_hand_is_said_to_be_corrupt() {
+fn manual_changes_are_reported_as_corrupt() {
     let mongo = Mongo::default();
     tokio().block_on(async {
         let (log, store) = mongo.flags().await;
@@ -129,7 +129,7 @@ fn what_was_changed_by_hand_is_said_to_be_corrupt() {
 }
 
 #[test]
-fn a_database_is_looked_at_before_it_is_written_to() {
+fn a_database_is_checked_before_it_is_written_to() {
     let mongo = Mongo::default();
     tokio().block_on(async {
         mongo.make();
@@ -149,7 +149,7 @@ fn a_database_is_looked_at_before_it_is_written_to() {
 }
 
 #[test]
-fn stores_that_open_at_once_are_one() {
+fn stores_that_open_at_once_share_one_state() {
     let mongo = Mongo::default();
     tokio().block_on(async {
         mongo.make();
@@ -159,7 +159,7 @@ fn stores_that_open_at_once_are_one() {
         });
         let opened = try_join_all(opened).await.unwrap();
         let keys: Vec<_> = (0..8).map(|n| format!("k{n}")).collect();
-        // The first change writes the state, too: of all of them one does.
+        // The first change writes the state as well: only one of them does.
         let commits = opened
             .iter()
             .zip(&keys)
@@ -172,7 +172,7 @@ fn stores_that_open_at_once_are_one() {
 }
 
 #[test]
-fn others_are_told_of_a_change() {
+fn other_stores_are_notified_of_a_change() {
     let mongo = Mongo::default();
     tokio().block_on(async {
         let (_log, store) = mongo.flags().await;
@@ -188,7 +188,7 @@ fn others_are_told_of_a_change() {
     });
 }
 
-/// Whatever is committed, MongoDB answers as the memory does, and holds the same.
+/// For any commits, MongoDB answers like the memory store and ends up with the same content.
 #[test]
 fn mongodb_agrees_with_memory() {
     let mongo = Mongo::default();
@@ -197,7 +197,7 @@ fn mongodb_agrees_with_memory() {
     let config = ProptestConfig { cases: 6, failure_persistence: None, ..Default::default() };
     let agrees = |commits| {
         runtime.block_on(async {
-            // Emptied rather than made anew, which takes long.
+            // Emptied rather than recreated, which takes long.
             for kind in ["dezky_flags", "dezky_flags_state"] {
                 let collection = log.database().collection::<Document>(kind);
                 collection.delete_many(doc! {}).await.unwrap();

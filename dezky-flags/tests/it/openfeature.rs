@@ -1,4 +1,4 @@
-//! Flags through OpenFeature, decided in this process.
+//! Flags through OpenFeature, decided within this process.
 
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ fn tenant() -> EvaluationContext {
 }
 
 #[tokio::test]
-async fn every_decision_is_told_in_openfeatures_words() {
+async fn every_decision_is_reported_in_openfeatures_terms() {
     let provider = FlagProvider::new(compiled());
     let pro = tenant().with_custom_field("plan", "pro").with_custom_field("tenantActive", true);
     for (key, context, value, reason, ours) in [
@@ -73,7 +73,7 @@ async fn every_decision_is_told_in_openfeatures_words() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_an_error() {
+async fn invalid_requests_are_errors() {
     let provider = FlagProvider::new(compiled());
     let refused = async |key: &str, context: EvaluationContext| {
         provider.resolve_bool_value(key, &context).await.unwrap_err()
@@ -100,7 +100,7 @@ async fn what_is_wrong_is_an_error() {
 }
 
 #[tokio::test]
-async fn live_flags_are_followed_and_say_their_revision() {
+async fn live_flags_are_followed_and_report_their_revision() {
     let runtime = Arc::new(TokioRuntime);
     let log = Arc::new(MemoryAuditStore::open(runtime.clone()));
     let store = Arc::new(MemoryFlagStore::new(log.clone()));
@@ -108,7 +108,7 @@ async fn live_flags_are_followed_and_say_their_revision() {
     let live = live.unwrap();
     let editor = Flags::new(store, Arc::new(AuditLog::new(log, runtime.clone())), runtime)
         .with_live(live.clone());
-    // Apart from what other tests of this process provide.
+    // A separate domain, because other tests of this process set providers as well.
     OpenFeature::singleton_mut().await.set_named_provider("live", FlagProvider::live(live)).await;
     let client = OpenFeature::singleton().await.create_named_client("live");
     let edit = Edit::by(Actor::system());

@@ -27,7 +27,7 @@ impl Postgres {
         PostgresAuditStore::open(PostgresConfig::new(self.0.url()), &TokioRuntime).await.unwrap()
     }
 
-    /// A new database with flags.
+    /// Creates a database with flags.
     async fn flags(&self) -> (PostgresAuditStore, PostgresFlagStore) {
         self.0.make().await;
         let log = self.log().await;
@@ -86,7 +86,7 @@ fn a_flag_as_version_1_wrote_it_is_read() {
 }
 
 #[test]
-fn a_row_that_was_changed_by_hand_is_said_to_be_corrupt() {
+fn a_manually_changed_row_is_reported_as_corrupt() {
     let postgres = Postgres::default();
     tokio().block_on(async {
         let (log, store) = postgres.flags().await;
@@ -104,7 +104,7 @@ fn a_row_that_was_changed_by_hand_is_said_to_be_corrupt() {
 }
 
 #[test]
-fn a_database_is_looked_at_before_it_is_written_to() {
+fn a_database_is_checked_before_it_is_written_to() {
     let postgres = Postgres::default();
     tokio().block_on(async {
         postgres.0.make().await;
@@ -124,7 +124,7 @@ fn a_database_is_looked_at_before_it_is_written_to() {
 }
 
 #[test]
-fn stores_that_open_at_once_make_the_tables_once() {
+fn stores_that_open_at_once_create_the_tables_once() {
     let postgres = Postgres::default();
     tokio().block_on(async {
         postgres.0.make().await;
@@ -141,12 +141,12 @@ fn stores_that_open_at_once_make_the_tables_once() {
 }
 
 #[test]
-fn others_are_told_of_a_change() {
+fn other_stores_are_notified_of_a_change() {
     let postgres = Postgres::default();
     tokio().block_on(async {
         let (_log, store) = postgres.flags().await;
         let Opened { store: other, log: _log } = postgres.open(Reopen::Yes).await;
-        // A connection to listen on was made: what happens from here on is heard.
+        // The listening connection is established, so changes from here on are notified.
         in_time(other.changed(0)).await;
         for revision in 0..3 {
             let key = format!("k{revision}");
@@ -159,15 +159,15 @@ fn others_are_told_of_a_change() {
     });
 }
 
-/// Long enough for any machine; who is not told waits for ever.
+/// Long enough for any machine; without a notification the wait never ends.
 pub(crate) async fn in_time(told: impl Future<Output = ()>) {
     tokio::time::timeout(Duration::from_mins(1), told).await.expect("is told");
 }
 
-/// Whoever's connection is cut, wherever it stands: the change and its event are both
-/// there or neither is, and the same store goes on.
+/// A connection cut at any point leaves both the change and its event, or neither, and the same
+/// store remains usable.
 #[test]
-fn a_cut_connection_parts_no_change_from_its_event() {
+fn a_cut_connection_separates_no_change_from_its_event() {
     let postgres = Postgres::default();
     tokio().block_on(async {
         let (log, store) = postgres.flags().await;
@@ -217,14 +217,14 @@ fn a_cut_connection_parts_no_change_from_its_event() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
-    /// Whatever is committed, PostgreSQL answers as the memory does, and holds the same.
+    /// For any commits, PostgreSQL answers like the memory store and ends up with the same content.
     #[test]
     fn postgres_agrees_with_memory(commits in any_commits()) {
         let postgres = Postgres::default();
         tokio().block_on(async {
             let (log, store) = postgres.flags().await;
             agrees_with_memory(&store, commits).await;
-            // What bounds the store is counted as the rows are.
+            // The counts that bound the store match the rows.
             let sql = "SELECT flags, keys, (SELECT count(flag) FROM dezky_flags), \
                 (SELECT count(*) FROM dezky_flags) FROM dezky_flags_state";
             let mut tx = log.database().read().await.unwrap();

@@ -1,4 +1,4 @@
-//! Explanations and previews: exact, whatever the flags.
+//! Explanations and previews are exact for any flags.
 
 use dezky_core::Timestamp;
 use dezky_core::testkit::ManualRuntime;
@@ -24,7 +24,7 @@ fn tenant(tenant_id: &str) -> FlagContext<'_> {
 }
 
 #[test]
-fn an_explanation_has_the_figures_that_decided() {
+fn an_explanation_has_the_numbers_that_decided() {
     let why = |flag: &Flag| serde_json::to_value(explain(flag, &tenant(TENANT))).unwrap();
     let plain = rollout("partner_portal", 25, FlagOptions::default());
     assert_eq!(
@@ -125,10 +125,10 @@ fn a_preview_names_who_gains_and_who_loses() {
     assert_eq!(seen.before_on, of(&|bucket, _| bucket < 25).len() as u64);
     assert_eq!(seen.after_on, seen.before_on + seen.gains.count - seen.loses.count);
     assert_eq!(seen.by_plan.keys().collect::<Vec<_>>(), ["enterprise", "free", "pro"]);
-    assert_eq!((seen.by_plan["free"].of, seen.by_plan["free"].gains), (134, 0));
+    assert_eq!((seen.by_plan["free"].total, seen.by_plan["free"].gains), (134, 0));
     assert_eq!(seen.by_plan["free"].loses, loses.len() as u64);
     let sum = |of: fn(&dezky_flags::PlanPreview) -> u64| seen.by_plan.values().map(of).sum::<u64>();
-    assert_eq!((sum(|p| p.of), sum(|p| p.before_on)), (400, seen.before_on));
+    assert_eq!((sum(|p| p.total), sum(|p| p.before_on)), (400, seen.before_on));
     assert_eq!((sum(|p| p.after_on), sum(|p| p.gains)), (seen.after_on, seen.gains.count));
     assert_eq!(
         seen.to_string(),
@@ -140,7 +140,7 @@ fn a_preview_names_who_gains_and_who_loses() {
         )
     );
 
-    // Made and removed.
+    // Created and removed.
     let made = preview(None, Some(&before), all());
     assert_eq!((made.before_on, made.gains.count), (0, seen.before_on));
     let gone = preview(Some(&before), None, all());
@@ -151,7 +151,7 @@ fn a_preview_names_who_gains_and_who_loses() {
     assert_eq!(json.get("otherPlans"), None);
 }
 
-/// The counts are exact, the lists are bounded.
+/// The counts are exact and the lists bounded.
 #[test]
 fn a_hundred_thousand_tenants_are_counted_and_a_thousand_listed() {
     let on = Flag { state: FlagState::On, ..rollout("k", 0, FlagOptions::default()) };
@@ -164,10 +164,10 @@ fn a_hundred_thousand_tenants_are_counted_and_a_thousand_listed() {
         few.see(&context);
     }
     let seen = previewer.finish();
-    assert_eq!((seen.of, seen.gains.count), (100_000, 100_000));
+    assert_eq!((seen.total, seen.gains.count), (100_000, 100_000));
     assert_eq!((seen.gains.tenants.len(), seen.by_plan.len()), (MAX_LISTED_TENANTS, 1_000));
     let other = seen.other_plans.unwrap();
-    assert_eq!((other.of, other.gains), (99_000, 99_000));
+    assert_eq!((other.total, other.gains), (99_000, 99_000));
     let few = few.finish().gains;
     assert_eq!((few.tenants.len(), few.count), (2, 100_000));
 }
@@ -201,7 +201,7 @@ fn a_file_is_read_by_definition() {
     assert!(set.evaluate("b", &tenant(TENANT)).value);
     assert_eq!(set.evaluate("a", &tenant(TENANT)).reason.to_string(), "invalid_flag");
     let refused = file.all().unwrap_err().to_string();
-    assert!(refused.starts_with("the flag a: colour is not a field"), "{refused}");
+    assert!(refused.starts_with("flag a: colour is not a field"), "{refused}");
 
     let runtime = ManualRuntime::new(3);
     let flags = FlagGenerator::new(&runtime).flags(50);
@@ -213,16 +213,16 @@ fn a_file_is_read_by_definition() {
         assert_eq!((&flag.scope, &flag.options), (&stored.scope, &stored.options));
     }
     for (text, word) in [
-        ("", "no snapshot of flags"),
-        ("[]", "no snapshot of flags"),
-        (r#"{"flags": {}}"#, "no snapshot of flags"),
+        ("", "not a flag file"),
+        ("[]", "not a flag file"),
+        (r#"{"flags": {}}"#, "not a flag file"),
         (r#"{"flags": [], "flag": 1}"#, "unknown field"),
         (r#"{"flags": [1]}"#, "flags[0].key"),
         (r#"{"flags": [{"key": "A"}]}"#, "flags[0].key"),
-        (r#"{"flags": [{"key": "a"}, {"key": "a"}]}"#, "flags[1].key: a is there twice"),
+        (r#"{"flags": [{"key": "a"}, {"key": "a"}]}"#, "flags[1].key: a is given twice"),
         (
             r#"{"flags": [{"key": "a"}], "invalid": [{"key": "a", "problem": "x"}]}"#,
-            "invalid[0].key: a is there twice",
+            "invalid[0].key: a is given twice",
         ),
     ] {
         let refused = FlagFile::from_json(text).unwrap_err();
@@ -231,7 +231,10 @@ fn a_file_is_read_by_definition() {
     }
     let many: Vec<_> = (0..=10_000).map(|n| json!({"key": format!("k{n}")})).collect();
     let refused = FlagFile::from_json(&json!({ "flags": many }).to_string()).unwrap_err();
-    assert!(refused.to_string().contains("at most 10000: there are 10001"), "{refused}");
+    assert!(
+        refused.to_string().contains("10001 flags are too many: the maximum is 10000"),
+        "{refused}"
+    );
 }
 
 proptest! {
@@ -282,7 +285,7 @@ proptest! {
             let theirs = contexts().filter(|c| c.plan.unwrap_or_default() == plan);
             let alone = preview(Some(&before), Some(&after), theirs);
             prop_assert_eq!(alone.by_plan.into_iter().next(), Some((plan.clone(), *of)));
-            prop_assert_eq!((alone.of, alone.gains.count), (of.of, of.gains));
+            prop_assert_eq!((alone.total, alone.gains.count), (of.total, of.gains));
         }
         prop_assert_eq!(seen.after_on + seen.loses.count, seen.before_on + seen.gains.count);
         if decides_alike(Some(&before), Some(&after)) {

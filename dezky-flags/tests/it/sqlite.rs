@@ -81,7 +81,7 @@ fn a_flag_as_version_1_wrote_it_is_read() {
 }
 
 #[test]
-fn a_row_that_was_changed_by_hand_is_said_to_be_corrupt() {
+fn a_manually_changed_row_is_reported_as_corrupt() {
     let folder = tempfile::tempdir().unwrap();
     tokio().block_on(async {
         let log = log_at(folder.path().join("flags.db")).await;
@@ -109,7 +109,7 @@ fn tables_of_a_newer_program_are_refused() {
 }
 
 #[test]
-fn flags_are_read_through_a_log_that_is_open_for_reading_alone() {
+fn flags_are_read_through_a_read_only_log() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("flags.db");
     tokio().block_on(async {
@@ -132,7 +132,7 @@ fn flags_are_read_through_a_log_that_is_open_for_reading_alone() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// Whatever is committed, SQLite answers as the memory does, and holds the same.
+    /// For any commits, SQLite answers like the memory store and ends up with the same content.
     #[test]
     fn sqlite_agrees_with_memory(commits in any_commits()) {
         tokio().block_on(async {
@@ -140,7 +140,7 @@ proptest! {
             let log = log_at(folder.path().join("flags.db")).await;
             let sqlite = SqliteFlagStore::open(&log.database()).await.unwrap();
             agrees_with_memory(&sqlite, commits).await;
-            // What bounds the store is counted as the rows are.
+            // The counts that bound the store match the rows.
             let mut reader = log.database().read().await.unwrap();
             let sql = "SELECT flags, keys, (SELECT count(flag) FROM dezky_flags), \
                 (SELECT count(*) FROM dezky_flags) FROM dezky_flags_state";

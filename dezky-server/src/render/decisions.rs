@@ -44,12 +44,12 @@ pub(crate) fn previewed(preview: &Preview, environment: Option<&str>) -> Value {
 /// A preview as a table.
 pub(crate) fn previewed_table(key: &str, preview: &Preview) -> String {
     let mut text = format!("{key}: {preview}\n");
-    let plans = preview.by_plan.iter().map(|(plan, of)| (plan.as_str(), of));
-    let rows = plans.chain(preview.other_plans.iter().map(|of| ("(others)", of)));
-    let rows = rows.map(|(plan, of)| {
-        let numbers = [of.of, of.before_on, of.after_on, of.gains, of.loses];
-        let [of, before, after, gains, loses] = numbers.map(|number| number.to_string());
-        [printable(plan), of, before, after, gains, loses]
+    let plans = preview.by_plan.iter().map(|(plan, seen)| (plan.as_str(), seen));
+    let rows = plans.chain(preview.other_plans.iter().map(|seen| ("(others)", seen)));
+    let rows = rows.map(|(plan, seen)| {
+        let numbers = [seen.total, seen.before_on, seen.after_on, seen.gains, seen.loses];
+        let [total, before, after, gains, loses] = numbers.map(|number| number.to_string());
+        [printable(plan), total, before, after, gains, loses]
     });
     text.push_str(&table(&["plan", "of", "before", "after", "gain", "lose"], rows));
     for (verb, flipped) in [("gain", &preview.gains), ("lose", &preview.loses)] {

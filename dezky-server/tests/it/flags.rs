@@ -439,8 +439,8 @@ async fn a_flag_out_of_bounds_is_refused_by_field_and_bound() {
     }
     for (body, words) in [
         (json!({ "pct": 1 }), &["key", "1 to 64"][..]),
-        (json!({ "key": 7 }), &["key", "text"]),
-        (json!({ "key": null }), &["key", "text"]),
+        (json!({ "key": 7 }), &["key", "string"]),
+        (json!({ "key": null }), &["key", "string"]),
         (json!({ "key": "evaluate" }), &["key", "evaluate"]),
         (json!({ "key": "n", "note": "x" }), &["note", "key, description"]),
         (json!({ "key": "n", "version": 3 }), &["version", "key, description"]),

@@ -135,7 +135,7 @@ async fn a_preview_out_of_bounds_is_refused_like_the_change() {
         ("k", json!({ "environment": 7 }), "environment must be text"),
         ("k", json!({ "environment": "e".repeat(129) }), "128 bytes"),
         ("new", json!({ "key": "other" }), "key must be that of the path"),
-        ("new", json!({ "key": 7 }), "key must be text"),
+        ("new", json!({ "key": 7 }), "key must be a string"),
         ("new", json!({ "note": "x" }), "note is not a field"),
         ("No", json!({ "state": "on" }), "key must be 1 to 64"),
         ("k", json!([]), "JSON object"),
@@ -338,8 +338,8 @@ async fn flags_are_previewed_exported_and_imported_on_the_command_line() {
 
     for (content, word) in [
         (json!({ "flags": [{ "key": "pay" }, { "key": "bad", "pct": 101 }] }), "bad: pct must be"),
-        (json!({ "flags": [{ "key": "pay" }, { "key": "pay" }] }), "pay is there twice"),
-        (json!([]), "no snapshot of flags"),
+        (json!({ "flags": [{ "key": "pay" }, { "key": "pay" }] }), "pay is given twice"),
+        (json!([]), "not a flag file"),
     ] {
         write(content);
         refused(&store, &["import", text(&file), "--overwrite"], 2, word);

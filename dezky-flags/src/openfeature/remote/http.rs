@@ -1,4 +1,4 @@
-//! Requests, within bounds.
+//! Bounded HTTP requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,23 +14,23 @@ use serde::Deserialize;
 
 use super::{Answer, RemoteConfig, refusal};
 
-/// No server makes us wait longer.
+/// Upper bound for a server's `Retry-After`.
 const MAX_WAIT: Duration = Duration::from_hours(1);
 
-/// What a request brought.
+/// The outcome of a request.
 pub(super) enum Fetched {
-    /// What was known is current.
+    /// The known answers are still current.
     Unchanged,
     Answers {
         tag: Option<String>,
         flags: Vec<Answer>,
     },
-    /// The context is refused.
+    /// The server rejected the context.
     Refused(EvaluationError),
-    /// The server is not there, or not for us.
+    /// The server is unreachable or does not serve this client.
     Failed {
         problem: String,
-        /// How long not to ask again, if it said so.
+        /// The server's `Retry-After`, if it sent one.
         wait: Option<Duration>,
     },
 }
@@ -41,7 +41,7 @@ impl Fetched {
     }
 }
 
-/// A server's bulk evaluation.
+/// The bulk evaluation endpoint of a server.
 pub(super) struct Api {
     client: Client,
     url: String,
@@ -55,13 +55,13 @@ impl Api {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(token) = &config.token {
             let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.0))
-                .map_err(|_| invalid("token can't be a header: give the server's token"))?;
+                .map_err(|_| invalid("token can't be sent in a header: use the server's token"))?;
             bearer.set_sensitive(true);
             headers.insert(AUTHORIZATION, bearer);
         }
         let is_secure =
             config.base_url.get(..6).is_some_and(|head| head.eq_ignore_ascii_case("https:"));
-        // No redirects: the token is for this address alone.
+        // Redirects are not followed, because the token is for this address alone.
         let client = Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
@@ -69,13 +69,13 @@ impl Api {
             .default_headers(headers)
             .user_agent("dezky")
             .build()
-            .map_err(|error| invalid("the HTTP client can't be made").with_source(error))?;
+            .map_err(|error| invalid("can't create the HTTP client").with_source(error))?;
         let url = format!("{}/ofrep/v1/evaluate/flags", config.base_url.trim_end_matches('/'));
         Ok(Self { client, url, max_bytes: config.max_answer_bytes })
     }
 
-    /// Asks for all flags of the context in `body`; `tag` is that of what is known.
-    pub(super) async fn ask(&self, body: &str, tag: Option<&str>) -> Fetched {
+    /// Requests all flags for the context in `body`; `tag` identifies the known answers.
+    pub(super) async fn query(&self, body: &str, tag: Option<&str>) -> Fetched {
         let mut request = self.client.post(&self.url).body(body.to_owned());
         if let Some(tag) = tag {
             request = request.header(IF_NONE_MATCH, tag);
@@ -89,7 +89,7 @@ impl Api {
             StatusCode::NOT_MODIFIED => return Fetched::Unchanged,
             StatusCode::OK | StatusCode::BAD_REQUEST => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                return Fetched::failed(format!("it answers {status}: give it a valid token"));
+                return Fetched::failed(format!("it answers {status}: set a valid token"));
             }
             _ => {
                 let wait = retry_after(&headers);
@@ -134,7 +134,7 @@ fn read(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Fetched {
         let tag = headers.get(ETAG).and_then(|tag| tag.to_str().ok()).map(str::to_owned);
         return match serde_json::from_slice::<All>(body) {
             Ok(All { flags }) => Fetched::Answers { tag, flags },
-            Err(_) => Fetched::failed("its answer is not OFREP's: check base_url"),
+            Err(_) => Fetched::failed("its answer is not in OFREP's form: check base_url"),
         };
     }
     match serde_json::from_slice::<Refused>(body) {
@@ -145,16 +145,16 @@ fn read(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Fetched {
     }
 }
 
-/// Seconds; a date is not waited for.
+/// Reads the header in seconds; the date form is ignored.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds).min(MAX_WAIT))
 }
 
-/// By rustls and ring, with the certificates that the system trusts.
+/// Uses rustls and ring, with the certificates that the system trusts.
 fn tls(is_used: bool) -> Result<rustls::ClientConfig> {
     let failed = |error: rustls::Error| {
-        let what = "the certificates that the system trusts can't be used; install them";
+        let what = "can't load the system's trusted certificates: install them";
         Error::new(ErrorKind::ConfigInvalid, what).with_source(error)
     };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -164,7 +164,7 @@ fn tls(is_used: bool) -> Result<rustls::ClientConfig> {
     let builder = if is_used {
         builder.with_platform_verifier().map_err(failed)?
     } else {
-        // A plain connection never comes to use them.
+        // A plain connection never uses the roots.
         builder.with_root_certificates(rustls::RootCertStore::empty())
     };
     Ok(builder.with_no_client_auth())
