@@ -6,7 +6,6 @@
 // What the drivers of three engines are made of nests deeper than usual.
 #![recursion_limit = "256"]
 
-mod audience;
 pub mod auth;
 pub mod bodies;
 pub mod cli;
@@ -19,11 +18,10 @@ mod http;
 pub mod lifecycle;
 mod logging;
 mod origin;
-pub mod platform;
 mod routes;
 pub mod state;
+pub mod store;
 pub mod store_watch;
-pub mod stores;
 mod table;
 mod webhooks;
 mod witness;

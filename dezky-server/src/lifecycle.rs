@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dezky_core::ErrorKind;
+use dezky::Platform;
 use dezky_core::store::AuditStore;
 use dezky_ingest::authentik::{AuthentikConfig, AuthentikSource};
 use dezky_ingest::generic::{GenericReceiver, MappedLines, Mapping};
@@ -19,21 +19,17 @@ use tokio::task::JoinSet;
 use crate::bodies::Bodies;
 use crate::config::{AuthentikApi, Config, FollowedFile, OcisLog, SourceConfig, reason};
 use crate::error::Failure;
-use crate::platform::Platform;
 use crate::routes::ofrep::{EventStreams, SetDigest};
 use crate::state::{App, AppState};
+use crate::store;
 use crate::store_watch::{self, StoreWatch};
 use crate::webhooks::Webhook;
 use crate::witness::{self, Unnoted, Witness};
 use crate::{http, routes};
 
-/// How often the outbox is looked at.
-const RELAY_INTERVAL: Duration = Duration::from_secs(1);
 /// The lease of a worker. A server that was killed gives nothing back: the next one
 /// waits for at most one and a half of it.
 const LEASE_TTL: Duration = Duration::from_secs(10);
-/// How many events one relay moves.
-const RELAY_BATCH: usize = 1_000;
 
 /// Binds `listen`; `fix` ends the message if the port is taken.
 pub async fn bind(listen: SocketAddr, fix: &str) -> Result<TcpListener, Failure> {
@@ -138,28 +134,12 @@ impl Running {
     /// Moves what was staged into the log. Ends, and the server with it, when the
     /// database's files were taken away from under it: what it writes would be lost.
     fn spawn_relay(&mut self) {
-        let store = Arc::clone(&self.state.store);
+        let state = Arc::clone(&self.state);
         let stop = self.stopped();
         self.spawn_ending("relay", async move {
-            tokio::pin!(stop);
-            loop {
-                let more = match store.relay(RELAY_BATCH).await {
-                    Ok(relayed) => relayed.more,
-                    Err(error) if error.kind() == ErrorKind::StoreReplaced => {
-                        tracing::error!(code = error.code(), %error, "the server ends");
-                        return Some(format!("store: {error}"));
-                    }
-                    Err(error) => {
-                        tracing::warn!(code = error.code(), %error, "the outbox waits");
-                        false
-                    }
-                };
-                let wait = if more { Duration::ZERO } else { RELAY_INTERVAL };
-                tokio::select! {
-                    () = &mut stop => return None,
-                    () = tokio::time::sleep(wait) => {}
-                }
-            }
+            let error = state.run_relay(stop).await.err()?;
+            tracing::error!(code = error.code(), %error, "the server ends");
+            Some(format!("store: {error}"))
         });
     }
 
@@ -287,8 +267,8 @@ async fn note_head(state: &App) {
 async fn open_platform(config: &Config) -> Result<Platform, Failure> {
     let witness = Witness::new(&config.head_path);
     witness.check_missing(&config.store).await?;
-    let platform =
-        Platform::open_with_spool(&config.store, config.spool.as_ref(), &config.flags).await?;
+    let (store, access, spool) = (&config.store, config.access, config.spool.as_ref());
+    let platform = store::open_with_spool(store, access, spool, &config.flags).await?;
     let mut checked = witness.check(&*platform.store).await;
     if checked.is_ok() {
         // Now rather than later, so that a place where it can't be written stops the start.

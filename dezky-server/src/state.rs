@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use dezky::Platform;
 use dezky_core::Result;
 use dezky_ingest::generic::GenericReceiver;
 use dezky_ingest::stalwart::StalwartReceiver;
@@ -11,7 +12,6 @@ use dezky_ingest::{PumpHandle, Taken};
 
 use crate::bodies::Bodies;
 use crate::config::Config;
-use crate::platform::Platform;
 use crate::routes::ofrep::{EventStreams, SetDigest};
 use crate::store_watch::StoreWatch;
 use crate::webhooks::Webhook;

@@ -10,6 +10,7 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dezky::StoreConfig;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{AppendOptions, AuditStore, Head, LogState};
 use dezky_core::{Actor, NewEvent, NewMetadata, Runtime};
@@ -17,9 +18,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::commands::doctor;
-use crate::config::{StoreConfig, folder_of, reason};
+use crate::config::{folder_of, reason};
 use crate::error::Failure;
+use crate::store;
 
 /// How often the head is noted while it moves.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(3);
@@ -139,7 +140,7 @@ impl Witness {
     pub(crate) async fn check_missing(&self, config: &StoreConfig) -> Result<(), Failure> {
         let noted = self.read().await?;
         let Some(noted) = noted.filter(|noted| noted.head.next_seq > 0) else { return Ok(()) };
-        if !doctor::versions(config).await?.now.is_empty() {
+        if !store::schema(config).await?.found.is_empty() {
             return Ok(());
         }
         Err(Failure::usage(format!(

@@ -1,17 +1,17 @@
 use std::time::Duration;
 
 use clap::Args;
+use dezky::Access;
 use dezky_core::store::mongo_error;
 use mongodb::options::ClientOptions;
 use mongodb::{Client, Database};
 
-use super::copy::open;
 use super::progress::Progress;
 use super::{Signals, print};
 use crate::config::{FROM_VARIABLE, Settings, TO_VARIABLE};
 use crate::error::Failure;
 use crate::origin::{Broken, Import, KINDS, Report};
-use crate::stores::Access;
+use crate::store;
 
 /// How long the server may take to be found.
 const SELECTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,7 +58,12 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
             "--from: none of the collections is there: name another database, or the collections by --collection KIND=NAME",
         ));
     }
-    let platform = if dry_run { None } else { Some(open(&to, Access::Migrate, "--to").await?) };
+    let platform = if dry_run {
+        None
+    } else {
+        let opened = store::open(&to, Access::Migrate).await;
+        Some(opened.map_err(|failure| failure.context("--to"))?)
+    };
     let mut signals = Signals::listen()?;
     let mut shown = Progress::new(json);
     let mut part = "";

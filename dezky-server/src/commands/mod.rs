@@ -18,12 +18,12 @@ use std::io::Write as _;
 pub(crate) use self::config::{check as config_check, example as config_example};
 pub(crate) use self::serve::{Signals, serve};
 pub(crate) use self::verify::{last_of, verify};
+use dezky::{Access, Platform};
 use dezky_core::{Actor, ActorType, ErrorKind};
 
 use crate::config::Settings;
 use crate::error::Failure;
-use crate::platform::Platform;
-use crate::stores::Access;
+use crate::store;
 use crate::table::harmless;
 
 /// Does something on the store itself; a server on it sees the change at once. The
@@ -32,7 +32,7 @@ async fn on_platform(
     settings: &Settings,
     work: impl AsyncFnOnce(&Platform) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let platform = Platform::open(&settings.store()?, Access::Use).await?;
+    let platform = store::open(&settings.store()?, Access::Use).await?;
     let done = work(&platform).await;
     platform.close().await;
     done

@@ -43,7 +43,7 @@ pub(super) struct Key {
     pub(super) default: &'static str,
     /// What the example shows where there is no default.
     example: &'static str,
-    about: &'static str,
+    pub(super) about: &'static str,
 }
 
 const fn key(

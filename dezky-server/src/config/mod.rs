@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dezky::{Access, StoreConfig};
 use dezky_core::SpoolConfig;
 use dezky_ingest::authentik::ApiToken;
 use dezky_ingest::signature::{Secret, Secrets};
@@ -29,7 +30,6 @@ pub(crate) use self::keys::{CONFIG_VARIABLE, FROM_VARIABLE, TO_VARIABLE};
 use self::layers::{Layers, Origin, Setting, Value};
 pub use self::network::{Network, client_ip};
 pub use self::sources::{FollowedFile, SourceConfig};
-pub use self::store::{RemoteUrl, StoreConfig, StoreUrl};
 use crate::auth::OperatorToken;
 use crate::error::Failure;
 
@@ -58,6 +58,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where the log is, and how it is used.
     pub store: StoreConfig,
+    /// [`Access::Migrate`], or [`Access::Write`] if the server must not change the schema.
+    pub access: Access,
     /// Where its head is kept, outside of the database.
     pub head_path: PathBuf,
     /// The operators' token; without one everybody is let in.
@@ -218,6 +220,7 @@ impl Settings {
             listen: self.listen()?,
             head_path: self.head_path(&store.url),
             store,
+            access: if layers.switch("store.migrate") { Access::Migrate } else { Access::Write },
             operator_token: self.operator_token()?,
             trusted_proxies: self.trusted_proxies()?,
             ingest_enabled: layers.switch("ingest_enabled"),
@@ -568,10 +571,7 @@ impl Config {
 
     /// Warnings about data files of ours that others can write to.
     fn open_files(&self) -> impl Iterator<Item = String> {
-        let store = match &self.store.url {
-            StoreUrl::Sqlite(path) => Some(path.as_path()),
-            _ => None,
-        };
+        let store = self.store.url.file();
         let spool = self.spool.as_ref().map(|spool| spool.path.as_path());
         let files = [store, Some(self.head_path.as_path()), spool, self.flags.file.as_deref()];
         files.into_iter().flatten().filter_map(|path| {
@@ -594,7 +594,7 @@ impl Config {
             warnings.push("no operator token: everybody on this machine can read the log and change tenants and flags; set DEZKY_OPERATOR_TOKEN".to_owned());
         }
         warnings.extend(self.open_files());
-        self.store.check()?;
+        store::check(&self.store.url)?;
         let folder = folder_of(&self.head_path);
         if !folder.is_dir() {
             return Err(Failure::usage(format!(

@@ -12,6 +12,7 @@ mod fields;
 mod flags;
 mod report;
 
+use dezky::Platform;
 use dezky_core::directory::{DirectoryChange, PartnerKey, TenantKey, UserKey};
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{AppendOptions, CursorAdvance};
@@ -26,7 +27,6 @@ use self::events::Mapped;
 use self::fields::Fields;
 pub(crate) use self::report::Report;
 use self::report::{Collection, TakenCursor};
-use crate::platform::Platform;
 
 /// How many documents the server sends at once.
 const BATCH: u32 = 500;

@@ -14,7 +14,6 @@ use serde_json::{Map, Value, json};
 
 use super::body::{Document, MaybeDocument, created};
 use super::parameters::{Name, Parameters};
-use crate::audience;
 use crate::auth::Caller;
 use crate::decisions::{explained, previewed};
 use crate::error::Problem;
@@ -97,8 +96,7 @@ async fn flipped(state: &AppState, updated: &Updated, environment: Option<&str>)
     if decides_alike(before, after) {
         return None;
     }
-    let directory = &**state.directory.store();
-    match audience::preview(directory, before, after, environment).await {
+    match state.preview(before, after, environment).await {
         Ok(preview) => Some(previewed(&preview, environment)),
         Err(error) => {
             // The change is made all the same.
@@ -136,8 +134,7 @@ pub(super) async fn preview(
         None if expected.is_some() => return Err(unknown_flag()),
         None => made(&key, body)?,
     };
-    let directory = &**state.directory.store();
-    let preview = audience::preview(directory, before.as_ref(), Some(&after), environment).await?;
+    let preview = state.preview(before.as_ref(), Some(&after), environment).await?;
     let answer = previewed(&preview, environment);
     Ok(match before {
         Some(flag) => tagged(flag.version, answer),

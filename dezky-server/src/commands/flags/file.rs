@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
+use dezky::{Platform, Subject};
 use dezky_flags::FlagFile;
 use dezky_flags::live::MAX_FILE_BYTES;
 use dezky_flags::store::Snapshot;
@@ -12,7 +13,6 @@ use serde_json::json;
 use crate::commands::{no, print};
 use crate::error::Failure;
 use crate::logging;
-use crate::platform::{Platform, Subject};
 use crate::table::printable;
 
 /// Reads the flags of a file.

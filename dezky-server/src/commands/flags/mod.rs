@@ -6,6 +6,7 @@ mod show;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use dezky::Platform;
 use dezky_flags::{Edit, Explanation, Flag, ImportMode, seeded_flags};
 use serde_json::json;
 
@@ -16,7 +17,6 @@ use super::{no, on_platform, operator, print};
 use crate::config::Settings;
 use crate::decisions::{explained, tabulated};
 use crate::error::Failure;
-use crate::platform::Platform;
 
 /// `flags …`.
 #[derive(Debug, Subcommand)]

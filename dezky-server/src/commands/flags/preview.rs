@@ -4,17 +4,16 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use dezky::{Platform, audience};
 use dezky_core::Timestamp;
 use dezky_flags::{Flag, SnapshotPreviewer};
 use serde_json::{Map, json};
 
 use super::definition::{Definition, made};
 use super::file;
-use crate::audience;
 use crate::commands::{no, print};
 use crate::decisions::{previewed, previewed_table};
 use crate::error::Failure;
-use crate::platform::Platform;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -69,8 +68,8 @@ async fn of_change(
         Some(flag) => flag.patched(&patch),
         None => Flag::new(made(key, patch), Timestamp::MIN),
     };
-    let (after, directory) = (after.map_err(no)?, &**platform.directory.store());
-    let preview = audience::preview(directory, before.as_ref(), Some(&after), environment).await;
+    let after = after.map_err(no)?;
+    let preview = platform.preview(before.as_ref(), Some(&after), environment).await;
     let preview = preview.map_err(no)?;
     print(&if as_json {
         format!("{}\n", previewed(&preview, environment))

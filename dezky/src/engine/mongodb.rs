@@ -1,17 +1,94 @@
+//! A platform in a MongoDB database.
+
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::sync::Arc;
 
-use dezky_core::store::mongo_error;
-use dezky_core::{Error, ErrorKind};
+use ::mongodb::bson::{Bson, Document, doc};
+use ::mongodb::options::{ClientOptions, ConnectionString, ReadConcern, Tls, WriteConcern};
+use ::mongodb::{Client, Database};
+use async_trait::async_trait;
+use dezky_core::directory::{DirectoryStore, MongoDirectory};
+use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{AuditStore, MongoAuditStore, MongoConfig, mongo_error};
+use dezky_core::{Error, ErrorKind, Result, Runtime as _};
+use dezky_flags::store::{FlagStore, MongoFlagStore};
 use futures_util::TryStreamExt as _;
-use mongodb::bson::{Bson, Document, doc};
-use mongodb::options::{ClientOptions, ReadConcern, Tls, WriteConcern};
-use mongodb::{Client, Database};
 
-use super::{Report, answer, is_local};
-use crate::config::{RemoteUrl, StoreConfig};
+use super::remote::{answer, is_local};
+use super::{Access, Backend, Opened, Report};
+use crate::url::{RemoteUrl, StoreConfig};
 
-/// The first wire protocol that will do, of MongoDB 4.4.
+pub(super) fn check_url(url: &str) -> Result<()> {
+    // The parser's message may quote a part of the password.
+    ConnectionString::parse(url).map(drop).map_err(|_| {
+        let problem = "can't be read: write mongodb://user@host:27017/database?replicaSet=rs0";
+        Error::new(ErrorKind::ConfigInvalid, problem)
+    })
+}
+
+pub(super) struct Mongodb {
+    url: RemoteUrl,
+    config: StoreConfig,
+}
+
+impl Mongodb {
+    pub(super) fn new(url: &RemoteUrl, config: &StoreConfig) -> Self {
+        Self { url: url.clone(), config: config.clone() }
+    }
+}
+
+#[async_trait]
+impl Backend for Mongodb {
+    fn known_versions(&self) -> [usize; 3] {
+        [
+            MongoAuditStore::schema_version(),
+            MongoDirectory::schema_version(),
+            MongoFlagStore::schema_version(),
+        ]
+    }
+
+    async fn versions(&self) -> Result<BTreeMap<String, usize>> {
+        versions(&self.config, &self.url).await
+    }
+
+    async fn examine(&self, report: &mut Report) -> Option<BTreeMap<String, usize>> {
+        examine(&self.config, &self.url, report).await
+    }
+
+    async fn open(&self, access: Access) -> Result<Arc<dyn Opened>> {
+        let mut mongodb = MongoConfig::new(self.url.expose());
+        mongodb.max_pool_size = self.config.max_connections;
+        mongodb.connect_timeout = self.config.acquire_timeout;
+        mongodb.server_selection_timeout = self.config.acquire_timeout;
+        mongodb.busy_timeout = self.config.lock_timeout;
+        mongodb.operation_timeout = self.config.statement_timeout;
+        mongodb.shared = self.config.shared;
+        mongodb.migrate = access == Access::Migrate;
+        mongodb.must_write = access.must_write();
+        Ok(Arc::new(MongoAuditStore::open(mongodb, Arc::new(TokioRuntime)).await?))
+    }
+}
+
+#[async_trait]
+impl Opened for MongoAuditStore {
+    fn log(self: Arc<Self>) -> Arc<dyn AuditStore> {
+        self
+    }
+
+    async fn directory(self: Arc<Self>) -> Result<Arc<dyn DirectoryStore>> {
+        Ok(Arc::new(MongoDirectory::open(&self.database()).await?))
+    }
+
+    async fn flags(self: Arc<Self>) -> Result<Arc<dyn FlagStore>> {
+        Ok(Arc::new(MongoFlagStore::open(&self.database()).await?))
+    }
+
+    async fn close(&self) {
+        Self::close(self).await;
+    }
+}
+
+/// The first wire protocol that works: MongoDB 4.4's.
 const OLDEST_WIRE: i32 = 9;
 
 /// How long a writer that stalls may hold the others up.
@@ -25,7 +102,7 @@ struct Server {
     options: ClientOptions,
 }
 
-async fn connect(config: &StoreConfig, url: &RemoteUrl) -> Result<Server, Error> {
+async fn connect(config: &StoreConfig, url: &RemoteUrl) -> Result<Server> {
     let mut options = ask(async { ClientOptions::parse(url.expose()).await }).await?;
     options.app_name = Some("dezky-doctor".into());
     options.server_selection_timeout.get_or_insert(config.acquire_timeout);
@@ -35,16 +112,16 @@ async fn connect(config: &StoreConfig, url: &RemoteUrl) -> Result<Server, Error>
     Ok(Server { database: client.database(&name), client, options })
 }
 
-async fn ask<T>(asked: impl Future<Output = mongodb::error::Result<T>>) -> Result<T, Error> {
+async fn ask<T>(asked: impl Future<Output = ::mongodb::error::Result<T>>) -> Result<T> {
     answer(async { asked.await.map_err(|error| mongo_error(&error)) }).await
 }
 
 impl Server {
-    async fn admin(&self, command: Document) -> Result<Document, Error> {
+    async fn admin(&self, command: Document) -> Result<Document> {
         ask(async { self.client.database("admin").run_command(command).await }).await
     }
 
-    async fn versions(&self) -> Result<BTreeMap<String, usize>, Error> {
+    async fn versions(&self) -> Result<BTreeMap<String, usize>> {
         let documents: Vec<Document> = ask(async {
             let schema = self.database.collection::<Document>("dezky_schema");
             schema.find(doc! {}).await?.try_collect().await
@@ -63,19 +140,16 @@ fn integer(value: &Bson) -> Option<i64> {
     value.as_i64().or_else(|| value.as_i32().map(i64::from))
 }
 
-/// The components' versions; none where nothing of ours is there.
-pub(super) async fn versions(
-    config: &StoreConfig,
-    url: &RemoteUrl,
-) -> Result<BTreeMap<String, usize>, Error> {
+/// The components' versions; empty where there is nothing of ours.
+async fn versions(config: &StoreConfig, url: &RemoteUrl) -> Result<BTreeMap<String, usize>> {
     let server = connect(config, url).await?;
     let versions = server.versions().await;
     server.client.shutdown().await;
     versions
 }
 
-/// Looks at the server; gives the schema's versions if it answers.
-pub(super) async fn examine(
+/// Examines the server; returns the schema's versions if it answers.
+async fn examine(
     config: &StoreConfig,
     url: &RemoteUrl,
     report: &mut Report,
@@ -102,10 +176,10 @@ async fn examine_server(
     server: &Server,
     url: &RemoteUrl,
     report: &mut Report,
-) -> Result<BTreeMap<String, usize>, Error> {
-    let before = SystemTime::now();
+) -> Result<BTreeMap<String, usize>> {
+    let before = TokioRuntime.now();
     let hello = server.admin(doc! { "hello": 1 }).await?;
-    let after = SystemTime::now();
+    let after = TokioRuntime.now();
     examine_version(server, &hello, report).await?;
     examine_tls(server, url, report);
     let fit = examine_topology(&hello, report);
@@ -129,11 +203,7 @@ async fn examine_server(
     Ok(versions)
 }
 
-async fn examine_version(
-    server: &Server,
-    hello: &Document,
-    report: &mut Report,
-) -> Result<(), Error> {
+async fn examine_version(server: &Server, hello: &Document, report: &mut Report) -> Result<()> {
     let build = server.admin(doc! { "buildInfo": 1 }).await?;
     let version = build.get_str("version").unwrap_or("unknown");
     if hello.get("maxWireVersion").and_then(integer).unwrap_or(0) < i64::from(OLDEST_WIRE) {

@@ -1,23 +1,113 @@
-use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::path::Path;
+//! A platform in one SQLite file.
 
-use dezky_core::rt::TokioRuntime;
-use dezky_core::store::{
-    AuditStore as _, SqliteAuditStore, SqliteConfig, sqlite_error, sqlite_reader,
-};
-use dezky_core::{Error, ErrorKind};
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use dezky_core::directory::{DirectoryStore, SqliteDirectory};
+use dezky_core::rt::{TokioRuntime, unblock};
+use dezky_core::store::{AuditStore, SqliteAuditStore, SqliteConfig, sqlite_error, sqlite_reader};
+use dezky_core::{Error, ErrorKind, Result};
+use dezky_flags::store::{FlagStore, SqliteFlagStore};
 use sqlx::{Connection as _, SqliteConnection};
 
-use super::Report;
-use crate::config::{folder_of, reason};
+use super::{Access, Backend, Opened, Report};
+use crate::url::StoreConfig;
 
-/// The room on the disk below which nothing goes on. It is taken for a moment, so no more than
-/// a server beside it can spare.
+/// The room on the disk below which nothing goes on. It is taken for a moment, so it is
+/// no more than a server on the same disk can spare.
 const ROOM_BYTES: usize = 64 << 10;
 
-/// The components' versions; none where there is no file, or nothing of ours in it.
-pub(super) async fn versions(path: &Path) -> Result<BTreeMap<String, usize>, Error> {
+pub(super) struct Sqlite {
+    path: PathBuf,
+    config: StoreConfig,
+}
+
+impl Sqlite {
+    pub(super) fn new(path: &Path, config: &StoreConfig) -> Self {
+        Self { path: path.to_owned(), config: config.clone() }
+    }
+
+    async fn open_log(&self, access: Access, create: bool) -> Result<Arc<SqliteAuditStore>> {
+        let mut config = SqliteConfig::new(&self.path);
+        config.create = create;
+        config.must_write = access.must_write();
+        config.shared = self.config.shared;
+        config.busy_timeout = self.config.lock_timeout;
+        SqliteAuditStore::open(config, &TokioRuntime).await.map(Arc::new)
+    }
+
+    /// Refuses a schema that is not current. Opening for writing would migrate it.
+    async fn look(&self, access: Access) -> Result<()> {
+        let reader = self.open_log(access, false).await?;
+        let parts = async {
+            Arc::clone(&reader).directory().await?;
+            Arc::clone(&reader).flags().await
+        };
+        let looked = parts.await.map(drop);
+        reader.close().await;
+        looked
+    }
+}
+
+#[async_trait]
+impl Backend for Sqlite {
+    fn known_versions(&self) -> [usize; 3] {
+        [
+            SqliteAuditStore::schema_version(),
+            SqliteDirectory::schema_version(),
+            SqliteFlagStore::schema_version(),
+        ]
+    }
+
+    async fn versions(&self) -> Result<BTreeMap<String, usize>> {
+        versions(&self.path).await
+    }
+
+    async fn examine(&self, report: &mut Report) -> Option<BTreeMap<String, usize>> {
+        examine(&self.path, report).await
+    }
+
+    async fn open(&self, access: Access) -> Result<Arc<dyn Opened>> {
+        // Without its folder the path is wrong, as opening says.
+        let path = &self.path;
+        if access != Access::Migrate && !path.exists() && folder_of(path).is_dir() {
+            let problem = format!(
+                "{}: there is no such file: start the server once, or name another",
+                self.config.url
+            );
+            return Err(Error::new(ErrorKind::ConfigInvalid, problem));
+        }
+        if matches!(access, Access::Write | Access::Use) {
+            self.look(access).await?;
+        }
+        Ok(self.open_log(access, access != Access::Read).await?)
+    }
+}
+
+#[async_trait]
+impl Opened for SqliteAuditStore {
+    fn log(self: Arc<Self>) -> Arc<dyn AuditStore> {
+        self
+    }
+
+    async fn directory(self: Arc<Self>) -> Result<Arc<dyn DirectoryStore>> {
+        Ok(Arc::new(SqliteDirectory::open(&self.database()).await?))
+    }
+
+    async fn flags(self: Arc<Self>) -> Result<Arc<dyn FlagStore>> {
+        Ok(Arc::new(SqliteFlagStore::open(&self.database()).await?))
+    }
+
+    async fn close(&self) {
+        Self::close(self).await;
+    }
+}
+
+/// The components' versions; empty where there is no file, or nothing of ours in it.
+async fn versions(path: &Path) -> Result<BTreeMap<String, usize>> {
     if !path.exists() {
         return Ok(BTreeMap::new());
     }
@@ -27,7 +117,7 @@ pub(super) async fn versions(path: &Path) -> Result<BTreeMap<String, usize>, Err
     versions
 }
 
-async fn versions_of(connection: &mut SqliteConnection) -> Result<BTreeMap<String, usize>, Error> {
+async fn versions_of(connection: &mut SqliteConnection) -> Result<BTreeMap<String, usize>> {
     let ours: bool = sqlx::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'dezky_schema')",
     )
@@ -48,8 +138,8 @@ async fn versions_of(connection: &mut SqliteConnection) -> Result<BTreeMap<Strin
 }
 
 /// Looks at the file; gives the schema's versions if it can be read.
-pub(super) async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap<String, usize>> {
-    examine_folder(path, report);
+async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap<String, usize>> {
+    examine_folder(path, report).await;
     if !path.exists() {
         report.bad("file", "there is none yet", "dezky-server migrate, or start a server");
         return None;
@@ -88,16 +178,12 @@ pub(super) async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap
     Some(versions)
 }
 
-/// Others' files stand beside the database while it is open.
-fn examine_folder(path: &Path, report: &mut Report) {
+/// SQLite creates further files next to the database while it is open.
+async fn examine_folder(path: &Path, report: &mut Report) {
     use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     let folder = folder_of(path);
     let probe = folder.join(format!(".dezky-doctor-{}", std::process::id()));
-    let written = std::fs::File::create_new(&probe).and_then(|mut file| {
-        let written = file.write_all(&vec![0; ROOM_BYTES]).and_then(|()| file.sync_all());
-        std::fs::remove_file(&probe).and(written)
-    });
-    match written {
+    match unblock(&TokioRuntime, move || take_room(&probe)).await {
         Ok(()) => report.ok("folder", format!("{} can be written to", folder.display())),
         Err(error) if matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge) => report
             .bad(
@@ -115,6 +201,14 @@ fn examine_folder(path: &Path, report: &mut Report) {
             "let this user write there: SQLite keeps files beside the database",
         ),
     }
+}
+
+/// Writes a file as large as the room that must be there, and removes it.
+fn take_room(probe: &Path) -> io::Result<()> {
+    std::fs::File::create_new(probe).and_then(|mut file| {
+        let written = file.write_all(&vec![0; ROOM_BYTES]).and_then(|()| file.sync_all());
+        std::fs::remove_file(probe).and(written)
+    })
 }
 
 fn examine_file(path: &Path, report: &mut Report) {
@@ -140,7 +234,7 @@ async fn probe(path: &Path, report: &mut Report) {
     let what = "writing";
     let log = match SqliteAuditStore::open(SqliteConfig::new(path), &TokioRuntime).await {
         Ok(log) => log,
-        // The schema's lines say more.
+        // The lines about the schema say more.
         Err(error) => return report.bad(what, error.to_string(), "see the other lines"),
     };
     let probed = async {
@@ -184,11 +278,25 @@ async fn probe(path: &Path, report: &mut Report) {
     }
 }
 
-/// What to do when the probe was not written.
+/// The fix for a probe that was not written.
 fn fix_of(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::StoreUnavailable => "make room on its disk: a server on it serves reads alone",
         ErrorKind::StoreBusy => "end the program that holds it, or try again",
         _ => "let this user write the file",
+    }
+}
+
+/// The folder of a file.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// An I/O error in words, without its number.
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "there is no such file".into(),
+        io::ErrorKind::PermissionDenied => "permission denied".into(),
+        _ => error.to_string(),
     }
 }

@@ -1,0 +1,114 @@
+//! Whether the store is fit to keep what the server promises, and what to fix.
+
+use std::fmt::Write as _;
+
+use clap::Args;
+use dezky::engine::{Check, Database, Level, Report};
+use dezky::{Access, StoreConfig};
+use serde_json::json;
+
+use super::{operator, print};
+use crate::config::Settings;
+use crate::error::Failure;
+use crate::store;
+use crate::witness::{Found, Witness};
+
+/// `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Accept the head that the store has, after a backup was restored: records that
+    /// on the timeline
+    #[arg(long)]
+    acknowledge_head: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// `doctor`.
+pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
+    let config = settings.store()?;
+    let witness = Witness::new(settings.head_path(&config.url));
+    if options.acknowledge_head {
+        return acknowledge(&config, &witness, options.json).await;
+    }
+    let (mut report, database) = store::engine(&config)?.examine().await;
+    if let Some(database) = database {
+        compare_head(&database, &witness, &mut report).await;
+        database.close().await;
+    }
+    finish(&config, &report, options.json)
+}
+
+/// Compares the log's head with the noted one.
+async fn compare_head(database: &Database, witness: &Witness, report: &mut Report) {
+    let what = "head";
+    match witness.compare(&*database.log()).await {
+        Ok(Found::First) => {
+            report.ok(what, format!("none is noted yet in {}", witness.path().display()));
+        }
+        Ok(Found::Continued) => report.ok(what, "the log has gone on from what is noted"),
+        Ok(Found::WentBack { noted, found }) => report.bad(
+            what,
+            format!("expected {noted} or a later one, found {found}"),
+            "if a backup was restored, accept it: dezky-server doctor --acknowledge-head",
+        ),
+        Err(failure) => report.bad(what, failure.to_string(), "mend the file"),
+    }
+}
+
+fn finish(config: &StoreConfig, report: &Report, as_json: bool) -> Result<(), Failure> {
+    let (bad, all) = (report.count(Level::Bad), report.checks.len());
+    if as_json {
+        let answer = json!({
+            "ok": bad == 0,
+            "store": config.url.to_string(),
+            "checks": report.checks,
+        });
+        print(&format!("{answer}\n"))?;
+    } else {
+        print(&text_of(report))?;
+    }
+    if bad > 0 {
+        return Err(Failure::no(format!("store {}: {bad} of {all} checks are bad", config.url)));
+    }
+    Ok(())
+}
+
+/// The report as lines for people.
+fn text_of(report: &Report) -> String {
+    let width = report.checks.iter().map(|check| check.what.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for Check { level, what, finding, fix } in &report.checks {
+        let _ = write!(text, "{:4}  {what:width$}  {finding}", level.as_str());
+        if let Some(fix) = fix {
+            let _ = write!(text, ": {fix}");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// `doctor --acknowledge-head`.
+async fn acknowledge(
+    config: &StoreConfig,
+    witness: &Witness,
+    as_json: bool,
+) -> Result<(), Failure> {
+    let database = store::open_log(config, Access::Write).await?;
+    let acknowledged = witness.acknowledge(&*database.log(), operator()).await;
+    database.close().await;
+    let acknowledged = acknowledged?;
+    if as_json {
+        let heads = acknowledged.map(
+            |(expected, found)| json!({ "expected": expected.to_json(), "found": found.to_json() }),
+        );
+        return print(&format!("{}\n", json!({ "acknowledged": heads })));
+    }
+    print(&match acknowledged {
+        Some((expected, found)) => format!(
+            "acknowledged: expected {expected}, found {found}; it is on the timeline as log.head_acknowledged\n"
+        ),
+        None => "nothing to acknowledge: the log has gone on from what is noted\n".to_owned(),
+    })
+}
