@@ -26,5 +26,5 @@ pub use dezky_ingest::{Intake, Pump, PumpConfig};
 
 pub use self::audience::Subject;
 pub use self::engine::{Access, Stores};
-pub use self::platform::{Builder, Platform};
+pub use self::platform::{Platform, PlatformBuilder};
 pub use self::url::{StoreConfig, StoreUrl};

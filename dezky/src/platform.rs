@@ -68,7 +68,7 @@ impl Platform {
     /// or migrates its schema first. For anything else see [`builder`](Self::builder).
     ///
     /// # Errors
-    /// Those of [`StoreConfig::parse`], [`Stores::open`] and [`Builder::build`].
+    /// Those of [`StoreConfig::parse`], [`Stores::open`] and [`PlatformBuilder::build`].
     pub async fn open(url: &str) -> Result<Self> {
         let stores = Stores::open(&StoreConfig::parse(url)?, Access::Migrate).await?;
         Self::builder(stores).build().await
@@ -86,8 +86,8 @@ impl Platform {
     /// Platform::builder(stores).spool(spool.await?).build().await
     /// # }
     /// ```
-    pub fn builder(stores: Stores) -> Builder {
-        Builder {
+    pub fn builder(stores: Stores) -> PlatformBuilder {
+        PlatformBuilder {
             stores,
             runtime: Arc::new(TokioRuntime),
             spool: None,
@@ -184,14 +184,14 @@ impl Platform {
 
 /// How a platform is put together; see [`Platform::builder`].
 #[must_use]
-pub struct Builder {
+pub struct PlatformBuilder {
     stores: Stores,
     runtime: Arc<dyn Runtime>,
     spool: Option<Spool>,
     live: LiveConfig,
 }
 
-impl Builder {
+impl PlatformBuilder {
     /// Keeps events in `spool` while the store does not take them. The store then has 2 s
     /// for an append, instead of 10 s.
     pub fn spool(mut self, spool: Spool) -> Self {

@@ -112,17 +112,17 @@ fn backend(config: &StoreConfig) -> Result<Box<dyn Backend>> {
 /// Checks the driver's options in a URL of PostgreSQL.
 pub(crate) fn check_postgres_url(url: &str) -> Result<()> {
     #[cfg(feature = "postgres")]
-    return postgres::check_url(url);
-    #[cfg(not(feature = "postgres"))]
-    return Ok(drop(url));
+    postgres::check_url(url)?;
+    let _ = url;
+    Ok(())
 }
 
 /// Checks the driver's options in a URL of MongoDB.
 pub(crate) fn check_mongodb_url(url: &str) -> Result<()> {
     #[cfg(feature = "mongodb")]
-    return mongodb::check_url(url);
-    #[cfg(not(feature = "mongodb"))]
-    return Ok(drop(url));
+    mongodb::check_url(url)?;
+    let _ = url;
+    Ok(())
 }
 
 /// A database at a URL, not opened yet.

@@ -1,5 +1,6 @@
 //! Databases as a whole: access, schema versions, examination, transactions, copies.
 
+use dezky::copy::CopyStep::{Documents, Rows, VerifySource, VerifyTarget};
 use dezky::core::store::{PostgresAuditStore, SqliteAuditStore};
 use dezky::engine::{Check, Engine, Level, Report};
 use dezky::{
@@ -128,7 +129,6 @@ async fn a_copy_on_mongodb_by_way_of_postgres_is_the_same_store() {
         let copied = copied.await.unwrap();
         assert_eq!((copied.rows, copied.documents.tenants), (3, 1));
         assert_eq!(copied.flags.snapshot().flags.len(), 1);
-        use copy::CopyStep::{Documents, Rows, VerifySource, VerifyTarget};
         assert_eq!(steps, [Documents, Rows, VerifySource, VerifyTarget]);
         let again = copy::copy(&from, &to, |_| ()).await.unwrap();
         assert_eq!((again.rows, again.head.hash), (0, copied.head.hash));

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dezky::directory::TenantStatus;
 use dezky::ingest::ocis::{OcisConfig, OcisTail};
 use dezky::ingest::signature::{Secret, Secrets};
 use dezky::ingest::stalwart::StalwartReceiver;
 use dezky::verify::verify;
-use dezky::{Access, NewPartner};
 use dezky::{
-    Actor, FlagEvaluator as _, FlagPatch, FlagState, ListQuery, NewEvent, NewFlag, NewTenant,
-    Platform, Pump, PumpConfig, RecordOutcome, Runtime as _, Spool, SpoolConfig, StoreConfig,
-    Stores, TokioRuntime, directory, flags,
+    Access, Actor, FlagEvaluator as _, FlagPatch, FlagState, ListQuery, NewEvent, NewFlag,
+    NewPartner, NewTenant, Platform, Pump, PumpConfig, RecordOutcome, Runtime as _, Spool,
+    SpoolConfig, StoreConfig, Stores, TokioRuntime, directory, flags,
 };
+use dezky::{Access, NewPartner};
 
 use crate::Place;
 
@@ -44,6 +45,7 @@ async fn furnish(platform: &Platform) {
     let acme = NewTenant {
         domains: vec!["example.com".into()],
         partner_id: Some(partner.id),
+        status: Some(TenantStatus::Active),
         ..NewTenant::new("acme", "Acme Ltd", "pro")
     };
     platform.directory.create_tenant(acme, &by()).await.unwrap();
