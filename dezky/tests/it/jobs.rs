@@ -13,7 +13,6 @@ use dezky::{
     NewPartner, NewTenant, Platform, Pump, PumpConfig, RecordOutcome, Runtime as _, Spool,
     SpoolConfig, StoreConfig, Stores, TokioRuntime, directory, flags,
 };
-use dezky::{Access, NewPartner};
 
 use crate::Place;
 
