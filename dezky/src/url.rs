@@ -460,7 +460,7 @@ pub const OPTIONS: &[StoreOption] = &[
     StoreOption {
         name: "pooler",
         engines: &[POSTGRES],
-        about: "Whether a pooler such as PgBouncer gives each transaction another connection.",
+        about: "Whether a pooler gives each transaction another connection.",
         values: Values::Switch(["none", "transaction"], |config| &mut config.transaction_pooler),
     },
     StoreOption {

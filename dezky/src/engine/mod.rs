@@ -90,6 +90,7 @@ trait Opened: Any + Send + Sync {
 
 /// The engine of a URL. The only place that lists the engines.
 fn backend(config: &StoreConfig) -> Result<Box<dyn Backend>> {
+    config.check()?;
     match &config.url {
         StoreUrl::Memory => Ok(Box::new(memory::Memory)),
         #[cfg(feature = "sqlite")]
@@ -138,7 +139,6 @@ impl Engine {
     /// `config_invalid` if an option is out of its bounds, or the engine's feature is not
     /// part of this build.
     pub fn new(config: &StoreConfig) -> Result<Self> {
-        config.check()?;
         Ok(Self { url: config.url.clone(), backend: backend(config)? })
     }
 
