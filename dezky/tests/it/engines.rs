@@ -1,11 +1,15 @@
 //! Databases as a whole: access, schema versions, examination, transactions, copies.
 
 use dezky::copy::CopyStep::{Documents, Rows, VerifySource, VerifyTarget};
-use dezky::core::store::{PostgresAuditStore, SqliteAuditStore};
+use std::sync::Arc;
+
+use dezky::core::store::{MemoryAuditStore, PostgresAuditStore, SqliteAuditStore};
+use dezky::directory::MemoryDirectory;
 use dezky::engine::{Check, Engine, Level, Report};
+use dezky::flags::store::MemoryFlagStore;
 use dezky::{
     Access, Actor, ErrorKind, FlagState, NewEvent, NewFlag, NewTenant, Platform, StoreConfig,
-    Stores, copy, directory, flags,
+    Stores, TokioRuntime, copy, directory, flags,
 };
 
 use crate::Place;
@@ -70,6 +74,20 @@ async fn a_postgres_schema_is_created_by_migrating_alone() {
 #[tokio::test]
 async fn mongodb_collections_are_created_by_migrating_alone() {
     only_migrating_creates(&Place::mongodb()).await;
+}
+
+/// A log, a directory and flags from anywhere make a platform.
+#[tokio::test]
+async fn stores_of_ones_own() {
+    let log = Arc::new(MemoryAuditStore::open(Arc::new(TokioRuntime)));
+    let directory = Arc::new(MemoryDirectory::new(log.clone()));
+    let flags = Arc::new(MemoryFlagStore::new(log.clone()));
+    let stores = Stores::new(log, directory, flags);
+    assert!(stores.database().is_none());
+    let platform = Platform::builder(stores).build().await.unwrap();
+    furnish(&platform).await;
+    assert_eq!(platform.store.state().await.unwrap().head.next_seq, 3);
+    platform.close().await;
 }
 
 #[tokio::test]
