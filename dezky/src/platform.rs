@@ -152,7 +152,7 @@ impl Platform {
     }
 
     /// Relays staged events into the log every second until `shutdown` resolves. A part of
-    /// [`run`](Self::run), for those who run each part in a task of its own.
+    /// [`run`](Self::run), for programs that run each part in its own task.
     ///
     /// # Errors
     /// `store_replaced`: the database's files were removed or replaced while they were

@@ -66,7 +66,7 @@ impl Settings {
     }
 
     /// Where the head that the log has come to is kept, outside of the database:
-    /// beside an SQLite file unless it is set, else in the working folder.
+    /// next to an SQLite file unless it is set, else in the working folder.
     pub fn head_path(&self, url: &StoreUrl) -> PathBuf {
         let set = self.layers.text("head.path").filter(|(path, _)| !path.is_empty());
         match (set, url.file()) {

@@ -29,7 +29,7 @@ use dezky_flags::store::FlagStore;
 pub use self::report::{Check, Level, Report};
 use crate::url::{StoreConfig, StoreUrl};
 
-/// What a store is opened for.
+/// The purpose for which a store is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Writing. Whatever is missing is created, and an older schema is migrated.

@@ -91,7 +91,7 @@ impl Opened for MongoAuditStore {
 /// The first wire protocol that works: MongoDB 4.4's.
 const OLDEST_WIRE: i32 = 9;
 
-/// How long a writer that stalls may hold the others up.
+/// The longest that a stalled writer may block the others.
 const LONGEST_TRANSACTION_SECONDS: i64 = 10;
 
 const EVENTS: &str = "dezky_audit_events";
@@ -140,7 +140,7 @@ fn integer(value: &Bson) -> Option<i64> {
     value.as_i64().or_else(|| value.as_i32().map(i64::from))
 }
 
-/// The components' versions; empty where there is nothing of ours.
+/// Returns the components' versions; empty without a schema.
 async fn versions(config: &StoreConfig, url: &RemoteUrl) -> Result<BTreeMap<String, usize>> {
     let server = connect(config, url).await?;
     let versions = server.versions().await;
@@ -230,7 +230,7 @@ fn examine_tls(server: &Server, url: &RemoteUrl, report: &mut Report) {
     }
 }
 
-/// Whether it has transactions.
+/// Returns whether the server supports transactions.
 fn examine_topology(hello: &Document, report: &mut Report) -> bool {
     let what = "topology";
     let is_router = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
@@ -264,8 +264,8 @@ fn examine_topology(hello: &Document, report: &mut Report) -> bool {
     true
 }
 
-/// The log asks for the majority and the journal itself; what is left is a server that
-/// keeps nothing on a disk.
+/// The log itself requests acknowledgement by the majority and the journal, so durability
+/// only depends on the storage engine.
 async fn examine_durability(server: &Server, report: &mut Report) {
     let what = "durability";
     let status = server.admin(doc! { "serverStatus": 1, "repl": 0, "metrics": 0, "locks": 0 });
@@ -313,7 +313,7 @@ async fn examine_lifetime(server: &Server, report: &mut Report) {
     }
 }
 
-/// Writes as the log does, and takes it back.
+/// Writes a document in a transaction that is aborted.
 async fn probe(server: &Server, report: &mut Report) {
     let probed = ask(async {
         let mut session = server.client.start_session().await?;

@@ -106,7 +106,7 @@ async fn connect(config: &StoreConfig, url: &RemoteUrl) -> Result<PgConnection> 
     expect_within(config.acquire_timeout, "connection", connected).await
 }
 
-/// Asks by the simple protocol, which any pooler understands; everything comes as text.
+/// Queries by the simple protocol, which every pooler supports; values arrive as text.
 async fn row(connection: &mut PgConnection, sql: &'static str) -> Result<PgRow> {
     answer(async { connection.fetch_one(sqlx::raw_sql(sql)).await.map_err(postgres_error) }).await
 }
@@ -129,7 +129,7 @@ where
     row.try_get(column).map_err(postgres_error)
 }
 
-/// The components' versions; empty where there is nothing of ours.
+/// Returns the components' versions; empty without a schema.
 async fn versions(config: &StoreConfig, url: &RemoteUrl) -> Result<BTreeMap<String, usize>> {
     let mut connection = connect(config, url).await?;
     let versions = versions_of(&mut connection).await;
@@ -316,8 +316,8 @@ fn examine_durability(facts: &PgRow, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// A pooler in transaction mode gives two clients that are both connected the same
-/// connection of the server in turns.
+/// Detects a pooler in transaction mode: it serves two connected clients in turns by one
+/// connection to the server.
 async fn examine_pooler(
     config: &StoreConfig,
     url: &RemoteUrl,
@@ -426,7 +426,7 @@ async fn examine_tables(
     Ok(())
 }
 
-/// Writes as the log does, and takes it back.
+/// Writes a row in a transaction that is rolled back.
 async fn probe(connection: &mut PgConnection, report: &mut Report) {
     let what = "writing";
     let probed = async {

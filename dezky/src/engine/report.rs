@@ -38,7 +38,7 @@ pub struct Check {
     pub what: &'static str,
     /// The finding.
     pub finding: String,
-    /// What to do about it.
+    /// The remedy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
 }

@@ -16,8 +16,8 @@ use sqlx::{Connection as _, SqliteConnection};
 use super::{Access, Backend, Opened, Report};
 use crate::url::StoreConfig;
 
-/// The room on the disk below which nothing goes on. It is taken for a moment, so it is
-/// no more than a server on the same disk can spare.
+/// The free space that SQLite needs to go on. The probe takes it for a moment, so it is no
+/// more than a server on the same disk can spare.
 const ROOM_BYTES: usize = 64 << 10;
 
 pub(super) struct Sqlite {
@@ -71,11 +71,11 @@ impl Backend for Sqlite {
     }
 
     async fn open(&self, access: Access) -> Result<Arc<dyn Opened>> {
-        // Without its folder the path is wrong, as opening says.
+        // If the folder is missing too, opening says so.
         let path = &self.path;
         if access != Access::Migrate && !path.exists() && folder_of(path).is_dir() {
             let problem = format!(
-                "{}: there is no such file: start the server once, or name another",
+                "{}: there is no such file: run a migration to create it, or name another",
                 self.config.url
             );
             return Err(Error::new(ErrorKind::ConfigInvalid, problem));
@@ -106,7 +106,7 @@ impl Opened for SqliteAuditStore {
     }
 }
 
-/// The components' versions; empty where there is no file, or nothing of ours in it.
+/// Returns the components' versions; empty without a file or a schema.
 async fn versions(path: &Path) -> Result<BTreeMap<String, usize>> {
     if !path.exists() {
         return Ok(BTreeMap::new());
@@ -137,7 +137,7 @@ async fn versions_of(connection: &mut SqliteConnection) -> Result<BTreeMap<Strin
         .collect())
 }
 
-/// Looks at the file; gives the schema's versions if it can be read.
+/// Examines the file; returns the schema's versions if it can be read.
 async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap<String, usize>> {
     examine_folder(path, report).await;
     if !path.exists() {
@@ -170,7 +170,7 @@ async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap<String, us
     report.ok("version", format!("SQLite {version}, built in"));
     report.tables(&versions, &names);
     if versions.contains_key("audit") {
-        // To open an older one would bring it up to date.
+        // Opening an older one would migrate it.
         if versions["audit"] == SqliteAuditStore::schema_version() {
             probe(path, report).await;
         }
@@ -203,7 +203,7 @@ async fn examine_folder(path: &Path, report: &mut Report) {
     }
 }
 
-/// Writes a file as large as the room that must be there, and removes it.
+/// Writes a file that takes the needed space, and removes it.
 fn take_room(probe: &Path) -> io::Result<()> {
     std::fs::File::create_new(probe).and_then(|mut file| {
         let written = file.write_all(&vec![0; ROOM_BYTES]).and_then(|()| file.sync_all());
@@ -229,7 +229,7 @@ fn examine_file(path: &Path, report: &mut Report) {
     }
 }
 
-/// Writes as the log does, and takes it back.
+/// Checks durability and writes a row, which is rolled back.
 async fn probe(path: &Path, report: &mut Report) {
     let what = "writing";
     let log = match SqliteAuditStore::open(SqliteConfig::new(path), &TokioRuntime).await {
@@ -248,7 +248,7 @@ async fn probe(path: &Path, report: &mut Report) {
             .await
             .map_err(sqlite_error)?;
         drop(tx);
-        // To the disk and back: what is rolled back does not get there.
+        // This one syncs to the disk; a transaction that is rolled back does not.
         log.check_writable().await?;
         let waiting: i64 =
             sqlx::query_scalar("SELECT count(*) FROM (SELECT 1 FROM dezky_outbox LIMIT 100001)")
