@@ -1,7 +1,8 @@
-//! Deciding flags: one, and 10, 100 and 1,000 for one context, beside unleash-yggdrasil
-//! and the original algorithm on Node.
+//! Deciding flags: one, and 10, 100 and 1,000 for one context, alongside the original
+//! algorithm on Node.
 //!
-//! `cargo bench -p dezky-benches --bench flags`. Tenant ids are UUIDs and keys have 14
+//! `cargo bench -p dezky-benches --bench flags`; `peers/` measures other libraries on the
+//! same flags. Tenant ids are UUIDs and keys have 14
 //! bytes, so a bucket is one SHA-256 block; with 20 bytes it is two. Cold means that
 //! nothing is remembered between decisions, warm that the tenant's buckets are.
 
@@ -10,71 +11,22 @@ use std::hint::black_box;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use dezky_core::Timestamp;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use dezky_flags::{
-    Axis, Bits, DigestEngine, Flag, FlagContext, FlagEvaluator, FlagSet, FlagState, NewFlag,
-    Reason, Scope, bucket, decide, matches_scope,
+    Axis, Bits, DigestEngine, Flag, FlagEvaluator, FlagSet, FlagState, Reason, Scope, bucket,
+    matches_scope,
 };
 use serde_json::{Value, json};
-use unleash_yggdrasil::{ClientFeatures, Context, EngineState};
 
-const TENANT: &str = "1d0e6fde-e431-7835-82c1-a48a8b044551";
-const CONTEXT: FlagContext<'static> = FlagContext {
-    tenant_id: TENANT,
-    tenant_slug: Some("acme"),
-    plan: Some("pro"),
-    partner_slug: Some("nordic"),
-    environment: Some("production"),
-    tenant_active: Some(true),
-};
+#[path = "flag_cases.rs"]
+mod flag_cases;
 
-fn short_key(n: usize) -> String {
-    format!("feature_{n:06}")
-}
-
-fn long_key(n: usize) -> String {
-    format!("platform.feature_{n:03}")
-}
-
-fn flag(key: &str, state: FlagState, pct: u8, scope: Scope) -> Flag {
-    let new = NewFlag { state, pct, scope, ..NewFlag::new(key) };
-    Flag::new(new, Timestamp::MIN).expect("within the bounds")
-}
-
-fn plans(plans: &[&str]) -> Scope {
-    let plans = plans.iter().map(|plan| (*plan).to_owned()).collect();
-    Scope { plans, environments: vec!["production".into()], ..Scope::default() }
-}
-
-/// 40 % rollout with a scope, 30 % targeted, 20 % on, 10 % off; of those with a scope
-/// one in four does not match.
-fn mixed(count: usize, key: fn(usize) -> String) -> Vec<Flag> {
-    let scope = |n: usize| match n / 10 % 4 {
-        0 => plans(&["enterprise"]),
-        1 => Scope {
-            tenant_slugs: (0..50).map(|t| format!("tenant-{t}")).chain(["acme".into()]).collect(),
-            ..Scope::default()
-        },
-        _ => plans(&["pro", "enterprise"]),
-    };
-    let make = |n: usize| match n % 10 {
-        0..4 => {
-            let pct = u8::try_from(n % 99 + 1).unwrap_or(0);
-            flag(&key(n), FlagState::Rollout, pct, scope(n))
-        }
-        4..7 => flag(&key(n), FlagState::Targeted, 0, scope(n)),
-        7..9 => flag(&key(n), FlagState::On, 0, Scope::default()),
-        _ => flag(&key(n), FlagState::Off, 0, Scope::default()),
-    };
-    (0..count).map(make).collect()
-}
+use flag_cases::{CONTEXT, TENANT, flag, long_key, mixed, plans, short_key};
 
 fn one(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decide_one");
     // Among a thousand others, so that the look-up is a real one.
     let others = mixed(1_000, short_key);
-    let unleash_context = unleash_context();
     let in_rollout = |key| Reason::InRollout(bucket(TENANT, key));
     let (short, long) = (&*short_key(1_000), &*long_key(1_000));
     for (name, key, state, scope, expected) in [
@@ -100,14 +52,6 @@ fn one(criterion: &mut Criterion) {
         let handle = set.handle(key).expect("it is there");
         group.bench_function(format!("{name}/by_handle"), |bencher| {
             bencher.iter(|| handle.evaluate(black_box(&CONTEXT)));
-        });
-        let unleash = unleash(others.iter().chain([&asked]));
-        assert_eq!(
-            unleash.is_enabled(key, &unleash_context, &None),
-            decide(&asked, &CONTEXT).value
-        );
-        group.bench_function(format!("{name}/unleash_without_reason"), |bencher| {
-            bencher.iter(|| unleash.is_enabled(black_box(key), black_box(&unleash_context), &None));
         });
     }
     group.finish();
@@ -162,21 +106,6 @@ fn many(criterion: &mut Criterion) {
             });
         });
         group.bench_function("bucket_row", |bencher| bencher.iter(|| set.bucket_row(TENANT)));
-
-        let (unleash, context) = (unleash(&flags), unleash_context());
-        group.bench_function("unleash_one_by_one", |bencher| {
-            bencher.iter(|| {
-                let on = |flag: &&Flag| unleash.is_enabled(&flag.key, black_box(&context), &None);
-                flags.iter().filter(on).count()
-            });
-        });
-        group.bench_function("unleash_resolve_all", |bencher| {
-            bencher.iter_batched(
-                || (),
-                |()| unleash.resolve_all(black_box(&context), &None),
-                BatchSize::SmallInput,
-            );
-        });
         group.finish();
     }
 }
@@ -212,63 +141,6 @@ fn buckets(criterion: &mut Criterion) {
         });
     }
     group.finish();
-}
-
-/// The same flags in Unleash's rules. Its rollouts hash otherwise, so other tenants are
-/// reached, as many of them.
-fn unleash<'a>(flags: impl IntoIterator<Item = &'a Flag>) -> EngineState {
-    let constraint = |(name, values): (&str, &Vec<String>)| {
-        (!values.is_empty())
-            .then(|| json!({"contextName": name, "operator": "IN", "values": values}))
-    };
-    let feature = |flag: &Flag| {
-        let Scope { plans, tenant_slugs, partner_slugs, environments } = &flag.scope;
-        let constraints: Vec<Value> = [
-            ("plan", plans),
-            ("tenantSlug", tenant_slugs),
-            ("partnerSlug", partner_slugs),
-            ("environment", environments),
-        ]
-        .into_iter()
-        .filter_map(constraint)
-        .collect();
-        let strategy = if flag.state == FlagState::Rollout {
-            let parameters = json!({
-                "rollout": flag.pct.to_string(), "stickiness": "userId", "groupId": flag.key,
-            });
-            json!({
-                "name": "flexibleRollout", "parameters": parameters, "constraints": constraints,
-            })
-        } else {
-            json!({"name": "default", "constraints": constraints})
-        };
-        json!({
-            "name": flag.key, "enabled": flag.state != FlagState::Off, "strategies": [strategy],
-        })
-    };
-    let features: Vec<Value> = flags.into_iter().map(feature).collect();
-    let features: ClientFeatures =
-        serde_json::from_value(json!({"version": 2, "features": features})).expect("its format");
-    let engine = EngineState::default();
-    assert!(engine.apply_client_features(features).is_none(), "no warnings");
-    engine
-}
-
-fn unleash_context() -> Context {
-    let text = |value: Option<&str>| value.unwrap_or_default().to_owned();
-    Context {
-        user_id: Some(TENANT.to_owned()),
-        session_id: None,
-        environment: CONTEXT.environment.map(str::to_owned),
-        app_name: None,
-        current_time: None,
-        remote_address: None,
-        properties: Some(HashMap::from([
-            ("plan".to_owned(), text(CONTEXT.plan)),
-            ("tenantSlug".to_owned(), text(CONTEXT.tenant_slug)),
-            ("partnerSlug".to_owned(), text(CONTEXT.partner_slug)),
-        ])),
-    }
 }
 
 /// The original algorithm on Node, for one rollout and the same mixed flags.

@@ -2,7 +2,8 @@
 //!
 //! Metadata that does not fit is reduced to its small scalars at the top when it is
 //! sealed, and all else is gone. Here long texts, and then large lists and objects, are
-//! cut first, so that what stands beside them stays. `_dezky.cut.<path>` notes each.
+//! cut first, so that what stands beside them stays. `_dezky.cut.<path>` notes each, with `~`
+//! behind a path that is taken.
 
 use std::cmp::Reverse;
 
@@ -27,7 +28,11 @@ const MAX_PATH: usize = 160;
 pub(crate) fn fit(metadata: &mut NewMetadata) {
     let Some(text) = metadata.source().filter(|text| text.len() > LARGE) else { return };
     let Some((text, cuts)) = cut(text) else { return };
-    for Cut { path, original } in cuts {
+    for Cut { mut path, original } in cuts {
+        // The line may be noted already, or another part with the same path.
+        while metadata.annotation("cut").is_some_and(|cuts| cuts.get(&path).is_some()) {
+            path.push('~');
+        }
         metadata.note_cut(&path, &original);
     }
     metadata.set_source(text);
@@ -227,6 +232,19 @@ mod tests {
         assert_eq!(kept["context"]["exception"][0]["type"], "E");
         let cut = kept["_dezky"]["cut"].as_object().unwrap();
         assert_eq!(cut.keys().collect::<Vec<_>>(), ["context.exception.0.frames"]);
+    }
+
+    #[test]
+    fn each_cut_has_a_note_whatever_its_path() {
+        let long = |c: &str| c.repeat(50_000);
+        let said = json!({"a.b": long("x"), "a": {"b": long("y")}, "line": long("z")});
+        let mut metadata = NewMetadata::from_value(&said);
+        metadata.note_cut("line", "the line itself");
+        fit(&mut metadata);
+        let kept = metadata.into_metadata().to_value();
+        let cut = kept["_dezky"]["cut"].as_object().unwrap();
+        assert_eq!(cut["line"]["bytes"], 15);
+        assert_eq!(cut.keys().collect::<Vec<_>>(), ["a.b", "a.b~", "line", "line~"]);
     }
 
     #[test]

@@ -83,6 +83,8 @@ pub(crate) struct Plan {
 #[derive(Debug, Default)]
 struct Delta {
     number: i64,
+    /// The hour that was known when the plan was made, and how many of it were told then.
+    before: (i64, u64),
     each: usize,
     more: u64,
     /// How many a summary of the plan counts.
@@ -132,6 +134,7 @@ impl Notices {
         for mut item in items {
             let (hour, delta, keys) = sources.entry(item.source.clone()).or_insert_with(|| {
                 let mut hour = self.lock().get(&item.source).cloned().unwrap_or_default();
+                let before = (hour.number, hour.more);
                 if hour.number != number {
                     if hour.more > hour.told {
                         let part = self.part(hour.more);
@@ -139,7 +142,7 @@ impl Notices {
                     }
                     hour = Hour { number, ..Hour::default() };
                 }
-                (hour, Delta { number, ..Delta::default() }, Sha256::new())
+                (hour, Delta { number, before, ..Delta::default() }, Sha256::new())
             });
             if hour.each < EACH_PER_HOUR {
                 hour.each += 1;
@@ -183,16 +186,23 @@ impl Notices {
         let mut sources = self.lock();
         for (source, delta) in &after.0 {
             let known = sources.entry(source.clone()).or_default();
-            if known.number < delta.number {
-                *known = Hour { number: delta.number, ..Hour::default() };
+            let (seen, told) = delta.before;
+            // A later hour that was known already is of a clock that was set back since.
+            let has_ended = known.number > delta.number && seen <= delta.number;
+            if has_ended {
+                // They are counted with those of the hour that goes on.
+                known.more += if delta.told == 0 { delta.more } else { 0 };
+                continue;
             }
-            // The hour may have ended meanwhile.
-            if known.number == delta.number {
-                known.each += if is_new { delta.each } else { 0 };
-                known.more += delta.more;
-                known.told = known.told.max(delta.told);
-                known.folded.extend(delta.folded.iter().cloned());
+            if known.number != delta.number {
+                let told = if known.number == seen { told.max(known.told) } else { known.told };
+                let more = known.more.saturating_sub(told);
+                *known = Hour { number: delta.number, more, ..Hour::default() };
             }
+            known.each += if is_new { delta.each } else { 0 };
+            known.more += delta.more;
+            known.told = known.told.max(delta.told);
+            known.folded.extend(delta.folded.iter().cloned());
         }
     }
 
@@ -201,7 +211,8 @@ impl Notices {
     pub(crate) fn rest(&self, source: &str, runtime: &dyn Runtime) -> Option<Rest> {
         let at = runtime.now();
         let is_due = |hour: &Hour| {
-            let is_early = |last| at.saturating_since(last) < BETWEEN_RESTS;
+            let is_early =
+                |last: Timestamp| last.saturating_add(BETWEEN_RESTS).is_ahead_of(at, BETWEEN_RESTS);
             hour.more > hour.told && !hour.rest_at.is_some_and(is_early)
         };
         let hour = self.lock().get(source).filter(|hour| is_due(hour)).cloned()?;
@@ -327,6 +338,60 @@ mod tests {
             })
             .collect();
         assert_eq!(ids.len(), 2);
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_does_not_let_each_batch_begin_anew() {
+        for ahead in [Duration::from_hours(1), Duration::from_hours(20_000)] {
+            let runtime = ManualRuntime::new(1);
+            let notices = Notices::new(&runtime);
+            let start = runtime.now();
+            let stored = |count| {
+                let mut plan = notices.plan(items(count, b""), &runtime);
+                notices.stored(&plan.take_after(), true);
+                plan.notices.len()
+            };
+            runtime.set_now(start.saturating_add(ahead));
+            stored(1_000);
+            stored(1);
+            let rest = notices.rest("shop", &runtime).unwrap();
+            notices.told("shop", &rest.told);
+            stored(1);
+            runtime.set_now(start);
+            assert!(notices.rest("shop", &runtime).is_some(), "a rest of the future is over");
+            let told: usize = (0..20).map(|_| stored(1_000)).sum();
+            assert!((100..115).contains(&told), "{told} for {ahead:?}");
+        }
+    }
+
+    #[test]
+    fn items_that_are_stored_after_their_hour_are_counted() {
+        let runtime = ManualRuntime::new(1);
+        let notices = Notices::new(&runtime);
+        let plan = |count| notices.plan(items(count, b"x"), &runtime);
+        notices.stored(&plan(1_100).take_after(), true);
+        let (mut early, mut late) = (plan(7), plan(5));
+        assert_eq!((counts(&early), counts(&late)), (vec![], vec![]));
+        notices.stored(&early.take_after(), true);
+        // The next hour begins: its plan tells 1,007, and 5 come after it.
+        runtime.advance(Duration::from_hours(1));
+        let mut next = plan(1);
+        assert_eq!(counts(&next), [1_007]);
+        notices.stored(&late.take_after(), true);
+        notices.stored(&next.take_after(), true);
+        let count = |rest: Rest| {
+            rest.summary.event().metadata.to_value()["_dezky"]["count"].as_u64().unwrap()
+        };
+        assert_eq!(notices.rest("shop", &runtime).map(count), Some(5));
+        // Or the plan of the next hour is stored first.
+        let mut late = plan(150);
+        assert_eq!(counts(&late), [56]);
+        notices.stored(&late.take_after(), true);
+        let mut late = plan(3);
+        runtime.advance(Duration::from_hours(1));
+        notices.stored(&plan(1).take_after(), true);
+        notices.stored(&late.take_after(), true);
+        assert_eq!(notices.rest("shop", &runtime).map(count), Some(3));
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //! today, or somebody drops them. Either way it commits with an event on the
 //! timeline; nothing leaves the quarantine in silence.
 
-use dezky_core::store::{AppendOptions, MAX_QUARANTINE_RAW_BYTES, QuarantinedItem, ReceiptStatus};
+use dezky_core::store::{
+    AppendOptions, Appended, MAX_QUARANTINE_RAW_BYTES, QuarantinedItem, ReceiptStatus,
+};
 use dezky_core::{
     Actor, AuditEvent, Error, ErrorKind, NewEvent, NewMetadata, PulledEvent, QuarantineItem,
     Result, Runtime, SealedEvent,
@@ -39,7 +41,7 @@ pub enum Retried {
         /// How many were there already: the source had sent them again meanwhile.
         duplicates: usize,
     },
-    /// The item stays, and why: one line for a person.
+    /// The item stays, or somebody else took it meanwhile, and why: one line for a person.
     Stays(String),
 }
 
@@ -98,7 +100,8 @@ fn mapped(raw: &[u8]) -> Redecoded {
 }
 
 /// Reads an item again and, where it is an event today, appends that and takes the
-/// item out of the quarantine, in one transaction. `mappings` are those of the declared
+/// item out of the quarantine: in one transaction or, where an event has a declared id that
+/// is new, right after the events are stored. `mappings` are those of the declared
 /// sources, whose items stay without them.
 ///
 /// The events bear `_dezky.fromQuarantine`; tenants are inferred as of now, except
@@ -155,9 +158,13 @@ pub async fn retry(
         }
     }
     let options = AppendOptions { release: vec![item.number], ..AppendOptions::default() };
-    let receipts = intake.store().append(sealed, options).await?.receipts;
+    let Appended { receipts, released, .. } = intake.store().append(sealed, options).await?;
     let is_new = |status| status == ReceiptStatus::Appended;
     let stored = receipts.iter().filter(|receipt| is_new(receipt.status)).count();
+    if stored > 0 && released == 0 {
+        let why = "its events are stored now, but somebody else had dropped or retried it";
+        return Ok(Retried::Stays(why.into()));
+    }
     Ok(Retried::Released { stored, duplicates: receipts.len() - stored })
 }
 

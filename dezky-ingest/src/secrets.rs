@@ -59,15 +59,21 @@ pub(crate) fn is_secret(key: &str, is_argument: bool) -> bool {
     is_named && !ends(&IDENTIFIERS)
 }
 
-/// Whether more than [`is_secret`] says is one in a text that may be a form: what a sign-in
-/// hands over, where a `code` bears that name alone, and in a form of several also short
-/// names.
-fn is_form_secret(name: &str, is_of_several: bool) -> bool {
+/// What a `code` may be of that is no secret.
+const CODES: [&str; 19] = [
+    "status", "exit", "error", "err", "response", "return", "result", "reason", "event", "http",
+    "country", "region", "zip", "postal", "area", "language", "lang", "locale", "currency",
+];
+/// Words that alone, as in `auth=ok`, rather tell how something ended.
+const OUTCOMES: [&str; 2] = ["auth", "pass"];
+
+/// Whether an argument's name, in a text that need not be a form, is one that in such texts
+/// is not a secret's, as in `status_code=404`.
+fn is_plain(name: &str, is_alone: bool) -> bool {
     let name = squash(name);
-    let is_handed_over =
-        |known: &&str| if *known == "code" { name == *known } else { name.ends_with(known) };
-    ARGUMENTS.iter().any(is_handed_over)
-        || is_of_several && WHOLE_ARGUMENTS.contains(&name.as_str())
+    let of = name.strip_suffix("code");
+    of.is_some_and(|of| CODES.iter().any(|known| of.ends_with(known)))
+        || is_alone && OUTCOMES.contains(&name.as_str())
 }
 
 /// A name in lower case, without separators.
@@ -230,8 +236,8 @@ fn without_passwords(text: &str) -> Option<String> {
 /// The text without the values of arguments that bear a secret's name.
 fn without_arguments(text: &str, nested: usize) -> Option<String> {
     let is_form = is_name(text.split('=').next()?) && !text.contains(char::is_whitespace);
-    // Or a plain text such as `status_code=404`.
-    let may_be_text = is_form && !text.contains(['?', '#']);
+    // Or a plain text such as `status_code=404`, but not in an address.
+    let may_be_text = is_form && !text.contains(['?', '#']) && nested == MAX_NESTED;
     let first = if is_form { 0 } else { text.find(['?', '#', ';'])? + 1 };
     let (mut out, mut at) = (text[..first].to_owned(), first);
     // What stands before the argument that begins at `at`.
@@ -244,11 +250,8 @@ fn without_arguments(text: &str, nested: usize) -> Option<String> {
             let is_argument = separator != ';' || is_name(name);
             let start = name.len() + 1;
             let name = decoded(name);
-            let is_named = if may_be_text {
-                is_secret(&name, false) || is_form_secret(&name, text.contains('&'))
-            } else {
-                is_secret(&name, true)
-            };
+            let is_named =
+                is_secret(&name, true) && !(may_be_text && is_plain(&name, !text.contains('&')));
             let secret = if is_named {
                 start..argument.find('&').unwrap_or(argument.len())
             } else {
@@ -333,6 +336,20 @@ mod tests {
             ("code=S", "code=[redacted]"),
             ("SAMLResponse=S&status_code=200", "SAMLResponse=[redacted]&status_code=200"),
             ("user=a&pwd=S", "user=a&pwd=[redacted]"),
+            ("auth_code=S&state=x", "auth_code=[redacted]&state=x"),
+            (
+                "grant_type=urn:x:device_code&device_code=S&client_id=c",
+                "grant_type=urn:x:device_code&device_code=[redacted]&client_id=c",
+            ),
+            ("authorization_code=S", "authorization_code=[redacted]"),
+            ("otp_code=S;verification_code=S", "otp_code=[redacted]"),
+            ("a=1&auth=S&pass=S", "a=1&auth=[redacted]&pass=[redacted]"),
+            ("ticket=ST-1-abc", "ticket=[redacted]"),
+            ("otp=123456", "otp=[redacted]"),
+            ("pwd=S", "pwd=[redacted]"),
+            ("sig=S", "sig=[redacted]"),
+            ("/?next=auth_code%3DS", "/?next=[redacted]"),
+            ("/?next=status_code%3D404", "/?next=[redacted]"),
             ("/?status_code=404", "/?status_code=[redacted]"),
             ("postgres://app:S@db/x", "postgres://app:[redacted]@db/x"),
             ("https://S@git.example/x.git", "https://[redacted]@git.example/x.git"),
@@ -359,7 +376,9 @@ mod tests {
             "status_code=404",
             "exit_code=1&error_code=E7",
             "exit_code=1;status_code=404",
+            "http_response_code=404&country_code=de&zip-code=1",
             "auth=ok",
+            "pass=3",
         ] {
             assert_eq!(without_secrets(text), None, "{text}");
         }

@@ -1,10 +1,11 @@
 //! What platform code calls: recording that never fails.
 
+mod absence;
 mod repair;
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use futures_util::future::{Either, select};
 use futures_util::lock::Mutex as AsyncMutex;
 use uuid::Uuid;
 
+use self::absence::{Absence, Patience};
 use self::repair::repair;
 use crate::source::{QuarantineItem, TenantHint};
 use crate::spool::{Peeked, Pushed, SpoolRecord};
@@ -31,9 +33,6 @@ const INLINE_TIMEOUT: Duration = Duration::from_millis(250);
 /// The wait after the first failure; it doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
-/// How often in a row the tenant directory may fail to answer while the store works before
-/// events go into the log without their tenants: about a minute of back-off.
-const MAX_UNANSWERED: u32 = 8;
 
 /// How a log's spool stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,8 +100,7 @@ pub struct AuditLog {
     store: Arc<dyn AuditStore>,
     runtime: Arc<dyn Runtime>,
     directory: Option<Arc<dyn TenantDirectory>>,
-    /// How often in a row it did not answer while the store worked.
-    unanswered: AtomicU32,
+    absence: Mutex<Absence>,
     spool: Option<Spool>,
     store_timeout: Duration,
     /// Held by the one who moves events out of the spool.
@@ -240,7 +238,7 @@ impl AuditLog {
             store,
             runtime,
             directory: None,
-            unanswered: AtomicU32::new(0),
+            absence: Mutex::default(),
             spool: None,
             store_timeout: Duration::from_secs(5),
             draining: AsyncMutex::new(()),
@@ -262,7 +260,9 @@ impl AuditLog {
     /// Asks `directory` for the tenants of [unresolved](SpoolRecord::Unresolved) events when
     /// they leave the spool. While it does not answer they wait there, and what is behind
     /// them, but after 8 failures in a row (about a minute), or if the spool is full, they
-    /// go into the log as they are. A failure while the store is away too does not count.
+    /// go into the log as they are. So do later ones while a question every 30 s finds the
+    /// directory still away; after a minute without a question it is waited for anew. A
+    /// failure while the store is away too does not count.
     #[must_use]
     pub fn with_directory(mut self, directory: Arc<dyn TenantDirectory>) -> Self {
         self.directory = Some(directory);
@@ -389,17 +389,23 @@ impl AuditLog {
         if !asks_again && let Some(kept) = self.keep_now(spool, &records).await? {
             return Ok(kept);
         }
-        let pushed = spool.push_records(&records).await;
-        self.nudge(spool).await;
+        let mut pushed = spool.push_records(&records).await;
+        let is_again = pushed.is_err() && self.make_room(spool).await;
+        if is_again {
+            pushed = spool.push_records(&records).await;
+        }
         if let Err(error) = pushed {
             // Without their tenants rather than not at all.
-            if asks_again && let Some(kept) = self.keep_now(spool, &records).await? {
+            if (asks_again || is_again)
+                && let Some(kept) = self.keep_now(spool, &records).await?
+            {
                 return Ok(kept);
             }
-            let what = "nothing could be kept, as the store is away and the spool takes no more";
+            let what = "nothing could be kept: neither the store nor the spool takes it";
             tracing::error!(code = error.code(), %error, "{what}");
             return Err(Error::new(ErrorKind::StoreUnavailable, what).with_source(error));
         }
+        self.nudge(spool).await;
         let is_item = |record: &&SpoolRecord| matches!(record, SpoolRecord::Quarantine(_));
         add(&self.counters.spooled, records.len() - records.iter().filter(is_item).count());
         Ok(Kept::Spooled)
@@ -568,26 +574,9 @@ impl AuditLog {
         events: &[SealedEvent],
         failure: Option<&Error>,
     ) -> Vec<Recorded> {
-        if self.unanswered.load(Ordering::Relaxed) > 0 {
-            // The directory is away and the store is not: room for new events is worth more
-            // than tenants of old ones.
-            self.unanswered.store(MAX_UNANSWERED, Ordering::Relaxed);
-            self.backoff().until = None;
-        }
-        if !self.backoff_left().is_zero() {
+        if !self.make_room(spool).await {
             return self.lose(events, failure);
         }
-        let empty = async {
-            let _turn = self.draining.lock().await;
-            while spool.pending() > 0 && self.backoff_left().is_zero() {
-                let batch = self.drain_batch(spool, BATCH_EVENTS, self.store_timeout).await;
-                if batch.is_ok_and(|batch| batch.records() == 0) {
-                    break;
-                }
-            }
-        };
-        // Whether it came to its end or not, there may be room.
-        let _ = self.within(self.store_timeout, empty).await;
         if spool.pending() == 0
             && self.backoff_left().is_zero()
             && let Ok(recorded) = self.append_new(events).await
@@ -599,6 +588,35 @@ impl AuditLog {
         let mut recorded = self.spooled(kept);
         recorded.extend(self.lose(rest, refused.as_ref()));
         recorded
+    }
+
+    /// Empties the spool as far as the store's time allows; `false` if the store is known
+    /// to be down. Otherwise there may be room, whether all of it was emptied or not.
+    async fn make_room(&self, spool: &Spool) -> bool {
+        self.give_directory_up();
+        if !self.backoff_left().is_zero() {
+            return false;
+        }
+        let empty = async {
+            let _turn = self.draining.lock().await;
+            while spool.pending() > 0 && self.backoff_left().is_zero() {
+                let batch = self.drain_batch(spool, BATCH_EVENTS, self.store_timeout).await;
+                if batch.is_ok_and(|batch| batch.records() == 0) {
+                    break;
+                }
+                self.give_directory_up();
+            }
+        };
+        let _ = self.within(self.store_timeout, empty).await;
+        true
+    }
+
+    /// Ends the wait for a directory that is away while the store is not: room for new
+    /// events is worth more than tenants of old ones.
+    fn give_directory_up(&self) {
+        if self.absence().give_up(self.runtime.now()) {
+            self.backoff().until = None;
+        }
     }
 
     /// Moves a few events on if nobody does and the store is not known to be down.
@@ -793,25 +811,39 @@ impl AuditLog {
             }
             found
         };
-        // Once it has failed for too long, those who wait for room are not kept by it.
-        let is_given_up = self.unanswered.load(Ordering::Relaxed) >= MAX_UNANSWERED;
-        let patience = if is_given_up { timeout / 4 } else { timeout };
-        let found = self.within(patience, ask).await.unwrap_or(nothing);
+        let patience = self.absence().patience(self.runtime.now());
+        let bound = match patience {
+            Patience::Full => timeout,
+            Patience::Brief => timeout.min(self.store_timeout / 4),
+            Patience::Zero => return Ok(nothing),
+        };
+        let found = self.within(bound, ask).await.unwrap_or(nothing);
         if !found.contains(&FoundTenant::NoAnswer) {
-            self.unanswered.store(0, Ordering::Relaxed);
+            self.absence().end();
             return Ok(found);
         }
         let away = |what: &'static str| Err(Error::new(ErrorKind::StoreUnavailable, what));
-        if !matches!(self.within(patience, self.store.state()).await, Some(Ok(_))) {
-            // One outage of both: the directory may be back as soon as the store is.
-            self.unanswered.store(0, Ordering::Relaxed);
-            return away("neither the tenant directory nor the store answers");
+        // Once the directory is given up on, the append shows whether the store is away.
+        if patience == Patience::Full {
+            let state = self.within(timeout, self.store.state()).await;
+            if !matches!(state, Some(Ok(_))) {
+                if state.is_some() || self.is_patient(timeout) {
+                    // One outage of both: the directory may be back as soon as the store is.
+                    self.absence().end();
+                }
+                return away("neither the tenant directory nor the store answers");
+            }
         }
-        if self.unanswered.fetch_add(1, Ordering::Relaxed) < MAX_UNANSWERED {
+        if !self.absence().failed(self.runtime.now()) {
             return away("the tenant directory does not answer");
         }
         tracing::warn!("the tenant directory does not answer: events go on without tenants");
         Ok(found)
+    }
+
+    /// Whether a store that does not answer within `timeout` is one that is away.
+    fn is_patient(&self, timeout: Duration) -> bool {
+        timeout >= self.store_timeout
     }
 
     async fn quarantine(
@@ -840,7 +872,9 @@ impl AuditLog {
         timeout: Duration,
     ) -> Result<Appended> {
         let count = events.len();
-        let answer = match self.within(timeout, self.store.append(events, options)).await {
+        let answer = self.within(timeout, self.store.append(events, options)).await;
+        let is_final = answer.is_some() || self.is_patient(timeout);
+        let answer = match answer {
             Some(Ok(appended)) if appended.receipts.len() != count => Err(Error::new(
                 ErrorKind::Internal,
                 "the store gave another number of receipts than there were events",
@@ -851,9 +885,9 @@ impl AuditLog {
                 format!("the store did not answer within {} ms", timeout.as_millis()),
             )),
         };
-        if answer.as_ref().is_err_and(|error| !is_about_the_batch(error)) {
+        if is_final && answer.as_ref().is_err_and(|error| !is_about_the_batch(error)) {
             // The store is away too: what the directory did not answer till now says nothing.
-            self.unanswered.store(0, Ordering::Relaxed);
+            self.absence().end();
         }
         answer
     }
@@ -887,6 +921,10 @@ impl AuditLog {
 
     fn backoff(&self) -> MutexGuard<'_, Backoff> {
         self.backoff.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn absence(&self) -> MutexGuard<'_, Absence> {
+        self.absence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long the store is still left alone.

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use serde_json::json;
 use tempfile::TempDir;
 
+use super::absence::MAX_UNANSWERED;
 use super::repair::{INVALID, digest, repaired_action, repaired_source};
 use super::*;
 use crate::rt::TokioRuntime;
@@ -512,6 +513,158 @@ async fn a_directory_that_is_away_loses_no_event_to_a_full_spool() {
         assert_eq!(log.record(named(6)).await.outcome, Lost);
         let before = world.runtime.now();
         assert_eq!(log.record(named(7)).await.outcome, Lost);
+        assert_eq!(world.runtime.now(), before);
+    }
+}
+
+/// Gives up on a directory that is away, with one event.
+async fn give_up(world: &World, log: &AuditLog) {
+    log.keep_records(vec![unresolved(world, "first", "acme.example")]).await.unwrap();
+    while log.drain_spool(10).await.is_err() {
+        world.later();
+    }
+    assert_eq!(log.counts().unresolved, 1);
+}
+
+#[tokio::test]
+async fn an_outage_of_the_directory_that_is_over_shortens_no_later_wait() {
+    let world = World::new();
+    let directory = Arc::new(Forgetful::default());
+    let log = world.log().await.with_directory(directory.clone());
+    directory.is_away.store(true, Ordering::Relaxed);
+    give_up(&world, &log).await;
+    // While it answers, events come with their tenants, and the log does not ask.
+    for _ in 0..3 {
+        world.later();
+    }
+    log.keep_records(vec![unresolved(&world, "a", "acme.example")]).await.unwrap();
+    assert_eq!(log.spool_status().unwrap().pending, 1);
+    for _ in 1..MAX_UNANSWERED {
+        world.later();
+        log.drain_spool(10).await.unwrap_err();
+    }
+    directory.is_away.store(false, Ordering::Relaxed);
+    world.later();
+    log.drain_spool(10).await.unwrap();
+    let found = tenants(&world).await.pop();
+    assert_eq!(found, Some(("a".into(), Some("acme".into()), "domain".into())));
+}
+
+#[tokio::test]
+async fn a_directory_that_was_given_up_on_is_asked_now_and_then() {
+    let world = World::new();
+    let directory = Arc::new(Forgetful::default());
+    let log = world.log().await.with_directory(directory.clone());
+    directory.is_away.store(true, Ordering::Relaxed);
+    give_up(&world, &log).await;
+    let keep = async |name: &str| {
+        log.keep_records(vec![unresolved(&world, name, "acme.example")]).await.unwrap();
+        assert_eq!(log.spool_status().unwrap().pending, 0, "{name}");
+        tenants(&world).await.pop().unwrap().2
+    };
+    assert_eq!(keep("a").await, "unresolved");
+    world.later();
+    assert_eq!(keep("b").await, "unresolved");
+    world.later();
+    directory.is_away.store(false, Ordering::Relaxed);
+    assert_eq!(keep("c").await, "domain");
+    // From then on it is waited for as at first.
+    directory.is_away.store(true, Ordering::Relaxed);
+    log.keep_records(vec![unresolved(&world, "d", "acme.example")]).await.unwrap();
+    assert_eq!(log.spool_status().unwrap().pending, 1);
+}
+
+#[tokio::test]
+async fn a_directory_that_hangs_does_not_slow_the_spool_down() {
+    for is_full in [false, true] {
+        let world = World::new();
+        let records: Vec<_> =
+            (10..60).map(|n| unresolved(&world, &n.to_string(), "acme.example")).collect();
+        let other = world.folder.path().join("other.spool");
+        let spool = Spool::open(SpoolConfig::new(&other), world.runtime.clone()).await.unwrap();
+        spool.push_records(&records).await.unwrap();
+        let max_bytes = std::fs::metadata(&other).unwrap().len();
+        let config = SpoolConfig { max_bytes, ..SpoolConfig::new(world.path()) };
+        let directory = Arc::new(Forgetful::default());
+        let log = world.log_with(config).await.with_directory(directory.clone());
+        let _ = ManualRuntime::clone(&world.runtime).with_sleep_advancing();
+        directory.hangs.store(true, Ordering::Relaxed);
+        log.keep_records(records).await.unwrap();
+        for _ in 1..MAX_UNANSWERED {
+            world.later();
+            log.drain_spool(usize::MAX).await.unwrap_err();
+        }
+        world.later();
+        let before = world.runtime.now();
+        if is_full {
+            assert_eq!(log.record(named("new")).await.outcome, In { seq: 50 });
+        } else {
+            assert_eq!(log.drain_spool(usize::MAX).await.unwrap().appended, 50);
+        }
+        let took = world.runtime.now().saturating_since(before);
+        assert!(took < log.store_timeout, "{took:?}, is full: {is_full}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_too_slow_for_a_nudge_is_not_away() {
+    let world = World::new();
+    let directory = Arc::new(Forgetful::default());
+    let log = world.log().await.with_directory(directory.clone());
+    let _ = ManualRuntime::clone(&world.runtime).with_sleep_advancing();
+    directory.is_away.store(true, Ordering::Relaxed);
+    log.keep_records(vec![unresolved(&world, "a", "acme.example")]).await.unwrap();
+    let nudge = async |record| {
+        world.later();
+        world.store.set(Mood::Hanging);
+        log.keep_records(vec![record]).await.unwrap();
+        world.store.set(Mood::Up);
+        world.later();
+    };
+    for n in 1..MAX_UNANSWERED {
+        nudge(named(n).seal(&*world.runtime).into()).await;
+        log.drain_spool(10).await.unwrap_err();
+    }
+    nudge(named("b").seal(&*world.runtime).into()).await;
+    log.drain_spool(100).await.expect("the store was well all the time");
+    assert_eq!(tenants(&world).await[0], ("a".into(), None, "unresolved".into()));
+    // Nor does an append without the time for it begin the wait anew.
+    nudge(unresolved(&world, "c", "acme.example")).await;
+    log.drain_spool(100).await.unwrap();
+    assert_eq!(log.counts().unresolved, 2);
+}
+
+#[tokio::test]
+async fn a_directory_that_is_away_refuses_no_batch_because_of_a_full_spool() {
+    for hangs in [false, true] {
+        let world = World::new();
+        let directory = Arc::new(Forgetful::default());
+        let config = SpoolConfig { max_events: 3, ..SpoolConfig::new(world.path()) };
+        let log = world.log_with(config).await.with_directory(directory.clone());
+        let _ = ManualRuntime::clone(&world.runtime).with_sleep_advancing();
+        directory.is_away.store(true, Ordering::Relaxed);
+        directory.hangs.store(hangs, Ordering::Relaxed);
+        let fill = async || {
+            let records = ["a", "b", "c"].map(|name| unresolved(&world, name, "acme.example"));
+            log.keep_records(records.to_vec()).await.unwrap();
+        };
+        fill().await;
+        for n in 0..6 {
+            let known = named(n).seal(&*world.runtime).into();
+            let asked = unresolved(&world, &n.to_string(), "acme.example");
+            let batch = vec![if n % 2 == 0 { known } else { asked }];
+            log.keep_records(batch).await.expect("the store is well");
+        }
+        assert_eq!(world.store.names().await[..4], ["a", "b", "c", "0"]);
+        // While the store is away too there is no room to be made, and no wait for it.
+        world.store.set(Mood::Down);
+        world.later();
+        let left = log.spool_status().unwrap().pending;
+        assert_eq!(left, 0);
+        fill().await;
+        let before = world.runtime.now();
+        let refused = log.keep(vec![named("d").seal(&*world.runtime)], Vec::new()).await;
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::StoreUnavailable);
         assert_eq!(world.runtime.now(), before);
     }
 }

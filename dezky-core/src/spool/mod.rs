@@ -426,6 +426,7 @@ impl Queue {
         if !file.metadata()?.is_file() {
             return Err(Error::new(ErrorKind::ConfigInvalid, NO_FILE));
         }
+        remove_second_name(&config.path, &file)?;
         let mut queue = Self {
             config,
             file,
@@ -649,7 +650,9 @@ impl Queue {
                 // Not acknowledged, so not to be moved either: the sender comes again.
                 self.records.truncate(self.records.len() - kept);
                 self.end = self.records.back().map_or(HEADER_BYTES, |record| record.end());
-                self.dirty = true;
+                // At once: the program may end before the next push.
+                let cut = self.file.set_len(self.end).and_then(|()| self.file.sync_data());
+                self.dirty = cut.is_err();
                 Pushed { kept: 0, refused: Some(error) }
             }
         }
@@ -679,9 +682,7 @@ impl Queue {
 
     /// Writes the header and all records that wait into a new file at the path.
     fn make_anew(&mut self) -> std::io::Result<()> {
-        let mut name = self.config.path.as_os_str().to_owned();
-        name.push(".new");
-        let new = PathBuf::from(name);
+        let new = path_of_new(&self.config.path);
         let mut options = OpenOptions::new();
         // A crash may have left a part of one.
         options.read(true).write(true).create(true).truncate(false);
@@ -801,7 +802,7 @@ impl Queue {
         if self.owed == Owed::Salvage && self.settle(now, gauges).is_err() {
             return Ok(());
         }
-        if self.records.is_empty() && self.end > HEADER_BYTES {
+        if self.records.is_empty() && (self.end > HEADER_BYTES || self.dirty) {
             self.file.set_len(HEADER_BYTES)?;
             self.end = HEADER_BYTES;
             self.dirty = false;
@@ -837,6 +838,24 @@ fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
+    }
+}
+
+/// The name of a file that is made anew until it stands at its path.
+fn path_of_new(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
+/// Removes the name that a file keeps if the process that made it anew was killed between
+/// the link to its path and the end: the file's lock would be in the way of the next one.
+fn remove_second_name(path: &Path, file: &File) -> std::io::Result<()> {
+    let new = path_of_new(path);
+    match new.symlink_metadata() {
+        Ok(there) if is_same(&there, &file.metadata()?) => std::fs::remove_file(new),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -583,6 +583,21 @@ async fn a_file_that_is_removed_is_made_anew_with_all_that_waits() {
     assert_eq!(spool.peek(9).await.unwrap(), records(&events[4..]));
 }
 
+#[tokio::test]
+async fn a_kill_between_the_two_names_of_a_file_that_is_made_anew_does_no_harm() {
+    let place = Place::new();
+    let events = place.events(2);
+    place.open().await.push(&events[..1]).await.unwrap();
+    let new = place.folder.path().join("audit.spool.new");
+    fs::hard_link(place.config().path, &new).unwrap();
+    let spool = place.open().await;
+    fs::remove_file(place.config().path).unwrap();
+    spool.push(&events[1..]).await.unwrap();
+    let (_other, found) = place.after_kill().await;
+    assert_eq!(found.peeked(9).await, events);
+    assert!(!fs::exists(&new).unwrap());
+}
+
 /// A disk without room for what is to be set aside.
 #[cfg(target_os = "linux")]
 #[tokio::test]
@@ -619,6 +634,10 @@ async fn nothing_is_acknowledged_while_another_file_stands_in_its_place() {
     assert_eq!(refused.kind(), ErrorKind::StoreReplaced, "{refused}");
     assert_eq!(spool.pending(), 1, "what is refused comes again by its sender");
     assert_eq!(place.bytes(), b"something else", "it is somebody's");
+    // The program ends, and the file is put back.
+    let other = Place::new();
+    fs::copy(&own, other.config().path).unwrap();
+    assert_eq!(other.open().await.peeked(9).await, events[..1], "the refused one turned up");
     fs::rename(&own, place.config().path).unwrap();
     spool.push(&events[2..]).await.unwrap();
     let kept: Vec<_> =

@@ -753,7 +753,7 @@ impl Poll {
             return;
         }
         self.state.watermark = self.state.watermark.max(top);
-        if from.is_none_or(|from| top.is_some_and(|top| from < self.reconcile_floor(top))) {
+        if from.is_none_or(|from| top.is_some_and(|top| from < self.reconcile_floor(top, now))) {
             self.state.reconcile = None;
             if self.is_reconcile_due(now) {
                 self.reconciled(began);
@@ -820,7 +820,7 @@ impl Poll {
     }
 
     fn reconcile(&mut self, now: Timestamp, request: Request, answer: Answer<'_>) -> Result<Step> {
-        let floor = newest(answer, now).map(|top| self.reconcile_floor(top));
+        let floor = newest(answer, now).map(|top| self.reconcile_floor(top, now));
         let late_before = self.state.late_before(now);
         let Some(reconcile) = &mut self.state.reconcile else { return Ok(Step::default()) };
         let read = reconcile.walk.read(Order::NewestFirst, request, answer)?;
@@ -843,8 +843,8 @@ impl Poll {
     }
 
     fn is_reconcile_due(&self, now: Timestamp) -> bool {
-        !self.memory.reconciled
-            || self.state.reconciled.is_none_or(|at| now.saturating_since(at) >= DAY)
+        let is_recent = |at: Timestamp| at.saturating_add(DAY).is_ahead_of(now, DAY);
+        !self.memory.reconciled || !self.state.reconciled.is_some_and(is_recent)
     }
 
     fn reconcile_if_due(&mut self, now: Timestamp) {
@@ -857,11 +857,15 @@ impl Poll {
 
     /// How far back a reconcile walk goes whose newest event is of `top`. What it must
     /// find was not there yet when the one before began.
-    fn reconcile_floor(&self, top: Timestamp) -> Timestamp {
-        let day = before(top, DAY);
+    fn reconcile_floor(&self, top: Timestamp, now: Timestamp) -> Timestamp {
+        let (day, week) = (before(top, DAY), before(top, WEEK));
         let seam = SEAM.max(self.settings.overlap);
-        let seam = self.state.reconciled.map_or(day, |began| before(began, seam));
-        seam.clamp(before(top, WEEK), day)
+        match self.state.reconciled {
+            None => day,
+            // By a clock that was ahead, so nobody knows when.
+            Some(began) if began > now => week,
+            Some(began) => before(began, seam).clamp(week, day),
+        }
     }
 
     fn reconciled(&mut self, began: Timestamp) {

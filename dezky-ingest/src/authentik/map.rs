@@ -722,11 +722,35 @@ mod tests {
         let took = TokioRuntime.now().saturating_since(started);
         assert!(took < std::time::Duration::from_secs(20), "{took:?}");
         let kept = kept.source().unwrap();
-        assert!(!kept.contains("507f") && kept.contains("plain"), "{kept}");
-        // With few they stay distinct.
-        let few: String = (0..16).map(path).collect();
-        let kept = map(SOURCE, with(&json!({"context": {"username": few}}))).metadata;
-        assert_eq!(kept.source().unwrap().matches("sha256:").count(), 16);
+        assert!(!kept.contains("d406f438") && kept.contains("plain"), "{kept}");
+    }
+
+    #[test]
+    fn each_of_many_keys_of_invitations_is_hidden_in_any_text() {
+        let key = |n: usize| format!("d406f438-507f-4f8a-930d-{n:012x}");
+        let paths: Vec<_> = (0..20).map(|n| format!("/invitations/{}/", key(n))).collect();
+        // The third is spelled oddly, the last is no key of an invitation.
+        let notes = [
+            format!("invite {} sent", key(19).to_uppercase()),
+            format!("ffff{}.", key(18).replace('-', "")),
+            format!("-{}", key(17)),
+            key(99),
+        ];
+        let said = json!({"context": {"paths": paths, "notes": notes}});
+        let kept = map(SOURCE, with(&said)).metadata.into_metadata().to_value();
+        let digest = |n: usize| {
+            let path = kept["context"]["paths"][n].as_str().unwrap();
+            path.strip_prefix("/invitations/").unwrap().trim_end_matches('/').to_owned()
+        };
+        let digests: std::collections::BTreeSet<_> = (0..20).map(digest).collect();
+        assert!(digests.len() == 20 && digests.iter().all(|digest| digest.starts_with("sha256:")));
+        let notes = [
+            format!("invite {} sent", digest(19)),
+            format!("ffff{}.", digest(18)),
+            digest(17),
+            key(99),
+        ];
+        assert_eq!(kept["context"]["notes"], json!(notes));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! a request, in older releases' differences of models, and the body of a mail,
 //! which may hold a link that signs in.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
@@ -13,8 +13,6 @@ use super::proto::pk;
 pub(super) use crate::secrets::REDACTED;
 use crate::secrets::{is_secret, squash, without_secrets};
 
-/// How many keys of invitations in one event are replaced by their digests.
-const MAX_INVITATIONS: usize = 16;
 /// Before the key in the address of an invitation.
 const INVITATIONS: &str = "/invitations/";
 
@@ -33,43 +31,25 @@ pub(crate) fn redact(value: &mut Value) {
 }
 
 /// Puts a digest where the key of an invitation stands, which is its token: whoever has
-/// it can enrol. Events about the same invitation still have the same digest. In an event
-/// with more than [`MAX_INVITATIONS`] keys the others, and addresses of invitations, are
-/// hidden as a whole, so that the work stays linear in the event.
+/// it can enrol. Events about the same invitation still have the same digest.
 pub(super) fn hide_invitations(event: &mut Map<String, Value>) {
     let mut tokens = BTreeSet::new();
     event.iter().for_each(|(name, value)| find_invitations(name, value, &mut tokens));
-    if tokens.len() > MAX_INVITATIONS {
-        event.values_mut().for_each(|value| hide_many(value, &tokens));
-        // Those that are left may stand within other texts.
-        tokens = tokens.into_iter().take(MAX_INVITATIONS).collect();
-    }
-    for token in tokens {
-        let mut digest = hex::encode(Sha256::digest(&token));
+    let digest = |token: &String| {
+        let mut digest = hex::encode(Sha256::digest(token));
         digest.truncate(32);
-        let (digest, hex) = (format!("sha256:{digest}"), token.replace('-', ""));
-        event.values_mut().for_each(|value| replace(value, &[&token, &hex], &digest));
-    }
-}
-
-/// Hides texts that are one of many keys of invitations or hold the address of one.
-fn hide_many(value: &mut Value, tokens: &BTreeSet<String>) {
-    match value {
-        Value::Object(members) => {
-            members.values_mut().for_each(|value| hide_many(value, tokens));
-        }
-        Value::Array(values) => values.iter_mut().for_each(|value| hide_many(value, tokens)),
-        Value::String(text) if text.contains(INVITATIONS) => *value = REDACTED.into(),
-        Value::String(_) if pk(value).is_some_and(|key| tokens.contains(&key)) => {
-            *value = REDACTED.into();
-        }
-        _ => {}
+        Some((uuid(token.as_bytes())?, format!("sha256:{digest}")))
+    };
+    let digests: HashMap<u128, String> = tokens.iter().filter_map(digest).collect();
+    if !digests.is_empty() {
+        event.values_mut().for_each(|value| replace(value, &digests));
     }
 }
 
 /// Finds the keys of invitations, as UUIDs with dashes.
 fn find_invitations(name: &str, value: &Value, tokens: &mut BTreeSet<String>) {
-    let key = |value: &Value| value.as_str().and_then(|_| pk(value)).filter(|key| is_uuid(key));
+    let is_uuid = |key: &String| uuid(key.as_bytes()).is_some();
+    let key = |value: &Value| value.as_str().and_then(|_| pk(value)).filter(is_uuid);
     match value {
         Value::Object(members) => {
             let model = members.get("model_name").and_then(Value::as_str);
@@ -97,42 +77,55 @@ fn find_invitations(name: &str, value: &Value, tokens: &mut BTreeSet<String>) {
     }
 }
 
-fn is_uuid(text: &str) -> bool {
-    let is_in_place = |(at, byte): (usize, u8)| match at {
-        8 | 13 | 18 | 23 => byte == b'-',
-        _ => byte.is_ascii_hexdigit(),
-    };
-    text.len() == 36 && text.bytes().enumerate().all(is_in_place)
+/// A UUID as it is written, with dashes or without, whatever its case.
+fn uuid(text: &[u8]) -> Option<u128> {
+    let has_dashes = text.len() == 36 && [8, 13, 18, 23].iter().all(|at| text[*at] == b'-');
+    if !has_dashes && text.len() != 32 {
+        return None;
+    }
+    let is_digit = |(at, _): &(usize, &u8)| !(has_dashes && matches!(at, 8 | 13 | 18 | 23));
+    text.iter().enumerate().filter(is_digit).try_fold(0, |uuid, (_, byte)| {
+        let digit = char::from(*byte).to_digit(16)?;
+        Some(uuid << 4 | u128::from(digit))
+    })
 }
 
-/// Replaces texts that are ASCII in lower case wherever they stand, whatever their case.
-fn replace(value: &mut Value, these: &[&str], by: &str) {
+/// Replaces UUIDs by their digests wherever they stand in texts.
+fn replace(value: &mut Value, digests: &HashMap<u128, String>) {
+    // Dashes may stand anywhere in one that is alone.
+    let alone = value.as_str().and_then(|_| digests.get(&uuid(pk(value)?.as_bytes())?));
+    if let Some(digest) = alone {
+        *value = digest.as_str().into();
+        return;
+    }
     match value {
-        Value::Object(members) => members.values_mut().for_each(|value| replace(value, these, by)),
-        Value::Array(values) => values.iter_mut().for_each(|value| replace(value, these, by)),
+        Value::Object(members) => members.values_mut().for_each(|value| replace(value, digests)),
+        Value::Array(values) => values.iter_mut().for_each(|value| replace(value, digests)),
         Value::String(text) => {
-            for this in these {
-                if let Some(replaced) = replaced(text, this, by) {
-                    *text = replaced;
-                }
+            if let Some(replaced) = replaced(text, digests) {
+                *text = replaced;
             }
         }
         _ => {}
     }
 }
 
-/// The text with `by` in place of each `this`; `None` if it has none. What was put in is
-/// not looked at again.
-fn replaced(text: &str, this: &str, by: &str) -> Option<String> {
-    let lower = text.to_ascii_lowercase();
-    let (mut out, mut done) = (String::new(), 0);
-    // Without an end if there were nothing to look for.
-    while !this.is_empty()
-        && let Some(found) = lower[done..].find(this)
-    {
-        out.push_str(&text[done..done + found]);
-        out.push_str(by);
-        done += found + this.len();
+/// The text with digests in place of the UUIDs; `None` if it has none of these.
+fn replaced(text: &str, digests: &HashMap<u128, String>) -> Option<String> {
+    let digest_at = |at: usize| {
+        let found = |len: usize| digests.get(&uuid(text.as_bytes().get(at..at + len)?)?);
+        [36, 32].into_iter().find_map(|len| Some((len, found(len)?)))
+    };
+    let (mut out, mut done, mut at) = (String::new(), 0, 0);
+    while at < text.len() {
+        let Some((len, digest)) = digest_at(at) else {
+            at += 1;
+            continue;
+        };
+        out.push_str(&text[done..at]);
+        out.push_str(digest);
+        at += len;
+        done = at;
     }
     (done > 0).then(|| out + &text[done..])
 }

@@ -5,24 +5,28 @@ use dezky_core::Metadata;
 
 use super::{CUT, OF_SOURCE, OWN, TRUNCATED};
 use crate::json::{Doc, Value};
-use crate::secrets::{REDACTED, is_vacant};
+use crate::secrets::{REDACTED, is_vacant, without_secrets};
 
-/// Whether two contents that are not equal are one all the same: they differ only where
-/// one of them has `[redacted]` in the place of something, or one was reduced to its short
+/// Metadata larger than this was reduced by earlier versions, which cut no parts of it.
+const REDUCED_BYTES: u64 = 56 << 10;
+
+/// Whether two contents that are not equal are one all the same: they differ only where we
+/// hid something in one of them that is there in the other, or one was reduced to its short
 /// scalars, all of which the other has, of which large parts were cut instead.
 pub(super) fn alike(one: &Metadata, other: &Metadata) -> bool {
     let (Ok(one), Ok(other)) = (Doc::parse(one.as_str()), Doc::parse(other.as_str())) else {
         return false;
     };
     let (one, other) = (one.root(), other.root());
+    let hidden = Hidden { in_one: is_redacted(one), in_other: is_redacted(other) };
     match (own(one, TRUNCATED), own(other, TRUNCATED)) {
-        (Some(_), None) => is_reduced(one, other),
-        (None, Some(_)) => is_reduced(other, one),
+        (Some(reduced), None) => is_of_large(reduced) && hidden.is_reduced(one, other),
+        (None, Some(reduced)) => is_of_large(reduced) && hidden.swapped().is_reduced(other, one),
         _ => {
-            same_members(one, other)
+            hidden.same_members(one, other)
                 && OF_SOURCE.iter().all(|name| match (own(one, name), own(other, name)) {
                     (None, None) => true,
-                    (Some(one), Some(other)) => same(one, other),
+                    (Some(one), Some(other)) => hidden.same(one, other),
                     _ => false,
                 })
         }
@@ -33,70 +37,128 @@ fn own<'d>(metadata: Value<'d>, name: &str) -> Option<Value<'d>> {
     metadata.get(OWN)?.get(name)
 }
 
-/// Whether `reduced` is what short scalars `cut` has at its top.
-fn is_reduced(reduced: Value<'_>, cut: Value<'_>) -> bool {
-    let mut kept = reduced.members().filter(|member| !member.is_named(OWN));
-    own(cut, CUT).is_some()
-        && kept.all(|kept| cut.get(&kept.name()).is_some_and(|value| same(kept.value, value)))
+/// Whether we hid something in it. A source may say `[redacted]` by itself.
+fn is_redacted(metadata: Value<'_>) -> bool {
+    own(metadata, "redacted").is_some_and(|value| value.raw() == "true")
 }
 
-/// Whether two objects are the same but for our annotations.
-fn same_members(one: Value<'_>, other: Value<'_>) -> bool {
-    // Canonical, so in one order and without repetition.
-    let mut members = one.members().filter(|member| !member.is_named(OWN));
-    let mut others = other.members().filter(|member| !member.is_named(OWN));
-    loop {
-        match (members.next(), others.next()) {
-            (None, None) => return true,
-            (Some(one), Some(other))
-                if one.key.raw() == other.key.raw() && same(one.value, other.value) => {}
-            _ => return false,
+/// Whether the note of what was reduced is of metadata that was too large, and not too deep.
+fn is_of_large(truncated: Value<'_>) -> bool {
+    let bytes = truncated.get("bytes").and_then(|bytes| bytes.raw().parse().ok());
+    bytes.is_some_and(|bytes: u64| bytes > REDUCED_BYTES)
+}
+
+/// Which of two contents that are compared are without something that we hid.
+#[derive(Clone, Copy)]
+struct Hidden {
+    in_one: bool,
+    in_other: bool,
+}
+
+impl Hidden {
+    fn swapped(self) -> Self {
+        Self { in_one: self.in_other, in_other: self.in_one }
+    }
+
+    /// Whether `reduced` has nothing but short scalars that `cut` has at its top.
+    fn is_reduced(self, reduced: Value<'_>, cut: Value<'_>) -> bool {
+        let mut kept = reduced.members().filter(|member| !member.is_named(OWN));
+        own(cut, CUT).is_some()
+            && kept
+                .all(|kept| cut.get(&kept.name()).is_some_and(|value| self.same(kept.value, value)))
+    }
+
+    /// Whether two objects are the same but for our annotations.
+    fn same_members(self, one: Value<'_>, other: Value<'_>) -> bool {
+        // Canonical, so in one order and without repetition.
+        let mut members = one.members().filter(|member| !member.is_named(OWN));
+        let mut others = other.members().filter(|member| !member.is_named(OWN));
+        loop {
+            match (members.next(), others.next()) {
+                (None, None) => return true,
+                (Some(one), Some(other))
+                    if one.key.raw() == other.key.raw() && self.same(one.value, other.value) => {}
+                _ => return false,
+            }
+        }
+    }
+
+    fn same(self, one: Value<'_>, other: Value<'_>) -> bool {
+        let is_hidden = self.in_one && hides(one, other) || self.in_other && hides(other, one);
+        if one.raw() == other.raw() || is_hidden {
+            return true;
+        }
+        if one.is_object() && other.is_object() {
+            let (mut members, mut others) = (one.members(), other.members());
+            return loop {
+                match (members.next(), others.next()) {
+                    (None, None) => break true,
+                    (Some(one), Some(other))
+                        if one.key.raw() == other.key.raw()
+                            && self.same(one.value, other.value) => {}
+                    _ => break false,
+                }
+            };
+        }
+        if one.is_list() && other.is_list() {
+            let count = one.elements().count() == other.elements().count();
+            return count
+                && one.elements().zip(other.elements()).all(|(one, other)| self.same(one, other));
+        }
+        match (one.string(), other.string()) {
+            (Some(one), Some(other)) => {
+                self.in_one && hides_in_text(&one, &other)
+                    || self.in_other && hides_in_text(&other, &one)
+            }
+            _ => false,
         }
     }
 }
 
-fn same(one: Value<'_>, other: Value<'_>) -> bool {
-    if one.raw() == other.raw() || hides(one, other) || hides(other, one) {
-        return true;
+/// Whether `hidden` stands where all of `value` was hidden.
+fn hides(hidden: Value<'_>, value: Value<'_>) -> bool {
+    hidden.string().is_some_and(|text| text == REDACTED) && !is_vacant(value)
+}
+
+/// Whether `hidden` is `text` without its secrets, of which an earlier version may have
+/// known more than today's rule does, or fewer.
+fn hides_in_text(hidden: &str, text: &str) -> bool {
+    let clean = without_secrets(text);
+    let text = clean.as_deref().unwrap_or(text);
+    hidden == text || hides_more(hidden, text)
+}
+
+/// Whether `hidden` is `text` with the values of more arguments hidden. All between the
+/// values must be equal: texts that hide equally much and differ say different things.
+fn hides_more(hidden: &str, text: &str) -> bool {
+    if hidden.matches(REDACTED).count() <= text.matches(REDACTED).count() {
+        return false;
     }
-    if one.is_object() && other.is_object() {
-        let (mut members, mut others) = (one.members(), other.members());
-        return loop {
-            match (members.next(), others.next()) {
-                (None, None) => break true,
-                (Some(one), Some(other))
-                    if one.key.raw() == other.key.raw() && same(one.value, other.value) => {}
-                _ => break false,
-            }
+    let mut pieces = hidden.split(REDACTED).peekable();
+    let Some(mut rest) = pieces
+        .next()
+        .and_then(|head| head.ends_with('=').then(|| text.strip_prefix(head)).flatten())
+    else {
+        return false;
+    };
+    // `rest` begins with a hidden value, which the next piece ends.
+    while let Some(piece) = pieces.next() {
+        let is_last = pieces.peek().is_none();
+        let found = if is_last {
+            rest.len().checked_sub(piece.len()).filter(|_| rest.ends_with(piece))
+        } else {
+            rest.find(piece).filter(|_| piece.ends_with('='))
         };
+        let Some(value) = found.and_then(|at| rest.split_at_checked(at)).map(|(value, _)| value)
+        else {
+            return false;
+        };
+        if value.is_empty() || value.contains('&') {
+            return false;
+        }
+        rest = &rest[value.len() + piece.len()..];
     }
-    if one.is_list() && other.is_list() {
-        let count = one.elements().count() == other.elements().count();
-        return count && one.elements().zip(other.elements()).all(|(one, other)| same(one, other));
-    }
-    match (one.string(), other.string()) {
-        (Some(one), Some(other)) => is_same_text(&one, &other),
-        _ => false,
-    }
-}
-
-/// Whether `one` stands where all of `other` was hidden.
-fn hides(one: Value<'_>, other: Value<'_>) -> bool {
-    one.string().is_some_and(|text| text == REDACTED) && !is_vacant(other)
-}
-
-/// Whether two texts are the same before the first and behind the last secret that either
-/// hides; false if neither hides one.
-fn is_same_text(one: &str, other: &str) -> bool {
-    let texts = [one, other];
-    let heads = texts.iter().filter_map(|text| text.find(REDACTED));
-    let tails =
-        texts.iter().filter_map(|text| Some(text.len() - text.rfind(REDACTED)? - REDACTED.len()));
-    let (Some(head), Some(tail)) = (heads.min(), tails.min()) else { return false };
-    let (one, other) = (one.as_bytes(), other.as_bytes());
-    one.len().min(other.len()) >= head + tail
-        && one[..head] == other[..head]
-        && one[one.len() - tail..] == other[other.len() - tail..]
+    true
 }
 
 #[cfg(test)]
@@ -113,13 +175,24 @@ mod tests {
 
     #[test]
     fn what_one_side_hides_makes_no_difference() {
+        // As if we had hidden something in both.
+        let noted = |text: &str| match text.strip_prefix(r#"{"_dezky":{"#) {
+            Some(rest) => format!(r#"{{"_dezky":{{"redacted":true,{rest}"#),
+            None => text.replacen('{', r#"{"_dezky":{"redacted":true},"#, 1),
+        };
+        let is_alike = |one: &str, other: &str| is_alike(&noted(one), &noted(other));
         for (one, other) in [
             (r#"{"a":1,"hashed_token":"[redacted]"}"#, r#"{"a":1,"hashed_token":"ab12"}"#),
             (r#"{"a":[{"jwt":{"x":1}}]}"#, r#"{"a":[{"jwt":"[redacted]"}]}"#),
             (r#"{"u":"/?code=S3&b=1"}"#, r#"{"u":"/?code=[redacted]&b=1"}"#),
-            (r#"{"u":"/?a=[redacted]&b=2&c"}"#, r#"{"u":"/?a=1&b=[redacted]&c"}"#),
+            (r#"{"u":"/?code=S3&token=S4"}"#, r#"{"u":"/?code=[redacted]&token=[redacted]"}"#),
+            (r#"{"u":"/?a=[redacted]&b=2&c"}"#, r#"{"u":"/?a=1&b=2&c"}"#),
             (
-                r#"{"_dezky":{"redacted":true,"source":{"token":"[redacted]"}},"a":1}"#,
+                r#"{"u":"/?a=[redacted]&b=[redacted]&code=[redacted]"}"#,
+                r#"{"u":"/?a=1&b=2&code=[redacted]"}"#,
+            ),
+            (
+                r#"{"_dezky":{"source":{"token":"[redacted]"}},"a":1}"#,
                 r#"{"_dezky":{"source":{"token":"x"}},"a":1}"#,
             ),
         ] {
@@ -131,11 +204,29 @@ mod tests {
             (r#"{"t":"[redacted]"}"#, r#"{"t":null}"#),
             (r#"{"u":"/a?code=[redacted]"}"#, r#"{"u":"/b?code=S3"}"#),
             (r#"{"u":"/?code=[redacted]&n=1"}"#, r#"{"u":"/?code=S3&n=2"}"#),
+            (r#"{"u":"/?code=[redacted]"}"#, r#"{"u":"/?code=[redacted]&error=denied"}"#),
+            (r#"{"u":"/?a=[redacted]"}"#, r#"{"u":"/?a=1&error=denied"}"#),
+            (r#"{"u":"/?a=[redacted]"}"#, r#"{"u":"/?a="}"#),
+            (
+                r#"{"u":"/?token=[redacted]&result=ok&code=[redacted]"}"#,
+                r#"{"u":"/?token=[redacted]&result=denied&code=[redacted]"}"#,
+            ),
+            (r#"{"u":"/?a=[redacted]&b=2&c"}"#, r#"{"u":"/?a=1&b=[redacted]&c"}"#),
+            (r#"{"u":"Bearer [redacted]"}"#, r#"{"u":"Bearer of news"}"#),
             (r#"{"a":["[redacted]"]}"#, r#"{"a":["x","y"]}"#),
             (r#"{"n":9007199254740992}"#, r#"{"n":9007199254740993}"#),
         ] {
             assert!(!is_alike(one, other), "{one} {other}");
         }
+    }
+
+    #[test]
+    fn what_a_source_writes_in_the_place_of_a_secret_hides_nothing() {
+        let said = r#"{"a":"[redacted]","u":"/?a=[redacted]"}"#;
+        assert!(!is_alike(said, r#"{"a":"x","u":"/?a=[redacted]"}"#));
+        assert!(!is_alike(said, r#"{"a":"[redacted]","u":"/?a=1"}"#));
+        let ours = r#"{"_dezky":{"redacted":true},"a":"[redacted]","u":"/?a=[redacted]"}"#;
+        assert!(is_alike(ours, r#"{"a":"x","u":"/?a=1"}"#));
     }
 
     #[test]
@@ -150,5 +241,7 @@ mod tests {
         assert!(!is_alike(reduced, &cut(2)));
         assert!(!is_alike(reduced, r#"{"l":"zz","n":1,"s":"x"}"#), "one that is not large");
         assert!(!is_alike(reduced, &reduced.replace(":\"a\"", ":\"b\"")));
+        let deep = reduced.replace("70000", "900");
+        assert!(!is_alike(&deep, &cut(1)), "one that was too deep and not too large");
     }
 }

@@ -473,9 +473,31 @@ fn events_with_one_id_that_differ_only_in_what_is_cut_are_all_kept() {
     });
 }
 
+#[test]
+fn events_with_one_id_that_differ_beside_their_secrets_are_all_kept() {
+    run(async {
+        let place = Place::new().await;
+        for (id, urls) in [
+            ("1", ["/cb?code=S1", "/cb?code=S2&error=access_denied"]),
+            ("2", ["/cb?token=S&result=ok&code=S", "/cb?token=S&result=denied&code=S"]),
+        ] {
+            let body = |url| json!({"event": "cb", "id": id, "url": url}).to_string();
+            for (url, stored) in [(urls[0], 1), (urls[1], 1), (urls[0], 0), (urls[1], 0)] {
+                let shop = declared(&place, by_id(), json!({}));
+                let taken = send(&shop, &[], body(url).as_bytes()).await.unwrap();
+                assert_eq!(taken.stored, stored, "{url}");
+            }
+        }
+        assert_eq!(ids(&place).await.len(), 4);
+    });
+}
+
 /// An event of the shop as an earlier version of the rules stored it.
 fn stored_before(id: &str, said: &Value) -> dezky_core::SealedEvent {
-    let metadata = NewMetadata::from_value(said).with_annotation("rawAction", "a");
+    let mut metadata = NewMetadata::from_value(said).with_annotation("rawAction", "a");
+    if said.to_string().contains("[redacted]") {
+        metadata.annotate("redacted", true);
+    }
     let event = NewEvent {
         source: "shop".into(),
         external_id: Some(id.into()),

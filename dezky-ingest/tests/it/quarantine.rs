@@ -225,6 +225,23 @@ fn a_retry_changes_nothing_or_all_of_it() {
 }
 
 #[test]
+fn a_retry_says_that_the_item_was_dropped_meanwhile() {
+    run(async {
+        let place = Place::new().await;
+        let intake = place.intake();
+        let config = serde_json::from_str(r#"{"action":"/verb","id":"/id"}"#).unwrap();
+        let mapping = [Mapping::compile("shop", &config).unwrap()];
+        let odd = item("shop", "x", "no_action", r#"{"verb":"paid","id":"1"}"#);
+        intake.take(Vec::new(), vec![odd], AppendOptions::default()).await.unwrap();
+        let kept = place.store.quarantined(0, 10).await.unwrap().remove(0);
+        assert!(drop_item(&intake, &kept, Actor::system(), "seen").await.unwrap());
+        let retried = retry(&intake, &kept, &mapping).await.unwrap();
+        let Retried::Stays(why) = retried else { panic!("{retried:?}") };
+        assert!(why.contains("dropped"), "{why}");
+    });
+}
+
+#[test]
 fn a_drop_says_so_once() {
     run(async {
         let place = Place::new().await;

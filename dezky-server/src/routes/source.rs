@@ -3,12 +3,13 @@ use std::net::SocketAddr;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, State};
-use axum::http::{HeaderMap, header};
+use axum::http::HeaderMap;
 use serde_json::Value;
 
 use super::parameters::Name;
 use super::webhook;
 use crate::auth::client_address;
+use crate::bodies::SMALL_BYTES;
 use crate::error::Problem;
 use crate::state::AppState;
 
@@ -28,37 +29,31 @@ pub(super) async fn receive(
         .ok_or_else(|| Problem::not_found("no such webhook is configured"))?;
     let client = client_address(peer, &headers, &state.config.trusted_proxies);
     let (_room, body) = webhook::read(&state, client, &headers, body).await?;
-    let (texts, bytes_at_work) = (webhook::texts(&headers), bytes_at_work(&headers, body.len()));
+    let texts = webhook::texts(&headers);
     let (mut unpacked, mut is_short) = (None, false);
-    let grow = |bytes| {
-        unpacked = unpacked.take().or_else(|| state.bodies.begin(client));
-        is_short = !unpacked.as_mut().is_some_and(|room| room.grow(bytes));
-        !is_short
+    let mut turn = state.bodies.turn(body.len()).await;
+    let taken = loop {
+        let mut is_large = false;
+        let grow = |bytes| {
+            // How much comes out of a packed body is not known before. A small one waits for
+            // no turn; a larger one is begun again when it has one, nothing being kept yet.
+            is_large = turn.is_none() && bytes > SMALL_BYTES;
+            if is_large {
+                return false;
+            }
+            unpacked = unpacked.take().or_else(|| state.bodies.begin(client));
+            is_short = !unpacked.as_mut().is_some_and(|room| room.grow(bytes));
+            !is_short
+        };
+        let taken = receiver.receive_request(&texts, &body, grow).await;
+        if !is_large {
+            break taken;
+        }
+        turn = state.bodies.turn(usize::MAX).await;
     };
-    let _turn = state.bodies.turn(bytes_at_work).await;
-    let taken = receiver.receive_request(&texts, &body, grow).await;
     if is_short {
         // The memory is short, whatever the receiver calls it: the store is well.
         return Err(Problem::too_many_webhooks());
     }
     webhook::answer(&state, &name, taken)
-}
-
-/// How large a body of `bytes` has to be taken for while it is worked on. What comes out of
-/// a packed one is not known before.
-fn bytes_at_work(headers: &HeaderMap, bytes: usize) -> usize {
-    if headers.contains_key(header::CONTENT_ENCODING) { usize::MAX } else { bytes }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_packed_body_waits_for_its_turn_however_small_it_is() {
-        let mut headers = HeaderMap::new();
-        assert_eq!(bytes_at_work(&headers, 100), 100);
-        headers.insert(header::CONTENT_ENCODING, "gzip".parse().unwrap());
-        assert_eq!(bytes_at_work(&headers, 100), usize::MAX);
-    }
 }

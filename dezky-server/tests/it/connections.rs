@@ -6,12 +6,12 @@ use dezky_ingest::signature::Secret;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::http2::{PREFACE, frame, live};
 use crate::support::{Process, SECRET, Server, WEBHOOK, until};
 
 /// What is longer than any bound of these tests, and shorter than the one of idle connections
 /// by default.
 const LONG: Duration = Duration::from_mins(1);
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 async fn connect(process: &Process, first: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(&process.address).await.unwrap();
@@ -33,24 +33,9 @@ async fn closed(stream: &mut TcpStream) -> Vec<u8> {
     said
 }
 
-/// A frame of HTTP/2.
-fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u8::try_from(payload.len()).unwrap();
-    [&[0, 0, length, kind, flags, 0, 0, 0, stream][..], payload].concat()
-}
-
-/// Pings until the server closes the connection, so that it never looks dead.
-async fn ping_until_closed(stream: TcpStream) {
-    let (mut reads, mut writes) = stream.into_split();
-    let pinging = tokio::spawn(async move {
-        while writes.write_all(&frame(6, 0, 0, b"12345678")).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    });
-    let mut part = [0; 4_096];
-    let reading = async { while let Ok(1..) = reads.read(&mut part).await {} };
-    tokio::time::timeout(LONG, reading).await.expect("the server closes it");
-    pinging.abort();
+/// Gives signs of life over HTTP/2 until the server closes the connection.
+async fn lives_until_closed(mut stream: TcpStream) {
+    tokio::time::timeout(LONG, live(&mut stream)).await.expect("the server closes it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -68,7 +53,7 @@ async fn a_connection_without_a_request_ends() {
         async { assert_eq!(closed(&mut letter).await, b"") },
         async { drop(closed(&mut head).await) },
         async { assert!(closed(&mut rests).await.starts_with(b"HTTP/1.1 200")) },
-        ping_until_closed(pings),
+        lives_until_closed(pings),
     );
     process.stop().await;
 }
@@ -129,7 +114,7 @@ async fn a_client_that_takes_no_answer_is_left() {
     let holds = connect(&process, &opened).await;
     tokio::join!(
         async { tokio::time::timeout(LONG, piling).await.expect("it is left") },
-        ping_until_closed(holds),
+        lives_until_closed(holds),
     );
     assert_eq!(process.client.get("/health").await.status, 200);
     process.stop().await;

@@ -1,7 +1,7 @@
 //! A disk that is full, and has room again: a server on it as a process of its own.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -12,6 +12,8 @@ use tempfile::TempDir;
 use crate::support::{Answer, Client, Process, WEBHOOK, run, stdout, until};
 
 const MIB: usize = 1 << 20;
+/// The length of a file that meets a bound on sizes before all others do.
+const BOUND: u64 = 64 << 20;
 
 /// A disk with room for 6 MiB, of which 4 are taken at first. Where nothing may be mounted
 /// a bound on the size of the server's files does the same to it.
@@ -262,5 +264,74 @@ async fn a_webhook_is_spooled_as_soon_as_the_spools_disk_has_room() {
     assert_eq!(answer.with_status(200)["received"], 1);
     held.rollback().await.unwrap();
     until("the events", async || server.client.all("").await.len() == kept + 1).await;
+    server.stop().await;
+}
+
+/// How many whole lines a log in JSON has, and how many it says were lost.
+fn told(log: &str) -> (u64, u64) {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.fold((0, 0), |(whole, lost), line| match line["fields"]["lines"].as_u64() {
+        Some(lines) => (whole, lost + lines),
+        None => (whole + 1, lost),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_on_a_full_disk_holds_no_request_up_and_tells_later_how_many_lines_were_lost() {
+    let disk = Disk::new();
+    let url = format!("sqlite://{}", disk.apart.path().join("audit.db").display());
+    let path = disk.path("server.log");
+    let mut command = Command::new("sh");
+    command.stdin(Stdio::null()).env_clear().env("LOG", &path);
+    command.args(["-c", "trap '' XFSZ; exec \"$0\" serve 2>>\"$LOG\""]);
+    command.arg(env!("CARGO_BIN_EXE_dezky-server"));
+    if !disk.is_mounted {
+        // Larger than every other file of the server, so that the bound is this one's alone.
+        File::create(&path).unwrap().set_len(BOUND).unwrap();
+    }
+    let set = [
+        ("DEZKY_STORE", url.as_str()),
+        ("DEZKY_LOG_FORMAT", "json"),
+        // One line a request, and no others.
+        ("DEZKY_LOG", "dezky_server::routes=info"),
+    ];
+    let server = Process::start_by(command, disk.apart.path(), &set);
+    let client = &server.client;
+    let log = || {
+        let (mut file, mut text) = (File::open(&path).unwrap(), String::new());
+        file.seek(SeekFrom::Start(if disk.is_mounted { 0 } else { BOUND })).unwrap();
+        file.read_to_string(&mut text).unwrap();
+        text
+    };
+    record(client).await.with_status(201);
+    until("the first line", async || told(&log()).0 == 1).await;
+    if disk.is_mounted {
+        disk.fill(&server);
+    } else {
+        limit(&server, &(BOUND + 1_024).to_string());
+    }
+
+    for n in 0..40 {
+        record(client).await.with_status(201);
+        let answer = client.post_signed(WEBHOOK, &login(&format!("a-{n}"))).await;
+        assert_eq!(answer.with_status(200)["received"], 1);
+    }
+    assert_eq!(client.all("").await.len(), 81, "all of it is there");
+    let before = log();
+    assert_eq!(told(&before).1, 0, "there is no room to tell it: {before}");
+    assert!(!before.ends_with('\n'), "{before}");
+
+    disk.make_room(&server);
+    until("it is told", async || told(&log()).1 > 0).await;
+    client.get("/health").await.with_status(200);
+    // The last, and before it one page of events and what is in them.
+    let sent = 1 + 1 + 81;
+    until("each line is there, or told to be lost", async || {
+        let (whole, lost) = told(&log());
+        whole + lost >= sent
+    })
+    .await;
+    let (whole, lost) = told(&log());
+    assert_eq!(whole + lost, sent, "{}", log());
     server.stop().await;
 }

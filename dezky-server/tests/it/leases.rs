@@ -1,30 +1,121 @@
-//! Leases that a clock wrote which was ahead.
+//! Leases that were taken by a clock that was ahead.
 
-use sqlx::{Connection as _, SqliteConnection};
+use std::time::{Duration, Instant};
 
-use crate::support::{Process, run, until};
+use dezky_core::Runtime as _;
+use dezky_core::rt::TokioRuntime;
+use dezky_ingest::testkit::{AuthentikDouble, authentik_event};
+use tempfile::TempDir;
+
+use crate::servers::{OwnServer, clock_ahead, cluster};
+use crate::support::{Process, until};
+
+/// A file that is followed and an Authentik that is polled, each by a worker with a lease.
+struct Sources {
+    folder: TempDir,
+    authentik: AuthentikDouble,
+    logins: u64,
+}
+
+impl Sources {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("ocis.log"), "").unwrap();
+        let authentik = AuthentikDouble::builder().start().await.unwrap();
+        Self { folder, authentik, logins: 0 }
+    }
+
+    fn start(&self, store: &str, environment: &[(&str, String)]) -> Process {
+        let token = self.authentik.token();
+        let mut set = vec![
+            ("DEZKY_STORE", store),
+            ("OCIS_AUDIT_LOG_PATH", "ocis.log"),
+            ("DEZKY_OCIS_POLL_SECONDS", "1"),
+            ("DEZKY_AUTHENTIK_URL", self.authentik.url()),
+            ("DEZKY_AUTHENTIK_TOKEN", &token),
+            ("DEZKY_POLL_SECONDS", "1"),
+        ];
+        set.extend(environment.iter().map(|(name, value)| (*name, value.as_str())));
+        Process::start(self.folder.path(), &set)
+    }
+
+    /// Makes something happen in each source, and waits until the log has it.
+    async fn go_on(&mut self, server: &Process, ip: &str) {
+        use std::io::Write as _;
+        self.logins += 1;
+        let now = TokioRuntime.now().to_string();
+        self.authentik.insert(authentik_event(self.logins, &now));
+        let line = format!(
+            r#"{{"RemoteAddr":"{ip}","User":"u-1","URL":"","Method":"","UserAgent":"","Time":"{now}","App":"admin-audit","Message":"m","Action":"file_delete","Success":true,"Path":"/a","Owner":"u-1","FileID":"f-1"}}"#
+        );
+        let mut file = std::fs::File::options();
+        let mut file = file.append(true).open(self.folder.path().join("ocis.log")).unwrap();
+        writeln!(file, "{line}").unwrap();
+        let logins = usize::try_from(self.logins).unwrap();
+        for source in ["ocis", "authentik"] {
+            let query = format!("&source={source}");
+            until(source, async || server.client.all(&query).await.len() == logins).await;
+        }
+    }
+}
+
+/// The state of each worker, those that have not tried yet left out.
+async fn states(server: &Process) -> Vec<String> {
+    let listed = server.client.get("/ingest").await.with_status(200);
+    let sources = listed["sources"].as_array().unwrap().iter();
+    let tried = sources.filter(|source| source["lastAttempt"].is_string());
+    tried.filter_map(|source| source["state"].as_str().map(str::to_owned)).collect()
+}
+
+/// Kills a server that holds its leases, lets `set_right` set its clock right, and checks
+/// that the next server works at once.
+async fn take_over(
+    sources: &mut Sources,
+    ahead: (&str, &[(&str, String)]),
+    set_right: impl AsyncFnOnce() -> String,
+) {
+    let mut server = sources.start(ahead.0, ahead.1);
+    sources.go_on(&server, "203.0.113.1").await;
+    server.kill();
+    let store = set_right().await;
+
+    let began = Instant::now();
+    let server = sources.start(&store, &[]);
+    until("both workers are at work", async || {
+        let states = states(&server).await;
+        assert!(!states.iter().any(|state| state == "standby"), "{states:?}");
+        states == ["running", "running"]
+    })
+    .await;
+    sources.go_on(&server, "203.0.113.2").await;
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    for name in ["ingest:ocis", "ingest:authentik"] {
+        let said = format!(
+            "a lease ends later than it may: it was taken by a clock that was ahead, and holds no longer lease={name:?}"
+        );
+        until("it is told", async || server.stderr().contains(&said)).await;
+    }
+    server.stop().await;
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lease_of_a_clock_that_was_an_hour_ahead_holds_nobody_up() {
-    let folder = tempfile::tempdir().unwrap();
-    let url = format!("sqlite://{}", folder.path().join("dezky.db").display());
-    assert!(run(&["migrate", "--store", &url], &[]).status.success());
-    // As a server left it that was killed, its clock an hour ahead.
-    let mut database = SqliteConnection::connect(&url).await.unwrap();
-    sqlx::query(
-        "INSERT INTO dezky_leases (name, holder, token, expires_at, length_ms) VALUES ('ingest:ocis', 'pump-gone', 7, unixepoch() * 1000 + 3600000 + 10000, 10000)",
-    )
-    .execute(&mut database)
-    .await
-    .unwrap();
-    std::fs::write(folder.path().join("ocis.log"), "").unwrap();
-    let server = Process::start(folder.path(), &[("OCIS_AUDIT_LOG_PATH", "ocis.log")]);
-    let lease = async |database: &mut SqliteConnection| -> (String, i64) {
-        let query = "SELECT holder, token FROM dezky_leases WHERE name = 'ingest:ocis'";
-        sqlx::query_as(query).fetch_one(database).await.unwrap()
+async fn a_lease_of_a_server_whose_clock_was_an_hour_ahead_holds_nobody_up() {
+    let mut sources = Sources::new().await;
+    let url = format!("sqlite://{}", sources.folder.path().join("dezky.db").display());
+    take_over(&mut sources, (&url, &clock_ahead()), async || url.clone()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_of_a_database_whose_clock_was_an_hour_ahead_holds_nobody_up() {
+    let mut sources = Sources::new().await;
+    let cluster = cluster();
+    let ahead = OwnServer::postgres_in(cluster.path(), &clock_ahead()).await;
+    let url = ahead.url.clone();
+    let mut right = None;
+    let set_right = async || {
+        ahead.stop().await;
+        let server = OwnServer::postgres_in(cluster.path(), &[]).await;
+        right.insert(server).url.clone()
     };
-    until("the server takes over", async || lease(&mut database).await.0 != "pump-gone").await;
-    assert_eq!(lease(&mut database).await.1, 8, "what the other one writes is fenced off");
-    until("it is told", async || server.stderr().contains("a clock that was ahead")).await;
-    server.stop().await;
+    take_over(&mut sources, (&url, &[]), set_right).await;
 }

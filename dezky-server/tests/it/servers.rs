@@ -1,6 +1,6 @@
 //! Databases of the tests' own on the servers beside them, and servers of their own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use mongodb::bson::Document;
@@ -50,11 +50,16 @@ pub(crate) async fn collection(url: &str, name: &str) -> mongodb::Collection<Doc
     client.default_database().unwrap().collection(name)
 }
 
+/// A file beside the programs of the servers, without links: their user may not see those.
+fn path_of_server(name: &str) -> PathBuf {
+    let path = PathBuf::from(variable("DEZKY_TEST_SERVERS")).join(name);
+    path.canonicalize().unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
 /// A program of the servers, run as PostgreSQL's own user where this is root's process,
 /// which it refuses.
 pub(crate) fn program_of_server(name: &str) -> Command {
-    let path = PathBuf::from(variable("DEZKY_TEST_SERVERS")).join(name).canonicalize().unwrap();
-    let mut command = Command::new(path);
+    let mut command = Command::new(path_of_server(name));
     command.stdin(Stdio::null()).current_dir("/");
     if let Some((uid, gid)) = postgres_user() {
         use std::os::unix::process::CommandExt as _;
@@ -84,6 +89,47 @@ pub(crate) fn folder_of_server() -> TempDir {
     folder
 }
 
+/// A folder with a new PostgreSQL cluster.
+pub(crate) fn cluster() -> TempDir {
+    let folder = folder_of_server();
+    let mut command = program_of_server("initdb");
+    command.args(["-U", "dezky", "-A", "trust", "-E", "UTF8", "--locale", "C.UTF-8"]);
+    let made = command.args(["--no-sync", "-D"]).arg(folder.path().join("data")).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    folder
+}
+
+/// Starts a PostgreSQL on a free port; also returns its URL.
+async fn start_postgres(
+    folder: &Path,
+    settings: &[&str],
+    environment: &[(&str, String)],
+) -> (Child, String) {
+    let port = free_port();
+    let mut command = program_of_server("postgres");
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    command.arg("-D").arg(folder.join("data")).arg("-p").arg(port.to_string());
+    command.args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]);
+    for setting in settings {
+        command.args(["-c", setting]);
+    }
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let url = format!("postgres://dezky@127.0.0.1:{port}/postgres");
+    until("PostgreSQL", async || PgConnection::connect(&url).await.is_ok()).await;
+    (child, url)
+}
+
+/// The environment of a process whose clock is an hour ahead.
+pub(crate) fn clock_ahead() -> [(&'static str, String); 3] {
+    let library = path_of_server("libfaketimeMT.so.1").display().to_string();
+    [
+        ("LD_PRELOAD", library),
+        ("FAKETIME", "+1h".to_owned()),
+        // The kernel's waits end by the true one.
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+    ]
+}
+
 pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -92,41 +138,28 @@ pub(crate) fn free_port() -> u16 {
 pub(crate) struct OwnServer {
     child: Child,
     pub(crate) url: String,
-    _folder: TempDir,
+    _folder: Option<TempDir>,
 }
 
 impl OwnServer {
-    /// A PostgreSQL that keeps what it promises, with settings beside.
+    /// A PostgreSQL with a new cluster that syncs its writes, and with more `settings`.
     pub(crate) async fn postgres(settings: &[&str]) -> Self {
-        let (folder, port) = (folder_of_server(), free_port());
-        let data = folder.path().join("data");
-        let made = program_of_server("initdb")
-            .args([
-                "-U",
-                "dezky",
-                "-A",
-                "trust",
-                "-E",
-                "UTF8",
-                "--locale",
-                "C.UTF-8",
-                "--no-sync",
-                "-D",
-            ])
-            .arg(&data)
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "{made:?}");
-        let mut command = program_of_server("postgres");
-        command.arg("-D").arg(&data).arg("-p").arg(port.to_string());
-        command.args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]);
-        for setting in settings {
-            command.args(["-c", setting]);
-        }
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let url = format!("postgres://dezky@127.0.0.1:{port}/postgres");
-        until("PostgreSQL", async || PgConnection::connect(&url).await.is_ok()).await;
-        Self { child, url, _folder: folder }
+        let folder = cluster();
+        let (child, url) = start_postgres(folder.path(), settings, &[]).await;
+        Self { child, url, _folder: Some(folder) }
+    }
+
+    /// A PostgreSQL with the [`cluster`] in `folder`, started with this environment.
+    pub(crate) async fn postgres_in(folder: &Path, environment: &[(&str, String)]) -> Self {
+        let (child, url) = start_postgres(folder, &[], environment).await;
+        Self { child, url, _folder: None }
+    }
+
+    /// Ends a PostgreSQL in order.
+    pub(crate) async fn stop(mut self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+        until("PostgreSQL's end", async || self.child.try_wait().unwrap().is_some()).await;
     }
 
     /// A `PgBouncer` in transaction mode before a database.
@@ -154,7 +187,7 @@ impl OwnServer {
         let ready = async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok();
         until("PgBouncer", ready).await;
         let url = format!("postgres://dezky@127.0.0.1:{port}/{name}");
-        Self { child, url, _folder: folder }
+        Self { child, url, _folder: Some(folder) }
     }
 }
 

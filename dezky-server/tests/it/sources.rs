@@ -682,6 +682,42 @@ async fn a_packed_body_for_which_memory_is_short_says_so() {
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn a_small_packed_body_does_not_wait_for_large_ones() {
+    let server = start().await;
+    let send = |body: Vec<u8>, encoding: &'static str| {
+        let signature = Secret::new(SECRET).unwrap().sign_base64(&body);
+        let request = server.client.request(Method::POST, "/ingest/shop/webhook");
+        let request = request.header("X-Signature", signature);
+        let request = request.header("Content-Encoding", encoding).body(body);
+        tokio::spawn(async move { request.send().await.unwrap().status().as_u16() })
+    };
+    let gzip = |content: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(content).unwrap();
+        encoder.finish().unwrap()
+    };
+    // Three times as many as are worked on at a time, and nothing in them for the store.
+    let ping = json!({ "event": "ping", "uuid": "p", "of": "x".repeat(300) }).to_string() + "\n";
+    let large = ping.repeat(9_000).into_bytes();
+    let packed = gzip(&large);
+    let large: Vec<_> = (0..6)
+        .flat_map(|_| [send(packed.clone(), "gzip"), send(large.clone(), "identity")])
+        .collect();
+    let done = || large.iter().filter(|sender| sender.is_finished()).count();
+    until("one of them is done", async || done() > 0).await;
+    let small = order("small").to_string().into_bytes();
+    let small = [send(gzip(&small), "gzip"), send(small, "identity")];
+    for sender in small {
+        assert_eq!(sender.await.unwrap(), 200);
+    }
+    assert!(done() < 8, "{} of the large ones came first", done());
+    for sender in large {
+        assert_eq!(sender.await.unwrap(), 200, "a packed one has its turn");
+    }
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_under_the_id_of_a_success_is_on_the_timeline() {
     let server = senders().await;

@@ -281,7 +281,7 @@ async fn probe(path: &Path, report: &mut Report) {
 /// The fix for a probe that was not written.
 fn fix_of(kind: ErrorKind) -> &'static str {
     match kind {
-        ErrorKind::StoreUnavailable => "make room on its disk: a server on it serves reads alone",
+        ErrorKind::StoreUnavailable => "see the reason: while it lasts a server serves reads alone",
         ErrorKind::StoreBusy => "end the program that holds it, or try again",
         _ => "let this user write the file",
     }

@@ -58,8 +58,9 @@ impl Files {
     /// The same of all its files.
     pub(super) fn check(&self) -> Result<()> {
         self.check_database()?;
-        let opened = *self.beside.lock().unwrap_or_else(PoisonError::into_inner);
-        for (suffix, identity) in BESIDE.into_iter().zip(opened) {
+        // Held until the last of them is looked at: nobody closes that connection meanwhile.
+        let opened = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        for (suffix, identity) in BESIDE.into_iter().zip(*opened) {
             check(&beside(&self.path, suffix), identity)?;
         }
         Ok(())
@@ -132,4 +133,45 @@ fn identity(path: &Path) -> std::io::Result<Identity> {
 #[cfg(not(unix))]
 fn identity(path: &Path) -> std::io::Result<Identity> {
     std::fs::metadata(path).map(|_| (0, 0))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_look_while_the_last_connection_ends_finds_nothing_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.db");
+        File::create(&path).unwrap();
+        let paths = BESIDE.map(|suffix| beside(&path, suffix));
+        let files = Files::of(&path);
+        let is_over = AtomicBool::new(false);
+        let found = std::thread::scope(|scope| {
+            let looks = scope.spawn(|| {
+                let mut found = Ok(());
+                while found.is_ok() && !is_over.load(Ordering::Relaxed) {
+                    found = files.check();
+                }
+                found
+            });
+            for _ in 0..3_000 {
+                // As a connection is opened and closed.
+                for path in &paths {
+                    File::create(path).unwrap();
+                }
+                files.note_beside();
+                std::thread::yield_now();
+                files.forget_beside();
+                for path in &paths {
+                    std::fs::remove_file(path).unwrap();
+                }
+            }
+            is_over.store(true, Ordering::Relaxed);
+            looks.join().unwrap()
+        });
+        found.unwrap();
+    }
 }

@@ -142,13 +142,14 @@ pub(super) fn database(config: &SqliteConfig, base: &SqliteConnectOptions) -> Sq
         (Arc::clone(&only_reads), Arc::clone(&only_reads), config.busy_timeout);
     let writers = pool(1)
         .after_connect(move |connection, _| {
-            let found = Arc::clone(&found);
-            if writable {
-                opened.note_beside();
-            }
+            let (found, opened) = (Arc::clone(&found), Arc::clone(&opened));
             Box::pin(async move {
                 let only_reads = writable && can_only_read(connection, busy_timeout).await?;
                 found.store(only_reads, Ordering::Relaxed);
+                if writable {
+                    // Last: a connection that is given up before this is closed unnoticed.
+                    opened.note_beside();
+                }
                 Ok(())
             })
         })
@@ -341,5 +342,34 @@ mod tests {
         // What is removed while it is open still shows.
         std::fs::remove_file(beside(&config.path, "-wal")).unwrap();
         assert_eq!(database.read().await.unwrap_err().kind(), ErrorKind::StoreReplaced);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_dropped_while_it_is_opened_replaces_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, base) = log(folder.path()).await;
+        let wal = beside(&config.path, "-wal");
+        for polls in 1..200 {
+            let database = database(&config, &base);
+            let mut acquire = Box::pin(database.writer.acquire());
+            let mut is_open = false;
+            for _ in 0..polls {
+                is_open = futures_util::poll!(&mut acquire).is_ready();
+                if is_open {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            drop(acquire);
+            if is_open {
+                assert!(polls > 1, "nothing was dropped");
+                return;
+            }
+            while wal.exists() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            database.files.check().unwrap();
+        }
+        panic!("it was never opened");
     }
 }

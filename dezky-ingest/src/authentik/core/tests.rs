@@ -427,6 +427,30 @@ fn a_watermark_in_the_future_hides_nothing() {
 }
 
 #[test]
+fn a_reconcile_walk_in_the_future_delays_no_other() {
+    const DAY_MS: i64 = 86_400_000;
+    let mut server = Server::new();
+    (0..40).for_each(|age| server.insert(age * 5_000, 0));
+    let mut client = Client::new();
+    // Our clock is ahead when the walk begins, and is set right.
+    server.now_ms += 30 * DAY_MS;
+    while client.tick(&mut server, 10) {}
+    server.now_ms -= 30 * DAY_MS;
+    // A walk that is cut short by a day's outage, and the one after that.
+    (0..40).for_each(|age| server.insert(age * 5_000, 0));
+    client.tick(&mut server, 10);
+    for _ in 0..2 {
+        server.now_ms += DAY_MS;
+        server.insert(OVERLAP_MS * 30, 0);
+        (0..40).for_each(|age| server.insert(age * 5_000, 0));
+        while client.tick(&mut server, 10) {}
+        let missed = server.rows.iter().filter(|row| !client.taken.contains(&row.place));
+        let ages: Vec<_> = missed.map(|row| server.now_ms - row.place.created_us / 1000).collect();
+        assert!(ages.is_empty(), "{ages:?}");
+    }
+}
+
+#[test]
 fn what_has_expired_in_an_outage_is_a_gap_without_a_restart() {
     let mut server = Server::new();
     (0..20).for_each(|age| server.insert(age * 10_000, 0));
