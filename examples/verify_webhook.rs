@@ -3,9 +3,9 @@
 //!
 //! `cargo run -p dezky-examples --example verify_webhook`
 
-use dezky_core::{Result, Timestamp};
-use dezky_ingest::signature::{HEADER, Secret, Secrets};
-use dezky_ingest::stalwart::decode;
+use dezky::ingest::signature::{HEADER, Secret, Secrets};
+use dezky::ingest::stalwart::decode;
+use dezky::{Result, Timestamp};
 
 /// What your handler has in its hands: a header and the body *as it came*. A body
 /// that was parsed and written again is another body, with another signature.
