@@ -5,7 +5,8 @@
 //!
 //! `cargo run -p dezky-examples --example flags`
 
-use dezky_flags::{Flag, FlagContext, FlagEvaluator, FlagSet, NewFlag, bucket};
+use dezky::flags::{FlagSet, bucket};
+use dezky::{Flag, FlagContext, FlagEvaluator, NewFlag, Timestamp};
 
 /// In the form of `GET /flags`, or of a file that you ship.
 const FLAGS: &str = r#"[
@@ -16,7 +17,7 @@ const FLAGS: &str = r#"[
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let flags: Vec<NewFlag> = serde_json::from_str(FLAGS)?;
-    let at = dezky_core::Timestamp::parse("2026-09-01T08:00:00Z").expect("a time");
+    let at = Timestamp::parse("2026-09-01T08:00:00Z").expect("a time");
     let flags = flags.into_iter().map(|new| Flag::new(new, at)).collect::<Result<Vec<_>, _>>()?;
     // Validated and compiled once, so that evaluating is fast.
     let set = FlagSet::compile(&flags);

@@ -6,14 +6,9 @@
 //!
 //! `cargo run -p dezky-examples --example own_source`
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
-use dezky_core::rt::TokioRuntime;
-use dezky_core::source::{IngestSource, Pull, PullLimits, QuarantineItem};
-use dezky_core::store::MemoryAuditStore;
-use dezky_core::{Actor, AuditStore, NewEvent, Result, Timestamp};
-use dezky_ingest::{Intake, Pump, PumpConfig};
+use dezky::core::source::{IngestSource, Pull, PullLimits, QuarantineItem};
+use dezky::{Actor, NewEvent, Platform, Pump, PumpConfig, Result, Timestamp};
 
 /// The door's list: time and name.
 const LIST: &str =
@@ -65,10 +60,8 @@ fn read(number: usize, line: &str) -> Option<NewEvent> {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let runtime = Arc::new(TokioRuntime);
-    let store: Arc<dyn AuditStore> = Arc::new(MemoryAuditStore::open(runtime.clone()));
-    let intake = Intake::new(store.clone(), runtime);
-    let mut pump = Pump::new(Box::new(Door), intake, PumpConfig::default());
+    let platform = Platform::open("memory://").await?;
+    let mut pump = Pump::new(Box::new(Door), platform.intake.clone(), PumpConfig::default());
     let tick = pump.tick().await?;
     assert_eq!((tick.taken.stored, tick.taken.quarantined), (3, 1));
     // Nothing new: a second tick adds nothing. `pump.run(shutdown)` keeps ticking.

@@ -3,9 +3,9 @@
 //!
 //! `cargo run -p dezky-examples --example verify_webhook`
 
-use dezky_core::{Result, Timestamp};
-use dezky_ingest::signature::{HEADER, Secret, Secrets};
-use dezky_ingest::stalwart::decode;
+use dezky::ingest::signature::{HEADER, Secret, Secrets};
+use dezky::ingest::stalwart::decode;
+use dezky::{Result, Timestamp};
 
 /// The input of your handler: a header and the body *as received*. A body that was parsed and
 /// serialized again is a different body with a different signature.

@@ -8,7 +8,6 @@
 
 mod api;
 pub mod app;
-mod audience;
 pub mod auth;
 pub mod cli;
 mod commands;
@@ -20,10 +19,9 @@ pub mod http;
 mod legacy_import;
 pub mod lifecycle;
 mod ofrep;
-pub mod platform;
 mod render;
 mod router;
-pub mod stores;
+pub mod store;
 mod telemetry;
 mod webhooks;
 

@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use dezky::Platform;
 use dezky_core::store::AuditStore;
 use dezky_ingest::Pump;
 use tokio::net::TcpListener;
@@ -13,12 +14,12 @@ use tokio::task::JoinSet;
 
 use crate::app::flag_feed::FlagFeed;
 use crate::app::head_file::{HeadFile, UpdateError};
-use crate::app::{App, AppState, schema, workers};
+use crate::app::{App, AppState, workers};
 use crate::config::{Config, reason};
 use crate::failure::Failure;
 use crate::http::listener;
-use crate::platform::Platform;
 use crate::router::router;
+use crate::store;
 
 /// Binds `listen`; `fix` ends the message if the port is taken.
 pub async fn bind(listen: SocketAddr, fix: &str) -> Result<TcpListener, Failure> {
@@ -119,8 +120,8 @@ impl Running {
         let platform = &self.state.platform;
         let (store, log, live) =
             (Arc::clone(&platform.store), Arc::clone(&platform.log), platform.live.clone());
-        let stop = self.stopped();
-        self.spawn_ending("relay", workers::relay(Arc::clone(&store), stop));
+        let (state, stop) = (Arc::clone(&self.state), self.stopped());
+        self.spawn_ending("relay", workers::relay(state, stop));
         let (state, stop) = (Arc::clone(&self.state), self.stopped());
         self.spawn("store watch", workers::watch_store(state, stop));
         if let Some(status) = log.spool_status() {
@@ -202,9 +203,10 @@ async fn open(config: Config, flag_feed: FlagFeed) -> Result<AppState, Failure> 
 /// Opens the platform, unless its log went back since the head was written.
 async fn open_platform(config: &Config) -> Result<Platform, Failure> {
     let head_file = HeadFile::new(&config.head_path);
-    head_file.check_missing(async || schema::is_missing(&config.store).await).await?;
-    let platform =
-        Platform::open_with_spool(&config.store, config.spool.as_ref(), &config.flags).await?;
+    let is_missing = async || Ok(store::schema(&config.store).await?.found.is_empty());
+    head_file.check_missing(is_missing).await?;
+    let (store, access, spool) = (&config.store, config.access, config.spool.as_ref());
+    let platform = store::open_with_spool(store, access, spool, &config.flags).await?;
     let mut checked = head_file.check(&*platform.store).await;
     if checked.is_ok() {
         // Written at the start, so that a path that can't be written is an error now.

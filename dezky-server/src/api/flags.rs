@@ -14,7 +14,6 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::app::AppState;
-use crate::audience;
 use crate::auth::Caller;
 use crate::http::body::{Document, MaybeDocument, created};
 use crate::http::parameters::{Name, Parameters};
@@ -104,8 +103,7 @@ async fn flipped(state: &AppState, updated: &Updated, environment: Option<&str>)
     if decides_alike(before, after) {
         return None;
     }
-    let directory = &**state.platform.directory.store();
-    match audience::preview(directory, before, after, environment).await {
+    match state.platform.preview(before, after, environment).await {
         Ok(preview) => Some(previewed(&preview, environment)),
         Err(error) => {
             // The change is committed all the same.
@@ -143,8 +141,7 @@ async fn preview(
         None if expected.is_some() => return Err(unknown_flag()),
         None => made(&key, body)?,
     };
-    let directory = &**state.platform.directory.store();
-    let preview = audience::preview(directory, before.as_ref(), Some(&after), environment).await?;
+    let preview = state.platform.preview(before.as_ref(), Some(&after), environment).await?;
     let answer = previewed(&preview, environment);
     Ok(match before {
         Some(flag) => tagged(flag.version, answer),

@@ -4,7 +4,6 @@
 pub mod flag_digest;
 pub mod flag_feed;
 pub(crate) mod head_file;
-pub(crate) mod schema;
 pub mod store_watch;
 pub mod webhook_status;
 pub(crate) mod workers;
@@ -13,6 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::FromRef;
+use dezky::Platform;
 use dezky_core::Result;
 use dezky_ingest::generic::GenericReceiver;
 use dezky_ingest::stalwart::StalwartReceiver;
@@ -26,7 +26,6 @@ use crate::auth::Guard;
 use crate::config::{Config, SourceConfig};
 use crate::failure::Failure;
 use crate::http::body_budget::BodyBudget;
-use crate::platform::Platform;
 
 /// The largest body of `POST /audit`.
 pub(crate) const MAX_RECORD_BYTES: usize = 8 << 20;

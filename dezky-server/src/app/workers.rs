@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dezky_core::ErrorKind;
+use dezky::Platform;
 use dezky_core::store::AuditStore;
 use dezky_ingest::authentik::{AuthentikConfig, AuthentikSource};
 use dezky_ingest::generic::{MappedLines, Mapping};
@@ -14,12 +14,7 @@ use super::head_file::{HeadFile, UpdateError};
 use super::{App, AppState};
 use crate::config::{AuthentikApi, FollowedFile, OcisLog, SourceConfig};
 use crate::failure::Failure;
-use crate::platform::Platform;
 
-/// The pause between two looks at an empty outbox.
-const RELAY_INTERVAL: Duration = Duration::from_secs(1);
-/// The most events that one relay moves.
-const RELAY_BATCH: usize = 1_000;
 /// How often the head is written to its file while it moves.
 const HEAD_INTERVAL: Duration = Duration::from_secs(3);
 /// How often the store watch checks whether there is reason for a probe.
@@ -31,28 +26,12 @@ const LEASE_TTL: Duration = Duration::from_secs(10);
 /// Moves staged events into the log until `stop` resolves. Returns a reason for the server
 /// to end if the database's files were replaced: what it writes would be lost.
 pub(crate) async fn relay(
-    store: Arc<dyn AuditStore>,
-    stop: impl Future<Output = ()>,
+    state: AppState,
+    stop: impl Future<Output = ()> + Send,
 ) -> Option<String> {
-    tokio::pin!(stop);
-    loop {
-        let more = match store.relay(RELAY_BATCH).await {
-            Ok(relayed) => relayed.more,
-            Err(error) if error.kind() == ErrorKind::StoreReplaced => {
-                tracing::error!(code = error.code(), %error, "the server ends");
-                return Some(format!("store: {error}"));
-            }
-            Err(error) => {
-                tracing::warn!(code = error.code(), %error, "the outbox waits");
-                false
-            }
-        };
-        let wait = if more { Duration::ZERO } else { RELAY_INTERVAL };
-        tokio::select! {
-            () = &mut stop => return None,
-            () = tokio::time::sleep(wait) => {}
-        }
-    }
+    let error = state.platform.run_relay(stop).await.err()?;
+    tracing::error!(code = error.code(), %error, "the server ends");
+    Some(format!("store: {error}"))
 }
 
 /// Keeps track of whether the store takes writes, until `stop` resolves.

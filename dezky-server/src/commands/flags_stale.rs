@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use dezky::Platform;
 use dezky_core::Runtime as _;
 use dezky_core::rt::TokioRuntime;
 use dezky_flags::{StaleConfig, stale_flags};
@@ -8,7 +9,6 @@ use serde_json::json;
 
 use super::{failed, print};
 use crate::failure::Failure;
-use crate::platform::Platform;
 use crate::render::table::table;
 
 /// `flags stale`.

@@ -1,13 +1,14 @@
 use std::fmt::Write as _;
 
 use clap::Args;
+use dezky::Access;
+use dezky::engine::SchemaVersions;
 use serde_json::json;
 
 use super::print;
-use crate::app::schema::{self, Versions};
-use crate::config::{Settings, StoreUrl};
+use crate::config::Settings;
 use crate::failure::Failure;
-use crate::stores::{Access, Engine, Stores};
+use crate::store;
 use crate::telemetry::logging;
 
 /// `migrate`.
@@ -27,29 +28,28 @@ pub(crate) struct Options {
 /// `migrate`.
 pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
     let (config, log) = (settings.store()?, settings.log()?);
-    if options.search_index && !matches!(config.url, StoreUrl::Postgres(_)) {
+    if options.search_index && !store::engine(&config)?.has_search_index() {
         return Err(Failure::usage("--search-index: is for PostgreSQL alone: leave it out"));
     }
-    let before = schema::versions(&config).await?;
-    let newer = before.known.iter().find(|(component, known)| before.of(component) > *known);
-    if let Some((component, known)) = newer {
+    let before = store::schema(&config).await?;
+    if let Some((component, known)) = before.newer() {
         return Err(Failure::usage(format!(
             "store {}: {component} is at version {}, this program knows {known}: use a newer program",
             config.url,
             before.of(component)
         )));
     }
-    let behind = before.known.iter().any(|(component, known)| before.of(component) < *known);
+    let behind = before.is_behind();
     if !options.check {
         // A log that holds many events takes minutes, and says how far it is.
         logging::start(&log);
-        let stores = Stores::open(&config, Access::Migrate).await?;
-        let indexed = match &stores.engine {
-            Engine::Postgres(log) if options.search_index => log.create_search_index().await,
+        let stores = store::open_stores(&config, Access::Migrate).await?;
+        let indexed = match stores.database() {
+            Some(database) if options.search_index => database.create_search_index().await,
             _ => Ok(()),
         };
         stores.close().await;
-        indexed.map_err(|error| Failure::failed(format!("store {}: {error}", config.url)))?;
+        indexed.map_err(|error| Failure::failed(format!("store {error}")))?;
     }
     report(&before, behind, &options)?;
     if options.check && behind {
@@ -61,7 +61,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     Ok(())
 }
 
-fn report(before: &Versions, behind: bool, options: &Options) -> Result<(), Failure> {
+fn report(before: &SchemaVersions, behind: bool, options: &Options) -> Result<(), Failure> {
     if options.json {
         let components: serde_json::Map<_, _> = before
             .known

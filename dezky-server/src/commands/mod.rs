@@ -15,13 +15,13 @@ pub(crate) mod verify;
 
 use std::io::Write as _;
 
+use dezky::{Access, Platform};
 use dezky_core::{Actor, ActorType, ErrorKind};
 
 use crate::config::Settings;
 use crate::failure::Failure;
-use crate::platform::Platform;
 use crate::render::table::harmless;
-use crate::stores::Access;
+use crate::store;
 
 /// Works on the store itself; a server on it sees changes at once. The database must exist and
 /// be up to date: a mistyped path must not create an empty one.
@@ -29,7 +29,7 @@ async fn on_platform(
     settings: &Settings,
     work: impl AsyncFnOnce(&Platform) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let platform = Platform::open(&settings.store()?, Access::Use).await?;
+    let platform = store::open(&settings.store()?, Access::Use).await?;
     let done = work(&platform).await;
     platform.close().await;
     done

@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use clap::{Args, Subcommand};
+use dezky::Platform;
 use dezky_core::QuarantineItem;
 use dezky_core::store::QuarantinedItem;
 use dezky_ingest::generic::Mapping;
@@ -12,7 +13,6 @@ use serde_json::{Value, json};
 use super::{failed, on_platform, operator, print, print_bytes};
 use crate::config::Settings;
 use crate::failure::Failure;
-use crate::platform::Platform;
 use crate::render::table::{printable, table};
 
 /// How many items are read at once: each may have 64 KiB.

@@ -1,4 +1,5 @@
 use clap::{Args, Subcommand};
+use dezky::Platform;
 use dezky_core::directory::{
     Edit, Identity, NewUser, TenantKey, User, UserCursor, UserKey, UserPatch, UserQuery,
 };
@@ -7,7 +8,6 @@ use serde_json::json;
 use super::{failed, on_platform, operator, print};
 use crate::config::Settings;
 use crate::failure::Failure;
-use crate::platform::Platform;
 use crate::render::table::{printable, table};
 
 /// `users …`.

@@ -1,6 +1,7 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
+use dezky::Access;
 use dezky_core::store::Head;
 use dezky_core::verify::{ExpectedHead, Verdict};
 use serde_json::json;
@@ -8,7 +9,7 @@ use serde_json::json;
 use super::print;
 use crate::config::Settings;
 use crate::failure::Failure;
-use crate::stores::{Access, Engine};
+use crate::store;
 
 /// How often the progress is shown.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -20,13 +21,13 @@ pub(crate) async fn run(
     as_json: bool,
 ) -> Result<(), Failure> {
     let config = settings.store()?;
-    let engine = Engine::open(&config, Access::Read).await?;
+    let database = store::open_log(&config, Access::Read).await?;
     let mut progress = Progress::new();
-    let log = engine.log();
+    let log = database.log();
     let verdict =
         dezky_core::verify::verify(&*log, expected, |verified| progress.show(verified)).await;
     progress.end();
-    engine.close().await;
+    database.close().await;
     let verdict =
         verdict.map_err(|error| Failure::usage(format!("store {}: {error}", config.url)))?;
     report(&verdict, as_json)

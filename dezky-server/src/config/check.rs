@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::files::{self, Holds, folder_of, reason};
 use super::head::NOT_A_HEAD_FILE;
-use super::{Config, StoreUrl};
+use super::{Config, store};
 use crate::failure::Failure;
 
 impl Config {
@@ -15,10 +15,7 @@ impl Config {
 
     /// Warnings about data files that other users can write to.
     fn open_files(&self) -> impl Iterator<Item = String> {
-        let store = match &self.store.url {
-            StoreUrl::Sqlite(path) => Some(path.as_path()),
-            _ => None,
-        };
+        let store = self.store.url.file();
         let spool = self.spool.as_ref().map(|spool| spool.path.as_path());
         let files = [store, Some(self.head_path.as_path()), spool, self.flags.file.as_deref()];
         files.into_iter().flatten().filter_map(|path| {
@@ -41,7 +38,7 @@ impl Config {
             warnings.push("no operator token: everybody on this machine can read the log and change tenants and flags; set DEZKY_OPERATOR_TOKEN".to_owned());
         }
         warnings.extend(self.open_files());
-        self.store.check()?;
+        store::check(&self.store.url)?;
         let folder = folder_of(&self.head_path);
         if !folder.is_dir() {
             return Err(Failure::usage(format!(

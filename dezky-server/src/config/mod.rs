@@ -29,6 +29,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dezky::{Access, StoreConfig};
 use dezky_core::SpoolConfig;
 use dezky_ingest::signature::Secrets;
 
@@ -44,7 +45,6 @@ pub use self::log::LogConfig;
 pub use self::ocis::OcisLog;
 pub use self::settings::Settings;
 pub use self::sources::{FollowedFile, SourceConfig};
-pub use self::store::{RemoteUrl, StoreConfig, StoreUrl};
 use crate::auth::token::OperatorToken;
 use crate::failure::Failure;
 use crate::http::client_address::Network;
@@ -74,6 +74,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The store of the log, and how it is used.
     pub store: StoreConfig,
+    /// [`Access::Migrate`], or [`Access::Write`] if the server must not change the schema.
+    pub access: Access,
     /// The file with the log's head, outside of the database.
     pub head_path: PathBuf,
     /// The operators' token; without one every request from this machine is admitted.
@@ -150,6 +152,7 @@ impl Settings {
             listen: self.listen()?,
             head_path: self.head_path(&store.url),
             store,
+            access: if layers.switch("store.migrate") { Access::Migrate } else { Access::Write },
             operator_token: self.operator_token()?,
             trusted_proxies: self.trusted_proxies()?,
             ingest_enabled: layers.switch("ingest_enabled"),

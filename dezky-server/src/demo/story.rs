@@ -2,6 +2,7 @@
 //! taken in, a flag is rolled out, killed and switched on, a tenant is suspended
 //! and resumed. By the library, as a service would that embeds it.
 
+use dezky::Platform;
 use dezky_core::directory::{
     Edit, Identity, NewPartner, NewTenant, NewUser, PartnerKey, TenantKey, TenantStatus, UserKey,
 };
@@ -10,7 +11,6 @@ use dezky_core::{Actor, ActorType, Result};
 use dezky_flags::{FlagPatch, FlagState, ScopePatch, seeded_flags};
 use serde_json::Value;
 
-use crate::platform::Platform;
 use crate::render::decisions::{explained, tabulated};
 
 /// The tenant whose flags are shown.

@@ -3,18 +3,18 @@
 use std::time::Duration;
 
 use clap::Args;
+use dezky::Access;
 use dezky_core::store::mongo_error;
 use mongodb::options::ClientOptions;
 use mongodb::{Client, Database};
 
 use super::{Broken, Import, KINDS, Report};
-use crate::commands::copy::open;
 use crate::commands::print;
 use crate::commands::progress::Progress;
 use crate::commands::signals::Signals;
 use crate::config::{FROM_VARIABLE, Settings, TO_VARIABLE};
 use crate::failure::Failure;
-use crate::stores::Access;
+use crate::store;
 
 /// The bound of selecting a server.
 const SELECTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,7 +61,12 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
             "--from: none of the collections is there: name another database, or the collections by --collection KIND=NAME",
         ));
     }
-    let platform = if dry_run { None } else { Some(open(&to, Access::Migrate, "--to").await?) };
+    let platform = if dry_run {
+        None
+    } else {
+        let opened = store::open(&to, Access::Migrate).await;
+        Some(opened.map_err(|failure| failure.context("--to"))?)
+    };
     let mut signals = Signals::listen()?;
     let mut shown = Progress::new(json);
     let mut part = "";

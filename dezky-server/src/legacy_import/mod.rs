@@ -13,6 +13,7 @@ mod fields;
 mod flags;
 mod report;
 
+use dezky::Platform;
 use dezky_core::directory::{DirectoryChange, PartnerKey, TenantKey, UserKey};
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{AppendOptions, CursorAdvance};
@@ -27,7 +28,6 @@ use self::events::Mapped;
 use self::fields::Fields;
 pub(crate) use self::report::Report;
 use self::report::{Collection, TakenCursor};
-use crate::platform::Platform;
 
 /// The number of documents in a batch from the server.
 const BATCH: u32 = 500;

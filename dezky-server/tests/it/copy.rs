@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use dezky::{Access, Stores};
 use dezky_core::copy::{compare_directories, compare_logs};
 use dezky_core::directory::{Edit, NewTenant, TenantKey};
 use dezky_core::rt::TokioRuntime;
@@ -10,7 +11,6 @@ use dezky_core::store::{AppendOptions, AuditStore as _, SqliteAuditStore, Sqlite
 use dezky_core::{Actor, AuditLog, NewEvent, QuarantineItem, SealedEvent, Timestamp};
 use dezky_flags::{Flags, NewFlag};
 use dezky_server::Settings;
-use dezky_server::stores::{Access, Stores};
 use serde_json::Value;
 
 use crate::servers::{Database, Engine};

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Output;
 
+use dezky::{Access, Stores};
 use dezky_core::AuditEvent;
 use dezky_core::directory::{TenantKey, TenantStatus, UserKey};
 use dezky_core::store::{LogState, StoredRow};
@@ -10,7 +11,6 @@ use dezky_core::verify::verify;
 use dezky_flags::bucket;
 use dezky_ingest::testkit::AuthentikDouble;
 use dezky_server::Settings;
-use dezky_server::stores::{Access, Stores};
 use mongodb::bson::doc;
 use serde_json::{Value, json};
 

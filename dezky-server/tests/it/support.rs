@@ -7,14 +7,13 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dezky::{Access, StoreConfig, Stores};
 use dezky_core::AuditLog;
 use dezky_core::directory::Directory;
 use dezky_core::rt::TokioRuntime;
 use dezky_flags::Flags;
 use dezky_ingest::signature::Secret;
-use dezky_server::config::StoreConfig;
 use dezky_server::lifecycle::{Running, bind};
-use dezky_server::stores::{Access, Stores};
 use dezky_server::{Config, Settings};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
+use dezky::{Platform, Subject};
 use dezky_flags::FlagFile;
 use dezky_flags::live::MAX_FILE_BYTES;
 use dezky_flags::store::Snapshot;
@@ -11,7 +12,6 @@ use serde_json::json;
 
 use crate::commands::{failed, print};
 use crate::failure::Failure;
-use crate::platform::{Platform, Subject};
 use crate::render::table::printable;
 use crate::telemetry::logging;
 

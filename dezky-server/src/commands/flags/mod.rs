@@ -6,6 +6,7 @@ mod show;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use dezky::Platform;
 use dezky_flags::{Edit, Explanation, Flag, ImportMode, seeded_flags};
 use serde_json::json;
 
@@ -15,7 +16,6 @@ use self::show::{show, show_all, show_history, show_import};
 use super::{failed, on_platform, operator, print};
 use crate::config::Settings;
 use crate::failure::Failure;
-use crate::platform::Platform;
 use crate::render::decisions::{explained, tabulated};
 
 /// `flags …`.

@@ -4,16 +4,15 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use dezky::{Platform, audience};
 use dezky_core::Timestamp;
 use dezky_flags::{Flag, SnapshotPreviewer};
 use serde_json::{Map, json};
 
 use super::definition::{Definition, made};
 use super::file;
-use crate::audience;
 use crate::commands::{failed, print};
 use crate::failure::Failure;
-use crate::platform::Platform;
 use crate::render::decisions::{previewed, previewed_table};
 
 #[derive(Debug, Args)]
@@ -69,8 +68,8 @@ async fn of_change(
         Some(flag) => flag.patched(&patch),
         None => Flag::new(made(key, patch), Timestamp::MIN),
     };
-    let (after, directory) = (after.map_err(failed)?, &**platform.directory.store());
-    let preview = audience::preview(directory, before.as_ref(), Some(&after), environment).await;
+    let after = after.map_err(failed)?;
+    let preview = platform.preview(before.as_ref(), Some(&after), environment).await;
     let preview = preview.map_err(failed)?;
     print(&if as_json {
         format!("{}\n", previewed(&preview, environment))

@@ -1,22 +1,17 @@
 //! Whether the store is fit to keep what the server promises, and what to fix.
 
-mod mongodb;
-mod postgres;
-mod report;
-mod sqlite;
+use std::fmt::Write as _;
 
 use clap::Args;
-use dezky_core::Error;
-use dezky_core::store::Extent;
+use dezky::engine::{Check, Database, Level, Report};
+use dezky::{Access, StoreConfig};
 use serde_json::json;
 
-use self::report::{Level, Report};
 use super::{operator, print};
 use crate::app::head_file::{Comparison, HeadFile};
-use crate::app::schema::Versions;
-use crate::config::{Settings, StoreConfig, StoreUrl};
+use crate::config::Settings;
 use crate::failure::Failure;
-use crate::stores::{Access, Engine};
+use crate::store;
 
 /// `doctor`.
 #[derive(Debug, Args)]
@@ -37,34 +32,18 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     if options.acknowledge_head {
         return acknowledge(&config, &head_file, options.json).await;
     }
-    let mut report = Report::default();
-    let now = match &config.url {
-        StoreUrl::Sqlite(path) => sqlite::examine(path, &mut report).await,
-        StoreUrl::Postgres(url) => postgres::examine(&config, url, &mut report).await,
-        StoreUrl::Mongodb(url) => mongodb::examine(&config, url, &mut report).await,
-    };
-    if let Some(now) = now {
-        let versions = Versions::new(&config.url, now);
-        report.schema(&versions);
-        if versions.are_current() {
-            examine_log(&config, &head_file, &mut report).await;
-        }
+    let (mut report, database) = store::engine(&config)?.examine().await;
+    if let Some(database) = database {
+        compare_head(&database, &head_file, &mut report).await;
+        database.close().await;
     }
     finish(&config, &report, options.json)
 }
 
-/// Opens the log as a server would, and compares its head with what was noted.
-async fn examine_log(config: &StoreConfig, head_file: &HeadFile, report: &mut Report) {
-    let engine = match Engine::open(config, Access::Read).await {
-        Ok(engine) => engine,
-        Err(failure) => return report.bad("log", failure.to_string(), "see the other lines"),
-    };
-    // Missing tables are reported already.
-    if !report.checks.iter().any(|check| check.level == Level::Bad && check.what == "schema") {
-        examine_structure(&engine, report).await;
-    }
+/// Compares the log's head with the noted one.
+async fn compare_head(database: &Database, head_file: &HeadFile, report: &mut Report) {
     let what = "head";
-    match head_file.compare(&*engine.log()).await {
+    match head_file.compare(&*database.log()).await {
         Ok(Comparison::First) => {
             report.ok(what, format!("none is noted yet in {}", head_file.path().display()));
         }
@@ -75,28 +54,6 @@ async fn examine_log(config: &StoreConfig, head_file: &HeadFile, report: &mut Re
             "if a backup was restored, accept it: dezky-server doctor --acknowledge-head",
         ),
         Err(failure) => report.bad(what, failure.to_string(), "mend the file"),
-    }
-    engine.close().await;
-}
-
-/// Compares tables, indexes, triggers, rules and policies with the schema.
-async fn examine_structure(engine: &Engine, report: &mut Report) {
-    let what = "structure";
-    let examined = async {
-        let mut anomalies = engine.log().examine(Extent::Definitions).await?;
-        anomalies.extend(engine.directory().await?.examine().await?);
-        anomalies.extend(engine.flags().await?.examine().await?);
-        Ok::<_, Error>(anomalies)
-    };
-    match examined.await {
-        Ok(anomalies) if anomalies.is_empty() => report
-            .ok(what, "tables and indexes match the schema; no foreign trigger, rule or policy"),
-        Ok(anomalies) => {
-            for anomaly in anomalies {
-                report.bad(what, anomaly.to_string(), anomaly.fix);
-            }
-        }
-        Err(error) => report.bad(what, error.to_string(), "see the other lines"),
     }
 }
 
@@ -110,7 +67,7 @@ fn finish(config: &StoreConfig, report: &Report, as_json: bool) -> Result<(), Fa
         });
         print(&format!("{answer}\n"))?;
     } else {
-        print(&report.to_text())?;
+        print(&text_of(report))?;
     }
     if bad > 0 {
         return Err(Failure::failed(format!(
@@ -121,15 +78,29 @@ fn finish(config: &StoreConfig, report: &Report, as_json: bool) -> Result<(), Fa
     Ok(())
 }
 
+/// The report as lines for people.
+fn text_of(report: &Report) -> String {
+    let width = report.checks.iter().map(|check| check.what.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for Check { level, what, finding, fix } in &report.checks {
+        let _ = write!(text, "{:4}  {what:width$}  {finding}", level.as_str());
+        if let Some(fix) = fix {
+            let _ = write!(text, ": {fix}");
+        }
+        text.push('\n');
+    }
+    text
+}
+
 /// `doctor --acknowledge-head`.
 async fn acknowledge(
     config: &StoreConfig,
     head_file: &HeadFile,
     as_json: bool,
 ) -> Result<(), Failure> {
-    let engine = Engine::open(config, Access::Write).await?;
-    let acknowledged = head_file.acknowledge(&*engine.log(), operator()).await;
-    engine.close().await;
+    let database = store::open_log(config, Access::Write).await?;
+    let acknowledged = head_file.acknowledge(&*database.log(), operator()).await;
+    database.close().await;
     let acknowledged = acknowledged?;
     if as_json {
         let heads = acknowledged.map(

@@ -1,24 +1,155 @@
+//! A platform in a MongoDB database.
+
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::sync::Arc;
 
-use dezky_core::{Error, ErrorKind};
-use mongodb::bson::{Document, doc};
-use mongodb::options::{ReadConcern, Tls, WriteConcern};
+use ::mongodb::bson::{Bson, Document, doc};
+use ::mongodb::options::{ClientOptions, ConnectionString, ReadConcern, Tls, WriteConcern};
+use ::mongodb::{Client, Database};
+use async_trait::async_trait;
+use dezky_core::directory::{DirectoryStore, MongoDirectory};
+use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{AuditStore, MongoAuditStore, MongoConfig, mongo_error};
+use dezky_core::{Error, ErrorKind, Result, Runtime as _};
+use dezky_flags::store::{FlagStore, MongoFlagStore};
+use futures_util::TryStreamExt as _;
 
-use super::report::{Report, is_local};
-use crate::app::schema::mongodb::{Server, ask, connect, integer};
-use crate::config::{RemoteUrl, StoreConfig};
+use super::remote::{answer, is_local};
+use super::{Access, Backend, Opened, Report};
+use crate::url::{RemoteUrl, StoreConfig};
 
-/// The first wire protocol that will do, of MongoDB 4.4.
+pub(super) fn check_url(url: &str) -> Result<()> {
+    // The parser's message may quote a part of the password.
+    ConnectionString::parse(url).map(drop).map_err(|_| {
+        let problem = "can't be read: write mongodb://user@host:27017/database?replicaSet=rs0";
+        Error::new(ErrorKind::ConfigInvalid, problem)
+    })
+}
+
+pub(super) struct Mongodb {
+    url: RemoteUrl,
+    config: StoreConfig,
+}
+
+impl Mongodb {
+    pub(super) fn new(url: &RemoteUrl, config: &StoreConfig) -> Self {
+        Self { url: url.clone(), config: config.clone() }
+    }
+}
+
+#[async_trait]
+impl Backend for Mongodb {
+    fn known_versions(&self) -> [usize; 3] {
+        [
+            MongoAuditStore::schema_version(),
+            MongoDirectory::schema_version(),
+            MongoFlagStore::schema_version(),
+        ]
+    }
+
+    async fn versions(&self) -> Result<BTreeMap<String, usize>> {
+        versions(&self.config, &self.url).await
+    }
+
+    async fn examine(&self, report: &mut Report) -> Option<BTreeMap<String, usize>> {
+        examine(&self.config, &self.url, report).await
+    }
+
+    async fn open(&self, access: Access) -> Result<Arc<dyn Opened>> {
+        let mut mongodb = MongoConfig::new(self.url.expose());
+        mongodb.max_pool_size = self.config.max_connections;
+        mongodb.connect_timeout = self.config.acquire_timeout;
+        mongodb.server_selection_timeout = self.config.acquire_timeout;
+        mongodb.busy_timeout = self.config.lock_timeout;
+        mongodb.operation_timeout = self.config.statement_timeout;
+        mongodb.shared = self.config.shared;
+        mongodb.migrate = access == Access::Migrate;
+        mongodb.must_write = access.must_write();
+        Ok(Arc::new(MongoAuditStore::open(mongodb, Arc::new(TokioRuntime)).await?))
+    }
+}
+
+#[async_trait]
+impl Opened for MongoAuditStore {
+    fn log(self: Arc<Self>) -> Arc<dyn AuditStore> {
+        self
+    }
+
+    async fn directory(self: Arc<Self>) -> Result<Arc<dyn DirectoryStore>> {
+        Ok(Arc::new(MongoDirectory::open(&self.database()).await?))
+    }
+
+    async fn flags(self: Arc<Self>) -> Result<Arc<dyn FlagStore>> {
+        Ok(Arc::new(MongoFlagStore::open(&self.database()).await?))
+    }
+
+    async fn close(&self) {
+        Self::close(self).await;
+    }
+}
+
+/// The first wire protocol that works: MongoDB 4.4's.
 const OLDEST_WIRE: i32 = 9;
 
-/// How long a writer that stalls may hold the others up.
+/// The longest that a stalled writer may block the others.
 const LONGEST_TRANSACTION_SECONDS: i64 = 10;
 
 const EVENTS: &str = "dezky_audit_events";
 
-/// Looks at the server; gives the schema's versions if it answers.
-pub(super) async fn examine(
+struct Server {
+    client: Client,
+    database: Database,
+    options: ClientOptions,
+}
+
+async fn connect(config: &StoreConfig, url: &RemoteUrl) -> Result<Server> {
+    let mut options = ask(async { ClientOptions::parse(url.expose()).await }).await?;
+    options.app_name = Some("dezky-doctor".into());
+    options.server_selection_timeout.get_or_insert(config.acquire_timeout);
+    options.connect_timeout.get_or_insert(config.acquire_timeout);
+    let client = Client::with_options(options.clone()).map_err(|error| mongo_error(&error))?;
+    let name = options.default_database.clone().unwrap_or_else(|| "dezky".into());
+    Ok(Server { database: client.database(&name), client, options })
+}
+
+async fn ask<T>(asked: impl Future<Output = ::mongodb::error::Result<T>>) -> Result<T> {
+    answer(async { asked.await.map_err(|error| mongo_error(&error)) }).await
+}
+
+impl Server {
+    async fn admin(&self, command: Document) -> Result<Document> {
+        ask(async { self.client.database("admin").run_command(command).await }).await
+    }
+
+    async fn versions(&self) -> Result<BTreeMap<String, usize>> {
+        let documents: Vec<Document> = ask(async {
+            let schema = self.database.collection::<Document>("dezky_schema");
+            schema.find(doc! {}).await?.try_collect().await
+        })
+        .await?;
+        let version = |document: Document| {
+            let component = document.get_str("_id").ok()?.to_owned();
+            let version = document.get("version").and_then(integer).unwrap_or(0);
+            Some((component, usize::try_from(version).unwrap_or(0)))
+        };
+        Ok(documents.into_iter().filter_map(version).collect())
+    }
+}
+
+fn integer(value: &Bson) -> Option<i64> {
+    value.as_i64().or_else(|| value.as_i32().map(i64::from))
+}
+
+/// Returns the components' versions; empty without a schema.
+async fn versions(config: &StoreConfig, url: &RemoteUrl) -> Result<BTreeMap<String, usize>> {
+    let server = connect(config, url).await?;
+    let versions = server.versions().await;
+    server.client.shutdown().await;
+    versions
+}
+
+/// Examines the server; returns the schema's versions if it answers.
+async fn examine(
     config: &StoreConfig,
     url: &RemoteUrl,
     report: &mut Report,
@@ -45,10 +176,10 @@ async fn examine_server(
     server: &Server,
     url: &RemoteUrl,
     report: &mut Report,
-) -> Result<BTreeMap<String, usize>, Error> {
-    let before = SystemTime::now();
+) -> Result<BTreeMap<String, usize>> {
+    let before = TokioRuntime.now();
     let hello = server.admin(doc! { "hello": 1 }).await?;
-    let after = SystemTime::now();
+    let after = TokioRuntime.now();
     examine_version(server, &hello, report).await?;
     examine_tls(server, url, report);
     let fit = examine_topology(&hello, report);
@@ -72,11 +203,7 @@ async fn examine_server(
     Ok(versions)
 }
 
-async fn examine_version(
-    server: &Server,
-    hello: &Document,
-    report: &mut Report,
-) -> Result<(), Error> {
+async fn examine_version(server: &Server, hello: &Document, report: &mut Report) -> Result<()> {
     let build = server.admin(doc! { "buildInfo": 1 }).await?;
     let version = build.get_str("version").unwrap_or("unknown");
     if hello.get("maxWireVersion").and_then(integer).unwrap_or(0) < i64::from(OLDEST_WIRE) {
@@ -103,7 +230,7 @@ fn examine_tls(server: &Server, url: &RemoteUrl, report: &mut Report) {
     }
 }
 
-/// Whether it has transactions.
+/// Returns whether the server supports transactions.
 fn examine_topology(hello: &Document, report: &mut Report) -> bool {
     let what = "topology";
     let is_router = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
@@ -137,8 +264,8 @@ fn examine_topology(hello: &Document, report: &mut Report) -> bool {
     true
 }
 
-/// The log asks for the majority and the journal itself; what is left is a server that
-/// keeps nothing on a disk.
+/// The log itself requests acknowledgement by the majority and the journal, so durability
+/// only depends on the storage engine.
 async fn examine_durability(server: &Server, report: &mut Report) {
     let what = "durability";
     let status = server.admin(doc! { "serverStatus": 1, "repl": 0, "metrics": 0, "locks": 0 });
@@ -186,7 +313,7 @@ async fn examine_lifetime(server: &Server, report: &mut Report) {
     }
 }
 
-/// Writes as the log does, and takes it back.
+/// Writes a document in a transaction that is aborted.
 async fn probe(server: &Server, report: &mut Report) {
     let probed = ask(async {
         let mut session = server.client.start_session().await?;

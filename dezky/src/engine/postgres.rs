@@ -1,28 +1,159 @@
+//! A platform in a PostgreSQL database.
+
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::sync::Arc;
 
-use dezky_core::Error;
-use dezky_core::store::postgres_error;
-use sqlx::postgres::{PgConnection, PgRow, PgSslMode};
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
+use async_trait::async_trait;
+use dezky_core::directory::{DirectoryStore, PostgresDirectory};
+use dezky_core::rt::TokioRuntime;
+use dezky_core::store::{
+    AuditStore, PostgresAuditStore, PostgresConfig, postgres_error, postgres_options,
+};
+use dezky_core::{Result, Runtime as _};
+use dezky_flags::store::{FlagStore, PostgresFlagStore};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow, PgSslMode};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
 
-use super::report::{Report, is_local};
-use crate::app::schema::bounded::answer;
-use crate::app::schema::postgres::{connect, get, options, row, rows, versions_of};
-use crate::config::{RemoteUrl, StoreConfig};
+use super::remote::{answer, expect_within, is_local};
+use super::{Access, Backend, Opened, Report};
+use crate::url::{RemoteUrl, StoreConfig};
 
-/// The oldest server that is known to do.
+/// The oldest server that is known to work.
 const OLDEST: i32 = 130_000;
 
-async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), Error> {
+pub(super) fn check_url(url: &str) -> Result<()> {
+    postgres_options(url).map(drop)
+}
+
+pub(super) struct Postgres {
+    url: RemoteUrl,
+    config: StoreConfig,
+}
+
+impl Postgres {
+    pub(super) fn new(url: &RemoteUrl, config: &StoreConfig) -> Self {
+        Self { url: url.clone(), config: config.clone() }
+    }
+}
+
+#[async_trait]
+impl Backend for Postgres {
+    fn known_versions(&self) -> [usize; 3] {
+        [
+            PostgresAuditStore::schema_version(),
+            PostgresDirectory::schema_version(),
+            PostgresFlagStore::schema_version(),
+        ]
+    }
+
+    async fn versions(&self) -> Result<BTreeMap<String, usize>> {
+        versions(&self.config, &self.url).await
+    }
+
+    async fn examine(&self, report: &mut Report) -> Option<BTreeMap<String, usize>> {
+        examine(&self.config, &self.url, report).await
+    }
+
+    fn has_search_index(&self) -> bool {
+        true
+    }
+
+    async fn open(&self, access: Access) -> Result<Arc<dyn Opened>> {
+        let mut postgres = PostgresConfig::new(self.url.expose());
+        postgres.max_connections = self.config.max_connections;
+        postgres.acquire_timeout = self.config.acquire_timeout;
+        postgres.lock_timeout = self.config.lock_timeout;
+        postgres.statement_timeout = self.config.statement_timeout;
+        postgres.idle_in_transaction_timeout = self.config.idle_timeout;
+        postgres.transaction_pooler = self.config.transaction_pooler;
+        postgres.shared = self.config.shared;
+        postgres.migrate = access == Access::Migrate;
+        postgres.must_write = access.must_write();
+        Ok(Arc::new(PostgresAuditStore::open(postgres, &TokioRuntime).await?))
+    }
+}
+
+#[async_trait]
+impl Opened for PostgresAuditStore {
+    fn log(self: Arc<Self>) -> Arc<dyn AuditStore> {
+        self
+    }
+
+    async fn directory(self: Arc<Self>) -> Result<Arc<dyn DirectoryStore>> {
+        Ok(Arc::new(PostgresDirectory::open(&self.database()).await?))
+    }
+
+    async fn flags(self: Arc<Self>) -> Result<Arc<dyn FlagStore>> {
+        Ok(Arc::new(PostgresFlagStore::open(&self.database()).await?))
+    }
+
+    async fn close(&self) {
+        Self::close(self).await;
+    }
+
+    async fn create_search_index(&self) -> Result<()> {
+        Self::create_search_index(self).await
+    }
+}
+
+fn options(url: &RemoteUrl) -> Result<PgConnectOptions> {
+    Ok(postgres_options(&url.expose())?.application_name("dezky-doctor"))
+}
+
+async fn connect(config: &StoreConfig, url: &RemoteUrl) -> Result<PgConnection> {
+    let options = options(url)?;
+    let connected = async { options.connect().await.map_err(postgres_error) };
+    expect_within(config.acquire_timeout, "connection", connected).await
+}
+
+/// Queries by the simple protocol, which every pooler supports; values arrive as text.
+async fn row(connection: &mut PgConnection, sql: &'static str) -> Result<PgRow> {
+    answer(async { connection.fetch_one(sqlx::raw_sql(sql)).await.map_err(postgres_error) }).await
+}
+
+async fn rows(connection: &mut PgConnection, sql: &'static str) -> Result<Vec<PgRow>> {
+    answer(async { connection.fetch_all(sqlx::raw_sql(sql)).await.map_err(postgres_error) }).await
+}
+
+async fn run(connection: &mut PgConnection, sql: &str) -> Result<()> {
     let sql = AssertSqlSafe(sql.to_owned());
     answer(async { connection.execute(sqlx::raw_sql(sql)).await.map_err(postgres_error) })
         .await
         .map(drop)
 }
 
-/// Looks at the server; gives the schema's versions if it answers.
-pub(super) async fn examine(
+fn get<'r, T>(row: &'r PgRow, column: &str) -> Result<T>
+where
+    T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+{
+    row.try_get(column).map_err(postgres_error)
+}
+
+/// Returns the components' versions; empty without a schema.
+async fn versions(config: &StoreConfig, url: &RemoteUrl) -> Result<BTreeMap<String, usize>> {
+    let mut connection = connect(config, url).await?;
+    let versions = versions_of(&mut connection).await;
+    let _ = connection.close().await;
+    versions
+}
+
+async fn versions_of(connection: &mut PgConnection) -> Result<BTreeMap<String, usize>> {
+    let found = row(connection, "SELECT to_regclass('dezky_schema') IS NOT NULL AS ours").await?;
+    if !get::<bool>(&found, "ours")? {
+        return Ok(BTreeMap::new());
+    }
+    let found = rows(connection, "SELECT component, version FROM dezky_schema").await?;
+    found
+        .iter()
+        .map(|row| {
+            let version = usize::try_from(get::<i64>(row, "version")?).unwrap_or(0);
+            Ok((get(row, "component")?, version))
+        })
+        .collect()
+}
+
+/// Examines the server; returns the schema's versions if it answers.
+async fn examine(
     config: &StoreConfig,
     url: &RemoteUrl,
     report: &mut Report,
@@ -50,8 +181,8 @@ async fn examine_server(
     url: &RemoteUrl,
     connection: &mut PgConnection,
     report: &mut Report,
-) -> Result<BTreeMap<String, usize>, Error> {
-    let before = SystemTime::now();
+) -> Result<BTreeMap<String, usize>> {
+    let before = TokioRuntime.now();
     let facts = row(
         connection,
         "SELECT current_setting('server_version_num')::int AS number, \
@@ -67,7 +198,7 @@ async fn examine_server(
          (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now",
     )
     .await?;
-    let after = SystemTime::now();
+    let after = TokioRuntime.now();
 
     let version: String = get(&facts, "version")?;
     if get::<i32>(&facts, "number")? < OLDEST {
@@ -135,7 +266,7 @@ async fn examine_tls(
     url: &RemoteUrl,
     connection: &mut PgConnection,
     report: &mut Report,
-) -> Result<(), Error> {
+) -> Result<()> {
     let (what, fix) =
         ("tls", "set sslmode=verify-full in the URL, and sslrootcert for an authority of your own");
     let sql =
@@ -158,7 +289,7 @@ async fn examine_tls(
     Ok(())
 }
 
-fn examine_durability(facts: &PgRow, report: &mut Report) -> Result<(), Error> {
+fn examine_durability(facts: &PgRow, report: &mut Report) -> Result<()> {
     let what = "durability";
     let mut whole = true;
     for (setting, danger) in [
@@ -185,14 +316,14 @@ fn examine_durability(facts: &PgRow, report: &mut Report) -> Result<(), Error> {
     Ok(())
 }
 
-/// A pooler in transaction mode gives two clients that are both connected the same
-/// connection of the server in turns.
+/// Detects a pooler in transaction mode: it serves two connected clients in turns by one
+/// connection to the server.
 async fn examine_pooler(
     config: &StoreConfig,
     url: &RemoteUrl,
     connection: &mut PgConnection,
     report: &mut Report,
-) -> Result<(), Error> {
+) -> Result<()> {
     const PID: &str = "SELECT pg_backend_pid() AS pid";
     let mut ours = vec![get::<i32>(&row(connection, PID).await?, "pid")?];
     let mut other = connect(config, url).await?;
@@ -225,7 +356,7 @@ async fn examine_permissions(
     is_made: bool,
     connection: &mut PgConnection,
     report: &mut Report,
-) -> Result<(), Error> {
+) -> Result<()> {
     let facts = row(
         connection,
         "SELECT has_schema_privilege(current_schema(), 'CREATE') AS creates, \
@@ -272,7 +403,7 @@ async fn examine_tables(
     role: &str,
     connection: &mut PgConnection,
     report: &mut Report,
-) -> Result<(), Error> {
+) -> Result<()> {
     let lacking = rows(
         connection,
         "SELECT c.relname::text AS name FROM pg_class c \
@@ -295,7 +426,7 @@ async fn examine_tables(
     Ok(())
 }
 
-/// Writes as the log does, and takes it back.
+/// Writes a row in a transaction that is rolled back.
 async fn probe(connection: &mut PgConnection, report: &mut Report) {
     let what = "writing";
     let probed = async {
@@ -312,10 +443,7 @@ async fn probe(connection: &mut PgConnection, report: &mut Report) {
 
 /// Warns of an optional index that an interrupted build left behind: searches don't use it.
 /// The other indexes are part of the structure check.
-async fn examine_search_index(
-    connection: &mut PgConnection,
-    report: &mut Report,
-) -> Result<(), Error> {
+async fn examine_search_index(connection: &mut PgConnection, report: &mut Report) -> Result<()> {
     let found = rows(
         connection,
         "SELECT i.indexrelid::regclass::text AS name FROM pg_index i \
