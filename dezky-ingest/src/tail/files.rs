@@ -8,8 +8,8 @@ use dezky_core::{Error, ErrorKind, IngestSource, Pull, PullLimits, Result, Runti
 use serde::{Deserialize, Serialize};
 
 use super::LineDecoder;
-use super::core::{Cursor, MAX_LINE_BYTES};
 use super::job::{Job, Kept};
+use super::{Cursor, MAX_LINE_BYTES};
 
 /// What [`FileTail`] follows, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use memchr::memchr;
 use sha2::{Digest as _, Sha256};
 
 use super::Digest;
-use super::core::MAX_LINE_BYTES;
+use super::MAX_LINE_BYTES;
 use super::cut::Cutter;
 
 /// How much of the beginning and of the end of an over-long line is kept.

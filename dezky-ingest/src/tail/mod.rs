@@ -8,24 +8,31 @@
 //! own: [`Framer`] cuts lines, [`Cursor`] is the state as text, [`Reading`] puts
 //! them together. Only [`FileTail`] touches files.
 
-mod core;
+mod cursor;
 mod cut;
 mod files;
 mod frame;
+mod gap;
 mod gzip;
 mod job;
 mod opened;
+mod place;
+mod reading;
+mod rotated;
 
 use dezky_core::{NewEvent, NewMetadata, PulledEvent, QuarantineItem, Timestamp};
 use sha2::{Digest as _, Sha256};
 
-pub use self::core::{
-    Age, Batch, Cursor, GENERATION_MAX_BYTES, GapReason, GenerationHash, HEAD_BYTES, HadLine, Head,
-    Heads, IsWhole, LastLine, MAX_LINE_BYTES, Place, Reading, Rotated, gap_event,
-};
+pub use self::cursor::{Cursor, Head, Heads};
 pub use self::files::{FileTail, TailConfig};
 pub(crate) use self::files::{default_max_line_bytes, default_max_siblings};
 pub use self::frame::{Frame, Framer, LONG_LINE_KEPT_BYTES, Short};
+pub use self::gap::{GapReason, gap_event};
+pub use self::place::{HEAD_BYTES, LastLine, Place};
+pub use self::reading::{
+    Batch, GENERATION_MAX_BYTES, GenerationHash, HadLine, IsWhole, MAX_LINE_BYTES, Reading,
+};
+pub use self::rotated::{Age, Rotated};
 
 /// A SHA-256.
 pub type Digest = [u8; 32];

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sha2::{Digest as _, Sha256};
 
 use super::Digest;
-use super::core::{Age, GENERATION_MAX_BYTES, GenerationHash, HEAD_BYTES, Place, Rotated};
 use super::gzip::{Budget, End, Gzip};
+use super::{Age, GENERATION_MAX_BYTES, GenerationHash, HEAD_BYTES, Place, Rotated};
 
 /// Bytes read at a time.
 pub(super) const CHUNK_BYTES: usize = 64 << 10;
