@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 #[cfg(feature = "authentik")]
 use super::proto::Place;
-use super::proto::{Event, Item, Odd, pk};
+use super::proto::{Event, Item, MalformedItem, pk};
 use super::redact;
 use crate::address::bare_address;
 use crate::cut;
@@ -355,7 +355,12 @@ fn said(mut event: Event) -> String {
 }
 
 /// What can't be an event, for the quarantine, without secrets.
-pub fn odd_item(source: &str, odd: Odd, bytes: usize, now: Timestamp) -> QuarantineItem {
+pub fn malformed_item(
+    source: &str,
+    odd: MalformedItem,
+    bytes: usize,
+    now: Timestamp,
+) -> QuarantineItem {
     let raw = odd.value.map(|mut value| {
         redact::redact(&mut value);
         value.to_string()
@@ -758,7 +763,7 @@ mod tests {
         let text = r#"{"created":"2026-01-01T00:00:00Z","context":{"password":"hunter2"}}"#;
         let raw: Box<RawValue> = serde_json::from_str(text).unwrap();
         let odd = Item::read(&raw).event.unwrap_err();
-        let item = odd_item(SOURCE, odd, text.len(), Timestamp::MIN);
+        let item = malformed_item(SOURCE, odd, text.len(), Timestamp::MIN);
         assert_eq!(item.reason, "no_pk");
         let raw = String::from_utf8(item.raw).unwrap();
         assert!(raw.contains(redact::REDACTED) && !raw.contains("hunter2"), "{raw}");

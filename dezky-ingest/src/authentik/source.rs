@@ -15,7 +15,7 @@ use super::core::{
 };
 use super::groups::Groups;
 use super::http::{Api, ApiToken, Failed, Fetched, MAX_WAIT};
-use super::map::{Doers, SOURCE, large_item, map_by, odd_item, tenant_user};
+use super::map::{Doers, SOURCE, large_item, malformed_item, map_by, tenant_user};
 use super::proto::{Item, Page, Place};
 use crate::PumpConfig;
 use crate::intake::{LATE_BY, TENANT_BY};
@@ -350,7 +350,7 @@ impl AuthentikSource {
                     events.push(event);
                 }
                 Err(odd) => {
-                    let item = odd_item(source, odd, bytes, now);
+                    let item = malformed_item(source, odd, bytes, now);
                     if !self.known.has(&item.key) {
                         keys.push(item.key.clone());
                         pull.quarantine.push(item);

@@ -2,7 +2,8 @@
 
 use dezky_core::store::{AppendOptions, QuarantinedItem};
 use dezky_core::{Actor, ErrorKind, NewEvent, PulledEvent, QuarantineItem, Timestamp};
-use dezky_ingest::authentik::{Item, Odd, map, odd_item};
+use dezky_ingest::authentik::protocol::{Item, MalformedItem};
+use dezky_ingest::authentik::{malformed_item, map};
 use dezky_ingest::generic::{self, Mapping, MappingConfig};
 use dezky_ingest::ocis::{LineContext, OcisOptions, decode_line, line_key};
 use dezky_ingest::quarantine::{Redecoded, Retried, drop_item, redecode, retry};
@@ -94,8 +95,9 @@ fn an_item_of_authentik_is_the_event_that_the_poller_would_have_made_of_it() {
     for raw in listed {
         let expected = map("authentik", Item::read(raw).event.unwrap());
         let value: Value = serde_json::from_str(raw.get()).unwrap();
-        let odd = Odd { reason: "no_action", value: Some(value) };
-        let mut again = events(&odd_item("authentik", odd, raw.get().len(), now())).remove(0).event;
+        let odd = MalformedItem { reason: "no_action", value: Some(value) };
+        let mut again =
+            events(&malformed_item("authentik", odd, raw.get().len(), now())).remove(0).event;
         assert_eq!(again.external_id, expected.external_id);
         // Whose it is was not known, and the text is the redacted one.
         again.metadata = expected.metadata.clone();
