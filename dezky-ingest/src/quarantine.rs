@@ -21,7 +21,7 @@ pub const MAX_NOTE_BYTES: usize = 1_000;
 
 /// What an item is today.
 #[derive(Debug, Clone)]
-pub enum Redecoded {
+pub enum ReprocessResult {
     /// Events, as the source's own decoder makes them: with the external ids that
     /// it would have given.
     Events(Vec<PulledEvent>),
@@ -33,7 +33,7 @@ pub enum Redecoded {
 
 /// What became of a retry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Retried {
+pub enum RetryOutcome {
     /// The item has left the quarantine, as events of the log.
     Released {
         /// How many of its events are new in the log.
@@ -55,10 +55,10 @@ pub enum Retried {
 /// What a source knew beside the bytes and did not keep is not made up: a line of
 /// oCIS without a time of its own gets the time of its quarantining, and an event of
 /// Stalwart that names no address has none.
-pub fn redecode(item: &QuarantineItem, mappings: &[Mapping]) -> Redecoded {
+pub fn redecode(item: &QuarantineItem, mappings: &[Mapping]) -> ReprocessResult {
     let QuarantineItem { source, key, raw, .. } = item;
     if raw.is_empty() {
-        return Redecoded::Refused("nothing of it was kept".into());
+        return ReprocessResult::Refused("nothing of it was kept".into());
     }
     let system = source.split(':').next().unwrap_or_default();
     let decoded = match (key.split(':').next().unwrap_or_default(), system) {
@@ -68,34 +68,34 @@ pub fn redecode(item: &QuarantineItem, mappings: &[Mapping]) -> Redecoded {
         (_, authentik::SOURCE) => events(authentik::redecode(item)),
         _ => match mappings.iter().find(|mapping| mapping.source() == source) {
             Some(mapping) => events(generic::redecode(mapping, item)),
-            None => Redecoded::Refused(format!(
+            None => ReprocessResult::Refused(format!(
                 "no source {source} is declared: give the configuration that declares it"
             )),
         },
     };
     match decoded {
         // A character may have been cut off whole.
-        Redecoded::Refused(_) if raw.len() + 3 >= MAX_QUARANTINE_RAW_BYTES => {
-            Redecoded::Refused("only its first 64 KiB were kept".into())
+        ReprocessResult::Refused(_) if raw.len() + 3 >= MAX_QUARANTINE_RAW_BYTES => {
+            ReprocessResult::Refused("only its first 64 KiB were kept".into())
         }
         decoded => decoded,
     }
 }
 
-fn events(decoded: std::result::Result<Vec<PulledEvent>, String>) -> Redecoded {
-    decoded.map_or_else(Redecoded::Refused, Redecoded::Events)
+fn events(decoded: std::result::Result<Vec<PulledEvent>, String>) -> ReprocessResult {
+    decoded.map_or_else(ReprocessResult::Refused, ReprocessResult::Events)
 }
 
 /// An event as JSON, or all of a sealed one.
-fn mapped(raw: &[u8]) -> Redecoded {
+fn mapped(raw: &[u8]) -> ReprocessResult {
     let text = String::from_utf8_lossy(raw);
     let event = serde_json::from_str(&text).or_else(|error| {
         // The salt is made anew, as the event is not the same with our annotation.
         SealedEvent::from_json(&text).map(|sealed| sealed.event().clone()).map_err(|_| error)
     });
     match event {
-        Ok(event) => Redecoded::Mapped(Box::new(event)),
-        Err(error) => Redecoded::Refused(format!("no event at column {}", error.column())),
+        Ok(event) => ReprocessResult::Mapped(Box::new(event)),
+        Err(error) => ReprocessResult::Refused(format!("no event at column {}", error.column())),
     }
 }
 
@@ -115,14 +115,14 @@ fn mapped(raw: &[u8]) -> Redecoded {
 /// use dezky_core::rt::TokioRuntime;
 /// use dezky_core::store::MemoryAuditStore;
 /// use dezky_ingest::Intake;
-/// use dezky_ingest::quarantine::{Retried, retry};
+/// use dezky_ingest::quarantine::{RetryOutcome, retry};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> dezky_core::Result<()> {
 /// let runtime = Arc::new(TokioRuntime);
 /// let store = Arc::new(MemoryAuditStore::open(runtime.clone()));
 /// let intake = Intake::new(store, runtime);
 /// for item in intake.store().quarantined(0, 100).await? {
-///     if let Retried::Stays(why) = retry(&intake, &item, &[]).await? {
+///     if let RetryOutcome::Stays(why) = retry(&intake, &item, &[]).await? {
 ///         println!("{}: {why}", item.number);
 ///     }
 /// }
@@ -136,17 +136,17 @@ pub async fn retry(
     intake: &Intake,
     item: &QuarantinedItem,
     mappings: &[Mapping],
-) -> Result<Retried> {
+) -> Result<RetryOutcome> {
     let mut sealed = Vec::new();
     match redecode(&item.item, mappings) {
-        Redecoded::Refused(why) => return Ok(Retried::Stays(why)),
-        Redecoded::Mapped(event) => sealed.push(resealed(*event, &**intake.runtime())),
-        Redecoded::Events(events) => {
+        ReprocessResult::Refused(why) => return Ok(RetryOutcome::Stays(why)),
+        ReprocessResult::Mapped(event) => sealed.push(resealed(*event, &**intake.runtime())),
+        ReprocessResult::Events(events) => {
             for mut pulled in events {
                 pulled.event.metadata.annotate(FROM_QUARANTINE, true);
                 let Some(event) = intake.seal(pulled).await else {
                     let why = "the tenant directory does not answer: retry later";
-                    return Ok(Retried::Stays(why.into()));
+                    return Ok(RetryOutcome::Stays(why.into()));
                 };
                 sealed.push(event);
             }
@@ -154,7 +154,7 @@ pub async fn retry(
     }
     for event in &sealed {
         if let Err(invalid) = event.validate() {
-            return Ok(Retried::Stays(invalid.to_string()));
+            return Ok(RetryOutcome::Stays(invalid.to_string()));
         }
     }
     let options = AppendOptions { release: vec![item.number], ..AppendOptions::default() };
@@ -163,9 +163,9 @@ pub async fn retry(
     let stored = receipts.iter().filter(|receipt| is_new(receipt.status)).count();
     if stored > 0 && released == 0 {
         let why = "its events are stored now, but somebody else had dropped or retried it";
-        return Ok(Retried::Stays(why.into()));
+        return Ok(RetryOutcome::Stays(why.into()));
     }
-    Ok(Retried::Released { stored, duplicates: receipts.len() - stored })
+    Ok(RetryOutcome::Released { stored, duplicates: receipts.len() - stored })
 }
 
 /// Takes an item out of the quarantine for good, and says so on the timeline: an

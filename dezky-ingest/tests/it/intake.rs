@@ -15,7 +15,7 @@ use dezky_core::testkit::{ManualRuntime, named_event};
 use dezky_core::{
     AuditStore as _, Error, ErrorKind, NewEvent, Result, Runtime as _, StoredEvent, Timestamp,
 };
-use dezky_ingest::quarantine::{Retried, retry};
+use dezky_ingest::quarantine::{RetryOutcome, retry};
 use dezky_ingest::{Intake, Pump, PumpConfig};
 use futures_util::poll;
 
@@ -336,7 +336,7 @@ fn what_is_read_again_waits_for_the_directory() {
         };
         intake.take(vec![], vec![item], AppendOptions::default()).await.unwrap();
         let kept = place.store.quarantined(0, 10).await.unwrap().remove(0);
-        let Retried::Stays(why) = retry(&intake, &kept, &[]).await.unwrap() else { panic!() };
+        let RetryOutcome::Stays(why) = retry(&intake, &kept, &[]).await.unwrap() else { panic!() };
         assert!(why.contains("retry later"), "{why}");
         owner.0.store(true, Ordering::Relaxed);
         retry(&intake, &kept, &[]).await.unwrap();

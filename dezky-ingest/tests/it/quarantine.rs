@@ -6,7 +6,7 @@ use dezky_ingest::authentik::protocol::{Item, MalformedItem};
 use dezky_ingest::authentik::{malformed_item, map};
 use dezky_ingest::generic::{self, Mapping, MappingConfig};
 use dezky_ingest::ocis::{LineContext, OcisOptions, decode_line, line_key};
-use dezky_ingest::quarantine::{Redecoded, Retried, drop_item, redecode, retry};
+use dezky_ingest::quarantine::{ReprocessResult, RetryOutcome, drop_item, redecode, retry};
 use dezky_ingest::stalwart::decode;
 use dezky_ingest::tail::{Decoded, Digest};
 use serde_json::Value;
@@ -32,14 +32,14 @@ fn item(source: &str, key: &str, reason: &str, raw: impl Into<Vec<u8>>) -> Quara
 
 fn events(item: &QuarantineItem) -> Vec<PulledEvent> {
     match redecode(item, &[]) {
-        Redecoded::Events(events) => events,
+        ReprocessResult::Events(events) => events,
         other => panic!("{other:?}"),
     }
 }
 
 fn refusal(item: &QuarantineItem) -> String {
     match redecode(item, &[]) {
-        Redecoded::Refused(why) => why,
+        ReprocessResult::Refused(why) => why,
         other => panic!("{other:?}"),
     }
 }
@@ -175,9 +175,11 @@ fn a_declared_source_is_read_by_its_mapping_of_today() {
     assert_eq!((kept.len(), expected.len()), (2, 2));
     for (item, expected) in kept.iter().zip(expected) {
         assert!(refusal(item).starts_with("no source shop is declared"));
-        let Redecoded::Refused(why) = redecode(item, std::slice::from_ref(&old)) else { panic!() };
+        let ReprocessResult::Refused(why) = redecode(item, std::slice::from_ref(&old)) else {
+            panic!()
+        };
         assert!(why.starts_with("still no_action"), "{why}");
-        let Redecoded::Events(mut again) = redecode(item, &new) else { panic!() };
+        let ReprocessResult::Events(mut again) = redecode(item, &new) else { panic!() };
         let again = again.remove(0);
         assert_eq!(again.event.external_id, expected.event.external_id);
         assert_eq!(again.event.action, expected.event.action);
@@ -185,13 +187,15 @@ fn a_declared_source_is_read_by_its_mapping_of_today() {
     }
     // A line has the identity of its place, a body of no events those of its own.
     let line = item("shop", "line:line1:abc", "no_action", r#"{"verb":"paid"}"#);
-    let Redecoded::Events(events) = redecode(&line, &new) else { panic!() };
+    let ReprocessResult::Events(events) = redecode(&line, &new) else { panic!() };
     assert_eq!(events[0].event.external_id.as_deref(), Some("line1:abc"));
     let body = item("shop", "x", "no_events", r#"{"events":[{"verb":"a"},{"verb":"b"}]}"#);
-    let Redecoded::Events(events) = redecode(&body, &new) else { panic!() };
+    let ReprocessResult::Events(events) = redecode(&body, &new) else { panic!() };
     assert_eq!(events.len(), 2);
     // Nothing leaves the quarantine for nothing.
-    let Redecoded::Refused(why) = redecode(&line, &[mapping("/verb", &["paid"])]) else { panic!() };
+    let ReprocessResult::Refused(why) = redecode(&line, &[mapping("/verb", &["paid"])]) else {
+        panic!()
+    };
     assert_eq!(why, "the mapping passes over all of it");
 }
 
@@ -206,7 +210,7 @@ fn a_retry_changes_nothing_or_all_of_it() {
         let quarantined = async || place.store.quarantined(0, 10).await.unwrap();
         let kept = quarantined().await.remove(0);
         let before = place.count().await;
-        let Retried::Stays(why) = retry(&intake, &kept, &[]).await.unwrap() else { panic!() };
+        let RetryOutcome::Stays(why) = retry(&intake, &kept, &[]).await.unwrap() else { panic!() };
         assert!(why.starts_with("action"), "{why}");
         assert_eq!((quarantined().await.len(), place.count().await), (1, before));
 
@@ -215,11 +219,11 @@ fn a_retry_changes_nothing_or_all_of_it() {
             String::from_utf8(kept.item.raw.clone()).unwrap().replace("Bad Verb", "good.verb");
         let mut mended = QuarantinedItem { item: kept.item.clone(), ..kept.clone() };
         mended.item.raw = raw.into();
-        let released = Retried::Released { stored: 1, duplicates: 0 };
+        let released = RetryOutcome::Released { stored: 1, duplicates: 0 };
         assert_eq!(retry(&intake, &mended, &[]).await.unwrap(), released);
         assert_eq!((quarantined().await.len(), place.count().await), (0, before + 1));
         // Once more, as after an answer that was lost.
-        let released = Retried::Released { stored: 0, duplicates: 1 };
+        let released = RetryOutcome::Released { stored: 0, duplicates: 1 };
         assert_eq!(retry(&intake, &mended, &[]).await.unwrap(), released);
         assert_eq!(place.count().await, before + 1);
         place.assert_whole().await;
@@ -238,7 +242,7 @@ fn a_retry_says_that_the_item_was_dropped_meanwhile() {
         let kept = place.store.quarantined(0, 10).await.unwrap().remove(0);
         assert!(drop_item(&intake, &kept, Actor::system(), "seen").await.unwrap());
         let retried = retry(&intake, &kept, &mapping).await.unwrap();
-        let Retried::Stays(why) = retried else { panic!("{retried:?}") };
+        let RetryOutcome::Stays(why) = retried else { panic!("{retried:?}") };
         assert!(why.contains("dropped"), "{why}");
     });
 }
