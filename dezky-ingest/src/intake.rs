@@ -35,7 +35,7 @@ pub struct Intake {
 
 /// What became of a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Taken {
+pub struct IngestSummary {
     /// Events that are new in the log, without our own records about the batch.
     pub stored: usize,
     /// Events that were there already.
@@ -63,7 +63,7 @@ pub struct Taken {
     pub spooled: usize,
 }
 
-impl Taken {
+impl IngestSummary {
     /// Everything of the batch that is now kept: in the log, the quarantine or the
     /// spool.
     pub fn received(&self) -> usize {
@@ -71,7 +71,7 @@ impl Taken {
     }
 }
 
-impl std::ops::AddAssign for Taken {
+impl std::ops::AddAssign for IngestSummary {
     fn add_assign(&mut self, other: Self) {
         self.stored += other.stored;
         self.duplicates += other.duplicates;
@@ -162,7 +162,7 @@ impl Intake {
         Self { store, runtime, directory: None, log: None, notices }
     }
 
-    /// What is [pushed](Self::take_pushed) goes by way of `log`, with its timeout and
+    /// What is [pushed](Self::ingest_or_spool) goes by way of `log`, with its timeout and
     /// its spool, if it has one. It must record into [`store`](Self::store), so that
     /// what was spooled is told apart as well.
     #[must_use]
@@ -203,12 +203,12 @@ impl Intake {
     ///
     /// # Errors
     /// Those of [`AuditStore::append`]; then nothing of the batch is kept.
-    pub async fn take(
+    pub async fn ingest(
         &self,
         events: Vec<PulledEvent>,
         quarantine: Vec<QuarantineItem>,
         mut options: AppendOptions,
-    ) -> Result<Taken> {
+    ) -> Result<IngestSummary> {
         options.quarantine.extend(quarantine);
         let items = std::mem::take(&mut options.quarantine);
         let batch = self.prepare(events, items).await;
@@ -216,7 +216,11 @@ impl Intake {
     }
 
     /// Appends a batch that was [prepared](Self::prepare).
-    pub(crate) async fn append(&self, batch: Batch, mut options: AppendOptions) -> Result<Taken> {
+    pub(crate) async fn append(
+        &self,
+        batch: Batch,
+        mut options: AppendOptions,
+    ) -> Result<IngestSummary> {
         let Batch { events, notices, items, counts, stored } = batch;
         options.quarantine.clone_from(&items);
         let sealed = events.into_iter().map(|ready| ready.event).chain(notices).collect();
@@ -235,7 +239,7 @@ impl Intake {
         Ok(())
     }
 
-    /// The same on the way of what is [pushed](Self::take_pushed).
+    /// The same on the way of what is [pushed](Self::ingest_or_spool).
     pub(crate) async fn tell_rest_pushed(&self, source: &str) -> Result<()> {
         let Some(log) = &self.log else { return self.tell_rest(source, None).await };
         let Some(rest) = self.notices.rest(source, &*self.runtime) else { return Ok(()) };
@@ -244,7 +248,7 @@ impl Intake {
         Ok(())
     }
 
-    /// Takes what a sender pushed and waits for, as [`take`](Self::take) does, but
+    /// Takes what a sender pushed and waits for, as [`ingest`](Self::ingest) does, but
     /// where the store is away, or does not answer in time, and the intake has a
     /// [spool](Self::with_spool), it is on the disk there when this returns, and goes
     /// to the log from there. While something is in the spool the next one queues
@@ -254,19 +258,19 @@ impl Intake {
     /// too, where the log [asks again](AuditLog::with_directory).
     ///
     /// The same batch again, during the outage and after it, answers the same
-    /// [`Taken::received`] and adds nothing to the log, if its events have external
+    /// [`IngestSummary::received`] and adds nothing to the log, if its events have external
     /// ids.
     ///
     /// # Errors
     /// Those of [`AuditLog::keep`]: nothing of the batch could be kept, and the sender
     /// should come again.
-    pub async fn take_pushed(
+    pub async fn ingest_or_spool(
         &self,
         events: Vec<PulledEvent>,
         quarantine: Vec<QuarantineItem>,
-    ) -> Result<Taken> {
+    ) -> Result<IngestSummary> {
         let Some(log) = &self.log else {
-            return self.take(events, quarantine, AppendOptions::default()).await;
+            return self.ingest(events, quarantine, AppendOptions::default()).await;
         };
         let Batch { events, notices, items, counts, stored } =
             self.prepare(events, quarantine).await;
@@ -422,7 +426,7 @@ impl Marks {
 }
 
 impl Counts {
-    fn taken(&self, items: &[QuarantineItem], appended: &Appended) -> Taken {
+    fn taken(&self, items: &[QuarantineItem], appended: &Appended) -> IngestSummary {
         let new = appended.new_quarantine;
         if new > 0 {
             let mut reasons = BTreeMap::new();
@@ -444,7 +448,7 @@ impl Counts {
             .filter_map(|(receipt, marks)| is_new(receipt.status).then_some(*marks))
             .collect();
         let count = |is: fn(&Marks) -> bool| stored.iter().filter(|marks| is(marks)).count();
-        Taken {
+        IngestSummary {
             stored: stored.len(),
             duplicates: of_source - stored.len(),
             conflicts,
@@ -459,13 +463,13 @@ impl Counts {
     }
 
     /// Of a batch that is in the spool; whose it is, is asked again on the way out.
-    fn spooled(&self) -> Taken {
+    fn spooled(&self) -> IngestSummary {
         let count = |is: fn(&Marks) -> bool| self.marks.iter().filter(|marks| is(marks)).count();
-        Taken {
+        IngestSummary {
             spooled: self.marks.len() + self.items,
             undated: count(|marks| marks.undated),
             unknown_outcomes: count(|marks| marks.unknown_outcome),
-            ..Taken::default()
+            ..IngestSummary::default()
         }
     }
 }

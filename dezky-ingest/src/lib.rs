@@ -24,5 +24,5 @@ pub mod tail;
 pub mod testkit;
 mod webhook;
 
-pub use intake::{Intake, Taken};
+pub use intake::{IngestSummary, Intake};
 pub use pump::{Pump, PumpConfig, PumpCounts, PumpError, PumpHandle, PumpState, PumpStatus, Tick};

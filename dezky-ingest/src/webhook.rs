@@ -4,7 +4,7 @@ use dezky_core::{PulledEvent, QuarantineItem, Result};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use crate::intake::{Intake, Part, PartBounds, Taken};
+use crate::intake::{IngestSummary, Intake, Part, PartBounds};
 
 /// Of one append; with the quarantine's notices within the store's bound.
 const PART: PartBounds = PartBounds { events: 4_000, items: 1_000, bytes: 8 << 20 };
@@ -25,7 +25,7 @@ pub(crate) async fn take_in_parts(
     events: Vec<PulledEvent>,
     quarantine: Vec<QuarantineItem>,
     skipped: u64,
-) -> Result<Taken> {
+) -> Result<IngestSummary> {
     let mut taking = Taking::new(intake, source);
     for event in events {
         taking.event(event).await?;
@@ -43,12 +43,12 @@ pub(crate) struct Taking<'i> {
     source: &'i str,
     part: Part,
     bytes: usize,
-    taken: Taken,
+    taken: IngestSummary,
 }
 
 impl<'i> Taking<'i> {
     pub(crate) fn new(intake: &'i Intake, source: &'i str) -> Self {
-        Self { intake, source, part: Part::default(), bytes: 0, taken: Taken::default() }
+        Self { intake, source, part: Part::default(), bytes: 0, taken: IngestSummary::default() }
     }
 
     pub(crate) async fn event(&mut self, event: PulledEvent) -> Result<()> {
@@ -76,12 +76,12 @@ impl<'i> Taking<'i> {
         self.bytes = 0;
         let Part { events, items } = std::mem::take(&mut self.part);
         if !events.is_empty() || !items.is_empty() {
-            self.taken += self.intake.take_pushed(events, items).await?;
+            self.taken += self.intake.ingest_or_spool(events, items).await?;
         }
         Ok(())
     }
 
-    pub(crate) async fn finish(mut self, skipped: u64) -> Result<Taken> {
+    pub(crate) async fn finish(mut self, skipped: u64) -> Result<IngestSummary> {
         self.store().await?;
         let (source, taken) = (self.source, self.taken);
         // Of items that came before; where they are in the spool it is not known.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dezky_core::Result;
 use dezky_ingest::generic::GenericReceiver;
 use dezky_ingest::stalwart::StalwartReceiver;
-use dezky_ingest::{PumpHandle, Taken};
+use dezky_ingest::{IngestSummary, PumpHandle};
 
 use crate::bodies::Bodies;
 use crate::config::Config;
@@ -45,7 +45,7 @@ pub struct App {
 
 impl App {
     /// Counts what became of a request to the webhook of `source`.
-    pub fn note(&self, source: &str, result: &Result<Taken>) {
+    pub fn note(&self, source: &str, result: &Result<IngestSummary>) {
         if let Some(webhook) = self.statuses.get(source) {
             webhook.note(result, self.intake.runtime().now());
         }

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dezky_core::{Result, Timestamp};
-use dezky_ingest::Taken;
+use dezky_ingest::IngestSummary;
 use serde::Serialize;
 
 /// How one webhook is doing, since the start of the process.
@@ -67,7 +67,7 @@ impl Webhook {
     }
 
     /// Counts what became of a request.
-    pub fn note(&self, result: &Result<Taken>, now: Timestamp) {
+    pub fn note(&self, result: &Result<IngestSummary>, now: Timestamp) {
         let mut status = self.lock();
         let taken = match result {
             Ok(taken) => taken,

@@ -19,7 +19,7 @@ use futures_util::future::{Either, FusedFuture, pending, select};
 
 use self::lease::LeaseKeeper;
 pub use self::status::{PumpCounts, PumpError, PumpHandle, PumpState, PumpStatus};
-use crate::intake::{Intake, PartBounds, Parts, Taken};
+use crate::intake::{IngestSummary, Intake, PartBounds, Parts};
 
 /// The most events of a batch: with as many items for the quarantine, and the
 /// record of each, they are within what a store takes at once.
@@ -74,7 +74,7 @@ impl Default for PumpConfig {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tick {
     /// What became of the events.
-    pub taken: Taken,
+    pub taken: IngestSummary,
     /// Items passed over on purpose.
     pub skipped: u64,
     /// Whether more was waiting when the tick ended.
@@ -275,7 +275,7 @@ impl Pump {
 
     fn report(&self, tick: &Tick, error: Option<&Error>) {
         let source = self.source.name();
-        if tick.taken != Taken::default() || tick.skipped > 0 {
+        if tick.taken != IngestSummary::default() || tick.skipped > 0 {
             tracing::info!(
                 source,
                 stored = tick.taken.stored,

@@ -8,7 +8,7 @@ use event_listener::{Event, EventListener};
 use serde::Serialize;
 
 use super::Tick;
-use crate::intake::Taken;
+use crate::intake::IngestSummary;
 
 /// The most bytes kept of an error's text.
 const ERROR_BYTES: usize = 512;
@@ -110,7 +110,7 @@ pub struct PumpCounts {
 }
 
 impl PumpCounts {
-    pub(super) fn add(&mut self, taken: Taken) {
+    pub(super) fn add(&mut self, taken: IngestSummary) {
         self.stored += taken.stored as u64;
         self.duplicates += taken.duplicates as u64;
         self.conflicts += taken.conflicts as u64;

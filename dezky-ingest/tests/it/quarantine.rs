@@ -206,7 +206,7 @@ fn a_retry_changes_nothing_or_all_of_it() {
         let intake = place.intake();
         let mut refused = NewEvent::new("Bad Verb", Actor::system());
         refused.external_id = Some("n-1".into());
-        intake.take(vec![refused.into()], Vec::new(), AppendOptions::default()).await.unwrap();
+        intake.ingest(vec![refused.into()], Vec::new(), AppendOptions::default()).await.unwrap();
         let quarantined = async || place.store.quarantined(0, 10).await.unwrap();
         let kept = quarantined().await.remove(0);
         let before = place.count().await;
@@ -238,7 +238,7 @@ fn a_retry_says_that_the_item_was_dropped_meanwhile() {
         let config = serde_json::from_str(r#"{"action":"/verb","id":"/id"}"#).unwrap();
         let mapping = [Mapping::compile("shop", &config).unwrap()];
         let odd = item("shop", "x", "no_action", r#"{"verb":"paid","id":"1"}"#);
-        intake.take(Vec::new(), vec![odd], AppendOptions::default()).await.unwrap();
+        intake.ingest(Vec::new(), vec![odd], AppendOptions::default()).await.unwrap();
         let kept = place.store.quarantined(0, 10).await.unwrap().remove(0);
         assert!(drop_item(&intake, &kept, Actor::system(), "seen").await.unwrap());
         let retried = retry(&intake, &kept, &mapping).await.unwrap();
@@ -253,7 +253,7 @@ fn a_drop_says_so_once() {
         let place = Place::new().await;
         let intake = place.intake();
         let odd = item("numbers", "n-7", "odd", "7");
-        intake.take(Vec::new(), vec![odd], AppendOptions::default()).await.unwrap();
+        intake.ingest(Vec::new(), vec![odd], AppendOptions::default()).await.unwrap();
         let kept = place.store.quarantined(0, 10).await.unwrap().remove(0);
         for note in ["", " ", "a\nb", &"x".repeat(1_001)] {
             let error = drop_item(&intake, &kept, Actor::system(), note).await.unwrap_err();

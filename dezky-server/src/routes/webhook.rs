@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, State};
 use axum::http::HeaderMap;
-use dezky_ingest::Taken;
+use dezky_ingest::IngestSummary;
 use dezky_ingest::signature::{self, Headers};
 use serde_json::{Value, json};
 
@@ -98,7 +98,7 @@ pub(super) fn texts(headers: &HeaderMap) -> Headers {
 pub(super) fn answer(
     state: &App,
     source: &str,
-    taken: dezky_core::Result<Taken>,
+    taken: dezky_core::Result<IngestSummary>,
 ) -> Result<Json<Value>, Problem> {
     state.note(source, &taken);
     Ok(Json(json!({ "received": taken?.received() })))
