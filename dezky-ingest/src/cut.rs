@@ -12,7 +12,7 @@ use dezky_core::NewMetadata;
 use crate::json::{Doc, Value};
 
 /// Metadata with fewer bytes is left as it is: with annotations it still fits.
-const LARGE: usize = 56 << 10;
+pub(crate) const LARGE: usize = 56 << 10;
 /// To how many bytes larger metadata is cut, which leaves room for the notes.
 const ROOM: usize = 40 << 10;
 /// Texts with more bytes are cut, to how many; the first row is tried alone.

@@ -1,5 +1,6 @@
 //! What the receivers of webhooks share: bodies of any size into the log.
 
+use dezky_core::store::MAX_QUARANTINE_RAW_BYTES;
 use dezky_core::{PulledEvent, QuarantineItem, Result};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
@@ -12,10 +13,11 @@ const PART: PartBounds = PartBounds { events: 4_000, items: 1_000, bytes: 8 << 2
 pub(crate) const MAX_ODD: usize = 100;
 /// The reason of those behind them.
 pub(crate) const TOO_MANY_ODD: &str = "too_many_odd";
-/// The most bytes of several of them in one item. What earlier versions cut has 64 KiB.
-pub(crate) const REST_RAW_MAX: usize = (64 << 10) - 8;
+/// The most bytes of several of them in one item. What earlier versions cut is
+/// longer.
+pub(crate) const REST_RAW_MAX: usize = MAX_QUARANTINE_RAW_BYTES - 8;
 /// The size at which an item of an earlier version may have been cut.
-const CUT_RAW_MIN: usize = (64 << 10) - 3;
+const CUT_RAW_MIN: usize = MAX_QUARANTINE_RAW_BYTES - 3;
 
 /// Takes what a body of `source` holds. Parts may be stored in several appends: each
 /// event has an identity, so a repeated body adds none.

@@ -20,6 +20,7 @@ mod tests;
 use std::borrow::Cow;
 
 use dezky_core::canonical::canonicalize;
+use dezky_core::store::MAX_QUARANTINE_RAW_BYTES;
 use dezky_core::{Error, ErrorKind, PulledEvent, QuarantineItem, Result, Timestamp};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
@@ -42,9 +43,6 @@ pub const MAX_BODY_EVENTS: usize = 10_000;
 
 /// Nothing is where the events of a body should be.
 const NO_EVENTS: &str = "no_events";
-
-/// The most bytes kept of something in quarantine.
-const QUARANTINE_RAW_MAX: usize = 64 << 10;
 
 /// What the key of a line's item begins with.
 const LINE_KEY_PREFIX: &str = "line:";
@@ -330,7 +328,7 @@ fn item(
         key,
         reason: reason.to_owned(),
         detail,
-        raw: raw[..raw.floor_char_boundary(QUARANTINE_RAW_MAX)].into(),
+        raw: raw[..raw.floor_char_boundary(MAX_QUARANTINE_RAW_BYTES)].into(),
         at,
     }
 }

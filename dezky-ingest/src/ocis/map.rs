@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use dezky_core::store::MAX_QUARANTINE_RAW_BYTES;
 use dezky_core::{
     Actor, NewEvent, NewMetadata, Outcome, PulledEvent, QuarantineItem, TenantHint, TimeProblem,
     Timestamp,
@@ -12,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::proto::{self, Fields, Piece};
 use crate::secrets::clean_text;
-use crate::tail::{Cut, Decoded, Digest, Line, QUARANTINED_BYTES, keyed_hash, repeated};
+use crate::tail::{Cut, Decoded, Digest, Line, keyed_hash, repeated};
 
 /// The name of the system, in tenant hints and as the default source.
 pub const SYSTEM: &str = "ocis";
@@ -364,7 +365,7 @@ impl OneLine<'_> {
 
 impl LineContext<'_> {
     fn quarantine(&self, key: &str, reason: &str, detail: String, raw: &str) -> QuarantineItem {
-        let cut = raw.floor_char_boundary(QUARANTINED_BYTES);
+        let cut = raw.floor_char_boundary(MAX_QUARANTINE_RAW_BYTES);
         QuarantineItem {
             source: self.source.to_owned(),
             key: format!("{KEY_PREFIX}{key}"),

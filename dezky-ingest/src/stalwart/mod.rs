@@ -18,6 +18,7 @@ use std::net::IpAddr;
 use std::vec::IntoIter;
 
 use dezky_core::canonical::canonicalize;
+use dezky_core::store::MAX_QUARANTINE_RAW_BYTES;
 use dezky_core::{PulledEvent, QuarantineItem, Timestamp};
 use sha2::{Digest as _, Sha256};
 
@@ -34,9 +35,6 @@ pub const SOURCE: &str = "stalwart";
 /// The most events of one body, unless a receiver is told otherwise: more than 16 MiB
 /// have of the smallest that Stalwart sends.
 pub const MAX_BODY_EVENTS: usize = 131_072;
-
-/// The most bytes kept of something in quarantine.
-const QUARANTINE_RAW_MAX: usize = 64 << 10;
 
 /// The longest identity that the log takes, in bytes.
 const EXTERNAL_ID_MAX: usize = 512;
@@ -157,7 +155,7 @@ impl<'a> Reader<'a> {
             key,
             reason: reason.to_owned(),
             detail,
-            raw: raw[..raw.floor_char_boundary(QUARANTINE_RAW_MAX)].into(),
+            raw: raw[..raw.floor_char_boundary(MAX_QUARANTINE_RAW_BYTES)].into(),
             at: self.received_at,
         }
     }

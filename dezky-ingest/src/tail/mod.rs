@@ -20,6 +20,7 @@ mod place;
 mod reading;
 mod rotated;
 
+use dezky_core::store::MAX_QUARANTINE_RAW_BYTES;
 use dezky_core::{NewEvent, NewMetadata, PulledEvent, QuarantineItem, Timestamp};
 use sha2::{Digest as _, Sha256};
 
@@ -187,14 +188,11 @@ impl Line<'_> {
             key: format!("line:{}", self.key()),
             reason: reason.to_owned(),
             detail: format!("{detail}, {} bytes at offset {}", self.length(), self.offset),
-            raw: raw[..raw.len().min(QUARANTINED_BYTES)].to_vec(),
+            raw: raw[..raw.len().min(MAX_QUARANTINE_RAW_BYTES)].to_vec(),
             at: self.now,
         }
     }
 }
-
-/// The most bytes of a line that go to quarantine.
-pub(crate) const QUARANTINED_BYTES: usize = 64 << 10;
 
 /// The 40 hex digits of a line's identity, within the domain that `text` names.
 pub(crate) fn keyed_hash(
