@@ -9,16 +9,16 @@ use serde_json::{Map, Value};
 
 use crate::{authentik, ocis, stalwart};
 
-/// Under which names programs keep what they received, beside what they made of it.
+/// Members under which programs keep the event that they received.
 const WRAPPERS: [&str; 6] = ["raw", "payload", "event", "original", "rawEvent", "rawPayload"];
 
-/// What another program has kept of an event.
+/// An event as another program kept it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LegacyEvent {
     /// The event's external id, as the source here would give it; `None` where what was
     /// kept does not say it.
     pub external_id: Option<String>,
-    /// What was kept, without the secrets that the source here takes out; an object.
+    /// The kept object, without the secrets that the source here removes.
     pub said: Map<String, Value>,
 }
 

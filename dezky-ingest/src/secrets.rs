@@ -238,7 +238,7 @@ fn without_arguments(text: &str, nested: usize) -> Option<String> {
     let may_be_text = is_form && !text.contains(['?', '#']) && nested == MAX_NESTED;
     let first = if is_form { 0 } else { text.find(['?', '#', ';'])? + 1 };
     let (mut out, mut at) = (text[..first].to_owned(), first);
-    // What stands before the argument that begins at `at`.
+    // The separator before the argument that begins at `at`.
     let mut separator = text[..first].chars().next_back().unwrap_or('&');
     while at < text.len() {
         let argument = &text[at..];
@@ -283,7 +283,7 @@ fn is_name(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(is_of_name)
 }
 
-/// What an argument holds, if that may be an address itself.
+/// The value of an argument, decoded, if it may be an address itself.
 fn decoded_address(value: &str) -> Option<String> {
     value.to_ascii_lowercase().contains("%3d").then(|| decoded(value))
 }

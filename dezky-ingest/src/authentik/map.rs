@@ -1,4 +1,4 @@
-//! What an event means: verb, who, on what, how it ended. Total and pure.
+//! Meaning of an event: verb, actor, resource, outcome. Total and pure.
 
 use std::collections::HashMap;
 
@@ -72,7 +72,7 @@ const DOERS: usize = 500;
 const RESOURCE_TYPE_MAX: usize = 63;
 /// The longest identity that the log takes, in bytes.
 const EXTERNAL_ID_MAX: usize = 512;
-/// What stands for an address that could not be determined.
+/// Placeholder for an address that could not be determined.
 const NO_ADDRESS: &str = "255.255.255.255";
 
 /// The verb of a raw action: `authentik.<raw>`, except that `password_set` is
@@ -343,7 +343,7 @@ fn head(text: &str) -> &str {
     &text[..text.floor_char_boundary(NOTE_MAX)]
 }
 
-/// What the event says beside what has fields of its own, without secrets.
+/// The event's content beyond the mapped fields, without secrets.
 fn said(mut event: Event) -> String {
     event.members.retain(|name, _| !matches!(name.as_str(), "pk" | "created"));
     let mut all = Value::Object(event.members);
@@ -354,7 +354,7 @@ fn said(mut event: Event) -> String {
     all.to_string()
 }
 
-/// What can't be an event, for the quarantine, without secrets.
+/// The quarantine item of something that is not an event, without secrets.
 pub fn malformed_item(
     source: &str,
     odd: MalformedItem,
@@ -421,7 +421,7 @@ pub(super) fn large_item(
 fn first_pk(head: &str) -> Option<String> {
     let mut rest = head;
     for part in ["\"results\"", ":", "[", "{", "\"pk\"", ":"] {
-        // What stands before the list is not looked at.
+        // The text before the list is ignored.
         rest = if rest.len() == head.len() {
             rest.split_once(part)?.1
         } else {

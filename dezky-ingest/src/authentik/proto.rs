@@ -42,7 +42,7 @@ struct Pagination {
 }
 
 impl<'a> Page<'a> {
-    /// Reads a response's text; `None` if it is no page.
+    /// Reads a response's text; `None` if it is not a page.
     pub fn parse(text: &'a str) -> Option<Self> {
         let WirePage { pagination, results } = serde_json::from_str(text).ok()?;
         Some(Self {
@@ -94,7 +94,7 @@ pub struct Item {
     pub event: Result<Event, MalformedItem>,
 }
 
-/// What can't be an event.
+/// An item of a page that is not an event.
 #[derive(Debug)]
 pub struct MalformedItem {
     /// A stable code: `not_an_object`, `no_pk`, `no_created`, `no_action`, `too_deep`.

@@ -29,7 +29,7 @@ const PROBES: [Request; 2] = [
     Request { order: Order::NewestFirst, page: 1, page_size: 1 },
 ];
 
-/// What [`AuthentikSource`] polls, and how.
+/// Configuration of [`AuthentikSource`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct AuthentikConfig {
@@ -198,16 +198,16 @@ pub struct AuthentikSource {
     groups: Option<Groups>,
     memory: Memory,
     known: Known,
-    /// What the last pull brought, until the cursor says that it was committed.
+    /// Events of the last pull, until its cursor is known to be committed.
     pending: Option<Pending>,
     /// Until when nothing is asked, and why.
     refused: Option<(Timestamp, Error)>,
     was_empty: bool,
-    /// Who has changed users, by the request.
+    /// Actors who changed users, by request.
     doers: Doers,
 }
 
-/// What came of a request for events.
+/// Result of a request for events.
 enum Given {
     Failed(Answer<'static>),
     NoSuchPage,
@@ -259,7 +259,7 @@ impl AuthentikSource {
         self
     }
 
-    /// What the last pull brought is known from now on, if it was committed.
+    /// Marks the events of the last pull as known, if it was committed.
     fn settle(&mut self, cursor: Option<&str>) {
         if let Some(pending) = self.pending.take()
             && Some(pending.cursor.as_str()) == cursor

@@ -17,7 +17,7 @@ const MAX_BODY_BYTES: usize = 16 << 20;
 /// How many times larger than the request a body may be that was compressed. JSON
 /// shrinks to a tenth or a fiftieth; a thousandth is an attack on the memory.
 const MAX_RATIO: usize = 200;
-/// What may come out of any request, however small.
+/// The decompressed size that any request may have, however small it is.
 const ANY_RATIO_BYTES: usize = 1 << 20;
 /// How much is unpacked at a time.
 const CHUNK_BYTES: usize = 64 << 10;

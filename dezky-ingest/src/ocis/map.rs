@@ -1,4 +1,4 @@
-//! What a line means: the verb, who did it, to what, when, and whose it is.
+//! Meaning of a line: verb, actor, resource, time and tenant.
 
 use std::borrow::Cow;
 
@@ -31,7 +31,7 @@ const KEY_PREFIX: &str = "line:";
 #[serde(default, deny_unknown_fields)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches, each named")]
 pub struct OcisOptions {
-    /// `ocis.share_accepted`: oCIS accepts by itself, once for every share.
+    /// `ocis.share_accepted`: oCIS accepts every share automatically.
     pub share_accepted: bool,
     /// `ocis.share_declined`.
     pub share_declined: bool,
@@ -75,12 +75,12 @@ impl Optional {
     }
 }
 
-/// What kind of event a type is.
+/// The kind of event of a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// One of the [mutations](MUTATIONS), by its verb.
     Mutation(&'static str),
-    /// One that is let through only when wanted.
+    /// Included only on request.
     Optional(Optional),
     /// A known read.
     Read,
@@ -138,7 +138,7 @@ pub struct ActionContext<'a> {
     pub success: Option<bool>,
 }
 
-/// The class of a genuine line, by its `Action` and what stands beside it.
+/// The class of a genuine line, by its `Action` and neighbouring members.
 /// Total and pure; spellings of a name do not matter.
 ///
 /// ```
@@ -214,12 +214,12 @@ pub fn line_key(instance: &str, generation: &Digest, offset: u64, line_hash: &Di
     format!("ocis1:{hash}")
 }
 
-/// What stays the same for the lines of one generation in one pull.
+/// Context shared by the lines of one generation in one pull.
 #[derive(Debug, Clone, Copy)]
 pub struct LineContext<'a> {
     /// The source's name, also the instance of the keys.
     pub source: &'a str,
-    /// What is let through.
+    /// Which optional events are included.
     pub options: OcisOptions,
     /// The generation.
     pub generation: &'a Digest,
@@ -233,7 +233,7 @@ struct OneLine<'a> {
     context: LineContext<'a>,
     /// How often earlier generations had it at the same place.
     repeat: u32,
-    /// What it was before its long values were cut.
+    /// The line before its long values were cut.
     cut: Option<Cut>,
 }
 
@@ -331,7 +331,7 @@ pub(crate) fn redecode(item: &QuarantineItem) -> Result<Vec<PulledEvent>, String
     let kept = || (0, &*item.raw);
     match decode_object(context.into(), &text, fields, kept, &mut None) {
         Decoded::Event(mut pulled) => {
-            // An id of its own, or the key of the line as it stood in its file.
+            // The event's id, or the key of the line in its file.
             if pulled.event.external_id == Some(OneLine::from(context).key(0, &item.raw)) {
                 let key = item.key.strip_prefix(KEY_PREFIX).unwrap_or(&item.key);
                 pulled.event.external_id = Some(key.to_owned());
@@ -530,7 +530,7 @@ impl Class {
 struct Shape<'f, 'a> {
     fields: &'f Fields<'a>,
     genuine: bool,
-    /// `Action` or `type`; `None` if that is no string.
+    /// `Action` or `type`; `None` if that is not a string.
     name: Option<Cow<'a, str>>,
 }
 

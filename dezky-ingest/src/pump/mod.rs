@@ -50,7 +50,7 @@ pub struct PumpConfig {
     /// replicas one pumps, and renews it every third of that time, whatever it
     /// waits for; another takes over at most half of that time after it has lapsed.
     pub lease_ttl: Duration,
-    /// Who this replica is; drawn at random unless set.
+    /// Identity of this replica; random unless set.
     pub holder: Option<String>,
     /// The longest wait after failures, 60 s unless set.
     pub max_backoff: Duration,
@@ -70,10 +70,10 @@ impl Default for PumpConfig {
     }
 }
 
-/// What one tick did.
+/// Result of a tick.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tick {
-    /// What became of the events.
+    /// Counts of the events by what became of them.
     pub taken: IngestSummary,
     /// Items passed over on purpose.
     pub skipped: u64,
@@ -387,7 +387,7 @@ fn cause(error: &Error) -> Option<String> {
     (!texts.is_empty()).then(|| texts.join(": "))
 }
 
-/// What a tick ends for.
+/// Reason for which a tick ended.
 type Stop<'a> = Pin<&'a mut (dyn FusedFuture<Output = ()> + Send + 'a)>;
 
 /// Whether the future has resolved, without waiting for it.

@@ -45,13 +45,13 @@ const NOT_JSON: &str = "not_json";
 /// The reason of a body that has none.
 const NO_EVENTS: &str = "no_events";
 
-/// What a body holds.
+/// Content of a body.
 #[derive(Debug, Clone, Default)]
 pub struct Decoded {
     /// The events, in the order of the body. Each has an external id; that two
     /// have the same one is possible, and means that they are one event.
     pub events: Vec<PulledEvent>,
-    /// What is no event, without its secrets.
+    /// Quarantine items, without secrets.
     pub quarantine: Vec<QuarantineItem>,
 }
 
@@ -106,7 +106,7 @@ fn text_of(body: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(body)
 }
 
-/// What is known of a request beside its body.
+/// Context of a request besides its body.
 #[derive(Clone, Copy)]
 struct Reader<'a> {
     source: &'a str,
@@ -207,7 +207,7 @@ impl Iterator for Events<'_> {
 }
 
 impl Events<'_> {
-    /// What is no event, when all are read.
+    /// The quarantine items, once all events are read.
     fn into_items(self) -> Vec<QuarantineItem> {
         self.odd.into_items(self.count)
     }
@@ -256,7 +256,7 @@ fn external_id(event: &WireEvent<'_>, keys: &mut ContentKeys<'_>) -> String {
     keys.key(&[&event.created_at, &event.kind, &content.unwrap_or_default()])
 }
 
-/// The key and the text under which something that is no event is quarantined.
+/// The key and text of the quarantine item for something that is not an event.
 fn odd_event(value: Value<'_>) -> (String, String) {
     // Its type is not known, so it may be one whose data must not be kept.
     let parsed = Doc::parse(value.raw());

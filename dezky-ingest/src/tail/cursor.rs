@@ -28,7 +28,7 @@ pub struct Head {
 }
 
 impl Head {
-    /// What is remembered of the generation of `place`; `None` if that has no line.
+    /// Summary of the generation of `place`; `None` if that has no line.
     pub fn of(place: &Place) -> Option<Self> {
         let Place { generation, repeat, position: reach, .. } = *place;
         let mtime_ns = place.mtime_ns.unwrap_or(i64::MIN);
@@ -64,7 +64,7 @@ impl Heads {
         }
     }
 
-    /// What is remembered of the generations with this first line.
+    /// The remembered summary of the generations with this first line.
     pub fn get(&self, generation: &Digest) -> Option<Head> {
         self.get_short(short(generation))
     }
@@ -356,7 +356,7 @@ mod tests {
             })
     }
 
-    /// What earlier versions wrote is read for ever.
+    /// Cursors of earlier versions remain readable.
     #[test]
     fn persisted_cursors_parse() {
         let g = "2ad45d80462b8646e4993862099b5043755011417f37455678cb7506964ca2e8";

@@ -11,7 +11,7 @@ use super::LineDecoder;
 use super::job::{Job, Kept};
 use super::{Cursor, MAX_LINE_BYTES};
 
-/// What [`FileTail`] follows, and how.
+/// Configuration of [`FileTail`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TailConfig {
@@ -83,7 +83,7 @@ impl TailConfig {
 ///   so and reading begins anew with the live file and what was written since.
 /// - A pull reads at most 64 MiB beyond its limit of bytes, and skips through at
 ///   most 256 MiB of compressed files; what is longer takes several.
-/// - No file yet is no error: it comes with the first line.
+/// - A missing file is not an error: it may appear with its first line.
 ///
 /// - Rotated files that gzip compressed (`.gz`) are read as well; their lines have
 ///   the identity that they had before. What can't be read of one (cut off,

@@ -44,7 +44,7 @@ pub(super) struct Kept {
     /// Compressed generations with which lines are compared.
     twins: Vec<Arc<Opened>>,
     partial: Option<Arc<Partial>>,
-    /// What waited at the end of the last pull, and whether the log says so.
+    /// Bytes that waited at the end of the last pull, and whether that was logged.
     pub(super) waiting: Option<(Waiting, bool)>,
 }
 
@@ -66,7 +66,7 @@ struct Previous {
     waiting: u64,
 }
 
-/// What a pull has read so far.
+/// State of a pull while it reads.
 struct Progress<'r> {
     batch: Batch,
     /// Where reading stands.
@@ -138,7 +138,7 @@ impl Job {
         if !self.budget.is_spent() {
             return done;
         }
-        // What was decoded stays, and the next pull goes on from there.
+        // The decoded part is kept, and the next pull continues from there.
         tracing::debug!(source = self.config.source, "a compressed file is being skipped through");
         let mut kept = self.kept;
         for opened in self.decoders.take() {
@@ -323,7 +323,7 @@ impl Job {
             || unread.iter().skip(1).any(|seen| seen.generation.is_some());
         let more = progress.is_cut_short || (batch.is_full() && is_behind);
 
-        // What is unread is kept open, so that it may be removed meanwhile.
+        // Unread files stay open, so that they can be read even if they are removed.
         let mut opened: Vec<Arc<Opened>> = Vec::new();
         let previous_seen = previous.as_ref().and_then(|previous| previous.seen.as_ref());
         for seen in unread.iter().chain(previous_seen).chain(live) {
@@ -344,8 +344,7 @@ impl Job {
         };
         let cursor = Cursor { at, previous: previous.map(|previous| previous.place), heads };
         let cursor = cursor.to_string();
-        // One that can't be read again must not be committed: the tail would stand
-        // still for ever.
+        // An unreadable cursor must not be committed: it would stop the tail for good.
         if Cursor::parse(&cursor).is_err() {
             let what = "the file tail made a cursor that it can't read";
             return Err(Error::new(ErrorKind::Internal, what));
@@ -525,7 +524,7 @@ impl Previous {
 }
 
 impl Seen {
-    /// What tells the generation from others, also if none of it can be read.
+    /// Identity of the generation, even if none of it can be read.
     fn identity(&self) -> Result<String> {
         Ok(match (self.generation, self.repeat) {
             (Some(generation), 0) => hex::encode(generation),

@@ -133,7 +133,7 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// Notes it as `_dezky.cut.line`, beside what else was cut.
+    /// Notes it as `_dezky.cut.line`, in addition to other cuts.
     pub(crate) fn annotate(&self, metadata: &mut NewMetadata) {
         let mut cuts = match metadata.annotation("cut") {
             Some(serde_json::Value::Object(cuts)) => cuts.clone(),
@@ -220,7 +220,7 @@ pub(crate) fn repeated(text: &str, repeat: u32) -> String {
     format!("{text}\0{repeat}")
 }
 
-/// What became of a line, or of a piece of one.
+/// Result of decoding a line, or a piece of one.
 #[derive(Debug, Clone)]
 pub enum Decoded {
     /// An event.

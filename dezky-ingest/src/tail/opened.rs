@@ -39,7 +39,7 @@ pub(super) struct Opened {
     reached: Mutex<Option<Place>>,
 }
 
-/// What is in a file.
+/// Content of a file.
 #[derive(Debug)]
 enum Content {
     /// Lines.
@@ -466,7 +466,7 @@ impl Seen {
     }
 }
 
-/// An earlier generation with the same first line, beside one that is being read.
+/// An earlier generation with the same first line as the one that is being read.
 #[derive(Debug)]
 pub(super) struct Twin {
     opened: Arc<Opened>,

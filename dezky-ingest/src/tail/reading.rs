@@ -43,12 +43,12 @@ impl GenerationHash {
     }
 }
 
-/// What a pull has brought so far.
+/// Events and items of a pull so far.
 #[derive(Debug)]
 pub struct Batch {
     /// The events.
     pub events: Vec<PulledEvent>,
-    /// What could not be mapped.
+    /// Items for the quarantine.
     pub quarantine: Vec<QuarantineItem>,
     /// Lines passed over on purpose.
     pub skipped: u64,

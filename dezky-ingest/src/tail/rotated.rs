@@ -2,7 +2,7 @@
 
 use std::cmp::{Ordering, Reverse};
 
-/// What a rotated file's name says of its age.
+/// Age of a rotated file by its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Suffix {
     /// `.3`: the higher, the older.
@@ -10,7 +10,7 @@ enum Suffix {
     /// `-20261121`, `-20261121.log.1`: the higher, the younger. What a number behind
     /// a date means differs from program to program, so it compares with nothing.
     Date { date: String, number: Option<u32> },
-    /// `app.log.gz` beside `app.log`.
+    /// `app.log.gz` next to `app.log`.
     Bare,
 }
 
@@ -20,7 +20,7 @@ const COMPRESSED: [&str; 4] = [".gz", ".zst", ".xz", ".bz2"];
 /// The fewest digits of a date.
 const DATE_DIGITS: usize = 6;
 
-/// A file beside the live one whose name says that it is an earlier generation.
+/// A file next to the live one whose name marks it as an earlier generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rotated {
     suffix: Suffix,
@@ -29,7 +29,7 @@ pub struct Rotated {
 }
 
 impl Rotated {
-    /// Reads a file name beside the live file `base`: `audit.log.1`,
+    /// Parses the name of a file next to the live file `base`: `audit.log.1`,
     /// `audit.log-20261121`, `audit-20261121.log`, `audit_20261121.log`,
     /// `audit20261121.log`, `audit-20261121.log.1`, with or without a compression's
     /// ending; and `audit.log.gz`.

@@ -20,7 +20,7 @@ pub(super) struct Route {
     pub(super) at: Option<Place>,
     /// Generations, the oldest first.
     pub(super) order: Vec<Seen>,
-    /// What was lost before.
+    /// The reason for a gap before the route.
     pub(super) gap: Option<GapReason>,
     /// Whether there are older generations that are not looked at.
     pub(super) left_out: bool,
@@ -92,7 +92,7 @@ impl Job {
                     })
                     .collect();
                 let nameless = self.nameless(live.as_ref(), &found, &order).into_iter();
-                // One that was read to its end is only looked at once more.
+                // The previous generation was read to its end; `late_lines` checks it once more.
                 let is_previous =
                     |seen: &Seen| cursor.previous.as_ref().is_some_and(|p| seen.is_file_of(p));
                 order.extend(nameless.filter(|seen| !is_previous(seen)));

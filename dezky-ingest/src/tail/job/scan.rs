@@ -1,4 +1,4 @@
-//! Files beside the live one: listed, opened, and without copies.
+//! Files alongside the live one: listed, opened, and without copies.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use super::{Job, SCANS, unreadable};
 use crate::tail::opened::{Opened, Seen, identity, mtime_ns};
 use crate::tail::{Age, Place, Rotated};
 
-/// What the directory held.
+/// Content of the directory.
 #[derive(Default)]
 pub(super) struct Scan {
     pub(super) siblings: Vec<Seen>,
@@ -57,7 +57,7 @@ impl Job {
         strays.drain(..strays.len().saturating_sub(self.config.max_siblings));
         let mut holding = Vec::new();
         for entry in strays {
-            // What can't be read is none.
+            // A file that can't be read does not count.
             let Ok(Some(seen)) = self.open(&entry.path, None) else { continue };
             let is_live = live.is_some_and(|live| live.opened.is(&seen.opened));
             if !is_live && seen.holds(at).unwrap_or(false) {
@@ -85,7 +85,7 @@ impl Job {
             }
             entries = again;
         }
-        // Whoever renames without end can't be waited for.
+        // Endless renaming can't be waited out.
         tracing::warn!(source = self.config.source, "the rotated files don't hold still");
         Ok(scan)
     }
@@ -131,7 +131,7 @@ impl Job {
             ..Scan::default()
         };
         let source = &self.config.source;
-        // One that is being compressed is there twice, until it is done.
+        // A file that is being compressed exists twice until that is done.
         let names = entries.iter().filter_map(|entry| entry.age.name.clone());
         let plain: Vec<Rotated> = names.filter(|name| !name.is_compressed).collect();
         if entries.len() > self.config.max_siblings {
