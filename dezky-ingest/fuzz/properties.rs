@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use dezky_core::testkit::ManualRuntime;
 use dezky_core::{PulledEvent, QuarantineItem, Runtime, Timestamp};
-use dezky_ingest::authentik::{self, Answer, Item, Memory, Page, Place, Poll, Settings};
+use dezky_ingest::authentik;
+use dezky_ingest::authentik::protocol::{Answer, Item, Memory, Page, Place, Poll, Settings};
 use dezky_ingest::ocis::{self, LineContext};
 use dezky_ingest::stalwart;
 use dezky_ingest::tail::{Cursor, Decoded, Frame, Framer, LONG_LINE_KEPT_BYTES};
@@ -205,7 +206,7 @@ fn read_page(text: &str) -> Vec<Kept> {
                 let _ = authentik::tenant_user(&event);
                 Kept::event(authentik::map("authentik", event).into(), text.len())
             }
-            Err(odd) => Kept::item(&fit(authentik::odd_item("authentik", odd, bytes, now))),
+            Err(odd) => Kept::item(&fit(authentik::malformed_item("authentik", odd, bytes, now))),
         });
     }
     kept

@@ -1,9 +1,8 @@
-//! Large metadata, made to fit by cutting what is large in it.
+//! Large metadata, made to fit by cutting its large parts.
 //!
-//! Metadata that does not fit is reduced to its small scalars at the top when it is
-//! sealed, and all else is gone. Here long texts, and then large lists and objects, are
-//! cut first, so that what stands beside them stays. `_dezky.cut.<path>` notes each, with `~`
-//! behind a path that is taken.
+//! Sealing reduces metadata that does not fit to its small top-level scalars and drops the
+//! rest. Cutting long texts first, and then large lists and objects, keeps their neighbours.
+//! `_dezky.cut.<path>` notes each cut, with `~` appended to a path that is already taken.
 
 use std::cmp::Reverse;
 
@@ -11,25 +10,26 @@ use dezky_core::NewMetadata;
 
 use crate::json::{Doc, Value};
 
-/// Metadata with fewer bytes is left as it is: with annotations it still fits.
-const LARGE: usize = 56 << 10;
-/// To how many bytes larger metadata is cut, which leaves room for the notes.
+/// Metadata up to this many bytes is left as it is, because it fits with its annotations.
+pub(crate) const LARGE: usize = 56 << 10;
+/// The size in bytes to which larger metadata is cut; the notes need the rest.
 const ROOM: usize = 40 << 10;
-/// Texts with more bytes are cut, to how many; the first row is tried alone.
+/// Lengths above which texts are cut, and to which; the second row applies only if the
+/// first is not enough.
 const TEXTS: [(usize, usize); 2] = [(1024, 256), (256, 96)];
-/// Smaller lists and objects are not worth a note.
+/// Lists and objects up to this many bytes are never cut.
 const SMALL: usize = 256;
-/// The most parts that are cut.
+/// The maximum number of cuts.
 const MAX_CUTS: usize = 64;
 /// The longest path of a note, in bytes.
 const MAX_PATH: usize = 160;
 
-/// Cuts what is large in the source's part of metadata that would not fit.
+/// Cuts the large parts of the source's metadata if it would not fit.
 pub(crate) fn fit(metadata: &mut NewMetadata) {
     let Some(text) = metadata.source().filter(|text| text.len() > LARGE) else { return };
     let Some((text, cuts)) = cut(text) else { return };
     for Cut { mut path, original } in cuts {
-        // The line may be noted already, or another part with the same path.
+        // Taken by the line itself, or by another part with the same path.
         while metadata.annotation("cut").is_some_and(|cuts| cuts.get(&path).is_some()) {
             path.push('~');
         }
@@ -43,7 +43,7 @@ struct Cut {
     original: String,
 }
 
-/// A part that goes, and what comes in its place.
+/// A part to cut, and its replacement.
 struct Choice<'d> {
     value: Value<'d>,
     instead: String,
@@ -55,8 +55,8 @@ impl Choice<'_> {
     }
 }
 
-/// The text with its large parts cut, and what they were; `None` if it is no object or
-/// there is nothing to cut.
+/// Returns the text with its large parts cut, and their originals; `None` if it is not an
+/// object or has nothing to cut.
 fn cut(text: &str) -> Option<(String, Vec<Cut>)> {
     let doc = Doc::parse(text).ok().filter(|doc| doc.root().is_object())?;
     let mut choices = long_texts(&doc);
@@ -82,7 +82,7 @@ fn size(doc: &Doc<'_>, choices: &[Choice<'_>]) -> usize {
     doc.text().len() - choices.iter().map(Choice::saves).sum::<usize>()
 }
 
-/// Texts to be cut, the longest first, until the whole fits.
+/// Chooses texts to cut, the longest first, until the whole fits.
 fn long_texts<'d>(doc: &'d Doc<'d>) -> Vec<Choice<'d>> {
     let mut choices: Vec<Choice<'d>> = Vec::new();
     let mut texts: Vec<Value<'d>> = values(doc).filter(|value| value.string().is_some()).collect();
@@ -104,8 +104,8 @@ fn long_texts<'d>(doc: &'d Doc<'d>) -> Vec<Choice<'d>> {
     choices
 }
 
-/// Lists and objects to be cut where texts are not enough: those deep inside first, and
-/// of these the smallest that is enough by itself.
+/// Chooses lists and objects to cut if texts are not enough: nested ones first, and of these
+/// the smallest that suffices alone.
 fn large_containers<'d>(doc: &'d Doc<'d>, choices: &mut Vec<Choice<'d>>) {
     let mut large: Vec<(usize, Value<'d>)> = Vec::new();
     let mut open: Vec<usize> = Vec::new();
@@ -143,7 +143,7 @@ fn large_containers<'d>(doc: &'d Doc<'d>, choices: &mut Vec<Choice<'d>>) {
     }
 }
 
-/// All values but keys, without the whole.
+/// All values except keys and the root.
 fn values<'d>(doc: &'d Doc<'d>) -> impl Iterator<Item = Value<'d>> {
     let mut is_key = vec![false; doc.values().count()];
     for object in doc.values().filter(|value| value.is_object()) {
@@ -152,7 +152,7 @@ fn values<'d>(doc: &'d Doc<'d>) -> impl Iterator<Item = Value<'d>> {
     doc.values().skip(1).filter(move |value| !is_key[value.index()])
 }
 
-/// The names on the way to a value, joined by dots.
+/// The path to a value: names joined by dots.
 fn path(doc: &Doc<'_>, value: Value<'_>) -> String {
     let mut path = String::new();
     let mut at = doc.root();

@@ -1,9 +1,9 @@
-//! Events that share an id and differ: both are kept.
+//! Events that share an id but differ in content: both are stored.
 //!
 //! A declared id may be weaker than its sender's events: Kubernetes gives the stages of
 //! a request one `auditID`, of which the second may be the refusal. The log's own rule
-//! keeps the first of two events with one id and counts the second, so whether they are
-//! one is decided here, before they are appended.
+//! keeps the first of two events with one id and counts the second, so this module decides
+//! before the append whether they are the same event.
 
 mod alike;
 
@@ -24,39 +24,39 @@ use self::alike::alike;
 use crate::generic::{is_declared, is_made_key};
 use crate::quarantine::with_new_salt;
 
-/// The annotation of an event whose declared id another event has: that id.
+/// Annotation that holds the declared id of an event whose id another event has taken.
 const SHARED_ID: &str = "sharedId";
-/// The annotation that every declared map makes, and nobody else may.
+/// Annotation that marks an event as made by a declared map.
 const RAW_ACTION: &str = "rawAction";
 /// The member of the metadata that holds our annotations.
 const OWN: &str = "_dezky";
-/// Our annotations that are the source's content all the same.
+/// Annotations that count as content of the source.
 const OF_SOURCE: [&str; 3] = ["source", TRUNCATED, CUT];
-/// The annotation of metadata that was reduced to its short scalars.
+/// Annotation of metadata that was reduced to its short scalars.
 const TRUNCATED: &str = "truncated";
-/// The annotation of what was cut, with the digest of what stood there.
+/// Annotation of parts that were cut, with the digest of each original.
 const CUT: &str = "cut";
-/// The longest identity that the log takes, in bytes.
+/// The longest external id that the log accepts, in bytes.
 const EXTERNAL_ID_MAX: usize = 512;
-/// The hex digits of a content's digest that tell two events with one id apart.
+/// The number of hex digits of the content digest in a distinguished id.
 const DIGEST_DIGITS: usize = 32;
 
-/// What an event says: a digest of its metadata without our annotations.
+/// Digest of an event's metadata without our annotations.
 pub(crate) type Content = [u8; 32];
 
-/// A store whose events of declared sources are told apart by id and content.
+/// A store wrapper that distinguishes events of declared sources by id and content.
 ///
-/// An event with a declared id that is in the log with another content, or came earlier
-/// in the batch so, is appended under `<id>~<digest of the content>` and notes the id as
-/// `_dezky.sharedId`. The same content under the same id stays a duplicate, whatever the
-/// order, the batch, the process or the way in, also where the stored one has secrets that
-/// are hidden today, or hides what is none, or was reduced where its large parts are cut
-/// today. Everything else goes through unchanged.
+/// If a declared id is already taken, in the log or earlier in the batch, by an event with
+/// different content, the event is appended as `<id>~<digest of the content>`, with the id
+/// in `_dezky.sharedId`. The same content under the same id remains a duplicate regardless of
+/// order, batch, process or source, even if an earlier version redacted more or less of the
+/// stored event, or reduced metadata that is cut today. All other events pass through
+/// unchanged.
 ///
-/// Where another writer appends the same id between the look and the append, the receipt
-/// tells, and the event is appended under its own identity right after. Until then neither
-/// the cursor moves nor an item leaves the quarantine, so that whoever gave the events
-/// gives them again if that fails.
+/// If another writer appends the same id between lookup and append, the receipt reveals it,
+/// and the event is appended under an id of its own in a second append. The cursor moves, and
+/// items leave the quarantine, only with that second append, so that the source delivers the
+/// events again if it fails.
 pub(crate) struct DistinctStore {
     inner: Arc<dyn AuditStore>,
     runtime: Arc<dyn Runtime>,
@@ -67,8 +67,8 @@ impl DistinctStore {
         Self { inner, runtime }
     }
 
-    /// Gives every event that shares an id and differs an identity of its own. Returns
-    /// the events that have a declared id that is new, to be compared again.
+    /// Gives each event whose id is taken by different content its own id. Returns the events
+    /// whose declared id is new, which must be compared again after the append.
     async fn tell_apart(&self, events: &mut [SealedEvent]) -> Result<Vec<(usize, SealedEvent)>> {
         let declared: Vec<(usize, Content)> = events
             .iter()
@@ -106,7 +106,7 @@ impl DistinctStore {
         Ok(new)
     }
 
-    /// Whether the event at `seq` says something else than `sealed`.
+    /// Whether the content of the event at `seq` differs from that of `sealed`.
     async fn differs(&self, seq: u64, sealed: &SealedEvent) -> Result<bool> {
         let rows = self.inner.scan(i64::try_from(seq).unwrap_or(i64::MAX), 1).await?;
         let there = rows.into_iter().flatten().find(|row| row.stored.seq == seq);
@@ -116,7 +116,7 @@ impl DistinctStore {
         Ok(known.zip(content).is_some_and(|(known, content)| !known.says(&content, metadata)))
     }
 
-    /// The event under the identity of its id and its content.
+    /// The event with an id made of its id and its content.
     fn renamed(&self, event: &AuditEvent, content: &Content) -> SealedEvent {
         let mut event = event.clone();
         let id = event.external_id.take().unwrap_or_default();
@@ -131,7 +131,7 @@ impl DistinctStore {
     }
 }
 
-/// One line for the events of a batch that share ids: a sender with a weak id has many.
+/// Logs the events of a batch that share ids in one line, as a weak id makes many of them.
 fn report<'e>(mut shared: impl Iterator<Item = &'e SealedEvent>) {
     if let Some(first) = shared.next() {
         tracing::warn!(
@@ -142,7 +142,7 @@ fn report<'e>(mut shared: impl Iterator<Item = &'e SealedEvent>) {
     }
 }
 
-/// The content of an event that a declared map made and whose id is the sender's.
+/// The content of an event made by a declared map with the sender's own id; `None` for others.
 fn declared(event: &AuditEvent) -> Option<Content> {
     let id = event.external_id.as_deref()?;
     if !is_declared(&event.source) || is_made_key(id) {
@@ -154,11 +154,11 @@ fn declared(event: &AuditEvent) -> Option<Content> {
 
 /// The first event with an id, as far as it is known.
 enum Known {
-    /// It was erased, and so equals anything.
+    /// Erased, so it counts as equal to any event.
     Erased,
-    /// It is in the log.
+    /// Stored in the log.
     Stored(Content, Metadata),
-    /// It is in the same batch, so the same rules made it.
+    /// In the same batch, so made by the same rules.
     Beside(Content),
 }
 
@@ -168,12 +168,12 @@ impl Known {
             return Self::Erased;
         }
         let metadata = &stored.event.metadata;
-        // Metadata that can't be read any more differs from all that can.
+        // Unreadable metadata differs from all readable metadata.
         let content = content(metadata).map_or([0; 32], |(content, _)| content);
         Self::Stored(content, metadata.clone())
     }
 
-    /// Whether an event with the same id says the same.
+    /// Whether an event with the same id has the same content.
     fn says(&self, content: &Content, metadata: &Metadata) -> bool {
         match self {
             Self::Erased => true,
@@ -183,7 +183,7 @@ impl Known {
     }
 }
 
-/// The digest of what the source said, and whether a declared map read it. Metadata is
+/// The digest of the source's content, and whether a declared map made the event. Metadata is
 /// canonical, so equal content has equal text.
 pub(crate) fn content(metadata: &Metadata) -> Option<(Content, bool)> {
     let members: BTreeMap<&str, &RawValue> = serde_json::from_str(metadata.as_str()).ok()?;
@@ -229,7 +229,7 @@ impl AuditStore for DistinctStore {
         let (mut places, mut again) = (Vec::new(), Vec::new());
         for (n, sealed) in new {
             let Some(Receipt { status, seq, .. }) = appended.receipts.get(n) else { continue };
-            // Another writer was faster.
+            // Another writer took the id.
             if *status != ReceiptStatus::Appended
                 && self.differs(*seq, &sealed).await?
                 && let Some(content) = declared(sealed.event())

@@ -18,12 +18,12 @@ use crate::cut;
 use crate::distinct::{self, DistinctStore};
 use crate::notices::{Notices, Stored};
 
-/// The annotation of an event that its source found late.
+/// Annotation of an event that its source found late.
 pub(crate) const LATE_BY: &str = "lateBySeconds";
-/// The annotation of an outcome that its map does not know.
+/// Annotation of an outcome that the source's map does not know.
 pub(crate) const RAW_OUTCOME: &str = "rawOutcome";
 
-/// Takes mapped events into the log: pumps and webhooks share it.
+/// Brings mapped events into the log, for pumps and webhooks alike.
 #[derive(Clone)]
 pub struct Intake {
     store: Arc<dyn AuditStore>,
@@ -33,45 +33,45 @@ pub struct Intake {
     notices: Arc<Notices>,
 }
 
-/// What became of a batch.
+/// Counts of a batch's events and items by what became of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Taken {
+pub struct IngestSummary {
     /// Events that are new in the log, without our own records about the batch.
     pub stored: usize,
     /// Events that were there already.
     pub duplicates: usize,
-    /// Of these, those that say something else than the one that is there.
+    /// Duplicates whose content differs from the stored event.
     pub conflicts: usize,
-    /// Items that went to the quarantine, or were there already.
+    /// Items that are now in the quarantine, new or not.
     pub quarantined: usize,
-    /// Of these, the new ones.
+    /// Items that are new in the quarantine.
     pub new_quarantined: usize,
-    /// Of the stored ones, those that their source found later than it looks for
-    /// what is late (`_dezky.lateBySeconds`).
+    /// Stored events that their source found only after the window in which it expects
+    /// late events (`_dezky.lateBySeconds`).
     pub late: usize,
-    /// Of the stored and the spooled ones, those that bear another time than their source
-    /// said, mostly that of receiving, because that is missing, unreadable or not believed
-    /// (`_dezky.timeProblem`).
+    /// Stored and spooled events whose time is not the source's, because that is missing,
+    /// unreadable or implausible; mostly it is the time of receipt (`_dezky.timeProblem`).
     pub undated: usize,
-    /// Of the stored and the spooled ones, those whose outcome the source's map does not know (`_dezky.rawOutcome`).
+    /// Stored and spooled events whose outcome the source's map does not know
+    /// (`_dezky.rawOutcome`).
     pub unknown_outcomes: usize,
-    /// Of the stored ones, those without a tenant because nobody could say
-    /// (`_dezky.tenantBy` is `unresolved`).
+    /// Stored events without a tenant because none could be determined (`_dezky.tenantBy` is
+    /// `unresolved`).
     pub unresolved: usize,
-    /// Events and items that are in the spool, on the disk. They go to the log and
-    /// the quarantine from there, and are counted in none of the other fields.
+    /// Events and items that are durable in the spool. They move to the log and the
+    /// quarantine later and are counted in no other field.
     pub spooled: usize,
 }
 
-impl Taken {
-    /// Everything of the batch that is now kept: in the log, the quarantine or the
-    /// spool.
+impl IngestSummary {
+    /// The number of events and items that are now durable: in the log, the quarantine or
+    /// the spool.
     pub fn received(&self) -> usize {
         self.stored + self.duplicates + self.quarantined + self.spooled
     }
 }
 
-impl std::ops::AddAssign for Taken {
+impl std::ops::AddAssign for IngestSummary {
     fn add_assign(&mut self, other: Self) {
         self.stored += other.stored;
         self.duplicates += other.duplicates;
@@ -86,24 +86,24 @@ impl std::ops::AddAssign for Taken {
     }
 }
 
-/// What one transaction takes at most of each.
+/// Upper bounds of one transaction.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PartBounds {
     pub(crate) events: usize,
     pub(crate) items: usize,
-    /// Of metadata and of raw bytes together.
+    /// Bytes of metadata and raw items together.
     pub(crate) bytes: usize,
 }
 
-/// A part of what came at once.
+/// A part of a batch.
 #[derive(Default)]
 pub(crate) struct Part {
     pub(crate) events: Vec<PulledEvent>,
     pub(crate) items: Vec<QuarantineItem>,
 }
 
-/// What came at once, in parts within the bounds, each of one thing at least.
-/// Parts may be committed one by one where what comes again adds nothing.
+/// A batch, divided into parts within the bounds, each with at least one event or item.
+/// The parts may commit one by one if a retry of the batch adds nothing.
 pub(crate) struct Parts {
     events: Peekable<IntoIter<PulledEvent>>,
     items: Peekable<IntoIter<QuarantineItem>>,
@@ -151,10 +151,10 @@ impl Iterator for Parts {
 }
 
 impl Intake {
-    /// Appends to `store`; tenants are not inferred until there is a directory.
+    /// Creates an intake that appends to `store` and, without a directory, infers no tenants.
     ///
-    /// Of the events of declared sources, two with one id and different content are both
-    /// kept: the second as `<id>~<digest of the content>`, with the id in
+    /// Two events of a declared source that share an id but differ in content are both
+    /// stored: the second as `<id>~<digest of the content>`, with the id in
     /// `_dezky.sharedId`.
     pub fn new(store: Arc<dyn AuditStore>, runtime: Arc<dyn Runtime>) -> Self {
         let store = Arc::new(DistinctStore::new(store, Arc::clone(&runtime)));
@@ -162,24 +162,24 @@ impl Intake {
         Self { store, runtime, directory: None, log: None, notices }
     }
 
-    /// What is [pushed](Self::take_pushed) goes by way of `log`, with its timeout and
-    /// its spool, if it has one. It must record into [`store`](Self::store), so that
-    /// what was spooled is told apart as well.
+    /// Routes [pushed](Self::ingest_or_spool) batches through `log`, with its timeout and its
+    /// spool, if it has one. `log` must record into [`store`](Self::store), so that spooled
+    /// events with a shared id are also told apart.
     #[must_use]
     pub fn with_spool(mut self, log: Arc<AuditLog>) -> Self {
         self.log = Some(log);
         self
     }
 
-    /// Infers tenants by `directory`.
+    /// Infers tenants from `directory`.
     #[must_use]
     pub fn with_directory(mut self, directory: Arc<dyn TenantDirectory>) -> Self {
         self.directory = Some(directory);
         self
     }
 
-    /// Where events go: the store that the intake was made with, which tells the events
-    /// of declared sources apart when it appends them.
+    /// The store of the intake, wrapped so that events of declared sources that share an id
+    /// are told apart on append.
     pub fn store(&self) -> &Arc<dyn AuditStore> {
         &self.store
     }
@@ -189,34 +189,36 @@ impl Intake {
         &self.runtime
     }
 
-    /// Appends a batch with what must commit with it.
+    /// Appends a batch, together with whatever `options` must commit with it.
     ///
-    /// An event that breaks a bound of the contract goes to the quarantine, the
-    /// rest goes on. What an item of the quarantine has over its bounds is cut.
-    /// The directory is asked once for each hint, and not at all after it failed, took
-    /// over 2 s for an answer or over 10 s for those of the batch;
-    /// nor about an event whose source has set `_dezky.tenantBy` itself. The first
-    /// hundred items of a source and an hour get an `ingest.quarantined` event each on
-    /// the timeline, the others are counted in few of them; of those of which nothing
-    /// is kept the quarantine then has one item for each reason and hour. Idempotent:
-    /// the same batch again gives duplicates.
+    /// An event that exceeds a bound of the contract is quarantined; the others are appended.
+    /// Quarantine items are truncated to their bounds. The directory is asked once per hint,
+    /// and no longer once it has failed, taken over 2 s for an answer or over 10 s for the
+    /// batch; it is not asked about an event whose source has set `_dezky.tenantBy`. The first
+    /// hundred items of a source in an hour get an `ingest.quarantined` event each, the others
+    /// are counted in a few such events; those of them of which nothing is kept share one item
+    /// per reason and hour. Idempotent: the same batch again gives duplicates.
     ///
     /// # Errors
-    /// Those of [`AuditStore::append`]; then nothing of the batch is kept.
-    pub async fn take(
+    /// Those of [`AuditStore::append`]; nothing of the batch is stored then.
+    pub async fn ingest(
         &self,
         events: Vec<PulledEvent>,
         quarantine: Vec<QuarantineItem>,
         mut options: AppendOptions,
-    ) -> Result<Taken> {
+    ) -> Result<IngestSummary> {
         options.quarantine.extend(quarantine);
         let items = std::mem::take(&mut options.quarantine);
         let batch = self.prepare(events, items).await;
         self.append(batch, options).await
     }
 
-    /// Appends a batch that was [prepared](Self::prepare).
-    pub(crate) async fn append(&self, batch: Batch, mut options: AppendOptions) -> Result<Taken> {
+    /// Appends a [prepared](Self::prepare) batch.
+    pub(crate) async fn append(
+        &self,
+        batch: Batch,
+        mut options: AppendOptions,
+    ) -> Result<IngestSummary> {
         let Batch { events, notices, items, counts, stored } = batch;
         options.quarantine.clone_from(&items);
         let sealed = events.into_iter().map(|ready| ready.event).chain(notices).collect();
@@ -225,8 +227,8 @@ impl Intake {
         Ok(counts.taken(&items, &appended))
     }
 
-    /// Tells the timeline how many items of `source` went to the quarantine, if it has
-    /// not told the number yet: for when no more of them come.
+    /// Appends the count of quarantined items of `source` that no event has told yet. Called
+    /// when a pull or post brings no further item.
     pub(crate) async fn tell_rest(&self, source: &str, fence: Option<Fence>) -> Result<()> {
         let Some(rest) = self.notices.rest(source, &*self.runtime) else { return Ok(()) };
         let options = AppendOptions { fence, ..AppendOptions::default() };
@@ -235,7 +237,7 @@ impl Intake {
         Ok(())
     }
 
-    /// The same on the way of what is [pushed](Self::take_pushed).
+    /// The same, through the log and its spool.
     pub(crate) async fn tell_rest_pushed(&self, source: &str) -> Result<()> {
         let Some(log) = &self.log else { return self.tell_rest(source, None).await };
         let Some(rest) = self.notices.rest(source, &*self.runtime) else { return Ok(()) };
@@ -244,29 +246,28 @@ impl Intake {
         Ok(())
     }
 
-    /// Takes what a sender pushed and waits for, as [`take`](Self::take) does, but
-    /// where the store is away, or does not answer in time, and the intake has a
-    /// [spool](Self::with_spool), it is on the disk there when this returns, and goes
-    /// to the log from there. While something is in the spool the next one queues
-    /// behind it. Items of the quarantine go the same way.
+    /// Appends a batch whose sender waits for the answer, as [`ingest`](Self::ingest) does. If
+    /// the store is unavailable or too slow and the intake has a [spool](Self::with_spool), the
+    /// batch, quarantine items included, is written there instead and is durable when this
+    /// returns. While the spool is not empty, further batches queue behind it.
     ///
-    /// A batch with an event whose tenant the directory did not tell goes to the spool
-    /// too, where the log [asks again](AuditLog::with_directory).
+    /// A batch with an event for which the directory gave no answer is spooled too, and the
+    /// log [asks again](AuditLog::with_directory) when it drains the spool.
     ///
-    /// The same batch again, during the outage and after it, answers the same
-    /// [`Taken::received`] and adds nothing to the log, if its events have external
-    /// ids.
+    /// A retry of the batch, during the outage or after it, returns the same
+    /// [`IngestSummary::received`] and adds nothing to the log, provided that its events have
+    /// external ids.
     ///
     /// # Errors
-    /// Those of [`AuditLog::keep`]: nothing of the batch could be kept, and the sender
-    /// should come again.
-    pub async fn take_pushed(
+    /// Those of [`AuditLog::keep`]: nothing of the batch is durable, and the sender should
+    /// retry.
+    pub async fn ingest_or_spool(
         &self,
         events: Vec<PulledEvent>,
         quarantine: Vec<QuarantineItem>,
-    ) -> Result<Taken> {
+    ) -> Result<IngestSummary> {
         let Some(log) = &self.log else {
-            return self.take(events, quarantine, AppendOptions::default()).await;
+            return self.ingest(events, quarantine, AppendOptions::default()).await;
         };
         let Batch { events, notices, items, counts, stored } =
             self.prepare(events, quarantine).await;
@@ -297,7 +298,7 @@ impl Intake {
         Some(pulled.event.seal(&*self.runtime))
     }
 
-    /// Finds the tenants, seals, and parts what breaks a bound.
+    /// Finds the tenants, seals the events, and turns those that exceed a bound into items.
     pub(crate) async fn prepare(
         &self,
         pulled: Vec<PulledEvent>,
@@ -337,11 +338,11 @@ impl Intake {
     }
 }
 
-/// Finds the tenant of an event that has none, and notes how. False if the directory does
-/// not answer, which delays nothing: the event is unresolved.
+/// Finds the tenant of an event that has none, and notes how. Returns false if the directory
+/// does not answer; the event is then unresolved, and nothing waits.
 async fn find_missing(finder: &mut TenantFinder<'_>, pulled: &mut PulledEvent) -> bool {
     let PulledEvent { event, tenant } = pulled;
-    // A source that could not find out has said so.
+    // The source has tried itself and noted the result.
     if event.tenant_slug.is_some() || event.metadata.annotation(TENANT_BY).is_some() {
         return true;
     }
@@ -358,10 +359,10 @@ async fn find_missing(finder: &mut TenantFinder<'_>, pulled: &mut PulledEvent) -
     found != FoundTenant::NoAnswer
 }
 
-/// An event that is sealed.
+/// A sealed event.
 pub(crate) struct Ready {
     event: SealedEvent,
-    /// The hints to ask with once the directory answers.
+    /// The hints for another attempt once the directory answers.
     asks_again: Option<Vec<TenantHint>>,
 }
 
@@ -374,13 +375,13 @@ impl From<Ready> for SpoolRecord {
     }
 }
 
-/// What is appended at once: the events, then the notices of the items.
+/// A batch ready to append: events, followed by the notices of its items.
 pub(crate) struct Batch {
     events: Vec<Ready>,
     notices: Vec<SealedEvent>,
     items: Vec<QuarantineItem>,
     counts: Counts,
-    /// What to count when it is stored.
+    /// Counts of notices to apply once the batch is stored.
     stored: Stored,
 }
 
@@ -391,7 +392,7 @@ impl Batch {
     }
 }
 
-/// What is counted of each of the source's events.
+/// Properties of an event that the summary counts.
 struct Counts {
     marks: Vec<Marks>,
     /// How many items there were, before those of which nothing is kept became few.
@@ -422,14 +423,14 @@ impl Marks {
 }
 
 impl Counts {
-    fn taken(&self, items: &[QuarantineItem], appended: &Appended) -> Taken {
+    fn taken(&self, items: &[QuarantineItem], appended: &Appended) -> IngestSummary {
         let new = appended.new_quarantine;
         if new > 0 {
             let mut reasons = BTreeMap::new();
             for item in items {
                 *reasons.entry((&item.source, &item.reason)).or_insert(0_usize) += 1;
             }
-            // Of which reason the new ones are only the store knows.
+            // Only the store knows which of the items are new.
             for ((source, reason), items) in reasons {
                 tracing::warn!(source, reason, items, new, "items were quarantined");
             }
@@ -444,7 +445,7 @@ impl Counts {
             .filter_map(|(receipt, marks)| is_new(receipt.status).then_some(*marks))
             .collect();
         let count = |is: fn(&Marks) -> bool| stored.iter().filter(|marks| is(marks)).count();
-        Taken {
+        IngestSummary {
             stored: stored.len(),
             duplicates: of_source - stored.len(),
             conflicts,
@@ -458,20 +459,20 @@ impl Counts {
         }
     }
 
-    /// Of a batch that is in the spool; whose it is, is asked again on the way out.
-    fn spooled(&self) -> Taken {
+    /// The summary of a spooled batch; its tenants are determined when the spool drains.
+    fn spooled(&self) -> IngestSummary {
         let count = |is: fn(&Marks) -> bool| self.marks.iter().filter(|marks| is(marks)).count();
-        Taken {
+        IngestSummary {
             spooled: self.marks.len() + self.items,
             undated: count(|marks| marks.undated),
             unknown_outcomes: count(|marks| marks.unknown_outcome),
-            ..Taken::default()
+            ..IngestSummary::default()
         }
     }
 }
 
-/// A mapped event that is not stored, kept as it was mapped. Maps redact before they
-/// map, so what is kept holds no secret.
+/// The quarantine item of a mapped event that cannot be stored. Maps redact first, so it
+/// holds no secret.
 pub(crate) fn refused(sealed: &SealedEvent, reason: &str, detail: String) -> QuarantineItem {
     let event = sealed.event();
     // All that it says, without what sealing made. What has an identity of its own may

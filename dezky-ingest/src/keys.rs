@@ -1,4 +1,4 @@
-//! The identity of events that bring none: their content.
+//! Content keys: identities for events without an id.
 
 use std::collections::HashMap;
 

@@ -10,8 +10,8 @@ pub mod generic;
 pub mod http;
 pub mod intake;
 mod json;
-pub mod kept;
 mod keys;
+pub mod legacy;
 mod notices;
 pub mod ocis;
 pub mod pump;
@@ -24,5 +24,5 @@ pub mod tail;
 pub mod testkit;
 mod webhook;
 
-pub use intake::{Intake, Taken};
+pub use intake::{IngestSummary, Intake};
 pub use pump::{Pump, PumpConfig, PumpCounts, PumpError, PumpHandle, PumpState, PumpStatus, Tick};

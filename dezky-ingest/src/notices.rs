@@ -1,8 +1,8 @@
-//! How often the timeline tells of quarantined items.
+//! Timeline events about quarantined items, bounded in number.
 //!
-//! Every item gets a notice, as an event that stays. Where a system writes something
-//! else than events, a notice for each would make fifty megabytes of one: so the first
-//! hundred of a source and an hour are told each, and the others by their count.
+//! Each item gets a notice, which is a permanent event. For a source that writes something
+//! other than events, that would turn one megabyte into fifty, so only the first hundred
+//! items of a source in an hour get their own notice; the others are counted in summaries.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,40 +13,39 @@ use dezky_core::{
 };
 use sha2::{Digest as _, Sha256};
 
-/// How many items of a source are told each within an hour.
+/// The number of items of a source that get their own notice within an hour.
 pub(crate) const EACH_PER_HOUR: usize = 100;
 const HOUR_MS: i64 = 3_600_000;
 
-/// How long after a rest was told the next one is, at least.
+/// The shortest time between two summaries of the rest.
 const BETWEEN_RESTS: Duration = Duration::from_mins(1);
 
-/// What was told of the items of each source, since the start of the process.
+/// Notices per source since the process started.
 pub(crate) struct Notices {
     hours: Mutex<HashMap<String, Hour>>,
-    /// Tells this process' counts from those of others.
+    /// Distinguishes the summaries of this process from those of others.
     nonce: [u8; 16],
 }
 
-/// What was told of one source within an hour.
+/// Notices of one source within an hour.
 #[derive(Debug, Clone, Default)]
 struct Hour {
     /// Hours since 1970.
     number: i64,
-    /// Items that were told each.
+    /// Items with their own notice.
     each: usize,
-    /// Items that came after those.
+    /// Items beyond those.
     more: u64,
-    /// How many of them the last summary counted.
+    /// The part of `more` that the last summary counted.
     told: u64,
-    /// The reasons for which there is an item that stands for several.
+    /// Reasons for which one item stands for several.
     folded: BTreeSet<String>,
-    /// When the rest was told.
+    /// Time of the last summary of the rest.
     rest_at: Option<Timestamp>,
 }
 
 impl Hour {
-    /// The summary of those that no summary has counted yet; `part` is what makes it
-    /// the same when it comes again.
+    /// The summary of `more`; `part` makes a retry of the same summary the same event.
     fn summary(&self, source: &str, part: &str, runtime: &dyn Runtime) -> SealedEvent {
         let since = Timestamp::from_millis_clamped(self.number * HOUR_MS);
         let identity = Sha256::digest(format!("{source}\0{}\0{part}", self.number));
@@ -69,36 +68,36 @@ impl Hour {
     }
 }
 
-/// What of a batch of items goes to the quarantine and onto the timeline.
+/// The items and notices to store for a batch of items.
 #[derive(Default)]
 pub(crate) struct Plan {
     pub(crate) items: Vec<QuarantineItem>,
     pub(crate) notices: Vec<SealedEvent>,
-    /// How many new items an item that stands for several takes the place of.
+    /// The number of new items that are folded into one that stands for several.
     pub(crate) folded: usize,
     after: Stored,
 }
 
-/// Counts that a [`Plan`] adds to those of a source's hour.
+/// Counts that a [`Plan`] adds to a source's hour.
 #[derive(Debug, Default)]
 struct Delta {
     number: i64,
-    /// The hour that was known when the plan was made, and how many of it were told then.
+    /// The hour that was known when the plan was made, and the items of it told by then.
     before: (i64, u64),
     each: usize,
     more: u64,
-    /// How many a summary of the plan counts.
+    /// The count of the plan's summary; 0 without one.
     told: u64,
     folded: BTreeSet<String>,
 }
 
-/// A summary of items that no other one of their source has counted.
+/// A summary of items that no other summary of the source has counted.
 pub(crate) struct Rest {
     pub(crate) summary: SealedEvent,
     pub(crate) told: Told,
 }
 
-/// The counts that a [`Rest`] tells once it was stored.
+/// Counts to note once a [`Rest`] is stored.
 pub(crate) struct Told {
     number: i64,
     more: u64,
@@ -106,23 +105,23 @@ pub(crate) struct Told {
 }
 
 impl Notices {
-    /// Nothing was told yet.
+    /// Creates counts without any notice yet.
     pub(crate) fn new(runtime: &dyn Runtime) -> Self {
         let mut nonce = [0; 16];
         runtime.fill_random(&mut nonce);
         Self { hours: Mutex::default(), nonce }
     }
 
-    /// The part of an identity that is this process' alone, the same for the same count.
+    /// Part of a summary's id that is unique to this process and count.
     fn part(&self, more: u64) -> String {
         format!("{more} of {}", hex::encode(self.nonce))
     }
 
-    /// Decides what is told of `items`. Nothing is counted until it was
-    /// [stored](Self::stored), so that a failed append changes nothing.
+    /// Plans the notices of `items`. Counts change only once the plan was
+    /// [stored](Self::stored), so that a failed append has no effect.
     ///
-    /// Of the items that are not told each, those of which nothing is kept become one
-    /// item for their source, reason and hour; the others stay as they are.
+    /// Items beyond the first hundred of which no bytes are kept are folded into one item per
+    /// source, reason and hour; the others stay as they are.
     pub(crate) fn plan(&self, items: Vec<QuarantineItem>, runtime: &dyn Runtime) -> Plan {
         let mut plan = Plan::default();
         if items.is_empty() {
@@ -169,7 +168,7 @@ impl Notices {
         }
         plan.items.extend(folded.into_values());
         for (source, (hour, mut delta, keys)) in sources {
-            // Each summary counts twice as many as the one before: few are enough.
+            // Each summary counts at least twice as many items as the one before.
             if hour.more > 0 && (hour.told == 0 || hour.more / 2 >= hour.told) {
                 let part = hex::encode(keys.finalize());
                 plan.notices.push(hour.summary(&source, &part, runtime));
@@ -180,17 +179,17 @@ impl Notices {
         plan
     }
 
-    /// Counts what was stored, beside what others stored meanwhile. What was in the
-    /// quarantine before (`is_new` is false) takes nobody's place.
+    /// Counts a stored plan in addition to those stored meanwhile. Items that were in the
+    /// quarantine before (`is_new` is false) use up no notices.
     pub(crate) fn stored(&self, after: &Stored, is_new: bool) {
         let mut sources = self.lock();
         for (source, delta) in &after.0 {
             let known = sources.entry(source.clone()).or_default();
             let (seen, told) = delta.before;
-            // A later hour that was known already is of a clock that was set back since.
+            // If the later hour was known when the plan was made, the clock was set back.
             let has_ended = known.number > delta.number && seen <= delta.number;
             if has_ended {
-                // They are counted with those of the hour that goes on.
+                // Items that no summary has counted are counted in the current hour.
                 known.more += if delta.told == 0 { delta.more } else { 0 };
                 continue;
             }
@@ -206,8 +205,8 @@ impl Notices {
         }
     }
 
-    /// The summary of what no summary of `source` has counted yet, if there is any and the
-    /// last such one is a minute old. [`told`](Self::told) notes that it was stored.
+    /// The summary of the items of `source` that no summary has counted, if there are any and
+    /// the last such summary is a minute old. Call [`told`](Self::told) once it is stored.
     pub(crate) fn rest(&self, source: &str, runtime: &dyn Runtime) -> Option<Rest> {
         let at = runtime.now();
         let is_due = |hour: &Hour| {
@@ -220,7 +219,7 @@ impl Notices {
         Some(Rest { summary, told: Told { number: hour.number, more: hour.more, at } })
     }
 
-    /// Notes that a rest of `source` was told.
+    /// Notes that a summary of the rest of `source` was stored.
     pub(crate) fn told(&self, source: &str, told: &Told) {
         let mut sources = self.lock();
         if let Some(hour) = sources.get_mut(source).filter(|hour| hour.number == told.number) {
@@ -234,12 +233,12 @@ impl Notices {
     }
 }
 
-/// Counts by source, to be added when a [`Plan`] was stored.
+/// Counts per source to add once a [`Plan`] was stored.
 #[derive(Default)]
 pub(crate) struct Stored(Vec<(String, Delta)>);
 
 impl Plan {
-    /// What to count when the plan is stored.
+    /// Takes the counts to add once the plan is stored.
     pub(crate) fn take_after(&mut self) -> Stored {
         std::mem::take(&mut self.after)
     }

@@ -1,6 +1,6 @@
-//! What is done about quarantined items: they are read again by the code of
-//! today, or somebody drops them. Either way it commits with an event on the
-//! timeline; nothing leaves the quarantine in silence.
+//! Quarantined items: retried with the current decoders, or dropped by an operator.
+//!
+//! Both leave events on the timeline; no item leaves the quarantine silently.
 
 use dezky_core::store::{
     AppendOptions, Appended, MAX_QUARANTINE_RAW_BYTES, QuarantinedItem, ReceiptStatus,
@@ -14,51 +14,49 @@ use crate::generic::{self, Mapping};
 use crate::intake::Intake;
 use crate::{authentik, ocis, stalwart};
 
-/// The annotation of an event that came out of the quarantine.
+/// Annotation of an event that came out of the quarantine.
 const FROM_QUARANTINE: &str = "fromQuarantine";
-/// The most bytes of the note to a drop.
+/// The longest note of a drop, in bytes.
 pub const MAX_NOTE_BYTES: usize = 1_000;
 
-/// What an item is today.
+/// The result of reading an item with the current decoders.
 #[derive(Debug, Clone)]
-pub enum Redecoded {
-    /// Events, as the source's own decoder makes them: with the external ids that
-    /// it would have given.
+pub enum ReprocessResult {
+    /// Events as the source's decoder makes them, with the external ids that it would have
+    /// given.
     Events(Vec<PulledEvent>),
-    /// An event that had been mapped before: its id and times stay.
+    /// An event that was already mapped; it keeps its id and times.
     Mapped(Box<AuditEvent>),
-    /// Still nothing that can be stored, and why: one line for a person.
+    /// Not an event; one line for a person says why.
     Refused(String),
 }
 
-/// What became of a retry.
+/// The outcome of a retry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Retried {
-    /// The item has left the quarantine, as events of the log.
+pub enum RetryOutcome {
+    /// The item has left the quarantine and is stored as events.
     Released {
-        /// How many of its events are new in the log.
+        /// Events that are new in the log.
         stored: usize,
-        /// How many were there already: the source had sent them again meanwhile.
+        /// Events that were already in the log, because the source had sent them again.
         duplicates: usize,
     },
-    /// The item stays, or somebody else took it meanwhile, and why: one line for a person.
+    /// The item stays, or somebody else took it meanwhile; one line for a person says why.
     Stays(String),
 }
 
 /// Reads an item again; `mappings` are those of the declared sources. Pure.
 ///
-/// By the form of its key it is an event that was mapped before (`event:` from the
-/// intake, `spool:` and `outbox:` from the platform itself), else what its source
-/// sent, as kept: redacted, and cut at 64 KiB. Cut text is no JSON any more and
-/// stays what it is.
+/// The prefix of its key says whether it is a mapped event (`event:` from the intake, `spool:`
+/// and `outbox:` from the platform) or the source's own text, redacted and truncated to
+/// 64 KiB. Truncated text is not valid JSON any more and is refused.
 ///
-/// What a source knew beside the bytes and did not keep is not made up: a line of
-/// oCIS without a time of its own gets the time of its quarantining, and an event of
-/// Stalwart that names no address has none.
-pub fn redecode(item: &QuarantineItem, mappings: &[Mapping]) -> Redecoded {
+/// Context that was not kept with the bytes is not invented: an oCIS line without a time gets
+/// the time at which it was quarantined, and a Stalwart event that names no address has none.
+pub fn redecode(item: &QuarantineItem, mappings: &[Mapping]) -> ReprocessResult {
     let QuarantineItem { source, key, raw, .. } = item;
     if raw.is_empty() {
-        return Redecoded::Refused("nothing of it was kept".into());
+        return ReprocessResult::Refused("nothing of it was kept".into());
     }
     let system = source.split(':').next().unwrap_or_default();
     let decoded = match (key.split(':').next().unwrap_or_default(), system) {
@@ -68,34 +66,34 @@ pub fn redecode(item: &QuarantineItem, mappings: &[Mapping]) -> Redecoded {
         (_, authentik::SOURCE) => events(authentik::redecode(item)),
         _ => match mappings.iter().find(|mapping| mapping.source() == source) {
             Some(mapping) => events(generic::redecode(mapping, item)),
-            None => Redecoded::Refused(format!(
+            None => ReprocessResult::Refused(format!(
                 "no source {source} is declared: give the configuration that declares it"
             )),
         },
     };
     match decoded {
-        // A character may have been cut off whole.
-        Redecoded::Refused(_) if raw.len() + 3 >= MAX_QUARANTINE_RAW_BYTES => {
-            Redecoded::Refused("only its first 64 KiB were kept".into())
+        // Truncation may have removed a whole character.
+        ReprocessResult::Refused(_) if raw.len() + 3 >= MAX_QUARANTINE_RAW_BYTES => {
+            ReprocessResult::Refused("only its first 64 KiB were kept".into())
         }
         decoded => decoded,
     }
 }
 
-fn events(decoded: std::result::Result<Vec<PulledEvent>, String>) -> Redecoded {
-    decoded.map_or_else(Redecoded::Refused, Redecoded::Events)
+fn events(decoded: std::result::Result<Vec<PulledEvent>, String>) -> ReprocessResult {
+    decoded.map_or_else(ReprocessResult::Refused, ReprocessResult::Events)
 }
 
-/// An event as JSON, or all of a sealed one.
-fn mapped(raw: &[u8]) -> Redecoded {
+/// Reads an event as JSON, with or without the rest of a sealed one.
+fn mapped(raw: &[u8]) -> ReprocessResult {
     let text = String::from_utf8_lossy(raw);
     let event = serde_json::from_str(&text).or_else(|error| {
-        // The salt is made anew, as the event is not the same with our annotation.
+        // A new salt, because our annotation makes it another event.
         SealedEvent::from_json(&text).map(|sealed| sealed.event().clone()).map_err(|_| error)
     });
     match event {
-        Ok(event) => Redecoded::Mapped(Box::new(event)),
-        Err(error) => Redecoded::Refused(format!("no event at column {}", error.column())),
+        Ok(event) => ReprocessResult::Mapped(Box::new(event)),
+        Err(error) => ReprocessResult::Refused(format!("no event at column {}", error.column())),
     }
 }
 
@@ -104,25 +102,24 @@ fn mapped(raw: &[u8]) -> Redecoded {
 /// is new, right after the events are stored. `mappings` are those of the declared
 /// sources, whose items stay without them.
 ///
-/// The events bear `_dezky.fromQuarantine`; tenants are inferred as of now, except
-/// for events that had been mapped before. Of several events either all are stored
-/// or the item stays. Idempotent: an event that is in the log already is not stored
-/// again, and releases the item all the same. While the directory does not answer the
-/// item stays.
+/// The events are annotated with `_dezky.fromQuarantine`. Tenants are inferred anew, except
+/// for events that were already mapped. Either all events of an item are stored or the item
+/// stays. Idempotent: an event that is already in the log is not stored again but still
+/// releases the item. If the directory does not answer, the item stays.
 ///
 /// ```
 /// # use std::sync::Arc;
 /// use dezky_core::rt::TokioRuntime;
 /// use dezky_core::store::MemoryAuditStore;
 /// use dezky_ingest::Intake;
-/// use dezky_ingest::quarantine::{Retried, retry};
+/// use dezky_ingest::quarantine::{RetryOutcome, retry};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> dezky_core::Result<()> {
 /// let runtime = Arc::new(TokioRuntime);
 /// let store = Arc::new(MemoryAuditStore::open(runtime.clone()));
 /// let intake = Intake::new(store, runtime);
 /// for item in intake.store().quarantined(0, 100).await? {
-///     if let Retried::Stays(why) = retry(&intake, &item, &[]).await? {
+///     if let RetryOutcome::Stays(why) = retry(&intake, &item, &[]).await? {
 ///         println!("{}: {why}", item.number);
 ///     }
 /// }
@@ -136,17 +133,17 @@ pub async fn retry(
     intake: &Intake,
     item: &QuarantinedItem,
     mappings: &[Mapping],
-) -> Result<Retried> {
+) -> Result<RetryOutcome> {
     let mut sealed = Vec::new();
     match redecode(&item.item, mappings) {
-        Redecoded::Refused(why) => return Ok(Retried::Stays(why)),
-        Redecoded::Mapped(event) => sealed.push(resealed(*event, &**intake.runtime())),
-        Redecoded::Events(events) => {
+        ReprocessResult::Refused(why) => return Ok(RetryOutcome::Stays(why)),
+        ReprocessResult::Mapped(event) => sealed.push(resealed(*event, &**intake.runtime())),
+        ReprocessResult::Events(events) => {
             for mut pulled in events {
                 pulled.event.metadata.annotate(FROM_QUARANTINE, true);
                 let Some(event) = intake.seal(pulled).await else {
                     let why = "the tenant directory does not answer: retry later";
-                    return Ok(Retried::Stays(why.into()));
+                    return Ok(RetryOutcome::Stays(why.into()));
                 };
                 sealed.push(event);
             }
@@ -154,7 +151,7 @@ pub async fn retry(
     }
     for event in &sealed {
         if let Err(invalid) = event.validate() {
-            return Ok(Retried::Stays(invalid.to_string()));
+            return Ok(RetryOutcome::Stays(invalid.to_string()));
         }
     }
     let options = AppendOptions { release: vec![item.number], ..AppendOptions::default() };
@@ -163,14 +160,14 @@ pub async fn retry(
     let stored = receipts.iter().filter(|receipt| is_new(receipt.status)).count();
     if stored > 0 && released == 0 {
         let why = "its events are stored now, but somebody else had dropped or retried it";
-        return Ok(Retried::Stays(why.into()));
+        return Ok(RetryOutcome::Stays(why.into()));
     }
-    Ok(Retried::Released { stored, duplicates: receipts.len() - stored })
+    Ok(RetryOutcome::Released { stored, duplicates: receipts.len() - stored })
 }
 
-/// Takes an item out of the quarantine for good, and says so on the timeline: an
-/// `ingest.quarantine_dropped` event by `actor` with `note`, in one transaction.
-/// False if it was not there any more.
+/// Removes an item from the quarantine for good and appends an `ingest.quarantine_dropped`
+/// event by `actor` with `note`, in one transaction. Returns false if the item was already
+/// gone.
 ///
 /// # Errors
 /// `field_invalid` for a note that is empty or has over [`MAX_NOTE_BYTES`] bytes;
@@ -193,7 +190,7 @@ pub async fn drop_item(
     let event = NewEvent {
         resource_type: Some("source".into()),
         resource_id: Some(item.source.clone()),
-        // Two who drop it at once say so once.
+        // Concurrent drops of one item are one event.
         external_id: Some(format!("dropped:{number}:{digest}")),
         metadata,
         ..NewEvent::new("ingest.quarantine_dropped", actor)
@@ -203,7 +200,7 @@ pub async fn drop_item(
     Ok(intake.store().append(vec![event], options).await?.released > 0)
 }
 
-/// Checks a note before anything is dropped.
+/// Validates the note of a drop.
 ///
 /// # Errors
 /// `field_invalid` names the bound.
@@ -220,14 +217,14 @@ pub fn check_note(note: &str) -> Result<()> {
 
 /// The event with our annotation, under a new salt.
 fn resealed(mut event: AuditEvent, runtime: &dyn Runtime) -> SealedEvent {
-    // What has no room for it goes without.
+    // Without the annotation if there is no room for it.
     if let Some(metadata) = event.metadata.annotated(FROM_QUARANTINE, &true.into()) {
         event.metadata = metadata;
     }
     with_new_salt(event, runtime)
 }
 
-/// Seals an event that was put together already.
+/// Seals a complete event under a new salt.
 pub(crate) fn with_new_salt(event: AuditEvent, runtime: &dyn Runtime) -> SealedEvent {
     let mut salt = [0; 32];
     runtime.fill_random(&mut salt);

@@ -1,4 +1,4 @@
-//! Secrets in what systems say, known by their names and in addresses: one rule for all
+//! Secrets in the text of sources, recognised by name and in addresses: one rule for all
 //! sources.
 
 mod frozen;
@@ -9,16 +9,16 @@ use std::ops::Range;
 pub(crate) use self::frozen::clean as clean_for_key;
 use crate::json::{Doc, Value};
 
-/// How many addresses within each other's arguments are looked into.
+/// The depth to which addresses nested in arguments are examined.
 const MAX_NESTED: usize = 2;
 
-/// What stands where a secret stood.
+/// Replacement of a secret.
 pub(crate) const REDACTED: &str = "[redacted]";
-/// The same as it stands in JSON.
+/// The same as a JSON string.
 const QUOTED: &str = "\"[redacted]\"";
 const _: () = assert!(QUOTED.len() == REDACTED.len() + 2);
 
-/// Names of secrets, without separators and in lower case; a name ends so.
+/// Suffixes of names of secrets, in lower case and without separators.
 const SECRETS: [&str; 17] = [
     "password",
     "passwd",
@@ -39,18 +39,17 @@ const SECRETS: [&str; 17] = [
     "connectionstring",
 ];
 
-/// Names that end like a secret's and are not: a token's hash and the ids by which
-/// identity providers name a session in their own logs open nothing.
+/// Exceptions with such a suffix: a token's hash, and the ids by which identity providers name
+/// a session in their own logs, grant no access.
 const IDENTIFIERS: [&str; 3] = ["hashedtoken", "externalsessionid", "rootsessionid"];
 
-/// Names of secrets only among a request's arguments: what a sign-in hands over.
+/// Suffixes of names of secrets only among a request's arguments, as in sign-ins.
 const ARGUMENTS: [&str; 6] =
     ["code", "assertion", "samlresponse", "samlrequest", "tokenhint", "signature"];
 /// The same, as whole names.
 const WHOLE_ARGUMENTS: [&str; 7] = ["sig", "ticket", "pwd", "pass", "otp", "auth", "sid"];
 
-/// Whether a member of that name holds a secret; more names do among the arguments of
-/// a request.
+/// Whether a member of that name holds a secret. More names do if `is_argument` of a request.
 pub(crate) fn is_secret(key: &str, is_argument: bool) -> bool {
     let key = squash(key);
     let ends = |names: &[&str]| names.iter().any(|name| key.ends_with(name));
@@ -59,16 +58,16 @@ pub(crate) fn is_secret(key: &str, is_argument: bool) -> bool {
     is_named && !ends(&IDENTIFIERS)
 }
 
-/// What a `code` may be of that is no secret.
+/// Prefixes of `code` that make it harmless.
 const CODES: [&str; 19] = [
     "status", "exit", "error", "err", "response", "return", "result", "reason", "event", "http",
     "country", "region", "zip", "postal", "area", "language", "lang", "locale", "currency",
 ];
-/// Words that alone, as in `auth=ok`, rather tell how something ended.
+/// Names whose value, if they stand alone as in `auth=ok`, is an outcome.
 const OUTCOMES: [&str; 2] = ["auth", "pass"];
 
-/// Whether an argument's name, in a text that need not be a form, is one that in such texts
-/// is not a secret's, as in `status_code=404`.
+/// Whether an argument's name is harmless in a text that need not be a form, as in
+/// `status_code=404`.
 fn is_plain(name: &str, is_alone: bool) -> bool {
     let name = squash(name);
     let of = name.strip_suffix("code");
@@ -81,7 +80,7 @@ pub(crate) fn squash(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
-/// A document's text without its secrets; empty if it is not JSON.
+/// Returns a document's text without its secrets; empty if it is not JSON.
 pub(crate) fn clean_text(text: &str) -> Cow<'_, str> {
     Doc::parse(text).map_or(Cow::Borrowed(""), |doc| match clean(doc.root(), |_| false) {
         Cow::Borrowed(clean) if clean.len() == text.len() => Cow::Borrowed(text),
@@ -89,22 +88,22 @@ pub(crate) fn clean_text(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// The text of `value` without its secrets, all else as it was spelled: what stands under
-/// a secret's name, and what [addresses](without_secrets) hold. The values that `is_kept`
-/// names stay, but for what is inside them. Idempotent.
+/// Returns the text of `value` without the values of members with a secret's name and without
+/// the secrets in [addresses](without_secrets); all else keeps its spelling. Values for which
+/// `is_kept` holds stay, but not the secrets inside them. Idempotent.
 pub(crate) fn clean(value: Value<'_>, is_kept: impl Fn(Value<'_>) -> bool) -> Cow<'_, str> {
     without(value, cuts(value, is_kept))
 }
 
-/// What takes the place of a part of a text.
+/// A range of a text and its replacement.
 pub(crate) type Cut = (Range<usize>, Cow<'static, str>);
 
-/// What hides a value.
+/// The cut that hides a value.
 pub(crate) fn hide(value: Value<'_>) -> Cut {
     (value.start()..value.end(), Cow::Borrowed(QUOTED))
 }
 
-/// What hides the secrets of a value.
+/// The cuts that hide the secrets of a value.
 pub(crate) fn cuts(value: Value<'_>, is_kept: impl Fn(Value<'_>) -> bool) -> Vec<Cut> {
     let mut cuts = Vec::new();
     for inner in value.inside() {
@@ -127,7 +126,7 @@ pub(crate) fn cuts(value: Value<'_>, is_kept: impl Fn(Value<'_>) -> bool) -> Vec
 
 fn holds_secret(name: &str, value: Value<'_>) -> bool {
     is_secret(name, false)
-        // Several of them; a number of `tokens` counts something.
+        // The plural of a secret's name, but a number of `tokens` is a count.
         || (value.is_list() || value.string().is_some())
             && name.strip_suffix(['s', 'S']).is_some_and(|one| is_secret(one, false))
 }
@@ -136,7 +135,7 @@ fn may_be_address(raw: &str) -> bool {
     raw.starts_with('"') && raw.contains(['?', '#', ';', '=', '@', '\\', ' '])
 }
 
-/// What says nothing: it may stay, as it tells that there was nothing to hide.
+/// Whether a value is empty or masked, so that it need not be hidden.
 pub(crate) fn is_vacant(value: Value<'_>) -> bool {
     if let Some(text) = value.string() {
         return text.bytes().all(|b| b == b'*') || text == REDACTED;
@@ -146,14 +145,13 @@ pub(crate) fn is_vacant(value: Value<'_>) -> bool {
         || ((value.is_object() || value.is_list()) && holds_nothing)
 }
 
-/// The text with other texts in the places of the cuts, of which one may be inside
-/// another.
+/// Returns the text with the cuts applied; one cut may be inside another.
 pub(crate) fn without(value: Value<'_>, mut cuts: Vec<Cut>) -> Cow<'_, str> {
     let raw = value.raw();
     if cuts.is_empty() {
         return Cow::Borrowed(raw);
     }
-    // The outer of two that begin together comes first.
+    // Of two with the same start, the outer one comes first.
     cuts.sort_by_key(|(range, _)| (range.start, std::cmp::Reverse(range.end)));
     let (mut out, mut at) = (String::with_capacity(raw.len()), 0);
     for (range, replacement) in cuts {
@@ -240,7 +238,7 @@ fn without_arguments(text: &str, nested: usize) -> Option<String> {
     let may_be_text = is_form && !text.contains(['?', '#']) && nested == MAX_NESTED;
     let first = if is_form { 0 } else { text.find(['?', '#', ';'])? + 1 };
     let (mut out, mut at) = (text[..first].to_owned(), first);
-    // What stands before the argument that begins at `at`.
+    // The separator before the argument that begins at `at`.
     let mut separator = text[..first].chars().next_back().unwrap_or('&');
     while at < text.len() {
         let argument = &text[at..];
@@ -285,7 +283,7 @@ fn is_name(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(is_of_name)
 }
 
-/// What an argument holds, if that may be an address itself.
+/// The value of an argument, decoded, if it may be an address itself.
 fn decoded_address(value: &str) -> Option<String> {
     value.to_ascii_lowercase().contains("%3d").then(|| decoded(value))
 }

@@ -32,7 +32,7 @@ const HEX_LEN: usize = 64;
 /// The most signatures that one request may carry: each is compared with the digest
 /// of every secret.
 const MAX_SIGNATURES: usize = 32;
-/// What goes before the signature of a body whose identity it becomes.
+/// Prefix of a body identity that is made from the body's signature.
 const IDENTITY_DOMAIN: &[u8] = b"dezky-unreadable/1\0";
 /// The prefix of a Standard Webhooks secret, before the base64 of its bytes.
 const STANDARD_SECRET_PREFIX: &str = "whsec_";

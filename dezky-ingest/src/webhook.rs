@@ -1,31 +1,33 @@
-//! What the receivers of webhooks share: bodies of any size into the log.
+//! Shared parts of the webhook receivers: bodies of any size into the log.
 
+use dezky_core::store::MAX_QUARANTINE_RAW_BYTES;
 use dezky_core::{PulledEvent, QuarantineItem, Result};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use crate::intake::{Intake, Part, PartBounds, Taken};
+use crate::intake::{IngestSummary, Intake, Part, PartBounds};
 
-/// Of one append; with the quarantine's notices within the store's bound.
+/// Bounds of one append, which leave room for the quarantine's notices.
 const PART: PartBounds = PartBounds { events: 4_000, items: 1_000, bytes: 8 << 20 };
-/// How many odd elements of one body are quarantined each as an item of its own.
+/// The number of malformed elements of a body that become items of their own.
 pub(crate) const MAX_ODD: usize = 100;
-/// The reason of those behind them.
+/// The reason of the items for the elements beyond those.
 pub(crate) const TOO_MANY_ODD: &str = "too_many_odd";
-/// The most bytes of several of them in one item. What earlier versions cut has 64 KiB.
-pub(crate) const REST_RAW_MAX: usize = (64 << 10) - 8;
-/// The size at which an item of an earlier version may have been cut.
-const CUT_RAW_MIN: usize = (64 << 10) - 3;
+/// The most bytes of several of them in one item. What earlier versions cut is
+/// longer.
+pub(crate) const REST_RAW_MAX: usize = MAX_QUARANTINE_RAW_BYTES - 8;
+/// The size from which an item of an earlier version may have been truncated.
+const CUT_RAW_MIN: usize = MAX_QUARANTINE_RAW_BYTES - 3;
 
-/// Takes what a body of `source` holds. Parts may be stored in several appends: each
-/// event has an identity, so a repeated body adds none.
+/// Stores the content of a body of `source`, if necessary in several appends: each event has
+/// an external id, so a retry of the body adds nothing.
 pub(crate) async fn take_in_parts(
     intake: &Intake,
     source: &str,
     events: Vec<PulledEvent>,
     quarantine: Vec<QuarantineItem>,
     skipped: u64,
-) -> Result<Taken> {
+) -> Result<IngestSummary> {
     let mut taking = Taking::new(intake, source);
     for event in events {
         taking.event(event).await?;
@@ -36,19 +38,19 @@ pub(crate) async fn take_in_parts(
     taking.finish(skipped).await
 }
 
-/// A body that is taken in while it is read, a part at a time, so that its events never
-/// lie in memory all together.
+/// A body that is stored in parts while it is read, so that its events are never all in
+/// memory.
 pub(crate) struct Taking<'i> {
     intake: &'i Intake,
     source: &'i str,
     part: Part,
     bytes: usize,
-    taken: Taken,
+    taken: IngestSummary,
 }
 
 impl<'i> Taking<'i> {
     pub(crate) fn new(intake: &'i Intake, source: &'i str) -> Self {
-        Self { intake, source, part: Part::default(), bytes: 0, taken: Taken::default() }
+        Self { intake, source, part: Part::default(), bytes: 0, taken: IngestSummary::default() }
     }
 
     pub(crate) async fn event(&mut self, event: PulledEvent) -> Result<()> {
@@ -76,15 +78,15 @@ impl<'i> Taking<'i> {
         self.bytes = 0;
         let Part { events, items } = std::mem::take(&mut self.part);
         if !events.is_empty() || !items.is_empty() {
-            self.taken += self.intake.take_pushed(events, items).await?;
+            self.taken += self.intake.ingest_or_spool(events, items).await?;
         }
         Ok(())
     }
 
-    pub(crate) async fn finish(mut self, skipped: u64) -> Result<Taken> {
+    pub(crate) async fn finish(mut self, skipped: u64) -> Result<IngestSummary> {
         self.store().await?;
         let (source, taken) = (self.source, self.taken);
-        // Of items that came before; where they are in the spool it is not known.
+        // The rest of earlier bodies. Unknown for items that went to the spool.
         if taken.quarantined == 0
             && taken.spooled == 0
             && let Err(error) = self.intake.tell_rest_pushed(source).await
@@ -111,10 +113,10 @@ impl<'i> Taking<'i> {
     }
 }
 
-/// What was kept of one odd element, or of several one behind the other, as a list.
+/// The kept text of one malformed element, or of several concatenated ones, as a list.
 pub(crate) fn kept_list(item: &QuarantineItem) -> std::result::Result<String, String> {
     if item.reason == TOO_MANY_ODD && item.raw.len() >= CUT_RAW_MIN {
-        // The cut may have fallen between two.
+        // The text may have been truncated between two elements.
         return Err("not all are kept".into());
     }
     let text = String::from_utf8_lossy(&item.raw);
@@ -124,22 +126,21 @@ pub(crate) fn kept_list(item: &QuarantineItem) -> std::result::Result<String, St
     Ok(format!("[{}]", elements.map_err(|_| "still no JSON".to_owned())?.join(",")))
 }
 
-/// What is no event in one body. What is behind the first hundred is kept together, as
-/// many in one item as it has room for, so that a body of odd things does not flood the
-/// log and nothing of it is lost.
+/// The malformed elements of a body. Those beyond the first hundred are packed into as few
+/// items as possible, so that such a body neither floods the log nor loses anything.
 #[derive(Default)]
 pub(crate) struct OddItems {
     items: Vec<QuarantineItem>,
     more: Vec<Together>,
 }
 
-/// Several odd elements.
+/// Several malformed elements in one item.
 #[derive(Default)]
 struct Together {
     count: usize,
-    /// Over their keys, which are the same at a retry.
+    /// Hash of their keys, which are stable across retries.
     keys: Sha256,
-    /// A line each.
+    /// One line per element.
     raw: Vec<u8>,
 }
 
@@ -162,7 +163,7 @@ impl OddItems {
         together.raw.extend(item.raw);
     }
 
-    /// The items; `events` is how many the body has.
+    /// Returns the items; `events` is the number of events in the body.
     pub(crate) fn into_items(mut self, events: usize) -> Vec<QuarantineItem> {
         let Some(first) = self.items.first() else { return self.items };
         let (source, at) = (first.source.clone(), first.at);

@@ -39,7 +39,7 @@ mod walk;
 const VERSION: u8 = 2;
 /// After how many pages of a poll the rest becomes the backlog.
 const RECENT_PAGES: u32 = 5;
-/// A `created` that is further ahead of our clock is no watermark.
+/// A `created` further ahead of our clock than this does not become the watermark.
 const SKEW: Duration = Duration::from_mins(5);
 /// How far back the reconcile walk goes at least, and how often it comes.
 const DAY: Duration = Duration::from_hours(24);
@@ -93,7 +93,7 @@ impl Request {
     /// The query of its address.
     ///
     /// ```
-    /// use dezky_ingest::authentik::{Order, Request};
+    /// use dezky_ingest::authentik::protocol::{Order, Request};
     /// let request = Request { order: Order::NewestFirst, page: 1, page_size: 100 };
     /// assert_eq!(request.query(), "ordering=-created,-pk&page=1&page_size=100");
     /// ```
@@ -124,7 +124,7 @@ impl Order {
     }
 }
 
-/// What the server answered.
+/// The server's answer.
 #[derive(Debug, Clone, Copy)]
 pub enum Answer<'a> {
     /// A page.
@@ -171,7 +171,7 @@ pub struct Unreadable {
     pub older: Option<Place>,
 }
 
-/// What an answer means.
+/// Consequences of an answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Step {
     /// Whether the rows of the page are to be taken; those of a probe are not.
@@ -187,7 +187,7 @@ pub struct Step {
     pub unreadable: Option<Unreadable>,
 }
 
-/// What is known beside the cursor, and may be forgotten.
+/// State outside the cursor, which may be lost.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Memory {
     /// When the last poll was complete.
@@ -219,7 +219,7 @@ pub struct Poll {
     settings: Settings,
     state: State,
     memory: Memory,
-    /// What the last request was for.
+    /// Purpose of the last request.
     asked: Option<(Walking, Request)>,
     /// Whether a poll was begun since [`Poll::resume`].
     polls: bool,
@@ -249,7 +249,7 @@ impl Walking {
     }
 }
 
-/// What the cursor says.
+/// Content of the cursor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct State {
@@ -418,7 +418,7 @@ struct Recent {
     newest: Option<Place>,
 }
 
-/// What lies between what is known and what a poll has read.
+/// The gap between the known events and those that a poll has read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Backlog {
@@ -483,7 +483,7 @@ impl Poll {
         (brings || !is_same).then(|| text(&State { n: self.state.n + 1, ..self.state.clone() }))
     }
 
-    /// What may be forgotten.
+    /// State that may be lost.
     pub fn memory(&self) -> &Memory {
         &self.memory
     }

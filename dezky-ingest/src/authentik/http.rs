@@ -24,7 +24,7 @@ const MAX_ERROR_BYTES: usize = 4 << 10;
 /// How much of an answer that is too large is looked at.
 const MAX_HEAD_BYTES: usize = 4 << 10;
 
-/// What a request brought.
+/// Result of a request.
 pub(super) enum Fetched {
     Text(String),
     NoSuchPage,
@@ -132,7 +132,7 @@ impl Api {
     }
 }
 
-/// Bytes that are no UTF-8 become U+FFFD, as in normal form.
+/// Bytes that are not UTF-8 become U+FFFD, as in normal form.
 fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
@@ -144,7 +144,7 @@ fn is_detail(body: &str) -> bool {
         .is_ok_and(|body| body.get("detail").is_some_and(serde_json::Value::is_string))
 }
 
-/// What an answer that is not 200 means.
+/// Meaning of an answer other than 200.
 fn refused(response: &Response, path: &str, body: &str, now: Timestamp) -> Result<Fetched, Failed> {
     let status = response.status();
     // 500 is an exception in Authentik itself: of a row that it can't give, for one.

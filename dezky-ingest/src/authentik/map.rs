@@ -1,4 +1,4 @@
-//! What an event means: verb, who, on what, how it ended. Total and pure.
+//! Meaning of an event: verb, actor, resource, outcome. Total and pure.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 #[cfg(feature = "authentik")]
 use super::proto::Place;
-use super::proto::{Event, Item, Odd, pk};
+use super::proto::{Event, Item, MalformedItem, pk};
 use super::redact;
 use crate::address::bare_address;
 use crate::cut;
@@ -72,7 +72,7 @@ const DOERS: usize = 500;
 const RESOURCE_TYPE_MAX: usize = 63;
 /// The longest identity that the log takes, in bytes.
 const EXTERNAL_ID_MAX: usize = 512;
-/// What stands for an address that could not be determined.
+/// Placeholder for an address that could not be determined.
 const NO_ADDRESS: &str = "255.255.255.255";
 
 /// The verb of a raw action: `authentik.<raw>`, except that `password_set` is
@@ -343,7 +343,7 @@ fn head(text: &str) -> &str {
     &text[..text.floor_char_boundary(NOTE_MAX)]
 }
 
-/// What the event says beside what has fields of its own, without secrets.
+/// The event's content beyond the mapped fields, without secrets.
 fn said(mut event: Event) -> String {
     event.members.retain(|name, _| !matches!(name.as_str(), "pk" | "created"));
     let mut all = Value::Object(event.members);
@@ -354,8 +354,13 @@ fn said(mut event: Event) -> String {
     all.to_string()
 }
 
-/// What can't be an event, for the quarantine, without secrets.
-pub fn odd_item(source: &str, odd: Odd, bytes: usize, now: Timestamp) -> QuarantineItem {
+/// The quarantine item of something that is not an event, without secrets.
+pub fn malformed_item(
+    source: &str,
+    odd: MalformedItem,
+    bytes: usize,
+    now: Timestamp,
+) -> QuarantineItem {
     let raw = odd.value.map(|mut value| {
         redact::redact(&mut value);
         value.to_string()
@@ -416,7 +421,7 @@ pub(super) fn large_item(
 fn first_pk(head: &str) -> Option<String> {
     let mut rest = head;
     for part in ["\"results\"", ":", "[", "{", "\"pk\"", ":"] {
-        // What stands before the list is not looked at.
+        // The text before the list is ignored.
         rest = if rest.len() == head.len() {
             rest.split_once(part)?.1
         } else {
@@ -758,7 +763,7 @@ mod tests {
         let text = r#"{"created":"2026-01-01T00:00:00Z","context":{"password":"hunter2"}}"#;
         let raw: Box<RawValue> = serde_json::from_str(text).unwrap();
         let odd = Item::read(&raw).event.unwrap_err();
-        let item = odd_item(SOURCE, odd, text.len(), Timestamp::MIN);
+        let item = malformed_item(SOURCE, odd, text.len(), Timestamp::MIN);
         assert_eq!(item.reason, "no_pk");
         let raw = String::from_utf8(item.raw).unwrap();
         assert!(raw.contains(redact::REDACTED) && !raw.contains("hunter2"), "{raw}");

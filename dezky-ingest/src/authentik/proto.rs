@@ -42,7 +42,7 @@ struct Pagination {
 }
 
 impl<'a> Page<'a> {
-    /// Reads a response's text; `None` if it is no page.
+    /// Reads a response's text; `None` if it is not a page.
     pub fn parse(text: &'a str) -> Option<Self> {
         let WirePage { pagination, results } = serde_json::from_str(text).ok()?;
         Some(Self {
@@ -91,12 +91,12 @@ pub struct Item {
     /// Where it stands, if that much can be read.
     pub place: Option<Place>,
     /// The event, or why it is none.
-    pub event: Result<Event, Odd>,
+    pub event: Result<Event, MalformedItem>,
 }
 
-/// What can't be an event.
+/// An item of a page that is not an event.
 #[derive(Debug)]
-pub struct Odd {
+pub struct MalformedItem {
     /// A stable code: `not_an_object`, `no_pk`, `no_created`, `no_action`, `too_deep`.
     pub reason: &'static str,
     /// The item; `None` if it is nested too deeply to be looked into.
@@ -126,7 +126,8 @@ impl Event {
 impl Item {
     /// Reads an item of the list of events.
     pub fn read(raw: &RawValue) -> Self {
-        let odd = |place, reason, value| Self { place, event: Err(Odd { reason, value }) };
+        let odd =
+            |place, reason, value| Self { place, event: Err(MalformedItem { reason, value }) };
         let members = match value(raw.get()) {
             Some(Value::Object(members)) => members,
             Some(other) => return odd(None, "not_an_object", Some(other)),

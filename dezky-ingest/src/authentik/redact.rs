@@ -1,4 +1,4 @@
-//! What must not be kept: taken out of an event before anything else looks at it.
+//! Secrets, removed from an event before anything else reads it.
 //!
 //! Authentik masks what it knows by name. What it leaves: secrets in the query of
 //! a request, in older releases' differences of models, and the body of a mail,

@@ -15,7 +15,7 @@ use super::core::{
 };
 use super::groups::Groups;
 use super::http::{Api, Failed, Fetched, MAX_WAIT};
-use super::map::{Doers, large_item, map_by, odd_item, tenant_user};
+use super::map::{Doers, large_item, malformed_item, map_by, tenant_user};
 use super::proto::{Item, Page, Place};
 use crate::intake::{LATE_BY, TENANT_BY};
 
@@ -71,16 +71,16 @@ pub struct AuthentikSource {
     groups: Option<Groups>,
     memory: Memory,
     known: Known,
-    /// What the last pull brought, until the cursor says that it was committed.
+    /// Events of the last pull, until its cursor is known to be committed.
     pending: Option<Pending>,
     /// Until when nothing is asked, and why.
     refused: Option<(Timestamp, Error)>,
     was_empty: bool,
-    /// Who has changed users, by the request.
+    /// Actors who changed users, by request.
     doers: Doers,
 }
 
-/// What came of a request for events.
+/// Result of a request for events.
 enum Given {
     Failed(Answer<'static>),
     NoSuchPage,
@@ -132,7 +132,7 @@ impl AuthentikSource {
         self
     }
 
-    /// What the last pull brought is known from now on, if it was committed.
+    /// Marks the events of the last pull as known, if it was committed.
     fn settle(&mut self, cursor: Option<&str>) {
         if let Some(pending) = self.pending.take()
             && Some(pending.cursor.as_str()) == cursor
@@ -223,7 +223,7 @@ impl AuthentikSource {
                     events.push(event);
                 }
                 Err(odd) => {
-                    let item = odd_item(source, odd, bytes, now);
+                    let item = malformed_item(source, odd, bytes, now);
                     if !self.known.has(&item.key) {
                         keys.push(item.key.clone());
                         pull.quarantine.push(item);

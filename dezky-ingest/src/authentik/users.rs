@@ -1,4 +1,4 @@
-//! Whose a user is that no listing knows: asked one by one, within bounds.
+//! Tenants of users that no listing contains: requested one by one, within bounds.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ struct Known {
     until: Timestamp,
 }
 
-/// What the answer about a user means.
+/// Meaning of a response about a user.
 #[derive(Debug, PartialEq, Eq)]
 enum Said {
     /// The names of all groups that may be tenants, sorted.
@@ -142,7 +142,7 @@ pub(super) async fn ask(
     let unreadable = |what| Error::new(ErrorKind::SourceUnavailable, what);
     let text = match api.get(&format!("core/users/{user}/")).await? {
         Fetched::Text(text) => text,
-        // There is no such user any more.
+        // The user no longer exists.
         Fetched::NoSuchPage => return Ok(Some(Vec::new())),
         Fetched::TooLarge { .. } => {
             return Err(unreadable("a user has more than max_page_bytes").into());

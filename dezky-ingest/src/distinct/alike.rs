@@ -4,11 +4,9 @@
 use dezky_core::Metadata;
 
 use super::{CUT, OF_SOURCE, OWN, TRUNCATED};
+use crate::cut::LARGE;
 use crate::json::{Doc, Value};
 use crate::secrets::{REDACTED, is_vacant, without_secrets};
-
-/// Metadata larger than this was reduced by earlier versions, which cut no parts of it.
-const REDUCED_BYTES: u64 = 56 << 10;
 
 /// Whether two contents that are not equal are one all the same: they differ only where we
 /// hid something in one of them that is there in the other, or one was reduced to its short
@@ -42,10 +40,11 @@ fn is_redacted(metadata: Value<'_>) -> bool {
     own(metadata, "redacted").is_some_and(|value| value.raw() == "true")
 }
 
-/// Whether the note of what was reduced is of metadata that was too large, and not too deep.
+/// Whether metadata was reduced because it was too large, by an earlier version that did
+/// not cut its parts, and not because it was too deep.
 fn is_of_large(truncated: Value<'_>) -> bool {
     let bytes = truncated.get("bytes").and_then(|bytes| bytes.raw().parse().ok());
-    bytes.is_some_and(|bytes: u64| bytes > REDUCED_BYTES)
+    bytes.is_some_and(|bytes: usize| bytes > LARGE)
 }
 
 /// Which of two contents that are compared are without something that we hid.

@@ -41,7 +41,7 @@ pub struct MappingConfig {
     pub at: Option<String>,
     /// How `at` is written.
     pub at_format: TimeFormat,
-    /// What was done; the one field that must be declared.
+    /// The action; the only required field.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
     /// What stands before the action and a dot: the source's name unless set, nothing if
@@ -62,7 +62,7 @@ pub struct MappingConfig {
     /// `_dezky.rawOutcome`, and is counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome_default: Option<Outcome>,
-    /// Who did it.
+    /// The actor.
     pub actor: ActorMapping,
     /// On what.
     pub resource: ResourceMapping,
@@ -75,7 +75,7 @@ pub struct MappingConfig {
     /// The slug of the partner that it concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partner: Option<String>,
-    /// What is passed over: an object that one of the rules fits.
+    /// Rules for objects to skip.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub skip: Vec<SkipRule>,
     /// Pointers to what is hidden before anything is hashed, stored or quarantined.
@@ -177,7 +177,7 @@ mod one_or_more {
     }
 }
 
-/// Who did it.
+/// The actor.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ActorMapping {
@@ -200,7 +200,7 @@ pub struct ActorMapping {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ResourceMapping {
-    /// What kind of thing.
+    /// The type of the resource.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// Which one.
@@ -211,12 +211,12 @@ pub struct ResourceMapping {
     pub name: Option<String>,
 }
 
-/// What is wrong with a declared mapping: which field, and what mends it.
+/// A problem of a declared mapping: the field, and the fix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MappingProblem {
     /// The field, such as `actor.id` or `actions.LOGIN`; empty for the source's name.
     pub field: String,
-    /// What is wrong, and the fix.
+    /// The problem and the fix.
     pub problem: String,
 }
 

@@ -59,7 +59,7 @@ impl MappedLines {
             }
             return;
         }
-        // What can't be parsed can't be redacted, so nothing of it is kept.
+        // Text that can't be parsed can't be redacted, so nothing of it is kept.
         let item = if line.is_complete {
             line.quarantine("not_json", &not_json(line.bytes.len(), &error), b"")
         } else {

@@ -35,7 +35,7 @@ const SLUG_MAX: usize = 63;
 pub struct Mapping {
     source: String,
     pub(super) events: Option<Pointer>,
-    /// What identifies an event together; empty if nothing is declared.
+    /// The fields that together identify an event; empty if none is declared.
     id: Vec<Pointer>,
     at: Option<Pointer>,
     at_format: TimeFormat,
@@ -81,9 +81,9 @@ impl Skip {
     }
 }
 
-/// What an object is.
+/// Result of mapping an object.
 pub(super) enum Mapped {
-    /// An event. Without an external id where the object has none of its own.
+    /// An event, without an external id if the object has no id.
     Event(Box<PulledEvent>),
     /// Passed over on purpose.
     Skipped,
@@ -288,7 +288,7 @@ impl Mapping {
                 texts?.into_iter().map(escaped).collect::<Vec<_>>().join("/")
             }
         };
-        // One that looks like a content key would not be compared by content.
+        // An id that looks like a content key would not be compared by content.
         if id.len() > EXTERNAL_ID_MAX || is_made_key(&id) {
             metadata.annotate("rawId", head(&id));
             return None;

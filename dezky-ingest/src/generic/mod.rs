@@ -20,6 +20,7 @@ mod tests;
 use std::borrow::Cow;
 
 use dezky_core::canonical::canonicalize;
+use dezky_core::store::MAX_QUARANTINE_RAW_BYTES;
 use dezky_core::{Error, ErrorKind, PulledEvent, QuarantineItem, Result, Timestamp};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
@@ -43,13 +44,10 @@ pub const MAX_BODY_EVENTS: usize = 10_000;
 /// Nothing is where the events of a body should be.
 const NO_EVENTS: &str = "no_events";
 
-/// The most bytes kept of something in quarantine.
-const QUARANTINE_RAW_MAX: usize = 64 << 10;
-
-/// What the key of a line's item begins with.
+/// Prefix of the key of a line's item.
 const LINE_KEY_PREFIX: &str = "line:";
 
-/// What the key over the content of an event in a body begins with.
+/// Prefix of the content key of an event in a body.
 const CONTENT_KEY: &str = "body1:";
 /// Prefixes of keys over a line and its place.
 const LINE_KEYS: [&str; 2] = ["line1:", "line2:"];
@@ -67,12 +65,12 @@ pub(crate) fn is_declared(source: &str) -> bool {
     mapping::check_name(source).is_ok()
 }
 
-/// What a body holds.
+/// Content of a body.
 #[derive(Debug, Clone, Default)]
 pub struct Decoded {
     /// The events, in the order of the body, each with an external id.
     pub events: Vec<PulledEvent>,
-    /// What is no event, without its secrets.
+    /// Quarantine items, without secrets.
     pub quarantine: Vec<QuarantineItem>,
     /// How many were passed over on purpose.
     pub skipped: u64,
@@ -330,7 +328,7 @@ fn item(
         key,
         reason: reason.to_owned(),
         detail,
-        raw: raw[..raw.floor_char_boundary(QUARANTINE_RAW_MAX)].into(),
+        raw: raw[..raw.floor_char_boundary(MAX_QUARANTINE_RAW_BYTES)].into(),
         at,
     }
 }

@@ -8,7 +8,7 @@ use dezky_core::{Error, ErrorKind, Result};
 use flate2::bufread::MultiGzDecoder;
 
 use super::{Mapping, decode};
-use crate::intake::{Intake, Taken};
+use crate::intake::{IngestSummary, Intake};
 use crate::signature::{HEADER, Headers, Scheme, Secrets};
 use crate::webhook::take_in_parts;
 
@@ -17,7 +17,7 @@ const MAX_BODY_BYTES: usize = 16 << 20;
 /// How many times larger than the request a body may be that was compressed. JSON
 /// shrinks to a tenth or a fiftieth; a thousandth is an attack on the memory.
 const MAX_RATIO: usize = 200;
-/// What may come out of any request, however small.
+/// The decompressed size that any request may have, however small it is.
 const ANY_RATIO_BYTES: usize = 1 << 20;
 /// How much is unpacked at a time.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -63,7 +63,7 @@ impl GenericReceiver {
     ///
     /// # Errors
     /// The same.
-    pub async fn receive(&self, signature: Option<&str>, body: &[u8]) -> Result<Taken> {
+    pub async fn receive(&self, signature: Option<&str>, body: &[u8]) -> Result<IngestSummary> {
         let headers = Headers::new(signature.map(|value| (HEADER, value)));
         self.receive_request(&headers, body, |_| true).await
     }
@@ -72,7 +72,7 @@ impl GenericReceiver {
     /// When this returns, everything but what the mapping passes over is durably in the
     /// log, in the quarantine or, if the [intake](Intake::with_spool) has one, in the
     /// spool; the same body again changes nothing and answers the same
-    /// [`Taken::received`].
+    /// [`IngestSummary::received`].
     ///
     /// The signature covers the body as it was sent. One with `Content-Encoding: gzip` is
     /// unpacked after that, all its members, as long as `room` takes the bytes that are
@@ -89,14 +89,14 @@ impl GenericReceiver {
     ///   neither the log nor the quarantine can keep whole;
     /// - `store_busy`: `room` was refused; the same request may succeed later.
     ///
-    /// Those of [`Intake::take_pushed`]: let the sender come again. A large body is taken
+    /// Those of [`Intake::ingest_or_spool`]: let the sender come again. A large body is taken
     /// in parts; those before the error are kept and will be duplicates then.
     pub async fn receive_request(
         &self,
         headers: &Headers,
         body: &[u8],
         room: impl FnMut(usize) -> bool + Send,
-    ) -> Result<Taken> {
+    ) -> Result<IngestSummary> {
         let now = self.intake.runtime().now();
         self.scheme.verify(&self.secrets, headers, body, now)?;
         let decoded = {

@@ -1,4 +1,4 @@
-//! What must not be kept: taken out of an event before anything else looks at it.
+//! Secrets, removed from an event before anything else reads it.
 
 use std::borrow::Cow;
 use std::collections::HashSet;

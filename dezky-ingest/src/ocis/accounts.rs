@@ -1,4 +1,4 @@
-//! Accounts of oCIS that are no person.
+//! Service accounts of oCIS, which are not persons.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

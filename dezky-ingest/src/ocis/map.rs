@@ -1,7 +1,8 @@
-//! What a line means: the verb, who did it, to what, when, and whose it is.
+//! Meaning of a line: verb, actor, resource, time and tenant.
 
 use std::borrow::Cow;
 
+use dezky_core::store::MAX_QUARANTINE_RAW_BYTES;
 use dezky_core::{
     Actor, NewEvent, NewMetadata, Outcome, PulledEvent, QuarantineItem, TenantHint, TimeProblem,
     Timestamp,
@@ -12,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::proto::{self, Fields, Piece};
 use crate::secrets::clean_text;
-use crate::tail::{Cut, Decoded, Digest, Line, QUARANTINED_BYTES, keyed_hash, repeated};
+use crate::tail::{Cut, Decoded, Digest, Line, keyed_hash, repeated};
 
 /// The name of the system, in tenant hints and as the default source.
 pub const SYSTEM: &str = "ocis";
@@ -30,7 +31,7 @@ const KEY_PREFIX: &str = "line:";
 #[serde(default, deny_unknown_fields)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches, each named")]
 pub struct OcisOptions {
-    /// `ocis.share_accepted`: oCIS accepts by itself, once for every share.
+    /// `ocis.share_accepted`: oCIS accepts every share automatically.
     pub share_accepted: bool,
     /// `ocis.share_declined`.
     pub share_declined: bool,
@@ -74,12 +75,12 @@ impl Optional {
     }
 }
 
-/// What kind of event a type is.
+/// The kind of event of a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// One of the [mutations](MUTATIONS), by its verb.
     Mutation(&'static str),
-    /// One that is let through only when wanted.
+    /// Included only on request.
     Optional(Optional),
     /// A known read.
     Read,
@@ -137,7 +138,7 @@ pub struct ActionContext<'a> {
     pub success: Option<bool>,
 }
 
-/// The class of a genuine line, by its `Action` and what stands beside it.
+/// The class of a genuine line, by its `Action` and neighbouring members.
 /// Total and pure; spellings of a name do not matter.
 ///
 /// ```
@@ -213,12 +214,12 @@ pub fn line_key(instance: &str, generation: &Digest, offset: u64, line_hash: &Di
     format!("ocis1:{hash}")
 }
 
-/// What stays the same for the lines of one generation in one pull.
+/// Context shared by the lines of one generation in one pull.
 #[derive(Debug, Clone, Copy)]
 pub struct LineContext<'a> {
     /// The source's name, also the instance of the keys.
     pub source: &'a str,
-    /// What is let through.
+    /// Which optional events are included.
     pub options: OcisOptions,
     /// The generation.
     pub generation: &'a Digest,
@@ -232,7 +233,7 @@ struct OneLine<'a> {
     context: LineContext<'a>,
     /// How often earlier generations had it at the same place.
     repeat: u32,
-    /// What it was before its long values were cut.
+    /// The line before its long values were cut.
     cut: Option<Cut>,
 }
 
@@ -330,7 +331,7 @@ pub(crate) fn redecode(item: &QuarantineItem) -> Result<Vec<PulledEvent>, String
     let kept = || (0, &*item.raw);
     match decode_object(context.into(), &text, fields, kept, &mut None) {
         Decoded::Event(mut pulled) => {
-            // An id of its own, or the key of the line as it stood in its file.
+            // The event's id, or the key of the line in its file.
             if pulled.event.external_id == Some(OneLine::from(context).key(0, &item.raw)) {
                 let key = item.key.strip_prefix(KEY_PREFIX).unwrap_or(&item.key);
                 pulled.event.external_id = Some(key.to_owned());
@@ -364,7 +365,7 @@ impl OneLine<'_> {
 
 impl LineContext<'_> {
     fn quarantine(&self, key: &str, reason: &str, detail: String, raw: &str) -> QuarantineItem {
-        let cut = raw.floor_char_boundary(QUARANTINED_BYTES);
+        let cut = raw.floor_char_boundary(MAX_QUARANTINE_RAW_BYTES);
         QuarantineItem {
             source: self.source.to_owned(),
             key: format!("{KEY_PREFIX}{key}"),
@@ -529,7 +530,7 @@ impl Class {
 struct Shape<'f, 'a> {
     fields: &'f Fields<'a>,
     genuine: bool,
-    /// `Action` or `type`; `None` if that is no string.
+    /// `Action` or `type`; `None` if that is not a string.
     name: Option<Cow<'a, str>>,
 }
 

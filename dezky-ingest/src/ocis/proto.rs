@@ -9,7 +9,7 @@ use memchr::memmem;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// What stands where a secret stood.
+/// Replacement of a secret.
 pub const REDACTED: &str = "[redacted]";
 
 /// The beginning of every genuine line. It cannot occur inside a JSON string,

@@ -1,4 +1,4 @@
-//! Whose a space is: a configured map, and the names that the log has told.
+//! Tenants of spaces: a configured map, and names learnt from the log.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,7 +24,7 @@ const SLUG_MAX_BYTES: usize = 63;
 /// The most entries of the configured map.
 const MAX_MAPPED: usize = 10_000;
 
-/// Names by space. A space with `None` has one that is no slug.
+/// Names by space; `None` for a space whose name is not a slug.
 pub(super) type Names = HashMap<String, Option<String>>;
 
 /// `<storage>$<space>` without the root node.

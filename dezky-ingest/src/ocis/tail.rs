@@ -18,7 +18,7 @@ use crate::tail::{
     Decoded, FileTail, Line, LineDecoder, TailConfig, default_max_line_bytes, default_max_siblings,
 };
 
-/// What [`OcisTail`] follows, and how.
+/// Configuration of [`OcisTail`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OcisConfig {

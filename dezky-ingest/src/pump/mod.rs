@@ -19,7 +19,7 @@ use futures_util::future::{Either, FusedFuture, pending, select};
 
 use self::lease::LeaseKeeper;
 pub use self::status::{PumpCounts, PumpError, PumpHandle, PumpState, PumpStatus};
-use crate::intake::{Intake, PartBounds, Parts, Taken};
+use crate::intake::{IngestSummary, Intake, PartBounds, Parts};
 
 /// The most events of a batch: with as many items for the quarantine, and the
 /// record of each, they are within what a store takes at once.
@@ -50,7 +50,7 @@ pub struct PumpConfig {
     /// replicas one pumps, and renews it every third of that time, whatever it
     /// waits for; another takes over at most half of that time after it has lapsed.
     pub lease_ttl: Duration,
-    /// Who this replica is; drawn at random unless set.
+    /// Identity of this replica; random unless set.
     pub holder: Option<String>,
     /// The longest wait after failures, 60 s unless set.
     pub max_backoff: Duration,
@@ -70,11 +70,11 @@ impl Default for PumpConfig {
     }
 }
 
-/// What one tick did.
+/// Result of a tick.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tick {
-    /// What became of the events.
-    pub taken: Taken,
+    /// Counts of the events by what became of them.
+    pub taken: IngestSummary,
     /// Items passed over on purpose.
     pub skipped: u64,
     /// Whether more was waiting when the tick ended.
@@ -275,7 +275,7 @@ impl Pump {
 
     fn report(&self, tick: &Tick, error: Option<&Error>) {
         let source = self.source.name();
-        if tick.taken != Taken::default() || tick.skipped > 0 {
+        if tick.taken != IngestSummary::default() || tick.skipped > 0 {
             tracing::info!(
                 source,
                 stored = tick.taken.stored,
@@ -387,7 +387,7 @@ fn cause(error: &Error) -> Option<String> {
     (!texts.is_empty()).then(|| texts.join(": "))
 }
 
-/// What a tick ends for.
+/// Reason for which a tick ended.
 type Stop<'a> = Pin<&'a mut (dyn FusedFuture<Output = ()> + Send + 'a)>;
 
 /// Whether the future has resolved, without waiting for it.

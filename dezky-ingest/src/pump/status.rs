@@ -8,12 +8,12 @@ use event_listener::{Event, EventListener};
 use serde::Serialize;
 
 use super::Tick;
-use crate::intake::Taken;
+use crate::intake::IngestSummary;
 
 /// The most bytes kept of an error's text.
 const ERROR_BYTES: usize = 512;
 
-/// What a pump is at.
+/// State of a pump.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -37,7 +37,7 @@ pub enum PumpState {
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct PumpStatus {
-    /// What it is at.
+    /// The current state.
     pub state: PumpState,
     /// When the last tick began, also one that found another replica at work.
     pub last_attempt: Option<Timestamp>,
@@ -49,7 +49,7 @@ pub struct PumpStatus {
     pub last_error: Option<PumpError>,
     /// Ticks that failed in a row since the last success.
     pub failures: u32,
-    /// What was done since the start.
+    /// Totals since the start.
     pub counts: PumpCounts,
     /// The latest `at` of the events taken since the start.
     pub newest_event_at: Option<Timestamp>,
@@ -79,7 +79,7 @@ pub struct PumpError {
     pub at: Timestamp,
 }
 
-/// What a pump did since it was made: numbers of events, items, batches and ticks.
+/// Totals of a pump since it was created: events, items, batches and ticks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
@@ -110,7 +110,7 @@ pub struct PumpCounts {
 }
 
 impl PumpCounts {
-    pub(super) fn add(&mut self, taken: Taken) {
+    pub(super) fn add(&mut self, taken: IngestSummary) {
         self.stored += taken.stored as u64;
         self.duplicates += taken.duplicates as u64;
         self.conflicts += taken.conflicts as u64;
@@ -220,7 +220,7 @@ impl PumpHandle {
         self.0.called.notify(usize::MAX);
     }
 
-    /// What resolves at the next call; `None` if there was one since the last time.
+    /// A future that resolves at the next call; `None` if there was one since the last time.
     pub(super) fn listen(&self) -> Option<EventListener> {
         // Before the look, so that nothing is said unheard in between.
         let called = self.0.called.listen();

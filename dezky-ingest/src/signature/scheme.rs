@@ -104,12 +104,12 @@ pub enum SecretForm {
     Whsec,
 }
 
-/// What is wrong with a declared scheme: which field, and the fix.
+/// A problem of a declared scheme: the field, and the fix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchemeProblem {
     /// The field.
     pub field: &'static str,
-    /// What is wrong, and the fix.
+    /// The problem and the fix.
     pub problem: String,
 }
 

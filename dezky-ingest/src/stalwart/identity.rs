@@ -1,4 +1,4 @@
-//! What makes an event the same when it comes again.
+//! Identity of an event across retries.
 //!
 //! The `id` of 0.8 is a snowflake and does. From 0.9 on it does not: up to
 //! 0.16.10 it is the second and the number of the type, shared by all events of

@@ -33,7 +33,7 @@ const IP: [&str; 2] = ["ip", "remoteIp"];
 const RECIPIENTS: [&str; 2] = ["to", "recipients"];
 /// The envelope's sender; `returnPath` and `sender` in 0.8.
 const SENDER: [&str; 3] = ["from", "returnPath", "sender"];
-/// What a message is known by, best first.
+/// Members that identify a message, best first.
 const MESSAGE: [&str; 3] = ["messageId", "queueId", "blobId"];
 
 /// Makes the audit event. Never fails: what an event does not say is absent.
@@ -104,7 +104,7 @@ pub(super) fn map(
     PulledEvent { event: mapped, tenant }
 }
 
-/// What a verb is done to.
+/// The resource of a verb.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Subject {
     /// The actor's own account.

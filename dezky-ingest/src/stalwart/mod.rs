@@ -18,6 +18,7 @@ use std::net::IpAddr;
 use std::vec::IntoIter;
 
 use dezky_core::canonical::canonicalize;
+use dezky_core::store::MAX_QUARANTINE_RAW_BYTES;
 use dezky_core::{PulledEvent, QuarantineItem, Timestamp};
 use sha2::{Digest as _, Sha256};
 
@@ -35,9 +36,6 @@ pub const SOURCE: &str = "stalwart";
 /// have of the smallest that Stalwart sends.
 pub const MAX_BODY_EVENTS: usize = 131_072;
 
-/// The most bytes kept of something in quarantine.
-const QUARANTINE_RAW_MAX: usize = 64 << 10;
-
 /// The longest identity that the log takes, in bytes.
 const EXTERNAL_ID_MAX: usize = 512;
 
@@ -47,13 +45,13 @@ const NOT_JSON: &str = "not_json";
 /// The reason of a body that has none.
 const NO_EVENTS: &str = "no_events";
 
-/// What a body holds.
+/// Content of a body.
 #[derive(Debug, Clone, Default)]
 pub struct Decoded {
     /// The events, in the order of the body. Each has an external id; that two
     /// have the same one is possible, and means that they are one event.
     pub events: Vec<PulledEvent>,
-    /// What is no event, without its secrets.
+    /// Quarantine items, without secrets.
     pub quarantine: Vec<QuarantineItem>,
 }
 
@@ -108,7 +106,7 @@ fn text_of(body: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(body)
 }
 
-/// What is known of a request beside its body.
+/// Context of a request besides its body.
 #[derive(Clone, Copy)]
 struct Reader<'a> {
     source: &'a str,
@@ -157,7 +155,7 @@ impl<'a> Reader<'a> {
             key,
             reason: reason.to_owned(),
             detail,
-            raw: raw[..raw.floor_char_boundary(QUARANTINE_RAW_MAX)].into(),
+            raw: raw[..raw.floor_char_boundary(MAX_QUARANTINE_RAW_BYTES)].into(),
             at: self.received_at,
         }
     }
@@ -209,7 +207,7 @@ impl Iterator for Events<'_> {
 }
 
 impl Events<'_> {
-    /// What is no event, when all are read.
+    /// The quarantine items, once all events are read.
     fn into_items(self) -> Vec<QuarantineItem> {
         self.odd.into_items(self.count)
     }
@@ -258,7 +256,7 @@ fn external_id(event: &WireEvent<'_>, keys: &mut ContentKeys<'_>) -> String {
     keys.key(&[&event.created_at, &event.kind, &content.unwrap_or_default()])
 }
 
-/// The key and the text under which something that is no event is quarantined.
+/// The key and text of the quarantine item for something that is not an event.
 fn odd_event(value: Value<'_>) -> (String, String) {
     // Its type is not known, so it may be one whose data must not be kept.
     let parsed = Doc::parse(value.raw());

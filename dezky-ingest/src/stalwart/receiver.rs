@@ -6,7 +6,7 @@ use std::time::Duration;
 use dezky_core::{Error, ErrorKind, PulledEvent, QuarantineItem, Result, TimeProblem, Timestamp};
 
 use super::{Body, MAX_BODY_EVENTS, NOT_JSON, Reader, text_of};
-use crate::intake::{Intake, Taken, refused};
+use crate::intake::{IngestSummary, Intake, refused};
 use crate::signature::Secrets;
 use crate::webhook::Taking;
 
@@ -76,19 +76,19 @@ impl StalwartReceiver {
     /// in what is in it. `client_ip` stands in for events that carry no address.
     /// When this returns, everything is durably in the log, in the quarantine or, if
     /// the [intake](Intake::with_spool) has one, in the spool; the same body again
-    /// changes nothing and answers the same [`Taken::received`].
+    /// changes nothing and answers the same [`IngestSummary::received`].
     ///
     /// # Errors
     /// `signature_invalid`: nothing was read or written. `too_large`: the body has more
     /// events than [it may](Self::with_max_events), and nothing was written. Those of
-    /// [`Intake::take_pushed`]: let the sender come again. A large body is read and taken
+    /// [`Intake::ingest_or_spool`]: let the sender come again. A large body is read and taken
     /// in parts; those before the error are kept and will be duplicates then.
     pub async fn receive(
         &self,
         signature: Option<&str>,
         body: &[u8],
         client_ip: Option<IpAddr>,
-    ) -> Result<Taken> {
+    ) -> Result<IngestSummary> {
         self.secrets.verify(signature, body)?;
         let now = self.intake.runtime().now();
         let text = text_of(body);

@@ -1,4 +1,4 @@
-//! What must not be kept: taken out of the body before anything else looks at it.
+//! Secrets, removed from the body before anything else reads it.
 //!
 //! - `contents`, at any depth: whole protocol lines, with the password of an
 //!   IMAP LOGIN in them (`imap.raw-input` and its like, which the default event

@@ -538,7 +538,7 @@ fn bodies_without_events() {
         assert_eq!(item.raw, b"");
     }
     let long = decoded(format!(r#"{{"xy":"{}"}}"#, "é".repeat(100_000)));
-    assert_eq!(long.quarantine[0].raw.len(), QUARANTINE_RAW_MAX - 1);
+    assert_eq!(long.quarantine[0].raw.len(), MAX_QUARANTINE_RAW_BYTES - 1);
 }
 
 #[test]
@@ -555,7 +555,7 @@ fn a_flood_of_odd_elements_is_folded() {
     let mut lines = 0;
     for more in &items[MAX_ODD..] {
         assert_eq!(more.reason, "too_many_odd");
-        assert!(more.raw.len() <= QUARANTINE_RAW_MAX && kept_list(more).is_ok());
+        assert!(more.raw.len() <= MAX_QUARANTINE_RAW_BYTES && kept_list(more).is_ok());
         let count = more.raw.split(|byte| *byte == b'\n').count();
         assert_eq!(more.detail, format!("{count} more of 50002 events can't be read"));
         lines += count;
@@ -681,7 +681,7 @@ fn check(body: &[u8]) {
         assert_eq!(sealed(event).validate(), Ok(()), "{event:?}");
     }
     for item in &decoded.quarantine {
-        assert!(item.key.len() <= 512 && item.raw.len() <= QUARANTINE_RAW_MAX);
+        assert!(item.key.len() <= 512 && item.raw.len() <= MAX_QUARANTINE_RAW_BYTES);
     }
 }
 

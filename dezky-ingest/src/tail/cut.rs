@@ -43,7 +43,7 @@ enum State {
     Escape(usize),
     /// Behind the object.
     End,
-    /// This is no JSON object.
+    /// Not a JSON object.
     Broken,
 }
 
@@ -54,7 +54,7 @@ pub(super) struct Cutter {
     out: Vec<u8>,
     /// The closing brackets of what is open.
     open: Vec<u8>,
-    /// What is open is left out from here on, up to the end of this depth.
+    /// Content is dropped until this depth ends.
     skips: Option<usize>,
     /// Where in `out` the content of the string begins.
     text_start: usize,

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use dezky_core::{IngestSource, Pull, PullLimits, Result, Runtime, Waiting, rt};
 
+use super::Cursor;
 use super::LineDecoder;
 use super::config::TailConfig;
-use super::core::Cursor;
 use super::job::{Job, Kept};
 
 /// Follows a file of lines.
@@ -23,7 +23,7 @@ use super::job::{Job, Kept};
 ///   so and reading begins anew with the live file and what was written since.
 /// - A pull reads at most 64 MiB beyond its limit of bytes, and skips through at
 ///   most 256 MiB of compressed files; what is longer takes several.
-/// - No file yet is no error: it comes with the first line.
+/// - A missing file is not an error: it may appear with its first line.
 ///
 /// - Rotated files that gzip compressed (`.gz`) are read as well; their lines have
 ///   the identity that they had before. What can't be read of one (cut off,

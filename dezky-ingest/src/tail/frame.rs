@@ -76,7 +76,7 @@ pub struct Framer {
     long: Option<Long>,
 }
 
-/// What is known of a line that is too long, beside its head.
+/// Properties of an over-long line besides its head.
 #[derive(Debug, Clone)]
 struct Long {
     bytes: u64,

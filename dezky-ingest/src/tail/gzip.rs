@@ -124,7 +124,7 @@ impl Gzip {
             if budget.is_spent() && self.end().is_none() {
                 return Err(io::Error::other("no more may be decoded in one pull"));
             }
-            // What is decoded to find the end is not being read.
+            // Decoding to find the end does not count as reading.
             budget.spend(CHUNK_BYTES as u64);
         }
     }

@@ -9,25 +9,31 @@
 //! them together. Only [`FileTail`] touches files.
 
 mod config;
-mod core;
+mod cursor;
 mod cut;
 mod files;
 mod frame;
+mod gap;
 mod gzip;
 mod job;
 mod opened;
+mod place;
+mod reading;
+mod rotated;
 
+use dezky_core::store::MAX_QUARANTINE_RAW_BYTES;
 use dezky_core::{NewEvent, NewMetadata, PulledEvent, QuarantineItem, Timestamp};
 use sha2::{Digest as _, Sha256};
 
 pub use self::config::TailConfig;
 pub(crate) use self::config::{default_max_line_bytes, default_max_siblings};
-pub use self::core::{
-    Age, Batch, Cursor, GENERATION_MAX_BYTES, GapReason, GenerationHash, HEAD_BYTES, HadLine, Head,
-    Heads, IsWhole, LastLine, Place, Reading, Rotated, gap_event,
-};
+pub use self::cursor::{Cursor, Head, Heads};
 pub use self::files::FileTail;
 pub use self::frame::{Frame, Framer, LONG_LINE_KEPT_BYTES, MAX_LINE_BYTES, Short};
+pub use self::gap::{GapReason, gap_event};
+pub use self::place::{HEAD_BYTES, LastLine, Place};
+pub use self::reading::{Batch, GENERATION_MAX_BYTES, GenerationHash, HadLine, IsWhole, Reading};
+pub use self::rotated::{Age, Rotated};
 
 /// A SHA-256.
 pub type Digest = [u8; 32];
@@ -127,7 +133,7 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// Notes it as `_dezky.cut.line`, beside what else was cut.
+    /// Notes it as `_dezky.cut.line`, in addition to other cuts.
     pub(crate) fn annotate(&self, metadata: &mut NewMetadata) {
         let mut cuts = match metadata.annotation("cut") {
             Some(serde_json::Value::Object(cuts)) => cuts.clone(),
@@ -182,14 +188,11 @@ impl Line<'_> {
             key: format!("line:{}", self.key()),
             reason: reason.to_owned(),
             detail: format!("{detail}, {} bytes at offset {}", self.length(), self.offset),
-            raw: raw[..raw.len().min(QUARANTINED_BYTES)].to_vec(),
+            raw: raw[..raw.len().min(MAX_QUARANTINE_RAW_BYTES)].to_vec(),
             at: self.now,
         }
     }
 }
-
-/// The most bytes of a line that go to quarantine.
-pub(crate) const QUARANTINED_BYTES: usize = 64 << 10;
 
 /// The 40 hex digits of a line's identity, within the domain that `text` names.
 pub(crate) fn keyed_hash(
@@ -217,7 +220,7 @@ pub(crate) fn repeated(text: &str, repeat: u32) -> String {
     format!("{text}\0{repeat}")
 }
 
-/// What became of a line, or of a piece of one.
+/// Result of decoding a line, or a piece of one.
 #[derive(Debug, Clone)]
 pub enum Decoded {
     /// An event.

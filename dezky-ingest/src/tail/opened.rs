@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sha2::{Digest as _, Sha256};
 
 use super::Digest;
-use super::core::{Age, GENERATION_MAX_BYTES, GenerationHash, HEAD_BYTES, Place, Rotated};
 use super::gzip::{Budget, End, Gzip};
+use super::{Age, GENERATION_MAX_BYTES, GenerationHash, HEAD_BYTES, Place, Rotated};
 
 /// Bytes read at a time.
 pub(super) const CHUNK_BYTES: usize = 64 << 10;
@@ -39,7 +39,7 @@ pub(super) struct Opened {
     reached: Mutex<Option<Place>>,
 }
 
-/// What is in a file.
+/// Content of a file.
 #[derive(Debug)]
 enum Content {
     /// Lines.
@@ -466,7 +466,7 @@ impl Seen {
     }
 }
 
-/// An earlier generation with the same first line, beside one that is being read.
+/// An earlier generation with the same first line as the one that is being read.
 #[derive(Debug)]
 pub(super) struct Twin {
     opened: Arc<Opened>,

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use super::list::{Profile, Query, first, page, select, text};
 
-/// What goes wrong with a request.
+/// A fault of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// This status with an HTML body.
@@ -85,7 +85,7 @@ impl Builder {
         self
     }
 
-    /// What the table holds at first.
+    /// Initial rows of the table.
     #[must_use]
     pub fn events(mut self, events: impl IntoIterator<Item = Value>) -> Self {
         self.events.extend(events);
@@ -158,7 +158,7 @@ pub struct AuthentikDouble {
     task: JoinHandle<()>,
 }
 
-/// What the token may do.
+/// Permissions of the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
     Full,

@@ -70,7 +70,7 @@ fn a_cursor_that_was_lost_brings_nothing_twice() {
         let pull = IngestSource::pull(&mut tail, None, PullLimits::default()).await.unwrap();
         let taken = place
             .intake()
-            .take(pull.events, pull.quarantine, AppendOptions::default())
+            .ingest(pull.events, pull.quarantine, AppendOptions::default())
             .await
             .unwrap();
         assert_eq!((taken.stored, taken.duplicates, taken.conflicts), (0, 46, 0));
@@ -138,7 +138,7 @@ fn seed_pulled_again_is_silent() {
         let mut tail = OcisTail::new(OcisConfig::new(&path), Arc::new(TokioRuntime)).unwrap();
         let pull = IngestSource::pull(&mut tail, None, PullLimits::default()).await.unwrap();
         let taken =
-            place.intake().take(pull.events, vec![], AppendOptions::default()).await.unwrap();
+            place.intake().ingest(pull.events, vec![], AppendOptions::default()).await.unwrap();
         assert_eq!((taken.stored, taken.duplicates, taken.conflicts), (0, 6, 0), "no conflict");
         assert_eq!(place.count().await, count);
     });

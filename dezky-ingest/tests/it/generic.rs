@@ -14,7 +14,7 @@ use dezky_ingest::generic::{
     GenericReceiver, MAX_BODY_EVENTS, MappedLines, Mapping, MappingConfig,
 };
 use dezky_ingest::signature::{Headers, Scheme, Secrets};
-use dezky_ingest::{Intake, Pump, PumpConfig, Taken};
+use dezky_ingest::{IngestSummary, Intake, Pump, PumpConfig};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ fn receiver(place: &Place, keys: &[&str]) -> GenericReceiver {
     GenericReceiver::new(plain(), Secrets::from_texts(keys).unwrap(), place.intake())
 }
 
-async fn post(place: &Place, body: &str) -> Taken {
+async fn post(place: &Place, body: &str) -> IngestSummary {
     let signature = Secrets::from_texts([KEY]).unwrap().sign_hex(body.as_bytes());
     receiver(place, &[KEY]).receive(Some(&signature), body.as_bytes()).await.unwrap()
 }
@@ -225,7 +225,7 @@ fn four_of_four_lines_of_generations_that_begin_alike_are_stored() {
         // Read again from the beginning by another process.
         let mut tail = MappedLines::follow(plain(), &live, 4_096, Arc::new(TokioRuntime)).unwrap();
         let pull = IngestSource::pull(&mut tail, None, PullLimits::default()).await.unwrap();
-        let again = place.intake().take(pull.events, vec![], AppendOptions::default()).await;
+        let again = place.intake().ingest(pull.events, vec![], AppendOptions::default()).await;
         let again = again.unwrap();
         assert_eq!((again.stored, again.duplicates, again.conflicts), (0, 4, 0));
     });
@@ -292,7 +292,11 @@ fn declared(place: &Place, declared: Value, scheme: Value) -> GenericReceiver {
 }
 
 /// A signed request with further headers.
-async fn send(receiver: &GenericReceiver, more: &[(&str, &str)], body: &[u8]) -> Result<Taken> {
+async fn send(
+    receiver: &GenericReceiver,
+    more: &[(&str, &str)],
+    body: &[u8],
+) -> Result<IngestSummary> {
     let signature = Secrets::from_texts([KEY]).unwrap().sign_base64(body);
     let lines = more.iter().copied().chain([("x-signature", signature.as_str())]);
     receiver.receive_request(&Headers::new(lines), body, |_| true).await

@@ -15,7 +15,7 @@ use dezky_core::testkit::{ManualRuntime, named_event};
 use dezky_core::{
     AuditStore as _, Error, ErrorKind, NewEvent, Result, Runtime as _, StoredEvent, Timestamp,
 };
-use dezky_ingest::quarantine::{Retried, retry};
+use dezky_ingest::quarantine::{RetryOutcome, retry};
 use dezky_ingest::{Intake, Pump, PumpConfig};
 use futures_util::poll;
 
@@ -79,7 +79,7 @@ async fn tenants(hints: Vec<Vec<TenantHint>>) -> (Vec<(Option<String>, String)>,
         .enumerate()
         .map(|(n, tenant)| PulledEvent { event: numbered(n), tenant })
         .collect();
-    intake.take(events, vec![], AppendOptions::default()).await.unwrap();
+    intake.ingest(events, vec![], AppendOptions::default()).await.unwrap();
     let mut stored = place.of_source("numbers").await;
     stored.sort_by_key(|e| e.seq);
     let found = stored.into_iter().map(|e: StoredEvent| {
@@ -176,7 +176,7 @@ fn a_slow_directory_does_not_hold_a_batch_up_for_long() {
         let event = |n| PulledEvent { event: numbered(n), tenant: vec![domain(&n.to_string())] };
         let events = (0..100).map(event).collect();
         let begin = runtime.now();
-        let mut take = pin!(intake.take(events, vec![], AppendOptions::default()));
+        let mut take = pin!(intake.ingest(events, vec![], AppendOptions::default()));
         let taken = loop {
             if let Poll::Ready(taken) = poll!(&mut take) {
                 break taken.unwrap();
@@ -217,7 +217,7 @@ fn what_is_refused_is_kept_within_bounds() {
         let items = vec![item("k".repeat(600)), item("k".repeat(601)), item("\0".into())];
         let take = |intake: Intake| {
             let (events, items) = (vec![long.clone().into(), numbered(2).into()], items.clone());
-            async move { intake.take(events, items, AppendOptions::default()).await.unwrap() }
+            async move { intake.ingest(events, items, AppendOptions::default()).await.unwrap() }
         };
         let first = take(place.intake()).await;
         assert_eq!((first.stored, first.quarantined, first.new_quarantined), (1, 4, 4));
@@ -244,7 +244,7 @@ fn an_event_with_a_reserved_action_is_quarantined() {
         let forged = NewEvent { action: "dezky.erased".into(), ..numbered(1) };
         let events = vec![forged.into(), numbered(2).into()];
         let taken =
-            place.intake().take(events, Vec::new(), AppendOptions::default()).await.unwrap();
+            place.intake().ingest(events, Vec::new(), AppendOptions::default()).await.unwrap();
         assert_eq!((taken.stored, taken.quarantined), (1, 1));
         let kept = place.store.quarantined(0, 10).await.unwrap();
         assert!(
@@ -334,9 +334,9 @@ fn what_is_read_again_waits_for_the_directory() {
             raw: raw.to_vec(),
             at: Timestamp::parse("2026-08-17T10:00:01Z").unwrap(),
         };
-        intake.take(vec![], vec![item], AppendOptions::default()).await.unwrap();
+        intake.ingest(vec![], vec![item], AppendOptions::default()).await.unwrap();
         let kept = place.store.quarantined(0, 10).await.unwrap().remove(0);
-        let Retried::Stays(why) = retry(&intake, &kept, &[]).await.unwrap() else { panic!() };
+        let RetryOutcome::Stays(why) = retry(&intake, &kept, &[]).await.unwrap() else { panic!() };
         assert!(why.contains("retry later"), "{why}");
         owner.0.store(true, Ordering::Relaxed);
         retry(&intake, &kept, &[]).await.unwrap();
@@ -355,7 +355,7 @@ fn what_bears_another_time_than_it_says_is_counted() {
             event(1, Timestamp::MIN),
             event(2, year("2026-01-01T00:00:00Z")),
         ];
-        let taken = place.intake().take(events, vec![], AppendOptions::default()).await.unwrap();
+        let taken = place.intake().ingest(events, vec![], AppendOptions::default()).await.unwrap();
         assert_eq!((taken.stored, taken.undated), (3, 2));
         let stored = place.of_source("numbers").await;
         assert!(stored.iter().all(|e| e.event.at <= e.event.received_at));

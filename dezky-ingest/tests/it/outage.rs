@@ -13,7 +13,7 @@ use dezky_core::store::ListQuery;
 use dezky_core::{
     AuditLog, Error, ErrorKind, NewEvent, Result, Runtime, Spool, SpoolConfig, Timestamp,
 };
-use dezky_ingest::Taken;
+use dezky_ingest::IngestSummary;
 use dezky_ingest::generic::{GenericReceiver, Mapping, MappingConfig};
 use dezky_ingest::signature::Secrets;
 use dezky_ingest::stalwart::StalwartReceiver;
@@ -97,7 +97,7 @@ impl World {
         Self { place, store, log, receiver }
     }
 
-    async fn post(&self, body: &str) -> Result<Taken> {
+    async fn post(&self, body: &str) -> Result<IngestSummary> {
         let signature = Secrets::from_texts(["x"]).unwrap().sign_base64(body.as_bytes());
         self.receiver.receive(Some(&signature), body.as_bytes(), None).await
     }

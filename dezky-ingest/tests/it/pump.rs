@@ -12,7 +12,7 @@ use dezky_core::{
     AuditStore, Error, ErrorKind, NewEvent, PLATFORM_SOURCE, Result, Runtime, StoredEvent,
     Timestamp,
 };
-use dezky_ingest::{Intake, Pump, PumpConfig, PumpState, Taken};
+use dezky_ingest::{IngestSummary, Intake, Pump, PumpConfig, PumpState};
 
 use crate::{Place, run};
 
@@ -108,7 +108,7 @@ fn drains_in_order_and_quarantines_what_is_odd() {
         assert_eq!(notices.len(), 2, "the timeline says so");
         assert!(notices.iter().all(|e| e.event.action == "ingest.quarantined"));
         let again = pump.tick().await.unwrap();
-        assert_eq!(again.taken, Taken::default());
+        assert_eq!(again.taken, IngestSummary::default());
         place.assert_whole().await;
     });
 }

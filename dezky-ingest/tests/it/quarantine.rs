@@ -2,10 +2,11 @@
 
 use dezky_core::store::{AppendOptions, QuarantinedItem};
 use dezky_core::{Actor, ErrorKind, NewEvent, PulledEvent, QuarantineItem, Timestamp};
-use dezky_ingest::authentik::{Item, Odd, map, odd_item};
+use dezky_ingest::authentik::protocol::{Item, MalformedItem};
+use dezky_ingest::authentik::{malformed_item, map};
 use dezky_ingest::generic::{self, Mapping, MappingConfig};
 use dezky_ingest::ocis::{LineContext, OcisOptions, decode_line, line_key};
-use dezky_ingest::quarantine::{Redecoded, Retried, drop_item, redecode, retry};
+use dezky_ingest::quarantine::{ReprocessResult, RetryOutcome, drop_item, redecode, retry};
 use dezky_ingest::stalwart::decode;
 use dezky_ingest::tail::{Decoded, Digest};
 use serde_json::Value;
@@ -31,14 +32,14 @@ fn item(source: &str, key: &str, reason: &str, raw: impl Into<Vec<u8>>) -> Quara
 
 fn events(item: &QuarantineItem) -> Vec<PulledEvent> {
     match redecode(item, &[]) {
-        Redecoded::Events(events) => events,
+        ReprocessResult::Events(events) => events,
         other => panic!("{other:?}"),
     }
 }
 
 fn refusal(item: &QuarantineItem) -> String {
     match redecode(item, &[]) {
-        Redecoded::Refused(why) => why,
+        ReprocessResult::Refused(why) => why,
         other => panic!("{other:?}"),
     }
 }
@@ -94,8 +95,9 @@ fn an_item_of_authentik_is_the_event_that_the_poller_would_have_made_of_it() {
     for raw in listed {
         let expected = map("authentik", Item::read(raw).event.unwrap());
         let value: Value = serde_json::from_str(raw.get()).unwrap();
-        let odd = Odd { reason: "no_action", value: Some(value) };
-        let mut again = events(&odd_item("authentik", odd, raw.get().len(), now())).remove(0).event;
+        let odd = MalformedItem { reason: "no_action", value: Some(value) };
+        let mut again =
+            events(&malformed_item("authentik", odd, raw.get().len(), now())).remove(0).event;
         assert_eq!(again.external_id, expected.external_id);
         // Whose it is was not known, and the text is the redacted one.
         again.metadata = expected.metadata.clone();
@@ -173,9 +175,11 @@ fn a_declared_source_is_read_by_its_mapping_of_today() {
     assert_eq!((kept.len(), expected.len()), (2, 2));
     for (item, expected) in kept.iter().zip(expected) {
         assert!(refusal(item).starts_with("no source shop is declared"));
-        let Redecoded::Refused(why) = redecode(item, std::slice::from_ref(&old)) else { panic!() };
+        let ReprocessResult::Refused(why) = redecode(item, std::slice::from_ref(&old)) else {
+            panic!()
+        };
         assert!(why.starts_with("still no_action"), "{why}");
-        let Redecoded::Events(mut again) = redecode(item, &new) else { panic!() };
+        let ReprocessResult::Events(mut again) = redecode(item, &new) else { panic!() };
         let again = again.remove(0);
         assert_eq!(again.event.external_id, expected.event.external_id);
         assert_eq!(again.event.action, expected.event.action);
@@ -183,13 +187,15 @@ fn a_declared_source_is_read_by_its_mapping_of_today() {
     }
     // A line has the identity of its place, a body of no events those of its own.
     let line = item("shop", "line:line1:abc", "no_action", r#"{"verb":"paid"}"#);
-    let Redecoded::Events(events) = redecode(&line, &new) else { panic!() };
+    let ReprocessResult::Events(events) = redecode(&line, &new) else { panic!() };
     assert_eq!(events[0].event.external_id.as_deref(), Some("line1:abc"));
     let body = item("shop", "x", "no_events", r#"{"events":[{"verb":"a"},{"verb":"b"}]}"#);
-    let Redecoded::Events(events) = redecode(&body, &new) else { panic!() };
+    let ReprocessResult::Events(events) = redecode(&body, &new) else { panic!() };
     assert_eq!(events.len(), 2);
     // Nothing leaves the quarantine for nothing.
-    let Redecoded::Refused(why) = redecode(&line, &[mapping("/verb", &["paid"])]) else { panic!() };
+    let ReprocessResult::Refused(why) = redecode(&line, &[mapping("/verb", &["paid"])]) else {
+        panic!()
+    };
     assert_eq!(why, "the mapping passes over all of it");
 }
 
@@ -200,11 +206,11 @@ fn a_retry_changes_nothing_or_all_of_it() {
         let intake = place.intake();
         let mut refused = NewEvent::new("Bad Verb", Actor::system());
         refused.external_id = Some("n-1".into());
-        intake.take(vec![refused.into()], Vec::new(), AppendOptions::default()).await.unwrap();
+        intake.ingest(vec![refused.into()], Vec::new(), AppendOptions::default()).await.unwrap();
         let quarantined = async || place.store.quarantined(0, 10).await.unwrap();
         let kept = quarantined().await.remove(0);
         let before = place.count().await;
-        let Retried::Stays(why) = retry(&intake, &kept, &[]).await.unwrap() else { panic!() };
+        let RetryOutcome::Stays(why) = retry(&intake, &kept, &[]).await.unwrap() else { panic!() };
         assert!(why.starts_with("action"), "{why}");
         assert_eq!((quarantined().await.len(), place.count().await), (1, before));
 
@@ -213,11 +219,11 @@ fn a_retry_changes_nothing_or_all_of_it() {
             String::from_utf8(kept.item.raw.clone()).unwrap().replace("Bad Verb", "good.verb");
         let mut mended = QuarantinedItem { item: kept.item.clone(), ..kept.clone() };
         mended.item.raw = raw.into();
-        let released = Retried::Released { stored: 1, duplicates: 0 };
+        let released = RetryOutcome::Released { stored: 1, duplicates: 0 };
         assert_eq!(retry(&intake, &mended, &[]).await.unwrap(), released);
         assert_eq!((quarantined().await.len(), place.count().await), (0, before + 1));
         // Once more, as after an answer that was lost.
-        let released = Retried::Released { stored: 0, duplicates: 1 };
+        let released = RetryOutcome::Released { stored: 0, duplicates: 1 };
         assert_eq!(retry(&intake, &mended, &[]).await.unwrap(), released);
         assert_eq!(place.count().await, before + 1);
         place.assert_whole().await;
@@ -232,11 +238,11 @@ fn a_retry_says_that_the_item_was_dropped_meanwhile() {
         let config = serde_json::from_str(r#"{"action":"/verb","id":"/id"}"#).unwrap();
         let mapping = [Mapping::compile("shop", &config).unwrap()];
         let odd = item("shop", "x", "no_action", r#"{"verb":"paid","id":"1"}"#);
-        intake.take(Vec::new(), vec![odd], AppendOptions::default()).await.unwrap();
+        intake.ingest(Vec::new(), vec![odd], AppendOptions::default()).await.unwrap();
         let kept = place.store.quarantined(0, 10).await.unwrap().remove(0);
         assert!(drop_item(&intake, &kept, Actor::system(), "seen").await.unwrap());
         let retried = retry(&intake, &kept, &mapping).await.unwrap();
-        let Retried::Stays(why) = retried else { panic!("{retried:?}") };
+        let RetryOutcome::Stays(why) = retried else { panic!("{retried:?}") };
         assert!(why.contains("dropped"), "{why}");
     });
 }
@@ -247,7 +253,7 @@ fn a_drop_says_so_once() {
         let place = Place::new().await;
         let intake = place.intake();
         let odd = item("numbers", "n-7", "odd", "7");
-        intake.take(Vec::new(), vec![odd], AppendOptions::default()).await.unwrap();
+        intake.ingest(Vec::new(), vec![odd], AppendOptions::default()).await.unwrap();
         let kept = place.store.quarantined(0, 10).await.unwrap().remove(0);
         for note in ["", " ", "a\nb", &"x".repeat(1_001)] {
             let error = drop_item(&intake, &kept, Actor::system(), note).await.unwrap_err();

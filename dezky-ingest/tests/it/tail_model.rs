@@ -14,6 +14,7 @@ use dezky_core::testkit::ManualRuntime;
 use dezky_core::{Actor, IngestSource, NewEvent, PullLimits, QuarantineItem, Timestamp};
 use dezky_ingest::tail::{Decoded, FileTail, Line, LineDecoder, TailConfig};
 use flate2::Compression;
+use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use futures_util::FutureExt as _;
 use sha2::{Digest as _, Sha256};
@@ -840,6 +841,8 @@ fn the_generation_is_found_that_was_being_read() {
     ];
     for seed in seeds {
         run(seed, ALIKE, real).unwrap_or_else(|e| panic!("{e}"));
+        // Another seed must be found once the schedules change.
+        assert!(run(seed, ALIKE, by_place).is_err(), "{seed} shows nothing any more");
     }
 }
 
@@ -935,6 +938,90 @@ fn a_reader_that_only_looks_at_the_size_is_found_out() {
     let rules = Rules { truncate: true, ..NOTHING };
     assert!(is_found_out(rules, |path| by_inode(path, true)));
     assert!(!is_found_out(NOTHING, |path| by_inode(path, true)));
+}
+
+/// Looks for the last line that it read in the youngest file that has it at that place,
+/// and goes on there and in the files that are younger.
+struct ByPlace {
+    path: PathBuf,
+    committed: Place,
+    pending: Place,
+}
+
+/// Where it stands: how many files it has begun, and the end of a line in the last.
+#[derive(Clone, Default)]
+struct Place {
+    files: usize,
+    offset: usize,
+    line: Vec<u8>,
+}
+
+impl Place {
+    fn is_in(&self, bytes: &[u8]) -> bool {
+        bytes.get(..self.offset).is_some_and(|read| read.ends_with(&self.line))
+    }
+}
+
+impl ByPlace {
+    /// The files, the youngest first.
+    fn files(&self) -> Vec<Vec<u8>> {
+        let read = |name: String| {
+            let path = self.path.with_file_name(name);
+            let mut bytes = Vec::new();
+            let gz = File::open(path.with_added_extension("gz"));
+            let is_whole = gz.is_ok_and(|gz| GzDecoder::new(gz).read_to_end(&mut bytes).is_ok());
+            if is_whole { Some(bytes) } else { fs::read(path).ok() }
+        };
+        let rotated = (1..=ROTATED).map(|n| format!("app.log.{n}"));
+        std::iter::once("app.log".to_owned()).chain(rotated).filter_map(read).collect()
+    }
+}
+
+impl Reader for ByPlace {
+    fn pull(&mut self, limits: PullLimits) -> Brought {
+        let mut brought = Brought::default();
+        let mut place = self.committed.clone();
+        let files = self.files();
+        let known = files.iter().position(|bytes| place.files > 0 && place.is_in(bytes));
+        let oldest = known.unwrap_or(files.len().saturating_sub(1));
+        for (age, bytes) in files.iter().enumerate().take(oldest + 1).rev() {
+            if known != Some(age) {
+                place = Place { files: place.files + 1, ..Place::default() };
+            }
+            for (offset, line) in lines_from(bytes, place.offset as u64).0 {
+                if brought.lines.len() == limits.max_events {
+                    brought.more = true;
+                    break;
+                }
+                brought.lines.push((format!("{}:{offset}", place.files), word(&line)));
+                place.line = [&line[..], b"\n"].concat();
+                place.offset = usize::try_from(offset).unwrap() + place.line.len();
+            }
+            if brought.more {
+                break;
+            }
+        }
+        self.pending = place;
+        brought
+    }
+
+    fn commit(&mut self) {
+        self.committed = self.pending.clone();
+    }
+
+    fn crash(&mut self) {}
+}
+
+fn by_place(path: &Path) -> Box<dyn Reader> {
+    let (path, committed, pending) = (path.to_owned(), Place::default(), Place::default());
+    Box::new(ByPlace { path, committed, pending })
+}
+
+#[test]
+fn a_reader_that_takes_any_generation_with_its_last_line_is_found_out() {
+    let rules = Rules { rotate: true, compress: true, ..NOTHING };
+    assert!(is_found_out(Rules { alike: true, ..rules }, by_place));
+    assert!(!is_found_out(rules, by_place));
 }
 
 /// The tail, but with lines identified by their content.

@@ -19,7 +19,7 @@ fn receiver(place: &Place) -> StalwartReceiver {
     StalwartReceiver::new("stalwart", secrets(), place.intake()).unwrap()
 }
 
-async fn post(place: &Place, body: &[u8]) -> dezky_ingest::Taken {
+async fn post(place: &Place, body: &[u8]) -> dezky_ingest::IngestSummary {
     let signature = secrets().sign_base64(body);
     receiver(place).receive(Some(&signature), body, None).await.unwrap()
 }
@@ -181,7 +181,7 @@ fn deduplicating_by_id_loses_some_and_doubles_others() {
             };
             let events = body["events"].as_array().unwrap().iter();
             let events = events.map(|e| PulledEvent::from(event(e))).collect();
-            place.intake().take_pushed(events, vec![]).await.unwrap().stored
+            place.intake().ingest_or_spool(events, vec![]).await.unwrap().stored
         };
         assert_eq!(
             faults(naive).await,

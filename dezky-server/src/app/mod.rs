@@ -16,7 +16,7 @@ use dezky::Platform;
 use dezky_core::Result;
 use dezky_ingest::generic::GenericReceiver;
 use dezky_ingest::stalwart::StalwartReceiver;
-use dezky_ingest::{PumpHandle, Taken};
+use dezky_ingest::{IngestSummary, PumpHandle};
 
 use self::flag_digest::FlagDigest;
 use self::flag_feed::FlagFeed;
@@ -108,7 +108,7 @@ impl App {
     }
 
     /// Counts the result of a request to the webhook of `source`.
-    pub fn record_webhook(&self, source: &str, result: &Result<Taken>) {
+    pub fn record_webhook(&self, source: &str, result: &Result<IngestSummary>) {
         if let Some(webhook) = self.webhooks.get(source) {
             webhook.record(result, self.platform.intake.runtime().now());
         }

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dezky_core::{Result, Timestamp};
-use dezky_ingest::Taken;
+use dezky_ingest::IngestSummary;
 use serde::Serialize;
 
 /// The status of one webhook since the start of the process.
@@ -66,7 +66,7 @@ impl WebhookMonitor {
     }
 
     /// Counts the result of a request.
-    pub fn record(&self, result: &Result<Taken>, now: Timestamp) {
+    pub fn record(&self, result: &Result<IngestSummary>, now: Timestamp) {
         let mut status = self.lock();
         let taken = match result {
             Ok(taken) => taken,

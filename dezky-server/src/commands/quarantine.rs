@@ -7,7 +7,7 @@ use dezky::Platform;
 use dezky_core::QuarantineItem;
 use dezky_core::store::QuarantinedItem;
 use dezky_ingest::generic::Mapping;
-use dezky_ingest::quarantine::{Retried, check_note, drop_item, retry};
+use dezky_ingest::quarantine::{RetryOutcome, check_note, drop_item, retry};
 use serde_json::{Value, json};
 
 use super::{failed, on_platform, operator, print, print_bytes};
@@ -301,9 +301,9 @@ async fn again(
     mappings: &[Mapping],
 ) -> Result<Became, Failure> {
     Ok(match retry(&platform.intake, kept, mappings).await.map_err(failed)? {
-        Retried::Released { stored: 0, .. } => Became::Duplicate,
-        Retried::Released { stored, .. } => Became::Stored(stored),
-        Retried::Stays(why) => Became::Stays(why),
+        RetryOutcome::Released { stored: 0, .. } => Became::Duplicate,
+        RetryOutcome::Released { stored, .. } => Became::Stored(stored),
+        RetryOutcome::Stays(why) => Became::Stays(why),
     })
 }
 

@@ -5,7 +5,7 @@ use dezky_core::{
     Actor, ActorType, NewEvent, NewMetadata, Outcome, PLATFORM_SOURCE, QuarantineItem, Runtime,
     SealedEvent, Timestamp,
 };
-use dezky_ingest::{authentik, kept, ocis, stalwart};
+use dezky_ingest::{authentik, legacy, ocis, stalwart};
 use futures_util::future::BoxFuture;
 use mongodb::bson::Document;
 use serde_json::{Map, Value, json};
@@ -44,7 +44,7 @@ pub(super) fn map(
             other => Map::from_iter([("value".to_owned(), other)]),
         },
     };
-    let kept = kept::read(&source, said, received_at);
+    let kept = legacy::read(&source, said, received_at);
     let action = fields.text("action");
 
     let mut metadata = NewMetadata::from_value(Value::from(kept.said));
@@ -81,7 +81,7 @@ pub(super) fn map(
     let rest = fields.rest();
     report.unknown(&rest);
     if !rest.is_empty() {
-        let rest = kept::read(PLATFORM_SOURCE, rest, received_at).said;
+        let rest = legacy::read(PLATFORM_SOURCE, rest, received_at).said;
         metadata.annotate("origin", rest);
     }
     event.metadata = metadata;

@@ -9,7 +9,7 @@ use axum::body::{Body, Bytes};
 use axum::http::HeaderMap;
 use axum::routing::post;
 use axum::{Json, Router};
-use dezky_ingest::Taken;
+use dezky_ingest::IngestSummary;
 use dezky_ingest::signature::Headers;
 use serde_json::{Value, json};
 
@@ -49,7 +49,7 @@ fn texts(headers: &HeaderMap) -> Headers {
 fn answer(
     state: &App,
     source: &str,
-    taken: dezky_core::Result<Taken>,
+    taken: dezky_core::Result<IngestSummary>,
 ) -> Result<Json<Value>, Problem> {
     state.record_webhook(source, &taken);
     Ok(Json(json!({ "received": taken?.received() })))

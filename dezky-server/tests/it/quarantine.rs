@@ -66,7 +66,7 @@ async fn folder_with_items() -> TempDir {
     refused.metadata.set_source(r#"{"rows":9007199254740993,"rate":1.5}"#);
     let intake = Intake::new(engine.clone(), runtime.clone());
     intake
-        .take(vec![PulledEvent::from(refused)], Vec::new(), AppendOptions::default())
+        .ingest(vec![PulledEvent::from(refused)], Vec::new(), AppendOptions::default())
         .await
         .unwrap();
     let staged = NewEvent::new("tenant.moved", Actor::system()).seal(&*runtime).to_json();

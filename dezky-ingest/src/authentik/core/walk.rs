@@ -144,7 +144,7 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-/// What a page did to a walk.
+/// Effect of a page on a walk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Read {
     /// It follows on what was read.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use dezky_core::source::{IngestSource, Pull, PullLimits};
 use dezky_core::store::{AppendOptions, AuditStore, CursorAdvance, Lease};
 use dezky_core::{Result, Runtime, SealedEvent};
-use dezky_ingest::{Intake, Taken};
+use dezky_ingest::{IngestSummary, Intake};
 
 use super::Driver;
 use super::upstream::{SOURCE, SimSource};
@@ -70,7 +70,7 @@ impl Naive {
         match self.mistake {
             Driver::CursorFirst => {
                 self.store.append(Vec::<SealedEvent>::new(), with(cursor)).await?;
-                intake.take(pull.events, pull.quarantine, with(None)).await?;
+                intake.ingest(pull.events, pull.quarantine, with(None)).await?;
             }
             Driver::CursorLater => {
                 self.pulls += 1;
@@ -78,11 +78,12 @@ impl Naive {
                     let id = pulled.event.external_id.take().unwrap_or_default();
                     pulled.event.external_id = Some(format!("{id}-{}-{}", self.holder, self.pulls));
                 }
-                intake.take(pull.events, pull.quarantine, with(None)).await?;
+                intake.ingest(pull.events, pull.quarantine, with(None)).await?;
                 self.store.append(Vec::<SealedEvent>::new(), with(cursor)).await?;
             }
             _ => {
-                let _: Taken = intake.take(pull.events, pull.quarantine, with(cursor)).await?;
+                let _: IngestSummary =
+                    intake.ingest(pull.events, pull.quarantine, with(cursor)).await?;
             }
         }
         Ok(())

@@ -9,16 +9,16 @@ use serde_json::{Map, Value};
 
 use crate::{authentik, ocis, stalwart};
 
-/// Under which names programs keep what they received, beside what they made of it.
+/// Members under which programs keep the event that they received.
 const WRAPPERS: [&str; 6] = ["raw", "payload", "event", "original", "rawEvent", "rawPayload"];
 
-/// What another program has kept of an event.
+/// An event as another program kept it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct KeptEvent {
+pub struct LegacyEvent {
     /// The event's external id, as the source here would give it; `None` where what was
     /// kept does not say it.
     pub external_id: Option<String>,
-    /// What was kept, without the secrets that the source here takes out; an object.
+    /// The kept object, without the secrets that the source here removes.
     pub said: Map<String, Value>,
 }
 
@@ -33,7 +33,7 @@ pub struct KeptEvent {
 ///
 /// ```
 /// use dezky_core::Timestamp;
-/// use dezky_ingest::kept::read;
+/// use dezky_ingest::legacy::read;
 /// let said = serde_json::json!({
 ///     "raw": {"id": "178696080012035", "createdAt": "2026-08-17T10:00:00Z", "type": "auth.failed",
 ///             "data": {"accountName": "alice@example.com", "contents": "a1 LOGIN alice secret"}},
@@ -42,12 +42,12 @@ pub struct KeptEvent {
 /// assert!(kept.external_id.unwrap().starts_with("sw1:"));
 /// assert_eq!(kept.said["raw"]["data"].as_object().unwrap().len(), 1);
 /// ```
-pub fn read(source: &str, said: Map<String, Value>, received_at: Timestamp) -> KeptEvent {
+pub fn read(source: &str, said: Map<String, Value>, received_at: Timestamp) -> LegacyEvent {
     match source.split(':').next() {
         Some(authentik::SOURCE) => {
             let external_id =
                 received(&said, &["pk"]).and_then(|event| authentik::pk(&event["pk"]));
-            KeptEvent { external_id, said: redacted(said) }
+            LegacyEvent { external_id, said: redacted(said) }
         }
         Some(stalwart::SOURCE) => {
             let event = received(&said, &["type", "createdAt"]);
@@ -58,14 +58,14 @@ pub fn read(source: &str, said: Map<String, Value>, received_at: Timestamp) -> K
             });
             let is_typed = event.is_some();
             let text = stalwart::without_secrets(&Value::from(said).to_string(), is_typed);
-            KeptEvent { external_id, said: object(&text) }
+            LegacyEvent { external_id, said: object(&text) }
         }
         Some(ocis::SYSTEM) => {
             let external_id = received(&said, &["type", "id"]).and_then(own_id);
             let text = ocis::without_secrets(&Value::from(said).to_string());
-            KeptEvent { external_id, said: object(&text) }
+            LegacyEvent { external_id, said: object(&text) }
         }
-        _ => KeptEvent { external_id: None, said: redacted(said) },
+        _ => LegacyEvent { external_id: None, said: redacted(said) },
     }
 }
 
@@ -107,7 +107,7 @@ mod tests {
 
     use super::*;
 
-    fn read(source: &str, said: &Value) -> KeptEvent {
+    fn read(source: &str, said: &Value) -> LegacyEvent {
         super::read(source, said.as_object().unwrap().clone(), Timestamp::MIN)
     }
 
