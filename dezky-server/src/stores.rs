@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use dezky_core::directory::{DirectoryStore, MongoDirectory, PostgresDirectory, SqliteDirectory};
+use dezky_core::directory::{DirectoryStore, DocumentDirectory};
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{
     AuditStore, MongoAuditStore, MongoConfig, PostgresAuditStore, PostgresConfig, SqliteAuditStore,
@@ -111,9 +111,9 @@ impl Engine {
     /// The directory beside the log.
     pub async fn directory(&self) -> Result<Arc<dyn DirectoryStore>, Error> {
         Ok(match self {
-            Self::Sqlite(log) => Arc::new(SqliteDirectory::open(&log.database()).await?),
-            Self::Postgres(log) => Arc::new(PostgresDirectory::open(&log.database()).await?),
-            Self::Mongodb(log) => Arc::new(MongoDirectory::open(&log.database()).await?),
+            Self::Sqlite(log) => Arc::new(DocumentDirectory::open(&log.database()).await?),
+            Self::Postgres(log) => Arc::new(DocumentDirectory::open(&log.database()).await?),
+            Self::Mongodb(log) => Arc::new(DocumentDirectory::open(&log.database()).await?),
         })
     }
 

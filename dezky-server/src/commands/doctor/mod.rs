@@ -213,23 +213,23 @@ impl Versions {
 }
 
 fn known(url: &StoreUrl) -> [(&'static str, usize); 3] {
-    use dezky_core::directory::{MongoDirectory, PostgresDirectory, SqliteDirectory};
+    use dezky_core::directory::DIRECTORY;
     use dezky_core::store::{MongoAuditStore, PostgresAuditStore, SqliteAuditStore};
     use dezky_flags::store::{MongoFlagStore, PostgresFlagStore, SqliteFlagStore};
     let [audit, directory, flags] = match url {
         StoreUrl::Sqlite(_) => [
             SqliteAuditStore::schema_version(),
-            SqliteDirectory::schema_version(),
+            DIRECTORY.versions().sqlite,
             SqliteFlagStore::schema_version(),
         ],
         StoreUrl::Postgres(_) => [
             PostgresAuditStore::schema_version(),
-            PostgresDirectory::schema_version(),
+            DIRECTORY.versions().postgres,
             PostgresFlagStore::schema_version(),
         ],
         StoreUrl::Mongodb(_) => [
             MongoAuditStore::schema_version(),
-            MongoDirectory::schema_version(),
+            DIRECTORY.versions().mongodb,
             MongoFlagStore::schema_version(),
         ],
     };
