@@ -4,13 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dezky_core::directory::{DirectoryStore, DocumentDirectory};
+use dezky_core::documents::Database;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{
     AuditStore, MongoAuditStore, MongoConfig, PostgresAuditStore, PostgresConfig, SqliteAuditStore,
     SqliteConfig,
 };
 use dezky_core::{Error, ErrorKind};
-use dezky_flags::store::{FlagStore, MongoFlagStore, PostgresFlagStore, SqliteFlagStore};
+use dezky_flags::store::{DocumentFlagStore, FlagStore};
 
 use crate::config::{RemoteUrl, StoreConfig, StoreUrl, folder_of};
 use crate::error::Failure;
@@ -108,22 +109,22 @@ impl Engine {
         }
     }
 
-    /// The directory beside the log.
+    /// The directory of the log's database.
     pub async fn directory(&self) -> Result<Arc<dyn DirectoryStore>, Error> {
-        Ok(match self {
-            Self::Sqlite(log) => Arc::new(DocumentDirectory::open(&log.database()).await?),
-            Self::Postgres(log) => Arc::new(DocumentDirectory::open(&log.database()).await?),
-            Self::Mongodb(log) => Arc::new(DocumentDirectory::open(&log.database()).await?),
-        })
+        Ok(Arc::new(DocumentDirectory::open(self.database()).await?))
     }
 
-    /// The flags beside the log.
+    /// The flags of the log's database.
     pub async fn flags(&self) -> Result<Arc<dyn FlagStore>, Error> {
-        Ok(match self {
-            Self::Sqlite(log) => Arc::new(SqliteFlagStore::open(&log.database()).await?),
-            Self::Postgres(log) => Arc::new(PostgresFlagStore::open(&log.database()).await?),
-            Self::Mongodb(log) => Arc::new(MongoFlagStore::open(&log.database()).await?),
-        })
+        Ok(Arc::new(DocumentFlagStore::open(self.database()).await?))
+    }
+
+    fn database(&self) -> Database {
+        match self {
+            Self::Sqlite(log) => (&log.database()).into(),
+            Self::Postgres(log) => (&log.database()).into(),
+            Self::Mongodb(log) => (&log.database()).into(),
+        }
     }
 
     /// Ends the connections, after those who use them.

@@ -11,7 +11,9 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use dezky_core::Error;
+use dezky_core::directory::DIRECTORY;
 use dezky_core::store::Extent;
+use dezky_flags::store::FLAGS;
 use serde::Serialize;
 use serde_json::json;
 
@@ -213,25 +215,16 @@ impl Versions {
 }
 
 fn known(url: &StoreUrl) -> [(&'static str, usize); 3] {
-    use dezky_core::directory::DIRECTORY;
     use dezky_core::store::{MongoAuditStore, PostgresAuditStore, SqliteAuditStore};
-    use dezky_flags::store::{MongoFlagStore, PostgresFlagStore, SqliteFlagStore};
+    let (directory, flags) = (DIRECTORY.versions(), FLAGS.versions());
     let [audit, directory, flags] = match url {
-        StoreUrl::Sqlite(_) => [
-            SqliteAuditStore::schema_version(),
-            DIRECTORY.versions().sqlite,
-            SqliteFlagStore::schema_version(),
-        ],
-        StoreUrl::Postgres(_) => [
-            PostgresAuditStore::schema_version(),
-            DIRECTORY.versions().postgres,
-            PostgresFlagStore::schema_version(),
-        ],
-        StoreUrl::Mongodb(_) => [
-            MongoAuditStore::schema_version(),
-            DIRECTORY.versions().mongodb,
-            MongoFlagStore::schema_version(),
-        ],
+        StoreUrl::Sqlite(_) => [SqliteAuditStore::schema_version(), directory.sqlite, flags.sqlite],
+        StoreUrl::Postgres(_) => {
+            [PostgresAuditStore::schema_version(), directory.postgres, flags.postgres]
+        }
+        StoreUrl::Mongodb(_) => {
+            [MongoAuditStore::schema_version(), directory.mongodb, flags.mongodb]
+        }
     };
     [("audit", audit), ("directory", directory), ("flags", flags)]
 }
