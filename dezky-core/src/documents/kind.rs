@@ -12,7 +12,7 @@ use crate::Error;
 pub struct Set {
     /// The name under which the schema's version is kept, and on which changes are told.
     pub component: &'static str,
-    /// A table or collection of one row, which every transaction locks first.
+    /// The table or collection with the one row that every transaction locks first.
     pub state: &'static str,
     /// The columns of the state's row; without them the set has no revision.
     pub counts: Option<Counts>,
@@ -47,12 +47,12 @@ impl Set {
     }
 }
 
-/// The columns that count beside `revision` in a set's state.
+/// The counting columns of a set's state, next to `revision`.
 #[derive(Debug, Clone, Copy)]
 pub struct Counts {
-    /// The documents that are there.
+    /// The number of documents.
     pub present: &'static str,
-    /// Those and the traces of removed ones.
+    /// The number of documents and of traces of removed ones.
     pub known: &'static str,
 }
 
@@ -139,7 +139,7 @@ pub struct Kind {
     pub owned: Option<Owned>,
     /// The fields that lists filter and sort by.
     pub fields: &'static [Field],
-    /// What remains of a removed document.
+    /// The remains of a removed document.
     pub removal: Removal,
     /// The errors of refused changes; gets the kind and the document's id.
     pub refuse: fn(&Self, &str, &Refusal<'_>) -> Error,
@@ -260,7 +260,7 @@ pub struct Side {
     pub owner: &'static str,
 }
 
-/// What remains of a removed document.
+/// The remains of a removed document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
     /// Nothing: id, name and owned values are free again.

@@ -159,7 +159,7 @@ impl Rows for MemoryRows {
     }
 
     async fn changed(&self, _revision: u64) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     async fn begin(&self) -> Result<(State, Box<dyn RowsTx + '_>)> {

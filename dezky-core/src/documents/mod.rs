@@ -76,8 +76,8 @@ use crate::{Error, ErrorKind, Result, SealedEvent};
 
 /// The documents of a [`Set`] in one database.
 ///
-/// Clones share the connections. Reads wait for nobody; those that change documents take
-/// turns, whatever process they are in. A commit is seen by every read that begins after it.
+/// Clones share the connections. Reads never wait; transactions take turns, across processes
+/// too. A commit is visible to every read that begins after it.
 #[derive(Clone)]
 pub struct Documents {
     set: &'static Set,
@@ -91,6 +91,10 @@ impl Documents {
     /// `schema_newer`; `store_foreign` if tables are missing and the database was opened
     /// without the right to make them; `config_invalid` or `auth_failed` if the role lacks
     /// rights.
+    #[cfg_attr(
+        not(any(feature = "sqlite", feature = "postgres", feature = "mongodb")),
+        expect(clippy::unused_async, reason = "databases other than memory are awaited")
+    )]
     pub async fn open(set: &'static Set, database: impl Into<Database>) -> Result<Self> {
         let rows: Arc<dyn Rows> = match database.into() {
             Database::Memory(database) => Arc::new(memory::MemoryRows::new(set, database)),
@@ -120,16 +124,16 @@ impl Documents {
     /// in memory. Read-only.
     ///
     /// # Errors
-    /// Those of reading the database.
+    /// The errors of reading the database.
     pub async fn examine(&self) -> Result<Vec<Anomaly>> {
         self.rows.examine().await
     }
 
-    /// One document, or the trace of one that was removed if the kind
-    /// [keeps those](Removal::Kept). A key may be any text.
+    /// One document, or the trace of a removed one if the kind [keeps traces](Removal::Kept).
+    /// A key may be any text.
     ///
     /// # Errors
-    /// Those of reading the database.
+    /// The errors of reading the database.
     pub async fn get(&self, kind: &'static Kind, key: Key<'_>) -> Result<Option<Stored>> {
         self.rows.get(kind, key).await
     }
@@ -137,7 +141,7 @@ impl Documents {
     /// A page of the documents of a kind, without removed ones.
     ///
     /// # Errors
-    /// Those of reading the database.
+    /// The errors of reading the database.
     pub async fn page(&self, kind: &'static Kind, page: &Page<'_>) -> Result<Vec<Stored>> {
         self.rows.page(kind, page).await
     }
@@ -145,7 +149,7 @@ impl Documents {
     /// All documents of a kind by id, and the state of the set, in one consistent view.
     ///
     /// # Errors
-    /// Those of reading the database.
+    /// The errors of reading the database.
     pub async fn all(&self, kind: &'static Kind, which: Which) -> Result<(State, Vec<Stored>)> {
         self.rows.all(kind, which).await
     }
@@ -153,7 +157,7 @@ impl Documents {
     /// Counts the documents that all `filters` apply to.
     ///
     /// # Errors
-    /// Those of reading the database.
+    /// The errors of reading the database.
     pub async fn count(&self, kind: &'static Kind, filters: &[Filter<'_>]) -> Result<u64> {
         self.rows.count(kind, filters).await
     }
@@ -162,7 +166,7 @@ impl Documents {
     /// removed.
     ///
     /// # Errors
-    /// Those of reading the database.
+    /// The errors of reading the database.
     pub async fn sum_versions(&self, kind: &'static Kind) -> Result<u64> {
         self.rows.sum_versions(kind).await
     }
@@ -171,12 +175,12 @@ impl Documents {
     /// [counts](Set::counts). Cheap.
     ///
     /// # Errors
-    /// Those of reading the database.
+    /// The errors of reading the database.
     pub async fn state(&self) -> Result<State> {
         self.rows.state().await
     }
 
-    /// Resolves when the set's revision may be beyond `revision`, by whichever process.
+    /// Resolves when the set's revision may be beyond `revision`, whichever process raised it.
     /// Engines without notifications never resolve this: callers must also poll.
     /// Cancel-safe.
     pub async fn changed(&self, revision: u64) {
@@ -409,9 +413,9 @@ pub enum Order<'a> {
 /// Which documents of a kind are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
-    /// Those that are there.
+    /// Documents.
     Present,
-    /// Those and the traces of removed ones.
+    /// Documents and the traces of removed ones.
     Known,
 }
 
@@ -426,7 +430,7 @@ pub struct State {
     pub known: u64,
 }
 
-/// What a transaction finds in the place of a document.
+/// The row that a transaction finds under an id.
 #[derive(Debug, Clone)]
 struct Held {
     id: String,
@@ -436,14 +440,14 @@ struct Held {
     is_present: bool,
 }
 
-/// What no two documents of a kind share.
+/// A property that no two documents of a kind share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Unique {
     Name,
     Owned,
 }
 
-/// The rows of an engine. It knows no rule: what is written here was checked.
+/// The rows of an engine, which knows no rules: the transaction above has checked everything.
 #[async_trait]
 trait Rows: Send + Sync {
     fn capabilities(&self) -> Capabilities;
@@ -466,7 +470,7 @@ trait RowsTx: Send {
     /// The rows with one of these ids.
     async fn held(&mut self, kind: &'static Kind, ids: &[&str]) -> Result<Vec<Held>>;
 
-    /// Those of `values` that documents have, each with the id of its document.
+    /// The members of `values` that are taken, each with the id of the document that has it.
     async fn holders(
         &mut self,
         kind: &'static Kind,
@@ -477,8 +481,8 @@ trait RowsTx: Send {
     /// Deletes rows.
     async fn erase(&mut self, kind: &'static Kind, ids: &[&str]) -> Result<()>;
 
-    /// Writes documents in the place of those of the ids that are `there`. What the latter
-    /// owned is given up first, so that a value may move.
+    /// Writes documents, and replaces the rows of the ids in `there`. Releases the values that
+    /// those owned first, so that a value may move.
     async fn put(
         &mut self,
         kind: &'static Kind,
@@ -524,7 +528,24 @@ fn limit(rows: usize) -> i64 {
 pub(crate) mod plans {
     use sqlx::{Postgres, QueryBuilder, Sqlite};
 
-    use super::{Filter, Kind, Page, sql};
+    use super::{Filter, Kind, Page, Unique, postgres, sql, sqlite};
+
+    /// The look-ups of a transaction: documents, names and owned values.
+    fn look_ups(kind: &Kind) -> Vec<sql::LookUp> {
+        let key = "a\u{1f}b";
+        let owned = kind.owned.map(|_| sql::look_up_holders(kind, Unique::Owned, &[key]));
+        let name = sql::look_up_holders(kind, Unique::Name, &[key]);
+        [sql::look_up_held(kind, &[key]), name].into_iter().chain(owned).collect()
+    }
+
+    pub(crate) fn sqlite_look_ups(kind: &Kind) -> Vec<String> {
+        look_ups(kind).iter().map(sqlite::look_up_sql).collect()
+    }
+
+    /// Each with its parameters.
+    pub(crate) fn postgres_look_ups(kind: &Kind) -> Vec<(String, Vec<Vec<String>>)> {
+        look_ups(kind).into_iter().map(|l| (postgres::look_up_sql(&l), l.keys)).collect()
+    }
 
     pub(crate) fn sqlite_page(kind: &Kind, page: &Page<'_>) -> String {
         sql::page::<Sqlite>(kind, page).sql().as_str().to_owned()

@@ -1,6 +1,6 @@
 //! Documents in the MongoDB database of an audit log.
 //!
-//! A document is JSON text in a field; the fields of lists stand beside it. A key of several
+//! A document is JSON text in one field, next to the fields that lists use. A key of several
 //! columns is one field of [joined](super::joined) text, so that its unique index holds on
 //! every server.
 
@@ -59,7 +59,7 @@ impl MongoRows {
         self.database.run(found).await
     }
 
-    /// Those of the documents that have one of `keys` in `field`.
+    /// The documents that have one of `keys` in `field`.
     async fn with_keys(
         &self,
         session: &mut ClientSession,
@@ -87,7 +87,7 @@ impl MongoRows {
         Ok(())
     }
 
-    /// The state of a set that was never changed is not written down.
+    /// The state of a set; all zeros before its first change, when no document holds it yet.
     fn state_of(&self, found: Option<&Bsons>) -> Result<State> {
         let (Some(counts), Some(found)) = (self.set.counts, found) else {
             return Ok(State::default());
@@ -394,7 +394,7 @@ fn content(kind: &Kind) -> Bsons {
     doc! { "version": 1, kind.document: 1 }
 }
 
-/// What can't be read is told as that, so that one document does not hide the others.
+/// Reports unreadable fields as such, so that one bad document does not hide the others.
 fn stored(kind: &Kind, found: &Bsons) -> Stored {
     Stored {
         id: found.get_str("_id").unwrap_or_default().to_owned(),

@@ -120,8 +120,8 @@ impl Rows for PostgresRows {
         self.database.changed(self.set.component, revision).await;
     }
 
-    /// What others committed before is seen by every statement after the lock, as none of
-    /// ours begins earlier.
+    /// Every statement after the lock sees the commits before it, as each statement has its
+    /// own snapshot.
     async fn begin(&self) -> Result<(State, Box<dyn RowsTx + '_>)> {
         let mut tx = self.database.begin_log().await?;
         let state = state(&mut tx, self.set, " FOR UPDATE").await?;
@@ -189,7 +189,7 @@ impl RowsTx for PostgresTx<'_> {
         self.rows.database.commit(self.tx, events).await
     }
 
-    /// What is dropped is rolled back before its connection is used again.
+    /// Dropping is enough: the rollback is sent before the connection is used again.
     async fn abort(self: Box<Self>) {}
 }
 
@@ -204,24 +204,27 @@ async fn state(tx: &mut PostgresTransaction, set: &Set, lock: &str) -> Result<St
 }
 
 async fn look_up(tx: &mut PostgresTransaction, wanted: &LookUp) -> Result<Vec<PgRow>> {
+    let mut query = sqlx::query(AssertSqlSafe(look_up_sql(wanted)));
+    for column in &wanted.keys {
+        query = query.bind(column.iter().map(|key| storable(key)).collect::<Vec<_>>());
+    }
+    tx.fetch_all(query).await
+}
+
+pub(super) fn look_up_sql(wanted: &LookUp) -> String {
     let numbered = || 1..=wanted.columns.len();
     let arrays: Vec<_> = numbered().map(|n| format!("${n}::text[]")).collect();
     let names: Vec<_> = numbered().map(|n| format!("c{n}")).collect();
     let on =
         wanted.columns.iter().zip(&names).map(|(column, name)| format!("d.{column} = k.{name}"));
-    let sql = format!(
+    format!(
         "SELECT {} FROM unnest({}) AS k ({}) JOIN {} d ON {}",
         wanted.select,
         arrays.join(", "),
         names.join(", "),
         wanted.table,
         on.collect::<Vec<_>>().join(" AND ")
-    );
-    let mut query = sqlx::query(AssertSqlSafe(sql));
-    for column in &wanted.keys {
-        query = query.bind(column.iter().map(|key| storable(key)).collect::<Vec<_>>());
-    }
-    tx.fetch_all(query).await
+    )
 }
 
 async fn delete(

@@ -1,4 +1,4 @@
-//! The tables of a set that has no steps of its own, made from its kinds.
+//! The tables of a set without written-down steps, made from its kinds.
 
 use std::fmt::Write as _;
 
@@ -78,7 +78,7 @@ fn of_owner(
     Table { name, key: key.collect(), columns, indexes }
 }
 
-/// The columns of the state beside `one`.
+/// The columns of the state other than `one`.
 fn counts(set: &Set) -> Vec<&'static str> {
     let counts = set.counts.map(|counts| ["revision", counts.present, counts.known]);
     counts.into_iter().flatten().collect()
@@ -115,10 +115,9 @@ fn script(set: &Set, text: &str, number: &str, options: &str) -> String {
         }
     }
     let (state, counts) = (set.state, counts(set));
-    let columns: String =
-        counts.iter().map(|count| format!(", {count} {number} NOT NULL")).collect();
+    let columns: Vec<_> = counts.iter().map(|c| format!(", {c} {number} NOT NULL")).collect();
     let one = "one INTEGER PRIMARY KEY CHECK (one = 1)";
-    let _ = writeln!(sql, "CREATE TABLE {state} ({one}{columns}){options};");
+    let _ = writeln!(sql, "CREATE TABLE {state} ({one}{}){options};", columns.concat());
     let _ = writeln!(sql, "INSERT INTO {state} VALUES (1{});", ", 0".repeat(counts.len()));
     sql
 }

@@ -1,5 +1,7 @@
 //! Statements and rows of documents, alike for SQLite and PostgreSQL.
 
+use std::fmt::Write as _;
+
 use sqlx::{Database, QueryBuilder};
 
 use super::kind::split;
@@ -49,7 +51,8 @@ macro_rules! dialect {
 }
 pub(super) use dialect;
 
-/// Selects what [`stored`] reads of one document; `None` if no stored key can be this one.
+/// Selects the columns of [`stored`] for one document; `None` if no stored key can equal this
+/// one.
 pub(super) fn get<D: Dialect>(kind: &Kind, key: Key<'_>) -> Option<QueryBuilder<D>> {
     let id = [kind.id];
     let (columns, key, owned): (&[&str], _, _) = match key {
@@ -83,16 +86,13 @@ pub(super) fn page<D: Dialect>(kind: &Kind, page: &Page<'_>) -> QueryBuilder<D> 
     let side = kind.side_of(&page.filters);
     let mut sql = QueryBuilder::new(select(kind));
     // The columns of the order are those of the table whose index leads.
-    let id = match side {
-        Some(side) => {
-            let (table, owner) = (side.table, side.owner);
-            sql.push(format_args!("{table} p JOIN {} d ON d.{} = p.{owner}", kind.table, kind.id));
-            format!("p.{owner}")
-        }
-        None => {
-            sql.push(format_args!("{} d", kind.table));
-            format!("d.{}", kind.id)
-        }
+    let id = if let Some(side) = side {
+        let (table, owner) = (side.table, side.owner);
+        sql.push(format_args!("{table} p JOIN {} d ON d.{} = p.{owner}", kind.table, kind.id));
+        format!("p.{owner}")
+    } else {
+        sql.push(format_args!("{} d", kind.table));
+        format!("d.{}", kind.id)
     };
     let leads = if side.is_some() { "p" } else { "d" };
     sql.push(" WHERE true");
@@ -195,13 +195,13 @@ pub(super) struct LookUp {
     /// The table and the columns of its keys.
     pub(super) table: &'static str,
     pub(super) columns: Vec<&'static str>,
-    /// What is selected, of the table `d`.
+    /// The selected columns of the table `d`.
     pub(super) select: String,
     /// The keys, a list a column.
     pub(super) keys: Vec<Vec<String>>,
 }
 
-/// Looks up what [`held`] reads.
+/// The look-up whose rows [`held`] reads.
 pub(super) fn look_up_held(kind: &Kind, ids: &[&str]) -> LookUp {
     let columns = [kind.id, "version"].into_iter().chain(kind.name.iter().copied());
     let columns: Vec<_> = columns.map(|column| format!("d.{column}")).collect();
@@ -210,7 +210,7 @@ pub(super) fn look_up_held(kind: &Kind, ids: &[&str]) -> LookUp {
     LookUp { table: kind.table, columns: vec![kind.id], select, keys }
 }
 
-/// Looks up what [`holder`] reads.
+/// The look-up whose rows [`holder`] reads.
 pub(super) fn look_up_holders(kind: &Kind, unique: Unique, values: &[&str]) -> LookUp {
     let (table, columns, owner) = match (unique, kind.owned) {
         (Unique::Owned, Some(owned)) => (owned.table, owned.columns, owned.owner),
@@ -242,7 +242,7 @@ pub(super) fn holder<D: Dialect>(row: &D::Row, columns: usize) -> Result<(String
     Ok((texts::<D>(row, 1, columns)?, texts::<D>(row, 0, 1)?))
 }
 
-/// What can't be read is told as that, so that one row does not hide the others.
+/// Reports unreadable columns as such, so that one bad row does not hide the others.
 pub(super) fn stored<D: Dialect>(row: &D::Row) -> Stored {
     Stored {
         id: D::text(row, 0).ok().flatten().unwrap_or_default(),
@@ -366,7 +366,7 @@ impl Insert<'_> {
             let others = self.columns.iter().filter(|column| **column != id);
             let set: Vec<_> =
                 others.map(|column| format!("{column} = excluded.{column}")).collect();
-            sql.push_str(&format!(" ON CONFLICT ({id}) DO UPDATE SET {}", set.join(", ")));
+            let _ = write!(sql, " ON CONFLICT ({id}) DO UPDATE SET {}", set.join(", "));
         }
         sql
     }

@@ -89,7 +89,7 @@ impl Rows for SqliteRows {
     }
 
     async fn changed(&self, _revision: u64) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     async fn begin(&self) -> Result<(State, Box<dyn RowsTx + '_>)> {
@@ -154,7 +154,7 @@ impl RowsTx for SqliteTx<'_> {
     }
 
     async fn abort(self: Box<Self>) {
-        // What is dropped is rolled back before its connection is used again.
+        // If it fails, dropping rolls back before the connection is used again.
         let _ = self.tx.rollback().await;
     }
 }
@@ -181,20 +181,21 @@ async fn look_up(connection: &mut SqliteConnection, wanted: &LookUp) -> Result<V
     let keys = serde_json::to_string(&keys).map_err(|error| {
         Error::new(ErrorKind::Internal, "keys can't be written as JSON").with_source(error)
     })?;
-    let on: Vec<_> = (0..)
-        .zip(&wanted.columns)
-        .map(|(place, column): (usize, _)| {
-            format!("d.{column} = json_extract(k.value, '$[{place}]')")
-        })
-        .collect();
+    let sql = AssertSqlSafe(look_up_sql(wanted));
+    sqlx::query(sql).bind(keys).fetch_all(connection).await.map_err(sqlite_error)
+}
+
+pub(super) fn look_up_sql(wanted: &LookUp) -> String {
+    let on = wanted.columns.iter().enumerate();
+    let on: Vec<_> =
+        on.map(|(n, column)| format!("d.{column} = json_extract(k.value, '$[{n}]')")).collect();
     // CROSS, so that the keys lead and not the table.
-    let sql = format!(
+    format!(
         "SELECT {} FROM json_each(?) k CROSS JOIN {} d ON {}",
         wanted.select,
         wanted.table,
         on.join(" AND ")
-    );
-    sqlx::query(AssertSqlSafe(sql)).bind(keys).fetch_all(connection).await.map_err(sqlite_error)
+    )
 }
 
 async fn delete(

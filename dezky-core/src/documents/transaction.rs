@@ -28,7 +28,7 @@ type Place = (&'static str, String);
 struct Locked {
     /// The row that was there.
     held: Option<Held>,
-    /// What is known after the changes so far.
+    /// The state of the id after the changes so far.
     known: Known,
     /// The place among the changes.
     change: Option<usize>,
@@ -79,7 +79,7 @@ impl<'a> Transaction<'a> {
     /// Puts a document in its place.
     ///
     /// # Errors
-    /// What the kind says of a [`Refusal`]; `internal` if it is not [locked](Self::lock).
+    /// The kind's error for a [`Refusal`]; `internal` if the id is not [locked](Self::lock).
     pub fn put(&mut self, kind: &'static Kind, how: Put, document: Document) -> Result<()> {
         let place = (kind.table, document.id.clone());
         let before = self.known_of(&place)?;
@@ -94,14 +94,14 @@ impl<'a> Transaction<'a> {
         if before.is_present() && self.name_at(&place) != document.name.as_deref() {
             return refused(Refusal::NameFixed);
         }
-        self.change(kind, place, Known::Present(document.version), document);
+        self.change(kind, &place, Known::Present(document.version), document);
         Ok(())
     }
 
     /// Removes the document that has this version.
     ///
     /// # Errors
-    /// What the kind says of a [`Refusal`]; `internal` if it is not [locked](Self::lock), or
+    /// The kind's error for a [`Refusal`]; `internal` if the id is not [locked](Self::lock), or
     /// documents of the kind are never removed.
     pub fn remove(&mut self, kind: &'static Kind, id: &str, version: u64) -> Result<()> {
         let place = (kind.table, id.to_owned());
@@ -112,7 +112,7 @@ impl<'a> Transaction<'a> {
             Removal::Kept => Known::Removed(version + 1),
             Removal::Never => return Err(internal("a document of this kind is never removed")),
         };
-        self.change(kind, place, known, Document::removed(id.to_owned(), version + 1));
+        self.change(kind, &place, known, Document::removed(id.to_owned(), version + 1));
         Ok(())
     }
 
@@ -126,7 +126,7 @@ impl<'a> Transaction<'a> {
         if kind.removal != Removal::Kept {
             return Err(internal("this kind keeps nothing of removed documents"));
         }
-        self.change(kind, place, Known::Removed(version), Document::removed(id.into(), version));
+        self.change(kind, &place, Known::Removed(version), Document::removed(id.into(), version));
         Ok(())
     }
 
@@ -143,7 +143,7 @@ impl<'a> Transaction<'a> {
     /// Commits the changes and their events, or nothing.
     ///
     /// # Errors
-    /// What a kind says of a [`Refusal`] of a name or an owned value; `event_invalid`.
+    /// A kind's error for the [`Refusal`] of a name or an owned value; `event_invalid`.
     /// `store_unavailable` and `store_busy`: the outcome is unknown.
     pub async fn commit(mut self) -> Result<()> {
         let written = self.write().await;
@@ -153,12 +153,12 @@ impl<'a> Transaction<'a> {
     /// Commits after `made`, or gives the transaction up and returns its error.
     ///
     /// # Errors
-    /// That of `made`, and those of [`commit`](Self::commit).
+    /// The error of `made`, and those of [`commit`](Self::commit).
     pub async fn commit_after(self, made: Result<()>) -> Result<()> {
         if made.is_err() { self.end(made).await } else { self.commit().await }
     }
 
-    /// Gives the transaction up at once, where dropping it may hold others up for a moment.
+    /// Gives the transaction up at once; a dropped one may hold others up for a moment.
     pub async fn abort(self) {
         self.tx.abort().await;
     }
@@ -190,8 +190,8 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    fn change(&mut self, kind: &'static Kind, place: Place, after: Known, document: Document) {
-        let Some(locked) = self.places.get_mut(&place) else { return };
+    fn change(&mut self, kind: &'static Kind, place: &Place, after: Known, document: Document) {
+        let Some(locked) = self.places.get_mut(place) else { return };
         let before = std::mem::replace(&mut locked.known, after);
         let count = |number: u64, was: bool, is: bool| {
             (number + u64::from(is)).saturating_sub(u64::from(was))
@@ -233,7 +233,7 @@ impl<'a> Transaction<'a> {
         Ok(())
     }
 
-    /// Refuses names and owned values of other documents. They are looked up rather than left
+    /// Refuses names and owned values that other documents have. They are looked up rather than left
     /// to the engine's unique indexes: a statement that fails ends the transaction there, and
     /// says less.
     async fn check_unique(&mut self) -> Result<()> {
@@ -290,16 +290,16 @@ fn ids<'d>(documents: impl Iterator<Item = &'d Document>) -> Vec<&'d str> {
 /// How a document comes into its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
-    /// There is none; its version follows the last one that the id had, which is 0 if it
-    /// never had any.
+    /// No document has the id; the version follows the last one that the id had, which is 0 if
+    /// it never had any.
     New,
-    /// One is there whose version is the one before.
+    /// The stored document has the version before.
     Next,
-    /// Whatever is there, unless it has the same version or a later one: how copies come in.
+    /// Replaces any earlier version and leaves a later or equal one: how copies come in.
     AsIs,
 }
 
-/// What is known of an id.
+/// The state of an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
     /// No document had it.

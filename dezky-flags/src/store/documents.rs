@@ -1,4 +1,4 @@
-//! Flags as documents: which tables hold them, and how what is stored is read.
+//! Flags as documents: their tables, and how a stored flag is read.
 
 use std::sync::Arc;
 
@@ -54,8 +54,8 @@ pub(super) fn refuse(_kind: &Kind, key: &str, refusal: &Refusal<'_>) -> Error {
 
 /// Flags in the database of an audit log: a change and its event are one commit.
 ///
-/// Clones share the connections. Any number of processes may use one database: those that
-/// change flags take turns, those that read wait for nobody.
+/// Clones share the connections. Any number of processes may use one database: changes take
+/// turns, and reads never wait.
 ///
 /// ```
 /// use dezky_core::rt::TokioRuntime;
@@ -80,7 +80,7 @@ impl DocumentFlagStore {
     /// Opens the flags of a database, and makes their tables or brings them up to date.
     ///
     /// # Errors
-    /// Those of [`Documents::open`].
+    /// The errors of [`Documents::open`].
     pub async fn open(database: impl Into<Database>) -> Result<Self> {
         Ok(Self { documents: Documents::open(&FLAGS, database).await? })
     }
