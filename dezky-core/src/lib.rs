@@ -4,6 +4,7 @@ pub mod canonical;
 pub mod change;
 pub mod copy;
 pub mod directory;
+pub mod documents;
 pub mod domain;
 mod error;
 mod event;

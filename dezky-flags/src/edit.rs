@@ -59,14 +59,14 @@ pub struct Updated {
 /// ```
 /// # use std::sync::Arc;
 /// use dezky_core::{Actor, AuditLog, rt::TokioRuntime, store::MemoryAuditStore};
-/// use dezky_flags::store::MemoryFlagStore;
+/// use dezky_flags::store::DocumentFlagStore;
 /// use dezky_flags::{Edit, FlagPatch, FlagState, Flags, NewFlag};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> dezky_core::Result<()> {
 /// let runtime = Arc::new(TokioRuntime);
 /// let log = Arc::new(MemoryAuditStore::open(runtime.clone()));
 /// let flags = Flags::new(
-///     Arc::new(MemoryFlagStore::new(log.clone())),
+///     Arc::new(DocumentFlagStore::in_memory(log.clone())),
 ///     Arc::new(AuditLog::new(log, runtime.clone())),
 ///     runtime,
 /// );

@@ -31,7 +31,7 @@ impl FlagStore for FileFlagStore {
     }
 
     /// A file and a log share no transaction: a crash before the rename leaves an event without its
-    /// change. `SqliteFlagStore` has no such gap.
+    /// change. `DocumentFlagStore` has no such gap.
     async fn commit(&self, changes: Vec<FlagChange>, events: Vec<SealedEvent>) -> Result<()> {
         self.write(|table| table.apply(changes), events).await
     }

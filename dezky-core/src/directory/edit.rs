@@ -8,14 +8,16 @@ use futures_util::lock::{Mutex as AsyncMutex, MutexGuard};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::documents::{PARTNER, TENANT, USER};
 use super::input::conflict;
 use super::tenants::only_tenant;
 use super::{
     DirectoryChange, DirectoryStore, NewPartner, NewTenant, NewUser, Partner, PartnerKey,
     PartnerPatch, PartnerStatus, Patch, ProvisioningReport, Tenant, TenantKey, TenantPatch,
-    TenantStatus, User, UserKey, UserPatch, UserStatus, fields, refusal,
+    TenantStatus, User, UserKey, UserPatch, UserStatus, fields,
 };
 use crate::change;
+use crate::documents::{Kind, Refusal, refuse};
 use crate::event::uuid_v7;
 use crate::{
     Actor, AuditLog, Error, ErrorKind, NewEvent, NewMetadata, Result, Runtime, SealedEvent,
@@ -62,7 +64,7 @@ impl Edit {
 ///
 /// ```
 /// # use std::sync::Arc;
-/// use dezky_core::directory::{Directory, Edit, MemoryDirectory, NewTenant, TenantKey};
+/// use dezky_core::directory::{Directory, DocumentDirectory, Edit, NewTenant, TenantKey};
 /// use dezky_core::store::{ListQuery, MemoryAuditStore};
 /// use dezky_core::{Actor, AuditLog, AuditStore, rt::TokioRuntime};
 /// # #[tokio::main(flavor = "current_thread")]
@@ -70,7 +72,7 @@ impl Edit {
 /// let runtime = Arc::new(TokioRuntime);
 /// let events: Arc<dyn AuditStore> = Arc::new(MemoryAuditStore::open(runtime.clone()));
 /// let log = Arc::new(AuditLog::new(events.clone(), runtime.clone()));
-/// let store = Arc::new(MemoryDirectory::new(events.clone()));
+/// let store = Arc::new(DocumentDirectory::in_memory(events.clone()));
 /// let directory = Directory::new(store, log, runtime);
 ///
 /// let by = Edit::by(Actor::user("u-7").with_ip("203.0.113.7"));
@@ -302,7 +304,7 @@ impl Directory {
         let _turn = self.turn.lock().await;
         for attempt in 1..=MAX_ATTEMPTS {
             let user = User::read(&*self.store, key).await?;
-            let user = user.ok_or_else(|| refusal::missing("user"))?;
+            let user = user.ok_or_else(|| refused(&USER, Refusal::Missing))?;
             let now = self.runtime.now();
             let is_news = user.last_login_at.is_none_or(|last| {
                 // One in the future was noted by a clock that was ahead.
@@ -322,7 +324,7 @@ impl Directory {
                 Err(error) => return Err(error),
             }
         }
-        Err(refusal::version("user"))
+        Err(refused(&USER, Refusal::Version))
     }
 
     fn new_id(&self) -> String {
@@ -416,9 +418,9 @@ impl Directory {
     ) -> Result<(D, bool)> {
         for attempt in 1..=MAX_ATTEMPTS {
             let before = D::read(&*self.store, key).await?;
-            let before = before.ok_or_else(|| refusal::missing(D::TYPE))?;
+            let before = before.ok_or_else(|| refused(D::KIND, Refusal::Missing))?;
             if by.if_version.is_some_and(|version| version != before.version()) {
-                return Err(refusal::version(D::TYPE));
+                return Err(refused(D::KIND, Refusal::Version));
             }
             let mut after = before.clone();
             let changed = change(&mut after).map(|()| after != before);
@@ -437,7 +439,7 @@ impl Directory {
                 Err(error) => return Err(error),
             }
         }
-        Err(refusal::version(D::TYPE))
+        Err(refused(D::KIND, Refusal::Version))
     }
 
     /// The event of a change, sealed and within all bounds.
@@ -457,7 +459,7 @@ impl Directory {
         }
         metadata.annotate("after", new);
         Ok(self.log.seal(NewEvent {
-            resource_type: Some(D::TYPE.to_owned()),
+            resource_type: Some(D::KIND.what.to_owned()),
             resource_id: Some(after.id().to_owned()),
             resource_name: after.name().map(str::to_owned),
             tenant_slug: whose.tenant_slug,
@@ -502,6 +504,10 @@ fn members(document: &impl Document) -> Map<String, Value> {
     }
 }
 
+fn refused(kind: &Kind, refusal: Refusal<'_>) -> Error {
+    refuse(kind, "", &refusal)
+}
+
 /// Whom an event concerns.
 #[derive(Default)]
 struct Whose {
@@ -511,7 +517,7 @@ struct Whose {
 
 /// What the editor needs of a document.
 trait Document: Clone + PartialEq + Serialize + Send + Sync + Into<DirectoryChange> {
-    const TYPE: &'static str;
+    const KIND: &'static Kind;
     type Key<'a>: Copy + Send + Sync;
 
     fn read<'a>(
@@ -537,7 +543,7 @@ trait Document: Clone + PartialEq + Serialize + Send + Sync + Into<DirectoryChan
 }
 
 impl Document for Tenant {
-    const TYPE: &'static str = "tenant";
+    const KIND: &'static Kind = &TENANT;
     type Key<'a> = TenantKey<'a>;
 
     async fn read<'a>(store: &'a dyn DirectoryStore, key: TenantKey<'a>) -> Result<Option<Self>> {
@@ -583,7 +589,7 @@ impl Document for Tenant {
 }
 
 impl Document for Partner {
-    const TYPE: &'static str = "partner";
+    const KIND: &'static Kind = &PARTNER;
     type Key<'a> = PartnerKey<'a>;
 
     async fn read<'a>(store: &'a dyn DirectoryStore, key: PartnerKey<'a>) -> Result<Option<Self>> {
@@ -620,7 +626,7 @@ impl Document for Partner {
 }
 
 impl Document for User {
-    const TYPE: &'static str = "user";
+    const KIND: &'static Kind = &USER;
     type Key<'a> = UserKey<'a>;
 
     async fn read<'a>(store: &'a dyn DirectoryStore, key: UserKey<'a>) -> Result<Option<Self>> {

@@ -1,22 +1,15 @@
 //! The directory: tenants, partners and users of a platform, and how they change.
 //!
 //! [`Directory`] is what platform code calls: every change commits together with
-//! its audit event. [`DirectoryStore`] is what a back end implements, and
+//! its audit event. [`DirectoryStore`] is the contract of where it is kept,
+//! [`DocumentDirectory`] keeps it as [documents](crate::documents), and
 //! [`DirectoryTenants`] answers ingest's question whose an event is.
 
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
-mod codec;
+mod documents;
 mod edit;
 mod fields;
 mod input;
-mod memory;
 mod model;
-#[cfg(feature = "mongodb")]
-mod mongodb;
-#[cfg(feature = "postgres")]
-mod postgres;
-#[cfg(feature = "sqlite")]
-mod sqlite;
 mod tenants;
 
 use std::fmt;
@@ -24,6 +17,7 @@ use std::str::FromStr;
 
 use async_trait::async_trait;
 
+pub use self::documents::{DIRECTORY, DocumentDirectory};
 pub use self::edit::{Directory, Edit};
 pub use self::fields::{
     MAX_DETAIL_CHARS, MAX_DOMAIN_BYTES, MAX_DOMAINS, MAX_EMAIL_BYTES, MAX_ID_BYTES, MAX_IDENTITIES,
@@ -34,18 +28,12 @@ pub use self::input::{
     BillingPatch, ContactPatch, NewBilling, NewPartner, NewTenant, NewUser, PartnerPatch, Patch,
     ProvisioningReport, TenantPatch, UserPatch,
 };
-pub use self::memory::MemoryDirectory;
 pub use self::model::{
     Billing, ContactInfo, INTEGRATIONS, Identity, Partner, PartnerStatus, ProvisioningStatus,
     Tenant, TenantStatus, User, UserStatus,
 };
-#[cfg(feature = "mongodb")]
-pub use self::mongodb::MongoDirectory;
-#[cfg(feature = "postgres")]
-pub use self::postgres::PostgresDirectory;
-#[cfg(feature = "sqlite")]
-pub use self::sqlite::SqliteDirectory;
 pub use self::tenants::DirectoryTenants;
+use crate::documents::Kind;
 use crate::store::{Anomaly, Capabilities};
 use crate::{Error, ErrorKind, Result, SealedEvent, Timestamp};
 
@@ -173,13 +161,25 @@ impl DirectoryChange {
         }
     }
 
-    /// What kind of document, and its id: what no two changes of a commit share.
-    pub(crate) fn identity(&self) -> (&'static str, &str) {
+    fn kind(&self) -> &'static Kind {
         match self {
-            Self::Tenant(tenant) => ("tenant", &tenant.id),
-            Self::Partner(partner) => ("partner", &partner.id),
-            Self::User(user) => ("user", &user.id),
+            Self::Tenant(_) => &documents::TENANT,
+            Self::Partner(_) => &documents::PARTNER,
+            Self::User(_) => &documents::USER,
         }
+    }
+
+    fn id(&self) -> &str {
+        match self {
+            Self::Tenant(tenant) => &tenant.id,
+            Self::Partner(partner) => &partner.id,
+            Self::User(user) => &user.id,
+        }
+    }
+
+    /// The kind of document and its id, which no two changes of a commit share.
+    pub(crate) fn identity(&self) -> (&'static str, &str) {
+        (self.kind().what, self.id())
     }
 }
 
@@ -395,61 +395,4 @@ fn check_commit(changes: &[DirectoryChange]) -> Result<()> {
     changes.iter().try_for_each(DirectoryChange::validate)?;
     let identities: Vec<_> = changes.iter().map(DirectoryChange::identity).collect();
     fields::distinct("id", &identities)
-}
-
-/// Compares the version of a document to be with that of the one that is stored.
-fn check_version(what: &str, stored: Option<u64>, version: u64) -> Result<()> {
-    match stored {
-        None if version == 1 => Ok(()),
-        None => Err(refusal::missing(what)),
-        Some(_) if version == 1 => Err(refusal::taken("id")),
-        Some(stored) if stored + 1 == version => Ok(()),
-        Some(_) => Err(refusal::version(what)),
-    }
-}
-
-/// The errors of a commit, in one wording for all stores.
-mod refusal {
-    use super::{Error, ErrorKind};
-
-    pub(super) fn taken(key: &str) -> Error {
-        Error::new(
-            ErrorKind::AlreadyExists,
-            format!("{key} already exists: choose another, or change the one that is there"),
-        )
-    }
-
-    pub(super) fn domain_taken(domain: &str) -> Error {
-        Error::new(
-            ErrorKind::AlreadyExists,
-            format!("domains: {domain} already exists at another tenant: remove it there first"),
-        )
-    }
-
-    pub(super) fn identity_taken(system: &str) -> Error {
-        Error::new(
-            ErrorKind::AlreadyExists,
-            format!(
-                "identities: one of {system} already exists at another user: remove it there first"
-            ),
-        )
-    }
-
-    pub(super) fn version(what: &str) -> Error {
-        Error::new(
-            ErrorKind::VersionMismatch,
-            format!("the {what} was changed meanwhile: read it again"),
-        )
-    }
-
-    pub(super) fn missing(what: &str) -> Error {
-        Error::new(ErrorKind::NotFound, format!("there is no such {what}: make it first"))
-    }
-
-    pub(super) fn fixed(field: &str) -> Error {
-        Error::new(
-            ErrorKind::FieldInvalid,
-            format!("{field} must be what it was: it never changes, make a new document"),
-        )
-    }
 }

@@ -30,6 +30,7 @@
 
 pub mod conformance;
 pub mod directory;
+pub mod documents;
 mod events;
 mod runtime;
 
@@ -37,5 +38,6 @@ pub use futures_util::future::BoxFuture;
 
 pub use self::conformance::{Reopen, StoreHarness};
 pub use self::directory::{DirectoryHarness, OpenDirectory};
+pub use self::documents::{DocumentsHarness, OpenDocuments};
 pub use self::events::{EventGenerator, named_event};
 pub use self::runtime::ManualRuntime;

@@ -11,8 +11,7 @@ use dezky_core::copy::{
     copy_directory, copy_log, relay_all,
 };
 use dezky_core::directory::{
-    DirectoryStore, MemoryDirectory, MongoDirectory, PostgresDirectory, SqliteDirectory, Tenant,
-    TenantKey, TenantStatus, User,
+    DirectoryStore, DocumentDirectory, Tenant, TenantKey, TenantStatus, User,
 };
 use dezky_core::integrity::erase;
 use dezky_core::rt::TokioRuntime;
@@ -38,27 +37,27 @@ struct Ends {
 
 fn memory() -> Ends {
     let log: Arc<dyn AuditStore> = Arc::new(MemoryAuditStore::open(Arc::new(TokioRuntime)));
-    Ends { directory: Arc::new(MemoryDirectory::new(log.clone())), log }
+    Ends { directory: Arc::new(DocumentDirectory::in_memory(log.clone())), log }
 }
 
 async fn sqlite(folder: &tempfile::TempDir, name: &str) -> Ends {
     let config = SqliteConfig::new(folder.path().join(name));
     let log = SqliteAuditStore::open(config, &TokioRuntime).await.unwrap();
-    let directory = Arc::new(SqliteDirectory::open(&log.database()).await.unwrap());
+    let directory = Arc::new(DocumentDirectory::open(&log.database()).await.unwrap());
     Ends { directory, log: Arc::new(log) }
 }
 
 async fn postgres(databases: &Databases) -> Ends {
     let config = PostgresConfig::new(databases.make().await);
     let log = PostgresAuditStore::open(config, &TokioRuntime).await.unwrap();
-    let directory = Arc::new(PostgresDirectory::open(&log.database()).await.unwrap());
+    let directory = Arc::new(DocumentDirectory::open(&log.database()).await.unwrap());
     Ends { directory, log: Arc::new(log) }
 }
 
 async fn mongodb(database: &TestLog) -> Ends {
     let config = MongoConfig::new(database.url());
     let log = MongoAuditStore::open(config, Arc::new(TokioRuntime)).await.unwrap();
-    let directory = Arc::new(MongoDirectory::open(&log.database()).await.unwrap());
+    let directory = Arc::new(DocumentDirectory::open(&log.database()).await.unwrap());
     Ends { directory, log: Arc::new(log) }
 }
 

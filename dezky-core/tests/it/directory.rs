@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dezky_core::directory::{
-    Directory, DirectoryChange, DirectoryStore, Edit, Identity, MemoryDirectory, NewPartner,
+    Directory, DirectoryChange, DirectoryStore, DocumentDirectory, Edit, Identity, NewPartner,
     NewTenant, NewUser, Partner, PartnerKey, PartnerPatch, PartnerQuery, Patch, ProvisioningReport,
-    ProvisioningStatus, SqliteDirectory, Tenant, TenantKey, TenantPatch, TenantQuery, TenantStatus,
-    User, UserKey, UserPatch, UserQuery, UserStatus,
+    ProvisioningStatus, Tenant, TenantKey, TenantPatch, TenantQuery, TenantStatus, User, UserKey,
+    UserPatch, UserQuery, UserStatus,
 };
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{Capabilities, MemoryAuditStore, SqliteAuditStore, SqliteConfig};
@@ -36,7 +36,7 @@ impl DirectoryHarness for Memory {
 
     async fn open(&self, _which: Reopen) -> OpenDirectory {
         let log: Arc<dyn AuditStore> = Arc::new(MemoryAuditStore::open(self.runtime()));
-        OpenDirectory { store: Arc::new(MemoryDirectory::new(Arc::clone(&log))), log }
+        OpenDirectory { store: Arc::new(DocumentDirectory::in_memory(Arc::clone(&log))), log }
     }
 }
 
@@ -71,7 +71,7 @@ impl DirectoryHarness for Sqlite {
         }
         let config = SqliteConfig::new(self.path());
         let log = SqliteAuditStore::open(config, &TokioRuntime).await.unwrap();
-        let store = SqliteDirectory::open(&log.database()).await.unwrap();
+        let store = DocumentDirectory::open(&log.database()).await.unwrap();
         OpenDirectory { store: Arc::new(store), log: Arc::new(log) }
     }
 }
@@ -110,7 +110,7 @@ impl Desk {
     fn on(wrap: impl FnOnce(Arc<dyn DirectoryStore>) -> Arc<dyn DirectoryStore>) -> Self {
         let log: Arc<dyn AuditStore> = Arc::new(MemoryAuditStore::open(Arc::new(TokioRuntime)));
         let audit = Arc::new(AuditLog::new(Arc::clone(&log), Arc::new(TokioRuntime)));
-        let store = wrap(Arc::new(MemoryDirectory::new(Arc::clone(&log))));
+        let store = wrap(Arc::new(DocumentDirectory::in_memory(Arc::clone(&log))));
         Self { directory: Directory::new(store, audit, Arc::new(TokioRuntime)), log }
     }
 
@@ -597,11 +597,11 @@ async fn a_database_is_checked_before_it_is_written_to() {
         SqliteAuditStore::open(SqliteConfig::new(harness.path()), &TokioRuntime).await.unwrap();
     let reading = SqliteConfig::read_only(harness.path());
     let reader = SqliteAuditStore::open(reading.clone(), &TokioRuntime).await.unwrap();
-    let answer = SqliteDirectory::open(&reader.database()).await;
+    let answer = DocumentDirectory::open(&reader.database()).await;
     refused(answer, ErrorKind::StoreForeign, "the database holds no directory");
 
-    let store = SqliteDirectory::open(&log.database()).await.unwrap();
-    let reader = SqliteDirectory::open(&reader.database()).await.unwrap();
+    let store = DocumentDirectory::open(&log.database()).await.unwrap();
+    let reader = DocumentDirectory::open(&reader.database()).await.unwrap();
     assert_eq!(reader.tenant(ACME).await.unwrap(), None);
     let acme = DirectoryChange::from(Desk::new().acme().await);
     assert!(reader.commit(vec![acme.clone()], Vec::new()).await.is_err());
@@ -614,7 +614,7 @@ async fn a_database_is_checked_before_it_is_written_to() {
         .await
         .unwrap();
     tx.commit().await.unwrap();
-    let answer = SqliteDirectory::open(&log.database()).await;
+    let answer = DocumentDirectory::open(&log.database()).await;
     refused(answer, ErrorKind::SchemaNewer, "the database has schema version 9");
 }
 
@@ -623,7 +623,7 @@ async fn a_broken_document_is_named_and_not_quoted() {
     let harness = Sqlite::new();
     let log =
         SqliteAuditStore::open(SqliteConfig::new(harness.path()), &TokioRuntime).await.unwrap();
-    let store = SqliteDirectory::open(&log.database()).await.unwrap();
+    let store = DocumentDirectory::open(&log.database()).await.unwrap();
     store.commit(vec![Desk::new().acme().await.into()], Vec::new()).await.unwrap();
     let mut tx = log.database().begin().await.unwrap();
     sqlx::query(r#"UPDATE dezky_tenants SET document = '{"slug":"secret"'"#)

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use dezky_core::directory::{
-    DirectoryStore, MongoDirectory, Tenant, TenantKey, TenantQuery, UserKey,
+    DirectoryStore, DocumentDirectory, Tenant, TenantKey, TenantQuery, UserKey,
 };
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{MongoAuditStore, MongoCollection, MongoConfig};
@@ -35,10 +35,10 @@ impl Mongo {
     }
 
     /// Creates a database with a directory.
-    async fn directory(&self) -> (MongoAuditStore, MongoDirectory) {
+    async fn directory(&self) -> (MongoAuditStore, DocumentDirectory) {
         self.make();
         let log = self.log().await;
-        let store = MongoDirectory::open(&log.database()).await.unwrap();
+        let store = DocumentDirectory::open(&log.database()).await.unwrap();
         (log, store)
     }
 }
@@ -58,7 +58,7 @@ impl DirectoryHarness for Mongo {
             self.make();
         }
         let log = self.log().await;
-        let store = MongoDirectory::open(&log.database()).await.unwrap();
+        let store = DocumentDirectory::open(&log.database()).await.unwrap();
         OpenDirectory { store: Arc::new(store), log: Arc::new(log) }
     }
 }
@@ -74,7 +74,7 @@ fn directories_that_open_at_once_are_created_once() {
         mongo.make();
         let opened = (0..8).map(|_| async {
             let log = mongo.log().await;
-            MongoDirectory::open(&log.database()).await.map(|store| (log, store))
+            DocumentDirectory::open(&log.database()).await.map(|store| (log, store))
         });
         let opened = futures_util::future::try_join_all(opened).await.unwrap();
         opened[0].1.commit(vec![tenant("acme").into()], Vec::new()).await.unwrap();
@@ -93,16 +93,16 @@ fn a_database_is_checked_before_it_is_written_to() {
         let mut looking = mongo.config();
         looking.migrate = false;
         let looking = MongoAuditStore::open(looking, Arc::new(TokioRuntime)).await.unwrap();
-        let answer = MongoDirectory::open(&looking.database()).await;
+        let answer = DocumentDirectory::open(&looking.database()).await;
         refused(answer, ErrorKind::StoreForeign, "the database holds no directory");
-        MongoDirectory::open(&log.database()).await.unwrap();
-        let reader = MongoDirectory::open(&looking.database()).await.unwrap();
+        DocumentDirectory::open(&log.database()).await.unwrap();
+        let reader = DocumentDirectory::open(&looking.database()).await.unwrap();
         assert_eq!(reader.tenant(ACME).await.unwrap(), None);
 
         let schema = log.database().collection::<Document>("dezky_schema");
         let newer = doc! { "$set": { "version": 9_i64 } };
         schema.update_one(doc! { "_id": "directory" }, newer).await.unwrap();
-        let answer = MongoDirectory::open(&log.database()).await;
+        let answer = DocumentDirectory::open(&log.database()).await;
         refused(answer, ErrorKind::SchemaNewer, "the database has schema version 9");
     });
 }
@@ -174,7 +174,7 @@ fn a_directory_of_version_1_is_read_and_goes_on() {
         };
         users.insert_one(user).await.unwrap();
 
-        let store = MongoDirectory::open(&log.database()).await.unwrap();
+        let store = DocumentDirectory::open(&log.database()).await.unwrap();
         let acme = store.tenant(TenantKey::Domain("acme.example")).await.unwrap().unwrap();
         assert_eq!((acme.name.as_str(), acme.version), ("ACME Ö", 3));
         for user in [

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dezky_core::directory::{
-    DirectoryStore, PostgresDirectory, Tenant, TenantKey, TenantQuery, UserKey,
+    DirectoryStore, DocumentDirectory, Tenant, TenantKey, TenantQuery, UserKey,
 };
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{PostgresAuditStore, PostgresConfig};
@@ -32,10 +32,10 @@ impl Postgres {
     }
 
     /// Creates a database with a directory.
-    async fn directory(&self) -> (PostgresAuditStore, PostgresDirectory) {
+    async fn directory(&self) -> (PostgresAuditStore, DocumentDirectory) {
         self.0.make().await;
         let log = self.log().await;
-        let store = PostgresDirectory::open(&log.database()).await.unwrap();
+        let store = DocumentDirectory::open(&log.database()).await.unwrap();
         (log, store)
     }
 }
@@ -55,7 +55,7 @@ impl DirectoryHarness for Postgres {
             self.0.make().await;
         }
         let log = self.log().await;
-        let store = PostgresDirectory::open(&log.database()).await.unwrap();
+        let store = DocumentDirectory::open(&log.database()).await.unwrap();
         OpenDirectory { store: Arc::new(store), log: Arc::new(log) }
     }
 }
@@ -71,7 +71,7 @@ fn directories_that_open_at_once_are_created_once() {
         postgres.0.make().await;
         let opened = (0..8).map(|_| async {
             let log = postgres.log().await;
-            PostgresDirectory::open(&log.database()).await.map(|store| (log, store))
+            DocumentDirectory::open(&log.database()).await.map(|store| (log, store))
         });
         let opened = futures_util::future::try_join_all(opened).await.unwrap();
         opened[0].1.commit(vec![tenant("acme").into()], Vec::new()).await.unwrap();
@@ -90,16 +90,16 @@ fn a_database_is_checked_before_it_is_written_to() {
         let mut looking = PostgresConfig::new(postgres.0.url());
         looking.migrate = false;
         let looking = PostgresAuditStore::open(looking, &TokioRuntime).await.unwrap();
-        let answer = PostgresDirectory::open(&looking.database()).await;
+        let answer = DocumentDirectory::open(&looking.database()).await;
         refused(answer, ErrorKind::StoreForeign, "the database holds no directory");
-        PostgresDirectory::open(&log.database()).await.unwrap();
-        let reader = PostgresDirectory::open(&looking.database()).await.unwrap();
+        DocumentDirectory::open(&log.database()).await.unwrap();
+        let reader = DocumentDirectory::open(&looking.database()).await.unwrap();
         assert_eq!(reader.tenant(ACME).await.unwrap(), None);
 
         let mut tx = log.database().begin().await.unwrap();
         tx.run("UPDATE dezky_schema SET version = 9 WHERE component = 'directory'").await.unwrap();
         tx.commit().await.unwrap();
-        let answer = PostgresDirectory::open(&log.database()).await;
+        let answer = DocumentDirectory::open(&log.database()).await;
         refused(answer, ErrorKind::SchemaNewer, "the database has schema version 9");
     });
 }
@@ -140,7 +140,7 @@ fn a_directory_of_version_1_is_read_and_goes_on() {
         tx.run(V1).await.unwrap();
         tx.commit().await.unwrap();
 
-        let store = PostgresDirectory::open(&log.database()).await.unwrap();
+        let store = DocumentDirectory::open(&log.database()).await.unwrap();
         let acme = store.tenant(TenantKey::Domain("acme.example")).await.unwrap().unwrap();
         assert_eq!((acme.name.as_str(), acme.version), ("ACME Ö", 3));
         let user = UserKey::Identity { system: "ocis", id: "4c" };

@@ -84,13 +84,13 @@ impl LiveConfig {
 /// # use std::sync::Arc;
 /// use dezky_core::{Actor, AuditLog, rt::TokioRuntime, store::MemoryAuditStore};
 /// use dezky_flags::live::LiveConfig;
-/// use dezky_flags::store::MemoryFlagStore;
+/// use dezky_flags::store::DocumentFlagStore;
 /// use dezky_flags::{Edit, FlagContext, FlagEvaluator, FlagState, Flags, LiveFlags, NewFlag};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> dezky_core::Result<()> {
 /// # let runtime = Arc::new(TokioRuntime);
 /// # let log = Arc::new(MemoryAuditStore::open(runtime.clone()));
-/// let store = Arc::new(MemoryFlagStore::new(log.clone()));
+/// let store = Arc::new(DocumentFlagStore::in_memory(log.clone()));
 /// let live = LiveFlags::open(store.clone(), runtime.clone(), LiveConfig::default()).await?;
 /// let follows = live.clone();
 /// tokio::spawn(async move { follows.run(std::future::pending()).await });

@@ -1,6 +1,7 @@
+use dezky_core::documents::Known;
 use dezky_core::{Error, ErrorKind, Result};
 
-use super::{FlagChange, FlagStore, FlagTable, Known, MAX_COMMIT_CHANGES};
+use super::{FlagChange, FlagStore, FlagTable, MAX_COMMIT_CHANGES};
 use crate::Flag;
 
 /// Whether the target's flags are none, or those of the source at an earlier time.
@@ -23,14 +24,14 @@ pub async fn check_flags(from: &dyn FlagStore, to: &dyn FlagStore) -> Result<()>
 /// ```
 /// use dezky_core::Timestamp;
 /// use dezky_core::store::MemoryAuditStore;
-/// use dezky_flags::store::{FlagChange, FlagStore, MemoryFlagStore, copy_flags};
+/// use dezky_flags::store::{FlagChange, FlagStore, DocumentFlagStore, copy_flags};
 /// use dezky_flags::{Flag, NewFlag};
 /// # use dezky_core::rt::TokioRuntime;
 /// # use std::sync::Arc;
 ///
 /// # async fn run() -> dezky_core::Result<()> {
 /// # let runtime = Arc::new(TokioRuntime);
-/// # let store = || MemoryFlagStore::new(Arc::new(MemoryAuditStore::open(runtime.clone())));
+/// # let store = || DocumentFlagStore::in_memory(Arc::new(MemoryAuditStore::open(runtime.clone())));
 /// let (from, to) = (store(), store());
 /// let chat = Flag::new(NewFlag::new("chat"), Timestamp::MIN)?;
 /// from.commit(vec![FlagChange::Create(chat.into())], Vec::new()).await?;

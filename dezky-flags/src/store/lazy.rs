@@ -23,7 +23,7 @@ type Open = dyn Fn() -> Opening + Send + Sync;
 /// # use std::sync::Arc;
 /// use dezky_core::rt::TokioRuntime;
 /// use dezky_core::store::{SqliteAuditStore, SqliteConfig};
-/// use dezky_flags::store::{FlagStore, LazyFlagStore, SqliteFlagStore};
+/// use dezky_flags::store::{FlagStore, LazyFlagStore, DocumentFlagStore};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> dezky_core::Result<()> {
 /// # let folder = tempfile::tempdir()?;
@@ -32,7 +32,7 @@ type Open = dyn Fn() -> Opening + Send + Sync;
 ///     let config = SqliteConfig::new(&path);
 ///     Box::pin(async move {
 ///         let log = SqliteAuditStore::open(config, &TokioRuntime).await?;
-///         let store = SqliteFlagStore::open(&log.database()).await?;
+///         let store = DocumentFlagStore::open(&log.database()).await?;
 ///         Ok(Arc::new(store) as Arc<dyn FlagStore>)
 ///     })
 /// });

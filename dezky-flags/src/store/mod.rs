@@ -2,31 +2,18 @@
 //! commit together.
 
 mod copy;
+mod documents;
 mod lazy;
-mod memory;
-#[cfg(feature = "mongodb")]
-mod mongodb;
-#[cfg(feature = "postgres")]
-mod postgres;
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
-mod settle;
-#[cfg(feature = "sqlite")]
-mod sqlite;
 mod table;
 
 use async_trait::async_trait;
+use dezky_core::documents::State;
 use dezky_core::store::{Anomaly, Capabilities};
 use dezky_core::{Error, ErrorKind, Result, SealedEvent};
 
 pub use self::copy::{check_flags, copy_flags};
+pub use self::documents::{DocumentFlagStore, FLAGS};
 pub use self::lazy::LazyFlagStore;
-pub use self::memory::MemoryFlagStore;
-#[cfg(feature = "mongodb")]
-pub use self::mongodb::MongoFlagStore;
-#[cfg(feature = "postgres")]
-pub use self::postgres::PostgresFlagStore;
-#[cfg(feature = "sqlite")]
-pub use self::sqlite::SqliteFlagStore;
 pub use self::table::FlagTable;
 use crate::Flag;
 
@@ -224,82 +211,19 @@ impl FlagChange {
     }
 }
 
-/// What a store knows of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Known {
-    Never,
-    Live(u64),
-    Removed(u64),
-}
-
-impl Known {
-    fn last_version(self) -> u64 {
-        match self {
-            Self::Never => 0,
-            Self::Live(version) | Self::Removed(version) => version,
-        }
+/// Checks the bounds of the flag of a change.
+fn check_flag(change: &FlagChange) -> Result<()> {
+    match change {
+        FlagChange::Create(flag) | FlagChange::Replace(flag) => flag.validate(),
+        FlagChange::Remove { .. } => Ok(()),
     }
 }
 
-/// How many flags and keys a store holds.
-#[derive(Debug, Clone, Copy, Default)]
-struct Counts {
-    flags: usize,
-    keys: usize,
-}
-
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
-impl Counts {
-    /// The counts after a change of a key that was `known`.
-    fn after(self, change: &FlagChange, known: Known) -> Self {
-        match change {
-            FlagChange::Create(_) => {
-                Self { flags: self.flags + 1, keys: self.keys + usize::from(known == Known::Never) }
-            }
-            FlagChange::Replace(_) => self,
-            FlagChange::Remove { .. } => Self { flags: self.flags.saturating_sub(1), ..self },
-        }
-    }
-}
-
-/// Whether `change` may be made where the key is `known`: the rules, once for all stores.
-fn check(change: &FlagChange, known: Known, counts: Counts) -> Result<()> {
-    if let FlagChange::Create(flag) | FlagChange::Replace(flag) = change {
-        flag.validate()?;
-    }
-    let key = change.key();
-    match (change, known) {
-        (FlagChange::Create(_), Known::Live(_)) => {
-            return Err(Error::new(
-                ErrorKind::AlreadyExists,
-                format!("the flag {key} already exists: change it, or choose another key"),
-            ));
-        }
-        (FlagChange::Create(flag), _) if flag.version != known.last_version() + 1 => {
-            return Err(mismatch(key));
-        }
-        (FlagChange::Create(_), _) => {}
-        (_, Known::Never | Known::Removed(_)) => return Err(not_found(key)),
-        (FlagChange::Replace(flag), Known::Live(version)) if flag.version != version + 1 => {
-            return Err(mismatch(key));
-        }
-        (FlagChange::Remove { version: expected, .. }, Known::Live(version))
-            if *expected != version =>
-        {
-            return Err(mismatch(key));
-        }
-        (FlagChange::Replace(_) | FlagChange::Remove { .. }, Known::Live(_)) => {}
-    }
-    check_room(change, known, counts)
-}
-
-fn check_room(change: &FlagChange, known: Known, counts: Counts) -> Result<()> {
-    if !matches!(change, FlagChange::Create(_)) {
-        return Ok(());
-    }
-    let full = if counts.flags >= MAX_FLAGS {
+/// Refuses a new flag that leaves more than a store may hold.
+fn check_room(after: State) -> Result<()> {
+    let full = if after.present > MAX_FLAGS as u64 {
         "there are 10000 flags, the most of a store: remove some first"
-    } else if known == Known::Never && counts.keys >= MAX_KEYS {
+    } else if after.known > MAX_KEYS as u64 {
         "the store has seen 100000 keys, the most: use the key of a removed flag again"
     } else {
         return Ok(());
@@ -344,23 +268,15 @@ pub(crate) fn not_found(key: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use dezky_core::Timestamp;
-
     use super::*;
-    use crate::NewFlag;
 
     /// Too many for the suite to make them all.
     #[test]
-    fn keys_are_bounded_and_those_of_removed_flags_are_free() {
-        let create = |version| {
-            let flag = Flag::new(NewFlag::new("a"), Timestamp::MIN).unwrap();
-            FlagChange::Create(Box::new(Flag { version, ..flag }))
-        };
-        let full = Counts { flags: 1, keys: MAX_KEYS };
-        let refused = check(&create(1), Known::Never, full).unwrap_err();
+    fn keys_are_bounded() {
+        let most = State { revision: 0, present: 1, known: MAX_KEYS as u64 };
+        check_room(most).unwrap();
+        let refused = check_room(State { known: most.known + 1, ..most }).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::StateConflict);
         assert!(refused.to_string().contains("100000 keys"), "{refused}");
-        check(&create(3), Known::Removed(2), full).unwrap();
-        check(&create(1), Known::Never, Counts { keys: MAX_KEYS - 1, ..full }).unwrap();
     }
 }

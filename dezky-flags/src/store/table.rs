@@ -1,9 +1,11 @@
 use std::collections::BTreeMap;
 
+use dezky_core::documents::{self, Known, Put, State};
 use dezky_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Counts, FlagChange, Known, Snapshot, check, check_size, not_empty};
+use super::documents::{FLAG, refuse};
+use super::{FlagChange, Snapshot, check_flag, check_room, check_size, not_empty};
 use crate::Flag;
 
 /// Flags as plain data with the rules of their changes: the inside of a store that
@@ -90,7 +92,7 @@ impl FlagTable {
 
     /// See [`FlagStore::last_version`](super::FlagStore::last_version).
     pub fn last_version(&self, key: &str) -> u64 {
-        self.known(key).last_version()
+        self.known(key).version()
     }
 
     /// See [`FlagStore::revision`](super::FlagStore::revision).
@@ -130,14 +132,22 @@ impl FlagTable {
     }
 
     fn make(&mut self, change: FlagChange) -> Result<()> {
+        check_flag(&change)?;
         let known = self.known(change.key());
-        let counts =
-            Counts { flags: self.flags.len(), keys: self.flags.len() + self.removed.len() };
-        check(&change, known, counts)?;
+        match &change {
+            FlagChange::Create(flag) => documents::check(known, Put::New, flag.version),
+            FlagChange::Replace(flag) => documents::check(known, Put::Next, flag.version),
+            FlagChange::Remove { version, .. } => documents::check_removal(known, *version),
+        }
+        .map_err(|refusal| refuse(&FLAG, change.key(), &refusal))?;
         self.revision += 1;
         match change {
-            FlagChange::Create(flag) | FlagChange::Replace(flag) => {
+            FlagChange::Create(flag) => {
                 self.removed.remove(&flag.key);
+                self.flags.insert(flag.key.clone(), *flag);
+                check_room(self.state())?;
+            }
+            FlagChange::Replace(flag) => {
                 self.flags.insert(flag.key.clone(), *flag);
             }
             FlagChange::Remove { key, version } => {
@@ -148,9 +158,14 @@ impl FlagTable {
         Ok(())
     }
 
+    fn state(&self) -> State {
+        let present = self.flags.len() as u64;
+        State { revision: self.revision, present, known: present + self.removed.len() as u64 }
+    }
+
     pub(super) fn known(&self, key: &str) -> Known {
         match (self.flags.get(key), self.removed.get(key)) {
-            (Some(flag), _) => Known::Live(flag.version),
+            (Some(flag), _) => Known::Present(flag.version),
             (None, Some(version)) => Known::Removed(*version),
             (None, None) => Known::Never,
         }

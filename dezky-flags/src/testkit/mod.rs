@@ -8,7 +8,7 @@
 //! use dezky_core::store::MemoryAuditStore;
 //! use dezky_core::testkit::{BoxFuture, Reopen};
 //! use dezky_core::{Runtime, rt::TokioRuntime};
-//! use dezky_flags::store::MemoryFlagStore;
+//! use dezky_flags::store::DocumentFlagStore;
 //! use dezky_flags::testkit::{FlagStoreHarness, Opened};
 //!
 //! struct Memory;
@@ -23,7 +23,7 @@
 //!     }
 //!     async fn open(&self, _again: Reopen) -> Opened {
 //!         let log = Arc::new(MemoryAuditStore::open(self.runtime()));
-//!         Opened { store: Arc::new(MemoryFlagStore::new(log.clone())), log }
+//!         Opened { store: Arc::new(DocumentFlagStore::in_memory(log.clone())), log }
 //!     }
 //! }
 //!

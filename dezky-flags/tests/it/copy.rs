@@ -6,12 +6,12 @@ use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{MemoryAuditStore, SqliteAuditStore, SqliteConfig};
 use dezky_core::{ErrorKind, Timestamp};
 use dezky_flags::store::{
-    FlagChange, FlagStore, FlagTable, MemoryFlagStore, SqliteFlagStore, check_flags, copy_flags,
+    DocumentFlagStore, FlagChange, FlagStore, FlagTable, check_flags, copy_flags,
 };
 use dezky_flags::{Flag, FlagState, NewFlag};
 
-fn memory() -> MemoryFlagStore {
-    MemoryFlagStore::new(Arc::new(MemoryAuditStore::open(Arc::new(TokioRuntime))))
+fn memory() -> DocumentFlagStore {
+    DocumentFlagStore::in_memory(Arc::new(MemoryAuditStore::open(Arc::new(TokioRuntime))))
 }
 
 fn flag(key: &str, version: u64) -> Box<Flag> {
@@ -46,7 +46,7 @@ async fn a_copy_continues_after_changes_of_the_flags() {
     let folder = tempfile::tempdir().unwrap();
     let config = SqliteConfig::new(folder.path().join("to.db"));
     let log = SqliteAuditStore::open(config, &TokioRuntime).await.unwrap();
-    let to = SqliteFlagStore::open(&log.database()).await.unwrap();
+    let to = DocumentFlagStore::open(&log.database()).await.unwrap();
     let from = memory();
     copied(&from, &to).await;
     let all =

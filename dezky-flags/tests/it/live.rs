@@ -10,7 +10,7 @@ use dezky_core::store::{Capabilities, MemoryAuditStore};
 use dezky_core::testkit::ManualRuntime;
 use dezky_core::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 use dezky_flags::live::{LiveConfig, Subscription};
-use dezky_flags::store::{FlagChange, FlagStore, FlagTable, MemoryFlagStore};
+use dezky_flags::store::{DocumentFlagStore, FlagChange, FlagStore, FlagTable};
 use dezky_flags::{Flag, FlagContext, FlagEvaluator, FlagState, LiveFlags, NewFlag, Reason};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -40,7 +40,7 @@ impl Line {
     pub(crate) fn new(runtime: &Arc<dyn Runtime>) -> Arc<Self> {
         let log = Arc::new(MemoryAuditStore::open(Arc::clone(runtime)));
         Arc::new(Self {
-            inner: Box::new(MemoryFlagStore::new(log)),
+            inner: Box::new(DocumentFlagStore::in_memory(log)),
             state: AtomicUsize::new(UP),
             told: AtomicU64::new(0),
             tells_once: AtomicBool::new(false),

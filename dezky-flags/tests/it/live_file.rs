@@ -12,7 +12,7 @@ use dezky_core::store::MemoryAuditStore;
 use dezky_core::{ErrorKind, Runtime};
 use dezky_flags::live::{LiveConfig, MAX_FILE_BYTES};
 use dezky_flags::store::{
-    FlagChange, FlagStore, LazyFlagStore, MAX_FLAGS, MemoryFlagStore, Snapshot,
+    DocumentFlagStore, FlagChange, FlagStore, LazyFlagStore, MAX_FLAGS, Snapshot,
 };
 use dezky_flags::testkit::FlagGenerator;
 use dezky_flags::{FlagEvaluator, LiveFlags, Reason};
@@ -213,7 +213,7 @@ fn ten_thousand_flags_are_followed_and_saved() {
     let (_folder, path) = place();
     let (manual, runtime) = manual();
     let log = Arc::new(MemoryAuditStore::open(Arc::clone(&runtime)));
-    let store = Arc::new(MemoryFlagStore::new(log));
+    let store = Arc::new(DocumentFlagStore::in_memory(log));
     let flags = FlagGenerator::new(&*runtime).flags(MAX_FLAGS);
     let live = now(LiveFlags::open(store.clone(), runtime.clone(), with_file(&path))).unwrap();
     let mut run = pin!(live.run(std::future::pending()));

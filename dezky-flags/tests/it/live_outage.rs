@@ -8,7 +8,7 @@ use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{MongoAuditStore, MongoConfig, PostgresAuditStore, PostgresConfig};
 use dezky_core::{ErrorKind, Runtime};
 use dezky_flags::live::{LiveStatus, Subscription};
-use dezky_flags::store::{FlagChange, FlagStore, LazyFlagStore, MongoFlagStore, PostgresFlagStore};
+use dezky_flags::store::{DocumentFlagStore, FlagChange, FlagStore, LazyFlagStore};
 use dezky_flags::{Flag, FlagState, LiveFlags, NewFlag};
 use futures_util::FutureExt;
 
@@ -29,12 +29,12 @@ async fn store(url: String) -> dezky_core::Result<Arc<dyn FlagStore>> {
         config.connect_timeout = Duration::from_secs(1);
         config.server_selection_timeout = Duration::from_secs(1);
         let log = MongoAuditStore::open(config, Arc::new(TokioRuntime)).await?;
-        return Ok(Arc::new(MongoFlagStore::open(&log.database()).await?));
+        return Ok(Arc::new(DocumentFlagStore::open(&log.database()).await?));
     }
     let mut config = PostgresConfig::new(url);
     config.acquire_timeout = Duration::from_secs(1);
     let log = PostgresAuditStore::open(config, &TokioRuntime).await?;
-    Ok(Arc::new(PostgresFlagStore::open(&log.database()).await?))
+    Ok(Arc::new(DocumentFlagStore::open(&log.database()).await?))
 }
 
 fn flag(version: u64) -> Flag {

@@ -11,9 +11,7 @@ use dezky_core::store::{
     SqliteAuditStore, SqliteConfig,
 };
 use dezky_core::{AuditStore, Result, Runtime, SealedEvent, Timestamp};
-use dezky_flags::store::{
-    FlagChange, FlagStore, FlagTable, MongoFlagStore, PostgresFlagStore, Snapshot, SqliteFlagStore,
-};
+use dezky_flags::store::{DocumentFlagStore, FlagChange, FlagStore, FlagTable, Snapshot};
 use dezky_flags::{Flag, FlagState, LiveFlags, NewFlag};
 
 use crate::invalid::Write;
@@ -53,7 +51,7 @@ enum Hears {
 async fn open_as(url: &str, hears: Hears) -> Opened {
     if let Some(path) = url.strip_prefix("sqlite:") {
         let log = SqliteAuditStore::open(SqliteConfig::new(path), &TokioRuntime).await.unwrap();
-        let store = Arc::new(SqliteFlagStore::open(&log.database()).await.unwrap());
+        let store = Arc::new(DocumentFlagStore::open(&log.database()).await.unwrap());
         let write = Write::Sqlite(log.database());
         return Opened { log: Arc::new(log), store, write };
     }
@@ -61,7 +59,7 @@ async fn open_as(url: &str, hears: Hears) -> Opened {
         let mut config = PostgresConfig::new(url);
         config.transaction_pooler = hears == Hears::Polls;
         let log = PostgresAuditStore::open(config, &TokioRuntime).await.unwrap();
-        let store = Arc::new(PostgresFlagStore::open(&log.database()).await.unwrap());
+        let store = Arc::new(DocumentFlagStore::open(&log.database()).await.unwrap());
         let write = Write::Postgres(log.database());
         return Opened { log: Arc::new(log), store, write };
     }
@@ -70,7 +68,8 @@ async fn open_as(url: &str, hears: Hears) -> Opened {
     config.operation_timeout = PATIENCE;
     config.busy_timeout = PATIENCE;
     let log = MongoAuditStore::open(config, Arc::new(TokioRuntime)).await.unwrap();
-    let store: Arc<dyn FlagStore> = Arc::new(MongoFlagStore::open(&log.database()).await.unwrap());
+    let store: Arc<dyn FlagStore> =
+        Arc::new(DocumentFlagStore::open(&log.database()).await.unwrap());
     let store = if hears == Hears::Polls { Arc::new(Deaf(store)) } else { store };
     let write = Write::Mongodb(log.database());
     Opened { log: Arc::new(log), store, write }

@@ -4,7 +4,7 @@ use dezky_core::rt::TokioRuntime;
 use dezky_core::store::MemoryAuditStore;
 use dezky_core::testkit::{BoxFuture, Reopen};
 use dezky_core::{Runtime, Timestamp};
-use dezky_flags::store::{FlagChange, FlagStore, MemoryFlagStore};
+use dezky_flags::store::{DocumentFlagStore, FlagChange, FlagStore};
 use dezky_flags::testkit::{FlagStoreHarness, Opened};
 use dezky_flags::{Flag, NewFlag};
 use proptest::prelude::*;
@@ -23,7 +23,7 @@ impl FlagStoreHarness for Memory {
 
     async fn open(&self, _which: Reopen) -> Opened {
         let log = Arc::new(MemoryAuditStore::open(self.runtime()));
-        Opened { store: Arc::new(MemoryFlagStore::new(log.clone())), log }
+        Opened { store: Arc::new(DocumentFlagStore::in_memory(log.clone())), log }
     }
 }
 

@@ -5,7 +5,7 @@ use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{MongoAuditStore, MongoCollection, MongoConfig};
 use dezky_core::testkit::{BoxFuture, Reopen};
 use dezky_core::{ErrorKind, Runtime};
-use dezky_flags::store::{FlagStore, MongoFlagStore};
+use dezky_flags::store::{DocumentFlagStore, FlagStore};
 use dezky_flags::testkit::{FlagStoreHarness, Opened};
 use futures_util::FutureExt;
 use futures_util::future::{join, try_join_all};
@@ -42,10 +42,10 @@ impl Mongo {
     }
 
     /// Creates a database with flags.
-    async fn flags(&self) -> (MongoAuditStore, MongoFlagStore) {
+    async fn flags(&self) -> (MongoAuditStore, DocumentFlagStore) {
         self.make();
         let log = self.log().await;
-        let store = MongoFlagStore::open(&log.database()).await.unwrap();
+        let store = DocumentFlagStore::open(&log.database()).await.unwrap();
         (log, store)
     }
 }
@@ -73,7 +73,7 @@ impl FlagStoreHarness for Mongo {
             self.make();
         }
         let log = self.log().await;
-        let store = MongoFlagStore::open(&log.database()).await.unwrap();
+        let store = DocumentFlagStore::open(&log.database()).await.unwrap();
         Opened { store: Arc::new(store), log: Arc::new(log) }
     }
 }
@@ -96,7 +96,7 @@ fn a_flag_as_version_1_wrote_it_is_read() {
         let states = log.database().collection::<Document>("dezky_flags_state");
         states.insert_one(state).await.unwrap();
 
-        let store = MongoFlagStore::open(&log.database()).await.unwrap();
+        let store = DocumentFlagStore::open(&log.database()).await.unwrap();
         let flag = store.flag("chat.threads").await.unwrap().unwrap();
         assert_eq!(flag, crate::model::version_1());
         assert_eq!(store.snapshot().await.unwrap().flags, [flag]);
@@ -135,15 +135,15 @@ fn a_database_is_checked_before_it_is_written_to() {
         mongo.make();
         let log = mongo.log().await;
         let looking = mongo.log_as(false).await;
-        let missing = MongoFlagStore::open(&looking.database()).await.err().unwrap();
+        let missing = DocumentFlagStore::open(&looking.database()).await.err().unwrap();
         assert_eq!(missing.kind(), ErrorKind::StoreForeign);
-        MongoFlagStore::open(&log.database()).await.unwrap();
-        let reader = MongoFlagStore::open(&looking.database()).await.unwrap();
+        DocumentFlagStore::open(&log.database()).await.unwrap();
+        let reader = DocumentFlagStore::open(&looking.database()).await.unwrap();
         assert_eq!(reader.revision().await.unwrap(), 0);
         let schema = log.database().collection::<Document>("dezky_schema");
         let newer = doc! { "$set": { "version": 99_i64 } };
         schema.update_one(doc! { "_id": "flags" }, newer).await.unwrap();
-        let refused = MongoFlagStore::open(&log.database()).await.err().unwrap();
+        let refused = DocumentFlagStore::open(&log.database()).await.err().unwrap();
         assert_eq!(refused.kind(), ErrorKind::SchemaNewer);
     });
 }
@@ -155,7 +155,7 @@ fn stores_that_open_at_once_share_one_state() {
         mongo.make();
         let opened = (0..8).map(|_| async {
             let log = mongo.log().await;
-            MongoFlagStore::open(&log.database()).await.map(|store| (log, store))
+            DocumentFlagStore::open(&log.database()).await.map(|store| (log, store))
         });
         let opened = try_join_all(opened).await.unwrap();
         let keys: Vec<_> = (0..8).map(|n| format!("k{n}")).collect();

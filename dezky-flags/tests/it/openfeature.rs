@@ -7,7 +7,7 @@ use dezky_core::store::MemoryAuditStore;
 use dezky_core::{Actor, AuditLog, Timestamp};
 use dezky_flags::live::LiveConfig;
 use dezky_flags::openfeature::FlagProvider;
-use dezky_flags::store::MemoryFlagStore;
+use dezky_flags::store::DocumentFlagStore;
 use dezky_flags::{
     Edit, Flag, FlagOptions, FlagSet, FlagState, Flags, LiveFlags, NewFlag, Scope, bucket,
 };
@@ -103,7 +103,7 @@ async fn invalid_requests_are_errors() {
 async fn live_flags_are_followed_and_report_their_revision() {
     let runtime = Arc::new(TokioRuntime);
     let log = Arc::new(MemoryAuditStore::open(runtime.clone()));
-    let store = Arc::new(MemoryFlagStore::new(log.clone()));
+    let store = Arc::new(DocumentFlagStore::in_memory(log.clone()));
     let live = LiveFlags::open(store.clone(), runtime.clone(), LiveConfig::default()).await;
     let live = live.unwrap();
     let editor = Flags::new(store, Arc::new(AuditLog::new(log, runtime.clone())), runtime)

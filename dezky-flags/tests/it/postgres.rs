@@ -7,7 +7,7 @@ use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{PostgresAuditStore, PostgresConfig};
 use dezky_core::testkit::{BoxFuture, Reopen, named_event};
 use dezky_core::{AuditStore, ErrorKind, Runtime, Timestamp};
-use dezky_flags::store::{FlagChange, FlagStore, PostgresFlagStore};
+use dezky_flags::store::{DocumentFlagStore, FlagChange, FlagStore};
 use dezky_flags::testkit::{FlagStoreHarness, Opened};
 use dezky_flags::{Flag, NewFlag};
 use futures_util::FutureExt;
@@ -28,10 +28,10 @@ impl Postgres {
     }
 
     /// Creates a database with flags.
-    async fn flags(&self) -> (PostgresAuditStore, PostgresFlagStore) {
+    async fn flags(&self) -> (PostgresAuditStore, DocumentFlagStore) {
         self.0.make().await;
         let log = self.log().await;
-        let store = PostgresFlagStore::open(&log.database()).await.unwrap();
+        let store = DocumentFlagStore::open(&log.database()).await.unwrap();
         (log, store)
     }
 }
@@ -51,7 +51,7 @@ impl FlagStoreHarness for Postgres {
             self.0.make().await;
         }
         let log = self.log().await;
-        let store = PostgresFlagStore::open(&log.database()).await.unwrap();
+        let store = DocumentFlagStore::open(&log.database()).await.unwrap();
         Opened { store: Arc::new(store), log: Arc::new(log) }
     }
 }
@@ -78,7 +78,7 @@ fn a_flag_as_version_1_wrote_it_is_read() {
         log.database().migrate("flags", &[tables]).await.unwrap();
         let sql = "INSERT INTO dezky_flags (key, version, flag) VALUES ('chat.threads', 3, $1)";
         run_sql(&log, sql, crate::model::VERSION_1).await;
-        let store = PostgresFlagStore::open(&log.database()).await.unwrap();
+        let store = DocumentFlagStore::open(&log.database()).await.unwrap();
         let flag = store.flag("chat.threads").await.unwrap().unwrap();
         assert_eq!(flag, crate::model::version_1());
         assert_eq!(store.snapshot().await.unwrap().flags, [flag]);
@@ -112,13 +112,13 @@ fn a_database_is_checked_before_it_is_written_to() {
         let mut looking = PostgresConfig::new(postgres.0.url());
         looking.migrate = false;
         let looking = PostgresAuditStore::open(looking, &TokioRuntime).await.unwrap();
-        let missing = PostgresFlagStore::open(&looking.database()).await.unwrap_err();
+        let missing = DocumentFlagStore::open(&looking.database()).await.unwrap_err();
         assert_eq!(missing.kind(), ErrorKind::StoreForeign);
-        PostgresFlagStore::open(&log.database()).await.unwrap();
-        let reader = PostgresFlagStore::open(&looking.database()).await.unwrap();
+        DocumentFlagStore::open(&log.database()).await.unwrap();
+        let reader = DocumentFlagStore::open(&looking.database()).await.unwrap();
         assert_eq!(reader.revision().await.unwrap(), 0);
         run_sql(&log, "UPDATE dezky_schema SET version = 99 WHERE component = $1", "flags").await;
-        let refused = PostgresFlagStore::open(&log.database()).await.unwrap_err();
+        let refused = DocumentFlagStore::open(&log.database()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::SchemaNewer);
     });
 }
@@ -130,7 +130,7 @@ fn stores_that_open_at_once_create_the_tables_once() {
         postgres.0.make().await;
         let opened = (0..8).map(|_| async {
             let log = postgres.log().await;
-            PostgresFlagStore::open(&log.database()).await.map(|store| (log, store))
+            DocumentFlagStore::open(&log.database()).await.map(|store| (log, store))
         });
         let opened = try_join_all(opened).await.unwrap();
         opened[0].1.commit(vec![create("a")], Vec::new()).await.unwrap();

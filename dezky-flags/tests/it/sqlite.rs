@@ -6,7 +6,7 @@ use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{SqliteAuditStore, SqliteConfig};
 use dezky_core::testkit::{BoxFuture, Reopen};
 use dezky_core::{ErrorKind, Runtime};
-use dezky_flags::store::{FlagStore, SqliteFlagStore};
+use dezky_flags::store::{DocumentFlagStore, FlagStore};
 use dezky_flags::testkit::{FlagStoreHarness, Opened};
 use proptest::prelude::*;
 use sqlx::Row;
@@ -49,7 +49,7 @@ impl FlagStoreHarness for Sqlite {
         }
         let config = SqliteConfig::new(self.path());
         let log = SqliteAuditStore::open(config, &TokioRuntime).await.unwrap();
-        let store = SqliteFlagStore::open(&log.database()).await.unwrap();
+        let store = DocumentFlagStore::open(&log.database()).await.unwrap();
         Opened { store: Arc::new(store), log: Arc::new(log) }
     }
 }
@@ -71,7 +71,7 @@ fn a_flag_as_version_1_wrote_it_is_read() {
     let folder = tempfile::tempdir().unwrap();
     tokio().block_on(async {
         let log = log_at(folder.path().join("flags.db")).await;
-        let store = SqliteFlagStore::open(&log.database()).await.unwrap();
+        let store = DocumentFlagStore::open(&log.database()).await.unwrap();
         let sql = "INSERT INTO dezky_flags (key, version, flag) VALUES ('chat.threads', 3, ?)";
         run_sql(&log, sql, crate::model::VERSION_1).await;
         let flag = store.flag("chat.threads").await.unwrap().unwrap();
@@ -85,7 +85,7 @@ fn a_manually_changed_row_is_reported_as_corrupt() {
     let folder = tempfile::tempdir().unwrap();
     tokio().block_on(async {
         let log = log_at(folder.path().join("flags.db")).await;
-        let store = SqliteFlagStore::open(&log.database()).await.unwrap();
+        let store = DocumentFlagStore::open(&log.database()).await.unwrap();
         let sql = "INSERT INTO dezky_flags (key, version, flag) VALUES ('other', 3, ?)";
         run_sql(&log, sql, crate::model::VERSION_1).await;
         assert_eq!(store.flag("other").await.unwrap_err().kind(), ErrorKind::StoreCorrupt);
@@ -100,10 +100,10 @@ fn tables_of_a_newer_program_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     tokio().block_on(async {
         let log = log_at(folder.path().join("flags.db")).await;
-        SqliteFlagStore::open(&log.database()).await.unwrap();
+        DocumentFlagStore::open(&log.database()).await.unwrap();
         let sql = "UPDATE dezky_schema SET version = 99 WHERE component = ?";
         run_sql(&log, sql, "flags").await;
-        let refused = SqliteFlagStore::open(&log.database()).await.unwrap_err();
+        let refused = DocumentFlagStore::open(&log.database()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::SchemaNewer);
     });
 }
@@ -117,14 +117,14 @@ fn flags_are_read_through_a_read_only_log() {
         log.close().await;
         let config = || SqliteConfig::read_only(&path);
         let reader = SqliteAuditStore::open(config(), &TokioRuntime).await.unwrap();
-        let missing = SqliteFlagStore::open(&reader.database()).await.unwrap_err();
+        let missing = DocumentFlagStore::open(&reader.database()).await.unwrap_err();
         assert_eq!(missing.kind(), ErrorKind::StoreForeign);
         reader.close().await;
         let log = log_at(path.clone()).await;
-        SqliteFlagStore::open(&log.database()).await.unwrap();
+        DocumentFlagStore::open(&log.database()).await.unwrap();
         log.close().await;
         let reader = SqliteAuditStore::open(config(), &TokioRuntime).await.unwrap();
-        let store = SqliteFlagStore::open(&reader.database()).await.unwrap();
+        let store = DocumentFlagStore::open(&reader.database()).await.unwrap();
         assert_eq!(store.revision().await.unwrap(), 0);
     });
 }
@@ -138,7 +138,7 @@ proptest! {
         tokio().block_on(async {
             let folder = tempfile::tempdir().unwrap();
             let log = log_at(folder.path().join("flags.db")).await;
-            let sqlite = SqliteFlagStore::open(&log.database()).await.unwrap();
+            let sqlite = DocumentFlagStore::open(&log.database()).await.unwrap();
             agrees_with_memory(&sqlite, commits).await;
             // The counts that bound the store match the rows.
             let mut reader = log.database().read().await.unwrap();

@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use dezky_core::Result;
-use dezky_core::directory::{DirectoryStore, MemoryDirectory};
+use dezky_core::documents::{self, MemoryDatabase};
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{AuditStore, MemoryAuditStore};
-use dezky_flags::store::{FlagStore, MemoryFlagStore};
 
 use super::{Access, Backend, Opened, Report};
 
@@ -41,12 +40,8 @@ impl Opened for MemoryAuditStore {
         self
     }
 
-    async fn directory(self: Arc<Self>) -> Result<Arc<dyn DirectoryStore>> {
-        Ok(Arc::new(MemoryDirectory::new(self)))
-    }
-
-    async fn flags(self: Arc<Self>) -> Result<Arc<dyn FlagStore>> {
-        Ok(Arc::new(MemoryFlagStore::new(self)))
+    fn documents(self: Arc<Self>) -> documents::Database {
+        (&MemoryDatabase::new(self)).into()
     }
 
     async fn close(&self) {}

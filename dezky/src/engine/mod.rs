@@ -21,10 +21,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use dezky_core::directory::DirectoryStore;
+use dezky_core::directory::{DirectoryStore, DocumentDirectory};
+use dezky_core::documents;
 use dezky_core::store::{AuditStore, Extent};
 use dezky_core::{Error, Result};
-use dezky_flags::store::FlagStore;
+use dezky_flags::store::{DocumentFlagStore, FlagStore};
 
 #[cfg(feature = "mongodb")]
 pub(crate) use self::mongodb::check_url as check_mongodb_url;
@@ -82,8 +83,8 @@ trait Backend: Send + Sync {
 #[async_trait]
 trait Opened: Any + Send + Sync {
     fn log(self: Arc<Self>) -> Arc<dyn AuditStore>;
-    async fn directory(self: Arc<Self>) -> Result<Arc<dyn DirectoryStore>>;
-    async fn flags(self: Arc<Self>) -> Result<Arc<dyn FlagStore>>;
+    /// The database of directory and flags.
+    fn documents(self: Arc<Self>) -> documents::Database;
     async fn close(&self);
 
     /// Creates the optional index for text search, where there is one.
@@ -224,10 +225,10 @@ fn named(url: &StoreUrl, error: Error) -> Error {
 async fn examine_structure(database: &Database, report: &mut Report) {
     let what = "structure";
     let examined = async {
-        let opened = &database.opened;
+        let (directory, flags) = database.documents().await?;
         let mut anomalies = database.log().examine(Extent::Definitions).await?;
-        anomalies.extend(Arc::clone(opened).directory().await?.examine().await?);
-        anomalies.extend(Arc::clone(opened).flags().await?.examine().await?);
+        anomalies.extend(directory.examine().await?);
+        anomalies.extend(flags.examine().await?);
         Ok::<_, Error>(anomalies)
     };
     match examined.await {
@@ -299,12 +300,15 @@ impl Database {
     /// # Errors
     /// Those of [`Engine::open`]; the database stays open.
     pub async fn stores(&self) -> Result<Stores> {
-        let parts = async {
-            let directory = Arc::clone(&self.opened).directory().await?;
-            Ok((directory, Arc::clone(&self.opened).flags().await?))
-        };
-        let (directory, flags) = parts.await.map_err(|error| named(&self.url, error))?;
+        let documents = self.documents().await.map_err(|error| named(&self.url, error))?;
+        let (directory, flags) = (Arc::new(documents.0), Arc::new(documents.1));
         Ok(Stores { log: self.log(), directory, flags, database: Some(self.clone()) })
+    }
+
+    async fn documents(&self) -> Result<(DocumentDirectory, DocumentFlagStore)> {
+        let documents = Arc::clone(&self.opened).documents();
+        let directory = DocumentDirectory::open(documents.clone()).await?;
+        Ok((directory, DocumentFlagStore::open(documents).await?))
     }
 
     /// Creates the optional index for searches for rare words, on an engine that

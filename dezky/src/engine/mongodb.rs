@@ -7,11 +7,12 @@ use ::mongodb::bson::{Bson, Document, doc};
 use ::mongodb::options::{ClientOptions, ConnectionString, ReadConcern, Tls, WriteConcern};
 use ::mongodb::{Client, Database};
 use async_trait::async_trait;
-use dezky_core::directory::{DirectoryStore, MongoDirectory};
+use dezky_core::directory::DIRECTORY;
+use dezky_core::documents;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{AuditStore, MongoAuditStore, MongoConfig, mongo_error};
 use dezky_core::{Error, ErrorKind, Result, Runtime as _};
-use dezky_flags::store::{FlagStore, MongoFlagStore};
+use dezky_flags::store::FLAGS;
 use futures_util::TryStreamExt as _;
 
 use super::remote::{answer, is_local};
@@ -41,11 +42,7 @@ impl Mongodb {
 #[async_trait]
 impl Backend for Mongodb {
     fn known_versions(&self) -> [usize; 3] {
-        [
-            MongoAuditStore::schema_version(),
-            MongoDirectory::schema_version(),
-            MongoFlagStore::schema_version(),
-        ]
+        [MongoAuditStore::schema_version(), DIRECTORY.versions().mongodb, FLAGS.versions().mongodb]
     }
 
     async fn versions(&self) -> Result<BTreeMap<String, usize>> {
@@ -76,12 +73,8 @@ impl Opened for MongoAuditStore {
         self
     }
 
-    async fn directory(self: Arc<Self>) -> Result<Arc<dyn DirectoryStore>> {
-        Ok(Arc::new(MongoDirectory::open(&self.database()).await?))
-    }
-
-    async fn flags(self: Arc<Self>) -> Result<Arc<dyn FlagStore>> {
-        Ok(Arc::new(MongoFlagStore::open(&self.database()).await?))
+    fn documents(self: Arc<Self>) -> documents::Database {
+        (&self.database()).into()
     }
 
     async fn close(&self) {

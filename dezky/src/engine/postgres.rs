@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use dezky_core::directory::{DirectoryStore, PostgresDirectory};
+use dezky_core::directory::DIRECTORY;
+use dezky_core::documents;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{
     AuditStore, PostgresAuditStore, PostgresConfig, postgres_error, postgres_options,
 };
 use dezky_core::{Result, Runtime as _};
-use dezky_flags::store::{FlagStore, PostgresFlagStore};
+use dezky_flags::store::FLAGS;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
 
@@ -42,8 +43,8 @@ impl Backend for Postgres {
     fn known_versions(&self) -> [usize; 3] {
         [
             PostgresAuditStore::schema_version(),
-            PostgresDirectory::schema_version(),
-            PostgresFlagStore::schema_version(),
+            DIRECTORY.versions().postgres,
+            FLAGS.versions().postgres,
         ]
     }
 
@@ -80,12 +81,8 @@ impl Opened for PostgresAuditStore {
         self
     }
 
-    async fn directory(self: Arc<Self>) -> Result<Arc<dyn DirectoryStore>> {
-        Ok(Arc::new(PostgresDirectory::open(&self.database()).await?))
-    }
-
-    async fn flags(self: Arc<Self>) -> Result<Arc<dyn FlagStore>> {
-        Ok(Arc::new(PostgresFlagStore::open(&self.database()).await?))
+    fn documents(self: Arc<Self>) -> documents::Database {
+        (&self.database()).into()
     }
 
     async fn close(&self) {

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use dezky_core::directory::{DirectoryStore, SqliteDirectory};
+use dezky_core::directory::{DIRECTORY, DocumentDirectory};
+use dezky_core::documents;
 use dezky_core::rt::{TokioRuntime, unblock};
 use dezky_core::store::{AuditStore, SqliteAuditStore, SqliteConfig, sqlite_error, sqlite_reader};
 use dezky_core::{Error, ErrorKind, Result};
-use dezky_flags::store::{FlagStore, SqliteFlagStore};
+use dezky_flags::store::{DocumentFlagStore, FLAGS};
 use sqlx::{Connection as _, SqliteConnection};
 
 use super::{Access, Backend, Opened, Report};
@@ -43,8 +44,8 @@ impl Sqlite {
     async fn look(&self, access: Access) -> Result<()> {
         let reader = self.open_log(access, false).await?;
         let parts = async {
-            Arc::clone(&reader).directory().await?;
-            Arc::clone(&reader).flags().await
+            DocumentDirectory::open(&reader.database()).await?;
+            DocumentFlagStore::open(&reader.database()).await
         };
         let looked = parts.await.map(drop);
         reader.close().await;
@@ -55,11 +56,7 @@ impl Sqlite {
 #[async_trait]
 impl Backend for Sqlite {
     fn known_versions(&self) -> [usize; 3] {
-        [
-            SqliteAuditStore::schema_version(),
-            SqliteDirectory::schema_version(),
-            SqliteFlagStore::schema_version(),
-        ]
+        [SqliteAuditStore::schema_version(), DIRECTORY.versions().sqlite, FLAGS.versions().sqlite]
     }
 
     async fn versions(&self) -> Result<BTreeMap<String, usize>> {
@@ -93,12 +90,8 @@ impl Opened for SqliteAuditStore {
         self
     }
 
-    async fn directory(self: Arc<Self>) -> Result<Arc<dyn DirectoryStore>> {
-        Ok(Arc::new(SqliteDirectory::open(&self.database()).await?))
-    }
-
-    async fn flags(self: Arc<Self>) -> Result<Arc<dyn FlagStore>> {
-        Ok(Arc::new(SqliteFlagStore::open(&self.database()).await?))
+    fn documents(self: Arc<Self>) -> documents::Database {
+        (&self.database()).into()
     }
 
     async fn close(&self) {

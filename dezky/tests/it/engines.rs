@@ -4,9 +4,9 @@ use dezky::copy::CopyStep::{Documents, Rows, VerifySource, VerifyTarget};
 use std::sync::Arc;
 
 use dezky::core::store::{MemoryAuditStore, PostgresAuditStore, SqliteAuditStore};
-use dezky::directory::MemoryDirectory;
+use dezky::directory::DocumentDirectory;
 use dezky::engine::{Check, Engine, Level, Report};
-use dezky::flags::store::MemoryFlagStore;
+use dezky::flags::store::DocumentFlagStore;
 use dezky::{
     Access, Actor, ErrorKind, FlagState, NewEvent, NewFlag, NewTenant, Platform, StoreConfig,
     Stores, TokioRuntime, copy, directory, flags,
@@ -80,8 +80,8 @@ async fn mongodb_collections_are_created_by_migrating_alone() {
 #[tokio::test]
 async fn stores_of_ones_own() {
     let log = Arc::new(MemoryAuditStore::open(Arc::new(TokioRuntime)));
-    let directory = Arc::new(MemoryDirectory::new(log.clone()));
-    let flags = Arc::new(MemoryFlagStore::new(log.clone()));
+    let directory = Arc::new(DocumentDirectory::in_memory(log.clone()));
+    let flags = Arc::new(DocumentFlagStore::in_memory(log.clone()));
     let stores = Stores::new(log, directory, flags);
     assert!(stores.database().is_none());
     let platform = Platform::builder(stores).build().await.unwrap();

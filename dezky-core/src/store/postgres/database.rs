@@ -152,11 +152,18 @@ impl PostgresDatabase {
     /// # Errors
     /// `schema_newer`; `store_foreign` if steps are missing and can't be taken;
     /// `config_invalid` if the role lacks the rights to.
-    pub async fn migrate(&self, component: &str, steps: &[&'static str]) -> Result<()> {
+    pub async fn migrate<S>(&self, component: &str, steps: &[S]) -> Result<()>
+    where
+        S: AsRef<str> + Sync,
+    {
         self.bring_up_to_date(component, steps).await.map_err(at_start)
     }
 
-    async fn bring_up_to_date(&self, component: &str, steps: &[&'static str]) -> Result<()> {
+    async fn bring_up_to_date(
+        &self,
+        component: &str,
+        steps: &[impl AsRef<str> + Sync],
+    ) -> Result<()> {
         let mut reader = self.read().await?;
         let version = schema::version_of(&mut reader, component).await?;
         reader.commit().await?;
@@ -181,7 +188,7 @@ impl PostgresDatabase {
     ///
     /// # Errors
     /// Those of reading the database.
-    pub async fn examine(&self, catalogue: &'static str) -> Result<Vec<Anomaly>> {
+    pub async fn examine(&self, catalogue: &str) -> Result<Vec<Anomaly>> {
         let mut tx = self.read().await?;
         let anomalies = structure::definitions(&mut tx, catalogue).await?;
         tx.commit().await?;

@@ -79,21 +79,21 @@ pub(super) fn known_version() -> usize {
 pub(super) async fn take_steps(
     tx: &mut PostgresTransaction,
     component: &str,
-    steps: &[&'static str],
+    steps: &[impl AsRef<str> + Sync],
 ) -> Result<()> {
     let version = version_of(tx, component).await?;
     check_version(version, steps.len())?;
-    run_steps(tx, component, steps[version..].iter().copied(), steps.len()).await
+    run_steps(tx, component, steps[version..].iter().map(AsRef::as_ref), steps.len()).await
 }
 
-async fn run_steps(
+async fn run_steps<'s>(
     tx: &mut PostgresTransaction,
     component: &str,
-    missing: impl Iterator<Item = &'static str>,
+    missing: impl Iterator<Item = &'s str>,
     version: usize,
 ) -> Result<()> {
     for step in missing {
-        tx.run(step).await?;
+        tx.run_step(step).await?;
     }
     let query = sqlx::query(
         "INSERT INTO dezky_schema (component, version) VALUES ($1, $2) ON CONFLICT (component) DO UPDATE SET version = excluded.version",

@@ -116,6 +116,15 @@ impl PostgresTransaction {
         Ok(())
     }
 
+    /// Runs a step of a migration, which is a script of the program's.
+    pub(super) async fn run_step(&mut self, step: &str) -> Result<()> {
+        self.whole = false;
+        let step = sqlx::raw_sql(AssertSqlSafe(step.to_owned()));
+        answer(self.answer_timeout, self.connection.execute(step)).await?;
+        self.whole = true;
+        Ok(())
+    }
+
     /// Sends the parts of a COPY's data.
     pub(super) async fn copy_in(&mut self, sql: &str, parts: Vec<Vec<u8>>) -> Result<()> {
         self.whole = false;

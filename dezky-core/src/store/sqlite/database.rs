@@ -95,7 +95,10 @@ impl SqliteDatabase {
     ///
     /// # Errors
     /// `schema_newer`; `store_foreign` if steps are missing and can't be taken.
-    pub async fn migrate(&self, component: &str, steps: &[&'static str]) -> Result<()> {
+    pub async fn migrate<S>(&self, component: &str, steps: &[S]) -> Result<()>
+    where
+        S: AsRef<str> + Sync,
+    {
         let mut reader = self.read().await?;
         let version = schema::version_of(&mut reader, component).await?;
         drop(reader);
@@ -126,7 +129,10 @@ impl SqliteDatabase {
     ///
     /// # Errors
     /// Those of reading the database.
-    pub async fn examine(&self, steps: &[&'static str]) -> Result<Vec<Anomaly>> {
+    pub async fn examine<S>(&self, steps: &[S]) -> Result<Vec<Anomaly>>
+    where
+        S: AsRef<str> + Sync,
+    {
         structure::definitions(&mut *self.read().await?, steps).await
     }
 }

@@ -1,6 +1,6 @@
 //! The schema, as numbered steps that every database has gone through.
 
-use sqlx::{Connection, Row, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection};
 
 use super::store_error;
 use crate::Result;
@@ -50,21 +50,24 @@ pub(super) fn known_version() -> usize {
 pub(super) async fn take_steps(
     connection: &mut SqliteConnection,
     component: &str,
-    steps: &[&'static str],
+    steps: &[impl AsRef<str> + Sync],
 ) -> Result<()> {
     let version = version_of(&mut *connection, component).await?;
     check_version(version, steps.len())?;
-    run_steps(connection, component, steps[version..].iter().copied(), steps.len()).await
+    run_steps(connection, component, steps[version..].iter().map(AsRef::as_ref), steps.len()).await
 }
 
-async fn run_steps(
+async fn run_steps<'s>(
     connection: &mut SqliteConnection,
     component: &str,
-    missing: impl Iterator<Item = &'static str>,
+    missing: impl Iterator<Item = &'s str>,
     version: usize,
 ) -> Result<()> {
     for step in missing {
-        sqlx::raw_sql(step).execute(&mut *connection).await.map_err(store_error)?;
+        sqlx::raw_sql(AssertSqlSafe(step.to_owned()))
+            .execute(&mut *connection)
+            .await
+            .map_err(store_error)?;
     }
     sqlx::query("INSERT INTO dezky_schema (component, version) VALUES (?, ?) ON CONFLICT (component) DO UPDATE SET version = excluded.version")
         .bind(component)

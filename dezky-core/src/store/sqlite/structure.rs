@@ -45,7 +45,7 @@ pub(super) async fn examine(
 /// create.
 pub(super) async fn definitions(
     connection: &mut SqliteConnection,
-    steps: &[&'static str],
+    steps: &[impl AsRef<str> + Sync],
 ) -> Result<Vec<Anomaly>> {
     let expected = made_by(steps).await?;
     let mut found = objects(connection).await?;
@@ -57,11 +57,14 @@ pub(super) async fn definitions(
 }
 
 /// The objects that the steps create, in a database in memory.
-async fn made_by(steps: &[&'static str]) -> Result<Vec<Object>> {
+async fn made_by(steps: &[impl AsRef<str> + Sync]) -> Result<Vec<Object>> {
     let memory = SqliteConnectOptions::new().in_memory(true).disable_statement_logging();
     let mut connection = memory.connect().await.map_err(store_error)?;
     for step in steps {
-        sqlx::raw_sql(*step).execute(&mut connection).await.map_err(store_error)?;
+        sqlx::raw_sql(AssertSqlSafe(step.as_ref().to_owned()))
+            .execute(&mut connection)
+            .await
+            .map_err(store_error)?;
     }
     let made = objects(&mut connection).await?;
     connection.close().await.map_err(store_error)?;
