@@ -27,6 +27,10 @@ use dezky_core::store::{AuditStore, Extent};
 use dezky_core::{Error, Result};
 use dezky_flags::store::{DocumentFlagStore, FlagStore};
 
+#[cfg(feature = "mongodb")]
+pub(crate) use self::mongodb::check_url as check_mongodb_url;
+#[cfg(feature = "postgres")]
+pub(crate) use self::postgres::check_url as check_postgres_url;
 pub use self::report::{Check, Level, Report};
 use crate::url::{StoreConfig, StoreUrl};
 
@@ -101,30 +105,28 @@ fn backend(config: &StoreConfig) -> Result<Box<dyn Backend>> {
         #[cfg(feature = "mongodb")]
         StoreUrl::Mongodb(url) => Ok(Box::new(mongodb::Mongodb::new(url, config))),
         #[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "mongodb")))]
-        other => {
-            let engine = other.engine();
-            let problem = format!(
-                "{other}: this build does not support {engine}: enable the feature {engine} of the crate dezky"
-            );
-            Err(Error::new(dezky_core::ErrorKind::ConfigInvalid, problem))
-        }
+        other => Err(lacking(other.engine()).context(other)),
     }
 }
 
-/// Checks the driver's options in a URL of PostgreSQL.
-pub(crate) fn check_postgres_url(url: &str) -> Result<()> {
-    #[cfg(feature = "postgres")]
-    postgres::check_url(url)?;
-    let _ = url;
-    Ok(())
+/// The error of a build without an engine's feature. Completes a sentence that begins with
+/// the URL.
+#[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "mongodb")))]
+fn lacking(engine: &str) -> Error {
+    let problem = format!("needs the feature {engine} of the crate dezky, which is not enabled");
+    Error::new(dezky_core::ErrorKind::ConfigInvalid, problem)
 }
 
-/// Checks the driver's options in a URL of MongoDB.
-pub(crate) fn check_mongodb_url(url: &str) -> Result<()> {
-    #[cfg(feature = "mongodb")]
-    mongodb::check_url(url)?;
-    let _ = url;
-    Ok(())
+/// Refuses a URL of PostgreSQL.
+#[cfg(not(feature = "postgres"))]
+pub(crate) fn check_postgres_url(_url: &str) -> Result<()> {
+    Err(lacking("postgres"))
+}
+
+/// Refuses a URL of MongoDB.
+#[cfg(not(feature = "mongodb"))]
+pub(crate) fn check_mongodb_url(_url: &str) -> Result<()> {
+    Err(lacking("mongodb"))
 }
 
 /// A database at a URL, not opened yet.

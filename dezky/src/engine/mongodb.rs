@@ -19,7 +19,8 @@ use super::remote::{answer, is_local};
 use super::{Access, Backend, Opened, Report};
 use crate::url::{RemoteUrl, StoreConfig};
 
-pub(super) fn check_url(url: &str) -> Result<()> {
+/// Checks a URL with the driver's options.
+pub(crate) fn check_url(url: &str) -> Result<()> {
     // The parser's message may quote a part of the password.
     ConnectionString::parse(url).map(drop).map_err(|_| {
         let problem = "can't be read: write mongodb://user@host:27017/database?replicaSet=rs0";

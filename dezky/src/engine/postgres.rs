@@ -22,7 +22,8 @@ use crate::url::{RemoteUrl, StoreConfig};
 /// The oldest server that is known to work.
 const OLDEST: i32 = 130_000;
 
-pub(super) fn check_url(url: &str) -> Result<()> {
+/// Checks a URL with the driver's options.
+pub(crate) fn check_url(url: &str) -> Result<()> {
     postgres_options(url).map(drop)
 }
 
