@@ -8,7 +8,7 @@
 mod file;
 mod set;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -75,6 +75,17 @@ impl LiveConfig {
         }
         Ok(())
     }
+}
+
+/// Checks that flags can be kept at `path`: nothing is there, or flags that were kept.
+/// Blocks.
+///
+/// # Errors
+/// `config_invalid` if the file there holds anything else.
+pub fn check_file(path: &Path) -> Result<()> {
+    file::check(path).map_err(|problem| {
+        Error::new(ErrorKind::ConfigInvalid, format!("{}: {problem}", path.display()))
+    })
 }
 
 /// Flags that follow their store.
@@ -181,7 +192,8 @@ impl LiveFlags {
     /// [`LazyFlagStore`](crate::store::LazyFlagStore).
     ///
     /// # Errors
-    /// `config_invalid`. The store's, `store_unavailable` after the store timeout, if
+    /// `config_invalid`, also if the file holds anything but flags that were kept: it would
+    /// be replaced. The store's, `store_unavailable` after the store timeout, if
     /// there is no file either or it can't be read.
     pub async fn open(
         store: Arc<dyn FlagStore>,
@@ -189,6 +201,9 @@ impl LiveFlags {
         config: LiveConfig,
     ) -> Result<Self> {
         config.validate()?;
+        if let Some(path) = config.file.clone() {
+            rt::unblock(&*runtime, move || check_file(&path)).await?;
+        }
         let began = runtime.now();
         let read = within(&*runtime, config.store_timeout, store.snapshot()).await;
         let (snapshot, confirmed, failure) = match read {

@@ -3,7 +3,9 @@ use std::fmt::Write as _;
 use serde_json::json;
 
 use super::print;
-use crate::config::{self, Settings};
+use crate::app::head_file::HeadFile;
+use crate::app::schema;
+use crate::config::{self, Config, Settings, StoreUrl};
 use crate::failure::Failure;
 
 /// `config example`.
@@ -12,9 +14,10 @@ pub(crate) fn example() -> Result<(), Failure> {
 }
 
 /// `config check`: what holds, and where it comes from.
-pub(crate) fn check(settings: &Settings, as_json: bool) -> Result<(), Failure> {
+pub(crate) async fn check(settings: &Settings, as_json: bool) -> Result<(), Failure> {
     let config = settings.config()?;
     let warnings = config.check()?;
+    check_files(&config).await?;
     let described = settings.describe();
     if as_json {
         let settings: serde_json::Map<_, _> = described
@@ -33,4 +36,17 @@ pub(crate) fn check(settings: &Settings, as_json: bool) -> Result<(), Failure> {
         let _ = writeln!(text, "warning: {warning}");
     }
     print(&text)
+}
+
+/// Reads the head's file and a store that is a file, as the start of a server does. Servers of
+/// databases are not asked.
+async fn check_files(config: &Config) -> Result<(), Failure> {
+    let head_file = HeadFile::new(&config.head_path);
+    match &config.store.url {
+        StoreUrl::Sqlite(_) => {
+            let versions = schema::versions(&config.store).await?;
+            head_file.check_missing(async || Ok(versions.now.is_empty())).await
+        }
+        StoreUrl::Postgres(_) | StoreUrl::Mongodb(_) => head_file.read().await.map(drop),
+    }
 }

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::progress::Progress;
 use super::{Signals, last_of, print};
-use crate::config::{FROM_VARIABLE, Settings, StoreConfig, StoreUrl, TO_VARIABLE};
+use crate::config::{FROM_VARIABLE, Settings, StoreConfig, StoreUrl, TO_VARIABLE, is_same_file};
 use crate::failure::Failure;
 use crate::platform::Platform;
 use crate::stores::Access;
@@ -41,6 +41,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     if is_same(&from.url, &to.url) {
         return Err(Failure::usage("--to: is the store of --from: name another one"));
     }
+    settings.check_other_store("--to", &to.url)?;
     // Nothing is made at the source: a mistyped name must not leave an empty store.
     let source = open(&from, Access::Use, "--from").await?;
     let target = match open(&to, Access::Migrate, "--to").await {
@@ -88,10 +89,7 @@ pub(crate) async fn open(
 /// that is copied onto itself is equal already.)
 fn is_same(from: &StoreUrl, to: &StoreUrl) -> bool {
     match (from, to) {
-        (StoreUrl::Sqlite(from), StoreUrl::Sqlite(to)) => {
-            let real = |path: &std::path::Path| path.canonicalize();
-            from == to || matches!((real(from), real(to)), (Ok(from), Ok(to)) if from == to)
-        }
+        (StoreUrl::Sqlite(from), StoreUrl::Sqlite(to)) => is_same_file(from, to),
         _ => from == to,
     }
 }

@@ -4,6 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::print;
+use crate::app::head_file::HeadFile;
 use crate::app::schema::{self, Versions};
 use crate::config::{Settings, StoreUrl};
 use crate::failure::Failure;
@@ -31,6 +32,8 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
         return Err(Failure::usage("--search-index: is for PostgreSQL alone: leave it out"));
     }
     let before = schema::versions(&config).await?;
+    let head_file = HeadFile::new(settings.head_path(&config.url));
+    head_file.check_missing(async || Ok(before.now.is_empty())).await?;
     let newer = before.known.iter().find(|(component, known)| before.of(component) > *known);
     if let Some((component, known)) = newer {
         return Err(Failure::usage(format!(

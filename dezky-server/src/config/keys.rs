@@ -149,6 +149,13 @@ impl Keys {
         (kind == Kind::Secret || is_file).then_some(kind)
     }
 
+    /// Whether the key names a file, or several, which are only read.
+    pub(super) fn is_read_file(self, name: &str) -> bool {
+        let is_source_log = source_leaf(name).is_some_and(|(_, leaf)| leaf == "path");
+        let holder = self.holder_of_secret(name);
+        name == "ocis.log_path" || is_source_log || holder.is_some_and(|kind| kind != Kind::Secret)
+    }
+
     /// Whether `name` is a table of keys.
     pub(super) fn is_table(self, name: &str) -> bool {
         let dotted = format!("{name}.");

@@ -15,6 +15,7 @@ mod keys;
 mod layers;
 mod log;
 mod ocis;
+mod paths;
 mod server;
 mod settings;
 mod sources;
@@ -34,7 +35,7 @@ use dezky_ingest::signature::Secrets;
 
 pub use self::authentik::AuthentikApi;
 pub use self::describe::Described;
-pub(crate) use self::files::{folder_of, reason};
+pub(crate) use self::files::{folder_of, read as read_file, reason};
 pub use self::flags::FlagsConfig;
 pub(crate) use self::head::NOT_A_HEAD_FILE;
 use self::keys::Keys;
@@ -42,6 +43,7 @@ pub(crate) use self::keys::{CONFIG_VARIABLE, FROM_VARIABLE, TO_VARIABLE};
 use self::layers::{Layers, Origin, Value};
 pub use self::log::LogConfig;
 pub use self::ocis::OcisLog;
+pub(crate) use self::paths::is_same_file;
 pub use self::settings::Settings;
 pub use self::sources::{FollowedFile, SourceConfig};
 pub use self::store::{RemoteUrl, StoreConfig, StoreUrl};
@@ -146,6 +148,7 @@ impl Settings {
     pub fn config(&self) -> Result<Config, Failure> {
         let layers = &self.layers;
         let store = self.store()?;
+        self.check_named_once(&store.url)?;
         Ok(Config {
             listen: self.listen()?,
             head_path: self.head_path(&store.url),

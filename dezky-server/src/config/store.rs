@@ -1,7 +1,7 @@
 //! Where the store is, and how it is used.
 
 use std::fmt::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use dezky_core::store::postgres_options;
@@ -289,10 +289,11 @@ impl StoreConfig {
         if !super::folder_of(path).is_dir() {
             return refused("its folder does not exist: make it");
         }
-        if Path::new(path).is_dir() {
-            return refused("it is a folder: name a file");
+        match std::fs::metadata(path) {
+            Ok(found) if found.is_dir() => refused("it is a folder: name a file"),
+            Ok(found) if !found.is_file() => refused("it is not a regular file: name a file"),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -32,6 +32,7 @@ mod migrate;
 mod ofrep;
 mod openapi;
 mod origin;
+mod paths;
 mod previews;
 mod quarantine;
 mod record;

@@ -64,6 +64,8 @@ pub(super) struct Check {
 #[derive(Debug, Default)]
 pub(super) struct Report {
     pub(super) checks: Vec<Check>,
+    /// The fix if the log is missing although a head of it is noted.
+    pub(super) lost: Option<String>,
 }
 
 impl Report {
@@ -89,6 +91,14 @@ impl Report {
     ) {
         let (finding, fix) = (finding.into(), Some(fix.into()));
         self.checks.push(Check { level: Level::Bad, what, finding, fix });
+    }
+
+    /// A log that is not there: `fix` makes it, unless it was there once.
+    pub(super) fn missing(&mut self, what: &'static str, fix: &str) {
+        match self.lost.clone() {
+            Some(lost) => self.bad(what, "the log is gone", lost),
+            None => self.bad(what, "there is none yet", fix),
+        }
     }
 
     pub(super) fn count(&self, level: Level) -> usize {
@@ -144,7 +154,7 @@ impl Report {
     pub(super) fn schema(&mut self, versions: &Versions) {
         let what = "schema";
         if versions.now.is_empty() {
-            return self.bad(what, "there is none yet", "dezky-server migrate");
+            return self.missing(what, "dezky-server migrate");
         }
         for (component, known) in versions.known {
             let now = versions.of(component);

@@ -21,7 +21,7 @@ const ROOM_BYTES: usize = 64 << 10;
 pub(super) async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap<String, usize>> {
     examine_folder(path, report);
     if !path.exists() {
-        report.bad("file", "there is none yet", "dezky-server migrate, or start a server");
+        report.missing("file", "dezky-server migrate, or start a server");
         return None;
     }
     examine_file(path, report);

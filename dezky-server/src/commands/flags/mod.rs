@@ -90,7 +90,8 @@ pub(crate) enum Command {
         after_help = "Examples:\n  dezky-server flags export > flags.json\n  dezky-server flags export --out /var/backups/flags.json"
     )]
     Export {
-        /// Into this file, readable by its owner alone, which is replaced as a whole
+        /// Into this file, readable by its owner alone; an earlier export in it is
+        /// replaced as a whole, and nothing else is
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
@@ -143,6 +144,9 @@ pub(crate) async fn run(
     command: Command,
     as_json: bool,
 ) -> Result<(), Failure> {
+    if let Command::Export { out: Some(path) } = &command {
+        file::check_out(settings, path)?;
+    }
     on_platform(settings, async |platform| carry_out(platform, command, as_json).await).await
 }
 
