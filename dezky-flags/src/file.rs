@@ -79,6 +79,15 @@ impl FlagFile {
         };
         for (at, mut flag) in read.flags.into_iter().enumerate() {
             let key = flag.get("key").and_then(Value::as_str).unwrap_or_default().to_owned();
+            if flag.get("key").is_none() {
+                let members = flag.as_object().into_iter().flat_map(|members| members.keys());
+                let members = members.take(5).map(|name| name.chars().take(40).collect::<String>());
+                let members: Vec<_> = members.collect();
+                return Err(refused(format!(
+                    "flags[{at}] has no key, but {}: give it one, such as \"key\": \"chat_v2\"",
+                    if members.is_empty() { "nothing".to_owned() } else { members.join(", ") }
+                )));
+            }
             once(format!("flags[{at}]"), &key)?;
             if let Some(members) = flag.as_object_mut() {
                 for name in KEPT_FIELDS {

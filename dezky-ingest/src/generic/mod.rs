@@ -113,14 +113,14 @@ pub struct Decoded {
 ///
 /// # Errors
 /// Everything that is not refused is kept, and nothing of a body that is refused:
-/// - `body_invalid` if the body is not JSON, is empty, or has a value that is neither an
+/// - `body_invalid` if the body is not UTF-8 text, is not JSON, is empty, or has a value that is neither an
 ///   object nor a list. Nothing of it could be kept: what can't be parsed can't be
 ///   redacted.
 /// - `too_large` if it has more than [`MAX_BODY_EVENTS`] events, or something that would
 ///   go to the quarantine and has more than its 64 KiB.
 pub fn decode(mapping: &Mapping, body: &[u8], received_at: Timestamp) -> Result<Decoded> {
-    let text = String::from_utf8_lossy(body);
-    let text = without_mark(&text);
+    let text = std::str::from_utf8(body).map_err(|error| not_utf8(body, &error))?;
+    let text = without_mark(text);
     let list;
     let is_sequence = json::check(text).is_err();
     let text = if is_sequence {
@@ -234,6 +234,19 @@ fn unreadable(body: &[u8], error: &serde_json::Error) -> Error {
     Error::new(ErrorKind::BodyInvalid, what)
 }
 
+/// To replace what is not UTF-8 would change what was signed.
+fn not_utf8(body: &[u8], error: &std::str::Utf8Error) -> Error {
+    if body.starts_with(&GZIP_MAGIC) {
+        let what = "the body is not JSON: it is gzip, so say Content-Encoding: gzip";
+        return Error::new(ErrorKind::BodyInvalid, what);
+    }
+    let what = format!(
+        "the body is not UTF-8 text from byte {} on: JSON must be, so send it in UTF-8",
+        error.valid_up_to()
+    );
+    Error::new(ErrorKind::BodyInvalid, what)
+}
+
 fn too_many_events() -> Error {
     let what = format!("the body has more than {MAX_BODY_EVENTS} events: send them in several");
     Error::new(ErrorKind::TooLarge, what)
@@ -307,7 +320,7 @@ fn map_all(
             Mapped::Skipped => decoded.skipped += 1,
             Mapped::Odd(reason, what) => {
                 let detail = format!("event {} of {count} {what}", index + 1);
-                check_keepable(&detail, &clean)?;
+                check_keepable(&format!("{detail}: it"), &clean)?;
                 let key = sha256(&mapping.for_key(object));
                 odd_items.push(item(mapping, reason, key, detail, &clean, received_at));
             }

@@ -13,14 +13,17 @@ use crate::stores::{Access, Engine};
 /// How often the progress is shown.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// `verify`: exit status 1 if the log is not what was recorded.
+/// `verify`: exit status 1 if the log is not what was recorded, 2 if it can't be read.
 pub(crate) async fn verify(
     settings: &Settings,
     expected: Option<ExpectedHead>,
     as_json: bool,
 ) -> Result<(), Failure> {
     let config = settings.store()?;
-    let engine = Engine::open(&config, Access::Read).await?;
+    // Whatever the reason, nothing was found: 1 is for a log that differs.
+    let engine = Engine::open(&config, Access::Read)
+        .await
+        .map_err(|failure| Failure::usage(failure.to_string()))?;
     let mut progress = Progress::new();
     let log = engine.log();
     let verdict =

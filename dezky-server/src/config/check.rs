@@ -76,7 +76,7 @@ impl Config {
         }
         if self.ingest_enabled {
             if let Some(ocis) = &self.ocis {
-                let key = "ocis.log_path (OCIS_AUDIT_LOG_PATH)";
+                let key = "ocis.log_path";
                 warnings.extend(check_file(key, "the oCIS audit log", &ocis.path)?);
             }
             for (name, file) in self.sources.iter().filter_map(|(n, s)| Some((n, s.file.as_ref()?)))

@@ -148,6 +148,7 @@ impl Settings {
     pub fn config(&self) -> Result<Config, Failure> {
         let layers = &self.layers;
         let store = self.store()?;
+        self.path("head.path")?;
         self.check_named_once(&store.url)?;
         Ok(Config {
             listen: self.listen()?,

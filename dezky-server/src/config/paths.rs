@@ -86,7 +86,8 @@ impl Settings {
         }
         all.push(Named::written(by("head.path"), self.head_path(url), &[]));
         for name in ["spool.path", "flags.file"] {
-            let path = self.path(name);
+            // An empty one is refused where it is read.
+            let path = self.path(name).ok().flatten();
             all.extend(path.map(|path| Named::written(by(name), path, BESIDE_REPLACED)));
         }
         let mut read = |by: String, path: &Path| {

@@ -304,7 +304,7 @@ async fn flags_are_previewed_exported_and_imported_on_the_command_line() {
     assert_eq!(other, "of somebody else");
     let socket = server.folder.path().join("socket");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    refused(&store, &["export", "--out", text(&socket)], 1, "no regular file");
+    refused(&store, &["export", "--out", text(&socket)], 2, "not a regular file");
     assert!(!std::fs::metadata(&socket).unwrap().is_file());
     let again = flags(&store, &["import", text(&out), "--overwrite"]);
     assert_eq!(again["flags"], json!({ "chat": { "outcome": "unchanged" } }));

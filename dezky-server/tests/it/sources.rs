@@ -624,11 +624,22 @@ async fn bodies_in_every_form_are_events_or_are_refused() {
     let hint = post(&[], packed.clone()).await;
     let hint = hint.problem(400, "body_invalid");
     assert!(hint.contains("Content-Encoding: gzip"), "{hint}");
-    post(&[("Content-Encoding", "br")], packed).await.problem(415, "media_type");
+    post(&[("Content-Encoding", "br")], packed.clone()).await.problem(415, "media_type");
     let form = [("Content-Type", "application/x-www-form-urlencoded")];
     post(&form, b"event=OrderPaid".to_vec()).await.problem(415, "media_type");
     post(&[], b"a line of text".to_vec()).await.problem(400, "body_invalid");
     post(&[], Vec::new()).await.problem(400, "body_invalid");
+    // As curl says of any body, unless it is told otherwise.
+    post(&form, b" \n".to_vec()).await.problem(400, "body_invalid");
+    let changed = post(&[], b"{\"event\":\"x\xff7\"}".to_vec()).await;
+    let said = changed.problem(400, "body_invalid");
+    assert!(said.contains("not UTF-8 text from byte 11"), "{said}");
+    let whole = post(&encoded, packed[..packed.len() - 4].to_vec()).await;
+    assert!(!whole.problem(400, "body_invalid").contains("again"), "{whole:?}");
+    let odd = json!({"none": "x".repeat(70_000)}).to_string();
+    let large = post(&[], odd.into_bytes()).await;
+    let said = large.problem(413, "too_large");
+    assert!(said.contains("should be: it has 70011 bytes"), "{said}");
     let bomb = gzip(&vec![b' '; 15 << 20]);
     post(&encoded, bomb).await.problem(413, "too_large");
     assert_eq!(client.all("").await.len(), 3, "nothing else was stored");

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
+use dezky_core::Error;
 use serde::Serialize;
 
 use crate::app::schema::Versions;
@@ -91,6 +92,15 @@ impl Report {
     ) {
         let (finding, fix) = (finding.into(), Some(fix.into()));
         self.checks.push(Check { level: Level::Bad, what, finding, fix });
+    }
+
+    /// An error of an SQLite file, whose text ends with the fix, behind a colon.
+    pub(super) fn error(&mut self, what: &'static str, error: &Error) {
+        let said = error.to_string();
+        match said.rsplit_once(": ") {
+            Some((finding, fix)) => self.bad(what, finding, fix),
+            None => self.bad(what, said, "restore a backup"),
+        }
     }
 
     /// A log that is not there: `fix` makes it, unless it was there once.

@@ -2,11 +2,11 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 
+use dezky_core::Error;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{
     AuditStore as _, SqliteAuditStore, SqliteConfig, sqlite_error, sqlite_reader,
 };
-use dezky_core::{Error, ErrorKind};
 use sqlx::Connection as _;
 
 use super::report::Report;
@@ -43,7 +43,7 @@ pub(super) async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap
     let (version, versions, names) = match read.await {
         Ok(read) => read,
         Err(error) => {
-            report.bad("file", error.to_string(), "name another file by --store");
+            report.error("file", &error);
             return None;
         }
     };
@@ -150,15 +150,6 @@ async fn probe(path: &Path, report: &mut Report) {
             }
             report.outbox(waiting.unsigned_abs());
         }
-        Err(error) => report.bad(what, error.to_string(), fix_of(error.kind())),
-    }
-}
-
-/// What to do when the probe was not written.
-fn fix_of(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::StoreUnavailable => "make room on its disk: a server on it serves reads alone",
-        ErrorKind::StoreBusy => "end the program that holds it, or try again",
-        _ => "let this user write the file",
+        Err(error) => report.error(what, &error),
     }
 }
