@@ -339,13 +339,14 @@ async fn flags_are_previewed_exported_and_imported_on_the_command_line() {
     for (content, word) in [
         (json!({ "flags": [{ "key": "pay" }, { "key": "bad", "pct": 101 }] }), "bad: pct must be"),
         (json!({ "flags": [{ "key": "pay" }, { "key": "pay" }] }), "pay is there twice"),
+        (json!({ "flags": [{ "kye": "a" }] }), "flags[0] has no key, but kye"),
         (json!([]), "no snapshot of flags"),
     ] {
         write(content);
         refused(&store, &["import", text(&file), "--overwrite"], 2, word);
     }
     let missing = server.folder.path().join("missing.json");
-    refused(&store, &["import", text(&missing)], 2, "missing.json: it can't be read");
+    refused(&store, &["import", text(&missing)], 2, "missing.json: the file can't be read");
     refused(
         &store,
         &["eval", "--tenant", "tenant-00", "--file", text(&missing)],
