@@ -79,13 +79,14 @@ impl FlagFile {
         };
         for (at, mut flag) in read.flags.into_iter().enumerate() {
             let key = flag.get("key").and_then(Value::as_str).unwrap_or_default().to_owned();
-            if flag.get("key").is_none() {
-                let members = flag.as_object().into_iter().flat_map(|members| members.keys());
-                let members = members.take(5).map(|name| name.chars().take(40).collect::<String>());
-                let members: Vec<_> = members.collect();
+            if let Some(members) = flag.as_object()
+                && !members.contains_key("key")
+            {
+                let named = members.keys().take(5).map(|name| name.chars().take(40).collect());
+                let named = named.collect::<Vec<String>>().join(", ");
                 return Err(refused(format!(
-                    "flags[{at}] has no key, but {}: give it one, such as \"key\": \"chat_v2\"",
-                    if members.is_empty() { "nothing".to_owned() } else { members.join(", ") }
+                    "flags[{at}].key is missing, and there is {}: name the flag",
+                    if named.is_empty() { "nothing else" } else { &named }
                 )));
             }
             once(format!("flags[{at}]"), &key)?;

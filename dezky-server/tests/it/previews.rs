@@ -339,7 +339,7 @@ async fn flags_are_previewed_exported_and_imported_on_the_command_line() {
     for (content, word) in [
         (json!({ "flags": [{ "key": "pay" }, { "key": "bad", "pct": 101 }] }), "bad: pct must be"),
         (json!({ "flags": [{ "key": "pay" }, { "key": "pay" }] }), "pay is there twice"),
-        (json!({ "flags": [{ "kye": "a" }] }), "flags[0] has no key, but kye"),
+        (json!({ "flags": [{ "kye": "a" }] }), "flags[0].key is missing, and there is kye"),
         (json!([]), "no snapshot of flags"),
     ] {
         write(content);
