@@ -83,6 +83,8 @@ pub struct Decoded {
 /// - A body is one JSON value or several, one behind the other, with or without white
 ///   space between them (JSON lines): each a list, an object with a list `events`, or one
 ///   event. An empty list holds nothing, which is fine.
+/// - Bytes that are not UTF-8 are U+FFFD, as in a line of a file: they leave the other events
+///   of the body as they are.
 /// - What has no events at the declared place is one item in quarantine (`no_events`); an
 ///   element that is no object (`not_an_object`) or has no action (`no_action`) is one and
 ///   leaves the others as they are. Of more than a hundred of these the others are kept
@@ -113,14 +115,15 @@ pub struct Decoded {
 ///
 /// # Errors
 /// Everything that is not refused is kept, and nothing of a body that is refused:
-/// - `body_invalid` if the body is not UTF-8 text, is not JSON, is empty, or has a value that is neither an
+/// - `body_invalid` if the body is not JSON, is empty, or has a value that is neither an
 ///   object nor a list. Nothing of it could be kept: what can't be parsed can't be
 ///   redacted.
 /// - `too_large` if it has more than [`MAX_BODY_EVENTS`] events, or something that would
 ///   go to the quarantine and has more than its 64 KiB.
 pub fn decode(mapping: &Mapping, body: &[u8], received_at: Timestamp) -> Result<Decoded> {
-    let text = std::str::from_utf8(body).map_err(|error| not_utf8(body, &error))?;
-    let text = without_mark(text);
+    // As of lines in files: one bad byte must not lose the events beside it.
+    let text = String::from_utf8_lossy(body);
+    let text = without_mark(&text);
     let list;
     let is_sequence = json::check(text).is_err();
     let text = if is_sequence {
@@ -231,19 +234,6 @@ fn unreadable(body: &[u8], error: &serde_json::Error) -> Error {
     };
     let (line, column) = (error.line(), error.column());
     let what = format!("the body is not JSON at line {line} column {column}: {hint}");
-    Error::new(ErrorKind::BodyInvalid, what)
-}
-
-/// To replace what is not UTF-8 would change what was signed.
-fn not_utf8(body: &[u8], error: &std::str::Utf8Error) -> Error {
-    if body.starts_with(&GZIP_MAGIC) {
-        let what = "the body is not JSON: it is gzip, so say Content-Encoding: gzip";
-        return Error::new(ErrorKind::BodyInvalid, what);
-    }
-    let what = format!(
-        "the body is not UTF-8 text from byte {} on: JSON must be, so send it in UTF-8",
-        error.valid_up_to()
-    );
     Error::new(ErrorKind::BodyInvalid, what)
 }
 

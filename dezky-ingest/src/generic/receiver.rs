@@ -83,7 +83,7 @@ impl GenericReceiver {
     /// - `signature_invalid`;
     /// - `media_type`: the body has another encoding than gzip, or is not JSON and not
     ///   said to be;
-    /// - `body_invalid`: the body is not JSON in UTF-8, or not all of a gzip file;
+    /// - `body_invalid`: the body is not JSON, or not all of a gzip file;
     /// - `too_large`: it has more events than [`MAX_BODY_EVENTS`](super::MAX_BODY_EVENTS),
     ///   more bytes, unpacked, than its bound or 200 times the request, or an object that
     ///   neither the log nor the quarantine can keep whole;
