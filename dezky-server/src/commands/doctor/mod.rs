@@ -37,14 +37,14 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     if options.acknowledge_head {
         return acknowledge(&config, &head_file, options.json).await;
     }
-    let mut report = Report::default();
     // A head that can't be read is reported where it is compared.
-    report.lost = head_file.noted().await.ok().flatten().map(|noted| {
+    let lost = head_file.noted().await.ok().flatten().map(|noted| {
         let path = head_file.path().display();
         format!(
             "{noted} is noted in {path}: restore the log, or begin a new one by removing {path}"
         )
     });
+    let mut report = Report { lost, ..Report::default() };
     let now = match &config.url {
         StoreUrl::Sqlite(path) => sqlite::examine(path, &mut report).await,
         StoreUrl::Postgres(url) => postgres::examine(&config, url, &mut report).await,
