@@ -79,6 +79,16 @@ impl FlagFile {
         };
         for (at, mut flag) in read.flags.into_iter().enumerate() {
             let key = flag.get("key").and_then(Value::as_str).unwrap_or_default().to_owned();
+            if let Some(members) = flag.as_object()
+                && !members.contains_key("key")
+            {
+                let named = members.keys().take(5).map(|name| name.chars().take(40).collect());
+                let named = named.collect::<Vec<String>>().join(", ");
+                return Err(refused(format!(
+                    "flags[{at}].key is missing, and there is {}: name the flag",
+                    if named.is_empty() { "nothing else" } else { &named }
+                )));
+            }
             once(format!("flags[{at}]"), &key)?;
             if let Some(members) = flag.as_object_mut() {
                 for name in STORED_FIELDS {

@@ -245,7 +245,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::ImportOrigin(options) => legacy_import::command::run(&settings()?, options).await,
         Command::Config(ConfigCommand::Example) => commands::config::example(),
         Command::Config(ConfigCommand::Check { json }) => {
-            commands::config::check(&settings()?, json)
+            commands::config::check(&settings()?, json).await
         }
         Command::Demo(_) if store.is_some() => Err(Failure::usage(
             "--store: the demo keeps its log in a folder of its own: use --data",

@@ -21,15 +21,20 @@ use crate::http::listener;
 use crate::router::router;
 use crate::store;
 
-/// Binds `listen`; `fix` ends the message if the port is taken.
+/// Binds `listen`; `fix` is the way out if the port is taken.
 pub async fn bind(listen: SocketAddr, fix: &str) -> Result<TcpListener, Failure> {
     TcpListener::bind(listen).await.map_err(|error| {
         let problem = match error.kind() {
-            std::io::ErrorKind::AddrInUse => "the port is in use".to_owned(),
-            std::io::ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
+            std::io::ErrorKind::AddrInUse => format!("the port is in use: {fix}"),
+            std::io::ErrorKind::AddrNotAvailable => {
+                "this machine has no such address: name one that it has".to_owned()
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                "permission denied: take a port from 1024 on".to_owned()
+            }
             _ => reason(&error),
         };
-        Failure::usage(format!("listen {listen}: {problem}: {fix}"))
+        Failure::usage(format!("listen {listen}: {problem}"))
     })
 }
 

@@ -53,9 +53,14 @@ fn has_control(text: &str) -> bool {
     text.contains(char::is_control)
 }
 
+/// Whether a text can be the slug of a tenant or partner.
+pub fn is_slug(text: &str) -> bool {
+    text.len() <= MAX_SLUG_BYTES && is_label(text)
+}
+
 pub(super) fn slug(field: &str, text: &str) -> Result<()> {
     check(
-        text.len() <= MAX_SLUG_BYTES && is_label(text),
+        is_slug(text),
         field,
         "1 to 63 of a–z, 0–9 and -, beginning and ending with a letter or digit: choose such a name",
     )

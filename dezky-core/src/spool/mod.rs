@@ -58,6 +58,27 @@ impl SpoolConfig {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), max_bytes: 64 << 20, max_events: 100_000 }
     }
+
+    /// Checks the bounds, the folder and a file that is there already, as [`Spool::open`]
+    /// does. Changes nothing and takes no lock. Blocks.
+    ///
+    /// # Errors
+    /// `config_invalid`; `store_foreign` if the file is not a spool, `schema_newer` if a
+    /// newer version wrote it.
+    pub fn check(&self) -> Result<()> {
+        check(self)?;
+        let metadata = match self.path.metadata() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            metadata => metadata?,
+        };
+        // Opening a pipe would wait for a writer.
+        if !metadata.is_file() {
+            return Err(Error::new(ErrorKind::ConfigInvalid, NO_FILE));
+        }
+        let mut start = Vec::new();
+        File::open(&self.path)?.take(MAX_HEADER_BYTES).read_to_end(&mut start)?;
+        version_of(&start).map(drop)
+    }
 }
 
 /// A durable local queue of sealed events in one file, first in, first out.
@@ -474,34 +495,16 @@ impl Queue {
     fn check_header(&mut self) -> Result<()> {
         let mut start = Vec::new();
         (&self.file).take(MAX_HEADER_BYTES).read_to_end(&mut start)?;
-        let known = (1..=NEWEST).find(|version| start.starts_with(&header(*version)));
-        if let Some(version) = known {
-            self.version = version;
-            close_to_others(&self.file)?;
-            return Ok(sync_folder(&self.config.path)?);
+        let known = version_of(&start)?;
+        close_to_others(&self.file)?;
+        match known {
+            Some(version) => {
+                self.version = version;
+                sync_folder(&self.config.path)?;
+            }
+            None => self.owed = Owed::Header,
         }
-        // A crash may have left a part of it.
-        if HEADER.starts_with(&start) {
-            close_to_others(&self.file)?;
-            self.owed = Owed::Header;
-            return Ok(());
-        }
-        if let Some(version) = start.strip_prefix(MAGIC)
-            && let Some(digits) = version.split(|b| *b == b'\n').next()
-            && let Ok(number) = std::str::from_utf8(digits).unwrap_or_default().parse::<u64>()
-            && number > u64::from(NEWEST)
-        {
-            return Err(Error::new(
-                ErrorKind::SchemaNewer,
-                format!(
-                    "written by a newer version (format {number}): drain it with that version first"
-                ),
-            ));
-        }
-        Err(Error::new(
-            ErrorKind::StoreForeign,
-            "the file is no spool: name another path, or move the file away",
-        ))
+        Ok(())
     }
 
     /// Brings the header to the version that the records need.
@@ -818,6 +821,31 @@ fn header(version: u8) -> Vec<u8> {
     let mut header = HEADER.to_vec();
     header[HEADER.len() - 2] = b'0' + version;
     header
+}
+
+/// The version of the spool that begins with `start`; `None` if that is at most a part of a
+/// header, which a crash may have left.
+fn version_of(start: &[u8]) -> Result<Option<u8>> {
+    let known = (1..=NEWEST).find(|version| start.starts_with(&header(*version)));
+    if known.is_some() || HEADER.starts_with(start) {
+        return Ok(known);
+    }
+    if let Some(version) = start.strip_prefix(MAGIC)
+        && let Some(digits) = version.split(|b| *b == b'\n').next()
+        && let Ok(number) = std::str::from_utf8(digits).unwrap_or_default().parse::<u64>()
+        && number > u64::from(NEWEST)
+    {
+        return Err(Error::new(
+            ErrorKind::SchemaNewer,
+            format!(
+                "written by a newer version (format {number}): drain it with that version first"
+            ),
+        ));
+    }
+    Err(Error::new(
+        ErrorKind::StoreForeign,
+        "the file is no spool: name another path, or move the file away",
+    ))
 }
 
 fn check(config: &SpoolConfig) -> Result<()> {

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use dezky_core::Timestamp;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::Flag;
 use crate::store::Snapshot;
@@ -33,6 +35,44 @@ pub(super) fn read(path: &Path) -> Result<(Snapshot, Timestamp), String> {
     let since_1970 = written.duration_since(UNIX_EPOCH).unwrap_or_default();
     let millis = i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX);
     Ok((snapshot, Timestamp::from_millis_clamped(millis)))
+}
+
+/// A file of kept flags, as far as needed to recognize one.
+#[derive(Deserialize)]
+struct Kept {
+    #[serde(rename = "revision")]
+    _revision: u64,
+    flags: Vec<KeptFlag>,
+}
+
+#[derive(Deserialize)]
+struct KeptFlag {
+    #[serde(rename = "key")]
+    _key: String,
+    #[serde(default)]
+    history: Vec<IgnoredAny>,
+}
+
+/// Refuses a file that is not one of kept flags, because it would be replaced. An export is
+/// refused too: it contains histories, which would be lost. Blocks.
+pub(super) fn check(path: &Path) -> Result<(), String> {
+    // `write` never replaces anything but a regular file.
+    let Ok(metadata) = std::fs::metadata(path) else { return Ok(()) };
+    if !metadata.is_file() || metadata.len() == 0 {
+        return Ok(());
+    }
+    let text = if metadata.len() > MAX_FILE_BYTES {
+        Err(too_large())
+    } else {
+        std::fs::read_to_string(path)
+    };
+    let fix = "name another path, or move the file away";
+    let text = text.map_err(|error| format!("the file can't be read ({error}): {fix}"))?;
+    match serde_json::from_str::<Kept>(&text) {
+        Ok(kept) if kept.flags.iter().all(|flag| flag.history.is_empty()) => Ok(()),
+        Ok(_) => Err(format!("the file is an export of flags with their histories: {fix}")),
+        Err(_) => Err(format!("the file holds something other than kept flags: {fix}")),
+    }
 }
 
 /// Replaces the file atomically: readers find either the old flags or the new ones. Blocks.

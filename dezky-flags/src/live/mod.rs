@@ -7,7 +7,7 @@
 mod file;
 mod set;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -74,6 +74,17 @@ impl LiveConfig {
         }
         Ok(())
     }
+}
+
+/// Checks that flags can be kept at `path`: nothing is there, or flags that were kept.
+/// Blocks.
+///
+/// # Errors
+/// `config_invalid` if the file there holds anything else.
+pub fn check_file(path: &Path) -> Result<()> {
+    file::check(path).map_err(|problem| {
+        Error::new(ErrorKind::ConfigInvalid, format!("{}: {problem}", path.display()))
+    })
 }
 
 /// Flags that follow their store.
@@ -181,7 +192,8 @@ impl LiveFlags {
     /// [`LazyFlagStore`](crate::store::LazyFlagStore).
     ///
     /// # Errors
-    /// `config_invalid`. If neither the store nor the file can be read: the store's error, or
+    /// `config_invalid`, also if the file is not one of kept flags, because it would be
+    /// replaced. If neither the store nor the file can be read: the store's error, or
     /// `store_unavailable` after the store timeout.
     pub async fn open(
         store: Arc<dyn FlagStore>,
@@ -189,6 +201,9 @@ impl LiveFlags {
         config: LiveConfig,
     ) -> Result<Self> {
         config.validate()?;
+        if let Some(path) = config.file.clone() {
+            rt::unblock(&*runtime, move || check_file(&path)).await?;
+        }
         let began = runtime.now();
         let read = within(&*runtime, config.store_timeout, store.snapshot()).await;
         let (snapshot, confirmed, failure) = match read {

@@ -102,7 +102,8 @@ fn the_file_holds_what_decides_and_is_for_its_user_alone() {
     now(line.commit(vec![FlagChange::Create(Box::new(flag.clone()))], Vec::new())).unwrap();
     // A leftover of a crash, and a file readable by others.
     fs::write(folder.path().join("flags.json.new"), "half of").unwrap();
-    fs::write(&path, "x".repeat(100_000)).unwrap();
+    let older = r#"{"revision":0,"flags":[{"key":"older"}]}"#;
+    fs::write(&path, older.to_owned() + &" ".repeat(100_000)).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     keep(&line, &path);
 
@@ -121,11 +122,12 @@ fn links_are_replaced_and_not_written_through() {
     let (_, runtime) = manual();
     let line = Line::new(&runtime);
     let other = folder.path().join("other");
-    fs::write(&other, "of somebody else").unwrap();
+    let kept = r#"{"revision":0,"flags":[]}"#;
+    fs::write(&other, kept).unwrap();
     symlink(&other, &path).unwrap();
     symlink(&other, folder.path().join("flags.json.new")).unwrap();
     keep(&line, &path);
-    assert_eq!(fs::read_to_string(&other).unwrap(), "of somebody else");
+    assert_eq!(fs::read_to_string(&other).unwrap(), kept);
     assert!(fs::symlink_metadata(&path).unwrap().is_file());
 }
 
@@ -151,27 +153,54 @@ fn without_store_and_file_there_are_no_flags() {
     keep(&line, &path);
     let whole = fs::read_to_string(&path).unwrap();
     line.set(DOWN);
-    let refused = |path: &Path, what: &str| {
+    let fails = |path: &Path, what: &str| {
         let opened = now(LiveFlags::open(line.clone(), runtime.clone(), with_file(path)));
-        let error = opened.err().unwrap_or_else(|| panic!("{what} was read"));
-        assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{what}");
+        opened.err().unwrap_or_else(|| panic!("{what} was read")).kind()
+    };
+    let refused = |path: &Path, what: &str| {
+        assert_eq!(fails(path, what), ErrorKind::StoreUnavailable, "{what}");
+    };
+    // What would be replaced is refused at once, whether the store answers or not.
+    let foreign = |path: &Path, what: &str| {
+        assert_eq!(fails(path, what), ErrorKind::ConfigInvalid, "{what}");
     };
     refused(&folder.path().join("missing"), "a missing file");
     refused(folder.path(), "a folder");
     refused(Path::new("/dev/zero"), "a device");
-    for cut in [0, 1, whole.len() / 2, whole.len() - 1] {
+    fs::write(&path, "").unwrap();
+    refused(&path, "an empty file");
+    for cut in [1, whole.len() / 2, whole.len() - 1] {
         fs::write(&path, &whole[..cut]).unwrap();
-        refused(&path, "a cut file");
+        foreign(&path, "a cut file");
     }
     fs::write(&path, [0xff, 0xfe]).unwrap();
-    refused(&path, "no text");
+    foreign(&path, "no text");
     fs::write(&path, whole.replace("\"revision\"", "\"version\"")).unwrap();
-    refused(&path, "another text");
+    foreign(&path, "another text");
     // A sparse file.
     fs::File::create(&path).unwrap().set_len(MAX_FILE_BYTES + 1).unwrap();
-    refused(&path, "a file that is too large");
+    foreign(&path, "a file that is too large");
     fs::write(&path, whole).unwrap();
     assert!(is_on(&open(&line, &runtime, with_file(&path)), "a"));
+}
+
+/// An export contains the histories, which the kept flags lack.
+#[test]
+fn a_file_with_any_other_content_is_not_replaced() {
+    let (_folder, path) = place();
+    let (_, runtime) = manual();
+    let line = Line::new(&runtime);
+    let mut flag = crate::model::version_1();
+    flag.version = 1;
+    now(line.commit(vec![FlagChange::Create(Box::new(flag))], Vec::new())).unwrap();
+    let export = now(line.snapshot()).unwrap().to_json();
+    for text in [export.as_str(), "mine", "{}", r#"{"flags":[{"key":"a"}]}"#] {
+        fs::write(&path, text).unwrap();
+        let opened = now(LiveFlags::open(line.clone(), runtime.clone(), with_file(&path)));
+        let error = opened.err().unwrap_or_else(|| panic!("{text} was taken"));
+        assert_eq!(error.kind(), ErrorKind::ConfigInvalid, "{text}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+    }
 }
 
 /// An unreadable flag in the file is off; the other flags are not affected.

@@ -81,6 +81,8 @@ pub struct Decoded {
 /// - A body is one JSON value or several, one behind the other, with or without white
 ///   space between them (JSON lines): each a list, an object with a list `events`, or one
 ///   event. An empty list holds nothing, which is fine.
+/// - Bytes that are not UTF-8 are U+FFFD, as in a line of a file: they leave the other events
+///   of the body as they are.
 /// - What has no events at the declared place is one item in quarantine (`no_events`); an
 ///   element that is no object (`not_an_object`) or has no action (`no_action`) is one and
 ///   leaves the others as they are. Of more than a hundred of these the others are kept
@@ -117,6 +119,7 @@ pub struct Decoded {
 /// - `too_large` if it has more than [`MAX_BODY_EVENTS`] events, or something that would
 ///   go to the quarantine and has more than its 64 KiB.
 pub fn decode(mapping: &Mapping, body: &[u8], received_at: Timestamp) -> Result<Decoded> {
+    // As of lines in files: one bad byte must not lose the events beside it.
     let text = String::from_utf8_lossy(body);
     let text = without_mark(&text);
     let list;
@@ -305,7 +308,7 @@ fn map_all(
             Mapped::Skipped => decoded.skipped += 1,
             Mapped::Odd(reason, what) => {
                 let detail = format!("event {} of {count} {what}", index + 1);
-                check_keepable(&detail, &clean)?;
+                check_keepable(&format!("{detail}: it"), &clean)?;
                 let key = sha256(&mapping.for_key(object));
                 odd_items.push(item(mapping, reason, key, detail, &clean, received_at));
             }

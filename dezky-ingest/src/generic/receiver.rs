@@ -101,7 +101,7 @@ impl GenericReceiver {
         self.scheme.verify(&self.secrets, headers, body, now)?;
         let decoded = {
             let body = self.unpacked(headers, body, room)?;
-            decode(&self.mapping, &body, now).map_err(|error| as_said(error, headers))?
+            decode(&self.mapping, &body, now).map_err(|error| as_said(error, &body, headers))?
         };
         let (events, quarantine) = (decoded.events, decoded.quarantine);
         take_in_parts(&self.intake, self.source(), events, quarantine, decoded.skipped).await
@@ -137,7 +137,7 @@ fn gunzip(body: &[u8], max: usize, mut room: impl FnMut(usize) -> bool) -> Resul
     let mut decoder = MultiGzDecoder::new(body);
     loop {
         let read = decoder.read(&mut chunk).map_err(|error| {
-            let what = "the body is not whole gzip, as Content-Encoding says: send it again";
+            let what = "the body is not whole gzip, as Content-Encoding says: send all of it";
             Error::new(ErrorKind::BodyInvalid, what).with_source(error)
         })?;
         if read == 0 {
@@ -163,7 +163,11 @@ fn gunzip(body: &[u8], max: usize, mut room: impl FnMut(usize) -> bool) -> Resul
 }
 
 /// A body that is not JSON and not said to be: the type is what is wrong.
-fn as_said(error: Error, headers: &Headers) -> Error {
+fn as_said(error: Error, body: &[u8], headers: &Headers) -> Error {
+    // Nothing is no form either, whatever a client says of it by habit.
+    if body.trim_ascii().is_empty() {
+        return error;
+    }
     let is_other = headers
         .get("content-type")
         .is_some_and(|media_type| !media_type.to_ascii_lowercase().contains("json"));

@@ -9,6 +9,7 @@ use dezky_core::directory::{
 };
 use serde_json::{Value, json};
 
+use super::tenants;
 use crate::app::AppState;
 use crate::auth::Caller;
 use crate::http::body::{Document, created};
@@ -29,7 +30,10 @@ async fn list(
 ) -> Result<Json<Value>, Problem> {
     parameters.only(&["limit", "cursor"])?;
     let limit = parameters.page_limit()?;
-    let after = parameters.slug_cursor()?;
+    let directory = state.platform.directory.store();
+    let is_there =
+        async |slug: &str| Ok(directory.partner(PartnerKey::Slug(slug)).await?.is_some());
+    let after = parameters.slug_cursor(is_there).await?;
     let query = PartnerQuery { after, limit, ..PartnerQuery::default() };
     let mut partners = Vec::new();
     for partner in state.platform.directory.store().partners(&query).await? {
@@ -89,7 +93,7 @@ async fn tenants(
     let limit = parameters.page_limit()?;
     let query = TenantQuery {
         partner_id: Some(find(&state, &slug).await?.id),
-        after: parameters.slug_cursor()?,
+        after: tenants::cursor(&state, &parameters).await?,
         limit,
         ..TenantQuery::default()
     };

@@ -36,7 +36,7 @@ async fn list(
     });
     let limit = parameters.page_limit()?;
     let query = TenantQuery {
-        after: parameters.slug_cursor()?,
+        after: cursor(&state, &parameters).await?,
         status: status.transpose()?,
         limit,
         ..TenantQuery::default()
@@ -107,6 +107,16 @@ async fn users(
 ) -> Result<Json<Value>, Problem> {
     let tenant = find(&state, &slug).await?;
     users::page_of(&state, &parameters, Some(tenant.id)).await
+}
+
+/// The slug of the last tenant of the page before.
+pub(super) async fn cursor(
+    state: &AppState,
+    parameters: &Parameters,
+) -> Result<Option<String>, Problem> {
+    let directory = state.platform.directory.store();
+    let is_there = async |slug: &str| Ok(directory.tenant(TenantKey::Slug(slug)).await?.is_some());
+    parameters.slug_cursor(is_there).await
 }
 
 async fn find(state: &AppState, slug: &str) -> Result<Tenant, Problem> {

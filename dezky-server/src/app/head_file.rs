@@ -109,6 +109,11 @@ impl HeadFile {
         })
     }
 
+    /// The noted position of a log with events; `None` without a file.
+    pub(crate) async fn noted(&self) -> Result<Option<LogPosition>, Failure> {
+        Ok(self.read().await?.filter(|noted| noted.head.next_seq > 0))
+    }
+
     /// Compares the log with the file. Writes nothing.
     pub(crate) async fn compare(&self, log: &dyn AuditStore) -> Result<Comparison, Failure> {
         let Some(noted) = self.read().await? else { return Ok(Comparison::First) };
@@ -134,8 +139,7 @@ impl HeadFile {
         &self,
         is_missing: impl AsyncFnOnce() -> Result<bool, Failure>,
     ) -> Result<(), Failure> {
-        let noted = self.read().await?;
-        let Some(noted) = noted.filter(|noted| noted.head.next_seq > 0) else { return Ok(()) };
+        let Some(noted) = self.noted().await? else { return Ok(()) };
         if !is_missing().await? {
             return Ok(());
         }

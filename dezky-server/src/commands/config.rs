@@ -3,8 +3,10 @@ use std::fmt::Write as _;
 use serde_json::json;
 
 use super::print;
-use crate::config::{self, Settings};
+use crate::app::head_file::HeadFile;
+use crate::config::{self, Config, Settings};
 use crate::failure::Failure;
+use crate::store;
 
 /// `config example`.
 pub(crate) fn example() -> Result<(), Failure> {
@@ -12,9 +14,10 @@ pub(crate) fn example() -> Result<(), Failure> {
 }
 
 /// `config check`: what holds, and where it comes from.
-pub(crate) fn check(settings: &Settings, as_json: bool) -> Result<(), Failure> {
+pub(crate) async fn check(settings: &Settings, as_json: bool) -> Result<(), Failure> {
     let config = settings.config()?;
     let warnings = config.check()?;
+    check_files(&config).await?;
     let described = settings.describe();
     if as_json {
         let settings: serde_json::Map<_, _> = described
@@ -33,4 +36,15 @@ pub(crate) fn check(settings: &Settings, as_json: bool) -> Result<(), Failure> {
         let _ = writeln!(text, "warning: {warning}");
     }
     print(&text)
+}
+
+/// Reads the head file, and a store that is a file, as `serve` would at its start. Does not connect
+/// to database servers.
+async fn check_files(config: &Config) -> Result<(), Failure> {
+    let head_file = HeadFile::new(&config.head_path);
+    if config.store.url.file().is_none() {
+        return head_file.read().await.map(drop);
+    }
+    let schema = store::schema(&config.store).await?;
+    head_file.check_missing(async || Ok(schema.found.is_empty())).await
 }

@@ -33,6 +33,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     if from.url.is_same_store(&to.url) {
         return Err(Failure::usage("--to: is the store of --from: name another one"));
     }
+    settings.check_other_store("--to", &to.url)?;
     // Nothing is created at the source: a mistyped name must not leave an empty store.
     let source = open(&from, Access::Use, "--from").await?;
     let target = match open(&to, Access::Migrate, "--to").await {

@@ -33,6 +33,13 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
         return acknowledge(&config, &head_file, options.json).await;
     }
     let (mut report, database) = store::engine(&config)?.examine().await;
+    // A head file that can't be read is reported where the heads are compared.
+    if let Ok(Some(noted)) = head_file.noted().await {
+        let path = head_file.path().display();
+        report.lost(format!(
+            "{noted} is noted in {path}: restore the log, or begin a new one by removing {path}"
+        ));
+    }
     if let Some(database) = database {
         compare_head(&database, &head_file, &mut report).await;
         database.close().await;

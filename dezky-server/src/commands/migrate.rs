@@ -6,6 +6,7 @@ use dezky::engine::SchemaVersions;
 use serde_json::json;
 
 use super::print;
+use crate::app::head_file::HeadFile;
 use crate::config::Settings;
 use crate::failure::Failure;
 use crate::store;
@@ -32,6 +33,8 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
         return Err(Failure::usage("--search-index: is for PostgreSQL alone: leave it out"));
     }
     let before = store::schema(&config).await?;
+    let head_file = HeadFile::new(settings.head_path(&config.url));
+    head_file.check_missing(async || Ok(before.found.is_empty())).await?;
     if let Some((component, known)) = before.newer() {
         return Err(Failure::usage(format!(
             "store {}: {component} is at version {}, this program knows {known}: use a newer program",

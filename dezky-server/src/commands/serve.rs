@@ -21,7 +21,14 @@ pub(crate) async fn run(settings: &Settings) -> Result<(), Failure> {
     let follows_ocis = config.ocis.is_some() && config.ingest_enabled;
     let polls_authentik = config.authentik.is_some() && config.ingest_enabled;
     let too_few_files = open_files_warning(config.http.max_connections);
-    let mut running = Running::start(config, listener).await?;
+    let mut running = tokio::select! {
+        started = Running::start(config, listener) => started?,
+        // A store may take long to open, and nothing is lost by an end meanwhile.
+        () = signals.next() => {
+            tracing::info!("ending before the store is open");
+            return Ok(());
+        }
+    };
     for warning in warnings.into_iter().chain(too_few_files) {
         tracing::warn!("{warning}");
     }

@@ -14,14 +14,17 @@ use crate::store;
 /// How often the progress is shown.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// `verify`: exit status 1 if the log is not what was recorded.
+/// `verify`: exit status 1 if the log is not what was recorded, 2 if it can't be read.
 pub(crate) async fn run(
     settings: &Settings,
     expected: Option<ExpectedHead>,
     as_json: bool,
 ) -> Result<(), Failure> {
     let config = settings.store()?;
-    let database = store::open_log(&config, Access::Read).await?;
+    // Status 1 is for a log that differs.
+    let database = store::open_log(&config, Access::Read)
+        .await
+        .map_err(|failure| Failure::usage(failure.to_string()))?;
     let mut progress = Progress::new();
     let log = database.log();
     let verdict =

@@ -53,6 +53,11 @@ impl Config {
                 NOT_A_HEAD_FILE
             )));
         }
+        if let Some(spool) = &self.spool {
+            spool.check().map_err(|error| {
+                Failure::usage(format!("spool.path {}: {error}", spool.path.display()))
+            })?;
+        }
         if let Some(file) = &self.flags.file {
             let refused =
                 |problem| Err(Failure::usage(format!("flags.file {}: {problem}", file.display())));
@@ -60,12 +65,14 @@ impl Config {
                 return refused("its folder does not exist: make it");
             }
             if file.exists() && !file.is_file() {
-                return refused("is no regular file: name one, such as flags.json");
+                return refused("is not a regular file: name one, such as flags.json");
             }
+            dezky_flags::live::check_file(file)
+                .map_err(|error| Failure::usage(format!("flags.file {error}")))?;
         }
         if self.ingest_enabled {
             if let Some(ocis) = &self.ocis {
-                let key = "ocis.log_path (OCIS_AUDIT_LOG_PATH)";
+                let key = "ocis.log_path";
                 warnings.extend(check_file(key, "the oCIS audit log", &ocis.path)?);
             }
             for (name, file) in self.sources.iter().filter_map(|(n, s)| Some((n, s.file.as_ref()?)))
@@ -86,7 +93,9 @@ fn check_file(key: &str, what: &str, path: &Path) -> Result<Option<String>, Fail
         Ok(metadata) if metadata.is_dir() => {
             Err(refused("is a folder: name the file in it, such as audit.log"))
         }
-        Ok(metadata) if !metadata.is_file() => Err(refused("is no regular file: name a log file")),
+        Ok(metadata) if !metadata.is_file() => {
+            Err(refused("is not a regular file: name a log file"))
+        }
         Ok(_) => match std::fs::File::open(path) {
             Ok(_) => Ok(None),
             Err(error) => {

@@ -9,7 +9,7 @@ use std::path::Path;
 ///
 /// Devices and pipes are refused before they are opened: one may have no end, and another
 /// may never begin.
-pub(super) fn read(path: &Path, max_bytes: u64) -> Result<String, String> {
+pub(crate) fn read(path: &Path, max_bytes: u64) -> Result<String, String> {
     let unreadable = |error: std::io::Error| {
         format!("the file can't be read ({}): name another one", reason(&error))
     };

@@ -27,6 +27,6 @@ pub struct FlagsConfig {
 impl Settings {
     pub(super) fn flags(&self) -> Result<FlagsConfig, Failure> {
         let poll = Duration::from_millis(self.number("flags.poll_ms")?);
-        Ok(FlagsConfig { poll, file: self.path("flags.file") })
+        Ok(FlagsConfig { poll, file: self.path("flags.file")? })
     }
 }

@@ -22,13 +22,13 @@ pub(super) enum Kind {
 
 impl Kind {
     /// The expected value, for error messages.
-    pub(super) const fn expected(self) -> &'static str {
+    pub(super) fn expected(self) -> String {
         match self {
-            Self::Text | Self::Secret => "a text in quotes",
-            Self::List => "a list of texts",
-            Self::Number(..) => "a whole number",
-            Self::Switch => "true or false",
-            Self::Table => "a table",
+            Self::Text | Self::Secret => "a text in quotes".into(),
+            Self::List => "a list of texts".into(),
+            Self::Number(min, max) => format!("a whole number, {min} to {max}"),
+            Self::Switch => "true or false".into(),
+            Self::Table => "a table".into(),
         }
     }
 }
@@ -147,6 +147,13 @@ impl Keys {
             .iter()
             .any(|of_secret| leaf.ends_with(of_secret));
         (kind == Kind::Secret || is_file).then_some(kind)
+    }
+
+    /// Whether the key names a file, or several, which are only read.
+    pub(super) fn is_read_file(self, name: &str) -> bool {
+        let is_source_log = source_leaf(name).is_some_and(|(_, leaf)| leaf == "path");
+        let holder = self.holder_of_secret(name);
+        name == "ocis.log_path" || is_source_log || holder.is_some_and(|kind| kind != Kind::Secret)
     }
 
     /// Whether `name` is a table of keys.
@@ -268,9 +275,20 @@ pub(super) fn instance_of_variable(variable: &str) -> Option<String> {
     (!name.is_empty()).then(|| name.to_lowercase().replace('_', "-"))
 }
 
-/// The known name that is closest to `name`.
-pub(super) fn closest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    known.into_iter().min_by_key(|candidate| distance(name, candidate))
+/// The known name that `name` is likely to be a slip of, as a question; else `where_all_are`.
+pub(super) fn hint<'a>(
+    name: &str,
+    known: impl IntoIterator<Item = &'a str>,
+    where_all_are: &str,
+) -> String {
+    let closest = known.into_iter().map(|known| (distance(name, known), known)).min();
+    match closest {
+        // A name of which more than a quarter differs is another word.
+        Some((distance, known)) if distance <= (known.chars().count() / 4).max(2) => {
+            format!("did you mean {known}?")
+        }
+        _ => where_all_are.to_owned(),
+    }
 }
 
 /// The Levenshtein distance.

@@ -166,9 +166,9 @@ impl Layers {
                 let known = keys::SOURCE_LEAVES.iter().find(|(known, _)| known == leaf.get_ref());
                 let Some((_, kind)) = known else {
                     let known = keys::SOURCE_LEAVES.iter().map(|(known, _)| *known);
-                    let closest = keys::closest(leaf.get_ref(), known).unwrap_or("map");
+                    let hint = keys::hint(leaf.get_ref(), known, "docs/sources.md lists the keys");
                     return Err(Failure::usage(format!(
-                        "{name} ({origin}): is no key of a source: did you mean {closest}?"
+                        "{name} ({origin}): is no key of a source: {hint}"
                     )));
                 };
                 let value = match (value.get_ref(), kind) {
@@ -294,9 +294,15 @@ impl Layers {
     }
 
     fn unknown_key(&self, name: &str, origin: &Origin) -> Failure {
-        let known = self.keys.iter().map(|key| key.name);
-        let leaf = keys::closest(name, known).unwrap_or("listen");
-        Failure::usage(format!("{name} ({origin}): is no key of this file: did you mean {leaf}?"))
+        let leaf = name.rsplit('.').next().unwrap_or(name);
+        let hint = if leaf.starts_with("DEZKY_") || self.keys.of_variable(leaf).is_some() {
+            "a variable does not belong in the file: set it in the environment".to_owned()
+        } else {
+            let names = || self.keys.iter().map(|key| key.name);
+            let tables = names().filter_map(|name| Some(name.rsplit_once('.')?.0));
+            keys::hint(name, names().chain(tables), "dezky-server config example lists the keys")
+        };
+        Failure::usage(format!("{name} ({origin}): is no key of this file: {hint}"))
     }
 
     fn secret_in_file(&self, name: &str, origin: &Origin) -> Failure {
@@ -323,10 +329,8 @@ impl Layers {
             return Ok(());
         }
         let known = self.keys.iter().map(|key| key.variable).chain([keys::CONFIG_VARIABLE]);
-        let closest = keys::closest(variable, known).unwrap_or("DEZKY_LISTEN");
-        Err(Failure::usage(format!(
-            "{variable}: is no variable of this program: did you mean {closest}?"
-        )))
+        let hint = keys::hint(variable, known, "dezky-server config example lists them");
+        Err(Failure::usage(format!("{variable}: is no variable of this program: {hint}")))
     }
 
     /// The table of keys.

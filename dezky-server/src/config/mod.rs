@@ -15,6 +15,7 @@ mod keys;
 mod layers;
 mod log;
 mod ocis;
+mod paths;
 mod server;
 mod settings;
 mod sources;
@@ -35,7 +36,7 @@ use dezky_ingest::signature::Secrets;
 
 pub use self::authentik::AuthentikApi;
 pub use self::describe::Described;
-pub(crate) use self::files::{folder_of, reason};
+pub(crate) use self::files::{folder_of, read as read_file, reason};
 pub use self::flags::FlagsConfig;
 pub(crate) use self::head::NOT_A_HEAD_FILE;
 use self::keys::Keys;
@@ -148,6 +149,8 @@ impl Settings {
     pub fn config(&self) -> Result<Config, Failure> {
         let layers = &self.layers;
         let store = self.store()?;
+        self.path("head.path")?;
+        self.check_named_once(&store.url)?;
         Ok(Config {
             listen: self.listen()?,
             head_path: self.head_path(&store.url),

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use dezky_core::directory::is_slug;
+
 use super::keys::{Key, Kind, LINE_BYTES, SECONDS, key};
 use super::settings::{Settings, refused};
 use crate::failure::Failure;
@@ -41,9 +43,9 @@ impl Settings {
     pub(super) fn ocis(&self) -> Result<Option<OcisLog>, Failure> {
         let poll = self.seconds("ocis.poll_seconds")?;
         let max_line_bytes = self.size("ocis.max_line_bytes")?;
-        let Some(path) = self.path("ocis.log_path") else { return Ok(None) };
         let spaces = self.ocis_spaces()?;
         let service_accounts = self.ocis_service_accounts()?;
+        let Some(path) = self.path("ocis.log_path")? else { return Ok(None) };
         Ok(Some(OcisLog { path, poll, max_line_bytes, spaces, service_accounts }))
     }
 
@@ -68,8 +70,10 @@ impl Settings {
             let (space, slug) = entry
                 .rsplit_once('=')
                 .map(|(space, slug)| (space.trim(), slug.trim()))
-                .filter(|(space, slug)| !space.is_empty() && (1..=63).contains(&slug.len()))
-                .ok_or_else(|| refused("must be <space id>=<slug of 1 to 63 bytes>"))?;
+                .filter(|(space, slug)| !space.is_empty() && is_slug(slug))
+                .ok_or_else(|| {
+                    refused("must be <space id>=<slug of a tenant>, such as 4c510ada=acme")
+                })?;
             if spaces.insert(space.to_owned(), slug.to_owned()).is_some() {
                 return Err(refused("names a space that is there already: give it one slug"));
             }

@@ -49,7 +49,11 @@ impl Settings {
             return Ok(Vec::new());
         };
         list.iter()
-            .map(|text| text.parse().map_err(|problem| refused("trusted_proxies", origin, problem)))
+            .map(|text| {
+                text.parse().map_err(|problem| {
+                    refused("trusted_proxies", origin, format!("\"{text}\" {problem}"))
+                })
+            })
             .collect()
     }
 }

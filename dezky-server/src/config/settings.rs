@@ -42,9 +42,14 @@ impl Settings {
         self.number(name).map(Duration::from_secs)
     }
 
-    /// The path of a file; `None` if it is not set or empty.
-    pub(super) fn path(&self, name: &str) -> Option<PathBuf> {
-        self.layers.text(name).map(|(path, _)| path).filter(|path| !path.is_empty()).map(Into::into)
+    /// The path of a file; `None` if it is not set. (An empty variable is not.)
+    pub(super) fn path(&self, name: &str) -> Result<Option<PathBuf>, Failure> {
+        match self.layers.text(name) {
+            Some(("", origin)) => {
+                Err(refused(name, origin, "is empty: name a file, or leave it out"))
+            }
+            path => Ok(path.map(|(path, _)| path.into())),
+        }
     }
 
     /// A secret from its variable or from the file that a second key names, with the key that

@@ -122,12 +122,7 @@ impl Settings {
         };
         let poll = Duration::from_secs(number("poll_seconds", 5)?);
         let max_line_bytes = size(number("max_line_bytes", 1 << 20)?);
-        match self.layers.text(&path) {
-            Some(("", origin)) => {
-                Err(refused(&path, origin, "is empty: name a file, or leave it out"))
-            }
-            Some((path, _)) => Ok(Some(FollowedFile { path: path.into(), poll, max_line_bytes })),
-            None => Ok(None),
-        }
+        let path = self.path(&path)?;
+        Ok(path.map(|path| FollowedFile { path, poll, max_line_bytes }))
     }
 }

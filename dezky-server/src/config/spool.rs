@@ -20,7 +20,7 @@ impl Settings {
     pub(super) fn spool(&self) -> Result<Option<SpoolConfig>, Failure> {
         let max_bytes = self.number("spool.max_bytes")?;
         let max_events = self.size("spool.max_events")?;
-        Ok(self.path("spool.path").map(|path| {
+        Ok(self.path("spool.path")?.map(|path| {
             let mut spool = SpoolConfig::new(path);
             (spool.max_bytes, spool.max_events) = (max_bytes, max_events);
             spool

@@ -1,6 +1,6 @@
 //! Where the store is, and how it is used.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use dezky::url::OPTIONS;
 use dezky::{StoreConfig, StoreUrl};
@@ -86,17 +86,18 @@ impl Settings {
     }
 }
 
-/// Checks the folder of a file. Changes nothing.
+/// Checks the file of a store, and its folder. Changes nothing.
 pub(super) fn check(url: &StoreUrl) -> Result<(), Failure> {
     let Some(path) = url.file() else { return Ok(()) };
     let refused = |problem| Err(Failure::usage(format!("store {url}: {problem}")));
     if !super::files::folder_of(path).is_dir() {
         return refused("its folder does not exist: make it");
     }
-    if Path::new(path).is_dir() {
-        return refused("it is a folder: name a file");
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => refused("it is a folder: name a file"),
+        Ok(found) if !found.is_file() => refused("it is not a regular file: name a file"),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]

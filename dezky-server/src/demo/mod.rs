@@ -274,6 +274,9 @@ fn rows(before: &Counts, after: &Counts, received: usize, read: &Tick, polled: &
         .collect()
 }
 
+/// The file that is locked while a demo runs, and stays in its folder.
+const LOCK: &str = ".lock";
+
 /// The folder of the demo.
 struct Folder {
     /// Held while the demo runs: two would rotate each other's files.
@@ -297,9 +300,19 @@ impl Folder {
         if text.contains('?') {
             return Err(refused("its name has a ?, which a store's URL can't have".into()));
         }
+        // A log in it would be rotated away.
+        let is_empty = || std::fs::read_dir(&path).is_ok_and(|mut there| there.next().is_none());
+        if path.is_dir() && !path.join(LOCK).is_file() && !is_empty() {
+            return Err(refused("is not empty, and no demo ran in it".into()));
+        }
         std::fs::create_dir_all(path.join("ocis"))
             .map_err(|error| refused(format!("can't be made ({error})")))?;
-        let lock = std::fs::File::create(path.join(".lock"))
+        let mut options = std::fs::OpenOptions::new();
+        let lock = options
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path.join(LOCK))
             .map_err(|error| refused(format!("can't be written ({error})")))?;
         if lock.try_lock().is_err() {
             return Err(refused("another demo runs in it".into()));

@@ -113,9 +113,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Document<T> {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
-        if !is_json(&parts.headers) {
-            return Err(Problem::media_type());
-        }
+        check_json(&parts.headers)?;
         let bytes = read(body, &parts.headers, MAX_DOCUMENT_BYTES).await?;
         parse(&bytes).map(Self)
     }
@@ -133,9 +131,7 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeDocu
         if bytes.is_empty() {
             return Ok(Self(T::default()));
         }
-        if !is_json(&parts.headers) {
-            return Err(Problem::media_type());
-        }
+        check_json(&parts.headers)?;
         parse(&bytes).map(Self)
     }
 }
@@ -194,7 +190,29 @@ pub(crate) fn no_json(error: &serde_json::Error) -> Problem {
     Problem::json_invalid(format!("the body is no JSON document: {error}"))
 }
 
-pub(crate) fn is_json(headers: &HeaderMap) -> bool {
+/// Refuses a body that is not said to be JSON, or is said to be packed.
+pub(crate) fn check_json(headers: &HeaderMap) -> Result<(), Problem> {
+    if !is_json(headers) {
+        return Err(Problem::media_type());
+    }
+    check_not_packed(headers)
+}
+
+/// Refuses a body with a content encoding.
+pub(crate) fn check_not_packed(headers: &HeaderMap) -> Result<(), Problem> {
+    let is_packed = |line: &HeaderValue| {
+        line.as_bytes()
+            .split(|b| *b == b',')
+            .map(<[u8]>::trim_ascii)
+            .any(|encoding| !encoding.is_empty() && !encoding.eq_ignore_ascii_case(b"identity"))
+    };
+    if headers.get_all(header::CONTENT_ENCODING).iter().any(is_packed) {
+        return Err(Problem::content_encoding());
+    }
+    Ok(())
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
     let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     media_type.is_some_and(|value| {
         let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();

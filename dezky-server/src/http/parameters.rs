@@ -73,17 +73,18 @@ impl Parameters {
         }
     }
 
-    /// `cursor` of a list by slug: the last slug of the page before.
-    pub(crate) fn slug_cursor(&self) -> Result<Option<String>, Problem> {
-        let is_of_slug = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-');
-        match self.get("cursor") {
-            Some(text) if text.is_empty() || !text.bytes().all(is_of_slug) => Err(Error::new(
-                ErrorKind::CursorInvalid,
-                "cursor is not one that this list gave: begin without one",
-            )
-            .into()),
-            cursor => Ok(cursor.map(str::to_owned)),
+    /// `cursor` of a list by slug: the last slug of the page before. Documents stay, and keep
+    /// their slugs, so a slug without a document was given by no list.
+    pub(crate) async fn slug_cursor(
+        &self,
+        is_there: impl AsyncFnOnce(&str) -> dezky_core::Result<bool>,
+    ) -> Result<Option<String>, Problem> {
+        let Some(slug) = self.get("cursor") else { return Ok(None) };
+        if is_there(slug).await? {
+            return Ok(Some(slug.to_owned()));
         }
+        let what = "cursor is not one that this list gave: begin without one";
+        Err(Error::new(ErrorKind::CursorInvalid, what).into())
     }
 
     /// The size of a page: `limit`, 1 to 500, 100 without it.

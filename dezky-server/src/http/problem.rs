@@ -147,6 +147,12 @@ impl Problem {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail)
     }
 
+    /// 415: the body has a content encoding, and none is accepted here.
+    pub fn content_encoding() -> Self {
+        let detail = "no Content-Encoding is accepted here: send the body uncompressed; only webhooks of declared sources accept gzip";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail)
+    }
+
     /// 400: a parameter of the query is unknown or invalid.
     pub fn query_invalid(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, ErrorKind::QueryInvalid.code(), detail)

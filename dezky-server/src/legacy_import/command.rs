@@ -9,6 +9,7 @@ use mongodb::options::ClientOptions;
 use mongodb::{Client, Database};
 
 use super::{Broken, Import, KINDS, Report};
+use crate::app::head_file::HeadFile;
 use crate::commands::print;
 use crate::commands::progress::Progress;
 use crate::commands::signals::Signals;
@@ -46,6 +47,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     let Options { from, to, dry_run, collections, json } = options;
     let names = names(&collections)?;
     let to = settings.store_at("--to", &to)?;
+    settings.check_other_store("--to", &to.url)?;
     let from = connect(&from).await?;
     let there = from.list_collection_names().await.map_err(|error| {
         let error = mongo_error(&error);
@@ -61,6 +63,8 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
             "--from: none of the collections is there: name another database, or the collections by --collection KIND=NAME",
         ));
     }
+    let head_file = HeadFile::new(settings.head_path(&to.url));
+    head_file.check_missing(async || Ok(store::schema(&to).await?.found.is_empty())).await?;
     let platform = if dry_run {
         None
     } else {

@@ -147,6 +147,7 @@ fn everything(flags: &LiveSet, axes: &Axes) -> Response {
 
 async fn read(request: Request) -> Result<(Given, HeaderMap), Refusal> {
     let (parts, body) = request.into_parts();
+    body::check_not_packed(&parts.headers)?;
     let body = body::read(body, &parts.headers, MAX_BODY_BYTES).await?;
     Ok((Given::parse(&body)?, parts.headers))
 }

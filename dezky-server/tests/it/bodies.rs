@@ -3,6 +3,9 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use reqwest::Method;
+use serde_json::json;
+
 use crate::support::{Process, Server, WEBHOOK};
 
 fn head(length: usize) -> String {
@@ -109,5 +112,36 @@ async fn a_body_with_more_events_than_it_may_have_is_refused_whole() {
     assert!(server.client.all("").await.is_empty());
     let answer = server.client.post_signed(WEBHOOK, &body(3)).await;
     assert_eq!(answer.with_status(200)["received"], 3);
+    server.stop().await;
+}
+
+/// Only webhooks of declared sources are unpacked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_content_encoding_is_refused_where_none_is_read() {
+    let server = Server::start(&[]).await;
+    let client = &server.client;
+    client.post("/flags", json!({"key": "a"})).await.with_status(201);
+    let tenant = r#"{"slug":"acme","name":"Acme","plan":"pro"}"#;
+    for (method, path, body) in [
+        (Method::POST, "/tenants", tenant),
+        (Method::PATCH, "/tenants/acme", r#"{"name":"Acme"}"#),
+        (Method::POST, "/partners", r#"{"slug":"p","name":"P"}"#),
+        (Method::POST, "/audit", r#"{"action":"a.b"}"#),
+        (Method::POST, "/flags", r#"{"key":"b"}"#),
+        (Method::POST, "/flags/a/kill", r#"{"note":"x"}"#),
+        (Method::POST, "/flags/evaluate", r#"{"tenantSlug":"acme"}"#),
+    ] {
+        for encoding in ["br", "gzip", "identity, gzip"] {
+            let request = client.document(method.clone(), path, body);
+            let answer = client.send(request.header("Content-Encoding", encoding)).await;
+            let said = answer.problem(415, "media_type");
+            assert!(said.contains("Content-Encoding"), "{path}: {said}");
+        }
+    }
+    let request = client.document(Method::POST, "/ofrep/v1/evaluate/flags", "{}");
+    let answer = client.send(request.header("Content-Encoding", "gzip")).await;
+    assert_eq!(answer.status, 415, "{answer:?}");
+    let request = client.document(Method::POST, "/tenants", tenant);
+    client.send(request.header("Content-Encoding", "identity")).await.with_status(201);
     server.stop().await;
 }

@@ -144,7 +144,9 @@ fn flags_and_users_on_the_command_line() {
         (&raised["version"], &raised["scope"]["tenantSlugs"][0]),
         (&2.into(), &"acme".into())
     );
-    no(&["flags", "set", "chat_v2", "--pct", "1", "--if-version", "1"], 1, "read it again");
+    no(&["flags", "set", "chat_v2", "--pct", "1", "--if-version", "1"], 1, "version 2, not 1");
+    no(&["flags", "remove", "chat_v2", "--if-version", "9"], 1, "version 2, not 9");
+    no(&["flags", "set", "nosuch", "--pct", "5"], 1, "--create makes it");
     assert!(run(&["flags", "set", "chat_v2", "--pct", "101"], &[]).status.code() == Some(2));
     no(&["flags", "set", "No Key", "--create"], 2, "key must be");
 
@@ -249,6 +251,31 @@ async fn verify_says_whether_the_log_is_whole() {
         head
     );
     assert!(report["finding"].is_null());
+}
+
+/// 1 is for a log that differs.
+#[test]
+fn a_log_that_can_not_be_read_is_not_one_that_differs() {
+    for store in ["postgres://u@127.0.0.1:1/db", "mongodb://127.0.0.1:1/db", "sqlite://nodir/x.db"]
+    {
+        let environment = [("DEZKY_STORE_ACQUIRE_TIMEOUT_SECONDS", "1")];
+        refusal(&run(&["verify", "--store", store], &environment), 2);
+    }
+}
+
+#[test]
+fn an_address_that_can_not_be_listened_to_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = program(&["serve"])
+        .current_dir(folder.path())
+        .env("DEZKY_LISTEN", "192.0.2.1:8000")
+        .env("DEZKY_OPERATOR_TOKEN", "0123456789abcdef0123456789abcdef")
+        .env("DEZKY_LOG", "error")
+        .output()
+        .unwrap();
+    let said = refusal(&output, 2);
+    assert!(said.contains("no such address: name one that it has"), "{said}");
+    assert!(!said.contains("end the program"), "{said}");
 }
 
 #[tokio::test]

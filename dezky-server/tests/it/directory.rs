@@ -383,3 +383,23 @@ pub(crate) async fn users_are_listed_by_their_logins_and_deactivated(engine: Eng
     beside.close().await;
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cursor_that_no_list_gave_is_refused() {
+    let server = Server::start(&[]).await;
+    let client = &server.client;
+    client
+        .post("/tenants", json!({"slug": "acme", "name": "Acme", "plan": "pro"}))
+        .await
+        .with_status(201);
+    client.post("/partners", json!({"slug": "nordic", "name": "Nordic"})).await.with_status(201);
+    for path in ["/tenants", "/partners", "/partners/nordic/tenants", "/tenants/acme/users"] {
+        for cursor in ["x", "zzz", "-x", "Acme", "", &"a".repeat(64)] {
+            let answer = client.get(&format!("{path}?cursor={cursor}")).await;
+            answer.problem(400, "cursor_invalid");
+        }
+    }
+    client.get("/tenants?cursor=acme").await.with_status(200);
+    client.get("/partners?cursor=nordic").await.with_status(200);
+    server.stop().await;
+}

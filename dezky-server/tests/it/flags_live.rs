@@ -208,7 +208,7 @@ fn how_flags_follow_is_checked_at_the_start() {
         ("DEZKY_FLAGS_POLL_MS", "9", ["flags.poll_ms", "10 to 3600000"]),
         ("DEZKY_FLAGS_POLL_MS", "soon", ["DEZKY_FLAGS_POLL_MS", "number"]),
         ("DEZKY_FLAGS_FILE", "/nowhere/at/all/flags.json", ["flags.file", "folder"]),
-        ("DEZKY_FLAGS_FILE", &here, ["flags.file", "no regular file"]),
+        ("DEZKY_FLAGS_FILE", &here, ["flags.file", "not a regular file"]),
     ] {
         let checked = program(&["config", "check"])
             .current_dir(folder.path())

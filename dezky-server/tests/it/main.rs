@@ -36,6 +36,7 @@ mod ofrep;
 mod openapi;
 #[cfg(feature = "legacy-import")]
 mod origin;
+mod paths;
 mod previews;
 mod quarantine;
 mod record;

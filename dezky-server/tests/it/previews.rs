@@ -304,7 +304,7 @@ async fn flags_are_previewed_exported_and_imported_on_the_command_line() {
     assert_eq!(other, "of somebody else");
     let socket = server.folder.path().join("socket");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    refused(&store, &["export", "--out", text(&socket)], 1, "no regular file");
+    refused(&store, &["export", "--out", text(&socket)], 2, "not a regular file");
     assert!(!std::fs::metadata(&socket).unwrap().is_file());
     let again = flags(&store, &["import", text(&out), "--overwrite"]);
     assert_eq!(again["flags"], json!({ "chat": { "outcome": "unchanged" } }));
@@ -339,13 +339,14 @@ async fn flags_are_previewed_exported_and_imported_on_the_command_line() {
     for (content, word) in [
         (json!({ "flags": [{ "key": "pay" }, { "key": "bad", "pct": 101 }] }), "bad: pct must be"),
         (json!({ "flags": [{ "key": "pay" }, { "key": "pay" }] }), "pay is given twice"),
+        (json!({ "flags": [{ "kye": "a" }] }), "flags[0].key is missing, and there is kye"),
         (json!([]), "not a flag file"),
     ] {
         write(content);
         refused(&store, &["import", text(&file), "--overwrite"], 2, word);
     }
     let missing = server.folder.path().join("missing.json");
-    refused(&store, &["import", text(&missing)], 2, "missing.json: it can't be read");
+    refused(&store, &["import", text(&missing)], 2, "missing.json: the file can't be read");
     refused(
         &store,
         &["eval", "--tenant", "tenant-00", "--file", text(&missing)],

@@ -165,6 +165,17 @@ async fn what_is_refused_is_named_and_nothing_is_stored() {
             &["action", "128", "joined by dots"],
         ),
         (with("action", json!("dezky.erased")), "event_invalid", &["action", "dezky."]),
+        (
+            with("action", json!("log.head_acknowledged")),
+            "event_invalid",
+            &["action", "log.", "the log's to record"],
+        ),
+        (with("action", json!("ingest.gap")), "event_invalid", &["action", "ingest."]),
+        (
+            json!({"action": "log.opened", "source": "Platform-API"}),
+            "event_invalid",
+            &["action", "log."],
+        ),
         (with("actorIp", json!("nowhere")), "event_invalid", &["actorIp", "IP address"]),
         (with("actorEmail", json!("x".repeat(321))), "event_invalid", &["actorEmail", "320"]),
         (
@@ -223,6 +234,9 @@ async fn bodies_have_bounds_and_need_the_token() {
     let request = client.document(Method::POST, "/audit", large);
     client.send(request).await.problem(413, "body_too_large");
     assert!(client.all("").await.is_empty());
+    // Another source's events are told from the log's own by it.
+    let own = json!({"action": "log.opened", "source": "billing"});
+    client.post("/audit", own).await.with_status(201);
     assert_eq!(statuses(&client.post("/audit", many(1_000)).await.with_status(201)).len(), 1_000);
     server.stop().await;
 }

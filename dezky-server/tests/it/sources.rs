@@ -619,19 +619,33 @@ async fn bodies_in_every_form_are_events_or_are_refused() {
     assert_eq!(post(&[], glued).await.with_status(200), json!({"received": 2}));
     let events = of_source(&server, "shop").await;
     assert_eq!(events.len(), 3);
+    // As in a line of a file.
+    let line = br#"{"event":"x\xff7"}"#.to_vec();
+    let bytes = [&line[..11], b"\xff", &line[15..]].concat();
+    assert_eq!(post(&[], bytes).await.with_status(200), json!({"received": 1}));
+    let events = of_source(&server, "shop").await;
+    assert_eq!(events.iter().filter(|e| e.to_string().contains("x\u{fffd}7")).count(), 1);
 
     post(&encoded, packed[..packed.len() - 4].to_vec()).await.problem(400, "body_invalid");
     let hint = post(&[], packed.clone()).await;
     let hint = hint.problem(400, "body_invalid");
     assert!(hint.contains("Content-Encoding: gzip"), "{hint}");
-    post(&[("Content-Encoding", "br")], packed).await.problem(415, "media_type");
+    post(&[("Content-Encoding", "br")], packed.clone()).await.problem(415, "media_type");
     let form = [("Content-Type", "application/x-www-form-urlencoded")];
     post(&form, b"event=OrderPaid".to_vec()).await.problem(415, "media_type");
     post(&[], b"a line of text".to_vec()).await.problem(400, "body_invalid");
     post(&[], Vec::new()).await.problem(400, "body_invalid");
+    // As curl says of any body, unless it is told otherwise.
+    post(&form, b" \n".to_vec()).await.problem(400, "body_invalid");
+    let whole = post(&encoded, packed[..packed.len() - 4].to_vec()).await;
+    assert!(!whole.problem(400, "body_invalid").contains("again"), "{whole:?}");
+    let odd = json!({"none": "x".repeat(70_000)}).to_string();
+    let large = post(&[], odd.into_bytes()).await;
+    let said = large.problem(413, "too_large");
+    assert!(said.contains("should be: it has 70011 bytes"), "{said}");
     let bomb = gzip(&vec![b' '; 15 << 20]);
     post(&encoded, bomb).await.problem(413, "too_large");
-    assert_eq!(client.all("").await.len(), 3, "nothing else was stored");
+    assert_eq!(client.all("").await.len(), 4, "nothing else was stored");
     server.stop().await;
 }
 

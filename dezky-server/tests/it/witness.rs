@@ -167,7 +167,11 @@ async fn another_log_in_the_place_of_the_first() {
     record(&process, 2).await;
     process.stop().await;
     let environment = [("DEZKY_STORE", other.url.as_str())];
-    assert!(command(folder.path(), &environment, &["migrate"]).status.success());
+    // It has no log yet, which would hide that the first one is not there.
+    let said = refusal(&command(folder.path(), &environment, &["migrate"]), 2);
+    assert!(said.contains("expected head 1:") && said.contains("found no log"), "{said}");
+    let unnoted = [&environment[..], &[("DEZKY_HEAD_PATH", "unnoted.head")]].concat();
+    assert!(command(folder.path(), &unnoted, &["migrate"]).status.success());
     let said = refusal(&command(folder.path(), &environment, &["serve"]), 2);
     assert!(said.contains("expected head 1:") && said.contains("found the empty log"), "{said}");
     // With a note of its own it is a first start.

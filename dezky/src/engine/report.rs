@@ -48,6 +48,8 @@ pub struct Check {
 pub struct Report {
     /// The checks.
     pub checks: Vec<Check>,
+    /// The check of a log that does not exist yet.
+    missing: Option<usize>,
 }
 
 impl Report {
@@ -68,6 +70,21 @@ impl Report {
         self.checks.push(Check { level: Level::Bad, what, finding, fix });
     }
 
+    /// Adds the check of a log that does not exist yet, and how to create it.
+    pub(super) fn missing(&mut self, what: &'static str, fix: &str) {
+        self.missing = Some(self.checks.len());
+        self.bad(what, "there is none yet", fix);
+    }
+
+    /// Reports that a log existed once, if the examination found none: not how to create
+    /// one, but `fix`.
+    pub fn lost(&mut self, fix: impl Into<String>) {
+        if let Some(check) = self.missing.and_then(|at| self.checks.get_mut(at)) {
+            "the log is gone".clone_into(&mut check.finding);
+            check.fix = Some(fix.into());
+        }
+    }
+
     /// The number of checks with this level.
     pub fn count(&self, level: Level) -> usize {
         self.checks.iter().filter(|check| check.level == level).count()
@@ -82,7 +99,7 @@ impl Report {
     pub(super) fn schema(&mut self, versions: &SchemaVersions) {
         let what = "schema";
         if versions.found.is_empty() {
-            return self.bad(what, "there is none yet", "dezky-server migrate");
+            return self.missing(what, "dezky-server migrate");
         }
         for (component, known) in versions.known {
             let found = versions.of(component);

@@ -134,7 +134,7 @@ async fn versions_of(connection: &mut SqliteConnection) -> Result<BTreeMap<Strin
 async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap<String, usize>> {
     examine_folder(path, report).await;
     if !path.exists() {
-        report.bad("file", "there is none yet", "dezky-server migrate, or start a server");
+        report.missing("file", "dezky-server migrate, or start a server");
         return None;
     }
     examine_file(path, report);
@@ -156,7 +156,7 @@ async fn examine(path: &Path, report: &mut Report) -> Option<BTreeMap<String, us
     let (version, versions, names) = match read.await {
         Ok(read) => read,
         Err(error) => {
-            report.bad("file", error.to_string(), "name another file by --store");
+            failed(report, "file", &error);
             return None;
         }
     };
@@ -267,16 +267,16 @@ async fn probe(path: &Path, report: &mut Report) {
             }
             report.outbox(waiting.unsigned_abs());
         }
-        Err(error) => report.bad(what, error.to_string(), fix_of(error.kind())),
+        Err(error) => failed(report, what, &error),
     }
 }
 
-/// The fix for a probe that was not written.
-fn fix_of(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::StoreUnavailable => "see the reason: while it lasts a server serves reads alone",
-        ErrorKind::StoreBusy => "end the program that holds it, or try again",
-        _ => "let this user write the file",
+/// Reports an error of the file. Its text ends with the fix, after a colon.
+fn failed(report: &mut Report, what: &'static str, error: &Error) {
+    let text = error.to_string();
+    match text.rsplit_once(": ") {
+        Some((finding, fix)) => report.bad(what, finding, fix),
+        None => report.bad(what, text, "restore a backup"),
     }
 }
 

@@ -212,7 +212,10 @@ pub(super) fn store_error(error: sqlx::Error) -> Error {
                 ),
                 19 => (
                     ErrorKind::StoreCorrupt,
-                    format!("a constraint of the log was broken: {}", database.message()),
+                    format!(
+                        "a constraint of the log was broken ({}): restore a backup",
+                        database.message()
+                    ),
                 ),
                 1 => (
                     ErrorKind::StoreCorrupt,
@@ -231,11 +234,14 @@ pub(super) fn store_error(error: sqlx::Error) -> Error {
                     "the database is read-only: check its permissions".to_owned(),
                 ),
                 13 => (ErrorKind::StoreUnavailable, "the disk is full: make room".to_owned()),
-                _ => (ErrorKind::StoreUnavailable, format!("SQLite: {}", database.message())),
+                _ => (
+                    ErrorKind::StoreUnavailable,
+                    format!("SQLite says {}: check the disk and the file", database.message()),
+                ),
             }
         }
         sqlx::Error::ColumnDecode { index, .. } => {
-            (ErrorKind::StoreCorrupt, format!("column {index} can't be read"))
+            (ErrorKind::StoreCorrupt, format!("column {index} can't be read: restore a backup"))
         }
         _ => (
             ErrorKind::StoreUnavailable,

@@ -36,16 +36,34 @@ pub(super) fn code(error: &sqlx::Error) -> Option<i32> {
 
 /// Names what is missing before SQLite says "unable to open database file".
 pub(super) fn check_file(config: &SqliteConfig) -> Result<()> {
+    check_regular(&config.path)?;
     let missing = if !folder(&config.path).is_dir() {
         "its folder does not exist: make it"
-    } else if config.path.is_dir() {
-        "it is a folder: name a file"
     } else if !config.create && !config.path.exists() {
         "there is no such file: name an existing database"
     } else {
         return Ok(());
     };
     Err(Error::new(ErrorKind::ConfigInvalid, missing))
+}
+
+/// Refuses what can be opened and is not a file: a pipe would wait for a writer, and nothing
+/// could end that. The same of the files that SQLite opens beside the database.
+fn check_regular(path: &Path) -> Result<()> {
+    for ending in ["", "-wal", "-shm", "-journal"] {
+        let path = beside(path, ending);
+        let problem = match std::fs::metadata(&path) {
+            Ok(found) if found.is_dir() => "it is a folder: name a file",
+            Ok(found) if !found.is_file() => "it is not a regular file: name a file",
+            _ => continue,
+        };
+        let problem = match ending {
+            "" => problem.to_owned(),
+            _ => format!("{} is not a regular file: remove it", path.display()),
+        };
+        return Err(Error::new(ErrorKind::ConfigInvalid, problem));
+    }
+    Ok(())
 }
 
 fn folder(path: &Path) -> &Path {
@@ -60,8 +78,9 @@ fn folder(path: &Path) -> &Path {
 /// disk has no room for the file that readers share, as long as nobody writes.
 ///
 /// # Errors
-/// `store_unavailable` if it can't be opened, `store_corrupt` if it is not a database.
+/// `config_invalid` if it is not a regular file, `store_unavailable` if it can't be opened, `store_corrupt` if it is not a database.
 pub async fn sqlite_reader(path: &Path) -> Result<SqliteConnection> {
+    check_regular(path)?;
     let base = SqliteConnectOptions::new().filename(path).disable_statement_logging();
     match reading(path, &base).connect().await {
         Err(error) if is_without_room(&error) && has_no_wal(path) => frozen(&base).connect().await,

@@ -28,6 +28,9 @@ const ANNOTATIONS: [&str; 4] = ["requestId", "userAgent", "before", "after"];
 const MAX_ANNOTATION_BYTES: usize = 512;
 /// Sources whose events come only from their connectors.
 const CONNECTORS: [&str; 3] = ["authentik", "stalwart", "ocis"];
+/// The beginnings of the actions by which the log and its ways in tell of themselves, as
+/// events of the platform's own source.
+const OPERATIONAL: [&str; 2] = ["log.", "ingest."];
 
 /// `POST /audit`: records one event, or a list of them, all or none. 201 if any is new,
 /// else 200; the receipts say which.
@@ -37,9 +40,7 @@ pub(super) async fn record(
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<Value>), Problem> {
-    if !body::is_json(&headers) {
-        return Err(Problem::media_type());
-    }
+    body::check_json(&headers)?;
     let client = client_address(peer, &headers, &state.config.trusted_proxies);
     let (_permit, bytes) =
         body::read_within_budget(&state.bodies, client, &headers, body, MAX_RECORD_BYTES).await?;
@@ -176,6 +177,14 @@ impl Given {
         if CONNECTORS.iter().any(|name| system.eq_ignore_ascii_case(name)) {
             return Err(format!(
                 "source must not be {source}: its events come from there alone; leave it out for {PLATFORM_SOURCE}"
+            ));
+        }
+        if system.eq_ignore_ascii_case(PLATFORM_SOURCE)
+            && let Some(prefix) =
+                OPERATIONAL.iter().find(|prefix| self.action.starts_with(**prefix))
+        {
+            return Err(format!(
+                "action must not begin with {prefix} from {PLATFORM_SOURCE}: such events are the log's to record; choose another action, or name your source"
             ));
         }
         if let Some(ip) = &self.actor_ip

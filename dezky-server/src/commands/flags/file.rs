@@ -1,7 +1,7 @@
 //! Flags in files, and the tenants that they are decided for.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use dezky::{Platform, Subject};
@@ -11,26 +11,36 @@ use dezky_flags::store::Snapshot;
 use serde_json::json;
 
 use crate::commands::{failed, print};
+use crate::config::{Settings, read_file};
 use crate::failure::Failure;
 use crate::render::table::printable;
 use crate::telemetry::logging;
 
 /// Reads the flags of a file.
 pub(super) fn read(path: &Path) -> Result<FlagFile, Failure> {
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text))
-        .map_err(|error| refused(path, &format!("it can't be read: {error}")))?;
-    if text.len() as u64 > MAX_FILE_BYTES {
-        let problem = format!("it must be at most {MAX_FILE_BYTES} bytes: split it");
-        return Err(refused(path, &problem));
-    }
+    let text = read_file(path, MAX_FILE_BYTES).map_err(|problem| refused(path, &problem))?;
     FlagFile::from_json(&text).map_err(|error| refused(path, &error))
 }
 
 /// What is wrong with a file.
 pub(super) fn refused(path: &Path, problem: &dyn std::fmt::Display) -> Failure {
     Failure::usage(format!("{}: {problem}", path.display()))
+}
+
+/// Refuses a file that holds anything but an earlier export: it is about to be replaced.
+pub(super) fn check_out(settings: &Settings, path: &Path) -> Result<(), Failure> {
+    settings.check_output("--out", path)?;
+    let problem = match std::fs::metadata(path) {
+        // A file that can't be reached is not written either, which says why.
+        Err(_) => return Ok(()),
+        Ok(there) if !there.is_file() => "is not a regular file: name one, such as flags.json",
+        Ok(there) if there.len() == 0 => return Ok(()),
+        Ok(_) => match read_file(path, MAX_FILE_BYTES).map(|text| Snapshot::from_json(&text)) {
+            Ok(Ok(_)) => return Ok(()),
+            _ => "is not an earlier export, and would be replaced: name another file, or remove it",
+        },
+    };
+    Err(Failure::usage(format!("--out {}: {problem}", path.display())))
 }
 
 /// Writes the flags into a file, or to the standard output.
@@ -61,10 +71,6 @@ pub(super) fn export(
 
 /// Replaces the file as a whole. It has slugs of customers in it, and who changed what.
 fn write(path: &Path, text: &str) -> io::Result<()> {
-    // Such as /dev/stdout, which the new file would take the place of.
-    if path.metadata().is_ok_and(|there| !there.is_file()) {
-        return Err(io::Error::other("it is no regular file: name one, such as flags.json"));
-    }
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = Path::new(&beside);

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use dezky::Platform;
+use dezky_core::ErrorKind;
 use dezky_flags::{Edit, Explanation, Flag, ImportMode, seeded_flags};
 use serde_json::json;
 
@@ -54,7 +55,7 @@ pub(crate) enum Command {
     },
     /// Who would gain and who would lose a flag by a change; changes nothing
     ///
-    /// The options are those of `set`; a flag that is not there yet is previewed as new.
+    /// The options are those of `set` but for --create, --note and --if-version; a flag that is not there yet is previewed as new.
     /// With --file the flags of a file are compared with those of the store, as if they
     /// were all there are: one that the file lacks would be gone, though an import leaves it.
     /// A flag that is scoped to environments is on for nobody unless
@@ -90,7 +91,8 @@ pub(crate) enum Command {
         after_help = "Examples:\n  dezky-server flags export > flags.json\n  dezky-server flags export --out /var/backups/flags.json"
     )]
     Export {
-        /// Into this file, readable by its owner alone, which is replaced as a whole
+        /// Into this file, readable by its owner alone; an earlier export in it is
+        /// replaced as a whole, and nothing else is
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
@@ -143,6 +145,9 @@ pub(crate) async fn run(
     command: Command,
     as_json: bool,
 ) -> Result<(), Failure> {
+    if let Command::Export { out: Some(path) } = &command {
+        file::check_out(settings, path)?;
+    }
     on_platform(settings, async |platform| carry_out(platform, command, as_json).await).await
 }
 
@@ -162,13 +167,22 @@ async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Resu
             } else {
                 flags.update(&key, &patch, if_version, &by(None)).await
             };
-            show(&flag.map_err(failed)?, as_json)
+            match flag {
+                Ok(flag) => show(&flag, as_json),
+                Err(error) if error.kind() == ErrorKind::NotFound => Err(Failure::failed(format!(
+                    "there is no flag {key}: create it with --create, or list the flags with `flags list`"
+                ))),
+                Err(error) => Err(refused(platform, &key, if_version, error).await),
+            }
         }
         Command::Kill { key, note } => {
             show(&flags.kill(&key, &by(note)).await.map_err(failed)?, as_json)
         }
         Command::Remove { key, if_version, note } => {
-            let removed = flags.remove(&key, if_version, &by(note)).await.map_err(failed)?;
+            let removed = match flags.remove(&key, if_version, &by(note)).await {
+                Ok(removed) => removed,
+                Err(error) => return Err(refused(platform, &key, if_version, error).await),
+            };
             if as_json { show(&removed, true) } else { print(&format!("removed {key}\n")) }
         }
         Command::Preview(options) => preview::run(platform, options, as_json).await,
@@ -207,6 +221,23 @@ async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Resu
                 format!("{new} of {all} flags are new\n")
             })
         }
+    }
+}
+
+/// Why a flag was not changed, with both versions if they differ.
+async fn refused(
+    platform: &Platform,
+    key: &str,
+    expected: Option<u64>,
+    error: dezky_core::Error,
+) -> Failure {
+    let found = platform.flags.get(key).await;
+    match (error.kind(), expected, found) {
+        (ErrorKind::VersionMismatch, Some(expected), Ok(Some(flag))) => Failure::failed(format!(
+            "the flag {key} has version {}, not {expected}: look at it again, and name that one",
+            flag.version
+        )),
+        _ => failed(error),
     }
 }
 
