@@ -704,12 +704,11 @@ impl AuditLog {
         let Peeked { records, damaged } = spool.look(max_events).await?;
         add(&self.counters.lost, damaged);
         let mut drained = Drained { damaged, ..Drained::default() };
-        let count = records.len();
-        if count == 0 {
+        if records.is_empty() {
             return Ok(drained);
         }
         let (events, quarantine, unresolved) = self.resolved(records, timeout).await?;
-        let items = quarantine.len();
+        let (items, count) = (quarantine.len(), quarantine.len() + events.len());
         let options = AppendOptions { quarantine, ..AppendOptions::default() };
         match self.append(events, options, timeout).await {
             Ok(appended) => {
@@ -765,7 +764,8 @@ impl AuditLog {
     }
 
     /// The events with their tenants, the items, and how many tenants stay unknown because
-    /// the directory has not answered for too long.
+    /// the directory has not answered for too long. Holds at least the first record, and
+    /// ends where a slow directory had no time left for the next one.
     async fn resolved(
         &self,
         records: Vec<SpoolRecord>,
@@ -784,16 +784,18 @@ impl AuditLog {
             match record {
                 SpoolRecord::Event(event) => events.push(event),
                 SpoolRecord::Quarantine(item) => items.push(item),
-                SpoolRecord::Unresolved(unresolved) => {
-                    events.push(unresolved.resolve(found.next().unwrap_or(&FoundTenant::NoAnswer)));
-                }
+                SpoolRecord::Unresolved(unresolved) => match found.next() {
+                    Some(found) => events.push(unresolved.resolve(found)),
+                    None => break,
+                },
             }
         }
         Ok((events, items, unanswered))
     }
 
-    /// What the directory says to each of the hints. Without an answer an error, so that
-    /// they are asked again, unless it has failed for too long while the store worked.
+    /// What the directory says to each of the hints, or, if it is too slow for all of them,
+    /// to the first ones. Without an answer an error, so that they are asked again, unless
+    /// it has failed for too long while the store worked.
     async fn find_tenants(
         &self,
         hints: &[Vec<TenantHint>],
@@ -803,13 +805,12 @@ impl AuditLog {
         let Some(directory) = self.directory.as_deref().filter(|_| !hints.is_empty()) else {
             return Ok(nothing);
         };
+        let mut found = Vec::with_capacity(hints.len());
         let ask = async {
             let mut finder = TenantFinder::new(directory, &*self.runtime);
-            let mut found = Vec::with_capacity(hints.len());
             for hints in hints {
                 found.push(finder.find(hints).await);
             }
-            found
         };
         let patience = self.absence().patience(self.runtime.now());
         let bound = match patience {
@@ -817,11 +818,14 @@ impl AuditLog {
             Patience::Brief => timeout.min(self.store_timeout / 4),
             Patience::Zero => return Ok(nothing),
         };
-        let found = self.within(bound, ask).await.unwrap_or(nothing);
-        if !found.contains(&FoundTenant::NoAnswer) {
+        let is_in_time = self.within(bound, ask).await.is_some();
+        // A directory that gave answers until the time was over is slow, not away.
+        let is_answering = is_in_time || !found.is_empty();
+        if is_answering && !found.contains(&FoundTenant::NoAnswer) {
             self.absence().end();
             return Ok(found);
         }
+        found.resize(hints.len(), FoundTenant::NoAnswer);
         let away = |what: &'static str| Err(Error::new(ErrorKind::StoreUnavailable, what));
         // Once the directory is given up on, the append shows whether the store is away.
         if patience == Patience::Full {

@@ -320,11 +320,17 @@ async fn a_store_too_slow_for_many_gets_fewer() {
 struct Forgetful {
     is_away: std::sync::atomic::AtomicBool,
     hangs: std::sync::atomic::AtomicBool,
+    /// How many questions it answers before it takes too long for the next; 0 if it is quick.
+    slow_after: std::sync::atomic::AtomicUsize,
+    questions: std::sync::atomic::AtomicUsize,
 }
 
 impl Forgetful {
     async fn answer(&self, slug: Option<&str>) -> Result<Option<String>> {
-        if self.hangs.load(Ordering::Relaxed) {
+        let slow_after = self.slow_after.load(Ordering::Relaxed);
+        let question = self.questions.fetch_add(1, Ordering::Relaxed);
+        let is_slow = slow_after > 0 && question % (slow_after + 1) == slow_after;
+        if is_slow || self.hangs.load(Ordering::Relaxed) {
             pending::<()>().await;
         }
         if self.is_away.load(Ordering::Relaxed) {
@@ -572,6 +578,25 @@ async fn a_directory_that_was_given_up_on_is_asked_now_and_then() {
     directory.is_away.store(true, Ordering::Relaxed);
     log.keep_records(vec![unresolved(&world, "d", "acme.example")]).await.unwrap();
     assert_eq!(log.spool_status().unwrap().pending, 1);
+}
+
+#[tokio::test]
+async fn a_slow_directory_is_not_given_up_on() {
+    let world = World::new();
+    let directory = Arc::new(Forgetful::default());
+    let config = SpoolConfig { max_events: 8, ..SpoolConfig::new(world.path()) };
+    let log = world.log_with(config).await.with_directory(directory.clone());
+    let _ = ManualRuntime::clone(&world.runtime).with_sleep_advancing();
+    directory.slow_after.store(3, Ordering::Relaxed);
+    let records = (0..8).map(|n| unresolved(&world, &n.to_string(), &format!("{n}.example")));
+    log.keep_records(records.collect()).await.unwrap();
+    assert_ne!(log.record(named("new")).await.outcome, Lost);
+    while log.spool_status().unwrap().pending > 0 {
+        log.drain_spool(10).await.expect("it answers some questions of each batch");
+    }
+    assert_eq!(world.store.names().await, ["0", "1", "2", "3", "4", "5", "6", "7", "new"]);
+    assert!(tenants(&world).await[..8].iter().all(|(_, _, by)| by == "none"));
+    assert_eq!((log.counts().lost, log.counts().unresolved), (0, 0));
 }
 
 #[tokio::test]

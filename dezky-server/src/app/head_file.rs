@@ -144,7 +144,8 @@ impl HeadFile {
             return Ok(());
         }
         Err(Failure::usage(format!(
-            "store: expected {noted}, found no log: restore it, or begin a new one by removing {}",
+            "store: expected {noted}, found no log: restore it, or begin a new one by removing {}; \
+             for another store, set head.path (DEZKY_HEAD_PATH) to another file",
             self.path.display()
         )))
     }

@@ -146,7 +146,7 @@ fn flags_and_users_on_the_command_line() {
     );
     no(&["flags", "set", "chat_v2", "--pct", "1", "--if-version", "1"], 1, "version 2, not 1");
     no(&["flags", "remove", "chat_v2", "--if-version", "9"], 1, "version 2, not 9");
-    no(&["flags", "set", "nosuch", "--pct", "5"], 1, "--create makes it");
+    no(&["flags", "set", "nosuch", "--pct", "5"], 1, "create it with --create");
     assert!(run(&["flags", "set", "chat_v2", "--pct", "101"], &[]).status.code() == Some(2));
     no(&["flags", "set", "No Key", "--create"], 2, "key must be");
 

@@ -293,7 +293,7 @@ async fn a_log_on_a_full_disk_holds_no_request_up_and_tells_later_how_many_lines
         ("DEZKY_STORE", url.as_str()),
         ("DEZKY_LOG_FORMAT", "json"),
         // One line a request, and no others.
-        ("DEZKY_LOG", "dezky_server::routes=info"),
+        ("DEZKY_LOG", "dezky_server::router=info"),
     ];
     let server = Process::start_by(command, disk.apart.path(), &set);
     let client = &server.client;

@@ -119,6 +119,8 @@ impl SqliteDatabase {
 
     /// Ends the connections, after those who use them.
     pub(super) async fn close(&self) {
+        // SQLite removes these with the last connection; their absence then means nothing.
+        self.files.forget_beside();
         for pool in [&self.writer, &self.readers, &self.frozen] {
             pool.close().await;
         }
