@@ -338,7 +338,7 @@ impl PartSize {
 
 /// The approximate size of a row in bytes.
 fn weight(row: &StoredRow) -> usize {
-    row.stored.event.metadata.as_str().len() + row.folds.search.len() + 512
+    row.stored.event.metadata.as_str().len() + row.search_columns.search.len() + 512
 }
 
 /// Returns rows from `from_seq` on; an unreadable row is an error.

@@ -27,7 +27,9 @@ pub use event::{
     Actor, ActorType, AuditEvent, Field, Invalid, NewEvent, Outcome, PLATFORM_SOURCE, SealedEvent,
     StoredEvent, written_address,
 };
-pub use log::{AuditLog, Drained, Kept, RecordCounts, RecordOutcome, Recorded, SpoolStatus};
+pub use log::{
+    AppendOutcome, AuditLog, Drained, RecordCounts, RecordOutcome, Recorded, SpoolStatus,
+};
 pub use metadata::{Metadata, NewMetadata};
 pub use rt::Runtime;
 pub use source::{

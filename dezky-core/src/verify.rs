@@ -6,7 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::integrity::{self, chain_hash, leaf_hash};
-use crate::store::{Anomaly, AuditStore, Extent, Folds, Head, ScannedRow, StoredRow};
+use crate::store::{Anomaly, AuditStore, Extent, Head, ScannedRow, SearchColumns, StoredRow};
 use crate::{Error, ErrorKind, Result};
 
 /// The number of rows held in memory.
@@ -386,7 +386,7 @@ impl ChainWalk {
 /// Whether the row's own hashes and derived columns match its event.
 fn is_whole(row: &StoredRow) -> bool {
     row.stored.hash == chain_hash(&row.stored.prev_hash, &leaf_of(row))
-        && row.folds == Folds::of(&row.stored.event)
+        && row.search_columns == SearchColumns::of(&row.stored.event)
 }
 
 /// Whether the row claims that fields were erased. Its leaf hash proves nothing: anyone who

@@ -9,8 +9,8 @@ pub(crate) use dezky_core::TENANT_BY;
 use dezky_core::source::{PulledEvent, QuarantineItem, TenantDirectory, TenantHint};
 use dezky_core::store::{AppendOptions, Appended, AuditStore, Fence, ReceiptStatus};
 use dezky_core::{
-    AuditLog, ErrorKind, FoundTenant, Kept, NewEvent, Result, Runtime, SealedEvent, SpoolRecord,
-    TenantFinder, UNRESOLVED, UnresolvedEvent,
+    AppendOutcome, AuditLog, ErrorKind, FoundTenant, NewEvent, Result, Runtime, SealedEvent,
+    SpoolRecord, TenantFinder, UNRESOLVED, UnresolvedEvent,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -241,7 +241,7 @@ impl Intake {
     pub(crate) async fn tell_rest_pushed(&self, source: &str) -> Result<()> {
         let Some(log) = &self.log else { return self.tell_rest(source, None).await };
         let Some(rest) = self.notices.rest(source, &*self.runtime) else { return Ok(()) };
-        log.keep_records(vec![SpoolRecord::Event(rest.summary)]).await?;
+        log.append_or_spool_records(vec![SpoolRecord::Event(rest.summary)]).await?;
         self.notices.told(source, &rest.told);
         Ok(())
     }
@@ -259,7 +259,7 @@ impl Intake {
     /// external ids.
     ///
     /// # Errors
-    /// Those of [`AuditLog::keep`]: nothing of the batch is durable, and the sender should
+    /// Those of [`AuditLog::append_or_spool`]: nothing of the batch is durable, and the sender should
     /// retry.
     pub async fn ingest_or_spool(
         &self,
@@ -274,12 +274,12 @@ impl Intake {
         let records = items.iter().cloned().map(SpoolRecord::Quarantine);
         let records = records.chain(events.into_iter().map(SpoolRecord::from));
         let records = records.chain(notices.into_iter().map(SpoolRecord::Event)).collect();
-        match log.keep_records(records).await? {
-            Kept::Appended(appended) => {
+        match log.append_or_spool_records(records).await? {
+            AppendOutcome::Appended(appended) => {
                 self.notices.stored(&stored, appended.new_quarantine > 0);
                 Ok(counts.taken(&items, &appended))
             }
-            Kept::Spooled => {
+            AppendOutcome::Spooled => {
                 self.notices.stored(&stored, true);
                 Ok(counts.spooled())
             }

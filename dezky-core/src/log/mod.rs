@@ -165,9 +165,9 @@ pub enum RecordOutcome {
     Lost,
 }
 
-/// What became of a batch that was to be [kept](AuditLog::keep).
+/// What became of a batch that was to be [kept](AuditLog::append_or_spool).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kept {
+pub enum AppendOutcome {
     /// It is in the log.
     Appended(Appended),
     /// All of it is in the spool, on the disk, and goes to the log from there.
@@ -362,9 +362,16 @@ impl AuditLog {
     /// the sender should come again: `store_unavailable` if neither store nor spool
     /// takes it, the store's error if there is no spool. `event_invalid` and
     /// `too_large` if the batch breaks a bound; coming again does not help then.
-    pub async fn keep(&self, events: Vec<SealedEvent>, items: Vec<QuarantineItem>) -> Result<Kept> {
+    pub async fn append_or_spool(
+        &self,
+        events: Vec<SealedEvent>,
+        items: Vec<QuarantineItem>,
+    ) -> Result<AppendOutcome> {
         let items = items.into_iter().map(SpoolRecord::Quarantine);
-        self.keep_records(items.chain(events.into_iter().map(SpoolRecord::Event)).collect()).await
+        self.append_or_spool_records(
+            items.chain(events.into_iter().map(SpoolRecord::Event)).collect(),
+        )
+        .await
     }
 
     /// The same for records. With a spool and a [directory](Self::with_directory) a batch
@@ -372,8 +379,11 @@ impl AuditLog {
     /// that the directory is asked again; the receipts are those of the events, in order.
     ///
     /// # Errors
-    /// Those of [`keep`](Self::keep).
-    pub async fn keep_records(&self, mut records: Vec<SpoolRecord>) -> Result<Kept> {
+    /// Those of [`append_or_spool`](Self::append_or_spool).
+    pub async fn append_or_spool_records(
+        &self,
+        mut records: Vec<SpoolRecord>,
+    ) -> Result<AppendOutcome> {
         for record in &mut records {
             if let SpoolRecord::Quarantine(item) = record {
                 item.cut_to_bounds();
@@ -382,11 +392,11 @@ impl AuditLog {
         let Some(spool) = &self.spool else {
             let appended = self.append_records(records).await?;
             self.count(&appended);
-            return Ok(Kept::Appended(appended));
+            return Ok(AppendOutcome::Appended(appended));
         };
         let asks_again = self.directory.is_some()
             && records.iter().any(|record| matches!(record, SpoolRecord::Unresolved(_)));
-        if !asks_again && let Some(kept) = self.keep_now(spool, &records).await? {
+        if !asks_again && let Some(kept) = self.append_now(spool, &records).await? {
             return Ok(kept);
         }
         let mut pushed = spool.push_records(&records).await;
@@ -397,7 +407,7 @@ impl AuditLog {
         if let Err(error) = pushed {
             // Without their tenants rather than not at all.
             if (asks_again || is_again)
-                && let Some(kept) = self.keep_now(spool, &records).await?
+                && let Some(kept) = self.append_now(spool, &records).await?
             {
                 return Ok(kept);
             }
@@ -408,11 +418,15 @@ impl AuditLog {
         self.nudge(spool).await;
         let is_item = |record: &&SpoolRecord| matches!(record, SpoolRecord::Quarantine(_));
         add(&self.counters.spooled, records.len() - records.iter().filter(is_item).count());
-        Ok(Kept::Spooled)
+        Ok(AppendOutcome::Spooled)
     }
 
     /// Appends what nothing in the spool comes before; `None` if the store is away.
-    async fn keep_now(&self, spool: &Spool, records: &[SpoolRecord]) -> Result<Option<Kept>> {
+    async fn append_now(
+        &self,
+        spool: &Spool,
+        records: &[SpoolRecord],
+    ) -> Result<Option<AppendOutcome>> {
         if spool.pending() > 0 {
             return Ok(None);
         }
@@ -420,7 +434,7 @@ impl AuditLog {
             Ok(appended) => {
                 self.succeeded();
                 self.count(&appended);
-                Ok(Some(Kept::Appended(appended)))
+                Ok(Some(AppendOutcome::Appended(appended)))
             }
             Err(error) if is_about_the_batch(&error) => Err(error),
             Err(error) => {

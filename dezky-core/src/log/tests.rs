@@ -378,7 +378,10 @@ async fn the_directory_is_asked_again_when_the_spool_drains() {
     world.store.set(Mood::Down);
     let records = ["acme.example", "nobody.example"].map(|d| unresolved(&world, d, d));
     let SpoolRecord::Unresolved(first) = records[0].clone() else { unreachable!() };
-    assert_eq!(log.keep_records(records.to_vec()).await.unwrap(), Kept::Spooled);
+    assert_eq!(
+        log.append_or_spool_records(records.to_vec()).await.unwrap(),
+        AppendOutcome::Spooled
+    );
     assert_eq!(log.counts().spooled, 2);
     // The store is back before the directory: what waits goes on waiting.
     world.later();
@@ -410,8 +413,8 @@ async fn a_batch_without_its_answer_waits_in_the_spool_though_the_store_is_well(
     let directory = Arc::new(Forgetful::default());
     let log = world.log().await.with_directory(directory.clone());
     directory.is_away.store(true, Ordering::Relaxed);
-    let kept = log.keep_records(vec![unresolved(&world, "a", "acme.example")]).await;
-    assert_eq!(kept.unwrap(), Kept::Spooled);
+    let kept = log.append_or_spool_records(vec![unresolved(&world, "a", "acme.example")]).await;
+    assert_eq!(kept.unwrap(), AppendOutcome::Spooled);
     assert_eq!(world.store.events().await.len(), 0);
     directory.is_away.store(false, Ordering::Relaxed);
     world.later();
@@ -428,7 +431,7 @@ async fn a_directory_that_stays_away_holds_the_spool_up_for_a_while_only() {
         directory.is_away.store(true, Ordering::Relaxed);
         directory.hangs.store(hangs, Ordering::Relaxed);
         let _ = ManualRuntime::clone(&world.runtime).with_sleep_advancing();
-        log.keep_records(vec![unresolved(&world, "a", "acme.example")]).await.unwrap();
+        log.append_or_spool_records(vec![unresolved(&world, "a", "acme.example")]).await.unwrap();
         let mut failures = 0;
         while log.drain_spool(10).await.is_err() {
             failures += 1;
@@ -451,7 +454,9 @@ async fn an_outage_of_store_and_directory_costs_no_tenant() {
             let _ = ManualRuntime::clone(&world.runtime).with_sleep_advancing();
             directory.is_away.store(true, Ordering::Relaxed);
             world.store.set(mood);
-            log.keep_records(vec![unresolved(&world, "a", "acme.example")]).await.unwrap();
+            log.append_or_spool_records(vec![unresolved(&world, "a", "acme.example")])
+                .await
+                .unwrap();
             for _ in 0..back_after {
                 log.drain_spool(10).await.unwrap_err();
                 world.later();
@@ -476,7 +481,7 @@ async fn appends_that_fail_begin_the_wait_for_the_directory_anew() {
     let directory = Arc::new(Forgetful::default());
     let log = world.log().await.with_directory(directory.clone());
     directory.is_away.store(true, Ordering::Relaxed);
-    log.keep_records(vec![unresolved(&world, "a", "acme.example")]).await.unwrap();
+    log.append_or_spool_records(vec![unresolved(&world, "a", "acme.example")]).await.unwrap();
     world.store.set(Mood::ReadOnly);
     for _ in 0..20 {
         world.later();
@@ -504,7 +509,7 @@ async fn a_directory_that_is_away_loses_no_event_to_a_full_spool() {
         directory.is_away.store(true, Ordering::Relaxed);
         directory.hangs.store(hangs, Ordering::Relaxed);
         let records = ["a", "b", "c"].map(|name| unresolved(&world, name, "acme.example"));
-        log.keep_records(records.to_vec()).await.unwrap();
+        log.append_or_spool_records(records.to_vec()).await.unwrap();
         for n in 0..5 {
             let outcome = log.record(named(n)).await.outcome;
             assert_ne!(outcome, Lost, "{n}, hangs: {hangs}");
@@ -515,7 +520,7 @@ async fn a_directory_that_is_away_loses_no_event_to_a_full_spool() {
         world.store.set(Mood::Down);
         world.later();
         let more = ["d", "e", "f"].map(|name| unresolved(&world, name, "acme.example"));
-        log.keep_records(more.to_vec()).await.unwrap();
+        log.append_or_spool_records(more.to_vec()).await.unwrap();
         assert_eq!(log.record(named(6)).await.outcome, Lost);
         let before = world.runtime.now();
         assert_eq!(log.record(named(7)).await.outcome, Lost);
@@ -525,7 +530,7 @@ async fn a_directory_that_is_away_loses_no_event_to_a_full_spool() {
 
 /// Gives up on a directory that is away, with one event.
 async fn give_up(world: &World, log: &AuditLog) {
-    log.keep_records(vec![unresolved(world, "first", "acme.example")]).await.unwrap();
+    log.append_or_spool_records(vec![unresolved(world, "first", "acme.example")]).await.unwrap();
     while log.drain_spool(10).await.is_err() {
         world.later();
     }
@@ -543,7 +548,7 @@ async fn an_outage_of_the_directory_that_is_over_shortens_no_later_wait() {
     for _ in 0..3 {
         world.later();
     }
-    log.keep_records(vec![unresolved(&world, "a", "acme.example")]).await.unwrap();
+    log.append_or_spool_records(vec![unresolved(&world, "a", "acme.example")]).await.unwrap();
     assert_eq!(log.spool_status().unwrap().pending, 1);
     for _ in 1..MAX_UNANSWERED {
         world.later();
@@ -564,7 +569,7 @@ async fn a_directory_that_was_given_up_on_is_asked_now_and_then() {
     directory.is_away.store(true, Ordering::Relaxed);
     give_up(&world, &log).await;
     let keep = async |name: &str| {
-        log.keep_records(vec![unresolved(&world, name, "acme.example")]).await.unwrap();
+        log.append_or_spool_records(vec![unresolved(&world, name, "acme.example")]).await.unwrap();
         assert_eq!(log.spool_status().unwrap().pending, 0, "{name}");
         tenants(&world).await.pop().unwrap().2
     };
@@ -576,7 +581,7 @@ async fn a_directory_that_was_given_up_on_is_asked_now_and_then() {
     assert_eq!(keep("c").await, "domain");
     // From then on it is waited for as at first.
     directory.is_away.store(true, Ordering::Relaxed);
-    log.keep_records(vec![unresolved(&world, "d", "acme.example")]).await.unwrap();
+    log.append_or_spool_records(vec![unresolved(&world, "d", "acme.example")]).await.unwrap();
     assert_eq!(log.spool_status().unwrap().pending, 1);
 }
 
@@ -589,9 +594,9 @@ async fn a_slow_directory_is_not_given_up_on() {
     directory.slow_after.store(3, Ordering::Relaxed);
     let records = (0..8).map(|n| unresolved(&world, &n.to_string(), &format!("{n}.example")));
     // Two sleep: the question and the batch. The time of the batch is over first.
-    let push = log.keep_records(records.collect());
+    let push = log.append_or_spool_records(records.collect());
     let (kept, ()) = join(push, world.advance_when_sleeping(2, INLINE_TIMEOUT)).await;
-    assert_eq!(kept.unwrap(), Kept::Spooled);
+    assert_eq!(kept.unwrap(), AppendOutcome::Spooled);
     assert_eq!(world.store.names().await, ["0", "1", "2"]);
     directory.slow_after.store(0, Ordering::Relaxed);
     assert_ne!(log.record(named("new")).await.outcome, Lost);
@@ -616,7 +621,7 @@ async fn a_directory_that_hangs_does_not_slow_the_spool_down() {
         let log = world.log_with(config).await.with_directory(directory.clone());
         let _ = ManualRuntime::clone(&world.runtime).with_sleep_advancing();
         directory.hangs.store(true, Ordering::Relaxed);
-        log.keep_records(records).await.unwrap();
+        log.append_or_spool_records(records).await.unwrap();
         for _ in 1..MAX_UNANSWERED {
             world.later();
             log.drain_spool(usize::MAX).await.unwrap_err();
@@ -640,11 +645,11 @@ async fn a_store_that_is_too_slow_for_a_nudge_is_not_away() {
     let log = world.log().await.with_directory(directory.clone());
     let _ = ManualRuntime::clone(&world.runtime).with_sleep_advancing();
     directory.is_away.store(true, Ordering::Relaxed);
-    log.keep_records(vec![unresolved(&world, "a", "acme.example")]).await.unwrap();
+    log.append_or_spool_records(vec![unresolved(&world, "a", "acme.example")]).await.unwrap();
     let nudge = async |record| {
         world.later();
         world.store.set(Mood::Hanging);
-        log.keep_records(vec![record]).await.unwrap();
+        log.append_or_spool_records(vec![record]).await.unwrap();
         world.store.set(Mood::Up);
         world.later();
     };
@@ -673,14 +678,14 @@ async fn a_directory_that_is_away_refuses_no_batch_because_of_a_full_spool() {
         directory.hangs.store(hangs, Ordering::Relaxed);
         let fill = async || {
             let records = ["a", "b", "c"].map(|name| unresolved(&world, name, "acme.example"));
-            log.keep_records(records.to_vec()).await.unwrap();
+            log.append_or_spool_records(records.to_vec()).await.unwrap();
         };
         fill().await;
         for n in 0..6 {
             let known = named(n).seal(&*world.runtime).into();
             let asked = unresolved(&world, &n.to_string(), "acme.example");
             let batch = vec![if n % 2 == 0 { known } else { asked }];
-            log.keep_records(batch).await.expect("the store is well");
+            log.append_or_spool_records(batch).await.expect("the store is well");
         }
         assert_eq!(world.store.names().await[..4], ["a", "b", "c", "0"]);
         // While the store is away too there is no room to be made, and no wait for it.
@@ -690,7 +695,7 @@ async fn a_directory_that_is_away_refuses_no_batch_because_of_a_full_spool() {
         assert_eq!(left, 0);
         fill().await;
         let before = world.runtime.now();
-        let refused = log.keep(vec![named("d").seal(&*world.runtime)], Vec::new()).await;
+        let refused = log.append_or_spool(vec![named("d").seal(&*world.runtime)], Vec::new()).await;
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::StoreUnavailable);
         assert_eq!(world.runtime.now(), before);
     }

@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::group::GroupCommit;
 use super::query::{decode_cursor, encode_cursor};
 use super::rows::{
-    EvidenceRef, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent, Walk,
-    WalkEnd,
+    EvidenceRef, ExistingRow, Head, LeaseRow, ListScan, LogState, NewRow, RowStore, RowTx, ScanEnd,
+    StagedEvent,
 };
 use super::{
     Anomaly, AppendOptions, Appended, AuditStore, Capabilities, Extent, Lease, ListPage, ListQuery,
@@ -125,9 +125,9 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
             Some(text) => Some(decode_cursor(&key, &filter, text)?),
             None => None,
         };
-        let mut walked = self
+        let mut page = self
             .rows
-            .walk(&Walk {
+            .list(&ListScan {
                 filter: &filter,
                 before,
                 // One more tells whether there is a next page.
@@ -135,15 +135,15 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
                 max_examined: self.max_examined_rows,
             })
             .await?;
-        let more = walked.events.len() > query.limit;
-        walked.events.truncate(query.limit);
-        let (place, partial) = match walked.end {
-            _ if more => (walked.events.last().map(|e| (e.event.at, e.seq)), false),
-            WalkEnd::Budget(place) => (Some(place), true),
-            WalkEnd::Full | WalkEnd::Exhausted => (None, false),
+        let more = page.events.len() > query.limit;
+        page.events.truncate(query.limit);
+        let (place, partial) = match page.end {
+            _ if more => (page.events.last().map(|e| (e.event.at, e.seq)), false),
+            ScanEnd::Budget(place) => (Some(place), true),
+            ScanEnd::Full | ScanEnd::Exhausted => (None, false),
         };
         Ok(ListPage {
-            events: walked.events,
+            events: page.events,
             next_cursor: place.map(|place| encode_cursor(&key, &filter, place)),
             partial,
         })

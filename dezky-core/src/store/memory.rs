@@ -8,8 +8,8 @@ use futures_util::lock::{Mutex as AsyncMutex, OwnedMutexGuard};
 use uuid::Uuid;
 
 use super::rows::{
-    CursorKey, ExistingRow, Head, LeaseRow, ListPlace, LogState, NewRow, RowStore, RowTx,
-    StagedEvent, Walk, WalkEnd, Walked,
+    CursorKey, ExistingRow, Head, LeaseRow, ListPlace, ListScan, LogState, NewRow, RowStore, RowTx,
+    ScanEnd, ScanPage, StagedEvent,
 };
 use super::{Capabilities, ChainedStore, QuarantinedItem, ScannedRow, StoredRow};
 use crate::event::uuid_v7;
@@ -139,8 +139,8 @@ impl RowStore for MemoryRows {
         }))
     }
 
-    async fn walk(&self, walk: &Walk<'_>) -> Result<Walked> {
-        Ok(read(&self.tables, |t| t.walk(walk)))
+    async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage> {
+        Ok(read(&self.tables, |t| t.list(scan)))
     }
 
     async fn cursor(&self, source: &str) -> Result<Option<String>> {
@@ -167,29 +167,29 @@ impl RowStore for MemoryRows {
 }
 
 impl Tables {
-    fn walk(&self, walk: &Walk<'_>) -> Walked {
-        let newest_first: Box<dyn Iterator<Item = _>> = match walk.before {
+    fn list(&self, scan: &ListScan<'_>) -> ScanPage {
+        let newest_first: Box<dyn Iterator<Item = _>> = match scan.before {
             Some(place) => Box::new(self.by_time.range(..place).rev()),
             None => Box::new(self.by_time.iter().rev()),
         };
         let mut events = Vec::new();
         for (examined, place) in newest_first.enumerate() {
             let (at, seq) = place;
-            if walk.filter.since.is_some_and(|since| *at < since) {
+            if scan.filter.since.is_some_and(|since| *at < since) {
                 break;
             }
             let row = &self.rows[seq];
-            if walk.filter.matches(&row.stored.event, &row.folds) {
+            if scan.filter.matches(&row.stored.event, &row.search_columns) {
                 events.push(row.stored.clone());
-                if events.len() == walk.max_rows {
-                    return Walked { events, end: WalkEnd::Full };
+                if events.len() == scan.max_rows {
+                    return ScanPage { events, end: ScanEnd::Full };
                 }
             }
-            if examined + 1 == walk.max_examined {
-                return Walked { events, end: WalkEnd::Budget(*place) };
+            if examined + 1 == scan.max_examined {
+                return ScanPage { events, end: ScanEnd::Budget(*place) };
             }
         }
-        Walked { events, end: WalkEnd::Exhausted }
+        ScanPage { events, end: ScanEnd::Exhausted }
     }
 
     fn insert(&mut self, row: StoredRow) {

@@ -8,6 +8,8 @@
 
 mod chained;
 mod group;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
+mod list_scan;
 mod memory;
 #[cfg(feature = "mongodb")]
 mod mongodb;
@@ -25,8 +27,6 @@ mod sql;
 mod sqlite;
 mod structure;
 mod tail;
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
-mod walk;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,8 +49,8 @@ pub use self::postgres::{
 };
 pub use self::query::{Filter, ListPage, ListQuery, SourceMatch, TenantMatch};
 pub use self::rows::{
-    CursorKey, Driver, EvidenceRef, ExistingRow, Folds, Head, LeaseRow, ListPlace, LogState,
-    NewRow, RowStore, RowTx, StagedEvent, UnreadableStaged, Walk, WalkEnd, Walked,
+    CursorKey, EvidenceRef, ExistingRow, Head, LeaseRow, ListPlace, ListScan, LogState, NewRow,
+    RowStore, RowTx, ScanEnd, ScanIndex, ScanPage, SearchColumns, StagedEvent, UnreadableStaged,
 };
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{
@@ -390,7 +390,7 @@ pub struct StoredRow {
     /// Its salt, or what is left of it after an erasure.
     pub evidence: Evidence,
     /// The derived columns.
-    pub folds: Folds,
+    pub search_columns: SearchColumns,
 }
 
 /// A row of a scan, or where it is and why it can't be read.

@@ -6,7 +6,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::rows::{CursorKey, Folds, ListPlace};
+use super::rows::{CursorKey, ListPlace, SearchColumns};
 use crate::{AuditEvent, Error, ErrorKind, Outcome, Result, StoredEvent, Timestamp};
 
 /// What `list` is asked: every filter must match; none set matches everything.
@@ -82,7 +82,7 @@ impl ListQuery {
     /// The most bytes of a filter's text.
     pub const MAX_FILTER_BYTES: usize = 1_024;
 
-    /// Checks the bounds and folds what is compared folded.
+    /// Checks the bounds and folds the case of filters that ignore it.
     pub fn filter(&self) -> Result<Filter> {
         if !(1..=Self::MAX_LIMIT).contains(&self.limit) {
             return Err(invalid(format!("limit is {}: it must be 1 to 500", self.limit)));
@@ -108,12 +108,13 @@ impl ListQuery {
             }),
             partner_slug: text("partnerSlug", &self.partner_slug)?,
             actor_id: text("actorId", &self.actor_id)?,
-            actor_email_fold: text("actorEmail", &self.actor_email)?.map(|v| Folds::fold(&v)),
+            actor_email_fold: text("actorEmail", &self.actor_email)?
+                .map(|v| SearchColumns::fold(&v)),
             resource_type: text("resourceType", &self.resource_type)?,
             resource_id: text("resourceId", &self.resource_id)?,
             outcome: self.outcome,
             source: text("source", &self.source)?.map(SourceMatch::new),
-            search: text("q", &self.q)?.map(|v| Folds::fold(&v)).filter(|v| !v.is_empty()),
+            search: text("q", &self.q)?.map(|v| SearchColumns::fold(&v)).filter(|v| !v.is_empty()),
         })
     }
 }
@@ -147,7 +148,7 @@ pub struct Filter {
     pub outcome: Option<Outcome>,
     /// `source`.
     pub source: Option<SourceMatch>,
-    /// [`Folds::search`] contains.
+    /// [`SearchColumns::search`] contains.
     pub search: Option<String>,
 }
 
@@ -179,14 +180,14 @@ impl SourceMatch {
 impl Filter {
     /// Whether only conditions on `at` and those a driver takes in are set, so
     /// that every row of the driver's range matches.
-    pub fn is_driver_only(&self, driver: &super::Driver) -> bool {
+    pub fn is_index_only(&self, index: &super::ScanIndex) -> bool {
         let mut rest = self.clone();
         rest.since = None;
         rest.until = None;
-        match driver {
-            super::Driver::Time => {}
-            super::Driver::Tenant => rest.tenant = None,
-            super::Driver::Actor => rest.actor_id = None,
+        match index {
+            super::ScanIndex::Time => {}
+            super::ScanIndex::Tenant => rest.tenant = None,
+            super::ScanIndex::Actor => rest.actor_id = None,
         }
         rest == Self::EVERYTHING
     }
@@ -209,7 +210,7 @@ impl Filter {
 
     /// Whether `event`, with its derived columns, matches. This is the definition
     /// that engines' queries must agree with.
-    pub fn matches(&self, event: &AuditEvent, folds: &Folds) -> bool {
+    pub fn matches(&self, event: &AuditEvent, search_columns: &SearchColumns) -> bool {
         fn equals(wanted: Option<&String>, value: Option<&String>) -> bool {
             wanted.is_none_or(|w| value == Some(w))
         }
@@ -222,7 +223,7 @@ impl Filter {
             })
             && equals(self.partner_slug.as_ref(), event.partner_slug.as_ref())
             && equals(self.actor_id.as_ref(), event.actor_id.as_ref())
-            && equals(self.actor_email_fold.as_ref(), folds.actor_email.as_ref())
+            && equals(self.actor_email_fold.as_ref(), search_columns.actor_email.as_ref())
             && equals(self.resource_type.as_ref(), event.resource_type.as_ref())
             && equals(self.resource_id.as_ref(), event.resource_id.as_ref())
             && self.outcome.is_none_or(|o| event.outcome == o)
@@ -230,7 +231,7 @@ impl Filter {
                 event.source == s.exact
                     || s.instances.as_ref().is_some_and(|i| event.source.starts_with(i.as_str()))
             })
-            && self.search.as_ref().is_none_or(|q| folds.search.contains(q.as_str()))
+            && self.search.as_ref().is_none_or(|q| search_columns.search.contains(q.as_str()))
     }
 
     fn digest(&self) -> [u8; 16] {

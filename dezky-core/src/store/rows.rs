@@ -29,11 +29,11 @@ pub trait RowStore: Send + Sync + 'static {
     /// Rows from `from_seq` on by `seq`, at most `max_rows`.
     async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>>;
 
-    /// Rows that match, newest first; see [`Walk`].
-    async fn walk(&self, walk: &Walk<'_>) -> Result<Walked>;
+    /// Rows that match, newest first; see [`ListScan`].
+    async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage>;
 
     /// Returns differences between the database's structure and the schema, and with
-    /// [`Extent::Rows`] the indexes that do not lead to all rows.
+    /// [`Extent::Rows`] the indexes that do not cover all rows.
     async fn examine(&self, extent: Extent) -> Result<Vec<Anomaly>> {
         let _ = extent;
         Ok(Vec::new())
@@ -261,8 +261,8 @@ impl<'a> NewRow<'a> {
     }
 
     /// The columns derived from the event.
-    pub fn folds(&self) -> Folds {
-        Folds::of(self.event)
+    pub fn search_columns(&self) -> SearchColumns {
+        SearchColumns::of(self.event)
     }
 
     /// The row as it will be read.
@@ -277,7 +277,7 @@ impl<'a> NewRow<'a> {
                 hash: self.hash,
             },
             evidence,
-            folds: self.folds(),
+            search_columns: self.search_columns(),
         }
     }
 }
@@ -402,15 +402,15 @@ pub struct UnreadableStaged {
 /// Columns derived from an event, so that engines only ever compare bytes: case
 /// is folded here, by Unicode's lower case.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Folds {
+pub struct SearchColumns {
     /// actorEmail.
     pub actor_email: Option<String>,
     /// action, resourceName, actorEmail and tenantSlug, separated by U+001F.
     pub search: String,
 }
 
-impl Folds {
-    /// Separates the parts of [`Folds::search`]; within them it becomes U+FFFD.
+impl SearchColumns {
+    /// Separates the parts of [`SearchColumns::search`]; within them it becomes U+FFFD.
     const SEPARATOR: char = '\u{1f}';
 
     /// The derived columns of `event`.
@@ -446,7 +446,7 @@ pub type ListPlace = (Timestamp, u64);
 /// A bounded walk over the log, newest first by `(at, seq)`: events of one time
 /// stand in the order in which they came.
 #[derive(Debug, Clone, Copy)]
-pub struct Walk<'a> {
+pub struct ListScan<'a> {
     /// What must match.
     pub filter: &'a Filter,
     /// Where to go on: only rows before this place.
@@ -459,7 +459,7 @@ pub struct Walk<'a> {
 
 /// The index that leads a walk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Driver {
+pub enum ScanIndex {
     /// All events by time.
     Time,
     /// One tenant's, or those of none.
@@ -468,31 +468,31 @@ pub enum Driver {
     Actor,
 }
 
-impl Walk<'_> {
+impl ListScan<'_> {
     /// The index that narrows most among those that every engine has.
-    pub fn driver(&self) -> Driver {
+    pub fn index(&self) -> ScanIndex {
         if self.filter.actor_id.is_some() {
-            Driver::Actor
+            ScanIndex::Actor
         } else if self.filter.tenant.is_some() {
-            Driver::Tenant
+            ScanIndex::Tenant
         } else {
-            Driver::Time
+            ScanIndex::Time
         }
     }
 }
 
 /// What a walk found.
 #[derive(Debug, Clone)]
-pub struct Walked {
+pub struct ScanPage {
     /// The rows, newest first.
     pub events: Vec<StoredEvent>,
     /// Why it ended.
-    pub end: WalkEnd,
+    pub end: ScanEnd,
 }
 
 /// Why a walk ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WalkEnd {
+pub enum ScanEnd {
     /// It came to the end of the log.
     Exhausted,
     /// It has `max_rows` rows.
@@ -524,7 +524,10 @@ mod tests {
     fn the_fold_of_a_part_is_a_part_of_the_fold() {
         for (whole, part) in [("ΟΔΟΣΣΕΑΣ", "ΟΔΟΣ"), ("Straße", "stra"), ("İx", "İ")]
         {
-            assert!(Folds::fold(whole).contains(&Folds::fold(part)), "{part} in {whole}");
+            assert!(
+                SearchColumns::fold(whole).contains(&SearchColumns::fold(part)),
+                "{part} in {whole}"
+            );
         }
     }
 

@@ -2,23 +2,23 @@
 
 use sqlx::{Database, Encode, QueryBuilder, Type};
 
-use super::walk::Lead;
-use super::{Driver, TenantMatch};
+use super::list_scan::ScanPlan;
+use super::{ScanIndex, TenantMatch};
 
-/// The conditions of a filter that the lead's index does not answer. `position` is
+/// The conditions of a filter that the plan's index does not answer. `position` is
 /// the dialect's function that finds a text in a text.
 pub(super) fn push_conditions<DB: Database>(
     query: &mut QueryBuilder<DB>,
-    lead: &Lead<'_>,
+    plan: &ScanPlan<'_>,
     position: &'static str,
 ) where
     for<'q> String: Encode<'q, DB> + Type<DB>,
 {
-    let filter = lead.filter;
-    if let (Some(prefix), None) = (&filter.action_prefix, &lead.action) {
+    let filter = plan.filter;
+    if let (Some(prefix), None) = (&filter.action_prefix, &plan.action) {
         push_prefix(query.push(" AND "), "action", prefix);
     }
-    if lead.driver != Driver::Tenant {
+    if plan.index != ScanIndex::Tenant {
         match &filter.tenant {
             Some(TenantMatch::Slug(slug)) => {
                 query.push(" AND tenant_slug = ").push_bind(slug.clone());

@@ -18,8 +18,8 @@ use super::{BoxFuture, EventGenerator, ManualRuntime, named_event};
 use crate::integrity::{GENESIS, chain_hash, erase};
 use crate::source::QuarantineItem;
 use crate::store::{
-    AppendOptions, AuditStoreExt, CursorAdvance, Folds, Head, ListQuery, LogPart, MAX_BATCH_EVENTS,
-    MemoryAuditStore, ReceiptStatus, StoredRow,
+    AppendOptions, AuditStoreExt, CursorAdvance, Head, ListQuery, LogPart, MAX_BATCH_EVENTS,
+    MemoryAuditStore, ReceiptStatus, SearchColumns, StoredRow,
 };
 use crate::verify::{Difference, ExpectedHead, verify};
 use crate::{
@@ -830,7 +830,7 @@ pub async fn every_filter_agrees_with_its_definition(h: Harness<'_>) {
         let filter = query.filter().unwrap();
         let mut expected: Vec<_> = all
             .iter()
-            .filter(|e| filter.matches(&e.event, &crate::store::Folds::of(&e.event)))
+            .filter(|e| filter.matches(&e.event, &crate::store::SearchColumns::of(&e.event)))
             .cloned()
             .collect();
         expected.sort_by_key(newest_first);
@@ -1180,7 +1180,7 @@ pub async fn stored_events_are_read_back(h: Harness<'_>) {
         let row = row.unwrap();
         assert_eq!(row.stored.event, *event.event());
         assert_eq!(row.evidence, crate::integrity::Evidence::Salt(*event.salt()));
-        assert_eq!(row.folds, crate::store::Folds::of(event.event()));
+        assert_eq!(row.search_columns, crate::store::SearchColumns::of(event.event()));
     }
 }
 
@@ -1228,7 +1228,7 @@ async fn parts_of_another_log() -> (MemoryAuditStore, Vec<LogPart>) {
         let row = &mut rows[row];
         let fields = [Field::ActorEmail, Field::Metadata];
         let (event, evidence) = erase(&row.stored.event, &row.evidence, &fields);
-        row.folds = Folds::of(&event);
+        row.search_columns = SearchColumns::of(&event);
         (row.stored.event, row.evidence) = (event, evidence);
         row.stored.erased = row.evidence.erased_fields();
     }
@@ -1258,7 +1258,10 @@ pub async fn a_copy_continues_the_log_it_was_made_of(h: Harness<'_>) {
     for (row, wanted) in store.scan(0, 100).await.unwrap().into_iter().zip(wanted) {
         let row = row.unwrap();
         assert_eq!(row.stored, wanted.stored);
-        assert_eq!((row.evidence, row.folds), (wanted.evidence.clone(), wanted.folds.clone()));
+        assert_eq!(
+            (row.evidence, row.search_columns),
+            (wanted.evidence.clone(), wanted.search_columns.clone())
+        );
     }
     // Erasures that the other log claims are copied unchanged, and reported.
     let finding = verify(&*store, None, |_| ()).await.unwrap().finding.unwrap();

@@ -16,8 +16,9 @@ use dezky_core::directory::{
 use dezky_core::integrity::erase;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{
-    AppendOptions, AuditStore, CursorAdvance, Folds, LogPart, MemoryAuditStore, MongoAuditStore,
-    MongoConfig, PostgresAuditStore, PostgresConfig, SqliteAuditStore, SqliteConfig, StoredRow,
+    AppendOptions, AuditStore, CursorAdvance, LogPart, MemoryAuditStore, MongoAuditStore,
+    MongoConfig, PostgresAuditStore, PostgresConfig, SearchColumns, SqliteAuditStore, SqliteConfig,
+    StoredRow,
 };
 use dezky_core::testkit::{EventGenerator, ManualRuntime, named_event};
 use dezky_core::verify::verify;
@@ -102,7 +103,7 @@ async fn lived_in() -> Ends {
         let row = &mut rows[row];
         let fields = [Field::ActorEmail, Field::ActorId, Field::Metadata];
         (row.stored.event, row.evidence) = erase(&row.stored.event, &row.evidence, &fields);
-        row.folds = Folds::of(&row.stored.event);
+        row.search_columns = SearchColumns::of(&row.stored.event);
         row.stored.erased = row.evidence.erased_fields();
     }
     let ends = memory();
@@ -167,7 +168,8 @@ async fn copied(from: &Ends, to: &Ends) {
 
 async fn rows(log: &dyn AuditStore) -> Vec<String> {
     let rows = log.scan(0, 10_000).await.unwrap().into_iter().map(Result::unwrap);
-    rows.map(|row| format!("{:?} {:?} {:?}", row.stored, row.evidence, row.folds)).collect()
+    rows.map(|row| format!("{:?} {:?} {:?}", row.stored, row.evidence, row.search_columns))
+        .collect()
 }
 
 #[test]

@@ -133,9 +133,9 @@ fn partial_pages_lose_nothing() {
     with_database(|scratch| async move {
         let store = scratch.open().await;
         if is_double().await {
-            crate::walk::check(store, 60, &[3, 25, 60]).await;
+            crate::list_scan::check(store, 60, &[3, 25, 60]).await;
         } else {
-            crate::walk::check(store, 300, &[1, 7, 50, 300]).await;
+            crate::list_scan::check(store, 300, &[1, 7, 50, 300]).await;
         }
     });
 }

@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::source::QuarantineItem;
 use dezky_core::store::{
-    Capabilities, ChainedStore, CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow,
-    QuarantinedItem, RowStore, RowTx, ScannedRow, StagedEvent, StoredRow, Walk, WalkEnd, Walked,
+    Capabilities, ChainedStore, CursorKey, ExistingRow, Head, LeaseRow, ListScan, LogState, NewRow,
+    QuarantinedItem, RowStore, RowTx, ScanEnd, ScanPage, ScannedRow, StagedEvent, StoredRow,
 };
 use dezky_core::testkit::{BoxFuture, Reopen, StoreHarness};
 use dezky_core::{AuditStore, Result, Runtime, SealedEvent, Timestamp};
@@ -95,16 +95,17 @@ impl RowStore for OwnRows {
     }
 
     /// `Filter::matches` is the definition; engines with indexes are faster.
-    async fn walk(&self, walk: &Walk<'_>) -> Result<Walked> {
+    async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage> {
         let mut events = self.read(|t| {
-            let matching = |row: &&StoredRow| walk.filter.matches(&row.stored.event, &row.folds);
+            let matching =
+                |row: &&StoredRow| scan.filter.matches(&row.stored.event, &row.search_columns);
             t.rows.values().filter(matching).map(|row| row.stored.clone()).collect::<Vec<_>>()
         });
         events.sort_by_key(|e| std::cmp::Reverse((e.event.at, e.seq)));
-        events.retain(|e| walk.before.is_none_or(|place| (e.event.at, e.seq) < place));
-        let end = if events.len() < walk.max_rows { WalkEnd::Exhausted } else { WalkEnd::Full };
-        events.truncate(walk.max_rows);
-        Ok(Walked { events, end })
+        events.retain(|e| scan.before.is_none_or(|place| (e.event.at, e.seq) < place));
+        let end = if events.len() < scan.max_rows { ScanEnd::Exhausted } else { ScanEnd::Full };
+        events.truncate(scan.max_rows);
+        Ok(ScanPage { events, end })
     }
 
     async fn cursor(&self, source: &str) -> Result<Option<String>> {

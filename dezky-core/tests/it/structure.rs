@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use dezky_core::integrity::erase;
 use dezky_core::store::{
-    AppendOptions, AuditStore, Extent, Folds, ListQuery, PostgresAuditStore, PostgresConfig,
-    StoredRow,
+    AppendOptions, AuditStore, Extent, ListQuery, PostgresAuditStore, PostgresConfig,
+    SearchColumns, StoredRow,
 };
 use dezky_core::testkit::{EventGenerator, ManualRuntime};
 use dezky_core::verify::{Difference, ExpectedHead, Verdict, verify};
@@ -79,16 +79,16 @@ async fn mongodb(log: &TestLog) -> mongodb::Database {
 }
 
 /// The columns that a forger with access to the database computes from a row's salt.
-fn forged(row: &StoredRow) -> (String, Vec<u8>, Folds) {
+fn forged(row: &StoredRow) -> (String, Vec<u8>, SearchColumns) {
     let fields = [Field::ActorEmail, Field::Metadata];
     let (event, evidence) = erase(&row.stored.event, &row.evidence, &fields);
     let dezky_core::integrity::Evidence::Erased(erasure) = evidence else { panic!("erased") };
-    (event.metadata.as_str().to_owned(), erasure.to_bytes(), Folds::of(&event))
+    (event.metadata.as_str().to_owned(), erasure.to_bytes(), SearchColumns::of(&event))
 }
 
 async fn forge_erasure(engine: Engine, log: &TestLog, row: &StoredRow) {
-    let (metadata, erasure, folds) = forged(row);
-    let (erasure, search) = (hex::encode(erasure), folds.search.replace('\'', "''"));
+    let (metadata, erasure, search_columns) = forged(row);
+    let (erasure, search) = (hex::encode(erasure), search_columns.search.replace('\'', "''"));
     let sql = |bytes: String| {
         format!(
             "UPDATE dezky_audit_events SET actor_email = NULL, actor_email_fold = NULL, metadata = '{metadata}', search = '{search}', salt = NULL, erasure = {bytes} WHERE seq = 7"
@@ -110,7 +110,7 @@ async fn forge_erasure(engine: Engine, log: &TestLog, row: &StoredRow) {
             });
             let events = mongodb(log).await.collection::<Document>("dezky_audit_events");
             let change = doc! {
-                "$set": { "metadata": metadata, "search": folds.search, "erasure": bytes },
+                "$set": { "metadata": metadata, "search": search_columns.search, "erasure": bytes },
                 "$unset": { "actor_email": "", "actor_email_fold": "", "salt": "" },
             };
             let done = events.update_one(doc! { "_id": 7_i64 }, change).await.unwrap();

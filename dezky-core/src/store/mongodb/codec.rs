@@ -9,8 +9,8 @@ use uuid::Uuid;
 use crate::integrity::{Erasure, Evidence};
 use crate::source::QuarantineItem;
 use crate::store::{
-    CursorKey, ExistingRow, Folds, Head, LeaseRow, ListPlace, LogState, NewRow, QuarantinedItem,
-    ScannedRow, StoredRow, UnreadableRow,
+    CursorKey, ExistingRow, Head, LeaseRow, ListPlace, LogState, NewRow, QuarantinedItem,
+    ScannedRow, SearchColumns, StoredRow, UnreadableRow,
 };
 use crate::{AuditEvent, Error, ErrorKind, Metadata, Result, StoredEvent, Timestamp};
 
@@ -21,7 +21,7 @@ type Problem = String;
 /// program on the way takes them for one and cuts what lies before 1970.
 pub(super) fn event_document(row: &NewRow<'_>) -> Result<Document> {
     let event = row.event;
-    let folds = row.folds();
+    let search_columns = row.search_columns();
     let mut document = doc! {
         "_id": signed(row.seq)?,
         "id": uuid(event.id),
@@ -35,7 +35,7 @@ pub(super) fn event_document(row: &NewRow<'_>) -> Result<Document> {
         "metadata": event.metadata.as_str(),
         "prev_hash": bytes(&row.prev_hash),
         "hash": bytes(&row.hash),
-        "search": folds.search,
+        "search": search_columns.search,
     };
     for (name, text) in [
         ("actor_id", &event.actor_id),
@@ -47,7 +47,7 @@ pub(super) fn event_document(row: &NewRow<'_>) -> Result<Document> {
         ("tenant_slug", &event.tenant_slug),
         ("partner_slug", &event.partner_slug),
         ("external_id", &event.external_id),
-        ("actor_email_fold", &folds.actor_email),
+        ("actor_email_fold", &search_columns.actor_email),
     ] {
         if let Some(text) = text {
             document.insert(name, text.as_str());
@@ -123,7 +123,7 @@ fn stored_row(row: &RawDocument) -> Result<StoredRow, Problem> {
             hash: digest(row, "hash")?,
         },
         evidence,
-        folds: Folds {
+        search_columns: SearchColumns {
             actor_email: optional_text(row, "actor_email_fold")?,
             search: text(row, "search")?.to_owned(),
         },

@@ -5,10 +5,10 @@
 mod codec;
 mod counter;
 mod database;
+mod list_scan;
 mod outbox;
 mod schema;
 mod structure;
-mod walk;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -33,14 +33,14 @@ use self::codec::{
 pub use self::counter::MongoCounter;
 use self::database::{Bounds, STANDALONE};
 pub use self::database::{MongoDatabase, mongo_error};
+use self::list_scan::MongoScan;
 use self::outbox::Staged;
 pub use self::schema::MongoCollection;
 use self::schema::{CURSORS, EVENTS, LEASES, LOG, OUTBOX, QUARANTINE};
-use self::walk::MongoStretches;
 use super::operator::at_start;
 use super::rows::{
-    CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent, Walk,
-    Walked,
+    CursorKey, ExistingRow, Head, LeaseRow, ListScan, LogState, NewRow, RowStore, RowTx, ScanPage,
+    StagedEvent,
 };
 use super::{Anomaly, Capabilities, ChainedStore, Extent, QuarantinedItem, ScannedRow};
 use crate::event::uuid_v7;
@@ -393,10 +393,10 @@ impl RowStore for MongoRows {
         Ok(rows.iter().map(|row| scanned_row(row)).collect())
     }
 
-    async fn walk(&self, walk: &Walk<'_>) -> Result<Walked> {
+    async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage> {
         let snapshot = self.database.snapshot().await?;
-        let mut stretches = MongoStretches { database: &self.database, snapshot };
-        super::walk::walk(&mut stretches, walk).await
+        let mut index = MongoScan { database: &self.database, snapshot };
+        super::list_scan::run(&mut index, scan).await
     }
 
     async fn examine(&self, extent: Extent) -> Result<Vec<Anomaly>> {

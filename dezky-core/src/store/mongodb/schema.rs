@@ -19,7 +19,7 @@ pub(super) const LEASES: &str = "dezky_leases";
 pub(super) const QUARANTINE: &str = "dezky_quarantine";
 pub(super) const OUTBOX: &str = "dezky_outbox";
 
-/// The indexes that lead walks. They end with the document's key, which is `seq`.
+/// The indexes of list scans. They end with the document's key, which is `seq`.
 pub(super) const BY_AT: &str = "by_at_seq";
 pub(super) const BY_TENANT: &str = "by_tenant_at_seq";
 pub(super) const BY_ACTOR: &str = "by_actor_at_seq";

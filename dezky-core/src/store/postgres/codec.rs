@@ -6,7 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{Postgres, Row, Type};
 
 use crate::integrity::{Erasure, Evidence};
-use crate::store::{ExistingRow, Folds, ScannedRow, StoredRow, UnreadableRow};
+use crate::store::{ExistingRow, ScannedRow, SearchColumns, StoredRow, UnreadableRow};
 use crate::{AuditEvent, Error, ErrorKind, Metadata, Result, StoredEvent, Timestamp};
 
 /// The columns of an event, in the order in which they are inserted.
@@ -76,7 +76,10 @@ fn stored_row(row: &PgRow) -> Result<StoredRow, Problem> {
             hash: digest(row, "hash")?,
         },
         evidence,
-        folds: Folds { actor_email: get(row, "actor_email_fold")?, search: get(row, "search")? },
+        search_columns: SearchColumns {
+            actor_email: get(row, "actor_email_fold")?,
+            search: get(row, "search")?,
+        },
     })
 }
 

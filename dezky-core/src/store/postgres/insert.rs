@@ -5,7 +5,7 @@ use sqlx::AssertSqlSafe;
 use super::codec::COLUMNS;
 use super::signed;
 use super::transaction::PostgresTransaction;
-use crate::store::{Folds, NewRow};
+use crate::store::{NewRow, SearchColumns};
 use crate::{Field, Result};
 
 /// From so many rows on COPY is faster: by a tenth with 1,000, by a quarter with 5,000.
@@ -25,7 +25,7 @@ async fn by_arrays(tx: &mut PostgresTransaction, rows: &[NewRow<'_>]) -> Result<
     let sql = format!(
         "INSERT INTO dezky_audit_events ({COLUMNS}) SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::text[], $19::bytea[], $20::bytea[], $21::bytea[], $22::bytea[], $23::text[], $24::text[])"
     );
-    let folds: Vec<Folds> = rows.iter().map(NewRow::folds).collect();
+    let search_columns: Vec<SearchColumns> = rows.iter().map(NewRow::search_columns).collect();
     let seqs: Vec<i64> = rows.iter().map(|row| signed(row.seq)).collect::<Result<_>>()?;
     let mut query = sqlx::query(AssertSqlSafe(sql))
         .bind(seqs)
@@ -41,8 +41,8 @@ async fn by_arrays(tx: &mut PostgresTransaction, rows: &[NewRow<'_>]) -> Result<
         .bind(each(rows, NewRow::erasure))
         .bind(each(rows, |row| &row.prev_hash[..]))
         .bind(each(rows, |row| &row.hash[..]))
-        .bind(each(&folds, |folds| folds.actor_email.as_deref()))
-        .bind(each(&folds, |folds| folds.search.as_str()));
+        .bind(each(&search_columns, |c| c.actor_email.as_deref()))
+        .bind(each(&search_columns, |c| c.search.as_str()));
     tx.execute(query).await.map(drop)
 }
 
@@ -93,7 +93,7 @@ impl Tuples {
     }
 
     fn push(&mut self, row: &NewRow<'_>) -> Result<()> {
-        let (event, folds) = (row.event, row.folds());
+        let (event, search_columns) = (row.event, row.search_columns());
         self.bytes.extend_from_slice(&24i16.to_be_bytes());
         self.value(Some(&signed(row.seq)?.to_be_bytes()));
         self.value(Some(event.id.as_bytes()));
@@ -107,8 +107,8 @@ impl Tuples {
         self.value(row.erasure().as_deref());
         self.value(Some(&row.prev_hash));
         self.value(Some(&row.hash));
-        self.value(folds.actor_email.as_deref().map(str::as_bytes));
-        self.value(Some(folds.search.as_bytes()));
+        self.value(search_columns.actor_email.as_deref().map(str::as_bytes));
+        self.value(Some(search_columns.search.as_bytes()));
         Ok(())
     }
 

@@ -7,12 +7,12 @@ mod config;
 mod database;
 mod error;
 mod insert;
+mod list_scan;
 mod listen;
 mod schema;
 mod search;
 mod structure;
 mod transaction;
-mod walk;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -30,8 +30,8 @@ pub use self::error::postgres_error;
 pub use self::transaction::PostgresTransaction;
 use super::operator::at_start;
 use super::rows::{
-    CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent,
-    UnreadableStaged, Walk, Walked,
+    CursorKey, ExistingRow, Head, LeaseRow, ListScan, LogState, NewRow, RowStore, RowTx, ScanPage,
+    StagedEvent, UnreadableStaged,
 };
 use super::{Anomaly, Capabilities, ChainedStore, Extent, QuarantinedItem, ScannedRow};
 use crate::event::uuid_v7;
@@ -204,12 +204,12 @@ impl RowStore for PostgresRows {
         Ok(self.read(query).await?.iter().map(scanned_row).collect())
     }
 
-    async fn walk(&self, walk: &Walk<'_>) -> Result<Walked> {
+    async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage> {
         // One snapshot for all the parts of the walk.
         let mut tx = self.database.read_walk().await?;
-        let walked = search::walk(&mut tx, walk).await?;
+        let page = search::list(&mut tx, scan).await?;
         tx.commit().await?;
-        Ok(walked)
+        Ok(page)
     }
 
     async fn examine(&self, extent: Extent) -> Result<Vec<Anomaly>> {

@@ -6,12 +6,12 @@ use sqlx::error::DatabaseError;
 use sqlx::{Executor, QueryBuilder};
 
 use super::codec::{COLUMNS, listed_row};
+use super::list_scan::POSITION;
 use super::transaction::PostgresTransaction;
-use super::walk::POSITION;
 use super::{PostgresAuditStore, get, limit, postgres_error};
+use crate::store::list_scan::{ScanPlan, columns_of};
 use crate::store::sql::push_conditions;
-use crate::store::walk::{Lead, columns_of};
-use crate::store::{Driver, ListPlace, Walk, WalkEnd, Walked};
+use crate::store::{ListPlace, ListScan, ScanEnd, ScanIndex, ScanPage};
 use crate::{Error, ErrorKind, Result};
 
 /// How many rows are looked at before the index is asked: a common word is among
@@ -88,29 +88,29 @@ async fn index_state(tx: &mut PostgresTransaction) -> Result<Option<bool>> {
 }
 
 /// Walks; a rare word is looked up in the index instead, if there is one.
-pub(super) async fn walk(tx: &mut PostgresTransaction, walk: &Walk<'_>) -> Result<Walked> {
-    let first_look = FIRST_LOOK_ROWS.min(walk.max_examined);
-    let Some(text) = walk.filter.search.as_deref().filter(|text| is_narrow(text)) else {
-        return crate::store::walk::walk(tx, walk).await;
+pub(super) async fn list(tx: &mut PostgresTransaction, scan: &ListScan<'_>) -> Result<ScanPage> {
+    let first_look = FIRST_LOOK_ROWS.min(scan.max_examined);
+    let Some(text) = scan.filter.search.as_deref().filter(|text| is_narrow(text)) else {
+        return crate::store::list_scan::run(tx, scan).await;
     };
-    let first = Walk { max_examined: first_look, ..*walk };
-    let mut walked = crate::store::walk::walk(tx, &first).await?;
-    let WalkEnd::Budget(place) = walked.end else { return Ok(walked) };
-    if first_look == walk.max_examined {
-        return Ok(walked);
+    let first = ListScan { max_examined: first_look, ..*scan };
+    let mut page = crate::store::list_scan::run(tx, &first).await?;
+    let ScanEnd::Budget(place) = page.end else { return Ok(page) };
+    if first_look == scan.max_examined {
+        return Ok(page);
     }
-    let rest = Walk {
-        filter: walk.filter,
+    let rest = ListScan {
+        filter: scan.filter,
         before: Some(place),
-        max_rows: walk.max_rows - walked.events.len(),
-        max_examined: walk.max_examined - first_look,
+        max_rows: scan.max_rows - page.events.len(),
+        max_examined: scan.max_examined - first_look,
     };
     let more = match by_index(tx, &rest, text, place).await? {
         Some(found) => found,
-        None => crate::store::walk::walk(tx, &rest).await?,
+        None => crate::store::list_scan::run(tx, &rest).await?,
     };
-    walked.events.extend(more.events);
-    Ok(Walked { events: walked.events, end: more.end })
+    page.events.extend(more.events);
+    Ok(ScanPage { events: page.events, end: more.end })
 }
 
 fn is_narrow(text: &str) -> bool {
@@ -121,10 +121,10 @@ fn is_narrow(text: &str) -> bool {
 /// if it takes too long.
 async fn by_index(
     tx: &mut PostgresTransaction,
-    walk: &Walk<'_>,
+    scan: &ListScan<'_>,
     text: &str,
     before: ListPlace,
-) -> Result<Option<Walked>> {
+) -> Result<Option<ScanPage>> {
     if index_state(tx).await? != Some(true) {
         return Ok(None);
     }
@@ -137,26 +137,26 @@ async fn by_index(
         "WITH found AS MATERIALIZED (SELECT seq, at, action, outcome, resource_type, resource_id, tenant_slug, partner_slug, actor_id, source, actor_email_fold, search FROM dezky_audit_events WHERE search LIKE ",
     );
     query.push_bind(pattern(text)).push("), page AS (SELECT seq FROM found WHERE true");
-    let lead = Lead { filter: walk.filter, driver: Driver::Time, action: None };
-    push_conditions(&mut query, &lead, POSITION);
-    if let Some(actor) = &walk.filter.actor_id {
+    let plan = ScanPlan { filter: scan.filter, index: ScanIndex::Time, action: None };
+    push_conditions(&mut query, &plan, POSITION);
+    if let Some(actor) = &scan.filter.actor_id {
         query.push(" AND actor_id = ").push_bind(actor.clone());
     }
-    if let Some(since) = walk.filter.since {
+    if let Some(since) = scan.filter.since {
         query.push(" AND at >= ").push_bind(since.as_millis());
     }
     let (at, seq) = columns_of(before);
     query.push(" AND (at, seq) < (").push_bind(at).push(", ").push_bind(seq).push(")");
-    query.push(" ORDER BY at DESC, seq DESC LIMIT ").push_bind(limit(walk.max_rows));
+    query.push(" ORDER BY at DESC, seq DESC LIMIT ").push_bind(limit(scan.max_rows));
     query.push(format!(
         ") SELECT {COLUMNS} FROM page JOIN dezky_audit_events USING (seq) ORDER BY at DESC, seq DESC"
     ));
     match tx.fetch_all(query.build()).await {
         Ok(rows) => {
             let events = rows.iter().map(listed_row).collect::<Result<Vec<_>>>()?;
-            let full = events.len() == walk.max_rows;
-            let end = if full { WalkEnd::Full } else { WalkEnd::Exhausted };
-            Ok(Some(Walked { events, end }))
+            let full = events.len() == scan.max_rows;
+            let end = if full { ScanEnd::Full } else { ScanEnd::Exhausted };
+            Ok(Some(ScanPage { events, end }))
         }
         Err(error) if error.kind() == ErrorKind::StoreBusy => {
             tx.run("ROLLBACK TO SAVEPOINT dezky_search").await?;

@@ -188,7 +188,7 @@ async fn objects(tx: &mut PostgresTransaction) -> Result<Vec<Object>> {
 }
 
 /// Whether an additional index covers all rows by plain columns. The planner may prefer it
-/// for a list, so it has to lead to all of them.
+/// for a list, so it has to cover all of them.
 fn is_plain(index: &Object) -> bool {
     let columns = index.definition.split_once(BTREE).and_then(|(_, keys)| keys.strip_suffix(')'));
     let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_, ".contains(c);

@@ -5,11 +5,11 @@
 mod codec;
 mod database;
 mod files;
+mod list_scan;
 mod open;
 mod schema;
 mod structure;
 mod transaction;
-mod walk;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ pub use self::database::{SqliteDatabase, sqlite_error};
 pub use self::open::sqlite_reader;
 pub use self::transaction::SqliteTransaction;
 use super::rows::{
-    CursorKey, ExistingRow, Head, LeaseRow, LogState, NewRow, RowStore, RowTx, StagedEvent,
-    UnreadableStaged, Walk, Walked,
+    CursorKey, ExistingRow, Head, LeaseRow, ListScan, LogState, NewRow, RowStore, RowTx, ScanPage,
+    StagedEvent, UnreadableStaged,
 };
 use super::schema::Found;
 use super::{Anomaly, Capabilities, ChainedStore, Extent, QuarantinedItem, ScannedRow};
@@ -277,11 +277,11 @@ impl RowStore for SqliteRows {
         Ok(rows.iter().map(scanned_row).collect())
     }
 
-    async fn walk(&self, walk: &Walk<'_>) -> Result<Walked> {
+    async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage> {
         // One snapshot for all the parts of the walk.
         let mut connection = self.database.read().await?;
         let mut tx = connection.begin().await.map_err(store_error)?;
-        super::walk::walk(&mut *tx, walk).await
+        super::list_scan::run(&mut *tx, scan).await
     }
 
     async fn examine(&self, extent: Extent) -> Result<Vec<Anomaly>> {
@@ -593,7 +593,7 @@ impl SqliteTx {
         let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
         for row in rows {
             let event = row.event;
-            let folds = row.folds();
+            let search_columns = row.search_columns();
             query = query
                 .bind(signed(row.seq)?)
                 .bind(event.id.as_bytes().to_vec())
@@ -617,8 +617,8 @@ impl SqliteTx {
                 .bind(row.erasure())
                 .bind(row.prev_hash.to_vec())
                 .bind(row.hash.to_vec())
-                .bind(folds.actor_email)
-                .bind(folds.search);
+                .bind(search_columns.actor_email)
+                .bind(search_columns.search);
         }
         query.execute(&mut *self.tx).await.map_err(store_error)?;
         Ok(())

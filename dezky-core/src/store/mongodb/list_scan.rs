@@ -8,21 +8,21 @@ use mongodb::options::{FindOptions, Hint};
 use super::codec::{listed_row, place, text};
 use super::database::MongoDatabase;
 use super::schema::{BY_ACTION, BY_ACTOR, BY_AT, BY_TENANT, EVENTS};
-use crate::store::walk::{Lead, Stretches, columns_of};
-use crate::store::{Driver, ListPlace, TenantMatch};
+use crate::store::list_scan::{IndexScan, ScanPlan, columns_of};
+use crate::store::{ListPlace, ScanIndex, TenantMatch};
 use crate::{Result, StoredEvent, Timestamp};
 
 /// The reads of one walk.
-pub(super) struct MongoStretches<'a> {
+pub(super) struct MongoScan<'a> {
     pub(super) database: &'a MongoDatabase,
     /// Gives them one snapshot. Without, an event that arrives meanwhile may be in
     /// one stretch or not; none that was there before is missed or told twice, as
-    /// stretches are cut at places.
+    /// ranges are cut at places.
     pub(super) snapshot: Option<ClientSession>,
 }
 
 #[async_trait]
-impl Stretches for MongoStretches<'_> {
+impl IndexScan for MongoScan<'_> {
     async fn actions(&mut self, prefix: &str) -> Result<Vec<String>> {
         let mut found = Vec::new();
         let mut range = beginning_with(prefix);
@@ -46,11 +46,11 @@ impl Stretches for MongoStretches<'_> {
 
     async fn window_end(
         &mut self,
-        lead: &Lead<'_>,
+        plan: &ScanPlan<'_>,
         before: Option<ListPlace>,
         size: usize,
     ) -> Result<Option<ListPlace>> {
-        let Some(stretch) = Stretch::of(lead, before, None) else { return Ok(None) };
+        let Some(stretch) = Stretch::of(plan, before, None) else { return Ok(None) };
         let mut options = stretch.options();
         options.projection = Some(doc! { "at": 1 });
         options.skip = Some(size.saturating_sub(1) as u64);
@@ -62,22 +62,22 @@ impl Stretches for MongoStretches<'_> {
 
     async fn select(
         &mut self,
-        lead: &Lead<'_>,
+        plan: &ScanPlan<'_>,
         before: Option<ListPlace>,
         last: Option<ListPlace>,
         max_rows: usize,
     ) -> Result<Vec<StoredEvent>> {
-        let Some(stretch) = Stretch::of(lead, before, last) else { return Ok(Vec::new()) };
+        let Some(stretch) = Stretch::of(plan, before, last) else { return Ok(Vec::new()) };
         let mut options = stretch.options();
         options.limit = Some(super::limit(max_rows));
         let mut filter = stretch.filter();
-        filter.extend(conditions(lead));
+        filter.extend(conditions(plan));
         let rows = self.database.find(EVENTS, filter, options, self.snapshot.as_mut()).await?;
         rows.iter().map(|row| listed_row(row)).collect()
     }
 }
 
-/// A stretch of the lead's index, as bounds on its keys: `min` and `max` compare
+/// A stretch of the plan's index, as bounds on its keys: `min` and `max` compare
 /// whole keys, as a row comparison of SQL does. The form with `$or` leaves it to
 /// the planner whether the place leads into the index.
 struct Stretch {
@@ -94,15 +94,15 @@ type Bound = (i64, Option<i64>);
 
 impl Stretch {
     /// `None` where nothing can be within.
-    fn of(lead: &Lead<'_>, before: Option<ListPlace>, last: Option<ListPlace>) -> Option<Self> {
-        let filter = lead.filter;
-        let (index, equal) = match (&lead.driver, &filter.tenant, &filter.actor_id) {
-            _ if let Some(action) = &lead.action => (BY_ACTION, Some(("action", action.into()))),
-            (Driver::Actor, _, Some(actor)) => (BY_ACTOR, Some(("actor_id", actor.into()))),
-            (Driver::Tenant, Some(TenantMatch::Slug(slug)), _) => {
+    fn of(plan: &ScanPlan<'_>, before: Option<ListPlace>, last: Option<ListPlace>) -> Option<Self> {
+        let filter = plan.filter;
+        let (index, equal) = match (&plan.index, &filter.tenant, &filter.actor_id) {
+            _ if let Some(action) = &plan.action => (BY_ACTION, Some(("action", action.into()))),
+            (ScanIndex::Actor, _, Some(actor)) => (BY_ACTOR, Some(("actor_id", actor.into()))),
+            (ScanIndex::Tenant, Some(TenantMatch::Slug(slug)), _) => {
                 (BY_TENANT, Some(("tenant_slug", slug.into())))
             }
-            (Driver::Tenant, Some(TenantMatch::None), _) => {
+            (ScanIndex::Tenant, Some(TenantMatch::None), _) => {
                 (BY_TENANT, Some(("tenant_slug", Bson::Null)))
             }
             _ => (BY_AT, None),
@@ -157,13 +157,13 @@ impl Stretch {
 
 /// The rest of the filter. Every text stands behind an operator, so that none of
 /// them is one.
-fn conditions(lead: &Lead<'_>) -> Document {
-    let filter = lead.filter;
+fn conditions(plan: &ScanPlan<'_>) -> Document {
+    let filter = plan.filter;
     let mut conditions = Document::new();
-    if let (Some(prefix), None) = (&filter.action_prefix, &lead.action) {
+    if let (Some(prefix), None) = (&filter.action_prefix, &plan.action) {
         conditions.insert("action", beginning_with(prefix));
     }
-    if lead.driver != Driver::Tenant {
+    if plan.index != ScanIndex::Tenant {
         match &filter.tenant {
             Some(TenantMatch::Slug(slug)) => {
                 conditions.extend(equals("tenant_slug", slug.into()));
@@ -280,12 +280,16 @@ mod tests {
                 ..ListQuery::default()
             };
             let filter = query.filter().unwrap();
-            let walk =
-                crate::store::Walk { filter: &filter, before: None, max_rows: 1, max_examined: 1 };
-            let lead = Lead { filter: &filter, driver: walk.driver(), action };
-            let nothing = Stretch::of(&lead, place, place);
+            let scan = crate::store::ListScan {
+                filter: &filter,
+                before: None,
+                max_rows: 1,
+                max_examined: 1,
+            };
+            let plan = ScanPlan { filter: &filter, index: scan.index(), action };
+            let nothing = Stretch::of(&plan, place, place);
             assert!(nothing.is_none(), "nothing is before a place and from it on");
-            let stretch = Stretch::of(&lead, None, place).unwrap();
+            let stretch = Stretch::of(&plan, None, place).unwrap();
             for bound in [&stretch.min, &stretch.max] {
                 assert_eq!(bound.keys().map(String::as_str).collect::<Vec<_>>(), names);
             }

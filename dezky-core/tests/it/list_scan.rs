@@ -52,7 +52,7 @@ pub(crate) async fn check<R: RowStore>(store: ChainedStore<R>, count: usize, bud
             let filter = query.filter().unwrap();
             whole.retain(|row| {
                 let row = row.as_ref().unwrap();
-                filter.matches(&row.stored.event, &row.folds)
+                filter.matches(&row.stored.event, &row.search_columns)
             });
             let mut expected: Vec<_> = whole
                 .into_iter()

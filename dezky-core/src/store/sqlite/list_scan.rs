@@ -1,20 +1,20 @@
-//! The stretches of a walk, in SQL.
+//! The index reads of a list scan, in SQL.
 
 use async_trait::async_trait;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
 use super::codec::{COLUMNS, listed_row};
 use super::store_error;
+use crate::store::list_scan::{IndexScan, ScanPlan, columns_of};
 use crate::store::sql::push_conditions;
-use crate::store::walk::{Lead, Stretches, columns_of};
-use crate::store::{Driver, ListPlace, TenantMatch};
+use crate::store::{ListPlace, ScanIndex, TenantMatch};
 use crate::{Result, StoredEvent, Timestamp};
 
 /// Finds a text in a text.
 const POSITION: &str = "instr";
 
 #[async_trait]
-impl Stretches for SqliteConnection {
+impl IndexScan for SqliteConnection {
     async fn actions(&mut self, prefix: &str) -> Result<Vec<String>> {
         // No character is greater, so no action with the prefix is.
         let end = format!("{prefix}\u{10ffff}");
@@ -38,12 +38,12 @@ impl Stretches for SqliteConnection {
 
     async fn window_end(
         &mut self,
-        lead: &Lead<'_>,
+        plan: &ScanPlan<'_>,
         before: Option<ListPlace>,
         size: usize,
     ) -> Result<Option<ListPlace>> {
         let mut query = QueryBuilder::new("SELECT at, seq");
-        push_range(&mut query, lead, before, None);
+        push_range(&mut query, plan, before, None);
         query.push(" ORDER BY at DESC, seq DESC LIMIT 1 OFFSET ");
         query.push_bind(super::limit(size - 1));
         let row = query.build().fetch_optional(self).await.map_err(store_error)?;
@@ -57,15 +57,15 @@ impl Stretches for SqliteConnection {
 
     async fn select(
         &mut self,
-        lead: &Lead<'_>,
+        plan: &ScanPlan<'_>,
         before: Option<ListPlace>,
         last: Option<ListPlace>,
         max_rows: usize,
     ) -> Result<Vec<StoredEvent>> {
         let mut query = QueryBuilder::new("SELECT ");
         query.push(COLUMNS);
-        push_range(&mut query, lead, before, last);
-        push_conditions(&mut query, lead, POSITION);
+        push_range(&mut query, plan, before, last);
+        push_conditions(&mut query, plan, POSITION);
         query.push(" ORDER BY at DESC, seq DESC LIMIT ").push_bind(super::limit(max_rows));
         let rows = query.build().fetch_all(self).await.map_err(store_error)?;
         rows.iter().map(listed_row).collect()
@@ -81,23 +81,23 @@ impl Stretches for SqliteConnection {
 /// the middle of many events of one time would read all of them.
 fn push_range(
     query: &mut QueryBuilder<Sqlite>,
-    lead: &Lead<'_>,
+    plan: &ScanPlan<'_>,
     before: Option<ListPlace>,
     last: Option<ListPlace>,
 ) {
-    let filter = lead.filter;
+    let filter = plan.filter;
     query.push(" FROM dezky_audit_events INDEXED BY ");
-    match (&lead.driver, &filter.tenant, &filter.actor_id) {
-        _ if let Some(action) = &lead.action => {
+    match (&plan.index, &filter.tenant, &filter.actor_id) {
+        _ if let Some(action) = &plan.action => {
             query.push("dezky_audit_events_action WHERE action = ").push_bind(action.clone());
         }
-        (Driver::Actor, _, Some(actor)) => {
+        (ScanIndex::Actor, _, Some(actor)) => {
             query.push("dezky_audit_events_actor WHERE actor_id = ").push_bind(actor.clone());
         }
-        (Driver::Tenant, Some(TenantMatch::Slug(slug)), _) => {
+        (ScanIndex::Tenant, Some(TenantMatch::Slug(slug)), _) => {
             query.push("dezky_audit_events_tenant WHERE tenant_slug = ").push_bind(slug.clone());
         }
-        (Driver::Tenant, Some(TenantMatch::None), _) => {
+        (ScanIndex::Tenant, Some(TenantMatch::None), _) => {
             query.push("dezky_audit_events_tenant WHERE tenant_slug IS NULL");
         }
         _ => {
@@ -125,7 +125,7 @@ mod tests {
     use sqlx::{AssertSqlSafe, Connection};
 
     use super::*;
-    use crate::store::{ListQuery, Walk};
+    use crate::store::{ListQuery, ListScan};
 
     /// The place, not a plain bound on the time, ends the stretch of the index:
     /// else every page would begin again at `until`, every window reach to `since`.
@@ -151,12 +151,12 @@ mod tests {
                 ..ListQuery::default()
             };
             let filter = query.filter().unwrap();
-            let walk = Walk { filter: &filter, before: None, max_rows: 10, max_examined: 10 };
-            let lead = Lead { filter: &filter, driver: walk.driver(), action };
+            let scan = ListScan { filter: &filter, before: None, max_rows: 10, max_examined: 10 };
+            let plan = ScanPlan { filter: &filter, index: scan.index(), action };
             for (before, last) in [(None, None), (place, None), (None, place), (place, place)] {
                 let mut query = QueryBuilder::new("EXPLAIN QUERY PLAN SELECT *");
-                push_range(&mut query, &lead, before, last);
-                push_conditions(&mut query, &lead, POSITION);
+                push_range(&mut query, &plan, before, last);
+                push_conditions(&mut query, &plan, POSITION);
                 query.push(" ORDER BY at DESC, seq DESC LIMIT 10");
                 let sql = query.sql().as_str().to_owned();
                 let rows =

@@ -1,4 +1,4 @@
-//! The stretches of a walk, in SQL.
+//! The index reads of a list scan, in SQL.
 
 use async_trait::async_trait;
 use sqlx::{Postgres, QueryBuilder};
@@ -6,16 +6,16 @@ use sqlx::{Postgres, QueryBuilder};
 use super::codec::{COLUMNS, listed_row};
 use super::transaction::PostgresTransaction;
 use super::{get, limit, unsigned};
+use crate::store::list_scan::{IndexScan, ScanPlan, columns_of};
 use crate::store::sql::push_conditions;
-use crate::store::walk::{Lead, Stretches, columns_of};
-use crate::store::{Driver, ListPlace, TenantMatch};
+use crate::store::{ListPlace, ScanIndex, TenantMatch};
 use crate::{Result, StoredEvent, Timestamp};
 
 /// Finds a text in a text.
 pub(super) const POSITION: &str = "strpos";
 
 #[async_trait]
-impl Stretches for PostgresTransaction {
+impl IndexScan for PostgresTransaction {
     async fn actions(&mut self, prefix: &str) -> Result<Vec<String>> {
         // No character is greater, so no action with the prefix is.
         let end = format!("{prefix}\u{10ffff}");
@@ -35,12 +35,12 @@ impl Stretches for PostgresTransaction {
 
     async fn window_end(
         &mut self,
-        lead: &Lead<'_>,
+        plan: &ScanPlan<'_>,
         before: Option<ListPlace>,
         size: usize,
     ) -> Result<Option<ListPlace>> {
         let mut query = QueryBuilder::new("SELECT at, seq");
-        let order = push_range(&mut query, lead, before, None);
+        let order = push_range(&mut query, plan, before, None);
         query.push(order).push(" LIMIT 1 OFFSET ").push_bind(limit(size - 1));
         let row = self.fetch_optional(query.build()).await?;
         row.map(|row| {
@@ -52,45 +52,45 @@ impl Stretches for PostgresTransaction {
 
     async fn select(
         &mut self,
-        lead: &Lead<'_>,
+        plan: &ScanPlan<'_>,
         before: Option<ListPlace>,
         last: Option<ListPlace>,
         max_rows: usize,
     ) -> Result<Vec<StoredEvent>> {
         let mut query = QueryBuilder::new("SELECT ");
         query.push(COLUMNS);
-        let order = push_range(&mut query, lead, before, last);
-        push_conditions(&mut query, lead, POSITION);
+        let order = push_range(&mut query, plan, before, last);
+        push_conditions(&mut query, plan, POSITION);
         query.push(order).push(" LIMIT ").push_bind(limit(max_rows));
         self.fetch_all(query.build()).await?.iter().map(listed_row).collect()
     }
 }
 
-/// `FROM`, the conditions that the lead's index answers, and the order that none
+/// `FROM`, the conditions that the plan's index answers, and the order that none
 /// but that index has.
 ///
-/// The lead's column is a part of the places and of the order, so that it is no
+/// The plan's column is a part of the places and of the order, so that it is no
 /// constant to the planner: else the index by time would have the order too, and
 /// may be thought cheaper. Places are row values: the form with OR does not use an index.
 fn push_range(
     query: &mut QueryBuilder<Postgres>,
-    lead: &Lead<'_>,
+    plan: &ScanPlan<'_>,
     before: Option<ListPlace>,
     last: Option<ListPlace>,
 ) -> &'static str {
-    let filter = lead.filter;
+    let filter = plan.filter;
     query.push(" FROM dezky_audit_events WHERE ");
-    let (columns, value, order) = match (&lead.driver, &filter.tenant, &filter.actor_id) {
-        _ if let Some(action) = &lead.action => {
+    let (columns, value, order) = match (&plan.index, &filter.tenant, &filter.actor_id) {
+        _ if let Some(action) = &plan.action => {
             ("(action, at, seq)", Some(action), " ORDER BY action DESC, at DESC, seq DESC")
         }
-        (Driver::Actor, _, Some(actor)) => {
+        (ScanIndex::Actor, _, Some(actor)) => {
             ("(actor_id, at, seq)", Some(actor), " ORDER BY actor_id DESC, at DESC, seq DESC")
         }
-        (Driver::Tenant, Some(TenantMatch::Slug(slug)), _) => {
+        (ScanIndex::Tenant, Some(TenantMatch::Slug(slug)), _) => {
             ("(tenant_slug, at, seq)", Some(slug), " ORDER BY tenant_slug DESC, at DESC, seq DESC")
         }
-        (Driver::Tenant, Some(TenantMatch::None), _) => {
+        (ScanIndex::Tenant, Some(TenantMatch::None), _) => {
             query.push("tenant_slug IS NULL AND ");
             ("(at, seq)", None, " ORDER BY tenant_slug DESC, at DESC, seq DESC")
         }
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
     use crate::Runtime;
     use crate::rt::TokioRuntime;
-    use crate::store::{ListQuery, PostgresAuditStore, PostgresConfig, Walk};
+    use crate::store::{ListQuery, ListScan, PostgresAuditStore, PostgresConfig};
 
     /// A log of 50,000 events, nine of ten by one actor for one tenant, with what
     /// ANALYZE says of that; dropped by whoever comes next.
@@ -203,16 +203,18 @@ mod tests {
                     ..ListQuery::default()
                 };
                 let filter = query.filter().unwrap();
-                let walk = Walk { filter: &filter, before: None, max_rows: 10, max_examined: 10 };
-                let lead = Lead { filter: &filter, driver: walk.driver(), action: action.clone() };
+                let scan =
+                    ListScan { filter: &filter, before: None, max_rows: 10, max_examined: 10 };
+                let plan =
+                    ScanPlan { filter: &filter, index: scan.index(), action: action.clone() };
                 let index = format!("dezky_audit_events_{index}");
                 for (before, last) in [(None, None), (place, None), (None, early), (place, early)] {
                     let mut tx = store.database().read_walk().await.unwrap();
-                    check_explained(&mut tx, &lead, before, last, &index).await;
+                    check_explained(&mut tx, &plan, before, last, &index).await;
                     let earlier = reads(&mut tx).await;
                     for _ in 0..10 {
-                        tx.select(&lead, before, last, 10).await.unwrap();
-                        tx.window_end(&lead, before, 100).await.unwrap();
+                        tx.select(&plan, before, last, 10).await.unwrap();
+                        tx.window_end(&plan, before, 100).await.unwrap();
                     }
                     for (name, reads) in reads(&mut tx).await {
                         let grown = reads - earlier[&name];
@@ -231,14 +233,14 @@ mod tests {
 
     async fn check_explained(
         tx: &mut PostgresTransaction,
-        lead: &Lead<'_>,
+        plan: &ScanPlan<'_>,
         before: Option<ListPlace>,
         last: Option<ListPlace>,
         index: &str,
     ) {
         let mut query = QueryBuilder::new("EXPLAIN SELECT *");
-        let order = push_range(&mut query, lead, before, last);
-        push_conditions(&mut query, lead, POSITION);
+        let order = push_range(&mut query, plan, before, last);
+        push_conditions(&mut query, plan, POSITION);
         query.push(order).push(" LIMIT 10");
         let rows = tx.fetch_all(query.build()).await.unwrap();
         let plan: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
