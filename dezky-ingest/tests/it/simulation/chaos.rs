@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dezky_core::source::QuarantineItem;
 use dezky_core::store::{
-    Capabilities, CursorKey, ExistingRow, Head, LeaseRow, LogState, MemoryAuditStore, NewRow,
-    QuarantinedItem, RowStore, RowTx, ScannedRow, StagedEvent, Walk, Walked,
+    Capabilities, CursorKey, ExistingRow, Head, LeaseRow, ListScan, LogState, MemoryAuditStore,
+    NewRow, QuarantinedItem, RowStore, RowTx, ScanPage, ScannedRow, StagedEvent,
 };
 use dezky_core::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 use futures_util::future::{Either, select};
@@ -106,8 +106,8 @@ impl RowStore for ChaosRows {
         self.inner.rows().scan(from_seq, max_rows).await
     }
 
-    async fn walk(&self, walk: &Walk<'_>) -> Result<Walked> {
-        self.inner.rows().walk(walk).await
+    async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage> {
+        self.inner.rows().list(scan).await
     }
 
     async fn cursor(&self, source: &str) -> Result<Option<String>> {
