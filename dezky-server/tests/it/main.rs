@@ -45,6 +45,7 @@ mod seeds;
 mod servers;
 mod sources;
 mod spool;
+mod stored;
 mod support;
 mod taken_files;
 mod witness;
