@@ -1,4 +1,4 @@
-//! What platform code calls: recording that never fails.
+//! The log for platform code: recording that never fails.
 
 mod absence;
 mod repair;
@@ -25,49 +25,47 @@ use crate::{
     TenantDirectory, TenantFinder, Timestamp,
 };
 
-/// The most events of one append of a batch, a drain or a relay.
+/// Maximum number of events per append when recording batches, draining or relaying.
 const BATCH_EVENTS: usize = 500;
-/// What `record` itself may move out of the spool, and how long it may take.
+/// Maximum number of events that `record` itself moves out of the spool.
 const INLINE_EVENTS: usize = 64;
+/// Time limit for `record` to move events out of the spool.
 const INLINE_TIMEOUT: Duration = Duration::from_millis(250);
-/// The wait after the first failure; it doubles up to [`MAX_BACKOFF`].
+/// The back-off after the first failure; it doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// How a log's spool stands.
+/// The status of a log's spool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpoolStatus {
-    /// Events and items of the quarantine that wait for the store.
+    /// The number of events and quarantine items that wait for the store.
     pub pending: usize,
-    /// Bytes that were found damaged and set aside since it was opened.
+    /// The number of damaged bytes set aside since the spool was opened.
     pub damaged_bytes: u64,
 }
 
-/// The audit log as platform code uses it: [`record`](Self::record) takes an event
-/// and never fails.
+/// The audit log for platform code: [`record`](Self::record) accepts any event and never fails.
 ///
-/// Share it by `Arc`. With a [`Spool`] an event that the store can't take now is
-/// kept on the local disk, and later events queue behind it until
-/// [`run_spool`](Self::run_spool), [`drain_spool`](Self::drain_spool) or a later
-/// `record` has moved them into the log. So the events of one caller, each recorded
-/// after the answer for the one before, stand in the log in that order, whatever the
-/// store did meanwhile, and each of them once.
+/// Share it in an `Arc`. With a [`Spool`], an event that the store can't accept is written to the
+/// local disk, and later events queue behind it until [`run_spool`](Self::run_spool),
+/// [`drain_spool`](Self::drain_spool) or a later `record` has moved them into the log. Hence, if a
+/// caller awaits each `record` before the next, its events are in the log in that order and exactly
+/// once, whatever happens to the store meanwhile.
 ///
-/// Values that break a bound of the contract don't cost the event. `record`
-/// replaces them:
+/// An event with values out of bounds is not refused. `record` replaces the values:
 ///
-/// | field | what becomes of it |
+/// | field | replacement |
 /// |---|---|
-/// | actorEmail, actorId, resourceId, resourceName | [cut to their bounds](NewEvent::cut_to_bounds) |
-/// | action | ASCII letters in lower case, any other character that is not allowed becomes `_`, empty words go, the rest is cut to 128 bytes; `invalid.action` if no letter or digit remains; `invalid.` is put before the reserved prefix `dezky.` |
-/// | source | what is not allowed becomes `_`, the rest is shortened and gets the digest of the original behind it, so that it is nobody else's name; `invalid-…` if it is empty |
-/// | externalId | too long: `sha256:` and the digest of the original, which still tells duplicates; empty: absent |
+/// | actorEmail, actorId, resourceId, resourceName | [truncated to their bounds](NewEvent::cut_to_bounds) |
+/// | action | ASCII letters in lower case, other invalid characters become `_`, empty words are removed, the rest is truncated to 128 bytes; `invalid.action` if no letter or digit remains; `invalid.` is put before the reserved prefix `dezky.` |
+/// | source | invalid characters become `_`, the rest is shortened and followed by a digest of the original, so that it differs from all other names; `invalid-…` if it is empty |
+/// | externalId | if too long, `sha256:` and the digest of the original, which still identifies duplicates; if empty, absent |
 /// | tenantSlug, partnerSlug, resourceType | absent |
-/// | at | over [a day ahead](crate::MAX_AHEAD), or before 2000: the time of receiving, [noted](NewEvent::settle_time) |
+/// | at | if more than [a day ahead](crate::MAX_AHEAD) or before 2000, the time of receipt, [noted](NewEvent::settle_time) in the metadata |
 ///
-/// Except for the cuts, which are noted as always, the metadata keeps
-/// `_dezky.invalid.<field> = {bytes, sha256, head}` of the original, `head` being
-/// its first 128 bytes.
+/// Truncated values are noted as usual. For the others, the metadata keeps
+/// `_dezky.invalid.<field> = {bytes, sha256, head}` of the original, where `head` is its first 128
+/// bytes.
 ///
 /// ```
 /// # use std::{sync::Arc, time::Duration};
@@ -90,7 +88,7 @@ pub struct SpoolStatus {
 /// assert_eq!(recorded.outcome, RecordOutcome::Appended { seq: 0 });
 /// assert_eq!(log.counts().appended, 1);
 ///
-/// // Beside it, for as long as the process lives:
+/// // In its own task, until the process ends:
 /// let shutdown = std::future::ready(());
 /// log.run_spool(shutdown).await;
 /// # Ok(())
@@ -103,16 +101,16 @@ pub struct AuditLog {
     absence: Mutex<Absence>,
     spool: Option<Spool>,
     store_timeout: Duration,
-    /// Held by the one who moves events out of the spool.
+    /// Held while moving events out of the spool.
     draining: AsyncMutex<()>,
-    /// The most events of the next batch out of the spool.
+    /// Maximum number of events in the next batch out of the spool.
     spool_batch: AtomicUsize,
     backoff: Mutex<Backoff>,
     recovered: Event,
     counters: Counters,
 }
 
-/// How long the store is left alone after failures.
+/// The time for which the store is not used after failures.
 #[derive(Default)]
 struct Backoff {
     failures: u32,
@@ -135,82 +133,78 @@ fn add(counter: &AtomicU64, count: usize) {
     counter.fetch_add(count as u64, Ordering::Relaxed);
 }
 
-/// What became of a recorded event.
+/// The result of recording an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recorded {
-    /// The event's id. Of a [duplicate](RecordOutcome::Duplicate) the id of the
-    /// one that is in the log.
+    /// The event's id; for a [duplicate](RecordOutcome::Duplicate), that of the event in the log.
     pub id: Uuid,
-    /// What became of it.
+    /// The outcome.
     pub outcome: RecordOutcome,
 }
 
-/// See [`Recorded`].
+/// The outcome of recording an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RecordOutcome {
-    /// It is in the log.
+    /// The event is in the log.
     Appended {
-        /// Its place.
+        /// The event's position.
         seq: u64,
     },
-    /// It was in the log already. One that says something else there is a
-    /// duplicate too, and counted among the conflicts; the first one stays.
+    /// The log already had the event. If its content differs, the first one stays, and this one
+    /// also counts as a conflict.
     Duplicate {
-        /// The place of the one that is there.
+        /// The position of the event in the log.
         seq: u64,
     },
-    /// It is in the spool, on the disk, and goes to the log from there.
+    /// The event is in the spool, on disk, from where it is moved into the log later.
     Spooled,
-    /// It is nowhere: neither the store nor a spool took it. An error was logged.
+    /// The event is lost: neither the store nor a spool accepted it. An error was logged.
     Lost,
 }
 
-/// What became of a batch that was to be [kept](AuditLog::append_or_spool).
+/// The outcome of [`AuditLog::append_or_spool`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AppendOutcome {
-    /// It is in the log.
+    /// The batch is in the log.
     Appended(Appended),
-    /// All of it is in the spool, on the disk, and goes to the log from there.
+    /// The whole batch is in the spool, on disk, from where it is moved into the log later.
     Spooled,
 }
 
-/// What became of the events recorded and kept since the start.
+/// Numbers of events since the log was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RecordCounts {
-    /// New in the log, out of the spool too.
+    /// Events appended, directly or from the spool.
     pub appended: u64,
-    /// In the log already, out of the spool too.
+    /// Events that the log already had, whether they came directly or from the spool.
     pub duplicates: u64,
-    /// Of these, those that say something else than the one that is there.
+    /// Duplicates whose content differs from the event in the log.
     pub conflicts: u64,
-    /// Put into the spool. They are counted as appended or duplicate as well when
-    /// they leave it.
+    /// Events written to the spool. They also count as appended or duplicate when they leave it.
     pub spooled: u64,
-    /// Lost: taken by neither the store nor a spool, or damaged in the spool.
+    /// Events accepted by neither the store nor a spool, or damaged in the spool.
     pub lost: u64,
-    /// Brought to normal form because a value broke a bound.
+    /// Events brought to normal form because a value was out of bounds.
     pub repaired: u64,
-    /// Put into the quarantine out of the spool: items that had been spooled, and
-    /// events that the store refused when they left it.
+    /// Spooled items moved into the quarantine, and spooled events that the store refused.
     pub quarantined: u64,
-    /// Put into the log out of the spool without a tenant because the tenant directory did
-    /// not answer then either: `_dezky.tenantBy` is `unresolved`.
+    /// Spooled events appended without a tenant, because the tenant directory did not answer then
+    /// either: `_dezky.tenantBy` is `unresolved`.
     pub unresolved: u64,
 }
 
-/// What a drain moved out of the spool.
+/// The result of draining the spool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Drained {
-    /// Events that are new in the log.
+    /// The number of events appended.
     pub appended: usize,
-    /// Events that were there already.
+    /// The number of events that the log already had.
     pub duplicates: usize,
-    /// Items that were spooled, and events that the store refuses: they are in the
-    /// quarantine.
+    /// The number of spooled items, and of events refused by the store, moved into the quarantine.
     pub quarantined: usize,
-    /// Records that could not be read back; see [`Spool`].
+    /// The number of records that could not be read back; see [`Spool`].
     pub damaged: usize,
-    /// How many events and items still wait.
+    /// The number of events and items that still wait.
     pub left: usize,
 }
 
@@ -228,11 +222,11 @@ impl Drained {
 }
 
 impl AuditLog {
-    /// How long a handler waits in [`relay`](Self::relay) unless it knows better: 1 s.
+    /// The default time for a handler to wait in [`relay`](Self::relay): 1 s.
     pub const RELAY_WAIT: Duration = Duration::from_secs(1);
 
-    /// Records into `store`. Without a [spool](Self::with_spool) an event is lost
-    /// when the store doesn't take it.
+    /// Records into `store`. Without a [spool](Self::with_spool), events that the store does not
+    /// accept are lost.
     pub fn new(store: Arc<dyn AuditStore>, runtime: Arc<dyn Runtime>) -> Self {
         Self {
             store,
@@ -249,48 +243,49 @@ impl AuditLog {
         }
     }
 
-    /// Keeps events in `spool` while the store doesn't take them. What is in it
-    /// already comes first.
+    /// Writes events to `spool` while the store does not accept them. Records that are already in
+    /// the spool come first.
     #[must_use]
     pub fn with_spool(mut self, spool: Spool) -> Self {
         self.spool = Some(spool);
         self
     }
 
-    /// Asks `directory` for the tenants of [unresolved](SpoolRecord::Unresolved) events when
-    /// they leave the spool. While it does not answer they wait there, and what is behind
-    /// them, but after 8 failures in a row (about a minute), or if the spool is full, they
-    /// go into the log as they are. So do later ones while a question every 30 s finds the
-    /// directory still away; after a minute without a question it is waited for anew. A
-    /// failure while the store is away too does not count.
+    /// Asks `directory` for the tenants of [unresolved](SpoolRecord::Unresolved) events when they
+    /// leave the spool.
+    ///
+    /// While the directory does not answer, these events and all records behind them wait. After 8
+    /// consecutive failures (about a minute), or if the spool is full, they are appended without a
+    /// tenant. So are later ones, while the directory is asked again every 30 s; after a minute
+    /// without a question, events wait for it again. Failures while the store is unavailable too
+    /// don't count.
     #[must_use]
     pub fn with_directory(mut self, directory: Arc<dyn TenantDirectory>) -> Self {
         self.directory = Some(directory);
         self
     }
 
-    /// How long the store may take for an append, 5 s unless set. Then the event
-    /// goes to the spool; if the append comes to its end after all, the one out of
-    /// the spool is a duplicate.
+    /// Sets the time limit for an append, 5 s by default. After it, the event goes to the spool; if
+    /// the append completes after all, the spooled event becomes a duplicate.
     #[must_use]
     pub fn with_store_timeout(mut self, timeout: Duration) -> Self {
         self.store_timeout = timeout;
         self
     }
 
-    /// Where events go.
+    /// The store to which events are appended.
     pub fn store(&self) -> &Arc<dyn AuditStore> {
         &self.store
     }
 
-    /// How the spool stands; `None` without one. The spool itself stays the
-    /// log's own: whoever discards from it would lose events.
+    /// The status of the spool; `None` without one. The spool itself is not accessible, because
+    /// discarding records from it would lose events.
     pub fn spool_status(&self) -> Option<SpoolStatus> {
         let spool = self.spool.as_ref()?;
         Some(SpoolStatus { pending: spool.pending(), damaged_bytes: spool.damaged_bytes() })
     }
 
-    /// What became of the events recorded since the start.
+    /// The numbers of events since the log was opened.
     pub fn counts(&self) -> RecordCounts {
         let c = &self.counters;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -306,39 +301,37 @@ impl AuditLog {
         }
     }
 
-    /// Records an event: in the log if the store takes it now, else in the spool.
+    /// Records an event: in the log if the store accepts it now, otherwise in the spool.
     ///
-    /// The id, receivedAt and the salt are fixed when the future is first polled,
-    /// `seq` when the event goes into the log. Never an error: values that break a
-    /// bound are replaced as the type describes, and [`RecordOutcome::Lost`] is
-    /// logged as an error and counted.
+    /// The id, receivedAt and the salt are fixed when the future is first polled, `seq` when the
+    /// event is appended. Never fails: values out of bounds are replaced as the type describes, and
+    /// [`RecordOutcome::Lost`] is logged as an error and counted.
     ///
-    /// While the spool is not empty the event queues in it, and the call may move a
-    /// few events on into the log, for a quarter of a second at most. Else it waits
-    /// for the store for the store timeout, and twice as long if the spool is full
-    /// but the store works. With a spool it does not wait for a store that has just
-    /// failed.
+    /// While the spool is not empty, the event queues in it, and the call may move a few events on
+    /// into the log, for at most a quarter of a second. Otherwise it waits for the store up to the
+    /// store timeout, and up to twice as long if the spool is full but the store works. With a
+    /// spool, it does not wait for a store that has just failed.
     ///
-    /// Cancel-safe: if the future is dropped the event is in the log or the spool, or
-    /// it is nowhere; it is never there twice. Recording it again under the same `id`,
-    /// or the same `externalId`, is idempotent.
+    /// Cancel-safe: if the future is dropped, the event is in the log, in the spool or not
+    /// recorded, but never recorded twice. Recording it again with the same `id` or `externalId`
+    /// is idempotent.
     pub async fn record(&self, event: NewEvent) -> Recorded {
         let event = self.seal(event);
         self.place(std::slice::from_ref(&event)).await[0]
     }
 
-    /// Records events in their order, each as [`record`](Self::record) does, in
-    /// batches: much cheaper than one by one. The answers are in the same order.
+    /// Records events in their order, each as [`record`](Self::record) does, but in batches, which
+    /// is much cheaper. The results are in the same order.
     ///
-    /// The batch is not atomic: if the store fails on the way, the first ones are in
-    /// the log and the others in the spool.
+    /// Not atomic: if the store fails in between, the first events are in the log and the others in
+    /// the spool.
     pub async fn record_all(&self, events: Vec<NewEvent>) -> Vec<Recorded> {
         self.record_sealed(events.into_iter().map(|event| self.seal(event)).collect()).await
     }
 
-    /// Records events that are sealed already, as [`record_all`](Self::record_all)
-    /// does. One that breaks a bound, which [`seal`](Self::seal) excludes, ends in
-    /// the quarantine by way of the spool; without a spool it is lost.
+    /// Records sealed events as [`record_all`](Self::record_all) does. An event out of bounds,
+    /// which [`seal`](Self::seal) never returns, ends up in the quarantine through the spool;
+    /// without a spool it is lost.
     pub async fn record_sealed(&self, events: Vec<SealedEvent>) -> Vec<Recorded> {
         let mut recorded = Vec::with_capacity(events.len());
         for batch in events.chunks(BATCH_EVENTS) {
@@ -347,21 +340,20 @@ impl AuditLog {
         recorded
     }
 
-    /// Keeps what a sender waits for, in the log if the store takes it now, else in
-    /// the spool: all of it in one of them, durably. What breaks a bound of the
-    /// quarantine is [cut](QuarantineItem::cut_to_bounds).
+    /// Stores a batch for a sender that waits for an answer: durably and as a whole, in the log if
+    /// the store accepts it now, otherwise in the spool. Quarantine items out of bounds are
+    /// [truncated](QuarantineItem::cut_to_bounds).
     ///
-    /// As with [`record`](Self::record), what is spooled before comes first, and a
-    /// store that does not answer within the store timeout counts as one that is
-    /// away; should it have taken the batch after all, what comes out of the spool
-    /// is a duplicate. Give events an external id: then the same batch, kept again,
-    /// adds nothing, wherever the first one is by then.
+    /// As with [`record`](Self::record), earlier records of the spool come first, and a store that
+    /// does not answer within the store timeout counts as unavailable. If that store has appended
+    /// the batch after all, the spooled events become duplicates. Give events an external id, so
+    /// that repeating a batch adds nothing, wherever the first one is by then.
     ///
     /// # Errors
-    /// Nothing is kept, or the outcome is unknown as with [`AuditStore::append`], and
-    /// the sender should come again: `store_unavailable` if neither store nor spool
-    /// takes it, the store's error if there is no spool. `event_invalid` and
-    /// `too_large` if the batch breaks a bound; coming again does not help then.
+    /// `event_invalid` and `too_large` if the batch is out of bounds; a retry does not help.
+    /// `store_unavailable` if neither store nor spool accepts the batch, or the store's error if
+    /// there is no spool: nothing was stored, or the outcome is unknown as with
+    /// [`AuditStore::append`], and the sender should retry.
     pub async fn append_or_spool(
         &self,
         events: Vec<SealedEvent>,
@@ -374,9 +366,9 @@ impl AuditLog {
         .await
     }
 
-    /// The same for records. With a spool and a [directory](Self::with_directory) a batch
-    /// with an unresolved event goes to the spool even while the store takes events, so
-    /// that the directory is asked again; the receipts are those of the events, in order.
+    /// Like [`append_or_spool`](Self::append_or_spool), for records. With a spool and a
+    /// [directory](Self::with_directory), a batch with an unresolved event always goes to the spool,
+    /// so that the directory is asked again. The receipts are those of the events, in order.
     ///
     /// # Errors
     /// Those of [`append_or_spool`](Self::append_or_spool).
@@ -396,8 +388,8 @@ impl AuditLog {
         };
         let asks_again = self.directory.is_some()
             && records.iter().any(|record| matches!(record, SpoolRecord::Unresolved(_)));
-        if !asks_again && let Some(kept) = self.append_now(spool, &records).await? {
-            return Ok(kept);
+        if !asks_again && let Some(appended) = self.append_now(spool, &records).await? {
+            return Ok(appended);
         }
         let mut pushed = spool.push_records(&records).await;
         let is_again = pushed.is_err() && self.make_room(spool).await;
@@ -405,13 +397,13 @@ impl AuditLog {
             pushed = spool.push_records(&records).await;
         }
         if let Err(error) = pushed {
-            // Without their tenants rather than not at all.
+            // Better without tenants than not at all.
             if (asks_again || is_again)
-                && let Some(kept) = self.append_now(spool, &records).await?
+                && let Some(appended) = self.append_now(spool, &records).await?
             {
-                return Ok(kept);
+                return Ok(appended);
             }
-            let what = "nothing could be kept: neither the store nor the spool takes it";
+            let what = "neither the store nor the spool accepts the batch: try again";
             tracing::error!(code = error.code(), %error, "{what}");
             return Err(Error::new(ErrorKind::StoreUnavailable, what).with_source(error));
         }
@@ -421,7 +413,7 @@ impl AuditLog {
         Ok(AppendOutcome::Spooled)
     }
 
-    /// Appends what nothing in the spool comes before; `None` if the store is away.
+    /// Appends records if the spool is empty; `None` if it is not, or if the store is unavailable.
     async fn append_now(
         &self,
         spool: &Spool,
@@ -457,9 +449,9 @@ impl AuditLog {
         self.append(events, options, self.store_timeout).await
     }
 
-    /// Replaces values that break a bound, as the type describes, and seals: the
-    /// result is always valid. For events that are staged in a transaction of the
-    /// caller's; [`record`](Self::record) seals by itself.
+    /// Replaces values out of bounds, as the type describes, and seals: the result is always valid.
+    /// For events that are staged in the caller's transaction; [`record`](Self::record) does this
+    /// itself.
     pub fn seal(&self, mut event: NewEvent) -> SealedEvent {
         let is_repaired = repair(&mut event);
         if event.settle_time(self.runtime.now()) || is_repaired {
@@ -468,11 +460,11 @@ impl AuditLog {
         event.seal(&*self.runtime)
     }
 
-    /// Moves what was staged in the outbox into the log and waits for that, at most
-    /// `max_wait`, so that a mutation that has committed is on the timeline.
+    /// Moves staged events from the outbox into the log, waiting at most `max_wait`, so that the
+    /// timeline shows a committed mutation.
     ///
-    /// Says whether the outbox was emptied. If not, nothing is lost: a later relay
-    /// moves the rest. Idempotent and cancel-safe.
+    /// Returns whether the outbox was emptied. If not, a later relay moves the rest. Idempotent and
+    /// cancel-safe.
     pub async fn relay(&self, max_wait: Duration) -> bool {
         let work = async {
             loop {
@@ -489,16 +481,15 @@ impl AuditLog {
         self.within(max_wait, work).await.unwrap_or(false)
     }
 
-    /// Moves at most `max_events` out of the spool into the log, oldest first.
+    /// Moves at most `max_events` records from the spool into the log, oldest first.
     ///
-    /// Idempotent: an event that is in the log already is only removed from the
-    /// spool. An event that the store refuses as invalid goes to its quarantine, with
-    /// an `ingest.quarantined` event, so that it does not hold up the others.
-    /// Cancel-safe: what was not moved stays.
+    /// Idempotent: an event that the log already has is only removed from the spool. An event that
+    /// the store refuses as invalid goes to the quarantine, with an `ingest.quarantined` event, so
+    /// that it does not block the others. Cancel-safe: records that were not moved stay.
     ///
     /// # Errors
-    /// Those of [`AuditStore::append`], `store_unavailable` after the store timeout,
-    /// `io` from the spool. What was moved before it remains so.
+    /// Those of [`AuditStore::append`], `store_unavailable` after the store timeout, `io` from the
+    /// spool. Records moved before the error stay in the log.
     pub async fn drain_spool(&self, max_events: usize) -> Result<Drained> {
         let mut drained = Drained::default();
         let Some(spool) = &self.spool else { return Ok(drained) };
@@ -515,12 +506,12 @@ impl AuditLog {
         Ok(drained)
     }
 
-    /// Keeps the spool empty until `shutdown` resolves: waits for events in it and
-    /// moves them into the log; after a failure it tries again after 0.5 s, then ever
-    /// later, up to 30 s. Without a spool it only waits.
+    /// Keeps the spool empty until `shutdown` resolves: waits for records and moves them into the
+    /// log. Retries after a failure with back-off, from 0.5 s up to 30 s. Without a spool it only
+    /// waits.
     ///
-    /// A store that fails and records that go to the spool don't end it. Dropping
-    /// the future is as good as `shutdown`: what was not moved stays in the spool.
+    /// No failure of the store or the spool ends it. Dropping the future is equivalent to
+    /// `shutdown`: records that were not moved stay in the spool.
     pub async fn run_spool(&self, shutdown: impl Future<Output = ()> + Send) {
         let mut shutdown = pin!(shutdown);
         let Some(spool) = &self.spool else { return shutdown.await };
@@ -532,9 +523,9 @@ impl AuditLog {
         }
     }
 
-    /// Waits for something to do, for the end of a wait, or moves a batch.
+    /// Waits for records or for the end of the back-off, or moves a batch.
     async fn spool_step(&self, spool: &Spool) {
-        // Before the looks, so that nothing happens unheard in between.
+        // Listens before checking, so that nothing is missed in between.
         let (pushed, recovered) = (spool.pushed(), self.recovered.listen());
         if spool.pending() == 0 {
             return pushed.await;
@@ -549,13 +540,13 @@ impl AuditLog {
         let _ = self.drain_batch(spool, BATCH_EVENTS, self.store_timeout).await;
     }
 
-    /// Puts a batch where it can be put.
+    /// Appends or spools a batch.
     async fn place(&self, events: &[SealedEvent]) -> Vec<Recorded> {
         let mut failure = None;
         if self.spool.as_ref().is_none_or(|spool| spool.pending() == 0) {
             match self.append_new(events).await {
                 Ok(recorded) => return recorded,
-                // One of them is invalid: it must not decide about the others.
+                // Retry each event alone, so that an invalid one does not affect the others.
                 Err(error) if error.kind() == ErrorKind::EventInvalid && events.len() > 1 => {
                     let mut recorded = Vec::with_capacity(events.len());
                     for event in events {
@@ -569,9 +560,9 @@ impl AuditLog {
         let Some(spool) = &self.spool else {
             return self.lose(events, failure.as_ref());
         };
-        let Pushed { kept, refused } = spool.push_some(events).await;
-        let (kept, rest) = events.split_at(kept);
-        let mut recorded = self.spooled(kept);
+        let Pushed { pushed, refused } = spool.push_some(events).await;
+        let (pushed, rest) = events.split_at(pushed);
+        let mut recorded = self.spooled(pushed);
         if rest.is_empty() {
             self.nudge(spool).await;
         } else {
@@ -580,8 +571,8 @@ impl AuditLog {
         recorded
     }
 
-    /// What the spool did not take, for which it must be emptied first: a store that
-    /// works loses no event because of a full or broken spool.
+    /// Records events that the spool refused, by draining it first: while the store works, a full
+    /// or broken spool loses no event.
     async fn insist(
         &self,
         spool: &Spool,
@@ -597,15 +588,15 @@ impl AuditLog {
         {
             return recorded;
         }
-        let Pushed { kept, refused } = spool.push_some(events).await;
-        let (kept, rest) = events.split_at(kept);
-        let mut recorded = self.spooled(kept);
+        let Pushed { pushed, refused } = spool.push_some(events).await;
+        let (pushed, rest) = events.split_at(pushed);
+        let mut recorded = self.spooled(pushed);
         recorded.extend(self.lose(rest, refused.as_ref()));
         recorded
     }
 
-    /// Empties the spool as far as the store's time allows; `false` if the store is known
-    /// to be down. Otherwise there may be room, whether all of it was emptied or not.
+    /// Drains the spool for at most the store timeout. Returns `false` if the store is known to be
+    /// down; otherwise there may be room, even if the spool was not emptied.
     async fn make_room(&self, spool: &Spool) -> bool {
         self.give_directory_up();
         if !self.backoff_left().is_zero() {
@@ -625,21 +616,22 @@ impl AuditLog {
         true
     }
 
-    /// Ends the wait for a directory that is away while the store is not: room for new
-    /// events is worth more than tenants of old ones.
+    /// Stops waiting for a directory that is unavailable while the store is not: room for new
+    /// events is worth more than the tenants of old ones.
     fn give_directory_up(&self) {
         if self.absence().give_up(self.runtime.now()) {
             self.backoff().until = None;
         }
     }
 
-    /// Moves a few events on if nobody does and the store is not known to be down.
+    /// Moves a few events into the log, unless another call is doing so or the store is known to be
+    /// down.
     async fn nudge(&self, spool: &Spool) {
         if self.backoff_left().is_zero()
             && let Some(_turn) = self.draining.try_lock()
         {
             let timeout = INLINE_TIMEOUT.min(self.store_timeout);
-            // A failure is logged, and the events are where they are.
+            // A failure is logged, and the events stay in the spool.
             let _ = self.drain_batch(spool, INLINE_EVENTS, timeout).await;
         }
     }
@@ -681,9 +673,9 @@ impl AuditLog {
         }
     }
 
-    /// Moves a batch out of the spool, for the one whose turn it is. After a failure
-    /// the next is half as large, and twice as large after one that was quick: a store
-    /// too slow for many events within the timeout is not too slow for few.
+    /// Moves a batch out of the spool; the caller holds `draining`. The next batch is half as large
+    /// after a failure and twice as large after a quick success, because a store too slow for many
+    /// events within the timeout may be fast enough for a few.
     async fn drain_batch(
         &self,
         spool: &Spool,
@@ -741,8 +733,7 @@ impl AuditLog {
         Ok(drained)
     }
 
-    /// Moves the oldest record into the log or, if the store refuses the event, into
-    /// the quarantine.
+    /// Moves the oldest record into the log, or into the quarantine if the store refuses the event.
     async fn move_one(&self, spool: &Spool, timeout: Duration) -> Result<Drained> {
         let Peeked { mut records, damaged } = spool.look(1).await?;
         add(&self.counters.lost, damaged);
@@ -767,7 +758,7 @@ impl AuditLog {
                         action = event.event().action,
                         source = event.event().source,
                         code = error.code(),
-                        "the store refuses an event of the spool: it is in the quarantine"
+                        "the store refused a spooled event: it was moved to the quarantine"
                     );
                 }
                 Err(error) => return Err(error),
@@ -777,9 +768,9 @@ impl AuditLog {
         Ok(drained)
     }
 
-    /// The events with their tenants, the items, and how many tenants stay unknown because
-    /// the directory has not answered for too long. Holds at least the first record, and
-    /// ends where a slow directory had no time left for the next one.
+    /// Splits records into events, with their tenants, and items. Also returns the number of
+    /// tenants that stay unknown because the directory has not answered for too long. Includes at
+    /// least the first record; if a slow directory leaves no time for more, the rest is left out.
     async fn resolved(
         &self,
         records: Vec<SpoolRecord>,
@@ -807,9 +798,9 @@ impl AuditLog {
         Ok((events, items, unanswered))
     }
 
-    /// What the directory says to each of the hints, or, if it is too slow for all of them,
-    /// to the first ones. Without an answer an error, so that they are asked again, unless
-    /// it has failed for too long while the store worked.
+    /// The directory's answers to the hints of each event, or to the first ones if it is too slow
+    /// for all. Fails without an answer, so that the directory is asked again later, unless it has
+    /// failed for too long while the store worked.
     async fn find_tenants(
         &self,
         hints: &[Vec<TenantHint>],
@@ -833,7 +824,7 @@ impl AuditLog {
             Patience::Zero => return Ok(nothing),
         };
         let is_in_time = self.within(bound, ask).await.is_some();
-        // A directory that gave answers until the time was over is slow, not away.
+        // A directory that answered until the time was over is slow, not unavailable.
         let is_answering = is_in_time || !found.is_empty();
         if is_answering && !found.contains(&FoundTenant::NoAnswer) {
             self.absence().end();
@@ -841,12 +832,12 @@ impl AuditLog {
         }
         found.resize(hints.len(), FoundTenant::NoAnswer);
         let away = |what: &'static str| Err(Error::new(ErrorKind::StoreUnavailable, what));
-        // Once the directory is given up on, the append shows whether the store is away.
+        // After giving up on the directory, the append shows whether the store is available.
         if patience == Patience::Full {
             let state = self.within(timeout, self.store.state()).await;
             if !matches!(state, Some(Ok(_))) {
                 if state.is_some() || self.is_patient(timeout) {
-                    // One outage of both: the directory may be back as soon as the store is.
+                    // Both are down: the directory may return together with the store.
                     self.absence().end();
                 }
                 return away("neither the tenant directory nor the store answers");
@@ -855,11 +846,11 @@ impl AuditLog {
         if !self.absence().failed(self.runtime.now()) {
             return away("the tenant directory does not answer");
         }
-        tracing::warn!("the tenant directory does not answer: events go on without tenants");
+        tracing::warn!("the tenant directory does not answer: events are appended without tenants");
         Ok(found)
     }
 
-    /// Whether a store that does not answer within `timeout` is one that is away.
+    /// Whether a store that does not answer within `timeout` counts as unavailable.
     fn is_patient(&self, timeout: Duration) -> bool {
         timeout >= self.store_timeout
     }
@@ -875,11 +866,11 @@ impl AuditLog {
         Ok(self.quarantined(1))
     }
 
-    /// Takes events that are in the log out of the spool.
+    /// Removes records that are in the log from the spool.
     async fn discard(&self, spool: &Spool, count: usize) {
         if let Err(error) = spool.discard(count).await {
-            // They are in the log; at worst they come again, as duplicates.
-            tracing::warn!(code = error.code(), %error, "the drained spool could not be cut");
+            // They are in the log; at worst they are replayed as duplicates.
+            tracing::warn!(code = error.code(), %error, "the drained spool could not be truncated");
         }
     }
 
@@ -895,25 +886,25 @@ impl AuditLog {
         let answer = match answer {
             Some(Ok(appended)) if appended.receipts.len() != count => Err(Error::new(
                 ErrorKind::Internal,
-                "the store gave another number of receipts than there were events",
+                "the store returned a wrong number of receipts: report this bug of the store",
             )),
             Some(answer) => answer,
             None => Err(Error::new(
                 ErrorKind::StoreUnavailable,
-                format!("the store did not answer within {} ms", timeout.as_millis()),
+                format!("the store did not answer within {} ms: try again", timeout.as_millis()),
             )),
         };
         if is_final && answer.as_ref().is_err_and(|error| !is_about_the_batch(error)) {
-            // The store is away too: what the directory did not answer till now says nothing.
+            // The store is down too, so the directory's failures so far don't count.
             self.absence().end();
         }
         answer
     }
 
-    /// The outcome of `work`, unless it takes longer than `timeout`.
+    /// The result of `work`; `None` if it takes longer than `timeout`.
     async fn within<T>(&self, timeout: Duration, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
-        // Most work is done before a timer is worth its while.
+        // Work that is ready needs no timer.
         if let Poll::Ready(done) = futures_util::poll!(work.as_mut()) {
             return Some(done);
         }
@@ -945,7 +936,7 @@ impl AuditLog {
         self.absence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long the store is still left alone.
+    /// The rest of the back-off.
     fn backoff_left(&self) -> Duration {
         self.backoff().left(self.runtime.now())
     }
@@ -953,7 +944,7 @@ impl AuditLog {
     fn succeeded(&self) {
         let before = std::mem::take(&mut *self.backoff());
         if before.failures > 0 {
-            tracing::info!("the audit store takes events again");
+            tracing::info!("the audit store accepts events again");
             self.recovered.notify(usize::MAX);
         }
     }
@@ -963,7 +954,7 @@ impl AuditLog {
         self.runtime.fill_random(&mut random);
         let now = self.runtime.now();
         let mut backoff = self.backoff();
-        // Of many that fail together one counts.
+        // Simultaneous failures count once.
         if backoff.left(now).is_zero() {
             let wait = backoff.fail(now, u32::from_le_bytes(random));
             drop(backoff);
@@ -981,12 +972,11 @@ impl AuditLog {
 impl Backoff {
     fn left(&self, now: Timestamp) -> Duration {
         let left = self.until.map_or(Duration::ZERO, |until| until.saturating_since(now));
-        // Unless the clock was set back.
+        // A longer rest means that the clock was set back.
         if left > MAX_BACKOFF { Duration::ZERO } else { left }
     }
 
-    /// Waits twice as long as before; of that, half is left to chance, so that
-    /// several processes don't come back together.
+    /// Doubles the wait. Half of it is random, so that processes don't all retry at once.
     fn fail(&mut self, now: Timestamp, random: u32) -> Duration {
         let longest = MIN_BACKOFF.saturating_mul(1 << self.failures.min(16)).min(MAX_BACKOFF);
         let wait = longest.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX));
@@ -1009,12 +999,12 @@ fn recorded(receipt: &Receipt) -> Recorded {
     Recorded { id: receipt.id, outcome }
 }
 
-/// Whether the store is well, but does not take this batch whenever it comes.
+/// Whether the error is about the batch and not the store, so that a retry does not help.
 fn is_about_the_batch(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::EventInvalid | ErrorKind::TooLarge)
 }
 
-/// A spooled event that the store refuses, without its salt.
+/// The quarantine item for a spooled event that the store refuses, without the event's salt.
 fn refused(sealed: &SealedEvent, error: &Error) -> QuarantineItem {
     let event = sealed.event();
     let mut item = QuarantineItem {

@@ -1,4 +1,4 @@
-//! Bringing a platform's event within the bounds instead of refusing it.
+//! Bringing a platform's event within bounds instead of refusing it.
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -8,24 +8,22 @@ use crate::{Field, NewEvent};
 
 const ACTION_BYTES: usize = 128;
 const SOURCE_BYTES: usize = 64;
-/// What remains of a source's parts in a repaired one, beside 16 digits of its digest.
+/// Maximum lengths of the parts of a repaired source, which also has 16 digits of a digest.
 const SYSTEM_BYTES: usize = 30;
 const INSTANCE_BYTES: usize = 16;
-/// How much of a value that was replaced is kept.
+/// The number of bytes kept of a replaced value.
 const HEAD_BYTES: usize = 128;
 pub(super) const INVALID: &str = "invalid";
 
 impl NewEvent {
-    /// Brings values that break a bound to normal form, as [`AuditLog`](super::AuditLog)
-    /// describes; what was replaced is noted in the metadata. Says whether there were
-    /// any. A store takes what it is sealed to.
+    /// Replaces values out of bounds as [`AuditLog`](super::AuditLog) describes, and notes them in
+    /// the metadata. Returns whether there were any. The sealed event is then always valid.
     pub fn repair(&mut self) -> bool {
         repair(self)
     }
 }
 
-/// Brings values that break a bound to normal form, as [`AuditLog`](super::AuditLog) describes. Says
-/// whether there were any.
+/// See [`NewEvent::repair`].
 pub(super) fn repair(event: &mut NewEvent) -> bool {
     let cut = event.metadata.annotation("cut").cloned();
     event.cut_to_bounds();
@@ -47,7 +45,7 @@ pub(super) fn repair(event: &mut NewEvent) -> bool {
         (Field::ResourceType, &mut event.resource_type),
     ] {
         let Some(text) = value.as_deref() else { continue };
-        // The bound is of the normal form, in which U+0000 takes three bytes.
+        // The bound applies to the normal form, in which U+0000 takes three bytes.
         let bytes = text.len() + 2 * text.matches('\0').count();
         let max = field.max_bytes().unwrap_or(usize::MAX);
         if bytes > max || (text.is_empty() && field != Field::ResourceType) {
@@ -59,7 +57,7 @@ pub(super) fn repair(event: &mut NewEvent) -> bool {
     if notes.is_empty() {
         return cut || odd_ip;
     }
-    // Those of the caller, of an event that was repaired before, stay.
+    // Notes of an earlier repair stay.
     if let Some(Value::Object(before)) = event.metadata.annotation(INVALID) {
         for (field, value) in before {
             notes.entry(field.clone()).or_insert_with(|| value.clone());
@@ -79,7 +77,7 @@ pub(super) fn digest(text: &str) -> String {
     hex::encode(Sha256::digest(text))
 }
 
-/// What an ill-formed action becomes; `None` for one that is well-formed.
+/// The replacement of a malformed action; `None` if it is well-formed.
 pub(super) fn repaired_action(action: &str) -> Option<String> {
     let cleaned: String = action
         .chars()
@@ -112,7 +110,7 @@ pub(super) fn repaired_action(action: &str) -> Option<String> {
     Some(words)
 }
 
-/// What an ill-formed source becomes; `None` for one that is well-formed.
+/// The replacement of a malformed source; `None` if it is well-formed.
 pub(super) fn repaired_source(source: &str) -> Option<String> {
     fn word(text: &str) -> String {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');

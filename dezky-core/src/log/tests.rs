@@ -18,7 +18,7 @@ use crate::store::{
 use crate::testkit::{ManualRuntime, named_event};
 use crate::{Actor, AuditEvent, NewMetadata, SpoolConfig};
 
-/// How a [`Moody`] store takes appends.
+/// The way in which a [`Moody`] store answers appends.
 #[derive(Clone, Copy, PartialEq)]
 enum Mood {
     Up,
@@ -30,15 +30,15 @@ enum Mood {
     Mute,
     /// Fails to append, and can be read.
     ReadOnly,
-    /// Never answers to more events than that, and is quick with as many.
+    /// Never answers appends of more events than this, and answers smaller ones at once.
     Slow(usize),
 }
 
-/// A store in memory with moods. It refuses events whose resource is `poison`.
+/// A store in memory that fails on request. It refuses events whose resource is `poison`.
 struct Moody {
     inner: MemoryAuditStore,
     mood: Mutex<Mood>,
-    /// How many events each append had.
+    /// The number of events of each append.
     sizes: Mutex<Vec<usize>>,
 }
 
@@ -59,7 +59,7 @@ impl Moody {
         self.sizes.lock().unwrap().len()
     }
 
-    /// What is in the log, in its order.
+    /// The events of the log, in order.
     async fn events(&self) -> Vec<AuditEvent> {
         let rows = self.inner.scan(0, 10_000).await.unwrap();
         let event = |row: ScannedRow| row.map(|StoredRow { stored, .. }| stored.event).unwrap();
@@ -179,12 +179,12 @@ impl World {
         self.log_with(SpoolConfig::new(self.path())).await
     }
 
-    /// Beyond any back-off.
+    /// Advances the time beyond any back-off.
     fn later(&self) {
         self.runtime.advance(MAX_BACKOFF);
     }
 
-    /// Waits until so many sleep, then moves the time.
+    /// Waits for this many pending sleeps, then advances the time.
     async fn advance_when_sleeping(&self, sleepers: usize, by: Duration) {
         while self.runtime.sleeping() < sleepers {
             tokio::task::yield_now().await;
@@ -216,7 +216,7 @@ async fn into_the_log() {
     let outside = |name| NewEvent { external_id: Some("x".into()), ..named(name) };
     let recorded = log.record_all(vec![outside("b"), named("c"), outside("b")]).await;
     assert_eq!(outcomes(&recorded), [In { seq: 1 }, In { seq: 2 }, Again { seq: 1 }]);
-    // The id of the one that is there.
+    // The id of the event in the log.
     assert_eq!(recorded[2].id, recorded[0].id);
     let counts = RecordCounts { appended: 3, duplicates: 3, conflicts: 1, ..log.counts() };
     assert_eq!(log.counts(), counts);
@@ -232,13 +232,13 @@ async fn behind_those_that_wait() {
     world.store.set(Mood::Down);
     assert_eq!(log.record(named(0)).await.outcome, Spooled);
     let entry = world.runtime.now();
-    // The store is not asked again before its time.
+    // The store is not used again during the back-off.
     world.store.set(Mood::Up);
     assert_eq!(log.record(named(1)).await.outcome, Spooled);
     assert_eq!(world.store.appends(), 1);
     assert_eq!(world.store.names().await, [] as [&str; 0]);
     world.later();
-    // Then what waits comes first, and the next goes straight in.
+    // Then waiting events come first, and the next one is appended directly.
     assert_eq!(log.record(named(2)).await.outcome, Spooled);
     assert_eq!(world.store.names().await, ["0", "1", "2"]);
     assert_eq!(log.record(named(3)).await.outcome, In { seq: 3 });
@@ -258,7 +258,7 @@ async fn little_by_little() {
     assert!(recorded.iter().all(|r| r.outcome == Spooled));
     world.later();
     world.store.set(Mood::Up);
-    // One record moves a bounded part and queues behind the rest.
+    // One `record` moves a limited number of events and queues behind the rest.
     assert_eq!(log.record(named(count)).await.outcome, Spooled);
     let left = count + 1 - INLINE_EVENTS;
     assert_eq!(log.spool_status().unwrap().pending, left);
@@ -280,7 +280,7 @@ async fn a_failing_drain_waits_and_keeps() {
     let error = log.drain_spool(10).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
     assert_eq!(log.spool_status().unwrap().pending, 1);
-    // Ever longer, and never longer than the longest wait.
+    // The back-off grows up to its maximum.
     let mut backoff = Backoff::default();
     let now = world.runtime.now();
     let waits: Vec<_> = (0..20).map(|_| backoff.fail(now, u32::MAX).as_millis()).collect();
@@ -306,7 +306,7 @@ async fn a_store_too_slow_for_many_gets_fewer() {
         assert_eq!(drained.unwrap_err().kind(), ErrorKind::StoreUnavailable);
         assert_eq!(log.spool_status().unwrap().pending, left);
     }
-    // Back to all at once when it is quick again.
+    // Full batches again once the store is fast.
     world.store.set(Mood::Up);
     assert_eq!(log.drain_spool(usize::MAX).await.unwrap().appended, 88);
     let sizes = std::mem::take(&mut *world.store.sizes.lock().unwrap());
@@ -320,7 +320,7 @@ async fn a_store_too_slow_for_many_gets_fewer() {
 struct Forgetful {
     is_away: std::sync::atomic::AtomicBool,
     hangs: std::sync::atomic::AtomicBool,
-    /// How many questions it answers before it takes too long for the next; 0 if it is quick.
+    /// The number of questions answered before the next one takes too long; 0 if all are quick.
     slow_after: std::sync::atomic::AtomicUsize,
     questions: std::sync::atomic::AtomicUsize,
 }
@@ -360,7 +360,7 @@ fn unresolved(world: &World, name: &str, domain: &str) -> SpoolRecord {
     crate::UnresolvedEvent { event, tenant: vec![TenantHint::Domain(domain.into())] }.into()
 }
 
-/// Of each event in the log its name, its tenant, and how that was found.
+/// The name and tenant of each event in the log, and how the tenant was found.
 async fn tenants(world: &World) -> Vec<(String, Option<String>, String)> {
     let events = world.store.events().await.into_iter();
     let of = |event: AuditEvent| {
@@ -383,7 +383,7 @@ async fn the_directory_is_asked_again_when_the_spool_drains() {
         AppendOutcome::Spooled
     );
     assert_eq!(log.counts().spooled, 2);
-    // The store is back before the directory: what waits goes on waiting.
+    // The store is back before the directory: the events continue to wait.
     world.later();
     world.store.set(Mood::Up);
     directory.is_away.store(true, Ordering::Relaxed);
@@ -408,7 +408,7 @@ async fn the_directory_is_asked_again_when_the_spool_drains() {
 }
 
 #[tokio::test]
-async fn a_batch_without_its_answer_waits_in_the_spool_though_the_store_is_well() {
+async fn a_batch_without_a_tenant_waits_in_the_spool_although_the_store_works() {
     let world = World::new();
     let directory = Arc::new(Forgetful::default());
     let log = world.log().await.with_directory(directory.clone());
@@ -423,7 +423,7 @@ async fn a_batch_without_its_answer_waits_in_the_spool_though_the_store_is_well(
 }
 
 #[tokio::test]
-async fn a_directory_that_stays_away_holds_the_spool_up_for_a_while_only() {
+async fn a_directory_that_stays_down_blocks_the_spool_only_for_a_while() {
     for hangs in [false, true] {
         let world = World::new();
         let directory = Arc::new(Forgetful::default());
@@ -437,7 +437,7 @@ async fn a_directory_that_stays_away_holds_the_spool_up_for_a_while_only() {
             failures += 1;
             world.later();
         }
-        // The first was at the push.
+        // The first failure was at the push.
         assert_eq!(failures, MAX_UNANSWERED - 1, "hangs: {hangs}");
         assert_eq!(tenants(&world).await, [("a".into(), None, "unresolved".into())]);
         assert_eq!((log.counts().unresolved, log.spool_status().unwrap().pending), (1, 0));
@@ -476,7 +476,7 @@ async fn an_outage_of_store_and_directory_costs_no_tenant() {
 
 /// Reads are answered, appends are not: a full disk.
 #[tokio::test]
-async fn appends_that_fail_begin_the_wait_for_the_directory_anew() {
+async fn failing_appends_restart_the_wait_for_the_directory() {
     let world = World::new();
     let directory = Arc::new(Forgetful::default());
     let log = world.log().await.with_directory(directory.clone());
@@ -499,7 +499,7 @@ async fn appends_that_fail_begin_the_wait_for_the_directory_anew() {
 }
 
 #[tokio::test]
-async fn a_directory_that_is_away_loses_no_event_to_a_full_spool() {
+async fn no_event_is_lost_while_the_directory_is_down_and_the_spool_full() {
     for hangs in [false, true] {
         let world = World::new();
         let directory = Arc::new(Forgetful::default());
@@ -516,7 +516,7 @@ async fn a_directory_that_is_away_loses_no_event_to_a_full_spool() {
         }
         assert_eq!(world.store.names().await[..4], ["a", "b", "c", "0"]);
         assert_eq!((log.counts().lost, log.counts().unresolved), (0, 3));
-        // While the store is away too there is no room to be made, and no wait for it.
+        // While the store is down too, the spool is not drained, and nothing waits for that.
         world.store.set(Mood::Down);
         world.later();
         let more = ["d", "e", "f"].map(|name| unresolved(&world, name, "acme.example"));
@@ -528,7 +528,7 @@ async fn a_directory_that_is_away_loses_no_event_to_a_full_spool() {
     }
 }
 
-/// Gives up on a directory that is away, with one event.
+/// Makes the log give up on an unavailable directory, with one event.
 async fn give_up(world: &World, log: &AuditLog) {
     log.append_or_spool_records(vec![unresolved(world, "first", "acme.example")]).await.unwrap();
     while log.drain_spool(10).await.is_err() {
@@ -538,13 +538,13 @@ async fn give_up(world: &World, log: &AuditLog) {
 }
 
 #[tokio::test]
-async fn an_outage_of_the_directory_that_is_over_shortens_no_later_wait() {
+async fn a_past_outage_of_the_directory_shortens_no_later_wait() {
     let world = World::new();
     let directory = Arc::new(Forgetful::default());
     let log = world.log().await.with_directory(directory.clone());
     directory.is_away.store(true, Ordering::Relaxed);
     give_up(&world, &log).await;
-    // While it answers, events come with their tenants, and the log does not ask.
+    // While it answers, events arrive with their tenants, and the log does not ask.
     for _ in 0..3 {
         world.later();
     }
@@ -562,7 +562,7 @@ async fn an_outage_of_the_directory_that_is_over_shortens_no_later_wait() {
 }
 
 #[tokio::test]
-async fn a_directory_that_was_given_up_on_is_asked_now_and_then() {
+async fn a_directory_that_was_given_up_on_is_asked_again_at_intervals() {
     let world = World::new();
     let directory = Arc::new(Forgetful::default());
     let log = world.log().await.with_directory(directory.clone());
@@ -579,7 +579,7 @@ async fn a_directory_that_was_given_up_on_is_asked_now_and_then() {
     world.later();
     directory.is_away.store(false, Ordering::Relaxed);
     assert_eq!(keep("c").await, "domain");
-    // From then on it is waited for as at first.
+    // From then on, events wait for it as at first.
     directory.is_away.store(true, Ordering::Relaxed);
     log.append_or_spool_records(vec![unresolved(&world, "d", "acme.example")]).await.unwrap();
     assert_eq!(log.spool_status().unwrap().pending, 1);
@@ -593,7 +593,7 @@ async fn a_slow_directory_is_not_given_up_on() {
     let log = world.log_with(config).await.with_directory(directory.clone());
     directory.slow_after.store(3, Ordering::Relaxed);
     let records = (0..8).map(|n| unresolved(&world, &n.to_string(), &format!("{n}.example")));
-    // Two sleep: the question and the batch. The time of the batch is over first.
+    // Two sleeps are pending, for the question and the batch. That of the batch ends first.
     let push = log.append_or_spool_records(records.collect());
     let (kept, ()) = join(push, world.advance_when_sleeping(2, INLINE_TIMEOUT)).await;
     assert_eq!(kept.unwrap(), AppendOutcome::Spooled);
@@ -639,7 +639,7 @@ async fn a_directory_that_hangs_does_not_slow_the_spool_down() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_too_slow_for_a_nudge_is_not_away() {
+async fn a_store_too_slow_for_a_nudge_does_not_count_as_down() {
     let world = World::new();
     let directory = Arc::new(Forgetful::default());
     let log = world.log().await.with_directory(directory.clone());
@@ -660,14 +660,14 @@ async fn a_store_that_is_too_slow_for_a_nudge_is_not_away() {
     nudge(named("b").seal(&*world.runtime).into()).await;
     log.drain_spool(100).await.expect("the store was well all the time");
     assert_eq!(tenants(&world).await[0], ("a".into(), None, "unresolved".into()));
-    // Nor does an append without the time for it begin the wait anew.
+    // An append with too little time does not restart the wait either.
     nudge(unresolved(&world, "c", "acme.example")).await;
     log.drain_spool(100).await.unwrap();
     assert_eq!(log.counts().unresolved, 2);
 }
 
 #[tokio::test]
-async fn a_directory_that_is_away_refuses_no_batch_because_of_a_full_spool() {
+async fn no_batch_is_refused_while_the_directory_is_down_and_the_spool_full() {
     for hangs in [false, true] {
         let world = World::new();
         let directory = Arc::new(Forgetful::default());
@@ -688,7 +688,7 @@ async fn a_directory_that_is_away_refuses_no_batch_because_of_a_full_spool() {
             log.append_or_spool_records(batch).await.expect("the store is well");
         }
         assert_eq!(world.store.names().await[..4], ["a", "b", "c", "0"]);
-        // While the store is away too there is no room to be made, and no wait for it.
+        // While the store is down too, the spool is not drained, and nothing waits for that.
         world.store.set(Mood::Down);
         world.later();
         let left = log.spool_status().unwrap().pending;
@@ -707,7 +707,7 @@ async fn after_a_restart() {
     let log = world.log().await;
     world.store.set(Mood::Down);
     let before = log.record_all(vec![named(0), named(1)]).await;
-    // Killed: another process finds what lies on the disk.
+    // As after a kill: another process finds the file on disk.
     let other = world.folder.path().join("other.spool");
     std::fs::copy(world.path(), &other).unwrap();
     let log = world.log_with(SpoolConfig::new(&other)).await;
@@ -728,7 +728,7 @@ async fn killed_between_append_and_discard() {
     world.store.set(Mood::Up);
     log.drain_spool(3).await.unwrap();
     drop(log);
-    // What the disk holds if nothing came after the append of the first three.
+    // The file as it is if the process was killed right after appending the first three.
     std::fs::write(world.path(), &before).unwrap();
     let log = world.log().await;
     let drained = log.drain_spool(100).await.unwrap();
@@ -785,7 +785,7 @@ async fn lost_and_said_so() {
     assert_eq!(log.record(named(0)).await.outcome, Lost);
     assert_eq!(outcomes(&log.record_all(vec![named(1), named(2)]).await), [Lost, Lost]);
     assert_eq!(log.counts(), RecordCounts { lost: 3, ..RecordCounts::default() });
-    // No queue, no order to keep: the next one is tried.
+    // Without a queue there is no order to keep: the next event is tried.
     world.store.set(Mood::Up);
     assert_eq!(log.record(named(3)).await.outcome, In { seq: 0 });
     assert_eq!(log.drain_spool(10).await.unwrap(), Drained::default());
@@ -801,13 +801,13 @@ async fn a_full_spool() {
     assert_eq!(outcomes(&recorded), [Spooled, Spooled, Spooled, Lost, Lost]);
     assert_eq!(log.counts().lost, 2);
     assert_eq!(log.record(named(5)).await.outcome, Lost);
-    // A store that works makes room.
+    // While the store works, the spool is drained to make room.
     world.later();
     world.store.set(Mood::Up);
     assert_eq!(log.record(named(6)).await.outcome, In { seq: 3 });
     assert_eq!(world.store.names().await, ["0", "1", "2", "6"]);
     assert_eq!(log.counts().lost, 3);
-    // One that fails again does not, and is waited for once.
+    // While it fails, the spool is not drained, and the call waits for the store once.
     world.store.set(Mood::Down);
     log.record_all((7..10).map(named).collect()).await;
     world.later();
@@ -838,16 +838,16 @@ async fn a_poisoned_event_does_not_block() {
     assert!(item.detail.contains("resourceId must be mild"));
     let raw = String::from_utf8(item.raw.clone()).unwrap();
     assert!(raw.contains("poison") && !raw.contains("salt"), "{raw}");
-    // Recorded while the store works, it takes the same way and takes none along.
+    // The same while the store works, without affecting the others.
     let recorded = log.record_all(["3", "poison", "4"].map(named).into()).await;
     assert_eq!(outcomes(&recorded), [In { seq: 5 }, Spooled, In { seq: 7 }]);
     assert_eq!(log.counts().quarantined, 3);
     assert_eq!(log.counts().lost, 0);
-    // With nowhere to go it is lost, alone.
+    // Without a spool, only the poisoned event is lost.
     let log = world.log_without_spool();
     let recorded = log.record_all(["5", "poison", "6"].map(named).into()).await;
     assert_eq!(outcomes(&recorded), [In { seq: 8 }, Lost, In { seq: 9 }]);
-    // Each of them is told of on the timeline.
+    // The timeline shows each of them.
     let events = world.store.events().await;
     assert_eq!(events.iter().filter(|e| e.action == "ingest.quarantined").count(), 3);
 }
@@ -861,7 +861,7 @@ async fn the_worker() {
         let _ = stop.await;
     });
     let work = async {
-        // Idle, it waits for events alone.
+        // While idle, it waits only for events.
         tokio::task::yield_now().await;
         assert_eq!(world.runtime.sleeping(), 0);
         world.store.set(Mood::Down);
@@ -877,7 +877,7 @@ async fn the_worker() {
             tokio::task::yield_now().await;
         }
         assert_eq!(log.record(named(2)).await.outcome, In { seq: 2 });
-        // A record that finds the store well ends the worker's wait.
+        // A successful `record` ends the worker's wait.
         world.store.set(Mood::Down);
         log.record_all((3..200).map(named).collect()).await;
         while world.runtime.sleeping() < 1 {
@@ -915,8 +915,8 @@ async fn relaying() {
     assert_eq!(world.store.names().await.len(), BATCH_EVENTS * 2 + 1);
 }
 
-/// Many recorders, one of them hasty, and a store that comes and goes: each
-/// one's events are in the log once and in their order.
+/// Many callers, one of which drops its futures, and a store with outages: the events of each are in
+/// the log once and in order.
 #[test]
 fn order_across_outages() {
     const RECORDERS: usize = 6;
@@ -946,7 +946,7 @@ fn order_across_outages() {
         while done.load(Ordering::SeqCst) < RECORDERS {
             n += 1;
             store.set(MOODS[n % MOODS.len()]);
-            // Else the waits would make this test a long one.
+            // Without back-off, which would make this test slow.
             *log.backoff() = Backoff::default();
             let mut hasty = Box::pin(log.record(named(format_args!("hasty:{n}"))));
             for _ in 0..n % 7 {
@@ -956,7 +956,7 @@ fn order_across_outages() {
                 tokio::task::yield_now().await;
             }
             drop(hasty);
-            // In turn with the records that drain.
+            // Alternates with the `record` calls that drain.
             let _ = log.drain_spool(5).await;
         }
     };
@@ -978,7 +978,7 @@ fn order_across_outages() {
     for name in &names {
         let (recorder, n) = name.split_once(':').unwrap();
         if recorder == "hasty" {
-            // It got no answers, so it has no order either.
+            // The dropped calls were not awaited, so their order is undefined.
             assert!(hasty.insert(n), "{name} is there twice");
             continue;
         }
@@ -1026,11 +1026,11 @@ fn repaired_values() {
             "x": 1,
         }))
     );
-    // What is in normal form by now stays.
+    // Repairing again changes nothing.
     let again = event.clone();
     assert!(!repair(&mut event));
     assert_eq!(event, again);
-    // An empty type is a value, and what fits is left alone.
+    // An empty type is a value, and values within bounds stay.
     let mut fine = NewEvent {
         resource_type: Some(String::new()),
         external_id: Some("x".repeat(512)),
@@ -1040,7 +1040,7 @@ fn repaired_values() {
     let before = fine.clone();
     assert!(!repair(&mut fine));
     assert_eq!(fine, before);
-    // A cut and an address that can't be read count as well.
+    // Truncated values and unreadable addresses count as repaired too.
     for actor in [Actor::user("u".repeat(513)), Actor::system().with_ip("localhost")] {
         assert!(repair(&mut NewEvent::new("a.b", actor)));
     }
@@ -1055,7 +1055,7 @@ fn repaired_names() {
         (" - ", "invalid.action"),
         ("a..b.", "a.b"),
         (".User Löschen", "user_l_schen"),
-        // That the log itself erased something is not for others to say.
+        // Reserved for operations of the log itself.
         ("dezky.erased", "invalid.dezky.erased"),
         ("Dezky..Erased", "invalid.dezky.erased"),
     ] {
@@ -1074,7 +1074,7 @@ fn repaired_names() {
         let expected = format!("{repaired}{}", &digest(source)[..16]);
         assert_eq!(repaired_source(source), Some(expected), "{source}");
     }
-    // Long ones that begin alike stay apart.
+    // Long sources with the same beginning stay distinct.
     let (a, b) = (format!("{}a", "s".repeat(64)), format!("{}b", "s".repeat(64)));
     assert_ne!(repaired_source(&a), repaired_source(&b));
 }
@@ -1116,7 +1116,7 @@ fn any_event() -> impl Strategy<Value = NewEvent> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever comes is recorded, and comes back from a spool as it was.
+    /// Any event is recorded, and read back from a spool unchanged.
     #[test]
     fn anything_is_recorded(events in prop::collection::vec(any_event(), 1..4)) {
         let world = World::new();
@@ -1135,7 +1135,7 @@ proptest! {
         })?;
     }
 
-    /// Well-formed names are left alone, others become well-formed ones.
+    /// Well-formed names stay unchanged, others become well-formed.
     #[test]
     fn names(action in text(), source in text()) {
         let mut event = NewEvent { source: source.clone(), ..NewEvent::new(&*action, Actor::system()) };

@@ -17,39 +17,38 @@ pub use self::record::SpoolRecord;
 use crate::rt::unblock;
 use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 
-/// What every spool begins with, up to the version.
+/// The beginning of every spool, up to the version.
 const MAGIC: &[u8] = b"dezky.spool v";
-/// The header of version 1, which holds events alone.
+/// The header of version 1, which holds only events.
 const HEADER: &[u8] = b"dezky.spool v1\n";
-/// The newest version. 2 may hold items of the quarantine too, 3 events whose tenant is
-/// asked for later; their headers differ in the digit alone.
+/// The newest version. Version 2 may also hold quarantine items, version 3 also events without a
+/// known tenant; the headers differ only in the digit.
 const NEWEST: u8 = 3;
 const HEADER_BYTES: u64 = HEADER.len() as u64;
-/// Where the version's digit stands.
+/// The offset of the version's digit.
 const VERSION_AT: u64 = HEADER_BYTES - 2;
-/// The most bytes in which another version's header ends.
+/// Maximum length of the header of any version.
 const MAX_HEADER_BYTES: u64 = 64;
 
 const LENGTH_BYTES: usize = 4;
 const CHECKSUM_BYTES: usize = 8;
-/// What precedes the event in a record.
+/// The bytes before the payload of a record.
 const FRAME_BYTES: usize = LENGTH_BYTES + CHECKSUM_BYTES;
-/// The most bytes of one record; an event within the contract's bounds takes
-/// less than a tenth of it.
+/// Maximum length of a record; a valid event takes less than a tenth of it.
 const MAX_RECORD_BYTES: usize = 1 << 20;
 const NO_FILE: &str = "the path must name a file";
-/// The most bytes of one [`Spool::peek`].
+/// Approximate maximum number of bytes per [`Spool::peek`].
 const MAX_PEEK_BYTES: usize = 4 << 20;
 
-/// Where a [`Spool`] is and how large it may become.
+/// The path and the bounds of a [`Spool`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct SpoolConfig {
     /// The file. Its folder must exist.
     pub path: PathBuf,
-    /// The largest size of the file, 64 MiB unless set.
+    /// Maximum size of the file in bytes; 64 MiB by default.
     pub max_bytes: u64,
-    /// The most events and items that wait in it, 100,000 unless set.
+    /// Maximum number of waiting events and items; 100,000 by default.
     pub max_events: usize,
 }
 
@@ -59,8 +58,8 @@ impl SpoolConfig {
         Self { path: path.into(), max_bytes: 64 << 20, max_events: 100_000 }
     }
 
-    /// Checks the bounds, the folder and a file that is there already, as [`Spool::open`]
-    /// does. Changes nothing and takes no lock. Blocks.
+    /// Checks the bounds, the folder and an existing file as [`Spool::open`] does. Changes nothing
+    /// and takes no lock. Blocks.
     ///
     /// # Errors
     /// `config_invalid`; `store_foreign` if the file is not a spool, `schema_newer` if a
@@ -71,7 +70,7 @@ impl SpoolConfig {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             metadata => metadata?,
         };
-        // Opening a pipe would wait for a writer.
+        // Opening a pipe would block until there is a writer.
         if !metadata.is_file() {
             return Err(Error::new(ErrorKind::ConfigInvalid, NO_FILE));
         }
@@ -83,41 +82,37 @@ impl SpoolConfig {
 
 /// A durable local queue of sealed events in one file, first in, first out.
 ///
-/// [`AuditLog`](crate::AuditLog) keeps events here while the store is down, and
-/// moves them into the log afterwards: [`peek`](Self::peek), append,
-/// [`discard`](Self::discard).
+/// [`AuditLog`](crate::AuditLog) writes events here while the store is down, and moves them into
+/// the log afterwards: [`peek`](Self::peek), append, [`discard`](Self::discard).
 ///
-/// - What [`push`](Self::push) has acknowledged survives a crash and a power cut:
-///   it was synced to the disk.
-/// - At least once: how far the queue was replayed is not kept on disk. After a
-///   crash the replay begins again at the front, and the log recognises by their
-///   ids the events that it has, so each is in the log exactly once.
-/// - The space of replayed events is given back when the queue becomes empty, and
-///   only then; the bound on the file's size includes them. Whoever drains a spool
-///   therefore drains it to its end.
-/// - One process at a time: the file is locked while it is open. The lock ends
-///   with the process, however that ends.
-/// - The file is readable by its owner alone (mode 0600 on Unix): it holds events
-///   with their salts.
-/// - If the file is removed while it is open, the next push makes it anew with
-///   everything that waits. If something else stands in its place nothing is
-///   acknowledged any more.
-/// - A disk that is full when it is opened is not an error: what waits can be
-///   drained, and pushes fail until there is room.
+/// - Records acknowledged by [`push`](Self::push) survive a crash and a power failure, because they
+///   are synced to the disk.
+/// - At least once: the position of the replay is not stored. After a crash the replay starts at
+///   the front again, and the log recognises events that it already has by their ids, so each is in
+///   the log exactly once.
+/// - The space of replayed records is released only when the queue becomes empty, and until then
+///   counts towards the bound on the file's size. Always drain a spool completely.
+/// - One process at a time: the file is locked while it is open. The lock ends with the process,
+///   even if it is killed.
+/// - Only its owner can read the file (mode 0600 on Unix), because it holds events with their
+///   salts.
+/// - If the file is removed while it is open, the next push recreates it with all waiting records.
+///   If another file has taken its place, nothing is acknowledged any more.
+/// - A full disk does not prevent opening: waiting records can be drained, and pushes fail until
+///   there is room.
 ///
-/// A damaged part of the file is never replayed and never dropped in silence: it
-/// is copied, with what follows it, to `<path>.corrupt-<ms since the epoch>`, an
-/// error is logged with the number of its bytes, and the intact records before and
-/// after it stay in the queue.
+/// A damaged part of the file is never replayed and never silently dropped. It is copied, with the
+/// bytes after it, to `<path>.corrupt-<ms since the epoch>`, an error is logged with the number of
+/// damaged bytes, and the intact records before and after it stay in the queue.
 ///
-/// The format: the line `dezky.spool v1`, then per record its length (four bytes,
-/// big-endian), the first eight bytes of the SHA-256 of what follows, and the event
-/// by [`SealedEvent::to_json`]. Version 2 may hold items of the quarantine too,
-/// `{"v":1,"quarantine":{source,key,reason,detail,raw,at}}` with `raw` in base64; version
-/// 3 events whose tenant is not known yet, `{"v":1,"unresolved":…,"tenant":[…]}` with the
-/// event as above and the hints. A file is of version 2 or 3 only from the first such
-/// record to when it is empty again: a binary that knows older versions alone would take
-/// the record for damage, and so refuses the file as `schema_newer` and leaves it as it is.
+/// The format is the line `dezky.spool v1`, then per record its length (four bytes, big-endian),
+/// the first eight bytes of the SHA-256 of the payload, and the payload: an event in the form of
+/// [`SealedEvent::to_json`]. Version 2 may also hold quarantine items,
+/// `{"v":1,"quarantine":{source,key,reason,detail,raw,at}}` with `raw` in base64. Version 3 may
+/// also hold events without a known tenant, `{"v":1,"unresolved":…,"tenant":[…]}` with the event as
+/// above and its tenant hints. A file has version 2 or 3 only from the first such record until it
+/// is empty again. Binaries that know only older versions refuse the file with `schema_newer` and
+/// leave it unchanged, instead of taking the record for damage.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -146,7 +141,7 @@ pub struct Spool {
     runtime: Arc<dyn Runtime>,
 }
 
-/// What is known without waiting for the file.
+/// State that can be read without waiting for work on the file.
 #[derive(Default)]
 struct Gauges {
     pending: AtomicUsize,
@@ -154,38 +149,38 @@ struct Gauges {
     pushed: Event,
 }
 
-/// The file and what is known of it. Work on it runs to its end even if the
-/// caller has gone, and takes the lock with it.
+/// The file and the index of its records. Work on it runs to its end, holding the lock, even if the
+/// caller drops its future.
 struct Queue {
     config: SpoolConfig,
     file: File,
-    /// The records not yet discarded, one behind the other.
+    /// The records that are not discarded, in order and without gaps.
     records: VecDeque<Record>,
-    /// Where the next one goes: behind the last good byte.
+    /// The offset of the next record, after the last intact one.
     end: u64,
-    /// Whether a failed write may have left bytes behind the end.
+    /// Whether a failed write may have left bytes after `end`.
     dirty: bool,
-    /// The version that the header is known to say.
+    /// The version in the header.
     version: u8,
     /// Work that the disk had no room for when the file was opened.
     owed: Owed,
 }
 
-/// Work that must be written before anything else.
+/// Work that must be done before anything else is written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Owed {
     Nothing,
     /// The header of a new file.
     Header,
-    /// What lies behind the last good record is to be set aside.
+    /// Setting aside the bytes after the last intact record.
     Salvage,
 }
 
-/// A record's place in the file.
+/// A record's position in the file.
 #[derive(Clone, Copy)]
 struct Record {
     offset: u64,
-    /// Frame included.
+    /// The length, including the frame.
     bytes: usize,
 }
 
@@ -195,28 +190,29 @@ impl Record {
     }
 }
 
-/// How much of a batch was kept, and why not the rest.
+/// The result of a push.
 pub(crate) struct Pushed {
-    pub(crate) kept: usize,
+    /// The number of records that were written, the first ones of the batch.
+    pub(crate) pushed: usize,
+    /// The reason why the rest was refused.
     pub(crate) refused: Option<Error>,
 }
 
-/// What lies at the front of the queue.
+/// The records at the front of the queue.
 pub(crate) struct Peeked {
     pub(crate) records: Vec<SpoolRecord>,
-    /// How many records could not be read back and were set aside on the way.
+    /// The number of records that could not be read back and were set aside.
     pub(crate) damaged: usize,
 }
 
 impl Spool {
-    /// Opens the spool, making the file if it is missing, locks it and counts
-    /// what waits in it. All records are checked, so this reads the whole file.
+    /// Opens the spool, creating the file if it is missing, and locks it. Checks all records, so
+    /// this reads the whole file.
     ///
     /// # Errors
-    /// `config_invalid` if the folder is missing or a bound is zero; `store_busy`
-    /// if another process, or another `Spool` of this one, has it open;
-    /// `store_foreign` if the file is something else and `schema_newer` if a newer
-    /// version wrote it, in both cases unchanged; `io`.
+    /// `config_invalid` if the folder is missing or a bound is zero; `store_busy` if another
+    /// process, or another `Spool` of this one, has it open; `store_foreign` if the file is not a
+    /// spool and `schema_newer` if a newer version wrote it, in both cases unchanged; `io`.
     pub async fn open(config: SpoolConfig, runtime: Arc<dyn Runtime>) -> Result<Self> {
         let path = config.path.clone();
         let gauges = Arc::<Gauges>::default();
@@ -234,20 +230,20 @@ impl Spool {
         Ok(Self { queue: Arc::new(AsyncMutex::new(queue)), gauges, path, runtime })
     }
 
-    /// Adds events at the end, in their order: all of them or none. They are on
-    /// the disk when this returns.
+    /// Adds events at the end, in their order: all of them or none. They are on disk when this
+    /// returns.
     ///
-    /// If the future is dropped the events are either all in the queue or none is.
-    /// After an `io` error they are not in the queue; should the disk refuse even
-    /// to be put back to its former state, they may turn up after a restart.
+    /// If the future is dropped, the events are either all in the queue or none is. After an `io`
+    /// error they are not in the queue; but if the failed write can't be undone either, they may
+    /// appear after a restart.
     ///
     /// # Errors
-    /// `too_large` if they would exceed a bound, and nothing has changed; `io`.
+    /// `too_large` if they would exceed a bound, in which case nothing was changed; `io`.
     pub async fn push(&self, events: &[SealedEvent]) -> Result<()> {
         self.write(Frames::of(events), true).await.refused.map_or(Ok(()), Err)
     }
 
-    /// The same for events and items of the quarantine.
+    /// Like [`push`](Self::push), for all kinds of records.
     ///
     /// # Errors
     /// Those of [`push`](Self::push).
@@ -255,7 +251,7 @@ impl Spool {
         self.write(Frames::of_records(records), true).await.refused.map_or(Ok(()), Err)
     }
 
-    /// Adds as many of the events as there is room for, the first ones first.
+    /// Adds as many of the events as there is room for, in their order.
     pub(crate) async fn push_some(&self, events: &[SealedEvent]) -> Pushed {
         self.write(Frames::of(events), false).await
     }
@@ -268,11 +264,10 @@ impl Spool {
         pushed
     }
 
-    /// The oldest records, at most `max_records` and about 4 MiB of them, without
-    /// removing them. Empty if none waits. Cancel-safe.
+    /// Returns the oldest records, at most `max_records` and about 4 MiB, without removing them.
+    /// Empty if none is waiting. Cancel-safe.
     ///
-    /// A record that can't be read back any more is set aside as the type
-    /// describes, and is no longer in the queue.
+    /// A record that can't be read back is set aside as the type describes, and leaves the queue.
     ///
     /// # Errors
     /// `io`; nothing has changed.
@@ -285,22 +280,21 @@ impl Spool {
         }
     }
 
-    /// The same, looking at no more than `max_records`, damaged ones included.
+    /// Like [`peek`](Self::peek), but `max_records` includes damaged ones.
     pub(crate) async fn look(&self, max_records: usize) -> Result<Peeked> {
         self.with_queue(move |queue, gauges, now| queue.look(max_records, now, gauges))
             .await
             .map_err(|error| at(&self.path, error))
     }
 
-    /// Removes the oldest `count` records, or as many as there are: call it when
-    /// they are safely in the log. When none is left the file is cut to its
-    /// header.
+    /// Removes the oldest `count` records, or all if there are fewer. Call it when they are safely
+    /// in the log. When none is left, the file is truncated to its header.
     ///
-    /// If the future is dropped they are either all removed or none is.
+    /// If the future is dropped, they are either all removed or none is.
     ///
     /// # Errors
-    /// `io` if the file could not be cut. The events are removed from the queue
-    /// nevertheless, but come again after a restart.
+    /// `io` if the file could not be truncated. The records have left the queue nevertheless, but
+    /// are replayed after a restart.
     pub async fn discard(&self, count: usize) -> Result<()> {
         self.with_queue(move |queue, gauges, now| {
             queue.records.drain(..count.min(queue.records.len()));
@@ -310,13 +304,13 @@ impl Spool {
         .map_err(|error| at(&self.path, error))
     }
 
-    /// How many events and items wait.
+    /// The number of waiting events and items.
     pub fn pending(&self) -> usize {
         self.gauges.pending.load(Ordering::Acquire)
     }
 
-    /// How many bytes of the file could not be read back since it was opened,
-    /// at its opening too, and were set aside.
+    /// The number of bytes that could not be read back and were set aside, when the spool was opened
+    /// and since then.
     pub fn damaged_bytes(&self) -> u64 {
         self.gauges.damaged_bytes.load(Ordering::Relaxed)
     }
@@ -331,8 +325,7 @@ impl Spool {
         self.gauges.pushed.listen()
     }
 
-    /// Runs work on the file where blocking is allowed, one at a time and in the
-    /// order of the calls.
+    /// Runs blocking work on the file, one call at a time, in the order of the calls.
     async fn with_queue<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Queue, &Gauges, Timestamp) -> T + Send + 'static,
@@ -353,17 +346,17 @@ impl Spool {
     }
 }
 
-/// The error with the file that it is about.
+/// Adds the file's path to an error.
 fn at(path: &Path, error: Error) -> Error {
     error.context(format_args!("spool {}", path.display()))
 }
 
-/// Records ready to be written.
+/// Encoded records.
 struct Frames {
     bytes: Vec<u8>,
-    /// The length of each, frame included.
+    /// The length of each record, including its frame.
     lengths: Vec<usize>,
-    /// The version that holds all of them.
+    /// The lowest version that can hold all of them.
     version: u8,
 }
 
@@ -400,7 +393,7 @@ impl Frames {
 
     fn add(&mut self, json: &str) {
         self.lengths.push(FRAME_BYTES + json.len());
-        // One that is too long for its length is refused by it.
+        // A longer payload is refused later, because of its length.
         let length = u32::try_from(json.len()).unwrap_or(u32::MAX);
         self.bytes.extend(length.to_be_bytes());
         self.bytes.extend(checksum(json.as_bytes()));
@@ -413,15 +406,15 @@ fn checksum(payload: &[u8]) -> [u8; CHECKSUM_BYTES] {
     std::array::from_fn(|i| digest[i])
 }
 
-/// The length of the record, frame included, of which `bytes` are the beginning,
-/// if it can be one.
+/// The length of the record that begins with `bytes`, including its frame; `None` if `bytes` can't
+/// begin a record.
 fn record_bytes(bytes: &[u8]) -> Option<usize> {
     let length = bytes.first_chunk::<LENGTH_BYTES>()?;
     let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
     (1..=MAX_RECORD_BYTES - FRAME_BYTES).contains(&length).then_some(FRAME_BYTES + length)
 }
 
-/// The payload of a record that is whole and intact.
+/// The payload of a record, if it is complete and intact.
 fn payload(record: &[u8]) -> Option<&[u8]> {
     let payload = record.get(FRAME_BYTES..record_bytes(record)?)?;
     (record.get(LENGTH_BYTES..FRAME_BYTES)? == checksum(payload)).then_some(payload)
@@ -439,7 +432,7 @@ impl Queue {
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::new(
                     ErrorKind::StoreBusy,
-                    "another process has it open: give each a spool of its own",
+                    "another process has it open: give each process its own spool",
                 ));
             }
             Err(TryLockError::Error(e)) => return Err(Error::from(e).context("lock")),
@@ -463,7 +456,7 @@ impl Queue {
             Err(error) if is_without_room(&error) => tracing::error!(
                 spool = %queue.config.path.display(),
                 %error,
-                "the spool takes nothing until there is room on its disk"
+                "the spool accepts nothing until there is room on its disk"
             ),
             settled => settled?,
         }
@@ -473,7 +466,7 @@ impl Queue {
         Ok(queue)
     }
 
-    /// Writes what is still owed.
+    /// Does the work that is still owed.
     fn settle(&mut self, now: Timestamp, gauges: &Gauges) -> std::io::Result<()> {
         match self.owed {
             Owed::Nothing => return Ok(()),
@@ -491,7 +484,7 @@ impl Queue {
         sync_folder(&self.config.path)
     }
 
-    /// Writes the header of a new file, refuses a file that is something else.
+    /// Checks the header; a new file gets one later. Refuses a file that is not a spool.
     fn check_header(&mut self) -> Result<()> {
         let mut start = Vec::new();
         (&self.file).take(MAX_HEADER_BYTES).read_to_end(&mut start)?;
@@ -507,7 +500,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Brings the header to the version that the records need.
+    /// Writes the version to the header, if it differs.
     fn set_version(&mut self, version: u8) -> std::io::Result<()> {
         if self.version != version {
             self.file.seek(SeekFrom::Start(VERSION_AT))?;
@@ -518,7 +511,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Finds the records, up to the last good one.
+    /// Reads the positions of the records, up to the last intact one.
     fn load(&mut self) -> Result<()> {
         if self.owed == Owed::Header {
             return Ok(());
@@ -545,8 +538,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Sets aside everything behind the last good record and brings the intact
-    /// records in there back into the queue.
+    /// Sets aside everything after the last intact record, and returns the intact records in it to
+    /// the queue.
     fn salvage(&mut self, now: Timestamp, gauges: &Gauges) -> std::io::Result<()> {
         let mut tail = Vec::new();
         self.file.seek(SeekFrom::Start(self.end))?;
@@ -554,8 +547,8 @@ impl Queue {
         let mut intact = Frames::new();
         let mut at = 0;
         while at < tail.len() {
-            // A record's JSON has no NUL, while the length before it begins with
-            // one: nothing within a record looks like another.
+            // A length begins with NUL, which a record's JSON does not contain, so nothing within
+            // a record looks like another one.
             let rest = &tail[at..];
             let found = (rest.get(FRAME_BYTES) == Some(&b'{')).then(|| payload(rest)).flatten();
             match found {
@@ -570,8 +563,8 @@ impl Queue {
         }
         let damaged = tail.len() - intact.bytes.len();
         self.set_aside(&tail, damaged, now, gauges)?;
-        // First the records, then the cut: in between nothing is missing, at
-        // worst something is there twice, which the log tells by its id.
+        // Writes the records before truncating: a crash in between loses nothing, and may leave
+        // records twice, which the log recognises by their ids.
         self.file.seek(SeekFrom::Start(self.end))?;
         self.file.write_all(&intact.bytes)?;
         self.file.sync_data()?;
@@ -581,7 +574,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Keeps bytes of which some are damaged in a file beside the spool.
+    /// Writes bytes, of which some are damaged, to a file next to the spool.
     fn set_aside(
         &self,
         bytes: &[u8],
@@ -595,7 +588,7 @@ impl Queue {
         let mut file = owner_only(OpenOptions::new().append(true).create(true)).open(&kept)?;
         let before = file.metadata()?.len();
         if let Err(error) = file.write_all(bytes).and_then(|()| file.sync_all()) {
-            // A part of it would only take up the room that the next attempt needs.
+            // A partial copy would take up the room that the next attempt needs.
             let _ = file.set_len(before);
             if before == 0 {
                 let _ = std::fs::remove_file(&kept);
@@ -607,7 +600,7 @@ impl Queue {
             spool = %self.config.path.display(),
             kept = %kept.display(),
             bytes = damaged,
-            "a part of the spool is damaged and is set aside: events may be lost"
+            "a damaged part of the spool was set aside: events may be lost"
         );
         gauges.damaged_bytes.fetch_add(damaged as u64, Ordering::Relaxed);
         Ok(())
@@ -615,93 +608,94 @@ impl Queue {
 
     fn push(&mut self, frames: &Frames, all: bool, now: Timestamp, gauges: &Gauges) -> Pushed {
         if let Err(error) = self.settle(now, gauges) {
-            return Pushed { kept: 0, refused: Some(Error::from(error).context("write")) };
+            return Pushed { pushed: 0, refused: Some(Error::from(error).context("write")) };
         }
-        let (mut kept, mut bytes) = (0, 0);
+        let (mut pushed, mut bytes) = (0, 0);
         for length in &frames.lengths {
             let room = self.config.max_bytes.saturating_sub(self.end);
             if *length > MAX_RECORD_BYTES
-                || self.records.len() + kept >= self.config.max_events
+                || self.records.len() + pushed >= self.config.max_events
                 || (bytes + length) as u64 > room
             {
                 break;
             }
-            kept += 1;
+            pushed += 1;
             bytes += length;
         }
         let mut refused = None;
-        if kept < frames.lengths.len() {
-            refused = Some(self.no_room(frames.lengths[kept]));
+        if pushed < frames.lengths.len() {
+            refused = Some(self.no_room(frames.lengths[pushed]));
             if all {
-                return Pushed { kept: 0, refused };
+                return Pushed { pushed: 0, refused };
             }
         }
-        if kept == 0 {
-            return Pushed { kept, refused };
+        if pushed == 0 {
+            return Pushed { pushed, refused };
         }
-        // Before them, so that nobody meets records below a header too old for them.
+        // Before the records, so that a crash never leaves records under a header too old for them.
         let version = self.set_version(self.version.max(frames.version));
         match version.and_then(|()| self.write(&frames.bytes[..bytes])) {
-            Ok(()) => self.take_in(&frames.lengths[..kept]),
+            Ok(()) => self.take_in(&frames.lengths[..pushed]),
             Err(error) => {
-                return Pushed { kept: 0, refused: Some(Error::from(error).context("write")) };
+                return Pushed { pushed: 0, refused: Some(Error::from(error).context("write")) };
             }
         }
         match self.stay_at_path() {
-            Ok(()) => Pushed { kept, refused },
+            Ok(()) => Pushed { pushed, refused },
             Err(error) => {
-                // Not acknowledged, so not to be moved either: the sender comes again.
-                self.records.truncate(self.records.len() - kept);
+                // Not acknowledged, so they must not be replayed either: the sender retries.
+                self.records.truncate(self.records.len() - pushed);
                 self.end = self.records.back().map_or(HEADER_BYTES, |record| record.end());
-                // At once: the program may end before the next push.
+                // Truncates now, because the program may end before the next push.
                 let cut = self.file.set_len(self.end).and_then(|()| self.file.sync_data());
                 self.dirty = cut.is_err();
-                Pushed { kept: 0, refused: Some(error) }
+                Pushed { pushed: 0, refused: Some(error) }
             }
         }
     }
 
-    /// Refuses to acknowledge what is in a file that nobody would find again. If the file
-    /// was removed it is made anew, with everything that waits.
+    /// Checks that the open file is still the one at its path, because records in any other file
+    /// would be lost. If the file was removed, recreates it with all waiting records.
     fn stay_at_path(&mut self) -> Result<()> {
         let path = self.config.path.clone();
         match path.metadata() {
             Ok(there) if is_same(&there, &self.file.metadata()?) => Ok(()),
             Ok(_) => Err(Error::new(
                 ErrorKind::StoreReplaced,
-                "another file stands in its place, and nothing more is kept: end the program, put the spool's own file back, and start again",
+                "another file has taken its place, so nothing more is accepted: end the program, put the spool's own file back, and start again",
             )),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 tracing::error!(
                     spool = %path.display(),
                     pending = self.records.len(),
-                    "the spool's file was removed while it was open: it is made anew"
+                    "the spool's file was removed while it was open: recreating it"
                 );
-                self.make_anew().map_err(|error| Error::from(error).context("make it anew"))
+                self.recreate().map_err(|error| Error::from(error).context("recreate it"))
             }
-            Err(error) => Err(Error::from(error).context("look at it")),
+            Err(error) => Err(Error::from(error).context("examine it")),
         }
     }
 
-    /// Writes the header and all records that wait into a new file at the path.
-    fn make_anew(&mut self) -> std::io::Result<()> {
+    /// Writes the header and all waiting records to a new file at the path.
+    fn recreate(&mut self) -> std::io::Result<()> {
         let new = path_of_new(&self.config.path);
         let mut options = OpenOptions::new();
-        // A crash may have left a part of one.
+        // An incomplete file of an earlier attempt may exist.
         options.read(true).write(true).create(true).truncate(false);
         let mut file = owner_only(&mut options).open(&new)?;
         file.try_lock().map_err(std::io::Error::from)?;
-        // Locked and whole before it stands at the path, where nobody may be before it.
+        // The file is complete and locked before it appears at the path. A link fails if another
+        // file is there by now.
         let written = self.copy_to(&mut file).and_then(|written| {
             match std::fs::hard_link(&new, &self.config.path) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(error)?,
-                // Not every file system has links.
+                // Not every file system supports links.
                 Err(_) => std::fs::rename(&new, &self.config.path)?,
                 Ok(()) => {}
             }
             Ok(written)
         });
-        // Half of it is worth nothing; the next push tries again.
+        // Removes an incomplete file; the next push tries again.
         let _ = std::fs::remove_file(&new);
         let (records, end) = written?;
         (self.file, self.records, self.end) = (file, records, end);
@@ -726,7 +720,7 @@ impl Queue {
         Ok((records, end))
     }
 
-    /// Writes behind the last record and syncs, or leaves the file as it was.
+    /// Writes after the last record and syncs, or leaves the file unchanged.
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         if self.dirty {
             self.file.set_len(self.end)?;
@@ -743,7 +737,7 @@ impl Queue {
         written
     }
 
-    /// Counts in what was written behind the last record.
+    /// Adds records that were written after the last one.
     fn take_in(&mut self, lengths: &[usize]) {
         for bytes in lengths.iter().copied() {
             let record = Record { offset: self.end, bytes };
@@ -755,7 +749,7 @@ impl Queue {
     fn no_room(&self, bytes: usize) -> Error {
         let SpoolConfig { max_bytes, max_events, .. } = &self.config;
         let message = if bytes > MAX_RECORD_BYTES {
-            format!("an event of {bytes} bytes exceeds {MAX_RECORD_BYTES}")
+            format!("a record of {bytes} bytes exceeds {MAX_RECORD_BYTES}: send less in one event")
         } else {
             format!(
                 "full at {} of {max_events} events and {} of {max_bytes} bytes: drain it or raise its bounds",
@@ -784,7 +778,7 @@ impl Queue {
                 .and_then(|json| record::from_json(json).ok());
             match record {
                 Some(record) => peeked.records.push(record),
-                // Those before it come first; next time it is at the front.
+                // Return the records before it first; it will be at the front next time.
                 None if !peeked.records.is_empty() => break,
                 None => {
                     self.set_aside(&raw, raw.len(), now, gauges)?;
@@ -799,9 +793,9 @@ impl Queue {
         Ok(peeked)
     }
 
-    /// Gives the space back when nothing waits any more.
+    /// Truncates the file if no record is waiting.
     fn cut_if_empty(&mut self, now: Timestamp, gauges: &Gauges) -> Result<()> {
-        // What is still to be set aside lies behind the end; there may be records in it.
+        // Bytes that are still to be set aside are after the end, and may have intact records.
         if self.owed == Owed::Salvage && self.settle(now, gauges).is_err() {
             return Ok(());
         }
@@ -816,14 +810,14 @@ impl Queue {
     }
 }
 
-/// The first bytes of a file of that version.
+/// The header of a version.
 fn header(version: u8) -> Vec<u8> {
     let mut header = HEADER.to_vec();
     header[HEADER.len() - 2] = b'0' + version;
     header
 }
 
-/// The version of the spool that begins with `start`; `None` if that is at most a part of a
+/// The version of a spool that begins with `start`; `None` if `start` is empty or an incomplete
 /// header, which a crash may have left.
 fn version_of(start: &[u8]) -> Result<Option<u8>> {
     let known = (1..=NEWEST).find(|version| start.starts_with(&header(*version)));
@@ -844,7 +838,7 @@ fn version_of(start: &[u8]) -> Result<Option<u8>> {
     }
     Err(Error::new(
         ErrorKind::StoreForeign,
-        "the file is no spool: name another path, or move the file away",
+        "the file is not a spool: name another path, or move the file away",
     ))
 }
 
@@ -857,7 +851,7 @@ fn check(config: &SpoolConfig) -> Result<()> {
         return invalid(NO_FILE);
     }
     if !folder(&config.path).is_dir() {
-        return invalid("its folder is missing: make it, or name another path");
+        return invalid("its folder is missing: create it, or name another path");
     }
     Ok(())
 }
@@ -869,15 +863,15 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-/// The name of a file that is made anew until it stands at its path.
+/// The temporary path of a file that is recreated.
 fn path_of_new(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     name.into()
 }
 
-/// Removes the name that a file keeps if the process that made it anew was killed between
-/// the link to its path and the end: the file's lock would be in the way of the next one.
+/// Removes the temporary name of the file, which remains if a process was killed right after it
+/// recreated and linked the file. Otherwise the file's lock would block recreating it again.
 fn remove_second_name(path: &Path, file: &File) -> std::io::Result<()> {
     let new = path_of_new(path);
     match new.symlink_metadata() {
@@ -887,14 +881,14 @@ fn remove_second_name(path: &Path, file: &File) -> std::io::Result<()> {
     }
 }
 
-/// Files made by `options` are their owner's alone.
+/// Makes `options` create files that only their owner can access.
 fn owner_only(options: &mut OpenOptions) -> &mut OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
     options
 }
 
-/// Takes a file that is there already away from everybody but its owner.
+/// Restricts an existing file to its owner.
 fn close_to_others(file: &File) -> Result<()> {
     #[cfg(unix)]
     {
@@ -911,7 +905,7 @@ fn close_to_others(file: &File) -> Result<()> {
     Ok(())
 }
 
-/// Whether two are the same file, and not only of the same path.
+/// Whether both are the same file, not only files with the same path.
 fn is_same(one: &std::fs::Metadata, other: &std::fs::Metadata) -> bool {
     #[cfg(unix)]
     {
@@ -925,13 +919,13 @@ fn is_same(one: &std::fs::Metadata, other: &std::fs::Metadata) -> bool {
     }
 }
 
-/// Whether a disk, or this user's part of it, is full.
+/// Whether the disk or the user's quota is full.
 fn is_without_room(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
-/// Makes a new file's name durable.
+/// Makes the name of a new file durable.
 fn sync_folder(path: &Path) -> std::io::Result<()> {
     #[cfg(unix)]
     File::open(folder(path))?.sync_all()?;

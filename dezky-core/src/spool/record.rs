@@ -1,4 +1,4 @@
-//! What waits in a spool, and its text on the disk.
+//! The records of a spool, and their persisted form.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,12 +8,12 @@ use serde_json::value::RawValue;
 use crate::source::{QuarantineItem, TenantHint};
 use crate::{Result, SealedEvent, Timestamp, UnresolvedEvent};
 
-/// What waits in a [`Spool`](crate::Spool).
+/// A record of a [`Spool`](crate::Spool).
 #[derive(Debug, Clone, PartialEq)]
 pub enum SpoolRecord {
     /// An event for the log.
     Event(SealedEvent),
-    /// An event for the log whose tenant is asked for on the way there.
+    /// An event for the log whose tenant is looked up when it leaves the spool.
     Unresolved(UnresolvedEvent),
     /// An item for the quarantine.
     Quarantine(QuarantineItem),
@@ -37,12 +37,12 @@ impl From<QuarantineItem> for SpoolRecord {
     }
 }
 
-/// The persisted shape of an event with the hints to its tenant.
+/// The persisted form of an event with its tenant hints.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PersistedEvent {
     v: u8,
-    /// As [`SealedEvent::to_json`] writes it.
+    /// The output of [`SealedEvent::to_json`].
     unresolved: Box<RawValue>,
     tenant: Vec<PersistedHint>,
 }
@@ -55,8 +55,9 @@ enum PersistedHint {
     User { system: String, id: String },
 }
 
-/// Where hints are found, and the systems whose users they name.
+/// The known places where hints are found.
 const VIAS: [&str; 4] = ["group", "mapping", "space_map", "space_name"];
+/// The known systems of users in hints.
 const SYSTEMS: [&str; 3] = ["authentik", "ocis", "stalwart"];
 
 impl From<&TenantHint> for PersistedHint {
@@ -70,7 +71,7 @@ impl From<&TenantHint> for PersistedHint {
 }
 
 impl PersistedHint {
-    /// The hint; `None` if a user of a system is named that nobody can be asked about.
+    /// The hint; `None` for a user of an unknown system, for whom the directory has no answer.
     fn into_hint(self) -> Option<TenantHint> {
         let known =
             |names: &[&'static str], name: &str| names.iter().copied().find(|known| *known == name);
@@ -102,7 +103,7 @@ fn unresolved_from_json(text: &str) -> Option<UnresolvedEvent> {
     Some(UnresolvedEvent { event, tenant })
 }
 
-/// The persisted shape of an item.
+/// The persisted form of an item.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Persisted {
@@ -117,7 +118,7 @@ struct PersistedItem {
     key: String,
     reason: String,
     detail: String,
-    /// In base64, as it may be no text.
+    /// In base64, because it may not be text.
     raw: String,
     at: Timestamp,
 }

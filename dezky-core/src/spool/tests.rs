@@ -32,7 +32,7 @@ impl Place {
         }
     }
 
-    /// What a process finds after one that had the file open was killed now.
+    /// The spool as another process finds it if this one is killed now.
     async fn after_kill(&self) -> (Self, Spool) {
         let other = Self::new();
         fs::copy(self.config().path, other.config().path).unwrap();
@@ -65,7 +65,7 @@ impl Place {
 }
 
 impl Spool {
-    /// What lies at the front, which are events alone.
+    /// The records at the front, which are all events.
     async fn peeked(&self, max: usize) -> Vec<SealedEvent> {
         let records = self.peek(max).await.unwrap().into_iter();
         let event = |record| match record {
@@ -91,7 +91,7 @@ async fn first_in_first_out() {
     assert_eq!(spool.peeked(7).await, events[..7]);
     spool.discard(7).await.unwrap();
     assert_eq!(spool.peeked(100).await, events[7..]);
-    // How far it was replayed is not kept: another process begins anew.
+    // The position of the replay is not stored: another process starts at the front.
     let (killed, again) = place.after_kill().await;
     assert_eq!(again.pending(), 30);
     assert_eq!(again.peeked(100).await, events);
@@ -127,7 +127,7 @@ async fn a_large_peek_comes_in_parts() {
     assert_eq!(seen, events);
 }
 
-/// Version 1 as it lies on disks: it must parse for ever, so never change it.
+/// Version 1 as it exists on disks. It must always be readable: never change it.
 const VERSION_1: [(&[u8; 12], &str); 2] = [
     (
         b"\x00\x00\x01\xef\x22\x90\x8d\x79\xa3\xfd\x08\x57",
@@ -158,7 +158,7 @@ async fn version_1_parses_for_ever() {
     assert_eq!(leaves, VERSION_1_LEAVES);
     assert_eq!(events[0].event().resource_name.as_deref(), Some("Straße 7"));
     assert_eq!(place.bytes(), bytes);
-    // And it is what is written today.
+    // The same bytes are written today.
     let written = Place::new();
     written.open().await.push(&events).await.unwrap();
     assert_eq!(written.bytes(), bytes);
@@ -175,7 +175,7 @@ fn item(name: &str) -> QuarantineItem {
     }
 }
 
-/// Version 2 as it lies on disks: it must parse for ever, so never change it.
+/// Version 2 as it exists on disks. It must always be readable: never change it.
 const VERSION_2: (&[u8; 12], &str) = (
     b"\x00\x00\x00\x9f\x2a\xe1\xfc\x1a\xf4\xe1\x83\x60",
     r#"{"v":1,"quarantine":{"source":"stalwart","key":"k","reason":"no_type","detail":"event 1 of 2 has no usable type","raw":"ewD/","at":"2026-01-01T00:00:00.000Z"}}"#,
@@ -195,14 +195,14 @@ async fn version_2_parses_for_ever() {
     assert_eq!(records.len(), 2, "{:02x?}", checksum(VERSION_2.1.as_bytes()));
     assert_eq!(records[1], SpoolRecord::Quarantine(item("k")));
     assert_eq!(place.bytes(), bytes);
-    // And it is what is written today.
+    // The same bytes are written today.
     let written = Place::new();
     written.open().await.push_records(&records).await.unwrap();
     assert_eq!(written.bytes(), bytes);
 }
 
-/// What version 3 holds beside the event of [`VERSION_1`]: it must parse for ever, so never
-/// change it.
+/// The additional content of version 3, after the event of [`VERSION_1`]. It must always be
+/// readable: never change it.
 const VERSION_3: (&[u8; 12], &str, &str) = (
     b"\x00\x00\x02\x7d\xe6\x3e\xde\x05\x6c\x1e\xb8\x9b",
     r#"{"v":1,"unresolved":"#,
@@ -229,7 +229,7 @@ async fn version_3_parses_for_ever() {
         ]
     );
     assert_eq!(place.bytes(), bytes);
-    // And it is what is written today, until it is empty.
+    // The same bytes are written today, until the spool is empty.
     let written = Place::new();
     let spool = written.open().await;
     spool.push_records(&[item("k").into()]).await.unwrap();
@@ -253,25 +253,25 @@ async fn of_version_2_only_while_it_holds_items() {
     let all = [&events[..], &items[..]].concat();
     let (killed, again) = place.after_kill().await;
     assert_eq!(again.peek(9).await.unwrap(), all);
-    // A torn tail costs the last record alone, as with events.
+    // An incomplete last record costs only that one, as with events.
     let whole = killed.bytes();
     drop(again);
     fs::write(killed.config().path, &whole[..whole.len() - 1]).unwrap();
     let torn = killed.open().await;
     assert_eq!(torn.peek(9).await.unwrap(), all[..4]);
     drop(torn);
-    // One that is damaged in between too.
+    // A damaged record in between, too.
     let mut bytes = whole;
     let at = bytes.len() - 200;
     bytes[at] ^= 1;
     fs::write(killed.config().path, &bytes).unwrap();
     assert_eq!(killed.open().await.peek(9).await.unwrap(), [&all[..3], &all[4..]].concat());
-    // As long as one waits, and no longer.
+    // The version stays until the spool is empty.
     spool.discard(4).await.unwrap();
     assert!(place.bytes().starts_with(&header(2)));
     spool.discard(1).await.unwrap();
     assert_eq!(place.bytes(), HEADER);
-    // A kill between the cut and the header leaves an empty file of version 2.
+    // A kill between truncating the file and writing its header leaves an empty file of version 2.
     drop(spool);
     fs::write(place.config().path, header(2)).unwrap();
     let spool = place.open().await;
@@ -299,15 +299,15 @@ async fn bounds() {
         assert_eq!((place.bytes(), spool.pending()), (before, 2));
         spool.push(&events[2..3]).await.unwrap();
         assert!(spool.push(&events[3..4]).await.is_err());
-        // As many as there is room for.
+        // Accepts as many as there is room for.
         spool.discard(3).await.unwrap();
         let pushed = spool.push_some(&events).await;
         assert_eq!(pushed.refused.unwrap().kind(), ErrorKind::TooLarge);
-        assert!((1..5).contains(&pushed.kept));
-        assert_eq!(spool.peeked(9).await, events[..pushed.kept]);
+        assert!((1..5).contains(&pushed.pushed));
+        assert_eq!(spool.peeked(9).await, events[..pushed.pushed]);
         spool.discard(9).await.unwrap();
     }
-    // Lowered bounds lose nothing.
+    // With lower bounds, nothing is lost.
     let spool = place.open().await;
     spool.push(&events).await.unwrap();
     drop(spool);
@@ -377,7 +377,7 @@ async fn files_of_others_are_left_alone() {
 }
 
 #[tokio::test]
-async fn a_torn_header_is_made_anew() {
+async fn an_incomplete_header_is_rewritten() {
     for end in 0..HEADER.len() {
         let place = Place::new();
         fs::write(place.config().path, &HEADER[..end]).unwrap();
@@ -390,7 +390,7 @@ async fn a_torn_header_is_made_anew() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn the_owner_alone_reads_it() {
+async fn only_the_owner_can_read_it() {
     use std::os::unix::fs::PermissionsExt;
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let place = Place::new();
@@ -406,7 +406,7 @@ async fn the_owner_alone_reads_it() {
 }
 
 #[tokio::test]
-async fn a_torn_tail_costs_the_last_record_alone() {
+async fn an_incomplete_tail_costs_only_the_last_record() {
     let place = Place::new();
     let events = place.small_events(4);
     let spool = place.open().await;
@@ -454,7 +454,7 @@ async fn a_flipped_bit_costs_one_record() {
             assert_eq!(flipped.bytes(), bytes);
             continue;
         }
-        // Every byte of the frames, some of the events.
+        // Every byte of the frames, and some of the events.
         let hit = ends.iter().position(|end| at < *end).unwrap();
         let start = if hit == 0 { HEADER.len() } else { ends[hit - 1] };
         if at - start > 16 && at % 17 > 0 {
@@ -466,7 +466,7 @@ async fn a_flipped_bit_costs_one_record() {
         assert_eq!(spool.peeked(9).await, left, "at {at}");
         assert_eq!(spool.damaged_bytes(), (ends[hit] - start) as u64);
         assert_eq!(fs::read(&flipped.corrupt_files()[0]).unwrap(), bytes[start..]);
-        // Once is enough.
+        // Reported once.
         let (again, spool) = flipped.after_kill().await;
         assert_eq!(spool.peeked(9).await, left);
         assert_eq!(again.corrupt_files(), [] as [PathBuf; 0]);
@@ -474,7 +474,7 @@ async fn a_flipped_bit_costs_one_record() {
 }
 
 #[tokio::test]
-async fn what_rots_while_open_is_set_aside() {
+async fn records_damaged_while_open_are_set_aside() {
     let place = Place::new();
     let events = place.events(3);
     let spool = place.open().await;
@@ -490,7 +490,7 @@ async fn what_rots_while_open_is_set_aside() {
     let record = 12 + events[1].to_json().len();
     assert_eq!(spool.damaged_bytes(), record as u64);
     assert_eq!(fs::read(&place.corrupt_files()[0]).unwrap(), bytes[second..second + record]);
-    // An intact record that holds something else is no event either.
+    // An intact record with other content is set aside too.
     spool.discard(1).await.unwrap();
     spool.push(&events[..1]).await.unwrap();
     let mut bytes = HEADER.to_vec();
@@ -509,7 +509,7 @@ async fn a_failed_write_changes_nothing() {
     let events = place.events(3);
     let spool = place.open().await;
     spool.push(&events[..1]).await.unwrap();
-    // A handle that can't write: neither the records nor the cut back.
+    // A handle that can neither write records nor truncate the file.
     let read_only = File::open(place.config().path).unwrap();
     let writable = {
         let mut queue = spool.queue.lock().await;
@@ -522,7 +522,7 @@ async fn a_failed_write_changes_nothing() {
     {
         let mut queue = spool.queue.lock().await;
         assert!(queue.dirty);
-        // As if a part had been written.
+        // As if part of it had been written.
         (&writable).seek(SeekFrom::End(0)).unwrap();
         (&writable).write_all(&[0; 5_000]).unwrap();
         queue.file = writable;
@@ -536,7 +536,7 @@ async fn a_failed_write_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_dropped_push_is_whole_or_not_at_all() {
+async fn a_dropped_push_is_stored_as_a_whole_or_not_at_all() {
     let place = Place::new();
     let spool = place.open().await;
     let events = place.events(2);
@@ -554,28 +554,28 @@ async fn a_dropped_push_is_whole_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_removed_is_made_anew_with_all_that_waits() {
+async fn a_removed_file_is_recreated_with_all_waiting_records() {
     let place = Place::new();
     let spool = place.open().await;
     let events = place.events(5);
     spool.push(&events[..2]).await.unwrap();
     spool.discard(1).await.unwrap();
     fs::remove_file(place.config().path).unwrap();
-    // A crash may have left a part of an attempt.
+    // A crash may have left an incomplete file of an earlier attempt.
     fs::write(place.folder.path().join("half"), vec![b'x'; 100_000]).unwrap();
     let mut new = place.config().path.into_os_string();
     new.push(".new");
     fs::rename(place.folder.path().join("half"), &new).unwrap();
     spool.push(&events[2..4]).await.unwrap();
     assert!(!fs::exists(&new).unwrap());
-    // What was acknowledged is in the file that the next process finds.
+    // Acknowledged records are in the file that the next process finds.
     let (_other, found) = place.after_kill().await;
     let records = |events: &[SealedEvent]| -> Vec<_> {
         events.iter().cloned().map(SpoolRecord::Event).collect()
     };
     assert_eq!(found.peek(9).await.unwrap(), records(&events[1..4]));
     assert_eq!(spool.peek(9).await.unwrap(), records(&events[1..4]));
-    // It is locked and bounded as the first was.
+    // It is locked and bounded like the first one.
     assert_eq!(place.refused(place.config()).await.kind(), ErrorKind::StoreBusy);
     spool.discard(3).await.unwrap();
     assert_eq!(place.bytes(), HEADER);
@@ -584,7 +584,7 @@ async fn a_file_that_is_removed_is_made_anew_with_all_that_waits() {
 }
 
 #[tokio::test]
-async fn a_kill_between_the_two_names_of_a_file_that_is_made_anew_does_no_harm() {
+async fn a_kill_while_a_recreated_file_has_two_names_does_no_harm() {
     let place = Place::new();
     let events = place.events(2);
     place.open().await.push(&events[..1]).await.unwrap();
@@ -598,10 +598,10 @@ async fn a_kill_between_the_two_names_of_a_file_that_is_made_anew_does_no_harm()
     assert!(!fs::exists(&new).unwrap());
 }
 
-/// A disk without room for what is to be set aside.
+/// A disk without room for setting bytes aside.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn what_could_not_be_set_aside_takes_up_no_room() {
+async fn an_incomplete_copy_of_damaged_bytes_takes_up_no_room() {
     let place = Place::new();
     let events = place.events(3);
     place.open().await.push(&events[..1]).await.unwrap();
@@ -622,7 +622,7 @@ async fn what_could_not_be_set_aside_takes_up_no_room() {
 }
 
 #[tokio::test]
-async fn nothing_is_acknowledged_while_another_file_stands_in_its_place() {
+async fn nothing_is_acknowledged_while_another_file_is_in_its_place() {
     let place = Place::new();
     let spool = place.open().await;
     let events = place.events(3);
@@ -632,7 +632,7 @@ async fn nothing_is_acknowledged_while_another_file_stands_in_its_place() {
     fs::write(place.config().path, "something else").unwrap();
     let refused = spool.push(&events[1..2]).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::StoreReplaced, "{refused}");
-    assert_eq!(spool.pending(), 1, "what is refused comes again by its sender");
+    assert_eq!(spool.pending(), 1, "the sender retries refused events");
     assert_eq!(place.bytes(), b"something else", "it is somebody's");
     // The program ends, and the file is put back.
     let other = Place::new();
