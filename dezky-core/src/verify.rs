@@ -6,7 +6,8 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::integrity::{self, chain_hash, leaf_hash};
-use crate::store::{Anomaly, AuditStore, Extent, Head, ScannedRow, SearchColumns, StoredRow};
+use crate::store::engine::SearchColumns;
+use crate::store::{Anomaly, AuditStore, Extent, Head, ScannedRow, StoredRow};
 use crate::{Error, ErrorKind, Result};
 
 /// The number of rows held in memory.

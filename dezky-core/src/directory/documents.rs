@@ -434,7 +434,7 @@ mod tests {
             let arguments = query.take_arguments().unwrap().unwrap();
             let select = query.sql();
             let explain = AssertSqlSafe(format!("EXPLAIN {}", select.as_str()));
-            let mut tx = database.read_walk().await.unwrap();
+            let mut tx = database.read_scan().await.unwrap();
             let plan = tx.fetch_all(sqlx::query_with(explain, arguments)).await.unwrap();
             let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
             let is_bad =

@@ -86,7 +86,7 @@ impl Rows for PostgresRows {
     }
 
     async fn page(&self, kind: &'static Kind, page: &Page<'_>) -> Result<Vec<Stored>> {
-        let mut tx = self.database.read_walk().await?;
+        let mut tx = self.database.read_scan().await?;
         let rows = tx.fetch_all(sql::page(kind, page).build()).await?;
         tx.commit().await?;
         Ok(rows.iter().map(sql::stored::<Postgres>).collect())

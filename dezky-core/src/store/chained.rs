@@ -10,24 +10,23 @@ use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 use uuid::Uuid;
 
+use super::engine::{
+    EvidenceRef, ExistingRow, LeaseRow, ListScan, NewRow, RowStore, RowTx, ScanEnd, StagedEvent,
+};
 use super::group::GroupCommit;
 use super::query::{decode_cursor, encode_cursor};
-use super::rows::{
-    EvidenceRef, ExistingRow, Head, LeaseRow, ListScan, LogState, NewRow, RowStore, RowTx, ScanEnd,
-    StagedEvent,
-};
 use super::{
-    Anomaly, AppendOptions, Appended, AuditStore, Capabilities, Extent, Lease, ListPage, ListQuery,
-    LogPart, MAX_BATCH_EVENTS, MAX_BATCH_QUARANTINE, MAX_BATCH_RELEASE, MAX_CURSOR_BYTES,
-    MAX_CURSOR_SOURCE_BYTES, MAX_QUARANTINE_RAW_BYTES, MAX_SCAN_ROWS, QuarantinedItem, Receipt,
-    ReceiptStatus, Relayed, ScannedRow, StoredRow,
+    Anomaly, AppendOptions, Appended, AuditStore, Capabilities, Extent, Head, Lease, ListPage,
+    ListQuery, LogPart, LogState, MAX_BATCH_EVENTS, MAX_BATCH_QUARANTINE, MAX_BATCH_RELEASE,
+    MAX_CURSOR_BYTES, MAX_CURSOR_SOURCE_BYTES, MAX_QUARANTINE_RAW_BYTES, MAX_SCAN_ROWS,
+    QuarantinedItem, Receipt, ReceiptStatus, Relayed, ScannedRow, StoredRow,
 };
 use crate::integrity::{chain_hash, leaf_hash};
 use crate::source::QuarantineItem;
 use crate::{Error, ErrorKind, PLATFORM_SOURCE, Result, SealedEvent, StoredEvent, Timestamp};
 
-/// An [`AuditStore`] on any [`RowStore`]: deduplication, chain, group commit,
-/// page cursors and leases, the same for every engine.
+/// An [`AuditStore`] on any [`RowStore`]: deduplication, chain, group commit, page cursors, leases
+/// and outbox, the same for every engine.
 pub struct ChainedStore<R> {
     rows: Arc<R>,
     commits: GroupCommit<Job, Result<Appended>>,
@@ -35,7 +34,7 @@ pub struct ChainedStore<R> {
     max_examined_rows: usize,
 }
 
-/// How far this process has taken the log, for those who wait for more.
+/// The length of the log as far as this process has seen it, for tasks that wait for more.
 #[derive(Default)]
 struct Progress {
     next_seq: AtomicU64,
@@ -49,7 +48,7 @@ struct Job {
 }
 
 impl<R: RowStore> ChainedStore<R> {
-    /// How many rows one `list` may look at unless set.
+    /// Maximum number of rows that one `list` examines by default.
     pub const DEFAULT_MAX_EXAMINED_ROWS: usize = 200_000;
 
     /// Wraps an engine's rows.
@@ -67,8 +66,8 @@ impl<R: RowStore> ChainedStore<R> {
         &self.rows
     }
 
-    /// Bounds how many rows one `list` may look at before it answers with a
-    /// partial page; at least 1.
+    /// Sets the maximum number of rows that one `list` examines before it returns a partial page;
+    /// at least 1.
     #[must_use]
     pub fn max_examined_rows(mut self, rows: usize) -> Self {
         self.max_examined_rows = rows.max(1);
@@ -96,7 +95,8 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
 
     async fn find_same(&self, events: &[&SealedEvent]) -> Result<Vec<StoredEvent>> {
         if events.len() > MAX_BATCH_EVENTS {
-            let what = format!("at most {MAX_BATCH_EVENTS} events are looked up at a time");
+            let what =
+                format!("{} events exceed {MAX_BATCH_EVENTS}: look them up in parts", events.len());
             return Err(Error::new(ErrorKind::TooLarge, what));
         }
         if events.is_empty() {
@@ -105,14 +105,14 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
         let mut tx = self.rows.begin().await?;
         let existing = tx.existing(events).await?;
         drop(tx);
-        let mut places: Vec<u64> = existing.into_iter().map(|row| row.seq).collect();
-        places.sort_unstable();
-        places.dedup();
-        let mut found = Vec::with_capacity(places.len());
-        // What was appended together stands together.
-        for stretch in places.chunk_by(|a, b| *b == a + 1) {
-            let from = i64::try_from(stretch[0]).unwrap_or(i64::MAX);
-            let rows = self.rows.scan(from, stretch.len()).await?;
+        let mut seqs: Vec<u64> = existing.into_iter().map(|row| row.seq).collect();
+        seqs.sort_unstable();
+        seqs.dedup();
+        let mut found = Vec::with_capacity(seqs.len());
+        // Events that were appended together are contiguous.
+        for run in seqs.chunk_by(|a, b| *b == a + 1) {
+            let from = i64::try_from(run[0]).unwrap_or(i64::MAX);
+            let rows = self.rows.scan(from, run.len()).await?;
             found.extend(rows.into_iter().flatten().map(|row| row.stored));
         }
         Ok(found)
@@ -130,21 +130,21 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
             .list(&ListScan {
                 filter: &filter,
                 before,
-                // One more tells whether there is a next page.
+                // One more row tells whether there is a next page.
                 max_rows: query.limit + 1,
                 max_examined: self.max_examined_rows,
             })
             .await?;
         let more = page.events.len() > query.limit;
         page.events.truncate(query.limit);
-        let (place, partial) = match page.end {
+        let (position, partial) = match page.end {
             _ if more => (page.events.last().map(|e| (e.event.at, e.seq)), false),
-            ScanEnd::Budget(place) => (Some(place), true),
+            ScanEnd::Budget(position) => (Some(position), true),
             ScanEnd::Full | ScanEnd::Exhausted => (None, false),
         };
         Ok(ListPage {
             events: page.events,
-            next_cursor: place.map(|place| encode_cursor(&key, &filter, place)),
+            next_cursor: position.map(|position| encode_cursor(&key, &filter, position)),
             partial,
         })
     }
@@ -184,7 +184,7 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
 
     async fn restore(&self, part: LogPart) -> Result<()> {
         check_part(&part)?;
-        // Read before the transaction, which may have the only connection.
+        // Read before the transaction, which may hold the only connection.
         let here = self.rows.state().await?;
         let known = part.rows.partition_point(|row| row.stored.seq < here.head.next_seq);
         let (known, new) = part.rows.split_at(known);
@@ -204,11 +204,13 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
         if head.next_seq == 0 {
             tx.set_identity(part.log_id, &part.cursor_key).await?;
         } else if here.log_id != part.log_id {
-            return Err(conflict("the log has events of its own: name an empty store"));
+            return Err(conflict("the log has its own events: name an empty store"));
         }
         if let (Some(first), Some(last)) = (new.first(), new.last()) {
             if first.stored.seq != head.next_seq || first.stored.prev_hash != head.hash {
-                return Err(conflict("the rows do not continue the log that is here"));
+                return Err(conflict(
+                    "the rows do not continue this log: restore from the next seq after its head",
+                ));
             }
             let rows: Vec<_> = new.iter().map(NewRow::of_stored).collect();
             tx.insert(&rows).await?;
@@ -255,7 +257,7 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
                         lease = name,
                         ends = %row.expires_at,
                         %now,
-                        "a lease ends later than it may: it was taken by a clock that was ahead, and holds no longer"
+                        "a lease ends later than its length allows, because it was acquired while the clock was ahead: it is ignored"
                     );
                 }
                 row.token + 1
@@ -282,10 +284,10 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
         let mut tx = self.rows.begin().await?;
         match tx.lease(&lease.name).await? {
             Some(row) if row.token == lease.token && row.holder == lease.holder => {
-                // With another token, so that the one given back is worth nothing.
-                let given_back =
+                // A new token, so that a fence with the released one fails.
+                let released =
                     LeaseRow { token: row.token + 1, expires_at: tx.now().await?, ..row };
-                tx.set_lease(&lease.name, &given_back).await?;
+                tx.set_lease(&lease.name, &released).await?;
                 tx.commit().await
             }
             _ => Ok(()),
@@ -352,14 +354,14 @@ impl Progress {
     }
 }
 
-/// A group's bound is of events, but large ones count for more.
+/// The weight of an append in its group: its events and items, large ones counted several times.
 fn weigh(events: &[SealedEvent], options: &AppendOptions) -> usize {
     let texts = events.iter().map(|e| e.event().metadata.as_str().len());
     let raws = options.quarantine.iter().map(|item| item.raw.len());
     1 + texts.chain(raws).map(|bytes| 1 + bytes / 4_096).sum::<usize>()
 }
 
-/// A staged event that may be appended, or the item that goes to the quarantine.
+/// Returns the staged event if it can be appended, otherwise an item for the quarantine.
 fn readable(staged: StagedEvent, now: Timestamp) -> Result<SealedEvent, Box<QuarantineItem>> {
     let (reason, detail, mut raw) = match staged.event {
         Ok(event) => match event.validate() {
@@ -383,7 +385,7 @@ fn readable(staged: StagedEvent, now: Timestamp) -> Result<SealedEvent, Box<Quar
     }))
 }
 
-/// Refuses a batch that breaks a bound, before it joins a group.
+/// Refuses a batch that is out of bounds, before it joins a group.
 fn check_batch(events: &[SealedEvent], options: &AppendOptions) -> Result<()> {
     if events.len() > MAX_BATCH_EVENTS || options.quarantine.len() > MAX_BATCH_QUARANTINE {
         return Err(Error::new(
@@ -408,13 +410,13 @@ fn check_batch(events: &[SealedEvent], options: &AppendOptions) -> Result<()> {
     check_events(events)
 }
 
-/// Every engine has an index on the source, and none takes a key of any length.
+/// Bounds the source too, because engines index it and limit the length of their keys.
 fn check_cursor(source: &str, cursor: &str) -> Result<()> {
     if source.len() > MAX_CURSOR_SOURCE_BYTES || cursor.len() > MAX_CURSOR_BYTES {
         return Err(Error::new(
             ErrorKind::TooLarge,
             format!(
-                "a cursor takes at most {MAX_CURSOR_BYTES} bytes and its source {MAX_CURSOR_SOURCE_BYTES}"
+                "a cursor can have at most {MAX_CURSOR_BYTES} bytes and its source {MAX_CURSOR_SOURCE_BYTES}"
             ),
         ));
     }
@@ -431,14 +433,14 @@ fn check_item(item: &QuarantineItem) -> Result<()> {
         if text.len() > max || text.contains('\0') {
             return Err(Error::new(
                 ErrorKind::TooLarge,
-                format!("a quarantine item's {name} takes at most {max} bytes without U+0000"),
+                format!("a quarantine item's {name} can have at most {max} bytes, without U+0000"),
             ));
         }
     }
     if item.raw.len() > MAX_QUARANTINE_RAW_BYTES {
         return Err(Error::new(
             ErrorKind::TooLarge,
-            format!("a quarantine item's raw takes at most {MAX_QUARANTINE_RAW_BYTES} bytes"),
+            format!("a quarantine item's raw can have at most {MAX_QUARANTINE_RAW_BYTES} bytes"),
         ));
     }
     Ok(())
@@ -453,13 +455,13 @@ pub(super) fn check_events(events: &[SealedEvent]) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a part that is too large, or whose rows are not one stretch of a chain.
+/// Refuses a part that is too large, or whose rows don't form a chain.
 fn check_part(part: &LogPart) -> Result<()> {
     if part.rows.len() > MAX_BATCH_EVENTS || part.quarantine.len() > MAX_BATCH_QUARANTINE {
         return Err(Error::new(
             ErrorKind::TooLarge,
             format!(
-                "a part takes at most {MAX_BATCH_EVENTS} rows and {MAX_BATCH_QUARANTINE} quarantine items: restore in smaller ones"
+                "a part can have at most {MAX_BATCH_EVENTS} rows and {MAX_BATCH_QUARANTINE} quarantine items: restore smaller parts"
             ),
         ));
     }
@@ -470,7 +472,7 @@ fn check_part(part: &LogPart) -> Result<()> {
         if row.stored.hash != chain_hash(&row.stored.prev_hash, &leaf) {
             return Err(Error::new(
                 ErrorKind::StoreCorrupt,
-                format!("seq {}: the row is not what its hash says: run verify", row.stored.seq),
+                format!("seq {}: the row does not match its hash: run verify", row.stored.seq),
             ));
         }
     }
@@ -481,10 +483,10 @@ fn check_part(part: &LogPart) -> Result<()> {
     if part.rows.windows(2).all(follows) {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::StoreCorrupt, "the rows are no stretch of one chain: run verify"))
+    Err(Error::new(ErrorKind::StoreCorrupt, "the rows don't form a chain: run verify"))
 }
 
-/// Refuses rows beside which the log here holds others.
+/// Refuses a row whose position has a different row in this log.
 async fn check_same(rows: &dyn RowStore, row: &StoredRow) -> Result<()> {
     let seq = i64::try_from(row.stored.seq).unwrap_or(i64::MAX);
     match rows.scan(seq, 1).await?.pop() {
@@ -493,7 +495,7 @@ async fn check_same(rows: &dyn RowStore, row: &StoredRow) -> Result<()> {
         {
             Ok(())
         }
-        _ => Err(conflict("the log here holds other events at these places")),
+        _ => Err(conflict("the log has different events at these positions: name an empty store")),
     }
 }
 
@@ -501,7 +503,7 @@ fn conflict(problem: &'static str) -> Error {
     Error::new(ErrorKind::StateConflict, problem)
 }
 
-/// Commits the jobs of a group in one transaction; each gets its own answer.
+/// Commits the jobs of a group in one transaction; each gets its own result.
 async fn commit_group(
     rows: &dyn RowStore,
     progress: &Progress,
@@ -509,7 +511,7 @@ async fn commit_group(
 ) -> Vec<Result<Appended>> {
     match try_commit_group(rows, progress, jobs).await {
         Ok(answers) => answers,
-        // One job's trouble is not the others': each has a go alone.
+        // Retry each job in its own transaction, so that one bad job cannot fail the rest.
         Err(error) if jobs.len() > 1 && !error.is_retryable() => {
             let mut answers = Vec::with_capacity(jobs.len());
             for job in jobs.chunks(1) {
@@ -535,7 +537,7 @@ async fn try_commit_group(
     let mut kept_aside: Vec<(usize, &AppendOptions)> = Vec::new();
     let mut answers = Vec::with_capacity(jobs.len());
     for (index, job) in jobs.iter().enumerate() {
-        // A job that may not write leaves the others of its group alone.
+        // A refused job does not affect the others of its group.
         let admitted = match check_fence(&mut *tx, job).await? {
             Ok(()) => cursors.admit(&mut *tx, job).await?,
             refused => refused,
@@ -560,7 +562,7 @@ async fn try_commit_group(
         tx.set_cursor(source, cursor).await?;
     }
     for (index, options) in kept_aside {
-        // First out: what comes again is a new item.
+        // Release before inserting, so that an item that reappears counts as new.
         let released = tx.release(&options.release).await?;
         let new = tx.quarantine(&options.quarantine).await?;
         if let Ok(appended) = &mut answers[index] {
@@ -582,7 +584,7 @@ fn report_group(jobs: &[Job], answers: &[Result<Appended>]) {
     }
 }
 
-/// One line a batch, after its commit: a repeated batch repeats its conflicts.
+/// Logs one line per batch, after its commit.
 fn report_conflicts(job: &Job, appended: &Appended) {
     let mut conflicts = job
         .events
@@ -596,7 +598,7 @@ fn report_conflicts(job: &Job, appended: &Appended) {
             seq = first.seq,
             fields = fields.join(","),
             count = 1 + conflicts.count(),
-            "events came again with another content: the first ones stay"
+            "events were received again with different content: the first ones stay"
         );
     }
 }
@@ -607,12 +609,12 @@ async fn check_fence(tx: &mut dyn RowTx, job: &Job) -> Result<Result<()>> {
         Some(row) if row.token == fence.token => Ok(()),
         _ => Err(Error::new(
             ErrorKind::Fenced,
-            format!("the lease {} has another holder by now: acquire it again", fence.lease),
+            format!("the lease {} has another holder now: acquire it again", fence.lease),
         )),
     })
 }
 
-/// The cursor moves of a group, so that a later job sees an earlier one's.
+/// The cursor advances of a group, so that later jobs see those of earlier ones.
 #[derive(Default)]
 struct CursorMoves {
     moved: HashMap<String, String>,
@@ -625,7 +627,7 @@ impl CursorMoves {
             Some(moved) => Some(moved.clone()),
             None => tx.cursor(&advance.source).await?,
         };
-        // At `to` already: the same append again after its answer was lost.
+        // Already at `to`: a retry of an append whose answer was lost.
         if current.as_ref() == Some(&advance.to) {
             return Ok(Ok(()));
         }
@@ -643,7 +645,7 @@ impl CursorMoves {
     }
 }
 
-/// The rows that a transaction will write: deduplicated, placed and chained.
+/// The rows that a transaction will write: deduplicated, numbered and chained.
 struct GroupWrite<'a> {
     head: Head,
     by_id: HashMap<Uuid, Known<'a>>,
@@ -651,7 +653,7 @@ struct GroupWrite<'a> {
     rows: Vec<NewRow<'a>>,
 }
 
-/// An event that is in the log, or will be.
+/// An event in the log, or in the rows to be written.
 #[derive(Clone)]
 enum Known<'a> {
     Stored(Arc<ExistingRow>),
@@ -659,7 +661,7 @@ enum Known<'a> {
 }
 
 impl<'a> GroupWrite<'a> {
-    /// Locks the head and looks up what is there already.
+    /// Locks the head and looks up existing rows.
     async fn begin(tx: &mut dyn RowTx, jobs: &'a [Job]) -> Result<GroupWrite<'a>> {
         let head = tx.head().await?;
         let events: Vec<&SealedEvent> = jobs.iter().flat_map(|job| &job.events).collect();
@@ -675,8 +677,7 @@ impl<'a> GroupWrite<'a> {
         Ok(write)
     }
 
-    /// Keys the stored rows by the events that share their identity, so that the
-    /// keys live as long as the events.
+    /// Indexes the stored rows, with the keys borrowed from `events`, which outlive the rows.
     fn remember(&mut self, events: &[&'a SealedEvent], stored: &[Arc<ExistingRow>]) {
         let mut by_external_id = HashMap::new();
         for row in stored {
@@ -692,7 +693,7 @@ impl<'a> GroupWrite<'a> {
         }
     }
 
-    /// Gives every new event its place, every duplicate the receipt of the first.
+    /// Appends each new event to the rows, and gives each duplicate the receipt of the first one.
     fn admit_events(&mut self, events: &'a [SealedEvent]) -> Vec<Receipt> {
         events.iter().map(|event| self.admit(event)).collect()
     }
@@ -721,7 +722,7 @@ impl<'a> GroupWrite<'a> {
         Receipt { status: ReceiptStatus::Appended, seq, id: event.id, differs: Vec::new() }
     }
 
-    /// Writes the new rows and, if there are any, the head.
+    /// Writes the new rows and the head, if there are any rows.
     async fn insert(&mut self, tx: &mut dyn RowTx) -> Result<()> {
         if self.rows.is_empty() {
             return Ok(());

@@ -1,9 +1,8 @@
-//! Group commit by leader and follower, with nothing spawned.
+//! Group commit with leader and followers, without spawning tasks.
 //!
-//! Callers that arrive while a commit is under way join the next group. A
-//! group's commit is one shared future: whichever of its members is polled
-//! drives it, so a member that is dropped (a client that hangs up) takes nothing
-//! from the others: they go on polling the same commit.
+//! Callers that arrive during a commit join the next group. A group's commit is one shared future,
+//! driven by whichever member is polled: if a member is dropped (a client hangs up), the others
+//! continue to poll the same commit.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,7 +10,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 use futures_util::lock::Mutex as AsyncMutex;
 
-/// The most weight (events) of a group; a heavier single job goes alone.
+/// Maximum weight of a group; a heavier job is committed alone.
 const MAX_GROUP_WEIGHT: usize = 5_000;
 
 type Outcomes<R> = Arc<Vec<R>>;
@@ -25,8 +24,8 @@ pub(super) struct GroupCommit<J, R> {
 
 struct OpenGroup<J, R> {
     jobs: Arc<Mutex<Jobs<J>>>,
-    /// Weak, so that a group whose members are all gone is gone too, and does
-    /// not wait for a turn that nobody would take.
+    /// Weak, so that a group is dropped with its last member. Otherwise a future that nobody polls
+    /// could keep its place in the queue.
     done: WeakShared<BoxFuture<'static, Outcomes<R>>>,
 }
 
@@ -45,7 +44,7 @@ where
         Self { open: Mutex::new(None), turn: Arc::new(AsyncMutex::new(())) }
     }
 
-    /// Runs `job` in a group; `commit` answers every job of the group, in order.
+    /// Runs `job` in a group; `commit` returns one result per job of the group, in order.
     pub(super) async fn submit<F>(&self, job: J, weight: usize, commit: F) -> R
     where
         F: FnOnce(Vec<J>) -> BoxFuture<'static, Vec<R>> + Send + 'static,
@@ -76,7 +75,7 @@ where
         (0, done)
     }
 
-    /// Waits for the turn, closes the group, commits it.
+    /// Waits for the group's turn, closes the group and commits it.
     fn run<F>(
         turn: Arc<AsyncMutex<()>>,
         jobs: Arc<Mutex<Jobs<J>>>,

@@ -2,59 +2,58 @@
 
 use async_trait::async_trait;
 
-use super::{Filter, ListPlace, ListScan, ScanEnd, ScanIndex, ScanPage};
+use super::engine::{Filter, ListPosition, ListScan, ScanEnd, ScanIndex, ScanPage};
 use crate::{Result, StoredEvent};
 
-/// The first stretch of an index that a filtered walk looks at; each next one
-/// is four times as long, so that a common word is found at once and a rare one
-/// costs few statements.
+/// The number of index entries in the first window of a filtered scan. Each further window is four
+/// times as long, so that a common word is found at once and a rare one takes few statements.
 const FIRST_WINDOW_ROWS: usize = 2_000;
 
-/// The index that leads a walk, and the stretch of it.
+/// The index that drives a scan, and the conditions that it answers.
 pub(super) struct ScanPlan<'a> {
     pub(super) filter: &'a Filter,
     pub(super) index: ScanIndex,
-    /// The only action that the filter's prefix matches, if it is one alone and
-    /// nothing narrower leads: then its own index does.
+    /// The only action that begins with the filter's prefix, if there is exactly one and
+    /// `index` is by time: the index by action then drives the scan.
     pub(super) action: Option<String>,
 }
 
-/// A place as engines store it, where numbers are signed.
-pub(super) fn columns_of((at, seq): ListPlace) -> (i64, i64) {
-    // No `seq` is greater.
+/// A position as engines store it, with signed numbers.
+pub(super) fn columns_of((at, seq): ListPosition) -> (i64, i64) {
+    // No stored `seq` exceeds `i64::MAX`.
     (at.as_millis(), i64::try_from(seq).unwrap_or(i64::MAX))
 }
 
-/// What an engine does for a walk; all of it in one snapshot, where the engine has them.
+/// The index reads of a scan, all in one snapshot if the engine has snapshots.
 #[async_trait]
 pub(super) trait IndexScan: Send {
-    /// The first actions that begin with `prefix`, at most two: two look-ups in
-    /// the index, however large the log.
+    /// The first two actions that begin with `prefix`. Takes two look-ups in the index,
+    /// independent of the log's size.
     async fn actions(&mut self, prefix: &str) -> Result<Vec<String>>;
 
-    /// The place of the last of `size` rows of the plan's index before `before`;
-    /// `None` if there are fewer. Looks at no other condition than the plan's.
+    /// The position of the last of the `size` entries of the plan's index before `before`; `None`
+    /// if there are fewer. Ignores conditions that the index does not answer.
     async fn window_end(
         &mut self,
         plan: &ScanPlan<'_>,
-        before: Option<ListPlace>,
+        before: Option<ListPosition>,
         size: usize,
-    ) -> Result<Option<ListPlace>>;
+    ) -> Result<Option<ListPosition>>;
 
-    /// At most `max_rows` matching rows from before `before` to `last`, which
-    /// belongs to them, newest first.
+    /// At most `max_rows` matching rows before `before` and down to `last` inclusive, newest
+    /// first.
     async fn select(
         &mut self,
         plan: &ScanPlan<'_>,
-        before: Option<ListPlace>,
-        last: Option<ListPlace>,
+        before: Option<ListPosition>,
+        last: Option<ListPosition>,
         max_rows: usize,
     ) -> Result<Vec<StoredEvent>>;
 }
 
-/// Scans the plan's index, newest first. Where the plan takes in the whole filter
-/// the index gives just the rows wanted; else the walk goes window by window, so
-/// that no statement looks at more rows than the budget allows.
+/// Scans the plan's index, newest first. If the index answers the whole filter, one statement
+/// reads the page. Otherwise the scan proceeds window by window, so that no statement examines more
+/// rows than the budget allows.
 pub(super) async fn run(index: &mut dyn IndexScan, scan: &ListScan<'_>) -> Result<ScanPage> {
     let mut plan = ScanPlan { filter: scan.filter, index: scan.index(), action: None };
     if let (ScanIndex::Time, Some(prefix)) = (&plan.index, &scan.filter.action_prefix) {
@@ -94,7 +93,7 @@ pub(super) async fn run(index: &mut dyn IndexScan, scan: &ListScan<'_>) -> Resul
 }
 
 impl ScanPlan<'_> {
-    /// Whether every row of the stretch matches.
+    /// Whether every row in the index's range matches the filter.
     fn is_whole_filter(&self) -> bool {
         if self.action.is_none() {
             return self.filter.is_index_only(&self.index);

@@ -1,4 +1,4 @@
-//! A store in memory: for tests, examples and as the oracle of the others.
+//! A store in memory, for tests and examples, and as the oracle for the other stores.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -7,16 +7,16 @@ use async_trait::async_trait;
 use futures_util::lock::{Mutex as AsyncMutex, OwnedMutexGuard};
 use uuid::Uuid;
 
-use super::rows::{
-    CursorKey, ExistingRow, Head, LeaseRow, ListPlace, ListScan, LogState, NewRow, RowStore, RowTx,
-    ScanEnd, ScanPage, StagedEvent,
+use super::engine::{
+    CursorKey, ExistingRow, LeaseRow, ListPosition, ListScan, NewRow, RowStore, RowTx, ScanEnd,
+    ScanPage, StagedEvent,
 };
-use super::{Capabilities, ChainedStore, QuarantinedItem, ScannedRow, StoredRow};
+use super::{Capabilities, ChainedStore, Head, LogState, QuarantinedItem, ScannedRow, StoredRow};
 use crate::event::uuid_v7;
 use crate::source::QuarantineItem;
 use crate::{Result, Runtime, SealedEvent, Timestamp};
 
-/// An [`AuditStore`](super::AuditStore) in memory, gone with the process.
+/// An [`AuditStore`](super::AuditStore) in memory, which is lost with the process.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -35,7 +35,7 @@ use crate::{Result, Runtime, SealedEvent, Timestamp};
 pub type MemoryAuditStore = ChainedStore<MemoryRows>;
 
 impl MemoryAuditStore {
-    /// An empty log. Its clock, which leases use, is the runtime's.
+    /// Creates an empty log. Leases use the runtime's clock.
     pub fn open(runtime: Arc<dyn Runtime>) -> Self {
         Self::new(MemoryRows::new(runtime))
     }
@@ -83,7 +83,7 @@ struct Tables {
     rows: BTreeMap<u64, StoredRow>,
     by_id: HashMap<Uuid, u64>,
     by_external_id: HashMap<(String, String), u64>,
-    by_time: BTreeSet<ListPlace>,
+    by_time: BTreeSet<ListPosition>,
     cursors: HashMap<String, String>,
     leases: HashMap<String, LeaseRow>,
     quarantine: Vec<QuarantinedItem>,
@@ -91,17 +91,17 @@ struct Tables {
     next_number: i64,
 }
 
-/// One change, applied at commit.
+/// A change that is applied at commit.
 type Change = Box<dyn FnOnce(&mut Tables) + Send>;
 
-/// A transaction: reads see the tables, changes wait for the commit.
+/// A transaction. Reads see the tables; changes are applied at commit.
 struct MemoryTx {
     tables: Arc<RwLock<Tables>>,
     runtime: Arc<dyn Runtime>,
     changes: Vec<Change>,
-    /// What this transaction has quarantined itself.
+    /// Source and key of the items that this transaction has quarantined.
     quarantined: BTreeSet<(String, String)>,
-    /// What it has released.
+    /// The numbers of the items that it has released.
     released: BTreeSet<i64>,
     _writer: OwnedMutexGuard<()>,
 }
@@ -169,12 +169,12 @@ impl RowStore for MemoryRows {
 impl Tables {
     fn list(&self, scan: &ListScan<'_>) -> ScanPage {
         let newest_first: Box<dyn Iterator<Item = _>> = match scan.before {
-            Some(place) => Box::new(self.by_time.range(..place).rev()),
+            Some(position) => Box::new(self.by_time.range(..position).rev()),
             None => Box::new(self.by_time.iter().rev()),
         };
         let mut events = Vec::new();
-        for (examined, place) in newest_first.enumerate() {
-            let (at, seq) = place;
+        for (examined, position) in newest_first.enumerate() {
+            let (at, seq) = position;
             if scan.filter.since.is_some_and(|since| *at < since) {
                 break;
             }
@@ -186,7 +186,7 @@ impl Tables {
                 }
             }
             if examined + 1 == scan.max_examined {
-                return ScanPage { events, end: ScanEnd::Budget(*place) };
+                return ScanPage { events, end: ScanEnd::Budget(*position) };
             }
         }
         ScanPage { events, end: ScanEnd::Exhausted }

@@ -1,12 +1,14 @@
-//! The store contract: an append-only, chained log with the cursors, leases,
-//! quarantine and outbox that must commit together with it.
+//! The store contract: an append-only, chained log with the cursors, leases, quarantine and outbox
+//! that must commit together with it.
 //!
-//! [`AuditStore`] is what everything else uses. A back end implements the
-//! smaller [`RowStore`] (rows in, rows out, one transaction) and is wrapped in
-//! [`ChainedStore`], which has the deduplication, the chain and the group commit
-//! once for all engines.
+//! Everything else uses an [`AuditStore`]. The stores of this crate are a [`ChainedStore`], which
+//! does deduplication, the chain and group commit once for all engines, on top of an engine's
+//! rows. The types for writing another engine are in [`engine`].
 
 mod chained;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
+mod codec;
+pub mod engine;
 mod group;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
 mod list_scan;
@@ -18,7 +20,6 @@ mod operator;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod query;
-mod rows;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
 mod schema;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
@@ -36,6 +37,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 pub use self::chained::ChainedStore;
+use self::engine::{CursorKey, SearchColumns};
 pub use self::memory::{MemoryAuditStore, MemoryRows};
 #[cfg(feature = "mongodb")]
 pub use self::mongodb::{
@@ -47,11 +49,7 @@ pub use self::postgres::{
     PostgresAuditStore, PostgresConfig, PostgresDatabase, PostgresRows, PostgresTransaction,
     postgres_error, postgres_options,
 };
-pub use self::query::{Filter, ListPage, ListQuery, SourceMatch, TenantMatch};
-pub use self::rows::{
-    CursorKey, EvidenceRef, ExistingRow, Head, LeaseRow, ListPlace, ListScan, LogState, NewRow,
-    RowStore, RowTx, ScanEnd, ScanIndex, ScanPage, SearchColumns, StagedEvent, UnreadableStaged,
-};
+pub use self::query::{ListPage, ListQuery};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{
     SqliteAuditStore, SqliteConfig, SqliteDatabase, SqliteRows, SqliteTransaction, sqlite_error,
@@ -59,67 +57,64 @@ pub use self::sqlite::{
 };
 pub use self::structure::{Anomaly, Extent};
 pub use self::tail::Tail;
-use crate::integrity::Evidence;
+use crate::integrity::{Evidence, GENESIS};
 pub use crate::source::MAX_QUARANTINE_RAW_BYTES;
 use crate::source::QuarantineItem;
 use crate::{Field, Result, Runtime, SealedEvent, StoredEvent, Timestamp};
 
-/// The most events of one append.
+/// Maximum number of events per append.
 pub const MAX_BATCH_EVENTS: usize = 10_000;
-/// The most bytes of an ingest cursor.
+/// Maximum length of an ingest cursor in bytes.
 pub const MAX_CURSOR_BYTES: usize = 64 << 10;
-/// The most bytes of the name of a cursor's source.
+/// Maximum length of the name of a cursor's source in bytes.
 pub const MAX_CURSOR_SOURCE_BYTES: usize = 128;
-/// The most quarantine items of one append.
+/// Maximum number of quarantine items per append.
 pub const MAX_BATCH_QUARANTINE: usize = 10_000;
-/// The most items that leave the quarantine with one append.
+/// Maximum number of items that one append releases from the quarantine.
 pub const MAX_BATCH_RELEASE: usize = 1_000;
-/// The most rows of one [`AuditStore::scan`].
+/// Maximum number of rows per [`AuditStore::scan`].
 pub const MAX_SCAN_ROWS: usize = 10_000;
 
 /// An append-only audit log.
 ///
-/// There is no update and no delete: retention and erasure are operations of
-/// their own. Every method may be called from many tasks at once. Futures must
-/// be polled until they are done, or dropped: callers commit in groups, and a
-/// future that is kept but not polled can hold up the others of its group.
+/// There is no update and no delete. Every method may be called from many tasks at once. Poll
+/// futures to completion or drop them: appends commit in groups, and a future that is kept without
+/// being polled can block the others of its group.
 #[async_trait]
 pub trait AuditStore: Send + Sync {
-    /// What this store can do beyond the contract's core.
+    /// The store's capabilities beyond the contract's core.
     fn capabilities(&self) -> Capabilities;
 
-    /// Appends events, atomically and durably, in their order.
+    /// Appends events atomically and durably, in their order.
     ///
-    /// An event whose `id` or `(source, externalId)` is in the log already, or
-    /// earlier in the batch, is a duplicate: its receipt says so, nothing is
-    /// stored and no `seq` is used. The cursor advance and the quarantine items
-    /// of `options` commit with the events or nothing does. Idempotent: the same
-    /// call again gives duplicates and leaves the cursor where it is.
+    /// An event whose `id` or `(source, externalId)` is in the log already, or earlier in the
+    /// batch, is a duplicate: its receipt says so, nothing is stored and no `seq` is used. The
+    /// cursor advance and the quarantine items of `options` commit together with the events.
+    /// Idempotent: repeating the call gives duplicates and leaves the cursor unchanged.
     ///
-    /// Not cancel-safe in its answer: if the future is dropped the events are
-    /// either all in the log or none is; call again to find out.
+    /// If the future is dropped, either all events are in the log or none; repeat the call to
+    /// find out.
     ///
     /// # Errors
-    /// `event_invalid` names index, field and bound, and nothing of the batch is
-    /// stored; `too_large`; `cursor_moved` if the cursor is neither at `from`
-    /// nor at `to`; `fenced` if the lease has another holder; `store_unavailable`
-    /// and `store_busy`, after which the outcome is unknown and a retry is safe.
+    /// `event_invalid` names index, field and bound, and nothing of the batch is stored;
+    /// `too_large`; `cursor_moved` if the cursor is neither at `from` nor at `to`; `fenced` if the
+    /// lease has another holder; `store_unavailable` and `store_busy`, after which the outcome is
+    /// unknown and a retry is safe.
     async fn append(&self, events: Vec<SealedEvent>, options: AppendOptions) -> Result<Appended>;
 
-    /// The events of the log that share their id, or their `(source, externalId)`, with
-    /// one of `events` (at most [`MAX_BATCH_EVENTS`]), in no particular order: for
-    /// writers that decide by what is there what they append. A row that can't be read
-    /// is left out.
+    /// The events of the log that share their id, or their `(source, externalId)`, with one of
+    /// `events` (at most [`MAX_BATCH_EVENTS`]), in no particular order. For writers whose batch
+    /// depends on what is in the log. Unreadable rows are left out.
     ///
-    /// Unless overridden it finds none, and callers learn from their receipts: a store
-    /// that forwards its calls to another one should forward this one too.
+    /// The default finds none, and callers learn of duplicates from their receipts. A store that
+    /// forwards its calls to another store should forward this one too.
     async fn find_same(&self, events: &[&SealedEvent]) -> Result<Vec<StoredEvent>> {
         let _ = events;
         Ok(Vec::new())
     }
 
-    /// One page of the events that match, newest first by `(at, seq)`:
-    /// events of one time stand in the order in which they came.
+    /// One page of the events that match, newest first by `(at, seq)`: events with equal times are
+    /// in the order in which they were appended.
     ///
     /// # Errors
     /// `query_invalid` names the parameter and its bound; `cursor_invalid`.
@@ -128,90 +123,114 @@ pub trait AuditStore: Send + Sync {
     /// The log's identity, beginning and head.
     async fn state(&self) -> Result<LogState>;
 
-    /// At most `max_rows` (bounded by [`MAX_SCAN_ROWS`]) rows from `from_seq` on,
-    /// by `seq`, as they stand: for verification, copying and tailing.
+    /// At most `max_rows` (bounded by [`MAX_SCAN_ROWS`]) rows from `from_seq` on, in order of
+    /// `seq`, unchecked: for verification, copying and tailing.
     async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>>;
 
-    /// Compares the database's structure with the schema, and with [`Extent::Rows`] also
-    /// the entries of each index with the rows. Finds whatever hides or changes rows
-    /// between the table and a list. Read-only; events may be appended meanwhile.
+    /// Compares the database's structure with the schema, and with [`Extent::Rows`] also the
+    /// entries of each index with the rows. Finds anything that hides or changes rows between the
+    /// table and a list. Read-only; events may be appended meanwhile.
     ///
-    /// Empty if nothing differs, and for stores without such a structure, such as one in
+    /// Empty if nothing differs, and for stores without such a structure, such as the one in
     /// memory.
     async fn examine(&self, extent: Extent) -> Result<Vec<Anomaly>> {
         let _ = extent;
         Ok(Vec::new())
     }
 
-    /// Resolves when an append of this process has taken the log beyond
-    /// `next_seq` events. Other processes' appends may not be noticed: combine it
-    /// with a timeout, as [`Tail`] does. Cancel-safe.
+    /// Resolves when an append of this process has taken the log beyond `next_seq` events.
+    /// Appends of other processes may go unnoticed: combine it with a timeout, as [`Tail`] does.
+    /// Cancel-safe.
     async fn changed(&self, next_seq: u64);
 
-    /// Where the ingest of `source` stands.
+    /// The ingest cursor of `source`.
     async fn cursor(&self, source: &str) -> Result<Option<String>>;
 
-    /// Where all ingests stand, by source.
+    /// All ingest cursors, by source.
     async fn cursors(&self) -> Result<Vec<(String, String)>>;
 
-    /// Takes over a part of another log: how copies and backups come in.
+    /// Stores a part of another log, unchanged: for copies and backups.
     ///
-    /// The rows must continue this log's head: their places, hashes and evidence
-    /// are checked as `verify` does, and all of the part commits or nothing does.
-    /// Cursors replace those that are here; quarantined items get numbers of this
-    /// log. Rows that are here already are passed over, so that the same part
-    /// again changes nothing.
+    /// The rows must continue this log's head. Their positions, hashes and evidence are checked as
+    /// `verify` does, and the part commits as a whole or not at all. Cursors replace existing
+    /// ones; quarantined items get new numbers. Rows that the log already has are skipped, so
+    /// repeating a part changes nothing.
     ///
     /// # Errors
-    /// `state_conflict` if the log has another identity and is not empty, or holds
-    /// something else at these places; `store_corrupt` if a row is not what its hash
-    /// says; `too_large` beyond [`MAX_BATCH_EVENTS`] rows or [`MAX_BATCH_QUARANTINE`]
-    /// items; `store_unavailable` and `store_busy`, after which a retry is safe.
+    /// `state_conflict` if the log has another identity and is not empty, or has other events at
+    /// these positions; `store_corrupt` if a row does not match its hash; `too_large` beyond
+    /// [`MAX_BATCH_EVENTS`] rows or [`MAX_BATCH_QUARANTINE`] items; `store_unavailable` and
+    /// `store_busy`, after which a retry is safe.
     async fn restore(&self, part: LogPart) -> Result<()>;
 
-    /// Whether the store takes writes now: writes something, takes it back and commits.
-    /// The log is what it was. A store that has no such way only looks.
+    /// Checks that the store accepts writes: writes something, undoes it and commits. The log
+    /// stays unchanged. The default only reads.
     ///
     /// # Errors
-    /// Those that an append would meet, `store_unavailable` above all.
+    /// Those of an append, mainly `store_unavailable`.
     async fn check_writable(&self) -> Result<()> {
         self.state().await.map(drop)
     }
 
-    /// Takes or renews the lease `name` for `holder`, by the database's clock.
+    /// Acquires or renews the lease `name` for `holder`, by the database's clock.
     ///
-    /// `None` if somebody else holds it. One that ends later than its length from now was
-    /// written by a clock that was ahead, and holds nothing. A renewal in time keeps the token; after
-    /// it lapsed or was given back the token is higher, and every append with an
-    /// old one is [fenced](AppendOptions::fence) off. `holder` must be unique to
-    /// the running instance: two that share a name would share the lease.
+    /// Returns `None` if another holder has it. A lease that ends later than its length from now
+    /// was written while the clock was ahead, and is ignored. A renewal in time keeps the token.
+    /// After the lease expired or was released, the token is higher, and every append with an old
+    /// one is [fenced](AppendOptions::fence) off. `holder` must be unique to the running instance,
+    /// because two instances with one name would share the lease.
     async fn acquire_lease(&self, name: &str, holder: &str, ttl: Duration)
     -> Result<Option<Lease>>;
 
-    /// Gives the lease back early. Nothing happens if it is somebody else's by now.
+    /// Releases the lease early. Does nothing if it has another holder by now.
     async fn release_lease(&self, lease: &Lease) -> Result<()>;
 
-    /// Quarantined items, oldest first, after the item numbered `after`.
+    /// Quarantined items with a number above `after`, oldest first.
     async fn quarantined(&self, after: i64, max_items: usize) -> Result<Vec<QuarantinedItem>>;
 
-    /// Puts events into the outbox in a transaction of its own. Platform code
-    /// stages them in the transaction of its mutation instead, by the engine's
-    /// `stage_in`.
+    /// Writes events into the outbox in its own transaction. Platform code writes them in the
+    /// transaction of its mutation instead, with the engine's `stage_in`.
     async fn stage(&self, events: Vec<SealedEvent>) -> Result<()>;
 
-    /// Moves at most `max_events` from the outbox into the log, oldest first,
-    /// in one transaction. An event that is in the log already is only removed;
-    /// one that can't be read or breaks a bound goes to the quarantine, so that it
-    /// holds nothing up.
+    /// Moves at most `max_events` events from the outbox into the log, oldest first, in one
+    /// transaction. An event that the log already has is only removed; an event that is unreadable
+    /// or out of bounds goes to the quarantine, so that it does not block the others.
     async fn relay(&self, max_events: usize) -> Result<Relayed>;
 }
 
-/// What a store can do beyond the contract's core. The conformance suite runs
-/// the cases that a bit gates only where it is set.
+/// The end of the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// The next event's `seq`, which is the number of events that the log has had.
+    pub next_seq: u64,
+    /// The hash of the last event; 32 zero bytes if there is none.
+    pub hash: [u8; 32],
+}
+
+impl Head {
+    /// The head of an empty log.
+    pub const EMPTY: Self = Self { next_seq: 0, hash: GENESIS };
+}
+
+/// A log's identity, beginning and head.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogState {
+    /// The log's id, generated when it was created.
+    pub log_id: Uuid,
+    /// The key of the page cursors, generated when the log was created.
+    pub cursor_key: CursorKey,
+    /// The first `seq` stored here, and the hash before it; not 0 if the beginning was archived.
+    pub base: Head,
+    /// The end of the log.
+    pub head: Head,
+}
+
+/// A store's capabilities beyond the contract's core. The conformance suite skips the cases of
+/// capabilities that a store lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// What is acknowledged is there after the process was killed.
+    /// Acknowledged data survives a killed process.
     pub durable: bool,
     /// Several processes may write to one log.
     pub shared: bool,
@@ -225,50 +244,50 @@ impl Capabilities {
     pub const DATABASE: Self = Self { durable: true, shared: true };
 }
 
-/// What commits together with the events of an append.
+/// Changes that commit together with the events of an append, and its conditions.
 #[derive(Debug, Clone, Default)]
 pub struct AppendOptions {
-    /// Moves an ingest cursor.
+    /// Advances an ingest cursor.
     pub cursor: Option<CursorAdvance>,
-    /// Refuses the append unless this lease is still the writer's.
+    /// Refuses the append unless the writer still holds this lease.
     pub fence: Option<Fence>,
     /// Items for the quarantine.
     pub quarantine: Vec<QuarantineItem>,
-    /// Numbers of items that leave the quarantine, because these events are what
-    /// became of them. One that is not there any more is passed over.
+    /// Numbers of items to remove from the quarantine, because these events were made from them.
+    /// Numbers that don't exist are ignored.
     pub release: Vec<i64>,
 }
 
-/// A move of an ingest cursor, compared and set.
+/// An advance of an ingest cursor by compare-and-set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CursorAdvance {
-    /// Whose cursor.
+    /// The cursor's source.
     pub source: String,
-    /// Where it must be; `None`: nowhere yet.
+    /// The expected cursor; `None` if there must not be one yet.
     pub from: Option<String>,
-    /// Where it goes.
+    /// The new cursor.
     pub to: String,
 }
 
 /// A lease's name and token, as a condition of an append.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fence {
-    /// The lease.
+    /// The lease's name.
     pub lease: String,
     /// The holder's token.
     pub token: u64,
 }
 
-/// A lease that was taken.
+/// An acquired lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// Its name.
+    /// The lease's name.
     pub name: String,
-    /// Who holds it.
+    /// The holder.
     pub holder: String,
     /// Grows with every change of holder.
     pub token: u64,
-    /// When it lapses unless renewed, by the database's clock.
+    /// The time at which it expires unless renewed, by the database's clock.
     pub expires_at: Timestamp,
 }
 
@@ -279,45 +298,45 @@ impl Lease {
     }
 }
 
-/// What became of an append.
+/// The result of an append.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Appended {
-    /// One receipt an event, in the order of the batch.
+    /// One receipt per event, in the order of the batch.
     pub receipts: Vec<Receipt>,
-    /// How many quarantine items were new.
+    /// The number of new quarantine items.
     pub new_quarantine: usize,
-    /// How many items left the quarantine.
+    /// The number of items released from the quarantine.
     pub released: usize,
 }
 
 impl Appended {
-    /// How many events were stored.
+    /// The number of events stored.
     pub fn appended(&self) -> usize {
         self.receipts.iter().filter(|r| r.status == ReceiptStatus::Appended).count()
     }
 
-    /// How many were there already, conflicts included.
+    /// The number of events that the log already had, including conflicts.
     pub fn duplicates(&self) -> usize {
         self.receipts.len() - self.appended()
     }
 
-    /// How many were there already with another content.
+    /// The number of events that the log already had with other content.
     pub fn conflicts(&self) -> usize {
         self.receipts.iter().filter(|r| r.status == ReceiptStatus::Conflict).count()
     }
 }
 
-/// What became of one event.
+/// The result of appending one event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Receipt {
-    /// What became of it.
+    /// Whether the event was stored.
     pub status: ReceiptStatus,
-    /// Its place in the log; of a duplicate the place of the one that is there.
+    /// The event's position in the log; for a duplicate, that of the event already there.
     pub seq: u64,
-    /// The id of the event at that place.
+    /// The id of the event at that position.
     pub id: Uuid,
-    /// For a conflict the fields that differ.
+    /// For a conflict, the fields that differ.
     #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "field_names")]
     pub differs: Vec<Field>,
 }
@@ -326,31 +345,30 @@ fn field_names<S: serde::Serializer>(fields: &[Field], serializer: S) -> Result<
     serializer.collect_seq(fields.iter().map(|f| f.name()))
 }
 
-/// See [`Receipt`].
+/// The status of a [`Receipt`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReceiptStatus {
-    /// It is new.
+    /// The event is new.
     Appended,
-    /// It was there already.
+    /// The log already had the event.
     Duplicate,
-    /// One with its identity was there already and says something else; the
-    /// first one stays.
+    /// The log already had an event with the same identity and other content, which stays.
     Conflict,
 }
 
-/// What became of a relay from the outbox.
+/// The result of a relay from the outbox.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Relayed {
-    /// How many went into the log.
+    /// The number of events appended to the log.
     pub appended: usize,
-    /// How many were there already, conflicts included.
+    /// The number of events that the log already had, including conflicts.
     pub duplicates: usize,
-    /// Of these, those that say something else than the one that is there.
+    /// The number of duplicates whose content differs from the event in the log.
     pub conflicts: usize,
-    /// How many could not be read or break a bound, and went to the quarantine.
+    /// The number of events moved to the quarantine, as unreadable or out of bounds.
     pub quarantined: usize,
-    /// Whether more is waiting.
+    /// Whether the outbox may have more events.
     pub more: bool,
 }
 
@@ -359,9 +377,9 @@ pub struct Relayed {
 pub struct LogPart {
     /// The other log's id.
     pub log_id: Uuid,
-    /// Its key, so that its page cursors go on.
+    /// The key of its page cursors, so that they remain valid.
     pub cursor_key: CursorKey,
-    /// Rows, by `seq`.
+    /// Rows, in order of `seq`.
     pub rows: Vec<StoredRow>,
     /// Ingest cursors, by source.
     pub cursors: Vec<(String, String)>,
@@ -369,45 +387,45 @@ pub struct LogPart {
     pub quarantine: Vec<QuarantinedItem>,
 }
 
-/// A quarantined item as kept.
+/// An item in the quarantine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct QuarantinedItem {
-    /// Its number, growing.
+    /// The item's number, growing.
     pub number: i64,
-    /// How often it came.
+    /// How often it was received.
     pub seen: u64,
     /// The item.
     #[serde(flatten)]
     pub item: QuarantineItem,
 }
 
-/// A row as it stands, with what verifies it.
+/// A stored row, with its evidence.
 #[derive(Debug, Clone)]
 pub struct StoredRow {
     /// The event.
     pub stored: StoredEvent,
-    /// Its salt, or what is left of it after an erasure.
+    /// The event's salt, or the evidence left by an erasure.
     pub evidence: Evidence,
     /// The derived columns.
     pub search_columns: SearchColumns,
 }
 
-/// A row of a scan, or where it is and why it can't be read.
+/// A row of a scan, or its position and the reason why it can't be read.
 pub type ScannedRow = Result<StoredRow, UnreadableRow>;
 
-/// A row whose columns can't be what this crate wrote.
+/// A row whose columns can't have been written by this crate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnreadableRow {
-    /// Its place.
+    /// The row's position.
     pub seq: i64,
-    /// The column and what is wrong with it; no values.
+    /// The column and the problem, without values.
     pub problem: String,
 }
 
-/// Conveniences on every [`AuditStore`].
+/// Extension methods for every [`AuditStore`].
 pub trait AuditStoreExt {
-    /// Follows the log in `seq` order from `from_seq`, waiting for more at the end.
+    /// Follows the log in order of `seq` from `from_seq` on, waiting for more at the end.
     fn tail(&self, runtime: Arc<dyn Runtime>, from_seq: u64) -> Tail;
 }
 

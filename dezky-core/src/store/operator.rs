@@ -1,9 +1,9 @@
-//! Errors that last until an operator changes something on a server: a missing right, a
-//! password that was changed, a database that is gone.
+//! Errors that persist until an operator changes something on a server: a missing permission, a
+//! changed password, a dropped database.
 //!
-//! At the start they are mistakes of the configuration, and stop it. Under a running
-//! program the same error means that the store is not available: events go to the spool,
-//! senders come again, and all of it goes on as soon as the operator is done.
+//! While a store is opened, they are configuration errors. In a running program, the same error
+//! means that the store is unavailable: events go to the spool, senders retry, and everything
+//! continues once the operator has fixed it.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ impl fmt::Display for NeedsOperator {
 
 impl std::error::Error for NeedsOperator {}
 
-/// An error of this sort, as it is at the start.
+/// Creates such an error; `at_start` is its kind while a store is opened.
 pub(super) fn needs_operator(at_start: ErrorKind, message: impl Into<String>) -> Error {
     Error::new(at_start, message.into()).with_source(NeedsOperator { at_start })
 }
@@ -33,7 +33,7 @@ fn kind_at_start(error: &Error) -> Option<ErrorKind> {
     source.downcast_ref::<NeedsOperator>().map(|marked| marked.at_start)
 }
 
-/// The error as a program meets it that runs.
+/// The error with its kind for a running program.
 pub(super) fn while_running(error: Error) -> Error {
     match kind_at_start(&error) {
         Some(_) => error.with_kind(ErrorKind::StoreUnavailable),
@@ -41,7 +41,7 @@ pub(super) fn while_running(error: Error) -> Error {
     }
 }
 
-/// The error as opening a store gives it.
+/// The error with its kind while a store is opened.
 pub(super) fn at_start(error: Error) -> Error {
     match kind_at_start(&error) {
         Some(kind) => error.with_kind(kind),

@@ -1,33 +1,32 @@
-//! What a database is to the log, alike for all engines that have a schema.
+//! Schema versions, for all engines that have a schema.
 
 use crate::{Error, ErrorKind, Result};
 
-/// The name under which the log's version is kept: other parts of the product
-/// have versions of their own in the same database.
+/// The log's component name in the table of versions. Other components of the same database have
+/// their own versions.
 pub(super) const COMPONENT: &str = "audit";
 
-/// What a database is, before anything in it is touched.
+/// The state of a database, examined before anything is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
-    /// No tables or collections at all.
+    /// The database has no tables or collections.
     Empty,
-    /// Some, none of them ours.
+    /// The database has tables or collections, but none of ours.
     Foreign,
-    /// Ours, the log at this version; 0 where it was never set up.
+    /// The log's schema version; 0 if only other components were set up.
     Version(usize),
 }
 
 impl Found {
-    /// Whether steps are missing of the `known` ones. Refuses a newer log, somebody
-    /// else's database unless it is to be `shared`, and missing steps unless they
-    /// may be taken.
+    /// Whether the schema lacks some of the `known` steps. Refuses a newer schema, another
+    /// application's database unless it may be `shared`, and missing steps unless `may_migrate`.
     pub(super) fn is_behind(self, known: usize, shared: bool, may_migrate: bool) -> Result<bool> {
         let version = match self {
             Self::Version(version) => version,
             Self::Foreign if !shared => {
                 return Err(Error::new(
                     ErrorKind::StoreForeign,
-                    "the database has tables but no audit log: name another one",
+                    "the database has tables but no audit log: name another one, or allow sharing it",
                 ));
             }
             Self::Empty | Self::Foreign => 0,
@@ -43,9 +42,9 @@ impl Found {
     }
 }
 
-/// The statements that take a log from `version` to the end of `steps`, one part after
-/// the other: parts are separated by blank lines. Where there may be events each is told
-/// before it is given out, as it takes minutes on a large log.
+/// The statements that migrate a log from `version` to the end of `steps`, part by part; blank
+/// lines separate the parts. If the log may have events, each part is logged before it is yielded,
+/// because it takes minutes on a large log.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) fn parts(
     steps: &[&'static str],
@@ -54,25 +53,25 @@ pub(super) fn parts(
     let parts: Vec<_> = steps[version..].iter().flat_map(|step| step.split("\n\n")).collect();
     let (to, of) = (steps.len(), parts.len());
     parts.into_iter().zip(1_usize..).map(move |(part, number)| {
-        tell(version, to, (number, of));
+        log_progress(version, to, (number, of));
         part
     })
 }
 
-/// Tells how far the migration of a log is; a new one is made in no time.
-pub(super) fn tell(from: usize, to: usize, (part, of): (usize, usize)) {
+/// Logs the progress of a log's migration. Creating a new log is quick and not logged.
+pub(super) fn log_progress(from: usize, to: usize, (part, of): (usize, usize)) {
     if from > 0 {
-        tracing::info!(from, to, part, of, "the log's schema is brought up to date");
+        tracing::info!(from, to, part, of, "the log's schema is being brought up to date");
     }
 }
 
-/// Refuses what was written by a newer version than the `known` one.
+/// Refuses a schema that is newer than the `known` version.
 pub(super) fn check_version(version: usize, known: usize) -> Result<()> {
     if version > known {
         return Err(Error::new(
             ErrorKind::SchemaNewer,
             format!(
-                "the database has schema version {version}, this program knows {known}: use a newer program"
+                "the database has schema version {version}, which is newer than this build supports ({known}): use a newer program"
             ),
         ));
     }

@@ -1,12 +1,37 @@
-//! What the dialects of SQL have alike.
+//! SQL shared by the dialects.
 
-use sqlx::{Database, Encode, QueryBuilder, Type};
+use sqlx::{ColumnIndex, Database, Decode, Encode, QueryBuilder, Row, Type};
 
+use super::codec::Problem;
+use super::engine::{ScanIndex, TenantMatch};
 use super::list_scan::ScanPlan;
-use super::{ScanIndex, TenantMatch};
+use crate::Result;
 
-/// The conditions of a filter that the plan's index does not answer. `position` is
-/// the dialect's function that finds a text in a text.
+/// The columns of an event, in the order in which they are inserted.
+pub(super) const COLUMNS: &str = "seq, id, at, received_at, actor_type, actor_id, actor_email, \
+    actor_ip, action, outcome, resource_type, resource_id, resource_name, tenant_slug, \
+    partner_slug, source, external_id, metadata, salt, erasure, prev_hash, hash, actor_email_fold, search";
+
+/// The number of [`COLUMNS`].
+#[cfg(feature = "sqlite")]
+pub(super) const COLUMN_COUNT: usize = 24;
+
+/// The columns that deduplication compares, of the events as `e`.
+pub(super) const COMPARED_COLUMNS: &str = "e.seq, e.id, e.source, e.external_id, e.actor_type, \
+    e.actor_id, e.actor_email, e.action, e.outcome, e.resource_type, e.resource_id, e.erasure";
+
+/// Reads a column.
+pub(super) fn get<'r, R, T>(row: &'r R, column: &str) -> Result<T, Problem>
+where
+    R: Row,
+    T: Decode<'r, R::Database> + Type<R::Database>,
+    for<'c> &'c str: ColumnIndex<R>,
+{
+    row.try_get(column).map_err(|_| format!("{column} has an unexpected type"))
+}
+
+/// Adds the conditions of a filter that the plan's index does not answer. `position` is the
+/// dialect's function that finds a substring.
 pub(super) fn push_conditions<DB: Database>(
     query: &mut QueryBuilder<DB>,
     plan: &ScanPlan<'_>,
@@ -54,7 +79,7 @@ pub(super) fn push_conditions<DB: Database>(
     }
 }
 
-/// No pattern, so that no character of the prefix means anything.
+/// Compares a prefix without a pattern, so that no character of it has a special meaning.
 fn push_prefix<DB: Database>(query: &mut QueryBuilder<DB>, column: &'static str, prefix: &str)
 where
     for<'q> String: Encode<'q, DB> + Type<DB>,

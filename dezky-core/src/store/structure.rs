@@ -50,7 +50,7 @@ mod compared {
     /// The most characters of a name or definition that are shown.
     const MAX_SHOWN: usize = 200;
 
-    /// One thing of a database's structure.
+    /// An object of a database's structure.
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub(crate) struct Object {
         /// Such as `table`, `column`, `index`, `trigger`.

@@ -8,26 +8,26 @@ use futures_util::stream::{self, Stream};
 use super::{AuditStore, LogState};
 use crate::{Error, ErrorKind, Result, Runtime, StoredEvent};
 
-/// Follows a log in `seq` order.
+/// Follows a log in order of `seq`.
 ///
-/// Events appended by this process are seen at once, those of others within the
-/// poll interval. `seq` is given in commit order, so no late committer is missed.
+/// Events appended by this process are seen at once, those of others within the poll interval or
+/// when the engine notifies. `seq` is assigned in commit order, so no late commit is missed.
 pub struct Tail {
     store: Arc<dyn AuditStore>,
     runtime: Arc<dyn Runtime>,
     next_seq: u64,
     ready: VecDeque<StoredEvent>,
     poll_interval: Duration,
-    /// Whether it has yielded anything, so that the log had reached this place.
+    /// Whether it has read any event, so that the log must reach to `next_seq`.
     followed: bool,
-    /// How often in a row it was told of more and found nothing.
+    /// The number of consecutive notifications after which there was nothing to read.
     in_vain: u32,
 }
 
 impl Tail {
     const BATCH_ROWS: usize = 500;
-    /// Beyond it the next look is the poll interval's: what tells may be wrong for
-    /// long, such as a connection that is lost as soon as it is made.
+    /// After this many notifications in vain, waits for the poll interval. A source of
+    /// notifications may be faulty, such as a connection that breaks whenever it is made.
     const MAX_IN_VAIN: u32 = 8;
 
     pub(super) fn new(
@@ -46,7 +46,7 @@ impl Tail {
         }
     }
 
-    /// How often other processes' appends are looked for; 500 ms unless set.
+    /// Sets the interval at which appends of other processes are polled for; 500 ms by default.
     #[must_use]
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = interval;
@@ -56,7 +56,8 @@ impl Tail {
     /// The next event; waits for it at the end of the log. Cancel-safe.
     ///
     /// # Errors
-    /// `pruned` if the log's beginning was archived beyond this place.
+    /// `pruned` if the next event was archived; `store_corrupt` at a row that is missing or
+    /// unreadable; those of reading the store.
     pub async fn next(&mut self) -> Result<StoredEvent> {
         loop {
             if let Some(event) = self.ready.pop_front() {
@@ -84,8 +85,7 @@ impl Tail {
         }
     }
 
-    /// The events as a stream that never ends; after an error it
-    /// goes on trying, once a poll interval.
+    /// The events as a stream that never ends; after an error it retries once per poll interval.
     pub fn into_stream(self) -> impl Stream<Item = Result<StoredEvent>> + Send {
         stream::unfold((self, false), |(mut tail, failed)| async move {
             if failed {
@@ -106,7 +106,7 @@ impl Tail {
         });
         if first != Some(from) {
             self.explain_absence(&self.store.state().await?)?;
-            // Rows become visible in their order, so a later one alone is a gap.
+            // Rows become visible in order, so a later row without this one means a gap.
             return match first {
                 Some(later) => self.broken(u64::try_from(later).unwrap_or(0), "follows a gap"),
                 None => Ok(()),
@@ -130,7 +130,7 @@ impl Tail {
 
     fn explain_absence(&self, state: &LogState) -> Result<()> {
         if self.followed && self.next_seq > state.head.next_seq {
-            return self.broken(state.head.next_seq, "the log ends before what was read already");
+            return self.broken(state.head.next_seq, "the log ends before events already read");
         }
         if self.next_seq < state.base.next_seq {
             return Err(Error::new(
@@ -144,8 +144,7 @@ impl Tail {
         Ok(())
     }
 
-    /// A row that can't be followed ends a batch early, and is an error once it
-    /// is the first.
+    /// Ends a batch at a row that can't be followed; an error if no events precede it.
     fn broken(&self, seq: u64, problem: &str) -> Result<()> {
         if self.ready.is_empty() {
             return Err(Error::new(

@@ -17,9 +17,10 @@ use uuid::Uuid;
 use super::{BoxFuture, EventGenerator, ManualRuntime, named_event};
 use crate::integrity::{GENESIS, chain_hash, erase};
 use crate::source::QuarantineItem;
+use crate::store::engine::SearchColumns;
 use crate::store::{
     AppendOptions, AuditStoreExt, CursorAdvance, Head, ListQuery, LogPart, MAX_BATCH_EVENTS,
-    MemoryAuditStore, ReceiptStatus, SearchColumns, StoredRow,
+    MemoryAuditStore, ReceiptStatus, StoredRow,
 };
 use crate::verify::{Difference, ExpectedHead, verify};
 use crate::{
@@ -503,7 +504,7 @@ pub async fn a_lapsed_lease_goes_to_the_next(h: Harness<'_>) {
     assert!(second.token > first.token);
 }
 
-/// Waits until a lease lapses.
+/// Waits until a lease expires.
 async fn acquire_soon(
     h: Harness<'_>,
     store: &Arc<dyn AuditStore>,
@@ -816,7 +817,7 @@ pub async fn an_expected_head_is_checked(h: Harness<'_>) {
 }
 
 /// Compares random queries over random events with the definition,
-/// [`Filter::matches`](crate::store::Filter::matches).
+/// [`Filter::matches`](crate::store::engine::Filter::matches).
 pub async fn every_filter_agrees_with_its_definition(h: Harness<'_>) {
     let store = h.open(Reopen::No).await;
     let manual = ManualRuntime::new(5);
@@ -830,7 +831,7 @@ pub async fn every_filter_agrees_with_its_definition(h: Harness<'_>) {
         let filter = query.filter().unwrap();
         let mut expected: Vec<_> = all
             .iter()
-            .filter(|e| filter.matches(&e.event, &crate::store::SearchColumns::of(&e.event)))
+            .filter(|e| filter.matches(&e.event, &SearchColumns::of(&e.event)))
             .cloned()
             .collect();
         expected.sort_by_key(newest_first);
@@ -1180,7 +1181,7 @@ pub async fn stored_events_are_read_back(h: Harness<'_>) {
         let row = row.unwrap();
         assert_eq!(row.stored.event, *event.event());
         assert_eq!(row.evidence, crate::integrity::Evidence::Salt(*event.salt()));
-        assert_eq!(row.search_columns, crate::store::SearchColumns::of(event.event()));
+        assert_eq!(row.search_columns, SearchColumns::of(event.event()));
     }
 }
 

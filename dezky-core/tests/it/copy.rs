@@ -15,10 +15,10 @@ use dezky_core::directory::{
 };
 use dezky_core::integrity::erase;
 use dezky_core::rt::TokioRuntime;
+use dezky_core::store::engine::SearchColumns;
 use dezky_core::store::{
     AppendOptions, AuditStore, CursorAdvance, LogPart, MemoryAuditStore, MongoAuditStore,
-    MongoConfig, PostgresAuditStore, PostgresConfig, SearchColumns, SqliteAuditStore, SqliteConfig,
-    StoredRow,
+    MongoConfig, PostgresAuditStore, PostgresConfig, SqliteAuditStore, SqliteConfig, StoredRow,
 };
 use dezky_core::testkit::{EventGenerator, ManualRuntime, named_event};
 use dezky_core::verify::verify;

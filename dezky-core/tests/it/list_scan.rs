@@ -1,13 +1,14 @@
-//! The bounded scan: partial pages, and the leading indexes.
+//! The bounded scan: partial pages, and the driving indexes.
 
 use std::sync::Arc;
 
 use crate::databases::Databases;
 use crate::sqlite::tokio;
 use dezky_core::rt::TokioRuntime;
+use dezky_core::store::engine::RowStore;
 use dezky_core::store::{
     AppendOptions, AuditStore, ChainedStore, ListQuery, MemoryAuditStore, PostgresAuditStore,
-    PostgresConfig, RowStore, SqliteAuditStore, SqliteConfig,
+    PostgresConfig, SqliteAuditStore, SqliteConfig,
 };
 use dezky_core::testkit::{EventGenerator, ManualRuntime};
 

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use dezky_core::rt::TokioRuntime;
+use dezky_core::store::engine::RowStore;
 use dezky_core::store::{
     AppendOptions, ListQuery, MongoAuditStore, MongoCollection, MongoConfig, ReceiptStatus,
-    RowStore,
 };
 use dezky_core::testkit::{BoxFuture, Reopen, StoreHarness, named_event};
 use dezky_core::verify::verify;

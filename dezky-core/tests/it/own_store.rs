@@ -10,9 +10,12 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::source::QuarantineItem;
+use dezky_core::store::engine::{
+    CursorKey, ExistingRow, LeaseRow, ListScan, NewRow, RowStore, RowTx, ScanEnd, ScanPage,
+    StagedEvent,
+};
 use dezky_core::store::{
-    Capabilities, ChainedStore, CursorKey, ExistingRow, Head, LeaseRow, ListScan, LogState, NewRow,
-    QuarantinedItem, RowStore, RowTx, ScanEnd, ScanPage, ScannedRow, StagedEvent, StoredRow,
+    Capabilities, ChainedStore, Head, LogState, QuarantinedItem, ScannedRow, StoredRow,
 };
 use dezky_core::testkit::{BoxFuture, Reopen, StoreHarness};
 use dezky_core::{AuditStore, Result, Runtime, SealedEvent, Timestamp};
@@ -102,7 +105,7 @@ impl RowStore for OwnRows {
             t.rows.values().filter(matching).map(|row| row.stored.clone()).collect::<Vec<_>>()
         });
         events.sort_by_key(|e| std::cmp::Reverse((e.event.at, e.seq)));
-        events.retain(|e| scan.before.is_none_or(|place| (e.event.at, e.seq) < place));
+        events.retain(|e| scan.before.is_none_or(|position| (e.event.at, e.seq) < position));
         let end = if events.len() < scan.max_rows { ScanEnd::Exhausted } else { ScanEnd::Full };
         events.truncate(scan.max_rows);
         Ok(ScanPage { events, end })

@@ -394,7 +394,7 @@ fn a_transaction_after_an_error_commits_nothing() {
         let mut tx = database.read().await.unwrap();
         assert_eq!(tx.fetch_all(sqlx::query("SELECT * FROM notes")).await.unwrap().len(), 0);
         let refused = tx.execute(sqlx::query("INSERT INTO notes VALUES ('x')")).await.unwrap_err();
-        assert!(refused.to_string().contains("read only"), "{refused}");
+        assert!(refused.to_string().contains("read-only"), "{refused}");
     });
 }
 

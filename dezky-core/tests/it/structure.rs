@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use dezky_core::integrity::erase;
+use dezky_core::store::engine::SearchColumns;
 use dezky_core::store::{
-    AppendOptions, AuditStore, Extent, ListQuery, PostgresAuditStore, PostgresConfig,
-    SearchColumns, StoredRow,
+    AppendOptions, AuditStore, Extent, ListQuery, PostgresAuditStore, PostgresConfig, StoredRow,
 };
 use dezky_core::testkit::{EventGenerator, ManualRuntime};
 use dezky_core::verify::{Difference, ExpectedHead, Verdict, verify};

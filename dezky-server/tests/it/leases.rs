@@ -91,7 +91,7 @@ async fn take_over(
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     for name in ["ingest:ocis", "ingest:authentik"] {
         let said = format!(
-            "a lease ends later than it may: it was taken by a clock that was ahead, and holds no longer lease={name:?}"
+            "a lease ends later than its length allows, because it was acquired while the clock was ahead: it is ignored lease={name:?}"
         );
         until("it is told", async || server.stderr().contains(&said)).await;
     }

@@ -1,4 +1,4 @@
-//! Being told of changes, by a change stream that whoever waits drives.
+//! Notification of changes, by a change stream that the waiting callers drive.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,13 +16,12 @@ use mongodb::change_stream::event::ChangeStreamEvent;
 use super::database::{MongoDatabase, mongo_error, no_answer};
 use crate::{Error, ErrorKind, Result};
 
-/// How long after a stream has broken a new one is opened.
+/// The delay before a broken stream is reopened.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
 
-/// A number in a document that only grows, and that others raise.
+/// A growing number in a document, raised by any process.
 ///
-/// Nothing runs by itself: one of those who wait reads the stream for all of them.
-/// Clones share it.
+/// Spawns nothing: one of the waiting callers reads the stream for all of them. Clones share it.
 #[derive(Clone)]
 pub struct MongoCounter(Arc<Inner>);
 
@@ -34,11 +33,11 @@ struct Inner {
     value: AtomicU64,
     told: Event,
     stream: Mutex<Option<Stream>>,
-    /// The server has no change streams, or the user may not read them, or it has ended.
+    /// Set if the server has no change streams, the user can't read them, or the counter has ended.
     off: AtomicBool,
 }
 
-/// A counter that its database does not keep.
+/// A counter as its database refers to it, without keeping it alive.
 pub(super) struct WeakCounter(Weak<Inner>);
 
 impl WeakCounter {
@@ -46,7 +45,7 @@ impl WeakCounter {
         self.0.strong_count() > 0
     }
 
-    /// Ends its stream, by those who wait for it if there are any: they wait for ever.
+    /// Ends the stream; if a caller is driving it, that caller ends it. Callers then wait forever.
     pub(super) fn end(&self) {
         let Some(counter) = self.0.upgrade() else { return };
         counter.off.store(true, Ordering::Release);
@@ -82,9 +81,9 @@ impl MongoCounter {
         WeakCounter(Arc::downgrade(&self.0))
     }
 
-    /// Resolves when the number is beyond `beyond`. Waits for ever where the server
-    /// has no change streams or the user may not read them, and while a stream is
-    /// broken: combine it with looking now and then. Cancel-safe.
+    /// Resolves when the number exceeds `beyond`. Never resolves if the server has no change
+    /// streams, if the user can't read them, or while a stream is broken; callers must also poll.
+    /// Cancel-safe.
     pub async fn changed(&self, beyond: u64) {
         let inner = &*self.0;
         loop {
@@ -104,7 +103,7 @@ impl MongoCounter {
 }
 
 impl Inner {
-    /// Reads the stream until the number is beyond `beyond`, or there is none.
+    /// Reads the stream until the number exceeds `beyond`, or change streams are off.
     async fn follow(&self, stream: &mut Option<Stream>, beyond: u64) {
         while self.value.load(Ordering::Acquire) <= beyond && !self.off.load(Ordering::Acquire) {
             match stream {
@@ -117,7 +116,7 @@ impl Inner {
                         self.database.runtime().sleep(REOPEN_AFTER).await;
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "no change streams here: changes are polled for");
+                        tracing::warn!(%error, "change streams can't be read: polling for changes");
                         self.off.store(true, Ordering::Release);
                         self.told.notify(usize::MAX);
                     }
@@ -137,7 +136,7 @@ impl Inner {
                             *stream = None;
                             self.database.runtime().sleep(REOPEN_AFTER).await;
                         }
-                        // It is over.
+                        // The counter was ended.
                         Either::Right(_) => {}
                     }
                 }
@@ -148,7 +147,7 @@ impl Inner {
         }
     }
 
-    /// The stream, and the number as it is when the stream has begun.
+    /// Opens the stream, and then reads the number, so that no change in between is missed.
     async fn open(&self) -> Result<(Stream, u64)> {
         let changed = format!("updateDescription.updatedFields.{}", self.field);
         let written = format!("fullDocument.{}", self.field);
@@ -185,14 +184,14 @@ impl Inner {
         document.get_i64(self.field).ok().and_then(|value| u64::try_from(value).ok())
     }
 
-    /// Not the greatest ever seen: a database that was restored has gone back.
+    /// Stores the value even if it is smaller than before, as after restoring a backup.
     fn tell(&self, value: u64) {
         self.value.store(value, Ordering::Release);
         self.told.notify(usize::MAX);
     }
 }
 
-/// Whether the server knows no change streams, or the user may not read them.
+/// Whether the server does not support change streams, or the user can't read them.
 fn refuses_streams(error: &mongodb::error::Error) -> bool {
     use mongodb::error::ErrorKind::Command;
     matches!(&*error.kind, Command(command)

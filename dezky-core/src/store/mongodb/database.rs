@@ -1,4 +1,4 @@
-//! The client and its database, for everything that commits together with the log.
+//! The client and its database, for data that commits together with the log.
 
 use std::fmt;
 use std::future::IntoFuture;
@@ -27,21 +27,20 @@ use crate::store::operator::{at_start, needs_operator, while_running};
 use crate::store::schema::check_version;
 use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 
-/// How often a commit is sent again whose outcome the server did not say, beside
-/// the once that the driver does.
+/// How often a commit with an unknown outcome is retried, in addition to the driver's own retry.
 const COMMIT_RETRIES: u32 = 3;
 
-/// The bound of the server for a commit; beyond it the outcome is unknown.
+/// The server's time limit for a commit; beyond it, the outcome is unknown.
 const MAX_COMMIT_TIME: Duration = Duration::from_secs(10);
 
-/// The longest pause between two tries.
+/// The longest pause between two attempts.
 const MAX_PAUSE_MS: u64 = 24;
 
-/// The database of a [`MongoAuditStore`](super::MongoAuditStore), for stores of
-/// other things in the same one: what they write commits together with its events.
+/// The database of a [`MongoAuditStore`](super::MongoAuditStore), for other data in it, which
+/// commits together with the log's events.
 ///
-/// Reads and writes are of the majority, journaled and by the primary, whatever the
-/// URI says. Clones share the connections.
+/// Whatever the URI says, reads go to the primary with read concern majority, and writes are
+/// journaled by the majority. Clones share the connections.
 ///
 /// ```no_run
 /// use std::sync::Arc;
@@ -76,27 +75,27 @@ struct Inner {
     runtime: Arc<dyn Runtime>,
     bounds: Bounds,
     order: Order,
-    /// Whether schemas may be brought up to date.
+    /// Whether schemas may be migrated.
     migrate: bool,
-    /// Whether it was opened to write.
+    /// Whether the user must be able to write.
     writes: bool,
-    /// Whether the server gives snapshots outside of transactions.
+    /// Whether the server supports snapshots outside of transactions.
     snapshots: bool,
-    /// Whose streams are to be ended with the client, which waits for them.
+    /// The counters whose streams must end before the client shuts down, which waits for them.
     counters: Mutex<Vec<WeakCounter>>,
 }
 
-/// How long things may take.
+/// Time limits.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
-    /// One statement and its answer.
+    /// For one statement and its answer.
     pub(super) operation: Duration,
-    /// Waiting for other writers.
+    /// For waiting for other writers.
     pub(super) busy: Duration,
 }
 
 impl MongoDatabase {
-    /// Takes the database of a client; `look` has found it usable.
+    /// Wraps the database of a client whose server has been checked.
     pub(super) async fn new(
         client: Client,
         name: &str,
@@ -137,16 +136,15 @@ impl MongoDatabase {
         self.0.database.name()
     }
 
-    /// A collection: majority and journal for writes, majority for reads.
+    /// A collection, with majority and journal for writes and majority for reads.
     pub fn collection<T: Send + Sync>(&self, name: &str) -> Collection<T> {
         self.0.database.collection(name)
     }
 
-    /// Runs an operation of the driver within the bound of time, its error as this
-    /// crate says it.
+    /// Runs an operation of the driver with the time limit for statements, and converts its error.
     ///
     /// # Errors
-    /// What [`mongo_error`] says, and `store_unavailable` beyond the bound.
+    /// Those of [`mongo_error`], and `store_unavailable` beyond the time limit.
     pub async fn run<T, O>(&self, operation: O) -> Result<T>
     where
         O: IntoFuture<Output = mongodb::error::Result<T>>,
@@ -154,10 +152,10 @@ impl MongoDatabase {
         self.0.run(operation).await
     }
 
-    /// A session in a transaction that has begun: one snapshot, committed durably.
-    /// Dropped before [`commit`](Self::commit), also in the middle of an operation, it
-    /// changes nothing: the driver then aborts it in the background. Hold it briefly; who writes what it has written fails by
-    /// `store_busy` meanwhile. The server ends it after its
+    /// Begins a transaction in a new session: one snapshot, and a durable commit. If dropped
+    /// before [`commit`](Self::commit), even in the middle of an operation, it changes nothing:
+    /// the driver aborts it in the background. Hold it briefly: other writes to the documents that
+    /// it has written fail with `store_busy`. The server ends it after its
     /// `transactionLifetimeLimitSeconds`.
     ///
     /// # Errors
@@ -172,9 +170,8 @@ impl MongoDatabase {
                 .selection_criteria(primary())
                 .max_commit_time(MAX_COMMIT_TIME)
                 .await?;
-            // For the driver it has begun when its first operation has ended. One that
-            // is dropped in the middle of that is not aborted: let it be one that
-            // locks nothing.
+            // For the driver, the transaction begins when its first operation completes, so it
+            // does not abort one that is dropped during that operation. This read locks nothing.
             let schema = self.collection::<RawDocumentBuf>(schema::SCHEMA);
             schema.find_one(doc! {}).session(&mut session).await?;
             Ok(session)
@@ -182,13 +179,12 @@ impl MongoDatabase {
         .await
     }
 
-    /// Stages `events` in the transaction and commits it: the mutation and its
-    /// events, or neither.
+    /// Stages `events` in the transaction and commits it, so that the mutation and its events are
+    /// stored together.
     ///
     /// # Errors
-    /// `store_busy` if another transaction wrote the same documents: nothing was
-    /// changed, and the whole transaction may be tried again. `store_unavailable`
-    /// if the commit's outcome could not be learnt.
+    /// `store_busy` if another transaction wrote the same documents: nothing was changed, and the
+    /// whole transaction can be retried. `store_unavailable` if the commit's outcome is unknown.
     pub async fn commit(&self, mut session: ClientSession, events: &[SealedEvent]) -> Result<()> {
         let staged = match crate::store::chained::check_events(events) {
             Ok(()) => outbox::stage(self, &mut session, events).await,
@@ -201,13 +197,13 @@ impl MongoDatabase {
         self.commit_session(&mut session).await
     }
 
-    /// Gives a transaction up now: one that is dropped may be in the way of others
-    /// for a moment. The server ends it by itself where this does not reach it.
+    /// Aborts a transaction now; a dropped one may block others for a moment. If this does not
+    /// reach the server, the server ends the transaction later.
     pub async fn abort(&self, mut session: ClientSession) {
         let _ = self.run(session.abort_transaction()).await;
     }
 
-    /// Commits, sending it again while the outcome is unknown; that is idempotent.
+    /// Commits, and retries while the outcome is unknown, which is idempotent.
     pub(super) async fn commit_session(&self, session: &mut ClientSession) -> Result<()> {
         let mut retries = 0;
         loop {
@@ -228,13 +224,13 @@ impl MongoDatabase {
         }
     }
 
-    /// Tries until it does not fail by `store_busy`, with drawn pauses, for as long
-    /// as a writer may wait: what conflicts with another transaction is to be done
-    /// again from its beginning. A try that is under way is never cut off, so a commit
-    /// in it has its answer; each of its operations has a bound of its own.
+    /// Repeats `attempt`, with random pauses, until it does not fail with `store_busy`, for at most
+    /// `busy_timeout`: a transaction that conflicts with another must be repeated from its
+    /// beginning. An attempt in progress is never interrupted, so that a commit gets its answer;
+    /// each of its operations has its own time limit.
     ///
     /// # Errors
-    /// Those of `attempt`; `store_busy` beyond the bound.
+    /// Those of `attempt`; `store_busy` beyond the time limit.
     pub async fn retry_busy<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
@@ -248,7 +244,7 @@ impl MongoDatabase {
                         if expired.load(Ordering::Relaxed) {
                             return Err(Error::new(
                                 ErrorKind::StoreBusy,
-                                "other writers hold the database beyond the bound: try again",
+                                "other writers held the documents for longer than busy_timeout: try again",
                             ));
                         }
                         conflicts += 1;
@@ -268,8 +264,8 @@ impl MongoDatabase {
         }
     }
 
-    /// Waits 1 ms to a bound that grows with `count`, drawn, so that writers get
-    /// out of step.
+    /// Waits a random time from 1 ms to a maximum that grows with `count`, so that writers get out
+    /// of step.
     pub(super) async fn pause(&self, count: u32) {
         let most = (1_u64 << count.min(6)).min(MAX_PAUSE_MS);
         let mut drawn = [0; 8];
@@ -278,26 +274,26 @@ impl MongoDatabase {
         self.0.runtime.sleep(Duration::from_millis(ms)).await;
     }
 
-    /// Brings the collections of `component` up to date: `steps[n]` takes version n
-    /// to n + 1. Steps are taken one by one, each may be taken again, and the version
-    /// is written last: safe when several processes start together, or one dies.
-    /// Where the store was opened without `migrate` it only looks.
+    /// Migrates the collections of `component`: `steps[n]` takes version n to n + 1. Steps run one
+    /// by one, each is idempotent, and the version is written last, so this is safe if several
+    /// processes start together or one dies. Only checks the version if the store was opened
+    /// without [`migrate`](super::MongoConfig::migrate).
     ///
     /// # Errors
-    /// `schema_newer`; `store_foreign` if steps are missing and may not be taken;
-    /// `auth_failed` if the user may not write, naming the collections.
+    /// `schema_newer`; `store_foreign` if steps are missing and `migrate` is not set;
+    /// `auth_failed` if the user can't write, naming the collections.
     pub async fn migrate(&self, component: &str, steps: &[Vec<MongoCollection>]) -> Result<()> {
-        self.bring_up_to_date(component, steps).await.map_err(at_start)?;
+        self.take_missing_steps(component, steps).await.map_err(at_start)?;
         self.check_rights(steps).await
     }
 
-    /// Refuses a user who may not write the collections of these steps, naming all of
-    /// them. A store that was opened for reading alone is not refused.
+    /// Refuses a user who can't write the collections of these steps, naming all of them. Does
+    /// nothing if the store was opened without `must_write`.
     pub(super) async fn check_rights(&self, steps: &[Vec<MongoCollection>]) -> Result<()> {
         if !self.0.writes {
             return Ok(());
         }
-        // A change of nothing, for which the right is asked all the same.
+        // Updates no document; the server checks the privilege anyway.
         let tries = steps.iter().flatten().map(MongoCollection::name).map(async |name| {
             let nothing = doc! { "_id": { "$in": [] } };
             let change = doc! { "$set": { "probe": 1 } };
@@ -315,14 +311,14 @@ impl MongoDatabase {
         Err(Error::new(
             ErrorKind::AuthFailed,
             format!(
-                "the user may not write {}: grant it readWrite on the database {}",
+                "the user can't write {}: grant it readWrite on the database {}",
                 lacking.join(", "),
                 self.name()
             ),
         ))
     }
 
-    async fn bring_up_to_date(
+    async fn take_missing_steps(
         &self,
         component: &str,
         steps: &[Vec<MongoCollection>],
@@ -341,8 +337,8 @@ impl MongoDatabase {
         schema::take_steps(self, component, version, steps).await
     }
 
-    /// Compares the collections and indexes of a component with those that its `steps`
-    /// create. Empty if they match; additional indexes are allowed.
+    /// Compares the collections and indexes of a component with those that its `steps` create.
+    /// Returns the differences; additional indexes are allowed.
     ///
     /// # Errors
     /// Those of reading the database.
@@ -357,18 +353,18 @@ impl MongoDatabase {
     pub async fn now(&self) -> Result<Timestamp> {
         let hello = self.run(self.0.database.run_command(doc! { "hello": 1 })).await?;
         let now = hello.get_datetime("localTime").map_err(|_| {
-            Error::new(ErrorKind::StoreUnavailable, "the server does not say what time it is")
+            Error::new(ErrorKind::StoreUnavailable, "the server does not tell the time: try again")
         })?;
         Ok(Timestamp::from_millis_clamped(now.timestamp_millis()))
     }
 
-    /// `None` beyond the bound of time.
+    /// Runs `operation` with the time limit for statements; `None` beyond it.
     pub(super) async fn bounded<O: IntoFuture>(&self, operation: O) -> Option<O::Output> {
         self.0.bounded(operation).await
     }
 
-    /// A number that only grows, in the field `field` (an Int64) of the document `id`
-    /// of a collection, to be told when others have raised it.
+    /// Watches a growing number, in the field `field` (an Int64) of the document `id` of a
+    /// collection.
     pub fn counter(
         &self,
         collection: &'static str,
@@ -382,7 +378,7 @@ impl MongoDatabase {
         counter
     }
 
-    /// Ends the client, after those who use it, but for those who wait for changes.
+    /// Ends the change streams, then shuts the client down after operations in progress.
     pub(super) async fn close(&self) {
         for counter in self.counters().drain(..) {
             counter.end();
@@ -410,7 +406,7 @@ impl MongoDatabase {
         &self.0.database
     }
 
-    /// A session whose reads see one snapshot, where the server has such.
+    /// A session whose reads see one snapshot; `None` if the server does not support that.
     pub(super) async fn snapshot(&self) -> Result<Option<ClientSession>> {
         if !self.0.snapshots {
             return Ok(None);
@@ -418,7 +414,7 @@ impl MongoDatabase {
         self.run(async { self.0.client.start_session().snapshot(true).await }).await.map(Some)
     }
 
-    /// The documents that match, in the session if there is one.
+    /// Finds the documents that match, in the session if there is one.
     pub(super) async fn find(
         &self,
         collection: &str,
@@ -460,7 +456,7 @@ impl Inner {
         }
     }
 
-    /// Asks for one, as what a server says of itself is no proof.
+    /// Tries a snapshot read, because a server's version does not prove that it supports it.
     async fn has_snapshots(&self) -> Result<bool> {
         let asked = self.bounded(async {
             let mut session = self.client.start_session().snapshot(true).await?;
@@ -469,7 +465,7 @@ impl Inner {
         });
         match asked.await {
             Some(Ok(_)) => Ok(true),
-            // What a server of 4.4 would answer, the driver says by itself.
+            // For a server of version 4.4, the driver itself returns this error.
             Some(Err(error))
                 if matches!(
                     &*error.kind,
@@ -499,18 +495,18 @@ fn primary() -> SelectionCriteria {
 }
 
 pub(super) fn no_answer() -> Error {
-    Error::new(ErrorKind::StoreUnavailable, "the server does not answer in time: try again")
+    Error::new(ErrorKind::StoreUnavailable, "MongoDB does not answer in time: try again")
 }
 
 fn unknown_outcome() -> Error {
     Error::new(
         ErrorKind::StoreUnavailable,
-        "the server did not say whether it has committed: the same call again finds out",
+        "the outcome of the commit is unknown: repeat the call to find out",
     )
 }
 
-/// An error of the driver as this crate says it: its kind tells whether a retry may
-/// help, and no value of a document or of the URI gets in.
+/// Converts an error of the driver. The kind tells whether a retry may help; values of documents
+/// and of the URI are never included.
 pub fn mongo_error(error: &mongodb::error::Error) -> Error {
     let text = match &*error.kind {
         DriverError::Command(command) => {
@@ -538,10 +534,7 @@ pub fn mongo_error(error: &mongodb::error::Error) -> Error {
             return Error::new(ErrorKind::ConfigInvalid, STANDALONE);
         }
         DriverError::IncompatibleServer { .. } => {
-            return Error::new(
-                ErrorKind::ConfigInvalid,
-                "the server is too old: MongoDB 4.4 is the first that will do",
-            );
+            return Error::new(ErrorKind::ConfigInvalid, TOO_OLD);
         }
         DriverError::InvalidTlsConfig { .. } => {
             return Error::new(
@@ -552,13 +545,13 @@ pub fn mongo_error(error: &mongodb::error::Error) -> Error {
         DriverError::InvalidArgument { .. } => {
             return Error::new(
                 ErrorKind::ConfigInvalid,
-                "the driver refuses what it is asked: check the URI's options",
+                "the driver refuses the operation: check the URI's options",
             );
         }
         DriverError::Bson(_) | DriverError::InvalidResponse { .. } => {
             return Error::new(
                 ErrorKind::StoreCorrupt,
-                "the server's answer can't be read: check what listens there",
+                "the server's answer can't be read: check which server listens at this address",
             );
         }
         DriverError::Io(_) => "the connection broke: try again",
@@ -567,18 +560,19 @@ pub fn mongo_error(error: &mongodb::error::Error) -> Error {
         }
         _ => "the server does not answer: try again",
     };
-    // These say of servers and sockets, not of documents.
+    // The sources of these are about servers and sockets and have no values of documents.
     Error::new(ErrorKind::StoreUnavailable, text).with_source(error.clone())
 }
 
 pub(super) const STANDALONE: &str = "the server is a standalone, which has no transactions: start mongod with --replSet rs0 and run rs.initiate() once";
+pub(super) const TOO_OLD: &str = "the server is too old: use MongoDB 4.4 or newer";
 const AUTHENTICATION: &str =
     "the server refuses the credentials: check user, password and authSource of the URI";
 
-/// What the server answered; its text may quote documents, so it is not passed on.
+/// Converts an error of the server. Its text is left out, because it may quote documents.
 fn server_error(error: &mongodb::error::Error, code: i32, message: &str) -> Error {
     let (kind, text) = match code {
-        // Conflicts, and transactions that the server has ended.
+        // Conflicts, and transactions ended by the server.
         24 | 46 | 50 | 112 | 225 | 239 | 244 | 246 | 251 | 267 | 290 => (
             ErrorKind::StoreBusy,
             "another transaction was faster, or this one took too long: try again".into(),
@@ -587,7 +581,7 @@ fn server_error(error: &mongodb::error::Error, code: i32, message: &str) -> Erro
         6 | 7 | 89 | 91 | 133 | 134 | 189 | 202 | 262 | 9001 | 10107 | 11600 | 11602 | 13435
         | 13436 => (
             ErrorKind::StoreUnavailable,
-            "the replica set has no primary at the moment: try again".into(),
+            "the replica set currently has no primary: try again".into(),
         ),
         64 | 100 => (
             ErrorKind::StoreUnavailable,
@@ -603,14 +597,14 @@ fn server_error(error: &mongodb::error::Error, code: i32, message: &str) -> Erro
         11000 | 11001 | 12582 => (
             ErrorKind::AlreadyExists,
             match index_of(message) {
-                Some(index) => format!("the unique index {index} has the key already"),
-                None => "a unique index has the key already".into(),
+                Some(index) => format!("the unique index {index} already has the key"),
+                None => "a unique index already has the key".into(),
             },
         ),
         10334 | 17419 | 17420 | 17280 => {
-            (ErrorKind::TooLarge, "a document is over the server's 16 MiB: send less".into())
+            (ErrorKind::TooLarge, "a document exceeds the server's 16 MiB: send less".into())
         }
-        // Without a bound of the protocol's: it depends on the server's memory.
+        // There is no fixed bound; it depends on the server's memory.
         257 | 388 => (
             ErrorKind::TooLarge,
             "the transaction is too large for the server's cache: send less at a time".into(),
@@ -618,19 +612,18 @@ fn server_error(error: &mongodb::error::Error, code: i32, message: &str) -> Erro
         2 | 26 | 27 | 85 | 86 => (
             ErrorKind::StoreCorrupt,
             format!(
-                "the database lacks a collection or an index as it should be (error {code}): migrate it, or restore a backup"
+                "a collection or an index is missing or differs from the schema (error {code}): migrate the database, or restore a backup"
             ),
         ),
-        _ if error.contains_label(TRANSIENT_TRANSACTION_ERROR) => (
-            ErrorKind::StoreBusy,
-            format!("the transaction could not go on (error {code}): try again"),
-        ),
-        _ => (ErrorKind::StoreUnavailable, format!("MongoDB: error {code}")),
+        _ if error.contains_label(TRANSIENT_TRANSACTION_ERROR) => {
+            (ErrorKind::StoreBusy, format!("the transaction failed (error {code}): try again"))
+        }
+        _ => (ErrorKind::StoreUnavailable, format!("MongoDB returned error {code}: try again")),
     };
     Error::new(kind, text)
 }
 
-/// The index that a duplicate key error names: ours, so no value.
+/// The index named in a duplicate key error, if it looks like a name and not like a value.
 fn index_of(message: &str) -> Option<&str> {
     let (_, rest) = message.split_once("index: ")?;
     let name = rest.split([' ', '$']).next()?;
@@ -651,7 +644,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_is_asked_for_only_where_it_may_help() {
+    fn only_errors_that_may_pass_are_retryable() {
         let any = mongodb::error::Error::custom("any");
         for (code, kind) in [
             (112, ErrorKind::StoreBusy),

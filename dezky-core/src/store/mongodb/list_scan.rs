@@ -1,23 +1,23 @@
-//! What the bounded walk of `list` asks of the server.
+//! The index reads of a list scan.
 
 use async_trait::async_trait;
 use mongodb::ClientSession;
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::{FindOptions, Hint};
 
-use super::codec::{listed_row, place, text};
 use super::database::MongoDatabase;
 use super::schema::{BY_ACTION, BY_ACTOR, BY_AT, BY_TENANT, EVENTS};
+use crate::store::codec::{Columns, corrupt, limit, listed_row, position};
+use crate::store::engine::{ListPosition, ScanIndex, TenantMatch};
 use crate::store::list_scan::{IndexScan, ScanPlan, columns_of};
-use crate::store::{ListPlace, ScanIndex, TenantMatch};
 use crate::{Result, StoredEvent, Timestamp};
 
-/// The reads of one walk.
+/// The reads of one scan.
 pub(super) struct MongoScan<'a> {
     pub(super) database: &'a MongoDatabase,
-    /// Gives them one snapshot. Without, an event that arrives meanwhile may be in
-    /// one stretch or not; none that was there before is missed or told twice, as
-    /// ranges are cut at places.
+    /// A session with one snapshot for all reads. Without it, events that arrive during the scan
+    /// may or may not be included. Earlier ones are neither missed nor repeated, because the
+    /// ranges meet at positions.
     pub(super) snapshot: Option<ClientSession>,
 }
 
@@ -36,7 +36,7 @@ impl IndexScan for MongoScan<'_> {
             let filter = doc! { "action": range.clone() };
             let rows = self.database.find(EVENTS, filter, options, self.snapshot.as_mut()).await?;
             let Some(row) = rows.first() else { break };
-            let action = text(row, "action").map_err(super::codec::corrupt)?.to_owned();
+            let action = row.text("action").map_err(corrupt)?.to_owned();
             range.remove("$gte");
             range.insert("$gt", action.as_str());
             found.push(action);
@@ -47,54 +47,56 @@ impl IndexScan for MongoScan<'_> {
     async fn window_end(
         &mut self,
         plan: &ScanPlan<'_>,
-        before: Option<ListPlace>,
+        before: Option<ListPosition>,
         size: usize,
-    ) -> Result<Option<ListPlace>> {
-        let Some(stretch) = Stretch::of(plan, before, None) else { return Ok(None) };
-        let mut options = stretch.options();
+    ) -> Result<Option<ListPosition>> {
+        let Some(range) = KeyRange::of(plan, before, None) else { return Ok(None) };
+        let mut options = range.options();
         options.projection = Some(doc! { "at": 1 });
         options.skip = Some(size.saturating_sub(1) as u64);
         options.limit = Some(1);
-        let filter = stretch.filter();
+        let filter = range.filter();
         let rows = self.database.find(EVENTS, filter, options, self.snapshot.as_mut()).await?;
-        rows.first().map(|row| place(row)).transpose()
+        rows.first().map(position).transpose()
     }
 
     async fn select(
         &mut self,
         plan: &ScanPlan<'_>,
-        before: Option<ListPlace>,
-        last: Option<ListPlace>,
+        before: Option<ListPosition>,
+        last: Option<ListPosition>,
         max_rows: usize,
     ) -> Result<Vec<StoredEvent>> {
-        let Some(stretch) = Stretch::of(plan, before, last) else { return Ok(Vec::new()) };
-        let mut options = stretch.options();
-        options.limit = Some(super::limit(max_rows));
-        let mut filter = stretch.filter();
+        let Some(range) = KeyRange::of(plan, before, last) else { return Ok(Vec::new()) };
+        let mut options = range.options();
+        options.limit = Some(limit(max_rows));
+        let mut filter = range.filter();
         filter.extend(conditions(plan));
         let rows = self.database.find(EVENTS, filter, options, self.snapshot.as_mut()).await?;
-        rows.iter().map(|row| listed_row(row)).collect()
+        rows.iter().map(listed_row).collect()
     }
 }
 
-/// A stretch of the plan's index, as bounds on its keys: `min` and `max` compare
-/// whole keys, as a row comparison of SQL does. The form with `$or` leaves it to
-/// the planner whether the place leads into the index.
-struct Stretch {
+/// A range of the plan's index, as bounds on its keys: `min` and `max` compare whole keys, like a
+/// row comparison in SQL. With the equivalent `$or`, the planner might not start at the position.
+struct KeyRange {
     index: &'static str,
-    /// What all keys of the stretch begin with.
+    /// The first field and its value, the same in all keys of the range.
     equal: Option<(&'static str, Bson)>,
     min: Document,
     max: Document,
 }
 
-/// A bound on `(at, seq)`, which is the document's key; one without a `seq` is before
-/// all of its time.
+/// A bound on `(at, seq)`; without a `seq`, it precedes all events of its time.
 type Bound = (i64, Option<i64>);
 
-impl Stretch {
-    /// `None` where nothing can be within.
-    fn of(plan: &ScanPlan<'_>, before: Option<ListPlace>, last: Option<ListPlace>) -> Option<Self> {
+impl KeyRange {
+    /// Returns `None` if the range is empty.
+    fn of(
+        plan: &ScanPlan<'_>,
+        before: Option<ListPosition>,
+        last: Option<ListPosition>,
+    ) -> Option<Self> {
         let filter = plan.filter;
         let (index, equal) = match (&plan.index, &filter.tenant, &filter.actor_id) {
             _ if let Some(action) = &plan.action => (BY_ACTION, Some(("action", action.into()))),
@@ -107,15 +109,15 @@ impl Stretch {
             }
             _ => (BY_AT, None),
         };
-        let of_place = |place| {
-            let (at, seq) = columns_of(place);
+        let of_position = |position| {
+            let (at, seq) = columns_of(position);
             (at, Some(seq))
         };
         let of_time = |at: Timestamp| (at.as_millis(), None);
-        // A place lies within the range, so it implies the bound on its side.
-        let from: Option<Bound> = last.map(of_place).or(filter.since.map(of_time));
-        let to: Option<Bound> = before.map(of_place).or(filter.until.map(of_time));
-        // The server refuses bounds that are not in order.
+        // A position is within the time range, so it implies the bound on its side.
+        let from: Option<Bound> = last.map(of_position).or(filter.since.map(of_time));
+        let to: Option<Bound> = before.map(of_position).or(filter.until.map(of_time));
+        // The server refuses a `min` that is not below `max`.
         if let (Some(from), Some(to)) = (from, to)
             && from >= to
         {
@@ -155,8 +157,8 @@ impl Stretch {
     }
 }
 
-/// The rest of the filter. Every text stands behind an operator, so that none of
-/// them is one.
+/// The conditions that the index does not answer. Every text is an operand of an explicit operator,
+/// so that none can be taken for an operator.
 fn conditions(plan: &ScanPlan<'_>) -> Document {
     let filter = plan.filter;
     let mut conditions = Document::new();
@@ -205,7 +207,7 @@ fn equals(name: &str, value: Bson) -> Document {
     doc! { name: { "$eq": value } }
 }
 
-/// The texts that begin with `prefix`, in the order of their bytes.
+/// The range of texts that begin with `prefix`, compared by bytes.
 fn beginning_with(prefix: &str) -> Document {
     let mut range = doc! { "$gte": prefix };
     if let Some(end) = after_prefix(prefix) {
@@ -214,11 +216,11 @@ fn beginning_with(prefix: &str) -> Document {
     range
 }
 
-/// The first text after all those that begin with `prefix`.
+/// The smallest text greater than all those that begin with `prefix`.
 fn after_prefix(prefix: &str) -> Option<String> {
     let mut chars = prefix.chars();
     while let Some(last) = chars.next_back() {
-        // The range of characters passes over the surrogates.
+        // The range of characters skips the surrogates.
         if let Some(next) = (last..=char::MAX).nth(1) {
             return Some(chars.as_str().chars().chain([next]).collect());
         }
@@ -250,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_end_before_the_next_text() {
+    fn the_range_of_a_prefix_ends_before_the_next_text() {
         for (prefix, after) in [
             ("tenant.", Some("tenant/")),
             ("a\u{d7ff}", Some("a\u{e000}")),
@@ -262,8 +264,8 @@ mod tests {
     }
 
     #[test]
-    fn places_are_bounds_of_the_index_in_its_order() {
-        let place = Some((Timestamp::MIN, 7));
+    fn positions_are_bounds_on_the_indexs_keys_in_their_order() {
+        let position = Some((Timestamp::MIN, 7));
         let text = |text: &str| Some(text.to_owned());
         for (tenant, actor, action, names) in [
             (None, None, None, vec!["at", "_id"]),
@@ -280,21 +282,20 @@ mod tests {
                 ..ListQuery::default()
             };
             let filter = query.filter().unwrap();
-            let scan = crate::store::ListScan {
+            let scan = crate::store::engine::ListScan {
                 filter: &filter,
                 before: None,
                 max_rows: 1,
                 max_examined: 1,
             };
             let plan = ScanPlan { filter: &filter, index: scan.index(), action };
-            let nothing = Stretch::of(&plan, place, place);
-            assert!(nothing.is_none(), "nothing is before a place and from it on");
-            let stretch = Stretch::of(&plan, None, place).unwrap();
-            for bound in [&stretch.min, &stretch.max] {
+            assert!(KeyRange::of(&plan, position, position).is_none(), "the range is empty");
+            let range = KeyRange::of(&plan, None, position).unwrap();
+            for bound in [&range.min, &range.max] {
                 assert_eq!(bound.keys().map(String::as_str).collect::<Vec<_>>(), names);
             }
-            assert_eq!(stretch.min.get("_id"), Some(&Bson::Int64(7)), "the place, not the time");
-            assert_eq!(stretch.max.get("_id"), Some(&Bson::MinKey), "the time alone");
+            assert_eq!(range.min.get("_id"), Some(&Bson::Int64(7)), "the position, not the time");
+            assert_eq!(range.max.get("_id"), Some(&Bson::MinKey), "only the time");
         }
     }
 }

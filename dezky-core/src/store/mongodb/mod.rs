@@ -1,6 +1,6 @@
-//! The store on MongoDB: transactions of a replica set, durable on its majority.
+//! The log in MongoDB: transactions of a replica set, durable on its majority.
 //!
-//! Tokio-only, as its driver is.
+//! Tokio-only, like its driver.
 
 mod codec;
 mod counter;
@@ -21,76 +21,78 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::{Either, select};
 use futures_util::lock::{Mutex as AsyncMutex, OwnedMutexGuard};
-use mongodb::bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
+use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
 use mongodb::options::{ClientOptions, FindOptions, ReturnDocument};
 use mongodb::{Client, ClientSession};
 use uuid::Uuid;
 
 use self::codec::{
-    compared_fields, corrupt, event_document, existing_row, head_fields, lease_fields, lease_row,
-    log_state, quarantine_document, quarantined_item, scanned_row, signed,
+    compared_fields, event_document, head_fields, lease_fields, quarantine_document,
 };
 pub use self::counter::MongoCounter;
-use self::database::{Bounds, STANDALONE};
+use self::database::{Bounds, STANDALONE, TOO_OLD};
 pub use self::database::{MongoDatabase, mongo_error};
 use self::list_scan::MongoScan;
 use self::outbox::Staged;
 pub use self::schema::MongoCollection;
 use self::schema::{CURSORS, EVENTS, LEASES, LOG, OUTBOX, QUARANTINE};
-use super::operator::at_start;
-use super::rows::{
-    CursorKey, ExistingRow, Head, LeaseRow, ListScan, LogState, NewRow, RowStore, RowTx, ScanPage,
-    StagedEvent,
+use super::codec::{
+    Columns, corrupt, existing_row, lease_row, limit, log_state, missing_log, quarantined_item,
+    scanned_row, signed,
 };
-use super::{Anomaly, Capabilities, ChainedStore, Extent, QuarantinedItem, ScannedRow};
+use super::engine::{
+    CursorKey, ExistingRow, LeaseRow, ListScan, NewRow, RowStore, RowTx, ScanPage, StagedEvent,
+};
+use super::operator::at_start;
+use super::{
+    Anomaly, Capabilities, ChainedStore, Extent, Head, LogState, QuarantinedItem, ScannedRow,
+};
 use crate::event::uuid_v7;
 use crate::source::QuarantineItem;
 use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 
-/// The first protocol version that will do, of MongoDB 4.4: the first on which a
-/// text of any length can stand in an index, and the first that the driver speaks.
+/// The lowest supported wire version, that of MongoDB 4.4: the first whose indexes hold texts of
+/// any length, and the first that the driver supports.
 const MIN_WIRE_VERSION: i32 = 9;
 
-/// The fewest connections that will do: the change streams of log and flags each
-/// keep one that has been asked for more, also while nobody listens.
+/// The minimum number of connections: the change streams of log and flags each keep one that waits
+/// for the next change, even while no caller listens.
 const MIN_POOL_SIZE: u32 = 3;
 
-/// The most keys of one probe; with the largest of them it stays under 16 MiB.
+/// Maximum number of keys per look-up; even with the longest keys, it stays under 16 MiB.
 const PROBE_KEYS: usize = 1_000;
 
-/// The most quarantined items of one insert: 64 KiB each, they stay under 16 MiB.
+/// Maximum number of quarantined items per insert; with 64 KiB each, it stays under 16 MiB.
 const INSERT_ITEMS: usize = 200;
 
-/// How a log on MongoDB is opened. `Debug` does not show the URI, which may hold
-/// a password.
+/// The configuration of a log in MongoDB. `Debug` does not show the URI, which may hold a
+/// password.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct MongoConfig {
-    /// `mongodb://user:password@host1,host2/database?replicaSet=rs0`, or
-    /// `mongodb+srv://…`. Without a database it is `dezky`. What it says of read and
-    /// write concern and of read preference does not hold for the log.
+    /// `mongodb://user:password@host1,host2/database?replicaSet=rs0`, or `mongodb+srv://…`. The
+    /// default database is `dezky`. Read and write concern and read preference of the URI are
+    /// ignored for the log.
     pub uri: String,
-    /// Make the collections if they are missing, and bring them up to date. Without
-    /// it nothing is written by opening.
+    /// Create the collections if they are missing, and migrate them. Without it, opening writes
+    /// nothing.
     pub migrate: bool,
-    /// Refuse a user who may not write when it is opened. Without it reads are
-    /// served, and what can't be written fails as `store_unavailable`.
+    /// Refuse to open as a user who can't write. Without it, reads are served and writes fail with
+    /// `store_unavailable`.
     pub must_write: bool,
-    /// Let the log's collections stand beside collections of your own. Without it a
-    /// database that has collections, but none of ours, is refused.
+    /// Allow other collections in the same database. Without it, a database that has collections
+    /// but none of ours is refused.
     pub shared: bool,
-    /// Connections at most, 20 unless set, where the URI has no `maxPoolSize`; never
-    /// fewer than 3.
+    /// Maximum number of connections if the URI has no `maxPoolSize`; 20 by default, at least 3.
     pub max_pool_size: u32,
-    /// For a connection to be made, 5 s unless set, where the URI has no
-    /// `connectTimeoutMS`.
+    /// Time limit for making a connection if the URI has no `connectTimeoutMS`; 5 s by default.
     pub connect_timeout: Duration,
-    /// For a primary to be found, 5 s unless set, where the URI has no
-    /// `serverSelectionTimeoutMS`.
+    /// Time limit for finding a primary if the URI has no `serverSelectionTimeoutMS`; 5 s by
+    /// default.
     pub server_selection_timeout: Duration,
-    /// How long a writer waits for others, 5 s unless set.
+    /// How long a writer waits for others; 5 s by default.
     pub busy_timeout: Duration,
-    /// How long one statement may take, 30 s unless set.
+    /// Time limit for a statement; 30 s by default.
     pub operation_timeout: Duration,
 }
 
@@ -110,11 +112,11 @@ impl MongoConfig {
         }
     }
 
-    /// The driver's options for it, and the name of the database.
+    /// The driver's options, and the name of the database.
     async fn client_options(&self) -> Result<(ClientOptions, String)> {
         let mut options = ClientOptions::parse(&self.uri).await.map_err(|error| {
             match *error.kind {
-                // What the parser says may quote a part of the password.
+                // The parser's message may quote part of the password.
                 mongodb::error::ErrorKind::InvalidArgument { .. } => Error::new(
                     ErrorKind::ConfigInvalid,
                     "the URI can't be read: write mongodb://user:password@host/database, with special characters of user and password percent-encoded",
@@ -148,12 +150,11 @@ impl fmt::Debug for MongoConfig {
 
 /// An [`AuditStore`](super::AuditStore) in a MongoDB database.
 ///
-/// Needs a replica set (one member is enough) or a sharded cluster, of MongoDB 4.4
-/// or newer. What is acknowledged is in the journals of the majority. Several
-/// processes may use one database; a writer holds the log's own document for the
-/// time of its transaction. One that died or stalls in the middle of it holds up
-/// the others until the server ends it, after its `transactionLifetimeLimitSeconds`
-/// (60 unless set): set it to 10.
+/// Needs a replica set (one member is enough) or a sharded cluster, of MongoDB 4.4 or newer.
+/// Acknowledged data is in the journals of the majority. Several processes may use one database; a
+/// writer locks the log's own document during its transaction. If a writer dies or stalls in a
+/// transaction, it blocks the others until the server ends it after
+/// `transactionLifetimeLimitSeconds` (60 by default): set it to 10.
 ///
 /// ```no_run
 /// use std::sync::Arc;
@@ -174,20 +175,23 @@ impl fmt::Debug for MongoConfig {
 pub type MongoAuditStore = ChainedStore<MongoRows>;
 
 impl MongoAuditStore {
-    /// Connects, and if asked makes the log's collections.
+    /// Connects, and creates or migrates the log's collections if configured.
     ///
     /// # Errors
-    /// `config_invalid` for a URI that can't be read and a server that won't do (a
-    /// standalone, one older than 4.4), `auth_failed`, `store_unavailable`,
-    /// `store_foreign`, `store_corrupt`, `schema_newer`; then nothing was changed.
+    /// `config_invalid` for a URI that can't be read and an unsupported server (a standalone, or
+    /// older than 4.4), `auth_failed`, `store_unavailable`, `store_foreign`, `store_corrupt`,
+    /// `schema_newer`. Nothing was changed then.
     pub async fn open(config: MongoConfig, runtime: Arc<dyn Runtime>) -> Result<Self> {
         let (options, name) = config.client_options().await?;
         let client = Client::with_options(options).map_err(|error| mongo_error(&error))?;
         Self::with_client(client, &name, config, runtime).await
     }
 
-    /// The same with a client of your own; of `config` neither the URI nor what is
-    /// about connections is used.
+    /// Like [`open`](Self::open), with your own client. The URI and the connection settings of
+    /// `config` are ignored.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
     pub async fn with_client(
         client: Client,
         database: &str,
@@ -200,12 +204,12 @@ impl MongoAuditStore {
         Ok(Self::new(rows))
     }
 
-    /// Writes events into the outbox within a transaction of your own: they commit
-    /// with your mutation or not at all. Takes neither a `seq` nor the head's lock.
-    /// Call [`relay`](super::AuditStore::relay) after your commit.
+    /// Writes events into the outbox within your own transaction, so that they commit with your
+    /// mutation or not at all. Assigns no `seq` and does not lock the head. Call
+    /// [`relay`](super::AuditStore::relay) after your commit.
     ///
-    /// The session must be of this store's client and in a transaction, whose write
-    /// concern is yours: [`MongoDatabase::begin`] makes one that is durable.
+    /// The session must belong to this store's client and be in a transaction. The transaction's
+    /// write concern is up to you: [`MongoDatabase::begin`] begins one that is durable.
     pub async fn stage_in(
         &self,
         session: &mut ClientSession,
@@ -215,18 +219,17 @@ impl MongoAuditStore {
         outbox::stage(&self.rows().database, session, events).await
     }
 
-    /// The log's database, for stores of other things in the same one.
+    /// The log's database, for other data in it.
     pub fn database(&self) -> MongoDatabase {
         self.rows().database.clone()
     }
 
-    /// The version that the log's collections have with this program.
+    /// The schema version of the log in this build.
     pub fn schema_version() -> usize {
         schema::known_version()
     }
 
-    /// Ends the connections, after those who use them. The client is shut down, also
-    /// one of your own.
+    /// Shuts the client down, even if it is your own, after waiting for operations in progress.
     pub async fn close(&self) {
         self.rows().database.close().await;
     }
@@ -265,14 +268,14 @@ impl MongoRows {
         Ok(rows)
     }
 
-    /// Documents in the order of their keys, all of them without a limit.
+    /// Documents in the order of their keys; all of them if `max_rows` is `None`.
     async fn page(
         &self,
         collection: &str,
         filter: Document,
         max_rows: Option<usize>,
     ) -> Result<Vec<RawDocumentBuf>> {
-        // To the server that would be no limit.
+        // For the server, 0 means no limit.
         if max_rows == Some(0) {
             return Ok(Vec::new());
         }
@@ -280,19 +283,19 @@ impl MongoRows {
         self.database.find(collection, filter, sorted.build(), None).await
     }
 
-    /// A transaction that holds the log's document, so that it sees what every
-    /// writer before it has committed and none comes between.
+    /// Begins a transaction that locks the log's document, so that it sees the commits of all
+    /// earlier writers and excludes others.
     async fn take_turn(&self) -> Result<MongoTx> {
         let mut session = self.database.begin().await?;
         let log = self.database.collection::<RawDocumentBuf>(LOG);
-        // An update that changes nothing would hold nothing.
+        // An update without a change would lock nothing.
         let turn = log
             .find_one_and_update(doc! { "_id": "log" }, doc! { "$inc": { "turn": 1_i64 } })
             .return_document(ReturnDocument::After)
             .session(&mut session);
         let document = self.database.run(turn).await?.ok_or_else(missing_log)?;
         let state = log_state(&document)?;
-        let next_number = codec::int(&document, "next_number").map_err(corrupt)?;
+        let next_number = document.int("next_number").map_err(corrupt)?;
         Ok(MongoTx {
             database: self.database.clone(),
             session,
@@ -304,7 +307,7 @@ impl MongoRows {
     }
 }
 
-/// Refuses a server that can't keep the contract's promises.
+/// Refuses a server that can't fulfil the contract.
 async fn check_server(client: &Client, config: &MongoConfig, runtime: &dyn Runtime) -> Result<()> {
     let admin = client.database("admin");
     let hello = async { admin.run_command(doc! { "hello": 1 }).await };
@@ -319,7 +322,7 @@ async fn check_server(client: &Client, config: &MongoConfig, runtime: &dyn Runti
 fn check_hello(hello: &Document) -> Result<()> {
     let refused = |why: &'static str| Err(Error::new(ErrorKind::ConfigInvalid, why));
     if hello.get_i32("maxWireVersion").unwrap_or(0) < MIN_WIRE_VERSION {
-        return refused("the server is too old: MongoDB 4.4 is the first that will do");
+        return refused(TOO_OLD);
     }
     let is_router = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
     if !is_router && hello.get_str("setName").is_err() {
@@ -331,14 +334,6 @@ fn check_hello(hello: &Document) -> Result<()> {
     Ok(())
 }
 
-fn missing_log() -> Error {
-    corrupt("the log's own document is missing")
-}
-
-fn limit(rows: usize) -> i64 {
-    i64::try_from(rows).unwrap_or(i64::MAX)
-}
-
 #[async_trait]
 impl RowStore for MongoRows {
     fn capabilities(&self) -> Capabilities {
@@ -346,12 +341,12 @@ impl RowStore for MongoRows {
     }
 
     async fn begin(&self) -> Result<Box<dyn RowTx>> {
-        // The bound is for other writers; a slow server has its own.
+        // `busy_timeout` is for other writers; a slow server has its own time limit.
         let (waits, expired) = (AtomicBool::new(true), AtomicBool::new(false));
         let busy = || {
             Error::new(
                 ErrorKind::StoreBusy,
-                "another writer holds the log beyond the bound: try again; one that died holds it up to the server's transactionLifetimeLimitSeconds",
+                "another writer held the log for longer than busy_timeout: try again; a dead writer blocks it for up to the server's transactionLifetimeLimitSeconds",
             )
         };
         let turn = async {
@@ -390,7 +385,7 @@ impl RowStore for MongoRows {
 
     async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>> {
         let rows = self.page(EVENTS, doc! { "_id": { "$gte": from_seq } }, Some(max_rows)).await?;
-        Ok(rows.iter().map(|row| scanned_row(row)).collect())
+        Ok(rows.iter().map(scanned_row).collect())
     }
 
     async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage> {
@@ -406,14 +401,14 @@ impl RowStore for MongoRows {
     async fn cursor(&self, source: &str) -> Result<Option<String>> {
         let cursors = self.database.collection::<RawDocumentBuf>(CURSORS);
         let found = self.database.run(cursors.find_one(doc! { "_id": { "$eq": source } })).await?;
-        found.map(|row| cursor_text(&row)).transpose()
+        found.as_ref().map(cursor_text).transpose()
     }
 
     async fn cursors(&self) -> Result<Vec<(String, String)>> {
         let rows = self.page(CURSORS, doc! {}, None).await?;
         rows.iter()
             .map(|row| {
-                let source = codec::text(row, "_id").map_err(corrupt)?;
+                let source = row.text("_id").map_err(corrupt)?;
                 Ok((source.to_owned(), cursor_text(row)?))
             })
             .collect()
@@ -421,7 +416,7 @@ impl RowStore for MongoRows {
 
     async fn quarantined(&self, after: i64, max_items: usize) -> Result<Vec<QuarantinedItem>> {
         let rows = self.page(QUARANTINE, doc! { "_id": { "$gt": after } }, Some(max_items)).await?;
-        rows.iter().map(|row| quarantined_item(row)).collect()
+        rows.iter().map(quarantined_item).collect()
     }
 
     async fn has_staged(&self) -> Result<bool> {
@@ -435,18 +430,18 @@ impl RowStore for MongoRows {
     }
 }
 
-fn cursor_text(row: &RawDocument) -> Result<String> {
-    Ok(codec::text(row, "cursor").map_err(corrupt)?.to_owned())
+fn cursor_text(row: &RawDocumentBuf) -> Result<String> {
+    Ok(row.text("cursor").map_err(corrupt)?.to_owned())
 }
 
 struct MongoTx {
     database: MongoDatabase,
     session: ClientSession,
     head: Head,
-    /// The number of the next item of the quarantine.
+    /// The number of the next quarantined item.
     next_number: i64,
     staged: Staged,
-    /// Held for the time of the transaction.
+    /// Held during the transaction.
     writer: Option<OwnedMutexGuard<()>>,
 }
 
@@ -494,7 +489,7 @@ impl RowTx for MongoTx {
 
     async fn cursor(&mut self, source: &str) -> Result<Option<String>> {
         let found = self.one(CURSORS, source).await?;
-        found.map(|row| cursor_text(&row)).transpose()
+        found.as_ref().map(cursor_text).transpose()
     }
 
     async fn set_identity(&mut self, log_id: Uuid, cursor_key: &CursorKey) -> Result<()> {
@@ -511,7 +506,7 @@ impl RowTx for MongoTx {
 
     async fn lease(&mut self, name: &str) -> Result<Option<LeaseRow>> {
         let found = self.one(LEASES, name).await?;
-        found.map(|row| lease_row(&row)).transpose()
+        found.as_ref().map(lease_row).transpose()
     }
 
     async fn set_lease(&mut self, name: &str, row: &LeaseRow) -> Result<()> {
@@ -553,7 +548,7 @@ impl MongoTx {
     async fn probe(&mut self, keys: Document) -> Result<Vec<ExistingRow>> {
         let options = FindOptions::builder().projection(compared_fields()).build();
         let rows = self.database.find(EVENTS, keys, options, Some(&mut self.session)).await?;
-        Ok(rows.iter().map(|row| existing_row(row)).collect())
+        Ok(rows.iter().map(existing_row).collect())
     }
 
     async fn one(&mut self, collection: &str, id: &str) -> Result<Option<RawDocumentBuf>> {
@@ -562,7 +557,7 @@ impl MongoTx {
         self.database.run(found).await
     }
 
-    /// Sets fields of a document, which is made if it is not there.
+    /// Sets fields of a document, which is created if missing.
     async fn set(&mut self, collection: &str, id: &str, fields: Document) -> Result<()> {
         let collection = self.database.collection::<Document>(collection);
         let update = collection
@@ -591,16 +586,16 @@ impl MongoTx {
         let insert = collection.insert_many(documents).session(&mut self.session);
         match self.database.run(insert).await {
             Ok(_) => Ok(()),
-            // The transaction has looked, and keeps other writers out.
+            // The transaction has looked for the key and excludes other writers.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                Err(corrupt(format_args!("{error}, though the log has not")))
+                Err(corrupt(format_args!("{error}, although no row was found by it")))
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Keeps items as often seen as said; of one that is there already, or comes
-    /// twice, the counts are combined. Returns how many are new.
+    /// Stores items with their counts, combined with the counts of repeated or existing ones.
+    /// Returns how many are new.
     async fn keep<'i>(
         &mut self,
         items: impl Iterator<Item = (&'i QuarantineItem, u64)>,
@@ -642,7 +637,7 @@ impl MongoTx {
         if count > 0 {
             self.set_in_log(doc! { "next_number": self.next_number }).await?;
         }
-        // Items are up to 64 KiB: not all of them in one message.
+        // In several messages, because items have up to 64 KiB.
         while !new.is_empty() {
             let rest = new.split_off(new.len().min(INSERT_ITEMS));
             self.insert_documents(QUARANTINE, std::mem::replace(&mut new, rest)).await?;
@@ -650,7 +645,7 @@ impl MongoTx {
         Ok(count)
     }
 
-    /// Number and count of those that are in the quarantine, by source and key.
+    /// Number and count of the items that are already in the quarantine, by source and key.
     async fn kept(
         &mut self,
         items: &[&QuarantineItem],
@@ -667,8 +662,9 @@ impl MongoTx {
                     FindOptions::builder().projection(doc! { "key": 1, "seen": 1 }).build();
                 let session = Some(&mut self.session);
                 for row in self.database.find(QUARANTINE, filter, options, session).await? {
-                    let (number, seen) = codec::number_and_count(&row)?;
-                    let key = codec::text(&row, "key").map_err(corrupt)?.to_owned();
+                    let number = row.int("_id").map_err(corrupt)?;
+                    let seen = row.count("seen").map_err(corrupt)?;
+                    let key = row.text("key").map_err(corrupt)?.to_owned();
                     kept.insert((source.to_owned(), key), (number, seen));
                 }
             }
@@ -682,7 +678,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_that_will_not_do_are_refused_with_the_fix() {
+    fn unsupported_servers_are_refused_with_the_fix() {
         let good = doc! {
             "maxWireVersion": 9, "setName": "rs0", "logicalSessionTimeoutMinutes": 30,
         };
@@ -703,7 +699,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_uri_says_of_limits_holds_and_no_password_is_shown() {
+    async fn limits_in_the_uri_take_precedence_and_no_password_is_shown() {
         let uri = "mongodb://u:geheim@127.0.0.1/audit?maxPoolSize=3";
         let config = MongoConfig::new(uri);
         let (options, database) = config.client_options().await.unwrap();

@@ -1,4 +1,4 @@
-//! The outbox: events that committed with their mutation and wait for their place.
+//! The outbox: events that committed with their mutation and wait to be appended.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,16 +11,17 @@ use sha2::{Digest, Sha256};
 
 use super::database::MongoDatabase;
 use super::schema::OUTBOX;
-use crate::store::{StagedEvent, UnreadableStaged};
+use crate::store::codec::{limit, staged_event};
+use crate::store::engine::{StagedEvent, UnreadableStaged};
 use crate::{Result, Runtime, SealedEvent};
 
 /// The bits of a number below its millisecond.
 const COUNT_BITS: u32 = 20;
 const MAX_MILLIS: u64 = (1 << (63 - COUNT_BITS)) - 1;
 
-/// The keys of the rows that this process stages: growing, as the relay takes them
-/// by their keys. Between processes they are in order to the millisecond. A counter
-/// in the database would put the users' transactions in a queue.
+/// Generates the keys of the rows that this process stages. They grow, because the relay reads
+/// rows in the order of their keys; between processes they are ordered to the millisecond. A
+/// counter in the database would serialise the callers' transactions.
 pub(super) struct Order {
     process: [u8; 8],
     next: AtomicU64,
@@ -33,12 +34,12 @@ impl Order {
         Self { process, next: AtomicU64::new(0) }
     }
 
-    /// The numbers from the one returned on are the caller's, `count` of them.
+    /// Reserves `count` consecutive numbers, and returns the first.
     fn take(&self, runtime: &dyn Runtime, count: usize) -> u64 {
         let mut drawn = [0; 4];
         runtime.fill_random(&mut drawn);
         let millis = u64::try_from(runtime.now().as_millis()).unwrap_or(0).min(MAX_MILLIS);
-        // Drawn, so that two processes' numbers of one millisecond differ, too.
+        // Random, so that numbers of two processes in the same millisecond differ.
         let drawn = u64::from(u32::from_le_bytes(drawn) >> (33 - COUNT_BITS));
         let now = (millis << COUNT_BITS) | drawn;
         let count = count as u64;
@@ -74,7 +75,7 @@ pub(super) async fn stage(
     Ok(())
 }
 
-/// The keys behind the numbers that a relay's transaction works with.
+/// The row keys by the numbers that a relay's transaction uses.
 #[derive(Default)]
 pub(super) struct Staged {
     keys: HashMap<i64, Bson>,
@@ -87,8 +88,8 @@ impl Staged {
         session: &mut ClientSession,
         max_events: usize,
     ) -> Result<Vec<StagedEvent>> {
-        let limit = i64::try_from(max_events).unwrap_or(i64::MAX);
-        let options = FindOptions::builder().sort(doc! { "_id": 1 }).limit(limit).build();
+        let sorted = FindOptions::builder().sort(doc! { "_id": 1 });
+        let options = sorted.limit(limit(max_events)).build();
         let rows = database.find(OUTBOX, doc! {}, options, Some(session)).await?;
         Ok(rows.iter().map(|row| self.staged(row)).collect())
     }
@@ -101,17 +102,12 @@ impl Staged {
             number = number.wrapping_add(1) & i64::MAX;
         }
         self.keys.insert(number, key);
-        let event = match row.get_str("event") {
-            Ok(text) => SealedEvent::from_json(text).map_err(|e| UnreadableStaged {
-                raw: text.as_bytes().to_vec(),
-                problem: e.to_string(),
-            }),
-            Err(_) => Err(UnreadableStaged {
-                raw: row.as_bytes().to_vec(),
-                problem: "event is no text".into(),
-            }),
-        };
-        StagedEvent { number, event }
+        if let Ok(text) = row.get_str("event") {
+            return staged_event(number, text);
+        }
+        let raw = row.as_bytes().to_vec();
+        let problem = "event is not a text".into();
+        StagedEvent { number, event: Err(UnreadableStaged { raw, problem }) }
     }
 
     pub(super) fn keys(&self, numbers: &[i64]) -> Vec<Bson> {
@@ -119,7 +115,7 @@ impl Staged {
     }
 }
 
-/// What a row is called in the quarantine, so it has to be its own and stay so.
+/// The number of a row. The quarantine identifies the row by it, so it must be unique and stable.
 fn number_of(key: &Bson) -> i64 {
     let ours = match key {
         Bson::Binary(binary) => <&[u8; 16]>::try_from(binary.bytes.as_slice()).ok(),

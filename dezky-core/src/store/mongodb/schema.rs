@@ -1,17 +1,16 @@
-//! The schema: collections and indexes, as numbered steps that every database has
-//! gone through.
+//! The schema: collections and indexes, as numbered steps.
 
 use mongodb::IndexModel;
 use mongodb::bson::{Document, RawDocumentBuf, doc};
 use mongodb::options::IndexOptions;
 
 use super::database::{MongoDatabase, mongo_error};
-use crate::store::schema::{COMPONENT, Found, check_version, tell};
+use crate::store::schema::{COMPONENT, Found, check_version, log_progress};
 use crate::{Error, ErrorKind, Result};
 
-/// Where the versions of all components are.
+/// The collection of the components' versions.
 pub(super) const SCHEMA: &str = "dezky_schema";
-/// The one document of the log itself: identity, beginning, head, counters.
+/// The collection of the log's own document: identity, base, head, counters.
 pub(super) const LOG: &str = "dezky_audit_log";
 pub(super) const EVENTS: &str = "dezky_audit_events";
 pub(super) const CURSORS: &str = "dezky_cursors";
@@ -25,21 +24,21 @@ pub(super) const BY_TENANT: &str = "by_tenant_at_seq";
 pub(super) const BY_ACTOR: &str = "by_actor_at_seq";
 pub(super) const BY_ACTION: &str = "by_action_at_seq";
 
-/// The server's code of a collection that is there already.
+/// The server's code if a collection already exists.
 const NAMESPACE_EXISTS: i32 = 48;
-/// Its code of an index that is not there.
+/// The server's code if an index does not exist.
 const INDEX_NOT_FOUND: i32 = 27;
 
-/// The steps of the log; one that was released never changes.
+/// The steps of the log. A released step never changes.
 pub(super) fn steps() -> Vec<Vec<MongoCollection>> {
     let first = vec![
         MongoCollection::new(LOG),
-        // The place is the document's own key.
+        // The document's key is `seq`.
         MongoCollection::new(EVENTS)
             .unique("by_id", doc! { "id": 1 })
-            // The filtered field first: not every server finds rows by a partial
-            // index that has it later. A filter on the type would keep servers from
-            // using it where the value is given.
+            // The filtered field comes first, because not every server uses a partial index that
+            // has it later. With a filter on the type, servers would not use the index for a given
+            // value.
             .unique_where(
                 "by_external_id",
                 doc! { "external_id": 1, "source": 1 },
@@ -54,8 +53,7 @@ pub(super) fn steps() -> Vec<Vec<MongoCollection>> {
         MongoCollection::new(QUARANTINE).unique("by_key", doc! { "source": 1, "key": 1 }),
         MongoCollection::new(OUTBOX),
     ];
-    // Lists stand in the order (at, seq). An index can't be renamed, so these have other
-    // names.
+    // Indexes for the order (at, seq). They have new names, because an index can't be renamed.
     let second = vec![
         MongoCollection::new(EVENTS)
             .index(BY_AT, doc! { "at": 1, "_id": 1 })
@@ -70,7 +68,7 @@ pub(super) fn steps() -> Vec<Vec<MongoCollection>> {
     vec![first, second]
 }
 
-/// A collection and its indexes, as a step of a migration makes them.
+/// A collection and its indexes, as created by a step of a migration.
 #[derive(Debug, Clone)]
 pub struct MongoCollection {
     name: String,
@@ -79,33 +77,32 @@ pub struct MongoCollection {
 }
 
 impl MongoCollection {
-    /// A collection without indexes of its own.
+    /// A collection without additional indexes.
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), indexes: Vec::new(), dropped: Vec::new() }
     }
 
-    /// The same with an index.
+    /// Adds an index.
     #[must_use]
     pub fn index(self, name: &str, keys: Document) -> Self {
         self.with(keys, IndexOptions::builder().name(name.to_owned()).build())
     }
 
-    /// The same with a unique index.
+    /// Adds a unique index.
     #[must_use]
     pub fn unique(self, name: &str, keys: Document) -> Self {
         self.with(keys, IndexOptions::builder().name(name.to_owned()).unique(true).build())
     }
 
-    /// The same with a unique index over the documents that match `filter`. Let
-    /// `keys` begin with the field of the filter.
+    /// Adds a unique index over the documents that match `filter`. `keys` should begin with the
+    /// filter's field.
     #[must_use]
     pub fn unique_where(self, name: &str, keys: Document, filter: Document) -> Self {
         let options = IndexOptions::builder().name(name.to_owned()).unique(true);
         self.with(keys, options.partial_filter_expression(filter).build())
     }
 
-    /// The same without an index that an earlier step made. It is dropped after those of
-    /// this step are there.
+    /// Drops an index that an earlier step created, after creating those of this step.
     #[must_use]
     pub fn without_index(mut self, name: &str) -> Self {
         self.dropped.push(name.to_owned());
@@ -130,7 +127,7 @@ impl MongoCollection {
     }
 }
 
-/// Looks at a database; changes nothing.
+/// Examines a database without changing it.
 pub(super) async fn inspect(database: &MongoDatabase) -> Result<Found> {
     if let Some(version) = version_of(database, COMPONENT).await? {
         return Ok(Found::Version(version));
@@ -145,7 +142,7 @@ pub(super) async fn inspect(database: &MongoDatabase) -> Result<Found> {
     })
 }
 
-/// The version of a part of the product, if it was ever set up.
+/// The schema version of a component, if it was ever set up.
 pub(super) async fn version_of(database: &MongoDatabase, component: &str) -> Result<Option<usize>> {
     let schema = database.collection::<RawDocumentBuf>(SCHEMA);
     let found = database.run(schema.find_one(doc! { "_id": { "$eq": component } })).await?;
@@ -162,21 +159,20 @@ pub(super) async fn version_of(database: &MongoDatabase, component: &str) -> Res
         .transpose()
 }
 
-/// The version of a log that is up to date.
+/// The newest version of the log's schema.
 pub(super) fn known_version() -> usize {
     steps().len()
 }
 
-/// Takes the database to the log's current version.
+/// Migrates the log's schema to the newest version; `fresh` is the document of a new log.
 pub(super) async fn migrate(database: &MongoDatabase, fresh: Document) -> Result<()> {
-    // First of all that the database is ours, so that one that was left half
-    // made is taken up again.
+    // Marks the database as ours first, so that an interrupted migration can continue.
     set_version(database, COMPONENT, 0).await?;
     let version = version_of(database, COMPONENT).await?.unwrap_or(0);
     check_version(version, known_version())?;
     let steps = steps();
     for (step, number) in steps[version..].iter().zip(1..) {
-        tell(version, steps.len(), (number, steps.len() - version));
+        log_progress(version, steps.len(), (number, steps.len() - version));
         make(database, step).await?;
     }
     let log = database.collection::<Document>(LOG);
@@ -185,7 +181,7 @@ pub(super) async fn migrate(database: &MongoDatabase, fresh: Document) -> Result
     set_version(database, COMPONENT, steps.len()).await
 }
 
-/// Takes the steps of a component beyond `version`.
+/// Runs the steps of a component after `version`.
 pub(super) async fn take_steps(
     database: &MongoDatabase,
     component: &str,
@@ -210,7 +206,7 @@ async fn make(database: &MongoDatabase, step: &[MongoCollection]) -> Result<()> 
         made.await?;
         if !collection.indexes.is_empty() {
             let indexes = collection.indexes.clone();
-            // As long as it takes: a later step may find rows.
+            // Without a time limit, because a later step may index many rows.
             let made = database.collection::<Document>(name).create_indexes(indexes).await;
             made.map_err(|error| mongo_error(&error))?;
         }
@@ -218,7 +214,7 @@ async fn make(database: &MongoDatabase, step: &[MongoCollection]) -> Result<()> 
             let indexes = database.collection::<Document>(name);
             let dropped = database.run(async {
                 match indexes.drop_index(index).await {
-                    // By another process that takes the same step.
+                    // Another process that runs the same step has dropped it.
                     Err(error) if has_code(&error, INDEX_NOT_FOUND) => Ok(()),
                     dropped => dropped,
                 }
@@ -229,7 +225,7 @@ async fn make(database: &MongoDatabase, step: &[MongoCollection]) -> Result<()> 
     Ok(())
 }
 
-/// Raises the version of a component; one that is higher already stays.
+/// Raises the version of a component; a higher one stays.
 async fn set_version(database: &MongoDatabase, component: &str, version: usize) -> Result<()> {
     let version = i64::try_from(version).unwrap_or(i64::MAX);
     let schema = database.collection::<Document>(SCHEMA);
@@ -248,7 +244,7 @@ async fn upsert(
         let upsert = collection.update_one(filter.clone(), update.clone()).upsert(true);
         match database.run(upsert).await {
             Ok(_) => return Ok(()),
-            // Two that insert at once: the other one's is there now.
+            // Another process inserted it at the same time.
             Err(error) if error.kind() == ErrorKind::AlreadyExists && raced < 8 => raced += 1,
             Err(error) => return Err(error),
         }

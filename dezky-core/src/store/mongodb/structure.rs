@@ -15,6 +15,7 @@ use mongodb::results::{CollectionSpecification, CollectionType};
 use super::database::{MongoDatabase, mongo_error, no_answer};
 use super::schema::{self, EVENTS, MongoCollection};
 use crate::Result;
+use crate::store::codec::signed;
 use crate::store::structure::{Object, compare, unreached};
 use crate::store::{Anomaly, Extent, Head};
 
@@ -181,7 +182,7 @@ fn direction(value: &Bson) -> String {
     }
 }
 
-/// Compares the number of documents that each index leads to with that of the collection.
+/// Compares the number of documents that each index reaches with that of the collection.
 /// Partial indexes serve deduplication, not lists, and are left out.
 async fn unreached_rows(
     database: &MongoDatabase,
@@ -189,7 +190,7 @@ async fn unreached_rows(
     found: &[Object],
     head: Head,
 ) -> Result<Vec<Anomaly>> {
-    let next_seq = super::signed(head.next_seq)?;
+    let next_seq = signed(head.next_seq)?;
     let count = async |hint: Hint| -> Result<i64> {
         let events = database.collection::<Document>(EVENTS);
         let counting = events.count_documents(doc! { "_id": { "$lt": next_seq } }).hint(hint);

@@ -10,53 +10,51 @@ use super::postgres_error;
 use super::transaction::answer;
 use crate::{Error, ErrorKind, Result};
 
-/// How long a connection that is given back may take to end what it is at.
+/// Time limit for a released connection to finish its last statement.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The most connections of a process.
+/// Maximum number of connections per process.
 const MAX_CONNECTIONS: u32 = 10_000;
 
-/// How a log in PostgreSQL is opened.
+/// The configuration of a log in PostgreSQL.
 ///
-/// TLS is as the URL's `sslmode` says: `disable`, `prefer` (unless set: TLS if
-/// the server has it, whoever it is), `require` (TLS, whoever it is), `verify-ca`
-/// and `verify-full` (TLS with a certificate that the system's roots or
-/// `sslrootcert` vouch for). Over a network use `verify-full`. What the URL leaves
-/// out comes from `PGHOST` and its kin and from `.pgpass`, as everywhere. A parameter
-/// of the URL that is not known here is refused.
+/// The URL's `sslmode` controls TLS: `disable`; `prefer` (the default: TLS if the server has it,
+/// without checking its certificate); `require` (TLS, without checking the certificate);
+/// `verify-ca` and `verify-full` (TLS with a certificate signed by the system's roots or
+/// `sslrootcert`). Over a network, use `verify-full`. Parts missing in the URL are taken from
+/// `PGHOST` and similar variables and from `.pgpass`, as usual. Unknown parameters of the URL are
+/// refused.
 #[derive(Clone)]
 #[non_exhaustive]
-#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent switch")]
 pub struct PostgresConfig {
-    /// `postgres://user:password@host:port/database?sslmode=verify-full`; of
-    /// [`for_pool`](Self::for_pool) empty. `Debug` does not show it.
+    /// `postgres://user:password@host:port/database?sslmode=verify-full`; empty for
+    /// [`for_pool`](Self::for_pool). `Debug` does not show it.
     pub url: String,
-    /// The most connections at once, 1 to 10,000, 10 unless set; one more listens for what other
-    /// processes append.
+    /// Maximum number of connections, 1 to 10,000; 10 by default. One more listens for appends of
+    /// other processes.
     pub max_connections: u32,
-    /// How long a caller waits for a connection, 5 s unless set.
+    /// How long a caller waits for a connection; 5 s by default.
     pub acquire_timeout: Duration,
-    /// How long a writer waits for another one, 5 s unless set.
+    /// How long a writer waits for another one; 5 s by default.
     pub lock_timeout: Duration,
-    /// How long a statement may take, 30 s unless set. A server that is silent for
-    /// 5 s more is given up.
+    /// Time limit for a statement; 30 s by default. If the server stays silent for another 5 s,
+    /// the call fails.
     pub statement_timeout: Duration,
-    /// How long a transaction may wait for its next statement, 5 s unless set, so
-    /// that a writer that stalls does not hold up the others.
+    /// How long a transaction may wait for its next statement, 5 s by default, so that a stalled
+    /// writer does not block the others.
     pub idle_in_transaction_timeout: Duration,
-    /// Set it where a pooler (`PgBouncer`) gives each transaction another
-    /// connection: statements are not prepared then, and what other processes append
-    /// is found by polling alone.
+    /// Set this behind a pooler (`PgBouncer`) in transaction mode. Statements are then not
+    /// prepared, and appends of other processes are noticed only by polling.
     pub transaction_pooler: bool,
-    /// Make the tables if they are missing, and bring them up to date. Without it
-    /// nothing is written by opening.
+    /// Create the tables if they are missing, and migrate them. Without it, opening writes
+    /// nothing.
     pub migrate: bool,
-    /// Refuse a standby, or a role that lacks rights, when it is opened. Without it reads are
-    /// served, and what can't be written fails as `store_unavailable`.
+    /// Refuse to open a standby, or with a role that lacks privileges. Without it, reads are
+    /// served and writes fail with `store_unavailable`.
     pub must_write: bool,
-    /// Let the log's tables stand beside tables of your own, so that a mutation
-    /// and its event commit together. Without it a schema that has tables, but none
-    /// of ours, is refused.
+    /// Allow other tables in the same schema, so that your mutation and its event commit together.
+    /// Without it, a schema that has tables but none of ours is refused.
     pub shared: bool,
 }
 
@@ -77,8 +75,8 @@ impl PostgresConfig {
         }
     }
 
-    /// The defaults for a pool of your own, whose URL, size and waiting time are
-    /// its own, and a schema with tables of your own.
+    /// The defaults for your own pool, which has its own URL, size and timeout, and a schema that
+    /// also has your own tables.
     pub fn for_pool() -> Self {
         Self { shared: true, ..Self::new("") }
     }
@@ -95,11 +93,11 @@ impl PostgresConfig {
         Ok(PgPoolOptions::new()
             .max_connections(self.max_connections)
             .acquire_timeout(self.acquire_timeout)
-            // What was given up may still wait for a silent server: the pool itself would
-            // wait with it, and have a connection less for so long.
+            // A connection whose statement timed out may still be waiting for a silent server.
+            // Without a time limit, the pool would wait too, and lack this connection meanwhile.
             .after_release(|connection, _| {
                 answer(RELEASE_TIMEOUT, connection.ping())
-                    // An error closes it without a word, which could get stuck too.
+                    // On an error, sqlx closes it without a farewell, which could block too.
                     .map(|answer| answer.map(|()| true).map_err(|_| sqlx::Error::PoolTimedOut))
                     .boxed()
             })
@@ -119,7 +117,7 @@ impl PostgresConfig {
             ("statement_timeout", self.statement_timeout),
             ("idle_in_transaction_timeout", self.idle_in_transaction_timeout),
         ] {
-            // To PostgreSQL 0 is no bound at all, and more does not fit.
+            // For PostgreSQL, 0 means no limit.
             if !(1..=86_400_000).contains(&duration.as_millis()) {
                 return Err(Error::new(
                     ErrorKind::ConfigInvalid,
@@ -131,8 +129,7 @@ impl PostgresConfig {
     }
 }
 
-/// The options that a URL may have; sqlx leaves out the others, and logs them with
-/// their values.
+/// The known options of a URL. sqlx ignores others, and logs them with their values.
 const URL_OPTIONS: &[&str] = &[
     "sslmode",
     "ssl-mode",
@@ -154,11 +151,11 @@ const URL_OPTIONS: &[&str] = &[
     "options",
 ];
 
-/// Reads a URL of PostgreSQL as [`PostgresConfig`] does.
+/// Parses a PostgreSQL URL as [`PostgresConfig`] does.
 ///
 /// # Errors
-/// `config_invalid` if it can't be read, or has an option that is not known: a
-/// mistyped `sslmode` must not leave the connection without TLS.
+/// `config_invalid` if it can't be parsed, or has an unknown option: a mistyped `sslmode` must not
+/// leave the connection without TLS.
 pub fn postgres_options(url: &str) -> Result<PgConnectOptions> {
     let options = url.split('#').next().and_then(|url| url.split_once('?'));
     let options = options.map_or("", |(_, options)| options);
@@ -171,15 +168,15 @@ pub fn postgres_options(url: &str) -> Result<PgConnectOptions> {
         {
             continue;
         }
-        // What does not look like a name, or stands before an @, may be a part of a
-        // password that was not encoded.
+        // Text that does not look like a name, or that precedes an @, may be part of an unencoded
+        // password.
         let is_name = name.len() <= 40
             && !options.contains('@')
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
         return Err(Error::new(
             ErrorKind::ConfigInvalid,
             format!(
-                "the URL of PostgreSQL has an unknown option{}: take it out, or correct it, as in sslmode=verify-full",
+                "the URL of PostgreSQL has an unknown option{}: remove it, or correct it, as in sslmode=verify-full",
                 if is_name { format!(" {name}") } else { String::new() }
             ),
         ));
@@ -187,7 +184,7 @@ pub fn postgres_options(url: &str) -> Result<PgConnectOptions> {
     let options = PgConnectOptions::from_str(url).map_err(postgres_error)?;
     Ok(options
         .disable_statement_logging()
-        // PgBouncer refuses parameters that it does not know.
+        // PgBouncer refuses unknown parameters.
         .extra_float_digits(None))
 }
 

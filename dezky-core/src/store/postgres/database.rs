@@ -1,5 +1,4 @@
-//! The connections to the database, for everything that commits together with
-//! its log.
+//! The connections to the database, for data that commits together with the log.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -17,25 +16,23 @@ use crate::store::operator::at_start;
 use crate::store::schema::check_version;
 use crate::{Error, ErrorKind, Result, SealedEvent};
 
-/// How much longer than the server's own bound a server may be silent.
+/// How long a server may stay silent after its own time limit has passed.
 const SILENCE: Duration = Duration::from_secs(5);
-/// How long a migration may take, or wait for another process that migrates; and a look at
-/// every row.
+/// Time limit for a migration, for waiting for another process's migration, and for a statement
+/// that examines every row.
 const MIGRATION: Duration = Duration::from_mins(10);
 
-/// A few keys are looked up in a table of any size, whatever the planner believes
-/// of it.
+/// Makes the planner look the few keys up by index, whatever its statistics of the table are.
 const LOOK_UPS: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
-/// The order comes from an index, and a plan is made for these parameters: one
-/// for any would forget what they narrow.
-const WALKS: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off; SET LOCAL enable_incremental_sort = off; SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL plan_cache_mode = force_custom_plan";
+/// Makes the planner read the rows by index in the wanted order, and plan for the actual
+/// parameters: a generic plan would ignore how selective they are.
+const SCANS: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off; SET LOCAL enable_incremental_sort = off; SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL plan_cache_mode = force_custom_plan";
 
-/// The connections of a [`PostgresAuditStore`](super::PostgresAuditStore), for
-/// stores of other things in the same database: what they write commits together
-/// with its events.
+/// The connections of a [`PostgresAuditStore`](super::PostgresAuditStore), for other data in the
+/// same database, which commits together with the log's events.
 ///
-/// Everything happens in transactions, so that a pooler in transaction mode may
-/// stand between. Clones share the connections.
+/// Everything happens in transactions, so a pooler in transaction mode may be in between. Clones
+/// share the connections.
 ///
 /// ```no_run
 /// use dezky_core::rt::TokioRuntime;
@@ -68,9 +65,9 @@ struct Inner {
     begin: String,
     begin_log: String,
     read: String,
-    read_walk: String,
-    /// The table of versions, by PostgreSQL's number of it: tells this log's
-    /// notifications from those of one in another schema.
+    read_scan: String,
+    /// The OID of the table of versions, which distinguishes this log's notifications from those
+    /// of a log in another schema.
     scope: OnceLock<i64>,
     listener: Option<Listener>,
 }
@@ -80,11 +77,11 @@ impl PostgresDatabase {
         let [lock, statement, idle] =
             [config.lock_timeout, config.statement_timeout, config.idle_in_transaction_timeout]
                 .map(|bound| bound.as_millis());
-        // Compiling a plan costs more than any statement here.
+        // JIT compilation takes longer than any statement here.
         let bounds = format!(
             "SET LOCAL statement_timeout = {statement}; SET LOCAL idle_in_transaction_session_timeout = {idle}; SET LOCAL jit = off"
         );
-        // A replication that somebody asked for stays; a commit that may be lost does not.
+        // Turns synchronous commits on if they are off; stricter settings stay.
         let begin = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {bounds}; SET LOCAL lock_timeout = {lock}; SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
         );
@@ -98,26 +95,26 @@ impl PostgresDatabase {
             answer_timeout: config.statement_timeout + SILENCE,
             begin_log: format!("{begin}; {LOOK_UPS}"),
             begin,
-            read_walk: format!("{read}; {WALKS}"),
+            read_scan: format!("{read}; {SCANS}"),
             read,
             scope: OnceLock::new(),
         }))
     }
 
-    /// To be called once the tables are there.
+    /// Reads the scope. The tables must exist.
     pub(super) async fn find_scope(&self) -> Result<()> {
         let mut tx = self.read().await?;
         let row = tx.fetch_all(sqlx::query("SELECT 'dezky_schema'::regclass::oid::bigint")).await?;
         tx.commit().await?;
         if let Some(scope) = row.first() {
             let scope: i64 = sqlx::Row::try_get(scope, 0).map_err(super::postgres_error)?;
-            // Another clone was faster with the same.
+            // If another clone was faster, it set the same value.
             let _ = self.0.scope.set(scope);
         }
         Ok(())
     }
 
-    /// A transaction that can only read, on one snapshot.
+    /// Begins a read-only transaction on one snapshot.
     ///
     /// # Errors
     /// `store_unavailable` if no connection becomes free in time.
@@ -125,8 +122,8 @@ impl PostgresDatabase {
         self.transaction(&self.0.read, self.0.answer_timeout).await
     }
 
-    /// A transaction that may write (`READ COMMITTED`), within the configured
-    /// bounds. It takes no lock of the log's: writers of other rows go on.
+    /// Begins a write transaction (`READ COMMITTED`) with the configured time limits. It takes no
+    /// lock of the log, so it does not block appends.
     ///
     /// # Errors
     /// `store_unavailable` if no connection becomes free in time.
@@ -134,8 +131,8 @@ impl PostgresDatabase {
         self.transaction(&self.0.begin, self.0.answer_timeout).await
     }
 
-    /// Stages `events` in the transaction and commits it: the mutation and its
-    /// events, or neither.
+    /// Stages `events` in the transaction and commits it, so that the mutation and its events are
+    /// stored together.
     pub async fn commit(&self, mut tx: PostgresTransaction, events: &[SealedEvent]) -> Result<()> {
         crate::store::chained::check_events(events)?;
         if !events.is_empty() {
@@ -144,22 +141,21 @@ impl PostgresDatabase {
         tx.commit().await
     }
 
-    /// Brings the tables of `component` up to date: `steps[n]` takes version n to
-    /// n + 1, all of them in one transaction. Safe when several processes start
-    /// together: they take turns. Opened without
-    /// [`migrate`](PostgresConfig::migrate) it only looks.
+    /// Migrates the tables of `component`: `steps[n]` takes version n to n + 1, all missing steps
+    /// in one transaction. Safe if several processes start together: they take turns. Only checks
+    /// the version if the store was opened without [`migrate`](PostgresConfig::migrate).
     ///
     /// # Errors
-    /// `schema_newer`; `store_foreign` if steps are missing and can't be taken;
-    /// `config_invalid` if the role lacks the rights to.
+    /// `schema_newer`; `store_foreign` if steps are missing and `migrate` is not set;
+    /// `config_invalid` if the role lacks a privilege.
     pub async fn migrate<S>(&self, component: &str, steps: &[S]) -> Result<()>
     where
         S: AsRef<str> + Sync,
     {
-        self.bring_up_to_date(component, steps).await.map_err(at_start)
+        self.take_missing_steps(component, steps).await.map_err(at_start)
     }
 
-    async fn bring_up_to_date(
+    async fn take_missing_steps(
         &self,
         component: &str,
         steps: &[impl AsRef<str> + Sync],
@@ -182,8 +178,8 @@ impl PostgresDatabase {
         tx.commit().await
     }
 
-    /// Compares the tables and indexes of a component with its `catalogue`: one object a
-    /// line with kind, name, table and definition, separated by tabs. Empty if they match;
+    /// Compares the tables and indexes of a component with its `catalogue`: one object per line
+    /// with kind, name, table and definition, separated by tabs. Returns the differences;
     /// additional indexes are allowed.
     ///
     /// # Errors
@@ -195,9 +191,9 @@ impl PostgresDatabase {
         Ok(anomalies)
     }
 
-    /// Refuses a role that lacks rights on tables (`SELECT`, `INSERT`, `UPDATE`,
-    /// `DELETE`), naming all that it lacks. A store that was opened for reading alone
-    /// is not refused.
+    /// Refuses a role that lacks privileges on tables (`SELECT`, `INSERT`, `UPDATE`, `DELETE`),
+    /// naming all of them. Does nothing if the store was opened without
+    /// [`must_write`](PostgresConfig::must_write).
     ///
     /// # Errors
     /// `config_invalid`.
@@ -208,7 +204,7 @@ impl PostgresDatabase {
         let needed =
             rights.iter().flat_map(|(table, rights)| rights.iter().map(move |r| (*table, *r)));
         let (tables, rights): (Vec<&str>, Vec<&str>) = needed.unzip();
-        // A right on columns is one, too; whether it is on those that matter shows later.
+        // A privilege on any column counts; missing ones on others show when they are needed.
         let query = sqlx::query(
             "SELECT current_user::text AS role, string_agg(n.wanted || ' on ' || n.tab, ', ' ORDER BY n.place) AS named, format('GRANT %s ON %s TO %I', string_agg(n.wanted, ', ' ORDER BY n.place), to_regclass(n.tab), current_user) AS fix FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS n (tab, wanted, place) WHERE to_regclass(n.tab) IS NOT NULL AND NOT CASE n.wanted WHEN 'DELETE' THEN has_table_privilege(to_regclass(n.tab), 'DELETE') ELSE has_any_column_privilege(to_regclass(n.tab), n.wanted) END GROUP BY n.tab ORDER BY min(n.place)",
         );
@@ -231,9 +227,9 @@ impl PostgresDatabase {
         ))
     }
 
-    /// Tells every process that waits on `channel`, when this transaction commits,
-    /// that it is at `value` now. Needs no permission; loses nothing that matters, as
-    /// those who wait also poll.
+    /// Notifies every process that waits on `channel` that its value is `value`, when this
+    /// transaction commits. Needs no privilege. Notifications may be lost; waiting processes
+    /// also poll.
     pub async fn notify(
         &self,
         tx: &mut PostgresTransaction,
@@ -245,15 +241,15 @@ impl PostgresDatabase {
         tx.execute(query.bind(listen::CHANNEL).bind(payload)).await.map(drop)
     }
 
-    /// What is sent on [`listen::CHANNEL`].
+    /// The payload of a notification on [`listen::CHANNEL`].
     pub(super) fn payload(&self, channel: &str, value: u64) -> String {
         listen::payload(self.scope(), channel, value)
     }
 
-    /// Resolves when `channel` may be beyond `beyond`: somebody
-    /// [notified](Self::notify) it, or a connection to listen on was made just now.
-    /// Without such a connection, which a pooler can't give, it pends for ever:
-    /// combine it with polling. Cancel-safe.
+    /// Resolves when the value of `channel` may exceed `beyond`: after a
+    /// [notification](Self::notify), or when the listening connection was just made. Never
+    /// resolves without such a connection, which a pooler can't provide; callers must also poll.
+    /// Cancel-safe.
     pub async fn changed(&self, channel: &str, beyond: u64) {
         match &self.0.listener {
             Some(listener) => listener.changed(self.scope(), channel, beyond).await,
@@ -261,7 +257,7 @@ impl PostgresDatabase {
         }
     }
 
-    /// Whether a connection keeps what was set on it.
+    /// Whether connections keep their settings, which they don't behind a pooler.
     pub(super) fn keeps_settings(&self) -> bool {
         self.0.prepared
     }
@@ -270,28 +266,27 @@ impl PostgresDatabase {
         &self.0.pool
     }
 
-    /// A transaction that writes to the log.
+    /// Begins a transaction that appends to the log.
     pub(crate) async fn begin_log(&self) -> Result<PostgresTransaction> {
         self.transaction(&self.0.begin_log, self.0.answer_timeout).await
     }
 
-    /// A transaction for the bounded walk of `list`.
-    pub(crate) async fn read_walk(&self) -> Result<PostgresTransaction> {
-        self.transaction(&self.0.read_walk, self.0.answer_timeout).await
+    /// Begins a read-only transaction for index scans in order.
+    pub(crate) async fn read_scan(&self) -> Result<PostgresTransaction> {
+        self.transaction(&self.0.read_scan, self.0.answer_timeout).await
     }
 
-    /// A transaction like that of a walk, whose statements may take as long as a look at
-    /// every row does.
+    /// Like [`read_scan`](Self::read_scan), with time for statements that examine every row.
     pub(super) async fn examination(&self) -> Result<PostgresTransaction> {
         let begin = format!(
             "{}; SET LOCAL statement_timeout = {}",
-            self.0.read_walk,
+            self.0.read_scan,
             MIGRATION.as_millis()
         );
         self.transaction(&begin, MIGRATION + SILENCE).await
     }
 
-    /// A transaction that excludes every other that migrates in this database.
+    /// Begins a transaction that excludes all other migrations in this database.
     pub(super) async fn begin_migration(&self) -> Result<PostgresTransaction> {
         let bound = MIGRATION.as_millis();
         let begin = format!(
@@ -299,12 +294,12 @@ impl PostgresDatabase {
             self.0.begin
         );
         let mut tx = self.transaction(&begin, MIGRATION + SILENCE).await?;
-        // Any number, the same for all: "dezky" in ASCII.
+        // An arbitrary number, the same in every process: "dezky" in ASCII.
         tx.run("SELECT pg_advisory_xact_lock(431199251321)").await?;
         Ok(tx)
     }
 
-    /// Ends the connections, after those who use them.
+    /// Closes the connections, after waiting for those in use.
     pub(super) async fn close(&self) {
         if let Some(listener) = &self.0.listener {
             listener.close();

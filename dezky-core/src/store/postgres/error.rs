@@ -1,4 +1,4 @@
-//! What PostgreSQL and sqlx say, as this crate says it.
+//! Conversion of the errors of PostgreSQL and sqlx.
 
 use sqlx::postgres::PgDatabaseError;
 
@@ -6,14 +6,13 @@ use super::transaction::FAILED_BEFORE;
 use crate::store::operator::needs_operator;
 use crate::{Error, ErrorKind};
 
-/// An error of sqlx as this crate says it: its kind tells whether a retry may
-/// help. No value of a statement gets in, and no part of a URL: what PostgreSQL
-/// says in detail about data is left out.
+/// Converts an error of sqlx. The kind tells whether a retry may help. Values of statements and
+/// parts of URLs are never included, nor are PostgreSQL's details about data.
 pub fn postgres_error(error: sqlx::Error) -> Error {
     use ErrorKind::{ConfigInvalid, StoreCorrupt, StoreUnavailable};
     let (kind, message) = match &error {
         sqlx::Error::Database(database) => {
-            // Without the source: its Debug shows values.
+            // Without the source, whose Debug output shows values.
             return match database.try_downcast_ref::<PgDatabaseError>() {
                 Some(said) => refused(said),
                 None => Error::new(StoreUnavailable, "PostgreSQL gives no reason: try again"),
@@ -21,7 +20,7 @@ pub fn postgres_error(error: sqlx::Error) -> Error {
         }
         sqlx::Error::PoolTimedOut => (
             StoreUnavailable,
-            "no connection to PostgreSQL in time: it is down, can't be reached, or all connections are taken",
+            "no connection to PostgreSQL in time: it is down, can't be reached, or all connections are in use",
         ),
         sqlx::Error::PoolClosed => (StoreUnavailable, "the store was closed: open it again"),
         sqlx::Error::Io(_) => {
@@ -36,7 +35,10 @@ pub fn postgres_error(error: sqlx::Error) -> Error {
             "the URL of PostgreSQL can't be read: write postgres://user:password@host:port/database",
         ),
         sqlx::Error::ColumnDecode { index, .. } => {
-            return Error::new(StoreCorrupt, format!("column {index} can't be read"));
+            return Error::new(
+                StoreCorrupt,
+                format!("column {index} can't be read: restore a backup"),
+            );
         }
         _ => (StoreUnavailable, "PostgreSQL does not answer as expected: try again"),
     };
@@ -48,14 +50,16 @@ fn refused(said: &PgDatabaseError) -> Error {
     use ErrorKind::{ConfigInvalid, Internal, StoreBusy, StoreCorrupt, StoreUnavailable, TooLarge};
     let code = said.code();
     let (kind, message) = match code {
-        "40001" | "40P01" => (StoreBusy, "another transaction was in the way: try again".into()),
-        "55P03" => {
-            (StoreBusy, "another writer holds the lock beyond lock_timeout: try again".into())
-        }
+        "40001" | "40P01" => (StoreBusy, "it conflicts with another transaction: try again".into()),
+        "55P03" => (
+            StoreBusy,
+            "another writer held the lock for longer than lock_timeout: try again".into(),
+        ),
         "57014" => (StoreBusy, "a statement took longer than statement_timeout: try again".into()),
-        "25P03" => {
-            (StoreBusy, "the transaction idled beyond its bound and was ended: try again".into())
-        }
+        "25P03" => (
+            StoreBusy,
+            "the server ended the transaction, which was idle too long: try again".into(),
+        ),
         "53300" => (
             StoreBusy,
             "the server has no connection left: try again, or raise its max_connections".into(),
@@ -69,9 +73,7 @@ fn refused(said: &PgDatabaseError) -> Error {
             format!("another writer was faster (unique {}): try again", name(said.constraint())),
         ),
         "53100" => (StoreUnavailable, "the server's disk is full: make room".into()),
-        "25006" => {
-            (StoreUnavailable, "the server is read only, a standby: name the primary".into())
-        }
+        "25006" => (StoreUnavailable, "the server is a read-only standby: name the primary".into()),
         "42501" => {
             let what = format!(
                 "the role lacks a permission ({}): GRANT it, or let the role own the schema",
@@ -84,20 +86,22 @@ fn refused(said: &PgDatabaseError) -> Error {
             return needs_operator(ConfigInvalid, what);
         }
         "3D000" => {
-            let what = "there is no such database: make it, or name another";
+            let what = "there is no such database: create it, or name another";
             return needs_operator(ConfigInvalid, what);
         }
-        // Raised by a step of our own.
+        // Raised by one of our steps.
         "DZ001" => return needs_operator(ConfigInvalid, said.message().to_owned()),
-        // A named statement of one connection, looked for on another.
+        // A prepared statement of one connection was used on another.
         "26000" | "42P05" => {
-            let what = "a pooler changes connections under prepared statements: set transaction_pooler (store.pooler = \"transaction\" of the server)";
+            let what = "a pooler changes connections under prepared statements: set transaction_pooler (in the server's configuration, store.pooler = \"transaction\")";
             return needs_operator(ConfigInvalid, what);
         }
-        "22021" => (Internal, "a text has a character that PostgreSQL can't store".into()),
+        "22021" => {
+            (Internal, "a text has a character that PostgreSQL can't store: report this bug".into())
+        }
         "42P01" | "42703" | "3F000" => (
             StoreCorrupt,
-            format!("the database lacks a part ({}): restore a backup", said.message()),
+            format!("the database lacks a part of the log ({}): restore a backup", said.message()),
         ),
         "XX001" | "XX002" => {
             (StoreCorrupt, "the server reports damaged data: restore a backup".into())
@@ -106,23 +110,37 @@ fn refused(said: &PgDatabaseError) -> Error {
             "08" | "53" | "57" | "58" | "XX" => {
                 (StoreUnavailable, format!("PostgreSQL is not available ({code}): try again"))
             }
-            // The same again would be refused again.
-            "0A" | "22" | "42" => (Internal, format!("PostgreSQL refuses a statement ({code})")),
-            "54" => (TooLarge, format!("a value is larger than PostgreSQL allows ({code})")),
+            // A retry would be refused again.
+            "0A" | "22" | "42" => {
+                (Internal, format!("PostgreSQL refuses a statement ({code}): report this bug"))
+            }
+            "54" => {
+                (TooLarge, format!("a value is larger than PostgreSQL allows ({code}): send less"))
+            }
             "28" => {
-                let what = format!("the server refuses the connection ({code})");
+                let what =
+                    format!("the server refuses the connection ({code}): check user and database");
                 return needs_operator(ConfigInvalid, what);
             }
             "23" => (
                 StoreCorrupt,
-                format!("a constraint was broken ({code} {})", name(said.constraint())),
+                format!(
+                    "a constraint was violated ({code} {}): restore a backup",
+                    name(said.constraint())
+                ),
             ),
-            _ => (StoreUnavailable, format!("PostgreSQL refuses ({code} {})", name(said.table()))),
+            _ => (
+                StoreUnavailable,
+                format!(
+                    "PostgreSQL refuses a statement ({code} {}): try again",
+                    name(said.table())
+                ),
+            ),
         },
     };
     Error::new(kind, message)
 }
 
 fn name(name: Option<&str>) -> &str {
-    name.unwrap_or("without name")
+    name.unwrap_or("unnamed")
 }

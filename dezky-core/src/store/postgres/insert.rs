@@ -1,22 +1,22 @@
-//! Rows into the table: arrays in one statement for few, COPY for many.
+//! Inserting rows: few as arrays in one statement, many by COPY.
 
 use sqlx::AssertSqlSafe;
 
-use super::codec::COLUMNS;
-use super::signed;
 use super::transaction::PostgresTransaction;
-use crate::store::{NewRow, SearchColumns};
+use crate::store::codec::signed;
+use crate::store::engine::{NewRow, SearchColumns};
+use crate::store::sql::COLUMNS;
 use crate::{Field, Result};
 
-/// From so many rows on COPY is faster: by a tenth with 1,000, by a quarter with 5,000.
-/// With fewer it waits 40 ms for a delayed acknowledgement, as sqlx leaves Nagle's
+/// The number of rows from which COPY is faster: by a tenth with 1,000, by a quarter with 5,000.
+/// With fewer, COPY waits 40 ms for a delayed acknowledgement, because sqlx leaves Nagle's
 /// algorithm on and a COPY writes more than once before it reads.
 const COPY_ROWS: usize = 1_000;
 
-/// How many bytes of a COPY are gathered before they are sent.
+/// The size of the parts in which a COPY's data is sent, in bytes.
 const COPY_PART_BYTES: usize = 1 << 20;
 
-/// Inserts rows, none of whose keys is there.
+/// Inserts rows. None of their keys may exist.
 pub(super) async fn insert(tx: &mut PostgresTransaction, rows: &[NewRow<'_>]) -> Result<()> {
     if rows.len() < COPY_ROWS { by_arrays(tx, rows).await } else { by_copy(tx, rows).await }
 }
@@ -46,7 +46,7 @@ async fn by_arrays(tx: &mut PostgresTransaction, rows: &[NewRow<'_>]) -> Result<
     tx.execute(query).await.map(drop)
 }
 
-/// The columns that are a text of the event, in their order.
+/// The columns with texts of the event, in their order.
 const TEXTS: [Field; 13] = [
     Field::ActorType,
     Field::ActorId,
@@ -81,7 +81,7 @@ async fn by_copy(tx: &mut PostgresTransaction, rows: &[NewRow<'_>]) -> Result<()
     tx.copy_in(&sql, parts).await
 }
 
-/// PostgreSQL's binary form of rows.
+/// Rows in PostgreSQL's binary COPY format.
 struct Tuples {
     bytes: Vec<u8>,
 }

@@ -3,21 +3,21 @@
 use async_trait::async_trait;
 use sqlx::{Postgres, QueryBuilder};
 
-use super::codec::{COLUMNS, listed_row};
+use super::get;
 use super::transaction::PostgresTransaction;
-use super::{get, limit, unsigned};
+use crate::store::codec::{limit, listed_row, position};
+use crate::store::engine::{ListPosition, ScanIndex, TenantMatch};
 use crate::store::list_scan::{IndexScan, ScanPlan, columns_of};
-use crate::store::sql::push_conditions;
-use crate::store::{ListPlace, ScanIndex, TenantMatch};
+use crate::store::sql::{COLUMNS, push_conditions};
 use crate::{Result, StoredEvent, Timestamp};
 
-/// Finds a text in a text.
+/// The function that finds a substring.
 pub(super) const POSITION: &str = "strpos";
 
 #[async_trait]
 impl IndexScan for PostgresTransaction {
     async fn actions(&mut self, prefix: &str) -> Result<Vec<String>> {
-        // No character is greater, so no action with the prefix is.
+        // U+10FFFF sorts last, so this is an upper bound for the prefix.
         let end = format!("{prefix}\u{10ffff}");
         let mut found = Vec::new();
         let mut sql = "SELECT action FROM dezky_audit_events WHERE action >= $1 AND action < $2 ORDER BY action LIMIT 1";
@@ -36,25 +36,21 @@ impl IndexScan for PostgresTransaction {
     async fn window_end(
         &mut self,
         plan: &ScanPlan<'_>,
-        before: Option<ListPlace>,
+        before: Option<ListPosition>,
         size: usize,
-    ) -> Result<Option<ListPlace>> {
+    ) -> Result<Option<ListPosition>> {
         let mut query = QueryBuilder::new("SELECT at, seq");
         let order = push_range(&mut query, plan, before, None);
         query.push(order).push(" LIMIT 1 OFFSET ").push_bind(limit(size - 1));
         let row = self.fetch_optional(query.build()).await?;
-        row.map(|row| {
-            let at = Timestamp::from_millis_clamped(get(&row, "at")?);
-            Ok((at, unsigned(get(&row, "seq")?)?))
-        })
-        .transpose()
+        row.as_ref().map(position).transpose()
     }
 
     async fn select(
         &mut self,
         plan: &ScanPlan<'_>,
-        before: Option<ListPlace>,
-        last: Option<ListPlace>,
+        before: Option<ListPosition>,
+        last: Option<ListPosition>,
         max_rows: usize,
     ) -> Result<Vec<StoredEvent>> {
         let mut query = QueryBuilder::new("SELECT ");
@@ -66,17 +62,18 @@ impl IndexScan for PostgresTransaction {
     }
 }
 
-/// `FROM`, the conditions that the plan's index answers, and the order that none
-/// but that index has.
+/// Adds `FROM` and the conditions that the plan's index answers, and returns an order that only
+/// this index has.
 ///
-/// The plan's column is a part of the places and of the order, so that it is no
-/// constant to the planner: else the index by time would have the order too, and
-/// may be thought cheaper. Places are row values: the form with OR does not use an index.
+/// The plan's column is part of the compared row values and of the order, so that it is not a
+/// constant to the planner. Otherwise the index by time would have the order too, and the planner
+/// might prefer it. Positions are compared as row values, because the equivalent with `OR` does not
+/// use the index.
 fn push_range(
     query: &mut QueryBuilder<Postgres>,
     plan: &ScanPlan<'_>,
-    before: Option<ListPlace>,
-    last: Option<ListPlace>,
+    before: Option<ListPosition>,
+    last: Option<ListPosition>,
 ) -> &'static str {
     let filter = plan.filter;
     query.push(" FROM dezky_audit_events WHERE ");
@@ -97,7 +94,7 @@ fn push_range(
         _ => ("(at, seq)", None, " ORDER BY at DESC, seq DESC"),
     };
     let (before, last) = (before.map(columns_of), last.map(columns_of));
-    // A place lies within the range, so it implies the bound on its side.
+    // A position is within the time range, so it implies the bound on its side.
     let since = filter.since.map_or(i64::MIN, Timestamp::as_millis);
     let begin = last.unwrap_or((since, i64::MIN));
     let (comparison, end) = match (before, filter.until) {
@@ -105,13 +102,13 @@ fn push_range(
         (None, Some(until)) => (" < (", (until.as_millis(), i64::MIN)),
         (None, None) => (" <= (", (i64::MAX, i64::MAX)),
     };
-    push_place(query, columns, " >= (", value, begin);
+    push_position(query, columns, " >= (", value, begin);
     query.push(" AND ");
-    push_place(query, columns, comparison, value, end);
+    push_position(query, columns, comparison, value, end);
     order
 }
 
-fn push_place(
+fn push_position(
     query: &mut QueryBuilder<Postgres>,
     columns: &'static str,
     comparison: &'static str,
@@ -134,10 +131,10 @@ mod tests {
     use super::*;
     use crate::Runtime;
     use crate::rt::TokioRuntime;
-    use crate::store::{ListQuery, ListScan, PostgresAuditStore, PostgresConfig};
+    use crate::store::engine::ListScan;
+    use crate::store::{ListQuery, PostgresAuditStore, PostgresConfig};
 
-    /// A log of 50,000 events, nine of ten by one actor for one tenant, with what
-    /// ANALYZE says of that; dropped by whoever comes next.
+    /// A log of 50,000 events, nine of ten by one actor for one tenant, with statistics by ANALYZE.
     async fn skewed_log() -> (PostgresAuditStore, String, String) {
         let server = test_server();
         let mut random = [0; 8];
@@ -158,14 +155,14 @@ mod tests {
         (store, server, name)
     }
 
-    #[expect(clippy::disallowed_methods, reason = "a test is told of its server")]
+    #[expect(clippy::disallowed_methods, reason = "the environment names a test's server")]
     fn test_server() -> String {
         std::env::var("DEZKY_TEST_POSTGRES")
             .expect("DEZKY_TEST_POSTGRES is not set: run this by .ci/with-servers")
     }
 
-    /// How many entries of each index, and rows of the table without one, were read
-    /// in this transaction.
+    /// The number of entries read from each index, and of rows read without one, in this
+    /// transaction.
     async fn reads(tx: &mut PostgresTransaction) -> BTreeMap<String, i64> {
         let query = sqlx::query(
             "SELECT indexrelid::regclass::text, pg_stat_get_xact_tuples_returned(indexrelid) FROM pg_index WHERE indrelid = 'dezky_audit_events'::regclass UNION ALL SELECT 'table', pg_stat_get_xact_tuples_returned('dezky_audit_events'::regclass)",
@@ -174,13 +171,13 @@ mod tests {
         rows.iter().map(|row| (row.get(0), row.get(1))).collect()
     }
 
-    /// Whatever the filter leads by, and wherever a stretch begins and ends, its own
-    /// index gives the rows in their order; on the tenth run as well.
+    /// PostgreSQL reads rows by the plan's index in the wanted order, for every range, and also on
+    /// the tenth run.
     #[tokio::test]
-    async fn the_lead_is_the_index_that_is_used() {
+    async fn the_plans_index_is_the_one_that_is_used() {
         let (store, server, name) = skewed_log().await;
         let text = |text: &str| Some(text.to_owned());
-        let place = Some((Timestamp::from_millis(2_500).unwrap(), 25_003));
+        let position = Some((Timestamp::from_millis(2_500).unwrap(), 25_003));
         let early = Some((Timestamp::from_millis(1_000).unwrap(), 10_003));
         for (tenant, actor, action, index) in [
             (None, None, None, "at"),
@@ -208,8 +205,10 @@ mod tests {
                 let plan =
                     ScanPlan { filter: &filter, index: scan.index(), action: action.clone() };
                 let index = format!("dezky_audit_events_{index}");
-                for (before, last) in [(None, None), (place, None), (None, early), (place, early)] {
-                    let mut tx = store.database().read_walk().await.unwrap();
+                for (before, last) in
+                    [(None, None), (position, None), (None, early), (position, early)]
+                {
+                    let mut tx = store.database().read_scan().await.unwrap();
                     check_explained(&mut tx, &plan, before, last, &index).await;
                     let earlier = reads(&mut tx).await;
                     for _ in 0..10 {
@@ -218,7 +217,7 @@ mod tests {
                     }
                     for (name, reads) in reads(&mut tx).await {
                         let grown = reads - earlier[&name];
-                        // The planner looks at the ends of some indexes.
+                        // The planner reads the ends of some indexes.
                         let right = if name == index { grown >= 20 } else { grown <= 100 };
                         assert!(right, "{grown} of {name} for {index} {filter:?}");
                     }
@@ -234,8 +233,8 @@ mod tests {
     async fn check_explained(
         tx: &mut PostgresTransaction,
         plan: &ScanPlan<'_>,
-        before: Option<ListPlace>,
-        last: Option<ListPlace>,
+        before: Option<ListPosition>,
+        last: Option<ListPosition>,
         index: &str,
     ) {
         let mut query = QueryBuilder::new("EXPLAIN SELECT *");

@@ -1,4 +1,4 @@
-//! LISTEN on one connection, driven by whoever waits.
+//! LISTEN on one connection, driven by the callers that wait for notifications.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -10,17 +10,17 @@ use futures_util::future::{BoxFuture, select};
 use futures_util::lock::Mutex as AsyncMutex;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
 
-/// One for all parts of the product, so that one connection hears them all.
+/// PostgreSQL's channel, shared by all components so that one LISTEN receives everything.
 pub(super) const CHANNEL: &str = "dezky";
 
 pub(super) fn payload(scope: i64, channel: &str, value: u64) -> String {
     format!("{scope}:{value}:{channel}")
 }
 
-/// Hears what transactions of any process notify.
+/// Receives the notifications of transactions in any process.
 ///
-/// Nothing is spawned: the first who waits drives the connection and tells the
-/// others; when it is dropped the next one goes on where it was.
+/// Spawns nothing: the first waiting caller drives the connection and wakes the others; when it is
+/// dropped, the next one continues.
 pub(super) struct Listener {
     options: PgConnectOptions,
     heard: Mutex<Heard>,
@@ -28,13 +28,13 @@ pub(super) struct Listener {
     line: AsyncMutex<Line>,
 }
 
-/// The most channels of which the last value is known. There are two a log; but
-/// whoever may connect to the database may notify.
+/// Maximum number of channels whose last value is remembered. A log has two, but anyone who can
+/// connect to the database can notify.
 const MAX_CHANNELS: usize = 64;
 
 #[derive(Default)]
 struct Heard {
-    /// How often what was notified before became unknown: with each connection.
+    /// Counts the events that make earlier values unreliable, such as a new connection.
     blanks: u64,
     /// The last value of each scope and channel.
     values: HashMap<(i64, String), u64>,
@@ -43,7 +43,7 @@ struct Heard {
 
 enum Line {
     Down,
-    /// Kept, so that it gets on although those who wait have little patience.
+    /// Kept across calls, so that connecting makes progress although callers give up early.
     Connecting(BoxFuture<'static, sqlx::Result<PgListener>>),
     Up(PgListener),
 }
@@ -75,8 +75,8 @@ impl Listener {
         }
     }
 
-    /// Drives the connection until there is something to tell. One that can't be
-    /// made is tried again by the next caller.
+    /// Drives the connection until there is news. If connecting fails, the next caller tries
+    /// again.
     async fn drive(&self) {
         let mut line = self.line.lock().await;
         loop {
@@ -108,7 +108,7 @@ impl Listener {
         std::future::pending::<()>().await;
     }
 
-    /// Whether it says anything.
+    /// Notes a notification; returns whether it could be parsed.
     fn hear(&self, payload: &str) -> bool {
         let mut parts = payload.splitn(3, ':');
         let (Some(scope), Some(value), Some(channel)) = (parts.next(), parts.next(), parts.next())
@@ -128,7 +128,7 @@ impl Listener {
         true
     }
 
-    /// Ends the connection, by those who wait for it if there are any.
+    /// Closes the connection; if a caller is driving it, that caller closes it.
     pub(super) fn close(&self) {
         self.heard().closed = true;
         self.news.notify(usize::MAX);
@@ -144,15 +144,15 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // sqlx hands the connection to a task, for which there must be a runtime.
-        // At the end of a process there may be none, nor any use in it.
+        // sqlx closes the connection in a spawned task, which needs a runtime. At the end of a
+        // process there may be none, and no need to close it.
         if tokio::runtime::Handle::try_current().is_err() {
             std::mem::forget(std::mem::replace(self.line.get_mut(), Line::Down));
         }
     }
 }
 
-/// A connection of its own, so that it takes none from the pool's users.
+/// Opens a separate connection, so that the pool keeps all of its own.
 async fn connect(options: PgConnectOptions) -> sqlx::Result<PgListener> {
     let pool = PgPoolOptions::new()
         .max_connections(1)

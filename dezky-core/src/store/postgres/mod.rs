@@ -1,6 +1,6 @@
 //! The log in PostgreSQL 13 or newer.
 //!
-//! Tokio-only, as sqlx is built here.
+//! Tokio-only, because sqlx is built for tokio here.
 
 mod codec;
 mod config;
@@ -23,25 +23,30 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Postgres, query};
 use uuid::Uuid;
 
-use self::codec::{COLUMNS, COMPARED_COLUMNS, existing_row, scanned_row};
 pub use self::config::{PostgresConfig, postgres_options};
 pub use self::database::PostgresDatabase;
 pub use self::error::postgres_error;
 pub use self::transaction::PostgresTransaction;
-use super::operator::at_start;
-use super::rows::{
-    CursorKey, ExistingRow, Head, LeaseRow, ListScan, LogState, NewRow, RowStore, RowTx, ScanPage,
-    StagedEvent, UnreadableStaged,
+use super::codec::{
+    Columns, corrupt, existing_row, lease_row, limit, missing_log, quarantined_item, scanned_row,
+    signed, staged_event,
 };
-use super::{Anomaly, Capabilities, ChainedStore, Extent, QuarantinedItem, ScannedRow};
+use super::engine::{
+    CursorKey, ExistingRow, LeaseRow, ListScan, NewRow, RowStore, RowTx, ScanPage, StagedEvent,
+};
+use super::operator::at_start;
+use super::sql::{COLUMNS, COMPARED_COLUMNS};
+use super::{
+    Anomaly, Capabilities, ChainedStore, Extent, Head, LogState, QuarantinedItem, ScannedRow,
+};
 use crate::event::uuid_v7;
 use crate::source::QuarantineItem;
 use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 
-/// The notifications of the log's head.
+/// The channel of notifications about the log's head.
 const CHANNEL: &str = "audit";
 
-/// The rights that the log needs: they need not be more.
+/// The privileges that the log needs, and no more.
 const RIGHTS: &[(&str, &[&str])] = &[
     ("dezky_schema", &["SELECT"]),
     ("dezky_audit_log", &["SELECT", "UPDATE"]),
@@ -52,14 +57,14 @@ const RIGHTS: &[(&str, &[&str])] = &[
     ("dezky_outbox", &["SELECT", "INSERT", "DELETE"]),
 ];
 
-/// How many quarantine items go into one statement, for the size of their raws.
+/// Maximum number of quarantine items per statement; each may have 64 KiB.
 const QUARANTINE_PART: usize = 200;
 
 /// An [`AuditStore`](super::AuditStore) in PostgreSQL.
 ///
-/// What is acknowledged is on the server's disk (`synchronous_commit` is never
-/// off here). Any number of processes may use one log; they take turns on its
-/// head, and hear of each other's events at once.
+/// Acknowledged data is on the server's disk (`synchronous_commit` is never off here). Any number
+/// of processes may use one log: they take turns on its head, and are notified of each other's
+/// events.
 ///
 /// ```no_run
 /// use dezky_core::rt::TokioRuntime;
@@ -77,25 +82,24 @@ const QUARANTINE_PART: usize = 200;
 pub type PostgresAuditStore = ChainedStore<PostgresRows>;
 
 impl PostgresAuditStore {
-    /// Opens, and if asked makes, the log at the configuration's URL.
+    /// Opens the log at the configuration's URL, and creates or migrates it if configured.
     ///
     /// # Errors
-    /// `config_invalid` if the URL or a bound is wrong, the server is too old or
-    /// read only, or the role lacks rights, all of which are named; `store_foreign`,
-    /// `store_corrupt`,
-    /// `schema_newer`; then nothing was changed. `store_unavailable` if there is no
-    /// server within `acquire_timeout`.
+    /// `config_invalid` if the URL or a bound is wrong, the server is too old or read-only, or the
+    /// role lacks privileges, all of which are named; `store_foreign`, `store_corrupt`,
+    /// `schema_newer`. Nothing was changed then. `store_unavailable` if no server answers within
+    /// `acquire_timeout`.
     pub async fn open(config: PostgresConfig, runtime: &dyn Runtime) -> Result<Self> {
         let pool = config.pool()?;
         Self::with_pool(pool, config, runtime).await
     }
 
-    /// The same on a pool of your own; see [`PostgresConfig::for_pool`]. Of its
-    /// connections it takes one for each call that is under way, and makes one more
-    /// like them to listen on.
+    /// Like [`open`](Self::open), on your own pool; see [`PostgresConfig::for_pool`]. Each call in
+    /// progress uses one of its connections; one more connection with the same options listens for
+    /// notifications.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// Those of [`open`](Self::open).
     pub async fn with_pool(
         pool: PgPool,
         config: PostgresConfig,
@@ -107,31 +111,30 @@ impl PostgresAuditStore {
         rows.map(Self::new).map_err(at_start)
     }
 
-    /// Writes events into the outbox within a transaction of your own (`&mut tx`
-    /// derefs to the connection): they commit with your mutation or not at all.
-    /// Takes neither a `seq` nor the head's lock. Call
-    /// [`relay`](super::AuditStore::relay) after your commit.
+    /// Writes events into the outbox within your own transaction (`&mut tx` derefs to the
+    /// connection), so that they commit with your mutation or not at all. Assigns no `seq` and
+    /// does not lock the head. Call [`relay`](super::AuditStore::relay) after your commit.
     pub async fn stage_in(connection: &mut PgConnection, events: &[SealedEvent]) -> Result<()> {
         super::chained::check_events(events)?;
         if events.is_empty() {
             return Ok(());
         }
-        // Not prepared, as the connection may be anybody's, behind any pooler.
+        // Not prepared, because a pooler may be behind the caller's connection.
         let staged = staging(events).persistent(false).execute(connection).await;
         staged.map(drop).map_err(postgres_error)
     }
 
-    /// The log's connections, for stores of other things in the same database.
+    /// The log's connections, for other data in the same database.
     pub fn database(&self) -> PostgresDatabase {
         self.rows().database.clone()
     }
 
-    /// The version that the log's tables have with this program.
+    /// The schema version of the log in this build.
     pub fn schema_version() -> usize {
         schema::known_version()
     }
 
-    /// Ends the connections, after those who use them.
+    /// Closes the connections, after waiting for those in use.
     pub async fn close(&self) {
         self.rows().database.close().await;
     }
@@ -167,7 +170,7 @@ impl PostgresRows {
         Ok(Self { database })
     }
 
-    /// The rows of one statement, in a transaction of its own.
+    /// Runs a query in its own transaction, and returns its rows.
     async fn read(&self, query: Query<'_, Postgres, PgArguments>) -> Result<Vec<PgRow>> {
         let mut tx = self.database.read().await?;
         let rows = tx.fetch_all(query).await?;
@@ -184,7 +187,7 @@ impl RowStore for PostgresRows {
 
     async fn begin(&self) -> Result<Box<dyn RowTx>> {
         let mut tx = self.database.begin_log().await?;
-        // As the statement waits for its turn it reads what the last writer left.
+        // The statement waits for the previous writer, and then reads the head that it left.
         let head = log_state(&mut tx, " FOR UPDATE").await?.head;
         Ok(Box::new(PostgresTx { tx, head, database: self.database.clone() }))
     }
@@ -205,15 +208,15 @@ impl RowStore for PostgresRows {
     }
 
     async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage> {
-        // One snapshot for all the parts of the walk.
-        let mut tx = self.database.read_walk().await?;
+        // One snapshot for all windows of the scan.
+        let mut tx = self.database.read_scan().await?;
         let page = search::list(&mut tx, scan).await?;
         tx.commit().await?;
         Ok(page)
     }
 
     async fn examine(&self, extent: Extent) -> Result<Vec<Anomaly>> {
-        // One snapshot for all that is compared, and the settings of a walk.
+        // One snapshot for all comparisons, with the settings of a scan.
         let mut tx = self.database.examination().await?;
         let anomalies = structure::examine(&mut tx, extent).await?;
         tx.commit().await?;
@@ -232,22 +235,7 @@ impl RowStore for PostgresRows {
             "SELECT number, source, key, reason, detail, raw, at, seen FROM dezky_quarantine WHERE number > $1 ORDER BY number LIMIT $2",
         );
         let rows = self.read(query.bind(after).bind(limit(max_items))).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(QuarantinedItem {
-                    number: get(row, "number")?,
-                    seen: unsigned(get(row, "seen")?)?,
-                    item: QuarantineItem {
-                        source: get(row, "source")?,
-                        key: get(row, "key")?,
-                        reason: get(row, "reason")?,
-                        detail: get(row, "detail")?,
-                        raw: get(row, "raw")?,
-                        at: Timestamp::from_millis_clamped(get(row, "at")?),
-                    },
-                })
-            })
-            .collect()
+        rows.iter().map(quarantined_item).collect()
     }
 
     async fn cursors(&self) -> Result<Vec<(String, String)>> {
@@ -269,7 +257,7 @@ impl RowStore for PostgresRows {
 
 struct PostgresTx {
     tx: PostgresTransaction,
-    /// Nobody else moves it: its row is locked.
+    /// The head, which no other writer can change: its row is locked.
     head: Head,
     database: PostgresDatabase,
 }
@@ -299,7 +287,7 @@ impl RowTx for PostgresTx {
     }
 
     async fn set_head(&mut self, head: Head) -> Result<()> {
-        // Told when this commits, in the order of commits.
+        // PostgreSQL sends notifications at commit, in commit order.
         let query = query(
             "WITH moved AS (UPDATE dezky_audit_log SET next_seq = $1, head_hash = $2) SELECT pg_notify($3, $4)",
         );
@@ -335,7 +323,7 @@ impl RowTx for PostgresTx {
         let query =
             query("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now");
         let rows = self.tx.fetch_all(query).await?;
-        let row = rows.first().ok_or_else(|| corrupt("the server does not say the time"))?;
+        let row = rows.first().ok_or_else(|| corrupt("the server does not tell the time"))?;
         Ok(Timestamp::from_millis_clamped(get(row, "now")?))
     }
 
@@ -344,15 +332,7 @@ impl RowTx for PostgresTx {
         let query =
             query("SELECT holder, token, expires_at, length_ms FROM dezky_leases WHERE name = $1");
         let row = self.tx.fetch_optional(query.bind(name)).await?;
-        row.map(|row| {
-            Ok(LeaseRow {
-                holder: get(&row, "holder")?,
-                token: unsigned(get(&row, "token")?)?,
-                expires_at: Timestamp::from_millis_clamped(get(&row, "expires_at")?),
-                length: LeaseRow::length_of(get(&row, "length_ms")?),
-            })
-        })
-        .transpose()
+        row.as_ref().map(lease_row).transpose()
     }
 
     async fn set_lease(&mut self, name: &str, row: &LeaseRow) -> Result<()> {
@@ -370,12 +350,12 @@ impl RowTx for PostgresTx {
     }
 
     async fn quarantine(&mut self, items: &[QuarantineItem]) -> Result<usize> {
-        // A statement takes each key once, so those that come again are counted here.
-        let mut places: HashMap<(&str, &str), usize> = HashMap::new();
+        // ON CONFLICT accepts each key once per statement, so repeated ones are counted here.
+        let mut indexes: HashMap<(&str, &str), usize> = HashMap::new();
         let mut counted: Vec<(&QuarantineItem, i64)> = Vec::new();
         for item in items {
-            match places.entry((&item.source, &item.key)) {
-                Entry::Occupied(place) => counted[*place.get()].1 += 1,
+            match indexes.entry((&item.source, &item.key)) {
+                Entry::Occupied(index) => counted[*index.get()].1 += 1,
                 Entry::Vacant(free) => {
                     free.insert(counted.len());
                     counted.push((item, 1));
@@ -414,12 +394,8 @@ impl RowTx for PostgresTx {
         let rows = self.tx.fetch_all(query.bind(limit(max_events))).await?;
         rows.iter()
             .map(|row| {
-                let text: &str = get(row, "event")?;
-                let event = SealedEvent::from_json(text).map_err(|e| UnreadableStaged {
-                    raw: text.as_bytes().to_vec(),
-                    problem: e.to_string(),
-                });
-                Ok(StagedEvent { number: get(row, "number")?, event })
+                let number = row.int("number").map_err(corrupt)?;
+                Ok(staged_event(number, row.text("event").map_err(corrupt)?))
             })
             .collect()
     }
@@ -430,7 +406,7 @@ impl RowTx for PostgresTx {
     }
 
     async fn touch(&mut self) -> Result<()> {
-        // In one statement the deletion would not see the row.
+        // Two statements, because within one the deletion would not see the row.
         let query = query("INSERT INTO dezky_outbox (event) VALUES ('') RETURNING number");
         let rows = self.tx.fetch_all(query).await?;
         let row = rows.first().ok_or_else(|| corrupt("the outbox gives no number"))?;
@@ -443,7 +419,7 @@ impl RowTx for PostgresTx {
 }
 
 impl PostgresTx {
-    /// How many of the items are there already.
+    /// The number of items that are already in the quarantine.
     async fn count_quarantined(&mut self, items: &[(&QuarantineItem, i64)]) -> Result<usize> {
         let query = query(
             "SELECT count(*) AS known FROM unnest($1::text[], $2::text[]) AS k (source, key) JOIN dezky_quarantine AS q ON q.source = k.source AND q.key = k.key",
@@ -455,8 +431,7 @@ impl PostgresTx {
         Ok(usize::try_from(known).unwrap_or(0))
     }
 
-    /// Keeps items, in their order; `seen` is what becomes of the count of one
-    /// that is there.
+    /// Stores items in their order; `seen` is the expression for the count of existing ones.
     async fn upsert_quarantine(
         &mut self,
         items: &[(&QuarantineItem, i64)],
@@ -484,23 +459,8 @@ async fn log_state(tx: &mut PostgresTransaction, lock: &'static str) -> Result<L
     let sql = format!(
         "SELECT log_id, cursor_key, base_seq, base_hash, next_seq, head_hash FROM dezky_audit_log{lock}"
     );
-    let row = tx
-        .fetch_optional(query(AssertSqlSafe(sql)))
-        .await?
-        .ok_or_else(|| corrupt("the log's own row is missing"))?;
-    let hash = |column: &'static str| -> Result<[u8; 32]> {
-        let bytes: &[u8] = get(&row, column)?;
-        bytes.try_into().map_err(|_| corrupt(format_args!("{column} is not 32 bytes")))
-    };
-    let head = |seq: &'static str, hash: [u8; 32]| -> Result<Head> {
-        Ok(Head { next_seq: unsigned(get(&row, seq)?)?, hash })
-    };
-    Ok(LogState {
-        log_id: get(&row, "log_id")?,
-        cursor_key: CursorKey(hash("cursor_key")?),
-        base: head("base_seq", hash("base_hash")?)?,
-        head: head("next_seq", hash("head_hash")?)?,
-    })
+    let row = tx.fetch_optional(query(AssertSqlSafe(sql))).await?.ok_or_else(missing_log)?;
+    super::codec::log_state(&row)
 }
 
 async fn cursor(tx: &mut PostgresTransaction, source: &str) -> Result<Option<String>> {
@@ -510,20 +470,20 @@ async fn cursor(tx: &mut PostgresTransaction, source: &str) -> Result<Option<Str
     row.map(|row| get(&row, "cursor")).transpose()
 }
 
-/// Puts events into the outbox, in their order.
+/// The statement that writes events into the outbox, in their order.
 fn staging(events: &[SealedEvent]) -> Query<'static, Postgres, PgArguments> {
     let texts: Vec<String> = events.iter().map(SealedEvent::to_json).collect();
     query("INSERT INTO dezky_outbox (event) SELECT k.event FROM unnest($1::text[]) WITH ORDINALITY AS k (event, place) ORDER BY k.place")
         .bind(texts)
 }
 
-/// Names come from the code around, which may know nothing of this; what is in an
-/// event was brought to normal form before.
+/// Refuses names with U+0000, which come from callers. Texts of events are in normal form and
+/// don't have it.
 fn storable(what: &str, text: &str) -> Result<()> {
     if text.contains('\0') {
         return Err(Error::new(
             ErrorKind::ConfigInvalid,
-            format!("{what} has U+0000, which PostgreSQL can't store: leave it out"),
+            format!("{what} contains U+0000, which PostgreSQL can't store: remove it"),
         ));
     }
     Ok(())
@@ -533,21 +493,5 @@ fn get<'r, T>(row: &'r PgRow, column: &'static str) -> Result<T>
 where
     T: sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>,
 {
-    codec::get(row, column).map_err(corrupt)
-}
-
-fn corrupt(problem: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::StoreCorrupt, format!("{problem}: restore the database from a backup"))
-}
-
-fn limit(rows: usize) -> i64 {
-    i64::try_from(rows).unwrap_or(i64::MAX)
-}
-
-fn signed(value: u64) -> Result<i64> {
-    i64::try_from(value).map_err(|_| corrupt("a counter is beyond 2^63"))
-}
-
-fn unsigned(value: i64) -> Result<u64> {
-    u64::try_from(value).map_err(|_| corrupt("a counter is negative"))
+    super::sql::get(row, column).map_err(corrupt)
 }

@@ -1,20 +1,20 @@
-//! The schema, as numbered steps that every database has gone through.
+//! The schema, as numbered steps.
 
 use sqlx::Row;
 
 use super::postgres_error;
 use super::transaction::PostgresTransaction;
+use crate::store::codec::corrupt;
 use crate::store::schema::{COMPONENT, Found, check_version, parts};
 use crate::{Error, ErrorKind, Result};
 
-/// One SQL script a version; a script that was released never changes.
+/// One SQL script per version. A released script never changes.
 const STEPS: &[&str] = &[include_str!("v1.sql"), include_str!("v2.sql"), include_str!("v3.sql")];
 
-/// The oldest server that is known to do.
+/// The oldest supported server version.
 const OLDEST_SERVER: i32 = 130_000;
 
-/// Refuses a server that can't hold a log; `writes` says whether it must take
-/// writes.
+/// Refuses a server that can't hold a log; `writes` states whether it must accept writes.
 pub(super) async fn check_server(tx: &mut PostgresTransaction, writes: bool) -> Result<()> {
     let row = tx
         .fetch_all(sqlx::query(
@@ -22,7 +22,7 @@ pub(super) async fn check_server(tx: &mut PostgresTransaction, writes: bool) -> 
         ))
         .await?
         .pop()
-        .ok_or_else(|| super::corrupt("the server says nothing of itself"))?;
+        .ok_or_else(|| corrupt("the server does not tell its version"))?;
     let version: i32 = row.try_get(0).map_err(postgres_error)?;
     let said: String = row.try_get(1).map_err(postgres_error)?;
     let encoding: String = row.try_get(2).map_err(postgres_error)?;
@@ -31,18 +31,18 @@ pub(super) async fn check_server(tx: &mut PostgresTransaction, writes: bool) -> 
     let problem = if version < OLDEST_SERVER {
         format!("the server is PostgreSQL {said}: it must be 13 or newer")
     } else if encoding != "UTF8" {
-        format!("the database is encoded in {encoding}: make it with ENCODING 'UTF8'")
+        format!("the database is encoded in {encoding}: create it with ENCODING 'UTF8'")
     } else if standby && writes {
-        "the server is read only, a standby: name the primary".to_owned()
+        "the server is a read-only standby: name the primary".to_owned()
     } else if schema.is_none() {
-        "no schema of the search_path exists: make one, or set search_path".to_owned()
+        "no schema of the search_path exists: create one, or set search_path".to_owned()
     } else {
         return Ok(());
     };
     Err(Error::new(ErrorKind::ConfigInvalid, problem))
 }
 
-/// Looks at the current schema; changes nothing.
+/// Examines the current schema without changing it.
 pub(super) async fn inspect(tx: &mut PostgresTransaction) -> Result<Found> {
     let row = tx
         .fetch_all(sqlx::query(
@@ -50,7 +50,7 @@ pub(super) async fn inspect(tx: &mut PostgresTransaction) -> Result<Found> {
         ))
         .await?
         .pop()
-        .ok_or_else(|| super::corrupt("the server says nothing of its tables"))?;
+        .ok_or_else(|| corrupt("the server does not tell its tables"))?;
     let ours: bool = row.try_get(0).map_err(postgres_error)?;
     let tables: bool = row.try_get(1).map_err(postgres_error)?;
     match (ours, tables) {
@@ -60,7 +60,7 @@ pub(super) async fn inspect(tx: &mut PostgresTransaction) -> Result<Found> {
     }
 }
 
-/// The version of a part of the product; 0 where it was never set up.
+/// The schema version of a component; 0 if it was never set up.
 pub(super) async fn version_of(tx: &mut PostgresTransaction, component: &str) -> Result<usize> {
     let query = sqlx::query("SELECT version FROM dezky_schema WHERE component = $1");
     let version: i64 = match tx.fetch_optional(query.bind(component)).await? {
@@ -70,12 +70,12 @@ pub(super) async fn version_of(tx: &mut PostgresTransaction, component: &str) ->
     Ok(usize::try_from(version).unwrap_or(0))
 }
 
-/// The version of a log that is up to date.
+/// The newest version of the log's schema.
 pub(super) fn known_version() -> usize {
     STEPS.len()
 }
 
-/// Takes the steps that `component` has not taken yet.
+/// Runs the missing steps of `component`.
 pub(super) async fn take_steps(
     tx: &mut PostgresTransaction,
     component: &str,
@@ -102,8 +102,8 @@ async fn run_steps<'s>(
     tx.execute(query.bind(component).bind(version)).await.map(drop)
 }
 
-/// Takes the log's tables to the current version, in a transaction that excludes
-/// others that do the same: the second one finds nothing to do.
+/// Migrates the log's schema to the newest version, in a transaction that excludes other
+/// migrations: the second one finds nothing to do.
 pub(super) async fn migrate(
     tx: &mut PostgresTransaction,
     log_id: uuid::Uuid,

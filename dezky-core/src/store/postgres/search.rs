@@ -1,50 +1,50 @@
-//! Free text by a trigram index, where somebody made one.
+//! Text search by an optional trigram index.
 
 use std::borrow::Cow;
 
 use sqlx::error::DatabaseError;
 use sqlx::{Executor, QueryBuilder};
 
-use super::codec::{COLUMNS, listed_row};
 use super::list_scan::POSITION;
 use super::transaction::PostgresTransaction;
-use super::{PostgresAuditStore, get, limit, postgres_error};
+use super::{PostgresAuditStore, get, postgres_error};
+use crate::store::codec::{limit, listed_row};
+use crate::store::engine::{ListPosition, ListScan, ScanEnd, ScanIndex, ScanPage};
 use crate::store::list_scan::{ScanPlan, columns_of};
-use crate::store::sql::push_conditions;
-use crate::store::{ListPlace, ListScan, ScanEnd, ScanIndex, ScanPage};
+use crate::store::sql::{COLUMNS, push_conditions};
 use crate::{Error, ErrorKind, Result};
 
-/// How many rows are looked at before the index is asked: a common word is among
-/// them, and reading all its places in the index would take long.
-const FIRST_LOOK_ROWS: usize = 10_000;
+/// The number of rows to scan before using the trigram index. Common words are found among them;
+/// reading all their entries in the index would take long.
+const FIRST_SCAN_ROWS: usize = 10_000;
 
-/// How long the index may take; the walk goes on where it takes longer.
+/// Time limit for the search by index; beyond it, the scan continues instead.
 const INDEX_TIMEOUT: &str = "SET LOCAL statement_timeout = 2000";
 
-/// Those of the role are for other work. Behind a pooler they must stay, as what is
-/// set would be somebody else's.
+/// Lifts the role's limits, which are meant for other work. Not for use behind a pooler, where the
+/// settings would affect other sessions.
 const NO_BOUNDS: &str =
     "SET statement_timeout = 0; SET lock_timeout = 0; SET default_transaction_read_only = off";
 
-/// The shortest run of letters and digits by which the index narrows anything.
+/// The shortest run of letters and digits for which the index is selective.
 const SHORTEST_RUN: usize = 3;
 
 impl PostgresAuditStore {
-    /// Makes an index for `q` by `pg_trgm`, for large logs that are searched for
-    /// rare words. Appends go on meanwhile, and cost about 3.5 times as much from
-    /// then on. Without it such searches answer with partial pages.
+    /// Creates an index for `q` with `pg_trgm`, for large logs that are searched for rare words.
+    /// Without it, such searches return partial pages. Appends continue meanwhile, and cost about
+    /// 3.5 times as much afterwards.
     ///
-    /// It is there when this returns; on a large log that takes minutes. Idempotent;
-    /// what an attempt that was broken off has left is made anew.
+    /// Returns when the index is complete, on a large log after minutes. Idempotent; replaces the
+    /// remains of an interrupted attempt.
     ///
     /// # Errors
-    /// `config_invalid` if `pg_trgm` can't be had on this server or by this role.
+    /// `config_invalid` if this server or role can't use `pg_trgm`.
     pub async fn create_search_index(&self) -> Result<()> {
         let database = self.database();
         let mut tx = database.read().await?;
         let state = index_state(&mut tx).await?;
         tx.commit().await?;
-        // Not lent again, for its settings.
+        // Closed instead of reused, because of its settings.
         let mut connection = database.pool().acquire().await.map_err(postgres_error)?;
         connection.close_on_drop();
         if database.keeps_settings() {
@@ -56,7 +56,7 @@ impl PostgresAuditStore {
             let drop = "DROP INDEX CONCURRENTLY IF EXISTS dezky_audit_events_search";
             connection.execute(drop).await.map_err(postgres_error)?;
         }
-        // Each alone, as it can't be in a transaction.
+        // CONCURRENTLY can't run in a transaction, so each statement is sent alone.
         let create = "CREATE INDEX CONCURRENTLY IF NOT EXISTS dezky_audit_events_search ON dezky_audit_events USING gin (search gin_trgm_ops)";
         connection.execute(create).await.map_err(no_extension)?;
         Ok(())
@@ -68,7 +68,7 @@ fn no_extension(error: sqlx::Error) -> Error {
     match code.as_deref() {
         Some("42501") => Error::new(
             ErrorKind::ConfigInvalid,
-            "the role may not make the extension pg_trgm or the index: let the database's owner run CREATE EXTENSION pg_trgm",
+            "the role may not create the extension pg_trgm or the index: let the database's owner run CREATE EXTENSION pg_trgm",
         ),
         Some("0A000" | "58P01" | "42704") => Error::new(
             ErrorKind::ConfigInvalid,
@@ -78,7 +78,7 @@ fn no_extension(error: sqlx::Error) -> Error {
     }
 }
 
-/// Whether the index can be used; `None` if there is none.
+/// Whether the index is usable; `None` if it does not exist.
 async fn index_state(tx: &mut PostgresTransaction) -> Result<Option<bool>> {
     let query = sqlx::query(
         "SELECT indisvalid AND indisready AS usable FROM pg_index WHERE indexrelid = to_regclass('dezky_audit_events_search')",
@@ -87,25 +87,25 @@ async fn index_state(tx: &mut PostgresTransaction) -> Result<Option<bool>> {
     row.map(|row| get(&row, "usable")).transpose()
 }
 
-/// Walks; a rare word is looked up in the index instead, if there is one.
+/// Runs the scan; a rare word is searched for by the trigram index, if it exists.
 pub(super) async fn list(tx: &mut PostgresTransaction, scan: &ListScan<'_>) -> Result<ScanPage> {
-    let first_look = FIRST_LOOK_ROWS.min(scan.max_examined);
+    let first_rows = FIRST_SCAN_ROWS.min(scan.max_examined);
     let Some(text) = scan.filter.search.as_deref().filter(|text| is_narrow(text)) else {
         return crate::store::list_scan::run(tx, scan).await;
     };
-    let first = ListScan { max_examined: first_look, ..*scan };
+    let first = ListScan { max_examined: first_rows, ..*scan };
     let mut page = crate::store::list_scan::run(tx, &first).await?;
-    let ScanEnd::Budget(place) = page.end else { return Ok(page) };
-    if first_look == scan.max_examined {
+    let ScanEnd::Budget(position) = page.end else { return Ok(page) };
+    if first_rows == scan.max_examined {
         return Ok(page);
     }
     let rest = ListScan {
         filter: scan.filter,
-        before: Some(place),
+        before: Some(position),
         max_rows: scan.max_rows - page.events.len(),
-        max_examined: scan.max_examined - first_look,
+        max_examined: scan.max_examined - first_rows,
     };
-    let more = match by_index(tx, &rest, text, place).await? {
+    let more = match by_index(tx, &rest, text, position).await? {
         Some(found) => found,
         None => crate::store::list_scan::run(tx, &rest).await?,
     };
@@ -117,13 +117,13 @@ fn is_narrow(text: &str) -> bool {
     text.split(|c: char| !c.is_alphanumeric()).any(|run| run.chars().count() >= SHORTEST_RUN)
 }
 
-/// The rows before a place that match, by the index; `None` if there is none, or
-/// if it takes too long.
+/// Finds the matching rows before a position by the trigram index; `None` if the index does not
+/// exist or the search takes too long.
 async fn by_index(
     tx: &mut PostgresTransaction,
     scan: &ListScan<'_>,
     text: &str,
-    before: ListPlace,
+    before: ListPosition,
 ) -> Result<Option<ScanPage>> {
     if index_state(tx).await? != Some(true) {
         return Ok(None);
@@ -131,8 +131,8 @@ async fn by_index(
     tx.run("SAVEPOINT dezky_search").await?;
     tx.run(INDEX_TIMEOUT).await?;
     tx.run("SET LOCAL enable_bitmapscan = on; SET LOCAL enable_sort = on").await?;
-    // First all that the index finds and nothing else, so that no other index is
-    // thought better; whole rows are read of those alone that are shown.
+    // The first step has no other condition, so that the planner can't prefer another index.
+    // Complete rows are read only for the page.
     let mut query = QueryBuilder::new(
         "WITH found AS MATERIALIZED (SELECT seq, at, action, outcome, resource_type, resource_id, tenant_slug, partner_slug, actor_id, source, actor_email_fold, search FROM dezky_audit_events WHERE search LIKE ",
     );
@@ -166,7 +166,7 @@ async fn by_index(
     }
 }
 
-/// A text as a pattern that finds it anywhere, every character literal.
+/// The pattern that finds `text` anywhere, with every character taken literally.
 fn pattern(text: &str) -> String {
     let mut pattern = String::with_capacity(text.len() + 2);
     pattern.push('%');
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_without_three_letters_in_a_row_is_no_work_for_the_index() {
+    fn a_text_without_three_letters_in_a_row_does_not_use_the_index() {
         for (text, narrow) in [("ab", false), ("a.b-c%%%", false), ("abc", true), ("ß1é", true)] {
             assert_eq!(is_narrow(text), narrow, "{text}");
         }

@@ -195,8 +195,8 @@ fn is_plain(index: &Object) -> bool {
     columns.is_some_and(|columns| columns.chars().all(is_name))
 }
 
-/// Compares the number of rows that the index leads to with that of the table. Its
-/// definition equals the schema's or has only plain columns, so it is safe to run.
+/// Compares the number of rows that the index reaches with that of the table. Its definition equals
+/// the schema's or has only plain columns, so it is safe to run.
 async fn reached(tx: &mut PostgresTransaction, index: &Object) -> Result<Option<Anomaly>> {
     let Some((_, keys)) = index.definition.split_once(BTREE) else { return Ok(None) };
     let Some((columns, rest)) = keys.split_once(')') else { return Ok(None) };

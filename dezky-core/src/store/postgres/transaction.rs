@@ -9,7 +9,7 @@ use sqlx::postgres::{
 };
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
-// What sqlx's own transactions are made of, which `sqlx` does not give on.
+// The basis of sqlx's own transactions, which `sqlx` does not re-export.
 use sqlx_core::transaction::TransactionManager as _;
 
 use super::postgres_error;
@@ -17,28 +17,27 @@ use crate::rt::TokioRuntime;
 use crate::store::operator::while_running;
 use crate::{Error, ErrorKind, Result, Runtime};
 
-/// Said of a transaction that can't be committed.
+/// The error of a transaction that can't be committed.
 pub(super) const FAILED_BEFORE: &str =
-    "a statement of the transaction failed: nothing of it can be committed";
+    "a statement of the transaction failed, so it can't be committed: roll it back and try again";
 
-/// A transaction of a [`PostgresDatabase`](super::PostgresDatabase), whose bounds
-/// hold in it. Dropped before [`commit`](Self::commit) it changes nothing.
+/// A transaction of a [`PostgresDatabase`](super::PostgresDatabase), with its time limits. If
+/// dropped before [`commit`](Self::commit), it changes nothing.
 ///
-/// It derefs to the connection, for sqlx's own ways. The methods here also give up
-/// a server that is silent, prepare statements only where that is possible, and
-/// give this crate's errors. After an error of a statement nothing of the
-/// transaction can be committed.
+/// It derefs to sqlx's connection. In addition, the methods here time out if the server stays
+/// silent, prepare statements only where possible, and return this crate's errors. After an error
+/// of a statement, nothing of the transaction can be committed.
 ///
-/// sqlx's own loses count of the server's answers where a BEGIN or a COPY is dropped
-/// half-way, and lends such a connection to the next one: then an open transaction of
-/// somebody else goes on, or the answer to one statement is taken for that of another.
+/// This is not sqlx's own transaction. That one loses track of the server's responses if a BEGIN
+/// or a COPY is dropped half-way, and still returns the connection to the pool: the next caller
+/// then continues an open transaction, or takes the response to one statement for that of another.
 /// Here such a connection is closed.
 pub struct PostgresTransaction {
     connection: PoolConnection<Postgres>,
     state: State,
-    /// Whether the last statement was answered well.
+    /// Whether the last statement succeeded.
     whole: bool,
-    /// Whether there may have been statements that were not run here.
+    /// Whether the caller may have run statements on the connection itself.
     lent: bool,
     prepared: bool,
     answer_timeout: Duration,
@@ -47,13 +46,13 @@ pub struct PostgresTransaction {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
-    /// sqlx would not know what the server says next.
+    /// sqlx can't match the server's next response to a statement.
     OutOfStep,
     Ended,
 }
 
 impl PostgresTransaction {
-    /// `begin` begins the transaction and sets its bounds, in one message.
+    /// Begins a transaction with the statements `begin`, which also set its limits, in one message.
     pub(super) async fn begin(
         pool: &PgPool,
         begin: &str,
@@ -70,12 +69,12 @@ impl PostgresTransaction {
             tx.state = State::Open;
             Ok(tx)
         };
-        // The pool bounds how long it waits for a connection.
+        // The pool has its own time limit for a connection.
         let timeout = pool.options().get_acquire_timeout().saturating_add(answer_timeout);
         answer(timeout, begun).await
     }
 
-    /// Runs a statement; gives how many rows it changed.
+    /// Runs a statement and returns the number of changed rows.
     pub async fn execute(&mut self, query: Query<'_, Postgres, PgArguments>) -> Result<u64> {
         self.whole = false;
         let query = query.persistent(self.prepared);
@@ -84,7 +83,7 @@ impl PostgresTransaction {
         Ok(done.rows_affected())
     }
 
-    /// Runs a statement; gives all its rows.
+    /// Runs a query and returns all its rows.
     pub async fn fetch_all(
         &mut self,
         query: Query<'_, Postgres, PgArguments>,
@@ -96,7 +95,7 @@ impl PostgresTransaction {
         Ok(rows)
     }
 
-    /// Runs a statement; gives its first row if it has one.
+    /// Runs a query and returns its first row, if any.
     pub async fn fetch_optional(
         &mut self,
         query: Query<'_, Postgres, PgArguments>,
@@ -108,7 +107,7 @@ impl PostgresTransaction {
         Ok(row)
     }
 
-    /// Runs statements without parameters, any number of them in one message.
+    /// Runs any number of statements without parameters, in one message.
     pub async fn run(&mut self, sql: &'static str) -> Result<()> {
         self.whole = false;
         answer(self.answer_timeout, self.connection.execute(sqlx::raw_sql(sql))).await?;
@@ -116,7 +115,7 @@ impl PostgresTransaction {
         Ok(())
     }
 
-    /// Runs a step of a migration, which is a script of the program's.
+    /// Runs a step of a migration. It must be a trusted script.
     pub(super) async fn run_step(&mut self, step: &str) -> Result<()> {
         self.whole = false;
         let step = sqlx::raw_sql(AssertSqlSafe(step.to_owned()));
@@ -125,7 +124,7 @@ impl PostgresTransaction {
         Ok(())
     }
 
-    /// Sends the parts of a COPY's data.
+    /// Runs a COPY and sends its data in parts.
     pub(super) async fn copy_in(&mut self, sql: &str, parts: Vec<Vec<u8>>) -> Result<()> {
         self.whole = false;
         self.state = State::OutOfStep;
@@ -146,10 +145,10 @@ impl PostgresTransaction {
     /// Commits.
     ///
     /// # Errors
-    /// `store_unavailable` if the answer was lost: it may have committed.
-    /// `internal` if a statement failed before: nothing was committed.
+    /// `store_unavailable` if the answer was lost, in which case it may have committed; `internal`
+    /// if a statement failed before, in which case nothing was committed.
     pub async fn commit(mut self) -> Result<()> {
-        // PostgreSQL answers such a COMMIT by a rollback, and sqlx does not tell.
+        // PostgreSQL would roll back instead, and sqlx would report success.
         if !self.whole {
             return Err(Error::new(ErrorKind::Internal, FAILED_BEFORE));
         }
@@ -165,7 +164,7 @@ impl PostgresTransaction {
 impl Drop for PostgresTransaction {
     fn drop(&mut self) {
         match self.state {
-            // Sent before the connection is lent again.
+            // sqlx sends the rollback before it reuses the connection.
             State::Open => Manager::start_rollback(&mut self.connection),
             State::OutOfStep => self.connection.close_on_drop(),
             State::Ended => {}
@@ -188,12 +187,12 @@ impl DerefMut for PostgresTransaction {
     }
 }
 
-/// The answer, if it comes in time.
+/// Waits for the server's answer, at most for `timeout`.
 pub(super) async fn answer<T>(
     timeout: Duration,
     answer: impl Future<Output = sqlx::Result<T>>,
 ) -> Result<T> {
-    // sqlx is built on tokio, so its timers are there.
+    // sqlx is built for tokio, so its timers are available.
     match select(pin!(answer), TokioRuntime.sleep(timeout)).await {
         Either::Left((answer, _)) => answer.map_err(postgres_error).map_err(while_running),
         Either::Right(_) => Err(Error::new(

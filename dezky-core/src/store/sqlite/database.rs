@@ -1,4 +1,4 @@
-//! The connections to the file, for everything that commits together with its log.
+//! The connections to the file, for data that commits together with the log.
 
 use std::sync::Arc;
 
@@ -12,9 +12,8 @@ use crate::store::Anomaly;
 use crate::store::schema::check_version;
 use crate::{Error, ErrorKind, Result, SealedEvent};
 
-/// The connections of an [`SqliteAuditStore`](super::SqliteAuditStore), for stores
-/// of other things in the same file: what they write commits together with its
-/// events, and their writers queue with the log's.
+/// The connections of an [`SqliteAuditStore`](super::SqliteAuditStore), for other data in the same
+/// file: it commits together with the log's events, and its writers queue with the log's.
 ///
 /// Clones share the connections.
 ///
@@ -44,22 +43,22 @@ pub struct SqliteDatabase {
     /// One connection: writers queue here rather than in SQLite's busy loop.
     pub(super) writer: SqlitePool,
     pub(super) readers: SqlitePool,
-    /// Readers for as long as the disk has no room for what the others share.
+    /// Readers to use while the disk has no room for the shared-memory file of the others.
     pub(super) frozen: SqlitePool,
     pub(super) files: Arc<Files>,
     pub(super) writable: bool,
 }
 
 impl SqliteDatabase {
-    /// A connection that can only read.
+    /// Returns a read-only connection.
     ///
     /// # Errors
-    /// `store_busy` if none becomes free in time, `store_unavailable`, and
-    /// `store_replaced` if the files were removed or replaced since they were opened.
+    /// `store_busy` if none becomes free in time, `store_unavailable`, and `store_replaced` if the
+    /// files were removed or replaced since they were opened.
     pub async fn read(&self) -> Result<PoolConnection<Sqlite>> {
         self.files.check()?;
         match self.readers.acquire().await {
-            // A full disk does not keep anybody from reading what is there.
+            // Serves reads on a full disk.
             Err(error) if is_without_room(&error) && self.files.has_no_wal() => {
                 self.frozen.acquire().await
             }
@@ -68,13 +67,14 @@ impl SqliteDatabase {
         .map_err(store_error)
     }
 
-    /// A transaction that may write (`BEGIN IMMEDIATE`). Dropped before
-    /// [`commit`](Self::commit) it changes nothing. Hold it briefly: all writers of
-    /// this process wait for it, and those of others up to their `busy_timeout`.
+    /// Begins a write transaction (`BEGIN IMMEDIATE`). If dropped before
+    /// [`commit`](Self::commit), it changes nothing. Hold it briefly: all writers of this process
+    /// wait for it, and those of other processes up to their `busy_timeout`.
     ///
     /// # Errors
-    /// `store_busy` if other writers hold it beyond the bound, `store_unavailable`, and
-    /// `store_replaced` if the files were removed or replaced since they were opened.
+    /// `store_busy` if other writers hold the database for longer than the bound,
+    /// `store_unavailable`, and `store_replaced` if the files were removed or replaced since they
+    /// were opened.
     pub async fn begin(&self) -> Result<SqliteTransaction> {
         self.files.check_database()?;
         let tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
@@ -82,19 +82,19 @@ impl SqliteDatabase {
         Ok(SqliteTransaction { tx, files: Arc::clone(&self.files) })
     }
 
-    /// Stages `events` in the transaction and commits it: the mutation and its
-    /// events, or neither.
+    /// Stages `events` in the transaction and commits it, so that the mutation and its events are
+    /// stored together.
     pub async fn commit(&self, mut tx: SqliteTransaction, events: &[SealedEvent]) -> Result<()> {
         super::SqliteAuditStore::stage_in(&mut tx, events).await?;
         tx.commit().await
     }
 
-    /// Brings the tables of `component` up to date: `steps[n]` takes version n to
-    /// n + 1, all of them in one transaction. Safe when several processes start
-    /// together. On a database opened for reading alone only looks.
+    /// Migrates the tables of `component`: `steps[n]` takes version n to n + 1, all missing steps
+    /// in one transaction. Safe if several processes start together. Only checks the version of a
+    /// database that was opened without `create`.
     ///
     /// # Errors
-    /// `schema_newer`; `store_foreign` if steps are missing and can't be taken.
+    /// `schema_newer`; `store_foreign` if steps are missing and `create` is not set.
     pub async fn migrate<S>(&self, component: &str, steps: &[S]) -> Result<()>
     where
         S: AsRef<str> + Sync,
@@ -117,17 +117,18 @@ impl SqliteDatabase {
         tx.commit().await
     }
 
-    /// Ends the connections, after those who use them.
+    /// Closes the connections, after waiting for those in use.
     pub(super) async fn close(&self) {
-        // SQLite removes these with the last connection; their absence then means nothing.
-        self.files.forget_beside();
+        // SQLite removes the sidecar files with the last connection, so their absence then means
+        // nothing.
+        self.files.forget_sidecars();
         for pool in [&self.writer, &self.readers, &self.frozen] {
             pool.close().await;
         }
     }
 
-    /// Compares the tables and indexes of a component with those that its `steps` create.
-    /// Empty if they match; additional indexes are allowed.
+    /// Compares the tables and indexes of a component with those that its `steps` create. Returns
+    /// the differences; additional indexes are allowed.
     ///
     /// # Errors
     /// Those of reading the database.
@@ -139,8 +140,8 @@ impl SqliteDatabase {
     }
 }
 
-/// An error of sqlx as this crate says it: its kind tells whether a retry may
-/// help, and no value of the statement gets in.
+/// Converts an error of sqlx. The kind tells whether a retry may help; values of statements are
+/// never included.
 pub fn sqlite_error(error: sqlx::Error) -> Error {
     store_error(error)
 }

@@ -1,8 +1,7 @@
-//! The files of a database by device and inode: whether those that are open are still
-//! those at the path.
+//! Detects by device and inode whether the open files of a database are still those at its path.
 //!
-//! SQLite goes on in files that were removed or replaced: every commit succeeds, and all
-//! of it is gone with the process.
+//! SQLite continues to work on files that were removed or replaced: every commit succeeds, and all
+//! of them are lost when the process ends.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -11,67 +10,67 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::{Error, ErrorKind, Result};
 
-/// The suffixes of the files beside a database that is open.
-const BESIDE: [&str; 2] = ["-wal", "-shm"];
+/// The suffixes of an open database's sidecar files.
+const SIDECARS: [&str; 2] = ["-wal", "-shm"];
 
-/// The suffix of a file that is written to see whether that is possible.
+/// The suffix of a file that is written to check whether that is possible.
 pub(super) const PROBE: &str = ".probe";
 
-/// What there must be room for.
+/// The room that a writable database needs on its disk, in bytes.
 const ROOM_BYTES: usize = 128 << 10;
 
-/// The identity of a file, which tells it from another one at the same path.
+/// The identity of a file, which distinguishes it from another file at the same path.
 type Identity = (u64, u64);
 
-/// The files of a database as they were when they were opened.
+/// The identities of a database's files when they were opened.
 #[derive(Debug)]
 pub(super) struct Files {
     path: PathBuf,
     database: Option<Identity>,
-    /// Those that the connection for writing has open. They stay while it does.
-    beside: Mutex<[Option<Identity>; 2]>,
+    /// The sidecar files of the writer's connection. They exist as long as it is open.
+    sidecars: Mutex<[Option<Identity>; 2]>,
 }
 
 impl Files {
-    /// The file at `path`, which is about to be opened.
+    /// Notes the file at `path`, which is about to be opened.
     pub(super) fn of(path: &Path) -> Self {
         let database = identity(path).ok();
-        Self { path: path.to_owned(), database, beside: Mutex::default() }
+        Self { path: path.to_owned(), database, sidecars: Mutex::default() }
     }
 
-    /// Remembers the files beside the database that a connection has just opened.
-    pub(super) fn note_beside(&self) {
-        let opened = BESIDE.map(|suffix| identity(&beside(&self.path, suffix)).ok());
-        *self.beside.lock().unwrap_or_else(PoisonError::into_inner) = opened;
+    /// Notes the sidecar files that a connection has just opened.
+    pub(super) fn note_sidecars(&self) {
+        let opened = SIDECARS.map(|suffix| identity(&sidecar(&self.path, suffix)).ok());
+        *self.sidecars.lock().unwrap_or_else(PoisonError::into_inner) = opened;
     }
 
-    /// Forgets them, before that connection is closed.
-    pub(super) fn forget_beside(&self) {
-        *self.beside.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
+    /// Forgets the sidecar files, before that connection is closed.
+    pub(super) fn forget_sidecars(&self) {
+        *self.sidecars.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
     }
 
-    /// Refuses to go on in a database that is no longer the one at its path.
+    /// Fails if the open database is no longer the file at its path.
     pub(super) fn check_database(&self) -> Result<()> {
         check(&self.path, self.database)
     }
 
-    /// The same of all its files.
+    /// Fails if any of the open files is no longer at its path.
     pub(super) fn check(&self) -> Result<()> {
         self.check_database()?;
-        // Held until the last of them is looked at: nobody closes that connection meanwhile.
-        let opened = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
-        for (suffix, identity) in BESIDE.into_iter().zip(*opened) {
-            check(&beside(&self.path, suffix), identity)?;
+        // The lock is held until all are checked, so that the connection is not closed meanwhile.
+        let opened = self.sidecars.lock().unwrap_or_else(PoisonError::into_inner);
+        for (suffix, identity) in SIDECARS.into_iter().zip(*opened) {
+            check(&sidecar(&self.path, suffix), identity)?;
         }
         Ok(())
     }
 
-    /// Whether the disk has room for what is usually written at once. A transaction says
-    /// little: the log before the database may have room for a small one in itself.
+    /// Fails unless the disk has room for a typical write. A transaction would prove little,
+    /// because a small one may fit into free space within the write-ahead log.
     pub(super) fn check_room(&self) -> Result<()> {
-        let probe = beside(&self.path, PROBE);
+        let probe = sidecar(&self.path, PROBE);
         let written = File::create(&probe).and_then(|mut file| {
-            // At once: whatever ends the process now, nothing of it is left.
+            // Removed at once, so that nothing is left even if the process is killed now.
             std::fs::remove_file(&probe)?;
             file.write_all(&vec![0; ROOM_BYTES])?;
             file.sync_all()
@@ -84,7 +83,7 @@ impl Files {
         })
     }
 
-    /// Whether everything is in the database's own file, and nothing in the log before it.
+    /// Whether the write-ahead log is empty, so that the database file has all data.
     pub(super) fn has_no_wal(&self) -> bool {
         has_no_wal(&self.path)
     }
@@ -92,14 +91,14 @@ impl Files {
 
 /// See [`Files::has_no_wal`].
 pub(super) fn has_no_wal(path: &Path) -> bool {
-    match std::fs::metadata(beside(path, BESIDE[0])) {
+    match std::fs::metadata(sidecar(path, SIDECARS[0])) {
         Ok(wal) => wal.len() == 0,
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     }
 }
 
-/// The path of a file beside the database.
-pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+/// The path of a sidecar file.
+pub(super) fn sidecar(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
@@ -111,7 +110,7 @@ fn check(path: &Path, opened: Option<Identity>) -> Result<()> {
         Ok(now) if now == opened => Ok(()),
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::new(
             ErrorKind::StoreUnavailable,
-            format!("{} can't be looked at ({error}): check its folder", path.display()),
+            format!("{} can't be examined ({error}): check its folder", path.display()),
         )),
         _ => Err(Error::new(
             ErrorKind::StoreReplaced,
@@ -129,7 +128,7 @@ fn identity(path: &Path) -> std::io::Result<Identity> {
     std::fs::metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
-/// Only whether it is there.
+/// Without inodes, checks only that the file exists.
 #[cfg(not(unix))]
 fn identity(path: &Path) -> std::io::Result<Identity> {
     std::fs::metadata(path).map(|_| (0, 0))
@@ -142,11 +141,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_while_the_last_connection_ends_finds_nothing_replaced() {
+    fn a_check_while_the_last_connection_closes_finds_nothing_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.db");
         File::create(&path).unwrap();
-        let paths = BESIDE.map(|suffix| beside(&path, suffix));
+        let paths = SIDECARS.map(|suffix| sidecar(&path, suffix));
         let files = Files::of(&path);
         let is_over = AtomicBool::new(false);
         let found = std::thread::scope(|scope| {
@@ -158,13 +157,13 @@ mod tests {
                 found
             });
             for _ in 0..3_000 {
-                // As a connection is opened and closed.
+                // As opening and closing a connection does.
                 for path in &paths {
                     File::create(path).unwrap();
                 }
-                files.note_beside();
+                files.note_sidecars();
                 std::thread::yield_now();
-                files.forget_beside();
+                files.forget_sidecars();
                 for path in &paths {
                     std::fs::remove_file(path).unwrap();
                 }

@@ -1,22 +1,22 @@
 //! The index reads of a list scan, in SQL.
 
 use async_trait::async_trait;
-use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
-use super::codec::{COLUMNS, listed_row};
 use super::store_error;
+use crate::store::codec::{limit, listed_row, position};
+use crate::store::engine::{ListPosition, ScanIndex, TenantMatch};
 use crate::store::list_scan::{IndexScan, ScanPlan, columns_of};
-use crate::store::sql::push_conditions;
-use crate::store::{ListPlace, ScanIndex, TenantMatch};
-use crate::{Result, StoredEvent, Timestamp};
+use crate::store::sql::{COLUMNS, push_conditions};
+use crate::{Result, StoredEvent};
 
-/// Finds a text in a text.
+/// The function that finds a substring.
 const POSITION: &str = "instr";
 
 #[async_trait]
 impl IndexScan for SqliteConnection {
     async fn actions(&mut self, prefix: &str) -> Result<Vec<String>> {
-        // No character is greater, so no action with the prefix is.
+        // U+10FFFF sorts last, so this is an upper bound for the prefix.
         let end = format!("{prefix}\u{10ffff}");
         let mut found = Vec::new();
         let mut query = "SELECT action FROM dezky_audit_events WHERE action >= ? AND action < ? ORDER BY action LIMIT 1";
@@ -39,51 +39,46 @@ impl IndexScan for SqliteConnection {
     async fn window_end(
         &mut self,
         plan: &ScanPlan<'_>,
-        before: Option<ListPlace>,
+        before: Option<ListPosition>,
         size: usize,
-    ) -> Result<Option<ListPlace>> {
+    ) -> Result<Option<ListPosition>> {
         let mut query = QueryBuilder::new("SELECT at, seq");
         push_range(&mut query, plan, before, None);
         query.push(" ORDER BY at DESC, seq DESC LIMIT 1 OFFSET ");
-        query.push_bind(super::limit(size - 1));
+        query.push_bind(limit(size - 1));
         let row = query.build().fetch_optional(self).await.map_err(store_error)?;
-        row.map(|row| {
-            let at: i64 = row.try_get(0).map_err(store_error)?;
-            let seq: i64 = row.try_get(1).map_err(store_error)?;
-            Ok((Timestamp::from_millis_clamped(at), super::unsigned(seq)?))
-        })
-        .transpose()
+        row.as_ref().map(position).transpose()
     }
 
     async fn select(
         &mut self,
         plan: &ScanPlan<'_>,
-        before: Option<ListPlace>,
-        last: Option<ListPlace>,
+        before: Option<ListPosition>,
+        last: Option<ListPosition>,
         max_rows: usize,
     ) -> Result<Vec<StoredEvent>> {
         let mut query = QueryBuilder::new("SELECT ");
         query.push(COLUMNS);
         push_range(&mut query, plan, before, last);
         push_conditions(&mut query, plan, POSITION);
-        query.push(" ORDER BY at DESC, seq DESC LIMIT ").push_bind(super::limit(max_rows));
+        query.push(" ORDER BY at DESC, seq DESC LIMIT ").push_bind(limit(max_rows));
         let rows = query.build().fetch_all(self).await.map_err(store_error)?;
         rows.iter().map(listed_row).collect()
     }
 }
 
-/// `FROM` and the conditions that the driver's index answers. Places are row
-/// values: the form with OR does not use the index.
+/// Adds `FROM` and the conditions that the plan's index answers. Positions are compared as row
+/// values, because the equivalent with `OR` does not use the index.
 ///
-/// `seq` is the table's rowid, which every index ends with, so the indexes stop at
-/// `at`. SQLite compares a rowid within a row value by the index only where the other
-/// side names its collation, although none applies to numbers: without it a page in
-/// the middle of many events of one time would read all of them.
+/// `seq` is the table's rowid, which implicitly ends every index, so the declared indexes end with
+/// `at`. SQLite uses a rowid in a row value for the index only if the other side names a
+/// collation, although none applies to numbers. Without it, a page within many events of one time
+/// would read all of them.
 fn push_range(
     query: &mut QueryBuilder<Sqlite>,
     plan: &ScanPlan<'_>,
-    before: Option<ListPlace>,
-    last: Option<ListPlace>,
+    before: Option<ListPosition>,
+    last: Option<ListPosition>,
 ) {
     let filter = plan.filter;
     query.push(" FROM dezky_audit_events INDEXED BY ");
@@ -104,16 +99,16 @@ fn push_range(
             query.push("dezky_audit_events_at WHERE 1");
         }
     }
-    // A place lies within the range, so it implies the bound on its side; with
-    // both the plain bound would take the place's part in the index.
+    // A position is within the time range, so it implies the bound on its side. With both
+    // conditions, SQLite would use the index for the plain bound instead of the position.
     if let (Some(since), None) = (filter.since, last) {
         query.push(" AND at >= ").push_bind(since.as_millis());
     }
     if let (Some(until), None) = (filter.until, before) {
         query.push(" AND at < ").push_bind(until.as_millis());
     }
-    for (place, comparison) in [(before, " < ("), (last, " >= (")] {
-        if let Some((at, seq)) = place.map(columns_of) {
+    for (position, comparison) in [(before, " < ("), (last, " >= (")] {
+        if let Some((at, seq)) = position.map(columns_of) {
             query.push(" AND (at, seq)").push(comparison).push_bind(at);
             query.push(", ").push_bind(seq).push(" COLLATE BINARY)");
         }
@@ -122,18 +117,20 @@ fn push_range(
 
 #[cfg(test)]
 mod tests {
-    use sqlx::{AssertSqlSafe, Connection};
+    use sqlx::{AssertSqlSafe, Connection, Row};
 
     use super::*;
-    use crate::store::{ListQuery, ListScan};
+    use crate::Timestamp;
+    use crate::store::ListQuery;
+    use crate::store::engine::ListScan;
 
-    /// The place, not a plain bound on the time, ends the stretch of the index:
-    /// else every page would begin again at `until`, every window reach to `since`.
+    /// The index range ends at the position and not at a plain bound on the time. Otherwise every
+    /// page would start at `until`, and every window would reach to `since`.
     #[tokio::test]
-    async fn places_lead_into_the_index_and_nothing_is_sorted() {
+    async fn positions_bound_the_index_range_and_nothing_is_sorted() {
         let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
         super::super::schema::migrate(&mut connection, &[0; 16], &[0; 32]).await.unwrap();
-        let place = Some((Timestamp::MIN, 7));
+        let position = Some((Timestamp::MIN, 7));
         let text = |text: &str| Some(text.to_owned());
         for (tenant, actor, action) in [
             (None, None, None),
@@ -153,7 +150,9 @@ mod tests {
             let filter = query.filter().unwrap();
             let scan = ListScan { filter: &filter, before: None, max_rows: 10, max_examined: 10 };
             let plan = ScanPlan { filter: &filter, index: scan.index(), action };
-            for (before, last) in [(None, None), (place, None), (None, place), (place, place)] {
+            for (before, last) in
+                [(None, None), (position, None), (None, position), (position, position)]
+            {
                 let mut query = QueryBuilder::new("EXPLAIN QUERY PLAN SELECT *");
                 push_range(&mut query, &plan, before, last);
                 push_conditions(&mut query, &plan, POSITION);

@@ -1,6 +1,6 @@
-//! The embedded store: one SQLite file, WAL, durable at every commit.
+//! The embedded store: one SQLite file in WAL mode, durable at every commit.
 //!
-//! Tokio-only, as sqlx is built here.
+//! Tokio-only, because sqlx is built for tokio here.
 
 mod codec;
 mod database;
@@ -17,46 +17,51 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use uuid::Uuid;
 
-use self::codec::{COLUMN_COUNT, COLUMNS, COMPARED_COLUMNS, existing_row, scanned_row};
 pub use self::database::{SqliteDatabase, sqlite_error};
 pub use self::open::sqlite_reader;
 pub use self::transaction::SqliteTransaction;
-use super::rows::{
-    CursorKey, ExistingRow, Head, LeaseRow, ListScan, LogState, NewRow, RowStore, RowTx, ScanPage,
-    StagedEvent, UnreadableStaged,
+use super::codec::{
+    Columns, corrupt, existing_row, lease_row, limit, missing_log, quarantined_item, scanned_row,
+    signed, staged_event,
+};
+use super::engine::{
+    CursorKey, ExistingRow, LeaseRow, ListScan, NewRow, RowStore, RowTx, ScanPage, StagedEvent,
 };
 use super::schema::Found;
-use super::{Anomaly, Capabilities, ChainedStore, Extent, QuarantinedItem, ScannedRow};
+use super::sql::{COLUMN_COUNT, COLUMNS, COMPARED_COLUMNS};
+use super::{
+    Anomaly, Capabilities, ChainedStore, Extent, Head, LogState, QuarantinedItem, ScannedRow,
+};
 use crate::event::uuid_v7;
 use crate::rt::{TokioRuntime, unblock};
 use crate::source::QuarantineItem;
 use crate::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 
-/// How an SQLite log is opened.
+/// The configuration of an SQLite log.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct SqliteConfig {
     /// The database file.
     pub path: PathBuf,
-    /// Make the file if it is missing (mode 0600), and bring its schema up to
-    /// date. Without it nothing is written by opening.
+    /// Create the file if it is missing (mode 0600), and migrate its schema. Without it, opening
+    /// writes nothing.
     pub create: bool,
-    /// Refuse a file or folder that this user may not write when it is opened. Without it
-    /// reads are served, and what can't be written fails as `store_unavailable`.
+    /// Refuse to open a file or folder that this user can't write. Without it, reads are served
+    /// and writes fail with `store_unavailable`.
     pub must_write: bool,
-    /// Let the log's tables stand beside tables of your own, so that a mutation
-    /// and its event commit together. Without it a database that has tables, but
-    /// none of ours, is refused.
+    /// Allow other tables in the same database, so that your mutation and its event commit
+    /// together. Without it, a database that has tables but none of ours is refused.
     pub shared: bool,
-    /// How long a writer waits for another one, 5 s unless set.
+    /// How long a writer waits for another one; 5 s by default.
     pub busy_timeout: Duration,
-    /// Connections for reading, 4 unless set.
+    /// The number of connections for reading; 4 by default.
     pub max_readers: u32,
-    /// Pages of the write-ahead log before it is written back, 20,000 unless
-    /// set. Fewer cost small batches half their speed, more make the file larger.
+    /// The length of the write-ahead log, in pages, at which it is written back; 20,000 by
+    /// default. A smaller number slows small batches to half the speed, a larger one makes the
+    /// file larger.
     pub wal_autocheckpoint_pages: u32,
 }
 
@@ -74,7 +79,7 @@ impl SqliteConfig {
         }
     }
 
-    /// Opens an existing log for reading alone.
+    /// Opens an existing log without creating or migrating it.
     pub fn read_only(path: impl Into<PathBuf>) -> Self {
         Self { create: false, ..Self::new(path) }
     }
@@ -82,8 +87,8 @@ impl SqliteConfig {
 
 /// An [`AuditStore`](super::AuditStore) in one SQLite file.
 ///
-/// WAL with `synchronous = FULL`: what is acknowledged survives a power cut.
-/// Several processes may use one file on one machine.
+/// WAL with `synchronous = FULL`: acknowledged data survives a power failure. Several processes on
+/// one machine may use the same file.
 ///
 /// ```
 /// use dezky_core::rt::TokioRuntime;
@@ -103,12 +108,12 @@ impl SqliteConfig {
 pub type SqliteAuditStore = ChainedStore<SqliteRows>;
 
 impl SqliteAuditStore {
-    /// Opens, and if asked makes, the log in a file.
+    /// Opens the log in a file, and creates or migrates it if configured.
     ///
     /// # Errors
-    /// `config_invalid` if there is no such file or folder, or this user may not write
-    /// it; `store_foreign`, `store_corrupt`, `schema_newer`; then nothing was changed. A
-    /// full disk is not an error, unless the schema has to be brought up to date.
+    /// `config_invalid` if the file or folder does not exist or is not writable; `store_foreign`,
+    /// `store_corrupt`, `schema_newer`. Nothing was changed then. A full disk is an error only if
+    /// the schema must be migrated.
     pub async fn open(config: SqliteConfig, runtime: &dyn Runtime) -> Result<Self> {
         let rows = SqliteRows::open(&config, runtime)
             .await
@@ -116,26 +121,25 @@ impl SqliteAuditStore {
         Ok(Self::new(rows))
     }
 
-    /// Writes events into the outbox within a transaction of your own (`&mut tx`
-    /// derefs to the connection): they commit with your mutation or not at all.
-    /// Takes neither a `seq` nor the head's lock. Call
-    /// [`relay`](super::AuditStore::relay) after your commit.
+    /// Writes events into the outbox within your own transaction (`&mut tx` derefs to the
+    /// connection), so that they commit with your mutation or not at all. Assigns no `seq` and
+    /// does not lock the head. Call [`relay`](super::AuditStore::relay) after your commit.
     pub async fn stage_in(connection: &mut SqliteConnection, events: &[SealedEvent]) -> Result<()> {
         super::chained::check_events(events)?;
         stage(connection, events).await
     }
 
-    /// The log's connections, for stores of other things in the same file.
+    /// The log's connections, for other data in the same file.
     pub fn database(&self) -> SqliteDatabase {
         self.rows().database.clone()
     }
 
-    /// The version that the log's tables have with this program.
+    /// The schema version of the log in this build.
     pub fn schema_version() -> usize {
         schema::known_version()
     }
 
-    /// Ends the connections, after those who use them.
+    /// Closes the connections, after waiting for those in use.
     pub async fn close(&self) {
         self.rows().database.close().await;
     }
@@ -174,11 +178,8 @@ impl SqliteRows {
     }
 }
 
-fn corrupt(problem: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::StoreCorrupt, format!("{problem}: restore the database from a backup"))
-}
-
-/// SQLite's result codes as kinds; the values of a statement never get in.
+/// Converts an error of sqlx: SQLite's result codes to kinds. Values of statements are never
+/// included.
 pub(super) fn store_error(error: sqlx::Error) -> Error {
     let (kind, message) = match &error {
         sqlx::Error::PoolTimedOut => {
@@ -194,7 +195,7 @@ pub(super) fn store_error(error: sqlx::Error) -> Error {
                     "the database file was moved while it was open: put it back, and restart"
                         .to_owned(),
                 ),
-                // IOERR_SHMSIZE: the file that readers share can't grow.
+                // IOERR_SHMSIZE: the shared-memory file can't grow.
                 _ if code == 4874 => {
                     (ErrorKind::StoreUnavailable, "the disk is full: make room".to_owned())
                 }
@@ -213,7 +214,7 @@ pub(super) fn store_error(error: sqlx::Error) -> Error {
                 19 => (
                     ErrorKind::StoreCorrupt,
                     format!(
-                        "a constraint of the log was broken ({}): restore a backup",
+                        "a constraint of the log was violated ({}): restore a backup",
                         database.message()
                     ),
                 ),
@@ -236,7 +237,7 @@ pub(super) fn store_error(error: sqlx::Error) -> Error {
                 13 => (ErrorKind::StoreUnavailable, "the disk is full: make room".to_owned()),
                 _ => (
                     ErrorKind::StoreUnavailable,
-                    format!("SQLite says {}: check the disk and the file", database.message()),
+                    format!("SQLite reports {}: check the disk and the file", database.message()),
                 ),
             }
         }
@@ -278,14 +279,14 @@ impl RowStore for SqliteRows {
     }
 
     async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage> {
-        // One snapshot for all the parts of the walk.
+        // One snapshot for all windows of the scan.
         let mut connection = self.database.read().await?;
         let mut tx = connection.begin().await.map_err(store_error)?;
         super::list_scan::run(&mut *tx, scan).await
     }
 
     async fn examine(&self, extent: Extent) -> Result<Vec<Anomaly>> {
-        // One snapshot for all that is compared.
+        // One snapshot for all comparisons.
         let mut connection = self.database.read().await?;
         let mut tx = connection.begin().await.map_err(store_error)?;
         structure::examine(&mut tx, extent).await
@@ -306,22 +307,7 @@ impl RowStore for SqliteRows {
         .fetch_all(&mut *connection)
         .await
         .map_err(store_error)?;
-        rows.iter()
-            .map(|row| {
-                Ok(QuarantinedItem {
-                    number: row.try_get("number").map_err(store_error)?,
-                    seen: unsigned(row.try_get("seen").map_err(store_error)?)?,
-                    item: QuarantineItem {
-                        source: row.try_get("source").map_err(store_error)?,
-                        key: row.try_get("key").map_err(store_error)?,
-                        reason: row.try_get("reason").map_err(store_error)?,
-                        detail: row.try_get("detail").map_err(store_error)?,
-                        raw: row.try_get("raw").map_err(store_error)?,
-                        at: Timestamp::from_millis_clamped(row.try_get("at").map_err(store_error)?),
-                    },
-                })
-            })
-            .collect()
+        rows.iter().map(quarantined_item).collect()
     }
 
     async fn cursors(&self) -> Result<Vec<(String, String)>> {
@@ -368,7 +354,7 @@ impl RowTx for SqliteTx {
     }
 
     async fn insert(&mut self, rows: &[NewRow<'_>]) -> Result<()> {
-        // Few distinct sizes, so that the prepared statements are found again.
+        // Few distinct sizes, so that prepared statements are reused.
         let mut rest = rows;
         for size in [64, 8, 1] {
             let whole = rest.len() / size * size;
@@ -431,17 +417,7 @@ impl RowTx for SqliteTx {
         .fetch_optional(&mut *self.tx)
         .await
         .map_err(store_error)?;
-        row.map(|row| {
-            Ok(LeaseRow {
-                holder: row.try_get("holder").map_err(store_error)?,
-                token: unsigned(row.try_get("token").map_err(store_error)?)?,
-                expires_at: Timestamp::from_millis_clamped(
-                    row.try_get("expires_at").map_err(store_error)?,
-                ),
-                length: LeaseRow::length_of(row.try_get("length_ms").map_err(store_error)?),
-            })
-        })
-        .transpose()
+        row.as_ref().map(lease_row).transpose()
     }
 
     async fn set_lease(&mut self, name: &str, row: &LeaseRow) -> Result<()> {
@@ -517,13 +493,8 @@ impl RowTx for SqliteTx {
             .map_err(store_error)?;
         rows.iter()
             .map(|row| {
-                let number: i64 = row.try_get("number").map_err(store_error)?;
-                let text: &str = row.try_get("event").map_err(store_error)?;
-                let event = SealedEvent::from_json(text).map_err(|e| UnreadableStaged {
-                    raw: text.as_bytes().to_vec(),
-                    problem: e.to_string(),
-                });
-                Ok(StagedEvent { number, event })
+                let number = row.int("number").map_err(corrupt)?;
+                Ok(staged_event(number, row.text("event").map_err(corrupt)?))
             })
             .collect()
     }
@@ -561,7 +532,7 @@ impl SqliteTx {
         let mut query = sqlx::QueryBuilder::new("SELECT ");
         query.push(COMPARED_COLUMNS).push(" FROM json_each(");
         query.push_bind(serde_json::to_string(&ids).unwrap_or_default());
-        // CROSS JOIN keeps the loop over the few keys outside.
+        // CROSS JOIN makes the few keys the outer loop.
         query.push(") AS k CROSS JOIN dezky_audit_events AS e ON e.id = unhex(k.value)");
         let rows = query.build().fetch_all(&mut *self.tx).await.map_err(store_error)?;
         Ok(rows.iter().map(existing_row).collect())
@@ -632,24 +603,8 @@ async fn log_state(connection: &mut SqliteConnection) -> Result<LogState> {
     .fetch_optional(connection)
     .await
     .map_err(store_error)?
-    .ok_or_else(|| corrupt("the log's own row is missing"))?;
-    let head = |seq: &'static str, hash: &'static str| -> Result<Head> {
-        Ok(Head {
-            next_seq: unsigned(codec::get(&row, seq).map_err(corrupt)?)?,
-            hash: codec::get::<&[u8]>(&row, hash)
-                .map_err(corrupt)?
-                .try_into()
-                .map_err(|_| corrupt(format_args!("{hash} is not 32 bytes")))?,
-        })
-    };
-    let log_id = codec::get::<&[u8]>(&row, "log_id").map_err(corrupt)?;
-    let key = codec::get::<&[u8]>(&row, "cursor_key").map_err(corrupt)?;
-    Ok(LogState {
-        log_id: Uuid::from_slice(log_id).map_err(|_| corrupt("log_id is not a UUID"))?,
-        cursor_key: CursorKey(key.try_into().map_err(|_| corrupt("cursor_key is not 32 bytes"))?),
-        base: head("base_seq", "base_hash")?,
-        head: head("next_seq", "head_hash")?,
-    })
+    .ok_or_else(missing_log)?;
+    super::codec::log_state(&row)
 }
 
 async fn cursor(connection: &mut SqliteConnection, source: &str) -> Result<Option<String>> {
@@ -669,16 +624,4 @@ async fn stage(connection: &mut SqliteConnection, events: &[SealedEvent]) -> Res
             .map_err(store_error)?;
     }
     Ok(())
-}
-
-fn limit(rows: usize) -> i64 {
-    i64::try_from(rows).unwrap_or(i64::MAX)
-}
-
-fn signed(value: u64) -> Result<i64> {
-    i64::try_from(value).map_err(|_| corrupt("a counter is beyond 2^63"))
-}
-
-fn unsigned(value: i64) -> Result<u64> {
-    u64::try_from(value).map_err(|_| corrupt("a counter is negative"))
 }

@@ -1,4 +1,4 @@
-//! How the file is opened: by whom, for what, and where that is not possible.
+//! Opening the file: checks, connection options, and reads on a full disk or without permissions.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,16 +8,16 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, SqliteConnection};
 
-use super::files::{Files, PROBE, beside, has_no_wal};
+use super::files::{Files, PROBE, has_no_wal, sidecar};
 use super::{SqliteConfig, SqliteDatabase, schema, store_error};
 use crate::store::schema::Found;
 use crate::{Error, ErrorKind, Result};
 
-/// A pragma that reads the database: with it a connection opens all files at once, and is
-/// not made where they can't be opened.
+/// A pragma that reads the database, so that connecting opens all files, and fails if they can't
+/// be opened.
 const OPEN_ALL: (&str, &str) = ("table_info", "dezky_schema");
 
-/// The result codes' families.
+/// Families of result codes.
 const PERM: i32 = 3;
 const READONLY: i32 = 8;
 const IOERR: i32 = 10;
@@ -34,7 +34,7 @@ pub(super) fn code(error: &sqlx::Error) -> Option<i32> {
     error.as_database_error()?.code()?.parse().ok()
 }
 
-/// Names what is missing before SQLite says "unable to open database file".
+/// Reports a missing file or folder by name; SQLite would only say "unable to open database file".
 pub(super) fn check_file(config: &SqliteConfig) -> Result<()> {
     check_regular(&config.path)?;
     let missing = if !folder(&config.path).is_dir() {
@@ -47,11 +47,11 @@ pub(super) fn check_file(config: &SqliteConfig) -> Result<()> {
     Err(Error::new(ErrorKind::ConfigInvalid, missing))
 }
 
-/// Refuses what can be opened and is not a file: a pipe would wait for a writer, and nothing
-/// could end that. The same of the files that SQLite opens beside the database.
+/// Refuses anything other than a regular file, for the database and its sidecar files: opening a
+/// pipe would block until there is a writer, without a timeout.
 fn check_regular(path: &Path) -> Result<()> {
     for ending in ["", "-wal", "-shm", "-journal"] {
-        let path = beside(path, ending);
+        let path = sidecar(path, ending);
         let problem = match std::fs::metadata(&path) {
             Ok(found) if found.is_dir() => "it is a folder: name a file",
             Ok(found) if !found.is_file() => "it is not a regular file: name a file",
@@ -73,12 +73,13 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-/// A connection to the file at `path` that can only read, and leaves no files beside the
-/// database. For looks at a file that a server may have open. It also reads where the
-/// disk has no room for the file that readers share, as long as nobody writes.
+/// Opens a read-only connection to the file at `path`, which a server may have open. It leaves no
+/// sidecar files. On a full disk without room for the shared-memory file it still reads, as long as
+/// there are no writers.
 ///
 /// # Errors
-/// `config_invalid` if it is not a regular file, `store_unavailable` if it can't be opened, `store_corrupt` if it is not a database.
+/// `config_invalid` if it is not a regular file, `store_unavailable` if it can't be opened,
+/// `store_corrupt` if it is not a database.
 pub async fn sqlite_reader(path: &Path) -> Result<SqliteConnection> {
     check_regular(path)?;
     let base = SqliteConnectOptions::new().filename(path).disable_statement_logging();
@@ -89,25 +90,25 @@ pub async fn sqlite_reader(path: &Path) -> Result<SqliteConnection> {
     .map_err(store_error)
 }
 
-/// Options that neither write nor leave files beside the database: where no
-/// write-ahead log is there nobody has it open, and it can be read as it is.
+/// Options for reading that leave no sidecar files: without a write-ahead log, no process has the
+/// database open, so it can be opened as immutable.
 fn reading(path: &Path, base: &SqliteConnectOptions) -> SqliteConnectOptions {
-    let is_closed = !beside(path, "-wal").exists();
+    let is_closed = !sidecar(path, "-wal").exists();
     base.clone().read_only(true).immutable(is_closed).pragma(OPEN_ALL.0, OPEN_ALL.1)
 }
 
-/// Options that read the database's own file alone.
+/// Options for reading only the database file itself.
 fn frozen(base: &SqliteConnectOptions) -> SqliteConnectOptions {
     base.clone().read_only(true).immutable(true).pragma("query_only", "1")
 }
 
-/// Whether the files that readers share can't be made or grown: the disk is full, or the
-/// folder is read-only.
+/// Whether the shared-memory file can't be created or can't grow: the disk is full, or the folder
+/// is read-only.
 pub(super) fn is_without_room(error: &sqlx::Error) -> bool {
     matches!(family(error), Some(READONLY | IOERR | FULL | CANTOPEN))
 }
 
-/// Looks at an existing file through a connection that can't write.
+/// Examines an existing file through a read-only connection.
 pub(super) async fn look(path: &Path) -> Result<Found> {
     let mut connection = sqlite_reader(path).await?;
     let found = schema::inspect(&mut connection).await;
@@ -115,7 +116,8 @@ pub(super) async fn look(path: &Path) -> Result<Found> {
     found
 }
 
-/// Makes a missing file readable by its owner alone: it holds personal data.
+/// Creates the file if it is missing, readable only by its owner, because it will hold personal
+/// data.
 pub(super) fn make_private(path: &Path) -> Result<()> {
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true);
@@ -124,13 +126,13 @@ pub(super) fn make_private(path: &Path) -> Result<()> {
     match options.open(path) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(Error::new(
             ErrorKind::ConfigInvalid,
-            format!("the file can't be made ({error}): check the folder's permissions"),
+            format!("the file can't be created ({error}): check the folder's permissions"),
         )),
         _ => Ok(()),
     }
 }
 
-/// The connections, none of which is made yet.
+/// The connection pools, without opening a connection.
 pub(super) fn database(config: &SqliteConfig, base: &SqliteConnectOptions) -> SqliteDatabase {
     let files = Arc::new(Files::of(&config.path));
     let pool = |connections: u32| {
@@ -141,9 +143,9 @@ pub(super) fn database(config: &SqliteConfig, base: &SqliteConnectOptions) -> Sq
             .max_lifetime(None)
             .test_before_acquire(false)
     };
-    // Whether the connection for writing could be opened for reading alone. It stays so when
-    // the cause is gone, and so does the file that it shares with the readers: none of them
-    // is lent again then.
+    // Whether the writer's connection could only be opened read-only. It stays read-only after the
+    // cause is gone, and so does the shared-memory file, so the pools then replace all
+    // connections.
     let only_reads = Arc::new(AtomicBool::new(false));
     let readers = if config.create { base.clone() } else { reading(&config.path, base) };
     let readers = readers.pragma("query_only", "1").pragma(OPEN_ALL.0, OPEN_ALL.1);
@@ -166,8 +168,9 @@ pub(super) fn database(config: &SqliteConfig, base: &SqliteConnectOptions) -> Sq
                 let only_reads = writable && can_only_read(connection, busy_timeout).await?;
                 found.store(only_reads, Ordering::Relaxed);
                 if writable {
-                    // Last: a connection that is given up before this is closed unnoticed.
-                    opened.note_beside();
+                    // Must be last: a connection dropped before this is closed without
+                    // `after_release`.
+                    opened.note_sidecars();
                 }
                 Ok(())
             })
@@ -181,8 +184,8 @@ pub(super) fn database(config: &SqliteConfig, base: &SqliteConnectOptions) -> Sq
                     is_at_rest(connection).await
                 };
                 if !matches!(again, Ok(true)) {
-                    // If it is the last one, SQLite removes the files beside the database.
-                    closed.forget_beside();
+                    // SQLite removes the sidecar files with the last connection.
+                    closed.forget_sidecars();
                 }
                 again
             })
@@ -198,7 +201,7 @@ pub(super) fn database(config: &SqliteConfig, base: &SqliteConnectOptions) -> Sq
                 })
             })
             .connect_lazy_with(readers),
-        // What it reads is fixed when it is opened, so each is used once.
+        // An immutable connection never sees later changes, so each one is used once.
         frozen: pool(max_readers)
             .after_release(|_, _| Box::pin(std::future::ready(Ok(false))))
             .connect_lazy_with(frozen(base)),
@@ -207,37 +210,37 @@ pub(super) fn database(config: &SqliteConfig, base: &SqliteConnectOptions) -> Sq
     }
 }
 
-/// Whether SQLite had to open the file, or one beside it, for reading alone. It then begins
-/// transactions that write, and refuses each of their statements.
+/// Whether SQLite had to open the file, or a sidecar file, read-only. It then begins write
+/// transactions, but refuses each write in them.
 async fn can_only_read(
     connection: &mut SqliteConnection,
     busy_timeout: Duration,
 ) -> sqlx::Result<bool> {
-    // The refusal comes before any lock is waited for.
+    // The refusal comes before any wait for a lock.
     connection.execute(wait(Duration::ZERO)).await?;
     let written = connection.execute("DELETE FROM dezky_outbox WHERE 0").await;
     connection.execute(wait(busy_timeout)).await?;
     Ok(written.is_err_and(|error| family(&error) == Some(READONLY)))
 }
 
-/// How long a connection waits for other writers.
+/// Sets how long a connection waits for other writers.
 fn wait(bound: Duration) -> AssertSqlSafe<String> {
     AssertSqlSafe(format!("PRAGMA busy_timeout = {}", bound.as_millis()))
 }
 
-/// Whether a connection may be lent again. A transaction that SQLite ended by itself
-/// (the disk is full, an input or output error, no memory) is still open to sqlx, which
-/// then refuses to begin another one on this connection for good: it must be replaced.
+/// Whether a connection can be reused. If SQLite rolled a transaction back on its own (full disk,
+/// I/O error, out of memory), sqlx still counts it as open and never begins another one on this
+/// connection, which must therefore be replaced.
 async fn is_at_rest(connection: &mut SqliteConnection) -> sqlx::Result<bool> {
     if connection.is_in_transaction() {
-        // The rollback of a transaction that was dropped may be under way: wait for it.
+        // The rollback of a dropped transaction may be in progress: wait for it.
         connection.ping().await?;
     }
     Ok(!connection.is_in_transaction())
 }
 
-/// Refuses a file or folder that this user may not write. A full disk is no reason to
-/// refuse: reads are served, and writes once there is room.
+/// Refuses a file or folder that this user can't write. A full disk is not refused: reads are
+/// served, and writes too once there is room.
 pub(super) async fn check_permissions(
     config: &SqliteConfig,
     database: &SqliteDatabase,
@@ -253,17 +256,17 @@ pub(super) async fn check_permissions(
     }
     Err(Error::new(
         ErrorKind::ConfigInvalid,
-        "this user can't write the file, or make files in its folder, which SQLite needs: change the permissions, or mount it writable",
+        "this user can't write the file, or create files in its folder, which SQLite needs: change the permissions, or mount it writable",
     ))
 }
 
-/// Writes a row without waiting for other writers, and takes it back.
+/// Writes a row without waiting for other writers, and rolls back.
 async fn try_to_write(config: &SqliteConfig, database: &SqliteDatabase) -> sqlx::Result<()> {
     let mut connection = database.writer.acquire().await?;
     connection.execute(wait(Duration::ZERO)).await?;
     let written = async {
         let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-        // On a file that is open for reading alone the transaction begins all the same.
+        // On a read-only file, beginning a write transaction succeeds.
         let write = sqlx::query("INSERT INTO dezky_outbox (event) VALUES ('')");
         write.execute(&mut *tx).await?;
         tx.rollback().await
@@ -273,9 +276,9 @@ async fn try_to_write(config: &SqliteConfig, database: &SqliteDatabase) -> sqlx:
     written
 }
 
-/// Whether it is permissions that stand in the way of new files.
+/// Whether permissions prevent new files in the folder.
 fn may_not_make_files(path: &Path) -> bool {
-    let probe = beside(path, PROBE);
+    let probe = sidecar(path, PROBE);
     match std::fs::File::create_new(&probe) {
         Ok(_) => {
             let _ = std::fs::remove_file(&probe);
@@ -295,7 +298,7 @@ mod tests {
     use crate::rt::TokioRuntime;
     use crate::store::{AuditStore as _, SqliteAuditStore};
 
-    /// A log, and its connections as they are opened anew.
+    /// A new log, closed, and options to open connections to it.
     async fn log(folder: &Path) -> (SqliteConfig, SqliteConnectOptions) {
         let config = SqliteConfig::new(folder.join("audit.db"));
         let log = SqliteAuditStore::open(config.clone(), &TokioRuntime).await.unwrap();
@@ -312,7 +315,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_writer_that_could_only_be_opened_for_reading_is_not_kept() {
+    async fn a_writer_that_could_only_be_opened_read_only_is_not_reused() {
         let folder = tempfile::tempdir().unwrap();
         let (config, base) = log(folder.path()).await;
         let database = database(&config, &base.read_only(true));
@@ -323,13 +326,13 @@ mod tests {
         assert_eq!(family(&refused), Some(READONLY), "{refused}");
         tx.rollback().await.unwrap();
         until_closed(&database.writer).await;
-        // It shares a file with the readers.
+        // The readers share a file with it.
         drop(reader);
         until_closed(&database.readers).await;
     }
 
     #[tokio::test]
-    async fn a_writer_is_kept_while_another_one_writes() {
+    async fn a_writer_is_reused_while_another_one_writes() {
         let folder = tempfile::tempdir().unwrap();
         let (config, base) = log(folder.path()).await;
         let mut other = base.clone().connect().await.unwrap();
@@ -347,28 +350,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_of_the_last_connection_replaces_no_file() {
+    async fn closing_the_last_connection_does_not_count_as_replacing_files() {
         let folder = tempfile::tempdir().unwrap();
         let (config, base) = log(folder.path()).await;
         let database = database(&config, &base);
         let mut tx = database.begin().await.unwrap();
-        // As SQLite does by itself on a full disk.
+        // As SQLite does on a full disk.
         tx.execute("ROLLBACK").await.unwrap();
         drop(tx);
         until_closed(&database.writer).await;
-        assert!(!beside(&config.path, "-wal").exists());
+        assert!(!sidecar(&config.path, "-wal").exists());
         database.read().await.unwrap();
         database.begin().await.unwrap().commit().await.unwrap();
-        // What is removed while it is open still shows.
-        std::fs::remove_file(beside(&config.path, "-wal")).unwrap();
+        // Removing an open file is still detected.
+        std::fs::remove_file(sidecar(&config.path, "-wal")).unwrap();
         assert_eq!(database.read().await.unwrap_err().kind(), ErrorKind::StoreReplaced);
     }
 
     #[tokio::test]
-    async fn a_connection_that_is_dropped_while_it_is_opened_replaces_no_file() {
+    async fn dropping_a_connection_while_it_opens_does_not_count_as_replacing_files() {
         let folder = tempfile::tempdir().unwrap();
         let (config, base) = log(folder.path()).await;
-        let wal = beside(&config.path, "-wal");
+        let wal = sidecar(&config.path, "-wal");
         for polls in 1..200 {
             let database = database(&config, &base);
             let mut acquire = Box::pin(database.writer.acquire());

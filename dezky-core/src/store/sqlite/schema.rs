@@ -1,4 +1,4 @@
-//! The schema, as numbered steps that every database has gone through.
+//! The schema, as numbered steps.
 
 use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection};
 
@@ -6,11 +6,11 @@ use super::store_error;
 use crate::Result;
 use crate::store::schema::{COMPONENT, Found, check_version, parts};
 
-/// One SQL script a version; a script that was released never changes.
+/// One SQL script per version. A released script never changes.
 pub(super) const STEPS: &[&str] =
     &[include_str!("v1.sql"), include_str!("v2.sql"), include_str!("v3.sql")];
 
-/// Looks at a database; changes nothing.
+/// Examines a database without changing it.
 pub(super) async fn inspect(connection: &mut SqliteConnection) -> Result<Found> {
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'",
@@ -27,7 +27,7 @@ pub(super) async fn inspect(connection: &mut SqliteConnection) -> Result<Found> 
     Ok(Found::Version(version_of(connection, COMPONENT).await?))
 }
 
-/// The version of a part of the product; 0 where it was never set up.
+/// The schema version of a component; 0 if it was never set up.
 pub(super) async fn version_of(
     connection: &mut SqliteConnection,
     component: &str,
@@ -41,12 +41,12 @@ pub(super) async fn version_of(
     Ok(usize::try_from(version.unwrap_or(0)).unwrap_or(0))
 }
 
-/// The version of a log that is up to date.
+/// The newest version of the log's schema.
 pub(super) fn known_version() -> usize {
     STEPS.len()
 }
 
-/// Takes the steps that `component` has not taken yet.
+/// Runs the missing steps of `component`.
 pub(super) async fn take_steps(
     connection: &mut SqliteConnection,
     component: &str,
@@ -78,8 +78,8 @@ async fn run_steps<'s>(
     Ok(())
 }
 
-/// Takes the database to the current version, in one transaction. Safe when
-/// several processes start together: the second one finds nothing to do.
+/// Migrates the log's schema to the newest version in one transaction. Safe if several processes
+/// start together: the second one finds nothing to do.
 pub(super) async fn migrate(
     connection: &mut SqliteConnection,
     log_id: &[u8],

@@ -108,7 +108,7 @@ async fn damage(connection: &mut SqliteConnection) -> Result<Vec<Anomaly>> {
     Ok(found.map(anomaly).collect())
 }
 
-/// Compares the number of rows that the index leads to with that of the table.
+/// Compares the number of rows that the index reaches with that of the table.
 async fn reached(connection: &mut SqliteConnection, index: &Object) -> Result<Option<Anomaly>> {
     // The definition equals the schema's, so its condition is safe to run.
     let condition = index.definition.split_once(" WHERE ").map_or("1", |(_, condition)| condition);

@@ -7,12 +7,11 @@ use super::files::Files;
 use super::store_error;
 use crate::Result;
 
-/// A transaction of a [`SqliteDatabase`](super::SqliteDatabase) that may write. Dropped
-/// before [`commit`](Self::commit) it changes nothing.
+/// A write transaction of a [`SqliteDatabase`](super::SqliteDatabase). If dropped before
+/// [`commit`](Self::commit), it changes nothing.
 ///
-/// It derefs to the connection, for sqlx's own ways. After an error that makes SQLite
-/// end the transaction by itself (a full disk, an input or output error) nothing of it
-/// can be committed, and its connection is not lent again.
+/// It derefs to sqlx's connection. If an error makes SQLite roll the transaction back (a full
+/// disk, an I/O error), nothing of it can be committed, and its connection is not reused.
 pub struct SqliteTransaction {
     pub(super) tx: Transaction<'static, Sqlite>,
     pub(super) files: Arc<Files>,
@@ -22,14 +21,14 @@ impl SqliteTransaction {
     /// Commits, durably.
     ///
     /// # Errors
-    /// `store_replaced` if the database's files are no longer those at their paths: what
-    /// was committed is in none of them. `store_unavailable` if the disk is full.
+    /// `store_replaced` if the files at the database's paths are no longer the open ones, so that
+    /// the commit is lost. `store_unavailable` if the disk is full.
     pub async fn commit(self) -> Result<()> {
         self.tx.commit().await.map_err(store_error)?;
         self.files.check()
     }
 
-    /// Takes everything back.
+    /// Undoes all changes.
     pub async fn rollback(self) -> Result<()> {
         self.tx.rollback().await.map_err(store_error)
     }

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dezky_core::source::QuarantineItem;
+use dezky_core::store::engine::{
+    CursorKey, ExistingRow, LeaseRow, ListScan, NewRow, RowStore, RowTx, ScanPage, StagedEvent,
+};
 use dezky_core::store::{
-    Capabilities, CursorKey, ExistingRow, Head, LeaseRow, ListScan, LogState, MemoryAuditStore,
-    NewRow, QuarantinedItem, RowStore, RowTx, ScanPage, ScannedRow, StagedEvent,
+    Capabilities, Head, LogState, MemoryAuditStore, QuarantinedItem, ScannedRow,
 };
 use dezky_core::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 use futures_util::future::{Either, select};

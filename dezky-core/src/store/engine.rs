@@ -1,35 +1,40 @@
-//! What a back end implements: rows in, rows out, one transaction.
+//! The types for writing a store: an engine provides rows and one transaction through [`RowStore`]
+//! and [`RowTx`], and [`ChainedStore`](super::ChainedStore) makes an
+//! [`AuditStore`](super::AuditStore) of it.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Anomaly, Capabilities, Extent, Filter, QuarantinedItem, ScannedRow, StoredRow};
-use crate::integrity::{Erasure, Evidence, GENESIS};
+use super::{
+    Anomaly, Capabilities, Extent, Head, LogState, QuarantinedItem, ScannedRow, StoredRow,
+};
+use crate::integrity::{Erasure, Evidence};
 use crate::source::QuarantineItem;
-use crate::{AuditEvent, Field, Result, SealedEvent, StoredEvent, Timestamp};
+use crate::{AuditEvent, Field, Outcome, Result, SealedEvent, StoredEvent, Timestamp};
 
-/// The rows of a log, without deduplication or chain: what an engine provides.
-/// Wrap it in [`ChainedStore`](super::ChainedStore).
+/// The rows of a log, without deduplication or chain. Wrap it in
+/// [`ChainedStore`](super::ChainedStore).
 ///
 /// Errors are `store_unavailable` or `store_busy` where a retry may help.
 #[async_trait]
 pub trait RowStore: Send + Sync + 'static {
-    /// What the engine gives.
+    /// The engine's capabilities.
     fn capabilities(&self) -> Capabilities;
 
     /// Begins a write transaction that excludes every other writer of the log,
-    /// in this process and in others. Waits a bounded time for its turn.
+    /// in this process and in others. Waits a bounded time for them.
     async fn begin(&self) -> Result<Box<dyn RowTx>>;
 
     /// The log's identity, beginning and head.
     async fn state(&self) -> Result<LogState>;
 
-    /// Rows from `from_seq` on by `seq`, at most `max_rows`.
+    /// At most `max_rows` rows from `from_seq` on, in order of `seq`.
     async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>>;
 
-    /// Rows that match, newest first; see [`ListScan`].
+    /// The rows that match, newest first; see [`ListScan`].
     async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage>;
 
     /// Returns differences between the database's structure and the schema, and with
@@ -42,18 +47,18 @@ pub trait RowStore: Send + Sync + 'static {
     /// The ingest cursor of `source`.
     async fn cursor(&self, source: &str) -> Result<Option<String>>;
 
-    /// Quarantined items by number, above `after`.
+    /// Quarantined items with a number above `after`, in order of their numbers.
     async fn quarantined(&self, after: i64, max_items: usize) -> Result<Vec<QuarantinedItem>>;
 
     /// All ingest cursors, by source.
     async fn cursors(&self) -> Result<Vec<(String, String)>>;
 
-    /// Whether the outbox has rows; cheap, asked often.
+    /// Whether the outbox has rows. Called often, so it must be cheap.
     async fn has_staged(&self) -> Result<bool>;
 
-    /// Resolves when the engine was told, by whichever process, that the log may
-    /// have more than `next_seq` events. Cancel-safe. One that is not told waits
-    /// for ever: who asks looks again now and then by itself.
+    /// Resolves when any process has notified the engine that the log may have more than
+    /// `next_seq` events. Engines without notifications never resolve this; callers must also
+    /// poll. Cancel-safe.
     async fn changed(&self, next_seq: u64) {
         let _ = next_seq;
         std::future::pending::<()>().await;
@@ -66,10 +71,10 @@ pub trait RowTx: Send {
     /// The head, locked until the end of the transaction.
     async fn head(&mut self) -> Result<Head>;
 
-    /// The rows that share an id or a `(source, externalId)` with `events`.
+    /// The rows that share an id or a `(source, externalId)` with any of `events`.
     async fn existing(&mut self, events: &[&SealedEvent]) -> Result<Vec<ExistingRow>>;
 
-    /// Inserts rows; none of their keys is there.
+    /// Inserts rows. The caller has checked that none of their keys exists.
     async fn insert(&mut self, rows: &[NewRow<'_>]) -> Result<()>;
 
     /// Sets the head.
@@ -78,8 +83,7 @@ pub trait RowTx: Send {
     /// The ingest cursor of `source`.
     async fn cursor(&mut self, source: &str) -> Result<Option<String>>;
 
-    /// Gives the log, in which is nothing yet, the identity and key of another
-    /// one, whose copy it becomes.
+    /// Gives an empty log the identity and key of another log, whose copy it becomes.
     async fn set_identity(&mut self, log_id: Uuid, cursor_key: &CursorKey) -> Result<()>;
 
     /// Sets the ingest cursor of `source`.
@@ -88,36 +92,35 @@ pub trait RowTx: Send {
     /// The database's clock.
     async fn now(&mut self) -> Result<Timestamp>;
 
-    /// The lease `name`, lapsed or not.
+    /// The lease `name`, expired or not.
     async fn lease(&mut self, name: &str) -> Result<Option<LeaseRow>>;
 
     /// Writes the lease `name`.
     async fn set_lease(&mut self, name: &str, row: &LeaseRow) -> Result<()>;
 
-    /// Keeps items; one whose `(source, key)` is there has its count raised
-    /// instead. Returns how many are new.
+    /// Stores items; if the `(source, key)` of one exists, only its count is raised. Returns how
+    /// many are new.
     async fn quarantine(&mut self, items: &[QuarantineItem]) -> Result<usize>;
 
-    /// Keeps items of another quarantine, in their order, under numbers of its own
-    /// and as often seen as they were. One whose `(source, key)` is there only gets
-    /// the greater count.
+    /// Stores items of another log's quarantine, in their order, with new numbers and their
+    /// counts. If the `(source, key)` of one exists, that item gets the greater of both counts.
     async fn keep_quarantined(&mut self, items: &[QuarantinedItem]) -> Result<()>;
 
-    /// Removes items from the quarantine by number. Returns how many were there.
+    /// Removes items from the quarantine by number. Returns how many existed.
     async fn release(&mut self, numbers: &[i64]) -> Result<usize>;
 
     /// Adds events to the outbox, in order.
     async fn stage(&mut self, events: &[SealedEvent]) -> Result<()>;
 
-    /// The oldest events of the outbox. One that can't be read is no error: it
-    /// must not hold up the others.
+    /// The oldest events of the outbox. An unreadable event is not an error: it must not block
+    /// the others.
     async fn staged(&mut self, max_events: usize) -> Result<Vec<StagedEvent>>;
 
     /// Removes events from the outbox by number.
     async fn unstage(&mut self, numbers: &[i64]) -> Result<()>;
 
-    /// Writes something and takes it back, so that the commit shows whether the engine
-    /// takes writes. An engine whose transactions always write need not do anything.
+    /// Writes something and undoes it, so that the commit shows whether the engine accepts
+    /// writes. Engines whose transactions always write need not override this.
     async fn touch(&mut self) -> Result<()> {
         Ok(())
     }
@@ -126,36 +129,8 @@ pub trait RowTx: Send {
     async fn commit(self: Box<Self>) -> Result<()>;
 }
 
-/// The end of the chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Head {
-    /// How many events the log has had: the next `seq`.
-    pub next_seq: u64,
-    /// The hash of the last event; of none: 32 zero bytes.
-    pub hash: [u8; 32],
-}
-
-impl Head {
-    /// The head of an empty log.
-    pub const EMPTY: Self = Self { next_seq: 0, hash: GENESIS };
-}
-
-/// A log's identity, beginning and head.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogState {
-    /// Made with the log.
-    pub log_id: Uuid,
-    /// The key of the page cursors, made with the log.
-    pub cursor_key: CursorKey,
-    /// The first `seq` that is here and the hash before it: of a log whose
-    /// beginning was archived not 0.
-    pub base: Head,
-    /// The end.
-    pub head: Head,
-}
-
-/// The key that authenticates a log's page cursors. Whoever has it can make
-/// cursors; `Debug` does not show it.
+/// The key that authenticates a log's page cursors. Anyone who knows it can forge cursors;
+/// `Debug` does not show it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct CursorKey(pub [u8; 32]);
 
@@ -168,23 +143,23 @@ impl std::fmt::Debug for CursorKey {
 /// A lease as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseRow {
-    /// Who holds or held it.
+    /// The current or last holder.
     pub holder: String,
     /// Grows with every change of holder.
     pub token: u64,
-    /// When it lapses.
+    /// The time at which it expires.
     pub expires_at: Timestamp,
-    /// For how long it was taken; `None` if an older version wrote it.
+    /// The duration for which it was acquired; `None` if an older version wrote it.
     pub length: Option<Duration>,
 }
 
 impl LeaseRow {
-    /// By how much a clock may be set back without ending a lease that was just taken.
+    /// The largest step back of the clock that does not end a lease that was just acquired.
     const MAX_STEP: Duration = Duration::from_secs(1);
 
-    /// Whether it holds at `now`. One that ends later than a whole length from now was
-    /// written by a clock that was ahead: its holder can't be expected to be there until
-    /// then. `length` stands in for one that is not known.
+    /// Whether the lease is held at `now`. A lease that ends later than its whole length from now
+    /// was written while the clock was ahead and is not held, because its holder may be long gone
+    /// by then. `length` is used if the lease's own is not known.
     pub fn holds_at(&self, now: Timestamp, length: Duration) -> bool {
         let length = self.length.unwrap_or(length);
         let latest = now.saturating_add(length.saturating_add(Self::MAX_STEP));
@@ -198,7 +173,7 @@ impl LeaseRow {
         i64::try_from(length.as_millis()).unwrap_or(i64::MAX)
     }
 
-    /// See [`length_ms`](Self::length_ms); 0 stands for one that is not known.
+    /// Reads what [`length_ms`](Self::length_ms) wrote; 0 means that it is not known.
     #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
     pub(super) fn length_of(ms: i64) -> Option<Duration> {
         u64::try_from(ms).ok().filter(|ms| *ms > 0).map(Duration::from_millis)
@@ -208,29 +183,29 @@ impl LeaseRow {
 /// A row to insert.
 #[derive(Debug, Clone, Copy)]
 pub struct NewRow<'a> {
-    /// Its place.
+    /// The event's position in the log.
     pub seq: u64,
     /// The event.
     pub event: &'a AuditEvent,
-    /// What verifies it.
+    /// The evidence that verifies it.
     pub evidence: EvidenceRef<'a>,
-    /// The hash before.
+    /// The hash of the previous event.
     pub prev_hash: [u8; 32],
-    /// Its hash.
+    /// The event's hash.
     pub hash: [u8; 32],
 }
 
-/// An [`Evidence`] that belongs to somebody else. `Debug` shows no salt.
+/// A borrowed [`Evidence`]. `Debug` shows no salt.
 #[derive(Clone, Copy)]
 pub enum EvidenceRef<'a> {
     /// The event's salt: nothing was erased.
     Salt(&'a [u8; 32]),
-    /// What took the salt's place; only copies insert such rows.
+    /// The evidence left by an erasure; only copies insert such rows.
     Erased(&'a Erasure),
 }
 
 impl<'a> NewRow<'a> {
-    /// The row of another log, as it stands there.
+    /// A row of another log, unchanged.
     pub fn of_stored(row: &'a StoredRow) -> Self {
         Self {
             seq: row.stored.seq,
@@ -283,7 +258,7 @@ impl<'a> NewRow<'a> {
 }
 
 impl EvidenceRef<'_> {
-    /// The same as a value of its own.
+    /// The owned evidence.
     pub fn to_owned(self) -> Evidence {
         match self {
             Self::Salt(salt) => Evidence::Salt(*salt),
@@ -301,20 +276,20 @@ impl std::fmt::Debug for EvidenceRef<'_> {
     }
 }
 
-/// What deduplication compares.
+/// The part of a stored row that deduplication compares.
 #[derive(Debug, Clone)]
 pub struct ExistingRow {
-    /// Its place.
+    /// The event's position in the log.
     pub seq: u64,
-    /// Its id.
+    /// The event's id.
     pub id: Uuid,
-    /// Its source.
+    /// The event's source.
     pub source: String,
-    /// Its identity there.
+    /// The event's id at its source.
     pub external_id: Option<String>,
     /// The values of [`Self::COMPARED`].
     pub compared: [Option<String>; 7],
-    /// Fields whose values were erased: they equal anything.
+    /// Fields whose values were erased; they match any value.
     pub erased: Vec<Field>,
 }
 
@@ -330,7 +305,7 @@ impl ExistingRow {
         Field::ResourceId,
     ];
 
-    /// What is compared of an event at `seq`.
+    /// The compared part of the event at `seq`.
     pub fn of(seq: u64, event: &AuditEvent, erased: Vec<Field>) -> Self {
         Self {
             seq,
@@ -342,37 +317,7 @@ impl ExistingRow {
         }
     }
 
-    /// What a row of an engine says, by column. One that was changed so that it can't be
-    /// read still has its identity: it counts as there, and differs.
-    #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
-    pub(super) fn of_columns(
-        seq: Option<i64>,
-        id: Option<Uuid>,
-        text: impl Fn(&'static str) -> Option<String>,
-        erasure: Option<&[u8]>,
-    ) -> Self {
-        // In the order of `COMPARED`.
-        let columns = [
-            "actor_type",
-            "actor_id",
-            "actor_email",
-            "action",
-            "outcome",
-            "resource_type",
-            "resource_id",
-        ];
-        let erasure = erasure.and_then(|bytes| Erasure::from_bytes(bytes).ok());
-        Self {
-            seq: seq.and_then(|seq| u64::try_from(seq).ok()).unwrap_or(0),
-            id: id.unwrap_or_default(),
-            source: text("source").unwrap_or_default(),
-            external_id: text("external_id"),
-            compared: columns.map(text),
-            erased: erasure.map(|e| e.commitments.into_keys().collect()).unwrap_or_default(),
-        }
-    }
-
-    /// The fields in which `event` says something else.
+    /// The fields in which `event` differs.
     pub fn differences(&self, event: &AuditEvent) -> Vec<Field> {
         let differs = |(field, value): &(Field, &Option<String>)| {
             !self.erased.contains(field) && value.as_deref() != event.text(*field)
@@ -384,23 +329,23 @@ impl ExistingRow {
 /// An event of the outbox.
 #[derive(Debug, Clone)]
 pub struct StagedEvent {
-    /// Its number, growing.
+    /// The row's number, growing.
     pub number: i64,
-    /// The event, or what stands there instead of one.
+    /// The event, or the unreadable content of its row.
     pub event: std::result::Result<SealedEvent, UnreadableStaged>,
 }
 
-/// A row of the outbox that is no sealed event of a version known here.
+/// A row of the outbox that is not a sealed event of a known version.
 #[derive(Debug, Clone)]
 pub struct UnreadableStaged {
-    /// What stands there.
+    /// The row's content.
     pub raw: Vec<u8>,
-    /// Why it can't be read.
+    /// The reason why it can't be read.
     pub problem: String,
 }
 
-/// Columns derived from an event, so that engines only ever compare bytes: case
-/// is folded here, by Unicode's lower case.
+/// Columns derived from an event, so that engines only compare bytes: case is folded here, by
+/// Unicode's lower case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SearchColumns {
     /// actorEmail.
@@ -423,11 +368,11 @@ impl SearchColumns {
         Self { actor_email: event.actor_email.as_deref().map(Self::fold), search }
     }
 
-    /// `text` as it stands in the derived columns and is looked for there.
+    /// Folds `text` for the derived columns, and for searching them.
     ///
-    /// Unicode's lower case character by character, so that the fold of a part is
-    /// a part of the fold: hence a final sigma is folded like any other. U+001F
-    /// and U+0000 become U+FFFD.
+    /// Applies Unicode's lower case character by character, so that the fold of a substring is a
+    /// substring of the fold: a final sigma is folded like any other. U+001F and U+0000 become
+    /// U+FFFD.
     pub fn fold(text: &str) -> String {
         text.chars()
             .flat_map(char::to_lowercase)
@@ -440,36 +385,149 @@ impl SearchColumns {
     }
 }
 
-/// A place in the order of a list: the event's `at` and its `seq`.
-pub type ListPlace = (Timestamp, u64);
+/// A checked [`ListQuery`](super::ListQuery) for engines, which compare only bytes. An event
+/// matches if every condition that is set holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Filter {
+    /// `at` is this time or later.
+    pub since: Option<Timestamp>,
+    /// `at` is before this time.
+    pub until: Option<Timestamp>,
+    /// `action` begins with this text.
+    pub action_prefix: Option<String>,
+    /// `tenantSlug` matches.
+    pub tenant: Option<TenantMatch>,
+    /// `partnerSlug` equals this text.
+    pub partner_slug: Option<String>,
+    /// `actorId` equals this text.
+    pub actor_id: Option<String>,
+    /// The folded `actorEmail` equals this text.
+    pub actor_email_fold: Option<String>,
+    /// `resourceType` equals this text.
+    pub resource_type: Option<String>,
+    /// `resourceId` equals this text.
+    pub resource_id: Option<String>,
+    /// `outcome` equals this one.
+    pub outcome: Option<Outcome>,
+    /// `source` matches.
+    pub source: Option<SourceMatch>,
+    /// [`SearchColumns::search`] contains this text.
+    pub search: Option<String>,
+}
 
-/// A bounded walk over the log, newest first by `(at, seq)`: events of one time
-/// stand in the order in which they came.
+/// A condition on `tenantSlug`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum TenantMatch {
+    /// The event has no tenant.
+    None,
+    /// The event has this tenant.
+    Slug(String),
+}
+
+/// A condition on `source`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SourceMatch {
+    /// The source itself.
+    pub exact: String,
+    /// The prefix of its instances' names, such as `authentik:`; `None` if `exact` is an instance.
+    pub instances: Option<String>,
+}
+
+impl SourceMatch {
+    pub(super) fn new(exact: String) -> Self {
+        let instances = (!exact.contains(':')).then(|| format!("{exact}:"));
+        Self { exact, instances }
+    }
+}
+
+impl Filter {
+    /// Whether all conditions are on `at` or answered by `index`, so that every row in the
+    /// index's range matches.
+    pub fn is_index_only(&self, index: &ScanIndex) -> bool {
+        let mut rest = self.clone();
+        rest.since = None;
+        rest.until = None;
+        match index {
+            ScanIndex::Time => {}
+            ScanIndex::Tenant => rest.tenant = None,
+            ScanIndex::Actor => rest.actor_id = None,
+        }
+        rest == Self::EVERYTHING
+    }
+
+    /// The filter that matches every event.
+    pub const EVERYTHING: Self = Self {
+        since: None,
+        until: None,
+        action_prefix: None,
+        tenant: None,
+        partner_slug: None,
+        actor_id: None,
+        actor_email_fold: None,
+        resource_type: None,
+        resource_id: None,
+        outcome: None,
+        source: None,
+        search: None,
+    };
+
+    /// Whether `event`, with its derived columns, matches. This is the definition that the
+    /// queries of engines must agree with.
+    pub fn matches(&self, event: &AuditEvent, search_columns: &SearchColumns) -> bool {
+        fn equals(wanted: Option<&String>, value: Option<&String>) -> bool {
+            wanted.is_none_or(|w| value == Some(w))
+        }
+        self.since.is_none_or(|t| event.at >= t)
+            && self.until.is_none_or(|t| event.at < t)
+            && self.action_prefix.as_ref().is_none_or(|p| event.action.starts_with(p.as_str()))
+            && self.tenant.as_ref().is_none_or(|t| match t {
+                TenantMatch::None => event.tenant_slug.is_none(),
+                TenantMatch::Slug(slug) => event.tenant_slug.as_ref() == Some(slug),
+            })
+            && equals(self.partner_slug.as_ref(), event.partner_slug.as_ref())
+            && equals(self.actor_id.as_ref(), event.actor_id.as_ref())
+            && equals(self.actor_email_fold.as_ref(), search_columns.actor_email.as_ref())
+            && equals(self.resource_type.as_ref(), event.resource_type.as_ref())
+            && equals(self.resource_id.as_ref(), event.resource_id.as_ref())
+            && self.outcome.is_none_or(|o| event.outcome == o)
+            && self.source.as_ref().is_none_or(|s| {
+                event.source == s.exact
+                    || s.instances.as_ref().is_some_and(|i| event.source.starts_with(i.as_str()))
+            })
+            && self.search.as_ref().is_none_or(|q| search_columns.search.contains(q.as_str()))
+    }
+}
+
+/// A position in the order of a list: the event's `at` and its `seq`.
+pub type ListPosition = (Timestamp, u64);
+
+/// A bounded scan of the log, newest first by `(at, seq)`: events with equal times are in the
+/// order in which they were appended.
 #[derive(Debug, Clone, Copy)]
 pub struct ListScan<'a> {
-    /// What must match.
+    /// The filter that returned rows match.
     pub filter: &'a Filter,
-    /// Where to go on: only rows before this place.
-    pub before: Option<ListPlace>,
-    /// The most rows to return.
+    /// Return only rows before this position; `None` starts at the newest.
+    pub before: Option<ListPosition>,
+    /// Maximum number of rows to return.
     pub max_rows: usize,
-    /// About how many rows may be looked at, matching or not.
+    /// Approximate maximum number of rows to examine, matching or not.
     pub max_examined: usize,
 }
 
-/// The index that leads a walk.
+/// The index that drives a scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ScanIndex {
     /// All events by time.
     Time,
-    /// One tenant's, or those of none.
+    /// The events of one tenant, or those without a tenant, by time.
     Tenant,
-    /// One actor's.
+    /// The events of one actor by time.
     Actor,
 }
 
 impl ListScan<'_> {
-    /// The index that narrows most among those that every engine has.
+    /// The most selective index for the filter among those that every engine has.
     pub fn index(&self) -> ScanIndex {
         if self.filter.actor_id.is_some() {
             ScanIndex::Actor
@@ -481,24 +539,24 @@ impl ListScan<'_> {
     }
 }
 
-/// What a walk found.
+/// The result of a scan.
 #[derive(Debug, Clone)]
 pub struct ScanPage {
     /// The rows, newest first.
     pub events: Vec<StoredEvent>,
-    /// Why it ended.
+    /// The reason why the scan ended.
     pub end: ScanEnd,
 }
 
-/// Why a walk ended.
+/// The reason why a scan ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScanEnd {
-    /// It came to the end of the log.
+    /// No further row matches.
     Exhausted,
-    /// It has `max_rows` rows.
+    /// `max_rows` rows were found.
     Full,
-    /// It looked at `max_examined` rows; the last one is here.
-    Budget(ListPlace),
+    /// About `max_examined` rows were examined, the last one at this position.
+    Budget(ListPosition),
 }
 
 #[cfg(test)]
@@ -521,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fold_of_a_part_is_a_part_of_the_fold() {
+    fn the_fold_of_a_substring_is_a_substring_of_the_fold() {
         for (whole, part) in [("ΟΔΟΣΣΕΑΣ", "ΟΔΟΣ"), ("Straße", "stra"), ("İx", "İ")]
         {
             assert!(
