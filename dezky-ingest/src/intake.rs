@@ -5,7 +5,6 @@ use std::iter::Peekable;
 use std::sync::Arc;
 use std::vec::IntoIter;
 
-pub(crate) use dezky_core::TENANT_BY;
 use dezky_core::source::{PulledEvent, QuarantineItem, TenantDirectory, TenantHint};
 use dezky_core::store::{AppendOptions, Appended, AuditStore, Fence, ReceiptStatus};
 use dezky_core::{
@@ -14,14 +13,10 @@ use dezky_core::{
 };
 use sha2::{Digest as _, Sha256};
 
+use crate::annotations::{LATE_BY, RAW_OUTCOME, TENANT_BY};
 use crate::cut;
 use crate::distinct::{self, DistinctStore};
 use crate::notices::{Notices, Stored};
-
-/// Annotation of an event that its source found late.
-pub(crate) const LATE_BY: &str = "lateBySeconds";
-/// Annotation of an outcome that the source's map does not know.
-pub(crate) const RAW_OUTCOME: &str = "rawOutcome";
 
 /// Brings mapped events into the log, for pumps and webhooks alike.
 #[derive(Clone)]

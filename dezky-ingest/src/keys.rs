@@ -4,6 +4,16 @@ use std::collections::HashMap;
 
 use sha2::{Digest as _, Sha256};
 
+/// Prefix of the content key of an event in a body.
+const CONTENT_KEY: &str = "body1:";
+/// Prefixes of keys over a line and its position.
+const LINE_KEYS: [&str; 2] = ["line1:", "line2:"];
+
+/// Whether an external id has the form of a key that dezky makes from content or position.
+pub(crate) fn is_made_key(id: &str) -> bool {
+    id.starts_with(CONTENT_KEY) || LINE_KEYS.iter().any(|key| id.starts_with(key))
+}
+
 /// Makes the content keys of one request.
 ///
 /// `prefix + ":" + hex(SHA-256(scope ‖ 00 ‖ part ‖ 00 ‖ … ‖ ordinal))`. The ordinal

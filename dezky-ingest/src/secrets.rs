@@ -6,8 +6,9 @@ mod frozen;
 use std::borrow::Cow;
 use std::ops::Range;
 
+use dezky_core::json::{Doc, Value};
+
 pub(crate) use self::frozen::clean as clean_for_key;
-use crate::json::{Doc, Value};
 
 /// The depth to which addresses nested in arguments are examined.
 const MAX_NESTED: usize = 2;
@@ -108,7 +109,7 @@ pub(crate) fn cuts(value: Value<'_>, is_kept: impl Fn(Value<'_>) -> bool) -> Vec
     let mut cuts = Vec::new();
     for inner in value.inside() {
         for member in inner.members() {
-            let value = member.value;
+            let value = member.value();
             if holds_secret(&member.name(), value) && !is_vacant(value) && !is_kept(value) {
                 cuts.push(hide(value));
             }

@@ -13,8 +13,8 @@ use super::proto::Place;
 use super::proto::{Event, Item, MalformedItem, pk};
 use super::redact;
 use crate::address::bare_address;
+use crate::annotations::{RAW_ACTION, RAW_ID, TENANT_BY};
 use crate::cut;
-use crate::intake::TENANT_BY;
 
 /// The source name of the first instance; a further one is `authentik:{instance}`.
 pub const SOURCE: &str = "authentik";
@@ -195,9 +195,9 @@ pub(super) fn map_by(source: &str, mut event: Event, doers: &Doers) -> NewEvent 
         // Nothing that Authentik sends; cut, two could become one.
         (format!("sha256:{}", sha256(&event.pk)), Some(head(&event.pk)))
     };
-    let mut metadata = NewMetadata::default().with_annotation("rawAction", head(&event.action));
+    let mut metadata = NewMetadata::default().with_annotation(RAW_ACTION, head(&event.action));
     if let Some(raw_id) = raw_id {
-        metadata.annotate("rawId", raw_id);
+        metadata.annotate(RAW_ID, raw_id);
     }
     if let Some(actor_by) = actor_by {
         metadata.annotate("actorBy", actor_by);

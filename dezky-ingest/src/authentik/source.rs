@@ -17,7 +17,7 @@ use super::groups::Groups;
 use super::http::{Api, Failed, Fetched, MAX_WAIT};
 use super::map::{Doers, large_item, malformed_item, map_by, tenant_user};
 use super::proto::{Item, Page, Place};
-use crate::intake::{LATE_BY, TENANT_BY};
+use crate::annotations::{LATE_BY, TENANT_BY};
 
 /// How many keys are remembered at least, so that most of what is read again is
 /// passed over here and not by the store.

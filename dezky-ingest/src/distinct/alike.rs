@@ -2,10 +2,11 @@
 //! secrets or for large metadata left it.
 
 use dezky_core::Metadata;
+use dezky_core::json::{Doc, Value};
 
-use super::{CUT, OF_SOURCE, OWN, TRUNCATED};
+use super::OF_SOURCE;
+use crate::annotations::{ANNOTATIONS, CUT, REDACTED as IS_REDACTED, TRUNCATED};
 use crate::cut::LARGE;
-use crate::json::{Doc, Value};
 use crate::secrets::{REDACTED, is_vacant, without_secrets};
 
 /// Whether two contents that are not equal are one all the same: they differ only where we
@@ -17,27 +18,29 @@ pub(super) fn alike(one: &Metadata, other: &Metadata) -> bool {
     };
     let (one, other) = (one.root(), other.root());
     let hidden = Hidden { in_one: is_redacted(one), in_other: is_redacted(other) };
-    match (own(one, TRUNCATED), own(other, TRUNCATED)) {
+    match (annotation(one, TRUNCATED), annotation(other, TRUNCATED)) {
         (Some(reduced), None) => is_of_large(reduced) && hidden.is_reduced(one, other),
         (None, Some(reduced)) => is_of_large(reduced) && hidden.swapped().is_reduced(other, one),
         _ => {
             hidden.same_members(one, other)
-                && OF_SOURCE.iter().all(|name| match (own(one, name), own(other, name)) {
-                    (None, None) => true,
-                    (Some(one), Some(other)) => hidden.same(one, other),
-                    _ => false,
+                && OF_SOURCE.iter().all(|name| {
+                    match (annotation(one, name), annotation(other, name)) {
+                        (None, None) => true,
+                        (Some(one), Some(other)) => hidden.same(one, other),
+                        _ => false,
+                    }
                 })
         }
     }
 }
 
-fn own<'d>(metadata: Value<'d>, name: &str) -> Option<Value<'d>> {
-    metadata.get(OWN)?.get(name)
+fn annotation<'d>(metadata: Value<'d>, name: &str) -> Option<Value<'d>> {
+    metadata.get(ANNOTATIONS)?.get(name)
 }
 
 /// Whether we hid something in it. A source may say `[redacted]` by itself.
 fn is_redacted(metadata: Value<'_>) -> bool {
-    own(metadata, "redacted").is_some_and(|value| value.raw() == "true")
+    annotation(metadata, IS_REDACTED).is_some_and(Value::is_true)
 }
 
 /// Whether metadata was reduced because it was too large, by an earlier version that did
@@ -61,22 +64,24 @@ impl Hidden {
 
     /// Whether `reduced` has nothing but short scalars that `cut` has at its top.
     fn is_reduced(self, reduced: Value<'_>, cut: Value<'_>) -> bool {
-        let mut kept = reduced.members().filter(|member| !member.is_named(OWN));
-        own(cut, CUT).is_some()
-            && kept
-                .all(|kept| cut.get(&kept.name()).is_some_and(|value| self.same(kept.value, value)))
+        let mut kept = reduced.members().filter(|member| !member.is_named(ANNOTATIONS));
+        annotation(cut, CUT).is_some()
+            && kept.all(|kept| {
+                cut.get(&kept.name()).is_some_and(|value| self.same(kept.value(), value))
+            })
     }
 
     /// Whether two objects are the same but for our annotations.
     fn same_members(self, one: Value<'_>, other: Value<'_>) -> bool {
         // Canonical, so in one order and without repetition.
-        let mut members = one.members().filter(|member| !member.is_named(OWN));
-        let mut others = other.members().filter(|member| !member.is_named(OWN));
+        let mut members = one.members().filter(|member| !member.is_named(ANNOTATIONS));
+        let mut others = other.members().filter(|member| !member.is_named(ANNOTATIONS));
         loop {
             match (members.next(), others.next()) {
                 (None, None) => return true,
                 (Some(one), Some(other))
-                    if one.key.raw() == other.key.raw() && self.same(one.value, other.value) => {}
+                    if one.key().raw() == other.key().raw()
+                        && self.same(one.value(), other.value()) => {}
                 _ => return false,
             }
         }
@@ -93,8 +98,8 @@ impl Hidden {
                 match (members.next(), others.next()) {
                     (None, None) => break true,
                     (Some(one), Some(other))
-                        if one.key.raw() == other.key.raw()
-                            && self.same(one.value, other.value) => {}
+                        if one.key().raw() == other.key().raw()
+                            && self.same(one.value(), other.value()) => {}
                     _ => break false,
                 }
             };

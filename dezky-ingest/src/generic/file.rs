@@ -4,11 +4,12 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use dezky_core::json::{Doc, Value};
 use dezky_core::{QuarantineItem, Result, Runtime, Timestamp};
 
 use super::mapping::Mapped;
-use super::{LINE_KEY_PREFIX, Mapping, not_json, sequence, without_mark};
-use crate::json::{Doc, Value};
+use super::{LINE_KEY_PREFIX, Mapping, sequence, without_mark};
+use crate::malformed::not_json;
 use crate::tail::{Decoded, FileTail, Line, LineDecoder, TailConfig};
 
 /// Lines of a file as a mapping reads them.

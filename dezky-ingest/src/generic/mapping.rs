@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use dezky_core::json::{Doc, Value};
 use dezky_core::{
     Actor, ActorType, Field, NewEvent, NewMetadata, Outcome, PulledEvent, TenantHint, TimeFormat,
     Timestamp,
@@ -11,11 +12,12 @@ use dezky_core::{
 
 use super::config::{MappingConfig, MappingProblem, SkipField, SkipRule};
 use super::pointer::{Pointer, Term};
-use super::{action, is_made_key, outcome, redact};
+use super::{action, outcome, redact};
 use crate::address::bare_address;
+use crate::annotations::{RAW_ACTION, RAW_ID, RAW_OUTCOME, REDACTED};
 use crate::domain::{domain, domain_of};
-use crate::intake::RAW_OUTCOME;
-use crate::json::{Doc, Value};
+use crate::keys::is_made_key;
+use crate::source_name;
 
 /// The most entries of a table or list of the declaration.
 const MAX_ENTRIES: usize = 1_000;
@@ -99,7 +101,7 @@ impl Mapping {
     /// digits, `.`, `_` and `-`, with no empty word between dots, and is none of
     /// `authentik`, `stalwart`, `ocis` and `platform-api`.
     pub fn compile(source: &str, config: &MappingConfig) -> Result<Self, MappingProblem> {
-        check_name(source).map_err(|problem| wrong("", problem))?;
+        source_name::check(source).map_err(|problem| wrong("", problem))?;
         let redact = places("redact", &config.redact)?;
         let keep = places("keep", &config.keep)?;
         let at = Compiler { redact: &redact, keep: &keep };
@@ -201,9 +203,9 @@ impl Mapping {
             return Mapped::Odd("no_action", "has no letter or digit in its action");
         }
         let mut metadata = NewMetadata::from_source(clean);
-        metadata.annotate("rawAction", head(&raw_action));
+        metadata.annotate(RAW_ACTION, head(&raw_action));
         if is_redacted {
-            metadata.annotate("redacted", true);
+            metadata.annotate(REDACTED, true);
         }
         let outcome = self.outcome(object, &mut metadata);
         let actor = self.actor(object, &mut metadata);
@@ -290,7 +292,7 @@ impl Mapping {
         };
         // An id that looks like a content key would not be compared by content.
         if id.len() > EXTERNAL_ID_MAX || is_made_key(&id) {
-            metadata.annotate("rawId", head(&id));
+            metadata.annotate(RAW_ID, head(&id));
             return None;
         }
         Some(id)
@@ -323,22 +325,6 @@ fn cut(mut text: String, max: usize) -> String {
 /// The domain of an address, or one that stands alone.
 fn address_domain(text: &str) -> Option<String> {
     if text.contains('@') { domain_of(text) } else { domain(text) }
-}
-
-/// Whether a source may have that name.
-pub(super) fn check_name(name: &str) -> Result<(), String> {
-    let is_of_name = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
-    let system = name.split(':').next().unwrap_or_default();
-    if matches!(system, "authentik" | "stalwart" | "ocis" | "platform-api") {
-        return Err(format!("{name} is the name of a source of its own: choose another"));
-    }
-    let valid = (1..=48).contains(&name.len())
-        && name.bytes().all(is_of_name)
-        && name.split('.').all(|word| !word.is_empty());
-    if valid {
-        return Ok(());
-    }
-    Err("a source's name has 1 to 48 lower-case letters, digits, . _ and -, and no . at an end or beside another: choose such a one".into())
 }
 
 fn wrong(field: impl Into<String>, problem: impl Into<String>) -> MappingProblem {

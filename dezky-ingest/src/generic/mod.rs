@@ -20,6 +20,7 @@ mod tests;
 use std::borrow::Cow;
 
 use dezky_core::canonical::canonicalize;
+use dezky_core::json::{self, Doc, Member, Value};
 use dezky_core::store::MAX_QUARANTINE_RAW_BYTES;
 use dezky_core::{Error, ErrorKind, PulledEvent, QuarantineItem, Result, Timestamp};
 use serde_json::value::RawValue;
@@ -34,9 +35,8 @@ pub use self::file::MappedLines;
 use self::mapping::Mapped;
 pub use self::mapping::Mapping;
 pub use self::receiver::GenericReceiver;
-use crate::json::{self, Doc, Value};
 use crate::keys::ContentKeys;
-use crate::webhook::{OddItems, REST_RAW_MAX, kept_list};
+use crate::malformed::{MalformedItems, REST_MAX_BYTES, kept_list};
 
 /// The most events of one body.
 pub const MAX_BODY_EVENTS: usize = 10_000;
@@ -47,23 +47,8 @@ const NO_EVENTS: &str = "no_events";
 /// Prefix of the key of a line's item.
 const LINE_KEY_PREFIX: &str = "line:";
 
-/// Prefix of the content key of an event in a body.
-const CONTENT_KEY: &str = "body1:";
-/// Prefixes of keys over a line and its place.
-const LINE_KEYS: [&str; 2] = ["line1:", "line2:"];
-
 /// The first bytes of every gzip member.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
-
-/// Whether an identity looks like one that is made of content or of a place.
-pub(crate) fn is_made_key(id: &str) -> bool {
-    id.starts_with(CONTENT_KEY) || LINE_KEYS.iter().any(|key| id.starts_with(key))
-}
-
-/// Whether a source of that name can only be a declared one.
-pub(crate) fn is_declared(source: &str) -> bool {
-    mapping::check_name(source).is_ok()
-}
 
 /// Content of a body.
 #[derive(Debug, Clone, Default)]
@@ -125,9 +110,10 @@ pub fn decode(mapping: &Mapping, body: &[u8], received_at: Timestamp) -> Result<
     let list;
     let is_sequence = json::check(text).is_err();
     let text = if is_sequence {
-        list = sequence(text, MAX_BODY_EVENTS).map_err(|error| unreadable(body, &error))?;
+        list = sequence(text, MAX_BODY_EVENTS)
+            .map_err(|error| unreadable(body, error.line(), error.column()))?;
         let list = list.as_deref().ok_or_else(too_many_events)?;
-        json::check(list).map_err(|error| unreadable(body, &error))?;
+        json::check(list).map_err(|error| unreadable(body, error.line(), error.column()))?;
         list
     } else {
         text
@@ -224,13 +210,12 @@ fn count_events(value: &str) -> usize {
     if is_named { events } else { 1 }
 }
 
-fn unreadable(body: &[u8], error: &serde_json::Error) -> Error {
+fn unreadable(body: &[u8], line: usize, column: usize) -> Error {
     let hint = if body.starts_with(&GZIP_MAGIC) {
         "it is gzip, so say Content-Encoding: gzip"
     } else {
         "send one object, a list of them, or JSON lines"
     };
-    let (line, column) = (error.line(), error.column());
     let what = format!("the body is not JSON at line {line} column {column}: {hint}");
     Error::new(ErrorKind::BodyInvalid, what)
 }
@@ -242,11 +227,11 @@ fn too_many_events() -> Error {
 
 /// Refuses what the quarantine would cut: nobody could read it again.
 fn check_keepable(what: &str, raw: &str) -> Result<()> {
-    if raw.len() <= REST_RAW_MAX {
+    if raw.len() <= REST_MAX_BYTES {
         return Ok(());
     }
     let problem = format!(
-        "{what} has {} bytes, and the quarantine keeps {REST_RAW_MAX}: nothing of the body was stored",
+        "{what} has {} bytes, and the quarantine keeps {REST_MAX_BYTES}: nothing of the body was stored",
         raw.len()
     );
     Err(Error::new(ErrorKind::TooLarge, problem))
@@ -295,7 +280,7 @@ fn map_all(
     mut key: impl FnMut(&str) -> String,
 ) -> Result<Decoded> {
     let mut decoded = Decoded::default();
-    let mut odd_items = OddItems::default();
+    let mut malformed = MalformedItems::default();
     let count = objects.len();
     for (index, object) in objects.into_iter().enumerate() {
         let clean = mapping.clean(object);
@@ -310,11 +295,11 @@ fn map_all(
                 let detail = format!("event {} of {count} {what}", index + 1);
                 check_keepable(&format!("{detail}: it"), &clean)?;
                 let key = sha256(&mapping.for_key(object));
-                odd_items.push(item(mapping, reason, key, detail, &clean, received_at));
+                malformed.push(item(mapping, reason, key, detail, &clean, received_at));
             }
         }
     }
-    decoded.quarantine = odd_items.into_items(count);
+    decoded.quarantine = malformed.into_items(count);
     Ok(decoded)
 }
 
@@ -352,7 +337,7 @@ fn objects<'d>(mapping: &Mapping, root: Value<'d>, all: &mut Vec<Value<'d>>) -> 
         // A body that names them more than once gives all: to choose would be to lose some.
         None => {
             let named = root.members().filter(|member| member.name() == "events");
-            named.map(|member| member.value).filter(|value| value.is_list()).collect()
+            named.map(Member::value).filter(|value| value.is_list()).collect()
         }
     };
     if lists.is_empty() {
@@ -368,14 +353,6 @@ fn objects<'d>(mapping: &Mapping, root: Value<'d>, all: &mut Vec<Value<'d>>) -> 
 /// The text without a byte order mark.
 fn without_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
-}
-
-fn not_json(bytes: usize, error: &serde_json::Error) -> String {
-    let (line, column) = (error.line(), error.column());
-    format!(
-        "{bytes} bytes are not JSON at line {line} column {column}; not kept, as there may be \
-         secrets in them"
-    )
 }
 
 fn sha256(text: &str) -> String {

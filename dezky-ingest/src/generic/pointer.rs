@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use crate::json::Value;
+use dezky_core::json::{Member, Value};
+
 use crate::secrets;
 
 /// How deep a pointer may go.
@@ -57,7 +58,7 @@ impl Pointer {
                     Some(index) if at.is_list() => at.elements().nth(index).into_iter().collect(),
                     _ => {
                         let named = at.members().filter(|member| member.name() == *segment);
-                        named.map(|member| member.value).collect()
+                        named.map(Member::value).collect()
                     }
                 }
             };
@@ -169,8 +170,9 @@ fn not_a_pointer(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use dezky_core::json::Doc;
+
     use super::*;
-    use crate::json::Doc;
 
     #[test]
     fn the_examples_of_the_standard() {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::proto::{self, Fields, Piece};
+use crate::annotations::{RAW_ACTION, RAW_ID, REDACTED};
 use crate::secrets::clean_text;
 use crate::tail::{Cut, Decoded, Digest, Line, keyed_hash, repeated};
 
@@ -480,7 +481,7 @@ fn decode_object<'b>(
     let mut metadata = NewMetadata::from_source(&*said).with_annotation("timeSource", time_source);
     let is_changed = matches!((&clean, &said), (Cow::Owned(_), _) | (_, Cow::Owned(_)));
     if is_changed && said.contains(proto::REDACTED) {
-        metadata.annotate("redacted", true);
+        metadata.annotate(REDACTED, true);
     }
     if let Some(cut) = &one.cut {
         cut.annotate(&mut metadata);
@@ -503,7 +504,7 @@ fn decode_object<'b>(
     event.external_id = Some(match shape.id() {
         Some(Ok(id)) => id,
         Some(Err(raw)) => {
-            event.metadata.annotate("rawId", raw);
+            event.metadata.annotate(RAW_ID, raw);
             key()
         }
         None => key(),
@@ -612,7 +613,7 @@ impl<'f, 'a> Shape<'f, 'a> {
                 actor.as_deref().map_or_else(Actor::system, Actor::user),
             )
         };
-        event.metadata.annotate("rawAction", self.name.as_deref().unwrap_or_default());
+        event.metadata.annotate(RAW_ACTION, self.name.as_deref().unwrap_or_default());
         event.metadata.annotate("actorSource", actor_source);
         if actor_source == "group_share" {
             let group = self.fields.text("User").or_else(|| self.fields.text("ShareWith"));

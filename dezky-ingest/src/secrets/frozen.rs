@@ -3,8 +3,9 @@
 
 use std::borrow::Cow;
 
+use dezky_core::json::Value;
+
 use super::{Cut, squash};
-use crate::json::Value;
 
 const REDACTED: &str = "[redacted]";
 
@@ -31,8 +32,8 @@ pub(crate) fn clean(value: Value<'_>, hidden: Vec<Cut>) -> Cow<'_, str> {
     let mut cuts = hidden;
     for inner in value.inside() {
         for member in inner.members() {
-            if is_secret(&member.name(), false) && !is_vacant(member.value) {
-                cuts.push(super::hide(member.value));
+            if is_secret(&member.name(), false) && !is_vacant(member.value()) {
+                cuts.push(super::hide(member.value()));
             }
         }
     }
@@ -97,7 +98,7 @@ fn secret_in(part: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use crate::json::Doc;
+    use dezky_core::json::Doc;
 
     /// Content keys are hashes of these texts: they never change.
     #[test]

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use dezky_core::canonical::canonicalize;
+use dezky_core::json::Value;
 use dezky_core::{
     Actor, ActorType, NewEvent, NewMetadata, Outcome, PulledEvent, TenantHint, Timestamp,
     written_address,
@@ -14,10 +15,10 @@ use dezky_core::{
 
 use serde_json::Value as Annotation;
 
-use super::json::Value;
 use super::proto::WireEvent;
 use super::{SOURCE, verbs};
 use crate::address::bare_address;
+use crate::annotations::{RAW_ACTION, RAW_ID};
 use crate::domain::{domain, domain_of};
 use crate::secrets::{clean, clean_text};
 
@@ -163,9 +164,9 @@ fn metadata(
             .body()
             .map_or_else(NewMetadata::default, |body| NewMetadata::from_source(clean_text(&body))),
     };
-    metadata.annotate("rawAction", head(&event.kind));
+    metadata.annotate(RAW_ACTION, head(&event.kind));
     if let Some(id) = &event.id {
-        metadata.annotate("rawId", head(id));
+        metadata.annotate(RAW_ID, head(id));
     }
     if let Some(cause) = verbs::ban_cause(&event.normalised) {
         metadata.annotate("cause", cause);

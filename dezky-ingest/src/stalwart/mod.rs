@@ -18,16 +18,16 @@ use std::net::IpAddr;
 use std::vec::IntoIter;
 
 use dezky_core::canonical::canonicalize;
+use dezky_core::json::{self, Doc, Value};
 use dezky_core::store::MAX_QUARANTINE_RAW_BYTES;
 use dezky_core::{PulledEvent, QuarantineItem, Timestamp};
 use sha2::{Digest as _, Sha256};
 
 use self::proto::{Odd, WireEvent};
 pub use self::receiver::StalwartReceiver;
-use crate::json::{self, Doc, Value};
 use crate::keys::ContentKeys;
+use crate::malformed::{MalformedItems, kept_list, not_json};
 use crate::secrets::clean_text;
-use crate::webhook::{OddItems, kept_list};
 
 /// The source name of the first instance; a further one is `stalwart:{instance}`.
 pub const SOURCE: &str = "stalwart";
@@ -127,11 +127,7 @@ impl<'a> Reader<'a> {
     fn read(self, text: &'a str, size: usize, max: usize) -> Result<Body<'a>, usize> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         if let Err(error) = json::check(text) {
-            let (line, column) = (error.line(), error.column());
-            let detail = format!(
-                "{size} bytes are not JSON at line {line} column {column}; not kept, as there may be \
-                 secrets in them"
-            );
+            let detail = not_json(size, &error);
             // What can't be parsed can't be redacted, so only its length is kept: a
             // hash, too, would let a secret be guessed. The receiver has a key for one.
             return Ok(Body::Odd(self.item(NOT_JSON, format!("{NOT_JSON}:{size}"), detail, "")));
@@ -144,7 +140,7 @@ impl<'a> Reader<'a> {
             return Ok(Body::Odd(self.item(NO_EVENTS, sha256(&raw), detail, &clean_text(&raw))));
         }
         let count = elements.len();
-        let (keys, odd) = (identity::content_keys(self.source), OddItems::default());
+        let (keys, odd) = (identity::content_keys(self.source), MalformedItems::default());
         let elements = elements.into_iter().enumerate();
         Ok(Body::Events(Box::new(Events { reader: self, elements, count, keys, odd })))
     }
@@ -168,7 +164,7 @@ struct Events<'a> {
     elements: Enumerate<IntoIter<&'a str>>,
     count: usize,
     keys: ContentKeys<'a>,
-    odd: OddItems,
+    odd: MalformedItems,
 }
 
 impl Iterator for Events<'_> {

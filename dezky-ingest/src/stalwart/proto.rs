@@ -6,8 +6,8 @@
 use std::borrow::Cow;
 
 use dezky_core::Timestamp;
+use dezky_core::json::{self, Doc, Value};
 
-use super::json::{self, Doc, Value};
 use super::verbs;
 
 /// The events of a body's [checked](json::check) text, in order. None if it is no envelope,
@@ -130,9 +130,9 @@ pub(super) fn members_but(object: Value<'_>, names: &[&str]) -> Option<String> {
     let mut out = String::new();
     for member in object.members().filter(|m| !names.contains(&&*m.name())) {
         out.push(if out.is_empty() { '{' } else { ',' });
-        out.push_str(member.key.raw());
+        out.push_str(member.key().raw());
         out.push(':');
-        out.push_str(member.value.raw());
+        out.push_str(member.value().raw());
     }
     (!out.is_empty()).then(|| out + "}")
 }

@@ -15,7 +15,8 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::json::{Doc, Value};
+use dezky_core::json::{Doc, Member, Value};
+
 use super::verbs;
 
 /// The text of `doc` without its secrets; all else stays as it was spelled.
@@ -26,10 +27,10 @@ pub(super) fn redact<'a>(doc: &Doc<'a>) -> Cow<'a, str> {
     for object in doc.values().filter(|value| value.is_object()) {
         // Any of several types: a later one must not hide it.
         let is_error = object.members().any(|m| {
-            m.is_named("type") && m.value.string().is_some_and(|kind| is_auth_error(&kind))
+            m.is_named("type") && m.value().string().is_some_and(|kind| is_auth_error(&kind))
         });
         if is_error {
-            for data in object.members().filter(|m| m.is_named("data")).map(|m| m.value) {
+            for data in object.members().filter(|m| m.is_named("data")).map(Member::value) {
                 error_data.insert(data.index());
                 // A list of them is nothing that Stalwart sends.
                 error_data.extend(data.elements().map(Value::index));
@@ -62,7 +63,7 @@ pub(super) fn redact_untyped<'a>(doc: &Doc<'a>) -> Cow<'a, str> {
         if !value.is_object() {
             continue;
         }
-        data.extend(value.members().filter(|m| m.is_named("data")).map(|m| m.value.index()));
+        data.extend(value.members().filter(|m| m.is_named("data")).map(|m| m.value().index()));
         let is_data = value.index() < data_ends;
         cut_members(value, &mut cuts, |name| match name {
             "contents" | "details" => true,
@@ -84,13 +85,13 @@ fn cut_members(object: Value<'_>, cuts: &mut Vec<Range<usize>>, secret: impl Fn(
     let mut previous_end = 0;
     let mut members = object.members().peekable();
     while let Some(member) = members.next() {
-        let end = member.value.end();
+        let end = member.value().end();
         if !secret(&member.name()) {
             kept_before = true;
         } else if kept_before {
             cuts.push(previous_end..end);
         } else {
-            cuts.push(member.key.start()..members.peek().map_or(end, |next| next.key.start()));
+            cuts.push(member.key().start()..members.peek().map_or(end, |next| next.key().start()));
         }
         previous_end = end;
     }

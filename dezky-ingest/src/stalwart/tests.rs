@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::webhook::{MAX_ODD, kept_list};
+use crate::malformed::{MAX_MALFORMED, kept_list};
 
 macro_rules! fixture {
     ($name:literal) => {
@@ -550,22 +550,22 @@ fn a_flood_of_odd_elements_is_folded() {
     let decoded_once = decoded(list(0..50_000));
     assert_eq!(decoded_once.events.len(), 1);
     let items = &decoded_once.quarantine;
-    let rest = &items[MAX_ODD];
+    let rest = &items[MAX_MALFORMED];
     assert!(rest.raw.starts_with(b"100\n101\n"));
     let mut lines = 0;
-    for more in &items[MAX_ODD..] {
+    for more in &items[MAX_MALFORMED..] {
         assert_eq!(more.reason, "too_many_odd");
         assert!(more.raw.len() <= MAX_QUARANTINE_RAW_BYTES && kept_list(more).is_ok());
         let count = more.raw.split(|byte| *byte == b'\n').count();
         assert_eq!(more.detail, format!("{count} more of 50002 events can't be read"));
         lines += count;
     }
-    assert_eq!((lines, items.len()), (49_901, MAX_ODD + 5), "all of them are kept");
+    assert_eq!((lines, items.len()), (49_901, MAX_MALFORMED + 5), "all of them are kept");
     assert_eq!(decoded(list(0..50_000)).quarantine, *items, "a retry is the same");
     let last = |items: &[QuarantineItem]| items.last().unwrap().key.clone();
     assert_ne!(last(&decoded(list(0..50_001)).quarantine), last(items));
-    let few = decoded(list(0..MAX_ODD - 1));
-    assert_eq!(few.quarantine.len(), MAX_ODD);
+    let few = decoded(list(0..MAX_MALFORMED - 1));
+    assert_eq!(few.quarantine.len(), MAX_MALFORMED);
     assert!(few.quarantine.iter().all(|item| item.reason != "too_many_odd"));
 }
 

@@ -12,7 +12,7 @@
 
 use std::borrow::Cow;
 
-use super::json::Value;
+use dezky_core::json::Value;
 
 /// When a row of the table holds; where it does not, the type is its own verb.
 #[derive(Clone, Copy)]
@@ -167,7 +167,8 @@ pub(super) fn action(verb: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::json::Doc;
+    use dezky_core::json::Doc;
+
     use super::*;
 
     fn verb_of(kind: &str, data: &str) -> String {

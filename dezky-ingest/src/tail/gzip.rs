@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use flate2::read::MultiGzDecoder;
 
+use super::positional::read_at;
+
 /// How much of what was decoded last is kept, to read it again.
 const RECENT_BYTES: usize = 128 << 10;
 
@@ -185,7 +187,7 @@ struct At {
 
 impl Read for At {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = super::opened::read_at(&self.file, buf, self.offset)?;
+        let n = read_at(&self.file, buf, self.offset)?;
         self.offset += n as u64;
         Ok(n)
     }

@@ -18,6 +18,7 @@ mod gzip;
 mod job;
 mod opened;
 mod place;
+mod positional;
 mod reading;
 mod rotated;
 
@@ -34,6 +35,8 @@ pub use self::gap::{GapReason, gap_event};
 pub use self::place::{HEAD_BYTES, LastLine, Place};
 pub use self::reading::{Batch, GENERATION_MAX_BYTES, GenerationHash, HadLine, IsWhole, Reading};
 pub use self::rotated::{Age, Rotated};
+
+use crate::annotations::CUT;
 
 /// A SHA-256.
 pub type Digest = [u8; 32];
@@ -135,13 +138,13 @@ pub struct Cut {
 impl Cut {
     /// Notes it as `_dezky.cut.line`, in addition to other cuts.
     pub(crate) fn annotate(&self, metadata: &mut NewMetadata) {
-        let mut cuts = match metadata.annotation("cut") {
+        let mut cuts = match metadata.annotation(CUT) {
             Some(serde_json::Value::Object(cuts)) => cuts.clone(),
             _ => serde_json::Map::new(),
         };
         let note = serde_json::json!({"bytes": self.bytes, "sha256": hex::encode(self.hash)});
         cuts.insert("line".to_owned(), note);
-        metadata.annotate("cut", cuts);
+        metadata.annotate(CUT, cuts);
     }
 }
 

@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Digest;
 use super::gzip::{Budget, End, Gzip};
+use super::positional::read_at;
 use super::{Age, GENERATION_MAX_BYTES, GenerationHash, HEAD_BYTES, Place, Rotated};
 
 /// Bytes read at a time.
@@ -250,23 +251,6 @@ impl Opened {
         let hash = Sha256::new().chain_update(&buf[..n]);
         Ok(hash.chain_update(self.version.0.to_be_bytes()).finalize().into())
     }
-}
-
-#[cfg(unix)]
-pub(super) fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-    loop {
-        match std::os::unix::fs::FileExt::read_at(file, buf, offset) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            done => return done,
-        }
-    }
-}
-
-#[cfg(not(unix))]
-pub(super) fn read_at(mut file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-    use std::io::{Read, Seek, SeekFrom};
-    file.seek(SeekFrom::Start(offset))?;
-    file.read(buf)
 }
 
 #[cfg(unix)]
