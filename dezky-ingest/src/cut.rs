@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_large_is_cut_and_what_stands_beside_it_stays() {
+    fn large_parts_are_cut_and_their_neighbours_stay() {
         let name = "n".repeat(60_000);
         let said = json!({
             "user": {"pk": null, "username": name, "email": name},
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_is_left_alone() {
+    fn metadata_that_fits_stays() {
         let said = json!({"a": "x".repeat(50_000), "b": [1, 2]});
         assert_eq!(fitted(&said), said);
     }
@@ -279,7 +279,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn whatever_is_cut_is_an_object_that_fits(parts in prop::collection::vec(any_value(), 1..5)) {
+        fn the_result_is_always_an_object_that_fits(parts in prop::collection::vec(any_value(), 1..5)) {
             let members = parts.into_iter().enumerate().map(|(at, part)| (at.to_string(), part));
             let said: Value = members.collect::<serde_json::Map<_, _>>().into();
             let text = said.to_string();

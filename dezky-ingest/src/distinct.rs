@@ -45,10 +45,10 @@ pub(crate) type Content = [u8; 32];
 /// stored event, or reduced metadata that is cut today. All other events pass through
 /// unchanged.
 ///
-/// If another writer appends the same id between lookup and append, the receipt reveals it,
-/// and the event is appended under an id of its own in a second append. The cursor moves, and
-/// items leave the quarantine, only with that second append, so that the source delivers the
-/// events again if it fails.
+/// If another writer appends the same id between lookup and append, the receipt reveals it, and the
+/// event is appended under its own id in a second append. The cursor moves, and items leave the
+/// quarantine, only with that second append, so that the source delivers the events again if it
+/// fails.
 pub(crate) struct DistinctStore {
     inner: Arc<dyn AuditStore>,
     runtime: Arc<dyn Runtime>,
@@ -59,7 +59,7 @@ impl DistinctStore {
         Self { inner, runtime }
     }
 
-    /// Gives each event whose id is taken by different content its own id. Returns the events
+    /// Gives each event whose id is taken by different content a separate id. Returns the events
     /// whose declared id is new, which must be compared again after the append.
     async fn tell_apart(&self, events: &mut [SealedEvent]) -> Result<Vec<(usize, SealedEvent)>> {
         let declared: Vec<(usize, Content)> = events
@@ -129,7 +129,7 @@ fn report<'e>(mut shared: impl Iterator<Item = &'e SealedEvent>) {
         tracing::warn!(
             source = first.event().source,
             count = 1 + shared.count(),
-            "events have ids of others and say something else: all are kept; declare an id that tells them apart"
+            "events share ids but differ in content: all are kept; declare an id that tells them apart"
         );
     }
 }

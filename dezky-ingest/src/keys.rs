@@ -16,10 +16,9 @@ pub(crate) fn is_made_key(id: &str) -> bool {
 
 /// Makes the content keys of one request.
 ///
-/// `prefix + ":" + hex(SHA-256(scope ‖ 00 ‖ part ‖ 00 ‖ … ‖ ordinal))`. The ordinal
-/// counts, in decimal from 0, the events of the same request that are equal in all
-/// before it: a retry sends the same objects, so its keys repeat, in whatever order
-/// and company they come.
+/// `prefix + ":" + hex(SHA-256(scope ‖ 00 ‖ part ‖ 00 ‖ … ‖ ordinal))`. The ordinal counts, in
+/// decimal from 0, the events of the same request that are equal in all parts: a retry sends the
+/// same objects, so its keys repeat, whatever the order and the other events.
 pub(crate) struct ContentKeys<'s> {
     prefix: &'static str,
     scope: &'s str,
@@ -27,7 +26,7 @@ pub(crate) struct ContentKeys<'s> {
 }
 
 impl<'s> ContentKeys<'s> {
-    /// Keys that begin with `prefix`, within `scope`.
+    /// Creates keys that begin with `prefix`, within `scope`.
     pub(crate) fn new(prefix: &'static str, scope: &'s str) -> Self {
         Self { prefix, scope, seen: HashMap::new() }
     }

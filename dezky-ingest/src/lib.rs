@@ -3,6 +3,7 @@
 mod address;
 mod annotations;
 pub mod authentik;
+mod body;
 mod cut;
 mod distinct;
 mod domain;
@@ -10,7 +11,6 @@ pub mod generic;
 pub mod intake;
 mod keys;
 pub mod legacy;
-mod malformed;
 mod notices;
 pub mod ocis;
 pub mod pump;

@@ -217,7 +217,7 @@ pub fn check_note(note: &str) -> Result<()> {
 
 /// The event with our annotation, under a new salt.
 fn resealed(mut event: AuditEvent, runtime: &dyn Runtime) -> SealedEvent {
-    // Without the annotation if there is no room for it.
+    // Stays without the annotation if it does not fit.
     if let Some(metadata) = event.metadata.annotated(FROM_QUARANTINE, &true.into()) {
         event.metadata = metadata;
     }

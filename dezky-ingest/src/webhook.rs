@@ -2,6 +2,7 @@
 
 use dezky_core::{PulledEvent, QuarantineItem, Result};
 
+use crate::body::DecodedBody;
 use crate::intake::{IngestSummary, Intake, Part, PartBounds};
 
 /// Bounds of one append, which leave room for the quarantine's notices.
@@ -11,18 +12,16 @@ const PART: PartBounds = PartBounds { events: 4_000, items: 1_000, bytes: 8 << 2
 pub(crate) async fn take_in_parts(
     intake: &Intake,
     source: &str,
-    events: Vec<PulledEvent>,
-    quarantine: Vec<QuarantineItem>,
-    skipped: u64,
+    body: DecodedBody,
 ) -> Result<IngestSummary> {
     let mut taking = Taking::new(intake, source);
-    for event in events {
+    for event in body.events {
         taking.event(event).await?;
     }
-    for item in quarantine {
+    for item in body.quarantine {
         taking.item(item).await?;
     }
-    taking.finish(skipped).await
+    taking.finish(body.skipped).await
 }
 
 /// A body that is stored in parts while it is read, so that its events are never all in

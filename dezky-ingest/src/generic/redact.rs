@@ -95,7 +95,7 @@ mod tests {
             &["/token", "/a/url", "/l/0"],
             r#"{"token":"id-1","token":"id-2","a":{"token":"[redacted]","url":"/?code=404"},"l":["/?code=1","/?code=[redacted]"]}"#,
         );
-        // What is inside is not kept by that.
+        // Values inside it are not kept by that.
         check_with(
             r#"{"token":{"id":1,"secret":"S"}}"#,
             &[],

@@ -1,8 +1,8 @@
-//! The malformed elements of a webhook's body, as quarantine items.
+//! The decoded body of a webhook: its events, and its malformed elements as quarantine items.
 
-use dezky_core::QuarantineItem;
 use dezky_core::json::NotJson;
 use dezky_core::store::MAX_QUARANTINE_RAW_BYTES;
+use dezky_core::{PulledEvent, QuarantineItem};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
@@ -15,6 +15,18 @@ pub(crate) const TOO_MANY: &str = "too_many_odd";
 pub(crate) const REST_MAX_BYTES: usize = MAX_QUARANTINE_RAW_BYTES - 8;
 /// The size from which an item of an earlier version may have been truncated.
 const TRUNCATED_MIN_BYTES: usize = MAX_QUARANTINE_RAW_BYTES - 3;
+
+/// The decoded content of a body.
+#[derive(Debug, Clone, Default)]
+pub struct DecodedBody {
+    /// The events in the order of the body, each with an external id. Two with the same id are the
+    /// same event.
+    pub events: Vec<PulledEvent>,
+    /// Quarantine items, without secrets.
+    pub quarantine: Vec<QuarantineItem>,
+    /// The number of objects that the mapping skips on purpose; Stalwart's decoder skips none.
+    pub skipped: u64,
+}
 
 /// The detail of text that is not JSON. It can't be redacted, so nothing of it is kept.
 pub(crate) fn not_json(bytes: usize, error: &NotJson) -> String {
@@ -29,13 +41,13 @@ pub(crate) fn not_json(bytes: usize, error: &NotJson) -> String {
 pub(crate) fn kept_list(item: &QuarantineItem) -> std::result::Result<String, String> {
     if item.reason == TOO_MANY && item.raw.len() >= TRUNCATED_MIN_BYTES {
         // The text may have been truncated between two elements.
-        return Err("not all are kept".into());
+        return Err("not all of its elements were kept".into());
     }
     let text = String::from_utf8_lossy(&item.raw);
     let elements = serde_json::Deserializer::from_str(&text).into_iter::<&RawValue>();
     let elements: std::result::Result<Vec<_>, _> =
         elements.map(|raw| raw.map(RawValue::get)).collect();
-    Ok(format!("[{}]", elements.map_err(|_| "still no JSON".to_owned())?.join(",")))
+    Ok(format!("[{}]", elements.map_err(|_| "still not JSON".to_owned())?.join(",")))
 }
 
 /// The malformed elements of a body. Those beyond the first hundred are packed into as few
