@@ -8,7 +8,10 @@ pub mod documents;
 pub mod domain;
 mod error;
 mod event;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod integrity;
+pub mod json;
 mod log;
 mod metadata;
 pub mod rt;

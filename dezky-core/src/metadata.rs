@@ -1,6 +1,6 @@
 //! Metadata: the remaining data of an event as its source sent it, within bounds.
 
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,8 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::canonical::{Bounds, Document, Member, compare_keys, write_string};
+use crate::canonical::{self, Bounds, compare_keys, write_scalar, write_string};
+use crate::json::{Doc, Member};
 
 /// Bounds of the whole canonical text.
 const WHOLE: Bounds = Bounds { depth: 64, bytes: 64 << 10 };
@@ -81,13 +82,12 @@ impl Metadata {
     }
 
     fn canonicalize(raw: &str) -> Option<Self> {
-        let document = Document::parse(raw).ok().filter(Document::is_object)?;
+        let doc = object(raw)?;
         let mut text = String::with_capacity(raw.len().min(WHOLE.bytes));
-        document.write(Document::ROOT, &mut text, WHOLE).ok()?;
-        let members = document.members(Document::ROOT);
-        if let Some(annotations) = members.iter().find(|m| m.key == ANNOTATIONS) {
+        canonical::write(doc.root(), &mut text, WHOLE).ok()?;
+        if let Some(annotations) = doc.root().get(ANNOTATIONS) {
             let bounds = Bounds { bytes: ANNOTATIONS_BYTES, ..VALUE };
-            document.write(annotations.value, &mut String::new(), bounds).ok()?;
+            canonical::write(annotations, &mut String::new(), bounds).ok()?;
         }
         Some(Self(text.into()))
     }
@@ -228,33 +228,31 @@ impl NewMetadata {
     pub fn into_metadata(self) -> Metadata {
         let mut annotations = Annotations::new(&self.annotations);
         let raw = self.source.as_deref();
-        let document = Document::parse(raw.unwrap_or("{}")).ok().filter(Document::is_object);
-        let text = match (document, raw) {
-            (None, None) => None,
-            (None, Some(raw)) => reduced(&Document::default(), &[], &mut annotations, raw),
-            (Some(document), raw) => {
-                let members = document.members(Document::ROOT);
-                whole(&document, &members, &mut annotations)
-                    .or_else(|| reduced(&document, &members, &mut annotations, raw?))
-            }
-        };
+        let doc = object(raw.unwrap_or("{}"));
+        let members = doc.as_ref().map(|doc| canonical::members(doc.root()));
+        let whole = members.as_ref().and_then(|members| whole(members, &mut annotations));
+        let text = whole.or_else(|| reduced(&members.unwrap_or_default(), &mut annotations, raw?));
         // Never the default: the reduced form always fits.
         text.map_or_else(Metadata::default, Metadata)
     }
 }
 
+/// A text as a document, if it is a JSON object.
+fn object(raw: &str) -> Option<Doc<'_>> {
+    Doc::parse(raw).ok().filter(|doc| doc.root().is_object())
+}
+
+/// A member with its decoded name.
+type Named<'d> = (Cow<'d, str>, Member<'d>);
+
 /// The source's complete data with the annotations, if it fits.
-fn whole(
-    document: &Document<'_>,
-    members: &[Member<'_>],
-    annotations: &mut Annotations,
-) -> Option<Box<str>> {
+fn whole(members: &[Named<'_>], annotations: &mut Annotations) -> Option<Box<str>> {
     annotations.fit(&[]);
-    let theirs = match members.iter().find(|m| m.key == ANNOTATIONS) {
-        Some(member) => {
+    let theirs = match members.iter().find(|(name, _)| name == ANNOTATIONS) {
+        Some((_, member)) => {
             let mut value = String::new();
             let bounds = Bounds { bytes: ANNOTATIONS_BYTES, ..ANNOTATION };
-            document.write(member.value, &mut value, bounds).ok()?;
+            canonical::write(member.value(), &mut value, bounds).ok()?;
             vec![Entry::new(SOURCE, &value)]
         }
         None => Vec::new(),
@@ -263,45 +261,39 @@ fn whole(
     if annotations.as_ref().is_some_and(|text| text.len() > ANNOTATIONS_BYTES) {
         return None;
     }
-    assemble(document, members.iter(), annotations)
+    assemble(members.iter(), annotations)
 }
 
 /// The remains of a source's data that exceeds the bounds, with the annotations.
-fn reduced(
-    document: &Document<'_>,
-    members: &[Member<'_>],
-    annotations: &mut Annotations,
-    raw: &str,
-) -> Option<Box<str>> {
+fn reduced(members: &[Named<'_>], annotations: &mut Annotations, raw: &str) -> Option<Box<str>> {
     let (bytes, sha256) = (raw.len(), hex::encode(Sha256::digest(raw)));
     let mut extra =
         vec![Entry::new(TRUNCATED, &format!(r#"{{"bytes":{bytes},"sha256":"{sha256}"}}"#))];
     let mut kept = Vec::new();
     let mut size = 1;
     let mut value = String::new();
-    for member in members {
+    for named @ (name, member) in members {
         value.clear();
-        if document.write(member.value, &mut value, SCALAR).is_err() {
+        if canonical::write(member.value(), &mut value, SCALAR).is_err() {
             continue;
         }
-        size += Entry::new(&member.key, &value).text.len() + 1;
+        size += Entry::new(name, &value).text.len() + 1;
         if size > SCALARS_BYTES {
             break;
         }
-        if member.key == ANNOTATIONS {
+        if name == ANNOTATIONS {
             extra.push(Entry::new(SOURCE, &value));
         }
-        kept.push(member);
+        kept.push(named);
     }
     annotations.fit(&extra);
-    assemble(document, kept, annotations.text(&extra))
+    assemble(kept.into_iter(), annotations.text(&extra))
 }
 
 /// The object of `members` with `annotations` in place of their [`ANNOTATIONS`], if it is within
 /// the bounds.
 fn assemble<'m>(
-    document: &Document<'_>,
-    members: impl IntoIterator<Item = &'m Member<'m>>,
+    members: impl Iterator<Item = &'m Named<'m>> + Clone,
     mut annotations: Option<String>,
 ) -> Option<Box<str>> {
     fn write_annotations(out: &mut String, annotations: Option<String>) {
@@ -318,21 +310,24 @@ fn assemble<'m>(
         }
     }
 
-    let capacity = document.len()
-        + annotations.as_ref().map_or(0, |annotations| annotations.len() + ANNOTATIONS.len() + 4);
+    let capacity = members
+        .clone()
+        .map(|(_, member)| member.key().raw().len() + member.value().raw().len() + 2)
+        .chain(annotations.as_ref().map(|annotations| annotations.len() + ANNOTATIONS.len() + 4))
+        .sum::<usize>();
     let mut out = String::with_capacity(capacity.min(WHOLE.bytes) + 2);
     out.push('{');
-    for member in members {
-        if annotations.is_some() && compare_keys(ANNOTATIONS, &member.key) != Ordering::Greater {
+    for (name, member) in members {
+        if annotations.is_some() && compare_keys(ANNOTATIONS, name) != Ordering::Greater {
             write_annotations(&mut out, annotations.take());
         }
-        if member.key == ANNOTATIONS {
+        if name == ANNOTATIONS {
             continue;
         }
         separate(&mut out);
-        document.write_key(member.value, &mut out);
+        write_scalar(member.key(), &mut out);
         out.push(':');
-        document.write(member.value, &mut out, VALUE).ok()?;
+        canonical::write(member.value(), &mut out, VALUE).ok()?;
         if out.len() > WHOLE.bytes {
             return None;
         }
@@ -386,8 +381,8 @@ impl Annotations {
             }
             let raw = value.to_string();
             let mut text = String::with_capacity(raw.len());
-            let written = Document::parse(&raw)
-                .is_ok_and(|d| d.write(Document::ROOT, &mut text, ANNOTATION).is_ok());
+            let written = Doc::parse(&raw)
+                .is_ok_and(|doc| canonical::write(doc.root(), &mut text, ANNOTATION).is_ok());
             if written {
                 all.entries.push(Entry::new(&key, &text));
             } else {

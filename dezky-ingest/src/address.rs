@@ -1,4 +1,4 @@
-//! IP addresses in what systems say.
+//! IP addresses as systems write them.
 
 use dezky_core::written_address;
 

@@ -7,8 +7,9 @@
 use std::cmp::Reverse;
 
 use dezky_core::NewMetadata;
+use dezky_core::json::{Doc, Value};
 
-use crate::json::{Doc, Value};
+use crate::annotations::CUT;
 
 /// Metadata up to this many bytes is left as it is, because it fits with its annotations.
 pub(crate) const LARGE: usize = 56 << 10;
@@ -30,7 +31,7 @@ pub(crate) fn fit(metadata: &mut NewMetadata) {
     let Some((text, cuts)) = cut(text) else { return };
     for Cut { mut path, original } in cuts {
         // Taken by the line itself, or by another part with the same path.
-        while metadata.annotation("cut").is_some_and(|cuts| cuts.get(&path).is_some()) {
+        while metadata.annotation(CUT).is_some_and(|cuts| cuts.get(&path).is_some()) {
             path.push('~');
         }
         metadata.note_cut(&path, &original);
@@ -147,7 +148,7 @@ fn large_containers<'d>(doc: &'d Doc<'d>, choices: &mut Vec<Choice<'d>>) {
 fn values<'d>(doc: &'d Doc<'d>) -> impl Iterator<Item = Value<'d>> {
     let mut is_key = vec![false; doc.values().count()];
     for object in doc.values().filter(|value| value.is_object()) {
-        object.members().for_each(|member| is_key[member.key.index()] = true);
+        object.members().for_each(|member| is_key[member.key().index()] = true);
     }
     doc.values().skip(1).filter(move |value| !is_key[value.index()])
 }
@@ -158,10 +159,10 @@ fn path(doc: &Doc<'_>, value: Value<'_>) -> String {
     let mut at = doc.root();
     while at.index() != value.index() && path.len() <= MAX_PATH {
         let holds = |inner: &Value<'_>| (inner.index()..inner.after()).contains(&value.index());
-        let named = at.members().find(|member| holds(&member.value));
+        let named = at.members().find(|member| holds(&member.value()));
         let numbered = at.elements().enumerate().find(|(_, element)| holds(element));
         let (name, inner) = match (named, numbered) {
-            (Some(member), _) => (member.name().into_owned(), member.value),
+            (Some(member), _) => (member.name().into_owned(), member.value()),
             (None, Some((number, element))) => (number.to_string(), element),
             (None, None) => break,
         };
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_large_is_cut_and_what_stands_beside_it_stays() {
+    fn large_parts_are_cut_and_their_neighbours_stay() {
         let name = "n".repeat(60_000);
         let said = json!({
             "user": {"pk": null, "username": name, "email": name},
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_is_left_alone() {
+    fn metadata_that_fits_stays() {
         let said = json!({"a": "x".repeat(50_000), "b": [1, 2]});
         assert_eq!(fitted(&said), said);
     }
@@ -278,7 +279,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn whatever_is_cut_is_an_object_that_fits(parts in prop::collection::vec(any_value(), 1..5)) {
+        fn the_result_is_always_an_object_that_fits(parts in prop::collection::vec(any_value(), 1..5)) {
             let members = parts.into_iter().enumerate().map(|(at, part)| (at.to_string(), part));
             let said: Value = members.collect::<serde_json::Map<_, _>>().into();
             let text = said.to_string();

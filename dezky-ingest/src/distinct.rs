@@ -21,21 +21,13 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use self::alike::alike;
-use crate::generic::{is_declared, is_made_key};
-use crate::quarantine::with_new_salt;
+use crate::annotations::{ANNOTATIONS, CUT, RAW_ACTION, SHARED_ID, TRUNCATED};
+use crate::keys::is_made_key;
+use crate::source_name::is_declared;
 
-/// Annotation that holds the declared id of an event whose id another event has taken.
-const SHARED_ID: &str = "sharedId";
-/// Annotation that marks an event as made by a declared map.
-const RAW_ACTION: &str = "rawAction";
-/// The member of the metadata that holds our annotations.
-const OWN: &str = "_dezky";
 /// Annotations that count as content of the source.
 const OF_SOURCE: [&str; 3] = ["source", TRUNCATED, CUT];
-/// Annotation of metadata that was reduced to its short scalars.
-const TRUNCATED: &str = "truncated";
-/// Annotation of parts that were cut, with the digest of each original.
-const CUT: &str = "cut";
+
 /// The longest external id that the log accepts, in bytes.
 const EXTERNAL_ID_MAX: usize = 512;
 /// The number of hex digits of the content digest in a distinguished id.
@@ -53,10 +45,10 @@ pub(crate) type Content = [u8; 32];
 /// stored event, or reduced metadata that is cut today. All other events pass through
 /// unchanged.
 ///
-/// If another writer appends the same id between lookup and append, the receipt reveals it,
-/// and the event is appended under an id of its own in a second append. The cursor moves, and
-/// items leave the quarantine, only with that second append, so that the source delivers the
-/// events again if it fails.
+/// If another writer appends the same id between lookup and append, the receipt reveals it, and the
+/// event is appended under its own id in a second append. The cursor moves, and items leave the
+/// quarantine, only with that second append, so that the source delivers the events again if it
+/// fails.
 pub(crate) struct DistinctStore {
     inner: Arc<dyn AuditStore>,
     runtime: Arc<dyn Runtime>,
@@ -67,7 +59,7 @@ impl DistinctStore {
         Self { inner, runtime }
     }
 
-    /// Gives each event whose id is taken by different content its own id. Returns the events
+    /// Gives each event whose id is taken by different content a separate id. Returns the events
     /// whose declared id is new, which must be compared again after the append.
     async fn tell_apart(&self, events: &mut [SealedEvent]) -> Result<Vec<(usize, SealedEvent)>> {
         let declared: Vec<(usize, Content)> = events
@@ -137,7 +129,7 @@ fn report<'e>(mut shared: impl Iterator<Item = &'e SealedEvent>) {
         tracing::warn!(
             source = first.event().source,
             count = 1 + shared.count(),
-            "events have ids of others and say something else: all are kept; declare an id that tells them apart"
+            "events share ids but differ in content: all are kept; declare an id that tells them apart"
         );
     }
 }
@@ -187,13 +179,14 @@ impl Known {
 /// canonical, so equal content has equal text.
 pub(crate) fn content(metadata: &Metadata) -> Option<(Content, bool)> {
     let members: BTreeMap<&str, &RawValue> = serde_json::from_str(metadata.as_str()).ok()?;
-    let own = members.get(OWN).map_or("{}", |own| own.get());
-    let own: BTreeMap<String, &RawValue> = serde_json::from_str(own).ok()?;
-    let of_source = OF_SOURCE.iter().filter_map(|name| Some((*name, *own.get(*name)?)));
-    let said = members.iter().filter(|(name, _)| **name != OWN).map(|(name, raw)| (*name, *raw));
+    let annotations = members.get(ANNOTATIONS).map_or("{}", |raw| raw.get());
+    let annotations: BTreeMap<String, &RawValue> = serde_json::from_str(annotations).ok()?;
+    let of_source = OF_SOURCE.iter().filter_map(|name| Some((*name, *annotations.get(*name)?)));
+    let said =
+        members.iter().filter(|(name, _)| **name != ANNOTATIONS).map(|(name, raw)| (*name, *raw));
     let mut hash = Sha256::new();
     for (part, (name, raw)) in
-        said.map(|member| (b'm', member)).chain(of_source.map(|own| (b'o', own)))
+        said.map(|member| (b'm', member)).chain(of_source.map(|annotation| (b'o', annotation)))
     {
         hash.update([part]);
         for text in [name, raw.get()] {
@@ -201,7 +194,14 @@ pub(crate) fn content(metadata: &Metadata) -> Option<(Content, bool)> {
             hash.update(text);
         }
     }
-    Some((hash.finalize().into(), own.contains_key(RAW_ACTION)))
+    Some((hash.finalize().into(), annotations.contains_key(RAW_ACTION)))
+}
+
+/// Seals a complete event under a new salt.
+pub(crate) fn with_new_salt(event: AuditEvent, runtime: &dyn Runtime) -> SealedEvent {
+    let mut salt = [0; 32];
+    runtime.fill_random(&mut salt);
+    SealedEvent::new(event, salt)
 }
 
 #[async_trait]

@@ -1,4 +1,4 @@
-//! Domains in what systems say, for the tenants that own them.
+//! Domains as systems write them, which identify the tenants that own them.
 
 use dezky_core::domain::normal_form;
 

@@ -5,7 +5,6 @@ use std::iter::Peekable;
 use std::sync::Arc;
 use std::vec::IntoIter;
 
-pub(crate) use dezky_core::TENANT_BY;
 use dezky_core::source::{PulledEvent, QuarantineItem, TenantDirectory, TenantHint};
 use dezky_core::store::{AppendOptions, Appended, AuditStore, Fence, ReceiptStatus};
 use dezky_core::{
@@ -14,14 +13,10 @@ use dezky_core::{
 };
 use sha2::{Digest as _, Sha256};
 
+use crate::annotations::{LATE_BY, RAW_OUTCOME, TENANT_BY};
 use crate::cut;
 use crate::distinct::{self, DistinctStore};
 use crate::notices::{Notices, Stored};
-
-/// Annotation of an event that its source found late.
-pub(crate) const LATE_BY: &str = "lateBySeconds";
-/// Annotation of an outcome that the source's map does not know.
-pub(crate) const RAW_OUTCOME: &str = "rawOutcome";
 
 /// Brings mapped events into the log, for pumps and webhooks alike.
 #[derive(Clone)]
@@ -33,12 +28,12 @@ pub struct Intake {
     notices: Arc<Notices>,
 }
 
-/// Counts of a batch's events and items by what became of them.
+/// Counts of a batch's events and items by their outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct IngestSummary {
     /// Events that are new in the log, without our own records about the batch.
     pub stored: usize,
-    /// Events that were there already.
+    /// Events that were already in the log.
     pub duplicates: usize,
     /// Duplicates whose content differs from the stored event.
     pub conflicts: usize,
@@ -237,7 +232,7 @@ impl Intake {
         Ok(())
     }
 
-    /// The same, through the log and its spool.
+    /// Like [`tell_rest`](Self::tell_rest), through the log and its spool.
     pub(crate) async fn tell_rest_pushed(&self, source: &str) -> Result<()> {
         let Some(log) = &self.log else { return self.tell_rest(source, None).await };
         let Some(rest) = self.notices.rest(source, &*self.runtime) else { return Ok(()) };
@@ -395,14 +390,14 @@ impl Batch {
 /// Properties of an event that the summary counts.
 struct Counts {
     marks: Vec<Marks>,
-    /// How many items there were, before those of which nothing is kept became few.
+    /// The number of items before those without bytes were folded into few.
     items: usize,
-    /// How many of them the store does not count as new.
+    /// The number of items that the store does not count as new, because they were folded.
     folded: usize,
 }
 
 #[derive(Clone, Copy)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a counter of its own")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a separate counter")]
 struct Marks {
     late: bool,
     undated: bool,
@@ -475,8 +470,8 @@ impl Counts {
 /// holds no secret.
 pub(crate) fn refused(sealed: &SealedEvent, reason: &str, detail: String) -> QuarantineItem {
     let event = sealed.event();
-    // All that it says, without what sealing made. What has an identity of its own may
-    // come again with other annotations and, where it has no time, at another one.
+    // The event's own content, without members that sealing sets. An event with an external id may
+    // be repeated with other annotations and, if it has no time, at another time.
     let mut said = serde_json::to_value(event).unwrap_or_default();
     let made: &[&str] = match event.external_id {
         Some(_) => &["id", "receivedAt", "at", "metadata", "tenantSlug"],

@@ -4,12 +4,21 @@ use std::collections::HashMap;
 
 use sha2::{Digest as _, Sha256};
 
+/// Prefix of the content key of an event in a body.
+const CONTENT_KEY: &str = "body1:";
+/// Prefixes of keys over a line and its position.
+const LINE_KEYS: [&str; 2] = ["line1:", "line2:"];
+
+/// Whether an external id has the form of a key that dezky makes from content or position.
+pub(crate) fn is_made_key(id: &str) -> bool {
+    id.starts_with(CONTENT_KEY) || LINE_KEYS.iter().any(|key| id.starts_with(key))
+}
+
 /// Makes the content keys of one request.
 ///
-/// `prefix + ":" + hex(SHA-256(scope ‖ 00 ‖ part ‖ 00 ‖ … ‖ ordinal))`. The ordinal
-/// counts, in decimal from 0, the events of the same request that are equal in all
-/// before it: a retry sends the same objects, so its keys repeat, in whatever order
-/// and company they come.
+/// `prefix + ":" + hex(SHA-256(scope ‖ 00 ‖ part ‖ 00 ‖ … ‖ ordinal))`. The ordinal counts, in
+/// decimal from 0, the events of the same request that are equal in all parts: a retry sends the
+/// same objects, so its keys repeat, whatever the order and the other events.
 pub(crate) struct ContentKeys<'s> {
     prefix: &'static str,
     scope: &'s str,
@@ -17,7 +26,7 @@ pub(crate) struct ContentKeys<'s> {
 }
 
 impl<'s> ContentKeys<'s> {
-    /// Keys that begin with `prefix`, within `scope`.
+    /// Creates keys that begin with `prefix`, within `scope`.
     pub(crate) fn new(prefix: &'static str, scope: &'s str) -> Self {
         Self { prefix, scope, seen: HashMap::new() }
     }

@@ -1,35 +1,35 @@
-//! Events of the three systems as another program kept them: what they are known by
-//! here, and what of them may be kept.
+//! Events of the three systems as another program stored them: their external ids here, and their
+//! content without secrets.
 //!
-//! For taking over the log of a program that read the same systems before, so that
-//! what is sent or read again is a duplicate.
+//! For importing the log of a program that read the same systems before, so that an event that is
+//! sent or read again is a duplicate.
 
 use dezky_core::Timestamp;
 use serde_json::{Map, Value};
 
 use crate::{authentik, ocis, stalwart};
 
-/// Members under which programs keep the event that they received.
+/// Members under which programs store the event that they received.
 const WRAPPERS: [&str; 6] = ["raw", "payload", "event", "original", "rawEvent", "rawPayload"];
 
-/// An event as another program kept it.
+/// An event as another program stored it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LegacyEvent {
-    /// The event's external id, as the source here would give it; `None` where what was
-    /// kept does not say it.
+    /// The event's external id, as the source here would make it; `None` if the stored object does
+    /// not determine it.
     pub external_id: Option<String>,
-    /// The kept object, without the secrets that the source here removes.
+    /// The stored object, without the secrets that the source here removes.
     pub said: Map<String, Value>,
 }
 
-/// Reads what another program has kept of an event of `source`. Never fails.
+/// Reads an event of `source` that another program stored. Never fails.
 ///
 /// - Authentik: the id is `pk`.
-/// - Stalwart: the id or the content key of the event as it was sent, if all of it was
-///   kept: with its `type` and `createdAt`.
-/// - oCIS: the `id` of the line, which only some have. Others are known by their place
-///   in the file, which nobody kept.
-/// - Of other sources everything under a secret's name goes, and there is no id.
+/// - Stalwart: the id or the content key of the event as it was sent, if all of it was stored, with
+///   its `type` and `createdAt`.
+/// - oCIS: the `id` of the line, which only some have. Others are identified by their position in
+///   the file, which was not stored.
+/// - Other sources: values of secrets' names are removed, and there is no id.
 ///
 /// ```
 /// use dezky_core::Timestamp;
@@ -69,7 +69,7 @@ pub fn read(source: &str, said: Map<String, Value>, received_at: Timestamp) -> L
     }
 }
 
-/// The event as it was received: what was kept, or a part of it that has these members.
+/// The event as received: the stored object, or a part of it that has these members.
 fn received<'s>(said: &'s Map<String, Value>, members: &[&str]) -> Option<&'s Map<String, Value>> {
     let has_all =
         |object: &&Map<String, Value>| members.iter().all(|m| object.get(*m).is_some_and(is_said));
@@ -83,7 +83,7 @@ fn is_said(value: &Value) -> bool {
 
 /// The `id` of a line of oCIS that has a type, within the bounds of an identity.
 fn own_id(line: &Map<String, Value>) -> Option<String> {
-    // A genuine line has an action, and no id that identifies it.
+    // A genuine line has an action, and its id does not identify it.
     let id = line.get("id")?.as_str().filter(|_| !line.contains_key("Action"))?;
     (id.len() <= 512 && !id.contains('\0')).then(|| id.to_owned())
 }
@@ -111,7 +111,7 @@ mod tests {
         super::read(source, said.as_object().unwrap().clone(), Timestamp::MIN)
     }
 
-    /// The same event as its own webhook brings it.
+    /// The same event as received by its webhook.
     #[test]
     fn an_event_of_stalwart_gets_the_key_of_its_webhook() {
         let event = json!({
@@ -126,7 +126,7 @@ mod tests {
         {
             assert_eq!(read("stalwart", &said).external_id, expected, "{said}");
         }
-        // Its data alone says neither when nor what.
+        // Its data alone has neither time nor type.
         assert_eq!(read("stalwart", &json!({"accountName": "a@b"})).external_id, None);
         let snowflake =
             json!({"id": "184467440737095516", "createdAt": "2026-08-17T10:00:00Z", "type": "x"});

@@ -1,15 +1,14 @@
 #![doc = include_str!("../README.md")]
 
 mod address;
+mod annotations;
 pub mod authentik;
+mod body;
 mod cut;
 mod distinct;
 mod domain;
 pub mod generic;
-#[cfg(feature = "authentik")]
-pub mod http;
 pub mod intake;
-mod json;
 mod keys;
 pub mod legacy;
 mod notices;
@@ -18,11 +17,14 @@ pub mod pump;
 pub mod quarantine;
 mod secrets;
 pub mod signature;
+mod source_name;
 pub mod stalwart;
 pub mod tail;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 mod webhook;
 
+#[cfg(feature = "authentik")]
+pub use dezky_core::http;
 pub use intake::{IngestSummary, Intake};
 pub use pump::{Pump, PumpConfig, PumpCounts, PumpError, PumpHandle, PumpState, PumpStatus, Tick};

@@ -10,12 +10,12 @@ use dezky_core::{
     Result, Runtime, SealedEvent,
 };
 
+use crate::annotations::FROM_QUARANTINE;
+use crate::distinct::with_new_salt;
 use crate::generic::{self, Mapping};
 use crate::intake::Intake;
 use crate::{authentik, ocis, stalwart};
 
-/// Annotation of an event that came out of the quarantine.
-const FROM_QUARANTINE: &str = "fromQuarantine";
 /// The longest note of a drop, in bytes.
 pub const MAX_NOTE_BYTES: usize = 1_000;
 
@@ -217,16 +217,9 @@ pub fn check_note(note: &str) -> Result<()> {
 
 /// The event with our annotation, under a new salt.
 fn resealed(mut event: AuditEvent, runtime: &dyn Runtime) -> SealedEvent {
-    // Without the annotation if there is no room for it.
+    // Stays without the annotation if it does not fit.
     if let Some(metadata) = event.metadata.annotated(FROM_QUARANTINE, &true.into()) {
         event.metadata = metadata;
     }
     with_new_salt(event, runtime)
-}
-
-/// Seals a complete event under a new salt.
-pub(crate) fn with_new_salt(event: AuditEvent, runtime: &dyn Runtime) -> SealedEvent {
-    let mut salt = [0; 32];
-    runtime.fill_random(&mut salt);
-    SealedEvent::new(event, salt)
 }

@@ -6,15 +6,16 @@ mod frozen;
 use std::borrow::Cow;
 use std::ops::Range;
 
+use dezky_core::json::{Doc, Value};
+
 pub(crate) use self::frozen::clean as clean_for_key;
-use crate::json::{Doc, Value};
 
 /// The depth to which addresses nested in arguments are examined.
 const MAX_NESTED: usize = 2;
 
 /// Replacement of a secret.
 pub(crate) const REDACTED: &str = "[redacted]";
-/// The same as a JSON string.
+/// The replacement as a JSON string.
 const QUOTED: &str = "\"[redacted]\"";
 const _: () = assert!(QUOTED.len() == REDACTED.len() + 2);
 
@@ -46,7 +47,7 @@ const IDENTIFIERS: [&str; 3] = ["hashedtoken", "externalsessionid", "rootsession
 /// Suffixes of names of secrets only among a request's arguments, as in sign-ins.
 const ARGUMENTS: [&str; 6] =
     ["code", "assertion", "samlresponse", "samlrequest", "tokenhint", "signature"];
-/// The same, as whole names.
+/// Whole names of secrets among a request's arguments.
 const WHOLE_ARGUMENTS: [&str; 7] = ["sig", "ticket", "pwd", "pass", "otp", "auth", "sid"];
 
 /// Whether a member of that name holds a secret. More names do if `is_argument` of a request.
@@ -108,7 +109,7 @@ pub(crate) fn cuts(value: Value<'_>, is_kept: impl Fn(Value<'_>) -> bool) -> Vec
     let mut cuts = Vec::new();
     for inner in value.inside() {
         for member in inner.members() {
-            let value = member.value;
+            let value = member.value();
             if holds_secret(&member.name(), value) && !is_vacant(value) && !is_kept(value) {
                 cuts.push(hide(value));
             }
@@ -167,15 +168,14 @@ pub(crate) fn without(value: Value<'_>, mut cuts: Vec<Cut>) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// A text without the secrets in its addresses: the password before a host, arguments in
-/// the query, the fragment (where some sign-ins hand tokens over), a form or behind `;`,
-/// also in an address inside an argument; and without the credentials of an
-/// `Authorization` header. `None` if there are none.
+/// A text without the secrets in its addresses: the password before a host; arguments in the query,
+/// the fragment (where some sign-ins pass tokens), a form or after `;`; also in an address inside
+/// an argument; and without the credentials of an `Authorization` header. `None` if there are none.
 pub(crate) fn without_secrets(text: &str) -> Option<String> {
     without_secrets_in(text, MAX_NESTED)
 }
 
-/// The same, looking into arguments that hold addresses so many times.
+/// Like [`without_secrets`], examining addresses nested in arguments down to a depth.
 fn without_secrets_in(text: &str, nested: usize) -> Option<String> {
     if let Some(scheme) = credentials(text) {
         return Some(format!("{scheme}{REDACTED}"));
@@ -184,7 +184,7 @@ fn without_secrets_in(text: &str, nested: usize) -> Option<String> {
     without_arguments(named.as_deref().unwrap_or(text), nested).or(named)
 }
 
-/// `Bearer ` or `Basic ` of a text that is one of these with credentials behind it.
+/// `Bearer ` or `Basic `, if the text is one of these followed by credentials.
 fn credentials(text: &str) -> Option<&str> {
     let (scheme, rest) = text.split_at_checked(text.find(' ')? + 1)?;
     let is_scheme = ["bearer ", "basic "].iter().any(|known| scheme.eq_ignore_ascii_case(known));
@@ -192,8 +192,8 @@ fn credentials(text: &str) -> Option<&str> {
     (is_scheme && is_one).then_some(scheme)
 }
 
-/// The text without what stands between `user:` and `@` of an address; a user alone is
-/// mostly a token where the scheme is that of the web.
+/// The text without the password between `user:` and `@` of an address; for the web's schemes, a
+/// user alone is mostly a token.
 fn without_passwords(text: &str) -> Option<String> {
     let mut out = String::new();
     let mut done = 0;
@@ -231,10 +231,10 @@ fn without_passwords(text: &str) -> Option<String> {
     (out != text).then_some(out)
 }
 
-/// The text without the values of arguments that bear a secret's name.
+/// The text without the values of arguments with a secret's name.
 fn without_arguments(text: &str, nested: usize) -> Option<String> {
     let is_form = is_name(text.split('=').next()?) && !text.contains(char::is_whitespace);
-    // Or a plain text such as `status_code=404`, but not in an address.
+    // A plain text such as `status_code=404` may remain, but not in an address.
     let may_be_text = is_form && !text.contains(['?', '#']) && nested == MAX_NESTED;
     let first = if is_form { 0 } else { text.find(['?', '#', ';'])? + 1 };
     let (mut out, mut at) = (text[..first].to_owned(), first);
@@ -244,7 +244,7 @@ fn without_arguments(text: &str, nested: usize) -> Option<String> {
         let argument = &text[at..];
         let len = argument.find(['?', '#', '&', ';']).unwrap_or(argument.len());
         let hidden = argument[..len].split_once('=').and_then(|(name, value)| {
-            // Behind `;` a sentence may go on.
+            // A sentence may continue after `;`.
             let is_argument = separator != ';' || is_name(name);
             let start = name.len() + 1;
             let name = decoded(name);
@@ -277,13 +277,13 @@ fn without_arguments(text: &str, nested: usize) -> Option<String> {
     (out != text).then_some(out)
 }
 
-/// Whether it is an argument's name as it stands in addresses and forms.
+/// Whether it is an argument's name as in addresses and forms.
 fn is_name(text: &str) -> bool {
     let is_of_name = |b: u8| b.is_ascii_alphanumeric() || b"_-.%[]".contains(&b);
     (1..=128).contains(&text.len()) && text.bytes().all(is_of_name)
 }
 
-/// The value of an argument, decoded, if it may be an address itself.
+/// The decoded value of an argument, if it may be an address itself.
 fn decoded_address(value: &str) -> Option<String> {
     value.to_ascii_lowercase().contains("%3d").then(|| decoded(value))
 }

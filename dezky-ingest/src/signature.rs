@@ -1,13 +1,12 @@
 //! The signature of a webhook: HMAC-SHA-256 over the raw body.
 //!
-//! `X-Signature` carries it as standard base64 with padding (44 characters,
-//! what Stalwart sends in every release from 0.8.2 on) or as 64 hex digits
-//! (other senders), either of them behind `sha256=` or alone. There is neither a
-//! timestamp nor a key id in it, so a body can be replayed: the identity of its
-//! events protects against that.
+//! `X-Signature` carries it as standard base64 with padding (44 characters, as Stalwart sends from
+//! 0.8.2 on) or as 64 hex digits (other senders), with or without the prefix `sha256=`. It has
+//! neither a timestamp nor a key id, so a body can be replayed; the identity of its events protects
+//! against that.
 //!
-//! Senders that sign otherwise (GitHub, Stripe and those like it, Standard Webhooks)
-//! are declared by a [`SchemeConfig`] and verified by its [`Scheme`].
+//! Senders with other signatures (GitHub, Stripe and similar, Standard Webhooks) are declared by a
+//! [`SchemeConfig`] and verified by its [`Scheme`].
 
 mod scheme;
 
@@ -29,8 +28,7 @@ pub const HEADER: &str = "x-signature";
 /// The length of a signature in base64, and in hex.
 const BASE64_LEN: usize = 44;
 const HEX_LEN: usize = 64;
-/// The most signatures that one request may carry: each is compared with the digest
-/// of every secret.
+/// The maximum number of signatures of a request: each is compared with the digest of every secret.
 const MAX_SIGNATURES: usize = 32;
 /// Prefix of a body identity that is made from the body's signature.
 const IDENTITY_DOMAIN: &[u8] = b"dezky-unreadable/1\0";
@@ -39,8 +37,8 @@ const STANDARD_SECRET_PREFIX: &str = "whsec_";
 /// The lengths that Standard Webhooks allows a key, in bytes.
 const STANDARD_KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 
-/// The headers of a request. Lines of one name are joined by `, `, which is what
-/// HTTP says they mean; names are looked up in lower case. `Debug` shows no values.
+/// The headers of a request. Lines of one name are joined by `, `, as HTTP defines; names are
+/// looked up in lower case. `Debug` shows no values.
 #[derive(Clone, Default)]
 pub struct Headers(BTreeMap<String, String>);
 
@@ -73,13 +71,13 @@ impl fmt::Debug for Headers {
 /// A shared secret: the UTF-8 bytes of its text, neither trimmed nor decoded,
 /// which is how Stalwart uses its own.
 ///
-/// Kept only as a keyed digest; `Debug` shows nothing and there is no `Display`.
+/// Stored only as a keyed digest; `Debug` shows nothing and there is no `Display`.
 #[derive(Clone)]
 pub struct Secret(Hmac<Sha256>);
 
 impl Secret {
-    /// The secret of a text. An empty or blank one is refused
-    /// ([`ErrorKind::ConfigInvalid`]), because anybody could sign with it.
+    /// Creates a secret from a text. An empty or blank one is refused
+    /// ([`ErrorKind::ConfigInvalid`]), because anyone could sign with it.
     pub fn new(text: impl AsRef<str>) -> Result<Self> {
         let bytes = text.as_ref().as_bytes();
         if bytes.trim_ascii().is_empty() {
@@ -91,8 +89,8 @@ impl Secret {
         Self::of_key(bytes)
     }
 
-    /// A secret in the form of Standard Webhooks: `whsec_` and the base64 of the key,
-    /// which signs decoded. The prefix may be missing.
+    /// Creates a secret from the form of Standard Webhooks: `whsec_` and the base64 of the key,
+    /// which is decoded for signing. The prefix may be missing.
     ///
     /// # Errors
     /// [`ErrorKind::ConfigInvalid`] if it is not the base64 of 24 to 64 bytes.
@@ -118,7 +116,7 @@ impl Secret {
             .map_err(|e| Error::new(ErrorKind::ConfigInvalid, "unusable secret").with_source(e))
     }
 
-    /// The digest of `parts`, one behind the other.
+    /// The digest of the concatenated `parts`.
     fn digest(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut mac = self.0.clone();
         for part in parts {
@@ -146,8 +144,8 @@ impl fmt::Debug for Secret {
 
 /// The secrets of one endpoint: one or more, any of which may have signed.
 ///
-/// Several are needed to change one: a running Stalwart goes on signing with
-/// the old key after a reload, until it restarts.
+/// Rotating a secret needs several: a running Stalwart signs with the old key after a reload, until
+/// it restarts.
 #[derive(Clone, Debug)]
 pub struct Secrets(Vec<Secret>);
 
@@ -167,7 +165,7 @@ impl Secrets {
         Ok(Self(secrets))
     }
 
-    /// The same from texts, none of which may be empty.
+    /// Creates the secrets from texts, none of which may be empty.
     pub fn from_texts<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Result<Self> {
         Self::new(texts.into_iter().map(Secret::new).collect::<Result<Vec<_>>>()?)
     }
@@ -199,8 +197,8 @@ impl Secrets {
         is_any.into()
     }
 
-    /// Identifies a body that must not be kept: a digest that only those who know the
-    /// first secret can compare with a guess, and that is not its signature.
+    /// Identifies a body that must not be kept: a digest that can be compared with a guess only by
+    /// those who know the first secret, and that is not the body's signature.
     pub(crate) fn identity(&self, body: &[u8]) -> String {
         let digest = Sha256::new().chain_update(IDENTITY_DOMAIN);
         hex::encode(digest.chain_update(self.first().digest(&[body])).finalize())

@@ -1,7 +1,5 @@
 #![no_main]
 
-#[expect(dead_code, reason = "this target uses one function of them")]
-#[path = "../properties.rs"]
-mod properties;
+use dezky_ingest::testkit::properties;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| properties::framer(data));

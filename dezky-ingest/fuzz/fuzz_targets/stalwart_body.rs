@@ -1,7 +1,8 @@
 #![no_main]
 
-#[expect(dead_code, reason = "this target uses one function of them")]
-#[path = "../properties.rs"]
-mod properties;
+use dezky_core::testkit::ManualRuntime;
+use dezky_ingest::testkit::properties;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| properties::stalwart_body(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    properties::stalwart_body(data, &ManualRuntime::new(1));
+});

@@ -16,7 +16,7 @@ impl ApiToken {
     /// A token of intent `api`, without the spaces around it.
     ///
     /// # Errors
-    /// `config_invalid` if it is empty, or no header can hold it.
+    /// `config_invalid` if it is empty or can't be sent in a header.
     pub fn new(token: &str) -> Result<Self> {
         let token = token.trim();
         let is_text = token.bytes().all(|b| b.is_ascii_graphic());
@@ -40,7 +40,7 @@ impl fmt::Debug for ApiToken {
     }
 }
 
-/// The Authentik that an [`AuthentikSource`](super::AuthentikSource) polls, and how.
+/// Address, token and bounds of an [`AuthentikSource`](super::AuthentikSource).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct AuthentikConfig {
@@ -48,33 +48,32 @@ pub struct AuthentikConfig {
     pub base_url: String,
     /// A token of intent API whose user may view events.
     pub token: ApiToken,
-    /// The source's name: `authentik`, or `authentik:<instance>` where there are
-    /// several.
+    /// The source's name: `authentik`, or `authentik:<instance>` for further instances.
     pub source: String,
-    /// How many events a page has, 2 to 100; 100.
+    /// Events per page, 2 to 100; 100 unless set.
     pub page_size: u32,
-    /// How far polls go back behind what was seen, for events that show late;
-    /// 10 min. At least twice the interval of the pump.
+    /// How far polls go back beyond the events they have seen, to find events that become visible
+    /// late; 10 min unless set. At least twice the pump's interval.
     pub overlap: Duration,
-    /// How often there is a poll, whatever else has to be read; 60 s. As the interval of
-    /// the pump.
+    /// The interval of polls, whatever other scans are running; 60 s unless set. Should equal the
+    /// pump's interval.
     pub poll_interval: Duration,
-    /// How long a request may take; 60 s.
+    /// The timeout of a request; 60 s unless set.
     pub request_timeout: Duration,
-    /// The most bytes of a page, 1 MiB to 1 GiB; 64 MiB. Larger ones are asked for
-    /// again in smaller pages; a single event that is larger goes to the quarantine,
+    /// The maximum size of a page in bytes, 1 MiB to 1 GiB; 64 MiB unless set. Larger pages are
+    /// requested again as smaller ones; a single event that is larger goes to the quarantine
     /// without its text.
     pub max_page_bytes: usize,
-    /// Groups that are never a tenant; `dezky-platform-admins`. Groups of superusers
+    /// Groups that are never a tenant; `dezky-platform-admins` unless set. Groups of superusers
     /// never are either.
     pub admin_groups: Vec<String>,
-    /// How long a listing of groups holds, and what was found out about a user that it
-    /// does not know; 10 min.
+    /// How long a listing of groups, and the groups of a user requested alone, stay valid; 10 min
+    /// unless set.
     pub group_refresh: Duration,
 }
 
 impl AuthentikConfig {
-    /// Polls `base_url` as the source `authentik`, within the default bounds.
+    /// Polls `base_url` as the source `authentik`, with the default bounds.
     pub fn new(base_url: impl Into<String>, token: ApiToken) -> Self {
         Self {
             base_url: base_url.into(),
@@ -90,15 +89,15 @@ impl AuthentikConfig {
         }
     }
 
-    /// The same as another source: `authentik:<instance>`.
+    /// Returns the same configuration for the source `authentik:<instance>`.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<String>) -> Self {
         self.source = source.into();
         self
     }
 
-    /// How a pump should move what is polled: every 60 s, at most 10 pages a time,
-    /// resting in between.
+    /// The pump's configuration for this source: every 60 s, at most 10 pages per tick, resting in
+    /// between.
     pub fn pump_config() -> PumpConfig {
         PumpConfig {
             interval: Duration::from_mins(1),

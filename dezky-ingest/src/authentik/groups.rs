@@ -1,5 +1,5 @@
-//! Whose a user is: by the groups, from a listing that is kept for a while, and for
-//! those that it does not know by asking.
+//! Tenants of users by their groups: from a cached listing, or by requesting a user that the
+//! listing does not contain.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -11,35 +11,35 @@ use futures_util::future::{Either, select};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::core::Suspect;
 use super::http::{Api, Failed, Fetched};
+use super::poll::Suspect;
 use super::proto::{Page, pk};
 use super::users::{self, GroupNames, LOOKUPS_TIMEOUT, MAX_LOOKUPS, Users, candidate};
 
-/// The most pages of a list that are read for one listing.
+/// The maximum number of pages read for one listing.
 const MAX_GROUP_PAGES: u32 = 50;
 const MAX_USER_PAGES: u32 = 2_000;
-/// The most groups that are tenants.
+/// The maximum number of groups that are tenants.
 const MAX_TENANT_GROUPS: usize = 1_000;
-/// How long a listing may take, so that it does not delay events.
+/// The timeout of a listing, so that it does not delay events.
 const LISTING_TIMEOUT: Duration = Duration::from_mins(1);
-/// After a failure the next try comes no sooner.
+/// The minimum wait after a failure.
 const RETRY: Duration = Duration::from_mins(1);
-/// How long the directory may take to say whether it has changed.
+/// The timeout of asking the directory whether it has changed.
 const REVISION_TIMEOUT: Duration = Duration::from_secs(2);
-/// Sizes of pages of users: where one can't be given its parts are asked for.
+/// Sizes of pages of users: if a page fails, its parts are requested.
 const PAGE_SIZES: [u64; 3] = [100, 10, 1];
 
-/// Users and the groups of theirs that are tenants.
+/// Users, with those of their groups that are tenants.
 pub(super) struct Groups {
     directory: Arc<dyn TenantDirectory>,
     admins: Vec<String>,
     refresh: Duration,
     listing: Option<Listing>,
-    /// Of the directory when it was last asked whether it has changed.
+    /// The directory's revision when it was last asked.
     revision: Option<u64>,
     next_try: Timestamp,
-    /// In a row.
+    /// The number of consecutive failures.
     failures: u32,
     users: Users,
 }
@@ -71,7 +71,7 @@ impl Groups {
         }
     }
 
-    /// The hints for a user; `None` if it is not known what they are.
+    /// The hints for a user; `None` if unknown.
     pub(super) fn hints(&self, user: &str, now: Timestamp) -> Option<Vec<TenantHint>> {
         let names = self.listed(user).or_else(|| self.users.known(user, now))?;
         let hint = |name: &Arc<str>| TenantHint::Slug { slug: (**name).to_owned(), via: "group" };
@@ -82,8 +82,8 @@ impl Groups {
         self.listing.as_ref()?.by_user.get(user).map(Vec::as_slice)
     }
 
-    /// Asks for those of `users` that are not known, a few at a time. Whatever fails
-    /// is logged, and not asked again for a while.
+    /// Requests the unknown ones of `users`, a few at a time. Failures are logged and not retried
+    /// for a while.
     async fn look_up(
         &mut self,
         api: &Api,
@@ -96,7 +96,7 @@ impl Groups {
         }
         let mut unknown: Vec<&String> = Vec::new();
         for user in users {
-            // Of anything else than a number there is no user.
+            // Users have numeric keys.
             let is_number = user.len() <= 20 && user.bytes().all(|b| b.is_ascii_digit());
             if unknown.len() == MAX_LOOKUPS {
                 break;
@@ -117,7 +117,8 @@ impl Groups {
                     continue;
                 }
                 Either::Left((Ok(None), _)) => continue,
-                // Of this user alone: an attribute that Authentik can't give.
+                // Fails for this user alone, for example because of an attribute that Authentik
+                // can't serialize.
                 Either::Left((Err(failed), _)) if failed.suspect == Suspect::Page => {
                     tracing::warn!(user, error = %failed.error, "Authentik can't give this user");
                     self.users.give_up(user.clone(), now);
@@ -125,7 +126,8 @@ impl Groups {
                 }
                 Either::Left((Err(failed), _)) => failed,
                 Either::Right(_) => {
-                    let what = format!("users did not come within {LOOKUPS_TIMEOUT:?}");
+                    let what =
+                        format!("Authentik did not return the users within {LOOKUPS_TIMEOUT:?}");
                     Error::new(ErrorKind::SourceUnavailable, what).into()
                 }
             };
@@ -134,8 +136,8 @@ impl Groups {
         }
     }
 
-    /// Finds out about `users`: reads the listing anew if it is old, and asks for those
-    /// that it does not know. One failure a pull is enough to wait for.
+    /// Resolves `users`: refreshes the listing if it is old, and requests users that it does not
+    /// contain. Waits for at most one failure per pull.
     pub(super) async fn find_out(
         &mut self,
         api: &Api,
@@ -148,8 +150,8 @@ impl Groups {
         }
     }
 
-    /// Whether the directory has changed since it was last asked. One that can't say, or
-    /// not in time, has not.
+    /// Whether the directory has changed since it was last asked. One that does not answer in time
+    /// counts as unchanged.
     async fn has_directory_changed(&mut self, runtime: &dyn Runtime) -> bool {
         let asked = pin!(self.directory.revision());
         let revision = match select(asked, runtime.sleep(REVISION_TIMEOUT)).await {
@@ -161,10 +163,11 @@ impl Groups {
         has_changed
     }
 
-    /// Says whether nothing failed just now. Failures are logged; the old listing stays.
+    /// Refreshes the listing if it is due. Returns false if that failed; failures are logged, and
+    /// the old listing stays.
     ///
-    /// After a change of the directory, groups that have become tenants are added to the
-    /// listing, and users who were asked for are forgotten.
+    /// After a change of the directory, groups that have become tenants are added to the listing,
+    /// and users that were requested alone are forgotten.
     async fn refresh_if_old(
         &mut self,
         api: &Api,
@@ -173,7 +176,7 @@ impl Groups {
     ) -> bool {
         let now = runtime.now();
         let is_old = !self.next_try.is_ahead_of(now, self.refresh);
-        // After a failure a change waits for the next try.
+        // After a failure, a change waits for the next attempt.
         let adds = has_changed && self.failures == 0 && self.listing.is_some();
         if !is_old && !adds {
             return true;
@@ -200,10 +203,10 @@ impl Groups {
                 true
             }
             Err(error) => {
-                // It must not be taken for one that knows of the change.
+                // This listing must not count as one that includes the change.
                 self.revision = None;
-                // A refused token or permission is not asked about again so soon, and
-                // what hangs must not hold up every page.
+                // A refused token or permission is retried later, and a request that hangs must not
+                // delay every page.
                 let retries = error.is_retryable();
                 let wait = RETRY.saturating_mul(2_u32.saturating_pow(self.failures));
                 let wait = if retries { wait.min(self.refresh) } else { self.refresh };
@@ -224,8 +227,7 @@ impl Groups {
         }
     }
 
-    /// Lists groups and the users of those that are tenants, except of the tenants that
-    /// `known` has.
+    /// Lists groups and the users of those that are tenants, except for the tenants in `known`.
     async fn list(&self, api: &Api, now: Timestamp, known: Option<&Listing>) -> Result<Listing> {
         let mut is_whole = true;
         let mut names = Vec::new();
@@ -261,7 +263,7 @@ impl Groups {
         for name in tenants.iter().filter(|name| listed.binary_search(name).is_err()) {
             let query = format!("core/users/?groups_by_name={}&include_groups=false", encode(name));
             is_whole &= users_of(api, &query, &mut pages, |user| {
-                // A server that does not know the filter lists everybody.
+                // A server that does not support the filter lists all users.
                 let is_member = |group: &Value| {
                     pk(group).and_then(|key| keys.get(&key)) == Some(&Some(Arc::clone(name)))
                 };
@@ -290,9 +292,9 @@ impl Groups {
     }
 }
 
-/// Reads a list of users page by page, at most `pages`; whether that was all of it. Of a
-/// page that the server can't give its parts are read, down to the one user that it can't
-/// give. Nobody is in a group that is not there.
+/// Reads a list of users page by page, at most `pages`. Returns whether that was all of it. If the
+/// server fails to return a page, its parts are read, down to the single user that fails. A group
+/// that does not exist has no users.
 async fn users_of(
     api: &Api,
     query: &str,
@@ -300,7 +302,7 @@ async fn users_of(
     mut each: impl FnMut(Value) + Send,
 ) -> Result<bool> {
     let mut is_whole = true;
-    // Where the next part begins, and which size it has.
+    // The start of the next part, and its size.
     let mut parts = vec![(0_u64, 0_usize)];
     while let Some((offset, size)) = parts.pop() {
         if *pages == 0 {
@@ -327,13 +329,14 @@ async fn users_of(
             }
             Err(failed) => return Err(failed.error),
         };
-        let unreadable = || Error::new(ErrorKind::SourceUnavailable, "what came is not a page");
+        let unreadable =
+            || Error::new(ErrorKind::SourceUnavailable, "the answer is not a page of users");
         let list = Page::parse(&text).ok_or_else(unreadable)?;
         let read = |item: &&RawValue| serde_json::from_str(item.get()).ok();
         list.items.iter().filter_map(read).for_each(&mut each);
         let is_clamped = list.has_next && (list.items.len() as u64) < rows;
         if is_clamped && size == 0 {
-            // The server's pages are smaller, so that these numbers mean other ones.
+            // The server's pages are smaller, so these numbers mean other pages.
             return all(api, &format!("{query}&ordering=pk&page_size=100"), pages, each).await;
         }
         if size == 0 && list.has_next {
@@ -343,7 +346,7 @@ async fn users_of(
     Ok(is_whole)
 }
 
-/// Reads a list page by page, at most `pages`; whether that was all of it.
+/// Reads a list page by page, at most `pages`. Returns whether that was all of it.
 async fn all(
     api: &Api,
     query: &str,
@@ -365,7 +368,8 @@ async fn all(
                 return Err(unreadable("a page has more than max_page_bytes"));
             }
         };
-        let list = Page::parse(&text).ok_or_else(|| unreadable("what came is not a page"))?;
+        let list =
+            Page::parse(&text).ok_or_else(|| unreadable("the answer is not a page of users"))?;
         let read = |item: &&RawValue| serde_json::from_str(item.get()).ok();
         list.items.iter().filter_map(read).for_each(&mut each);
         if !list.has_next {
@@ -375,7 +379,7 @@ async fn all(
     Ok(true)
 }
 
-/// A value of a query.
+/// Encodes a value for a query.
 fn encode(text: &str) -> String {
     use std::fmt::Write as _;
     let mut out = String::with_capacity(text.len());

@@ -10,41 +10,41 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER
 use reqwest::{Client, Response, StatusCode};
 
 use super::config::AuthentikConfig;
-use super::core::Suspect;
+use super::poll::Suspect;
 use crate::http::client_builder;
 
-/// After a refusal of the token nothing is asked for so long.
+/// The wait after a refused token.
 const AUTH_WAIT: Duration = Duration::from_mins(5);
-/// After 429 without a time.
+/// The wait after 429 without `Retry-After`.
 const THROTTLED_WAIT: Duration = Duration::from_mins(1);
-/// No server makes us wait longer.
+/// The maximum wait that a server can request.
 pub(super) const MAX_WAIT: Duration = Duration::from_hours(1);
-/// How much of the answer to a failed request is looked at.
+/// The number of bytes read of the answer to a failed request.
 const MAX_ERROR_BYTES: usize = 4 << 10;
-/// How much of an answer that is too large is looked at.
+/// The number of bytes kept of an answer that is too large.
 const MAX_HEAD_BYTES: usize = 4 << 10;
 
 /// Result of a request.
 pub(super) enum Fetched {
     Text(String),
     NoSuchPage,
-    /// More bytes than are read; how it begins.
+    /// More bytes than allowed; its beginning.
     TooLarge {
         head: String,
     },
 }
 
-/// Why a request failed, how long not to ask again, and what it may be due to.
+/// Why a request failed, the wait before the next one, and the possible cause.
 pub(super) struct Failed {
     pub(super) error: Error,
     pub(super) wait: Option<Duration>,
     pub(super) suspect: Suspect,
-    /// 400: a filter by something that is not there.
+    /// 400: a filter by something that does not exist.
     is_bad_request: bool,
 }
 
 impl Failed {
-    /// Whether the failure is due to a filter by a group that is not there any more.
+    /// Whether the failure is due to a filter by a group that no longer exists.
     pub(super) fn is_no_such_group(&self) -> bool {
         self.is_bad_request
     }
@@ -73,7 +73,7 @@ impl Api {
         bearer.set_sensitive(true);
         headers.insert(AUTHORIZATION, bearer);
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        // No redirects: the token is for this address alone.
+        // Never redirected, because the token is for this address alone.
         let client = client_builder(&config.base_url)?
             .default_headers(headers)
             .user_agent("dezky")
@@ -84,7 +84,7 @@ impl Api {
         Ok(Self { client, base, timeout, max_bytes, runtime })
     }
 
-    /// Gets what stands at a path below the API.
+    /// Requests a path below the API.
     pub(super) async fn get(&self, path_and_query: &str) -> Result<Fetched, Failed> {
         let request = pin!(self.exchange(path_and_query));
         match select(request, self.runtime.sleep(self.timeout)).await {
@@ -132,13 +132,13 @@ impl Api {
     }
 }
 
-/// Bytes that are not UTF-8 become U+FFFD, as in normal form.
+/// The text; bytes that are not UTF-8 become U+FFFD, as in normal form.
 fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
-/// Whether it is a refusal of the API, and no page of a proxy or of the web interface.
+/// Whether the API itself refuses, rather than a proxy or the web interface.
 fn is_detail(body: &str) -> bool {
     serde_json::from_str::<serde_json::Value>(body)
         .is_ok_and(|body| body.get("detail").is_some_and(serde_json::Value::is_string))
@@ -147,7 +147,8 @@ fn is_detail(body: &str) -> bool {
 /// Meaning of an answer other than 200.
 fn refused(response: &Response, path: &str, body: &str, now: Timestamp) -> Result<Fetched, Failed> {
     let status = response.status();
-    // 500 is an exception in Authentik itself: of a row that it can't give, for one.
+    // 500 is an exception in Authentik itself, for example because of a row that it can't
+    // serialize.
     let suspect = match status.as_u16() {
         500 => Suspect::Page,
         429 => Suspect::Nothing,
@@ -158,7 +159,7 @@ fn refused(response: &Response, path: &str, body: &str, now: Timestamp) -> Resul
         Err(Failed { error: Error::new(kind, what), wait, suspect, is_bad_request })
     };
     match status.as_u16() {
-        // In the language that the brand is set to, but for the key.
+        // The text is in the brand's language, but the key is not.
         404 if is_detail(body) => Ok(Fetched::NoSuchPage),
         404 => failed(
             ErrorKind::SourceUnavailable,
@@ -192,7 +193,7 @@ fn refused(response: &Response, path: &str, body: &str, now: Timestamp) -> Resul
     }
 }
 
-/// The things at a path, and the permission to view them.
+/// The objects at a path, and the permission to view them.
 fn viewed(path: &str) -> (&'static str, &'static str) {
     if path.starts_with("core/groups") {
         ("groups", "authentik_core.view_group")
@@ -203,8 +204,7 @@ fn viewed(path: &str) -> (&'static str, &'static str) {
     }
 }
 
-/// `Retry-After` in seconds, or until a date by our clock; one that has passed says
-/// nothing.
+/// `Retry-After` in seconds, or until a date by our clock; a date in the past is ignored.
 fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let said = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = said.parse() {

@@ -9,18 +9,18 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 #[cfg(feature = "authentik")]
-use super::proto::Place;
+use super::proto::Position;
 use super::proto::{Event, Item, MalformedItem, pk};
 use super::redact;
 use crate::address::bare_address;
+use crate::annotations::{RAW_ACTION, RAW_ID, TENANT_BY};
 use crate::cut;
-use crate::intake::TENANT_BY;
 
 /// The source name of the first instance; a further one is `authentik:{instance}`.
 pub const SOURCE: &str = "authentik";
 
-/// Every action that Authentik declares, from 2021.9 to 2026.8. The 38th is the
-/// prefix `custom_` of events that policies and expressions make.
+/// The actions that Authentik declares, from 2021.9 to 2026.8. The 38th is the prefix `custom_` of
+/// events made by policies and expressions.
 pub const ACTIONS: [&str; 37] = [
     "login",
     "login_failed",
@@ -61,23 +61,23 @@ pub const ACTIONS: [&str; 37] = [
     "access_request_revoked",
 ];
 
-/// The longest verb behind `authentik.`, in bytes: 128 with it.
+/// The longest verb after `authentik.`, in bytes: 128 with it.
 const VERB_MAX: usize = 118;
-/// The largest part of a text that is noted about an event, in bytes.
+/// The longest text kept in an annotation, in bytes.
 const NOTE_MAX: usize = 512;
-/// How many requests are remembered by which users were changed: at most twice that.
+/// The size of a generation of requests that changed users; at most twice as many are remembered.
 #[cfg(feature = "authentik")]
 const DOERS: usize = 500;
 /// The longest type of a resource, in bytes.
 const RESOURCE_TYPE_MAX: usize = 63;
-/// The longest identity that the log takes, in bytes.
+/// The longest external id that the log accepts, in bytes.
 const EXTERNAL_ID_MAX: usize = 512;
 /// Placeholder for an address that could not be determined.
 const NO_ADDRESS: &str = "255.255.255.255";
 
 /// The verb of a raw action: `authentik.<raw>`, except that `password_set` is
-/// `authentik.password_changed`. Other spellings of a known action (kebab,
-/// dotted, Camel) give the same; what is not known is brought to lower-case words.
+/// `authentik.password_changed`. Other spellings of a known action (kebab, dotted, camel case) give
+/// the same; an unknown action becomes lower-case words.
 ///
 /// ```
 /// use dezky_ingest::authentik::action;
@@ -114,14 +114,14 @@ fn outcome(verb: &str) -> Outcome {
     match verb {
         "login_failed" | "configuration_error" => Outcome::Failure,
         "suspicious_request" | "access_request_denied" => Outcome::Denied,
-        // Not of a name that somebody made up.
+        // Custom names stay as they are.
         _ if verb.ends_with("_exception") && !verb.starts_with("custom_") => Outcome::Failure,
         _ => Outcome::Success,
     }
 }
 
-/// The key of the user whose groups decide about the tenant: during an
-/// impersonation the impersonated one.
+/// The key of the user whose groups determine the tenant: during an impersonation, the impersonated
+/// user.
 pub fn tenant_user(event: &Event) -> Option<String> {
     let (_, user) = who(event);
     on_behalf_of(event).or(user)?.get("pk").and_then(pk)
@@ -136,7 +136,7 @@ fn who(event: &Event) -> (ActorType, Option<&Map<String, Value>>) {
     if user.get("pk").and_then(pk).is_some() {
         return (ActorType::User, Some(user));
     }
-    // A name that was typed, of nobody who is known. Who typed it is another question.
+    // A typed name that belongs to no known user; it does not tell who typed it.
     let typed_by = user.get("authenticated_as").and_then(Value::as_object);
     match typed_by.filter(|user| !user.is_empty()) {
         Some(user) if is_anonymous(user) => (ActorType::Anonymous, None),
@@ -152,22 +152,21 @@ fn on_behalf_of(event: &Event) -> Option<&Map<String, Value>> {
 
 fn is_anonymous(user: &Map<String, Value>) -> bool {
     user.get("is_anonymous") == Some(&Value::Bool(true))
-        // Before 2024 nothing else says so.
+        // Before 2024 there is no other sign of it.
         || user.get("username").and_then(Value::as_str) == Some("AnonymousUser")
 }
 
-/// Makes the audit event. Never fails: what an event does not say is absent.
+/// Makes the audit event. Never fails: fields that the event does not have stay absent.
 ///
-/// `at` is `created`, `external_id` the key in normal form. The metadata is what
-/// the event says, without secrets; `_dezky` says `rawAction`, `requestId`,
-/// `userAgent`, and `cut`, the paths of what was too large to keep whole. Of a password
-/// that was set outside of the user's own flow it says `actorBy`: `affected`, as the event
-/// names the user whose password it is and not who set it.
+/// `at` is `created`, `external_id` the key in normal form. The metadata is the event's content
+/// without secrets; `_dezky` holds `rawAction`, `requestId`, `userAgent`, and `cut`, the paths of
+/// parts that were too large. For a password that was set outside the user's own flow, `actorBy` is
+/// `affected`, because the event names the user whose password it is, not who set it.
 pub fn map(source: &str, event: Event) -> NewEvent {
     map_by(source, event, &Doers::default())
 }
 
-/// The same where it may be known who is behind a request.
+/// Like [`map`], with the actors of earlier requests.
 pub(super) fn map_by(source: &str, mut event: Event, doers: &Doers) -> NewEvent {
     redact::hide_invitations(&mut event.members);
     let verb = verb(&event.action);
@@ -192,12 +191,13 @@ pub(super) fn map_by(source: &str, mut event: Event, doers: &Doers) -> NewEvent 
     let (external_id, raw_id) = if event.pk.len() <= EXTERNAL_ID_MAX {
         (event.pk.clone(), None)
     } else {
-        // Nothing that Authentik sends; cut, two could become one.
+        // Authentik never sends such a key. It is hashed, because two truncated keys could become
+        // equal.
         (format!("sha256:{}", sha256(&event.pk)), Some(head(&event.pk)))
     };
-    let mut metadata = NewMetadata::default().with_annotation("rawAction", head(&event.action));
+    let mut metadata = NewMetadata::default().with_annotation(RAW_ACTION, head(&event.action));
     if let Some(raw_id) = raw_id {
-        metadata.annotate("rawId", raw_id);
+        metadata.annotate(RAW_ID, raw_id);
     }
     if let Some(actor_by) = actor_by {
         metadata.annotate("actorBy", actor_by);
@@ -227,7 +227,7 @@ pub(super) fn map_by(source: &str, mut event: Event, doers: &Doers) -> NewEvent 
     mapped
 }
 
-/// The users who changed others, by request. Bounded by two generations.
+/// Actors that changed users, by request. Bounded by two generations.
 #[derive(Default)]
 pub(super) struct Doers {
     young: HashMap<String, Map<String, Value>>,
@@ -235,7 +235,7 @@ pub(super) struct Doers {
 }
 
 impl Doers {
-    /// Notes who is behind the request of an event, if it is one about a changed user.
+    /// Notes the actor of an event's request, if the event is about a changed user.
     #[cfg(feature = "authentik")]
     pub(super) fn note(&mut self, event: &Event) {
         let is_change = matches!(verb(&event.action).as_str(), "model_updated" | "model_created");
@@ -265,12 +265,12 @@ fn request_id(event: &Event) -> Option<&str> {
     http_request(event, "request_id").filter(|id| (1..=128).contains(&id.len()))
 }
 
-/// Whether it happened in a flow, which the user that it names went through.
+/// Whether it happened in a flow that the named user went through.
 fn is_in_flow(event: &Event) -> bool {
     http_request(event, "path").is_some_and(|path| path.contains("/flows/executor/"))
 }
 
-/// On what it was done.
+/// The affected resource.
 #[derive(Default)]
 struct Resource {
     kind: Option<String>,
@@ -278,8 +278,8 @@ struct Resource {
     name: Option<String>,
 }
 
-/// The model, else the application that was authorised, else who is impersonated, else
-/// the secret, the invitation or the user that it is about.
+/// The model, else the authorised application, else the impersonated user, else the secret,
+/// invitation or user that the event is about.
 fn resource(event: &Event, verb: &str) -> Resource {
     let described = |name: &str| {
         let what = event.object("context")?.get(name)?.as_object()?;
@@ -307,7 +307,7 @@ fn resource(event: &Event, verb: &str) -> Resource {
         let user = event.object("user");
         let name = user.and_then(|user| text(user, "username"));
         match verb {
-            // The name that was tried, whoever tried it.
+            // The name that was tried, regardless of who tried it.
             "login_failed" => {
                 let tried = event.object("context").and_then(|context| text(context, "username"));
                 let name = tried.or(name.filter(|_| !user.is_some_and(is_anonymous)))?;
@@ -330,7 +330,7 @@ fn resource(event: &Event, verb: &str) -> Resource {
         .unwrap_or_default()
 }
 
-/// A type as a word within its bound.
+/// A resource type as a word within its bound.
 fn word(text: &str) -> String {
     text[..text.floor_char_boundary(RESOURCE_TYPE_MAX)].to_lowercase()
 }
@@ -343,7 +343,7 @@ fn head(text: &str) -> &str {
     &text[..text.floor_char_boundary(NOTE_MAX)]
 }
 
-/// The event's content beyond the mapped fields, without secrets.
+/// The event's content, except the mapped fields, without secrets.
 fn said(mut event: Event) -> String {
     event.members.retain(|name, _| !matches!(name.as_str(), "pk" | "created"));
     let mut all = Value::Object(event.members);
@@ -354,7 +354,7 @@ fn said(mut event: Event) -> String {
     all.to_string()
 }
 
-/// The quarantine item of something that is not an event, without secrets.
+/// The quarantine item of a malformed item, without secrets.
 pub fn malformed_item(
     source: &str,
     odd: MalformedItem,
@@ -367,7 +367,7 @@ pub fn malformed_item(
     });
     let key = match &raw {
         Some(raw) => format!("item:{}", sha256(raw)),
-        // Nothing of it may be hashed, as there may be secrets in it.
+        // A hash would let secrets in it be guessed.
         None => format!("too_deep:{bytes}"),
     };
     let what = match odd.reason {
@@ -388,13 +388,13 @@ pub fn malformed_item(
     }
 }
 
-/// An event that has more bytes than are read, for the quarantine: where it stands, by
-/// its key if the beginning of its page shows it, else by the one read before it.
+/// The quarantine item of an event that is too large to be read. It is identified by the event's
+/// key if the beginning of its page shows it, otherwise by the event before it.
 #[cfg(feature = "authentik")]
 pub(super) fn large_item(
     source: &str,
     head: &str,
-    before: Option<&Place>,
+    before: Option<&Position>,
     max_bytes: usize,
     now: Timestamp,
 ) -> QuarantineItem {
@@ -403,20 +403,19 @@ pub(super) fn large_item(
         (None, Some(before)) => format!("beside:{}:{}", before.created_us, before.pk),
         (None, None) => "first".to_owned(),
     };
-    let beside = before.map_or(String::new(), |place| format!(" beside {}", place.created()));
+    let neighbour = before
+        .map_or(String::new(), |position| format!(" next to the one of {}", position.created()));
     QuarantineItem {
         source: source.to_owned(),
         key: format!("too_large:{key}"),
         reason: "too_large".into(),
-        detail: format!(
-            "an event{beside} has more than the {max_bytes} bytes that are read; not kept"
-        ),
+        detail: format!("an event{neighbour} has more than max_page_bytes ({max_bytes}); not kept"),
         raw: first_pk(head).unwrap_or_default().into_bytes(),
         at: now,
     }
 }
 
-/// The key of a page's first item where the item begins with it, as Authentik's do.
+/// The key of a page's first item, if the item begins with it, as Authentik's do.
 #[cfg(feature = "authentik")]
 fn first_pk(head: &str) -> Option<String> {
     let mut rest = head;
@@ -432,11 +431,10 @@ fn first_pk(head: &str) -> Option<String> {
     pk(&value).filter(|pk| pk.len() <= EXTERNAL_ID_MAX)
 }
 
-/// Reads what was kept of an item that was no event again. The groups of its user
-/// are not known, so whose it is stays open.
+/// Reads a quarantined item again. The user's groups are unknown, so its tenant is unresolved.
 pub(crate) fn redecode(item: &QuarantineItem) -> Result<Vec<PulledEvent>, String> {
     let text = String::from_utf8_lossy(&item.raw);
-    let raw = serde_json::from_str(&text).map_err(|_| "still no JSON".to_owned())?;
+    let raw = serde_json::from_str(&text).map_err(|_| "still not JSON".to_owned())?;
     let event = Item::read(raw).event.map_err(|odd| format!("still {}", odd.reason))?;
     let user = tenant_user(&event);
     let mut mapped = map(&item.source, event);
@@ -617,7 +615,7 @@ mod tests {
                 assert_eq!(mapped.resource_id, None);
             }
         }
-        // Somebody who is signed in tries another name.
+        // A signed-in user tries another name.
         let user = json!({"pk": null, "username": "x", "authenticated_as": {"pk": 7, "email": "a@b.test"}});
         let mapped = map(SOURCE, with(&json!({"action": "login_failed", "user": user})));
         assert_eq!((mapped.actor.kind, mapped.actor.id.as_deref()), (ActorType::User, Some("7")));
@@ -665,7 +663,7 @@ mod tests {
         let on = (joined.resource_type.as_deref(), joined.resource_id.as_deref());
         assert_eq!((on, joined.resource_name.as_deref()), ((Some("user"), Some("5")), Some("ana")));
         assert_eq!(tenant_user(&set(by_admin)).as_deref(), Some("5"));
-        // One's own, in a flow.
+        // The user's own, in a flow.
         let own = map_by(SOURCE, set("/api/v3/flows/executor/recovery/"), &doers);
         assert_eq!(own.metadata.annotation("actorBy"), None);
         assert_eq!(own.actor.id.as_deref(), Some("5"));
@@ -707,7 +705,7 @@ mod tests {
             let kept = mapped.metadata.into_metadata().to_value();
             assert_eq!(kept["context"]["username"], name);
         }
-        // Spelled like the digest that takes its place, and beside itself.
+        // Spelled like the digest that replaces it, and next to itself.
         let key = "aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa";
         let said = json!({"context": {"username": format!("/invitations/{key} {key}{key}")}});
         let kept = map(SOURCE, with(&said)).metadata.into_metadata().to_value();
@@ -723,7 +721,7 @@ mod tests {
         let said = json!({"context": {"username": name, "listed": listed, "x": "plain"}});
         let started = TokioRuntime.now();
         let kept = map(SOURCE, with(&said)).metadata;
-        // One by one they would take minutes.
+        // A search per key would take minutes.
         let took = TokioRuntime.now().saturating_since(started);
         assert!(took < std::time::Duration::from_secs(20), "{took:?}");
         let kept = kept.source().unwrap();
@@ -734,7 +732,7 @@ mod tests {
     fn each_of_many_keys_of_invitations_is_hidden_in_any_text() {
         let key = |n: usize| format!("d406f438-507f-4f8a-930d-{n:012x}");
         let paths: Vec<_> = (0..20).map(|n| format!("/invitations/{}/", key(n))).collect();
-        // The third is spelled oddly, the last is no key of an invitation.
+        // The third has an unusual spelling, the last is not the key of an invitation.
         let notes = [
             format!("invite {} sent", key(19).to_uppercase()),
             format!("ffff{}.", key(18).replace('-', "")),
@@ -789,10 +787,10 @@ mod tests {
         ] {
             assert_eq!(first_pk(&head).as_deref(), expected, "{head}");
         }
-        let place = Place { created_us: 1, pk: "a".into() };
+        let position = Position { created_us: 1, pk: "a".into() };
         let key = |before| large_item(SOURCE, "", before, 1 << 20, Timestamp::MIN).key;
         assert_eq!(
-            (key(None), key(Some(&place))),
+            (key(None), key(Some(&position))),
             ("too_large:first".into(), "too_large:beside:1:a".into())
         );
     }

@@ -1,8 +1,7 @@
-//! The wire: a page and its events, read leniently.
+//! The wire format: a page and its events, read leniently.
 //!
-//! Of an event that can't be read nothing is lost but its meaning: the page is
-//! cut into the texts of its items first, so that one odd item leaves the others
-//! as they are.
+//! The page is split into the texts of its items first, so that a malformed item does not affect
+//! the others and its text is kept.
 
 use dezky_core::canonical::canonicalize;
 use dezky_core::{TimeFormat, Timestamp};
@@ -10,14 +9,14 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-/// A page of a list, its items unread.
+/// A page of a list with unparsed items.
 #[derive(Debug)]
 pub struct Page<'a> {
-    /// How many items the list has.
+    /// The number of items in the list.
     pub count: u64,
     /// Whether there is a page after this one.
     pub has_next: bool,
-    /// How many items of the list stand before this page; `None` if it is not said.
+    /// The number of items before this page; `None` if the server does not say.
     pub before: Option<u64>,
     /// The items' own texts.
     pub items: Vec<&'a RawValue>,
@@ -30,7 +29,7 @@ struct WirePage<'a> {
     results: Vec<&'a RawValue>,
 }
 
-/// Numbers, as `2` or `2.0`; other members are passed over.
+/// Numbers, as `2` or `2.0`; other members are ignored.
 #[derive(Deserialize)]
 struct Pagination {
     #[serde(default)]
@@ -48,34 +47,34 @@ impl<'a> Page<'a> {
         Some(Self {
             count: pagination.count.map_or(results.len() as u64, whole),
             has_next: pagination.next.is_some_and(|next| next >= 1.0),
-            // One-based; 0 for an empty list.
+            // Starts at 1; 0 for an empty list.
             before: pagination.start_index.map(|at| whole(at).saturating_sub(1)),
             items: results,
         })
     }
 }
 
-/// A number that counts something.
+/// A count.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped before")]
 fn whole(number: f64) -> u64 {
     number.clamp(0.0, 9e15) as u64
 }
 
-/// The longest key that says where an item stands, in bytes.
-const MAX_PLACE_PK: usize = 64;
+/// The longest key of a position, in bytes.
+const MAX_POSITION_PK: usize = 64;
 
-/// Where an item stands in the total order `created, pk`.
+/// The position of an item in the total order `created, pk`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, Deserialize)]
-pub struct Place {
+pub struct Position {
     /// Microseconds since the epoch.
     #[serde(rename = "t")]
     pub created_us: i64,
-    /// In normal form, whose text is ordered as the server orders it.
+    /// The key in normal form, which sorts as in the server's order.
     pub pk: String,
 }
 
-impl Place {
-    /// The millisecond that it is in.
+impl Position {
+    /// The time in milliseconds, rounded down.
     pub fn created(&self) -> Timestamp {
         millis(self.created_us)
     }
@@ -88,9 +87,9 @@ fn millis(created_us: i64) -> Timestamp {
 /// An item of a page.
 #[derive(Debug)]
 pub struct Item {
-    /// Where it stands, if that much can be read.
-    pub place: Option<Place>,
-    /// The event, or why it is none.
+    /// Its position, if readable.
+    pub position: Option<Position>,
+    /// The event, or why it is not one.
     pub event: Result<Event, MalformedItem>,
 }
 
@@ -99,16 +98,16 @@ pub struct Item {
 pub struct MalformedItem {
     /// A stable code: `not_an_object`, `no_pk`, `no_created`, `no_action`, `too_deep`.
     pub reason: &'static str,
-    /// The item; `None` if it is nested too deeply to be looked into.
+    /// The item; `None` if it is nested too deeply to be parsed.
     pub value: Option<Value>,
 }
 
-/// An event as it came.
+/// An event as received.
 #[derive(Debug)]
 pub struct Event {
     /// In normal form: a UUID in lower case with dashes; anything else as it is.
     pub pk: String,
-    /// When it happened.
+    /// The time of the event.
     pub created: Timestamp,
     /// The raw action.
     pub action: String,
@@ -126,8 +125,10 @@ impl Event {
 impl Item {
     /// Reads an item of the list of events.
     pub fn read(raw: &RawValue) -> Self {
-        let odd =
-            |place, reason, value| Self { place, event: Err(MalformedItem { reason, value }) };
+        let odd = |position, reason, value| Self {
+            position,
+            event: Err(MalformedItem { reason, value }),
+        };
         let members = match value(raw.get()) {
             Some(Value::Object(members)) => members,
             Some(other) => return odd(None, "not_an_object", Some(other)),
@@ -135,10 +136,10 @@ impl Item {
         };
         let pk = members.get("pk").and_then(pk);
         let created = members.get("created").and_then(Value::as_str).and_then(micros);
-        let place = match (&pk, created) {
-            // A place stands in the cursor, and no key of Authentik's is longer.
-            (Some(pk), Some(created_us)) if pk.len() <= MAX_PLACE_PK => {
-                Some(Place { created_us, pk: pk.clone() })
+        let position = match (&pk, created) {
+            // The cursor holds positions, and Authentik's own keys are shorter.
+            (Some(pk), Some(created_us)) if pk.len() <= MAX_POSITION_PK => {
+                Some(Position { created_us, pk: pk.clone() })
             }
             _ => None,
         };
@@ -151,25 +152,23 @@ impl Item {
                     (_, None, _) => "no_created",
                     _ => "no_action",
                 };
-                return odd(place, reason, Some(members.into()));
+                return odd(position, reason, Some(members.into()));
             }
         };
-        Self { place, event: Ok(Event { pk, created, action, members }) }
+        Self { position, event: Ok(Event { pk, created, action, members }) }
     }
 }
 
-/// The value of a text that is JSON by its grammar; `None` if it is nested too
-/// deeply for one.
+/// Decodes text that is JSON by its grammar; `None` if it is nested too deeply.
 fn value(raw: &str) -> Option<Value> {
-    // Lone surrogates and numbers beyond the doubles are read as the log's normal
-    // form does.
+    // Lone surrogates and numbers beyond the doubles are brought to the log's normal form.
     serde_json::from_str(raw)
         .or_else(|_| serde_json::from_str(&canonicalize(raw).unwrap_or_default()))
         .ok()
 }
 
-/// A primary key as text: a number, or a UUID in whatever spelling in the one
-/// with dashes. `None` if it is neither text nor a number, or is empty.
+/// A primary key as text: a number, a UUID of any spelling as the one with dashes, or other text as
+/// it is. `None` if it is empty or neither text nor a number.
 pub fn pk(value: &Value) -> Option<String> {
     match value {
         Value::Number(number) => Some(number.to_string()),
@@ -231,10 +230,11 @@ mod tests {
     #[test]
     fn the_fixture_is_read() {
         let events: Vec<&RawValue> = serde_json::from_str(EVENTS).unwrap();
-        let places: Vec<_> = events.iter().map(|raw| Item::read(raw).place.unwrap()).collect();
-        assert!(places.is_sorted(), "also the two of the same instant");
-        assert_eq!(places[1].created().to_string(), "2026-09-01T08:00:01.000Z");
-        assert_eq!(places[0].created_us % 1_000_000, 123_456);
+        let positions: Vec<_> =
+            events.iter().map(|raw| Item::read(raw).position.unwrap()).collect();
+        assert!(positions.is_sorted(), "also the two of the same instant");
+        assert_eq!(positions[1].created().to_string(), "2026-09-01T08:00:01.000Z");
+        assert_eq!(positions[0].created_us % 1_000_000, 123_456);
         assert!(events.iter().all(|raw| Item::read(raw).event.is_ok()));
     }
 
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn what_is_no_event_says_why() {
         let time = r#""created":"2026-01-01T00:00:00Z""#;
-        for (text, reason, has_place) in [
+        for (text, reason, has_position) in [
             ("7".to_owned(), "not_an_object", false),
             (format!(r#"{{{time},"action":"login"}}"#), "no_pk", false),
             (r#"{"pk":"a","action":"login","created":"soon"}"#.to_owned(), "no_created", false),
@@ -264,7 +264,7 @@ mod tests {
             ),
         ] {
             let item = item(&text);
-            assert_eq!(item.place.is_some(), has_place, "{reason}");
+            assert_eq!(item.position.is_some(), has_position, "{reason}");
             assert_eq!(item.event.unwrap_err().reason, reason);
         }
     }
@@ -274,7 +274,7 @@ mod tests {
         let pk = "k".repeat(65);
         let text = format!(r#"{{"pk":"{pk}","created":"2026-01-01T00:00:00Z","action":"x"}}"#);
         let item = item(&text);
-        assert!(item.place.is_none());
+        assert!(item.position.is_none());
         assert_eq!(item.event.unwrap().pk, pk);
     }
 
@@ -283,7 +283,7 @@ mod tests {
         let event = item(
             r#"{"pk":"a","created":"2026-01-01T00:00:00.1Z","action":"x","n":1e999,"s":"\ud83d"}"#,
         );
-        assert_eq!(event.place.unwrap().created_us % 1_000_000, 100_000);
+        assert_eq!(event.position.unwrap().created_us % 1_000_000, 100_000);
         assert_eq!(event.event.unwrap().action, "x");
     }
 }

@@ -1,8 +1,8 @@
 //! Secrets, removed from an event before anything else reads it.
 //!
-//! Authentik masks what it knows by name. What it leaves: secrets in the query of
-//! a request, in older releases' differences of models, and the body of a mail,
-//! which may hold a link that signs in.
+//! Authentik masks members that it knows by name. It leaves secrets in the query of a request, in
+//! the model differences of older releases, and in the body of a mail, which may hold a sign-in
+//! link.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -13,10 +13,10 @@ use super::proto::pk;
 pub(super) use crate::secrets::REDACTED;
 use crate::secrets::{is_secret, squash, without_secrets};
 
-/// Before the key in the address of an invitation.
+/// The text before the key in the address of an invitation.
 const INVITATIONS: &str = "/invitations/";
 
-/// Takes the secrets out of an event, or of what should have been one.
+/// Removes the secrets from an event or a malformed item.
 pub(crate) fn redact(value: &mut Value) {
     if let Value::Object(members) = value
         && is_mail(members)
@@ -30,8 +30,8 @@ pub(crate) fn redact(value: &mut Value) {
     redact_in(value, false);
 }
 
-/// Puts a digest where the key of an invitation stands, which is its token: whoever has
-/// it can enrol. Events about the same invitation still have the same digest.
+/// Replaces the key of an invitation, which is its token, with a digest: anyone who has it can
+/// enrol. Events about the same invitation still have the same digest.
 pub(super) fn hide_invitations(event: &mut Map<String, Value>) {
     let mut tokens = BTreeSet::new();
     event.iter().for_each(|(name, value)| find_invitations(name, value, &mut tokens));
@@ -67,7 +67,7 @@ fn find_invitations(name: &str, value: &Value, tokens: &mut BTreeSet<String>) {
             tokens.extend(key(value));
         }
         Value::String(text) => {
-            // Of the API: `/stages/invitation/invitations/<key>/`.
+            // The API's path: `/stages/invitation/invitations/<key>/`.
             for part in text.split(INVITATIONS).skip(1) {
                 let end = part.find(|c: char| c != '-' && !c.is_ascii_hexdigit());
                 tokens.extend(key(&part[..end.unwrap_or(part.len())].into()));
@@ -77,7 +77,7 @@ fn find_invitations(name: &str, value: &Value, tokens: &mut BTreeSet<String>) {
     }
 }
 
-/// A UUID as it is written, with dashes or without, whatever its case.
+/// A UUID with or without dashes, in any case.
 fn uuid(text: &[u8]) -> Option<u128> {
     let has_dashes = text.len() == 36 && [8, 13, 18, 23].iter().all(|at| text[*at] == b'-');
     if !has_dashes && text.len() != 32 {
@@ -90,9 +90,9 @@ fn uuid(text: &[u8]) -> Option<u128> {
     })
 }
 
-/// Replaces UUIDs by their digests wherever they stand in texts.
+/// Replaces UUIDs with their digests anywhere in texts.
 fn replace(value: &mut Value, digests: &HashMap<u128, String>) {
-    // Dashes may stand anywhere in one that is alone.
+    // A UUID that is the whole text may have dashes anywhere.
     let alone = value.as_str().and_then(|_| digests.get(&uuid(pk(value)?.as_bytes())?));
     if let Some(digest) = alone {
         *value = digest.as_str().into();
@@ -110,7 +110,7 @@ fn replace(value: &mut Value, digests: &HashMap<u128, String>) {
     }
 }
 
-/// The text with digests in place of the UUIDs; `None` if it has none of these.
+/// The text with digests in place of the UUIDs; `None` if it has none of them.
 fn replaced(text: &str, digests: &HashMap<u128, String>) -> Option<String> {
     let digest_at = |at: usize| {
         let found = |len: usize| digests.get(&uuid(text.as_bytes().get(at..at + len)?)?);
@@ -130,7 +130,7 @@ fn replaced(text: &str, digests: &HashMap<u128, String>) -> Option<String> {
     (done > 0).then(|| out + &text[done..])
 }
 
-/// Whether it is about a mail that was sent; one without an action may be.
+/// Whether the event is about a sent mail; one without an action may be.
 fn is_mail(event: &Map<String, Value>) -> bool {
     event.get("action").and_then(Value::as_str).is_none_or(|action| squash(action) == "emailsent")
 }
@@ -156,8 +156,8 @@ fn redact_in(value: &mut Value, is_arguments: bool) {
     }
 }
 
-/// Hides what stands under a secret's name. An object there describes something:
-/// a token that was looked at, a field that was changed, of which the values go.
+/// Hides the value of a secret's name. An object there describes something, such as a viewed token
+/// or a changed field; of that, the values are hidden.
 fn hide(value: &mut Value) {
     match value {
         Value::Object(members) => {

@@ -10,47 +10,43 @@ use dezky_core::{
 };
 
 use super::config::AuthentikConfig;
-use super::core::{
-    Answer, Memory, Order, Poll, Request, Settings, Step, gap_event, unreadable_event,
-};
 use super::groups::Groups;
 use super::http::{Api, Failed, Fetched, MAX_WAIT};
 use super::map::{Doers, large_item, malformed_item, map_by, tenant_user};
-use super::proto::{Item, Page, Place};
-use crate::intake::{LATE_BY, TENANT_BY};
+use super::poll::{
+    Answer, Memory, Order, Poll, Request, Settings, Step, gap_event, unreadable_event,
+};
+use super::proto::{Item, Page, Position};
+use crate::annotations::{LATE_BY, TENANT_BY};
 
-/// How many keys are remembered at least, so that most of what is read again is
-/// passed over here and not by the store.
+/// The minimum number of keys remembered, so that most events that are read again are skipped here
+/// and not by the store.
 const KNOWN: usize = 20_000;
-/// Asked for when a page can't be given: whether any can.
+/// The request after a failed page, which tells whether any page succeeds.
 const PROBES: [Request; 2] = [
     Request { order: Order::OldestFirst, page: 1, page_size: 1 },
     Request { order: Order::NewestFirst, page: 1, page_size: 1 },
 ];
 
-/// Polls Authentik's events. Wants to be run inside a tokio runtime.
+/// Polls Authentik's events. Needs a tokio runtime.
 ///
-/// - A pull is one page, and a page is all that is in memory. Its events commit
-///   with the cursor, which says where every walk stands, so a restart goes on
-///   in the middle of a backlog.
-/// - Nothing is missed that stays on the server and shows within the overlap:
-///   pages are joined by the rows that they share, whatever is inserted and
-///   deleted meanwhile. What shows later is found by a walk over the last 24 h, at
-///   the start and once a day, and bears `_dezky.lateBySeconds`; what is up to an
-///   hour late always, as walks overlap.
-/// - Every poll reads the newest page first, once per interval; what must be read again
-///   comes after it.
-/// - A row that Authentik answers with a failure, alone and again while it gives others,
-///   is passed over, and so is one that is too large: what stands beside it is read.
-/// - Where events may have expired before they were read, or could not be given, an
-///   `ingest.gap` event says so.
-/// - With a directory, a user's groups are the hints to the tenant: from a listing,
-///   and for users that it does not know by asking for them, at most 10 a pull.
-///   Events of whom neither knows land with `_dezky.tenantBy = "unresolved"`.
-/// - What is in memory does not grow with the backlog: a page, the keys of the last
-///   40,000 events, the listing of groups, and 10,000 users.
-/// - After a refused token nothing is asked for five minutes; `Retry-After` is
-///   honoured.
+/// - A pull is one page, and no more than a page is in memory. Its events commit with the cursor,
+///   which holds the position of every scan, so a restart resumes in the middle of a backlog.
+/// - No event is missed that stays on the server and becomes visible within the overlap: pages are
+///   joined by the rows that they share, whatever is inserted or deleted meanwhile. Later ones are
+///   found by a scan of the last 24 h, at the start and once a day, and annotated with
+///   `_dezky.lateBySeconds`. Events up to an hour late are always found, because scans overlap.
+/// - Once per interval, a poll reads the newest page first; other scans come after it.
+/// - A row that fails alone and again while others succeed is skipped, and so is one that is too
+///   large; its neighbours are read.
+/// - An `ingest.gap` event records events that may have expired before they were read, or that the
+///   server failed to return.
+/// - With a directory, a user's groups are the hints to the tenant: from a listing, or, for users
+///   that it does not contain, from requests for them, at most 10 per pull. Events of users that
+///   neither finds get `_dezky.tenantBy = "unresolved"`.
+/// - Memory does not grow with the backlog: a page, the keys of the last 40,000 events, the listing
+///   of groups, and 10,000 users.
+/// - After a refused token, no request is made for five minutes; `Retry-After` is honoured.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -73,10 +69,10 @@ pub struct AuthentikSource {
     known: Known,
     /// Events of the last pull, until its cursor is known to be committed.
     pending: Option<Pending>,
-    /// Until when nothing is asked, and why.
+    /// The time until which no request is made, and why.
     refused: Option<(Timestamp, Error)>,
     was_empty: bool,
-    /// Actors who changed users, by request.
+    /// Actors that changed users, by request.
     doers: Doers,
 }
 
@@ -103,7 +99,7 @@ struct Pending {
 }
 
 impl AuthentikSource {
-    /// A poller as configured, with its clock from `runtime`. Asks nothing yet.
+    /// Creates a poller that takes its clock from `runtime`. Makes no request yet.
     ///
     /// # Errors
     /// `config_invalid` names the value and its bound.
@@ -123,8 +119,8 @@ impl AuthentikSource {
         })
     }
 
-    /// Gives users' groups as hints, those that are slugs of `directory`. The pump's
-    /// intake must have the directory too.
+    /// Uses those of a user's groups as hints that are slugs in `directory`. The pump's intake must
+    /// have the directory too.
     #[must_use]
     pub fn with_directory(mut self, directory: Arc<dyn TenantDirectory>) -> Self {
         let admin_groups = self.config.admin_groups.clone();
@@ -170,8 +166,8 @@ impl AuthentikSource {
         }
     }
 
-    /// What a failed request says about its page. If no other page can be had either it
-    /// says nothing, and the failure stands.
+    /// Determines what a failed request says about its page: nothing if another page fails as well;
+    /// the failure then stands.
     async fn look_into(
         &mut self,
         poll: &mut Poll,
@@ -197,7 +193,7 @@ impl AuthentikSource {
         Err(failed.error)
     }
 
-    /// Makes events of a page's items, the oldest first, and remembers their keys.
+    /// Maps a page's items, the oldest first, and remembers their keys.
     async fn collect(
         &mut self,
         mut items: Vec<(Item, usize)>,
@@ -316,9 +312,9 @@ impl IngestSource for AuthentikSource {
                     (step, Vec::new())
                 }
                 Given::Page { count, has_next, before, items } => {
-                    let places: Vec<Option<Place>> =
-                        items.iter().map(|(item, _)| item.place.clone()).collect();
-                    let page = Answer::Page { count, has_next, before, places: &places };
+                    let positions: Vec<Option<Position>> =
+                        items.iter().map(|(item, _)| item.position.clone()).collect();
+                    let page = Answer::Page { count, has_next, before, positions: &positions };
                     let step = poll.answer(now, page)?;
                     let items = if step.take { items } else { Vec::new() };
                     (step, items)
@@ -337,8 +333,8 @@ impl IngestSource for AuthentikSource {
                 tracing::warn!(
                     source = self.config.source,
                     rows = hole.rows,
-                    newer = hole.newer.as_ref().map(|place| place.created().to_string()),
-                    older = hole.older.as_ref().map(|place| place.created().to_string()),
+                    newer = hole.newer.as_ref().map(|position| position.created().to_string()),
+                    older = hole.older.as_ref().map(|position| position.created().to_string()),
                     "Authentik can't give these events, which are passed over"
                 );
                 pull.events.push(unreadable_event(&self.config.source, hole, now).into());
@@ -356,7 +352,7 @@ impl IngestSource for AuthentikSource {
     }
 }
 
-/// Keys of what was taken: a cache, bounded by two generations.
+/// Keys of events that were taken: a cache, bounded by two generations.
 #[derive(Default)]
 struct Known {
     young: HashSet<String>,

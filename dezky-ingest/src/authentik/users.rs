@@ -10,33 +10,33 @@ use serde_json::Value;
 use super::http::{Api, Failed, Fetched, MAX_WAIT};
 use super::proto::pk;
 
-/// The most users that are asked for in one pull.
+/// The maximum number of users requested in one pull.
 pub(super) const MAX_LOOKUPS: usize = 10;
-/// How long all of a pull's questions may take, so that they do not delay events.
+/// The timeout of all requests of a pull, so that they do not delay events.
 pub(super) const LOOKUPS_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many users are remembered at most is twice that.
+/// The size of a generation; at most twice as many users are remembered.
 const KNOWN: usize = 5_000;
-/// The most groups of a user that are looked at.
+/// The maximum number of a user's groups that are examined.
 const MAX_GROUPS: usize = 200;
-/// After a failure the next try comes no sooner, and then ever later.
+/// The wait after the first failure; it doubles with each further one.
 const RETRY: Duration = Duration::from_mins(1);
 
-/// By a group's key its name if it is a tenant's.
+/// By a group's key: its name, if that is a tenant's.
 pub(super) type GroupNames = HashMap<String, Option<Arc<str>>>;
 
-/// Users that were asked for, those without a tenant and those that are gone too.
+/// Users that were requested, including those without a tenant and those that no longer exist.
 /// Bounded by two generations.
 pub(super) struct Users {
     lifetime: Duration,
     young: HashMap<String, Known>,
     old: HashMap<String, Known>,
     next_try: Timestamp,
-    /// In a row.
+    /// The number of consecutive failures.
     failures: u32,
 }
 
 struct Known {
-    /// The names of the tenants, sorted; `None` of a user that can't be given.
+    /// The names of the tenants, sorted; `None` if the server fails to return the user.
     names: Option<Vec<Arc<str>>>,
     until: Timestamp,
 }
@@ -46,7 +46,7 @@ struct Known {
 enum Said {
     /// The names of all groups that may be tenants, sorted.
     Names(Vec<String>),
-    /// There are groups that nobody knows the name of.
+    /// Some groups have unknown names.
     Unknown,
 }
 
@@ -61,7 +61,7 @@ impl Users {
         }
     }
 
-    /// The names of a user's tenants, if they were asked for not long ago.
+    /// The names of a user's tenants, if they were requested recently.
     pub(super) fn known(&self, user: &str, now: Timestamp) -> Option<&[Arc<str>]> {
         self.get(user, now)?.names.as_deref()
     }
@@ -71,27 +71,27 @@ impl Users {
         known.filter(|known| known.until.is_ahead_of(now, self.lifetime))
     }
 
-    /// Whether the server could not give the user not long ago.
+    /// Whether the server recently failed to return the user.
     pub(super) fn has_given_up(&self, user: &str, now: Timestamp) -> bool {
         self.get(user, now).is_some_and(|known| known.names.is_none())
     }
 
-    /// Does not ask for a user for a while whom the server can't give.
+    /// Notes that the server fails to return the user, so that it is not requested for a while.
     pub(super) fn give_up(&mut self, user: String, now: Timestamp) {
         self.insert(user, None, now);
     }
 
-    /// Asks for everybody anew, as what is a tenant has changed.
+    /// Forgets all users, because the set of tenants has changed.
     pub(super) fn forget(&mut self) {
         (self.young, self.old) = (HashMap::new(), HashMap::new());
     }
 
-    /// Whether questions may be asked again.
+    /// Whether requests may be made again.
     pub(super) fn may_ask(&self, now: Timestamp) -> bool {
         !self.next_try.is_ahead_of(now, MAX_WAIT.max(self.lifetime))
     }
 
-    /// Nobody is asked for now, as something else has failed that may be the same.
+    /// Postpones requests, because another one has failed, possibly for the same reason.
     pub(super) fn hold(&mut self, now: Timestamp) {
         self.next_try = self.next_try.max(now.saturating_add(RETRY));
     }
@@ -109,8 +109,8 @@ impl Users {
         self.young.insert(user, Known { names, until });
     }
 
-    /// Waits before more is asked: as long as the server says, after a refusal as
-    /// long as an answer holds, else ever longer.
+    /// Postpones requests: for as long as the server says; after a refusal, for as long as an
+    /// answer stays valid; otherwise longer with each failure.
     pub(super) fn failed(&mut self, Failed { error, wait, .. }: &Failed, now: Timestamp) {
         let growing = RETRY.saturating_mul(2_u32.saturating_pow(self.failures));
         let mut next =
@@ -130,8 +130,8 @@ impl Users {
     }
 }
 
-/// Asks for a user: the names of the tenants, sorted; `None` if groups of theirs have
-/// names that nobody knows.
+/// Requests a user. Returns the names of the tenants, sorted; `None` if the names of some groups
+/// are unknown.
 pub(super) async fn ask(
     api: &Api,
     directory: &dyn TenantDirectory,
@@ -149,7 +149,7 @@ pub(super) async fn ask(
         }
     };
     let said: Value =
-        serde_json::from_str(&text).map_err(|_| unreadable("what came is not a user"))?;
+        serde_json::from_str(&text).map_err(|_| unreadable("the answer is not a user"))?;
     let Said::Names(candidates) = read(&said, admins, names) else { return Ok(None) };
     let mut tenants = Vec::new();
     for name in candidates {
@@ -160,7 +160,7 @@ pub(super) async fn ask(
     Ok(Some(tenants))
 }
 
-/// Reads a user's groups: as objects, or by their keys from what is known of groups.
+/// Reads a user's groups: as objects, or by their keys from the known groups.
 fn read(user: &Value, admins: &[String], known: &GroupNames) -> Said {
     let mut names = Vec::new();
     if let Some(groups) = user.get("groups_obj").and_then(Value::as_array) {

@@ -1,53 +1,56 @@
-//! Whether what is stored is the same content, as an earlier version of the rules for
-//! secrets or for large metadata left it.
+//! Compares content with stored content that an earlier version of the rules for secrets or large
+//! metadata produced.
 
 use dezky_core::Metadata;
+use dezky_core::json::{Doc, Value};
 
-use super::{CUT, OF_SOURCE, OWN, TRUNCATED};
+use super::OF_SOURCE;
+use crate::annotations::{ANNOTATIONS, CUT, REDACTED as IS_REDACTED, TRUNCATED};
 use crate::cut::LARGE;
-use crate::json::{Doc, Value};
 use crate::secrets::{REDACTED, is_vacant, without_secrets};
 
-/// Whether two contents that are not equal are one all the same: they differ only where we
-/// hid something in one of them that is there in the other, or one was reduced to its short
-/// scalars, all of which the other has, of which large parts were cut instead.
+/// Whether two contents that are not equal are the same event's: they differ only in values that we
+/// hid in one of them, or one was reduced to short scalars, all of which the other has, whose large
+/// parts were cut instead.
 pub(super) fn alike(one: &Metadata, other: &Metadata) -> bool {
     let (Ok(one), Ok(other)) = (Doc::parse(one.as_str()), Doc::parse(other.as_str())) else {
         return false;
     };
     let (one, other) = (one.root(), other.root());
     let hidden = Hidden { in_one: is_redacted(one), in_other: is_redacted(other) };
-    match (own(one, TRUNCATED), own(other, TRUNCATED)) {
+    match (annotation(one, TRUNCATED), annotation(other, TRUNCATED)) {
         (Some(reduced), None) => is_of_large(reduced) && hidden.is_reduced(one, other),
         (None, Some(reduced)) => is_of_large(reduced) && hidden.swapped().is_reduced(other, one),
         _ => {
             hidden.same_members(one, other)
-                && OF_SOURCE.iter().all(|name| match (own(one, name), own(other, name)) {
-                    (None, None) => true,
-                    (Some(one), Some(other)) => hidden.same(one, other),
-                    _ => false,
+                && OF_SOURCE.iter().all(|name| {
+                    match (annotation(one, name), annotation(other, name)) {
+                        (None, None) => true,
+                        (Some(one), Some(other)) => hidden.same(one, other),
+                        _ => false,
+                    }
                 })
         }
     }
 }
 
-fn own<'d>(metadata: Value<'d>, name: &str) -> Option<Value<'d>> {
-    metadata.get(OWN)?.get(name)
+fn annotation<'d>(metadata: Value<'d>, name: &str) -> Option<Value<'d>> {
+    metadata.get(ANNOTATIONS)?.get(name)
 }
 
-/// Whether we hid something in it. A source may say `[redacted]` by itself.
+/// Whether we hid something in it; the source itself may also write `[redacted]`.
 fn is_redacted(metadata: Value<'_>) -> bool {
-    own(metadata, "redacted").is_some_and(|value| value.raw() == "true")
+    annotation(metadata, IS_REDACTED).is_some_and(Value::is_true)
 }
 
-/// Whether metadata was reduced because it was too large, by an earlier version that did
-/// not cut its parts, and not because it was too deep.
+/// Whether an earlier version, which did not cut parts, reduced the metadata because it was too
+/// large, not too deep.
 fn is_of_large(truncated: Value<'_>) -> bool {
     let bytes = truncated.get("bytes").and_then(|bytes| bytes.raw().parse().ok());
     bytes.is_some_and(|bytes: usize| bytes > LARGE)
 }
 
-/// Which of two contents that are compared are without something that we hid.
+/// Which of two compared contents have hidden values.
 #[derive(Clone, Copy)]
 struct Hidden {
     in_one: bool,
@@ -59,24 +62,26 @@ impl Hidden {
         Self { in_one: self.in_other, in_other: self.in_one }
     }
 
-    /// Whether `reduced` has nothing but short scalars that `cut` has at its top.
+    /// Whether `reduced` has only short scalars that `cut` has at its top level.
     fn is_reduced(self, reduced: Value<'_>, cut: Value<'_>) -> bool {
-        let mut kept = reduced.members().filter(|member| !member.is_named(OWN));
-        own(cut, CUT).is_some()
-            && kept
-                .all(|kept| cut.get(&kept.name()).is_some_and(|value| self.same(kept.value, value)))
+        let mut kept = reduced.members().filter(|member| !member.is_named(ANNOTATIONS));
+        annotation(cut, CUT).is_some()
+            && kept.all(|kept| {
+                cut.get(&kept.name()).is_some_and(|value| self.same(kept.value(), value))
+            })
     }
 
-    /// Whether two objects are the same but for our annotations.
+    /// Whether two objects are the same except for our annotations.
     fn same_members(self, one: Value<'_>, other: Value<'_>) -> bool {
-        // Canonical, so in one order and without repetition.
-        let mut members = one.members().filter(|member| !member.is_named(OWN));
-        let mut others = other.members().filter(|member| !member.is_named(OWN));
+        // Canonical, so in the same order and without repetition.
+        let mut members = one.members().filter(|member| !member.is_named(ANNOTATIONS));
+        let mut others = other.members().filter(|member| !member.is_named(ANNOTATIONS));
         loop {
             match (members.next(), others.next()) {
                 (None, None) => return true,
                 (Some(one), Some(other))
-                    if one.key.raw() == other.key.raw() && self.same(one.value, other.value) => {}
+                    if one.key().raw() == other.key().raw()
+                        && self.same(one.value(), other.value()) => {}
                 _ => return false,
             }
         }
@@ -93,8 +98,8 @@ impl Hidden {
                 match (members.next(), others.next()) {
                     (None, None) => break true,
                     (Some(one), Some(other))
-                        if one.key.raw() == other.key.raw()
-                            && self.same(one.value, other.value) => {}
+                        if one.key().raw() == other.key().raw()
+                            && self.same(one.value(), other.value()) => {}
                     _ => break false,
                 }
             };
@@ -114,21 +119,21 @@ impl Hidden {
     }
 }
 
-/// Whether `hidden` stands where all of `value` was hidden.
+/// Whether `hidden` replaces all of `value`.
 fn hides(hidden: Value<'_>, value: Value<'_>) -> bool {
     hidden.string().is_some_and(|text| text == REDACTED) && !is_vacant(value)
 }
 
-/// Whether `hidden` is `text` without its secrets, of which an earlier version may have
-/// known more than today's rule does, or fewer.
+/// Whether `hidden` is `text` without its secrets, of which an earlier version may have known more
+/// or fewer than the current rule.
 fn hides_in_text(hidden: &str, text: &str) -> bool {
     let clean = without_secrets(text);
     let text = clean.as_deref().unwrap_or(text);
     hidden == text || hides_more(hidden, text)
 }
 
-/// Whether `hidden` is `text` with the values of more arguments hidden. All between the
-/// values must be equal: texts that hide equally much and differ say different things.
+/// Whether `hidden` is `text` with the values of more arguments hidden. All text between the values
+/// must be equal: texts that hide equally many values and differ are different content.
 fn hides_more(hidden: &str, text: &str) -> bool {
     if hidden.matches(REDACTED).count() <= text.matches(REDACTED).count() {
         return false;
@@ -140,7 +145,7 @@ fn hides_more(hidden: &str, text: &str) -> bool {
     else {
         return false;
     };
-    // `rest` begins with a hidden value, which the next piece ends.
+    // `rest` begins with a hidden value, which ends at the next piece.
     while let Some(piece) = pieces.next() {
         let is_last = pieces.peek().is_none();
         let found = if is_last {
@@ -238,9 +243,9 @@ mod tests {
         };
         assert!(is_alike(reduced, &cut(1)));
         assert!(!is_alike(reduced, &cut(2)));
-        assert!(!is_alike(reduced, r#"{"l":"zz","n":1,"s":"x"}"#), "one that is not large");
+        assert!(!is_alike(reduced, r#"{"l":"zz","n":1,"s":"x"}"#), "not a large one");
         assert!(!is_alike(reduced, &reduced.replace(":\"a\"", ":\"b\"")));
         let deep = reduced.replace("70000", "900");
-        assert!(!is_alike(&deep, &cut(1)), "one that was too deep and not too large");
+        assert!(!is_alike(&deep, &cut(1)), "too deep, not too large");
     }
 }

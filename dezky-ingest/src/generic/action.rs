@@ -1,6 +1,6 @@
 //! Actions in the dotted lower-case form.
 
-/// The longest action that the log takes, in bytes.
+/// The longest action that the log accepts, in bytes.
 pub(super) const MAX_BYTES: usize = 128;
 
 /// Whether it is an action: lower-case letters, digits, `_` and `-`, in words joined by
@@ -12,10 +12,9 @@ pub(super) fn is_dotted(text: &str) -> bool {
     })
 }
 
-/// An action as some system spells it, in dotted lower-case form. `.`, `/`, `:` and what
-/// stands beside them become dots, everything else but ASCII letters and digits `_`, and
-/// the humps of Camel case words of their own. Empty if there is no letter and no digit
-/// in it.
+/// A system's action in dotted lower-case form. `.`, `/`, `:` and separators next to them become
+/// dots, camel case becomes separate words, and everything else except ASCII letters and digits
+/// becomes `_`. Empty if it has neither letters nor digits.
 pub(super) fn dotted(raw: &str) -> String {
     let mut out = String::with_capacity(raw.len().min(MAX_BYTES));
     let mut previous = ' ';
@@ -44,7 +43,7 @@ pub(super) fn dotted(raw: &str) -> String {
     out
 }
 
-/// `prefix`, which has its dot, and the verb, within the bound.
+/// `prefix`, including its dot, and the verb, within the bound.
 pub(super) fn prefixed(prefix: &str, verb: &str) -> String {
     // Verbs are ASCII.
     let max = MAX_BYTES - prefix.len();

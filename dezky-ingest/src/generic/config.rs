@@ -1,4 +1,4 @@
-//! How a mapping is declared.
+//! The declaration of a mapping.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,12 +8,10 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// How objects of a system become events, as it stands in a configuration (TOML or
-/// JSON).
+/// Declares how a system's objects become events, in a configuration (TOML or JSON).
 ///
-/// A value that begins with `/` is a JSON pointer (RFC 6901) into the object; anything
-/// else is the text itself. What a pointer finds is taken if it is a string that is not
-/// empty, a number, `true` or `false`.
+/// A value that begins with `/` is a JSON pointer (RFC 6901) into the object; anything else is the
+/// text itself. A pointer's target counts if it is a non-empty string, a number, `true` or `false`.
 ///
 /// ```
 /// use dezky_ingest::generic::{Mapping, MappingConfig};
@@ -27,88 +25,85 @@ use serde::{Deserialize, Deserializer, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MappingConfig {
-    /// Where in a body the list of events is. Without it a body is a list, an object
-    /// with a list `events`, or one event. Lines of files are one event each.
+    /// The place of the list of events in a body. Without it, a body is a list, an object with a
+    /// list `events`, or one event. Lines of files are one event each.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub events: Option<String>,
-    /// The places of what identifies the event at its source, one or several, which
-    /// identify it together. Without any, or where one of them is empty, the content
-    /// does.
+    /// The places of the event's id at its source; several identify it together. Without any, or if
+    /// one of them is empty, the content identifies it.
     #[serde(skip_serializing_if = "Vec::is_empty", with = "one_or_more")]
     pub id: Vec<String>,
-    /// When it happened. Without it the time of receiving is taken.
+    /// The time of the event. Without it, the time of receipt is used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
-    /// How `at` is written.
+    /// The format of `at`.
     pub at_format: TimeFormat,
     /// The action; the only required field.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
-    /// What stands before the action and a dot: the source's name unless set, nothing if
-    /// empty.
+    /// The prefix of actions, followed by a dot: the source's name unless set; none if empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub action_prefix: Option<String>,
-    /// Verbs for actions as the source spells them.
+    /// Verbs by action, as the source spells it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub actions: BTreeMap<String, String>,
-    /// How it ended; success unless declared.
+    /// The outcome; success unless declared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<String>,
-    /// Outcomes for what the source says about it, before the words and HTTP statuses that
-    /// are known anyway; `4xx` stands for all statuses of a class.
+    /// Outcomes by the source's text. They take precedence over the common words and HTTP statuses,
+    /// which are known; `4xx` stands for all statuses of a class.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub outcomes: BTreeMap<String, Outcome>,
-    /// The outcome of what is neither listed nor known: failure unless set. The event says
+    /// The outcome of a text that is neither listed nor known: failure unless set. The event gets
     /// `_dezky.rawOutcome`, and is counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome_default: Option<Outcome>,
     /// The actor.
     pub actor: ActorMapping,
-    /// On what.
+    /// The resource.
     pub resource: ResourceMapping,
-    /// The slug of the tenant that it concerns.
+    /// The slug of the tenant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
-    /// An address or a domain whose owner is the tenant, asked where `tenant` gives none.
+    /// An address or domain whose owner is the tenant, used if `tenant` has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant_domain: Option<String>,
-    /// The slug of the partner that it concerns.
+    /// The slug of the partner.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partner: Option<String>,
     /// Rules for objects to skip.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub skip: Vec<SkipRule>,
-    /// Pointers to what is hidden before anything is hashed, stored or quarantined.
+    /// Pointers to values that are hidden before anything is hashed, stored or quarantined.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub redact: Vec<String>,
-    /// Pointers to what is an identifier although its name, or an address in it, looks like
-    /// a secret: it is kept. What is inside it is not meant.
+    /// Pointers to values that are kept although their names, or addresses in them, look like
+    /// secrets. Does not apply to values inside them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub keep: Vec<String>,
 }
 
-/// Which objects are passed over.
+/// A rule for objects to skip.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum SkipRule {
-    /// Those with this action, as the source spells it.
+    /// Objects with this action, as the source spells it.
     Action(String),
-    /// Those with certain texts at a place.
+    /// Objects with certain texts at a place.
     Field(SkipField),
 }
 
-/// Which objects are passed over, by what stands at a place. An object with nothing
-/// there is kept, so that a rule never hides what its author has not seen. Exactly one
-/// of the lists is given.
+/// A rule for objects to skip by the text at a place. An object without text there is kept, so that
+/// a rule never hides objects that its author has not seen. Exactly one of the lists must be given.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SkipField {
     /// The place: a JSON pointer.
     pub at: String,
-    /// The texts with which an object is passed over.
+    /// The texts with which an object is skipped.
     #[serde(rename = "in", skip_serializing_if = "Vec::is_empty")]
     pub is_in: Vec<String>,
-    /// The texts with which an object is kept: with any other it is passed over.
+    /// The texts with which an object is kept; with any other it is skipped.
     #[serde(rename = "not_in", skip_serializing_if = "Vec::is_empty")]
     pub is_not_in: Vec<String>,
 }
@@ -141,7 +136,7 @@ impl<'de> Deserialize<'de> for SkipRule {
     }
 }
 
-/// A list of texts, of which one alone may stand without the list.
+/// A list of texts; a single text may be given without a list.
 mod one_or_more {
     use std::fmt;
 
@@ -181,32 +176,32 @@ mod one_or_more {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ActorMapping {
-    /// `user`, `operator`, `service`, `system` or `anonymous`; user where an id or an
-    /// address is known, else system, unless declared.
+    /// `user`, `operator`, `service`, `system` or `anonymous`. Unless declared: user if an id or an
+    /// address is known, otherwise system.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// Their id in the source.
+    /// The actor's id in the source.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Their e-mail address.
+    /// The actor's e-mail address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub email: Option<String>,
-    /// Their address, with or without a port.
+    /// The actor's IP address, with or without a port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ip: Option<String>,
 }
 
-/// On what it was done.
+/// The resource.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ResourceMapping {
     /// The type of the resource.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// Which one.
+    /// The resource's id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Its name.
+    /// The resource's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }

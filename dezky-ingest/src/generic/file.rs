@@ -4,34 +4,35 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use dezky_core::json::{Doc, Value};
 use dezky_core::{QuarantineItem, Result, Runtime, Timestamp};
 
 use super::mapping::Mapped;
-use super::{LINE_KEY_PREFIX, Mapping, not_json, sequence, without_mark};
-use crate::json::{Doc, Value};
-use crate::tail::{Decoded, FileTail, Line, LineDecoder, TailConfig};
+use super::{LINE_KEY_PREFIX, Mapping, sequence, without_mark};
+use crate::body::not_json;
+use crate::tail::{DecodedLine, FileTail, Line, LineDecoder, TailConfig};
 
-/// Lines of a file as a mapping reads them.
+/// Decodes the lines of a file by a mapping.
 ///
-/// A blank line is nothing. One that is no JSON object, or has no action, is one item
-/// in quarantine; several objects in one line are an event each. An event without an id of its own has that of its line
-/// ([`Line::key`]), so equal lines are events of their own. `map.events` is for bodies
-/// and plays no part here.
+/// Blank lines are skipped. A line that is not a JSON object, or has no action, is one quarantine
+/// item; several objects in one line are one event each. An event without an id is identified by
+/// its line ([`Line::key`]), so equal lines are separate events. `map.events` applies only to
+/// bodies.
 ///
-/// Secrets are hidden as in a body: they are in no event and no quarantined text. The
-/// hashes of the tail, in line keys and cursors, are over the lines as they stand.
+/// Secrets are hidden as in a body: events and quarantined text hold none. The hashes of the tail,
+/// in line keys and cursors, cover the original lines.
 #[derive(Debug)]
 pub struct MappedLines(Mapping);
 
 impl MappedLines {
-    /// Lines that `mapping` reads.
+    /// Creates a decoder that uses `mapping`.
     pub fn new(mapping: Mapping) -> Self {
         Self(mapping)
     }
 
-    /// Follows `path` as the mapping's source. Of lines longer than `max_line_bytes` the
-    /// long values are cut; one that is longer than 64 MiB or no JSON object goes to the
-    /// quarantine. Opens nothing; `config_invalid` if a bound is broken.
+    /// Creates a tail that follows `path` as the mapping's source. Long values of lines over
+    /// `max_line_bytes` are cut; such a line goes to the quarantine if it is longer than 64 MiB or
+    /// not a JSON object. Opens nothing; `config_invalid` if a value is out of bounds.
     pub fn follow(
         mapping: Mapping,
         path: impl Into<PathBuf>,
@@ -43,7 +44,7 @@ impl MappedLines {
         FileTail::new(config, Arc::new(Self::new(mapping)), runtime)
     }
 
-    fn read(&self, line: &Line<'_>, text: &str, each: &mut dyn FnMut(Decoded)) {
+    fn read(&self, line: &Line<'_>, text: &str, each: &mut dyn FnMut(DecodedLine)) {
         let error = match Doc::parse(text) {
             Ok(doc) => return each(self.object(line, doc.root(), line.key())),
             Err(error) => error,
@@ -69,8 +70,8 @@ impl MappedLines {
         each(item.into());
     }
 
-    /// What an object of the line is; `key` identifies it unless it has an id.
-    fn object(&self, line: &Line<'_>, object: Value<'_>, key: String) -> Decoded {
+    /// Maps an object of the line; `key` identifies it unless it has an id.
+    fn object(&self, line: &Line<'_>, object: Value<'_>, key: String) -> DecodedLine {
         let clean = self.0.clean(object);
         let is_redacted = matches!(clean, Cow::Owned(_));
         match self.0.map(object, &clean, is_redacted, line.now) {
@@ -79,9 +80,9 @@ impl MappedLines {
                 if let Some(cut) = &line.cut {
                     cut.annotate(&mut pulled.event.metadata);
                 }
-                Decoded::Event(pulled)
+                DecodedLine::Event(pulled)
             }
-            Mapped::Skipped => Decoded::Skipped,
+            Mapped::Skipped => DecodedLine::Skipped,
             Mapped::Odd(reason, what) => {
                 let mut item =
                     line.quarantine(reason, &format!("the line {what}"), clean.as_bytes());
@@ -97,7 +98,7 @@ impl LineDecoder for MappedLines {
         &self,
         line: Line<'_>,
         _last_time: &mut Option<Timestamp>,
-        each: &mut dyn FnMut(Decoded),
+        each: &mut dyn FnMut(DecodedLine),
     ) {
         let text = String::from_utf8_lossy(line.bytes);
         let text = without_mark(&text).trim_ascii();

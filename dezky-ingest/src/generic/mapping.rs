@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use dezky_core::json::{Doc, Value};
 use dezky_core::{
     Actor, ActorType, Field, NewEvent, NewMetadata, Outcome, PulledEvent, TenantHint, TimeFormat,
     Timestamp,
@@ -11,21 +12,22 @@ use dezky_core::{
 
 use super::config::{MappingConfig, MappingProblem, SkipField, SkipRule};
 use super::pointer::{Pointer, Term};
-use super::{action, is_made_key, outcome, redact};
+use super::{action, outcome, redact};
 use crate::address::bare_address;
+use crate::annotations::{RAW_ACTION, RAW_ID, RAW_OUTCOME, REDACTED};
 use crate::domain::{domain, domain_of};
-use crate::intake::RAW_OUTCOME;
-use crate::json::{Doc, Value};
+use crate::keys::is_made_key;
+use crate::source_name;
 
-/// The most entries of a table or list of the declaration.
+/// The maximum number of entries in a table or list of the declaration.
 const MAX_ENTRIES: usize = 1_000;
 /// The longest text in the declaration, in bytes.
 const MAX_TEXT_BYTES: usize = 512;
-/// The most bytes noted of what was said.
+/// The longest original text kept in an annotation, in bytes.
 const RAW_MAX: usize = 512;
-/// The longest identity that the log takes, in bytes.
+/// The longest external id that the log accepts, in bytes.
 const EXTERNAL_ID_MAX: usize = 512;
-/// The most places that identify an event together.
+/// The maximum number of places that identify an event together.
 const MAX_ID_PLACES: usize = 8;
 /// The longest slug, in bytes.
 const SLUG_MAX: usize = 63;
@@ -45,7 +47,7 @@ pub struct Mapping {
     actions: BTreeMap<String, String>,
     outcome: Option<Term>,
     outcomes: BTreeMap<String, Outcome>,
-    /// The same in lower case.
+    /// The outcomes by text in lower case.
     folded_outcomes: BTreeMap<String, Outcome>,
     outcome_default: Outcome,
     actor_type: Option<Term>,
@@ -58,19 +60,19 @@ pub struct Mapping {
     tenant: Option<Term>,
     tenant_domain: Option<Term>,
     partner: Option<Term>,
-    /// Actions that are passed over.
+    /// Actions that are skipped.
     skip: BTreeSet<String>,
     skip_by: Vec<Skip>,
     pub(super) redact: Vec<Pointer>,
     keep: Vec<Pointer>,
 }
 
-/// A rule by which objects are passed over.
+/// A rule for objects to skip.
 #[derive(Debug, Clone)]
 struct Skip {
     at: Pointer,
     texts: BTreeSet<String>,
-    /// Whether those with one of the texts are passed over, or those with another.
+    /// Whether objects with one of the texts are skipped, or those with another.
     is_in: bool,
 }
 
@@ -85,21 +87,21 @@ impl Skip {
 pub(super) enum Mapped {
     /// An event, without an external id if the object has no id.
     Event(Box<PulledEvent>),
-    /// Passed over on purpose.
+    /// Skipped on purpose.
     Skipped,
-    /// No event: the reason, and what is wrong with it.
+    /// Not an event: the reason, and the problem.
     Odd(&'static str, &'static str),
 }
 
 impl Mapping {
-    /// Compiles a declaration for the source of that name.
+    /// Compiles a declaration for the source named `source`.
     ///
     /// # Errors
-    /// The first problem, by field and fix. A name has 1 to 48 lower-case letters,
-    /// digits, `.`, `_` and `-`, with no empty word between dots, and is none of
-    /// `authentik`, `stalwart`, `ocis` and `platform-api`.
+    /// The first problem, with its field and fix. A name has 1 to 48 lower-case letters, digits,
+    /// `.`, `_` and `-`, with no empty word between dots, and is not one of `authentik`,
+    /// `stalwart`, `ocis` and `platform-api`.
     pub fn compile(source: &str, config: &MappingConfig) -> Result<Self, MappingProblem> {
-        check_name(source).map_err(|problem| wrong("", problem))?;
+        source_name::check(source).map_err(|problem| wrong("", problem))?;
         let redact = places("redact", &config.redact)?;
         let keep = places("keep", &config.keep)?;
         let at = Compiler { redact: &redact, keep: &keep };
@@ -145,23 +147,24 @@ impl Mapping {
         })
     }
 
-    /// The source's name, as it stands in the events.
+    /// The source's name, as in the events.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// An object as it may be kept.
+    /// An object without its secrets.
     pub(super) fn clean<'d>(&self, object: Value<'d>) -> Cow<'d, str> {
         redact::redact(object, &self.redact, &self.keep)
     }
 
-    /// An object as its content key is made of it: what [`clean`](Self::clean) was at first.
+    /// The text of an object for its content key: cleaned by the first version of
+    /// [`clean`](Self::clean).
     pub(super) fn for_key<'d>(&self, object: Value<'d>) -> Cow<'d, str> {
         redact::redact_for_key(object, &self.redact)
     }
 
-    /// What an object is; `clean` is what [`Self::clean`] made of it, and whether that
-    /// hid something.
+    /// Maps an object; `clean` is its text by [`Self::clean`], and `is_redacted` whether that hid
+    /// something.
     pub(super) fn map(
         &self,
         object: Value<'_>,
@@ -201,16 +204,16 @@ impl Mapping {
             return Mapped::Odd("no_action", "has no letter or digit in its action");
         }
         let mut metadata = NewMetadata::from_source(clean);
-        metadata.annotate("rawAction", head(&raw_action));
+        metadata.annotate(RAW_ACTION, head(&raw_action));
         if is_redacted {
-            metadata.annotate("redacted", true);
+            metadata.annotate(REDACTED, true);
         }
         let outcome = self.outcome(object, &mut metadata);
         let actor = self.actor(object, &mut metadata);
         let external_id = self.id(object, &mut metadata);
         let resource_id = text(self.resource_id.as_ref(), object);
         let resource_name = text(self.resource_name.as_ref(), object);
-        // A kind that is said of all events says nothing where there is no such thing.
+        // A constant type says nothing if the event has no resource.
         let is_declared = self.resource_id.is_some() || self.resource_name.is_some();
         let is_there = resource_id.is_some() || resource_name.is_some() || !is_declared;
         let resource_type = text(self.resource_type.as_ref(), object)
@@ -243,8 +246,8 @@ impl Mapping {
         event.set_time(said.as_deref(), read, received_at);
     }
 
-    /// What the tables say, else the words and numbers that everybody uses, else the
-    /// default: said, as nobody may have meant it.
+    /// The outcome by the tables, else by common words and numbers, else the default, which is
+    /// annotated because it may be wrong.
     fn outcome(&self, object: Value<'_>, metadata: &mut NewMetadata) -> Outcome {
         let Some(term) = &self.outcome else { return Outcome::Success };
         let Some(raw) = term.text(object) else { return Outcome::Success };
@@ -274,9 +277,9 @@ impl Mapping {
         Actor { kind, id, email, ip }
     }
 
-    /// The declared identity. Of several places each must say something; their texts
-    /// are joined by `/`, which in a text is written `~1`, and `~` is `~0`, so that no two
-    /// lists of texts make one identity.
+    /// The declared id. If there are several places, each must have text; the texts are joined by
+    /// `/`. In a text, `/` is written `~1` and `~` is written `~0`, so that different lists of
+    /// texts never make the same id.
     fn id(&self, object: Value<'_>, metadata: &mut NewMetadata) -> Option<String> {
         let text = |place: &Pointer| place.get(object)?.text();
         let id = match &self.id[..] {
@@ -288,9 +291,9 @@ impl Mapping {
                 texts?.into_iter().map(escaped).collect::<Vec<_>>().join("/")
             }
         };
-        // An id that looks like a content key would not be compared by content.
+        // An id in the form of a content key would not be compared by content.
         if id.len() > EXTERNAL_ID_MAX || is_made_key(&id) {
-            metadata.annotate("rawId", head(&id));
+            metadata.annotate(RAW_ID, head(&id));
             return None;
         }
         Some(id)
@@ -320,25 +323,9 @@ fn cut(mut text: String, max: usize) -> String {
     text
 }
 
-/// The domain of an address, or one that stands alone.
+/// The domain of an address, or a domain alone.
 fn address_domain(text: &str) -> Option<String> {
     if text.contains('@') { domain_of(text) } else { domain(text) }
-}
-
-/// Whether a source may have that name.
-pub(super) fn check_name(name: &str) -> Result<(), String> {
-    let is_of_name = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
-    let system = name.split(':').next().unwrap_or_default();
-    if matches!(system, "authentik" | "stalwart" | "ocis" | "platform-api") {
-        return Err(format!("{name} is the name of a source of its own: choose another"));
-    }
-    let valid = (1..=48).contains(&name.len())
-        && name.bytes().all(is_of_name)
-        && name.split('.').all(|word| !word.is_empty());
-    if valid {
-        return Ok(());
-    }
-    Err("a source's name has 1 to 48 lower-case letters, digits, . _ and -, and no . at an end or beside another: choose such a one".into())
 }
 
 fn wrong(field: impl Into<String>, problem: impl Into<String>) -> MappingProblem {
@@ -425,14 +412,14 @@ fn short(field: &str, text: &str) -> Result<(), MappingProblem> {
     Ok(())
 }
 
-/// Checks fields against what is never kept.
+/// Checks fields against hidden places.
 struct Compiler<'r> {
     redact: &'r [Pointer],
     keep: &'r [Pointer],
 }
 
 impl Compiler<'_> {
-    /// What is kept must not be hidden.
+    /// Refuses places that are both kept and hidden.
     fn check_keep(&self) -> Result<(), MappingProblem> {
         let hidden = |kept: &Pointer| self.redact.iter().any(|hidden| hidden.holds(kept));
         match self.keep.iter().position(hidden) {
@@ -444,7 +431,7 @@ impl Compiler<'_> {
         }
     }
 
-    /// A place that a field is read from must not be one that is hidden before.
+    /// Refuses a field's place if it is hidden before the field is read.
     fn readable(&self, field: &str, pointer: Pointer) -> Result<Pointer, MappingProblem> {
         if let Some(name) = pointer.secret(self.keep) {
             let problem = format!(
@@ -498,7 +485,7 @@ impl Compiler<'_> {
         self.readable(field, pointer)
     }
 
-    /// A term, of which a text has at most `max` bytes.
+    /// A term whose text, if it is one, has at most `max` bytes.
     fn term(
         &self,
         field: &str,
@@ -524,7 +511,7 @@ impl Compiler<'_> {
         }
     }
 
-    /// A term of which a text must be one that `is_valid`.
+    /// A term whose text, if it is one, must satisfy `is_valid`.
     fn term_of(
         &self,
         field: &str,
@@ -560,7 +547,7 @@ impl Compiler<'_> {
         if config.at.is_none() && config.at_format != TimeFormat::default() {
             return Err(wrong(
                 "at_format",
-                "there is no time to read: set at to its place, such as \"/time\"",
+                "needs a time to read: set at to its place, such as \"/time\"",
             ));
         }
         self.pointer("at", config.at.as_deref())
@@ -571,13 +558,13 @@ impl Compiler<'_> {
         if text.is_none() && !config.outcomes.is_empty() {
             return Err(wrong(
                 "outcomes",
-                "there is no outcome to look up: set outcome to its place, such as \"/status\"",
+                "needs an outcome to look up: set outcome to its place, such as \"/status\"",
             ));
         }
         if text.is_none() && config.outcome_default.is_some() {
             return Err(wrong(
                 "outcome_default",
-                "there is no outcome that could be unknown: set outcome to its place, such as \"/status\"",
+                "needs an outcome that can be unknown: set outcome to its place, such as \"/status\"",
             ));
         }
         let is_outcome = |text: &str| text.parse::<Outcome>().is_ok();
@@ -600,7 +587,7 @@ impl Compiler<'_> {
     }
 }
 
-// The bounds here are those of the log.
+// The bounds here equal those of the log.
 const _: () = {
     assert!(matches!(Field::TenantSlug.max_bytes(), Some(SLUG_MAX)));
     assert!(matches!(Field::ResourceType.max_bytes(), Some(SLUG_MAX)));

@@ -1,10 +1,9 @@
-//! Any other system, by configuration alone: a declared [mapping](MappingConfig) makes
-//! events of the JSON objects that it posts or writes into a file.
+//! Any other system, by configuration alone: a declared [mapping](MappingConfig) maps the JSON
+//! objects that the system posts or writes into a file to events.
 //!
-//! [`decode`] reads a body, [`GenericReceiver`] takes signed ones into the log;
-//! [`MappedLines`] follows a file. The
-//! mapping is pure and total: every object gives an event, is passed over on purpose, or
-//! goes to the quarantine, and leaves those beside it as they are.
+//! [`decode`] decodes a body, [`GenericReceiver`] takes signed bodies into the log, and
+//! [`MappedLines`] follows a file. The mapping is pure and total: every object becomes an event, is
+//! skipped on purpose, or goes to the quarantine, without affecting the others.
 
 mod action;
 mod config;
@@ -20,6 +19,7 @@ mod tests;
 use std::borrow::Cow;
 
 use dezky_core::canonical::canonicalize;
+use dezky_core::json::{self, Doc, Member, Value};
 use dezky_core::store::MAX_QUARANTINE_RAW_BYTES;
 use dezky_core::{Error, ErrorKind, PulledEvent, QuarantineItem, Result, Timestamp};
 use serde_json::value::RawValue;
@@ -34,71 +34,45 @@ pub use self::file::MappedLines;
 use self::mapping::Mapped;
 pub use self::mapping::Mapping;
 pub use self::receiver::GenericReceiver;
-use crate::json::{self, Doc, Value};
+pub use crate::body::DecodedBody;
+use crate::body::{MalformedItems, REST_MAX_BYTES, kept_list};
 use crate::keys::ContentKeys;
-use crate::webhook::{OddItems, REST_RAW_MAX, kept_list};
 
-/// The most events of one body.
+/// The maximum number of events in a body.
 pub const MAX_BODY_EVENTS: usize = 10_000;
 
-/// Nothing is where the events of a body should be.
+/// The reason of a body without events at the declared place.
 const NO_EVENTS: &str = "no_events";
 
 /// Prefix of the key of a line's item.
 const LINE_KEY_PREFIX: &str = "line:";
 
-/// Prefix of the content key of an event in a body.
-const CONTENT_KEY: &str = "body1:";
-/// Prefixes of keys over a line and its place.
-const LINE_KEYS: [&str; 2] = ["line1:", "line2:"];
-
 /// The first bytes of every gzip member.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
-/// Whether an identity looks like one that is made of content or of a place.
-pub(crate) fn is_made_key(id: &str) -> bool {
-    id.starts_with(CONTENT_KEY) || LINE_KEYS.iter().any(|key| id.starts_with(key))
-}
-
-/// Whether a source of that name can only be a declared one.
-pub(crate) fn is_declared(source: &str) -> bool {
-    mapping::check_name(source).is_ok()
-}
-
-/// Content of a body.
-#[derive(Debug, Clone, Default)]
-pub struct Decoded {
-    /// The events, in the order of the body, each with an external id.
-    pub events: Vec<PulledEvent>,
-    /// Quarantine items, without secrets.
-    pub quarantine: Vec<QuarantineItem>,
-    /// How many were passed over on purpose.
-    pub skipped: u64,
-}
-
 /// Decodes the body of a request whose signature was verified.
 ///
-/// - A body is one JSON value or several, one behind the other, with or without white
-///   space between them (JSON lines): each a list, an object with a list `events`, or one
-///   event. An empty list holds nothing, which is fine.
-/// - Bytes that are not UTF-8 are U+FFFD, as in a line of a file: they leave the other events
-///   of the body as they are.
-/// - What has no events at the declared place is one item in quarantine (`no_events`); an
-///   element that is no object (`not_an_object`) or has no action (`no_action`) is one and
-///   leaves the others as they are. Of more than a hundred of these the others are kept
-///   together, as many in one item as it has room for (`too_many_odd`).
-/// - Secrets are hidden first: they are in no event and no quarantined text. Content keys
-///   are SHA-256 over the text as the first version of the rule for secrets cleaned it, so
-///   that an event keeps its key; values under names that the rule learned later are part
-///   of that text. Put such places into `redact`, which holds for keys too.
-/// - `external_id` is the declared id. Where there is none, or it has over 512 bytes, it
-///   is the content key `body1:…`, over the source's name, the canonical object without
-///   its secrets and how many equal ones stand before it in the body; so it is the same
-///   at every retry of the same body.
-/// - `at` is the declared time; without one that can be believed it is `received_at`, noted
-///   as `_dezky.timeSource` and `timeProblem`.
-/// - The metadata is the object; `_dezky` says `rawAction`, `redacted`, and what could
-///   not be used: `rawAt`, `rawId`, `rawOutcome`, `rawActorType`.
+/// - A body is one JSON value or several in sequence, with or without white space between them
+///   (JSON lines). Each is a list, an object with a list `events`, or one event. An empty list is
+///   valid.
+/// - Bytes that are not UTF-8 become U+FFFD, as in a line of a file, without affecting the other
+///   events of the body.
+/// - A value without events at the declared place is one quarantine item (`no_events`). So is an
+///   element that is not an object (`not_an_object`) or has no action (`no_action`), without
+///   affecting the others. Those beyond the first hundred are packed into as few items as possible
+///   (`too_many_odd`).
+/// - Secrets are hidden first: events and quarantined text hold none. Content keys are SHA-256 over
+///   the text as the first version of the rule for secrets cleaned it, so that an event keeps its
+///   key; that text includes values under names that the rule learned later. Put such places into
+///   `redact`, which applies to keys too.
+/// - `external_id` is the declared id. If there is none, or it has over 512 bytes, it is the
+///   content key `body1:…` over the source's name, the canonical object without its secrets, and
+///   the number of equal objects before it in the body. So it is the same at every retry of the
+///   body.
+/// - `at` is the declared time. Without a plausible one it is `received_at`, noted as
+///   `_dezky.timeSource` and `timeProblem`.
+/// - The metadata is the object; `_dezky` holds `rawAction`, `redacted`, and values that could not
+///   be used: `rawAt`, `rawId`, `rawOutcome`, `rawActorType`.
 ///
 /// ```
 /// use dezky_core::Timestamp;
@@ -112,28 +86,28 @@ pub struct Decoded {
 /// ```
 ///
 /// # Errors
-/// Everything that is not refused is kept, and nothing of a body that is refused:
-/// - `body_invalid` if the body is not JSON, is empty, or has a value that is neither an
-///   object nor a list. Nothing of it could be kept: what can't be parsed can't be
-///   redacted.
-/// - `too_large` if it has more than [`MAX_BODY_EVENTS`] events, or something that would
-///   go to the quarantine and has more than its 64 KiB.
-pub fn decode(mapping: &Mapping, body: &[u8], received_at: Timestamp) -> Result<Decoded> {
-    // As of lines in files: one bad byte must not lose the events beside it.
+/// Nothing of a refused body is stored:
+/// - `body_invalid` if the body is not JSON, is empty, or has a value that is neither an object nor
+///   a list. Text that can't be parsed can't be redacted, so it can't be quarantined.
+/// - `too_large` if it has more than [`MAX_BODY_EVENTS`] events, or an element for the quarantine
+///   that exceeds its 64 KiB.
+pub fn decode(mapping: &Mapping, body: &[u8], received_at: Timestamp) -> Result<DecodedBody> {
+    // As for lines of files: a bad byte must not affect other events.
     let text = String::from_utf8_lossy(body);
     let text = without_mark(&text);
     let list;
     let is_sequence = json::check(text).is_err();
     let text = if is_sequence {
-        list = sequence(text, MAX_BODY_EVENTS).map_err(|error| unreadable(body, &error))?;
+        list = sequence(text, MAX_BODY_EVENTS)
+            .map_err(|error| unreadable(body, error.line(), error.column()))?;
         let list = list.as_deref().ok_or_else(too_many_events)?;
-        json::check(list).map_err(|error| unreadable(body, &error))?;
+        json::check(list).map_err(|error| unreadable(body, error.line(), error.column()))?;
         list
     } else {
         text
     };
     if mapping.events.is_none() {
-        // Before they are held one by one: there may be millions.
+        // Counted before they are collected, because there may be millions.
         let events: usize = if is_sequence {
             json::children(text).map(count_events).sum()
         } else {
@@ -164,7 +138,7 @@ pub fn decode(mapping: &Mapping, body: &[u8], received_at: Timestamp) -> Result<
     }
     let mut keys = ContentKeys::new("body1", mapping.source());
     let mut decoded = map_all(mapping, events, received_at, |clean| {
-        // It is a part of a document, so it is JSON.
+        // Part of a parsed document, so it is JSON.
         keys.key(&[&canonicalize(clean).unwrap_or_default()])
     })?;
     for root in without {
@@ -184,8 +158,8 @@ pub fn decode(mapping: &Mapping, body: &[u8], received_at: Timestamp) -> Result<
     Ok(decoded)
 }
 
-/// The values of a text that has several one behind the other, as a list; `None` if there
-/// are more than `max`, whatever comes behind them.
+/// A text of several values in sequence, as a list; `None` if there are more than `max`, whatever
+/// follows.
 fn sequence(text: &str, max: usize) -> std::result::Result<Option<String>, serde_json::Error> {
     let mut list = String::with_capacity(text.len() + 2);
     list.push('[');
@@ -204,8 +178,8 @@ fn sequence(text: &str, max: usize) -> std::result::Result<Option<String>, serde
     Ok(Some(list))
 }
 
-/// How many events a checked value has where no place is declared, counted to one more than
-/// there may be.
+/// The number of events of a checked value if no place is declared, counted up to one more than
+/// allowed.
 fn count_events(value: &str) -> usize {
     let elements = |list: &str| json::children(list).take(MAX_BODY_EVENTS + 1).count();
     let value = value.trim_start();
@@ -224,13 +198,12 @@ fn count_events(value: &str) -> usize {
     if is_named { events } else { 1 }
 }
 
-fn unreadable(body: &[u8], error: &serde_json::Error) -> Error {
+fn unreadable(body: &[u8], line: usize, column: usize) -> Error {
     let hint = if body.starts_with(&GZIP_MAGIC) {
         "it is gzip, so say Content-Encoding: gzip"
     } else {
         "send one object, a list of them, or JSON lines"
     };
-    let (line, column) = (error.line(), error.column());
     let what = format!("the body is not JSON at line {line} column {column}: {hint}");
     Error::new(ErrorKind::BodyInvalid, what)
 }
@@ -240,20 +213,20 @@ fn too_many_events() -> Error {
     Error::new(ErrorKind::TooLarge, what)
 }
 
-/// Refuses what the quarantine would cut: nobody could read it again.
+/// Refuses text that the quarantine would truncate, because it could not be decoded again.
 fn check_keepable(what: &str, raw: &str) -> Result<()> {
-    if raw.len() <= REST_RAW_MAX {
+    if raw.len() <= REST_MAX_BYTES {
         return Ok(());
     }
     let problem = format!(
-        "{what} has {} bytes, and the quarantine keeps {REST_RAW_MAX}: nothing of the body was stored",
+        "{what} has {} bytes, and the quarantine keeps {REST_MAX_BYTES}: nothing of the body was stored",
         raw.len()
     );
     Err(Error::new(ErrorKind::TooLarge, problem))
 }
 
-/// Reads what was kept of a line, an element, several or a whole body again: all are
-/// events today, or passed over by the mapping, or none is taken.
+/// Decodes a quarantined line, element, several elements or a whole body again. Fails unless each
+/// is an event now or is skipped by the mapping.
 pub(crate) fn redecode(
     mapping: &Mapping,
     item: &QuarantineItem,
@@ -270,7 +243,7 @@ pub(crate) fn redecode(
     };
     match decoded.quarantine.first() {
         Some(odd) => Err(format!("still {}: {}", odd.reason, odd.detail)),
-        None if decoded.events.is_empty() => Err("the mapping passes over all of it".into()),
+        None if decoded.events.is_empty() => Err("the mapping skips all of it".into()),
         None => Ok(decoded.events),
     }
 }
@@ -279,23 +252,23 @@ fn map_list(
     mapping: &Mapping,
     item: &QuarantineItem,
     key: impl FnMut(&str) -> String,
-) -> std::result::Result<Decoded, String> {
+) -> std::result::Result<DecodedBody, String> {
     let list = kept_list(item)?;
-    let doc = Doc::parse(&list).map_err(|_| "still no JSON")?;
+    let doc = Doc::parse(&list).map_err(|_| "still not JSON")?;
     map_all(mapping, doc.root().elements().collect(), item.at, key)
         .map_err(|error| error.to_string())
 }
 
-/// What the mapping makes of objects; `key` is the identity of one that has no id, of its
-/// [text for keys](Mapping::for_key).
+/// Maps objects; `key` makes the identity of an object without an id from its [text for
+/// keys](Mapping::for_key).
 fn map_all(
     mapping: &Mapping,
     objects: Vec<Value<'_>>,
     received_at: Timestamp,
     mut key: impl FnMut(&str) -> String,
-) -> Result<Decoded> {
-    let mut decoded = Decoded::default();
-    let mut odd_items = OddItems::default();
+) -> Result<DecodedBody> {
+    let mut decoded = DecodedBody::default();
+    let mut malformed = MalformedItems::default();
     let count = objects.len();
     for (index, object) in objects.into_iter().enumerate() {
         let clean = mapping.clean(object);
@@ -310,11 +283,11 @@ fn map_all(
                 let detail = format!("event {} of {count} {what}", index + 1);
                 check_keepable(&format!("{detail}: it"), &clean)?;
                 let key = sha256(&mapping.for_key(object));
-                odd_items.push(item(mapping, reason, key, detail, &clean, received_at));
+                malformed.push(item(mapping, reason, key, detail, &clean, received_at));
             }
         }
     }
-    decoded.quarantine = odd_items.into_items(count);
+    decoded.quarantine = malformed.into_items(count);
     Ok(decoded)
 }
 
@@ -336,8 +309,7 @@ fn item(
     }
 }
 
-/// Adds the events of one value of a body; `false` if there are none at the declared
-/// place.
+/// Adds the events of a value of a body. Returns false if there are none at the declared place.
 fn objects<'d>(mapping: &Mapping, root: Value<'d>, all: &mut Vec<Value<'d>>) -> Result<bool> {
     let lists = match &mapping.events {
         Some(place) => match place.get(root) {
@@ -349,17 +321,17 @@ fn objects<'d>(mapping: &Mapping, root: Value<'d>, all: &mut Vec<Value<'d>>) -> 
             _ => return Ok(false),
         },
         None if root.is_list() => vec![root],
-        // A body that names them more than once gives all: to choose would be to lose some.
+        // A repeated `events` counts as a whole: choosing one would lose the others.
         None => {
             let named = root.members().filter(|member| member.name() == "events");
-            named.map(|member| member.value).filter(|value| value.is_list()).collect()
+            named.map(Member::value).filter(|value| value.is_list()).collect()
         }
     };
     if lists.is_empty() {
         all.push(root);
     }
     for list in lists {
-        // One more than there may be, whatever there is.
+        // At most one more than allowed.
         all.extend(list.elements().take((MAX_BODY_EVENTS + 1).saturating_sub(all.len())));
     }
     if all.len() > MAX_BODY_EVENTS { Err(too_many_events()) } else { Ok(true) }
@@ -368,14 +340,6 @@ fn objects<'d>(mapping: &Mapping, root: Value<'d>, all: &mut Vec<Value<'d>>) -> 
 /// The text without a byte order mark.
 fn without_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
-}
-
-fn not_json(bytes: usize, error: &serde_json::Error) -> String {
-    let (line, column) = (error.line(), error.column());
-    format!(
-        "{bytes} bytes are not JSON at line {line} column {column}; not kept, as there may be \
-         secrets in them"
-    )
 }
 
 fn sha256(text: &str) -> String {

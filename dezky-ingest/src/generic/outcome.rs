@@ -1,4 +1,4 @@
-//! How something ended, in the words that systems use for it.
+//! Outcomes, in the words that systems use.
 
 use dezky_core::Outcome;
 
@@ -88,10 +88,9 @@ const DENIED: [&str; 20] = [
     "lockedout",
 ];
 
-/// The outcome of a word, in any spelling, or of an HTTP status: 401, 403 and 407 are
-/// denied, other errors failures. `true` and `false` are answers to the question that the
-/// member's `name` asks: whether it succeeded, or whether it failed or was denied. `None`
-/// if it is none of these.
+/// The outcome of a word, in any spelling, or of an HTTP status: 401, 403 and 407 are denied, other
+/// errors failures. `true` and `false` are read by the member's `name`: whether it states success,
+/// or failure or denial. `None` for anything else.
 pub(super) fn known(raw: &str, name: Option<&str>) -> Option<Outcome> {
     if let Some(status) = http_status(raw) {
         return Some(match status {

@@ -2,18 +2,19 @@
 
 use std::borrow::Cow;
 
-use crate::json::Value;
+use dezky_core::json::{Member, Value};
+
 use crate::secrets;
 
-/// How deep a pointer may go.
+/// The maximum depth of a pointer.
 const MAX_SEGMENTS: usize = 32;
 
-/// Where in a document something is.
+/// A place in a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pointer(Vec<String>);
 
 impl Pointer {
-    /// Reads a pointer, or says what is wrong with it.
+    /// Parses a pointer. An error says what is wrong.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let Some(rest) = text.strip_prefix('/') else {
             let example = likely(text).unwrap_or_else(|| "/user/id".into());
@@ -26,7 +27,7 @@ impl Pointer {
         Ok(Self(segments))
     }
 
-    /// The first of its names under which nothing is kept, but for the `kept` places.
+    /// The first of its names whose values are hidden, except at the `kept` places.
     pub(super) fn secret(&self, kept: &[Self]) -> Option<&str> {
         let is_kept = |index: usize| kept.iter().any(|place| place.0 == self.0[..=index]);
         let is_hidden =
@@ -34,12 +35,12 @@ impl Pointer {
         self.0.iter().enumerate().find(is_hidden).map(|(_, name)| name.as_str())
     }
 
-    /// Whether `other` is the same place or inside it.
+    /// Whether `other` is this place or inside it.
     pub(super) fn holds(&self, other: &Self) -> bool {
         other.0.starts_with(&self.0)
     }
 
-    /// The value there; of equal keys the last, as in canonical JSON.
+    /// The value at the place; of equal keys the last, as in canonical JSON.
     pub(super) fn get<'d>(&self, root: Value<'d>) -> Option<Value<'d>> {
         self.0.iter().try_fold(root, |at, segment| match index(segment) {
             Some(index) if at.is_list() => at.elements().nth(index),
@@ -47,8 +48,8 @@ impl Pointer {
         })
     }
 
-    /// Every value there, those of equal keys too: what is to be hidden must not hide
-    /// behind its namesake.
+    /// All values at the place, including those of equal keys, so that a secret can't hide behind a
+    /// repeated key.
     pub(super) fn all<'d>(&self, root: Value<'d>) -> Vec<Value<'d>> {
         let mut found = vec![root];
         for segment in &self.0 {
@@ -57,7 +58,7 @@ impl Pointer {
                     Some(index) if at.is_list() => at.elements().nth(index).into_iter().collect(),
                     _ => {
                         let named = at.members().filter(|member| member.name() == *segment);
-                        named.map(|member| member.value).collect()
+                        named.map(Member::value).collect()
                     }
                 }
             };
@@ -67,8 +68,8 @@ impl Pointer {
     }
 }
 
-/// The pointer that was meant by a path of another notation: `$.user.id`, `user.id`,
-/// `$['user'][0]`, `user`. `None` if it is not such a path.
+/// The pointer that a path of another notation means: `$.user.id`, `user.id`, `$['user'][0]`,
+/// `user`. `None` if it is not such a path.
 pub(super) fn likely(path: &str) -> Option<String> {
     let names = path.trim_start_matches(['$', '@', '.', '#']).replace(['[', ']'], ".");
     let names: Vec<_> = names.split('.').map(|name| name.trim_matches(['\'', '"', ' '])).collect();
@@ -80,8 +81,8 @@ pub(super) fn likely(path: &str) -> Option<String> {
     is_path.then(|| format!("/{}", names.join("/")))
 }
 
-/// Whether a text is a path of another notation rather than a text to be taken as it is:
-/// it begins with `$`, or is names joined by dots or with indexes in brackets.
+/// Whether a text is a path of another notation rather than literal text: it begins with `$`, or is
+/// names joined by dots or with indexes in brackets.
 fn is_foreign_path(text: &str) -> bool {
     let begins = |name: &str| name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     let mut names = text.trim_start_matches('.').split(['.', '[']);
@@ -98,7 +99,7 @@ fn unescape(segment: &str) -> Result<String, String> {
         let decoded = match after.as_bytes().first() {
             Some(b'0') => '~',
             Some(b'1') => '/',
-            _ => return Err("has a ~ that stands for nothing: write ~0 for ~, ~1 for /".into()),
+            _ => return Err("has a ~ without 0 or 1 after it: write ~0 for ~, ~1 for /".into()),
         };
         out.push(decoded);
         rest = &after[1..];
@@ -107,14 +108,14 @@ fn unescape(segment: &str) -> Result<String, String> {
     Ok(out)
 }
 
-/// The place in a list that a segment names.
+/// The index in a list that a segment names.
 fn index(segment: &str) -> Option<usize> {
     let is_index = segment == "0"
         || (segment.bytes().all(|b| b.is_ascii_digit()) && !segment.starts_with('0'));
     is_index.then(|| segment.parse().ok()).flatten()
 }
 
-/// A text that is given, or a place where it stands.
+/// A literal text, or the place of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Term {
     Literal(String),
@@ -122,7 +123,7 @@ pub(super) enum Term {
 }
 
 impl Term {
-    /// What begins with `/` is a pointer, anything else the text itself.
+    /// Parses a term: text that begins with `/` is a pointer, anything else literal.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         if text.starts_with('/') {
             return Pointer::parse(text).map(Self::Pointer);
@@ -133,8 +134,7 @@ impl Term {
         Ok(Self::Literal(text.to_owned()))
     }
 
-    /// The same where a text with dots in it is hardly one for all events, but the path of
-    /// another notation.
+    /// Parses a term for a field in which text with dots is most likely a path of another notation.
     pub(super) fn parse_strictly(text: &str) -> Result<Self, String> {
         if is_foreign_path(text) {
             return Err(not_a_pointer(text));
@@ -150,8 +150,7 @@ impl Term {
         }
     }
 
-    /// The text, if there is one: of a string that is not empty, of a number, or `true`
-    /// or `false`.
+    /// The text, if there is one: a non-empty string, a number, `true` or `false`.
     pub(super) fn text<'d>(&'d self, object: Value<'d>) -> Option<Cow<'d, str>> {
         match self {
             Self::Literal(text) => Some(Cow::Borrowed(text)),
@@ -169,8 +168,9 @@ fn not_a_pointer(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use dezky_core::json::Doc;
+
     use super::*;
-    use crate::json::Doc;
 
     #[test]
     fn the_examples_of_the_standard() {

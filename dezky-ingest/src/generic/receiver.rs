@@ -1,5 +1,4 @@
-//! The receiving end of a signed post: verify, unpack, decode, append, and only then say
-//! so.
+//! The receiver of signed posts: verify, unpack, decode, append, and only then acknowledge.
 
 use std::borrow::Cow;
 use std::io::Read as _;
@@ -12,14 +11,14 @@ use crate::intake::{IngestSummary, Intake};
 use crate::signature::{HEADER, Headers, Scheme, Secrets};
 use crate::webhook::take_in_parts;
 
-/// The largest body, unpacked, unless set.
+/// The maximum size of an unpacked body in bytes, unless set.
 const MAX_BODY_BYTES: usize = 16 << 20;
-/// How many times larger than the request a body may be that was compressed. JSON
-/// shrinks to a tenth or a fiftieth; a thousandth is an attack on the memory.
+/// The maximum ratio of a decompressed body to its request. JSON shrinks to a tenth or a fiftieth;
+/// a thousandth is an attack on memory.
 const MAX_RATIO: usize = 200;
-/// The decompressed size that any request may have, however small it is.
+/// The decompressed size that is always allowed, however small the request is.
 const ANY_RATIO_BYTES: usize = 1 << 20;
-/// How much is unpacked at a time.
+/// Bytes unpacked at a time.
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// Takes signed posts of one source into the log.
@@ -32,21 +31,21 @@ pub struct GenericReceiver {
 }
 
 impl GenericReceiver {
-    /// A receiver for the source that `mapping` was compiled for, whose posts are signed
-    /// in `X-Signature`. Bodies have at most 16 MiB, unpacked.
+    /// Creates a receiver for the source of `mapping`, whose posts are signed in `X-Signature`.
+    /// Unpacked bodies have at most 16 MiB.
     pub fn new(mapping: Mapping, secrets: Secrets, intake: Intake) -> Self {
         let (scheme, max_body_bytes) = (Scheme::default(), MAX_BODY_BYTES);
         Self { mapping, secrets, scheme, max_body_bytes, intake }
     }
 
-    /// The same for posts that are signed otherwise.
+    /// Sets another signature scheme.
     #[must_use]
     pub fn with_scheme(mut self, scheme: Scheme) -> Self {
         self.scheme = scheme;
         self
     }
 
-    /// The same with another bound for a body, unpacked, in bytes.
+    /// Sets the maximum size of an unpacked body in bytes.
     #[must_use]
     pub fn with_max_body_bytes(mut self, max_body_bytes: usize) -> Self {
         self.max_body_bytes = max_body_bytes;
@@ -58,39 +57,37 @@ impl GenericReceiver {
         self.mapping.source()
     }
 
-    /// [`receive_request`](Self::receive_request) for a request whose only header is
-    /// `X-Signature`, with as much room as the bound of a body allows.
+    /// [`receive_request`](Self::receive_request) for a request whose only header is `X-Signature`,
+    /// with `room` for any body within the bound.
     ///
     /// # Errors
-    /// The same.
+    /// Those of [`receive_request`](Self::receive_request).
     pub async fn receive(&self, signature: Option<&str>, body: &[u8]) -> Result<IngestSummary> {
         let headers = Headers::new(signature.map(|value| (HEADER, value)));
         self.receive_request(&headers, body, |_| true).await
     }
 
-    /// Verifies what the headers carry over the raw `body` and takes in what is in it.
-    /// When this returns, everything but what the mapping passes over is durably in the
-    /// log, in the quarantine or, if the [intake](Intake::with_spool) has one, in the
-    /// spool; the same body again changes nothing and answers the same
-    /// [`IngestSummary::received`].
+    /// Verifies the headers' signature over the raw `body` and ingests its events. When this
+    /// returns, everything that the mapping does not skip is durable in the log, in the quarantine
+    /// or, if the [intake](Intake::with_spool) has one, in the spool. The same body again changes
+    /// nothing and returns the same [`IngestSummary::received`].
     ///
-    /// The signature covers the body as it was sent. One with `Content-Encoding: gzip` is
-    /// unpacked after that, all its members, as long as `room` takes the bytes that are
-    /// out so far.
+    /// The signature covers the body as sent. After that, a body with `Content-Encoding: gzip` is
+    /// unpacked, all its members, as long as `room` accepts the number of bytes unpacked so far.
     ///
     /// # Errors
-    /// Nothing was written after one of these, and the sender should learn of it:
+    /// Nothing was written after one of these, which the sender should see:
     /// - `signature_invalid`;
-    /// - `media_type`: the body has another encoding than gzip, or is not JSON and not
-    ///   said to be;
-    /// - `body_invalid`: the body is not JSON, or not all of a gzip file;
-    /// - `too_large`: it has more events than [`MAX_BODY_EVENTS`](super::MAX_BODY_EVENTS),
-    ///   more bytes, unpacked, than its bound or 200 times the request, or an object that
-    ///   neither the log nor the quarantine can keep whole;
-    /// - `store_busy`: `room` was refused; the same request may succeed later.
+    /// - `media_type`: the body has another encoding than gzip, or is not JSON and not declared as
+    ///   JSON;
+    /// - `body_invalid`: the body is not JSON, or an incomplete gzip file;
+    /// - `too_large`: it has more events than [`MAX_BODY_EVENTS`](super::MAX_BODY_EVENTS), its
+    ///   unpacked size exceeds the bound or 200 times the request, or it has an object that neither
+    ///   the log nor the quarantine can keep as a whole;
+    /// - `store_busy`: `room` returned false; the same request may succeed later.
     ///
-    /// Those of [`Intake::ingest_or_spool`]: let the sender come again. A large body is taken
-    /// in parts; those before the error are kept and will be duplicates then.
+    /// Those of [`Intake::ingest_or_spool`]: the sender should retry. A large body is stored in
+    /// parts; those before the error stay and become duplicates.
     pub async fn receive_request(
         &self,
         headers: &Headers,
@@ -103,8 +100,7 @@ impl GenericReceiver {
             let body = self.unpacked(headers, body, room)?;
             decode(&self.mapping, &body, now).map_err(|error| as_said(error, &body, headers))?
         };
-        let (events, quarantine) = (decoded.events, decoded.quarantine);
-        take_in_parts(&self.intake, self.source(), events, quarantine, decoded.skipped).await
+        take_in_parts(&self.intake, self.source(), decoded).await
     }
 
     /// The body without its content encoding.
@@ -155,7 +151,7 @@ fn gunzip(body: &[u8], max: usize, mut room: impl FnMut(usize) -> bool) -> Resul
             return Err(Error::new(ErrorKind::TooLarge, what));
         }
         if !room(bytes) {
-            let what = "there is no room to unpack the body: try again";
+            let what = "no memory is free to unpack the body: try again";
             return Err(Error::new(ErrorKind::StoreBusy, what));
         }
         out.extend_from_slice(&chunk[..read]);
@@ -164,7 +160,7 @@ fn gunzip(body: &[u8], max: usize, mut room: impl FnMut(usize) -> bool) -> Resul
 
 /// A body that is not JSON and not said to be: the type is what is wrong.
 fn as_said(error: Error, body: &[u8], headers: &Headers) -> Error {
-    // Nothing is no form either, whatever a client says of it by habit.
+    // An empty body is not a form, whatever media type the client states by default.
     if body.trim_ascii().is_empty() {
         return error;
     }

@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
+use dezky_core::json::Value;
+
 use super::pointer::Pointer;
-use crate::json::Value;
 use crate::secrets::{clean_for_key, cuts, hide, without};
 
 /// The text of `value` without its secrets: what stands under a secret's name and in
@@ -25,8 +26,9 @@ pub(super) fn redact_for_key<'d>(value: Value<'d>, hidden: &[Pointer]) -> Cow<'d
 
 #[cfg(test)]
 mod tests {
+    use dezky_core::json::Doc;
+
     use super::*;
-    use crate::json::Doc;
 
     #[track_caller]
     fn check(text: &str, places: &[&str], expected: &str) {
@@ -93,7 +95,7 @@ mod tests {
             &["/token", "/a/url", "/l/0"],
             r#"{"token":"id-1","token":"id-2","a":{"token":"[redacted]","url":"/?code=404"},"l":["/?code=1","/?code=[redacted]"]}"#,
         );
-        // What is inside is not kept by that.
+        // Values inside it are not kept by that.
         check_with(
             r#"{"token":{"id":1,"secret":"S"}}"#,
             &[],

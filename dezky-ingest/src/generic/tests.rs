@@ -23,7 +23,7 @@ fn now() -> Timestamp {
     at("2026-11-21T20:12:21.123Z")
 }
 
-fn decoded(declared: Json, body: &str) -> Decoded {
+fn decoded(declared: Json, body: &str) -> DecodedBody {
     decode(&mapping(declared), body.as_bytes(), now()).unwrap()
 }
 
@@ -40,7 +40,7 @@ fn annotation(pulled: &PulledEvent, name: &str) -> Json {
     pulled.event.metadata.annotation(name).cloned().unwrap_or_default()
 }
 
-fn reasons(decoded: &Decoded) -> Vec<&str> {
+fn reasons(decoded: &DecodedBody) -> Vec<&str> {
     decoded.quarantine.iter().map(|item| &*item.reason).collect()
 }
 
@@ -442,7 +442,7 @@ fn content_keys_repeat_at_a_retry() {
     let again = keys("shop", r#"{"events":[{"n":1.0,"\u0061":"x"},{"a":"y"},{"n":1,"a":"x"}]}"#);
     assert_eq!((&again[0], &again[2]), (&first[0], &first[2]));
     assert_ne!(keys("shop2", r#"[{"a":"x","n":1}]"#)[0], first[0], "the source is its scope");
-    // What is hidden is no part of them: a hash would let it be guessed.
+    // Hidden values are not part of them: a hash would let them be guessed.
     assert_eq!(
         keys("shop", r#"{"a":"x","phone":"1","password":"p"}"#),
         keys("shop", r#"{"a":"x","phone":"2","password":"q"}"#)
@@ -465,7 +465,7 @@ fn secrets_are_nowhere() {
     assert_eq!(annotation(&decoded.events[0], "redacted"), true);
     let nowhere = decode(&mapping(declared), br#"{"other":{"token":"S3"}}"#, now()).unwrap();
     assert_eq!(reasons(&nowhere), ["no_events"]);
-    let raw = |decoded: &Decoded| -> String {
+    let raw = |decoded: &DecodedBody| -> String {
         decoded
             .quarantine
             .iter()
@@ -702,7 +702,7 @@ proptest! {
             prop_assert!(item.raw.len() <= 64 << 10 && item.key.len() <= 80 && item.detail.len() <= 200);
         }
         let again = decode(&mapping, &body, now()).unwrap();
-        let identities = |decoded: &Decoded| -> Vec<_> {
+        let identities = |decoded: &DecodedBody| -> Vec<_> {
             let ids = decoded.events.iter().map(|pulled| pulled.event.external_id.clone());
             ids.chain(decoded.quarantine.iter().map(|item| Some(item.key.clone()))).collect()
         };

@@ -1,11 +1,11 @@
-//! Service accounts of oCIS, which are not persons.
+//! Service accounts of oCIS, which are not people.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use dezky_core::{ActorType, Error, ErrorKind, PulledEvent, Result, TenantHint};
 
-/// The most service accounts.
+/// The maximum number of service accounts.
 const MAX_ACCOUNTS: usize = 100;
 
 /// The ids of oCIS' service accounts.
@@ -23,8 +23,8 @@ impl ServiceAccounts {
         Ok(Self(Arc::new(ids)))
     }
 
-    /// Says that the system acted, where a service account did: it keeps its id, and
-    /// belongs to no tenant.
+    /// Changes the actor's type to system if it is a service account: it keeps its id, and has no
+    /// tenant.
     pub(super) fn see(&self, pulled: &mut PulledEvent) {
         let actor = &mut pulled.event.actor;
         let Some(id) = actor.id.as_ref().filter(|id| self.0.contains(*id)) else { return };

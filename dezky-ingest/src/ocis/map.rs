@@ -12,21 +12,22 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::proto::{self, Fields, Piece};
+use crate::annotations::{RAW_ACTION, RAW_ID, REDACTED};
 use crate::secrets::clean_text;
-use crate::tail::{Cut, Decoded, Digest, Line, keyed_hash, repeated};
+use crate::tail::{Cut, DecodedLine, Digest, Line, keyed_hash, repeated};
 
 /// The name of the system, in tenant hints and as the default source.
 pub const SYSTEM: &str = "ocis";
 
-/// The storage under which files reached through a link may be named: the
-/// `PublicStorageProviderID` of oCIS' library reva (`pkg/utils`). Not seen yet in a line
-/// that a running server wrote.
+/// The storage under which files that are reached through a link may appear: the
+/// `PublicStorageProviderID` of oCIS' library reva (`pkg/utils`). Not observed yet in lines of a
+/// running server.
 const PUBLIC_LINKS: &str = "7993447f-687f-490d-875c-ac95e89a62a4";
 
-/// Before the identity of a line in the key of its quarantine item.
+/// Prefix of a line's identity in the key of its quarantine item.
 const KEY_PREFIX: &str = "line:";
 
-/// Events that are let through only when wanted.
+/// Events that are included only on request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches, each named")]
@@ -37,20 +38,20 @@ pub struct OcisOptions {
     pub share_declined: bool,
     /// `ocis.ocm_invite_created`: the tokens in it are redacted.
     pub ocm_invites: bool,
-    /// `ocis.link_access_failed`: about two events for every attempt.
+    /// `ocis.link_access_failed`: about two events per attempt.
     pub link_access_failed: bool,
 }
 
-/// An event that is let through only when wanted.
+/// An event that is included only on request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Optional {
     /// A recipient accepted a share.
     ShareAccepted,
     /// A recipient declined a share.
     ShareDeclined,
-    /// An invitation to another cloud was made.
+    /// An invitation to another cloud was created.
     OcmInvite,
-    /// A link was tried in vain.
+    /// An attempt to open a link failed.
     LinkAccessFailed,
 }
 
@@ -78,7 +79,7 @@ impl Optional {
 /// The kind of event of a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// One of the [mutations](MUTATIONS), by its verb.
+    /// A [mutation](MUTATIONS), by its verb.
     Mutation(&'static str),
     /// Included only on request.
     Optional(Optional),
@@ -92,8 +93,8 @@ pub enum Class {
     Unknown,
 }
 
-/// The verbs of the mutations, without their `ocis.`; each with its Go type, and
-/// with its `Action` where that alone decides.
+/// The verbs of the mutations, without `ocis.`; each with its Go type, and with its `Action` if
+/// that alone decides.
 pub const MUTATIONS: [(&str, &str, Option<&str>); 28] = [
     ("file_uploaded", "FileUploaded", Some("file_create")),
     ("folder_created", "ContainerCreated", Some("container_create")),
@@ -125,7 +126,7 @@ pub const MUTATIONS: [(&str, &str, Option<&str>); 28] = [
     ("group_member_removed", "GroupMemberRemoved", Some("group_member_removed")),
 ];
 
-/// What decides the class of a genuine line beside its `Action`.
+/// The members that decide the class of a genuine line along with its `Action`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ActionContext<'a> {
     /// `ShareType`: `user`, `group`, `link` or empty.
@@ -134,7 +135,7 @@ pub struct ActionContext<'a> {
     pub has_share_owner: bool,
     /// Whether the line has the key `ShareWith`.
     pub has_share_with: bool,
-    /// `Success`, where the line has it.
+    /// `Success`, if the line has it.
     pub success: Option<bool>,
 }
 
@@ -170,7 +171,7 @@ pub fn classify_action(action: &str, context: ActionContext<'_>) -> Class {
         }
         "publiclinkaccessed" => Class::LinkRead,
         "fileread" => Class::Read,
-        // Newer versions have more of them than are known.
+        // Newer versions have more of them.
         updates if updates.starts_with("share") && updates.ends_with("updated") => updated(),
         _ => MUTATIONS
             .iter()
@@ -182,8 +183,8 @@ pub fn classify_action(action: &str, context: ActionContext<'_>) -> Class {
 /// The class of an event shape, by its `type` in any spelling, with or without
 /// the Go package (`events.FileUploaded`). Total and pure.
 ///
-/// Whether a `ReceivedShareUpdated` was accepted or declined is in its `state`;
-/// without one it counts as accepted, which is what oCIS writes by itself.
+/// Whether a `ReceivedShareUpdated` was accepted or declined is in its `state`; without one it
+/// counts as accepted, because oCIS accepts automatically.
 pub fn classify_type(name: &str, state: &str) -> Class {
     let name = proto::squash(name.strip_prefix("events.").unwrap_or(name));
     match name.as_str() {
@@ -207,8 +208,8 @@ pub fn classify_type(name: &str, state: &str) -> Class {
     }
 }
 
-/// `ocis1:` and the identity of a line: of the generation of its file, its place
-/// and its bytes. Path, inode, device and host are not in it.
+/// `ocis1:` and the identity of a line: the generation of its file, its offset and its bytes. Path,
+/// inode, device and host are not part of it.
 pub fn line_key(instance: &str, generation: &Digest, offset: u64, line_hash: &Digest) -> String {
     let hash = keyed_hash("ocis-audit/1", instance, generation, offset, line_hash);
     format!("ocis1:{hash}")
@@ -217,7 +218,7 @@ pub fn line_key(instance: &str, generation: &Digest, offset: u64, line_hash: &Di
 /// Context shared by the lines of one generation in one pull.
 #[derive(Debug, Clone, Copy)]
 pub struct LineContext<'a> {
-    /// The source's name, also the instance of the keys.
+    /// The source's name, which is also part of the keys.
     pub source: &'a str,
     /// Which optional events are included.
     pub options: OcisOptions,
@@ -227,11 +228,11 @@ pub struct LineContext<'a> {
     pub now: Timestamp,
 }
 
-/// One line of a generation: what tells it from others beside its place and bytes.
+/// A line of a generation: the parts of its identity other than its offset and bytes.
 #[derive(Debug, Clone, Copy)]
 struct OneLine<'a> {
     context: LineContext<'a>,
-    /// How often earlier generations had it at the same place.
+    /// How many earlier generations had it at the same offset.
     repeat: u32,
     /// The line before its long values were cut.
     cut: Option<Cut>,
@@ -243,20 +244,20 @@ impl<'a> From<LineContext<'a>> for OneLine<'a> {
     }
 }
 
-/// Reads a line of a tail: as [`decode_line`] or [`decode_unterminated`] does, with
-/// the identity that the tail gives it.
+/// Decodes a line of a tail like [`decode_line`] or [`decode_unterminated`], with the identity that
+/// the tail gives it.
 pub(super) fn decode_tailed(
     options: OcisOptions,
     line: &Line<'_>,
     last_time: &mut Option<Timestamp>,
-    mut each: impl FnMut(Decoded),
+    mut each: impl FnMut(DecodedLine),
 ) {
     let one = one_of(options, line);
     let unreadable = if line.is_complete { "not_json" } else { "partial_line" };
     decode(one, line.offset, line.bytes, unreadable, last_time, &mut each);
 }
 
-/// The same of a line over the limit, of which only the `head` is known.
+/// Like [`too_long`], with the identity that the tail gives the line.
 pub(super) fn tailed_too_long(options: OcisOptions, head: &Line<'_>, bytes: u64) -> QuarantineItem {
     quarantine_too_long(one_of(options, head), head.offset, bytes, head.bytes)
 }
@@ -267,36 +268,34 @@ fn one_of<'a>(options: OcisOptions, line: &Line<'a>) -> OneLine<'a> {
     OneLine { context, repeat: line.repeat, cut: line.cut }
 }
 
-/// Reads the `line` at `offset` (without its `\n`) and gives what became of it
-/// to `each`: nothing for a blank line, more than one thing for a glued one.
+/// Decodes the `line` at `offset` (without its `\n`) and passes the results to `each`: none for a
+/// blank line, several for lines that are glued together.
 ///
-/// `last_time` is the last usable time before the line, and is brought forward.
-/// Nothing that is given holds a token.
+/// `last_time` is the last usable time before the line, and is updated. The results hold no tokens.
 pub fn decode_line(
     context: LineContext<'_>,
     offset: u64,
     line: &[u8],
     last_time: &mut Option<Timestamp>,
-    mut each: impl FnMut(Decoded),
+    mut each: impl FnMut(DecodedLine),
 ) {
     decode(context.into(), offset, line, "not_json", last_time, &mut each);
 }
 
-/// The same for the bytes behind the last `\n` of a file that will not grow any
-/// more: an event if only its newline is missing.
+/// Decodes the bytes after the last `\n` of a file that no longer grows: an event if only its
+/// newline is missing.
 pub fn decode_unterminated(
     context: LineContext<'_>,
     offset: u64,
     rest: &[u8],
     last_time: &mut Option<Timestamp>,
-    mut each: impl FnMut(Decoded),
+    mut each: impl FnMut(DecodedLine),
 ) {
     decode(context.into(), offset, rest, "partial_line", last_time, &mut each);
 }
 
-/// The quarantine item of a line over the limit, of which only the `head` is
-/// known. It is identified by that, so that it is the same however long the line
-/// was when it was met.
+/// The quarantine item of a line over the limit, of which only the `head` is known. The head alone
+/// identifies it, so it is the same however long the line was when it was read.
 pub fn too_long(context: LineContext<'_>, offset: u64, bytes: u64, head: &[u8]) -> QuarantineItem {
     quarantine_too_long(context.into(), offset, bytes, head)
 }
@@ -311,14 +310,14 @@ fn quarantine_too_long(one: OneLine<'_>, offset: u64, bytes: u64, head: &[u8]) -
     )
 }
 
-/// The text of a JSON object without its tokens, as another program kept a line.
+/// The text of a line that another program stored, a JSON object, without its tokens.
 pub(crate) fn without_secrets(text: &str) -> String {
     let clean = Fields::parse(text).map(|fields| proto::redact(text, &fields).into_owned());
     clean.map(|clean| clean_text(&clean).into_owned()).unwrap_or_default()
 }
 
-/// Reads what was kept of a quarantined line again. The item's key is the line's
-/// identity; a line without a usable time of its own gets that of the item.
+/// Decodes a quarantined line again. The item's key is the line's identity; a line without a usable
+/// time gets the item's.
 pub(crate) fn redecode(item: &QuarantineItem) -> Result<Vec<PulledEvent>, String> {
     let text = String::from_utf8_lossy(item.raw.trim_ascii());
     let context = LineContext {
@@ -327,10 +326,10 @@ pub(crate) fn redecode(item: &QuarantineItem) -> Result<Vec<PulledEvent>, String
         generation: &Digest::default(),
         now: item.at,
     };
-    let Ok(fields) = Fields::parse(&text) else { return Err("still no JSON object".into()) };
+    let Ok(fields) = Fields::parse(&text) else { return Err("still not a JSON object".into()) };
     let kept = || (0, &*item.raw);
     match decode_object(context.into(), &text, fields, kept, &mut None) {
-        Decoded::Event(mut pulled) => {
+        DecodedLine::Event(mut pulled) => {
             // The event's id, or the key of the line in its file.
             if pulled.event.external_id == Some(OneLine::from(context).key(0, &item.raw)) {
                 let key = item.key.strip_prefix(KEY_PREFIX).unwrap_or(&item.key);
@@ -338,14 +337,14 @@ pub(crate) fn redecode(item: &QuarantineItem) -> Result<Vec<PulledEvent>, String
             }
             Ok(vec![*pulled])
         }
-        Decoded::Skipped => Err("known by now, and passed over on purpose".into()),
-        Decoded::Quarantine(item) => Err(format!("still {}: {}", item.reason, item.detail)),
+        DecodedLine::Skipped => Err("known by now, and skipped on purpose".into()),
+        DecodedLine::Quarantine(item) => Err(format!("still {}: {}", item.reason, item.detail)),
     }
 }
 
 impl OneLine<'_> {
-    /// `ocis1:` and the identity of the line, or `ocis2:` with how often it came
-    /// before, where it did.
+    /// `ocis1:` and the identity of the line, or `ocis2:` with the number of earlier generations
+    /// that had it, if any.
     fn key(&self, offset: u64, bytes: &[u8]) -> String {
         let LineContext { source, generation, .. } = self.context;
         let line = self.cut.map_or_else(|| Sha256::digest(bytes).into(), |cut| cut.hash);
@@ -383,7 +382,7 @@ fn decode(
     line: &[u8],
     unreadable: &'static str,
     last_time: &mut Option<Timestamp>,
-    each: &mut dyn FnMut(Decoded),
+    each: &mut dyn FnMut(DecodedLine),
 ) {
     let text = String::from_utf8_lossy(line.trim_ascii());
     if let Ok(fields) = Fields::parse(&text) {
@@ -393,13 +392,13 @@ fn decode(
     let is_object = |bytes: &[u8]| Fields::parse(&String::from_utf8_lossy(bytes)).is_ok();
     for Piece { range, main, nul } in proto::pieces(line, is_object) {
         let bytes = &line[range.clone()];
-        // The line's identity is of all its bytes; a piece before or behind is
-        // identified as though it were a line.
+        // The line's identity covers all its bytes; a piece before or after it is identified like a
+        // line.
         let (at, keyed) = if main { (offset, line) } else { (offset + range.start as u64, bytes) };
         let quarantine = |reason, what, raw: &str| {
             let detail = format!("{what}, {} bytes at offset {at}", bytes.len());
             let item = one.context.quarantine(&one.key(at, keyed), reason, detail, raw);
-            Decoded::Quarantine(Box::new(item))
+            DecodedLine::Quarantine(Box::new(item))
         };
         let text = String::from_utf8_lossy(bytes);
         each(if nul {
@@ -415,14 +414,14 @@ fn decode(
     }
 }
 
-/// What a JSON object is; `keyed` gives the offset and bytes that identify it.
+/// Decodes a JSON object; `keyed` returns the offset and bytes that identify it.
 fn decode_object<'b>(
     one: OneLine<'_>,
     text: &str,
     fields: Fields<'_>,
     keyed: impl Fn() -> (u64, &'b [u8]),
     last_time: &mut Option<Timestamp>,
-) -> Decoded {
+) -> DecodedLine {
     let context = one.context;
     let key = || {
         let (at, bytes) = keyed();
@@ -431,10 +430,10 @@ fn decode_object<'b>(
     let quarantine = |reason, what: &str, raw: &str| {
         let (at, bytes) = keyed();
         let detail = format!("{what}, {} bytes at offset {at}", one.length(bytes));
-        Decoded::Quarantine(Box::new(context.quarantine(&key(), reason, detail, raw)))
+        DecodedLine::Quarantine(Box::new(context.quarantine(&key(), reason, detail, raw)))
     };
     let clean = proto::redact(text, &fields);
-    // From here on only what may be kept is seen.
+    // From here on, the text has no secrets.
     let fields = match &clean {
         Cow::Borrowed(_) => fields,
         Cow::Owned(clean) => match Fields::parse(clean) {
@@ -467,7 +466,7 @@ fn decode_object<'b>(
         Class::Mutation(verb) => verb,
         Class::Optional(optional) if optional.wanted(context.options) => optional.verb(),
         Class::Read | Class::LinkRead | Class::Login | Class::Optional(_) => {
-            return Decoded::Skipped;
+            return DecodedLine::Skipped;
         }
         Class::Unknown => return quarantine("unknown_type", &shape.unknown(), &clean_text(&clean)),
     };
@@ -480,7 +479,7 @@ fn decode_object<'b>(
     let mut metadata = NewMetadata::from_source(&*said).with_annotation("timeSource", time_source);
     let is_changed = matches!((&clean, &said), (Cow::Owned(_), _) | (_, Cow::Owned(_)));
     if is_changed && said.contains(proto::REDACTED) {
-        metadata.annotate("redacted", true);
+        metadata.annotate(REDACTED, true);
     }
     if let Some(cut) = &one.cut {
         cut.annotate(&mut metadata);
@@ -493,7 +492,7 @@ fn decode_object<'b>(
         (Some(_), None) => Some(TimeProblem::Unreadable),
         (None, None) => Some(TimeProblem::Absent),
     };
-    // Many lines have none, or the year 1: that of the line before is as good.
+    // Many lines have no time, or the year 1; the time of the line before is close enough.
     if let Some(problem) = problem.filter(|problem| {
         time_source == "reading" || !matches!(problem, TimeProblem::Absent | TimeProblem::TooOld)
     }) {
@@ -503,19 +502,19 @@ fn decode_object<'b>(
     event.external_id = Some(match shape.id() {
         Some(Ok(id)) => id,
         Some(Err(raw)) => {
-            event.metadata.annotate("rawId", raw);
+            event.metadata.annotate(RAW_ID, raw);
             key()
         }
         None => key(),
     });
     event.cut_to_bounds();
-    Decoded::Event(Box::new(pulled))
+    DecodedLine::Event(Box::new(pulled))
 }
 
 impl Class {
-    /// Whether the time of such a line is when it was written. That of a link's
-    /// access is when the link was made, that of an accepted or declined share
-    /// when the share was changed; of an unknown type nothing is known.
+    /// Whether the time of such a line is when it was written. For access to a link it is when the
+    /// link was created, for an accepted or declined share when the share was changed; for an
+    /// unknown type it is unknown.
     fn has_usable_time(self) -> bool {
         match self {
             Self::Mutation(_) | Self::Read | Self::Login | Self::Optional(Optional::OcmInvite) => {
@@ -526,7 +525,7 @@ impl Class {
     }
 }
 
-/// A line that was read, in one of its two shapes.
+/// A parsed line, in one of its two shapes.
 struct Shape<'f, 'a> {
     fields: &'f Fields<'a>,
     genuine: bool,
@@ -565,12 +564,12 @@ impl<'f, 'a> Shape<'f, 'a> {
         classify_action(name, context)
     }
 
-    /// The line's own time as it was written.
+    /// The line's own time, as spelled.
     fn time(&self) -> Option<Cow<'a, str>> {
         self.fields.text(if self.genuine { "Time" } else { "timestamp" })
     }
 
-    /// The event's own id, or as an error its text where that can't be one.
+    /// The event's own id; an error holds text that can't be an id.
     fn id(&self) -> Option<Result<String, String>> {
         if self.genuine {
             return None;
@@ -584,7 +583,7 @@ impl<'f, 'a> Shape<'f, 'a> {
     fn unknown(&self) -> String {
         let what = if self.genuine { "Action" } else { "type" };
         match &self.name {
-            // A name that could be anything but a name is not repeated.
+            // A value that is not shaped like a name is not repeated.
             Some(name)
                 if name.len() <= 64
                     && name
@@ -612,7 +611,7 @@ impl<'f, 'a> Shape<'f, 'a> {
                 actor.as_deref().map_or_else(Actor::system, Actor::user),
             )
         };
-        event.metadata.annotate("rawAction", self.name.as_deref().unwrap_or_default());
+        event.metadata.annotate(RAW_ACTION, self.name.as_deref().unwrap_or_default());
         event.metadata.annotate("actorSource", actor_source);
         if actor_source == "group_share" {
             let group = self.fields.text("User").or_else(|| self.fields.text("ShareWith"));
@@ -631,7 +630,7 @@ impl<'f, 'a> Shape<'f, 'a> {
                 event.metadata.annotate("resourceNameIn", folder);
             }
         }
-        // Whoever has the link acted, and the actor is the one who made it, if any.
+        // The acting person has the link, but the line's actor is its creator, if anyone.
         if class == Class::Optional(Optional::LinkAccessFailed)
             || file.as_ref().is_some_and(|file| file.storage == Some(PUBLIC_LINKS))
         {
@@ -642,7 +641,7 @@ impl<'f, 'a> Shape<'f, 'a> {
         }
 
         let mut tenant = Vec::new();
-        // People name their personal spaces, and could name them like a tenant.
+        // People choose the names of their personal spaces, and could choose a tenant's.
         let is_personal = self.text("Type", "spacetype").as_deref() == Some("personal")
             || space.as_ref().is_some_and(|space| actor.as_ref() == Some(&space.space));
         if let Some(name) = self.space_name().filter(|_| !is_personal) {
@@ -659,8 +658,8 @@ impl<'f, 'a> Shape<'f, 'a> {
         if self.genuine { self.fields.text(genuine) } else { self.fields.text_like(squashed) }
     }
 
-    /// Who did it, and how that is known. Never the `Owner`, who is somebody
-    /// else as soon as two people work in one space.
+    /// The actor, and how it is known. Never the `Owner`, who is another person as soon as two
+    /// people work in one space.
     fn actor(&self, verb: &str, class: Class) -> (Option<String>, &'static str) {
         if !self.genuine {
             let user = self
@@ -696,7 +695,7 @@ impl<'f, 'a> Shape<'f, 'a> {
         }
     }
 
-    /// Id and name of what it was done to.
+    /// Id and name of the resource.
     fn resource(&self, family: &str) -> (Option<String>, Option<String>) {
         let text = |genuine, squashed| self.text(genuine, squashed).map(Cow::into_owned);
         match family {
@@ -794,7 +793,7 @@ impl std::fmt::Display for SpaceId {
     }
 }
 
-/// `<storage>$<space>!<node>[/<path>]`, or the bare node of share lines.
+/// `<storage>$<space>!<node>[/<path>]`, or the node alone in lines about shares.
 #[derive(Debug, PartialEq, Eq)]
 struct FileId<'a> {
     storage: Option<&'a str>,
@@ -818,8 +817,8 @@ impl<'a> FileId<'a> {
         Self { storage: Some(storage), space: Some(space), node: Some(node), path }
     }
 
-    /// The id of the folder to which the path is relative; `None` where that is the
-    /// root of the space, whose node has the id of the space.
+    /// The id of the folder to which the path is relative; `None` if that is the root of the space,
+    /// whose node has the id of the space.
     fn folder(&self, verb: &str) -> Option<&'a str> {
         let is_file = verb.starts_with("file_") || verb.starts_with("folder_");
         self.node.filter(|node| {

@@ -1,12 +1,11 @@
 //! oCIS: the tail of the audit log file.
 //!
-//! [`OcisTail`] follows the file through appends, rotation by rename,
-//! truncation and restarts, and gives its lines as events. Only changes pass:
-//! the 28 [mutations](MUTATIONS) of users, groups, spaces, shares, links and
-//! files. Known reads are skipped and counted, everything else is quarantined.
+//! [`OcisTail`] follows the file through appends, rotation by rename, truncation and restarts, and
+//! returns its lines as events. Only changes pass: the 28 [mutations](MUTATIONS) of users, groups,
+//! spaces, shares, links and files. Known reads are skipped and counted, everything else is
+//! quarantined.
 //!
-//! [`decode_line`] says what one line means, without files; the tail itself is
-//! [`tail`](crate::tail).
+//! [`decode_line`] decodes a single line, without files; the tail itself is [`tail`](crate::tail).
 //!
 //! Completeness can't be promised: oCIS itself writes no line for some events,
 //! and drops some uploads.

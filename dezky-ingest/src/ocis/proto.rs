@@ -1,4 +1,4 @@
-//! The wire: what is in a line, and what of it must not be kept.
+//! The format of a line, and the secrets in it.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -16,22 +16,21 @@ pub const REDACTED: &str = "[redacted]";
 /// where its quotes would be escaped.
 const GENUINE_HEAD: &[u8] = br#"{"RemoteAddr":"#;
 
-/// More pieces than this in one line stay together in its first piece.
+/// The maximum number of pieces of a line; further ones stay part of its first piece.
 const MAX_PIECES: usize = 64;
 
-/// A secret shorter than this is redacted where its key says so, but not looked
-/// for elsewhere: the replacement would hit ordinary words.
+/// A shorter secret is redacted under its key, but not searched for elsewhere: the replacement
+/// would hit ordinary words.
 const MIN_SECRET_BYTES: usize = 6;
 
-/// With more different secrets than this in one line, every text of it is
-/// redacted: to look for each in each would take too long.
+/// With more different secrets than this in a line, every text of it is redacted: searching for
+/// each of them would take too long.
 const MAX_SECRETS: usize = 64;
 
-/// Nested deeper than this, a value that speaks of tokens is redacted whole.
+/// A value about tokens that is nested deeper than this is redacted as a whole.
 const MAX_REDACT_DEPTH: usize = 32;
 
-/// A JSON object as its members, in their order, their values unparsed so that
-/// numbers keep their digits.
+/// The members of a JSON object in order. Values stay unparsed, so that numbers keep their digits.
 #[derive(Debug)]
 pub(super) struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
@@ -54,7 +53,7 @@ impl<'a> Fields<'a> {
         self.get(key).and_then(string).filter(|text| !text.is_empty())
     }
 
-    /// The same, the key compared without case and separators.
+    /// The text of `key`, compared without case and separators.
     pub(super) fn text_like(&self, squashed: &str) -> Option<Cow<'a, str>> {
         let (_, value) = self.0.iter().rev().find(|(key, _)| squash(key) == squashed)?;
         string(value).filter(|text| !text.is_empty())
@@ -126,8 +125,8 @@ pub(super) fn string(value: &RawValue) -> Option<Cow<'_, str>> {
     text.ok().map(Cow::Owned)
 }
 
-/// `text` in lower case without `_`, `-`, `.` and spaces: the spellings of a name
-/// become one.
+/// `text` in lower case without `_`, `-`, `.` and spaces, so that all spellings of a name are
+/// equal.
 pub(super) fn squash(text: &str) -> String {
     text.chars()
         .filter(|c| !matches!(c, '_' | '-' | '.' | ' '))
@@ -135,21 +134,21 @@ pub(super) fn squash(text: &str) -> String {
         .collect()
 }
 
-/// A part of a line that is read on its own.
+/// A part of a line that is decoded separately.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Piece {
-    /// Where in the line.
+    /// Its range in the line.
     pub(super) range: Range<usize>,
-    /// Whether it is what the line is about; the other pieces are what a full
-    /// disk or a crash left before or behind it.
+    /// Whether it is the line's actual event; other pieces are remains that a full disk or a crash
+    /// left before or after it.
     pub(super) main: bool,
     /// Whether it is a block of NUL bytes.
     pub(super) nul: bool,
 }
 
-/// Cuts a line (without `\n`) into what can be read: nothing for a blank line,
-/// one piece for an ordinary one, more for a line to which another was glued or
-/// that has a block of NUL bytes at an end. A byte order mark is passed over.
+/// Splits a line (without `\n`) into pieces: none for a blank line, one for an ordinary line,
+/// several if lines are glued together or there is a block of NUL bytes at an end. Skips a byte
+/// order mark.
 pub(super) fn pieces(line: &[u8], is_object: impl Fn(&[u8]) -> bool) -> Vec<Piece> {
     let begin = if line.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
     let text = trim(line, begin..line.len(), |b| b.is_ascii_whitespace());
@@ -193,8 +192,8 @@ fn trim(line: &[u8], range: Range<usize>, drop: impl Fn(u8) -> bool) -> Range<us
     range.start + start..range.start + end
 }
 
-/// A JSON object's text without its secrets: the values of `ShareToken`, `Token`
-/// and `InviteLink` wherever they stand, and tokens in sentences.
+/// A JSON object's text without its secrets: the values of `ShareToken`, `Token` and `InviteLink`
+/// anywhere, and tokens in sentences.
 pub(super) fn redact<'a>(text: &'a str, fields: &Fields<'_>) -> Cow<'a, str> {
     if !may_hold_secrets(text) {
         return Cow::Borrowed(text);
@@ -207,11 +206,11 @@ pub(super) fn redact<'a>(text: &'a str, fields: &Fields<'_>) -> Cow<'a, str> {
     Cow::Owned(out)
 }
 
-/// What is looked for in the sentences of a line.
+/// The secrets to search for in the sentences of a line.
 enum Secrets {
-    /// These; the longest first, so that a link goes before the token inside it.
+    /// The longest first, so that a link is replaced before the token inside it.
     Known(Vec<String>),
-    /// So many that nothing is looked for: all texts go.
+    /// Too many to search for: all texts are redacted.
     TooMany,
 }
 
@@ -227,11 +226,10 @@ impl Secrets {
 }
 
 fn may_hold_secrets(text: &str) -> bool {
-    // Of "token" and "invitelink" in any case, the part that case leaves alone
-    // is short; a false hit costs a rewrite, nothing else.
+    // A cheap test for "token" and "invitelink" in any case; a false positive costs only a rewrite.
     let lower = text.to_ascii_lowercase();
     lower.contains("token") || lower.contains("invite")
-        // An escape may spell a letter of the key.
+        // A letter of the key may be escaped.
         || text.contains("\\u00")
 }
 
@@ -240,7 +238,7 @@ fn is_secret_key(key: &str) -> bool {
     key.ends_with("token") || key == "invitelink"
 }
 
-/// Whether there is anything to hide in the value of a secret key.
+/// Whether the value of a secret key needs to be hidden.
 fn is_vacant(value: &RawValue) -> bool {
     matches!(value.get(), "\"\"" | "null")
 }
@@ -354,9 +352,8 @@ fn scrub_sentence<'a>(text: &'a str, secrets: &[String]) -> Cow<'a, str> {
             out = Cow::Owned(out.replace(secret.as_str(), REDACTED));
         }
     }
-    // The token is the source's own, so it holds no quote; when what follows
-    // the next quote is not the sentence's rest, too much goes rather than too
-    // little.
+    // The source makes the token, so it contains no quote. If the text after the next quote is not
+    // the rest of the sentence, too much is removed rather than too little.
     let sentence = |c: char| c == '\'';
     let query = |c: char| matches!(c, '&' | '"' | '\'' | '<' | '>' | '\\') || c.is_whitespace();
     for (marker, ends) in [("with token '", &sentence as &dyn Fn(char) -> bool), ("token=", &query)]
@@ -368,8 +365,8 @@ fn scrub_sentence<'a>(text: &'a str, secrets: &[String]) -> Cow<'a, str> {
     out
 }
 
-/// Replaces what follows each `marker` (compared without case) up to a character
-/// that `ends` it, or to the end.
+/// Replaces the text after each `marker` (compared without case) up to a character that `ends` it,
+/// or to the end.
 fn scrub_after(text: &str, marker: &str, ends: &dyn Fn(char) -> bool) -> Option<String> {
     let lower = text.to_ascii_lowercase();
     let mut out = String::new();
@@ -390,15 +387,15 @@ fn scrub_after(text: &str, marker: &str, ends: &dyn Fn(char) -> bool) -> Option<
     (out != text).then_some(out)
 }
 
-/// Text that is no JSON, without what looks like a secret: conservative, as
-/// nothing says where strings begin and end.
+/// Text that is not JSON, without anything that looks like a secret. Conservative, because the
+/// limits of strings are unknown.
 pub(super) fn scrub(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut out = String::with_capacity(text.len());
     let mut secrets = HashSet::new();
     let lower = text.to_ascii_lowercase();
     let mut done = 0;
-    // The next place of each key, so that none is looked for twice in one stretch.
+    // The next position of each key, so that no part is searched twice for a key.
     let mut hits = ["token", "invitelink"].map(|key| (key, lower.find(key)));
     loop {
         for (key, hit) in &mut hits {
@@ -426,13 +423,13 @@ pub(super) fn scrub(bytes: &[u8]) -> String {
     out.push_str(&text[done..]);
     match Secrets::new(secrets) {
         Secrets::Known(secrets) => scrub_sentence(&out, &secrets).into_owned(),
-        // Nothing says where its texts begin and end.
+        // The limits of its texts are unknown.
         Secrets::TooMany => REDACTED.to_owned(),
     }
 }
 
-/// Where the string begins that is the value of the key ending at `at`, and
-/// whether it stands inside another string.
+/// The start of the string that is the value of the key ending at `at`, and whether it is inside
+/// another string.
 fn value_start(text: &str, at: usize) -> Option<(usize, bool)> {
     let rest = text[at..].trim_start_matches('\\').strip_prefix('"')?;
     let rest = rest.trim_start().strip_prefix(':')?.trim_start();
@@ -490,7 +487,7 @@ mod tests {
             cut(&glued),
             [(&br#"{"RemoteAddr":"","Act"#[..], false, false), (&event[..], true, false)]
         );
-        // Only the newline was lost: both are events.
+        // Only the newline is missing: both are events.
         let both = [&event[..], event].concat();
         assert_eq!(cut(&both), [(&event[..], false, false), (&event[..], true, false)]);
         let nul = [b"\0\0\0", &event[..], b"\0\r"].concat();
@@ -581,7 +578,7 @@ mod tests {
             prop_assert!(serde_json::from_str::<serde_json::Value>(&clean).is_ok());
             for cut in 0..line.len() {
                 let broken = scrub(&line.as_bytes()[..cut]);
-                // Message precedes the key, so the whole token never shows.
+                // The message precedes the key, so the whole token never appears.
                 prop_assert!(!broken.contains(&secret));
             }
         }

@@ -1,4 +1,4 @@
-//! Tenants of spaces: a configured map, and names learnt from the log.
+//! Tenants of spaces: a configured map, and names learned from the log.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,20 +8,20 @@ use dezky_core::{AuditStore, Error, ErrorKind, PulledEvent, Result, TenantHint};
 
 use super::map::SYSTEM;
 
-/// The events that tell the name of a space.
+/// The events that contain the name of a space.
 const TELLING: [&str; 3] = ["ocis.space_created", "ocis.space_renamed", "ocis.space_updated"];
 
-/// The most spaces whose names are known at a time.
+/// The maximum number of spaces whose names are known.
 const MAX_NAMES: usize = 20_000;
 
-/// The most pages of each kind of telling event that are read from the log, the
-/// newest first.
+/// The maximum number of pages read from the log per kind of event that contains a name, the newest
+/// first.
 const MAX_PAGES: usize = 20;
 
-/// The most bytes of a name that may be a tenant's slug.
+/// The maximum length of a tenant's slug, in bytes.
 const SLUG_MAX_BYTES: usize = 63;
 
-/// The most entries of the configured map.
+/// The maximum number of entries of the configured map.
 const MAX_MAPPED: usize = 10_000;
 
 /// Names by space; `None` for a space whose name is not a slug.
@@ -37,7 +37,7 @@ fn bare(space: &str) -> &str {
     space.split_once('$').map_or(space, |(_, space)| space)
 }
 
-/// The configured map by normal ids.
+/// The configured map by normalized ids.
 pub(super) fn checked(spaces: &BTreeMap<String, String>) -> Result<HashMap<String, String>> {
     let invalid = |what| Err(Error::new(ErrorKind::ConfigInvalid, what));
     if spaces.len() > MAX_MAPPED {
@@ -59,8 +59,7 @@ pub(super) fn checked(spaces: &BTreeMap<String, String>) -> Result<HashMap<Strin
     Ok(map)
 }
 
-/// What is known of spaces in one pull: the state at its cursor, and what its
-/// lines tell.
+/// Known names of spaces in a pull: the state at its cursor, and names in its lines.
 pub(super) struct Spaces {
     pub(super) map: Arc<HashMap<String, String>>,
     pub(super) known: Arc<Names>,
@@ -68,7 +67,7 @@ pub(super) struct Spaces {
 }
 
 impl Spaces {
-    /// Adds what is known of the event's space to its hints, and learns from it.
+    /// Adds the known name of the event's space to its hints, and learns names from the event.
     pub(super) fn see(&self, pulled: &mut PulledEvent) {
         if let Some((space, name)) = told_by(pulled) {
             let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,8 +112,8 @@ fn told_by(pulled: &PulledEvent) -> Option<(String, Option<String>)> {
     told(id, name, event.actor.id.as_deref(), &said.unwrap_or_default())
 }
 
-/// The name of a space as one event tells it. Personal spaces are named after
-/// people, who could name themselves like a tenant; their user says whose they are.
+/// The name of a space as an event states it. The names of personal spaces are ignored, because
+/// people could choose a tenant's; their user determines the tenant.
 fn told(
     id: &str,
     name: &str,
@@ -129,8 +128,8 @@ fn told(
     Some((space.to_owned(), could_be_slug.then(|| name.to_owned())))
 }
 
-/// The names that the events of `source` in the log tell: the newest 10,000 of each
-/// kind are read, and at most 20,000 spaces known.
+/// The names in the events of `source` in the log: of each kind the newest 10,000 are read; at most
+/// 20,000 spaces are known.
 pub(super) async fn from_log(log: &dyn AuditStore, source: &str) -> Result<Names> {
     let mut newest: HashMap<String, (u64, Option<String>)> = HashMap::new();
     for action in TELLING {
@@ -232,11 +231,15 @@ mod tests {
         spaces.see(&mut event("ocis.space_renamed", "st$a", Some("beta"), ""));
         assert_eq!(hints(&spaces, "st$a")[0], "space_name beta");
         spaces.see(&mut event("ocis.space_updated", "st$a", None, ""));
-        assert_eq!(hints(&spaces, "st$a")[0], "space_name beta", "no name is no news");
+        assert_eq!(
+            hints(&spaces, "st$a")[0],
+            "space_name beta",
+            "an event without a name changes nothing"
+        );
         let long = "x".repeat(64);
         spaces.see(&mut event("ocis.space_updated", "st$a", Some(&long), ""));
         assert_eq!(hints(&spaces, "st$a")[0], "user u1");
-        // People name themselves.
+        // People choose their own names.
         spaces.see(&mut event("ocis.space_created", "st$p", Some("acme"), "personal"));
         spaces.see(&mut event("ocis.space_renamed", "st$u1", Some("acme"), ""));
         assert_eq!(hints(&spaces, "st$p")[0], "user u1");

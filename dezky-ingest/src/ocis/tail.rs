@@ -15,35 +15,36 @@ use super::accounts::ServiceAccounts;
 use super::map::{self, OcisOptions, SYSTEM};
 use super::spaces::{self, Names, Spaces};
 use crate::tail::{
-    Decoded, FileTail, Line, LineDecoder, TailConfig, default_max_line_bytes, default_max_siblings,
+    DecodedLine, FileTail, Line, LineDecoder, TailConfig, default_max_line_bytes,
+    default_max_siblings,
 };
 
 /// Configuration of [`OcisTail`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OcisConfig {
-    /// The file that `AUDIT_FILEPATH` names. Rotated files are looked for in the
-    /// same directory.
+    /// The file in `AUDIT_FILEPATH`. Rotated files are searched for in the same directory.
     pub path: PathBuf,
-    /// The source's name: `ocis`, or `ocis:<instance>` where there are several.
+    /// The source's name: `ocis`, or `ocis:<instance>` for further instances.
     #[serde(default = "default_source")]
     pub source: String,
-    /// Of longer lines the long values are cut; 1 MiB. Only what is longer than 64 MiB
-    /// or no JSON object is skipped and recorded.
+    /// The maximum length of a line in bytes; 1 MiB unless set. Long values of longer lines are
+    /// cut. A line that is longer than 64 MiB, or longer than this and not a JSON object, is
+    /// skipped and recorded.
     #[serde(default = "default_max_line_bytes")]
     pub max_line_bytes: usize,
-    /// How many rotated files are looked at, the youngest ones; 256.
+    /// The number of rotated files that are read, the youngest ones; 256 unless set.
     #[serde(default = "default_max_siblings")]
     pub max_siblings: usize,
-    /// Events that are let through only when wanted.
+    /// Events that are included only on request.
     #[serde(default)]
     pub options: OcisOptions,
-    /// Whose spaces are: tenants' slugs by the id of a space, with or without its
-    /// storage (`<storage>$<space>`). At most 10,000.
+    /// The tenants of spaces: slugs by the id of a space, with or without its storage
+    /// (`<storage>$<space>`). At most 10,000.
     #[serde(default)]
     pub spaces: BTreeMap<String, String>,
-    /// The ids of oCIS' service accounts (`OCIS_SERVICE_ACCOUNT_ID`): what they do is
-    /// done by the system, not by a person. At most 100.
+    /// The ids of oCIS' service accounts (`OCIS_SERVICE_ACCOUNT_ID`), whose actions are the
+    /// system's, not a person's. At most 100.
     #[serde(default)]
     pub service_accounts: BTreeSet<String>,
 }
@@ -53,7 +54,7 @@ fn default_source() -> String {
 }
 
 impl OcisConfig {
-    /// Follows `path` as the source `ocis`, within the default bounds.
+    /// Follows `path` as the source `ocis`, with the default bounds.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -66,7 +67,7 @@ impl OcisConfig {
         }
     }
 
-    /// The same as another source: `ocis:<instance>`.
+    /// Returns the same configuration for the source `ocis:<instance>`.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<String>) -> Self {
         self.source = source.into();
@@ -86,17 +87,15 @@ impl OcisConfig {
 ///
 /// - A pull for the same cursor gives the same events with the same external
 ///   ids, in this process or another.
-/// - Tokens are in nothing that is given. The hashes in ids and cursors are over
-///   the raw lines, with the tokens in them.
-/// - What the file tail guarantees holds: nothing is lost or read twice over
-///   rotation and restarts, and where lines may be lost, an `ingest.gap` event
-///   says so.
+/// - Events and items hold no tokens. The hashes in ids and cursors cover the raw lines, tokens
+///   included.
+/// - The guarantees of the file tail hold: no line is lost or read twice across rotation and
+///   restarts, and an `ingest.gap` event records where lines may be lost.
 ///
-/// The tenant of an event is looked for by the configured map of spaces, by the
-/// name of its space, by who did it, and by the user whose personal space it is.
-/// Names are learned from the lines about spaces. What is known belongs to the
-/// cursor: where that is not the one that this tail gave last, names are learned
-/// again from the log, if there is [one](Self::with_log).
+/// The tenant of an event is inferred from the configured map of spaces, the name of its space, the
+/// actor, or the user whose personal space it is. Names are learned from lines about spaces. Known
+/// names belong to a cursor: if a pull continues from another cursor than this tail returned last,
+/// names are learned again from the log, if there is [one](Self::with_log).
 pub struct OcisTail {
     tail: FileTail,
     options: OcisOptions,
@@ -106,15 +105,15 @@ pub struct OcisTail {
     /// The names at the cursor `at`.
     names: Arc<Names>,
     at: Option<String>,
-    /// Whether the log is to be asked for them.
+    /// Whether to read them from the log.
     is_behind: bool,
-    /// The cursor of the last pull, and what its lines told.
+    /// The cursor of the last pull, and the names in its lines.
     given: Option<(String, Arc<OcisLines>)>,
 }
 
 impl OcisTail {
-    /// A tail as configured, with its clock and its thread for files from
-    /// `runtime`. Opens nothing; `config_invalid` if a bound is broken.
+    /// Creates a tail that takes its clock and its thread for files from `runtime`. Opens nothing;
+    /// `config_invalid` if a value is out of bounds.
     pub fn new(config: OcisConfig, runtime: Arc<dyn Runtime>) -> Result<Self> {
         config.check()?;
         let OcisConfig {
@@ -145,17 +144,16 @@ impl OcisTail {
         })
     }
 
-    /// Learns the names of spaces from `log` after a restart or when another
-    /// replica was at work: of this source the newest 10,000 events of each kind
-    /// that tells one. A log that can't be asked delays nothing; it is asked again
-    /// by the next pull.
+    /// Learns the names of spaces from `log` after a restart or after another replica was active:
+    /// from the newest 10,000 events of this source, per kind that contains a name. If the log does
+    /// not answer, nothing is delayed, and the next pull asks again.
     #[must_use]
     pub fn with_log(mut self, log: Arc<dyn AuditStore>) -> Self {
         self.log = Some(log);
         self
     }
 
-    /// Brings what is known of spaces to `cursor`.
+    /// Brings the known names to the state at `cursor`.
     async fn learn(&mut self, cursor: Option<&str>) {
         if let Some((to, lines)) = self.given.take()
             && Some(to.as_str()) == cursor
@@ -168,7 +166,7 @@ impl OcisTail {
             }
             self.at = Some(to);
         }
-        // Until it answers, also if nobody waits for that.
+        // Stays set until the log answers, even if this future is dropped.
         self.is_behind |= self.at.as_deref() != cursor;
         self.at = cursor.map(str::to_owned);
         let Some(log) = self.log.as_ref().filter(|_| self.is_behind) else { return };
@@ -236,10 +234,10 @@ impl LineDecoder for OcisLines {
         &self,
         line: Line<'_>,
         last_time: &mut Option<Timestamp>,
-        each: &mut dyn FnMut(Decoded),
+        each: &mut dyn FnMut(DecodedLine),
     ) {
         map::decode_tailed(self.options, &line, last_time, |mut decoded| {
-            if let Decoded::Event(pulled) = &mut decoded {
+            if let DecodedLine::Event(pulled) = &mut decoded {
                 self.accounts.see(pulled);
                 self.spaces.see(pulled);
             }

@@ -1,5 +1,4 @@
-//! The lease of a pump: taken, renewed in time whatever the pump waits for, given
-//! back.
+//! The lease of a pump: acquired, renewed in time whatever the pump waits for, released.
 
 use std::future::{Future, pending};
 use std::pin::pin;
@@ -10,7 +9,7 @@ use dezky_core::store::{Fence, Lease};
 use dezky_core::{AuditStore, Result, Runtime, Timestamp};
 use futures_util::future::{Either, select};
 
-/// A lease, and when it is to be renewed.
+/// A lease, and the time of its renewal.
 pub(super) struct LeaseKeeper {
     store: Arc<dyn AuditStore>,
     runtime: Arc<dyn Runtime>,
@@ -18,7 +17,7 @@ pub(super) struct LeaseKeeper {
     holder: String,
     ttl: Duration,
     lease: Option<Lease>,
-    /// When it is renewed, by our clock.
+    /// The time of its renewal, by our clock.
     due: Timestamp,
 }
 
@@ -33,40 +32,39 @@ impl LeaseKeeper {
         Self { store, runtime, name, holder, ttl, lease: None, due: Timestamp::MIN }
     }
 
-    /// Whether the lease was ours when it was last looked at.
+    /// Whether the lease was ours at the last check.
     pub(super) fn is_held(&self) -> bool {
         self.lease.is_some()
     }
 
-    /// The condition for an append.
+    /// The fence of an append.
     pub(super) fn fence(&self) -> Option<Fence> {
         self.lease.as_ref().map(Lease::fence)
     }
 
-    /// Takes or renews the lease; says whether it is ours.
+    /// Acquires or renews the lease. Returns whether it is ours.
     pub(super) async fn acquire(&mut self) -> Result<bool> {
-        // From before the store's answer, which may take its time.
+        // Counted from before the request, because the store may answer slowly.
         let due = self.runtime.now().saturating_add(self.ttl / 3);
         let lease = self.store.acquire_lease(&self.name, &self.holder, self.ttl).await;
-        // Not before: a renewal that is dropped half way is still due.
+        // Set only now, so that a renewal that is dropped half-way is still due.
         self.due = due;
         self.lease = lease?;
         Ok(self.lease.is_some())
     }
 
-    /// The same, unless it is ours and need not be renewed yet.
+    /// Acquires or renews the lease unless it is ours and not due.
     pub(super) async fn hold(&mut self) -> Result<bool> {
         let left = self.due.saturating_since(self.runtime.now());
-        // More is left only where the clock was set back.
+        // More is left only if the clock was set back.
         if self.lease.is_some() && !left.is_zero() && left <= self.ttl / 3 {
             return Ok(true);
         }
         self.acquire().await
     }
 
-    /// Renews the lease whenever it is due, and ends when it is not what it was:
-    /// another one's, or ours again after it had lapsed. Without a lease it never
-    /// ends.
+    /// Renews the lease whenever it is due, and ends when the lease has changed: it is another
+    /// replica's, or ours again after it had lapsed. Without a lease it never ends.
     pub(super) async fn keep(&mut self) {
         let Some(token) = self.lease.as_ref().map(|lease| lease.token) else {
             return pending().await;
@@ -84,8 +82,8 @@ impl LeaseKeeper {
         }
     }
 
-    /// Does work and renews the lease meanwhile; `None` if it was lost before the
-    /// end, and the work dropped.
+    /// Does work and renews the lease meanwhile. Returns `None` if the lease was lost first, and
+    /// drops the work.
     pub(super) async fn unless_lost<T>(
         &mut self,
         work: impl Future<Output = T> + Unpin,
@@ -96,8 +94,8 @@ impl LeaseKeeper {
         }
     }
 
-    /// Does work that must come to its end, and renews the lease meanwhile. The
-    /// fence of the work says whether the lease was lost.
+    /// Does work to its end and renews the lease meanwhile. The fence of the work detects a lost
+    /// lease.
     pub(super) async fn keep_during<T>(&mut self, work: impl Future<Output = T>) -> T {
         match select(pin!(work), pin!(self.keep())).await {
             Either::Left((done, _)) => done,
@@ -105,20 +103,16 @@ impl LeaseKeeper {
         }
     }
 
-    /// Gives the lease back, so that another pump need not wait for it to lapse.
+    /// Releases the lease, so that another pump need not wait for it to lapse.
     pub(super) async fn release(&mut self) {
         if let Some(lease) = self.lease.take()
             && let Err(error) = self.store.release_lease(&lease).await
         {
-            tracing::debug!(
-                lease = self.name,
-                code = error.code(),
-                "not given back: it will lapse"
-            );
+            tracing::debug!(lease = self.name, code = error.code(), "not released: it will lapse");
         }
     }
 
-    /// Never longer than from one renewal to the next, should the clock be set back.
+    /// At most the time between two renewals, in case the clock was set back.
     fn until_due(&self) -> Duration {
         self.due.saturating_since(self.runtime.now()).min(self.ttl / 3)
     }

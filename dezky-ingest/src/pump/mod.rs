@@ -21,36 +21,34 @@ use self::lease::LeaseKeeper;
 pub use self::status::{PumpCounts, PumpError, PumpHandle, PumpState, PumpStatus};
 use crate::intake::{IngestSummary, Intake, PartBounds, Parts};
 
-/// The most events of a batch: with as many items for the quarantine, and the
-/// record of each, they are within what a store takes at once.
+/// The maximum number of events in a batch: with as many quarantine items and a notice for each,
+/// they fit into one append.
 const MAX_EVENTS: usize = 4_000;
-/// How many batches in a row may fail because the tenant directory does not answer; then
-/// events are stored without their tenants.
+/// The number of consecutive batches that may fail because the tenant directory does not answer;
+/// after that, events are stored without their tenants.
 const MAX_UNANSWERED: u32 = 5;
 
-/// How a pump works.
+/// Configuration of a pump.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PumpConfig {
     /// The wait between ticks, 5 s unless set.
     pub interval: Duration,
-    /// The size of a batch; at most 4,000 events, more are asked for as 4,000. A
-    /// source that brings more is taken in parts of that size, the bytes being
-    /// those of the metadata; the cursor commits with the last.
+    /// The limits of a batch; at most 4,000 events. A pull that exceeds them is appended in parts
+    /// of that size, counting the bytes of the metadata; the cursor commits with the last.
     pub limits: PullLimits,
-    /// The most batches of one tick, 100 unless set. The tick ends there, never
-    /// skipping ahead; [`Pump::run`] begins the next one at once while more is
-    /// waiting, unless it [rests](Self::rests).
+    /// The maximum number of batches per tick, 100 unless set. The tick ends there and skips
+    /// nothing; [`Pump::run`] starts the next one at once while more is waiting, unless it
+    /// [rests](Self::rests).
     pub max_batches: usize,
-    /// Whether [`Pump::run`] waits for the interval also when more is waiting, so
-    /// that a long backlog does not press on the system that it comes from; no
-    /// unless set.
+    /// Whether [`Pump::run`] waits for the interval even while more is waiting, so that a long
+    /// backlog does not overload the source's system; false unless set.
     pub rests: bool,
-    /// How long the lease holds without renewal, 15 s unless set. Of several
-    /// replicas one pumps, and renews it every third of that time, whatever it
-    /// waits for; another takes over at most half of that time after it has lapsed.
+    /// The lease's time to live, 15 s unless set. One of several replicas pumps and renews the
+    /// lease every third of that time, whatever it waits for; another takes over at most half of
+    /// that time after the lease has lapsed.
     pub lease_ttl: Duration,
-    /// Identity of this replica; random unless set.
+    /// The identity of this replica; random unless set.
     pub holder: Option<String>,
     /// The longest wait after failures, 60 s unless set.
     pub max_backoff: Duration,
@@ -73,18 +71,18 @@ impl Default for PumpConfig {
 /// Result of a tick.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tick {
-    /// Counts of the events by what became of them.
+    /// Counts of the events by their outcome.
     pub taken: IngestSummary,
-    /// Items passed over on purpose.
+    /// Items skipped on purpose.
     pub skipped: u64,
     /// Whether more was waiting when the tick ended.
     pub more: bool,
-    /// Whether another replica holds the lease, so that nothing was done.
+    /// Whether another replica holds the lease, so this tick did nothing.
     pub standby: bool,
 }
 
-/// A worker that pulls from one source. It is a value: call [`tick`](Self::tick)
-/// yourself, or let [`run`](Self::run) do so.
+/// A worker that pulls from one source. It spawns nothing: call [`tick`](Self::tick) yourself, or
+/// let [`run`](Self::run) do so.
 pub struct Pump {
     source: Box<dyn IngestSource>,
     intake: Intake,
@@ -96,7 +94,7 @@ pub struct Pump {
 }
 
 impl Pump {
-    /// A pump from `source` into `intake`.
+    /// Creates a pump from `source` into `intake`.
     pub fn new(source: Box<dyn IngestSource>, intake: Intake, mut config: PumpConfig) -> Self {
         config.limits.max_events = config.limits.max_events.min(MAX_EVENTS);
         let runtime = intake.runtime();
@@ -116,29 +114,27 @@ impl Pump {
         Self { source, intake, config, lease, handle, unanswered: 0 }
     }
 
-    /// Asks and tells the pump while it runs.
+    /// Returns a handle that queries and controls the pump while it runs.
     pub fn handle(&self) -> PumpHandle {
         self.handle.clone()
     }
 
-    /// How the pump is doing.
+    /// The pump's status.
     pub fn status(&self) -> PumpStatus {
         self.handle.status()
     }
 
-    /// Moves what is waiting, at most [`PumpConfig::max_batches`] batches, also
-    /// when [paused](PumpHandle::pause), but then one at most.
+    /// Moves waiting events, at most [`PumpConfig::max_batches`] batches; if
+    /// [paused](PumpHandle::pause), at most one.
     ///
-    /// The lease is renewed during the tick and held after it, but not renewed
-    /// between two ticks. If it is lost meanwhile, a pull that waits is dropped and
-    /// the tick ends as one of a standby.
+    /// The lease is renewed during the tick and held after it, but not renewed between two ticks.
+    /// If it is lost, a waiting pull is dropped and the tick ends like that of a standby.
     ///
     /// # Errors
-    /// Those of the source and of the store, `fenced` if another replica took the
-    /// lease during an append; `internal` if the source brings something without
-    /// saying where to go on. What was committed before stays, the cursor with it,
-    /// and the next tick goes on there. The lease is given back, so that another
-    /// replica may try meanwhile.
+    /// Those of the source and of the store; `fenced` if another replica took the lease during an
+    /// append; `internal` if the source returns events without a new cursor. Batches committed
+    /// before stay, with their cursor, and the next tick continues there. The lease is released, so
+    /// that another replica can try meanwhile.
     pub async fn tick(&mut self) -> Result<Tick> {
         let tick = self.tick_until(pin!(pending().fuse())).await;
         if tick.is_err() {
@@ -147,8 +143,8 @@ impl Pump {
         tick
     }
 
-    /// A tick that ends when `stop` resolves: a pull that waits is dropped, a batch
-    /// that was pulled is committed.
+    /// Like [`tick`](Self::tick), but ends when `stop` resolves: a waiting pull is dropped, a
+    /// pulled batch is committed.
     async fn tick_until(&mut self, stop: Stop<'_>) -> Result<Tick> {
         self.handle.attempted();
         let mut tick = Tick::default();
@@ -176,7 +172,7 @@ impl Pump {
                 Either::Right((pull, _)) => pull,
             };
             let Some(pull) = pull else {
-                // Another one may have moved the cursor.
+                // Another replica may have moved the cursor.
                 tick.standby = !self.lease.is_held();
                 tick.more = true;
                 break;
@@ -185,8 +181,7 @@ impl Pump {
             tick.more = pull.more;
             self.handle.lock().waiting = self.source.waiting();
             let Some(to) = pull.cursor.clone().filter(|to| Some(to) != cursor.as_ref()) else {
-                // There is nowhere to go on, so asking again at once would go round
-                // in a circle.
+                // Without a new cursor, the next pull would return the same events.
                 tick.more = false;
                 if pull.events.is_empty() && pull.quarantine.is_empty() {
                     break;
@@ -212,9 +207,8 @@ impl Pump {
         Ok(())
     }
 
-    /// Appends what was pulled, in parts if it is more than was asked for. The
-    /// cursor moves with the last: until then the source gives all of it again, and
-    /// the parts before are duplicates.
+    /// Appends a pull, in parts if it exceeds the limits. The cursor moves with the last: until
+    /// then the source returns all of it again, and earlier parts become duplicates.
     async fn commit(&mut self, tick: &mut Tick, pull: Pull, advance: CursorAdvance) -> Result<()> {
         let now = self.intake.runtime().now();
         let times = pull.events.iter().filter_map(|pulled| pulled.event.at);
@@ -226,8 +220,8 @@ impl Pump {
         let mut advance = Some(advance);
         while advance.is_some() {
             let part = parts.next().unwrap_or_default();
-            // A renewal that found another holder leaves no lease; nothing is written
-            // without one.
+            // A renewal that found another holder leaves no lease, and nothing is written without
+            // one.
             let Some(fence) = self.lease.fence() else {
                 let what = format!("the lease of {} was lost", self.source.name());
                 return Err(Error::new(ErrorKind::Fenced, what));
@@ -242,7 +236,7 @@ impl Pump {
             self.wait_for_directory(batch.asks_again())?;
             let append = self.intake.append(batch, options);
             let taken = self.lease.keep_during(append).await?;
-            // Counted as soon as it is committed: what fails later does not undo it.
+            // Counted as soon as it is committed, because a later failure does not undo it.
             tick.taken += taken;
             self.handle.lock().counts.add(taken);
         }
@@ -255,8 +249,9 @@ impl Pump {
         Ok(())
     }
 
-    /// Fails while the tenant directory does not answer, so that the source gives the events
-    /// again: whose they are is not lost. Not for ever, as sources forget too.
+    /// Fails while the tenant directory does not answer, so that the source returns the events
+    /// again and they keep their tenants. Gives up after a few batches, because sources do not keep
+    /// events forever.
     fn wait_for_directory(&mut self, is_unanswered: bool) -> Result<()> {
         if !is_unanswered {
             self.unanswered = 0;
@@ -307,10 +302,9 @@ impl Pump {
     }
 
     /// Ticks until `shutdown` resolves: at once while more is waiting (unless it
-    /// [rests](PumpConfig::rests)), else after the interval, after failures with
-    /// growing waits; as a standby at least every half of the lease's time. At the
-    /// end a source that has not answered yet is not waited for, while a batch that
-    /// it gave is committed; then the lease is given back.
+    /// [rests](PumpConfig::rests)), otherwise after the interval; after failures with growing
+    /// waits; as a standby at least every half of the lease's time to live. At the end, an
+    /// unfinished pull is dropped, a pulled batch is committed, and the lease is released.
     pub async fn run(&mut self, shutdown: impl Future<Output = ()> + Send) {
         let mut shutdown = pin!(shutdown.fuse());
         while !is_over(shutdown.as_mut()) {
@@ -334,7 +328,7 @@ impl Pump {
         self.handle.set_state(PumpState::Stopped);
     }
 
-    /// Gives the lease back, so that another pump need not wait for it to lapse.
+    /// Releases the lease, so that another pump need not wait for it to lapse.
     pub async fn release(&mut self) {
         self.lease.release().await;
     }
@@ -346,12 +340,12 @@ impl Pump {
             Ok(tick) if tick.more && !self.config.rests => Duration::ZERO,
             Ok(_) => self.config.interval,
             Err(_) if was_held => self.backoff(),
-            // Somebody else's lease may lapse meanwhile.
+            // Another replica's lease may lapse meanwhile.
             Err(_) => self.backoff().min(standby),
         }
     }
 
-    /// Waits, for ever if `wait` is `None`, and renews the lease meanwhile; less if
+    /// Waits, without limit if `wait` is `None`, and renews the lease meanwhile. Returns early if
     /// the handle was used, the lease was lost or `stop` resolves.
     async fn rest(&mut self, wait: Option<Duration>, stop: Stop<'_>) {
         let Some(called) = self.handle.listen() else { return };
@@ -360,12 +354,12 @@ impl Pump {
             None => pending().boxed(),
         };
         select(select(stop, timer), select(called, pin!(self.lease.keep()))).await;
-        // Whatever was said until now is seen by what comes next.
+        // The next step sees all requests made until now.
         self.handle.heard();
     }
 
-    /// Doubles with every failure in a row, with jitter over the upper half so
-    /// that replicas don't come together.
+    /// Doubles with every consecutive failure, with jitter over the upper half so that replicas
+    /// don't retry at the same time.
     fn backoff(&self) -> Duration {
         let failures = self.handle.lock().failures;
         let base = self.config.interval.max(Duration::from_millis(100));
@@ -379,8 +373,8 @@ impl Pump {
     }
 }
 
-/// What lies below an error, which its text does not say: that a connection was
-/// refused, that a certificate is not trusted.
+/// The causes of an error, which its own text leaves out: a refused connection, an untrusted
+/// certificate.
 fn cause(error: &Error) -> Option<String> {
     let causes = successors(error.source(), |cause| (*cause).source());
     let texts: Vec<_> = causes.map(ToString::to_string).collect();

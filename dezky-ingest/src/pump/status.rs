@@ -1,4 +1,4 @@
-//! How a pump is doing, and the handle by which it is asked and told.
+//! The status of a pump, and the handle that queries and controls it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::Tick;
 use crate::intake::IngestSummary;
 
-/// The most bytes kept of an error's text.
+/// The maximum length of an error's text, in bytes.
 const ERROR_BYTES: usize = 512;
 
 /// State of a pump.
@@ -18,7 +18,7 @@ const ERROR_BYTES: usize = 512;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum PumpState {
-    /// Not begun, or at its end.
+    /// Not started, or ended.
     #[default]
     Stopped,
     /// It holds the lease and pulls, or waits for its next tick.
@@ -31,36 +31,34 @@ pub enum PumpState {
     BackingOff,
 }
 
-/// How a pump is doing. As JSON the names are in camelCase, times are RFC 3339 in
-/// UTC, and what is not there is `null`.
+/// The status of a pump. In JSON, names are in camelCase, times are RFC 3339 in UTC, and absent
+/// values are `null`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct PumpStatus {
     /// The current state.
     pub state: PumpState,
-    /// When the last tick began, also one that found another replica at work.
+    /// The start of the last tick, including ticks as a standby.
     pub last_attempt: Option<Timestamp>,
-    /// When a tick last came to its end without an error, also one that found
-    /// another replica at work.
+    /// The end of the last tick without an error, including ticks as a standby.
     pub last_success: Option<Timestamp>,
-    /// The last error, which stays after a success: [`failures`](Self::failures)
-    /// says whether it is over.
+    /// The last error. It stays after a success; [`failures`](Self::failures) says whether it is
+    /// over.
     pub last_error: Option<PumpError>,
-    /// Ticks that failed in a row since the last success.
+    /// The number of failed ticks since the last success.
     pub failures: u32,
     /// Totals since the start.
     pub counts: PumpCounts,
     /// The latest `at` of the events taken since the start.
     pub newest_event_at: Option<Timestamp>,
-    /// Milliseconds from there to when the status was asked for. It grows while
-    /// nothing happens at the source, so it is a delay only where
-    /// [`more_waiting`](Self::more_waiting).
+    /// Milliseconds from that time to now. It grows while the source has no events, so it is a
+    /// delay only if [`more_waiting`](Self::more_waiting).
     pub lag_ms: Option<u64>,
-    /// Whether the source had more when it was last asked.
+    /// Whether the source had more at the last pull.
     pub more_waiting: bool,
-    /// What the source had before it and could not take yet, when it was last asked:
-    /// a last line without a newline, a file that is still being compressed.
+    /// Data that the source could not take yet at the last pull: a last line without a newline, a
+    /// file that is still being compressed.
     pub waiting: Option<Waiting>,
     /// The length of the cursor, in bytes.
     pub cursor_bytes: usize,
@@ -71,11 +69,11 @@ pub struct PumpStatus {
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct PumpError {
-    /// Its stable code, as [`ErrorKind::code`](dezky_core::ErrorKind::code) has it.
+    /// Its stable code; see [`ErrorKind::code`](dezky_core::ErrorKind::code).
     pub code: &'static str,
-    /// One line for a person, at most 512 bytes; no secrets.
+    /// A line for people, at most 512 bytes, without secrets.
     pub text: String,
-    /// When it was.
+    /// The time of the error.
     pub at: Timestamp,
 }
 
@@ -86,26 +84,26 @@ pub struct PumpError {
 pub struct PumpCounts {
     /// Events that are new in the log.
     pub stored: u64,
-    /// Events that were there already.
+    /// Events that were already in the log.
     pub duplicates: u64,
-    /// Of these, those that say something else than the one that is there.
+    /// Of these, those whose content differs from the stored event.
     pub conflicts: u64,
     /// Items that are new in the quarantine.
     pub quarantined: u64,
-    /// Of the stored ones, those that the source found late.
+    /// Stored events that the source found late.
     pub late: u64,
-    /// Of the stored ones, those that bear another time than their source said because
-    /// that is missing, unreadable or not believed.
+    /// Stored events whose time is not the source's, because that is missing, unreadable or
+    /// implausible.
     pub undated: u64,
-    /// Of the stored ones, those whose outcome the source's map does not know.
+    /// Stored events whose outcome the source's map does not know.
     pub unknown_outcomes: u64,
-    /// Of the stored ones, those without a tenant because nobody could say.
+    /// Stored events without a tenant because none could be determined.
     pub unresolved: u64,
-    /// Items passed over on purpose.
+    /// Items skipped on purpose.
     pub skipped: u64,
     /// Batches that were committed with their cursor.
     pub batches: u64,
-    /// Ticks that began, those included that found another replica at work.
+    /// Ticks that began, including ticks as a standby.
     pub ticks: u64,
 }
 
@@ -122,7 +120,7 @@ impl PumpCounts {
     }
 }
 
-/// Asks and tells a pump while it runs. Clones are handles of the same pump.
+/// Queries and controls a pump while it runs. Clones are handles of the same pump.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -159,7 +157,7 @@ struct Shared {
     runtime: Arc<dyn Runtime>,
     status: Mutex<PumpStatus>,
     is_paused: AtomicBool,
-    /// Set by whoever has something to say, taken by the one who waits.
+    /// Set by a call on a handle, taken by the waiting pump.
     is_called: AtomicBool,
     called: Event,
 }
@@ -181,7 +179,7 @@ impl PumpHandle {
         &self.0.source
     }
 
-    /// How the pump is doing.
+    /// The pump's status.
     pub fn status(&self) -> PumpStatus {
         let mut status = self.lock().clone();
         let now = self.0.runtime.now();
@@ -191,12 +189,12 @@ impl PumpHandle {
         status
     }
 
-    /// Makes [`Pump::run`](super::Pump::run) pull nothing any more after the batch
-    /// in hand, until [`resume`](Self::resume).
+    /// Stops [`Pump::run`](super::Pump::run) after the current batch, until
+    /// [`resume`](Self::resume).
     ///
-    /// A pump that holds the lease keeps it, so that no replica takes over what is
-    /// paused. One that doesn't leaves it to others: of several replicas, pause the
-    /// one that is running, or all of them. A pause does not outlive the process.
+    /// A pump that holds the lease keeps it, so that no other replica takes over. A standby's pause
+    /// does not affect the others: pause the replica that is running, or all of them. A pause ends
+    /// with the process.
     pub fn pause(&self) {
         self.0.is_paused.store(true, Ordering::SeqCst);
         self.poke();
@@ -208,13 +206,13 @@ impl PumpHandle {
         self.poke();
     }
 
-    /// Whether the pump was told to pause.
+    /// Whether the pump is paused.
     pub fn is_paused(&self) -> bool {
         self.0.is_paused.load(Ordering::SeqCst)
     }
 
-    /// Ends the wait between two ticks, also one after failures; a pump at work does
-    /// not wait after the tick in hand. One that is paused stays so.
+    /// Ends the wait between two ticks, including one after failures; during a tick, skips the next
+    /// wait. A paused pump stays paused.
     pub fn poke(&self) {
         self.0.is_called.store(true, Ordering::SeqCst);
         self.0.called.notify(usize::MAX);
@@ -222,7 +220,7 @@ impl PumpHandle {
 
     /// A future that resolves at the next call; `None` if there was one since the last time.
     pub(super) fn listen(&self) -> Option<EventListener> {
-        // Before the look, so that nothing is said unheard in between.
+        // Listens before checking, so that no call is missed in between.
         let called = self.0.called.listen();
         (!self.heard()).then_some(called)
     }
@@ -256,7 +254,7 @@ impl PumpHandle {
         status.state = if tick.standby { PumpState::Standby } else { PumpState::Running };
     }
 
-    /// Says how many failures there were in a row.
+    /// Records a failure. Returns the number of consecutive ones.
     pub(super) fn failed(&self, error: &Error) -> u32 {
         let (at, mut text) = (self.0.runtime.now(), error.to_string());
         text.truncate(text.floor_char_boundary(ERROR_BYTES));

@@ -1,10 +1,11 @@
-//! The rule as version 1 had it, for content keys alone: an event that is stored must keep
-//! its key when the rule learns of more secrets, or takes a name back. **Frozen.**
+//! Version 1 of the rule, for content keys only: a stored event must keep its key when the rule
+//! learns more names, or drops one. **Frozen.**
 
 use std::borrow::Cow;
 
+use dezky_core::json::Value;
+
 use super::{Cut, squash};
-use crate::json::Value;
 
 const REDACTED: &str = "[redacted]";
 
@@ -25,14 +26,13 @@ const SECRETS: [&str; 12] = [
 
 const ARGUMENTS: [&str; 5] = ["code", "assertion", "samlresponse", "samlrequest", "tokenhint"];
 
-/// The text of `value` without the secrets that version 1 knew, and without the `hidden`
-/// values.
+/// The text of `value` without the secrets known to version 1, and without the `hidden` values.
 pub(crate) fn clean(value: Value<'_>, hidden: Vec<Cut>) -> Cow<'_, str> {
     let mut cuts = hidden;
     for inner in value.inside() {
         for member in inner.members() {
-            if is_secret(&member.name(), false) && !is_vacant(member.value) {
-                cuts.push(super::hide(member.value));
+            if is_secret(&member.name(), false) && !is_vacant(member.value()) {
+                cuts.push(super::hide(member.value()));
             }
         }
     }
@@ -80,7 +80,7 @@ fn without_secrets(text: &str) -> Option<String> {
     found.then(|| format!("{head}{}", parts.join("&")))
 }
 
-/// Where a secret begins in an argument, behind which a fragment may stand.
+/// The start of the secret in an argument, which a fragment may follow.
 fn secret_in(part: &str) -> Option<usize> {
     let mut start = 0;
     for piece in part.split_inclusive(['?', '#']) {
@@ -97,7 +97,7 @@ fn secret_in(part: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use crate::json::Doc;
+    use dezky_core::json::Doc;
 
     /// Content keys are hashes of these texts: they never change.
     #[test]

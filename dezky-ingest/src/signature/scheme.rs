@@ -1,4 +1,4 @@
-//! How senders sign: in which header, over what, with or without a time.
+//! Signature schemes: the header, the signed text, and the optional time.
 
 use std::fmt;
 
@@ -9,16 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{BASE64_LEN, HEADER, HEX_LEN, Headers, MAX_SIGNATURES, Secret, Secrets};
 
-/// How far a sender's clock and ours may be apart, in seconds, unless declared.
+/// The tolerated difference between a sender's clock and ours, in seconds, unless declared.
 const DEFAULT_TOLERANCE_SECONDS: u64 = 300;
-/// The widest window that may be declared, in seconds.
+/// The largest tolerance that may be declared, in seconds.
 const MAX_TOLERANCE_SECONDS: u64 = 86_400;
 /// The longest text of a declaration, in bytes.
 const MAX_TEXT_BYTES: usize = 128;
 /// The longest id or timestamp of a request that is signed, in bytes.
 const MAX_SIGNED_BYTES: usize = 512;
 
-/// How a sender signs its requests, as it stands in a configuration.
+/// A signature scheme as declared in a configuration.
 ///
 /// [`scheme`](Self::scheme) gives every field a value; each of the others replaces one.
 ///
@@ -41,7 +41,7 @@ pub struct SchemeConfig {
     /// The header that carries the signatures.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub header: Option<String>,
-    /// The text before each signature; empty for none. What has another is no signature.
+    /// The text before each signature; empty for none. Text with another prefix is not a signature.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
     /// How a signature is written.
@@ -56,10 +56,10 @@ pub struct SchemeConfig {
     /// The header with the time of sending, in seconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timestamp_header: Option<String>,
-    /// The text before that time, where it stands among the signatures.
+    /// The text before that time, if it is among the signatures.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timestamp_prefix: Option<String>,
-    /// How many seconds that time may be away from now, 1 to 86,400; 300 unless set.
+    /// The tolerated difference between that time and now in seconds, 1 to 86,400; 300 unless set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tolerance_seconds: Option<u64>,
     /// How the secret is written.
@@ -121,7 +121,7 @@ impl fmt::Display for SchemeProblem {
 
 impl std::error::Error for SchemeProblem {}
 
-/// How a sender signs its requests, compiled from its [declaration](SchemeConfig).
+/// A signature scheme, compiled from its [declaration](SchemeConfig).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scheme {
     header: String,
@@ -144,7 +144,7 @@ enum Part {
     Body,
 }
 
-/// Where the time of sending stands, and how far from now it may be.
+/// Where the time of sending is, and how far from now it may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Clock {
     at: TimestampAt,
@@ -154,7 +154,7 @@ struct Clock {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum TimestampAt {
     Header(String),
-    /// Among the signatures, behind this prefix.
+    /// Among the signatures, after this prefix.
     Prefix(String),
 }
 
@@ -178,7 +178,7 @@ impl Scheme {
     /// Compiles a declaration.
     ///
     /// # Errors
-    /// The first problem, by field and fix.
+    /// The first problem, with its field and fix.
     pub fn compile(config: &SchemeConfig) -> Result<Self, SchemeProblem> {
         let mut scheme = Self::of(config.scheme);
         if let Some(header) = header("header", config.header.as_deref())? {
@@ -199,7 +199,7 @@ impl Scheme {
             return Err(wrong("tolerance_seconds", problem));
         }
         if at.is_none() && config.tolerance_seconds.is_some() {
-            let problem = "there is no time to compare: set timestamp_header or timestamp_prefix";
+            let problem = "needs a time to compare: set timestamp_header or timestamp_prefix";
             return Err(wrong("tolerance_seconds", problem));
         }
         scheme.clock = at.map(|at| Clock { at, tolerance_seconds });
@@ -241,8 +241,8 @@ impl Scheme {
         }
     }
 
-    /// Refuses a time or an id that is declared and not signed, which anybody could
-    /// replace, and one that is signed and not declared.
+    /// Refuses a time or id that is declared but not signed, which anyone could replace, and one
+    /// that is signed but not declared.
     fn check(&self) -> Result<(), SchemeProblem> {
         let has = |part| self.signed.contains(&part);
         let problem = match (has(Part::Timestamp), self.clock.is_some()) {
@@ -259,7 +259,7 @@ impl Scheme {
         Err(wrong("signed", problem))
     }
 
-    /// A secret as this scheme's senders write it.
+    /// Creates a secret from the text that this scheme's senders use.
     ///
     /// # Errors
     /// Those of [`Secret::new`] and [`Secret::standard`].
@@ -270,16 +270,14 @@ impl Scheme {
         }
     }
 
-    /// Checks what a request carries against its raw body, before anything is parsed.
-    /// One of its signatures must be that of one of the secrets, and the time of
-    /// sending, where there is one, within the tolerance of `now`. So a request can be
-    /// replayed within that window alone; there, and without a time, the identity of
-    /// the events protects against a replay.
+    /// Verifies a request's headers against its raw body, before anything is parsed. At least one
+    /// signature must match one of the secrets, and the time of sending, if there is one, must be
+    /// within the tolerance of `now`. So a request can be replayed only within that window; there,
+    /// and without a time, the identity of the events protects against a replay.
     ///
     /// # Errors
-    /// [`ErrorKind::SignatureInvalid`] names the header and what is wrong with it. All
-    /// comparisons with secrets take the same time, and the time of sending is judged
-    /// after them.
+    /// [`ErrorKind::SignatureInvalid`] names the header and the problem. All comparisons with
+    /// secrets take the same time; the time of sending is checked after them.
     pub fn verify(
         &self,
         secrets: &Secrets,
@@ -309,8 +307,8 @@ impl Scheme {
         self.check_time(sent, now)
     }
 
-    /// The elements of the header: separated by white space, and by commas unless the
-    /// prefix has one.
+    /// The elements of the header, separated by white space, and by commas unless the prefix
+    /// contains one.
     fn elements<'v>(&self, value: &'v str) -> impl Iterator<Item = &'v str> {
         let has_comma = self.prefix.contains(',');
         let is_between = move |c: char| c.is_ascii_whitespace() || (c == ',' && !has_comma);
@@ -344,7 +342,7 @@ impl Scheme {
         Ok(signatures)
     }
 
-    /// The value of a header that is signed; empty if none is.
+    /// The value of a signed header; empty if none is declared.
     fn signed_header<'h>(&self, headers: &'h Headers, name: Option<&str>) -> Result<&'h str> {
         let Some(name) = name else { return Ok("") };
         headers.get(name).filter(|value| (1..=MAX_SIGNED_BYTES).contains(&value.len())).ok_or_else(
@@ -355,7 +353,7 @@ impl Scheme {
         )
     }
 
-    /// The time of sending as it is signed; empty if there is none.
+    /// The time of sending as signed; empty if there is none.
     fn sent<'h>(&self, headers: &'h Headers, value: &'h str) -> Result<&'h str> {
         match self.clock.as_ref().map(|clock| &clock.at) {
             None => Ok(""),
@@ -394,8 +392,7 @@ fn invalid(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::SignatureInvalid, what.into())
 }
 
-/// The digest that a text stands for. The length decides: 64 hex digits are valid
-/// base64 too, of 48 bytes.
+/// Decodes a digest. The length decides, because 64 hex digits are also valid base64 (of 48 bytes).
 fn decode(text: &str, encoding: Encoding) -> Option<[u8; 32]> {
     match (text.len(), encoding) {
         (HEX_LEN, Encoding::Hex | Encoding::Any) => {
@@ -414,7 +411,7 @@ fn wrong(field: &'static str, problem: impl Into<String>) -> SchemeProblem {
     SchemeProblem { field, problem: problem.into() }
 }
 
-/// A text that can stand in a header.
+/// Checks a text that is to be part of a header.
 fn text(field: &'static str, given: &str) -> Result<String, SchemeProblem> {
     let is_visible = given.bytes().all(|b| (b'!'..=b'~').contains(&b));
     if given.len() > MAX_TEXT_BYTES || !is_visible {
@@ -424,7 +421,7 @@ fn text(field: &'static str, given: &str) -> Result<String, SchemeProblem> {
     Ok(given.to_owned())
 }
 
-/// The name of a header, in lower case.
+/// Checks the name of a header and returns it in lower case.
 fn header(field: &'static str, name: Option<&str>) -> Result<Option<String>, SchemeProblem> {
     let Some(name) = name else { return Ok(None) };
     let is_of_name = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
@@ -474,10 +471,10 @@ fn template(text: &str) -> Result<Vec<Part>, SchemeProblem> {
     parts.push(Part::Text(rest.to_owned()));
     parts.push(Part::Body);
     parts.retain(|part| !matches!(part, Part::Text(text) if text.is_empty()));
-    // Bytes could move from one to the next under the same signature.
+    // Bytes could move from one to the other under the same signature.
     let is_text = |part: &Part| matches!(part, Part::Text(_));
     if parts.windows(2).any(|pair| !pair.iter().any(is_text)) {
-        let problem = "has two placeholders beside each other: put a text between them, as in \"{id}.{timestamp}.{body}\"";
+        let problem = "has two adjacent placeholders: put a text between them, as in \"{id}.{timestamp}.{body}\"";
         return Err(wrong("signed", problem));
     }
     Ok(parts)
@@ -604,9 +601,9 @@ mod tests {
             (json!({"signed": "{id}.{body}"}), "signed", "id_header"),
             (json!({"id_header": "X-Id"}), "signed", "lacks {id}"),
             (json!({"signed": "{body}."}), "signed", "must end with {body}"),
-            (json!({"signed": "{id}{timestamp}.{body}"}), "signed", "beside each other"),
-            (json!({"signed": "v0:{id}.{timestamp}{body}"}), "signed", "beside each other"),
-            (json!({"signed": "{id}{body}"}), "signed", "beside each other"),
+            (json!({"signed": "{id}{timestamp}.{body}"}), "signed", "adjacent placeholders"),
+            (json!({"signed": "v0:{id}.{timestamp}{body}"}), "signed", "adjacent placeholders"),
+            (json!({"signed": "{id}{body}"}), "signed", "adjacent placeholders"),
             (json!({"signed": "{other}{body}"}), "signed", "must end"),
             (json!({"signed": "{body}{body}"}), "signed", "must end"),
             (json!({"signed": "}{body}"}), "signed", "must end"),

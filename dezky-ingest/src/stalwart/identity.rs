@@ -1,27 +1,26 @@
 //! Identity of an event across retries.
 //!
-//! The `id` of 0.8 is a snowflake and does. From 0.9 on it does not: up to
-//! 0.16.10 it is the second and the number of the type, shared by all events of
-//! one type in one second; from 0.16.11 on a counter stands between the two that
-//! advances at each *serialisation*, so that every retry has new ids. Those are
-//! known by their form, and the event is identified by its content instead.
+//! The `id` of 0.8 is a snowflake and identifies its event. From 0.9 on it does not: up to 0.16.10
+//! it is the second and the number of the type, shared by all events of one type in one second;
+//! from 0.16.11 on a counter stands between the two that advances at each *serialisation*, so that
+//! every retry has new ids. Those are known by their form, and the event is identified by its
+//! content instead.
 
 use dezky_core::Timestamp;
 
 use crate::keys::ContentKeys;
 
-/// Whether an `id` identifies its event: not if it is the Unix seconds of
-/// `createdAt` followed by digits only. (By none at all neither: the second
-/// alone is no identity.)
+/// Whether an `id` identifies its event: not if it is the Unix seconds of `createdAt`, alone or
+/// followed by digits only.
 pub(super) fn identifies(id: &str, created_at: Option<Timestamp>) -> bool {
     let Some(at) = created_at else { return true };
     let seconds = at.as_millis().div_euclid(1_000).to_string();
     !id.strip_prefix(&seconds).is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Makes the content keys `sw1:…` of one request, each of `createdAt` and type as
-/// received and the data canonical, the data redacted. `scope` is the source's name,
-/// never which secret matched: changing a secret must not change the keys.
+/// Makes the content keys `sw1:…` of one request, from `createdAt` and type as received and the
+/// canonical, redacted data. `scope` is the source's name and does not depend on the secret:
+/// changing a secret must not change the keys.
 pub(super) fn content_keys(scope: &str) -> ContentKeys<'_> {
     ContentKeys::new("sw1", scope)
 }

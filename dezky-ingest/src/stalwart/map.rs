@@ -1,12 +1,13 @@
-//! From a wire event to an audit event: who, where, on what, whose.
+//! Maps a wire event to an audit event: actor, address, resource, tenant.
 //!
-//! Keys of other senders come first, then Stalwart's own of every release. They
-//! are looked for in `data`, then beside it.
+//! Keys of other senders come first, then those of every Stalwart release. They are searched for in
+//! `data`, then alongside it.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
 
 use dezky_core::canonical::canonicalize;
+use dezky_core::json::Value;
 use dezky_core::{
     Actor, ActorType, NewEvent, NewMetadata, Outcome, PulledEvent, TenantHint, Timestamp,
     written_address,
@@ -14,18 +15,18 @@ use dezky_core::{
 
 use serde_json::Value as Annotation;
 
-use super::json::Value;
 use super::proto::WireEvent;
 use super::{SOURCE, verbs};
 use crate::address::bare_address;
+use crate::annotations::{RAW_ACTION, RAW_ID};
 use crate::domain::{domain, domain_of};
 use crate::secrets::{clean, clean_text};
 
-/// The largest part of a received type or id that is noted, in bytes.
+/// The longest received type or id kept in an annotation, in bytes.
 const RAW_MAX: usize = 512;
 
-/// Who it was: other senders' keys, then those of 0.9.1 and later, of 0.8, of
-/// 0.9.0, and of mail in 0.8.
+/// The actor: other senders' keys, then those of 0.9.1 and later, of 0.8, of 0.9.0, and of mail in
+/// 0.8.
 const ACTOR: [&str; 7] =
     ["email", "account", "username", "accountName", "login", "name", "authenticatedAs"];
 const IP: [&str; 2] = ["ip", "remoteIp"];
@@ -36,7 +37,7 @@ const SENDER: [&str; 3] = ["from", "returnPath", "sender"];
 /// Members that identify a message, best first.
 const MESSAGE: [&str; 3] = ["messageId", "queueId", "blobId"];
 
-/// Makes the audit event. Never fails: what an event does not say is absent.
+/// Makes the audit event. Never fails: fields that the event does not have stay absent.
 pub(super) fn map(
     source: &str,
     event: &WireEvent<'_>,
@@ -53,15 +54,14 @@ pub(super) fn map(
 
     let mut metadata = metadata(event, &verb, &fields, account.is_none());
     let ip = fields.ip().or_else(|| {
-        // For a genuine event this would be the Stalwart server, never the client
-        // of the mail: said, so that nobody blocks it.
+        // For a genuine event this is the Stalwart server, never the mail client: annotated, so
+        // that nobody blocks it.
         let ip = client_ip?.to_string();
         metadata.annotate("ipFrom", "request");
         Some(ip)
     });
 
-    // Of an account verb the id is that of the account it was done to, which an
-    // operator may have done.
+    // In an account verb, the id is that of the affected account; an operator may have acted.
     let names_two = matches!((&account, &target), (Some(a), Some(t)) if a != t);
     let is_others = subject == Subject::OtherAccount && names_two;
     let actor = Actor {
@@ -138,7 +138,7 @@ fn outcome(verb: &str, normalised: &str) -> Outcome {
     }
 }
 
-/// The data as the source said it, and what we say about it.
+/// The source's data with our annotations.
 fn metadata(
     event: &WireEvent<'_>,
     verb: &str,
@@ -149,23 +149,23 @@ fn metadata(
     let mut metadata = match data {
         Some(data) => {
             let mut metadata = NewMetadata::from_source(clean(data, |_| false));
-            let beside = event.beside().map(|beside| clean_text(&beside).into_owned());
-            if let Some(beside) = beside.and_then(|text| canonicalize(&text).ok()) {
-                // Nested too deeply for a value, it stays text.
+            let others = event.other_fields().map(|others| clean_text(&others).into_owned());
+            if let Some(others) = others.and_then(|text| canonicalize(&text).ok()) {
+                // Nested too deeply for a value: stays text.
                 let value: Annotation =
-                    serde_json::from_str(&beside).unwrap_or_else(|_| beside.into());
+                    serde_json::from_str(&others).unwrap_or_else(|_| others.into());
                 metadata.annotate("envelope", value);
             }
             metadata
         }
-        // A flat event, or one whose data is something else.
+        // A flat event, or one whose data is not an object.
         None => event
             .body()
             .map_or_else(NewMetadata::default, |body| NewMetadata::from_source(clean_text(&body))),
     };
-    metadata.annotate("rawAction", head(&event.kind));
+    metadata.annotate(RAW_ACTION, head(&event.kind));
     if let Some(id) = &event.id {
-        metadata.annotate("rawId", head(id));
+        metadata.annotate(RAW_ID, head(id));
     }
     if let Some(cause) = verbs::ban_cause(&event.normalised) {
         metadata.annotate("cause", cause);
@@ -176,9 +176,8 @@ fn metadata(
     {
         metadata.annotate("result", verdict);
     }
-    // Every unauthenticated JMAP, DAV or API request gives one of these, the
-    // normal first request of many clients too: not to be counted as a failed
-    // login.
+    // Every unauthenticated JMAP, DAV or API request causes one, including the normal first request
+    // of many clients: not a failed login.
     if verb == "auth_failed"
         && is_nameless
         && fields.first(&["details"]).as_deref() == Some("Missing Authorization header.")
@@ -186,7 +185,7 @@ fn metadata(
         metadata.annotate("kind", "no_credentials");
         metadata.annotate("severity", "low");
     }
-    // DKIM "failures" also come for mail that bears no signature.
+    // DKIM "failures" also occur for mail without a signature.
     if verb == "dkim_failure"
         && own("result").is_some_and(|list| list.is_list() && list.elements().next().is_none())
     {
@@ -203,10 +202,9 @@ fn head(text: &str) -> &str {
 /// Ways to the tenant, best first: the domain of an account, then the account's
 /// id.
 ///
-/// Which account depends on the direction. What goes out is its sender's: its
-/// recipients may belong to another tenant, who has no business in seeing it. What
-/// comes in is its recipients', and never its alleged sender's. Recipients of
-/// several domains may be several tenants', so they give none.
+/// The account depends on the direction. Outgoing mail is its sender's: its recipients may belong
+/// to another tenant, which must not see it. Incoming mail is its recipients', never its alleged
+/// sender's. Recipients of several domains may belong to several tenants, so they give none.
 fn hints(
     source: &str,
     event: &WireEvent<'_>,
@@ -225,12 +223,12 @@ fn hints(
     let mut domains = Vec::new();
     match subject {
         Subject::OtherAccount => domains.extend([fields.target_domain(), account]),
-        // The domain that was checked is what an alleged sender claims.
+        // The checked domain is an alleged sender's claim.
         Subject::Domain => domains.push(account),
         _ if goes_out => {
             domains.extend([account, sender()]);
-            // A null sender's bounce goes to whom it concerns; of a submission that
-            // says no sender the recipients say nothing.
+            // A bounce from the null sender concerns its recipient; the recipients of a submission
+            // without a sender say nothing.
             if verb != "mail_submitted" && domains.iter().all(Option::is_none) {
                 domains.push(fields.target_domain());
             }
@@ -243,14 +241,14 @@ fn hints(
             hints.push(hint);
         }
     }
-    // Another instance counts its accounts for itself: its 3 is somebody else.
+    // Each instance numbers its own accounts, so its 3 is another account.
     if source == SOURCE {
         hints.extend(account_id.map(|id| TenantHint::User { system: SOURCE, id }));
     }
     hints
 }
 
-/// The fields of an event, wherever they are.
+/// The fields of an event, in the data or alongside it.
 struct Fields<'d> {
     /// The data, then the event itself.
     places: [Option<Value<'d>>; 2],
@@ -260,7 +258,7 @@ struct Fields<'d> {
 impl<'d> Fields<'d> {
     fn of(event: &WireEvent<'d>) -> Self {
         let places = [event.data, Some(event.object)];
-        // Elsewhere `causedBy` is the text of a place in the source.
+        // Otherwise `causedBy` is the text of a place in the source code.
         let caused_by = places
             .iter()
             .flatten()
@@ -273,29 +271,27 @@ impl<'d> Fields<'d> {
         self.places.into_iter().flatten()
     }
 
-    /// The first of the keys whose value is text or a number, in the data, then
-    /// beside it.
+    /// The first of the keys whose value is text or a number, in the data, then alongside it.
     fn first(&self, keys: &[&str]) -> Option<String> {
         self.places()
             .find_map(|place| keys.iter().find_map(|key| place.get(key)?.text()))
             .map(Cow::into_owned)
     }
 
-    /// A field of the error that an error is caused by.
+    /// A field of an error's cause.
     fn nested(&self, key: &str) -> Option<String> {
         self.caused_by?.get(key)?.text().map(Cow::into_owned)
     }
 
-    /// The first value that is an address; else the first value, which sealing keeps as
-    /// text.
+    /// The first value that is an address; otherwise the first value, which sealing keeps as text.
     fn ip(&self) -> Option<String> {
-        let [data, beside] =
+        let [data, envelope] =
             self.places.map(|place| IP.map(|key| place.and_then(|place| place.get(key))));
         let nested = self.caused_by.and_then(|cause| cause.get("remoteIp"));
         let said: Vec<_> = data
             .into_iter()
             .chain([nested])
-            .chain(beside)
+            .chain(envelope)
             .flatten()
             .filter_map(Value::text)
             .collect();
@@ -303,7 +299,7 @@ impl<'d> Fields<'d> {
         readable.or(said.first()).map(|text| bare_address(text.clone().into_owned()))
     }
 
-    /// Whom a message is for.
+    /// The recipients of a message.
     fn recipients(&self) -> Vec<String> {
         let said = self.places().find_map(|place| RECIPIENTS.iter().find_map(|key| place.get(key)));
         let Some(said) = said else { return Vec::new() };
@@ -311,14 +307,14 @@ impl<'d> Fields<'d> {
         one.chain(said.elements().filter_map(Value::text)).map(Cow::into_owned).collect()
     }
 
-    /// On whom or what, as text.
+    /// The target as text.
     fn target(&self) -> Option<String> {
         self.first(&["account", "email", "address"])
             .or_else(|| Some(self.recipients().join(", ")).filter(|text| !text.is_empty()))
             .or_else(|| self.first(&["accountName", "domain"]))
     }
 
-    /// The one domain of the target.
+    /// The target's domain, if there is only one.
     fn target_domain(&self) -> Option<String> {
         if let Some(address) = self.first(&["account", "email", "address"]) {
             return domain_of(&address);
@@ -335,7 +331,7 @@ impl<'d> Fields<'d> {
         }
     }
 
-    /// The domain that was checked: said itself, or by the signature's result.
+    /// The checked domain: stated directly, or in the signature's result.
     fn domain(&self) -> Option<String> {
         self.first(&["domain"]).or_else(|| {
             let result = self.places().find_map(|place| place.get("result"))?;

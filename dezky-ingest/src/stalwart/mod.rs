@@ -1,9 +1,8 @@
 //! Stalwart's webhooks: from a request's body to audit events.
 //!
-//! Covers every release from 0.8.2, the first that has webhooks, to 0.16.18 and
-//! the v1.0.0 branch, and other senders that use the same envelope. Pure: the
-//! body has been [verified](crate::signature) before, and is answered after the
-//! events are durable.
+//! Covers every release from 0.8.2, the first that has webhooks, to 0.16.18 and the v1.0.0 branch,
+//! and other senders that use the same envelope. Pure: the receiver [verifies](crate::signature)
+//! the body before, and acknowledges it after the events are durable.
 
 mod identity;
 mod map;
@@ -18,95 +17,84 @@ use std::net::IpAddr;
 use std::vec::IntoIter;
 
 use dezky_core::canonical::canonicalize;
+use dezky_core::json::{self, Doc, Value};
 use dezky_core::store::MAX_QUARANTINE_RAW_BYTES;
 use dezky_core::{PulledEvent, QuarantineItem, Timestamp};
 use sha2::{Digest as _, Sha256};
 
 use self::proto::{Odd, WireEvent};
 pub use self::receiver::StalwartReceiver;
-use crate::json::{self, Doc, Value};
+pub use crate::body::DecodedBody;
+use crate::body::{MalformedItems, kept_list, not_json};
 use crate::keys::ContentKeys;
 use crate::secrets::clean_text;
-use crate::webhook::{OddItems, kept_list};
 
 /// The source name of the first instance; a further one is `stalwart:{instance}`.
 pub const SOURCE: &str = "stalwart";
 
-/// The most events of one body, unless a receiver is told otherwise: more than 16 MiB
-/// have of the smallest that Stalwart sends.
+/// The maximum number of events in a body, unless a receiver sets another: more than 16 MiB of the
+/// smallest that Stalwart sends.
 pub const MAX_BODY_EVENTS: usize = 131_072;
 
-/// The longest identity that the log takes, in bytes.
+/// The longest external id that the log accepts, in bytes.
 const EXTERNAL_ID_MAX: usize = 512;
 
 /// The reason of a body that can't be parsed.
 const NOT_JSON: &str = "not_json";
 
-/// The reason of a body that has none.
+/// The reason of a body without events.
 const NO_EVENTS: &str = "no_events";
-
-/// Content of a body.
-#[derive(Debug, Clone, Default)]
-pub struct Decoded {
-    /// The events, in the order of the body. Each has an external id; that two
-    /// have the same one is possible, and means that they are one event.
-    pub events: Vec<PulledEvent>,
-    /// Quarantine items, without secrets.
-    pub quarantine: Vec<QuarantineItem>,
-}
 
 /// Decodes the body of a request whose signature was verified.
 ///
-/// Never fails, as a request that is refused would be sent again as a whole,
-/// block all behind it and then be lost. A body that is not JSON, or has no
-/// events, is one item in quarantine (`not_json`, `no_events`); an element that
-/// is not an object, or has no type, is one (`not_an_object`, `no_type`) and
-/// leaves the others as they are; of more than a hundred of these the others are
-/// kept together, as many in one item as it has room for (`too_many_odd`). Nothing else is refused.
+/// Never fails, because a refused request would be retried as a whole, block all later ones and
+/// finally be lost. A body that is not JSON, or has no events, is one quarantine item (`not_json`,
+/// `no_events`). So is an element that is not an object, or has no type (`not_an_object`,
+/// `no_type`), without affecting the others; those beyond the first hundred are packed into as few
+/// items as possible (`too_many_odd`). Nothing else is refused.
 ///
-/// - Secrets (`contents` at any depth; `id` and `details` of an `auth.error`)
-///   are taken out first: they are in no event, key or quarantined text. Of what
-///   has no type more is taken out, of what is not JSON nothing but the length
-///   is kept; the receiver identifies it by a digest that is keyed with its secret. What stands under a secret's name, or in an address (`?token=…`), is hidden
-///   in what is kept, as of all sources; content keys are taken before, so that they stay
-///   what they are when that rule changes.
-/// - `external_id` is the event's `id` where that identifies it. Where it is
-///   the seconds of `createdAt` followed by digits (Stalwart from 0.9 on), or
-///   missing, or the `id` has over 512 bytes, it is the content key `sw1:…`,
-///   which is the same at every retry.
-///   `source` is its scope.
-/// - `at` is `createdAt`; without one that can be believed it is `received_at`, noted as
+/// - Secrets (`contents` at any depth; `id` and `details` of an `auth.error`) are removed first:
+///   events, keys and quarantined text hold none. From an element without a type, more is removed;
+///   of text that is not JSON, only the length is kept, and the receiver identifies it by a digest
+///   that is keyed with its secret. Values under a secret's name, or in an address (`?token=…`),
+///   are hidden in stored text, as for all sources; content keys are made before that, so that they
+///   do not change with that rule.
+/// - `external_id` is the event's `id` if that identifies it. If it is the seconds of `createdAt`
+///   followed by digits (Stalwart from 0.9 on), missing, or over 512 bytes long, it is the content
+///   key `sw1:…`, which is the same at every retry. `source` is its scope.
+/// - `at` is `createdAt`. Without a plausible one it is `received_at`, noted as
 ///   `_dezky.timeSource`, `timeProblem` and `rawAt`.
-/// - The metadata is the event's `data`; `_dezky` says `rawAction`, `rawId`,
-///   `envelope` (fields beside the data), `ipFrom: "request"` (the event has no
-///   address, `client_ip` was taken), `cause` (of a ban), `result` (the verdict of
-///   `spam.classify`), `kind` and `severity` (`no_credentials`, `unsigned`: not
-///   to be counted as hostile).
+/// - The metadata is the event's `data`; `_dezky` holds `rawAction`, `rawId`, `envelope` (fields
+///   alongside the data), `ipFrom: "request"` (the event has no address, so it is `client_ip`),
+///   `cause` (of a ban), `result` (the verdict of `spam.classify`), `kind` and `severity`
+///   (`no_credentials`, `unsigned`: not hostile).
 pub fn decode(
     source: &str,
     body: &[u8],
     client_ip: Option<IpAddr>,
     received_at: Timestamp,
-) -> Decoded {
+) -> DecodedBody {
     let text = text_of(body);
     let reader = Reader { source, client_ip, received_at };
     match reader.read(&text, body.len(), usize::MAX) {
-        Ok(Body::Events(mut events)) => {
-            Decoded { events: events.by_ref().collect(), quarantine: events.into_items() }
-        }
-        Ok(Body::Odd(item)) => Decoded { events: Vec::new(), quarantine: vec![item] },
-        // There are no more than that.
-        Err(_) => Decoded::default(),
+        Ok(Body::Events(mut events)) => DecodedBody {
+            events: events.by_ref().collect(),
+            quarantine: events.into_items(),
+            ..DecodedBody::default()
+        },
+        Ok(Body::Odd(item)) => DecodedBody { quarantine: vec![item], ..DecodedBody::default() },
+        // Can't fail: no body has more than `usize::MAX` events.
+        Err(_) => DecodedBody::default(),
     }
 }
 
-/// The text of a body. Bytes that are no UTF-8 become U+FFFD, as in normal form, so that a
-/// bad one does not take the events beside it along.
+/// The text of a body. Bytes that are not UTF-8 become U+FFFD, as in normal form, so that a bad
+/// byte does not affect other events.
 fn text_of(body: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(body)
 }
 
-/// Context of a request besides its body.
+/// The context of a request.
 #[derive(Clone, Copy)]
 struct Reader<'a> {
     source: &'a str,
@@ -114,7 +102,7 @@ struct Reader<'a> {
     received_at: Timestamp,
 }
 
-/// A body, read.
+/// The result of reading a body.
 enum Body<'a> {
     Events(Box<Events<'a>>),
     /// All of it goes to the quarantine.
@@ -122,18 +110,14 @@ enum Body<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Finds the events of a body of `size` bytes; reads none of them yet. An error is
-    /// their number, if there are more than `max`.
+    /// Finds the events of a body of `size` bytes; decodes none of them yet. An error holds their
+    /// number, if there are more than `max`.
     fn read(self, text: &'a str, size: usize, max: usize) -> Result<Body<'a>, usize> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         if let Err(error) = json::check(text) {
-            let (line, column) = (error.line(), error.column());
-            let detail = format!(
-                "{size} bytes are not JSON at line {line} column {column}; not kept, as there may be \
-                 secrets in them"
-            );
-            // What can't be parsed can't be redacted, so only its length is kept: a
-            // hash, too, would let a secret be guessed. The receiver has a key for one.
+            let detail = not_json(size, &error);
+            // Text that can't be parsed can't be redacted, so only its length is kept: even a hash
+            // would let a secret be guessed. The receiver adds a keyed one.
             return Ok(Body::Odd(self.item(NOT_JSON, format!("{NOT_JSON}:{size}"), detail, "")));
         }
         let elements = proto::events(text, max)?;
@@ -144,7 +128,7 @@ impl<'a> Reader<'a> {
             return Ok(Body::Odd(self.item(NO_EVENTS, sha256(&raw), detail, &clean_text(&raw))));
         }
         let count = elements.len();
-        let (keys, odd) = (identity::content_keys(self.source), OddItems::default());
+        let (keys, odd) = (identity::content_keys(self.source), MalformedItems::default());
         let elements = elements.into_iter().enumerate();
         Ok(Body::Events(Box::new(Events { reader: self, elements, count, keys, odd })))
     }
@@ -161,14 +145,13 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The events of a body, each read when it is asked for; what is none of them is put
-/// aside.
+/// The events of a body, decoded on demand; malformed elements are collected.
 struct Events<'a> {
     reader: Reader<'a>,
     elements: Enumerate<IntoIter<&'a str>>,
     count: usize,
     keys: ContentKeys<'a>,
-    odd: OddItems,
+    odd: MalformedItems,
 }
 
 impl Iterator for Events<'_> {
@@ -177,12 +160,12 @@ impl Iterator for Events<'_> {
     fn next(&mut self) -> Option<PulledEvent> {
         loop {
             let (index, element) = self.elements.next()?;
-            // From here on nobody sees the text but without its secrets. An element has all
-            // that says what they are; nothing around it does.
+            // From here on, the text has no secrets. Whether a member is one depends on its element
+            // alone.
             let doc = Doc::of_checked(element);
             let clean = redact::redact(&doc);
             let again;
-            // Most have none, and are not read again.
+            // Most elements have no secrets and are not parsed again.
             let doc = match &clean {
                 Cow::Borrowed(_) => &doc,
                 Cow::Owned(text) => {
@@ -207,14 +190,14 @@ impl Iterator for Events<'_> {
 }
 
 impl Events<'_> {
-    /// The quarantine items, once all events are read.
+    /// The quarantine items, once all events are decoded.
     fn into_items(self) -> Vec<QuarantineItem> {
         self.odd.into_items(self.count)
     }
 }
 
-/// The text of JSON without the secrets of Stalwart's events, as another program kept
-/// one of them: more goes where no type says what it is.
+/// The text of an event of Stalwart's that another program stored, without its secrets; more is
+/// removed if it has no type.
 pub(crate) fn without_secrets(text: &str, is_typed: bool) -> String {
     let clean = Doc::parse(text).map(|doc| {
         let clean = if is_typed { redact::redact(&doc) } else { redact::redact_untyped(&doc) };
@@ -223,15 +206,16 @@ pub(crate) fn without_secrets(text: &str, is_typed: bool) -> String {
     clean.map(|clean| clean_text(&clean).into_owned()).unwrap_or_default()
 }
 
-/// Reads what was kept of an element, of several or of a whole body again: all are
-/// events today, or none is taken.
+/// Decodes a quarantined element, several of them or a whole body again. Fails unless all are
+/// events now.
 pub(crate) fn redecode(item: &QuarantineItem) -> Result<Vec<PulledEvent>, String> {
     let body = if item.reason == NO_EVENTS {
         String::from_utf8_lossy(&item.raw).into_owned()
     } else {
         kept_list(item)?
     };
-    let Decoded { events, quarantine } = decode(&item.source, body.as_bytes(), None, item.at);
+    let DecodedBody { events, quarantine, .. } =
+        decode(&item.source, body.as_bytes(), None, item.at);
     match quarantine.first() {
         Some(odd) => Err(format!("still {}: {}", odd.reason, odd.detail)),
         None => Ok(events),
@@ -243,26 +227,26 @@ fn external_id(event: &WireEvent<'_>, keys: &mut ContentKeys<'_>) -> String {
     if let Some(id) = own.filter(|id| id.len() <= EXTERNAL_ID_MAX) {
         return id.clone().into_owned();
     }
-    // Stalwart has nothing beside the data. Of a sender who does it is content as
-    // well: without it different events would be one.
-    let content = match (event.beside(), event.data) {
-        // Too long to be the identity, but part of it.
+    // Stalwart sends nothing alongside the data. If another sender does, it is content as well:
+    // without it, different events would be one.
+    let content = match (event.other_fields(), event.data) {
+        // Too long to be the external id, but part of the identity.
         _ if own.is_some() => canonicalize(&event.all_but_kind().unwrap_or_default()),
         (None, Some(data)) => canonicalize(data.raw()),
         (None, None) => Ok("{}".into()),
         (Some(_), _) => canonicalize(&event.body().unwrap_or_default()),
     };
-    // It was parsed from a document, so it is JSON.
+    // Part of a parsed document, so it is JSON.
     keys.key(&[&event.created_at, &event.kind, &content.unwrap_or_default()])
 }
 
 /// The key and text of the quarantine item for something that is not an event.
 fn odd_event(value: Value<'_>) -> (String, String) {
-    // Its type is not known, so it may be one whose data must not be kept.
+    // Its type is unknown, so its data may have to be removed.
     let parsed = Doc::parse(value.raw());
     let raw = parsed.map(|doc| redact::redact_untyped(&doc).into_owned()).unwrap_or_default();
     let content = Doc::parse(&raw).ok().and_then(|doc| {
-        // A retry has a new id where the id does not identify the event.
+        // If the id does not identify the event, a retry has a new one.
         let id = proto::id(doc.root())?;
         let (_, at) = proto::created_at(doc.root());
         if identity::identifies(&id, at) {

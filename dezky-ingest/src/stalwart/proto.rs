@@ -1,20 +1,19 @@
-//! The wire: an envelope, read strictly, around events whose data is not.
+//! The wire format: an envelope, read strictly, around events, read leniently.
 //!
-//! `{"events":[{"id","createdAt","type","data"}]}` is what Stalwart has sent
-//! since 0.8.2; a bare list and `{"event":{…}}` come from other senders.
+//! Stalwart has sent `{"events":[{"id","createdAt","type","data"}]}` since 0.8.2; a bare list and
+//! `{"event":{…}}` come from other senders.
 
 use std::borrow::Cow;
 
 use dezky_core::Timestamp;
+use dezky_core::json::{self, Doc, Value};
 
-use super::json::{self, Doc, Value};
 use super::verbs;
 
-/// The events of a body's [checked](json::check) text, in order. None if it is no envelope,
-/// or an empty one; an error, with their number, if there are more than `max`.
+/// The events of a body's [checked](json::check) text, in order. Empty if it is not an envelope, or
+/// an empty one. An error holds their number, if there are more than `max`.
 ///
-/// An envelope that names `events` or `event` more than once gives all of them:
-/// to choose would be to lose some.
+/// A repeated `events` or `event` counts as a whole: choosing one would lose the others.
 pub(super) fn events(text: &str, max: usize) -> Result<Vec<&str>, usize> {
     let lists = if text.trim_start().starts_with('[') {
         vec![text]
@@ -46,17 +45,17 @@ pub(super) fn events(text: &str, max: usize) -> Result<Vec<&str>, usize> {
     Ok(events)
 }
 
-/// The elements of a list; none of anything else.
+/// The elements of a list; nothing for any other value.
 fn elements(list: &str) -> impl Iterator<Item = &str> {
-    // Looked at once: before it there may be megabytes of blanks.
+    // Trimmed once, because there may be megabytes of blanks.
     let list = if list.trim_start().starts_with('[') { list } else { "" };
     json::children(list)
 }
 
-/// An event as it came.
+/// An event as received.
 pub(super) struct WireEvent<'d> {
     pub(super) object: Value<'d>,
-    /// As received: a string, or a number as it was spelled.
+    /// As received: a string, or a number as spelled.
     pub(super) id: Option<Cow<'d, str>>,
     /// As received.
     pub(super) kind: Cow<'d, str>,
@@ -64,8 +63,8 @@ pub(super) struct WireEvent<'d> {
     pub(super) normalised: String,
     /// As received; empty if there is none.
     pub(super) created_at: Cow<'d, str>,
-    /// `created_at`, where it is RFC 3339, with or without a fraction. For the identity
-    /// alone, which must not change when more spellings are read.
+    /// `created_at`, if it is RFC 3339, with or without a fraction. Only for the identity, which
+    /// must not change when more spellings are accepted.
     pub(super) at: Option<Timestamp>,
     pub(super) data: Option<Value<'d>>,
 }
@@ -93,29 +92,29 @@ impl<'d> WireEvent<'d> {
         Ok(Self { object, id, kind, normalised, created_at, at, data })
     }
 
-    /// What stands in the event beside the four fields of Stalwart's, as an
-    /// object: fields that other senders put there. `None` if nothing does.
-    pub(super) fn beside(&self) -> Option<String> {
+    /// The fields other than Stalwart's four, as an object; other senders have them. `None` if
+    /// there are none.
+    pub(super) fn other_fields(&self) -> Option<String> {
         members_but(self.object, &["id", "createdAt", "type", "data"])
     }
 
-    /// All but the time and the type, as an object.
+    /// The fields except time and type, as an object.
     pub(super) fn all_but_kind(&self) -> Option<String> {
         members_but(self.object, &["createdAt", "type"])
     }
 
-    /// All but what identifies the event, as an object.
+    /// The fields except id, time and type, as an object.
     pub(super) fn body(&self) -> Option<String> {
         members_but(self.object, &["id", "createdAt", "type"])
     }
 }
 
-/// The `id` of an object: text that is not empty, or a number.
+/// The `id` of an object: non-empty text, or a number.
 pub(super) fn id(object: Value<'_>) -> Option<Cow<'_, str>> {
     object.get("id").and_then(Value::text)
 }
 
-/// `createdAt` as received, and read.
+/// `createdAt` as received, and parsed.
 pub(super) fn created_at(object: Value<'_>) -> (Cow<'_, str>, Option<Timestamp>) {
     let text = match object.get("createdAt") {
         None => return (Cow::Borrowed(""), None),
@@ -125,14 +124,14 @@ pub(super) fn created_at(object: Value<'_>) -> (Cow<'_, str>, Option<Timestamp>)
     (text, at)
 }
 
-/// An object of the members that are not named, as they were spelled.
+/// An object of the members except those named, as spelled; `None` if there are none.
 pub(super) fn members_but(object: Value<'_>, names: &[&str]) -> Option<String> {
     let mut out = String::new();
     for member in object.members().filter(|m| !names.contains(&&*m.name())) {
         out.push(if out.is_empty() { '{' } else { ',' });
-        out.push_str(member.key.raw());
+        out.push_str(member.key().raw());
         out.push(':');
-        out.push_str(member.value.raw());
+        out.push_str(member.value().raw());
     }
     (!out.is_empty()).then(|| out + "}")
 }
@@ -171,7 +170,7 @@ mod tests {
         let started = TokioRuntime.now();
         assert_eq!(events(&body, 1 << 20).map(|events| events.len()), Ok(100_001));
         let took = TokioRuntime.now().saturating_since(started);
-        // Passed again for each, they would take minutes.
+        // Scanning them again per event would take minutes.
         assert!(took < std::time::Duration::from_secs(20), "{took:?}");
     }
 
@@ -185,7 +184,7 @@ mod tests {
         assert_eq!(event.kind, "Auth.Failed");
         assert_eq!(event.at, Timestamp::parse("2026-08-17T10:00:00.500Z"));
         assert_eq!(event.data.unwrap().raw(), "7");
-        assert_eq!(event.beside().unwrap(), r#"{"a\u0062":1}"#);
+        assert_eq!(event.other_fields().unwrap(), r#"{"a\u0062":1}"#);
         assert_eq!(event.body().unwrap(), r#"{"data":7,"a\u0062":1}"#);
 
         let doc = Doc::parse(r#"{"id":{},"type":"x","createdAt":17}"#).unwrap();

@@ -1,4 +1,4 @@
-//! The receiving end of the webhook: verify, decode, append, and only then say so.
+//! The receiver of the webhook: verify, decode, append, and only then acknowledge.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::intake::{IngestSummary, Intake, refused};
 use crate::signature::Secrets;
 use crate::webhook::Taking;
 
-/// How far in the future an event may lie where old ones are refused: clocks differ.
+/// The tolerated time of an event in the future, if old ones are refused, because clocks differ.
 const MAX_AHEAD: Duration = Duration::from_mins(10);
 
 /// Takes signed webhooks of one Stalwart instance into the log.
@@ -23,11 +23,11 @@ pub struct StalwartReceiver {
 }
 
 impl StalwartReceiver {
-    /// A receiver for `source`: `stalwart`, or `stalwart:eu2` for an instance.
+    /// Creates a receiver for `source`: `stalwart`, or `stalwart:eu2` for an instance.
     ///
     /// # Errors
-    /// `config_invalid` if the instance's name has other characters than letters,
-    /// digits, `.`, `_` and `-`, or more than 48 of them.
+    /// `config_invalid` if the instance's name has characters other than letters, digits, `.`, `_`
+    /// and `-`, or more than 48 of them.
     pub fn new(source: &str, secrets: Secrets, intake: Intake) -> Result<Self> {
         let instance = source.strip_prefix("stalwart").unwrap_or("!");
         let valid = instance.is_empty()
@@ -45,22 +45,21 @@ impl StalwartReceiver {
         Ok(Self { source, secrets, intake, max_age: None, max_events })
     }
 
-    /// Events whose `createdAt` is further back than `max_age`, or more than ten
-    /// minutes ahead, go to the quarantine as `too_old`, and are answered as received.
-    /// Without it none does.
+    /// Sends events whose `createdAt` is further back than `max_age`, or more than ten minutes
+    /// ahead, to the quarantine as `too_old`; they are acknowledged. Unless set, events of any age
+    /// are accepted.
     ///
-    /// A signature has no time in it, so whoever got hold of a body can send it again,
-    /// which adds nothing as long as its events are in the log. The window is for logs
-    /// whose old events were taken out. It must be longer than Stalwart's
-    /// `discardAfter`, for which it keeps what it could not send.
+    /// A signature includes no time, so anyone with a copy of a body can replay it; that adds
+    /// nothing as long as its events are in the log. The window is for logs whose old events were
+    /// removed. It must be longer than Stalwart's `discardAfter`, the time for which it retries.
     #[must_use]
     pub fn with_max_age(mut self, max_age: Duration) -> Self {
         self.max_age = Some(max_age);
         self
     }
 
-    /// Bodies with more events are refused; unless set,
-    /// [`MAX_BODY_EVENTS`](super::MAX_BODY_EVENTS).
+    /// Sets the maximum number of events in a body; [`MAX_BODY_EVENTS`](super::MAX_BODY_EVENTS)
+    /// unless set.
     #[must_use]
     pub fn with_max_events(mut self, max_events: usize) -> Self {
         self.max_events = max_events;
@@ -72,17 +71,16 @@ impl StalwartReceiver {
         &self.source
     }
 
-    /// Verifies `signature` (the `X-Signature` header) over the raw `body` and takes
-    /// in what is in it. `client_ip` stands in for events that carry no address.
-    /// When this returns, everything is durably in the log, in the quarantine or, if
-    /// the [intake](Intake::with_spool) has one, in the spool; the same body again
-    /// changes nothing and answers the same [`IngestSummary::received`].
+    /// Verifies `signature` (the `X-Signature` header) over the raw `body` and ingests its events;
+    /// `client_ip` is the address of events without one. When this returns, everything is durable
+    /// in the log, in the quarantine or, if the [intake](Intake::with_spool) has one, in the spool.
+    /// The same body again changes nothing and returns the same [`IngestSummary::received`].
     ///
     /// # Errors
-    /// `signature_invalid`: nothing was read or written. `too_large`: the body has more
-    /// events than [it may](Self::with_max_events), and nothing was written. Those of
-    /// [`Intake::ingest_or_spool`]: let the sender come again. A large body is read and taken
-    /// in parts; those before the error are kept and will be duplicates then.
+    /// `signature_invalid`: nothing was read or written. `too_large`: the body has more events than
+    /// [allowed](Self::with_max_events), and nothing was written. Those of
+    /// [`Intake::ingest_or_spool`]: the sender should retry. A large body is stored in parts; those
+    /// before the error stay and become duplicates.
     pub async fn receive(
         &self,
         signature: Option<&str>,
@@ -102,7 +100,7 @@ impl StalwartReceiver {
         match read {
             Body::Odd(mut item) => {
                 if item.reason == NOT_JSON {
-                    // Two bodies of one length are two.
+                    // Tells different bodies of the same length apart.
                     item.key = format!("{NOT_JSON}:{}", self.secrets.identity(body));
                 }
                 taking.item(item).await?;
@@ -122,11 +120,11 @@ impl StalwartReceiver {
         taking.finish(0).await
     }
 
-    /// What is kept of an event that is too old, or comes from the future.
+    /// The quarantine item of an event that is too old or in the future.
     fn refusal(&self, pulled: &PulledEvent, now: Timestamp) -> Option<QuarantineItem> {
         let max_age = self.max_age?;
         let problem = pulled.event.time_problem();
-        // Without a time of its own it has that of the request.
+        // Without its own time, it has the request's.
         let (ahead, age) = pulled.event.at.map_or_else(Default::default, |at| {
             (at.saturating_since(now), now.saturating_since(at))
         });

@@ -1,44 +1,44 @@
-//! Secrets, removed from the body before anything else reads it.
+//! Removes secrets from the body before anything else reads it.
 //!
 //! - `contents`, at any depth: whole protocol lines, with the password of an
 //!   IMAP LOGIN in them (`imap.raw-input` and its like, which the default event
 //!   policy of 0.16 sends);
-//! - `id` and `details` of an `auth.error`, as an event or nested under
-//!   `causedBy` and other keys: the raw token of an `Authorization` header that
-//!   could not be decoded (0.15.5 and main). Where no type says what something is,
-//!   they go wherever they stand.
+//! - `id` and `details` of an `auth.error`, as an event or nested under `causedBy` and other keys:
+//!   the raw token of an `Authorization` header that could not be decoded (0.15.5 and main). If the
+//!   type is unknown, they are removed everywhere.
 //!
-//! The list is part of the content key `sw1`, which is taken after it: a hash
-//! over a password line would be an oracle for guessing it.
+//! The list is part of the content key `sw1`, which is made from the redacted text: a hash over a
+//! password line would be an oracle for guessing it.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::json::{Doc, Value};
+use dezky_core::json::{Doc, Member, Value};
+
 use super::verbs;
 
-/// The text of `doc` without its secrets; all else stays as it was spelled.
+/// The text of `doc` without its secrets; everything else stays as spelled.
 pub(super) fn redact<'a>(doc: &Doc<'a>) -> Cow<'a, str> {
     let mut cuts = Vec::new();
-    // Data of errors, found at the error, which stands before its data.
+    // The data of errors, found at the error, which precedes its data.
     let mut error_data = HashSet::new();
     for object in doc.values().filter(|value| value.is_object()) {
-        // Any of several types: a later one must not hide it.
+        // Any of several types counts: a later one must not hide it.
         let is_error = object.members().any(|m| {
-            m.is_named("type") && m.value.string().is_some_and(|kind| is_auth_error(&kind))
+            m.is_named("type") && m.value().string().is_some_and(|kind| is_auth_error(&kind))
         });
         if is_error {
-            for data in object.members().filter(|m| m.is_named("data")).map(|m| m.value) {
+            for data in object.members().filter(|m| m.is_named("data")).map(Member::value) {
                 error_data.insert(data.index());
-                // A list of them is nothing that Stalwart sends.
+                // Stalwart never sends a list of them.
                 error_data.extend(data.elements().map(Value::index));
             }
         }
         let is_data = error_data.remove(&object.index());
         cut_members(object, &mut cuts, |name| match name {
             "contents" => true,
-            // Beside its data an error has no details; a flat sender's might.
+            // An error has no details alongside its data, but a flat sender's may.
             "details" => is_data || is_error,
             "id" => is_data,
             _ => false,
@@ -47,9 +47,8 @@ pub(super) fn redact<'a>(doc: &Doc<'a>) -> Cow<'a, str> {
     without(doc.text(), cuts)
 }
 
-/// The text of something whose type is not known, so that it may be an
-/// `auth.error` at any depth, or hold one under names that nobody sends: without
-/// `contents` and `details` anywhere, and without `id` in whatever is below a
+/// The text of a value of unknown type, which may be an `auth.error` or contain one at any depth
+/// under any name: without `contents` and `details` anywhere, and without `id` in anything below a
 /// `data`.
 pub(super) fn redact_untyped<'a>(doc: &Doc<'a>) -> Cow<'a, str> {
     let mut cuts = Vec::new();
@@ -62,7 +61,7 @@ pub(super) fn redact_untyped<'a>(doc: &Doc<'a>) -> Cow<'a, str> {
         if !value.is_object() {
             continue;
         }
-        data.extend(value.members().filter(|m| m.is_named("data")).map(|m| m.value.index()));
+        data.extend(value.members().filter(|m| m.is_named("data")).map(|m| m.value().index()));
         let is_data = value.index() < data_ends;
         cut_members(value, &mut cuts, |name| match name {
             "contents" | "details" => true,
@@ -77,26 +76,25 @@ fn is_auth_error(kind: &str) -> bool {
     verbs::normalise(kind) == "auth_error"
 }
 
-/// Adds the ranges that take the `secret` members out of an object, each with
-/// one of its commas.
+/// Adds the ranges that remove the `secret` members from an object, each with one of its commas.
 fn cut_members(object: Value<'_>, cuts: &mut Vec<Range<usize>>, secret: impl Fn(&str) -> bool) {
     let mut kept_before = false;
     let mut previous_end = 0;
     let mut members = object.members().peekable();
     while let Some(member) = members.next() {
-        let end = member.value.end();
+        let end = member.value().end();
         if !secret(&member.name()) {
             kept_before = true;
         } else if kept_before {
             cuts.push(previous_end..end);
         } else {
-            cuts.push(member.key.start()..members.peek().map_or(end, |next| next.key.start()));
+            cuts.push(member.key().start()..members.peek().map_or(end, |next| next.key().start()));
         }
         previous_end = end;
     }
 }
 
-/// The text without the ranges, which may lie inside one another.
+/// The text without the ranges, which may be nested.
 fn without(text: &str, mut cuts: Vec<Range<usize>>) -> Cow<'_, str> {
     if cuts.is_empty() {
         return Cow::Borrowed(text);

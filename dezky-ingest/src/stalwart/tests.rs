@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::webhook::{MAX_ODD, kept_list};
+use crate::body::{MAX_MALFORMED, kept_list};
 
 macro_rules! fixture {
     ($name:literal) => {
@@ -29,7 +29,7 @@ fn now() -> Timestamp {
     Timestamp::parse("2026-11-22T00:00:00.123Z").unwrap()
 }
 
-fn decoded(body: impl AsRef<[u8]>) -> Decoded {
+fn decoded(body: impl AsRef<[u8]>) -> DecodedBody {
     decode(SOURCE, body.as_ref(), Some([192, 0, 2, 1].into()), now())
 }
 
@@ -214,7 +214,7 @@ fn mail_flow() {
     assert_eq!(spam.event.outcome, Outcome::Denied);
     assert_eq!(spam.event.resource_id.as_deref(), Some("<m1@example.net>"));
     assert_eq!(spam.event.actor.id.as_deref(), Some("3"));
-    // A delivery has no address of its own, so it is the request's, and says so.
+    // A delivery has no address, so it gets the request's, which is noted.
     assert_eq!(spam.event.actor.ip.as_deref(), Some("192.0.2.1"));
     assert_eq!(note(&spam.event, "ipFrom"), Some("request"));
     assert_eq!(spam.tenant, [domains(&["example.com"]), vec![user("3")]].concat());
@@ -280,7 +280,7 @@ fn ids_of_other_senders() {
 }
 
 #[test]
-fn content_beside_the_data_is_content() {
+fn fields_alongside_the_data_are_content() {
     let flat = |name: &str| {
         format!(
             r#"[{{"createdAt":"2026-08-17T10:00:00Z","type":"account.created","account":"{name}","by":"x"}}]"#
@@ -478,7 +478,7 @@ fn times() {
         assert_eq!(note(event, "timeProblem"), Some(problem));
         assert_eq!(event.external_id.as_deref(), Some("evt-1"));
     }
-    // What is read by now and was not before does not change what an event is known by.
+    // A time format that is accepted now and was not before does not change an identity.
     let body = r#"[{"id":"178696080012035","type":"x","createdAt":"2026-08-17T12:00:00+0200"}]"#;
     let event = &events(body)[0].event;
     assert_eq!(event.at, Timestamp::parse("2026-08-17T10:00:00Z"));
@@ -513,7 +513,7 @@ fn odd_things_leave_the_others_alone() {
     assert_eq!(metadata["a"], 0);
     assert_eq!(metadata["\u{fffd}"], "1e999");
 
-    // A byte that is no UTF-8.
+    // A byte that is not UTF-8.
     let at = bytes.windows(5).position(|w| w == b"alice").unwrap();
     bytes[at] = 0xff;
     assert_eq!(super::decode(SOURCE, &bytes, None, now()).events.len(), 3);
@@ -550,22 +550,22 @@ fn a_flood_of_odd_elements_is_folded() {
     let decoded_once = decoded(list(0..50_000));
     assert_eq!(decoded_once.events.len(), 1);
     let items = &decoded_once.quarantine;
-    let rest = &items[MAX_ODD];
+    let rest = &items[MAX_MALFORMED];
     assert!(rest.raw.starts_with(b"100\n101\n"));
     let mut lines = 0;
-    for more in &items[MAX_ODD..] {
+    for more in &items[MAX_MALFORMED..] {
         assert_eq!(more.reason, "too_many_odd");
         assert!(more.raw.len() <= MAX_QUARANTINE_RAW_BYTES && kept_list(more).is_ok());
         let count = more.raw.split(|byte| *byte == b'\n').count();
         assert_eq!(more.detail, format!("{count} more of 50002 events can't be read"));
         lines += count;
     }
-    assert_eq!((lines, items.len()), (49_901, MAX_ODD + 5), "all of them are kept");
+    assert_eq!((lines, items.len()), (49_901, MAX_MALFORMED + 5), "all of them are kept");
     assert_eq!(decoded(list(0..50_000)).quarantine, *items, "a retry is the same");
     let last = |items: &[QuarantineItem]| items.last().unwrap().key.clone();
     assert_ne!(last(&decoded(list(0..50_001)).quarantine), last(items));
-    let few = decoded(list(0..MAX_ODD - 1));
-    assert_eq!(few.quarantine.len(), MAX_ODD);
+    let few = decoded(list(0..MAX_MALFORMED - 1));
+    assert_eq!(few.quarantine.len(), MAX_MALFORMED);
     assert!(few.quarantine.iter().all(|item| item.reason != "too_many_odd"));
 }
 
@@ -649,7 +649,7 @@ fn secrets_go_nowhere() {
     // Nothing in it says that there is a secret.
     holds_nothing_of(&format!("{{'user':'a','p':'{PASSWORD}'"));
     let kept = everything(&format!("[{}]", events[0]));
-    assert!(kept.contains(r#"\"size\":9"#), "what is no secret stays: {kept}");
+    assert!(kept.contains(r#"\"size\":9"#), "text that is not a secret stays: {kept}");
 }
 
 #[test]
@@ -758,7 +758,7 @@ proptest! {
     fn any_values(values in prop::collection::vec(any_json(), 0..4), wrapped: bool) {
         let list = format!("[{}]", values.join(","));
         let body = if wrapped { format!(r#"{{"events":{list}}}"#) } else { list };
-        // What was put together is JSON, and still is without its secrets.
+        // The result is JSON, with and without its secrets.
         let doc = Doc::parse(&body).unwrap();
         let clean = redact::redact(&doc);
         let clean = Doc::parse(&clean).unwrap();

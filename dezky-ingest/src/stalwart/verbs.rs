@@ -1,33 +1,32 @@
-//! Which verb a type gets.
+//! The verbs of types.
 //!
-//! Fourteen verbs are given to a type of their own name, in any spelling, and to
-//! the real ids of the table: `auth_failed`, `auth_success`, `auth_banned`,
-//! `account_created`, `account_deleted`, `password_changed`, `mail_received`,
-//! `mail_delivered`, `mail_failed`, `mail_rejected`, `policy_rejection`,
-//! `dkim_failure`, `dmarc_failure`, `spam_detected`; and `mail_submitted` and
-//! `auth_mfa_required` besides. No release of Stalwart sends an event for
-//! `account_created`, `account_deleted` or `password_changed`; other senders do.
+//! Fourteen verbs belong to the type of the same name, in any spelling, and to the real ids of the
+//! table: `auth_failed`, `auth_success`, `auth_banned`, `account_created`, `account_deleted`,
+//! `password_changed`, `mail_received`, `mail_delivered`, `mail_failed`, `mail_rejected`,
+//! `policy_rejection`, `dkim_failure`, `dmarc_failure`, `spam_detected`; so do `mail_submitted` and
+//! `auth_mfa_required`. No release of Stalwart sends an event for `account_created`,
+//! `account_deleted` or `password_changed`; other senders do.
 //!
-//! Every other type is its own verb, in lower snake case.
+//! Any other type is its own verb, in lower snake case.
 
 use std::borrow::Cow;
 
-use super::json::Value;
+use dezky_core::json::Value;
 
-/// When a row of the table holds; where it does not, the type is its own verb.
+/// The condition of a row of the table; if it does not hold, the type is its own verb.
 #[derive(Clone, Copy)]
 enum When {
     Always,
-    /// `strict` is true: the message was refused, not only marked.
+    /// `strict` is true: the message was refused, not just marked.
     Strict,
     /// `result` is a verdict; other `spam.classify` events carry a list of scores.
     Verdict,
-    /// The `status` of a 0.8 `dsn` is that of this verb.
+    /// The `status` of a 0.8 `dsn` is this verb's.
     Status,
 }
 
-/// Normalised type → verb, where they differ; in byte order. From the
-/// catalogue of 0.8.2 to 0.16.18, older names of an event included.
+/// Normalised type → verb, if they differ; in byte order. From the catalogues of 0.8.2 to 0.16.18,
+/// including older names of an event.
 const TABLE: &[(&str, &str, When)] = {
     use When::{Always, Status, Strict, Verdict};
     &[
@@ -84,8 +83,7 @@ const TABLE: &[(&str, &str, When)] = {
     ]
 };
 
-/// The verb of a normalised type, and whose data decides where the type alone
-/// does not.
+/// The verb of a normalised type; the data decides if the type alone does not.
 pub(super) fn verb<'t>(normalised: &'t str, data: Option<Value<'_>>) -> Cow<'t, str> {
     let field = |name| data.and_then(|data| data.get(name));
     let row = TABLE.binary_search_by_key(&normalised, |row| row.0).ok().map(|at| TABLE[at]);
@@ -104,8 +102,8 @@ pub(super) fn verdict(result: Value<'_>) -> Option<&'static str> {
     ["reject", "discard"].into_iter().find(|verdict| result.eq_ignore_ascii_case(verdict))
 }
 
-/// A 0.8 `dsn` tells of several recipients at once: it failed if it did for one
-/// of them for good, and was delivered if it was to one; delays are neither.
+/// A 0.8 `dsn` covers several recipients: it failed if delivery to one of them failed permanently,
+/// and was delivered if delivery to one succeeded; delays are neither.
 fn dsn_verb(status: Value<'_>) -> Option<&'static str> {
     let mut delivered = None;
     for recipient in status.elements() {
@@ -119,7 +117,7 @@ fn dsn_verb(status: Value<'_>) -> Option<&'static str> {
     delivered
 }
 
-/// Why a ban was given, by the normalised type.
+/// The cause of a ban, by the normalised type.
 pub(super) fn ban_cause(normalised: &str) -> Option<&'static str> {
     Some(match normalised {
         "security_abuse_ban" => "abuse",
@@ -132,9 +130,8 @@ pub(super) fn ban_cause(normalised: &str) -> Option<&'static str> {
     })
 }
 
-/// A type in lower snake case, whether it was dotted, kebab, snake or Camel:
-/// words of ASCII letters and digits joined by `_`. Empty if there is no such
-/// word in it.
+/// A type in lower snake case, from dotted, kebab, snake or camel case: words of ASCII letters and
+/// digits joined by `_`. Empty if it has no such word.
 pub(super) fn normalise(kind: &str) -> String {
     let mut out = String::with_capacity(kind.len());
     let mut previous = ' ';
@@ -155,8 +152,7 @@ pub(super) fn normalise(kind: &str) -> String {
     out
 }
 
-/// The action of a verb, within the contract's 128 bytes; the type as it was
-/// received is in the metadata.
+/// The action of a verb, within the contract's 128 bytes; the metadata holds the type as received.
 pub(super) fn action(verb: &str) -> String {
     const PREFIX: &str = "stalwart.";
     const MAX: usize = 128 - PREFIX.len();
@@ -167,7 +163,8 @@ pub(super) fn action(verb: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::json::Doc;
+    use dezky_core::json::Doc;
+
     use super::*;
 
     fn verb_of(kind: &str, data: &str) -> String {
@@ -181,7 +178,7 @@ mod tests {
         assert!(TABLE.iter().all(|(id, verb, _)| id != verb && normalise(id) == *id));
     }
 
-    /// Every row of the catalogue, those without a verb of their own too.
+    /// Every row of the catalogue, including those without a separate verb.
     #[test]
     fn catalogue() {
         let tsv = include_str!("../../tests/data/stalwart/stalwart-events.tsv");

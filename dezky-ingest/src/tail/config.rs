@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 
 use super::frame::MAX_LINE_BYTES;
 
-/// The file that a [`FileTail`](super::FileTail) follows, and its bounds.
+/// The file and the bounds of a [`FileTail`](super::FileTail).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TailConfig {
-    /// The live file. Rotated files are looked for in the same directory.
+    /// The live file. Rotated files are searched for in the same directory.
     pub path: PathBuf,
     /// The source's name: `ocis`, `nginx`, `nginx:eu2`.
     pub source: String,
-    /// The most bytes of a line; 1 MiB. Longer JSON objects get their long values cut
-    /// ([`Line::cut`](super::Line::cut)); other longer lines are skipped and recorded.
+    /// The maximum length of a line in bytes; 1 MiB unless set. Long values of longer JSON objects
+    /// are cut ([`Line::cut`](super::Line::cut)); other longer lines are skipped and recorded.
     #[serde(default = "default_max_line_bytes")]
     pub max_line_bytes: usize,
-    /// The most rotated files that are considered, youngest first; 256.
+    /// The maximum number of rotated files that are read, the youngest ones; 256 unless set.
     #[serde(default = "default_max_siblings")]
     pub max_siblings: usize,
 }
@@ -35,7 +35,7 @@ pub(crate) const fn default_max_siblings() -> usize {
 }
 
 impl TailConfig {
-    /// Follows `path` as `source`, within the default bounds.
+    /// Follows `path` as `source`, with the default bounds.
     pub fn new(path: impl Into<PathBuf>, source: impl Into<String>) -> Self {
         Self {
             path: path.into(),

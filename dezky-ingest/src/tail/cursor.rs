@@ -8,45 +8,44 @@ use serde::{Deserialize, Serialize};
 use super::frame::MAX_LINE_BYTES;
 use super::{Digest, LastLine, Place};
 
-/// The most first lines of earlier generations that a cursor remembers.
+/// The maximum number of first lines of earlier generations in a cursor.
 const MAX_HEADS: usize = 8;
 
-/// The longest text that is read as a cursor.
+/// The maximum length of a cursor, in bytes.
 const CURSOR_MAX_BYTES: usize = 2 << 10;
 
-/// The generations that began with one first line, as far as a cursor remembers.
+/// The generations with the same first line, as far as a cursor remembers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Head {
+pub(super) struct Head {
     /// The first bytes of the hash of the line.
-    pub generation: [u8; 8],
+    pub(super) generation: [u8; 8],
     /// The [`repeat`](Place::repeat) of the last of them.
-    pub repeat: u32,
-    /// The end of the last of them, as far as it was read.
-    pub reach: u64,
-    /// When that was last written, in nanoseconds since 1970, as of reading.
-    pub mtime_ns: i64,
+    pub(super) repeat: u32,
+    /// The position up to which the last of them was read.
+    pub(super) reach: u64,
+    /// Its modification time in nanoseconds since 1970, when it was read.
+    pub(super) mtime_ns: i64,
 }
 
 impl Head {
-    /// Summary of the generation of `place`; `None` if that has no line.
-    pub fn of(place: &Place) -> Option<Self> {
+    /// The summary of the generation of `place`; `None` if it has no line.
+    pub(super) fn of(place: &Place) -> Option<Self> {
         let Place { generation, repeat, position: reach, .. } = *place;
         let mtime_ns = place.mtime_ns.unwrap_or(i64::MIN);
         Some(Self { generation: short(&generation?), repeat, reach, mtime_ns })
     }
 }
 
-/// The first lines of the generations that were read last, the latest first.
+/// The first lines of the generations read last, the latest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Heads(Vec<Head>);
+pub(super) struct Heads(Vec<Head>);
 
 impl Heads {
-    /// Remembers that the generation of `place` is done; forgets the oldest beyond
-    /// eight.
-    pub fn remember(&mut self, place: &Place) {
+    /// Remembers that the generation of `place` is finished; forgets the oldest beyond eight.
+    pub(super) fn remember(&mut self, place: &Place) {
         let Some(head) = Head::of(place) else { return };
         if self.get_short(head.generation).is_some_and(|known| known.repeat > head.repeat) {
-            // An earlier one was read again.
+            // An earlier generation was read again.
             return;
         }
         self.0.retain(|known| known.generation != head.generation);
@@ -54,8 +53,8 @@ impl Heads {
         self.0.truncate(MAX_HEADS);
     }
 
-    /// Notes how far the generation of `place`, which was done, goes now.
-    pub fn update(&mut self, place: &Place) {
+    /// Updates the position of the finished generation of `place`.
+    pub(super) fn update(&mut self, place: &Place) {
         let Some(head) = Head::of(place) else { return };
         let is_it =
             |known: &&mut Head| (known.generation, known.repeat) == (head.generation, head.repeat);
@@ -65,7 +64,7 @@ impl Heads {
     }
 
     /// The remembered summary of the generations with this first line.
-    pub fn get(&self, generation: &Digest) -> Option<Head> {
+    pub(super) fn get(&self, generation: &Digest) -> Option<Head> {
         self.get_short(short(generation))
     }
 
@@ -80,21 +79,20 @@ fn short(generation: &Digest) -> [u8; 8] {
     short
 }
 
-/// How far a tail has come, as text: `<inode>:<position>` and behind it, as JSON,
-/// what is needed to find the place again.
+/// The state of a tail as text: `<inode>:<position>`, followed by JSON with everything needed to
+/// find the place again.
 ///
-/// `10469822:18028 {"v":3,"gen":"…","lastLen":524,"lastHash":"…","lastTime":"…"}`.
-/// Version 2, which knows neither birth, head nor repeats, and a bare
-/// `<inode>:<position>` are read as well.
+/// `10469822:18028 {"v":3,"gen":"…","lastLen":524,"lastHash":"…","lastTime":"…"}`. Version 2, which
+/// has neither birth time, head nor repeats, and a plain `<inode>:<position>` are accepted as well.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
-    /// Where to go on.
-    pub at: Place,
-    /// The end of the generation before, which is looked at once more: a writer
-    /// that had it open while it was renamed may have been late.
-    pub previous: Option<Place>,
-    /// The first lines of the generations before.
-    pub heads: Heads,
+    /// The place to continue from.
+    pub(crate) at: Place,
+    /// The end of the previous generation, which is checked once more: a writer that had it open
+    /// during the rename may have written later.
+    pub(crate) previous: Option<Place>,
+    /// The first lines of earlier generations.
+    pub(super) heads: Heads,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -128,8 +126,8 @@ struct WireCursor {
     at: WirePlace,
     #[serde(skip_serializing_if = "Option::is_none")]
     prev: Option<WirePrevious>,
-    /// From version 3 on: the first 16 hex digits of a generation, its repeat and
-    /// its reach, and when it was last written.
+    /// From version 3 on: the first 16 hex digits of a generation, its repeat and its reach, and
+    /// its modification time.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     heads: Vec<WireHead>,
 }
@@ -192,7 +190,7 @@ impl WirePlace {
         }
     }
 
-    /// Whether version 2 has a word for all of it.
+    /// Whether version 2 can express all of it.
     fn is_of_version_2(&self) -> bool {
         (self.born_ns, self.head, self.repeat, self.reach) == (None, None, 0, 0)
     }
@@ -206,7 +204,7 @@ impl WirePlace {
         };
         let fits = match last_line {
             Some(line) => line.bytes <= MAX_LINE_BYTES as u64 && line.bytes < position,
-            // Of an old cursor nothing more was known.
+            // An old cursor has nothing more.
             None => true,
         };
         (fits && self.r#gen.is_some() == (position > 0)).then_some(Place {
@@ -245,8 +243,8 @@ impl Heads {
 }
 
 impl Cursor {
-    /// Reads a cursor; anything that [`Display`](fmt::Display) did not write and
-    /// that is no old cursor is `cursor_invalid`.
+    /// Parses a cursor. `cursor_invalid` for text that neither [`Display`](fmt::Display) nor an
+    /// older version wrote.
     pub fn parse(text: &str) -> Result<Self, Error> {
         Self::read(text).ok_or_else(|| {
             Error::new(
@@ -380,8 +378,8 @@ mod tests {
 
         let old = Cursor::parse("10469822:18028").unwrap();
         assert_eq!(old.at, Place { position: 18_028, ..Place::start(10_469_822, None, None) });
-        // Version 3 knows when the file was made, how it begins, and which earlier
-        // generations began alike.
+        // Version 3 has the birth time, the hash of the beginning, and the earlier generations with
+        // the same first line.
         let third = format!(
             "7:300 {{\"v\":3,\"gen\":\"{g}\",\"lastLen\":299,\"lastHash\":\"{h}\",\
              \"mtimeNs\":5,\"bornNs\":4,\"head\":\"{h}\",\"repeat\":2,\"reach\":42,\
@@ -445,7 +443,7 @@ mod tests {
                 heads.remember(place);
             }
             if let Some(place) = done.last() {
-                // Random generations are different ones.
+                // Random generations differ.
                 let head = heads.get(&place.generation.unwrap()).unwrap();
                 prop_assert_eq!((head.repeat, head.reach), (place.repeat, place.position));
             }

@@ -1,34 +1,32 @@
-//! Cuts the long values of a JSON object while it streams by.
+//! Cuts the long values of a streamed JSON object.
 //!
-//! A line may be longer than what is held of it: then it is read once, byte by byte,
-//! and what is kept is the object with its structure and its short values. Memory is
-//! bounded by [`KEPT_BYTES`], whatever the length of the line.
+//! A line may be longer than the memory for it. It is read once, byte by byte, and the object is
+//! kept with its structure and its short values. Memory is bounded by [`KEPT_BYTES`], whatever the
+//! length of the line.
 
 use memchr::memchr2;
 use serde::de::IgnoredAny;
 
-/// The most bytes of a string, as it is written, that are kept.
+/// The maximum number of bytes kept of a string, as spelled.
 const STRING_BYTES: usize = 4 << 10;
 
-/// From this length of the text on nothing is kept but short values of the object
-/// itself.
+/// The length of the text from which on only short values of the object itself are kept.
 const NESTED_BYTES: usize = 256 << 10;
 
-/// From this length on nothing more is kept, so that the text is never longer than
-/// this and one value.
+/// The length from which on nothing more is kept, so that the text is at most one value longer.
 const KEPT_BYTES: usize = 512 << 10;
 
-/// Deeper objects are not read.
+/// The maximum depth; deeper objects are not read.
 const MAX_DEPTH: usize = 100;
 
-/// How far back from its end a string is cut at a space, so that no half of a word
-/// stays, which could be the half of a secret.
+/// How far before its end a string may be cut at a space, so that no part of a word stays, which
+/// could be part of a secret.
 const WORD_BYTES: usize = 512;
 
-/// Stands at the end of a string that was cut.
+/// The end of a string that was cut.
 const MARK: &str = "…";
 
-/// The longest piece of a string that is kept or dropped as one: `\u1234`.
+/// The longest piece of a string that is kept or dropped as a unit: `\u1234`.
 const ESCAPE_BYTES: usize = 6;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,29 +39,29 @@ enum State {
     Text,
     /// In a string, this many bytes into an escape.
     Escape(usize),
-    /// Behind the object.
+    /// After the object.
     End,
     /// Not a JSON object.
     Broken,
 }
 
-/// Reads an object in chunks and keeps it with its long values cut.
+/// Reads an object in chunks and cuts its long values.
 #[derive(Debug, Clone)]
 pub(super) struct Cutter {
     state: State,
     out: Vec<u8>,
-    /// The closing brackets of what is open.
+    /// The closing brackets of open containers.
     open: Vec<u8>,
     /// Content is dropped until this depth ends.
     skips: Option<usize>,
-    /// Where in `out` the content of the string begins.
+    /// The start of the string's content in `out`.
     text_start: usize,
-    /// Whether the string is being left out, as it is too long.
+    /// Whether the rest of the string is left out, because it is too long.
     text_is_cut: bool,
     escape: [u8; ESCAPE_BYTES],
-    /// The bytes of the number or word that is being read.
+    /// The length of the current number or word.
     word_bytes: usize,
-    /// Whether the last piece of the string is the first half of a pair.
+    /// Whether the last piece of the string is the first half of a surrogate pair.
     is_half: bool,
 }
 
@@ -82,11 +80,11 @@ impl Cutter {
         }
     }
 
-    /// Takes the next bytes; `false` once it is known that there is no object.
+    /// Takes the next bytes. Returns false once it is certain that they are not an object.
     pub(super) fn push(&mut self, mut chunk: &[u8]) -> bool {
         while let Some((&byte, rest)) = chunk.split_first() {
             if self.state == State::Text && !self.keeps_text() {
-                // Most of a long line is passed here.
+                // The fast path for most of a long line.
                 let Some(at) = memchr2(b'"', b'\\', chunk) else { return true };
                 if at > 0 {
                     chunk = &chunk[at..];
@@ -102,14 +100,14 @@ impl Cutter {
         true
     }
 
-    /// The object with its long values cut; `None` if it is not whole, or none.
+    /// The object with its long values cut; `None` if it is incomplete or not an object.
     pub(super) fn text(&self) -> Option<&[u8]> {
         let is_whole =
             self.state == State::End && serde_json::from_slice::<IgnoredAny>(&self.out).is_ok();
         is_whole.then_some(&self.out)
     }
 
-    /// Whether what stands in the string goes to the text.
+    /// Whether the string's content goes to the text.
     fn keeps_text(&self) -> bool {
         self.skips.is_none() && !self.text_is_cut
     }
@@ -131,7 +129,7 @@ impl Cutter {
                     self.escape[0] = byte;
                     self.state = State::Escape(1);
                 }
-                // A character is kept as a whole.
+                // Characters are kept as a whole.
                 _ => {
                     let begins = byte & 0xc0 != 0x80;
                     self.piece(&[byte], begins);
@@ -159,7 +157,7 @@ impl Cutter {
         {
             self.word_bytes += 1;
             self.keep(&[byte]);
-            // A number can't be cut.
+            // Numbers can't be cut.
             if self.word_bytes > STRING_BYTES {
                 self.state = State::Broken;
             }
@@ -182,7 +180,7 @@ impl Cutter {
         }
     }
 
-    /// Whether what is open takes nothing more.
+    /// Whether the open container takes nothing more.
     fn is_full(&self) -> bool {
         self.out.len() > if self.open.len() > 1 { NESTED_BYTES } else { KEPT_BYTES }
     }
@@ -217,7 +215,7 @@ impl Cutter {
         }
     }
 
-    /// Takes a piece of a string; one that `begins` may be where it is cut.
+    /// Takes a piece of a string. The string may be cut before a piece that `begins` a character.
     fn piece(&mut self, bytes: &[u8], begins: bool) {
         if !self.keeps_text() {
             return;
@@ -290,7 +288,7 @@ mod tests {
             (&json!(1), &json!("last"), &json!({}))
         );
         assert_eq!(short["list"][100], json!({"n": 100}));
-        // Nor do members of the object itself without end.
+        // Nor do endless members of the object itself.
         let wide: serde_json::Map<_, _> =
             (0..200_000).map(|n| (format!("k{n:06}"), json!(n))).collect();
         let short = cut(&Value::from(wide).to_string()).unwrap();

@@ -8,26 +8,25 @@ use dezky_core::{IngestSource, Pull, PullLimits, Result, Runtime, Waiting, rt};
 use super::Cursor;
 use super::LineDecoder;
 use super::config::TailConfig;
-use super::job::{Job, Kept};
+use super::job::{Cache, Job};
 
 /// Follows a file of lines.
 ///
-/// - A pull for the same cursor gives the same lines, in this process or another;
-///   they are identified by their file generation, place and bytes, not by path,
-///   inode or host.
-/// - Only complete lines are consumed, and no time forces out a partial one.
-/// - A rotated file is read to its end before the next younger one, also after a
-///   restart, and looked at once more afterwards.
-/// - Where lines may be lost, because the file was truncated or is gone, or because
-///   there are more rotated files than `max_siblings`, an `ingest.gap` event says
-///   so and reading begins anew with the live file and what was written since.
-/// - A pull reads at most 64 MiB beyond its limit of bytes, and skips through at
-///   most 256 MiB of compressed files; what is longer takes several.
+/// - A pull for the same cursor returns the same lines, in any process; they are identified by
+///   their file's generation, offset and bytes, not by path, inode or host.
+/// - Only complete lines are consumed; no timeout consumes a partial one.
+/// - A rotated file is read to its end before the next younger one, also after a restart, and
+///   checked once more afterwards.
+/// - If lines may be lost, because the file was truncated or is gone, or because there are more
+///   rotated files than `max_siblings`, an `ingest.gap` event records it, and reading continues
+///   with the live file and the files written since.
+/// - A pull reads at most 64 MiB beyond its limit of bytes, and skips through at most 256 MiB of
+///   compressed files; more takes several pulls.
 /// - A missing file is not an error: it may appear with its first line.
 ///
-/// - Rotated files that gzip compressed (`.gz`) are read as well; their lines have
-///   the identity that they had before. What can't be read of one (cut off,
-///   damaged, or another compression) is an `ingest.gap` event, and is passed.
+/// - Rotated files compressed by gzip (`.gz`) are read as well; their lines keep their identity. A
+///   part that can't be read (truncated, damaged, or another compression) is recorded by an
+///   `ingest.gap` event and skipped.
 ///
 /// Errors are of the kind `io` (files that can't be read) and `cursor_invalid`.
 /// Cancel-safe.
@@ -35,24 +34,23 @@ pub struct FileTail {
     config: Arc<TailConfig>,
     decoder: Arc<dyn LineDecoder>,
     runtime: Arc<dyn Runtime>,
-    kept: Kept,
+    cache: Cache,
 }
 
 impl FileTail {
-    /// A tail as configured, whose lines `decoder` reads, with its clock and its
-    /// thread for files from `runtime`. Opens nothing; `config_invalid` if a bound
-    /// is broken.
+    /// Creates a tail whose lines `decoder` decodes, with its clock and its thread for files from
+    /// `runtime`. Opens nothing; `config_invalid` if a value is out of bounds.
     pub fn new(
         config: TailConfig,
         decoder: Arc<dyn LineDecoder>,
         runtime: Arc<dyn Runtime>,
     ) -> Result<Self> {
         config.check()?;
-        Ok(Self { config: Arc::new(config), decoder, runtime, kept: Kept::default() })
+        Ok(Self { config: Arc::new(config), decoder, runtime, cache: Cache::default() })
     }
 
-    /// The same as [`pull`](IngestSource::pull), with the lines of this pull read
-    /// by `decoder`: for one that remembers something from pull to pull.
+    /// Like [`pull`](IngestSource::pull), but decodes the lines of this pull with `decoder`: for
+    /// decoders with state from pull to pull.
     pub async fn pull_with(
         &mut self,
         decoder: Arc<dyn LineDecoder>,
@@ -64,11 +62,11 @@ impl FileTail {
             None => None,
         };
         let config = Arc::clone(&self.config);
-        let job = Job::new(config, decoder, self.kept.clone(), self.runtime.now(), limits);
-        // The descriptors are copied, not moved: a pull that is dropped half-way
-        // loses none.
-        let (pull, kept) = rt::unblock(&*self.runtime, move || job.run(cursor.as_ref())).await?;
-        self.kept = kept;
+        let job = Job::new(config, decoder, self.cache.clone(), self.runtime.now(), limits);
+        // The cache is cloned, not moved, so that a pull that is dropped half-way loses no
+        // descriptor.
+        let (pull, cache) = rt::unblock(&*self.runtime, move || job.run(cursor.as_ref())).await?;
+        self.cache = cache;
         Ok(pull)
     }
 }
@@ -90,6 +88,6 @@ impl IngestSource for FileTail {
     }
 
     fn waiting(&self) -> Option<Waiting> {
-        self.kept.waiting.map(|(waiting, _)| waiting)
+        self.cache.waiting.map(|(waiting, _)| waiting)
     }
 }

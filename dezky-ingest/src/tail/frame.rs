@@ -1,7 +1,7 @@
-//! Cuts bytes into lines.
+//! Splits bytes into lines.
 //!
-//! A line exists once its `\n` does: the size of a file moves page by page while
-//! a long line is being written, so the unterminated rest is no line yet.
+//! A line exists once its `\n` does: the size of a file moves page by page while a long line is
+//! being written, so the unterminated rest is not a line yet.
 
 use std::ops::ControlFlow;
 
@@ -11,26 +11,25 @@ use sha2::{Digest as _, Sha256};
 use super::Digest;
 use super::cut::Cutter;
 
-/// The largest `max_line_bytes`, so also the most that is read back to verify a
-/// cursor.
+/// The largest `max_line_bytes`, and so the maximum that is read back to verify a cursor.
 pub const MAX_LINE_BYTES: usize = 64 << 20;
 
-/// How much of the beginning and of the end of an over-long line is kept.
+/// The number of bytes kept of the beginning and of the end of a line over the limit.
 pub const LONG_LINE_KEPT_BYTES: usize = 4 << 10;
 
-/// One complete line, without its `\n`.
+/// A complete line, without its `\n`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Frame<'a> {
+pub(crate) enum Frame<'a> {
     /// A line within the bound.
     Line {
-        /// Where it begins.
+        /// Its offset.
         offset: u64,
-        /// Its bytes; a `\r` before the `\n` is still there.
+        /// Its bytes, including a `\r` before the `\n`.
         bytes: &'a [u8],
     },
-    /// A line over the bound, of which only both ends were kept.
+    /// A line over the bound, of which only both ends are kept.
     TooLong {
-        /// Where it begins.
+        /// Its offset.
         offset: u64,
         /// Its length.
         bytes: u64,
@@ -43,18 +42,18 @@ pub enum Frame<'a> {
     },
 }
 
-/// A JSON object of which long values were cut.
+/// A JSON object whose long values were cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Short<'a> {
-    /// The object, at most some 520 KiB of it.
-    pub text: &'a [u8],
-    /// SHA-256 of the line as it stands in the file.
-    pub hash: Digest,
+pub(crate) struct Short<'a> {
+    /// The object, at most some 520 KiB.
+    pub(crate) text: &'a [u8],
+    /// SHA-256 of the original line.
+    pub(crate) hash: Digest,
 }
 
 impl Frame<'_> {
     /// The offset of the byte after the line's `\n`.
-    pub fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         match *self {
             Self::Line { offset, bytes } => offset + len(bytes) + 1,
             Self::TooLong { offset, bytes, .. } => offset + bytes + 1,
@@ -62,12 +61,12 @@ impl Frame<'_> {
     }
 }
 
-/// A line framer: takes chunks, gives complete lines.
+/// A line framer: takes chunks, returns complete lines.
 ///
-/// However the bytes are split into chunks, the lines are the same. Keeps at
-/// most one line of `max_line_bytes`, and of a longer one both its ends.
+/// The lines do not depend on how the bytes are split into chunks. Holds at most one line of
+/// `max_line_bytes`, or both ends of a longer one.
 #[derive(Debug, Clone)]
-pub struct Framer {
+pub(crate) struct Framer {
     max_line_bytes: usize,
     line_start: u64,
     next: u64,
@@ -76,12 +75,12 @@ pub struct Framer {
     long: Option<Long>,
 }
 
-/// Properties of an over-long line besides its head.
+/// The state of a line over the limit, apart from its head.
 #[derive(Debug, Clone)]
 struct Long {
     bytes: u64,
     tail: Vec<u8>,
-    /// While it may be an object that can be cut.
+    /// Present while it may be an object that can be cut.
     short: Option<Box<(Cutter, Sha256)>>,
 }
 
@@ -117,24 +116,23 @@ impl Long {
 }
 
 impl Framer {
-    /// A framer for bytes that begin at `offset`, the start of a line.
-    pub fn new(offset: u64, max_line_bytes: usize) -> Self {
+    /// Creates a framer for bytes that begin at `offset`, the start of a line.
+    pub(crate) fn new(offset: u64, max_line_bytes: usize) -> Self {
         Self { max_line_bytes, line_start: offset, next: offset, partial: Vec::new(), long: None }
     }
 
     /// The offset at which the next chunk begins.
-    pub fn next_offset(&self) -> u64 {
+    pub(crate) fn next_offset(&self) -> u64 {
         self.next
     }
 
-    /// The offset at which the line begins that has no end yet.
-    pub fn line_start(&self) -> u64 {
+    /// The offset of the unterminated line.
+    pub(crate) fn line_start(&self) -> u64 {
         self.line_start
     }
 
-    /// The last bytes of the line that has no end yet, at most
-    /// [`LONG_LINE_KEPT_BYTES`].
-    pub fn tail(&self) -> &[u8] {
+    /// The last bytes of the unterminated line, at most [`LONG_LINE_KEPT_BYTES`].
+    pub(crate) fn tail(&self) -> &[u8] {
         let bytes = self.long.as_ref().map_or(&self.partial, |long| &long.tail);
         &bytes[bytes.len() - self.kept().min(bytes.len())..]
     }
@@ -142,7 +140,7 @@ impl Framer {
     /// Takes the `chunk` at [`next_offset`](Self::next_offset) and calls `each`
     /// with every line that it completes. After a break the rest of the chunk is
     /// not taken: `next_offset` is the start of the next line.
-    pub fn push<B>(
+    pub(crate) fn push<B>(
         &mut self,
         chunk: &[u8],
         mut each: impl FnMut(Frame<'_>) -> ControlFlow<B>,
@@ -178,9 +176,8 @@ impl Framer {
         ControlFlow::Continue(())
     }
 
-    /// The bytes after the last `\n`, as the line that they would be; `None` if
-    /// there are none.
-    pub fn unterminated(&self) -> Option<Frame<'_>> {
+    /// The bytes after the last `\n` as a line; `None` if there are none.
+    pub(crate) fn unterminated(&self) -> Option<Frame<'_>> {
         let offset = self.line_start;
         match &self.long {
             Some(long) => Some(long.frame(offset, &self.partial)),
@@ -344,7 +341,7 @@ mod tests {
             let whole = run(&[&bytes], start, max);
             prop_assert_eq!(&run(&chunks, start, max), &whole);
 
-            // The lines and what lies between them are the bytes again.
+            // The lines and the bytes between them are the input again.
             let mut offset = start;
             let mut parts: Vec<_> = bytes.split(|b| *b == b'\n').collect();
             parts.pop();

@@ -1,4 +1,4 @@
-//! Events that say that lines may be lost.
+//! Events that record possible losses of lines.
 
 use dezky_core::{Actor, NewEvent, NewMetadata, Outcome, Timestamp};
 use serde_json::{Value, json};
@@ -8,22 +8,22 @@ use super::{Digest, Place};
 
 /// Why lines may be lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GapReason {
-    /// The file is shorter than what was read of it.
+pub(super) enum GapReason {
+    /// The file is shorter than the part that was read.
     Truncated,
-    /// The file was written anew.
+    /// The file was rewritten.
     Rewritten,
-    /// The generation is nowhere any more.
+    /// The generation no longer exists.
     GenerationMissing,
-    /// A compressed file can't be decoded, or not to its end.
+    /// A compressed file can't be decoded to its end.
     Unreadable,
-    /// There are more rotated files than are looked at.
+    /// There are more rotated files than are read.
     LeftOut,
 }
 
 impl GapReason {
     /// The stable code.
-    pub const fn code(self) -> &'static str {
+    pub(super) const fn code(self) -> &'static str {
         match self {
             Self::Truncated => "truncated",
             Self::Rewritten => "rewritten",
@@ -34,9 +34,9 @@ impl GapReason {
     }
 }
 
-/// The event that says that lines behind the cursor `text` may be lost. The same
-/// cursor gives the same event.
-pub fn gap_event(
+/// The event that records that lines after the cursor `text` may be lost. The same cursor gives the
+/// same event.
+pub(super) fn gap_event(
     source: &str,
     text: &str,
     lost: &Place,

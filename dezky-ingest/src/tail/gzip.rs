@@ -1,7 +1,7 @@
 //! A gzip file, read by the offsets of its content.
 //!
-//! Content can only be decoded forwards. So the decoder stays where it is between
-//! reads, with what it gave last, and begins anew only for what lies before that.
+//! Content can only be decoded forwards. So the decoder keeps its position between reads, with the
+//! bytes it decoded last, and restarts only for earlier ones.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -10,14 +10,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use flate2::read::MultiGzDecoder;
 
-/// How much of what was decoded last is kept, to read it again.
+use super::positional::read_at;
+
+/// The number of decoded bytes that are kept, to read them again.
 const RECENT_BYTES: usize = 128 << 10;
 
 /// Bytes decoded at a time.
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// How many bytes may still be decoded only to come to where reading begins.
-/// When it is spent the pull ends, and the next one goes on from there.
+/// The number of bytes that may still be decoded just to reach the start of reading. When it is
+/// spent, the pull ends, and the next one continues from there.
 #[derive(Debug, Default)]
 pub(super) struct Budget(AtomicU64);
 
@@ -37,12 +39,12 @@ impl Budget {
     }
 }
 
-/// How the content ends.
+/// The end of the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// As it should.
+    /// Complete.
     Whole,
-    /// It can't be decoded any further: cut off, or damaged.
+    /// Can't be decoded any further: truncated or damaged.
     Broken,
 }
 
@@ -58,9 +60,9 @@ struct State {
     decoder: Option<Box<MultiGzDecoder<BufReader<At>>>>,
     /// Bytes of content decoded so far.
     position: u64,
-    /// The last of them.
+    /// The last decoded bytes.
     recent: Vec<u8>,
-    /// The length of the content and how it ends, once that is known.
+    /// The length of the content and its end, once known.
     end: Option<(u64, End)>,
 }
 
@@ -69,7 +71,7 @@ impl Gzip {
         Self { file, budget: Mutex::new(budget), state: Mutex::default() }
     }
 
-    /// Goes on with the budget of another pull.
+    /// Continues with the budget of another pull.
     pub(super) fn allow(&self, budget: &Arc<Budget>) {
         *self.budget.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(budget);
     }
@@ -78,8 +80,8 @@ impl Gzip {
         Arc::clone(&self.budget.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads at most `buf` at the `offset` of the content; 0 at its end. An error
-    /// with the budget spent means that the offset was not reached yet.
+    /// Reads at most `buf` at the `offset` of the content; returns 0 at its end. If the budget is
+    /// spent, an error means that the offset was not reached yet.
     pub(super) fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let budget = self.budget();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,7 +100,7 @@ impl Gzip {
                 state.restart();
             }
             if budget.is_spent() && state.position < offset {
-                return Err(io::Error::other("no more may be decoded in one pull"));
+                return Err(io::Error::other("the decoding budget of this pull is spent"));
             }
             let decoded = state.decode(&self.file)?;
             if state.position <= offset {
@@ -107,12 +109,12 @@ impl Gzip {
         }
     }
 
-    /// How the content ends and its length, if it was decoded that far.
+    /// The length of the content and its end, if it was decoded that far.
     pub(super) fn end(&self) -> Option<(u64, End)> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).end
     }
 
-    /// How the content ends and its length; decodes all of it.
+    /// The length of the content and its end; decodes all of it.
     pub(super) fn find_end(&self) -> io::Result<(u64, End)> {
         let (mut buf, budget) = ([0; 1], self.budget());
         loop {
@@ -122,14 +124,14 @@ impl Gzip {
             let position = self.state.lock().unwrap_or_else(PoisonError::into_inner).position;
             self.read_at(&mut buf, position)?;
             if budget.is_spent() && self.end().is_none() {
-                return Err(io::Error::other("no more may be decoded in one pull"));
+                return Err(io::Error::other("the decoding budget of this pull is spent"));
             }
-            // Decoding to find the end does not count as reading.
+            // Decoding to find the end counts as skipping.
             budget.spend(CHUNK_BYTES as u64);
         }
     }
 
-    /// Frees what the decoder holds.
+    /// Frees the decoder's memory.
     pub(super) fn rest(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).restart();
     }
@@ -141,7 +143,7 @@ impl State {
         *self = Self { end, ..Self::default() };
     }
 
-    /// Decodes some more; 0 at the end.
+    /// Decodes a further chunk; returns 0 at the end.
     fn decode(&mut self, file: &Arc<File>) -> io::Result<usize> {
         let decoder = self.decoder.get_or_insert_with(|| {
             let file = At { file: Arc::clone(file), offset: 0 };
@@ -176,7 +178,7 @@ impl State {
     }
 }
 
-/// A file read from its beginning, whoever else reads it.
+/// Reads a file from its beginning, regardless of other readers.
 #[derive(Debug)]
 struct At {
     file: Arc<File>,
@@ -185,7 +187,7 @@ struct At {
 
 impl Read for At {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = super::opened::read_at(&self.file, buf, self.offset)?;
+        let n = read_at(&self.file, buf, self.offset)?;
         self.offset += n as u64;
         Ok(n)
     }
@@ -263,7 +265,7 @@ mod tests {
                 assert_eq!(read(&gzip, 0, length), &content[..length]);
             }
         }
-        for bytes in [&b""[..], b"\x1f\x8b", b"no gzip at all"] {
+        for bytes in [&b""[..], b"\x1f\x8b", b"not gzip at all"] {
             assert_eq!(gzip(bytes, u64::MAX).find_end().unwrap(), (0, End::Broken));
         }
     }

@@ -1,8 +1,7 @@
-//! One pull on files.
+//! A pull on files.
 //!
-//! A pull is one piece of blocking work: it opens the live file, finds the
-//! generation in which the cursor stands, reads on, and crosses to younger
-//! generations.
+//! A pull is one blocking operation: it opens the live file, finds the generation of the cursor,
+//! reads on, and continues with younger generations.
 
 mod route;
 mod scan;
@@ -21,34 +20,34 @@ use super::gzip::Budget;
 use super::opened::{CHUNK_BYTES, Opened, Seen, Twin};
 use super::{Batch, Cursor, Digest, GapReason, Heads, LineDecoder, Place, Reading, gap_event};
 
-/// How often the directory is looked through until it holds still.
+/// How often the directory is listed until two listings agree.
 const SCANS: usize = 5;
 
-/// The most bytes that a pull reads of lines, beside
-/// [`PullLimits::max_bytes`]: a longer line is read over several pulls.
+/// The maximum number of bytes that a pull reads in addition to [`PullLimits::max_bytes`]: a longer
+/// line takes several pulls.
 const READ_MAX_BYTES: u64 = 64 << 20;
 
-/// The most bytes that a pull decodes of compressed files only to come to where
-/// reading begins.
+/// The maximum number of bytes of compressed files that a pull decodes just to reach the start of
+/// reading.
 const DECODE_MAX_BYTES: u64 = if cfg!(test) { 4 << 20 } else { 256 << 20 };
 
-/// A line that has no end yet is remembered from this length on, so as not to
-/// read it from its beginning again.
+/// The length from which on an unterminated line is remembered, so that it is not read from its
+/// beginning again.
 const REMEMBERED_BYTES: usize = CHUNK_BYTES;
 
-/// What is kept between pulls, only so that work is not done again, and so that a
-/// file that was renamed or removed meanwhile can be read to its end.
+/// State between pulls. It only saves repeated work, and keeps files open that were renamed or
+/// removed meanwhile, so that they can be read to their end.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Kept {
+pub(super) struct Cache {
     opened: Vec<Arc<Opened>>,
-    /// Compressed generations with which lines are compared.
+    /// Compressed generations that lines are compared with.
     twins: Vec<Arc<Opened>>,
     partial: Option<Arc<Partial>>,
-    /// Bytes that waited at the end of the last pull, and whether that was logged.
+    /// The bytes that were waiting at the end of the last pull, and whether that was logged.
     pub(super) waiting: Option<(Waiting, bool)>,
 }
 
-/// The beginning of a line that has no end yet.
+/// The beginning of an unterminated line.
 #[derive(Debug)]
 struct Partial {
     /// Device and inode.
@@ -56,50 +55,50 @@ struct Partial {
     framer: Framer,
 }
 
-/// The end of the generation before the one that is read.
+/// The end of the generation before the current one.
 struct Previous {
     place: Place,
     seen: Option<Seen>,
-    /// Whether it was at its end in an earlier pull and still is.
+    /// Whether an earlier pull had reached its end, and it has not grown.
     is_done: bool,
-    /// The bytes behind its last line.
+    /// The number of bytes after its last line.
     waiting: u64,
 }
 
-/// State of a pull while it reads.
+/// The state of a pull while it reads.
 struct Progress<'r> {
     batch: Batch,
-    /// Where reading stands.
+    /// The current place.
     place: Option<Place>,
     previous: Option<Previous>,
     /// Whether a line was taken.
     moved: bool,
-    /// Whether the bound of a pull was met within a file.
+    /// Whether the pull reached its bound within a file.
     is_cut_short: bool,
-    /// Where in the route reading stands.
+    /// The index of the current generation in the route.
     stopped_in: usize,
-    /// The bytes behind the last line.
+    /// The number of bytes after the last line.
     waiting: u64,
-    /// Generations on the way in which no line has an end.
+    /// Generations on the way without a complete line.
     unfinished: Vec<&'r Seen>,
 }
 
 pub(super) struct Job {
     config: Arc<TailConfig>,
     decoder: Arc<dyn LineDecoder>,
-    kept: Kept,
+    cache: Cache,
     budget: Arc<Budget>,
     now: Timestamp,
     limits: PullLimits,
     /// Compressed files that were opened in this pull.
     decoders: RefCell<Vec<Arc<Opened>>>,
-    /// The line without an end that was met last.
+    /// The last unterminated line.
     partial: RefCell<Option<Arc<Partial>>>,
-    /// The first lines of generations that are done.
+    /// The first lines of finished generations.
     heads: RefCell<Heads>,
-    /// The rotated files, once they were looked at.
+    /// The rotated files, once listed.
     siblings: RefCell<Option<Vec<Seen>>>,
-    /// Compressed files with which lines are compared in this pull.
+    /// Compressed files that lines are compared with in this pull.
     twins: RefCell<Vec<Arc<Opened>>>,
 }
 
@@ -107,7 +106,7 @@ impl Job {
     pub(super) fn new(
         config: Arc<TailConfig>,
         decoder: Arc<dyn LineDecoder>,
-        kept: Kept,
+        cache: Cache,
         now: Timestamp,
         limits: PullLimits,
     ) -> Self {
@@ -116,7 +115,7 @@ impl Job {
         Self {
             config,
             decoder,
-            kept,
+            cache,
             budget,
             now,
             limits,
@@ -128,8 +127,8 @@ impl Job {
         }
     }
 
-    pub(super) fn run(self, cursor: Option<&(Cursor, String)>) -> Result<(Pull, Kept)> {
-        for opened in self.kept.opened.iter().chain(&self.kept.twins) {
+    pub(super) fn run(self, cursor: Option<&(Cursor, String)>) -> Result<(Pull, Cache)> {
+        for opened in self.cache.opened.iter().chain(&self.cache.twins) {
             opened.allow(&self.budget);
         }
         *self.heads.borrow_mut() =
@@ -140,45 +139,44 @@ impl Job {
         }
         // The decoded part is kept, and the next pull continues from there.
         tracing::debug!(source = self.config.source, "a compressed file is being skipped through");
-        let mut kept = self.kept;
+        let mut cache = self.cache;
         for opened in self.decoders.take() {
-            if !kept.opened.iter().any(|known| Arc::ptr_eq(known, &opened)) {
-                kept.opened.push(opened);
+            if !cache.opened.iter().any(|known| Arc::ptr_eq(known, &opened)) {
+                cache.opened.push(opened);
             }
         }
-        Ok((Pull { more: true, ..Pull::default() }, kept))
+        Ok((Pull { more: true, ..Pull::default() }, cache))
     }
 
-    fn pull(&self, cursor: Option<&(Cursor, String)>) -> Result<(Pull, Kept)> {
+    fn pull(&self, cursor: Option<&(Cursor, String)>) -> Result<(Pull, Cache)> {
         let live = self.live()?;
         let route = match cursor {
             None => Some(self.route_from_start(live.clone(), None, None)?),
             Some((cursor, _)) => self.resume(cursor, live.clone())?,
         };
         let Some(route) = route else {
-            // The live file may come back; until then nothing is known.
+            // The live file may reappear; until then nothing is known.
             let waiting = live.is_none().then_some(Waiting { reason: "no_file", bytes: 0 });
-            let kept = Kept { waiting: self.say(waiting), ..self.kept.clone() };
-            return Ok((Pull::default(), kept));
+            let cache = Cache { waiting: self.say(waiting), ..self.cache.clone() };
+            return Ok((Pull::default(), cache));
         };
         let mut progress = self.begin(&route, cursor)?;
         let was_late = progress.previous.as_ref().is_some_and(|previous| !previous.is_done);
         if self.read(&route, &mut progress)?.is_break() {
             tracing::warn!(source = self.config.source, "the file changed while it was read");
-            return Ok((Pull { more: true, ..Pull::default() }, self.kept.clone()));
+            return Ok((Pull { more: true, ..Pull::default() }, self.cache.clone()));
         }
         let is_moved = progress.moved || was_late || route.gap.is_some();
         let lost = cursor.filter(|_| route.gap.is_some() && progress.place.is_none());
         if let (Some((lost, _)), Some(live)) = (lost, &live) {
-            // Behind a gap the cursor must move even if nothing is there to read.
+            // After a gap, the cursor must move even if there is nothing to read.
             let mtime_ns = lost.at.mtime_ns.unwrap_or(live.age.mtime_ns);
             progress.place = Some(Place::start(live.opened.inode, None, Some(mtime_ns)));
         }
         self.end(&route, live.as_ref(), progress, is_moved)
     }
 
-    /// Tells of what was lost before the route, and reads the late lines of the generation
-    /// before it.
+    /// Records lines lost before the route, and reads late lines of the generation before it.
     fn begin<'r>(
         &self,
         route: &'r Route,
@@ -199,14 +197,14 @@ impl Job {
         if let Some(oldest) = route.order.first().filter(|_| route.left_out) {
             tracing::warn!(
                 source,
-                "more rotated files than are looked at: the oldest are left out"
+                "there are more rotated files than max_siblings: the oldest are left out"
             );
             let text = format!("left out before {}", oldest.identity()?);
             batch.event(gap_event(source, &text, &oldest.start(), GapReason::LeftOut, self.now));
         }
         let known = cursor.and_then(|(cursor, _)| cursor.previous.clone());
         let previous = match known {
-            // Behind a gap it is of no use any more.
+            // After a gap it is useless.
             Some(place) if route.gap.is_none() => Some(self.late_lines(place, route, &mut batch)?),
             _ => None,
         };
@@ -222,9 +220,8 @@ impl Job {
         })
     }
 
-    /// Reads the generations of the route until the batch is full. Breaks if a file was
-    /// truncated or replaced meanwhile: nothing of the pull counts then, and the next one
-    /// sees what is there.
+    /// Reads the generations of the route until the batch is full. Breaks if a file was truncated
+    /// or replaced meanwhile: then the whole pull is discarded, and the next one starts over.
     fn read<'r>(&self, route: &'r Route, progress: &mut Progress<'r>) -> Result<ControlFlow<()>> {
         let Progress {
             batch,
@@ -250,7 +247,7 @@ impl Job {
                 Some(at) if !crosses => at.clone(),
                 _ => seen.start(),
             };
-            // An old cursor does not know it.
+            // An old cursor does not have it.
             from.generation = Some(generation);
             if crosses && from.repeat > 0 {
                 from.reach = self.reach(generation, place.as_ref()).unwrap_or(from.reach);
@@ -272,7 +269,7 @@ impl Job {
                 reached.head = seen.opened.head(reached.position).map_err(unreadable)?;
             }
             if reached.position == 0 {
-                // Its only line has no end, however long it is.
+                // It has only an unterminated line.
                 unfinished.push(seen);
                 *is_cut_short = left == 0;
                 if *is_cut_short {
@@ -285,7 +282,7 @@ impl Job {
             if crosses {
                 self.cross(&route.order[*stopped_in], place.take(), previous, batch)?;
             }
-            // A generation without a complete line was passed on the way.
+            // Generations without a complete line were passed on the way.
             for seen in unfinished.drain(..) {
                 if seen.opened.is_unreadable() {
                     self.pass(seen, &seen.start(), batch)?;
@@ -306,15 +303,15 @@ impl Job {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Makes the pull and its cursor of what was read. Without a cursor, where nothing
-    /// `is_moved`, what was met on the way comes again with a line behind it.
+    /// Makes the pull and its cursor from the progress. Without a new cursor (not `is_moved`),
+    /// items found on the way are found again by a later pull.
     fn end(
         &self,
         route: &Route,
         live: Option<&Seen>,
         progress: Progress<'_>,
         is_moved: bool,
-    ) -> Result<(Pull, Kept)> {
+    ) -> Result<(Pull, Cache)> {
         let Progress { batch, place, previous, .. } = progress;
         let waiting = waiting_of(progress.waiting, &progress.unfinished);
         let unread = route.order.get(progress.stopped_in..).unwrap_or_default();
@@ -331,45 +328,44 @@ impl Job {
                 opened.push(Arc::clone(&seen.opened));
             }
         }
-        let partial = self.partial.take().or_else(|| self.kept.partial.clone());
+        let partial = self.partial.take().or_else(|| self.cache.partial.clone());
         let mut twins = self.twins.take();
         if twins.is_empty() && place.as_ref().is_some_and(|at| at.repeat > 0) {
-            twins.clone_from(&self.kept.twins);
+            twins.clone_from(&self.cache.twins);
         }
-        let kept = Kept { opened, twins, partial, waiting: self.say(waiting) };
+        let cache = Cache { opened, twins, partial, waiting: self.say(waiting) };
         log_quarantine(&self.config.source, &batch);
         let heads = self.heads.take();
         let Some(at) = place.filter(|_| is_moved) else {
-            return Ok((Pull { more, ..Pull::default() }, kept));
+            return Ok((Pull { more, ..Pull::default() }, cache));
         };
         let cursor = Cursor { at, previous: previous.map(|previous| previous.place), heads };
         let cursor = cursor.to_string();
-        // An unreadable cursor must not be committed: it would stop the tail for good.
+        // An unreadable cursor must not be committed, because it would stop the tail permanently.
         if Cursor::parse(&cursor).is_err() {
             let what = "the file tail made a cursor that it can't read";
             return Err(Error::new(ErrorKind::Internal, what));
         }
         let Batch { events, quarantine, skipped, .. } = batch;
-        Ok((Pull { events, quarantine, skipped, cursor: Some(cursor), more }, kept))
+        Ok((Pull { events, quarantine, skipped, cursor: Some(cursor), more }, cache))
     }
 
-    /// Says once in the log what still waits at the second look, when it is no line
-    /// that is just being written.
+    /// Logs waiting data once, at the second pull that finds it unchanged, because a line may just
+    /// be being written.
     fn say(&self, waiting: Option<Waiting>) -> Option<(Waiting, bool)> {
         let waiting = waiting?;
-        let Some((_, is_said)) = self.kept.waiting.filter(|(known, _)| *known == waiting) else {
+        let Some((_, is_said)) = self.cache.waiting.filter(|(known, _)| *known == waiting) else {
             return Some((waiting, false));
         };
         if !is_said {
             let Waiting { reason, bytes } = waiting;
             let source = self.config.source.as_str();
-            tracing::info!(source, reason, bytes, "something waits that can't be taken yet");
+            tracing::info!(source, reason, bytes, "data is waiting that can't be taken yet");
         }
         Some((waiting, true))
     }
 
-    /// Goes from the `end` of the generation `left`, if one was read before, to a
-    /// younger one.
+    /// Moves from the `end` of the generation `left`, if one was read, to a younger one.
     fn cross(
         &self,
         left: &Seen,
@@ -378,7 +374,7 @@ impl Job {
         batch: &mut Batch,
     ) -> Result<()> {
         let Some(mut place) = end else { return Ok(()) };
-        // A copy that held nothing more was written later than what it is a copy of.
+        // A copy without further content was written later than its original.
         place.mtime_ns = place.mtime_ns.max(Some(left.age.mtime_ns));
         self.heads.borrow_mut().remember(&place);
         if let Some(older) = previous.take() {
@@ -391,7 +387,7 @@ impl Job {
         Ok(())
     }
 
-    /// Reads on at `place`, behind what is remembered of a line without an end.
+    /// Continues at `place`, after the remembered part of an unterminated line.
     fn reading<'a>(
         &'a self,
         seen: &'a Seen,
@@ -402,7 +398,7 @@ impl Job {
         let opened = &seen.opened;
         let (repeat, reach) = (place.repeat, place.reach);
         let mut partial = None;
-        for known in self.partial.borrow().iter().chain(&self.kept.partial) {
+        for known in self.partial.borrow().iter().chain(&self.cache.partial) {
             if known.framer.line_start() == place.position
                 && known.file == opened.id()
                 && opened
@@ -416,16 +412,16 @@ impl Job {
         let mut reading =
             Reading::new(source, decoder, *max_line_bytes, generation, self.now, place);
         if repeat > 0 {
-            // Looked for with the first line that is there.
+            // Looked up with the first line.
             let mut twins: Option<Result<Vec<Twin>>> = None;
             reading = reading.with_repeats(Box::new(move |offset, bytes, is_whole| {
                 match twins.get_or_insert_with(|| self.twins(seen)) {
-                    // Nothing is left to compare with.
+                    // There is nothing left to compare with.
                     Ok(twins) if twins.is_empty() => offset < reach,
                     Ok(twins) => {
                         twins.iter_mut().any(|twin| twin.has_line(offset, bytes, is_whole))
                     }
-                    // To take a line for a repeated one loses nothing.
+                    // Treating a line as repeated loses nothing.
                     Err(_) => true,
                 }
             }));
@@ -436,7 +432,7 @@ impl Job {
         })
     }
 
-    /// Keeps the line without an end that `reading` stopped in. Gives its place.
+    /// Remembers the unterminated line in which `reading` stopped. Returns the place.
     fn remember(&self, opened: &Opened, reading: Reading<'_>) -> Place {
         let (place, framer) = reading.into_parts();
         if framer.tail().len() >= REMEMBERED_BYTES.min(super::LONG_LINE_KEPT_BYTES)
@@ -448,9 +444,9 @@ impl Job {
         place
     }
 
-    /// Reads what a late writer put behind the end of the generation before.
+    /// Reads lines that a late writer appended to the previous generation.
     fn late_lines(&self, place: Place, route: &Route, batch: &mut Batch) -> Result<Previous> {
-        let kept = self.kept.opened.iter().filter_map(|opened| Seen::again(opened).ok());
+        let kept = self.cache.opened.iter().filter_map(|opened| Seen::again(opened).ok());
         let is_current = |seen: &Seen| route.order.iter().any(|s| s.opened.is(&seen.opened));
         let holds = |seen: &Seen| !is_current(seen) && seen.holds(&place).unwrap_or(false);
         let mut seen = kept.into_iter().find(|seen| seen.is_file_of(&place) && holds(seen));
@@ -461,13 +457,13 @@ impl Job {
                 holding = self.strays(&place, None)?;
                 holding.retain(|seen| !is_current(seen));
             }
-            // Not one of which it is known that it was done with earlier.
+            // Not one that is known to have been finished earlier.
             seen = self
                 .choose(&place, holding)
                 .filter(|seen| seen.is_file_of(&place) || is_not_older(seen, &place));
         }
         let Some(seen) = seen else {
-            // Removed meanwhile, after it was read to its end.
+            // It was removed after it had been read to its end.
             return Ok(Previous { place, seen: None, is_done: true, waiting: 0 });
         };
         let before = place.position;
@@ -475,7 +471,7 @@ impl Job {
         let mut waiting = 0;
         if let Some(generation) = seen.generation {
             let mut reading = self.reading(&seen, generation, place)?;
-            // A full batch leaves the rest to the next pull.
+            // If the batch is full, the next pull reads the rest.
             let _ = read_on(&seen.opened, &mut reading, batch, &mut { READ_MAX_BYTES })?;
             waiting = reading.open_bytes();
             reached = self.remember(&seen.opened, reading);
@@ -490,15 +486,14 @@ impl Job {
         Ok(Previous { place: reached, seen: Some(seen), is_done, waiting })
     }
 
-    /// Takes what is left behind the last line of a generation that nobody writes
-    /// any more.
+    /// Takes the rest after the last line of a generation that no longer grows.
     fn finish(&self, done: &Previous, batch: &mut Batch) -> Result<()> {
         let Some(seen) = &done.seen else { return Ok(()) };
         let place = done.place.clone();
         let generation = match place.generation {
             Some(generation) => generation,
-            // Its only line has no end. With one its generation is the same, so
-            // that it has the same key then.
+            // It has only an unterminated line. The generation is the same once that line ends, so
+            // its key will be the same.
             None => seen.opened.first_line()?.unwrap_or_else(|unfinished| unfinished),
         };
         let mut reading = self.reading(seen, generation, place)?;
@@ -507,7 +502,7 @@ impl Job {
         Ok(())
     }
 
-    /// Says that what is behind `end` in a compressed file can't be read.
+    /// Records that the part of a compressed file after `end` can't be read.
     fn pass(&self, seen: &Seen, end: &Place, batch: &mut Batch) -> Result<()> {
         let source = self.config.source.as_str();
         tracing::warn!(source, offset = end.position, "a compressed file can't be read to its end");
@@ -524,7 +519,7 @@ impl Previous {
 }
 
 impl Seen {
-    /// Identity of the generation, even if none of it can be read.
+    /// The identity of the generation, even if nothing of it can be read.
     fn identity(&self) -> Result<String> {
         Ok(match (self.generation, self.repeat) {
             (Some(generation), 0) => hex::encode(generation),
@@ -534,8 +529,7 @@ impl Seen {
     }
 }
 
-/// Reads to the end of the file, until the batch is full, or until `left` bytes
-/// were read.
+/// Reads until the end of the file, until the batch is full, or until `left` bytes were read.
 fn read_on(
     opened: &Opened,
     reading: &mut Reading<'_>,
@@ -555,8 +549,7 @@ fn read_on(
     }
 }
 
-/// What lies there and can't be taken yet: `bytes` behind the last newline, and files
-/// without a line.
+/// Data that can't be taken yet: `bytes` after the last newline, and files without a complete line.
 fn waiting_of(bytes: u64, unfinished: &[&Seen]) -> Option<Waiting> {
     let bytes_of = |is_compressed: bool| -> u64 {
         let files = unfinished.iter().filter(|seen| seen.opened.is_compressed() == is_compressed);

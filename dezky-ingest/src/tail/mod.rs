@@ -1,12 +1,10 @@
 //! A tail of any file of lines that is appended to and rotated.
 //!
-//! [`FileTail`] follows a file through appends, rotation by rename, truncation
-//! and restarts, and gives its lines to a [`LineDecoder`], which says what they
-//! mean. It is an [`IngestSource`](dezky_core::IngestSource).
+//! [`FileTail`] follows a file through appends, rotation by rename, truncation and restarts, and
+//! passes its lines to a [`LineDecoder`]. It is an [`IngestSource`](dezky_core::IngestSource).
 //!
-//! Every part is a value that takes bytes and gives data, and can be used on its
-//! own: [`Framer`] cuts lines, [`Cursor`] is the state as text, [`Reading`] puts
-//! them together. Only [`FileTail`] touches files.
+//! Framing, cursors, generations and gaps are pure: they take bytes and return data. Only
+//! [`FileTail`] touches files.
 
 mod config;
 mod cursor;
@@ -18,6 +16,7 @@ mod gzip;
 mod job;
 mod opened;
 mod place;
+mod positional;
 mod reading;
 mod rotated;
 
@@ -27,30 +26,34 @@ use sha2::{Digest as _, Sha256};
 
 pub use self::config::TailConfig;
 pub(crate) use self::config::{default_max_line_bytes, default_max_siblings};
-pub use self::cursor::{Cursor, Head, Heads};
+pub use self::cursor::Cursor;
+use self::cursor::{Head, Heads};
 pub use self::files::FileTail;
-pub use self::frame::{Frame, Framer, LONG_LINE_KEPT_BYTES, MAX_LINE_BYTES, Short};
-pub use self::gap::{GapReason, gap_event};
-pub use self::place::{HEAD_BYTES, LastLine, Place};
-pub use self::reading::{Batch, GENERATION_MAX_BYTES, GenerationHash, HadLine, IsWhole, Reading};
-pub use self::rotated::{Age, Rotated};
+#[cfg(feature = "testkit")]
+pub(crate) use self::frame::{Frame, Framer};
+pub use self::frame::{LONG_LINE_KEPT_BYTES, MAX_LINE_BYTES};
+use self::gap::{GapReason, gap_event};
+use self::place::{HEAD_BYTES, LastLine, Place};
+use self::reading::{Batch, GENERATION_MAX_BYTES, GenerationHash, Reading};
+use self::rotated::{Age, Rotated};
+
+use crate::annotations::CUT;
 
 /// A SHA-256.
 pub type Digest = [u8; 32];
 
-/// Says what the lines of a file mean.
+/// Decodes the lines of a file.
 ///
-/// Total: a line that can't be read is a [`Decoded::Quarantine`], never an error.
-/// Pure as far as identity goes: the same line gives the same external ids and
-/// keys, whenever and however often it is read. [`Line::key`] is such an identity
-/// for lines without one of their own. Secrets are the decoder's to take out:
-/// the tail stores and logs nothing of a line but what is given here, and hashes.
+/// Total: a line that can't be read is a [`DecodedLine::Quarantine`], never an error. Identities
+/// must be pure: the same line gives the same external ids and keys, whenever and however often it
+/// is read. [`Line::key`] is such an identity for lines without their own. The decoder must remove
+/// secrets: apart from hashes, the tail stores and logs only its results.
 ///
 /// ```
 /// use dezky_core::{Actor, NewEvent, QuarantineItem, Timestamp};
-/// use dezky_ingest::tail::{Decoded, Line, LineDecoder};
+/// use dezky_ingest::tail::{DecodedLine, Line, LineDecoder};
 ///
-/// /// Every line is the name of something that was made.
+/// /// Every line is the name of a thing that was made.
 /// struct Names;
 ///
 /// impl LineDecoder for Names {
@@ -58,18 +61,18 @@ pub type Digest = [u8; 32];
 ///         &self,
 ///         line: Line<'_>,
 ///         _last_time: &mut Option<Timestamp>,
-///         each: &mut dyn FnMut(Decoded),
+///         each: &mut dyn FnMut(DecodedLine),
 ///     ) {
 ///         each(match std::str::from_utf8(line.bytes.trim_ascii()) {
-///             Ok("") => Decoded::Skipped,
-///             Ok(name) if line.is_complete => Decoded::from(NewEvent {
+///             Ok("") => DecodedLine::Skipped,
+///             Ok(name) if line.is_complete => DecodedLine::from(NewEvent {
 ///                 source: line.source.to_owned(),
 ///                 external_id: Some(line.key()),
 ///                 resource_id: Some(name.to_owned()),
 ///                 ..NewEvent::new("thing.made", Actor::system())
 ///             }),
-///             Ok(_) => Decoded::from(line.quarantine("partial_line", "no newline", line.bytes)),
-///             Err(_) => Decoded::from(line.quarantine("not_text", "no UTF-8", line.bytes)),
+///             Ok(_) => DecodedLine::from(line.quarantine("partial_line", "no newline", line.bytes)),
+///             Err(_) => DecodedLine::from(line.quarantine("not_text", "no UTF-8", line.bytes)),
 ///         });
 ///     }
 ///
@@ -79,51 +82,49 @@ pub type Digest = [u8; 32];
 /// }
 /// ```
 pub trait LineDecoder: Send + Sync + 'static {
-    /// Reads a line and gives what became of it to `each`: nothing for a blank
-    /// one, more than one thing for one that holds more.
+    /// Decodes a line and passes the results to `each`: none for a blank line, several for a line
+    /// with several events.
     ///
-    /// `last_time` is the last usable time before the line in its file, for lines
-    /// without one; a decoder that uses it brings it forward. It outlives
-    /// restarts in the cursor.
+    /// `last_time` is the last usable time before the line in its file, for lines without one; a
+    /// decoder that uses it must update it. The cursor keeps it across restarts.
     fn decode(
         &self,
         line: Line<'_>,
         last_time: &mut Option<Timestamp>,
-        each: &mut dyn FnMut(Decoded),
+        each: &mut dyn FnMut(DecodedLine),
     );
 
-    /// The record of a line over the limit that is no JSON object, or longer than
-    /// 64 MiB: `bytes` is its length, and of its bytes only the `head` is there, at most [`LONG_LINE_KEPT_BYTES`]. Its
-    /// identity must be of the head alone, so that it is the same however long the
-    /// line was when it was met.
+    /// The quarantine item of a line over the limit that is not a JSON object, or is longer than 64
+    /// MiB. `bytes` is its length; only its `head` is available, at most [`LONG_LINE_KEPT_BYTES`].
+    /// Its identity must depend on the head alone, so that it is the same however long the line was
+    /// when it was read.
     fn too_long(&self, head: Line<'_>, bytes: u64) -> QuarantineItem;
 }
 
-/// A line, where it stands and when it is read.
+/// A line, its position and the time of reading.
 #[derive(Debug, Clone, Copy)]
 pub struct Line<'a> {
     /// The name of the source that reads it.
     pub source: &'a str,
     /// The generation of the file: the SHA-256 of its first line.
     pub generation: &'a Digest,
-    /// Where in the file it begins.
+    /// Its offset in the file.
     pub offset: u64,
-    /// Its bytes, without the `\n`; a `\r` before that is still there.
+    /// Its bytes without the `\n`, but including a `\r` before it.
     pub bytes: &'a [u8],
-    /// Of a JSON object over the limit, what it was before its long values were cut:
-    /// `bytes` is then the object with its structure and its short values.
+    /// For a JSON object over the limit, its original length and hash; `bytes` is then the object
+    /// with its structure and its short values.
     pub cut: Option<Cut>,
-    /// How many earlier generations begin with the same first line, if one of them
-    /// has the same line at the same place; else 0.
+    /// The number of earlier generations that begin with the same first line, if one of them has
+    /// the same line at the same offset; otherwise 0.
     pub repeat: u32,
-    /// Whether it had a `\n`. One without is what is left at the end of a file
-    /// that nobody writes any more.
+    /// Whether it had a `\n`. Without one, it is the rest of a file that no longer grows.
     pub is_complete: bool,
     /// The time of reading.
     pub now: Timestamp,
 }
 
-/// A line as it stands in its file.
+/// The original of a line whose long values were cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
     /// Its length.
@@ -135,25 +136,24 @@ pub struct Cut {
 impl Cut {
     /// Notes it as `_dezky.cut.line`, in addition to other cuts.
     pub(crate) fn annotate(&self, metadata: &mut NewMetadata) {
-        let mut cuts = match metadata.annotation("cut") {
+        let mut cuts = match metadata.annotation(CUT) {
             Some(serde_json::Value::Object(cuts)) => cuts.clone(),
             _ => serde_json::Map::new(),
         };
         let note = serde_json::json!({"bytes": self.bytes, "sha256": hex::encode(self.hash)});
         cuts.insert("line".to_owned(), note);
-        metadata.annotate("cut", cuts);
+        metadata.annotate(CUT, cuts);
     }
 }
 
 impl Line<'_> {
-    /// `line1:` and the identity of the line: of its source, the generation of its
-    /// file, its place and all of its bytes. Path, inode, device and host are not in
-    /// it, so it is the same after rotation, copying, compression and restarts, and
-    /// whatever was cut of it. Two equal lines have two keys.
+    /// `line1:` and the identity of the line: its source, the generation of its file, its offset
+    /// and all of its bytes. Path, inode, device and host are not part of it, so it survives
+    /// rotation, copying, compression and restarts, and does not depend on cuts. Two equal lines
+    /// have different keys.
     ///
-    /// Where an earlier generation had the same first line and this line at the same
-    /// place, that identity is taken: it is `line2:` then, with the
-    /// [`repeat`](Self::repeat) in it.
+    /// If an earlier generation had the same first line and this line at the same offset, that
+    /// identity is taken; then it is `line2:` and includes [`repeat`](Self::repeat).
     pub fn key(&self) -> String {
         let line = self.hash();
         match self.repeat {
@@ -179,9 +179,9 @@ impl Line<'_> {
         self.cut.map_or(self.bytes.len() as u64, |cut| cut.bytes)
     }
 
-    /// An item for the quarantine, identified by [`key`](Self::key): `reason` is a
-    /// short stable code, `detail` a line for a person, `raw` what is kept of the
-    /// line, without secrets. At most 64 KiB of `raw` are kept.
+    /// A quarantine item identified by [`key`](Self::key): `reason` is a short stable code,
+    /// `detail` a line for people, `raw` the text to keep, without secrets. At most 64 KiB of `raw`
+    /// are kept.
     pub fn quarantine(&self, reason: &str, detail: &str, raw: &[u8]) -> QuarantineItem {
         QuarantineItem {
             source: self.source.to_owned(),
@@ -215,35 +215,35 @@ pub(crate) fn keyed_hash(
     hex
 }
 
-/// The domain of the identities of lines that came `repeat` times before.
+/// The domain of the identities of lines that `repeat` earlier generations had.
 pub(crate) fn repeated(text: &str, repeat: u32) -> String {
     format!("{text}\0{repeat}")
 }
 
-/// Result of decoding a line, or a piece of one.
+/// The result of decoding a line, or a piece of one.
 #[derive(Debug, Clone)]
-pub enum Decoded {
+pub enum DecodedLine {
     /// An event.
     Event(Box<PulledEvent>),
-    /// Passed over on purpose.
+    /// Skipped on purpose.
     Skipped,
-    /// Kept for somebody to decide.
+    /// Kept in the quarantine for an operator.
     Quarantine(Box<QuarantineItem>),
 }
 
-impl From<PulledEvent> for Decoded {
+impl From<PulledEvent> for DecodedLine {
     fn from(event: PulledEvent) -> Self {
         Self::Event(Box::new(event))
     }
 }
 
-impl From<NewEvent> for Decoded {
+impl From<NewEvent> for DecodedLine {
     fn from(event: NewEvent) -> Self {
         PulledEvent::from(event).into()
     }
 }
 
-impl From<QuarantineItem> for Decoded {
+impl From<QuarantineItem> for DecodedLine {
     fn from(item: QuarantineItem) -> Self {
         Self::Quarantine(Box::new(item))
     }

@@ -1,4 +1,4 @@
-//! Open files, and what a pull saw of them.
+//! Open files, and their state in a pull.
 
 use std::cmp::Ordering;
 use std::fs::{File, Metadata};
@@ -11,13 +11,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::Digest;
 use super::gzip::{Budget, End, Gzip};
+use super::positional::read_at;
 use super::{Age, GENERATION_MAX_BYTES, GenerationHash, HEAD_BYTES, Place, Rotated};
 
 /// Bytes read at a time.
 pub(super) const CHUNK_BYTES: usize = 64 << 10;
 
-/// How much of the end of two files is compared to see whether one is a copy of
-/// the other.
+/// The number of bytes at the end of two files that are compared to detect a copy.
 const COMPARED_BYTES: u64 = 4 << 10;
 
 /// An open file.
@@ -27,9 +27,9 @@ pub(super) struct Opened {
     content: Content,
     device: u64,
     pub(super) inode: u64,
-    /// When the file was made, where the file system says so.
+    /// The file's birth time, if the file system has it.
     pub(super) born_ns: Option<i64>,
-    /// When it was opened: its length and when it was last written.
+    /// Its length and modification time when it was opened.
     version: (u64, i64),
     /// The first line of a compressed file, which does not change.
     generation: OnceLock<Option<Digest>>,
@@ -46,20 +46,20 @@ enum Content {
     Plain,
     /// Lines, compressed by gzip.
     Gzip(Gzip),
-    /// Lines, compressed by something that is not read.
+    /// Lines in an unsupported compression.
     Unknown,
 }
 
 impl Opened {
-    /// Opens a regular file; `None` if there is none.
+    /// Opens a regular file; `None` if it does not exist.
     pub(super) fn open(path: &Path, budget: &Arc<Budget>) -> io::Result<Option<(Self, Metadata)>> {
         let absent = |e: &io::Error| {
             matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
         };
-        // Asked before opening, as opening a pipe would wait for a writer.
+        // Checked before opening, because opening a pipe would wait for a writer.
         match std::fs::metadata(path) {
             Ok(metadata) if metadata.is_file() => {}
-            Ok(_) => return Err(io::Error::new(io::ErrorKind::InvalidInput, "no regular file")),
+            Ok(_) => return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
             Err(e) if absent(&e) => return Ok(None),
             Err(e) => return Err(e),
         }
@@ -89,7 +89,7 @@ impl Opened {
         Ok(Some((opened, metadata)))
     }
 
-    /// Whether both are the same file, as far as the system tells.
+    /// Whether both are the same file, by device and inode.
     pub(super) fn is(&self, other: &Self) -> bool {
         self.inode != 0 && (self.device, self.inode) == (other.device, other.inode)
     }
@@ -99,9 +99,9 @@ impl Opened {
         (self.device, self.inode)
     }
 
-    /// Whether this, with what is decoded of it, serves for `other`, which was
-    /// opened later. Only for compressed files, unless they were written on: on some
-    /// file systems a descriptor does not see what is appended by name.
+    /// Whether this file, with its decoded part, can replace `other`, which was opened later. Only
+    /// for compressed files that were not written to: on some file systems, a descriptor does not
+    /// see data that is appended by name.
     pub(super) fn serves(&self, other: &Self) -> bool {
         self.is(other) && self.is_compressed() && self.version == other.version
     }
@@ -114,7 +114,7 @@ impl Opened {
         self.file.metadata()
     }
 
-    /// Reads at most `buf` at `offset`; 0 at the end.
+    /// Reads at most `buf` at `offset`; returns 0 at the end.
     pub(super) fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         match &self.content {
             Content::Plain => read_at(&self.file, buf, offset),
@@ -123,7 +123,7 @@ impl Opened {
         }
     }
 
-    /// The bytes of a range, as far as they are there.
+    /// The bytes of a range, as far as they exist.
     fn bytes(&self, start: u64, end: u64) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; usize::try_from(end - start).unwrap_or(0)];
         let mut done = 0;
@@ -172,7 +172,7 @@ impl Opened {
         if let Some(known) = self.generation.get() {
             return Ok(*known);
         }
-        // As long as the decoder is at the beginning.
+        // Read now, while the decoder is at the beginning.
         self.head(0)?;
         let generation = self.first_line()?.ok();
         let _ = self.generation.set(generation);
@@ -203,8 +203,8 @@ impl Opened {
         }
     }
 
-    /// Whether the rest of the file can't be read, ever. Known of a compressed one
-    /// once it was read so far.
+    /// Whether the rest of the file can never be read. For a compressed one, known once it was read
+    /// that far.
     pub(super) fn is_unreadable(&self) -> bool {
         match &self.content {
             Content::Plain => false,
@@ -213,7 +213,7 @@ impl Opened {
         }
     }
 
-    /// Remembers that a compressed file holds `place`.
+    /// Remembers that a compressed file contains `place`.
     pub(super) fn was_read_to(&self, place: &Place) {
         if self.is_compressed() {
             *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = Some(place.clone());
@@ -235,38 +235,20 @@ impl Opened {
         }
     }
 
-    /// Frees what a decoder holds, for a file that is not being read.
+    /// Frees the decoder's memory, for a file that is not being read.
     pub(super) fn rest(&self) {
         if let Content::Gzip(gzip) = &self.content {
             gzip.rest();
         }
     }
 
-    /// What tells a file of which not even a line can be read from others: a hash
-    /// of its beginning and length.
+    /// Identifies a file without a readable line: a hash of its beginning and length.
     pub(super) fn fingerprint(&self) -> io::Result<Digest> {
         let mut buf = vec![0; CHUNK_BYTES];
         let n = read_at(&self.file, &mut buf, 0)?;
         let hash = Sha256::new().chain_update(&buf[..n]);
         Ok(hash.chain_update(self.version.0.to_be_bytes()).finalize().into())
     }
-}
-
-#[cfg(unix)]
-pub(super) fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-    loop {
-        match std::os::unix::fs::FileExt::read_at(file, buf, offset) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            done => return done,
-        }
-    }
-}
-
-#[cfg(not(unix))]
-pub(super) fn read_at(mut file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-    use std::io::{Read, Seek, SeekFrom};
-    file.seek(SeekFrom::Start(offset))?;
-    file.read(buf)
 }
 
 #[cfg(unix)]
@@ -293,7 +275,7 @@ fn ns_since_1970(time: SystemTime) -> i64 {
     }
 }
 
-/// A generation as it was seen in this pull.
+/// A generation as seen in this pull.
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
     pub(super) opened: Arc<Opened>,
@@ -301,8 +283,8 @@ pub(super) struct Seen {
     pub(super) bytes: u64,
     pub(super) age: Age,
     pub(super) generation: Option<Digest>,
-    /// How many earlier generations began with the same first line, and how far the
-    /// last of them went; known once the generations stand in their order.
+    /// The number of earlier generations with the same first line, and the length of the last of
+    /// them; set once the generations are in order.
     pub(super) repeat: u32,
     pub(super) reach: u64,
     /// Whether this is the file at the live path.
@@ -328,7 +310,7 @@ impl Seen {
         })
     }
 
-    /// The same of a file that is open already and may have no name any more.
+    /// The current state of an open file, which may no longer have a name.
     pub(super) fn again(opened: &Arc<Opened>) -> io::Result<Self> {
         Self::new(Arc::clone(opened), &opened.metadata()?, None)
     }
@@ -338,8 +320,8 @@ impl Seen {
         self.holds_with(place, self.generation.as_ref())
     }
 
-    /// The same, looking again at the first line too. A compressed file is not written
-    /// on, and to read its last line again may be to decode all of it.
+    /// Like [`holds`](Self::holds), but also reads the first line again. A compressed file is only
+    /// checked for writes, because reading its last line again may mean decoding all of it.
     pub(super) fn still_holds(&self, place: &Place) -> io::Result<bool> {
         if self.opened.is_compressed() {
             let metadata = self.opened.metadata()?;
@@ -349,7 +331,7 @@ impl Seen {
     }
 
     fn holds_with(&self, place: &Place, generation: Option<&Digest>) -> io::Result<bool> {
-        // The way to the place is long in a compressed file.
+        // Reaching the place in a compressed file is slow.
         if self.opened.is_compressed()
             && (generation.is_none() || place.generation.is_some_and(|g| generation != Some(&g)))
         {
@@ -366,8 +348,8 @@ impl Seen {
         Ok(place.is_in(self.opened.inode, generation, &bytes))
     }
 
-    /// Whether this is the very file in which `place` is, as far as the system
-    /// tells: not another one that begins alike.
+    /// Whether this is the file of `place`, by inode and birth time, rather than another one with
+    /// the same beginning.
     pub(super) fn is_file_of(&self, place: &Place) -> bool {
         let is_born_then = match (self.opened.born_ns, place.born_ns) {
             (Some(born), Some(known)) => born == known,
@@ -394,8 +376,7 @@ impl Seen {
         }
     }
 
-    /// Whether this is the beginning of `longer`, or all of it, as far as both their
-    /// ends tell.
+    /// Whether this equals `longer` or its beginning, judging by the ends.
     pub(super) fn begins(&self, longer: &Self) -> io::Result<bool> {
         let (bytes, more) = (self.length()?, longer.length()?);
         if bytes > more || self.opened.head(bytes)? != longer.opened.head(bytes)? {
@@ -405,38 +386,38 @@ impl Seen {
         Ok(self.opened.bytes(start, bytes)? == longer.opened.bytes(start, bytes)?)
     }
 
-    /// Whether this rotated file is a copy of all or the first part of `other`, and
-    /// not a generation that begins as that does. Equal content alone does not tell:
-    /// there must be more that speaks for a copy.
+    /// Whether this rotated file is a copy of all or the first part of `other`, and not a
+    /// generation with the same beginning. Equal content alone does not prove a copy; there must be
+    /// further evidence.
     pub(super) fn is_copy_of(&self, other: &Self) -> io::Result<bool> {
-        // A live file that is the beginning of another one was begun anew.
+        // A live file that equals the beginning of another one was restarted.
         if self.is_live || self.generation.is_none() || self.generation != other.generation {
             return Ok(false);
         }
         let may_be_copy = match (&self.age.name, &other.age.name) {
-            // Beside the live file: a copy is made while it is there. What is
-            // compressed under a name of its own was finished before.
+            // A copy of the live file is made while that exists. A file compressed under a separate
+            // name was finished before.
             (name, _) if other.is_live => {
                 let is_finished =
                     self.opened.is_compressed() && !name.as_ref().is_some_and(Rotated::is_bare);
                 !is_finished && !self.is_older_than(other)
             }
-            // While it is being compressed.
+            // A file while it is being compressed.
             (Some(a), Some(b)) if a.is_same_place(b) => self.opened.is_compressed(),
-            // Two names of what was copied together with its time.
+            // A copy that kept the modification time.
             _ => self.age.mtime_ns == other.age.mtime_ns && self.length()? == other.length()?,
         };
         Ok(may_be_copy && self.begins(other)?)
     }
 
-    /// How far the content goes, as far as that is known without decoding it.
+    /// The length of the content, as far as it is known without decoding it.
     pub(super) fn known_length(&self) -> u64 {
         if self.opened.is_compressed() { i64::MAX.unsigned_abs() } else { self.bytes }
     }
 
-    /// Whether this rotated file was last written when a generation was done with that
-    /// was written at `mtime_ns`, or before, and so was read with it. Where names say
-    /// which one is younger than `found`, these count too.
+    /// Whether this rotated file was last written no later than a finished generation that was
+    /// modified at `mtime_ns`, so that it was read as well. Names count too, if they tell which one
+    /// is younger than `found`.
     pub(super) fn was_done_with(&self, mtime_ns: i64, found: Option<&Self>) -> bool {
         if self.is_live {
             return false;
@@ -448,11 +429,11 @@ impl Seen {
         }
     }
 
-    /// Whether this file was there, or was done with, before `other` was made.
+    /// Whether this file existed, or was finished, before `other` was created.
     fn is_older_than(&self, other: &Self) -> bool {
         let Some(born) = other.opened.born_ns else { return false };
         self.opened.born_ns.is_some_and(|own| own < born)
-            // A file that was restored with its time is older than its birth.
+            // A file that was restored with its modification time is older than its birth.
             || (self.age.mtime_ns < born && other.age.mtime_ns >= born)
     }
 
@@ -470,7 +451,7 @@ impl Seen {
 #[derive(Debug)]
 pub(super) struct Twin {
     opened: Arc<Opened>,
-    /// A part of its content, and where that begins.
+    /// A part of its content, and the offset of that.
     part: Vec<u8>,
     start: u64,
 }
@@ -480,9 +461,8 @@ impl Twin {
         Self { opened, part: Vec::new(), start: 0 }
     }
 
-    /// Whether a line with these bytes is at `offset`, or begins with them unless
-    /// they are the `whole` line. One that can't be read may have it: to take a line
-    /// for a repeated one loses nothing.
+    /// Whether a line with these bytes, or beginning with them unless they are the whole line, is
+    /// at `offset`. True if the file can't be read: treating a line as repeated loses nothing.
     pub(super) fn has_line(&mut self, offset: u64, bytes: &[u8], is_whole: bool) -> bool {
         self.find_line(offset, bytes, is_whole).unwrap_or(true)
     }
@@ -503,8 +483,7 @@ impl Twin {
         Ok(!is_whole || matches!(self.at(at)?.first(), Some(b'\n') | None))
     }
 
-    /// The content from `offset` on, as far as a part of it is at hand; empty at the
-    /// end.
+    /// A part of the content from `offset` on; empty at the end.
     fn at(&mut self, offset: u64) -> io::Result<&[u8]> {
         let is_at_hand = (self.start..self.start + self.part.len() as u64).contains(&offset);
         if !is_at_hand {

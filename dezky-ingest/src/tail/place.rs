@@ -1,4 +1,4 @@
-//! Where a tail stands in one generation of its file.
+//! The place of a tail in a generation of its file.
 
 use std::ops::Range;
 
@@ -7,52 +7,51 @@ use sha2::{Digest as _, Sha256};
 
 use super::Digest;
 
-/// The most bytes of the beginning of a generation that are read back to verify a
+/// The maximum number of bytes at the beginning of a generation that are read back to verify a
 /// cursor.
-pub const HEAD_BYTES: u64 = 4 << 10;
+pub(crate) const HEAD_BYTES: u64 = 4 << 10;
 
-/// The last consumed line: its length and SHA-256, or of an over-long one those
-/// of its kept tail.
+/// The last consumed line: its length and SHA-256, or those of the kept tail of a line over the
+/// limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LastLine {
+pub(crate) struct LastLine {
     /// Bytes, without the `\n`.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// SHA-256 of them.
-    pub hash: Digest,
+    pub(crate) hash: Digest,
 }
 
-/// A place in one generation of the file, after a line that was consumed.
+/// A place in a generation of the file, after a consumed line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// The file's inode when it was read: a hint, as inodes are used again.
-    pub inode: u64,
-    /// The offset of the first byte not consumed.
-    pub position: u64,
-    /// SHA-256 of the generation's first line; absent in old cursors and where
-    /// no line was there yet.
-    pub generation: Option<Digest>,
+pub(crate) struct Place {
+    /// The file's inode when it was read: only a hint, because inodes are reused.
+    pub(crate) inode: u64,
+    /// The offset of the first unconsumed byte.
+    pub(crate) position: u64,
+    /// SHA-256 of the generation's first line; absent in old cursors and before the first line.
+    pub(crate) generation: Option<Digest>,
     /// The line before `position`.
-    pub last_line: Option<LastLine>,
+    pub(crate) last_line: Option<LastLine>,
     /// The last usable time in the generation up to `position`.
-    pub last_time: Option<Timestamp>,
-    /// When the file was last written, in nanoseconds since 1970, as of reading.
-    pub mtime_ns: Option<i64>,
-    /// When the file was made, in nanoseconds since 1970, where the file system
-    /// says so. With the inode it tells a file from a later one of its number.
-    pub born_ns: Option<i64>,
-    /// SHA-256 of the generation's first bytes: [`HEAD_BYTES`] of them, or as many
-    /// as lie before `position`.
-    pub head: Option<Digest>,
-    /// How many earlier generations began with the same first line.
-    pub repeat: u32,
-    /// Up to where the last of these is known to have had lines: what is compared
-    /// with it where its content is gone.
-    pub reach: u64,
+    pub(crate) last_time: Option<Timestamp>,
+    /// The file's modification time in nanoseconds since 1970, when it was read.
+    pub(crate) mtime_ns: Option<i64>,
+    /// The file's birth time in nanoseconds since 1970, if the file system has it. Distinguishes a
+    /// file from a later one with the same inode.
+    pub(crate) born_ns: Option<i64>,
+    /// SHA-256 of the generation's first [`HEAD_BYTES`] bytes, or of those before `position` if
+    /// they are fewer.
+    pub(crate) head: Option<Digest>,
+    /// The number of earlier generations with the same first line.
+    pub(crate) repeat: u32,
+    /// The position up to which the last of these is known to have had lines; used if its content
+    /// is gone.
+    pub(crate) reach: u64,
 }
 
 impl Place {
-    /// The beginning of a generation.
-    pub fn start(inode: u64, generation: Option<Digest>, mtime_ns: Option<i64>) -> Self {
+    /// The start of a generation.
+    pub(crate) fn start(inode: u64, generation: Option<Digest>, mtime_ns: Option<i64>) -> Self {
         Self {
             inode,
             position: 0,
@@ -67,13 +66,8 @@ impl Place {
         }
     }
 
-    /// The length of what [`head`](Self::head) is the hash of.
-    pub fn head_bytes(&self) -> u64 {
-        self.position.min(HEAD_BYTES)
-    }
-
-    /// The bytes to read back before going on here: the last line and its `\n`.
-    pub fn to_verify(&self) -> Range<u64> {
+    /// The range to read back before continuing here: the last line and its `\n`.
+    pub(crate) fn to_verify(&self) -> Range<u64> {
         let bytes = self.last_line.map_or(0, |line| line.bytes) + 1;
         self.position.saturating_sub(bytes)..self.position
     }
@@ -81,9 +75,9 @@ impl Place {
     /// Whether a file with this generation and these bytes at
     /// [`to_verify`](Self::to_verify) is the one that was read.
     ///
-    /// An old cursor knows neither generation nor line: there the byte before
-    /// the position must be a `\n` and the inode the same.
-    pub fn is_in(&self, inode: u64, generation: Option<&Digest>, bytes: &[u8]) -> bool {
+    /// An old cursor has neither generation nor line; then the byte before the position must be a
+    /// `\n`, and the inode must be the same.
+    pub(crate) fn is_in(&self, inode: u64, generation: Option<&Digest>, bytes: &[u8]) -> bool {
         let Some((newline, line)) = bytes.split_last() else {
             return self.position == 0 && self.same_generation(inode, generation);
         };

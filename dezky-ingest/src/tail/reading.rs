@@ -1,4 +1,4 @@
-//! Lines of one generation, from its bytes to what became of them.
+//! Reads the lines of a generation and decodes them.
 
 use std::ops::ControlFlow;
 
@@ -7,23 +7,22 @@ use memchr::memchr;
 use sha2::{Digest as _, Sha256};
 
 use super::frame::{Frame, Framer, Short};
-use super::{Cut, Decoded, Digest, LastLine, Line, LineDecoder, Place};
+use super::{Cut, DecodedLine, Digest, LastLine, Line, LineDecoder, Place};
 
-/// The most bytes of a first line that go into the hash of its generation.
-pub const GENERATION_MAX_BYTES: u64 = 16 << 20;
+/// The maximum number of bytes of a first line in the hash of its generation.
+pub(super) const GENERATION_MAX_BYTES: u64 = 16 << 20;
 
-/// Hashes the first line of a file, chunk by chunk: what tells one generation
-/// from another.
+/// Hashes the first line of a file, chunk by chunk, which identifies a generation.
 #[derive(Debug, Default)]
-pub struct GenerationHash {
+pub(super) struct GenerationHash {
     hash: Sha256,
     taken: u64,
 }
 
 impl GenerationHash {
-    /// Takes the next bytes of the file. The hash, once the line is complete; of a
-    /// longer line it is that of its first [`GENERATION_MAX_BYTES`].
-    pub fn push(&mut self, chunk: &[u8]) -> Option<Digest> {
+    /// Takes the next bytes of the file. Returns the hash once the line is complete; of a longer
+    /// line, only the first [`GENERATION_MAX_BYTES`] count.
+    pub(super) fn push(&mut self, chunk: &[u8]) -> Option<Digest> {
         let line_end = memchr(b'\n', chunk);
         let room = usize::try_from(GENERATION_MAX_BYTES - self.taken).unwrap_or(usize::MAX);
         let end = line_end.unwrap_or(chunk.len()).min(room);
@@ -32,30 +31,29 @@ impl GenerationHash {
         line_end.map(|_| std::mem::take(self).end())
     }
 
-    /// The hash where the file ends without a `\n`: what it will be if nothing but
-    /// that comes.
-    pub fn end(self) -> Digest {
+    /// The hash of a line without a `\n`: the same as when the `\n` follows.
+    pub(super) fn end(self) -> Digest {
         self.hash.finalize().into()
     }
 }
 
 /// Events and items of a pull so far.
 #[derive(Debug)]
-pub struct Batch {
+pub(super) struct Batch {
     /// The events.
-    pub events: Vec<PulledEvent>,
+    pub(super) events: Vec<PulledEvent>,
     /// Items for the quarantine.
-    pub quarantine: Vec<QuarantineItem>,
-    /// Lines passed over on purpose.
-    pub skipped: u64,
+    pub(super) quarantine: Vec<QuarantineItem>,
+    /// Lines skipped on purpose.
+    pub(super) skipped: u64,
     items_left: usize,
     bytes_left: u64,
 }
 
 impl Batch {
-    /// An empty batch that is full after `max_items` events and quarantined
-    /// items, or `max_bytes` of lines; it takes one line at least.
-    pub fn new(max_items: usize, max_bytes: usize) -> Self {
+    /// Creates an empty batch that is full after `max_items` events and quarantine items, or
+    /// `max_bytes` of lines; it takes at least one line.
+    pub(super) fn new(max_items: usize, max_bytes: usize) -> Self {
         Self {
             events: Vec::new(),
             quarantine: Vec::new(),
@@ -65,13 +63,13 @@ impl Batch {
         }
     }
 
-    /// Whether no further line is to be taken.
-    pub fn is_full(&self) -> bool {
+    /// Whether the batch takes no further line.
+    pub(super) fn is_full(&self) -> bool {
         self.items_left == 0 || self.bytes_left == 0
     }
 
-    /// Takes an event.
-    pub fn event(&mut self, event: impl Into<PulledEvent>) {
+    /// Adds an event.
+    pub(super) fn event(&mut self, event: impl Into<PulledEvent>) {
         self.events.push(event.into());
         self.items_left = self.items_left.saturating_sub(1);
     }
@@ -81,24 +79,24 @@ impl Batch {
         self.items_left = self.items_left.saturating_sub(1);
     }
 
-    fn decoded(&mut self, decoded: Decoded) {
+    fn decoded(&mut self, decoded: DecodedLine) {
         match decoded {
-            Decoded::Event(event) => self.event(*event),
-            Decoded::Skipped => self.skipped += 1,
-            Decoded::Quarantine(item) => self.quarantined(*item),
+            DecodedLine::Event(event) => self.event(*event),
+            DecodedLine::Skipped => self.skipped += 1,
+            DecodedLine::Quarantine(item) => self.quarantined(*item),
         }
     }
 }
 
-/// Says whether an earlier generation had the same line at the same offset: of a line
-/// that is too long only the beginning is there, and compared.
-pub type HadLine<'a> = dyn FnMut(u64, &[u8], IsWhole) -> bool + 'a;
+/// Tells whether an earlier generation had the same line at the same offset. Of a line over the
+/// limit, only the beginning is available and compared.
+pub(super) type HadLine<'a> = dyn FnMut(u64, &[u8], IsWhole) -> bool + 'a;
 
-/// Whether the bytes of a line are all of it.
-pub type IsWhole = bool;
+/// Whether the bytes are the whole line.
+pub(super) type IsWhole = bool;
 
-/// The reading of one generation from a place on.
-pub struct Reading<'a> {
+/// Reads a generation from a place on.
+pub(super) struct Reading<'a> {
     source: &'a str,
     decoder: &'a dyn LineDecoder,
     generation: Digest,
@@ -109,9 +107,8 @@ pub struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    /// Goes on at `place` in the generation, for `source` and with lines up to
-    /// `max_line_bytes`.
-    pub fn new(
+    /// Continues at `place` in the generation, for `source` and with lines up to `max_line_bytes`.
+    pub(super) fn new(
         source: &'a str,
         decoder: &'a dyn LineDecoder,
         max_line_bytes: usize,
@@ -123,21 +120,21 @@ impl<'a> Reading<'a> {
         Self { source, decoder, generation, now, place, framer, had_line: None }
     }
 
-    /// The same for a generation that begins as earlier ones did: a line for which
-    /// `had_line` holds has the place's [`repeat`](Place::repeat) in its identity.
+    /// For a generation with the same first line as earlier ones: a line for which `had_line` holds
+    /// has the place's [`repeat`](Place::repeat) in its identity.
     #[must_use]
-    pub fn with_repeats(mut self, had_line: Box<HadLine<'a>>) -> Self {
+    pub(super) fn with_repeats(mut self, had_line: Box<HadLine<'a>>) -> Self {
         self.had_line = Some(had_line);
         self
     }
 
     /// The offset of the bytes that [`push`](Self::push) takes next.
-    pub fn next_offset(&self) -> u64 {
+    pub(super) fn next_offset(&self) -> u64 {
         self.framer.next_offset()
     }
 
     /// Takes the next bytes; breaks as soon as `batch` is full.
-    pub fn push(&mut self, chunk: &[u8], batch: &mut Batch) -> ControlFlow<()> {
+    pub(super) fn push(&mut self, chunk: &[u8], batch: &mut Batch) -> ControlFlow<()> {
         let Self { source, decoder, generation, now, place, framer, had_line } = self;
         framer.push(chunk, |frame| {
             let mut line = line_of(source, generation, *now, true, frame);
@@ -157,9 +154,9 @@ impl<'a> Reading<'a> {
         })
     }
 
-    /// Takes the bytes behind the last `\n`, for a file that will not grow any
-    /// more. The place stays before them.
-    pub fn end(&mut self, batch: &mut Batch) {
+    /// Takes the bytes after the last `\n`, for a file that no longer grows. The place stays before
+    /// them.
+    pub(super) fn end(&mut self, batch: &mut Batch) {
         let Some(frame) = self.framer.unterminated() else { return };
         let mut line = line_of(self.source, &self.generation, self.now, false, frame);
         line.repeat = repeat(&self.place, &mut self.had_line, frame);
@@ -167,31 +164,26 @@ impl<'a> Reading<'a> {
         decode(self.decoder, line, frame, &mut last_time, batch);
     }
 
-    /// The same behind what `framer` has taken already from the place on.
+    /// Continues after the bytes that `framer` has already taken from the place on.
     #[must_use]
-    pub fn with_framer(mut self, framer: Framer) -> Self {
+    pub(super) fn with_framer(mut self, framer: Framer) -> Self {
         self.framer = framer;
         self
     }
 
-    /// Where reading stands, and the framer with what it has of the next line.
-    pub fn into_parts(self) -> (Place, Framer) {
+    /// The current place, and the framer with its part of the next line.
+    pub(super) fn into_parts(self) -> (Place, Framer) {
         (self.place, self.framer)
     }
 
-    /// How many bytes behind the last complete line were taken.
-    pub fn open_bytes(&self) -> u64 {
+    /// The number of bytes taken after the last complete line.
+    pub(super) fn open_bytes(&self) -> u64 {
         self.framer.next_offset().saturating_sub(self.framer.line_start())
-    }
-
-    /// Where reading stands: after the last complete line.
-    pub fn place(&self) -> &Place {
-        &self.place
     }
 }
 
-/// Gives a line to its decoder: a long one with its long values cut, if it is a JSON
-/// object, else only its head.
+/// Passes a line to its decoder: a line over the limit with its long values cut if it is a JSON
+/// object, otherwise only its head.
 fn decode(
     decoder: &dyn LineDecoder,
     line: Line<'_>,
@@ -219,7 +211,7 @@ fn repeat(place: &Place, had_line: &mut Option<Box<HadLine<'_>>>, frame: Frame<'
         Frame::Line { offset, bytes } => (offset, bytes, true),
         Frame::TooLong { offset, head, .. } => (offset, head, false),
     };
-    // Generations with the same first line have at least that in common.
+    // Generations with the same first line share at least that line.
     if offset == 0 || had(offset, bytes, is_whole) { place.repeat } else { 0 }
 }
 
@@ -253,7 +245,7 @@ mod tests {
         let chunk = vec![b'x'; 1 << 20];
         let mut bounded = Sha256::new();
         for n in 0..18 {
-            assert_eq!(long.push(&chunk), None, "without its end a line is none");
+            assert_eq!(long.push(&chunk), None, "a line without its end is not complete");
             if n < 16 {
                 bounded.update(&chunk);
             }

@@ -7,8 +7,8 @@ use std::cmp::{Ordering, Reverse};
 enum Suffix {
     /// `.3`: the higher, the older.
     Number(u32),
-    /// `-20261121`, `-20261121.log.1`: the higher, the younger. What a number behind
-    /// a date means differs from program to program, so it compares with nothing.
+    /// `-20261121`, `-20261121.log.1`: the higher, the younger. A number after a date means
+    /// different things in different programs, so it is not compared.
     Date { date: String, number: Option<u32> },
     /// `app.log.gz` next to `app.log`.
     Bare,
@@ -17,15 +17,15 @@ enum Suffix {
 /// The endings of compressed files.
 const COMPRESSED: [&str; 4] = [".gz", ".zst", ".xz", ".bz2"];
 
-/// The fewest digits of a date.
+/// The minimum number of digits of a date.
 const DATE_DIGITS: usize = 6;
 
 /// A file next to the live one whose name marks it as an earlier generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rotated {
+pub(super) struct Rotated {
     suffix: Suffix,
     /// Whether it is compressed.
-    pub is_compressed: bool,
+    pub(super) is_compressed: bool,
 }
 
 impl Rotated {
@@ -33,7 +33,7 @@ impl Rotated {
     /// `audit.log-20261121`, `audit-20261121.log`, `audit_20261121.log`,
     /// `audit20261121.log`, `audit-20261121.log.1`, with or without a compression's
     /// ending; and `audit.log.gz`.
-    pub fn parse(base: &str, name: &str) -> Option<Self> {
+    pub(super) fn parse(base: &str, name: &str) -> Option<Self> {
         let (plain, is_compressed) = without_compression(name);
         if plain == base {
             return is_compressed.then_some(Self { suffix: Suffix::Bare, is_compressed });
@@ -45,9 +45,9 @@ impl Rotated {
         Some(Self { suffix: Suffix::parse(&suffix)?, is_compressed })
     }
 
-    /// Reads the name of a file in the folder of `target`, a dated file to which
-    /// the live path is a link: the same name but for the digits.
-    pub fn parse_dated(target: &str, name: &str) -> Option<Self> {
+    /// Parses the name of a file in the folder of `target`, a dated file to which the live path is
+    /// a link: the same name except for the digits.
+    pub(super) fn parse_dated(target: &str, name: &str) -> Option<Self> {
         let (plain, is_compressed) = without_compression(name);
         let (target, _) = without_compression(target);
         let digits = |name: &str| name.chars().filter(char::is_ascii_digit).collect::<String>();
@@ -63,17 +63,17 @@ impl Rotated {
     }
 
     /// Whether `compressed` is the name that this file has once it is compressed.
-    pub fn is_place_of(&self, compressed: &Self) -> bool {
+    pub(super) fn is_place_of(&self, compressed: &Self) -> bool {
         !self.is_compressed && compressed.is_compressed && self.suffix == compressed.suffix
     }
 
     /// Whether both are names of one file, compressed or not.
-    pub fn is_same_place(&self, other: &Self) -> bool {
+    pub(super) fn is_same_place(&self, other: &Self) -> bool {
         self.suffix == other.suffix
     }
 
     /// Whether this is the live file's name with the ending of a compression.
-    pub fn is_bare(&self) -> bool {
+    pub(super) fn is_bare(&self) -> bool {
         self.suffix == Suffix::Bare
     }
 
@@ -104,8 +104,8 @@ fn without_compression(name: &str) -> (&str, bool) {
     plain.map_or((name, false), |plain| (plain, true))
 }
 
-/// What stands between the two parts of `base` in `name`, and behind them:
-/// `20261121` in `app-20261121.log` and `20261121.1` in `app-20261121.log.1`.
+/// The text between the two parts of `base` in `name`, and after them: `20261121` in
+/// `app-20261121.log` and `20261121.1` in `app-20261121.log.1`.
 fn between(base: &str, name: &str) -> Option<String> {
     let (stem, extension) = base.rsplit_once('.')?;
     let rest = name.strip_prefix(stem)?;
@@ -116,7 +116,7 @@ fn between(base: &str, name: &str) -> Option<String> {
         return None;
     }
     let digits = middle.bytes().filter(u8::is_ascii_digit).count();
-    // `app2.log` and `app_2.log` may be the logs of somebody else.
+    // `app2.log` and `app_2.log` may be another program's logs.
     let middle = match middle.strip_prefix(['.', '-']) {
         Some(middle) if behind.is_empty() || digits >= DATE_DIGITS => middle,
         None if digits >= DATE_DIGITS => middle.strip_prefix('_').unwrap_or(middle),
@@ -148,38 +148,36 @@ impl Suffix {
     }
 }
 
-/// The age of a generation: when it was last written, then its name. Younger is
-/// greater.
+/// The age of a generation: its modification time, then its name. Younger is greater.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Age {
-    /// When it was last written, in nanoseconds since 1970.
-    pub mtime_ns: i64,
-    /// Its name, unless it has none any more.
-    pub name: Option<Rotated>,
+pub(super) struct Age {
+    /// Its modification time in nanoseconds since 1970.
+    pub(super) mtime_ns: i64,
+    /// Its name, if it still has one.
+    pub(super) name: Option<Rotated>,
 }
 
 impl Age {
     /// Whether this generation may be younger than `other`: by time or by name.
     ///
-    /// The two can disagree where files were copied or restored. Then an older
-    /// one is read again, which stores nothing twice; a younger one that is left
-    /// out would be lost.
-    pub fn may_be_younger_than(&self, other: &Self) -> bool {
+    /// The two can disagree if files were copied or restored. Reading an older one again stores
+    /// nothing twice, but leaving out a younger one would lose it.
+    pub(super) fn may_be_younger_than(&self, other: &Self) -> bool {
         match self.compare_names(other) {
             Some(by_name) => self.mtime_ns > other.mtime_ns || by_name == Ordering::Greater,
-            // Files that are written soon after one another may have the same time.
+            // Files that are written in quick succession may have the same time.
             None => self.mtime_ns >= other.mtime_ns,
         }
     }
 
     /// Whether this generation is older than `other`, by name where names compare.
-    pub fn is_older_than(&self, other: &Self) -> bool {
+    pub(super) fn is_older_than(&self, other: &Self) -> bool {
         let by_name = self.compare_names(other);
         by_name.map_or(self.mtime_ns <= other.mtime_ns, |by_name| by_name == Ordering::Less)
     }
 
     /// Which of the two is younger by its name; younger is greater.
-    pub fn compare_names(&self, other: &Self) -> Option<Ordering> {
+    pub(super) fn compare_names(&self, other: &Self) -> Option<Ordering> {
         self.name.as_ref()?.compare(other.name.as_ref()?)
     }
 }
@@ -230,7 +228,7 @@ mod tests {
             "other.log.1",
             "audit.log.",
             "a",
-            // Perhaps somebody else's.
+            // Perhaps another program's.
             "audit2.log",
             "audit_2.log",
             "audit-2.log.1",
@@ -271,7 +269,7 @@ mod tests {
         assert!(age(1, "audit.log.1").may_be_younger_than(&age(2, "audit.log.2")));
         assert!(age(2, "audit.log.2").may_be_younger_than(&age(1, "audit.log.1")));
         assert!(!age(1, "audit.log.2").may_be_younger_than(&age(1, "audit.log.1")));
-        // Numbers behind one date say nothing.
+        // Numbers after the same date say nothing.
         let (a, b) = (age(1, "audit-20261121.log.1"), age(2, "audit-20261121.log.2"));
         assert!(!a.may_be_younger_than(&b) && b.may_be_younger_than(&a));
         let later = age(1, "audit-20261122.log.1");

@@ -1,17 +1,17 @@
-//! The table of events and what a query gets of it.
+//! The table of events and the answers to queries.
 
 use serde_json::{Value, json};
 
 use crate::authentik::ACTIONS;
 
-/// How a version of Authentik behaves.
+/// The behaviour of a version of Authentik.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
-    /// Before 2025.8: pages of 100 unless asked, as large as asked; no `actions`.
+    /// Before 2025.8: pages of 100 unless requested otherwise, without a maximum; no `actions`.
     Pre2025_8,
-    /// 2025.8: `actions`; `search` looks for words, as its language is licensed.
+    /// 2025.8: `actions`; `search` matches words, because its query language is licensed.
     V2025_8,
-    /// 2025.12: pages of 20 unless asked, of at most 100.
+    /// 2025.12: pages of 20 unless requested otherwise, of at most 100.
     V2025_12,
     /// 2026.5: `search` is a query language.
     V2026_5,
@@ -35,14 +35,14 @@ impl Profile {
     }
 }
 
-/// The parameters of a query, in their order.
+/// The parameters of a query, in order.
 pub(super) type Query = Vec<(String, String)>;
 
 pub(super) fn first<'q>(query: &'q Query, name: &str) -> Option<&'q str> {
     query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
 }
 
-/// The rows that match, in the asked order; or the body of a 400.
+/// The matching rows in the requested order; or the body of a 400.
 pub(super) fn select<'r>(
     rows: &'r [Value],
     query: &Query,
@@ -51,7 +51,7 @@ pub(super) fn select<'r>(
 ) -> Result<Vec<&'r Value>, Value> {
     if profile.has_actions() {
         for (_, action) in query.iter().filter(|(key, _)| key == "actions") {
-            // The prefix is a choice, though no event bears it.
+            // The prefix is a valid choice, though no event has it.
             if !ACTIONS.contains(&action.as_str()) && action != "custom_" {
                 let what =
                     format!("Select a valid choice. {action} is not one of the available choices.");
@@ -59,7 +59,7 @@ pub(super) fn select<'r>(
             }
         }
     }
-    // Whatever is not known is ignored, `created__gt` first of all.
+    // Unknown parameters are ignored, above all `created__gt`.
     let order = ordering(first(query, "ordering").unwrap_or_default());
     let found = rows.iter().filter(|row| matches(row, query, profile));
     let mut found: Vec<_> = found.map(|row| (keys(row, &order), lot(row, chance), row)).collect();
@@ -67,19 +67,19 @@ pub(super) fn select<'r>(
         let terms = a.iter().zip(b).zip(&order);
         let mut order =
             terms.map(|((a, b), (_, descends))| if *descends { b.cmp(a) } else { a.cmp(b) });
-        // What the order does not tell apart comes in any order.
+        // Rows that are equal in the order come in any order.
         order.find(|order| order.is_ne()).unwrap_or_else(|| lot_a.cmp(lot_b))
     });
     Ok(found.into_iter().map(|(.., row)| row).collect())
 }
 
-/// By what a row is ordered, as texts.
+/// The sort keys of a row, as texts.
 fn keys(row: &Value, order: &[(&str, bool)]) -> Vec<String> {
     let key = |name: &str| if name == "created" { instant(row) } else { plain(&row[name]) };
     order.iter().map(|(name, _)| key(name)).collect()
 }
 
-/// Another number for every row and request.
+/// A different number for every row and request.
 fn lot(row: &Value, chance: u64) -> u64 {
     let pk = row["pk"].as_str().unwrap_or_default();
     pk.bytes().fold(chance, |sum, byte| {
@@ -108,7 +108,7 @@ fn matches(row: &Value, query: &Query, profile: Profile) -> bool {
             plain(&row["context"]["authorized_application"]["pk"]) == *wanted
         }
         "brand_name" => text(&brand(row)["name"]) == *wanted,
-        // Up to 2024.2, which is in the first profile.
+        // Up to 2024.2, which belongs to the first profile.
         "tenant_name" if profile == Profile::Pre2025_8 => text(&brand(row)["name"]) == *wanted,
         "search" => search(row, wanted, profile),
         _ => true,
@@ -123,7 +123,7 @@ fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// The language where there is one and the text is in it; else all its words.
+/// By the query language, if there is one and the text is valid in it; otherwise by all its words.
 fn search(row: &Value, wanted: &str, profile: Profile) -> bool {
     if let Some(is_found) = profile.has_language().then(|| by_created(row, wanted)).flatten() {
         return is_found;
@@ -154,7 +154,7 @@ fn by_created(row: &Value, wanted: &str) -> Option<bool> {
     })
 }
 
-/// The names that count, each with whether it is descending.
+/// The valid names, each with whether it is descending.
 fn ordering(text: &str) -> Vec<(&str, bool)> {
     const NAMES: [&str; 9] =
         ["pk", "user", "action", "app", "context", "client_ip", "created", "expires", "brand"];
@@ -176,7 +176,7 @@ fn instant(row: &Value) -> String {
     format!("{whole}.{fraction:0<6}")
 }
 
-/// A page as the server sends it; `None` if there is no such page.
+/// A page as the server sends it; `None` if it does not exist.
 pub(super) fn page(
     rows: &[&Value],
     query: &Query,
@@ -242,8 +242,8 @@ fn event(row: &Value) -> String {
     format!("{{{}}}", members.join(","))
 }
 
-/// JSON text. Not by `Display`, which is slow, and neither are long texts gone through
-/// byte by byte to find nothing to escape.
+/// JSON text. Faster than `Display`, and than searching long texts byte by byte for characters to
+/// escape.
 fn json(value: &Value) -> String {
     match value {
         Value::String(text) if text.len() > 1 << 10 && is_plain(text) => format!("\"{text}\""),

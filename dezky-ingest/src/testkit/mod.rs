@@ -1,14 +1,14 @@
 //! A double of Authentik, for tests and demos.
 //!
-//! It is a server on a loopback port that behaves as the real one does where a
-//! poller can notice: it ignores filters on `created`, clamps page sizes, pages by
-//! offset over whatever is in its table at that moment, shuffles rows that the
-//! asked order does not tell apart, refuses with 403 and never 401. Its table is
-//! changed between requests by the methods of [`AuthentikDouble`].
+//! It is a server on a loopback port that behaves like the real one in everything a poller can
+//! notice: it ignores filters on `created`, clamps page sizes, pages by offset over the current
+//! table, shuffles rows that are equal in the requested order, and refuses with 403, never 401. The
+//! methods of [`AuthentikDouble`] change its table between requests.
 
-#![expect(clippy::disallowed_methods, reason = "a double is a server, and runs beside the test")]
+#![expect(clippy::disallowed_methods, reason = "a double is a server that runs alongside the test")]
 
 mod list;
+pub mod properties;
 mod server;
 
 pub use self::list::Profile;
@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 /// made of `number`.
 pub fn authentik_event(number: u64, created: &str) -> Value {
     json!({
-        // A v4's digits are no order.
+        // The digits of a v4 have no order.
         "pk": format!(
             "{:08x}-0000-4000-8000-{number:012x}",
             u32::try_from(number.wrapping_mul(0x9e37_79b9) & 0xffff_ffff).unwrap_or(0)

@@ -1,4 +1,4 @@
-//! The double's server, and how its table is changed.
+//! The double's server, and the methods that change its table.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,7 +27,7 @@ pub enum Fault {
     Text(u16),
     /// 503 with `{"error":"authentik starting"}`.
     Starting,
-    /// 429, with `Retry-After` in seconds if there is one.
+    /// 429, with `Retry-After` in seconds if given.
     Throttled(Option<u64>),
     /// 429, with this `Retry-After`, such as an HTTP date.
     ThrottledUntil(String),
@@ -35,26 +35,26 @@ pub enum Fault {
     Truncated,
     /// 200, and the connection ends in the middle of the body.
     Reset,
-    /// No answer for so long, then the right one.
+    /// No answer for this long, then the right one.
     Slow(Duration),
-    /// Half of the body, then for so long nothing, then the rest.
+    /// Half of the body, nothing for this long, then the rest.
     SlowBody(Duration),
     /// 302 to this address.
     Redirect(String),
 }
 
-/// A request that came.
+/// A received request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recorded {
     /// Its path: `/api/v3/events/events/`.
     pub path: String,
     /// Its query as sent.
     pub query: String,
-    /// The status that was answered.
+    /// The status of the answer.
     pub status: u16,
 }
 
-/// How a double begins.
+/// The initial state of a double.
 #[derive(Debug, Clone)]
 pub struct Builder {
     token: String,
@@ -71,14 +71,14 @@ impl Builder {
         self
     }
 
-    /// The version that it behaves like; [`Profile::V2025_12`] unless set.
+    /// The version to imitate; [`Profile::V2025_12`] unless set.
     #[must_use]
     pub fn profile(mut self, profile: Profile) -> Self {
         self.profile = profile;
         self
     }
 
-    /// The largest page, whatever is asked for.
+    /// The maximum page size, whatever is requested.
     #[must_use]
     pub fn max_page_size(mut self, size: usize) -> Self {
         self.max_page_size = Some(size.max(1));
@@ -132,7 +132,7 @@ impl Builder {
     }
 }
 
-/// A server that answers as Authentik does. It ends when it is dropped.
+/// A server that answers like Authentik. It stops when it is dropped.
 ///
 /// ```
 /// use dezky_ingest::testkit::{AuthentikDouble, Fault, authentik_event};
@@ -168,8 +168,7 @@ enum Access {
     Empty,
 }
 
-/// The events, and how they were sorted last: nobody sorts a long table anew for every
-/// page of it.
+/// The events and their last sort order, so that a long table is not sorted again for every page.
 struct Table {
     rows: Vec<Value>,
     sorted: Option<(String, Vec<usize>)>,
@@ -181,7 +180,7 @@ impl Table {
         &mut self.rows
     }
 
-    /// The rows in an order that tells all of them apart, without filters.
+    /// The rows in a total order, without filters.
     fn in_total_order(&mut self, ordering: &str, profile: Profile) -> Vec<&Value> {
         if self.sorted.as_ref().is_none_or(|(sorted, _)| sorted != ordering) {
             let query = vec![("ordering".to_owned(), ordering.to_owned())];
@@ -211,24 +210,24 @@ struct World {
     access: Access,
     /// Whether users and groups may be viewed.
     shows_users: bool,
-    /// Whether a user's groups come as objects, too.
+    /// Whether a user's groups also come as objects.
     group_objects: bool,
     /// Whether users are listed by their groups.
     group_filter: bool,
-    /// Below which paths, and what.
+    /// Faults by path prefix.
     faults: VecDeque<(String, Fault)>,
-    /// Before which of the coming requests for events, counted from 0.
+    /// Changes before later requests for events, counted from 0.
     scripts: VecDeque<(usize, Script)>,
     groups: Vec<(String, bool)>,
     /// Names of groups by the user's key.
     users: BTreeMap<u64, Vec<String>>,
     requests: Vec<Recorded>,
     no_such_page: String,
-    /// Keys of events that can't be given.
+    /// Keys of events that make a page fail.
     poisoned: BTreeMap<String, u16>,
-    /// Keys of users that can't be given.
+    /// Keys of users that make a page fail.
     poisoned_users: BTreeSet<u64>,
-    /// How many events `system_exception` it has added; `None`: it adds none.
+    /// The number of `system_exception` events that it has added; `None` if it adds none.
     exceptions: Option<u64>,
     clock: Clock,
 }
@@ -251,12 +250,12 @@ impl AuthentikDouble {
         }
     }
 
-    /// Its address, without a slash at the end.
+    /// Its address, without a trailing slash.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// The token that is accepted now.
+    /// The currently accepted token.
     pub fn token(&self) -> String {
         self.world().token.clone()
     }
@@ -266,23 +265,22 @@ impl AuthentikDouble {
         self.world().token = token.into();
     }
 
-    /// Grants or takes the permission to view anything: without it all is 403.
+    /// Grants or revokes the permission to view anything; without it, every answer is 403.
     pub fn set_permission(&self, is_granted: bool) {
         self.world().access = if is_granted { Access::Full } else { Access::None };
     }
 
-    /// Behaves as to an internal service account without permission: 200 and an
-    /// empty list.
+    /// Answers as for an internal service account without permission: 200 and an empty list.
     pub fn hide_all(&self) {
         self.world().access = Access::Empty;
     }
 
-    /// What is said of a page past the end, which is in the brand's language.
+    /// Sets the text for a page past the end, which is in the brand's language.
     pub fn set_no_such_page(&self, text: impl Into<String>) {
         self.world().no_such_page = text.into();
     }
 
-    /// Changes the largest page.
+    /// Changes the maximum page size.
     pub fn set_max_page_size(&self, size: Option<usize>) {
         self.world().max_page_size = size.map(|size| size.max(1));
     }
@@ -292,49 +290,49 @@ impl AuthentikDouble {
         self.world().events.change().push(event);
     }
 
-    /// Adds many.
+    /// Adds several events.
     pub fn insert_all(&self, events: impl IntoIterator<Item = Value>) {
         self.world().events.change().extend(events);
     }
 
-    /// Breaks over an event from now on, as over one that holds an integer beyond 64 bits:
-    /// every page with it is answered with 500, and each such answer adds an event
-    /// `system_exception`.
+    /// Fails on an event from now on, as if it held an integer beyond 64 bits: every page with it
+    /// is answered with 500, and each such answer adds a `system_exception` event.
     pub fn poison(&self, pk: impl Into<String>) {
         self.break_over(pk, 500);
     }
 
-    /// The same with another status, as of a proxy that does not like something in it.
+    /// Like [`poison`](Self::poison), with another status, as from a proxy that rejects the
+    /// content.
     pub fn break_over(&self, pk: impl Into<String>, status: u16) {
         self.world().poisoned.insert(pk.into(), status);
     }
 
-    /// Gives an event again that was [poisoned](Self::poison).
+    /// Returns an event again that was [poisoned](Self::poison).
     pub fn cure(&self, pk: &str) {
         self.world().poisoned.remove(pk);
     }
 
-    /// Breaks over a user from now on, alone and on every page with them.
+    /// Fails on a user from now on, alone and on every page with them.
     pub fn poison_user(&self, pk: u64) {
         self.world().poisoned_users.insert(pk);
     }
 
-    /// Adds no event where it breaks.
+    /// Adds no event when it fails.
     pub fn without_exception_events(&self) {
         self.world().exceptions = None;
     }
 
-    /// Tells the time that the events have which it makes itself, as RFC 3339.
+    /// Sets the time of the events that it makes itself, as RFC 3339.
     pub fn set_clock(&self, clock: impl Fn() -> String + Send + 'static) {
         self.world().clock = Box::new(clock);
     }
 
-    /// Deletes all events of a user, as deleting the user does. Gives how many.
+    /// Deletes all events of a user, as deleting the user does. Returns their number.
     pub fn delete_user(&self, pk: u64) -> usize {
         self.delete(|event| event["user"]["pk"] == pk)
     }
 
-    /// Deletes the events that `which` holds for. Gives how many.
+    /// Deletes the events for which `which` holds. Returns their number.
     pub fn delete(&self, which: impl Fn(&Value) -> bool) -> usize {
         let mut world = self.world();
         let before = world.events.rows.len();
@@ -342,7 +340,7 @@ impl AuthentikDouble {
         before - world.events.rows.len()
     }
 
-    /// Deletes the oldest events, as the retention does.
+    /// Deletes the oldest events, as retention does.
     pub fn expire(&self, events: usize) {
         let mut world = self.world();
         let profile = world.profile;
@@ -351,7 +349,7 @@ impl AuthentikDouble {
         *world.events.change() = left;
     }
 
-    /// Changes the table before the `nth` of the coming requests for events, from 0.
+    /// Changes the table before the `nth` next request for events, from 0.
     pub fn before_request(
         &self,
         nth: usize,
@@ -361,42 +359,41 @@ impl AuthentikDouble {
         self.world().scripts.push_back((nth, Box::new(change)));
     }
 
-    /// Accepts another token from the `nth` of the coming requests for events on,
-    /// from 0: it gets 403 if it comes with the old one.
+    /// Accepts another token from the `nth` next request for events on, from 0; a request with the
+    /// old one gets 403.
     pub fn set_token_before_request(&self, nth: usize, token: impl Into<String>) {
         let token = token.into();
         let change = |world: &mut World| world.token = token;
         self.world().scripts.push_back((nth, Box::new(change)));
     }
 
-    /// Lets the next `requests` fail.
+    /// Makes the next `requests` fail.
     pub fn fail_next(&self, requests: usize, fault: Fault) {
         self.fail_next_below("", requests, fault);
     }
 
-    /// Lets no more requests fail.
+    /// Makes no more requests fail.
     pub fn clear_faults(&self) {
         self.world().faults.clear();
     }
 
-    /// Lets the next `requests` fail whose path begins with `path`:
-    /// `/api/v3/core/users/`.
+    /// Makes the next `requests` fail whose path begins with `path`: `/api/v3/core/users/`.
     pub fn fail_next_below(&self, path: impl Into<String>, requests: usize, fault: Fault) {
         self.world().faults.extend(std::iter::repeat_n((path.into(), fault), requests));
     }
 
-    /// Grants or takes the permission to view users and groups.
+    /// Grants or revokes the permission to view users and groups.
     pub fn set_user_permission(&self, is_granted: bool) {
         self.world().shows_users = is_granted;
     }
 
-    /// Says of a user's groups only the keys, as old versions do.
+    /// Returns only the keys of a user's groups, as old versions do.
     pub fn without_group_objects(&self) {
         self.world().group_objects = false;
     }
 
-    /// Lists all users whatever `groups_by_name` says, as filters that a version does
-    /// not know are ignored.
+    /// Lists all users whatever `groups_by_name` says, as a version does that does not support the
+    /// filter.
     pub fn without_group_filter(&self) {
         self.world().group_filter = false;
     }
@@ -406,42 +403,42 @@ impl AuthentikDouble {
         self.world().groups.push((name.into(), is_superuser));
     }
 
-    /// Adds a user, or sets the groups of one.
+    /// Adds a user, or sets their groups.
     pub fn set_user(&self, pk: u64, groups: &[&str]) {
         self.world().users.insert(pk, groups.iter().map(|name| (*name).to_owned()).collect());
     }
 
-    /// The table as it is, in no order.
+    /// The table, unordered.
     pub fn events(&self) -> Vec<Value> {
         self.world().events.rows.clone()
     }
 
-    /// How many events there are.
+    /// The number of events.
     pub fn len(&self) -> usize {
         self.world().events.rows.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no events.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Every request that came, the first one first.
+    /// Every received request, in order.
     pub fn requests(&self) -> Vec<Recorded> {
         self.world().requests.clone()
     }
 
-    /// How many requests for the list of events came.
+    /// The number of requests for the list of events.
     pub fn polls(&self) -> usize {
         self.world().requests.iter().filter(|request| request.path == EVENTS).count()
     }
 
-    /// How many requests came whose path begins with `path`.
+    /// The number of requests whose path begins with `path`.
     pub fn calls(&self, path: &str) -> usize {
         self.world().requests.iter().filter(|request| request.path.starts_with(path)).count()
     }
 
-    /// Ends the server and waits for it.
+    /// Stops the server and waits for it.
     pub async fn stop(mut self) {
         drop(self.stop.take());
         self.task.abort();
@@ -510,7 +507,7 @@ async fn answer(State(world): State<Arc<Mutex<World>>>, request: Request) -> Res
         Some(Fault::Reset) => {
             let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
             let broken = async {
-                // What is there goes out first.
+                // Flushes what was written first.
                 tokio::task::yield_now().await;
                 Err(broken)
             };
@@ -563,7 +560,7 @@ impl World {
         (status, text(&body))
     }
 
-    /// The status where there is something in an answer that can't be given.
+    /// The status if an answer contains an event or user that makes it fail.
     fn breaks_over(&self, path: &str, body: &Value) -> Option<u16> {
         let rows = body["results"].as_array();
         let rows = rows.map_or_else(|| std::slice::from_ref(body), Vec::as_slice);
@@ -667,7 +664,7 @@ impl World {
         Ok(())
     }
 
-    /// What is to happen before this request for events.
+    /// The changes before this request for events.
     fn run_scripts(&mut self) {
         for (nth, _) in &mut self.scripts {
             *nth = nth.wrapping_sub(1);

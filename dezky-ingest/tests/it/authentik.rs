@@ -298,7 +298,7 @@ fn pages_of_two_and_three_lose_nothing_as_old_events_expire() {
             for nth in 0..20_u64 {
                 let now = now.clone();
                 setup.double.before_request(usize::try_from(nth * 3).unwrap(), move |events| {
-                    // One goes and one comes: the count says nothing.
+                    // A row goes and another comes: the count says nothing.
                     events.sort_by_key(|event| event["created"].as_str().unwrap().to_owned());
                     events.remove(0);
                     events.push(authentik_event(1_000 + nth, &now));
@@ -716,7 +716,7 @@ fn new_events_do_not_wait_for_the_overlap_of_a_burst_to_be_read_again() {
             setup.assert_all(first..first + 3).await;
             assert!(setup.double.polls() - before <= 12, "within the budget of a tick");
         }
-        // And what shows late in the overlap is found beside it.
+        // And rows that become visible late in the overlap are found meanwhile.
         while pump.tick().await.unwrap().more {
             setup.runtime.advance(MINUTE);
         }
@@ -867,7 +867,7 @@ pub(crate) fn logged() -> (Lines, tracing::subscriber::DefaultGuard) {
     (lines, tracing::subscriber::set_default(subscriber))
 }
 
-/// What is logged.
+/// The logged text.
 #[derive(Clone, Default)]
 pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
 

@@ -1,4 +1,4 @@
-//! What goes wrong between the poller and Authentik: refusals, faults, addresses.
+//! Failures between the poller and Authentik: refusals, faults, addresses.
 
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};

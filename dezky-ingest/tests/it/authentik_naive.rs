@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::authentik::{MINUTE, Setup};
 use crate::run;
 
-/// What is common to them: a client and what was seen.
+/// Shared by all of them: a client and the events seen.
 struct Naive {
     client: reqwest::Client,
     seen: BTreeSet<String>,
@@ -113,7 +113,7 @@ fn a_filter_on_created_goes_blind_at_a_thousand_and_one_and_ours_does_not() {
         for _ in 0..5 {
             naive.poll_by_filter(&setup.double).await;
         }
-        assert_eq!(naive.missing(&setup.double), 1, "it sees the oldest thousand for ever");
+        assert_eq!(naive.missing(&setup.double), 1, "it only ever sees the oldest thousand");
         assert_eq!(pump.tick().await.unwrap().taken.stored, 1);
         assert_eq!(missing(&setup.double, &setup.ids().await), 0);
     });
@@ -130,7 +130,7 @@ fn a_watermark_without_an_overlap_loses_what_commits_late_and_ours_does_not() {
         assert_eq!(naive.missing(&setup.double), 0, "a quiet instance looks fine");
 
         setup.runtime.advance(MINUTE);
-        // One that took five minutes to commit, and one that did not.
+        // An event that took five minutes to commit, and one that did not.
         setup.double.insert(authentik_event(900, &setup.ago(MINUTE * 5)));
         setup.double.insert(authentik_event(901, &setup.ago(Duration::ZERO)));
         for _ in 0..5 {

@@ -1,4 +1,4 @@
-//! Whose Authentik's events are: the listing of groups, and users asked for one by one.
+//! Tenants of Authentik's events: the listing of groups, and users requested one by one.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -203,7 +203,7 @@ fn a_listing_that_hangs_holds_up_one_page_and_not_each() {
     });
 }
 
-/// One event each of these users, a second apart, the last one now.
+/// An event of each of these users, a second apart, the last one now.
 fn by_users(setup: &Setup, first: u64, users: &[u64]) {
     let events = users.iter().enumerate().map(|(at, pk)| {
         let age = Duration::from_secs((users.len() - at) as u64);
@@ -267,7 +267,7 @@ fn who_is_gone_or_has_no_tenant_is_remembered_too() {
         setup.double.set_user(49, &["acme"]);
         by_users(&setup, 100, &[49]);
         pump.tick().await.unwrap();
-        assert_eq!(found(&setup).await[15], group("acme"), "not for ever");
+        assert_eq!(found(&setup).await[15], group("acme"), "not forever");
     });
 }
 
@@ -422,7 +422,7 @@ fn the_users_of_a_tenant_that_was_made_just_now_find_it_at_once() {
         assert_eq!(found(&setup).await[3..], [group("globex"), group("globex")]);
         let asked = setup.double.calls("/api/v3/core/") - before;
         assert_eq!(asked, 2, "the groups, and the users of the new one alone");
-        // What was known stays known.
+        // Known tenants stay known.
         setup.runtime.advance(MINUTE);
         by_users(&setup, 20, &[42]);
         pump.tick().await.unwrap();

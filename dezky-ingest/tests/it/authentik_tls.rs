@@ -1,5 +1,5 @@
-//! TLS against a server with a private authority. What the system trusts is read once
-//! a process, from `SSL_CERT_FILE`, so each test is run again in a process of its own.
+//! TLS against a server with a private authority. What the system trusts is read once a process,
+//! from `SSL_CERT_FILE`, so each test runs in a separate process.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -56,7 +56,7 @@ async fn secure() -> Secure {
 }
 
 /// Takes TLS off and hands on what comes.
-#[expect(clippy::disallowed_methods, reason = "a server, beside the test")]
+#[expect(clippy::disallowed_methods, reason = "a server alongside the test")]
 fn serve(listener: TcpListener, acceptor: TlsAcceptor, plain: String) {
     tokio::spawn(async move {
         while let Ok((connection, _)) = listener.accept().await {
@@ -123,13 +123,13 @@ fn an_authority_that_nobody_knows_and_another_name_are_not_trusted() {
 }
 
 #[test]
-#[ignore = "run by the tests above, in a process of its own"]
+#[ignore = "run by the tests above, in a separate process"]
 fn trusts() {
     assert_eq!(run(pull()).unwrap().events.len(), 1);
 }
 
 #[test]
-#[ignore = "run by the tests above, in a process of its own"]
+#[ignore = "run by the tests above, in a separate process"]
 fn refuses() {
     let error = run(pull()).unwrap_err();
     assert_eq!(error.code(), "source_unavailable");

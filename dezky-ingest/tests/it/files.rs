@@ -177,7 +177,7 @@ fn about_space(action: &str, space: &str, name: &str, n: usize) -> String {
     format!("{line}\n")
 }
 
-/// What a replica with a tail of its own makes of the lines that are there.
+/// The tenants that a replica with its own tail finds for the existing lines.
 async fn tenants_of_new(place: &Place, pump: &mut Pump) -> Vec<(Option<String>, String)> {
     let from = place.count().await;
     drain(pump).await;

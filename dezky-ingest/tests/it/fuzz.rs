@@ -1,11 +1,12 @@
-//! The properties of the fuzz targets, on stable: the corpus, the fixtures, and
-//! mutations of both by seed, a bounded number of them (`DEZKY_FUZZ_ROUNDS`). The
-//! targets themselves stand in `fuzz/`; CONTRIBUTING says how to run them.
+//! The properties of the fuzz targets, on stable: the corpus, the fixtures, and mutations of both
+//! by seed, a bounded number of them (`DEZKY_FUZZ_ROUNDS`). The targets themselves are in `fuzz/`;
+//! CONTRIBUTING says how to run them.
 
 use std::path::Path;
 
-#[path = "../../fuzz/properties.rs"]
-mod properties;
+use dezky_core::Runtime;
+use dezky_core::testkit::ManualRuntime;
+use dezky_ingest::testkit::properties;
 
 /// A mutated input is cut to this.
 const MAX_BYTES: usize = 16 << 10;
@@ -35,7 +36,7 @@ impl Dice {
     }
 }
 
-/// What is special to somebody who reads: put in as it is.
+/// Tokens with a meaning to parsers, inserted as they are.
 const TOKENS: [&str; 24] = [
     "\"",
     "\\",
@@ -63,7 +64,7 @@ const TOKENS: [&str; 24] = [
     "2026-01-01T00:00:00Z",
 ];
 
-/// One to four changes of an input, with parts of another one.
+/// Makes one to four changes to an input, with parts of another one.
 fn mutated(dice: &mut Dice, input: &[u8], other: &[u8]) -> Vec<u8> {
     let mut bytes = input.to_vec();
     for _ in 0..=dice.below(4) {
@@ -117,14 +118,14 @@ impl Drop for Shown<'_> {
     }
 }
 
-fn check(name: &str, input: &[u8], property: fn(&[u8])) {
+fn check(name: &str, input: &[u8], property: fn(&[u8], &dyn Runtime)) {
     let shown = Shown { name, input };
-    property(input);
+    property(input, &ManualRuntime::new(1));
     drop(shown);
 }
 
 /// Runs `property` on the corpus `target`, on `more`, and on mutations of them.
-fn fuzz(target: &str, more: &[Vec<u8>], property: fn(&[u8])) {
+fn fuzz(target: &str, more: &[Vec<u8>], property: fn(&[u8], &dyn Runtime)) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let mut corpus: Vec<_> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -155,7 +156,7 @@ fn lines(name: &str) -> Vec<Vec<u8>> {
 #[test]
 fn framer() {
     let logs = ["ocis/first-generation.log", "ocis/enospc-glued.log"].map(crate::data);
-    fuzz("framer", &logs, properties::framer);
+    fuzz("framer", &logs, |data, _| properties::framer(data));
 }
 
 #[test]

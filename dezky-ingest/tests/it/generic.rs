@@ -253,7 +253,7 @@ fn a_long_object_is_an_event_with_its_long_values_cut() {
         assert_eq!((&said["token"], &said["n"]), (&json!("[redacted]"), &json!(1.50)));
         assert_eq!(said["_dezky"]["cut"]["line"]["bytes"], long.len());
 
-        // What waits behind the last newline is shown.
+        // Data waiting after the last newline is reported.
         append(&live, "{\"event\":\"half");
         assert_eq!(drain(&mut pump).await, (0, 0));
         let waiting = pump.status().waiting.unwrap();
@@ -478,7 +478,7 @@ fn events_with_one_id_that_differ_only_in_what_is_cut_are_all_kept() {
 }
 
 #[test]
-fn events_with_one_id_that_differ_beside_their_secrets_are_all_kept() {
+fn events_with_one_id_that_differ_in_more_than_secrets_are_all_kept() {
     run(async {
         let place = Place::new().await;
         for (id, urls) in [
@@ -529,7 +529,7 @@ fn what_was_stored_under_earlier_rules_is_not_stored_again() {
             let body = said(id, field, now);
             let taken = send(&shop, &[], body.to_string().as_bytes()).await.unwrap();
             assert_eq!((taken.stored, taken.duplicates), (0, 1), "{id}");
-            // Another one says something else beside it.
+            // Another one has different content alongside it.
             let mut other = body;
             other["n"] = 2.into();
             let taken = send(&shop, &[], other.to_string().as_bytes()).await.unwrap();

@@ -21,8 +21,8 @@ use futures_util::poll;
 
 use crate::{Place, run};
 
-/// Knows one tenant by every way, and writes down what it is asked. What is
-/// called `down` it can't answer; some of its answers are no slugs.
+/// Knows one tenant by every kind of hint, and records the questions. It can't answer about `down`;
+/// some of its answers are not slugs.
 #[derive(Default)]
 struct Directory {
     asked: Mutex<Vec<String>>,

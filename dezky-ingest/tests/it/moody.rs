@@ -59,7 +59,7 @@ impl Moody {
         *self.mood.lock().unwrap() = mood;
     }
 
-    /// What it is like now.
+    /// Its current mood.
     pub(crate) fn current(&self) -> Mood {
         *self.mood.lock().unwrap()
     }

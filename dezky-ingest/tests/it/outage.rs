@@ -55,7 +55,7 @@ impl Runtime for Patience {
     }
 }
 
-/// A receiver over a store with moods, with a spool of its own.
+/// A receiver over a store with moods, with its own spool.
 struct World {
     place: Place,
     store: Arc<Moody>,
@@ -110,7 +110,7 @@ impl World {
         self.log.drain_spool(usize::MAX).await.unwrap()
     }
 
-    /// Whose the events are, in the order of the log.
+    /// The tenants of the events, in the order of the log.
     async fn names(&self) -> Vec<String> {
         let mut events = self.place.of_source("stalwart").await;
         events.sort_by_key(|event| event.seq);
@@ -185,7 +185,7 @@ fn an_outage_costs_neither_events_nor_their_order() {
             let world = World::new().await;
             assert_eq!(world.post(&body("before")).await.unwrap().received(), 3);
             world.store.set(mood);
-            // Its own retry too, and platform code beside it.
+            // Its own retry too, and platform code alongside it.
             for name in ["first", "second", "first"] {
                 let taken = world.post(&body(name)).await.unwrap();
                 assert_eq!((taken.spooled, taken.received()), (3, 3), "{mood:?}");
@@ -196,7 +196,7 @@ fn an_outage_costs_neither_events_nor_their_order() {
             };
             world.log.record(event).await;
             world.store.set(Mood::Up);
-            // Who comes now queues behind them.
+            // Later requests queue behind them.
             assert_eq!(world.post(&body("third")).await.unwrap().spooled, 3);
             world.drain().await;
             assert_eq!(world.pending(), 0);

@@ -58,7 +58,7 @@ impl IngestSource for Numbers {
             cursor: (to > from).then(|| to.to_string()),
             ..Pull::default()
         };
-        // One of the source's events breaks a bound, one item is no event at all.
+        // An event of the source exceeds a bound, and an item is not an event.
         if from == 20 {
             pull.events[3].event.external_id = Some("x".repeat(600));
             pull.quarantine.push(QuarantineItem {

@@ -8,7 +8,7 @@ use dezky_ingest::generic::{self, Mapping, MappingConfig};
 use dezky_ingest::ocis::{LineContext, OcisOptions, decode_line, line_key};
 use dezky_ingest::quarantine::{ReprocessResult, RetryOutcome, drop_item, redecode, retry};
 use dezky_ingest::stalwart::decode;
-use dezky_ingest::tail::{Decoded, Digest};
+use dezky_ingest::tail::{DecodedLine, Digest};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
@@ -63,7 +63,7 @@ fn a_line_is_the_event_that_the_tail_would_have_made_of_it() {
             decode_line(context, offset, line, &mut last_time, |d| decoded.push(d));
             let key = line_key("ocis:eu2", &generation, offset, &Sha256::digest(line).into());
             offset += line.len() as u64 + 1;
-            let [Decoded::Event(expected)] = &*decoded else { continue };
+            let [DecodedLine::Event(expected)] = &*decoded else { continue };
             // As it would be kept: redacted.
             let raw = expected.event.metadata.source().unwrap();
             let kept = item("ocis:eu2", &format!("line:{key}"), "unknown_type", raw);
@@ -73,7 +73,7 @@ fn a_line_is_the_event_that_the_tail_would_have_made_of_it() {
             assert_eq!(again.tenant, expected.tenant);
             let mut expected = expected.event.clone();
             if expected.metadata.annotation("timeSource").unwrap() == "previous_line" {
-                // What stood before the line is not known any more.
+                // The text before the line is no longer known.
                 assert_eq!(again.event.at, Some(now()));
                 let problem = again.event.time_problem().expect("that it is the time of reading");
                 let said = again.event.metadata.annotation("rawAt").and_then(Value::as_str);
@@ -99,7 +99,7 @@ fn an_item_of_authentik_is_the_event_that_the_poller_would_have_made_of_it() {
         let mut again =
             events(&malformed_item("authentik", odd, raw.get().len(), now())).remove(0).event;
         assert_eq!(again.external_id, expected.external_id);
-        // Whose it is was not known, and the text is the redacted one.
+        // Its tenant is unknown, and its text is redacted.
         again.metadata = expected.metadata.clone();
         assert_eq!(again, expected);
     }
@@ -123,7 +123,7 @@ fn elements_of_stalwart_have_the_ids_that_their_body_would_have_given() {
         let mut lines = elements.join("\n");
         let several = item("stalwart:eu2", "k", "too_many_odd", lines.clone());
         assert_eq!(ids(&events(&several)), ids(&expected.events));
-        // One that is still none keeps all of them.
+        // If one of them is still malformed, all of them stay.
         lines.push_str("{}\n");
         let why = refusal(&item("stalwart:eu2", "k", "too_many_odd", lines));
         assert!(why.starts_with("still no_type"), "{why}");
@@ -135,10 +135,10 @@ fn what_cannot_be_read_again_says_why() {
     let long = |start: &str| format!("{start}{}", "x".repeat((64 << 10) - start.len()));
     for (item, why) in [
         (item("ocis", "line:a", "nul_bytes", ""), "nothing of it was kept"),
-        (item("ocis", "line:a", "not_json", "what is this"), "still no JSON object"),
+        (item("ocis", "line:a", "not_json", "what is this"), "still not a JSON object"),
         (
             item("ocis", "line:a", "unknown_type", r#"{"Action":"file_read"}"#),
-            "known by now, and passed over on purpose",
+            "known by now, and skipped on purpose",
         ),
         (item("ocis", "line:a", "line_too_long", long("{\"Action\":\"")), "only its first 64 KiB"),
         (item("authentik", "item:a", "no_pk", long("{\"pk\":\"")), "only its first 64 KiB"),
@@ -157,7 +157,7 @@ fn what_cannot_be_read_again_says_why() {
     }
 }
 
-/// What a declared source sent is read by the mapping that is declared today.
+/// Items of a declared source are decoded by its current mapping.
 #[test]
 fn a_declared_source_is_read_by_its_mapping_of_today() {
     let mapping = |action: &str, skip: &[&str]| {
@@ -185,7 +185,7 @@ fn a_declared_source_is_read_by_its_mapping_of_today() {
         assert_eq!(again.event.action, expected.event.action);
         assert_eq!(again.event.metadata.source(), expected.event.metadata.source());
     }
-    // A line has the identity of its place, a body of no events those of its own.
+    // A line's identity is its position's; a body without events has those of its content.
     let line = item("shop", "line:line1:abc", "no_action", r#"{"verb":"paid"}"#);
     let ReprocessResult::Events(events) = redecode(&line, &new) else { panic!() };
     assert_eq!(events[0].event.external_id.as_deref(), Some("line1:abc"));
@@ -196,7 +196,7 @@ fn a_declared_source_is_read_by_its_mapping_of_today() {
     let ReprocessResult::Refused(why) = redecode(&line, &[mapping("/verb", &["paid"])]) else {
         panic!()
     };
-    assert_eq!(why, "the mapping passes over all of it");
+    assert_eq!(why, "the mapping skips all of it");
 }
 
 #[test]

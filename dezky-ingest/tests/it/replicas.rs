@@ -19,10 +19,10 @@ use crate::{Place, run};
 const TTL: Duration = Duration::from_secs(15);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Who pulled, and when.
+/// The replica that pulled, and the time.
 type Pulls = Arc<Mutex<Vec<(&'static str, Timestamp)>>>;
 
-/// One more event at each pull, each of which takes its time.
+/// Returns one more event at each pull, and takes a while each time.
 struct Slow {
     replica: &'static str,
     runtime: Arc<dyn Runtime>,
@@ -216,7 +216,7 @@ fn a_pause_keeps_the_lease_and_pulls_nothing() {
         handle.poke();
         assert!(poll!(&mut first).is_pending());
         assert_eq!(world.pulls_of("first"), 3, "a poke ends the wait");
-        // One that does not hold the lease leaves it to others.
+        // A pump without the lease leaves it to others.
         other.pause();
         drop(first);
         for _ in 0..300 {

@@ -46,10 +46,10 @@ const DRAINED_WITHIN: Duration = Duration::from_secs(20 + 6 + 8 + 20 * 5 + 26);
 /// More steps than any seed takes.
 const MAX_STEPS: usize = 200_000;
 
-/// The parts that run beside each other.
+/// The number of parts that run in parallel.
 const SHARDS: u64 = 8;
 
-/// Who moves the events.
+/// The pump under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Driver {
     Pump,
@@ -135,14 +135,14 @@ struct Simulation {
     driver: Driver,
     rows: Arc<MemoryAuditStore>,
     replicas: Vec<Replica>,
-    /// One pump a replica, in their order, then one task a body.
+    /// A pump per replica, in order, then a task per body.
     tasks: Vec<Task>,
     bodies: Vec<Body>,
     instances: u64,
     faults_end: Timestamp,
 }
 
-/// A webhook's body; its sender comes again until it is acknowledged.
+/// A webhook's body; its sender retries until it is acknowledged.
 struct Body {
     text: String,
     ids: Vec<String>,
@@ -370,7 +370,7 @@ impl Simulation {
         missing.map(|id| Violation::Unstored(id.clone()))
     }
 
-    /// What can be read in the end against the record of the commits.
+    /// Compares the final content of the log with the record of the commits.
     fn compare(&self, verifies: bool) -> Option<Violation> {
         let world = self.sim.world();
         let differs = |what: &str| Some(Violation::Differs(what.into()));
@@ -505,7 +505,7 @@ fn a_seed_gives_the_same_run_again() {
         assert!(!second.trace.is_empty());
         hashes.insert(first.hash);
     }
-    assert_eq!(hashes.len(), 50, "each seed is a run of its own");
+    assert_eq!(hashes.len(), 50, "each seed is a different run");
 }
 
 /// The first seed at which `driver` breaks the promise, and any other that it breaks

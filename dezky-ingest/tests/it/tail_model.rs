@@ -12,7 +12,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use dezky_core::testkit::ManualRuntime;
 use dezky_core::{Actor, IngestSource, NewEvent, PullLimits, QuarantineItem, Timestamp};
-use dezky_ingest::tail::{Decoded, FileTail, Line, LineDecoder, TailConfig};
+use dezky_ingest::tail::{DecodedLine, FileTail, Line, LineDecoder, TailConfig};
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
@@ -46,7 +46,7 @@ impl Random {
     }
 }
 
-/// What may happen in a schedule.
+/// A step of a schedule.
 #[derive(Clone, Copy)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches, each named")]
 struct Rules {
@@ -96,12 +96,12 @@ const EVERYTHING: Rules = Rules {
 /// Which generation is gone can't be said by its first line then.
 const ALIKE: Rules = Rules { alike: true, gaps: false, ..EVERYTHING };
 
-/// What a reader brought.
+/// The output of a reader.
 #[derive(Default)]
 struct Brought {
     /// Identity and text, in order.
     lines: Vec<(String, String)>,
-    /// Lines over the limit, which stand beside the others.
+    /// Lines over the limit, separate from the others.
     long_lines: Vec<(String, String)>,
     /// Texts without a newline.
     fragments: Vec<String>,
@@ -129,12 +129,12 @@ fn word(bytes: &[u8]) -> String {
 }
 
 impl LineDecoder for Words {
-    fn decode(&self, line: Line<'_>, _: &mut Option<Timestamp>, each: &mut dyn FnMut(Decoded)) {
+    fn decode(&self, line: Line<'_>, _: &mut Option<Timestamp>, each: &mut dyn FnMut(DecodedLine)) {
         if !line.is_complete {
             each(line.quarantine("partial_line", "no newline", line.bytes).into());
             return;
         }
-        each(Decoded::from(NewEvent {
+        each(DecodedLine::from(NewEvent {
             source: line.source.to_owned(),
             external_id: Some(line.key()),
             resource_id: Some(word(line.bytes)),
@@ -223,7 +223,7 @@ struct Written {
     destroyed: Option<bool>,
 }
 
-/// What was in a file between two times at which it was made or emptied.
+/// The content of a file between two times at which it was created or truncated.
 #[derive(Default)]
 struct Generation {
     lines: Vec<Written>,
@@ -385,8 +385,7 @@ impl World {
         }
     }
 
-    /// What is not read of a generation by now is gone; `known` if the reader's
-    /// cursor stands in it.
+    /// The unread rest of a generation is gone; `known` if the reader's cursor stands in it.
     fn destroy(&mut self, generation: usize, from: u64, can_be_told: bool) {
         let mut left: HashMap<&str, usize> = HashMap::new();
         for text in self.seen.values() {
@@ -666,7 +665,7 @@ impl World {
         }
     }
 
-    /// What a perfect reader would not have done.
+    /// The deviations from a perfect reader.
     fn violation(&self) -> Option<String> {
         let mut counts: HashMap<&str, usize> = HashMap::new();
         for text in self.seen.values() {
@@ -717,7 +716,7 @@ impl World {
                 return Some(format!("out of order: {order:?}"));
             }
         }
-        // What was abandoned within a line may have been long already.
+        // A line that was abandoned may have been long already.
         let is_fragment =
             |text: &str| self.fragments.iter().any(|whole| word(whole.as_bytes()) == text);
         let mut all = self.brought.iter().chain(self.seen.values());

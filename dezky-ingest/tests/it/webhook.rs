@@ -148,8 +148,8 @@ fn an_instance_is_a_source_of_its_own() {
     });
 }
 
-/// What a receiver must do with an identity that is none, asked of any: `take` says
-/// how many new rows a body made. Gives what it does wrong.
+/// Requirements on a receiver for ids that identify nothing: `take` returns how many new rows a
+/// body made. Returns the broken requirements.
 async fn faults(mut take: impl AsyncFnMut(&[u8]) -> usize) -> Vec<&'static str> {
     let mut faults = Vec::new();
     if take(&data("stalwart/04-v0.16.9-colliding-ids.json")).await != 2 {

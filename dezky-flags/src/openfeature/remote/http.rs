@@ -1,15 +1,14 @@
 //! Bounded HTTP requests.
 
-use std::sync::Arc;
 use std::time::Duration;
 
+use dezky_core::http::client_builder;
 use dezky_core::{Error, ErrorKind, Result};
 use open_feature::EvaluationError;
 use reqwest::header::{
     AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, RETRY_AFTER,
 };
 use reqwest::{Client, StatusCode};
-use rustls_platform_verifier::BuilderVerifierExt;
 use serde::Deserialize;
 
 use super::{Answer, RemoteConfig, refusal};
@@ -59,13 +58,7 @@ impl Api {
             bearer.set_sensitive(true);
             headers.insert(AUTHORIZATION, bearer);
         }
-        let is_secure =
-            config.base_url.get(..6).is_some_and(|head| head.eq_ignore_ascii_case("https:"));
-        // Redirects are not followed, because the token is for this address alone.
-        let client = Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .tls_backend_preconfigured(tls(is_secure)?)
+        let client = client_builder(&config.base_url)?
             .default_headers(headers)
             .user_agent("dezky")
             .build()
@@ -149,23 +142,4 @@ fn read(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Fetched {
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds).min(MAX_WAIT))
-}
-
-/// Uses rustls and ring, with the certificates that the system trusts.
-fn tls(is_used: bool) -> Result<rustls::ClientConfig> {
-    let failed = |error: rustls::Error| {
-        let what = "can't load the system's trusted certificates: install them";
-        Error::new(ErrorKind::ConfigInvalid, what).with_source(error)
-    };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(failed)?;
-    let builder = if is_used {
-        builder.with_platform_verifier().map_err(failed)?
-    } else {
-        // A plain connection never uses the roots.
-        builder.with_root_certificates(rustls::RootCertStore::empty())
-    };
-    Ok(builder.with_no_client_auth())
 }

@@ -11,7 +11,7 @@ use crate::ocis::{
     ActionContext, Class, LineContext, MUTATIONS, OcisOptions, Optional, classify_action,
     classify_type, decode_line, decode_unterminated, line_key,
 };
-use crate::tail::{Decoded, Digest};
+use crate::tail::{DecodedLine, Digest};
 
 const STORAGE: &str = "a4ae10e7-423c-4886-8fa2-1de59d56176d";
 const PROJECT: &str = "507f955f-6ba2-4229-a787-94c6b13802a5";
@@ -34,8 +34,8 @@ fn generation(file: &str) -> Digest {
     Sha256::digest(file.lines().next().unwrap()).into()
 }
 
-/// What became of every line, by its number.
-fn decode_file(file: &str, options: OcisOptions) -> Vec<(usize, Vec<Decoded>)> {
+/// The result of every line, by its number.
+fn decode_file(file: &str, options: OcisOptions) -> Vec<(usize, Vec<DecodedLine>)> {
     let generation = generation(file);
     let context = LineContext { source: "ocis", options, generation: &generation, now: now() };
     let (mut offset, mut last_time) = (0, None);
@@ -50,7 +50,7 @@ fn decode_file(file: &str, options: OcisOptions) -> Vec<(usize, Vec<Decoded>)> {
         .collect()
 }
 
-fn decode_with(line: &[u8], options: OcisOptions) -> Vec<Decoded> {
+fn decode_with(line: &[u8], options: OcisOptions) -> Vec<DecodedLine> {
     let generation = Digest::default();
     let context = LineContext { source: "ocis", options, generation: &generation, now: now() };
     let mut decoded = Vec::new();
@@ -59,15 +59,15 @@ fn decode_with(line: &[u8], options: OcisOptions) -> Vec<Decoded> {
 }
 
 fn event(line: &str) -> PulledEvent {
-    match <[Decoded; 1]>::try_from(decode_with(line.as_bytes(), ALL)) {
-        Ok([Decoded::Event(event)]) => *event,
+    match <[DecodedLine; 1]>::try_from(decode_with(line.as_bytes(), ALL)) {
+        Ok([DecodedLine::Event(event)]) => *event,
         other => panic!("{other:?}"),
     }
 }
 
 fn quarantined(line: &[u8]) -> QuarantineItem {
-    match <[Decoded; 1]>::try_from(decode_with(line, ALL)) {
-        Ok([Decoded::Quarantine(item)]) => *item,
+    match <[DecodedLine; 1]>::try_from(decode_with(line, ALL)) {
+        Ok([DecodedLine::Quarantine(item)]) => *item,
         other => panic!("{other:?}"),
     }
 }
@@ -75,9 +75,9 @@ fn quarantined(line: &[u8]) -> QuarantineItem {
 fn first_generation() -> Vec<(usize, PulledEvent)> {
     decode_file(FIRST_GENERATION, OcisOptions::default())
         .into_iter()
-        .filter_map(|(line, decoded)| match <[Decoded; 1]>::try_from(decoded) {
-            Ok([Decoded::Event(event)]) => Some((line, *event)),
-            Ok([Decoded::Skipped]) => None,
+        .filter_map(|(line, decoded)| match <[DecodedLine; 1]>::try_from(decoded) {
+            Ok([DecodedLine::Event(event)]) => Some((line, *event)),
+            Ok([DecodedLine::Skipped]) => None,
             other => panic!("line {line}: {other:?}"),
         })
         .collect()
@@ -130,8 +130,8 @@ fn the_first_generation_is_accounted_for() {
         .iter()
         .filter(|(line, _)| [17, 22, 27, 28].contains(line))
         .map(|(_, decoded)| match decoded.as_slice() {
-            [Decoded::Event(pulled)] => pulled.event.action.as_str(),
-            [Decoded::Skipped] => "skipped",
+            [DecodedLine::Event(pulled)] => pulled.event.action.as_str(),
+            [DecodedLine::Skipped] => "skipped",
             other => panic!("{other:?}"),
         })
         .collect();
@@ -347,9 +347,9 @@ fn a_full_disk_glues_lines() {
     for (line, decoded) in decoded {
         for decoded in decoded {
             match decoded {
-                Decoded::Event(pulled) => events.push((line, *pulled)),
-                Decoded::Quarantine(item) => fragments.push((line, *item)),
-                Decoded::Skipped => panic!("line {line} skipped"),
+                DecodedLine::Event(pulled) => events.push((line, *pulled)),
+                DecodedLine::Quarantine(item) => fragments.push((line, *item)),
+                DecodedLine::Skipped => panic!("line {line} skipped"),
             }
         }
     }
@@ -375,9 +375,9 @@ fn the_event_shape() {
     let mut events = Vec::new();
     let mut skipped = Vec::new();
     for (line, decoded) in decoded {
-        match <[Decoded; 1]>::try_from(decoded) {
-            Ok([Decoded::Event(pulled)]) => events.push((line, *pulled)),
-            Ok([Decoded::Skipped]) => skipped.push(line),
+        match <[DecodedLine; 1]>::try_from(decoded) {
+            Ok([DecodedLine::Event(pulled)]) => events.push((line, *pulled)),
+            Ok([DecodedLine::Skipped]) => skipped.push(line),
             other => panic!("line {line}: {other:?}"),
         }
     }
@@ -539,23 +539,25 @@ fn what_is_on_no_list_is_quarantined() {
 fn broken_surroundings_do_not_hide_an_event() {
     let line = FIRST_GENERATION.lines().next().unwrap();
     let crlf = decode_with(format!("{line}\r").as_bytes(), ALL);
-    assert!(matches!(crlf.as_slice(), [Decoded::Event(_)]));
+    assert!(matches!(crlf.as_slice(), [DecodedLine::Event(_)]));
     let nul = decode_with(format!("\0\0{line}").as_bytes(), ALL);
-    let [Decoded::Quarantine(block), Decoded::Event(event)] = nul.as_slice() else {
+    let [DecodedLine::Quarantine(block), DecodedLine::Event(event)] = nul.as_slice() else {
         panic!("{nul:?}")
     };
     assert_eq!(block.reason, "nul_bytes");
     assert_eq!(event.event.action, "ocis.user_created");
     // Only the newline between two was lost: two events, told apart.
     let both = decode_with(format!("{line}{line}").as_bytes(), ALL);
-    let [Decoded::Event(a), Decoded::Event(b)] = both.as_slice() else { panic!("{both:?}") };
+    let [DecodedLine::Event(a), DecodedLine::Event(b)] = both.as_slice() else {
+        panic!("{both:?}")
+    };
     assert_ne!(a.event.external_id, b.event.external_id);
     let marked = decode_with(format!("\u{feff}{line}").as_bytes(), ALL);
-    assert!(matches!(marked.as_slice(), [Decoded::Event(_)]));
+    assert!(matches!(marked.as_slice(), [DecodedLine::Event(_)]));
     let mut bad = line.as_bytes().to_vec();
     let at = line.find("created").unwrap();
     bad[at] = 0xff;
-    let [Decoded::Event(bad)] = &decode_with(&bad, ALL)[..] else { panic!() };
+    let [DecodedLine::Event(bad)] = &decode_with(&bad, ALL)[..] else { panic!() };
     assert!(said(bad)["Message"].as_str().unwrap().contains('\u{fffd}'));
     assert_eq!(bad.event.actor.id.as_deref(), Some(ADMIN));
 }
@@ -570,9 +572,9 @@ fn an_unterminated_end_is_an_event_if_only_its_newline_is_missing() {
         decode_unterminated(context, 0, rest.as_bytes(), &mut None, |d| decoded.push(d));
         decoded
     };
-    assert!(matches!(&read(line)[..], [Decoded::Event(_)]));
+    assert!(matches!(&read(line)[..], [DecodedLine::Event(_)]));
     let half = read(&line[..100]);
-    let [Decoded::Quarantine(item)] = half.as_slice() else { panic!("{half:?}") };
+    let [DecodedLine::Quarantine(item)] = half.as_slice() else { panic!("{half:?}") };
     assert_eq!(
         (item.reason.as_str(), item.raw.as_slice()),
         ("partial_line", &line.as_bytes()[..100])
@@ -650,9 +652,11 @@ fn no_token_gets_out() {
         let out = format!("{decoded:?}");
         for decoded in decoded {
             let raw = match decoded {
-                Decoded::Quarantine(item) => String::from_utf8(item.raw).unwrap(),
-                Decoded::Event(event) => event.event.metadata.into_metadata().as_str().to_owned(),
-                Decoded::Skipped => continue,
+                DecodedLine::Quarantine(item) => String::from_utf8(item.raw).unwrap(),
+                DecodedLine::Event(event) => {
+                    event.event.metadata.into_metadata().as_str().to_owned()
+                }
+                DecodedLine::Skipped => continue,
             };
             for token in tokens {
                 assert!(!raw.contains(token) && !out.contains(token), "{raw}");
@@ -661,7 +665,7 @@ fn no_token_gets_out() {
     }
     let all: Vec<_> = decode_file(FIRST_GENERATION, ALL);
     assert!(!format!("{all:?}").contains(LINK_TOKEN));
-    // What is no secret stays as it was, to the digit.
+    // Text that is not a secret stays the same, to the digit.
     let kept = event(
         r#"{"Action":"file_shared","ShareType":"link","ShareToken":"abcdefghi","N":12345678901234567890123,"F":1.50}"#,
     );
@@ -686,11 +690,11 @@ fn no_token_of_an_invitation_gets_out_wherever_the_line_breaks() {
         for broken in [line[..cut].to_owned(), format!("{}{next}", &line[..cut])] {
             for decoded in decode_with(broken.as_bytes(), ALL) {
                 let out = match decoded {
-                    Decoded::Quarantine(item) => String::from_utf8(item.raw).unwrap(),
-                    Decoded::Event(event) => {
+                    DecodedLine::Quarantine(item) => String::from_utf8(item.raw).unwrap(),
+                    DecodedLine::Event(event) => {
                         event.event.metadata.into_metadata().as_str().to_owned()
                     }
-                    Decoded::Skipped => continue,
+                    DecodedLine::Skipped => continue,
                 };
                 // Nor the beginning of one.
                 assert!(!out.contains("'inv") && !out.contains("=inv"), "{out}");
@@ -709,7 +713,7 @@ fn odd_lines_full_of_secrets_take_no_time() {
     let members = texts(&|n| format!(r#""token":"secret{n:06}","#));
     let flood = format!(r#"{{"Action":"x",{members}"Message":"about secret000001"}}"#);
     let lines = [
-        // One key is nowhere, the other everywhere.
+        // The text has one key nowhere, the other everywhere.
         texts(&|_| "token ".into()),
         texts(&|_| "invitelink ".into()),
         texts(&|n| format!(r#""token":"secret{n:06}" secret{n:06} "#)),

@@ -60,7 +60,7 @@ impl Bench {
         file.set_modified(UNIX_EPOCH + Duration::from_secs(at)).unwrap();
     }
 
-    /// What gzip does to a rotated file.
+    /// Compresses a rotated file as gzip does.
     fn compress(&self, name: &str) {
         let written = fs::metadata(self.path(name)).unwrap().modified().unwrap();
         let bytes = gzip(&fs::read(self.path(name)).unwrap());
@@ -75,8 +75,7 @@ impl Bench {
         self.tail = tail((self.config)(OcisConfig::new(self.path("audit.log"))));
     }
 
-    /// One pull, its cursor kept. The same pull by a tail that has nothing open
-    /// gives the same.
+    /// Pulls once and keeps the cursor. A tail with nothing open must return the same.
     fn pull(&mut self) -> Pull {
         let pull = self.pull_live();
         let mut fresh = tail((self.config)(OcisConfig::new(self.path("audit.log"))));
@@ -528,7 +527,7 @@ fn copied_and_truncated() {
     assert_eq!(bench.names(), ["a", "b"]);
     bench.append(line("c"));
     fs::copy(bench.path("audit.log"), bench.path("audit.log.1")).unwrap();
-    // Not truncated yet: the copy is not read besides.
+    // Not truncated yet: the copy is not read as well.
     let mut fresh = tail(OcisConfig::new(bench.path("audit.log")));
     let all = pull_from(&mut fresh, None, PullLimits::default());
     assert_eq!(names(&all), ["a", "b", "c"]);
@@ -544,7 +543,7 @@ fn a_new_file_with_the_old_inode() {
     bench.append(lines(&["a", "b"]));
     assert_eq!(bench.names(), ["a", "b"]);
     bench.append(line("c"));
-    // What an inode used again looks like: another file under the number.
+    // A reused inode looks like this: another file under the number.
     let cursor = bench.cursor.clone().unwrap();
     bench.rename("audit.log", "audit.log.1");
     bench.append(lines(&["x", "y", "z"]));

@@ -1,4 +1,4 @@
-//! Generations to read, from the one in which the cursor stands.
+//! The generations to read, from the cursor's on.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -10,26 +10,24 @@ use super::{Job, SCANS};
 use crate::tail::opened::{Opened, Seen, Twin};
 use crate::tail::{Age, Cursor, Digest, GapReason, HEAD_BYTES, Head, Place};
 
-/// The most earlier generations with the same first line with which a line is
-/// compared.
+/// The maximum number of earlier generations with the same first line that a line is compared with.
 const MAX_TWINS: usize = 16;
 
-/// Where a pull begins and what it goes through.
+/// The start of a pull and the generations that it reads.
 pub(super) struct Route {
-    /// Where to go on in the first of `order`; `None`: at its beginning.
+    /// The place to continue from in the first of `order`; `None`: its start.
     pub(super) at: Option<Place>,
     /// Generations, the oldest first.
     pub(super) order: Vec<Seen>,
     /// The reason for a gap before the route.
     pub(super) gap: Option<GapReason>,
-    /// Whether there are older generations that are not looked at.
+    /// Whether older generations are left out.
     pub(super) left_out: bool,
 }
 
 impl Job {
-    /// Every generation there is, or of the rotated ones those written at `since`
-    /// or later; the oldest first.
-    /// `lost` is the end of what was read before.
+    /// All generations, or, of the rotated ones, those modified at `since` or later; the oldest
+    /// first. `lost` is the end of the part that was read before.
     pub(super) fn route_from_start(
         &self,
         live: Option<Seen>,
@@ -47,8 +45,8 @@ impl Job {
         Ok(Route { at: None, order, gap: None, left_out })
     }
 
-    /// Finds the generation of `at` and what is younger; `None` if the files
-    /// don't hold still or the live one is missing.
+    /// Finds the generation of `at` and the younger ones; `None` if the files keep changing or the
+    /// live one is missing.
     pub(super) fn resume(&self, cursor: &Cursor, live: Option<Seen>) -> Result<Option<Route>> {
         let at = &cursor.at;
         if at.position == 0 {
@@ -57,8 +55,8 @@ impl Job {
         let mut live = live;
         let mut listing = None;
         for _ in 0..SCANS {
-            // The live file is asked before the directory: what was copied or
-            // renamed away from it by then is found there.
+            // The live file is checked before the directory, so that a copy made or a rename done
+            // by then is found there.
             let is_in_live = match &live {
                 Some(seen) => seen.holds(at)?,
                 None => false,
@@ -115,12 +113,12 @@ impl Job {
         Ok(None)
     }
 
-    /// The copy that was made of `file` before that was emptied and begun anew with what
-    /// had been read up to `at`. It holds the same place, but goes on in another way,
-    /// and was made after the file.
+    /// The copy of `file` that was made before that was truncated and restarted with the content
+    /// read up to `at`. The copy contains the same place, but continues differently, and was
+    /// created after the file.
     fn copied_away(&self, at: &Place, file: &Seen) -> Result<Option<Seen>> {
         if at.position > HEAD_BYTES || !file.may_go_on(at.position) {
-            // As much as that does not come again by chance.
+            // That much content does not repeat by chance.
             return Ok(None);
         }
         if self.siblings.borrow().is_none() {
@@ -128,17 +126,17 @@ impl Job {
         }
         let done = self.done_alike(at);
         for seen in self.siblings.borrow().iter().flatten() {
-            let is_made_beside = match seen.age.compare_names(&file.age) {
+            let is_made_next_to = match seen.age.compare_names(&file.age) {
                 _ if file.is_live => true,
-                // Beside a file that was rotated since, younger ones are made later too.
+                // Next to a file that was rotated since, younger files are also created later.
                 Some(by_name) => by_name == Ordering::Less,
-                // And beside one that was removed: these are written later as well.
+                // So are files next to one that was removed; these are also modified later.
                 None => file.age.name.is_none() && seen.age.mtime_ns <= file.age.mtime_ns,
             };
-            let is_made_later = is_made_beside && seen.opened.born_ns > file.opened.born_ns;
+            let is_made_later = is_made_next_to && seen.opened.born_ns > file.opened.born_ns;
             let is_plain = !seen.opened.is_compressed();
             let is_written_later = match done {
-                // Any that was done with was written before.
+                // A finished one was modified before.
                 Some(done) => seen.age.mtime_ns > done.mtime_ns,
                 None if knows_what_was_done(at, done) => true,
                 None => {
@@ -171,16 +169,16 @@ impl Job {
         let is_named = |opened: &Opened| {
             live.into_iter().chain([found]).chain(named).any(|seen| seen.opened.is(opened))
         };
-        let kept = self.kept.opened.iter().filter(|opened| !is_named(opened));
+        let kept = self.cache.opened.iter().filter(|opened| !is_named(opened));
         kept.filter_map(|opened| Seen::again(opened).ok())
             .filter(|seen| seen.age.may_be_younger_than(&found.age))
             .collect()
     }
 
-    /// The generation that holds `at`, among the descriptors kept and the rotated
-    /// files. One that can't be read is none. If it `is_in_live`, which is another file
-    /// than the one that was read and may only begin alike, one that was done with is none
-    /// either.
+    /// The generation that contains `at`, among the cached descriptors and the rotated files;
+    /// unreadable ones do not count. If `is_in_live`, the live file contains `at` too, but is
+    /// another file than the one that was read and may only have the same beginning; then finished
+    /// generations do not count either.
     fn find(
         &self,
         at: &Place,
@@ -188,7 +186,7 @@ impl Job {
         is_in_live: bool,
         scan: &Scan,
     ) -> Result<Option<Seen>> {
-        let kept = self.kept.opened.iter().filter_map(|opened| {
+        let kept = self.cache.opened.iter().filter_map(|opened| {
             let named = scan.siblings.iter().any(|seen| seen.opened.is(opened));
             if named || live.is_some_and(|live| live.opened.is(opened)) {
                 return None;
@@ -209,49 +207,50 @@ impl Job {
             found => found,
         };
         let found = match (found, other_live) {
-            (Some(seen), Some(live)) => self.is_beside(&seen, at, live)?.then_some(seen),
+            (Some(seen), Some(live)) => self.is_not_live(&seen, at, live)?.then_some(seen),
             (found, _) => found,
         };
         if found.is_none() && self.budget.is_spent() {
-            return Err(Error::new(ErrorKind::Io, "the way to the cursor is long"));
+            return Err(Error::new(
+                ErrorKind::Io,
+                "the cursor's place in a compressed file was not reached yet",
+            ));
         }
         Ok(found)
     }
 
-    /// Whether `at` is in `seen`, which holds it, and not in the live file that does too
-    /// but is another one than was read.
-    fn is_beside(&self, seen: &Seen, at: &Place, live: &Seen) -> Result<bool> {
+    /// Whether `at` belongs to `seen` rather than to the live file; both contain it, but the live
+    /// file is another one than the one that was read.
+    fn is_not_live(&self, seen: &Seen, at: &Place, live: &Seen) -> Result<bool> {
         if seen.is_file_of(at) || is_not_older(seen, at) {
             return Ok(true);
         }
-        // A copy of which it is known that it was not done with, and not one of the live
-        // file's own beginning.
+        // A copy that is known to be unfinished, and not one of the live file's own beginning.
         let is_known = knows_what_was_done(at, self.done_alike(at));
         Ok(is_known && at.position <= HEAD_BYTES && !seen.begins(live)?)
     }
 
-    /// The last generation that was done with before the one of `at` and began alike.
+    /// The last finished generation before the one of `at` with the same first line.
     fn done_alike(&self, at: &Place) -> Option<Head> {
         self.heads.borrow().get(&at.generation?)
     }
 
-    /// Of the files that hold `at` the one in which it is: the very file, else the oldest
-    /// that was not done with before, as younger ones begin alike. Of copies the plain and
-    /// most complete one, and where that has no name any more it has the age of its copy.
+    /// Of the files that contain `at`, the one it belongs to: the same file, otherwise the oldest
+    /// unfinished one, because younger ones may have the same beginning. Of copies, the plain and
+    /// most complete one; if that has no name any more, it has the age of its copy.
     pub(super) fn choose(&self, at: &Place, holding: Vec<Seen>) -> Option<Seen> {
         let names: Vec<Age> = holding.iter().map(|seen| seen.age.clone()).collect();
         let (same, others): (Vec<_>, Vec<_>) =
             holding.into_iter().partition(|seen| seen.is_file_of(at));
         let (mut younger, mut older): (Vec<_>, Vec<_>) =
             others.into_iter().partition(|seen| is_not_older(seen, at));
-        // An earlier generation that begins alike holds the place too, as long as that is
-        // within what both have in common: read on there, its lines would come again
-        // as those of the later one.
+        // An earlier generation with the same beginning contains the place too, if that is within
+        // their common part. Continuing there would repeat its lines as those of the later one.
         let done = self.done_alike(at);
         older.retain(|seen| done.is_none_or(|done| seen.age.mtime_ns > done.mtime_ns));
         if at.position <= HEAD_BYTES && knows_what_was_done(at, done) {
-            // A copy can be older than what was read: what was written while it was made
-            // is not in it.
+            // A copy can be shorter than the part that was read: it lacks lines written while it
+            // was made.
             younger.append(&mut older);
         }
         let pool = [same, younger, older].into_iter().find(|pool| !pool.is_empty())?;
@@ -266,8 +265,7 @@ impl Job {
             })
     }
 
-    /// The earlier generations that begin as `seen` does and are still there, the
-    /// youngest ones.
+    /// The existing earlier generations with the same first line as `seen`, the youngest ones.
     pub(super) fn twins(&self, seen: &Seen) -> Result<Vec<Twin>> {
         if self.siblings.borrow().is_none() {
             self.scan(None)?;
@@ -294,27 +292,27 @@ impl Job {
         Ok(youngest.into_iter().map(|twin| Twin::new(Arc::clone(&twin.opened))).collect())
     }
 
-    /// Says of the generations from `first` on how many earlier ones began as they
-    /// do. Those before end at `pivot`, which is in the first of `order` unless that
-    /// is among them itself.
+    /// Sets, for the generations from `first` on, the number of earlier ones with the same first
+    /// line. The earlier ones end at `pivot`, which is in the first of `order` unless that is one
+    /// of them.
     fn number(&self, order: &mut [Seen], first: usize, pivot: Option<&Place>) -> Result<()> {
         for i in first..order.len() {
             let Some(generation) = order[i].generation else { continue };
-            let older = self.lying_beside(order, generation)?;
+            let older = self.others_with(order, generation)?;
             let lying = u32::try_from(older.len()).unwrap_or(u32::MAX);
-            // The pivot, or what is remembered of an earlier one.
+            // The pivot, or the remembered head of an earlier one.
             let of_pivot = pivot.filter(|at| at.generation == Some(generation)).and_then(Head::of);
             let last = of_pivot.or_else(|| self.heads.borrow().get(&generation));
             let is_same = |seen: &&Seen| seen.generation == Some(generation);
             let is_reread = |seen: &&Seen| {
-                // A younger name than that of the pivot is not the pivot again.
+                // A file with a younger name than the pivot's is not the pivot.
                 let found = order[..first].first().filter(|_| of_pivot.is_some());
                 last.is_some_and(|last| seen.was_done_with(last.mtime_ns, found))
             };
             let count = |seen: usize| u32::try_from(seen).unwrap_or(u32::MAX);
             let before = &order[first..i];
             let (repeat, reach) = match last {
-                // As it was the first time.
+                // The same as the first time.
                 Some(last) if is_reread(&&order[i]) => {
                     let behind = &order[i + 1..];
                     let younger = behind.iter().filter(is_same).filter(is_reread).count();
@@ -334,17 +332,16 @@ impl Job {
         Ok(())
     }
 
-    /// How far the last generation with this first line was read, which ends at `left`
-    /// or was done with before.
+    /// How far the last generation with this first line was read: it ends at `left`, or was
+    /// finished before.
     pub(super) fn reach(&self, generation: Digest, left: Option<&Place>) -> Option<u64> {
         let left = left.filter(|left| left.generation == Some(generation)).and_then(Head::of);
         let last = left.or_else(|| self.heads.borrow().get(&generation));
         last.map(|last| last.reach)
     }
 
-    /// The rotated files that begin with this first line, beside those in `order` and
-    /// their copies.
-    fn lying_beside(&self, order: &[Seen], generation: Digest) -> Result<Vec<Seen>> {
+    /// The rotated files with this first line, except those in `order` and their copies.
+    fn others_with(&self, order: &[Seen], generation: Digest) -> Result<Vec<Seen>> {
         let mut lying = Vec::new();
         for seen in self.siblings.borrow().iter().flatten() {
             let mut is_other = seen.generation == Some(generation);
@@ -359,13 +356,13 @@ impl Job {
     }
 }
 
-/// Whether the file was written last when what is before `at` was read, or later.
+/// Whether the file was modified when the content before `at` was read, or later.
 pub(super) fn is_not_older(seen: &Seen, at: &Place) -> bool {
     at.mtime_ns.is_some_and(|read| seen.age.mtime_ns >= read)
 }
 
-/// Whether `done` is the last earlier generation that began as that of `at` does, or
-/// there was none: an old cursor does not know, and a full one may have forgotten.
+/// Whether `done` is the last earlier generation with the same first line as that of `at`, or there
+/// was none: an old cursor does not have them, and a full one may have dropped them.
 fn knows_what_was_done(at: &Place, done: Option<Head>) -> bool {
     done.is_some() || (at.head.is_some() && at.repeat == 0)
 }

@@ -14,15 +14,15 @@ use crate::tail::{Age, Place, Rotated};
 #[derive(Default)]
 pub(super) struct Scan {
     pub(super) siblings: Vec<Seen>,
-    /// Inodes and names, to see whether anything moved meanwhile.
+    /// Inodes and names, to detect changes meanwhile.
     pub(super) listing: Vec<(u64, String)>,
-    /// When files beyond `max_siblings` were last written.
+    /// The modification times of files beyond `max_siblings`.
     pub(super) left_out: Vec<i64>,
 }
 
 /// A file in the directory.
 struct Entry {
-    /// With its name, if that says that it is a rotated file.
+    /// Includes its name if that marks a rotated file.
     age: Age,
     path: PathBuf,
     name: String,
@@ -30,10 +30,10 @@ struct Entry {
 }
 
 impl Job {
-    /// Opens the file of a generation, with what is known of it from earlier pulls.
+    /// Opens the file of a generation, with its cached state from earlier pulls.
     pub(super) fn open(&self, path: &Path, name: Option<Rotated>) -> io::Result<Option<Seen>> {
         let Some((opened, metadata)) = Opened::open(path, &self.budget)? else { return Ok(None) };
-        let known = self.kept.opened.iter().chain(&self.kept.twins);
+        let known = self.cache.opened.iter().chain(&self.cache.twins);
         let known = known.into_iter().find(|known| known.serves(&opened)).cloned();
         let opened = known.unwrap_or_else(|| Arc::new(opened));
         if opened.is_compressed() {
@@ -50,14 +50,14 @@ impl Job {
         Ok(seen.map(|seen| Seen { is_live: true, ..seen }))
     }
 
-    /// Files that hold `at` though their names don't say that they belong here: only
-    /// what is in them tells.
+    /// Files that contain `at` although their names do not mark them as rotated; only their content
+    /// tells.
     pub(super) fn strays(&self, at: &Place, live: Option<&Seen>) -> Result<Vec<Seen>> {
         let mut strays = self.list(Kind::Stray { inode: at.inode })?;
         strays.drain(..strays.len().saturating_sub(self.config.max_siblings));
         let mut holding = Vec::new();
         for entry in strays {
-            // A file that can't be read does not count.
+            // An unreadable file does not count.
             let Ok(Some(seen)) = self.open(&entry.path, None) else { continue };
             let is_live = live.is_some_and(|live| live.opened.is(&seen.opened));
             if !is_live && seen.holds(at).unwrap_or(false) {
@@ -67,8 +67,8 @@ impl Job {
         Ok(holding)
     }
 
-    /// The rotated files, the oldest first, without the live one. The directory
-    /// holds still meanwhile, or it is looked through again.
+    /// The rotated files, the oldest first, without the live one. If the directory changes
+    /// meanwhile, it is listed again.
     pub(super) fn scan(&self, live: Option<&Seen>) -> Result<Scan> {
         let mut scan = Scan::default();
         let mut entries = self.list(Kind::Rotated)?;
@@ -85,12 +85,12 @@ impl Job {
             }
             entries = again;
         }
-        // Endless renaming can't be waited out.
-        tracing::warn!(source = self.config.source, "the rotated files don't hold still");
+        // Endless renaming must not block the pull.
+        tracing::warn!(source = self.config.source, "the rotated files keep changing");
         Ok(scan)
     }
 
-    /// The rotated files in the directory, or the other ones that may be, the oldest
+    /// The rotated files in the directory, or other files that may be rotated ones, the oldest
     /// first.
     fn list(&self, kind: Kind) -> Result<Vec<Entry>> {
         let path = &self.config.path;
@@ -101,7 +101,7 @@ impl Job {
         list_in(directory, &mut found, &|name, inode| {
             kind.takes(Rotated::parse(base, name), base, name, inode)
         })?;
-        // A link to a file that is rotated where it lies.
+        // The live path may be a link to a file that is rotated in its own directory.
         if let Some((directory, target)) = self.linked() {
             list_in(&directory, &mut found, &|name, inode| {
                 let by_name = Rotated::parse_dated(&target, name);
@@ -114,7 +114,7 @@ impl Job {
         Ok(found)
     }
 
-    /// Folder and name of the file to which the live path is a link.
+    /// The folder and name of the file that the live path links to.
     fn linked(&self) -> Option<(PathBuf, String)> {
         let path = &self.config.path;
         if !std::fs::symlink_metadata(path).ok()?.is_symlink() {
@@ -149,10 +149,10 @@ impl Job {
                 Ok(Some(seen)) => {
                     if seen.opened.is_compressed()
                         && !self
-                            .kept
+                            .cache
                             .opened
                             .iter()
-                            .chain(&self.kept.twins)
+                            .chain(&self.cache.twins)
                             .any(|kept| Arc::ptr_eq(kept, &seen.opened))
                     {
                         seen.opened.rest();
@@ -169,15 +169,14 @@ impl Job {
 /// Which files are listed.
 #[derive(Clone, Copy)]
 enum Kind {
-    /// Those that are rotated ones by their names.
+    /// Files whose names mark them as rotated.
     Rotated,
-    /// Those that may be by their content: that have the number or the beginning of
-    /// the name.
+    /// Files whose content may prove it: they have the inode or the beginning of the name.
     Stray { inode: u64 },
 }
 
 impl Kind {
-    /// How a file is listed; `None` if it is not.
+    /// Why a file is listed; `None` if it is not.
     fn takes(self, rotated: Option<Rotated>, base: &str, name: &str, inode: u64) -> Option<Listed> {
         match (self, rotated) {
             (Self::Rotated, Some(rotated)) => Some(Listed::ByName(rotated)),
@@ -193,13 +192,13 @@ impl Kind {
 
 /// Why a file is listed.
 enum Listed {
-    /// Its name is that of a rotated file.
+    /// Its name marks it as rotated.
     ByName(Rotated),
-    /// Its content may prove it one.
+    /// Its content may prove it.
     ByContent,
 }
 
-/// Adds the regular files of `directory` that `takes` names, by name and inode.
+/// Adds the regular files of `directory` that `takes` accepts, by name and inode.
 fn list_in(
     directory: &Path,
     found: &mut Vec<Entry>,
@@ -241,8 +240,8 @@ fn inode_of(_: &std::fs::DirEntry) -> u64 {
     0
 }
 
-/// Leaves out files that are copies of another one or of its beginning, as while the
-/// live file is being copied away. The one at `keep` stays.
+/// Removes files that are copies of another one or of its beginning, for example while the live
+/// file is being copied. The one at `keep` stays.
 pub(super) fn without_copies(order: &mut Vec<Seen>, keep: Option<usize>) -> Result<()> {
     let mut copies = vec![false; order.len()];
     for i in 0..order.len() {

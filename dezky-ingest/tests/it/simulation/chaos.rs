@@ -20,7 +20,7 @@ use super::world::{Fault, Point, Sim};
 /// How long a writer waits for its turn.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One instance's connection to the shared rows.
+/// An instance's connection to the shared rows.
 pub(super) struct ChaosRows {
     inner: Arc<MemoryAuditStore>,
     sim: Sim,
@@ -33,7 +33,7 @@ impl ChaosRows {
     }
 }
 
-/// What a transaction has written, for the record at its commit.
+/// The writes of a transaction, for the record at its commit.
 #[derive(Default)]
 pub(super) struct Commit {
     pub(super) who: u64,
@@ -41,7 +41,7 @@ pub(super) struct Commit {
     pub(super) quarantined: Vec<Timestamp>,
     pub(super) cursor: Option<String>,
     pub(super) lease: Option<LeaseRow>,
-    /// Whether the lease was taken or renewed, not given back.
+    /// Whether the lease was acquired or renewed, not released.
     pub(super) takes: bool,
 }
 
@@ -53,7 +53,7 @@ pub(super) struct Row {
 }
 
 impl Sim {
-    /// What happens at a point where this instance waits for something else.
+    /// Applies faults at a point where this instance waits for something else.
     pub(super) async fn disturb(&self, who: u64, point: Point) -> Result<()> {
         let fault = self.world().draw(self.runtime().now(), who, point);
         match fault {

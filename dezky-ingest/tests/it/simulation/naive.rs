@@ -43,7 +43,7 @@ impl Naive {
             };
             let moved = self.take(&lease, pull, cursor, to.clone()).await;
             match self.mistake {
-                // What was that? Never mind.
+                // Ignores the error.
                 Driver::Swallows => {}
                 _ => moved?,
             }

@@ -12,7 +12,7 @@ pub(super) const SOURCE: &str = "sim";
 /// The log's origin of time, also that of the runtime.
 const START_MS: i64 = 1_767_225_600_000;
 
-/// What an item of the system comes to.
+/// The kind of an item of the system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Event,
@@ -64,7 +64,7 @@ impl Upstream {
         let repeated = if dice.in_thousand(self.repeats) { dice.below(4) } else { 0 };
         let mut pull = Pull { more: to < self.grown || dice.in_thousand(50), ..Pull::default() };
         if to > from || dice.in_thousand(50) {
-            // One place may have many texts, as what a source remembers is in them.
+            // A position may have many texts, because they include the source's memory.
             pull.cursor = Some(format!("{to};{}", "é".repeat(dice.below(8))));
         } else {
             return pull;
@@ -113,7 +113,7 @@ pub(super) fn position(cursor: Option<&str>) -> usize {
     number.map_or(0, |n| n.parse().expect("a cursor that the source gave"))
 }
 
-/// One instance's view of the system.
+/// An instance's view of the system.
 pub(super) struct SimSource {
     sim: Sim,
     who: u64,

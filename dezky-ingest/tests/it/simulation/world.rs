@@ -109,19 +109,19 @@ pub(super) enum Violation {
     Twice(String),
     /// An event stands before one that the source gave earlier.
     Order(usize),
-    /// Who lost the lease wrote after another one had taken it.
+    /// A pump wrote after it had lost the lease to another one.
     Fenced(u64),
     /// A `seq` was left out or given again.
     Gap(u64),
     /// A body was acknowledged, and its event is not in the log.
     Unstored(String),
-    /// What is read from the log in the end is not what was committed.
+    /// The final content of the log is not what was committed.
     Differs(String),
     /// Not all is there long after the last fault.
     Stuck(String),
 }
 
-/// What happened, as a hash and, when asked for, in words.
+/// The trace of events, as a hash and, on request, in words.
 pub(super) struct Trace {
     pub(super) hash: u64,
     pub(super) lines: Option<Vec<String>>,
@@ -233,7 +233,7 @@ impl World {
     }
 }
 
-/// What the log must be, by all commits so far.
+/// The expected log after all commits so far.
 #[derive(Default)]
 pub(super) struct Record {
     pub(super) violation: Option<Violation>,

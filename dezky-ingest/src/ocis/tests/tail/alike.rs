@@ -119,7 +119,7 @@ fn alike_generations_that_nobody_saw_are_all_read() {
     ];
     assert_eq!(names(&pull)[2..], expected[2..]);
     assert_eq!(unique(std::slice::from_ref(&pull)).0.len(), names(&pull).len());
-    // In single steps, by a process of its own each.
+    // In single steps, each in a separate process.
     let all = unique(&[pull]).0;
     bench.cursor = None;
     bench.limits.max_events = 1;
@@ -148,7 +148,7 @@ fn a_generation_that_is_the_beginning_of_the_next_is_kept_at_the_first_look() {
     assert_eq!(names(&pull), ["opened", "opened", "a"]);
     assert_eq!(unique(&[pull]).0.len(), 3);
 
-    // A live file that is the beginning of an older one is no copy of that.
+    // A live file that equals the beginning of an older one is not a copy of it.
     let mut bench = Bench::new();
     append(&bench.path("audit.log.1"), lines(&["opened", "a"]).as_bytes());
     bench.append(lines(&["opened"]));
@@ -199,7 +199,7 @@ fn repeats_are_counted_when_the_first_of_them_is_gone() {
     }
     let (ids, all) = unique(&pulls);
     assert_eq!((ids.len(), all), (12, 12));
-    // What is still there is known by its lines, whatever number it has now.
+    // A remaining file is recognized by its lines, whatever its number is now.
     bench.cursor = None;
     bench.append(line("other"));
     let again = unique(&[bench.pull()]).0;
@@ -230,7 +230,7 @@ fn a_copied_and_truncated_generation_that_begins_alike_is_read_once() {
     fs::copy(bench.path("audit.log"), bench.path("audit.log.1")).unwrap();
     let mut fresh = tail(OcisConfig::new(bench.path("audit.log")));
     let all = pull_from(&mut fresh, None, PullLimits::default());
-    assert_eq!(names(&all), ["opened", "a", "b"], "the copy is none of its own");
+    assert_eq!(names(&all), ["opened", "a", "b"], "the copy is not a generation");
     fs::write(bench.path("audit.log"), lines(&["opened", "c"])).unwrap();
     let second = bench.pull();
     assert_eq!(names(&second), ["b", "opened", "c"]);

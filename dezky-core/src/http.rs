@@ -1,22 +1,24 @@
-//! HTTP clients as the sources use them: TLS by rustls and ring.
+//! The HTTP client of sources and providers: TLS by rustls and ring.
 
 use std::sync::Arc;
 
-use dezky_core::{Error, ErrorKind, Result};
 use reqwest::ClientBuilder;
 use rustls_platform_verifier::BuilderVerifierExt;
 
-/// The beginning of a client for an address: no redirects, no proxy whatever the
-/// environment names, and for `https` the certificates that the system trusts.
+use crate::{Error, ErrorKind, Result};
+
+/// Returns a builder of a client for one address: it follows no redirect, so that a token reaches
+/// no other address; it uses no proxy, whatever the environment says; and for `https` it trusts the
+/// certificates that the system trusts.
 ///
-/// Make every client by it: reqwest is built without a provider of cryptography,
-/// and `reqwest::Client::new()` panics.
+/// All clients must come from here: reqwest is built without a provider of cryptography, so
+/// `reqwest::Client::new()` panics.
 ///
 /// # Errors
-/// `config_invalid` if the system's certificates can't be read.
+/// `config_invalid` if the system's certificates can't be loaded.
 ///
 /// ```
-/// let client = dezky_ingest::http::client_builder("http://127.0.0.1:9000")?;
+/// let client = dezky_core::http::client_builder("http://127.0.0.1:9000")?;
 /// assert!(client.build().is_ok());
 /// # Ok::<(), dezky_core::Error>(())
 /// ```
@@ -30,7 +32,7 @@ pub fn client_builder(address: &str) -> Result<ClientBuilder> {
 
 fn tls(is_used: bool) -> Result<rustls::ClientConfig> {
     let failed = |error: rustls::Error| {
-        let what = "the certificates that the system trusts can't be used; install them";
+        let what = "can't load the system's trusted certificates: install them";
         Error::new(ErrorKind::ConfigInvalid, what).with_source(error)
     };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -40,8 +42,7 @@ fn tls(is_used: bool) -> Result<rustls::ClientConfig> {
     let builder = if is_used {
         builder.with_platform_verifier().map_err(failed)?
     } else {
-        // A plain connection never comes to use them, and a machine without
-        // certificates can make one.
+        // A plain connection never uses the roots, so a machine without certificates can make one.
         builder.with_root_certificates(rustls::RootCertStore::empty())
     };
     Ok(builder.with_no_client_auth())

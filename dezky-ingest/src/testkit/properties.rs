@@ -1,29 +1,29 @@
-//! What must hold for any bytes: one function a target, shared by the fuzz targets
-//! here and by a test that runs the corpus and mutations of it (`tests/it/fuzz.rs`).
+//! Properties that hold for any bytes: one function per fuzz target. The fuzz targets in `fuzz/` and
+//! a test that mutates their corpus (`tests/it/fuzz.rs`) share them. Each panics if its property does
+//! not hold.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use dezky_core::testkit::ManualRuntime;
 use dezky_core::{PulledEvent, QuarantineItem, Runtime, Timestamp};
-use dezky_ingest::authentik;
-use dezky_ingest::authentik::protocol::{Answer, Item, Memory, Page, Place, Poll, Settings};
-use dezky_ingest::ocis::{self, LineContext};
-use dezky_ingest::stalwart;
-use dezky_ingest::tail::{Cursor, Decoded, Frame, Framer, LONG_LINE_KEPT_BYTES};
 use serde_json::{Value, json};
 
-/// Stands where secrets stand, and must be in nothing that comes out.
+use crate::authentik;
+use crate::authentik::protocol::{Answer, Item, Memory, Page, Poll, Position, Settings};
+use crate::ocis::{self, LineContext};
+use crate::stalwart;
+use crate::tail::{Cursor, DecodedLine, Frame, Framer, LONG_LINE_KEPT_BYTES};
+
+/// Planted as a secret; no output may contain it.
 const SECRET: &str = "Zq7plantedSecretZq7";
 
-/// The most bytes kept of something in quarantine.
+/// The maximum size of a quarantine item, in bytes.
 const MAX_RAW: usize = 64 << 10;
 
-/// The lines are the same however the bytes are split, within the bound, and all of
-/// the bytes are in them.
+/// The lines do not depend on how the bytes are split, are within the bound, and cover all bytes.
 ///
-/// The first byte says how long a line may be, the second how chunks are cut.
-pub(crate) fn framer(data: &[u8]) {
+/// The first byte determines the maximum length of a line, the second how chunks are cut.
+pub fn framer(data: &[u8]) {
     let [bound, cuts, bytes @ ..] = data else { return };
     let max_line_bytes = 1 + usize::from(*bound);
     let whole = lines(max_line_bytes, [bytes]);
@@ -89,14 +89,13 @@ fn lines<'a>(max_line_bytes: usize, chunks: impl IntoIterator<Item = &'a [u8]>) 
     lines
 }
 
-/// A line is decoded alike twice, to bounded things, and a token in it does not come
-/// out.
-pub(crate) fn ocis_line(data: &[u8]) {
+/// Decoding a line is deterministic and bounded, and no token in it gets out.
+pub fn ocis_line(data: &[u8], runtime: &dyn Runtime) {
     if contains(data, SECRET) {
         return;
     }
-    let decoded = decode_line(data);
-    assert_eq!(format!("{decoded:?}"), format!("{:?}", decode_line(data)));
+    let decoded = decode_line(data, runtime);
+    assert_eq!(format!("{decoded:?}"), format!("{:?}", decode_line(data, runtime)));
     assert!(decoded.len() <= 1 + data.len());
     let mut planted = serde_json::from_slice(data).unwrap_or_else(
         |_| json!({"Action": "link_created", "Name": String::from_utf8_lossy(data)}),
@@ -104,11 +103,11 @@ pub(crate) fn ocis_line(data: &[u8]) {
     plant(&mut planted, &["ShareToken", "token"]);
     if let Value::Object(members) = &mut planted {
         members.insert("Message".into(), format!("created link with token '{SECRET}'").into());
-        no_secret(&decode_line(planted.to_string().as_bytes()));
+        no_secret(&decode_line(planted.to_string().as_bytes(), runtime));
     }
 }
 
-fn decode_line(line: &[u8]) -> Vec<Kept> {
+fn decode_line(line: &[u8], runtime: &dyn Runtime) -> Vec<Output> {
     let generation = [7; 32];
     let options = ocis::OcisOptions {
         share_accepted: true,
@@ -120,23 +119,22 @@ fn decode_line(line: &[u8]) -> Vec<Kept> {
         LineContext { source: "ocis", options, generation: &generation, now: Timestamp::MIN };
     let mut kept = Vec::new();
     let mut each = |decoded| match decoded {
-        Decoded::Event(event) => kept.push(Kept::event(*event, line.len())),
-        Decoded::Quarantine(item) => kept.push(Kept::item(&item)),
-        Decoded::Skipped => {}
+        DecodedLine::Event(event) => kept.push(Output::event(*event, line.len(), runtime)),
+        DecodedLine::Quarantine(item) => kept.push(Output::item(&item)),
+        DecodedLine::Skipped => {}
     };
     ocis::decode_line(context, 0, line, &mut None, &mut each);
     ocis::decode_unterminated(context, 0, line, &mut None, &mut each);
     kept
 }
 
-/// A body is decoded alike twice, to bounded things, and no password line and no token
-/// in it comes out.
-pub(crate) fn stalwart_body(data: &[u8]) {
+/// Decoding a body is deterministic and bounded, and no password line or token in it gets out.
+pub fn stalwart_body(data: &[u8], runtime: &dyn Runtime) {
     if contains(data, SECRET) {
         return;
     }
-    let decoded = decode_body(data);
-    assert_eq!(format!("{decoded:?}"), format!("{:?}", decode_body(data)));
+    let decoded = decode_body(data, runtime);
+    assert_eq!(format!("{decoded:?}"), format!("{:?}", decode_body(data, runtime)));
     let mut body: Value = serde_json::from_slice(data).unwrap_or_default();
     plant(&mut body, &["contents"]);
     let details = json!({"id": SECRET, "details": [SECRET], "contents": SECRET});
@@ -146,31 +144,31 @@ pub(crate) fn stalwart_body(data: &[u8]) {
         {"type": "smtp.error", "data": {"causedBy": {"type": "auth.error", "data": details}}},
         {"nothing": body, "data": details},
     ]);
-    no_secret(&decode_body(body.to_string().as_bytes()));
+    no_secret(&decode_body(body.to_string().as_bytes(), runtime));
 }
 
-fn decode_body(body: &[u8]) -> Vec<Kept> {
+fn decode_body(body: &[u8], runtime: &dyn Runtime) -> Vec<Output> {
     let decoded = stalwart::decode("stalwart", body, None, Timestamp::MIN);
     assert!(decoded.events.len() <= body.len());
-    assert!(decoded.quarantine.len() <= 101, "what is odd is bounded");
-    let mut kept: Vec<Kept> = Vec::new();
+    assert!(decoded.quarantine.len() <= 101, "malformed items are bounded");
+    let mut kept: Vec<Output> = Vec::new();
     for pulled in decoded.events {
         assert!(pulled.event.external_id.is_some());
-        kept.push(Kept::event(pulled, body.len()));
+        kept.push(Output::event(pulled, body.len(), runtime));
     }
-    kept.extend(decoded.quarantine.iter().map(Kept::item));
+    kept.extend(decoded.quarantine.iter().map(Output::item));
     kept
 }
 
-/// A page is read alike twice, to bounded things; no secret in it comes out; and the
-/// poller goes on from whatever it says.
-pub(crate) fn authentik_page(data: &[u8]) {
+/// Reading a page is deterministic and bounded; no secret in it gets out; and the poller can
+/// continue from whatever it says.
+pub fn authentik_page(data: &[u8], runtime: &dyn Runtime) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if text.contains(SECRET) {
         return;
     }
-    let read = read_page(text);
-    assert_eq!(format!("{read:?}"), format!("{:?}", read_page(text)));
+    let read = read_page(text, runtime);
+    assert_eq!(format!("{read:?}"), format!("{:?}", read_page(text, runtime)));
     let items = match serde_json::from_str(text) {
         Ok(Value::Object(mut page)) => page.remove("results").unwrap_or_default(),
         other => json!([{"pk": "1", "created": "2026-01-01T00:00:00Z", "action": "login",
@@ -179,20 +177,23 @@ pub(crate) fn authentik_page(data: &[u8]) {
     let mut items = if items.is_array() { items } else { json!([items]) };
     plant(&mut items, &["password", "apiToken", "client_secret"]);
     let page = json!({"pagination": {"next": 0, "count": 1}, "results": items});
-    no_secret(&read_page(&page.to_string()));
+    no_secret(&read_page(&page.to_string(), runtime));
 }
 
-fn read_page(text: &str) -> Vec<Kept> {
+fn read_page(text: &str, runtime: &dyn Runtime) -> Vec<Output> {
     let Some(Page { count, has_next, before, items }) = Page::parse(text) else {
         return Vec::new();
     };
     let read: Vec<_> = items.iter().map(|raw| (Item::read(raw), raw.get().len())).collect();
-    let places: Vec<Option<Place>> = read.iter().map(|(item, _)| item.place.clone()).collect();
-    let now = ManualRuntime::new(1).now();
+    let positions: Vec<Option<Position>> =
+        read.iter().map(|(item, _)| item.position.clone()).collect();
+    let now = runtime.now();
     let mut poll = Poll::resume(settings(), None, Memory::default()).unwrap();
     for _ in 0..5 {
         if poll.request(now).is_none()
-            || poll.answer(now, Answer::Page { count, has_next, before, places: &places }).is_err()
+            || poll
+                .answer(now, Answer::Page { count, has_next, before, positions: &positions })
+                .is_err()
         {
             break;
         }
@@ -204,15 +205,15 @@ fn read_page(text: &str) -> Vec<Kept> {
         kept.push(match item.event {
             Ok(event) => {
                 let _ = authentik::tenant_user(&event);
-                Kept::event(authentik::map("authentik", event).into(), text.len())
+                Output::event(authentik::map("authentik", event).into(), text.len(), runtime)
             }
-            Err(odd) => Kept::item(&fit(authentik::malformed_item("authentik", odd, bytes, now))),
+            Err(odd) => Output::item(&fit(authentik::malformed_item("authentik", odd, bytes, now))),
         });
     }
     kept
 }
 
-/// The intake bounds what the source leaves to it.
+/// Truncates an item as the intake does.
 fn fit(mut item: QuarantineItem) -> QuarantineItem {
     item.raw.truncate(MAX_RAW);
     item
@@ -222,10 +223,10 @@ fn settings() -> Settings {
     Settings { page_size: 100, overlap: Duration::from_mins(10), interval: Duration::from_mins(1) }
 }
 
-/// What is read as a cursor is written so that it is read as the same.
-pub(crate) fn cursors(data: &[u8]) {
+/// A cursor that can be parsed survives being written and parsed again.
+pub fn cursors(data: &[u8], runtime: &dyn Runtime) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    // An old cursor, without the generation, is read and never written.
+    // An old cursor, without the generation, is accepted but never written.
     let is_old = |cursor: &Cursor| cursor.at.generation.is_none() && cursor.at.position > 0;
     if let Ok(cursor) = Cursor::parse(text)
         && !is_old(&cursor)
@@ -235,14 +236,14 @@ pub(crate) fn cursors(data: &[u8]) {
         assert_eq!(Cursor::parse(&written).unwrap().to_string(), written);
     }
     let Ok(mut poll) = Poll::resume(settings(), Some(text), Memory::default()) else { return };
-    let now = ManualRuntime::new(1).now();
+    let now = runtime.now();
     for answer in [Answer::TooLarge, Answer::NoSuchPage, Answer::NoSuchPage, Answer::TooLarge] {
         if poll.request(now).is_none() || poll.answer(now, answer).is_err() {
             break;
         }
     }
     let written = poll.cursor(Some(text), true).unwrap();
-    // The number of cursors does not come to its end in this universe.
+    // The count of cursors never overflows in practice.
     if !written.contains("\"n\":18446744073709551615") {
         canonical_cursor(&written);
     }
@@ -253,21 +254,21 @@ fn canonical_cursor(text: &str) {
     assert_eq!(poll.cursor(Some(text), false), None, "nothing has changed");
 }
 
-/// What is kept of what came in, and can be looked through.
+/// Decoded output, to be searched for secrets.
 #[derive(Debug)]
-struct Kept {
+struct Output {
     debug: String,
     text: String,
 }
 
-impl Kept {
-    fn event(pulled: PulledEvent, input: usize) -> Self {
+impl Output {
+    fn event(pulled: PulledEvent, input: usize, runtime: &dyn Runtime) -> Self {
         let debug = format!("{pulled:?}");
         let source = pulled.event.metadata.source().unwrap_or_default();
         assert!(source.len() <= 1_024 + 6 * input, "{} from {input} bytes", source.len());
-        // Every event can be sealed, and what is sealed is within the log's bounds, but
-        // for an identity that is too long.
-        let sealed = pulled.event.seal(&ManualRuntime::new(1));
+        // Every event can be sealed and is then within the log's bounds, except for an external id
+        // that is too long.
+        let sealed = pulled.event.seal(runtime);
         if let Err(invalid) = sealed.validate() {
             assert!(invalid.to_string().contains("externalId"), "{invalid}");
         }
@@ -283,7 +284,7 @@ impl Kept {
     }
 }
 
-/// Puts the secret under `names` into every object.
+/// Plants the secret under `names` in every object.
 fn plant(value: &mut Value, names: &[&str]) {
     match value {
         Value::Object(members) => {
@@ -297,8 +298,8 @@ fn plant(value: &mut Value, names: &[&str]) {
     }
 }
 
-fn no_secret(kept: &[Kept]) {
-    for Kept { debug, text } in kept {
+fn no_secret(kept: &[Output]) {
+    for Output { debug, text } in kept {
         assert!(!debug.contains(SECRET) && !text.contains(SECRET), "{debug} {text}");
     }
 }

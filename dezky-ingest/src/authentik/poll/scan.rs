@@ -1,64 +1,63 @@
-//! A walk over the list in a total order.
+//! A scan of the list in a total order.
 //!
-//! Each page is chosen to hold the anchor, the last row that was read. Where no
-//! page within the bounds has room for it (pages of one always, of two or three
-//! often, of a hundred never), the page behind it is read, and then the anchor's
-//! own row once more: if it is where it was, nothing has slipped between the two.
+//! Each page is chosen to contain the anchor, the last row that was read. Where no page within the
+//! bounds contains it and more (always for pages of one row, often for two or three, never for a
+//! hundred), the page after it is read, and then the anchor's row once more: if it is unmoved, no
+//! row was missed between the two.
 //!
-//! A row that the server can't give, or that has too many bytes, is closed in on by
-//! smaller pages and passed over. Next to it rows are asked for one by one, by their
-//! place counted from the oldest: each failed request may add an event to the newest
-//! end of the list, which would move any place counted from there.
+//! A row that the server fails to return, or that has too many bytes, is isolated by smaller pages
+//! and skipped. Next to it, rows are requested one by one, counted from the oldest: each failed
+//! request may add an event at the newest end, which would move any position counted from there.
 
 use dezky_core::{Error, ErrorKind, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, MAX_PAGE_SIZE, MAX_ROWS, MIN_PAGE_SIZE, Order, Place, Request};
+use super::request::{Answer, MAX_PAGE_SIZE, MAX_ROWS, MIN_PAGE_SIZE, Order, Request};
+use crate::authentik::proto::Position;
 
-/// How often a row must fail alone before it is passed over, the server having answered
-/// another request in between.
+/// How often a row must fail alone before it is skipped; the server must answer another request in
+/// between.
 const STRIKES: u32 = 2;
-/// After so many pages of a size that the server has set, a larger one is tried again.
+/// The number of pages of a size that the server imposed after which a larger one is tried again.
 const STEADY_PAGES: u32 = 50;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct Walk {
-    /// How many rows stood before the place where it is.
+pub(super) struct Scan {
+    /// The number of rows before its position.
     pub(super) offset: u64,
     /// The last row that was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) anchor: Option<Place>,
-    /// The largest page that the server gives.
+    pub(super) anchor: Option<Position>,
+    /// The largest page that the server returns.
     pub(super) size: u32,
-    /// The largest page that the server can give here and that has few enough bytes,
-    /// while that is less.
+    /// The largest page that succeeds here, if that is less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) narrow: Option<u32>,
-    /// How many rows the list had when `offset` was counted; 0 while that is not known.
+    /// The number of rows in the list when `offset` was counted; 0 if unknown.
     pub(super) count: u64,
-    /// How many answers in a row did not follow on what was read.
+    /// The number of consecutive answers that did not continue the scan.
     #[serde(default, skip_serializing_if = "is_zero")]
     misses: u32,
-    /// How many rows behind the anchor were passed over.
+    /// The number of rows after the anchor that were skipped.
     #[serde(default, skip_serializing_if = "is_zero")]
     passed: u32,
-    /// How many of these the server could not give. From version 2 on.
+    /// How many of these the server failed to return. From version 2 on.
     #[serde(default, skip_serializing_if = "is_zero")]
     failed: u32,
     /// How often the next row has failed alone. From version 2 on.
     #[serde(default, skip_serializing_if = "is_zero")]
     strikes: u32,
-    /// How many pages were read since the server set `size`. From version 2 on.
+    /// The number of pages since the server imposed `size`. From version 2 on.
     #[serde(default, skip_serializing_if = "is_zero")]
     steady: u32,
-    /// Where it is if the anchor is still in its place.
+    /// The next position, provided that the anchor has not moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     next: Option<Next>,
-    /// The hole that is being passed over unread, because an earlier walk found it.
+    /// The known hole that is being skipped unread.
     #[serde(skip)]
     trusted: Option<Hole>,
-    /// Whether the anchor is in the future, so that new rows come on its older side.
+    /// Whether the anchor is in the future, so that new rows appear on its older side.
     #[serde(skip)]
     is_future: bool,
     /// Findings of the last answer about holes.
@@ -71,38 +70,38 @@ pub(super) struct Walk {
 struct Next {
     offset: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    anchor: Option<Place>,
+    anchor: Option<Position>,
     is_end: bool,
 }
 
-/// Rows in a row that were passed over, and where they are.
+/// Consecutive rows that were skipped, and their position.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Hole {
-    /// The row before them, towards the newest; `None`: they are the newest.
+    /// The next newer row; `None`: they are the newest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) newer: Option<Place>,
-    /// The row behind them; `None`: they are the oldest.
+    pub(super) newer: Option<Position>,
+    /// The next older row; `None`: they are the oldest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) older: Option<Place>,
-    /// How many they are.
+    pub(super) older: Option<Position>,
+    /// The number of rows.
     pub(super) rows: u32,
-    /// How many rows are newer, as of the last look. Grows with new events.
+    /// The number of newer rows when it was last seen. Grows with new events.
     above: u64,
-    /// How many rows are older, as of the last look. Shrinks as events expire.
+    /// The number of older rows when it was last seen. Shrinks as events expire.
     below: u64,
 }
 
 impl Hole {
-    /// Whether a row stands inside it.
-    pub(super) fn holds(&self, place: &Place) -> bool {
-        self.newer.as_ref().is_none_or(|newer| place < newer)
-            && self.older.as_ref().is_none_or(|older| place > older)
+    /// Whether a row is inside it.
+    pub(super) fn holds(&self, position: &Position) -> bool {
+        self.newer.as_ref().is_none_or(|newer| position < newer)
+            && self.older.as_ref().is_none_or(|older| position > older)
     }
 
-    /// Whether both are about the same part of the list.
+    /// Whether both cover the same part of the list.
     pub(super) fn meets(&self, other: &Self) -> bool {
-        let is_before = |older: &Option<Place>, newer: &Option<Place>| {
+        let is_before = |older: &Option<Position>, newer: &Option<Position>| {
             older.as_ref().zip(newer.as_ref()).is_none_or(|(older, newer)| older < newer)
         };
         is_before(&self.older, &other.newer) && is_before(&other.older, &self.newer)
@@ -112,15 +111,15 @@ impl Hole {
         self.above <= MAX_ROWS && self.below <= MAX_ROWS && self.rows > 0
     }
 
-    /// The rows at its ends, as a walk in that order meets them.
-    fn ends(&self, order: Order) -> (Option<&Place>, Option<&Place>) {
+    /// The rows at its ends, in the given order.
+    fn ends(&self, order: Order) -> (Option<&Position>, Option<&Position>) {
         match order {
             Order::NewestFirst => (self.newer.as_ref(), self.older.as_ref()),
             Order::OldestFirst => (self.older.as_ref(), self.newer.as_ref()),
         }
     }
 
-    /// How many rows stand before it in that order, of a list with `count`.
+    /// The number of rows before it in that order, in a list of `count`.
     fn offset(&self, order: Order, count: u64) -> u64 {
         match order {
             Order::OldestFirst => self.below,
@@ -133,9 +132,9 @@ impl Hole {
 /// Findings of an answer about holes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum News {
-    /// One was passed over; whether there are rows in it that the server could not give.
+    /// A hole was skipped; the flag says whether the server failed to return rows in it.
     Crossed(Hole, bool),
-    /// One is not as it was.
+    /// A hole has changed.
     Gone(Hole),
 }
 
@@ -144,21 +143,21 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-/// Effect of a page on a walk.
+/// Effect of a page on a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Read {
-    /// It follows on what was read.
+    /// It continues the scan.
     Forward {
         /// Whether there are no rows after it.
         is_end: bool,
     },
-    /// Its rows are to be taken, but whether it follows is yet to be seen.
+    /// Its rows are taken, but whether it continues the scan must still be proven.
     Held,
-    /// It does not follow; the walk has stepped back.
+    /// It does not continue the scan, which has stepped back.
     Back,
 }
 
-impl Walk {
+impl Scan {
     pub(super) fn new(size: u32) -> Self {
         Self {
             offset: 0,
@@ -178,7 +177,7 @@ impl Walk {
         }
     }
 
-    /// Whether its numbers are such as can be counted with.
+    /// Whether its numbers are in range, so that arithmetic can't overflow.
     pub(super) fn is_possible(&self) -> bool {
         (MIN_PAGE_SIZE..=MAX_PAGE_SIZE).contains(&self.size)
             && self.narrow.is_none_or(|narrow| (1..=MAX_PAGE_SIZE).contains(&narrow))
@@ -189,20 +188,19 @@ impl Walk {
             && self.next.as_ref().is_none_or(|next| next.offset <= MAX_ROWS && self.offset > 0)
     }
 
-    /// The largest page to ask for.
+    /// The largest page to request.
     pub(super) fn page_size(&self) -> u32 {
         self.narrow.map_or(self.size, |narrow| narrow.min(self.size))
     }
 
-    /// Begins anew at an offset, which an anchor may stand before.
-    pub(super) fn begin(&mut self, offset: u64, anchor: Option<Place>) {
+    /// Restarts at an offset, optionally with an anchor before it.
+    pub(super) fn begin(&mut self, offset: u64, anchor: Option<Position>) {
         (self.offset, self.anchor, self.next) = (offset, anchor, None);
         (self.passed, self.failed, self.strikes) = (0, 0, 0);
     }
 
-    /// Prepares the next request, and gives it. Known holes are kept off the page; one
-    /// that is next is passed over unread, or asked for once if it `retries`. After a
-    /// while pages of `full` size are tried again.
+    /// Returns the next request. The page avoids known holes; one that is next is skipped unread,
+    /// or requested once if it `retries`. After a while, pages of `full` size are tried again.
     pub(super) fn ask(
         &mut self,
         order: Order,
@@ -247,10 +245,10 @@ impl Walk {
         far.zip(self.anchor.as_ref()).is_none_or(|(far, anchor)| order.is_after(far, anchor))
     }
 
-    /// The page that has the anchor on it and reaches farthest, but not behind `end`.
+    /// The page that contains the anchor and reaches farthest, but not beyond `end`.
     fn request(&self, order: Order, end: Option<u64>) -> Request {
         if self.next.is_some() {
-            // The anchor, or the last row that was passed over.
+            // The anchor, or the last skipped row.
             let passed = if self.has_proof() { self.passed.into() } else { 0 };
             return self.single(order, self.offset.saturating_sub(passed).max(1) - 1);
         }
@@ -268,7 +266,7 @@ impl Walk {
         if let Some(page_size) = (2..=largest).filter(fits).max_by_key(|size| reach(*size)) {
             return Request { order, page: at / u64::from(page_size) + 1, page_size };
         }
-        // None has room for the anchor and more.
+        // No page contains the anchor and more.
         let fits = |size: &u32| {
             self.offset.is_multiple_of(u64::from(*size)) && self.offset + u64::from(*size) <= end
         };
@@ -276,13 +274,13 @@ impl Walk {
         Request { order, page: self.offset / u64::from(page_size) + 1, page_size }
     }
 
-    /// Whether rows are asked for one by one, counted from the oldest.
+    /// Whether rows are requested one by one, counted from the oldest.
     fn is_single(&self) -> bool {
         let is_stable = self.count > 0 && !self.is_future;
         is_stable && (self.passed > 0 || self.anchor.is_some() && self.page_size() == 1)
     }
 
-    /// The row that has so many before it, alone.
+    /// A request for the row at an index alone.
     fn single(&self, order: Order, index: u64) -> Request {
         let from_oldest = match order {
             _ if !self.is_single() => None,
@@ -295,14 +293,14 @@ impl Walk {
         }
     }
 
-    /// Notes that the server gives smaller pages than it was asked for.
+    /// Notes that the server returns smaller pages than requested.
     pub(super) fn learn(&mut self, request: Request, has_next: bool, rows: usize) -> Result<bool> {
         let rows = u32::try_from(rows).unwrap_or(u32::MAX);
         if !has_next || rows >= request.page_size {
             return Ok(false);
         }
         if rows < MIN_PAGE_SIZE {
-            let what = "Authentik gives pages of one event; raise pagination_max_page_size there";
+            let what = "Authentik limits pages to one event: raise pagination_max_page_size there";
             return Err(Error::new(ErrorKind::SourceUnavailable, what));
         }
         (self.size, self.steady) = (rows, 0);
@@ -316,8 +314,8 @@ impl Walk {
         answer: Answer<'_>,
     ) -> Result<Read> {
         if matches!(answer, Answer::NoSuchPage) && request.order != order {
-            // Rows went since they were counted. That says nothing about the walk's end, and
-            // counted from the oldest with the same number its place would never be found.
+            // Rows have gone since they were counted. That does not mean that the scan is at its
+            // end, and with the old count its position would never be found.
             self.offset = self.offset.saturating_sub(self.passed.into());
             self.count = 0;
             return Ok(self.step_back(0));
@@ -328,51 +326,53 @@ impl Walk {
         if self.is_single() {
             return Ok(self.read_single(order, request, answer));
         }
-        let Answer::Page { count, has_next, before, places } = answer else {
-            // Behind what was passed over there may be nothing.
+        let Answer::Page { count, has_next, before, positions } = answer else {
+            // The skipped rows may be the last ones.
             let is_end = matches!(answer, Answer::NoSuchPage) && self.passed > 0;
             return Ok(if is_end { self.hold(order, self.end()) } else { self.step_back(0) });
         };
-        let is_clamped = self.learn(request, has_next, places.len())?;
+        let is_clamped = self.learn(request, has_next, positions.len())?;
         let size = u64::from(request.page_size);
-        let before = before.filter(|_| !places.is_empty()).unwrap_or((request.page - 1) * size);
-        let end = before + places.len() as u64;
+        let before = before.filter(|_| !positions.is_empty()).unwrap_or((request.page - 1) * size);
+        let end = before + positions.len() as u64;
         if is_clamped && end <= self.offset {
-            // The page of that number is another one in the server's size.
+            // With the server's page size, that number means another page.
             return Ok(Read::Back);
         }
         let shrunk = std::mem::replace(&mut self.count, count).saturating_sub(count);
         let is_behind = before == self.offset && (request.page - 1) * size == before;
-        let first = places.iter().flatten().next();
+        let first = positions.iter().flatten().next();
         let (follows, is_proven) = match (&self.anchor, first) {
-            // The page begins where the list does, or one could not ask for better.
-            _ if before == 0 => (!places.is_empty() || self.offset == 0, true),
+            // The page begins at the start of the list, so nothing is before it.
+            _ if before == 0 => (!positions.is_empty() || self.offset == 0, true),
             (Some(anchor), Some(first)) if !order.is_after(first, anchor) => (true, true),
             (Some(_), _) if is_behind => (shrunk == 0, false),
             (Some(_), Some(_)) => (false, false),
-            _ => (!places.is_empty() && (shrunk == 0 || self.passed == 0), true),
+            _ => (!positions.is_empty() && (shrunk == 0 || self.passed == 0), true),
         };
         if !follows {
             return Ok(self.step_back(shrunk));
         }
         let (mut offset, mut anchor) = (self.offset, self.anchor.clone());
-        if let Some(last) = places.iter().rposition(Option::is_some) {
-            anchor.clone_from(&places[last]);
+        if let Some(last) = positions.iter().rposition(Option::is_some) {
+            anchor.clone_from(&positions[last]);
             offset = before + last as u64 + 1;
         }
         if offset <= self.offset && end > self.offset {
-            // Nothing new on it says where it stands.
+            // None of its new rows has a readable position.
             (offset, anchor) = (end, None);
         }
         let next = Next { offset, anchor, is_end: !has_next };
         Ok(if is_proven { self.advance(order, next) } else { self.hold(order, next) })
     }
 
-    /// The row behind the anchor and what was passed over, asked for alone.
+    /// Takes the answer for a single row after the anchor and the skipped rows.
     fn read_single(&mut self, order: Order, request: Request, answer: Answer<'_>) -> Read {
-        let (count, has_next, place) = match answer {
-            Answer::Page { count, has_next, places: [place, ..], .. } => (count, has_next, place),
-            // Behind what was passed over there may be nothing.
+        let (count, has_next, position) = match answer {
+            Answer::Page { count, has_next, positions: [position, ..], .. } => {
+                (count, has_next, position)
+            }
+            // The skipped rows may be the last ones.
             Answer::NoSuchPage if self.passed > 0 && self.expects(order, None) => {
                 return self.hold(order, self.end());
             }
@@ -381,12 +381,12 @@ impl Walk {
                 return self.step_back(0);
             }
         };
-        let is_behind = match (&self.anchor, place) {
-            (Some(anchor), Some(place)) => order.is_after(place, anchor),
+        let is_behind = match (&self.anchor, position) {
+            (Some(anchor), Some(position)) => order.is_after(position, anchor),
             _ => true,
         };
         if !is_behind {
-            // Rows came or went: here is where the walk stands now.
+            // Rows were added or removed: this is the scan's position now.
             self.distrust();
             let offset = match request.order {
                 Order::OldestFirst if order == Order::NewestFirst => {
@@ -395,14 +395,14 @@ impl Walk {
                 _ => request.page,
             };
             (self.passed, self.failed, self.count) = (0, 0, count);
-            return self.advance(order, Next { offset, anchor: place.clone(), is_end: false });
+            return self.advance(order, Next { offset, anchor: position.clone(), is_end: false });
         }
-        if !self.expects(order, place.as_ref()) {
+        if !self.expects(order, position.as_ref()) {
             self.distrust();
             return Read::Back;
         }
         let is_end = if request.order == order { !has_next } else { request.page == 1 };
-        let mut next = Next { offset: self.offset + 1, anchor: place.clone(), is_end };
+        let mut next = Next { offset: self.offset + 1, anchor: position.clone(), is_end };
         if !self.has_proof() {
             self.rebase(order, request, &mut next, count);
         }
@@ -413,13 +413,13 @@ impl Walk {
         Next { offset: self.offset, anchor: None, is_end: true }
     }
 
-    /// Whether the row behind the hole that is being passed over is the one that was
-    /// there: else something is inside it.
-    fn expects(&self, order: Order, place: Option<&Place>) -> bool {
-        self.trusted.as_ref().is_none_or(|hole| hole.ends(order).1 == place)
+    /// Whether the row after the hole that is being skipped is the known one; otherwise there are
+    /// rows inside it.
+    fn expects(&self, order: Order, position: Option<&Position>) -> bool {
+        self.trusted.as_ref().is_none_or(|hole| hole.ends(order).1 == position)
     }
 
-    /// Goes back before the hole that was passed over unread; whether there is one.
+    /// Goes back before the hole that was skipped unread. Returns whether there is one.
     fn distrust(&mut self) -> bool {
         let Some(hole) = self.trusted.take() else { return false };
         self.offset = self.offset.saturating_sub(self.passed.into());
@@ -428,8 +428,8 @@ impl Walk {
         true
     }
 
-    /// The page has more bytes than are read: smaller ones from now on, or past the
-    /// row if it is alone. Whether a row was passed over.
+    /// Reduces the page size because the page has too many bytes, or skips the row if it is alone.
+    /// Returns whether a row was skipped.
     pub(super) fn too_large(&mut self, order: Order, request: Request) -> bool {
         if self.narrowed(order, request) {
             return false;
@@ -438,10 +438,10 @@ impl Walk {
         true
     }
 
-    /// The server can't give the page, though it gives others; the list has `count` rows
-    /// now. Smaller pages from now on, or past the row if it fails again alone.
+    /// Reduces the page size because the server fails to return the page, though it returns others,
+    /// or skips the row if it fails again alone. The list has `count` rows now.
     pub(super) fn failed(&mut self, order: Order, request: Request, count: u64) {
-        // What failing has added to the list may be before the anchor.
+        // The events that failed requests added to the list may be before the anchor.
         let comes_before = (order == Order::NewestFirst) != self.is_future;
         if self.count > 0 && comes_before && self.offset > 0 {
             let more = count.saturating_sub(self.count);
@@ -462,14 +462,14 @@ impl Walk {
         }
     }
 
-    /// Whether there was something else to do than to pass over a row.
+    /// Tries everything short of skipping a row. Returns false if nothing is left to try.
     fn narrowed(&mut self, order: Order, request: Request) -> bool {
         if let Some(next) = self.next.take() {
             if self.has_proof() {
-                // Another row is where the anchor was.
+                // Another row has taken the anchor's index.
                 self.step_back(0);
             } else {
-                // What was passed over is where it was.
+                // The skipped rows have not moved.
                 self.advance(order, next);
             }
             return true;
@@ -484,15 +484,14 @@ impl Walk {
         size > 1
     }
 
-    /// A page of one stands where the walk does.
+    /// Skips the row at the scan's position.
     fn pass(&mut self) {
         self.offset += 1;
         self.passed = self.passed.saturating_add(1);
     }
 
-    /// Waits for the proof that the anchor is where it was, if there is one to be had. Where
-    /// all rows from the oldest on were passed over, these must be where they were, as they
-    /// expire first.
+    /// Waits for the proof that the anchor has not moved, if there can be one. If all rows from the
+    /// oldest on were skipped, these must not have moved, because they expire first.
     fn hold(&mut self, order: Order, next: Next) -> Read {
         let is_oldest = order == Order::OldestFirst && self.passed > 0;
         let refails = is_oldest && self.trusted.is_none() && !next.is_end;
@@ -503,13 +502,13 @@ impl Walk {
         Read::Held
     }
 
-    /// Whether an anchor can prove anything: not where all rows before were passed over.
+    /// Whether the anchor can prove anything: not if all rows before it were skipped.
     fn has_proof(&self) -> bool {
         self.anchor.is_some() && self.offset > self.passed.into()
     }
 
-    /// Counts from the list as it is now. Rows that came are before the walk's place, as
-    /// its row was asked for by its place from the oldest.
+    /// Adjusts the offset to the current list. Added rows are before the scan's position, because
+    /// its row was requested by its index from the oldest.
     fn rebase(&mut self, order: Order, request: Request, next: &mut Next, count: u64) {
         if order == Order::NewestFirst && request.order != order {
             next.offset = (next.offset + count).saturating_sub(self.count);
@@ -518,12 +517,12 @@ impl Walk {
         }
     }
 
-    /// Is the anchor where it was? If it is farther on, rows came before it, and
-    /// nothing has slipped either.
+    /// Checks that the anchor has not moved. If it is farther on, rows were added before it, and
+    /// nothing was missed either.
     fn prove(&mut self, order: Order, request: Request, answer: Answer<'_>) -> Read {
         let Some(mut next) = self.next.take() else { return Read::Back };
         let (count, there) = match answer {
-            Answer::Page { count, places: [there, ..], .. } => (count, there.as_ref()),
+            Answer::Page { count, positions: [there, ..], .. } => (count, there.as_ref()),
             _ => (self.count, None),
         };
         match (&self.anchor, there) {
@@ -540,7 +539,7 @@ impl Walk {
         let is_new = next.anchor != self.anchor;
         if self.passed > 0 {
             self.cross(order, next.anchor.clone());
-            // A larger page would hold what was passed over.
+            // A larger page would contain the skipped rows.
             self.narrow = Some(2);
         } else if let Some(narrow) = self.narrow {
             let narrow = narrow.saturating_add(u32::try_from(rows).unwrap_or(u32::MAX)).max(narrow);
@@ -555,8 +554,8 @@ impl Walk {
         Read::Forward { is_end: next.is_end }
     }
 
-    /// The walk is on both sides of what it has passed over.
-    fn cross(&mut self, order: Order, behind: Option<Place>) {
+    /// Records the skipped rows as a hole, now that both its ends are known.
+    fn cross(&mut self, order: Order, behind: Option<Position>) {
         let rows = u64::from(self.passed);
         let first = self.offset.saturating_sub(rows);
         let last = self.count.saturating_sub(self.offset);
@@ -569,7 +568,7 @@ impl Walk {
         self.news = Some(News::Crossed(hole, self.failed > 0));
     }
 
-    /// Farther with every miss, as nobody may know by how much the list shrank.
+    /// Doubles with every miss, because it is unknown by how much the list shrank.
     fn step_back(&mut self, shrunk: u64) -> Read {
         let by = u64::from(self.page_size()) << self.misses.min(40);
         self.misses = self.misses.saturating_add(1);

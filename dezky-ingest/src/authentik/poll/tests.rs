@@ -25,7 +25,7 @@ struct Server {
 
 #[derive(Clone)]
 struct Row {
-    place: Place,
+    position: Position,
     shows_ms: i64,
     /// Whether it has too many bytes, alone and on every page.
     is_huge: bool,
@@ -58,9 +58,9 @@ impl Server {
         let pk = format!("{:016x}", self.made.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let created_us = (self.now_ms - age_ms) * 1000;
         let shows_ms = self.now_ms + delay_ms;
-        let place = Place { created_us, pk };
-        let at = self.rows.partition_point(|row| row.place < place);
-        self.rows.insert(at, Row { place, shows_ms, is_huge: false, is_bad: false });
+        let position = Position { created_us, pk };
+        let at = self.rows.partition_point(|row| row.position < position);
+        self.rows.insert(at, Row { position, shows_ms, is_huge: false, is_bad: false });
     }
 
     /// Lets the nth row be too large, counted from the oldest.
@@ -78,7 +78,7 @@ impl Server {
     }
 
     fn is_future(&self, nth: usize) -> bool {
-        self.rows.get(nth).is_some_and(|row| row.place.created() > self.now())
+        self.rows.get(nth).is_some_and(|row| row.position.created() > self.now())
     }
 
     /// Fails, which adds a row.
@@ -123,14 +123,14 @@ impl Server {
             count: rows.len() as u64,
             has_next: last < rows.len(),
             before: first as u64,
-            places: page.iter().map(|row| Some(row.place.clone())).collect(),
+            positions: page.iter().map(|row| Some(row.position.clone())).collect(),
         }
     }
 }
 
-/// An answer that owns its places.
+/// An answer that owns its positions.
 enum Reply {
-    Page { count: u64, has_next: bool, before: u64, places: Vec<Option<Place>> },
+    Page { count: u64, has_next: bool, before: u64, positions: Vec<Option<Position>> },
     NoSuchPage,
     TooLarge,
     Failed,
@@ -142,14 +142,17 @@ impl Reply {
             Self::NoSuchPage => Answer::NoSuchPage,
             Self::TooLarge => Answer::TooLarge,
             Self::Failed => unreachable!("looked into before"),
-            Self::Page { count, has_next, before, places } => {
-                Answer::Page { count: *count, has_next: *has_next, before: Some(*before), places }
-            }
+            Self::Page { count, has_next, before, positions } => Answer::Page {
+                count: *count,
+                has_next: *has_next,
+                before: Some(*before),
+                positions,
+            },
         }
     }
 
-    fn places(self) -> Vec<Option<Place>> {
-        if let Self::Page { places, .. } = self { places } else { Vec::new() }
+    fn positions(self) -> Vec<Option<Position>> {
+        if let Self::Page { positions, .. } = self { positions } else { Vec::new() }
     }
 }
 
@@ -157,7 +160,7 @@ impl Reply {
 struct Client {
     cursor: Option<String>,
     memory: Memory,
-    taken: BTreeSet<Place>,
+    taken: BTreeSet<Position>,
     late: usize,
     gaps: usize,
     /// How often a row was passed over.
@@ -181,7 +184,7 @@ impl Client {
         }
     }
 
-    /// One pull, as the source does it. Says whether more is waiting.
+    /// Pulls once as the source does. Returns whether more is waiting.
     fn pull(&mut self, server: &mut Server, commits: bool) -> bool {
         let now = server.now();
         let mut poll = Poll::resume(SETTINGS, self.cursor.as_deref(), self.memory.clone()).unwrap();
@@ -223,17 +226,18 @@ impl Client {
             let step = poll.answer(now, answer).unwrap();
             self.passed += usize::from(step.passed.is_some());
             let new: Vec<_> = reply
-                .places()
+                .positions()
                 .into_iter()
                 .flatten()
-                .filter(|place| step.take && !self.taken.contains(place))
+                .filter(|position| step.take && !self.taken.contains(position))
                 .collect();
             let brings = !new.is_empty() || step.gap.is_some() || step.unreadable.is_some();
             if let Some(cursor) = poll.cursor(self.cursor.as_deref(), brings) {
                 assert!(cursor.len() < 5_000, "the cursor is small");
                 if commits {
                     self.gaps += usize::from(step.gap.is_some());
-                    let is_late = |place: &&Place| step.late_before > Some(place.created());
+                    let is_late =
+                        |position: &&Position| step.late_before > Some(position.created());
                     self.late += new.iter().filter(is_late).count();
                     self.unreadable.extend(step.unreadable);
                     self.taken.extend(new);
@@ -260,12 +264,14 @@ impl Client {
         self.memory = Memory::default();
     }
 
-    /// What is on the server, was shown in time, and is not taken.
+    /// Rows on the server that became visible in time and were not taken.
     fn missing<'s>(&self, server: &'s Server) -> Vec<&'s Row> {
         let in_time = |row: &&Row| {
-            !row.is_huge && !row.is_bad && row.shows_ms - row.place.created_us / 1000 <= OVERLAP_MS
+            !row.is_huge
+                && !row.is_bad
+                && row.shows_ms - row.position.created_us / 1000 <= OVERLAP_MS
         };
-        server.shown().filter(in_time).filter(|row| !self.taken.contains(&row.place)).collect()
+        server.shown().filter(in_time).filter(|row| !self.taken.contains(&row.position)).collect()
     }
 }
 
@@ -355,7 +361,7 @@ fn the_cursor_is_read_for_ever() {
 }
 
 #[test]
-fn a_list_that_is_empty_for_a_while_ends_no_walk() {
+fn a_list_that_is_empty_for_a_while_ends_no_scan() {
     // In the backlog of a first run, and in a poll that has begun.
     for (known, pulls) in [(0, 5), (300, 3)] {
         let mut server = Server::new();
@@ -416,7 +422,7 @@ fn a_clock_that_is_ahead_a_little_does_not_shrink_the_overlap() {
 fn a_watermark_in_the_future_hides_nothing() {
     let mut server = Server::new();
     let mut client = Client::new();
-    // What a clock that was ahead, the server's and ours, has left behind.
+    // Positions left behind by a clock that was ahead, the server's and ours.
     server.now_ms += 86_400_000;
     (0..5).for_each(|age| server.insert(age * 1_000, 0));
     client.tick(&mut server, 10);
@@ -427,16 +433,16 @@ fn a_watermark_in_the_future_hides_nothing() {
 }
 
 #[test]
-fn a_reconcile_walk_in_the_future_delays_no_other() {
+fn a_reconcile_scan_in_the_future_delays_no_other() {
     const DAY_MS: i64 = 86_400_000;
     let mut server = Server::new();
     (0..40).for_each(|age| server.insert(age * 5_000, 0));
     let mut client = Client::new();
-    // Our clock is ahead when the walk begins, and is set right.
+    // Our clock is ahead when the scan begins, and is set right.
     server.now_ms += 30 * DAY_MS;
     while client.tick(&mut server, 10) {}
     server.now_ms -= 30 * DAY_MS;
-    // A walk that is cut short by a day's outage, and the one after that.
+    // A scan that is cut short by a day's outage, and the one after that.
     (0..40).for_each(|age| server.insert(age * 5_000, 0));
     client.tick(&mut server, 10);
     for _ in 0..2 {
@@ -444,8 +450,9 @@ fn a_reconcile_walk_in_the_future_delays_no_other() {
         server.insert(OVERLAP_MS * 30, 0);
         (0..40).for_each(|age| server.insert(age * 5_000, 0));
         while client.tick(&mut server, 10) {}
-        let missed = server.rows.iter().filter(|row| !client.taken.contains(&row.place));
-        let ages: Vec<_> = missed.map(|row| server.now_ms - row.place.created_us / 1000).collect();
+        let missed = server.rows.iter().filter(|row| !client.taken.contains(&row.position));
+        let ages: Vec<_> =
+            missed.map(|row| server.now_ms - row.position.created_us / 1000).collect();
         assert!(ages.is_empty(), "{ages:?}");
     }
 }
@@ -487,31 +494,31 @@ fn a_list_that_shrinks_by_far_holds_nothing_up() {
 }
 
 #[test]
-fn the_reconcile_walk_outlives_a_burst() {
+fn the_reconcile_scan_outlives_a_burst() {
     let mut server = Server::new();
     (0..2_000).for_each(|age| server.insert(age * 30_000, 0));
     let mut client = Client::new();
     while client.tick(&mut server, 10) {}
     client.restart();
     client.tick(&mut server, 20);
-    let walked = |client: &Client| {
+    let scaned = |client: &Client| {
         let cursor: serde_json::Value =
             serde_json::from_str(client.cursor.as_deref().unwrap()).unwrap();
         cursor["reconcile"]["walk"]["offset"].as_u64()
     };
-    let before = walked(&client);
+    let before = scaned(&client);
     assert!(before > Some(100));
     server.now_ms += 200_000;
     (0..100).for_each(|_| server.insert(0, 0));
     client.tick(&mut server, 6);
     assert!(client.cursor.as_deref().unwrap().contains("backlog"));
-    assert_eq!(walked(&client), before);
+    assert_eq!(scaned(&client), before);
     while client.tick(&mut server, 10) {}
     assert!(client.missing(&server).is_empty());
 }
 
 #[test]
-fn after_a_walk_that_an_earlier_process_began_comes_one_of_its_own() {
+fn after_a_scan_that_an_earlier_process_began_comes_one_of_our_own() {
     let mut server = Server::new();
     (0..2_000).for_each(|age| server.insert(age * 30_000, 0));
     let mut client = Client::new();
@@ -519,7 +526,7 @@ fn after_a_walk_that_an_earlier_process_began_comes_one_of_its_own() {
     client.restart();
     client.tick(&mut server, 20);
     assert!(client.cursor.as_deref().unwrap().contains("reconcile\":{\"walk"));
-    // Where that walk has passed already.
+    // Where that scan has passed already.
     server.insert(1_200_000, 0);
     client.restart();
     for _ in 0..60 {
@@ -565,7 +572,7 @@ fn the_watermark_waits_for_the_backlog() {
         client.restart();
         let watermark = client.watermark().unwrap();
         assert!(Some(watermark) >= before);
-        let is_passed = |row: &&Row| row.place.created() <= watermark;
+        let is_passed = |row: &&Row| row.position.created() <= watermark;
         let passed = client.missing(&server).into_iter().filter(is_passed).count();
         assert_eq!(passed, 0, "nothing before the watermark is missing");
     }
@@ -574,7 +581,7 @@ fn the_watermark_waits_for_the_backlog() {
 }
 
 #[test]
-fn what_shows_after_the_overlap_is_found_by_the_reconcile_walk_and_counted() {
+fn what_shows_after_the_overlap_is_found_by_the_reconcile_scan_and_counted() {
     let mut server = Server::new();
     (0..40).for_each(|age| server.insert(age * 5_000, 0));
     let mut client = Client::new();
@@ -587,7 +594,7 @@ fn what_shows_after_the_overlap_is_found_by_the_reconcile_walk_and_counted() {
     server.now_ms += 86_400_000;
     (0..40).for_each(|age| server.insert(age * 5_000, 0));
     while client.tick(&mut server, 10) {}
-    assert_eq!((client.taken.len(), client.late), (81, 1), "a day's walk finds it");
+    assert_eq!((client.taken.len(), client.late), (81, 1), "a day's scan finds it");
 
     server.insert(OVERLAP_MS * 3, 0);
     client.restart();
@@ -596,10 +603,10 @@ fn what_shows_after_the_overlap_is_found_by_the_reconcile_walk_and_counted() {
 }
 
 #[test]
-fn reconcile_walks_meet_however_far_apart_they_begin() {
+fn reconcile_scans_meet_however_far_apart_they_begin() {
     const HOUR: i64 = 3_600_000;
-    // How long after the first walk began the second one does, how old the late row is at
-    // the first, and whether it must be found: late by an hour it must, but no walk goes
+    // How long after the first scan began the second one does, how old the late row is at
+    // the first, and whether it must be found: late by an hour it must, but no scan goes
     // back more than a week.
     for (apart, age, is_found) in [
         (24 * HOUR, HOUR - 120_000, true),
@@ -614,7 +621,7 @@ fn reconcile_walks_meet_however_far_apart_they_begin() {
         server.now_ms += 60_000;
         server.insert(age, 0);
         let late = server.rows.iter().position(|row| row.shows_ms == server.now_ms).unwrap();
-        let late = server.rows[late].place.clone();
+        let late = server.rows[late].position.clone();
         client.tick(&mut server, 10);
         assert!(!client.taken.contains(&late), "polls do not go so far");
         server.now_ms += apart - 60_000;
@@ -625,14 +632,14 @@ fn reconcile_walks_meet_however_far_apart_they_begin() {
 }
 
 #[test]
-fn a_walk_counts_from_where_it_began() {
+fn a_scan_counts_from_where_it_began() {
     let mut server = Server::new();
     (0..2_000).for_each(|n| server.insert(n * 40_000, 0));
     let mut client = Client::new();
     while client.tick(&mut server, 10) {}
     client.restart();
     client.tick(&mut server, 20);
-    // In the middle of the walk, where it has passed, and then it waits for five hours.
+    // In the middle of the scan, where it has passed, and then it waits for five hours.
     server.insert(1_200_000, 0);
     server.now_ms += 5 * 3_600_000;
     while client.tick(&mut server, 10) {}
@@ -691,7 +698,7 @@ fn pages_that_are_too_large_become_smaller_and_then_a_row_is_passed_over() {
 }
 
 #[test]
-fn rows_that_are_too_large_lose_nothing_beside_them() {
+fn rows_that_are_too_large_do_not_affect_their_neighbours() {
     // The oldest, the newest, some in the middle, in a row and apart.
     let mut server = Server::new();
     (0..100).for_each(|age| server.insert(age * 10_000, 0));
@@ -758,19 +765,20 @@ fn pages_of_two_and_three_are_joined_by_a_proof() {
 
 #[test]
 fn what_slips_between_two_pages_without_room_for_the_anchor_is_gone_back_for() {
-    let place = |at: i64| Place { created_us: at, pk: "x".into() };
-    let mut walk = Walk::new(2);
+    let position = |at: i64| Position { created_us: at, pk: "x".into() };
+    let mut scan = Scan::new(2);
     let mut read = |rows: &[i64]| {
-        let request = walk.ask(Order::OldestFirst, &[], 2, false, Timestamp::MAX);
+        let request = scan.ask(Order::OldestFirst, &[], 2, false, Timestamp::MAX);
         let first = usize::try_from(request.page - 1).unwrap() * request.page_size as usize;
         let last = (first + request.page_size as usize).min(rows.len());
-        let places: Vec<_> = rows[first..last].iter().map(|at| Some(place(*at))).collect();
+        let positions: Vec<_> = rows[first..last].iter().map(|at| Some(position(*at))).collect();
         let (count, has_next) = (rows.len() as u64, last < rows.len());
-        let answer = Answer::Page { count, has_next, before: Some(first as u64), places: &places };
-        (walk.read(Order::OldestFirst, request, answer).unwrap(), rows[first..last].to_vec())
+        let answer =
+            Answer::Page { count, has_next, before: Some(first as u64), positions: &positions };
+        (scan.read(Order::OldestFirst, request, answer).unwrap(), rows[first..last].to_vec())
     };
     assert_eq!(read(&[1, 2, 3, 4, 5, 6]), (Read::Forward { is_end: false }, vec![1, 2]));
-    // One expires and one is added: the page behind begins with 4 and not with 3.
+    // A row expires and one is added: the next page begins with 4 and not with 3.
     let rows = [2, 3, 4, 5, 6, 7];
     assert_eq!(read(&rows), (Read::Held, vec![4, 5]));
     assert_eq!(read(&rows), (Read::Back, vec![3]));
@@ -792,16 +800,15 @@ fn pages_of_one_are_refused() {
     assert!(error.to_string().contains("pagination_max_page_size"));
 }
 
-/// How many of the rows that the server breaks over are on record, by what is beside them.
+/// The number of rows on which the server fails that are on record, by their neighbours.
 fn on_record(client: &Client) -> u32 {
-    // A row beside them that shows late may let them be found again: the same record.
+    // A neighbour that becomes visible late may cause them to be found again: the same record.
     let records = client.unreadable.iter().map(|hole| (hole.older.clone(), hole.rows));
     records.collect::<BTreeSet<_>>().into_iter().map(|(_, rows)| rows).sum()
 }
 
 #[test]
-fn rows_that_the_server_breaks_over_are_passed_over_with_a_record_and_nothing_beside_them_is_lost()
-{
+fn rows_on_which_the_server_fails_are_skipped_with_a_record_and_their_neighbours_are_read() {
     for adds_rows in [true, false] {
         // The oldest, two in a row, some apart, and the newest but one; the very newest
         // where failing adds rows, as without them nothing tells it from an outage.
@@ -853,7 +860,7 @@ fn a_row_that_was_passed_over_costs_later_polls_no_failure() {
 }
 
 #[test]
-fn a_row_that_can_be_given_again_is_taken_by_the_walk_over_the_last_day() {
+fn a_row_that_can_be_given_again_is_taken_by_the_scan_over_the_last_day() {
     let mut server = Server::new();
     (0..40).for_each(|age| server.insert(age * 1_000, 0));
     server.poison(20);
@@ -907,7 +914,7 @@ fn what_is_new_never_waits_for_the_overlap_to_be_read_again() {
         client.tick(&mut server, 2);
         let newest = server.now_ms * 1000 - 1_000_000;
         let missing = client.missing(&server).into_iter();
-        let new = missing.filter(|row| row.place.created_us > newest).count();
+        let new = missing.filter(|row| row.position.created_us > newest).count();
         assert_eq!(new, 0, "in minute {minute}");
         client.tick(&mut server, 8);
     }
@@ -916,7 +923,7 @@ fn what_is_new_never_waits_for_the_overlap_to_be_read_again() {
 }
 
 #[test]
-fn the_backlog_goes_on_beside_an_overlap_of_many_pages() {
+fn the_backlog_goes_on_alongside_an_overlap_of_many_pages() {
     let mut server = Server::new();
     server.insert(3_600_000, 0);
     let mut client = Client::new();
@@ -966,7 +973,7 @@ fn a_page_size_that_shrank_grows_again_once_the_server_allows_it() {
     server.max_page_size = 100;
     client.tick(&mut server, 55);
     assert_eq!(sizes(&client), Some(12), "as configured");
-    // And a page that is clamped again takes the walk back nowhere.
+    // And a page that is clamped again takes the scan back nowhere.
     server.max_page_size = 7;
     let mut before = 0;
     while client.tick(&mut server, 10) {
@@ -980,25 +987,25 @@ fn a_page_size_that_shrank_grows_again_once_the_server_allows_it() {
 #[test]
 fn rows_without_a_place_hold_nothing_up() {
     for order in [Order::NewestFirst, Order::OldestFirst] {
-        let mut walk = Walk::new(10);
-        let place = |at: u64| {
+        let mut scan = Scan::new(10);
+        let position = |at: u64| {
             let us = i64::try_from(at).unwrap() * if order == Order::OldestFirst { 1 } else { -1 };
-            (!(30..75).contains(&at)).then(|| Place { created_us: us, pk: "x".into() })
+            (!(30..75).contains(&at)).then(|| Position { created_us: us, pk: "x".into() })
         };
         let mut seen = BTreeSet::new();
         for _ in 0..40 {
-            let request = walk.ask(order, &[], 10, false, Timestamp::MAX);
+            let request = scan.ask(order, &[], 10, false, Timestamp::MAX);
             let size = u64::from(request.page_size);
             let first = (request.page - 1) * size;
             let rows = first..(first + size).min(100);
-            let places: Vec<_> = rows.clone().map(place).collect();
+            let positions: Vec<_> = rows.clone().map(position).collect();
             let answer = Answer::Page {
                 count: 100,
                 has_next: rows.end < 100,
                 before: None,
-                places: &places,
+                positions: &positions,
             };
-            let read = walk.read(order, request, answer).unwrap();
+            let read = scan.read(order, request, answer).unwrap();
             assert_ne!(read, Read::Back);
             seen.extend(rows);
             if read == (Read::Forward { is_end: true }) {
@@ -1053,8 +1060,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// Lets a server live through all of it beside a poller, which must then have taken all
-/// that it could.
+/// Runs a schedule on a server and a poller, which must then have taken every row that it could.
 fn play(
     first: usize,
     is_burst: bool,
@@ -1107,12 +1113,12 @@ fn play(
         if round < 3 {
             continue;
         }
-        let mut missing: Vec<_> = client.missing(&server).iter().map(|row| &row.place).collect();
+        let mut missing: Vec<_> = client.missing(&server).iter().map(|row| &row.position).collect();
         if server.adds_rows {
             // Rows that failing has added since the newest page was read wait for the next
             // poll.
             let made = began_us..=server.now_ms * 1000;
-            missing.retain(|place| !made.contains(&place.created_us));
+            missing.retain(|position| !made.contains(&position.created_us));
         }
         prop_assert!(missing.is_empty(), "{missing:?} are missing, {:?}", client.cursor);
     }
