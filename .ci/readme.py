@@ -1,8 +1,8 @@
 """Runs the shell blocks of a README that are marked to be run.
 
-A block is run if the line before its fence is `<!-- run -->`; each runs in a shell
-of its own, in order, from the root of the project, up to the first failure.
-`<!-- run: NEEDLE -->` also wants NEEDLE in what the block prints.
+A block is run if the line before its fence is `<!-- run -->`; each runs in its
+own shell, in order, from the root of the project, up to the first failure.
+`<!-- run: NEEDLE -->` also requires NEEDLE in the output of the block.
 """
 
 import re

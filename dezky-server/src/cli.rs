@@ -1,4 +1,4 @@
-//! The command line: what there is to say, and what it exits with.
+//! The command line: its arguments, help and exit statuses.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -20,29 +20,30 @@ const ABOUT: &str = "A platform's audit timeline, directory and feature flags, o
 const LONG_ABOUT: &str = "\
 A platform's audit timeline, directory and feature flags, over HTTP.
 
-The server polls Authentik, takes in the signed webhooks of Stalwart, follows the
+The server polls Authentik, receives the signed webhooks of Stalwart, follows the
 audit log of oCIS, and stores every event once, tamper-evident. It keeps tenants,
-partners, users and flags; each change of them is on the timeline. Without a command it
-serves. Everything has a default: it runs on 127.0.0.1:8080 with an SQLite file
-in the working folder.";
+partners, users and flags, and records each change on the timeline. Without a command
+it serves. Every setting has a default: it listens on 127.0.0.1:8080 and keeps an SQLite
+file in the working folder.";
 
 const EXAMPLES: &str = "\
 Examples:
-  See it work, with nothing installed:
+  Try it, with nothing installed:
     dezky-server demo
-  Serve, following oCIS and taking in the webhooks of Stalwart:
+  Serve, following oCIS and receiving webhooks of Stalwart:
     export STALWART_WEBHOOK_SECRET=…        # the key configured at Stalwart
     export OCIS_AUDIT_LOG_PATH=/var/log/ocis/audit.log
     dezky-server serve --store sqlite:///var/lib/dezky/audit.db
-  Check the log, and keep its head somewhere else:
+  Verify the log, and keep its head somewhere else:
     dezky-server verify --store sqlite:///var/lib/dezky/audit.db
-  Check the store that it is to run on:
+  Check the store that it will run on:
     dezky-server doctor --store postgres://dezky@db.example.com/platform
-  Make a configuration file, and check it:
+  Write a configuration file, and check it:
     dezky-server config example > dezky.toml
     dezky-server config check --config dezky.toml
 
-Exit status: 0 fine, 1 the answer is no, 2 wrong use or configuration.";
+Exit status: 0 success, 1 the check failed or the command did not complete,
+2 wrong usage or configuration.";
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -59,39 +60,38 @@ struct Common {
     /// The configuration file (TOML); see `config example`
     #[arg(long, global = true, value_name = "FILE", env = CONFIG_VARIABLE)]
     config: Option<OsString>,
-    /// Where the log is, such as `sqlite:///var/lib/dezky/audit.db`,
-    /// `postgres://…` or `mongodb://…`; beats every other setting
+    /// The store of the log, such as `sqlite:///var/lib/dezky/audit.db`,
+    /// `postgres://…` or `mongodb://…`; overrides every other setting
     #[arg(long, global = true, value_name = "URL")]
     store: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Take in events and answer; what happens without a command
+    /// Serve the API and ingest events; the default command
     ///
-    /// Ends on SIGTERM or Ctrl-C: requests and workers finish first. A second
-    /// Ctrl-C ends at once.
+    /// Stops on SIGTERM or Ctrl-C, after requests and workers have finished. A second
+    /// Ctrl-C stops it at once.
     #[command(
         after_help = "Example:\n  DEZKY_OPERATOR_TOKEN=… DEZKY_LISTEN=0.0.0.0:8080 dezky-server serve"
     )]
     Serve,
-    /// Show it working, with events of its own
+    /// Run a demo with bundled events
     ///
-    /// Takes bundled events in by the real ways (signed webhooks over HTTP, a
-    /// log file that grows and is rotated), prints commands to try, and goes on
-    /// until Ctrl-C. Everything stays in one folder; a second run on it adds
-    /// nothing that is there already.
+    /// Ingests them through the real sources (signed webhooks over HTTP, a log file
+    /// that grows and is rotated), prints commands to try, and runs until Ctrl-C.
+    /// Everything stays in one folder; a second run on it adds no duplicates.
     #[command(
         after_help = "Examples:\n  dezky-server demo\n  dezky-server demo --once --data /tmp/dezky-demo"
     )]
     Demo(demo::Options),
-    /// Recompute the whole log and name the first difference
+    /// Recompute the whole log and report the first difference
     ///
-    /// Opens the store for reading alone and changes nothing. A log that is
-    /// whole prints `ok: N events, head SEQ:HASH`; keep that head elsewhere, as
-    /// only it shows that a whole end was cut off.
+    /// Opens the store read-only. An intact log prints `ok: N events, head SEQ:HASH`;
+    /// keep that head elsewhere, because nothing else reveals that the newest events
+    /// were cut off.
     #[command(
-        after_help = "Examples:\n  dezky-server verify --store sqlite:///var/lib/dezky/audit.db\n  dezky-server verify --expect-head 41:9f86d081884c7d65…\n\nExit status: 0 whole, 1 a difference was found, 2 the log can't be read."
+        after_help = "Examples:\n  dezky-server verify --store sqlite:///var/lib/dezky/audit.db\n  dezky-server verify --expect-head 41:9f86d081884c7d65…\n\nExit status: 0 intact, 1 a difference was found, 2 the log can't be read."
     )]
     Verify(Verify),
     /// Feature flags: list, change, kill, decide
@@ -99,42 +99,42 @@ enum Command {
         after_help = "Examples:\n  dezky-server flags list\n  dezky-server flags kill chat_v2 --note 'errors since noon'\n  dezky-server flags eval --tenant acme"
     )]
     Flags(Flags),
-    /// The platform's users and who of them runs it
+    /// Users of the platform and its administrators
     Users(Users),
-    /// What sources sent that could not become events: look, retry, drop
+    /// Items of sources that could not become events: list, retry, drop
     #[command(
         after_help = "Examples:\n  dezky-server quarantine list --source ocis\n  dezky-server quarantine show 12\n  dezky-server quarantine retry --all"
     )]
     Quarantine(Quarantine),
     /// Bring the store's schema up to date
     ///
-    /// The server does so at its start unless `store.migrate` is false. Safe while
-    /// servers run, and when several do it at once.
+    /// The server does this at its start unless `store.migrate` is false. Safe while
+    /// servers run, and if several migrate at once.
     #[command(
-        after_help = "Examples:\n  dezky-server migrate\n  dezky-server migrate --check\n  dezky-server migrate --search-index\n\nExit status: 0 up to date, 1 something is missing or failed, 2 wrong use or configuration."
+        after_help = "Examples:\n  dezky-server migrate\n  dezky-server migrate --check\n  dezky-server migrate --search-index\n\nExit status: 0 up to date, 1 not up to date or failed, 2 wrong usage or configuration."
     )]
     Migrate(commands::migrate::Options),
-    /// Say whether the store is fit, and what to fix
+    /// Check the store, and say what to fix
     ///
-    /// Changes nothing, but for a probe that it takes back and for what
-    /// `--acknowledge-head` is told to do.
+    /// Changes nothing, except for a probe that it rolls back and for
+    /// `--acknowledge-head`.
     #[command(
-        after_help = "Examples:\n  dezky-server doctor\n  dezky-server doctor --json --store postgres://dezky@db.example.com/platform\n  dezky-server doctor --acknowledge-head\n\nExit status: 0 fine, perhaps with warnings, 1 something is bad, 2 wrong use or configuration."
+        after_help = "Examples:\n  dezky-server doctor\n  dezky-server doctor --json --store postgres://dezky@db.example.com/platform\n  dezky-server doctor --acknowledge-head\n\nExit status: 0 no problems, perhaps warnings, 1 a check failed, 2 wrong usage or configuration."
     )]
     Doctor(commands::doctor::Options),
     /// Copy a whole store to another engine or place, and verify both ends
     ///
-    /// The target is empty, or what an earlier run began: the same command goes on
-    /// where it was stopped. Stop the servers on the source for the last run.
+    /// The target must be empty or hold a partial copy: the same command resumes an
+    /// interrupted one. Stop the servers on the source for the last run.
     #[command(
-        after_help = "Example:\n  dezky-server copy --from sqlite:///var/lib/dezky/audit.db --to postgres://dezky@db.example.com/platform\n\nExit status: 0 both ends are equal and verified, 1 refused, interrupted or different, 2 wrong use or configuration."
+        after_help = "Example:\n  dezky-server copy --from sqlite:///var/lib/dezky/audit.db --to postgres://dezky@db.example.com/platform\n\nExit status: 0 both ends are equal and verified, 1 refused, interrupted or different, 2 wrong usage or configuration."
     )]
     Copy(commands::copy::Options),
-    /// Take over the collections of the platform that this replaces
+    /// Import the collections of the platform that dezky replaces
     ///
-    /// Writes nothing there, and the same import again adds nothing here.
+    /// Writes nothing to the source. Importing again adds no duplicates.
     #[command(
-        after_help = "Examples:\n  dezky-server import-origin --from mongodb://host/platform --to sqlite:///var/lib/dezky/audit.db --dry-run\n  dezky-server import-origin --from mongodb://host/platform --to sqlite:///var/lib/dezky/audit.db --collection events=audit_log\n\nExit status: 0 everything is here, 1 documents were refused or it was interrupted, 2 wrong use or configuration."
+        after_help = "Examples:\n  dezky-server import-origin --from mongodb://host/platform --to sqlite:///var/lib/dezky/audit.db --dry-run\n  dezky-server import-origin --from mongodb://host/platform --to sqlite:///var/lib/dezky/audit.db --collection events=audit_log\n\nExit status: 0 everything is imported, 1 documents were refused or the import was interrupted, 2 wrong usage or configuration."
     )]
     #[cfg(feature = "legacy-import")]
     ImportOrigin(legacy_import::command::Options),
@@ -145,7 +145,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Verify {
-    /// A head that was kept elsewhere, as an earlier run printed it
+    /// A head kept elsewhere, as printed by an earlier run
     #[arg(long, value_name = "SEQ:HASH")]
     expect_head: Option<ExpectedHead>,
     /// Print one JSON object
@@ -185,10 +185,10 @@ enum ConfigCommand {
     /// Print a configuration file with every key and its default
     #[command(after_help = "Example:\n  dezky-server config example > dezky.toml")]
     Example,
-    /// Check the configuration as `serve` would, and print what holds
+    /// Check the configuration as `serve` would, and print the effective values
     ///
-    /// Looks at the file, the environment and the paths they name. Changes
-    /// nothing, shows no secret.
+    /// Reads the file, the environment and the paths that they name. Changes nothing
+    /// and prints no secrets.
     #[command(after_help = "Example:\n  dezky-server config check --config dezky.toml --json")]
     Check {
         /// Print one JSON object
@@ -205,7 +205,7 @@ pub fn main() -> ExitCode {
         Err(error) => return exit(&Failure::failed(format!("no threads can be started: {error}"))),
     };
     let result = runtime.block_on(run(cli));
-    // Blocking work that hangs must not keep the process.
+    // Blocking work that hangs must not keep the process alive.
     runtime.shutdown_background();
     match result {
         Ok(()) => {
@@ -247,15 +247,15 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Config(ConfigCommand::Check { json }) => {
             commands::config::check(&settings()?, json).await
         }
-        Command::Demo(_) if store.is_some() => Err(Failure::usage(
-            "--store: the demo keeps its log in a folder of its own: use --data",
-        )),
+        Command::Demo(_) if store.is_some() => {
+            Err(Failure::usage("--store: the demo keeps its log in its own folder: use --data"))
+        }
         Command::Demo(options) => demo::run(options).await,
     }
 }
 
 fn names_both_ends() -> Failure {
-    Failure::usage("--store: this command names both of its ends: use --from and --to")
+    Failure::usage("--store: this command has a source and a target: use --from and --to")
 }
 
 fn exit(failure: &Failure) -> ExitCode {

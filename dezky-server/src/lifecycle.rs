@@ -21,16 +21,16 @@ use crate::http::listener;
 use crate::router::router;
 use crate::store;
 
-/// Binds `listen`; `fix` is the way out if the port is taken.
+/// Binds `listen`; `fix` is the advice if the port is taken.
 pub async fn bind(listen: SocketAddr, fix: &str) -> Result<TcpListener, Failure> {
     TcpListener::bind(listen).await.map_err(|error| {
         let problem = match error.kind() {
             std::io::ErrorKind::AddrInUse => format!("the port is in use: {fix}"),
             std::io::ErrorKind::AddrNotAvailable => {
-                "this machine has no such address: name one that it has".to_owned()
+                "this machine does not have this address: name one that it has".to_owned()
             }
             std::io::ErrorKind::PermissionDenied => {
-                "permission denied: take a port from 1024 on".to_owned()
+                "permission denied: use a port from 1024 on".to_owned()
             }
             _ => reason(&error),
         };
@@ -75,7 +75,7 @@ impl Running {
         Ok(running)
     }
 
-    /// The address that it answers on.
+    /// The address that the server listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -90,7 +90,7 @@ impl Running {
         &self.state.platform
     }
 
-    /// Runs `pump` until the end.
+    /// Runs `pump` until the server stops.
     pub fn spawn_pump(&mut self, mut pump: Pump) {
         let stop = self.stopped();
         self.state.add_pump(pump.handle());
@@ -105,7 +105,7 @@ impl Running {
         });
     }
 
-    /// Spawns a part that may end by itself and return a reason for the server to end as well.
+    /// Spawns a part that may end on its own and return a reason for the server to stop as well.
     fn spawn_ending(
         &mut self,
         part: &'static str,
@@ -144,7 +144,7 @@ impl Running {
     fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut stopping = self.stopping.subscribe();
         async move {
-            // An error means that the sender is gone, which is an end too.
+            // An error means that the sender is gone, so the server is stopping as well.
             let _ = stopping.wait_for(|stopping| *stopping).await;
         }
     }
@@ -154,10 +154,10 @@ impl Running {
     pub async fn failed(&mut self) -> Failure {
         match self.tasks.join_next().await {
             Some(Ok(Ended { part, reason: None })) => {
-                Failure::failed(format!("{part}: ended unexpectedly: see the log, and start again"))
+                Failure::failed(format!("{part}: ended unexpectedly: see the log, and restart"))
             }
             Some(Ok(Ended { reason: Some(reason), .. })) => Failure::failed(reason),
-            _ => Failure::failed("a worker broke down: see the log, and start again"),
+            _ => Failure::failed("a worker panicked: see the log, and restart"),
         }
     }
 
@@ -182,9 +182,9 @@ impl Running {
         };
         match tokio::time::timeout(timeout, ending).await {
             Ok(()) if whole => Ok(()),
-            Ok(()) => Err(Failure::failed("a worker broke down: see the log")),
+            Ok(()) => Err(Failure::failed("a worker panicked: see the log")),
             Err(_) => Err(Failure::failed(format!(
-                "{} did not finish within {} s and was cut off (shutdown_timeout_seconds)",
+                "{} did not finish within {} s and was aborted (shutdown_timeout_seconds)",
                 waiting_for.join(", "),
                 timeout.as_secs()
             ))),
@@ -192,11 +192,11 @@ impl Running {
     }
 }
 
-/// Writes the last head, for the next start.
+/// Writes the final head for the next start.
 async fn write_last_head(state: &App) {
     let head_file = HeadFile::new(&state.config.head_path);
     if let Err(error) = head_file.update(&*state.platform.store).await {
-        tracing::warn!(%error, "the last head is not noted");
+        tracing::warn!(%error, "the final head could not be written to its file");
     }
 }
 
@@ -218,7 +218,7 @@ async fn open_platform(config: &Config) -> Result<Platform, Failure> {
         checked = match head_file.update(&*platform.store).await {
             // It is written once the disk has room; until then reads are served.
             Err(error @ UpdateError::NoRoom(_)) => {
-                tracing::error!(%error, "the head is not noted");
+                tracing::error!(%error, "the head could not be written to its file");
                 Ok(())
             }
             Err(UpdateError::File(failure)) => Err(failure),

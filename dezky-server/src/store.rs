@@ -1,5 +1,4 @@
-//! The configured store, opened by the library `dezky`: its errors in the words of the
-//! command line.
+//! Opens the configured store, and turns its errors into failures of the command line.
 
 use std::sync::Arc;
 
@@ -12,14 +11,14 @@ use dezky_flags::live::LiveConfig;
 use crate::config::FlagsConfig;
 use crate::failure::Failure;
 
-/// Opens log, directory and flags, and whatever works on them.
+/// Opens the platform: log, directory, flags and everything on top of them.
 pub async fn open(config: &StoreConfig, access: Access) -> Result<Platform, Failure> {
     let stores = open_stores(config, access).await?;
     Platform::builder(stores).build().await.map_err(|error| Failure::failed(error.to_string()))
 }
 
-/// Opens them as a server does: with a spool and a file of flags, which belong to this
-/// process alone from here on.
+/// Opens the platform as a server does, with a spool and a file of flags, which from then on
+/// belong to this process alone.
 pub async fn open_with_spool(
     config: &StoreConfig,
     access: Access,
@@ -44,13 +43,13 @@ pub async fn open_with_spool(
     platform.build().await.map_err(|error| Failure::failed(error.to_string()))
 }
 
-/// Opens log, directory and flags alone.
+/// Opens only the stores of log, directory and flags.
 pub async fn open_stores(config: &StoreConfig, access: Access) -> Result<Stores, Failure> {
     let stores = Stores::open(config, access).await;
     stores.map_err(|error| refused(&config.url, access, &error))
 }
 
-/// Opens the log alone.
+/// Opens only the log.
 pub(crate) async fn open_log(config: &StoreConfig, access: Access) -> Result<Database, Failure> {
     let refused = |error| refused(&config.url, access, &error);
     engine(config)?.open(access).await.map_err(refused)
@@ -61,7 +60,7 @@ pub(crate) fn engine(config: &StoreConfig) -> Result<Engine, Failure> {
     Engine::new(config).map_err(|error| Failure::usage(format!("store {error}")))
 }
 
-/// The schema versions of a database, which is only read.
+/// The schema versions of a database. Changes nothing.
 pub(crate) async fn schema(config: &StoreConfig) -> Result<SchemaVersions, Failure> {
     engine(config)?.schema().await.map_err(|error| {
         let said = format!("store {error}");

@@ -58,7 +58,11 @@ pub fn is_slug(text: &str) -> bool {
     text.len() <= MAX_SLUG_BYTES && is_label(text)
 }
 
-pub(super) fn slug(field: &str, text: &str) -> Result<()> {
+/// Checks the slug of a tenant or partner; the error names `field`, the form and the fix.
+///
+/// # Errors
+/// `field_invalid`.
+pub fn slug(field: &str, text: &str) -> Result<()> {
     check(
         is_slug(text),
         field,
@@ -105,7 +109,11 @@ pub(super) fn detail(field: &str, text: &str) -> Result<()> {
     )
 }
 
-pub(super) fn email(field: &str, text: &str) -> Result<()> {
+/// Checks an e-mail address; the error names `field`, the form and the fix.
+///
+/// # Errors
+/// `field_invalid`.
+pub fn email(field: &str, text: &str) -> Result<()> {
     let has_parts =
         text.split_once('@').is_some_and(|(local, domain)| !local.is_empty() && !domain.is_empty());
     check(

@@ -67,7 +67,7 @@ async fn create(
     Ok(created(&format!("/flags/{}", flag.key), answer(&flag)))
 }
 
-/// `PATCH /flags/{key}`: with `If-Match` only on that version.
+/// `PATCH /flags/{key}`: only on that version if `If-Match` is given.
 ///
 /// If the change can switch tenants on or off, the answer has a member `flipped`: exactly those
 /// tenants, between the two versions, in the `environment` of the query.
@@ -113,8 +113,8 @@ async fn flipped(state: &AppState, updated: &Updated, environment: Option<&str>)
     }
 }
 
-/// `POST /flags/{key}/preview`: who a `PATCH` with the same body would switch on and off;
-/// where there is no such flag yet, a `POST /flags`. Changes nothing.
+/// `POST /flags/{key}/preview`: the tenants that a `PATCH` with the same body would switch on
+/// and off, or a `POST /flags` if the flag does not exist yet. Changes nothing.
 async fn preview(
     State(state): State<AppState>,
     Name(key): Name,
@@ -168,7 +168,7 @@ fn environment(name: Option<&str>) -> Result<Option<&str>, Problem> {
     Ok(name)
 }
 
-/// `DELETE /flags/{key}`: with `If-Match` only that version.
+/// `DELETE /flags/{key}`: only that version if `If-Match` is given.
 async fn remove(
     State(state): State<AppState>,
     Name(key): Name,
@@ -205,7 +205,7 @@ struct Question {
     environment: Option<String>,
 }
 
-/// `POST /flags/evaluate`: every flag for one tenant; with `?explain=true` and why.
+/// `POST /flags/evaluate`: every flag for one tenant, with reasons if `?explain=true`.
 async fn evaluate(
     State(state): State<AppState>,
     parameters: Parameters,
@@ -276,5 +276,5 @@ async fn stale(state: &AppState, key: &str, error: dezky_core::Error) -> Problem
 }
 
 fn unknown_flag() -> Problem {
-    Problem::not_found("there is no such flag: GET /flags lists those there are")
+    Problem::not_found("there is no such flag: GET /flags lists the flags")
 }

@@ -12,7 +12,7 @@ pub(crate) fn routes() -> Router<AppState> {
     Router::new().route("/ingest", get(list))
 }
 
-/// `GET /ingest`: how each way in is doing, since the start of this process.
+/// `GET /ingest`: the status of each source since the start of this process.
 async fn list(State(state): State<AppState>) -> Json<Value> {
     let mut sources: Vec<Value> = state.pumps().iter().map(pump).collect();
     for (name, webhook) in &state.webhooks {

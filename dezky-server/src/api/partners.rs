@@ -111,6 +111,6 @@ async fn with_customers(state: &AppState, partner: &Partner) -> Result<Value, Pr
 async fn find(state: &AppState, slug: &str) -> Result<Partner, Problem> {
     let partner = state.platform.directory.store().partner(PartnerKey::Slug(slug)).await?;
     partner.ok_or_else(|| {
-        Problem::not_found("there is no such partner: GET /partners lists those there are")
+        Problem::not_found("there is no such partner: GET /partners lists the partners")
     })
 }

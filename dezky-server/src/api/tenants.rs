@@ -122,6 +122,6 @@ pub(super) async fn cursor(
 async fn find(state: &AppState, slug: &str) -> Result<Tenant, Problem> {
     let tenant = state.platform.directory.store().tenant(TenantKey::Slug(slug)).await?;
     tenant.ok_or_else(|| {
-        Problem::not_found("there is no such tenant: GET /tenants lists those there are")
+        Problem::not_found("there is no such tenant: GET /tenants lists the tenants")
     })
 }

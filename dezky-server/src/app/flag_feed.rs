@@ -26,7 +26,7 @@ impl FlagFeed {
         Self { permits: Arc::new(Semaphore::new(MAX_STREAMS)), stopping }
     }
 
-    /// Admits one more stream; `None` if as many are open as there may be.
+    /// Admits one more stream; `None` if the maximum is open.
     pub(crate) fn admit(&self) -> Option<StreamPermit> {
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
         Some(StreamPermit { stopping: self.stopping.clone(), _permit: permit })
@@ -36,7 +36,7 @@ impl FlagFeed {
 impl StreamPermit {
     /// Resolves when the stream has to end. Cancel-safe.
     pub(crate) async fn stopped(&mut self) {
-        // An error means that the server is gone, which is an end too.
+        // An error means that the server is gone, so the stream ends as well.
         let _ = self.stopping.wait_for(|stopping| *stopping).await;
     }
 }

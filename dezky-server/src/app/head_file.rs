@@ -127,7 +127,7 @@ impl HeadFile {
         match self.compare(log).await? {
             Comparison::First | Comparison::Continued => Ok(()),
             Comparison::WentBack { noted, found } => Err(Failure::usage(format!(
-                "store: expected {noted} or a later one, found {found}: was a backup restored? If it was, accept it by: dezky-server doctor --acknowledge-head (noted in {})",
+                "store: expected {noted} or a later one, found {found}: was a backup restored? If so, accept it with: dezky-server doctor --acknowledge-head (noted in {})",
                 self.path.display()
             ))),
         }
@@ -295,7 +295,7 @@ fn read(path: &Path) -> Result<Option<LogPosition>, String> {
         }
     }
     place(&text).map(Some).ok_or_else(|| {
-        "is no note of a head: restore the file, or remove it once `verify` with a head that was kept elsewhere says that the log is whole".to_owned()
+        "is not a head file: restore it, or remove it once `verify --expect-head` with a head kept elsewhere confirms that the log is intact".to_owned()
     })
 }
 
@@ -319,10 +319,10 @@ fn write(path: &Path, place: LogPosition) -> std::io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     // Unique for each write, because servers may share the file.
     name.push(format!(".{}", hex::encode(random)));
-    let beside = PathBuf::from(name);
-    let written = write_new(&beside, &note).and_then(|()| std::fs::rename(&beside, path));
+    let temporary = PathBuf::from(name);
+    let written = write_new(&temporary, &note).and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err() {
-        let _ = std::fs::remove_file(&beside);
+        let _ = std::fs::remove_file(&temporary);
         return written;
     }
     std::fs::File::open(folder_of(path)).and_then(|folder| folder.sync_all())
@@ -431,14 +431,14 @@ mod tests {
         ] {
             std::fs::write(&path, text).unwrap();
             let said = HeadFile::new(&path).read().await.unwrap_err().to_string();
-            assert!(said.contains("x.head") && said.contains("no note"), "{said}");
+            assert!(said.contains("x.head") && said.contains("not a head file"), "{said}");
         }
         assert!(HeadFile::new(folder.path()).read().await.is_err());
     }
 
     /// The file as version 1 wrote it.
     #[test]
-    fn the_file_is_read_for_ever() {
+    fn files_of_version_1_stay_readable() {
         let text = "{\"version\":1,\"logId\":\"0193b3c0-7d3a-7000-8000-00000000002a\",\"nextSeq\":7,\"headHash\":\"1111111111111111111111111111111111111111111111111111111111111111\"}\n";
         let read = place(text).unwrap();
         assert_eq!(read.head, Head { next_seq: 7, hash: [0x11; 32] });

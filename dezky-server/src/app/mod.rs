@@ -39,7 +39,7 @@ pub struct App {
     pub config: Config,
     /// Log, directory and flags.
     pub platform: Platform,
-    /// Decides who may call.
+    /// Decides which callers are admitted.
     pub guard: Guard,
     /// The webhooks of Stalwart by source name.
     pub stalwart: BTreeMap<String, Arc<StalwartReceiver>>,

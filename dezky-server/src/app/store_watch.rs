@@ -63,7 +63,7 @@ impl StoreWatch {
                 tracing::error!(
                     code = error.code(),
                     %error,
-                    "the store takes no writes: reads are served, and writes once it does"
+                    "the store takes no writes: reads are served meanwhile"
                 );
             }
             (Err(error), Some((_, since))) => *failing = Some((error.code(), since)),

@@ -10,7 +10,7 @@ use serde::Serialize;
 #[derive(Debug, Default)]
 pub struct WebhookMonitor(Mutex<WebhookStatus>);
 
-/// The status as the API sends it: times in RFC 3339 and UTC, `null` for what has not happened.
+/// The status as the API sends it: times in RFC 3339 and UTC; `null` if nothing happened yet.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookStatus {

@@ -15,9 +15,9 @@ use super::{App, AppState};
 use crate::config::{AuthentikApi, FollowedFile, OcisLog, SourceConfig};
 use crate::failure::Failure;
 
-/// How often the head is written to its file while it moves.
+/// The interval at which the head is written to its file while it moves.
 const HEAD_INTERVAL: Duration = Duration::from_secs(3);
-/// How often the store watch checks whether there is reason for a probe.
+/// The interval at which the store watch checks whether there is reason for a probe.
 const STORE_WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// The lease of a pump. A server that was killed releases nothing: the next one waits for at
 /// most one and a half times this.
@@ -80,7 +80,7 @@ pub(crate) async fn write_heads(
                 tracing::error!(%error, "the server ends");
                 return Some(error.to_string());
             }
-            Err(error) => tracing::warn!(%error, "the head is not noted"),
+            Err(error) => tracing::warn!(%error, "the head could not be written to its file"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Who may call: the operators' token, and the caller as the timeline names it.
+//! Authentication: the operators' token, and the caller as the timeline names it.
 
 pub mod token;
 
@@ -20,7 +20,7 @@ use crate::http::problem::Problem;
 /// The actor of changes that are made with the operator token.
 const TOKEN_ACTOR: &str = "operator-token";
 
-/// Decides who may call; clones share it.
+/// Decides which callers are admitted; clones share it.
 #[derive(Clone)]
 pub struct Guard(Arc<Rules>);
 
@@ -49,7 +49,7 @@ impl Guard {
 /// The caller of a change, as the timeline will name it.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
-    /// The operator token's holder, or anybody where there is no token; with the
+    /// The operator token's holder, or anybody if no token is set; with the
     /// client's address.
     pub(crate) actor: Actor,
     /// `X-Request-Id`.
@@ -100,8 +100,8 @@ impl From<Caller> for dezky_flags::Edit {
 }
 
 /// Admits requests with the operator token. Without a configured token it admits requests
-/// that name this machine as their host: a page that a browser was led here by (DNS
-/// rebinding) names its own.
+/// that name this machine as their host: a page that leads a browser here by DNS rebinding
+/// names its own host.
 pub(crate) async fn require_operator(
     State(guard): State<Guard>,
     request: Request,

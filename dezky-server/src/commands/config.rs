@@ -13,7 +13,7 @@ pub(crate) fn example() -> Result<(), Failure> {
     print(&config::example())
 }
 
-/// `config check`: what holds, and where it comes from.
+/// `config check`: the effective values and their origins.
 pub(crate) async fn check(settings: &Settings, as_json: bool) -> Result<(), Failure> {
     let config = settings.config()?;
     let warnings = config.check()?;

@@ -18,7 +18,7 @@ pub(crate) struct Options {
     /// The store to copy
     #[arg(long, value_name = "URL", env = FROM_VARIABLE, hide_env_values = true)]
     from: String,
-    /// Where to: an empty store, or one that an earlier run began
+    /// The target: an empty store, or the partial copy of an earlier run
     #[arg(long, value_name = "URL", env = TO_VARIABLE, hide_env_values = true)]
     to: String,
     /// Print one JSON object
@@ -26,15 +26,15 @@ pub(crate) struct Options {
     json: bool,
 }
 
-/// `copy`: exit status 0 only if both ends hold the same in the end.
+/// `copy`: exit status 0 only if both ends are equal afterwards.
 pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
     let Options { from, to, json } = options;
     let (from, to) = (settings.store_at("--from", &from)?, settings.store_at("--to", &to)?);
     if from.url.is_same_store(&to.url) {
-        return Err(Failure::usage("--to: is the store of --from: name another one"));
+        return Err(Failure::usage("--to: is the same store as --from: name another one"));
     }
     settings.check_other_store("--to", &to.url)?;
-    // Nothing is created at the source: a mistyped name must not leave an empty store.
+    // The source is never created: a mistyped name must not leave an empty store.
     let source = open(&from, Access::Use, "--from").await?;
     let target = match open(&to, Access::Migrate, "--to").await {
         Ok(target) => target,
@@ -43,7 +43,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
             return Err(failure);
         }
     };
-    // Not before: until both ends are open, an end by a signal loses nothing.
+    // Only now: until both ends are open, dying from a signal loses nothing.
     let mut signals = Signals::listen()?;
     let mut shown = Progress::new(json);
     let mut step = None;
@@ -56,7 +56,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     let copied = tokio::select! {
         copied = dezky::copy::copy(&source, &target, progress) => copied.map_err(refused),
         () = signals.next() => Err(Failure::failed(
-            "stopped: what was copied stays, and the same command goes on from there",
+            "stopped: the partial copy stays, and the same command resumes it",
         )),
     };
     signals.end_at_once_on_the_next();
@@ -90,12 +90,12 @@ fn report(copied: &Copied, as_json: bool) -> Result<(), Failure> {
     ))
 }
 
-/// The answer of a store as that of the command.
-#[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
+/// A store's error as the command's failure.
+#[expect(clippy::needless_pass_by_value, reason = "map_err passes it by value")]
 fn refused(error: dezky_core::Error) -> Failure {
     if error.is_retryable() {
         return Failure::failed(format!(
-            "{error}: what was copied stays, and the same command goes on from there"
+            "{error}: the partial copy stays, and the same command resumes it"
         ));
     }
     Failure::failed(error.to_string())

@@ -1,4 +1,4 @@
-//! Whether the store is fit to keep what the server promises, and what to fix.
+//! `doctor`: checks that the store can keep the server's guarantees, and says what to fix.
 
 use std::fmt::Write as _;
 
@@ -16,8 +16,8 @@ use crate::store;
 /// `doctor`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Accept the head that the store has, after a backup was restored: records that
-    /// on the timeline
+    /// Accept the store's head after a backup was restored, and record that on the
+    /// timeline
     #[arg(long)]
     acknowledge_head: bool,
     /// Print one JSON object
@@ -33,7 +33,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
         return acknowledge(&config, &head_file, options.json).await;
     }
     let (mut report, database) = store::engine(&config)?.examine().await;
-    // A head file that can't be read is reported where the heads are compared.
+    // An unreadable head file is reported where the heads are compared.
     if let Ok(Some(noted)) = head_file.noted().await {
         let path = head_file.path().display();
         report.lost(format!(
@@ -54,13 +54,13 @@ async fn compare_head(database: &Database, head_file: &HeadFile, report: &mut Re
         Ok(Comparison::First) => {
             report.ok(what, format!("none is noted yet in {}", head_file.path().display()));
         }
-        Ok(Comparison::Continued) => report.ok(what, "the log has gone on from what is noted"),
+        Ok(Comparison::Continued) => report.ok(what, "the log continues from the noted head"),
         Ok(Comparison::WentBack { noted, found }) => report.bad(
             what,
             format!("expected {noted} or a later one, found {found}"),
             "if a backup was restored, accept it: dezky-server doctor --acknowledge-head",
         ),
-        Err(failure) => report.bad(what, failure.to_string(), "mend the file"),
+        Err(failure) => report.bad(what, failure.to_string(), "repair the file"),
     }
 }
 
@@ -119,6 +119,6 @@ async fn acknowledge(
         Some((expected, found)) => format!(
             "acknowledged: expected {expected}, found {found}; it is on the timeline as log.head_acknowledged\n"
         ),
-        None => "nothing to acknowledge: the log has gone on from what is noted\n".to_owned(),
+        None => "nothing to acknowledge: the log continues from the noted head\n".to_owned(),
     })
 }

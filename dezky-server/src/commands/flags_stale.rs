@@ -19,7 +19,7 @@ pub(crate) struct Options {
     days: u64,
 }
 
-/// The report; that there are stale flags is a no.
+/// Prints the report; exit status 1 if any flag is stale.
 pub(crate) async fn run(
     platform: &Platform,
     options: &Options,
@@ -28,7 +28,7 @@ pub(crate) async fn run(
     let snapshot = platform.flags.store().snapshot().await.map_err(failed)?;
     let mut config = StaleConfig::default();
     config.after = Duration::from_hours(24 * options.days);
-    // Evaluations are counted in the processes that ask.
+    // Evaluations are counted in the servers, not in the store.
     let stale = stale_flags(&snapshot, None, TokioRuntime.now(), &config);
     let all = snapshot.flags.len();
     if as_json {
@@ -46,7 +46,7 @@ pub(crate) async fn run(
         return Ok(());
     }
     Err(Failure::failed(format!(
-        "{} of {all} flags are stale: remove them once no code asks for them",
+        "{} of {all} flags are stale: remove them once no code evaluates them",
         stale.len()
     )))
 }

@@ -1,4 +1,5 @@
 use std::fmt::Write as _;
+use std::path::Path;
 
 use clap::Args;
 use dezky::Access;
@@ -15,10 +16,10 @@ use crate::telemetry::logging;
 /// `migrate`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Change nothing; exit with 1 if something is missing
+    /// Change nothing; exit with 1 if the schema is not up to date
     #[arg(long, visible_alias = "dry-run")]
     check: bool,
-    /// On PostgreSQL make the index that speeds up searches for rare words, too
+    /// Also create PostgreSQL's index for searches for rare words
     #[arg(long, conflicts_with = "check")]
     search_index: bool,
     /// Print one JSON object
@@ -30,23 +31,28 @@ pub(crate) struct Options {
 pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
     let (config, log) = (settings.store()?, settings.log()?);
     if options.search_index && !store::engine(&config)?.has_search_index() {
-        return Err(Failure::usage("--search-index: is for PostgreSQL alone: leave it out"));
+        return Err(Failure::usage("--search-index: is for PostgreSQL only: leave it out"));
     }
     let before = store::schema(&config).await?;
     let head_file = HeadFile::new(settings.head_path(&config.url));
     head_file.check_missing(async || Ok(before.found.is_empty())).await?;
     if let Some((component, known)) = before.newer() {
         return Err(Failure::usage(format!(
-            "store {}: {component} is at version {}, this program knows {known}: use a newer program",
+            "store {}: {component} is at version {}, newer than this program supports ({known}): upgrade dezky-server",
             config.url,
             before.of(component)
         )));
     }
     let behind = before.is_behind();
     if !options.check {
-        // A log that holds many events takes minutes, and says how far it is.
+        // A large log takes minutes and reports its progress.
         logging::start(&log);
-        let stores = store::open_stores(&config, Access::Migrate).await?;
+        let new_file = config.url.file().filter(|file| !file.exists());
+        let opened = store::open_stores(&config, Access::Migrate).await;
+        if let (Err(_), Some(file)) = (&opened, new_file) {
+            remove_if_empty(file);
+        }
+        let stores = opened?;
         let indexed = match stores.database() {
             Some(database) if options.search_index => database.create_search_index().await,
             _ => Ok(()),
@@ -62,6 +68,13 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
         )));
     }
     Ok(())
+}
+
+/// Removes the empty file that SQLite leaves if it has no room for a new database.
+fn remove_if_empty(file: &Path) {
+    if std::fs::metadata(file).is_ok_and(|found| found.len() == 0) {
+        let _ = std::fs::remove_file(file);
+    }
 }
 
 fn report(before: &SchemaVersions, behind: bool, options: &Options) -> Result<(), Failure> {

@@ -23,7 +23,7 @@ use crate::failure::Failure;
 use crate::render::table::harmless;
 use crate::store;
 
-/// Works on the store itself; a server on it sees changes at once. The database must exist and
+/// Runs `work` on the store itself; a server on it sees changes at once. The database must exist and
 /// be up to date: a mistyped path must not create an empty one.
 async fn on_platform(
     settings: &Settings,
@@ -42,7 +42,7 @@ pub(crate) fn operator() -> Actor {
     Actor { id: Some(id), ..Actor::of(ActorType::Operator) }
 }
 
-/// An error of the store as the failure of a command.
+/// A store's error as the command's failure.
 #[expect(clippy::needless_pass_by_value, reason = "map_err passes it by value")]
 pub(crate) fn failed(error: dezky_core::Error) -> Failure {
     match error.kind() {

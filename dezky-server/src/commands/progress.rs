@@ -1,35 +1,35 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
-/// How often a line is written on a terminal, where a person waits.
+/// The interval between lines on a terminal.
 const ON_TERMINAL: Duration = Duration::from_secs(1);
-/// How often elsewhere: in a log.
+/// The interval between lines elsewhere, such as in a log.
 const IN_LOG: Duration = Duration::from_secs(10);
 
-/// How far a long command is, on the standard error.
+/// The progress of a long command, on the standard error.
 pub(crate) struct Progress {
     interval: Duration,
     shown: Instant,
-    /// Since when, and from where, the rate is counted.
+    /// The start of the current part, by which the rate is computed.
     began: (Instant, u64),
     what: &'static str,
 }
 
 impl Progress {
-    /// With `--json` nobody watches.
+    /// Silent with `--json`.
     pub(crate) fn new(as_json: bool) -> Self {
         let is_watched = std::io::stderr().is_terminal() && !as_json;
         let interval = if is_watched { ON_TERMINAL } else { IN_LOG };
         Self { interval, shown: Instant::now(), began: (Instant::now(), 0), what: "" }
     }
 
-    /// Begins with the next part of the work, which starts at `done`.
+    /// Begins the next part of the work, of which `done` are complete.
     pub(crate) fn begin(&mut self, what: &'static str, done: u64) {
         self.began = (Instant::now(), done);
         self.what = what;
     }
 
-    /// Tells how far it is, if it was not told just now. `total` where it is known.
+    /// Prints the progress if the last line is old enough. `total` if it is known.
     pub(crate) fn show(&mut self, done: u64, total: Option<u64>) {
         if self.shown.elapsed() < self.interval {
             return;

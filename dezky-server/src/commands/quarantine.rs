@@ -15,35 +15,35 @@ use crate::config::Settings;
 use crate::failure::Failure;
 use crate::render::table::{printable, table};
 
-/// How many items are read at once: each may have 64 KiB.
+/// The number of items read at once: each may have 64 KiB.
 const PAGE: usize = 100;
 
 /// `quarantine …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// What waits for a decision, oldest first
+    /// List the items, oldest first
     List(List),
-    /// One item with all that was kept of it
+    /// Show one item with its kept bytes
     Show {
-        /// Its number
+        /// The item's number
         #[arg(value_parser = clap::value_parser!(i64).range(1..))]
         number: i64,
-        /// Print the kept bytes and nothing else
+        /// Print only the kept bytes
         #[arg(long, conflicts_with = "json")]
         raw: bool,
     },
-    /// Read items again, and store what is an event today
+    /// Map items again, and store those that are events now
     ///
-    /// A newer version may know a type that an older one did not; a tenant may have
-    /// been added; the map of a declared source may have been mended, and is read from
-    /// the configuration. Each item is a transaction of its own: its event is stored, once,
-    /// and it leaves the quarantine, or it stays and says why. What is stored bears
+    /// A newer version may know a type that an older one did not, a tenant may have been
+    /// added, or the map of a declared source, which is read from the configuration, may have
+    /// been fixed. Each item is one transaction: either its event is stored, once, and the item
+    /// leaves the quarantine, or it stays and the reason is printed. Stored events carry
     /// _dezky.fromQuarantine.
     #[command(
-        after_help = "Examples:\n  dezky-server quarantine retry 12 13\n  dezky-server quarantine retry --all --source ocis\n\nExit status: 0 all that were named have left the quarantine, 1 some stay."
+        after_help = "Examples:\n  dezky-server quarantine retry 12 13\n  dezky-server quarantine retry --all --source ocis\n\nExit status: 0 all named items have left the quarantine, 1 some stay."
     )]
     Retry(Retry),
-    /// Take items out for good, with an event that says so
+    /// Remove items permanently, and record that on the timeline
     #[command(
         after_help = "Example:\n  dezky-server quarantine drop 12 13 --note 'half lines of the full disk, seen with operations'"
     )]
@@ -51,7 +51,7 @@ pub(crate) enum Command {
         /// The items' numbers
         #[arg(required = true, num_args = 1..=1000, value_name = "NUMBER", value_parser = clap::value_parser!(i64).range(1..))]
         numbers: Vec<i64>,
-        /// Why
+        /// The reason
         #[arg(long, value_name = "TEXT")]
         note: String,
     },
@@ -59,10 +59,10 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct List {
-    /// Of this source; ocis includes ocis:eu2
+    /// Only items of this source; ocis includes ocis:eu2
     #[arg(long, value_name = "SOURCE")]
     source: Option<String>,
-    /// With this reason
+    /// Only items with this reason
     #[arg(long, value_name = "REASON")]
     reason: Option<String>,
     /// The most items to print, 1 to 1000
@@ -75,10 +75,10 @@ pub(crate) struct Retry {
     /// The items' numbers
     #[arg(required_unless_present = "all", num_args = 1..=1000, value_name = "NUMBER", value_parser = clap::value_parser!(i64).range(1..))]
     numbers: Vec<i64>,
-    /// All there are
+    /// All items
     #[arg(long, conflicts_with = "numbers")]
     all: bool,
-    /// Of these only those of this source; ocis includes ocis:eu2
+    /// With --all: only items of this source; ocis includes ocis:eu2
     #[arg(long, value_name = "SOURCE", requires = "all", conflicts_with = "numbers")]
     source: Option<String>,
 }
@@ -98,7 +98,7 @@ pub(crate) async fn run(
     .await
 }
 
-/// The quarantine, page by page.
+/// Reads the quarantine page by page.
 struct Walk<'p> {
     platform: &'p Platform,
     source: Option<&'p str>,
@@ -249,14 +249,14 @@ async fn show(
     print(&out)
 }
 
-/// What other systems say must not steer the terminal.
+/// Prints text of other systems without characters that control the terminal.
 fn harmless(text: &str) -> String {
     let shown = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { '·' } else { c };
     text.chars().map(shown).collect()
 }
 
-/// The bytes of an item, without the salt that a row of the outbox has: nobody
-/// reads salts.
+/// The bytes of an item, without the salt that a row of the outbox holds: salts are never
+/// shown.
 fn readable(item: &QuarantineItem) -> Cow<'_, [u8]> {
     const SALT: &str = "\"salt\":\"";
     let text = String::from_utf8_lossy(&item.raw);
@@ -316,7 +316,7 @@ async fn drop_all(
     check_note(note).map_err(failed)?;
     let mut items = Vec::new();
     for number in numbers.iter().copied().collect::<BTreeSet<_>>() {
-        // Nothing is dropped by a command with a slip in it.
+        // A command with a wrong number drops nothing.
         items.push(find(platform, number).await?.ok_or_else(|| missing(number))?);
     }
     let mut results = Results { as_json, ..Results::default() };
@@ -327,7 +327,7 @@ async fn drop_all(
     results.end("were not there any more")
 }
 
-/// What became of an item.
+/// The result for an item.
 enum Became {
     Stored(usize),
     Duplicate,
@@ -359,7 +359,7 @@ impl Became {
     }
 }
 
-/// What became of the items, told one by one or as one object at the end.
+/// The results for the items, printed one by one or as one object at the end.
 #[derive(Default)]
 struct Results {
     as_json: bool,

@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use crate::lifecycle::{Running, bind};
 use crate::telemetry::logging;
 
-/// The most open files in addition to connections.
+/// The number of open files needed in addition to connections.
 const OTHER_FILES: usize = 128;
 
 /// `serve`: until SIGTERM or SIGINT.
@@ -23,9 +23,9 @@ pub(crate) async fn run(settings: &Settings) -> Result<(), Failure> {
     let too_few_files = open_files_warning(config.http.max_connections);
     let mut running = tokio::select! {
         started = Running::start(config, listener) => started?,
-        // A store may take long to open, and nothing is lost by an end meanwhile.
+        // Opening a store may take long; stopping meanwhile loses nothing.
         () = signals.next() => {
-            tracing::info!("ending before the store is open");
+            tracing::info!("stopping before the store is open");
             return Ok(());
         }
     };
@@ -35,7 +35,7 @@ pub(crate) async fn run(settings: &Settings) -> Result<(), Failure> {
     tracing::info!(%store, stalwart_webhooks = endpoints, follows_ocis, polls_authentik, "started");
     let address = running.address();
     if let Err(failure) = print(&format!("dezky-server listens on http://{address}\n")) {
-        tracing::warn!(%failure, %address, "listening, which could not be printed");
+        tracing::warn!(%failure, %address, "listening, but the address could not be printed");
     }
     let failed = tokio::select! {
         () = signals.next() => None,

@@ -13,7 +13,7 @@ pub(crate) struct Signals {
 impl Signals {
     pub(crate) fn listen() -> Result<Self, Failure> {
         let listen = |kind| {
-            signal(kind).map_err(|e| Failure::failed(format!("signals can't be listened to: {e}")))
+            signal(kind).map_err(|e| Failure::failed(format!("signals can't be received: {e}")))
         };
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,

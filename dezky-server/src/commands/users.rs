@@ -13,42 +13,42 @@ use crate::render::table::{printable, table};
 /// `users …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Every user, newest login first
+    /// List the users, newest login first
     List,
     /// Add a user before their first login
     ///
-    /// Identities say who the user is to other systems, so that events of theirs
-    /// find the tenant.
+    /// Identities are the user's ids in other systems; through them events of those
+    /// systems find the tenant.
     #[command(
         after_help = "Example:\n  dezky-server users add --issuer https://id.example.com/application/o/portal/ --subject 5f2c… \\\n      --email ana@acme.example --tenant acme --identity ocis:4c510ada-c86b-4815-8820-42cdf82c3d51"
     )]
     Add(Add),
-    /// Let a user run the platform
+    /// Make a user a platform administrator
     GrantAdmin(Who),
-    /// Take that from a user
+    /// Revoke that from a user
     RevokeAdmin(Who),
 }
 
-/// Which user: by id, or by what their tokens say.
+/// A user: by id, or by issuer and subject.
 #[derive(Debug, Args)]
 pub(crate) struct Who {
     /// The user's id
     #[arg(required_unless_present = "subject", conflicts_with_all = ["issuer", "subject"])]
     id: Option<String>,
-    /// Who issues the user's tokens
+    /// The issuer of the user's tokens
     #[arg(long, value_name = "URL", requires = "subject")]
     issuer: Option<String>,
-    /// Who the user is to the issuer
+    /// The user's subject at the issuer
     #[arg(long, value_name = "TEXT", requires = "issuer")]
     subject: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Add {
-    /// Who issues the user's tokens: their `iss`, to the byte
+    /// The issuer of the user's tokens: their exact `iss`
     #[arg(long, value_name = "URL")]
     issuer: String,
-    /// Who the user is to the issuer: their `sub`
+    /// The user's subject at the issuer: their `sub`
     #[arg(long, value_name = "TEXT")]
     subject: String,
     /// The e-mail address
@@ -60,7 +60,7 @@ pub(crate) struct Add {
     /// A tenant of the user, by slug; repeat it for more
     #[arg(long = "tenant", value_name = "SLUG")]
     tenants: Vec<String>,
-    /// Who the user is elsewhere, such as ocis:ID; repeat it for more
+    /// An id in another system, such as ocis:ID; repeat it for more
     #[arg(long = "identity", value_name = "SYSTEM:ID", value_parser = identity)]
     identities: Vec<Identity>,
 }

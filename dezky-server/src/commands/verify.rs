@@ -11,17 +11,17 @@ use crate::config::Settings;
 use crate::failure::Failure;
 use crate::store;
 
-/// How often the progress is shown.
+/// The interval at which the progress is shown.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// `verify`: exit status 1 if the log is not what was recorded, 2 if it can't be read.
+/// `verify`: exit status 1 if the log differs from what was recorded, 2 if it can't be read.
 pub(crate) async fn run(
     settings: &Settings,
     expected: Option<ExpectedHead>,
     as_json: bool,
 ) -> Result<(), Failure> {
     let config = settings.store()?;
-    // Status 1 is for a log that differs.
+    // Status 1 means that the log differs.
     let database = store::open_log(&config, Access::Read)
         .await
         .map_err(|failure| Failure::usage(failure.to_string()))?;
@@ -62,22 +62,22 @@ fn report(verdict: &Verdict, as_json: bool) -> Result<(), Failure> {
     }
     match &verdict.finding {
         Some(found) => Err(Failure::failed(format!(
-            "the log is not what was recorded, from seq {} on: keep it as it is, and compare it with a backup",
+            "the log differs from what was recorded, from seq {} on: keep it as it is, and compare it with a backup",
             found.seq
         ))),
         None if !verdict.anomalies.is_empty() => Err(Failure::failed(
-            "the rows are what was recorded, but lists may not show all of them: keep a copy of the database as evidence, then fix each line above",
+            "the rows are as recorded, but lists may not show all of them: keep a copy of the database as evidence, then fix each line above",
         )),
         None => Ok(()),
     }
 }
 
-/// The place and the hash of the last event, as `--expect-head` takes them.
+/// The position and the hash of the last event, as `--expect-head` takes them.
 pub(crate) fn last_of(head: &Head) -> Option<(u64, String)> {
     Some((head.next_seq.checked_sub(1)?, hex::encode(head.hash)))
 }
 
-/// How far it is, on a terminal.
+/// Shows the progress on a terminal.
 struct Progress {
     shown: Instant,
     is_terminal: bool,

@@ -11,13 +11,13 @@ use crate::failure::Failure;
 #[rustfmt::skip]
 pub(super) const KEYS: &[Key] = &[
     key("authentik.url", "DEZKY_AUTHENTIK_URL", Kind::Text, "", "\"https://id.example.com\"",
-        "The base URL of Authentik, whose events are polled. Without it nothing is polled."),
+        "The base URL of the Authentik to poll."),
     key("authentik.token", "DEZKY_AUTHENTIK_TOKEN", Kind::Secret, "", "",
         "The key of an API token of Authentik that may view events, users and groups; an\napp password is refused."),
     key("authentik.token_file", "DEZKY_AUTHENTIK_TOKEN_FILE", Kind::Text, "", "\"/run/secrets/authentik-token\"",
-        "The same from a file; a newline at its end does not count."),
+        "A file with that key; a newline at its end is ignored."),
     key("authentik.poll_seconds", "DEZKY_POLL_SECONDS", SECONDS, "60", "",
-        "How often Authentik is polled, {min} to {max}."),
+        "The interval between polls, {min} to {max}."),
     key("authentik.admin_groups", "DEZKY_AUTHENTIK_ADMIN_GROUPS", Kind::List, "[\"dezky-platform-admins\"]", "",
         "Groups that never name a tenant; superusers' groups never do."),
 ];
@@ -29,7 +29,7 @@ pub struct AuthentikApi {
     pub url: String,
     /// The key of the API token.
     pub token: ApiToken,
-    /// How often it is polled.
+    /// The interval between polls.
     pub poll: Duration,
     /// Groups that never name a tenant.
     pub admin_groups: Vec<String>,
@@ -47,7 +47,7 @@ impl Settings {
                 return Err(refused(
                     "authentik.url",
                     origin,
-                    "there is no token for it: set DEZKY_AUTHENTIK_TOKEN",
+                    "has no token: set DEZKY_AUTHENTIK_TOKEN",
                 ));
             }
             (None, Some((_, name, origin))) => {
@@ -72,13 +72,13 @@ fn check_base_url(url: &str) -> Result<(), &'static str> {
     let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
     let rest = rest.ok_or("must begin with https:// or http://")?;
     if rest.is_empty() || rest.starts_with('/') {
-        return Err("names no host: write https:// and the host");
+        return Err("has no host: write https:// and the host");
     }
     if rest.contains(['@', '?', '#']) {
         return Err("must be the base URL alone, without a user, ? or #");
     }
     let parsed = reqwest::Url::parse(url)
-        .map_err(|_| "is no address: write it as in https://id.example.com")?;
+        .map_err(|_| "is not a URL: write it as in https://id.example.com")?;
     if parsed.path().trim_end_matches('/').ends_with("/api/v3") {
         return Err("must be Authentik's address without /api/v3, which is added");
     }

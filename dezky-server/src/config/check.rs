@@ -1,4 +1,4 @@
-//! Checks of what lies outside of the configuration: folders and files.
+//! Checks of the folders and files that the configuration names.
 
 use std::path::Path;
 

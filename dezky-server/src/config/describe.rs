@@ -1,4 +1,4 @@
-//! What is set, as it may be shown: no secrets, and warnings about weak ones.
+//! The settings in a form that may be shown: without secrets, with warnings about weak ones.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use super::layers::{Setting, Value};
 use super::settings::{Settings, read_secret};
 use super::store;
 
-/// A shorter secret can be guessed, in bytes.
+/// Shorter secrets can be guessed; in bytes.
 const WEAK_SECRET_BYTES: usize = 16;
 
 /// A key that is set.
@@ -18,12 +18,12 @@ pub struct Described {
     pub name: String,
     /// Its value.
     pub value: serde_json::Value,
-    /// Where it comes from.
+    /// Its origin.
     pub from: String,
 }
 
 impl Settings {
-    /// Every key that is set: its name, its value without secrets, and where it comes from.
+    /// Every key that is set: its name, its value without secrets, and its origin.
     pub fn describe(&self) -> Vec<Described> {
         let described = |(name, Setting { value, origin }): (&str, &Setting)| Described {
             name: name.to_owned(),

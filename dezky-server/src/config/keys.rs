@@ -1,6 +1,7 @@
 //! The keys: one table, from which the file, the environment, the defaults, the checks, the
 //! example and the documentation are read. Each section declares its own part.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 /// The type of a key's value.
@@ -41,14 +42,14 @@ pub(super) const LINE_BYTES: Kind = Kind::Number(1_024, 64 << 20);
 /// A key with its environment variable, its default as TOML (empty: none) and its description.
 #[derive(Debug)]
 pub(super) struct Key {
-    pub(super) name: &'static str,
-    pub(super) variable: &'static str,
+    pub(super) name: Cow<'static, str>,
+    pub(super) variable: Cow<'static, str>,
     pub(super) kind: Kind,
-    pub(super) default: &'static str,
+    pub(super) default: Cow<'static, str>,
     /// The value that the example shows if there is no default.
     example: &'static str,
     /// The description, with `{min}` and `{max}` for the bounds of a number.
-    about: &'static str,
+    about: Cow<'static, str>,
 }
 
 pub(super) const fn key(
@@ -59,17 +60,36 @@ pub(super) const fn key(
     example: &'static str,
     about: &'static str,
 ) -> Key {
-    Key { name, variable, kind, default, example, about }
+    Key {
+        name: Cow::Borrowed(name),
+        variable: Cow::Borrowed(variable),
+        kind,
+        default: Cow::Borrowed(default),
+        example,
+        about: Cow::Borrowed(about),
+    }
 }
 
 impl Key {
+    /// A key that has a default.
+    pub(super) fn new(
+        name: String,
+        variable: String,
+        kind: Kind,
+        default: String,
+        about: String,
+    ) -> Self {
+        let (name, variable) = (name.into(), variable.into());
+        Self { name, variable, kind, default: default.into(), example: "", about: about.into() }
+    }
+
     /// The description, bounds included.
     pub(super) fn about(&self) -> String {
         match self.kind {
             Kind::Number(min, max) => {
                 self.about.replace("{min}", &min.to_string()).replace("{max}", &max.to_string())
             }
-            _ => self.about.to_owned(),
+            _ => self.about.clone().into_owned(),
         }
     }
 }
@@ -78,11 +98,11 @@ impl Key {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Keys(pub(super) &'static [&'static [Key]]);
 
-/// The variable that names the file itself.
+/// The variable that names the configuration file.
 pub(crate) const CONFIG_VARIABLE: &str = "DEZKY_CONFIG";
 
-/// The variables that name the ends of `copy` and `import-origin`: everybody on the
-/// machine can read a password in the arguments of a process.
+/// The variables for the URLs of `copy` and `import-origin`, because everybody on the machine can
+/// read a password in the arguments of a process.
 pub(crate) const FROM_VARIABLE: &str = "DEZKY_FROM";
 pub(crate) const TO_VARIABLE: &str = "DEZKY_TO";
 
@@ -167,7 +187,7 @@ impl Keys {
     /// The environment variable of a key.
     pub(super) fn variable_of(self, name: &str) -> String {
         if let Some(key) = self.named(name) {
-            return key.variable.to_owned();
+            return key.variable.clone().into_owned();
         }
         if let Some((source, _)) = source_leaf(name) {
             return source_variable(source);
@@ -184,13 +204,13 @@ impl Keys {
     /// A file with every key, its default and its variable.
     pub(super) fn example(self) -> String {
         let mut text = String::from(
-            "# Configuration of dezky-server. Every key is optional; what stands here is the\n\
-             # default. A variable of the environment beats the file; an empty one counts as\n\
-             # unset. Secrets stand in the environment or in files of their own, never here.\n",
+            "# Configuration of dezky-server. Every key is optional; the values below are the\n\
+             # defaults. Environment variables override this file; an empty one counts as\n\
+             # unset. Secrets are set in the environment or in separate files, never here.\n",
         );
         let mut table = "";
         for key in self.iter() {
-            let (in_table, leaf) = key.name.rsplit_once('.').unwrap_or(("", key.name));
+            let (in_table, leaf) = key.name.rsplit_once('.').unwrap_or(("", &key.name));
             if in_table != table {
                 table = in_table;
                 let _ = write!(text, "\n[{table}]\n");
@@ -199,7 +219,7 @@ impl Keys {
             for line in key.about().lines() {
                 let _ = writeln!(text, "# {line}");
             }
-            let _ = match (key.kind, key.default) {
+            let _ = match (key.kind, &*key.default) {
                 (Kind::Secret, _) => writeln!(text, "# Environment only: {}", key.variable),
                 (_, "") => {
                     writeln!(text, "# Environment: {}\n# {leaf} = {}", key.variable, key.example)
@@ -275,7 +295,8 @@ pub(super) fn instance_of_variable(variable: &str) -> Option<String> {
     (!name.is_empty()).then(|| name.to_lowercase().replace('_', "-"))
 }
 
-/// The known name that `name` is likely to be a slip of, as a question; else `where_all_are`.
+/// The known name of which `name` is probably a misspelling, as a question; else
+/// `where_all_are`.
 pub(super) fn hint<'a>(
     name: &str,
     known: impl IntoIterator<Item = &'a str>,
@@ -283,7 +304,7 @@ pub(super) fn hint<'a>(
 ) -> String {
     let closest = known.into_iter().map(|known| (distance(name, known), known)).min();
     match closest {
-        // A name of which more than a quarter differs is another word.
+        // If more than a quarter differs, it is another word.
         Some((distance, known)) if distance <= (known.chars().count() / 4).max(2) => {
             format!("did you mean {known}?")
         }

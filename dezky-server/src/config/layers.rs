@@ -1,5 +1,5 @@
-//! The layers of settings (defaults, file, environment, command line): which value holds, and
-//! where it comes from.
+//! The layers of settings (defaults, file, environment, command line): the effective values and
+//! their origins.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,7 +23,7 @@ pub(super) enum Value {
     Table(serde_json::Value),
 }
 
-/// Where a value comes from.
+/// The origin of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Origin {
     Default,
@@ -43,7 +43,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A value and where it comes from.
+/// A value and its origin.
 #[derive(Debug, Clone)]
 pub(super) struct Setting {
     pub(super) value: Value,
@@ -74,7 +74,7 @@ impl Layers {
                 .iter()
                 .find_map(|(_, value)| typed(value.get_ref(), key.kind))
                 .ok_or_else(|| Failure::usage(format!("{}: no default", key.name)))?;
-            layers.set(key.name, value, Origin::Default);
+            layers.set(&key.name, value, Origin::Default);
         }
         Ok(layers)
     }
@@ -84,7 +84,7 @@ impl Layers {
         let file = File::new(path, text);
         let table = DeTable::parse(text).map_err(|error| {
             let place = file.origin(error.span().map_or(0, |span| span.start));
-            Failure::usage(format!("{place}: {}: mend the TOML", first_line(error.message())))
+            Failure::usage(format!("{place}: {}: fix the TOML", first_line(error.message())))
         })?;
         self.add_table(&file, table.get_ref(), "")
     }
@@ -148,7 +148,7 @@ impl Layers {
         };
         if sources.len() > MAX_SOURCES {
             return Err(Failure::usage(format!(
-                "{} ({origin}): declares {} sources: at most {MAX_SOURCES} are possible",
+                "{} ({origin}): declares {} sources: declare at most {MAX_SOURCES}",
                 keys::SOURCES,
                 sources.len()
             )));
@@ -168,7 +168,7 @@ impl Layers {
                     let known = keys::SOURCE_LEAVES.iter().map(|(known, _)| *known);
                     let hint = keys::hint(leaf.get_ref(), known, "docs/sources.md lists the keys");
                     return Err(Failure::usage(format!(
-                        "{name} ({origin}): is no key of a source: {hint}"
+                        "{name} ({origin}): is not a key of a source: {hint}"
                     )));
                 };
                 let value = match (value.get_ref(), kind) {
@@ -251,7 +251,7 @@ impl Layers {
         for (variable, text) in variables {
             let key = self.keys.of_variable(&variable);
             let (name, kind) = match (key, keys::instance_of_variable(&variable)) {
-                (Some(key), _) => (key.name.to_owned(), key.kind),
+                (Some(key), _) => (key.name.clone().into_owned(), key.kind),
                 (None, Some(instance)) => {
                     (format!("{}.{instance}.secret", keys::INSTANCES), Kind::Secret)
                 }
@@ -298,11 +298,11 @@ impl Layers {
         let hint = if leaf.starts_with("DEZKY_") || self.keys.of_variable(leaf).is_some() {
             "a variable does not belong in the file: set it in the environment".to_owned()
         } else {
-            let names = || self.keys.iter().map(|key| key.name);
+            let names = || self.keys.iter().map(|key| &*key.name);
             let tables = names().filter_map(|name| Some(name.rsplit_once('.')?.0));
             keys::hint(name, names().chain(tables), "dezky-server config example lists the keys")
         };
-        Failure::usage(format!("{name} ({origin}): is no key of this file: {hint}"))
+        Failure::usage(format!("{name} ({origin}): is not a key of this file: {hint}"))
     }
 
     fn secret_in_file(&self, name: &str, origin: &Origin) -> Failure {
@@ -314,7 +314,7 @@ impl Layers {
             _ => "secret_files",
         };
         Failure::usage(format!(
-            "{name} ({origin}): a secret does not belong here: set {variable}, or name a file of its own by {file}"
+            "{name} ({origin}): a secret must not be in this file: set {variable}, or name a separate file by {file}"
         ))
     }
 
@@ -328,9 +328,9 @@ impl Layers {
         {
             return Ok(());
         }
-        let known = self.keys.iter().map(|key| key.variable).chain([keys::CONFIG_VARIABLE]);
+        let known = self.keys.iter().map(|key| &*key.variable).chain([keys::CONFIG_VARIABLE]);
         let hint = keys::hint(variable, known, "dezky-server config example lists them");
-        Err(Failure::usage(format!("{variable}: is no variable of this program: {hint}")))
+        Err(Failure::usage(format!("{variable}: is not a variable of this program: {hint}")))
     }
 
     /// The table of keys.

@@ -1,8 +1,8 @@
 //! Configuration: defaults, then a TOML file, then the environment, then the command line.
 //!
 //! A section is one file: its keys, with each key's range, and how they are read.
-//! [`Settings`] tells which value holds and where it comes from; [`Config`] is the checked
-//! configuration of a server. Secrets come from the environment or from files of their own.
+//! [`Settings`] holds the effective values and their origins; [`Config`] is the checked
+//! configuration of a server. Secrets come from the environment or from separate files.
 
 mod authentik;
 mod check;
@@ -22,12 +22,12 @@ mod sources;
 mod spool;
 mod stalwart;
 mod store;
-mod store_keys;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use dezky::{Access, StoreConfig};
@@ -36,11 +36,11 @@ use dezky_ingest::signature::Secrets;
 
 pub use self::authentik::AuthentikApi;
 pub use self::describe::Described;
-pub(crate) use self::files::{folder_of, read as read_file, reason};
+pub(crate) use self::files::{folder_of, read as read_file, read_input, reason};
 pub use self::flags::FlagsConfig;
 pub(crate) use self::head::NOT_A_HEAD_FILE;
-use self::keys::Keys;
 pub(crate) use self::keys::{CONFIG_VARIABLE, FROM_VARIABLE, TO_VARIABLE};
+use self::keys::{Key, Keys};
 use self::layers::{Layers, Origin, Value};
 pub use self::log::LogConfig;
 pub use self::ocis::OcisLog;
@@ -52,18 +52,26 @@ use crate::http::client_address::Network;
 use crate::http::limits::HttpLimits;
 
 /// The keys of all sections, in the order of the example: those of the root first.
-const KEYS: Keys = Keys(&[
-    server::KEYS,
-    http::KEYS,
-    store_keys::KEYS,
-    head::KEYS,
-    log::KEYS,
-    spool::KEYS,
-    flags::KEYS,
-    stalwart::KEYS,
-    ocis::KEYS,
-    authentik::KEYS,
-]);
+fn all_keys() -> Keys {
+    static OPTIONS: LazyLock<Vec<Key>> = LazyLock::new(store::option_keys);
+    static ALL: LazyLock<[&[Key]; 11]> = LazyLock::new(|| {
+        [
+            server::KEYS,
+            http::KEYS,
+            store::KEYS,
+            &OPTIONS,
+            head::KEYS,
+            log::KEYS,
+            spool::KEYS,
+            flags::KEYS,
+            stalwart::KEYS,
+            ocis::KEYS,
+            authentik::KEYS,
+        ]
+    });
+    Keys(&*ALL)
+}
+
 /// The most bytes of the configuration file.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
@@ -71,7 +79,7 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Config {
-    /// Where to listen.
+    /// The address to listen on.
     pub listen: SocketAddr,
     /// The store of the log, and how it is used.
     pub store: StoreConfig,
@@ -89,11 +97,11 @@ pub struct Config {
     pub max_body_bytes: usize,
     /// The bounds of connections.
     pub http: HttpLimits,
-    /// How long requests and workers have to finish.
+    /// The time that requests and workers have to finish.
     pub shutdown_timeout: Duration,
     /// How logs are written.
     pub log: LogConfig,
-    /// The spool that keeps webhooks while the store is away.
+    /// The spool that keeps pushed events while the store is unavailable.
     pub spool: Option<SpoolConfig>,
     /// How flags follow the store.
     pub flags: FlagsConfig,
@@ -115,7 +123,7 @@ pub struct Config {
 
 /// A configuration file with every key, its default and its variable.
 pub fn example() -> String {
-    KEYS.example()
+    all_keys().example()
 }
 
 impl Settings {
@@ -126,7 +134,7 @@ impl Settings {
         environment: impl IntoIterator<Item = (String, String)>,
         store: Option<&str>,
     ) -> Result<Self, Failure> {
-        let mut layers = Layers::defaults(KEYS)?;
+        let mut layers = Layers::defaults(all_keys())?;
         if let Some(path) = file {
             let text = files::read(path, MAX_FILE_BYTES).map_err(|problem| {
                 Failure::usage(format!("--config {}: {problem}", path.display()))
@@ -176,7 +184,7 @@ impl Settings {
     }
 }
 
-/// The variables whose names and values are text. Those of this program must be.
+/// The variables whose names and values are UTF-8; those of this program must be.
 fn environment(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Vec<(String, String)>, Failure> {
@@ -185,7 +193,7 @@ fn environment(
         let Ok(name) = name.into_string() else { continue };
         match value.into_string() {
             Ok(value) => texts.push((name, value)),
-            Err(_) if KEYS.of_variable(&name).is_some() => {
+            Err(_) if all_keys().of_variable(&name).is_some() => {
                 return Err(Failure::usage(format!("{name}: must be UTF-8 text")));
             }
             Err(_) => {}
@@ -203,10 +211,10 @@ mod tests {
     #[test]
     fn the_readme_has_every_key_with_its_range() {
         let readme = include_str!("../../README.md");
-        for key in KEYS.iter() {
+        for key in all_keys().iter() {
             let row = readme.lines().find(|line| line.contains(&format!("| `{}` |", key.variable)));
             let row = row.unwrap_or_else(|| panic!("{} is not in the README", key.variable));
-            let name = if key.kind == Kind::Secret { "" } else { key.name };
+            let name = if key.kind == Kind::Secret { "" } else { &*key.name };
             assert!(row.contains(name), "{name}: {row}");
             if let Kind::Number(min, max) = key.kind {
                 let range =

@@ -13,15 +13,15 @@ use crate::failure::Failure;
 #[rustfmt::skip]
 pub(super) const KEYS: &[Key] = &[
     key("ocis.log_path", "OCIS_AUDIT_LOG_PATH", Kind::Text, "", "\"/var/log/ocis/audit.log\"",
-        "The audit log file of oCIS. Without it no worker follows one."),
+        "The audit log file of oCIS to follow."),
     key("ocis.poll_seconds", "DEZKY_OCIS_POLL_SECONDS", SECONDS, "5", "",
-        "How often it is read, {min} to {max}."),
+        "The interval between reads, {min} to {max}."),
     key("ocis.max_line_bytes", "DEZKY_OCIS_MAX_LINE_BYTES", LINE_BYTES, "1048576", "",
-        "Of longer lines the long values are cut, {min} to {max}. What is no JSON object\nor longer than {max} goes to the quarantine."),
+        "In longer lines the long values are cut, {min} to {max}. Lines that are not JSON objects\nor longer than {max} go to the quarantine."),
     key("ocis.service_accounts", "DEZKY_OCIS_SERVICE_ACCOUNTS", Kind::List, "[]", "",
-        "The ids of oCIS' service accounts (OCIS_SERVICE_ACCOUNT_ID): what they do is done by\nthe system, not by a person."),
+        "The ids of oCIS' service accounts (OCIS_SERVICE_ACCOUNT_ID): their actions\nare recorded as the system's, not a person's."),
     key("ocis.spaces", "DEZKY_OCIS_SPACES", Kind::List, "[]", "",
-        "Whose spaces are: \"<space id>=<tenant's slug>\" each, the id with or without its\nstorage (<storage>$<space>). Beats the names of spaces, which users can change."),
+        "Tenants of spaces: \"<space id>=<tenant's slug>\" each, the id with or without its\nstorage (<storage>$<space>). Overrides the names of spaces, which users can change."),
 ];
 
 /// The audit log of oCIS.
@@ -29,7 +29,7 @@ pub(super) const KEYS: &[Key] = &[
 pub struct OcisLog {
     /// The live file.
     pub path: PathBuf,
-    /// How often it is read.
+    /// The interval between reads.
     pub poll: Duration,
     /// The bound of a line.
     pub max_line_bytes: usize,
@@ -75,7 +75,7 @@ impl Settings {
                     refused("must be <space id>=<slug of a tenant>, such as 4c510ada=acme")
                 })?;
             if spaces.insert(space.to_owned(), slug.to_owned()).is_some() {
-                return Err(refused("names a space that is there already: give it one slug"));
+                return Err(refused("names a space a second time: give each space one slug"));
             }
         }
         Ok(spaces)

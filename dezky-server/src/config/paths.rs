@@ -1,6 +1,5 @@
-//! The files that the configuration names: those that this program writes are named once.
-//!
-//! A file that two keys name is lost to one of them: the flags would replace the log.
+//! Checks that two keys never name the same file if this program writes it: one use would destroy
+//! the other, as when the flags replace the log.
 
 use std::path::{Path, PathBuf};
 
@@ -12,9 +11,9 @@ use super::layers::{Setting, Value};
 use super::settings::Settings;
 use crate::failure::Failure;
 
-/// The endings of the files that SQLite and its store keep beside a database.
+/// The endings of the files that SQLite and its store keep next to a database.
 const BESIDE_STORE: &[&str] = &["-wal", "-shm", "-journal", ".probe"];
-/// The ending of a file that takes the place of another once it is whole.
+/// The ending of a file that replaces another once it is complete.
 const BESIDE_REPLACED: &[&str] = &[".new"];
 
 /// A file that the configuration or an option names.
@@ -23,13 +22,13 @@ struct Named {
     by: String,
     path: PathBuf,
     is_written: bool,
-    /// The endings of the files that are made beside it.
-    beside: &'static [&'static str],
+    /// The endings of the files that are created next to it.
+    siblings: &'static [&'static str],
 }
 
 impl Named {
-    fn written(by: String, path: PathBuf, beside: &'static [&'static str]) -> Self {
-        Self { by, path, is_written: true, beside }
+    fn written(by: String, path: PathBuf, siblings: &'static [&'static str]) -> Self {
+        Self { by, path, is_written: true, siblings }
     }
 
     /// The file that both would use, if one of them writes it.
@@ -38,7 +37,7 @@ impl Named {
             return None;
         }
         let of = |one: &Self, other: &Self| {
-            let endings = [""].into_iter().chain(one.beside.iter().copied());
+            let endings = [""].into_iter().chain(one.siblings.iter().copied());
             endings
                 .map(|ending| with_ending(&one.path, ending))
                 .find(|path| is_same_file(path, &other.path))
@@ -59,15 +58,15 @@ impl Settings {
         Ok(())
     }
 
-    /// Refuses to write a file that the configuration names, or one beside it.
+    /// Refuses to write a file that the configuration names, or one next to it.
     pub(crate) fn check_output(&self, option: &str, path: &Path) -> Result<(), Failure> {
         let written = Named::written(option.to_owned(), path.to_owned(), BESIDE_REPLACED);
         let all = self.named_files(&self.store()?.url);
         all.iter().find_map(|other| clash(&written, other)).map_or(Ok(()), Err)
     }
 
-    /// Refuses a store that a command makes at a file that the configuration names for
-    /// something else.
+    /// Refuses a store that a command would create at a file that the configuration names for
+    /// another purpose.
     pub(crate) fn check_other_store(&self, option: &str, url: &StoreUrl) -> Result<(), Failure> {
         let StoreUrl::Sqlite(path) = url else { return Ok(()) };
         let written = Named::written(option.to_owned(), path.clone(), BESIDE_STORE);
@@ -93,7 +92,7 @@ impl Settings {
             all.extend(path.map(|path| Named::written(by(name), path, BESIDE_REPLACED)));
         }
         let mut read = |by: String, path: &Path| {
-            all.push(Named { by, path: path.to_owned(), is_written: false, beside: &[] });
+            all.push(Named { by, path: path.to_owned(), is_written: false, siblings: &[] });
         };
         if let Some(path) = &self.file {
             read("--config".into(), path);
@@ -115,7 +114,7 @@ impl Settings {
     }
 }
 
-/// The refusal of the file that both name.
+/// The refusal of a file that both name.
 fn clash(one: &Named, other: &Named) -> Option<Failure> {
     let shared = one.shared_with(other)?;
     Some(Failure::usage(format!(
@@ -133,9 +132,9 @@ fn with_ending(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-/// Whether both paths lead to one file, through whatever links; a file that is not there
-/// yet is told by its folder and its name.
-fn is_same_file(one: &Path, other: &Path) -> bool {
+/// Whether both paths lead to the same file, links included. A file that does not exist yet is
+/// identified by its folder and its name.
+pub(super) fn is_same_file(one: &Path, other: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     match (one.metadata(), other.metadata()) {
         (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
@@ -144,7 +143,7 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// The place of a file that is not there.
+/// The place of a file that does not exist.
 fn place(path: &Path) -> PathBuf {
     // A link that leads nowhere yet: the file will be made where it points.
     if let Ok(target) = path.read_link() {

@@ -1,4 +1,4 @@
-//! The keys at the root: where to listen, and for whom.
+//! The keys at the root: the address, the operators' token, and general bounds.
 
 use std::net::SocketAddr;
 
@@ -11,19 +11,19 @@ use crate::http::client_address::Network;
 #[rustfmt::skip]
 pub(super) const KEYS: &[Key] = &[
     key("listen", "DEZKY_LISTEN", Kind::Text, "\"127.0.0.1:8080\"", "",
-        "The address and port to listen on. Any other than a loopback address needs an\noperator token."),
+        "The address and port to listen on. Any address other than loopback needs an\noperator token."),
     key("operator_token", "DEZKY_OPERATOR_TOKEN", Kind::Secret, "", "",
-        "The operators' bearer token. Without one the server answers everybody, and\nstarts on a loopback address only."),
+        "The operators' bearer token. Without one the server admits every local caller, and\nonly starts on a loopback address."),
     key("operator_token_file", "DEZKY_OPERATOR_TOKEN_FILE", Kind::Text, "", "\"/run/secrets/dezky-operator-token\"",
-        "The same from a file; a newline at its end does not count."),
+        "A file with that token; a newline at its end is ignored."),
     key("trusted_proxies", "DEZKY_TRUSTED_PROXIES", Kind::List, "[]", "",
-        "Addresses or networks of reverse proxies whose X-Forwarded-For is believed,\nsuch as [\"10.0.0.0/8\", \"::1\"]."),
+        "Addresses or networks of reverse proxies whose X-Forwarded-For is trusted,\nsuch as [\"10.0.0.0/8\", \"::1\"]."),
     key("ingest_enabled", "AUDIT_INGEST_ENABLED", Kind::Switch, "true", "",
         "With false no worker starts; webhooks still answer."),
     key("max_body_bytes", "DEZKY_MAX_BODY_BYTES", Kind::Number(1, 1 << 30), "16777216", "",
-        "The largest body of a webhook, {min} to {max}. Stalwart knows no bound for a\nbatch, and loses one that is refused."),
+        "The largest body of a webhook, {min} to {max}. Stalwart does not bound its\nbatches, and loses one that is refused."),
     key("shutdown_timeout_seconds", "DEZKY_SHUTDOWN_TIMEOUT_SECONDS", SECONDS, "10", "",
-        "How long requests and workers have to finish at the end, {min} to {max}."),
+        "How long requests and workers have to finish when the server stops, {min} to {max}."),
 ];
 
 impl Settings {

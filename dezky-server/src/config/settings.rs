@@ -1,4 +1,4 @@
-//! The values that are set, and how sections read them.
+//! The settings, and how sections read them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::failure::Failure;
 /// The most bytes of a file with a secret.
 const MAX_SECRET_FILE_BYTES: u64 = 64 << 10;
 
-/// All values that are set, and where they come from; unchecked.
+/// All values that are set, with their origins; unchecked.
 #[derive(Debug)]
 pub struct Settings {
     pub(super) layers: Layers,
@@ -115,7 +115,7 @@ pub(super) fn read_secret(name: &str, origin: &Origin, path: &str) -> Result<Str
         files::read(Path::new(path), MAX_SECRET_FILE_BYTES).map_err(|what| problem(&what))?;
     let text = text.trim_end_matches(['\r', '\n']);
     if text.trim().is_empty() {
-        return Err(problem(&"the file holds no secret: write it into it"));
+        return Err(problem(&"the file is empty or blank: write the secret into it"));
     }
     Ok(text.to_owned())
 }

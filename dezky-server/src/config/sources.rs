@@ -16,13 +16,13 @@ use crate::failure::Failure;
 /// A declared source.
 #[derive(Debug, Clone)]
 pub struct SourceConfig {
-    /// How its objects become events.
+    /// The map from its objects to events.
     pub mapping: Mapping,
-    /// The secrets that sign its posts, if it may post.
+    /// The secrets that sign its posts; none if it may not post.
     pub secrets: Option<Secrets>,
-    /// How they are signed.
+    /// The scheme of the signatures.
     pub scheme: Scheme,
-    /// The file that it writes, if there is one.
+    /// The file that it writes, if any.
     pub file: Option<FollowedFile>,
 }
 
@@ -31,7 +31,7 @@ pub struct SourceConfig {
 pub struct FollowedFile {
     /// The live file.
     pub path: PathBuf,
-    /// How often it is read.
+    /// The interval between reads.
     pub poll: Duration,
     /// The bound of a line.
     pub max_line_bytes: usize,
@@ -43,7 +43,7 @@ impl Settings {
         sources.map(|(name, origin)| Ok((name.clone(), self.source(name, origin)?))).collect()
     }
 
-    /// How the objects of the declared sources become events; looks at no other key.
+    /// The maps of the declared sources. Reads no other section.
     pub fn mappings(&self) -> Result<Vec<Mapping>, Failure> {
         let sources = self.layers.sources().iter();
         sources
@@ -115,7 +115,7 @@ impl Settings {
                 return Err(refused(
                     &key,
                     origin,
-                    "there is no file to read: set path, or leave it out",
+                    "has no effect without a file: set path, or leave it out",
                 ));
             }
             self.number(&key)

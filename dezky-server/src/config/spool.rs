@@ -1,4 +1,4 @@
-//! `[spool]`: the file that keeps webhooks while the store is away.
+//! `[spool]`: the file that keeps pushed events while the store is unavailable.
 
 use dezky_core::SpoolConfig;
 
@@ -9,11 +9,11 @@ use crate::failure::Failure;
 #[rustfmt::skip]
 pub(super) const KEYS: &[Key] = &[
     key("spool.path", "DEZKY_SPOOL_PATH", Kind::Text, "", "\"/var/lib/dezky/webhooks.spool\"",
-        "A file in which webhooks are kept while the store is away, on a disk of this\nmachine; its folder must exist. Without one they are answered with 503 then, and\nlost where the sender gives up before the store is back. One process, one file."),
+        "A file that keeps webhooks and POST /audit while the store is unavailable, on a disk of\nthis machine; its folder must exist. Without it they get 503, and are lost if the\nsender gives up before the store is back. Each process needs its own file."),
     key("spool.max_bytes", "DEZKY_SPOOL_MAX_BYTES", Kind::Number(1 << 20, 1 << 40), "67108864", "",
-        "The largest size of that file, {min} to {max}. A full one asks senders\nto come again."),
+        "The maximum size of that file, {min} to {max}. If it is full, senders\nget 503."),
     key("spool.max_events", "DEZKY_SPOOL_MAX_EVENTS", Kind::Number(1, 100_000_000), "100000", "",
-        "The most events in it, {min} to {max}."),
+        "The most events in that file, {min} to {max}."),
 ];
 
 impl Settings {

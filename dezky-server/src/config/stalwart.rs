@@ -12,13 +12,13 @@ use crate::failure::Failure;
 #[rustfmt::skip]
 pub(super) const KEYS: &[Key] = &[
     key("stalwart.secret", "STALWART_WEBHOOK_SECRET", Kind::Secret, "", "",
-        "The secret that signs the webhook of Stalwart. Without any there is no endpoint."),
+        "The secret that signs the webhook of Stalwart. Without any secret there is no endpoint."),
     key("stalwart.secret_files", "DEZKY_STALWART_SECRET_FILES", Kind::List, "[]", "",
-        "Files with one secret each, beside or instead of the variable: a running\nStalwart signs with the old one until it restarts, so keep both for a while."),
+        "Files with one secret each, in addition to or instead of the variable: a running\nStalwart signs with the old secret until it restarts, so keep both for a while."),
     key("stalwart.max_age_seconds", "DEZKY_STALWART_MAX_AGE_SECONDS", Kind::Number(0, 315_360_000), "0", "",
-        "Events that are older go to the quarantine, up to {max}; 0: none does. Make it\nlonger than discardAfter, for which Stalwart keeps what it could not send."),
+        "Older events go to the quarantine, up to {max}; 0: none. Use more than Stalwart's\ndiscardAfter, for which it keeps events that it could not send."),
     key("stalwart.max_body_events", "DEZKY_STALWART_MAX_BODY_EVENTS", Kind::Number(1, 10_000_000), "131072", "",
-        "The most events of one body, {min} to {max}; more are answered 413, and none of them is\nkept. A body of 16 MiB has some 110000 of Stalwart's smallest."),
+        "The most events of one body, {min} to {max}; a body with more gets 413, and nothing of it is\nstored. 16 MiB hold some 110000 of Stalwart's smallest events."),
 ];
 
 impl Settings {
@@ -60,7 +60,7 @@ impl Settings {
                 continue;
             };
             if instance == "webhook" {
-                let problem = "is no name for an instance: the secret of /ingest/stalwart/webhook is STALWART_WEBHOOK_SECRET";
+                let problem = "is not a name for an instance: the secret of /ingest/stalwart/webhook is STALWART_WEBHOOK_SECRET";
                 return Err(refused(name, &setting.origin, problem));
             }
             if !is_instance(instance) {

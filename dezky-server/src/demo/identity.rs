@@ -1,5 +1,4 @@
-//! A pretended Authentik: a server that answers as the real one does, polled over
-//! HTTP like any other.
+//! A simulated Authentik: a server that responds like the real one and is polled over HTTP.
 
 use dezky_core::Timestamp;
 use dezky_ingest::testkit::AuthentikDouble;
@@ -7,12 +6,12 @@ use serde_json::{Value, json};
 
 use crate::failure::Failure;
 
-/// Events of genuine shape: a login, one of nobody, a change by an administrator,
-/// an impersonation, a custom action, an exception.
+/// Events in Authentik's real format: a login, an event without a user, a change by an
+/// administrator, an impersonation, a custom action, an exception.
 const EVENTS: &str = include_str!("data/authentik-events.json");
 
-/// Key, name, e-mail, groups. The first group that is a tenant's slug says whose
-/// their events are.
+/// Key, name, e-mail, groups. The first group that is a tenant's slug determines the tenant of
+/// the user's events.
 const USERS: [(u64, &str, &str, &[&str]); 4] = [
     (42, "ana", "ana@acme.test", &["acme"]),
     (43, "gus", "gus@globex.test", &["globex", "everybody"]),
@@ -20,7 +19,7 @@ const USERS: [(u64, &str, &str, &[&str]); 4] = [
     (5, "akadmin", "root@acme.test", &["authentik Admins", "dezky-platform-admins"]),
 ];
 
-/// When, who, what, with which context.
+/// Time, user, action, context.
 const LATER: [(&str, usize, &str, &str); 12] = [
     ("2026-11-21T23:58:02.113Z", 0, "login", r#"{"auth_method":"password"}"#),
     ("2026-11-21T23:58:40.007Z", 1, "login_failed", r#"{"username":"gus"}"#),
@@ -33,13 +32,13 @@ const LATER: [(&str, usize, &str, &str); 12] = [
     ("2026-11-22T00:00:20.701Z", 3, "secret_view", r#"{"message":"Secret was viewed"}"#),
     ("2026-11-22T00:00:29.333Z", 2, "suspicious_request", r#"{"message":"state mismatch"}"#),
     ("2026-11-22T00:00:36.020Z", 1, "logout", "{}"),
-    // Of a release that this one does not know.
+    // An action of an unknown release.
     ("2026-11-22T00:00:41.500Z", 0, "passkey_enrolled", "{}"),
 ];
 const APPLICATION: &str = r#"{"authorized_application":{"pk":"6a1f0c5e8a0142b59a406d1f0c5e8a01","app":"authentik_core","name":"Mail","model_name":"application"},"scopes":"openid email"}"#;
 const MODEL: &str = r#"{"model":{"pk":"0d7c1e0a9f4b4c1d8a2e3f4051627385","app":"authentik_core","name":"initech","model_name":"group"}}"#;
 
-/// What happens again and again.
+/// The recurring events.
 const FRESH: [(usize, &str, &str); 4] = [
     (0, "login", r#"{"auth_method":"password"}"#),
     (1, "login_failed", r#"{"username":"gus"}"#),
@@ -56,7 +55,7 @@ impl Identity {
     /// Starts it with the bundled events.
     pub(super) async fn start() -> Result<Self, Failure> {
         let refused = |error: &dyn std::fmt::Display| {
-            Failure::failed(format!("the pretended Authentik can't be started: {error}"))
+            Failure::failed(format!("the simulated Authentik can't be started: {error}"))
         };
         let mut events: Vec<Value> =
             serde_json::from_str(EVENTS).map_err(|error| refused(&error))?;
@@ -83,16 +82,15 @@ impl Identity {
         Ok(Self { double })
     }
 
-    /// Where it answers, and the token that it wants.
+    /// Its address and the token that it expects.
     pub(super) fn address(&self) -> (String, String) {
         (self.double.url().to_owned(), self.double.token())
     }
 
-    /// Lets something happen now.
+    /// Adds an event with the current time.
     pub(super) fn happen(&self, number: u64, now: Timestamp) {
         let (user, action, context) = FRESH[usize::try_from(number).unwrap_or(0) % FRESH.len()];
-        // A version 4 key, as Authentik makes them: of the time, so that no run's
-        // events are taken for another's.
+        // A version 4 key, like Authentik's, made from the time so that runs do not share keys.
         let pk = format!("{:08x}-0000-4000-8000-{:012x}", number & 0xffff_ffff, now.as_millis());
         self.double.insert(event(&pk, &now.to_string(), user, action, context));
     }

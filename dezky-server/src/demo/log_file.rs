@@ -1,4 +1,4 @@
-//! The audit log of a pretended oCIS: written, appended to, rotated by rename.
+//! The audit log of a simulated oCIS: written, appended to, rotated by rename.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -10,15 +10,14 @@ use crate::failure::Failure;
 
 /// A whole file as oCIS 7.0.0 wrote it.
 const FIRST_GENERATION: &[u8] = include_bytes!("data/first-generation.log");
-/// Lines of which one was glued to the next when the disk was full. None has a
-/// time of its own, so that they take the one before them in the file.
+/// Lines, one of which was joined to the next when the disk was full. They have no time and take
+/// that of the line before them.
 const GLUED: &[u8] = include_bytes!("data/enospc-glued.log");
 /// Lines of other writers.
 const EVENT_SHAPE: &[u8] = include_bytes!("data/event-shape.log");
-/// The lines of [`FIRST_GENERATION`], from 1, that happen again and again: each
-/// has a time.
+/// The lines of [`FIRST_GENERATION`], from 1, that recur: each has a time.
 const FRESH: [usize; 4] = [15, 16, 19, 26];
-/// How many rotated files are kept.
+/// The number of rotated files kept.
 const KEPT: u32 = 5;
 
 /// The live file `audit.log` and its rotated ones in a folder.
@@ -40,27 +39,26 @@ impl LogFile {
         self.folder.join(format!("audit.log.{number}"))
     }
 
-    /// Writes the next bundled generation, after the last one was rotated away.
-    /// False if all are there: what is there is never written again.
+    /// Writes the next bundled generation, after the last one was rotated. Returns false if all
+    /// exist: none is ever written twice.
     pub(super) fn write_next_generation(&self) -> Result<bool, Failure> {
         let is_there = (self.path().exists(), self.rotated(1).exists());
         let written = match is_there {
             (false, false) => self.write_new(&[FIRST_GENERATION]),
             (true, false) => self.shift().and_then(|()| self.write_new(&[EVENT_SHAPE, GLUED])),
-            // A run that ended between the two steps above.
+            // An earlier run ended between the two steps above.
             (false, true) if !self.rotated(2).exists() => self.write_new(&[EVENT_SHAPE, GLUED]),
             _ => return Ok(false),
         };
         written.map(|()| true).map_err(|error| self.failure(&error))
     }
 
-    /// Renames the live file away, as logrotate does; the next line makes a new
-    /// one.
+    /// Renames the live file, as logrotate does; the next line creates a new one.
     pub(super) fn rotate(&self) -> Result<(), Failure> {
         self.shift().map_err(|error| self.failure(&error))
     }
 
-    /// Appends one line of something that happens now.
+    /// Appends a line with the current time.
     pub(super) fn append_fresh(&mut self, number: u64, now: Timestamp) -> Result<(), Failure> {
         let line = fresh_line(number, now);
         let append = || -> std::io::Result<()> {
@@ -77,14 +75,14 @@ impl LogFile {
         fs::rename(self.path(), self.rotated(1))
     }
 
-    /// Beside it first, so that a half-written file never stands for a whole one.
+    /// Writes a second file and renames it, so that a half-written file never has the name.
     fn write_new(&self, parts: &[&[u8]]) -> std::io::Result<()> {
-        let beside = self.folder.join(".next");
-        let mut file = File::create(&beside)?;
+        let temporary = self.folder.join(".next");
+        let mut file = File::create(&temporary)?;
         for part in parts {
             file.write_all(part)?;
         }
-        fs::rename(&beside, self.path())
+        fs::rename(&temporary, self.path())
     }
 
     fn failure(&self, error: &std::io::Error) -> Failure {
@@ -92,7 +90,7 @@ impl LogFile {
     }
 }
 
-/// A bundled line with another time, and a path of its own.
+/// A bundled line with another time and a unique path.
 fn fresh_line(number: u64, now: Timestamp) -> String {
     let text = String::from_utf8_lossy(FIRST_GENERATION);
     let index = usize::try_from(number).unwrap_or(0) % FRESH.len();
@@ -102,7 +100,7 @@ fn fresh_line(number: u64, now: Timestamp) -> String {
     format!("{before}\"Time\":\"{}\"{after}\n", whole_seconds(now))
 }
 
-/// A time without the fraction, as the systems write it.
+/// A time without its fraction, as the systems write it.
 pub(super) fn whole_seconds(at: Timestamp) -> String {
     let text = at.to_string();
     format!("{}Z", text.split('.').next().unwrap_or(&text))

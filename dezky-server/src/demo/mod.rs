@@ -1,10 +1,8 @@
-//! The demo: a platform with three tenants, and bundled events of genuine shape
-//! through the real ways in.
+//! The demo: a platform with three tenants, whose bundled events arrive through the real sources.
 //!
-//! Everything is in one folder: the database, the secret that signs, and the
-//! audit log that a pretended oCIS writes and rotates. A pretended Authentik
-//! answers on a port of this machine. Nothing is taken from the
-//! environment but how logs are written.
+//! Everything is in one folder: the database, the webhook secret, and the audit log that a
+//! simulated oCIS writes and rotates. A simulated Authentik listens on a port of this machine. Of
+//! the environment only the settings of logging count.
 
 mod identity;
 mod log_file;
@@ -38,19 +36,19 @@ use crate::failure::Failure;
 use crate::lifecycle::{Running, bind};
 use crate::telemetry::logging;
 
-/// Where it listens unless asked otherwise.
+/// The default port.
 const DEFAULT_PORT: u16 = 8080;
-/// How often something happens while it runs.
+/// The interval between events while the demo runs.
 const EVENT_INTERVAL: Duration = Duration::from_secs(3);
-/// How many things happen between two rotations of the log file.
+/// The number of events between two rotations of the log file.
 const EVENTS_PER_ROTATION: u64 = 30;
-/// How often the log file is read and Authentik is polled.
+/// The interval at which the log file is read and Authentik is polled.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The options of `demo`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Take everything in, print the timeline, and end
+    /// Ingest everything, print the timeline, and exit
     #[arg(long)]
     once: bool,
     /// The port on 127.0.0.1; 0 takes a free one [default: 8080, with --once 0]
@@ -81,7 +79,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Failure> {
         () = signals.next() => {
             demo.running.stop().await?;
             return if options.once {
-                Err(Failure::failed("interrupted before everything was taken in"))
+                Err(Failure::failed("interrupted before everything was ingested"))
             } else {
                 Ok(())
             };
@@ -95,7 +93,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Failure> {
     demo.go_on(signals).await
 }
 
-/// A server with something to take in.
+/// A server and its simulated sources.
 struct Demo {
     running: Running,
     systems: Systems,
@@ -103,7 +101,7 @@ struct Demo {
     authentik: Pump,
 }
 
-/// The pretended systems beside the platform.
+/// The simulated systems around the platform.
 struct Systems {
     stalwart: Sender,
     ocis: LogFile,
@@ -141,7 +139,7 @@ impl Demo {
         Ok(Self { running, systems, ocis, authentik })
     }
 
-    /// Takes the bundled events in and counts what became of them.
+    /// Ingests the bundled events and counts the results.
     async fn take_bundled(&mut self) -> Result<Report, Failure> {
         let before = self.count().await?;
         story::furnish(self.running.platform()).await.map_err(untold)?;
@@ -174,12 +172,12 @@ impl Demo {
         match verdict.problem() {
             None => Ok(verdict.head),
             Some(problem) => {
-                Err(Failure::failed(format!("the log is not what was recorded: {problem}")))
+                Err(Failure::failed(format!("the log differs from what was recorded: {problem}")))
             }
         }
     }
 
-    /// Lets things happen, and prints them as they arrive, until a signal.
+    /// Generates events, and prints them as they arrive, until a signal.
     async fn go_on(self, mut signals: Signals) -> Result<(), Failure> {
         let Self { mut running, mut systems, ocis, authentik } = self;
         let state = running.store().state().await;
@@ -212,7 +210,7 @@ impl Demo {
 }
 
 impl Systems {
-    /// One event by one of the ways, now and then a rotation.
+    /// Sends one event through one of the sources; rotates the log file now and then.
     async fn happen(&mut self, number: u64) -> Result<(), Failure> {
         let now = TokioRuntime.now();
         if number % EVENTS_PER_ROTATION == EVENTS_PER_ROTATION - 1 {
@@ -234,13 +232,13 @@ fn untold(error: dezky_core::Error) -> Failure {
     Failure::failed(format!("the platform: {error}: name another folder"))
 }
 
-/// One holder whatever the run, so that a lease of the last one is ours.
+/// The same holder in every run, so that a lease of the last run is this one's.
 fn held(mut pump: PumpConfig) -> PumpConfig {
     pump.holder = Some("demo".into());
     pump
 }
 
-/// Moves all that is waiting.
+/// Runs the pump until nothing is waiting.
 async fn drain(pump: &mut Pump, system: &str, sum: &mut Tick) -> Result<(), Failure> {
     loop {
         let tick =
@@ -253,8 +251,8 @@ async fn drain(pump: &mut Pump, system: &str, sum: &mut Tick) -> Result<(), Fail
     }
 }
 
-/// What became of each source's events, from the timeline before and after and
-/// from what the ways in said.
+/// The results of each source's events, from the timeline before and after and from the sources'
+/// own counts.
 fn rows(before: &Counts, after: &Counts, received: usize, read: &Tick, polled: &Tick) -> Vec<Row> {
     after
         .by_source
@@ -282,7 +280,7 @@ struct Folder {
     /// Held while the demo runs: two would rotate each other's files.
     _lock: std::fs::File,
     path: PathBuf,
-    /// As text: it stands in the commands that are printed.
+    /// The path as text, for the printed commands.
     text: String,
 }
 
@@ -292,7 +290,7 @@ impl Folder {
         let refused = |problem: String| {
             Failure::usage(format!("--data {name}: {problem}: name another folder"))
         };
-        // What is printed must work from any folder.
+        // The printed commands must work from any folder.
         let path = std::path::absolute(path).map_err(|error| refused(error.to_string()))?;
         let Some(text) = path.to_str().map(str::to_owned) else {
             return Err(refused("its name is not UTF-8".into()));
@@ -300,7 +298,7 @@ impl Folder {
         if text.contains('?') {
             return Err(refused("its name has a ?, which a store's URL can't have".into()));
         }
-        // A log in it would be rotated away.
+        // The demo would rotate a log in it.
         let is_empty = || std::fs::read_dir(&path).is_ok_and(|mut there| there.next().is_none());
         if path.is_dir() && !path.join(LOCK).is_file() && !is_empty() {
             return Err(refused("is not empty, and no demo ran in it".into()));
@@ -320,7 +318,7 @@ impl Folder {
         Ok(Self { _lock: lock, path, text })
     }
 
-    /// The secret that signs, made by the first run.
+    /// The webhook secret, created by the first run.
     fn secret(&self) -> Result<String, Failure> {
         let path = self.path.join("webhook-secret");
         let refused = |error: std::io::Error| {
@@ -343,14 +341,14 @@ impl Folder {
         Ok(secret)
     }
 
-    /// The configuration; like any server's, but with none of the environment.
+    /// The configuration: like any server's, but independent of the environment.
     fn config(&self, secret: &str) -> Result<Config, Failure> {
         let mut set = vec![
             ("DEZKY_STORE".to_owned(), self.store_url()),
             ("STALWART_WEBHOOK_SECRET".to_owned(), secret.to_owned()),
         ];
         let level = std::env::var("DEZKY_LOG").unwrap_or_default();
-        // The demo's own output says what happens.
+        // The demo prints its own progress.
         let level = if level.is_empty() { "error".to_owned() } else { level };
         set.push(("DEZKY_LOG".to_owned(), level));
         Settings::load(None, set, None)?.config()
@@ -360,7 +358,7 @@ impl Folder {
         format!("sqlite://{}", self.path.join("dezky.db").display())
     }
 
-    /// What to try, as it can be pasted into a shell.
+    /// Commands to try, ready to paste into a shell.
     fn invitation(&self, address: SocketAddr) -> String {
         let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
         let secret = quoted(&format!("{}/webhook-secret", self.text));
@@ -371,7 +369,7 @@ impl Folder {
         let store = quoted(&self.store_url());
         format!(
             r#"
-dezky-server answers on http://{address}; Ctrl-C ends it. Try:
+dezky-server listens on http://{address}; Ctrl-C stops it. Try:
 
   curl -s 'http://{address}/audit?tenantSlug=acme&limit=5'
 
@@ -392,23 +390,23 @@ dezky-server answers on http://{address}; Ctrl-C ends it. Try:
 
   {program} verify --store {store}
 
-What arrives from now on:
+New events:
 "#
         )
     }
 }
 
-/// Writes a new file that its owner alone can read.
+/// Writes a new file that only its owner can read.
 fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    // Beside it first, so that a half-written one is never found.
-    let beside = path.with_extension("new");
-    let _ = std::fs::remove_file(&beside);
+    // Written under another name first, so that a half-written file is never found.
+    let temporary = path.with_extension("new");
+    let _ = std::fs::remove_file(&temporary);
     std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(&beside)?
+        .open(&temporary)?
         .write_all(bytes)?;
-    std::fs::rename(&beside, path)
+    std::fs::rename(&temporary, path)
 }

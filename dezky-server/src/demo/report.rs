@@ -1,4 +1,4 @@
-//! The timeline and what became of it, as tables or JSON.
+//! The timeline and the results of a run, as tables or JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,14 +11,14 @@ use serde_json::json;
 use super::story::TenantFlags;
 use crate::render::table::{printable, table};
 
-/// How many of the newest events of each source are shown.
+/// The number of newest events shown of each source.
 const SHOWN: usize = 5;
 
-/// What is in the log.
+/// The content of the log.
 pub(super) struct Counts {
     /// Events by source.
     pub(super) by_source: BTreeMap<String, usize>,
-    /// Quarantined items by source, with how often they came.
+    /// Quarantined items by source, with the number of times they were seen.
     pub(super) quarantined: BTreeMap<String, usize>,
     /// The newest events of each source, newest first.
     pub(super) newest: Vec<StoredEvent>,
@@ -56,7 +56,7 @@ impl Counts {
     }
 }
 
-/// What became of one source's events.
+/// The results of one source's events.
 #[derive(Debug, Serialize)]
 pub(super) struct Row {
     pub(super) source: String,
@@ -67,7 +67,7 @@ pub(super) struct Row {
     pub(super) quarantined: usize,
 }
 
-/// What one run came to.
+/// The results of a run.
 pub(super) struct Report {
     pub(super) rows: Vec<Row>,
     pub(super) newest: Vec<StoredEvent>,
@@ -95,12 +95,12 @@ impl Report {
         format!("{report}\n")
     }
 
-    /// Tables for a person.
+    /// Tables for people.
     pub(super) fn to_text(&self) -> String {
         let mut text = format!("The newest {SHOWN} events of each source, on one timeline:\n\n");
         let header = ["at", "source", "action", "outcome", "tenant", "actor", "ip", "resource"];
         text.push_str(&table(&header, self.newest.iter().map(cells)));
-        text.push_str("\nWhat became of what came in:\n\n");
+        text.push_str("\nResults by source:\n\n");
         let header = ["source", "stored", "new", "duplicate", "skipped", "quarantined"];
         let rows = self.rows.iter().map(|row| {
             [
@@ -113,7 +113,7 @@ impl Report {
             ]
         });
         text.push_str(&table(&header, rows));
-        let _ = write!(text, "\nWhat the flags say for {}, and why:\n\n", self.flags.tenant);
+        let _ = write!(text, "\nThe flags for {}, with reasons:\n\n", self.flags.tenant);
         text.push_str(&self.flags.table);
         let (events, new) = self.totals();
         let _ = write!(text, "\ntimeline: {events} events, {new} new\n");

@@ -1,6 +1,6 @@
-//! What the operators of a pretended platform do: a partner and three tenants are
-//! taken in, a flag is rolled out, killed and switched on, a tenant is suspended
-//! and resumed. By the library, as a service would that embeds it.
+//! The actions of a simulated platform's operators: they create a partner and three tenants, roll
+//! out, kill and switch on a flag, and suspend and resume a tenant. Uses the library, as a service
+//! that embeds it would.
 
 use dezky::Platform;
 use dezky_core::directory::{
@@ -17,8 +17,8 @@ use crate::render::decisions::{explained, tabulated};
 const SHOWN_TENANT: &str = "acme";
 
 const PARTNER: &str = "nordwind";
-/// Slug, id, name, plan, domain, whether the partner looks after it. The ids are
-/// fixed, so that rollouts reach the same tenants in every demo.
+/// Slug, id, name, plan, domain, whether it belongs to the partner. The ids are fixed, so that
+/// rollouts reach the same tenants in every demo.
 const TENANTS: [(&str, &str, &str, &str, &str, bool); 3] = [
     ("acme", "01960a3e-7c11-7b52-9a40-6d1f0c5e8a01", "Acme GmbH", "pro", "example.com", true),
     (
@@ -32,7 +32,7 @@ const TENANTS: [(&str, &str, &str, &str, &str, bool); 3] = [
     ("initech", "01960a3e-7c11-7b52-9a40-6d1f0c5e8a03", "Initech", "free", "example.org", false),
 ];
 const ISSUER: &str = "https://id.example.com/application/o/portal/";
-/// Subject, e-mail, tenant, id at oCIS.
+/// Subject, e-mail, tenant, id in oCIS.
 const USERS: [(&str, &str, &str, &str); 2] = [
     ("alice", "alice@example.com", "acme", "a4c517a3-d987-4563-a6dd-3776109686c8"),
     ("bob", "bob@example.net", "globex", "0566577b-79a2-4a33-9c6b-5fe7f23c9c26"),
@@ -47,7 +47,7 @@ fn flags_operator(note: &str) -> dezky_flags::Edit {
     dezky_flags::Edit { note: Some(note.into()), ..dezky_flags::Edit::by(operator().actor) }
 }
 
-/// Partner, tenants, users and the seeded flags, as far as they are not there.
+/// Creates partner, tenants, users and the seeded flags unless they exist.
 pub(super) async fn furnish(platform: &Platform) -> Result<()> {
     let directory = &platform.directory;
     if directory.store().partner(PartnerKey::Slug(PARTNER)).await?.is_none() {
@@ -80,7 +80,7 @@ pub(super) async fn furnish(platform: &Platform) -> Result<()> {
     Ok(())
 }
 
-/// What operators do day by day; once, however often the demo runs.
+/// The operators' daily actions; done once, however often the demo runs.
 pub(super) async fn operate(platform: &Platform) -> Result<()> {
     let last_step = ListQuery { action: Some("tenant.resumed".into()), ..ListQuery::default() };
     if !platform.store.list(&last_step).await?.events.is_empty() {
@@ -111,7 +111,7 @@ pub(super) async fn operate(platform: &Platform) -> Result<()> {
     change("jmap_native_v2", "a quarter first", rollout(25)).await?;
     platform.flags.kill("jmap_native_v2", &flags_operator("IMAP clients lose mail")).await?;
     let on = FlagPatch { state: Some(FlagState::On), ..FlagPatch::default() };
-    change("jmap_native_v2", "mended, for everybody", on).await?;
+    change("jmap_native_v2", "fixed, for everybody", on).await?;
 
     let (initech, by) = (TenantKey::Slug("initech"), operator());
     platform.directory.suspend_tenant(initech, &by).await?;
@@ -119,7 +119,7 @@ pub(super) async fn operate(platform: &Platform) -> Result<()> {
     Ok(())
 }
 
-/// What a tenant gets and why, flag by flag.
+/// The decisions for a tenant with reasons, flag by flag.
 pub(super) struct TenantFlags {
     pub(super) tenant: &'static str,
     pub(super) decisions: Value,

@@ -1,4 +1,4 @@
-//! A pretended Stalwart: signed requests over HTTP.
+//! A simulated Stalwart: signed requests over HTTP.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use dezky_ingest::signature::{self, Secret};
 use super::log_file::whole_seconds;
 use crate::failure::Failure;
 
-/// Bodies as Stalwart sent them, in the order of the requests: of several
-/// releases, two events under one id, a retry under new ids.
+/// Bodies as Stalwart sent them, in the order of the requests: from several releases, with two
+/// events under one id and a retry under new ids.
 const BODIES: [&[u8]; 9] = [
     include_bytes!("data/01-v0.8.4-auth-failure.json"),
     include_bytes!("data/02-v0.9.4-auth-failed.json"),
@@ -19,13 +19,13 @@ const BODIES: [&[u8]; 9] = [
     include_bytes!("data/05a-v0.16.18-first-delivery.json"),
     include_bytes!("data/05b-v0.16.18-retry-same-events-new-ids.json"),
     include_bytes!("data/06-v0.16.18-mail-flow.json"),
-    // Later ones, so that the newest of the timeline come from both systems.
+    // Newer events, so that the top of the timeline shows both systems.
     br#"{"events":[{"id":"1795305627735","createdAt":"2026-11-22T00:00:27Z","type":"auth.failed","data":{"accountName":"bob@example.com","accountId":9,"spanId":324281410157936900,"reason":"Authentication failed","remoteIp":"198.51.100.23","id":"A7","listenerId":"imaps","localPort":993,"remotePort":50712}},{"id":"1795305634837","createdAt":"2026-11-22T00:00:34Z","type":"auth.success","data":{"accountName":"alice@example.com","accountId":7,"spanId":324281410157936901,"listenerId":"submissions","localPort":465,"remoteIp":"203.0.113.7","remotePort":40112}}]}"#,
-    // One that is no event never holds up the one beside it.
+    // An item that is not an event never holds up its neighbours.
     br#"{"events":["no event at all",{"id":"178696440012036","createdAt":"2026-08-17T11:00:00Z","type":"auth.success","data":{"accountName":"alice@example.com","accountId":7,"remoteIp":"203.0.113.7"}}]}"#,
 ];
 
-/// What happens again and again: type and data.
+/// The recurring events: type and data.
 const FRESH: [(&str, &str); 4] = [
     (
         "auth.success",
@@ -63,7 +63,7 @@ impl Sender {
         Ok(Self { client, url: format!("http://{address}/ingest/stalwart/webhook"), secret })
     }
 
-    /// Sends the bundled bodies; returns how many items the server took.
+    /// Sends the bundled bodies; returns the number of items that the server accepted.
     pub(super) async fn send_bundled(&self) -> Result<usize, Failure> {
         let mut received = 0;
         for body in BODIES {
@@ -72,7 +72,7 @@ impl Sender {
         Ok(received)
     }
 
-    /// Sends one event that happens now.
+    /// Sends one event with the current time.
     pub(super) async fn send_fresh(&self, number: u64, now: Timestamp) -> Result<(), Failure> {
         let (kind, data) = FRESH[usize::try_from(number).unwrap_or(0) % FRESH.len()];
         let at = whole_seconds(now);
@@ -88,7 +88,7 @@ impl Sender {
         let response = request.send().await.map_err(failed)?;
         if !response.status().is_success() {
             return Err(Failure::failed(format!(
-                "webhook: the server answered {}",
+                "webhook: the server responded with {}",
                 response.status()
             )));
         }

@@ -14,7 +14,7 @@ use super::body_budget::{BodyBudget, BodyPermit, SMALL_BYTES};
 use super::incoming_body::BodyError;
 use super::problem::Problem;
 
-/// Allocations of this size are mappings of their own, which are returned to the system when
+/// Allocations of this size are separate mappings, which are returned to the system when
 /// they are freed. glibc keeps smaller ones, so that the threads of a process together come to
 /// hold several times the memory in use.
 const OWN_MAPPING_BYTES: usize = if cfg!(target_pointer_width = "64") { 33 << 20 } else { 0 };
@@ -28,6 +28,8 @@ static MAPPED_FROM_BYTES: LazyLock<usize> = LazyLock::new(|| {
     let is_always = huge_pages.is_ok_and(|choice| choice.contains("[always]"));
     if is_always { HUGE_PAGE_BYTES } else { SMALL_BYTES }
 });
+/// The problem of text with an escaped lone surrogate.
+pub(crate) const LONE_SURROGATE: &str = "must be Unicode text: it has a lone surrogate";
 /// The largest body of a document.
 const MAX_DOCUMENT_BYTES: usize = 1 << 20;
 
@@ -175,9 +177,12 @@ fn fields<T: DeserializeOwned>(bytes: &[u8], part: &str) -> Result<T, Problem> {
             str::from_utf8(bytes).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
         };
         if error.is_data() || is_json() {
-            // Serde names the problem; the path names the place.
+            // Serde names the problem, except for a lone surrogate; the path names the place.
             let at = if path == "." { String::new() } else { format!("{path}: ") };
-            Problem::field_invalid(format!("{part}{at}{error}"))
+            let problem = error.to_string();
+            let is_surrogate = !error.is_data() && problem.contains("hex escape");
+            let problem = if is_surrogate { LONE_SURROGATE } else { &problem };
+            Problem::field_invalid(format!("{part}{at}{problem}"))
         } else {
             no_json(error)
         }
@@ -187,10 +192,10 @@ fn fields<T: DeserializeOwned>(bytes: &[u8], part: &str) -> Result<T, Problem> {
 }
 
 pub(crate) fn no_json(error: &serde_json::Error) -> Problem {
-    Problem::json_invalid(format!("the body is no JSON document: {error}"))
+    Problem::json_invalid(format!("the body is not a JSON document: {error}"))
 }
 
-/// Refuses a body that is not said to be JSON, or is said to be packed.
+/// Refuses a body whose content type is not JSON, or that has a content encoding.
 pub(crate) fn check_json(headers: &HeaderMap) -> Result<(), Problem> {
     if !is_json(headers) {
         return Err(Problem::media_type());

@@ -12,7 +12,7 @@ use super::connections::network_of;
 pub(crate) const SMALL_BYTES: usize = 64 << 10;
 /// The memory reserved for it, with the buffers of its connection.
 const SMALL_COST: usize = 2 * SMALL_BYTES;
-/// How many large bodies are processed at a time: processing takes further memory.
+/// The number of large bodies processed at a time: processing takes further memory.
 const MAX_LARGE_IN_PROCESS: usize = 4;
 
 /// The memory budget of request bodies. One half is for the first 64 KiB of each, so that large

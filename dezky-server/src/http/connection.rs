@@ -1,4 +1,4 @@
-//! One connection, and how long its client keeps the server waiting.
+//! A connection, and the time that its client keeps the server waiting.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -31,9 +31,9 @@ pub(super) struct Connection {
 struct Activity {
     /// Requests whose answers are not handed to the socket completely.
     requests: usize,
-    /// Since when there have been some.
+    /// The time since which there have been some.
     busy_since: Instant,
-    /// Since when there have been none, and nothing of an answer has left.
+    /// The time since which there have been none, and no byte of an answer has left.
     idle_since: Instant,
     /// Bytes of answers that were handed on and have not left, and the bytes that have left
     /// since the last step.
@@ -41,18 +41,18 @@ struct Activity {
     left: u64,
     /// Bodies whose next part the server waits for.
     bodies: usize,
-    /// When bytes were last received.
+    /// The time at which bytes were last received.
     read_at: Instant,
-    /// Since when the socket has accepted nothing while there is something to write.
+    /// The time since which the socket has accepted nothing while there is something to write.
     blocked_since: Option<Instant>,
-    /// Answers that their client does not take, by number: since when. An HTTP/2 client can
-    /// hold one answer back while the socket accepts others.
+    /// The times since which clients have not taken answers, by the answer's number. An HTTP/2
+    /// client can hold one answer back while the socket accepts others.
     untaken: BTreeMap<u64, Instant>,
     next: u64,
     is_closed: bool,
 }
 
-/// Why a connection has to be closed.
+/// The reason for closing a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
     /// No request for too long.
@@ -108,9 +108,9 @@ impl Connection {
         Awaited(Arc::clone(self))
     }
 
-    /// Since when the client has kept the server waiting, if it does. While a body is to come,
-    /// that is since the request's beginning for a client of the majority, and since the last
-    /// bytes were received for others.
+    /// The time since which the client has kept the server waiting, if it does. While a body is
+    /// due, that is the request's beginning for a client of the majority, and the last received
+    /// bytes for others.
     pub(super) fn quiet_since(&self, is_of_majority: bool) -> Option<Instant> {
         self.activity().quiet_since(is_of_majority)
     }
@@ -127,7 +127,7 @@ impl Connection {
         activity.bounds(bounds).filter(is_over).min_by_key(|(at, _)| *at).map(|(_, due)| due)
     }
 
-    /// When to check next: at the next bound, or early enough that a bound that begins in the
+    /// The time of the next check: at the next bound, or early enough that a bound that begins in the
     /// meantime is not missed by much.
     pub(super) fn next_check(&self, bounds: &HttpLimits, gone_at: Option<Instant>) -> Instant {
         let now = Instant::now();

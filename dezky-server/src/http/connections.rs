@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 
-/// How long a connection may keep the server waiting before it can be evicted.
+/// The time that a connection may keep the server waiting before it can be evicted.
 const MIN_QUIET: Duration = Duration::from_secs(1);
 /// The least time between two log lines about the same problem.
 const REPORT_INTERVAL: Duration = Duration::from_mins(1);
@@ -115,7 +115,10 @@ impl Connections {
             return;
         }
         if let Some(connections) = registry.evicted.add(now) {
-            tracing::warn!(connections, "all places are taken: silent connections made way");
+            tracing::warn!(
+                connections,
+                "the limit of connections is reached: silent connections made way"
+            );
         }
     }
 

@@ -21,7 +21,7 @@ const MIN_BYTES_PER_SECOND: u64 = 1_024;
 /// gets its answer.
 const MAX_DISCARDED_BYTES: usize = 64 << 20;
 
-/// Why a body is incomplete.
+/// The reason why a body is incomplete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BodyError {
     /// The connection ended, or the sender broke the protocol.
@@ -57,7 +57,7 @@ impl fmt::Display for BodyError {
             }
             Self::TooSlow(within) => write!(
                 f,
-                "the body came too slowly: send at least {} bytes every {} s",
+                "the body arrived too slowly: send at least {} bytes every {} s",
                 least(*within),
                 within.as_secs()
             ),
@@ -137,7 +137,7 @@ impl Pace {
 
 /// Resolves at the deadline of bodies once the server is stopping.
 async fn ended(ending: &mut Ending) {
-    // An error means that the server is gone, which is an end too.
+    // An error means that the server is gone, which counts as stopping.
     let at = ending.wait_for(Option::is_some).await.ok().and_then(|at| *at);
     tokio::time::sleep_until(at.unwrap_or_else(Instant::now)).await;
 }

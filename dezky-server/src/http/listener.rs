@@ -31,7 +31,7 @@ use super::incoming_body::{IncomingBody, Pace};
 use super::limits::HttpLimits;
 use super::problem::Problem;
 
-/// How long an idle connection may take to close in order.
+/// The time that an idle connection has to close in order.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// The pause after the system failed to accept a connection, as when files ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -173,7 +173,7 @@ impl Server {
                 // A client that disconnects is not an error.
                 _ = serving.as_mut() => return,
                 () = connection.closed() => return,
-                // An error means that the server is gone, which is an end too.
+                // An error means that the server is gone, which counts as stopping.
                 _ = ending.wait_for(Option::is_some), if !is_ending => {
                     is_ending = true;
                     serving.as_mut().graceful_shutdown();

@@ -74,7 +74,7 @@ impl Parameters {
     }
 
     /// `cursor` of a list by slug: the last slug of the page before. Documents stay, and keep
-    /// their slugs, so a slug without a document was given by no list.
+    /// their slugs, so a slug without a document never was a cursor.
     pub(crate) async fn slug_cursor(
         &self,
         is_there: impl AsyncFnOnce(&str) -> dezky_core::Result<bool>,
@@ -83,7 +83,7 @@ impl Parameters {
         if is_there(slug).await? {
             return Ok(Some(slug.to_owned()));
         }
-        let what = "cursor is not one that this list gave: begin without one";
+        let what = "cursor was not issued by this list: start without one";
         Err(Error::new(ErrorKind::CursorInvalid, what).into())
     }
 
@@ -147,7 +147,12 @@ pub(crate) fn page<T: Serialize>(
 
 /// The problem of an unknown parameter.
 pub(crate) fn unknown(name: &str, known: &str) -> Problem {
-    Problem::query_invalid(format!("{} is no parameter: there are {known}", shown(name)))
+    let name = shown(name);
+    Problem::query_invalid(if known.is_empty() {
+        format!("{name} is not a parameter: this route has none")
+    } else {
+        format!("{name} is not a parameter: there are {known}")
+    })
 }
 
 /// The beginning of a name, for messages.

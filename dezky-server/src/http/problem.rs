@@ -23,7 +23,7 @@ pub struct Problem {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OfStore;
 
-/// How long a client should wait before it retries.
+/// The wait before a client should retry.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("5");
 
 impl Problem {
@@ -70,7 +70,7 @@ impl Problem {
 
     /// 403: without an operator token only requests for this machine are answered.
     pub fn foreign_host() -> Self {
-        let detail = "without an operator token only localhost is answered, and only to its own pages: set DEZKY_OPERATOR_TOKEN to use another host name";
+        let detail = "without an operator token the host must be localhost, and an origin one of its pages: set DEZKY_OPERATOR_TOKEN to use another host name";
         Self::new(StatusCode::FORBIDDEN, "foreign_host", detail)
     }
 
@@ -81,7 +81,7 @@ impl Problem {
 
     /// 405; the router adds `Allow`.
     pub fn method_not_allowed() -> Self {
-        let detail = "the path does not take this method: the header Allow lists those it takes";
+        let detail = "the path does not have this method: the header Allow lists its methods";
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
     }
 
@@ -93,7 +93,7 @@ impl Problem {
 
     /// 503: the memory for bodies is used up.
     pub fn too_many_webhooks() -> Self {
-        let detail = "too many bodies are under way: try again";
+        let detail = "too many bodies are in progress: retry";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_webhooks", detail)
             .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
     }
@@ -184,7 +184,7 @@ impl From<Error> for Problem {
             tracing::error!(code = error.code(), %error, "a request failed");
             let is_away = status == StatusCode::SERVICE_UNAVAILABLE;
             let detail = if is_away {
-                "the store does not take or give events now: try again"
+                "the store is unavailable: retry"
             } else {
                 "the request could not be served: the server's log says why"
             };

@@ -23,7 +23,7 @@ const SELECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// `import-origin`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// The database of the platform that this replaces, such as
+    /// The database of the platform that dezky replaces, such as
     /// `mongodb://host/platform`
     #[arg(long, value_name = "URL", env = FROM_VARIABLE, hide_env_values = true)]
     from: String,
@@ -33,8 +33,8 @@ pub(crate) struct Options {
     /// Report what would be imported, and write nothing
     #[arg(long)]
     dry_run: bool,
-    /// The name of a collection that isn't called as usual: events, tenants, partners,
-    /// users, flags or cursors
+    /// The name of a collection that differs from the default; kinds are events, tenants,
+    /// partners, users, flags and cursors
     #[arg(long = "collection", value_name = "KIND=NAME")]
     collections: Vec<String>,
     /// Print one JSON object
@@ -60,11 +60,13 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     })?;
     if !names.iter().any(|name| there.contains(name)) {
         return Err(Failure::usage(
-            "--from: none of the collections is there: name another database, or the collections by --collection KIND=NAME",
+            "--from: the database has none of the collections: name another database, or the collections by --collection KIND=NAME",
         ));
     }
-    let head_file = HeadFile::new(settings.head_path(&to.url));
-    head_file.check_missing(async || Ok(store::schema(&to).await?.found.is_empty())).await?;
+    if let Some(path) = settings.head_path_of(&to.url) {
+        let is_missing = async || Ok(store::schema(&to).await?.found.is_empty());
+        HeadFile::new(path).check_missing(is_missing).await?;
+    }
     let platform = if dry_run {
         None
     } else {
@@ -85,7 +87,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     let done = tokio::select! {
         done = import.run() => done.map_err(broken),
         () = signals.next() => Err(Failure::failed(
-            "stopped: what was imported stays, and the same command goes on",
+            "stopped: the imported documents stay, and the same command resumes the import",
         )),
     };
     signals.end_at_once_on_the_next();
@@ -105,7 +107,7 @@ fn report(report: &Report, as_json: bool) -> Result<(), Failure> {
     match report.refused() {
         0 => Ok(()),
         refused => Err(Failure::failed(format!(
-            "{refused} documents were refused: mend what the report names, and import again"
+            "{refused} documents were refused: fix those that the report names, and import again"
         ))),
     }
 }
@@ -147,7 +149,9 @@ fn broken(broken: Broken) -> Failure {
         Broken::Source(error) => format!("--from: {}", mongo_error(&error)),
         Broken::Target(error) => format!("--to: {error}"),
     };
-    Failure::failed(format!("{what}: what was imported stays, and the same command goes on"))
+    Failure::failed(format!(
+        "{what}: the imported documents stay, and the same command resumes the import"
+    ))
 }
 
 #[cfg(test)]

@@ -8,9 +8,10 @@ use super::fields::Fields;
 /// The result for a cursor.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Cursor {
-    /// It continues here.
+    /// Reading continues here.
     At(String),
-    /// It can't continue, for this reason: the source is read again, and duplicates add nothing.
+    /// Reading can't continue, for this reason: the source is read again, and duplicates add
+    /// nothing.
     Again(&'static str),
 }
 
@@ -24,7 +25,7 @@ pub(super) fn cursor(fields: &mut Fields) -> (String, Cursor) {
     let cursor = match source.split(':').next() {
         Some(authentik::SOURCE) => match Timestamp::parse(&said) {
             Some(at) => Cursor::At(authentik::cursor_from(at)),
-            None => Cursor::Again("it is no time"),
+            None => Cursor::Again("it is not a time"),
         },
         // The tail verifies the place before it reads from there.
         Some(ocis::SYSTEM) => match tail::Cursor::parse(&said) {

@@ -22,13 +22,13 @@ pub(super) fn flag(fields: &mut Fields, report: &mut Collection) -> Result<Flag,
     let pct = fields.number("pct").unwrap_or(0.0);
     // Leaving out a part of the scope must not widen the flag.
     if fields.has_other_than_part("scope") {
-        return Err("scope is no object: mend it there, then import again".into());
+        return Err("scope is not an object: fix it in the source, then import again".into());
     }
     let mut scope = fields.part("scope");
     for axis in ["plans", "tenantSlugs", "partnerSlugs", "environments"] {
         if scope.has_other_than_texts(axis) {
             return Err(format!(
-                "scope.{axis} is no list of texts: mend it there, then import again"
+                "scope.{axis} is not a list of texts: fix it in the source, then import again"
             ));
         }
     }
@@ -51,7 +51,7 @@ pub(super) fn flag(fields: &mut Fields, report: &mut Collection) -> Result<Flag,
     let other_axes = scope.rest();
     if let Some(axis) = other_axes.keys().next() {
         return Err(format!(
-            "scope.{axis} is no axis of a scope here, and without it the flag would be for more: remove it there, or make the flag anew"
+            "scope.{axis} is not an axis of a scope here, and without it the flag would apply to more tenants: remove it in the source, or create the flag anew"
         ));
     }
     fields.take("createdAt");
@@ -113,7 +113,7 @@ fn change(mut entry: Fields, created_at: Timestamp) -> Change {
     }
 }
 
-/// The difference between the states before and after, or a field of its own.
+/// The difference between the states before and after, or a separate field.
 fn differences(entry: &mut Fields) -> Vec<FieldChange> {
     let field = entry.text("field");
     match (field, value(entry, "from"), value(entry, "to")) {
@@ -179,11 +179,14 @@ mod tests {
     #[test]
     fn what_would_widen_a_flag_is_refused() {
         let (flag, _) = mapped(doc! {"key": "a", "state": "rollout", "scope": {"regions": ["eu"]}});
-        assert!(flag.unwrap_err().starts_with("scope.regions is no axis"));
+        assert!(flag.unwrap_err().starts_with("scope.regions is not an axis"));
         for (scope, says) in [
-            (Bson::from(doc! {"plans": [{"key": "pro"}]}), "scope.plans is no list of texts"),
-            (doc! {"tenantSlugs": {"acme": true}}.into(), "scope.tenantSlugs is no list of texts"),
-            ("pro".into(), "scope is no object"),
+            (Bson::from(doc! {"plans": [{"key": "pro"}]}), "scope.plans is not a list of texts"),
+            (
+                doc! {"tenantSlugs": {"acme": true}}.into(),
+                "scope.tenantSlugs is not a list of texts",
+            ),
+            ("pro".into(), "scope is not an object"),
         ] {
             let (flag, _) = mapped(doc! {"key": "a", "state": "rollout", "pct": 9, "scope": scope});
             assert!(flag.unwrap_err().starts_with(says));

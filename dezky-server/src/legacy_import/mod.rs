@@ -273,9 +273,7 @@ impl Import<'_> {
             let outcome = match cursor {
                 OldCursor::At(cursor) => self.set_cursor(&source, cursor, collection).await?,
                 OldCursor::Again(why) => {
-                    format!(
-                        "{why}: the source is read again, and what is here already adds nothing"
-                    )
+                    format!("{why}: the source is read again, and existing events add nothing")
                 }
             };
             report.cursors.push(TakenCursor { source, outcome });

@@ -16,8 +16,9 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use super::refusal::Refusal;
+use crate::http::body::LONE_SURROGATE;
 
-/// What a request states about one member of the context.
+/// The statement of a request about one member of the context.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) enum Said {
     #[default]
@@ -189,7 +190,7 @@ fn text(name: &str, value: Option<&RawValue>, max_bytes: usize) -> Result<Said, 
             refused("must be without control characters: take them out".into())
         }
         Ok(text) => Ok(Said::Is(text)),
-        Err(_) => refused("must be Unicode text: it has a lone surrogate".into()),
+        Err(_) => refused(LONE_SURROGATE.into()),
     }
 }
 
@@ -199,7 +200,7 @@ pub(super) enum Asker<'a> {
     /// May evaluate for any tenant, known to the directory or not.
     Operator,
     /// May evaluate for the tenants with these ids.
-    #[cfg_attr(not(test), expect(dead_code, reason = "members have no tokens of their own yet"))]
+    #[cfg_attr(not(test), expect(dead_code, reason = "members have no tokens yet"))]
     Member(&'a [&'a str]),
 }
 
@@ -404,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn members_beside_the_context_may_hold_anything() {
+    fn members_next_to_the_context_may_hold_anything() {
         let context = r#""context":{"targetingKey":"t-1"}"#;
         for body in [
             format!(r#"{{"\ud83d":1,{context}}}"#),

@@ -10,24 +10,40 @@ use axum::response::{IntoResponse as _, Response};
 use dezky_flags::live::Subscription;
 use futures_util::stream;
 
+use super::refusal::Refusal;
 use crate::app::AppState;
 use crate::app::flag_feed::StreamPermit;
+use crate::http::parameters::Parameters;
+use crate::http::problem::Problem;
 
 /// How often a comment keeps a silent stream alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+const LAST_EVENT_ID_PARAMETER: &str = "lastEventId";
 
 /// `GET /ofrep/v1/events`: a notice for every change of the flags, and a first one
 /// unless `Last-Event-ID` names the current flags: a client that evaluated before it
 /// connected may have missed a change.
-pub(super) async fn events(State(state): State<AppState>, headers: HeaderMap) -> Response {
+///
+/// Clients whose event source can't set that header send it as the parameter `lastEventId`.
+pub(super) async fn events(
+    State(state): State<AppState>,
+    parameters: Result<Parameters, Problem>,
+    headers: HeaderMap,
+) -> Response {
+    let known = parameters.and_then(|given| given.only(&[LAST_EVENT_ID_PARAMETER]).map(|()| given));
+    let parameters = match known {
+        Ok(parameters) => parameters,
+        Err(problem) => return Refusal::from(problem).answer(None),
+    };
     let Some(permit) = state.flag_feed.admit() else {
         return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "5")]).into_response();
     };
     // Subscribed before the current set is read, so that no change is missed in between.
     let changes = state.platform.live.subscribe();
     let id = state.flag_digest.id(&state.platform.live.current());
-    let is_seen = headers.get(LAST_EVENT_ID).is_some_and(|seen| seen.as_bytes() == id.as_bytes());
+    let is_seen = headers.get(LAST_EVENT_ID).is_some_and(|seen| seen.as_bytes() == id.as_bytes())
+        || parameters.get(LAST_EVENT_ID_PARAMETER) == Some(&*id);
     let stream = Notices { first: (!is_seen).then(|| notice(id)), changes, permit, state };
     let notices = stream::unfold(stream, |mut stream| async {
         let notice = stream.next().await?;

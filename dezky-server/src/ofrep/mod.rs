@@ -23,11 +23,14 @@ use self::events::events;
 use self::refusal::Refusal;
 use crate::app::AppState;
 use crate::http::body;
-use crate::http::parameters::Name;
+use crate::http::parameters::{Name, Parameters};
 use crate::http::problem::Problem;
 
 /// The most bytes of an evaluation's body.
 const MAX_BODY_BYTES: usize = 64 << 10;
+/// The parameters with which a client repeats what a change notice told it. The tag makes them
+/// unnecessary.
+const FETCH_PARAMETERS: [&str; 2] = ["flagConfigEtag", "flagConfigLastModified"];
 /// The idle time after which a client may close its event stream.
 const INACTIVITY_SECONDS: u32 = 120;
 
@@ -68,17 +71,24 @@ struct All<'a> {
 async fn evaluate(
     State(state): State<AppState>,
     name: Result<Name, Problem>,
+    parameters: Result<Parameters, Problem>,
     request: Request,
 ) -> Response {
     // A name that is not UTF-8 names no flag.
     let key = name.map_or_else(|_| String::new(), |Name(key)| key);
-    match decide(&state, &key, request).await {
+    match decide(&state, &key, parameters, request).await {
         Ok(resolution) => Json(Told { key: &key, resolution }).into_response(),
         Err(refusal) => refusal.answer(Some(&key)),
     }
 }
 
-async fn decide(state: &AppState, key: &str, request: Request) -> Result<Resolution, Refusal> {
+async fn decide(
+    state: &AppState,
+    key: &str,
+    parameters: Result<Parameters, Problem>,
+    request: Request,
+) -> Result<Resolution, Refusal> {
+    parameters?.only(&[])?;
     let (given, _) = read(request).await?;
     let flags = state.platform.live.current();
     let decision = match fill_in(state, &given, || asks_whether_active(&flags, Some(key))).await {
@@ -90,8 +100,12 @@ async fn decide(state: &AppState, key: &str, request: Request) -> Result<Resolut
 }
 
 /// `POST /ofrep/v1/evaluate/flags`: all of them, from one snapshot.
-async fn evaluate_all(State(state): State<AppState>, request: Request) -> Response {
-    match decide_all(&state, request).await {
+async fn evaluate_all(
+    State(state): State<AppState>,
+    parameters: Result<Parameters, Problem>,
+    request: Request,
+) -> Response {
+    match decide_all(&state, parameters, request).await {
         Ok(response) => response,
         Err(refusal) => refusal.answer(None),
     }
@@ -99,7 +113,12 @@ async fn evaluate_all(State(state): State<AppState>, request: Request) -> Respon
 
 /// While the store is away a request that needs it is refused as a whole, so that clients keep
 /// the answers that they have.
-async fn decide_all(state: &AppState, request: Request) -> Result<Response, Refusal> {
+async fn decide_all(
+    state: &AppState,
+    parameters: Result<Parameters, Problem>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    parameters?.only(&FETCH_PARAMETERS)?;
     let (given, headers) = read(request).await?;
     let flags = state.platform.live.current();
     let axes = fill_in(state, &given, || asks_whether_active(&flags, None)).await?;

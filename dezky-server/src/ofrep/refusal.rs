@@ -42,7 +42,7 @@ impl Refusal {
     }
 
     pub(super) fn flag_not_found() -> Self {
-        let details = "there is no such flag: GET /flags lists those there are";
+        let details = "there is no such flag: GET /flags lists the flags";
         Self::asked(StatusCode::NOT_FOUND, "FLAG_NOT_FOUND", details)
     }
 

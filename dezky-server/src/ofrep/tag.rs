@@ -1,4 +1,4 @@
-//! Entity tags of bulk answers: they tell whether an answer has changed without computing it.
+//! Entity tags of bulk answers, which show without evaluating whether an answer has changed.
 
 use std::sync::Arc;
 

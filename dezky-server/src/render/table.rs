@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 /// The widest column.
 const MAX_WIDTH: usize = 44;
 
-/// Whether a character moves, hides or reorders what a terminal shows: control and
+/// Whether a character moves, hides or reorders the text on a terminal: control and
 /// format characters (Unicode's Cc and Cf), and the separators of lines and paragraphs.
 fn is_steering(c: char) -> bool {
     c.is_control()

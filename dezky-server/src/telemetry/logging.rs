@@ -35,7 +35,7 @@ pub(crate) fn start(config: &LogConfig) {
             Ok(sink) => log.write_to(sink),
             Err(_) => log.write_to(io::stderr()),
         });
-        std::panic::set_hook(Box::new(|panic| tracing::error!("a task broke down: {panic}")));
+        std::panic::set_hook(Box::new(|panic| tracing::error!("a task panicked: {panic}")));
         log
     });
     let filter = tracing_subscriber::EnvFilter::new(&config.level);

@@ -1,3 +1,3 @@
-//! What the process tells of itself.
+//! Telemetry: logs.
 
 pub(crate) mod logging;

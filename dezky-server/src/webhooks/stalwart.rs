@@ -35,8 +35,8 @@ pub(super) async fn receive_instance(
     receive_of(state, &format!("stalwart:{instance}"), peer, &headers, body).await
 }
 
-/// Answers after the events are durable. Ignores the content type and never redirects: Stalwart
-/// would lose the batch.
+/// Answers after the events are durable. Ignores the content type and never redirects, because
+/// Stalwart would lose the batch.
 async fn receive_of(
     State(state): State<AppState>,
     source: &str,

@@ -1,11 +1,11 @@
-//! Who may ask, and how the timeline tells who changed what.
+//! Callers that are admitted, and how the timeline names those that change something.
 
 use dezky_core::Actor;
 use dezky_core::directory::{Edit, NewUser};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Beside, Client, Server, in_order};
+use crate::support::{Client, Embedder, Server, in_order};
 
 const TOKEN: &str = "operator-token-0123456789";
 
@@ -148,11 +148,11 @@ async fn every_change_is_on_the_timeline_when_its_answer_returns() {
         [("DEZKY_OPERATOR_TOKEN", TOKEN), ("DEZKY_TRUSTED_PROXIES", "127.0.0.1,10.0.0.0/8")];
     let server = Server::start(&proxies).await;
     let client = server.client.with_token(TOKEN);
-    let beside = Beside::open(&server).await;
+    let embedder = Embedder::open(&server).await;
     let user = NewUser { name: Some("Olga".into()), ..NewUser::new("https://id.example", "s") };
-    let user = beside.directory.create_user(user, &Edit::by(Actor::system())).await.unwrap();
+    let user = embedder.directory.create_user(user, &Edit::by(Actor::system())).await.unwrap();
     let deactivate: &'static str = format!("/users/{}/deactivate", user.id).leak();
-    beside.close().await;
+    embedder.close().await;
 
     let headers = [
         ("X-Request-Id", "req-7f3a"),

@@ -233,7 +233,7 @@ async fn webhooks_need_no_token_and_no_content_type() {
     server.stop().await;
 }
 
-/// A byte that is no text must not make the proxy's word unreadable: what stands
+/// A byte that is not text must not make the proxy's word unreadable: what stands
 /// left of it was written by the client.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_header_that_is_no_text_neither_hides_nor_forges_the_client() {

@@ -182,7 +182,7 @@ fn flags_and_users_on_the_command_line() {
     no(&["users", "grant-admin", "nobody"], 1, "no such user");
     assert_eq!(json(&["users", "list"])["users"].as_array().unwrap().len(), 3);
 
-    // What was done stands on the timeline, and a mistyped path makes no database.
+    // The changes are on the timeline, and a mistyped path creates no database.
     assert!(verify(&data.join("dezky.db"), &[]).status.success());
     let missing = url(&folder.path().join("missing.db"));
     let said = refusal(&run(&["flags", "list", "--store", &missing], &[]), 2);
@@ -274,7 +274,7 @@ fn an_address_that_can_not_be_listened_to_says_why() {
         .output()
         .unwrap();
     let said = refusal(&output, 2);
-    assert!(said.contains("no such address: name one that it has"), "{said}");
+    assert!(said.contains("does not have this address"), "{said}");
     assert!(!said.contains("end the program"), "{said}");
 }
 

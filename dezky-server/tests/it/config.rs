@@ -10,7 +10,7 @@ fn file(folder: &Path, text: &str) -> PathBuf {
     path
 }
 
-/// What `config check` says about a file and an environment that it refuses.
+/// The refusal of `config check` for a file and an environment.
 fn refused(text: &str, environment: &[(&str, &str)]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = file(folder.path(), text);

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use crate::http2::{PREFACE, frame, live};
 use crate::support::{Process, SECRET, Server, WEBHOOK, until};
 
-/// What is longer than any bound of these tests, and shorter than the one of idle connections
+/// Longer than any bound of these tests, and shorter than the one of idle connections
 /// by default.
 const LONG: Duration = Duration::from_mins(1);
 
@@ -24,7 +24,7 @@ async fn closed(stream: &mut TcpStream) -> Vec<u8> {
     let mut said = Vec::new();
     let mut part = [0; 4_096];
     let reading = async {
-        // One that breaks off has closed as well.
+        // A connection that breaks off has closed as well.
         while let Ok(bytes @ 1..) = stream.read(&mut part).await {
             said.extend_from_slice(&part[..bytes]);
         }

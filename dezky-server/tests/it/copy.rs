@@ -61,7 +61,7 @@ async fn differences(left: &str, right: &str) -> Vec<String> {
     found
 }
 
-/// What the demo leaves, with a deleted tenant, a removed flag, an item in quarantine
+/// The demo's store, with a deleted tenant, a removed flag, an item in quarantine
 /// and events that still wait in the outbox.
 async fn lived_in(folder: &Path) -> String {
     let demo = run(&["demo", "--once", "--data", folder.to_str().unwrap()], &[]);
@@ -147,9 +147,9 @@ async fn what_is_no_beginning_of_the_source_is_refused_and_stays() {
     assert!(refused.contains("holds another log") && refused.contains("nothing was changed"));
     assert_eq!(std::fs::read(folder.path().join("other/dezky.db")).unwrap(), before);
     let same = refusal(&copy(&from, &from, &[]), 2);
-    assert!(same.contains("--to: is the store of --from"), "{same}");
+    assert!(same.contains("--to: is the same store as --from"), "{same}");
     let dotted = from.replace("/from/", "/from/./");
-    assert!(refusal(&copy(&from, &dotted, &[]), 2).contains("is the store of --from"));
+    assert!(refusal(&copy(&from, &dotted, &[]), 2).contains("is the same store as --from"));
     let missing = url(&folder.path().join("missing.db"));
     let none = url(&folder.path().join("none.db"));
     assert!(refusal(&copy(&missing, &none, &[]), 2).starts_with("dezky-server: --from: "));
@@ -207,7 +207,7 @@ async fn a_copy_that_is_interrupted_or_killed_goes_on_where_it_was() {
     let pid = child.id().to_string();
     assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
     let stopped = refusal(&child.wait_with_output().unwrap(), 1);
-    assert!(stopped.contains("the same command goes on from there"), "{stopped}");
+    assert!(stopped.contains("the same command resumes it"), "{stopped}");
 
     let before = rows_at(&path).await;
     assert!((1..20_000).contains(&before), "{before}");

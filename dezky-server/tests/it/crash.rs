@@ -42,7 +42,7 @@ impl Moment {
     }
 }
 
-/// What the kills hit.
+/// The targets of the kills.
 #[derive(Debug, Default)]
 struct Hits {
     starting: usize,
@@ -85,7 +85,7 @@ async fn nothing_is_lost_or_doubled_whenever_the_process_is_killed() {
         } else {
             let mut process = Process::start(folder.path(), &environment);
             let counters = Arc::new(Counters::default());
-            // A connection of its own for each.
+            // A separate connection for each.
             let client = || Client::new(format!("http://{}", process.address));
             let editing = tokio::spawn(operator.stream(client(), chance.fork()));
             let streams: Vec<_> = senders

@@ -4,7 +4,7 @@ use dezky_core::directory::{Edit, Identity, NewUser, TenantKey, UserKey};
 use dezky_core::{Actor, Timestamp};
 use serde_json::{Value, json};
 
-use crate::support::{Beside, Client, Engine, Server, verbs};
+use crate::support::{Client, Embedder, Engine, Server, verbs};
 
 async fn make_tenant(client: &Client, slug: &str) -> Value {
     let body = json!({ "slug": slug, "name": slug, "plan": "pro" });
@@ -157,7 +157,7 @@ pub(crate) async fn a_partner_is_attached_by_id_or_slug_and_their_customers_are_
     client.get("/tenants/late").await.problem(404, "not_found");
     let answer = client.patch("/tenants/beta", json!({ "partnerId": "nobody" })).await;
     assert!(answer.problem(404, "not_found").contains("partnerId"));
-    // Who has one already keeps them until they are detached.
+    // Tenants that have one keep it until they are detached.
     let kept = client.patch("/tenants/acme", json!({ "plan": "basic" })).await.with_status(200);
     assert_eq!(kept["partnerId"], partner["id"]);
 
@@ -339,9 +339,9 @@ pub(crate) async fn users_are_listed_by_their_logins_and_deactivated(engine: Eng
     let server = Server::on(engine, &[]).await;
     let client = &server.client;
     make_tenant(client, "acme").await;
-    let beside = Beside::open(&server).await;
+    let embedder = Embedder::open(&server).await;
     let by = Edit::by(Actor::system());
-    let acme = beside.directory.store().tenant(TenantKey::Slug("acme")).await.unwrap().unwrap();
+    let acme = embedder.directory.store().tenant(TenantKey::Slug("acme")).await.unwrap().unwrap();
     let login = |ms: i64| Timestamp::from_millis(1_790_000_000_000 + ms);
     let mut ids = Vec::new();
     for (n, last_login_at) in
@@ -355,7 +355,7 @@ pub(crate) async fn users_are_listed_by_their_logins_and_deactivated(engine: Eng
             last_login_at,
             ..NewUser::new("https://id.example", format!("s-{n}"))
         };
-        ids.push(beside.directory.create_user(user, &by).await.unwrap().id);
+        ids.push(embedder.directory.create_user(user, &by).await.unwrap().id);
     }
     // Of equals the one with the greater id, which is the one made later, is first.
     for limit in [1, 2, 4, 6, 7] {
@@ -377,10 +377,10 @@ pub(crate) async fn users_are_listed_by_their_logins_and_deactivated(engine: Eng
         (&events[0]["resourceId"], &events[0]["tenantSlug"]),
         (&json!(ids[2]), &json!("acme"))
     );
-    // The program beside sees it at once.
-    let seen = beside.directory.store().user(UserKey::Id(&ids[2])).await.unwrap().unwrap();
+    // The other program sees it at once.
+    let seen = embedder.directory.store().user(UserKey::Id(&ids[2])).await.unwrap().unwrap();
     assert!(!seen.is_active());
-    beside.close().await;
+    embedder.close().await;
     server.stop().await;
 }
 

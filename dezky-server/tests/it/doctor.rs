@@ -159,7 +159,7 @@ async fn what_acts_on_tables_by_itself_is_named() {
     assert!(bad.iter().any(|line| line.contains("dezky_tenants.by_status")), "{bad:?}");
 }
 
-/// The server beside the tests runs without fsync, as nothing in it has to last.
+/// The shared server runs without fsync, as nothing in it has to last.
 #[tokio::test]
 async fn a_postgres_that_syncs_nothing() {
     let database = Database::new(Engine::Postgres).await.unwrap();
@@ -256,7 +256,7 @@ async fn a_mongodb_fit_and_not() {
     let output = doctor(url, &[]);
     let is_missing = |line: &String| line.contains("by_tenant_at_seq");
     assert!(lines(&output, "bad").iter().any(is_missing), "{output:?}");
-    // What an older schema lacks is made by its migration, not by a backup.
+    // Objects that an older schema lacks come from its migration, not from a backup.
     let older = doc! { "$set": { "version": 1_i64 } };
     let schema = collection(url, "dezky_schema").await;
     schema.update_one(doc! { "_id": "audit" }, older).await.unwrap();

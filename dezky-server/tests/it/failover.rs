@@ -19,7 +19,7 @@ const SENDERS: usize = 3;
 /// How long a worker's lease holds.
 const LEASE: Duration = Duration::from_secs(10);
 
-/// Who holds the workers' leases.
+/// The holder of the workers' leases.
 async fn holders(database: &mut SqliteConnection) -> BTreeMap<String, String> {
     let query = sqlx::query_as("SELECT name, holder FROM dezky_leases");
     query.fetch_all(database).await.unwrap().into_iter().collect()
@@ -36,7 +36,7 @@ async fn stream(
         sender.queue();
         let which = usize::from(sender.chance.one_in(2));
         let client = servers.lock().unwrap()[which].clone();
-        // What a server that is gone did not acknowledge goes to any.
+        // Requests that a dead server did not acknowledge go to any.
         let _ = sender.send(&client, &counters).await;
         sender.chance.pause(Duration::from_millis(20)).await;
     }

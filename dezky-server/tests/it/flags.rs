@@ -6,7 +6,7 @@ use reqwest::Method;
 use reqwest::header::IF_MATCH;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Beside, Client, Engine, Process, Server, in_order, until, verbs};
+use crate::support::{Answer, Client, Embedder, Engine, Process, Server, in_order, until, verbs};
 
 /// Changes a flag if it has the version that `if_match` names.
 async fn patch_if(client: &Client, key: &str, if_match: &str, body: Value) -> Answer {
@@ -329,7 +329,7 @@ pub(crate) async fn decisions_follow_plan_partner_and_environment_and_say_why(en
         assert_eq!(evaluate(client, "?explain=false", tenant, environment).await, values);
         assert_eq!(evaluate(client, "?explain=true", tenant, environment).await, explained);
     }
-    // What the tenant is by now counts, not what it was.
+    // The tenant's current state counts, not its former one.
     let detach = json!({ "partnerId": null, "plan": "basic" });
     client.patch("/tenants/acme", detach).await.with_status(200);
     let explained = evaluate(client, "?explain=true", "acme", None).await;
@@ -551,11 +551,11 @@ async fn a_request_that_is_no_document_is_a_problem() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_key_of_the_evaluation_is_reserved() {
     let server = Server::start(&[]).await;
-    let beside = Beside::open(&server).await;
+    let embedder = Embedder::open(&server).await;
     let by = Edit::by(Actor::user("u-1"));
     for key in ["evaluate", "evaluate.x"] {
-        let made = beside.flags.create(NewFlag::new(key), &by).await;
-        let seeded = beside.flags.seed(&[NewFlag::new(key)], &by).await;
+        let made = embedder.flags.create(NewFlag::new(key), &by).await;
+        let seeded = embedder.flags.seed(&[NewFlag::new(key)], &by).await;
         if key == "evaluate" {
             assert_eq!(made.unwrap_err().code(), "field_invalid");
             assert_eq!(seeded.unwrap_err().code(), "field_invalid");
@@ -564,7 +564,7 @@ async fn the_key_of_the_evaluation_is_reserved() {
         }
     }
     assert_eq!(server.client.get("/flags").await.json["flags"].as_array().unwrap().len(), 1);
-    beside.close().await;
+    embedder.close().await;
     server.stop().await;
 }
 

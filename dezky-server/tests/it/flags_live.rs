@@ -7,7 +7,7 @@ use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{SqliteAuditStore, SqliteConfig};
 use serde_json::{Value, json};
 
-use crate::support::{Beside, Client, Engine, Server, program, refusal, run, stdout, until};
+use crate::support::{Client, Embedder, Engine, Server, program, refusal, run, stdout, until};
 
 async fn tenant(client: &Client) {
     let tenant = json!({ "slug": "acme", "name": "Acme", "plan": "pro" });
@@ -70,7 +70,7 @@ async fn invalid_flags_are_listed_and_can_be_killed_and_removed() {
     tx.commit().await.unwrap();
     log.close().await;
 
-    let beside = Beside::open(&server).await;
+    let embedder = Embedder::open(&server).await;
     let listed = client.get("/flags").await.with_status(200);
     assert_eq!(listed["flags"].as_array().unwrap().len(), 1);
     let invalid: Vec<_> = listed["invalid"].as_array().unwrap().iter().collect();
@@ -97,7 +97,7 @@ async fn invalid_flags_are_listed_and_can_be_killed_and_removed() {
     let removed = run(&["flags", "remove", "b", "--store", &url], &[]);
     assert!(removed.status.success(), "{removed:?}");
     assert!(client.get("/flags").await.with_status(200).get("invalid").is_none());
-    beside.close().await;
+    embedder.close().await;
     server.stop().await;
 }
 

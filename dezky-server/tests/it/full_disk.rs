@@ -1,4 +1,4 @@
-//! A disk that is full, and has room again: a server on it as a process of its own.
+//! A disk that is full and has room again: a server on it as a separate process.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -15,8 +15,8 @@ const MIB: usize = 1 << 20;
 /// The length of a file that meets a bound on sizes before all others do.
 const BOUND: u64 = 64 << 20;
 
-/// A disk with room for 6 MiB, of which 4 are taken at first. Where nothing may be mounted
-/// a bound on the size of the server's files does the same to it.
+/// A disk with room for 6 MiB, of which 4 are taken at first. If mounting is not allowed, a bound on
+/// the size of the server's files has the same effect.
 struct Disk {
     folder: TempDir,
     /// For what is not to meet the full disk.
@@ -159,7 +159,7 @@ async fn the_next_write_after_there_is_room_is_taken() {
     };
     refused.problem(503, "store_unavailable");
     disk.fill(&server);
-    // What was written in vain is room for less.
+    // A failed large write leaves room for smaller ones.
     let mut edits = 0;
     loop {
         let edit = json!({ "description": edits.to_string() });
@@ -233,6 +233,29 @@ async fn a_start_on_a_full_disk_serves_reads_and_says_so() {
     server.stop().await;
 }
 
+#[test]
+fn a_new_store_for_which_there_is_no_room_leaves_no_empty_file() {
+    let disk = Disk::new();
+    disk.fill_up();
+    let (url, head) = (disk.url(), disk.apart.path().join("audit.head"));
+    let mut shell = Command::new("sh");
+    let bound = if disk.is_mounted { "" } else { "ulimit -S -f 0; " };
+    shell.args(["-c", &format!("trap '' XFSZ; {bound}exec \"$0\" migrate")]);
+    shell.arg(env!("CARGO_BIN_EXE_dezky-server")).env_clear();
+    let output = shell.env("DEZKY_STORE", &url).env("DEZKY_HEAD_PATH", &head).output().unwrap();
+    assert!(!output.status.success(), "{output:?}");
+    let mut names: Vec<_> = std::fs::read_dir(disk.folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.retain(|name| name.starts_with("audit.db"));
+    assert!(names.is_empty(), "{names:?}");
+    // An empty file that was there stays.
+    std::fs::write(disk.path("audit.db"), "").unwrap();
+    assert!(!shell.output().unwrap().status.success());
+    assert!(Path::new(&disk.path("audit.db")).exists());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_webhook_is_spooled_as_soon_as_the_spools_disk_has_room() {
     let disk = Disk::new();
@@ -292,7 +315,7 @@ async fn a_log_on_a_full_disk_holds_no_request_up_and_tells_later_how_many_lines
     let set = [
         ("DEZKY_STORE", url.as_str()),
         ("DEZKY_LOG_FORMAT", "json"),
-        // One line a request, and no others.
+        // Only one line per request.
         ("DEZKY_LOG", "dezky_server::router=info"),
     ];
     let server = Process::start_by(command, disk.apart.path(), &set);

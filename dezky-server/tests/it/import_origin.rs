@@ -120,6 +120,28 @@ async fn a_second_import_and_the_sources_themselves_add_nothing() {
     server.stop().await;
 }
 
+/// `head.path` notes the configured store's log: another store has nothing to do with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_head_file_is_that_of_the_configured_store() {
+    let (there, _) = before().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (to, head) = (url(folder.path()), folder.path().join("noted.head"));
+    let note = json!({
+        "version": 1, "logId": "0193b3c0-7d3a-7000-8000-00000000002a", "nextSeq": 7,
+        "headHash": "11".repeat(32),
+    });
+    std::fs::write(&head, note.to_string()).unwrap();
+    let head = head.display().to_string();
+    let import =
+        |set: &[(&str, &str)]| run(&["import-origin", "--from", &there.url, "--to", &to], set);
+    let set = [("DEZKY_HEAD_PATH", head.as_str()), ("DEZKY_STORE", &to)];
+    let said = refusal(&import(&set), 2);
+    assert!(said.contains("found no log") && said.contains("noted.head"), "{said}");
+    assert!(!folder.path().join("audit.db").exists());
+    let output = import(&set[..1]);
+    assert!(output.status.success(), "{output:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_is_where_it_belongs() {
     let (there, database) = before().await;
@@ -134,7 +156,7 @@ async fn everything_is_where_it_belongs() {
     // The one about the quarantine is of today.
     let events = rows.iter().map(|row| &row.stored.event);
     let own: Vec<_> = events.filter(|event| event.action != "ingest.quarantined").collect();
-    // The one without a time of its own comes first.
+    // The event without a time comes first.
     assert!(own[1..].is_sorted_by_key(|event| event.at));
     assert!(rows.iter().all(|row| !format!("{:?}", row.stored).contains("S3CRET")), "{rows:?}");
     let find = |raw_id: u32| {
@@ -233,7 +255,7 @@ async fn what_can_not_be_is_told_and_the_rest_is_imported() {
     let other = Database::new(Engine::Mongodb).await.unwrap();
     let nothing = url(&folder.path().join("none"));
     let none = refusal(&import(&other.url, &nothing, &["--dry-run"]), 2);
-    assert!(none.contains("none of the collections is there"), "{none}");
+    assert!(none.contains("the database has none of the collections"), "{none}");
     for (from, says) in [
         ("sqlite:///x.db", "--from: must be the URL of a database of MongoDB"),
         ("mongodb://127.0.0.1:1", "--from: must be the URL of a database of MongoDB"),

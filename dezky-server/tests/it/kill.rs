@@ -1,4 +1,4 @@
-//! What was acknowledged is there, once, whenever the process is killed.
+//! Acknowledged events are there, once, whenever the process is killed.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::support::{Client, Process, WEBHOOK, run, stdout, until};
 const ROUNDS: usize = 20;
 const CLIENTS: usize = 4;
 
-/// One sender, which repeats what was not acknowledged.
+/// A sender, which repeats requests that were not acknowledged.
 struct Sender {
     number: usize,
     sent: usize,
@@ -71,7 +71,7 @@ async fn what_was_acknowledged_survives_every_kill() {
         let streams: Vec<_> = senders
             .drain(..)
             .map(|sender| {
-                // A connection of its own for each.
+                // A separate connection for each.
                 let client = Client::new(format!("http://{}", process.address));
                 tokio::spawn(sender.stream(client, Arc::clone(&acknowledged)))
             })

@@ -25,13 +25,13 @@ const EDITORS: usize = FLAGS.len() + TENANTS.len();
 const FLAGS: [&str; 3] = ["common", "first", "second"];
 const TENANTS: [&str; 2] = ["acme", "beta"];
 
-/// One who changes things until the server is gone.
+/// A client that changes documents until the server is gone.
 struct Editor {
     number: usize,
     /// Counts what was acknowledged. A change that was not is wished again, which
     /// changes nothing where it had been made.
     step: usize,
-    /// What was acknowledged, by document.
+    /// The acknowledged changes, by document.
     acknowledged: HashMap<String, u64>,
 }
 
@@ -54,7 +54,7 @@ impl Editor {
         let Self { number, step, .. } = self;
         match number {
             0 | 1 => {
-                // The first and the second have a flag of their own each.
+                // The first and the second have one flag each.
                 let key = if step % 2 == 0 { FLAGS[0] } else { FLAGS[1 + number] };
                 let body = json!({ "description": format!("{number}-{step}"), "state": "on" });
                 (Method::PATCH, format!("/flags/{key}"), "", body)
@@ -85,7 +85,7 @@ async fn make_documents(client: &Client) {
     }
 }
 
-/// What committed before a kill waits in the outbox for its place.
+/// Changes committed before a kill wait in the outbox for their place.
 async fn relayed(folder: &Path) {
     let url = format!("sqlite://{}", folder.join("dezky.db").display());
     let mut database = SqliteConnection::connect(&url).await.unwrap();
@@ -159,7 +159,7 @@ async fn a_change_and_its_event_are_both_there_or_neither_is() {
         let edits: Vec<_> = editors
             .drain(..)
             .map(|editor| {
-                // A connection of its own for each.
+                // A separate connection for each.
                 let client = Client::new(format!("http://{}", process.address));
                 tokio::spawn(editor.edit(client, Arc::clone(&acknowledged)))
             })

@@ -76,7 +76,7 @@ fn now() -> i64 {
     TokioRuntime.now().as_millis()
 }
 
-/// What has happened and must be in the log.
+/// Everything that happened and must be in the log.
 #[derive(Default)]
 struct Happened {
     /// Keys of Authentik's events.
@@ -408,7 +408,7 @@ pub(crate) struct Sender {
     acknowledged: Vec<(String, usize)>,
 }
 
-/// What the senders of a round share.
+/// The state that the senders of a round share.
 #[derive(Default)]
 pub(crate) struct Counters {
     /// How many events were acknowledged.
@@ -551,7 +551,7 @@ impl Operator {
     }
 }
 
-/// What holds of every log: no place twice, none left out, no event of losses.
+/// Invariants of every log: no place twice, none left out, no event of losses.
 fn check_order(events: &[Value]) {
     let mut places: Vec<_> = events.iter().map(|event| event["seq"].as_u64().unwrap()).collect();
     places.sort_unstable();
@@ -570,7 +570,7 @@ pub(crate) fn store(folder: &Path) -> String {
     format!("sqlite://{}", folder.join("dezky.db").display())
 }
 
-/// The database of a server in `folder`, beside the server.
+/// The database of a server in `folder`, opened by the test.
 pub(crate) async fn open(folder: &Path) -> SqliteConnection {
     SqliteConnection::connect(&store(folder)).await.unwrap()
 }

@@ -23,6 +23,7 @@ mod failover;
 mod flags;
 mod flags_live;
 mod full_disk;
+mod head_file;
 mod http2;
 #[cfg(feature = "legacy-import")]
 mod import_origin;
@@ -48,4 +49,3 @@ mod spool;
 mod stored;
 mod support;
 mod taken_files;
-mod witness;

@@ -167,6 +167,21 @@ async fn what_is_wrong_is_said_in_ofreps_words() {
         assert_eq!((answer.status.as_u16(), &answer.json["errorCode"]), (400, &json!(code)));
         assert!(answer.json["errorDetails"].as_str().unwrap().contains(part), "{answer:?}");
     }
+    // A parameter that nothing reads is refused; those of the protocol are known.
+    let body = || json!({ "context": { "targetingKey": "t" } });
+    for (path, documented) in [(ALL.to_owned(), ALL), (format!("{ALL}/some"), ONE)] {
+        let answer = client.post(&format!("{path}?plan=pro"), body()).await;
+        check("post", documented, &answer);
+        assert_eq!((answer.status.as_u16(), &answer.json["errorCode"]), (400, &json!("GENERAL")));
+        let details = answer.json["errorDetails"].as_str().unwrap();
+        assert!(details.starts_with("plan is not a parameter"), "{details}");
+    }
+    let metadata = "?flagConfigEtag=x&flagConfigLastModified=1771622898";
+    client.post(&format!("{ALL}{metadata}"), body()).await.with_status(200);
+    let answer = client.get(&format!("{EVENTS}?plan=pro")).await;
+    check("get", EVENTS, &answer);
+    let details = answer.with_status(400)["errorDetails"].to_string();
+    assert!(details.contains("plan is not a parameter: there are lastEventId"), "{details}");
     let unknown = one(client, "no.such-flag", json!({ "targetingKey": "t" })).await;
     assert_eq!(
         (unknown.status.as_u16(), &unknown.json["errorCode"], &unknown.json["key"]),
@@ -279,7 +294,7 @@ async fn a_token_is_wanted_and_a_refusal_has_no_body() {
             assert!([200, 404].contains(&status.as_u16()), "{path}: {status}");
         }
     }
-    // Elsewhere the key is no token.
+    // Elsewhere the key is not a token.
     let flags = server.client.request(Method::GET, "/flags").header("X-API-Key", TOKEN);
     server.client.send(flags).await.problem(401, "unauthorized");
     server.stop().await;
@@ -309,7 +324,7 @@ async fn a_tag_changes_with_the_flags_and_with_the_context() {
         assert_eq!((answer.status.as_u16(), answer.header("etag")), (304, &*tag), "{known:?}");
     }
     assert_eq!(usage().await, before);
-    // What decides nothing changes nothing; nor does saying what the directory says.
+    // Members that decide nothing do not change the tag; nor does repeating the directory's values.
     let same = json!({ "targetingKey": "t-acme", "tenantSlug": "acme", "more": 1 });
     assert_eq!(all_unless(client, same, &[&tag]).await.status, 304);
     let context = json!({ "targetingKey": "t-acme", "plan": "basic" });
@@ -423,6 +438,8 @@ async fn the_event_stream_tells_of_changes_and_ends_with_the_server() {
     let (mut anew, mut anew_rest) = (open(None).await, String::new());
     assert_eq!(next_event(&mut anew, &mut anew_rest).await, Some(notice(&now)));
     let (mut again, mut again_rest) = (open(Some(&now)).await, String::new());
+    let by_parameter = client.request(Method::GET, &format!("{EVENTS}?lastEventId={now}"));
+    let (mut named, mut named_rest) = (by_parameter.send().await.unwrap(), String::new());
     // Another store's flags of the same revision are not those.
     let (revision, _) = now.split_once('-').unwrap();
     let other = format!("{revision}-0123456789abcdef");
@@ -434,8 +451,9 @@ async fn the_event_stream_tells_of_changes_and_ends_with_the_server() {
     assert_ne!(then, now);
     for (stream, rest) in [
         (&mut anew, &mut anew_rest),
-        // Who has seen the flags is told of the next one first.
+        // A client that has seen the flags is first told of the next change.
         (&mut again, &mut again_rest),
+        (&mut named, &mut named_rest),
         (&mut behind, &mut behind_rest),
     ] {
         assert_eq!(next_event(stream, rest).await, Some(notice(&then)));
@@ -556,7 +574,7 @@ fn clients() -> PathBuf {
     PathBuf::from(folder)
 }
 
-/// Lets a client read a server that is a process of its own, up to its end.
+/// Lets a client process read a server, until the client ends.
 async fn reads_the_server(mut command: tokio::process::Command) {
     let folder = tempfile::tempdir().unwrap();
     let server = Process::start(folder.path(), &[("DEZKY_OPERATOR_TOKEN", TOKEN)]);
@@ -596,7 +614,7 @@ async fn the_client_of_python_reads_the_server() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_clients_of_javascript_read_the_server() {
     let mut command = tokio::process::Command::new("node");
-    // Modules are looked for beside the script, or where this says.
+    // Modules are resolved next to the script, or in this folder.
     command.arg(script("client.cjs")).env("NODE_PATH", clients().join("javascript/node_modules"));
     reads_the_server(command).await;
 }

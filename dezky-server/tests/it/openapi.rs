@@ -183,12 +183,12 @@ async fn answers_are_as_the_document_says() {
         assert_eq!(answer.status.as_u16(), status, "{method} {path}: {answer:?}");
         check(method, route, &answer);
     }
-    // What the version is asked for.
+    // A version in `If-Match` that is not the current one.
     let stale = server.client.document(Method::PATCH, "/flags/l", r#"{"state":"off"}"#);
     let answer = server.client.send(stale.header("If-Match", "\"7\"")).await;
     assert_eq!(answer.status, 412);
     check("patch", "/flags/{key}", &answer);
-    // What it does not say is seen.
+    // A member that the document lacks is found.
     let mut answer = server.client.get("/flags/l").await;
     check("get", "/flags/{key}", &answer);
     answer.json["more"] = json!(1);

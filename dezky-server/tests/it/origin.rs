@@ -15,7 +15,7 @@ pub(crate) fn stalwart_event(name: &str) -> Value {
     })
 }
 
-/// One whose `id` identifies it.
+/// An event whose `id` identifies it.
 pub(crate) fn old_stalwart_event() -> Value {
     json!({
         "id": "184467440737095516", "createdAt": "2026-08-17T10:00:01Z", "type": "account.created",
@@ -23,7 +23,7 @@ pub(crate) fn old_stalwart_event() -> Value {
     })
 }
 
-/// What Authentik's list holds.
+/// The events of Authentik's list.
 pub(crate) fn authentik_events() -> Vec<Value> {
     (1..=5).map(|n| authentik_event(n, &format!("2026-08-17T09:00:0{n}Z"))).collect()
 }
@@ -125,7 +125,7 @@ fn events() -> Vec<Document> {
     all.push(event(300, 8_000, said("ocis", "10469822:0", "ocis.file_uploaded", &genuine)));
     let shaped = json!({"type": "FileUploaded", "id": "line-1", "path": "/b"});
     all.push(event(301, 8_001, said("ocis", "10469822:200", "ocis.file_uploaded", &shaped)));
-    // Odd ones: brought to normal form, with fields of their own, without a time.
+    // Malformed ones: normalised, with unknown fields, without a time.
     all.push(event(400, 9_000, doc! {"action": "Tenant Deleted!", "actorType": "robot"}));
     all.push(event(
         401,

@@ -108,7 +108,7 @@ async fn a_file_that_is_written_is_named_once() {
         }
     }
     assert_eq!(content(folder), before);
-    // What is only read may be named twice.
+    // Files that are only read may be named twice.
     let twice = [token, ("STALWART_WEBHOOK_SECRET", ""), ("DEZKY_STALWART_SECRET_FILES", "secret")];
     let checked = ended(folder, &["config", "check"], &[twice[0], twice[2]]);
     assert!(checked.status.success(), "{checked:?}");
@@ -258,13 +258,13 @@ fn a_pipe_is_refused_before_it_is_opened() {
     pipe(&folder.join("demo/.lock"));
     let demo = ended(folder, &["demo", "--once", "--data", "demo"], &[]);
     refusal(&demo, 2);
-    // The files that SQLite opens beside a database.
+    // The files that SQLite opens next to a database.
     for ending in ["-wal", "-shm", "-journal"] {
-        let beside = folder.join(format!("dezky.db{ending}"));
-        pipe(&beside);
+        let sibling = folder.join(format!("dezky.db{ending}"));
+        pipe(&sibling);
         let said = refusal(&ended(folder, &["verify"], &[]), 2);
         assert!(said.contains(&format!("dezky.db{ending} is not a regular file")), "{said}");
-        fs::remove_file(&beside).unwrap();
+        fs::remove_file(&sibling).unwrap();
     }
 }
 

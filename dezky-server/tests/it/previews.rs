@@ -1,5 +1,4 @@
-//! Who a change of a flag switches on and off, said before and after it, and flags in
-//! files.
+//! Previews and reports of the tenants that a change of a flag switches, and flags in files.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,10 +8,10 @@ use reqwest::Method;
 use reqwest::header::IF_MATCH;
 use serde_json::{Value, json};
 
-use crate::support::{Client, Engine, Server, refusal, run, stdout, verbs};
+use crate::support::{Client, Engine, Server, program, refusal, run, stdout, verbs};
 
-/// Twenty tenants of two plans, every third a partner's, every fourth pending; beside them
-/// a deleted one.
+/// Twenty tenants of two plans, every third a partner's, every fourth pending; and a deleted
+/// one.
 async fn tenants(client: &Client) -> Vec<String> {
     let partner = json!({ "slug": "reseller", "name": "Reseller" });
     client.post("/partners", partner).await.with_status(201);
@@ -111,7 +110,7 @@ pub(crate) async fn a_change_reaches_exactly_whom_its_preview_names(engine: Engi
         on = now;
     }
     assert!(on.is_empty());
-    // What can reach nobody has nothing to say, and reading a flag neither.
+    // A change that can reach nobody reports nothing, nor does reading a flag.
     let told = client.patch("/flags/k", json!({ "description": "told" })).await.with_status(200);
     assert_eq!(told.get("flipped"), None);
     assert_eq!(client.get("/flags/k").await.with_status(200), told);
@@ -237,7 +236,7 @@ async fn flags_are_previewed_exported_and_imported_on_the_command_line() {
     assert_eq!((&new["gains"]["count"], &new["byPlan"]["pro"]["gains"]), (&json!(10), &json!(10)));
     let shown = run(&["flags", "preview", "new", "--state", "on", "--store", &store], &[]);
     let shown = stdout(&shown);
-    let table = shown.strip_prefix("there is no flag new yet: this is what a new one would do\n");
+    let table = shown.strip_prefix("the flag new does not exist yet: this previews a new one\n");
     assert!(
         table.is_some_and(|t| t.starts_with("new: ~20 of 20 tenants: 20 gain it, 0 lose it\n")),
         "{shown}"
@@ -294,12 +293,12 @@ async fn flags_are_previewed_exported_and_imported_on_the_command_line() {
     assert_eq!(exported["flags"][0], server.client.get("/flags/chat").await.json);
     let mode = std::fs::metadata(&out).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    // What is there is not written through, and no device is replaced.
-    let beside = server.folder.path().join("flags.json.new");
+    // An existing link is not followed, and no device is replaced.
+    let sibling = server.folder.path().join("flags.json.new");
     std::fs::write(server.folder.path().join("other"), "of somebody else").unwrap();
-    std::os::unix::fs::symlink("other", &beside).unwrap();
+    std::os::unix::fs::symlink("other", &sibling).unwrap();
     flags(&store, &["export", "--out", text(&out)]);
-    assert!(std::fs::symlink_metadata(&out).unwrap().is_file() && !beside.exists());
+    assert!(std::fs::symlink_metadata(&out).unwrap().is_file() && !sibling.exists());
     let other = std::fs::read_to_string(server.folder.path().join("other")).unwrap();
     assert_eq!(other, "of somebody else");
     let socket = server.folder.path().join("socket");
@@ -345,6 +344,22 @@ async fn flags_are_previewed_exported_and_imported_on_the_command_line() {
         write(content);
         refused(&store, &["import", text(&file), "--overwrite"], 2, word);
     }
+    // From a pipe.
+    write(json!({ "flags": [{ "key": "pay", "state": "on" }] }));
+    let piped = |content: &Path| {
+        let input = std::fs::File::open(content).unwrap();
+        let mut cat = std::process::Command::new("cat");
+        let mut cat = cat.stdin(input).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut import = program(&["flags", "import", "-", "--json", "--store", &store]);
+        let output = import.stdin(cat.stdout.take().unwrap()).output().unwrap();
+        assert!(cat.wait().unwrap().success());
+        output
+    };
+    let told: Value = serde_json::from_str(&stdout(&piped(&file))).unwrap();
+    assert_eq!(told["flags"], json!({ "pay": { "outcome": "unchanged" } }));
+    write(json!([]));
+    let said = refusal(&piped(&file), 2);
+    assert!(said.contains("-: ") && said.contains("not a flag file"), "{said}");
     let missing = server.folder.path().join("missing.json");
     refused(&store, &["import", text(&missing)], 2, "missing.json: the file can't be read");
     refused(
@@ -354,7 +369,7 @@ async fn flags_are_previewed_exported_and_imported_on_the_command_line() {
         "can't be read",
     );
     let unwritable = server.folder.path().join("no/flags.json");
-    refused(&store, &["export", "--out", text(&unwritable)], 1, "it can't be written");
+    refused(&store, &["export", "--out", text(&unwritable)], 1, "the file can't be written");
     assert_eq!(server.client.get("/flags").await.json["flags"].as_array().unwrap().len(), 2);
     server.stop().await;
 }

@@ -87,7 +87,7 @@ fn quarantine(folder: &TempDir, arguments: &[&str]) -> Output {
     run(&arguments, &[("USER", "ops")])
 }
 
-/// What it prints for machines.
+/// Its output with `--json`.
 fn json(folder: &TempDir, arguments: &[&str]) -> Value {
     let output = quarantine(folder, &[arguments, &["--json"]].concat());
     serde_json::from_str(&stdout(&output)).unwrap_or_else(|_| panic!("{output:?}"))

@@ -67,7 +67,7 @@ async fn a_role_with_select_alone_is_refused_at_the_start_and_may_verify() {
             "{said}"
         );
     }
-    // Who only looks needs no more.
+    // Read-only commands need no more.
     let verified = run(&["verify", "--store", &role.url], &[]);
     assert!(verified.status.success(), "{verified:?}");
     let listed = run(&["flags", "list", "--store", &role.url], &[]);

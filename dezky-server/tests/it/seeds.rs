@@ -11,10 +11,11 @@ use dezky_core::store::AppendOptions;
 use dezky_core::{Actor, NewEvent, Timestamp};
 use dezky_flags::{bucket, seeded_flags};
 use reqwest::Method;
+use reqwest::header::HeaderValue;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, SqliteConnection};
 
-use crate::support::{Beside, Process, Server, WEBHOOK, in_order, until, verbs};
+use crate::support::{Embedder, Process, Server, WEBHOOK, in_order, until, verbs};
 
 const TWO_EVENTS: &str = r#"{"events":[
   {"id":"evt-1","createdAt":"2026-11-21T20:00:00Z","type":"auth.failed","data":{"email":"alice@example.com","ip":"203.0.113.7"}},
@@ -74,6 +75,8 @@ async fn seed_wrong_signature_writes_nothing() {
     let deadbeef = unsigned().header("X-Signature", "deadbeef");
     client.send(deadbeef).await.problem(401, "signature_invalid");
     client.send(unsigned()).await.problem(401, "signature_invalid");
+    let bytes = HeaderValue::from_bytes(b"\xff\xfe").unwrap();
+    client.send(unsigned().header("X-Signature", bytes)).await.problem(401, "signature_invalid");
     assert!(client.all("").await.is_empty());
     assert!(server.running.store().quarantined(0, 10).await.unwrap().is_empty());
     server.stop().await;
@@ -271,11 +274,11 @@ async fn seed_suspend_and_resume_a_tenant_flag_rollout_kill_on() {
 async fn seed_ten_flags_rollout_kill_evaluate_twice_create_and_delete() {
     let server = Server::start(&[]).await;
     let client = &server.client;
-    let beside = Beside::open(&server).await;
+    let embedder = Embedder::open(&server).await;
     // A server that seeds by itself has them already: seeding again adds nothing.
     for _ in 0..2 {
         let by = dezky_flags::Edit::by(Actor::system());
-        beside.flags.seed(&seeded_flags(), &by).await.unwrap();
+        embedder.flags.seed(&seeded_flags(), &by).await.unwrap();
         let listed = client.get("/flags").await.with_status(200);
         let flags = listed["flags"].as_array().unwrap();
         assert_eq!(flags.len(), 10);
@@ -284,7 +287,7 @@ async fn seed_ten_flags_rollout_kill_evaluate_twice_create_and_delete() {
             "{listed}"
         );
     }
-    beside.close().await;
+    embedder.close().await;
     let tenant = json!({ "slug": "acme", "name": "Acme", "plan": "pro" });
     let tenant = client.post("/tenants", tenant).await.with_status(201);
     let id = tenant["id"].as_str().unwrap();
@@ -397,16 +400,16 @@ async fn seed_executing_user_to_tenant() {
         let tenant = client.post("/tenants", tenant).await.with_status(201);
         ids.push(tenant["id"].as_str().unwrap().to_owned());
     }
-    let beside = Beside::open(&server).await;
+    let embedder = Embedder::open(&server).await;
     for (subject, tenant_ids) in [("alice", &ids[..1]), ("both", &ids[..])] {
         let user = NewUser {
             identities: vec![Identity { system: "ocis".into(), id: format!("id-of-{subject}") }],
             tenant_ids: tenant_ids.to_vec(),
             ..NewUser::new("https://id.example", subject)
         };
-        beside.directory.create_user(user, &Edit::by(Actor::system())).await.unwrap();
+        embedder.directory.create_user(user, &Edit::by(Actor::system())).await.unwrap();
     }
-    beside.close().await;
+    embedder.close().await;
 
     let line = |subject: &str, space: &str| {
         format!(

@@ -1,4 +1,4 @@
-//! Databases of the tests' own on the servers beside them, and servers of their own.
+//! Databases for single tests on the shared servers, and servers for single tests.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::database::variable;
 use crate::support::until;
 
-/// What a store can be kept in.
+/// The engines of stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Engine {
     Sqlite,
@@ -18,7 +18,7 @@ pub(crate) enum Engine {
     Mongodb,
 }
 
-/// A database of its own on a server beside the tests, dropped at the end.
+/// A database of one test on a shared server, dropped at the end.
 pub(crate) struct Database {
     pub(crate) url: String,
     _database: crate::database::Database,
@@ -50,7 +50,7 @@ pub(crate) async fn collection(url: &str, name: &str) -> mongodb::Collection<Doc
     client.default_database().unwrap().collection(name)
 }
 
-/// A file beside the programs of the servers, without links: their user may not see those.
+/// A file next to the programs of the servers, with links resolved: their user may not see those.
 fn path_of_server(name: &str) -> PathBuf {
     let path = PathBuf::from(variable("DEZKY_TEST_SERVERS")).join(name);
     path.canonicalize().unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -99,13 +99,13 @@ pub(crate) fn cluster() -> TempDir {
     folder
 }
 
-/// Starts a PostgreSQL on a free port; also returns its URL.
+/// Starts a PostgreSQL, and returns its URL as well.
 async fn start_postgres(
     folder: &Path,
     settings: &[&str],
     environment: &[(&str, String)],
+    port: u16,
 ) -> (Child, String) {
-    let port = free_port();
     let mut command = program_of_server("postgres");
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.arg("-D").arg(folder.join("data")).arg("-p").arg(port.to_string());
@@ -134,7 +134,7 @@ pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A server of a test's own, killed at the end.
+/// A server of one test, killed at the end.
 pub(crate) struct OwnServer {
     child: Child,
     pub(crate) url: String,
@@ -145,13 +145,20 @@ impl OwnServer {
     /// A PostgreSQL with a new cluster that syncs its writes, and with more `settings`.
     pub(crate) async fn postgres(settings: &[&str]) -> Self {
         let folder = cluster();
-        let (child, url) = start_postgres(folder.path(), settings, &[]).await;
+        let (child, url) = start_postgres(folder.path(), settings, &[], free_port()).await;
         Self { child, url, _folder: Some(folder) }
     }
 
     /// A PostgreSQL with the [`cluster`] in `folder`, started with this environment.
     pub(crate) async fn postgres_in(folder: &Path, environment: &[(&str, String)]) -> Self {
-        let (child, url) = start_postgres(folder, &[], environment).await;
+        let (child, url) = start_postgres(folder, &[], environment, free_port()).await;
+        Self { child, url, _folder: None }
+    }
+
+    /// A PostgreSQL with the [`cluster`] in `folder` on this port, so that a test can restart it
+    /// under the same URL.
+    pub(crate) async fn postgres_at(folder: &Path, port: u16) -> Self {
+        let (child, url) = start_postgres(folder, &[], &[], port).await;
         Self { child, url, _folder: None }
     }
 

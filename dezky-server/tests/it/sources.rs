@@ -7,6 +7,7 @@ use std::path::Path;
 use dezky_ingest::signature::Secret;
 use dezky_server::Settings;
 use reqwest::Method;
+use reqwest::header::HeaderValue;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
@@ -263,7 +264,7 @@ async fn each_way_in_says_how_it_is_doing() {
     server.stop().await;
 }
 
-/// What `config check` says about a file and an environment that it refuses.
+/// The refusal of `config check` for a file and an environment.
 fn refused(text: &str, environment: &[(&str, &str)]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("dezky.toml");
@@ -558,6 +559,9 @@ async fn senders_sign_as_they_do() {
     post("git", &[(header, github.clone())], body).await.with_status(200);
     post("git", &[("X-Signature", github.clone())], body).await.problem(401, "signature_invalid");
     post("git", &[(header, github.clone())], "{}").await.problem(401, "signature_invalid");
+    let bytes = HeaderValue::from_bytes(b"sha256=\xff").unwrap();
+    let request = client.request(Method::POST, "/ingest/git/webhook").header(header, bytes);
+    client.send(request.body(body)).await.problem(401, "signature_invalid");
 
     let (now, pay) = (seconds(), Secret::new("whsec_taken_as_it_is").unwrap());
     let stripe = |at: u64| {

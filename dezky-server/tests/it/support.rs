@@ -1,4 +1,4 @@
-//! Servers to ask, in this process and as processes of their own.
+//! Servers for tests, in this process and as separate processes.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -21,14 +21,14 @@ use tempfile::TempDir;
 
 pub(crate) use crate::servers::{Database, Engine};
 
-/// What signs the webhooks of the tests.
+/// The secret that signs the webhooks of the tests.
 pub(crate) const SECRET: &str = "test-shared-secret-0123456789abcdef";
 /// The path of the first instance's webhook.
 pub(crate) const WEBHOOK: &str = "/ingest/stalwart/webhook";
-/// How long a condition may take.
+/// The bound of waiting for a condition.
 const DEADLINE: Duration = Duration::from_mins(1);
 
-/// Asks `condition` until it holds.
+/// Polls `condition` until it holds.
 pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     while !condition().await {
@@ -81,7 +81,7 @@ impl Answer {
     }
 }
 
-/// Asks one server.
+/// A client of one server.
 #[derive(Clone)]
 pub(crate) struct Client {
     http: reqwest::Client,
@@ -191,15 +191,15 @@ pub(crate) fn verbs(events: Vec<Value>) -> Vec<String> {
     in_order(events).iter().map(verb).collect()
 }
 
-/// The directory and the flags in a server's store, as another program uses them:
-/// there is no route that makes users.
-pub(crate) struct Beside {
+/// The directory and the flags in a server's store, as another program uses them, because no
+/// route creates users.
+pub(crate) struct Embedder {
     pub(crate) directory: Directory,
     pub(crate) flags: Flags,
     stores: Stores,
 }
 
-impl Beside {
+impl Embedder {
     pub(crate) async fn open(server: &Server) -> Self {
         let stores = Stores::open(&server.store, Access::Write).await.unwrap();
         let runtime = Arc::new(TokioRuntime);
@@ -213,13 +213,13 @@ impl Beside {
     }
 }
 
-/// A server in this process, on a free port, with a folder of its own.
+/// A server in this process, on a free port, with its own folder.
 pub(crate) struct Server {
     pub(crate) client: Client,
     pub(crate) running: Running,
     pub(crate) folder: TempDir,
     store: StoreConfig,
-    /// Where the store is no file; dropped last.
+    /// The database if the store is not a file; dropped last.
     database: Option<Database>,
 }
 
@@ -241,7 +241,7 @@ impl Server {
         Self::start_in(tempfile::tempdir().unwrap(), more).await
     }
 
-    /// The same with a store of its own on an engine.
+    /// The same with its own store on an engine.
     pub(crate) async fn on(engine: Engine, more: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let Some(database) = Database::new(engine).await else {
@@ -266,7 +266,7 @@ impl Server {
         Self::with(config(folder.path(), more), folder).await
     }
 
-    /// A server with a configuration of the test's own.
+    /// A server with the test's configuration.
     pub(crate) async fn with(config: Config, folder: TempDir) -> Self {
         let store = config.store.clone();
         let listener = bind(config.listen, "").await.unwrap();
@@ -333,7 +333,7 @@ fn with_environment<'c>(
         .stderr(stderr)
 }
 
-/// `serve` as a process of its own, killed at the end.
+/// `serve` as a separate process, killed at the end.
 pub(crate) struct Process {
     child: Child,
     pub(crate) client: Client,
@@ -348,7 +348,7 @@ impl Process {
         Self::listening(child, stderr)
     }
 
-    /// The same by a command of the test's own, which becomes the server.
+    /// The same by the test's command, which becomes the server.
     pub(crate) fn start_by(mut command: Command, folder: &Path, more: &[(&str, &str)]) -> Self {
         let stderr = folder.join("stderr");
         let child =
@@ -358,7 +358,7 @@ impl Process {
         Self::listening(child, stderr)
     }
 
-    /// The same with a standard error of the test's own.
+    /// The same with the test's standard error.
     pub(crate) fn start_with_stderr(folder: &Path, more: &[(&str, &str)], stderr: Stdio) -> Self {
         Self::listening(spawn_serve_with(folder, more, stderr), folder.join("stderr"))
     }

@@ -49,7 +49,7 @@ async fn a_server_whose_database_is_taken_away_acknowledges_nothing_and_ends() {
                 && last.contains("was removed or replaced"),
             "{how}: {said}"
         );
-        // What was acknowledged is there where the file is.
+        // Acknowledged events are in the moved file.
         if how != "removed" {
             let verified = run(&["verify", "--store", &url], &[]);
             assert!(verified.status.success(), "{how}: {verified:?}");

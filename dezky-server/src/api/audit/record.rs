@@ -1,3 +1,5 @@
+//! `POST /audit`: events of the platform's own services.
+
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
@@ -5,10 +7,10 @@ use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode};
-use dezky_core::store::AppendOptions;
+use dezky_core::directory::{check_email, check_slug};
 use dezky_core::{
-    Actor, ActorType, Error, ErrorKind, Metadata, NewEvent, NewMetadata, Outcome, PLATFORM_SOURCE,
-    SealedEvent, Timestamp,
+    Actor, ActorType, AppendOutcome, Error, ErrorKind, Metadata, NewEvent, NewMetadata, Outcome,
+    PLATFORM_SOURCE, SealedEvent, Timestamp,
 };
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -18,6 +20,7 @@ use uuid::Uuid;
 use crate::app::{AppState, MAX_RECORD_BYTES};
 use crate::http::body;
 use crate::http::client_address::client_address;
+use crate::http::parameters::Parameters;
 use crate::http::problem::Problem;
 
 /// The most events of one request.
@@ -28,26 +31,38 @@ const ANNOTATIONS: [&str; 4] = ["requestId", "userAgent", "before", "after"];
 const MAX_ANNOTATION_BYTES: usize = 512;
 /// Sources whose events come only from their connectors.
 const CONNECTORS: [&str; 3] = ["authentik", "stalwart", "ocis"];
-/// The beginnings of the actions by which the log and its ways in tell of themselves, as
-/// events of the platform's own source.
+/// The prefixes of actions that the log and its sources record about themselves, under the
+/// platform's own source.
 const OPERATIONAL: [&str; 2] = ["log.", "ingest."];
 
-/// `POST /audit`: records one event, or a list of them, all or none. 201 if any is new,
-/// else 200; the receipts say which.
+/// `POST /audit`: records one event, or a list of them, all or none, as other pushes are: in the
+/// log, or durably in the spool while the store does not take them. 201 if any is new in the
+/// log, 200 if none is, and 202 if they are in the spool, which knows ids but no places yet.
 pub(super) async fn record(
     State(state): State<AppState>,
+    parameters: Parameters,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<Value>), Problem> {
+    parameters.only(&[])?;
     body::check_json(&headers)?;
     let client = client_address(peer, &headers, &state.config.trusted_proxies);
     let (_permit, bytes) =
         body::read_within_budget(&state.bodies, client, &headers, body, MAX_RECORD_BYTES).await?;
     let events = sealed(&bytes, state.platform.intake.runtime().as_ref())?;
-    let appended = state.platform.store.append(events, AppendOptions::default()).await?;
-    let status = if appended.appended() > 0 { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(json!({ "receipts": appended.receipts }))))
+    let ids: Vec<Uuid> = events.iter().map(|event| event.event().id).collect();
+    let (status, receipts) = match state.platform.log.append_or_spool(events, Vec::new()).await? {
+        AppendOutcome::Appended(appended) if appended.appended() > 0 => {
+            (StatusCode::CREATED, json!(appended.receipts))
+        }
+        AppendOutcome::Appended(appended) => (StatusCode::OK, json!(appended.receipts)),
+        AppendOutcome::Spooled => {
+            let receipts = ids.iter().map(|id| json!({ "status": "spooled", "id": id }));
+            (StatusCode::ACCEPTED, receipts.collect())
+        }
+    };
+    Ok((status, Json(json!({ "receipts": receipts }))))
 }
 
 /// Parses, seals and validates the events of a body.
@@ -162,7 +177,7 @@ struct Ours;
 
 impl<'de> Deserialize<'de> for Ours {
     fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
-        Err(serde::de::Error::custom("is given by the log: leave it out"))
+        Err(serde::de::Error::custom("is set by the log: leave it out"))
     }
 }
 
@@ -176,7 +191,7 @@ impl Given {
         // Names that differ only in case are refused as well.
         if CONNECTORS.iter().any(|name| system.eq_ignore_ascii_case(name)) {
             return Err(format!(
-                "source must not be {source}: its events come from there alone; leave it out for {PLATFORM_SOURCE}"
+                "source must not be {source}: only its connector records its events; leave it out for {PLATFORM_SOURCE}"
             ));
         }
         if system.eq_ignore_ascii_case(PLATFORM_SOURCE)
@@ -184,13 +199,23 @@ impl Given {
                 OPERATIONAL.iter().find(|prefix| self.action.starts_with(**prefix))
         {
             return Err(format!(
-                "action must not begin with {prefix} from {PLATFORM_SOURCE}: such events are the log's to record; choose another action, or name your source"
+                "action must not begin with {prefix} from {PLATFORM_SOURCE}: only the log records such events; choose another action, or name your source"
             ));
         }
         if let Some(ip) = &self.actor_ip
             && ip.parse::<std::net::IpAddr>().is_err()
         {
             return Err("actorIp must be an IP address, such as 203.0.113.7, or absent".into());
+        }
+        // A value outside of the directory's form would match no tenant, partner or user, ever.
+        let directory_fields = [
+            ("tenantSlug", &self.tenant_slug, check_slug as fn(&str, &str) -> _),
+            ("partnerSlug", &self.partner_slug, check_slug),
+            ("actorEmail", &self.actor_email, check_email),
+        ];
+        for (name, value, check) in directory_fields {
+            let Some(value) = value else { continue };
+            check(name, value).map_err(|error: Error| error.to_string())?;
         }
         let actor = Actor {
             kind: self.actor_type.unwrap_or(ActorType::Service),
@@ -236,7 +261,7 @@ fn metadata(given: &Metadata) -> Result<NewMetadata, String> {
         if !ANNOTATIONS.contains(&&*name) {
             let name: String = name.chars().take(64).collect();
             return Err(format!(
-                "metadata._dezky.{name} is the log's to say: leave it out, or say it outside of _dezky; allowed are {allowed}"
+                "metadata._dezky.{name} is set by the log: leave it out, or put it outside of _dezky; allowed are {allowed}"
             ));
         }
         if is_text && value.as_str().is_none_or(|text| text.len() > MAX_ANNOTATION_BYTES) {

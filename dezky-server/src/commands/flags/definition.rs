@@ -4,21 +4,21 @@ use clap::Args;
 use dezky_core::Timestamp;
 use dezky_flags::{FlagPatch, FlagState, MAX_PCT, NewFlag, OptionsPatch, ScopePatch};
 
-/// What of a flag is named; the rest stays as it is.
+/// The named parts of a flag; the rest stays as it is.
 #[derive(Debug, Args)]
 pub(super) struct Definition {
-    /// off; on for everybody, whatever the scope; targeted: on in scope, for nobody if the
-    /// scope is empty; rollout: on for a percentage of those in scope, of all if it is empty
+    /// off; on: for everybody, whatever the scope; targeted: in scope, for nobody if the scope
+    /// is empty; rollout: for a percentage of the tenants in scope, of all if it is empty
     #[arg(long)]
     pub(super) state: Option<FlagState>,
     /// The percentage of tenants that a rollout reaches, 0 to 100, such as 25 or 0.5
     #[arg(long, value_name = "N", value_parser = percentage, allow_negative_numbers = true)]
     pct: Option<Percentage>,
-    /// What it switches
+    /// A description of what the flag switches
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// A plan of the scope; repeat it for more. Plans, tenants, partners and environments must
-    /// all fit
+    /// A plan of the scope; repeat it for more. A tenant is in scope if plan, tenant, partner
+    /// and environment all match
     #[arg(long = "plan", value_name = "NAME")]
     plans: Vec<String>,
     /// A tenant of the scope, by slug; repeat it for more
@@ -33,18 +33,19 @@ pub(super) struct Definition {
     /// Empty the axes that are not named
     #[arg(long)]
     clear_scope: bool,
-    /// Takes the key's place in the rollout's bucket; empty: the key again
+    /// Replaces the key in the rollout's bucket; empty: the key again
     #[arg(long, value_name = "TEXT")]
     seed: Option<String>,
     /// Off for tenants that are not active
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     require_active_tenant: Option<bool>,
-    /// When it should be gone, such as 2027-01-31T00:00:00Z, or never; decides nothing
+    /// The time by which the flag should be removed, such as 2027-01-31T00:00:00Z, or never;
+    /// does not affect decisions
     #[arg(long, value_name = "TIME", value_parser = expiry)]
     expires: Option<Expiry>,
 }
 
-/// A percentage by hundredths.
+/// A percentage in hundredths.
 #[derive(Debug, Clone, Copy)]
 struct Percentage {
     whole: u8,
@@ -65,7 +66,7 @@ fn percentage(text: &str) -> Result<Percentage, String> {
         .ok_or_else(|| "it must be 0 to 100, with at most two decimals".to_owned())
 }
 
-/// When a flag should be gone, if ever.
+/// The time by which a flag should be removed, if any.
 #[derive(Debug, Clone, Copy)]
 struct Expiry(Option<Timestamp>);
 
@@ -79,7 +80,7 @@ fn expiry(text: &str) -> Result<Expiry, String> {
 }
 
 impl Definition {
-    /// The change to what is named.
+    /// The change of the named parts.
     pub(super) fn patch(self, note: Option<String>) -> FlagPatch {
         let clear = self.clear_scope;
         let axis = |values: Vec<String>| (clear || !values.is_empty()).then_some(values);
@@ -88,7 +89,7 @@ impl Definition {
             state: self.state,
             pct: self.pct.map(|pct| pct.whole),
             options: OptionsPatch {
-                // An empty one is none.
+                // An empty text means none.
                 seed: self.seed.map(|seed| Some(seed).filter(|seed| !seed.is_empty())),
                 pct_hundredths: self.pct.map(|pct| pct.hundredths),
                 require_active_tenant: self.require_active_tenant,
@@ -105,7 +106,7 @@ impl Definition {
     }
 }
 
-/// A new flag with what was named of it.
+/// A new flag with the named parts.
 pub(super) fn made(key: &str, patch: FlagPatch) -> NewFlag {
     let mut new = NewFlag::new(key);
     new.description = patch.description.unwrap_or_default();

@@ -11,27 +11,32 @@ use dezky_flags::store::Snapshot;
 use serde_json::json;
 
 use crate::commands::{failed, print};
-use crate::config::{Settings, read_file};
+use crate::config::{Settings, read_file, read_input};
 use crate::failure::Failure;
 use crate::render::table::printable;
 use crate::telemetry::logging;
 
-/// Reads the flags of a file.
+/// Reads the flags of a file, or of the standard input for `-`.
 pub(super) fn read(path: &Path) -> Result<FlagFile, Failure> {
-    let text = read_file(path, MAX_FILE_BYTES).map_err(|problem| refused(path, &problem))?;
+    let text = if path == Path::new("-") {
+        read_input(MAX_FILE_BYTES)
+    } else {
+        read_file(path, MAX_FILE_BYTES)
+    };
+    let text = text.map_err(|problem| refused(path, &problem))?;
     FlagFile::from_json(&text).map_err(|error| refused(path, &error))
 }
 
-/// What is wrong with a file.
+/// The failure of a file.
 pub(super) fn refused(path: &Path, problem: &dyn std::fmt::Display) -> Failure {
     Failure::usage(format!("{}: {problem}", path.display()))
 }
 
-/// Refuses a file that holds anything but an earlier export: it is about to be replaced.
+/// Refuses a file that holds anything but an earlier export, because it would be replaced.
 pub(super) fn check_out(settings: &Settings, path: &Path) -> Result<(), Failure> {
     settings.check_output("--out", path)?;
     let problem = match std::fs::metadata(path) {
-        // A file that can't be reached is not written either, which says why.
+        // If the file is unreachable, writing it reports why.
         Err(_) => return Ok(()),
         Ok(there) if !there.is_file() => "is not a regular file: name one, such as flags.json",
         Ok(there) if there.len() == 0 => return Ok(()),
@@ -51,7 +56,7 @@ pub(super) fn export(
 ) -> Result<(), Failure> {
     for flag in &snapshot.invalid {
         logging::tell(&format!(
-            "{}: it can't be read, and its definition is left out: {}",
+            "{}: the flag can't be read, and its definition is left out: {}",
             printable(&flag.key),
             flag.problem
         ));
@@ -59,7 +64,7 @@ pub(super) fn export(
     let text = snapshot.to_json();
     let Some(path) = out else { return print(&format!("{text}\n")) };
     write(path, &text).map_err(|error| {
-        Failure::failed(format!("{}: it can't be written: {error}", path.display()))
+        Failure::failed(format!("{}: the file can't be written: {error}", path.display()))
     })?;
     let (flags, revision) = (snapshot.flags.len(), snapshot.revision);
     print(&if as_json {
@@ -69,13 +74,14 @@ pub(super) fn export(
     })
 }
 
-/// Replaces the file as a whole. It has slugs of customers in it, and who changed what.
+/// Replaces the file atomically. Only its owner may read it, because it holds customers' slugs
+/// and the names of those who changed flags.
 fn write(path: &Path, text: &str) -> io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = Path::new(&beside);
-    // One that is there may be a link, or for others to read.
-    match std::fs::remove_file(beside) {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = Path::new(&temporary);
+    // An existing file may be a link, or readable by others.
+    match std::fs::remove_file(temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
@@ -83,14 +89,14 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(beside)?;
+    let mut file = options.open(temporary)?;
     let written = file
         .write_all(text.as_bytes())
         .and_then(|()| file.write_all(b"\n"))
         .and_then(|()| file.sync_all())
-        .and_then(|()| std::fs::rename(beside, path));
+        .and_then(|()| std::fs::rename(temporary, path));
     if written.is_err() {
-        let _ = std::fs::remove_file(beside);
+        let _ = std::fs::remove_file(temporary);
     }
     written
 }

@@ -22,16 +22,16 @@ use crate::render::decisions::{explained, tabulated};
 /// `flags …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Every flag, by key
+    /// List all flags, by key
     List,
-    /// One flag with its scope
+    /// Show one flag with its scope
     Get { key: String },
-    /// The newest 20 changes of a flag, newest first
+    /// Show the newest 20 changes of a flag, newest first
     History { key: String },
-    /// Change a flag, or with --create make it
+    /// Change a flag, or create it with --create
     ///
-    /// What is not named stays as it is. Of a scope every axis that is named is
-    /// replaced.
+    /// Parts that are not named stay as they are. A named axis of the scope is replaced
+    /// as a whole.
     #[command(
         after_help = "Examples:\n  dezky-server flags set chat_v2 --create --state rollout --pct 25 --plan pro --note 'first quarter'\n  dezky-server flags set chat_v2 --pct 50 --if-version 3"
     )]
@@ -39,37 +39,37 @@ pub(crate) enum Command {
     /// Switch a flag off for everybody, at once
     Kill {
         key: String,
-        /// Why
+        /// The reason
         #[arg(long, value_name = "TEXT")]
         note: Option<String>,
     },
     /// Remove a flag
     Remove {
         key: String,
-        /// Only if it still has this version
+        /// Only if the flag still has this version
         #[arg(long, value_name = "N")]
         if_version: Option<u64>,
-        /// Why
+        /// The reason
         #[arg(long, value_name = "TEXT")]
         note: Option<String>,
     },
-    /// Who would gain and who would lose a flag by a change; changes nothing
+    /// Show which tenants a change would switch on or off; changes nothing
     ///
-    /// The options are those of `set` but for --create, --note and --if-version; a flag that is not there yet is previewed as new.
-    /// With --file the flags of a file are compared with those of the store, as if they
-    /// were all there are: one that the file lacks would be gone, though an import leaves it.
-    /// A flag that is scoped to environments is on for nobody unless
-    /// --in names one.
+    /// Takes the options of `set` except --create, --note and --if-version; a flag that does not
+    /// exist yet is previewed as new. With --file the flags of a file are compared with those
+    /// of the store as if the file replaced them: a flag that it lacks counts as removed, though
+    /// an import would keep it. A flag scoped to environments is on for nobody unless --in names
+    /// one.
     #[command(
         after_help = "Examples:\n  dezky-server flags preview chat_v2 --pct 50\n  dezky-server flags preview chat_v2 --state targeted --plan pro --in production\n  dezky-server flags preview --file flags.json --tenant acme"
     )]
     Preview(preview::Options),
-    /// What a tenant gets, and why
+    /// Show the decisions for a tenant, with reasons
     #[command(
-        after_help = "Examples:\n  dezky-server flags eval --tenant acme\n  dezky-server flags eval chat_v2 --tenant acme --environment production\n  dezky-server flags eval --tenant acme --file flags.json\n\nExit status: 0 fine, 1 the flag is off or unknown, 2 wrong use or configuration."
+        after_help = "Examples:\n  dezky-server flags eval --tenant acme\n  dezky-server flags eval chat_v2 --tenant acme --environment production\n  dezky-server flags eval --tenant acme --file flags.json\n\nExit status: 0 success, 1 the flag is off or unknown, 2 wrong usage or configuration."
     )]
     Eval {
-        /// One flag alone; exit status 1 if it is off
+        /// Only this flag; exit status 1 if it is off
         key: Option<String>,
         /// The tenant's slug
         #[arg(long, value_name = "SLUG")]
@@ -81,60 +81,61 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
     },
-    /// Flags that should perhaps go; exit status 1 if there are some
+    /// List flags that should perhaps be removed; exit status 1 if there are any
     ///
-    /// Expired ones, and ones that have been on or off for everybody, unchanged, for long.
-    /// Those that nobody asks a server for are in its `GET /flags?report=true`.
+    /// Expired flags, and flags that have been on or off for everybody, unchanged, for long.
+    /// Flags that nobody evaluates on a server are in its `GET /flags?report=true`.
     Stale(super::flags_stale::Options),
-    /// Write every flag as JSON, with its history
+    /// Write all flags as JSON, with their histories
     #[command(
         after_help = "Examples:\n  dezky-server flags export > flags.json\n  dezky-server flags export --out /var/backups/flags.json"
     )]
     Export {
-        /// Into this file, readable by its owner alone; an earlier export in it is
-        /// replaced as a whole, and nothing else is
+        /// Write to this file, readable only by its owner; only an earlier export is
+        /// replaced
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// Make the flags of a file that are not there
+    /// Create the flags of a file that do not exist yet
     ///
-    /// The file is one of `export`, or written by hand: {"flags": [{"key": …}, …]}. Nothing
-    /// is written unless every flag in it is within its bounds. Histories and versions in it
-    /// are left aside, flags that it lacks stay. The same import again changes nothing.
+    /// The file comes from `export` or is written by hand: {"flags": [{"key": …}, …]}; `-` reads
+    /// the standard input. Nothing is written unless every flag in it is within its bounds.
+    /// Histories and versions in it are ignored, flags that it lacks stay. Importing again
+    /// changes nothing.
     #[command(
-        after_help = "Examples:\n  dezky-server flags import flags.json --dry-run\n  dezky-server flags import flags.json --overwrite --note 'as in staging'\n\nExit status: 0 the store has the flags of the file, 1 some were refused, 2 wrong use or configuration."
+        after_help = "Examples:\n  dezky-server flags import flags.json --dry-run\n  dezky-server flags import flags.json --overwrite --note 'as in staging'\n  dezky-server flags export --store postgres://… | dezky-server flags import -\n\nExit status: 0 the store has the flags of the file, 1 some were refused, 2 wrong usage or configuration."
     )]
     Import {
         file: PathBuf,
-        /// Say what would become of each, and change nothing
+        /// Print the result for each flag, and change nothing
         #[arg(long)]
         dry_run: bool,
-        /// Replace those that are there and differ
+        /// Replace existing flags that differ
         #[arg(long)]
         overwrite: bool,
-        /// Why
+        /// The reason
         #[arg(long, value_name = "TEXT")]
         note: Option<String>,
     },
-    /// Make the ten flags of a new platform, all off
+    /// Create the ten flags of a new platform, all off
     ///
-    /// Adds those that never were; what operators changed or removed stays so.
+    /// Adds only flags that never existed: those that operators changed or removed stay so.
     Seed,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Set {
-    /// Its key: lower-case letters, digits, _ . and -, such as `chat_v2`
+    /// The key: lower-case letters, digits, _ . and -, such as `chat_v2`
     key: String,
-    /// Make it; it must not exist
+    /// Create the flag; it must not exist
     #[arg(long, conflicts_with = "if_version")]
     create: bool,
     #[command(flatten)]
     definition: Definition,
-    /// Only if it still has this version
+    /// Only if the flag still has this version
     #[arg(long, value_name = "N")]
     if_version: Option<u64>,
-    /// Why
+    /// The reason
     #[arg(long, value_name = "TEXT")]
     note: Option<String>,
 }
@@ -170,7 +171,7 @@ async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Resu
             match flag {
                 Ok(flag) => show(&flag, as_json),
                 Err(error) if error.kind() == ErrorKind::NotFound => Err(Failure::failed(format!(
-                    "there is no flag {key}: create it with --create, or list the flags with `flags list`"
+                    "the flag {key} does not exist: create it with --create, or list the flags with `flags list`"
                 ))),
                 Err(error) => Err(refused(platform, &key, if_version, error).await),
             }
@@ -224,7 +225,7 @@ async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Resu
     }
 }
 
-/// Why a flag was not changed, with both versions if they differ.
+/// The reason why a flag was not changed, with both versions if they differ.
 async fn refused(
     platform: &Platform,
     key: &str,
@@ -234,7 +235,7 @@ async fn refused(
     let found = platform.flags.get(key).await;
     match (error.kind(), expected, found) {
         (ErrorKind::VersionMismatch, Some(expected), Ok(Some(flag))) => Failure::failed(format!(
-            "the flag {key} has version {}, not {expected}: look at it again, and name that one",
+            "the flag {key} has version {}, not {expected}: read it again, and use that version",
             flag.version
         )),
         _ => failed(error),
@@ -244,7 +245,7 @@ async fn refused(
 async fn find(platform: &Platform, key: &str) -> Result<Flag, Failure> {
     let flag = platform.flags.get(key).await.map_err(failed)?;
     flag.ok_or_else(|| {
-        Failure::failed(format!("{key}: there is no such flag: `flags list` shows those there are"))
+        Failure::failed(format!("{key}: there is no such flag: `flags list` shows all flags"))
     })
 }
 

@@ -1,4 +1,4 @@
-//! Who would gain and who would lose flags.
+//! `flags preview`: the tenants that a change would switch on or off.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -22,11 +22,11 @@ pub(crate) struct Options {
     key: Option<String>,
     #[command(flatten)]
     definition: Definition,
-    /// The environment that it is asked in, such as production
+    /// The environment of the evaluation, such as production
     #[arg(long = "in", value_name = "NAME")]
     environment: Option<String>,
-    /// Compare all flags of this file with those of the store; --tenant then names the
-    /// tenants to look at, all without it
+    /// Compare the flags of this file with those of the store; --tenant then selects the
+    /// tenants, by default all
     #[arg(
         long,
         value_name = "FILE",
@@ -74,7 +74,7 @@ async fn of_change(
     print(&if as_json {
         format!("{}\n", previewed(&preview, environment))
     } else {
-        let unknown = format!("there is no flag {key} yet: this is what a new one would do\n");
+        let unknown = format!("the flag {key} does not exist yet: this previews a new one\n");
         let table = previewed_table(key, &preview);
         if before.is_none() { unknown + &table } else { table }
     })

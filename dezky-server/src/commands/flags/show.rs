@@ -1,4 +1,4 @@
-//! Flags for a person, and as JSON.
+//! Flags as text for people, and as JSON.
 
 use std::fmt::Write as _;
 
@@ -60,12 +60,12 @@ pub(super) fn show(flag: &Flag, as_json: bool) -> Result<(), Failure> {
     print(&text)
 }
 
-/// Where a flag is not what somebody may take it for.
+/// Warnings about flags that do not do what they seem to.
 fn hint(flag: &Flag) -> Option<&'static str> {
     let is_scoped = flag.scope != Scope::default();
     match flag.state {
         FlagState::On if is_scoped => {
-            Some("on is for everybody, whatever the scope: targeted keeps to it")
+            Some("on is for everybody, whatever the scope: use targeted to apply it")
         }
         FlagState::Targeted if !is_scoped => {
             Some("targeted with an empty scope is on for nobody: name a plan or a tenant")
@@ -116,7 +116,7 @@ fn scope(flag: &Flag) -> String {
     if texts.is_empty() { "-".to_owned() } else { printable(&texts.join(" ")) }
 }
 
-/// The options but the hundredths, which are in the percentage.
+/// The options except the hundredths, which are part of the percentage.
 fn options(flag: &Flag) -> String {
     let of = &flag.options;
     let texts = [
@@ -128,7 +128,7 @@ fn options(flag: &Flag) -> String {
     if texts.is_empty() { "-".to_owned() } else { printable(&texts.join(" ")) }
 }
 
-/// What became of an import's flags.
+/// The result of an import, flag by flag.
 pub(super) fn show_import(
     imported: &Imported,
     dry_run: bool,

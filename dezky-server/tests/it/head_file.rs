@@ -1,4 +1,4 @@
-//! A store that went back to a backup, and the head that was noted beside it.
+//! A store that went back to a backup, and its head file.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -55,7 +55,7 @@ async fn refused_until_acknowledged(folder: &Path, environment: &[(&str, &str)],
     }
     let output = command(folder, environment, &["doctor"]);
     assert!(stdout(&output).contains("bad   head"), "{output:?}");
-    // What only reads is not in the way, and notes nothing.
+    // Read-only commands still work, and note nothing.
     assert!(command(folder, environment, &["verify"]).status.success());
     refusal(&command(folder, environment, &["serve"]), 2);
 
@@ -97,11 +97,11 @@ async fn a_file_that_went_back() {
     let said = refusal(&command(folder, &[], &["serve"]), 2);
     assert!(said.contains("found no log") && said.contains("dezky.db.head"), "{said}");
     assert!(!file.exists());
-    // A note that is no note is no first start.
+    // An unreadable note is not a first start.
     std::fs::write(&head, "{}").unwrap();
     std::fs::copy(folder.join("backup"), &file).unwrap();
     let said = refusal(&command(folder, &[], &["serve"]), 2);
-    assert!(said.contains("dezky.db.head") && said.contains("is no note"), "{said}");
+    assert!(said.contains("dezky.db.head") && said.contains("is not a head file"), "{said}");
     std::fs::remove_file(&head).unwrap();
     let process = Process::start(folder, &[]);
     assert_eq!(verbs(process.client.all("").await), ["tenant.created"; 3]);
@@ -143,7 +143,7 @@ async fn a_postgres_database_that_went_back_under_a_server_and_before_a_start() 
         "{said}"
     );
 
-    // What it appended now would hide what was lost.
+    // Further appends would hide the loss.
     until("the end of the server", async || process.ended().is_some()).await;
     assert!(!process.ended().unwrap().success());
     assert!(process.stderr().contains("the log went back from"), "{}", process.stderr());
@@ -174,7 +174,7 @@ async fn another_log_in_the_place_of_the_first() {
     assert!(command(folder.path(), &unnoted, &["migrate"]).status.success());
     let said = refusal(&command(folder.path(), &environment, &["serve"]), 2);
     assert!(said.contains("expected head 1:") && said.contains("found the empty log"), "{said}");
-    // With a note of its own it is a first start.
+    // With another head file it is a first start.
     let apart = [&environment[..], &[("DEZKY_HEAD_PATH", "other.head")]].concat();
     Process::start(folder.path(), &apart).stop().await;
     let said = refusal(
