@@ -210,7 +210,7 @@ impl<E: Engine> SqlTx<'_, E> {
 }
 
 /// The differences between the engines' types.
-pub(super) trait Dialect: Database {
+pub(crate) trait Dialect: Database {
     fn error(error: sqlx::Error) -> Error;
     fn push_text(sql: &mut QueryBuilder<Self>, text: Option<&str>);
     fn push_number(sql: &mut QueryBuilder<Self>, number: i64);
