@@ -1,18 +1,111 @@
-//! Shared parts of document editors: how an event describes a change, and backing off from
-//! concurrent editors.
+//! Shared parts of document editors: who edits and why, retries when another editor was faster, and
+//! how an event describes a change.
 
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::{NewMetadata, Runtime};
+use crate::{Actor, Error, ErrorKind, NewMetadata, Result, Runtime};
 
+/// Maximum length of a note, in bytes.
+pub const MAX_NOTE_BYTES: usize = 1_000;
 /// Maximum length of a request id in an event, in bytes.
 const REQUEST_ID_BYTES: usize = 128;
 /// Maximum length of a user agent in an event, in bytes.
 const USER_AGENT_BYTES: usize = 512;
+/// Maximum number of attempts while other editors commit in between. Fifty concurrent editors in
+/// separate processes needed up to 17.
+const MAX_ATTEMPTS: u32 = 60;
 /// The longest pause after the first attempt, in milliseconds.
 const MAX_PAUSE_MS: u32 = 32;
+
+/// The actor of an edit and the context in which it was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit {
+    /// The actor, and from where.
+    pub actor: Actor,
+    /// The reason, at most 1,000 bytes without control characters other than line feeds and tabs.
+    pub note: Option<String>,
+    /// The id of the originating request, truncated to 128 bytes.
+    pub request_id: Option<String>,
+    /// The user agent of the originating request, truncated to 512 bytes.
+    pub user_agent: Option<String>,
+    /// Refuse the edit with `version_mismatch` unless the document has this version; `None` edits
+    /// any version. Ignored when a document is created.
+    pub if_version: Option<u64>,
+}
+
+impl Edit {
+    /// An edit with an actor and nothing else.
+    pub const fn by(actor: Actor) -> Self {
+        Self { actor, note: None, request_id: None, user_agent: None, if_version: None }
+    }
+
+    /// Returns the same edit, of this version of the document only.
+    #[must_use]
+    pub fn of_version(&self, version: u64) -> Self {
+        Self { if_version: Some(version), ..self.clone() }
+    }
+
+    /// Annotates the event of a change with the note (`_dezky.note`) and the request
+    /// (`_dezky.requestId` and `_dezky.userAgent`).
+    pub fn annotate(&self, metadata: &mut NewMetadata) {
+        for (key, text, max) in [
+            ("note", &self.note, MAX_NOTE_BYTES),
+            ("requestId", &self.request_id, REQUEST_ID_BYTES),
+            ("userAgent", &self.user_agent, USER_AGENT_BYTES),
+        ] {
+            if let Some(text) = text {
+                metadata.annotate(key, &text[..text.floor_char_boundary(max)]);
+            }
+        }
+    }
+}
+
+/// Checks the bounds of a note.
+///
+/// # Errors
+/// `field_invalid`.
+pub fn check_note(note: Option<&str>) -> Result<()> {
+    let is_valid = |note: &str| {
+        note.len() <= MAX_NOTE_BYTES
+            && !note.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\t'))
+    };
+    if note.is_none_or(is_valid) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::FieldInvalid,
+        "note must be at most 1000 bytes without control characters other than line feeds and tabs",
+    ))
+}
+
+/// Runs `attempt`, which reads documents, changes them and commits, again whenever another editor
+/// has committed in between (`version_mismatch`): up to 60 times, pausing in between. An edit that
+/// `expects` a version is attempted once.
+///
+/// # Errors
+/// The last error of `attempt`.
+pub async fn retry<T, F: Future<Output = Result<T>>>(
+    runtime: &dyn Runtime,
+    expects: Option<u64>,
+    mut attempt: impl FnMut() -> F,
+) -> Result<T> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match attempt().await {
+            Err(error)
+                if error.kind() == ErrorKind::VersionMismatch
+                    && expects.is_none()
+                    && attempts < MAX_ATTEMPTS =>
+            {
+                pause(runtime, attempts).await;
+            }
+            done => return done,
+        }
+    }
+}
 
 /// Returns a document's member as shown in a change: a list or an object whose JSON exceeds
 /// `max_bytes` becomes `{"count": n, "only": …}`, with as many as fit of the items that the `other`
@@ -56,26 +149,10 @@ pub fn shown(value: &Value, other: Option<&Value>, max_bytes: usize) -> Value {
     }
 }
 
-/// Annotates the request behind a change as `_dezky.requestId` and `_dezky.userAgent`, truncated to
-/// 128 and 512 bytes.
-pub fn annotate_request(
-    metadata: &mut NewMetadata,
-    request_id: Option<&str>,
-    user_agent: Option<&str>,
-) {
-    for (key, text, max) in
-        [("requestId", request_id, REQUEST_ID_BYTES), ("userAgent", user_agent, USER_AGENT_BYTES)]
-    {
-        if let Some(text) = text {
-            metadata.annotate(key, &text[..text.floor_char_boundary(max)]);
-        }
-    }
-}
-
 /// Waits after an attempt (counted from 1) so that editors of the same document get out of step: a
 /// random 1 to 32 ms, and up to eight times that after eight attempts, because the others may have
 /// many changes to make. Cancel-safe.
-pub async fn pause(runtime: &dyn Runtime, attempt: u32) {
+async fn pause(runtime: &dyn Runtime, attempt: u32) {
     let mut drawn = [0; 4];
     runtime.fill_random(&mut drawn);
     let most = MAX_PAUSE_MS * attempt.clamp(1, 8);

@@ -25,6 +25,7 @@ pub mod verify;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
+pub use change::Edit;
 pub use error::{Error, ErrorKind, Result};
 pub use event::{
     Actor, ActorType, AuditEvent, Field, Invalid, NewEvent, Outcome, PLATFORM_SOURCE, SealedEvent,

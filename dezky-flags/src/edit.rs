@@ -3,43 +3,20 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use dezky_core::change::{annotate_request, pause, shown};
-use dezky_core::{Actor, AuditLog, Error, ErrorKind, NewEvent, Result, Runtime, SealedEvent};
-use futures_util::lock::{Mutex as AsyncMutex, MutexGuard};
+use dezky_core::change::{Edit, check_note, retry, shown};
+use dezky_core::{AuditLog, Error, ErrorKind, NewEvent, Result, Runtime, SealedEvent};
+use futures_util::lock::Mutex as AsyncMutex;
 use serde_json::{Map, Value, json};
 
-use crate::model::check_note;
+use crate::import::as_version_mismatch;
 use crate::store::{FlagChange, FlagStore, mismatch, not_found};
 use crate::{
     Change, ChangeActor, FieldChange, Flag, FlagOptions, FlagPatch, FlagState, LiveFlags,
     MAX_HISTORY, NewFlag, Scope,
 };
 
-/// Maximum number of attempts while other editors commit in between. Fifty concurrent editors in
-/// separate processes needed up to 17.
-const MAX_ATTEMPTS: u32 = 60;
 /// Maximum length of a field's value in a change, in bytes of JSON.
 const SHOWN_BYTES: usize = 1 << 10;
-
-/// The actor of an edit and the context in which it was made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Edit {
-    /// The actor.
-    pub actor: Actor,
-    /// The reason, at most 1,000 bytes. A patch's own note takes precedence.
-    pub note: Option<String>,
-    /// The id of the originating request, truncated to 128 bytes.
-    pub request_id: Option<String>,
-    /// The user agent of the originating request, truncated to 512 bytes.
-    pub user_agent: Option<String>,
-}
-
-impl Edit {
-    /// An edit with an actor and nothing else.
-    pub const fn by(actor: Actor) -> Self {
-        Self { actor, note: None, request_id: None, user_agent: None }
-    }
-}
 
 /// A flag before and after an update; both are equal if nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +50,7 @@ pub struct Updated {
 /// let edit = Edit::by(Actor::user("u-7"));
 /// let flag = flags.create(NewFlag::new("chat.threads"), &edit).await?;
 /// let patch = FlagPatch { state: Some(FlagState::On), ..FlagPatch::default() };
-/// let flag = flags.update("chat.threads", &patch, Some(flag.version), &edit).await?;
+/// let flag = flags.update("chat.threads", &patch, &edit.of_version(flag.version)).await?;
 /// assert_eq!((flag.version, flag.state), (2, FlagState::On));
 /// # Ok(())
 /// # }
@@ -130,39 +107,24 @@ impl Flags {
     pub async fn create(&self, new: NewFlag, edit: &Edit) -> Result<Flag> {
         check_note(edit.note.as_deref())?;
         let flag = Flag::new(new, self.runtime.now())?;
-        let mut attempts = 0;
-        let turn = self.turn.lock().await;
-        loop {
+        self.commit(None, || async {
             let last = self.store.last_version(&flag.key).await?;
             let (change, event, flag) = self.creation(flag.clone(), last, edit);
-            match self.store.commit(vec![change], vec![event]).await {
-                Ok(()) => {
-                    self.finish(turn).await;
-                    return Ok(flag);
-                }
-                Err(error) => self.retry_after(error, &mut attempts).await?,
-            }
-        }
+            Ok((Some((change, event)), flag))
+        })
+        .await
     }
 
     /// Changes a flag; recorded as `flag.updated`, or as `flag.killed` if the patch [is a
     /// kill](FlagPatch::is_kill). The patch's note takes precedence over the edit's.
     ///
-    /// With `expected`, the change is made only if the flag still has that version; without it, the
-    /// patch is applied to the current version, whatever that is. A patch that changes nothing
-    /// returns the flag unchanged, without a new version or an event.
+    /// A patch that changes nothing returns the flag unchanged, without a new version or an event.
     ///
     /// # Errors
     /// `not_found`, `version_mismatch`, `field_invalid`, and those of [`FlagStore::commit`];
     /// `state_conflict` for an invalid flag, which can only be killed or removed.
-    pub async fn update(
-        &self,
-        key: &str,
-        patch: &FlagPatch,
-        expected: Option<u64>,
-        edit: &Edit,
-    ) -> Result<Flag> {
-        self.update_and_compare(key, patch, expected, edit).await.map(|updated| updated.after)
+    pub async fn update(&self, key: &str, patch: &FlagPatch, edit: &Edit) -> Result<Flag> {
+        self.update_and_compare(key, patch, edit).await.map(|updated| updated.after)
     }
 
     /// Like [`update`](Self::update), but also returns the flag as it was immediately before the
@@ -174,14 +136,13 @@ impl Flags {
         &self,
         key: &str,
         patch: &FlagPatch,
-        expected: Option<u64>,
         edit: &Edit,
     ) -> Result<Updated> {
         let note = patch.note.clone().or_else(|| edit.note.clone());
         let edit = Edit { note: note.clone(), ..edit.clone() };
         let patch = FlagPatch { note, ..patch.clone() };
         let verb = if patch.is_kill() { "flag.killed" } else { "flag.updated" };
-        self.patch(key, verb, &patch, expected, &edit).await
+        self.patch(key, verb, &patch, &edit).await
     }
 
     /// Switches a flag off for everybody, whatever its version: `state` becomes `off` and `pct` 0;
@@ -194,34 +155,26 @@ impl Flags {
     pub async fn kill(&self, key: &str, edit: &Edit) -> Result<Flag> {
         // Setting the percentage resets the hundredths as well.
         let patch = FlagPatch { state: Some(FlagState::Off), pct: Some(0), ..FlagPatch::default() };
-        self.patch(key, "flag.killed", &patch, None, edit).await.map(|updated| updated.after)
+        let edit = Edit { if_version: None, ..edit.clone() };
+        self.patch(key, "flag.killed", &patch, &edit).await.map(|updated| updated.after)
     }
 
-    /// Removes a flag and returns it; recorded as `flag.removed`. With `expected`, only if the flag
-    /// still has that version. For an invalid flag, which can't be read, a flag that is off is
-    /// returned.
+    /// Removes a flag and returns it; recorded as `flag.removed`. For an invalid flag, which can't
+    /// be read, a flag that is off is returned.
     ///
     /// # Errors
     /// `not_found`, `version_mismatch`, `field_invalid` for the note, and those of
     /// [`FlagStore::commit`].
-    pub async fn remove(&self, key: &str, expected: Option<u64>, edit: &Edit) -> Result<Flag> {
+    pub async fn remove(&self, key: &str, edit: &Edit) -> Result<Flag> {
         check_note(edit.note.as_deref())?;
-        let mut attempts = 0;
-        let turn = self.turn.lock().await;
-        loop {
-            let Found { flag, invalid } = self.find(key, expected).await?;
+        self.commit(edit.if_version, || async {
+            let Found { flag, invalid } = self.find(key, edit.if_version).await?;
             let shown = invalid.is_none().then_some(&flag);
             let event = self.seal("flag.removed", &flag.key, &differences(shown, None), edit);
             let change = FlagChange::Remove { key: flag.key.clone(), version: flag.version };
-            match self.store.commit(vec![change], vec![event]).await {
-                Ok(()) => {
-                    self.finish(turn).await;
-                    return Ok(flag);
-                }
-                Err(error) if expected.is_some() => return Err(error),
-                Err(error) => self.retry_after(error, &mut attempts).await?,
-            }
-        }
+            Ok((Some((change, event)), flag))
+        })
+        .await
     }
 
     /// Creates those of `flags` whose keys have never existed, in one commit, and returns their
@@ -244,9 +197,8 @@ impl Flags {
                 format!("key: {} is given twice: leave one of the flags out", twice.key),
             ));
         }
-        let mut attempts = 0;
         let turn = self.turn.lock().await;
-        loop {
+        let seeded = retry(&*self.runtime, None, || async {
             let (mut changes, mut events) = (Vec::new(), Vec::new());
             for flag in &flags {
                 if self.store.last_version(&flag.key).await? == 0 {
@@ -256,22 +208,18 @@ impl Flags {
                 }
             }
             let new = changes.len();
-            if new == 0 {
-                return Ok(0);
+            if new > 0 {
+                // Another process may be seeding at the same time.
+                self.store.commit(changes, events).await.map_err(as_version_mismatch)?;
             }
-            match self.store.commit(changes, events).await {
-                Ok(()) => {
-                    self.finish(turn).await;
-                    return Ok(new);
-                }
-                // Another process is seeding at the same time.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                    let error = Error::new(ErrorKind::VersionMismatch, error.to_string());
-                    self.retry_after(error, &mut attempts).await?;
-                }
-                Err(error) => self.retry_after(error, &mut attempts).await?,
-            }
+            Ok(new)
+        });
+        let new = seeded.await?;
+        drop(turn);
+        if new > 0 {
+            self.publish().await;
         }
+        Ok(new)
     }
 
     async fn patch(
@@ -279,14 +227,11 @@ impl Flags {
         key: &str,
         verb: &str,
         patch: &FlagPatch,
-        expected: Option<u64>,
         edit: &Edit,
     ) -> Result<Updated> {
         check_note(edit.note.as_deref())?;
-        let mut attempts = 0;
-        let turn = self.turn.lock().await;
-        loop {
-            let Found { flag: before, invalid } = self.find(key, expected).await?;
+        self.commit(edit.if_version, || async {
+            let Found { flag: before, invalid } = self.find(key, edit.if_version).await?;
             let shown = invalid.is_none().then_some(&before);
             if let Some(error) = invalid
                 && verb != "flag.killed"
@@ -295,19 +240,37 @@ impl Flags {
             }
             let mut after = before.patched(patch)?;
             if shown == Some(&after) {
-                return Ok(Updated { before, after });
+                return Ok((None, Updated { before, after }));
             }
             after.version += 1;
-            let (change, event) = self.replacement(verb, shown, &mut after, edit);
-            match self.store.commit(vec![change], vec![event]).await {
-                Ok(()) => {
-                    self.finish(turn).await;
-                    return Ok(Updated { before, after });
-                }
-                Err(error) if expected.is_some() => return Err(error),
-                Err(error) => self.retry_after(error, &mut attempts).await?,
+            let step = self.replacement(verb, shown, &mut after, edit);
+            Ok((Some(step), Updated { before, after }))
+        })
+        .await
+    }
+
+    /// Commits the change that `plan` makes, if any, and publishes it; plans again if another
+    /// editor was faster.
+    async fn commit<T, F>(&self, expects: Option<u64>, plan: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<(Option<(FlagChange, SealedEvent)>, T)>>,
+    {
+        let turn = self.turn.lock().await;
+        let committed = retry(&*self.runtime, expects, || async {
+            let (step, planned) = plan().await?;
+            let is_changed = step.is_some();
+            if let Some((change, event)) = step {
+                self.store.commit(vec![change], vec![event]).await?;
             }
+            Ok((is_changed, planned))
+        });
+        let (is_changed, planned) = committed.await?;
+        // The next editor need not wait for the timeline.
+        drop(turn);
+        if is_changed {
+            self.publish().await;
         }
+        Ok(planned)
     }
 
     /// Returns the flag, provided that it has the expected version.
@@ -378,18 +341,8 @@ impl Flags {
         };
         event.metadata.annotate("before", side(|change| &change.from));
         event.metadata.annotate("after", side(|change| &change.to));
-        if let Some(note) = &edit.note {
-            event.metadata.annotate("note", note.as_str());
-        }
-        let (request_id, user_agent) = (edit.request_id.as_deref(), edit.user_agent.as_deref());
-        annotate_request(&mut event.metadata, request_id, user_agent);
+        edit.annotate(&mut event.metadata);
         self.log.seal(event)
-    }
-
-    /// Releases the turn to the next editor and publishes the commit.
-    async fn finish(&self, turn: MutexGuard<'_, ()>) {
-        drop(turn);
-        self.publish().await;
     }
 
     /// Refreshes the live flags and relays the commit's events onto the timeline.
@@ -399,17 +352,6 @@ impl Flags {
             let _ = live.refresh().await;
         }
         self.log.relay(AuditLog::RELAY_WAIT).await;
-    }
-
-    /// Waits before the next attempt if another editor committed in between; returns any other
-    /// error.
-    pub(crate) async fn retry_after(&self, error: Error, attempts: &mut u32) -> Result<()> {
-        *attempts += 1;
-        if error.kind() != ErrorKind::VersionMismatch || *attempts == MAX_ATTEMPTS {
-            return Err(error);
-        }
-        pause(&*self.runtime, *attempts).await;
-        Ok(())
     }
 }
 

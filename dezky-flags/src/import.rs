@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
+use dezky_core::change::{check_note, retry};
 use dezky_core::{Error, ErrorKind, Result, SealedEvent};
+use futures_util::lock::Mutex as AsyncMutex;
 use serde::Serialize;
 
-use crate::model::check_note;
 use crate::store::{FlagChange, MAX_COMMIT_CHANGES, MAX_FLAGS};
 use crate::{Edit, Flag, Flags, NewFlag};
 
@@ -119,51 +120,45 @@ impl Flags {
     ) -> Result<Imported> {
         check_note(edit.note.as_deref())?;
         let flags = self.checked(flags)?;
-        let mut done = HashMap::new();
-        let result = self.import_all(&flags, mode, edit, &mut done).await;
-        if !done.is_empty() {
+        let done = AsyncMutex::new(HashMap::new());
+        let result = retry(&*self.runtime, None, || async {
+            let mut done = done.lock().await;
+            let Plan { outcomes, steps } = self.plan(&flags, mode, edit, &done).await?;
+            if !mode.dry_run {
+                self.carry_out(steps, &mut done).await?;
+            }
+            Ok(Imported { flags: outcomes })
+        });
+        let result = result.await;
+        if !done.into_inner().is_empty() {
             self.publish().await;
         }
         result
     }
 
-    async fn import_all(
+    async fn carry_out(
         &self,
-        flags: &[Flag],
-        mode: ImportMode,
-        edit: &Edit,
+        mut steps: Vec<Step>,
         done: &mut HashMap<String, ImportOutcome>,
-    ) -> Result<Imported> {
-        let mut attempts = 0;
-        'planned: loop {
-            let Plan { outcomes, mut steps } = self.plan(flags, mode, edit, done).await?;
-            if mode.dry_run {
-                return Ok(Imported { flags: outcomes });
+    ) -> Result<()> {
+        while !steps.is_empty() {
+            let rest = steps.split_off(fitting(&steps));
+            let mut keys = Vec::with_capacity(steps.len());
+            let (mut changes, mut events) = (Vec::new(), Vec::new());
+            for Step { change, event, outcome } in steps {
+                keys.push((change.key().to_owned(), outcome));
+                changes.push(change);
+                events.push(event);
             }
-            while !steps.is_empty() {
-                let rest = steps.split_off(fitting(&steps));
-                let mut keys = Vec::with_capacity(steps.len());
-                let (mut changes, mut events) = (Vec::new(), Vec::new());
-                for Step { change, event, outcome } in steps {
-                    keys.push((change.key().to_owned(), outcome));
-                    changes.push(change);
-                    events.push(event);
-                }
-                // One turn per commit: killing a flag must not wait for the whole import.
-                let turn = self.turn.lock().await;
-                let committed = self.store.commit(changes, events).await;
-                drop(turn);
-                match committed {
-                    Ok(()) => done.extend(keys),
-                    Err(error) => {
-                        self.retry_after(as_version_mismatch(error), &mut attempts).await?;
-                        continue 'planned;
-                    }
-                }
-                steps = rest;
-            }
-            return Ok(Imported { flags: outcomes });
+            // One turn per commit: killing a flag must not wait for the whole import.
+            let turn = self.turn.lock().await;
+            let committed = self.store.commit(changes, events).await;
+            drop(turn);
+            committed.map_err(as_version_mismatch)?;
+            done.extend(keys);
+            steps = rest;
         }
+        Ok(())
     }
 
     /// Validates the flags and rejects duplicate keys.
@@ -254,7 +249,7 @@ fn fitting(steps: &[Step]) -> usize {
 
 /// Turns the error of another editor's creation, change or removal into `version_mismatch`, which
 /// is retried.
-fn as_version_mismatch(error: Error) -> Error {
+pub(crate) fn as_version_mismatch(error: Error) -> Error {
     match error.kind() {
         ErrorKind::AlreadyExists | ErrorKind::NotFound => {
             Error::new(ErrorKind::VersionMismatch, error.to_string())

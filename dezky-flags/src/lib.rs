@@ -25,8 +25,9 @@ use std::fmt;
 
 pub use bucket::{BucketAlgorithm, bucket, fine_bucket, in_rollout_bucket};
 pub use compile::{Bits, BucketRow, FlagHandle, FlagSet};
+pub use dezky_core::change::{Edit, MAX_NOTE_BYTES};
 pub use digest::DigestEngine;
-pub use edit::{Edit, Flags, Updated};
+pub use edit::{Flags, Updated};
 pub use evaluate::{decide, decide_with_algorithm, has_any_scope, matches_scope};
 pub use explain::{Explanation, Rollout, explain};
 pub use file::FlagFile;
@@ -34,7 +35,7 @@ pub use import::{ImportMode, ImportOutcome, Imported};
 pub use live::LiveFlags;
 pub use model::{
     Change, ChangeActor, FieldChange, Flag, FlagOptions, FlagPatch, FlagState, KILL_SWITCH_NOTE,
-    MAX_DESCRIPTION_BYTES, MAX_HISTORY, MAX_KEY_BYTES, MAX_NOTE_BYTES, MAX_PCT, MAX_PCT_HUNDREDTHS,
+    MAX_DESCRIPTION_BYTES, MAX_HISTORY, MAX_KEY_BYTES, MAX_PCT, MAX_PCT_HUNDREDTHS,
     MAX_SCOPE_VALUE_BYTES, MAX_SCOPE_VALUES, MAX_SEED_BYTES, NewFlag, OptionsPatch, RESERVED_KEY,
     Scope, ScopePatch,
 };

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use dezky_core::change::check_note;
 use dezky_core::{ActorType, Error, ErrorKind, Result, Timestamp};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -24,8 +25,6 @@ pub const MAX_SEED_BYTES: usize = 64;
 pub const MAX_SCOPE_VALUES: usize = 1_000;
 /// Maximum length of a scope value in bytes.
 pub const MAX_SCOPE_VALUE_BYTES: usize = 128;
-/// Maximum length of a note in bytes.
-pub const MAX_NOTE_BYTES: usize = 1_000;
 /// Maximum number of changes in a flag's history; older changes are dropped.
 pub const MAX_HISTORY: usize = 20;
 /// The note that turns a patch with `state` `off` into a kill.
@@ -597,13 +596,6 @@ fn is_scope_value(text: &str) -> bool {
 
 fn has_control(text: &str) -> bool {
     text.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\t'))
-}
-
-pub(crate) fn check_note(note: Option<&str>) -> Result<()> {
-    if note.is_some_and(|note| note.len() > MAX_NOTE_BYTES || has_control(note)) {
-        return Err(invalid("note", TEXT_BOUND));
-    }
-    Ok(())
 }
 
 fn invalid(path: &str, bound: &str) -> Error {

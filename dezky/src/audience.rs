@@ -13,12 +13,12 @@ use dezky_flags::{Flag, FlagContext, Preview, Previewer};
 
 use crate::within::within;
 
-/// How long reading every tenant may take.
+/// The maximum time for reading every tenant.
 const WALK_TIMEOUT: Duration = Duration::from_secs(30);
-/// The most partners whose slugs are held in memory.
+/// The maximum number of partners whose slugs are held in memory.
 const MAX_PARTNERS: usize = 100_000;
 
-/// Returns the context of a tenant: the one place that says what flags see of it.
+/// Returns the context of a tenant: the only place that decides what flags see of it.
 pub fn context_of<'a>(
     tenant: &'a Tenant,
     partner_slug: Option<&'a str>,
@@ -110,7 +110,7 @@ pub async fn each_tenant(
             let partner_slug = match known.map(|(id, slugs)| (id, slugs.get(id))) {
                 None => None,
                 Some((_, Some(slug))) => Some(Cow::Borrowed(slug.as_str())),
-                // Created meanwhile, or beyond the bound.
+                // Created in the meantime, or beyond the bound.
                 Some((id, None)) => {
                     let partner = directory.partner(PartnerKey::Id(id)).await?;
                     partner.map(|partner| Cow::Owned(partner.slug))

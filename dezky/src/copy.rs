@@ -1,4 +1,4 @@
-//! A copy of everything in one store into another, whatever their engines.
+//! Copies of everything in one store to another, whatever their engines.
 //!
 //! ```
 //! use dezky::{Access, Actor, NewEvent, Platform, StoreConfig, Stores, copy};
@@ -26,8 +26,8 @@ use dezky_flags::store::{FlagTable, check_flags, copy_flags};
 
 use crate::engine::Stores;
 
-/// How often the source is compared again before the copy gives up: on a platform that
-/// goes on changing, both ends would never be equal.
+/// The maximum number of rounds before the copy gives up: while the source keeps changing, both
+/// ends never become equal.
 const MAX_ROUNDS: usize = 5;
 
 /// A part of the work.
@@ -55,14 +55,14 @@ impl CopyStep {
     }
 }
 
-/// How far a copy is.
+/// The progress of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopyProgress {
     /// The part of the work.
     pub step: CopyStep,
-    /// How many documents or rows of this step are done.
+    /// The number of documents or rows that this step has processed.
     pub done: u64,
-    /// How many there are, where that is known.
+    /// Their total number, where that is known.
     pub total: Option<u64>,
 }
 
@@ -70,11 +70,11 @@ pub struct CopyProgress {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Copied {
-    /// How many rows this call copied.
+    /// The number of rows that this call copied.
     pub rows: u64,
     /// The head of both logs.
     pub head: Head,
-    /// How many documents there are.
+    /// The number of documents.
     pub documents: DocumentCounts,
     /// The flags.
     pub flags: FlagTable,
@@ -82,13 +82,13 @@ pub struct Copied {
 
 /// Copies log, directory and flags, until both ends are verified and equal.
 ///
-/// It can be stopped at any time, by dropping the future too, and called again: it goes on
-/// from what the target has. `progress` is called often.
+/// Can be stopped at any time, also by dropping the future, and called again: it continues from
+/// what the target has. `progress` is called often.
 ///
 /// # Errors
 /// `state_conflict` if the target contains anything else, then nothing was changed, or if
 /// one of the stores is being written to. `store_corrupt` if one of the logs does not
-/// verify. Those of the stores; after a retryable one the same call goes on.
+/// verify. Those of the stores; after a retryable one the same call continues.
 pub async fn copy(
     from: &Stores,
     to: &Stores,
@@ -118,7 +118,7 @@ impl<P: FnMut(CopyProgress) + Send> Copy<'_, P> {
                 continue;
             }
             let head = self.verify_both().await?;
-            // Verifying takes a while: copy what was written meanwhile too.
+            // Verifying takes a while: copy what was written in the meantime too.
             match self.difference(&flags).await? {
                 None => {
                     let Self { rows, documents, .. } = self;
@@ -130,12 +130,12 @@ impl<P: FnMut(CopyProgress) + Send> Copy<'_, P> {
         Err(Error::new(
             ErrorKind::StateConflict,
             format!(
-                "one of the stores is being written to ({difference}): stop the servers on both, then give the same command again"
+                "one of the stores is being written to ({difference}): stop the servers on both, then repeat the command"
             ),
         ))
     }
 
-    /// Refuses a target with other content, before anything is written there.
+    /// Refuses a target with other content before anything is written to it.
     async fn check(&self) -> Result<()> {
         let (from, to) = (self.from, self.to);
         relay_all(&*from.log).await?;
@@ -147,7 +147,7 @@ impl<P: FnMut(CopyProgress) + Send> Copy<'_, P> {
     async fn bring_over(&mut self) -> Result<FlagTable> {
         let (from, to, progress) = (self.from, self.to, &mut self.progress);
         relay_all(&*from.log).await?;
-        // Documents before the log: whatever the log refers to is there.
+        // Documents before the log, so that everything that the log refers to exists.
         let step = CopyStep::Documents;
         progress(CopyProgress { step, done: 0, total: None });
         self.documents = copy_directory(&*from.directory, &*to.directory, |done| {
@@ -168,9 +168,9 @@ impl<P: FnMut(CopyProgress) + Send> Copy<'_, P> {
     /// A difference between the ends, if there is one.
     async fn difference(&self, flags: &FlagTable) -> Result<Option<String>> {
         let (from, to) = (self.from, self.to);
-        // Events of a change that was made meanwhile.
+        // Events of a change that was made in the meantime.
         if relay_all(&*from.log).await? > 0 {
-            return Ok(Some("the log goes on".into()));
+            return Ok(Some("the log keeps growing".into()));
         }
         if let Some(found) = compare_logs(&*from.log, &*to.log).await? {
             return Ok(Some(found));

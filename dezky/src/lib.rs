@@ -14,7 +14,7 @@ pub use dezky_core::directory::{self, Directory, NewPartner, NewTenant, NewUser,
 pub use dezky_core::rt::TokioRuntime;
 pub use dezky_core::store::{AuditStore, ListQuery};
 pub use dezky_core::{
-    Actor, ActorType, AuditLog, Error, ErrorKind, NewEvent, Outcome, RecordOutcome, Recorded,
+    Actor, ActorType, AuditLog, Edit, Error, ErrorKind, NewEvent, Outcome, RecordOutcome, Recorded,
     Result, Runtime, Spool, SpoolConfig, Timestamp, verify,
 };
 pub use dezky_flags as flags;

@@ -17,20 +17,19 @@ use crate::audience::{self, Subject};
 use crate::engine::{Access, Stores};
 use crate::url::StoreConfig;
 
-/// How long the store may take for an append: longer than it waits for another writer.
+/// The maximum time of an append: longer than the store waits for another writer.
 const STORE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same with a spool to fall back on. Senders of webhooks hold further events back
-/// while they wait for an answer.
+/// The same with a spool to fall back on: senders of webhooks hold back further events while they
+/// wait for an answer.
 const STORE_TIMEOUT_BEFORE_SPOOL: Duration = Duration::from_secs(2);
-/// How often the outbox is relayed.
+/// The interval at which the outbox is relayed.
 const RELAY_INTERVAL: Duration = Duration::from_secs(1);
-/// The most events that one relay moves.
+/// The maximum number of events per relay.
 const RELAY_BATCH: usize = 1_000;
 
-/// A platform: everything that works on the stores of one database.
+/// Everything that works on the stores of one database.
 ///
-/// Opening it starts no task. [`run`](Self::run) does the work in the background for as
-/// long as you poll it.
+/// Opening it starts no task. [`run`](Self::run) does the background work while you poll it.
 ///
 /// ```
 /// use dezky::{Actor, NewEvent, Platform};
@@ -52,7 +51,7 @@ pub struct Platform {
     pub log: Arc<AuditLog>,
     /// Tenants, partners and users, and their editor.
     pub directory: Directory,
-    /// The directory as sources ask it for the tenant of an event.
+    /// The directory in which sources look up the tenant of an event.
     pub tenants: Arc<DirectoryTenants>,
     /// The flags' editor.
     pub flags: Flags,
@@ -64,8 +63,8 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// Opens the platform at a URL, with [options](crate::url::OPTIONS) if need be; creates
-    /// or migrates its schema first. For anything else see [`builder`](Self::builder).
+    /// Opens the platform at a URL, which may have [options](crate::url::OPTIONS); creates or
+    /// migrates its schema. See [`builder`](Self::builder) for everything else.
     ///
     /// # Errors
     /// Those of [`StoreConfig::parse`], [`Stores::open`] and [`PlatformBuilder::build`].
@@ -74,7 +73,7 @@ impl Platform {
         Self::builder(stores).build().await
     }
 
-    /// A platform on stores that are open, or your own.
+    /// Builds a platform on open stores, or on your own.
     ///
     /// ```no_run
     /// use dezky::{Access, Platform, Spool, SpoolConfig, StoreConfig, Stores, TokioRuntime};
@@ -105,7 +104,7 @@ impl Platform {
         self.intake.runtime()
     }
 
-    /// The tenant with this slug, for whom flags are decided. `None` if there is no such
+    /// The tenant with this slug, as the subject of decisions on flags. `None` if there is no such
     /// tenant.
     ///
     /// # Errors
@@ -114,7 +113,7 @@ impl Platform {
         self.subject_of(TenantKey::Slug(tenant_slug)).await
     }
 
-    /// The same by any key of a tenant.
+    /// Like [`subject`](Self::subject), by any key of a tenant.
     ///
     /// # Errors
     /// The directory's.
@@ -138,10 +137,10 @@ impl Platform {
 
     /// Does the background work until `shutdown` resolves: relays staged events into the
     /// log, empties the spool, and follows the flags. Dropping the future is as good as
-    /// `shutdown`: no acknowledged event is lost, and the next run goes on.
+    /// `shutdown`: no acknowledged event is lost, and the next run continues.
     ///
     /// # Errors
-    /// Those of [`run_relay`](Self::run_relay), which end it. A store that is away does not.
+    /// Those of [`run_relay`](Self::run_relay), which end it. An unavailable store does not.
     pub async fn run(&self, shutdown: impl Future<Output = ()> + Send) -> Result<()> {
         let others = join(self.log.run_spool(pending()), self.live.run(pending()));
         let relay = self.run_relay(shutdown);
@@ -155,9 +154,8 @@ impl Platform {
     /// [`run`](Self::run), for programs that run each part in its own task.
     ///
     /// # Errors
-    /// `store_replaced`: the database's files were removed or replaced while they were
-    /// open, so whatever is written is lost. Close the platform. Other errors are logged,
-    /// and the events wait.
+    /// `store_replaced`: the database's files were removed or replaced while they were open, so
+    /// anything written would be lost. Close the platform. Other errors are logged and retried.
     pub async fn run_relay(&self, shutdown: impl Future<Output = ()> + Send) -> Result<()> {
         let mut shutdown = pin!(shutdown);
         loop {
@@ -165,7 +163,7 @@ impl Platform {
                 Ok(relayed) => relayed.more,
                 Err(error) if error.kind() == ErrorKind::StoreReplaced => return Err(error),
                 Err(error) => {
-                    tracing::warn!(code = error.code(), %error, "the outbox waits");
+                    tracing::warn!(code = error.code(), %error, "can't relay the outbox now");
                     false
                 }
             };
@@ -176,13 +174,13 @@ impl Platform {
         }
     }
 
-    /// Closes the connections once all calls under way have returned.
+    /// Closes the connections once all pending calls have returned.
     pub async fn close(&self) {
         self.stores.close().await;
     }
 }
 
-/// How a platform is put together; see [`Platform::builder`].
+/// Options of a platform; see [`Platform::builder`].
 #[must_use]
 pub struct PlatformBuilder {
     stores: Stores,
@@ -192,29 +190,29 @@ pub struct PlatformBuilder {
 }
 
 impl PlatformBuilder {
-    /// Keeps events in `spool` while the store does not take them. The store then has 2 s
-    /// for an append, instead of 10 s.
+    /// Spools events while the store does not accept them. An append then times out after 2 s
+    /// instead of 10 s.
     pub fn spool(mut self, spool: Spool) -> Self {
         self.spool = Some(spool);
         self
     }
 
-    /// How the flags follow the store.
+    /// Sets how the flags follow the store.
     pub fn live(mut self, live: LiveConfig) -> Self {
         self.live = live;
         self
     }
 
-    /// The runtime of everything above the stores; tokio's unless set.
+    /// Sets the runtime of everything above the stores; tokio's by default.
     pub fn runtime(mut self, runtime: Arc<dyn Runtime>) -> Self {
         self.runtime = runtime;
         self
     }
 
-    /// Wires the platform, and reads the flags for the first time.
+    /// Wires the platform and reads the flags for the first time.
     ///
     /// # Errors
-    /// Those of [`LiveFlags::open`]; then the stores are closed.
+    /// Those of [`LiveFlags::open`], after which the stores are closed.
     pub async fn build(self) -> Result<Platform> {
         let Self { stores, runtime, spool, live } = self;
         let live = match LiveFlags::open(stores.flags.clone(), runtime.clone(), live).await {
@@ -226,7 +224,7 @@ impl PlatformBuilder {
         };
         let tenants = Arc::new(DirectoryTenants(stores.directory.clone()));
         let intake = Intake::new(stores.log.clone(), runtime.clone());
-        // The intake's store, so that spooled events of declared sources are told apart too.
+        // The intake's store, so that spooled events of declared sources are deduplicated too.
         let log = AuditLog::new(intake.store().clone(), runtime.clone());
         let log = log.with_directory(tenants.clone());
         let log = Arc::new(match spool {

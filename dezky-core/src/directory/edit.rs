@@ -16,51 +16,25 @@ use super::{
     PartnerPatch, PartnerStatus, Patch, ProvisioningReport, Tenant, TenantKey, TenantPatch,
     TenantStatus, User, UserKey, UserPatch, UserStatus, fields,
 };
-use crate::change;
+use crate::change::{self, Edit, check_note, retry};
 use crate::documents::{Kind, Refusal, refuse};
 use crate::event::uuid_v7;
 use crate::{
-    Actor, AuditLog, Error, ErrorKind, NewEvent, NewMetadata, Result, Runtime, SealedEvent,
-    Timestamp,
+    AuditLog, Error, ErrorKind, NewEvent, NewMetadata, Result, Runtime, SealedEvent, Timestamp,
 };
 
-/// How often a change is tried when other processes change the same document.
-const MAX_ATTEMPTS: u32 = 20;
-/// How much of a member's value a change shows, as JSON: both sides of every member
-/// at once stay within what an event's metadata holds.
+/// Maximum length of a member's value in a change, in bytes of JSON: both sides of every member
+/// together stay within the bound of an event's metadata.
 const SHOWN_BYTES: usize = 3 << 10;
-
-/// Who changes something, and by which request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Edit {
-    /// Who, and from where.
-    pub actor: Actor,
-    /// The request, as it stands in its answer and the logs; cut to 128 bytes.
-    pub request_id: Option<String>,
-    /// The program that sent it, cut to 512 bytes.
-    pub user_agent: Option<String>,
-    /// Refuse with `version_mismatch` unless the document has this version. Without
-    /// it a change is made to whatever is there. Creating ignores it.
-    pub if_version: Option<u64>,
-}
-
-impl Edit {
-    /// By `actor`, of no known request.
-    pub fn by(actor: Actor) -> Self {
-        Self { actor, request_id: None, user_agent: None, if_version: None }
-    }
-}
 
 /// The directory as platform code uses it.
 ///
-/// Every change commits together with its audit event, and waits up to a second
-/// for the event to be on the timeline. What changes nothing returns the document
-/// as it is and writes no event. Changes made at the same time are made one after
-/// the other; none is lost.
+/// Every change commits together with its audit event, and waits up to a second for the event to
+/// be on the timeline. A change that changes nothing returns the document unchanged and writes no
+/// event. Concurrent changes are made one after the other; none is lost.
 ///
-/// Not cancel-safe in its answers: if a future is dropped the change and its event
-/// are both there or neither is; read to find out. Poll a future to its end or drop
-/// it: edits queue behind each other.
+/// If a future is dropped, either both the change and its event are committed or neither is; read
+/// the document to find out. Poll a future to completion or drop it: edits queue behind each other.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -92,16 +66,15 @@ pub struct Directory {
     store: Arc<dyn DirectoryStore>,
     log: Arc<AuditLog>,
     runtime: Arc<dyn Runtime>,
-    /// Held from the first look to the commit, so that this process never races
-    /// itself.
+    /// Serialises edits in this process, from read to commit.
     turn: AsyncMutex<()>,
 }
 
 impl Directory {
-    /// How much newer a login must be to be written down.
+    /// The minimum time between two logins of a user for the later one to be recorded.
     pub const LOGIN_RESOLUTION: Duration = Duration::from_mins(1);
 
-    /// Edits what is in `store`, which must stage its events into the store of `log`.
+    /// Edits the documents of `store`, which must stage its events into the store of `log`.
     pub fn new(
         store: Arc<dyn DirectoryStore>,
         log: Arc<AuditLog>,
@@ -110,12 +83,12 @@ impl Directory {
         Self { store, log, runtime, turn: AsyncMutex::new(()) }
     }
 
-    /// Where the documents are, for reading.
+    /// The store that is edited, for reading.
     pub fn store(&self) -> &Arc<dyn DirectoryStore> {
         &self.store
     }
 
-    /// Makes a tenant. Event: `tenant.created`.
+    /// Creates a tenant. Event: `tenant.created`.
     ///
     /// # Errors
     /// `field_invalid`; `already_exists` names the slug, the id or the domain; `not_found`
@@ -133,7 +106,7 @@ impl Directory {
     /// Changes a tenant. Event: `tenant.updated`.
     ///
     /// # Errors
-    /// As of [`create_tenant`](Self::create_tenant); `not_found` if there is no such
+    /// Those of [`create_tenant`](Self::create_tenant); `not_found` if there is no such
     /// tenant, `state_conflict` if it is deleted; `version_mismatch`.
     pub async fn update_tenant(
         &self,
@@ -148,8 +121,7 @@ impl Directory {
         self.edit(turn, key, "tenant.updated", by, |tenant| patch.clone().apply(tenant)).await
     }
 
-    /// Stops a tenant; of one that is suspended nothing changes. Event:
-    /// `tenant.suspended`.
+    /// Suspends a tenant; a suspended one stays unchanged. Event: `tenant.suspended`.
     ///
     /// # Errors
     /// `not_found`; `state_conflict` if it is deleted; `version_mismatch`.
@@ -161,8 +133,7 @@ impl Directory {
         self.edit(self.turn.lock().await, key, "tenant.suspended", by, suspend).await
     }
 
-    /// Takes a suspended tenant into use again; of an active one nothing changes.
-    /// Event: `tenant.resumed`.
+    /// Reactivates a suspended tenant; an active one stays unchanged. Event: `tenant.resumed`.
     ///
     /// # Errors
     /// `not_found`; `state_conflict` if it is pending or deleted; `version_mismatch`.
@@ -179,8 +150,8 @@ impl Directory {
         self.edit(self.turn.lock().await, key, "tenant.resumed", by, resume).await
     }
 
-    /// Marks a tenant as deleted, for ever, and frees its domains; of one that is
-    /// deleted nothing changes. Event: `tenant.deleted`.
+    /// Marks a tenant as deleted, permanently, and frees its domains; a deleted one stays
+    /// unchanged. Event: `tenant.deleted`.
     ///
     /// # Errors
     /// `not_found`; `version_mismatch`.
@@ -192,7 +163,7 @@ impl Directory {
         self.edit(self.turn.lock().await, key, "tenant.deleted", by, delete).await
     }
 
-    /// Writes down how the provisioning of a tenant went. Event: `tenant.updated`.
+    /// Records the outcome of provisioning a tenant. Event: `tenant.updated`.
     ///
     /// # Errors
     /// `field_invalid`; `not_found`; `state_conflict` if it is deleted;
@@ -210,7 +181,7 @@ impl Directory {
         self.edit(self.turn.lock().await, key, "tenant.updated", by, apply).await
     }
 
-    /// Makes a partner. Event: `partner.created`.
+    /// Creates a partner. Event: `partner.created`.
     ///
     /// # Errors
     /// `field_invalid`; `already_exists` names the slug.
@@ -237,9 +208,8 @@ impl Directory {
         self.edit(self.turn.lock().await, key, "partner.updated", by, apply).await
     }
 
-    /// Ends the work with a partner, for ever; of one that is terminated nothing
-    /// changes. Its tenants stay with it until they are detached. Event:
-    /// `partner.terminated`.
+    /// Terminates a partner, permanently; a terminated one stays unchanged. Its tenants stay with
+    /// it until they are detached. Event: `partner.terminated`.
     ///
     /// # Errors
     /// `not_found`; `version_mismatch`.
@@ -251,11 +221,11 @@ impl Directory {
         self.edit(self.turn.lock().await, key, "partner.terminated", by, terminate).await
     }
 
-    /// Makes a user. Event: `user.created`.
+    /// Creates a user. Event: `user.created`.
     ///
     /// # Errors
     /// `field_invalid`; `already_exists` names subject or identities; `not_found` if
-    /// a tenant is not there or deleted.
+    /// a tenant does not exist or is deleted.
     pub async fn create_user(&self, new: NewUser, by: &Edit) -> Result<User> {
         let turn = self.turn.lock().await;
         self.check_tenants(&new.tenant_ids, &[]).await?;
@@ -266,9 +236,8 @@ impl Directory {
     /// Changes a user. Event: `user.updated`.
     ///
     /// # Errors
-    /// As of [`create_user`](Self::create_user); `not_found` if there is no such
-    /// user, `state_conflict` if one who is deactivated is to run the platform;
-    /// `version_mismatch`.
+    /// Those of [`create_user`](Self::create_user); `not_found` if there is no such user,
+    /// `state_conflict` if a deactivated user is to become a platform admin; `version_mismatch`.
     pub async fn update_user(&self, key: UserKey<'_>, patch: UserPatch, by: &Edit) -> Result<User> {
         let turn = self.turn.lock().await;
         if let Some(tenant_ids) = &patch.tenant_ids {
@@ -279,8 +248,8 @@ impl Directory {
         self.edit(turn, key, "user.updated", by, |user| patch.clone().apply(user)).await
     }
 
-    /// Takes the platform away from a user, who is no platform admin any more
-    /// either; of one who is deactivated nothing changes. Event: `user.deactivated`.
+    /// Deactivates a user, who also stops being a platform admin; a deactivated one stays
+    /// unchanged. Event: `user.deactivated`.
     ///
     /// # Errors
     /// `not_found`; `version_mismatch`.
@@ -293,21 +262,20 @@ impl Directory {
         self.edit(self.turn.lock().await, key, "user.deactivated", by, deactivate).await
     }
 
-    /// Writes down that a user was here at `at`, unless it is known that they were
-    /// within the [minute](Self::LOGIN_RESOLUTION) before or later. No event: the
-    /// login itself is one of the system that took it. Nothing changes for who is
-    /// deactivated.
+    /// Records that a user logged in at `at`, unless a login within the
+    /// [minute](Self::LOGIN_RESOLUTION) before or a later one is recorded. Writes no event: the
+    /// system that accepted the login does. A deactivated user stays unchanged.
     ///
     /// # Errors
     /// `not_found`.
     pub async fn record_login(&self, key: UserKey<'_>, at: Timestamp) -> Result<User> {
         let _turn = self.turn.lock().await;
-        for attempt in 1..=MAX_ATTEMPTS {
+        retry(&*self.runtime, None, || async {
             let user = User::read(&*self.store, key).await?;
             let user = user.ok_or_else(|| refused(&USER, Refusal::Missing))?;
             let now = self.runtime.now();
             let is_news = user.last_login_at.is_none_or(|last| {
-                // One in the future was noted by a clock that was ahead.
+                // A time in the future was recorded by a clock that was ahead.
                 let is_known = last <= now.max(at).saturating_add(Self::LOGIN_RESOLUTION);
                 !is_known || at.saturating_since(last) >= Self::LOGIN_RESOLUTION
             });
@@ -316,22 +284,17 @@ impl Directory {
             }
             let mut after = User { last_login_at: Some(at), ..user };
             after.stamp(self.runtime.now());
-            match self.store.commit(vec![after.clone().into()], Vec::new()).await {
-                Ok(()) => return Ok(after),
-                Err(error) if error.kind() == ErrorKind::VersionMismatch => {
-                    change::pause(&*self.runtime, attempt).await;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Err(refused(&USER, Refusal::Version))
+            self.store.commit(vec![after.clone().into()], Vec::new()).await?;
+            Ok(after)
+        })
+        .await
     }
 
     fn new_id(&self) -> String {
         uuid_v7(self.runtime.now(), &*self.runtime).to_string()
     }
 
-    /// The partner of this id or slug, who may get a tenant.
+    /// The partner with this id or slug, provided that it may get a tenant.
     async fn active_partner(&self, id_or_slug: &str) -> Result<Partner> {
         let mut partner = self.store.partner(PartnerKey::Id(id_or_slug)).await?;
         if partner.is_none() {
@@ -340,7 +303,7 @@ impl Directory {
         let partner = partner.ok_or_else(|| {
             Error::new(
                 ErrorKind::NotFound,
-                "partnerId must be the id or the slug of a partner: there is none, make it first",
+                "partnerId must be the id or the slug of a partner: no such partner exists, create it first",
             )
         })?;
         if partner.status != PartnerStatus::Active {
@@ -351,8 +314,8 @@ impl Directory {
         Ok(partner)
     }
 
-    /// The id of the partner to attach. The one that the tenant has stays, even if it
-    /// is terminated, so that a document that was read can be sent back.
+    /// The id of the partner to attach. The tenant's current partner is accepted even if it is
+    /// terminated, so that a document can be sent back as it was read.
     async fn partner_to_attach(&self, key: TenantKey<'_>, id_or_slug: &str) -> Result<String> {
         let tenant = self.store.tenant(key).await?;
         if tenant.and_then(|tenant| tenant.partner_id).as_deref() == Some(id_or_slug) {
@@ -361,7 +324,7 @@ impl Directory {
         Ok(self.active_partner(id_or_slug).await?.id)
     }
 
-    /// Refuses tenants that are not there. Those a user has already stay.
+    /// Refuses tenants that don't exist, except those that the user already belongs to.
     async fn check_tenants(&self, ids: &[String], known: &[String]) -> Result<()> {
         fields::count("tenantIds", ids.len(), fields::MAX_USER_TENANTS)?;
         for id in ids.iter().filter(|id| !known.contains(id)) {
@@ -370,7 +333,7 @@ impl Directory {
             if !tenant.is_some_and(|tenant| tenant.is_present()) {
                 return Err(Error::new(
                     ErrorKind::NotFound,
-                    format!("tenantIds must be ids of tenants: {id} is none, or deleted"),
+                    format!("tenantIds must be ids of tenants: {id} does not exist, or is deleted"),
                 ));
             }
         }
@@ -384,6 +347,7 @@ impl Directory {
         action: &str,
         by: &Edit,
     ) -> Result<D> {
+        check_note(by.note.as_deref())?;
         let event = self.event(action, None, &document, by).await?;
         self.store.commit(vec![document.clone().into()], vec![event]).await?;
         drop(turn);
@@ -399,24 +363,8 @@ impl Directory {
         by: &Edit,
         change: impl Fn(&mut D) -> Result<()> + Send + Sync,
     ) -> Result<D> {
-        let (after, is_changed) = self.change(key, action, by, change).await?;
-        drop(turn);
-        if is_changed {
-            self.log.relay(AuditLog::RELAY_WAIT).await;
-        }
-        Ok(after)
-    }
-
-    /// Reads, changes and commits, again if another process was faster. Says
-    /// whether anything is different.
-    async fn change<'a, D: Document>(
-        &'a self,
-        key: D::Key<'a>,
-        action: &str,
-        by: &Edit,
-        change: impl Fn(&mut D) -> Result<()> + Send + Sync,
-    ) -> Result<(D, bool)> {
-        for attempt in 1..=MAX_ATTEMPTS {
+        check_note(by.note.as_deref())?;
+        let edited = retry(&*self.runtime, by.if_version, || async {
             let before = D::read(&*self.store, key).await?;
             let before = before.ok_or_else(|| refused(D::KIND, Refusal::Missing))?;
             if by.if_version.is_some_and(|version| version != before.version()) {
@@ -431,15 +379,16 @@ impl Directory {
             changed?;
             after.stamp(self.runtime.now());
             let event = self.event(action, Some(&before), &after, by).await?;
-            match self.store.commit(vec![after.clone().into()], vec![event]).await {
-                Ok(()) => return Ok((after, true)),
-                Err(error) if error.kind() == ErrorKind::VersionMismatch => {
-                    change::pause(&*self.runtime, attempt).await;
-                }
-                Err(error) => return Err(error),
-            }
+            self.store.commit(vec![after.clone().into()], vec![event]).await?;
+            Ok((after, true))
+        });
+        let (after, is_changed) = edited.await?;
+        // The next editor need not wait for the timeline.
+        drop(turn);
+        if is_changed {
+            self.log.relay(AuditLog::RELAY_WAIT).await;
         }
-        Err(refused(D::KIND, Refusal::Version))
+        Ok(after)
     }
 
     /// The event of a change, sealed and within all bounds.
@@ -450,9 +399,9 @@ impl Directory {
         after: &D,
         by: &Edit,
     ) -> Result<SealedEvent> {
-        let whose = after.whose(&*self.store, before).await?;
+        let concerned = after.concerned(&*self.store, before).await?;
         let mut metadata = NewMetadata::default();
-        change::annotate_request(&mut metadata, by.request_id.as_deref(), by.user_agent.as_deref());
+        by.annotate(&mut metadata);
         let (old, new) = differences(before, after);
         if before.is_some() {
             metadata.annotate("before", old);
@@ -462,17 +411,16 @@ impl Directory {
             resource_type: Some(D::KIND.what.to_owned()),
             resource_id: Some(after.id().to_owned()),
             resource_name: after.name().map(str::to_owned),
-            tenant_slug: whose.tenant_slug,
-            partner_slug: whose.partner_slug,
+            tenant_slug: concerned.tenant_slug,
+            partner_slug: concerned.partner_slug,
             metadata,
             ..NewEvent::new(action, by.actor.clone())
         }))
     }
 }
 
-/// The members that a change made different, as they were and as they are. What
-/// every change makes different is left out, and what is long is shown by its
-/// difference.
+/// The members that differ between two states of a document, before and after. Members that every
+/// change touches are left out, and long values are reduced to their differences.
 fn differences<D: Document>(
     before: Option<&D>,
     after: &D,
@@ -508,14 +456,14 @@ fn refused(kind: &Kind, refusal: Refusal<'_>) -> Error {
     refuse(kind, "", &refusal)
 }
 
-/// Whom an event concerns.
+/// The tenant and the partner that an event concerns.
 #[derive(Default)]
-struct Whose {
+struct Concerned {
     tenant_slug: Option<String>,
     partner_slug: Option<String>,
 }
 
-/// What the editor needs of a document.
+/// A document as the editor handles it.
 trait Document: Clone + PartialEq + Serialize + Send + Sync + Into<DirectoryChange> {
     const KIND: &'static Kind;
     type Key<'a>: Copy + Send + Sync;
@@ -529,59 +477,73 @@ trait Document: Clone + PartialEq + Serialize + Send + Sync + Into<DirectoryChan
     fn name(&self) -> Option<&str>;
     fn version(&self) -> u64;
 
-    /// Counts a change.
+    /// Updates the version and the time of the last change.
     fn stamp(&mut self, now: Timestamp);
 
-    /// Refuses changes of what is closed for ever.
-    fn check_open(&self) -> Result<()>;
+    /// Refuses changes of a document that is closed for good. A user never is: nobody else can
+    /// have their subject, so they can be reactivated.
+    fn check_open(&self) -> Result<()> {
+        Ok(())
+    }
 
-    fn whose(
+    fn concerned(
         &self,
         store: &dyn DirectoryStore,
         before: Option<&Self>,
-    ) -> impl Future<Output = Result<Whose>> + Send;
+    ) -> impl Future<Output = Result<Concerned>> + Send;
+}
+
+/// Implements the parts of [`Document`] that have the same form in every model.
+macro_rules! of_model {
+    ($kind:ident, $key:ident, $read:ident) => {
+        const KIND: &'static Kind = &$kind;
+        type Key<'a> = $key<'a>;
+
+        async fn read<'a>(store: &'a dyn DirectoryStore, key: $key<'a>) -> Result<Option<Self>> {
+            store.$read(key).await
+        }
+
+        fn id(&self) -> &str {
+            &self.id
+        }
+
+        fn version(&self) -> u64 {
+            self.version
+        }
+
+        fn stamp(&mut self, now: Timestamp) {
+            self.version += 1;
+            self.updated_at = self.updated_at.max(now);
+        }
+    };
 }
 
 impl Document for Tenant {
-    const KIND: &'static Kind = &TENANT;
-    type Key<'a> = TenantKey<'a>;
-
-    async fn read<'a>(store: &'a dyn DirectoryStore, key: TenantKey<'a>) -> Result<Option<Self>> {
-        store.tenant(key).await
-    }
-
-    fn id(&self) -> &str {
-        &self.id
-    }
+    of_model!(TENANT, TenantKey, tenant);
 
     fn name(&self) -> Option<&str> {
         Some(&self.name)
-    }
-
-    fn version(&self) -> u64 {
-        self.version
-    }
-
-    fn stamp(&mut self, now: Timestamp) {
-        self.version += 1;
-        self.updated_at = self.updated_at.max(now);
     }
 
     fn check_open(&self) -> Result<()> {
         if self.is_present() {
             return Ok(());
         }
-        Err(conflict("the tenant is deleted and never changes: make a new one"))
+        Err(conflict("the tenant is deleted and can't be changed: create a new one"))
     }
 
-    /// A partner that was detached is told so.
-    async fn whose(&self, store: &dyn DirectoryStore, before: Option<&Self>) -> Result<Whose> {
+    /// The event of a detachment concerns the partner that was detached.
+    async fn concerned(
+        &self,
+        store: &dyn DirectoryStore,
+        before: Option<&Self>,
+    ) -> Result<Concerned> {
         let had = before.and_then(|before| before.partner_id.as_deref());
         let partner = match self.partner_id.as_deref().or(had) {
             Some(id) => store.partner(PartnerKey::Id(id)).await?,
             None => None,
         };
-        Ok(Whose {
+        Ok(Concerned {
             tenant_slug: Some(self.slug.clone()),
             partner_slug: partner.map(|partner| partner.slug),
         })
@@ -589,77 +551,44 @@ impl Document for Tenant {
 }
 
 impl Document for Partner {
-    const KIND: &'static Kind = &PARTNER;
-    type Key<'a> = PartnerKey<'a>;
-
-    async fn read<'a>(store: &'a dyn DirectoryStore, key: PartnerKey<'a>) -> Result<Option<Self>> {
-        store.partner(key).await
-    }
-
-    fn id(&self) -> &str {
-        &self.id
-    }
+    of_model!(PARTNER, PartnerKey, partner);
 
     fn name(&self) -> Option<&str> {
         Some(&self.name)
-    }
-
-    fn version(&self) -> u64 {
-        self.version
-    }
-
-    fn stamp(&mut self, now: Timestamp) {
-        self.version += 1;
-        self.updated_at = self.updated_at.max(now);
     }
 
     fn check_open(&self) -> Result<()> {
         if self.status == PartnerStatus::Active {
             return Ok(());
         }
-        Err(conflict("the partner is terminated and never changes: make a new one"))
+        Err(conflict("the partner is terminated and can't be changed: create a new one"))
     }
 
-    async fn whose(&self, _store: &dyn DirectoryStore, _before: Option<&Self>) -> Result<Whose> {
-        Ok(Whose { partner_slug: Some(self.slug.clone()), ..Whose::default() })
+    async fn concerned(
+        &self,
+        _store: &dyn DirectoryStore,
+        _before: Option<&Self>,
+    ) -> Result<Concerned> {
+        Ok(Concerned { partner_slug: Some(self.slug.clone()), ..Concerned::default() })
     }
 }
 
 impl Document for User {
-    const KIND: &'static Kind = &USER;
-    type Key<'a> = UserKey<'a>;
-
-    async fn read<'a>(store: &'a dyn DirectoryStore, key: UserKey<'a>) -> Result<Option<Self>> {
-        store.user(key).await
-    }
-
-    fn id(&self) -> &str {
-        &self.id
-    }
+    of_model!(USER, UserKey, user);
 
     fn name(&self) -> Option<&str> {
         self.name.as_deref().or(self.email.as_deref())
     }
 
-    fn version(&self) -> u64 {
-        self.version
-    }
-
-    fn stamp(&mut self, now: Timestamp) {
-        self.version += 1;
-        self.updated_at = self.updated_at.max(now);
-    }
-
-    /// Nobody else can have their subject, so they can come back.
-    fn check_open(&self) -> Result<()> {
-        Ok(())
-    }
-
-    /// As ingest would say it: the only tenant, else none.
-    async fn whose(&self, store: &dyn DirectoryStore, _before: Option<&Self>) -> Result<Whose> {
+    /// As ingest attributes it: the user's only tenant, or none.
+    async fn concerned(
+        &self,
+        store: &dyn DirectoryStore,
+        _before: Option<&Self>,
+    ) -> Result<Concerned> {
         let Some(tenant) = only_tenant(store, &self.tenant_ids).await? else {
-            return Ok(Whose::default());
+            return Ok(Concerned::default());
         };
-        tenant.whose(store, None).await
+        tenant.concerned(store, None).await
     }
 }

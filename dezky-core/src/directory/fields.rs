@@ -1,32 +1,32 @@
-//! The bounds of documents' fields, each said once.
+//! The bounds of documents' fields.
 
 use std::fmt::Display;
 
 use crate::{Error, ErrorKind, Result};
 
-/// The most bytes of a slug.
+/// The maximum length of a slug, in bytes.
 pub const MAX_SLUG_BYTES: usize = 63;
-/// The most bytes of a document's id.
+/// The maximum length of a document's id, in bytes.
 pub const MAX_ID_BYTES: usize = 64;
-/// The most characters of a name.
+/// The maximum length of a name, in characters.
 pub const MAX_NAME_CHARS: usize = 200;
-/// The most bytes of an e-mail address.
+/// The maximum length of an e-mail address, in bytes.
 pub const MAX_EMAIL_BYTES: usize = 254;
-/// The most bytes of a domain.
+/// The maximum length of a domain, in bytes.
 pub const MAX_DOMAIN_BYTES: usize = 253;
-/// The most domains of a tenant.
+/// The maximum number of domains of a tenant.
 pub const MAX_DOMAINS: usize = 100;
-/// The most characters of an address, a VAT id or a phone number.
+/// The maximum length of an address, a VAT id or a phone number, in characters.
 pub const MAX_DETAIL_CHARS: usize = 500;
-/// The most integrations that a tenant is provisioned in.
+/// The maximum number of integrations that a tenant is provisioned in.
 pub const MAX_INTEGRATIONS: usize = 16;
-/// The most characters of a provisioning error; longer ones are cut.
+/// The maximum length of a provisioning error, in characters; longer ones are truncated.
 pub const MAX_PROVISIONING_ERROR_CHARS: usize = 2_000;
-/// The most bytes of an issuer or a subject.
+/// The maximum length of an issuer or a subject, in bytes.
 pub const MAX_SUBJECT_BYTES: usize = 512;
-/// The most identities of a user.
+/// The maximum number of identities of a user.
 pub const MAX_IDENTITIES: usize = 32;
-/// The most tenants of a user.
+/// The maximum number of tenants of a user.
 pub const MAX_USER_TENANTS: usize = 500;
 
 pub(super) fn invalid(field: impl Display, bound: impl Display) -> Error {
@@ -171,7 +171,7 @@ pub(super) fn count(field: &str, count: usize, most: usize) -> Result<()> {
     check(count <= most, field, format_args!("at most {most} entries: leave some out"))
 }
 
-/// Refuses an entry that is there twice.
+/// Refuses duplicate entries.
 pub(super) fn distinct<T: Ord>(field: &str, values: &[T]) -> Result<()> {
     let distinct: std::collections::BTreeSet<_> = values.iter().collect();
     check(distinct.len() == values.len(), field, "without repetition: name each once")

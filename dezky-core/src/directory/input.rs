@@ -1,4 +1,4 @@
-//! What callers give: new documents and patches, and what they make of a document.
+//! The input of edits: new documents and patches, and how they apply.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use super::model::{
 use crate::domain::normal_form;
 use crate::{Error, ErrorKind, Result, Timestamp};
 
-/// A member of a patch (RFC 7396) that may be taken away: absent, null or a value.
+/// A removable member of a patch (RFC 7396): absent, null or a value.
 ///
 /// ```
 /// use dezky_core::directory::{Patch, TenantPatch};
@@ -26,10 +26,10 @@ use crate::{Error, ErrorKind, Result, Timestamp};
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Patch<T> {
-    /// Absent: the field stays as it is.
+    /// Absent: the field is kept.
     #[default]
     Keep,
-    /// Null: the field goes.
+    /// Null: the field is removed.
     Clear,
     /// The field's new value.
     Set(T),
@@ -71,7 +71,7 @@ fn objects<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     Ok(values.into_iter().map(|Object(value)| value).collect())
 }
 
-/// The same, where it may be absent but not null.
+/// The same, for a member that may be absent but not null.
 fn present_objects<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Vec<T>>, D::Error> {
@@ -100,7 +100,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// A tenant to be made. Domains are brought to their
+/// A new tenant. Domains are converted to their
 /// [normal form](crate::domain::normal_form): lower case, international ones as `xn--…`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -111,7 +111,7 @@ pub struct NewTenant {
     pub name: String,
     /// See [`Tenant`].
     pub plan: String,
-    /// `pending`, unless it is in use already: `active`.
+    /// `pending`, or `active` if it is in use already.
     #[serde(default, deserialize_with = "present")]
     pub status: Option<TenantStatus>,
     /// See [`Tenant`].
@@ -123,14 +123,14 @@ pub struct NewTenant {
     /// See [`Tenant`].
     #[serde(default, deserialize_with = "object")]
     pub billing: NewBilling,
-    /// The id of a tenant that comes from elsewhere, so that rollouts reach it as
-    /// they did there; a new one is made unless set.
+    /// The id of an imported tenant, so that it keeps its buckets in rollouts; `None` generates
+    /// one.
     #[serde(default, deserialize_with = "present")]
     pub id: Option<String>,
 }
 
 impl NewTenant {
-    /// One with no more than what it needs.
+    /// A new document with the required fields only.
     pub fn new(slug: impl Into<String>, name: impl Into<String>, plan: impl Into<String>) -> Self {
         Self {
             slug: slug.into(),
@@ -176,7 +176,7 @@ impl NewTenant {
     }
 }
 
-/// A change of a tenant: what is absent stays.
+/// A change of a tenant; absent members are kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct TenantPatch {
@@ -186,16 +186,15 @@ pub struct TenantPatch {
     /// See [`Tenant`].
     #[serde(deserialize_with = "present")]
     pub plan: Option<String>,
-    /// `active`, to take a pending tenant into use. Suspending, resuming and
-    /// deleting are operations of their own.
+    /// `active`, for a pending tenant. Suspending, resuming and deleting are separate operations.
     #[serde(deserialize_with = "present")]
     pub status: Option<TenantStatus>,
-    /// All of its domains, in the place of those it has.
+    /// Its domains, which replace the current ones.
     #[serde(deserialize_with = "present")]
     pub domains: Option<Vec<String>>,
     /// The id or the slug of an active partner; null detaches.
     pub partner_id: Patch<String>,
-    /// Whom to bill, member by member.
+    /// Billing data, member by member.
     #[serde(deserialize_with = "object")]
     pub billing: BillingPatch,
 }
@@ -228,10 +227,10 @@ impl TenantPatch {
     }
 }
 
-/// Whom to bill, in a new document.
+/// The billing data of a new document.
 pub type NewBilling = BillingPatch;
 
-/// A change of [`Billing`]: what is absent stays, null takes away.
+/// A change of [`Billing`]; absent members are kept, null removes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[expect(missing_docs, reason = "the fields are those of Billing")]
@@ -251,7 +250,7 @@ impl BillingPatch {
     }
 }
 
-/// A change of [`ContactInfo`]: what is absent stays, null takes away.
+/// A change of [`ContactInfo`]; absent members are kept, null removes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[expect(missing_docs, reason = "the fields are those of ContactInfo")]
@@ -269,15 +268,15 @@ impl ContactPatch {
     }
 }
 
-/// How the provisioning of a tenant in one integration went.
+/// The outcome of provisioning a tenant in one integration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ProvisioningReport {
     /// The integration: `authentik`, `stalwart`, `ocis`.
     pub integration: String,
-    /// How it stands now.
+    /// The new state.
     pub status: ProvisioningStatus,
-    /// Why it failed, cut to 2,000 characters; kept only with
+    /// The reason of a failure, truncated to 2,000 characters; stored only with
     /// [`ProvisioningStatus::Error`].
     #[serde(default)]
     pub error: Option<String>,
@@ -299,7 +298,7 @@ impl ProvisioningReport {
     }
 }
 
-/// A partner to be made. The domain is brought to its
+/// A new partner. The domain is converted to its
 /// [normal form](crate::domain::normal_form).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -311,7 +310,7 @@ pub struct NewPartner {
     /// See [`Partner`].
     #[serde(default)]
     pub domain: Option<String>,
-    /// See [`Partner`]; 0 unless given.
+    /// See [`Partner`]; 0 by default.
     #[serde(default)]
     pub margin_pct: f64,
     /// See [`Partner`].
@@ -323,7 +322,7 @@ pub struct NewPartner {
 }
 
 impl NewPartner {
-    /// One with no more than what it needs.
+    /// A new document with the required fields only.
     pub fn new(slug: impl Into<String>, name: impl Into<String>) -> Self {
         Self {
             slug: slug.into(),
@@ -358,22 +357,22 @@ impl NewPartner {
     }
 }
 
-/// A change of a partner: what is absent stays.
+/// A change of a partner; absent members are kept.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct PartnerPatch {
     /// See [`Partner`].
     #[serde(deserialize_with = "present")]
     pub name: Option<String>,
-    /// See [`Partner`]; null takes it away.
+    /// See [`Partner`]; null removes it.
     pub domain: Patch<String>,
     /// See [`Partner`].
     #[serde(deserialize_with = "present")]
     pub margin_pct: Option<f64>,
-    /// Whom to call, member by member.
+    /// The contact, member by member.
     #[serde(deserialize_with = "object")]
     pub contact_info: ContactPatch,
-    /// Whom to bill, member by member.
+    /// Billing data, member by member.
     #[serde(deserialize_with = "object")]
     pub billing_info: BillingPatch,
 }
@@ -391,7 +390,7 @@ impl PartnerPatch {
     }
 }
 
-/// A user to be made.
+/// A new user.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NewUser {
@@ -420,7 +419,7 @@ pub struct NewUser {
 }
 
 impl NewUser {
-    /// One with no more than what it needs.
+    /// A new document with the required fields only.
     pub fn new(issuer: impl Into<String>, subject: impl Into<String>) -> Self {
         Self {
             issuer: issuer.into(),
@@ -455,26 +454,25 @@ impl NewUser {
     }
 }
 
-/// A change of a user: what is absent stays.
+/// A change of a user; absent members are kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct UserPatch {
-    /// See [`User`]; null takes it away.
+    /// See [`User`]; null removes it.
     pub email: Patch<String>,
-    /// See [`User`]; null takes it away.
+    /// See [`User`]; null removes it.
     pub name: Patch<String>,
-    /// All of their identities, in the place of those they have.
+    /// Their identities, which replace the current ones.
     #[serde(deserialize_with = "present_objects")]
     pub identities: Option<Vec<Identity>>,
-    /// The ids of all of their tenants, in the place of those they have. New ones
-    /// must exist and not be deleted.
+    /// The ids of their tenants, which replace the current ones. Added ones must exist and not be
+    /// deleted.
     #[serde(deserialize_with = "present")]
     pub tenant_ids: Option<Vec<String>>,
-    /// Whether they run the platform.
+    /// Whether they administer the platform.
     #[serde(deserialize_with = "present")]
     pub platform_admin: Option<bool>,
-    /// `active`, to let one who is deactivated use the platform again. Deactivating
-    /// is an operation of its own.
+    /// `active`, to reactivate a user. Deactivating is a separate operation.
     #[serde(deserialize_with = "present")]
     pub status: Option<UserStatus>,
 }
@@ -511,8 +509,8 @@ fn set<T>(to: &mut T, value: Option<T>) {
     }
 }
 
-/// A domain in its [normal form](crate::domain::normal_form); what is not a domain as it
-/// is, for the check to refuse.
+/// A domain in its [normal form](crate::domain::normal_form). Other text is returned as it is; the
+/// checks refuse it.
 fn domain(text: String) -> String {
     normal_form(&text).unwrap_or(text)
 }
@@ -666,7 +664,7 @@ mod tests {
     }
 
     proptest! {
-        /// A patch that is sent again, its answer having been lost, changes nothing.
+        /// A patch that is sent again after its answer was lost changes nothing.
         #[test]
         fn a_patch_again_changes_nothing(
             name in proptest::option::of("[a-z]{1,3}"),

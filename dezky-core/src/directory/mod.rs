@@ -1,9 +1,9 @@
 //! The directory: tenants, partners and users of a platform, and how they change.
 //!
-//! [`Directory`] is what platform code calls: every change commits together with
-//! its audit event. [`DirectoryStore`] is the contract of where it is kept,
-//! [`DocumentDirectory`] keeps it as [documents](crate::documents), and
-//! [`DirectoryTenants`] answers ingest's question whose an event is.
+//! [`Directory`] is the editor for platform code: every change commits together with its audit
+//! event. [`DirectoryStore`] is the contract of the storage, [`DocumentDirectory`] implements it
+//! with [documents](crate::documents), and [`DirectoryTenants`] finds the tenant of an event for
+//! ingest.
 
 mod documents;
 mod edit;
@@ -18,7 +18,7 @@ use std::str::FromStr;
 use async_trait::async_trait;
 
 pub use self::documents::{DIRECTORY, DocumentDirectory};
-pub use self::edit::{Directory, Edit};
+pub use self::edit::Directory;
 pub use self::fields::{
     MAX_DETAIL_CHARS, MAX_DOMAIN_BYTES, MAX_DOMAINS, MAX_EMAIL_BYTES, MAX_ID_BYTES, MAX_IDENTITIES,
     MAX_INTEGRATIONS, MAX_NAME_CHARS, MAX_PROVISIONING_ERROR_CHARS, MAX_SLUG_BYTES,
@@ -33,22 +33,22 @@ pub use self::model::{
     Tenant, TenantStatus, User, UserStatus,
 };
 pub use self::tenants::DirectoryTenants;
+pub use crate::change::Edit;
 use crate::documents::Kind;
+pub use crate::documents::MAX_PAGE;
 use crate::store::{Anomaly, Capabilities};
 use crate::{Error, ErrorKind, Result, SealedEvent, Timestamp};
 
-/// The most documents of one page.
-pub const MAX_PAGE: usize = 500;
-/// The most changes of one [`DirectoryStore::commit`].
+/// The maximum number of changes per [`DirectoryStore::commit`].
 pub const MAX_CHANGES: usize = 1_000;
 
-/// Where the documents are kept.
+/// The storage of the directory.
 ///
-/// Every method may be called from many tasks at once. A commit is seen by every
-/// read that begins after it, through any handle on the same database.
+/// Every method may be called from many tasks at once. A commit is visible to every read that
+/// begins after it, through any handle on the same database.
 #[async_trait]
 pub trait DirectoryStore: Send + Sync {
-    /// What this store can do beyond the contract's core.
+    /// The store's abilities beyond the contract's core.
     fn capabilities(&self) -> Capabilities;
 
     /// Compares the structure of the store's tables with their schema. Empty if they match,
@@ -57,7 +57,7 @@ pub trait DirectoryStore: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// One tenant, deleted ones included; but a deleted one owns no domains.
+    /// One tenant, also a deleted one, which owns no domains.
     async fn tenant(&self, key: TenantKey<'_>) -> Result<Option<Tenant>>;
 
     /// A page of tenants, by slug.
@@ -66,7 +66,7 @@ pub trait DirectoryStore: Send + Sync {
     /// `query_invalid` if `limit` is out of its bound.
     async fn tenants(&self, query: &TenantQuery) -> Result<Vec<Tenant>>;
 
-    /// One partner, terminated ones included.
+    /// One partner, also a terminated one.
     async fn partner(&self, key: PartnerKey<'_>) -> Result<Option<Partner>>;
 
     /// A page of partners, by slug.
@@ -75,23 +75,23 @@ pub trait DirectoryStore: Send + Sync {
     /// `query_invalid` if `limit` is out of its bound.
     async fn partners(&self, query: &PartnerQuery) -> Result<Vec<Partner>>;
 
-    /// One user, deactivated ones included.
+    /// One user, also a deactivated one.
     async fn user(&self, key: UserKey<'_>) -> Result<Option<User>>;
 
-    /// A page of users: who logged in last comes first, who never did comes last;
-    /// of equals the one with the greater id first.
+    /// A page of users, latest login first and those who never logged in last; among equals the
+    /// greater id first.
     ///
     /// # Errors
     /// `query_invalid` if `limit` is out of its bound.
     async fn users(&self, query: &UserQuery) -> Result<Vec<User>>;
 
-    /// How many tenants that are not deleted a partner looks after.
+    /// The number of a partner's tenants that are not deleted.
     async fn count_tenants_of_partner(&self, partner_id: &str) -> Result<u64>;
 
-    /// A number that grows with every change of a tenant, deletions and what is restored
-    /// included: the sum of all versions.
+    /// A number that grows with every change of a tenant, also a deletion or a restored document:
+    /// the sum of all versions.
     ///
-    /// This one reads all tenants; a store with a sum overrides it.
+    /// The default reads all tenants; a store that can compute a sum overrides it.
     async fn tenants_revision(&self) -> Result<u64> {
         let mut query = TenantQuery { limit: MAX_PAGE, ..TenantQuery::default() };
         let mut sum = 0_u64;
@@ -108,10 +108,9 @@ pub trait DirectoryStore: Send + Sync {
     /// Makes all changes and stages the events in the outbox of the store's audit
     /// log, in one transaction, or does nothing.
     ///
-    /// A document of version 1 must be new; one of version n must be stored at
-    /// n - 1. Slugs, and a user's issuer and subject, stay what they were. Not
-    /// cancel-safe in its answer: if the future is dropped all of it is done or
-    /// none; read to find out.
+    /// A document of version 1 must be new; one of version n must be stored at n − 1. Slugs, and a
+    /// user's issuer and subject, never change. If the future is dropped, everything is committed
+    /// or nothing is; read to find out.
     ///
     /// # Errors
     /// `field_invalid` if a document breaks a bound, `event_invalid` if an event
@@ -119,12 +118,12 @@ pub trait DirectoryStore: Send + Sync {
     /// `version_mismatch`; `not_found` if there is no document to change.
     async fn commit(&self, changes: Vec<DirectoryChange>, events: Vec<SealedEvent>) -> Result<()>;
 
-    /// Puts documents of another store here as they are, whatever their version, in
-    /// one transaction and without an event: how copies come in. One that is here
-    /// with the same version or a later one stays. Idempotent.
+    /// Takes over documents of another store as they are, whatever their version, in one
+    /// transaction and without events: the write side of a copy. A document that the store has in
+    /// the same or a later version stays. Idempotent.
     ///
     /// # Errors
-    /// As [`commit`](Self::commit), but for versions; at most [`MAX_CHANGES`].
+    /// Those of [`commit`](Self::commit) except about versions; at most [`MAX_CHANGES`].
     async fn restore(&self, documents: Vec<DirectoryChange>) -> Result<()>;
 }
 
@@ -140,7 +139,7 @@ pub enum DirectoryChange {
 }
 
 impl DirectoryChange {
-    /// Checks the document's bounds; every store does before it commits.
+    /// Checks the document's bounds; every store does so before it commits.
     ///
     /// # Errors
     /// `field_invalid`, beginning with the field's JSON name.
@@ -201,7 +200,7 @@ impl From<User> for DirectoryChange {
     }
 }
 
-/// How a tenant is asked for.
+/// The key of a tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TenantKey<'a> {
     /// By its slug.
@@ -212,7 +211,7 @@ pub enum TenantKey<'a> {
     Domain(&'a str),
 }
 
-/// How a partner is asked for.
+/// The key of a partner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PartnerKey<'a> {
     /// By its slug.
@@ -221,19 +220,19 @@ pub enum PartnerKey<'a> {
     Id(&'a str),
 }
 
-/// How a user is asked for.
+/// The key of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UserKey<'a> {
     /// By their id.
     Id(&'a str),
-    /// By what their tokens say, to the byte.
+    /// By the claims of their tokens, compared as bytes.
     Subject {
-        /// Who says so.
+        /// The issuer of the tokens.
         issuer: &'a str,
-        /// Who they are to the issuer.
+        /// The user's id at the issuer.
         subject: &'a str,
     },
-    /// By who they are in another system.
+    /// By their id in another system.
     Identity {
         /// The system.
         system: &'a str,
@@ -242,16 +241,16 @@ pub enum UserKey<'a> {
     },
 }
 
-/// Which tenants, by slug.
+/// A query of tenants, by slug.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TenantQuery {
-    /// Only those whose slug comes after this one.
+    /// Only those whose slug sorts after this one.
     pub after: Option<String>,
-    /// Only those that stand so.
+    /// Only those with this status.
     pub status: Option<TenantStatus>,
     /// Only those of the partner with this id.
     pub partner_id: Option<String>,
-    /// At most so many, 1 to 500; 100 unless set.
+    /// The maximum number, 1 to 500; 100 by default.
     pub limit: usize,
 }
 
@@ -270,14 +269,14 @@ impl TenantQuery {
     }
 }
 
-/// Which partners, by slug.
+/// A query of partners, by slug.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartnerQuery {
-    /// Only those whose slug comes after this one.
+    /// Only those whose slug sorts after this one.
     pub after: Option<String>,
-    /// Only those that stand so.
+    /// Only those with this status.
     pub status: Option<PartnerStatus>,
-    /// At most so many, 1 to 500; 100 unless set.
+    /// The maximum number, 1 to 500; 100 by default.
     pub limit: usize,
 }
 
@@ -295,14 +294,14 @@ impl PartnerQuery {
     }
 }
 
-/// Which users, newest login first.
+/// A query of users, latest login first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserQuery {
     /// Only those of the tenant with this id.
     pub tenant_id: Option<String>,
-    /// Only those after this place.
+    /// Only those after this position.
     pub after: Option<UserCursor>,
-    /// At most so many, 1 to 500; 100 unless set.
+    /// The maximum number, 1 to 500; 100 by default.
     pub limit: usize,
 }
 
@@ -320,8 +319,8 @@ impl UserQuery {
     }
 }
 
-/// A user's place among the others, as text `<milliseconds>.<id>`, of one who never
-/// logged in `-.<id>`. Greater is earlier in the list.
+/// A user's position in the list, as text `<milliseconds>.<id>`, or `-.<id>` if they never logged
+/// in. Greater is earlier in the list.
 ///
 /// ```
 /// use dezky_core::directory::UserCursor;
@@ -332,14 +331,14 @@ impl UserQuery {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UserCursor {
-    /// When they logged in last.
+    /// The time of their last login.
     pub last_login_at: Option<Timestamp>,
     /// Their id.
     pub id: String,
 }
 
 impl UserCursor {
-    /// The place of `user`; a page after it begins with the next one.
+    /// The position of `user`; a page after it starts with the next one.
     pub fn of(user: &User) -> Self {
         Self { last_login_at: user.last_login_at, id: user.id.clone() }
     }
@@ -370,21 +369,13 @@ impl FromStr for UserCursor {
         parse().ok_or_else(|| {
             Error::new(
                 ErrorKind::CursorInvalid,
-                "cursor is not one that a list of users gave: begin without one",
+                "cursor is not from a list of users: start without one",
             )
         })
     }
 }
 
-/// Refuses a page out of its bound.
-fn check_limit(limit: usize) -> Result<()> {
-    if (1..=MAX_PAGE).contains(&limit) {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::QueryInvalid, format!("limit must be 1 to {MAX_PAGE}")))
-}
-
-/// What every store checks before it looks at what it holds.
+/// The checks of every store before it reads its own state.
 fn check_commit(changes: &[DirectoryChange]) -> Result<()> {
     if changes.len() > MAX_CHANGES {
         return Err(Error::new(

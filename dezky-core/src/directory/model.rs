@@ -14,52 +14,52 @@ use crate::{Invalid, Result, Timestamp};
 pub const INTEGRATIONS: [&str; 3] = ["authentik", "stalwart", "ocis"];
 
 text_enum! {
-    /// How a tenant stands.
+    /// The status of a tenant.
     TenantStatus {
-        /// Made, not yet in use.
+        /// Created, not yet in use.
         Pending = "pending",
         /// In use.
         Active = "active",
-        /// Stopped until it is resumed.
+        /// Not in use until it is resumed.
         Suspended = "suspended",
-        /// Gone, its document kept. It owns no domains and never changes again.
+        /// Deleted; the document is kept, owns no domains and can't be changed.
         Deleted = "deleted",
     }
 }
 
 text_enum! {
-    /// How the provisioning of a tenant in one integration stands.
+    /// The state of provisioning a tenant in one integration.
     ProvisioningStatus {
         /// To be done.
         Pending = "pending",
         /// Done.
         Ok = "ok",
-        /// It failed; `provisioningErrors` says why.
+        /// Failed; the reason is in `provisioningErrors`.
         Error = "error",
     }
 }
 
 text_enum! {
-    /// How a partner stands.
+    /// The status of a partner.
     PartnerStatus {
         /// May have customers.
         Active = "active",
-        /// Gets no new customers. Those it has stay until they are detached.
+        /// Gets no new customers; existing ones stay until they are detached.
         Terminated = "terminated",
     }
 }
 
 text_enum! {
-    /// How a user stands.
+    /// The status of a user.
     UserStatus {
         /// May use the platform.
         Active = "active",
-        /// May not.
+        /// May not use the platform.
         Deactivated = "deactivated",
     }
 }
 
-/// Whom to bill, as a tenant's `billing` and a partner's `billingInfo`.
+/// Billing data: a tenant's `billing` and a partner's `billingInfo`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Billing {
@@ -69,7 +69,7 @@ pub struct Billing {
     /// Its VAT identification number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vat_id: Option<String>,
-    /// Where invoices go.
+    /// The address for invoices.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub email: Option<String>,
     /// The postal address, in lines.
@@ -77,7 +77,7 @@ pub struct Billing {
     pub address: Option<String>,
 }
 
-/// Whom to call at a partner.
+/// The contact at a partner.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ContactInfo {
@@ -96,68 +96,68 @@ pub struct ContactInfo {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Tenant {
-    /// Never changes; a UUID unless it was imported. Rollouts of flags depend on it.
+    /// The id, which never changes because rollouts of flags depend on it; a UUID unless imported.
     pub id: String,
-    /// The name in addresses and in the audit log; unique, also among deleted
-    /// tenants, and never changed.
+    /// The name in URLs and in the audit log; unique, also among deleted tenants, and never
+    /// changed.
     pub slug: String,
-    /// The name for people.
+    /// The display name.
     pub name: String,
-    /// How it stands.
+    /// The status.
     pub status: TenantStatus,
     /// The key of its plan.
     pub plan: String,
     /// Its domains, in lower case. A domain belongs to one tenant that is not deleted.
     #[serde(default)]
     pub domains: Vec<String>,
-    /// The id of the partner who looks after it.
+    /// The id of its partner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partner_id: Option<String>,
-    /// Whom to bill.
+    /// Billing data.
     #[serde(default)]
     pub billing: Billing,
-    /// By integration, how its provisioning stands.
+    /// The state of provisioning, by integration.
     #[serde(default)]
     pub provisioning_status: BTreeMap<String, ProvisioningStatus>,
-    /// By integration, why its provisioning failed.
+    /// The reason why provisioning failed, by integration.
     #[serde(default)]
     pub provisioning_errors: BTreeMap<String, String>,
     /// Counts the changes, from 1.
     pub version: u64,
-    /// When it was made.
+    /// The time of creation.
     pub created_at: Timestamp,
-    /// When it was changed last.
+    /// The time of the last change.
     pub updated_at: Timestamp,
 }
 
-/// Somebody who looks after tenants of their own.
+/// A reseller with tenants.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Partner {
-    /// Never changes; a UUID unless it was imported.
+    /// The id, which never changes; a UUID unless imported.
     pub id: String,
-    /// The name in addresses and in the audit log; unique and never changed.
+    /// The name in URLs and in the audit log; unique and never changed.
     pub slug: String,
-    /// The name for people.
+    /// The display name.
     pub name: String,
-    /// Their domain, in lower case. It owns nothing.
+    /// Their domain, in lower case; it is informational and not unique.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
-    /// How they stand.
+    /// The status.
     pub status: PartnerStatus,
     /// Their share, in percent, 0 to 100.
     pub margin_pct: f64,
-    /// Whom to call.
+    /// The contact.
     #[serde(default)]
     pub contact_info: ContactInfo,
-    /// Whom to bill.
+    /// Billing data.
     #[serde(default)]
     pub billing_info: Billing,
     /// Counts the changes, from 1.
     pub version: u64,
-    /// When it was made.
+    /// The time of creation.
     pub created_at: Timestamp,
-    /// When it was changed last.
+    /// The time of the last change.
     pub updated_at: Timestamp,
 }
 
@@ -171,18 +171,17 @@ pub struct Identity {
     pub id: String,
 }
 
-/// Somebody who logs in.
+/// A person who logs in.
 ///
-/// Who they are is `(issuer, subject)`. An e-mail address links nobody: two users
-/// may have the same.
+/// Identified by `(issuer, subject)`, never by e-mail address: two users may have the same one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct User {
-    /// Never changes; a UUID unless it was imported.
+    /// The id, which never changes; a UUID unless imported.
     pub id: String,
-    /// Who says who they are: the issuer of their tokens, to the byte.
+    /// The issuer of their tokens, compared as bytes.
     pub issuer: String,
-    /// Who they are to the issuer. Unique together with it; both never change.
+    /// Their id at the issuer. Unique together with it; neither ever changes.
     pub subject: String,
     /// Their e-mail address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -190,26 +189,25 @@ pub struct User {
     /// Their name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Who they are in the systems beside the platform. An identity belongs to one
-    /// user.
+    /// Their identities in other systems. An identity belongs to one user.
     #[serde(default)]
     pub identities: Vec<Identity>,
     /// The ids of the tenants they belong to.
     #[serde(default)]
     pub tenant_ids: Vec<String>,
-    /// Whether they run the platform.
+    /// Whether they administer the platform.
     #[serde(default)]
     pub platform_admin: bool,
-    /// How they stand.
+    /// The status.
     pub status: UserStatus,
-    /// When they logged in last, to the minute or so; absent: never.
+    /// The time of their last login, to about a minute; `None` if they never logged in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_login_at: Option<Timestamp>,
     /// Counts the changes, from 1.
     pub version: u64,
-    /// When it was made.
+    /// The time of creation.
     pub created_at: Timestamp,
-    /// When it was changed last.
+    /// The time of the last change.
     pub updated_at: Timestamp,
 }
 
@@ -219,7 +217,7 @@ impl Tenant {
         self.status != TenantStatus::Deleted
     }
 
-    /// The domains that it owns: none once it is deleted.
+    /// The domains that it owns; none if it is deleted.
     pub fn owned_domains(&self) -> &[String] {
         if self.is_present() { &self.domains } else { &[] }
     }
@@ -333,12 +331,12 @@ mod tests {
 
     use super::*;
 
-    /// Documents as version 1 wrote them. They are read for ever: never change one.
+    /// Documents as version 1 wrote them, which must stay readable: never change one.
     const TENANT_V1: &str = r#"{"id":"507f1f77bcf86cd799439011","slug":"acme","name":"Acme Ö","status":"suspended","plan":"pro_2.1","domains":["acme.example","xn--bcher-kva.example"],"partnerId":"p-1","billing":{"company":"Acme Ltd","vatId":"DE1","email":"pay@acme.example","address":"Way 1\n12345 Town"},"provisioningStatus":{"authentik":"ok","ocis":"error","stalwart":"pending"},"provisioningErrors":{"ocis":"no space"},"version":7,"createdAt":"2026-01-01T00:00:00.000Z","updatedAt":"2026-11-21T20:12:21.123Z"}"#;
     const PARTNER_V1: &str = r#"{"id":"p-1","slug":"resell","name":"Resell","domain":"resell.example","status":"terminated","marginPct":12.5,"contactInfo":{"name":"Ada","email":"ada@resell.example","phone":"+1 2"},"billingInfo":{"company":"Resell Ltd"},"version":2,"createdAt":"2026-01-01T00:00:00.000Z","updatedAt":"2026-01-02T00:00:00.000Z"}"#;
     const USER_V1: &str = r#"{"id":"u-1","issuer":"https://id.example/","subject":"s","email":"bob@acme.example","name":"Bob","identities":[{"system":"ocis","id":"4c"}],"tenantIds":["507f1f77bcf86cd799439011"],"platformAdmin":true,"status":"deactivated","lastLoginAt":"2026-01-01T00:00:00.000Z","version":3,"createdAt":"2026-01-01T00:00:00.000Z","updatedAt":"2026-01-02T00:00:00.000Z"}"#;
 
-    /// The same with nothing that may be absent.
+    /// The same without optional members.
     const LEAST_V1: [&str; 3] = [
         r#"{"id":"t-1","slug":"acme","name":"Acme","status":"pending","plan":"basic","domains":[],"billing":{},"provisioningStatus":{},"provisioningErrors":{},"version":1,"createdAt":"2026-01-01T00:00:00.000Z","updatedAt":"2026-01-01T00:00:00.000Z"}"#,
         r#"{"id":"p-1","slug":"resell","name":"Resell","status":"active","marginPct":0.0,"contactInfo":{},"billingInfo":{},"version":1,"createdAt":"2026-01-01T00:00:00.000Z","updatedAt":"2026-01-01T00:00:00.000Z"}"#,
@@ -352,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn documents_of_version_1_are_read_for_ever() {
+    fn documents_of_version_1_stay_readable() {
         let [tenant, partner, user] = LEAST_V1;
         for text in [TENANT_V1, tenant] {
             read::<Tenant>(text).validate().unwrap();

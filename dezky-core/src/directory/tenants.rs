@@ -1,4 +1,4 @@
-//! The directory as ingest sees it: whose is this?
+//! The directory as ingest uses it: to find the tenant of an event.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use crate::{Result, TenantDirectory};
 
 /// A [`TenantDirectory`] over any [`DirectoryStore`].
 ///
-/// A slug is found whatever the tenant's status: an event about a deleted tenant
-/// is still about it. By domain and by user deleted tenants are not found.
+/// A slug is found whatever the tenant's status, because an event about a deleted tenant still
+/// belongs to it. Deleted tenants are not found by domain or user.
 #[derive(Clone)]
 pub struct DirectoryTenants(pub Arc<dyn DirectoryStore>);
 

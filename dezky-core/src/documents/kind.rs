@@ -6,15 +6,15 @@ use crate::Error;
 
 /// A set of document types that are opened together and share a revision.
 ///
-/// The tables of a set that leaves [`schema`](Self::schema) at [`Schema::OfKinds`] follow
-/// from its kinds. Freeze them as [`Schema::Steps`] before a released kind changes.
+/// With [`Schema::OfKinds`] the tables follow from the kinds. Freeze them as [`Schema::Steps`]
+/// before a released kind changes.
 #[derive(Debug)]
 pub struct Set {
-    /// The name under which the schema's version is kept, and on which changes are told.
+    /// The name of the schema's version, and of the notifications of changes.
     pub component: &'static str,
     /// The table or collection with the one row that every transaction locks first.
     pub state: &'static str,
-    /// The columns of the state's row; without them the set has no revision.
+    /// The columns of the state's row; `None` for a set without a revision.
     pub counts: Option<Counts>,
     /// The document types.
     pub kinds: &'static [&'static Kind],
@@ -70,17 +70,17 @@ pub struct SchemaVersions {
 /// The tables of a set.
 #[derive(Debug, Clone, Copy)]
 pub enum Schema {
-    /// Made from the kinds, as version 1.
+    /// Derived from the kinds, as version 1.
     OfKinds,
-    /// Written down, a step a version; a released step never changes.
+    /// Explicit steps, one per version; a released step never changes.
     Steps {
         /// SQL scripts.
         sqlite: &'static [&'static str],
         /// SQL scripts.
         postgres: &'static [&'static str],
-        /// The objects after PostgreSQL's steps, as
-        /// [`examine`](super::Documents::examine) compares them: one a line with kind, name,
-        /// table and definition, separated by tabs.
+        /// The objects after PostgreSQL's steps, which
+        /// [`examine`](super::Documents::examine) compares: one per line with kind, name, table
+        /// and definition, separated by tabs.
         catalogue: &'static str,
         /// Collections and indexes.
         mongodb: &'static [&'static [Collection]],
@@ -101,9 +101,9 @@ pub struct Collection {
 pub enum Index {
     /// Name and fields.
     Plain(&'static str, &'static [&'static str]),
-    /// Name and field, of which no two documents have the same value.
+    /// Name and field: no two documents have the same value in it.
     Unique(&'static str, &'static str),
-    /// The same over documents that have the field.
+    /// The same, among the documents that have the field.
     UniqueIfThere(&'static str, &'static str),
 }
 
@@ -132,16 +132,16 @@ pub struct Kind {
     pub id: &'static str,
     /// The column or field of the JSON text.
     pub document: &'static str,
-    /// The columns of the unique name, which never changes; empty if it has none. MongoDB
-    /// has all of it in a field with the name of the last column.
+    /// The columns of the unique name, which never changes; empty without one. MongoDB stores all
+    /// of it in a field with the name of the last column.
     pub name: &'static [&'static str],
     /// The values that only one document may own.
     pub owned: Option<Owned>,
     /// The fields that lists filter and sort by.
     pub fields: &'static [Field],
-    /// The remains of a removed document.
+    /// What remains of a removed document.
     pub removal: Removal,
-    /// The errors of refused changes; gets the kind and the document's id.
+    /// Makes the error of a refused change from the kind, the document's id and the reason.
     pub refuse: fn(&Self, &str, &Refusal<'_>) -> Error,
 }
 
@@ -176,27 +176,28 @@ impl Kind {
         }
     }
 
-    /// The place of a field among the others.
+    /// The index of a field.
     pub(super) fn place(&self, field: &str) -> usize {
         let place = self.fields.iter().position(|declared| declared.name == field);
         place.unwrap_or_else(|| panic!("{} has no field {field}", self.what))
     }
 
-    /// The side table of a field that holds texts.
-    pub(super) fn side(&self, field: &str) -> Option<&'static Side> {
-        match &self.fields[self.place(field)].holds {
-            Holds::Texts(side) => Some(side),
+    /// The side tables of fields that hold texts, each with the index of its field.
+    pub(super) fn sides(&self) -> impl Iterator<Item = (usize, &'static Side)> {
+        self.fields.iter().enumerate().filter_map(|(place, field)| match &field.holds {
+            Holds::Texts(side) => Some((place, side)),
             Holds::Text | Holds::Number => None,
-        }
+        })
     }
 
     /// The side table that leads a list with these filters.
     pub(super) fn side_of(&self, filters: &[Filter<'_>]) -> Option<&'static Side> {
-        filters.iter().find_map(|filter| self.side(filter.field()))
+        let is_asked = |place: usize| filters.iter().any(|f| f.field() == self.fields[place].name);
+        self.sides().find_map(|(place, side)| is_asked(place).then_some(side))
     }
 }
 
-/// Values of which each is owned by at most one document of the kind.
+/// Values, each of which at most one document of the kind owns.
 #[derive(Debug, Clone, Copy)]
 pub struct Owned {
     /// The field in MongoDB, and the word for it in errors.
@@ -209,7 +210,7 @@ pub struct Owned {
     pub owner: &'static str,
 }
 
-/// A field that lists filter or sort by: a copy of a part of the document.
+/// A field that lists filter or sort by: a copy of part of the document.
 #[derive(Debug)]
 pub struct Field {
     /// The column or field.
@@ -242,7 +243,7 @@ pub enum Holds {
     Text,
     /// A number.
     Number,
-    /// Any number of texts; in SQL in a table of their own.
+    /// Any number of texts; in SQL in a side table.
     Texts(Side),
 }
 
@@ -253,27 +254,27 @@ pub struct Side {
     pub table: &'static str,
     /// The column of the text.
     pub column: &'static str,
-    /// The field of numbers by which the documents with one text are listed, the greatest
-    /// first; by id without it.
+    /// The field of numbers by which the documents with a text are listed, the greatest first;
+    /// `None` lists them by id.
     pub order: Option<&'static str>,
     /// The column of the document's id.
     pub owner: &'static str,
 }
 
-/// The remains of a removed document.
+/// What remains of a removed document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
     /// Nothing: id, name and owned values are free again.
     Erased,
-    /// Its id and version, so that the versions of a new one go on. Only of kinds without
+    /// Its id and version, so that the versions of a new document continue. Only for kinds without
     /// name, owned values and fields.
     Kept,
-    /// No document is ever removed; the role needs no right to delete.
+    /// Documents are never removed, so the role needs no right to delete.
     Never,
 }
 
-/// Separates the columns of a key. Stored texts have no control characters, so that no two
-/// keys are joined to the same text.
+/// Separates the columns of a key. Keys have no control characters, so that no two are joined to
+/// the same text.
 pub(super) const SEPARATOR: char = '\u{1f}';
 
 /// A key of several columns as one text.
@@ -281,7 +282,7 @@ pub fn joined(columns: &[&str]) -> String {
     columns.join(SEPARATOR.encode_utf8(&mut [0; 4]))
 }
 
-/// The columns of a key; `None` if no stored key can be this one.
+/// The columns of a key; `None` if no stored key can equal it.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) fn split<'a>(key: &'a str, columns: &[&str]) -> Option<Vec<&'a str>> {
     let parts: Vec<_> = key.split(SEPARATOR).collect();

@@ -1,4 +1,4 @@
-//! Documents in memory: for tests, examples and as the oracle of the other engines.
+//! Documents in memory: for tests and examples, and as the reference for the other engines.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,15 +10,15 @@ use futures_util::lock::{Mutex as AsyncMutex, MutexGuard};
 
 use super::{
     Document, Filter, Held, Key, Kind, Order, Page, Rows, RowsTx, Set, State, Stored, Text, Unique,
-    Value, Which,
+    Value, Which, Write,
 };
 use crate::store::{Anomaly, Capabilities};
 use crate::{AuditStore, Result, SealedEvent};
 
-/// Documents in memory, gone with the process; their events go to any audit log.
+/// Documents in memory, lost when the process ends; their events go to any audit log.
 ///
-/// A change is made when its events are staged. If a commit is dropped while a log that is
-/// not in memory stages, they may be there without it. Clones share the documents.
+/// A change is made once its events are staged. If a commit is dropped while a log that is not in
+/// memory stages them, they may persist without the change. Clones share the documents.
 #[derive(Clone)]
 pub struct MemoryDatabase(Arc<Inner>);
 
@@ -94,7 +94,7 @@ impl Rows for MemoryRows {
         Ok(self.database.read(|tables| {
             let mut all = tables.of(kind);
             let found = match key {
-                Key::Id(id) => all.find(|document| document.id == id),
+                Key::Id(id) => tables.rows.get(kind.table).and_then(|rows| rows.get(id)),
                 Key::Name(name) => all.find(|document| document.name.as_deref() == Some(name)),
                 Key::Owned(value) => all.find(|document| document.owned.iter().any(|o| o == value)),
             };
@@ -170,7 +170,7 @@ impl Rows for MemoryRows {
     }
 }
 
-/// Changes a copy, which takes the place of the tables at the commit.
+/// Changes a copy, which replaces the tables at the commit.
 struct MemoryTx<'a> {
     rows: &'a MemoryRows,
     next: Tables,
@@ -211,14 +211,9 @@ impl RowsTx for MemoryTx<'_> {
         Ok(())
     }
 
-    async fn put(
-        &mut self,
-        kind: &'static Kind,
-        documents: &[&Document],
-        _there: &[&str],
-    ) -> Result<()> {
+    async fn put(&mut self, kind: &'static Kind, writes: &[Write<'_>]) -> Result<()> {
         let rows = self.next.rows.entry(kind.table).or_default();
-        rows.extend(documents.iter().map(|&d| (d.id.clone(), Arc::new(d.clone()))));
+        rows.extend(writes.iter().map(|w| (w.document.id.clone(), Arc::new(w.document.clone()))));
         Ok(())
     }
 
@@ -235,8 +230,6 @@ impl RowsTx for MemoryTx<'_> {
         *database.tables.write().unwrap_or_else(PoisonError::into_inner) = self.next;
         Ok(())
     }
-
-    async fn abort(self: Box<Self>) {}
 }
 
 fn sorted<'a, K: Ord + 'a>(
@@ -264,6 +257,7 @@ fn held(document: &Document) -> Held {
         id: document.id.clone(),
         version: document.version,
         name: document.name.clone(),
+        owned: document.owned.clone(),
         is_present: document.text.is_some(),
     }
 }

@@ -76,8 +76,8 @@ use crate::{Error, ErrorKind, Result, SealedEvent};
 
 /// The documents of a [`Set`] in one database.
 ///
-/// Clones share the connections. Reads never wait; transactions take turns, across processes
-/// too. A commit is visible to every read that begins after it.
+/// Clones share the connections. Reads never wait; transactions run one at a time, also across
+/// processes. A commit is visible to every read that begins after it.
 #[derive(Clone)]
 pub struct Documents {
     set: &'static Set,
@@ -85,11 +85,11 @@ pub struct Documents {
 }
 
 impl Documents {
-    /// Opens a set of documents, and makes its tables or brings them up to date.
+    /// Opens a set of documents; creates or migrates its tables.
     ///
     /// # Errors
     /// `schema_newer`; `store_foreign` if tables are missing and the database was opened
-    /// without the right to make them; `config_invalid` or `auth_failed` if the role lacks
+    /// without permission to create them; `config_invalid` or `auth_failed` if the role lacks
     /// rights.
     #[cfg_attr(
         not(any(feature = "sqlite", feature = "postgres", feature = "mongodb")),
@@ -99,11 +99,9 @@ impl Documents {
         let rows: Arc<dyn Rows> = match database.into() {
             Database::Memory(database) => Arc::new(memory::MemoryRows::new(set, database)),
             #[cfg(feature = "sqlite")]
-            Database::Sqlite(database) => Arc::new(sqlite::SqliteRows::open(set, database).await?),
+            Database::Sqlite(database) => Arc::new(sqlite::open(set, database).await?),
             #[cfg(feature = "postgres")]
-            Database::Postgres(database) => {
-                Arc::new(postgres::PostgresRows::open(set, database).await?)
-            }
+            Database::Postgres(database) => Arc::new(postgres::open(set, database).await?),
             #[cfg(feature = "mongodb")]
             Database::Mongodb(database) => Arc::new(mongodb::MongoRows::open(set, database).await?),
         };
@@ -141,8 +139,10 @@ impl Documents {
     /// A page of the documents of a kind, without removed ones.
     ///
     /// # Errors
-    /// The errors of reading the database.
+    /// `query_invalid` if the limit is not 1 to [`MAX_PAGE`]; `internal` for a list that no index
+    /// serves, see [`Page`]; the errors of reading the database.
     pub async fn page(&self, kind: &'static Kind, page: &Page<'_>) -> Result<Vec<Stored>> {
+        page.check(kind)?;
         self.rows.page(kind, page).await
     }
 
@@ -154,11 +154,12 @@ impl Documents {
         self.rows.all(kind, which).await
     }
 
-    /// Counts the documents that all `filters` apply to.
+    /// Counts the documents that match all `filters`.
     ///
     /// # Errors
-    /// The errors of reading the database.
+    /// `internal` for filters that a [`Page`] can't have; the errors of reading the database.
     pub async fn count(&self, kind: &'static Kind, filters: &[Filter<'_>]) -> Result<u64> {
+        check_filters(kind, filters)?;
         self.rows.count(kind, filters).await
     }
 
@@ -187,10 +188,10 @@ impl Documents {
         self.rows.changed(revision).await;
     }
 
-    /// Begins a transaction, which excludes those of others until it ends.
+    /// Begins a transaction, which excludes all others until it ends.
     ///
     /// # Errors
-    /// `store_busy` if others hold the database beyond the configured bound.
+    /// `store_busy` if others hold the database longer than the configured bound.
     pub async fn begin(&self) -> Result<Transaction<'_>> {
         let (state, tx) = self.rows.begin().await?;
         Ok(Transaction::new(self.set, state, tx))
@@ -247,7 +248,7 @@ impl From<&MongoDatabase> for Database {
     }
 }
 
-/// A document as it is to be stored.
+/// A document to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
     id: String,
@@ -256,7 +257,7 @@ pub struct Document {
     owned: Vec<String>,
     /// In the order of the kind's fields.
     fields: Vec<Value>,
-    /// `None` is the trace of one that was removed.
+    /// `None` for the trace of a removed document.
     text: Option<String>,
 }
 
@@ -273,23 +274,29 @@ impl Document {
         Ok(Self { text: Some(text), ..Self::removed(id.into(), version) })
     }
 
+    /// The document's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     fn removed(id: String, version: u64) -> Self {
         Self { id, version, name: None, owned: Vec::new(), fields: Vec::new(), text: None }
     }
 
-    /// The same with its unique name; of several columns by [`joined`].
+    /// Returns the document with its unique name, [`joined`] if it has several columns.
     #[must_use]
     pub fn named(self, name: impl Into<String>) -> Self {
         Self { name: Some(name.into()), ..self }
     }
 
-    /// The same with the values that it alone owns; those of several columns by [`joined`].
+    /// Returns the document with the values that it alone owns, [`joined`] if they have several
+    /// columns.
     #[must_use]
     pub fn owning(self, owned: impl IntoIterator<Item = String>) -> Self {
         Self { owned: owned.into_iter().collect(), ..self }
     }
 
-    /// The same with the values of the kind's fields, in their order.
+    /// Returns the document with the values of the kind's fields, in their order.
     #[must_use]
     pub fn with(self, fields: impl IntoIterator<Item = Value>) -> Self {
         Self { fields: fields.into_iter().collect(), ..self }
@@ -310,9 +317,9 @@ pub enum Value {
 /// A document as it was stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// Its id; empty if it can't be read.
+    /// Its id; empty if that can't be read.
     pub id: String,
-    /// Its version, or the one that its removal made; `None` if it can't be read.
+    /// Its version, or the version of its removal; `None` if that can't be read.
     pub version: Option<u64>,
     /// Its content.
     pub text: Text,
@@ -321,7 +328,7 @@ pub struct Stored {
 /// The content of a stored document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Text {
-    /// JSON, if nobody tampered with it.
+    /// JSON, unless somebody tampered with it.
     Json(String),
     /// The document was removed.
     Removed,
@@ -333,7 +340,7 @@ impl Stored {
     /// The content.
     ///
     /// # Errors
-    /// `store_corrupt` if it can't be read. Quotes nothing of it.
+    /// `store_corrupt` if it can't be read; does not quote the content.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
         let Text::Json(text) = &self.text else {
             return Err(corrupt("a document lacks its text"));
@@ -358,18 +365,18 @@ impl Stored {
 pub enum Key<'a> {
     /// Its id.
     Id(&'a str),
-    /// Its unique name; of several columns by [`joined`].
+    /// Its unique name, [`joined`] if it has several columns.
     Name(&'a str),
-    /// A value that it owns; of several columns by [`joined`].
+    /// A value that it owns, [`joined`] if it has several columns.
     Owned(&'a str),
 }
 
 /// A condition on a field that the kind declares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filter<'a> {
-    /// The text is this one, or this one is among the texts.
+    /// The field holds this text, also among others.
     Is(&'static str, &'a str),
-    /// The field holds one text, and another one.
+    /// The field holds a text that is not this one.
     IsNot(&'static str, &'a str),
 }
 
@@ -381,18 +388,58 @@ impl Filter<'_> {
     }
 }
 
+/// The maximum number of documents per page.
+pub const MAX_PAGE: usize = 500;
+
 /// A part of a list.
 #[derive(Debug, Clone)]
 pub struct Page<'a> {
-    /// All of them apply.
+    /// Conditions that every document of the page meets: at most one per field, none on a number,
+    /// and at most one on [texts](Holds::Texts), with [`Filter::Is`].
     pub filters: Vec<Filter<'a>>,
-    /// The order, and the place after which the page begins.
+    /// The order, and where the page starts.
     pub order: Order<'a>,
-    /// The most documents.
+    /// The maximum number of documents, 1 to [`MAX_PAGE`].
     pub limit: usize,
 }
 
-/// The order of a list, and where a page of it begins. A list that filters by
+impl Page<'_> {
+    fn check(&self, kind: &'static Kind) -> Result<()> {
+        if !(1..=MAX_PAGE).contains(&self.limit) {
+            let problem = format!("limit must be 1 to {MAX_PAGE}");
+            return Err(Error::new(ErrorKind::QueryInvalid, problem));
+        }
+        let is_served = match (self.order, check_filters(kind, &self.filters)?) {
+            (Order::Key { .. }, None) => kind.name.len() <= 1,
+            (Order::Key { .. }, Some(side)) => side.order.is_none(),
+            (Order::Latest { field, .. }, None) => {
+                matches!(kind.fields[kind.place(field)].holds, Holds::Number)
+            }
+            (Order::Latest { field, .. }, Some(side)) => side.order == Some(field),
+        };
+        if is_served { Ok(()) } else { Err(internal("no index has the order of this list")) }
+    }
+}
+
+/// Returns the side table of the filters, if one of them is on texts.
+fn check_filters(kind: &'static Kind, filters: &[Filter<'_>]) -> Result<Option<&'static Side>> {
+    let (mut fields, mut side) = (Vec::new(), None);
+    for filter in filters {
+        let field = filter.field();
+        let is_served = match (&kind.fields[kind.place(field)].holds, filter) {
+            (Holds::Text, _) => true,
+            (Holds::Texts(texts), Filter::Is(..)) => side.replace(texts).is_none(),
+            _ => false,
+        };
+        if !is_served || fields.contains(&field) {
+            return Err(internal("no index serves the filters of this list"));
+        }
+        fields.push(field);
+    }
+    Ok(side)
+}
+
+/// The order of a list, and where a page of it starts. A list that filters by
 /// [texts](Holds::Texts) has the order of their [`Side`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order<'a> {
@@ -401,7 +448,7 @@ pub enum Order<'a> {
         /// The key of the last document before the page.
         after: Option<&'a str>,
     },
-    /// By a number and then by id, the greatest first.
+    /// By a number, then by id, the greatest first.
     Latest {
         /// The number's field.
         field: &'static str,
@@ -424,9 +471,9 @@ pub enum Which {
 pub struct State {
     /// Grows with every change of any document, from 0.
     pub revision: u64,
-    /// The number of documents that are there.
+    /// The number of documents.
     pub present: u64,
-    /// The number of those and of the traces of removed ones.
+    /// The number of documents and of traces of removed ones.
     pub known: u64,
 }
 
@@ -437,7 +484,30 @@ struct Held {
     version: u64,
     /// The name, if the kind has names.
     name: Option<String>,
+    /// The values that the document owns.
+    owned: Vec<String>,
     is_present: bool,
+}
+
+/// A document to be written, and the row that it replaces.
+struct Write<'a> {
+    document: &'a Document,
+    #[cfg_attr(
+        not(any(feature = "sqlite", feature = "postgres", feature = "mongodb")),
+        expect(dead_code, reason = "memory replaces rows without reading them")
+    )]
+    held: Option<&'a Held>,
+}
+
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+impl Write<'_> {
+    /// Whether the document owns the same values as before.
+    fn keeps_owned(&self) -> bool {
+        self.held.is_some_and(|held| {
+            let owned = &self.document.owned;
+            held.owned.len() == owned.len() && owned.iter().all(|value| held.owned.contains(value))
+        })
+    }
 }
 
 /// A property that no two documents of a kind share.
@@ -447,7 +517,7 @@ enum Unique {
     Owned,
 }
 
-/// The rows of an engine, which knows no rules: the transaction above has checked everything.
+/// The rows of an engine, which checks no rules: the transaction above it does.
 #[async_trait]
 trait Rows: Send + Sync {
     fn capabilities(&self) -> Capabilities;
@@ -460,17 +530,17 @@ trait Rows: Send + Sync {
     async fn state(&self) -> Result<State>;
     async fn changed(&self, revision: u64);
 
-    /// A transaction that excludes other writers until it ends, and the state that they left.
+    /// Begins a transaction that excludes other writers until it ends; returns the state too.
     async fn begin(&self) -> Result<(State, Box<dyn RowsTx + '_>)>;
 }
 
-/// The transaction of an engine. Dropped before its commit it changes nothing.
+/// The transaction of an engine. Dropping it before its commit changes nothing.
 #[async_trait]
 trait RowsTx: Send {
     /// The rows with one of these ids.
     async fn held(&mut self, kind: &'static Kind, ids: &[&str]) -> Result<Vec<Held>>;
 
-    /// The members of `values` that are taken, each with the id of the document that has it.
+    /// The members of `values` that are taken, each with the id of its document.
     async fn holders(
         &mut self,
         kind: &'static Kind,
@@ -481,23 +551,18 @@ trait RowsTx: Send {
     /// Deletes rows.
     async fn erase(&mut self, kind: &'static Kind, ids: &[&str]) -> Result<()>;
 
-    /// Writes documents, and replaces the rows of the ids in `there`. Releases the values that
-    /// those owned first, so that a value may move.
-    async fn put(
-        &mut self,
-        kind: &'static Kind,
-        documents: &[&Document],
-        there: &[&str],
-    ) -> Result<()>;
+    /// Writes documents. Releases all values that the replaced rows own before it writes any, so
+    /// that a value may move.
+    async fn put(&mut self, kind: &'static Kind, writes: &[Write<'_>]) -> Result<()>;
 
-    /// Writes the state and tells others of the revision when this commits.
+    /// Writes the state and notifies others of the revision when this commits.
     async fn set_state(&mut self, state: State) -> Result<()>;
 
     /// Stages the events and commits: all of it or nothing.
     async fn commit(self: Box<Self>, events: &[SealedEvent]) -> Result<()>;
 
-    /// Gives the transaction up at once.
-    async fn abort(self: Box<Self>);
+    /// Rolls back. Unless overridden, dropping does: before the connection is used again.
+    async fn abort(self: Box<Self>) {}
 }
 
 /// A database that does not hold what this crate wrote.
@@ -505,7 +570,12 @@ fn corrupt(problem: impl fmt::Display) -> Error {
     Error::new(ErrorKind::StoreCorrupt, format!("{problem}: restore the database from a backup"))
 }
 
-/// A number as a database keeps it; versions and counts are far below its bound.
+/// The error of a program that uses documents in a way that their kind does not allow.
+fn internal(problem: &'static str) -> Error {
+    Error::new(ErrorKind::Internal, problem)
+}
+
+/// A number as databases store it; versions and counts are far below its maximum.
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
@@ -526,36 +596,25 @@ fn limit(rows: usize) -> i64 {
 /// Statements for tests of their plans.
 #[cfg(test)]
 pub(crate) mod plans {
-    use sqlx::{Postgres, QueryBuilder, Sqlite};
+    use sqlx::QueryBuilder;
 
-    use super::{Filter, Kind, Page, Unique, postgres, sql, sqlite};
+    use super::{Filter, Kind, Page, Unique, joined, sql};
 
     /// The look-ups of a transaction: documents, names and owned values.
-    fn look_ups(kind: &Kind) -> Vec<sql::LookUp> {
-        let key = "a\u{1f}b";
-        let owned = kind.owned.map(|_| sql::look_up_holders(kind, Unique::Owned, &[key]));
-        let name = sql::look_up_holders(kind, Unique::Name, &[key]);
-        [sql::look_up_held(kind, &[key]), name].into_iter().chain(owned).collect()
+    pub(crate) fn look_ups<D: sql::Dialect>(kind: &Kind) -> Vec<QueryBuilder<D>> {
+        let key = |columns: &[&str]| joined(&vec!["a"; columns.len()]);
+        let holders = |unique, key: String| sql::look_up_holders(kind, unique, &[&*key]);
+        let owned = kind.owned.map(|owned| holders(Unique::Owned, key(owned.columns)));
+        let name = holders(Unique::Name, key(kind.name));
+        let held = sql::look_up_held(kind, &["a"]);
+        [held, name].into_iter().chain(owned).flatten().collect()
     }
 
-    pub(crate) fn sqlite_look_ups(kind: &Kind) -> Vec<String> {
-        look_ups(kind).iter().map(sqlite::look_up_sql).collect()
-    }
-
-    /// Each with its parameters.
-    pub(crate) fn postgres_look_ups(kind: &Kind) -> Vec<(String, Vec<Vec<String>>)> {
-        look_ups(kind).into_iter().map(|l| (postgres::look_up_sql(&l), l.keys)).collect()
-    }
-
-    pub(crate) fn sqlite_page(kind: &Kind, page: &Page<'_>) -> String {
-        sql::page::<Sqlite>(kind, page).sql().as_str().to_owned()
-    }
-
-    pub(crate) fn sqlite_count(kind: &Kind, filters: &[Filter<'_>]) -> String {
-        sql::count::<Sqlite>(kind, filters).sql().as_str().to_owned()
-    }
-
-    pub(crate) fn postgres_page(kind: &Kind, page: &Page<'_>) -> QueryBuilder<Postgres> {
+    pub(crate) fn page<D: sql::Dialect>(kind: &Kind, page: &Page<'_>) -> QueryBuilder<D> {
         sql::page(kind, page)
+    }
+
+    pub(crate) fn count<D: sql::Dialect>(kind: &Kind, filters: &[Filter<'_>]) -> QueryBuilder<D> {
+        sql::count(kind, filters)
     }
 }

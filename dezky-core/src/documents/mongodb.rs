@@ -1,8 +1,7 @@
 //! Documents in the MongoDB database of an audit log.
 //!
 //! A document is JSON text in one field, next to the fields that lists use. A key of several
-//! columns is one field of [joined](super::joined) text, so that its unique index holds on
-//! every server.
+//! columns is [joined](super::joined) in one field, so that its unique index works on every server.
 
 use std::sync::Arc;
 
@@ -16,18 +15,19 @@ use mongodb::{ClientSession, Collection};
 
 use super::{
     Document, Filter, Held, Holds, Index, Key, Kind, Order, Page, Removal, Rows, RowsTx, Schema,
-    Set, State, Stored, Text, Unique, Value, Which, corrupt, limit, signed, unsigned,
+    Set, State, Stored, Text, Unique, Value, Which, Write, corrupt, limit, signed, unsigned,
 };
 use crate::store::{Anomaly, Capabilities, MongoCollection, MongoCounter, MongoDatabase};
 use crate::{Error, Result, SealedEvent};
 
-/// Keys of one `$in`: a server may compare each document that it finds with all of them.
+/// The maximum number of keys per `$in`: a server may compare each document that it finds with all
+/// of them.
 const KEYS_A_READ: usize = 100;
 
 pub(super) struct MongoRows {
     set: &'static Set,
     database: MongoDatabase,
-    /// Writers of this process queue here rather than in conflicts of the server.
+    /// Queues writers of this process, so that they don't conflict on the server.
     writer: Arc<AsyncMutex<()>>,
     revision: MongoCounter,
 }
@@ -162,7 +162,7 @@ impl Rows for MongoRows {
         let collection = self.collection(kind);
         let find = collection.find(filter).sort(doc! { "_id": 1 }).projection(content(kind));
         let found = self.found(&mut session, find).await?;
-        // What was read is of the majority once this is acknowledged.
+        // Once the commit is acknowledged, a majority has what was read.
         self.database.commit(session, &[]).await?;
         Ok((state, found.iter().map(|found| stored(kind, found)).collect()))
     }
@@ -229,7 +229,10 @@ impl RowsTx for MongoTx<'_> {
         if !kind.name.is_empty() {
             projection.insert(kind.label(), 1);
         }
-        // Of another kind all documents that are stored are there.
+        if let Some(owned) = kind.owned {
+            projection.insert(owned.field, 1);
+        }
+        // All stored documents of other kinds are present.
         if kind.removal == Removal::Kept {
             projection.insert(kind.document, 1);
         }
@@ -241,6 +244,7 @@ impl RowsTx for MongoTx<'_> {
                 id: text(kind, found, "_id")?,
                 version: number(found, "version")?,
                 name: name.transpose()?,
+                owned: kind.owned.map_or(Ok(Vec::new()), |o| texts(kind, found, o.field))?,
                 is_present: kind.removal != Removal::Kept || found.contains_key(kind.document),
             })
         });
@@ -262,14 +266,8 @@ impl RowsTx for MongoTx<'_> {
         let mut holders = Vec::new();
         for found in &found {
             let id = text(kind, found, "_id")?;
-            match found.get(field) {
-                Some(Bson::String(value)) => holders.push((value.clone(), id)),
-                Some(Bson::Array(values)) => {
-                    let values = values.iter().filter_map(Bson::as_str);
-                    holders.extend(values.map(|value| (value.to_owned(), id.clone())));
-                }
-                _ => return Err(broken(kind, field)),
-            }
+            let values = texts(kind, found, field)?.into_iter();
+            holders.extend(values.map(|value| (value, id.clone())));
         }
         Ok(holders)
     }
@@ -278,15 +276,12 @@ impl RowsTx for MongoTx<'_> {
         self.rows.delete(&mut self.session, kind, ids).await
     }
 
-    async fn put(
-        &mut self,
-        kind: &'static Kind,
-        documents: &[&Document],
-        there: &[&str],
-    ) -> Result<()> {
-        self.rows.delete(&mut self.session, kind, there).await?;
+    async fn put(&mut self, kind: &'static Kind, writes: &[Write<'_>]) -> Result<()> {
+        let there = writes.iter().filter_map(|write| Some(write.held?.id.as_str()));
+        let there: Vec<&str> = there.collect();
+        self.rows.delete(&mut self.session, kind, &there).await?;
         let collection = self.rows.collection(kind);
-        let insert = collection.insert_many(documents.iter().map(|&d| to_bson(kind, d)));
+        let insert = collection.insert_many(writes.iter().map(|w| to_bson(kind, w.document)));
         self.rows.database.run(insert.session(&mut self.session)).await.map(drop)
     }
 
@@ -314,7 +309,7 @@ impl RowsTx for MongoTx<'_> {
     }
 }
 
-/// Collections and indexes, a list a version.
+/// Collections and indexes, one list per version.
 fn steps(set: &Set) -> Vec<Vec<MongoCollection>> {
     let steps = match set.schema {
         Schema::OfKinds => return vec![of_kinds(set)],
@@ -362,13 +357,13 @@ fn ascending(fields: &[&str]) -> Bsons {
     fields.iter().map(|&field| (field.to_owned(), Bson::Int32(1))).collect()
 }
 
-/// A document that owns nothing lacks the field. The filter is one that servers find equal
-/// texts by.
+/// A document that owns nothing lacks the field. Servers use an index with this filter to look up
+/// equal texts.
 fn unique_if_there(collection: MongoCollection, name: &str, field: &str) -> MongoCollection {
     collection.unique_where(name, ascending(&[field]), doc! { field: { "$gte": "" } })
 }
 
-/// A condition whose value is a text, whatever is in it.
+/// A condition that takes its value as a text, whatever it contains.
 fn equals(field: &str, text: &str) -> Bsons {
     doc! { field: { "$eq": text } }
 }
@@ -412,7 +407,7 @@ fn to_bson(kind: &Kind, document: &Document) -> Bsons {
     if let Some(name) = &document.name {
         bson.insert(kind.label(), name);
     }
-    // Absent rather than empty: a unique index takes empty lists for equal ones.
+    // Absent rather than empty: in a unique index empty lists are equal.
     if let (Some(owned), false) = (kind.owned, document.owned.is_empty()) {
         bson.insert(owned.field, &document.owned);
     }
@@ -436,6 +431,18 @@ fn number(found: &Bsons, field: &str) -> Result<u64> {
 
 fn text(kind: &Kind, found: &Bsons, field: &str) -> Result<String> {
     found.get_str(field).map(str::to_owned).map_err(|_| broken(kind, field))
+}
+
+/// The texts of a field; none if a document lacks it.
+fn texts(kind: &Kind, found: &Bsons, field: &str) -> Result<Vec<String>> {
+    match found.get(field) {
+        None => Ok(Vec::new()),
+        Some(Bson::String(value)) => Ok(vec![value.clone()]),
+        Some(Bson::Array(values)) => {
+            Ok(values.iter().filter_map(Bson::as_str).map(str::to_owned).collect())
+        }
+        Some(_) => Err(broken(kind, field)),
+    }
 }
 
 fn broken(kind: &Kind, field: &str) -> Error {

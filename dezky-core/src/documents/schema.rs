@@ -1,4 +1,4 @@
-//! The tables of a set without written-down steps, made from its kinds.
+//! The tables of a set without explicit steps, derived from its kinds.
 
 use std::fmt::Write as _;
 
@@ -66,7 +66,7 @@ fn tables(kind: &Kind) -> Vec<Table> {
     tables
 }
 
-/// A side table. Its key is all of its columns, or all but that of the document's id.
+/// A side table. Its key is all of its columns, or all but the document's id.
 fn of_owner(
     name: &'static str,
     columns: Vec<Column>,
@@ -84,14 +84,14 @@ fn counts(set: &Set) -> Vec<&'static str> {
     counts.into_iter().flatten().collect()
 }
 
-/// The script that makes the tables in SQLite.
+/// The script that creates the tables in SQLite.
 #[cfg(feature = "sqlite")]
 pub(super) fn sqlite(set: &Set) -> String {
     script(set, "TEXT", "INTEGER", " STRICT")
 }
 
-/// The script that makes the tables in PostgreSQL. Texts are compared as bytes, as every
-/// engine compares them.
+/// The script that creates the tables in PostgreSQL. Texts are compared as bytes, as on every
+/// engine.
 #[cfg(feature = "postgres")]
 pub(super) fn postgres(set: &Set) -> String {
     script(set, "TEXT COLLATE \"C\"", "BIGINT", "")
@@ -122,7 +122,7 @@ fn script(set: &Set, text: &str, number: &str, options: &str) -> String {
     sql
 }
 
-/// The objects that PostgreSQL has after its script.
+/// The objects in PostgreSQL after its script.
 #[cfg(feature = "postgres")]
 pub(super) fn catalogue(set: &Set) -> String {
     let mut lines = String::new();

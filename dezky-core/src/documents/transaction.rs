@@ -3,21 +3,23 @@
 use std::collections::{HashMap, HashSet};
 
 use super::kind::SEPARATOR;
-use super::{Document, Held, Kind, Removal, RowsTx, Set, State, Unique};
+use super::{
+    Document, Field, Held, Holds, Kind, Removal, RowsTx, Set, State, Unique, Value, Write, internal,
+};
 use crate::{Error, ErrorKind, Result, SealedEvent};
 
-/// A change of documents that commits as a whole, together with its events.
+/// Changes of documents that commit as a whole, together with their events.
 ///
 /// [`lock`](Self::lock) documents before changing them. Changes of one document build on each
-/// other; uniqueness is checked on what all of them leave, so that a value may move from one
-/// document to another. Dropped before [`commit`](Self::commit) it changes nothing.
+/// other; uniqueness is checked on their common result, so that a value may move from one document
+/// to another. Dropping it before [`commit`](Self::commit) changes nothing.
 pub struct Transaction<'a> {
     set: &'static Set,
     tx: Box<dyn RowsTx + 'a>,
     state: State,
-    /// The places that are locked.
+    /// The ids that are locked.
     places: HashMap<Place, Locked>,
-    /// The last change of each place, in the order of the first ones.
+    /// The last change of each id, in the order of their first changes.
     changes: Vec<Change>,
     events: Vec<SealedEvent>,
 }
@@ -30,13 +32,13 @@ struct Locked {
     held: Option<Held>,
     /// The state of the id after the changes so far.
     known: Known,
-    /// The place among the changes.
+    /// The index among the changes.
     change: Option<usize>,
 }
 
 struct Change {
     kind: &'static Kind,
-    /// Without a text it was removed.
+    /// A document without text was removed.
     document: Document,
 }
 
@@ -46,20 +48,24 @@ impl<'a> Transaction<'a> {
         Self { set, tx, state, places, changes, events }
     }
 
-    /// The state of the set as the changes so far leave it.
+    /// The state of the set after the changes so far.
     pub fn state(&self) -> State {
         self.state
     }
 
-    /// Reads what is stored under these ids, which may be any texts.
+    /// Reads the documents with these ids, which may be any texts, so that they can be changed.
     ///
     /// # Errors
-    /// `store_corrupt` if a version can't be read; those of reading the database.
+    /// `store_corrupt` if a version can't be read; `internal` if the kind is not one of the set;
+    /// those of reading the database.
     pub async fn lock<'i>(
         &mut self,
         kind: &'static Kind,
         ids: impl IntoIterator<Item = &'i str> + Send,
     ) -> Result<()> {
+        if !self.set.kinds.iter().any(|of_set| of_set.table == kind.table) {
+            return Err(internal("the kind is not one of the set"));
+        }
         let ids: Vec<&str> = ids.into_iter().collect();
         if ids.is_empty() {
             return Ok(());
@@ -76,10 +82,11 @@ impl<'a> Transaction<'a> {
         Ok(())
     }
 
-    /// Puts a document in its place.
+    /// Puts a document under its id.
     ///
     /// # Errors
-    /// The kind's error for a [`Refusal`]; `internal` if the id is not [locked](Self::lock).
+    /// The kind's error for a [`Refusal`]; `internal` if the id is not [locked](Self::lock), or
+    /// the document does not have the keys and fields that the kind declares.
     pub fn put(&mut self, kind: &'static Kind, how: Put, document: Document) -> Result<()> {
         let place = (kind.table, document.id.clone());
         let before = self.known_of(&place)?;
@@ -93,6 +100,9 @@ impl<'a> Transaction<'a> {
         }
         if before.is_present() && self.name_at(&place) != document.name.as_deref() {
             return refused(Refusal::NameFixed);
+        }
+        if !fits(kind, &document) {
+            return Err(internal("the document's keys or fields are not those of its kind"));
         }
         self.change(kind, &place, Known::Present(document.version), document);
         Ok(())
@@ -116,21 +126,21 @@ impl<'a> Transaction<'a> {
         Ok(())
     }
 
-    /// Leaves the trace of a document that was removed elsewhere: how copies come in.
+    /// Adds the trace of a document that was removed elsewhere: the write side of a copy.
     ///
     /// # Errors
-    /// `internal` if it is not [locked](Self::lock), or the kind keeps no traces.
+    /// `internal` if the id is not [locked](Self::lock), or the kind keeps no traces.
     pub fn put_removed(&mut self, kind: &'static Kind, id: &str, version: u64) -> Result<()> {
         let place = (kind.table, id.to_owned());
         self.known_of(&place)?;
         if kind.removal != Removal::Kept {
-            return Err(internal("this kind keeps nothing of removed documents"));
+            return Err(internal("documents of this kind leave no traces"));
         }
         self.change(kind, &place, Known::Removed(version), Document::removed(id.into(), version));
         Ok(())
     }
 
-    /// Takes over the revision of another database: how copies come in.
+    /// Takes over the revision of another database: the write side of a copy.
     pub fn set_revision(&mut self, revision: u64) {
         self.state.revision = revision;
     }
@@ -150,7 +160,7 @@ impl<'a> Transaction<'a> {
         self.end(written).await
     }
 
-    /// Commits after `made`, or gives the transaction up and returns its error.
+    /// Commits if `made` succeeded; otherwise rolls back and returns its error.
     ///
     /// # Errors
     /// The error of `made`, and those of [`commit`](Self::commit).
@@ -158,7 +168,7 @@ impl<'a> Transaction<'a> {
         if made.is_err() { self.end(made).await } else { self.commit().await }
     }
 
-    /// Gives the transaction up at once; a dropped one may hold others up for a moment.
+    /// Rolls back at once. A dropped transaction may delay others for a moment.
     pub async fn abort(self) {
         self.tx.abort().await;
     }
@@ -176,12 +186,7 @@ impl<'a> Transaction<'a> {
         locked.map(|locked| locked.known).ok_or_else(|| internal("a document was not locked"))
     }
 
-    /// The row that was there before the transaction.
-    fn held(&self, kind: &Kind, id: &str) -> Option<&Held> {
-        self.places.get(&(kind.table, id.to_owned()))?.held.as_ref()
-    }
-
-    /// The name of the document that is in its place after the changes so far.
+    /// The name of the document after the changes so far.
     fn name_at(&self, place: &Place) -> Option<&str> {
         let locked = self.places.get(place)?;
         match locked.change {
@@ -213,18 +218,24 @@ impl<'a> Transaction<'a> {
     async fn write(&mut self) -> Result<()> {
         self.check_unique().await?;
         for &kind in self.set.kinds {
-            let there = |document: &&Document| self.held(kind, &document.id).is_some();
-            let of_kind = self.changes.iter().filter(|change| change.kind.table == kind.table);
-            let (put, erased): (Vec<_>, Vec<_>) = of_kind
-                .map(|change| &change.document)
-                .partition(|d| d.text.is_some() || kind.removal == Removal::Kept);
-            let erased: Vec<&str> = ids(erased.into_iter().filter(there));
-            let there: Vec<&str> = ids(put.iter().copied().filter(there));
+            let (mut erased, mut writes) = (Vec::new(), Vec::new());
+            for Change { document, .. } in of_kind(&self.changes, kind) {
+                let mut held = held(&self.places, kind, &document.id);
+                let is_put = document.text.is_some() || kind.removal == Removal::Kept;
+                // A document made in the place of a removed one frees its name first.
+                if held.is_some_and(|held| !is_put || held.name != document.name) {
+                    erased.push(document.id.as_str());
+                    held = None;
+                }
+                if is_put {
+                    writes.push(Write { document, held });
+                }
+            }
             if !erased.is_empty() {
                 self.tx.erase(kind, &erased).await?;
             }
-            if !put.is_empty() {
-                self.tx.put(kind, &put, &there).await?;
+            if !writes.is_empty() {
+                self.tx.put(kind, &writes).await?;
             }
         }
         if self.set.counts.is_some() && !self.changes.is_empty() {
@@ -233,22 +244,22 @@ impl<'a> Transaction<'a> {
         Ok(())
     }
 
-    /// Refuses names and owned values that other documents have. They are looked up rather than left
-    /// to the engine's unique indexes: a statement that fails ends the transaction there, and
-    /// says less.
+    /// Refuses names and owned values that other documents have. They are looked up rather than
+    /// left to the engine's unique indexes: a statement that fails ends the transaction, and its
+    /// error says less. Only values that are new to a document are.
     async fn check_unique(&mut self) -> Result<()> {
         let mut taken = HashSet::new();
         for &kind in self.set.kinds {
-            let of_kind = || self.changes.iter().filter(|change| change.kind.table == kind.table);
-            let changed: HashSet<&str> = of_kind().map(|change| &*change.document.id).collect();
-            let documents = of_kind().map(|change| &change.document);
-            let names: Vec<&str> = documents
-                .clone()
-                .filter(|d| self.held(kind, &d.id).is_none_or(|held| held.name != d.name))
-                .filter_map(|document| document.name.as_deref())
-                .collect();
-            let owned: Vec<&str> =
-                documents.flat_map(|document| &document.owned).map(String::as_str).collect();
+            let (mut changed, mut names, mut owned) = (HashSet::new(), Vec::new(), Vec::new());
+            for Change { document, .. } in of_kind(&self.changes, kind) {
+                let held = held(&self.places, kind, &document.id);
+                changed.insert(&*document.id);
+                let is_new = |name: &&str| held.and_then(|h| h.name.as_deref()) != Some(name);
+                names.extend(document.name.as_deref().filter(is_new));
+                let values = document.owned.iter();
+                owned.extend(values.filter(|&v| held.is_none_or(|h| !h.owned.contains(v))));
+            }
+            let owned: Vec<&str> = owned.into_iter().map(String::as_str).collect();
             for (unique, wanted) in [(Unique::Name, names), (Unique::Owned, owned)] {
                 if wanted.is_empty() {
                     continue;
@@ -283,35 +294,61 @@ impl Held {
     }
 }
 
-fn ids<'d>(documents: impl Iterator<Item = &'d Document>) -> Vec<&'d str> {
-    documents.map(|document| document.id.as_str()).collect()
+fn of_kind<'c>(changes: &'c [Change], kind: &Kind) -> impl Iterator<Item = &'c Change> {
+    let table = kind.table;
+    changes.iter().filter(move |change| change.kind.table == table)
 }
 
-/// How a document comes into its place.
+/// The row that was there before the transaction.
+fn held<'p>(places: &'p HashMap<Place, Locked>, kind: &Kind, id: &str) -> Option<&'p Held> {
+    places.get(&(kind.table, id.to_owned()))?.held.as_ref()
+}
+
+/// Whether a document has the keys and fields that its kind declares. No key has a control
+/// character, so that keys of several columns are told apart and every engine can store them.
+fn fits(kind: &Kind, document: &Document) -> bool {
+    let is_key = |key: &str, columns: &[&str]| {
+        let separators = key.chars().filter(|&c| c == SEPARATOR).count();
+        separators + 1 == columns.len() && !key.contains(|c: char| c.is_control() && c != SEPARATOR)
+    };
+    let holds = |(field, value): (&Field, &Value)| match value {
+        Value::Text(_) => matches!(field.holds, Holds::Text),
+        Value::Number(_) => matches!(field.holds, Holds::Number),
+        Value::Texts(_) => matches!(field.holds, Holds::Texts(_)),
+    };
+    let owned = kind.owned.map_or(&[][..], |owned| owned.columns);
+    is_key(&document.id, &[kind.id])
+        && document.name.is_some() != kind.name.is_empty()
+        && document.name.iter().all(|name| is_key(name, kind.name))
+        && document.owned.iter().all(|value| is_key(value, owned))
+        && document.fields.len() == kind.fields.len()
+        && kind.fields.iter().zip(&document.fields).all(holds)
+}
+
+/// The condition on which a document is put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
-    /// No document has the id; the version follows the last one that the id had, which is 0 if
-    /// it never had any.
+    /// No document has the id; the version follows the last one of the id, 0 if there was none.
     New,
     /// The stored document has the version before.
     Next,
-    /// Replaces any earlier version and leaves a later or equal one: how copies come in.
+    /// Replaces an earlier version and keeps an equal or later one: the write side of a copy.
     AsIs,
 }
 
 /// The state of an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
-    /// No document had it.
+    /// No document ever had it.
     Never,
-    /// The version of the document that is there.
+    /// The version of the document.
     Present(u64),
     /// The version that the removal made.
     Removed(u64),
 }
 
 impl Known {
-    /// The version that the id has come to; 0 if it never had any.
+    /// The last version of the id; 0 if it never had any.
     pub fn version(self) -> u64 {
         match self {
             Self::Never => 0,
@@ -319,13 +356,13 @@ impl Known {
         }
     }
 
-    /// Whether a document is there.
+    /// Whether a document has the id.
     pub fn is_present(self) -> bool {
         matches!(self, Self::Present(_))
     }
 }
 
-/// The version rule: whether a document of `version` may be put where the id is `known`.
+/// The version rule: whether a document of `version` may be put under an id in the state `known`.
 ///
 /// # Errors
 /// A [`Refusal`] of existence or version.
@@ -339,7 +376,8 @@ pub fn check(known: Known, how: Put, version: u64) -> Result<(), Refusal<'static
     }
 }
 
-/// The version rule: whether a document of `version` may be removed where the id is `known`.
+/// The version rule: whether a document of `version` may be removed if the state of its id is
+/// `known`.
 ///
 /// # Errors
 /// A [`Refusal`] of existence or version.
@@ -351,7 +389,7 @@ pub fn check_removal(known: Known, version: u64) -> Result<(), Refusal<'static>>
     }
 }
 
-/// Why a change is refused.
+/// The reason for which a change is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal<'a> {
     /// A new document's id exists.
@@ -368,40 +406,39 @@ pub enum Refusal<'a> {
     OwnedTaken(&'a str),
 }
 
-/// The error of a refused change, for kinds without words of their own.
+/// The error of a refused change, for kinds that don't word their own.
 pub fn refuse(kind: &Kind, _id: &str, refusal: &Refusal<'_>) -> Error {
     let what = kind.what;
     let taken =
-        |key| format!("{key} already exists: choose another, or change the one that is there");
+        |key| format!("{key} already exists: choose another, or change the existing document");
     let (error, said) = match refusal {
         Refusal::Exists => (ErrorKind::AlreadyExists, taken("id")),
         Refusal::NameTaken => (ErrorKind::AlreadyExists, taken(kind.label())),
         Refusal::Missing => {
-            (ErrorKind::NotFound, format!("there is no such {what}: make it first"))
+            (ErrorKind::NotFound, format!("there is no such {what}: create it first"))
         }
-        Refusal::Version => {
-            (ErrorKind::VersionMismatch, format!("the {what} was changed meanwhile: read it again"))
-        }
+        Refusal::Version => (
+            ErrorKind::VersionMismatch,
+            format!("the {what} was changed in the meantime: read it again"),
+        ),
         Refusal::NameFixed => (
             ErrorKind::FieldInvalid,
-            format!("{} must be what it was: it never changes, make a new document", kind.label()),
+            format!("{} can't be changed: create a new document", kind.label()),
         ),
         Refusal::OwnedTaken(value) => {
             let field = kind.owned.map_or("", |owned| owned.field);
-            // Of a value in several columns only the first is told.
+            // Of a value in several columns only the first is shown.
             let shown = match value.split_once(SEPARATOR) {
                 Some((first, _)) => format!("one of {first}"),
                 None => (*value).to_owned(),
             };
             (
                 ErrorKind::AlreadyExists,
-                format!("{field}: {shown} already exists at another {what}: remove it there first"),
+                format!(
+                    "{field}: {shown} already belongs to another {what}: remove it there first"
+                ),
             )
         }
     };
     Error::new(error, said)
-}
-
-fn internal(problem: &'static str) -> Error {
-    Error::new(ErrorKind::Internal, problem)
 }

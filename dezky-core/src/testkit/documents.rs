@@ -1,4 +1,4 @@
-//! The conformance suite of [documents](crate::documents): one named test a case.
+//! The conformance suite of [documents](crate::documents): one named test per case.
 
 use std::collections::BTreeSet;
 use std::future::poll_fn;
@@ -12,37 +12,37 @@ use serde_json::json;
 
 use super::{BoxFuture, Reopen, named_event};
 use crate::documents::{
-    Document, Documents, Field, Filter, Key, Kind, Order, Owned, Page, Put, Removal, Set, Side,
-    State, Stored, Text, Value, Which, joined,
+    Document, Documents, Field, Filter, Key, Kind, MAX_PAGE, Order, Owned, Page, Put, Removal, Set,
+    Side, State, Stored, Text, Value, Which, joined,
 };
 use crate::{Actor, AuditStore, ErrorKind, NewEvent, Result, Runtime, SealedEvent};
 
-/// How the suite gets at a database.
+/// The suite's access to a database.
 #[async_trait]
 pub trait DocumentsHarness: Send + Sync + 'static {
-    /// The runtime that the database was made for.
+    /// The runtime that the database was created with.
     fn runtime(&self) -> Arc<dyn Runtime>;
 
-    /// Runs a case to its end, on the executor that the database needs.
+    /// Runs a case to completion on the executor that the database needs.
     fn block_on(&self, case: BoxFuture<'_, ()>);
 
-    /// Opens a set in a new database, or in the one opened before by this harness. The
-    /// latter is asked for only of databases that say they are shared.
+    /// Opens a set in a new database, or in the one opened before by this harness. The latter is
+    /// requested only for databases that report being shared.
     async fn open(&self, which: Reopen, set: &'static Set) -> OpenDocuments;
 }
 
-/// Documents and the log into which their events are staged.
+/// Documents and the log that receives their events.
 #[derive(Clone)]
 pub struct OpenDocuments {
     /// The documents.
     pub documents: Documents,
-    /// The events.
+    /// The log.
     pub log: Arc<dyn AuditStore>,
 }
 
-/// Expands to one `#[test]` a case of the suite, in the module it stands in.
+/// Expands to one `#[test]` per case of the suite, in the current module.
 ///
-/// Takes an expression that makes a
+/// Takes an expression that creates a
 /// [`DocumentsHarness`](crate::testkit::DocumentsHarness); it is evaluated for each case.
 #[macro_export]
 macro_rules! documents_conformance {
@@ -65,6 +65,9 @@ macro_rules! documents_conformance {
             the_state_counts_every_change
             pages_follow_the_key
             pages_by_number_hold_over_ties
+            a_list_that_no_index_serves_is_refused
+            a_document_that_does_not_fit_its_kind_is_refused
+            a_replaced_document_frees_its_name
             a_copy_takes_documents_as_they_are
             another_handle_sees_what_was_committed
             the_structure_is_that_of_the_schema
@@ -125,7 +128,7 @@ static PAIR: Kind = Kind {
     ..Kind::new("pair", "dezky_suite_pairs")
 };
 
-/// Removals are kept.
+/// Removals leave traces.
 static TRACE: Kind = Kind { removal: Removal::Kept, ..Kind::new("trace", "dezky_suite_traces") };
 
 fn item(id: &str, version: u64, codes: &[&str]) -> Document {
@@ -158,7 +161,7 @@ fn event(harness: Harness<'_>, name: &str) -> SealedEvent {
     named_event(name).seal(&*harness.runtime())
 }
 
-/// One change, made in its own transaction.
+/// A change of one document.
 enum Change {
     Put(Put, Document),
     Remove(&'static str, u64),
@@ -218,7 +221,8 @@ fn read_ids(found: &[Stored]) -> Vec<&str> {
     found.iter().map(|found| found.id.as_str()).collect()
 }
 
-/// Two handles on one database, as two processes have; one twice where it can't be shared.
+/// Two handles on one database, as two processes would have; the same handle twice if the database
+/// can't be shared.
 async fn two(h: Harness<'_>) -> [OpenDocuments; 2] {
     let first = h.open(Reopen::No, &SUITE).await;
     let shared = first.documents.capabilities().shared;
@@ -313,9 +317,9 @@ pub async fn a_version_follows_the_one_before(h: Harness<'_>) {
     let (kind, said) = kind_of(missing);
     assert_eq!(
         (kind, said.as_str()),
-        (ErrorKind::NotFound, "there is no such item: make it first")
+        (ErrorKind::NotFound, "there is no such item: create it first")
     );
-    // What nobody locked can't be compared.
+    // Nothing is known about an id that is not locked.
     let mut tx = documents.begin().await.unwrap();
     assert_eq!(kind_of(tx.put(&ITEM, Put::New, item("c", 1, &[]))).0, ErrorKind::Internal);
     drop(tx);
@@ -336,8 +340,8 @@ pub async fn a_name_belongs_to_one_document_and_stays(h: Harness<'_>) {
     let renamed = put(&documents, &ITEM, "a", Put::Next, item("a", 2, &[]).named("other")).await;
     let (kind, said) = kind_of(renamed);
     assert_eq!(kind, ErrorKind::FieldInvalid);
-    assert!(said.starts_with("title must be what it was"), "{said}");
-    // Of two columns both make the name.
+    assert!(said.starts_with("title can't be changed"), "{said}");
+    // Names of two columns differ if one of them does.
     for (id, name) in [("p", ["r", "l"]), ("q", ["r", "m"]), ("s", ["t", "l"])] {
         put(&documents, &PAIR, id, Put::New, pair(id, name, ["s", id])).await.unwrap();
     }
@@ -352,7 +356,7 @@ pub async fn an_owned_value_belongs_to_one_document(h: Harness<'_>) {
     let (kind, said) =
         kind_of(put(&documents, &ITEM, "b", Put::New, item("b", 1, &["c2", "c1"])).await);
     assert_eq!(kind, ErrorKind::AlreadyExists);
-    assert!(said.starts_with("codes: c1 already exists at another item"), "{said}");
+    assert!(said.starts_with("codes: c1 already belongs to another item"), "{said}");
     assert_eq!(
         (version(&documents, &ITEM, "b").await, owner(&documents, "c2").await),
         (None, None)
@@ -362,7 +366,7 @@ pub async fn an_owned_value_belongs_to_one_document(h: Harness<'_>) {
     let taken = put(&documents, &PAIR, "x", Put::New, pair("x", ["r", "x"], ["mail", "7"])).await;
     let (kind, said) = kind_of(taken);
     assert_eq!(kind, ErrorKind::AlreadyExists);
-    assert!(said.starts_with("accounts: one of mail already exists"), "{said}");
+    assert!(said.starts_with("accounts: one of mail already belongs to another pair"), "{said}");
 }
 
 /// See the name.
@@ -377,8 +381,13 @@ pub async fn values_move_within_a_commit(h: Harness<'_>) {
     make(&documents, &ITEM, swapped, Vec::new()).await.unwrap();
     assert_eq!(owner(&documents, "c1").await.as_deref(), Some("b"));
     assert_eq!(owner(&documents, "c2").await.as_deref(), Some("a"));
+    // Values that a document keeps stay with it.
+    put(&documents, &ITEM, "a", Put::Next, item("a", 3, &["c2"])).await.unwrap();
+    assert_eq!(owner(&documents, "c2").await.as_deref(), Some("a"));
+    put(&documents, &ITEM, "a", Put::Next, item("a", 4, &["c3", "c2"])).await.unwrap();
+    assert_eq!(owner(&documents, "c3").await.as_deref(), Some("a"));
     let both = vec![
-        ("a", Change::Put(Put::Next, item("a", 3, &["c2", "c1"]))),
+        ("a", Change::Put(Put::Next, item("a", 5, &["c2", "c1"]))),
         ("b", Change::Put(Put::Next, item("b", 3, &["c1"]))),
     ];
     assert_eq!(
@@ -399,7 +408,7 @@ pub async fn a_removal_frees_what_the_document_had(h: Harness<'_>) {
     assert_eq!(version(&documents, &ITEM, "a").await, None);
     assert_eq!(owner(&documents, "c").await.as_deref(), Some("b"));
     assert_eq!(documents.count(&ITEM, &[Filter::Is("tags", "t")]).await.unwrap(), 1);
-    // The id is free, too, also for another name in the same commit.
+    // The id is free too, also for another name in the same commit.
     let first = item("a", 1, &["d"]).named("first");
     put(&documents, &ITEM, "a", Put::New, first).await.unwrap();
     let again = vec![
@@ -562,7 +571,7 @@ pub async fn the_state_counts_every_change(h: Harness<'_>) {
 /// See the name.
 pub async fn pages_follow_the_key(h: Harness<'_>) {
     let OpenDocuments { documents, .. } = h.open(Reopen::No, &SUITE).await;
-    // Compared as bytes: no collation puts these in this order.
+    // In the order of bytes, which no collation gives.
     let ids = ["B", "a", "a b", "a-", "ab", "z", "é"];
     let made = ids
         .iter()
@@ -624,11 +633,87 @@ pub async fn pages_by_number_hold_over_ties(h: Harness<'_>) {
         assert_eq!(seen, expected, "{filters:?}");
         assert_eq!(documents.count(&ITEM, &filters).await.unwrap(), expected.len() as u64);
     }
-    // A changed number moves the document in every list.
+    // Changing the number moves the document in every list.
     put(&documents, &ITEM, "a", Put::Next, scored("a", 2, &[], 9, &["t"])).await.unwrap();
     let order = Order::Latest { field: "score", after: None };
     let page = Page { filters: vec![Filter::Is("tags", "t")], order, limit: 2 };
     assert_eq!(read_ids(&documents.page(&ITEM, &page).await.unwrap()), ["f", "a"]);
+}
+
+/// See the name.
+pub async fn a_list_that_no_index_serves_is_refused(h: Harness<'_>) {
+    let OpenDocuments { documents, .. } = h.open(Reopen::No, &SUITE).await;
+    new(&documents, "a", &[]).await;
+    let key = Order::Key { after: None };
+    let latest = Order::Latest { field: "score", after: None };
+    let [status, tags] = [Filter::Is("status", "even"), Filter::Is("tags", "t")];
+    for (kind, filters, order) in [
+        (&ITEM, vec![status, Filter::IsNot("status", "odd")], key),
+        (&ITEM, vec![tags, tags], latest),
+        (&ITEM, vec![Filter::IsNot("tags", "t")], latest),
+        (&ITEM, vec![Filter::Is("score", "1")], key),
+        (&ITEM, vec![tags], key),
+        (&ITEM, vec![], Order::Latest { field: "status", after: None }),
+        (&PAIR, vec![], key),
+    ] {
+        let page = Page { filters, order, limit: 9 };
+        let refused = documents.page(kind, &page).await.expect_err("is refused");
+        assert_eq!(refused.kind(), ErrorKind::Internal, "{page:?}");
+    }
+    let twice = documents.count(&ITEM, &[status, status]).await.expect_err("is refused");
+    assert_eq!(twice.kind(), ErrorKind::Internal);
+    for limit in [0, MAX_PAGE + 1] {
+        let page = Page { filters: vec![status], order: key, limit };
+        let refused = documents.page(&ITEM, &page).await.expect_err("is refused");
+        assert_eq!(refused.kind(), ErrorKind::QueryInvalid);
+    }
+    let page = Page { filters: vec![status], order: key, limit: MAX_PAGE };
+    assert_eq!(read_ids(&documents.page(&ITEM, &page).await.unwrap()), ["a"]);
+}
+
+/// See the name.
+pub async fn a_document_that_does_not_fit_its_kind_is_refused(h: Harness<'_>) {
+    static OTHER: Kind = Kind::new("other", "dezky_suite_others");
+    let OpenDocuments { documents, .. } = h.open(Reopen::No, &SUITE).await;
+    let bare = |id: &str| Document::new(id, 1, &json!(null)).expect("is JSON");
+    let fields = || [Value::Text(None), Value::Number(0), Value::Texts(Vec::new())];
+    for (kind, document) in [
+        (&ITEM, bare("a").with(fields())),
+        (&ITEM, bare("a").named("title")),
+        (&ITEM, bare("a").named("title").with([Value::Number(0), Value::Number(0)])),
+        (&ITEM, bare("a").named("a\u{1f}b").with(fields())),
+        (&ITEM, bare("a").named("title").owning(["\0".to_owned()]).with(fields())),
+        (&PAIR, bare("a").named("one").with([Value::Number(0)])),
+        (&TRACE, bare("a").named("title")),
+        (&TRACE, bare("a").owning(["c".to_owned()])),
+        (&TRACE, bare("a\n")),
+    ] {
+        let id = document.id().to_owned();
+        let refused = put(&documents, kind, &id, Put::New, document).await;
+        assert_eq!(kind_of(refused).0, ErrorKind::Internal, "{id}");
+    }
+    let mut tx = documents.begin().await.unwrap();
+    assert_eq!(kind_of(tx.lock(&OTHER, ["a"]).await).0, ErrorKind::Internal);
+    drop(tx);
+    assert_eq!(documents.state().await.unwrap(), State::default());
+}
+
+/// See the name.
+pub async fn a_replaced_document_frees_its_name(h: Harness<'_>) {
+    let OpenDocuments { documents, .. } = h.open(Reopen::No, &SUITE).await;
+    new(&documents, "a", &["c"]).await;
+    let changes = vec![
+        ("b", Change::Put(Put::New, item("b", 1, &["c"]).named("title-a"))),
+        ("a", Change::Remove("a", 1)),
+        ("a", Change::Put(Put::New, item("a", 1, &[]).named("other"))),
+    ];
+    make(&documents, &ITEM, changes, Vec::new()).await.unwrap();
+    for (name, id) in [("title-a", "b"), ("other", "a")] {
+        let found = documents.get(&ITEM, Key::Name(name)).await.unwrap().expect("is found");
+        assert_eq!(found.id, id);
+    }
+    assert_eq!(owner(&documents, "c").await.as_deref(), Some("b"));
+    assert_eq!(documents.state().await.unwrap(), State { revision: 4, present: 2, known: 2 });
 }
 
 /// See the name.

@@ -408,9 +408,9 @@ async fn an_edit_of_a_version_is_made_to_no_other() {
     let name = |name: &str| patch::<TenantPatch>(json!({"name": name}));
     assert_eq!(directory.update_tenant(ACME, name("B"), &of(1)).await.unwrap().version, 2);
     let answer = directory.update_tenant(ACME, name("C"), &of(1)).await;
-    refused(answer, ErrorKind::VersionMismatch, "the tenant was changed meanwhile");
+    refused(answer, ErrorKind::VersionMismatch, "the tenant was changed in the meantime");
     let answer = directory.suspend_tenant(ACME, &of(3)).await;
-    refused(answer, ErrorKind::VersionMismatch, "the tenant was changed meanwhile");
+    refused(answer, ErrorKind::VersionMismatch, "the tenant was changed in the meantime");
     assert_eq!(desk.events().await.len(), 2);
 }
 

@@ -4,7 +4,7 @@ use dezky_core::{Error, ErrorKind, Result};
 use super::{FlagChange, FlagStore, FlagTable, MAX_COMMIT_CHANGES};
 use crate::Flag;
 
-/// Whether the target's flags are none, or those of the source at an earlier time.
+/// Checks that the target has no flags, or those of the source at an earlier time.
 ///
 /// # Errors
 /// `state_conflict` if they are anything else. Nothing was changed.
@@ -12,11 +12,10 @@ pub async fn check_flags(from: &dyn FlagStore, to: &dyn FlagStore) -> Result<()>
     changes_between(&to.table().await?, &from.table().await?).map(drop)
 }
 
-/// Brings the target's flags to where the source's are, without events: all of them,
-/// the versions of removed keys and the revision. Returns what both have come to.
+/// Updates the target's flags to the source's, without events: flags, versions of removed keys and
+/// the revision. Returns the common table.
 ///
-/// Cancel-safe, and idempotent: a call later goes on, also when the source's flags
-/// were changed meanwhile.
+/// Cancel-safe and idempotent: a later call continues, also if the source has changed since.
 ///
 /// # Errors
 /// Those of [`check_flags`], and those of the stores.
@@ -58,9 +57,8 @@ pub async fn copy_flags(from: &dyn FlagStore, to: &dyn FlagStore) -> Result<Flag
 
 /// The changes that lead from an earlier table to a later one of the same store.
 ///
-/// Each change of a key counts its version and the revision up by one, so as many
-/// changes as versions lie between give the later revision too; of those in between
-/// only the last one says what is in the flag.
+/// Each change of a key raises its version and the revision by one, so one change per version leads
+/// to the later revision too. Only the last change of a key has the flag's real content.
 fn changes_between(earlier: &FlagTable, later: &FlagTable) -> Result<Vec<FlagChange>> {
     if *earlier == FlagTable::default() {
         return Ok(Vec::new());
@@ -71,7 +69,7 @@ fn changes_between(earlier: &FlagTable, later: &FlagTable) -> Result<Vec<FlagCha
         let versions = follow(earlier, &flag.key, flag.version)?;
         let is_other = match earlier.flag(&flag.key) {
             Some(here) if versions.is_empty() => here != flag,
-            // Of another store it may be older and yet not the same flag.
+            // A flag of another store may be older and yet not the same.
             Some(here) => here.created_at > flag.created_at,
             None => versions.is_empty(),
         };
@@ -93,7 +91,7 @@ fn changes_between(earlier: &FlagTable, later: &FlagTable) -> Result<Vec<FlagCha
         let mut versions = follow(earlier, key, removed)?;
         let here = earlier.flag(key);
         let was_removed = versions.pop().is_some();
-        // One that is not here was made in between, and then removed.
+        // A key that the target lacks was created and removed in between.
         if here.is_some() != was_removed && (here.is_some() || versions.is_empty()) {
             return Err(other(key));
         }
@@ -132,7 +130,7 @@ fn changes_between(earlier: &FlagTable, later: &FlagTable) -> Result<Vec<FlagCha
 /// The versions of a key that the earlier table has not seen yet, up to `last`.
 fn follow(earlier: &FlagTable, key: &str, last: u64) -> Result<Vec<u64>> {
     let seen = earlier.last_version(key);
-    // More than that between two looks were no continuation but another store.
+    // So many changes between two copies mean another store.
     if seen > last || last - seen > 100_000 {
         return Err(other(key));
     }
@@ -147,6 +145,6 @@ fn placeholder(key: &str, version: u64) -> Result<Flag> {
 fn other(key: &str) -> Error {
     Error::new(
         ErrorKind::StateConflict,
-        format!("the target has the flag {key} of its own: name an empty store as the target"),
+        format!("the target has its own flag {key}: name an empty store as the target"),
     )
 }

@@ -54,8 +54,8 @@ pub(super) fn refuse(_kind: &Kind, key: &str, refusal: &Refusal<'_>) -> Error {
 
 /// Flags in the database of an audit log: a change and its event are one commit.
 ///
-/// Clones share the connections. Any number of processes may use one database: changes take
-/// turns, and reads never wait.
+/// Clones share the connections. Any number of processes may use one database: changes are made one
+/// at a time, and reads never wait.
 ///
 /// ```
 /// use dezky_core::rt::TokioRuntime;
@@ -77,7 +77,7 @@ pub struct DocumentFlagStore {
 }
 
 impl DocumentFlagStore {
-    /// Opens the flags of a database, and makes their tables or brings them up to date.
+    /// Opens the flags of a database; creates or migrates their tables.
     ///
     /// # Errors
     /// The errors of [`Documents::open`].
@@ -85,7 +85,8 @@ impl DocumentFlagStore {
         Ok(Self { documents: Documents::open(&FLAGS, database).await? })
     }
 
-    /// An empty store in memory, gone with the process, whose events are staged in `log`.
+    /// Creates an empty store in memory, lost when the process ends, whose events are staged in
+    /// `log`.
     ///
     /// ```
     /// # use std::sync::Arc;
@@ -165,7 +166,7 @@ impl FlagStore for DocumentFlagStore {
         let mut tx = self.documents.begin().await?;
         if tx.state().revision != 0 {
             tx.abort().await;
-            // Empty or the same: the table has the rule.
+            // `FlagTable` decides whether the store already has this table.
             return self.table().await?.restore(table);
         }
         let copied = copy(&mut tx, &table).await;
@@ -217,7 +218,7 @@ fn flag_of(stored: &Stored) -> Result<Option<Flag>> {
     }
     read(stored).map(Some).map_err(|problem| {
         let key = &stored.id;
-        let named = if crate::model::is_key(key) { key } else { "with a key that is none" };
+        let named = if crate::model::is_key(key) { key } else { "with an invalid key" };
         Error::new(
             ErrorKind::StoreCorrupt,
             format!(
@@ -227,14 +228,14 @@ fn flag_of(stored: &Stored) -> Result<Option<Flag>> {
     })
 }
 
-/// Reads a stored flag. An error quotes nothing of it.
+/// Reads a stored flag. Errors don't quote it.
 fn read(stored: &Stored) -> std::result::Result<Flag, String> {
     let Text::Json(text) = &stored.text else { return Err("it is not a text".to_owned()) };
     let flag: Flag = serde_json::from_str(text).map_err(|error| {
         let problem = if error.is_data() {
-            "it has a field or a value that this version does not know, or lacks one"
+            "it lacks a field, or has a field or value that this version does not know"
         } else {
-            "it is no JSON"
+            "it is not JSON"
         };
         problem.to_owned()
     })?;

@@ -1,4 +1,4 @@
-//! A store that is opened when it is first needed.
+//! A store that is opened on first use.
 
 use std::sync::{Arc, OnceLock};
 
@@ -15,9 +15,9 @@ use crate::Flag;
 type Opening = BoxFuture<'static, Result<Arc<dyn FlagStore>>>;
 type Open = dyn Fn() -> Opening + Send + Sync;
 
-/// A store that is opened when it is first asked, and again each time until that works:
-/// for a process that starts while its database is down, and decides by the
-/// [file](crate::live::LiveConfig::file) until then.
+/// A store that is opened on first use, and again on each use until that succeeds: for a process
+/// that starts while its database is down, and decides by the [file](crate::live::LiveConfig::file)
+/// until then.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -42,18 +42,17 @@ type Open = dyn Fn() -> Opening + Send + Sync;
 /// ```
 pub struct LazyFlagStore {
     open: Box<Open>,
-    /// Held by the one who opens. What has begun is kept, so that it gets on although
-    /// those who wait have less patience than it takes.
+    /// Held while opening. An attempt outlives the caller that started it, so that it makes
+    /// progress even if each caller gives up early.
     opening: AsyncMutex<Option<Opening>>,
     store: OnceLock<Arc<dyn FlagStore>>,
-    /// Notified when there is a store.
+    /// Notified when the store is open.
     opened: Event,
 }
 
 impl LazyFlagStore {
-    /// A store that `open` opens. It may be called any number of times until it
-    /// succeeds, one at a time. What it returns is driven by those who ask the store, and
-    /// left for the next of them where one asks no longer.
+    /// A store that `open` opens: called until it succeeds, once at a time. The callers of the
+    /// store drive its future; if one gives up, the next one continues.
     pub fn new(
         open: impl Fn() -> BoxFuture<'static, Result<Arc<dyn FlagStore>>> + Send + Sync + 'static,
     ) -> Self {
@@ -84,7 +83,7 @@ impl LazyFlagStore {
 
 #[async_trait]
 impl FlagStore for LazyFlagStore {
-    /// Those of the store, none before it is open.
+    /// The store's abilities; none before it is open.
     fn capabilities(&self) -> Capabilities {
         self.store.get().map_or(Capabilities::NONE, |store| store.capabilities())
     }
@@ -122,7 +121,7 @@ impl FlagStore for LazyFlagStore {
     }
 
     async fn changed(&self, revision: u64) {
-        // Does not open by itself: who waits here asks as well.
+        // Does not open the store: callers also poll.
         let opened = self.opened.listen();
         if self.store.get().is_none() {
             opened.await;

@@ -1,5 +1,5 @@
-//! Where flags are kept: beside the audit log, so that a change and its event
-//! commit together.
+//! Storage of flags in the database of the audit log, so that a change and its event commit
+//! together.
 
 mod copy;
 mod documents;
@@ -17,19 +17,19 @@ pub use self::lazy::LazyFlagStore;
 pub use self::table::FlagTable;
 use crate::Flag;
 
-/// The most flags of a store.
+/// The maximum number of flags in a store.
 pub const MAX_FLAGS: usize = 10_000;
-/// The most keys that a store has ever known: those of its flags and of removed ones.
+/// The maximum number of keys in a store: of its flags and of removed ones.
 pub const MAX_KEYS: usize = 100_000;
-/// The most changes of one commit.
+/// The maximum number of changes per commit.
 pub const MAX_COMMIT_CHANGES: usize = 1_000;
 
-/// Keeps flags, and stages the events of their changes in the audit log.
+/// Stores flags, and stages the events of their changes in the audit log.
 ///
 /// Every method may be called from many tasks at once. Object-safe.
 #[async_trait]
 pub trait FlagStore: Send + Sync {
-    /// What this store can do beyond the contract's core.
+    /// The store's abilities beyond the contract's core.
     fn capabilities(&self) -> Capabilities;
 
     /// Compares the structure of the store's tables with their schema. Empty if they match,
@@ -38,8 +38,8 @@ pub trait FlagStore: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// All that the store knows, in one consistent view. The four that follow are
-    /// made of it unless a store has a cheaper way.
+    /// The whole content of the store, in one consistent view. The defaults of the next four
+    /// methods use it; override them if there is a cheaper way.
     async fn table(&self) -> Result<FlagTable>;
 
     /// The flag with this key, which may be any text.
@@ -47,8 +47,7 @@ pub trait FlagStore: Send + Sync {
         Ok(self.table().await?.flag(key).cloned())
     }
 
-    /// The version that the key has come to: the flag's, or the one at which it was
-    /// removed; 0 if there never was one.
+    /// The last version of the key: of the flag, or of its removal; 0 if there never was one.
     async fn last_version(&self, key: &str) -> Result<u64> {
         Ok(self.table().await?.last_version(key))
     }
@@ -58,7 +57,7 @@ pub trait FlagStore: Send + Sync {
         Ok(self.table().await?.snapshot())
     }
 
-    /// Grows with every change of any flag, from 0. Cheap: ask it to see whether a
+    /// The revision, which grows with every change of any flag, from 0. Cheap: shows whether a
     /// [`snapshot`](Self::snapshot) is still current.
     async fn revision(&self) -> Result<u64> {
         Ok(self.table().await?.revision())
@@ -67,8 +66,8 @@ pub trait FlagStore: Send + Sync {
     /// Makes all changes, in their order, and stages the events in the audit log's
     /// outbox, in one transaction: everything or nothing.
     ///
-    /// Call [`AuditLog::relay`](dezky_core::AuditLog::relay) after it. Not idempotent:
-    /// the same changes again are a `version_mismatch` or `already_exists`.
+    /// Call [`AuditLog::relay`](dezky_core::AuditLog::relay) after it. Not idempotent: repeating
+    /// the changes is a `version_mismatch` or `already_exists`.
     ///
     /// # Errors
     /// `already_exists`, `version_mismatch` and `not_found` as [`FlagChange`] says;
@@ -78,45 +77,45 @@ pub trait FlagStore: Send + Sync {
     /// `store_busy`: the outcome is unknown.
     async fn commit(&self, changes: Vec<FlagChange>, events: Vec<SealedEvent>) -> Result<()>;
 
-    /// Takes over the table of another store, without an event: how copies come in.
-    /// Into an empty store; the very same table again changes nothing.
+    /// Takes over the table of another store into an empty one, without events: the write side of a
+    /// copy. The same table again changes nothing.
     ///
     /// # Errors
-    /// `state_conflict` if something else is here.
+    /// `state_conflict` if the store has anything else.
     async fn restore(&self, table: FlagTable) -> Result<()>;
 
-    /// Resolves when the engine was told, by whichever process, that the revision
-    /// may be beyond `revision`. Cancel-safe. One that is not told waits for ever:
-    /// who asks looks at [`revision`](Self::revision) now and then by itself.
+    /// Resolves when the revision may be beyond `revision`, whichever process raised it. Stores
+    /// without notifications never resolve this; callers must also poll
+    /// [`revision`](Self::revision). Cancel-safe.
     async fn changed(&self, revision: u64) {
         let _ = revision;
         std::future::pending::<()>().await;
     }
 }
 
-/// All flags at one moment.
+/// All flags at a point in time.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Snapshot {
-    /// The [revision](FlagStore::revision) that they are of.
+    /// The [revision](FlagStore::revision) of this view.
     pub revision: u64,
     /// The flags, by key.
     pub flags: Vec<Flag>,
-    /// Those that are there but can't be read, by key. A decision on one is off, with
-    /// the reason [`InvalidFlag`](crate::Reason::InvalidFlag).
+    /// Flags that can't be read, by key. A decision on one is off, with the reason
+    /// [`InvalidFlag`](crate::Reason::InvalidFlag).
     pub invalid: Vec<InvalidFlag>,
 }
 
 impl Snapshot {
-    /// All of it as JSON: how flags are exported, and kept for a start without the store.
+    /// The snapshot as JSON: the format of exports and of the file for a start without the store.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).unwrap_or_default()
     }
 
-    /// Reads what [`to_json`](Self::to_json) wrote. A flag that breaks a bound is
+    /// Reads the format of [`to_json`](Self::to_json). A flag that exceeds a bound is
     /// [invalid](Self::invalid), and the others are read.
     ///
     /// # Errors
-    /// `field_invalid` if it is no such text, a flag lacks its key, or two have one.
+    /// `field_invalid` if the text has another format, a flag lacks its key, or two share one.
     ///
     /// ```
     /// use dezky_flags::store::Snapshot;
@@ -142,10 +141,10 @@ impl Snapshot {
                     snapshot.invalid.push(InvalidFlag { key: key.clone(), problem });
                 }
                 Ok(flag) => snapshot.flags.push(flag),
-                // It may quote what is in the flag.
+                // The error may quote the flag.
                 Err(_) => snapshot.invalid.push(InvalidFlag {
                     key: key.clone(),
-                    problem: "it has not the form of a flag".to_owned(),
+                    problem: "it does not have the form of a flag".to_owned(),
                 }),
             }
             if !keys.insert(key.clone()) {
@@ -163,7 +162,7 @@ impl Snapshot {
     }
 }
 
-/// A [`Snapshot`] whose flags are not read yet.
+/// A [`Snapshot`] whose flags are not parsed yet.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SnapshotText {
@@ -178,25 +177,25 @@ struct SnapshotText {
 pub struct InvalidFlag {
     /// Its key.
     pub key: String,
-    /// What is wrong with it. Quotes nothing of it.
+    /// The problem, without quoting the flag.
     pub problem: String,
 }
 
 /// A change of one flag, compared and set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FlagChange {
-    /// A new flag. `already_exists` if there is one with its key; `version_mismatch`
-    /// unless its version follows the key's [last](FlagStore::last_version).
+    /// A new flag. `already_exists` if a flag has its key; `version_mismatch` unless its version
+    /// follows the key's [last](FlagStore::last_version).
     Create(Box<Flag>),
-    /// A flag in the place of its version before. `not_found`; `version_mismatch`
-    /// unless the one that is there has the version before.
+    /// The next version of a flag. `not_found`; `version_mismatch` unless the stored flag has the
+    /// version before.
     Replace(Box<Flag>),
-    /// The flag goes; its key's last version becomes the one after `version`.
-    /// `not_found`; `version_mismatch` unless the one that is there has `version`.
+    /// Removes a flag; its key's last version becomes the one after `version`. `not_found`;
+    /// `version_mismatch` unless the stored flag has `version`.
     Remove {
-        /// Which one.
+        /// The flag's key.
         key: String,
-        /// The version that it must have.
+        /// The flag's version.
         version: u64,
     },
 }
@@ -219,12 +218,12 @@ fn check_flag(change: &FlagChange) -> Result<()> {
     }
 }
 
-/// Refuses a new flag that leaves more than a store may hold.
+/// Refuses a new flag that would exceed the bounds of a store.
 fn check_room(after: State) -> Result<()> {
     let full = if after.present > MAX_FLAGS as u64 {
-        "there are 10000 flags, the most of a store: remove some first"
+        "the store has 10000 flags, the maximum: remove some first"
     } else if after.known > MAX_KEYS as u64 {
-        "the store has seen 100000 keys, the most: use the key of a removed flag again"
+        "the store has had 100000 keys, the maximum: reuse the key of a removed flag"
     } else {
         return Ok(());
     };
@@ -241,15 +240,15 @@ fn check_size(changes: &[FlagChange]) -> Result<()> {
     Ok(())
 }
 
-/// The store has flags of its own, so that it can't become a copy.
+/// The error of restoring into a store that is not empty.
 fn not_empty() -> Error {
     Error::new(
         ErrorKind::StateConflict,
-        "the store has flags of its own, or had: name an empty one for the copy",
+        "the store is not empty: name one that never had flags as the target",
     )
 }
 
-/// The flag with this key has another version.
+/// The error for a flag with another version.
 pub(crate) fn mismatch(key: &str) -> Error {
     Error::new(
         ErrorKind::VersionMismatch,
@@ -257,20 +256,17 @@ pub(crate) fn mismatch(key: &str) -> Error {
     )
 }
 
-/// There is no flag with this key, which may be any text.
+/// The error for a missing flag; the key may be any text.
 pub(crate) fn not_found(key: &str) -> Error {
     let named = if crate::model::is_key(key) { format!(" {key}") } else { String::new() };
-    Error::new(
-        ErrorKind::NotFound,
-        format!("there is no flag{named}: the list of flags names those there are"),
-    )
+    Error::new(ErrorKind::NotFound, format!("there is no flag{named}: see the list of flags"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Too many for the suite to make them all.
+    /// The suite does not create that many.
     #[test]
     fn keys_are_bounded() {
         let most = State { revision: 0, present: 1, known: MAX_KEYS as u64 };

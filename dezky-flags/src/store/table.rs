@@ -8,8 +8,8 @@ use super::documents::{FLAG, refuse};
 use super::{FlagChange, Snapshot, check_flag, check_room, check_size, not_empty};
 use crate::Flag;
 
-/// Flags as plain data with the rules of their changes: the inside of a store that
-/// has everything at hand at once, such as one in memory or in a single file.
+/// Flags as plain data, with the rules of their changes: the core of a store that holds everything
+/// at once, such as one in memory or in a single file.
 ///
 /// ```
 /// use dezky_core::Timestamp;
@@ -30,10 +30,10 @@ pub struct FlagTable {
 }
 
 impl FlagTable {
-    /// Reads what [`to_json`](Self::to_json) wrote, by this version or an older one.
+    /// Reads the format of [`to_json`](Self::to_json), of this version or an older one.
     ///
     /// # Errors
-    /// `store_corrupt` if it is no such text, or a flag breaks a bound.
+    /// `store_corrupt` if the text has another format, or a flag exceeds a bound.
     ///
     /// ```
     /// use dezky_flags::store::FlagTable;
@@ -50,22 +50,21 @@ impl FlagTable {
         for (key, flag) in &self.flags {
             flag.validate().map_err(|error| corrupt(&error))?;
             if flag.key != *key || self.removed.contains_key(key) {
-                return Err(corrupt(&"a flag stands under another key or is removed as well"));
+                return Err(corrupt(&"a flag has the key of another one or of a removed one"));
             }
         }
         Ok(self)
     }
 
-    /// All of it as JSON, a line a field.
+    /// The table as JSON, one line per field.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).unwrap_or_default()
     }
 
-    /// A table of a store that keeps its parts apart: flags, the versions of removed
-    /// keys, and the revision.
+    /// Assembles a table from its parts: flags, the versions of removed keys, and the revision.
     ///
     /// # Errors
-    /// As [`from_json`](Self::from_json).
+    /// Those of [`from_json`](Self::from_json).
     pub fn from_parts(
         revision: u64,
         flags: Vec<Flag>,
@@ -80,7 +79,7 @@ impl FlagTable {
         self.flags.values()
     }
 
-    /// The keys of removed flags, with the version that each has come to.
+    /// The keys of removed flags, each with its last version.
     pub fn removed(&self) -> impl Iterator<Item = (&str, u64)> {
         self.removed.iter().map(|(key, version)| (key.as_str(), *version))
     }
@@ -106,11 +105,10 @@ impl FlagTable {
         Snapshot { revision: self.revision, flags, invalid: Vec::new() }
     }
 
-    /// Makes the changes in their order, or none of them.
+    /// Makes all changes, in order, or none.
     ///
     /// # Errors
-    /// Those of [`FlagStore::commit`](super::FlagStore::commit) that are about the
-    /// changes.
+    /// Those of [`FlagStore::commit`](super::FlagStore::commit) about the changes.
     pub fn apply(&mut self, changes: Vec<FlagChange>) -> Result<()> {
         check_size(&changes)?;
         let mut after = self.clone();
@@ -122,7 +120,7 @@ impl FlagTable {
     /// Becomes `table`; see [`FlagStore::restore`](super::FlagStore::restore).
     ///
     /// # Errors
-    /// `state_conflict` if it is neither empty nor the same.
+    /// `state_conflict` if this table is neither empty nor the same.
     pub fn restore(&mut self, table: Self) -> Result<()> {
         if *self != Self::default() && *self != table {
             return Err(not_empty());
@@ -173,18 +171,18 @@ impl FlagTable {
 }
 
 fn corrupt(problem: &dyn std::fmt::Display) -> Error {
-    Error::new(ErrorKind::StoreCorrupt, format!("no table of flags: {problem}"))
+    Error::new(ErrorKind::StoreCorrupt, format!("not a table of flags: {problem}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// As version 1 wrote it: it is read for ever.
+    /// The format of version 1, which must stay readable: never change it.
     const V1: &str = r#"{"revision":3,"flags":{"chat":{"key":"chat","description":"","state":"rollout","pct":25,"scope":{"plans":["pro"],"tenantSlugs":[],"partnerSlugs":[],"environments":[]},"history":[{"at":"2026-09-01T08:00:00.000Z","actor":{"type":"operator","id":"op-1"},"changes":[{"field":"pct","from":0,"to":25}],"note":"why"}],"version":1,"createdAt":"2026-09-01T08:00:00.000Z","updatedAt":"2026-09-01T08:00:00.000Z"}},"removed":{"old":2}}"#;
 
     #[test]
-    fn the_persisted_shape_is_read_for_ever() {
+    fn the_persisted_format_stays_readable() {
         let table = FlagTable::from_json(V1).unwrap();
         assert_eq!((table.revision(), table.last_version("old")), (3, 2));
         assert_eq!(table.flag("chat").unwrap().pct, 25);
@@ -193,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_table_is_refused() {
+    fn another_format_is_refused() {
         for broken in [
             "",
             "[]",

@@ -235,7 +235,7 @@ pub async fn of_fifty_editors_none_loses_a_change(h: Harness<'_>) {
         let edit = &edit;
         async move {
             let patch = FlagPatch { description: Some(format!("by {n}")), ..FlagPatch::default() };
-            flags.update("a", &patch, None, edit).await.unwrap().version
+            flags.update("a", &patch, edit).await.unwrap().version
         }
     });
     let mut versions = join_all(edits).await;
@@ -442,16 +442,16 @@ pub async fn versions_go_on_after_a_removal(h: Harness<'_>) {
     let flags = editor(h, &opened);
     let edit = Edit::by(Actor::user("u-1"));
     let first = flags.create(NewFlag::new("a"), &edit).await.unwrap();
-    flags.remove("a", Some(first.version), &edit).await.unwrap();
+    flags.remove("a", &edit.of_version(first.version)).await.unwrap();
     assert_eq!(opened.store.last_version("a").await.unwrap(), 2);
     let patch = FlagPatch { state: Some(FlagState::On), ..FlagPatch::default() };
-    let gone = flags.update("a", &patch, Some(first.version), &edit).await.unwrap_err();
+    let gone = flags.update("a", &patch, &edit.of_version(first.version)).await.unwrap_err();
     assert_eq!(gone.kind(), ErrorKind::NotFound);
     let stale = opened.store.commit(vec![create("a", 1)], Vec::new()).await;
     assert_eq!(kind(stale), Some(ErrorKind::VersionMismatch));
     let again = flags.create(NewFlag::new("a"), &edit).await.unwrap();
     assert_eq!((again.version, again.history.len()), (3, 1));
-    let stale = flags.update("a", &patch, Some(first.version), &edit).await.unwrap_err();
+    let stale = flags.update("a", &patch, &edit.of_version(first.version)).await.unwrap_err();
     assert_eq!(stale.kind(), ErrorKind::VersionMismatch);
     assert_eq!(flags.get("a").await.unwrap(), Some(again));
 }
@@ -468,8 +468,8 @@ pub async fn seeds_are_sown_once(h: Harness<'_>) {
     assert_eq!(first.unwrap() + second.unwrap(), 10);
     let patch =
         FlagPatch { pct: Some(25), state: Some(FlagState::Rollout), ..FlagPatch::default() };
-    one.update("jmap_native_v2", &patch, None, &edit).await.unwrap();
-    one.remove("oci_versioning", None, &edit).await.unwrap();
+    one.update("jmap_native_v2", &patch, &edit).await.unwrap();
+    one.remove("oci_versioning", &edit).await.unwrap();
     let before = opened.store.snapshot().await.unwrap();
     assert_eq!(one.seed(&seeds, &edit).await.unwrap(), 0);
     assert_eq!(opened.store.snapshot().await.unwrap(), before);

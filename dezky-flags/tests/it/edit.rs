@@ -73,7 +73,7 @@ fn scenario(harness: &dyn FlagStoreHarness) {
         assert!(flags.list().await.unwrap().iter().all(|f| f.state == FlagState::Off));
 
         let rollout = patch(&json!({"state": "rollout", "pct": 25}));
-        let saved = flags.update("jmap_native_v2", &rollout, Some(1), &edit).await.unwrap();
+        let saved = flags.update("jmap_native_v2", &rollout, &edit.of_version(1)).await.unwrap();
         assert_eq!((saved.version, saved.pct), (2, 25));
         let set = FlagSet::compile(&flags.list().await.unwrap());
         for n in 0..100 {
@@ -91,7 +91,7 @@ fn scenario(harness: &dyn FlagStoreHarness) {
         let killed = flags.kill("jmap_native_v2", &edit).await.unwrap();
         assert_eq!((killed.state, killed.pct, killed.version), (FlagState::Off, 0, 3));
         let on = patch(&json!({"state": "on"}));
-        flags.update("jmap_native_v2", &on, None, &edit).await.unwrap();
+        flags.update("jmap_native_v2", &on, &edit).await.unwrap();
         let stored = flags.get("jmap_native_v2").await.unwrap().unwrap();
         let states: Vec<_> =
             stored.history.iter().map(|change| change.changes[0].to.clone()).collect();
@@ -100,7 +100,7 @@ fn scenario(harness: &dyn FlagStoreHarness) {
         assert_eq!(set.evaluate("jmap_native_v2", &FlagContext::default()).reason, Reason::On);
 
         flags.create(NewFlag::new("mine"), &edit).await.unwrap();
-        flags.remove("mine", Some(1), &edit).await.unwrap();
+        flags.remove("mine", &edit.of_version(1)).await.unwrap();
         assert_eq!(flags.get("mine").await.unwrap(), None);
 
         let actions = desk.actions().await;
@@ -131,8 +131,8 @@ fn an_event_says_who_what_and_why() {
         let edit = operator();
         desk.flags.create(NewFlag::new("a"), &Edit::by(Actor::system())).await.unwrap();
         let body = json!({"pct": 5, "scope": {"plans": ["pro"]}, "description": "x"});
-        let flag = desk.flags.update("a", &patch(&body), None, &edit).await.unwrap();
-        desk.flags.remove("a", None, &edit).await.unwrap();
+        let flag = desk.flags.update("a", &patch(&body), &edit).await.unwrap();
+        desk.flags.remove("a", &edit).await.unwrap();
         let events = desk.events().await;
 
         let updated = &events[1].event;
@@ -172,12 +172,12 @@ fn a_patch_off_with_the_kill_switch_note_is_a_kill() {
         let new = NewFlag { state: FlagState::Rollout, pct: 40, ..NewFlag::new("a") };
         desk.flags.create(new, &edit).await.unwrap();
         let off = patch(&json!({"state": "off"}));
-        let flag = desk.flags.update("a", &off, None, &edit).await.unwrap();
+        let flag = desk.flags.update("a", &off, &edit).await.unwrap();
         assert_eq!(flag.pct, 40, "off alone keeps the percentage");
         let kill = patch(&json!({"state": "off", "note": "kill-switch"}));
-        let stale = desk.flags.update("a", &kill, Some(1), &edit).await.unwrap_err();
+        let stale = desk.flags.update("a", &kill, &edit.of_version(1)).await.unwrap_err();
         assert_eq!(stale.kind(), VersionMismatch);
-        let flag = desk.flags.update("a", &kill, Some(2), &edit).await.unwrap();
+        let flag = desk.flags.update("a", &kill, &edit.of_version(2)).await.unwrap();
         assert_eq!((flag.state, flag.pct), (FlagState::Off, 0));
         assert_eq!(flag.history[0].note.as_deref(), Some("kill-switch"));
         assert_eq!(desk.actions().await, ["flag.created", "flag.updated", "flag.killed"]);
@@ -191,7 +191,7 @@ fn an_edit_that_changes_nothing_leaves_no_trace() {
         let edit = operator();
         let flag = desk.flags.create(NewFlag::new("a"), &edit).await.unwrap();
         let same = patch(&json!({"state": "off", "pct": 0, "note": "again"}));
-        assert_eq!(desk.flags.update("a", &same, Some(1), &edit).await.unwrap(), flag);
+        assert_eq!(desk.flags.update("a", &same, &edit.of_version(1)).await.unwrap(), flag);
         assert_eq!(desk.flags.kill("a", &edit).await.unwrap(), flag);
         assert_eq!(desk.flags.get("a").await.unwrap(), Some(flag));
         assert_eq!(desk.actions().await, ["flag.created"]);
@@ -212,14 +212,14 @@ fn a_refused_edit_changes_nothing() {
             flags.create(NewFlag::new("a"), &edit).await,
             flags.create(NewFlag::new("A"), &edit).await,
             flags.create(NewFlag::new("b"), &chatty).await,
-            flags.update("a", &wide, None, &edit).await,
-            flags.update("a", &on, Some(2), &edit).await,
-            flags.update("a", &on, None, &chatty).await,
-            flags.update("b", &on, None, &edit).await,
+            flags.update("a", &wide, &edit).await,
+            flags.update("a", &on, &edit.of_version(2)).await,
+            flags.update("a", &on, &chatty).await,
+            flags.update("b", &on, &edit).await,
             flags.kill("a", &chatty).await,
             flags.kill("no such key\0", &edit).await,
-            flags.remove("a", Some(7), &edit).await,
-            flags.remove("b", None, &edit).await,
+            flags.remove("a", &edit.of_version(7)).await,
+            flags.remove("b", &edit).await,
             flags.seed(&[NewFlag::new("c"), bad], &edit).await.map(|_| flag.clone()),
         ]
         .map(|result| result.unwrap_err().kind());
@@ -252,7 +252,7 @@ fn the_history_keeps_the_newest_twenty() {
         let edit = Edit::by(Actor::system());
         desk.flags.create(NewFlag::new("a"), &edit).await.unwrap();
         for pct in 1..=30 {
-            desk.flags.update("a", &patch(&json!({"pct": pct})), None, &edit).await.unwrap();
+            desk.flags.update("a", &patch(&json!({"pct": pct})), &edit).await.unwrap();
         }
         let history = desk.flags.get("a").await.unwrap().unwrap().history;
         let to: Vec<_> = history.iter().map(|change| change.changes[0].to.clone()).collect();
@@ -272,7 +272,7 @@ fn a_long_axis_is_shown_by_its_difference() {
         let other: Vec<_> = slugs[1..].to_vec();
         let scope = ScopePatch { tenant_slugs: Some(other.clone()), ..ScopePatch::default() };
         let patch = FlagPatch { scope, ..FlagPatch::default() };
-        let flag = desk.flags.update("a", &patch, None, &edit).await.unwrap();
+        let flag = desk.flags.update("a", &patch, &edit).await.unwrap();
         assert_eq!(flag.scope.tenant_slugs, other);
         let change = &flag.history[0].changes[0];
         assert_eq!(change.from, json!({"count": 999, "only": [slugs[0]]}));
@@ -335,7 +335,7 @@ fn options_have_their_history_and_a_kill_clears_the_hundredths() {
         let options = json!({"options": {
             "seed": "s", "requireActiveTenant": true, "expiresAt": "2027-01-31T00:00:00Z",
         }});
-        let flag = desk.flags.update("a", &patch(&options), None, &edit).await.unwrap();
+        let flag = desk.flags.update("a", &patch(&options), &edit).await.unwrap();
         let told = |flag: &dezky_flags::Flag| -> Vec<Value> {
             let change = |c: &dezky_flags::FieldChange| json!([c.field, c.from, c.to]);
             flag.history[0].changes.iter().map(change).collect()
@@ -348,16 +348,16 @@ fn options_have_their_history_and_a_kill_clears_the_hundredths() {
                 json!(["options.expiresAt", null, "2027-01-31T00:00:00.000Z"]),
             ]
         );
-        let whole = desk.flags.update("a", &patch(&json!({"pct": 12})), None, &edit).await.unwrap();
+        let whole = desk.flags.update("a", &patch(&json!({"pct": 12})), &edit).await.unwrap();
         assert_eq!((whole.version, whole.threshold()), (3, 1_200));
         assert_eq!(told(&whole), [json!(["options.pctHundredths", 50, 0])]);
         let taken = patch(&json!({"options": {"seed": null, "expiresAt": null}}));
-        let taken = desk.flags.update("a", &taken, None, &edit).await.unwrap();
+        let taken = desk.flags.update("a", &taken, &edit).await.unwrap();
         assert_eq!((&taken.options.seed, taken.options.expires_at), (&None, None));
         assert!(taken.options.require_active_tenant, "unnamed options stay");
 
         let half = patch(&json!({"options": {"pctHundredths": 50}}));
-        desk.flags.update("a", &half, None, &edit).await.unwrap();
+        desk.flags.update("a", &half, &edit).await.unwrap();
         let killed = desk.flags.kill("a", &edit).await.unwrap();
         assert_eq!((killed.state, killed.threshold()), (FlagState::Off, 0));
         let again = desk.flags.kill("a", &edit).await.unwrap();
@@ -378,8 +378,7 @@ fn an_update_returns_the_versions_that_it_lies_between() {
         let edit = operator();
         desk.flags.create(NewFlag::new("a"), &edit).await.unwrap();
         let patches: Vec<_> = (1..=20).map(|pct| patch(&json!({"pct": pct}))).collect();
-        let updates =
-            patches.iter().map(|patch| desk.flags.update_and_compare("a", patch, None, &edit));
+        let updates = patches.iter().map(|patch| desk.flags.update_and_compare("a", patch, &edit));
         for updated in futures_util::future::try_join_all(updates).await.unwrap() {
             let change = &updated.after.history[0].changes[0];
             assert_eq!(updated.after.version, updated.before.version + 1);
@@ -389,7 +388,7 @@ fn an_update_returns_the_versions_that_it_lies_between() {
             );
         }
         let same = patch(&json!({"pct": desk.flags.get("a").await.unwrap().unwrap().pct}));
-        let same = desk.flags.update_and_compare("a", &same, None, &edit).await.unwrap();
+        let same = desk.flags.update_and_compare("a", &same, &edit).await.unwrap();
         assert_eq!(same.before, same.after);
     });
 }

@@ -50,7 +50,7 @@ fn scenario(harness: &dyn FlagStoreHarness) {
         let (flags, opened) = desk(harness).await;
         flags.create(rollout("here", 5), &edit()).await.unwrap();
         flags.create(rollout("gone", 5), &edit()).await.unwrap();
-        flags.remove("gone", None, &edit()).await.unwrap();
+        flags.remove("gone", &edit()).await.unwrap();
         let options = FlagOptions { pct_hundredths: 50, ..FlagOptions::default() };
         let new = [
             rollout("here", 25),
@@ -218,7 +218,7 @@ fn concurrent_changes_do_not_fail_an_import() {
         let edits = async {
             for n in 0..20 {
                 let patch = FlagPatch { description: Some(format!("{n}")), ..FlagPatch::default() };
-                third.update("k0", &patch, None, &by).await.unwrap();
+                third.update("k0", &patch, &by).await.unwrap();
             }
         };
         let (a, b, ()) = futures_util::future::join3(
@@ -264,7 +264,7 @@ impl FlagStore for Meddled {
         if self.commits.fetch_add(1, Ordering::Relaxed) == 1 {
             let patch = FlagPatch { pct: Some(77), ..FlagPatch::default() };
             for key in ["k0000", "k1004"] {
-                self.editor.update(key, &patch, None, &edit()).await?;
+                self.editor.update(key, &patch, &edit()).await?;
             }
         }
         self.store.commit(changes, events).await

@@ -83,7 +83,7 @@ async fn isolates(engine: Engine) {
     for key in keys {
         let refusals = [
             flags.get(key).await.unwrap_err(),
-            flags.update(key, &patch, None, &edit).await.unwrap_err(),
+            flags.update(key, &patch, &edit).await.unwrap_err(),
         ];
         for refused in refusals {
             assert_eq!(refused.kind(), ErrorKind::StateConflict);
@@ -99,12 +99,12 @@ async fn isolates(engine: Engine) {
     assert_eq!((killed.state, killed.version, killed.history.len()), (FlagState::Off, 2, 1));
     assert_eq!(flags.get("b.pct").await.unwrap(), Some(killed));
     assert_eq!(live.evaluate("b.pct", &context).reason, Reason::Off);
-    flags.update("b.pct", &patch, Some(2), &edit).await.unwrap();
+    flags.update("b.pct", &patch, &edit.of_version(2)).await.unwrap();
     assert!(live.evaluate("b.pct", &context).value);
-    let stale = flags.remove("b.json", Some(7), &edit).await.unwrap_err();
+    let stale = flags.remove("b.json", &edit.of_version(7)).await.unwrap_err();
     assert_eq!(stale.kind(), ErrorKind::VersionMismatch);
     for key in ["b.json", "b.field", "b.key", "b.state"] {
-        flags.remove(key, Some(1), &edit).await.unwrap();
+        flags.remove(key, &edit.of_version(1)).await.unwrap();
         assert_eq!(live.evaluate(key, &context).reason, Reason::UnknownFlag, "{key}");
     }
     let snapshot = store.snapshot().await.unwrap();

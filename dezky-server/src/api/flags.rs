@@ -83,8 +83,9 @@ async fn update(
     let environment = environment(parameters.get("environment"))?;
     let patch = FlagPatch::from_json(&body)?;
     // The kill switch works on every version.
-    let expected = if patch.is_kill() { None } else { if_match(&headers)? };
-    match state.platform.flags.update_and_compare(&key, &patch, expected, &caller.into()).await {
+    let if_version = if patch.is_kill() { None } else { if_match(&headers)? };
+    let edit = Edit { if_version, ..caller.into() };
+    match state.platform.flags.update_and_compare(&key, &patch, &edit).await {
         Ok(updated) => {
             let mut document = json!(updated.after);
             if let Some(flipped) = flipped(&state, &updated, environment).await {
@@ -175,7 +176,8 @@ async fn remove(
     headers: HeaderMap,
     caller: Caller,
 ) -> Result<StatusCode, Problem> {
-    match state.platform.flags.remove(&key, if_match(&headers)?, &caller.into()).await {
+    let edit = Edit { if_version: if_match(&headers)?, ..caller.into() };
+    match state.platform.flags.remove(&key, &edit).await {
         Ok(_) => Ok(StatusCode::NO_CONTENT),
         Err(error) => Err(stale(&state, &key, error).await),
     }

@@ -87,13 +87,7 @@ where
     }
 }
 
-impl From<Caller> for dezky_core::directory::Edit {
-    fn from(Caller { actor, request_id, user_agent }: Caller) -> Self {
-        Self { request_id, user_agent, ..Self::by(actor) }
-    }
-}
-
-impl From<Caller> for dezky_flags::Edit {
+impl From<Caller> for dezky_core::Edit {
     fn from(Caller { actor, request_id, user_agent }: Caller) -> Self {
         Self { request_id, user_agent, ..Self::by(actor) }
     }

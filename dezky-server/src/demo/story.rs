@@ -43,8 +43,8 @@ fn operator() -> Edit {
     Edit::by(actor.with_email("olivia@platform.example").with_ip("198.51.100.5"))
 }
 
-fn flags_operator(note: &str) -> dezky_flags::Edit {
-    dezky_flags::Edit { note: Some(note.into()), ..dezky_flags::Edit::by(operator().actor) }
+fn flags_operator(note: &str) -> Edit {
+    Edit { note: Some(note.into()), ..operator() }
 }
 
 /// Creates partner, tenants, users and the seeded flags unless they exist.
@@ -87,7 +87,7 @@ pub(super) async fn operate(platform: &Platform) -> Result<()> {
         return Ok(());
     }
     let change = async |key: &str, note: &str, patch: FlagPatch| {
-        platform.flags.update(key, &patch, None, &flags_operator(note)).await
+        platform.flags.update(key, &patch, &flags_operator(note)).await
     };
     let rollout = |pct: u8| FlagPatch {
         state: Some(FlagState::Rollout),

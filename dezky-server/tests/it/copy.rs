@@ -81,7 +81,7 @@ async fn lived_in(folder: &Path) -> String {
     let flags = Flags::new(stores.flags.clone(), log, runtime);
     let by = dezky_flags::Edit::by(Actor::system());
     flags.create(NewFlag::new("gone"), &by).await.unwrap();
-    flags.remove("gone", None, &by).await.unwrap();
+    flags.remove("gone", &by).await.unwrap();
     let item = QuarantineItem {
         source: "ocis".into(),
         key: "line:1".into(),

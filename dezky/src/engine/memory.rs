@@ -1,4 +1,4 @@
-//! A platform in this process, gone with it.
+//! A platform in memory, lost when the process ends.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ impl Backend for Memory {
         None
     }
 
-    /// A new, empty one each time.
+    /// Opens a new, empty database each time.
     async fn open(&self, _access: Access) -> Result<Arc<dyn Opened>> {
         Ok(Arc::new(MemoryAuditStore::open(Arc::new(TokioRuntime))))
     }

@@ -1,8 +1,8 @@
 //! The databases that a platform can be stored in.
 //!
-//! [`Engine`] is a database at a URL, seen from outside: its schema, its condition, and
-//! the way in. Everything that differs between engines and is not part of a store's
-//! contract is behind the private trait `Backend`, one file per engine.
+//! [`Engine`] is a database at a URL from the outside: schema, condition and opening. Everything
+//! that differs between engines and is not part of a store's contract is behind the private trait
+//! `Backend`, one file per engine.
 
 mod memory;
 #[cfg(feature = "mongodb")]
@@ -27,23 +27,18 @@ use dezky_core::store::{AuditStore, Extent};
 use dezky_core::{Error, Result};
 use dezky_flags::store::{DocumentFlagStore, FlagStore};
 
-#[cfg(feature = "mongodb")]
-pub(crate) use self::mongodb::check_url as check_mongodb_url;
-#[cfg(feature = "postgres")]
-pub(crate) use self::postgres::check_url as check_postgres_url;
 pub use self::report::{Check, Level, Report};
 use crate::url::{StoreConfig, StoreUrl};
 
 /// The purpose for which a store is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Writing. Whatever is missing is created, and an older schema is migrated.
+    /// Writing. A missing schema is created and an older one is migrated.
     Migrate,
     /// Writing. The schema must exist and be current, and the user must be allowed to
     /// write.
     Write,
-    /// Reading, and writing as far as the user is allowed to. The schema must exist and be
-    /// current.
+    /// Reading, and writing as far as permitted. The schema must exist and be current.
     Use,
     /// Reading. The schema must exist and be current.
     Read,
@@ -57,7 +52,7 @@ impl Access {
     }
 }
 
-/// An engine's own part: what it takes to add one, besides its stores.
+/// The part of an engine in this crate.
 #[async_trait]
 trait Backend: Send + Sync {
     /// The schema versions of log, directory and flags that this program creates.
@@ -66,8 +61,8 @@ trait Backend: Send + Sync {
     /// The schema versions in the database, by component. Changes nothing.
     async fn versions(&self) -> Result<BTreeMap<String, usize>>;
 
-    /// Adds the condition of the database to `report`. Returns the schema versions, or
-    /// `None` if they can't be read.
+    /// Adds the condition of the database to `report`. Returns the schema versions, or `None` if
+    /// they can't be read.
     async fn examine(&self, report: &mut Report) -> Option<BTreeMap<String, usize>>;
 
     /// Opens the log.
@@ -79,7 +74,7 @@ trait Backend: Send + Sync {
     }
 }
 
-/// The log of an open database, and the way to the other stores in it.
+/// The log of an open database, which gives access to the other stores in it.
 #[async_trait]
 trait Opened: Any + Send + Sync {
     fn log(self: Arc<Self>) -> Arc<dyn AuditStore>;
@@ -87,7 +82,7 @@ trait Opened: Any + Send + Sync {
     fn documents(self: Arc<Self>) -> documents::Database;
     async fn close(&self);
 
-    /// Creates the optional index for text search, where there is one.
+    /// Creates the optional index for text search, on engines that have one.
     async fn create_search_index(&self) -> Result<()> {
         Ok(())
     }
@@ -101,32 +96,14 @@ fn backend(config: &StoreConfig) -> Result<Box<dyn Backend>> {
         #[cfg(feature = "sqlite")]
         StoreUrl::Sqlite(path) => Ok(Box::new(sqlite::Sqlite::new(path, config))),
         #[cfg(feature = "postgres")]
-        StoreUrl::Postgres(url) => Ok(Box::new(postgres::Postgres::new(url, config))),
+        StoreUrl::Postgres(url) => {
+            Ok(Box::new(postgres::Postgres(remote::Server::new(url, config))))
+        }
         #[cfg(feature = "mongodb")]
-        StoreUrl::Mongodb(url) => Ok(Box::new(mongodb::Mongodb::new(url, config))),
+        StoreUrl::Mongodb(url) => Ok(Box::new(mongodb::Mongodb(remote::Server::new(url, config)))),
         #[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "mongodb")))]
-        other => Err(lacking(other.engine()).context(other)),
+        other => Err(crate::url::lacking(other.engine()).context(other)),
     }
-}
-
-/// The error of a build without an engine's feature. Completes a sentence that begins with
-/// the URL.
-#[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "mongodb")))]
-fn lacking(engine: &str) -> Error {
-    let problem = format!("needs the feature {engine} of the crate dezky, which is not enabled");
-    Error::new(dezky_core::ErrorKind::ConfigInvalid, problem)
-}
-
-/// Refuses a URL of PostgreSQL.
-#[cfg(not(feature = "postgres"))]
-pub(crate) fn check_postgres_url(_url: &str) -> Result<()> {
-    Err(lacking("postgres"))
-}
-
-/// Refuses a URL of MongoDB.
-#[cfg(not(feature = "mongodb"))]
-pub(crate) fn check_mongodb_url(_url: &str) -> Result<()> {
-    Err(lacking("mongodb"))
 }
 
 /// A database at a URL, not opened yet.
@@ -181,9 +158,9 @@ impl Engine {
         }
     }
 
-    /// Checks whether the database can keep the log's promises: version, rights,
-    /// topology, durability, clock, schema and structure. It writes probes and takes them
-    /// back. Returns the database too, open for reading, if its schema is current.
+    /// Checks whether the database can keep the log's guarantees: version, rights, topology,
+    /// durability, clock, schema and structure. Probes that it writes are rolled back. Returns the
+    /// database too, open for reading, if its schema is current.
     pub async fn examine(&self) -> (Report, Option<Database>) {
         let mut report = Report::default();
         let Some(found) = self.backend.examine(&mut report).await else {
@@ -315,12 +292,12 @@ impl Database {
     /// [has one](Engine::has_search_index).
     ///
     /// # Errors
-    /// Those of writing, and `config_invalid` if the server lacks what the index needs.
+    /// Those of writing; `config_invalid` if the server lacks an extension that the index needs.
     pub async fn create_search_index(&self) -> Result<()> {
         self.opened.create_search_index().await.map_err(|error| error.context(&self.url))
     }
 
-    /// Closes the connections once all calls under way have returned.
+    /// Closes the connections once all pending calls have returned.
     pub async fn close(&self) {
         self.opened.close().await;
     }
@@ -373,7 +350,7 @@ impl Stores {
         self.database.as_ref()
     }
 
-    /// Closes the connections once all calls under way have returned.
+    /// Closes the connections once all pending calls have returned.
     pub async fn close(&self) {
         if let Some(database) = &self.database {
             database.close().await;

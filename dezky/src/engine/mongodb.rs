@@ -4,40 +4,22 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ::mongodb::bson::{Bson, Document, doc};
-use ::mongodb::options::{ClientOptions, ConnectionString, ReadConcern, Tls, WriteConcern};
+use ::mongodb::options::{ClientOptions, ReadConcern, Tls, WriteConcern};
 use ::mongodb::{Client, Database};
 use async_trait::async_trait;
 use dezky_core::directory::DIRECTORY;
 use dezky_core::documents;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{AuditStore, MongoAuditStore, MongoConfig, mongo_error};
-use dezky_core::{Error, ErrorKind, Result, Runtime as _};
+use dezky_core::{ErrorKind, Result, Runtime as _};
 use dezky_flags::store::FLAGS;
 use futures_util::TryStreamExt as _;
 
-use super::remote::{answer, is_local};
+use super::remote::{Server, answer, answered, is_local};
 use super::{Access, Backend, Opened, Report};
-use crate::url::{RemoteUrl, StoreConfig};
+use crate::url::RemoteUrl;
 
-/// Checks a URL with the driver's options.
-pub(crate) fn check_url(url: &str) -> Result<()> {
-    // The parser's message may quote a part of the password.
-    ConnectionString::parse(url).map(drop).map_err(|_| {
-        let problem = "can't be read: write mongodb://user@host:27017/database?replicaSet=rs0";
-        Error::new(ErrorKind::ConfigInvalid, problem)
-    })
-}
-
-pub(super) struct Mongodb {
-    url: RemoteUrl,
-    config: StoreConfig,
-}
-
-impl Mongodb {
-    pub(super) fn new(url: &RemoteUrl, config: &StoreConfig) -> Self {
-        Self { url: url.clone(), config: config.clone() }
-    }
-}
+pub(super) struct Mongodb(pub(super) Server);
 
 #[async_trait]
 impl Backend for Mongodb {
@@ -46,21 +28,21 @@ impl Backend for Mongodb {
     }
 
     async fn versions(&self) -> Result<BTreeMap<String, usize>> {
-        versions(&self.config, &self.url).await
+        versions(&self.0).await
     }
 
     async fn examine(&self, report: &mut Report) -> Option<BTreeMap<String, usize>> {
-        examine(&self.config, &self.url, report).await
+        examine(&self.0, report).await
     }
 
     async fn open(&self, access: Access) -> Result<Arc<dyn Opened>> {
-        let mut mongodb = MongoConfig::new(self.url.expose());
-        mongodb.max_pool_size = self.config.max_connections;
-        mongodb.connect_timeout = self.config.acquire_timeout;
-        mongodb.server_selection_timeout = self.config.acquire_timeout;
-        mongodb.busy_timeout = self.config.lock_timeout;
-        mongodb.operation_timeout = self.config.statement_timeout;
-        mongodb.shared = self.config.shared;
+        let mut mongodb = MongoConfig::new(self.0.url.expose());
+        mongodb.max_pool_size = self.0.config.max_connections;
+        mongodb.connect_timeout = self.0.config.acquire_timeout;
+        mongodb.server_selection_timeout = self.0.config.acquire_timeout;
+        mongodb.busy_timeout = self.0.config.lock_timeout;
+        mongodb.operation_timeout = self.0.config.statement_timeout;
+        mongodb.shared = self.0.config.shared;
         mongodb.migrate = access == Access::Migrate;
         mongodb.must_write = access.must_write();
         Ok(Arc::new(MongoAuditStore::open(mongodb, Arc::new(TokioRuntime)).await?))
@@ -90,27 +72,27 @@ const LONGEST_TRANSACTION_SECONDS: i64 = 10;
 
 const EVENTS: &str = "dezky_audit_events";
 
-struct Server {
+struct Connection {
     client: Client,
     database: Database,
     options: ClientOptions,
 }
 
-async fn connect(config: &StoreConfig, url: &RemoteUrl) -> Result<Server> {
+async fn connect(Server { url, config }: &Server) -> Result<Connection> {
     let mut options = ask(async { ClientOptions::parse(url.expose()).await }).await?;
     options.app_name = Some("dezky-doctor".into());
     options.server_selection_timeout.get_or_insert(config.acquire_timeout);
     options.connect_timeout.get_or_insert(config.acquire_timeout);
     let client = Client::with_options(options.clone()).map_err(|error| mongo_error(&error))?;
     let name = options.default_database.clone().unwrap_or_else(|| "dezky".into());
-    Ok(Server { database: client.database(&name), client, options })
+    Ok(Connection { database: client.database(&name), client, options })
 }
 
 async fn ask<T>(asked: impl Future<Output = ::mongodb::error::Result<T>>) -> Result<T> {
     answer(async { asked.await.map_err(|error| mongo_error(&error)) }).await
 }
 
-impl Server {
+impl Connection {
     async fn admin(&self, command: Document) -> Result<Document> {
         ask(async { self.client.database("admin").run_command(command).await }).await
     }
@@ -135,39 +117,24 @@ fn integer(value: &Bson) -> Option<i64> {
 }
 
 /// Returns the components' versions; empty without a schema.
-async fn versions(config: &StoreConfig, url: &RemoteUrl) -> Result<BTreeMap<String, usize>> {
-    let server = connect(config, url).await?;
+async fn versions(server: &Server) -> Result<BTreeMap<String, usize>> {
+    let server = connect(server).await?;
     let versions = server.versions().await;
     server.client.shutdown().await;
     versions
 }
 
 /// Examines the server; returns the schema's versions if it answers.
-async fn examine(
-    config: &StoreConfig,
-    url: &RemoteUrl,
-    report: &mut Report,
-) -> Option<BTreeMap<String, usize>> {
-    let server = match connect(config, url).await {
-        Ok(server) => server,
-        Err(error) => {
-            report.bad("server", error.to_string(), format!("check {url} and that it is up"));
-            return None;
-        }
-    };
-    let examined = examine_server(&server, url, report).await;
-    server.client.shutdown().await;
-    match examined {
-        Ok(versions) => Some(versions),
-        Err(error) => {
-            report.bad("server", error.to_string(), format!("check {url} and that it is up"));
-            None
-        }
-    }
+async fn examine(server: &Server, report: &mut Report) -> Option<BTreeMap<String, usize>> {
+    let fix = format!("check {} and that it is up", server.url);
+    let connection = answered(connect(server).await, &fix, report)?;
+    let examined = examine_server(&connection, &server.url, report).await;
+    connection.client.shutdown().await;
+    answered(examined, &fix, report)
 }
 
 async fn examine_server(
-    server: &Server,
+    server: &Connection,
     url: &RemoteUrl,
     report: &mut Report,
 ) -> Result<BTreeMap<String, usize>> {
@@ -197,7 +164,7 @@ async fn examine_server(
     Ok(versions)
 }
 
-async fn examine_version(server: &Server, hello: &Document, report: &mut Report) -> Result<()> {
+async fn examine_version(server: &Connection, hello: &Document, report: &mut Report) -> Result<()> {
     let build = server.admin(doc! { "buildInfo": 1 }).await?;
     let version = build.get_str("version").unwrap_or("unknown");
     if hello.get("maxWireVersion").and_then(integer).unwrap_or(0) < i64::from(OLDEST_WIRE) {
@@ -208,13 +175,13 @@ async fn examine_version(server: &Server, hello: &Document, report: &mut Report)
     Ok(())
 }
 
-fn examine_tls(server: &Server, url: &RemoteUrl, report: &mut Report) {
+fn examine_tls(server: &Connection, url: &RemoteUrl, report: &mut Report) {
     let (what, fix) =
-        ("tls", "set tls=true in the URL, and tlsCAFile for an authority of your own");
+        ("tls", "set tls=true in the URL, and tlsCAFile for your own certificate authority");
     match &server.options.tls {
         Some(Tls::Enabled(tls)) if tls.allow_invalid_certificates == Some(true) => {
-            let fix = "take tlsInsecure and tlsAllowInvalidCertificates out of the URL";
-            report.warn(what, "encrypted, but whoever answers is believed", fix);
+            let fix = "remove tlsInsecure and tlsAllowInvalidCertificates from the URL";
+            report.warn(what, "encrypted, but the server's certificate is not verified", fix);
         }
         Some(Tls::Enabled(_)) => {
             report.ok(what, "encrypted, and the server's certificate is verified");
@@ -230,14 +197,14 @@ fn examine_topology(hello: &Document, report: &mut Report) -> bool {
     let is_router = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
     let writable = hello.get_bool("isWritablePrimary").unwrap_or(false);
     match hello.get_str("setName") {
-        _ if is_router => report.ok(what, "a router of a sharded cluster"),
+        _ if is_router => report.ok(what, "a router (mongos) of a sharded cluster"),
         Err(_) => {
             let fix = "start mongod with --replSet rs0 and run rs.initiate() once";
-            report.bad(what, "a standalone, which has no transactions", fix);
+            report.bad(what, "a standalone server, which has no transactions", fix);
             return false;
         }
         Ok(set) if !writable => {
-            let fix = "leave directConnection out of the URL, or name the primary";
+            let fix = "remove directConnection from the URL, or name the primary";
             report.bad(
                 what,
                 format!("a member of the replica set {set} that is not its primary"),
@@ -250,7 +217,7 @@ fn examine_topology(hello: &Document, report: &mut Report) -> bool {
             report.ok(
                 what,
                 format!(
-                    "the primary of the replica set {set}, of {members} members that hold data"
+                    "the primary of the replica set {set}, with {members} data-bearing members"
                 ),
             );
         }
@@ -260,7 +227,7 @@ fn examine_topology(hello: &Document, report: &mut Report) -> bool {
 
 /// The log itself requests acknowledgement by the majority and the journal, so durability
 /// only depends on the storage engine.
-async fn examine_durability(server: &Server, report: &mut Report) {
+async fn examine_durability(server: &Connection, report: &mut Report) {
     let what = "durability";
     let status = server.admin(doc! { "serverStatus": 1, "repl": 0, "metrics": 0, "locks": 0 });
     let persistent = status
@@ -268,9 +235,9 @@ async fn examine_durability(server: &Server, report: &mut Report) {
         .ok()
         .and_then(|status| status.get_document("storageEngine").ok()?.get_bool("persistent").ok());
     match persistent {
-        Some(false) => report.bad(what, "the storage engine keeps nothing on a disk", "use WiredTiger"),
+        Some(false) => report.bad(what, "the storage engine is not persistent", "use WiredTiger"),
         Some(true) => report.ok(what, "on disk; each write waits for the majority and the journal"),
-        None => report.ok(what, "each write waits for the majority and the journal; the server does not tell of its storage engine"),
+        None => report.ok(what, "each write waits for the majority and the journal; the server does not report its storage engine"),
     }
     let ours = WriteConcern::majority();
     if let Some(asked) = &server.options.write_concern
@@ -279,13 +246,13 @@ async fn examine_durability(server: &Server, report: &mut Report) {
     {
         report.warn(
             what,
-            "the URL asks for another write concern; it does not hold for the log, but for what else uses the URL",
-            "set w=majority in the URL, or leave it out",
+            "the URL has another write concern; the log ignores it, other programs with this URL don't",
+            "set w=majority in the URL, or remove it",
         );
     }
 }
 
-async fn examine_lifetime(server: &Server, report: &mut Report) {
+async fn examine_lifetime(server: &Connection, report: &mut Report) {
     let what = "transactions";
     let name = "transactionLifetimeLimitSeconds";
     let fix = format!(
@@ -295,20 +262,22 @@ async fn examine_lifetime(server: &Server, report: &mut Report) {
     match answer.ok().as_ref().and_then(|answer| integer(answer.get(name)?)) {
         Some(seconds) if seconds > LONGEST_TRANSACTION_SECONDS => report.warn(
             what,
-            format!("{name} is {seconds}: a writer that stalls holds the others up for so long"),
+            format!("{name} is {seconds}: a stalled writer may block the others for that long"),
             fix,
         ),
         Some(seconds) => report.ok(what, format!("{name} is {seconds}")),
         None => report.warn(
             what,
             format!("{name} can't be read with these permissions"),
-            format!("let an administrator see that it is {LONGEST_TRANSACTION_SECONDS} or less"),
+            format!(
+                "ask an administrator to check that it is {LONGEST_TRANSACTION_SECONDS} or less"
+            ),
         ),
     }
 }
 
 /// Writes a document in a transaction that is aborted.
-async fn probe(server: &Server, report: &mut Report) {
+async fn probe(server: &Connection, report: &mut Report) {
     let probed = ask(async {
         let mut session = server.client.start_session().await?;
         session
@@ -322,7 +291,7 @@ async fn probe(server: &Server, report: &mut Report) {
         written
     });
     match probed.await {
-        Ok(_) => report.ok("writing", "a document was written in a transaction and taken back"),
+        Ok(_) => report.ok("writing", "a document was written in a transaction that was aborted"),
         Err(error) => {
             let fix = match error.kind() {
                 ErrorKind::AuthFailed => "grant the user readWrite on the database",
@@ -333,15 +302,15 @@ async fn probe(server: &Server, report: &mut Report) {
     }
 }
 
-async fn examine_change_streams(server: &Server, report: &mut Report) {
+async fn examine_change_streams(server: &Connection, report: &mut Report) {
     let watched =
         ask(async { server.database.collection::<Document>(EVENTS).watch().await.map(drop) });
     match watched.await {
-        Ok(()) => report.ok("news", "change streams tell of what others append"),
+        Ok(()) => report.ok("news", "change streams notify of appends by other processes"),
         Err(_) => report.warn(
             "news",
-            "change streams don't work, so what others append is found by polling",
-            "grant the user readWrite on the database: that contains changeStream",
+            "change streams don't work, so appends by other processes are found by polling",
+            "grant the user readWrite on the database, which includes changeStream",
         ),
     }
 }

@@ -15,28 +15,14 @@ use dezky_flags::store::FLAGS;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
 
-use super::remote::{answer, expect_within, is_local};
+use super::remote::{Server, answer, answered, expect_within, is_local};
 use super::{Access, Backend, Opened, Report};
-use crate::url::{RemoteUrl, StoreConfig};
+use crate::url::RemoteUrl;
 
-/// The oldest server that is known to work.
+/// The oldest version that is known to work.
 const OLDEST: i32 = 130_000;
 
-/// Checks a URL with the driver's options.
-pub(crate) fn check_url(url: &str) -> Result<()> {
-    postgres_options(url).map(drop)
-}
-
-pub(super) struct Postgres {
-    url: RemoteUrl,
-    config: StoreConfig,
-}
-
-impl Postgres {
-    pub(super) fn new(url: &RemoteUrl, config: &StoreConfig) -> Self {
-        Self { url: url.clone(), config: config.clone() }
-    }
-}
+pub(super) struct Postgres(pub(super) Server);
 
 #[async_trait]
 impl Backend for Postgres {
@@ -49,11 +35,11 @@ impl Backend for Postgres {
     }
 
     async fn versions(&self) -> Result<BTreeMap<String, usize>> {
-        versions(&self.config, &self.url).await
+        versions(&self.0).await
     }
 
     async fn examine(&self, report: &mut Report) -> Option<BTreeMap<String, usize>> {
-        examine(&self.config, &self.url, report).await
+        examine(&self.0, report).await
     }
 
     fn has_search_index(&self) -> bool {
@@ -61,14 +47,14 @@ impl Backend for Postgres {
     }
 
     async fn open(&self, access: Access) -> Result<Arc<dyn Opened>> {
-        let mut postgres = PostgresConfig::new(self.url.expose());
-        postgres.max_connections = self.config.max_connections;
-        postgres.acquire_timeout = self.config.acquire_timeout;
-        postgres.lock_timeout = self.config.lock_timeout;
-        postgres.statement_timeout = self.config.statement_timeout;
-        postgres.idle_in_transaction_timeout = self.config.idle_timeout;
-        postgres.transaction_pooler = self.config.transaction_pooler;
-        postgres.shared = self.config.shared;
+        let mut postgres = PostgresConfig::new(self.0.url.expose());
+        postgres.max_connections = self.0.config.max_connections;
+        postgres.acquire_timeout = self.0.config.acquire_timeout;
+        postgres.lock_timeout = self.0.config.lock_timeout;
+        postgres.statement_timeout = self.0.config.statement_timeout;
+        postgres.idle_in_transaction_timeout = self.0.config.idle_timeout;
+        postgres.transaction_pooler = self.0.config.transaction_pooler;
+        postgres.shared = self.0.config.shared;
         postgres.migrate = access == Access::Migrate;
         postgres.must_write = access.must_write();
         Ok(Arc::new(PostgresAuditStore::open(postgres, &TokioRuntime).await?))
@@ -98,7 +84,7 @@ fn options(url: &RemoteUrl) -> Result<PgConnectOptions> {
     Ok(postgres_options(&url.expose())?.application_name("dezky-doctor"))
 }
 
-async fn connect(config: &StoreConfig, url: &RemoteUrl) -> Result<PgConnection> {
+async fn connect(Server { url, config }: &Server) -> Result<PgConnection> {
     let options = options(url)?;
     let connected = async { options.connect().await.map_err(postgres_error) };
     expect_within(config.acquire_timeout, "connection", connected).await
@@ -128,8 +114,8 @@ where
 }
 
 /// Returns the components' versions; empty without a schema.
-async fn versions(config: &StoreConfig, url: &RemoteUrl) -> Result<BTreeMap<String, usize>> {
-    let mut connection = connect(config, url).await?;
+async fn versions(server: &Server) -> Result<BTreeMap<String, usize>> {
+    let mut connection = connect(server).await?;
     let versions = versions_of(&mut connection).await;
     let _ = connection.close().await;
     versions
@@ -151,35 +137,20 @@ async fn versions_of(connection: &mut PgConnection) -> Result<BTreeMap<String, u
 }
 
 /// Examines the server; returns the schema's versions if it answers.
-async fn examine(
-    config: &StoreConfig,
-    url: &RemoteUrl,
-    report: &mut Report,
-) -> Option<BTreeMap<String, usize>> {
-    let mut connection = match connect(config, url).await {
-        Ok(connection) => connection,
-        Err(error) => {
-            report.bad("server", error.to_string(), format!("check {url} and that it is up"));
-            return None;
-        }
-    };
-    let examined = examine_server(config, url, &mut connection, report).await;
+async fn examine(server: &Server, report: &mut Report) -> Option<BTreeMap<String, usize>> {
+    let fix = format!("check {} and that it is up", server.url);
+    let mut connection = answered(connect(server).await, &fix, report)?;
+    let examined = examine_server(server, &mut connection, report).await;
     let _ = connection.close().await;
-    match examined {
-        Ok(versions) => Some(versions),
-        Err(error) => {
-            report.bad("server", error.to_string(), "see the server's own log");
-            None
-        }
-    }
+    answered(examined, "see the server's own log", report)
 }
 
 async fn examine_server(
-    config: &StoreConfig,
-    url: &RemoteUrl,
+    server: &Server,
     connection: &mut PgConnection,
     report: &mut Report,
 ) -> Result<BTreeMap<String, usize>> {
+    let Server { url, config } = server;
     let before = TokioRuntime.now();
     let facts = row(
         connection,
@@ -207,14 +178,14 @@ async fn examine_server(
     examine_tls(url, connection, report).await?;
     let encoding: String = get(&facts, "encoding")?;
     if encoding != "UTF8" {
-        let fix = "make the database with ENCODING 'UTF8'";
+        let fix = "create the database with ENCODING 'UTF8'";
         report.bad("encoding", format!("the database's is {encoding}"), fix);
     }
     if get::<bool>(&facts, "standby")? {
-        report.bad("topology", "a standby, which is read only", "name the primary");
+        report.bad("topology", "a standby, which is read-only", "name the primary");
     } else if get::<String>(&facts, "read_only")? == "on" {
         let fix = "set default_transaction_read_only = off for the role and the database";
-        report.bad("topology", "transactions are read only unless told otherwise", fix);
+        report.bad("topology", "transactions are read-only by default", fix);
     } else {
         report.ok("topology", "a primary");
     }
@@ -231,7 +202,7 @@ async fn examine_server(
             "lower the one or raise the other",
         );
     }
-    examine_pooler(config, url, connection, report).await?;
+    examine_pooler(server, connection, report).await?;
     if get::<Option<String>>(&facts, "schema")?.is_none() {
         report.bad(
             "permissions",
@@ -265,8 +236,10 @@ async fn examine_tls(
     connection: &mut PgConnection,
     report: &mut Report,
 ) -> Result<()> {
-    let (what, fix) =
-        ("tls", "set sslmode=verify-full in the URL, and sslrootcert for an authority of your own");
+    let (what, fix) = (
+        "tls",
+        "set sslmode=verify-full in the URL, and sslrootcert for your own certificate authority",
+    );
     let sql =
         "SELECT coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false) AS tls";
     let encrypted: bool = get(&row(connection, sql).await?, "tls")?;
@@ -280,7 +253,7 @@ async fn examine_tls(
             if encrypted { "encrypted, on this machine" } else { "not encrypted, on this machine" },
         );
     } else if encrypted {
-        report.warn(what, "encrypted, but whoever answers is believed", fix);
+        report.warn(what, "encrypted, but the server's certificate is not verified", fix);
     } else {
         report.warn(what, "not encrypted, over a network", fix);
     }
@@ -291,7 +264,7 @@ fn examine_durability(facts: &PgRow, report: &mut Report) -> Result<()> {
     let what = "durability";
     let mut whole = true;
     for (setting, danger) in [
-        ("fsync", "a crash of the machine can lose what was acknowledged and damage the rest"),
+        ("fsync", "a crash of the machine can lose acknowledged events and damage the rest"),
         ("full_page_writes", "a crash of the machine can damage the data"),
     ] {
         if get::<String>(facts, setting)? == "off" {
@@ -304,7 +277,7 @@ fn examine_durability(facts: &PgRow, report: &mut Report) -> Result<()> {
         whole = false;
         report.warn(
             what,
-            "synchronous_commit is off; the log's own transactions turn it on, those of others that stage events don't",
+            "synchronous_commit is off; the log's own transactions turn it on, other transactions that stage events don't",
             "set synchronous_commit = on for the role or the database",
         );
     }
@@ -314,17 +287,16 @@ fn examine_durability(facts: &PgRow, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Detects a pooler in transaction mode: it serves two connected clients in turns by one
+/// Detects a pooler in transaction mode: it serves two connected clients alternately with one
 /// connection to the server.
 async fn examine_pooler(
-    config: &StoreConfig,
-    url: &RemoteUrl,
+    server: &Server,
     connection: &mut PgConnection,
     report: &mut Report,
 ) -> Result<()> {
     const PID: &str = "SELECT pg_backend_pid() AS pid";
     let mut ours = vec![get::<i32>(&row(connection, PID).await?, "pid")?];
-    let mut other = connect(config, url).await?;
+    let mut other = connect(server).await?;
     run(&mut other, "BEGIN").await?;
     let others: i32 = get(&row(&mut other, PID).await?, "pid")?;
     let mut pooled = ours.contains(&others);
@@ -335,15 +307,15 @@ async fn examine_pooler(
     run(&mut other, "ROLLBACK").await?;
     let _ = other.close().await;
     let what = "pooler";
-    match (pooled, config.transaction_pooler) {
+    match (pooled, server.config.transaction_pooler) {
         (true, false) => report.bad(
             what,
-            "one that gives each transaction another connection",
+            "in transaction mode: each transaction may get another connection",
             "set store.pooler = \"transaction\" (DEZKY_STORE_POOLER)",
         ),
-        (true, true) => report.ok(what, "one in transaction mode, as configured"),
+        (true, true) => report.ok(what, "in transaction mode, as configured"),
         (false, true) => {
-            report.ok(what, "none was noticed; store.pooler = \"transaction\" works all the same");
+            report.ok(what, "none detected; store.pooler = \"transaction\" works anyway");
         }
         (false, false) => report.ok(what, "none"),
     }
@@ -368,13 +340,13 @@ async fn examine_permissions(
     let what = "permissions";
     let fix = format!("GRANT CREATE, USAGE ON SCHEMA {schema} TO {role}");
     match (get::<bool>(&facts, "creates")?, is_made) {
-        (true, _) => report.ok(what, format!("{role} may make tables in the schema {schema}")),
+        (true, _) => report.ok(what, format!("{role} may create tables in the schema {schema}")),
         (false, false) => {
-            report.bad(what, format!("{role} may make no tables in the schema {schema}"), fix);
+            report.bad(what, format!("{role} may not create tables in the schema {schema}"), fix);
         }
         (false, true) => report.warn(
             what,
-            format!("{role} may make no tables in the schema {schema}, as later versions will"),
+            format!("{role} may not create tables in the schema {schema}, as later versions will"),
             format!("{fix}, or migrate as another role"),
         ),
     }
@@ -389,10 +361,10 @@ async fn examine_permissions(
         get::<bool>(&facts, "extends")?,
     ];
     report.ok(what, match (trigrams, available, extends) {
-        (true, ..) => "pg_trgm is there",
-        (false, true, true) => "pg_trgm can be made: dezky-server migrate --search-index, if searches for rare words are to be fast",
-        (false, true, false) => "pg_trgm can be made by the database's owner alone (optional)",
-        (false, false, _) => "pg_trgm is not installed on the server (optional)",
+        (true, ..) => "pg_trgm is installed",
+        (false, true, true) => "pg_trgm can be installed, for fast searches for rare words: dezky-server migrate --search-index",
+        (false, true, false) => "only the database's owner can install pg_trgm (optional)",
+        (false, false, _) => "pg_trgm is not available on the server (optional)",
     });
     Ok(())
 }
@@ -434,7 +406,7 @@ async fn probe(connection: &mut PgConnection, report: &mut Report) {
         written
     };
     match probed.await {
-        Ok(()) => report.ok(what, "a row was written and taken back"),
+        Ok(()) => report.ok(what, "a row was written and rolled back"),
         Err(error) => report.bad(what, error.to_string(), "see the permissions and the topology"),
     }
 }

@@ -6,17 +6,36 @@ use std::time::Duration;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::{Error, ErrorKind, Result};
 
+use super::Report;
+use crate::url::{RemoteUrl, StoreConfig};
 use crate::within::within;
 
-/// How long one question to a server may take.
+/// The maximum time for one answer of a server.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A server at a URL.
+pub(super) struct Server {
+    pub(super) url: RemoteUrl,
+    pub(super) config: StoreConfig,
+}
+
+impl Server {
+    pub(super) fn new(url: &RemoteUrl, config: &StoreConfig) -> Self {
+        Self { url: url.clone(), config: config.clone() }
+    }
+}
+
+/// Reports the error of a server that doesn't answer.
+pub(super) fn answered<T>(answer: Result<T>, fix: &str, report: &mut Report) -> Option<T> {
+    answer.map_err(|error| report.bad("server", error.to_string(), fix)).ok()
+}
 
 /// Waits for a server's answer to one question.
 pub(super) async fn answer<T>(asked: impl Future<Output = Result<T>>) -> Result<T> {
     expect_within(ANSWER_TIMEOUT, "answer", asked).await
 }
 
-/// Waits for `work`, after which there is `what`.
+/// Waits for `work`, which results in `what`.
 pub(super) async fn expect_within<T>(
     timeout: Duration,
     what: &str,
@@ -28,7 +47,7 @@ pub(super) async fn expect_within<T>(
     })
 }
 
-/// Whether a host is this machine, so that nobody can listen in between.
+/// Whether a host is this machine, so that nobody can intercept the connection.
 pub(super) fn is_local(host: &str) -> bool {
     host.is_empty()
         || host == "localhost"

@@ -6,15 +6,15 @@ use serde::Serialize;
 
 use super::SchemaVersions;
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// As it should be.
+    /// Passed.
     Ok,
-    /// It works, but something should be changed.
+    /// Works, but should be changed.
     Warn,
-    /// A promise can't be kept.
+    /// A guarantee can't be kept.
     Bad,
 }
 
@@ -32,7 +32,7 @@ impl Level {
 /// One check of an examination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// How it came out.
+    /// The result.
     pub level: Level,
     /// The subject, such as `durability`.
     pub what: &'static str,
@@ -53,31 +53,31 @@ pub struct Report {
 }
 
 impl Report {
-    /// Adds a check that came out well.
+    /// Adds a check that passed.
     pub fn ok(&mut self, what: &'static str, finding: impl Into<String>) {
         self.checks.push(Check { level: Level::Ok, what, finding: finding.into(), fix: None });
     }
 
-    /// Adds a check that came out with something to change, and what.
+    /// Adds a check that works but should be changed, and the remedy.
     pub fn warn(&mut self, what: &'static str, finding: impl Into<String>, fix: impl Into<String>) {
         let (finding, fix) = (finding.into(), Some(fix.into()));
         self.checks.push(Check { level: Level::Warn, what, finding, fix });
     }
 
-    /// Adds a check that came out bad, and what to do.
+    /// Adds a failed check and the remedy.
     pub fn bad(&mut self, what: &'static str, finding: impl Into<String>, fix: impl Into<String>) {
         let (finding, fix) = (finding.into(), Some(fix.into()));
         self.checks.push(Check { level: Level::Bad, what, finding, fix });
     }
 
-    /// Adds the check of a log that does not exist yet, and how to create it.
+    /// Adds the check of a log that does not exist yet, and the way to create it.
     pub(super) fn missing(&mut self, what: &'static str, fix: &str) {
         self.missing = Some(self.checks.len());
         self.bad(what, "there is none yet", fix);
     }
 
-    /// Reports that a log existed once, if the examination found none: not how to create
-    /// one, but `fix`.
+    /// Reports that an existing log is gone, if the examination found none: suggests `fix` instead
+    /// of creating one.
     pub fn lost(&mut self, fix: impl Into<String>) {
         if let Some(check) = self.missing.and_then(|at| self.checks.get_mut(at)) {
             "the log is gone".clone_into(&mut check.finding);
@@ -90,7 +90,7 @@ impl Report {
         self.checks.iter().filter(|check| check.level == level).count()
     }
 
-    /// Whether a check of this subject came out bad.
+    /// Whether a check of this subject failed.
     pub fn is_bad(&self, what: &str) -> bool {
         self.checks.iter().any(|check| check.level == Level::Bad && check.what == what)
     }
@@ -117,7 +117,8 @@ impl Report {
 mod of_engines {
     use super::Report;
 
-    /// The most events that may wait in the outbox: a server moves a thousand at a time.
+    /// The maximum number of events in the outbox that needs no attention: a server relays a
+    /// thousand at a time.
     const MAX_BACKLOG: u64 = 1_000;
 
     impl Report {
@@ -126,11 +127,11 @@ mod of_engines {
             if waiting > MAX_BACKLOG {
                 self.warn(
                     what,
-                    format!("{waiting} events or more wait for their place in the log"),
-                    "start a server: it moves them",
+                    format!("{waiting} or more events are waiting for the log"),
+                    "start a server, which relays them",
                 );
             } else {
-                self.ok(what, format!("{waiting} events wait for their place in the log"));
+                self.ok(what, format!("{waiting} events are waiting for the log"));
             }
         }
     }
@@ -199,7 +200,7 @@ mod of_servers {
             theirs_ms: i64,
             after: Timestamp,
         ) {
-            // A difference within the round trip can't be told from none.
+            // A difference within the round trip may be none.
             let ahead = (theirs_ms - after.as_millis()).max(0);
             let behind = (before.as_millis() - theirs_ms).max(0);
             let (skew, which) =
@@ -209,7 +210,7 @@ mod of_servers {
                 self.warn(
                     what,
                     format!("the database's is {skew} ms {which} this machine's"),
-                    "let both follow a time server (NTP)",
+                    "synchronize both with a time server (NTP)",
                 );
             } else {
                 self.ok(what, format!("within {skew} ms of this machine's"));

@@ -17,7 +17,7 @@ use sqlx::{Connection as _, SqliteConnection};
 use super::{Access, Backend, Opened, Report};
 use crate::url::StoreConfig;
 
-/// The free space that SQLite needs to go on. The probe takes it for a moment, so it is no
+/// The free space that SQLite needs to continue. The probe occupies it for a moment, so it is no
 /// more than a server on the same disk can spare.
 const ROOM_BYTES: usize = 64 << 10;
 
@@ -186,12 +186,12 @@ async fn examine_folder(path: &Path, report: &mut Report) {
                     folder.display(),
                     reason(&error)
                 ),
-                "make room: a server on it serves reads alone",
+                "make room: a server on it can only serve reads",
             ),
         Err(error) => report.bad(
             "folder",
             format!("{} can't be written to ({})", folder.display(), reason(&error)),
-            "let this user write there: SQLite keeps files beside the database",
+            "let this user write to it: SQLite creates files next to the database",
         ),
     }
 }
@@ -215,7 +215,9 @@ fn examine_file(path: &Path, report: &mut Report) {
             ),
             format!("chmod 600 {}", path.display()),
         ),
-        Ok(metadata) => report.ok("file", format!("{} bytes, of this user alone", metadata.len())),
+        Ok(metadata) => {
+            report.ok("file", format!("{} bytes, accessible to this user only", metadata.len()));
+        }
         Err(error) => {
             report.bad("file", reason(&error), "let this user read it");
         }
@@ -254,7 +256,7 @@ async fn probe(path: &Path, report: &mut Report) {
     log.close().await;
     match probed {
         Ok((synchronous, journal, waiting)) => {
-            report.ok(what, "a row was written and taken back");
+            report.ok(what, "a row was written and rolled back");
             // FULL or EXTRA.
             if synchronous >= 2 && journal == "wal" {
                 report.ok("durability", "write-ahead log, synced at every commit");
@@ -262,7 +264,7 @@ async fn probe(path: &Path, report: &mut Report) {
                 report.bad(
                     "durability",
                     format!("journal_mode is {journal}, synchronous {synchronous}"),
-                    "move the file to a local disk: it is to be wal and 2 (FULL)",
+                    "move the file to a local disk; they must be wal and 2 (FULL)",
                 );
             }
             report.outbox(waiting.unsigned_abs());

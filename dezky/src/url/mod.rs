@@ -9,18 +9,17 @@ use std::str::FromStr;
 use dezky_core::{Error, ErrorKind, Result};
 
 pub use self::options::{OPTIONS, StoreConfig, StoreOption};
-use crate::engine;
 
 /// The URLs that are understood, for errors.
 const URLS: &str = "sqlite:// and the path of a file, such as sqlite:///var/lib/dezky/audit.db, postgres://user@host/database or mongodb://user@host/database";
 
-/// Where a platform is stored.
+/// The location of a platform's database.
 ///
 /// `Display` and `Debug` show neither a password nor a URL's options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreUrl {
-    /// `memory://`: in this process, and gone with it.
+    /// `memory://`: in this process, lost when it ends.
     Memory,
     /// `sqlite://` and the path of a file, taken literally.
     Sqlite(PathBuf),
@@ -31,8 +30,8 @@ pub enum StoreUrl {
 }
 
 impl StoreUrl {
-    /// Reads a URL, with the options that the engine's driver knows, such as `sslmode`.
-    /// For dezky's own options see [`StoreConfig::parse`].
+    /// Parses a URL with the options of the engine's driver, such as `sslmode`. For dezky's own
+    /// options see [`StoreConfig::parse`].
     ///
     /// # Errors
     /// `config_invalid`. The message completes a sentence that begins with the name of
@@ -55,12 +54,12 @@ impl StoreUrl {
             "sqlite" => Ok(Self::Sqlite(rest.into())),
             "postgres" | "postgresql" => {
                 let remote = RemoteUrl::parse(scheme, rest)?;
-                engine::check_postgres_url(url)?;
+                check_postgres(url)?;
                 Ok(Self::Postgres(remote))
             }
             "mongodb" | "mongodb+srv" => {
                 let remote = RemoteUrl::parse(scheme, rest)?;
-                engine::check_mongodb_url(url)?;
+                check_mongodb(url)?;
                 Ok(Self::Mongodb(remote))
             }
             _ => Err(invalid(format!("has an unknown scheme: use {URLS}"))),
@@ -111,12 +110,12 @@ impl StoreUrl {
         }
     }
 
-    /// Whether both URLs name the same store, as far as URLs can tell: two names of one
-    /// server are not noticed.
+    /// Whether both URLs name the same store, as far as URLs show: two names of one server are not
+    /// recognized.
     pub fn is_same_store(&self, other: &Self) -> bool {
         use std::os::unix::fs::MetadataExt as _;
         match (self, other) {
-            // Each opening makes a new one.
+            // Each opening creates a new one.
             (Self::Memory, Self::Memory) => false,
             (Self::Sqlite(one), Self::Sqlite(other)) => {
                 let of = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino()));
@@ -166,7 +165,7 @@ impl RemoteUrl {
             Some((credentials, hosts)) => (Some(credentials.to_owned()), hosts),
             None => (None, authority),
         };
-        // Otherwise a part of a password would be taken for a host or a database.
+        // Otherwise part of a password would be read as a host or a database.
         if path.contains(['@', '#']) || credentials.iter().any(|c| c.contains('@')) {
             return Err(invalid(
                 "has a character that must be percent-encoded in user and password: write @ as %40, / as %2F, ? as %3F, # as %23",
@@ -250,6 +249,37 @@ impl fmt::Debug for RemoteUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
     }
+}
+
+/// Checks a URL with the driver's options.
+#[cfg(feature = "postgres")]
+fn check_postgres(url: &str) -> Result<()> {
+    dezky_core::store::postgres_options(url).map(drop)
+}
+
+#[cfg(not(feature = "postgres"))]
+fn check_postgres(_url: &str) -> Result<()> {
+    Err(lacking(POSTGRES))
+}
+
+/// Checks a URL with the driver's options.
+#[cfg(feature = "mongodb")]
+fn check_mongodb(url: &str) -> Result<()> {
+    // The parser's message may quote a part of the password.
+    mongodb::options::ConnectionString::parse(url).map(drop).map_err(|_| {
+        invalid("can't be read: write mongodb://user@host:27017/database?replicaSet=rs0")
+    })
+}
+
+#[cfg(not(feature = "mongodb"))]
+fn check_mongodb(_url: &str) -> Result<()> {
+    Err(lacking(MONGODB))
+}
+
+/// The error of a build without an engine's feature. Completes a sentence that begins with the URL.
+#[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "mongodb")))]
+pub(crate) fn lacking(engine: &str) -> Error {
+    invalid(format!("needs the feature {engine} of the crate dezky, which is not enabled"))
 }
 
 fn invalid(problem: impl Into<String>) -> Error {

@@ -1,5 +1,5 @@
-//! The options of a store: [`OPTIONS`] is the one table that parsing, checks, errors,
-//! defaults and the documentation read.
+//! The options of a store: parsing, checks, errors, defaults and the documentation all use the
+//! table [`OPTIONS`].
 
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -24,17 +24,17 @@ use super::{MEMORY, MONGODB, POSTGRES, SQLITE, StoreUrl, invalid};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreConfig {
-    /// Where the store is.
+    /// The store's URL.
     pub url: StoreUrl,
-    /// The most connections to a server.
+    /// The maximum number of connections to a server.
     pub max_connections: u32,
-    /// How long to wait for a connection to a server.
+    /// The maximum wait for a connection to a server.
     pub acquire_timeout: Duration,
-    /// How long a writer waits for another one.
+    /// The maximum wait of a writer for another one.
     pub lock_timeout: Duration,
-    /// How long a statement on a server may take.
+    /// The maximum time of a statement on a server.
     pub statement_timeout: Duration,
-    /// How long a transaction of PostgreSQL may wait for its next statement.
+    /// The maximum time between two statements of a transaction on PostgreSQL.
     pub idle_timeout: Duration,
     /// Whether a pooler gives each transaction of PostgreSQL another connection.
     pub transaction_pooler: bool,
@@ -61,7 +61,7 @@ impl StoreConfig {
         config
     }
 
-    /// Reads a URL with dezky's [options](OPTIONS), such as
+    /// Parses a URL with dezky's [options](OPTIONS), such as
     /// `postgres://dezky@db/platform?sslmode=verify-full&max_connections=20`. The others
     /// are the driver's.
     ///
@@ -231,7 +231,7 @@ impl StoreOption {
         }
     }
 
-    /// The default, as it would stand in a URL.
+    /// The default, as written in a URL.
     pub fn default_value(&self) -> String {
         match self.values {
             Values::Number([.., default], _) | Values::Seconds([.., default], _) => {
@@ -241,7 +241,7 @@ impl StoreOption {
         }
     }
 
-    /// The values that it takes, such as `1 to 300`.
+    /// The allowed values, such as `1 to 300`.
     pub fn allowed(&self) -> String {
         match self.values {
             Values::Number([min, max, _], _) | Values::Seconds([min, max, _], _) => {
@@ -251,7 +251,7 @@ impl StoreOption {
         }
     }
 
-    /// Sets it, whatever the engine.
+    /// Sets the option, whatever the engine.
     ///
     /// # Errors
     /// `config_invalid` if the value is out of its bounds. The message does not name the

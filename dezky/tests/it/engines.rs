@@ -8,8 +8,8 @@ use dezky::directory::DocumentDirectory;
 use dezky::engine::{Check, Engine, Level, Report};
 use dezky::flags::store::DocumentFlagStore;
 use dezky::{
-    Access, Actor, ErrorKind, FlagState, NewEvent, NewFlag, NewTenant, Platform, StoreConfig,
-    Stores, TokioRuntime, copy, directory, flags,
+    Access, Actor, Edit, ErrorKind, FlagState, NewEvent, NewFlag, NewTenant, Platform, StoreConfig,
+    Stores, TokioRuntime, copy,
 };
 
 use crate::Place;
@@ -121,10 +121,10 @@ async fn an_event_commits_with_a_row_of_ones_own() {
 }
 
 async fn furnish(platform: &Platform) {
-    let by = directory::Edit::by(Actor::user("u-7"));
+    let by = Edit::by(Actor::user("u-7"));
     platform.directory.create_tenant(NewTenant::new("acme", "Acme", "pro"), &by).await.unwrap();
     let flag = NewFlag { state: FlagState::On, ..NewFlag::new("new_editor") };
-    platform.flags.create(flag, &flags::Edit::by(Actor::user("u-7"))).await.unwrap();
+    platform.flags.create(flag, &by).await.unwrap();
     platform.log.record(NewEvent::new("tenant.suspended", Actor::user("u-7"))).await;
 }
 

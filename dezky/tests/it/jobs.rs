@@ -9,9 +9,9 @@ use dezky::ingest::signature::{Secret, Secrets};
 use dezky::ingest::stalwart::StalwartReceiver;
 use dezky::verify::verify;
 use dezky::{
-    Access, Actor, FlagEvaluator as _, FlagPatch, FlagState, ListQuery, NewEvent, NewFlag,
+    Access, Actor, Edit, FlagEvaluator as _, FlagPatch, FlagState, ListQuery, NewEvent, NewFlag,
     NewPartner, NewTenant, Platform, Pump, PumpConfig, RecordOutcome, Runtime as _, Spool,
-    SpoolConfig, StoreConfig, Stores, TokioRuntime, directory, flags,
+    SpoolConfig, StoreConfig, Stores, TokioRuntime,
 };
 
 use crate::Place;
@@ -22,12 +22,8 @@ const UPLOADED: &str = r#"{"RemoteAddr":"","User":"u-1","URL":"","Method":"","Us
 const BODY: &[u8] = br#"{"events":[{"createdAt":"2026-08-17T10:00:00Z","type":"auth.failed",
     "data":{"accountName":"alice@example.com","remoteIp":"203.0.113.7"}}]}"#;
 
-fn by() -> directory::Edit {
-    directory::Edit::by(Actor::user("u-7"))
-}
-
-fn flag_by() -> flags::Edit {
-    flags::Edit::by(Actor::user("u-7"))
+fn by() -> Edit {
+    Edit::by(Actor::user("u-7"))
 }
 
 async fn actions(platform: &Platform) -> Vec<String> {
@@ -49,7 +45,7 @@ async fn furnish(platform: &Platform) {
     };
     platform.directory.create_tenant(acme, &by()).await.unwrap();
     let flag = NewFlag { state: FlagState::Targeted, ..NewFlag::new("new_editor") };
-    platform.flags.create(flag, &flag_by()).await.unwrap();
+    platform.flags.create(flag, &by()).await.unwrap();
 }
 
 async fn record(platform: &Platform) {
@@ -90,7 +86,7 @@ async fn decide(platform: &Platform) {
     let preview = platform.preview(Some(&before), Some(&after), None).await.unwrap();
     assert_eq!((preview.gains.count, preview.loses.count), (1, 0));
 
-    platform.flags.update("new_editor", &patch, None, &flag_by()).await.unwrap();
+    platform.flags.update("new_editor", &patch, &by()).await.unwrap();
     assert!(platform.live.evaluate("new_editor", &context).value);
     assert!(platform.subject("nobody").await.unwrap().is_none());
 }
@@ -191,7 +187,7 @@ async fn running_relays_drains_and_follows_until_it_is_told_to_stop() {
 
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let work = async {
-        other.flags.create(flag, &flag_by()).await.unwrap();
+        other.flags.create(flag, &by()).await.unwrap();
         until(async || actions(&platform).await.len() == 3).await;
         let context = dezky::FlagContext { tenant_id: "t-1", ..Default::default() };
         until(async || platform.live.evaluate("new_editor", &context).value).await;

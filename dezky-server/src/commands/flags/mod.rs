@@ -166,7 +166,7 @@ async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Resu
                 let note = patch.note.clone();
                 flags.create(made(&key, patch), &by(note)).await
             } else {
-                flags.update(&key, &patch, if_version, &by(None)).await
+                flags.update(&key, &patch, &Edit { if_version, ..by(None) }).await
             };
             match flag {
                 Ok(flag) => show(&flag, as_json),
@@ -180,7 +180,7 @@ async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Resu
             show(&flags.kill(&key, &by(note)).await.map_err(failed)?, as_json)
         }
         Command::Remove { key, if_version, note } => {
-            let removed = match flags.remove(&key, if_version, &by(note)).await {
+            let removed = match flags.remove(&key, &Edit { if_version, ..by(note) }).await {
                 Ok(removed) => removed,
                 Err(error) => return Err(refused(platform, &key, if_version, error).await),
             };
