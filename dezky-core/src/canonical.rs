@@ -98,7 +98,7 @@ pub(crate) struct OutOfBounds;
 
 /// The members of an object with their decoded names, in canonical order; of equal names, only the
 /// last.
-pub(crate) fn members<'d>(object: Value<'d>) -> Vec<(Cow<'d, str>, Member<'d>)> {
+pub(crate) fn members(object: Value<'_>) -> Vec<(Cow<'_, str>, Member<'_>)> {
     let mut members: Vec<_> = object.members().map(|member| (member.name(), member)).collect();
     if !is_sorted(members.iter().map(|(name, _)| Cow::Borrowed(&**name))) {
         // The sort is stable: after reversing, the last of equal names comes first, and `dedup_by`

@@ -113,7 +113,7 @@ pub(super) fn detail(field: &str, text: &str) -> Result<()> {
 ///
 /// # Errors
 /// `field_invalid`.
-pub fn email(field: &str, text: &str) -> Result<()> {
+pub(super) fn email(field: &str, text: &str) -> Result<()> {
     let has_parts =
         text.split_once('@').is_some_and(|(local, domain)| !local.is_empty() && !domain.is_empty());
     check(

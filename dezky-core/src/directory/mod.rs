@@ -22,7 +22,7 @@ pub use self::edit::Directory;
 pub use self::fields::{
     MAX_DETAIL_CHARS, MAX_DOMAIN_BYTES, MAX_DOMAINS, MAX_EMAIL_BYTES, MAX_ID_BYTES, MAX_IDENTITIES,
     MAX_INTEGRATIONS, MAX_NAME_CHARS, MAX_PROVISIONING_ERROR_CHARS, MAX_SLUG_BYTES,
-    MAX_SUBJECT_BYTES, MAX_USER_TENANTS, email as check_email, is_slug, slug as check_slug,
+    MAX_SUBJECT_BYTES, MAX_USER_TENANTS, is_slug, slug as check_slug,
 };
 pub use self::input::{
     BillingPatch, ContactPatch, NewBilling, NewPartner, NewTenant, NewUser, PartnerPatch, Patch,

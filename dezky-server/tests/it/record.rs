@@ -181,8 +181,7 @@ async fn what_is_refused_is_named_and_nothing_is_stored() {
             &["action", "log."],
         ),
         (with("actorIp", json!("nowhere")), "event_invalid", &["actorIp", "IP address"]),
-        (with("actorEmail", json!("x".repeat(321))), "event_invalid", &["actorEmail", "254"]),
-        (with("actorEmail", json!("alice")), "event_invalid", &["actorEmail", "one @"]),
+        (with("actorEmail", json!("x".repeat(321))), "event_invalid", &["actorEmail", "320"]),
         (with("tenantSlug", json!("Acme")), "event_invalid", &["tenantSlug", "a–z, 0–9 and -"]),
         (with("partnerSlug", json!("no_rth")), "event_invalid", &["partnerSlug", "a–z"]),
         (

@@ -5,7 +5,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use mongodb::bson::{Bson, Document, doc};
+use mongodb::bson::{Document, doc};
 use serde_json::{Value, json};
 use sqlx::{Connection as _, SqliteConnection};
 
@@ -58,12 +58,8 @@ async fn write(
 }
 
 async fn write_collection(url: &str, name: &str, content: Value) {
-    let documents = |part: &str| -> Vec<Document> {
-        let Bson::Array(list) = Bson::try_from(content[part].clone()).unwrap() else {
-            unreachable!()
-        };
-        list.iter().map(|one| one.as_document().unwrap().clone()).collect()
-    };
+    let documents =
+        |part: &str| -> Vec<Document> { serde_json::from_value(content[part].clone()).unwrap() };
     let collection = collection(url, name).await;
     let (rows, indexes) = (documents("documents"), documents("indexes"));
     let database = collection.client().database(&collection.namespace().db);
