@@ -274,7 +274,7 @@ fn an_address_that_can_not_be_listened_to_says_why() {
         .output()
         .unwrap();
     let said = refusal(&output, 2);
-    assert!(said.contains("does not have this address"), "{said}");
+    assert!(said.contains("does not have this address: name one that it has"), "{said}");
     assert!(!said.contains("end the program"), "{said}");
 }
 

@@ -24,7 +24,7 @@ async fn an_error_names_the_option_its_bounds_and_the_fix() {
         ("sqlite://x.db?mode=rwc", "mode: no such option: sqlite has lock_timeout_seconds, shared"),
         ("postgres://u@h/x?max_connections=1001", "max_connections: is 1001: it must be 1 to 1000"),
         ("postgres://u@h/x?pooler=yes", "pooler: must be none or transaction"),
-        ("postgres://u@h/x?sslmod=require", "unknown option sslmod: take it out, or correct it"),
+        ("postgres://u@h/x?sslmod=require", "unknown option sslmod: remove it, or correct it"),
         ("mongodb://u@h/x?idle_timeout_seconds=5", "has no effect on mongodb: leave it out"),
         ("mongodb:///x", "names no host: write mongodb://user@host/database"),
     ] {
