@@ -133,7 +133,7 @@ async fn a_preview_out_of_bounds_is_refused_like_the_change() {
         ("k", json!({ "key": "k" }), "key is not a field"),
         ("k", json!({ "environment": 7 }), "environment must be text"),
         ("k", json!({ "environment": "e".repeat(129) }), "128 bytes"),
-        ("new", json!({ "key": "other" }), "key must be that of the path"),
+        ("new", json!({ "key": "other" }), "key must be the key in the path"),
         ("new", json!({ "key": 7 }), "key must be a string"),
         ("new", json!({ "note": "x" }), "note is not a field"),
         ("No", json!({ "state": "on" }), "key must be 1 to 64"),
