@@ -315,12 +315,12 @@ async fn a_store_too_slow_for_many_gets_fewer() {
     assert_eq!(world.store.names().await, names);
 }
 
-/// A directory that owns `acme.example` while it answers.
+/// A directory that assigns `acme.example` to a tenant while it is available.
 #[derive(Default)]
 struct Forgetful {
     is_away: std::sync::atomic::AtomicBool,
     hangs: std::sync::atomic::AtomicBool,
-    /// The number of questions answered before the next one takes too long; 0 if all are quick.
+    /// The number of lookups answered before the next one takes too long; 0 if all are quick.
     slow_after: std::sync::atomic::AtomicUsize,
     questions: std::sync::atomic::AtomicUsize,
 }
