@@ -49,8 +49,8 @@ pub(super) struct Given {
     pub(super) plan: Said,
     pub(super) partner_slug: Said,
     pub(super) environment: Said,
-    /// The first missing or invalid member. Flags that do not depend on such members are decided
-    /// all the same.
+    /// The first missing or invalid member. Flags that do not depend on such members are still
+    /// decided.
     pub(super) problem: Option<Refusal>,
 }
 

@@ -116,7 +116,7 @@ async fn a_server_without_a_connection_to_its_store_goes_on_when_there_are_some_
     assert_eq!(client.act("/flags/k/kill").await.with_status(200)["state"], "off");
     let line = r#"{"RemoteAddr":"","User":"u-1","URL":"","Method":"","UserAgent":"","Time":"2026-11-21T20:00:00Z","App":"admin-audit","Message":"m","Action":"file_delete","Success":true,"Path":"/a","Owner":"u-1","FileID":"f-1"}"#;
     std::fs::write(folder.path().join("ocis.log"), format!("{line}\n")).unwrap();
-    until("the tail goes on", async || !client.all("&source=ocis").await.is_empty()).await;
+    until("the tail continues", async || !client.all("&source=ocis").await.is_empty()).await;
     until("health reports it", async || health().await["status"] == "ok").await;
     server.stop().await;
 }

@@ -193,7 +193,7 @@ async fn the_next_write_after_there_is_room_is_taken() {
     assert_eq!(client.post_signed(WEBHOOK, &login("a-1")).await.with_status(200)["received"], 1);
     let line = r#"{"RemoteAddr":"","User":"u-1","URL":"","Method":"","UserAgent":"","Time":"2026-11-21T20:00:00Z","App":"admin-audit","Message":"m","Action":"file_delete","Success":true,"Path":"/a","Owner":"u-1","FileID":"f-1"}"#;
     std::fs::write(&log, format!("{line}\n")).unwrap();
-    until("the tail goes on", async || !client.all("&source=ocis").await.is_empty()).await;
+    until("the tail continues", async || !client.all("&source=ocis").await.is_empty()).await;
     until("health reports it", async || health(client).await["status"] == "ok").await;
     let (is_fit, said) = doctor(&disk.url(), disk.apart.path());
     assert!(is_fit, "{said}");
@@ -217,7 +217,7 @@ async fn a_start_on_a_full_disk_serves_reads_and_says_so() {
         assert_eq!(client.all("").await.len(), 1);
     }
     until("health reports it", async || health(client).await["status"] == "degraded").await;
-    until("the log reports it", async || server.stderr().contains("the store takes no writes"))
+    until("the log reports it", async || server.stderr().contains("the store accepts no writes"))
         .await;
     record(client).await.problem(503, "store_unavailable");
     if disk.is_mounted {

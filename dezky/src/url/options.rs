@@ -178,7 +178,7 @@ pub const OPTIONS: &[StoreOption] = &[
     StoreOption {
         name: "max_connections",
         engines: &[POSTGRES, MONGODB],
-        about: "The most connections to a server; PostgreSQL has one more, which listens for changes.",
+        about: "The maximum number of connections to a server; PostgreSQL has one more, to listen for changes.",
         values: Values::Number([1, 1_000, 10], |config| &mut config.max_connections),
     },
     StoreOption {

@@ -353,7 +353,7 @@ impl MongoDatabase {
     pub async fn now(&self) -> Result<Timestamp> {
         let hello = self.run(self.0.database.run_command(doc! { "hello": 1 })).await?;
         let now = hello.get_datetime("localTime").map_err(|_| {
-            Error::new(ErrorKind::StoreUnavailable, "the server does not tell the time: try again")
+            Error::new(ErrorKind::StoreUnavailable, "the server returned no time: try again")
         })?;
         Ok(Timestamp::from_millis_clamped(now.timestamp_millis()))
     }

@@ -605,9 +605,9 @@ fn what_shows_after_the_overlap_is_found_by_the_reconcile_scan_and_counted() {
 #[test]
 fn reconcile_scans_meet_however_far_apart_they_begin() {
     const HOUR: i64 = 3_600_000;
-    // The time between the starts of the two scans, the late row's age at the first one, and whether
-    // it must be found: if it is late by up to an hour, it must, but no scan goes back more than a
-    // week.
+    // The time between the starts of the two scans, the late row's age at the first one, and
+    // whether it must be found: if it is late by up to an hour, it must, but no scan goes back more
+    // than a week.
     for (apart, age, is_found) in [
         (24 * HOUR, HOUR - 120_000, true),
         (34 * HOUR, HOUR - 120_000, true),
@@ -672,7 +672,7 @@ fn what_has_expired_is_a_gap() {
     client.restart();
     server.now_ms += 3_600_000;
     client.tick(&mut server, 10);
-    assert_eq!(client.gaps, 0, "of an empty list nobody knows");
+    assert_eq!(client.gaps, 0, "an empty list does not show whether there is a gap");
     client.restart();
     server.insert(0, 0);
     client.tick(&mut server, 10);
