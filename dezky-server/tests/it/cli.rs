@@ -333,7 +333,7 @@ fn a_port_in_use_is_one_line() {
     let port = address.port().to_string();
     let output = program(&["demo", "--port", &port]).current_dir(folder.path()).output().unwrap();
     assert!(refusal(&output, 2).contains("--port 0"));
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was made");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was created");
 }
 
 #[test]
@@ -365,7 +365,7 @@ fn without_a_token_only_this_machine_is_served() {
         .output()
         .unwrap();
     assert!(refusal(&output, 2).contains("DEZKY_OPERATOR_TOKEN"));
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was made");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was created");
 }
 
 #[test]

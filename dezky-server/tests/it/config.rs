@@ -19,7 +19,7 @@ fn refused(text: &str, environment: &[(&str, &str)]) -> String {
         .envs(environment.iter().copied())
         .output()
         .unwrap();
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing was made");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing was created");
     refusal(&output, 2)
 }
 

@@ -34,7 +34,7 @@ async fn it_says_from_where_to_where(engine: Engine) {
         let to_become = format!("audit: version 0, to become {audit}");
         assert!(stdout(&output).contains(&to_become), "{output:?}");
     }
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was made");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was created");
     // A server that may not migrate says what to do, and creates nothing.
     let unmigrated = [("DEZKY_STORE_MIGRATE", "false"), ("DEZKY_LISTEN", "127.0.0.1:0")];
     let head = folder.path().join("x.head").display().to_string();
