@@ -187,7 +187,7 @@ fn text(name: &str, value: Option<&RawValue>, max_bytes: usize) -> Result<Said, 
             refused(format!("must have at most {max_bytes} bytes: shorten it"))
         }
         Ok(text) if text.contains(char::is_control) => {
-            refused("must be without control characters: take them out".into())
+            refused("must not contain control characters: remove them".into())
         }
         Ok(text) => Ok(Said::Is(text)),
         Err(_) => refused(LONE_SURROGATE.into()),

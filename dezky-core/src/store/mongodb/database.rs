@@ -311,7 +311,7 @@ impl MongoDatabase {
         Err(Error::new(
             ErrorKind::AuthFailed,
             format!(
-                "the user can't write {}: grant it readWrite on the database {}",
+                "the user can't write {}: grant the user readWrite on the database {}",
                 lacking.join(", "),
                 self.name()
             ),
@@ -589,7 +589,7 @@ fn server_error(error: &mongodb::error::Error, code: i32, message: &str) -> Erro
         ),
         14031 => (ErrorKind::StoreUnavailable, "the server's disk is full: make room".into()),
         13 => {
-            let what = "the user lacks a permission: grant it readWrite on the database";
+            let what = "the user lacks a permission: grant the user readWrite on the database";
             return needs_operator(ErrorKind::AuthFailed, what);
         }
         18 | 8000 => return needs_operator(ErrorKind::AuthFailed, AUTHENTICATION),
