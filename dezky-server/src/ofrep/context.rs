@@ -435,7 +435,7 @@ mod tests {
             (
                 r#"{"targetingKey":"t","environment":"a\u0000"}"#,
                 "INVALID_CONTEXT",
-                "context.environment must be without control",
+                "context.environment must not contain control",
             ),
             (
                 &format!(r#"{{"targetingKey":"t","tenantSlug":"{long}"}}"#),

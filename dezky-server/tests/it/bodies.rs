@@ -108,7 +108,7 @@ async fn a_body_with_more_events_than_it_may_have_is_refused_whole() {
     };
     let answer = server.client.post_signed(WEBHOOK, &body(4)).await;
     let detail = answer.problem(413, "too_large");
-    assert!(detail.contains("4 events") && detail.contains("send 3 at most"), "{detail}");
+    assert!(detail.contains("4 events") && detail.contains("send at most 3"), "{detail}");
     assert!(server.client.all("").await.is_empty());
     let answer = server.client.post_signed(WEBHOOK, &body(3)).await;
     assert_eq!(answer.with_status(200)["received"], 3);
