@@ -559,7 +559,7 @@ pub async fn decisions_are_the_same_everywhere(h: Harness<'_>) {
     store.commit((0..64).map(rollout).collect(), Vec::new()).await.unwrap();
     let able = store.capabilities();
     let again = if able.durable || able.shared { h.open(Reopen::Yes).await.store } else { store };
-    assert_eq!(again.examine().await.unwrap(), [], "the structure is that of the schema");
+    assert_eq!(again.examine().await.unwrap(), [], "the structure matches the schema");
     let snapshot = again.snapshot().await.unwrap();
     let set = FlagSet::of(&snapshot);
     for (tenant_id, expected) in [

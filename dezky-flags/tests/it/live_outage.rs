@@ -95,7 +95,7 @@ async fn is_stopped(mut server: Server) {
     let stopped = now();
     server.stop().await;
     println!("stopped after {:?}", stopped.elapsed());
-    until("the failure is told", &live, |status| status.failure.is_some()).await;
+    until("the failure is reported", &live, |status| status.failure.is_some()).await;
     let mut last = Duration::ZERO;
     until("the flags are old", &live, |status| {
         assert!(is_on(&live, "chat"));

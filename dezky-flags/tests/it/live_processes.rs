@@ -232,7 +232,7 @@ impl Drop for Editor {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "what the first process has set")]
+#[expect(clippy::disallowed_methods, reason = "the first process sets these variables")]
 fn told(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
