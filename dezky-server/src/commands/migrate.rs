@@ -1,5 +1,4 @@
 use std::fmt::Write as _;
-use std::path::Path;
 
 use clap::Args;
 use dezky::Access;
@@ -47,12 +46,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     if !options.check {
         // A large log takes minutes and reports its progress.
         logging::start(&log);
-        let new_file = config.url.file().filter(|file| !file.exists());
-        let opened = store::open_stores(&config, Access::Migrate).await;
-        if let (Err(_), Some(file)) = (&opened, new_file) {
-            remove_if_empty(file);
-        }
-        let stores = opened?;
+        let stores = store::open_stores(&config, Access::Migrate).await?;
         let indexed = match stores.database() {
             Some(database) if options.search_index => database.create_search_index().await,
             _ => Ok(()),
@@ -68,13 +62,6 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
         )));
     }
     Ok(())
-}
-
-/// Removes the empty file that SQLite leaves if it has no room for a new database.
-fn remove_if_empty(file: &Path) {
-    if std::fs::metadata(file).is_ok_and(|found| found.len() == 0) {
-        let _ = std::fs::remove_file(file);
-    }
 }
 
 fn report(before: &SchemaVersions, behind: bool, options: &Options) -> Result<(), Failure> {

@@ -113,8 +113,9 @@ impl Settings {
     /// The head file of a store that a command names. `head.path` and the file in the working
     /// folder are the configured store's; another one has a head file only next to its own file.
     pub(crate) fn head_path_of(&self, url: &StoreUrl) -> Option<PathBuf> {
+        // Without a readable configuration it could be that one.
         let is_configured =
-            self.store().is_ok_and(|config| match (config.url.file(), url.file()) {
+            self.store().map_or(true, |config| match (config.url.file(), url.file()) {
                 // Also if neither is there yet.
                 (Some(one), Some(other)) => is_same_file(one, other),
                 _ => config.url.is_same_store(url),

@@ -234,29 +234,6 @@ async fn a_start_on_a_full_disk_serves_reads_and_says_so() {
     server.stop().await;
 }
 
-#[test]
-fn a_new_store_for_which_there_is_no_room_leaves_no_empty_file() {
-    let disk = Disk::new();
-    disk.fill_up();
-    let (url, head) = (disk.url(), disk.apart.path().join("audit.head"));
-    let mut shell = Command::new("sh");
-    let bound = if disk.is_mounted { "" } else { "ulimit -S -f 0; " };
-    shell.args(["-c", &format!("trap '' XFSZ; {bound}exec \"$0\" migrate")]);
-    shell.arg(env!("CARGO_BIN_EXE_dezky-server")).env_clear();
-    let output = shell.env("DEZKY_STORE", &url).env("DEZKY_HEAD_PATH", &head).output().unwrap();
-    assert!(!output.status.success(), "{output:?}");
-    let mut names: Vec<_> = std::fs::read_dir(disk.folder.path())
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.retain(|name| name.starts_with("audit.db"));
-    assert!(names.is_empty(), "{names:?}");
-    // An existing empty file is kept.
-    std::fs::write(disk.path("audit.db"), "").unwrap();
-    assert!(!shell.output().unwrap().status.success());
-    assert!(Path::new(&disk.path("audit.db")).exists());
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_webhook_is_spooled_as_soon_as_the_spools_disk_has_room() {
     let disk = Disk::new();

@@ -110,8 +110,8 @@ impl StoreUrl {
         }
     }
 
-    /// Whether both URLs name the same store, as far as URLs show: two names of one server are not
-    /// recognized.
+    /// Whether both URLs name the same store, as far as URLs show: user, password and options make
+    /// no difference, but two names of one server are not recognized.
     pub fn is_same_store(&self, other: &Self) -> bool {
         use std::os::unix::fs::MetadataExt as _;
         match (self, other) {
@@ -121,7 +121,9 @@ impl StoreUrl {
                 let of = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino()));
                 one == other || matches!((of(one), of(other)), (Ok(one), Ok(other)) if one == other)
             }
-            _ => self == other,
+            (Self::Postgres(one), Self::Postgres(other)) => one.is_same_database(other, ":5432"),
+            (Self::Mongodb(one), Self::Mongodb(other)) => one.is_same_database(other, ":27017"),
+            _ => false,
         }
     }
 }
@@ -200,6 +202,32 @@ impl RemoteUrl {
             Some((address, _)) => address,
             None => host.rsplit_once(':').map_or(host, |(host, _)| host),
         }
+    }
+
+    /// Whether both name one database on a host that both name. `port` applies to hosts without one.
+    fn is_same_database(&self, other: &Self, port: &str) -> bool {
+        if self.hosts.is_empty() || other.hosts.is_empty() {
+            // The options name the host.
+            return self.path == other.path;
+        }
+        let hosts = |url: &Self| -> Vec<String> {
+            let has_port =
+                |host: &str| host.rsplit_once(':').is_some_and(|(_, p)| !p.contains(']'));
+            let with_port = |host: &str| {
+                let port = if has_port(host) { "" } else { port };
+                host.to_ascii_lowercase() + port
+            };
+            url.hosts.split(',').map(with_port).collect()
+        };
+        let theirs = hosts(other);
+        self.database() == other.database() && hosts(self).iter().any(|host| theirs.contains(host))
+    }
+
+    /// The path's database, else the user, as PostgreSQL takes it.
+    fn database(&self) -> &str {
+        let path = self.path.split('?').next().unwrap_or_default().trim_start_matches('/');
+        let user = self.credentials.as_deref().unwrap_or_default();
+        if path.is_empty() { user.split(':').next().unwrap_or_default() } else { path }
     }
 
     fn has_password(&self) -> bool {
@@ -315,6 +343,26 @@ mod tests {
             assert!(!format!("{parsed:?}").contains("p4ss"));
             assert!(parsed.has_password(), "{url}");
             assert_eq!(parsed.remote().unwrap().expose(), url);
+        }
+    }
+
+    #[test]
+    fn one_store_is_recognized_by_host_and_database() {
+        for (one, other, is_same) in [
+            ("postgres://u@h/d?sslmode=disable", "postgresql://u:p%21w@H:5432/d", true),
+            ("postgres://u@h/d", "postgres://u@h:5433/d", false),
+            ("postgres://u@h/d", "postgres://u@h/e", false),
+            ("postgres://d@h", "postgres://u@h/d", true),
+            ("postgres://u@[::1]/d", "postgres://u@[::1]:5432/d", true),
+            ("postgres:///d?host=/a", "postgres:///d?host=/b", false),
+            ("mongodb://a,b:27018/d?replicaSet=r", "mongodb://u:p@b:27018,c/d", true),
+            ("mongodb://a/d", "mongodb://b/d", false),
+            ("mongodb://h/d", "postgres://h/d", false),
+            ("memory://", "memory://", false),
+        ] {
+            let (one, other) = (parsed(one), parsed(other));
+            assert_eq!(one.is_same_store(&other), is_same, "{one} {other}");
+            assert_eq!(other.is_same_store(&one), is_same, "{other} {one}");
         }
     }
 

@@ -16,13 +16,17 @@ use crate::failure::Failure;
 use crate::render::table::printable;
 use crate::telemetry::logging;
 
-/// Reads the flags of a file, or of the standard input for `-`.
+/// Reads the flags of a file.
 pub(super) fn read(path: &Path) -> Result<FlagFile, Failure> {
-    let text = if path == Path::new("-") {
-        read_input(MAX_FILE_BYTES)
-    } else {
-        read_file(path, MAX_FILE_BYTES)
-    };
+    parse(path, read_file(path, MAX_FILE_BYTES))
+}
+
+/// Reads the flags of a file, or of the standard input for `-`.
+pub(super) fn read_or_input(path: &Path) -> Result<FlagFile, Failure> {
+    if path == Path::new("-") { parse(path, read_input(MAX_FILE_BYTES)) } else { read(path) }
+}
+
+fn parse(path: &Path, text: Result<String, String>) -> Result<FlagFile, Failure> {
     let text = text.map_err(|problem| refused(path, &problem))?;
     FlagFile::from_json(&text).map_err(|error| refused(path, &error))
 }

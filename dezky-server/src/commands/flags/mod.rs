@@ -201,7 +201,8 @@ async fn carry_out(platform: &Platform, command: Command, as_json: bool) -> Resu
             file::export(&snapshot, out.as_deref(), as_json)
         }
         Command::Import { file, dry_run, overwrite, note } => {
-            let new = file::read(&file)?.all().map_err(|error| file::refused(&file, &error))?;
+            let new =
+                file::read_or_input(&file)?.all().map_err(|error| file::refused(&file, &error))?;
             let mode = ImportMode { overwrite, dry_run };
             let imported = flags.import(&new, mode, &by(note)).await.map_err(failed)?;
             show_import(&imported, dry_run, as_json)?;
