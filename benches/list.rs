@@ -19,7 +19,7 @@ use dezky_core::{Actor, AuditStore, NewEvent, NewMetadata, Outcome, Timestamp};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 const BATCH: u64 = 5_000;
-/// How often a query runs on connections that have not seen it; ten runs each time.
+/// The number of times that a query runs on fresh connections, ten runs each time.
 const ROUNDS: usize = 20;
 /// 2026-01-01T00:00:00Z; one event per second from then on.
 const START: i64 = 1_767_225_600_000;

@@ -1,9 +1,8 @@
 //! Appends to PostgreSQL: batches of several sizes, and batches of duplicates.
 //!
 //! `DEZKY_TEST_POSTGRES=postgres://… cargo bench -p dezky-benches --bench postgres`, or under
-//! `.ci/with-servers`, whose server does not sync: commits then cost no disk access, and everything
-//! else is measured. Each run creates its own database, which grows as the bench runs, and drops
-//! it.
+//! `.ci/with-servers`, whose server runs without fsync: everything except disk access is measured.
+//! Each run creates its own database, which grows during the run, and drops it at the end.
 
 use std::time::{Duration, Instant};
 
@@ -53,15 +52,15 @@ fn main() {
     let best = best_of_small_batches(&tokio, &store);
     tokio.block_on(store.close());
     tokio.block_on(admin(&server, format!("DROP DATABASE {name} WITH (FORCE)")));
-    // With one more write before a read, delayed acknowledgements would cost 40 ms each, because
-    // sqlx leaves Nagle's algorithm on.
-    assert!(best < Duration::from_millis(20), "100 events take {best:?}, which is a stall");
+    // Two writes before a read would cost 40 ms by delayed acknowledgements, because sqlx does not
+    // set `TCP_NODELAY`.
+    assert!(best < Duration::from_millis(20), "appending 100 events stalls: {best:?}");
 }
 
-#[expect(clippy::disallowed_methods, reason = "a benchmark is told of its server")]
+#[expect(clippy::disallowed_methods, reason = "the server's URL comes from the environment")]
 fn server() -> String {
     std::env::var("DEZKY_TEST_POSTGRES")
-        .expect("DEZKY_TEST_POSTGRES is not set: run this by .ci/with-servers")
+        .expect("DEZKY_TEST_POSTGRES is not set: run this under .ci/with-servers")
 }
 
 fn append(criterion: &mut Criterion, tokio: &tokio::runtime::Runtime, store: &PostgresAuditStore) {
@@ -118,8 +117,8 @@ fn best_of_small_batches(tokio: &tokio::runtime::Runtime, store: &PostgresAuditS
 }
 
 async fn admin(server: &str, sql: String) {
-    let mut connection = PgConnection::connect(server).await.expect("the server is there");
-    connection.execute(AssertSqlSafe(sql)).await.expect("it may make databases");
+    let mut connection = PgConnection::connect(server).await.expect("the server is reachable");
+    connection.execute(AssertSqlSafe(sql)).await.expect("the role may create databases");
     connection.close().await.expect("closes");
 }
 

@@ -64,8 +64,8 @@ fn unleash_many(criterion: &mut Criterion) {
     }
 }
 
-/// The same flags as Unleash strategies. Its rollouts use another hash: they reach other
-/// tenants, but as many.
+/// The same flags as Unleash strategies. Its rollouts use another hash: they reach the same number
+/// of tenants, but different ones.
 fn unleash<'a>(flags: impl IntoIterator<Item = &'a Flag>) -> EngineState {
     let constraint = |(name, values): (&str, &Vec<String>)| {
         (!values.is_empty())

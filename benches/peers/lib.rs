@@ -1,1 +1,1 @@
-//! Holds no code: the benchmarks are targets.
+//! Contains no code: the benchmarks are separate targets.

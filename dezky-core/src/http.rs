@@ -1,4 +1,4 @@
-//! The HTTP client of sources and providers: TLS by rustls and ring.
+//! The HTTP client of sources and providers, with TLS by rustls and ring.
 
 use std::sync::Arc;
 
@@ -7,11 +7,11 @@ use rustls_platform_verifier::BuilderVerifierExt;
 
 use crate::{Error, ErrorKind, Result};
 
-/// Returns a builder of a client for one address: it follows no redirect, so that a token reaches
-/// no other address; it uses no proxy, whatever the environment says; and for `https` it trusts the
-/// certificates that the system trusts.
+/// Returns a builder for a client of one address. The client follows no redirects, so that a token
+/// never reaches another address; it ignores proxies set in the environment; and for `https` it
+/// trusts the certificates that the system trusts.
 ///
-/// All clients must come from here: reqwest is built without a provider of cryptography, so
+/// Create all clients with this function: reqwest is built without a default crypto provider, so
 /// `reqwest::Client::new()` panics.
 ///
 /// # Errors
@@ -42,7 +42,7 @@ fn tls(is_used: bool) -> Result<rustls::ClientConfig> {
     let builder = if is_used {
         builder.with_platform_verifier().map_err(failed)?
     } else {
-        // A plain connection never uses the roots, so a machine without certificates can make one.
+        // `http` needs no roots; loading them would fail on a machine without certificates.
         builder.with_root_certificates(rustls::RootCertStore::empty())
     };
     Ok(builder.with_no_client_auth())

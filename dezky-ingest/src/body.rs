@@ -10,8 +10,8 @@ use sha2::{Digest as _, Sha256};
 pub(crate) const MAX_MALFORMED: usize = 100;
 /// The reason of the items for the elements beyond those.
 pub(crate) const TOO_MANY: &str = "too_many_odd";
-/// The most bytes of several elements in one item. An item that an earlier version truncated is
-/// longer.
+/// The maximum size in bytes of an item with several elements. An item that an earlier version
+/// truncated is longer.
 pub(crate) const REST_MAX_BYTES: usize = MAX_QUARANTINE_RAW_BYTES - 8;
 /// The size from which an item of an earlier version may have been truncated.
 const TRUNCATED_MIN_BYTES: usize = MAX_QUARANTINE_RAW_BYTES - 3;

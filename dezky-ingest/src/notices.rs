@@ -82,7 +82,7 @@ pub(crate) struct Plan {
 #[derive(Debug, Default)]
 struct Delta {
     number: i64,
-    /// The hour that was known when the plan was made, and the items of it told by then.
+    /// The hour known when the plan was made, and the number of its items reported by then.
     before: (i64, u64),
     each: usize,
     more: u64,
@@ -312,7 +312,7 @@ mod tests {
         };
         let first = notices.rest("shop", &runtime).unwrap();
         assert_eq!(count(&first), 1_200);
-        // Items that come until it is stored are not told by it, but a minute later.
+        // Items that arrive before it is stored are reported a minute later, not by it.
         notices.stored(&late.take_after(), true);
         notices.told("shop", &first.told);
         assert!(notices.rest("shop", &runtime).is_none());
@@ -372,7 +372,7 @@ mod tests {
         let (mut early, mut late) = (plan(7), plan(5));
         assert_eq!((counts(&early), counts(&late)), (vec![], vec![]));
         notices.stored(&early.take_after(), true);
-        // The next hour begins: its plan tells 1,007, and 5 come after it.
+        // The next hour begins: its plan reports 1,007, and 5 arrive after it.
         runtime.advance(Duration::from_hours(1));
         let mut next = plan(1);
         assert_eq!(counts(&next), [1_007]);

@@ -202,7 +202,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
-        Err(error) => return exit(&Failure::failed(format!("no threads can be started: {error}"))),
+        Err(error) => return exit(&Failure::failed(format!("can't start threads: {error}"))),
     };
     let result = runtime.block_on(run(cli));
     // Blocking work that hangs must not keep the process alive.

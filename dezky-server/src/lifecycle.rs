@@ -165,8 +165,8 @@ impl Running {
     /// store.
     ///
     /// # Errors
-    /// If that takes longer than the shutdown timeout, or if a part panicked. Acknowledged events
-    /// are in the log all the same.
+    /// If that takes longer than the shutdown timeout, or if a part panicked. Even then,
+    /// acknowledged events are in the log.
     pub async fn stop(mut self) -> Result<(), Failure> {
         self.stopping.send_replace(true);
         let timeout = self.state.config.shutdown_timeout;

@@ -460,6 +460,6 @@ mod tests {
     #[expect(clippy::disallowed_methods, reason = "tests read the address of their server")]
     fn test_server() -> String {
         std::env::var("DEZKY_TEST_POSTGRES")
-            .expect("DEZKY_TEST_POSTGRES is not set: run this by .ci/with-servers")
+            .expect("DEZKY_TEST_POSTGRES is not set: run this under .ci/with-servers")
     }
 }

@@ -139,7 +139,7 @@ pub struct Kind {
     pub owned: Option<Owned>,
     /// The fields that lists filter and sort by.
     pub fields: &'static [Field],
-    /// What remains of a removed document.
+    /// The trace that a removed document leaves.
     pub removal: Removal,
     /// Makes the error of a refused change from the kind, the document's id and the reason.
     pub refuse: fn(&Self, &str, &Refusal<'_>) -> Error,
@@ -261,7 +261,7 @@ pub struct Side {
     pub owner: &'static str,
 }
 
-/// What remains of a removed document.
+/// The trace that a removed document leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
     /// Nothing: id, name and owned values are free again.

@@ -315,12 +315,12 @@ async fn a_store_too_slow_for_many_gets_fewer() {
     assert_eq!(world.store.names().await, names);
 }
 
-/// A directory that owns `acme.example` while it answers.
+/// A directory that assigns `acme.example` to a tenant while it is available.
 #[derive(Default)]
 struct Forgetful {
     is_away: std::sync::atomic::AtomicBool,
     hangs: std::sync::atomic::AtomicBool,
-    /// The number of questions answered before the next one takes too long; 0 if all are quick.
+    /// The number of lookups answered before the next one takes too long; 0 if all are quick.
     slow_after: std::sync::atomic::AtomicUsize,
     questions: std::sync::atomic::AtomicUsize,
 }
@@ -658,7 +658,7 @@ async fn a_store_too_slow_for_a_nudge_does_not_count_as_down() {
         log.drain_spool(10).await.unwrap_err();
     }
     nudge(named("b").seal(&*world.runtime).into()).await;
-    log.drain_spool(100).await.expect("the store was well all the time");
+    log.drain_spool(100).await.expect("the store was always available");
     assert_eq!(tenants(&world).await[0], ("a".into(), None, "unresolved".into()));
     // An append with too little time does not restart the wait either.
     nudge(unresolved(&world, "c", "acme.example")).await;
@@ -685,7 +685,7 @@ async fn no_batch_is_refused_while_the_directory_is_down_and_the_spool_full() {
             let known = named(n).seal(&*world.runtime).into();
             let asked = unresolved(&world, &n.to_string(), "acme.example");
             let batch = vec![if n % 2 == 0 { known } else { asked }];
-            log.append_or_spool_records(batch).await.expect("the store is well");
+            log.append_or_spool_records(batch).await.expect("the store is available");
         }
         assert_eq!(world.store.names().await[..4], ["a", "b", "c", "0"]);
         // While the store is down too, the spool is not drained, and nothing waits for that.

@@ -45,9 +45,9 @@ mod compared {
 
     use super::Anomaly;
 
-    /// The most anomalies that are named.
+    /// The maximum number of anomalies that are named.
     const MAX_ANOMALIES: usize = 50;
-    /// The most characters of a name or definition that are shown.
+    /// The maximum number of characters shown of a name or definition.
     const MAX_SHOWN: usize = 200;
 
     /// An object of a database's structure.

@@ -31,8 +31,8 @@ pub trait DirectoryHarness: Send + Sync + 'static {
     /// Runs a case to completion on the executor that the store needs.
     fn block_on(&self, case: BoxFuture<'_, ()>);
 
-    /// Opens a store and its log: new empty ones, or those opened before by this harness. The
-    /// latter are requested only for stores that report being durable or shared.
+    /// Opens a store and its log: new empty ones, or those that this harness opened before. The
+    /// latter are requested only if the store's capabilities include durable or shared.
     async fn open(&self, which: Reopen) -> OpenDirectory;
 }
 
@@ -193,7 +193,7 @@ async fn by_identity(store: &dyn DirectoryStore, system: &str, id: &str) -> Opti
     user.map(|user| user.subject)
 }
 
-/// Two handles on one store, as two processes would have; the same handle twice if the store can't
+/// Two handles to one store, as two processes would have; the same handle twice if the store can't
 /// be shared.
 async fn pair(h: Harness<'_>) -> [OpenDirectory; 2] {
     let first = h.open(Reopen::No).await;
@@ -394,7 +394,7 @@ pub async fn a_domain_belongs_to_one_tenant(h: Harness<'_>) {
         assert!(message.starts_with("domains: one.example already exists"), "{message}");
     }
     assert_eq!(by_domain(&*store, "one.example").await.as_deref(), Some("a"));
-    assert_eq!(by_domain(&*store, "two.example").await, None, "the refused change left nothing");
+    assert_eq!(by_domain(&*store, "two.example").await, None, "the refused change has no effect");
     assert_eq!(by_slug(&*store, "c").await, None);
     // A tenant may keep its own domain.
     let same = Tenant { version: 2, ..owner("a", &["more.example", "one.example"]) };
@@ -451,7 +451,7 @@ pub async fn an_identity_belongs_to_one_user(h: Harness<'_>) {
     assert_eq!(
         by_identity(&*store, "stalwart", "1").await,
         None,
-        "the refused change left nothing"
+        "the refused change has no effect"
     );
     let other = User { identities: vec![identity("stalwart", "1")], ..bob };
     put(&*store, vec![other.into()]).await;
@@ -484,7 +484,7 @@ pub async fn a_refused_change_refuses_all_and_the_events(h: Harness<'_>) {
     assert_eq!(timeline(&*log).await, [""; 0]);
 }
 
-/// Polls `work` at most `polls` times, each time after it was woken, and then drops it.
+/// Polls `work` at most `polls` times, each time after it is woken, and then drops it.
 async fn dropped_after(polls: usize, work: impl Future<Output = Result<()>>) {
     let (mut work, mut left) = (pin!(work), polls);
     poll_fn(|context| {
@@ -497,7 +497,7 @@ async fn dropped_after(polls: usize, work: impl Future<Output = Result<()>>) {
     .await;
 }
 
-/// Drops the commit at every await point.
+/// Drops a commit at each of its await points.
 pub async fn a_dropped_commit_is_made_with_its_event_or_not(h: Harness<'_>) {
     let OpenDirectory { store, log } = h.open(Reopen::No).await;
     for polls in 0..24 {
@@ -530,7 +530,7 @@ pub async fn an_event_out_of_bounds_refuses_the_changes(h: Harness<'_>) {
     assert_eq!(by_slug(&*store, "a").await, None);
     assert_eq!(by_domain(&*store, "one.example").await, None);
     assert_eq!(timeline(&*log).await, [""; 0]);
-    store.commit(changes, vec![event(h, "x")]).await.expect("is free");
+    store.commit(changes, vec![event(h, "x")]).await.expect("the domain is still free");
 }
 
 /// See the name.
@@ -626,7 +626,7 @@ pub async fn of_changes_at_once_one_wins(h: Harness<'_>) {
     assert_eq!(answers.iter().filter(|a| a.is_ok()).count(), 1, "{answers:?}");
 }
 
-/// The two editors stand for two processes: they don't share a turn.
+/// The two editors act as two processes: they don't share a lock.
 pub async fn edits_at_once_are_all_made(h: Harness<'_>) {
     const EACH: usize = 6;
     let handles = pair(h).await;
@@ -646,7 +646,7 @@ pub async fn edits_at_once_are_all_made(h: Harness<'_>) {
         editors[n % 2].report_provisioning(TenantKey::Slug("a"), report, &by)
     };
     for answer in join_all((0..2 * EACH).map(edit)).await {
-        answer.expect("is made");
+        answer.expect("succeeds");
     }
     let after = by_slug(&**store, "a").await.unwrap();
     assert_eq!(after.provisioning_status.len(), 2 * EACH, "no edit is lost");
@@ -741,14 +741,14 @@ pub async fn pages_of_users_hold_over_ties(h: Harness<'_>) {
                 let page = store.users(&query).await.unwrap();
                 assert!(page.len() <= limit);
                 let Some(last) = page.last() else { break };
-                // As text, the way it travels to a client and back.
+                // Through text, as clients receive and return it.
                 query.after = Some(UserCursor::of(last).to_string().parse().unwrap());
                 found.extend(page.iter().map(UserCursor::of));
             }
             assert_eq!(found, expected, "{query:?}");
         }
     }
-    // A login moves a user to the front and out of the former position.
+    // A login moves a user to the front; the user no longer appears at the old position.
     let moved = User { last_login_at: Some(at(9)), version: 2, ..all[1].clone() };
     put(&*store, vec![moved.clone().into()]).await;
     for tenant_id in [None, Some("t-1".to_owned())] {
@@ -956,5 +956,5 @@ pub async fn another_handle_sees_what_was_committed(h: Harness<'_>) {
     drop((first, second));
     let third = h.open(Reopen::Yes).await;
     assert_eq!(by_slug(&*third.store, "a").await.unwrap().name, "second");
-    assert_eq!(third.store.examine().await.unwrap(), [], "the structure is that of the schema");
+    assert_eq!(third.store.examine().await.unwrap(), [], "the structure matches the schema");
 }

@@ -221,7 +221,7 @@ fn read_ids(found: &[Stored]) -> Vec<&str> {
     found.iter().map(|found| found.id.as_str()).collect()
 }
 
-/// Two handles on one database, as two processes would have; the same handle twice if the database
+/// Two handles to one database, as two processes would have; the same handle twice if the database
 /// can't be shared.
 async fn two(h: Harness<'_>) -> [OpenDocuments; 2] {
     let first = h.open(Reopen::No, &SUITE).await;

@@ -291,7 +291,7 @@ fn a_target_with_its_own_contents_is_refused_unchanged() {
         quarantine(&*item.log, &["own"]).await;
         refused(&item, "holds another log").await;
 
-        // A copy with writes of its own: longer, or equally long with other events.
+        // A copy with its own later writes: longer, or equally long with other events.
         let copy = memory();
         copied(&from, &copy).await;
         append(&*copy.log, &["own"]).await;

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::mongodb::Scratch;
 use crate::servers::{Engine, tokio};
 
-/// A database of a test's own.
+/// A test's own database.
 pub(crate) enum Place {
     Memory(MemoryDatabase, Arc<dyn AuditStore>),
     Sqlite(TempDir),
@@ -36,7 +36,7 @@ impl Place {
         }
     }
 
-    /// The database and its log, by connections of their own.
+    /// The database and its log, over separate connections.
     pub(crate) async fn open(&self) -> (Database, Arc<dyn AuditStore>) {
         match self {
             Self::Memory(database, log) => (database.into(), Arc::clone(log)),

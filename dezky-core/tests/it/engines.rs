@@ -69,7 +69,7 @@ pub(crate) async fn assert_whole(store: &dyn AuditStore) {
     assert_eq!(verdict.verified, store.state().await.unwrap().head.next_seq);
 }
 
-#[expect(clippy::disallowed_methods, reason = "a larger run is asked for by the environment")]
+#[expect(clippy::disallowed_methods, reason = "the environment may ask for a larger run")]
 fn how_many() -> usize {
     std::env::var("DEZKY_TEST_EVENTS").map_or(EVENTS, |text| text.parse().unwrap())
 }

@@ -282,7 +282,7 @@ fn a_foreign_schema_is_left_alone() {
         assert_eq!(refused.err().unwrap().kind(), ErrorKind::StoreForeign);
         let count = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
         let tables: i64 = sqlx::query_scalar(count).fetch_one(&mut own).await.unwrap();
-        assert_eq!(tables, 1, "nothing was made");
+        assert_eq!(tables, 1, "nothing was created");
 
         let mut config = PostgresConfig::new(&url);
         config.shared = true;

@@ -1,4 +1,4 @@
-//! Several processes that write to one log.
+//! Several processes writing to one log.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -21,20 +21,20 @@ const NAME: &str = "DEZKY_TEST_WRITER_NAME";
 
 /// How long four processes write at the same time.
 const TOGETHER: Duration = Duration::from_secs(6);
-/// Each of four processes must get at least one of this many appends; an even share would be one of
-/// four.
+/// Each of the four processes must get at least 1/`LEAST_SHARE` of all appends; an even share is a
+/// quarter.
 const LEAST_SHARE: usize = 20;
 /// PostgreSQL's default limit for an idle transaction.
 const POSTGRES_BOUND: Duration = Duration::from_secs(5);
-/// Writers that append fewer than six events in this time are held up.
+/// Writers that append fewer than six events in this time count as held up.
 const NOT_HELD: Duration = Duration::from_secs(2);
 /// For waits without a documented limit.
 const START: Duration = Duration::from_mins(1);
-/// One commit and the turns of the others, on a machine busy with other tests.
+/// Time for a commit and for the other writers' turns, on a machine busy with other tests.
 const SLACK: Duration = Duration::from_secs(5);
 
 /// A writer in a separate process. It prints a line for each acknowledged event, and one with the
-/// error's code for each that was not.
+/// error's code for each failed append.
 struct Writer {
     process: Child,
     stdin: Option<ChildStdin>,
@@ -78,7 +78,7 @@ impl Writer {
         signal(name, &[self.process.id().to_string()]);
     }
 
-    /// The rest of its lines after this word so far.
+    /// The lines so far that begin with `word`, without it.
     fn said(&mut self, word: &str) -> Vec<&str> {
         self.said.extend(self.lines.try_iter());
         self.said.iter().filter_map(|line| line.strip_prefix(word)).collect()
@@ -92,7 +92,7 @@ impl Writer {
     fn end(&mut self) {
         drop(self.stdin.take());
         assert!(self.process.wait().unwrap().success());
-        // Until its end of the pipe is closed.
+        // Reads until the process has closed its end of the pipe.
         self.said.extend(self.lines.iter());
     }
 }
@@ -104,7 +104,7 @@ impl Drop for Writer {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "what the first process has set")]
+#[expect(clippy::disallowed_methods, reason = "the first process sets these variables")]
 fn told(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
@@ -144,8 +144,8 @@ fn writer() {
     });
 }
 
-/// Finishes when the first process prints no more.
-#[expect(clippy::disallowed_methods, reason = "a test reads what it is told")]
+/// Finishes when the first process closes this one's standard input.
+#[expect(clippy::disallowed_methods, reason = "a thread that waits for the end of stdin")]
 fn ends() -> std::thread::JoinHandle<bool> {
     std::thread::spawn(|| std::io::stdin().lines().next().is_none())
 }
@@ -157,7 +157,7 @@ fn say(line: &str) {
 }
 
 async fn start_four(url: &str) -> Vec<Writer> {
-    // The log is created first, so that they find one.
+    // Creates the log before the writers open it.
     open(url, Patience::Usual).await.unwrap();
     let mut writers: Vec<_> = (0..4).map(|n| Writer::start(url, &format!("w{n}"))).collect();
     writers.iter().for_each(Writer::wait_until_ready);
@@ -198,7 +198,7 @@ async fn share(url: &str) {
     println!("appends of each in {TOGETHER:?}: {shares:?}");
     let sum: usize = shares.iter().sum();
     let starves = |share: &usize| *share == 0 || share * LEAST_SHARE < sum;
-    assert!(!shares.iter().any(starves), "each gets 1 of {LEAST_SHARE} at least: {shares:?}");
+    assert!(!shares.iter().any(starves), "each gets at least 1/{LEAST_SHARE}: {shares:?}");
     check(url, writers).await;
 }
 
@@ -212,7 +212,7 @@ async fn check(url: &str, mut writers: Vec<Writer>) {
     expected.sort_unstable();
     let mut there = names.clone();
     there.sort_unstable();
-    assert_eq!(there, expected, "each that was acknowledged is there once, and nothing else");
+    assert_eq!(there, expected, "each acknowledged event is stored once, and nothing else");
     assert_whole(&*store).await;
 }
 
@@ -220,25 +220,29 @@ async fn check(url: &str, mut writers: Vec<Writer>) {
 fn a_stalled_process_holds_up_postgres_within_the_bound() {
     tokio().block_on(async {
         let log = TestLog::new(Engine::Postgres).await;
-        let held = stall(&log.url(), POSTGRES_BOUND + SLACK).await.expect("it stalled one");
+        let held = stall(&log.url(), POSTGRES_BOUND + SLACK)
+            .await
+            .expect("the others continue within the bound");
         println!("the others waited {held:?}; the bound is {POSTGRES_BOUND:?}");
     });
 }
 
-/// On a separate server whose transactions are aborted early: with the default of a minute, the
-/// test would take as long.
+/// Uses a separate server that aborts transactions early: with the default of a minute, the test
+/// would take that long.
 #[test]
 fn a_stalled_process_holds_up_mongodb_within_the_bound() {
     tokio().block_on(async {
         let server = Server::mongodb().await;
         let url = server.url_by(server.port);
-        let held = stall(&url, TRANSACTION_LIFETIME + SLACK).await.expect("it stalled one");
+        let held = stall(&url, TRANSACTION_LIFETIME + SLACK)
+            .await
+            .expect("the others continue within the bound");
         println!("the others waited {held:?}; the bound is {TRANSACTION_LIFETIME:?}");
     });
 }
 
-/// A file has no server that could abort a stopped process's transaction. The others are refused in
-/// time, and continue with it afterwards.
+/// A file has no server that could abort a stopped process's transaction. The other writers get
+/// `store_busy` within their timeout, and continue once the stopped one does.
 #[test]
 fn a_stalled_process_holds_up_sqlite_until_it_continues() {
     tokio().block_on(async {
@@ -248,7 +252,7 @@ fn a_stalled_process_holds_up_sqlite_until_it_continues() {
 }
 
 /// Stops a writer in the middle of its transaction and returns how long the others waited; `None`
-/// if none got its turn within the limit. In the end all continue.
+/// if none of them appended within `bound`. Checks that all continue afterwards.
 async fn stall(url: &str, bound: Duration) -> Option<Duration> {
     let mut writers = start_four(url).await;
     let held = loop {
@@ -256,7 +260,7 @@ async fn stall(url: &str, bound: Duration) -> Option<Duration> {
         assert!(go_on(others, 6, START).await);
         stopped.signal("STOP");
         let began = now();
-        // If they do, the writer held nothing when it was stopped.
+        // If the others go on, the writer was stopped outside of a transaction: try again.
         if !go_on(others, 6, NOT_HELD).await {
             break go_on(others, 1, bound).await.then(|| began.elapsed());
         }
@@ -266,7 +270,7 @@ async fn stall(url: &str, bound: Duration) -> Option<Duration> {
     for other in &mut writers[1..] {
         let refusals = other.said("no ");
         assert!(refusals.iter().all(|code| *code == ErrorKind::StoreBusy.code()), "{refusals:?}");
-        assert!(held.is_some() || !refusals.is_empty(), "each is told so in time");
+        assert!(held.is_some() || !refusals.is_empty(), "each gets an error in time");
     }
     writers[0].signal("CONT");
     for writer in &mut writers {
@@ -276,7 +280,7 @@ async fn stall(url: &str, bound: Duration) -> Option<Duration> {
     held
 }
 
-/// Whether the writers append `more` further events within the time.
+/// Whether the writers together append `count` more events within the time.
 async fn go_on(writers: &mut [Writer], count: usize, within: Duration) -> bool {
     let mut appended = || writers.iter_mut().map(Writer::acknowledged).sum::<usize>();
     let (before, started) = (appended(), now());

@@ -114,7 +114,7 @@ fn kind(result: Result<()>) -> Option<ErrorKind> {
     result.err().map(|error| error.kind())
 }
 
-/// Two handles on one store, as two processes would have; the same handle twice if the store can't
+/// Two handles to one store, as two processes would have; the same handle twice if the store can't
 /// be shared.
 async fn pair(h: Harness<'_>) -> [Opened; 2] {
     let first = h.open(Reopen::No).await;
@@ -224,7 +224,7 @@ pub async fn of_fifty_commits_at_once_one_wins(h: Harness<'_>) {
     assert_eq!(timeline(log).await, [("tenant.updated".to_owned(), pct.to_string())]);
 }
 
-/// The editors don't share a turn, as if each ran in its own process.
+/// The editors don't share a lock, as if each ran in its own process.
 pub async fn of_fifty_editors_none_loses_a_change(h: Harness<'_>) {
     let handles = pair(h).await;
     let opened = &handles[0];
@@ -286,7 +286,7 @@ pub async fn changes_and_events_are_one(h: Harness<'_>) {
     assert_eq!(events.iter().map(|e| &*e.1).collect::<Vec<_>>(), ["x", "y"], "in their order");
 }
 
-/// Polls `work` at most `polls` times, each time after it was woken, and then drops it.
+/// Polls `work` at most `polls` times, each time after it is woken, and then drops it.
 async fn dropped_after(polls: usize, work: impl Future<Output = Result<()>>) {
     let (mut work, mut left) = (pin!(work), polls);
     poll_fn(|context| {
@@ -299,7 +299,7 @@ async fn dropped_after(polls: usize, work: impl Future<Output = Result<()>>) {
     .await;
 }
 
-/// Drops the commit at every await point.
+/// Drops a commit at each of its await points.
 pub async fn a_dropped_commit_is_made_with_its_event_or_not(h: Harness<'_>) {
     let Opened { store, log } = h.open(Reopen::No).await;
     for polls in 0..24 {
@@ -559,7 +559,7 @@ pub async fn decisions_are_the_same_everywhere(h: Harness<'_>) {
     store.commit((0..64).map(rollout).collect(), Vec::new()).await.unwrap();
     let able = store.capabilities();
     let again = if able.durable || able.shared { h.open(Reopen::Yes).await.store } else { store };
-    assert_eq!(again.examine().await.unwrap(), [], "the structure is that of the schema");
+    assert_eq!(again.examine().await.unwrap(), [], "the structure matches the schema");
     let snapshot = again.snapshot().await.unwrap();
     let set = FlagSet::of(&snapshot);
     for (tenant_id, expected) in [

@@ -14,7 +14,7 @@ thread_local! {
 
 struct Counting;
 
-#[expect(unsafe_code, reason = "an allocator that counts, for this test alone")]
+#[expect(unsafe_code, reason = "a counting allocator, only for this test")]
 // SAFETY: delegates to the system allocator; counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

@@ -160,7 +160,7 @@ fn without_store_and_file_there_are_no_flags() {
     let refused = |path: &Path, what: &str| {
         assert_eq!(fails(path, what), ErrorKind::StoreUnavailable, "{what}");
     };
-    // What would be replaced is refused at once, whether the store answers or not.
+    // A file that must not be replaced is refused at once, whether the store answers or not.
     let foreign = |path: &Path, what: &str| {
         assert_eq!(fails(path, what), ErrorKind::ConfigInvalid, "{what}");
     };

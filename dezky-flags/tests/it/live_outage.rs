@@ -18,7 +18,7 @@ use crate::servers::{Server, eventually, now, spawn, tokio};
 const POLL: Duration = Duration::from_millis(100);
 /// No poll happens during a test, so every change seen comes from a notification.
 const HARDLY_EVER: Duration = Duration::from_hours(1);
-/// How long the flags are used without their store.
+/// The time for which the flags are used without their store.
 const AWAY: Duration = Duration::from_secs(6);
 /// Longer than it takes to notice and replace a lost connection.
 const RECOVERS_WITHIN: Duration = Duration::from_mins(1);
@@ -95,7 +95,7 @@ async fn is_stopped(mut server: Server) {
     let stopped = now();
     server.stop().await;
     println!("stopped after {:?}", stopped.elapsed());
-    until("the failure is told", &live, |status| status.failure.is_some()).await;
+    until("the failure is reported", &live, |status| status.failure.is_some()).await;
     let mut last = Duration::ZERO;
     until("the flags are old", &live, |status| {
         assert!(is_on(&live, "chat"));

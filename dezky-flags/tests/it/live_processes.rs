@@ -232,7 +232,7 @@ impl Drop for Editor {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "what the first process has set")]
+#[expect(clippy::disallowed_methods, reason = "the first process sets these variables")]
 fn told(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
@@ -259,7 +259,7 @@ fn editor() {
 
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    // On a line of its own, after anything that the harness has printed.
+    // On its own line, after anything that the harness has printed.
     writeln!(out, "\neditor: {line}").unwrap();
     out.flush().unwrap();
 }

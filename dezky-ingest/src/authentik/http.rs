@@ -78,7 +78,7 @@ impl Api {
             .default_headers(headers)
             .user_agent("dezky")
             .build()
-            .map_err(|error| invalid("the HTTP client can't be made").with_source(error))?;
+            .map_err(|error| invalid("can't create the HTTP client").with_source(error))?;
         let base = format!("{}/api/v3/", config.base_url.trim_end_matches('/'));
         let (timeout, max_bytes) = (config.request_timeout, config.max_page_bytes);
         Ok(Self { client, base, timeout, max_bytes, runtime })

@@ -133,7 +133,7 @@ fn gunzip(body: &[u8], max: usize, mut room: impl FnMut(usize) -> bool) -> Resul
     let mut decoder = MultiGzDecoder::new(body);
     loop {
         let read = decoder.read(&mut chunk).map_err(|error| {
-            let what = "the body is not whole gzip, as Content-Encoding says: send all of it";
+            let what = "the body is not complete gzip, as Content-Encoding says: send all of it";
             Error::new(ErrorKind::BodyInvalid, what).with_source(error)
         })?;
         if read == 0 {

@@ -27,7 +27,7 @@ fn decoded(declared: Json, body: &str) -> DecodedBody {
     decode(&mapping(declared), body.as_bytes(), now()).unwrap()
 }
 
-/// The only event of a body that is one object.
+/// The event of a body that is a single object.
 #[expect(clippy::needless_pass_by_value, reason = "objects are written where they are used")]
 fn event(declared: Json, object: Json) -> PulledEvent {
     let mut decoded = decoded(declared, &object.to_string());
@@ -170,7 +170,7 @@ fn a_time_that_is_years_off_is_not_believed() {
         ("auto", json!("9999-12-31T23:59:59Z"), "ahead"),
         ("auto", json!("0001-01-01T00:00:00Z"), "too_old"),
         ("seconds", json!("-62135596800"), "too_old"),
-        // Seconds read as milliseconds, and the other way round.
+        // Seconds read as milliseconds, and vice versa.
         ("milliseconds", json!("1786960800"), "too_old"),
         ("seconds", json!("1786960800500"), "unreadable"),
         ("seconds", json!("178696080050"), "ahead"),
@@ -208,7 +208,7 @@ fn what_is_not_known_to_have_succeeded_is_not_a_success() {
     let mut lenient = declared();
     lenient["outcome_default"] = json!("success");
     assert_eq!(outcome(lenient, json!("so-so")), (Outcome::Success, json!("so-so")));
-    // Nothing said is nothing that went wrong.
+    // An absent outcome counts as success.
     assert_eq!(outcome(declared(), json!(null)), (Outcome::Success, Json::Null));
 }
 
@@ -236,7 +236,7 @@ fn identifiers_are_kept_and_content_keys_stay_what_they_were() {
         json!({"action": "/a", "keep": ["/ctx/token", "/url"], "actor": {"id": "/ctx/token"}});
     let (kept, again) = said(kept);
     assert_eq!((&kept["ctx"]["token"], &kept["url"]), (&json!("id-7"), &object["url"]));
-    // As the first version made it, of the text that it kept.
+    // The first version computed the key from the redacted text.
     let first = r#"{"a":"x","ctx":{"externalSessionId":"[redacted]","token":"[redacted]"},"hashed_token":"[redacted]","jwt":"S3","url":"https://u:S3@x/?page_token=[redacted]"}"#;
     let expected = ContentKeys::new("body1", "shop").key(&[first]);
     assert_eq!((key, again), (expected.clone(), expected));
@@ -276,7 +276,7 @@ fn bodies() {
             1,
             &["not_an_object", "no_action", "no_action", "no_action", "no_action", "not_an_object"],
         ),
-        // Several values, with a newline between them or nothing.
+        // Several values, separated by newlines or adjacent.
         ("{\"a\":\"x\"}\n{\"a\":\"y\"}\r\n\n", 2, &[]),
         (r#"{"a":"x"}{"a":"y"}"#, 2, &[]),
         (r#"[{"a":"x"},7] {"events":[{"a":"y"}]}"#, 2, &["not_an_object"]),
@@ -320,7 +320,7 @@ fn what_could_not_be_kept_is_refused() {
         assert!(error.to_string().contains(words), "{error}");
         assert!(!error.to_string().contains("S3"), "{error}");
     }
-    // The quarantine would cut it, and nobody could read it again.
+    // The quarantine would truncate it, so it could never be decoded again.
     let large = "x".repeat(70_000);
     for body in [
         format!(r#"{{"other":"{large}"}}"#),
@@ -359,7 +359,7 @@ fn several_places_identify_an_event_together() {
     assert!(id(json!({"a": "x", "auditID": "u-1"})).starts_with("body1:"), "one is not there");
     let single = event(json!({"action": "/a", "id": ["/i"]}), json!({"a": "x", "i": "a/b~"}));
     assert_eq!(single.event.external_id.as_deref(), Some("a/b~"), "as it is");
-    // A key of ours can't be claimed.
+    // A sender can't claim an id in the form of dezky's own keys.
     let claimed = event(json!({"action": "/a", "id": "/i"}), json!({"a": "x", "i": "line2:0"}));
     assert!(claimed.event.external_id.as_deref().unwrap().starts_with("body1:"));
     let claimed = event(json!({"action": "/a", "id": "/i"}), json!({"a": "x", "i": "line1:0"}));
@@ -408,7 +408,7 @@ fn too_many() {
     assert_eq!((odd.len(), &*odd[100].reason), (101, "too_many_odd"));
     let lines = decode("[]\n".repeat(MAX_BODY_EVENTS + 1)).unwrap_err();
     assert_eq!(lines.kind(), ErrorKind::TooLarge);
-    // They are counted before they are held: nothing behind them is looked at.
+    // Events are counted while parsing: anything after the limit is not read.
     for one in ["{}", "[{}]", r#"{"events":[{}]}"#] {
         let unread = one.repeat(MAX_BODY_EVENTS + 1) + "}";
         assert_eq!(decode(unread).unwrap_err().kind(), ErrorKind::TooLarge, "{one}");
@@ -438,11 +438,11 @@ fn content_keys_repeat_at_a_retry() {
         3,
         "equal ones are two"
     );
-    // Spelled otherwise, and in other company.
+    // With another spelling, and among other events.
     let again = keys("shop", r#"{"events":[{"n":1.0,"\u0061":"x"},{"a":"y"},{"n":1,"a":"x"}]}"#);
     assert_eq!((&again[0], &again[2]), (&first[0], &first[2]));
     assert_ne!(keys("shop2", r#"[{"a":"x","n":1}]"#)[0], first[0], "the source is its scope");
-    // Hidden values are not part of them: a hash would let them be guessed.
+    // Hidden values are not part of the keys: a hash would allow guessing them.
     assert_eq!(
         keys("shop", r#"{"a":"x","phone":"1","password":"p"}"#),
         keys("shop", r#"{"a":"x","phone":"2","password":"q"}"#)
@@ -618,7 +618,7 @@ fn declarations_survive_json() {
     assert_eq!(back(&several), several);
 }
 
-/// Any JSON, with the names that the mapping asks for among its keys.
+/// Any JSON, with the mapping's member names among its keys.
 fn any_json() -> impl Strategy<Value = String> {
     let text = prop_oneof![
         "[ -~é\u{1f600}\u{0}]{0,12}",
@@ -679,14 +679,14 @@ fn declarations() -> [Json; 4] {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever comes gives events within every bound of the log, or is accounted for.
+    /// Any body yields events within the log's limits, or is accounted for otherwise.
     #[test]
     fn the_mapping_is_total(body in any_body(), which in 0..4_usize) {
         let mapping = mapping(declarations()[which].clone());
         let runtime = ManualRuntime::new(1);
         let decoded = match decode(&mapping, &body, now()) {
             Ok(decoded) => decoded,
-            // Refused whole: the sender learns of it.
+            // The whole body is refused, with an error for the sender.
             Err(error) => {
                 prop_assert_eq!(error.kind(), ErrorKind::BodyInvalid);
                 return Ok(());

@@ -186,7 +186,7 @@ impl Pump {
                 if pull.events.is_empty() && pull.quarantine.is_empty() {
                     break;
                 }
-                let what = format!("the source {name} brought events without a new cursor");
+                let what = format!("the source {name} returned events without a new cursor");
                 return Err(Error::new(ErrorKind::Internal, what));
             };
             let advance = CursorAdvance { source: name.clone(), from: cursor, to: to.clone() };

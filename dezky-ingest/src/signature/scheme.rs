@@ -348,7 +348,7 @@ impl Scheme {
         headers.get(name).filter(|value| (1..=MAX_SIGNED_BYTES).contains(&value.len())).ok_or_else(
             || {
                 let header = &self.header;
-                invalid(format!("the {name} header is missing or too long, which {header} covers"))
+                invalid(format!("the {name} header, which {header} covers, is missing or too long"))
             },
         )
     }
@@ -474,7 +474,7 @@ fn template(text: &str) -> Result<Vec<Part>, SchemeProblem> {
     // Bytes could move from one to the other under the same signature.
     let is_text = |part: &Part| matches!(part, Part::Text(_));
     if parts.windows(2).any(|pair| !pair.iter().any(is_text)) {
-        let problem = "has two adjacent placeholders: put a text between them, as in \"{id}.{timestamp}.{body}\"";
+        let problem = "has two adjacent placeholders: put text between them, as in \"{id}.{timestamp}.{body}\"";
         return Err(wrong("signed", problem));
     }
     Ok(parts)

@@ -93,7 +93,7 @@ impl StalwartReceiver {
         let reader = Reader { source: &self.source, client_ip, received_at: now };
         let read = reader.read(&text, body.len(), self.max_events).map_err(|events| {
             let max = self.max_events;
-            let what = format!("the body has {events} events: send {max} at most at a time");
+            let what = format!("the body has {events} events: send at most {max} at a time");
             Error::new(ErrorKind::TooLarge, what)
         })?;
         let mut taking = Taking::new(&self.intake, &self.source);

@@ -33,7 +33,7 @@ fn decoded(body: impl AsRef<[u8]>) -> DecodedBody {
     decode(SOURCE, body.as_ref(), Some([192, 0, 2, 1].into()), now())
 }
 
-/// The events of a body in which there is nothing else.
+/// The events of a body; checks that it contains nothing else.
 fn events(body: impl AsRef<[u8]>) -> Vec<PulledEvent> {
     let decoded = decoded(body);
     assert_eq!(decoded.quarantine, []);
@@ -68,7 +68,7 @@ fn user(id: &str) -> TenantHint {
     TenantHint::User { system: "stalwart", id: id.into() }
 }
 
-/// A clock that stands and randomness that is none.
+/// A runtime with a fixed time and constant randomness.
 struct Still;
 
 impl Runtime for Still {
@@ -154,7 +154,7 @@ fn v0_15_mixed_batch() {
         submitted.event.resource_name.as_deref(),
         Some("carol@example.net, dave@example.org")
     );
-    // Never the recipients' tenants.
+    // The recipients' domains are not hints.
     assert_eq!(submitted.tenant, domains(&["example.com"]));
     assert!(sealed(&submitted.event).event().metadata.as_str().contains("232233640961839104"));
 }
@@ -184,7 +184,7 @@ fn retries_with_new_ids_are_the_same_events() {
     assert_eq!(actions(&all), ["auth_failed", "auth_failed"]);
     assert_eq!(note(&all[1].event, "rawId"), Some("178696080012338"));
     for PulledEvent { event, tenant } in &all {
-        // That of the second is named only by what caused it.
+        // The second event names its actor only in its cause.
         let alice = Actor::user("3").with_email("alice@example.com").with_ip("203.0.113.7");
         assert_eq!(event.actor, alice);
         assert_eq!(event.resource_name.as_deref(), Some("alice@example.com"));
@@ -214,7 +214,7 @@ fn mail_flow() {
     assert_eq!(spam.event.outcome, Outcome::Denied);
     assert_eq!(spam.event.resource_id.as_deref(), Some("<m1@example.net>"));
     assert_eq!(spam.event.actor.id.as_deref(), Some("3"));
-    // A delivery has no address, so it gets the request's, which is noted.
+    // A delivery has no address, so it gets the request's, with a note.
     assert_eq!(spam.event.actor.ip.as_deref(), Some("192.0.2.1"));
     assert_eq!(note(&spam.event, "ipFrom"), Some("request"));
     assert_eq!(spam.tenant, [domains(&["example.com"]), vec![user("3")]].concat());
@@ -351,7 +351,7 @@ fn where_from() {
     let readable = ip_of(json!({"ip": "unknown", "remoteIp": "10.0.0.1"}));
     assert_eq!(readable.actor.ip.as_deref(), Some("10.0.0.1"));
     assert_eq!(note(&readable, "ipFrom"), None);
-    // It carries one, so the request's is not put in its place.
+    // The event has an address, so the request's is not used instead.
     let odd = ip_of(json!({"ip": "fe80::1%eth0"}));
     let sealed = sealed(&odd);
     assert_eq!(sealed.event().actor_ip, None);
@@ -581,7 +581,7 @@ fn odd_events_of_a_retry_are_the_same_item() {
 
 const PASSWORD: &str = "hunter2-correct-horse";
 
-/// Everything that leaves `decode`, as text.
+/// The complete output of `decode`, as text.
 fn everything(body: &str) -> String {
     let decoded = decoded(body);
     let mut all = format!("{decoded:?}");
@@ -596,8 +596,8 @@ fn everything(body: &str) -> String {
     all
 }
 
-/// The same body with another secret gives the same, so no hash of it is
-/// anywhere either.
+/// Checks that the output does not depend on the secret, so that it does not even contain a hash of
+/// it.
 #[track_caller]
 fn holds_nothing_of(body: &str) {
     assert!(body.contains(PASSWORD));
@@ -624,7 +624,7 @@ fn secrets_go_nowhere() {
         format!(
             r#"{{{id},{at},"type":"auth.failed","data":{{"causedBy":{{"type":"auth.error","data":{{"details":"{PASSWORD}","id":"{PASSWORD}"}}}}}}}}"#
         ),
-        // No type, or none that can be used.
+        // Without a type, or with an unusable one.
         format!(r#"{{{id},{at},"data":{{"contents":"{PASSWORD}","details":"{PASSWORD}"}}}}"#),
         format!(r#"{{{id},{at},"type":["auth.error"],"data":{{"id":"{PASSWORD}"}}}}"#),
         format!(r#"[{{"contents":"{PASSWORD}"}}]"#),
@@ -638,15 +638,15 @@ fn secrets_go_nowhere() {
         holds_nothing_of(&format!("[{MINIMAL},{event}]"));
     }
     for event in &events {
-        // Not one of the envelopes.
+        // In an unknown envelope.
         holds_nothing_of(&format!(r#"{{"list":[{event}]}}"#));
         holds_nothing_of(event);
     }
     for event in &events {
-        // Cut short: not JSON.
+        // Truncated, so not JSON.
         holds_nothing_of(&format!("[{}", &event[..event.len() - 1]));
     }
-    // Nothing in it says that there is a secret.
+    // Without any hint that there is a secret.
     holds_nothing_of(&format!("{{'user':'a','p':'{PASSWORD}'"));
     let kept = everything(&format!("[{}]", events[0]));
     assert!(kept.contains(r#"\"size\":9"#), "text that is not a secret stays: {kept}");
@@ -660,7 +660,7 @@ fn long_fields() {
     sealed_event.validate().unwrap();
     assert_eq!(sealed_event.event().action.len(), 128);
     assert_eq!(note(&event.event, "rawAction").unwrap().len(), 512);
-    // An identity can't be cut, so it is part of the content key.
+    // An id can't be truncated, so a long one is part of the content key.
     let keyed = |id: &str| {
         let event = events(format!(r#"[{{"type":"x","id":"{id}","data":{{}}}}]"#)).remove(0).event;
         sealed(&event).validate().unwrap();
@@ -673,7 +673,7 @@ fn long_fields() {
     assert_eq!(keyed(&long[..512]).0, long[..512]);
 }
 
-/// Whatever came out can be appended.
+/// Checks that the decoded output can be appended.
 fn check(body: &[u8]) {
     let decoded = decode(SOURCE, body, None, now());
     assert!(!decoded.events.is_empty() || !decoded.quarantine.is_empty());
@@ -758,7 +758,7 @@ proptest! {
     fn any_values(values in prop::collection::vec(any_json(), 0..4), wrapped: bool) {
         let list = format!("[{}]", values.join(","));
         let body = if wrapped { format!(r#"{{"events":{list}}}"#) } else { list };
-        // The result is JSON, with and without its secrets.
+        // The result is JSON before and after redaction.
         let doc = Doc::parse(&body).unwrap();
         let clean = redact::redact(&doc);
         let clean = Doc::parse(&clean).unwrap();
@@ -767,7 +767,7 @@ proptest! {
         check(body.as_bytes());
     }
 
-    /// In the canonical form of what is left there is nothing left to redact.
+    /// Redacting the canonical form of redacted JSON changes nothing.
     #[test]
     fn redaction_is_complete(value in any_json()) {
         let redacted = |text: &str| redact::redact(&Doc::parse(text).unwrap()).into_owned();
@@ -787,7 +787,7 @@ fn secrets_in_addresses_and_by_name_go_and_content_keys_stay() {
     let kept = secret.event.metadata.source().unwrap();
     assert!(!kept.contains("S3"), "{kept}");
     assert!(kept.contains("/auth/callback?code=[redacted]&state=a"), "{kept}");
-    // As before the address was looked into.
+    // The key is computed from the data before redaction.
     let canonical = dezky_core::canonical::canonicalize(&data.to_string()).unwrap();
     let parts = ["2026-08-17T10:00:00Z", "http.request-url", &canonical];
     assert_eq!(secret.event.external_id, Some(ContentKeys::new("sw1", SOURCE).key(&parts)));

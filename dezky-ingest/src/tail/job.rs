@@ -343,7 +343,7 @@ impl Job {
         let cursor = cursor.to_string();
         // An unreadable cursor must not be committed, because it would stop the tail permanently.
         if Cursor::parse(&cursor).is_err() {
-            let what = "the file tail made a cursor that it can't read";
+            let what = "the file tail created a cursor that it can't read";
             return Err(Error::new(ErrorKind::Internal, what));
         }
         let Batch { events, quarantine, skipped, .. } = batch;

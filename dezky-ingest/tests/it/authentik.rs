@@ -41,14 +41,14 @@ impl Setup {
         Self { runtime, store, double, directory: None, pulls: Arc::default() }
     }
 
-    /// `events` events, the newest now, `apart` from one another.
+    /// Creates `events` events at intervals of `apart`, the newest now.
     pub(crate) async fn with_events(events: u64, apart: Duration) -> Self {
         let setup = Self::new().await;
         setup.insert(0..events, apart);
         setup
     }
 
-    /// Events with these numbers, the last one now.
+    /// Inserts events with these numbers, the last one now.
     pub(crate) fn insert(&self, numbers: std::ops::Range<u64>, apart: Duration) {
         let last = numbers.end - 1;
         self.double.insert_all(numbers.map(|n| {
@@ -82,13 +82,13 @@ impl Setup {
         Pump::new(Box::new(watched), intake, config)
     }
 
-    /// Ticks a minute apart until nothing more is waiting.
+    /// Ticks once a minute until nothing is left to read.
     pub(crate) async fn drain(&self, pump: &mut Pump) -> usize {
         let mut ticks = 1;
         while pump.tick().await.unwrap().more {
             self.runtime.advance(MINUTE);
             ticks += 1;
-            assert!(ticks < 100, "it comes to an end");
+            assert!(ticks < 100, "draining ends");
         }
         ticks
     }
@@ -206,7 +206,7 @@ fn an_outage_of_2500_events_is_made_up_for_across_restarts() {
                 let created = now.checked_sub(age + elapsed).unwrap();
                 created <= watermark.saturating_since(Timestamp::MIN)
             });
-            assert!(!passed, "the watermark is before what is missing");
+            assert!(!passed, "the watermark has not passed a missing event");
             if !more {
                 break;
             }
@@ -298,7 +298,7 @@ fn pages_of_two_and_three_lose_nothing_as_old_events_expire() {
             for nth in 0..20_u64 {
                 let now = now.clone();
                 setup.double.before_request(usize::try_from(nth * 3).unwrap(), move |events| {
-                    // A row goes and another comes: the count says nothing.
+                    // One row disappears and another one appears: the count stays the same.
                     events.sort_by_key(|event| event["created"].as_str().unwrap().to_owned());
                     events.remove(0);
                     events.push(authentik_event(1_000 + nth, &now));
@@ -507,7 +507,10 @@ fn a_permission_that_is_taken_and_given_back_loses_no_backlog() {
             setup.runtime.advance(MINUTE);
             assert_eq!(pump.tick().await.unwrap().taken.stored, 0);
         }
-        assert!(setup.double.polls() - before <= 20, "one a tick, once it is known");
+        assert!(
+            setup.double.polls() - before <= 20,
+            "one request per tick, once the missing permission is known"
+        );
         setup.double.set_permission(true);
         setup.drain(&mut pump).await;
         setup.assert_all(0..3_000).await;
@@ -556,7 +559,7 @@ fn an_event_beyond_the_bound_of_a_page_is_quarantined_and_holds_nothing_up() {
             event["context"]["request"] = "x".repeat(1 << 20).into();
             event
         };
-        // Two in a row, and the newest.
+        // Two adjacent events, and the newest one.
         setup.double.insert_all([huge(900, 5), huge(901, 5), huge(902, 0)]);
         let pump = || {
             let mut config = setup.config();
@@ -569,7 +572,7 @@ fn an_event_beyond_the_bound_of_a_page_is_quarantined_and_holds_nothing_up() {
         };
         setup.drain(&mut pump()).await;
         setup.assert_all(0..60).await;
-        // They are met again and again, and are on record once.
+        // They are read repeatedly and quarantined once.
         setup.runtime.advance(MINUTE);
         setup.double.insert(authentik_event(60, &setup.ago(Duration::ZERO)));
         setup.drain(&mut pump()).await;
@@ -581,7 +584,7 @@ fn an_event_beyond_the_bound_of_a_page_is_quarantined_and_holds_nothing_up() {
         let pk = |n: u64| authentik_event(n, "")["pk"].as_str().unwrap().to_owned();
         let mut expected: Vec<_> = (900..903).map(pk).collect();
         expected.sort();
-        assert_eq!(keys, expected, "by their keys");
+        assert_eq!(keys, expected, "each is quarantined with its key");
         assert!(kept.iter().all(|kept| kept.item.reason == "too_large"));
         let told = setup.actions().await;
         assert_eq!(told.iter().filter(|action| *action == "ingest.quarantined").count(), 3);
@@ -629,7 +632,7 @@ fn an_event_that_authentik_can_not_give_is_passed_over_with_a_gap_that_names_its
         let exceptions = |setup: &Setup| setup.double.len() - 340;
         let before = exceptions(&setup);
         assert!(before <= 10, "{before} failed requests for one row");
-        // It stays among what is read again, and costs no failure any more.
+        // The row stays within the range that polls read again, without causing more failures.
         for n in 400..406 {
             setup.double.insert(authentik_event(n, &setup.ago(Duration::ZERO)));
             setup.runtime.advance(MINUTE);
@@ -637,7 +640,7 @@ fn an_event_that_authentik_can_not_give_is_passed_over_with_a_gap_that_names_its
         }
         setup.assert_all(400..406).await;
         assert_eq!(exceptions(&setup) - 6, before);
-        // A new process knows of it; and once Authentik can give it again it is there.
+        // A new process still knows the gap; once Authentik can return the row, it is stored.
         setup.double.cure(&pk_of(320));
         let mut pump = setup.pump();
         pump.release().await;
@@ -842,7 +845,7 @@ fn seed_re_pulled_cursor_overlap_is_silent() {
         setup.drain(&mut setup.pump()).await;
         for _ in 0..3 {
             setup.runtime.advance(MINUTE);
-            // A new process knows nothing of what it has taken.
+            // A new process does not remember which events are stored.
             let mut pump = setup.pump();
             setup.drain(&mut pump).await;
             assert!(pump.status().counts.duplicates >= 100);
@@ -857,7 +860,7 @@ fn seed_re_pulled_cursor_overlap_is_silent() {
     assert!(written.contains("source_unavailable"));
 }
 
-/// Collects what is logged on this thread until the guard is dropped.
+/// Captures this thread's log output until the guard is dropped.
 pub(crate) fn logged() -> (Lines, tracing::subscriber::DefaultGuard) {
     let lines = Lines::default();
     let subscriber = tracing_subscriber::fmt()

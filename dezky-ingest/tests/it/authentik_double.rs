@@ -1,4 +1,4 @@
-//! The double of Authentik has the habits that a poller can trip over.
+//! Authentik's test double reproduces the behaviour that a poller must handle.
 //!
 //! | behaviour | test |
 //! |---|---|
@@ -361,11 +361,11 @@ fn each_fault_is_what_it_says() {
             assert_eq!((response.status().as_u16(), header), (429, said));
         }
         double.fail_next(1, Fault::Reset);
-        assert!(ask().await.unwrap().bytes().await.is_err(), "it breaks off in the body");
+        assert!(ask().await.unwrap().bytes().await.is_err(), "the body is truncated");
         double.fail_next(1, Fault::SlowBody(Duration::from_millis(1)));
         assert_eq!(keys(&ask().await.unwrap().json().await.unwrap()).len(), 10);
         double.fail_next_below("/api/v3/core/", 1, Fault::Html(502));
-        assert_eq!(list(&double, "").await.0, 200, "only below that path");
+        assert_eq!(list(&double, "").await.0, 200, "the fault affects only its path");
         assert_eq!(get(&double, "/api/v3/core/users/", None).await.0, 502);
     });
 }

@@ -97,7 +97,7 @@ fn who_is_throttled_until_a_date_waits_until_then() {
         setup.runtime.advance(Duration::from_secs(13));
         assert_eq!(pump.tick().await.unwrap().taken.stored, 5);
 
-        // A date that has passed, or is none, is as if it had not been said: a minute.
+        // A past or invalid date counts as absent: the wait is a minute.
         for said in [httpdate::fmt_http_date(now - Duration::from_secs(9)), "soon".to_owned()] {
             let before = setup.double.polls();
             setup.double.fail_next(1, Fault::ThrottledUntil(said));
@@ -138,7 +138,7 @@ fn a_token_that_is_rotated_in_a_backlog_loses_nothing_once_it_is_fixed() {
     });
 }
 
-/// Lets a minute pass once the request has come and somebody waits for it.
+/// Advances the clock by a minute once the request has arrived and its caller sleeps.
 async fn a_minute_passes(setup: &Setup) {
     while setup.runtime.sleeping() == 0 || setup.double.requests().is_empty() {
         tokio::task::yield_now().await;
@@ -151,7 +151,7 @@ fn a_server_that_does_not_answer_is_given_up_on() {
     run(async {
         for fault in [
             Fault::Slow(Duration::from_hours(1)),
-            // It begins to answer, and then nothing more comes.
+            // The response begins, but its body never ends.
             Fault::SlowBody(Duration::from_hours(1)),
         ] {
             let setup = Setup::with_events(5, MINUTE).await;

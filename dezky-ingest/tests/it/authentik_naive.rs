@@ -1,5 +1,5 @@
-//! Pollers as one would write them first: each looks right on a toy instance and is
-//! wrong against the double, where ours is right.
+//! Naive pollers: each works on a small instance and loses events on a realistic one, where ours
+//! does not.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::authentik::{MINUTE, Setup};
 use crate::run;
 
-/// Shared by all of them: a client and the events seen.
+/// The state of a naive poller: a client and the events seen.
 struct Naive {
     client: reqwest::Client,
     seen: BTreeSet<String>,
@@ -25,7 +25,7 @@ impl Naive {
         Self { client, seen: BTreeSet::new(), newest: String::new() }
     }
 
-    /// The rows of a page, and whether there is one after it.
+    /// The rows of a page, and whether another page follows.
     async fn page(&self, double: &AuthentikDouble, query: &str) -> Option<(Vec<Value>, bool)> {
         let url = format!("{}/api/v3/events/events/?{query}", double.url());
         let response = self.client.get(url).bearer_auth(double.token()).send().await.unwrap();
@@ -37,7 +37,7 @@ impl Naive {
         Some((rows, body["pagination"]["next"] != 0))
     }
 
-    /// Events after the newest one seen, ten pages.
+    /// Reads up to ten pages of events after the newest one seen.
     async fn poll_by_filter(&mut self, double: &AuthentikDouble) {
         for page in 1..=10 {
             let newest = &self.newest;
@@ -50,7 +50,7 @@ impl Naive {
         }
     }
 
-    /// Newest first, down to the newest one seen and not behind it.
+    /// Reads newest first, and stops at the newest event already seen.
     async fn poll_without_overlap(&mut self, double: &AuthentikDouble) {
         let known = self.newest.clone();
         for page in 1.. {
@@ -65,7 +65,7 @@ impl Naive {
         }
     }
 
-    /// Oldest first, page after page to the end.
+    /// Reads oldest first, page by page to the end.
     async fn walk_oldest_first(&mut self, double: &AuthentikDouble) {
         for page in 1.. {
             let query = format!("ordering=created,pk&page_size=100&page={page}");
@@ -87,13 +87,13 @@ impl Naive {
         }
     }
 
-    /// How many events on the server it has not seen.
+    /// The number of events on the server that this poller has not seen.
     fn missing(&self, double: &AuthentikDouble) -> usize {
         missing(double, &self.seen)
     }
 }
 
-/// How many events on the server are not among `seen`.
+/// The number of events on the server that are not in `seen`.
 fn missing(double: &AuthentikDouble, seen: &BTreeSet<String>) -> usize {
     double.events().iter().filter(|e| !seen.contains(e["pk"].as_str().unwrap())).count()
 }
@@ -104,7 +104,7 @@ fn a_filter_on_created_goes_blind_at_a_thousand_and_one_and_ours_does_not() {
         let setup = Setup::with_events(1_000, MINUTE).await;
         let mut naive = Naive::new(&setup.double);
         naive.poll_by_filter(&setup.double).await;
-        assert_eq!(naive.missing(&setup.double), 0, "a toy instance looks fine");
+        assert_eq!(naive.missing(&setup.double), 0, "it works on a small instance");
         let mut pump = setup.pump();
         setup.drain(&mut pump).await;
 
@@ -127,10 +127,10 @@ fn a_watermark_without_an_overlap_loses_what_commits_late_and_ours_does_not() {
         naive.poll_without_overlap(&setup.double).await;
         let mut pump = setup.pump();
         setup.drain(&mut pump).await;
-        assert_eq!(naive.missing(&setup.double), 0, "a quiet instance looks fine");
+        assert_eq!(naive.missing(&setup.double), 0, "it works on a quiet instance");
 
         setup.runtime.advance(MINUTE);
-        // An event that took five minutes to commit, and one that did not.
+        // One event took five minutes to commit, the other committed at once.
         setup.double.insert(authentik_event(900, &setup.ago(MINUTE * 5)));
         setup.double.insert(authentik_event(901, &setup.ago(Duration::ZERO)));
         for _ in 0..5 {
@@ -157,10 +157,10 @@ fn pages_by_number_lose_rows_as_old_ones_expire_and_ours_do_not() {
         let mut naive = Naive::new(&naively.double);
         expire(&naively, 1..6);
         naive.walk_oldest_first(&naively.double).await;
-        assert_eq!(naive.missing(&naively.double), 100, "what slid onto a page that was read");
+        assert_eq!(naive.missing(&naively.double), 100, "rows that moved to a page already read");
 
         let setup = Setup::with_events(1_000, MINUTE).await;
-        // The first request is a poll; then comes the backlog, oldest first.
+        // The first request is a poll; the scan of the backlog, oldest first, follows.
         expire(&setup, 2..7);
         setup.drain(&mut setup.pump()).await;
         assert_eq!(missing(&setup.double, &setup.ids().await), 0);

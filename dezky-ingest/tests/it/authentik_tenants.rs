@@ -15,7 +15,7 @@ use crate::run;
 #[derive(Default)]
 struct Tenants {
     is_down: Mutex<bool>,
-    /// Tenants that came later, and how the directory has changed.
+    /// Tenants added later, and the directory's revision.
     new: Mutex<Vec<String>>,
     revision: Mutex<Option<u64>>,
 }
@@ -74,7 +74,7 @@ fn by_user(n: u64, user: Value, created: &str) -> Value {
     event
 }
 
-/// How many single users were asked for.
+/// The number of requests for single users.
 fn lookups(setup: &Setup) -> usize {
     let is_one = |path: &str| path.starts_with("/api/v3/core/users/4");
     setup.double.requests().iter().filter(|request| is_one(&request.path)).count()
@@ -110,14 +110,18 @@ fn the_tenant_is_the_first_of_the_users_groups_that_is_one() {
             let users = setup.double.calls("/api/v3/core/users/");
             setup.double.calls("/api/v3/core/groups/") + users - lookups(setup)
         };
-        assert_eq!(listed(&setup), 3, "the groups, and the users of two tenants");
-        assert_eq!(lookups(&setup), 2, "those that are in no listing");
+        assert_eq!(
+            listed(&setup),
+            3,
+            "one request for the groups, and one for each tenant's users"
+        );
+        assert_eq!(lookups(&setup), 2, "the users that are in no listing");
         for n in 6..15 {
             setup.runtime.advance(MINUTE);
             setup.double.insert(by_user(n, json!({"pk": 42}), &setup.ago(Duration::ZERO)));
             pump.tick().await.unwrap();
         }
-        assert_eq!(listed(&setup), 3, "kept for ten minutes");
+        assert_eq!(listed(&setup), 3, "listings are valid for ten minutes");
         setup.double.set_user(42, &["zeta"]);
         setup.runtime.advance(MINUTE);
         setup.double.insert(by_user(15, json!({"pk": 42}), &setup.ago(Duration::ZERO)));
@@ -203,7 +207,7 @@ fn a_listing_that_hangs_holds_up_one_page_and_not_each() {
     });
 }
 
-/// An event of each of these users, a second apart, the last one now.
+/// Inserts an event by each of these users, a second apart, the last one now.
 fn by_users(setup: &Setup, first: u64, users: &[u64]) {
     let events = users.iter().enumerate().map(|(at, pk)| {
         let age = Duration::from_secs((users.len() - at) as u64);
@@ -257,7 +261,7 @@ fn who_is_gone_or_has_no_tenant_is_remembered_too() {
         let mut pump = setup.pump();
         for n in 0..5 {
             setup.runtime.advance(MINUTE);
-            // In no tenant's group, an admin, nobody any more.
+            // A user without a tenant's group, an admin, and a deleted user.
             by_users(&setup, n * 10, &[41, 43, 49]);
             pump.tick().await.unwrap();
         }

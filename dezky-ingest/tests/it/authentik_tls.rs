@@ -1,5 +1,5 @@
-//! TLS against a server with a private authority. What the system trusts is read once a process,
-//! from `SSL_CERT_FILE`, so each test runs in a separate process.
+//! TLS against a server with a private certificate authority. A process reads the trusted
+//! certificates once, from `SSL_CERT_FILE`, so each test runs in a separate process.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::run;
 
-/// Tells the second process where the server is.
+/// The variable that gives the second process the server's address.
 const ADDRESS: &str = "DEZKY_TEST_TLS_ADDRESS";
 
 struct Secure {
@@ -55,7 +55,7 @@ async fn secure() -> Secure {
     Secure { authority: pem(authority.der()), port, _double: double }
 }
 
-/// Takes TLS off and hands on what comes.
+/// Terminates TLS and forwards the bytes.
 #[expect(clippy::disallowed_methods, reason = "a server alongside the test")]
 fn serve(listener: TcpListener, acceptor: TlsAcceptor, plain: String) {
     tokio::spawn(async move {
@@ -95,7 +95,7 @@ fn again(name: &str, authority: &str, address: &str) {
     assert!(said.contains("1 passed"), "it was run: {said}");
 }
 
-#[expect(clippy::disallowed_methods, reason = "what the first process has set")]
+#[expect(clippy::disallowed_methods, reason = "the first process sets this variable")]
 async fn pull() -> dezky_core::Result<dezky_core::Pull> {
     let address = std::env::var(ADDRESS).expect("run by another test");
     let config = AuthentikConfig::new(address, ApiToken::new("double-token")?);

@@ -224,7 +224,7 @@ fn names_of_spaces_hold_after_a_restart_and_on_another_replica() {
             write(&path, about_space("file_create", "s1", "", 2 + n).as_bytes());
             assert_eq!(tenants_of_new(&place, pump).await, std::slice::from_ref(&named), "{n}");
         }
-        // The first one was not there when the name changed.
+        // The first replica did not read the line that changed the name.
         write(&path, about_space("space_renamed", "s1", "beta", 0).as_bytes());
         assert_eq!(tenants_of_new(&place, &mut second).await, [is("beta", "space_name")]);
         write(&path, about_space("file_create", "s1", "", 7).as_bytes());

@@ -8,7 +8,7 @@ use dezky_core::Runtime;
 use dezky_core::testkit::ManualRuntime;
 use dezky_ingest::testkit::properties;
 
-/// A mutated input is cut to this.
+/// The maximum length of a mutated input.
 const MAX_BYTES: usize = 16 << 10;
 
 /// `SplitMix64`.
@@ -90,7 +90,7 @@ fn mutated(dice: &mut Dice, input: &[u8], other: &[u8]) -> Vec<u8> {
                 bytes.splice(at..at, random);
             }
             6 => {
-                // As deep as nothing that is meant.
+                // Deeper than any valid input.
                 let deep = [b'[', b'{', b'"'][dice.below(3)];
                 bytes.splice(at..at, std::iter::repeat_n(deep, dice.below(300)));
             }
@@ -144,7 +144,7 @@ fn fuzz(target: &str, more: &[Vec<u8>], property: fn(&[u8], &dyn Runtime)) {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "how much is run is for who runs it to say")]
+#[expect(clippy::disallowed_methods, reason = "the number of rounds comes from the environment")]
 fn rounds() -> u64 {
     std::env::var("DEZKY_FUZZ_ROUNDS").map_or(2_000, |text| text.parse().expect("a number"))
 }

@@ -142,7 +142,7 @@ fn a_file_is_followed_over_rotation_and_restarts() {
         append(&live, &line("d"));
         assert_eq!(drain(&mut first).await, (3, 0));
 
-        // Another process goes on where this one stopped.
+        // Another process continues where this one stopped.
         first.release().await;
         drop(first);
         append(&live, &line("e"));
@@ -150,7 +150,11 @@ fn a_file_is_followed_over_rotation_and_restarts() {
         assert_eq!(drain(&mut second).await, (1, 0));
         std::fs::write(&live, "").unwrap();
         append(&live, &line("f"));
-        assert_eq!(drain(&mut second).await, (2, 0), "what was cut off may have been lost");
+        assert_eq!(
+            drain(&mut second).await,
+            (2, 0),
+            "the line, and an event about lines that may be lost"
+        );
         let expected =
             ["a", "a", "b", "c", "late", "d", "e", "f"].map(|verb| format!("shop.{verb}"));
         let mut found = actions(&place).await;
@@ -192,7 +196,7 @@ fn odd_lines_are_quarantined_and_the_rest_goes_on() {
             let raw = String::from_utf8_lossy(&item.item.raw);
             assert!(!raw.contains(secret) && item.item.key.starts_with("line:line1:"), "{raw}");
         }
-        // While the database is open, so that no file of it comes or goes meanwhile.
+        // The database is still open, so its set of files does not change during the check.
         for entry in std::fs::read_dir(place.folder.path()).unwrap() {
             let path = entry.unwrap().path();
             let bytes = std::fs::read(&path).unwrap();
@@ -367,7 +371,7 @@ fn a_body_that_would_grow_without_measure_is_refused() {
             assert_eq!(error.kind(), ErrorKind::TooLarge);
             assert!(error.to_string().contains(words), "{error}");
         }
-        // Digits that hardly shrink, so that the size is what bounds them.
+        // Digits that hardly compress, so that the limit on the unpacked size applies.
         let mut digits = Vec::new();
         for n in 0_u32..500_000 {
             digits.extend(n.wrapping_mul(2_654_435_761).to_string().bytes());
@@ -426,13 +430,17 @@ fn events_that_share_an_id_and_differ_are_all_kept_and_repeats_are_not() {
     run(async {
         let place = Place::new().await;
         let shop = || declared(&place, by_id(), json!({}));
-        // In one body, then in others, by receivers that know nothing of each other.
+        // In one body, then in others, through separate receivers.
         let body = format!("[{},{},{}]", STAGES[0], STAGES[1], STAGES[0]);
         let taken = send(&shop(), &[], body.as_bytes()).await.unwrap();
         assert_eq!((taken.stored, taken.duplicates, taken.conflicts), (2, 1, 0));
         let taken = send(&shop(), &[], STAGES[2].as_bytes()).await.unwrap();
-        assert_eq!((taken.stored, taken.conflicts), (1, 0), "other metadata alone counts");
-        // Again, otherwise spelled, in another order, and by the file.
+        assert_eq!(
+            (taken.stored, taken.conflicts),
+            (1, 0),
+            "a difference in metadata alone makes another event"
+        );
+        // Repeated with other formatting, in another order, and through the file.
         for body in [body, format!("[{}, {}]", STAGES[2], STAGES[1].replace(':', " : "))] {
             let taken = send(&shop(), &[], body.as_bytes()).await.unwrap();
             assert_eq!((taken.stored, taken.conflicts), (0, 0), "{body}");
@@ -466,7 +474,7 @@ fn events_with_one_id_that_differ_only_in_what_is_cut_are_all_kept() {
         for (body, stored) in [(body("1"), 1), (body("2"), 1), (body("1"), 0), (body("2"), 0)] {
             assert_eq!(send(&shop, &[], body.as_bytes()).await.unwrap().stored, stored);
         }
-        // The same of lines that are longer than what is held of one.
+        // The same for lines longer than the part that is kept in memory.
         let live = place.path("audit.ndjson");
         let line = |end| body(end).replace("long", "line") + "\n";
         append(&live, &[line("1"), line("2"), line("1")].concat());
@@ -529,7 +537,7 @@ fn what_was_stored_under_earlier_rules_is_not_stored_again() {
             let body = said(id, field, now);
             let taken = send(&shop, &[], body.to_string().as_bytes()).await.unwrap();
             assert_eq!((taken.stored, taken.duplicates), (0, 1), "{id}");
-            // Another one has different content alongside it.
+            // An event with the same id and different content is stored as well.
             let mut other = body;
             other["n"] = 2.into();
             let taken = send(&shop, &[], other.to_string().as_bytes()).await.unwrap();
@@ -571,7 +579,7 @@ fn the_count_of_odd_posts_is_told_when_they_end() {
             assert_eq!(send(&shop, &[], body.as_bytes()).await.unwrap().stored, 1);
             assert_eq!(counts().await, [90, 140]);
         }
-        // Once a minute, as posts may come by the thousand.
+        // At most one notice a minute, because thousands of posts may arrive.
         send(&shop, &[], odd(300, 3).as_bytes()).await.unwrap();
         send(&shop, &[], br#"{"event":"c"}"#).await.unwrap();
         assert_eq!(counts().await, [90, 140]);
@@ -604,7 +612,7 @@ fn a_cursor_waits_for_the_event_whose_id_another_writer_took() {
         let place = Place::new().await;
         let first = stored_before("one", &json!({"event": "a", "id": "one", "n": 1}));
         place.store.append(vec![first], AppendOptions::default()).await.unwrap();
-        // It finds nothing, as though that one came between the look and the append.
+        // The lookup finds nothing, as if the other event were appended between lookup and append.
         let moody = Moody::new(Arc::clone(&place.store));
         let live = place.path("audit.ndjson");
         append(&live, "{\"event\":\"a\",\"id\":\"one\",\"n\":2}\n");
@@ -644,7 +652,7 @@ fn a_file_of_text_makes_few_events_and_says_how_many_lines_there_were() {
             event.event.metadata.to_value()["_dezky"]["count"].as_u64()
         };
         let most = told.iter().filter_map(count).max();
-        assert_eq!(most, Some(19_900), "the last says all of them");
+        assert_eq!(most, Some(19_900), "the last notice counts all of them");
         assert!(told.len() <= 110, "{}", told.len());
         assert!(place.store.quarantined(0, 200).await.unwrap().len() <= 102);
         let folder = std::fs::read_dir(place.folder.path()).unwrap();

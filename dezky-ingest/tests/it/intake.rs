@@ -21,8 +21,8 @@ use futures_util::poll;
 
 use crate::{Place, run};
 
-/// Knows one tenant by every kind of hint, and records the questions. It can't answer about `down`;
-/// some of its answers are not slugs.
+/// Knows one tenant by every kind of hint, and records the lookups. Lookups of `down` fail; some
+/// results are not slugs.
 #[derive(Default)]
 struct Directory {
     asked: Mutex<Vec<String>>,
@@ -68,8 +68,8 @@ fn user(id: &str) -> TenantHint {
     TenantHint::User { system: "numbers", id: id.into() }
 }
 
-/// Takes an event for each list of hints; gives tenants and how they were found,
-/// and what was asked.
+/// Ingests an event for each list of hints. Returns the tenants with how they were found, and the
+/// lookups.
 async fn tenants(hints: Vec<Vec<TenantHint>>) -> (Vec<(Option<String>, String)>, Vec<String>) {
     let place = Place::new().await;
     let directory = Arc::new(Directory::default());
@@ -147,7 +147,7 @@ fn a_directory_that_fails_is_left_alone_for_the_batch() {
     });
 }
 
-/// Answers after a second and a half, as one with too much to do.
+/// Answers after 1.5 s, like an overloaded directory.
 struct Slow(ManualRuntime);
 
 #[async_trait]
@@ -187,7 +187,7 @@ fn a_slow_directory_does_not_hold_a_batch_up_for_long() {
         assert!(runtime.now().saturating_since(begin) <= Duration::from_secs(10));
         let rows = store.scan(0, 100).await.unwrap().into_iter();
         let found = rows.filter(|row| row.as_ref().unwrap().stored.event.tenant_slug.is_some());
-        assert_eq!(found.count(), 6, "as many as it had answered by then");
+        assert_eq!(found.count(), 6, "as many as were resolved by then");
     });
 }
 
@@ -232,11 +232,11 @@ fn what_is_refused_is_kept_within_bounds() {
         }
         let refused = kept.iter().find(|k| k.item.reason == "event_invalid").unwrap();
         let raw = std::str::from_utf8(&refused.item.raw).expect("cut between characters");
-        assert!(raw.len() > (64 << 10) - 4, "no more is cut than must be");
+        assert!(raw.len() > (64 << 10) - 4, "no more is cut than necessary");
     });
 }
 
-/// Only the log itself may say that it erased something.
+/// Only the log itself may record erasures.
 #[test]
 fn an_event_with_a_reserved_action_is_quarantined() {
     run(async {
@@ -254,7 +254,7 @@ fn an_event_with_a_reserved_action_is_quarantined() {
     });
 }
 
-/// Gives one event of `acme.example` after another.
+/// Returns an event of `acme.example` at each pull.
 struct Mailbox;
 
 #[async_trait]
@@ -271,7 +271,7 @@ impl IngestSource for Mailbox {
     }
 }
 
-/// Owns everything, while it answers.
+/// A directory that assigns everything to one tenant while it is available.
 #[derive(Default)]
 struct Owner(AtomicBool);
 

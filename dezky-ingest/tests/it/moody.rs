@@ -1,4 +1,4 @@
-//! A store with moods, around a real one.
+//! A wrapper around a real store that can be told to fail or hang.
 
 use std::future::pending;
 use std::sync::{Arc, Mutex};
@@ -11,21 +11,21 @@ use dezky_core::store::{
 };
 use dezky_core::{AuditStore, Error, ErrorKind, Result, Runtime, SealedEvent};
 
-/// How a [`Moody`] store takes appends.
+/// How a [`Moody`] store handles appends.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Mood {
     Up,
-    /// Fails at once with this kind.
+    /// Fails at once with this kind of error.
     Failing(ErrorKind),
     /// Never answers, and appends nothing.
     Hanging,
     /// Appends, but never answers.
     Mute,
-    /// Takes so many appends, then fails as unavailable.
+    /// Accepts this many appends, then fails as unavailable.
     UpFor(usize),
 }
 
-/// An append that was asked for.
+/// A requested append.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Asked {
     pub(crate) events: usize,
@@ -50,7 +50,7 @@ impl Moody {
         })
     }
 
-    /// Takes so long for each lease from now on.
+    /// Delays each acquisition of a lease by `by` from now on.
     pub(crate) fn delay_leases(&self, runtime: Arc<dyn Runtime>, by: Duration) {
         *self.lease_delay.lock().unwrap() = Some((runtime, by));
     }
@@ -64,7 +64,7 @@ impl Moody {
         *self.mood.lock().unwrap()
     }
 
-    /// The appends since the last time.
+    /// The requested appends since the last call.
     pub(crate) fn asked(&self) -> Vec<Asked> {
         std::mem::take(&mut self.asked.lock().unwrap())
     }

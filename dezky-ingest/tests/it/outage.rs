@@ -1,4 +1,4 @@
-//! Webhooks while the store is away, and after it.
+//! Webhooks during and after an outage of the store.
 
 use std::any::Any;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ use futures_util::future::BoxFuture;
 use crate::moody::{Mood, Moody};
 use crate::{Place, run};
 
-/// Two events and an odd element, by a name that tells bodies apart.
+/// Two events and a malformed element, with a name that identifies the body.
 fn body(name: &str) -> String {
     let event = |n| {
         format!(
@@ -32,8 +32,8 @@ fn body(name: &str) -> String {
     format!(r#"{{"events":[{},{{"odd":"{name}"}},{}]}}"#, event(1), event(2))
 }
 
-/// Real time, of which a store that answers has plenty: how slow the machine is decides
-/// nothing.
+/// A runtime whose store timeout passes only if the store hangs, so that a slow machine can't
+/// change the result.
 struct Patience(Arc<Moody>);
 
 impl Runtime for Patience {
@@ -55,7 +55,7 @@ impl Runtime for Patience {
     }
 }
 
-/// A receiver over a store with moods, with its own spool.
+/// A receiver with its own spool over a store that can fail.
 struct World {
     place: Place,
     store: Arc<Moody>,
@@ -128,7 +128,7 @@ impl World {
     }
 }
 
-/// A body with so many of the smallest events, and something that is none.
+/// A body with this many of the smallest events, and an element that is not an event.
 fn large(events: usize) -> String {
     let event = |n| {
         let (hour, minute, second) = (n / 3_600, n / 60 % 60, n % 60);
@@ -152,7 +152,7 @@ fn a_large_body_is_taken_in_parts_and_in_its_order() {
         events.sort_by_key(|event| event.seq);
         let ids = events.iter().filter_map(|e| e.event.external_id.as_ref()?.parse::<usize>().ok());
         let ids: Vec<_> = ids.collect();
-        // A page of the newest, perhaps with the notice.
+        // A page of the newest events, which may include the notice.
         assert!(ids.len() >= 499 && ids.iter().copied().eq(4_100 - ids.len()..4_100), "{ids:?}");
         assert_eq!((world.place.count().await, world.notices().await), (4_101, 1));
     });
@@ -162,11 +162,11 @@ fn a_large_body_is_taken_in_parts_and_in_its_order() {
 fn a_body_with_too_many_events_is_refused_before_one_is_read() {
     run(async {
         let world = World::new().await;
-        // Some 1.3 million in 4 MiB.
+        // About 1.3 million elements in 4 MiB.
         let error = world.post(&format!("[{}{{}}]", "{},".repeat(1_300_000))).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooLarge);
         let said = error.to_string();
-        assert!(said.contains("1300001 events") && said.contains("send 131072 at most"), "{said}");
+        assert!(said.contains("1300001 events") && said.contains("send at most 131072"), "{said}");
         assert!(world.place.of_source("stalwart").await.is_empty());
         assert_eq!(world.notices().await, 0);
     });
@@ -185,7 +185,7 @@ fn an_outage_costs_neither_events_nor_their_order() {
             let world = World::new().await;
             assert_eq!(world.post(&body("before")).await.unwrap().received(), 3);
             world.store.set(mood);
-            // Its own retry too, and platform code alongside it.
+            // Also a retry of the first body, and an event of platform code.
             for name in ["first", "second", "first"] {
                 let taken = world.post(&body(name)).await.unwrap();
                 assert_eq!((taken.spooled, taken.received()), (3, 3), "{mood:?}");
@@ -196,7 +196,7 @@ fn an_outage_costs_neither_events_nor_their_order() {
             };
             world.log.record(event).await;
             world.store.set(Mood::Up);
-            // Later requests queue behind them.
+            // Later requests queue behind the spooled ones.
             assert_eq!(world.post(&body("third")).await.unwrap().spooled, 3);
             world.drain().await;
             assert_eq!(world.pending(), 0);
@@ -204,8 +204,8 @@ fn an_outage_costs_neither_events_nor_their_order() {
             let expected = [&senders[..], &["ana", "third", "third"]].concat();
             assert_eq!(world.names().await, expected, "{mood:?}");
             assert_eq!(world.place.store.quarantined(0, 10).await.unwrap().len(), 4);
-            assert_eq!(world.notices().await, 4, "each of them is on the timeline");
-            // The same answer after it.
+            assert_eq!(world.notices().await, 4, "each item is on the timeline");
+            // A retry after the outage gets the same response.
             let again = world.post(&body("first")).await.unwrap();
             assert_eq!((again.received(), again.stored, again.duplicates), (3, 0, 2));
             assert_eq!((again.quarantined, again.new_quarantined), (1, 0));
@@ -248,7 +248,7 @@ fn a_torn_tail_is_mended_by_the_sender() {
         world.post(&body("a")).await.unwrap();
         let whole = std::fs::read(world.spool()).unwrap().len();
         world.post(&body("b")).await.unwrap();
-        // As if the power had failed while the second was written: it was not answered.
+        // As if the power had failed while the second body was written, before its response.
         let bytes = std::fs::read(world.spool()).unwrap();
         let World { place, log, receiver, .. } = world;
         drop((log, receiver));
@@ -257,11 +257,11 @@ fn a_torn_tail_is_mended_by_the_sender() {
             let config = SpoolConfig::new(place.path("audit.spool"));
             let runtime = Arc::clone(place.intake().runtime());
             let spool = Spool::open(config, runtime).await.unwrap();
-            assert!((4..8).contains(&spool.pending()), "what was acknowledged is there");
+            assert!((4..8).contains(&spool.pending()), "acknowledged events are in the spool");
         }
         let config = SpoolConfig::new(place.path("audit.spool"));
         let world = World::with(place, Some(config), None).await;
-        // Its retry.
+        // The second body is retried.
         assert_eq!(world.post(&body("b")).await.unwrap().spooled, 3);
         world.drain().await;
         assert_eq!(world.names().await, ["a", "a", "b", "b"]);
@@ -281,7 +281,7 @@ fn a_full_spool_and_none_ask_the_sender_to_come_again() {
         let before = std::fs::read(world.spool()).unwrap();
         let error = world.post(&body("b")).await.unwrap_err();
         assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::StoreUnavailable, true));
-        assert_eq!(std::fs::read(world.spool()).unwrap(), before, "nothing of it is kept");
+        assert_eq!(std::fs::read(world.spool()).unwrap(), before, "no part of it is kept");
         world.store.set(Mood::Up);
         world.drain().await;
         assert_eq!(world.post(&body("b")).await.unwrap().stored, 2);
@@ -317,14 +317,14 @@ fn a_large_body_may_be_in_log_and_spool() {
         assert!(taken.spooled >= 500);
         world.store.set(Mood::Up);
         while log.spool_status().unwrap().pending > 0 {
-            // Nor is a drain sure to be in time.
+            // A drain may time out as well.
             let _ = log.drain_spool(usize::MAX).await;
         }
         assert_eq!(world.place.count().await, 4_500);
     });
 }
 
-/// Knows a tenant while it answers.
+/// A directory that knows one tenant while it is available.
 struct Directory(AtomicBool);
 
 #[async_trait]
@@ -343,7 +343,7 @@ impl TenantDirectory for Directory {
     }
 }
 
-/// Of the events in the log, tenants and how they were found.
+/// The tenants of the events in the log, with how they were found.
 async fn tenants(world: &World) -> Vec<(Option<String>, String)> {
     let events = world.place.of_source("stalwart").await.into_iter();
     let of = |stored: dezky_core::StoredEvent| {
@@ -374,7 +374,7 @@ fn events_taken_while_store_or_directory_was_away_get_their_tenant() {
             directory.0.store(true, Ordering::Relaxed);
             world.drain().await;
             assert_eq!(tenants(&world).await, vec![acme.clone(); 2], "{mood:?}");
-            // The same body again is the same events, though they are others by now.
+            // A retry of the body has the same events, although their tenant would differ by now.
             let again = world.post(&body("a")).await.unwrap();
             assert_eq!((again.duplicates, again.conflicts, again.received()), (2, 0, 3));
             world.place.assert_whole().await;
@@ -423,7 +423,7 @@ fn what_was_spooled_is_told_apart_when_it_goes_to_the_log() {
         };
         assert_eq!(post(200).await.stored, 1);
         store.set(Mood::Failing(ErrorKind::StoreUnavailable));
-        // Its own retry, two others, and the retry of one of those.
+        // A retry, two other events, and a retry of one of those.
         for code in [200, 403, 500, 403] {
             assert_eq!(post(code).await.spooled, 1);
         }

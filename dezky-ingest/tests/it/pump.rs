@@ -1,4 +1,4 @@
-//! The pump against a scripted source: what it promises whatever fails.
+//! The pump against a scripted source: its guarantees in spite of failures.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use dezky_ingest::{IngestSummary, Intake, Pump, PumpConfig, PumpState};
 
 use crate::{Place, run};
 
-/// Gives `total` numbered events, ten a batch; fails where the script says so.
+/// Returns `total` numbered events in batches of ten; fails where the script says so.
 struct Numbers {
     total: usize,
     failures: Arc<Mutex<Vec<usize>>>,
@@ -103,9 +103,9 @@ fn drains_in_order_and_quarantines_what_is_odd() {
         let kept = place.store.quarantined(0, 10).await.unwrap();
         let reasons: Vec<_> = kept.iter().map(|k| k.item.reason.as_str()).collect();
         assert_eq!(reasons, ["not_json", "event_invalid"]);
-        assert!(kept[1].item.detail.contains("externalId"), "it says which bound was broken");
+        assert!(kept[1].item.detail.contains("externalId"), "the detail names the exceeded limit");
         let notices = all(&*place.store, PLATFORM_SOURCE).await;
-        assert_eq!(notices.len(), 2, "the timeline says so");
+        assert_eq!(notices.len(), 2, "each item is on the timeline");
         assert!(notices.iter().all(|e| e.event.action == "ingest.quarantined"));
         let again = pump.tick().await.unwrap();
         assert_eq!(again.taken, IngestSummary::default());
@@ -146,10 +146,10 @@ fn goes_on_where_it_failed() {
             assert_eq!((status.state, status.failures > 0), (PumpState::BackingOff, true));
         }
         assert_eq!(failed, 4);
-        assert_eq!(handle.status().counts.stored, 94, "also what came before an error");
+        assert_eq!(handle.status().counts.stored, 94, "includes events stored before an error");
         assert_eq!(handle.status().counts.skipped, 2);
         assert_eq!(handle.status().failures, 0);
-        assert!(handle.status().last_error.is_some(), "it stays, with its time");
+        assert!(handle.status().last_error.is_some(), "the last error is kept, with its time");
         let ids: BTreeSet<_> =
             all(&*place.store, "numbers").await.into_iter().map(|e| e.event.external_id).collect();
         assert_eq!(ids.len(), 94);
@@ -200,7 +200,7 @@ fn runs_until_told_and_gives_the_lease_back() {
             }
         };
         pump.run(done).await;
-        assert_eq!(*pulls.lock().unwrap(), 203, "no pull too many");
+        assert_eq!(*pulls.lock().unwrap(), 203, "no more pulls than necessary");
         let waited = runtime.now().saturating_since(before);
         assert!(waited >= Duration::from_secs(8), "it backs off after failures: {waited:?}");
         let lease = store.acquire_lease("ingest:numbers", "x", Duration::from_secs(1)).await;
@@ -208,7 +208,7 @@ fn runs_until_told_and_gives_the_lease_back() {
     });
 }
 
-/// Says that more is waiting, and never where to go on.
+/// Reports that more is waiting, but returns no cursor to continue from.
 struct Circle {
     events: usize,
     items: usize,
@@ -285,7 +285,7 @@ fn a_shutdown_does_not_wait_for_the_backlog() {
         let pulls = Arc::clone(&source.pulls);
         let mut pump = Pump::new(Box::new(source), place.intake(), config());
         pump.run(async {}).await;
-        assert_eq!(*pulls.lock().unwrap(), 0, "it was over before it began");
+        assert_eq!(*pulls.lock().unwrap(), 0, "shutdown was requested before the first pull");
         let after_three = {
             let pulls = Arc::clone(&pulls);
             std::future::poll_fn(move |_| match *pulls.lock().unwrap() {
@@ -300,7 +300,7 @@ fn a_shutdown_does_not_wait_for_the_backlog() {
     });
 }
 
-/// Never answers; says when it is asked.
+/// Never returns from a pull; notifies when one begins.
 struct Silent(Arc<tokio::sync::Notify>);
 
 #[async_trait]
@@ -325,13 +325,13 @@ fn a_shutdown_does_not_wait_for_a_silent_source() {
             Duration::from_mins(1),
             pump.run(async move { asked.notified().await }),
         );
-        ended.await.expect("it ends while the source is asked");
+        ended.await.expect("it ends during a pull");
         let lease = place.store.acquire_lease("ingest:numbers", "x", Duration::from_secs(1)).await;
         assert!(lease.unwrap().is_some(), "the lease is free");
     });
 }
 
-/// Notes how much it is asked for.
+/// Records the requested number of events.
 struct Asked(Arc<Mutex<usize>>);
 
 #[async_trait]
@@ -363,7 +363,7 @@ fn a_batch_fits_the_store() {
     });
 }
 
-/// While it is asked its lease lapses and another pump takes over.
+/// During its pull, the lease lapses and another pump takes over.
 struct Overtaken {
     numbers: Numbers,
     runtime: ManualRuntime,
@@ -413,7 +413,7 @@ fn who_lost_the_lease_half_way_is_fenced_off() {
         assert_eq!(*stored_by_other.lock().unwrap(), 10);
         assert_eq!(first.status().counts.stored, 0);
         assert_eq!(all(&*store, "numbers").await.len(), 10, "one copy of each");
-        // The first one's giving back took nothing from the second.
+        // The first pump's release did not take the lease from the second.
         assert!(first.tick().await.unwrap().standby);
     });
 }

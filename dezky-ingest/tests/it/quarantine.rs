@@ -1,4 +1,4 @@
-//! Items that are read again: the same events as from their sources.
+//! Quarantined items that are decoded again give the same events as from their sources.
 
 use dezky_core::store::{AppendOptions, QuarantinedItem};
 use dezky_core::{Actor, ErrorKind, NewEvent, PulledEvent, QuarantineItem, Timestamp};
@@ -44,7 +44,7 @@ fn refusal(item: &QuarantineItem) -> String {
     }
 }
 
-/// All that `kept` says of the item's line is what the line said.
+/// A reprocessed item gives the event that the tail would have produced from its line.
 #[test]
 fn a_line_is_the_event_that_the_tail_would_have_made_of_it() {
     let mut compared = 0;
@@ -64,7 +64,7 @@ fn a_line_is_the_event_that_the_tail_would_have_made_of_it() {
             let key = line_key("ocis:eu2", &generation, offset, &Sha256::digest(line).into());
             offset += line.len() as u64 + 1;
             let [DecodedLine::Event(expected)] = &*decoded else { continue };
-            // As it would be kept: redacted.
+            // The quarantine keeps the redacted line.
             let raw = expected.event.metadata.source().unwrap();
             let kept = item("ocis:eu2", &format!("line:{key}"), "unknown_type", raw);
             let mut again = events(&kept);
@@ -73,9 +73,12 @@ fn a_line_is_the_event_that_the_tail_would_have_made_of_it() {
             assert_eq!(again.tenant, expected.tenant);
             let mut expected = expected.event.clone();
             if expected.metadata.annotation("timeSource").unwrap() == "previous_line" {
-                // The text before the line is no longer known.
+                // The previous line, which has the time, is no longer known.
                 assert_eq!(again.event.at, Some(now()));
-                let problem = again.event.time_problem().expect("that it is the time of reading");
+                let problem = again
+                    .event
+                    .time_problem()
+                    .expect("the event has the time of reading, and says so");
                 let said = again.event.metadata.annotation("rawAt").and_then(Value::as_str);
                 expected.note_time_problem(problem, said);
                 again.event.at = expected.at;
@@ -144,7 +147,7 @@ fn what_cannot_be_read_again_says_why() {
         (item("authentik", "item:a", "no_pk", long("{\"pk\":\"")), "only its first 64 KiB"),
         (item("stalwart", "a", "no_type", long("{\"type\":\"")), "only its first 64 KiB"),
         (item("numbers", "event:a", "event_invalid", long("{\"id\":\"")), "only its first 64 KiB"),
-        // Cut between two elements the text is whole, and yet not all there was.
+        // Cut between two elements, the text parses but is incomplete.
         (
             item("stalwart", "a", "too_many_odd", r#"{"type":"a.b"}"#.repeat(4_681)),
             "only its first 64 KiB",
@@ -185,14 +188,14 @@ fn a_declared_source_is_read_by_its_mapping_of_today() {
         assert_eq!(again.event.action, expected.event.action);
         assert_eq!(again.event.metadata.source(), expected.event.metadata.source());
     }
-    // A line's identity is its position's; a body without events has those of its content.
+    // A line's event keeps the position's id; events of a body without events get content ids.
     let line = item("shop", "line:line1:abc", "no_action", r#"{"verb":"paid"}"#);
     let ReprocessResult::Events(events) = redecode(&line, &new) else { panic!() };
     assert_eq!(events[0].event.external_id.as_deref(), Some("line1:abc"));
     let body = item("shop", "x", "no_events", r#"{"events":[{"verb":"a"},{"verb":"b"}]}"#);
     let ReprocessResult::Events(events) = redecode(&body, &new) else { panic!() };
     assert_eq!(events.len(), 2);
-    // Nothing leaves the quarantine for nothing.
+    // An item that yields no events stays in the quarantine.
     let ReprocessResult::Refused(why) = redecode(&line, &[mapping("/verb", &["paid"])]) else {
         panic!()
     };
@@ -214,7 +217,7 @@ fn a_retry_changes_nothing_or_all_of_it() {
         assert!(why.starts_with("action"), "{why}");
         assert_eq!((quarantined().await.len(), place.count().await), (1, before));
 
-        // As of a version that took it.
+        // As if this version accepted the item.
         let raw =
             String::from_utf8(kept.item.raw.clone()).unwrap().replace("Bad Verb", "good.verb");
         let mut mended = QuarantinedItem { item: kept.item.clone(), ..kept.clone() };
@@ -222,7 +225,7 @@ fn a_retry_changes_nothing_or_all_of_it() {
         let released = RetryOutcome::Released { stored: 1, duplicates: 0 };
         assert_eq!(retry(&intake, &mended, &[]).await.unwrap(), released);
         assert_eq!((quarantined().await.len(), place.count().await), (0, before + 1));
-        // Once more, as after an answer that was lost.
+        // Again, as if the response had been lost.
         let released = RetryOutcome::Released { stored: 0, duplicates: 1 };
         assert_eq!(retry(&intake, &mended, &[]).await.unwrap(), released);
         assert_eq!(place.count().await, before + 1);

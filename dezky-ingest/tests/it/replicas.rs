@@ -1,4 +1,4 @@
-//! Several pumps on one source, what they do meanwhile, and being told.
+//! Several pumps on one source: leases, pausing, poking and backoff.
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
@@ -54,7 +54,7 @@ impl IngestSource for Slow {
     }
 }
 
-/// Replicas on a clock that is moved by hand.
+/// Replicas on a manual clock.
 struct World {
     runtime: ManualRuntime,
     store: Arc<dyn AuditStore>,
@@ -86,7 +86,7 @@ impl World {
 
 #[test]
 fn the_lease_outlives_every_wait_and_lapses_with_its_holder() {
-    // Waiting between ticks, in a long pull, and through a long backlog of short ones.
+    // Waits between ticks, in a long pull, and in a long backlog of short pulls.
     for (takes, more) in [(0, false), (100, false), (1, true)] {
         run(async {
             let world = World::new();
@@ -103,7 +103,7 @@ fn the_lease_outlives_every_wait_and_lapses_with_its_holder() {
                 assert!(world.pulls_of("first") > 3);
                 assert_eq!(world.pulls_of("second"), 0, "pulls of {takes} s, more: {more}");
             }
-            // Killed: nothing is given back.
+            // Killed: the lease is not released.
             let killed = world.runtime.now();
             while world.pulls_of("second") == 0 {
                 world.runtime.advance(SECOND);
@@ -111,7 +111,11 @@ fn the_lease_outlives_every_wait_and_lapses_with_its_holder() {
                 assert!(world.runtime.now().saturating_since(killed) <= TTL * 2);
             }
             let events = world.store.state().await.unwrap().head.next_seq;
-            assert_eq!(events, world.pulls.lock().unwrap().len() as u64, "none twice, none lost");
+            assert_eq!(
+                events,
+                world.pulls.lock().unwrap().len() as u64,
+                "no event is stored twice or lost"
+            );
         });
     }
 }
@@ -122,7 +126,7 @@ fn a_renewal_that_a_pull_overtakes_is_made_up_for() {
         let mut world = World::new();
         let moody = Moody::new(Arc::clone(&world.store));
         world.store = moody.clone();
-        // Each pull ends while the renewal that fell due in it is under way.
+        // Each pull ends while the renewal that became due during it is in progress.
         let mut first = world.pump("first", Duration::from_millis(5_500), true);
         let mut first = pin!(first.run(pending()));
         assert!(poll!(&mut first).is_pending());
@@ -131,7 +135,7 @@ fn a_renewal_that_a_pull_overtakes_is_made_up_for() {
             world.runtime.advance(SECOND / 2);
             assert!(poll!(&mut first).is_pending());
             let rival = moody.inner.acquire_lease("ingest:slow", "second", TTL).await.unwrap();
-            assert!(rival.is_none(), "it lapsed after {second} half seconds");
+            assert!(rival.is_none(), "the lease lapsed after {second} half seconds");
         }
         assert!(world.pulls_of("first") > 30);
     });
@@ -147,7 +151,7 @@ fn who_finds_the_lease_lost_stops() {
         let (mut first, mut second) = (pin!(first.run(pending())), pin!(second.run(pending())));
         assert!(poll!(&mut first).is_pending());
         assert_eq!(handle.status().state, PumpState::Running);
-        // The first one's process stands still, as under a stopped container.
+        // The first process is frozen, as in a stopped container.
         assert!(poll!(&mut second).is_pending());
         for _ in 0..TTL.as_secs() * 2 {
             world.runtime.advance(SECOND);
@@ -206,7 +210,7 @@ fn a_pause_keeps_the_lease_and_pulls_nothing() {
         assert_eq!((world.pulls_of("first"), world.pulls_of("second")), (1, 0));
         let states = (handle.status().state, other.status().state);
         assert_eq!(states, (PumpState::Paused, PumpState::Standby));
-        // Poked it stays so; resumed it ticks at once.
+        // A poke does not end the pause; `resume` ticks at once.
         handle.poke();
         assert!(poll!(&mut first).is_pending());
         assert_eq!(world.pulls_of("first"), 1);
@@ -216,7 +220,7 @@ fn a_pause_keeps_the_lease_and_pulls_nothing() {
         handle.poke();
         assert!(poll!(&mut first).is_pending());
         assert_eq!(world.pulls_of("first"), 3, "a poke ends the wait");
-        // A pump without the lease leaves it to others.
+        // A paused pump does not acquire the free lease.
         other.pause();
         drop(first);
         for _ in 0..300 {
@@ -230,7 +234,7 @@ fn a_pause_keeps_the_lease_and_pulls_nothing() {
     });
 }
 
-/// Pauses its pump while it is asked.
+/// Pauses its pump during a pull.
 struct Pausing {
     handle: Arc<Mutex<Option<PumpHandle>>>,
     pulls: Arc<Mutex<usize>>,
@@ -322,7 +326,7 @@ fn waits_after_failures_grow_with_jitter_that_a_seed_repeats() {
     });
 }
 
-/// Brings more than it is asked for.
+/// Returns more than requested.
 struct Overshoot {
     events: usize,
     metadata_bytes: usize,
@@ -411,21 +415,21 @@ fn a_killed_replica_on_sqlite_is_replaced() {
             let mut first = pump("first", Duration::ZERO);
             let second_waits = async {
                 place.store.changed(0).await;
-                // Longer than a lease holds without renewal.
+                // Longer than a lease lasts without renewal.
                 runtime.sleep(ttl * 2).await;
             };
             {
                 let mut run = pin!(first.run(pending()));
                 futures_util::future::select(&mut run, pin!(second_waits)).await;
-                // Killed: dropped without a word.
+                // Killed: dropped without a release.
             }
             std::mem::forget(first);
-            assert_eq!(pulls.lock().unwrap().len(), 1, "the first one's alone");
+            assert_eq!(pulls.lock().unwrap().len(), 1, "only the first replica has pulled");
             runtime.now()
         };
         let ((), killed) = join(
             Box::pin(async {
-                // The first one comes first.
+                // The second replica starts after the first.
                 place.store.changed(0).await;
                 until_taken.await;
             }),

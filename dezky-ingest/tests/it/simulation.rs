@@ -1,16 +1,16 @@
 //! Pumps, webhooks and stores in a world where everything fails, by seed.
 //!
-//! Two or three replicas pump one scripted system into one log, on virtual time and one
-//! thread: a scheduler polls whoever is ready in an order that the seed decides, and
-//! moves the clock when nobody is. Between the real `ChainedStore` and the real rows in
-//! memory stands what fails before and after commits, hangs and waits; replicas die at
-//! any point where they wait, clocks differ and jump. Every commit is judged as it
-//! happens: nothing lost, nothing twice, in order, no cursor ahead of the data, no old
-//! holder's write after a new one's lease, no gap in `seq`, what was acknowledged is
-//! there. When the faults stop everything must be in the log soon.
+//! Two or three replicas pump one scripted upstream system into one log, on virtual time and one
+//! thread. A scheduler polls the ready tasks in an order that the seed decides, and advances the
+//! clock when none is ready. A layer between the real `ChainedStore` and the real rows in memory
+//! fails before and after commits, hangs and waits; replicas die at any await point; clocks differ
+//! and jump. Every commit is checked as it happens: no event is lost, stored twice or out of order,
+//! no cursor is ahead of the data, no former holder writes after a new one has the lease, `seq` has
+//! no gap, and every acknowledged event is stored. Soon after the faults stop, everything must be
+//! in the log.
 //!
-//! 10,000 seeds, or `DEZKY_SIM_SEEDS=100000`; a single one, with its trace, by
-//! `DEZKY_SIM_SEED=…`. A seed always gives the same run.
+//! Runs 10,000 seeds, or as many as `DEZKY_SIM_SEEDS` says; `DEZKY_SIM_SEED=…` runs a single one
+//! and prints its trace. A seed always gives the same run.
 
 mod chaos;
 mod naive;
@@ -38,9 +38,9 @@ use self::naive::Naive;
 use self::upstream::{Kind, SOURCE, SimSource};
 use self::world::{Point, Sim, Violation};
 
-/// How long after the last fault everything must be in the log: the longest hang, a
-/// lease's time, the longest wait after failures, and a tick of 5 s for each of 20 items
-/// where a tick takes one batch of one.
+/// The time after the last fault within which everything must be in the log: the longest hang, a
+/// lease's duration, the longest backoff, and a tick of 5 s for each of 20 items, for ticks that
+/// ingest one batch of one item.
 const DRAINED_WITHIN: Duration = Duration::from_secs(20 + 6 + 8 + 20 * 5 + 26);
 
 /// More steps than any seed takes.
@@ -59,11 +59,11 @@ enum Driver {
     CursorLater,
     /// Writes without a fence.
     Unfenced,
-    /// Takes no notice of an error and goes on with the next batch.
+    /// Ignores errors and continues with the next batch.
     Swallows,
 }
 
-/// How a seed ended.
+/// The result of a seed's run.
 struct Ended {
     violation: Option<Violation>,
     hash: u64,
@@ -98,7 +98,7 @@ impl Task {
     }
 }
 
-/// A replica's clock, which is off.
+/// A replica's skewed clock.
 struct Skewed {
     sim: Sim,
     by_ms: i64,
@@ -123,7 +123,7 @@ impl Runtime for Skewed {
     }
 }
 
-/// A process: what is lost when it dies.
+/// A process's state, lost when the process dies.
 struct Replica {
     who: u64,
     store: Arc<dyn AuditStore>,
@@ -190,7 +190,7 @@ impl Simulation {
         simulation
     }
 
-    /// A new process: it knows nothing but what is in the store.
+    /// Starts a new process, whose only state is in the store.
     fn boot(&mut self) -> Replica {
         self.instances += 1;
         let by_ms = {
@@ -242,7 +242,7 @@ impl Simulation {
         Task::new(index, future.boxed())
     }
 
-    /// A request with the body, to any of the replicas.
+    /// Sends a request with the body to a random replica.
     fn push(&self, index: usize) -> Task {
         let (to, delay) = {
             let dice = &mut self.sim.world().dice;
@@ -262,7 +262,7 @@ impl Simulation {
         Task::new(to, future.boxed())
     }
 
-    /// Until all is there, or a promise is broken.
+    /// Runs until everything is in the log or a guarantee is violated.
     fn run(&mut self) -> Option<Violation> {
         let deadline = self.faults_end.saturating_add(DRAINED_WITHIN);
         for _ in 0..MAX_STEPS {
@@ -292,14 +292,14 @@ impl Simulation {
         Some(Violation::Stuck(format!("after {MAX_STEPS} steps")))
     }
 
-    /// Polls one who is ready, or moves the time to when somebody is.
+    /// Polls a ready task, or advances the time until one is ready.
     fn step(&mut self, now: Timestamp) -> Option<Violation> {
         let ready: Vec<usize> = (0..self.tasks.len())
             .filter(|&index| self.tasks[index].woken.0.load(Ordering::Relaxed))
             .collect();
         if ready.is_empty() {
             let Some(wake) = self.sim.runtime().next_wake() else {
-                return Some(Violation::Stuck("nobody waits for anything".into()));
+                return Some(Violation::Stuck("no task is ready, and none is sleeping".into()));
             };
             let mut by = wake.saturating_since(now);
             {
@@ -333,7 +333,7 @@ impl Simulation {
         }
     }
 
-    /// The process is gone, with all that it was doing.
+    /// Kills a process with all its tasks, and starts a new one.
     fn crash(&mut self, replica: usize) {
         let now = self.sim.runtime().now();
         self.sim.world().note(now, self.replicas[replica].who, Point::Crash, String::new);
@@ -350,7 +350,7 @@ impl Simulation {
     fn ended(&mut self, index: usize, done: bool) -> Option<Violation> {
         let now = self.sim.runtime().now();
         if index < self.replicas.len() {
-            // It was told to stop; another one is started in the same process.
+            // The pump was told to stop; another one is started in the same process.
             let who = self.replicas[index].who;
             self.sim.world().note(now, who, Point::Stop, String::new);
             self.tasks[index] = self.pump(index);
@@ -378,20 +378,22 @@ impl Simulation {
         let numbers = rows.iter().flatten().filter(|row| row.stored.event.source == SOURCE);
         let numbers = numbers.map(|row| row.stored.event.resource_id.clone().unwrap_or_default());
         if !numbers.eq(world.record.stored.iter().map(ToString::to_string)) {
-            return differs("the events are not those that were committed");
+            return differs("the events differ from the committed ones");
         }
         if rows.len() as u64 != world.record.next_seq {
-            return differs("the log has another length");
+            return differs("the log's length differs from that of the record");
         }
         let of_kind =
             |kinds: &[Kind]| world.upstream.items.iter().filter(|k| kinds.contains(k)).count();
         if world.record.stored.len() != of_kind(&[Kind::Event]) {
-            return differs("an event was made up");
+            return differs("the number of events differs from upstream's");
         }
         let quarantined = ready(self.rows.quarantined(0, 10_000)).len();
         let odd = of_kind(&[Kind::Odd, Kind::Refused]);
         if quarantined != odd || world.record.notices() != odd {
-            return differs("the quarantine does not hold what is odd, once each, with its notice");
+            return differs(
+                "the quarantine does not hold each malformed item once, with its notice",
+            );
         }
         if verifies && ready(verify(&*self.rows, None, |_| ())).finding.is_some() {
             return differs("the log does not verify");
@@ -422,12 +424,12 @@ impl Seconds for u64 {
     }
 }
 
-/// The rows in memory never wait while nobody writes.
+/// Resolves a future of the rows in memory, which never wait while nobody writes.
 fn ready<T>(future: impl Future<Output = dezky_core::Result<T>>) -> T {
     future.now_or_never().expect("it does not wait").unwrap()
 }
 
-/// Every seed of the part `shard`; the first that breaks a promise ends it, with its
+/// Runs the seeds of a shard; the first one that violates a guarantee fails the test, with its
 /// trace.
 fn shard(shard: u64) {
     let seeds: Vec<u64> = match (number("DEZKY_SIM_SEED"), number("DEZKY_SIM_SEEDS")) {
@@ -450,7 +452,7 @@ fn shard(shard: u64) {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "how much is run is for who runs it to say")]
+#[expect(clippy::disallowed_methods, reason = "the number of seeds comes from the environment")]
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
 }
@@ -508,8 +510,7 @@ fn a_seed_gives_the_same_run_again() {
     assert_eq!(hashes.len(), 50, "each seed is a different run");
 }
 
-/// The first seed at which `driver` breaks the promise, and any other that it breaks
-/// before.
+/// Checks that a seed exposes `driver`, and that its first violation is the expected one.
 fn caught(driver: Driver, expected: impl Fn(&Violation) -> bool) {
     for seed in 0..300 {
         if let Some(violation) = simulate(seed, driver, false).violation {

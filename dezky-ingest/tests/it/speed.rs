@@ -1,4 +1,4 @@
-//! How long a webhook's body takes: figures, not promises. Run it with
+//! Measures the time that a webhook's body takes; checks no limit. Run it with
 //! `cargo nextest run -p dezky-ingest --run-ignored only speed --no-capture`.
 
 use std::fmt::Write as _;
@@ -12,7 +12,7 @@ use dezky_ingest::stalwart::{StalwartReceiver, decode};
 
 use crate::{Place, run};
 
-/// A body of real shapes, as Stalwart 0.16 sends them.
+/// A body of realistic events, as Stalwart 0.16 sends them.
 pub(crate) fn body(events: usize) -> Vec<u8> {
     let mut body = String::from(r#"{"events":["#);
     for n in 0..events {

@@ -1,7 +1,7 @@
-//! Random schedules of a writer, of logrotate and of a reader that crashes, on real
-//! files, against what a perfect reader would see.
+//! Random schedules of a writer, logrotate and a crashing reader, on real files, compared with the
+//! output of a perfect reader.
 //!
-//! `DEZKY_TAIL_SCHEDULES` sets how many, `DEZKY_TAIL_SEED` replays a single one.
+//! `DEZKY_TAIL_SCHEDULES` sets the number of schedules; `DEZKY_TAIL_SEED` replays a single one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 /// Lines up to this length are within the limit.
 const MAX_LINE_BYTES: usize = 300;
-/// Rotated files that are kept.
+/// The number of rotated files that are kept.
 const ROTATED: usize = 5;
 
 /// `SplitMix64`.
@@ -58,13 +58,13 @@ struct Rules {
     partial: bool,
     equal_lines: bool,
     crash: bool,
-    /// Whether what was destroyed unread must be told.
+    /// Whether the reader must report data that was destroyed unread.
     gaps: bool,
     /// Whether all generations begin with the same line.
     alike: bool,
 }
 
-/// The line with which they begin.
+/// The first line of every generation under [`Rules::alike`].
 const OPENED: &str = "opened";
 
 const NOTHING: Rules = Rules {
@@ -93,7 +93,7 @@ const EVERYTHING: Rules = Rules {
     alike: false,
 };
 
-/// Which generation is gone can't be said by its first line then.
+/// The first line then does not identify the generation that is gone.
 const ALIKE: Rules = Rules { alike: true, gaps: false, ..EVERYTHING };
 
 /// The output of a reader.
@@ -105,23 +105,23 @@ struct Brought {
     long_lines: Vec<(String, String)>,
     /// Texts without a newline.
     fragments: Vec<String>,
-    /// Generation and offset behind which lines may be lost.
+    /// Generation and offset after which lines may be lost.
     gaps: Vec<(Option<String>, u64)>,
     more: bool,
-    /// The generation in which the reader stands, if it says so.
+    /// The generation of the reader's position, if the reader reports it.
     generation: Option<String>,
 }
 
 trait Reader {
-    /// Reads on from what was committed.
+    /// Reads on from the committed position.
     fn pull(&mut self, limits: PullLimits) -> Brought;
-    /// The last pull is kept.
+    /// Commits the last pull.
     fn commit(&mut self);
-    /// Forgets everything but what was committed.
+    /// Forgets everything that is not committed.
     fn crash(&mut self);
 }
 
-/// Every line is its first word.
+/// A decoder that reduces each line to its first word.
 struct Words;
 
 fn word(bytes: &[u8]) -> String {
@@ -215,11 +215,11 @@ impl Reader for Real {
     }
 }
 
-/// A line that was written.
+/// A written line.
 struct Written {
     text: String,
     offset: u64,
-    /// Destroyed before it was read; whether a reader can know of it.
+    /// Destroyed before it was read; the value is whether a reader can detect this.
     destroyed: Option<bool>,
 }
 
@@ -238,7 +238,7 @@ struct Rotated {
     is_compressed: bool,
 }
 
-/// The files, and what ought to be known of them.
+/// The files, and the lines that a perfect reader would return.
 struct World {
     directory: TempDir,
     random: Random,
@@ -246,9 +246,9 @@ struct World {
     clock: u64,
     generations: Vec<Generation>,
     live: Option<usize>,
-    /// The youngest first.
+    /// The newest first.
     rotated: Vec<Rotated>,
-    /// The rest of a line that was written in part, and its generation.
+    /// The rest of a partly written line, and its generation.
     partial: Option<(usize, Vec<u8>, String)>,
     fragments: Vec<String>,
     /// Pulls since the last rotation.
@@ -257,7 +257,7 @@ struct World {
     seen: BTreeMap<String, String>,
     brought: Vec<String>,
     gaps: Vec<(Option<String>, u64)>,
-    /// Where the reader stands.
+    /// The reader's position.
     stands_in: Option<String>,
 }
 
@@ -304,7 +304,7 @@ impl World {
     fn write(&mut self, generation: usize, bytes: &[u8]) {
         let path = self.path_of(generation);
         let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
-        // In pieces, as a reader may see them.
+        // In pieces, so that a reader may see a part.
         file.write_all(bytes).unwrap();
         self.clock += u64::from(self.rules.alike || self.random.one_in(2));
         file.set_modified(UNIX_EPOCH + Duration::from_secs(self.clock)).unwrap();
@@ -329,7 +329,7 @@ impl World {
             1..4 => 40,
             _ => 3,
         };
-        // Equal texts make equal lines.
+        // The same text gives the same line.
         let padding = match self.generations[generation].lines.last() {
             Some(last) if last.text == text => 3,
             _ => padding,
@@ -364,7 +364,7 @@ impl World {
             self.fragments.push(String::from_utf8(line.clone()).unwrap());
             self.partial = Some((generation, line[cut..].to_vec(), text));
             let all = line;
-            // It is a line once its newline is there.
+            // It becomes a line with its newline.
             self.generations[generation].first_line.get_or_insert(all[..all.len() - 1].to_vec());
         }
     }
@@ -378,14 +378,14 @@ impl World {
         self.wrote(generation, text, whole.as_bytes());
     }
 
-    /// The last line stays without its end.
+    /// Leaves the last line incomplete.
     fn abandon(&mut self) {
         if self.partial.take().is_some() {
             self.note("abandon the line".into());
         }
     }
 
-    /// The unread rest of a generation is gone; `known` if the reader's cursor stands in it.
+    /// Marks the unread rest of a generation as destroyed; `known` if the reader's cursor is in it.
     fn destroy(&mut self, generation: usize, from: u64, can_be_told: bool) {
         let mut left: HashMap<&str, usize> = HashMap::new();
         for text in self.seen.values() {
@@ -453,7 +453,7 @@ impl World {
         self.shift();
         if self.rules.alike {
             self.wait_for_a_younger_file();
-            // With the time of its copying, or with that of the file.
+            // With the copy's time, or with that of the original file.
             self.clock += u64::from(generation % 2 == 1);
         }
         self.note("copy".into());
@@ -465,7 +465,7 @@ impl World {
             self.pull(reader);
         }
         if self.random.one_in(4) {
-            // The hole that nobody can see.
+            // Written between copy and truncation: no reader can detect this loss.
             let (generation, text, line) = self.new_line();
             self.write(generation, &line);
             self.note(format!("append {text} before it is truncated"));
@@ -483,8 +483,8 @@ impl World {
         self.pulls = 0;
     }
 
-    /// Until a file that is made now is younger than the live one, as the file system
-    /// tells: its clock may move in steps.
+    /// Waits until the file system gives a new file a later time than the live one: its clock may
+    /// advance in steps.
     fn wait_for_a_younger_file(&self) {
         let born = |path: &Path| fs::metadata(path).unwrap().created().unwrap();
         let (live, probe) = (born(&self.live_path()), self.path("probe"));
@@ -530,7 +530,7 @@ impl World {
         }
     }
 
-    /// Begins to compress a rotated file: the copy is there before it is whole.
+    /// Begins to compress a rotated file: the copy exists before it is complete.
     fn compress(&mut self) {
         self.finish_compression();
         let plain: Vec<usize> =
@@ -578,8 +578,8 @@ impl World {
     }
 
     fn pull(&mut self, reader: &mut dyn Reader) {
-        // A writer that had the file open while it was renamed is late by one
-        // pull at most.
+        // A writer that had the file open during the rename writes there for one more pull at
+        // most.
         let is_late =
             self.partial.as_ref().is_some_and(|(of, ..)| Some(*of) != self.live) && self.pulls > 0;
         if is_late {
@@ -640,7 +640,8 @@ impl World {
         }
     }
 
-    /// Until nothing moves, with a line now and then for what waits for one.
+    /// Reads until nothing changes, appending a line now and then, because some data is read only
+    /// once another line follows.
     fn drain(&mut self, reader: &mut dyn Reader) {
         self.finish_compression();
         self.complete();
@@ -704,7 +705,7 @@ impl World {
                 let told = |offset: u64| {
                     self.gaps.iter().any(|(of, from)| *of == generation && *from <= offset)
                 };
-                // Of equal lines any may be the one that was read.
+                // Any of several equal lines may be the one that was read.
                 let excused = lost.iter().filter(|(at, can_be_told)| !can_be_told || told(*at));
                 if self.rules.gaps && lines.len() - seen > excused.count() {
                     return Some(format!("{text} is lost, and nothing says so"));
@@ -716,7 +717,7 @@ impl World {
                 return Some(format!("out of order: {order:?}"));
             }
         }
-        // A line that was abandoned may have been long already.
+        // An abandoned line may already exceed the limit.
         let is_fragment =
             |text: &str| self.fragments.iter().any(|whole| word(whole.as_bytes()) == text);
         let mut all = self.brought.iter().chain(self.seen.values());
@@ -731,7 +732,7 @@ fn compressed(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Runs one schedule; an error says what went wrong and how it came to it.
+/// Runs one schedule; an error describes the deviation and the steps that led to it.
 fn run(
     seed: u64,
     rules: Rules,
@@ -759,11 +760,10 @@ fn real(path: &Path) -> Box<dyn Reader> {
     Box::new(Real::new(path))
 }
 
-/// The schedules are split into parts, so that they run side by side.
+/// The schedules are split into parts that run in parallel.
 const PARTS: u64 = 4;
 
-/// Whatever happens to the files, nothing is lost in silence and nothing comes
-/// twice.
+/// Whatever happens to the files, no line is lost unreported or returned twice.
 fn schedules(part: u64) {
     schedules_of(EVERYTHING, part);
 }
@@ -792,7 +792,7 @@ fn schedules_of(rules: Rules, part: u64) {
             unknowable += usize::from(line.destroyed == Some(false));
         }
     }
-    // The shortest says the most.
+    // The shortest one is the easiest to understand.
     failed.sort_by_key(String::len);
     if let Some(shortest) = failed.first() {
         let of = |e: &String| e.lines().take(2).collect::<Vec<_>>().join(", ");
@@ -800,7 +800,7 @@ fn schedules_of(rules: Rules, part: u64) {
         panic!("{} of {} schedules:\n{}\n\n{shortest}", failed.len(), seeds.len(), all.join("\n"));
     }
     println!("{lines} lines, {gaps} gaps, destroyed unread: {told} told, {unknowable} unknowable");
-    // The schedules do what they are for.
+    // The schedules cover every case.
     if seeds.len() >= 500 && rules.gaps {
         assert!(lines > 5_000 && gaps > 100 && told > 100, "{lines} {gaps} {told}");
     }
@@ -831,8 +831,8 @@ fn generations_that_begin_alike_are_told_apart() {
     schedules_of(ALIKE, number("DEZKY_TAIL_PART").unwrap_or(0));
 }
 
-/// A place within what generations have in common was looked for in the wrong one, or
-/// not found in the copy in which it was.
+/// Regression: a position within the generations' common beginning was looked up in the wrong
+/// generation, or not found in the copy that contains it.
 #[test]
 fn the_generation_is_found_that_was_being_read() {
     let seeds = [
@@ -841,14 +841,13 @@ fn the_generation_is_found_that_was_being_read() {
     for seed in seeds {
         run(seed, ALIKE, real).unwrap_or_else(|e| panic!("{e}"));
     }
-    // Once the schedules change, other seeds must be found.
+    // If the schedules change, other seeds must be found.
     let shows = |seed: &&u64| run(**seed, ALIKE, by_place).is_err();
     let shown = seeds.iter().filter(shows).count();
     assert!(shown * 2 > seeds.len(), "only {shown} of the seeds show a wrong generation");
 }
 
-/// Whether one of the schedules shows what is wrong with a reader, and none finds
-/// fault with the tail.
+/// Returns whether a schedule exposes the faulty reader. Panics if the tail fails one.
 fn is_found_out(rules: Rules, naive: impl Fn(&Path) -> Box<dyn Reader>) -> bool {
     let mut found = false;
     for seed in 0..150 {
@@ -860,7 +859,7 @@ fn is_found_out(rules: Rules, naive: impl Fn(&Path) -> Box<dyn Reader>) -> bool 
     found
 }
 
-/// Complete lines from an offset on, each with its offset, and where they end.
+/// The complete lines from an offset on, each with its offset, and the offset of their end.
 fn lines_from(bytes: &[u8], from: u64) -> (Vec<(u64, Vec<u8>)>, u64) {
     let mut at = usize::try_from(from).unwrap().min(bytes.len());
     let mut lines = Vec::new();
@@ -875,8 +874,8 @@ fn inode(file: &File) -> u64 {
     std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap())
 }
 
-/// Goes on at the offset that it knows for an inode. Restarts where the file is
-/// shorter, if it `looks_at_the_size`.
+/// Continues at the known offset of an inode. Restarts if the file is shorter and
+/// `looks_at_the_size` is set.
 struct ByInode {
     path: PathBuf,
     looks_at_the_size: bool,
@@ -930,7 +929,7 @@ fn by_inode(path: &Path, looks_at_the_size: bool) -> Box<dyn Reader> {
 fn a_reader_by_inode_and_offset_is_found_out() {
     let rules = Rules { rotate: true, remove: true, truncate: true, crash: true, ..NOTHING };
     assert!(is_found_out(rules, |path| by_inode(path, false)));
-    // Nothing but appends: it does well, so it is not found out for something else.
+    // With nothing but appends it is correct, so the schedules expose the intended fault.
     assert!(!is_found_out(NOTHING, |path| by_inode(path, false)));
 }
 
@@ -941,15 +940,15 @@ fn a_reader_that_only_looks_at_the_size_is_found_out() {
     assert!(!is_found_out(NOTHING, |path| by_inode(path, true)));
 }
 
-/// Looks for the last line that it read in the youngest file that has it at that place,
-/// and goes on there and in the files that are younger.
+/// Looks for its last line in the newest file that has it at the same offset, and continues there
+/// and in newer files.
 struct ByPlace {
     path: PathBuf,
     committed: Place,
     pending: Place,
 }
 
-/// Where it stands: how many files it has begun, and the end of a line in the last.
+/// A position: the number of files begun, and the end of a line in the last one.
 #[derive(Clone, Default)]
 struct Place {
     files: usize,
@@ -964,7 +963,7 @@ impl Place {
 }
 
 impl ByPlace {
-    /// The files, the youngest first.
+    /// The files, the newest first.
     fn files(&self) -> Vec<Vec<u8>> {
         let read = |name: String| {
             let path = self.path.with_file_name(name);
@@ -1027,7 +1026,7 @@ fn a_reader_that_takes_any_generation_with_its_last_line_is_found_out() {
     assert!(!is_found_out(rules, by_place));
 }
 
-/// The tail, but with lines identified by their content.
+/// The tail, except that lines are identified by their content.
 struct ByContent(Real);
 
 impl Reader for ByContent {
@@ -1055,7 +1054,7 @@ fn a_reader_that_identifies_lines_by_content_is_found_out() {
     assert!(!is_found_out(NOTHING, naive));
 }
 
-/// The tail, but a line that has no end at the second look is taken as it is.
+/// The tail, except that a line still without an end at the second read is returned as it is.
 struct Impatient {
     real: Real,
     waiting: Option<Vec<u8>>,

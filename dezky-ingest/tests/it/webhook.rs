@@ -35,7 +35,7 @@ fn colliding_ids_are_two_and_a_retry_adds_none() {
         let retry =
             post(&place, &data("stalwart/05b-v0.16.18-retry-same-events-new-ids.json")).await;
         assert_eq!((retry.stored, retry.duplicates, retry.conflicts), (0, 2, 0));
-        assert_eq!(retry.received(), 2, "a replay answers the same");
+        assert_eq!(retry.received(), 2, "a retry gets the same response");
         assert_eq!(place.of_source("stalwart").await.len(), 4);
         place.assert_whole().await;
     });
@@ -69,11 +69,15 @@ fn odd_events_are_quarantined_and_the_rest_goes_on() {
         );
         for round in 0..2 {
             let taken = post(&place, body.as_bytes()).await;
-            assert_eq!(taken.received(), 4, "all of it is kept, also the second time");
+            assert_eq!(taken.received(), 4, "every item is accepted, also the second time");
             assert_eq!(taken.quarantined, 2);
             assert_eq!(taken.new_quarantined, if round == 0 { 2 } else { 0 });
         }
-        assert_eq!(place.of_source("stalwart").await.len(), 2, "the long id too");
+        assert_eq!(
+            place.of_source("stalwart").await.len(),
+            2,
+            "including the one with the long id"
+        );
         let notices = ListQuery { action: Some("ingest.quarantined".into()), ..Default::default() };
         assert_eq!(place.list(notices).await.len(), 2);
         let taken = post(&place, b"no JSON at all").await;
@@ -121,7 +125,7 @@ fn secrets_in_a_body_reach_no_file() {
         );
         assert_eq!(post(&place, body.as_bytes()).await.received(), 3);
         post(&place, format!("contents: {secret}").as_bytes()).await;
-        // While the database is open, so that no file of it comes or goes meanwhile.
+        // The database is still open, so its set of files does not change during the check.
         for entry in std::fs::read_dir(place.folder.path()).unwrap() {
             let path = entry.unwrap().path();
             let bytes = std::fs::read(&path).unwrap();
@@ -148,12 +152,12 @@ fn an_instance_is_a_source_of_its_own() {
     });
 }
 
-/// Requirements on a receiver for ids that identify nothing: `take` returns how many new rows a
-/// body made. Returns the broken requirements.
+/// Checks a receiver of events whose ids don't identify them, and returns the violated
+/// requirements. `take` returns the number of rows that a body added.
 async fn faults(mut take: impl AsyncFnMut(&[u8]) -> usize) -> Vec<&'static str> {
     let mut faults = Vec::new();
     if take(&data("stalwart/04-v0.16.9-colliding-ids.json")).await != 2 {
-        faults.push("different failures of one second are one: a password spray is lost");
+        faults.push("different failures in one second count as one: a password spray is missed");
     }
     if take(&data("stalwart/05a-v0.16.18-first-delivery.json")).await != 2 {
         faults.push("a first delivery is not stored");
@@ -170,7 +174,7 @@ fn deduplicating_by_id_loses_some_and_doubles_others() {
         let place = Place::new().await;
         assert_eq!(faults(async |body| post(&place, body).await.stored).await, [""; 0]);
 
-        // The obvious design: the sender's id is the identity.
+        // A naive receiver: the sender's id identifies an event.
         let place = Place::new().await;
         let naive = async |body: &[u8]| {
             let body: serde_json::Value = serde_json::from_slice(body).unwrap();
@@ -186,7 +190,7 @@ fn deduplicating_by_id_loses_some_and_doubles_others() {
         assert_eq!(
             faults(naive).await,
             [
-                "different failures of one second are one: a password spray is lost",
+                "different failures in one second count as one: a password spray is missed",
                 "a retry is stored again",
             ]
         );
@@ -229,7 +233,7 @@ fn what_lies_outside_the_window_is_kept_aside() {
         assert!(kept[1].item.detail.contains("ahead"), "{}", kept[1].item.detail);
         let raw = String::from_utf8(kept[0].item.raw.clone()).unwrap();
         assert!(raw.contains("u1@acme.example"), "{raw}");
-        // Off, it takes them all; the two that are in are there already.
+        // Without a maximum age all events are accepted, and three exist already.
         let taken = post(&place, body.as_bytes()).await;
         assert_eq!((taken.stored, taken.duplicates, taken.quarantined), (2, 3, 0));
     });
@@ -249,7 +253,7 @@ fn two_unreadable_bodies_of_one_length_are_two_and_a_repeat_is_none() {
         let items = place.store.quarantined(0, 10).await.unwrap();
         assert_eq!(items.len(), 2);
         for (item, body) in items.iter().zip(bodies) {
-            // Without the key nobody can try the pins.
+            // The digest is keyed, so nobody can find the PIN by trying them all.
             let plain = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(body));
             assert!(!item.item.key.contains(&plain), "{}", item.item.key);
             assert!(!item.item.key.contains(&secrets().sign_hex(body)), "{}", item.item.key);

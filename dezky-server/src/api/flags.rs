@@ -29,8 +29,8 @@ pub(crate) fn routes() -> Router<AppState> {
         .route("/flags/{key}/preview", post(preview))
 }
 
-/// `GET /flags`: all of them, by key, and those that can't be read if there are any; with
-/// `?report=true` how often they were evaluated here, and which are stale.
+/// `GET /flags`: all flags, by key, and in `invalid` those that can't be read, if any.
+/// `?report=true` adds how often this server has evaluated each, and which are stale.
 async fn list(
     State(state): State<AppState>,
     parameters: Parameters,
@@ -67,10 +67,10 @@ async fn create(
     Ok(created(&format!("/flags/{}", flag.key), answer(&flag)))
 }
 
-/// `PATCH /flags/{key}`: only on that version if `If-Match` is given.
+/// `PATCH /flags/{key}`: changes the flag, with `If-Match` only if that is its version.
 ///
-/// If the change can switch tenants on or off, the answer has a member `flipped`: exactly those
-/// tenants, between the two versions, in the `environment` of the query.
+/// If the change can switch the flag on or off for tenants, the response has a member `flipped`:
+/// the tenants whose value differs between the two versions, in the query's `environment`.
 async fn update(
     State(state): State<AppState>,
     Name(key): Name,
@@ -82,7 +82,7 @@ async fn update(
     parameters.only(&["environment"])?;
     let environment = environment(parameters.get("environment"))?;
     let patch = FlagPatch::from_json(&body)?;
-    // The kill switch works on every version.
+    // The kill switch works whatever the flag's version.
     let if_version = if patch.is_kill() { None } else { if_match(&headers)? };
     let edit = Edit { if_version, ..caller.into() };
     match state.platform.flags.update_and_compare(&key, &patch, &edit).await {
@@ -97,8 +97,8 @@ async fn update(
     }
 }
 
-/// The tenants that a committed change switched on and off; `null` if the directory can't be
-/// read, `None` if the change can't have switched any.
+/// The tenants for which a committed change switched the flag on or off; `null` if the directory
+/// can't be read, `None` if the change cannot affect any tenant.
 async fn flipped(state: &AppState, updated: &Updated, environment: Option<&str>) -> Option<Value> {
     let (before, after) = (Some(&updated.before), Some(&updated.after));
     if decides_alike(before, after) {
@@ -107,15 +107,18 @@ async fn flipped(state: &AppState, updated: &Updated, environment: Option<&str>)
     match state.platform.preview(before, after, environment).await {
         Ok(preview) => Some(previewed(&preview, environment)),
         Err(error) => {
-            // The change is committed all the same.
-            tracing::warn!(code = error.code(), "who a change of a flag has reached is not known");
+            // The change is already committed, so the request does not fail.
+            tracing::warn!(
+                code = error.code(),
+                "can't determine which tenants a flag's change affects"
+            );
             Some(Value::Null)
         }
     }
 }
 
-/// `POST /flags/{key}/preview`: the tenants that a `PATCH` with the same body would switch on
-/// and off, or a `POST /flags` if the flag does not exist yet. Changes nothing.
+/// `POST /flags/{key}/preview`: the tenants for which a `PATCH` with the same body would switch the
+/// flag on or off; for a flag that does not exist yet, a `POST /flags`. Changes nothing.
 async fn preview(
     State(state): State<AppState>,
     Name(key): Name,
@@ -150,12 +153,12 @@ async fn preview(
     })
 }
 
-/// The flag that the body of a `POST /flags` would make; it may leave the key out.
+/// The flag that a `POST /flags` with this body would create. The body may omit the key.
 fn made(key: &str, mut body: Value) -> Result<Flag, Problem> {
     if let Some(members) = body.as_object_mut() {
         let given = members.entry("key").or_insert_with(|| key.into());
         if given.as_str().is_some_and(|given| given != key) {
-            return Err(Problem::field_invalid("key must be that of the path, or absent"));
+            return Err(Problem::field_invalid("key must be the key in the path, or absent"));
         }
     }
     Ok(Flag::new(NewFlag::from_json(&body)?, Timestamp::MIN)?)
@@ -169,7 +172,7 @@ fn environment(name: Option<&str>) -> Result<Option<&str>, Problem> {
     Ok(name)
 }
 
-/// `DELETE /flags/{key}`: only that version if `If-Match` is given.
+/// `DELETE /flags/{key}`: removes the flag, with `If-Match` only if that is its version.
 async fn remove(
     State(state): State<AppState>,
     Name(key): Name,
@@ -189,7 +192,7 @@ struct Kill {
     note: Option<String>,
 }
 
-/// `POST /flags/{key}/kill`: off for everybody, whatever its version.
+/// `POST /flags/{key}/kill`: switches the flag off for everybody, whatever its version.
 async fn kill(
     State(state): State<AppState>,
     Name(key): Name,
@@ -238,7 +241,7 @@ fn answer(flag: &Flag) -> Response {
     tagged(flag.version, json!(flag))
 }
 
-/// The answer about a flag of this version.
+/// A response with the flag's version as `ETag`.
 fn tagged(version: u64, document: Value) -> Response {
     let mut response = Json(document).into_response();
     if let Ok(tag) = HeaderValue::from_str(&format!("\"{version}\"")) {
@@ -264,7 +267,7 @@ fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     }
 }
 
-/// The problem of an edit; one with a stale version carries the current flag.
+/// Converts an edit's error; `version_mismatch` carries the current flag.
 async fn stale(state: &AppState, key: &str, error: dezky_core::Error) -> Problem {
     let is_stale = error.kind() == ErrorKind::VersionMismatch;
     let problem = Problem::from(error);

@@ -1,4 +1,4 @@
-//! The API, one file a resource: its routes stand with their handlers.
+//! The API: one file per resource, with its routes and their handlers.
 
 mod audit;
 mod flags;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-/// The most event streams at a time: each occupies a connection.
+/// The maximum number of concurrent event streams: each occupies a connection.
 const MAX_STREAMS: usize = 256;
 
 /// The event streams that are open.

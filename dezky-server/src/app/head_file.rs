@@ -21,7 +21,7 @@ use crate::failure::Failure;
 
 /// The version of the file.
 const VERSION: u32 = 1;
-/// The most bytes of the file.
+/// The maximum size of the file, in bytes.
 const MAX_BYTES: u64 = 4_096;
 
 /// A log and its head.
@@ -268,7 +268,7 @@ async fn hash_at(
     }
     let last = i64::try_from(next_seq - 1).unwrap_or(i64::MAX);
     let row = log.scan(last, 1).await?.pop();
-    // An unreadable row never matches; `verify` tells what is wrong with it.
+    // An unreadable row never matches; `verify` reports what is wrong with it.
     Ok(row.map(|row| row.map_or([0; 32], |row| row.stored.hash)))
 }
 

@@ -33,7 +33,7 @@ impl StoreWatch {
         self.suspected.store(true, Ordering::Relaxed);
     }
 
-    /// The error's code and its age, if the store takes no writes.
+    /// The error's code and its age, if the store can't be written.
     pub fn failure(&self) -> Option<(&'static str, Duration)> {
         self.failing().map(|(code, since)| (code, since.elapsed()))
     }
@@ -56,14 +56,14 @@ impl StoreWatch {
         match (probed, *failing) {
             (Ok(()), Some(_)) => {
                 *failing = None;
-                tracing::info!("the store takes writes again");
+                tracing::info!("the store accepts writes again");
             }
             (Err(error), None) => {
                 *failing = Some((error.code(), Instant::now()));
                 tracing::error!(
                     code = error.code(),
                     %error,
-                    "the store takes no writes: reads are served meanwhile"
+                    "the store accepts no writes: reads continue"
                 );
             }
             (Err(error), Some((_, since))) => *failing = Some((error.code(), since)),

@@ -65,7 +65,7 @@ pub(crate) struct List {
     /// Only items with this reason
     #[arg(long, value_name = "REASON")]
     reason: Option<String>,
-    /// The most items to print, 1 to 1000
+    /// The maximum number of items to print, 1 to 1000
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
     limit: u16,
 }

@@ -42,7 +42,7 @@ impl Config {
         let folder = folder_of(&self.head_path);
         if !folder.is_dir() {
             return Err(Failure::usage(format!(
-                "head.path {}: its folder does not exist: make it",
+                "head.path {}: its folder does not exist: create it",
                 self.head_path.display()
             )));
         }
@@ -62,7 +62,7 @@ impl Config {
             let refused =
                 |problem| Err(Failure::usage(format!("flags.file {}: {problem}", file.display())));
             if !folder_of(file).is_dir() {
-                return refused("its folder does not exist: make it");
+                return refused("its folder does not exist: create it");
             }
             if file.exists() && !file.is_file() {
                 return refused("is not a regular file: name one, such as flags.json");

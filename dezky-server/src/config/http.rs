@@ -7,13 +7,13 @@ use super::settings::Settings;
 use crate::failure::Failure;
 use crate::http::limits::HttpLimits;
 
-/// The longest that bodies may go on arriving when the server stops.
+/// The maximum time for which bodies may continue to arrive when the server stops.
 const MAX_ENDING: Duration = Duration::from_secs(2);
 
 #[rustfmt::skip]
 pub(super) const KEYS: &[Key] = &[
     key("http.max_connections", "DEZKY_HTTP_MAX_CONNECTIONS", Kind::Number(1, 100_000), "1024", "",
-        "The most connections at a time, {min} to {max}. When the limit is reached, a connection\nthat has kept the server waiting for at least a second is closed for the next one: of the\nclient (in IPv6 the /64) with the most connections, the one that has waited longest."),
+        "The maximum number of connections, {min} to {max}. When the limit is reached, a connection\nthat has kept the server waiting for at least a second is closed for the next one: of the\nclient (in IPv6 the /64) with the most connections, the one that has waited longest."),
     key("http.idle_seconds", "DEZKY_HTTP_IDLE_SECONDS", SECONDS, "100", "",
         "How long a connection may be idle, from its beginning or its last response to the end\nof the next request's head, {min} to {max}. Use more than clients keep idle connections,\nso that none sends a request into one that is being closed."),
     key("http.write_seconds", "DEZKY_HTTP_WRITE_SECONDS", SECONDS, "30", "",

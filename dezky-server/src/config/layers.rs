@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::keys::{self, Keys, Kind};
 use crate::failure::Failure;
 
-/// The most declared sources.
+/// The maximum number of declared sources.
 const MAX_SOURCES: usize = 1_000;
 
 /// A value of its key's [`Kind`].

@@ -72,7 +72,7 @@ fn all_keys() -> Keys {
     Keys(&*ALL)
 }
 
-/// The most bytes of the configuration file.
+/// The maximum size of the configuration file, in bytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
 /// The checked configuration of a server.
@@ -107,7 +107,7 @@ pub struct Config {
     pub flags: FlagsConfig,
     /// The maximum age of an event of Stalwart.
     pub stalwart_max_age: Option<Duration>,
-    /// The most events of one body of Stalwart.
+    /// The maximum number of events in a body of Stalwart.
     pub stalwart_max_events: usize,
     /// Stalwart's endpoints: the secrets by source name, `stalwart` or `stalwart:eu2`.
     pub stalwart: BTreeMap<String, Secrets>,

@@ -11,7 +11,7 @@ use super::keys::Kind;
 use super::layers::{Layers, Origin, Setting, Value};
 use crate::failure::Failure;
 
-/// The most bytes of a file with a secret.
+/// The maximum size of a file with a secret, in bytes.
 const MAX_SECRET_FILE_BYTES: u64 = 64 << 10;
 
 /// All values that are set, with their origins; unchecked.

@@ -13,7 +13,7 @@ pub(super) const KEYS: &[Key] = &[
     key("spool.max_bytes", "DEZKY_SPOOL_MAX_BYTES", Kind::Number(1 << 20, 1 << 40), "67108864", "",
         "The maximum size of that file, {min} to {max}. If it is full, senders\nget 503."),
     key("spool.max_events", "DEZKY_SPOOL_MAX_EVENTS", Kind::Number(1, 100_000_000), "100000", "",
-        "The most events in that file, {min} to {max}."),
+        "The maximum number of events in that file, {min} to {max}."),
 ];
 
 impl Settings {

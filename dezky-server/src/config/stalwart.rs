@@ -18,7 +18,7 @@ pub(super) const KEYS: &[Key] = &[
     key("stalwart.max_age_seconds", "DEZKY_STALWART_MAX_AGE_SECONDS", Kind::Number(0, 315_360_000), "0", "",
         "Older events go to the quarantine, up to {max}; 0: none. Use more than Stalwart's\ndiscardAfter, for which it keeps events that it could not send."),
     key("stalwart.max_body_events", "DEZKY_STALWART_MAX_BODY_EVENTS", Kind::Number(1, 10_000_000), "131072", "",
-        "The most events of one body, {min} to {max}; a body with more gets 413, and nothing of it is\nstored. 16 MiB hold some 110000 of Stalwart's smallest events."),
+        "The maximum number of events in a body, {min} to {max}; a body with more gets 413, and no part of\nit is stored. 16 MiB hold about 110000 of Stalwart's smallest events."),
 ];
 
 impl Settings {

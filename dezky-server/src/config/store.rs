@@ -141,7 +141,7 @@ pub(super) fn check(url: &StoreUrl) -> Result<(), Failure> {
     let Some(path) = url.file() else { return Ok(()) };
     let refused = |problem| Err(Failure::usage(format!("store {url}: {problem}")));
     if !super::files::folder_of(path).is_dir() {
-        return refused("its folder does not exist: make it");
+        return refused("its folder does not exist: create it");
     }
     match std::fs::metadata(path) {
         Ok(found) if found.is_dir() => refused("it is a folder: name a file"),

@@ -304,7 +304,7 @@ impl Folder {
             return Err(refused("is not empty, and no demo ran in it".into()));
         }
         std::fs::create_dir_all(path.join("ocis"))
-            .map_err(|error| refused(format!("can't be made ({error})")))?;
+            .map_err(|error| refused(format!("can't be created ({error})")))?;
         let mut options = std::fs::OpenOptions::new();
         let lock = options
             .write(true)

@@ -5,11 +5,11 @@ use std::time::Duration;
 /// The bounds of connections and of the requests on them.
 #[derive(Debug, Clone, Copy)]
 pub struct HttpLimits {
-    /// The most connections.
+    /// The maximum number of connections.
     pub max_connections: usize,
     /// The longest time without a request.
     pub idle: Duration,
-    /// The longest time in which a client takes nothing of an answer.
+    /// The longest time in which a client accepts no bytes of a response.
     pub write: Duration,
     /// The longest time for a request's body.
     pub body: Duration,
@@ -17,7 +17,7 @@ pub struct HttpLimits {
     pub body_stall: Duration,
     /// The memory of webhooks' bodies, in bytes.
     pub body_memory: usize,
-    /// The longest that bodies may go on arriving when the server ends. Answers have half as
-    /// long again to leave.
+    /// The maximum time for which bodies may continue to arrive when the server stops. Responses
+    /// have half as much time again to be sent.
     pub ending: Duration,
 }

@@ -37,13 +37,13 @@ const GOODBYE: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The wait for a permit between two evictions.
 const EVICT_PAUSE: Duration = Duration::from_millis(100);
-/// The most buffered bytes of one connection in each direction; the head of a request must
-/// fit.
+/// The maximum number of bytes that a connection buffers in each direction; the head of a request
+/// must fit.
 const BUFFER_BYTES: usize = 64 << 10;
 /// The same for HTTP/2, whose streams share a connection.
 const WINDOW_BYTES: u32 = 64 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
-/// The most requests of one HTTP/2 connection at a time.
+/// The maximum number of concurrent requests on an HTTP/2 connection.
 const MAX_STREAMS: u32 = 100;
 
 /// Answers requests on `listener` until `stop` resolves, then finishes those that have arrived
@@ -123,7 +123,7 @@ fn protocol(bounds: &HttpLimits) -> Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         // The connection has its own clock, which starts before the first byte.
         .header_read_timeout(None)
-        // A client that has closed its side is answered all the same.
+        // A client that has closed its side still gets its response.
         .half_close(true)
         .max_buf_size(BUFFER_BYTES);
     protocol

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::problem::Problem;
 
-/// The most parameters of a query.
+/// The maximum number of parameters in a query.
 const MAX_PARAMETERS: usize = 32;
 
 /// The one parameter of the path. Text that is not UTF-8 is answered 404.

@@ -31,7 +31,7 @@ use self::report::{Collection, TakenCursor};
 
 /// The number of documents in a batch from the server.
 const BATCH: u32 = 500;
-/// The most events of one append, and about the most bytes.
+/// The maximum number of events in an append, and its approximate maximum size in bytes.
 const APPEND_EVENTS: usize = 500;
 const APPEND_BYTES: usize = 4 << 20;
 
@@ -297,7 +297,7 @@ impl Import<'_> {
             platform.store.append(Vec::new(), options).await?;
         }
         collection.imported += 1;
-        Ok(format!("goes on at {to}"))
+        Ok(format!("continues at {to}"))
     }
 }
 

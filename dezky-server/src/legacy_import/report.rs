@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 
 use crate::render::table::{printable, table};
 
-/// The most field names in the report.
+/// The maximum number of field names in the report.
 const MAX_NAMES: usize = 100;
-/// The most documents of a collection that the report names.
+/// The maximum number of documents that the report names for a collection.
 const MAX_NAMED: usize = 20;
 
 /// The report of an import.

@@ -49,8 +49,8 @@ pub(super) struct Given {
     pub(super) plan: Said,
     pub(super) partner_slug: Said,
     pub(super) environment: Said,
-    /// The first missing or invalid member. Flags that do not depend on such members are decided
-    /// all the same.
+    /// The first missing or invalid member. Flags that do not depend on such members are still
+    /// decided.
     pub(super) problem: Option<Refusal>,
 }
 
@@ -187,7 +187,7 @@ fn text(name: &str, value: Option<&RawValue>, max_bytes: usize) -> Result<Said, 
             refused(format!("must have at most {max_bytes} bytes: shorten it"))
         }
         Ok(text) if text.contains(char::is_control) => {
-            refused("must be without control characters: take them out".into())
+            refused("must not contain control characters: remove them".into())
         }
         Ok(text) => Ok(Said::Is(text)),
         Err(_) => refused(LONE_SURROGATE.into()),
@@ -435,7 +435,7 @@ mod tests {
             (
                 r#"{"targetingKey":"t","environment":"a\u0000"}"#,
                 "INVALID_CONTEXT",
-                "context.environment must be without control",
+                "context.environment must not contain control",
             ),
             (
                 &format!(r#"{{"targetingKey":"t","tenantSlug":"{long}"}}"#),

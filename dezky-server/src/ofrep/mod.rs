@@ -26,7 +26,7 @@ use crate::http::body;
 use crate::http::parameters::{Name, Parameters};
 use crate::http::problem::Problem;
 
-/// The most bytes of an evaluation's body.
+/// The maximum size of an evaluation's body, in bytes.
 const MAX_BODY_BYTES: usize = 64 << 10;
 /// The parameters with which a client repeats what a change notice told it. The tag makes them
 /// unnecessary.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::render::table::{printable, table};
 
-/// The most tenants that a table of a preview names in each direction.
+/// The maximum number of tenants that a preview's table names in each direction.
 const SHOWN_TENANTS: usize = 20;
 
 /// A JSON object: by flag the value, the reason and its details.

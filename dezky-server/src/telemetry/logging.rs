@@ -14,11 +14,11 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::LogConfig;
 
-/// The most bytes of lines that wait for the sink.
+/// The maximum size of the lines that wait for the sink, in bytes.
 const MAX_WAITING_BYTES: usize = 256 << 10;
 /// The interval at which the count of lost lines is offered to the sink.
 const TELL_EVERY: Duration = Duration::from_secs(1);
-/// The longest that the end of the process waits for pending lines.
+/// The maximum time that the process waits for pending lines before it exits.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 static LOG: OnceLock<&'static Log> = OnceLock::new();

@@ -1,4 +1,4 @@
-//! Callers that are admitted, and how the timeline names those that change something.
+//! Which callers are admitted, and how the timeline identifies the caller of a change.
 
 use dezky_core::Actor;
 use dezky_core::directory::{Edit, NewUser};
@@ -9,7 +9,7 @@ use crate::support::{Client, Embedder, Server, in_order};
 
 const TOKEN: &str = "operator-token-0123456789";
 
-/// Every route that needs the token, with a body that it would take.
+/// Every route that needs the token, with a body that it accepts.
 fn routes() -> Vec<(Method, &'static str, Option<&'static str>)> {
     let tenant = r#"{"slug":"new","name":"New","plan":"pro"}"#;
     vec![
@@ -76,7 +76,7 @@ async fn every_route_needs_the_token_where_there_is_one() {
         }
     }
     assert_eq!(operator.all("").await, before);
-    // The same requests with it: none is refused for who asks.
+    // The same requests with the token: none is refused because of its caller.
     for route in routes() {
         let answer = operator.send(request(&operator, &route)).await;
         assert!(!matches!(answer.status.as_u16(), 401 | 403 | 405), "{route:?}: {answer:?}");
@@ -84,7 +84,7 @@ async fn every_route_needs_the_token_where_there_is_one() {
     server.stop().await;
 }
 
-/// A page that a browser was led here by must not read or change anything.
+/// A foreign web page must not read or change anything through the user's browser.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_server_answers_no_route_to_a_foreign_page() {
     let server = Server::start(&[]).await;
@@ -124,8 +124,8 @@ async fn an_open_server_answers_no_route_to_a_foreign_page() {
     server.stop().await;
 }
 
-/// Sends one change, and returns the only event that it added, on the timeline
-/// when the answer is there.
+/// Sends one change, and returns the only event that it added, which is on the timeline as soon as
+/// the response has arrived.
 async fn event_of(
     client: &Client,
     route: &(Method, &'static str, Option<&'static str>),
@@ -157,7 +157,7 @@ async fn every_change_is_on_the_timeline_when_its_answer_returns() {
     let headers = [
         ("X-Request-Id", "req-7f3a"),
         ("User-Agent", "console/3.1"),
-        // The client writes the left.
+        // The client controls the left part.
         ("X-Forwarded-For", "1.2.3.4, 203.0.113.7, 10.1.2.3"),
     ];
     let partner = r#"{"slug":"reseller","name":"Reseller","domain":"reseller.example"}"#;
@@ -242,7 +242,7 @@ async fn an_open_server_says_that_anybody_could_have_been_it() {
     let server = Server::start(&[]).await;
     let client = &server.client;
     let route = (Method::POST, "/flags", Some(r#"{"key":"k"}"#));
-    // Nobody stands before this server, so nobody is believed.
+    // No proxy is trusted, so the header is ignored.
     let event = event_of(client, &route, &[("X-Forwarded-For", "203.0.113.7")]).await;
     assert_eq!(
         (&event["actorType"], &event["actorIp"]),
@@ -250,7 +250,7 @@ async fn an_open_server_says_that_anybody_could_have_been_it() {
     );
     assert_eq!(event.get("actorId"), None);
     assert_eq!(event["metadata"]["_dezky"].get("requestId"), None);
-    // A long id is cut, so that its beginning still leads to the request.
+    // A long id is truncated, so that its beginning still identifies the request.
     let long: &'static str = "r".repeat(129).leak();
     let route = (Method::POST, "/flags/k/kill", Some("{}"));
     client.patch("/flags/k", json!({ "state": "on" })).await.with_status(200);

@@ -13,7 +13,7 @@ use crate::support::{Engine, SECRET, Server, WEBHOOK, until};
 
 const TOKEN: &str = "operator-token-0123456789";
 
-/// Records `count` events, a second apart, two of each time.
+/// Records `count` events, two for each second.
 async fn record(server: &Server, count: i64) {
     let event = |n: i64| {
         NewEvent {
@@ -45,7 +45,7 @@ async fn health_is_public_and_names_the_service() {
     server.stop().await;
 }
 
-/// A page that a browser was led here by names its own host (DNS rebinding).
+/// A foreign web page that reaches the server by DNS rebinding sends its own host name.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_server_answers_this_machine_alone() {
     let server = Server::start(&[]).await;
@@ -147,7 +147,7 @@ async fn wrong_parameters_are_named_with_their_bounds() {
     let answer = server.client.get(&format!("/audit?actorId={long}")).await;
     assert!(answer.problem(400, "query_invalid").contains("actorId"));
     server.client.get("/audit?cursor=AAAA").await.problem(400, "cursor_invalid");
-    // As version 1 gave it out.
+    // A cursor issued by version 1.
     let old = "AQAAAZt22qgA_____________________wD-AhE1F-55lcBT4-Zmp1OUukWUW0LjRw1jJcH07Xw-";
     let answer = server.client.get(&format!("/audit?cursor={old}")).await;
     let detail = answer.problem(400, "cursor_invalid");
@@ -195,7 +195,7 @@ pub(crate) async fn pages_neither_skip_nor_repeat_while_events_arrive(engine: En
         seen.extend(answer.events().iter().map(|e| e["seq"].as_u64().unwrap()));
         let Some(next) = answer.json["nextCursor"].as_str() else { break };
         cursor = format!("&cursor={next}");
-        // Newer ones come in between, and stay out of the walk.
+        // Events appended between the pages do not appear in them.
         let newer = NewEvent::new("tenant.created", Actor::system()).seal(&TokioRuntime);
         server.running.store().append(vec![newer], AppendOptions::default()).await.unwrap();
         let other = server.client.get(&format!("/audit?limit=7{cursor}")).await;
@@ -233,8 +233,8 @@ async fn webhooks_need_no_token_and_no_content_type() {
     server.stop().await;
 }
 
-/// A byte that is not text must not make the proxy's word unreadable: what stands
-/// left of it was written by the client.
+/// A byte that is not text must not hide the address that the proxy added: everything left of that
+/// was written by the client.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_header_that_is_no_text_neither_hides_nor_forges_the_client() {
     let server = Server::start(&[("DEZKY_TRUSTED_PROXIES", "127.0.0.1")]).await;

@@ -61,7 +61,7 @@ async fn a_disabled_ingest_asks_authentik_nothing() {
     .await;
     let body = r#"{"events":[{"id":"e-1","createdAt":"2026-09-01T08:00:00Z","type":"auth.failed","data":{}}]}"#;
     assert_eq!(server.client.post_signed(WEBHOOK, body).await.json["received"], 1);
-    // A stop ends the workers that there are, after what they had begun.
+    // Stopping ends the existing workers, after their current tick.
     server.stop().await;
     assert!(double.requests().is_empty());
     double.stop().await;

@@ -1,4 +1,4 @@
-//! The memory of bodies that nobody vouches for.
+//! The memory used by bodies of unauthenticated senders.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -14,17 +14,17 @@ fn head(length: usize) -> String {
     )
 }
 
-/// Sends all of a body, and reads what is answered afterwards.
+/// Sends a whole body, then reads the response.
 async fn send(address: String, body: Vec<u8>) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(head(body.len()).as_bytes()).await.unwrap();
-    stream.write_all(&body).await.expect("the server reads on");
+    stream.write_all(&body).await.expect("the server keeps reading");
     let mut said = String::new();
     stream.read_to_string(&mut said).await.expect("an answer");
     said
 }
 
-/// The most memory that a process has had, in bytes.
+/// The peak memory of a process, in bytes.
 #[cfg(target_os = "linux")]
 fn peak(process: &Process) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
@@ -47,12 +47,12 @@ async fn unsigned_bodies_take_no_more_memory_than_they_may_and_all_are_answered(
         assert!(is_no_room || said.starts_with("HTTP/1.1 401"), "{said}");
     }
     let grown = peak(&process) - before;
-    // 8 MiB of them, and buffers of 60 connections.
+    // 8 MiB of bodies, and the buffers of 60 connections.
     assert!(grown < 32 << 20, "{grown}");
     process.stop().await;
 }
 
-/// More than half of the room of large bodies below.
+/// More than half of the memory for large bodies below.
 const LARGE: usize = 5 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -79,7 +79,7 @@ async fn half_sent_large_bodies_leave_room_for_small_ones() {
         let answer = server.client.post_signed(WEBHOOK, &body).await;
         assert_eq!(answer.with_status(200)["received"], 1);
     }
-    // Their room is for one of them; the others were refused.
+    // The memory suffices for one of them; the others were refused.
     let mut refused = 0;
     for mut stream in held {
         stream.write_all(b" ").await.unwrap();
@@ -108,14 +108,14 @@ async fn a_body_with_more_events_than_it_may_have_is_refused_whole() {
     };
     let answer = server.client.post_signed(WEBHOOK, &body(4)).await;
     let detail = answer.problem(413, "too_large");
-    assert!(detail.contains("4 events") && detail.contains("send 3 at most"), "{detail}");
+    assert!(detail.contains("4 events") && detail.contains("send at most 3"), "{detail}");
     assert!(server.client.all("").await.is_empty());
     let answer = server.client.post_signed(WEBHOOK, &body(3)).await;
     assert_eq!(answer.with_status(200)["received"], 3);
     server.stop().await;
 }
 
-/// Only webhooks of declared sources are unpacked.
+/// Only webhooks of declared sources accept compressed bodies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_content_encoding_is_refused_where_none_is_read() {
     let server = Server::start(&[]).await;

@@ -95,7 +95,7 @@ fn demo_json(folder: &Path) -> serde_json::Value {
     serde_json::from_slice(&json.stdout).unwrap()
 }
 
-/// They depend on the tenant's id and the flag alone, so they are written down here.
+/// The values depend only on the tenant's id and the flag, so the test can list them.
 #[test]
 fn the_demos_flags_are_the_same_in_every_run_and_on_every_machine() {
     let expected = serde_json::json!({
@@ -253,7 +253,7 @@ async fn verify_says_whether_the_log_is_whole() {
     assert!(report["finding"].is_null());
 }
 
-/// 1 is for a log that differs.
+/// Exit status 1 is reserved for a log that fails verification.
 #[test]
 fn a_log_that_can_not_be_read_is_not_one_that_differs() {
     for store in ["postgres://u@127.0.0.1:1/db", "mongodb://127.0.0.1:1/db", "sqlite://nodir/x.db"]
@@ -333,7 +333,7 @@ fn a_port_in_use_is_one_line() {
     let port = address.port().to_string();
     let output = program(&["demo", "--port", &port]).current_dir(folder.path()).output().unwrap();
     assert!(refusal(&output, 2).contains("--port 0"));
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was made");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was created");
 }
 
 #[test]
@@ -365,7 +365,7 @@ fn without_a_token_only_this_machine_is_served() {
         .output()
         .unwrap();
     assert!(refusal(&output, 2).contains("DEZKY_OPERATOR_TOKEN"));
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was made");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was created");
 }
 
 #[test]
@@ -397,7 +397,7 @@ async fn sigterm_lets_requests_finish() {
     stream.write_all(first.as_bytes()).unwrap();
 
     process.terminate();
-    // At once: a body that has not come whole 2 s later is given up.
+    // At once: the server gives up on a body that is still incomplete 2 s later.
     stream.write_all(second.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -409,7 +409,7 @@ async fn sigterm_lets_requests_finish() {
     assert!(stdout(&verify(&folder.path().join("dezky.db"), &[])).starts_with("ok: 1 events"));
 }
 
-/// A server that would end so late that nobody takes it for an end without waiting.
+/// A shutdown timeout long enough to tell a shutdown that waits from one that does not.
 const PATIENT: (&str, &str) = ("DEZKY_SHUTDOWN_TIMEOUT_SECONDS", "300");
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -429,7 +429,7 @@ async fn a_body_that_never_comes_does_not_hold_the_end_up() {
     assert!(began.elapsed() < Duration::from_mins(1), "{:?}", began.elapsed());
 }
 
-/// Neither a connection that said nothing yet nor one that stopped in the middle.
+/// Covers a connection that has sent nothing and one that has sent half a request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_never_began_is_not_waited_for() {
     let folder = tempfile::tempdir().unwrap();
@@ -446,8 +446,8 @@ async fn a_request_that_never_began_is_not_waited_for() {
     drop((silent, half));
 }
 
-/// An Authentik that hangs is not waited for: the next server would wait for the
-/// lease as well.
+/// Shutdown does not wait for a hanging Authentik: the next server would have to wait for the lease
+/// as well.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_authentik_that_never_answers_does_not_hold_the_end_up() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -469,7 +469,7 @@ async fn an_authentik_that_never_answers_does_not_hold_the_end_up() {
     }
 }
 
-/// Refused, not resolved, not trusted: what to do differs.
+/// The remedy differs for a refused connection, an unresolved name and an untrusted certificate.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_says_why_authentik_can_not_be_reached() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

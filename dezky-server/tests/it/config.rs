@@ -1,4 +1,4 @@
-//! The configuration: what is refused, and what holds.
+//! The configuration: errors, precedence and warnings.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ fn refused(text: &str, environment: &[(&str, &str)]) -> String {
         .envs(environment.iter().copied())
         .output()
         .unwrap();
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing was made");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing was created");
     refusal(&output, 2)
 }
 
@@ -213,7 +213,7 @@ fn the_example_says_the_defaults() {
         assert_eq!(setting["from"], "default");
         assert!(written[name]["from"].as_str().unwrap().contains("dezky.toml line"));
     }
-    // With every comment that shows a key taken as one, all keys are known.
+    // If every commented key is uncommented, all keys are known.
     let uncommented: String = example
         .lines()
         .map(|line| match line.strip_prefix("# ") {
@@ -362,7 +362,7 @@ fn a_blank_secret_is_refused() {
     }
 }
 
-/// A device has no end, and a pipe nobody writes to no beginning.
+/// Reading a device never ends, and reading a pipe without a writer never begins.
 #[test]
 fn only_regular_files_of_bounded_size_are_read() {
     let folder = tempfile::tempdir().unwrap();

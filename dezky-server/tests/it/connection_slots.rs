@@ -1,4 +1,4 @@
-//! A PostgreSQL that has no connection left for the server, and has some again.
+//! PostgreSQL runs out of connections, and has free ones again later.
 
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
@@ -6,10 +6,10 @@ use sqlx::{Connection as _, PgConnection};
 use crate::servers::{OwnServer, sql};
 use crate::support::{Client, Process, WEBHOOK, run, until};
 
-/// A PostgreSQL with few connections, and other clients that can take them all.
+/// A PostgreSQL server with few connections, and other clients that can use them all.
 struct Crowded {
     server: OwnServer,
-    /// The URL of a role that gets no connection that is kept for superusers.
+    /// The URL of a role that can't use the connections reserved for superusers.
     url: String,
     others: Vec<PgConnection>,
 }
@@ -28,12 +28,12 @@ impl Crowded {
         Self { server, url, others: Vec::new() }
     }
 
-    /// Takes every connection, those that the server has included.
+    /// Takes every connection, including those of the server under test.
     async fn fill(&mut self) {
         let ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                      WHERE usename = 'app' AND application_name = 'dezky'";
         let mut full = 0;
-        // The server tries to get some back meanwhile.
+        // Meanwhile the server tries to reconnect.
         while full < 10 {
             sql(&self.server.url, ended).await;
             match PgConnection::connect(&self.url).await {
@@ -51,7 +51,7 @@ impl Crowded {
         assert!(self.others.len() > 10, "{}", self.others.len());
     }
 
-    /// Gives all of them back.
+    /// Closes all of them.
     fn empty(&mut self) {
         self.others.clear();
     }
@@ -86,7 +86,7 @@ async fn a_server_without_a_connection_to_its_store_goes_on_when_there_are_some_
     client.post("/flags", json!({ "key": "k", "state": "on" })).await.with_status(201);
     record(client).await.with_status(201);
     let health = async || -> Value { client.get("/health").await.with_status(200) };
-    until("health says so", async || health().await["status"] == "ok").await;
+    until("health reports it", async || health().await["status"] == "ok").await;
 
     crowded.fill().await;
     let logins = ["a-1", "a-2"].map(login);
@@ -103,7 +103,7 @@ async fn a_server_without_a_connection_to_its_store_goes_on_when_there_are_some_
     for answer in [one, other] {
         assert_eq!(answer.with_status(200)["received"], 1, "the spool has it");
     }
-    until("health says so", async || health().await["status"] == "degraded").await;
+    until("health reports it", async || health().await["status"] == "degraded").await;
     assert_eq!(health().await["store"]["writable"], false);
 
     crowded.empty();
@@ -116,7 +116,7 @@ async fn a_server_without_a_connection_to_its_store_goes_on_when_there_are_some_
     assert_eq!(client.act("/flags/k/kill").await.with_status(200)["state"], "off");
     let line = r#"{"RemoteAddr":"","User":"u-1","URL":"","Method":"","UserAgent":"","Time":"2026-11-21T20:00:00Z","App":"admin-audit","Message":"m","Action":"file_delete","Success":true,"Path":"/a","Owner":"u-1","FileID":"f-1"}"#;
     std::fs::write(folder.path().join("ocis.log"), format!("{line}\n")).unwrap();
-    until("the tail goes on", async || !client.all("&source=ocis").await.is_empty()).await;
-    until("health says so", async || health().await["status"] == "ok").await;
+    until("the tail continues", async || !client.all("&source=ocis").await.is_empty()).await;
+    until("health reports it", async || health().await["status"] == "ok").await;
     server.stop().await;
 }

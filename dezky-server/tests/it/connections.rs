@@ -1,4 +1,4 @@
-//! Clients that say nothing, take nothing, or go in the middle.
+//! Clients that send nothing, read nothing, or disconnect in the middle.
 
 use std::time::{Duration, Instant};
 
@@ -9,8 +9,7 @@ use tokio::net::TcpStream;
 use crate::http2::{PREFACE, frame, live};
 use crate::support::{Process, SECRET, Server, WEBHOOK, until};
 
-/// Longer than any bound of these tests, and shorter than the one of idle connections
-/// by default.
+/// Longer than any limit in these tests, and shorter than the default limit for idle connections.
 const LONG: Duration = Duration::from_mins(1);
 
 async fn connect(process: &Process, first: &[u8]) -> TcpStream {
@@ -19,12 +18,12 @@ async fn connect(process: &Process, first: &[u8]) -> TcpStream {
     stream
 }
 
-/// Waits until the server has closed the connection; what it said until then.
+/// Waits until the server closes the connection, and returns what it sent until then.
 async fn closed(stream: &mut TcpStream) -> Vec<u8> {
     let mut said = Vec::new();
     let mut part = [0; 4_096];
     let reading = async {
-        // A connection that breaks off has closed as well.
+        // A reset connection counts as closed too.
         while let Ok(bytes @ 1..) = stream.read(&mut part).await {
             said.extend_from_slice(&part[..bytes]);
         }
@@ -33,7 +32,7 @@ async fn closed(stream: &mut TcpStream) -> Vec<u8> {
     said
 }
 
-/// Gives signs of life over HTTP/2 until the server closes the connection.
+/// Answers HTTP/2 pings and sends its own until the server closes the connection.
 async fn lives_until_closed(mut stream: TcpStream) {
     tokio::time::timeout(LONG, live(&mut stream)).await.expect("the server closes it");
 }
@@ -75,7 +74,8 @@ async fn a_house_full_of_silent_connections_lets_others_in() {
         assert_eq!(answer.status, 200);
     }
     assert!(began.elapsed() < LONG, "{:?}", began.elapsed());
-    until("it is told", async || process.stderr().contains("silent connections made way")).await;
+    until("the log reports it", async || process.stderr().contains("silent connections made way"))
+        .await;
     drop(silent);
     process.stop().await;
 }
@@ -94,7 +94,10 @@ async fn a_process_out_of_files_lets_others_in() {
         silent.push(connect(&process, b"P").await);
     }
     assert_eq!(process.client.get("/health").await.status, 200);
-    until("it is told", async || process.stderr().contains("a connection was not accepted")).await;
+    until("the log reports it", async || {
+        process.stderr().contains("a connection was not accepted")
+    })
+    .await;
     drop(silent);
     process.stop().await;
 }
@@ -103,17 +106,17 @@ async fn a_process_out_of_files_lets_others_in() {
 async fn a_client_that_takes_no_answer_is_left() {
     let folder = tempfile::tempdir().unwrap();
     let process = Process::start(folder.path(), &[("DEZKY_HTTP_WRITE_SECONDS", "1")]);
-    // Requests one behind the other whose answers are never read.
+    // Pipelined requests whose responses are never read.
     let mut piles = connect(&process, b"").await;
     let requests = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(64);
     let piling = async { while piles.write_all(&requests).await.is_ok() {} };
-    // HTTP/2 with a window of nothing, and signs of life.
+    // HTTP/2 with a flow-control window of 0, and pings.
     let request = [&[0x82, 0x86, 0x04, 7][..], b"/health", &[0x01, 9], b"localhost"].concat();
     let settings = frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]);
     let opened = [PREFACE, &settings, &frame(1, 0x05, 1, &request)].concat();
     let holds = connect(&process, &opened).await;
     tokio::join!(
-        async { tokio::time::timeout(LONG, piling).await.expect("it is left") },
+        async { tokio::time::timeout(LONG, piling).await.expect("the server closes it") },
         lives_until_closed(holds),
     );
     assert_eq!(process.client.get("/health").await.status, 200);

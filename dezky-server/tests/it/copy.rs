@@ -29,7 +29,7 @@ fn events(count: usize) -> Vec<SealedEvent> {
     std::iter::repeat_with(event).take(count).collect()
 }
 
-/// A password in the arguments could be read by everybody on the machine.
+/// Everybody on the machine could read a password in the arguments.
 #[test]
 fn the_ends_may_stand_in_the_environment() {
     let folder = tempfile::tempdir().unwrap();
@@ -167,7 +167,7 @@ async fn large(folder: &Path) -> (String, String) {
     }
     store.close().await;
     let from = url(&path);
-    // So that all parts are there.
+    // So that all components exist.
     open_for_the_first_time(&from).await;
     (from, url(&folder.join("to.db")))
 }
@@ -188,7 +188,7 @@ async fn rows_at(path: &Path) -> u64 {
             store.close().await;
             rows
         }
-        // Not made yet.
+        // The file does not exist yet.
         Err(_) => 0,
     }
 }

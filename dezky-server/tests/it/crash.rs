@@ -1,9 +1,9 @@
-//! Everything at once, and the process killed again and again: whatever it was
-//! doing, nothing is lost and nothing is there twice.
+//! All sources and an operator at once, while the server is killed again and again: whatever it was
+//! doing, nothing is lost or stored twice.
 //!
-//! The leases of a killed server are made to lapse in two rounds of three, as
-//! nobody waits minutes for them here; in the third the server finds the database
-//! as the kill left it, and its workers wait while webhooks come in.
+//! In two rounds of three, the test expires the leases of the killed server, which would take
+//! minutes. In the third, the next server finds the database as the kill left it, and its workers
+//! wait while webhooks arrive.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,17 +17,17 @@ use crate::support::{Client, Process, spawn_serve, until};
 
 const ROUNDS: u64 = 12;
 const SENDERS: usize = 3;
-/// After how many rounds the sources delete what the log has.
+/// The number of rounds after which the sources delete what the log has.
 const FORGET_EVERY: u64 = 10;
 
 /// When a server is killed.
 #[derive(Debug, Clone, Copy)]
 enum Moment {
-    /// So long after its process began, listening or not.
+    /// This long after the process started, listening or not.
     Starting(Duration),
-    /// So long after it began to listen.
+    /// This long after it began to listen.
     After(Duration),
-    /// After so many acknowledged webhook events.
+    /// After this many acknowledged webhook events.
     Acknowledged(usize),
 }
 
@@ -42,20 +42,20 @@ impl Moment {
     }
 }
 
-/// The targets of the kills.
+/// The number of kills by situation.
 #[derive(Debug, Default)]
 struct Hits {
     starting: usize,
     after: usize,
     acknowledged: usize,
-    /// With webhooks that waited for their answer.
+    /// With webhooks in flight.
     in_flight: usize,
-    /// With half a line at the end of the file.
+    /// With an incomplete line at the end of the file.
     half_line: usize,
     /// With the leases still held when the next server started.
     leased: usize,
-    /// Webhook events whose acknowledgement the kill took, in rounds where that was
-    /// looked at, and how many of them the log had.
+    /// The number of webhook events that a kill left unacknowledged, in rounds that checked this,
+    /// and how many of them the log had.
     unanswered: (usize, usize),
 }
 
@@ -143,8 +143,8 @@ async fn nothing_is_lost_or_doubled_whenever_the_process_is_killed() {
     );
 }
 
-/// Between a kill and the next start: the leases of the dead lapse; what the
-/// senders don't know of is counted; the sources forget what the log has.
+/// Runs between a kill and the next start: expires the dead server's leases, counts the
+/// unacknowledged events, and has the sources delete what the log has.
 async fn between(
     folder: &Path,
     senders: &[Sender],

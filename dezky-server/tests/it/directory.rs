@@ -16,7 +16,7 @@ async fn make_partner(client: &Client, slug: &str) -> Value {
     client.post("/partners", body).await.with_status(201)
 }
 
-/// The documents of a list, page by page, none of them larger than `limit`.
+/// The documents of a list, read in pages of at most `limit`.
 async fn pages(client: &Client, path: &str, name: &str, limit: usize) -> Vec<Value> {
     let (mut documents, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -134,7 +134,7 @@ pub(crate) async fn a_partner_is_attached_by_id_or_slug_and_their_customers_are_
         assert_eq!(attached["partnerId"], partner["id"]);
     }
     client.delete("/tenants/gone").await.with_status(200);
-    assert_eq!(customers().await, 2, "a deleted tenant is no customer");
+    assert_eq!(customers().await, 2, "a deleted tenant is not a customer");
     let listed = client.get("/partners").await.with_status(200);
     assert_eq!(listed["partners"][0]["customers"], 2);
     for detach in [json!({ "partnerId": null }), json!({ "partnerId": null })] {
@@ -157,12 +157,16 @@ pub(crate) async fn a_partner_is_attached_by_id_or_slug_and_their_customers_are_
     client.get("/tenants/late").await.problem(404, "not_found");
     let answer = client.patch("/tenants/beta", json!({ "partnerId": "nobody" })).await;
     assert!(answer.problem(404, "not_found").contains("partnerId"));
-    // Tenants that have one keep it until they are detached.
+    // Existing tenants keep the partner until they are detached.
     let kept = client.patch("/tenants/acme", json!({ "plan": "basic" })).await.with_status(200);
     assert_eq!(kept["partnerId"], partner["id"]);
 
     let told = client.all("&partnerSlug=reseller&tenantSlug=beta").await;
-    assert_eq!(verbs(told), ["tenant.updated", "tenant.updated"], "one who is detached is told so");
+    assert_eq!(
+        verbs(told),
+        ["tenant.updated", "tenant.updated"],
+        "the partner's timeline shows the detachment"
+    );
     assert_eq!(
         verbs(client.all("&action=partner.").await),
         ["partner.created", "partner.updated", "partner.terminated"]
@@ -357,7 +361,7 @@ pub(crate) async fn users_are_listed_by_their_logins_and_deactivated(engine: Eng
         };
         ids.push(embedder.directory.create_user(user, &by).await.unwrap().id);
     }
-    // Of equals the one with the greater id, which is the one made later, is first.
+    // Of users with equal times, the one with the greater id, created later, comes first.
     for limit in [1, 2, 4, 6, 7] {
         let users = pages(client, "/users", "users", limit).await;
         assert_eq!(texts(&users, "subject"), ["s-2", "s-4", "s-3", "s-0", "s-5", "s-1"], "{limit}");
@@ -377,7 +381,7 @@ pub(crate) async fn users_are_listed_by_their_logins_and_deactivated(engine: Eng
         (&events[0]["resourceId"], &events[0]["tenantSlug"]),
         (&json!(ids[2]), &json!("acme"))
     );
-    // The other program sees it at once.
+    // Another program sees the change at once.
     let seen = embedder.directory.store().user(UserKey::Id(&ids[2])).await.unwrap().unwrap();
     assert!(!seen.is_active());
     embedder.close().await;

@@ -1,4 +1,4 @@
-//! `doctor` on every engine, fit and not.
+//! `doctor` on every engine, with healthy and damaged stores.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Output;
@@ -20,13 +20,13 @@ fn migrated(url: &str) {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// The lines of a level.
+/// The lines with this level.
 fn lines(output: &Output, level: &str) -> Vec<String> {
     let text = stdout(output);
     text.lines().filter(|line| line.starts_with(level)).map(str::to_owned).collect()
 }
 
-/// Checks that one line is bad, or one worth a warning, and that it has these words.
+/// Checks that exactly one line has this level, and that it contains these words.
 fn only(output: &Output, level: &str, words: &[&str]) {
     let found = lines(output, level);
     assert_eq!(found.len(), 1, "{output:?}");
@@ -43,7 +43,7 @@ fn a_file_fit_and_not() {
     let output = doctor(&url, &[]);
     assert_eq!(output.status.code(), Some(1));
     only(&output, "bad", &["there is none yet", "dezky-server migrate"]);
-    assert!(!path.exists(), "it makes nothing");
+    assert!(!path.exists(), "it creates nothing");
 
     migrated(&url);
     let output = doctor(&url, &[]);
@@ -52,7 +52,7 @@ fn a_file_fit_and_not() {
     for word in ["writing", "synced at every commit", "schema", "structure", "head"] {
         assert!(stdout(&output).contains(word), "{word}: {output:?}");
     }
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "it leaves nothing");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "it leaves nothing behind");
 
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
     let output = doctor(&url, &[]);
@@ -70,7 +70,7 @@ fn a_disk_without_room_is_no_matter_of_rights() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", folder.path().join("audit.db").display());
     migrated(&url);
-    // A bound on the size of files does the same as a disk that is full.
+    // A limit on file sizes has the same effect as a full disk.
     let script = "trap '' XFSZ; ulimit -S -f 8; exec \"$0\" doctor --store \"$1\"";
     let output = std::process::Command::new("sh")
         .args(["-c", script, env!("CARGO_BIN_EXE_dezky-server"), &url])
@@ -102,7 +102,7 @@ async fn a_file_that_lacks_an_index() {
     only(&doctor(&url, &[]), "bad", &["schema", "dezky_leases"]);
 }
 
-/// The tables of flags and directory are looked at as well.
+/// The tables of flags and directory are checked as well.
 #[tokio::test]
 async fn what_acts_on_tables_by_itself_is_named() {
     use sqlx::Connection as _;
@@ -116,7 +116,7 @@ async fn what_acts_on_tables_by_itself_is_named() {
     let output = doctor(&url, &[]);
     assert_eq!(output.status.code(), Some(1));
     only(&output, "bad", &["structure", "trigger quiet on dezky_flags", "drop it"]);
-    // Tenants that a list does not show.
+    // A partial index hides tenants from lists.
     let partial = "DROP TRIGGER quiet; DROP INDEX dezky_tenants_status; \
         CREATE INDEX dezky_tenants_status ON dezky_tenants (status, slug) WHERE slug <> 'acme'";
     sqlx::raw_sql(partial).execute(&mut file).await.unwrap();
@@ -159,7 +159,7 @@ async fn what_acts_on_tables_by_itself_is_named() {
     assert!(bad.iter().any(|line| line.contains("dezky_tenants.by_status")), "{bad:?}");
 }
 
-/// The shared server runs without fsync, as nothing in it has to last.
+/// The shared server runs without fsync, because its data need not be durable.
 #[tokio::test]
 async fn a_postgres_that_syncs_nothing() {
     let database = Database::new(Engine::Postgres).await.unwrap();
@@ -209,7 +209,7 @@ async fn a_postgres_fit_and_not() {
     assert!(bad.iter().any(|line| line.contains("writing")), "{bad:?}");
     assert!(lines(&output, "warn").iter().any(|line| line.contains("GRANT CREATE")), "{output:?}");
 
-    // Half of a backup.
+    // As after a partly restored backup.
     sql(&server.url, "DROP TABLE dezky_leases, dezky_flags").await;
     only(&doctor(&server.url, &[]), "bad", &["schema", "missing: dezky_flags, dezky_leases"]);
 

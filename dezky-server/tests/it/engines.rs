@@ -1,4 +1,4 @@
-//! The scenarios of the routes on every engine, a test each.
+//! The scenarios of the routes, one test for each engine.
 
 use crate::support::Engine;
 

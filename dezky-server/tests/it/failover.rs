@@ -1,5 +1,5 @@
-//! Two servers on one log: both take webhooks, one of them pumps, and the other goes
-//! on when that one is killed.
+//! Two servers on one log: both receive webhooks, one of them pumps, and the other takes over when
+//! that one is killed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,19 +13,19 @@ use tempfile::TempDir;
 use crate::load::{Chance, Counters, Sender, Surroundings, check, number, open, store, verify};
 use crate::support::{Client, Process, until};
 
-/// How often the server that pumps is killed.
+/// The number of times that the pumping server is killed.
 const KILLS: u64 = 2;
 const SENDERS: usize = 3;
-/// How long a worker's lease holds.
+/// The duration of a worker's lease.
 const LEASE: Duration = Duration::from_secs(10);
 
-/// The holder of the workers' leases.
+/// The holder of each worker's lease.
 async fn holders(database: &mut SqliteConnection) -> BTreeMap<String, String> {
     let query = sqlx::query_as("SELECT name, holder FROM dezky_leases");
     query.fetch_all(database).await.unwrap().into_iter().collect()
 }
 
-/// Sends to one server or the other until it is told to stop.
+/// Sends to either server at random until told to stop.
 async fn stream(
     mut sender: Sender,
     servers: Arc<Mutex<[Client; 2]>>,
@@ -36,7 +36,7 @@ async fn stream(
         sender.queue();
         let which = usize::from(sender.chance.one_in(2));
         let client = servers.lock().unwrap()[which].clone();
-        // Requests that a dead server did not acknowledge go to any.
+        // Requests that a dead server did not acknowledge are retried at either.
         let _ = sender.send(&client, &counters).await;
         sender.chance.pause(Duration::from_millis(20)).await;
     }
@@ -76,14 +76,18 @@ async fn the_other_server_goes_on_within_two_lease_periods() {
         .collect();
     let mut takeovers = Vec::new();
     for kill in 0..kills {
-        // The one that is alone for a while holds both.
+        // A server that was alone for a while holds both leases.
         let holder = usize::try_from(kill % 2).unwrap();
         let before = holders(&mut database).await;
         let enough = counters.acknowledged.load(Ordering::SeqCst) + 20;
         let acknowledged = || counters.acknowledged.load(Ordering::SeqCst);
         until("acknowledgements", async || acknowledged() >= enough).await;
         chance.pause(Duration::from_millis(1_500)).await;
-        assert_eq!(holders(&mut database).await, before, "a lease moved though its holder lives");
+        assert_eq!(
+            holders(&mut database).await,
+            before,
+            "a lease moved although its holder is alive"
+        );
 
         processes[holder].kill();
         let killed = Instant::now();

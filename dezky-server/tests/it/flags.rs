@@ -19,7 +19,7 @@ async fn evaluate(client: &Client, query: &str, tenant: &str, environment: Optio
     client.post(&format!("/flags/evaluate{query}"), body).await.with_status(200)
 }
 
-/// Everything there is: a request that was refused leaves it as it was.
+/// All flags and events, which a refused request must not change.
 async fn everything(client: &Client) -> (Value, Vec<Value>) {
     (client.get("/flags").await.with_status(200), client.all("").await)
 }
@@ -74,7 +74,7 @@ pub(crate) async fn a_flag_is_made_changed_killed_removed_and_made_again(engine:
     client.act("/flags/a.b_c-1/kill").await.problem(404, "not_found");
     client.delete("/flags/a.b_c-1").await.problem(404, "not_found");
     assert_eq!(client.get("/flags").await.json["flags"].as_array().unwrap().len(), before);
-    // An If-Match of before can't hit the new one.
+    // An `If-Match` from before the removal can't match the new flag.
     let anew = client.post("/flags", json!({ "key": "a.b_c-1" })).await.with_status(201);
     assert_eq!((&anew["version"], anew["history"].as_array().unwrap().len()), (&json!(6), 1));
 
@@ -169,7 +169,7 @@ pub(crate) async fn of_several_who_read_the_same_version_one_wins(engine: Engine
         }
     }
     assert_eq!(won, 1);
-    // Without If-Match nobody's change is lost.
+    // Without `If-Match`, no change is lost either.
     let editors: Vec<_> = ["plans", "tenantSlugs", "partnerSlugs", "environments"]
         .map(|axis| {
             let client = server.client.clone();
@@ -232,7 +232,7 @@ async fn the_kill_switch_asks_for_no_version() {
         (&json!("off"), &json!(0), &json!(6))
     );
     client.patch("/flags/k", json!({ "state": "on", "pct": 40 })).await.with_status(200);
-    // Another note, or another state, is a change like any other.
+    // A different note or state is a change as usual.
     client.patch("/flags/k", json!({ "state": "off", "note": "killed" })).await.with_status(200);
     let on = json!({ "state": "on", "note": "kill-switch" });
     assert_eq!(client.patch("/flags/k", on).await.with_status(200)["pct"], 40);
@@ -401,7 +401,7 @@ pub(crate) async fn a_second_process_decides_alike_and_soon_sees_changes(engine:
         assert_eq!(writer.delete("/flags/new").await.status, 204);
         has_new(None).await;
     }
-    // Editors of both processes lose nothing to each other.
+    // Concurrent edits in both processes lose no change.
     let first = here.get("/flags/f1").await.json["version"].as_u64().unwrap();
     let editors: Vec<_> = [here, there, here, there]
         .into_iter()
@@ -547,7 +547,7 @@ async fn a_request_that_is_no_document_is_a_problem() {
     server.stop().await;
 }
 
-/// No route reaches a flag of that key.
+/// A flag with this key could not be reached by any route.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_key_of_the_evaluation_is_reserved() {
     let server = Server::start(&[]).await;

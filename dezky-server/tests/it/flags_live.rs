@@ -1,5 +1,4 @@
-//! The flags of a server that runs: how they follow the store, what is invalid, what is
-//! stale.
+//! The live flags of a running server: how they follow the store, invalid and stale flags.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -18,18 +17,18 @@ async fn evaluated(client: &Client) -> Value {
     client.post("/flags/evaluate", json!({ "tenantSlug": "acme" })).await.with_status(200)
 }
 
-/// Everybody's edits decide in a server that runs, whatever the engine.
+/// Edits by any process take effect in a running server, on every engine.
 async fn follows(engine: Engine) {
     let server = Server::on(engine, &[]).await;
     tenant(&server.client).await;
     assert_eq!(evaluated(&server.client).await, json!({}));
-    // Its own at once.
+    // Its own edits take effect at once.
     server.client.post("/flags", json!({ "key": "k" })).await.with_status(201);
     assert_eq!(evaluated(&server.client).await, json!({ "k": false }));
     let url = server.url();
     let set = run(&["flags", "set", "k", "--state", "on", "--store", &url], &[]);
     assert!(set.status.success(), "{set:?}");
-    until("what a command did decides", async || {
+    until("a command's edit takes effect", async || {
         evaluated(&server.client).await == json!({ "k": true })
     })
     .await;
@@ -146,7 +145,7 @@ async fn a_server_counts_and_reports() {
     server.stop().await;
 }
 
-/// The store's answer is broken rather than the store, so that the rest goes on.
+/// Breaks only the flags' tables, so that the rest of the store keeps working.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_tells_how_old_its_flags_are() {
     let server = Server::start(&[("DEZKY_FLAGS_POLL_MS", "20")]).await;
@@ -166,7 +165,7 @@ async fn a_server_tells_how_old_its_flags_are() {
         tx.commit().await.unwrap();
     };
     alter("ALTER TABLE dezky_flags_state RENAME TO away").await;
-    until("the failure is told, and the age grows", async || {
+    until("the failure is reported, and the age grows", async || {
         let told = live().await;
         told["failure"].is_string() && told["ageMs"].as_u64().unwrap() >= 1_000
     })

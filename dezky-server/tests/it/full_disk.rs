@@ -1,4 +1,4 @@
-//! A disk that is full and has room again: a server on it as a separate process.
+//! A server, in a separate process, on a disk that is full and later has room again.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -12,14 +12,14 @@ use tempfile::TempDir;
 use crate::support::{Answer, Client, Process, WEBHOOK, run, stdout, until};
 
 const MIB: usize = 1 << 20;
-/// The length of a file that meets a bound on sizes before all others do.
+/// The length of a file that reaches a limit on file sizes before all others.
 const BOUND: u64 = 64 << 20;
 
-/// A disk with room for 6 MiB, of which 4 are taken at first. If mounting is not allowed, a bound on
-/// the size of the server's files has the same effect.
+/// A disk of 6 MiB, of which 4 MiB are used at first. If mounting is not allowed, a limit on the
+/// size of the server's files has the same effect.
 struct Disk {
     folder: TempDir,
-    /// For what is not to meet the full disk.
+    /// For files that must not be affected by the full disk.
     apart: TempDir,
     is_mounted: bool,
 }
@@ -46,14 +46,14 @@ impl Disk {
         format!("sqlite://{}", self.path("audit.db"))
     }
 
-    /// A server with its store here.
+    /// Starts a server with its store on this disk.
     fn start(&self, more: &[(&str, &str)]) -> Process {
         let url = self.url();
         let store = [("DEZKY_STORE", url.as_str())];
         self.start_with(&[&store, more].concat(), "unlimited")
     }
 
-    /// The same, full from the start.
+    /// Starts a server whose disk is full from the start.
     fn start_full(&self, more: &[(&str, &str)]) -> Process {
         self.fill_up();
         let url = self.url();
@@ -67,7 +67,7 @@ impl Disk {
             return Process::start(apart, set);
         }
         let mut shell = Command::new("sh");
-        // Its log is not to meet the bound.
+        // The limit must not apply to its log output.
         let script = format!(
             "mkfifo log; cat log >>stderr & trap '' XFSZ; ulimit -S -f {blocks}; exec \"$0\" serve 2>log"
         );
@@ -76,7 +76,7 @@ impl Disk {
         Process::start_by(shell, apart, set)
     }
 
-    /// Takes what room is left.
+    /// Uses up the remaining space.
     fn fill(&self, server: &Process) {
         if self.is_mounted { self.fill_up() } else { limit(server, "4096") }
     }
@@ -102,7 +102,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         if self.is_mounted {
-            // Lazily: a server that failed the test may still be there.
+            // Lazily: after a failed test the server may still be running.
             let _ = Command::new("umount").arg("-l").arg(self.folder.path()).status();
         }
     }
@@ -170,11 +170,11 @@ async fn the_next_write_after_there_is_room_is_taken() {
         assert!(edits < 1_000, "the disk never gets full");
     }
 
-    // Everything that writes says so, and what reads goes on.
+    // Every write reports an error, and reads continue.
     record(client).await.problem(503, "store_unavailable");
     client.act("/flags/k/kill").await.problem(503, "store_unavailable");
     client.post_signed(WEBHOOK, &login("a-1")).await.problem(503, "store_unavailable");
-    until("health says so", async || health(client).await["status"] == "degraded").await;
+    until("health reports it", async || health(client).await["status"] == "degraded").await;
     let store = health(client).await["store"].clone();
     assert_eq!(
         (&store["writable"], &store["failure"]),
@@ -193,8 +193,8 @@ async fn the_next_write_after_there_is_room_is_taken() {
     assert_eq!(client.post_signed(WEBHOOK, &login("a-1")).await.with_status(200)["received"], 1);
     let line = r#"{"RemoteAddr":"","User":"u-1","URL":"","Method":"","UserAgent":"","Time":"2026-11-21T20:00:00Z","App":"admin-audit","Message":"m","Action":"file_delete","Success":true,"Path":"/a","Owner":"u-1","FileID":"f-1"}"#;
     std::fs::write(&log, format!("{line}\n")).unwrap();
-    until("the tail goes on", async || !client.all("&source=ocis").await.is_empty()).await;
-    until("health says so", async || health(client).await["status"] == "ok").await;
+    until("the tail continues", async || !client.all("&source=ocis").await.is_empty()).await;
+    until("health reports it", async || health(client).await["status"] == "ok").await;
     let (is_fit, said) = doctor(&disk.url(), disk.apart.path());
     assert!(is_fit, "{said}");
     server.stop().await;
@@ -207,7 +207,7 @@ async fn a_start_on_a_full_disk_serves_reads_and_says_so() {
     let server = disk.start(&[]);
     record(&server.client).await.with_status(201);
     server.stop().await;
-    assert!(!Path::new(&disk.path("audit.db-wal")).exists(), "readers have to make their file");
+    assert!(!Path::new(&disk.path("audit.db-wal")).exists(), "readers have to create this file");
     std::fs::remove_file(disk.path("audit.db.head")).unwrap();
 
     let spool = disk.path("audit.spool");
@@ -216,8 +216,9 @@ async fn a_start_on_a_full_disk_serves_reads_and_says_so() {
     for _ in 0..3 {
         assert_eq!(client.all("").await.len(), 1);
     }
-    until("health says so", async || health(client).await["status"] == "degraded").await;
-    until("it is told", async || server.stderr().contains("the store takes no writes")).await;
+    until("health reports it", async || health(client).await["status"] == "degraded").await;
+    until("the log reports it", async || server.stderr().contains("the store accepts no writes"))
+        .await;
     record(client).await.problem(503, "store_unavailable");
     if disk.is_mounted {
         client.post_signed(WEBHOOK, &login("a-1")).await.problem(503, "store_unavailable");
@@ -226,8 +227,8 @@ async fn a_start_on_a_full_disk_serves_reads_and_says_so() {
     disk.make_room(&server);
     record(client).await.with_status(201);
     assert_eq!(client.post_signed(WEBHOOK, &login("a-1")).await.with_status(200)["received"], 1);
-    until("all of it is there", async || client.all("").await.len() == 3).await;
-    until("health says so", async || health(client).await["status"] == "ok").await;
+    until("every event is stored", async || client.all("").await.len() == 3).await;
+    until("health reports it", async || health(client).await["status"] == "ok").await;
     let head = disk.path("audit.db.head");
     until("the head is noted", async || Path::new(&head).exists()).await;
     server.stop().await;
@@ -247,7 +248,7 @@ async fn a_webhook_is_spooled_as_soon_as_the_spools_disk_has_room() {
     } else {
         limit(&server, "16");
     }
-    // The page of its header has room for a few.
+    // The page of its header has room for a few events.
     let mut kept = 0;
     let refused = loop {
         let answer = server.client.post_signed(WEBHOOK, &login(&format!("a-{kept}"))).await;
@@ -267,7 +268,7 @@ async fn a_webhook_is_spooled_as_soon_as_the_spools_disk_has_room() {
     server.stop().await;
 }
 
-/// How many whole lines a log in JSON has, and how many it says were lost.
+/// The number of complete lines in a JSON log, and the number of lines that it reports as lost.
 fn told(log: &str) -> (u64, u64) {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     lines.fold((0, 0), |(whole, lost), line| match line["fields"]["lines"].as_u64() {
@@ -286,7 +287,7 @@ async fn a_log_on_a_full_disk_holds_no_request_up_and_tells_later_how_many_lines
     command.args(["-c", "trap '' XFSZ; exec \"$0\" serve 2>>\"$LOG\""]);
     command.arg(env!("CARGO_BIN_EXE_dezky-server"));
     if !disk.is_mounted {
-        // Larger than every other file of the server, so that the bound is this one's alone.
+        // Larger than the server's other files, so that the limit affects only this one.
         File::create(&path).unwrap().set_len(BOUND).unwrap();
     }
     let set = [
@@ -316,17 +317,17 @@ async fn a_log_on_a_full_disk_holds_no_request_up_and_tells_later_how_many_lines
         let answer = client.post_signed(WEBHOOK, &login(&format!("a-{n}"))).await;
         assert_eq!(answer.with_status(200)["received"], 1);
     }
-    assert_eq!(client.all("").await.len(), 81, "all of it is there");
+    assert_eq!(client.all("").await.len(), 81, "every event is stored");
     let before = log();
-    assert_eq!(told(&before).1, 0, "there is no room to tell it: {before}");
+    assert_eq!(told(&before).1, 0, "there is no room to report the loss: {before}");
     assert!(!before.ends_with('\n'), "{before}");
 
     disk.make_room(&server);
-    until("it is told", async || told(&log()).1 > 0).await;
+    until("the log reports it", async || told(&log()).1 > 0).await;
     client.get("/health").await.with_status(200);
-    // The last, and before it one page of events and what is in them.
+    // One line for the last request, one for the page of events, and one for each event.
     let sent = 1 + 1 + 81;
-    until("each line is there, or told to be lost", async || {
+    until("each line is written or reported as lost", async || {
         let (whole, lost) = told(&log());
         whole + lost >= sent
     })

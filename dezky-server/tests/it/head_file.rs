@@ -1,4 +1,4 @@
-//! A store that went back to a backup, and its head file.
+//! Detection of a store that was rolled back to a backup, by its head file.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -15,7 +15,7 @@ async fn record(process: &Process, count: usize) {
     }
 }
 
-/// How many events were noted.
+/// The number of events in the head file.
 fn noted(head: &Path) -> u64 {
     let text = std::fs::read_to_string(head).unwrap();
     serde_json::from_str::<Value>(&text).unwrap()["nextSeq"].as_u64().unwrap()
@@ -44,8 +44,8 @@ fn a_pipe_in_place_of_the_note_stops_what_would_wait_for_it() {
     assert!(stdout(&output).contains("not a regular file"), "{output:?}");
 }
 
-/// The start is refused, as is `doctor`, until the head is acknowledged; that is on the
-/// timeline.
+/// Checks that `serve` and `doctor` fail until the head is acknowledged, and that the
+/// acknowledgement is on the timeline.
 async fn refused_until_acknowledged(folder: &Path, environment: &[(&str, &str)], events: usize) {
     for _ in 0..2 {
         let said = refusal(&command(folder, environment, &["serve"]), 2);
@@ -55,7 +55,7 @@ async fn refused_until_acknowledged(folder: &Path, environment: &[(&str, &str)],
     }
     let output = command(folder, environment, &["doctor"]);
     assert!(stdout(&output).contains("bad   head"), "{output:?}");
-    // Read-only commands still work, and note nothing.
+    // Read-only commands still work, and don't write the head file.
     assert!(command(folder, environment, &["verify"]).status.success());
     refusal(&command(folder, environment, &["serve"]), 2);
 
@@ -88,16 +88,16 @@ async fn a_file_that_went_back() {
     let process = Process::start(folder, &[]);
     record(&process, 2).await;
     process.stop().await;
-    assert_eq!(noted(&head), 5, "at the end, too");
+    assert_eq!(noted(&head), 5, "written at shutdown too");
     std::fs::copy(folder.join("backup"), &file).unwrap();
     refused_until_acknowledged(folder, &[], 3).await;
 
-    // The file itself is gone: nothing is made in its place.
+    // If the database is gone, no new one is created in its place.
     std::fs::remove_file(&file).unwrap();
     let said = refusal(&command(folder, &[], &["serve"]), 2);
     assert!(said.contains("found no log") && said.contains("dezky.db.head"), "{said}");
     assert!(!file.exists());
-    // An unreadable note is not a first start.
+    // An unreadable head file does not count as a first start.
     std::fs::write(&head, "{}").unwrap();
     std::fs::copy(folder.join("backup"), &file).unwrap();
     let said = refusal(&command(folder, &[], &["serve"]), 2);
@@ -137,7 +137,7 @@ async fn a_postgres_database_that_went_back_under_a_server_and_before_a_start() 
     restore.stdin.take().unwrap().write_all(&dump.stdout).unwrap();
     let restored = restore.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&restored.stderr);
-    // The schema of the name is there already.
+    // A schema of this name exists already.
     assert!(
         restored.status.success() || said.contains("schema \"public\" already exists"),
         "{said}"
@@ -167,14 +167,14 @@ async fn another_log_in_the_place_of_the_first() {
     record(&process, 2).await;
     process.stop().await;
     let environment = [("DEZKY_STORE", other.url.as_str())];
-    // It has no log yet, which would hide that the first one is not there.
+    // The other store has no log yet; creating one would hide that the first log is missing.
     let said = refusal(&command(folder.path(), &environment, &["migrate"]), 2);
     assert!(said.contains("expected head 1:") && said.contains("found no log"), "{said}");
     let unnoted = [&environment[..], &[("DEZKY_HEAD_PATH", "unnoted.head")]].concat();
     assert!(command(folder.path(), &unnoted, &["migrate"]).status.success());
     let said = refusal(&command(folder.path(), &environment, &["serve"]), 2);
     assert!(said.contains("expected head 1:") && said.contains("found the empty log"), "{said}");
-    // With another head file it is a first start.
+    // With another head file, this is a first start.
     let apart = [&environment[..], &[("DEZKY_HEAD_PATH", "other.head")]].concat();
     Process::start(folder.path(), &apart).stop().await;
     let said = refusal(

@@ -1,5 +1,5 @@
-//! Clients that speak HTTP/2 and break off: what they held is free again, once the work that
-//! goes on without them is done.
+//! HTTP/2 clients that disconnect: their resources are released once the work that continues
+//! without them is done.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::support::{Process, SECRET, Server, WEBHOOK, until};
 
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// How long an answer may take.
+/// The maximum time for a response.
 const PATIENCE: Duration = Duration::from_secs(20);
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -28,7 +28,7 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> 
     [&[0, length[0], length[1], kind, flags, 0, 0, 0, stream][..], payload].concat()
 }
 
-/// A text of HPACK behind the byte that says how it is meant.
+/// An HPACK string literal, after the byte that gives its representation.
 fn text(before: u8, text: &str) -> Vec<u8> {
     let length = u8::try_from(text.len()).ok().filter(|length| *length < 127).unwrap();
     [&[before, length], text.as_bytes()].concat()
@@ -86,7 +86,7 @@ impl Http2 {
     async fn open(&mut self, method: u8, path: &str, more: &[u8], flags: u8) -> u8 {
         let stream = self.next;
         self.next += 2;
-        // http, :path and :authority by their place in the static table.
+        // `http`, `:path` and `:authority` by their index in the static table.
         let head =
             [&[method, 0x86][..], &text(0x04, path), &text(0x01, "localhost"), more].concat();
         self.write(&frame(HEADERS, END_HEADERS | flags, stream, &head)).await;
@@ -138,7 +138,7 @@ fn login(id: &str) -> String {
     )
 }
 
-/// Bounds so long that only a client that breaks off ends the wait for its body.
+/// Limits so long that only a disconnect ends the wait for a body.
 const PATIENT: [(&str, &str); 2] =
     [("DEZKY_HTTP_BODY_SECONDS", "600"), ("DEZKY_HTTP_BODY_STALL_SECONDS", "600")];
 
@@ -169,7 +169,7 @@ async fn bodies_that_break_off_give_back_the_place_and_the_memory() {
         for _ in 0..3 {
             let stream = client.post("x", b"{", 0).await;
             client.ping().await;
-            // Some are reset, others end with their connection.
+            // Some streams are reset, others end with their connection.
             if n % 2 == 0 {
                 client.reset(stream).await;
             }
@@ -193,7 +193,7 @@ async fn work_that_goes_on_without_its_connection_keeps_the_place_until_it_is_do
     let body = login("gone");
     let signature = Secret::new(SECRET).unwrap().sign_base64(body.as_bytes());
     gone.post(&signature, body.as_bytes(), END_STREAM).await;
-    // By then it waits for the store.
+    // After these requests, the webhook waits for the store.
     for _ in 0..30 {
         gone.get("/health").await;
     }
@@ -201,7 +201,7 @@ async fn work_that_goes_on_without_its_connection_keeps_the_place_until_it_is_do
 
     let mut next = Http2::connect(address).await;
     let served = tokio::time::timeout(Duration::from_secs(1), next.ping()).await;
-    assert!(served.is_err(), "the place is not free");
+    assert!(served.is_err(), "the connection's slot is not free yet");
     held.rollback().await.unwrap();
     next.get("/health").await;
     drop(next);

@@ -1,4 +1,4 @@
-//! `import-origin` as a process, on a database like that of the platform before.
+//! `import-origin` as a process, on a database like that of the previous platform.
 
 use std::path::Path;
 use std::process::Output;
@@ -18,7 +18,7 @@ use crate::origin::{self, EVENTS, authentik_events, old_stalwart_event, stalwart
 use crate::servers::{Database, Engine};
 use crate::support::{Server, WEBHOOK, refusal, run, stdout, until};
 
-/// A database of the platform before.
+/// A database of the previous platform.
 async fn before() -> (Database, mongodb::Database) {
     let database = Database::new(Engine::Mongodb).await.unwrap();
     let client = mongodb::Client::with_uri_str(&database.url).await.unwrap();
@@ -37,7 +37,7 @@ fn imported(from: &str, to: &str, more: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// A count by kind: partners, tenants, users, flags, events, cursors.
+/// A count for each kind: partners, tenants, users, flags, events, cursors.
 fn counts(report: &Value, name: &str) -> Vec<u64> {
     let collections = report["collections"].as_array().unwrap();
     collections.iter().map(|collection| collection[name].as_u64().unwrap()).collect()
@@ -80,7 +80,7 @@ async fn a_second_import_and_the_sources_themselves_add_nothing() {
     }
     assert_eq!(dry["externalIds"], first["externalIds"]);
     let head = state(&to).await.head;
-    assert_eq!(head.next_seq, EVENTS, "with the one that says what is in quarantine");
+    assert_eq!(head.next_seq, EVENTS, "includes the event about the quarantine");
 
     let second = imported(&there.url, &to, &[]);
     assert_eq!(counts(&second, "imported"), [0, 0, 0, 0, 0, 0], "{second}");
@@ -88,7 +88,7 @@ async fn a_second_import_and_the_sources_themselves_add_nothing() {
     assert_eq!(counts(&second, "conflicts"), [0, 0, 0, 0, 0, 0]);
     assert_eq!(state(&to).await.head, head);
 
-    // From here on the sources bring what they have.
+    // From here on, the sources deliver their own events.
     let double = AuthentikDouble::builder().events(authentik_events()).start().await.unwrap();
     let (authentik, token) = (double.url().to_owned(), double.token());
     let imported_cursor = {
@@ -120,7 +120,7 @@ async fn a_second_import_and_the_sources_themselves_add_nothing() {
     server.stop().await;
 }
 
-/// `head.path` notes the configured store's log: another store has nothing to do with it.
+/// `head.path` belongs to the configured store's log and does not apply to another store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_head_file_is_that_of_the_configured_store() {
     let (there, _) = before().await;
@@ -153,7 +153,7 @@ async fn everything_is_where_it_belongs() {
     assert_eq!((verdict.finding, verdict.verified), (None, EVENTS));
 
     let rows = rows(&stores).await;
-    // The one about the quarantine is of today.
+    // The event about the quarantine has today's time.
     let events = rows.iter().map(|row| &row.stored.event);
     let own: Vec<_> = events.filter(|event| event.action != "ingest.quarantined").collect();
     // The event without a time comes first.
@@ -176,7 +176,7 @@ async fn everything_is_where_it_belongs() {
     let external = |n| find(n).external_id.clone().unwrap();
     assert!(external(200).starts_with("sw1:") && external(200) != external(201));
     assert_eq!(external(210), "184467440737095516");
-    assert_eq!(external(211), "178696080212035", "what was kept of it does not say more");
+    assert_eq!(external(211), "178696080212035", "the stored payload does not allow a better id");
     assert_eq!((external(300), external(301)), ("10469822:0".into(), "line-1".into()));
     assert_eq!(find(400).action, "tenant_deleted_");
     assert_eq!(find(403).at.to_string(), "2026-08-17T08:00:00.000Z");

@@ -1,4 +1,4 @@
-//! Acknowledged events are there, once, whenever the process is killed.
+//! Acknowledged events are stored exactly once, whenever the process is killed.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::support::{Client, Process, WEBHOOK, run, stdout, until};
 const ROUNDS: usize = 20;
 const CLIENTS: usize = 4;
 
-/// A sender, which repeats requests that were not acknowledged.
+/// A sender that retries unacknowledged requests.
 struct Sender {
     number: usize,
     sent: usize,
@@ -18,7 +18,7 @@ struct Sender {
 }
 
 impl Sender {
-    /// Sends until the server is gone.
+    /// Sends until the server is killed.
     async fn stream(mut self, client: Client, acknowledged: Arc<AtomicUsize>) -> Self {
         loop {
             let id = self.waiting.take().unwrap_or_else(|| {
@@ -39,7 +39,7 @@ impl Sender {
     }
 }
 
-/// Checks that what was acknowledged is there once; returns how many are there.
+/// Checks that each acknowledged event is stored once; returns the number of stored events.
 async fn check(client: &Client, senders: &[Sender]) -> usize {
     let mut places = HashMap::new();
     let mut seqs = HashSet::new();

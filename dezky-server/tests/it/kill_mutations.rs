@@ -1,10 +1,8 @@
-//! A change and its event are both there or neither is, whenever the process is
-//! killed.
+//! A change and its event are stored together or not at all, whenever the process is killed.
 //!
-//! Every change counts its document's version up by one, so of each document the
-//! version must be the number of its events, exactly. A server that changed first
-//! and recorded afterwards would leave a version without an event at a kill in
-//! between; one that recorded first, an event without a version.
+//! Every change increments its document's version, so each document's version must equal the number
+//! of its events. If a server stored the change first, a kill in between would leave a version
+//! without an event; if it stored the event first, an event without a version.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -25,11 +23,11 @@ const EDITORS: usize = FLAGS.len() + TENANTS.len();
 const FLAGS: [&str; 3] = ["common", "first", "second"];
 const TENANTS: [&str; 2] = ["acme", "beta"];
 
-/// A client that changes documents until the server is gone.
+/// A client that changes documents until the server is killed.
 struct Editor {
     number: usize,
-    /// Counts what was acknowledged. A change that was not is wished again, which
-    /// changes nothing where it had been made.
+    /// The number of acknowledged changes. An unacknowledged change is retried, which has no effect
+    /// if it was committed.
     step: usize,
     /// The acknowledged changes, by document.
     acknowledged: HashMap<String, u64>,
@@ -49,7 +47,7 @@ impl Editor {
         }
     }
 
-    /// The next change: its document, what is done with it, and the body.
+    /// The next change: method, document, action and body.
     fn change(&self) -> (Method, String, &'static str, Value) {
         let Self { number, step, .. } = self;
         match number {
@@ -85,7 +83,7 @@ async fn make_documents(client: &Client) {
     }
 }
 
-/// Changes committed before a kill wait in the outbox for their place.
+/// Waits until the outbox is empty: events of changes committed before a kill may still be in it.
 async fn relayed(folder: &Path) {
     let url = format!("sqlite://{}", folder.join("dezky.db").display());
     let mut database = SqliteConnection::connect(&url).await.unwrap();
@@ -97,8 +95,8 @@ async fn relayed(folder: &Path) {
     database.close().await.unwrap();
 }
 
-/// Compares each document with its events and with what was acknowledged; returns
-/// how many events there are.
+/// Compares each document with its events and with the acknowledged changes; returns the number of
+/// events.
 async fn check(client: &Client, editors: &[Editor]) -> usize {
     let events = in_order(client.all("").await);
     let mut told: HashMap<String, Vec<&str>> = HashMap::new();
@@ -120,15 +118,15 @@ async fn check(client: &Client, editors: &[Editor]) -> usize {
         assert_eq!(verbs.len() as u64, version, "{document}\n{verbs:?}");
         assert!(verbs[0].ends_with(".created") && !verbs[1..].contains(&verbs[0]), "{verbs:?}");
         if path.starts_with("/tenants") {
-            // In the order in which they were made.
+            // In the order of the changes.
             let expected = ["tenant.resumed", "tenant.suspended"];
             let in_turn = (1..verbs.len()).all(|at| verbs[at] == expected[at % 2]);
             assert!(in_turn, "{verbs:?}");
             let is_suspended = version % 2 == 0;
             assert_eq!(document["status"] == "suspended", is_suspended, "{document}");
         }
-        // What nobody else changes was changed as often as it was acknowledged, and
-        // once more where the kill took the answer.
+        // A document with one editor has a change for each acknowledgement, and one more if a kill
+        // lost the response.
         if *path != documents[0] {
             let of = |editor: &Editor| editor.acknowledged.get(path).copied();
             let acknowledged: u64 = editors.iter().filter_map(of).sum();
@@ -188,7 +186,7 @@ async fn a_change_and_its_event_are_both_there_or_neither_is() {
     assert!(stdout(&verified).starts_with(&format!("ok: {events} events, head ")));
 }
 
-/// Up to 8 ms, so that a kill falls anywhere in a request; nothing is waited for.
+/// Sleeps up to 8 ms, so that a kill hits any part of a request; not a wait for a condition.
 async fn random_moment() {
     let mut drawn = [0; 2];
     TokioRuntime.fill_random(&mut drawn);

@@ -1,4 +1,4 @@
-//! Leases that were taken by a clock that was ahead.
+//! Leases acquired while the clock was ahead.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::servers::{OwnServer, clock_ahead, cluster};
 use crate::support::{Process, until};
 
-/// A file that is followed and an Authentik that is polled, each by a worker with a lease.
+/// A followed file and a polled Authentik, each with a worker that holds a lease.
 struct Sources {
     folder: TempDir,
     authentik: AuthentikDouble,
@@ -39,7 +39,7 @@ impl Sources {
         Process::start(self.folder.path(), &set)
     }
 
-    /// Makes something happen in each source, and waits until the log has it.
+    /// Creates an event in each source, and waits until the log has them.
     async fn go_on(&mut self, server: &Process, ip: &str) {
         use std::io::Write as _;
         self.logins += 1;
@@ -59,7 +59,7 @@ impl Sources {
     }
 }
 
-/// The state of each worker, those that have not tried yet left out.
+/// The state of each worker that has tried at least once.
 async fn states(server: &Process) -> Vec<String> {
     let listed = server.client.get("/ingest").await.with_status(200);
     let sources = listed["sources"].as_array().unwrap().iter();
@@ -67,8 +67,8 @@ async fn states(server: &Process) -> Vec<String> {
     tried.filter_map(|source| source["state"].as_str().map(str::to_owned)).collect()
 }
 
-/// Kills a server that holds its leases, lets `set_right` set its clock right, and checks
-/// that the next server works at once.
+/// Kills a server that holds its leases, corrects the clock with `set_right`, and checks that the
+/// next server's workers run at once.
 async fn take_over(
     sources: &mut Sources,
     ahead: (&str, &[(&str, String)]),
@@ -81,7 +81,7 @@ async fn take_over(
 
     let began = Instant::now();
     let server = sources.start(&store, &[]);
-    until("both workers are at work", async || {
+    until("both workers are running", async || {
         let states = states(&server).await;
         assert!(!states.iter().any(|state| state == "standby"), "{states:?}");
         states == ["running", "running"]
@@ -93,7 +93,7 @@ async fn take_over(
         let said = format!(
             "a lease ends later than its length allows, because it was acquired while the clock was ahead: it is ignored lease={name:?}"
         );
-        until("it is told", async || server.stderr().contains(&said)).await;
+        until("the log reports it", async || server.stderr().contains(&said)).await;
     }
     server.stop().await;
 }

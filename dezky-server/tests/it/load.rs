@@ -1,7 +1,6 @@
-//! What keeps happening beside a server, whether it runs or not: logins at a double
-//! of Authentik, lines in an audit log of oCIS that is rotated, mails whose events
-//! Stalwart sends until they are acknowledged, an operator at work. All of it is
-//! remembered, and a log can be compared with it.
+//! A load that continues whether the server runs or not: logins at Authentik's double, lines in a
+//! rotated audit log of oCIS, mails whose events Stalwart sends until they are acknowledged, and an
+//! operator who changes tenants. Everything is recorded, so that a log can be compared with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Write as _};
@@ -21,16 +20,17 @@ use tokio::task::JoinHandle;
 
 use crate::support::{Client, WEBHOOK, run, stdout};
 
-/// A tenant whose status is changed to and fro.
+/// The tenant whose status is toggled.
 const TENANT: &str = "/tenants/acme";
-/// The action of queued mail in Stalwart's ids.
+/// The number in Stalwart's ids for the event type of queued mail.
 const QUEUED: u32 = 421;
 
 /// Random numbers from a seed.
 pub(crate) struct Chance(u64);
 
 impl Chance {
-    /// From the variable `name` or drawn; printed, as it is what to repeat.
+    /// Takes the seed from the variable `name` or draws one, and prints it so that the run can be
+    /// repeated.
     pub(crate) fn from_environment(name: &str) -> Self {
         let mut drawn = [0; 4];
         TokioRuntime.fill_random(&mut drawn);
@@ -59,14 +59,14 @@ impl Chance {
         self.below(n) == 0
     }
 
-    /// Lets up to `most` pass: the pace of what happens, nothing is waited for.
+    /// Sleeps up to `most`. This sets the pace of the load; it is not a wait for a condition.
     pub(crate) async fn pause(&mut self, most: Duration) {
         let micros = u64::try_from(most.as_micros()).unwrap();
         tokio::time::sleep(Duration::from_micros(self.below(micros + 1))).await;
     }
 }
 
-/// A number that the environment asks for.
+/// A number from the environment.
 pub(crate) fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
@@ -76,32 +76,32 @@ fn now() -> i64 {
     TokioRuntime.now().as_millis()
 }
 
-/// Everything that happened and must be in the log.
+/// Everything that must be in the log.
 #[derive(Default)]
 struct Happened {
-    /// Keys of Authentik's events.
+    /// The keys of Authentik's events.
     logins: BTreeSet<String>,
-    /// Paths that oCIS wrote a line about, and how many.
+    /// The number of lines that oCIS wrote about each path.
     lines: BTreeMap<String, usize>,
     rotations: usize,
 }
 
-/// Authentik and oCIS.
+/// The load of Authentik and oCIS.
 pub(crate) struct Surroundings {
     pub(crate) authentik: Arc<AuthentikDouble>,
     file: PathBuf,
     happened: Arc<Mutex<Happened>>,
-    /// Whether the last line of the file is half a line.
+    /// Whether the last line of the file is incomplete.
     pub(crate) is_half: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     task: Option<JoinHandle<()>>,
 }
 
 impl Surroundings {
-    /// From now on things happen, the files in `folder`.
+    /// Starts the load, with the files in `folder`.
     pub(crate) async fn begin(folder: &Path, chance: Chance) -> Self {
-        // Older than all that follows, and never deleted: a list that begins after
-        // what was read would be a gap.
+        // Older than all other events, and never deleted: if the list began after the last event
+        // read, the poller would report a gap.
         let oldest = authentik_event(0, &ago(7_200_000));
         let happened = Happened { logins: BTreeSet::from([key(&oldest)]), ..Happened::default() };
         let authentik = AuthentikDouble::builder().events([oldest]).start().await.unwrap();
@@ -120,7 +120,7 @@ impl Surroundings {
         surroundings
     }
 
-    /// How a server is told of them.
+    /// The environment that configures these sources in a server.
     pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
         vec![
             ("DEZKY_AUTHENTIK_URL", self.authentik.url().to_owned()),
@@ -145,7 +145,7 @@ impl Surroundings {
                     0..7 => {
                         let path = format!("./load/{n}.txt");
                         let line = line(&path);
-                        // Equal lines are events each.
+                        // Each of several equal lines is an event.
                         let times = if chance.one_in(8) { 2 } else { 1 };
                         for _ in 0..times {
                             append(&file, line.as_bytes());
@@ -167,7 +167,7 @@ impl Surroundings {
                         let late = match chance.below(16) {
                             // Within the overlap of the polls.
                             0..4 => chance.below(480_000),
-                            // Found by the walk after a start alone.
+                            // Found only by the scan after a start.
                             4 => 900_000 + chance.below(1_800_000),
                             _ => 0,
                         };
@@ -190,7 +190,7 @@ impl Surroundings {
         }
     }
 
-    /// From now on nothing happens any more.
+    /// Stops the load.
     pub(crate) async fn end(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         if let Some(task) = self.task.take() {
@@ -198,8 +198,8 @@ impl Surroundings {
         }
     }
 
-    /// Waits until the log has all of them. What has not come when nothing has come for
-    /// a while is lost, and [`check`] names it.
+    /// Waits until the log has all events, or nothing new has arrived for a while: then the missing
+    /// ones are lost, and [`check`] names them.
     pub(crate) async fn drain(&self, database: &mut SqliteConnection) {
         let (mut left, mut since) = (usize::MAX, Instant::now());
         while left > 0 && since.elapsed() < Duration::from_secs(30) {
@@ -211,7 +211,7 @@ impl Surroundings {
         }
     }
 
-    /// How many of their events the log does not have yet.
+    /// The number of events that the log does not have yet.
     async fn unread(&self, database: &mut SqliteConnection) -> usize {
         let (logins, lines) = {
             let happened = self.happened.lock().unwrap();
@@ -227,8 +227,7 @@ impl Surroundings {
         left
     }
 
-    /// Deletes at the sources what the log has, as they do themselves after a
-    /// while.
+    /// Deletes events that the log has at the sources, as their retention does.
     pub(crate) async fn forget_old(&self, database: &mut SqliteConnection) {
         let query = "SELECT external_id FROM dezky_audit_events WHERE source = 'authentik'";
         let stored = sqlx::query_scalar(query).fetch_all(&mut *database).await.unwrap();
@@ -247,14 +246,14 @@ impl Surroundings {
             text.lines().all(|line| path(line).is_some_and(|path| stored.contains(path)))
         };
         let mut last = rotations(&self.file);
-        // A tail that stands in a younger one needs it no more.
+        // A tail whose position is in a newer file no longer needs this one.
         while last > 3 && is_stored(last) && is_stored(last - 1) {
             fs::remove_file(rotated(&self.file, last)).unwrap();
             last -= 1;
         }
     }
 
-    /// Compares the log with what happened; says what it was.
+    /// Compares the log with the recorded load, and returns a summary of it.
     fn check(&self, events: &[Value]) -> String {
         let happened = self.happened.lock().unwrap();
         let logins: Vec<_> = happened.logins.iter().map(|key| (key.clone(), 1)).collect();
@@ -276,7 +275,7 @@ impl Surroundings {
     }
 }
 
-/// So many milliseconds ago, as Authentik says it.
+/// The time `millis` milliseconds ago, in Authentik's format.
 fn ago(millis: u64) -> String {
     let millis = i64::try_from(millis).unwrap();
     Timestamp::from_millis(now() - millis).unwrap().to_string()
@@ -310,7 +309,7 @@ fn path(text: &str) -> Option<&str> {
     rest.split_once('"').map(|(path, _)| path)
 }
 
-/// As oCIS does: it opens the file for every event.
+/// Appends as oCIS does, which opens the file for every event.
 fn append(file: &Path, bytes: &[u8]) {
     let mut file = OpenOptions::new().append(true).create(true).open(file).unwrap();
     file.write_all(bytes).unwrap();
@@ -320,7 +319,7 @@ fn rotated(file: &Path, number: u32) -> PathBuf {
     file.with_file_name(format!("audit.log.{number}"))
 }
 
-/// How many rotated files there are.
+/// The number of rotated files.
 fn rotations(file: &Path) -> u32 {
     let mut last = 0;
     while rotated(file, last + 1).exists() {
@@ -329,7 +328,7 @@ fn rotations(file: &Path) -> u32 {
     last
 }
 
-/// As logrotate does.
+/// Rotates as logrotate does.
 fn rotate(file: &Path) {
     for number in (1..=rotations(file)).rev() {
         fs::rename(rotated(file, number), rotated(file, number + 1)).unwrap();
@@ -337,7 +336,7 @@ fn rotate(file: &Path) {
     fs::rename(file, rotated(file, 1)).unwrap();
 }
 
-/// How often each thing of a source is in the log.
+/// The number of events in the log by name, for one source.
 fn of(events: &[Value], source: &str, name: impl Fn(&Value) -> String) -> BTreeMap<String, usize> {
     let mut found = BTreeMap::new();
     for event in events.iter().filter(|event| event["source"] == source) {
@@ -346,7 +345,7 @@ fn of(events: &[Value], source: &str, name: impl Fn(&Value) -> String) -> BTreeM
     found
 }
 
-/// Names what is missing, too many or too few.
+/// Fails with the names that are missing or whose counts differ.
 fn compare(source: &str, expected: &[(String, usize)], mut found: BTreeMap<String, usize>) {
     let mut wrong = Vec::new();
     for (name, times) in expected {
@@ -364,8 +363,8 @@ fn compare(source: &str, expected: &[(String, usize)], mut found: BTreeMap<Strin
     );
 }
 
-/// Reads the whole log, after all has been sent and read, and compares it with what
-/// happened; also says what it was.
+/// Reads the whole log, once everything is sent and ingested, and compares it with the load. Also
+/// returns a summary of the load.
 pub(crate) async fn check(
     client: &Client,
     database: &mut SqliteConnection,
@@ -387,22 +386,22 @@ pub(crate) fn verify(store: &str, events: &[Value]) {
     assert!(stdout(&verified).starts_with(&format!("ok: {} events, head ", events.len())));
 }
 
-/// A mail that was queued.
+/// A queued mail.
 struct Mail {
     queue_id: String,
-    /// When, to the second.
+    /// The time in seconds.
     second: i64,
-    /// Stalwart may say the same twice in one request: these are two events.
+    /// Stalwart may send equal events in one request; each counts.
     copies: usize,
 }
 
-/// A Stalwart, which sends events again until they are acknowledged: under new
-/// ids, in another order, with what happened since.
+/// A simulated Stalwart, which resends events until they are acknowledged: with new ids, in another
+/// order, and together with newer events.
 pub(crate) struct Sender {
     name: usize,
     pub(crate) chance: Chance,
     made: u64,
-    /// The counter in the ids, which grows with every serialisation.
+    /// The counter in the ids, incremented at every serialisation.
     serialised: u64,
     waiting: Vec<Mail>,
     acknowledged: Vec<(String, usize)>,
@@ -411,9 +410,9 @@ pub(crate) struct Sender {
 /// The state that the senders of a round share.
 #[derive(Default)]
 pub(crate) struct Counters {
-    /// How many events were acknowledged.
+    /// The number of acknowledged events.
     pub(crate) acknowledged: AtomicUsize,
-    /// How many requests wait for their answer.
+    /// The number of requests in flight.
     pub(crate) in_flight: AtomicUsize,
 }
 
@@ -423,7 +422,7 @@ impl Sender {
         Self { name, chance, made: 0, serialised: 0, waiting, acknowledged }
     }
 
-    /// Sends until the server is gone.
+    /// Sends until the server is killed.
     pub(crate) async fn stream(mut self, client: Client, counters: Arc<Counters>) -> Self {
         loop {
             self.queue();
@@ -434,7 +433,7 @@ impl Sender {
         }
     }
 
-    /// One to four mails are queued.
+    /// Queues one to four mails.
     pub(crate) fn queue(&mut self) {
         for _ in 0..=self.chance.below(4) {
             self.made += 1;
@@ -446,7 +445,7 @@ impl Sender {
         }
     }
 
-    /// Sends what waits; false if no answer came.
+    /// Sends the waiting events. Returns `false` if there was no response.
     pub(crate) async fn send(&mut self, client: &Client, counters: &Counters) -> bool {
         let start = usize::try_from(self.chance.below(self.waiting.len() as u64)).unwrap();
         self.waiting.rotate_left(start);
@@ -480,7 +479,7 @@ impl Sender {
                 let mails = self.waiting.drain(..).map(|mail| (mail.queue_id, mail.copies));
                 self.acknowledged.extend(mails);
             }
-            // It is to be sent again.
+            // The sender must retry.
             status => assert_eq!(status, 503, "{answer:?}"),
         }
         true
@@ -490,8 +489,7 @@ impl Sender {
         self.waiting.is_empty()
     }
 
-    /// How many events wait for an acknowledgement, and how many of them the log
-    /// has all the same.
+    /// The number of unacknowledged events, and how many of them the log has nevertheless.
     pub(crate) async fn unanswered(&self, database: &mut SqliteConnection) -> (usize, usize) {
         let (mut events, mut stored) = (0, 0);
         for mail in &self.waiting {
@@ -505,8 +503,8 @@ impl Sender {
     }
 }
 
-/// Compares the log with what was acknowledged, which must be all that was sent;
-/// says how many.
+/// Compares the log with the acknowledged events, which must be all that were sent; returns their
+/// number.
 fn check_mails(events: &[Value], senders: &[Sender]) -> usize {
     assert!(senders.iter().all(Sender::is_done));
     let sent: Vec<_> = senders.iter().flat_map(|s| s.acknowledged.iter().cloned()).collect();
@@ -514,7 +512,7 @@ fn check_mails(events: &[Value], senders: &[Sender]) -> usize {
     sent.iter().map(|(_, copies)| copies).sum()
 }
 
-/// An operator, who suspends a tenant and lets it go on.
+/// An operator who alternately suspends and resumes a tenant.
 #[derive(Debug, Default)]
 pub(crate) struct Operator {
     changes: usize,
@@ -527,7 +525,7 @@ impl Operator {
         Self::default()
     }
 
-    /// Works until the server is gone.
+    /// Works until the server is killed.
     pub(crate) async fn stream(mut self, client: Client, mut chance: Chance) -> Self {
         loop {
             let action = if self.changes.is_multiple_of(2) { "suspend" } else { "resume" };
@@ -541,7 +539,7 @@ impl Operator {
         }
     }
 
-    /// Of every version of the tenant there is an event; says how many.
+    /// Checks that every version of the tenant has an event; returns their number.
     pub(crate) async fn check(&self, client: &Client, events: &[Value]) -> usize {
         let tenant = client.get(TENANT).await.with_status(200);
         let told = events.iter().filter(|event| event["resourceType"] == "tenant").count();
@@ -551,7 +549,7 @@ impl Operator {
     }
 }
 
-/// Invariants of every log: no place twice, none left out, no event of losses.
+/// Checks every log's invariants: no `seq` is repeated or skipped, and no event reports a loss.
 fn check_order(events: &[Value]) {
     let mut places: Vec<_> = events.iter().map(|event| event["seq"].as_u64().unwrap()).collect();
     places.sort_unstable();
@@ -565,7 +563,7 @@ fn none<T: Debug>(what: &str, found: impl Iterator<Item = T>) {
     assert!(found.is_empty(), "{what}: {found:#?}");
 }
 
-/// Where a server in `folder` has its log.
+/// The store's URL for a server in `folder`.
 pub(crate) fn store(folder: &Path) -> String {
     format!("sqlite://{}", folder.join("dezky.db").display())
 }

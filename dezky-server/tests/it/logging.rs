@@ -1,4 +1,4 @@
-//! A log that can't be written decides nothing about service.
+//! The server keeps working if its log output can't be written.
 
 use std::fs::OpenOptions;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -33,7 +33,7 @@ async fn requests_are_served_though_the_log_is_full_or_its_reader_gone() {
     }
 }
 
-/// Counts answers, up to so many.
+/// Counts responses, up to `most`.
 async fn answers(stream: &mut (impl AsyncRead + Unpin), most: usize) -> usize {
     let (mut text, mut found) = (Vec::new(), 0);
     let mut part = [0; 8 << 10];
@@ -57,7 +57,7 @@ async fn a_log_that_nobody_reads_holds_nothing_up_and_tells_what_was_lost() {
     let (mut reader, writer) = std::io::pipe().unwrap();
     let set = [("DEZKY_LOG_FORMAT", "json")];
     let process = Process::start_with_stderr(folder.path(), &set, writer.into());
-    // More lines than the pipe and those that may wait hold together.
+    // More lines than the pipe and the queue of lines can hold.
     let mut stream = TcpStream::connect(&process.address).await.unwrap();
     let (mut reads, mut writes) = stream.split();
     let requests = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(3_000);
@@ -68,17 +68,17 @@ async fn a_log_that_nobody_reads_holds_nothing_up_and_tells_what_was_lost() {
         let (mut text, mut part) = (String::new(), [0; 8 << 10]);
         while !text.contains("lines of the log were lost") {
             let bytes = reader.read(&mut part).unwrap();
-            assert!(bytes > 0, "nothing was told");
+            assert!(bytes > 0, "the loss was not reported");
             text.push_str(&String::from_utf8_lossy(&part[..bytes]));
         }
         reader
     });
-    until("it is told", async || {
+    until("the log reports it", async || {
         assert_eq!(process.client.get("/health").await.status, 200);
         reading.is_finished()
     })
     .await;
-    // Kept open, or there would be no log to write to.
+    // The reader stays open, so that the log can still be written.
     let _reader = reading.join().unwrap();
     assert_eq!(process.client.get("/health").await.status, 200);
 }
@@ -135,7 +135,7 @@ fn a_command_whose_reader_has_gone_ends_quietly_with_its_own_status() {
         command.current_dir(folder.path()).stdout(writer.try_clone().unwrap()).stderr(writer);
         assert_eq!(command.status().unwrap().code(), Some(status), "{arguments:?}");
     }
-    // Whoever reads on hears what is wrong with the output.
+    // If only standard output fails, standard error says why.
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
     let output = program(&["config", "example"]).stdout(full).output().unwrap();
     assert_eq!(output.status.code(), Some(1));

@@ -1,4 +1,4 @@
-//! The server as others meet it: over HTTP and on the command line.
+//! The server as its users see it: over HTTP and on the command line.
 
 #![recursion_limit = "256"]
 #![expect(clippy::disallowed_methods, reason = "tests spawn clients and wait for conditions")]

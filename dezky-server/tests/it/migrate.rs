@@ -9,7 +9,7 @@ use crate::database::at_database;
 use crate::servers::{free_port, sql};
 use crate::support::{Database, Engine, program, refusal, run, stdout};
 
-/// A place for a store with nothing in it.
+/// An empty database or folder for a store.
 async fn empty(engine: Engine) -> (tempfile::TempDir, Option<Database>, String) {
     let folder = tempfile::tempdir().unwrap();
     let database = Database::new(engine).await;
@@ -34,8 +34,8 @@ async fn it_says_from_where_to_where(engine: Engine) {
         let to_become = format!("audit: version 0, to become {audit}");
         assert!(stdout(&output).contains(&to_become), "{output:?}");
     }
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was made");
-    // A server that may not migrate says what to do, and makes nothing.
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was created");
+    // A server that may not migrate says what to do, and creates nothing.
     let unmigrated = [("DEZKY_STORE_MIGRATE", "false"), ("DEZKY_LISTEN", "127.0.0.1:0")];
     let head = folder.path().join("x.head").display().to_string();
     let unmigrated = [&unmigrated[..], &[("DEZKY_HEAD_PATH", head.as_str())]].concat();
@@ -51,20 +51,20 @@ async fn it_says_from_where_to_where(engine: Engine) {
             "{output:?}"
         );
     }
-    assert!(output.stderr.is_empty(), "a new one is made in no time: {output:?}");
+    assert!(output.stderr.is_empty(), "creating a store logs no progress: {output:?}");
     let again = migrate(&["--json"]);
     let report: serde_json::Value = serde_json::from_slice(&again.stdout).unwrap();
     assert_eq!(
         (&report["changed"], &report["components"]["flags"]["from"]),
         (&false.into(), &1.into())
     );
-    // What it calls up to date is.
+    // After the migration, the store is up to date.
     assert!(migrate(&["--check"]).status.success());
     assert!(run(&["verify", "--store", &url], &[]).status.success());
     assert!(run(&["flags", "list", "--store", &url], &[]).status.success());
 }
 
-/// A file of the schema before this one.
+/// A file with an older schema.
 async fn version_1() -> (tempfile::TempDir, String) {
     let (folder, _, url) = empty(Engine::Sqlite).await;
     let mut file = SqliteConnection::connect(&format!("{url}?mode=rwc")).await.unwrap();
@@ -85,7 +85,7 @@ async fn a_log_of_an_older_schema_is_migrated_and_says_how_far_it_is() {
     assert_eq!(output.status.code(), Some(1));
     let output = run(&["doctor"], &[]);
     assert!(stdout(&output).contains("audit is at version 1, this program knows 3"), "{output:?}");
-    // Neither who only reads nor who may not migrate changes it.
+    // Neither a read-only command nor a server that may not migrate changes it.
     let head = folder.path().join("x.head").display().to_string();
     let unmigrated = [
         ("DEZKY_STORE_MIGRATE", "false"),
@@ -189,7 +189,7 @@ async fn what_is_refused_shows_no_password() {
     }
 }
 
-/// A URL that does not lead to a store is wrong use; a server that does not answer is not.
+/// A URL that can't lead to a store is a usage error; an unreachable server is not.
 #[tokio::test]
 async fn what_does_not_lead_to_a_store_is_told_from_what_does_not_answer() {
     let database = Database::new(Engine::Postgres).await.unwrap();
@@ -200,7 +200,7 @@ async fn what_does_not_lead_to_a_store_is_told_from_what_does_not_answer() {
         let environment = [("DEZKY_LISTEN", "127.0.0.1:0"), ("DEZKY_HEAD_PATH", head.as_str())];
         let said = refusal(&run(&[command, "--store", &url], &environment), 2);
         assert!(said.contains("no such database"), "{said}");
-        // Left out it would be logged with its value.
+        // If it were ignored, it would be logged with its value.
         let mistyped = format!("{url}?pasword=p4ssw0rd");
         let said = refusal(&run(&[command, "--store", &mistyped], &environment), 2);
         assert!(said.contains("unknown option pasword") && !said.contains("p4ss"), "{said}");

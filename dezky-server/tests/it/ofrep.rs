@@ -1,4 +1,4 @@
-//! Flags over OFREP, as its clients meet them.
+//! Flags over OFREP, as clients see them.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -108,7 +108,7 @@ async fn every_kind_of_flag_is_answered() {
             (&json!(false), &json!("DEFAULT"), &json!("inactive_tenant"))
         );
     }
-    // One by one and all at once they are the same.
+    // Single and bulk evaluation give the same results.
     let bulk = all(client, context.clone()).await.with_status(200);
     let flags = bulk["flags"].as_array().unwrap();
     assert_eq!(flags.len(), client.get("/flags").await.json["flags"].as_array().unwrap().len());
@@ -167,7 +167,7 @@ async fn what_is_wrong_is_said_in_ofreps_words() {
         assert_eq!((answer.status.as_u16(), &answer.json["errorCode"]), (400, &json!(code)));
         assert!(answer.json["errorDetails"].as_str().unwrap().contains(part), "{answer:?}");
     }
-    // A parameter that nothing reads is refused; those of the protocol are known.
+    // An unknown parameter is refused; those of the protocol are accepted.
     let body = || json!({ "context": { "targetingKey": "t" } });
     for (path, documented) in [(ALL.to_owned(), ALL), (format!("{ALL}/some"), ONE)] {
         let answer = client.post(&format!("{path}?plan=pro"), body()).await;
@@ -190,7 +190,7 @@ async fn what_is_wrong_is_said_in_ofreps_words() {
     server.stop().await;
 }
 
-/// With an error a client goes by the default in its code, which may undo a kill.
+/// On an error, a client uses the default in its code, which may undo a kill.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_known_without_the_tenant_is_answered() {
     let server = Server::start(&[]).await;
@@ -294,7 +294,7 @@ async fn a_token_is_wanted_and_a_refusal_has_no_body() {
             assert!([200, 404].contains(&status.as_u16()), "{path}: {status}");
         }
     }
-    // Elsewhere the key is not a token.
+    // Other routes don't accept the API key.
     let flags = server.client.request(Method::GET, "/flags").header("X-API-Key", TOKEN);
     server.client.send(flags).await.problem(401, "unauthorized");
     server.stop().await;
@@ -315,7 +315,7 @@ async fn a_tag_changes_with_the_flags_and_with_the_context() {
     let first = all(client, acme.clone()).await;
     let tag = first.header("etag").to_owned();
     assert!(tag.starts_with("\"1-"), "{tag}");
-    // Evaluations are counted: these are none.
+    // Responses with 304 do not count as evaluations.
     let usage = async || client.get("/flags?report=true").await.json["usage"]["flags"].clone();
     let before = usage().await;
     assert_eq!(before[0]["on"], 1, "{before}");
@@ -324,7 +324,7 @@ async fn a_tag_changes_with_the_flags_and_with_the_context() {
         assert_eq!((answer.status.as_u16(), answer.header("etag")), (304, &*tag), "{known:?}");
     }
     assert_eq!(usage().await, before);
-    // Members that decide nothing do not change the tag; nor does repeating the directory's values.
+    // Members without effect don't change the tag, nor do members equal to the directory's values.
     let same = json!({ "targetingKey": "t-acme", "tenantSlug": "acme", "more": 1 });
     assert_eq!(all_unless(client, same, &[&tag]).await.status, 304);
     let context = json!({ "targetingKey": "t-acme", "plan": "basic" });
@@ -332,7 +332,7 @@ async fn a_tag_changes_with_the_flags_and_with_the_context() {
     assert_eq!(other.status, 200);
     assert_ne!(other.header("etag"), tag);
 
-    // The directory is a part of it.
+    // The tag depends on the directory.
     client.patch("/tenants/acme", json!({ "plan": "basic" })).await.with_status(200);
     let moved = all_unless(client, acme.clone(), &[&tag]).await;
     let tag = moved.header("etag").to_owned();
@@ -342,7 +342,7 @@ async fn a_tag_changes_with_the_flags_and_with_the_context() {
     assert_eq!(changed.status, 200);
     let tag = changed.header("etag").to_owned();
 
-    // A restart changes nothing, another store with other flags does.
+    // A restart does not change the tag; another store with other flags does.
     let folder = server.stop().await;
     let server = Server::start_in(folder, &[]).await;
     assert_eq!(all_unless(&server.client, acme.clone(), &[&tag]).await.status, 304);
@@ -416,7 +416,7 @@ async fn next_event(stream: &mut reqwest::Response, rest: &mut String) -> Option
 async fn the_event_stream_tells_of_changes_and_ends_with_the_server() {
     let server = Server::start(&[("DEZKY_SHUTDOWN_TIMEOUT_SECONDS", "300")]).await;
     let client = server.client.clone();
-    // The tag names the flags between the version of its form and the context.
+    // The tag consists of its format's version, the flags and the context.
     let flags = async || {
         let answer = all(&client, json!({ "targetingKey": "t" })).await;
         let tag = answer.header("etag").trim_matches('"');
@@ -440,7 +440,7 @@ async fn the_event_stream_tells_of_changes_and_ends_with_the_server() {
     let (mut again, mut again_rest) = (open(Some(&now)).await, String::new());
     let by_parameter = client.request(Method::GET, &format!("{EVENTS}?lastEventId={now}"));
     let (mut named, mut named_rest) = (by_parameter.send().await.unwrap(), String::new());
-    // Another store's flags of the same revision are not those.
+    // Another store's flags with the same revision are different flags.
     let (revision, _) = now.split_once('-').unwrap();
     let other = format!("{revision}-0123456789abcdef");
     let (mut behind, mut behind_rest) = (open(Some(&other)).await, String::new());
@@ -451,7 +451,7 @@ async fn the_event_stream_tells_of_changes_and_ends_with_the_server() {
     assert_ne!(then, now);
     for (stream, rest) in [
         (&mut anew, &mut anew_rest),
-        // A client that has seen the flags is first told of the next change.
+        // A client that has seen the flags is notified only of the next change.
         (&mut again, &mut again_rest),
         (&mut named, &mut named_rest),
         (&mut behind, &mut behind_rest),
@@ -461,7 +461,7 @@ async fn the_event_stream_tells_of_changes_and_ends_with_the_server() {
     let began = Instant::now();
     server.stop().await;
     assert_eq!(next_event(&mut anew, &mut anew_rest).await, None);
-    assert!(began.elapsed() < Duration::from_mins(1), "streams hold up the end");
+    assert!(began.elapsed() < Duration::from_mins(1), "streams delay the shutdown");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -478,7 +478,7 @@ async fn streams_have_a_bound() {
     assert_eq!(one_more.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(one_more.headers()["retry-after"], "5");
     drop(streams);
-    until("a place is free", async || {
+    until("a slot is free", async || {
         let request = server.client.request(Method::GET, EVENTS);
         request.send().await.unwrap().status() == StatusCode::OK
     })
@@ -538,7 +538,7 @@ async fn the_remote_provider_reads_the_server_and_goes_on_without_it() {
     let basic = acme.clone().with_custom_field("plan", "basic");
     assert!(!of("pro-only", &basic).await.unwrap().value);
 
-    // It follows.
+    // The provider follows changes.
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let follows = provider.clone();
     let following = tokio::spawn(async move {
@@ -551,7 +551,7 @@ async fn the_remote_provider_reads_the_server_and_goes_on_without_it() {
     client.patch("/flags/never", json!({ "state": "on" })).await.with_status(200);
     until("the change", async || of("never", &acme).await.unwrap().value).await;
 
-    // It goes on.
+    // The provider continues without the server.
     server.stop().await;
     until("stale answers", async || {
         let details = of("never", &acme).await.unwrap();
@@ -566,7 +566,7 @@ async fn the_remote_provider_reads_the_server_and_goes_on_without_it() {
     following.await.unwrap();
 }
 
-/// The folder of the clients from the registries.
+/// The folder with the clients installed from the package registries.
 fn clients() -> PathBuf {
     let folder = std::env::var_os("DEZKY_TEST_OFREP_CLIENTS").unwrap_or_else(|| {
         panic!("DEZKY_TEST_OFREP_CLIENTS is not set: run the tests by .ci/with-ofrep-clients")
@@ -574,7 +574,7 @@ fn clients() -> PathBuf {
     PathBuf::from(folder)
 }
 
-/// Lets a client process read a server, until the client ends.
+/// Runs a client process against a server until the client exits.
 async fn reads_the_server(mut command: tokio::process::Command) {
     let folder = tempfile::tempdir().unwrap();
     let server = Process::start(folder.path(), &[("DEZKY_OPERATOR_TOKEN", TOKEN)]);

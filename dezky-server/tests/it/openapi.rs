@@ -1,4 +1,4 @@
-//! The document of the API, held against the router and against what it answers.
+//! The OpenAPI document, compared with the router and its responses.
 
 use std::collections::BTreeSet;
 
@@ -12,8 +12,8 @@ fn document() -> Value {
     serde_json::from_str(include_str!("../../openapi.json")).unwrap()
 }
 
-/// Checks an answer against the document: its status is there for the route, and its
-/// body is as the schema says, without members that it does not know.
+/// Checks a response against the document: the route documents the status, and the body matches the
+/// schema without unknown members.
 pub(crate) fn check(method: &str, route: &str, answer: &Answer) {
     let problems = problems(method, route, answer);
     assert!(problems.is_empty(), "{method} {route}: {problems:?}: {}", answer.json);
@@ -40,7 +40,7 @@ fn problems(method: &str, route: &str, answer: &Answer) -> Vec<String> {
     validator.iter_errors(&answer.json).map(|problem| problem.to_string()).collect()
 }
 
-/// The routes of the rooms' sources, each with its methods.
+/// The routes in the source files, each with its methods.
 fn routes() -> BTreeSet<(String, String)> {
     let mut routes = BTreeSet::new();
     let sources = sources("api") + &sources("webhooks") + &sources("ofrep");
@@ -93,7 +93,7 @@ async fn the_document_has_every_route_and_no_other() {
             assert!(!text.contains("there is nothing at this path"), "{method} {path}");
         }
     }
-    // Every reference leads somewhere.
+    // Every reference resolves.
     let text = document.to_string();
     for reference in text.split("\"$ref\":\"#").skip(1) {
         let pointer = reference.split('"').next().unwrap();
@@ -122,7 +122,7 @@ async fn answers_are_as_the_document_says() {
         (201, "post", "/partners", "/partners", &partner),
         (201, "post", "/tenants", "/tenants", &tenant),
         (409, "post", "/tenants", "/tenants", &tenant),
-        // No flags at all are an answer of either kind.
+        // An empty result matches both schemas.
         (200, "post", "/flags/evaluate", "/flags/evaluate", &acme),
         (200, "post", "/flags/evaluate?explain=true", "/flags/evaluate", &acme),
         (201, "post", "/flags", "/flags", &flag),
@@ -188,7 +188,7 @@ async fn answers_are_as_the_document_says() {
     let answer = server.client.send(stale.header("If-Match", "\"7\"")).await;
     assert_eq!(answer.status, 412);
     check("patch", "/flags/{key}", &answer);
-    // A member that the document lacks is found.
+    // An undocumented member is detected.
     let mut answer = server.client.get("/flags/l").await;
     check("get", "/flags/{key}", &answer);
     answer.json["more"] = json!(1);
@@ -216,7 +216,7 @@ async fn answers_are_as_the_document_says() {
     server.stop().await;
 }
 
-/// The schema of a body, its references followed.
+/// The schema of a body, with references resolved.
 fn resolved<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
     match schema["$ref"].as_str() {
         Some(reference) => document.pointer(&reference[1..]).unwrap(),
@@ -224,9 +224,9 @@ fn resolved<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
     }
 }
 
-/// `base` once for each way to break a bound that the schema states: a member nobody
-/// knows, a text one character too long or of another form, a number out of its range, a
-/// list with one entry too many; in nested objects too.
+/// Variants of `base` that each violate one constraint of the schema: an unknown member, a string
+/// one character too long or of the wrong format, a number out of range, a list with one entry too
+/// many; in nested objects too.
 fn broken(document: &Value, schema: &Value, base: &Value) -> Vec<(String, Value)> {
     let schema = resolved(document, schema);
     let mut all = Vec::new();
@@ -307,7 +307,7 @@ async fn what_the_document_bounds_the_server_refuses() {
         for (what, body) in broken(&document, schema, &base) {
             tried += 1;
             let answer = client.send(client.document(method.clone(), path, body.to_string())).await;
-            // A name of another form or length names nobody.
+            // A name of the wrong format or length matches no document.
             let is_unknown = answer.status == 404
                 && ["partnerId", "tenantSlug"].iter().any(|name| what.starts_with(name));
             assert!(is_unknown || answer.status == 400, "{method} {path}: {what}: {answer:?}");

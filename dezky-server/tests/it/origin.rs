@@ -1,5 +1,5 @@
-//! A database as the platform before left it, made up but faithful: Mongoose's
-//! collections with `ObjectId`s, dates, null hashes and what the sources had sent.
+//! A synthetic but faithful database of the previous platform: Mongoose's collections with
+//! `ObjectId`s, dates, null hashes and the sources' payloads.
 
 use dezky_ingest::testkit::authentik_event;
 use mongodb::Database;
@@ -7,7 +7,7 @@ use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, DateTime, Document, doc};
 use serde_json::{Value, json};
 
-/// An event of Stalwart whose `id` is one per second and type.
+/// An event of Stalwart whose `id` is shared by all events of its second and type.
 pub(crate) fn stalwart_event(name: &str) -> Value {
     json!({
         "id": "178696080012035", "createdAt": "2026-08-17T10:00:00Z", "type": "auth.failed",
@@ -29,7 +29,7 @@ pub(crate) fn authentik_events() -> Vec<Value> {
 }
 
 pub(crate) fn id(kind: u8, number: u32) -> ObjectId {
-    // Seconds of 2026-08-17T08:00:00Z, then what tells documents apart.
+    // The seconds of 2026-08-17T08:00:00Z, then a part that is unique to the document.
     let mut bytes = [0; 12];
     bytes[..4].copy_from_slice(&1_786_953_600_u32.to_be_bytes());
     bytes[4] = kind;
@@ -75,7 +75,7 @@ fn said(source: &str, id: &str, action: &str, payload: &Value) -> Document {
     doc! { "source": source, "externalId": id, "action": action, "metadata": bson(payload) }
 }
 
-/// How many documents of events there are; one of them is none.
+/// The number of documents in the events' collection; one of them is not a valid event.
 pub(crate) const EVENTS: u64 = 48;
 
 fn events() -> Vec<Document> {
@@ -104,7 +104,7 @@ fn events() -> Vec<Document> {
         ));
     }
     for (n, name) in (200..).zip(["alice@acme.example", "carol@acme.example"]) {
-        // The index of the platform before let one of an id in.
+        // The previous platform's unique index admitted each id once.
         let id = format!("17869608001203{n}");
         let payload = stalwart_event(name);
         all.push(event(n, 7_200, said("stalwart", &id, "stalwart.auth_failed", &payload)));
@@ -147,7 +147,7 @@ fn events() -> Vec<Document> {
     all
 }
 
-/// Puts it all there.
+/// Inserts all documents.
 pub(crate) async fn fill(database: &Database) {
     let insert = async |name: &str, documents: Vec<Document>| {
         database.collection(name).insert_many(documents).await.unwrap();

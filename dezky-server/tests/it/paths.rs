@@ -1,5 +1,5 @@
-//! The paths of the configuration and of options: whatever they lead to, nothing is lost and
-//! nothing waits without end.
+//! Paths in the configuration and in options: whatever they point to, nothing is lost and nothing
+//! hangs.
 
 use std::fs;
 use std::net::TcpListener;
@@ -36,7 +36,7 @@ fn pipe(path: &Path) {
     assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
 }
 
-/// A log with one event in `folder`, by a server that has ended.
+/// Creates a log with one event in `folder`, with a server that has ended.
 async fn log_with_an_event(folder: &Path) {
     let server = Process::start(folder, &[]);
     let flag = json!({ "key": "a", "state": "on" });
@@ -44,7 +44,7 @@ async fn log_with_an_event(folder: &Path) {
     server.stop().await;
 }
 
-/// The names and the content of the files in `folder`, but for those that the harness writes.
+/// The names and contents of the files in `folder`, except those that the harness writes.
 fn content(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files: Vec<_> = fs::read_dir(folder)
         .unwrap()
@@ -108,7 +108,7 @@ async fn a_file_that_is_written_is_named_once() {
         }
     }
     assert_eq!(content(folder), before);
-    // Files that are only read may be named twice.
+    // A file that is only read may be used twice.
     let twice = [token, ("STALWART_WEBHOOK_SECRET", ""), ("DEZKY_STALWART_SECRET_FILES", "secret")];
     let checked = ended(folder, &["config", "check"], &[twice[0], twice[2]]);
     assert!(checked.status.success(), "{checked:?}");
@@ -243,7 +243,7 @@ fn a_pipe_is_refused_before_it_is_opened() {
             assert!(said.contains("file"), "{variable}: {said}");
         }
     }
-    // Nothing was made but by this: a store to ask.
+    // Only this command may create a store, for the following commands.
     assert!(ended(folder, &["migrate"], &[]).status.success());
     for command in [
         &["flags", "import", "pipe"][..],
@@ -271,7 +271,7 @@ fn a_pipe_is_refused_before_it_is_opened() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_ends_a_server_whose_store_is_not_open_yet() {
     let folder = tempfile::tempdir().unwrap();
-    // Takes connections, and says nothing.
+    // Accepts connections, but sends nothing.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("postgres://u@{}/db?sslmode=disable", silent.local_addr().unwrap());
     let more = [("DEZKY_STORE", url.as_str()), ("DEZKY_STORE_ACQUIRE_TIMEOUT_SECONDS", "300")];
@@ -312,7 +312,7 @@ async fn a_log_that_was_removed_is_not_begun_anew() {
     assert!(ended(folder, &["migrate"], &[]).status.success());
 }
 
-/// A log of something else in there would be rotated away.
+/// In another program's folder, the demo would rotate a log that is not its own.
 #[test]
 fn the_demo_takes_an_empty_folder_or_its_own() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Previews and reports of the tenants that a change of a flag switches, and flags in files.
+//! Previews and reports of the tenants that a flag's change affects, and flags in files.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Client, Engine, Server, program, refusal, run, stdout, verbs};
 
-/// Twenty tenants of two plans, every third a partner's, every fourth pending; and a deleted
-/// one.
+/// Creates twenty tenants on two plans, every third with a partner, every fourth pending, and a
+/// deleted one.
 async fn tenants(client: &Client) -> Vec<String> {
     let partner = json!({ "slug": "reseller", "name": "Reseller" });
     client.post("/partners", partner).await.with_status(201);
@@ -106,11 +106,11 @@ pub(crate) async fn a_change_reaches_exactly_whom_its_preview_names(engine: Engi
         let summary = preview["summary"].as_str().unwrap();
         assert!(summary.starts_with(&format!("~{} of 20 tenants", now.len())), "{summary}");
         let flipped = made.get("flipped");
-        assert_eq!(flipped, (version > 0).then_some(&preview), "the answer says what it did");
+        assert_eq!(flipped, (version > 0).then_some(&preview), "the response reports the effect");
         on = now;
     }
     assert!(on.is_empty());
-    // A change that can reach nobody reports nothing, nor does reading a flag.
+    // A change that can't affect any tenant reports nothing, nor does reading a flag.
     let told = client.patch("/flags/k", json!({ "description": "told" })).await.with_status(200);
     assert_eq!(told.get("flipped"), None);
     assert_eq!(client.get("/flags/k").await.with_status(200), told);
@@ -133,7 +133,7 @@ async fn a_preview_out_of_bounds_is_refused_like_the_change() {
         ("k", json!({ "key": "k" }), "key is not a field"),
         ("k", json!({ "environment": 7 }), "environment must be text"),
         ("k", json!({ "environment": "e".repeat(129) }), "128 bytes"),
-        ("new", json!({ "key": "other" }), "key must be that of the path"),
+        ("new", json!({ "key": "other" }), "key must be the key in the path"),
         ("new", json!({ "key": 7 }), "key must be a string"),
         ("new", json!({ "note": "x" }), "note is not a field"),
         ("No", json!({ "state": "on" }), "key must be 1 to 64"),
@@ -156,7 +156,7 @@ async fn a_preview_out_of_bounds_is_refused_like_the_change() {
     server.stop().await;
 }
 
-/// Each reads, adds itself to what it has read, and tries again when it was too late.
+/// Each client reads the flag, adds itself, and retries on a version mismatch.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_fifty_clients_with_if_match_none_loses_a_change() {
     let server = Server::start(&[]).await;
@@ -284,7 +284,7 @@ async fn flags_are_previewed_exported_and_imported_on_the_command_line() {
     ));
     assert!(table.contains("threshold") && table.contains("12.5"), "{table}");
 
-    // Out, and back again: nothing to do.
+    // Importing an export changes nothing.
     let out = server.folder.path().join("flags.json");
     let told = flags(&store, &["export", "--out", text(&out)]);
     assert_eq!(told["flags"], 1);

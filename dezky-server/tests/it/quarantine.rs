@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use crate::load::{open, store};
 use crate::support::{Process, WEBHOOK, refusal, run, stdout, until};
 
-/// A line of a type that nobody knows.
+/// A line of an unknown type.
 const LINE: &str = r#"{"RemoteAddr":"","User":"","URL":"","Method":"","UserAgent":"","Time":"2026-09-01T08:00:00Z","App":"admin_audit","Message":"user 'a4c517a3-d987-4563-a6dd-3776109686c8' created file 'x'","Action":"file_teleported","CLI":false,"Level":1,"Path":"./x.txt","Owner":"","FileID":"a$b!c/x.txt"}"#;
 
 async fn count(database: &mut SqliteConnection) -> i64 {
@@ -25,8 +25,8 @@ async fn count(database: &mut SqliteConnection) -> i64 {
     query.fetch_one(database).await.unwrap()
 }
 
-/// A folder with a log, in whose quarantine every source has put what it can't read,
-/// by the way that its events take.
+/// A folder with a log in whose quarantine every source has put an item, over the same path as its
+/// events.
 async fn folder_with_items() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("audit.log");
@@ -56,8 +56,7 @@ async fn folder_with_items() -> TempDir {
     process.stop().await;
     authentik.stop().await;
 
-    // A row of the outbox that a newer version wrote, and a mapped event that the
-    // contract refuses.
+    // An outbox row written by a newer version, and a mapped event that the log rejects.
     let config = SqliteConfig::new(folder.path().join("dezky.db"));
     let engine = Arc::new(SqliteAuditStore::open(config, &TokioRuntime).await.unwrap());
     let runtime = Arc::new(TokioRuntime);
@@ -80,26 +79,26 @@ async fn folder_with_items() -> TempDir {
     folder
 }
 
-/// The command on the log in `folder`.
+/// Runs the command on the log in `folder`.
 fn quarantine(folder: &TempDir, arguments: &[&str]) -> Output {
     let url = store(folder.path());
     let arguments = [&["quarantine", "--store", &url], arguments].concat();
     run(&arguments, &[("USER", "ops")])
 }
 
-/// Its output with `--json`.
+/// The command's output with `--json`.
 fn json(folder: &TempDir, arguments: &[&str]) -> Value {
     let output = quarantine(folder, &[arguments, &["--json"]].concat());
     serde_json::from_str(&stdout(&output)).unwrap_or_else(|_| panic!("{output:?}"))
 }
 
-/// The number of the item of a source, the first with this reason.
+/// The number of the first item with this reason.
 fn numbered(folder: &TempDir, reason: &str) -> i64 {
     let items = json(folder, &["list", "--reason", reason]);
     items["items"][0]["number"].as_i64().unwrap_or_else(|| panic!("{reason}: {items}"))
 }
 
-/// Of every item what became of it.
+/// The result for each item.
 fn results(folder: &TempDir, arguments: &[&str]) -> Vec<(i64, String)> {
     let answer = json(folder, arguments);
     let results = answer["results"].as_array().unwrap();
@@ -117,7 +116,7 @@ async fn items_of_every_family_are_read_again_by_a_version_that_knows_them() {
     let some = stdout(&quarantine(&folder, &["list", "--source", "ocis", "--limit", "1"]));
     assert!(some.ends_with("2 in all, 1 more than shown: see --limit\n"), "{some}");
 
-    // Nothing has changed: all stay, and say why.
+    // Nothing has changed: all items stay, each with the reason.
     let again = quarantine(&folder, &["retry", "--all"]);
     let said = stdout(&again);
     refusal(&again, 1);
@@ -133,7 +132,7 @@ async fn items_of_every_family_are_read_again_by_a_version_that_knows_them() {
     }
     assert_eq!(json(&folder, &["list"]), before);
 
-    // The items as a version left them that did not know what this one knows.
+    // Rewrites the items as if an older version had quarantined what this one understands.
     let mut database = open(folder.path()).await;
     for (from, to) in [
         ("file_teleported", "file_create"),
@@ -152,7 +151,7 @@ async fn items_of_every_family_are_read_again_by_a_version_that_knows_them() {
     let line = line.filter(|item| item["source"] == "ocis" && item["number"] != cut);
     let key = line.map(|item| item["key"].as_str().unwrap().to_owned()).next().unwrap();
 
-    // A tenant was added.
+    // Adds a tenant.
     let process = Process::start(folder.path(), &[("DEZKY_LOG", "error")]);
     let tenant = json!({
         "slug": "acme", "name": "Acme", "plan": "pro", "status": "active",
@@ -224,7 +223,7 @@ async fn a_drop_wants_a_note_and_leaves_an_event() {
     assert_eq!(quarantine(&folder, &["drop", &first]).status.code(), Some(2));
     let why = refusal(&quarantine(&folder, &["drop", &first, "--note", " "]), 2);
     assert!(why.contains("note: must have 1 to 1000 bytes"), "{why}");
-    // A slip drops nothing.
+    // A mistyped number drops nothing.
     let why = refusal(&quarantine(&folder, &["drop", &first, "99", "--note", "seen"]), 1);
     assert!(why.contains("99: there is no such item"), "{why}");
     assert_eq!(json(&folder, &["list"])["total"], 6);

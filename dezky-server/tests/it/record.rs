@@ -13,7 +13,7 @@ fn statuses(answer: &Value) -> Vec<&str> {
     receipts.iter().map(|receipt| receipt["status"].as_str().unwrap()).collect()
 }
 
-/// A source whose times are whole seconds: the last event of a list is the newest, in every run.
+/// If a source's times are whole seconds, the last event of a list is always the newest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_of_one_second_are_listed_as_they_came() {
     let server = Server::start(&[("DEZKY_OPERATOR_TOKEN", TOKEN)]).await;
@@ -80,8 +80,8 @@ async fn one_event_or_a_list() {
     server.stop().await;
 }
 
-/// Escapes that are not Unicode become U+FFFD in every field alike, as in the log's normal
-/// form; the events next to them are stored.
+/// Lone surrogates become U+FFFD in every field, as in the log's normal form; the other events of
+/// the body are stored as well.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lone_surrogate_becomes_the_replacement_character() {
     let server = Server::start(&[]).await;
@@ -95,13 +95,13 @@ async fn a_lone_surrogate_becomes_the_replacement_character() {
     assert_eq!(events[1]["actorId"], "\u{fffd}");
     assert_eq!(events[1]["metadata"], json!({"\u{fffd}": "\u{fffd}", "whole": "\u{1f600}"}));
 
-    // A field that can't hold it is named with its event, and nothing is stored.
+    // If a field can't contain U+FFFD, the error names field and event, and nothing is stored.
     let body = r#"[{"action":"a.b"},{"action":"a.c","id":"\ud83d"}]"#;
     let answer = client.send(client.document(Method::POST, "/audit", body)).await;
     let detail = answer.problem(400, "field_invalid");
     assert!(detail.starts_with("event 1: id: "), "{detail}");
     assert_eq!(client.all("").await.len(), 2);
-    // Documents have no replacement: the field is named.
+    // In documents nothing is replaced: the error names the field.
     let body = r#"{"slug":"acme","name":"\ud83d"}"#;
     let answer = client.send(client.document(Method::POST, "/tenants", body)).await;
     assert_eq!(
@@ -217,8 +217,8 @@ async fn what_is_refused_is_named_and_nothing_is_stored() {
     server.stop().await;
 }
 
-/// PostgreSQL stops, the server is killed between its answer and the drain, both come back:
-/// every acknowledged event is in the log, each of them once.
+/// PostgreSQL stops, the server is killed between its response and the drain, and both restart:
+/// every acknowledged event is in the log exactly once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_store_is_down_events_wait_in_the_spool() {
     let (folder, cluster, port) = (tempfile::tempdir().unwrap(), cluster(), free_port());
@@ -242,7 +242,7 @@ async fn while_the_store_is_down_events_wait_in_the_spool() {
     let answer = answer.with_status(202);
     assert_eq!(statuses(&answer), ["spooled"; 3]);
     assert!(answer["receipts"].as_array().unwrap().iter().all(|receipt| receipt["id"].is_string()));
-    // A retry, and what is refused whatever the store does.
+    // A retry, and requests that fail whatever the store's state.
     server.client.post("/audit", event("a-1")).await.with_status(202);
     server.client.post("/audit", json!({"action": "No"})).await.problem(400, "event_invalid");
     bare.client.post("/audit", event("b-1")).await.problem(503, "store_unavailable");
@@ -251,7 +251,7 @@ async fn while_the_store_is_down_events_wait_in_the_spool() {
     let database = OwnServer::postgres_at(cluster.path(), port).await;
     let server = Process::start(folder.path(), &set);
     until("the spool is drained", async || server.client.all("").await.len() == 3).await;
-    // Once more, in a server that lives on.
+    // Again, without killing the server.
     database.stop().await;
     let ids: Vec<_> = (2..40).map(|n| format!("a-{n}")).collect();
     for id in &ids {
@@ -263,7 +263,7 @@ async fn while_the_store_is_down_events_wait_in_the_spool() {
         spool == b"dezky.spool v1\n"
     })
     .await;
-    // Repeated without the spool: all of it is there.
+    // Retries without the spool find every event in the log.
     let again = server.client.post("/audit", event("a-0")).await.with_status(200);
     assert_eq!(
         (&again["receipts"][0]["status"], &again["receipts"][0]["id"]),
@@ -275,7 +275,7 @@ async fn while_the_store_is_down_events_wait_in_the_spool() {
         .collect();
     assert_eq!(found.remove(2), "bare");
     let expected: Vec<_> = (0..40).map(|n| format!("a-{n}")).collect();
-    assert_eq!(found, expected, "nothing lost, nothing twice, in order");
+    assert_eq!(found, expected, "no event is lost, repeated or out of order");
     bare.stop().await;
     server.stop().await;
     database.stop().await;
@@ -309,7 +309,7 @@ async fn bodies_have_bounds_and_need_the_token() {
     let request = client.document(Method::POST, "/audit", large);
     client.send(request).await.problem(413, "body_too_large");
     assert!(client.all("").await.is_empty());
-    // Another source's events are told from the log's own by it.
+    // With another source, the action can't be confused with the log's own events.
     let own = json!({"action": "log.opened", "source": "billing"});
     client.post("/audit", own).await.with_status(201);
     assert_eq!(statuses(&client.post("/audit", many(1_000)).await.with_status(201)).len(), 1_000);

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::servers::{postgres_user, sql};
 use crate::support::{Database, Engine, Process, WEBHOOK, program, refusal, run, stdout, until};
 
-/// A role that is dropped at the end, and a database that it may read.
+/// A role, dropped at the end, and a database that it may read.
 struct Role {
     name: String,
     url: String,
@@ -61,7 +61,7 @@ async fn a_role_with_select_alone_is_refused_at_the_start_and_may_verify() {
         ] {
             assert!(said.contains(word), "{word}: {said}");
         }
-        // No more than that: rights on a log that nobody can change are not given back.
+        // Nothing else: the message does not suggest rights that were revoked to protect the log.
         assert!(
             !said.contains("ALL TABLES") && !said.contains("UPDATE on dezky_audit_events"),
             "{said}"
@@ -83,7 +83,7 @@ async fn a_role_with_select_alone_is_refused_at_the_start_and_may_verify() {
     role.run("REVOKE UPDATE ON dezky_flags_state FROM {}").await;
     let said = refusal(&serve(&role.url, &[]), 2);
     assert!(said.contains("lacks rights: UPDATE on dezky_flags_state: GRANT UPDATE ON dezky_flags_state TO dezky_reader_"), "{said}");
-    // A log that nobody can change or take from is as good.
+    // A log whose events can't be updated or deleted is accepted.
     role.run("GRANT UPDATE ON dezky_flags_state TO {}").await;
     role.run("REVOKE UPDATE, DELETE ON dezky_audit_events FROM {}").await;
     let folder = tempfile::tempdir().unwrap();
@@ -111,13 +111,13 @@ async fn rights_that_are_taken_under_a_server_make_the_store_unavailable() {
     assert_eq!(client.post_signed(WEBHOOK, body).await.with_status(200)["received"], 1);
     assert!(client.all("&source=stalwart").await.is_empty(), "it is in the spool");
     let health = async || client.get("/health").await.with_status(200);
-    until("health says so", async || health().await["status"] == "degraded").await;
+    until("health reports it", async || health().await["status"] == "degraded").await;
 
     role.run("GRANT INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {}").await;
     client.post("/audit", event).await.with_status(201);
     client.act("/flags/k/kill").await.with_status(200);
     until("the spool is moved", async || client.all("&source=stalwart").await.len() == 1).await;
-    until("health says so", async || health().await["status"] == "ok").await;
+    until("health reports it", async || health().await["status"] == "ok").await;
     server.stop().await;
     role.drop().await;
 }
@@ -135,7 +135,7 @@ fn a_file_that_may_not_be_written_is_refused_at_the_start() {
     set_mode(apart.path(), 0o777);
     let as_somebody = |arguments: &[&str]| {
         let mut command: Command = program(arguments);
-        // To root every file is its own.
+        // Root may read every file.
         if let Some((uid, gid)) = postgres_user() {
             command.uid(uid).gid(gid);
         }

@@ -1,4 +1,4 @@
-//! The scenarios that the platform was verified by.
+//! The scenarios by which the original platform was verified.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -22,7 +22,7 @@ const TWO_EVENTS: &str = r#"{"events":[
   {"id":"evt-2","createdAt":"2026-11-21T20:00:05Z","type":"account.created","data":{"username":"admin@example.com","account":"bob@example.com","ip":"203.0.113.8"}}
 ]}"#;
 
-/// Lines of other writers than oCIS, which it would write the same way.
+/// Lines in oCIS's format, written by other programs.
 fn ocis_lines() -> Vec<&'static str> {
     include_str!("../../src/demo/data/event-shape.log").lines().collect()
 }
@@ -104,7 +104,7 @@ async fn seed_five_ocis_lines_then_one_more() {
     let cursor = server.running.store().cursor("ocis").await.unwrap().unwrap();
     assert!(cursor.starts_with(&format!("{}:{}", metadata.ino(), metadata.len())), "{cursor}");
 
-    // The next server goes on where this one ended.
+    // The next server continues where this one stopped.
     let folder = server.stop().await;
     let server = Server::start_in(folder, &environment).await;
     append(&path, &[lines[6]]);
@@ -148,14 +148,14 @@ async fn seed_pulled_again_is_silent() {
     append(&path, &ocis_lines());
     let environment = [
         ("OCIS_AUDIT_LOG_PATH", path.to_str().unwrap()),
-        // Without one there is a warning, which is not what is looked for.
+        // Without a token there is a warning, which this test does not expect.
         ("DEZKY_OPERATOR_TOKEN", "token-0123456789"),
     ];
     let first = Process::start(folder.path(), &environment);
     until("the first pull", async || first.stderr().contains("stored=6")).await;
     first.stop().await;
 
-    // The overlap at its largest: the whole file is read again.
+    // The largest possible overlap: the whole file is read again.
     let url = format!("sqlite://{}", folder.path().join("dezky.db").display());
     let mut database = SqliteConnection::connect(&url).await.unwrap();
     let gone = sqlx::query("DELETE FROM dezky_cursors").execute(&mut database).await.unwrap();
@@ -321,7 +321,7 @@ async fn seed_ten_flags_rollout_kill_evaluate_twice_create_and_delete() {
     }
     assert_eq!(evaluate(client).await, answer);
 
-    // All of it is there after a restart.
+    // Everything is still stored after a restart.
     let server = Server::start_in(server.stop().await, &[]).await;
     let client = &server.client;
     assert_eq!(evaluate(client).await, answer);

@@ -56,8 +56,8 @@ fn path_of_server(name: &str) -> PathBuf {
     path.canonicalize().unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// A program of the servers, run as PostgreSQL's own user where this is root's process,
-/// which it refuses.
+/// A program of the servers. If this process is root's, it runs as PostgreSQL's own user, because
+/// PostgreSQL refuses to run as root.
 pub(crate) fn program_of_server(name: &str) -> Command {
     let mut command = Command::new(path_of_server(name));
     command.stdin(Stdio::null()).current_dir("/");
@@ -68,7 +68,7 @@ pub(crate) fn program_of_server(name: &str) -> Command {
     command
 }
 
-/// The user and group to become, if this is root.
+/// The user and group to switch to, if this process is root's.
 pub(crate) fn postgres_user() -> Option<(u32, u32)> {
     use std::os::unix::fs::MetadataExt as _;
     if std::fs::metadata("/proc/self").ok()?.uid() != 0 {
@@ -162,14 +162,14 @@ impl OwnServer {
         Self { child, url, _folder: None }
     }
 
-    /// Ends a PostgreSQL in order.
+    /// Shuts a PostgreSQL down cleanly.
     pub(crate) async fn stop(mut self) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
         until("PostgreSQL's end", async || self.child.try_wait().unwrap().is_some()).await;
     }
 
-    /// A `PgBouncer` in transaction mode before a database.
+    /// A `PgBouncer` in transaction mode in front of a database.
     pub(crate) async fn pgbouncer(url: &str) -> Self {
         let (folder, port) = (folder_of_server(), free_port());
         let place = url.split_once('@').unwrap().1;

@@ -39,7 +39,7 @@ secret_file = "@/billing-secret"
 map = { action = "/type", action_prefix = "billing" }
 "#;
 
-/// A server with the sources of `toml`, in which `@` is its folder.
+/// Starts a server with the sources in `toml`, in which `@` stands for its folder.
 async fn start_in(folder: TempDir, toml: &str, more: &[(&str, &str)]) -> Server {
     let at = folder.path().display().to_string();
     std::fs::write(folder.path().join("billing-secret"), "billing-secret-1\n").unwrap();
@@ -139,7 +139,7 @@ async fn what_a_mended_map_reads_leaves_the_quarantine() {
     let events = of_source(&server, "shop").await;
     assert_eq!(events.len(), 1);
     assert_eq!(events[0]["action"], "shop.order_paid");
-    // Sent again, it is the same event.
+    // Sent again, it counts as the same event.
     let answer = server.client.post_signed("/ingest/shop/webhook", &body).await;
     assert_eq!(answer.with_status(200), json!({"received": 1}));
     assert_eq!(of_source(&server, "shop").await.len(), 1);
@@ -171,7 +171,7 @@ async fn each_source_has_its_own_secret_and_path() {
         client.post_signed(unknown, body).await.problem(404, "not_found");
     }
     client.get(billing).await.problem(405, "method_not_allowed");
-    // Stalwart's paths are its own.
+    // Stalwart's paths still work.
     let mail = r#"{"events":[{"id":"1","type":"auth.success","data":{}}]}"#;
     client.post_signed("/ingest/stalwart/webhook", mail).await.with_status(200);
     assert_eq!(of_source(&server, "stalwart").await.len(), 1);
@@ -446,7 +446,7 @@ fn what_is_declared_is_shown_without_its_secrets() {
     assert!(text.contains("sources.shop.map") && text.contains("user.signed_in"), "{text}");
     assert!(text.contains("sources.acme.billing.secret_file"), "{text}");
 
-    // The example names every key, and can be taken as it is.
+    // The example names every key, and is valid as it is.
     let example = stdout(&program(&["config", "example"]).output().unwrap());
     let start = example.find("# [sources.shop]").expect("an example");
     let uncommented: String = example[start..]
@@ -583,7 +583,7 @@ async fn senders_sign_as_they_do() {
     post("standard", &lines, body).await.with_status(200);
     post("standard", &lines[1..], body).await.problem(401, "signature_invalid");
 
-    // Two header lines, of which the second is right; so too for Stalwart.
+    // Two header lines, of which the second matches; also for Stalwart.
     let other = Secret::new("the old one").unwrap();
     let signed = |secret: &Secret, body: &str| ("X-Signature", secret.sign_base64(body.as_bytes()));
     let (shop, order) = (Secret::new(SECRET).unwrap(), r#"{"event":"OrderPaid"}"#);
@@ -623,7 +623,7 @@ async fn bodies_in_every_form_are_events_or_are_refused() {
     assert_eq!(post(&[], glued).await.with_status(200), json!({"received": 2}));
     let events = of_source(&server, "shop").await;
     assert_eq!(events.len(), 3);
-    // As in a line of a file.
+    // Invalid UTF-8 is handled as in a line of a file.
     let line = br#"{"event":"x\xff7"}"#.to_vec();
     let bytes = [&line[..11], b"\xff", &line[15..]].concat();
     assert_eq!(post(&[], bytes).await.with_status(200), json!({"received": 1}));
@@ -639,7 +639,7 @@ async fn bodies_in_every_form_are_events_or_are_refused() {
     post(&form, b"event=OrderPaid".to_vec()).await.problem(415, "media_type");
     post(&[], b"a line of text".to_vec()).await.problem(400, "body_invalid");
     post(&[], Vec::new()).await.problem(400, "body_invalid");
-    // As curl says of any body, unless it is told otherwise.
+    // The content type that curl sends by default.
     post(&form, b" \n".to_vec()).await.problem(400, "body_invalid");
     let whole = post(&encoded, packed[..packed.len() - 4].to_vec()).await;
     assert!(!whole.problem(400, "body_invalid").contains("again"), "{whole:?}");
@@ -671,7 +671,7 @@ async fn a_packed_body_for_which_memory_is_short_says_so() {
         let request = request.header("X-Signature", signature).header("Content-Encoding", "gzip");
         server.client.send(request.body(body.clone())).await
     };
-    // Another body takes all but half a MiB of the 16 that one may have.
+    // Another body takes all but 512 KiB of its address's 16 MiB.
     let hold = async || {
         let mut other = TcpStream::connect(server.running.address()).await.unwrap();
         let length = (16 << 20) - (512 << 10);
@@ -685,7 +685,7 @@ async fn a_packed_body_for_which_memory_is_short_says_so() {
     let mut other = hold().await;
     until("the memory is short", async || {
         let is_short = post().await.status == 503;
-        // It may have been the other one that met a lack of it.
+        // The other body may have been the one that was refused.
         if !is_short && other.try_read(&mut [0; 12]).is_ok() {
             other = hold().await;
         }
@@ -696,7 +696,7 @@ async fn a_packed_body_for_which_memory_is_short_says_so() {
     answer.problem(503, "too_many_webhooks");
     assert_eq!(answer.header("retry-after"), "1");
     drop(other);
-    until("there is room again", async || post().await.status == 200).await;
+    until("memory is free again", async || post().await.status == 200).await;
     server.stop().await;
 }
 
@@ -715,7 +715,7 @@ async fn a_small_packed_body_does_not_wait_for_large_ones() {
         encoder.write_all(content).unwrap();
         encoder.finish().unwrap()
     };
-    // Three times as many as are worked on at a time, and nothing in them for the store.
+    // Three times as many as are processed at a time, without any event to store.
     let ping = json!({ "event": "ping", "uuid": "p", "of": "x".repeat(300) }).to_string() + "\n";
     let large = ping.repeat(9_000).into_bytes();
     let packed = gzip(&large);
@@ -729,9 +729,9 @@ async fn a_small_packed_body_does_not_wait_for_large_ones() {
     for sender in small {
         assert_eq!(sender.await.unwrap(), 200);
     }
-    assert!(done() < 8, "{} of the large ones came first", done());
+    assert!(done() < 8, "{} of the large bodies finished first", done());
     for sender in large {
-        assert_eq!(sender.await.unwrap(), 200, "a packed one has its turn");
+        assert_eq!(sender.await.unwrap(), 200, "a compressed body is processed as well");
     }
     server.stop().await;
 }
@@ -753,7 +753,7 @@ async fn a_refusal_under_the_id_of_a_success_is_on_the_timeline() {
     let events = of_source(&server, "kube").await;
     assert_eq!((events.len(), &events[0]["externalId"]), (1, &json!("u-1/ResponseComplete")));
 
-    // The id alone is declared, and says the same of a success and of a refusal.
+    // Only the id is declared, which is the same for a success and a refusal.
     let shop = async |ok: bool| {
         let body = json!({"uuid": "u-1", "event": "Delete", "ok": ok}).to_string();
         post("/ingest/shop/webhook", SECRET, body).await

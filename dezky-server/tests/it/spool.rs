@@ -1,4 +1,4 @@
-//! Webhooks while the store is away: kept in the spool, and moved into the log.
+//! Webhooks during an outage of the store: kept in the spool, then moved into the log.
 
 use dezky_ingest::signature::Secret;
 use sqlx::{Connection as _, SqliteConnection};
@@ -27,7 +27,7 @@ async fn a_store_that_is_held_costs_no_webhook() {
         assert_eq!(answer.with_status(200)["received"], 1);
     }
     assert!(server.client.all("").await.is_empty());
-    // Killed now, what was acknowledged is on the disk.
+    // If the server were killed now, the acknowledged events would be on disk.
     let kept = std::fs::read(&spool).unwrap();
     assert!(kept.windows(3).any(|w| w == b"a-2"));
     held.rollback().await.unwrap();
@@ -72,7 +72,7 @@ async fn who_hangs_up_is_heard_all_the_same() {
     let mut stream = TcpStream::connect(server.running.address()).await.unwrap();
     let request = format!("{}{gone}", head(&signature, gone.len()));
     stream.write_all(request.as_bytes()).await.unwrap();
-    // By then it waits for the store.
+    // After these requests, the webhook waits for the store.
     for _ in 0..30 {
         assert!(server.client.all("").await.is_empty());
     }
@@ -91,7 +91,7 @@ async fn what_is_announced_and_not_sent_takes_no_room() {
         let mut stream = TcpStream::connect(server.running.address()).await.unwrap();
         let head = head("x", 16 << 20).replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
-        // By then the server waits for the body.
+        // After this response, the server waits for the body.
         let mut answer = [0; 12];
         stream.read_exact(&mut answer).await.unwrap();
         assert_eq!(&answer, b"HTTP/1.1 100");

@@ -1,4 +1,4 @@
-//! Stores as earlier versions wrote them: they open, verify, and go on. The fixtures hold a
+//! Stores written by earlier versions: they open, verify and accept changes. The fixtures contain a
 //! log, a directory, flags (also a removed one), quarantine, cursors and a spool.
 
 use std::fs::{self, Permissions};
@@ -23,7 +23,7 @@ fn text(name: &str) -> String {
     fs::read_to_string(fixture(name)).unwrap()
 }
 
-/// Writes the fixture into an empty place and returns its URL and head.
+/// Writes the fixture into an empty store and returns its URL and head.
 async fn write(
     engine: Engine,
     folder: &Path,
@@ -108,7 +108,7 @@ async fn an_earlier_store_opens_verifies_and_goes_on(engine: Engine) {
         "4c510ada"
     );
 
-    // Versions go on, also those of a removed flag, and what is owned stays taken.
+    // Versions continue, also that of a removed flag, and owned names stay reserved.
     let flag = client.patch("/flags/new_editor", json!({ "pct": 61 })).await.with_status(200);
     assert_eq!((&flag["version"], flag["history"].as_array().unwrap().len()), (&3.into(), 3));
     let again = client.post("/flags", json!({ "key": "old_editor" })).await.with_status(201);

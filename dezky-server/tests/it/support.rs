@@ -25,7 +25,7 @@ pub(crate) use crate::servers::{Database, Engine};
 pub(crate) const SECRET: &str = "test-shared-secret-0123456789abcdef";
 /// The path of the first instance's webhook.
 pub(crate) const WEBHOOK: &str = "/ingest/stalwart/webhook";
-/// The bound of waiting for a condition.
+/// The maximum time to wait for a condition.
 const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Polls `condition` until it holds.
@@ -99,7 +99,7 @@ impl Client {
         Self { http, base, token: None }
     }
 
-    /// The same with an operator token.
+    /// This client with an operator token.
     pub(crate) fn with_token(&self, token: &str) -> Self {
         Self { token: Some(token.to_owned()), ..self.clone() }
     }
@@ -112,7 +112,7 @@ impl Client {
         }
     }
 
-    /// A request with a document, which is said to be JSON.
+    /// A request with a body whose content type is JSON.
     pub(crate) fn document(
         &self,
         method: Method,
@@ -139,7 +139,7 @@ impl Client {
         self.send(self.request(Method::DELETE, path)).await
     }
 
-    /// The status of an answer, where the server may be gone.
+    /// The response's status; `None` if the server is gone.
     pub(crate) async fn try_status(&self, request: reqwest::RequestBuilder) -> Option<u16> {
         let answer = Answer::of(request.send().await.ok()?).await.ok()?;
         Some(answer.status.as_u16())
@@ -157,7 +157,7 @@ impl Client {
         self.try_post_signed(path, body).await.unwrap()
     }
 
-    /// The same where the server may be gone.
+    /// Like [`Self::post_signed`]; fails if the server is gone.
     pub(crate) async fn try_post_signed(&self, path: &str, body: &str) -> reqwest::Result<Answer> {
         let signature = Secret::new(SECRET).unwrap().sign_base64(body.as_bytes());
         let request = self.request(Method::POST, path).header("X-Signature", signature);
@@ -223,8 +223,8 @@ pub(crate) struct Server {
     database: Option<Database>,
 }
 
-/// The configuration of a server of the tests: a store in `folder`, a free port,
-/// [`SECRET`], and what `more` sets.
+/// The configuration of a test's server: a store in `folder`, a free port, [`SECRET`], and the
+/// variables in `more`.
 pub(crate) fn config(folder: &Path, more: &[(&str, &str)]) -> Config {
     let store = format!("sqlite://{}", folder.join("audit.db").display());
     let set = [
@@ -241,7 +241,7 @@ impl Server {
         Self::start_in(tempfile::tempdir().unwrap(), more).await
     }
 
-    /// The same with its own store on an engine.
+    /// Starts a server with its own store on an engine.
     pub(crate) async fn on(engine: Engine, more: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let Some(database) = Database::new(engine).await else {
@@ -254,7 +254,7 @@ impl Server {
         server
     }
 
-    /// The URL of its store.
+    /// The store's URL.
     pub(crate) fn url(&self) -> String {
         match &self.database {
             Some(database) => database.url.clone(),
@@ -266,7 +266,7 @@ impl Server {
         Self::with(config(folder.path(), more), folder).await
     }
 
-    /// A server with the test's configuration.
+    /// Starts a server with this configuration.
     pub(crate) async fn with(config: Config, folder: TempDir) -> Self {
         let store = config.store.clone();
         let listener = bind(config.listen, "").await.unwrap();
@@ -275,14 +275,14 @@ impl Server {
         Self { client, running, folder, store, database: None }
     }
 
-    /// Ends it, and gives back its folder.
+    /// Stops the server, and returns its folder.
     pub(crate) async fn stop(self) -> TempDir {
         self.running.stop().await.unwrap();
         self.folder
     }
 }
 
-/// The binary, with nothing of this process' environment.
+/// The binary, without this process's environment.
 pub(crate) fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dezky-server"));
     command.env_clear().stdin(Stdio::null()).args(arguments);
@@ -306,8 +306,7 @@ pub(crate) fn refusal(output: &Output, status: i32) -> String {
     text
 }
 
-/// Begins `serve` with its store in `folder`; also says where its standard error
-/// goes.
+/// Spawns `serve` with its store in `folder`; also returns the path of its standard error.
 pub(crate) fn spawn_serve(folder: &Path, more: &[(&str, &str)]) -> (Child, PathBuf) {
     let stderr = folder.join("stderr");
     let stderr_file = File::create(&stderr).unwrap().into();
@@ -342,13 +341,13 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts it with its store in `folder`, and waits until it listens.
+    /// Starts a server with its store in `folder`, and waits until it listens.
     pub(crate) fn start(folder: &Path, more: &[(&str, &str)]) -> Self {
         let (child, stderr) = spawn_serve(folder, more);
         Self::listening(child, stderr)
     }
 
-    /// The same by the test's command, which becomes the server.
+    /// Like [`Self::start`], with the test's command, which becomes the server.
     pub(crate) fn start_by(mut command: Command, folder: &Path, more: &[(&str, &str)]) -> Self {
         let stderr = folder.join("stderr");
         let child =
@@ -358,7 +357,7 @@ impl Process {
         Self::listening(child, stderr)
     }
 
-    /// The same with the test's standard error.
+    /// Like [`Self::start`], with the test's standard error.
     pub(crate) fn start_with_stderr(folder: &Path, more: &[(&str, &str)], stderr: Stdio) -> Self {
         Self::listening(spawn_serve_with(folder, more, stderr), folder.join("stderr"))
     }
@@ -382,7 +381,7 @@ impl Process {
         self.child.id()
     }
 
-    /// SIGKILL, and waits for its end.
+    /// Sends SIGKILL, and waits for the end.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -394,12 +393,12 @@ impl Process {
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
     }
 
-    /// Its exit status, if it has ended.
+    /// The exit status, if the process has ended.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
 
-    /// SIGTERM, and waits for its end.
+    /// Sends SIGTERM, and waits for the end.
     pub(crate) async fn stop(mut self) {
         self.terminate();
         until("the end after SIGTERM", async || self.ended().is_some()).await;

@@ -1,4 +1,4 @@
-//! Files that are removed or replaced under a server that runs.
+//! Files that are removed or replaced under a running server.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::{Process, run, until};
 
-/// How a file is taken from under the server.
+/// Removes or replaces the server's files, as `how` says.
 fn take(folder: &Path, how: &str) {
     let file = |name: &str| folder.join(name);
     match how {
@@ -57,7 +57,7 @@ async fn a_server_whose_database_is_taken_away_acknowledges_nothing_and_ends() {
     }
 }
 
-/// Without a request, too: what it reads is not what others see.
+/// Even without requests: the server would read a different database than everybody else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_nobody_asks_notices_it_as_well() {
     let folder = tempfile::tempdir().unwrap();

@@ -67,7 +67,7 @@ impl Opened for MongoAuditStore {
 /// The first wire protocol that works: MongoDB 4.4's.
 const OLDEST_WIRE: i32 = 9;
 
-/// The longest that a stalled writer may block the others.
+/// The maximum time that a stalled writer may block the others.
 const LONGEST_TRANSACTION_SECONDS: i64 = 10;
 
 const EVENTS: &str = "dezky_audit_events";

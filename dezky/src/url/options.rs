@@ -28,9 +28,9 @@ pub struct StoreConfig {
     pub url: StoreUrl,
     /// The maximum number of connections to a server.
     pub max_connections: u32,
-    /// The maximum wait for a connection to a server.
+    /// The maximum time to wait for a connection to a server.
     pub acquire_timeout: Duration,
-    /// The maximum wait of a writer for another one.
+    /// The maximum time that a writer waits for another one.
     pub lock_timeout: Duration,
     /// The maximum time of a statement on a server.
     pub statement_timeout: Duration,
@@ -62,12 +62,12 @@ impl StoreConfig {
     }
 
     /// Parses a URL with dezky's [options](OPTIONS), such as
-    /// `postgres://dezky@db/platform?sslmode=verify-full&max_connections=20`. The others
-    /// are the driver's.
+    /// `postgres://dezky@db/platform?sslmode=verify-full&max_connections=20`. All other options are
+    /// passed to the driver.
     ///
     /// # Errors
-    /// `config_invalid` names the option, its bounds and the fix, and quotes no other part
-    /// of the URL.
+    /// `config_invalid`; the message names the option, its bounds and the fix, and quotes no other
+    /// part of the URL.
     pub fn parse(url: &str) -> Result<Self> {
         let (address, query) = url.split_once('?').unwrap_or((url, ""));
         let is_ours = |part: &&str| option(name_of(part)).is_some();
@@ -107,7 +107,7 @@ impl StoreConfig {
     /// Checks that every option is within its bounds.
     ///
     /// # Errors
-    /// `config_invalid` names the first that is not.
+    /// `config_invalid`; the message names the first option that is not.
     pub fn check(&self) -> Result<()> {
         let mut config = self.clone();
         for option in OPTIONS {
@@ -129,7 +129,8 @@ fn name_of(part: &str) -> &str {
     part.split('=').next().unwrap_or_default()
 }
 
-/// SQLite and memory have no options of a driver, and no password that an error could show.
+/// Rejects options that dezky does not know, for engines without driver options (SQLite, memory).
+/// Their URLs contain no password that the error could reveal.
 fn refuse_unknown(address: &str, others: &[&str]) -> Result<()> {
     let engine = address.split("://").next().unwrap_or_default();
     if ![SQLITE, MEMORY].contains(&engine) {
@@ -164,11 +165,11 @@ pub struct StoreOption {
 /// The values of an option, and its field.
 #[derive(Debug, Clone, Copy)]
 enum Values {
-    /// From a minimum to a maximum, and the default.
+    /// The minimum, the maximum and the default.
     Number([u32; 3], fn(&mut StoreConfig) -> &mut u32),
     /// The same in seconds.
     Seconds([u32; 3], fn(&mut StoreConfig) -> &mut Duration),
-    /// The words for off, which is the default, and on.
+    /// The words for off (the default) and on.
     Switch([&'static str; 2], fn(&mut StoreConfig) -> &mut bool),
 }
 
@@ -177,7 +178,7 @@ pub const OPTIONS: &[StoreOption] = &[
     StoreOption {
         name: "max_connections",
         engines: &[POSTGRES, MONGODB],
-        about: "The most connections to a server; PostgreSQL has one more, which listens for changes.",
+        about: "The maximum number of connections to a server; PostgreSQL has one more, to listen for changes.",
         values: Values::Number([1, 1_000, 10], |config| &mut config.max_connections),
     },
     StoreOption {
@@ -251,7 +252,7 @@ impl StoreOption {
         }
     }
 
-    /// Sets the option, whatever the engine.
+    /// Sets the option without checking that it has an effect on the engine.
     ///
     /// # Errors
     /// `config_invalid` if the value is out of its bounds. The message does not name the

@@ -30,7 +30,7 @@ fn bad(report: &Report) -> Vec<&Check> {
     report.checks.iter().filter(|check| check.level == Level::Bad).collect()
 }
 
-/// Nothing is created but by migrating; afterwards everything is current.
+/// Only a migration creates anything; afterwards every schema is current.
 async fn only_migrating_creates(place: &Place) {
     let before = engine(place).schema().await.unwrap();
     assert!(before.found.is_empty() && before.is_behind(), "{before:?}");
@@ -52,7 +52,7 @@ async fn only_migrating_creates(place: &Place) {
         Stores::open(&config(place), access).await.unwrap().close().await;
     }
     let (report, database) = engine(place).examine().await;
-    // The server of the tests syncs nothing, as nothing in it has to last.
+    // The tests' server runs without fsync, because its data need not be durable.
     let found: Vec<_> = bad(&report).into_iter().filter(|c| c.what != "durability").collect();
     assert!(found.is_empty(), "{report:?}");
     assert!(report.count(Level::Ok) > 5, "{report:?}");
@@ -76,7 +76,7 @@ async fn mongodb_collections_are_created_by_migrating_alone() {
     only_migrating_creates(&Place::mongodb()).await;
 }
 
-/// A log, a directory and flags from anywhere make a platform.
+/// A platform can be built from any log, directory and flags.
 #[tokio::test]
 async fn stores_of_ones_own() {
     let log = Arc::new(MemoryAuditStore::open(Arc::new(TokioRuntime)));
@@ -99,7 +99,7 @@ async fn memory_needs_no_schema_and_keeps_nothing() {
     assert_eq!(bad(&report).len(), 1);
 }
 
-/// The log's own type gives transactions with tables of the embedder's.
+/// The log's concrete type offers transactions that include the embedder's own tables.
 #[tokio::test]
 async fn an_event_commits_with_a_row_of_ones_own() {
     let place = Place::sqlite();

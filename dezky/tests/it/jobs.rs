@@ -1,4 +1,4 @@
-//! The three jobs on every engine: record, take in, decide; and again after reopening.
+//! The three jobs on every engine, also after reopening: record, ingest, decide.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -9,7 +9,7 @@ mod urls;
 use database::Database;
 use tempfile::TempDir;
 
-/// A store of a test's own, by its URL.
+/// A test's own store, with its URL.
 pub(crate) struct Place {
     pub(crate) url: String,
     _folder: TempDir,

@@ -1,4 +1,4 @@
-//! URLs that are refused say what is wrong, what is allowed, and what to do.
+//! The error for a refused URL says what is wrong, what is allowed, and what to do.
 
 use std::net::TcpListener;
 
@@ -54,7 +54,7 @@ async fn a_missing_file_is_created_by_migrating_alone() {
     assert!(refused(&nowhere).await.contains("none"), "it names the path");
 }
 
-/// Without a server there is no telling whether one will come back.
+/// If a server is unreachable, the error is retryable, because it may come back.
 #[tokio::test]
 async fn a_server_that_is_away_is_named_without_its_password() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

@@ -311,7 +311,7 @@ impl MongoDatabase {
         Err(Error::new(
             ErrorKind::AuthFailed,
             format!(
-                "the user can't write {}: grant it readWrite on the database {}",
+                "the user can't write {}: grant the user readWrite on the database {}",
                 lacking.join(", "),
                 self.name()
             ),
@@ -353,7 +353,7 @@ impl MongoDatabase {
     pub async fn now(&self) -> Result<Timestamp> {
         let hello = self.run(self.0.database.run_command(doc! { "hello": 1 })).await?;
         let now = hello.get_datetime("localTime").map_err(|_| {
-            Error::new(ErrorKind::StoreUnavailable, "the server does not tell the time: try again")
+            Error::new(ErrorKind::StoreUnavailable, "the server returned no time: try again")
         })?;
         Ok(Timestamp::from_millis_clamped(now.timestamp_millis()))
     }
@@ -589,7 +589,7 @@ fn server_error(error: &mongodb::error::Error, code: i32, message: &str) -> Erro
         ),
         14031 => (ErrorKind::StoreUnavailable, "the server's disk is full: make room".into()),
         13 => {
-            let what = "the user lacks a permission: grant it readWrite on the database";
+            let what = "the user lacks a permission: grant the user readWrite on the database";
             return needs_operator(ErrorKind::AuthFailed, what);
         }
         18 | 8000 => return needs_operator(ErrorKind::AuthFailed, AUTHENTICATION),

@@ -158,7 +158,7 @@ mod tests {
     #[expect(clippy::disallowed_methods, reason = "the environment names a test's server")]
     fn test_server() -> String {
         std::env::var("DEZKY_TEST_POSTGRES")
-            .expect("DEZKY_TEST_POSTGRES is not set: run this by .ci/with-servers")
+            .expect("DEZKY_TEST_POSTGRES is not set: run this under .ci/with-servers")
     }
 
     /// The number of entries read from each index, and of rows read without one, in this

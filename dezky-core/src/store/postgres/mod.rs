@@ -323,7 +323,7 @@ impl RowTx for PostgresTx {
         let query =
             query("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now");
         let rows = self.tx.fetch_all(query).await?;
-        let row = rows.first().ok_or_else(|| corrupt("the server does not tell the time"))?;
+        let row = rows.first().ok_or_else(|| corrupt("the server returned no time"))?;
         Ok(Timestamp::from_millis_clamped(get(row, "now")?))
     }
 

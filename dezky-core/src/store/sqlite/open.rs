@@ -38,7 +38,7 @@ pub(super) fn code(error: &sqlx::Error) -> Option<i32> {
 pub(super) fn check_file(config: &SqliteConfig) -> Result<()> {
     check_regular(&config.path)?;
     let missing = if !folder(&config.path).is_dir() {
-        "its folder does not exist: make it"
+        "its folder does not exist: create it"
     } else if !config.create && !config.path.exists() {
         "there is no such file: name an existing database"
     } else {

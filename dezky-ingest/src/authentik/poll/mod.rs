@@ -1,7 +1,7 @@
 //! Decides which page to request next, and what an answer means: no clock, no I/O.
 //!
 //! The server returns numbered pages of a list that changes during the scan, so a page number does
-//! not identify a position. Two rules make the scan complete all the same:
+//! not identify a position. Two rules make the scan complete nevertheless:
 //!
 //! - Pages are requested in a total order (`created, pk`), and each is chosen to contain the last
 //!   row of the previous one, the **anchor**. If the page begins at the anchor or before it,

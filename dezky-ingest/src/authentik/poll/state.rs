@@ -125,7 +125,7 @@ impl State {
         if state.is_possible() {
             Ok(state)
         } else {
-            Err(invalid("the cursor of Authentik's events says what can't be".into()))
+            Err(invalid("the cursor of Authentik's events contradicts itself".into()))
         }
     }
 

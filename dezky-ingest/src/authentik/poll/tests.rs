@@ -8,13 +8,13 @@ const SETTINGS: Settings =
     Settings { page_size: 12, overlap: Duration::from_mins(1), interval: Duration::from_mins(1) };
 const OVERLAP_MS: i64 = 60_000;
 
-/// A list as the server keeps it: rows show when they are committed, and go.
+/// The server's list: rows become visible when they are committed, and may be deleted.
 struct Server {
     now_ms: i64,
     rows: Vec<Row>,
     made: u64,
     max_page_size: u32,
-    /// As to an account that may not view events: an empty list.
+    /// Whether the list appears empty, as to an account that may not view events.
     hides: bool,
     /// Whether all requests fail.
     is_down: bool,
@@ -29,7 +29,7 @@ struct Row {
     shows_ms: i64,
     /// Whether it has too many bytes, alone and on every page.
     is_huge: bool,
-    /// Whether the server breaks over it.
+    /// Whether the server fails on every page with it.
     is_bad: bool,
 }
 
@@ -51,10 +51,10 @@ impl Server {
         Timestamp::from_millis_clamped(self.now_ms)
     }
 
-    /// A row made `age_ms` ago, which shows after `delay_ms`.
+    /// Inserts a row created `age_ms` ago, which becomes visible after `delay_ms`.
     fn insert(&mut self, age_ms: i64, delay_ms: i64) {
         self.made += 1;
-        // Random keys, as a v4 is.
+        // Keys in random order, like those of UUID v4.
         let pk = format!("{:016x}", self.made.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let created_us = (self.now_ms - age_ms) * 1000;
         let shows_ms = self.now_ms + delay_ms;
@@ -63,14 +63,14 @@ impl Server {
         self.rows.insert(at, Row { position, shows_ms, is_huge: false, is_bad: false });
     }
 
-    /// Lets the nth row be too large, counted from the oldest.
+    /// Makes the nth row, counted from the oldest, too large.
     fn blow_up(&mut self, nth: usize) {
         if let Some(row) = self.rows.get_mut(nth) {
             row.is_huge = true;
         }
     }
 
-    /// Lets the nth row be one that the server breaks over, counted from the oldest.
+    /// Makes the server fail on the nth row, counted from the oldest.
     fn poison(&mut self, nth: usize) {
         if let Some(row) = self.rows.get_mut(nth) {
             row.is_bad = true;
@@ -81,10 +81,10 @@ impl Server {
         self.rows.get(nth).is_some_and(|row| row.position.created() > self.now())
     }
 
-    /// Fails, which adds a row.
+    /// Fails a request, which may add a row.
     fn fail(&mut self) {
         self.failures += 1;
-        // It takes its time.
+        // A request takes time.
         self.now_ms += 1;
         if self.adds_rows {
             self.insert(0, 0);
@@ -128,7 +128,7 @@ impl Server {
     }
 }
 
-/// An answer that owns its positions.
+/// A response that owns its positions.
 enum Reply {
     Page { count: u64, has_next: bool, before: u64, positions: Vec<Option<Position>> },
     NoSuchPage,
@@ -163,10 +163,10 @@ struct Client {
     taken: BTreeSet<Position>,
     late: usize,
     gaps: usize,
-    /// How often a row was passed over.
+    /// The number of skipped rows.
     passed: usize,
     requests: usize,
-    /// Rows that the server could not give, and the records of them.
+    /// The records of rows that the server could not return.
     unreadable: Vec<Unreadable>,
 }
 
@@ -264,7 +264,7 @@ impl Client {
         self.memory = Memory::default();
     }
 
-    /// Rows on the server that became visible in time and were not taken.
+    /// Rows on the server that became visible in time but were not ingested.
     fn missing<'s>(&self, server: &'s Server) -> Vec<&'s Row> {
         let in_time = |row: &&Row| {
             !row.is_huge
@@ -305,7 +305,7 @@ fn the_cursor_is_read_for_ever() {
         r#""floor":"2025-12-31T00:00:00.000Z"}}"#,
     );
     let poll = Poll::resume(SETTINGS, Some(text), Memory::default()).unwrap();
-    // It is written as the newest version, and says the same.
+    // It is written in the newest version, with the same content.
     assert_eq!(
         serde_json::to_string(&poll.state).unwrap(),
         text.replacen(r#""v":1"#, r#""v":2"#, 1)
@@ -362,7 +362,7 @@ fn the_cursor_is_read_for_ever() {
 
 #[test]
 fn a_list_that_is_empty_for_a_while_ends_no_scan() {
-    // In the backlog of a first run, and in a poll that has begun.
+    // During the backlog of a first run, and during a poll.
     for (known, pulls) in [(0, 5), (300, 3)] {
         let mut server = Server::new();
         (0..known).for_each(|age| server.insert(age * 1_000, 0));
@@ -392,7 +392,7 @@ fn many_events_of_the_future_are_no_watermark_either() {
         (0..known).for_each(|_| server.insert(0, 0));
         let mut client = Client::new();
         client.tick(&mut server, 10);
-        // A clock was wrong by a year for a while.
+        // For a while, a clock was wrong by a year.
         (0..200).for_each(|n| server.insert(-365 * 86_400_000 - n, 0));
         while client.tick(&mut server, 10) {}
         assert!(client.watermark() <= Some(server.now()));
@@ -422,7 +422,7 @@ fn a_clock_that_is_ahead_a_little_does_not_shrink_the_overlap() {
 fn a_watermark_in_the_future_hides_nothing() {
     let mut server = Server::new();
     let mut client = Client::new();
-    // Positions left behind by a clock that was ahead, the server's and ours.
+    // Positions recorded while the server's clock and ours were ahead.
     server.now_ms += 86_400_000;
     (0..5).for_each(|age| server.insert(age * 1_000, 0));
     client.tick(&mut server, 10);
@@ -438,11 +438,11 @@ fn a_reconcile_scan_in_the_future_delays_no_other() {
     let mut server = Server::new();
     (0..40).for_each(|age| server.insert(age * 5_000, 0));
     let mut client = Client::new();
-    // Our clock is ahead when the scan begins, and is set right.
+    // Our clock is ahead when the scan begins, and is then corrected.
     server.now_ms += 30 * DAY_MS;
     while client.tick(&mut server, 10) {}
     server.now_ms -= 30 * DAY_MS;
-    // A scan that is cut short by a day's outage, and the one after that.
+    // An outage of a day interrupts this scan; then the next one runs.
     (0..40).for_each(|age| server.insert(age * 5_000, 0));
     client.tick(&mut server, 10);
     for _ in 0..2 {
@@ -470,7 +470,7 @@ fn what_has_expired_in_an_outage_is_a_gap_without_a_restart() {
     let before = client.requests;
     client.tick(&mut server, 10);
     assert_eq!((client.requests - before, client.gaps), (1, 0), "no look at a quiet poll");
-    // Two days without an answer, of which one is left.
+    // Two days of outage, of which the last one's events still exist.
     server.now_ms += 2 * 86_400_000;
     server.rows.clear();
     (0..100).for_each(|age| server.insert(age * 600_000, 0));
@@ -526,7 +526,7 @@ fn after_a_scan_that_an_earlier_process_began_comes_one_of_our_own() {
     client.restart();
     client.tick(&mut server, 20);
     assert!(client.cursor.as_deref().unwrap().contains("reconcile\":{\"walk"));
-    // Where that scan has passed already.
+    // Inserted where the scan has already passed.
     server.insert(1_200_000, 0);
     client.restart();
     for _ in 0..60 {
@@ -568,7 +568,7 @@ fn the_watermark_waits_for_the_backlog() {
     while client.watermark() < Some(server.now()) {
         client.tick(&mut server, 3);
         ticks += 1;
-        assert!(ticks < 100, "it comes to an end");
+        assert!(ticks < 100, "draining ends");
         client.restart();
         let watermark = client.watermark().unwrap();
         assert!(Some(watermark) >= before);
@@ -590,7 +590,7 @@ fn what_shows_after_the_overlap_is_found_by_the_reconcile_scan_and_counted() {
     server.now_ms += 60_000;
     client.tick(&mut server, 10);
     assert_eq!((client.taken.len(), client.late), (40, 0));
-    // A day has passed: enough has happened that the poll does not go so far.
+    // A day later there are so many new events that the poll does not reach the row.
     server.now_ms += 86_400_000;
     (0..40).for_each(|age| server.insert(age * 5_000, 0));
     while client.tick(&mut server, 10) {}
@@ -605,9 +605,9 @@ fn what_shows_after_the_overlap_is_found_by_the_reconcile_scan_and_counted() {
 #[test]
 fn reconcile_scans_meet_however_far_apart_they_begin() {
     const HOUR: i64 = 3_600_000;
-    // How long after the first scan began the second one does, how old the late row is at
-    // the first, and whether it must be found: late by an hour it must, but no scan goes
-    // back more than a week.
+    // The time between the starts of the two scans, the late row's age at the first one, and
+    // whether it must be found: if it is late by up to an hour, it must, but no scan goes back more
+    // than a week.
     for (apart, age, is_found) in [
         (24 * HOUR, HOUR - 120_000, true),
         (34 * HOUR, HOUR - 120_000, true),
@@ -639,7 +639,8 @@ fn a_scan_counts_from_where_it_began() {
     while client.tick(&mut server, 10) {}
     client.restart();
     client.tick(&mut server, 20);
-    // In the middle of the scan, where it has passed, and then it waits for five hours.
+    // Inserted in the middle of the scan where it has already passed; the scan then pauses for five
+    // hours.
     server.insert(1_200_000, 0);
     server.now_ms += 5 * 3_600_000;
     while client.tick(&mut server, 10) {}
@@ -671,7 +672,7 @@ fn what_has_expired_is_a_gap() {
     client.restart();
     server.now_ms += 3_600_000;
     client.tick(&mut server, 10);
-    assert_eq!(client.gaps, 0, "of an empty list nobody knows");
+    assert_eq!(client.gaps, 0, "an empty list does not show whether there is a gap");
     client.restart();
     server.insert(0, 0);
     client.tick(&mut server, 10);
@@ -699,7 +700,7 @@ fn pages_that_are_too_large_become_smaller_and_then_a_row_is_passed_over() {
 
 #[test]
 fn rows_that_are_too_large_do_not_affect_their_neighbours() {
-    // The oldest, the newest, some in the middle, in a row and apart.
+    // The oldest, the newest, and some in the middle, both adjacent and apart.
     let mut server = Server::new();
     (0..100).for_each(|age| server.insert(age * 10_000, 0));
     for nth in [0, 1, 17, 40, 41, 42, 44, 77, 99] {
@@ -709,7 +710,7 @@ fn rows_that_are_too_large_do_not_affect_their_neighbours() {
     while client.tick(&mut server, 10) {}
     assert!(client.missing(&server).is_empty());
     assert_eq!(client.taken.len(), 91);
-    // A poll meets those within the overlap, the search of a backlog any of them.
+    // A poll reads those within the overlap, the backlog scan all of them.
     for _ in 0..3 {
         server.now_ms += 3_600_000;
         (0..100).for_each(|age| server.insert(age * 10_000, 0));
@@ -746,8 +747,8 @@ fn pages_of_two_and_three_are_joined_by_a_proof() {
         (0..60).for_each(|age| server.insert(age * 10_000, 0));
         let mut client = Client::new();
         let mut pulls = 0;
-        // Between any two requests the oldest expires and something happens, so that
-        // the count says nothing.
+        // Between any two requests the oldest row expires and a new one appears, so that the count
+        // stays the same.
         while client.pull(&mut server, true) {
             server.now_ms += 50;
             if pulls % 3 == 0 {
@@ -755,7 +756,7 @@ fn pages_of_two_and_three_are_joined_by_a_proof() {
                 server.insert(0, 0);
             }
             pulls += 1;
-            assert!(pulls < 1_000, "it comes to an end");
+            assert!(pulls < 1_000, "draining ends");
         }
         server.now_ms += 1_000;
         while client.pull(&mut server, true) {}
@@ -778,7 +779,7 @@ fn what_slips_between_two_pages_without_room_for_the_anchor_is_gone_back_for() {
         (scan.read(Order::OldestFirst, request, answer).unwrap(), rows[first..last].to_vec())
     };
     assert_eq!(read(&[1, 2, 3, 4, 5, 6]), (Read::Forward { is_end: false }, vec![1, 2]));
-    // A row expires and one is added: the next page begins with 4 and not with 3.
+    // One row expires and one is added, so the next page begins with 4 instead of 3.
     let rows = [2, 3, 4, 5, 6, 7];
     assert_eq!(read(&rows), (Read::Held, vec![4, 5]));
     assert_eq!(read(&rows), (Read::Back, vec![3]));
@@ -800,9 +801,9 @@ fn pages_of_one_are_refused() {
     assert!(error.to_string().contains("pagination_max_page_size"));
 }
 
-/// The number of rows on which the server fails that are on record, by their neighbours.
+/// The number of recorded rows on which the server fails, counting each record once.
 fn on_record(client: &Client) -> u32 {
-    // A neighbour that becomes visible late may cause them to be found again: the same record.
+    // A neighbour that becomes visible late may cause the same record to be written again.
     let records = client.unreadable.iter().map(|hole| (hole.older.clone(), hole.rows));
     records.collect::<BTreeSet<_>>().into_iter().map(|(_, rows)| rows).sum()
 }
@@ -810,8 +811,8 @@ fn on_record(client: &Client) -> u32 {
 #[test]
 fn rows_on_which_the_server_fails_are_skipped_with_a_record_and_their_neighbours_are_read() {
     for adds_rows in [true, false] {
-        // The oldest, two in a row, some apart, and the newest but one; the very newest
-        // where failing adds rows, as without them nothing tells it from an outage.
+        // The oldest, two adjacent ones, some apart, and the last but one; the newest only if
+        // failures add rows, because otherwise it can't be distinguished from an outage.
         let mut server = Server { adds_rows, ..Server::new() };
         (0..100).for_each(|age| server.insert(age * 10_000, 0));
         for nth in [0, 17, 40, 41, 44, if adds_rows { 99 } else { 98 }] {
@@ -824,7 +825,7 @@ fn rows_on_which_the_server_fails_are_skipped_with_a_record_and_their_neighbours
             while client.pull(&mut server, true) {
                 server.now_ms += 50;
                 pulls += 1;
-                assert!(pulls < 400, "it comes to an end");
+                assert!(pulls < 400, "draining ends");
             }
         }
         let missing = client.missing(&server).len();
@@ -869,7 +870,7 @@ fn a_row_that_can_be_given_again_is_taken_by_the_scan_over_the_last_day() {
     assert_eq!(on_record(&client), 1);
     server.rows.iter_mut().for_each(|row| row.is_bad = false);
     client.restart();
-    // So much is new that a poll does not go back to it.
+    // So many rows are new that a poll does not go back this far.
     server.now_ms += 600_000;
     (0..80).for_each(|age| server.insert(age * 1_000, 0));
     while client.tick(&mut server, 10) {}
@@ -909,7 +910,7 @@ fn what_is_new_never_waits_for_the_overlap_to_be_read_again() {
     for minute in 0..4 {
         server.now_ms += 60_000;
         (0..5).for_each(|age| server.insert(age * 100, 0));
-        // Late by half a minute.
+        // A row that is late by half a minute.
         server.insert(30_000, 0);
         client.tick(&mut server, 2);
         let newest = server.now_ms * 1000 - 1_000_000;
@@ -932,10 +933,10 @@ fn the_backlog_goes_on_alongside_an_overlap_of_many_pages() {
     let mut ticks = 0;
     while client.tick(&mut server, 10) {
         server.now_ms += 60_000;
-        // Several pages within the overlap, all the time.
+        // The overlap always spans several pages.
         (0..18).for_each(|age| server.insert(age * 3_000, 0));
         ticks += 1;
-        assert!(ticks < 80, "it comes to an end");
+        assert!(ticks < 80, "draining ends");
         if client.watermark() > Some(before(server.now(), Duration::from_mins(3))) {
             break;
         }
@@ -973,7 +974,7 @@ fn a_page_size_that_shrank_grows_again_once_the_server_allows_it() {
     server.max_page_size = 100;
     client.tick(&mut server, 55);
     assert_eq!(sizes(&client), Some(12), "as configured");
-    // And a page that is clamped again takes the scan back nowhere.
+    // Clamping the page size again does not set the scan back.
     server.max_page_size = 7;
     let mut before = 0;
     while client.tick(&mut server, 10) {
@@ -1019,9 +1020,9 @@ fn rows_without_a_place_hold_nothing_up() {
 #[derive(Debug, Clone)]
 enum Event {
     Burst(usize),
-    /// Made some time ago, shown now.
+    /// Created some time ago, visible now.
     Late(i64),
-    /// Made now, shown later.
+    /// Created now, visible later.
     Slow(i64),
     Delete(usize, usize),
     Expire(usize),
@@ -1029,9 +1030,9 @@ enum Event {
     Clamp(u32),
     /// A row becomes too large.
     BlowUp(usize),
-    /// A row becomes one that the server breaks over.
+    /// The server starts to fail on a row.
     Poison(usize),
-    /// Made by a clock that is ahead.
+    /// Created while the clock is ahead.
     Future(usize, i64),
     /// Whether the list looks empty.
     Hide(bool),
@@ -1060,7 +1061,8 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// Runs a schedule on a server and a poller, which must then have taken every row that it could.
+/// Runs a schedule on a server and a poller, and checks that the poller has ingested every row that
+/// it could read.
 fn play(
     first: usize,
     is_burst: bool,
@@ -1073,7 +1075,7 @@ fn play(
     }
     let mut client = Client::new();
     for event in events {
-        // Every request takes its time.
+        // Every event of the schedule takes time.
         server.now_ms += 50;
         match *event {
             Event::Burst(rows) => (0..rows).for_each(|_| server.insert(0, 0)),
@@ -1084,8 +1086,8 @@ fn play(
             Event::Wait(ms) => server.now_ms += ms,
             Event::Clamp(size) => server.max_page_size = size,
             Event::BlowUp(nth) => server.blow_up(nth),
-            // Each failure would add a row before one of the future, and the backlog would
-            // wait for that row's time.
+            // Each failure would add a row before one in the future, and the backlog scan would
+            // wait until that row's time.
             Event::Poison(nth) if !server.adds_rows || !server.is_future(nth) => server.poison(nth),
             Event::Poison(_) => {}
             Event::Future(rows, ms) => (0..rows).for_each(|_| server.insert(-ms, 0)),
@@ -1103,20 +1105,19 @@ fn play(
     for round in 1..=4 {
         server.now_ms += 200_000;
         let began_us = server.now_ms * 1000;
-        // The last is one whose failures add nothing.
+        // In the last round, failures add no rows.
         server.adds_rows &= round < 4;
         let mut pulls = 0;
         while client.pull(&mut server, true) {
             pulls += 1;
-            prop_assert!(pulls < 5_000, "it comes to an end");
+            prop_assert!(pulls < 5_000, "draining ends");
         }
         if round < 3 {
             continue;
         }
         let mut missing: Vec<_> = client.missing(&server).iter().map(|row| &row.position).collect();
         if server.adds_rows {
-            // Rows that failing has added since the newest page was read wait for the next
-            // poll.
+            // Rows added by failures since the newest page was read are left to the next poll.
             let made = began_us..=server.now_ms * 1000;
             missing.retain(|position| !made.contains(&position.created_us));
         }

@@ -34,7 +34,7 @@ fn generation(file: &str) -> Digest {
     Sha256::digest(file.lines().next().unwrap()).into()
 }
 
-/// The result of every line, by its number.
+/// The results of every line, with its number.
 fn decode_file(file: &str, options: OcisOptions) -> Vec<(usize, Vec<DecodedLine>)> {
     let generation = generation(file);
     let context = LineContext { source: "ocis", options, generation: &generation, now: now() };
@@ -186,7 +186,7 @@ fn the_lines_worth_single_tests() {
         ]
     );
     assert_eq!(line(7).event.resource_name.as_deref(), Some("Tenant-Acme Files"));
-    // With and without the root node it is the same space.
+    // It is the same space with and without the root node.
     assert_eq!(line(10).event.resource_id, space.event.resource_id);
 
     let upload = line(15);
@@ -255,7 +255,7 @@ fn nobody_joins_a_tenant_by_naming_their_own_space_like_one() {
         "Message": by("al", "renamed the space"), "NewName": "acme",
     });
     assert_eq!(hints(&renamed), [user("al")]);
-    // Of a project it is the name that counts.
+    // For a project, the name is the hint.
     let mut project = created;
     project["Type"] = "project".into();
     project["SpaceID"] = "st$pr!pr".into();
@@ -455,7 +455,7 @@ fn every_event_type_in_every_spelling() {
             assert_eq!(classify_type(spelling, ""), expected, "{spelling}");
         }
 
-        // The Actions of the row; an empty one is told apart by its keys.
+        // The values of `Action` for the row; an empty one is distinguished by its keys.
         let is_link = name.starts_with("Link");
         let share_types: &[&str] = match name {
             "ShareRemoved" => &["", "user", "group"],
@@ -546,7 +546,7 @@ fn broken_surroundings_do_not_hide_an_event() {
     };
     assert_eq!(block.reason, "nul_bytes");
     assert_eq!(event.event.action, "ocis.user_created");
-    // Only the newline between two was lost: two events, told apart.
+    // Only the newline between two lines was lost: two events with different ids.
     let both = decode_with(format!("{line}{line}").as_bytes(), ALL);
     let [DecodedLine::Event(a), DecodedLine::Event(b)] = both.as_slice() else {
         panic!("{both:?}")
@@ -601,7 +601,7 @@ fn actors() {
     assert_eq!(actor(share("file_unshared", "link", "u", "")), is(Some("u"), "user"));
     assert_eq!(actor(share("file_unshared", "", "", "")), is(None, "none"));
     assert_eq!(actor(share("share_declined", "user", "u", "")), is(Some("u"), "user"));
-    // Both fields hold the group there.
+    // In these events, both fields contain the group.
     for action in ["share_accepted", "share_declined", ""] {
         let line = share(action, "group", "g", "user 'g' accepted share 's'");
         assert_eq!(actor(line.clone()), is(None, "group_share"), "{action}");
@@ -638,7 +638,7 @@ fn no_token_gets_out() {
     ];
     let mut broken: Vec<Vec<u8>> = Vec::new();
     for line in &lines {
-        // The head of a line on a full disk, and a line behind a crash.
+        // A line truncated by a full disk, and a line after a crash.
         let text = line.to_string();
         broken.push(text.clone().into_bytes());
         broken.push(text[..text.len() - 1].into());
@@ -665,7 +665,7 @@ fn no_token_gets_out() {
     }
     let all: Vec<_> = decode_file(FIRST_GENERATION, ALL);
     assert!(!format!("{all:?}").contains(LINK_TOKEN));
-    // Text that is not a secret stays the same, to the digit.
+    // Text that is not a secret stays exactly the same.
     let kept = event(
         r#"{"Action":"file_shared","ShareType":"link","ShareToken":"abcdefghi","N":12345678901234567890123,"F":1.50}"#,
     );
@@ -696,7 +696,7 @@ fn no_token_of_an_invitation_gets_out_wherever_the_line_breaks() {
                     }
                     DecodedLine::Skipped => continue,
                 };
-                // Nor the beginning of one.
+                // The beginning of a secret does not appear either.
                 assert!(!out.contains("'inv") && !out.contains("=inv"), "{out}");
                 assert!(!out.contains("inviteI") && !out.contains("\"invi"), "{out}");
             }
@@ -713,7 +713,7 @@ fn odd_lines_full_of_secrets_take_no_time() {
     let members = texts(&|n| format!(r#""token":"secret{n:06}","#));
     let flood = format!(r#"{{"Action":"x",{members}"Message":"about secret000001"}}"#);
     let lines = [
-        // The text has one key nowhere, the other everywhere.
+        // The text contains one key nowhere and the other everywhere.
         texts(&|_| "token ".into()),
         texts(&|_| "invitelink ".into()),
         texts(&|n| format!(r#""token":"secret{n:06}" secret{n:06} "#)),
@@ -725,7 +725,7 @@ fn odd_lines_full_of_secrets_take_no_time() {
         let started = TokioRuntime.now();
         let item = quarantined(line.as_bytes());
         let took = TokioRuntime.now().saturating_since(started);
-        // Looking for each secret in the whole line would take minutes.
+        // Searching the whole line for each secret would take minutes.
         assert!(took < Duration::from_secs(20), "{took:?}: {}", &line[..40]);
         let raw = String::from_utf8(item.raw).unwrap();
         assert!(!raw.contains("secret0") && !raw.contains("secretive"));
@@ -791,8 +791,8 @@ fn times_are_read_and_doubted_as_of_all_sources() {
     }
 }
 
-/// Lines in the form of 7.1.0-rc.1 by somebody to whom a folder was shared: its path is
-/// relative to that folder, and says so.
+/// In 7.1.0-rc.1, if a folder is shared with a user, the paths in the user's lines are relative to
+/// that folder; the event notes this.
 #[test]
 fn a_name_relative_to_a_folder_is_marked() {
     let line = |action: &str, file: &str, path: &str| {

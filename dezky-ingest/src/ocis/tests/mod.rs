@@ -1,13 +1,13 @@
-//! Tests over the fixtures and on real files.
+//! Tests with the fixtures and on real files.
 
 mod lines;
 mod tail;
 
-/// The complete file of a running oCIS 7.0.0, renamed under it.
+/// The complete file of a running oCIS 7.0.0, renamed while it was running.
 const FIRST_GENERATION: &str = include_str!("../../../tests/data/ocis/first-generation.log");
-/// The same with a disk that was full in between.
+/// A file written while the disk was full in between.
 const ENOSPC_GLUED: &str = include_str!("../../../tests/data/ocis/enospc-glued.log");
-/// Lines of another writer.
+/// Lines in the format of oCIS, written by another program.
 const EVENT_SHAPE: &str = include_str!("../../../tests/data/ocis/event-shape.log");
 /// Every event type.
 const EVENT_TYPES: &str = include_str!("../../../tests/data/ocis/ocis-events.tsv");

@@ -22,7 +22,7 @@ use super::{ENOSPC_GLUED, FIRST_GENERATION};
 use crate::ocis::{OcisConfig, OcisTail};
 use crate::tail::Cursor;
 
-/// A directory with a log file, a tail on it and what the tail has brought.
+/// A directory with a log file, and a tail with its cursor.
 struct Bench {
     directory: TempDir,
     tail: OcisTail,
@@ -54,7 +54,7 @@ impl Bench {
         fs::rename(self.path(from), self.path(to)).unwrap();
     }
 
-    /// Sets when a file was last written, in seconds.
+    /// Sets a file's modification time, in seconds.
     fn written(&self, name: &str, at: u64) {
         let file = OpenOptions::new().append(true).open(self.path(name)).unwrap();
         file.set_modified(UNIX_EPOCH + Duration::from_secs(at)).unwrap();
@@ -70,7 +70,7 @@ impl Bench {
         fs::remove_file(self.path(name)).unwrap();
     }
 
-    /// Another process: nothing is open any more.
+    /// Continues in another process, which has no open files.
     fn restart(&mut self) {
         self.tail = tail((self.config)(OcisConfig::new(self.path("audit.log"))));
     }
@@ -101,12 +101,12 @@ impl Bench {
         pull
     }
 
-    /// Pulls once and names the events.
+    /// Pulls once and returns the events' names.
     fn names(&mut self) -> Vec<String> {
         names(&self.pull())
     }
 
-    /// The same where a file was removed that only the tail still has open.
+    /// Like [`Self::names`], for a removed file that only the tail still has open.
     fn names_live(&mut self) -> Vec<String> {
         let pull = self.pull_live();
         names(&self.keep(pull))
@@ -332,7 +332,7 @@ fn rename_rotation() {
         if restart {
             bench.restart();
         }
-        // The path is free until the next event.
+        // No file exists at the path until the next event.
         assert_eq!(bench.names(), ["c"]);
         assert_eq!(bench.names(), [""; 0]);
         append(&bench.path("audit.log.1"), line("late").as_bytes());
@@ -356,7 +356,7 @@ fn a_late_line_behind_the_rotation() {
     bench.rename("audit.log", "audit.log.1");
     bench.append(line("b"));
     assert_eq!(bench.names(), ["b"]);
-    // A writer had the old file open all the time.
+    // A writer that still has the old file open.
     append(&bench.path("audit.log.1"), line("late").as_bytes());
     bench.restart();
     bench.append(line("c"));
@@ -388,7 +388,7 @@ fn several_generations_while_down() {
         bench.append(line("d1"));
         bench.restart();
 
-        // All in one pull, and in single ones.
+        // All events in one pull, and in pulls of one event.
         let cursor = bench.cursor.clone();
         assert_eq!(bench.names(), ["a2", "b1", "b2", "c1", "d1"]);
         bench.cursor = cursor;
@@ -460,7 +460,7 @@ fn a_file_removed_while_down_leaves_a_gap() {
     bench.append(lines(&["a", "b"]));
     assert_eq!(bench.names(), ["a", "b"]);
     let lost = Cursor::parse(bench.cursor.as_deref().unwrap()).unwrap();
-    // An earlier generation, done with long ago, and two that nobody saw.
+    // An earlier generation that was finished long ago, and two unread ones.
     append(&bench.path("audit.log.9"), line("old").as_bytes());
     bench.written("audit.log.9", 1_000);
     fs::remove_file(bench.path("audit.log")).unwrap();
@@ -492,7 +492,7 @@ fn truncation_leaves_a_gap() {
     bench.append(line("d"));
     assert_eq!(bench.names(), ["d"]);
 
-    // Shorter, and read at once.
+    // The shorter file is read at once.
     bench.append(lines(&["e", "f"]));
     assert_eq!(bench.names(), ["e", "f"]);
     fs::write(bench.path("audit.log"), line("g")).unwrap();
@@ -514,7 +514,7 @@ fn truncated_and_grown_past_the_position() {
         assert_eq!(names(&pull), ["gap", "x", "y", "z"]);
         assert_eq!(gap(&pull)["reason"], "rewritten");
 
-        // The same first line, and lines of the same length.
+        // With the same first line, and lines of the same length.
         fs::write(bench.path("audit.log"), lines(&["x", "q", "r", "s"])).unwrap();
         assert_eq!(bench.names(), ["gap", "x", "q", "r", "s"]);
     }
@@ -527,7 +527,7 @@ fn copied_and_truncated() {
     assert_eq!(bench.names(), ["a", "b"]);
     bench.append(line("c"));
     fs::copy(bench.path("audit.log"), bench.path("audit.log.1")).unwrap();
-    // Not truncated yet: the copy is not read as well.
+    // The original is not truncated yet, so the copy must not be read as well.
     let mut fresh = tail(OcisConfig::new(bench.path("audit.log")));
     let all = pull_from(&mut fresh, None, PullLimits::default());
     assert_eq!(names(&all), ["a", "b", "c"]);
@@ -543,7 +543,7 @@ fn a_new_file_with_the_old_inode() {
     bench.append(lines(&["a", "b"]));
     assert_eq!(bench.names(), ["a", "b"]);
     bench.append(line("c"));
-    // A reused inode looks like this: another file under the number.
+    // A reused inode: another file has the cursor's inode number.
     let cursor = bench.cursor.clone().unwrap();
     bench.rename("audit.log", "audit.log.1");
     bench.append(lines(&["x", "y", "z"]));
@@ -573,7 +573,7 @@ fn old_cursors_are_read() {
     assert_eq!(bench.names(), ["b"]);
     assert!(bench.cursor.as_deref().unwrap().contains("\"lastHash\""));
 
-    // At the end of a file that was renamed since.
+    // A position at the end of a file that was renamed since.
     bench.cursor = Some(format!("{inode}:{}", 2 * line("a").len()));
     bench.rename("audit.log", "audit.log.1");
     bench.append(line("c"));
@@ -582,7 +582,7 @@ fn old_cursors_are_read() {
     bench.append(line("d"));
     assert_eq!(bench.names(), ["d"]);
 
-    // In the middle of a line, or elsewhere.
+    // A position in the middle of a line, or outside of any file.
     for cursor in [format!("{inode}:7"), format!("{inode}:99999"), "1:99999".to_owned()] {
         bench.cursor = Some(cursor);
         let pull = bench.pull();
@@ -608,7 +608,7 @@ fn a_fragment_at_the_end_of_a_rotated_file_is_kept() {
     bench.append(line("e"));
     assert!(bench.pull().quarantine.is_empty());
 
-    // Only the newline was lost: an event.
+    // Only the newline was lost, so the line is an event.
     let mut bench = Bench::new();
     bench.append(line("a") + &unterminated("b"));
     assert_eq!(bench.names(), ["a"]);
@@ -618,7 +618,7 @@ fn a_fragment_at_the_end_of_a_rotated_file_is_kept() {
     bench.append(line("d"));
     assert_eq!(bench.names(), ["d", "b"]);
 
-    // Nothing but a fragment.
+    // A file with only a fragment.
     let mut bench = Bench::new();
     append(&bench.path("audit.log.1"), &line("a").as_bytes()[..20]);
     bench.append(line("b"));
@@ -728,7 +728,7 @@ fn a_directory_at_the_path_is_an_error() {
     assert_eq!(pull.unwrap_err().code(), "io");
 }
 
-/// The hash of a generation takes 16 MiB of its first line and no more.
+/// Longer than the 16 MiB of a first line that are part of the generation's hash.
 const BEYOND_THE_HASH: usize = 17 << 20;
 
 #[test]

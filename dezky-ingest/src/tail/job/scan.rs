@@ -50,8 +50,8 @@ impl Job {
         Ok(seen.map(|seen| Seen { is_live: true, ..seen }))
     }
 
-    /// Files that contain `at` although their names do not mark them as rotated; only their content
-    /// tells.
+    /// Files that contain `at` although their names do not mark them as rotated; they are
+    /// recognized by their content.
     pub(super) fn strays(&self, at: &Place, live: Option<&Seen>) -> Result<Vec<Seen>> {
         let mut strays = self.list(Kind::Stray { inode: at.inode })?;
         strays.drain(..strays.len().saturating_sub(self.config.max_siblings));

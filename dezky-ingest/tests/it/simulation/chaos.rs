@@ -1,5 +1,5 @@
-//! Rows that fail: the real rows in memory below, the real `ChainedStore` above, and
-//! between them what networks, databases and crashes do.
+//! Rows with injected faults, between the real rows in memory and the real `ChainedStore`: they
+//! fail as networks, databases and crashes do.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use futures_util::future::{Either, select};
 
 use super::world::{Fault, Point, Sim};
 
-/// How long a writer waits for its turn.
+/// The maximum time that a writer waits for its turn.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An instance's connection to the shared rows.
@@ -33,7 +33,7 @@ impl ChaosRows {
     }
 }
 
-/// The writes of a transaction, for the record at its commit.
+/// The writes of a transaction, recorded at its commit.
 #[derive(Default)]
 pub(super) struct Commit {
     pub(super) who: u64,
@@ -66,7 +66,7 @@ impl Sim {
                 self.runtime().sleep(wait).await;
                 Ok(())
             }
-            Fault::Fail(kind) => Err(Error::new(kind, "the simulation says so")),
+            Fault::Fail(kind) => Err(Error::new(kind, "injected fault")),
         }
     }
 }
@@ -94,7 +94,12 @@ impl RowStore for ChaosRows {
         let begin = self.inner.rows().begin();
         let tx = match select(begin, self.sim.runtime().sleep(BUSY_TIMEOUT)).await {
             Either::Left((tx, _)) => tx?,
-            Either::Right(_) => return Err(Error::new(ErrorKind::StoreBusy, "no turn in time")),
+            Either::Right(_) => {
+                return Err(Error::new(
+                    ErrorKind::StoreBusy,
+                    "timed out waiting for another writer",
+                ));
+            }
         };
         let commit = Commit { who: self.who, ..Commit::default() };
         Ok(Box::new(ChaosTx { tx, sim: self.sim.clone(), commit, now: None }))
@@ -234,13 +239,13 @@ impl RowTx for ChaosTx {
     }
 
     async fn commit(mut self: Box<Self>) -> Result<()> {
-        // Here it fails with nothing committed,
+        // A failure here leaves nothing committed.
         self.disturb(Point::Commit).await?;
         let Self { tx, sim, commit, .. } = *self;
         let who = commit.who;
         tx.commit().await?;
         sim.world().committed(sim.runtime().now(), commit);
-        // and here with everything, and nobody knows.
+        // A failure here leaves everything committed, but the caller does not know.
         sim.disturb(who, Point::Committed).await
     }
 }

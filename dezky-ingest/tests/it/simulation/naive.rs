@@ -1,5 +1,4 @@
-//! Pumps as one might write them, each with one mistake. They are here so that the
-//! simulation shows that it finds such mistakes.
+//! Plausible pumps with one mistake each, which prove that the simulation finds such mistakes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +23,7 @@ pub(super) struct Naive {
 impl Naive {
     pub(super) async fn run(mut self) {
         loop {
-            // Like the real one it tries again later, whatever it was.
+            // Like the real pump, retries after any error.
             let _ = self.round().await;
             self.runtime.sleep(Duration::from_secs(1)).await;
         }

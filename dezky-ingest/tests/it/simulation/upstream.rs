@@ -1,5 +1,5 @@
-//! The system that events come from, by the seed: it grows, answers in batches of any
-//! size, repeats itself, hangs and fails.
+//! The simulated upstream system, driven by the seed: it grows, returns batches of any size,
+//! repeats events, hangs and fails.
 
 use async_trait::async_trait;
 use dezky_core::source::{IngestSource, Pull, PullLimits, QuarantineItem};
@@ -9,24 +9,24 @@ use super::world::{Dice, Point, Sim};
 
 pub(super) const SOURCE: &str = "sim";
 
-/// The log's origin of time, also that of the runtime.
+/// The time of the first item, and the runtime's start time.
 const START_MS: i64 = 1_767_225_600_000;
 
-/// The kind of an item of the system.
+/// The kind of an upstream item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Event,
-    /// Known, and passed over.
+    /// A known event that the source skips.
     Read,
-    /// No event at all.
+    /// Not an event: goes to the quarantine.
     Odd,
-    /// An event that breaks a bound of the log.
+    /// An event that exceeds one of the log's limits.
     Refused,
 }
 
 pub(super) struct Upstream {
     pub(super) items: Vec<Kind>,
-    /// How many of them there are by now.
+    /// The number of items that exist so far.
     pub(super) grown: usize,
     max_batch: usize,
     repeats: usize,
@@ -52,7 +52,7 @@ impl Upstream {
         self.grown = (self.grown + by).min(self.items.len());
     }
 
-    /// When an item happened, which tells which one it is.
+    /// The time of an item; unique, so it identifies the item.
     pub(super) fn at(number: usize) -> Timestamp {
         Timestamp::from_millis_clamped(START_MS + i64::try_from(number).unwrap_or(0))
     }
@@ -64,7 +64,7 @@ impl Upstream {
         let repeated = if dice.in_thousand(self.repeats) { dice.below(4) } else { 0 };
         let mut pull = Pull { more: to < self.grown || dice.in_thousand(50), ..Pull::default() };
         if to > from || dice.in_thousand(50) {
-            // A position may have many texts, because they include the source's memory.
+            // The same position can have different cursors, because a cursor includes other state.
             pull.cursor = Some(format!("{to};{}", "é".repeat(dice.below(8))));
         } else {
             return pull;
@@ -107,10 +107,10 @@ fn odd(number: usize) -> QuarantineItem {
     }
 }
 
-/// Where a cursor stands.
+/// The position of a cursor.
 pub(super) fn position(cursor: Option<&str>) -> usize {
     let number = cursor.and_then(|text| text.split_once(';')).map(|(number, _)| number);
-    number.map_or(0, |n| n.parse().expect("a cursor that the source gave"))
+    number.map_or(0, |n| n.parse().expect("the cursor is from this source"))
 }
 
 /// An instance's view of the system.
@@ -137,7 +137,7 @@ impl IngestSource for SimSource {
             let world = &mut *self.sim.world();
             world.upstream.pull(&mut world.dice, cursor, limits)
         };
-        // The answer, too, takes its time.
+        // The response may be delayed or fail too.
         self.sim.disturb(self.who, Point::Pull).await?;
         Ok(pull)
     }

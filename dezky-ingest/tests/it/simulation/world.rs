@@ -1,5 +1,5 @@
-//! The seed's world: dice, what goes wrong how often, and the record that is kept of
-//! every commit, by which the promises are judged.
+//! The simulated world of a seed: dice, the rates of faults, and a record of every commit, against
+//! which the guarantees are checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -45,7 +45,7 @@ impl Dice {
     }
 }
 
-/// Where something may go wrong.
+/// A point at which a fault can be injected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Point {
     Begin,
@@ -68,17 +68,17 @@ pub(super) enum Fault {
     Fail(ErrorKind),
 }
 
-/// How often what goes wrong, in a thousand. Every seed has its own, many of them 0,
-/// so that rare combinations are not drowned by frequent ones.
+/// The rate of each fault, per thousand. Each seed draws its own rates, many of them 0, so that
+/// frequent faults don't hide rare combinations.
 pub(super) struct Rates {
     pub(super) yields: usize,
     pub(super) hangs: usize,
     pub(super) fails: usize,
-    /// At the commit alone, before and after it.
+    /// Only at a commit, before or after it.
     pub(super) commit_fails: usize,
     pub(super) pull_hangs: usize,
     pub(super) pull_fails: usize,
-    /// A hang is shorter, in milliseconds.
+    /// The upper bound of a hang, in milliseconds.
     pub(super) hang_max: usize,
     pub(super) crashes: usize,
     pub(super) jumps: usize,
@@ -100,28 +100,28 @@ impl Rates {
     }
 }
 
-/// A promise that was broken.
+/// A violated guarantee.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Violation {
-    /// The cursor is behind an item that is neither in the log nor in quarantine.
+    /// The cursor has passed an item that is neither in the log nor in the quarantine.
     Ahead(usize),
     /// An event is in the log twice.
     Twice(String),
-    /// An event stands before one that the source gave earlier.
+    /// An event follows one that the source returned later.
     Order(usize),
-    /// A pump wrote after it had lost the lease to another one.
+    /// A pump wrote after losing the lease to another one.
     Fenced(u64),
-    /// A `seq` was left out or given again.
+    /// A `seq` was skipped or reused.
     Gap(u64),
-    /// A body was acknowledged, and its event is not in the log.
+    /// A body was acknowledged, but its event is not in the log.
     Unstored(String),
-    /// The final content of the log is not what was committed.
+    /// The final content of the log differs from the committed content.
     Differs(String),
-    /// Not all is there long after the last fault.
+    /// Long after the last fault, something is still missing.
     Stuck(String),
 }
 
-/// The trace of events, as a hash and, on request, in words.
+/// The trace of the run: a hash and, on request, readable lines.
 pub(super) struct Trace {
     pub(super) hash: u64,
     pub(super) lines: Option<Vec<String>>,
@@ -147,7 +147,7 @@ pub(super) struct World {
     pub(super) trace: Trace,
 }
 
-/// The world and its time, as everybody in it has them.
+/// A handle to the world and its time, shared by all simulated parts.
 #[derive(Clone)]
 pub(super) struct Sim {
     world: Arc<Mutex<World>>,
@@ -196,7 +196,7 @@ impl World {
         if dice.in_thousand(fails) {
             Fault::Fail(match point {
                 Point::Pull => ErrorKind::SourceUnavailable,
-                // Not worth a retry, says the store.
+                // Not retryable.
                 _ if dice.in_thousand(100) => ErrorKind::StoreCorrupt,
                 _ => ErrorKind::StoreUnavailable,
             })
@@ -219,7 +219,7 @@ impl World {
         self.trace.note(now, who, point as u64, || format!("{point:?}: {}", words()));
     }
 
-    /// Judges a commit, at once and before anybody else moves.
+    /// Checks a commit at once, before any other part runs.
     pub(super) fn committed(&mut self, now: Timestamp, commit: Commit) {
         let hash = commit.rows.iter().fold(commit.rows.len() as u64, |hash, row| {
             let name = row.name.as_deref().unwrap_or_default();
@@ -238,14 +238,14 @@ impl World {
 pub(super) struct Record {
     pub(super) violation: Option<Violation>,
     pub(super) next_seq: u64,
-    /// The numbers of the source's events in the log, in its order.
+    /// The numbers of the source's events in the log, in the log's order.
     pub(super) stored: Vec<usize>,
-    /// The times of the items in quarantine, which tell whose they are.
+    /// The times of the quarantined items; a time identifies its item.
     pub(super) quarantined: BTreeSet<Timestamp>,
-    /// The identities of all that has another source.
+    /// The identities of events from other sources.
     others: BTreeSet<(String, String)>,
     pub(super) position: usize,
-    /// The lease's token, and the last one that each instance took.
+    /// The lease's current token, and the last one that each instance acquired.
     token: u64,
     tokens: BTreeMap<u64, u64>,
 }

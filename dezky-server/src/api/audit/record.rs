@@ -23,11 +23,11 @@ use crate::http::client_address::client_address;
 use crate::http::parameters::Parameters;
 use crate::http::problem::Problem;
 
-/// The most events of one request.
+/// The maximum number of events in a request.
 const MAX_EVENTS: usize = 1_000;
 /// The members that a caller may set under `_dezky`; the log sets the others.
 const ANNOTATIONS: [&str; 4] = ["requestId", "userAgent", "before", "after"];
-/// The bound of the two text annotations, in bytes.
+/// The maximum length of each text annotation, in bytes.
 const MAX_ANNOTATION_BYTES: usize = 512;
 /// Sources whose events come only from their connectors.
 const CONNECTORS: [&str; 3] = ["authentik", "stalwart", "ocis"];
@@ -35,9 +35,9 @@ const CONNECTORS: [&str; 3] = ["authentik", "stalwart", "ocis"];
 /// platform's own source.
 const OPERATIONAL: [&str; 2] = ["log.", "ingest."];
 
-/// `POST /audit`: records one event, or a list of them, all or none, as other pushes are: in the
-/// log, or durably in the spool while the store does not take them. 201 if any is new in the
-/// log, 200 if none is, and 202 if they are in the spool, which knows ids but no places yet.
+/// `POST /audit`: records an event, or all events of a list or none, in the log or, while the store
+/// does not accept them, durably in the spool, as for other pushes. Responds with 201 if any event
+/// is new in the log, 200 if none is, and 202 if they are spooled: they have ids, but no `seq` yet.
 pub(super) async fn record(
     State(state): State<AppState>,
     parameters: Parameters,
@@ -84,7 +84,7 @@ fn sealed(bytes: &Bytes, runtime: &dyn dezky_core::Runtime) -> Result<Vec<Sealed
         return Err(Error::new(ErrorKind::TooLarge, what).into());
     }
     let event = |(index, text): (usize, &&RawValue)| {
-        // An event outside of a list has no index.
+        // A single event has no index.
         let at = if is_list { format!("event {index}: ") } else { String::new() };
         let text = without_lone_surrogates(text.get());
         let event = body::parse_part::<Given>(&text, &at)?.into_event();
@@ -98,13 +98,13 @@ fn sealed(bytes: &Bytes, runtime: &dyn dezky_core::Runtime) -> Result<Vec<Sealed
     texts.iter().enumerate().map(event).collect()
 }
 
-/// Replaces each escaped lone surrogate by U+FFFD, as the log's normal form does. A parser would
-/// refuse the whole body for one.
+/// Replaces each escaped lone surrogate with U+FFFD, as the log's normal form does. A parser would
+/// reject the whole body because of one.
 fn without_lone_surrogates(json: &str) -> Cow<'_, str> {
     let mut mended = String::new();
     let mut copied = 0;
     let mut at = 0;
-    // In JSON a backslash occurs in strings only.
+    // In JSON, a backslash occurs only in strings.
     while let Some(found) = json[at..].find('\\').map(|found| at + found) {
         match (escaped_unit(json, found), escaped_unit(json, found + 6)) {
             (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => at = found + 12,
@@ -188,7 +188,7 @@ impl Given {
         } = self;
         let source = self.source.unwrap_or_else(|| PLATFORM_SOURCE.to_owned());
         let system = source.split(':').next().unwrap_or_default();
-        // Names that differ only in case are refused as well.
+        // Ignores case, so that no source looks like a connector's.
         if CONNECTORS.iter().any(|name| system.eq_ignore_ascii_case(name)) {
             return Err(format!(
                 "source must not be {source}: only its connector records its events; leave it out for {PLATFORM_SOURCE}"
@@ -207,8 +207,8 @@ impl Given {
         {
             return Err("actorIp must be an IP address, such as 203.0.113.7, or absent".into());
         }
-        // Outside of the directory's form it would never match a tenant or partner. An e-mail
-        // address may be anything: failed logins name whatever somebody typed.
+        // An invalid slug would never match a tenant or partner. An e-mail address is not checked:
+        // a failed login reports whatever somebody typed.
         for (name, value) in
             [("tenantSlug", &self.tenant_slug), ("partnerSlug", &self.partner_slug)]
         {
@@ -264,7 +264,7 @@ fn metadata(given: &Metadata) -> Result<NewMetadata, String> {
         }
         if is_text && value.as_str().is_none_or(|text| text.len() > MAX_ANNOTATION_BYTES) {
             return Err(format!(
-                "metadata._dezky.{name} must be a text of at most {MAX_ANNOTATION_BYTES} bytes"
+                "metadata._dezky.{name} must be text of at most {MAX_ANNOTATION_BYTES} bytes"
             ));
         }
         metadata.annotate(&name, value);

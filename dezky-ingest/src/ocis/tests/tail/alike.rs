@@ -1,15 +1,14 @@
-//! Generations that begin with the same line, or are the same altogether.
+//! Generations that begin with the same line, or are identical.
 
 use super::*;
 
-/// The ids of all events, each once, and how many there were.
+/// The distinct ids of all events, and the number of events.
 fn unique(pulls: &[Pull]) -> (BTreeSet<Option<String>>, usize) {
     let all: Vec<_> = pulls.iter().flat_map(|pull| ids(pull).0).collect();
     (all.iter().cloned().collect(), all.len())
 }
 
-/// Waits until a file that is made now is younger than `name`, as the file system
-/// tells.
+/// Waits until the file system gives a new file a later creation time than `name`.
 fn wait_for_a_younger_file(bench: &Bench, name: &str) {
     let born = |path: &Path| fs::metadata(path).unwrap().created().unwrap();
     let (old, probe) = (born(&bench.path(name)), bench.path("probe"));
@@ -23,8 +22,8 @@ fn wait_for_a_younger_file(bench: &Bench, name: &str) {
     }
 }
 
-/// A copy of a generation that begins as the next one does, made after only its first
-/// line was read.
+/// A generation is copied when only its first line is read, and the next one begins with the same
+/// line.
 #[test]
 fn what_was_copied_away_unread_is_read_though_the_live_file_begins_alike() {
     let mut bench = Bench::new();
@@ -62,10 +61,10 @@ fn four_of_four_lines_are_kept_where_generations_begin_alike() {
             assert_eq!(names(&second), ["opened", "b"]);
             let (ids, all) = unique(&[first.clone(), second.clone()]);
             assert_eq!((ids.len(), all), (4, 4));
-            // Only the line that was there before has an identity of the new kind.
+            // Only the repeated line has an id of the new kind.
             let kinds: Vec<_> = ids.iter().flatten().map(|id| &id[..6]).collect();
             assert_eq!(kinds, ["ocis1:", "ocis1:", "ocis1:", "ocis2:"]);
-            // Read again from the beginning: nothing comes twice.
+            // Reading again from the beginning gives no new ids.
             bench.cursor = None;
             bench.restart();
             assert_eq!(unique(&[bench.pull()]), (ids, 4));
@@ -111,7 +110,7 @@ fn alike_generations_that_nobody_saw_are_all_read() {
     }
     bench.append(lines(&["opened"]));
     bench.restart();
-    // Of the first one only what was not read.
+    // The first generation's unread lines only.
     let pull = bench.pull();
     let expected = [
         "opened", "a", "closed", "opened", "b", "closed", "opened", "a", "closed", "opened", "c",
@@ -119,7 +118,7 @@ fn alike_generations_that_nobody_saw_are_all_read() {
     ];
     assert_eq!(names(&pull)[2..], expected[2..]);
     assert_eq!(unique(std::slice::from_ref(&pull)).0.len(), names(&pull).len());
-    // In single steps, each in a separate process.
+    // One event per pull, each in a separate process.
     let all = unique(&[pull]).0;
     bench.cursor = None;
     bench.limits.max_events = 1;
@@ -191,7 +190,7 @@ fn repeats_are_counted_when_the_first_of_them_is_gone() {
     for n in 0..6 {
         bench.append(lines(&["opened", &n.to_string()]));
         pulls.push(bench.pull());
-        // Two are kept.
+        // Two rotated files are kept.
         let _ = fs::remove_file(bench.path("audit.log.2"));
         let _ = fs::rename(bench.path("audit.log.1"), bench.path("audit.log.2"));
         bench.rename("audit.log", "audit.log.1");
@@ -247,7 +246,7 @@ fn a_file_with_the_old_number_is_another_one_if_it_was_made_later() {
     bench.rename("audit.log", "audit.log.1");
     wait_for_a_younger_file(&bench, "audit.log.1");
     bench.append(lines(&["opened", "a", "b"]));
-    // Its number, as though it had been used again.
+    // The cursor has the new file's inode number, as if the inode had been reused.
     let (_, rest) = bench.cursor.as_deref().unwrap().split_once(':').unwrap();
     bench.cursor = Some(format!("{}:{rest}", inode(&bench.path("audit.log"))));
     bench.compress("audit.log.1");
@@ -255,8 +254,8 @@ fn a_file_with_the_old_number_is_another_one_if_it_was_made_later() {
     assert_eq!(bench.names(), ["opened", "a", "b"]);
 }
 
-/// A cursor as version 2 wrote it goes on where it stands, and what begins alike
-/// afterwards is kept.
+/// A cursor written by version 2 continues at its position, and later generations with the same
+/// first line are read.
 #[test]
 fn cursors_of_version_2_go_on() {
     let mut bench = Bench::new();
@@ -283,7 +282,7 @@ fn a_changed_middle_is_seen_where_the_ends_are_the_same() {
     let mut bench = Bench::new();
     bench.append(lines(&["opened", "a", "closed"]));
     assert_eq!(bench.names(), ["opened", "a", "closed"]);
-    // Emptied and written again up to the same length between two looks.
+    // Truncated and rewritten to the same length between two pulls.
     fs::write(bench.path("audit.log"), lines(&["opened", "b", "closed"])).unwrap();
     assert_eq!(bench.names(), ["gap", "opened", "b", "closed"]);
 }

@@ -36,7 +36,7 @@ fn compressed_between_two_pulls() {
     assert_eq!(bench.names(), ["a", "b"]);
     bench.append(line("c"));
     bench.rename("audit.log", "audit.log.1");
-    // The copy is being written, then it is whole, then it is alone.
+    // The copy is incomplete, then complete, then the only file.
     let whole = gzip(&fs::read(bench.path("audit.log.1")).unwrap());
     let cursor = bench.cursor.clone();
     for part in [0, 5, whole.len() / 2, whole.len()] {
@@ -91,7 +91,7 @@ fn a_compressed_file_that_is_cut_off_is_a_gap_and_is_passed() {
         assert_eq!(found.iter().filter(|name| *name == "live").count(), 1, "{part}");
         assert_eq!(bench.names(), [""; 0], "said once");
     }
-    // Nor is another compression passed in silence.
+    // An unsupported compression is reported as well.
     let mut bench = Bench::new();
     fs::write(bench.path("audit.log.2.zst"), &whole).unwrap();
     bench.written("audit.log.2.zst", 1_000);
@@ -118,14 +118,14 @@ fn a_long_way_into_a_compressed_file_is_gone_once() {
         }
     }
     assert_eq!(found, 40_001);
-    // From the beginning each time it would be 40 times the content.
+    // Decoding from the beginning each time would read 40 times the content.
     assert!(TokioRuntime.now().saturating_since(started) < Duration::from_mins(2));
 }
 
 #[test]
 fn long_lines_far_into_a_compressed_file_do_not_hold_it_up() {
-    // Longer than what is kept of the content, so that to go back is to begin anew;
-    // together more than a pull skips through.
+    // Longer than the decoded content kept in memory, so that going back means starting over;
+    // together longer than a pull may skip.
     let padded =
         |n: usize| line(&n.to_string()).replacen('{', &format!("{{{}", " ".repeat(300_000)), 1);
     let content: String = (0..40).map(padded).collect();

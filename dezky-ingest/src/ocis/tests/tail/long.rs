@@ -108,7 +108,7 @@ fn a_long_line_is_cut_the_same_however_it_arrives() {
     bench.cursor = None;
     bench.restart();
     assert_eq!(ids(&bench.pull()).0[1..], ids(&live).0);
-    // Without its newline, in a file that nobody writes any more.
+    // A long line without its newline, in a file that is no longer written.
     let mut bench = Bench::new();
     append(&bench.path("audit.log.1"), (line("a") + &long).as_bytes());
     bench.append(line("b"));

@@ -1,4 +1,4 @@
-//! Rotated files under names of all kinds, and what waits.
+//! Rotated files with all kinds of names, and what a tail reports as waiting.
 
 use dezky_core::Waiting;
 
@@ -38,7 +38,7 @@ fn rotated_files_of_any_name_are_found_by_what_is_in_them() {
         "audit.log.gz",
         "audit.log~",
         "audit.old.log",
-        // Only the number of the file tells.
+        // Recognized only by its inode.
         "something-else",
     ] {
         let (mut bench, name) = rotated_to(name, "audit.log");
@@ -88,7 +88,7 @@ fn a_link_to_a_dated_file_in_another_folder_is_followed() {
     link(&bench, &days[2]);
     bench.restart();
     assert_eq!(bench.names(), ["b", "c", "d"]);
-    // The first look takes the earlier days too.
+    // A first pull reads the earlier days too.
     bench.cursor = None;
     assert_eq!(bench.names(), ["a", "b", "c", "d"]);
 }
@@ -100,7 +100,7 @@ fn what_waits_is_shown() {
     bench.append(line("a"));
     bench.pull();
     assert_eq!(bench.tail.waiting(), None);
-    // A complete object whose newline is missing.
+    // A complete object without its newline.
     let b = unterminated("b");
     bench.append(&b);
     bench.pull();
@@ -115,13 +115,13 @@ fn what_waits_is_shown() {
     bench.pull();
     assert_eq!(bench.tail.waiting(), None);
 
-    // The live file is gone, and nothing says yet whether it comes back.
+    // The live file is gone, and may or may not be recreated.
     fs::remove_file(bench.path("audit.log")).unwrap();
     bench.restart();
     bench.pull();
     assert_eq!(bench.tail.waiting(), waits("no_file", 0));
 
-    // A compressed file that is not whole yet.
+    // A compressed file that is still incomplete.
     let mut bench = Bench::new();
     let whole = gzip(line("a").as_bytes());
     fs::write(bench.path("audit.log.1.gz"), &whole[..20]).unwrap();

@@ -39,7 +39,7 @@ async fn main() {
     let code = |error: open_feature::EvaluationError| error.code;
     let unknown = asked.get_bool_value("no-such-flag", Some(&acme), None).await;
     assert_eq!(unknown.map_err(code), Err(EvaluationErrorCode::FlagNotFound));
-    // This client takes every 400 for that.
+    // This client reports every 400 as this error.
     let keyless = asked.get_bool_value("pro-only", None, None).await;
     assert_eq!(keyless.map_err(code), Err(EvaluationErrorCode::InvalidContext));
     let wrong = client("wrong", &url, "wrong").await;
