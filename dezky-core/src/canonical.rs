@@ -7,7 +7,8 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
-use crate::json::{Doc, Elements, Member, Members, NotJson, Value};
+pub use crate::json::NotJson;
+use crate::json::{Doc, Elements, Member, Members, Value};
 
 /// Converts any JSON text (RFC 8259) to its canonical form.
 ///

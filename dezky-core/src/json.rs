@@ -79,7 +79,8 @@ pub fn children(text: &str) -> impl Iterator<Item = &str> {
 
 /// A JSON text split into its values. A value takes twelve bytes, so even a text of nothing but
 /// brackets takes only a small multiple of its size.
-#[derive(Debug)]
+///
+/// The `Debug` output of a text and its values shows kinds and lengths, never the content.
 pub struct Doc<'a> {
     text: &'a str,
     /// In the order of their first bytes, so a container is followed by its contents.
@@ -208,8 +209,27 @@ fn scalar_end(bytes: &[u8], start: usize) -> usize {
         .map_or(bytes.len(), |len| start + len)
 }
 
+impl fmt::Debug for Doc<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Doc({}, {} bytes)", kind_of(self.text), self.text.len())
+    }
+}
+
+/// The kind of value that a text holds.
+fn kind_of(text: &str) -> &'static str {
+    match text.trim_start().bytes().next() {
+        Some(b'{') => "object",
+        Some(b'[') => "list",
+        Some(b'"') => "string",
+        Some(b't' | b'f') => "boolean",
+        Some(b'n') => "null",
+        Some(b'-' | b'0'..=b'9') => "number",
+        _ => "not JSON",
+    }
+}
+
 /// A value of a [`Doc`].
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Value<'d> {
     doc: &'d Doc<'d>,
     index: usize,
@@ -314,6 +334,12 @@ impl<'d> Value<'d> {
             word @ ("true" | "false") => Some(Cow::Borrowed(word)),
             _ => self.text(),
         }
+    }
+}
+
+impl fmt::Debug for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Value({}, {} bytes)", kind_of(self.raw()), self.raw().len())
     }
 }
 
@@ -481,6 +507,25 @@ mod tests {
         }
         let deep = format!("[{}{},7]", "[".repeat(200_000), "]".repeat(200_000));
         assert_eq!(children(&deep).nth(1), Some("7"));
+    }
+
+    #[test]
+    fn debug_shows_kinds_and_lengths_but_no_content() {
+        let text = r#" {"secret":["secret",4711,true,null,{}]}"#;
+        let doc = Doc::parse(text).unwrap();
+        let member = doc.root().members().next().unwrap();
+        assert_eq!(format!("{doc:?}"), "Doc(object, 40 bytes)");
+        assert_eq!(format!("{:?}", doc.root()), "Value(object, 39 bytes)");
+        assert_eq!(format!("{member:?}"), "Member { key: Value(string, 8 bytes) }");
+        assert_eq!(
+            format!("{:?}", member.value().elements().collect::<Vec<_>>()),
+            "[Value(string, 8 bytes), Value(number, 4 bytes), Value(boolean, 4 bytes), \
+             Value(null, 4 bytes), Value(object, 2 bytes)]"
+        );
+        let rest = format!("{:?} {:?}", doc.root().members(), member.value().elements());
+        assert!(rest.contains("Doc(object, 40 bytes)"), "{rest}");
+        assert!(!rest.contains("secret") && !rest.contains("4711"), "{rest}");
+        assert_eq!(format!("{:?}", Doc::of_checked(" ")), "Doc(not JSON, 1 bytes)");
     }
 
     #[test]

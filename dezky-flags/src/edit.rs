@@ -184,9 +184,10 @@ impl Flags {
     /// take precedence.
     ///
     /// # Errors
-    /// `field_invalid`, also for a duplicate key; those of [`FlagStore::commit`].
+    /// `field_invalid`, also for a duplicate key and for an edit [of a version](Edit::if_version);
+    /// those of [`FlagStore::commit`].
     pub async fn seed(&self, flags: &[NewFlag], edit: &Edit) -> Result<usize> {
-        check_note(edit.note.as_deref())?;
+        check_edit_of_several(edit)?;
         let now = self.runtime.now();
         let flags: Vec<_> =
             flags.iter().map(|new| Flag::new(new.clone(), now)).collect::<Result<_>>()?;
@@ -360,6 +361,17 @@ struct Found {
     flag: Flag,
     /// The error if the flag can't be read; `flag` is then a substitute that is off.
     invalid: Option<Error>,
+}
+
+/// Checks an edit of several flags, which have no version in common.
+pub(crate) fn check_edit_of_several(edit: &Edit) -> Result<()> {
+    if edit.if_version.is_some() {
+        return Err(Error::new(
+            ErrorKind::FieldInvalid,
+            "if_version can't be given for several flags: leave it out, or update each flag alone",
+        ));
+    }
+    check_note(edit.note.as_deref())
 }
 
 /// Adds the change to the flag's history, with the data of its event.

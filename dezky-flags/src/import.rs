@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
-use dezky_core::change::{check_note, retry};
+use dezky_core::change::retry;
 use dezky_core::{Error, ErrorKind, Result, SealedEvent};
 use futures_util::lock::Mutex as AsyncMutex;
 use serde::Serialize;
 
+use crate::edit::check_edit_of_several;
 use crate::store::{FlagChange, MAX_COMMIT_CHANGES, MAX_FLAGS};
 use crate::{Edit, Flag, Flags, NewFlag};
 
@@ -109,8 +110,9 @@ impl Flags {
     /// already committed are not overwritten.
     ///
     /// # Errors
-    /// `field_invalid` names the flag, also for a duplicate key; `state_conflict` if the store
-    /// would have more than 10,000 flags; those of
+    /// `field_invalid` names the flag, also for a duplicate key; `field_invalid` also for an edit
+    /// [of a version](Edit::if_version); `state_conflict` if the store would have more than 10,000
+    /// flags; those of
     /// [`FlagStore::commit`](crate::store::FlagStore::commit).
     pub async fn import(
         &self,
@@ -118,7 +120,7 @@ impl Flags {
         mode: ImportMode,
         edit: &Edit,
     ) -> Result<Imported> {
-        check_note(edit.note.as_deref())?;
+        check_edit_of_several(edit)?;
         let flags = self.checked(flags)?;
         let done = AsyncMutex::new(HashMap::new());
         let result = retry(&*self.runtime, None, || async {

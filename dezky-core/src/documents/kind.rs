@@ -1,8 +1,8 @@
 //! The declaration of document types as data.
 
-use super::Filter;
 use super::transaction::{Refusal, refuse};
-use crate::Error;
+use super::{Filter, internal};
+use crate::{Error, Result};
 
 /// A set of document types that are opened together and share a revision.
 ///
@@ -176,7 +176,16 @@ impl Kind {
         }
     }
 
-    /// The index of a field.
+    /// A field that a caller names.
+    ///
+    /// # Errors
+    /// `internal` if the kind does not declare it.
+    pub(super) fn field(&self, name: &str) -> Result<&Field> {
+        let field = self.fields.iter().find(|declared| declared.name == name);
+        field.ok_or_else(|| internal(format!("{} has no field {name}", self.what)))
+    }
+
+    /// The index of a field that the kind declares.
     pub(super) fn place(&self, field: &str) -> usize {
         let place = self.fields.iter().position(|declared| declared.name == field);
         place.unwrap_or_else(|| panic!("{} has no field {field}", self.what))

@@ -52,6 +52,7 @@ mod sql;
 mod sqlite;
 mod transaction;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -140,7 +141,7 @@ impl Documents {
     ///
     /// # Errors
     /// `query_invalid` if the limit is not 1 to [`MAX_PAGE`]; `internal` for a list that no index
-    /// serves, see [`Page`]; the errors of reading the database.
+    /// serves, see [`Page`], and for a field that the kind does not declare; the errors of reading the database.
     pub async fn page(&self, kind: &'static Kind, page: &Page<'_>) -> Result<Vec<Stored>> {
         page.check(kind)?;
         self.rows.page(kind, page).await
@@ -157,7 +158,7 @@ impl Documents {
     /// Counts the documents that match all `filters`.
     ///
     /// # Errors
-    /// `internal` for filters that a [`Page`] can't have; the errors of reading the database.
+    /// `internal` for filters that no [`Page`] can have; the errors of reading the database.
     pub async fn count(&self, kind: &'static Kind, filters: &[Filter<'_>]) -> Result<u64> {
         check_filters(kind, filters)?;
         self.rows.count(kind, filters).await
@@ -392,6 +393,15 @@ impl Filter<'_> {
 pub const MAX_PAGE: usize = 500;
 
 /// A part of a list.
+///
+/// An index serves these lists; any other is refused:
+///
+/// - by [key](Order::Key), with any number of filters on a [text](Holds::Text);
+/// - by [key](Order::Key), of the documents that hold one of [several texts](Holds::Texts) whose
+///   [`Side`] has no order, also with filters on a text;
+/// - by a [number](Order::Latest), without filters;
+/// - by the number that is the order of a [`Side`], of the documents that hold one of its texts,
+///   without other filters.
 #[derive(Debug, Clone)]
 pub struct Page<'a> {
     /// Conditions that every document of the page meets: at most one per field, none on a number,
@@ -409,13 +419,18 @@ impl Page<'_> {
             let problem = format!("limit must be 1 to {MAX_PAGE}");
             return Err(Error::new(ErrorKind::QueryInvalid, problem));
         }
-        let is_served = match (self.order, check_filters(kind, &self.filters)?) {
+        let side = check_filters(kind, &self.filters)?;
+        let filters_text = self.filters.len() > usize::from(side.is_some());
+        let is_served = match (self.order, side) {
             (Order::Key { .. }, None) => kind.name.len() <= 1,
             (Order::Key { .. }, Some(side)) => side.order.is_none(),
-            (Order::Latest { field, .. }, None) => {
-                matches!(kind.fields[kind.place(field)].holds, Holds::Number)
+            (Order::Latest { field, .. }, side) => {
+                let is_in_order = match side {
+                    None => matches!(kind.field(field)?.holds, Holds::Number),
+                    Some(side) => side.order == Some(field),
+                };
+                is_in_order && !filters_text
             }
-            (Order::Latest { field, .. }, Some(side)) => side.order == Some(field),
         };
         if is_served { Ok(()) } else { Err(internal("no index has the order of this list")) }
     }
@@ -426,7 +441,7 @@ fn check_filters(kind: &'static Kind, filters: &[Filter<'_>]) -> Result<Option<&
     let (mut fields, mut side) = (Vec::new(), None);
     for filter in filters {
         let field = filter.field();
-        let is_served = match (&kind.fields[kind.place(field)].holds, filter) {
+        let is_served = match (&kind.field(field)?.holds, filter) {
             (Holds::Text, _) => true,
             (Holds::Texts(texts), Filter::Is(..)) => side.replace(texts).is_none(),
             _ => false,
@@ -561,7 +576,8 @@ trait RowsTx: Send {
     /// Stages the events and commits: all of it or nothing.
     async fn commit(self: Box<Self>, events: &[SealedEvent]) -> Result<()>;
 
-    /// Rolls back. Unless overridden, dropping does: before the connection is used again.
+    /// Rolls back. By default this is a drop, after which the engine rolls back before it uses the
+    /// connection again.
     async fn abort(self: Box<Self>) {}
 }
 
@@ -571,7 +587,7 @@ fn corrupt(problem: impl fmt::Display) -> Error {
 }
 
 /// The error of a program that uses documents in a way that their kind does not allow.
-fn internal(problem: &'static str) -> Error {
+fn internal(problem: impl Into<Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::Internal, problem)
 }
 

@@ -106,8 +106,11 @@ impl<E: Engine> Rows for SqlRows<E> {
 
     async fn all(&self, kind: &'static Kind, which: Which) -> Result<(State, Vec<Stored>)> {
         let rows = self.database.read(all(self.set, kind, which)).await?;
-        let state = self.state(rows.first(), 3)?;
-        // Without documents there is one row, of the state alone.
+        let state = match self.set.counts {
+            Some(_) => self.state(rows.first(), 3)?,
+            None => State::default(),
+        };
+        // Without documents the only row may be that of the state.
         let is_document = |row: &&Row<E>| !matches!(E::Sql::text(row, 0), Ok(None));
         Ok((state, rows.iter().filter(is_document).map(stored::<E::Sql>).collect()))
     }
@@ -121,6 +124,9 @@ impl<E: Engine> Rows for SqlRows<E> {
     }
 
     async fn state(&self) -> Result<State> {
+        if self.set.counts.is_none() {
+            return Ok(State::default());
+        }
         self.state(self.database.read(state(self.set)).await?.first(), 0)
     }
 
@@ -310,23 +316,25 @@ pub(super) fn page<D: Dialect>(kind: &Kind, page: &Page<'_>) -> QueryBuilder<D> 
     sql
 }
 
-/// Selects all documents of a kind, each with the columns of [`state`]: one statement, so that both
-/// are of one snapshot.
+/// Selects all documents of a kind. If the set counts, each row also has the columns of [`state`]:
+/// one statement, so that both are of one snapshot. A set that does not count may have no table of
+/// its state.
 fn all<D: Dialect>(set: &Set, kind: &Kind, which: Which) -> QueryBuilder<D> {
-    let (id, document) = (kind.id, kind.document);
-    let mut sql = QueryBuilder::new(format!(
-        "SELECT d.{id}, d.version, d.{document}, {} FROM {} s LEFT JOIN {} d ON ",
-        counts(set),
-        set.state,
-        kind.table
-    ));
-    match which {
-        Which::Present => sql.push(format_args!("d.{document} IS NOT NULL")),
-        Which::Known => sql.push("true"),
+    let Kind { id, document, table, .. } = kind;
+    let condition = match which {
+        Which::Present => format!("d.{document} IS NOT NULL"),
+        Which::Known => "true".to_owned(),
     };
-    // A single row of the state, so that the documents are read in the order of their ids.
-    sql.push(format_args!(" WHERE s.one = 1 ORDER BY d.{id}"));
-    sql
+    let rest = match set.counts {
+        // A single row of the state, so that the documents are read in the order of their ids.
+        Some(_) => format!(
+            ", {} FROM {} s LEFT JOIN {table} d ON {condition} WHERE s.one = 1",
+            counts(set),
+            set.state
+        ),
+        None => format!(" FROM {table} d WHERE {condition}"),
+    };
+    QueryBuilder::new(format!("SELECT d.{id}, d.version, d.{document}{rest} ORDER BY d.{id}"))
 }
 
 /// Counts documents.

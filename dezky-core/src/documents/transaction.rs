@@ -86,7 +86,8 @@ impl<'a> Transaction<'a> {
     ///
     /// # Errors
     /// The kind's error for a [`Refusal`]; `internal` if the id is not [locked](Self::lock), or
-    /// the document does not have the keys and fields that the kind declares.
+    /// the document does not have the keys and fields that the kind declares, or a key is empty or
+    /// has a control character.
     pub fn put(&mut self, kind: &'static Kind, how: Put, document: Document) -> Result<()> {
         let place = (kind.table, document.id.clone());
         let before = self.known_of(&place)?;
@@ -168,7 +169,9 @@ impl<'a> Transaction<'a> {
         if made.is_err() { self.end(made).await } else { self.commit().await }
     }
 
-    /// Rolls back at once. A dropped transaction may delay others for a moment.
+    /// Changes nothing, like a drop. MongoDB has rolled back when this returns, whereas a dropped
+    /// transaction is aborted in the background and may delay others for a moment. On the other
+    /// engines this does not differ from a drop.
     pub async fn abort(self) {
         self.tx.abort().await;
     }
@@ -304,12 +307,13 @@ fn held<'p>(places: &'p HashMap<Place, Locked>, kind: &Kind, id: &str) -> Option
     places.get(&(kind.table, id.to_owned()))?.held.as_ref()
 }
 
-/// Whether a document has the keys and fields that its kind declares. No key has a control
-/// character, so that keys of several columns are told apart and every engine can store them.
+/// Whether a document has the keys and fields that its kind declares. No column of a key is empty,
+/// because lists begin after the empty key, or has a control character, so that keys of several
+/// columns are told apart and every engine can store them.
 fn fits(kind: &Kind, document: &Document) -> bool {
     let is_key = |key: &str, columns: &[&str]| {
-        let separators = key.chars().filter(|&c| c == SEPARATOR).count();
-        separators + 1 == columns.len() && !key.contains(|c: char| c.is_control() && c != SEPARATOR)
+        let is_part = |part: &str| !part.is_empty() && !part.contains(char::is_control);
+        key.split(SEPARATOR).count() == columns.len() && key.split(SEPARATOR).all(is_part)
     };
     let holds = |(field, value): (&Field, &Value)| match value {
         Value::Text(_) => matches!(field.holds, Holds::Text),

@@ -654,6 +654,8 @@ pub async fn a_list_that_no_index_serves_is_refused(h: Harness<'_>) {
         (&ITEM, vec![Filter::Is("score", "1")], key),
         (&ITEM, vec![tags], key),
         (&ITEM, vec![], Order::Latest { field: "status", after: None }),
+        (&ITEM, vec![status], latest),
+        (&ITEM, vec![tags, status], latest),
         (&PAIR, vec![], key),
     ] {
         let page = Page { filters, order, limit: 9 };
@@ -662,6 +664,17 @@ pub async fn a_list_that_no_index_serves_is_refused(h: Harness<'_>) {
     }
     let twice = documents.count(&ITEM, &[status, status]).await.expect_err("is refused");
     assert_eq!(twice.kind(), ErrorKind::Internal);
+    let unknown = [Filter::Is("color", "red")];
+    let of_color = Page { filters: unknown.to_vec(), order: key, limit: 9 };
+    let order = Order::Latest { field: "color", after: None };
+    let by_color = Page { filters: Vec::new(), order, limit: 9 };
+    for refused in [
+        documents.page(&ITEM, &of_color).await.map(drop),
+        documents.page(&ITEM, &by_color).await.map(drop),
+        documents.count(&ITEM, &unknown).await.map(drop),
+    ] {
+        assert_eq!(kind_of(refused), (ErrorKind::Internal, "item has no field color".into()));
+    }
     for limit in [0, MAX_PAGE + 1] {
         let page = Page { filters: vec![status], order: key, limit };
         let refused = documents.page(&ITEM, &page).await.expect_err("is refused");
@@ -687,6 +700,10 @@ pub async fn a_document_that_does_not_fit_its_kind_is_refused(h: Harness<'_>) {
         (&TRACE, bare("a").named("title")),
         (&TRACE, bare("a").owning(["c".to_owned()])),
         (&TRACE, bare("a\n")),
+        (&TRACE, bare("")),
+        (&ITEM, bare("a").named("").with(fields())),
+        (&ITEM, bare("a").named("title").owning([String::new()]).with(fields())),
+        (&PAIR, bare("a").named(joined(&["", "login"])).with([Value::Number(0)])),
     ] {
         let id = document.id().to_owned();
         let refused = put(&documents, kind, &id, Put::New, document).await;

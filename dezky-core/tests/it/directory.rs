@@ -414,6 +414,25 @@ async fn an_edit_of_a_version_is_made_to_no_other() {
     assert_eq!(desk.events().await.len(), 2);
 }
 
+#[tokio::test]
+async fn the_note_of_an_edit_is_in_its_event() {
+    let desk = Desk::new();
+    desk.acme().await;
+    let noted = |note: String| Edit { note: Some(note), ..by() };
+    desk.directory.suspend_tenant(ACME, &noted("as asked".into())).await.unwrap();
+    assert_eq!(own(&desk.last().await)["note"], "as asked");
+
+    let long = noted("x".repeat(1_001));
+    let problem = "note must be at most 1000 bytes";
+    refused(desk.directory.resume_tenant(ACME, &long).await, ErrorKind::FieldInvalid, problem);
+    let new = NewPartner::new("resell", "Resell");
+    refused(desk.directory.create_partner(new, &long).await, ErrorKind::FieldInvalid, problem);
+    let store = desk.directory.store();
+    assert_eq!(store.tenant(ACME).await.unwrap().unwrap().version, 2);
+    assert_eq!(store.partner(RESELL).await.unwrap(), None);
+    assert_eq!(desk.events().await.len(), 2);
+}
+
 /// Changes a tenant's plan just before each of the first commits, as another process might.
 struct Rival {
     store: Arc<dyn DirectoryStore>,

@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, Mutex};
 
-use dezky_core::documents::{Database, Documents, MemoryDatabase, Set};
+use dezky_core::directory::DIRECTORY;
+use dezky_core::documents::{
+    Database, Document, Documents, MemoryDatabase, Put, Set, State, Value, Which,
+};
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::{
     MemoryAuditStore, MongoAuditStore, PostgresAuditStore, PostgresConfig, SqliteAuditStore,
@@ -86,6 +89,35 @@ impl DocumentsHarness for Harness {
         let (database, log) = place.open().await;
         OpenDocuments { documents: Documents::open(set, database).await.unwrap(), log }
     }
+}
+
+/// In SQLite the directory has no table of a state.
+#[test]
+fn a_set_that_does_not_count_is_read_on_every_engine() {
+    tokio().block_on(async {
+        for engine in Engine::ALL {
+            let place = Place::new(engine).await;
+            let (database, _log) = place.open().await;
+            let documents = Documents::open(&DIRECTORY, database).await.unwrap();
+            let tenant = DIRECTORY.kinds[0];
+            let nothing = documents.all(tenant, Which::Present).await.unwrap();
+            assert_eq!(nothing, (State::default(), Vec::new()), "{engine:?}");
+            let mut tx = documents.begin().await.unwrap();
+            tx.lock(tenant, ["b", "a"]).await.unwrap();
+            for id in ["b", "a"] {
+                let fields = [Value::Text(Some("active".into())), Value::Text(None)];
+                let document = Document::new(id, 1, &id).unwrap().named(id).with(fields);
+                tx.put(tenant, Put::New, document).unwrap();
+            }
+            tx.commit().await.unwrap();
+            for which in [Which::Present, Which::Known] {
+                let (state, found) = documents.all(tenant, which).await.unwrap();
+                let ids: Vec<_> = found.iter().map(|found| found.id.as_str()).collect();
+                assert_eq!((state, ids), (State::default(), vec!["a", "b"]), "{engine:?}");
+            }
+            assert_eq!(documents.state().await.unwrap(), State::default(), "{engine:?}");
+        }
+    });
 }
 
 mod memory {

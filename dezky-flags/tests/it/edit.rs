@@ -8,8 +8,8 @@ use dezky_core::testkit::{ManualRuntime, Reopen};
 use dezky_core::{Actor, ActorType, AuditLog, Runtime, StoredEvent};
 use dezky_flags::testkit::{FlagStoreHarness, Opened};
 use dezky_flags::{
-    Edit, FlagContext, FlagEvaluator, FlagPatch, FlagSet, FlagState, Flags, NewFlag, Reason, Scope,
-    ScopePatch, bucket, seeded_flags,
+    Edit, FlagContext, FlagEvaluator, FlagPatch, FlagSet, FlagState, Flags, ImportMode, NewFlag,
+    Reason, Scope, ScopePatch, bucket, seeded_flags,
 };
 use serde_json::{Value, json};
 
@@ -242,6 +242,39 @@ fn a_refused_edit_changes_nothing() {
         );
         assert_eq!(flags.list().await.unwrap(), [flag]);
         assert_eq!(desk.actions().await, ["flag.created"]);
+    });
+}
+
+#[test]
+fn a_kill_ignores_the_expected_version() {
+    tokio().block_on(async {
+        let desk = Desk::open(&Memory).await;
+        let edit = operator();
+        let new = NewFlag { state: FlagState::On, pct: 40, ..NewFlag::new("a") };
+        desk.flags.create(new, &edit).await.unwrap();
+        desk.flags.update("a", &patch(&json!({"pct": 50})), &edit).await.unwrap();
+        let killed = desk.flags.kill("a", &edit.of_version(1)).await.unwrap();
+        assert_eq!((killed.state, killed.pct, killed.version), (FlagState::Off, 0, 3));
+    });
+}
+
+#[test]
+fn a_version_is_refused_for_several_flags() {
+    tokio().block_on(async {
+        let desk = Desk::open(&Memory).await;
+        let (flags, edit) = (&desk.flags, operator());
+        let flag = flags.create(NewFlag::new("a"), &edit).await.unwrap();
+        let new = [NewFlag { pct: 5, ..NewFlag::new("a") }, NewFlag::new("b")];
+        let mode = ImportMode { overwrite: true, ..ImportMode::default() };
+        for refused in [
+            flags.seed(&new, &edit.of_version(1)).await.map(drop),
+            flags.import(&new, mode, &edit.of_version(1)).await.map(drop),
+        ] {
+            let error = refused.unwrap_err();
+            assert_eq!(error.kind(), FieldInvalid);
+            assert!(error.to_string().starts_with("if_version can't be given"), "{error}");
+        }
+        assert_eq!(flags.list().await.unwrap(), [flag]);
     });
 }
 
