@@ -391,7 +391,10 @@ pub async fn a_domain_belongs_to_one_tenant(h: Harness<'_>) {
     for change in [greedy, owner("c", &["one.example"])] {
         let (kind, message) = refused(&*store, change).await;
         assert_eq!(kind, ErrorKind::AlreadyExists);
-        assert!(message.starts_with("domains: one.example already belongs to another tenant"), "{message}");
+        assert!(
+            message.starts_with("domains: one.example already belongs to another tenant"),
+            "{message}"
+        );
     }
     assert_eq!(by_domain(&*store, "one.example").await.as_deref(), Some("a"));
     assert_eq!(by_domain(&*store, "two.example").await, None, "the refused change has no effect");
@@ -447,7 +450,10 @@ pub async fn an_identity_belongs_to_one_user(h: Harness<'_>) {
         User { identities: vec![identity("stalwart", "1"), identity("ocis", "1")], ..user("bob") };
     let (kind, message) = refused(&*store, bob.clone()).await;
     assert_eq!(kind, ErrorKind::AlreadyExists);
-    assert!(message.starts_with("identities: one of ocis already belongs to another user"), "{message}");
+    assert!(
+        message.starts_with("identities: one of ocis already belongs to another user"),
+        "{message}"
+    );
     assert_eq!(
         by_identity(&*store, "stalwart", "1").await,
         None,
