@@ -115,14 +115,13 @@ impl StoreUrl {
     pub fn is_same_store(&self, other: &Self) -> bool {
         use std::os::unix::fs::MetadataExt as _;
         match (self, other) {
-            // Each opening creates a new one.
-            (Self::Memory, Self::Memory) => false,
             (Self::Sqlite(one), Self::Sqlite(other)) => {
                 let of = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino()));
                 one == other || matches!((of(one), of(other)), (Ok(one), Ok(other)) if one == other)
             }
             (Self::Postgres(one), Self::Postgres(other)) => one.is_same_database(other, ":5432"),
             (Self::Mongodb(one), Self::Mongodb(other)) => one.is_same_database(other, ":27017"),
+            // Other engines, or two of memory: each opening creates a new one.
             _ => false,
         }
     }
