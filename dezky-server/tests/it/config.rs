@@ -38,7 +38,11 @@ fn mistakes_in_the_file_are_named_with_key_file_and_line() {
             3,
             &["ocis.spaces", "\"acme\"", "<space id>=<slug"],
         ),
-        ("[ocis]\nlog_path = \"a\"\nspaces = [\"a=b\", \"a=c\"]", 3, &["ocis.spaces", "already"]),
+        (
+            "[ocis]\nlog_path = \"a\"\nspaces = [\"a=b\", \"a=c\"]",
+            3,
+            &["ocis.spaces", "a second time"],
+        ),
         ("[ocis]\nspaces = [\"abc\"]", 2, &["ocis.spaces", "\"abc\""]),
         ("[ocis]\nspaces = [\"a=Not A Slug\"]", 2, &["ocis.spaces", "slug"]),
         ("[ocis]\nlog_path = \"\"", 2, &["ocis.log_path", "is empty"]),
@@ -141,8 +145,8 @@ fn an_authentik_needs_its_url_and_its_token() {
         (&[token], &["authentik.token", "DEZKY_AUTHENTIK_URL"]),
         (&[("DEZKY_AUTHENTIK_URL", "id.example.com"), token], &["authentik.url", "https://"]),
         (&[("DEZKY_AUTHENTIK_URL", "https://u:p@id.example.com"), token], &["without a user"]),
-        (&[("DEZKY_AUTHENTIK_URL", "https://id:99999"), token], &["authentik.url", "no address"]),
-        (&[("DEZKY_AUTHENTIK_URL", "https://[::1"), token], &["authentik.url", "no address"]),
+        (&[("DEZKY_AUTHENTIK_URL", "https://id:99999"), token], &["authentik.url", "is not a URL"]),
+        (&[("DEZKY_AUTHENTIK_URL", "https://[::1"), token], &["authentik.url", "is not a URL"]),
         (
             &[("DEZKY_AUTHENTIK_URL", "https://id.example.com/auth/api/v3/"), token],
             &["authentik.url", "without /api/v3"],
