@@ -71,7 +71,7 @@ pub(super) fn check_version(version: usize, known: usize) -> Result<()> {
         return Err(Error::new(
             ErrorKind::SchemaNewer,
             format!(
-                "the database has schema version {version}, which is newer than this build supports ({known}): use a newer program"
+                "the database has schema version {version}, which is newer than this build supports ({known}): upgrade dezky"
             ),
         ));
     }

@@ -414,7 +414,7 @@ fn mistakes_are_named_with_key_line_and_fix() {
             "",
             &["DEZKY_SOURCE_SHOP_SECRET", "empty"],
         ),
-        ("", "DEZKY_SOURCE_SHOP", "x", &["DEZKY_SOURCE_SHOP", "no variable"]),
+        ("", "DEZKY_SOURCE_SHOP", "x", &["DEZKY_SOURCE_SHOP", "is not a variable"]),
         (
             "[sources.shop]\npath = \"/\"\nmap.action = \"/a\"",
             "DEZKY_LOG",

@@ -1,6 +1,7 @@
 //! Stores written by earlier versions: they open, verify and accept changes. The fixtures contain a
 //! log, a directory, flags (also a removed one), quarantine, cursors and a spool.
 
+use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -47,7 +48,8 @@ async fn write(
         }
         Engine::Mongodb => {
             let url = database.unwrap().url.clone();
-            let stored: serde_json::Map<String, Value> =
+            // Straight into documents, because the order of an index's fields counts.
+            let stored: BTreeMap<String, Collection> =
                 serde_json::from_str(&text("mongodb.json")).unwrap();
             for (name, content) in stored {
                 write_collection(&url, &name, content).await;
@@ -57,18 +59,25 @@ async fn write(
     }
 }
 
-async fn write_collection(url: &str, name: &str, content: Value) {
-    let documents =
-        |part: &str| -> Vec<Document> { serde_json::from_value(content[part].clone()).unwrap() };
+/// A collection of the fixture.
+#[derive(serde::Deserialize)]
+struct Collection {
+    indexes: Vec<Document>,
+    documents: Vec<Document>,
+}
+
+async fn write_collection(url: &str, name: &str, content: Collection) {
     let collection = collection(url, name).await;
-    let (rows, indexes) = (documents("documents"), documents("indexes"));
     let database = collection.client().database(&collection.namespace().db);
     database.create_collection(name).await.unwrap();
-    if !indexes.is_empty() {
-        database.run_command(doc! { "createIndexes": name, "indexes": indexes }).await.unwrap();
+    if !content.indexes.is_empty() {
+        database
+            .run_command(doc! { "createIndexes": name, "indexes": content.indexes })
+            .await
+            .unwrap();
     }
-    if !rows.is_empty() {
-        collection.insert_many(rows).await.unwrap();
+    if !content.documents.is_empty() {
+        collection.insert_many(content.documents).await.unwrap();
     }
 }
 
@@ -90,7 +99,7 @@ async fn an_earlier_store_opens_verifies_and_goes_on(engine: Engine) {
     let client = &server.client;
     until("the spool is empty", async || client.all("").await.len() == EVENTS + 3).await;
     let spooled = verbs(
-        client.all("source=stalwart&since=2026-08-17T10:00:30Z&until=2026-08-18T00:00:00Z").await,
+        client.all("&source=stalwart&since=2026-08-17T10:00:30Z&until=2026-08-18T00:00:00Z").await,
     );
     assert_eq!(spooled, ["stalwart.auth_success", "stalwart.auth_failed"]);
 

@@ -387,6 +387,6 @@ mod tests {
         assert!(said(&older).contains("flags is at version 0"));
         let newer = compared("directory", 1);
         assert_eq!(newer.newer().map(|(component, _)| component), Some("directory"));
-        assert!(!newer.is_behind() && said(&newer).contains("use a newer program"));
+        assert!(!newer.is_behind() && said(&newer).contains("upgrade dezky"));
     }
 }

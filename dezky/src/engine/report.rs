@@ -106,7 +106,7 @@ impl Report {
             let finding = format!("{component} is at version {found}, this program knows {known}");
             match found.cmp(&known) {
                 Ordering::Less => self.bad(what, finding, "dezky-server migrate"),
-                Ordering::Greater => self.bad(what, finding, "use a newer program"),
+                Ordering::Greater => self.bad(what, finding, "upgrade dezky"),
                 Ordering::Equal => self.ok(what, finding),
             }
         }
