@@ -13,7 +13,7 @@ pub(crate) fn check(name: &str) -> Result<(), String> {
     if valid {
         return Ok(());
     }
-    Err("a source's name has 1 to 48 lower-case letters, digits, . _ and -, and no . at an end or next to another: rename it".into())
+    Err("a source's name has 1 to 48 lower-case letters, digits, . _ and -, and no . at an end or next to another: choose another".into())
 }
 
 /// Whether only a declared source can have that name.
