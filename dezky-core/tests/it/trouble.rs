@@ -1,5 +1,6 @@
 //! Operations that fail midway, files that are removed, and the recovery from both.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -187,6 +188,31 @@ fn a_file_that_is_taken_away_is_a_permanent_error_and_nothing_is_acknowledged() 
             }
         });
     }
+}
+
+/// SQLite gives up after 10 s with `SQLITE_PROTOCOL` instead of `SQLITE_BUSY` if the two copies of
+/// the header in the shared memory differ for that long.
+#[test]
+fn a_writer_that_stopped_between_two_writes_to_the_shared_memory_keeps_sqlite_busy() {
+    tokio().block_on(async {
+        let log = TestLog::new(Engine::Sqlite).await;
+        let (store, other) = (log.open().await, log.open().await);
+        store.append(vec![event()], AppendOptions::default()).await.unwrap();
+        let mut stopped = SqliteConnection::connect(&log.url()).await.unwrap();
+        stopped.execute("BEGIN IMMEDIATE").await.unwrap();
+        // The second copy, from another process: closing the file in this one would drop the locks
+        // that SQLite holds on it.
+        let shm = format!("{}-shm", log.url().trim_start_matches("sqlite:"));
+        let script = r#"printf '\377' | dd of="$0" bs=1 seek=56 conv=notrunc status=none"#;
+        let written = Command::new("sh").args(["-c", script, &shm]).status().unwrap();
+        assert!(written.success());
+        let busy = other.append(vec![event()], AppendOptions::default()).await.unwrap_err();
+        assert_eq!(busy.kind(), ErrorKind::StoreBusy, "{busy:?}");
+        assert!(format!("{busy:?}").contains("locking protocol"), "{busy:?}");
+        stopped.execute("ROLLBACK").await.unwrap();
+        other.append(vec![event()], AppendOptions::default()).await.unwrap();
+        assert_eq!(store.state().await.unwrap().head.next_seq, 2);
+    });
 }
 
 /// As left by version 1 of the schema: leases have no duration.

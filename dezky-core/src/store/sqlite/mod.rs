@@ -199,7 +199,8 @@ pub(super) fn store_error(error: sqlx::Error) -> Error {
                 _ if code == 4874 => {
                     (ErrorKind::StoreUnavailable, "the disk is full: make room".to_owned())
                 }
-                5 | 6 => (
+                // BUSY and LOCKED; PROTOCOL: a writer stopped while it changed the shared memory.
+                5 | 6 | 15 => (
                     ErrorKind::StoreBusy,
                     "another writer holds the database: try again".to_owned(),
                 ),
