@@ -1,0 +1,26 @@
+//! Errors of the crates as exceptions.
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+/// The exception for an error: the class with its code, from `dezky.errors`.
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
+pub(crate) fn exception(error: dezky::Error) -> PyErr {
+    coded(error.code(), &error.to_string())
+}
+
+/// An exception with a code and a message.
+pub(crate) fn coded(code: &str, message: &str) -> PyErr {
+    let raised = Python::try_attach(|py| match class(py, code) {
+        Ok(class) => class.call1((message,)).map_or_else(|error| error, PyErr::from_value),
+        Err(error) => error,
+    });
+    // No exception can be raised any more: the interpreter ends.
+    raised.unwrap_or_else(|| PyRuntimeError::new_err("the interpreter ends"))
+}
+
+fn class<'py>(py: Python<'py>, code: &str) -> PyResult<Bound<'py, PyAny>> {
+    static BY_CODE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    BY_CODE.import(py, "dezky.errors", "by_code")?.call1((code,))
+}

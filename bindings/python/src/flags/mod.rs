@@ -1,0 +1,8 @@
+//! Feature flags.
+
+use pyo3::prelude::*;
+
+/// Adds the classes and functions of this part.
+pub(crate) fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! The process's tokio runtime, and the two ways to wait for work on it.
+//!
+//! [`wait`] blocks the calling thread, without the interpreter's lock; [`future`] returns a future
+//! of the running asyncio loop.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyCFunction;
+use tokio::runtime::Runtime;
+
+use crate::error::{coded, exception};
+
+/// The interval at which a blocked call looks for signals such as Ctrl-C.
+const SIGNALS: Duration = Duration::from_millis(50);
+
+/// The process's runtime, made at first use and never dropped: at exit, its threads end with the
+/// process.
+static RUNTIME: OnceLock<(Runtime, u32)> = OnceLock::new();
+
+/// The runtime.
+///
+/// # Errors
+/// `ForkedError` in a process that was forked after the runtime was made: its threads exist in the
+/// parent alone.
+pub(crate) fn runtime() -> PyResult<&'static Runtime> {
+    check_fork()?;
+    if let Some((runtime, _)) = RUNTIME.get() {
+        return Ok(runtime);
+    }
+    let made = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("dezky")
+        .enable_all()
+        .build()?;
+    Ok(&RUNTIME.get_or_init(|| (made, std::process::id())).0)
+}
+
+/// Refuses the use of an object in a process that was forked after dezky was used.
+pub(crate) fn check_fork() -> PyResult<()> {
+    match RUNTIME.get() {
+        Some((_, process)) if *process != std::process::id() => Err(coded(
+            "forked",
+            "this process was forked after it used dezky, whose threads do not survive a fork: \
+             fork first, or start processes with multiprocessing's \"spawn\" or \"forkserver\"",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Blocks until `work` ends. Other threads run meanwhile; a signal handler that raises, such as
+/// the one of Ctrl-C, ends the call and drops `work`.
+pub(crate) fn wait<T, F>(py: Python<'_>, work: F) -> PyResult<T>
+where
+    T: Send,
+    F: Future<Output = T> + Send,
+{
+    let runtime = runtime()?;
+    py.detach(|| {
+        let mut work = pin!(work);
+        loop {
+            let slice = async { tokio::time::timeout(SIGNALS, work.as_mut()).await };
+            match runtime.block_on(slice) {
+                Ok(done) => return Ok(done),
+                Err(_) => Python::attach(|py| py.check_signals())?,
+            }
+        }
+    })
+}
+
+/// [`wait`], for work that fails with an error of the crates.
+pub(crate) fn wait_for<T, F>(py: Python<'_>, work: F) -> PyResult<T>
+where
+    T: Send,
+    F: Future<Output = dezky::Result<T>> + Send,
+{
+    wait(py, work)?.map_err(exception)
+}
+
+/// Starts `work` and returns the `asyncio.Future` of its result. Cancelling the future drops
+/// `work`.
+///
+/// # Errors
+/// `RuntimeError` without a running event loop.
+pub(crate) fn future<'py, T, F>(py: Python<'py>, work: F) -> PyResult<Bound<'py, PyAny>>
+where
+    T: for<'a> IntoPyObject<'a> + Send + 'static,
+    F: Future<Output = PyResult<T>> + Send + 'static,
+{
+    static LOOP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let runtime = runtime()?;
+    let event_loop = LOOP.import(py, "asyncio", "get_running_loop")?.call0()?;
+    let promise = event_loop.call_method0("create_future")?;
+    let (event_loop, result) = (event_loop.unbind(), promise.clone().unbind());
+    let task = runtime.spawn(async move {
+        let done = work.await;
+        // Without an interpreter, nobody waits any more.
+        Python::try_attach(|py| settle(py, &event_loop, &result, done));
+    });
+    let task = task.abort_handle();
+    let abort = PyCFunction::new_closure(py, None, None, move |arguments, _| {
+        let future = arguments.get_item(0)?;
+        if future.call_method0("cancelled")?.is_truthy()? {
+            task.abort();
+        }
+        PyResult::Ok(())
+    })?;
+    promise.call_method1("add_done_callback", (abort,))?;
+    Ok(promise)
+}
+
+/// Hands a result to the loop that waits for it.
+fn settle<T>(py: Python<'_>, event_loop: &Py<PyAny>, promise: &Py<PyAny>, done: PyResult<T>)
+where
+    T: for<'a> IntoPyObject<'a>,
+{
+    static SETTLE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let done = done.and_then(|value| {
+        value.into_pyobject(py).map(|value| value.into_any().into_bound()).map_err(Into::into)
+    });
+    let (value, error) = match done {
+        Ok(value) => (value, py.None().into_bound(py)),
+        Err(error) => (py.None().into_bound(py), error.into_value(py).into_bound(py).into_any()),
+    };
+    let handed = SETTLE.import(py, "dezky._aio", "settle").and_then(|settle| {
+        event_loop.bind(py).call_method1("call_soon_threadsafe", (settle, promise, value, error))
+    });
+    // A closed loop: nobody waits any more.
+    drop(handed);
+}
