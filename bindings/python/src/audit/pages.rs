@@ -93,13 +93,13 @@ impl TailPages {
 
 /// What an iterator reads.
 pub(crate) enum Source {
-    List(ListPages),
+    List(Box<ListPages>),
     Tail(TailPages),
 }
 
 impl From<ListPages> for Source {
     fn from(pages: ListPages) -> Self {
-        Self::List(pages)
+        Self::List(Box::new(pages))
     }
 }
 
