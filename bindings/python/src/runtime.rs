@@ -106,6 +106,8 @@ where
     F: Future<Output = T> + Send,
 {
     let runtime = runtime()?;
+    // Between short waits in a row, no code of Python may run.
+    py.check_signals()?;
     py.detach(|| {
         // Work that is dropped gives its connections back in a task.
         let _entered = runtime.enter();

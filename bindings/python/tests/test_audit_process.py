@@ -20,6 +20,7 @@ SLACK = 1.0
 
 PRELUDE = """
 import asyncio, faulthandler, os, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import dezky
 from dezky import Actor, AsyncAuditLog, AuditLog, NewEvent
 url = sys.argv[1]
@@ -32,7 +33,7 @@ def events(count):
 def child(code: str, url: str = "memory:") -> subprocess.Popen[str]:
     """Starts Python in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-X", "dev", "-c", PRELUDE + textwrap.dedent(code), url],
+        [sys.executable, "-W", "error", "-c", PRELUDE + textwrap.dedent(code), url],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -54,7 +55,7 @@ INTERRUPTED = {
     "append": "while True: log.append(batch)",
     "append to a blocked store": "block()\nlog.append(batch[:1])",
     "list": "while True: list(log.list())",
-    "arrow": "while True: pyarrow.table(log.to_arrow())",
+    "arrow": "import pyarrow\nwhile True: pyarrow.table(log.to_arrow())",
 }
 
 
@@ -62,15 +63,16 @@ INTERRUPTED = {
 def test_ctrl_c_ends_a_blocking_call(work: str, new_url: Callable[[str], str]) -> None:
     process = child(
         f"""
-        import pyarrow, psycopg
         def block():
             global blocker
+            import psycopg
             blocker = psycopg.connect(url)
             blocker.execute("LOCK TABLE " + ", ".join(
                 name for (name,) in blocker.execute(
                     "SELECT tablename FROM pg_tables WHERE tablename LIKE 'dezky%'")))
         log = AuditLog.open(url)
         batch = events(10_000)
+        work = compile({INTERRUPTED[work]!r}, "work", "exec")
         for _ in range(2):
             log.append(batch)
         def announce():
@@ -78,13 +80,13 @@ def test_ctrl_c_ends_a_blocking_call(work: str, new_url: Callable[[str], str]) -
             print("ready", flush=True)
         threading.Thread(target=announce).start()
         try:
-            exec({INTERRUPTED[work]!r})
+            exec(work)
         except KeyboardInterrupt:
             print(time.time(), flush=True)
         else:
             # It may have ended before the signal.
             try:
-                while True: exec({INTERRUPTED[work]!r})
+                while True: exec(work)
             except KeyboardInterrupt:
                 print(time.time(), flush=True)
         if "blocker" in globals():
