@@ -6,9 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dezky._dezky import Event, EventSource
+    from collections.abc import Callable
 
-__all__ = ["EventStream", "settle"]
+    from dezky._dezky import Event, EventSource, Verification, VerificationRun
+
+__all__ = ["EventStream", "settle", "verify"]
 
 
 def settle(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
@@ -42,3 +44,13 @@ class EventStream:
                 return event
             if not await self._source.fill():
                 raise StopAsyncIteration
+
+
+async def verify(run: VerificationRun, progress: Callable[[int], object] | None) -> Verification:
+    """Follows a verification, and calls `progress` in the loop's thread."""
+    while True:
+        step = await run.next()
+        if not isinstance(step, int):
+            return step
+        if progress is not None:
+            progress(step)
