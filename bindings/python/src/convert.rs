@@ -145,15 +145,10 @@ fn write_json(
             write_json(&item, name, depth + 1, out)?;
         }
         out.push('}');
-    } else if value.is_instance_of::<PyList>() || value.is_instance_of::<PyTuple>() {
-        out.push('[');
-        for (position, item) in value.try_iter()?.enumerate() {
-            if position > 0 {
-                out.push(',');
-            }
-            write_json(&item?, name, depth + 1, out)?;
-        }
-        out.push(']');
+    } else if let Ok(items) = value.cast::<PyList>() {
+        write_array(items.iter(), name, depth, out)?;
+    } else if let Ok(items) = value.cast::<PyTuple>() {
+        write_array(items.iter(), name, depth, out)?;
     } else {
         return Err(type_error(
             &format!("each value in {name}"),
@@ -161,6 +156,25 @@ fn write_json(
             value,
         ));
     }
+    Ok(())
+}
+
+/// The items are those of the list itself: an `__iter__` of a subclass could change dictionaries
+/// around it while they are read.
+fn write_array<'py>(
+    items: impl Iterator<Item = Bound<'py, PyAny>>,
+    name: &str,
+    depth: usize,
+    out: &mut String,
+) -> PyResult<()> {
+    out.push('[');
+    for (position, item) in items.enumerate() {
+        if position > 0 {
+            out.push(',');
+        }
+        write_json(&item, name, depth + 1, out)?;
+    }
+    out.push(']');
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! of the running asyncio loop.
 
 use std::future::Future;
+use std::ops::{Deref, DerefMut};
 use std::pin::pin;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -52,6 +53,49 @@ pub(crate) fn check_fork() -> PyResult<()> {
     }
 }
 
+/// The runtime, if there is one in this process.
+pub(crate) fn existing() -> Option<&'static Runtime> {
+    let (runtime, process) = RUNTIME.get()?;
+    (*process == std::process::id()).then_some(runtime)
+}
+
+/// A value that is dropped within the runtime, because it may hold connections, which go back to
+/// their pool in a task of their own. In a forked process it is leaked: dropping it would write
+/// to the parent's connections.
+pub(crate) struct Owned<T>(Option<T>);
+
+impl<T> Owned<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(Some(value))
+    }
+}
+
+impl<T> Deref for Owned<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect("only `drop` takes it")
+    }
+}
+
+impl<T> DerefMut for Owned<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.as_mut().expect("only `drop` takes it")
+    }
+}
+
+impl<T> Drop for Owned<T> {
+    fn drop(&mut self) {
+        match existing() {
+            Some(runtime) => {
+                let _entered = runtime.enter();
+                drop(self.0.take());
+            }
+            None => std::mem::forget(self.0.take()),
+        }
+    }
+}
+
 /// Blocks until `work` ends. Other threads run meanwhile; a signal handler that raises, such as
 /// the one of Ctrl-C, ends the call and drops `work`.
 pub(crate) fn wait<T, F>(py: Python<'_>, work: F) -> PyResult<T>
@@ -61,6 +105,8 @@ where
 {
     let runtime = runtime()?;
     py.detach(|| {
+        // Work that is dropped gives its connections back in a task.
+        let _entered = runtime.enter();
         let mut work = pin!(work);
         loop {
             let slice = async { tokio::time::timeout(SIGNALS, work.as_mut()).await };
@@ -81,6 +127,22 @@ where
     wait(py, work)?.map_err(exception)
 }
 
+/// An `asyncio.Future` that is done already.
+pub(crate) fn done<'py>(
+    py: Python<'py>,
+    value: impl IntoPyObject<'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    check_fork()?;
+    let promise = running_loop(py)?.call_method0("create_future")?;
+    promise.call_method1("set_result", (value,))?;
+    Ok(promise)
+}
+
+fn running_loop(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    static LOOP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    LOOP.import(py, "asyncio", "get_running_loop")?.call0()
+}
+
 /// Starts `work` and returns the `asyncio.Future` of its result. Cancelling the future drops
 /// `work`.
 ///
@@ -91,9 +153,8 @@ where
     T: for<'a> IntoPyObject<'a> + Send + 'static,
     F: Future<Output = PyResult<T>> + Send + 'static,
 {
-    static LOOP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let runtime = runtime()?;
-    let event_loop = LOOP.import(py, "asyncio", "get_running_loop")?.call0()?;
+    let event_loop = running_loop(py)?;
     let promise = event_loop.call_method0("create_future")?;
     let (event_loop, result) = (event_loop.unbind(), promise.clone().unbind());
     let task = runtime.spawn(async move {

@@ -19,7 +19,7 @@ const URLS: &str = "sqlite:// and the path of a file, such as sqlite:///var/lib/
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreUrl {
-    /// `memory://`: in this process, lost when it ends.
+    /// `memory://` or `memory:`: in this process, lost when it ends.
     Memory,
     /// `sqlite://` and the path of a file, taken literally.
     Sqlite(PathBuf),
@@ -37,6 +37,9 @@ impl StoreUrl {
     /// `config_invalid`. The message completes a sentence that begins with the name of
     /// the setting; it never quotes the URL, which may hold a password.
     pub fn parse(url: &str) -> Result<Self> {
+        if url == "memory:" {
+            return Ok(Self::Memory);
+        }
         let (scheme, rest) =
             url.split_once("://").ok_or_else(|| invalid(format!("must be a URL: {URLS}")))?;
         match scheme {
@@ -324,6 +327,15 @@ mod tests {
 
     fn parsed(url: &str) -> StoreUrl {
         StoreUrl::parse(url).unwrap()
+    }
+
+    #[test]
+    fn memory_needs_no_slashes() {
+        assert_eq!(parsed("memory:"), StoreUrl::Memory);
+        assert_eq!(StoreConfig::parse("memory:").unwrap(), StoreConfig::new(StoreUrl::Memory));
+        for url in ["memory", "memory:x", "memory:?x=1", "memory:/", "Memory:"] {
+            assert!(StoreUrl::parse(url).is_err() && StoreConfig::parse(url).is_err(), "{url}");
+        }
     }
 
     #[test]

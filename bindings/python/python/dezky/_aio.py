@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["settle"]
+if TYPE_CHECKING:
+    from dezky._dezky import Event, EventSource
+
+__all__ = ["EventStream", "settle"]
 
 
 def settle(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
@@ -16,3 +19,26 @@ def settle(future: asyncio.Future[Any], value: Any, error: BaseException | None)
         future.set_result(value)
     else:
         future.set_exception(error)
+
+
+class EventStream:
+    """An asynchronous iterator over events.
+
+    An event is taken out in the loop's thread, after the wait: one that is cancelled loses none.
+    """
+
+    __slots__ = ("_source",)
+
+    def __init__(self, source: EventSource) -> None:
+        self._source = source
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> Event:
+        while True:
+            event = self._source.pop()
+            if event is not None:
+                return event
+            if not await self._source.fill():
+                raise StopAsyncIteration

@@ -1,8 +1,21 @@
 //! The audit log.
 
+pub(crate) mod event;
+mod filters;
+pub(crate) mod log;
+mod pages;
+
 use pyo3::prelude::*;
 
 /// Adds the classes and functions of this part.
-pub(crate) fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<event::Actor>()?;
+    module.add_class::<event::Event>()?;
+    module.add_class::<event::NewEvent>()?;
+    module.add_class::<log::AsyncAuditLog>()?;
+    module.add_class::<log::AuditLog>()?;
+    module.add_class::<log::Receipt>()?;
+    module.add_class::<log::Recorded>()?;
+    module.add_class::<pages::EventIterator>()?;
+    module.add_class::<pages::EventSource>()
 }

@@ -1,0 +1,614 @@
+//! Audit logs: opening, writing and reading, blocking and for asyncio.
+
+use std::fmt;
+use std::future::pending;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dezky::core::SealedEvent;
+use dezky::core::store::{AppendOptions, MAX_BATCH_EVENTS, Receipt as CoreReceipt, ReceiptStatus};
+use dezky::{
+    Access, AuditStore, ErrorKind, Platform, RecordOutcome, Recorded as CoreRecorded, Spool,
+    SpoolConfig, StoreConfig, Stores, TokioRuntime,
+};
+use futures_util::future::{Either, select};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::event::{Fields, attribute, new_event};
+use super::filters::Filters;
+use super::pages::{EventIterator, EventPages, event_stream};
+use crate::convert::{text, type_error, value_error};
+use crate::error::{coded, exception};
+use crate::runtime::{self, Owned};
+
+/// An open log, shared by the objects that work on it.
+pub(crate) struct Shared {
+    open: Mutex<Option<Open>>,
+    /// Whether it was closed, for those who wait for events.
+    closed: watch::Sender<bool>,
+    url: String,
+    read_only: bool,
+}
+
+/// A platform and its background work.
+struct Open {
+    platform: Owned<Arc<Platform>>,
+    work: Vec<JoinHandle<()>>,
+}
+
+impl Shared {
+    /// The platform.
+    ///
+    /// # Errors
+    /// `ValueError` if the log is closed, `ForkedError`.
+    pub(crate) fn platform(&self) -> PyResult<Arc<Platform>> {
+        runtime::check_fork()?;
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.as_ref().map(|open| Arc::clone(&open.platform)).ok_or_else(closed)
+    }
+
+    /// The platform of a log that may be written.
+    pub(crate) fn writable(&self) -> PyResult<Arc<Platform>> {
+        if self.read_only {
+            return Err(PyValueError::new_err(
+                "the log is read-only: open it without read_only=True to write",
+            ));
+        }
+        self.platform()
+    }
+
+    pub(crate) fn store(&self) -> PyResult<Arc<dyn AuditStore>> {
+        Ok(self.platform()?.store.clone())
+    }
+
+    /// Waits for `work`, or for the log to be closed.
+    pub(crate) async fn while_open<T>(&self, work: impl Future<Output = T>) -> PyResult<T> {
+        let mut closed_now = self.closed.subscribe();
+        let closing = std::pin::pin!(closed_now.wait_for(|is_closed| *is_closed));
+        match select(std::pin::pin!(work), closing).await {
+            Either::Left((done, _)) => Ok(done),
+            Either::Right(_) => Err(closed()),
+        }
+    }
+
+    /// Ends the background work and closes the connections.
+    async fn close(&self) {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.closed.send_replace(true);
+        if let Some(mut open) = open {
+            for work in std::mem::take(&mut open.work) {
+                work.abort();
+                // An abort is not a failure.
+                let _ = work.await;
+            }
+            open.platform.close().await;
+        }
+    }
+}
+
+impl Drop for Open {
+    /// An object that was not closed is closed in the background.
+    fn drop(&mut self) {
+        for work in &self.work {
+            work.abort();
+        }
+        if !self.work.is_empty()
+            && let Some(runtime) = runtime::existing()
+        {
+            let platform = Arc::clone(&self.platform);
+            runtime.spawn(async move { platform.close().await });
+        }
+    }
+}
+
+fn closed() -> PyErr {
+    PyValueError::new_err("the log is closed")
+}
+
+/// The arguments of `open`.
+struct Opening {
+    config: StoreConfig,
+    spool: Option<PathBuf>,
+    read_only: bool,
+}
+
+impl Opening {
+    fn read(
+        url: &Bound<'_, PyAny>,
+        spool: Option<&Bound<'_, PyAny>>,
+        read_only: bool,
+    ) -> PyResult<Self> {
+        let config = StoreConfig::parse(&text(url, "url")?).map_err(exception)?;
+        let spool = spool.map(|spool| path(spool, "spool")).transpose()?;
+        if read_only && spool.is_some() {
+            return Err(value_error("spool", "has no effect on a read-only log: leave it out"));
+        }
+        Ok(Self { config, spool, read_only })
+    }
+
+    async fn open(self) -> PyResult<Shared> {
+        let runtime = runtime::runtime()?;
+        let platform = Arc::new(self.platform().await.map_err(exception)?);
+        let mut work = Vec::new();
+        if !self.read_only {
+            let (relayed, spooled) = (Arc::clone(&platform), Arc::clone(&platform));
+            // It ends only if the database's files are gone, which every call then reports.
+            work.push(runtime.spawn(async move { drop(relayed.run_relay(pending()).await) }));
+            work.push(runtime.spawn(async move { spooled.log.run_spool(pending()).await }));
+        }
+        Ok(Shared {
+            open: Mutex::new(Some(Open { platform: Owned::new(platform), work })),
+            closed: watch::Sender::new(false),
+            url: self.config.url.to_string(),
+            read_only: self.read_only,
+        })
+    }
+
+    async fn platform(&self) -> dezky::Result<Platform> {
+        let stores = self.stores().await?;
+        let Some(path) = &self.spool else { return Platform::builder(stores).build().await };
+        match Spool::open(SpoolConfig::new(path), Arc::new(TokioRuntime)).await {
+            Ok(spool) => Platform::builder(stores).spool(spool).build().await,
+            Err(error) => {
+                stores.close().await;
+                Err(error.context(format_args!("spool: {}", path.display())))
+            }
+        }
+    }
+
+    async fn stores(&self) -> dezky::Result<Stores> {
+        let access = if self.read_only { Access::Use } else { Access::Migrate };
+        match Stores::open(&self.config, access).await {
+            // A file on read-only media, say. Opened so, it must not change.
+            Err(error)
+                if self.read_only
+                    && self.config.url.file().is_some()
+                    && matches!(error.kind(), ErrorKind::StoreUnavailable | ErrorKind::Io) =>
+            {
+                Stores::open(&self.config, Access::Read).await.map_err(|_| error)
+            }
+            opened => opened,
+        }
+    }
+}
+
+/// A path as text, or from `pathlib`.
+fn path(value: &Bound<'_, PyAny>, name: &str) -> PyResult<PathBuf> {
+    value.extract().map_err(|_| type_error(name, "a str or a path", value))
+}
+
+/// The result of recording an event.
+#[pyclass(frozen, eq, module = "dezky", name = "Recorded")]
+#[derive(PartialEq)]
+pub(crate) struct Recorded(CoreRecorded);
+
+#[pymethods]
+impl Recorded {
+    /// Where the event is: `"appended"` to the log; `"duplicate"`, already in the log;
+    /// `"spooled"`, on disk until the store accepts it; `"lost"`.
+    #[getter]
+    fn status(&self) -> &'static str {
+        match self.0.outcome {
+            RecordOutcome::Appended { .. } => "appended",
+            RecordOutcome::Duplicate { .. } => "duplicate",
+            RecordOutcome::Spooled => "spooled",
+            RecordOutcome::Lost => "lost",
+        }
+    }
+
+    /// The event's id; for a duplicate, that of the event in the log.
+    #[getter]
+    fn id(&self) -> String {
+        self.0.id.to_string()
+    }
+
+    /// The position in the log, if the event is there.
+    #[getter]
+    fn seq(&self) -> Option<u64> {
+        match self.0.outcome {
+            RecordOutcome::Appended { seq } | RecordOutcome::Duplicate { seq } => Some(seq),
+            RecordOutcome::Spooled | RecordOutcome::Lost => None,
+        }
+    }
+
+    fn __repr__(&self) -> String {
+        let seq = self.seq().map_or_else(|| "None".to_owned(), |seq| seq.to_string());
+        format!("Recorded(status='{}', seq={seq}, id='{}')", self.status(), self.id())
+    }
+}
+
+/// The result of appending one event.
+#[pyclass(frozen, eq, module = "dezky", name = "Receipt")]
+#[derive(PartialEq)]
+pub(crate) struct Receipt(CoreReceipt);
+
+#[pymethods]
+impl Receipt {
+    /// `"appended"`; `"duplicate"`, already in the log; `"conflict"`, in the log with other
+    /// content, which stays.
+    #[getter]
+    fn status(&self) -> &'static str {
+        match self.0.status {
+            ReceiptStatus::Appended => "appended",
+            ReceiptStatus::Duplicate => "duplicate",
+            ReceiptStatus::Conflict => "conflict",
+        }
+    }
+
+    /// The event's position; for a duplicate, that of the event in the log.
+    #[getter]
+    fn seq(&self) -> u64 {
+        self.0.seq
+    }
+
+    /// The id of the event at that position.
+    #[getter]
+    fn id(&self) -> String {
+        self.0.id.to_string()
+    }
+
+    /// For a conflict, the names of the fields that differ.
+    #[getter]
+    fn differs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, self.0.differs.iter().map(|field| attribute(*field)))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Receipt(status='{}', seq={}, id='{}')", self.status(), self.0.seq, self.0.id)
+    }
+}
+
+/// Events for `append`, taken from an iterable up to the bound of one call.
+fn batch(events: &Bound<'_, PyAny>) -> PyResult<Vec<dezky::NewEvent>> {
+    let items = events
+        .try_iter()
+        .map_err(|_| type_error("events", "an iterable of NewEvent or mappings", events))?;
+    let mut batch = Vec::new();
+    for (index, item) in items.enumerate() {
+        if index == MAX_BATCH_EVENTS {
+            return Err(coded(
+                "too_large",
+                &format!(
+                    "events has more than {MAX_BATCH_EVENTS} items, the bound of one append: \
+                     append them in parts"
+                ),
+            ));
+        }
+        batch.push(new_event(&item?, &format!("events[{index}]"))?);
+    }
+    Ok(batch)
+}
+
+async fn append(platform: Arc<Platform>, batch: Vec<dezky::NewEvent>) -> PyResult<Vec<Receipt>> {
+    let events: Vec<SealedEvent> =
+        batch.into_iter().map(|event| event.seal(&**platform.runtime())).collect();
+    for (index, event) in events.iter().enumerate() {
+        if let Err(invalid) = event.validate() {
+            let field = dezky::core::Field::ALL.into_iter().find(|f| f.name() == invalid.field);
+            let field = field.map_or_else(|| invalid.field.to_owned(), attribute);
+            let problem = format!("events[{index}].{field} must be {}", invalid.bound);
+            return Err(coded("event_invalid", &problem));
+        }
+    }
+    let appended = platform.store.append(events, AppendOptions::default()).await;
+    Ok(appended.map_err(exception)?.receipts.into_iter().map(Receipt).collect())
+}
+
+/// An audit log, for programs with threads. `AsyncAuditLog` is the same for asyncio.
+///
+/// A log is opened with `AuditLog.open` and used as a context manager. All threads may use it at
+/// once. While it is open for writing, it moves events from its spool, and those that Rust
+/// programs have staged, into the log.
+///
+/// Warning:
+///     Don't open the log's SQLite file with Python's `sqlite3` in a process that has the log
+///     open. SQLite's locks belong to the process and not to the library: when the other library
+///     closes the file, this one's locks are gone, and both may write at once. The file may be
+///     damaged, or the process killed by SIGBUS. Use another process, or `to_arrow`.
+///
+/// Examples:
+///     >>> import dezky
+///     >>> with dezky.AuditLog.open("memory:") as log:
+///     ...     recorded = log.record("tenant.created", actor=dezky.Actor.user("u-7"))
+///     ...     [event.action for event in log.list()]
+///     ['tenant.created']
+///     >>> recorded.status
+///     'appended'
+#[pyclass(frozen, module = "dezky", name = "AuditLog")]
+pub(crate) struct AuditLog {
+    shared: Arc<Shared>,
+}
+
+impl AuditLog {
+    /// The log's store: reads, and appends without the spool.
+    pub(crate) fn store(&self) -> PyResult<Arc<dyn AuditStore>> {
+        self.shared.store()
+    }
+
+    /// The platform. The spool's file stays locked as long as it is held.
+    pub(crate) fn platform(&self) -> PyResult<Arc<Platform>> {
+        self.shared.writable()
+    }
+}
+
+#[pymethods]
+impl AuditLog {
+    /// Opens the log at a URL, and creates or migrates its schema.
+    ///
+    /// Args:
+    ///     url: `sqlite:///path/audit.db`, `postgres://user@host/database`,
+    ///         `mongodb://user@host/database`, or `memory:` for a log that ends with the object.
+    ///         Options such as `?lock_timeout_seconds=20` go into the URL.
+    ///     spool: The path of a file to which `record` writes events while the store does not
+    ///         accept them. One process at a time can use it.
+    ///     read_only: Opens the log for reading alone. Then it must exist, with a current schema.
+    ///
+    /// Raises:
+    ///     ConfigInvalidError: The URL can't be read, or names nothing that exists.
+    ///     StoreUnavailableError: The database does not answer.
+    ///     StoreForeignError: The database belongs to another program.
+    ///     SchemaNewerError: A newer version of dezky wrote it.
+    #[staticmethod]
+    #[pyo3(signature = (url, *, spool=None, read_only=false))]
+    fn open(
+        py: Python<'_>,
+        url: &Bound<'_, PyAny>,
+        spool: Option<&Bound<'_, PyAny>>,
+        read_only: bool,
+    ) -> PyResult<Self> {
+        let opening = Opening::read(url, spool, read_only)?;
+        let shared = runtime::wait(py, opening.open())??;
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Records an event: in the log if the store accepts it, otherwise in the spool.
+    ///
+    /// Never fails because of the store or of a text's length: texts out of bounds are brought
+    /// within them, and the originals' digests noted in the metadata.
+    ///
+    /// Args:
+    ///     action: The verb, such as `tenant.suspended`.
+    ///     actor: Who acted.
+    ///     **fields: The other fields of `NewEvent`.
+    ///
+    /// Returns:
+    ///     Where the event is. `"lost"` means that neither store nor spool accepted it.
+    ///
+    /// Raises:
+    ///     TypeError: A value has the wrong type.
+    ///     ValueError: A value of the right type is none that an event can have, such as a
+    ///         `datetime` without a time zone.
+    #[pyo3(
+        signature = (action, *, actor, **fields),
+        text_signature = "($self, action, *, actor, at=None, outcome='success', \
+            resource_type=None, resource_id=None, resource_name=None, tenant_slug=None, \
+            partner_slug=None, source='platform-api', external_id=None, metadata=None)"
+    )]
+    fn record<'py>(
+        &self,
+        py: Python<'py>,
+        action: Bound<'py, PyAny>,
+        actor: Bound<'py, PyAny>,
+        fields: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Recorded> {
+        let platform = self.shared.writable()?;
+        let event = Fields::of_arguments(action, actor, fields)?.event("")?;
+        runtime::wait(py, async move { Recorded(platform.log.record(event).await) })
+    }
+
+    /// Appends events atomically and durably, in their order.
+    ///
+    /// An event whose `(source, external_id)` the log has already is a duplicate: its receipt
+    /// says so, and nothing is stored.
+    ///
+    /// Args:
+    ///     events: At most 10,000 `NewEvent`, or mappings with the keyword names of `NewEvent`.
+    ///
+    /// Returns:
+    ///     A receipt for each event, in their order.
+    ///
+    /// Raises:
+    ///     EventInvalidError: An event is out of bounds. The message names its index and the field,
+    ///         and nothing was stored.
+    ///     TooLargeError: There are more events than one call takes.
+    ///     StoreUnavailableError, StoreBusyError: The outcome is unknown. Events with an
+    ///         `external_id` may be appended again.
+    fn append(&self, py: Python<'_>, events: &Bound<'_, PyAny>) -> PyResult<Vec<Receipt>> {
+        let platform = self.shared.writable()?;
+        let batch = batch(events)?;
+        runtime::wait(py, append(platform, batch))?
+    }
+
+    /// Iterates over the events that match all filters, newest first.
+    ///
+    /// Reads page after page while you iterate. Events that are appended meanwhile neither repeat
+    /// nor hide others.
+    ///
+    /// Args:
+    ///     since: The earliest time of an event.
+    ///     until: The time before which events must be.
+    ///     before: Like `until`; the earlier of the two applies.
+    ///     action: The beginning of the action, such as `tenant.`, or all of it.
+    ///     tenant_slug: The tenant; `""` for events without one.
+    ///     partner_slug: The partner.
+    ///     actor_id: The actor's id.
+    ///     actor_email: The actor's e-mail address, in upper or lower case.
+    ///     resource_type: The resource's type.
+    ///     resource_id: The resource's id.
+    ///     outcome: `"success"`, `"failure"` or `"denied"`.
+    ///     source: The source; `"authentik"` includes its instances, such as `authentik:eu2`.
+    ///     q: A part of the action, the resource's name, the e-mail address or the tenant.
+    ///     limit: The maximum number of events in total; all if absent.
+    ///
+    /// Raises:
+    ///     QueryInvalidError: A filter is out of its bounds.
+    #[pyo3(
+        signature = (**filters),
+        text_signature = "($self, *, since=None, until=None, before=None, action=None, \
+            tenant_slug=None, partner_slug=None, actor_id=None, actor_email=None, \
+            resource_type=None, resource_id=None, outcome=None, source=None, q=None, limit=None)"
+    )]
+    fn list(&self, filters: Option<&Bound<'_, PyDict>>) -> PyResult<EventIterator> {
+        let store = self.shared.store()?;
+        let pages = Filters::read(filters)?.pages(store);
+        Ok(EventIterator::new(EventPages::new(self.shared.clone(), pages)))
+    }
+
+    /// Ends the background work and closes the connections. Iterators of the log end with an
+    /// error. Closing again does nothing.
+    ///
+    /// Events in the spool stay there until a log is opened with it.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        runtime::wait(py, self.shared.close())
+    }
+
+    /// Whether the log is closed.
+    #[getter]
+    fn closed(&self) -> bool {
+        *self.shared.closed.borrow()
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_args))]
+    fn __exit__(&self, py: Python<'_>, _args: &Bound<'_, PyTuple>) -> PyResult<()> {
+        self.close(py)
+    }
+
+    fn __repr__(&self) -> String {
+        self.shared.repr("AuditLog")
+    }
+}
+
+impl Shared {
+    fn repr(&self, class: &str) -> String {
+        let state = if *self.closed.borrow() { " closed" } else { "" };
+        let mode = if self.read_only { " read-only" } else { "" };
+        format!("<dezky.{class} {}{mode}{state}>", self.url)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.repr("AuditLog"))
+    }
+}
+
+/// An audit log, for asyncio. `AuditLog` is the same for programs with threads.
+///
+/// Every method that waits returns an awaitable; `list` and `tail` return asynchronous iterators.
+/// Cancelling leaves the log whole: an append that was cancelled has stored all of its events or
+/// none.
+///
+/// Examples:
+///     >>> import asyncio, dezky
+///     >>> async def main():
+///     ...     async with await dezky.AsyncAuditLog.open("memory:") as log:
+///     ...         await log.record("tenant.created", actor=dezky.Actor.user("u-7"))
+///     ...         return [event.action async for event in log.list()]
+///     >>> asyncio.run(main())
+///     ['tenant.created']
+#[pyclass(frozen, module = "dezky", name = "AsyncAuditLog")]
+pub(crate) struct AsyncAuditLog {
+    shared: Arc<Shared>,
+}
+
+#[pymethods]
+impl AsyncAuditLog {
+    /// Opens the log at a URL, as `AuditLog.open` does.
+    #[staticmethod]
+    #[pyo3(signature = (url, *, spool=None, read_only=false))]
+    fn open<'py>(
+        py: Python<'py>,
+        url: &Bound<'py, PyAny>,
+        spool: Option<&Bound<'py, PyAny>>,
+        read_only: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let opening = Opening::read(url, spool, read_only)?;
+        runtime::future(py, async move { Ok(Self { shared: Arc::new(opening.open().await?) }) })
+    }
+
+    /// Records an event, as `AuditLog.record` does.
+    #[pyo3(
+        signature = (action, *, actor, **fields),
+        text_signature = "($self, action, *, actor, at=None, outcome='success', \
+            resource_type=None, resource_id=None, resource_name=None, tenant_slug=None, \
+            partner_slug=None, source='platform-api', external_id=None, metadata=None)"
+    )]
+    fn record<'py>(
+        &self,
+        py: Python<'py>,
+        action: Bound<'py, PyAny>,
+        actor: Bound<'py, PyAny>,
+        fields: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let platform = self.shared.writable()?;
+        let event = Fields::of_arguments(action, actor, fields)?.event("")?;
+        runtime::future(py, async move { Ok(Recorded(platform.log.record(event).await)) })
+    }
+
+    /// Appends events atomically and durably, as `AuditLog.append` does.
+    fn append<'py>(
+        &self,
+        py: Python<'py>,
+        events: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let platform = self.shared.writable()?;
+        runtime::future(py, append(platform, batch(events)?))
+    }
+
+    /// Iterates over the events that match, as `AuditLog.list` does.
+    #[pyo3(
+        signature = (**filters),
+        text_signature = "($self, *, since=None, until=None, before=None, action=None, \
+            tenant_slug=None, partner_slug=None, actor_id=None, actor_email=None, \
+            resource_type=None, resource_id=None, outcome=None, source=None, q=None, limit=None)"
+    )]
+    fn list<'py>(
+        &self,
+        py: Python<'py>,
+        filters: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let store = self.shared.store()?;
+        let pages = Filters::read(filters)?.pages(store);
+        event_stream(py, EventPages::new(self.shared.clone(), pages))
+    }
+
+    /// Closes the log, as `AuditLog.close` does.
+    fn close<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let shared = self.shared.clone();
+        runtime::future(py, async move {
+            shared.close().await;
+            Ok(())
+        })
+    }
+
+    /// Whether the log is closed.
+    #[getter]
+    fn closed(&self) -> bool {
+        *self.shared.closed.borrow()
+    }
+
+    fn __aenter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        runtime::done(slf.py(), slf)
+    }
+
+    #[pyo3(signature = (*_args))]
+    fn __aexit__<'py>(
+        &self,
+        py: Python<'py>,
+        _args: &Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.close(py)
+    }
+
+    fn __repr__(&self) -> String {
+        self.shared.repr("AsyncAuditLog")
+    }
+}

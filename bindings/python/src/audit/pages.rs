@@ -1,0 +1,213 @@
+//! Reading events page by page, and the iterators over them.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dezky::core::{AuditStoreExt as _, StoredEvent};
+use dezky::{AuditStore, ListQuery, TokioRuntime};
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+use super::event::Event;
+use super::log::Shared;
+use crate::error::exception;
+use crate::runtime::{self, Owned};
+
+/// The maximum number of events that a tail hands on at once.
+const TAIL_EVENTS: usize = 500;
+
+/// The pages of a list.
+pub(crate) struct ListPages {
+    store: Arc<dyn AuditStore>,
+    query: ListQuery,
+    /// The number of events still wanted.
+    left: u64,
+    at_end: bool,
+}
+
+impl ListPages {
+    pub(super) fn new(store: Arc<dyn AuditStore>, query: ListQuery, limit: Option<u64>) -> Self {
+        Self { store, query, left: limit.unwrap_or(u64::MAX), at_end: false }
+    }
+
+    /// The next events; `None` at the end. Cancel-safe; after an error it may be called again.
+    pub(super) async fn next(&mut self) -> dezky::Result<Option<Vec<StoredEvent>>> {
+        while !self.at_end {
+            let left = usize::try_from(self.left).unwrap_or(usize::MAX);
+            self.query.limit = left.min(ListQuery::MAX_LIMIT);
+            let page = self.store.list(&self.query).await?;
+            self.left -= page.events.len() as u64;
+            self.at_end = page.next_cursor.is_none() || self.left == 0;
+            self.query.cursor = page.next_cursor;
+            // A page may be empty because the search reached its budget.
+            if !page.events.is_empty() {
+                return Ok(Some(page.events));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The events of a tail, as many at once as are there.
+pub(crate) struct TailPages {
+    chunks: BoxStream<'static, Vec<dezky::Result<StoredEvent>>>,
+    /// The number of events still wanted.
+    left: u64,
+}
+
+impl TailPages {
+    /// The events from `from_seq` on: at most `limit`, or for ever.
+    pub(super) fn new(store: Arc<dyn AuditStore>, from_seq: u64, limit: Option<u64>) -> Self {
+        let tail = store.tail(Arc::new(TokioRuntime), from_seq);
+        let chunks = tail.into_stream().ready_chunks(TAIL_EVENTS).boxed();
+        Self { chunks, left: limit.unwrap_or(u64::MAX) }
+    }
+
+    async fn next(&mut self) -> Option<Vec<dezky::Result<StoredEvent>>> {
+        if self.left == 0 {
+            return None;
+        }
+        let mut chunk = self.chunks.next().await?;
+        chunk.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
+        self.left -= chunk.iter().filter(|event| event.is_ok()).count() as u64;
+        Some(chunk)
+    }
+}
+
+/// What an iterator reads.
+pub(crate) enum Source {
+    List(ListPages),
+    Tail(TailPages),
+}
+
+impl From<ListPages> for Source {
+    fn from(pages: ListPages) -> Self {
+        Self::List(pages)
+    }
+}
+
+impl From<TailPages> for Source {
+    fn from(pages: TailPages) -> Self {
+        Self::Tail(pages)
+    }
+}
+
+impl Source {
+    /// The next events, or an error behind events that were read before it; `None` at the end.
+    async fn next(&mut self) -> Option<Vec<dezky::Result<StoredEvent>>> {
+        match self {
+            Self::List(pages) => match pages.next().await {
+                Ok(page) => Some(page?.into_iter().map(Ok).collect()),
+                Err(error) => Some(vec![Err(error)]),
+            },
+            Self::Tail(pages) => pages.next().await,
+        }
+    }
+}
+
+/// Events that were read, and the source of more.
+///
+/// An event leaves [`ready`](Self::ready) only in the thread that hands it to Python, so that a
+/// cancelled wait loses none.
+pub(crate) struct EventPages {
+    shared: Arc<Shared>,
+    ready: Mutex<VecDeque<dezky::Result<StoredEvent>>>,
+    source: tokio::sync::Mutex<Owned<Source>>,
+}
+
+impl EventPages {
+    pub(crate) fn new(shared: Arc<Shared>, source: impl Into<Source>) -> Arc<Self> {
+        Arc::new(Self {
+            shared,
+            ready: Mutex::default(),
+            source: tokio::sync::Mutex::new(Owned::new(source.into())),
+        })
+    }
+
+    fn ready(&self) -> MutexGuard<'_, VecDeque<dezky::Result<StoredEvent>>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pop(&self) -> PyResult<Option<Event>> {
+        let next = self.ready().pop_front();
+        next.transpose().map(|event| event.map(Event)).map_err(exception)
+    }
+
+    /// Reads until events are ready. Returns `false` at the end.
+    async fn fill(&self) -> PyResult<bool> {
+        let read = async {
+            let mut source = self.source.lock().await;
+            // Another thread may have read them.
+            if !self.ready().is_empty() {
+                return true;
+            }
+            match source.next().await {
+                Some(events) => {
+                    self.ready().extend(events);
+                    true
+                }
+                None => false,
+            }
+        };
+        self.shared.while_open(read).await
+    }
+}
+
+/// An iterator over events.
+#[pyclass(frozen, module = "dezky._dezky", name = "EventIterator")]
+pub(crate) struct EventIterator {
+    pages: Arc<EventPages>,
+}
+
+impl EventIterator {
+    pub(crate) fn new(pages: Arc<EventPages>) -> Self {
+        Self { pages }
+    }
+}
+
+#[pymethods]
+impl EventIterator {
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Event>> {
+        runtime::check_fork()?;
+        loop {
+            if let Some(event) = self.pages.pop()? {
+                return Ok(Some(event));
+            }
+            if !runtime::wait(py, self.pages.fill())?? {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// The native part of an asynchronous iterator over events.
+#[pyclass(frozen, module = "dezky._dezky", name = "EventSource")]
+pub(crate) struct EventSource {
+    pages: Arc<EventPages>,
+}
+
+#[pymethods]
+impl EventSource {
+    /// Takes an event that was read already.
+    fn pop(&self) -> PyResult<Option<Event>> {
+        self.pages.pop()
+    }
+
+    /// Waits until events were read; `False` at the end.
+    fn fill<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let pages = self.pages.clone();
+        runtime::future(py, async move { pages.fill().await })
+    }
+}
+
+/// An asynchronous iterator over events.
+pub(crate) fn event_stream(py: Python<'_>, pages: Arc<EventPages>) -> PyResult<Bound<'_, PyAny>> {
+    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    CLASS.import(py, "dezky._aio", "EventStream")?.call1((EventSource { pages },))
+}
