@@ -25,7 +25,7 @@ use crate::error::exception;
 ///
 /// `len()` is the number of events, and iterating yields them. `Batch(decoded, cursor)` passes
 /// everything to a pump, and `append(log, decoded)` brings everything into a log.
-#[pyclass(frozen, module = "dezky.ingest", skip_from_py_object)]
+#[pyclass(frozen, module = "dezky.ingest")]
 pub(crate) struct Decoded {
     pub(super) events: Vec<PulledEvent>,
     pub(super) quarantined: Vec<QuarantineItem>,

@@ -21,7 +21,7 @@ use super::log::intake_of;
 use super::source::{PythonSource, Shared, in_python, is_inside, warn};
 use crate::convert::{datetime, text, type_error, value_error};
 use crate::error::{coded, exception};
-use crate::runtime::{check_fork, future, runtime, wait};
+use crate::runtime::{check_fork, existing, future, runtime, wait};
 
 /// The interval at which failures of a running pump are looked for.
 const WATCH: Duration = Duration::from_millis(200);
@@ -217,22 +217,16 @@ impl Inner {
 }
 
 impl Drop for Inner {
-    /// Gives the lease back, so that another pump need not wait for it to lapse.
+    /// Gives the lease back, so that another pump need not wait for it to lapse. The pump is dropped
+    /// within the runtime, because it holds connections; in a forked process it is leaked, because
+    /// they are the parent's.
     fn drop(&mut self) {
-        if check_fork().is_err() {
-            return;
+        let Ok(mut guard) = Arc::clone(&self.pump).try_lock_owned() else { return };
+        let Some(mut pump) = guard.take() else { return };
+        match existing() {
+            Some(runtime) => drop(runtime.spawn(async move { pump.release().await })),
+            None => std::mem::forget(pump),
         }
-        if let Ok(mut guard) = Arc::clone(&self.pump).try_lock_owned()
-            && let Some(pump) = guard.take()
-        {
-            release(pump);
-        }
-    }
-}
-
-fn release(mut pump: RustPump) {
-    if let Ok(runtime) = runtime() {
-        runtime.spawn(async move { pump.release().await });
     }
 }
 
@@ -252,7 +246,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         let Some(mut guard) = self.0.take() else { return };
-        if let Ok(runtime) = runtime() {
+        if let Some(runtime) = existing() {
             runtime.spawn(async move {
                 if let Some(pump) = guard.as_mut() {
                     pump.release().await;
@@ -299,7 +293,7 @@ impl Drop for Held {
 ///     ...     tick = pump.tick()
 ///     >>> tick.stored, tick.quarantined
 ///     (1, 1)
-#[pyclass(frozen, module = "dezky.ingest", skip_from_py_object)]
+#[pyclass(frozen, module = "dezky.ingest")]
 pub(crate) struct Pump(Arc<Inner>);
 
 #[pymethods]
@@ -450,7 +444,7 @@ impl Pump {
 ///     ...             return await pump.tick()
 ///     >>> asyncio.run(main()).stored
 ///     1
-#[pyclass(frozen, module = "dezky.ingest", skip_from_py_object)]
+#[pyclass(frozen, module = "dezky.ingest")]
 pub(crate) struct AsyncPump(Arc<Inner>);
 
 #[pymethods]
@@ -574,7 +568,7 @@ fn orderly<'py>(
 
 /// Counts of what a tick or an append brought.
 macro_rules! counts {
-    ($class:ident) => {
+    ($class:ident { $($more:tt)* }) => {
         #[pymethods]
         impl $class {
             /// Events that are new in the log.
@@ -612,12 +606,14 @@ macro_rules! counts {
             fn unresolved(&self) -> usize {
                 self.summary().unresolved
             }
+
+            $($more)*
         }
     };
 }
 
 /// What a tick of a pump did.
-#[pyclass(frozen, module = "dezky.ingest", skip_from_py_object)]
+#[pyclass(frozen, module = "dezky.ingest")]
 pub(crate) struct Tick(RustTick);
 
 impl Tick {
@@ -626,10 +622,7 @@ impl Tick {
     }
 }
 
-counts!(Tick);
-
-#[pymethods]
-impl Tick {
+counts!(Tick {
     /// Items that the source skipped on purpose.
     #[getter]
     fn skipped(&self) -> u64 {
@@ -660,10 +653,10 @@ impl Tick {
             "<Tick: {stored} stored, {duplicates} duplicates, {quarantined} quarantined, {skipped} skipped{state}>"
         )
     }
-}
+});
 
 /// What `append` brought into a log.
-#[pyclass(frozen, module = "dezky.ingest", skip_from_py_object)]
+#[pyclass(frozen, module = "dezky.ingest")]
 pub(crate) struct Summary(pub(super) IngestSummary);
 
 impl Summary {
@@ -672,10 +665,7 @@ impl Summary {
     }
 }
 
-counts!(Summary);
-
-#[pymethods]
-impl Summary {
+counts!(Summary {
     /// Events and items that are durable in the spool, and move to the log later.
     #[getter]
     fn spooled(&self) -> usize {
@@ -694,10 +684,10 @@ impl Summary {
             "<Summary: {stored} stored, {duplicates} duplicates, {quarantined} quarantined, {spooled} spooled>"
         )
     }
-}
+});
 
 /// How a pump is doing: its state, and totals since it was made.
-#[pyclass(frozen, module = "dezky.ingest", skip_from_py_object)]
+#[pyclass(frozen, module = "dezky.ingest")]
 pub(crate) struct PumpStatus(RustStatus);
 
 #[pymethods]

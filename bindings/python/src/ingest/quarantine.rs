@@ -28,7 +28,7 @@ use crate::convert::{datetime, text, timestamp, value_error};
 ///     >>> item = Quarantined("not_json", raw=b"{oops", detail="line 7 is not JSON", key="line:7")
 ///     >>> item.reason, item.raw
 ///     ('not_json', b'{oops')
-#[pyclass(frozen, module = "dezky.ingest", skip_from_py_object)]
+#[pyclass(frozen, module = "dezky.ingest")]
 pub(crate) struct Quarantined {
     item: QuarantineItem,
 }
