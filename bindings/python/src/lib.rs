@@ -5,6 +5,7 @@
 
 // The futures of three drivers nest deeper than the default allows.
 #![recursion_limit = "256"]
+#![expect(clippy::doc_markdown, reason = "documentation of classes is Python's, not Markdown")]
 
 mod audit;
 mod convert;

@@ -6,4 +6,37 @@ from dezky import errors
 from dezky._dezky import __version__
 from dezky.errors import Error
 
-__all__ = ["Error", "__version__", "errors"]
+# Audit log
+from dezky._dezky import (  # isort: skip
+    Actor,
+    Anomaly,
+    ArrowEvents,
+    AsyncAuditLog,
+    AuditLog,
+    Event,
+    Finding,
+    Head,
+    NewEvent,
+    Receipt,
+    Recorded,
+    Verification,
+)
+
+__all__ = [
+    "Error",
+    "__version__",
+    "errors",
+    # Audit log
+    "Actor",
+    "Anomaly",
+    "ArrowEvents",
+    "AsyncAuditLog",
+    "AuditLog",
+    "Event",
+    "Finding",
+    "Head",
+    "NewEvent",
+    "Receipt",
+    "Recorded",
+    "Verification",
+]

@@ -491,51 +491,6 @@ pub(crate) fn new_event(value: &Bound<'_, PyAny>, name: &str) -> PyResult<dezky:
 #[pyclass(frozen, module = "dezky", name = "Event")]
 pub(crate) struct Event(pub(crate) StoredEvent);
 
-macro_rules! event_texts {
-    ($($(#[$doc:meta])* $name:ident: $kind:ty = |$event:ident| $value:expr;)+) => {
-        #[pymethods]
-        impl Event {
-            $($(#[$doc])*
-            #[getter]
-            fn $name(&self) -> $kind {
-                let $event = &self.0.event;
-                $value
-            })+
-        }
-    };
-}
-
-event_texts! {
-    /// The kind of actor.
-    actor_type: &'static str = |event| event.actor_type.as_str();
-    /// The actor's id in the reporting system.
-    actor_id: Option<&str> = |event| event.actor_id.as_deref();
-    /// The actor's e-mail address.
-    actor_email: Option<&str> = |event| event.actor_email.as_deref();
-    /// The address that the action came from, in canonical form.
-    actor_ip: Option<&str> = |event| event.actor_ip.as_deref();
-    /// The verb.
-    action: &str = |event| &event.action;
-    /// The outcome: `"success"`, `"failure"` or `"denied"`.
-    outcome: &'static str = |event| event.outcome.as_str();
-    /// The type of the affected resource.
-    resource_type: Option<&str> = |event| event.resource_type.as_deref();
-    /// The resource's id.
-    resource_id: Option<&str> = |event| event.resource_id.as_deref();
-    /// The resource's name.
-    resource_name: Option<&str> = |event| event.resource_name.as_deref();
-    /// The affected tenant.
-    tenant_slug: Option<&str> = |event| event.tenant_slug.as_deref();
-    /// The affected partner.
-    partner_slug: Option<&str> = |event| event.partner_slug.as_deref();
-    /// The reporting system.
-    source: &str = |event| &event.source;
-    /// The event's id in the reporting system.
-    external_id: Option<&str> = |event| event.external_id.as_deref();
-    /// The remaining data as the log keeps it: canonical JSON.
-    metadata_json: &str = |event| event.metadata.as_str();
-}
-
 #[pymethods]
 impl Event {
     /// The event's id, a UUID.
@@ -560,6 +515,90 @@ impl Event {
     #[getter]
     fn received_at<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         datetime(py, self.0.event.received_at)
+    }
+
+    /// The kind of actor.
+    #[getter]
+    fn actor_type(&self) -> &'static str {
+        self.0.event.actor_type.as_str()
+    }
+
+    /// The actor's id in the reporting system.
+    #[getter]
+    fn actor_id(&self) -> Option<&str> {
+        self.0.event.actor_id.as_deref()
+    }
+
+    /// The actor's e-mail address.
+    #[getter]
+    fn actor_email(&self) -> Option<&str> {
+        self.0.event.actor_email.as_deref()
+    }
+
+    /// The address that the action came from, in canonical form.
+    #[getter]
+    fn actor_ip(&self) -> Option<&str> {
+        self.0.event.actor_ip.as_deref()
+    }
+
+    /// The verb.
+    #[getter]
+    fn action(&self) -> &str {
+        &self.0.event.action
+    }
+
+    /// The outcome: `"success"`, `"failure"` or `"denied"`.
+    #[getter]
+    fn outcome(&self) -> &'static str {
+        self.0.event.outcome.as_str()
+    }
+
+    /// The type of the affected resource.
+    #[getter]
+    fn resource_type(&self) -> Option<&str> {
+        self.0.event.resource_type.as_deref()
+    }
+
+    /// The resource's id.
+    #[getter]
+    fn resource_id(&self) -> Option<&str> {
+        self.0.event.resource_id.as_deref()
+    }
+
+    /// The resource's name.
+    #[getter]
+    fn resource_name(&self) -> Option<&str> {
+        self.0.event.resource_name.as_deref()
+    }
+
+    /// The affected tenant.
+    #[getter]
+    fn tenant_slug(&self) -> Option<&str> {
+        self.0.event.tenant_slug.as_deref()
+    }
+
+    /// The affected partner.
+    #[getter]
+    fn partner_slug(&self) -> Option<&str> {
+        self.0.event.partner_slug.as_deref()
+    }
+
+    /// The reporting system.
+    #[getter]
+    fn source(&self) -> &str {
+        &self.0.event.source
+    }
+
+    /// The event's id in the reporting system.
+    #[getter]
+    fn external_id(&self) -> Option<&str> {
+        self.0.event.external_id.as_deref()
+    }
+
+    /// The remaining data as the log keeps it: canonical JSON.
+    #[getter]
+    fn metadata_json(&self) -> &str {
+        self.0.event.metadata.as_str()
     }
 
     /// Who acted.

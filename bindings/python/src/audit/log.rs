@@ -14,13 +14,15 @@ use dezky::{
 use futures_util::future::{Either, select};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyInt, PyTuple};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::arrow::ArrowEvents;
 use super::event::{Fields, attribute, new_event};
 use super::filters::Filters;
-use super::pages::{EventIterator, EventPages, event_stream};
+use super::pages::{EventIterator, EventPages, TailPages, event_stream};
+use super::verify::{Head, Run, Verification, callback, expected, verification};
 use crate::convert::{text, type_error, value_error};
 use crate::error::{coded, exception};
 use crate::runtime::{self, Owned};
@@ -93,12 +95,12 @@ impl Shared {
 impl Drop for Open {
     /// An object that was not closed is closed in the background.
     fn drop(&mut self) {
+        // In a forked process, the tasks and connections are the parent's.
+        let Some(runtime) = runtime::existing() else { return };
         for work in &self.work {
             work.abort();
         }
-        if !self.work.is_empty()
-            && let Some(runtime) = runtime::existing()
-        {
+        if !self.work.is_empty() {
             let platform = Arc::clone(&self.platform);
             runtime.spawn(async move { platform.close().await });
         }
@@ -298,6 +300,21 @@ async fn append(platform: Arc<Platform>, batch: Vec<dezky::NewEvent>) -> PyResul
     Ok(appended.map_err(exception)?.receipts.into_iter().map(Receipt).collect())
 }
 
+async fn read_head(store: Arc<dyn AuditStore>) -> PyResult<Head> {
+    Ok(store.state().await.map_err(exception)?.head.into())
+}
+
+/// The position of an event.
+fn position(value: Option<&Bound<'_, PyAny>>) -> PyResult<u64> {
+    let Some(value) = value else { return Ok(0) };
+    if !value.is_instance_of::<PyInt>() {
+        return Err(type_error("from_seq", "an int", value));
+    }
+    // Beyond the largest position there is never an event either.
+    let position = value.extract::<u64>().ok().filter(|seq| i64::try_from(*seq).is_ok());
+    position.ok_or_else(|| value_error("from_seq", "must be 0 to 9223372036854775807"))
+}
+
 /// An audit log, for programs with threads. `AsyncAuditLog` is the same for asyncio.
 ///
 /// A log is opened with `AuditLog.open` and used as a context manager. All threads may use it at
@@ -458,6 +475,82 @@ impl AuditLog {
         Ok(EventIterator::new(EventPages::new(self.shared.clone(), pages)))
     }
 
+    /// Iterates over the events from a position on, in the order of `seq`, and waits for more.
+    ///
+    /// After an error, iterating again goes on at the same event.
+    ///
+    /// Args:
+    ///     from_seq: The position of the first event.
+    ///     follow: Whether to wait for more at the end. Otherwise the iterator ends with the last
+    ///         event that the log has when you begin.
+    ///
+    /// Raises:
+    ///     PrunedError: On iterating: the event was archived.
+    #[pyo3(
+        signature = (from_seq=None, *, follow=true),
+        text_signature = "($self, from_seq=0, *, follow=True)"
+    )]
+    fn tail(&self, from_seq: Option<&Bound<'_, PyAny>>, follow: bool) -> PyResult<EventIterator> {
+        let pages = TailPages::new(self.shared.store()?, position(from_seq)?, follow);
+        Ok(EventIterator::new(EventPages::new(self.shared.clone(), pages)))
+    }
+
+    /// Recomputes the whole log and names the first difference from what was recorded. Then
+    /// compares the database's structure and indexes with what lists need.
+    ///
+    /// Args:
+    ///     progress: Called in this thread with the number of verified events, now and then. An
+    ///         exception in it ends the verification.
+    ///     head: A head of this log that was kept elsewhere, as `head()` returned it or as text.
+    ///         Only it reveals that the newest events were cut off.
+    ///
+    /// Returns:
+    ///     The result. A difference is a finding in it and not an exception.
+    ///
+    /// Examples:
+    ///     >>> import dezky
+    ///     >>> with dezky.AuditLog.open("memory:") as log:
+    ///     ...     _ = log.record("tenant.created", actor=dezky.Actor.system())
+    ///     ...     result = log.verify(head=log.head())
+    ///     >>> result.ok, result.verified
+    ///     (True, 1)
+    #[pyo3(signature = (*, progress=None, head=None))]
+    fn verify(
+        &self,
+        py: Python<'_>,
+        progress: Option<&Bound<'_, PyAny>>,
+        head: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Verification> {
+        let progress = callback(progress)?;
+        Run::start(self.shared.clone(), expected(head)?)?.finish(py, progress)
+    }
+
+    /// Returns the end of the log.
+    fn head(&self, py: Python<'_>) -> PyResult<Head> {
+        runtime::wait(py, read_head(self.shared.store()?))?
+    }
+
+    /// Returns the events that match as an object that Arrow libraries read, in batches.
+    ///
+    /// Takes the filters of `list`, and yields the same events in the same order. Nothing is read
+    /// before the object is, and each reader reads the log anew.
+    ///
+    /// Returns:
+    ///     An object for `polars.DataFrame(…)`, `pyarrow.table(…)`, DuckDB's queries and others.
+    ///
+    /// Raises:
+    ///     QueryInvalidError: A filter is out of its bounds.
+    #[pyo3(
+        signature = (**filters),
+        text_signature = "($self, *, since=None, until=None, before=None, action=None, \
+            tenant_slug=None, partner_slug=None, actor_id=None, actor_email=None, \
+            resource_type=None, resource_id=None, outcome=None, source=None, q=None, limit=None)"
+    )]
+    fn to_arrow(&self, filters: Option<&Bound<'_, PyDict>>) -> PyResult<ArrowEvents> {
+        self.shared.store()?;
+        Ok(ArrowEvents::new(self.shared.clone(), Filters::read(filters)?))
+    }
+
     /// Ends the background work and closes the connections. Iterators of the log end with an
     /// error. Closing again does nothing.
     ///
@@ -585,6 +678,52 @@ impl AsyncAuditLog {
         let store = self.shared.store()?;
         let pages = Filters::read(filters)?.pages(store);
         event_stream(py, EventPages::new(self.shared.clone(), pages))
+    }
+
+    /// Iterates over the events from a position on, as `AuditLog.tail` does.
+    #[pyo3(
+        signature = (from_seq=None, *, follow=true),
+        text_signature = "($self, from_seq=0, *, follow=True)"
+    )]
+    fn tail<'py>(
+        &self,
+        py: Python<'py>,
+        from_seq: Option<&Bound<'py, PyAny>>,
+        follow: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let pages = TailPages::new(self.shared.store()?, position(from_seq)?, follow);
+        event_stream(py, EventPages::new(self.shared.clone(), pages))
+    }
+
+    /// Recomputes the whole log, as `AuditLog.verify` does. `progress` is called in the event
+    /// loop's thread.
+    #[pyo3(signature = (*, progress=None, head=None))]
+    fn verify<'py>(
+        &self,
+        py: Python<'py>,
+        progress: Option<&Bound<'py, PyAny>>,
+        head: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let progress = callback(progress)?;
+        verification(py, Run::start(self.shared.clone(), expected(head)?)?, progress)
+    }
+
+    /// Returns the end of the log.
+    fn head<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        runtime::future(py, read_head(self.shared.store()?))
+    }
+
+    /// Returns the events that match for Arrow libraries, as `AuditLog.to_arrow` does. They read
+    /// it in their own thread: in a coroutine, use `asyncio.to_thread`.
+    #[pyo3(
+        signature = (**filters),
+        text_signature = "($self, *, since=None, until=None, before=None, action=None, \
+            tenant_slug=None, partner_slug=None, actor_id=None, actor_email=None, \
+            resource_type=None, resource_id=None, outcome=None, source=None, q=None, limit=None)"
+    )]
+    fn to_arrow(&self, filters: Option<&Bound<'_, PyDict>>) -> PyResult<ArrowEvents> {
+        self.shared.store()?;
+        Ok(ArrowEvents::new(self.shared.clone(), Filters::read(filters)?))
     }
 
     /// Closes the log, as `AuditLog.close` does.

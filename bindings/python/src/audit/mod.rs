@@ -1,9 +1,11 @@
 //! The audit log.
 
+mod arrow;
 pub(crate) mod event;
 mod filters;
 pub(crate) mod log;
 mod pages;
+mod verify;
 
 use pyo3::prelude::*;
 
@@ -17,5 +19,11 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<log::Receipt>()?;
     module.add_class::<log::Recorded>()?;
     module.add_class::<pages::EventIterator>()?;
-    module.add_class::<pages::EventSource>()
+    module.add_class::<pages::EventSource>()?;
+    module.add_class::<arrow::ArrowEvents>()?;
+    module.add_class::<verify::Anomaly>()?;
+    module.add_class::<verify::Finding>()?;
+    module.add_class::<verify::Head>()?;
+    module.add_class::<verify::Verification>()?;
+    module.add_class::<verify::VerificationRun>()
 }

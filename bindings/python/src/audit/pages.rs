@@ -52,27 +52,42 @@ impl ListPages {
 
 /// The events of a tail, as many at once as are there.
 pub(crate) struct TailPages {
+    store: Arc<dyn AuditStore>,
+    from_seq: u64,
     chunks: BoxStream<'static, Vec<dezky::Result<StoredEvent>>>,
-    /// The number of events still wanted.
-    left: u64,
+    end: TailEnd,
+}
+
+enum TailEnd {
+    Never,
+    /// The head at the first read.
+    AtHead,
+    /// After this number of events.
+    After(u64),
 }
 
 impl TailPages {
-    /// The events from `from_seq` on: at most `limit`, or for ever.
-    pub(super) fn new(store: Arc<dyn AuditStore>, from_seq: u64, limit: Option<u64>) -> Self {
+    /// The events from `from_seq` on, for ever or up to the log's head.
+    pub(super) fn new(store: Arc<dyn AuditStore>, from_seq: u64, follow: bool) -> Self {
         let tail = store.tail(Arc::new(TokioRuntime), from_seq);
         let chunks = tail.into_stream().ready_chunks(TAIL_EVENTS).boxed();
-        Self { chunks, left: limit.unwrap_or(u64::MAX) }
+        let end = if follow { TailEnd::Never } else { TailEnd::AtHead };
+        Self { store, from_seq, chunks, end }
     }
 
-    async fn next(&mut self) -> Option<Vec<dezky::Result<StoredEvent>>> {
-        if self.left == 0 {
-            return None;
+    async fn next(&mut self) -> dezky::Result<Option<Vec<dezky::Result<StoredEvent>>>> {
+        if let TailEnd::AtHead = self.end {
+            let head = self.store.state().await?.head;
+            self.end = TailEnd::After(head.next_seq.saturating_sub(self.from_seq));
         }
-        let mut chunk = self.chunks.next().await?;
-        chunk.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
-        self.left -= chunk.iter().filter(|event| event.is_ok()).count() as u64;
-        Some(chunk)
+        let TailEnd::After(left) = &mut self.end else { return Ok(self.chunks.next().await) };
+        if *left == 0 {
+            return Ok(None);
+        }
+        let Some(mut chunk) = self.chunks.next().await else { return Ok(None) };
+        chunk.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+        *left -= chunk.iter().filter(|event| event.is_ok()).count() as u64;
+        Ok(Some(chunk))
     }
 }
 
@@ -97,13 +112,14 @@ impl From<TailPages> for Source {
 impl Source {
     /// The next events, or an error behind events that were read before it; `None` at the end.
     async fn next(&mut self) -> Option<Vec<dezky::Result<StoredEvent>>> {
-        match self {
-            Self::List(pages) => match pages.next().await {
-                Ok(page) => Some(page?.into_iter().map(Ok).collect()),
-                Err(error) => Some(vec![Err(error)]),
-            },
+        let read = match self {
+            Self::List(pages) => {
+                let page = pages.next().await;
+                page.map(|page| page.map(|page| page.into_iter().map(Ok).collect()))
+            }
             Self::Tail(pages) => pages.next().await,
-        }
+        };
+        read.unwrap_or_else(|error| Some(vec![Err(error)]))
     }
 }
 

@@ -563,7 +563,7 @@ fn orderly<'py>(
         });
         Ok::<_, PyErr>(waiting?.unbind())
     })?;
-    RUN.import(py, "dezky._aio", "orderly")?.call1((start, stop, settle))
+    RUN.import(py, "dezky._pump", "orderly")?.call1((start, stop, settle))
 }
 
 /// Counts of what a tick or an append brought.

@@ -154,7 +154,7 @@ impl Shared {
             }
             PyResult::Ok(())
         })?;
-        let start = START.import(py, "dezky._aio", "start")?;
+        let start = START.import(py, "dezky._pump", "start")?;
         let call = start.call1((event_loop, given, done))?.unbind();
         Ok(Called::Later { cursor, given_later, call: Cancel(Some(call)) })
     }
