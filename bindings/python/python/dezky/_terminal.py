@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import sys
 import time
@@ -25,9 +26,19 @@ _HARMFUL_IN_LINE = re.compile(f"[\t\n{_STEERING}]")
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/]*@")
 
 
-def _escaped(found: re.Match[str]) -> str:
-    units = found.group().encode("utf-16-be")
+def _escaped(text: str) -> str:
+    units = text.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[at] << 8 | units[at + 1]:04x}" for at in range(0, len(units), 2))
+
+
+def _escape_unencodable(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return _escaped(error.object[error.start : error.end]), error.end
+
+
+# For streams: what their encoding lacks becomes a JSON escape.
+codecs.register_error("dezky.escape", _escape_unencodable)
 
 
 def harmless(text: str) -> str:
@@ -38,7 +49,7 @@ def harmless(text: str) -> str:
     >>> harmless('"a\\u202eb"')
     '"a\\\\u202eb"'
     """
-    return _HARMFUL.sub(_escaped, text)
+    return _HARMFUL.sub(lambda found: _escaped(found.group()), text)
 
 
 def line(text: str) -> str:

@@ -107,7 +107,10 @@ impl Decoded {
 ///     >>> event.action, event.outcome, event.actor.email
 ///     ('stalwart.auth_failed', 'failure', 'ada@acme.example')
 #[pyfunction]
-#[pyo3(signature = (body, *, source = None, client_ip = None, received_at = None))]
+#[pyo3(
+    signature = (body, *, source = None, client_ip = None, received_at = None),
+    text_signature = "(body, *, source='stalwart', client_ip=None, received_at=None)"
+)]
 pub(super) fn decode_stalwart(
     py: Python<'_>,
     body: &Bound<'_, PyAny>,
@@ -152,7 +155,10 @@ pub(super) fn decode_stalwart(
 ///     >>> decoded.events[0].action, decoded.quarantined[0].reason
 ///     ('authentik.login', 'not_an_object')
 #[pyfunction]
-#[pyo3(signature = (page, *, source = None, received_at = None))]
+#[pyo3(
+    signature = (page, *, source = None, received_at = None),
+    text_signature = "(page, *, source='authentik', received_at=None)"
+)]
 pub(super) fn decode_authentik(
     py: Python<'_>,
     page: &Bound<'_, PyAny>,
@@ -220,7 +226,8 @@ fn read_page(source: &str, page: &[u8], now: Timestamp) -> dezky::Result<Decoded
 #[pyo3(signature = (
     lines, *, source = None, offset = None, first_line = None, received_at = None,
     share_accepted = None, share_declined = None, ocm_invites = None, link_access_failed = None,
-))]
+), text_signature = "(lines, *, source='ocis', offset=0, first_line=None, received_at=None, \
+    share_accepted=False, share_declined=False, ocm_invites=False, link_access_failed=False)")]
 #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub(super) fn decode_ocis(
     py: Python<'_>,
@@ -334,7 +341,13 @@ pub(super) fn authentik_action(action: &Bound<'_, PyAny>) -> PyResult<String> {
 ///     ('ocis.file_uploaded', 'ocis.link_created')
 ///     >>> ocis_action("file_read")
 #[pyfunction]
-#[pyo3(signature = (name, *, share_type = None, has_share_owner = None, has_share_with = None, success = None))]
+#[pyo3(
+    signature = (
+        name, *, share_type = None, has_share_owner = None, has_share_with = None, success = None
+    ),
+    text_signature = "(name, *, share_type='', has_share_owner=False, has_share_with=False, \
+        success=None)"
+)]
 pub(super) fn ocis_action(
     name: &Bound<'_, PyAny>,
     share_type: Option<&Bound<'_, PyAny>>,
@@ -361,7 +374,13 @@ pub(super) fn ocis_action(
 ///     >>> ocis_class("file_create"), ocis_class("file_read"), ocis_class("new_in_ocis_9")
 ///     ('mutation', 'read', 'unknown')
 #[pyfunction]
-#[pyo3(signature = (name, *, share_type = None, has_share_owner = None, has_share_with = None, success = None))]
+#[pyo3(
+    signature = (
+        name, *, share_type = None, has_share_owner = None, has_share_with = None, success = None
+    ),
+    text_signature = "(name, *, share_type='', has_share_owner=False, has_share_with=False, \
+        success=None)"
+)]
 pub(super) fn ocis_class(
     name: &Bound<'_, PyAny>,
     share_type: Option<&Bound<'_, PyAny>>,

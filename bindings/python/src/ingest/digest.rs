@@ -1,5 +1,7 @@
 //! Digests of several parts.
 
+use std::fmt::Write as _;
+
 use sha2::{Digest as _, Sha256};
 
 /// A SHA-256 over parts, each with its length, so that no two lists of parts are equal.
@@ -31,7 +33,10 @@ impl Digest {
     /// 40 hex digits.
     pub(super) fn hex(self) -> String {
         let digest: [u8; 32] = self.0.finalize().into();
-        digest[..20].iter().map(|byte| format!("{byte:02x}")).collect()
+        digest[..20].iter().fold(String::with_capacity(40), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
     }
 
     /// A hash for tables.

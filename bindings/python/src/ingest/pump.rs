@@ -9,6 +9,7 @@ use dezky::ingest::{
     IngestSummary, Intake, Pump as RustPump, PumpConfig, PumpHandle, PumpState, PumpStatus as RustStatus,
     Tick as RustTick,
 };
+use dezky::{Runtime as _, TokioRuntime};
 use futures_util::future::{Either, select};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -84,14 +85,14 @@ impl Inner {
         is_async: bool,
         options: &Options<'_, '_>,
     ) -> PyResult<Arc<Self>> {
+        static IS_ASYNC: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         check_fork()?;
         let py = source.py();
-        let pull = source.getattr_opt("pull")?.filter(|pull| pull.is_callable());
+        let pull = source.getattr_opt("pull")?.filter(Bound::is_callable);
         let (Some(pull), Some(name)) = (pull, source.getattr_opt("name")?) else {
             return Err(type_error("source", "a Source, with a name and a method pull", source));
         };
         let name = source_name(&name, "source.name")?;
-        static IS_ASYNC: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         let is_coroutine = IS_ASYNC.import(py, "inspect", "iscoroutinefunction")?.call1((pull,))?;
         if !is_async && is_coroutine.is_truthy()? {
             return Err(PyTypeError::new_err(
@@ -148,10 +149,10 @@ impl Inner {
         self.shared.set_logs(false);
         self.stop.send_replace(false);
         held.finished();
-        match self.shared.has_ended() {
-            true => Err(self.shared.take_exception().unwrap_or_else(|| PyValueError::new_err("ended"))),
-            false => Ok(()),
+        if !self.shared.has_ended() {
+            return Ok(());
         }
+        self.shared.take_exception().map_or(Ok(()), Err)
     }
 
     /// Logs failures of the store, which nobody else sees, and ends the run after an exception such
@@ -159,7 +160,7 @@ impl Inner {
     async fn watch(&self) -> std::convert::Infallible {
         let mut seen = None;
         loop {
-            tokio::time::sleep(WATCH).await;
+            TokioRuntime.sleep(WATCH).await;
             if self.shared.has_ended() {
                 self.stop.send_replace(true);
             }
@@ -511,7 +512,7 @@ impl AsyncPump {
         })
     }
 
-    fn __aenter__<'py>(slf: Py<Self>, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    fn __aenter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
         future(py, async move { Ok(slf) })
     }
 

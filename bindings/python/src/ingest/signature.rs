@@ -52,11 +52,14 @@ const MAX_HEADERS: usize = 1_000;
 ///     >>> body = b'{"events": []}'
 ///     >>> signature = hmac.new(b"s3cret", body, hashlib.sha256).hexdigest()
 ///     >>> verify_signature(body, signature, "s3cret")
-///     >>> verify_signature(body + b" ", signature, ["s3cret", "the old one"])
+///     >>> verify_signature(body + b" ", signature, ("s3cret", "older"))
 ///     Traceback (most recent call last):
 ///     dezky.errors.SignatureInvalidError: x-signature is not the signature of this body
 #[pyfunction]
-#[pyo3(signature = (body, header, secrets, *, scheme = None, tolerance = None, now = None))]
+#[pyo3(
+    signature = (body, header, secrets, *, scheme = None, tolerance = None, now = None),
+    text_signature = "(body, header, secrets, *, scheme='stalwart', tolerance=None, now=None)"
+)]
 pub(super) fn verify_signature(
     py: Python<'_>,
     body: &Bound<'_, PyAny>,

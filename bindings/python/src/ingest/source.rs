@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use dezky::core::rt::unblock;
 use dezky::core::source::{IngestSource, Pull, PullLimits, PulledEvent, QuarantineItem};
 use dezky::core::store::MAX_CURSOR_BYTES;
 use dezky::core::{Error, ErrorKind, PLATFORM_SOURCE, Timestamp};
@@ -23,7 +24,7 @@ use super::digest::Digest;
 use super::quarantine::Quarantined;
 use crate::audit::event::new_event;
 use crate::convert::{json, text, type_error, value_error};
-use crate::runtime::check_fork;
+use crate::runtime::{check_fork, existing};
 
 /// The maximum number of events and of items in a batch of Python's: all of them are in memory.
 const MAX_BATCH: usize = 100_000;
@@ -122,6 +123,7 @@ impl Shared {
 
     /// Calls `pull`: the batch, or what to wait for.
     fn call(self: &Arc<Self>, py: Python<'_>, cursor: Option<String>, turn: Turn) -> PyResult<Called> {
+        static START: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         let given = {
             let _inside = Inside::enter();
             let given = self.source.bind(py).call_method1("pull", (cursor.as_deref(),))?;
@@ -137,7 +139,6 @@ impl Shared {
             }
             return Err(PyTypeError::new_err("source.pull is async: use AsyncPump, or make it a def"));
         }
-        static START: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         let event_loop = lock(&self.event_loop).as_ref().map(|event_loop| event_loop.clone_ref(py));
         let (sender, given_later) = oneshot::channel();
         let sender = Mutex::new(Some((sender, turn)));
@@ -233,7 +234,7 @@ impl Drop for Cancel {
     fn drop(&mut self) {
         let Some(call) = self.0.take() else { return };
         // Not here: this may be a thread of the runtime, and the interpreter may be busy.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        if let Some(runtime) = existing() {
             runtime.spawn_blocking(move || {
                 Python::try_attach(|py| drop(call.bind(py).call_method0("cancel")));
             });
@@ -414,14 +415,11 @@ pub(super) async fn in_python<T: Send + 'static>(
 ) -> dezky::Result<T> {
     let ends = || Error::new(ErrorKind::Internal, "the interpreter ends");
     let call = Call::begin().ok_or_else(ends)?;
-    let done = tokio::task::spawn_blocking(move || {
+    let done = unblock(&TokioRuntime, move || {
         let _call = call;
         Python::try_attach(work)
     });
-    match done.await {
-        Ok(done) => done.ok_or_else(ends),
-        Err(_) => Err(Error::new(ErrorKind::Internal, "the call of the source panicked")),
-    }
+    done.await.ok_or_else(ends)
 }
 
 thread_local! {
