@@ -107,11 +107,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command(
         "eval",
         "Decide a flag, or all flags",
-        epilog="exit status: 0 on, 1 off or unknown, 2 wrong usage or configuration",
+        epilog="The store may also be the address of a dezky-server, with its token in DEZKY_TOKEN.\n\n"
+        "exit status: 0 on, 1 off or unknown, 2 wrong usage or configuration",
     )
     evaluate.add_argument("key", nargs="?", metavar="KEY", help="the flag; all of them if it is left out")
     evaluate.add_argument("--flags", metavar="FILE", help="a JSON file of flags, instead of a store")
-    for name in ("tenant-id", "tenant-slug", "plan", "partner-slug", "environment"):
+    evaluate.add_argument("--tenant-id", required=True, metavar="ID", help="the tenant's id, which decides rollouts")
+    for name in ("tenant-slug", "plan", "partner-slug", "environment"):
         evaluate.add_argument(f"--{name}", metavar="TEXT", help=f"the {name.replace('-', ' ')} of the context")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -315,7 +317,9 @@ def _eval(options: argparse.Namespace) -> int:
         except OSError as error:
             raise _Failure(f"--flags {options.flags}: {error.strerror or error}") from None
         return _decide(flags, options, context)
-    with dezky.LiveFlags.open(_store(options)) as live:
+    url = _store(options)
+    token = os.environ.get("DEZKY_TOKEN") if url.startswith(("http://", "https://")) else None
+    with dezky.LiveFlags.open(url, token=token or None) as live:
         return _decide(live, options, context)
 
 
