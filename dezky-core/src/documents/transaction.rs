@@ -7,7 +7,7 @@ use super::{
     Document, Field, Held, Holds, Kind, Refusal, Removal, RowsTx, Set, State, Unique, Value, Write,
     internal,
 };
-use crate::{Error, Result, SealedEvent};
+use crate::{Result, SealedEvent};
 
 /// Changes of documents that commit as a whole, together with their events.
 ///

@@ -612,6 +612,13 @@ pub(crate) struct AsyncAuditLog {
     shared: Arc<Shared>,
 }
 
+impl AsyncAuditLog {
+    /// The platform, as `AuditLog::platform` returns it.
+    pub(crate) fn platform(&self) -> PyResult<Arc<Platform>> {
+        self.shared.writable()
+    }
+}
+
 #[pymethods]
 impl AsyncAuditLog {
     /// Opens the log at a URL, as `AuditLog.open` does.
