@@ -475,49 +475,6 @@ class Context:
         environment: str | None = ...,
         tenant_active: bool | None = ...,
     ) -> Context: ...
-
-# Ingest
-
-_Seconds = float | datetime.timedelta
-_Bytes = bytes | bytearray | memoryview
-_Header = str | bytes | Mapping[str, str] | Mapping[bytes, bytes] | Iterable[tuple[str | bytes, str | bytes]] | None
-_Scheme = Literal["stalwart", "github", "stripe", "standard-webhooks", "dezky"]
-_PumpState = Literal["stopped", "running", "standby", "paused", "backing_off"]
-
-def verify_signature(
-    body: _Bytes,
-    header: _Header,
-    secrets: str | bytes | Iterable[str | bytes],
-    *,
-    scheme: _Scheme = "stalwart",
-    tolerance: _Seconds | None = None,
-    now: datetime.datetime | None = None,
-) -> None: ...
-
-@final
-class Quarantined:
-    def __new__(
-        cls,
-        reason: str,
-        *,
-        raw: _Bytes | None = None,
-        detail: str | None = None,
-        key: str | None = None,
-        source: str | None = None,
-        at: datetime.datetime | None = None,
-    ) -> Self: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def key(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def detail(self) -> str: ...
-    @property
-    def raw(self) -> bytes: ...
-    @property
-    def at(self) -> datetime.datetime | None: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
@@ -816,6 +773,53 @@ class AsyncLiveFlags:
     def __aenter__(self) -> Awaitable[Self]: ...
     def __aexit__(self, *_exception: object) -> Awaitable[None]: ...
 
+# Ingest
+
+_Seconds = float | datetime.timedelta
+_Bytes = bytes | bytearray | memoryview
+_Header = str | bytes | Mapping[str, str] | Mapping[bytes, bytes] | Iterable[tuple[str | bytes, str | bytes]] | None
+_Scheme = Literal["stalwart", "github", "stripe", "standard-webhooks", "dezky"]
+_PumpState = Literal["stopped", "running", "standby", "paused", "backing_off"]
+
+def verify_signature(
+    body: _Bytes,
+    header: _Header,
+    secrets: str | bytes | Iterable[str | bytes],
+    *,
+    scheme: _Scheme = "stalwart",
+    tolerance: _Seconds | None = None,
+    now: datetime.datetime | None = None,
+) -> None: ...
+
+@final
+class Quarantined:
+    def __new__(
+        cls,
+        reason: str,
+        *,
+        raw: _Bytes | None = None,
+        detail: str | None = None,
+        key: str | None = None,
+        source: str | None = None,
+        at: datetime.datetime | None = None,
+    ) -> Self: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def detail(self) -> str: ...
+    @property
+    def raw(self) -> bytes: ...
+    @property
+    def at(self) -> datetime.datetime | None: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
 class Decoded:
     @property
     def events(self) -> list[NewEvent]: ...
