@@ -99,6 +99,7 @@ impl<T> Drop for Owned<T> {
 
 /// Blocks until `work` ends. Other threads run meanwhile; a signal handler that raises, such as
 /// the one of Ctrl-C, ends the call and drops `work`.
+#[expect(clippy::redundant_closure_for_method_calls, reason = "the lifetime must be general")]
 pub(crate) fn wait<T, F>(py: Python<'_>, work: F) -> PyResult<T>
 where
     T: Send,
@@ -113,7 +114,13 @@ where
             let slice = async { tokio::time::timeout(SIGNALS, work.as_mut()).await };
             match runtime.block_on(slice) {
                 Ok(done) => return Ok(done),
-                Err(_) => Python::attach(|py| py.check_signals())?,
+                Err(_) => match Python::try_attach(|py| py.check_signals()) {
+                    Some(checked) => checked?,
+                    // The interpreter has ended, and a daemon thread can't return into it.
+                    None => loop {
+                        std::thread::park();
+                    },
+                },
             }
         }
     })

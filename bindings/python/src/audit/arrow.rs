@@ -311,6 +311,7 @@ impl ArrowEvents {
     }
 
     /// Returns the schema of the stream.
+    #[expect(clippy::unused_self, reason = "the interface asks the object")]
     fn __arrow_c_schema__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyCapsule>> {
         let schema = FFI_ArrowSchema::try_from(&*schema())
             .map_err(|error| coded("internal", &error.to_string()))?;

@@ -240,7 +240,10 @@ impl Run {
         let store: Arc<dyn AuditStore> = shared.store()?;
         let (sender, counts) = watch::channel(0);
         let task = runtime::runtime()?.spawn(async move {
-            verify(&*store, expected, |verified| drop(sender.send_replace(verified))).await
+            verify(&*store, expected, |verified| {
+                sender.send_replace(verified);
+            })
+            .await
         });
         Ok(Self { shared, counts, task })
     }
