@@ -72,8 +72,11 @@ macro_rules! sixteen_rounds {
 
 #[target_feature(enable = "sha,ssse3,sse4.1")]
 fn both<const BLOCKS: usize>(texts: [&Text<BLOCKS>; 2]) -> [Words; 2] {
-    let [a, b, c, d, e, f, g, h] = INITIAL.map(u32::cast_signed);
-    let initial = State { abef: _mm_set_epi32(a, b, e, f), cdgh: _mm_set_epi32(c, d, g, h) };
+    let word = |at: usize| INITIAL[at].cast_signed();
+    let initial = State {
+        abef: _mm_set_epi32(word(0), word(1), word(4), word(5)),
+        cdgh: _mm_set_epi32(word(2), word(3), word(6), word(7)),
+    };
     let (mut a, mut b) = (initial, initial);
     let [r0, r1, r2, r3] = &ROUNDS;
     for (first, second) in texts[0].iter().zip(texts[1]) {
@@ -135,6 +138,5 @@ fn store(state: State) -> Words {
         _mm_storeu_si128(feba.as_mut_ptr().cast(), state.abef);
         _mm_storeu_si128(hgdc.as_mut_ptr().cast(), state.cdgh);
     }
-    let ([f, e, b, a], [h, g, d, c]) = (feba, hgdc);
-    [a, b, c, d, e, f, g, h]
+    [feba[3], feba[2], hgdc[3], hgdc[2], feba[1], feba[0], hgdc[1], hgdc[0]]
 }

@@ -479,13 +479,13 @@ impl Shared {
         };
         let confirmed = AtomicI64::new(self.now());
         match fetched {
-            Fetched::Unchanged => match &before {
-                Some(before) => before.confirmed.store(self.now(), Ordering::Relaxed),
-                None => {
+            Fetched::Unchanged => {
+                let Some(before) = &before else {
                     let problem = "it answers 304 to a request without If-None-Match";
                     return self.failed(Error::new(ErrorKind::StoreUnavailable, problem), None);
-                }
-            },
+                };
+                before.confirmed.store(self.now(), Ordering::Relaxed);
+            }
             Fetched::Answers { tag, flags, revision } => {
                 let flags = flags.into_iter().map(|flag| (flag.key.clone(), flag)).collect();
                 cached.set(Answers { tag, flags: Ok(flags), revision, confirmed });

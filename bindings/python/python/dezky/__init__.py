@@ -22,6 +22,24 @@ from dezky._dezky import (  # isort: skip
     Verification,
 )
 
+# Flags
+from dezky._dezky import (  # isort: skip
+    AsyncLiveFlags,
+    BooleanColumn,
+    Context,
+    Decision,
+    Explanation,
+    FlagEvent,
+    FlagSet,
+    LiveFlags,
+    LiveStatus,
+    Preview,
+    Subscription,
+    bucket,
+    fine_bucket,
+    preview,
+)
+
 __all__ = [
     "Error",
     "__version__",
@@ -41,4 +59,19 @@ __all__ = [
     "Receipt",
     "Recorded",
     "Verification",
+    # Flags
+    "AsyncLiveFlags",
+    "BooleanColumn",
+    "Context",
+    "Decision",
+    "Explanation",
+    "FlagEvent",
+    "FlagSet",
+    "LiveFlags",
+    "LiveStatus",
+    "Preview",
+    "Subscription",
+    "bucket",
+    "fine_bucket",
+    "preview",
 ]

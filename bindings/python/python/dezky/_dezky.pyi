@@ -4,12 +4,13 @@ import builtins
 import datetime
 import ipaddress
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Protocol, final, overload
 
 from typing_extensions import Self
 
+from dezky.errors import Error
 from dezky.ingest import Batch, Source
 
 __version__: str
@@ -398,6 +399,370 @@ class AsyncAuditLog:
         traceback: TracebackType | None,
         /,
     ) -> Awaitable[None]: ...
+
+# Flags
+
+_Reason = Literal[
+    "off",
+    "on",
+    "targeted",
+    "scope_mismatch",
+    "empty_scope",
+    "in_rollout",
+    "out_of_rollout",
+    "unknown_flag",
+    "inactive_tenant",
+    "invalid_flag",
+    "full_rollout",
+    "empty_rollout",
+]
+_Axis = Literal["plan", "tenant_slug", "partner_slug", "environment"]
+_Resolved = tuple[bool | None, str | None, str | None, dict[str, bool | int | float | str], str | None, str | None]
+
+class _ArrowArray(Protocol):
+    def __arrow_c_array__(self, requested_schema: object | None = None, /) -> tuple[object, object]: ...
+
+class _ArrowStream(Protocol):
+    def __arrow_c_stream__(self, requested_schema: object | None = None, /) -> object: ...
+
+class _NumpyArray(Protocol):
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+
+def bucket(tenant_id: str, key: str) -> int: ...
+def fine_bucket(tenant_id: str, key: str) -> int: ...
+
+@final
+class Context:
+    def __new__(
+        cls,
+        tenant_id: str,
+        *,
+        tenant_slug: str | None = None,
+        plan: str | None = None,
+        partner_slug: str | None = None,
+        environment: str | None = None,
+        tenant_active: bool | None = None,
+    ) -> Self: ...
+    @property
+    def tenant_id(self) -> str: ...
+    @property
+    def tenant_slug(self) -> str | None: ...
+    @property
+    def plan(self) -> str | None: ...
+    @property
+    def partner_slug(self) -> str | None: ...
+    @property
+    def environment(self) -> str | None: ...
+    @property
+    def tenant_active(self) -> bool | None: ...
+    def replace(
+        self,
+        *,
+        tenant_id: str = ...,
+        tenant_slug: str | None = ...,
+        plan: str | None = ...,
+        partner_slug: str | None = ...,
+        environment: str | None = ...,
+        tenant_active: bool | None = ...,
+    ) -> Context: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
+class Decision:
+    @property
+    def value(self) -> bool: ...
+    @property
+    def reason(self) -> _Reason: ...
+    @property
+    def bucket(self) -> int | None: ...
+    @property
+    def threshold(self) -> float | None: ...
+    @property
+    def axis(self) -> _Axis | None: ...
+    def __bool__(self) -> bool: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
+class Explanation:
+    @property
+    def value(self) -> bool: ...
+    @property
+    def reason(self) -> _Reason: ...
+    @property
+    def axis(self) -> _Axis | None: ...
+    @property
+    def given(self) -> str | None: ...
+    @property
+    def bucket(self) -> float | None: ...
+    @property
+    def threshold(self) -> float | None: ...
+    @property
+    def seeded(self) -> bool: ...
+    def to_dict(self) -> dict[str, Any]: ...
+    def __bool__(self) -> bool: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+
+@final
+class BooleanColumn:
+    @property
+    def true_count(self) -> int: ...
+    @property
+    def null_count(self) -> int: ...
+    def to_list(self) -> list[bool | None]: ...
+    def to_numpy(self) -> Any: ...
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any: ...
+    def __arrow_c_schema__(self) -> object: ...
+    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]: ...
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, index: int, /) -> bool | None: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> BooleanColumn: ...
+    def __iter__(self) -> Iterator[bool | None]: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+
+@final
+class FlagSet:
+    @staticmethod
+    def from_json(
+        source: str | bytes | os.PathLike[str] | Sequence[Mapping[str, Any]] | Mapping[str, Any], *, strict: bool = True
+    ) -> FlagSet: ...
+    def evaluate(
+        self,
+        key: str,
+        context: Context | Mapping[str, str | bool | None] | None = None,
+        *,
+        tenant_id: str = ...,
+        tenant_slug: str | None = None,
+        plan: str | None = None,
+        partner_slug: str | None = None,
+        environment: str | None = None,
+        tenant_active: bool | None = None,
+    ) -> Decision: ...
+    def evaluate_all(
+        self,
+        context: Context | Mapping[str, str | bool | None] | None = None,
+        *,
+        tenant_id: str = ...,
+        tenant_slug: str | None = None,
+        plan: str | None = None,
+        partner_slug: str | None = None,
+        environment: str | None = None,
+        tenant_active: bool | None = None,
+    ) -> dict[str, bool]: ...
+    def evaluate_many(
+        self,
+        key: str,
+        tenant_ids: _ArrowArray | _ArrowStream | _NumpyArray | Iterable[str | None],
+        *,
+        tenant_slug: str | None = None,
+        plan: str | None = None,
+        partner_slug: str | None = None,
+        environment: str | None = None,
+        tenant_active: bool | None = None,
+    ) -> BooleanColumn: ...
+    def explain(
+        self,
+        key: str,
+        context: Context | Mapping[str, str | bool | None] | None = None,
+        *,
+        tenant_id: str = ...,
+        tenant_slug: str | None = None,
+        plan: str | None = None,
+        partner_slug: str | None = None,
+        environment: str | None = None,
+        tenant_active: bool | None = None,
+    ) -> Explanation: ...
+    @property
+    def revision(self) -> int: ...
+    @property
+    def invalid(self) -> dict[str, str]: ...
+    def to_json(self) -> str: ...
+    def _resolve(self, key: str, targeting_key: str | None, attributes: Mapping[str, Any]) -> _Resolved: ...
+    def __len__(self) -> int: ...
+    def __contains__(self, key: object, /) -> bool: ...
+    def __iter__(self) -> Iterator[str]: ...
+
+@final
+class Preview:
+    @property
+    def total(self) -> int: ...
+    @property
+    def before_on(self) -> int: ...
+    @property
+    def after_on(self) -> int: ...
+    @property
+    def gains(self) -> int: ...
+    @property
+    def loses(self) -> int: ...
+    @property
+    def gaining(self) -> list[str]: ...
+    @property
+    def losing(self) -> list[str]: ...
+    def to_dict(self) -> dict[str, Any]: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+
+_Tenant = Context | Mapping[str, str | bool | None] | str
+
+@overload
+def preview(old: FlagSet, new: FlagSet, tenants: Iterable[_Tenant]) -> dict[str, Preview]: ...
+@overload
+def preview(
+    old: Mapping[str, Any] | str | None, new: Mapping[str, Any] | str | None, tenants: Iterable[_Tenant]
+) -> Preview: ...
+
+@final
+class FlagEvent:
+    @property
+    def kind(self) -> Literal["changed", "stale", "error", "ready"]: ...
+    @property
+    def revision(self) -> int | None: ...
+    @property
+    def keys(self) -> list[str] | None: ...
+    @property
+    def message(self) -> str | None: ...
+
+@final
+class LiveStatus:
+    @property
+    def revision(self) -> int | None: ...
+    @property
+    def age(self) -> datetime.timedelta | None: ...
+    @property
+    def from_file(self) -> bool: ...
+    @property
+    def stale(self) -> bool: ...
+    @property
+    def error(self) -> Error | None: ...
+
+@final
+class Subscription:
+    def cancel(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_exception: object) -> None: ...
+
+@final
+class LiveFlags:
+    @staticmethod
+    def open(
+        url: str,
+        *,
+        token: str | None = None,
+        poll_interval: float | None = None,
+        timeout: float | None = None,
+        file: str | os.PathLike[str] | None = None,
+    ) -> LiveFlags: ...
+    def evaluate(
+        self,
+        key: str,
+        context: Context | Mapping[str, str | bool | None] | None = None,
+        *,
+        tenant_id: str = ...,
+        tenant_slug: str | None = None,
+        plan: str | None = None,
+        partner_slug: str | None = None,
+        environment: str | None = None,
+        tenant_active: bool | None = None,
+    ) -> Decision: ...
+    def evaluate_all(
+        self,
+        context: Context | Mapping[str, str | bool | None] | None = None,
+        *,
+        tenant_id: str = ...,
+        tenant_slug: str | None = None,
+        plan: str | None = None,
+        partner_slug: str | None = None,
+        environment: str | None = None,
+        tenant_active: bool | None = None,
+    ) -> dict[str, bool]: ...
+    def evaluate_many(
+        self,
+        key: str,
+        tenant_ids: _ArrowArray | _ArrowStream | _NumpyArray | Iterable[str | None],
+        *,
+        tenant_slug: str | None = None,
+        plan: str | None = None,
+        partner_slug: str | None = None,
+        environment: str | None = None,
+        tenant_active: bool | None = None,
+    ) -> BooleanColumn: ...
+    def explain(
+        self,
+        key: str,
+        context: Context | Mapping[str, str | bool | None] | None = None,
+        *,
+        tenant_id: str = ...,
+        tenant_slug: str | None = None,
+        plan: str | None = None,
+        partner_slug: str | None = None,
+        environment: str | None = None,
+        tenant_active: bool | None = None,
+    ) -> Explanation: ...
+    def current(self) -> FlagSet: ...
+    def refresh(self) -> int | None: ...
+    def status(self) -> LiveStatus: ...
+    @property
+    def revision(self) -> int | None: ...
+    def subscribe(self, handler: Callable[[FlagEvent], object]) -> Subscription: ...
+    def close(self) -> None: ...
+    def _resolve(self, key: str, targeting_key: str | None, attributes: Mapping[str, Any]) -> _Resolved: ...
+    def _resolve_async(
+        self, key: str, targeting_key: str | None, attributes: Mapping[str, Any]
+    ) -> Awaitable[_Resolved]: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_exception: object) -> None: ...
+
+@final
+class AsyncLiveFlags:
+    @staticmethod
+    def open(
+        url: str,
+        *,
+        token: str | None = None,
+        poll_interval: float | None = None,
+        timeout: float | None = None,
+        file: str | os.PathLike[str] | None = None,
+    ) -> Awaitable[AsyncLiveFlags]: ...
+    def evaluate(
+        self,
+        key: str,
+        context: Context | Mapping[str, str | bool | None] | None = None,
+        *,
+        tenant_id: str = ...,
+        tenant_slug: str | None = None,
+        plan: str | None = None,
+        partner_slug: str | None = None,
+        environment: str | None = None,
+        tenant_active: bool | None = None,
+    ) -> Awaitable[Decision]: ...
+    def evaluate_all(
+        self,
+        context: Context | Mapping[str, str | bool | None] | None = None,
+        *,
+        tenant_id: str = ...,
+        tenant_slug: str | None = None,
+        plan: str | None = None,
+        partner_slug: str | None = None,
+        environment: str | None = None,
+        tenant_active: bool | None = None,
+    ) -> Awaitable[dict[str, bool]]: ...
+    def current(self) -> FlagSet: ...
+    def refresh(self) -> Awaitable[int | None]: ...
+    def status(self) -> LiveStatus: ...
+    @property
+    def revision(self) -> int | None: ...
+    def subscribe(self, handler: Callable[[FlagEvent], object]) -> Subscription: ...
+    def close(self) -> Awaitable[None]: ...
+    def __aenter__(self) -> Awaitable[Self]: ...
+    def __aexit__(self, *_exception: object) -> Awaitable[None]: ...
 
 # Ingest
 

@@ -14,7 +14,7 @@ use dezky::{Access, Error, LiveFlags as CoreLive, Runtime as _, StoreConfig, Sto
 use futures_util::future::{pending, select};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple, PyType};
+use pyo3::types::{PyDict, PyTuple};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinHandle;
@@ -751,7 +751,10 @@ impl LiveFlags {
         let given = Given::read(targeting_key, attributes)?;
         let (key, followed) = (text_of(key, "key")?, self.shared.followed()?);
         match &*followed {
-            Followed::Store { .. } => resolve::local(&followed.compiled("")?, key, &given),
+            Followed::Store { .. } => {
+                let compiled = followed.compiled("_resolve()")?;
+                resolve::local(&compiled, key, &given)
+            }
             Followed::Server(remote) => runtime::wait(py, remote.resolve(key, &given))?,
         }
         .into_pyobject(py)
@@ -768,7 +771,8 @@ impl LiveFlags {
         let given = Given::read(targeting_key, attributes)?;
         let (key, followed) = (text(key, "key")?, self.shared.followed()?);
         if let Followed::Store { .. } = &*followed {
-            return runtime::done(py, resolve::local(&followed.compiled("")?, &key, &given));
+            let compiled = followed.compiled("_resolve_async()")?;
+            return runtime::done(py, resolve::local(&compiled, &key, &given));
         }
         runtime::future(py, async move {
             let Followed::Server(remote) = &*followed else { unreachable!("returned above") };
@@ -847,10 +851,10 @@ pub(crate) struct AsyncLiveFlags {
 #[pymethods]
 impl AsyncLiveFlags {
     /// Opens the flags at a URL; see `LiveFlags.open()`.
-    #[classmethod]
+    #[staticmethod]
     #[pyo3(signature = (url, *, token = None, poll_interval = None, timeout = None, file = None))]
     fn open<'py>(
-        class: &Bound<'py, PyType>,
+        py: Python<'py>,
         url: &Bound<'py, PyAny>,
         token: Option<&Bound<'py, PyAny>>,
         poll_interval: Option<f64>,
@@ -858,7 +862,7 @@ impl AsyncLiveFlags {
         file: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let opening = Opening::read(url, token, poll_interval, timeout, file)?;
-        runtime::future(class.py(), async move {
+        runtime::future(py, async move {
             Ok(AsyncLiveFlags { shared: Arc::new(opening.open().await?) })
         })
     }

@@ -10,7 +10,7 @@ use dezky::FlagContext;
 use dezky::flags::{Bits, FlagHandle};
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyCapsule, PyIterator, PyList, PySlice, PyTuple};
+use pyo3::types::{PyByteArray, PyCapsule, PyInt, PyIterator, PyList, PySlice, PyTuple};
 
 use crate::convert::type_error;
 
@@ -209,12 +209,11 @@ impl BooleanColumn {
             let values = (0..range.slicelength).map(|n| self.at(place(n).cast_unsigned()));
             return Ok(Self { values: values.collect() }.into_pyobject(py)?.into_any());
         }
-        let index: isize = index
-            .extract()
-            .map_err(|error| match error.is_instance_of::<pyo3::exceptions::PyOverflowError>(py) {
-                true => PyIndexError::new_err("index is out of range"),
-                false => type_error("index", "an int or a slice", index),
-            })?;
+        if !index.is_instance_of::<PyInt>() {
+            return Err(type_error("index", "an int or a slice", index));
+        }
+        // No column is as long as what does not fit.
+        let index = index.extract().unwrap_or(isize::MAX);
         let place = if index < 0 { index + len.cast_signed() } else { index };
         match usize::try_from(place) {
             Ok(place) if place < len => Ok(self.at(place).into_pyobject(py)?),

@@ -204,10 +204,10 @@ fn in_pieces(
     Ok(joined(parts.into_iter().map(|(_, part)| part).collect()))
 }
 
-fn numpy(
-    py: Python<'_>,
+fn numpy<'py>(
+    py: Python<'py>,
     decider: Decider<'_>,
-    array: &Bound<'_, PyAny>,
+    array: &Bound<'py, PyAny>,
 ) -> PyResult<BooleanArray> {
     let dimensions: usize = array.getattr("ndim")?.extract()?;
     if dimensions != 1 {
@@ -217,7 +217,7 @@ fn numpy(
     let (dtype, len) = (array.getattr("dtype")?, array.len()?);
     let kind: String = dtype.getattr("kind")?.extract()?;
     let mut start = 0;
-    let mut slice = |array: &Bound<'_, PyAny>| {
+    let mut slice = |array: &Bound<'py, PyAny>| {
         let first = start;
         start = len.min(start + STEP);
         let slice = PySlice::new(py, first.cast_signed(), start.cast_signed(), 1);
