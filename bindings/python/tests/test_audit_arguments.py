@@ -6,7 +6,7 @@ import datetime
 import gc
 import ipaddress
 from collections import OrderedDict, UserDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -40,6 +40,12 @@ class HostileAddress(ipaddress.IPv4Address):
 class HostileZone(datetime.tzinfo):
     def utcoffset(self, _: datetime.datetime | None) -> datetime.timedelta:
         raise RuntimeError("no offset")
+
+    def dst(self, _: datetime.datetime | None) -> None:
+        return None
+
+    def tzname(self, _: datetime.datetime | None) -> None:
+        return None
 
 
 class GreedyList(list[Any]):
@@ -121,7 +127,7 @@ def test_a_wrong_field_is_refused_by_name(
     with pytest.raises(kind) as caught:
         log.append([{"action": "a.b", "actor": SYSTEM}, fields])
     said = str(caught.value)
-    assert message.removeprefix("the event ") in said
+    assert message.removeprefix("the event ") in said.replace("events[1].", "")
     if kind is not RuntimeError:
         assert "events[1]" in said
     assert log.head().next_seq == 0
@@ -147,7 +153,7 @@ def test_wrong_actors_are_refused() -> None:
     with pytest.raises(TypeError):
         Actor.user()  # type: ignore[call-arg]
     with pytest.raises(TypeError):
-        Actor.user("u", "e")  # type: ignore[misc]
+        Actor.user("u", "e")  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
@@ -172,12 +178,13 @@ def test_append_passes_on_what_an_iterable_raises(log: AuditLog) -> None:
 
 def test_append_takes_any_mapping(log: AuditLog) -> None:
     fields = {"action": "a.b", "actor": SYSTEM, "tenant_slug": None, "outcome": "denied"}
-    log.append([OrderedDict(fields), UserDict(fields)])
+    batch: list[Mapping[str, object]] = [OrderedDict(fields), UserDict(fields)]
+    log.append(batch)
     assert [event.outcome for event in log.list()] == ["denied", "denied"]
     with pytest.raises(TypeError, match=r"^events\[0\] has no field 7: "):
         log.append([{7: 8}])  # type: ignore[dict-item]
     with pytest.raises(TypeError, match=r"^events\[0\] has no field \?: "):
-        log.append([UserDict({**fields, "x": 1, HashableHostile(): 2}), {}])  # type: ignore[dict-item]
+        log.append([{**fields, HashableHostile(): 2}])  # type: ignore[dict-item]
 
 
 class HashableHostile:

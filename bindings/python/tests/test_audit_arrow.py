@@ -96,7 +96,7 @@ def read(request: pytest.FixtureRequest) -> Callable[[ArrowEvents], Rows]:
 def test_arrow_equals_the_list_on_every_engine(log: AuditLog, read: Callable[[ArrowEvents], Rows]) -> None:
     log.append([make(number) for number in range(600) for make in (with_nothing, with_everything)])
     assert read(log.to_arrow()) == expected(log)
-    filters = {"source": "ocis", "limit": 501, "since": T0 - datetime.timedelta(milliseconds=550)}
+    filters: dict[str, Any] = {"source": "ocis", "limit": 501, "since": T0 - datetime.timedelta(milliseconds=550)}
     rows = read(log.to_arrow(**filters))
     assert len(rows) == 501 and rows == expected(log, **filters)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,19 @@ def test_salts_and_commitments_are_those_of_the_erased_vector() -> None:
 
 
 def test_metadata_of_the_vectors_becomes_canonical_in_a_log() -> None:
-    vectors = VECTORS["vectors"]
+    vectors = [vector for vector in VECTORS["vectors"] if is_plain(vector)]
+    assert len(vectors) > 10
     with AuditLog.open("memory:") as log:
         for vector in vectors:
             log.record("a.b", actor=Actor.system(), metadata=json.loads(vector["metadataRaw"]))
         for vector, event in zip(vectors, log.tail(follow=False), strict=True):
-            canonical = json.loads(vector["metadataCanonical"])
-            if "_dezky" not in canonical:
-                assert event.metadata_json == vector["metadataCanonical"]
+            assert event.metadata_json == vector["metadataCanonical"]
+
+
+def is_plain(vector: dict[str, Any]) -> bool:
+    """Whether Python's reader of JSON loses nothing of the metadata, and it has no annotations."""
+    raw = json.loads(vector["metadataRaw"], parse_int=lambda _: math.inf)
+    return isinstance(raw, dict) and "Infinity" not in json.dumps(raw) and "_dezky" not in raw
 
 
 def test_an_event_and_its_mapping_have_one_leaf() -> None:

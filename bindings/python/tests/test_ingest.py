@@ -165,7 +165,7 @@ def test_every_type_of_stalwart_has_its_action_in_any_spelling() -> None:
         verbs += bool(verb)
         for spelling in (kind, kind.replace(".", "-"), kind.replace("-", "_").replace(".", "_").upper()):
             assert stalwart_action(spelling, data) == expected, spelling
-    assert verbs == 60
+    assert verbs == 59
     assert stalwart_action("spam.classify") == "stalwart.spam_classify"
     assert stalwart_action("…") is None
     assert stalwart_action("x" * 1000) == "stalwart." + "x" * 119
@@ -173,7 +173,7 @@ def test_every_type_of_stalwart_has_its_action_in_any_spelling() -> None:
 
 def test_every_type_of_ocis_has_its_action() -> None:
     for row in table("ocis/ocis-events.tsv"):
-        verb = row["proposed dotted verb"]
+        verb = row["proposed dotted verb"].split(" ")[0]
         if row["mutation or read"] == "mutation" and verb.startswith("ocis."):
             kind = row["go event type"]
             assert ocis_class(kind) in ("mutation", "optional"), kind

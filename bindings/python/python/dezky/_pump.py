@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 from collections.abc import Awaitable, Callable
+from types import TracebackType
 from typing import Any
 
-__all__ = ["orderly", "start"]
+__all__ = ["orderly", "start", "warn"]
+
+_logger = logging.getLogger("dezky")
+
+
+def warn(
+    message: str, exception: tuple[type[BaseException], BaseException, TracebackType | None] | None
+) -> None:
+    """Logs a failure that nobody sees otherwise."""
+    _logger.warning("%s", message, exc_info=exception)
 
 
 async def orderly(

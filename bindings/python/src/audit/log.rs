@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::pending;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use dezky::core::SealedEvent;
 use dezky::core::store::{AppendOptions, MAX_BATCH_EVENTS, Receipt as CoreReceipt, ReceiptStatus};
@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     open: Mutex<Option<Open>>,
     /// Whether it was closed, for those who wait for events.
     closed: watch::Sender<bool>,
+    /// The iterators, which may wait for events when the log is closed.
+    iterators: Mutex<Vec<Weak<EventPages>>>,
     url: String,
     read_only: bool,
 }
@@ -71,16 +73,28 @@ impl Shared {
     pub(crate) async fn while_open<T>(&self, work: impl Future<Output = T>) -> PyResult<T> {
         let mut closed_now = self.closed.subscribe();
         let closing = std::pin::pin!(closed_now.wait_for(|is_closed| *is_closed));
-        match select(std::pin::pin!(work), closing).await {
-            Either::Left((done, _)) => Ok(done),
-            Either::Right(_) => Err(closed()),
+        match select(closing, std::pin::pin!(work)).await {
+            Either::Left(_) => Err(closed()),
+            Either::Right((done, _)) => Ok(done),
         }
+    }
+
+    /// Has an iterator ended when the log is closed.
+    pub(super) fn watch(&self, pages: &Arc<EventPages>) {
+        let mut iterators = self.iterators.lock().unwrap_or_else(PoisonError::into_inner);
+        iterators.retain(|pages| pages.strong_count() > 0);
+        iterators.push(Arc::downgrade(pages));
     }
 
     /// Ends the background work and closes the connections.
     async fn close(&self) {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.closed.send_replace(true);
+        let iterators =
+            std::mem::take(&mut *self.iterators.lock().unwrap_or_else(PoisonError::into_inner));
+        for pages in iterators.iter().filter_map(Weak::upgrade) {
+            pages.end().await;
+        }
         if let Some(mut open) = open {
             for work in std::mem::take(&mut open.work) {
                 work.abort();
@@ -145,6 +159,7 @@ impl Opening {
         Ok(Shared {
             open: Mutex::new(Some(Open { platform: Owned::new(platform), work })),
             closed: watch::Sender::new(false),
+            iterators: Mutex::default(),
             url: self.config.url.to_string(),
             read_only: self.read_only,
         })
@@ -556,7 +571,8 @@ impl AuditLog {
     ///
     /// Events in the spool stay there until a log is opened with it.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        runtime::wait(py, self.shared.close())
+        let shared = Arc::clone(&self.shared);
+        runtime::wait(py, async move { shared.close().await })
     }
 
     /// Whether the log is closed.

@@ -14,8 +14,9 @@ use crate::convert::type_error;
 use crate::error::exception;
 use crate::runtime::{future, wait_for};
 
-/// The bounds of one append, which leave room for the quarantine's notices.
-const MAX_EVENTS: usize = 4_000;
+/// The bounds of one append: within the time that one may take, on a slow store too, and with room for
+/// the quarantine's notices.
+const MAX_EVENTS: usize = 1_000;
 const MAX_ITEMS: usize = 1_000;
 const MAX_BYTES: usize = 8 << 20;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dezky::ingest::{
-    IngestSummary, Intake, Pump as RustPump, PumpConfig, PumpHandle, PumpState, PumpStatus as RustStatus,
+    IngestSummary, Pump as RustPump, PumpConfig, PumpHandle, PumpState, PumpStatus as RustStatus,
     Tick as RustTick,
 };
 use dezky::{Runtime as _, TokioRuntime};
@@ -30,6 +30,8 @@ const WATCH: Duration = Duration::from_millis(200);
 /// The pump and its controls, for both of its forms.
 struct Inner {
     source: String,
+    /// Kept open as long as the pump.
+    log: Py<PyAny>,
     /// Locked while it works; `None` once it is closed.
     pump: Arc<AsyncMutex<Option<RustPump>>>,
     handle: PumpHandle,
@@ -80,13 +82,14 @@ impl Options<'_, '_> {
 
 impl Inner {
     fn new(
-        intake: Intake,
+        log: &Bound<'_, PyAny>,
         source: &Bound<'_, PyAny>,
         is_async: bool,
         options: &Options<'_, '_>,
     ) -> PyResult<Arc<Self>> {
         static IS_ASYNC: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         check_fork()?;
+        let intake = intake_of(log, is_async)?;
         let py = source.py();
         let pull = source.getattr_opt("pull")?.filter(Bound::is_callable);
         let (Some(pull), Some(name)) = (pull, source.getattr_opt("name")?) else {
@@ -104,7 +107,8 @@ impl Inner {
         let pump = RustPump::new(Box::new(PythonSource(Arc::clone(&shared))), intake, config);
         let handle = pump.handle();
         let pump = Arc::new(AsyncMutex::new(Some(pump)));
-        Ok(Arc::new(Self { source: name, pump, handle, shared, stop: watch::Sender::new(false) }))
+        let (log, stop) = (log.clone().unbind(), watch::Sender::new(false));
+        Ok(Arc::new(Self { source: name, log, pump, handle, shared, stop }))
     }
 
     /// Takes the pump for work of its own.
@@ -316,7 +320,7 @@ impl Pump {
         rest: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let options = Options { interval, holder, lease, max_batches, max_backoff, rest };
-        Inner::new(intake_of(log, false)?, source, false, &options).map(Self)
+        Inner::new(log, source, false, &options).map(Self)
     }
 
     /// The source's name.
@@ -413,6 +417,7 @@ impl Pump {
     }
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
+        visit.call(&self.0.log)?;
         visit.call(self.0.shared.source())
     }
 }
@@ -467,7 +472,7 @@ impl AsyncPump {
         rest: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let options = Options { interval, holder, lease, max_batches, max_backoff, rest };
-        Inner::new(intake_of(log, true)?, source, true, &options).map(Self)
+        Inner::new(log, source, true, &options).map(Self)
     }
 
     /// The source's name.
@@ -530,6 +535,7 @@ impl AsyncPump {
     }
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
+        visit.call(&self.0.log)?;
         visit.call(self.0.shared.source())
     }
 }

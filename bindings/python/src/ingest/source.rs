@@ -15,7 +15,7 @@ use dezky::{Runtime as _, TokioRuntime};
 use pyo3::exceptions::{PyException, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyCFunction, PyDict};
+use pyo3::types::PyCFunction;
 use tokio::sync::{Mutex as TurnMutex, OwnedMutexGuard, oneshot};
 
 use super::arguments::{flag, whole};
@@ -203,13 +203,10 @@ fn is_failure(py: Python<'_>, exception: &PyErr) -> bool {
 
 /// Writes a warning to Python's `logging`. A handler that fails does not change what happens here.
 pub(super) fn warn(py: Python<'_>, message: &str, exception: Option<&PyErr>) {
+    static WARN: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let written = || -> PyResult<()> {
-        let logger = py.import("logging")?.call_method1("getLogger", ("dezky",))?;
-        let named = PyDict::new(py);
-        if let Some(exception) = exception {
-            named.set_item("exc_info", exception.value(py))?;
-        }
-        logger.call_method("warning", ("%s", message), Some(&named))?;
+        let exception = exception.map(|e| (e.get_type(py), e.value(py), e.traceback(py)));
+        WARN.import(py, "dezky._pump", "warn")?.call1((message, exception))?;
         Ok(())
     };
     if let Err(error) = written() {
