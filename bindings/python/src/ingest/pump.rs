@@ -22,7 +22,7 @@ use super::log::intake_of;
 use super::source::{PythonSource, Shared, in_python, is_inside, warn};
 use crate::convert::{datetime, text, type_error, value_error};
 use crate::error::{coded, exception};
-use crate::runtime::{check_fork, existing, future, runtime, wait};
+use crate::runtime::{block, check_fork, existing, future, runtime, wait};
 
 /// The interval at which failures of a running pump are looked for.
 const WATCH: Duration = Duration::from_millis(200);
@@ -133,9 +133,8 @@ impl Inner {
             None => Ok(RustTick::default()),
         };
         held.finished();
-        done.map(Tick).map_err(|error| {
-            self.shared.take_exception().unwrap_or_else(|| exception(error))
-        })
+        done.map(Tick)
+            .map_err(|error| self.shared.take_exception().unwrap_or_else(|| exception(error)))
     }
 
     async fn run(self: Arc<Self>, mut held: Held) -> PyResult<()> {
@@ -348,7 +347,7 @@ impl Pump {
             Ok(done) => done,
             Err(interrupt) => {
                 // The work was dropped, so nothing of it is half done. A second Ctrl-C does not wait.
-                drop(wait(py, inner.settled()));
+                drop(block(py, inner.settled()));
                 Err(interrupt)
             }
         }
@@ -370,12 +369,12 @@ impl Pump {
     fn run(&self, py: Python<'_>) -> PyResult<()> {
         let inner = &self.0;
         let mut task = runtime()?.spawn(Arc::clone(inner).run(inner.take()?));
-        match wait(py, &mut task) {
+        match block(py, &mut task) {
             Ok(Ok(done)) => done,
             Ok(Err(_)) => Err(coded("internal", "the pump's thread panicked")),
             Err(interrupt) => {
                 inner.ask_to_stop();
-                let ended = wait(py, &mut task).and_then(|_| wait(py, inner.settled()));
+                let ended = block(py, &mut task).and_then(|_| block(py, inner.settled()));
                 if ended.is_err() {
                     task.abort();
                 }
@@ -485,17 +484,13 @@ impl AsyncPump {
     /// cancels `pull`, and gives the lease back.
     fn tick<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let inner = Arc::clone(&self.0);
-        orderly(py, &self.0, false, move |py| {
-            future(py, Arc::clone(&inner).tick(inner.take()?))
-        })
+        orderly(py, &self.0, false, move |py| future(py, Arc::clone(&inner).tick(inner.take()?)))
     }
 
     /// Ticks until `stop()` is called or it is cancelled, as `Pump.run()`; both end it in order.
     fn run<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let inner = Arc::clone(&self.0);
-        orderly(py, &self.0, true, move |py| {
-            future(py, Arc::clone(&inner).run(inner.take()?))
-        })
+        orderly(py, &self.0, true, move |py| future(py, Arc::clone(&inner).run(inner.take()?)))
     }
 
     /// Ends `run()`. If none is under way, the next one ends at once.
