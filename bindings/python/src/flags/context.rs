@@ -89,7 +89,10 @@ impl Values {
                 .cast::<PyString>()
                 .map_err(|_| type_error(&format!("each key in {name}"), "a str", &key))?;
             if !values.set(text_of(key, name)?, &value)? {
-                return Err(value_error(name, format_args!("has an unknown key {key:?}: use {NAMES}")));
+                return Err(value_error(
+                    name,
+                    format_args!("has an unknown key {key:?}: use {NAMES}"),
+                ));
             }
         }
         Ok(values)
@@ -206,7 +209,8 @@ impl Context {
     #[new]
     #[pyo3(
         signature = (tenant_id, **axes),
-        text_signature = "(tenant_id, *, tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "(tenant_id, *, tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn new(tenant_id: &Bound<'_, PyAny>, axes: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         let mut values = Values::default();

@@ -10,7 +10,9 @@ use dezky::core::rt;
 use dezky::flags::live::LiveConfig;
 use dezky::flags::openfeature::{OfrepToken, RemoteConfig};
 use dezky::flags::store::{LazyFlagStore, Snapshot};
-use dezky::{Access, Error, LiveFlags as CoreLive, Runtime as _, StoreConfig, Stores, TokioRuntime};
+use dezky::{
+    Access, Error, LiveFlags as CoreLive, Runtime as _, StoreConfig, Stores, TokioRuntime,
+};
 use futures_util::future::{pending, select};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -185,9 +187,7 @@ impl Opening {
         if token.is_some() {
             return Err(value_error("token", "has no effect on a store's URL: leave it out"));
         }
-        // The message completes a sentence.
-        let config = StoreConfig::parse(&url)
-            .map_err(|error| coded(error.code(), &format!("url {error}")))?;
+        let config = StoreConfig::parse(&url).map_err(named)?;
         let mut live = LiveConfig::default();
         live.poll_interval = poll_interval.unwrap_or(live.poll_interval);
         live.store_timeout = timeout.unwrap_or(live.store_timeout);
@@ -233,10 +233,12 @@ impl Opening {
     }
 }
 
-/// `RemoteConfig` names the URL by its own field.
+/// The exception of a URL that is refused, which names the argument.
 fn named(error: Error) -> PyErr {
-    match error.to_string().strip_prefix("base_url ") {
-        Some(rest) => coded(error.code(), &format!("url {rest}")),
+    let text = error.to_string();
+    let refused = ["base_url ", "the store's URL: "].iter().find_map(|own| text.strip_prefix(own));
+    match refused {
+        Some(problem) => coded(error.code(), &format!("url {problem}")),
         None => exception(error),
     }
 }
@@ -483,7 +485,8 @@ impl LiveStatus {
 
     fn __repr__(&self) -> String {
         let revision = self.revision.map_or_else(|| "None".to_owned(), |n| n.to_string());
-        let age = self.age.map(|age| format!(", age={:.3}s", age.as_secs_f64())).unwrap_or_default();
+        let age =
+            self.age.map(|age| format!(", age={:.3}s", age.as_secs_f64())).unwrap_or_default();
         let stale = if self.stale() { "True" } else { "False" };
         format!("LiveStatus(revision={revision}{age}, stale={stale})")
     }
@@ -580,7 +583,8 @@ impl LiveFlags {
     ///     StoreUnavailableError: The server is unreachable and has no answer for the context yet.
     #[pyo3(
         signature = (key, context = None, **axes),
-        text_signature = "($self, key, context=None, *, tenant_id=..., tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "($self, key, context=None, *, tenant_id=..., tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn evaluate(
         &self,
@@ -615,7 +619,8 @@ impl LiveFlags {
     ///     StoreUnavailableError: The server is unreachable and has no answer for the context yet.
     #[pyo3(
         signature = (context = None, **axes),
-        text_signature = "($self, context=None, *, tenant_id=..., tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "($self, context=None, *, tenant_id=..., tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn evaluate_all<'py>(
         &self,
@@ -626,9 +631,7 @@ impl LiveFlags {
         let asked = Asked::read("evaluate_all", context, axes)?;
         let followed = self.shared.followed()?;
         match &*followed {
-            Followed::Store { .. } => {
-                followed.compiled("evaluate_all()")?.evaluate_all(py, &asked)
-            }
+            Followed::Store { .. } => followed.compiled("evaluate_all()")?.evaluate_all(py, &asked),
             Followed::Server(remote) => {
                 let values = asked.into_values();
                 dict(py, runtime::wait(py, remote.evaluate_all(&values))??)
@@ -647,7 +650,8 @@ impl LiveFlags {
     ///     ValueError: The column is invalid, the flags are closed, or a server decides them.
     #[pyo3(
         signature = (key, tenant_ids, **axes),
-        text_signature = "($self, key, tenant_ids, *, tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "($self, key, tenant_ids, *, tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn evaluate_many(
         &self,
@@ -671,7 +675,8 @@ impl LiveFlags {
     ///     ValueError: The context is invalid, the flags are closed, or a server decides them.
     #[pyo3(
         signature = (key, context = None, **axes),
-        text_signature = "($self, key, context=None, *, tenant_id=..., tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "($self, key, context=None, *, tenant_id=..., tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn explain(
         &self,
@@ -870,7 +875,8 @@ impl AsyncLiveFlags {
     /// Decides a flag; see `LiveFlags.evaluate()`.
     #[pyo3(
         signature = (key, context = None, **axes),
-        text_signature = "($self, key, context=None, *, tenant_id=..., tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "($self, key, context=None, *, tenant_id=..., tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn evaluate<'py>(
         &self,
@@ -886,7 +892,8 @@ impl AsyncLiveFlags {
                 runtime::done(py, followed.compiled("evaluate()")?.evaluate(key, &asked)?)
             }
             Followed::Server(remote) => {
-                let (remote, key, values) = (remote.clone(), text(key, "key")?, asked.into_values());
+                let (remote, key, values) =
+                    (remote.clone(), text(key, "key")?, asked.into_values());
                 runtime::future(py, async move { remote.evaluate(&key, &values).await })
             }
         }
@@ -895,7 +902,8 @@ impl AsyncLiveFlags {
     /// Decides all flags at once; see `LiveFlags.evaluate_all()`.
     #[pyo3(
         signature = (context = None, **axes),
-        text_signature = "($self, context=None, *, tenant_id=..., tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "($self, context=None, *, tenant_id=..., tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn evaluate_all<'py>(
         &self,
