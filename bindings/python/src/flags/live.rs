@@ -89,20 +89,37 @@ impl Followed {
 struct Open {
     followed: Owned<Arc<Followed>>,
     events: broadcast::Sender<Event>,
-    work: Vec<JoinHandle<()>>,
+    work: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Open {
+    /// The work, aborted.
+    fn aborted(&self) -> Vec<JoinHandle<()>> {
+        let work = std::mem::take(&mut *self.work.lock().unwrap_or_else(PoisonError::into_inner));
+        work.iter().for_each(JoinHandle::abort);
+        work
+    }
 }
 
 impl Drop for Open {
     /// Ends the work, and closes connections in the background if that was not done.
     fn drop(&mut self) {
-        for work in &self.work {
-            work.abort();
-        }
+        let work = self.aborted();
         if let Some(runtime) = runtime::existing() {
             let followed = Arc::clone(&self.followed);
-            runtime.spawn(async move { followed.close().await });
+            runtime.spawn(ended(work, followed));
         }
     }
+}
+
+/// Closes connections after the work that uses them: a client of MongoDB that is closed while it
+/// listens for changes would wait forever.
+async fn ended(work: Vec<JoinHandle<()>>, followed: Arc<Followed>) {
+    for work in work {
+        // An abort is not a failure.
+        let _ = work.await;
+    }
+    followed.close().await;
 }
 
 struct Shared {
@@ -124,10 +141,7 @@ impl Shared {
     async fn close(&self) {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(open) = open {
-            for work in &open.work {
-                work.abort();
-            }
-            open.followed.close().await;
+            ended(open.aborted(), Arc::clone(&open.followed)).await;
         }
     }
 
@@ -228,6 +242,7 @@ impl Opening {
                 (url, Followed::Store { live, stores, compiled }, work)
             }
         };
+        let work = Mutex::new(work);
         let open = Open { followed: Owned::new(Arc::new(followed)), events, work };
         Ok(Shared { open: Mutex::new(Some(Arc::new(open))), url })
     }
