@@ -14,7 +14,7 @@ import pytest
 from flag_server import TOKEN, Server, cli, serving, set_flag
 from openfeature import api
 from openfeature.client import OpenFeatureClient
-from openfeature.evaluation_context import EvaluationContext
+from openfeature.evaluation_context import EvaluationContext, clear_evaluation_context
 from openfeature.event import EventDetails, ProviderEvent
 from openfeature.exception import ErrorCode, ProviderFatalError, ProviderNotReadyError
 from openfeature.flag_evaluation import Reason
@@ -39,7 +39,7 @@ ACME = EvaluationContext("t-1", {"plan": "pro", "email": "ana@acme.example", "te
 def clean() -> Iterator[None]:
     yield
     api.clear_providers()
-    api.clear_evaluation_context()
+    clear_evaluation_context()
 
 
 @pytest.fixture
