@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import decimal
+import importlib
 import inspect
 import os
 from collections.abc import Callable, Iterator
@@ -52,20 +53,20 @@ class RaisingAttributes:
 class Text(str):
     """A `str` whose methods lie."""
 
-    __str__ = __eq__ = __len__ = encode = _raise  # type: ignore[assignment]
+    __str__ = __eq__ = __len__ = encode = _raise
     __hash__ = str.__hash__
 
 
 class Number(int):
-    __index__ = __int__ = __add__ = _raise  # type: ignore[assignment]
+    __index__ = __int__ = __add__ = _raise
 
 
 class Mapping(dict):  # type: ignore[type-arg]
-    items = keys = __iter__ = __getitem__ = _raise  # type: ignore[assignment]
+    items = keys = __iter__ = __getitem__ = _raise
 
 
 class Zone(datetime.tzinfo):
-    utcoffset = dst = tzname = _raise  # type: ignore[assignment]
+    utcoffset = dst = tzname = _raise
 
 
 class Path_(os.PathLike):  # type: ignore[type-arg]
@@ -175,6 +176,10 @@ def log() -> AuditLog:
     return made
 
 
+def flags() -> dezky.FlagSet:
+    return dezky.FlagSet.from_json([{"key": "a", "state": "rollout", "pct": 50}])
+
+
 def first(made: AuditLog) -> Any:
     return next(iter(made.list()))
 
@@ -187,6 +192,16 @@ INSTANCES: dict[str, Callable[[], Any]] = {
     "Decoded": lambda: dezky.ingest.decode_stalwart(b'[{"type": "x"}, 7]'),
     "Error": lambda: dezky.Error("x"),
     "Event": lambda: first(log()),
+    "BooleanColumn": lambda: flags().evaluate_many("a", ["t-1", None]),
+    "Context": lambda: dezky.Context(tenant_id="t-1"),
+    "Decision": lambda: flags().evaluate("a", tenant_id="t-1"),
+    "DezkyProvider": lambda: importlib.import_module("dezky.openfeature").DezkyProvider(flags()),
+    "Explanation": lambda: flags().explain("a", tenant_id="t-1"),
+    "FlagSet": lambda: flags(),
+    "LiveFlags": lambda: dezky.LiveFlags.open("memory:"),
+    "LiveStatus": lambda: dezky.LiveFlags.open("memory:").status(),
+    "Preview": lambda: dezky.preview(None, {"key": "a", "state": "on"}, ["t-1"]),
+    "Subscription": lambda: dezky.LiveFlags.open("memory:").subscribe(print),
     "Head": lambda: log().head(),
     "NewEvent": lambda: NewEvent("a.b", actor=Actor.system()),
     "Pump": lambda: Pump(log(), Nothing(), interval=0),
@@ -203,6 +218,7 @@ INSTANCES: dict[str, Callable[[], Any]] = {
 # Instances that need a running loop.
 ASYNC_INSTANCES: dict[str, Callable[[], Any]] = {
     "AsyncAuditLog": lambda: AsyncAuditLog.open("memory:"),
+    "AsyncLiveFlags": lambda: dezky.AsyncLiveFlags.open("memory:"),
 }
 
 
@@ -212,8 +228,8 @@ async def _async_pump() -> AsyncPump:
 
 ASYNC_INSTANCES["AsyncPump"] = _async_pump
 
-# Only a damaged log has these.
-WITHOUT_INSTANCE = {"Finding", "Anomaly"}
+# Only a damaged log, and a store that fails or changes, have these.
+WITHOUT_INSTANCE = {"Finding", "Anomaly", "FlagEvent"}
 
 # Waits until somebody ends it, whatever its arguments.
 ENDLESS = {"Pump.run", "AsyncPump.run"}
@@ -242,15 +258,8 @@ DUNDERS = (
 
 
 def modules() -> list[Any]:
-    found = [dezky, dezky.ingest, dezky.errors, dezky.integrity]
-    try:
-        import dezky.openfeature
-    except ModuleNotFoundError as error:
-        if error.name != "dezky.openfeature":
-            raise
-    else:
-        found.append(dezky.openfeature)
-    return found
+    names = ("dezky", "dezky.ingest", "dezky.errors", "dezky.integrity", "dezky.openfeature")
+    return [importlib.import_module(name) for name in names]
 
 
 def public() -> list[tuple[str, str, Any, str | None]]:
