@@ -173,8 +173,8 @@ def _safe(cell: str) -> str:
 def write_parquet(log: AuditLog, filters: dict[str, Any], file: IO[bytes], report: Callable[[int], None]) -> int:
     """Writes the columns of `AuditLog.to_arrow`."""
     try:
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+        import pyarrow as pa
+        import pyarrow.parquet as pq
     except ImportError:
         raise Refused("Parquet needs pyarrow: pip install 'dezky[parquet]'") from None
     done = 0

@@ -252,7 +252,8 @@ pub(super) fn decode_ocis(
         ));
     }
     let received_at = time_or_now(received_at)?;
-    let is_set = |value: Option<&Bound<'_, PyAny>>, name| value.map_or(Ok(false), |v| flag(v, name));
+    let is_set =
+        |value: Option<&Bound<'_, PyAny>>, name| value.map_or(Ok(false), |v| flag(v, name));
     let options = OcisOptions {
         share_accepted: is_set(share_accepted, "share_accepted")?,
         share_declined: is_set(share_declined, "share_declined")?,

@@ -63,7 +63,8 @@ pub(super) fn append<'py>(
     log: &Bound<'py, PyAny>,
     decoded: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let given = decoded.cast::<Decoded>().map_err(|_| type_error("decoded", "a Decoded", decoded))?;
+    let given =
+        decoded.cast::<Decoded>().map_err(|_| type_error("decoded", "a Decoded", decoded))?;
     let Decoded { events, quarantined, .. } = given.get();
     let (events, items) = (events.clone(), quarantined.clone());
     if let Ok(log) = log.cast::<AsyncAuditLog>() {

@@ -133,9 +133,8 @@ impl Inner {
             None => Ok(RustTick::default()),
         };
         held.finished();
-        done.map(Tick).map_err(|error| {
-            self.shared.take_exception().unwrap_or_else(|| exception(error))
-        })
+        done.map(Tick)
+            .map_err(|error| self.shared.take_exception().unwrap_or_else(|| exception(error)))
     }
 
     async fn run(self: Arc<Self>, mut held: Held) -> PyResult<()> {
@@ -485,17 +484,13 @@ impl AsyncPump {
     /// cancels `pull`, and gives the lease back.
     fn tick<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let inner = Arc::clone(&self.0);
-        orderly(py, &self.0, false, move |py| {
-            future(py, Arc::clone(&inner).tick(inner.take()?))
-        })
+        orderly(py, &self.0, false, move |py| future(py, Arc::clone(&inner).tick(inner.take()?)))
     }
 
     /// Ticks until `stop()` is called or it is cancelled, as `Pump.run()`; both end it in order.
     fn run<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let inner = Arc::clone(&self.0);
-        orderly(py, &self.0, true, move |py| {
-            future(py, Arc::clone(&inner).run(inner.take()?))
-        })
+        orderly(py, &self.0, true, move |py| future(py, Arc::clone(&inner).run(inner.take()?)))
     }
 
     /// Ends `run()`. If none is under way, the next one ends at once.

@@ -1,7 +1,7 @@
 //! Items that could not become events.
 
-use dezky::core::source::{MAX_QUARANTINE_RAW_BYTES, QuarantineItem};
 use dezky::core::Timestamp;
+use dezky::core::source::{MAX_QUARANTINE_RAW_BYTES, QuarantineItem};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 

@@ -106,11 +106,7 @@ fn preset(scheme: &Bound<'_, PyAny>) -> PyResult<Preset> {
     }
 }
 
-fn read_secrets(
-    secrets: &Bound<'_, PyAny>,
-    preset: Preset,
-    scheme: &Scheme,
-) -> PyResult<Secrets> {
+fn read_secrets(secrets: &Bound<'_, PyAny>, preset: Preset, scheme: &Scheme) -> PyResult<Secrets> {
     let mut read = Vec::new();
     if is_bytes(secrets) || secrets.is_instance_of::<PyString>() {
         read.push(secret(secrets, "secrets", preset, scheme)?);

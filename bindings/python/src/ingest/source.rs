@@ -110,7 +110,8 @@ impl Shared {
 
     /// Remembers an exception, and logs it if nobody sees it.
     fn failed(&self, py: Python<'_>, exception: PyErr) -> Error {
-        let kind = exception.get_type(py).name().map_or_else(|_| "an error".into(), |n| n.to_string());
+        let kind =
+            exception.get_type(py).name().map_or_else(|_| "an error".into(), |n| n.to_string());
         // The message may hold anything; the traceback goes to those who read the log.
         let text = format!("the source {} raised {kind}", self.name);
         if self.logs.load(Ordering::SeqCst) && is_failure(py, &exception) {
@@ -122,13 +123,20 @@ impl Shared {
     }
 
     /// Calls `pull`: the batch, or what to wait for.
-    fn call(self: &Arc<Self>, py: Python<'_>, cursor: Option<String>, turn: Turn) -> PyResult<Called> {
+    fn call(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        cursor: Option<String>,
+        turn: Turn,
+    ) -> PyResult<Called> {
         static START: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         let given = {
             let _inside = Inside::enter();
             let given = self.source.bind(py).call_method1("pull", (cursor.as_deref(),))?;
             if !given.hasattr("__await__")? {
-                return self.pull_of(&given, cursor.as_deref()).map(|pull| Called::Pull(Box::new(pull)));
+                return self
+                    .pull_of(&given, cursor.as_deref())
+                    .map(|pull| Called::Pull(Box::new(pull)));
             }
             given
         };
@@ -137,7 +145,9 @@ impl Shared {
                 // Otherwise the interpreter warns that it was never awaited.
                 given.call_method0("close")?;
             }
-            return Err(PyTypeError::new_err("source.pull is async: use AsyncPump, or make it a def"));
+            return Err(PyTypeError::new_err(
+                "source.pull is async: use AsyncPump, or make it a def",
+            ));
         }
         let event_loop = lock(&self.event_loop).as_ref().map(|event_loop| event_loop.clone_ref(py));
         let (sender, given_later) = oneshot::channel();
@@ -175,7 +185,8 @@ impl Shared {
                 format_args!("must be at most {MAX_CURSOR_BYTES} bytes long, without U+0000"),
             ));
         }
-        let mut reader = Reader { name: &self.name, from, now, seen: HashMap::new(), pull: Pull::default() };
+        let mut reader =
+            Reader { name: &self.name, from, now, seen: HashMap::new(), pull: Pull::default() };
         reader.read(&batch.getattr("events")?, &batch.getattr("quarantine")?)?;
         let mut pull = reader.pull;
         pull.skipped += whole(&batch.getattr("skipped")?, "skipped", 0, u64::from(u32::MAX))?;
