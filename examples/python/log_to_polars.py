@@ -15,7 +15,6 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
 import polars as pl
 
@@ -32,10 +31,10 @@ def fill(log: dezky.AuditLog) -> None:
     events = []
     for _ in range(6_000):
         at = MIDNIGHT + datetime.timedelta(minutes=min(max(chance.gauss(780, 240), 0), 1439))
-        failed = chance.random() < 0.06
+        failed = chance.random() < 0.12
         events.append((at, chance.choice(TENANTS), f"u-{chance.randrange(200)}", failed))
-    for _ in range(700):
-        at = MIDNIGHT + datetime.timedelta(minutes=840 + chance.expovariate(1 / 40))
+    for _ in range(260):
+        at = MIDNIGHT + datetime.timedelta(minutes=840 + chance.expovariate(1 / 50))
         events.append((at, "globex", f"u-{chance.randrange(20)}", True))
     log.append(
         dezky.NewEvent(
@@ -67,8 +66,8 @@ def draw(counts: pl.DataFrame, path: Path) -> None:
         one = counts.filter(pl.col("tenant") == tenant)
         shift = datetime.timedelta(minutes=18 * (number - 1))
         axes.bar([hour + shift for hour in one["hour"]], one["failed"], width=0.012, label=tenant)
-    axes.xaxis.set_major_locator(mdates.HourLocator(interval=3))
-    axes.xaxis.set_major_formatter(mdates.DateFormatter("%H:%M"))
+    hours = [MIDNIGHT + datetime.timedelta(hours=hour) for hour in range(0, 25, 3)]
+    axes.set_xticks(hours, [f"{hour:%H:%M}" for hour in hours])
     axes.set(title="Failed logins by hour, 21 November 2026", xlabel="hour (UTC)", ylabel="failed logins")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

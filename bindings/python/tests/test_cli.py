@@ -182,7 +182,7 @@ def test_an_altered_log_is_found(store: str) -> None:
         "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]);"
         "names = [r[0] for r in c.execute(\"SELECT name FROM sqlite_master WHERE type = 'trigger'\")];"
         "[c.execute(f'DROP TRIGGER \"{name}\"') for name in names];"
-        "c.execute(\"UPDATE audit_events SET action = 'x.y' WHERE seq = 5\"); c.commit()"
+        "c.execute(\"UPDATE dezky_audit_events SET action = 'x.y' WHERE seq = 5\"); c.commit()"
     )
     subprocess.run([sys.executable, "-c", script, store.removeprefix("sqlite://")], check=True)
     status, out, error = dezky_("verify", store=store)
@@ -202,7 +202,10 @@ FLAGS = json.dumps(
 def test_eval_decides_by_a_file(tmp_path: Path) -> None:
     file = tmp_path / "flags.json"
     file.write_text(FLAGS)
-    run = lambda *arguments: dezky_("eval", *arguments, "--flags", str(file))  # noqa: E731
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        return dezky_("eval", *arguments, "--flags", str(file))
+
     assert run("dark", "--tenant-id", "t-1")[:2] == (0, "dark: on (on)\n")
     assert run("chat_v2", "--tenant-id", "t-1", "--plan", "pro")[:1] == (0,)
     assert run("chat_v2", "--tenant-id", "t-1", "--plan", "free")[:1] == (1,)
@@ -243,7 +246,10 @@ def test_export_writes_csv_in_which_no_cell_is_a_formula(tmp_path: Path) -> None
     with AuditLog.open(url) as log:
         for formula in FORMULAS:
             log.record("login.failed", actor=Actor.anonymous(), resource_name=formula, metadata={"ü": formula})
-    read = lambda text: list(csv.DictReader(io.StringIO(text, newline="")))  # noqa: E731
+
+    def read(text: str) -> list[dict[str, str]]:
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+
     out = tmp_path / "events.csv"
     assert dezky_("export", str(out), store=url)[0] == 0
     rows = read(out.read_bytes().decode())

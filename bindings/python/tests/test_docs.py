@@ -51,8 +51,9 @@ def test_the_blocks_of_a_guide_run_in_their_order(
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: str(example.name))
 def test_an_example_runs(example: Path, tmp_path: Path) -> None:
+    env = os.environ | {"PYTHONPATH": str(Path(dezky.__file__).parents[1])}
     done = subprocess.run(
-        [sys.executable, str(example)], capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False
+        [sys.executable, str(example)], capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False, env=env
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout

@@ -48,7 +48,7 @@ def test_the_signatures_of_stalwart_are_accepted_and_others_are_not(
     verify_signature(kind(body), example[form], key)
     verify_signature(kind(body), {"X-Signature": example[form], "Host": "x"}, ("other", key.encode()))
     verify_signature(kind(body), [(b"X-SIGNATURE", example[form].encode())], [key], scheme="stalwart")
-    for wrong_body, header, secrets in [
+    wrong: list[tuple[bytes, Any, Any]] = [
         (body + b"\n", example[form], key),
         (body, example[form][:-2] + "A=", key),
         (body, "", key),
@@ -56,7 +56,8 @@ def test_the_signatures_of_stalwart_are_accepted_and_others_are_not(
         (body, {}, key),
         (body, example[form], key + "x"),
         (body, example[form], [key + "x", "y"]),
-    ]:
+    ]
+    for wrong_body, header, secrets in wrong:
         with pytest.raises(SignatureInvalidError) as caught:
             verify_signature(wrong_body, header, secrets)
         assert key not in str(caught.value)

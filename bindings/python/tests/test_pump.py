@@ -408,7 +408,7 @@ def test_an_async_source_needs_an_async_pump(new_url: Callable[[str], str]) -> N
 
     with AuditLog.open(new_url("memory")) as log:
         with pytest.raises(TypeError, match="^source.pull is async: use AsyncPump"):
-            Pump(log, Async())  # type: ignore[arg-type]
+            Pump(log, Async())
         with Pump(log, Hidden()) as pump, pytest.raises(TypeError, match="^source.pull is async"):
             pump.tick()
 
@@ -438,7 +438,7 @@ def test_a_pump_takes_a_log_and_a_source(new_url: Callable[[str], str]) -> None:
             {"holder": ""},
         ):
             with pytest.raises(ValueError, match=f"^{next(iter(named))} "):
-                Pump(log, Numbers(1), **named)  # type: ignore[arg-type]
+                Pump(log, Numbers(1), **named)
     with pytest.raises(ValueError, match="the log is closed"):
         Pump(log, Numbers(1))
 

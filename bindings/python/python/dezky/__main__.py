@@ -350,10 +350,10 @@ def _export_events(options: argparse.Namespace) -> int:
     if options.limit is not None:
         filters["limit"] = options.limit
     with _log(options) as log:
-        total = log.head().next_seq
+        total: int | None = log.head().next_seq
         if filters:
-            # Unknown: how many match is only known at the end.
-            total = min(total, options.limit) if set(filters) == {"limit"} else None
+            # How many match is only known at the end.
+            total = None
         with contextlib.ExitStack() as stack:
             if options.out == "-":
                 if kind == "parquet":
