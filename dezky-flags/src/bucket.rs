@@ -68,7 +68,7 @@ impl BucketAlgorithm {
 
     /// Returns the bucket in hundredths by this algorithm, 0 to 9,999; see [`fine_bucket`].
     pub fn fine_bucket(self, tenant_id: &str, key: &str) -> u16 {
-        self.fine(&digest(tenant_id, key))
+        self.fine(&digest(tenant_id.as_bytes(), key.as_bytes()))
     }
 
     /// The bucket in hundredths for a digest.

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 pub use self::bits::Bits;
 use self::plan::{Decisions, Plan};
-use crate::digest::{Batch, DigestEngine};
+use crate::digest::{Batch, Column, DigestEngine};
 use crate::evaluate::{axes, rolled_out, value_of};
 use crate::store::Snapshot;
 use crate::{Axis, BucketAlgorithm, Decision, Flag, FlagContext, FlagEvaluator, FlagState, Reason};
@@ -109,6 +109,64 @@ impl<'a> FlagHandle<'a> {
     /// Returns the decision on the flag.
     pub fn evaluate(&self, context: &FlagContext<'_>) -> Decision {
         self.set.decide(self.place, context)
+    }
+
+    /// A rollout's percentage in hundredths of a percentage point, 0 to 10,000; `None` for a flag
+    /// that is not a rollout.
+    pub fn threshold(&self) -> Option<u16> {
+        match self.set.flags[self.place].rule {
+            Rule::Rollout { threshold } => Some(threshold),
+            Rule::Always(_) | Rule::Targeted => None,
+        }
+    }
+
+    /// Writes whether the flag is on for each of many tenants to `values`, by the tenant's position.
+    /// The previous content of `values` is discarded and its memory reused.
+    ///
+    /// The tenants share everything in `context` except the id, which is ignored. Their ids are
+    /// UTF-8 text; the bytes are not checked. This is several times as fast as evaluating tenant by
+    /// tenant, because several digests are computed together: fastest where id and key have at most
+    /// 54 bytes together.
+    ///
+    /// ```
+    /// # use dezky_core::Timestamp;
+    /// # use dezky_flags::{Bits, Flag, FlagContext, FlagSet, FlagState, NewFlag};
+    /// let new = NewFlag { state: FlagState::Rollout, pct: 25, ..NewFlag::new("partner_portal") };
+    /// let set = FlagSet::compile([&Flag::new(new, Timestamp::MIN).unwrap()]);
+    /// let tenants = ["1d0e6fde-e431-7835-82c1-a48a8b044551", "t-4"];
+    /// let mut values = Bits::new();
+    /// set.handle("partner_portal").unwrap().values_into(tenants, &FlagContext::default(), &mut values);
+    /// assert_eq!(values.iter().collect::<Vec<_>>(), [true, false]);
+    /// ```
+    pub fn values_into<T: AsRef<[u8]>>(
+        &self,
+        tenant_ids: impl IntoIterator<Item = T, IntoIter: ExactSizeIterator>,
+        context: &FlagContext<'_>,
+        values: &mut Bits,
+    ) {
+        let tenant_ids = tenant_ids.into_iter();
+        let flag = &self.set.flags[self.place];
+        // A digest is needed only if a bucket decides.
+        let decision = self.evaluate(context);
+        let threshold = match decision.reason {
+            Reason::InRollout(_) | Reason::OutOfRollout(_) => self.threshold(),
+            _ => None,
+        };
+        let Some(threshold @ 1..plan::EVERYBODY) = threshold else {
+            return values.fill(tenant_ids.len(), decision.value);
+        };
+        let words = values.reset(tenant_ids.len());
+        let mut decide = |place: usize, bucket: u16| {
+            // An iterator may yield more than it announced.
+            if let Some(word) = words.get_mut(place / 64) {
+                *word |= u64::from(bucket < threshold) << (place % 64);
+            }
+        };
+        let mut column = Column::new(self.set.engine, self.set.algorithm, &flag.bucket_key);
+        for (place, tenant_id) in tenant_ids.enumerate() {
+            column.push(place, tenant_id.as_ref(), &mut decide);
+        }
+        column.finish(decide);
     }
 }
 

@@ -1,7 +1,9 @@
-//! The values of flags, one bit each.
+//! Values, one bit each.
 
 /// Whether each flag of a set is on, by [position](crate::FlagHandle::place): a buffer for
-/// [`FlagSet::values_into`](crate::FlagSet::values_into).
+/// [`FlagSet::values_into`](crate::FlagSet::values_into). Or whether one flag is on for each of many
+/// tenants, by the tenant's position: for
+/// [`FlagHandle::values_into`](crate::FlagHandle::values_into).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Bits {
     /// Bits past `len` are 0.
@@ -10,27 +12,27 @@ pub struct Bits {
 }
 
 impl Bits {
-    /// Creates a buffer for no flags.
+    /// Creates an empty buffer.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The number of flags.
+    /// The number of values.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are no flags.
+    /// Whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Whether the flag at `place` is on; false beyond the last flag.
+    /// The value at `place`; false beyond the last one.
     pub fn get(&self, place: usize) -> bool {
         self.words.get(place / 64).is_some_and(|word| word >> (place % 64) & 1 == 1)
     }
 
-    /// The number of flags that are on.
+    /// The number of values that are on.
     pub fn count(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
     }
@@ -40,7 +42,7 @@ impl Bits {
         (0..self.len).map(|place| self.get(place))
     }
 
-    /// The values as words of 64 flags, the first flag in the lowest bit.
+    /// The values as words of 64, the first one in the lowest bit; bits past the last one are 0.
     pub fn words(&self) -> &[u64] {
         &self.words
     }
@@ -51,6 +53,17 @@ impl Bits {
         self.words.clear();
         self.words.resize(len.div_ceil(64), 0);
         &mut self.words
+    }
+
+    /// Resizes to `len` values, all of them `value`.
+    pub(super) fn fill(&mut self, len: usize, value: bool) {
+        self.reset(len);
+        if value {
+            self.words.fill(u64::MAX);
+            if let (Some(last), past @ 1..) = (self.words.last_mut(), len % 64) {
+                *last = (1 << past) - 1;
+            }
+        }
     }
 }
 
@@ -94,6 +107,17 @@ mod tests {
             for n in 0..64 {
                 assert_eq!(word >> n & 1 == 1, numbers[n] < bounds[n], "{n}");
             }
+        }
+    }
+
+    #[test]
+    fn filled_bits_are_all_alike() {
+        let mut bits = Bits::new();
+        for len in [0, 1, 63, 64, 65, 128] {
+            bits.fill(len, true);
+            assert_eq!((bits.len(), bits.count(), bits.get(len)), (len, len, false));
+            bits.fill(len, false);
+            assert_eq!((bits.len(), bits.count()), (len, 0));
         }
     }
 

@@ -12,7 +12,7 @@ use crate::{Axis, Decision, FlagContext, Reason};
 
 const AXES: [Axis; 4] = [Axis::Plan, Axis::TenantSlug, Axis::PartnerSlug, Axis::Environment];
 /// The threshold of a rollout to everybody.
-const EVERYBODY: u16 = 10_000;
+pub(super) const EVERYBODY: u16 = 10_000;
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Plan {

@@ -33,7 +33,7 @@ pub(super) fn avx2(blocks: &[Block], filled: usize, digests: &mut LaneWords) -> 
 }
 
 /// The constants of the 64 rounds in groups of sixteen.
-const ROUNDS: [[u32; 16]; 4] = [
+pub(super) const ROUNDS: [[u32; 16]; 4] = [
     [
         0x428a_2f98,
         0x7137_4491,

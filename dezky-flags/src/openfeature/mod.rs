@@ -33,7 +33,7 @@ use serde::Serialize;
 #[cfg(feature = "openfeature")]
 pub use self::provider::FlagProvider;
 #[cfg(feature = "openfeature-remote")]
-pub use self::remote::{OfrepToken, RemoteConfig, RemoteFlagProvider};
+pub use self::remote::{OfrepToken, RemoteAnswers, RemoteConfig, RemoteFlagProvider};
 use crate::live::LiveSet;
 use crate::{Decision, FlagState, Reason};
 

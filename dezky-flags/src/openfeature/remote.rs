@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::{Range, RangeInclusive};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -171,7 +171,8 @@ struct Shared {
     contexts: Mutex<HashMap<Arc<str>, Arc<CachedContext>>>,
     /// The interval during which the server is not queried, in milliseconds.
     pause: Mutex<Range<i64>>,
-    is_failing: AtomicBool,
+    /// The error of the last request, if it failed.
+    failure: Mutex<Option<Error>>,
 }
 
 /// A context that was evaluated.
@@ -189,8 +190,56 @@ struct Answers {
     tag: Option<String>,
     /// By key; or the error for the whole context.
     flags: EvaluationResult<HashMap<String, Answer>>,
+    /// The revision of the flags, if the server states it.
+    revision: Option<u64>,
     /// Time at which the server last confirmed the answers, in milliseconds.
     confirmed: AtomicI64,
+}
+
+/// A server's answers on all flags for one context; see
+/// [`resolve_all`](RemoteFlagProvider::resolve_all).
+#[derive(Clone)]
+pub struct RemoteAnswers {
+    answers: Arc<Answers>,
+    is_stale: bool,
+}
+
+impl RemoteAnswers {
+    /// The keys of all flags, in no particular order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.answers.flags.iter().flat_map(HashMap::keys).map(String::as_str)
+    }
+
+    /// The answer on one flag, as [`resolve_bool_value`](FeatureProvider::resolve_bool_value) gives
+    /// it.
+    ///
+    /// # Errors
+    /// `FlagNotFound`; the server's, if the flag depends on a member of the context that is missing
+    /// or invalid.
+    pub fn get(&self, key: &str) -> EvaluationResult<ResolutionDetails<bool>> {
+        let flags = self.answers.flags.as_ref().map_err(Clone::clone)?;
+        flags.get(key).ok_or_else(|| not_found(key))?.details(self.is_stale)
+    }
+
+    /// The revision of the flags, if the server states it.
+    pub fn revision(&self) -> Option<u64> {
+        self.answers.revision
+    }
+
+    /// Whether the server has not confirmed the answers for two poll intervals.
+    pub fn is_stale(&self) -> bool {
+        self.is_stale
+    }
+}
+
+impl fmt::Debug for RemoteAnswers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { answers, is_stale } = self;
+        f.debug_struct("RemoteAnswers")
+            .field("revision", &answers.revision)
+            .field("is_stale", is_stale)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The answer for one flag in OFREP's form.
@@ -223,7 +272,7 @@ impl RemoteFlagProvider {
             metadata: ProviderMetadata::new("dezky-ofrep"),
             contexts: Mutex::default(),
             pause: Mutex::default(),
-            is_failing: AtomicBool::new(false),
+            failure: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -253,11 +302,16 @@ impl RemoteFlagProvider {
             .await;
     }
 
-    async fn resolve(
+    /// The server's answers on all flags for a context, from memory as far as an evaluation would
+    /// take them from there.
+    ///
+    /// # Errors
+    /// The server's, if it rejects the context; `General("SERVER_UNAVAILABLE")` if it has not
+    /// answered for this context yet, with the reason in [`failure`](Self::failure).
+    pub async fn resolve_all(
         &self,
-        key: &str,
         context: &EvaluationContext,
-    ) -> EvaluationResult<ResolutionDetails<bool>> {
+    ) -> EvaluationResult<RemoteAnswers> {
         let shared = &self.shared;
         let cached = shared.context(body(context));
         // Two intervals, so that `run` refreshes an answer before an evaluation has to.
@@ -271,9 +325,17 @@ impl RemoteFlagProvider {
                 "the flag server is unreachable and has not answered for this context yet",
             ));
         };
+        if let Err(refusal) = &answers.flags {
+            return Err(refusal.clone());
+        }
         let is_stale = shared.age(&cached).is_none_or(|age| age >= max_age);
-        let flags = answers.flags.as_ref().map_err(Clone::clone)?;
-        flags.get(key).ok_or_else(|| not_found(key))?.details(is_stale)
+        Ok(RemoteAnswers { answers, is_stale })
+    }
+
+    /// The error of the last request, if it failed: `auth_failed` if the server rejects the token,
+    /// else `store_unavailable`. The last answers stay in use.
+    pub fn failure(&self) -> Option<Error> {
+        self.shared.failure().clone()
     }
 }
 
@@ -287,11 +349,7 @@ impl fmt::Debug for RemoteFlagProvider {
 impl FeatureProvider for RemoteFlagProvider {
     /// `Ready`, or `STALE` while the server is unreachable.
     fn status(&self) -> ProviderStatus {
-        if self.shared.is_failing.load(Ordering::Relaxed) {
-            ProviderStatus::STALE
-        } else {
-            ProviderStatus::Ready
-        }
+        if self.failure().is_some() { ProviderStatus::STALE } else { ProviderStatus::Ready }
     }
 
     fn metadata(&self) -> &ProviderMetadata {
@@ -303,7 +361,7 @@ impl FeatureProvider for RemoteFlagProvider {
         flag_key: &str,
         evaluation_context: &EvaluationContext,
     ) -> EvaluationResult<ResolutionDetails<bool>> {
-        self.resolve(flag_key, evaluation_context).await
+        self.resolve_all(evaluation_context).await?.get(flag_key)
     }
 
     async fn resolve_int_value(
@@ -417,32 +475,38 @@ impl Shared {
         };
         let confirmed = AtomicI64::new(self.now());
         match fetched {
-            Fetched::Unchanged => match &before {
-                Some(before) => before.confirmed.store(self.now(), Ordering::Relaxed),
-                None => {
-                    return self.failed("it answers 304 to a request without If-None-Match", None);
-                }
-            },
-            Fetched::Answers { tag, flags } => {
+            Fetched::Unchanged => {
+                let Some(before) = &before else {
+                    let problem = "it answers 304 to a request without If-None-Match";
+                    return self.failed(Error::new(ErrorKind::StoreUnavailable, problem), None);
+                };
+                before.confirmed.store(self.now(), Ordering::Relaxed);
+            }
+            Fetched::Answers { tag, flags, revision } => {
                 let flags = flags.into_iter().map(|flag| (flag.key.clone(), flag)).collect();
-                cached.set(Answers { tag, flags: Ok(flags), confirmed });
+                cached.set(Answers { tag, flags: Ok(flags), revision, confirmed });
             }
             Fetched::Refused(refusal) => {
-                cached.set(Answers { tag: None, flags: Err(refusal), confirmed });
+                cached.set(Answers { tag: None, flags: Err(refusal), revision: None, confirmed });
             }
-            Fetched::Failed { problem, wait } => return self.failed(&problem, wait),
+            Fetched::Failed { error, wait } => return self.failed(error, wait),
         }
-        if self.is_failing.swap(false, Ordering::Relaxed) {
+        if self.failure().take().is_some() {
             tracing::info!("the flag server is reachable again");
         }
     }
 
-    fn failed(&self, problem: &str, wait: Option<Duration>) {
+    fn failure(&self) -> MutexGuard<'_, Option<Error>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self, error: Error, wait: Option<Duration>) {
         let wait = wait.unwrap_or_default().max(self.config.poll_interval);
         let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
         let now = self.now();
         *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = now..now.saturating_add(wait);
-        if !self.is_failing.swap(true, Ordering::Relaxed) {
+        let problem = error.to_string();
+        if self.failure().replace(error).is_none() {
             tracing::warn!(problem, "the flag server is unreachable: the last answers stay in use");
         }
     }
@@ -590,8 +654,8 @@ mod tests {
         runtime.advance(Duration::from_hours(1));
         let cached = shared.context("{}".into());
         let confirmed = AtomicI64::new(shared.now());
-        cached.set(Answers { tag: None, flags: Ok(HashMap::new()), confirmed });
-        shared.failed("gone", None);
+        cached.set(Answers { tag: None, flags: Ok(HashMap::new()), revision: None, confirmed });
+        shared.failed(Error::new(ErrorKind::StoreUnavailable, "gone"), None);
         assert_eq!((shared.age(&cached), shared.is_paused()), (Some(Duration::ZERO), true));
         runtime.set_now(before);
         assert_eq!((shared.age(&cached), shared.is_paused()), (Some(Duration::MAX), false));

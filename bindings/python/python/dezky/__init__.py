@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dezky import errors
+from dezky import errors, ingest
 from dezky._dezky import __version__
 from dezky.errors import Error
 
@@ -22,10 +22,30 @@ from dezky._dezky import (  # isort: skip
     Verification,
 )
 
+# Flags
+from dezky._dezky import (  # isort: skip
+    AsyncLiveFlags,
+    BooleanColumn,
+    Context,
+    Decision,
+    Explanation,
+    FlagEvent,
+    FlagSet,
+    LiveFlags,
+    LiveStatus,
+    Preview,
+    Subscription,
+    bucket,
+    fine_bucket,
+    preview,
+)
+
 __all__ = [
     "Error",
     "__version__",
     "errors",
+    # Ingest
+    "ingest",
     # Audit log
     "Actor",
     "Anomaly",
@@ -39,4 +59,19 @@ __all__ = [
     "Receipt",
     "Recorded",
     "Verification",
+    # Flags
+    "AsyncLiveFlags",
+    "BooleanColumn",
+    "Context",
+    "Decision",
+    "Explanation",
+    "FlagEvent",
+    "FlagSet",
+    "LiveFlags",
+    "LiveStatus",
+    "Preview",
+    "Subscription",
+    "bucket",
+    "fine_bucket",
+    "preview",
 ]

@@ -10,6 +10,7 @@ use reqwest::header::{
 };
 use reqwest::{Client, StatusCode};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::{Answer, RemoteConfig, refusal};
 
@@ -23,12 +24,13 @@ pub(super) enum Fetched {
     Answers {
         tag: Option<String>,
         flags: Vec<Answer>,
+        revision: Option<u64>,
     },
     /// The server rejected the context.
     Refused(EvaluationError),
     /// The server is unreachable or does not serve this client.
     Failed {
-        problem: String,
+        error: Error,
         /// The server's `Retry-After`, if it sent one.
         wait: Option<Duration>,
     },
@@ -36,8 +38,12 @@ pub(super) enum Fetched {
 
 impl Fetched {
     pub(super) fn failed(problem: impl Into<String>) -> Self {
-        Self::Failed { problem: problem.into(), wait: None }
+        Self::Failed { error: unavailable(problem), wait: None }
     }
+}
+
+fn unavailable(problem: impl Into<String>) -> Error {
+    Error::new(ErrorKind::StoreUnavailable, problem.into())
 }
 
 /// The bulk evaluation endpoint of a server.
@@ -82,11 +88,18 @@ impl Api {
             StatusCode::NOT_MODIFIED => return Fetched::Unchanged,
             StatusCode::OK | StatusCode::BAD_REQUEST => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                return Fetched::failed(format!("it answers {status}: set a valid token"));
+                let problem = format!("it answers {status}: set a valid token");
+                return Fetched::Failed {
+                    error: Error::new(ErrorKind::AuthFailed, problem),
+                    wait: None,
+                };
             }
             _ => {
                 let wait = retry_after(&headers);
-                return Fetched::Failed { problem: format!("it answers {status}"), wait };
+                return Fetched::Failed {
+                    error: unavailable(format!("it answers {status}")),
+                    wait,
+                };
             }
         }
         let mut bytes: Vec<u8> = Vec::new();
@@ -113,6 +126,8 @@ impl Api {
 #[derive(Deserialize)]
 struct All {
     flags: Vec<Answer>,
+    #[serde(default)]
+    metadata: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -126,7 +141,10 @@ fn read(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Fetched {
     if status == StatusCode::OK {
         let tag = headers.get(ETAG).and_then(|tag| tag.to_str().ok()).map(str::to_owned);
         return match serde_json::from_slice::<All>(body) {
-            Ok(All { flags }) => Fetched::Answers { tag, flags },
+            Ok(All { flags, metadata }) => {
+                let revision = metadata.get("revision").and_then(Value::as_u64);
+                Fetched::Answers { tag, flags, revision }
+            }
             Err(_) => Fetched::failed("its answer is not in OFREP's form: check base_url"),
         };
     }
