@@ -1,6 +1,9 @@
 //! Decisions, and their explanations.
 
+#![expect(clippy::doc_link_with_quotes, reason = "examples in Python")]
+
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 use dezky::flags::{Axis, Explanation as CoreExplanation, FlagHandle, Reason};
 use dezky::{Decision as CoreDecision, FlagContext};
@@ -176,13 +179,13 @@ impl Decision {
         let value = if self.value { "True" } else { "False" };
         let mut text = format!("Decision(value={value}, reason='{}'", self.reason);
         if let Some(bucket) = self.bucket {
-            text += &format!(", bucket={bucket}");
+            let _ = write!(text, ", bucket={bucket}");
         }
         if let Some(threshold) = self.threshold {
-            text += &format!(", threshold={}", percentage(py, threshold));
+            let _ = write!(text, ", threshold={}", percentage(py, threshold));
         }
         if let Some(axis) = &self.axis {
-            text += &format!(", axis='{axis}'");
+            let _ = write!(text, ", axis='{axis}'");
         }
         text.push(')');
         text

@@ -1,6 +1,7 @@
 //! Flags that follow a store or a server, blocking and for asyncio.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -444,13 +445,13 @@ impl FlagEvent {
     fn __repr__(&self) -> String {
         let mut text = format!("FlagEvent(kind='{}'", self.kind);
         if let Some(revision) = self.revision {
-            text += &format!(", revision={revision}");
+            let _ = write!(text, ", revision={revision}");
         }
         if let Some(keys) = &self.keys {
-            text += &format!(", keys={keys:?}");
+            let _ = write!(text, ", keys={keys:?}");
         }
         if let Some(message) = &self.message {
-            text += &format!(", message={message:?}");
+            let _ = write!(text, ", message={message:?}");
         }
         text.push(')');
         text
@@ -481,6 +482,7 @@ impl LiveStatus {
     }
 
     /// Whether the flags come from the file, because the store was not reached since the start.
+    #[expect(clippy::wrong_self_convention, reason = "a property in Python")]
     #[getter]
     fn from_file(&self) -> bool {
         self.from_file

@@ -69,12 +69,11 @@ impl Given {
             }
         }
         if let Some(active) = member(TENANT_ACTIVE)? {
-            match active.cast::<PyBool>() {
-                Ok(active) => given.values.tenant_active = Some(active.is_true()),
-                Err(_) => {
-                    given.is_activity_unreadable = true;
-                    refuse(format!("{TENANT_ACTIVE} must be a bool: set one or leave it out"));
-                }
+            if let Ok(active) = active.cast::<PyBool>() {
+                given.values.tenant_active = Some(active.is_true());
+            } else {
+                given.is_activity_unreadable = true;
+                refuse(format!("{TENANT_ACTIVE} must be a bool: set one or leave it out"));
             }
         }
         Ok(given)

@@ -1,5 +1,7 @@
 //! Compiled flags.
 
+#![expect(clippy::doc_link_with_quotes, reason = "examples in Python")]
+
 use std::path::PathBuf;
 use std::sync::Arc;
 

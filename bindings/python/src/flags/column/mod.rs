@@ -181,6 +181,7 @@ impl BooleanColumn {
     }
 
     /// The column's type for Arrow.
+    #[expect(clippy::unused_self, reason = "a method of Arrow's protocol")]
     fn __arrow_c_schema__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyCapsule>> {
         arrow::schema(py)
     }
