@@ -79,14 +79,20 @@ impl Secret {
     /// Creates a secret from a text. An empty or blank one is refused
     /// ([`ErrorKind::ConfigInvalid`]), because anyone could sign with it.
     pub fn new(text: impl AsRef<str>) -> Result<Self> {
-        let bytes = text.as_ref().as_bytes();
-        if bytes.trim_ascii().is_empty() {
+        Self::from_bytes(text.as_ref())
+    }
+
+    /// Creates a secret from the bytes of a key that may not be text. An empty or blank one is
+    /// refused, as by [`new`](Self::new).
+    pub fn from_bytes(key: impl AsRef<[u8]>) -> Result<Self> {
+        let key = key.as_ref();
+        if key.trim_ascii().is_empty() {
             return Err(Error::new(
                 ErrorKind::ConfigInvalid,
                 "a webhook secret is empty or blank: set it to the key configured at the sender",
             ));
         }
-        Self::of_key(bytes)
+        Self::of_key(key)
     }
 
     /// Creates a secret from the form of Standard Webhooks: `whsec_` and the base64 of the key,

@@ -5,7 +5,11 @@
 
 // The futures of three drivers nest deeper than the default allows.
 #![recursion_limit = "256"]
-#![expect(clippy::doc_markdown, reason = "documentation of classes is Python's, not Markdown")]
+#![expect(
+    clippy::doc_markdown,
+    clippy::doc_link_with_quotes,
+    reason = "the documentation of classes is Python's, not Markdown"
+)]
 
 mod audit;
 mod convert;

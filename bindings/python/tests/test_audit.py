@@ -8,7 +8,7 @@ import ipaddress
 import json
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psycopg
@@ -95,7 +95,7 @@ def test_an_event_needs_nothing_but_action_and_actor(log: AuditLog) -> None:
 
 
 def test_append_takes_events_and_mappings_and_recognises_duplicates(log: AuditLog) -> None:
-    events = [
+    events: list[NewEvent | Mapping[str, object]] = [
         NewEvent("file.uploaded", actor=Actor.user("u-1"), external_id="a", source="ocis"),
         {"action": "file.uploaded", "actor": Actor.user("u-2"), "external_id": "b", "source": "ocis"},
         {"action": "file.uploaded", "actor": Actor.user("u-1"), "external_id": "a", "source": "ocis"},
@@ -422,7 +422,7 @@ def test_events_are_light_immutable_values() -> None:
     with pytest.raises(AttributeError):
         second.action = "x"  # type: ignore[misc]
     with pytest.raises(TypeError):
-        Event()  # type: ignore[call-arg]
+        Event()
     assert repr(second) == (
         "Event(seq=1, at='2026-11-21T20:12:22.123Z', action='file.uploaded', "
         "actor=Actor('user', 'u-1', email='U1@acme.test'), resource_type='file', resource_id='1', "

@@ -88,6 +88,24 @@ pub fn decode(
     }
 }
 
+/// The action of an event of this type, by its `data` (JSON text) if the type alone does not decide.
+/// `None` if the type has no letter or digit; total otherwise. Spellings of a type don't matter.
+///
+/// ```
+/// use dezky_ingest::stalwart::action;
+/// assert_eq!(action("auth.failed", "{}").unwrap(), "stalwart.auth_failed");
+/// assert_eq!(action("SecurityAuthenticationBan", "{}").unwrap(), "stalwart.auth_banned");
+/// assert_eq!(action("spam.classify", r#"{"result":"reject"}"#).unwrap(), "stalwart.spam_detected");
+/// assert_eq!(action("new.type", "{}").unwrap(), "stalwart.new_type");
+/// assert_eq!(action("—", "{}"), None);
+/// ```
+pub fn action(kind: &str, data: &str) -> Option<String> {
+    let normalised = verbs::normalise(kind);
+    let data = Doc::parse(data).ok();
+    let verb = verbs::verb(&normalised, data.as_ref().map(Doc::root));
+    (!normalised.is_empty()).then(|| verbs::action(&verb))
+}
+
 /// The text of a body. Bytes that are not UTF-8 become U+FFFD, as in normal form, so that a bad
 /// byte does not affect other events.
 fn text_of(body: &[u8]) -> Cow<'_, str> {

@@ -194,6 +194,15 @@ impl Line<'_> {
     }
 }
 
+/// The generation of a file that begins with this line: its SHA-256 without the `\n`.
+pub fn generation(first_line: &[u8]) -> Digest {
+    let mut hash = reading::GenerationHash::default();
+    match hash.push(first_line) {
+        Some(generation) => generation,
+        None => hash.end(),
+    }
+}
+
 /// The 40 hex digits of a line's identity, within the domain that `text` names.
 pub(crate) fn keyed_hash(
     text: &str,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dezky import errors
+from dezky import errors, ingest
 from dezky._dezky import __version__
 from dezky.errors import Error
 
@@ -44,6 +44,8 @@ __all__ = [
     "Error",
     "__version__",
     "errors",
+    # Ingest
+    "ingest",
     # Audit log
     "Actor",
     "Anomaly",

@@ -14,10 +14,9 @@ import hashlib
 import hmac
 import uuid
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from dezky import Event
+from dezky._dezky import Event
 
 __all__ = ["COMMITTED", "FIELDS", "GENESIS", "chain_hash", "commitment", "field_salt", "leaf", "leaf_hash"]
 
@@ -134,6 +133,8 @@ def leaf_hash(event: Event | Mapping[str, object], salt: bytes) -> bytes:
 
 def _value(event: Event | Mapping[str, object], field: str) -> bytes | None:
     """Returns the bytes of a field's value."""
+    if not isinstance(event, (Event, Mapping)):
+        raise TypeError(f"event must be an Event or a mapping, not {type(event).__name__}")
     if isinstance(event, Mapping):
         value = event.get(field)
     else:

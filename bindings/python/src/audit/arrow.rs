@@ -227,7 +227,7 @@ impl Batches {
     /// lock.
     fn wait(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
         let waited = Python::try_attach(|py| {
-            runtime::wait(py, self.gather()).map_err(|error| {
+            runtime::block(py, self.gather()).map_err(|error| {
                 // The consumer raises an error of its own; Ctrl-C must not be lost in it.
                 if error.is_instance_of::<PyKeyboardInterrupt>(py) {
                     let again = py.import("_thread").and_then(|m| m.call_method0("interrupt_main"));
@@ -311,6 +311,7 @@ impl ArrowEvents {
     }
 
     /// Returns the schema of the stream.
+    #[expect(clippy::unused_self, reason = "the interface asks the object")]
     fn __arrow_c_schema__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyCapsule>> {
         let schema = FFI_ArrowSchema::try_from(&*schema())
             .map_err(|error| coded("internal", &error.to_string()))?;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::pending;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use dezky::core::SealedEvent;
 use dezky::core::store::{AppendOptions, MAX_BATCH_EVENTS, Receipt as CoreReceipt, ReceiptStatus};
@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     open: Mutex<Option<Open>>,
     /// Whether it was closed, for those who wait for events.
     closed: watch::Sender<bool>,
+    /// The iterators, which may wait for events when the log is closed.
+    iterators: Mutex<Vec<Weak<EventPages>>>,
     url: String,
     read_only: bool,
 }
@@ -71,23 +73,40 @@ impl Shared {
     pub(crate) async fn while_open<T>(&self, work: impl Future<Output = T>) -> PyResult<T> {
         let mut closed_now = self.closed.subscribe();
         let closing = std::pin::pin!(closed_now.wait_for(|is_closed| *is_closed));
-        match select(std::pin::pin!(work), closing).await {
-            Either::Left((done, _)) => Ok(done),
-            Either::Right(_) => Err(closed()),
+        match select(closing, std::pin::pin!(work)).await {
+            Either::Left(_) => Err(closed()),
+            Either::Right((done, _)) => Ok(done),
         }
     }
 
-    /// Ends the background work and closes the connections.
+    /// Has an iterator ended when the log is closed.
+    pub(super) fn watch(&self, pages: &Arc<EventPages>) {
+        let mut iterators = self.iterators.lock().unwrap_or_else(PoisonError::into_inner);
+        iterators.retain(|pages| pages.strong_count() > 0);
+        iterators.push(Arc::downgrade(pages));
+    }
+
+    /// Ends the background work and closes the connections. Goes on if the caller stops waiting.
     async fn close(&self) {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.closed.send_replace(true);
-        if let Some(mut open) = open {
+        let iterators =
+            std::mem::take(&mut *self.iterators.lock().unwrap_or_else(PoisonError::into_inner));
+        let closing = async move {
+            for pages in iterators.iter().filter_map(Weak::upgrade) {
+                pages.end().await;
+            }
+            let Some(mut open) = open else { return };
+            open.work.iter().for_each(JoinHandle::abort);
             for work in std::mem::take(&mut open.work) {
-                work.abort();
                 // An abort is not a failure.
                 let _ = work.await;
             }
             open.platform.close().await;
+        };
+        if let Some(runtime) = runtime::existing() {
+            // It has no result.
+            let _ = runtime.spawn(closing).await;
         }
     }
 }
@@ -145,6 +164,7 @@ impl Opening {
         Ok(Shared {
             open: Mutex::new(Some(Open { platform: Owned::new(platform), work })),
             closed: watch::Sender::new(false),
+            iterators: Mutex::default(),
             url: self.config.url.to_string(),
             read_only: self.read_only,
         })
@@ -341,11 +361,6 @@ pub(crate) struct AuditLog {
 }
 
 impl AuditLog {
-    /// The log's store: reads, and appends without the spool.
-    pub(crate) fn store(&self) -> PyResult<Arc<dyn AuditStore>> {
-        self.shared.store()
-    }
-
     /// The platform. The spool's file stays locked as long as it is held.
     pub(crate) fn platform(&self) -> PyResult<Arc<Platform>> {
         self.shared.writable()
@@ -556,7 +571,8 @@ impl AuditLog {
     ///
     /// Events in the spool stay there until a log is opened with it.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        runtime::wait(py, self.shared.close())
+        let shared = Arc::clone(&self.shared);
+        runtime::wait(py, async move { shared.close().await })
     }
 
     /// Whether the log is closed.
@@ -610,6 +626,13 @@ impl fmt::Debug for Shared {
 #[pyclass(frozen, module = "dezky", name = "AsyncAuditLog")]
 pub(crate) struct AsyncAuditLog {
     shared: Arc<Shared>,
+}
+
+impl AsyncAuditLog {
+    /// The platform, as `AuditLog::platform` returns it.
+    pub(crate) fn platform(&self) -> PyResult<Arc<Platform>> {
+        self.shared.writable()
+    }
 }
 
 #[pymethods]

@@ -93,13 +93,13 @@ impl TailPages {
 
 /// What an iterator reads.
 pub(crate) enum Source {
-    List(ListPages),
+    List(Box<ListPages>),
     Tail(TailPages),
 }
 
 impl From<ListPages> for Source {
     fn from(pages: ListPages) -> Self {
-        Self::List(pages)
+        Self::List(Box::new(pages))
     }
 }
 
@@ -130,16 +130,24 @@ impl Source {
 pub(crate) struct EventPages {
     shared: Arc<Shared>,
     ready: Mutex<VecDeque<dezky::Result<StoredEvent>>>,
-    source: tokio::sync::Mutex<Owned<Source>>,
+    /// `None` once the log is closed: what it still waits for would hold up the connections.
+    source: tokio::sync::Mutex<Option<Owned<Source>>>,
 }
 
 impl EventPages {
     pub(crate) fn new(shared: Arc<Shared>, source: impl Into<Source>) -> Arc<Self> {
-        Arc::new(Self {
+        let pages = Arc::new(Self {
             shared,
             ready: Mutex::default(),
-            source: tokio::sync::Mutex::new(Owned::new(source.into())),
-        })
+            source: tokio::sync::Mutex::new(Some(Owned::new(source.into()))),
+        });
+        pages.shared.watch(&pages);
+        pages
+    }
+
+    /// Ends reading, because the log is closed.
+    pub(super) async fn end(&self) {
+        drop(self.source.lock().await.take());
     }
 
     fn ready(&self) -> MutexGuard<'_, VecDeque<dezky::Result<StoredEvent>>> {
@@ -159,6 +167,7 @@ impl EventPages {
             if !self.ready().is_empty() {
                 return true;
             }
+            let Some(source) = source.as_mut() else { return false };
             match source.next().await {
                 Some(events) => {
                     self.ready().extend(events);
@@ -195,7 +204,8 @@ impl EventIterator {
             if let Some(event) = self.pages.pop()? {
                 return Ok(Some(event));
             }
-            if !runtime::wait(py, self.pages.fill())?? {
+            let pages = Arc::clone(&self.pages);
+            if !runtime::wait(py, async move { pages.fill().await })?? {
                 return Ok(None);
             }
         }

@@ -240,7 +240,10 @@ impl Run {
         let store: Arc<dyn AuditStore> = shared.store()?;
         let (sender, counts) = watch::channel(0);
         let task = runtime::runtime()?.spawn(async move {
-            verify(&*store, expected, |verified| drop(sender.send_replace(verified))).await
+            verify(&*store, expected, |verified| {
+                sender.send_replace(verified);
+            })
+            .await
         });
         Ok(Self { shared, counts, task })
     }
@@ -262,7 +265,7 @@ impl Run {
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Verification> {
         loop {
-            match (runtime::wait(py, self.next())??, progress) {
+            match (runtime::block(py, self.next())??, progress) {
                 (Step::Verified(verified), Some(progress)) => drop(progress.call1((verified,))?),
                 (Step::Verified(_), None) => {}
                 (Step::Done(verification), _) => return Ok(verification),

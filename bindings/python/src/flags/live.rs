@@ -616,7 +616,7 @@ impl LiveFlags {
             Followed::Store { .. } => followed.compiled("evaluate()")?.evaluate(key, &asked),
             Followed::Server(remote) => {
                 let (key, values) = (text(key, "key")?, asked.into_values());
-                runtime::wait(py, remote.evaluate(&key, &values))?
+                runtime::block(py, remote.evaluate(&key, &values))?
             }
         }
     }
@@ -651,7 +651,7 @@ impl LiveFlags {
             Followed::Store { .. } => followed.compiled("evaluate_all()")?.evaluate_all(py, &asked),
             Followed::Server(remote) => {
                 let values = asked.into_values();
-                dict(py, runtime::wait(py, remote.evaluate_all(&values))??)
+                dict(py, runtime::block(py, remote.evaluate_all(&values))??)
             }
         }
     }
@@ -759,7 +759,8 @@ impl LiveFlags {
 
     /// Stops following the source and closes its connections. Idempotent.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        runtime::wait(py, self.shared.close())
+        let shared = Arc::clone(&self.shared);
+        runtime::wait(py, async move { shared.close().await })
     }
 
     /// Resolves a flag in OpenFeature's terms; for `dezky.openfeature`.
@@ -777,7 +778,7 @@ impl LiveFlags {
                 let compiled = followed.compiled("_resolve()")?;
                 resolve::local(&compiled, key, &given)
             }
-            Followed::Server(remote) => runtime::wait(py, remote.resolve(key, &given))?,
+            Followed::Server(remote) => runtime::block(py, remote.resolve(key, &given))?,
         }
         .into_pyobject(py)
     }

@@ -1,0 +1,102 @@
+//! Arguments that the functions of this part share.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use pyo3::exceptions::PyOverflowError;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBool, PyByteArray, PyBytes, PyFloat, PyInt, PyMemoryView};
+
+use crate::convert::{text, type_error, value_error};
+
+/// Bytes: `bytes`, `bytearray` or `memoryview`.
+pub(super) fn bytes<'v>(
+    value: &'v Bound<'_, PyAny>,
+    name: &str,
+    expected: &str,
+) -> PyResult<Cow<'v, [u8]>> {
+    if let Ok(bytes) = value.cast::<PyBytes>() {
+        return Ok(Cow::Borrowed(bytes.as_bytes()));
+    }
+    if let Ok(bytes) = value.cast::<PyByteArray>() {
+        return Ok(Cow::Owned(bytes.to_vec()));
+    }
+    if value.is_instance_of::<PyMemoryView>() {
+        let copied = value.call_method0("tobytes")?;
+        return Ok(Cow::Owned(copied.cast::<PyBytes>()?.as_bytes().to_vec()));
+    }
+    Err(type_error(name, expected, value))
+}
+
+/// A duration: seconds as an `int` or `float`, or a `timedelta`.
+pub(super) fn seconds(value: &Bound<'_, PyAny>, name: &str) -> PyResult<f64> {
+    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = value.py();
+    if value.is_instance_of::<PyBool>() {
+        return Err(type_error(name, "a number of seconds or a timedelta", value));
+    }
+    if value.is_instance(CLASS.import(py, "datetime", "timedelta")?)? {
+        return value.call_method0("total_seconds")?.extract();
+    }
+    if value.is_instance_of::<PyFloat>() || value.is_instance_of::<PyInt>() {
+        return value.extract::<f64>().map_err(|error| {
+            if error.is_instance_of::<PyOverflowError>(py) {
+                return value_error(name, "is too large");
+            }
+            error
+        });
+    }
+    Err(type_error(name, "a number of seconds or a timedelta", value))
+}
+
+/// A duration within bounds, in seconds.
+pub(super) fn seconds_between(
+    value: &Bound<'_, PyAny>,
+    name: &str,
+    min: u32,
+    max: u32,
+) -> PyResult<Duration> {
+    let given = seconds(value, name)?;
+    if !(f64::from(min)..=f64::from(max)).contains(&given) {
+        return Err(value_error(name, format_args!("must be {min} to {max} seconds")));
+    }
+    Duration::try_from_secs_f64(given).map_err(|error| value_error(name, error))
+}
+
+/// An `int` within bounds.
+pub(super) fn whole(value: &Bound<'_, PyAny>, name: &str, min: u64, max: u64) -> PyResult<u64> {
+    if value.is_instance_of::<PyBool>() || !value.is_instance_of::<PyInt>() {
+        return Err(type_error(name, "an int", value));
+    }
+    let number = value.extract::<u64>().ok().filter(|number| (min..=max).contains(number));
+    number.ok_or_else(|| value_error(name, format_args!("must be {min} to {max}")))
+}
+
+/// A `bool`.
+pub(super) fn flag(value: &Bound<'_, PyAny>, name: &str) -> PyResult<bool> {
+    let value = value.cast::<PyBool>().map_err(|_| type_error(name, "a bool", value))?;
+    Ok(value.is_true())
+}
+
+/// The name of a source.
+pub(super) fn source_name(value: &Bound<'_, PyAny>, name: &str) -> PyResult<String> {
+    let given = text(value, name)?;
+    let is_word = |word: &str| {
+        !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    let mut words = given.splitn(2, ':');
+    if given.len() > 64 || !words.all(is_word) {
+        return Err(value_error(
+            name,
+            "must be 1 to 64 letters, digits, ., _ and -, with at most one : before an instance",
+        ));
+    }
+    if given.split(':').next() == Some(dezky::core::PLATFORM_SOURCE) {
+        return Err(value_error(
+            name,
+            "is the platform's own, which records through AuditLog: choose another",
+        ));
+    }
+    Ok(given)
+}
