@@ -12,8 +12,8 @@ use std::process::{Command, Stdio};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use dezky_flags::{
-    Axis, Bits, DigestEngine, Flag, FlagEvaluator, FlagSet, FlagState, Reason, Scope, bucket,
-    matches_scope,
+    Axis, Bits, DigestEngine, Flag, FlagContext, FlagEvaluator, FlagSet, FlagState, Reason, Scope,
+    bucket, matches_scope,
 };
 use serde_json::{Value, json};
 
@@ -125,6 +125,33 @@ fn engines(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// One flag for many tenants, on one thread.
+fn column(criterion: &mut Criterion) {
+    let uuid = |n: u64| format!("{n:08x}-e431-7835-82c1-{:012x}", n.wrapping_mul(0x9e37_79b9));
+    let tenants: Vec<_> = (0..10_000).map(uuid).collect();
+    let mut group = criterion.benchmark_group("decide_for_10000_tenants");
+    group.throughput(Throughput::Elements(tenants.len() as u64));
+    for (blocks, key) in [("one_block", short_key(7)), ("two_blocks", long_key(7))] {
+        let set = FlagSet::compile([&flag(&key, FlagState::Rollout, 25, Scope::default())]);
+        group.bench_function(format!("one_by_one/{blocks}"), |bencher| {
+            let handle = set.handle(&key).expect("it is there");
+            bencher.iter(|| {
+                let context = |tenant_id| FlagContext { tenant_id, ..CONTEXT };
+                tenants.iter().filter(|id| handle.evaluate(&context(id)).value).count()
+            });
+        });
+        for engine in DigestEngine::ALL.into_iter().filter(|engine| engine.is_available()) {
+            let set = set.clone().with_digest_engine(engine);
+            let handle = set.handle(&key).expect("it is there");
+            let mut values = Bits::new();
+            group.bench_function(format!("{engine:?}/{blocks}"), |bencher| {
+                bencher.iter(|| handle.values_into(black_box(&tenants), &CONTEXT, &mut values));
+            });
+        }
+    }
+    group.finish();
+}
+
 fn compiling(criterion: &mut Criterion) {
     let flags = mixed(1_000, short_key);
     criterion.bench_function("compile_1000", |bencher| {
@@ -187,5 +214,5 @@ fn on_node(flags: &[Flag]) -> Option<f64> {
     output["nanoseconds"].as_f64()
 }
 
-criterion_group!(benches, buckets, one, many, engines, compiling, node);
+criterion_group!(benches, buckets, one, many, engines, column, compiling, node);
 criterion_main!(benches);

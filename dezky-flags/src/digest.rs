@@ -60,11 +60,8 @@ pub(crate) fn digest(tenant_id: &[u8], key: &[u8]) -> Words {
 }
 
 fn digest_long(tenant_id: &[u8], key: &[u8]) -> Words {
-    let digest = Sha256::new()
-        .chain_update(tenant_id)
-        .chain_update(b":")
-        .chain_update(key)
-        .finalize();
+    let digest =
+        Sha256::new().chain_update(tenant_id).chain_update(b":").chain_update(key).finalize();
     let mut words = INITIAL;
     for (word, bytes) in words.iter_mut().zip(digest.as_chunks().0) {
         *word = u32::from_be_bytes(*bytes);
@@ -383,8 +380,9 @@ mod tests {
                     "tenant",
                     keys.iter().map(String::as_str),
                 );
-                let expected =
-                    |key: &String| Some(BucketAlgorithm::Whole.fine(&digest_long(b"tenant", key.as_bytes())));
+                let expected = |key: &String| {
+                    Some(BucketAlgorithm::Whole.fine(&digest_long(b"tenant", key.as_bytes())))
+                };
                 assert_eq!(got, keys.iter().map(expected).collect::<Vec<_>>(), "{engine:?}");
             }
         }

@@ -8,7 +8,6 @@ use dezky_core::{AuditLog, Error, ErrorKind, NewEvent, Result, Runtime, SealedEv
 use futures_util::lock::Mutex as AsyncMutex;
 use serde_json::{Map, Value, json};
 
-use crate::import::as_version_mismatch;
 use crate::store::{FlagChange, FlagStore, mismatch, not_found};
 use crate::{
     Change, ChangeActor, FieldChange, Flag, FlagOptions, FlagPatch, FlagState, LiveFlags,
@@ -372,6 +371,17 @@ pub(crate) fn check_edit_of_several(edit: &Edit) -> Result<()> {
         ));
     }
     check_note(edit.note.as_deref())
+}
+
+/// Turns the error of another editor's creation, change or removal into `version_mismatch`, which
+/// is retried.
+pub(crate) fn as_version_mismatch(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::AlreadyExists | ErrorKind::NotFound => {
+            Error::new(ErrorKind::VersionMismatch, error.to_string())
+        }
+        _ => error,
+    }
 }
 
 /// Adds the change to the flag's history, with the data of its event.

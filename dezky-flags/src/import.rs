@@ -8,7 +8,7 @@ use dezky_core::{Error, ErrorKind, Result, SealedEvent};
 use futures_util::lock::Mutex as AsyncMutex;
 use serde::Serialize;
 
-use crate::edit::check_edit_of_several;
+use crate::edit::{as_version_mismatch, check_edit_of_several};
 use crate::store::{FlagChange, MAX_COMMIT_CHANGES, MAX_FLAGS};
 use crate::{Edit, Flag, Flags, NewFlag};
 
@@ -247,17 +247,6 @@ fn fitting(steps: &[Step]) -> usize {
     };
     let fitting = steps.iter().take(MAX_COMMIT_CHANGES).take_while(fits).count();
     fitting.clamp(1, MAX_COMMIT_CHANGES)
-}
-
-/// Turns the error of another editor's creation, change or removal into `version_mismatch`, which
-/// is retried.
-pub(crate) fn as_version_mismatch(error: Error) -> Error {
-    match error.kind() {
-        ErrorKind::AlreadyExists | ErrorKind::NotFound => {
-            Error::new(ErrorKind::VersionMismatch, error.to_string())
-        }
-        _ => error,
-    }
 }
 
 fn redefined(flag: &Flag, new: &Flag) -> Flag {

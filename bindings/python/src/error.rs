@@ -4,6 +4,8 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
+use crate::runtime::attached;
+
 /// The exception for an error: the class with its code, from `dezky.errors`.
 #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
 pub(crate) fn exception(error: dezky::Error) -> PyErr {
@@ -12,7 +14,7 @@ pub(crate) fn exception(error: dezky::Error) -> PyErr {
 
 /// An exception with a code and a message.
 pub(crate) fn coded(code: &str, message: &str) -> PyErr {
-    let raised = Python::try_attach(|py| match class(py, code) {
+    let raised = attached(|py| match class(py, code) {
         Ok(class) => class.call1((message,)).map_or_else(|error| error, PyErr::from_value),
         Err(error) => error,
     });

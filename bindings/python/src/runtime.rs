@@ -5,10 +5,12 @@
 
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use pyo3::BoundObject as _;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -99,16 +101,36 @@ impl<T> Drop for Owned<T> {
 
 /// Blocks until `work` ends. Other threads run meanwhile; a signal handler that raises, such as
 /// the one of Ctrl-C, ends the call and drops `work`.
-#[expect(clippy::redundant_closure_for_method_calls, reason = "the lifetime must be general")]
+///
+/// The work is a task, so that it goes on while a signal handler runs: the handler may itself
+/// wait for a lock or a connection that the work holds.
 pub(crate) fn wait<T, F>(py: Python<'_>, work: F) -> PyResult<T>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let mut task = runtime()?.spawn(work);
+    match block(py, &mut task) {
+        Ok(done) => done.map_err(|_| ended_by_a_bug()),
+        Err(interrupted) => {
+            task.abort();
+            // Usually at once; then a call after this one finds nothing in its way.
+            let ended = async { tokio::time::timeout(SIGNALS, task).await };
+            py.detach(|| drop(runtime().map(|runtime| runtime.block_on(ended))));
+            Err(interrupted)
+        }
+    }
+}
+
+/// [`wait`], for work that holds neither locks nor connections while it waits.
+#[expect(clippy::redundant_closure_for_method_calls, reason = "the lifetime must be general")]
+pub(crate) fn block<T, F>(py: Python<'_>, work: F) -> PyResult<T>
 where
     T: Send,
     F: Future<Output = T> + Send,
 {
     let runtime = runtime()?;
     py.detach(|| {
-        // Work that is dropped gives its connections back in a task.
-        let _entered = runtime.enter();
         let mut work = pin!(work);
         loop {
             let slice = async { tokio::time::timeout(SIGNALS, work.as_mut()).await };
@@ -126,11 +148,24 @@ where
     })
 }
 
+/// Runs `work` with the interpreter's lock in a thread of the runtime; `None` if the interpreter
+/// ends.
+///
+/// The thread's other tasks move to another one: waiting for the lock must not delay them, and
+/// Python may run anything meanwhile, such as a `__del__` that waits for a task.
+pub(crate) fn attached<T>(work: impl FnOnce(Python<'_>) -> T) -> Option<T> {
+    tokio::task::block_in_place(|| Python::try_attach(work))
+}
+
+fn ended_by_a_bug() -> PyErr {
+    coded("internal", "the work ended by a bug of dezky: please report it")
+}
+
 /// [`wait`], for work that fails with an error of the crates.
 pub(crate) fn wait_for<T, F>(py: Python<'_>, work: F) -> PyResult<T>
 where
-    T: Send,
-    F: Future<Output = dezky::Result<T>> + Send,
+    T: Send + 'static,
+    F: Future<Output = dezky::Result<T>> + Send + 'static,
 {
     wait(py, work)?.map_err(exception)
 }
@@ -166,9 +201,10 @@ where
     let promise = event_loop.call_method0("create_future")?;
     let (event_loop, result) = (event_loop.unbind(), promise.clone().unbind());
     let task = runtime.spawn(async move {
-        let done = work.await;
+        let done = AssertUnwindSafe(work).catch_unwind().await;
+        let done = done.unwrap_or_else(|_| Err(ended_by_a_bug()));
         // Without an interpreter, nobody waits any more.
-        Python::try_attach(|py| settle(py, &event_loop, &result, done));
+        attached(|py| settle(py, &event_loop, &result, done));
     });
     let task = task.abort_handle();
     let abort = PyCFunction::new_closure(py, None, None, move |arguments, _| {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import gc
 import json
 import pickle
@@ -198,49 +199,54 @@ def test_contexts_may_be_objects_mappings_or_arguments() -> None:
     )
 
 
+# Without types, for wrong arguments.
+LOOSE: Any = MIXED
+PACKAGE: Any = dezky
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: MIXED.evaluate("half"), TypeError, "no tenant_id"),
-        (lambda: MIXED.evaluate("half", {"plan": "pro"}), TypeError, "no tenant_id"),
-        (lambda: MIXED.evaluate("half", tenant_id=7), TypeError, "tenant_id must be a str, not int"),
-        (lambda: MIXED.evaluate("half", tenant_id=None), TypeError, "tenant_id must be a str"),
-        (lambda: MIXED.evaluate("half", tenant_id="t", plan=7), TypeError, "plan must be a str or None, not int"),
-        (lambda: MIXED.evaluate("half", tenant_id="t", tenant_active=1), TypeError, "tenant_active must be a bool"),
-        (lambda: MIXED.evaluate("half", tenant_id="t", planet="x"), TypeError, "unexpected keyword argument 'planet'"),
-        (lambda: MIXED.evaluate("half", {"tenantId": "t"}), ValueError, "context has an unknown key 'tenantId'"),
-        (lambda: MIXED.evaluate("half", "t-1"), TypeError, "context must be a Context or a mapping, not str"),
-        (lambda: MIXED.evaluate(7, tenant_id="t"), TypeError, "key must be a str, not int"),
-        (lambda: MIXED.evaluate("half", tenant_id="\ud800"), ValueError, "tenant_id contains a lone surrogate"),
-        (lambda: MIXED.evaluate_all(), TypeError, "no tenant_id"),
-        (lambda: MIXED.evaluate_many("half", ["t"], tenant_id="t"), TypeError, "unexpected keyword"),
-        (lambda: MIXED.evaluate_many("half", "t-1"), TypeError, "tenant_ids must be"),
-        (lambda: MIXED.evaluate_many("half", b"t-1"), TypeError, "tenant_ids must be"),
-        (lambda: MIXED.evaluate_many("half", {"t": 1}), TypeError, "tenant_ids must be"),
-        (lambda: MIXED.evaluate_many("half", 7), TypeError, "tenant_ids must be"),
-        (lambda: MIXED.evaluate_many("half", ["t", 7]), TypeError, r"tenant_ids\[1\] must be a str or None, not int"),
-        (lambda: MIXED.evaluate_many("half", ["\ud800"]), ValueError, r"tenant_ids\[0\] contains a lone surrogate"),
-        (lambda: MIXED.evaluate_many("half", np.array([1, 2])), TypeError, "array of text, not of int64"),
-        (lambda: MIXED.evaluate_many("half", np.array([b"a"])), TypeError, "array of text"),
-        (lambda: MIXED.evaluate_many("half", np.array([["a"]])), ValueError, "one dimension, not 2"),
-        (lambda: MIXED.evaluate_many("half", pa.array([1])), TypeError, "text, not of Int64"),
-        (lambda: MIXED.evaluate_many("half", pa.array([b"a"])), TypeError, "text, not of Binary"),
-        (lambda: MIXED.evaluate_many("half", pa.table({"a": ["t"]})), TypeError, "not a table"),
-        (lambda: dezky.bucket(b"t", "k"), TypeError, "tenant_id must be a str, not bytes"),
-        (lambda: dezky.bucket("t", None), TypeError, "key must be a str, not NoneType"),
-        (lambda: Context(), TypeError, "tenant_id"),
-        (lambda: FlagSet.from_json(7), TypeError, "source must be a JSON text, a path or a list of dict, not int"),
-        (lambda: FlagSet.from_json([{"key": "a", "pct": 101}]), dezky.errors.FieldInvalidError, "flag a: pct"),
-        (lambda: FlagSet.from_json('{"flags": 7}'), dezky.errors.FieldInvalidError, "not a flag file"),
-        (lambda: FlagSet.from_json("[{"), dezky.errors.FieldInvalidError, "not a flag file"),
-        (lambda: FlagSet.from_json([{"key": "a"}, {"key": "a"}]), dezky.errors.FieldInvalidError, "given twice"),
-        (lambda: FlagSet.from_json(b"\xff"), ValueError, "source is not UTF-8"),
-        (lambda: FlagSet.from_json("no/such/file.json"), FileNotFoundError, "no/such/file.json"),
-        (lambda: dezky.preview({"key": "a"}, MIXED, []), TypeError, "both"),
-        (lambda: dezky.preview(7, None, []), TypeError, "old must be"),
-        (lambda: dezky.preview({"key": "a", "pct": -1}, None, []), dezky.errors.FieldInvalidError, "old: "),
-        (lambda: dezky.preview({"key": "a"}, None, "t-1"), TypeError, "tenants must be"),
-        (lambda: dezky.preview({"key": "a"}, None, [7]), TypeError, r"tenants\[0\] must be"),
+        (lambda: LOOSE.evaluate("half"), TypeError, "no tenant_id"),
+        (lambda: LOOSE.evaluate("half", {"plan": "pro"}), TypeError, "no tenant_id"),
+        (lambda: LOOSE.evaluate("half", tenant_id=7), TypeError, "tenant_id must be a str, not int"),
+        (lambda: LOOSE.evaluate("half", tenant_id=None), TypeError, "tenant_id must be a str"),
+        (lambda: LOOSE.evaluate("half", tenant_id="t", plan=7), TypeError, "plan must be a str or None, not int"),
+        (lambda: LOOSE.evaluate("half", tenant_id="t", tenant_active=1), TypeError, "tenant_active must be a bool"),
+        (lambda: LOOSE.evaluate("half", tenant_id="t", planet="x"), TypeError, "unexpected keyword argument 'planet'"),
+        (lambda: LOOSE.evaluate("half", {"tenantId": "t"}), ValueError, "context has an unknown key 'tenantId'"),
+        (lambda: LOOSE.evaluate("half", "t-1"), TypeError, "context must be a Context or a mapping, not str"),
+        (lambda: LOOSE.evaluate(7, tenant_id="t"), TypeError, "key must be a str, not int"),
+        (lambda: LOOSE.evaluate("half", tenant_id="\ud800"), ValueError, "tenant_id contains a lone surrogate"),
+        (lambda: LOOSE.evaluate_all(), TypeError, "no tenant_id"),
+        (lambda: LOOSE.evaluate_many("half", ["t"], tenant_id="t"), TypeError, "unexpected keyword"),
+        (lambda: LOOSE.evaluate_many("half", "t-1"), TypeError, "tenant_ids must be"),
+        (lambda: LOOSE.evaluate_many("half", b"t-1"), TypeError, "tenant_ids must be"),
+        (lambda: LOOSE.evaluate_many("half", {"t": 1}), TypeError, "tenant_ids must be"),
+        (lambda: LOOSE.evaluate_many("half", 7), TypeError, "tenant_ids must be"),
+        (lambda: LOOSE.evaluate_many("half", ["t", 7]), TypeError, r"tenant_ids\[1\] must be a str or None, not int"),
+        (lambda: LOOSE.evaluate_many("half", ["\ud800"]), ValueError, r"tenant_ids\[0\] contains a lone surrogate"),
+        (lambda: LOOSE.evaluate_many("half", np.array([1, 2])), TypeError, "array of text, not of int64"),
+        (lambda: LOOSE.evaluate_many("half", np.array([b"a"])), TypeError, "array of text"),
+        (lambda: LOOSE.evaluate_many("half", np.array([["a"]])), ValueError, "one dimension, not 2"),
+        (lambda: LOOSE.evaluate_many("half", pa.array([1])), TypeError, "text, not of Int64"),
+        (lambda: LOOSE.evaluate_many("half", pa.array([b"a"])), TypeError, "text, not of Binary"),
+        (lambda: LOOSE.evaluate_many("half", pa.table({"a": ["t"]})), TypeError, "not a table"),
+        (lambda: PACKAGE.bucket(b"t", "k"), TypeError, "tenant_id must be a str, not bytes"),
+        (lambda: PACKAGE.bucket("t", None), TypeError, "key must be a str, not NoneType"),
+        (lambda: PACKAGE.Context(), TypeError, "tenant_id"),
+        (lambda: PACKAGE.FlagSet.from_json(7), TypeError, "source must be a JSON text, a path or a list of dict, not int"),
+        (lambda: PACKAGE.FlagSet.from_json([{"key": "a", "pct": 101}]), dezky.errors.FieldInvalidError, "flag a: pct"),
+        (lambda: PACKAGE.FlagSet.from_json('{"flags": 7}'), dezky.errors.FieldInvalidError, "not a flag file"),
+        (lambda: PACKAGE.FlagSet.from_json("[{"), dezky.errors.FieldInvalidError, "not a flag file"),
+        (lambda: PACKAGE.FlagSet.from_json([{"key": "a"}, {"key": "a"}]), dezky.errors.FieldInvalidError, "given twice"),
+        (lambda: PACKAGE.FlagSet.from_json(b"\xff"), ValueError, "source is not UTF-8"),
+        (lambda: PACKAGE.FlagSet.from_json("no/such/file.json"), FileNotFoundError, "no/such/file.json"),
+        (lambda: PACKAGE.preview({"key": "a"}, MIXED, []), TypeError, "both"),
+        (lambda: PACKAGE.preview(7, None, []), TypeError, "old must be"),
+        (lambda: PACKAGE.preview({"key": "a", "pct": -1}, None, []), dezky.errors.FieldInvalidError, "old: "),
+        (lambda: PACKAGE.preview({"key": "a"}, None, "t-1"), TypeError, "tenants must be"),
+        (lambda: PACKAGE.preview({"key": "a"}, None, [7]), TypeError, r"tenants\[0\] must be"),
     ],
 )
 def test_wrong_arguments_are_named(call: Callable[[], object], error: type[Exception], message: str) -> None:
@@ -255,11 +261,12 @@ def test_flags_are_read_from_text_bytes_paths_and_lists(tmp_path: Path) -> None:
     listed = [{"key": "b", "state": "on"}, {"key": "a"}]
     path = tmp_path / "flags.json"
     path.write_text(json.dumps({"revision": 7, "flags": listed}), encoding="utf-8")
-    for source in (listed, tuple(listed), {"flags": listed}, json.dumps(listed), json.dumps(listed).encode()):
+    sources: list[Any] = [listed, tuple(listed), {"flags": listed}, json.dumps(listed), json.dumps(listed).encode()]
+    for source in sources:
         flags = FlagSet.from_json(source)
         assert (list(flags), len(flags), flags.revision) == (["a", "b"], 2, 0)
-    for source in (path, str(path)):
-        assert FlagSet.from_json(source).revision == 7
+    for named in (path, str(path)):
+        assert FlagSet.from_json(named).revision == 7
     flags = FlagSet.from_json(path)
     assert "a" in flags and "c" not in flags and 7 not in flags
     assert list(FlagSet.from_json(flags.to_json())) == ["a", "b"]
@@ -319,7 +326,7 @@ def _duckdb(ids: list[Any]) -> Any:
     with duckdb.connect() as connection:
         connection.register("tenants", table)
         # The order of a table is kept.
-        return connection.execute("SELECT id FROM tenants").to_arrow_table().column("id")
+        return connection.sql("SELECT id FROM tenants").to_arrow_table().column("id")
 
 
 def one_by_one(key: str, ids: list[Any], **axes: Any) -> list[bool | None]:
@@ -361,7 +368,7 @@ def test_columns_of_any_length_are_decided_in_order(count: int) -> None:
 
 def test_missing_ids_are_missing_whatever_the_flag() -> None:
     for key in [*MIXED, "no-such-flag"]:
-        for ids in ([None, "t", None], pa.array([None, "t", None], pa.string()), pa.nulls(3), np.ma.array(["a", "t", "b"], mask=[1, 0, 1])):
+        for ids in ([None, "t", None], pa.array([None, "t", None], pa.string()), pa.nulls(3), np.ma.array(["a", "t", "b"], mask=[True, False, True])):
             values = MIXED.evaluate_many(key, ids).to_list()
             assert values[0] is None and values[2] is None
     assert MIXED.evaluate_many("no-such-flag", ["t"] * 100_000).true_count == 0
@@ -451,6 +458,26 @@ def test_a_preview_counts_and_lists_tenants() -> None:
     assert "always" not in both and both["all"].loses == 400
 
 
+# Documentation
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["AsyncLiveFlags", "BooleanColumn", "Context", "Decision", "Explanation", "FlagSet", "LiveFlags", "bucket", "fine_bucket", "preview"],
+)
+def test_the_examples_of_the_documentation_run(name: str) -> None:
+    documented = getattr(dezky, name)
+    members = [getattr(documented, member) for member in vars(documented)] if isinstance(documented, type) else []
+    parser, ran = doctest.DocTestParser(), 0
+    for text in {getattr(item, "__doc__", None) for item in (documented, *members)}:
+        example = parser.get_doctest(text or "", {}, name, None, None)
+        runner = doctest.DocTestRunner(verbose=False)
+        runner.run(example)
+        assert runner.failures == 0, text
+        ran += len(example.examples)
+    assert ran > 0
+
+
 # Resources
 
 
@@ -472,7 +499,7 @@ def test_a_million_evaluations_leak_nothing() -> None:
                     result = MIXED.evaluate_many("half", many)
                     pa.array(result), np.asarray(result), result.to_list()
                 with pytest.raises(TypeError):
-                    MIXED.evaluate_many("half", ["t", 7])
+                    LOOSE.evaluate_many("half", ["t", 7])
 
     work(20_000)
     gc.collect()

@@ -61,11 +61,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use self::kind::{
-    Collection, Counts, Field, Holds, Index, Kind, Owned, Removal, Schema, SchemaVersions, Set,
-    Side, joined,
+    Collection, Counts, Field, Holds, Index, Kind, Owned, Refusal, Removal, Schema, SchemaVersions,
+    Set, Side, joined, refuse,
 };
 pub use self::memory::MemoryDatabase;
-pub use self::transaction::{Known, Put, Refusal, Transaction, check, check_removal, refuse};
+pub use self::transaction::{Known, Put, Transaction, check, check_removal};
 #[cfg(feature = "mongodb")]
 use crate::store::MongoDatabase;
 #[cfg(feature = "postgres")]

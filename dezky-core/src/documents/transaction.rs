@@ -4,9 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 use super::kind::SEPARATOR;
 use super::{
-    Document, Field, Held, Holds, Kind, Removal, RowsTx, Set, State, Unique, Value, Write, internal,
+    Document, Field, Held, Holds, Kind, Refusal, Removal, RowsTx, Set, State, Unique, Value, Write,
+    internal,
 };
-use crate::{Error, ErrorKind, Result, SealedEvent};
+use crate::{Result, SealedEvent};
 
 /// Changes of documents that commit as a whole, together with their events.
 ///
@@ -391,58 +392,4 @@ pub fn check_removal(known: Known, version: u64) -> Result<(), Refusal<'static>>
         Known::Present(there) if there == version => Ok(()),
         Known::Present(_) => Err(Refusal::Version),
     }
-}
-
-/// The reason for which a change is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal<'a> {
-    /// A new document's id exists.
-    Exists,
-    /// There is no document to change.
-    Missing,
-    /// The stored version is not the expected one.
-    Version,
-    /// Another document has the name.
-    NameTaken,
-    /// The name differs from that of the stored document.
-    NameFixed,
-    /// Another document owns the value.
-    OwnedTaken(&'a str),
-}
-
-/// The error of a refused change, for kinds that don't word their own.
-pub fn refuse(kind: &Kind, _id: &str, refusal: &Refusal<'_>) -> Error {
-    let what = kind.what;
-    let taken =
-        |key| format!("{key} already exists: choose another, or change the existing document");
-    let (error, said) = match refusal {
-        Refusal::Exists => (ErrorKind::AlreadyExists, taken("id")),
-        Refusal::NameTaken => (ErrorKind::AlreadyExists, taken(kind.label())),
-        Refusal::Missing => {
-            (ErrorKind::NotFound, format!("there is no such {what}: create it first"))
-        }
-        Refusal::Version => (
-            ErrorKind::VersionMismatch,
-            format!("the {what} was changed in the meantime: read it again"),
-        ),
-        Refusal::NameFixed => (
-            ErrorKind::FieldInvalid,
-            format!("{} can't be changed: create a new document", kind.label()),
-        ),
-        Refusal::OwnedTaken(value) => {
-            let field = kind.owned.map_or("", |owned| owned.field);
-            // Of a value in several columns only the first is shown.
-            let shown = match value.split_once(SEPARATOR) {
-                Some((first, _)) => format!("one of {first}"),
-                None => (*value).to_owned(),
-            };
-            (
-                ErrorKind::AlreadyExists,
-                format!(
-                    "{field}: {shown} already belongs to another {what}: remove it there first"
-                ),
-            )
-        }
-    };
-    Error::new(error, said)
 }

@@ -1,9 +1,12 @@
 //! Lists are in the order (at, seq), also in a log whose schema had a different one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use dezky_core::rt::TokioRuntime;
-use dezky_core::store::{AppendOptions, ListQuery, SqliteAuditStore, SqliteConfig};
+use dezky_core::store::{
+    AppendOptions, ListQuery, PostgresAuditStore, PostgresConfig, SqliteAuditStore, SqliteConfig,
+};
 use dezky_core::testkit::named_event;
 use dezky_core::verify::verify;
 use dezky_core::{AuditStore, ErrorKind, NewEvent, Timestamp};
@@ -250,13 +253,22 @@ fn a_writer_under_way_does_not_end_the_migration_of_postgres() {
         let mut writer = PgConnection::connect(&log.url()).await.unwrap();
         writer.execute("BEGIN; SELECT 1 FROM dezky_audit_log FOR UPDATE").await.unwrap();
         writer.execute("SELECT count(*) FROM dezky_audit_events").await.unwrap();
-        let url = log.url();
-        let migration = spawn(async move { open(&url, Patience::Usual).await.map(drop) });
+        let mut config = PostgresConfig::new(log.url());
+        // On a busy machine, it may take the test long to see that the migration waits.
+        for timeout in [
+            &mut config.acquire_timeout,
+            &mut config.lock_timeout,
+            &mut config.statement_timeout,
+        ] {
+            *timeout = Duration::from_mins(2);
+        }
+        let opening = async move { PostgresAuditStore::open(config, &TokioRuntime).await.map(drop) };
+        let migration = spawn(opening);
         let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
         let mut waits = 0_i64;
         while waits == 0 {
             waits = sqlx::query_scalar(waiting).fetch_one(&mut observer).await.unwrap();
-            assert!(!migration.is_finished(), "it waits for the writer");
+            assert!(!migration.is_finished(), "{:?}", migration.await);
         }
         // With the lock that a statement on a row would take.
         let insert = "INSERT INTO dezky_audit_events SELECT * FROM dezky_audit_events WHERE false";

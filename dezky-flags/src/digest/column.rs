@@ -2,9 +2,7 @@
 
 use sha2::block_api::compress256;
 
-use super::{
-    Block, DigestEngine, INITIAL, LANES, LaneWords, ONE_BLOCK, TWO_BLOCKS, Words, digest,
-};
+use super::{Block, DigestEngine, INITIAL, LANES, LaneWords, ONE_BLOCK, TWO_BLOCKS, Words, digest};
 use crate::BucketAlgorithm;
 
 /// Computes the buckets, in hundredths, of many tenants for one key: [`Batch`](super::Batch) with

@@ -349,11 +349,7 @@ impl fmt::Debug for RemoteFlagProvider {
 impl FeatureProvider for RemoteFlagProvider {
     /// `Ready`, or `STALE` while the server is unreachable.
     fn status(&self) -> ProviderStatus {
-        if self.failure().is_some() {
-            ProviderStatus::STALE
-        } else {
-            ProviderStatus::Ready
-        }
+        if self.failure().is_some() { ProviderStatus::STALE } else { ProviderStatus::Ready }
     }
 
     fn metadata(&self) -> &ProviderMetadata {

@@ -103,6 +103,48 @@ proptest! {
         }
     }
 
+    /// Ids of one length follow each other, or lengths alternate, around the block boundaries.
+    #[test]
+    fn a_column_agrees_with_the_definition(
+        seed: u64,
+        count in 0_usize..200,
+        lengths in proptest::collection::vec(0_usize..130, 1..4),
+        prefix: bool,
+    ) {
+        let runtime = ManualRuntime::new(seed);
+        let mut generator = FlagGenerator::new(&runtime);
+        let mut flags = generator.flags(12);
+        flags.push(reaching("some", 3_333, None));
+        flags.push(reaching("seeded", 5_000, Some("x".repeat(64))));
+        flags.push(reaching("all", 10_000, None));
+        flags.push(reaching("none", 0, None));
+        let algorithm = if prefix { BucketAlgorithm::Prefix32 } else { BucketAlgorithm::Whole };
+        let asker = generator.asker();
+        let shared = asker.context();
+        let id = |n: usize| format!("{n:0width$}", width = lengths[n % lengths.len()]);
+        let tenants: Vec<_> = (0..count).map(id).collect();
+        for engine in engines() {
+            let set = FlagSet::compile(&flags).with_bucket_algorithm(algorithm);
+            let set = set.with_digest_engine(engine);
+            // Leftovers of another use.
+            let mut values = Bits::new();
+            OTHER_SET.values_into(&shared, &mut values);
+            for flag in &flags {
+                let handle = set.handle(&flag.key).unwrap();
+                handle.values_into(&tenants, &shared, &mut values);
+                let expected = tenants.iter().map(|tenant_id| {
+                    let context = FlagContext { tenant_id, ..shared };
+                    decide_with_algorithm(flag, &context, algorithm).value
+                });
+                prop_assert_eq!(values.len(), count);
+                prop_assert!(values.iter().eq(expected), "{engine:?} {flag:?}");
+                prop_assert_eq!(values.count(), values.iter().filter(|value| *value).count());
+                let is_rollout = flag.state == FlagState::Rollout;
+                prop_assert_eq!(handle.threshold(), is_rollout.then(|| flag.threshold()));
+            }
+        }
+    }
+
     /// Rows of other tenants, keys or algorithms must not affect decisions.
     #[test]
     fn a_row_that_does_not_fit_is_ignored(seed: u64) {
@@ -294,6 +336,13 @@ fn golden_vectors_hold_on_every_path() {
             let expected = |flags: &[Flag]| {
                 let set = FlagSet::compile(flags);
                 let decisions = flags.iter().map(|f| (&*f.key, Decision { value, reason }));
+                for engine in engines() {
+                    let set = set.clone().with_digest_engine(engine);
+                    let mut values = Bits::new();
+                    let handle = set.handle(&flags[0].key).unwrap();
+                    handle.values_into([tenant_id; 17], &context, &mut values);
+                    assert!(values.iter().eq([value; 17]), "a column by {engine:?}");
+                }
                 assert_on_every_path(&set, &context, &decisions.collect());
             };
             // Buckets are defined for any text, but keys and seeds of flags are bounded.

@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dezky_core::ErrorKind;
 use dezky_core::rt::TokioRuntime;
 use dezky_flags::bucket;
 use dezky_flags::openfeature::{OfrepToken, RemoteConfig, RemoteFlagProvider};
@@ -501,6 +502,8 @@ async fn the_remote_provider_reads_the_server_and_goes_on_without_it() {
     let refused = without.resolve_bool_value("always", &tenant("t-acme")).await.unwrap_err();
     assert!(matches!(refused.code, EvaluationErrorCode::General(_)));
     assert_eq!(without.status(), ProviderStatus::STALE);
+    assert_eq!(without.failure().unwrap().kind(), ErrorKind::AuthFailed);
+    assert!(without.resolve_all(&tenant("t-acme")).await.is_err());
 
     config.token = Some(OfrepToken::new(TOKEN).unwrap());
     let provider = RemoteFlagProvider::new(config, Arc::new(TokioRuntime)).unwrap();
@@ -520,6 +523,18 @@ async fn the_remote_provider_reads_the_server_and_goes_on_without_it() {
         assert_eq!(details.variant.as_deref(), Some(if value { "on" } else { "off" }));
         assert!(details.flag_metadata.unwrap().values.contains_key("revision"));
     }
+    let all = provider.resolve_all(&acme).await.unwrap();
+    let mut keys: Vec<_> = all.keys().collect();
+    keys.sort_unstable();
+    assert_eq!(
+        keys,
+        ["always", "live", "never", "nobody", "nordic", "pro-only", "some", "staging"]
+    );
+    for key in keys {
+        assert_eq!(all.get(key).unwrap().value, of(key, &acme).await.unwrap().value, "{key}");
+    }
+    assert_eq!(all.get("no-such-flag").unwrap_err().code, EvaluationErrorCode::FlagNotFound);
+    assert!(all.revision().is_some() && !all.is_stale() && provider.failure().is_none());
     let unknown = of("no-such-flag", &acme).await.unwrap_err();
     assert_eq!(unknown.code, EvaluationErrorCode::FlagNotFound);
     let keyless = of("some", &EvaluationContext::default()).await.unwrap_err();

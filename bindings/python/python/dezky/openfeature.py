@@ -19,8 +19,8 @@ try:
     from openfeature.exception import ErrorCode, ProviderFatalError, ProviderNotReadyError, TypeMismatchError
     from openfeature.flag_evaluation import FlagResolutionDetails, Reason
     from openfeature.provider import AbstractProvider, Metadata
-except ModuleNotFoundError as error:  # pragma: no cover
-    raise ModuleNotFoundError("dezky.openfeature needs openfeature-sdk: pip install 'dezky[openfeature]'") from error
+except ModuleNotFoundError as _missing:  # pragma: no cover
+    raise ModuleNotFoundError("dezky.openfeature needs openfeature-sdk: pip install 'dezky[openfeature]'") from _missing
 
 if TYPE_CHECKING:
     from openfeature.evaluation_context import EvaluationContext
@@ -222,7 +222,7 @@ def _details(resolved: _Resolved) -> FlagResolutionDetails[bool]:
         raise ErrorCode.to_exception(ErrorCode(code), message or "")
     assert value is not None
     # Other servers may give reasons that the SDK does not know.
-    known = Reason(reason) if reason in Reason.__members__ else reason
+    known = Reason(reason) if reason is not None and reason in Reason.__members__ else reason
     return FlagResolutionDetails(value=value, variant=variant, reason=known, flag_metadata=metadata)
 
 

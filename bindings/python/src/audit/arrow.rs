@@ -227,7 +227,7 @@ impl Batches {
     /// lock.
     fn wait(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
         let waited = Python::try_attach(|py| {
-            runtime::wait(py, self.gather()).map_err(|error| {
+            runtime::block(py, self.gather()).map_err(|error| {
                 // The consumer raises an error of its own; Ctrl-C must not be lost in it.
                 if error.is_instance_of::<PyKeyboardInterrupt>(py) {
                     let again = py.import("_thread").and_then(|m| m.call_method0("interrupt_main"));

@@ -86,22 +86,27 @@ impl Shared {
         iterators.push(Arc::downgrade(pages));
     }
 
-    /// Ends the background work and closes the connections.
+    /// Ends the background work and closes the connections. Goes on if the caller stops waiting.
     async fn close(&self) {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.closed.send_replace(true);
         let iterators =
             std::mem::take(&mut *self.iterators.lock().unwrap_or_else(PoisonError::into_inner));
-        for pages in iterators.iter().filter_map(Weak::upgrade) {
-            pages.end().await;
-        }
-        if let Some(mut open) = open {
+        let closing = async move {
+            for pages in iterators.iter().filter_map(Weak::upgrade) {
+                pages.end().await;
+            }
+            let Some(mut open) = open else { return };
+            open.work.iter().for_each(JoinHandle::abort);
             for work in std::mem::take(&mut open.work) {
-                work.abort();
                 // An abort is not a failure.
                 let _ = work.await;
             }
             open.platform.close().await;
+        };
+        if let Some(runtime) = runtime::existing() {
+            // It has no result.
+            let _ = runtime.spawn(closing).await;
         }
     }
 }
@@ -356,11 +361,6 @@ pub(crate) struct AuditLog {
 }
 
 impl AuditLog {
-    /// The log's store: reads, and appends without the spool.
-    pub(crate) fn store(&self) -> PyResult<Arc<dyn AuditStore>> {
-        self.shared.store()
-    }
-
     /// The platform. The spool's file stays locked as long as it is held.
     pub(crate) fn platform(&self) -> PyResult<Arc<Platform>> {
         self.shared.writable()
@@ -571,7 +571,8 @@ impl AuditLog {
     ///
     /// Events in the spool stay there until a log is opened with it.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        runtime::wait(py, self.shared.close())
+        let shared = Arc::clone(&self.shared);
+        runtime::wait(py, async move { shared.close().await })
     }
 
     /// Whether the log is closed.

@@ -204,7 +204,8 @@ impl EventIterator {
             if let Some(event) = self.pages.pop()? {
                 return Ok(Some(event));
             }
-            if !runtime::wait(py, self.pages.fill())?? {
+            let pages = Arc::clone(&self.pages);
+            if !runtime::wait(py, async move { pages.fill().await })?? {
                 return Ok(None);
             }
         }

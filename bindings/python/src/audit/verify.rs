@@ -265,7 +265,7 @@ impl Run {
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Verification> {
         loop {
-            match (runtime::wait(py, self.next())??, progress) {
+            match (runtime::block(py, self.next())??, progress) {
                 (Step::Verified(verified), Some(progress)) => drop(progress.call1((verified,))?),
                 (Step::Verified(_), None) => {}
                 (Step::Done(verification), _) => return Ok(verification),

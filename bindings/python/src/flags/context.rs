@@ -206,7 +206,8 @@ impl Context {
     #[new]
     #[pyo3(
         signature = (tenant_id, **axes),
-        text_signature = "(tenant_id, *, tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "(tenant_id, *, tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn new(tenant_id: &Bound<'_, PyAny>, axes: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         let mut values = Values::default();

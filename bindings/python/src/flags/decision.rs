@@ -59,7 +59,7 @@ fn axis_name(axis: Axis) -> &'static str {
 ///     >>> decision.value, decision.reason
 ///     (False, 'out_of_rollout')
 ///     >>> decision.bucket, decision.threshold
-///     (49, 25)
+///     (41, 25)
 #[pyclass(frozen, eq, hash, module = "dezky")]
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Decision {

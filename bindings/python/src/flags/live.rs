@@ -87,20 +87,37 @@ impl Followed {
 struct Open {
     followed: Owned<Arc<Followed>>,
     events: broadcast::Sender<Event>,
-    work: Vec<JoinHandle<()>>,
+    work: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Open {
+    /// The work, aborted.
+    fn aborted(&self) -> Vec<JoinHandle<()>> {
+        let work = std::mem::take(&mut *self.work.lock().unwrap_or_else(PoisonError::into_inner));
+        work.iter().for_each(JoinHandle::abort);
+        work
+    }
 }
 
 impl Drop for Open {
     /// Ends the work, and closes connections in the background if that was not done.
     fn drop(&mut self) {
-        for work in &self.work {
-            work.abort();
-        }
+        let work = self.aborted();
         if let Some(runtime) = runtime::existing() {
             let followed = Arc::clone(&self.followed);
-            runtime.spawn(async move { followed.close().await });
+            runtime.spawn(ended(work, followed));
         }
     }
+}
+
+/// Closes connections after the work that uses them: a client of MongoDB that is closed while it
+/// listens for changes would wait forever.
+async fn ended(work: Vec<JoinHandle<()>>, followed: Arc<Followed>) {
+    for work in work {
+        // An abort is not a failure.
+        let _ = work.await;
+    }
+    followed.close().await;
 }
 
 struct Shared {
@@ -122,10 +139,7 @@ impl Shared {
     async fn close(&self) {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(open) = open {
-            for work in &open.work {
-                work.abort();
-            }
-            open.followed.close().await;
+            ended(open.aborted(), Arc::clone(&open.followed)).await;
         }
     }
 
@@ -185,9 +199,7 @@ impl Opening {
         if token.is_some() {
             return Err(value_error("token", "has no effect on a store's URL: leave it out"));
         }
-        // The message completes a sentence.
-        let config = StoreConfig::parse(&url)
-            .map_err(|error| coded(error.code(), &format!("url {error}")))?;
+        let config = StoreConfig::parse(&url).map_err(named)?;
         let mut live = LiveConfig::default();
         live.poll_interval = poll_interval.unwrap_or(live.poll_interval);
         live.store_timeout = timeout.unwrap_or(live.store_timeout);
@@ -228,15 +240,18 @@ impl Opening {
                 (url, Followed::Store { live, stores, compiled }, work)
             }
         };
+        let work = Mutex::new(work);
         let open = Open { followed: Owned::new(Arc::new(followed)), events, work };
         Ok(Shared { open: Mutex::new(Some(Arc::new(open))), url })
     }
 }
 
-/// `RemoteConfig` names the URL by its own field.
+/// The exception of a URL that is refused, which names the argument.
 fn named(error: Error) -> PyErr {
-    match error.to_string().strip_prefix("base_url ") {
-        Some(rest) => coded(error.code(), &format!("url {rest}")),
+    let text = error.to_string();
+    let refused = ["base_url ", "the store's URL: "].iter().find_map(|own| text.strip_prefix(own));
+    match refused {
+        Some(problem) => coded(error.code(), &format!("url {problem}")),
         None => exception(error),
     }
 }
@@ -580,7 +595,8 @@ impl LiveFlags {
     ///     StoreUnavailableError: The server is unreachable and has no answer for the context yet.
     #[pyo3(
         signature = (key, context = None, **axes),
-        text_signature = "($self, key, context=None, *, tenant_id=..., tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "($self, key, context=None, *, tenant_id=..., tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn evaluate(
         &self,
@@ -595,7 +611,7 @@ impl LiveFlags {
             Followed::Store { .. } => followed.compiled("evaluate()")?.evaluate(key, &asked),
             Followed::Server(remote) => {
                 let (key, values) = (text(key, "key")?, asked.into_values());
-                runtime::wait(py, remote.evaluate(&key, &values))?
+                runtime::block(py, remote.evaluate(&key, &values))?
             }
         }
     }
@@ -615,7 +631,8 @@ impl LiveFlags {
     ///     StoreUnavailableError: The server is unreachable and has no answer for the context yet.
     #[pyo3(
         signature = (context = None, **axes),
-        text_signature = "($self, context=None, *, tenant_id=..., tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "($self, context=None, *, tenant_id=..., tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn evaluate_all<'py>(
         &self,
@@ -631,7 +648,7 @@ impl LiveFlags {
             }
             Followed::Server(remote) => {
                 let values = asked.into_values();
-                dict(py, runtime::wait(py, remote.evaluate_all(&values))??)
+                dict(py, runtime::block(py, remote.evaluate_all(&values))??)
             }
         }
     }
@@ -647,7 +664,8 @@ impl LiveFlags {
     ///     ValueError: The column is invalid, the flags are closed, or a server decides them.
     #[pyo3(
         signature = (key, tenant_ids, **axes),
-        text_signature = "($self, key, tenant_ids, *, tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "($self, key, tenant_ids, *, tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn evaluate_many(
         &self,
@@ -671,7 +689,8 @@ impl LiveFlags {
     ///     ValueError: The context is invalid, the flags are closed, or a server decides them.
     #[pyo3(
         signature = (key, context = None, **axes),
-        text_signature = "($self, key, context=None, *, tenant_id=..., tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "($self, key, context=None, *, tenant_id=..., tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn explain(
         &self,
@@ -737,7 +756,8 @@ impl LiveFlags {
 
     /// Stops following the source and closes its connections. Idempotent.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        runtime::wait(py, self.shared.close())
+        let shared = Arc::clone(&self.shared);
+        runtime::wait(py, async move { shared.close().await })
     }
 
     /// Resolves a flag in OpenFeature's terms; for `dezky.openfeature`.
@@ -755,7 +775,7 @@ impl LiveFlags {
                 let compiled = followed.compiled("_resolve()")?;
                 resolve::local(&compiled, key, &given)
             }
-            Followed::Server(remote) => runtime::wait(py, remote.resolve(key, &given))?,
+            Followed::Server(remote) => runtime::block(py, remote.resolve(key, &given))?,
         }
         .into_pyobject(py)
     }
@@ -870,7 +890,8 @@ impl AsyncLiveFlags {
     /// Decides a flag; see `LiveFlags.evaluate()`.
     #[pyo3(
         signature = (key, context = None, **axes),
-        text_signature = "($self, key, context=None, *, tenant_id=..., tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "($self, key, context=None, *, tenant_id=..., tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn evaluate<'py>(
         &self,
@@ -895,7 +916,8 @@ impl AsyncLiveFlags {
     /// Decides all flags at once; see `LiveFlags.evaluate_all()`.
     #[pyo3(
         signature = (context = None, **axes),
-        text_signature = "($self, context=None, *, tenant_id=..., tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "($self, context=None, *, tenant_id=..., tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn evaluate_all<'py>(
         &self,

@@ -197,9 +197,8 @@ impl FlagSet {
     fn from_json(py: Python<'_>, source: &Bound<'_, PyAny>, strict: bool) -> PyResult<Self> {
         let text = source_text(py, source)?;
         let file = py.detach(|| FlagFile::from_json(&text)).map_err(exception)?;
-        if strict && !file.invalid.is_empty() {
-            file.all().map_err(exception)?;
-            return Err(value_error("source", "holds a flag that violates a bound"));
+        if strict {
+            file.clone().all().map_err(exception)?;
         }
         Ok(Self(Arc::new(py.detach(|| Compiled::fixed(file.snapshot())))))
     }
@@ -217,7 +216,8 @@ impl FlagSet {
     ///     ValueError: The mapping has an unknown member.
     #[pyo3(
         signature = (key, context = None, **axes),
-        text_signature = "($self, key, context=None, *, tenant_id=..., tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "($self, key, context=None, *, tenant_id=..., tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn evaluate(
         &self,
@@ -241,7 +241,8 @@ impl FlagSet {
     ///     ValueError: The mapping has an unknown member.
     #[pyo3(
         signature = (context = None, **axes),
-        text_signature = "($self, context=None, *, tenant_id=..., tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "($self, context=None, *, tenant_id=..., tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn evaluate_all<'py>(
         &self,
@@ -276,10 +277,11 @@ impl FlagSet {
     ///     >>> import dezky
     ///     >>> flags = dezky.FlagSet.from_json([{"key": "chat", "state": "rollout", "pct": 50}])
     ///     >>> flags.evaluate_many("chat", ["t-1", None, "t-3"]).to_list()
-    ///     [True, None, False]
+    ///     [True, None, True]
     #[pyo3(
         signature = (key, tenant_ids, **axes),
-        text_signature = "($self, key, tenant_ids, *, tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "($self, key, tenant_ids, *, tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn evaluate_many(
         &self,
@@ -302,7 +304,8 @@ impl FlagSet {
     ///     ValueError: The mapping has an unknown member.
     #[pyo3(
         signature = (key, context = None, **axes),
-        text_signature = "($self, key, context=None, *, tenant_id=..., tenant_slug=None, plan=None, partner_slug=None, environment=None, tenant_active=None)"
+        text_signature = "($self, key, context=None, *, tenant_id=..., tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
     )]
     fn explain(
         &self,

@@ -22,7 +22,7 @@ use super::log::intake_of;
 use super::source::{PythonSource, Shared, in_python, is_inside, warn};
 use crate::convert::{datetime, text, type_error, value_error};
 use crate::error::{coded, exception};
-use crate::runtime::{check_fork, existing, future, runtime, wait};
+use crate::runtime::{block, check_fork, existing, future, runtime, wait};
 
 /// The interval at which failures of a running pump are looked for.
 const WATCH: Duration = Duration::from_millis(200);
@@ -347,7 +347,7 @@ impl Pump {
             Ok(done) => done,
             Err(interrupt) => {
                 // The work was dropped, so nothing of it is half done. A second Ctrl-C does not wait.
-                drop(wait(py, inner.settled()));
+                drop(block(py, inner.settled()));
                 Err(interrupt)
             }
         }
@@ -369,12 +369,12 @@ impl Pump {
     fn run(&self, py: Python<'_>) -> PyResult<()> {
         let inner = &self.0;
         let mut task = runtime()?.spawn(Arc::clone(inner).run(inner.take()?));
-        match wait(py, &mut task) {
+        match block(py, &mut task) {
             Ok(Ok(done)) => done,
             Ok(Err(_)) => Err(coded("internal", "the pump's thread panicked")),
             Err(interrupt) => {
                 inner.ask_to_stop();
-                let ended = wait(py, &mut task).and_then(|_| wait(py, inner.settled()));
+                let ended = block(py, &mut task).and_then(|_| block(py, inner.settled()));
                 if ended.is_err() {
                     task.abort();
                 }

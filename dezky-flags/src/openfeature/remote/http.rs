@@ -96,7 +96,10 @@ impl Api {
             }
             _ => {
                 let wait = retry_after(&headers);
-                return Fetched::Failed { error: unavailable(format!("it answers {status}")), wait };
+                return Fetched::Failed {
+                    error: unavailable(format!("it answers {status}")),
+                    wait,
+                };
             }
         }
         let mut bytes: Vec<u8> = Vec::new();
