@@ -55,7 +55,8 @@ def test_an_example_runs(example: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(example)], capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False, env=env
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    # Other packages may warn.
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     assert done.stdout
     assert os.listdir(tmp_path) == []
 

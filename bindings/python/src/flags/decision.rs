@@ -1,6 +1,9 @@
 //! Decisions, and their explanations.
 
+#![expect(clippy::doc_link_with_quotes, reason = "examples in Python")]
+
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 use dezky::flags::{Axis, Explanation as CoreExplanation, FlagHandle, Reason};
 use dezky::{Decision as CoreDecision, FlagContext};
@@ -74,9 +77,7 @@ pub(crate) struct Decision {
 impl Decision {
     /// The decision on a flag of a set; `None` stands for a flag that is not there.
     pub(crate) fn of(handle: Option<FlagHandle<'_>>, context: &FlagContext<'_>) -> Self {
-        let Some(handle) = handle else {
-            return Self::from(CoreDecision::from(Reason::UnknownFlag));
-        };
+        let Some(handle) = handle else { return Self::from(CoreDecision::from(Reason::UnknownFlag)) };
         let decided = Self::from(handle.evaluate(context));
         let threshold = decided.bucket.and(handle.threshold());
         Self { threshold, ..decided }
@@ -176,13 +177,13 @@ impl Decision {
         let value = if self.value { "True" } else { "False" };
         let mut text = format!("Decision(value={value}, reason='{}'", self.reason);
         if let Some(bucket) = self.bucket {
-            text += &format!(", bucket={bucket}");
+            let _ = write!(text, ", bucket={bucket}");
         }
         if let Some(threshold) = self.threshold {
-            text += &format!(", threshold={}", percentage(py, threshold));
+            let _ = write!(text, ", threshold={}", percentage(py, threshold));
         }
         if let Some(axis) = &self.axis {
-            text += &format!(", axis='{axis}'");
+            let _ = write!(text, ", axis='{axis}'");
         }
         text.push(')');
         text
@@ -237,9 +238,7 @@ impl Explanation {
                 let axis = self.decision.axis.as_deref().unwrap_or_default().replace('_', " ");
                 match &self.given {
                     Some(given) => format!("the scope does not contain the {axis} '{given}'"),
-                    None => {
-                        format!("the scope has values for the {axis}, and the context has none")
-                    }
+                    None => format!("the scope has values for the {axis}, and the context has none"),
                 }
             }
             "in_rollout" | "out_of_rollout" => {

@@ -1,6 +1,7 @@
 //! Flags that follow a store or a server, blocking and for asyncio.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,9 +11,7 @@ use dezky::core::rt;
 use dezky::flags::live::LiveConfig;
 use dezky::flags::openfeature::{OfrepToken, RemoteConfig};
 use dezky::flags::store::{LazyFlagStore, Snapshot};
-use dezky::{
-    Access, Error, LiveFlags as CoreLive, Runtime as _, StoreConfig, Stores, TokioRuntime,
-};
+use dezky::{Access, Error, LiveFlags as CoreLive, Runtime as _, StoreConfig, Stores, TokioRuntime};
 use futures_util::future::{pending, select};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -444,13 +443,13 @@ impl FlagEvent {
     fn __repr__(&self) -> String {
         let mut text = format!("FlagEvent(kind='{}'", self.kind);
         if let Some(revision) = self.revision {
-            text += &format!(", revision={revision}");
+            let _ = write!(text, ", revision={revision}");
         }
         if let Some(keys) = &self.keys {
-            text += &format!(", keys={keys:?}");
+            let _ = write!(text, ", keys={keys:?}");
         }
         if let Some(message) = &self.message {
-            text += &format!(", message={message:?}");
+            let _ = write!(text, ", message={message:?}");
         }
         text.push(')');
         text
@@ -481,6 +480,7 @@ impl LiveStatus {
     }
 
     /// Whether the flags come from the file, because the store was not reached since the start.
+    #[expect(clippy::wrong_self_convention, reason = "a property in Python")]
     #[getter]
     fn from_file(&self) -> bool {
         self.from_file
@@ -500,8 +500,7 @@ impl LiveStatus {
 
     fn __repr__(&self) -> String {
         let revision = self.revision.map_or_else(|| "None".to_owned(), |n| n.to_string());
-        let age =
-            self.age.map(|age| format!(", age={:.3}s", age.as_secs_f64())).unwrap_or_default();
+        let age = self.age.map(|age| format!(", age={:.3}s", age.as_secs_f64())).unwrap_or_default();
         let stale = if self.stale() { "True" } else { "False" };
         format!("LiveStatus(revision={revision}{age}, stale={stale})")
     }
@@ -646,7 +645,9 @@ impl LiveFlags {
         let asked = Asked::read("evaluate_all", context, axes)?;
         let followed = self.shared.followed()?;
         match &*followed {
-            Followed::Store { .. } => followed.compiled("evaluate_all()")?.evaluate_all(py, &asked),
+            Followed::Store { .. } => {
+                followed.compiled("evaluate_all()")?.evaluate_all(py, &asked)
+            }
             Followed::Server(remote) => {
                 let values = asked.into_values();
                 dict(py, runtime::block(py, remote.evaluate_all(&values))??)
@@ -908,8 +909,7 @@ impl AsyncLiveFlags {
                 runtime::done(py, followed.compiled("evaluate()")?.evaluate(key, &asked)?)
             }
             Followed::Server(remote) => {
-                let (remote, key, values) =
-                    (remote.clone(), text(key, "key")?, asked.into_values());
+                let (remote, key, values) = (remote.clone(), text(key, "key")?, asked.into_values());
                 runtime::future(py, async move { remote.evaluate(&key, &values).await })
             }
         }

@@ -30,9 +30,7 @@ impl Given {
     ) -> PyResult<Self> {
         let attributes = attributes.cast::<PyMapping>()?;
         let member = |name: &str| {
-            let value = if attributes.contains(name)? {
-                attributes.get_item(name)?
-            } else {
+            let value = if attributes.contains(name)? { attributes.get_item(name)? } else {
                 return Ok(None);
             };
             PyResult::Ok((!value.is_none()).then_some(value))
@@ -69,12 +67,11 @@ impl Given {
             }
         }
         if let Some(active) = member(TENANT_ACTIVE)? {
-            match active.cast::<PyBool>() {
-                Ok(active) => given.values.tenant_active = Some(active.is_true()),
-                Err(_) => {
-                    given.is_activity_unreadable = true;
-                    refuse(format!("{TENANT_ACTIVE} must be a bool: set one or leave it out"));
-                }
+            if let Ok(active) = active.cast::<PyBool>() {
+                given.values.tenant_active = Some(active.is_true());
+            } else {
+                given.is_activity_unreadable = true;
+                refuse(format!("{TENANT_ACTIVE} must be a bool: set one or leave it out"));
             }
         }
         Ok(given)

@@ -78,8 +78,7 @@ fn joined(mut parts: Vec<Part>) -> BooleanArray {
         return part.into_array();
     }
     let len = parts.iter().map(|part| part.len).sum();
-    let (mut values, mut present) =
-        (BooleanBufferBuilder::new(len), BooleanBufferBuilder::new(len));
+    let (mut values, mut present) = (BooleanBufferBuilder::new(len), BooleanBufferBuilder::new(len));
     for part in parts {
         let part = part.into_array();
         values.append_buffer(part.values());
@@ -181,6 +180,7 @@ impl BooleanColumn {
     }
 
     /// The column's type for Arrow.
+    #[expect(clippy::unused_self, reason = "a method of Arrow's protocol")]
     fn __arrow_c_schema__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyCapsule>> {
         arrow::schema(py)
     }

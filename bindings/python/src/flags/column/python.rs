@@ -12,9 +12,7 @@ use arrow_buffer::NullBuffer;
 use dezky::flags::Bits;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{
-    PyByteArray, PyBytes, PyDict, PyIterator, PyList, PyMapping, PySlice, PyString, PyTuple,
-};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyIterator, PyList, PyMapping, PySlice, PyString, PyTuple};
 
 use super::parallel::{STEP, copy, processors};
 use super::{Decider, Part, joined};
@@ -138,7 +136,10 @@ fn next_of<'py>(
     Ok((ids.len() > 0).then_some(ids))
 }
 
-fn next_of_iterator(items: &mut Bound<'_, PyIterator>, place: &mut usize) -> PyResult<Option<Ids>> {
+fn next_of_iterator(
+    items: &mut Bound<'_, PyIterator>,
+    place: &mut usize,
+) -> PyResult<Option<Ids>> {
     let mut ids = Ids::new();
     for id in items.by_ref().take(STEP) {
         ids.push(&id?, *place)?;
@@ -182,11 +183,8 @@ fn in_pieces(
         let mut values = Bits::new();
         let pieces = [Ok(Some(first)), Ok(Some(second))].into_iter();
         let pieces = pieces.chain(std::iter::repeat_with(&mut next));
-        let result = pieces
-            .map(Result::transpose)
-            .map_while(|piece| piece)
-            .enumerate()
-            .try_for_each(|(at, ids)| {
+        let result = pieces.map(Result::transpose).map_while(|piece| piece).enumerate().try_for_each(
+            |(at, ids)| {
                 // The others are busy: help.
                 if let Err(TrySendError::Full((at, ids)) | TrySendError::Disconnected((at, ids))) =
                     sender.try_send((at, ids?))
@@ -194,7 +192,8 @@ fn in_pieces(
                     py.detach(|| decide(at, ids, &mut values));
                 }
                 PyResult::Ok(())
-            });
+            },
+        );
         // Ends the threads.
         drop(sender);
         py.detach(drain);
