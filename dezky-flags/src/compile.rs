@@ -144,7 +144,59 @@ impl<'a> FlagHandle<'a> {
         context: &FlagContext<'_>,
         values: &mut Bits,
     ) {
-        let tenant_ids = tenant_ids.into_iter();
+        let mut tenant_ids = tenant_ids.into_iter();
+        let Some(mut rollout) = self.rollout(tenant_ids.len(), context, values) else { return };
+        let mut piece: Vec<T> = Vec::with_capacity(PIECE.min(tenant_ids.len()));
+        loop {
+            piece.clear();
+            piece.extend(tenant_ids.by_ref().take(PIECE));
+            let mut ids: [&[u8]; PIECE] = [&[]; PIECE];
+            for (id, tenant_id) in ids.iter_mut().zip(&piece) {
+                *id = tenant_id.as_ref();
+            }
+            rollout.decide(&ids[..piece.len()]);
+            if piece.len() < PIECE {
+                return rollout.finish();
+            }
+        }
+    }
+
+    /// Like [`values_into`](Self::values_into), for ids that are texts in one buffer: each begins at
+    /// its offset and ends at the next one, as in a column of Arrow. A text whose offsets are not
+    /// ascending places in `bytes` is taken for an empty one.
+    ///
+    /// ```
+    /// # use dezky_core::Timestamp;
+    /// # use dezky_flags::{Bits, Flag, FlagContext, FlagSet, FlagState, NewFlag, Offsets};
+    /// let new = NewFlag { state: FlagState::On, ..NewFlag::new("partner_portal") };
+    /// let set = FlagSet::compile([&Flag::new(new, Timestamp::MIN).unwrap()]);
+    /// let portal = set.handle("partner_portal").unwrap();
+    /// let mut values = Bits::new();
+    /// portal.values_of(b"t-1t-2", Offsets::Narrow(&[0, 3, 6]), &FlagContext::default(), &mut values);
+    /// assert_eq!(values.iter().collect::<Vec<_>>(), [true, true]);
+    /// ```
+    pub fn values_of(
+        &self,
+        bytes: &[u8],
+        offsets: Offsets<'_>,
+        context: &FlagContext<'_>,
+        values: &mut Bits,
+    ) {
+        let Some(mut rollout) = self.rollout(offsets.texts(), context, values) else { return };
+        match offsets {
+            Offsets::Narrow(offsets) => rollout.decide_texts(bytes, offsets),
+            Offsets::Wide(offsets) => rollout.decide_texts(bytes, offsets),
+        }
+        rollout.finish();
+    }
+
+    /// What decides for each of `len` tenants; `None` if no bucket decides, and `values` is done.
+    fn rollout<'v>(
+        &self,
+        len: usize,
+        context: &FlagContext<'_>,
+        values: &'v mut Bits,
+    ) -> Option<Rollout<'v>> {
         let flag = &self.set.flags[self.place];
         // A digest is needed only if a bucket decides.
         let decision = self.evaluate(context);
@@ -153,20 +205,92 @@ impl<'a> FlagHandle<'a> {
             _ => None,
         };
         let Some(threshold @ 1..plan::EVERYBODY) = threshold else {
-            return values.fill(tenant_ids.len(), decision.value);
+            values.fill(len, decision.value);
+            return None;
         };
-        let words = values.reset(tenant_ids.len());
-        let mut decide = |place: usize, bucket: u16| {
-            // An iterator may yield more than it announced.
-            if let Some(word) = words.get_mut(place / 64) {
-                *word |= u64::from(bucket < threshold) << (place % 64);
-            }
+        let column = Column::new(self.set.engine, self.set.algorithm, &flag.bucket_key);
+        Some(Rollout { column, values: Below { threshold, words: values.reset(len) }, decided: 0 })
+    }
+}
+
+/// The number of ids that are handed over at a time.
+const PIECE: usize = 64;
+
+/// The offsets of texts in a buffer, one more than there are texts.
+#[derive(Debug, Clone, Copy)]
+pub enum Offsets<'a> {
+    /// As of Arrow's type `Utf8`.
+    Narrow(&'a [i32]),
+    /// As of Arrow's type `LargeUtf8`.
+    Wide(&'a [i64]),
+}
+
+impl Offsets<'_> {
+    /// The number of texts.
+    fn texts(&self) -> usize {
+        let offsets = match self {
+            Self::Narrow(offsets) => offsets.len(),
+            Self::Wide(offsets) => offsets.len(),
         };
-        let mut column = Column::new(self.set.engine, self.set.algorithm, &flag.bucket_key);
-        for (place, tenant_id) in tenant_ids.enumerate() {
-            column.push(place, tenant_id.as_ref(), &mut decide);
+        offsets.saturating_sub(1)
+    }
+}
+
+/// A rollout that decides for a column of tenants.
+///
+/// Its functions are compiled in this crate, not where a caller instantiates generic ones: callers
+/// may be built without optimisation.
+struct Rollout<'v> {
+    column: Column,
+    values: Below<'v>,
+    /// The number of tenants so far.
+    decided: usize,
+}
+
+/// Sets the values of tenants whose bucket is below the threshold.
+struct Below<'v> {
+    threshold: u16,
+    words: &'v mut [u64],
+}
+
+impl Below<'_> {
+    #[inline]
+    fn set(&mut self, place: usize, bucket: u16) {
+        // An iterator may yield more than it announced.
+        if let Some(word) = self.words.get_mut(place / 64) {
+            *word |= u64::from(bucket < self.threshold) << (place % 64);
         }
-        column.finish(decide);
+    }
+}
+
+impl Rollout<'_> {
+    #[inline(never)]
+    fn decide(&mut self, tenant_ids: &[&[u8]]) {
+        self.decide_each(tenant_ids.iter().copied());
+    }
+
+    fn decide_texts<O: Copy + TryInto<usize>>(&mut self, bytes: &[u8], offsets: &[O]) {
+        self.decide_each(offsets.windows(2).map(|bounds| {
+            let [start, end] = bounds else { return &[][..] };
+            let (Ok(start), Ok(end)) = ((*start).try_into(), (*end).try_into()) else {
+                return &[];
+            };
+            bytes.get(start..end).unwrap_or_default()
+        }));
+    }
+
+    #[inline]
+    fn decide_each<'i>(&mut self, tenant_ids: impl Iterator<Item = &'i [u8]>) {
+        let Self { column, values, decided } = self;
+        for tenant_id in tenant_ids {
+            column.push(*decided, tenant_id, |place, bucket| values.set(place, bucket));
+            *decided += 1;
+        }
+    }
+
+    #[inline(never)]
+    fn finish(mut self) {
+        self.column.finish(|place, bucket| self.values.set(place, bucket));
     }
 }
 

@@ -70,8 +70,8 @@ fn digest_long(tenant_id: &[u8], key: &[u8]) -> Words {
 }
 
 /// The implementation that computes the digests of rollouts when a set decides all its flags at
-/// once, or one flag for many tenants. All implementations give the same digests; the fastest one that the processor supports is
-/// the default.
+/// once, or one flag for many tenants. All implementations give the same digests; the fastest one
+/// that the processor supports is the default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DigestEngine {

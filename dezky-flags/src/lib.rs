@@ -24,7 +24,7 @@ pub mod testkit;
 use std::fmt;
 
 pub use bucket::{BucketAlgorithm, bucket, fine_bucket, in_rollout_bucket};
-pub use compile::{Bits, BucketRow, FlagHandle, FlagSet};
+pub use compile::{Bits, BucketRow, FlagHandle, FlagSet, Offsets};
 pub use dezky_core::change::{Edit, MAX_NOTE_BYTES};
 pub use digest::DigestEngine;
 pub use edit::{Flags, Updated};

@@ -3,9 +3,11 @@
 //! Each function that reads an argument takes the argument's name, for errors.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use dezky::Timestamp;
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
@@ -27,14 +29,61 @@ pub(crate) fn value_error(name: &str, problem: impl std::fmt::Display) -> PyErr 
 
 /// A `str`.
 pub(crate) fn text(value: &Bound<'_, PyAny>, name: &str) -> PyResult<String> {
+    text_of(value, name).map(str::to_owned)
+}
+
+/// A `str`, borrowed.
+pub(crate) fn text_of<'a>(value: &'a Bound<'_, PyAny>, name: &str) -> PyResult<&'a str> {
     let text = value.cast::<PyString>().map_err(|_| type_error(name, "a str", value))?;
-    unicode(text, name)
+    text.to_str().map_err(|_| lone_surrogate(name))
+}
+
+/// A path as text, or from `pathlib`.
+pub(crate) fn path(value: &Bound<'_, PyAny>, name: &str) -> PyResult<PathBuf> {
+    value.extract().map_err(|_| type_error(name, "a str or a path", value))
+}
+
+/// A duration: seconds as an `int` or `float`, or a `timedelta`.
+pub(crate) fn seconds(value: &Bound<'_, PyAny>, name: &str) -> PyResult<f64> {
+    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = value.py();
+    if value.is_instance_of::<PyBool>() {
+        return Err(type_error(name, "a number of seconds or a timedelta", value));
+    }
+    if value.is_instance(CLASS.import(py, "datetime", "timedelta")?)? {
+        return value.call_method0("total_seconds")?.extract();
+    }
+    if value.is_instance_of::<PyFloat>() || value.is_instance_of::<PyInt>() {
+        return value.extract::<f64>().map_err(|error| {
+            if error.is_instance_of::<PyOverflowError>(py) {
+                return value_error(name, "is too large");
+            }
+            error
+        });
+    }
+    Err(type_error(name, "a number of seconds or a timedelta", value))
+}
+
+/// A duration within bounds, in seconds.
+pub(crate) fn seconds_between(
+    value: &Bound<'_, PyAny>,
+    name: &str,
+    min: impl Into<f64>,
+    max: impl Into<f64>,
+) -> PyResult<Duration> {
+    let (given, min, max) = (seconds(value, name)?, min.into(), max.into());
+    if !(min..=max).contains(&given) {
+        return Err(value_error(name, format_args!("must be {min} to {max} seconds")));
+    }
+    Duration::try_from_secs_f64(given).map_err(|error| value_error(name, error))
 }
 
 fn unicode(text: &Bound<'_, PyString>, name: &str) -> PyResult<String> {
-    let surrogate =
-        |_| value_error(name, "contains a lone surrogate, which is not text: remove it");
-    Ok(text.to_cow().map_err(surrogate)?.into_owned())
+    text.to_str().map(str::to_owned).map_err(|_| lone_surrogate(name))
+}
+
+fn lone_surrogate(name: &str) -> PyErr {
+    value_error(name, "contains a lone surrogate, which is not text: remove it")
 }
 
 /// An aware `datetime`, cut to milliseconds.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,6 +33,14 @@ def named(url: str, database: str) -> str:
     scheme, _, rest = address.partition("://")
     host = rest.partition("/")[0]
     return f"{scheme}://{host}/{database}" + (f"?{options}" if options else "")
+
+
+def until(condition: Callable[[], object], what: str = "the condition", seconds: float = 60) -> None:
+    """Waits for a condition."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,9 @@ class Server:
             text=True,
         )
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], 60)[0]:
+            self._process.kill()
+            raise AssertionError("the server says nothing: " + (folder / "stderr").read_text(encoding="utf-8"))
         line = self._process.stdout.readline().strip()
         self.url = line.removeprefix("dezky-server listens on ")
         assert self.url.startswith("http://"), line + (folder / "stderr").read_text(encoding="utf-8")

@@ -7,6 +7,8 @@ import gc
 import json
 import pickle
 import resource
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from hashlib import sha256
@@ -372,6 +374,40 @@ def test_missing_ids_are_missing_whatever_the_flag() -> None:
             values = MIXED.evaluate_many(key, ids).to_list()
             assert values[0] is None and values[2] is None
     assert MIXED.evaluate_many("no-such-flag", ["t"] * 100_000).true_count == 0
+
+
+def test_a_series_of_objects_may_have_missing_ids() -> None:
+    for missing in (None, float("nan"), np.nan, pd.NA):
+        ids = pd.Series(["t-1", missing, "t-3"], dtype=object)
+        expected = one_by_one("half", ["t-1", None, "t-3"])
+        for column in (ids, ids.to_numpy(), list(ids)):
+            assert MIXED.evaluate_many("half", column).to_list() == expected
+    with pytest.raises(TypeError, match=r"^tenant_ids\[1\] must be a str or None, not float"):
+        MIXED.evaluate_many("half", ["t-1", 1.5])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view"])
+def test_long_columns_are_decided_in_slices(kind: str) -> None:
+    # More than one slice; the last one is short.
+    ids = [f"t-{n % 1000}" for n in range(64 * 16_384 + 70)]
+    column = MIXED.evaluate_many("half", pa.array(ids, getattr(pa, kind)()))
+    few = MIXED.evaluate_many("half", ids[:1000]).to_list()
+    assert len(column) == len(ids)
+    assert np.array_equal(np.asarray(column), np.resize(np.array(few), len(ids)))
+
+
+@pytest.mark.parametrize("work", ["dezky.preview(None, {'key': 'k', 'state': 'on'}, endless())", "flags.evaluate_many('half', endless())"])
+def test_ctrl_c_ends_long_work(work: str) -> None:
+    program = (
+        "import dezky, itertools, _thread, threading\n"
+        "flags = dezky.FlagSet.from_json([{'key': 'half', 'state': 'rollout', 'pct': 50}])\n"
+        # Without a line of Python between two ids, only the call itself can hear it.
+        "def endless(): return itertools.repeat('t-1')\n"
+        "threading.Timer(0.5, _thread.interrupt_main).start()\n"
+        f"try:\n    {work}\nexcept KeyboardInterrupt:\n    print('ended')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
 
 
 def test_a_column_is_a_sequence() -> None:

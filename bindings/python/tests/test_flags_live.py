@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import gc
 import json
 import multiprocessing
+import os
+import select
 import subprocess
 import sys
 import threading
@@ -16,21 +19,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import server
+from conftest import server, until
 from flag_server import TOKEN, Server, cli, serving, set_flag
 
 import dezky
 from dezky import AsyncLiveFlags, FlagEvent, LiveFlags
 
 STORES = ("sqlite", "postgres", "mongodb")
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
-    """Waits for a condition."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture(params=STORES)
@@ -77,19 +72,20 @@ def test_a_change_by_another_program_is_followed(store: str, tmp_path: Path) -> 
         assert before.evaluate_all(tenant_id="t-1") == {"chat": False}
         set_flag(tmp_path, store, "more", "--create", "--state", "rollout", "--pct", "100")
         until(lambda: "more" in flags.current(), "the new flag")
-        until(lambda: len(events) >= 2, "both events")
-        assert [event.kind for event in events] == ["changed", "changed"]
-        assert [event.keys for event in events] == [["chat"], ["more"]]
-        assert first is not None and events[0].revision == first + 1
+        # A slow machine may also tell that the store was away for a moment.
+        changes = lambda: [event for event in events if event.kind == "changed"]  # noqa: E731
+        until(lambda: len(changes()) >= 2, "both events")
+        assert [event.keys for event in changes()] == [["chat"], ["more"]]
+        assert first is not None and changes()[0].revision == first + 1
         status = flags.status()
         assert (status.revision, status.stale, status.error, status.from_file) == (flags.revision, False, None, False)
-        assert status.age is not None and status.age.total_seconds() < 5
+        assert status.age is not None and status.age.total_seconds() < 60
         decision = flags.evaluate("more", tenant_id="t-1")
         assert (decision.bucket, decision.threshold) == (dezky.bucket("t-1", "more"), 100)
 
 
 def test_an_edit_is_read_at_once_on_request(sqlite: str, tmp_path: Path) -> None:
-    with LiveFlags.open(sqlite, poll_interval=3600) as flags:
+    with LiveFlags.open(sqlite, poll_interval=datetime.timedelta(hours=1), timeout=30) as flags:
         set_flag(tmp_path, sqlite, "chat", "--state", "on")
         revision = flags.refresh()
         assert is_on(flags) and flags.revision == revision
@@ -102,16 +98,23 @@ async def test_the_async_twin_follows_too(store: str, tmp_path: Path) -> None:
         loop = asyncio.get_running_loop()
         subscription = flags.subscribe(lambda event: loop.call_soon_threadsafe(changed.set))
         await asyncio.to_thread(set_flag, tmp_path, store, "chat", "--state", "on")
-        await asyncio.wait_for(changed.wait(), 20)
+        await asyncio.wait_for(changed.wait(), 60)
         subscription.cancel()
         assert (await flags.evaluate("chat", {"tenant_id": "t-1"})).value
         assert await flags.evaluate_all(tenant_id="t-1") == {"chat": True}
         assert flags.current().evaluate_many("chat", ["t"]).to_list() == [True]
+        assert (await flags.evaluate_many("chat", ["t", None])).to_list() == [True, None]
+        assert (await flags.explain("chat", tenant_id="t-1")).reason == "on"
+        with pytest.raises(TypeError, match="^tenant_ids"):
+            await flags.evaluate_many("chat", "t")  # type: ignore[arg-type]
         assert await flags.refresh() == flags.revision == flags.status().revision
         assert repr(flags).startswith("AsyncLiveFlags('") and "closed" not in repr(flags)
     await flags.close()
+    for call in (flags.evaluate, flags.explain):
+        with pytest.raises(ValueError, match="the flags are closed"):
+            await call("chat", tenant_id="t-1")
     with pytest.raises(ValueError, match="the flags are closed"):
-        await flags.evaluate("chat", tenant_id="t-1")
+        await flags.evaluate_many("chat", [])
 
 
 def test_a_server_is_followed(running: Server, tmp_path: Path) -> None:
@@ -139,9 +142,9 @@ async def test_the_async_twin_follows_a_server_too(running: Server) -> None:
     async with await AsyncLiveFlags.open(running.url, token=TOKEN, poll_interval=0.1) as flags:
         assert (await flags.evaluate("chat", tenant_id="t-1")).reason == "off"
         await asyncio.to_thread(patch, running, "chat", {"state": "on"})
-        for _ in range(200):
-            if (await flags.evaluate_all(tenant_id="t-1"))["chat"]:
-                break
+        deadline = time.monotonic() + 60
+        while not (await flags.evaluate_all(tenant_id="t-1"))["chat"]:
+            assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
         assert (await flags.evaluate("chat", tenant_id="t-1")).reason == "on"
         assert await flags.refresh() == flags.revision
@@ -267,7 +270,7 @@ def test_a_handler_that_fails_does_not_end_the_subscription(
         subscription = flags.subscribe(handler)
         for count, state in enumerate(("on", "off"), 1):
             set_flag(tmp_path, sqlite, "chat", "--state", state)
-            until(lambda count=count: len(unraisable) == count, "the call")  # type: ignore[misc]
+            until(lambda count=count: len(unraisable) >= count, "the call")  # type: ignore[misc]
         subscription.cancel()
         subscription.cancel()
         set_flag(tmp_path, sqlite, "chat", "--state", "on")
@@ -276,6 +279,34 @@ def test_a_handler_that_fails_does_not_end_the_subscription(
         assert len(calls) == 2
         with pytest.raises(TypeError, match="handler must be callable, not int"):
             flags.subscribe(7)  # type: ignore[arg-type]
+
+
+def test_a_subscriber_that_is_too_slow_is_told_the_current_state(sqlite: str, tmp_path: Path) -> None:
+    seen: list[FlagEvent] = []
+    slow: list[FlagEvent] = []
+    entered, go = threading.Event(), threading.Event()
+
+    def wait(event: FlagEvent) -> None:
+        slow.append(event)
+        entered.set()
+        assert go.wait(240)
+
+    with serving(tmp_path, sqlite) as running, LiveFlags.open(sqlite, poll_interval=0.01) as flags:
+        flags.subscribe(seen.append)
+        flags.subscribe(wait)
+        # More than the 256 that wait for a subscriber.
+        for n in range(270):
+            count = len(seen)
+            patch(running, "chat", {"state": "on" if n % 2 == 0 else "off"})
+            until(lambda count=count: len(seen) > count, "the change")  # type: ignore[misc]
+        assert entered.wait(60)
+        # Changes may come together, and the store may be away for a moment.
+        until(lambda: flags.refresh() == flags.revision, "the last change")
+        go.set()
+        until(lambda: len(slow) >= 3, "the state")
+        state, health = slow[1:3]
+        assert (state.kind, state.keys, state.revision) == ("changed", None, flags.revision)
+        assert health.kind == "ready"
 
 
 def test_closed_flags_say_so() -> None:
@@ -308,11 +339,14 @@ def test_closed_flags_say_so() -> None:
         ("http://u:s3cret@127.0.0.1:1", {}, dezky.errors.ConfigInvalidError, "^url must be"),
         ("http://127.0.0.1:1", {"file": "x"}, ValueError, "^file has no effect"),
         ("http://127.0.0.1:1", {"token": "a b"}, dezky.errors.ConfigInvalidError, "^token must be"),
-        ("http://127.0.0.1:1", {"poll_interval": 0.01}, dezky.errors.ConfigInvalidError, "^poll_interval must be"),
+        ("http://127.0.0.1:1", {"poll_interval": 0.01}, ValueError, "^poll_interval must be 0.1 to 3600 seconds"),
         ("memory:", {"token": "x"}, ValueError, "^token has no effect"),
-        ("memory:", {"poll_interval": -1}, ValueError, "^poll_interval must be a number of seconds"),
-        ("memory:", {"poll_interval": float("nan")}, ValueError, "^poll_interval must be a number of seconds"),
-        ("memory:", {"timeout": 7200}, dezky.errors.ConfigInvalidError, "^store_timeout|^timeout"),
+        ("memory:", {"poll_interval": -1}, ValueError, "^poll_interval must be 0.01 to 3600 seconds"),
+        ("memory:", {"poll_interval": float("nan")}, ValueError, "^poll_interval must be 0.01 to 3600 seconds"),
+        ("memory:", {"timeout": 7200}, ValueError, "^timeout must be 0.01 to 600 seconds"),
+        ("memory:", {"timeout": datetime.timedelta(hours=2)}, ValueError, "^timeout must be 0.01 to 600 seconds"),
+        ("memory:", {"timeout": "2"}, TypeError, "^timeout must be a number of seconds or a timedelta, not str"),
+        ("memory:", {"timeout": True}, TypeError, "^timeout must be a number of seconds or a timedelta, not bool"),
         (7, {}, TypeError, "^url must be a str, not int"),
         ("memory:", {"file": 7}, TypeError, "^file must be"),
     ],
@@ -348,6 +382,55 @@ def test_a_forked_process_is_told(sqlite: str) -> None:
         assert results.get(timeout=30) == "off"
         process.join(30)
         assert process.exitcode == 0
+
+
+def test_what_is_dropped_in_a_forked_process_does_no_harm(sqlite: str, tmp_path: Path) -> None:
+    flags = [LiveFlags.open(sqlite, poll_interval=0.05)]
+    held = flags[0]
+    events: list[FlagEvent] = []
+    subscriptions = [flags[0].subscribe(events.append)]
+    kept = subscriptions[0]
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        # Nothing but the exit code may leave here.
+        outcome = b"failed"
+        try:
+            del held
+            try:
+                kept.cancel()
+            except dezky.errors.ForkedError:
+                outcome = b"told"
+            del kept
+            subscriptions.clear()
+            flags.clear()
+            gc.collect()
+            os.write(tell, outcome)
+        finally:
+            os._exit(0)
+    os.close(tell)
+    assert select.select([told], [], [], 60)[0], "the child hangs"
+    assert os.read(told, 100) == b"told"
+    os.close(told)
+    assert os.waitpid(child, 0)[1] == 0
+    # The parent's work goes on.
+    set_flag(tmp_path, sqlite, "chat", "--state", "on")
+    until(lambda: events, "the event")
+    kept.cancel()
+    held.close()
+
+
+async def test_a_close_that_is_cancelled_goes_on(sqlite: str) -> None:
+    before = descriptors()
+    flags = [await AsyncLiveFlags.open(sqlite) for _ in range(10)]
+    assert descriptors() > before + 5
+    for one in flags:
+        closing = asyncio.ensure_future(one.close())
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+    until(lambda: descriptors() <= before + 5, "the end of the connections")
+    assert all("closed" in repr(one) for one in flags)
 
 
 @pytest.mark.parametrize("ending", ["flags.close()", "del flags", "pass", "flags.subscribe(print)", "sys.exit(0)"])

@@ -233,9 +233,6 @@ ASYNC_INSTANCES["AsyncPump"] = _async_pump
 # Only a damaged log, and a store that fails or changes, have these.
 WITHOUT_INSTANCE = {"Finding", "Anomaly", "FlagEvent"}
 
-# Called by OpenFeature's client alone, which passes what it has checked.
-OF_THE_CLIENT = {"DezkyProvider"}
-
 # Waits until somebody ends it, whatever its arguments.
 ENDLESS = {"Pump.run", "AsyncPump.run"}
 
@@ -316,7 +313,7 @@ value = st.integers(0, len(MAKERS) - 1)
 def test_no_argument_makes_it_panic_hang_or_raise_what_it_should_not(
     label: str, kind: str, item: Any, method: str | None
 ) -> None:
-    if kind in WITHOUT_INSTANCE | OF_THE_CLIENT or label in ENDLESS:
+    if kind in WITHOUT_INSTANCE or label in ENDLESS:
         pytest.skip("see the sets above")
 
     @settings(max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck))

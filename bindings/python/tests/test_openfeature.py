@@ -21,7 +21,7 @@ from openfeature.flag_evaluation import Reason
 from openfeature.provider import ProviderStatus
 
 import dezky
-from dezky import FlagSet, LiveFlags
+from dezky import AsyncLiveFlags, FlagSet, LiveFlags
 from dezky.openfeature import DezkyProvider
 
 FLAGS: list[dict[str, Any]] = [
@@ -65,7 +65,7 @@ class Events:
     def next(self, event: ProviderEvent) -> EventDetails:
         """Waits for an event; earlier ones of other kinds are dropped."""
         while True:
-            kind, details = self._queue.get(timeout=30)
+            kind, details = self._queue.get(timeout=60)
             # At first, the SDK's own provider is ready.
             if kind == event and details.provider_name == "dezky":
                 return details
@@ -214,6 +214,19 @@ def test_flags_of_the_caller_stay_open(new_url: Callable[[str], str], tmp_path: 
         assert flags.evaluate("chat", tenant_id="t-1").value
 
 
+async def test_the_async_twin_serves_too(new_url: Callable[[str], str], tmp_path: Path) -> None:
+    url = filled(new_url("sqlite"), tmp_path)
+    async with await AsyncLiveFlags.open(url, poll_interval=0.1) as flags:
+        provider = DezkyProvider(flags)
+        provider.initialize(EvaluationContext())
+        expected = flags.current().evaluate("chat", tenant_id="t-1").value
+        assert provider.resolve_boolean_details("chat", not expected, ACME).value is expected
+        assert (await provider.resolve_boolean_details_async("chat", not expected, ACME)).value is expected
+        provider.shutdown()
+        # The caller's.
+        assert (await flags.evaluate("chat", tenant_id="t-1")).value is expected
+
+
 def test_a_provider_that_nobody_uses_goes_away() -> None:
     with LiveFlags.open("memory:") as flags:
         provider = DezkyProvider(flags)
@@ -225,10 +238,13 @@ def test_a_provider_that_nobody_uses_goes_away() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(TypeError, match="flags must be a FlagSet, LiveFlags or a URL, not int"):
+    with pytest.raises(TypeError, match="flags must be a FlagSet, LiveFlags, AsyncLiveFlags or a URL, not int"):
         DezkyProvider(7)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="token has no effect without a URL"):
         DezkyProvider(FlagSet.from_json([]), token="x")
+    for context in (7, {}, "t-1"):
+        with pytest.raises(TypeError, match="^evaluation_context must be an EvaluationContext or None, not "):
+            DezkyProvider(FlagSet.from_json(FLAGS)).resolve_boolean_details("always", False, context)  # type: ignore[arg-type]
     with pytest.raises(ProviderFatalError, match="url has an unknown scheme"):
         DezkyProvider("mysql://x").initialize(EvaluationContext())
     with pytest.raises(ProviderNotReadyError, match="not initialized"):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import until
 
 import dezky
 from dezky import Actor, AsyncAuditLog, AuditLog, NewEvent
@@ -234,13 +235,6 @@ def test_run_logs_exceptions_with_their_traceback_and_goes_on(
         assert "in pull" in caplog.text
         assert pump.status().state == "stopped"
         pump.close()
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.01)
 
 
 def test_a_failure_of_the_store_is_logged_while_it_runs(
@@ -550,7 +544,7 @@ def test_a_killed_pump_is_relieved_when_its_lease_lapses(killed_url: str) -> Non
         assert pump.tick().standby
         process.kill()
         process.communicate()
-        until(lambda: not pump.tick().standby, 10)
+        until(lambda: not pump.tick().standby, seconds=10)
         assert numbers(log) == [0, 1, 2]
 
 

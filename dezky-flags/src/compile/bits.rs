@@ -3,7 +3,8 @@
 /// Whether each flag of a set is on, by [position](crate::FlagHandle::place): a buffer for
 /// [`FlagSet::values_into`](crate::FlagSet::values_into). Or whether one flag is on for each of many
 /// tenants, by the tenant's position: for
-/// [`FlagHandle::values_into`](crate::FlagHandle::values_into).
+/// [`FlagHandle::values_into`](crate::FlagHandle::values_into) and
+/// [`FlagHandle::values_of`](crate::FlagHandle::values_of).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Bits {
     /// Bits past `len` are 0.

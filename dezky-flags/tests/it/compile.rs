@@ -9,7 +9,8 @@ use dezky_flags::store::{InvalidFlag, Snapshot};
 use dezky_flags::testkit::{Asker, FlagGenerator};
 use dezky_flags::{
     Bits, BucketAlgorithm, Decision, DigestEngine, Flag, FlagContext, FlagEvaluator, FlagOptions,
-    FlagSet, FlagState, NewFlag, Reason, Scope, bucket, decide, decide_with_algorithm, fine_bucket,
+    FlagSet, FlagState, NewFlag, Offsets, Reason, Scope, bucket, decide, decide_with_algorithm,
+    fine_bucket,
 };
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -138,6 +139,17 @@ proptest! {
                 });
                 prop_assert_eq!(values.len(), count);
                 prop_assert!(values.iter().eq(expected), "{engine:?} {flag:?}");
+                let (bytes, mut wide, mut narrow) = (tenants.concat(), vec![0], vec![0]);
+                for tenant_id in &tenants {
+                    wide.push(wide[wide.len() - 1] + i64::try_from(tenant_id.len()).unwrap());
+                    narrow.push(i32::try_from(wide[wide.len() - 1]).unwrap());
+                }
+                for offsets in [Offsets::Narrow(&narrow), Offsets::Wide(&wide)] {
+                    let mut of_texts = Bits::new();
+                    OTHER_SET.values_into(&shared, &mut of_texts);
+                    handle.values_of(bytes.as_bytes(), offsets, &shared, &mut of_texts);
+                    prop_assert_eq!(&of_texts, &values, "{:?} {:?}", engine, flag);
+                }
                 prop_assert_eq!(values.count(), values.iter().filter(|value| *value).count());
                 let is_rollout = flag.state == FlagState::Rollout;
                 prop_assert_eq!(handle.threshold(), is_rollout.then(|| flag.threshold()));

@@ -656,8 +656,8 @@ class LiveFlags:
         url: str,
         *,
         token: str | None = None,
-        poll_interval: float | None = None,
-        timeout: float | None = None,
+        poll_interval: _Seconds | None = None,
+        timeout: _Seconds | None = None,
         file: str | os.PathLike[str] | None = None,
     ) -> LiveFlags: ...
     def evaluate(
@@ -727,8 +727,8 @@ class AsyncLiveFlags:
         url: str,
         *,
         token: str | None = None,
-        poll_interval: float | None = None,
-        timeout: float | None = None,
+        poll_interval: _Seconds | None = None,
+        timeout: _Seconds | None = None,
         file: str | os.PathLike[str] | None = None,
     ) -> Awaitable[AsyncLiveFlags]: ...
     def evaluate(
@@ -754,6 +754,29 @@ class AsyncLiveFlags:
         environment: str | None = None,
         tenant_active: bool | None = None,
     ) -> Awaitable[dict[str, bool]]: ...
+    def evaluate_many(
+        self,
+        key: str,
+        tenant_ids: _ArrowArray | _ArrowStream | _NumpyArray | Iterable[str | None],
+        *,
+        tenant_slug: str | None = None,
+        plan: str | None = None,
+        partner_slug: str | None = None,
+        environment: str | None = None,
+        tenant_active: bool | None = None,
+    ) -> Awaitable[BooleanColumn]: ...
+    def explain(
+        self,
+        key: str,
+        context: Context | Mapping[str, str | bool | None] | None = None,
+        *,
+        tenant_id: str = ...,
+        tenant_slug: str | None = None,
+        plan: str | None = None,
+        partner_slug: str | None = None,
+        environment: str | None = None,
+        tenant_active: bool | None = None,
+    ) -> Awaitable[Explanation]: ...
     def current(self) -> FlagSet: ...
     def refresh(self) -> Awaitable[int | None]: ...
     def status(self) -> LiveStatus: ...
@@ -761,6 +784,10 @@ class AsyncLiveFlags:
     def revision(self) -> int | None: ...
     def subscribe(self, handler: Callable[[FlagEvent], object]) -> Subscription: ...
     def close(self) -> Awaitable[None]: ...
+    def _resolve(self, key: str, targeting_key: str | None, attributes: Mapping[str, Any]) -> _Resolved: ...
+    def _resolve_async(
+        self, key: str, targeting_key: str | None, attributes: Mapping[str, Any]
+    ) -> Awaitable[_Resolved]: ...
     def __aenter__(self) -> Awaitable[Self]: ...
     def __aexit__(self, *_exception: object) -> Awaitable[None]: ...
 

@@ -5,16 +5,18 @@ Needs the package `openfeature-sdk` (`pip install dezky[openfeature]`).
 
 from __future__ import annotations
 
+import datetime
 import os
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dezky._dezky import FlagEvent, FlagSet, LiveFlags, Subscription
+from dezky._dezky import AsyncLiveFlags, FlagEvent, FlagSet, LiveFlags, Subscription
 from dezky.errors import Error
 
 try:
+    from openfeature.evaluation_context import EvaluationContext
     from openfeature.event import ProviderEventDetails
     from openfeature.exception import ErrorCode, ProviderFatalError, ProviderNotReadyError, TypeMismatchError
     from openfeature.flag_evaluation import FlagResolutionDetails, Reason
@@ -23,7 +25,6 @@ except ModuleNotFoundError as _missing:  # pragma: no cover
     raise ModuleNotFoundError("dezky.openfeature needs openfeature-sdk: pip install 'dezky[openfeature]'") from _missing
 
 if TYPE_CHECKING:
-    from openfeature.evaluation_context import EvaluationContext
     from openfeature.flag_evaluation import FlagValueType
 
     _Resolved = tuple[bool | None, str | None, str | None, dict[str, bool | int | float | str], str | None, str | None]
@@ -51,12 +52,13 @@ class DezkyProvider(AbstractProvider):
     last flags stay in use.
 
     Args:
-        flags: The flags: a `FlagSet`, open `LiveFlags`, which stay the caller's to close,
-            or the URL of a store or server, which is opened when the SDK initializes the
-            provider and closed when it shuts it down.
+        flags: The flags: a `FlagSet`, open `LiveFlags` or `AsyncLiveFlags`, which stay the
+            caller's to close, or the URL of a store or server, which is opened when the
+            SDK initializes the provider and closed when it shuts it down.
         token: The token for a server's URL.
-        poll_interval: Seconds between two reads of the URL.
-        timeout: Seconds for one read of the URL.
+        poll_interval: The time between two reads of the URL, in seconds or as a
+            `timedelta`.
+        timeout: The time for one read of the URL.
         file: The file that keeps a store's flags for a start without the store.
 
     Raises:
@@ -78,18 +80,18 @@ class DezkyProvider(AbstractProvider):
 
     def __init__(
         self,
-        flags: FlagSet | LiveFlags | str,
+        flags: FlagSet | LiveFlags | AsyncLiveFlags | str,
         *,
         token: str | None = None,
-        poll_interval: float | None = None,
-        timeout: float | None = None,
+        poll_interval: float | datetime.timedelta | None = None,
+        timeout: float | datetime.timedelta | None = None,
         file: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         options = {"token": token, "poll_interval": poll_interval, "timeout": timeout, "file": file}
         given = {name: value for name, value in options.items() if value is not None}
-        if not isinstance(flags, (FlagSet, LiveFlags, str)):
-            raise TypeError(f"flags must be a FlagSet, LiveFlags or a URL, not {type(flags).__name__}")
+        if not isinstance(flags, (FlagSet, LiveFlags, AsyncLiveFlags, str)):
+            raise TypeError(f"flags must be a FlagSet, LiveFlags, AsyncLiveFlags or a URL, not {type(flags).__name__}")
         if given and not isinstance(flags, str):
             raise ValueError(f"{next(iter(given))} has no effect without a URL: leave it out")
         self._url = flags if isinstance(flags, str) else None
@@ -120,7 +122,7 @@ class DezkyProvider(AbstractProvider):
                     raise ProviderFatalError(str(error)) from error
                 except (TypeError, ValueError) as error:
                     raise ProviderFatalError(str(error)) from error
-            if isinstance(self._flags, LiveFlags) and self._subscription is None:
+            if isinstance(self._flags, (LiveFlags, AsyncLiveFlags)) and self._subscription is None:
                 # The subscription must not keep a provider alive that nobody uses.
                 self._subscription = self._flags.subscribe(_Relay(self))
 
@@ -137,17 +139,29 @@ class DezkyProvider(AbstractProvider):
     def resolve_boolean_details(
         self, flag_key: str, default_value: bool, evaluation_context: EvaluationContext | None = None
     ) -> FlagResolutionDetails[bool]:
-        """Decides a flag."""
+        """Decides a flag.
+
+        Raises:
+            OpenFeatureError: The flag can't be decided; the class is that of the error's code.
+            TypeError: The key or the context has another type.
+            ValueError: The flags are closed.
+        """
         key, attributes = _context(evaluation_context)
         return _details(self._ready()._resolve(flag_key, key, attributes))
 
     async def resolve_boolean_details_async(
         self, flag_key: str, default_value: bool, evaluation_context: EvaluationContext | None = None
     ) -> FlagResolutionDetails[bool]:
-        """Decides a flag; waits for a server without blocking the event loop."""
+        """Decides a flag; waits for a server without blocking the event loop.
+
+        Raises:
+            OpenFeatureError: The flag can't be decided; the class is that of the error's code.
+            TypeError: The key or the context has another type.
+            ValueError: The flags are closed.
+        """
         key, attributes = _context(evaluation_context)
         flags = self._ready()
-        if isinstance(flags, LiveFlags):
+        if isinstance(flags, (LiveFlags, AsyncLiveFlags)):
             return _details(await flags._resolve_async(flag_key, key, attributes))
         return _details(flags._resolve(flag_key, key, attributes))
 
@@ -178,7 +192,7 @@ class DezkyProvider(AbstractProvider):
         """Raises `TypeMismatchError`: every flag is a bool."""
         raise _mismatch(flag_key)
 
-    def _ready(self) -> FlagSet | LiveFlags:
+    def _ready(self) -> FlagSet | LiveFlags | AsyncLiveFlags:
         flags = self._flags
         if flags is None:
             raise ProviderNotReadyError("the provider is not initialized: set it with openfeature.api.set_provider")
@@ -213,6 +227,8 @@ class _Relay:
 def _context(context: EvaluationContext | None) -> tuple[str | None, Mapping[str, Any]]:
     if context is None:
         return None, {}
+    if not isinstance(context, EvaluationContext):
+        raise TypeError(f"evaluation_context must be an EvaluationContext or None, not {type(context).__name__}")
     return context.targeting_key, context.attributes
 
 

@@ -23,7 +23,7 @@ use super::event::{Fields, attribute, new_event};
 use super::filters::Filters;
 use super::pages::{EventIterator, EventPages, TailPages, event_stream};
 use super::verify::{Head, Run, Verification, callback, expected, verification};
-use crate::convert::{text, type_error, value_error};
+use crate::convert::{path, text, type_error, value_error};
 use crate::error::{coded, exception};
 use crate::runtime::{self, Owned};
 
@@ -196,11 +196,6 @@ impl Opening {
             opened => opened,
         }
     }
-}
-
-/// A path as text, or from `pathlib`.
-fn path(value: &Bound<'_, PyAny>, name: &str) -> PyResult<PathBuf> {
-    value.extract().map_err(|_| type_error(name, "a str or a path", value))
 }
 
 /// The result of recording an event.

@@ -7,8 +7,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyMapping, PyString};
 
-use super::text_of;
-use crate::convert::{type_error, value_error};
+use crate::convert::{text_of, type_error, value_error};
 
 /// The names of a context's members.
 const NAMES: &str = "tenant_id, tenant_slug, plan, partner_slug, environment or tenant_active";

@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use dezky::core::rt;
@@ -26,8 +25,7 @@ use super::decision::{Decision, Explanation};
 use super::remote::Remote;
 use super::resolve::{self, Given};
 use super::set::{Compiled, FlagSet};
-use super::text_of;
-use crate::convert::{text, type_error, value_error};
+use crate::convert::{path, seconds_between, text, text_of, type_error, value_error};
 use crate::error::{coded, exception};
 use crate::runtime::{self, Owned};
 
@@ -74,6 +72,20 @@ impl Followed {
         }
     }
 
+    /// The error of the last read, if it failed.
+    fn failure(&self) -> Option<Error> {
+        match self {
+            Self::Store { live, .. } => live.status().failure,
+            Self::Server(remote) => remote.failure(),
+        }
+    }
+
+    /// Events that tell the current state.
+    fn state(&self) -> [Event; 2] {
+        let health = self.failure().map_or(Event::Recovered, Event::Failed);
+        [Event::Changed { revision: self.revision(), keys: None }, health]
+    }
+
     async fn close(&self) {
         if let Self::Store { stores, .. } = self {
             let stores = stores.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -87,7 +99,7 @@ impl Followed {
 /// Followed flags, and the work that follows them.
 struct Open {
     followed: Owned<Arc<Followed>>,
-    events: broadcast::Sender<Event>,
+    events: Owned<broadcast::Sender<Event>>,
     work: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -103,10 +115,15 @@ impl Open {
 impl Drop for Open {
     /// Ends the work, and closes connections in the background if that was not done.
     fn drop(&mut self) {
+        let Some(runtime) = runtime::existing() else {
+            // In a forked process, the tasks are the parent's: their handles are leaked.
+            let work = self.work.get_mut().unwrap_or_else(PoisonError::into_inner);
+            std::mem::forget(std::mem::take(work));
+            return;
+        };
         let work = self.aborted();
-        if let Some(runtime) = runtime::existing() {
-            let followed = Arc::clone(&self.followed);
-            runtime.spawn(ended(work, followed));
+        if !work.is_empty() {
+            runtime.spawn(ended(work, Arc::clone(&self.followed)));
         }
     }
 }
@@ -139,8 +156,12 @@ impl Shared {
 
     async fn close(&self) {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(open) = open {
-            ended(open.aborted(), Arc::clone(&open.followed)).await;
+        let Some(open) = open else { return };
+        let closing = ended(open.aborted(), Arc::clone(&open.followed));
+        // A task, which goes on if nobody waits any more.
+        if let Some(runtime) = runtime::existing() {
+            // It has no result.
+            let _ = runtime.spawn(closing).await;
         }
     }
 
@@ -148,22 +169,63 @@ impl Shared {
         if !handler.is_callable() {
             return Err(type_error("handler", "callable", handler));
         }
-        let events = self.open()?.events.subscribe();
-        let handler = Arc::new(Handler(Some(handler.clone().unbind())));
-        let task = runtime::runtime()?.spawn(deliver(events, handler));
-        Ok(Subscription { task })
+        let open = self.open()?;
+        let (events, followed) = (open.events.subscribe(), Arc::downgrade(&open.followed));
+        let handler = Arc::new(handler.clone().unbind());
+        let task = runtime::runtime()?.spawn(deliver(events, followed, handler));
+        Ok(Subscription { task: Owned::new(task) })
+    }
+
+    fn resolve<'py>(
+        &self,
+        py: Python<'py>,
+        key: &Bound<'_, PyAny>,
+        targeting_key: &Bound<'_, PyAny>,
+        attributes: &Bound<'_, PyAny>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let given = Given::read(targeting_key, attributes)?;
+        let (key, followed) = (text_of(key, "key")?, self.followed()?);
+        match &*followed {
+            Followed::Store { .. } => {
+                let compiled = followed.compiled("_resolve()")?;
+                resolve::local(&compiled, key, &given)
+            }
+            Followed::Server(remote) => runtime::block(py, remote.resolve(key, &given))?,
+        }
+        .into_pyobject(py)
+    }
+
+    fn resolve_async<'py>(
+        &self,
+        py: Python<'py>,
+        key: &Bound<'_, PyAny>,
+        targeting_key: &Bound<'_, PyAny>,
+        attributes: &Bound<'_, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let given = Given::read(targeting_key, attributes)?;
+        let (key, followed) = (text(key, "key")?, self.followed()?);
+        match &*followed {
+            Followed::Store { .. } => {
+                let compiled = followed.compiled("_resolve_async()")?;
+                runtime::done(py, resolve::local(&compiled, &key, &given))
+            }
+            Followed::Server(remote) => {
+                let remote = remote.clone();
+                runtime::future(py, async move { Ok(remote.resolve(&key, &given).await) })
+            }
+        }
     }
 
     fn status(&self, py: Python<'_>) -> PyResult<LiveStatus> {
         let followed = self.followed()?;
-        let (age, from_file, failure) = match &*followed {
+        let (age, from_file) = match &*followed {
             Followed::Store { live, .. } => {
                 let status = live.status();
-                (Some(status.age), status.from_file, status.failure)
+                (Some(status.age), status.from_file)
             }
-            Followed::Server(remote) => (None, false, remote.failure()),
+            Followed::Server(_) => (None, false),
         };
-        let error = failure.map(|error| exception(error).into_value(py).into_any());
+        let error = followed.failure().map(|error| exception(error).into_value(py).into_any());
         Ok(LiveStatus { revision: followed.revision(), age, from_file, error })
     }
 }
@@ -178,15 +240,19 @@ impl Opening {
     fn read(
         url: &Bound<'_, PyAny>,
         token: Option<&Bound<'_, PyAny>>,
-        poll_interval: Option<f64>,
-        timeout: Option<f64>,
+        poll_interval: Option<&Bound<'_, PyAny>>,
+        timeout: Option<&Bound<'_, PyAny>>,
         file: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let url = text(url, "url")?;
-        let poll_interval = poll_interval.map(|s| seconds(s, "poll_interval")).transpose()?;
-        let timeout = timeout.map(|s| seconds(s, "timeout")).transpose()?;
         let scheme = url.split("://").next().unwrap_or_default().to_ascii_lowercase();
-        if matches!(&*scheme, "http" | "https") {
+        let is_server = matches!(&*scheme, "http" | "https");
+        let least = if is_server { 0.1 } else { 0.01 };
+        let between = |value, name, least, most: f64| seconds_between(value, name, least, most);
+        let poll_interval =
+            poll_interval.map(|s| between(s, "poll_interval", least, 3600.0)).transpose()?;
+        let timeout = timeout.map(|s| between(s, "timeout", 0.01, 600.0)).transpose()?;
+        if is_server {
             if file.is_some() {
                 return Err(value_error("file", "has no effect on a server's URL: leave it out"));
             }
@@ -242,7 +308,8 @@ impl Opening {
             }
         };
         let work = Mutex::new(work);
-        let open = Open { followed: Owned::new(Arc::new(followed)), events, work };
+        let (followed, events) = (Owned::new(Arc::new(followed)), Owned::new(events));
+        let open = Open { followed, events, work };
         Ok(Shared { open: Mutex::new(Some(Arc::new(open))), url })
     }
 }
@@ -274,15 +341,6 @@ fn opened_later(config: StoreConfig, stores: Arc<Mutex<Option<Stores>>>) -> Lazy
             Ok(flags)
         })
     })
-}
-
-fn seconds(value: f64, name: &str) -> PyResult<Duration> {
-    Duration::try_from_secs_f64(value)
-        .map_err(|_| value_error(name, format_args!("must be a number of seconds, not {value}")))
-}
-
-fn path(value: &Bound<'_, PyAny>, name: &str) -> PyResult<PathBuf> {
-    value.extract().map_err(|_| type_error(name, "a str or a path", value))
 }
 
 /// What happened to followed flags.
@@ -357,36 +415,39 @@ async fn watch_server(remote: Remote, interval: Duration, events: broadcast::Sen
     }
 }
 
-/// A Python callable, dropped while the interpreter runs.
-struct Handler(Option<Py<PyAny>>);
-
-impl Drop for Handler {
-    fn drop(&mut self) {
-        let handler = self.0.take();
-        let mut handler = std::mem::ManuallyDrop::new(handler);
-        Python::try_attach(|_| drop(handler.take()));
+/// Calls the handler for each event, one at a time. If it is too slow, the current state stands for
+/// the events that it missed.
+async fn deliver(
+    mut events: broadcast::Receiver<Event>,
+    followed: Weak<Followed>,
+    handler: Arc<Py<PyAny>>,
+) {
+    loop {
+        match events.recv().await {
+            Ok(event) => call(&handler, event).await,
+            Err(RecvError::Lagged(_)) => {
+                // From here on: the state that is read next contains what came before.
+                events = events.resubscribe();
+                let Some(state) = followed.upgrade().map(|followed| followed.state()) else { return };
+                for event in state {
+                    call(&handler, event).await;
+                }
+            }
+            Err(RecvError::Closed) => return,
+        }
     }
 }
 
-/// Calls the handler for each event, one at a time.
-async fn deliver(mut events: broadcast::Receiver<Event>, handler: Arc<Handler>) {
-    loop {
-        let event = match events.recv().await {
-            Ok(event) => event,
-            Err(RecvError::Lagged(_)) => continue,
-            Err(RecvError::Closed) => return,
-        };
-        let handler = Arc::clone(&handler);
-        let call = move || {
-            Python::try_attach(|py| {
-                let Some(callable) = &handler.0 else { return };
-                if let Err(error) = callable.call1(py, (FlagEvent::from(event),)) {
-                    error.write_unraisable(py, Some(callable.bind(py)));
-                }
-            });
-        };
-        rt::unblock(&TokioRuntime, call).await;
-    }
+async fn call(handler: &Arc<Py<PyAny>>, event: Event) {
+    let handler = Arc::clone(handler);
+    let called = move || {
+        Python::try_attach(|py| {
+            if let Err(error) = handler.call1(py, (FlagEvent::from(event),)) {
+                error.write_unraisable(py, Some(handler.bind(py)));
+            }
+        });
+    };
+    rt::unblock(&TokioRuntime, called).await;
 }
 
 /// A change of followed flags, or of their source's health.
@@ -428,7 +489,8 @@ impl FlagEvent {
         self.revision
     }
 
-    /// The keys of the changed flags; `None` from a server, which does not state them.
+    /// The keys of the changed flags; `None` from a server, which does not state them, and after
+    /// the handler was so slow that events were dropped.
     #[getter]
     fn keys(&self) -> Option<Vec<String>> {
         self.keys.clone()
@@ -510,14 +572,19 @@ impl LiveStatus {
 /// when the flags are closed.
 #[pyclass(frozen, module = "dezky")]
 pub(crate) struct Subscription {
-    task: JoinHandle<()>,
+    task: Owned<JoinHandle<()>>,
 }
 
 #[pymethods]
 impl Subscription {
     /// Ends the subscription. A call under way ends by itself; no other begins. Idempotent.
-    fn cancel(&self) {
+    ///
+    /// Raises:
+    ///     ForkedError: The process was forked after dezky was used.
+    fn cancel(&self) -> PyResult<()> {
+        runtime::check_fork()?;
         self.task.abort();
+        Ok(())
     }
 
     fn __enter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
@@ -525,8 +592,8 @@ impl Subscription {
     }
 
     #[pyo3(signature = (*_exception))]
-    fn __exit__(&self, _exception: &Bound<'_, PyTuple>) {
-        self.cancel();
+    fn __exit__(&self, _exception: &Bound<'_, PyTuple>) -> PyResult<()> {
+        self.cancel()
     }
 }
 
@@ -558,24 +625,26 @@ impl LiveFlags {
     ///     url: A store (`sqlite:///path`, `postgres://…`, `mongodb://…`), whose schema must exist,
     ///         or the address of a `dezky-server`.
     ///     token: The token for a server.
-    ///     poll_interval: Seconds between two reads; 0.5 for a store, 5 for a server by default.
-    ///     timeout: Seconds for one read; 5 for a store, 2 for a server by default.
+    ///     poll_interval: The time between two reads, in seconds or as a `timedelta`: 0.01 (for a
+    ///         server 0.1) to 3600 seconds. 0.5 for a store, 5 for a server by default.
+    ///     timeout: The time for one read: 0.01 to 600 seconds. 5 for a store, 2 for a server by
+    ///         default.
     ///     file: A file of this process alone in which the flags of a store are kept, so that the
     ///         next start succeeds while the store is down.
     ///
     /// Raises:
-    ///     ConfigInvalidError: The URL or an option is out of its bounds.
+    ///     ConfigInvalidError: The URL or the token is malformed.
     ///     StoreUnavailableError: Neither source nor file can be read.
     ///     AuthFailedError: The token or the password is rejected.
-    ///     ValueError: An option does not fit the URL.
+    ///     ValueError: An option is out of its bounds, or does not fit the URL.
     #[staticmethod]
     #[pyo3(signature = (url, *, token = None, poll_interval = None, timeout = None, file = None))]
     fn open(
         py: Python<'_>,
         url: &Bound<'_, PyAny>,
         token: Option<&Bound<'_, PyAny>>,
-        poll_interval: Option<f64>,
-        timeout: Option<f64>,
+        poll_interval: Option<&Bound<'_, PyAny>>,
+        timeout: Option<&Bound<'_, PyAny>>,
         file: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let opening = Opening::read(url, token, poll_interval, timeout, file)?;
@@ -744,7 +813,9 @@ impl LiveFlags {
     ///
     /// Args:
     ///     handler: Called with each `FlagEvent`, in order, on a thread of dezky's. An exception
-    ///         goes to `sys.unraisablehook`. It may use these flags, but should not wait for long.
+    ///         goes to `sys.unraisablehook`. It may use these flags, but should not wait for long:
+    ///         once 256 events wait, one of the kind `changed` without keys and one of the current
+    ///         health stand for all of them.
     ///
     /// Returns:
     ///     The subscription, which also ends when the flags are closed.
@@ -770,16 +841,7 @@ impl LiveFlags {
         targeting_key: &Bound<'_, PyAny>,
         attributes: &Bound<'_, PyAny>,
     ) -> PyResult<Bound<'py, PyTuple>> {
-        let given = Given::read(targeting_key, attributes)?;
-        let (key, followed) = (text_of(key, "key")?, self.shared.followed()?);
-        match &*followed {
-            Followed::Store { .. } => {
-                let compiled = followed.compiled("_resolve()")?;
-                resolve::local(&compiled, key, &given)
-            }
-            Followed::Server(remote) => runtime::block(py, remote.resolve(key, &given))?,
-        }
-        .into_pyobject(py)
+        self.shared.resolve(py, key, targeting_key, attributes)
     }
 
     /// Like `_resolve`, for asyncio.
@@ -790,16 +852,7 @@ impl LiveFlags {
         targeting_key: &Bound<'_, PyAny>,
         attributes: &Bound<'_, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let given = Given::read(targeting_key, attributes)?;
-        let (key, followed) = (text(key, "key")?, self.shared.followed()?);
-        if let Followed::Store { .. } = &*followed {
-            let compiled = followed.compiled("_resolve_async()")?;
-            return runtime::done(py, resolve::local(&compiled, &key, &given));
-        }
-        runtime::future(py, async move {
-            let Followed::Server(remote) = &*followed else { unreachable!("returned above") };
-            Ok(remote.resolve(&key, &given).await)
-        })
+        self.shared.resolve_async(py, key, targeting_key, attributes)
     }
 
     fn __enter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
@@ -879,8 +932,8 @@ impl AsyncLiveFlags {
         py: Python<'py>,
         url: &Bound<'py, PyAny>,
         token: Option<&Bound<'py, PyAny>>,
-        poll_interval: Option<f64>,
-        timeout: Option<f64>,
+        poll_interval: Option<&Bound<'py, PyAny>>,
+        timeout: Option<&Bound<'py, PyAny>>,
         file: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let opening = Opening::read(url, token, poll_interval, timeout, file)?;
@@ -940,8 +993,54 @@ impl AsyncLiveFlags {
         }
     }
 
-    /// Returns the flags of a store that are in use now. Does not wait: what `LiveFlags` offers
-    /// beyond this class, such as `evaluate_many()`, is there.
+    /// Decides one flag of a store for a column of tenants, on another thread; see
+    /// `FlagSet.evaluate_many()`. The flags are those in use now.
+    #[pyo3(
+        signature = (key, tenant_ids, **axes),
+        text_signature = "($self, key, tenant_ids, *, tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
+    )]
+    fn evaluate_many<'py>(
+        &self,
+        py: Python<'py>,
+        key: Bound<'py, PyAny>,
+        tenant_ids: Bound<'py, PyAny>,
+        axes: Option<Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let compiled = self.shared.followed()?.compiled("evaluate_many()")?;
+        let (key, tenant_ids) = (key.unbind(), tenant_ids.unbind());
+        let axes = axes.map(Bound::unbind);
+        let decide = move || {
+            Python::try_attach(|py| {
+                let axes = axes.as_ref().map(|axes| axes.bind(py));
+                compiled.evaluate_many(py, key.bind(py), tenant_ids.bind(py), axes)
+            })
+        };
+        runtime::future(py, async move {
+            let decided = rt::unblock(&TokioRuntime, decide).await;
+            decided.unwrap_or_else(|| Err(PyValueError::new_err("the interpreter is at its end")))
+        })
+    }
+
+    /// Explains the decision on a flag of a store; see `LiveFlags.explain()`.
+    #[pyo3(
+        signature = (key, context = None, **axes),
+        text_signature = "($self, key, context=None, *, tenant_id=..., tenant_slug=None, plan=None, \
+            partner_slug=None, environment=None, tenant_active=None)"
+    )]
+    fn explain<'py>(
+        &self,
+        py: Python<'py>,
+        key: &Bound<'py, PyAny>,
+        context: Option<&Bound<'py, PyAny>>,
+        axes: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let asked = Asked::read("explain", context, axes)?;
+        let compiled = self.shared.followed()?.compiled("explain()")?;
+        runtime::done(py, compiled.explain(key, &asked)?)
+    }
+
+    /// Returns the flags of a store that are in use now. Does not wait.
     ///
     /// Raises:
     ///     ValueError: The flags are closed, or a server decides them.
@@ -981,6 +1080,28 @@ impl AsyncLiveFlags {
             shared.close().await;
             Ok(())
         })
+    }
+
+    /// Resolves a flag in OpenFeature's terms; for `dezky.openfeature`.
+    fn _resolve<'py>(
+        &self,
+        py: Python<'py>,
+        key: &Bound<'_, PyAny>,
+        targeting_key: &Bound<'_, PyAny>,
+        attributes: &Bound<'_, PyAny>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        self.shared.resolve(py, key, targeting_key, attributes)
+    }
+
+    /// Like `_resolve`, for asyncio.
+    fn _resolve_async<'py>(
+        &self,
+        py: Python<'py>,
+        key: &Bound<'_, PyAny>,
+        targeting_key: &Bound<'_, PyAny>,
+        attributes: &Bound<'_, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.shared.resolve_async(py, key, targeting_key, attributes)
     }
 
     fn __aenter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {

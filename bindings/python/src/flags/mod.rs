@@ -12,7 +12,7 @@ mod set;
 use dezky::flags;
 use pyo3::prelude::*;
 
-use crate::convert::text;
+use crate::convert::text_of;
 
 /// Adds the classes and functions of this part.
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -72,14 +72,4 @@ fn bucket(tenant_id: &Bound<'_, PyAny>, key: &Bound<'_, PyAny>) -> PyResult<u8> 
 fn fine_bucket(tenant_id: &Bound<'_, PyAny>, key: &Bound<'_, PyAny>) -> PyResult<u16> {
     let (tenant_id, key) = (text_of(tenant_id, "tenant_id")?, text_of(key, "key")?);
     Ok(flags::fine_bucket(tenant_id, key))
-}
-
-/// A `str`, borrowed.
-fn text_of<'a>(value: &'a Bound<'_, PyAny>, name: &str) -> PyResult<&'a str> {
-    let read = value.cast::<pyo3::types::PyString>().ok().and_then(|text| text.to_str().ok());
-    match read {
-        Some(text) => Ok(text),
-        // The error.
-        None => text(value, name).map(|_| ""),
-    }
 }

@@ -9,10 +9,13 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
 
-use super::context::Asked;
+use super::context::{Asked, Values};
 use super::set::FlagSet;
 use crate::convert::{json_object, loads, text, type_error};
 use crate::error::exception;
+
+/// The number of tenants that are decided at a time.
+const BLOCK: usize = 1_024;
 
 /// The effect of a flag's change on the known tenants.
 ///
@@ -135,12 +138,22 @@ pub(crate) fn preview<'py>(
     Ok(Preview(previewer.finish()).into_pyobject(py)?.into_any())
 }
 
-fn each(tenants: &Bound<'_, PyAny>, mut see: impl FnMut(&FlagContext<'_>)) -> PyResult<()> {
+/// Shows all tenants. Other threads run while they are decided.
+fn each(tenants: &Bound<'_, PyAny>, mut see: impl FnMut(&FlagContext<'_>) + Send) -> PyResult<()> {
+    let py = tenants.py();
+    let mut block: Vec<Values> = Vec::new();
+    let mut decide = |block: &mut Vec<Values>| {
+        py.check_signals()?;
+        py.detach(|| block.drain(..).for_each(|tenant| see(&tenant.borrowed())));
+        PyResult::Ok(())
+    };
     for (place, tenant) in tenants.try_iter()?.enumerate() {
-        let tenant = Asked::tenant(&tenant?, &format!("tenants[{place}]"))?;
-        see(&tenant.context());
+        block.push(Asked::tenant(&tenant?, &format!("tenants[{place}]"))?.into_values());
+        if block.len() == BLOCK {
+            decide(&mut block)?;
+        }
     }
-    Ok(())
+    decide(&mut block)
 }
 
 /// A flag as its definition, or as a store exports it.

@@ -16,8 +16,7 @@ use super::column::{self, BooleanColumn};
 use super::context::{Asked, Values};
 use super::decision::{Decision, Explanation};
 use super::resolve::{self, Resolved};
-use super::text_of;
-use crate::convert::{json, json_object, type_error, value_error};
+use crate::convert::{json, json_object, text_of, type_error, value_error};
 use crate::error::exception;
 
 /// The number of flags from which on deciding all of them takes long enough to let other threads
@@ -265,8 +264,8 @@ impl FlagSet {
     /// Args:
     ///     key: The flag's key. An unknown flag is off for every tenant.
     ///     tenant_ids: The tenants' ids: an Arrow column, a one-dimensional NumPy array, or an
-    ///         iterable of `str`. A missing id (null or `None`) gives a missing value, whatever
-    ///         the flag.
+    ///         iterable of `str`. A missing id (null, `None`, NaN or `pandas.NA`) gives a
+    ///         missing value, whatever the flag.
     ///
     /// Returns:
     ///     A column with a value for each id.

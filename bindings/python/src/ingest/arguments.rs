@@ -1,13 +1,11 @@
 //! Arguments that the functions of this part share.
 
 use std::borrow::Cow;
-use std::time::Duration;
 
-use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBool, PyByteArray, PyBytes, PyFloat, PyInt, PyMemoryView};
+use pyo3::types::{PyBool, PyByteArray, PyBytes, PyInt, PyMemoryView};
 
+pub(super) use crate::convert::seconds_between;
 use crate::convert::{text, type_error, value_error};
 
 /// Bytes: `bytes`, `bytearray` or `memoryview`.
@@ -27,41 +25,6 @@ pub(super) fn bytes<'v>(
         return Ok(Cow::Owned(copied.cast::<PyBytes>()?.as_bytes().to_vec()));
     }
     Err(type_error(name, expected, value))
-}
-
-/// A duration: seconds as an `int` or `float`, or a `timedelta`.
-pub(super) fn seconds(value: &Bound<'_, PyAny>, name: &str) -> PyResult<f64> {
-    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let py = value.py();
-    if value.is_instance_of::<PyBool>() {
-        return Err(type_error(name, "a number of seconds or a timedelta", value));
-    }
-    if value.is_instance(CLASS.import(py, "datetime", "timedelta")?)? {
-        return value.call_method0("total_seconds")?.extract();
-    }
-    if value.is_instance_of::<PyFloat>() || value.is_instance_of::<PyInt>() {
-        return value.extract::<f64>().map_err(|error| {
-            if error.is_instance_of::<PyOverflowError>(py) {
-                return value_error(name, "is too large");
-            }
-            error
-        });
-    }
-    Err(type_error(name, "a number of seconds or a timedelta", value))
-}
-
-/// A duration within bounds, in seconds.
-pub(super) fn seconds_between(
-    value: &Bound<'_, PyAny>,
-    name: &str,
-    min: u32,
-    max: u32,
-) -> PyResult<Duration> {
-    let given = seconds(value, name)?;
-    if !(f64::from(min)..=f64::from(max)).contains(&given) {
-        return Err(value_error(name, format_args!("must be {min} to {max} seconds")));
-    }
-    Duration::try_from_secs_f64(given).map_err(|error| value_error(name, error))
 }
 
 /// An `int` within bounds.

@@ -9,16 +9,18 @@ use arrow_array::cast::AsArray as _;
 use arrow_array::ffi::{FFI_ArrowArray, FFI_ArrowSchema, from_ffi, to_ffi};
 use arrow_array::ffi_stream::{ArrayStreamReader, FFI_ArrowArrayStream};
 use arrow_array::{Array, ArrayRef, BinaryViewArray, BooleanArray, make_array};
-use arrow_buffer::ArrowNativeType;
 use arrow_schema::{ArrowError, DataType};
-use dezky::flags::Bits;
+use dezky::flags::{Bits, Offsets};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyTuple};
 
-use super::parallel::in_steps;
+use super::parallel::{STEP, in_steps};
 use super::{Decider, Part, joined};
 use crate::convert::value_error;
+
+/// The number of values that are decided between two looks for signals; takes a tenth of a second.
+const SLICE: usize = 64 * STEP;
 
 const SCHEMA: &CStr = c"arrow_schema";
 const ARRAY: &CStr = c"arrow_array";
@@ -76,7 +78,13 @@ fn stream(export: &Bound<'_, PyAny>) -> PyResult<Vec<ArrayRef>> {
     let stream = unsafe { FFI_ArrowArrayStream::from_raw(stream.cast().as_ptr()) };
     let reader = ArrayStreamReader::try_new(stream).map_err(invalid)?;
     check(arrow_array::ArrayReader::field(&reader).data_type())?;
-    reader.collect::<Result<_, _>>().map_err(invalid)
+    let mut chunks = Vec::new();
+    for chunk in reader {
+        // A stream may compute its chunks only now.
+        export.py().check_signals()?;
+        chunks.push(chunk.map_err(invalid)?);
+    }
+    Ok(chunks)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
@@ -84,20 +92,43 @@ fn invalid(error: ArrowError) -> PyErr {
     value_error("tenant_ids", format_args!("can't be read as an Arrow column: {error}"))
 }
 
-/// Decides all chunks.
-pub(super) fn evaluate(decider: Decider<'_>, chunks: &[ArrayRef]) -> BooleanArray {
-    joined(chunks.iter().map(|chunk| part(decider, chunk)).collect())
+/// Decides all chunks, and hears Ctrl-C between slices of them.
+pub(super) fn evaluate(
+    py: Python<'_>,
+    decider: Decider<'_>,
+    chunks: &[ArrayRef],
+) -> PyResult<BooleanArray> {
+    let mut parts = Vec::new();
+    for chunk in chunks {
+        // Each slice would decide the whole dictionary.
+        let is_dictionary = matches!(chunk.data_type(), DataType::Dictionary(..));
+        let step = if is_dictionary { chunk.len().max(1) } else { SLICE };
+        for start in (0..chunk.len()).step_by(step) {
+            py.check_signals()?;
+            let slice = chunk.slice(start, step.min(chunk.len() - start));
+            parts.push(py.detach(|| part(decider, &slice)));
+        }
+    }
+    Ok(py.detach(|| joined(parts)))
 }
 
 fn part(decider: Decider<'_>, chunk: &ArrayRef) -> Part {
     let words = match chunk.data_type() {
         DataType::Utf8 => {
             let ids = chunk.as_string::<i32>();
-            by_offsets(decider, ids.value_offsets(), ids.value_data())
+            let (offsets, bytes) = (ids.value_offsets(), ids.value_data());
+            in_steps(ids.len(), |range, values| {
+                let offsets = Offsets::Narrow(&offsets[range.start..=range.end]);
+                decider.decide_texts(bytes, offsets, values);
+            })
         }
         DataType::LargeUtf8 => {
             let ids = chunk.as_string::<i64>();
-            by_offsets(decider, ids.value_offsets(), ids.value_data())
+            let (offsets, bytes) = (ids.value_offsets(), ids.value_data());
+            in_steps(ids.len(), |range, values| {
+                let offsets = Offsets::Wide(&offsets[range.start..=range.end]);
+                decider.decide_texts(bytes, offsets, values);
+            })
         }
         DataType::Utf8View => {
             let ids = chunk.as_string_view().clone().to_binary_view();
@@ -109,16 +140,6 @@ fn part(decider: Decider<'_>, chunk: &ArrayRef) -> Part {
     };
     let nulls = chunk.logical_nulls().filter(|nulls| nulls.null_count() > 0);
     Part { words, len: chunk.len(), nulls }
-}
-
-fn by_offsets<O: ArrowNativeType>(decider: Decider<'_>, offsets: &[O], data: &[u8]) -> Vec<u64> {
-    let id = |bounds: &[O]| match bounds {
-        [start, end] => data.get(start.as_usize()..end.as_usize()).unwrap_or_default(),
-        _ => &[],
-    };
-    in_steps(offsets.len().saturating_sub(1), |range, values| {
-        decider.decide(offsets[range.start..=range.end].windows(2).map(id), values);
-    })
 }
 
 fn by_views(decider: Decider<'_>, ids: &BinaryViewArray, range: Range<usize>, values: &mut Bits) {

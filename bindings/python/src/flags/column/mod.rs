@@ -7,7 +7,7 @@ mod python;
 use arrow_array::{Array as _, BooleanArray};
 use arrow_buffer::{BooleanBuffer, BooleanBufferBuilder, Buffer, NullBuffer};
 use dezky::FlagContext;
-use dezky::flags::{Bits, FlagHandle};
+use dezky::flags::{Bits, FlagHandle, Offsets};
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyCapsule, PyInt, PyIterator, PyList, PySlice, PyTuple};
@@ -33,6 +33,14 @@ impl Decider<'_> {
             None => *values = Bits::new(),
         }
     }
+
+    /// [`decide`](Self::decide), for texts in one buffer.
+    fn decide_texts(&self, bytes: &[u8], offsets: Offsets<'_>, values: &mut Bits) {
+        match self.flag {
+            Some(flag) => flag.values_of(bytes, offsets, self.context, values),
+            None => *values = Bits::new(),
+        }
+    }
 }
 
 /// Decides a flag for a column of tenants.
@@ -44,7 +52,7 @@ pub(crate) fn evaluate(
 ) -> PyResult<BooleanColumn> {
     let decider = Decider { flag, context };
     let values = match arrow::import(tenant_ids)? {
-        Some(chunks) => py.detach(|| arrow::evaluate(decider, &chunks)),
+        Some(chunks) => arrow::evaluate(py, decider, &chunks)?,
         None => python::evaluate(py, decider, tenant_ids)?,
     };
     Ok(BooleanColumn { values })

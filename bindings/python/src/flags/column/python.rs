@@ -9,10 +9,13 @@ use std::thread::{self, Builder};
 
 use arrow_array::BooleanArray;
 use arrow_buffer::NullBuffer;
-use dezky::flags::Bits;
+use dezky::flags::{Bits, Offsets};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyIterator, PyList, PyMapping, PySlice, PyString, PyTuple};
+use pyo3::types::{
+    PyByteArray, PyBytes, PyDict, PyFloat, PyIterator, PyList, PyMapping, PySlice, PyString,
+    PyTuple,
+};
 
 use super::parallel::{STEP, copy, processors};
 use super::{Decider, Part, joined};
@@ -22,7 +25,7 @@ use crate::convert::{text, type_error, value_error};
 struct Ids {
     bytes: Vec<u8>,
     /// From 0: the start of each id and the end of the last one.
-    offsets: Vec<usize>,
+    offsets: Vec<i64>,
     /// Whether each id is there; empty while all are.
     present: Vec<bool>,
 }
@@ -43,7 +46,7 @@ impl Ids {
         if !self.present.is_empty() {
             self.present.push(true);
         }
-        self.offsets.push(self.bytes.len());
+        self.offsets.push(self.bytes.len().cast_signed() as i64);
     }
 
     fn push_missing(&mut self) {
@@ -51,7 +54,7 @@ impl Ids {
             self.present.resize(self.len(), true);
         }
         self.present.push(false);
-        self.offsets.push(self.bytes.len());
+        self.offsets.push(self.bytes.len().cast_signed() as i64);
     }
 
     /// Adds an id, or a missing one for `None`.
@@ -64,7 +67,7 @@ impl Ids {
             self.end();
             return Ok(());
         }
-        if id.is_none() {
+        if is_missing(id)? {
             self.push_missing();
             return Ok(());
         }
@@ -77,16 +80,25 @@ impl Ids {
     }
 
     fn decide(self, decider: Decider<'_>, values: &mut Bits) -> Part {
-        let ids = self.offsets.windows(2).map(|bounds| match bounds {
-            [start, end] => &self.bytes[*start..*end],
-            _ => &[],
-        });
-        decider.decide(ids, values);
+        decider.decide_texts(&self.bytes, Offsets::Wide(&self.offsets), values);
         let mut words = vec![0; self.len().div_ceil(64)];
         copy(values, &mut words);
         let nulls = (!self.present.is_empty()).then(|| NullBuffer::from(&*self.present));
         Part { words, len: self.len(), nulls }
     }
+}
+
+/// Whether a value stands for a missing one: `None`, or what pandas has in a column of objects.
+fn is_missing(id: &Bound<'_, PyAny>) -> PyResult<bool> {
+    if id.is_none() {
+        return Ok(true);
+    }
+    if let Ok(number) = id.cast_exact::<PyFloat>() {
+        return Ok(number.value().is_nan());
+    }
+    let kind = id.get_type();
+    let is_pandas = || kind.module().is_ok_and(|module| module.to_string().starts_with("pandas."));
+    Ok(kind.name()? == "NAType" && is_pandas())
 }
 
 /// Decides a flag for the ids of a NumPy array or an iterable.
@@ -148,12 +160,18 @@ fn next_of_iterator(
     Ok((ids.len() > 0).then_some(ids))
 }
 
-/// Decides the ids of `next` until it has no more, on all processors.
+/// Decides the ids of `next` until it has no more, on all processors. Hears Ctrl-C between them.
 fn in_pieces(
     py: Python<'_>,
     decider: Decider<'_>,
     mut next: impl FnMut() -> PyResult<Option<Ids>>,
 ) -> PyResult<BooleanArray> {
+    let mut next = || {
+        // A thread that waits for the interpreter gets it here.
+        py.detach(|| ());
+        py.check_signals()?;
+        next()
+    };
     let Some(first) = next()? else { return Ok(BooleanArray::from(Vec::<bool>::new())) };
     let Some(second) = next()? else {
         return Ok(py.detach(|| first.decide(decider, &mut Bits::new())).into_array());
