@@ -73,7 +73,9 @@ def test_a_change_by_another_program_is_followed(store: str, tmp_path: Path) -> 
         set_flag(tmp_path, store, "more", "--create", "--state", "rollout", "--pct", "100")
         until(lambda: "more" in flags.current(), "the new flag")
         # A slow machine may also tell that the store was away for a moment.
-        changes = lambda: [event for event in events if event.kind == "changed"]  # noqa: E731
+        def changes() -> list[FlagEvent]:
+            return [event for event in events if event.kind == "changed"]
+
         until(lambda: len(changes()) >= 2, "both events")
         assert [event.keys for event in changes()] == [["chat"], ["more"]]
         assert first is not None and changes()[0].revision == first + 1
@@ -106,7 +108,7 @@ async def test_the_async_twin_follows_too(store: str, tmp_path: Path) -> None:
         assert (await flags.evaluate_many("chat", ["t", None])).to_list() == [True, None]
         assert (await flags.explain("chat", tenant_id="t-1")).reason == "on"
         with pytest.raises(TypeError, match="^tenant_ids"):
-            await flags.evaluate_many("chat", "t")  # type: ignore[arg-type]
+            await flags.evaluate_many("chat", "t")
         assert await flags.refresh() == flags.revision == flags.status().revision
         assert repr(flags).startswith("AsyncLiveFlags('") and "closed" not in repr(flags)
     await flags.close()

@@ -242,9 +242,10 @@ def test_wrong_arguments_are_named() -> None:
         DezkyProvider(7)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="token has no effect without a URL"):
         DezkyProvider(FlagSet.from_json([]), token="x")
-    for context in (7, {}, "t-1"):
+    contexts: tuple[Any, ...] = (7, {}, "t-1")
+    for context in contexts:
         with pytest.raises(TypeError, match="^evaluation_context must be an EvaluationContext or None, not "):
-            DezkyProvider(FlagSet.from_json(FLAGS)).resolve_boolean_details("always", False, context)  # type: ignore[arg-type]
+            DezkyProvider(FlagSet.from_json(FLAGS)).resolve_boolean_details("always", False, context)
     with pytest.raises(ProviderFatalError, match="url has an unknown scheme"):
         DezkyProvider("mysql://x").initialize(EvaluationContext())
     with pytest.raises(ProviderNotReadyError, match="not initialized"):
