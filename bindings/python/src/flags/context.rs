@@ -88,7 +88,10 @@ impl Values {
                 .cast::<PyString>()
                 .map_err(|_| type_error(&format!("each key in {name}"), "a str", &key))?;
             if !values.set(text_of(key, name)?, &value)? {
-                return Err(value_error(name, format_args!("has an unknown key {key:?}: use {NAMES}")));
+                return Err(value_error(
+                    name,
+                    format_args!("has an unknown key {key:?}: use {NAMES}"),
+                ));
             }
         }
         Ok(values)

@@ -77,7 +77,9 @@ pub(crate) struct Decision {
 impl Decision {
     /// The decision on a flag of a set; `None` stands for a flag that is not there.
     pub(crate) fn of(handle: Option<FlagHandle<'_>>, context: &FlagContext<'_>) -> Self {
-        let Some(handle) = handle else { return Self::from(CoreDecision::from(Reason::UnknownFlag)) };
+        let Some(handle) = handle else {
+            return Self::from(CoreDecision::from(Reason::UnknownFlag));
+        };
         let decided = Self::from(handle.evaluate(context));
         let threshold = decided.bucket.and(handle.threshold());
         Self { threshold, ..decided }
@@ -238,7 +240,9 @@ impl Explanation {
                 let axis = self.decision.axis.as_deref().unwrap_or_default().replace('_', " ");
                 match &self.given {
                     Some(given) => format!("the scope does not contain the {axis} '{given}'"),
-                    None => format!("the scope has values for the {axis}, and the context has none"),
+                    None => {
+                        format!("the scope has values for the {axis}, and the context has none")
+                    }
                 }
             }
             "in_rollout" | "out_of_rollout" => {

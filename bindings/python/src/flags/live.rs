@@ -10,7 +10,9 @@ use dezky::core::rt;
 use dezky::flags::live::LiveConfig;
 use dezky::flags::openfeature::{OfrepToken, RemoteConfig};
 use dezky::flags::store::{LazyFlagStore, Snapshot};
-use dezky::{Access, Error, LiveFlags as CoreLive, Runtime as _, StoreConfig, Stores, TokioRuntime};
+use dezky::{
+    Access, Error, LiveFlags as CoreLive, Runtime as _, StoreConfig, Stores, TokioRuntime,
+};
 use futures_util::future::{pending, select};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -428,7 +430,9 @@ async fn deliver(
             Err(RecvError::Lagged(_)) => {
                 // From here on: the state that is read next contains what came before.
                 events = events.resubscribe();
-                let Some(state) = followed.upgrade().map(|followed| followed.state()) else { return };
+                let Some(state) = followed.upgrade().map(|followed| followed.state()) else {
+                    return;
+                };
                 for event in state {
                     call(&handler, event).await;
                 }
@@ -562,7 +566,8 @@ impl LiveStatus {
 
     fn __repr__(&self) -> String {
         let revision = self.revision.map_or_else(|| "None".to_owned(), |n| n.to_string());
-        let age = self.age.map(|age| format!(", age={:.3}s", age.as_secs_f64())).unwrap_or_default();
+        let age =
+            self.age.map(|age| format!(", age={:.3}s", age.as_secs_f64())).unwrap_or_default();
         let stale = if self.stale() { "True" } else { "False" };
         format!("LiveStatus(revision={revision}{age}, stale={stale})")
     }
@@ -714,9 +719,7 @@ impl LiveFlags {
         let asked = Asked::read("evaluate_all", context, axes)?;
         let followed = self.shared.followed()?;
         match &*followed {
-            Followed::Store { .. } => {
-                followed.compiled("evaluate_all()")?.evaluate_all(py, &asked)
-            }
+            Followed::Store { .. } => followed.compiled("evaluate_all()")?.evaluate_all(py, &asked),
             Followed::Server(remote) => {
                 let values = asked.into_values();
                 dict(py, runtime::block(py, remote.evaluate_all(&values))??)
@@ -962,7 +965,8 @@ impl AsyncLiveFlags {
                 runtime::done(py, followed.compiled("evaluate()")?.evaluate(key, &asked)?)
             }
             Followed::Server(remote) => {
-                let (remote, key, values) = (remote.clone(), text(key, "key")?, asked.into_values());
+                let (remote, key, values) =
+                    (remote.clone(), text(key, "key")?, asked.into_values());
                 runtime::future(py, async move { remote.evaluate(&key, &values).await })
             }
         }

@@ -1,9 +1,7 @@
 //! The effect of a change on known tenants.
 
 use dezky::flags::store::Snapshot;
-use dezky::flags::{
-    Flag, FlagFile, NewFlag, Preview as CorePreview, Previewer, SnapshotPreviewer,
-};
+use dezky::flags::{Flag, FlagFile, NewFlag, Preview as CorePreview, Previewer, SnapshotPreviewer};
 use dezky::{FlagContext, Timestamp};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;

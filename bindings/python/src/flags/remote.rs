@@ -77,7 +77,9 @@ impl Remote {
                 let unavailable = || Error::new(ErrorKind::StoreUnavailable, message.to_owned());
                 exception(self.failure().unwrap_or_else(unavailable))
             }
-            EvaluationErrorCode::TypeMismatch => value_error("key", format_args!("names a flag of another type: {message}")),
+            EvaluationErrorCode::TypeMismatch => {
+                value_error("key", format_args!("names a flag of another type: {message}"))
+            }
             _ => value_error("context", format_args!("is refused by the server: {message}")),
         }
     }

@@ -30,7 +30,9 @@ impl Given {
     ) -> PyResult<Self> {
         let attributes = attributes.cast::<PyMapping>()?;
         let member = |name: &str| {
-            let value = if attributes.contains(name)? { attributes.get_item(name)? } else {
+            let value = if attributes.contains(name)? {
+                attributes.get_item(name)?
+            } else {
                 return Ok(None);
             };
             PyResult::Ok((!value.is_none()).then_some(value))

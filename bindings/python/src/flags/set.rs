@@ -125,7 +125,11 @@ impl Compiled {
         column::evaluate(py, self.handle(key), &context.borrowed(), tenant_ids)
     }
 
-    pub(crate) fn explain(&self, key: &Bound<'_, PyAny>, asked: &Asked<'_>) -> PyResult<Explanation> {
+    pub(crate) fn explain(
+        &self,
+        key: &Bound<'_, PyAny>,
+        asked: &Asked<'_>,
+    ) -> PyResult<Explanation> {
         let key = text_of(key, "key")?;
         let flags = &self.snapshot().flags;
         let known = flags.binary_search_by(|flag| flag.key.as_str().cmp(key)).ok();

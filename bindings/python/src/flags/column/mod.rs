@@ -86,7 +86,8 @@ fn joined(mut parts: Vec<Part>) -> BooleanArray {
         return part.into_array();
     }
     let len = parts.iter().map(|part| part.len).sum();
-    let (mut values, mut present) = (BooleanBufferBuilder::new(len), BooleanBufferBuilder::new(len));
+    let (mut values, mut present) =
+        (BooleanBufferBuilder::new(len), BooleanBufferBuilder::new(len));
     for part in parts {
         let part = part.into_array();
         values.append_buffer(part.values());

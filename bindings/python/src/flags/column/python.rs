@@ -148,10 +148,7 @@ fn next_of<'py>(
     Ok((ids.len() > 0).then_some(ids))
 }
 
-fn next_of_iterator(
-    items: &mut Bound<'_, PyIterator>,
-    place: &mut usize,
-) -> PyResult<Option<Ids>> {
+fn next_of_iterator(items: &mut Bound<'_, PyIterator>, place: &mut usize) -> PyResult<Option<Ids>> {
     let mut ids = Ids::new();
     for id in items.by_ref().take(STEP) {
         ids.push(&id?, *place)?;
@@ -201,8 +198,11 @@ fn in_pieces(
         let mut values = Bits::new();
         let pieces = [Ok(Some(first)), Ok(Some(second))].into_iter();
         let pieces = pieces.chain(std::iter::repeat_with(&mut next));
-        let result = pieces.map(Result::transpose).map_while(|piece| piece).enumerate().try_for_each(
-            |(at, ids)| {
+        let result = pieces
+            .map(Result::transpose)
+            .map_while(|piece| piece)
+            .enumerate()
+            .try_for_each(|(at, ids)| {
                 // The others are busy: help.
                 if let Err(TrySendError::Full((at, ids)) | TrySendError::Disconnected((at, ids))) =
                     sender.try_send((at, ids?))
@@ -210,8 +210,7 @@ fn in_pieces(
                     py.detach(|| decide(at, ids, &mut values));
                 }
                 PyResult::Ok(())
-            },
-        );
+            });
         // Ends the threads.
         drop(sender);
         py.detach(drain);
