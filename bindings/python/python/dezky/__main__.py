@@ -222,11 +222,19 @@ def _answer(status: int, *lines: str) -> int:
             sys.stdout.flush()
     except BrokenPipeError:
         # The reader of the text has gone; that of the status is there.
-        pass
+        _discard_output()
     except OSError as error:
+        _discard_output()
         # Neither "yes" nor "no" was said.
         return _fail(str(error.strerror or error), WRONG if status == FINE else status)
     return status
+
+
+def _discard_output() -> None:
+    """Drops what could not be written: otherwise every flush tries again, and the interpreter's end too."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _show(event: dezky.Event, as_json: bool) -> None:
@@ -477,8 +485,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             sys.stdout.flush()
         except OSError:
-            # Otherwise the interpreter tries again at its end, and prints the error.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _discard_output()
     return status
 
 

@@ -139,11 +139,7 @@ impl Reader {
         Some(Value::Object(members))
     }
 
-    fn members(
-        &mut self,
-        items: Vec<(Bound<'_, PyAny>, Bound<'_, PyAny>)>,
-        depth: usize,
-    ) -> Value {
+    fn members(&mut self, items: Vec<(Bound<'_, PyAny>, Bound<'_, PyAny>)>, depth: usize) -> Value {
         let mut members = Map::new();
         for (key, item) in items {
             if self.values == 0 || self.bytes == 0 {
