@@ -72,18 +72,19 @@ def new_file(path: Path, *, force: bool) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     try:
-        descriptor = os.open(temporary, flags, 0o600)
-    except OSError as error:
-        # The temporary name means nothing to the user.
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    try:
+        # Within: a signal may end the program as soon as the file is there.
+        try:
+            descriptor = os.open(temporary, flags, 0o600)
+        except OSError as error:
+            # The temporary name means nothing to the user.
+            raise OSError(error.errno, error.strerror, str(path)) from None
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         _publish(temporary, path, force)
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             temporary.unlink()
 
 
