@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -135,14 +136,14 @@ def test_tail_follows_from_a_position_and_ends_with_ctrl_c(store: str) -> None:
     reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")))  # type: ignore[union-attr]
     reader.start()
     with AuditLog.open(store) as log:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         # Recorded again until the tail has begun.
         while not lines and time.monotonic() < end:
             log.record("tail.seen", actor=Actor.system())
             time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
-    reader.join(10)
+    assert process.wait(60) == 130
+    reader.join(60)
     assert json.loads(lines[0])["action"] == "tail.seen"
     assert process.stderr is not None
     assert process.stderr.read() == ""
@@ -188,6 +189,45 @@ def test_an_altered_log_is_found(store: str) -> None:
     status, out, error = dezky_("verify", store=store)
     assert status == 1, (out, error)
     assert "seq 5" in error
+    # Also if nobody reads the text, or it can't be written.
+    for arguments in (["verify"], ["verify", "--json"]):
+        for buffered in ("", "1"):
+            assert without_reader(arguments, store, buffered) == 1
+            with open("/dev/full", "wb") as full:
+                assert without_reader(arguments, store, buffered, full) == 1
+
+
+def without_reader(arguments: list[str], store: str, unbuffered: str, output: IO[bytes] | None = None) -> int:
+    """The status of a command whose output goes nowhere: into a closed pipe, or a full disk."""
+    env = os.environ | {"DEZKY_STORE": store, "PYTHONUNBUFFERED": unbuffered}
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "dezky", *arguments],
+            stdout=writer if output is None else output,
+            stderr=subprocess.PIPE,
+            env=env,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
+    return done.returncode
+
+
+def test_a_status_that_is_an_answer_is_given_without_a_reader(store: str, tmp_path: Path) -> None:
+    file = tmp_path / "flags.json"
+    file.write_text(FLAGS)
+    decide = ["--tenant-id", "t-1", "--flags", str(file)]
+    for unbuffered in ("", "1"):
+        assert without_reader(["eval", "dark", *decide], "", unbuffered) == 0
+        assert without_reader(["eval", "old", *decide], "", unbuffered) == 1
+        assert without_reader(["verify"], store, unbuffered) == 0
+        with open("/dev/full", "wb") as full:
+            # Neither on nor off, neither intact nor altered.
+            assert without_reader(["eval", "dark", *decide], "", unbuffered, full) == 2
+            assert without_reader(["verify", "--json"], store, unbuffered, full) == 2
 
 
 FLAGS = json.dumps(
@@ -227,6 +267,12 @@ def test_eval_decides_by_a_file(tmp_path: Path) -> None:
 def test_eval_decides_by_a_store(store: str) -> None:
     status, out, error = dezky_("eval", "none", "--tenant-id", "t-1", store=store)
     assert (status, out, error) == (1, "none: off (unknown_flag)\n", "")
+
+
+@pytest.mark.parametrize("url", ["postgres://dezky@127.0.0.1:1/x", "http://127.0.0.1:1"])
+def test_eval_without_an_answer_is_not_off(url: str) -> None:
+    status, out, error = dezky_("eval", "dark", "--tenant-id", "t-1", store=url)
+    assert (status, out, error.count("\n")) == (2, "", 1), error
 
 
 def test_export_writes_json_lines(store: str, tmp_path: Path) -> None:
@@ -269,6 +315,18 @@ def test_export_writes_csv_in_which_no_cell_is_a_formula(tmp_path: Path) -> None
     assert dezky_("export", "x.parquet", "--exact", store=url)[0] == 2
 
 
+def test_exact_csv_has_the_metadata_as_the_log_keeps_it(tmp_path: Path) -> None:
+    url = f"sqlite://{tmp_path}/numbers.db"
+    with AuditLog.open(url) as log:
+        log.record("a.b", actor=Actor.system(), metadata={"n": [1e300, 1.0, 1e-7, 2**60], "t": "\u2028ü"})
+        [event] = log.list()
+        kept = event.metadata_json
+    out = tmp_path / "events.csv"
+    assert dezky_("export", str(out), "--exact", store=url)[0] == 0
+    [row] = csv.DictReader(io.StringIO(out.read_bytes().decode(), newline=""))
+    assert row["metadata"] == kept
+
+
 def test_export_writes_parquet(store: str, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -308,13 +366,16 @@ def test_export_replaces_nothing_unless_told_and_leaves_no_pieces(store: str, tm
     for name in ("no-suffix", "unknown.xlsx"):
         status, _, error = dezky_("export", str(folder / name), store=store)
         assert (status, "--format" in error) == (2, True)
-    assert dezky_("export", str(folder / "none" / "x.csv"), store=store)[0] == 1
+    missing = folder / "none" / "x.csv"
+    status, _, error = dezky_("export", str(missing), store=store)
+    assert (status, error) == (1, f"dezky: {missing}: No such file or directory\n")
     assert sorted(os.listdir(folder)) == ["events.ndjson", "folder.csv", "link.csv"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_export_leaves_the_name_and_no_pieces(tmp_path: Path, number: signal.Signals) -> None:
-    url = f"sqlite://{tmp_path}/audit.db"
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A log whose export takes a while."""
+    url = f"sqlite://{tmp_path_factory.mktemp('large')}/audit.db"
     with AuditLog.open(url) as log:
         for part in range(6):
             log.append(
@@ -323,18 +384,26 @@ def test_an_interrupted_export_leaves_the_name_and_no_pieces(tmp_path: Path, num
                     for n in range(10_000)
                 ]
             )
+    return url
+
+
+@pytest.mark.parametrize("name", ["events.csv", "events.ndjson", "events.parquet"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_export_leaves_the_name_and_no_pieces(
+    large: str, tmp_path: Path, number: signal.Signals, name: str
+) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "dezky", "export", str(folder / "events.csv"), "--store", url],
+        [sys.executable, "-m", "dezky", "export", str(folder / name), "--store", large],
         stderr=subprocess.PIPE,
         text=True,
     )
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not os.listdir(folder) and process.poll() is None and time.monotonic() < end:
         time.sleep(0.005)
     process.send_signal(number)
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else 143), error
     assert (error, os.listdir(folder)) == ("", [])
 
@@ -355,7 +424,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(store: str) -> None:
     )
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
-    assert (process.wait(20), process.stderr.read()) == (0, b"")
+    assert (process.wait(60), process.stderr.read()) == (0, b"")
 
 
 def test_a_full_disk_is_an_error_in_one_line(store: str) -> None:
@@ -384,6 +453,11 @@ SECRET = "hunter2-very-secret"
         (["list", "--store", f"postgres://dezky:{SECRET}@127.0.0.1:1/x"], 1),
         (["verify", "--store", f"postgres://dezky:{SECRET}@127.0.0.1:1/x"], 2),
         (["list", "--store", f"mysql://dezky:{SECRET}@host/x"], 2),
+        (["list", "--store", f"mysql://dezky:pa/{SECRET}@host/x"], 2),
+        (["list", f"postgres://dezky:pa/{SECRET}@host/x"], 2),
+        (["list", f"postgres://host/x?password={SECRET}&sslmode=require"], 2),
+        (["list", "--since", f"postgres://host/x?PASSWORD={SECRET}"], 2),
+        (["list", "--store", f"postgres://host/x?password={SECRET}&nonsense=1"], 2),
         (["list", "--store", f"postgres://dezky:{SECRET}@a@b/x"], 2),
         (["list", "--store", f"postgres://dezky:{SECRET}@host/x?nonsense=1"], 2),
         ([f"postgres://dezky:{SECRET}@host/x", "list"], 2),
@@ -457,6 +531,18 @@ def test_the_script_is_the_same_program() -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
     assert caught.value.code == 0
+
+
+def test_the_program_may_be_called_from_any_thread(store: str, tmp_path: Path) -> None:
+    from dezky.__main__ import main
+
+    statuses: list[int] = []
+    out = tmp_path / "events.ndjson"
+    thread = threading.Thread(target=lambda: statuses.append(main(["export", str(out), "--store", store])))
+    thread.start()
+    thread.join()
+    assert statuses == [0]
+    assert len(out.read_text().splitlines()) == 12
 
 
 @pytest.mark.parametrize("rich", [True, False])

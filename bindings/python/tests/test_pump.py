@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -15,9 +17,11 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from conftest import until
 
@@ -142,6 +146,44 @@ def test_an_invalid_event_is_quarantined_without_its_secrets_and_stops_nothing(l
     assert "S3S3S3" not in "".join(event.to_json() for event in notices)
 
 
+def test_the_quarantine_keeps_what_was_given_without_its_secrets(tmp_path: Path) -> None:
+    at = datetime(2026, 12, 1, 10, tzinfo=timezone.utc)
+
+    class Odd(Source):
+        name = "odd"
+
+        def pull(self, cursor: str | None) -> Batch:
+            bad: list[Any] = [
+                {
+                    "action": "Not An Action",
+                    "actor": Actor.user("ada", email="ada@acme.test"),
+                    "at": at,
+                    "metadata": {"token": "S3S3S3", "kept": [1, float("nan"), b"raw", {2}]},
+                },
+                '{"action": "a.b", "password": "S3S3S3"}',
+                b"a line",
+                ["x", 7],
+                object(),
+            ]
+            return Batch(bad if cursor is None else [], "1")
+
+    with AuditLog.open(f"sqlite://{tmp_path}/a.db") as log, Pump(log, Odd()) as pump:
+        assert pump.tick().quarantined == 5
+    with sqlite3.connect(f"{tmp_path}/a.db") as database:
+        rows = database.execute("SELECT raw FROM dezky_quarantine ORDER BY number").fetchall()
+    raws = [bytes(raw).decode() for (raw,) in rows]
+    assert json.loads(raws[0]) == {
+        "action": "Not An Action",
+        "actor": {"type": "user", "id": "ada", "email": "ada@acme.test"},
+        "at": "2026-12-01T10:00:00+00:00",
+        "metadata": {"token": "[redacted]", "kept": [1, "float", "raw", "set"]},
+    }
+    assert json.loads(raws[1]) == {"action": "a.b", "password": "[redacted]"}
+    assert raws[2] == "a line"
+    assert json.loads(raws[3]) == ["x", 7]
+    assert raws[4] == "object"
+
+
 def test_equal_events_of_a_batch_are_each_stored(log: AuditLog) -> None:
     class Same(Source):
         name = "same"
@@ -227,7 +269,7 @@ def test_run_logs_exceptions_with_their_traceback_and_goes_on(
             thread.start()
             until(lambda: numbers(log) == list(range(5)))
             pump.stop()
-            thread.join(10)
+            thread.join(60)
         assert not thread.is_alive()
         records = [record for record in caplog.records if record.name == "dezky"]
         assert len(records) == 2
@@ -238,22 +280,50 @@ def test_run_logs_exceptions_with_their_traceback_and_goes_on(
 
 
 def test_a_failure_of_the_store_is_logged_while_it_runs(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    new_url: Callable[[str], str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = AuditLog.open(f"sqlite://{tmp_path}/a.db")
-    pump = Pump(log, Numbers(5), interval=0.01, max_backoff=0.01)
-    log.close()
-    thread = threading.Thread(target=pump.run)
+    url = new_url("postgres")
+    with AuditLog.open(url) as log:
+        pump = Pump(log, Numbers(5), interval=0.01, max_backoff=0.01)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("DROP TABLE dezky_leases CASCADE")
+        thread = threading.Thread(target=pump.run)
+        thread.start()
+        until(lambda: any("the pump of numbers failed" in record.getMessage() for record in caplog.records))
+        pump.stop()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("interval", [0, 60])
+def test_a_pump_ends_with_its_log(log_url: str, interval: float) -> None:
+    log = AuditLog.open(log_url)
+    pump = Pump(log, Numbers(5), interval=interval)
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            pump.run()
+        except ValueError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
     thread.start()
-    until(lambda: any("the pump of numbers failed" in record.getMessage() for record in caplog.records))
-    pump.stop()
-    thread.join(10)
+    until(lambda: pump.status().stored == 5)
+    log.close()
+    thread.join(60)
     assert not thread.is_alive()
+    assert [str(error) for error in raised] == ["the log is closed"]
+    for work in (pump.tick, pump.run):
+        with pytest.raises(ValueError, match="^the log is closed$"):
+            work()
+    pump.close()
 
 
+@pytest.mark.parametrize("interval", [0, 60])
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
 def test_an_exception_that_is_no_failure_ends_the_run(
-    new_url: Callable[[str], str], kind: type[BaseException]
+    new_url: Callable[[str], str], kind: type[BaseException], interval: float
 ) -> None:
     class Ends(Source):
         name = "ends"
@@ -261,11 +331,79 @@ def test_an_exception_that_is_no_failure_ends_the_run(
         def pull(self, cursor: str | None) -> Batch:
             raise kind("enough")
 
-    with AuditLog.open(new_url("memory")) as log, Pump(log, Ends(), interval=60) as pump:
+    with AuditLog.open(new_url("memory")) as log, Pump(log, Ends(), interval=interval, max_backoff=0) as pump:
         with pytest.raises(kind, match="enough"):
             pump.run()
         with pytest.raises(kind, match="enough"):
             pump.tick()
+        with pytest.raises(kind, match="enough"):
+            pump.run()
+
+
+def test_an_exit_that_is_asked_for_once_is_not_lost(new_url: Callable[[str], str]) -> None:
+    class Once(Source):
+        name = "once"
+        pulls = 0
+
+        def pull(self, cursor: str | None) -> Batch:
+            self.pulls += 1
+            if self.pulls == 3:
+                raise SystemExit(7)
+            return Batch([], cursor)
+
+    source = Once()
+    with AuditLog.open(new_url("memory")) as log, Pump(log, source, interval=0, max_backoff=0) as pump:
+        with pytest.raises(SystemExit) as caught:
+            pump.run()
+    assert (caught.value.code, source.pulls) == (7, 3)
+
+
+def test_an_exit_while_the_run_is_stopped_is_not_lost(new_url: Callable[[str], str]) -> None:
+    class Late(Source):
+        name = "late"
+
+        def pull(self, cursor: str | None) -> Batch:
+            pump.stop()
+            time.sleep(0.3)
+            raise SystemExit(7)
+
+    with AuditLog.open(new_url("memory")) as log, Pump(log, Late()) as pump:
+        with pytest.raises(SystemExit):
+            pump.run()
+
+
+def test_an_old_exception_may_use_the_pump_when_it_goes(
+    new_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Otherwise pytest keeps the records, and with them the exceptions.
+    monkeypatch.setattr(logging.getLogger("dezky"), "disabled", True)
+    seen: list[str] = []
+
+    class Loud(Exception):
+        def __del__(self) -> None:
+            # Under a lock of the pump's, this would wait for ever.
+            threads = [threading.Thread(target=lambda: seen.append(pump.status().state)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            time.sleep(0.01)
+
+    class Fails(Source):
+        name = "fails"
+
+        def pull(self, cursor: str | None) -> Batch:
+            raise Loud
+
+    with AuditLog.open(new_url("memory")) as log:
+        pump = Pump(log, Fails(), interval=0, max_backoff=0)
+        thread = threading.Thread(target=pump.run)
+        thread.start()
+        until(lambda: len(seen) > 5)
+        pump.stop()
+        thread.join(60)
+        assert not thread.is_alive()
+        pump.close()
 
 
 def test_of_two_pumps_one_works_until_it_gives_the_lease_back(durable_url: str) -> None:
@@ -320,19 +458,19 @@ def test_the_pump_never_works_twice_at_once_and_says_so(new_url: Callable[[str],
             with pytest.raises(StateConflictError, match="pull can't close its pump"):
                 pump.close()
             entered.set()
-            leave.wait(20)
+            leave.wait(60)
             return Batch([], "1")
 
     with AuditLog.open(new_url("memory")) as log:
         pump = Pump(log, Slow())
         thread = threading.Thread(target=pump.tick)
         thread.start()
-        assert entered.wait(10)
+        assert entered.wait(60)
         for work in (pump.tick, pump.run):
             with pytest.raises(StateConflictError, match="the pump is working"):
                 work()
         leave.set()
-        thread.join(10)
+        thread.join(60)
         pump.close()
         pump.close()
         for work in (pump.tick, pump.run):
@@ -350,14 +488,15 @@ def test_stop_before_run_ends_it_at_once(new_url: Callable[[str], str]) -> None:
 
 
 def test_ctrl_c_ends_a_run_in_order(durable_url: str) -> None:
+    class Interrupts(Numbers):
+        def pull(self, cursor: str | None) -> Batch:
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().pull(cursor)
+
     with AuditLog.open(durable_url) as log:
-        pump = Pump(log, Numbers(5), interval=60)
-        timer = threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
-        began = time.monotonic()
+        pump = Pump(log, Interrupts(5), interval=3600)
         with pytest.raises(KeyboardInterrupt):
             pump.run()
-        assert time.monotonic() - began < 10
         assert pump.status().state == "stopped"
         with Pump(log, Numbers(5)) as other:
             assert not other.tick().standby
@@ -371,13 +510,14 @@ def test_ctrl_c_ends_a_tick_waits_for_pull_and_gives_the_lease_back(durable_url:
         name = "numbers"
 
         def pull(self, cursor: str | None) -> Batch:
-            time.sleep(1.5)
+            os.kill(os.getpid(), signal.SIGINT)
+            # Long enough for the signal, which the waiting thread looks for.
+            time.sleep(3)
             returned.set()
             return Batch([{"action": "a.b", "actor": ADA}], "1")
 
     with AuditLog.open(durable_url) as log:
         pump = Pump(log, Slow())
-        threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
             pump.tick()
         assert returned.is_set()
@@ -462,6 +602,7 @@ class Numbers(Source):
     def pull(self, cursor):
         start = int(cursor or 0)
         end = min(start + {size}, {count})
+        print(start, flush=True)
         events = [
             {{"action": "number.seen", "actor": dezky.Actor.user("ada"), "metadata": {{"n": n}}}}
             for n in range(start, end)
@@ -469,10 +610,11 @@ class Numbers(Source):
         return Batch(events, str(end), more=end < {count})
 
 with dezky.AuditLog.open(sys.argv[1]) as log, Pump(log, Numbers(), interval=0, lease=1) as pump:
-    print("ready", flush=True)
-    while pump.status().stored + 0 < {count} and not pump.status().ticks > 5000:
+    while True:
         tick = pump.tick()
-        if not tick.more and not tick.standby:
+        if tick.standby:
+            time.sleep(0.05)
+        elif not tick.more:
             break
 """
 
@@ -497,29 +639,29 @@ def child(url: str, script: str, **more: Any) -> subprocess.Popen[str]:
 
 
 # More than one append takes, in pulls of that many: then the cursor moves with the last part.
-@pytest.mark.parametrize(
-    ("count", "size", "delays"),
-    [(4_000, 50, [0.15, 0.3, 0.4, 0.5, 0.6]), (24_000, 12_000, [0.8, 1.1, 1.4, 2.0])],
-)
+@pytest.mark.parametrize(("count", "size", "pulls"), [(2_000, 50, 7), (10_000, 5_000, 1)])
 def test_every_event_is_there_once_however_often_the_process_is_killed(
-    killed_url: str, count: int, size: int, delays: list[float]
+    killed_url: str, count: int, size: int, pulls: int
 ) -> None:
     script = CHILD.format(count=count, size=size)
     with AuditLog.open(killed_url) as log:
-        for delay in delays:
+        kills = 0
+        for delay in (0.0, 0.02, 0.1, 0.3):
             process = child(killed_url, script)
             assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
+            # As many pulls begin in each round, after the lease of the round before has lapsed.
+            began = [process.stdout.readline() for _ in range(pulls)]
+            if not began[-1]:
+                break
             time.sleep(delay)
+            kills += process.poll() is None
             process.kill()
-            process.wait()
             process.communicate()
-        before = numbers(log)
+        assert kills >= 2, "the processes ended before they were killed"
         process = child(killed_url, script)
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=240)
         assert (process.returncode, said) == (0, "")
         counted = Counter(numbers(log))
-        assert before, "the processes were killed before they stored anything"
         assert set(counted) == set(range(count))
         assert set(counted.values()) == {1}
         assert bool(log.verify())
@@ -544,7 +686,11 @@ def test_a_killed_pump_is_relieved_when_its_lease_lapses(killed_url: str) -> Non
         assert pump.tick().standby
         process.kill()
         process.communicate()
+<<<<<<< HEAD
         until(lambda: not pump.tick().standby, seconds=10)
+=======
+        until(lambda: not pump.tick().standby)
+>>>>>>> h-ingest
         assert numbers(log) == [0, 1, 2]
 
 
@@ -567,7 +713,7 @@ def test_the_interpreter_ends_quietly_while_a_pump_runs_in_a_thread(tmp_path: Pa
     process = child(f"sqlite://{tmp_path}/a.db", script)
     out, error = process.communicate(timeout=60)
     assert (process.returncode, out, error) == (0, "", "")
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
 
 
 def test_ctrl_c_ends_a_program_in_order(tmp_path: Path) -> None:
@@ -588,9 +734,8 @@ def test_ctrl_c_ends_a_program_in_order(tmp_path: Path) -> None:
     process = child(f"sqlite://{tmp_path}/a.db", script)
     assert process.stdout is not None
     assert process.stdout.readline() == "pulled\n"
-    time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=20)
+    out, error = process.communicate(timeout=60)
     assert (process.returncode, out, error) == (0, "stopped\n", "")
 
 
@@ -617,7 +762,7 @@ def test_a_forked_process_can_not_use_the_pump_and_ends(tmp_path: Path) -> None:
     sys.exit(os.waitstatus_to_exitcode(status))
     """
     process = child(f"sqlite://{tmp_path}/a.db", script)
-    out, error = process.communicate(timeout=30)
+    out, error = process.communicate(timeout=60)
     assert (process.returncode, out, error) == (7, "", "")
 
 
@@ -706,7 +851,7 @@ async def test_stop_ends_an_async_run(new_url: Callable[[str], str]) -> None:
         while pump.status().stored < 5:
             await asyncio.sleep(0.01)
         pump.stop()
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -729,31 +874,183 @@ async def test_cancelling_cancels_pull_and_gives_the_lease_back(durable_url: str
     async with await AsyncAuditLog.open(durable_url) as log:
         pump = AsyncPump(log, Slow())
         task = asyncio.create_task(pump.run() if whole else pump.tick())
-        await asyncio.wait_for(began.wait(), 10)
+        await asyncio.wait_for(began.wait(), 60)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(task, 10)
-        await asyncio.wait_for(cancelled.wait(), 10)
+            await asyncio.wait_for(task, 60)
+        await asyncio.wait_for(cancelled.wait(), 60)
         async with AsyncPump(log, AsyncNumbers(3)) as other:
             assert (await other.tick()).stored == 3
         await pump.close()
 
 
 async def test_the_loop_goes_on_while_a_blocking_source_blocks(new_url: Callable[[str], str]) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
     class Blocks(Source):
         name = "blocks"
 
         def pull(self, cursor: str | None) -> Batch:
-            time.sleep(0.5)
+            entered.set()
+            assert leave.wait(60), "the loop stood still"
             return Batch([], "1")
 
     async with await AsyncAuditLog.open(new_url("memory")) as log, AsyncPump(log, Blocks()) as pump:
         tick = asyncio.create_task(pump.tick())
-        steps = 0
-        while not tick.done():
+        while not entered.is_set():
             await asyncio.sleep(0.01)
-            steps += 1
-        assert steps > 20
+        leave.set()
+        await tick
+
+
+async def test_async_pulls_never_overlap_however_slowly_they_end(new_url: Callable[[str], str]) -> None:
+    class Slow(Source):
+        name = "slow"
+        running = most = ended = 0
+
+        async def pull(self, cursor: str | None) -> Batch:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            began.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(0.2)
+                self.running -= 1
+                self.ended += 1
+            raise AssertionError
+
+    source = Slow()
+    began = asyncio.Event()
+    async with await AsyncAuditLog.open(new_url("memory")) as log:
+        pump = AsyncPump(log, source, interval=0)
+        for whole in (True, False, True):
+            began.clear()
+            task = asyncio.create_task(pump.run() if whole else pump.tick())
+            await asyncio.wait_for(began.wait(), 60)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            # The end of the work includes that of the call.
+            assert source.running == 0
+        began.clear()
+        task = asyncio.create_task(pump.run())
+        await asyncio.wait_for(began.wait(), 60)
+        pump.stop()
+        await asyncio.wait_for(task, 60)
+        await pump.close()
+    assert (source.most, source.running, source.ended) == (1, 0, 4)
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_pull_can_not_close_its_async_pump(new_url: Callable[[str], str], blocking: bool) -> None:
+    class Closes(Source):
+        name = "closes"
+
+        async def pull(self, cursor: str | None) -> Batch:
+            async with AsyncPump(log, Numbers(1)) as other:
+                await other.tick()
+            await pump.close()
+            raise AssertionError
+
+    class Blocking(Source):
+        name = "blocking"
+
+        def pull(self, cursor: str | None) -> Batch:
+            async def close() -> None:
+                await pump.close()
+
+            asyncio.run(close())
+            raise AssertionError
+
+    async with await AsyncAuditLog.open(new_url("memory")) as log:
+        pump = AsyncPump(log, Blocking() if blocking else Closes())
+        with pytest.raises(StateConflictError, match="^pull can't close its pump"):
+            await asyncio.wait_for(pump.tick(), 60)
+        await asyncio.wait_for(pump.close(), 60)
+
+
+async def test_a_refused_tick_leaves_the_loop_of_the_other_alone(new_url: Callable[[str], str]) -> None:
+    began = asyncio.Event()
+    go = asyncio.Event()
+
+    class Waits(Source):
+        name = "waits"
+        loops: set[Any] = set()
+        pulls = 0
+
+        async def pull(self, cursor: str | None) -> Batch:
+            self.pulls += 1
+            self.loops.add(asyncio.get_running_loop())
+            began.set()
+            await go.wait()
+            return Batch([{"action": "a.b", "actor": ADA}], str(self.pulls), more=self.pulls < 3)
+
+    source = Waits()
+    async with await AsyncAuditLog.open(new_url("memory")) as log:
+        pump = AsyncPump(log, source)
+
+        async def refused() -> None:
+            with pytest.raises(StateConflictError):
+                await pump.tick()
+
+        task = asyncio.create_task(pump.tick())
+        await asyncio.wait_for(began.wait(), 60)
+        await asyncio.to_thread(asyncio.run, refused())
+        go.set()
+        assert (await asyncio.wait_for(task, 60)).stored == 3
+        await pump.close()
+    assert source.loops == {asyncio.get_running_loop()}
+
+
+async def test_a_source_that_only_the_work_uses_is_not_collected(new_url: Callable[[str], str]) -> None:
+    async with await AsyncAuditLog.open(new_url("memory")) as log:
+        source: Any = AsyncNumbers(25)
+        source.go = go = asyncio.Event()
+        pump = AsyncPump(log, source, interval=0.01)
+        source.pump = pump
+        pulled = asyncio.Event()
+
+        async def pull(cursor: str | None, source: Any = weakref.ref(source)) -> Batch:
+            pulled.set()
+            await go.wait()
+            return await AsyncNumbers.pull(source(), cursor)
+
+        source.pull = pull
+        task = asyncio.create_task(pump.run())
+        del source, pump, pull
+        await asyncio.wait_for(pulled.wait(), 60)
+        gc.collect()
+        go.set()
+        found = 0
+        end = time.monotonic() + 60
+        while found < 25 and time.monotonic() < end:
+            found = len([event async for event in log.list(action="number.")])
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert found == 25
+
+
+def test_the_end_of_a_loop_is_no_failure(new_url: Callable[[str], str], caplog: pytest.LogCaptureFixture) -> None:
+    class Waits(Source):
+        name = "waits"
+
+        async def pull(self, cursor: str | None) -> Batch:
+            began.set()
+            await asyncio.sleep(3600)
+            raise AssertionError
+
+    async def main() -> None:
+        log = await AsyncAuditLog.open(new_url("memory"))
+        asyncio.create_task(AsyncPump(log, Waits()).run())
+        await asyncio.wait_for(began.wait(), 60)
+
+    for _ in range(5):
+        began = asyncio.Event()
+        asyncio.run(main())
+    assert [record.getMessage() for record in caplog.records if record.name == "dezky"] == []
 
 
 def test_asyncio_run_that_is_interrupted_leaves_no_lease(tmp_path: Path) -> None:
@@ -778,7 +1075,7 @@ def test_asyncio_run_that_is_interrupted_leaves_no_lease(tmp_path: Path) -> None
     assert process.stdout is not None
     assert process.stdout.readline() == "pulled\n"
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=20)
+    out, error = process.communicate(timeout=60)
     assert (process.returncode, out, error) == (0, "interrupted\n", "")
     with AuditLog.open(url) as log, Pump(log, Numbers(1)) as pump:
         assert not pump.tick().standby

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,7 +34,7 @@ examples:
   dezky export november.parquet --since 2026-11-01 --until 2026-12-01
 
 exit status: 0 success, 1 the answer is no or the command did not complete, 2 wrong usage or
-configuration, 130 Ctrl-C."""
+configuration (verify and eval: or no answer at all), 130 Ctrl-C."""
 
 _CSV = """\
 In CSV, a cell that a spreadsheet would take for a formula (one that begins with = + - @, a tab or a
@@ -108,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "eval",
         "Decide a flag, or all flags",
         epilog="The store may also be the address of a dezky-server, with its token in DEZKY_TOKEN.\n\n"
-        "exit status: 0 on, 1 off or unknown, 2 wrong usage or configuration",
+        "exit status: 0 on, 1 off or unknown, 2 wrong usage or configuration, or no answer",
     )
     evaluate.add_argument("key", nargs="?", metavar="KEY", help="the flag; all of them if it is left out")
     evaluate.add_argument("--flags", metavar="FILE", help="a JSON file of flags, instead of a store")
@@ -172,7 +173,7 @@ def _time(text: str) -> dt.datetime:
         # Python 3.10 does not read the Z.
         read = dt.datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in "Zz" and text else text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 2026-12-01 or 2026-12-01T10:00Z") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time: write 2026-12-01 or 2026-12-01T10:00Z") from None
     if read.tzinfo is None:
         if len(text) > len("2026-12-01"):
             raise argparse.ArgumentTypeError(f"{text!r} has no time zone: write {text}Z for UTC")
@@ -189,7 +190,7 @@ def _count(text: str) -> int:
 
 def _position(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 
@@ -210,6 +211,30 @@ def _log(options: argparse.Namespace) -> Iterator[dezky.AuditLog]:
 def _print(text: str) -> None:
     if sys.stdout is not None:
         sys.stdout.write(harmless(text) + "\n")
+
+
+def _answer(status: int, *lines: str) -> int:
+    """Prints the answer of a command whose status says it too: no failure of the output changes it."""
+    try:
+        for text in lines:
+            _print(text)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of the text has gone; that of the status is there.
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        # Neither "yes" nor "no" was said.
+        return _fail(str(error.strerror or error), WRONG if status == FINE else status)
+    return status
+
+
+def _discard_output() -> None:
+    """Drops what could not be written: otherwise every flush tries again, and the interpreter's end too."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _show(event: dezky.Event, as_json: bool) -> None:
@@ -263,14 +288,10 @@ def _head(given: str | None) -> str | None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    try:
-        with _log(options) as log:
-            total = log.head().next_seq
-            with progress("events verified", total, shown=not options.json) as report:
-                result = log.verify(progress=report, head=_head(options.head))
-    except dezky.Error as error:
-        # Status 1 means that the log differs.
-        raise _Failure(str(error), WRONG) from None
+    with _log(options) as log:
+        total = log.head().next_seq
+        with progress("events verified", total, shown=not options.json) as report:
+            result = log.verify(progress=report, head=_head(options.head))
     head = None if result.head.seq is None else str(result.head)
     if options.json:
         finding = result.finding
@@ -285,12 +306,13 @@ def _verify(options: argparse.Namespace) -> int:
                 {"object": found.object, "detail": found.detail, "fix": found.fix} for found in result.anomalies
             ],
         }
-        _print(json.dumps(answer, ensure_ascii=False))
-        return FINE if result.ok else NO
-    for found in result.anomalies:
-        _print(line(f"{found}: {found.fix}"))
+        return _answer(FINE if result.ok else NO, json.dumps(answer, ensure_ascii=False))
+    if not result.ok:
+        found_lines = [line(f"{found}: {found.fix}") for found in result.anomalies]
+        if result.finding is not None:
+            found_lines.append(line(str(result.finding)))
+        _answer(NO, *found_lines)
     if result.finding is not None:
-        _print(line(str(result.finding)))
         raise _Failure(
             f"the log differs from what was recorded, from seq {result.finding.seq} on: keep it as it is, and "
             "compare it with a backup",
@@ -302,8 +324,7 @@ def _verify(options: argparse.Namespace) -> int:
             "then fix each line above",
             NO,
         )
-    _print(f"ok: {result.verified} events, " + ("no head yet" if head is None else f"head {head}"))
-    return FINE
+    return _answer(FINE, f"ok: {result.verified} events, " + ("no head yet" if head is None else f"head {head}"))
 
 
 def _eval(options: argparse.Namespace) -> int:
@@ -327,19 +348,17 @@ def _decide(flags: dezky.FlagSet | dezky.LiveFlags, options: argparse.Namespace,
     if options.key is None:
         values = flags.evaluate_all(context)
         if options.json:
-            _print(json.dumps(values, ensure_ascii=False, sort_keys=True))
-            return FINE
+            return _answer(FINE, json.dumps(values, ensure_ascii=False, sort_keys=True))
         width = max((len(key) for key in values), default=0)
-        for key, value in sorted(values.items()):
-            _print(f"{line(key):<{width}}  {'on' if value else 'off'}")
-        return FINE
+        return _answer(
+            FINE, *(f"{line(key):<{width}}  {'on' if value else 'off'}" for key, value in sorted(values.items()))
+        )
     decision = flags.evaluate(options.key, context)
+    status = FINE if decision.value else NO
     if options.json:
         answer = {"key": options.key, "value": decision.value, "reason": decision.reason, "bucket": decision.bucket}
-        _print(json.dumps(answer, ensure_ascii=False))
-    else:
-        _print(line(f"{options.key}: {'on' if decision.value else 'off'} ({decision.reason})"))
-    return FINE if decision.value else NO
+        return _answer(status, json.dumps(answer, ensure_ascii=False))
+    return _answer(status, line(f"{options.key}: {'on' if decision.value else 'off'} ({decision.reason})"))
 
 
 def _export_events(options: argparse.Namespace) -> int:
@@ -380,29 +399,54 @@ def _export_events(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _tidy_end() -> Iterator[None]:
-    """Makes SIGTERM leave no temporary file."""
+    """Makes SIGTERM leave no temporary file, and a signal end the program whatever it ends up as.
+
+    A library through which the exception of a signal passes may make an error of its own of it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        # Signals, and what they end, belong to the main thread.
+        yield
+        return
+    seen: list[int] = []
 
     def end(number: int, frame: object) -> NoReturn:
+        seen.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
+    # A program that ignores Ctrl-C, as under nohup, goes on to.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, end)
     try:
         yield
+    except Exception:
+        if not seen:
+            raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if seen:
+        raise KeyboardInterrupt if seen[0] == signal.SIGINT else SystemExit(128 + seen[0])
 
 
+# Their status 1 is an answer, so everything that prevents the answer is another.
+_ANSWERS = {"verify", "eval"}
 _COMMANDS = {"list": _list, "tail": _tail, "verify": _verify, "eval": _eval, "export": _export_events}
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    options = _parser().parse_args(arguments)
+    failed = WRONG if options.command in _ANSWERS else NO
     try:
-        options = _parser().parse_args(arguments)
         status = _COMMANDS[options.command](options)
         if sys.stdout is not None:
             sys.stdout.flush()
         return status
-    except BrokenPipeError:
+    except BrokenPipeError as error:
+        if options.command in _ANSWERS:
+            return _fail(str(error.strerror or error), failed)
         # The reader has seen enough, as `head` does.
         return FINE
     except _Failure as failure:
@@ -412,10 +456,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     except (dezky.errors.ConfigInvalidError, dezky.errors.QueryInvalidError, ValueError) as error:
         return _fail(str(error), WRONG)
     except dezky.Error as error:
-        return _fail(str(error), NO)
+        return _fail(str(error), failed)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{name}{error.strerror or error}", NO)
+        return _fail(f"{name}{error.strerror or error}", failed)
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -424,7 +468,9 @@ def _fail(message: str, status: int) -> int:
     with contextlib.suppress(OSError):
         if sys.stdout is not None:
             sys.stdout.flush()
-    if sys.stderr is not None:
+    if sys.stderr is None:
+        return status
+    with contextlib.suppress(OSError):
         print(f"dezky: {line(without_passwords(message))}", file=sys.stderr)
     return status
 
@@ -439,8 +485,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             sys.stdout.flush()
         except OSError:
-            # Otherwise the interpreter tries again at its end, and prints the error.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _discard_output()
     return status
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import os
 import secrets
 import stat
@@ -59,7 +58,7 @@ def format_of(path: str, chosen: str | None) -> str:
         return "ndjson"
     found = _SUFFIXES.get(Path(path).suffix.lower())
     if found is None:
-        raise Refused(f"{path}: its name says no format: use --format {', '.join(FORMATS)}")
+        raise Refused(f"{path}: its name does not say a format: use --format {', '.join(FORMATS)}")
     return found
 
 
@@ -71,15 +70,21 @@ def new_file(path: Path, *, force: bool) -> Iterator[IO[bytes]]:
     """
     _check(path, force)
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     try:
+        # Within: a signal may end the program as soon as the file is there.
+        try:
+            descriptor = os.open(temporary, flags, 0o600)
+        except OSError as error:
+            # The temporary name means nothing to the user.
+            raise OSError(error.errno, error.strerror, str(path)) from None
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         _publish(temporary, path, force)
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             temporary.unlink()
 
 
@@ -139,7 +144,8 @@ def write_csv(
 
 
 def _values(event: Event) -> Iterator[Any]:
-    row = event.to_dict()
+    # The metadata as the log keeps it: a number that Python reads may be written in another way.
+    row = event.to_dict() | {"metadata": event.metadata_json}
     return (row[name] for name in _COLUMNS)
 
 
@@ -158,8 +164,6 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, bytes):
         return value.hex()
-    if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if isinstance(value, (list, tuple)):
         return " ".join(str(item) for item in value)
     isoformat = getattr(value, "isoformat", None)

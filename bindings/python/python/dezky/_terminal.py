@@ -22,8 +22,10 @@ _STEERING = (
 )
 _HARMFUL = re.compile(f"[{_STEERING}]")
 _HARMFUL_IN_LINE = re.compile(f"[\t\n{_STEERING}]")
-# The user and password of a URL. The password may itself contain an @.
-_CREDENTIALS = re.compile(r"(?<=://)[^\s/]*@")
+# The user and password of a URL. The password may itself contain an @, or a / that should have been
+# escaped.
+_CREDENTIALS = re.compile(r"(?<=://)\S*@")
+_ARGUMENTS = re.compile(r"(?i)((?:password|passwd|passphrase|pwd|secret|token)=)[^&\s]+")
 
 
 def _escaped(text: str) -> str:
@@ -62,12 +64,14 @@ def line(text: str) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """Removes users and passwords from the URLs in a text.
+    """Removes users, passwords and secret arguments from the URLs in a text.
 
     >>> without_passwords("postgres://dezky:pa@ss@db/log")
     'postgres://…@db/log'
+    >>> without_passwords("postgres://db/log?password=hunter2&sslmode=require")
+    'postgres://db/log?password=…&sslmode=require'
     """
-    return _CREDENTIALS.sub("…@", text)
+    return _ARGUMENTS.sub(r"\1…", _CREDENTIALS.sub("…@", text))
 
 
 class Report(Protocol):

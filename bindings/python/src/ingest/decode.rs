@@ -134,7 +134,7 @@ pub(super) fn decode_stalwart(
 
 /// Decodes a page of Authentik's `GET /api/v3/events/events/`, or a JSON list of events.
 ///
-/// An item that is no event is quarantined without affecting the others. Secrets are removed first.
+/// An item that is not an event is quarantined without affecting the others. Secrets are removed first.
 ///
 /// Args:
 ///     page: The raw response.

@@ -20,17 +20,48 @@ const MAX_EVENTS: usize = 1_000;
 const MAX_ITEMS: usize = 1_000;
 const MAX_BYTES: usize = 8 << 20;
 
-/// The way into a log for a pump: without the log's spool, because what is not committed is pulled
-/// again.
-pub(super) fn intake_of(log: &Bound<'_, PyAny>, is_async: bool) -> PyResult<Intake> {
-    let platform = match (log.cast::<AuditLog>(), log.cast::<AsyncAuditLog>()) {
-        (Ok(log), _) if !is_async => log.get().platform()?,
-        (_, Ok(log)) if is_async => log.get().platform()?,
-        _ if is_async => return Err(type_error("log", "an AsyncAuditLog", log)),
-        _ => return Err(type_error("log", "an AuditLog", log)),
-    };
-    let intake = Intake::new(Arc::clone(&platform.store), Arc::clone(platform.runtime()));
-    Ok(intake.with_directory(platform.tenants.clone()))
+/// The log of a pump.
+pub(super) enum PumpLog {
+    Blocking(Py<AuditLog>),
+    Async(Py<AsyncAuditLog>),
+}
+
+impl PumpLog {
+    pub(super) fn new(log: &Bound<'_, PyAny>, is_async: bool) -> PyResult<Self> {
+        match (log.cast::<AuditLog>(), log.cast::<AsyncAuditLog>()) {
+            (Ok(log), _) if !is_async => Ok(Self::Blocking(log.clone().unbind())),
+            (_, Ok(log)) if is_async => Ok(Self::Async(log.clone().unbind())),
+            _ if is_async => Err(type_error("log", "an AsyncAuditLog", log)),
+            _ => Err(type_error("log", "an AuditLog", log)),
+        }
+    }
+
+    fn platform(&self) -> PyResult<Arc<Platform>> {
+        match self {
+            Self::Blocking(log) => log.get().platform(),
+            Self::Async(log) => log.get().platform(),
+        }
+    }
+
+    /// # Errors
+    /// `ValueError` if the log is closed.
+    pub(super) fn check_open(&self) -> PyResult<()> {
+        self.platform().map(drop)
+    }
+
+    /// The way into the log: without its spool, because what is not committed is pulled again.
+    pub(super) fn intake(&self) -> PyResult<Intake> {
+        let platform = self.platform()?;
+        let intake = Intake::new(Arc::clone(&platform.store), Arc::clone(platform.runtime()));
+        Ok(intake.with_directory(platform.tenants.clone()))
+    }
+
+    pub(super) fn object(&self) -> &Py<PyAny> {
+        match self {
+            Self::Blocking(log) => log.as_any(),
+            Self::Async(log) => log.as_any(),
+        }
+    }
 }
 
 /// Brings decoded events into a log, and their quarantined items into its quarantine.

@@ -3,6 +3,7 @@
 mod arguments;
 mod decode;
 mod digest;
+mod lenient;
 mod log;
 mod pump;
 mod quarantine;

@@ -15,11 +15,11 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyCFunction;
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, watch};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use super::arguments::{flag, seconds_between, source_name, whole};
-use super::log::intake_of;
-use super::source::{PythonSource, Shared, in_python, is_inside, warn};
+use super::log::PumpLog;
+use super::source::{PythonSource, Shared, in_python, warn};
 use crate::convert::{datetime, text, type_error, value_error};
 use crate::error::{coded, exception};
 use crate::runtime::{block, check_fork, existing, future, runtime, wait};
@@ -31,13 +31,11 @@ const WATCH: Duration = Duration::from_millis(200);
 struct Inner {
     source: String,
     /// Kept open as long as the pump.
-    log: Py<PyAny>,
+    log: PumpLog,
     /// Locked while it works; `None` once it is closed.
     pump: Arc<AsyncMutex<Option<RustPump>>>,
     handle: PumpHandle,
     shared: Arc<Shared>,
-    /// Whether `run` is to end.
-    stop: watch::Sender<bool>,
 }
 
 /// The arguments of both forms of a pump.
@@ -89,7 +87,8 @@ impl Inner {
     ) -> PyResult<Arc<Self>> {
         static IS_ASYNC: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         check_fork()?;
-        let intake = intake_of(log, is_async)?;
+        let log = PumpLog::new(log, is_async)?;
+        let intake = log.intake()?;
         let py = source.py();
         let pull = source.getattr_opt("pull")?.filter(Bound::is_callable);
         let (Some(pull), Some(name)) = (pull, source.getattr_opt("name")?) else {
@@ -107,8 +106,7 @@ impl Inner {
         let pump = RustPump::new(Box::new(PythonSource(Arc::clone(&shared))), intake, config);
         let handle = pump.handle();
         let pump = Arc::new(AsyncMutex::new(Some(pump)));
-        let (log, stop) = (log.clone().unbind(), watch::Sender::new(false));
-        Ok(Arc::new(Self { source: name, log, pump, handle, shared, stop }))
+        Ok(Arc::new(Self { source: name, log, pump, handle, shared }))
     }
 
     /// Takes the pump for work of its own.
@@ -123,49 +121,55 @@ impl Inner {
         if guard.is_none() {
             return Err(PyValueError::new_err("the pump is closed"));
         }
+        self.log.check_open()?;
         Ok(Held(Some(guard)))
     }
 
     async fn tick(self: Arc<Self>, mut held: Held) -> PyResult<Tick> {
-        self.shared.take_exception();
+        self.shared.begin(false);
         let done = match held.pump() {
             Some(pump) => pump.tick().await,
             None => Ok(RustTick::default()),
         };
         held.finished();
-        done.map(Tick)
-            .map_err(|error| self.shared.take_exception().unwrap_or_else(|| exception(error)))
+        done.map(Tick).map_err(|error| {
+            let raised = self.shared.take_exception();
+            raised.or_else(|| self.log.check_open().err()).unwrap_or_else(|| exception(error))
+        })
     }
 
     async fn run(self: Arc<Self>, mut held: Held) -> PyResult<()> {
-        self.shared.take_exception();
-        self.shared.set_logs(true);
-        let mut stop = self.stop.subscribe();
+        self.shared.begin(true);
+        let mut stop = self.shared.stop().subscribe();
         let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
+        let mut is_closed = None;
         if let Some(pump) = held.pump() {
             let work = pin!(pump.run(stopped));
-            match select(work, pin!(self.watch())).await {
-                Either::Left(_) => {}
-                Either::Right((never, _)) => match never {},
+            let watch = pin!(self.watch());
+            if let Either::Right((closed, work)) = select(work, watch).await {
+                is_closed = Some(closed);
+                self.ask_to_stop();
+                work.await;
             }
         }
-        self.shared.set_logs(false);
-        self.stop.send_replace(false);
         held.finished();
-        if !self.shared.has_ended() {
-            return Ok(());
+        // What it raises counts, although its batch does not any more.
+        self.shared.is_idle().await;
+        self.shared.end_run();
+        self.shared.stop().send_replace(false);
+        if self.shared.has_ended() {
+            return self.shared.take_exception().map_or(Ok(()), Err);
         }
-        self.shared.take_exception().map_or(Ok(()), Err)
+        is_closed.map_or(Ok(()), Err)
     }
 
-    /// Logs failures of the store, which nobody else sees, and ends the run after an exception such
-    /// as `SystemExit`.
-    async fn watch(&self) -> std::convert::Infallible {
+    /// Logs failures of the store, which nobody else sees, until the log is closed.
+    async fn watch(&self) -> PyErr {
         let mut seen = None;
         loop {
             TokioRuntime.sleep(WATCH).await;
-            if self.shared.has_ended() {
-                self.stop.send_replace(true);
+            if let Err(closed) = self.log.check_open() {
+                return closed;
             }
             let status = self.handle.status();
             let Some(error) = status.last_error.filter(|_| status.failures > 0) else { continue };
@@ -185,7 +189,7 @@ impl Inner {
     }
 
     fn ask_to_stop(&self) {
-        self.stop.send_replace(true);
+        self.shared.stop().send_replace(true);
     }
 
     /// Waits until nothing works any more, the source included.
@@ -200,19 +204,38 @@ impl Inner {
     /// Ends everything, and gives the lease back.
     fn close(&self) -> impl Future<Output = ()> + Send + use<> {
         self.ask_to_stop();
-        let (pump, shared, stop) =
-            (Arc::clone(&self.pump), Arc::clone(&self.shared), self.stop.clone());
+        let (pump, shared) = (Arc::clone(&self.pump), Arc::clone(&self.shared));
         async move {
             if let Some(mut pump) = pump.lock().await.take() {
                 pump.release().await;
             }
             shared.is_idle().await;
-            stop.send_replace(false);
+            shared.stop().send_replace(false);
         }
     }
 
     fn status(&self) -> PumpStatus {
         PumpStatus(self.handle.status())
+    }
+
+    /// # Errors
+    /// `StateConflictError` within `pull`: it would wait for itself.
+    fn check_outside(&self, py: Python<'_>) -> PyResult<()> {
+        if self.shared.is_inside(py) {
+            return Err(coded("state_conflict", "pull can't close its pump: call stop() instead"));
+        }
+        Ok(())
+    }
+
+    /// Visits what it holds for the garbage collector, unless work under way holds it too: the
+    /// collector does not see that, and would take the source for garbage.
+    fn traverse(self: &Arc<Self>, visit: &pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
+        // At rest, the pump's own reference to the source is the only other one.
+        if Arc::strong_count(self) > 1 || Arc::strong_count(&self.shared) > 2 {
+            return Ok(());
+        }
+        visit.call(self.log.object())?;
+        visit.call(self.shared.source())
     }
 
     fn shown(&self, name: &str) -> String {
@@ -338,6 +361,7 @@ impl Pump {
     ///
     /// Raises:
     ///     Exception: Whatever `pull` raises. Batches that were committed before stay.
+    ///     ValueError: The log or the pump is closed.
     ///     StateConflictError: Another thread works with this pump.
     ///     dezky.Error: The store failed.
     fn tick(&self, py: Python<'_>) -> PyResult<Tick> {
@@ -364,7 +388,9 @@ impl Pump {
     ///
     /// Raises:
     ///     KeyboardInterrupt: Ctrl-C, after the orderly end.
-    ///     SystemExit: `pull` raised it; so with other exceptions that are no `Exception`.
+    ///     SystemExit: `pull` raised it; likewise any other exception that does not derive from
+    ///         `Exception`.
+    ///     ValueError: The log was closed.
     ///     StateConflictError: Another thread works with this pump.
     fn run(&self, py: Python<'_>) -> PyResult<()> {
         let inner = &self.0;
@@ -396,9 +422,7 @@ impl Pump {
 
     /// Ends what is under way in order, and gives the lease back. Idempotent.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        if is_inside() {
-            return Err(coded("state_conflict", "pull can't close its pump: call stop() instead"));
-        }
+        self.0.check_outside(py)?;
         wait(py, self.0.close())
     }
 
@@ -416,8 +440,7 @@ impl Pump {
     }
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
-        visit.call(&self.0.log)?;
-        visit.call(self.0.shared.source())
+        self.0.traverse(&visit)
     }
 }
 
@@ -483,14 +506,12 @@ impl AsyncPump {
     /// Moves what is waiting, as `Pump.tick()`. Cancelling it rolls back what was not committed,
     /// cancels `pull`, and gives the lease back.
     fn tick<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let inner = Arc::clone(&self.0);
-        orderly(py, &self.0, false, move |py| future(py, Arc::clone(&inner).tick(inner.take()?)))
+        orderly(py, &self.0, false, |py, inner, held| future(py, inner.tick(held)))
     }
 
     /// Ticks until `stop()` is called or it is cancelled, as `Pump.run()`; both end it in order.
     fn run<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let inner = Arc::clone(&self.0);
-        orderly(py, &self.0, true, move |py| future(py, Arc::clone(&inner).run(inner.take()?)))
+        orderly(py, &self.0, true, |py, inner, held| future(py, inner.run(held)))
     }
 
     /// Ends `run()`. If none is under way, the next one ends at once.
@@ -505,6 +526,7 @@ impl AsyncPump {
 
     /// Ends what is under way in order, and gives the lease back. Idempotent.
     fn close<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.0.check_outside(py)?;
         let closed = self.0.close();
         future(py, async move {
             closed.await;
@@ -530,8 +552,7 @@ impl AsyncPump {
     }
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
-        visit.call(&self.0.log)?;
-        visit.call(self.0.shared.source())
+        self.0.traverse(&visit)
     }
 }
 
@@ -540,14 +561,17 @@ fn orderly<'py>(
     py: Python<'py>,
     inner: &Arc<Inner>,
     stops: bool,
-    start: impl Fn(Python<'_>) -> PyResult<Bound<'_, PyAny>> + Send + Sync + 'static,
+    start: fn(Python<'_>, Arc<Inner>, Held) -> PyResult<Bound<'_, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     static RUN: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let shared = Arc::clone(&inner.shared);
+    let started = Arc::clone(inner);
     let start = PyCFunction::new_closure(py, None, None, move |arguments, _| {
         let py = arguments.py();
-        shared.set_loop(py.import("asyncio")?.call_method0("get_running_loop")?);
-        PyResult::Ok(start(py)?.unbind())
+        let event_loop = py.import("asyncio")?.call_method0("get_running_loop")?;
+        let held = started.take()?;
+        // Now nothing else uses the loop of a call before.
+        started.shared.set_loop(event_loop);
+        PyResult::Ok(start(py, Arc::clone(&started), held)?.unbind())
     })?;
     let asked = Arc::clone(inner);
     let stop = PyCFunction::new_closure(py, None, None, move |_, _| {
@@ -694,7 +718,7 @@ pub(crate) struct PumpStatus(RustStatus);
 
 #[pymethods]
 impl PumpStatus {
-    /// `"stopped"`, `"running"`, `"standby"` or `"backing_off"`.
+    /// `"stopped"`, `"running"`, `"standby"`, `"backing_off"` or `"paused"`.
     #[getter]
     fn state(&self) -> &'static str {
         state_name(self.0.state)

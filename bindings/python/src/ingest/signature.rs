@@ -29,7 +29,8 @@ const MAX_HEADERS: usize = 1_000;
 ///         the key itself.
 ///     scheme: Who signs, and how:
 ///
-///         - `"stalwart"`: `X-Signature`, base64 or hex, with or without `sha256=`.
+///         - `"stalwart"`: `X-Signature`, base64 or hex, with or without `sha256=`. Another name
+///           of it is `"dezky"`, the one in the configuration of dezky-server.
 ///         - `"github"`: `X-Hub-Signature-256: sha256=<hex>`.
 ///         - `"stripe"`: `Stripe-Signature: t=<seconds>,v1=<hex>`.
 ///         - `"standard-webhooks"`: `webhook-signature: v1,<base64>`, with `webhook-id` and

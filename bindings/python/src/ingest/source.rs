@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dezky::core::rt::unblock;
-use dezky::core::source::{IngestSource, Pull, PullLimits, PulledEvent, QuarantineItem};
+use dezky::core::source::{
+    IngestSource, MAX_QUARANTINE_RAW_BYTES, Pull, PullLimits, PulledEvent, QuarantineItem,
+};
 use dezky::core::store::MAX_CURSOR_BYTES;
 use dezky::core::{Error, ErrorKind, PLATFORM_SOURCE, Timestamp};
 use dezky::{Runtime as _, TokioRuntime};
@@ -16,15 +18,16 @@ use pyo3::exceptions::{PyException, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyCFunction;
-use tokio::sync::{Mutex as TurnMutex, OwnedMutexGuard, oneshot};
+use tokio::sync::{Mutex as TurnMutex, OwnedMutexGuard, oneshot, watch};
 
 use super::arguments::{flag, whole};
 use super::decode::Decoded;
 use super::digest::Digest;
+use super::lenient;
 use super::quarantine::Quarantined;
 use crate::audit::event::new_event;
-use crate::convert::{json, text, type_error, value_error};
-use crate::runtime::{check_fork, existing};
+use crate::convert::{text, type_error, value_error};
+use crate::runtime::{attached, check_fork, existing};
 
 /// The maximum number of events and of items in a batch of Python's: all of them are in memory.
 const MAX_BATCH: usize = 100_000;
@@ -44,10 +47,15 @@ pub(super) struct Shared {
     /// The event loop that runs it.
     event_loop: Mutex<Option<Py<PyAny>>>,
     turn: Arc<TurnMutex<()>>,
-    /// The exception of the last pull.
+    /// The exception of the last pull. Never locked while Python's code may run: its lock is taken
+    /// with the interpreter's lock held.
     raised: Mutex<Option<Raised>>,
-    /// Whether exceptions are logged, because nobody sees them.
-    logs: AtomicBool,
+    /// Whether that exception is not one to go on after, such as `SystemExit`. Then it stays.
+    ended: AtomicBool,
+    /// Whether a run is under way: nobody sees exceptions, so they are logged.
+    runs: AtomicBool,
+    /// Whether the run is to end.
+    stop: watch::Sender<bool>,
 }
 
 /// An exception, and the text of the error that it became.
@@ -69,7 +77,9 @@ impl Shared {
             event_loop: Mutex::default(),
             turn: Arc::default(),
             raised: Mutex::default(),
-            logs: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            runs: AtomicBool::new(false),
+            stop: watch::Sender::new(false),
         }
     }
 
@@ -77,25 +87,53 @@ impl Shared {
         &self.source
     }
 
-    /// Sets the loop that runs an async `pull`: the one of the call.
-    pub(super) fn set_loop(&self, event_loop: Bound<'_, PyAny>) {
-        *lock(&self.event_loop) = Some(event_loop.unbind());
+    /// Whether a run is to end.
+    pub(super) fn stop(&self) -> &watch::Sender<bool> {
+        &self.stop
     }
 
-    pub(super) fn set_logs(&self, logs: bool) {
-        self.logs.store(logs, Ordering::SeqCst);
+    /// Sets the loop that runs an async `pull`: the one of the call.
+    pub(super) fn set_loop(&self, event_loop: Bound<'_, PyAny>) {
+        let before = lock(&self.event_loop).replace(event_loop.unbind());
+        // Its `__del__` may run anything, so the lock is free by now.
+        drop(before);
+    }
+
+    /// Begins a tick or a run: what was raised before concerns another one.
+    pub(super) fn begin(&self, runs: bool) {
+        self.ended.store(false, Ordering::SeqCst);
+        self.runs.store(runs, Ordering::SeqCst);
+        drop(self.take_exception());
+    }
+
+    pub(super) fn end_run(&self) {
+        self.runs.store(false, Ordering::SeqCst);
     }
 
     /// The exception behind the last error of a pull.
     pub(super) fn take_exception(&self) -> Option<PyErr> {
-        lock(&self.raised).take().map(|raised| raised.exception)
+        let raised = lock(&self.raised).take();
+        raised.map(|raised| raised.exception)
     }
 
     /// Whether that exception is not one to go on after, such as `SystemExit`.
     pub(super) fn has_ended(&self) -> bool {
-        let raised = lock(&self.raised);
-        let Some(raised) = &*raised else { return false };
-        Python::try_attach(|py| !is_failure(py, &raised.exception)).unwrap_or(true)
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// A number that no other source has while this one is there.
+    fn key(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    /// Whether the caller is within `pull`, which must not wait for its own end.
+    pub(super) fn is_inside(&self, py: Python<'_>) -> bool {
+        static IS_INSIDE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let is_inside = || {
+            let is_inside = IS_INSIDE.import(py, "dezky._pump", "is_inside")?;
+            is_inside.call1((self.key(),))?.is_truthy()
+        };
+        INSIDE.get() == self.key() || is_inside().unwrap_or(false)
     }
 
     /// Whether `text` is that of the last exception, which was logged.
@@ -114,12 +152,37 @@ impl Shared {
             exception.get_type(py).name().map_or_else(|_| "an error".into(), |n| n.to_string());
         // The message may hold anything; the traceback goes to those who read the log.
         let text = format!("the source {} raised {kind}", self.name);
-        if self.logs.load(Ordering::SeqCst) && is_failure(py, &exception) {
-            let message = format!("{text}, and will be tried again");
-            warn(py, &message, Some(&exception));
+        let error = Error::new(ErrorKind::SourceUnavailable, text.clone());
+        let is_cancelled = is_cancelled(py, &exception);
+        let ends = !is_cancelled && !exception.is_instance_of::<PyException>(py);
+        let runs = self.runs.load(Ordering::SeqCst);
+        // A call that is cancelled because the pump or the loop ends has not failed.
+        let is_expected = is_cancelled && (*self.stop.borrow() || self.is_loop_closed(py));
+        if runs && !ends && !is_expected {
+            warn(py, &format!("{text}, and will be tried again"), Some(&exception));
         }
-        *lock(&self.raised) = Some(Raised { exception, text: text.clone() });
-        Error::new(ErrorKind::SourceUnavailable, text)
+        if self.ended.load(Ordering::SeqCst) {
+            return error;
+        }
+        let raised = Raised { exception, text };
+        let before = lock(&self.raised).replace(raised);
+        // It may have a `__del__`, which may run anything, so the lock is free by now.
+        drop(before);
+        if ends {
+            self.ended.store(true, Ordering::SeqCst);
+            if runs {
+                self.stop.send_replace(true);
+            }
+        }
+        error
+    }
+
+    fn is_loop_closed(&self, py: Python<'_>) -> bool {
+        let event_loop = lock(&self.event_loop).as_ref().map(|event_loop| event_loop.clone_ref(py));
+        event_loop.is_some_and(|event_loop| {
+            let is_closed = event_loop.bind(py).call_method0("is_closed");
+            is_closed.is_ok_and(|is_closed| is_closed.is_truthy().unwrap_or(false))
+        })
     }
 
     /// Calls `pull`: the batch, or what to wait for.
@@ -127,11 +190,11 @@ impl Shared {
         self: &Arc<Self>,
         py: Python<'_>,
         cursor: Option<String>,
-        turn: Turn,
+        turn: &mut Option<Turn>,
     ) -> PyResult<Called> {
         static START: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         let given = {
-            let _inside = Inside::enter();
+            let _inside = Inside::enter(self.key());
             let given = self.source.bind(py).call_method1("pull", (cursor.as_deref(),))?;
             if !given.hasattr("__await__")? {
                 return self
@@ -151,7 +214,7 @@ impl Shared {
         }
         let event_loop = lock(&self.event_loop).as_ref().map(|event_loop| event_loop.clone_ref(py));
         let (sender, given_later) = oneshot::channel();
-        let sender = Mutex::new(Some((sender, turn)));
+        let sender = Mutex::new(Some((sender, turn.take())));
         let done = PyCFunction::new_closure(py, None, None, move |arguments, _| {
             let (value, error) = arguments.extract::<(Py<PyAny>, Option<Py<PyAny>>)>()?;
             let py = arguments.py();
@@ -159,14 +222,15 @@ impl Shared {
                 None => Ok(value),
                 Some(error) => Err(PyErr::from_value(error.into_bound(py))),
             };
-            if let Some((sender, turn)) = lock(&sender).take() {
+            let waiting = lock(&sender).take();
+            if let Some((sender, turn)) = waiting {
                 drop(turn);
                 drop(sender.send(done));
             }
             PyResult::Ok(())
         })?;
         let start = START.import(py, "dezky._pump", "start")?;
-        let call = start.call1((event_loop, given, done))?.unbind();
+        let call = start.call1((event_loop, given, done, self.key()))?.unbind();
         Ok(Called::Later { cursor, given_later, call: Cancel(Some(call)) })
     }
 
@@ -203,13 +267,13 @@ impl Shared {
     }
 }
 
-/// Whether an exception is a failure of the source. The others end the pump, as they end a thread.
-fn is_failure(py: Python<'_>, exception: &PyErr) -> bool {
+/// Whether an exception is asyncio's `CancelledError`, which is no `Exception`, but not meant for
+/// the pump either.
+fn is_cancelled(py: Python<'_>, exception: &PyErr) -> bool {
     static CANCELLED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    exception.is_instance_of::<PyException>(py)
-        || CANCELLED
-            .import(py, "asyncio", "CancelledError")
-            .is_ok_and(|cancelled| exception.matches(py, cancelled).unwrap_or(false))
+    CANCELLED
+        .import(py, "asyncio", "CancelledError")
+        .is_ok_and(|cancelled| exception.matches(py, cancelled).unwrap_or(false))
 }
 
 /// Writes a warning to Python's `logging`. A handler that fails does not change what happens here.
@@ -235,7 +299,7 @@ enum Called {
     },
 }
 
-/// Cancels an async call unless it has ended.
+/// Cancels an async call unless it has ended. It keeps its turn until it has.
 struct Cancel(Option<Py<PyAny>>);
 
 impl Drop for Cancel {
@@ -244,7 +308,7 @@ impl Drop for Cancel {
         // Not here: this may be a thread of the runtime, and the interpreter may be busy.
         if let Some(runtime) = existing() {
             runtime.spawn_blocking(move || {
-                Python::try_attach(|py| drop(call.bind(py).call_method0("cancel")));
+                attached(|py| drop(call.bind(py).call0()));
             });
         }
     }
@@ -334,13 +398,11 @@ impl Reader<'_> {
         format!("pull1:{key}")
     }
 
-    /// The quarantine item of something that is no event, without the values of members that are
-    /// named like secrets.
+    /// The quarantine item of something that can't become an event, without the values of members
+    /// that are named like secrets.
     fn refused(&self, number: usize, given: &Bound<'_, PyAny>, error: &PyErr) -> QuarantineItem {
-        let raw = without_secrets(given, self.now).unwrap_or_else(|| {
-            let kind = given.get_type();
-            kind.name().map_or_else(|_| "object".to_owned(), |name| name.to_string())
-        });
+        let mut raw = lenient::without_secrets(given, self.now);
+        raw.truncate(raw.floor_char_boundary(MAX_QUARANTINE_RAW_BYTES));
         // Other exceptions are the event's own, and may say anything.
         let is_ours = error.get_type(given.py()).is(given.py().get_type::<PyTypeError>())
             || error.get_type(given.py()).is(given.py().get_type::<PyValueError>());
@@ -371,14 +433,6 @@ fn too_many(number: usize, name: &str) -> PyResult<()> {
     ))
 }
 
-/// The JSON text of a mapping, redacted by name; `None` for anything else.
-fn without_secrets(given: &Bound<'_, PyAny>, now: Timestamp) -> Option<String> {
-    let text = json(given, "event").ok()?;
-    let serde_json::Value::Object(said) = serde_json::from_str(&text).ok()? else { return None };
-    let clean = dezky::ingest::legacy::read("", said, now).said;
-    Some(serde_json::Value::Object(clean).to_string())
-}
-
 /// The source of a pump.
 pub(super) struct PythonSource(pub(super) Arc<Shared>);
 
@@ -395,7 +449,9 @@ impl IngestSource for PythonSource {
         let cursor = cursor.map(str::to_owned);
         let shared = Arc::clone(&self.0);
         let called = in_python(move |py| {
-            shared.call(py, cursor, turn).map_err(|error| shared.failed(py, error))
+            let mut turn = Some(turn);
+            // The turn ends after the exception is known, for those who wait for both.
+            shared.call(py, cursor, &mut turn).map_err(|error| shared.failed(py, error))
         });
         let (cursor, given_later, mut call) = match called.await?? {
             Called::Pull(pull) => return Ok(*pull),
@@ -425,22 +481,22 @@ pub(super) async fn in_python<T: Send + 'static>(
     let call = Call::begin().ok_or_else(ends)?;
     let done = unblock(&TokioRuntime, move || {
         let _call = call;
-        Python::try_attach(work)
+        attached(work)
     });
     done.await.ok_or_else(ends)
 }
 
 thread_local! {
-    /// Whether this thread runs `pull`.
-    static INSIDE: Cell<bool> = const { Cell::new(false) };
+    /// The key of the source whose `pull` this thread runs; 0 for none.
+    static INSIDE: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Marks the current thread as running `pull`.
-struct Inside(bool);
+struct Inside(usize);
 
 impl Inside {
-    fn enter() -> Self {
-        Self(INSIDE.replace(true))
+    fn enter(key: usize) -> Self {
+        Self(INSIDE.replace(key))
     }
 }
 
@@ -448,11 +504,6 @@ impl Drop for Inside {
     fn drop(&mut self) {
         INSIDE.set(self.0);
     }
-}
-
-/// Whether this thread runs the `pull` of a source, which must not wait for its own end.
-pub(super) fn is_inside() -> bool {
-    INSIDE.get()
 }
 
 /// Running calls, and whether the interpreter ends.
@@ -483,6 +534,7 @@ impl Drop for Call {
 /// Waits for running calls at the end of the interpreter, like its own thread pools: a thread that
 /// runs Python's code then would end the process with an error.
 #[pyfunction]
+#[pyo3(name = "_finish_calls")]
 pub(super) fn finish_calls(py: Python<'_>) -> PyResult<()> {
     // The threads are the parent's.
     if check_fork().is_err() {
