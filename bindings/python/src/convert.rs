@@ -3,6 +3,7 @@
 //! Each function that reads an argument takes the argument's name, for errors.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use dezky::Timestamp;
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -35,6 +36,11 @@ fn unicode(text: &Bound<'_, PyString>, name: &str) -> PyResult<String> {
     let surrogate =
         |_| value_error(name, "contains a lone surrogate, which is not text: remove it");
     Ok(text.to_cow().map_err(surrogate)?.into_owned())
+}
+
+/// A path as text, or from `pathlib`.
+pub(crate) fn path(value: &Bound<'_, PyAny>, name: &str) -> PyResult<PathBuf> {
+    value.extract().map_err(|_| type_error(name, "a str or a path", value))
 }
 
 /// An aware `datetime`, cut to milliseconds.

@@ -27,5 +27,7 @@ fn _dezky(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     audit::register(module)?;
     flags::register(module)?;
-    ingest::register(module)
+    ingest::register(module)?;
+    // The module is private: the package says what is public.
+    module.delattr("__all__")
 }

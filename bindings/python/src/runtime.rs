@@ -6,9 +6,11 @@
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use pyo3::BoundObject as _;
@@ -21,6 +23,9 @@ use crate::error::{coded, exception};
 
 /// The interval at which a blocked call looks for signals such as Ctrl-C.
 const SIGNALS: Duration = Duration::from_millis(50);
+
+/// The maximum time that an interrupted call waits for its work to end.
+const ENDING: Duration = Duration::from_millis(20);
 
 /// The process's runtime, made at first use and never dropped: at exit, its threads end with the
 /// process.
@@ -109,14 +114,14 @@ where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
-    let mut task = runtime()?.spawn(work);
+    let runtime = runtime()?;
+    let mut task = runtime.spawn(work);
     match block(py, &mut task) {
         Ok(done) => done.map_err(|_| ended_by_a_bug()),
         Err(interrupted) => {
             task.abort();
             // Usually at once; then a call after this one finds nothing in its way.
-            let ended = async { tokio::time::timeout(SIGNALS, task).await };
-            py.detach(|| drop(runtime().map(|runtime| runtime.block_on(ended))));
+            py.detach(|| poll_for(runtime, pin!(task), ENDING));
             Err(interrupted)
         }
     }
@@ -135,19 +140,50 @@ where
     py.detach(|| {
         let mut work = pin!(work);
         loop {
-            let slice = async { tokio::time::timeout(SIGNALS, work.as_mut()).await };
-            match runtime.block_on(slice) {
-                Ok(done) => return Ok(done),
-                Err(_) => match Python::try_attach(|py| py.check_signals()) {
-                    Some(checked) => checked?,
-                    // The interpreter has ended, and a daemon thread can't return into it.
-                    None => loop {
-                        std::thread::park();
-                    },
+            if let Some(done) = poll_for(runtime, work.as_mut(), SIGNALS) {
+                return Ok(done);
+            }
+            match Python::try_attach(|py| py.check_signals()) {
+                Some(checked) => checked?,
+                // The interpreter has ended, and a daemon thread can't return into it.
+                None => loop {
+                    thread::park();
                 },
             }
         }
     })
+}
+
+/// Waits for `work` in this thread; `None` after `limit`.
+///
+/// The limit is no timer of the runtime, which needs one of its threads: all may be busy.
+#[expect(clippy::disallowed_methods, reason = "a wait of this thread, outside of the stores")]
+fn poll_for<F: Future>(
+    runtime: &Runtime,
+    mut work: Pin<&mut F>,
+    limit: Duration,
+) -> Option<F::Output> {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let end = Instant::now() + limit;
+    loop {
+        let entered = runtime.enter();
+        if let Poll::Ready(done) = work.as_mut().poll(&mut context) {
+            return Some(done);
+        }
+        drop(entered);
+        let left = end.checked_duration_since(Instant::now())?;
+        thread::park_timeout(left);
+    }
+}
+
+/// Wakes a thread that waits for work.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
 }
 
 /// Runs `work` with the interpreter's lock in a thread of the runtime; `None` if the interpreter
