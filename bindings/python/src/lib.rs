@@ -25,6 +25,7 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = true)]
 fn _dezky(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    runtime::register(module)?;
     audit::register(module)?;
     flags::register(module)?;
     ingest::register(module)?;

@@ -3,10 +3,13 @@
 //! [`wait`] blocks the calling thread, without the interpreter's lock; [`future`] returns a future
 //! of the running asyncio loop.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
@@ -44,6 +47,7 @@ pub(crate) fn runtime() -> PyResult<&'static Runtime> {
     let made = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("dezky")
+        .on_thread_start(|| OURS.set(true))
         .enable_all()
         .build()?;
     Ok(&RUNTIME.get_or_init(|| (made, std::process::id())).0)
@@ -192,7 +196,63 @@ impl Wake for Unpark {
 /// The thread's other tasks move to another one: waiting for the lock must not delay them, and
 /// Python may run anything meanwhile, such as a `__del__` that waits for a task.
 pub(crate) fn attached<T>(work: impl FnOnce(Python<'_>) -> T) -> Option<T> {
+    let _inside = Inside::enter()?;
     tokio::task::block_in_place(|| Python::try_attach(work))
+}
+
+thread_local! {
+    /// Whether this is a thread of the runtime.
+    static OURS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The number of the runtime's threads that run Python.
+static INSIDE: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether the interpreter is about to end.
+static ENDS: AtomicBool = AtomicBool::new(false);
+
+/// A thread of the runtime that runs Python.
+struct Inside(bool);
+
+impl Inside {
+    /// `None` if the interpreter is about to end: it kills the threads that wait for its lock.
+    fn enter() -> Option<Self> {
+        if !OURS.get() {
+            return Some(Self(false));
+        }
+        INSIDE.fetch_add(1, SeqCst);
+        let inside = Self(true);
+        (!ENDS.load(SeqCst)).then_some(inside)
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if self.0 {
+            INSIDE.fetch_sub(1, SeqCst);
+        }
+    }
+}
+
+/// Has the interpreter wait at its end for the runtime's threads that run Python.
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = module.py();
+    let end = PyCFunction::new_closure(py, None, None, |arguments, _| {
+        ENDS.store(true, SeqCst);
+        if existing().is_some() {
+            arguments.py().detach(|| {
+                // Code of the user may run there without an end.
+                for _ in 0..2_000 {
+                    if INSIDE.load(SeqCst) == 0 {
+                        break;
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
+            });
+        }
+    })?;
+    py.import("atexit")?.call_method1("register", (end,))?;
+    Ok(())
 }
 
 fn ended_by_a_bug() -> PyErr {

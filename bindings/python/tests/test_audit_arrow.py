@@ -109,7 +109,6 @@ def test_erased_fields_are_named(new_url: Callable[[str], str], read: Callable[[
         log.append([with_everything(number) for number in range(3)])
         erase(url, next(log.list(actor_id="ü-1")), "actor_email")
         assert [event.erased for event in log.tail(follow=False)] == [(), ("actor_email",), ()]
-        assert log.verify().ok
         assert read(log.to_arrow()) == expected(log)
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import _thread
 import signal
 from types import FrameType
 
-__all__ = ["raise_again"]
+__all__ = ["lend_handler"]
 
 
-def raise_again(error: BaseException) -> None:
-    """Raises an exception in the main thread, once the code that runs there has returned.
-
-    It borrows the handler of SIGINT, and gives it back.
-    """
+def lend_handler(error: BaseException) -> None:
+    """Has the next SIGINT raise an exception, and then be handled as before."""
     previous = signal.getsignal(signal.SIGINT)
 
     def handler(_number: int, _frame: FrameType | None) -> None:
@@ -22,4 +18,3 @@ def raise_again(error: BaseException) -> None:
         raise error
 
     signal.signal(signal.SIGINT, handler)
-    _thread.interrupt_main()

@@ -269,9 +269,13 @@ impl RecordBatchReader for Batches {
 
 /// Has the main thread raise an exception once the foreign code has returned to Python.
 fn raise_again(py: Python<'_>, error: PyErr) {
-    static AGAIN: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let again = AGAIN.import(py, "dezky._signals", "raise_again");
-    if let Err(error) = again.and_then(|again| again.call1((error.into_value(py),))) {
+    static LEND: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let lent = LEND
+        .import(py, "dezky._signals", "lend_handler")
+        .and_then(|lend| lend.call1((error.into_value(py),)))
+        // Called from Python, it would be heard at once, in the helper.
+        .and_then(|_| py.import("_thread")?.call_method0("interrupt_main"));
+    if let Err(error) = lent {
         error.write_unraisable(py, None);
     }
 }
