@@ -246,7 +246,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                     if INSIDE.load(SeqCst) == 0 {
                         break;
                     }
-                    thread::sleep(Duration::from_millis(1));
+                    thread::park_timeout(Duration::from_millis(1));
                 }
             });
         }

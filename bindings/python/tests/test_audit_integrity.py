@@ -59,14 +59,14 @@ def test_metadata_of_the_vectors_becomes_canonical_in_a_log() -> None:
 
 
 def is_plain(vector: dict[str, Any]) -> bool:
-    """Whether a dictionary can hold the metadata: no lone surrogate, and no number beyond 64 bits."""
+    """Whether a dictionary can hold the metadata: no lone surrogate, and no integer beyond 64 bits."""
     raw = json.loads(vector["metadataRaw"])
     try:
         json.dumps(raw, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return False
     numbers = [value for value in raw.values() if isinstance(value, (int, float))]
-    return all(math.isfinite(number) and -(2**63) <= number < 2**64 for number in numbers)
+    return all(math.isfinite(n) if isinstance(n, float) else -(2**63) <= n < 2**64 for n in numbers)
 
 
 def test_an_event_and_its_mapping_have_one_leaf() -> None:
