@@ -25,7 +25,10 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = true)]
 fn _dezky(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    runtime::register(module)?;
     audit::register(module)?;
     flags::register(module)?;
-    ingest::register(module)
+    ingest::register(module)?;
+    // The module is private: the package says what is public.
+    module.delattr("__all__")
 }

@@ -3,12 +3,17 @@
 //! [`wait`] blocks the calling thread, without the interpreter's lock; [`future`] returns a future
 //! of the running asyncio loop.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use pyo3::BoundObject as _;
@@ -21,6 +26,9 @@ use crate::error::{coded, exception};
 
 /// The interval at which a blocked call looks for signals such as Ctrl-C.
 const SIGNALS: Duration = Duration::from_millis(50);
+
+/// The maximum time that an interrupted call waits for its work to end.
+const ENDING: Duration = Duration::from_millis(20);
 
 /// The process's runtime, made at first use and never dropped: at exit, its threads end with the
 /// process.
@@ -39,6 +47,7 @@ pub(crate) fn runtime() -> PyResult<&'static Runtime> {
     let made = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("dezky")
+        .on_thread_start(|| OURS.set(true))
         .enable_all()
         .build()?;
     Ok(&RUNTIME.get_or_init(|| (made, std::process::id())).0)
@@ -109,14 +118,14 @@ where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
-    let mut task = runtime()?.spawn(work);
+    let runtime = runtime()?;
+    let mut task = runtime.spawn(work);
     match block(py, &mut task) {
         Ok(done) => done.map_err(|_| ended_by_a_bug()),
         Err(interrupted) => {
             task.abort();
             // Usually at once; then a call after this one finds nothing in its way.
-            let ended = async { tokio::time::timeout(SIGNALS, task).await };
-            py.detach(|| drop(runtime().map(|runtime| runtime.block_on(ended))));
+            py.detach(|| poll_for(runtime, pin!(task), ENDING));
             Err(interrupted)
         }
     }
@@ -135,19 +144,50 @@ where
     py.detach(|| {
         let mut work = pin!(work);
         loop {
-            let slice = async { tokio::time::timeout(SIGNALS, work.as_mut()).await };
-            match runtime.block_on(slice) {
-                Ok(done) => return Ok(done),
-                Err(_) => match Python::try_attach(|py| py.check_signals()) {
-                    Some(checked) => checked?,
-                    // The interpreter has ended, and a daemon thread can't return into it.
-                    None => loop {
-                        std::thread::park();
-                    },
+            if let Some(done) = poll_for(runtime, work.as_mut(), SIGNALS) {
+                return Ok(done);
+            }
+            match Python::try_attach(|py| py.check_signals()) {
+                Some(checked) => checked?,
+                // The interpreter has ended, and a daemon thread can't return into it.
+                None => loop {
+                    thread::park();
                 },
             }
         }
     })
+}
+
+/// Waits for `work` in this thread; `None` after `limit`.
+///
+/// The limit is no timer of the runtime, which needs one of its threads: all may be busy.
+#[expect(clippy::disallowed_methods, reason = "a wait of this thread, outside of the stores")]
+fn poll_for<F: Future>(
+    runtime: &Runtime,
+    mut work: Pin<&mut F>,
+    limit: Duration,
+) -> Option<F::Output> {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let end = Instant::now() + limit;
+    loop {
+        let entered = runtime.enter();
+        if let Poll::Ready(done) = work.as_mut().poll(&mut context) {
+            return Some(done);
+        }
+        drop(entered);
+        let left = end.checked_duration_since(Instant::now())?;
+        thread::park_timeout(left);
+    }
+}
+
+/// Wakes a thread that waits for work.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
 }
 
 /// Runs `work` with the interpreter's lock in a thread of the runtime; `None` if the interpreter
@@ -156,7 +196,63 @@ where
 /// The thread's other tasks move to another one: waiting for the lock must not delay them, and
 /// Python may run anything meanwhile, such as a `__del__` that waits for a task.
 pub(crate) fn attached<T>(work: impl FnOnce(Python<'_>) -> T) -> Option<T> {
+    let _inside = Inside::enter()?;
     tokio::task::block_in_place(|| Python::try_attach(work))
+}
+
+thread_local! {
+    /// Whether this is a thread of the runtime.
+    static OURS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The number of the runtime's threads that run Python.
+static INSIDE: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether the interpreter is about to end.
+static ENDS: AtomicBool = AtomicBool::new(false);
+
+/// A thread of the runtime that runs Python.
+struct Inside(bool);
+
+impl Inside {
+    /// `None` if the interpreter is about to end: it kills the threads that wait for its lock.
+    fn enter() -> Option<Self> {
+        if !OURS.get() {
+            return Some(Self(false));
+        }
+        INSIDE.fetch_add(1, SeqCst);
+        let inside = Self(true);
+        (!ENDS.load(SeqCst)).then_some(inside)
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if self.0 {
+            INSIDE.fetch_sub(1, SeqCst);
+        }
+    }
+}
+
+/// Has the interpreter wait at its end for the runtime's threads that run Python.
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = module.py();
+    let end = PyCFunction::new_closure(py, None, None, |arguments, _| {
+        ENDS.store(true, SeqCst);
+        if existing().is_some() {
+            arguments.py().detach(|| {
+                // Code of the user may run there without an end.
+                for _ in 0..2_000 {
+                    if INSIDE.load(SeqCst) == 0 {
+                        break;
+                    }
+                    thread::park_timeout(Duration::from_millis(1));
+                }
+            });
+        }
+    })?;
+    py.import("atexit")?.call_method1("register", (end,))?;
+    Ok(())
 }
 
 fn ended_by_a_bug() -> PyErr {

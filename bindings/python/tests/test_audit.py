@@ -6,6 +6,7 @@ import copy
 import datetime
 import ipaddress
 import json
+import multiprocessing
 import pickle
 import threading
 from collections.abc import Callable, Mapping
@@ -275,7 +276,75 @@ def test_verify_names_an_altered_row(new_url: Callable[[str], str]) -> None:
 def test_the_head_of_an_empty_log(log: AuditLog) -> None:
     head = log.head()
     assert (head.next_seq, head.seq, head.hash, str(head)) == (0, None, bytes(32), "no events")
-    assert log.verify(head=head).ok
+    assert log.verify(head=head).ok and log.verify(head=str(head)).ok
+    log.append(numbered(1))
+    assert log.verify(head=str(head)).ok
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_events_and_results_are_pickled(protocol: int) -> None:
+    def again(value: object) -> object:
+        return pickle.loads(pickle.dumps(value, protocol))
+
+    bare = NewEvent("a.b", actor=Actor.system())
+    precise = NewEvent("a.b", actor=Actor.system(), metadata={"b": 1.0, "a": 2**64 - 1, "text": "ü"})
+    for new in [bare, precise, *numbered(3)]:
+        assert again(new) == new and copy.deepcopy(new) == new
+    with AuditLog.open("memory:") as log:
+        results: list[object] = [log.head(), log.record("Not A Verb", actor=Actor.anonymous(ip="::1"))]
+        results += log.append([*numbered(2), *numbered(1), NewEvent("a.b", actor=Actor.system(), external_id="e-1")])
+        results += log.append([NewEvent("a.c", actor=Actor.system(), source="ocis", external_id="e-1")])
+        results.append(log.head())
+        statuses = {getattr(result, "status", None) for result in results}
+        assert statuses == {None, "appended", "duplicate", "conflict"}
+        for result in results:
+            assert again(result) == result and repr(again(result)) == repr(result)
+        for event in log.list():
+            read = again(event)
+            assert isinstance(read, Event) and read.to_dict() == event.to_dict()
+            assert read.to_json() == event.to_json()
+
+
+def test_pickles_keep_what_a_source_noted() -> None:
+    (event,) = dezky.ingest.decode_stalwart(
+        b'[{"id": "1", "type": "auth.failed", "createdAt": "when?", "data": {"remoteIp": "x", "accountName": "u"}}]'
+    ).events
+    again = pickle.loads(pickle.dumps(event))
+    assert again == event
+    assert event != NewEvent(
+        event.action,
+        actor=event.actor,
+        outcome=event.outcome,
+        source=event.source,
+        external_id=event.external_id,
+        at=event.at,
+        metadata=event.metadata,
+    )
+
+
+def test_pickles_reach_a_spawned_process() -> None:
+    context = multiprocessing.get_context("spawn")
+    with AuditLog.open("memory:") as log, context.Pool(1) as pool:
+        log.append(pool.map(_renamed, ["x.y", "y.z"]))
+        assert pool.map(_action, list(log.list())) == ["y.z", "x.y"]
+
+
+def _renamed(action: str) -> NewEvent:
+    return NewEvent(action, actor=Actor.user("u-7"), metadata={"process": action})
+
+
+def _action(event: Event) -> str:
+    return event.action
+
+
+def test_what_is_no_pickle_is_refused() -> None:
+    kind, values = NewEvent("a.b", actor=Actor.system()).__reduce__()[1]  # type: ignore[misc]
+    restore = NewEvent("a.b", actor=Actor.system()).__reduce__()[0]
+    assert callable(restore)
+    assert restore(kind, values) == NewEvent("a.b", actor=Actor.system())
+    for bad in ((kind, ()), (kind, (*values[:3], "[")), ("Head", (1, b"")), ("Receipt", ("x", 1, "", ())), ("x", ())):
+        with pytest.raises((TypeError, ValueError)):
+            restore(*bad)
 
 
 def test_a_durable_log_is_there_when_opened_again(durable_url: str) -> None:

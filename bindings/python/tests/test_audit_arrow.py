@@ -10,10 +10,11 @@ from typing import Any
 import duckdb
 import pandas as pd
 import polars as pl
+import psycopg
 import pyarrow as pa
 import pytest
 
-from dezky import Actor, ArrowEvents, AsyncAuditLog, AuditLog, NewEvent
+from dezky import Actor, ArrowEvents, AsyncAuditLog, AuditLog, Event, NewEvent, integrity
 
 UTC = datetime.timezone.utc
 T0 = datetime.datetime(2026, 11, 21, 20, 12, 21, 123000, tzinfo=UTC)
@@ -47,7 +48,7 @@ def expected(log: AuditLog, **filters: Any) -> Rows:
     rows = []
     for event in log.list(**filters):
         row = event.to_dict()
-        del row["erased"]
+        row["erased"] = list(event.erased)
         row["metadata"] = event.metadata_json
         rows.append(row)
     return rows
@@ -67,6 +68,7 @@ def by_pandas(events: ArrowEvents) -> Rows:
     frame = pd.DataFrame.from_arrow(events) if hasattr(pd.DataFrame, "from_arrow") else pa.table(events).to_pandas()
     rows: Rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
     for row in rows:
+        row["erased"] = list(row["erased"])
         for name in ("at", "received_at"):
             row[name] = row[name].to_pydatetime()
     return rows
@@ -101,6 +103,33 @@ def test_arrow_equals_the_list_on_every_engine(log: AuditLog, read: Callable[[Ar
     assert len(rows) == 501 and rows == expected(log, **filters)
 
 
+def test_erased_fields_are_named(new_url: Callable[[str], str], read: Callable[[ArrowEvents], Rows]) -> None:
+    url = new_url("postgres")
+    with AuditLog.open(url) as log:
+        log.append([with_everything(number) for number in range(3)])
+        erase(url, next(log.list(actor_id="ü-1")), "actor_email")
+        assert [event.erased for event in log.tail(follow=False)] == [(), ("actor_email",), ()]
+        assert read(log.to_arrow()) == expected(log)
+
+
+def erase(url: str, event: Event, erased: str) -> None:
+    """Replaces a value by its commitment, as `docs/integrity.md` defines it."""
+    with psycopg.connect(url) as connection:
+        ((salt,),) = connection.execute("SELECT salt FROM dezky_audit_events WHERE seq = %s", [event.seq]).fetchall()
+        erasure = b"\x01"
+        for tag, field in enumerate(integrity.FIELDS, 1):
+            if field not in integrity.COMMITTED:
+                continue
+            field_salt, kind = integrity.field_salt(salt, field), 1
+            if field == erased:
+                field_salt, kind = integrity.commitment(field_salt, field, str(getattr(event, field)).encode()), 2
+            erasure += bytes([tag, kind]) + field_salt
+        connection.execute(
+            f"UPDATE dezky_audit_events SET salt = NULL, erasure = %s, {erased} = NULL WHERE seq = %s".encode(),
+            [erasure, event.seq],
+        )
+
+
 @pytest.mark.parametrize("make", [with_nothing, with_everything])
 def test_columns_that_are_all_null_or_never_null(
     make: Callable[[int], NewEvent], read: Callable[[ArrowEvents], Rows]
@@ -117,7 +146,7 @@ def test_an_empty_result_has_the_columns(read: Callable[[ArrowEvents], Rows]) ->
         events = log.to_arrow(action="none.such")
         assert read(events) == []
         columns = pa.table(events).column_names
-        assert columns == [name for name in next(log.list()).to_dict() if name != "erased"]
+        assert columns == list(next(log.list()).to_dict())
         assert pl.DataFrame(events).columns == columns
 
 

@@ -50,7 +50,7 @@ def test_salts_and_commitments_are_those_of_the_erased_vector() -> None:
 
 def test_metadata_of_the_vectors_becomes_canonical_in_a_log() -> None:
     vectors = [vector for vector in VECTORS["vectors"] if is_plain(vector)]
-    assert len(vectors) > 10
+    assert len({vector["metadataRaw"] for vector in vectors}) == 6
     with AuditLog.open("memory:") as log:
         for vector in vectors:
             log.record("a.b", actor=Actor.system(), metadata=json.loads(vector["metadataRaw"]))
@@ -59,9 +59,14 @@ def test_metadata_of_the_vectors_becomes_canonical_in_a_log() -> None:
 
 
 def is_plain(vector: dict[str, Any]) -> bool:
-    """Whether Python's reader of JSON loses nothing of the metadata, and it has no annotations."""
-    raw = json.loads(vector["metadataRaw"], parse_int=lambda _: math.inf)
-    return isinstance(raw, dict) and "Infinity" not in json.dumps(raw) and "_dezky" not in raw
+    """Whether a dictionary can hold the metadata: no lone surrogate, and no integer beyond 64 bits."""
+    raw = json.loads(vector["metadataRaw"])
+    try:
+        json.dumps(raw, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    numbers = [value for value in raw.values() if isinstance(value, (int, float))]
+    return all(math.isfinite(n) if isinstance(n, float) else -(2**63) <= n < 2**64 for n in numbers)
 
 
 def test_an_event_and_its_mapping_have_one_leaf() -> None:

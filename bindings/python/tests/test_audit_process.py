@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from dezky import Actor, AuditLog, NewEvent
 
-SLACK = 1.0
-"""The time that a busy machine may add to the 100 ms in which Ctrl-C is heard, in seconds."""
+HEARD = 0.1
+"""The time in which Ctrl-C is heard, in seconds."""
+
+ROUNDS = 5
+"""A busy machine may delay one of them."""
 
 PRELUDE = """
 import asyncio, faulthandler, os, signal, sys, threading, time
@@ -53,19 +58,20 @@ INTERRUPTED = {
     "verify": "log.verify()",
     "verify with progress": "log.verify(progress=lambda _: None)",
     "append": "while True: log.append(batch)",
+    "append of mappings": "while True: log.append(mappings)",
     "append to a blocked store": "block()\nlog.append(batch[:1])",
     "list": "while True: list(log.list())",
-    "arrow": "import pyarrow\nwhile True: pyarrow.table(log.to_arrow())",
+    # The reader's own error comes first.
+    "arrow": (
+        "import pyarrow\n"
+        "while True:\n"
+        "    try: pyarrow.table(log.to_arrow())\n"
+        "    except OSError: pass"
+    ),
 }
 
 
-SLOW = pytest.mark.xfail(reason="sealing 10,000 events in a debug build takes seconds without a pause", strict=False)
-
-
-@pytest.mark.parametrize(
-    "work",
-    [pytest.param(name, marks=[SLOW] if name == "append" else [], id=name.replace(" ", "-")) for name in INTERRUPTED],
-)
+@pytest.mark.parametrize("work", INTERRUPTED, ids=lambda name: name.replace(" ", "-"))
 def test_ctrl_c_ends_a_blocking_call(work: str, new_url: Callable[[str], str]) -> None:
     process = child(
         f"""
@@ -78,39 +84,38 @@ def test_ctrl_c_ends_a_blocking_call(work: str, new_url: Callable[[str], str]) -
                     "SELECT tablename FROM pg_tables WHERE tablename LIKE 'dezky%'")))
         log = AuditLog.open(url)
         batch = events(10_000)
+        mappings = [dict(action="a.b", actor=system, metadata=dict(n=[n] * 20)) for n in range(10_000)]
         work = compile({INTERRUPTED[work]!r}, "work", "exec")
         for _ in range(2):
             log.append(batch)
         def announce():
             time.sleep(0.3)
             print("ready", flush=True)
-        threading.Thread(target=announce).start()
-        try:
-            exec(work)
-        except KeyboardInterrupt:
-            print(time.time(), flush=True)
-        else:
-            # It may have ended before the signal.
+        for _ in range({ROUNDS}):
+            threading.Thread(target=announce).start()
             try:
+                # It may end before the signal.
                 while True: exec(work)
             except KeyboardInterrupt:
                 print(time.time(), flush=True)
-        if "blocker" in globals():
-            blocker.close()
+            if "blocker" in globals():
+                blocker.close()
         assert log.verify().ok
         log.close()
         """,
         new_url("postgres"),
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n", process.communicate()
-    sent = time.time()
-    process.send_signal(signal.SIGINT)
-    heard = process.stdout.readline()
+    heard: list[float] = []
+    for _ in range(ROUNDS):
+        assert process.stdout.readline() == "ready\n", process.communicate()
+        sent = time.time()
+        process.send_signal(signal.SIGINT)
+        heard.append(float(process.stdout.readline()) - sent)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err, out) == (0, "", "")
-    print(f"{work}: Ctrl-C heard after {(float(heard) - sent) * 1000:.0f} ms")
-    assert float(heard) - sent < 0.1 + SLACK
+    print(f"{work}: Ctrl-C heard after", ", ".join(f"{seconds * 1000:.0f}" for seconds in sorted(heard)), "ms")
+    assert statistics.median(heard) < HEARD
 
 
 def test_a_signal_handler_may_use_the_log() -> None:
@@ -124,6 +129,180 @@ def test_a_signal_handler_may_use_the_log() -> None:
         assert next(tail).action == "c.d"
         assert heads == [0]
         """
+    )
+
+
+def test_a_signal_handler_may_close_the_log_that_a_tail_waits_for() -> None:
+    run(
+        """
+        log = AuditLog.open(url)
+        signal.signal(signal.SIGALRM, lambda *_: log.close())
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            for event in log.tail(): pass
+        except ValueError as error:
+            assert str(error) == "the log is closed", error
+        else:
+            raise SystemExit("the tail ended without an error")
+        assert log.closed
+        """
+    )
+
+
+BLOCK = """
+import psycopg
+blocker = psycopg.connect(url)
+def block():
+    tables = blocker.execute("SELECT tablename FROM pg_tables WHERE tablename LIKE 'dezky%'")
+    blocker.execute("LOCK TABLE " + ", ".join(name for (name,) in tables))
+"""
+
+
+def test_a_signal_handler_may_close_the_log_of_a_blocked_append(new_url: Callable[[str], str]) -> None:
+    url = new_url("postgres")
+    out = run(
+        BLOCK
+        + textwrap.dedent(
+            """
+            log = AuditLog.open(url)
+            log.append(events(1))
+            block()
+            began = []
+            def handler(*_):
+                began.append(time.monotonic())
+                threading.Timer(0.5, blocker.rollback).start()
+                log.close()
+            signal.signal(signal.SIGALRM, handler)
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            try:
+                print("appended", len(log.append(events(10))))
+            except dezky.Error as error:
+                print("refused", error.code)
+            assert began and log.closed
+            blocker.close()
+            """
+        ),
+        url,
+    )
+    with AuditLog.open(url) as log:
+        # The answer is true.
+        assert log.verify().verified == {"a": 11, "r": 1}[out[0]], out
+
+
+def test_a_signal_handler_may_record_during_an_append(new_url: Callable[[str], str]) -> None:
+    out = run(
+        """
+        log = AuditLog.open(url)
+        seqs = []
+        def handler(*_):
+            seqs.append(log.record("c.d", actor=system).seq)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+        receipts = []
+        until = time.monotonic() + 60
+        while len(seqs) < 5 and time.monotonic() < until:
+            receipts += log.append(events(1000))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert len(seqs) >= 5 and None not in seqs
+        stored = log.verify()
+        assert stored.ok and stored.verified == len(receipts) + len(seqs)
+        print("ok")
+        """,
+        new_url("sqlite"),
+    )
+    assert out == "ok\n"
+
+
+def test_a_finalizer_may_close_a_log_while_others_work() -> None:
+    out = run(
+        """
+        import gc
+        gc.set_threshold(1)
+        closed = []
+        class Holder:
+            def __init__(self, log): self.log, self.self = log, self
+            def __del__(self):
+                self.log.close()
+                closed.append(self.log.closed)
+        async def main():
+            async with await AsyncAuditLog.open(url) as log:
+                async def use(number):
+                    for _ in range(40):
+                        Holder(AuditLog.open(url))
+                        await log.record("a.b", actor=system)
+                        try:
+                            await log.append([NewEvent("Bad", actor=system)])
+                        except dezky.errors.EventInvalidError:
+                            pass
+                await asyncio.gather(*map(use, range(4)))
+                assert (await log.head()).next_seq == 160
+        asyncio.run(main())
+        gc.collect()
+        assert len(closed) == 160 and all(closed), len(closed)
+        print("ok")
+        """
+    )
+    assert out == "ok\n"
+
+
+@pytest.mark.parametrize("raised", ["SystemExit(7)", "TimeoutError('late')", "KeyboardInterrupt()"])
+@pytest.mark.parametrize("reader", ["pyarrow.table", "polars.DataFrame"])
+def test_the_exception_of_a_signal_handler_is_not_lost_in_an_arrow_stream(
+    raised: str, reader: str, new_url: Callable[[str], str]
+) -> None:
+    out = run(
+        f"""
+        import pyarrow, polars
+        log = AuditLog.open(url)
+        log.append(events(3000))
+        ours = signal.getsignal(signal.SIGINT)
+        def handler(*_):
+            raise {raised}
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            try:
+                while True: {reader}(log.to_arrow())
+            except Exception:
+                # The stream's own error, before which the other one may have come.
+                if isinstance(sys.exc_info()[1], TimeoutError) and "late" in str(sys.exc_info()[1]): raise
+                for _ in range(100): time.sleep(0.001)
+        except BaseException as error:
+            print(repr(error))
+        assert signal.getsignal(signal.SIGINT) is ours
+        log.close()
+        """,
+        new_url("sqlite"),
+    )
+    assert out == raised.replace('"', "'") + "\n"
+
+
+def test_a_close_survives_the_end_of_the_wait_for_it(new_url: Callable[[str], str], tmp_path: Path) -> None:
+    run(
+        f"""
+        spool = {str(tmp_path / "audit.spool")!r}
+        async def main():
+            cancelled = 0
+            for seconds in (0, 1e-6, 1e-4, 1e-3) * 5:
+                log = await AsyncAuditLog.open(url, spool=spool)
+                await log.record("a.b", actor=system)
+                try:
+                    await asyncio.wait_for(log.close(), seconds)
+                except (TimeoutError, asyncio.TimeoutError):
+                    cancelled += 1
+                await log.close()
+                # The spool is free once it has ended.
+                until = time.monotonic() + 20
+                while True:
+                    try:
+                        async with await AsyncAuditLog.open(url, spool=spool): break
+                    except dezky.Error:
+                        if time.monotonic() > until: raise
+                        await asyncio.sleep(0.01)
+            assert cancelled > 0
+        asyncio.run(main())
+        """,
+        new_url("sqlite"),
     )
 
 
@@ -150,20 +329,25 @@ def test_other_threads_run_while_a_call_blocks(new_url: Callable[[str], str]) ->
 
 def test_two_threads_append_at_once(new_url: Callable[[str], str]) -> None:
     with AuditLog.open(new_url("sqlite")) as log:
-        steps: list[int] = []
+        barrier = threading.Barrier(2)
+        spans: dict[int, list[tuple[float, float]]] = {0: [], 1: []}
 
         def work(number: int) -> None:
             for _ in range(5):
-                log.append([NewEvent("a.b", actor=Actor.system()) for _ in range(500)])
-                steps.append(number)
+                batch = [NewEvent("a.b", actor=Actor.system()) for _ in range(500)]
+                barrier.wait(60)
+                began = time.monotonic()
+                log.append(batch)
+                spans[number].append((began, time.monotonic()))
 
         threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        # Neither waited for all of the other.
-        assert steps[:5] != [steps[0]] * 5 and log.head().next_seq == 5000
+        # A call that held the interpreter's lock would begin after the other's end.
+        overlaps = [max(a[0], b[0]) < min(a[1], b[1]) for a, b in zip(spans[0], spans[1], strict=True)]
+        assert overlaps.count(True) >= 3 and log.head().next_seq == 5000
 
 
 def test_use_after_a_fork_is_refused_in_one_line(new_url: Callable[[str], str]) -> None:

@@ -400,6 +400,8 @@ class AsyncAuditLog:
         /,
     ) -> Awaitable[None]: ...
 
+def _restore(kind: str, values: tuple[Any, ...], /) -> Any: ...
+
 # Flags
 
 _Reason = Literal[

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use arrow_array::builder::{
-    FixedSizeBinaryBuilder, Int64Builder, StringBuilder, StringDictionaryBuilder,
+    FixedSizeBinaryBuilder, Int64Builder, ListBuilder, StringBuilder, StringDictionaryBuilder,
     TimestampMillisecondBuilder,
 };
 use arrow_array::ffi_stream::FFI_ArrowArrayStream;
@@ -12,11 +12,12 @@ use arrow_array::{ArrayRef, RecordBatch, RecordBatchReader};
 use arrow_schema::ffi::FFI_ArrowSchema;
 use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef, TimeUnit};
 use dezky::core::StoredEvent;
-use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::PyCapsule;
 use tokio::sync::mpsc;
 
+use super::event::attribute;
 use super::filters::Filters;
 use super::log::Shared;
 use super::pages::ListPages;
@@ -26,8 +27,9 @@ use crate::runtime;
 /// A batch ends when it has this many events, or this many bytes of metadata.
 const BATCH_EVENTS: usize = 16_000;
 const BATCH_METADATA_BYTES: usize = 16 << 20;
-/// The number of pages that are read ahead of the consumer.
-const PAGES_AHEAD: usize = 16;
+/// The number of pages that are read ahead of the consumer: at 64 KiB of metadata for each event,
+/// one takes 32 MiB.
+const PAGES_AHEAD: usize = 3;
 const HASH_BYTES: i32 = 32;
 
 /// The schema of all streams.
@@ -37,6 +39,7 @@ fn schema() -> SchemaRef {
         let time = DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()));
         let word = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
         let hash = DataType::FixedSizeBinary(HASH_BYTES);
+        let names = DataType::new_list(DataType::Utf8, true);
         let always = |name: &str, kind: &DataType| Field::new(name, kind.clone(), false);
         let maybe = |name: &str, kind: &DataType| Field::new(name, kind.clone(), true);
         Arc::new(Schema::new(vec![
@@ -58,6 +61,7 @@ fn schema() -> SchemaRef {
             always("source", &word),
             maybe("external_id", &DataType::Utf8),
             always("metadata", &DataType::Utf8),
+            always("erased", &names),
             always("prev_hash", &hash),
             always("hash", &hash),
         ]))
@@ -89,6 +93,7 @@ struct Columns {
     source: Words,
     external_id: StringBuilder,
     metadata: StringBuilder,
+    erased: ListBuilder<StringBuilder>,
     prev_hash: FixedSizeBinaryBuilder,
     hash: FixedSizeBinaryBuilder,
 }
@@ -117,6 +122,7 @@ impl Columns {
             source: Words::new(),
             external_id: StringBuilder::new(),
             metadata: StringBuilder::new(),
+            erased: ListBuilder::new(StringBuilder::new()),
             prev_hash: FixedSizeBinaryBuilder::new(HASH_BYTES),
             hash: FixedSizeBinaryBuilder::new(HASH_BYTES),
         }
@@ -148,6 +154,7 @@ impl Columns {
         self.source.append(&event.source)?;
         self.external_id.append_option(event.external_id.as_deref());
         self.metadata.append_value(event.metadata.as_str());
+        self.erased.append_value(stored.erased.iter().map(|field| Some(attribute(*field))));
         self.prev_hash.append_value(stored.prev_hash)?;
         self.hash.append_value(stored.hash)
     }
@@ -172,6 +179,7 @@ impl Columns {
             Arc::new(self.source.finish()),
             Arc::new(self.external_id.finish()),
             Arc::new(self.metadata.finish()),
+            Arc::new(self.erased.finish()),
             Arc::new(self.prev_hash.finish()),
             Arc::new(self.hash.finish()),
         ];
@@ -227,13 +235,13 @@ impl Batches {
     /// lock.
     fn wait(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
         let waited = Python::try_attach(|py| {
+            runtime::check_fork().map_err(|error| failure(&error.to_string()))?;
             runtime::block(py, self.gather()).map_err(|error| {
-                // The consumer raises an error of its own; Ctrl-C must not be lost in it.
-                if error.is_instance_of::<PyKeyboardInterrupt>(py) {
-                    let again = py.import("_thread").and_then(|m| m.call_method0("interrupt_main"));
-                    drop(again);
-                }
-                failure(&error.to_string())
+                let message = error.to_string();
+                // A signal handler raised it, such as the one of Ctrl-C. The consumer raises an
+                // error of its own, in which it must not be lost.
+                raise_again(py, error);
+                failure(&message)
             })
         });
         waited.unwrap_or_else(|| Err(failure("the interpreter ends")))?
@@ -259,6 +267,19 @@ impl RecordBatchReader for Batches {
     }
 }
 
+/// Has the main thread raise an exception once the foreign code has returned to Python.
+fn raise_again(py: Python<'_>, error: PyErr) {
+    static LEND: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let lent = LEND
+        .import(py, "dezky._signals", "lend_handler")
+        .and_then(|lend| lend.call1((error.into_value(py),)))
+        // Called from Python, it would be heard at once, in the helper.
+        .and_then(|_| py.import("_thread")?.call_method0("interrupt_main"));
+    if let Err(error) = lent {
+        error.write_unraisable(py, None);
+    }
+}
+
 /// An error of a stream, which becomes text without zero bytes.
 fn failure(message: &str) -> ArrowError {
     let message = message.replace('\0', "");
@@ -270,7 +291,7 @@ fn failure(message: &str) -> ArrowError {
 ///
 /// Each reader gets a stream of its own, which reads the log from its beginning, newest events
 /// first, in batches of bounded size. Columns are named as the attributes of `Event`; `metadata`
-/// is JSON text, and columns with few different values are dictionaries.
+/// is JSON text, `erased` a list, and columns with few different values are dictionaries.
 ///
 /// Examples:
 ///     >>> import dezky, pyarrow

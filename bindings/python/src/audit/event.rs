@@ -3,13 +3,14 @@
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use dezky::core::{Metadata, NewMetadata, StoredEvent};
+use dezky::core::{AuditEvent, Metadata, NewMetadata, StoredEvent};
 use dezky::{ActorType, Outcome};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyMapping, PyString, PyTuple};
 
+use super::pickle::{Reduced, annotations, reduced};
 use crate::convert::{datetime, json_object, loads, text, timestamp, type_error, value_error};
 use crate::error::coded;
 
@@ -23,7 +24,7 @@ use crate::error::coded;
 ///
 /// Raises:
 ///     TypeError: An argument has the wrong type.
-///     ValueError: `type` is none of the five.
+///     ValueError: `type` is another word.
 ///
 /// Examples:
 ///     >>> import dezky
@@ -309,6 +310,18 @@ impl NewEvent {
         }
         Ok(shown.end())
     }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+        let py = slf.py();
+        let fields = PyDict::new(py);
+        for name in FIELDS.into_iter().filter(|name| *name != "metadata") {
+            fields.set_item(name, slf.getattr(name)?)?;
+        }
+        let event = &slf.get().0;
+        let id = event.id.map(|id| id.to_string());
+        let annotations = annotations(&event.metadata)?;
+        reduced(py, "NewEvent", (fields, id, event.metadata.source(), annotations))
+    }
 }
 
 /// The keyword names of a new event.
@@ -351,7 +364,7 @@ impl<'py> Fields<'py> {
     }
 
     /// The fields of a mapping.
-    fn of_mapping(mapping: &Bound<'py, PyMapping>, name: &str) -> PyResult<Self> {
+    pub(super) fn of_mapping(mapping: &Bound<'py, PyMapping>, name: &str) -> PyResult<Self> {
         let mut fields = Self::default();
         for item in mapping.items()? {
             let (key, value) = item.extract()?;
@@ -694,6 +707,15 @@ impl Event {
         let is_ours = event.source == dezky::core::PLATFORM_SOURCE;
         shown.named("source", (!is_ours).then_some(&event.source))?;
         Ok(shown.end())
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        // An altered row's metadata need not be JSON: it goes as it is.
+        let event = AuditEvent { metadata: Metadata::default(), ..self.0.event.clone() };
+        let event =
+            serde_json::to_string(&event).map_err(|error| coded("internal", &error.to_string()))?;
+        let hashes = (self.prev_hash(), self.hash());
+        reduced(py, "Event", (self.0.seq, event, self.metadata_json(), self.erased(py)?, hashes))
     }
 }
 

@@ -22,6 +22,7 @@ use super::arrow::ArrowEvents;
 use super::event::{Fields, attribute, new_event};
 use super::filters::Filters;
 use super::pages::{EventIterator, EventPages, TailPages, event_stream};
+use super::pickle::{Reduced, reduced};
 use super::verify::{Head, Run, Verification, callback, expected, verification};
 use crate::convert::{path, text, type_error, value_error};
 use crate::error::{coded, exception};
@@ -201,7 +202,7 @@ impl Opening {
 /// The result of recording an event.
 #[pyclass(frozen, eq, module = "dezky", name = "Recorded")]
 #[derive(PartialEq)]
-pub(crate) struct Recorded(CoreRecorded);
+pub(crate) struct Recorded(pub(super) CoreRecorded);
 
 #[pymethods]
 impl Recorded {
@@ -236,12 +237,16 @@ impl Recorded {
         let seq = self.seq().map_or_else(|| "None".to_owned(), |seq| seq.to_string());
         format!("Recorded(status='{}', seq={seq}, id='{}')", self.status(), self.id())
     }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        reduced(py, "Recorded", (self.status(), self.seq(), self.id()))
+    }
 }
 
 /// The result of appending one event.
 #[pyclass(frozen, eq, module = "dezky", name = "Receipt")]
 #[derive(PartialEq)]
-pub(crate) struct Receipt(CoreReceipt);
+pub(crate) struct Receipt(pub(super) CoreReceipt);
 
 #[pymethods]
 impl Receipt {
@@ -277,7 +282,14 @@ impl Receipt {
     fn __repr__(&self) -> String {
         format!("Receipt(status='{}', seq={}, id='{}')", self.status(), self.0.seq, self.0.id)
     }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        reduced(py, "Receipt", (self.status(), self.0.seq, self.id(), self.differs(py)?))
+    }
 }
+
+/// The number of events after which reading or sealing a batch lets others work.
+const EVENTS_AT_ONCE: usize = 200;
 
 /// Events for `append`, taken from an iterable up to the bound of one call.
 fn batch(events: &Bound<'_, PyAny>) -> PyResult<Vec<dezky::NewEvent>> {
@@ -295,21 +307,29 @@ fn batch(events: &Bound<'_, PyAny>) -> PyResult<Vec<dezky::NewEvent>> {
                 ),
             ));
         }
+        if index % EVENTS_AT_ONCE == 0 {
+            events.py().check_signals()?;
+        }
         batch.push(new_event(&item?, &format!("events[{index}]"))?);
     }
     Ok(batch)
 }
 
 async fn append(platform: Arc<Platform>, batch: Vec<dezky::NewEvent>) -> PyResult<Vec<Receipt>> {
-    let events: Vec<SealedEvent> =
-        batch.into_iter().map(|event| event.seal(&**platform.runtime())).collect();
-    for (index, event) in events.iter().enumerate() {
+    let mut events: Vec<SealedEvent> = Vec::with_capacity(batch.len());
+    for (index, event) in batch.into_iter().enumerate() {
+        if index % EVENTS_AT_ONCE == 0 {
+            // An append that is cancelled ends here.
+            tokio::task::yield_now().await;
+        }
+        let event = event.seal(&**platform.runtime());
         if let Err(invalid) = event.validate() {
             let field = dezky::core::Field::ALL.into_iter().find(|f| f.name() == invalid.field);
             let field = field.map_or_else(|| invalid.field.to_owned(), attribute);
             let problem = format!("events[{index}].{field} must be {}", invalid.bound);
             return Err(coded("event_invalid", &problem));
         }
+        events.push(event);
     }
     let appended = platform.store.append(events, AppendOptions::default()).await;
     Ok(appended.map_err(exception)?.receipts.into_iter().map(Receipt).collect())

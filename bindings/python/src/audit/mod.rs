@@ -5,6 +5,7 @@ pub(crate) mod event;
 mod filters;
 pub(crate) mod log;
 mod pages;
+mod pickle;
 mod verify;
 
 use pyo3::prelude::*;
@@ -25,5 +26,6 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<verify::Finding>()?;
     module.add_class::<verify::Head>()?;
     module.add_class::<verify::Verification>()?;
-    module.add_class::<verify::VerificationRun>()
+    module.add_class::<verify::VerificationRun>()?;
+    module.add_function(wrap_pyfunction!(pickle::_restore, module)?)
 }

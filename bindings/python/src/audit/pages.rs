@@ -67,7 +67,7 @@ enum TailEnd {
 }
 
 impl TailPages {
-    /// The events from `from_seq` on, for ever or up to the log's head.
+    /// The events from `from_seq` on, without end or up to the log's head.
     pub(super) fn new(store: Arc<dyn AuditStore>, from_seq: u64, follow: bool) -> Self {
         let tail = store.tail(Arc::new(TokioRuntime), from_seq);
         let chunks = tail.into_stream().ready_chunks(TAIL_EVENTS).boxed();

@@ -14,9 +14,13 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::log::Shared;
+use super::pickle::{Reduced, reduced};
 use crate::convert::{text, type_error, value_error};
 use crate::error::exception;
 use crate::runtime;
+
+/// The text of the head of an empty log, which any log continues.
+const NO_EVENTS: &str = "no events";
 
 /// The end of a log: the number of its events and the hash of the last one.
 ///
@@ -65,11 +69,15 @@ impl Head {
     }
 
     fn __str__(&self) -> String {
-        self.seq().map_or_else(|| "no events".to_owned(), |seq| format!("{seq}:{}", self.hex()))
+        self.seq().map_or_else(|| NO_EVENTS.to_owned(), |seq| format!("{seq}:{}", self.hex()))
     }
 
     fn __repr__(&self) -> String {
         format!("Head(next_seq={}, hash='{}')", self.next_seq, self.hex())
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        reduced(py, "Head", (self.next_seq, self.hash()))
     }
 }
 
@@ -83,8 +91,11 @@ pub(super) fn expected(head: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Expec
     if !head.is_instance_of::<PyString>() {
         return Err(type_error("head", "a Head or a str", head));
     }
-    let read = text(head, "head")?.parse();
-    read.map(Some).map_err(|_| {
+    let head = text(head, "head")?;
+    if head == NO_EVENTS {
+        return Ok(None);
+    }
+    head.parse().map(Some).map_err(|_| {
         value_error(
             "head",
             "must be SEQ:HASH, a number and 64 hexadecimal digits, as str(log.head())",
