@@ -686,11 +686,7 @@ def test_a_killed_pump_is_relieved_when_its_lease_lapses(killed_url: str) -> Non
         assert pump.tick().standby
         process.kill()
         process.communicate()
-<<<<<<< HEAD
-        until(lambda: not pump.tick().standby, seconds=10)
-=======
         until(lambda: not pump.tick().standby)
->>>>>>> h-ingest
         assert numbers(log) == [0, 1, 2]
 
 
