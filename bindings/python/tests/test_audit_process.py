@@ -442,7 +442,9 @@ EXITS = {
 }
 
 
-@pytest.mark.parametrize("engine", ["sqlite", "postgres", "mongodb"])
+# Not on the tests' server of MongoDB's protocol: it serves nobody until the transaction of a
+# process that ended has timed out.
+@pytest.mark.parametrize("engine", ["sqlite", "postgres"])
 @pytest.mark.parametrize("state", EXITS, ids=lambda name: name.replace(" ", "-"))
 def test_the_interpreter_ends_quietly(state: str, engine: str, new_url: Callable[[str], str]) -> None:
     assert run("log = AuditLog.open(url)\n" + EXITS[state], new_url(engine)) == ""

@@ -16,7 +16,7 @@ use crate::runtime::{future, wait_for};
 
 /// The bounds of one append: within the time that one may take, on a slow store too, and with room for
 /// the quarantine's notices.
-const MAX_EVENTS: usize = 1_000;
+const MAX_EVENTS: usize = 500;
 const MAX_ITEMS: usize = 1_000;
 const MAX_BYTES: usize = 8 << 20;
 
