@@ -2,7 +2,7 @@
 
     python examples/python/fastapi_service.py
 
-Needs `pip install dezky fastapi httpx`. It runs against itself and ends. In production, pass the
+Needs dezky and `pip install fastapi httpx`. It runs against itself and ends. In production, pass the
 application to a server (`uvicorn --factory fastapi_service:service`), and edit flags with
 `dezky-server flags set` or its API: `AsyncLiveFlags.open` with the URL of the same store follows them.
 """

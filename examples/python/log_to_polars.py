@@ -1,6 +1,6 @@
 """From an audit log to a polars frame, and to a picture: failed logins by hour and tenant.
 
-    pip install dezky polars matplotlib
+    pip install polars matplotlib
     python examples/python/log_to_polars.py [logins.png]
 """
 

@@ -2,7 +2,7 @@
 
     python examples/python/openfeature_client.py
 
-Needs `pip install dezky[openfeature]`, and nothing else: the flags come from a list. With the URL of
+Needs dezky and `pip install openfeature-sdk`, and nothing else: the flags come from a list. With the URL of
 a store or server instead (`DezkyProvider("postgres://…")`, `DezkyProvider("https://…", token=…)`) the
 provider follows it, and its changes are events.
 """

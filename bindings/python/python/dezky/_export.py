@@ -180,7 +180,7 @@ def write_parquet(log: AuditLog, filters: dict[str, Any], file: IO[bytes], repor
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise Refused("Parquet needs pyarrow: pip install 'dezky[parquet]'") from None
+        raise Refused("Parquet needs pyarrow: pip install pyarrow") from None
     done = 0
     reader = pa.RecordBatchReader.from_stream(log.to_arrow(**filters))
     with reader, pq.ParquetWriter(file, reader.schema, compression="zstd") as writer:

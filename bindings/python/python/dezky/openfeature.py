@@ -1,6 +1,6 @@
 """A provider for OpenFeature that decides with dezky's flags.
 
-Needs the package `openfeature-sdk` (`pip install dezky[openfeature]`).
+Needs the package `openfeature-sdk`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ try:
     from openfeature.flag_evaluation import FlagResolutionDetails, Reason
     from openfeature.provider import AbstractProvider, Metadata
 except ModuleNotFoundError as _missing:  # pragma: no cover
-    raise ModuleNotFoundError("dezky.openfeature needs openfeature-sdk: pip install 'dezky[openfeature]'") from _missing
+    raise ModuleNotFoundError("dezky.openfeature needs openfeature-sdk: pip install openfeature-sdk") from _missing
 
 if TYPE_CHECKING:
     from openfeature.flag_evaluation import FlagValueType
