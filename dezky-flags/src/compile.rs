@@ -133,7 +133,7 @@ impl<'a> FlagHandle<'a> {
     /// # use dezky_flags::{Bits, Flag, FlagContext, FlagSet, FlagState, NewFlag};
     /// let new = NewFlag { state: FlagState::Rollout, pct: 25, ..NewFlag::new("partner_portal") };
     /// let set = FlagSet::compile([&Flag::new(new, Timestamp::MIN).unwrap()]);
-    /// let tenants = ["1d0e6fde-e431-7835-82c1-a48a8b044551", "t-4"];
+    /// let tenants = ["1d0e6fde-e431-7835-82c1-a48a8b044551", "t-2"];
     /// let mut values = Bits::new();
     /// set.handle("partner_portal").unwrap().values_into(tenants, &FlagContext::default(), &mut values);
     /// assert_eq!(values.iter().collect::<Vec<_>>(), [true, false]);
