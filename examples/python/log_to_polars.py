@@ -67,7 +67,7 @@ def draw(counts: pl.DataFrame, path: Path) -> None:
         shift = datetime.timedelta(minutes=18 * (number - 1))
         axes.bar([hour + shift for hour in one["hour"]], one["failed"], width=0.012, label=tenant)
     hours = [MIDNIGHT + datetime.timedelta(hours=hour) for hour in range(0, 25, 3)]
-    axes.set_xticks(hours, [f"{hour:%H:%M}" for hour in hours])
+    axes.set(xticks=hours, xticklabels=[f"{hour:%H:%M}" for hour in hours])
     axes.set(title="Failed logins by hour, 21 November 2026", xlabel="hour (UTC)", ylabel="failed logins")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

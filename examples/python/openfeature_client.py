@@ -7,13 +7,15 @@ a store or server instead (`DezkyProvider("postgres://…")`, `DezkyProvider("ht
 provider follows it, and its changes are events.
 """
 
+from typing import Any
+
 from openfeature import api
 from openfeature.evaluation_context import EvaluationContext
 
 import dezky
 from dezky.openfeature import DezkyProvider
 
-FLAGS = [
+FLAGS: list[dict[str, Any]] = [
     {"key": "chat", "state": "rollout", "pct": 25},
     {"key": "portal", "state": "targeted", "scope": {"plans": ["pro"]}},
 ]
