@@ -1,7 +1,7 @@
 //! The native part of the Python package `dezky`.
 //!
 //! Each class has a blocking form and, where it waits, an `Async` form with the same names: both
-//! call the same futures, through [`runtime::wait`] and [`runtime::future`].
+//! call the same futures, through `runtime::wait` and `runtime::future`.
 
 // The futures of three drivers nest deeper than the default allows.
 #![recursion_limit = "256"]
