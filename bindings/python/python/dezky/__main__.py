@@ -399,9 +399,9 @@ def _export_events(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _tidy_end() -> Iterator[None]:
-    """Makes SIGTERM leave no temporary file, and a signal end the program whatever it ends up as.
+    """Makes SIGTERM leave no temporary file, and a signal end the program, even if its exception is lost.
 
-    A library through which the exception of a signal passes may make an error of its own of it.
+    A library may replace the exception that a signal handler raised with a different one.
     """
     if threading.current_thread() is not threading.main_thread():
         # Signals, and what they end, belong to the main thread.

@@ -84,7 +84,7 @@ class FencedError(Error):
 
 
 class PrunedError(Error, LookupError):
-    """The requested part of the log was archived and is no longer stored here."""
+    """The requested part of the log was archived: the store no longer has it."""
 
     code = "pruned"
 

@@ -131,7 +131,7 @@ class Source(abc.ABC):
     def pull(self, cursor: str | None) -> Batch | Awaitable[Batch]:
         """Returns the events after a cursor; `None` is the beginning.
 
-        A `def` runs in a thread of its own and may block; it may use dezky. An `async def` needs an
+        A `def` runs in a separate thread, where it may block and call dezky. An `async def` needs an
         `AsyncPump`. An exception is a failure: the pump logs it and tries again, waiting longer each
         time.
         """

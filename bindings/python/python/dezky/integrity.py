@@ -71,7 +71,7 @@ def chain_hash(prev_hash: bytes, leaf_hash: bytes) -> bytes:
     """Returns an event's hash in the chain, from the previous event's and its own leaf's.
 
     Raises:
-        ValueError: A hash does not have 32 bytes.
+        ValueError: A hash is not 32 bytes long.
     """
     return hashlib.sha256(_CHAIN + _bytes32(prev_hash, "prev_hash") + _bytes32(leaf_hash, "leaf_hash")).digest()
 
@@ -83,7 +83,7 @@ def field_salt(salt: bytes, field: str) -> bytes:
     about other fields.
 
     Raises:
-        ValueError: There is no such field, or the salt does not have 32 bytes.
+        ValueError: The field is unknown, or the salt is not 32 bytes long.
     """
     return hmac.digest(_bytes32(salt, "salt"), _SALT + _tag(field), "sha256")
 
@@ -92,7 +92,7 @@ def commitment(salt: bytes, field: str, value: bytes) -> bytes:
     """Returns the commitment to a field's value, under the salt of that field.
 
     Raises:
-        ValueError: There is no such field, or the salt does not have 32 bytes.
+        ValueError: The field is unknown, or the salt is not 32 bytes long.
     """
     return hmac.digest(_bytes32(salt, "salt"), _FIELD + _tag(field) + _length(value) + value, "sha256")
 
@@ -108,7 +108,7 @@ def leaf(event: Event | Mapping[str, object], salt: bytes) -> bytes:
 
     Raises:
         TypeError: A field has the wrong type.
-        ValueError: A required field is absent, or the salt does not have 32 bytes.
+        ValueError: A required field is absent, or the salt is not 32 bytes long.
     """
     parts = [_LEAF]
     for field in FIELDS:

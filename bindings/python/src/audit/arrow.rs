@@ -238,8 +238,8 @@ impl Batches {
             runtime::check_fork().map_err(|error| failure(&error.to_string()))?;
             runtime::block(py, self.gather()).map_err(|error| {
                 let message = error.to_string();
-                // A signal handler raised it, such as the one of Ctrl-C. The consumer raises an
-                // error of its own, in which it must not be lost.
+                // A signal handler raised it, such as the one of Ctrl-C. The consumer raises a
+                // different error, so the handler's is raised again later.
                 raise_again(py, error);
                 failure(&message)
             })
@@ -289,7 +289,7 @@ fn failure(message: &str) -> ArrowError {
 /// Events for libraries that read Arrow: polars, pandas, pyarrow, DuckDB and others take it as it
 /// is, because it has the methods of the Arrow PyCapsule interface.
 ///
-/// Each reader gets a stream of its own, which reads the log from its beginning, newest events
+/// Each reader gets a separate stream, which reads the log from its beginning, newest events
 /// first, in batches of bounded size. Columns are named as the attributes of `Event`; `metadata`
 /// is JSON text, `erased` a list, and columns with few different values are dictionaries.
 ///

@@ -14,7 +14,7 @@ use super::pickle::{Reduced, annotations, reduced};
 use crate::convert::{datetime, json_object, loads, text, timestamp, type_error, value_error};
 use crate::error::coded;
 
-/// Who acted: a kind of actor, with what is known of them.
+/// The actor of an event: the type, and the id, e-mail address and IP address if known.
 ///
 /// Args:
 ///     type: `"user"`, `"operator"`, `"service"`, `"system"` or `"anonymous"`.
