@@ -249,8 +249,10 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
         let mut tx = self.rows.begin().await?;
         let now = tx.now().await?;
         let token = match tx.lease(name).await? {
-            Some(row) if row.holds_at(now, ttl) && row.holder != holder => return Ok(None),
-            Some(row) if row.holds_at(now, ttl) => row.token,
+            // Also after it lapsed: nobody else has had it, so the work under the token was
+            // exclusive all the time.
+            Some(row) if row.holder == holder => row.token,
+            Some(row) if row.holds_at(now, ttl) => return Ok(None),
             Some(row) => {
                 if row.expires_at > now {
                     tracing::warn!(

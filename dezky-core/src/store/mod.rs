@@ -175,9 +175,11 @@ pub trait AuditStore: Send + Sync {
     /// Acquires or renews the lease `name` for `holder`, by the database's clock.
     ///
     /// Returns `None` if another holder has it. A lease that ends later than its length from now
-    /// was written while the clock was ahead, and is ignored. A renewal in time keeps the token.
-    /// After the lease expired or was released, the token is higher, and every append with an old
-    /// one is [fenced](AppendOptions::fence) off. `holder` must be unique to the running instance,
+    /// was written while the clock was ahead, and is ignored. A renewal keeps the token, even after
+    /// the lease lapsed, as long as nobody else has had it: a slow database must not fence its only
+    /// writer off. Another holder gets a higher token, as everybody does after a release, and every
+    /// append with an old one is [fenced](AppendOptions::fence) off. `holder` must be unique to the
+    /// running instance,
     /// because two instances with one name would share the lease.
     async fn acquire_lease(&self, name: &str, holder: &str, ttl: Duration)
     -> Result<Option<Lease>>;

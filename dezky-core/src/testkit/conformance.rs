@@ -85,6 +85,7 @@ macro_rules! audit_store_conformance {
             cursors_are_per_source
             a_lease_has_one_holder
             a_lapsed_lease_goes_to_the_next
+            a_lapsed_lease_that_nobody_took_is_renewed
             an_old_holder_is_fenced_off
             a_lease_given_back_is_free
             quarantine_commits_with_the_cursor
@@ -504,6 +505,22 @@ pub async fn a_lapsed_lease_goes_to_the_next(h: Harness<'_>) {
     assert!(second.token > first.token);
 }
 
+/// See the name.
+pub async fn a_lapsed_lease_that_nobody_took_is_renewed(h: Harness<'_>) {
+    let store = h.open(Reopen::No).await;
+    let first = store.acquire_lease("l", "a", SHORT).await.unwrap().unwrap();
+    h.runtime().sleep(SHORT * 2).await;
+    let renewed = store.acquire_lease("l", "a", SHORT).await.unwrap().unwrap();
+    assert_eq!(renewed.token, first.token);
+    assert!(renewed.expires_at > first.expires_at);
+    // An append that waited meanwhile.
+    let waited = AppendOptions { fence: Some(first.fence()), ..AppendOptions::default() };
+    store.append(named(h, &["a"]), waited.clone()).await.unwrap();
+    acquire_soon(h, &store, "l", "b").await;
+    let refused = store.append(named(h, &["b"]), waited).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Fenced);
+}
+
 /// Waits until a lease expires.
 async fn acquire_soon(
     h: Harness<'_>,
@@ -547,8 +564,11 @@ pub async fn a_lease_given_back_is_free(h: Harness<'_>) {
     let store = h.open(Reopen::No).await;
     let first = store.acquire_lease("l", "a", LONG).await.unwrap().unwrap();
     store.release_lease(&first).await.unwrap();
+    let again = store.acquire_lease("l", "a", LONG).await.unwrap().unwrap();
+    assert!(again.token > first.token, "not even the same holder gets the released token");
+    store.release_lease(&again).await.unwrap();
     let second = store.acquire_lease("l", "b", LONG).await.unwrap().unwrap();
-    assert!(second.token > first.token);
+    assert!(second.token > again.token);
     let stale = AppendOptions { fence: Some(first.fence()), ..AppendOptions::default() };
     let refused = store.append(named(h, &["late"]), stale).await;
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Fenced);

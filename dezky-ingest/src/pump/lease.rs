@@ -64,7 +64,7 @@ impl LeaseKeeper {
     }
 
     /// Renews the lease whenever it is due, and ends when the lease has changed: it is another
-    /// replica's, or ours again after it had lapsed. Without a lease it never ends.
+    /// replica's, or ours again after another had it. Without a lease it never ends.
     pub(super) async fn keep(&mut self) {
         let Some(token) = self.lease.as_ref().map(|lease| lease.token) else {
             return pending().await;
