@@ -27,6 +27,12 @@ pub(crate) fn value_error(name: &str, problem: impl std::fmt::Display) -> PyErr 
     PyValueError::new_err(format!("{name} {problem}"))
 }
 
+/// A `bool`.
+pub(crate) fn flag(value: &Bound<'_, PyAny>, name: &str) -> PyResult<bool> {
+    let value = value.cast::<PyBool>().map_err(|_| type_error(name, "a bool", value))?;
+    Ok(value.is_true())
+}
+
 /// A `str`.
 pub(crate) fn text(value: &Bound<'_, PyAny>, name: &str) -> PyResult<String> {
     text_of(value, name).map(str::to_owned)

@@ -12,6 +12,16 @@ pub(crate) fn exception(error: dezky::Error) -> PyErr {
     coded(error.code(), &error.to_string())
 }
 
+/// The exception of a URL that is refused, which names the argument.
+pub(crate) fn of_url(error: dezky::Error) -> PyErr {
+    let text = error.to_string();
+    let refused = ["base_url ", "the store's URL: "].iter().find_map(|own| text.strip_prefix(own));
+    match refused {
+        Some(problem) => coded(error.code(), &format!("url {problem}")),
+        None => exception(error),
+    }
+}
+
 /// An exception with a code and a message.
 pub(crate) fn coded(code: &str, message: &str) -> PyErr {
     let raised = attached(|py| match class(py, code) {
