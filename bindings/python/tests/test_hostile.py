@@ -394,6 +394,8 @@ CALLBACKS = {"handler", "progress"}
 
 
 @pytest.mark.timeout(180)
+# A class of an object that can't be asked for it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("label", "kind", "item", "method"),
     [
