@@ -44,6 +44,14 @@ pub(crate) fn text_of<'a>(value: &'a Bound<'_, PyAny>, name: &str) -> PyResult<&
     text.to_str().map_err(|_| lone_surrogate(name))
 }
 
+/// The URL of a store or a server.
+pub(crate) fn url(value: &Bound<'_, PyAny>) -> PyResult<String> {
+    if !value.is_instance_of::<PyString>() {
+        return Err(type_error("url", "a str such as \"sqlite:///path/audit.db\"", value));
+    }
+    text(value, "url")
+}
+
 /// A path as text, or from `pathlib`.
 pub(crate) fn path(value: &Bound<'_, PyAny>, name: &str) -> PyResult<PathBuf> {
     value.extract().map_err(|_| type_error(name, "a str or a path", value))

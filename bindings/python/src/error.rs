@@ -1,6 +1,6 @@
 //! Errors of the crates as exceptions.
 
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
@@ -10,6 +10,11 @@ use crate::runtime::attached;
 #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
 pub(crate) fn exception(error: dezky::Error) -> PyErr {
     coded(error.code(), &error.to_string())
+}
+
+/// The exception of a constructor of which `open` takes the place.
+pub(crate) fn opened_by(call: &str) -> PyErr {
+    PyTypeError::new_err(format!("use {call}: opening may wait, as a constructor should not"))
 }
 
 /// The exception of a URL that is refused, which names the argument.

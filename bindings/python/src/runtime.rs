@@ -18,6 +18,7 @@ use dezky::core::rt::unblock;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use pyo3::BoundObject as _;
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyCFunction;
@@ -330,7 +331,11 @@ pub(crate) fn done<'py>(
 
 fn running_loop(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     static LOOP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    LOOP.import(py, "asyncio", "get_running_loop")?.call0()
+    LOOP.import(py, "asyncio", "get_running_loop")?.call0().map_err(|_| {
+        PyRuntimeError::new_err(
+            "no running event loop: call it within a coroutine, or use the class without Async",
+        )
+    })
 }
 
 /// Starts `work` and returns the `asyncio.Future` of its result. Cancelling the future drops

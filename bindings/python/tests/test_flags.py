@@ -217,7 +217,7 @@ PACKAGE: Any = dezky
         (lambda: LOOSE.evaluate("half", tenant_id="t", tenant_active=1), TypeError, "tenant_active must be a bool"),
         (lambda: LOOSE.evaluate("half", tenant_id="t", planet="x"), TypeError, "unexpected keyword argument 'planet'"),
         (lambda: LOOSE.evaluate("half", {"tenantId": "t"}), ValueError, "context has an unknown key 'tenantId'"),
-        (lambda: LOOSE.evaluate("half", "t-1"), TypeError, "context must be a Context or a mapping, not str"),
+        (lambda: LOOSE.evaluate("half", "t-1"), TypeError, r"context must be a Context or a mapping \(an id goes into tenant_id=\), not str"),
         (lambda: LOOSE.evaluate(7, tenant_id="t"), TypeError, "key must be a str, not int"),
         (lambda: LOOSE.evaluate("half", tenant_id="\ud800"), ValueError, "tenant_id contains a lone surrogate"),
         (lambda: LOOSE.evaluate_all(), TypeError, "no tenant_id"),

@@ -15,7 +15,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::{Either, select};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyInt, PyTuple};
+use pyo3::types::{PyDict, PyInt, PyString, PyTuple};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -25,8 +25,8 @@ use super::filters::Filters;
 use super::pages::{EventIterator, EventPages, TailPages, event_stream};
 use super::pickle::{Reduced, reduced};
 use super::verify::{Head, Run, Verification, callback, expected, verification};
-use crate::convert::{flag, path, text, type_error, value_error};
-use crate::error::{coded, exception, of_url};
+use crate::convert::{self, flag, path, type_error, value_error};
+use crate::error::{coded, exception, of_url, opened_by};
 use crate::runtime::{self, Ended, Ending, Owned};
 
 /// An open log, shared by the objects that work on it.
@@ -144,7 +144,7 @@ impl Opening {
         spool: Option<&Bound<'_, PyAny>>,
         read_only: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let config = StoreConfig::parse(&text(url, "url")?).map_err(of_url)?;
+        let config = StoreConfig::parse(&convert::url(url)?).map_err(of_url)?;
         let read_only = read_only.map_or(Ok(false), |given| flag(given, "read_only"))?;
         let spool = spool.map(|spool| path(spool, "spool")).transpose()?;
         if read_only && spool.is_some() {
@@ -295,9 +295,12 @@ const EVENTS_AT_ONCE: usize = 200;
 
 /// Events for `append`, taken from an iterable up to the bound of one call.
 fn batch(events: &Bound<'_, PyAny>) -> PyResult<Vec<dezky::NewEvent>> {
-    let items = events
-        .try_iter()
-        .map_err(|_| type_error("events", "an iterable of NewEvent or mappings", events))?;
+    let refused = || type_error("events", "an iterable of NewEvent or mappings", events);
+    // One event is no iterable of them.
+    if events.is_instance_of::<PyDict>() || events.is_instance_of::<PyString>() {
+        return Err(refused());
+    }
+    let items = events.try_iter().map_err(|_| refused())?;
     let mut batch = Vec::new();
     for (index, item) in items.enumerate() {
         if index == MAX_BATCH_EVENTS {
@@ -410,6 +413,12 @@ impl AuditLog {
 
 #[pymethods]
 impl AuditLog {
+    #[new]
+    #[pyo3(signature = (*_arguments, **_named))]
+    fn new(_arguments: &Bound<'_, PyTuple>, _named: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        Err(opened_by("AuditLog.open(url)"))
+    }
+
     /// Opens the log at a URL, and creates or migrates its schema.
     ///
     /// Args:
@@ -680,6 +689,12 @@ impl AsyncAuditLog {
 
 #[pymethods]
 impl AsyncAuditLog {
+    #[new]
+    #[pyo3(signature = (*_arguments, **_named))]
+    fn new(_arguments: &Bound<'_, PyTuple>, _named: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        Err(opened_by("await AsyncAuditLog.open(url)"))
+    }
+
     /// Opens the log at a URL, as `AuditLog.open` does.
     #[staticmethod]
     #[pyo3(

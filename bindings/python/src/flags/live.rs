@@ -27,8 +27,8 @@ use super::decision::{Decision, Explanation};
 use super::remote::Remote;
 use super::resolve::{self, Given};
 use super::set::{Compiled, FlagSet};
-use crate::convert::{path, seconds_between, text, text_of, type_error, value_error};
-use crate::error::{exception, of_url};
+use crate::convert::{self, path, seconds_between, text, text_of, type_error, value_error};
+use crate::error::{exception, of_url, opened_by};
 use crate::runtime::{self, Ended, Ending, Owned};
 
 /// The number of events that a subscriber may be behind; older ones are dropped.
@@ -247,7 +247,7 @@ impl Opening {
         timeout: Option<&Bound<'_, PyAny>>,
         file: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let url = text(url, "url")?;
+        let url = convert::url(url)?;
         let scheme = url.split("://").next().unwrap_or_default().to_ascii_lowercase();
         let is_server = matches!(&*scheme, "http" | "https");
         let least = if is_server { 0.1 } else { 0.01 };
@@ -614,6 +614,12 @@ pub(crate) struct LiveFlags {
 
 #[pymethods]
 impl LiveFlags {
+    #[new]
+    #[pyo3(signature = (*_arguments, **_named))]
+    fn new(_arguments: &Bound<'_, PyTuple>, _named: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        Err(opened_by("LiveFlags.open(url)"))
+    }
+
     /// Opens the flags at a URL.
     ///
     /// Args:
@@ -917,6 +923,12 @@ pub(crate) struct AsyncLiveFlags {
 
 #[pymethods]
 impl AsyncLiveFlags {
+    #[new]
+    #[pyo3(signature = (*_arguments, **_named))]
+    fn new(_arguments: &Bound<'_, PyTuple>, _named: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        Err(opened_by("await AsyncLiveFlags.open(url)"))
+    }
+
     /// Opens the flags at a URL; see `LiveFlags.open()`.
     #[staticmethod]
     #[pyo3(signature = (url, *, token = None, poll_interval = None, timeout = None, file = None))]

@@ -433,8 +433,8 @@ fn source_text(py: Python<'_>, source: &Bound<'_, PyAny>) -> PyResult<(String, S
             Err(error) => error,
         }
     };
-    let text = read
-        .map_err(refused)?
-        .ok_or_else(|| value_error("source", format_args!("has more than {MAX_FILE_BYTES} bytes")))?;
+    let text = read.map_err(refused)?.ok_or_else(|| {
+        value_error("source", format_args!("has more than {MAX_FILE_BYTES} bytes"))
+    })?;
     Ok((path.display().to_string(), wrapped(text)))
 }

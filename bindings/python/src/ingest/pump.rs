@@ -23,7 +23,9 @@ use super::log::PumpLog;
 use super::source::{PythonSource, Shared, warn};
 use crate::convert::{datetime, text, type_error, value_error};
 use crate::error::{coded, exception};
-use crate::runtime::{Ended, Ending, block, check_fork, existing, future, in_python, runtime, wait};
+use crate::runtime::{
+    Ended, Ending, block, check_fork, existing, future, in_python, runtime, wait,
+};
 
 /// The interval at which failures of a running pump are looked for.
 const WATCH: Duration = Duration::from_millis(200);
