@@ -414,7 +414,7 @@ impl AuditLog {
 #[pymethods]
 impl AuditLog {
     #[new]
-    #[pyo3(signature = (*_arguments, **_named))]
+    #[pyo3(signature = (*_arguments, **_named), text_signature = "()")]
     fn new(_arguments: &Bound<'_, PyTuple>, _named: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         Err(opened_by("AuditLog.open(url)"))
     }
@@ -690,7 +690,7 @@ impl AsyncAuditLog {
 #[pymethods]
 impl AsyncAuditLog {
     #[new]
-    #[pyo3(signature = (*_arguments, **_named))]
+    #[pyo3(signature = (*_arguments, **_named), text_signature = "()")]
     fn new(_arguments: &Bound<'_, PyTuple>, _named: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         Err(opened_by("await AsyncAuditLog.open(url)"))
     }

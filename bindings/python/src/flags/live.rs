@@ -615,7 +615,7 @@ pub(crate) struct LiveFlags {
 #[pymethods]
 impl LiveFlags {
     #[new]
-    #[pyo3(signature = (*_arguments, **_named))]
+    #[pyo3(signature = (*_arguments, **_named), text_signature = "()")]
     fn new(_arguments: &Bound<'_, PyTuple>, _named: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         Err(opened_by("LiveFlags.open(url)"))
     }
@@ -924,7 +924,7 @@ pub(crate) struct AsyncLiveFlags {
 #[pymethods]
 impl AsyncLiveFlags {
     #[new]
-    #[pyo3(signature = (*_arguments, **_named))]
+    #[pyo3(signature = (*_arguments, **_named), text_signature = "()")]
     fn new(_arguments: &Bound<'_, PyTuple>, _named: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         Err(opened_by("await AsyncLiveFlags.open(url)"))
     }
