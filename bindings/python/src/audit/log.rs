@@ -620,7 +620,7 @@ impl AuditLog {
     }
 
     /// Ends the background work and closes the connections. Iterators of the log end with an
-    /// error. Closing again does nothing.
+    /// error. Closing again waits for the same end.
     ///
     /// Events in the spool stay there until a log is opened with it.
     fn close(&self, py: Python<'_>) -> PyResult<()> {

@@ -814,7 +814,7 @@ impl LiveFlags {
     ///     handler: Called with each `FlagEvent`, in order, on a thread of dezky's. An exception
     ///         goes to `sys.unraisablehook`. It may use these flags, but should not wait for long:
     ///         once 256 events wait, one of the kind `changed` without keys and one of the current
-    ///         health stand for all of them.
+    ///         health stand for all of them. The interpreter ends after a call under way.
     ///
     /// Returns:
     ///     The subscription, which also ends when the flags are closed.
