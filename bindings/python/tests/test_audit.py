@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from conftest import until
 
 import dezky
 from dezky import Actor, AuditLog, Event, NewEvent
@@ -223,7 +224,7 @@ def test_a_tail_waits_for_more_and_ends_when_the_log_is_closed(log_url: str) -> 
     thread.start()
     for number in range(5):
         log.append(numbered(1, prefix=f"p{number}"))
-    wait_until(lambda: seen == [1, 2, 3, 4])
+    until(lambda: seen == [1, 2, 3, 4])
     log.close()
     thread.join(10)
     assert not thread.is_alive()
@@ -414,7 +415,7 @@ def test_events_wait_in_the_spool_while_the_store_is_down(
         spooled = log.record("c.d", actor=Actor.system())
         assert (spooled.status, spooled.seq) == ("spooled", None)
         blocker.rollback()
-        wait_until(lambda: log.head().next_seq == 2)
+        until(lambda: log.head().next_seq == 2)
         (event,) = log.list(action="c.d")
         assert event.id == spooled.id
     with AuditLog.open(url, spool=str(spool)):
@@ -449,7 +450,7 @@ def test_staged_events_are_relayed_while_the_log_is_open(new_url: Callable[[str]
         with psycopg.connect(url) as connection:
             assert "event" in columns
             connection.execute("INSERT INTO dezky_outbox (event) VALUES (%s)", [json.dumps(staged)])
-        wait_until(lambda: log.head().next_seq == 2)
+        until(lambda: log.head().next_seq == 2)
         (event,) = log.list(action="c.d")
         assert event.id == staged["event"]["id"]  # type: ignore[index]
 
@@ -523,12 +524,3 @@ def test_a_password_in_a_url_is_never_shown() -> None:
         AuditLog.open("postgres://dezky:p4ss@127.0.0.1:1/x?acquire_timeout_seconds=1")
     assert "p4ss" not in str(caught.value)
     assert isinstance(caught.value, ConnectionError) and caught.value.code == "store_unavailable"
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Waits until something is so."""
-    for _ in range(int(seconds / 0.02)):
-        if condition():
-            return
-        threading.Event().wait(0.02)
-    raise AssertionError("it did not happen in time")
