@@ -479,6 +479,10 @@ def test_the_variable_is_used_and_never_printed() -> None:
     status, out, error = dezky_("list", store=f"postgres://dezky:{SECRET}@127.0.0.1:1/x?acquire_timeout_seconds=1")
     assert status == 1
     assert SECRET not in out + error
+    status, _, error = dezky_("list", store="audit.db")
+    assert status == 2 and error.startswith("dezky: DEZKY_STORE must be a URL: sqlite://"), error
+    status, _, error = dezky_("list", "--store", "audit.db")
+    assert status == 2 and error.startswith("dezky: --store must be a URL: sqlite://"), error
     status, _, error = dezky_("list", store="")
     assert (status, error) == (2, "dezky: which store? Use --store URL or the variable DEZKY_STORE\n")
 

@@ -336,8 +336,8 @@ def test_closed_flags_say_so() -> None:
     [
         ("sqlite:///no/such/folder/x.db", {}, dezky.errors.Error, "no/such/folder"),
         ("mysql://x", {}, dezky.errors.ConfigInvalidError, "^url has an unknown scheme"),
-        ("postgres://u:s3cret@127.0.0.1:1/x", {"timeout": 0.5}, dezky.errors.StoreUnavailableError, ""),
-        ("http://127.0.0.1:1", {}, dezky.errors.StoreUnavailableError, "the flag server"),
+        ("postgres://u:s3cret@127.0.0.1:1/x", {"timeout": 0.5}, dezky.errors.StoreUnavailableError, "the flag store"),
+        ("http://127.0.0.1:1", {}, dezky.errors.StoreUnavailableError, "the flag server http://127.0.0.1:1: "),
         ("http://u:s3cret@127.0.0.1:1", {}, dezky.errors.ConfigInvalidError, "^url must be"),
         ("http://127.0.0.1:1", {"file": "x"}, ValueError, "^file has no effect"),
         ("http://127.0.0.1:1", {"token": "a b"}, dezky.errors.ConfigInvalidError, "^token must be"),
