@@ -27,6 +27,12 @@ pub(crate) fn value_error(name: &str, problem: impl std::fmt::Display) -> PyErr 
     PyValueError::new_err(format!("{name} {problem}"))
 }
 
+/// A `bool`.
+pub(crate) fn flag(value: &Bound<'_, PyAny>, name: &str) -> PyResult<bool> {
+    let value = value.cast::<PyBool>().map_err(|_| type_error(name, "a bool", value))?;
+    Ok(value.is_true())
+}
+
 /// A `str`.
 pub(crate) fn text(value: &Bound<'_, PyAny>, name: &str) -> PyResult<String> {
     text_of(value, name).map(str::to_owned)
@@ -36,6 +42,14 @@ pub(crate) fn text(value: &Bound<'_, PyAny>, name: &str) -> PyResult<String> {
 pub(crate) fn text_of<'a>(value: &'a Bound<'_, PyAny>, name: &str) -> PyResult<&'a str> {
     let text = value.cast::<PyString>().map_err(|_| type_error(name, "a str", value))?;
     text.to_str().map_err(|_| lone_surrogate(name))
+}
+
+/// The URL of a store or a server.
+pub(crate) fn url(value: &Bound<'_, PyAny>) -> PyResult<String> {
+    if !value.is_instance_of::<PyString>() {
+        return Err(type_error("url", "a str such as \"sqlite:///path/audit.db\"", value));
+    }
+    text(value, "url")
 }
 
 /// A path as text, or from `pathlib`.

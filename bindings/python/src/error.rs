@@ -1,6 +1,6 @@
 //! Errors of the crates as exceptions.
 
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
@@ -10,6 +10,21 @@ use crate::runtime::attached;
 #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
 pub(crate) fn exception(error: dezky::Error) -> PyErr {
     coded(error.code(), &error.to_string())
+}
+
+/// The exception of a constructor of which `open` takes the place.
+pub(crate) fn opened_by(call: &str) -> PyErr {
+    PyTypeError::new_err(format!("use {call}: opening may wait, as a constructor should not"))
+}
+
+/// The exception of a URL that is refused, which names the argument.
+pub(crate) fn of_url(error: dezky::Error) -> PyErr {
+    let text = error.to_string();
+    let refused = ["base_url ", "the store's URL: "].iter().find_map(|own| text.strip_prefix(own));
+    match refused {
+        Some(problem) => coded(error.code(), &format!("url {problem}")),
+        None => exception(error),
+    }
 }
 
 /// An exception with a code and a message.

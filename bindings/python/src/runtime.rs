@@ -8,15 +8,17 @@ use std::future::Future;
 use std::ops::{Deref, DerefMut};
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
-use std::sync::atomic::Ordering::SeqCst;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use dezky::TokioRuntime;
+use dezky::core::rt::unblock;
 use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
 use pyo3::BoundObject as _;
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyCFunction;
@@ -47,7 +49,7 @@ pub(crate) fn runtime() -> PyResult<&'static Runtime> {
     let made = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("dezky")
-        .on_thread_start(|| OURS.set(true))
+        .on_thread_start(|| OUTSIDE.set(true))
         .enable_all()
         .build()?;
     Ok(&RUNTIME.get_or_init(|| (made, std::process::id())).0)
@@ -190,70 +192,118 @@ impl Wake for Unpark {
     }
 }
 
-/// Runs `work` with the interpreter's lock in a thread of the runtime; `None` if the interpreter
-/// ends.
+/// Runs `work` with the interpreter's lock; `None` if the interpreter ends. Every thread of the
+/// runtime comes into Python this way alone.
 ///
 /// The thread's other tasks move to another one: waiting for the lock must not delay them, and
 /// Python may run anything meanwhile, such as a `__del__` that waits for a task.
 pub(crate) fn attached<T>(work: impl FnOnce(Python<'_>) -> T) -> Option<T> {
-    let _inside = Inside::enter()?;
+    let _call = Call::begin()?;
     tokio::task::block_in_place(|| Python::try_attach(work))
 }
 
+/// [`attached`], in a thread that may block.
+pub(crate) async fn in_python<T: Send + 'static>(
+    work: impl FnOnce(Python<'_>) -> T + Send + 'static,
+) -> Option<T> {
+    unblock(&TokioRuntime, move || attached(work)).await
+}
+
 thread_local! {
-    /// Whether this is a thread of the runtime.
-    static OURS: Cell<bool> = const { Cell::new(false) };
+    /// Whether this is a thread of the runtime that is outside of Python.
+    static OUTSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The number of the runtime's threads that run Python.
-static INSIDE: AtomicUsize = AtomicUsize::new(0);
+/// The number of running calls, and whether the interpreter ends.
+static CALLS: (Mutex<(usize, bool)>, Condvar) = (Mutex::new((0, false)), Condvar::new());
 
-/// Whether the interpreter is about to end.
-static ENDS: AtomicBool = AtomicBool::new(false);
+fn calls() -> MutexGuard<'static, (usize, bool)> {
+    CALLS.0.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-/// A thread of the runtime that runs Python.
-struct Inside(bool);
+/// A call of Python from a thread of the runtime; other threads, and calls within a call, do not
+/// count.
+struct Call {
+    counts: bool,
+}
 
-impl Inside {
+impl Call {
     /// `None` if the interpreter is about to end: it kills the threads that wait for its lock.
-    fn enter() -> Option<Self> {
-        if !OURS.get() {
-            return Some(Self(false));
+    fn begin() -> Option<Self> {
+        let counts = OUTSIDE.get();
+        if counts {
+            let mut calls = calls();
+            if calls.1 {
+                return None;
+            }
+            calls.0 += 1;
+            OUTSIDE.set(false);
         }
-        INSIDE.fetch_add(1, SeqCst);
-        let inside = Self(true);
-        (!ENDS.load(SeqCst)).then_some(inside)
+        Some(Self { counts })
     }
 }
 
-impl Drop for Inside {
+impl Drop for Call {
     fn drop(&mut self) {
-        if self.0 {
-            INSIDE.fetch_sub(1, SeqCst);
+        if self.counts {
+            OUTSIDE.set(true);
+            calls().0 -= 1;
+            CALLS.1.notify_all();
         }
     }
 }
 
-/// Has the interpreter wait at its end for the runtime's threads that run Python.
-pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    let py = module.py();
-    let end = PyCFunction::new_closure(py, None, None, |arguments, _| {
-        ENDS.store(true, SeqCst);
-        if existing().is_some() {
-            arguments.py().detach(|| {
-                // Code of the user may run there without an end.
-                for _ in 0..2_000 {
-                    if INSIDE.load(SeqCst) == 0 {
-                        break;
-                    }
-                    thread::park_timeout(Duration::from_millis(1));
-                }
-            });
+/// Waits for running calls at the end of the interpreter, like its own thread pools: a thread that
+/// runs Python's code then would end the process with an error.
+#[pyfunction]
+fn _finish_calls(py: Python<'_>) -> PyResult<()> {
+    // The threads are the parent's.
+    if check_fork().is_err() {
+        return Ok(());
+    }
+    loop {
+        let left = py.detach(|| {
+            let mut calls = calls();
+            calls.1 = true;
+            if calls.0 > 0 {
+                let waited = CALLS.1.wait_timeout(calls, SIGNALS);
+                calls = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            calls.0
+        });
+        if left == 0 {
+            return Ok(());
         }
-    })?;
-    py.import("atexit")?.call_method1("register", (end,))?;
+        py.check_signals()?;
+    }
+}
+
+/// Has the interpreter wait at its end for calls from the runtime's threads.
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let finish = wrap_pyfunction!(_finish_calls, module)?;
+    module.py().import("atexit")?.call_method1("register", (finish,))?;
     Ok(())
 }
+
+/// The end of an object's work, which begins once and goes on if nobody waits for it any more.
+#[derive(Default)]
+pub(crate) struct Ending(OnceLock<Ended>);
+
+impl Ending {
+    /// Begins the work unless it has begun, and returns the wait for its end.
+    pub(crate) fn begin<F>(&self, work: impl FnOnce() -> F) -> PyResult<Ended>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let runtime = runtime()?;
+        // It has no result.
+        let begin = || runtime.spawn(work()).map(drop).boxed().shared();
+        Ok(self.0.get_or_init(begin).clone())
+    }
+}
+
+/// The wait for the end of an object's work.
+pub(crate) type Ended = Shared<BoxFuture<'static, ()>>;
 
 fn ended_by_a_bug() -> PyErr {
     coded("internal", "the work ended by a bug of dezky: please report it")
@@ -281,7 +331,11 @@ pub(crate) fn done<'py>(
 
 fn running_loop(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     static LOOP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    LOOP.import(py, "asyncio", "get_running_loop")?.call0()
+    LOOP.import(py, "asyncio", "get_running_loop")?.call0().map_err(|_| {
+        PyRuntimeError::new_err(
+            "no running event loop: call it within a coroutine, or use the class without Async",
+        )
+    })
 }
 
 /// Starts `work` and returns the `asyncio.Future` of its result. Cancelling the future drops

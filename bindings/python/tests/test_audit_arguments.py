@@ -228,8 +228,9 @@ def test_other_wrong_arguments_are_refused(log: AuditLog) -> None:
         (lambda: log.verify(head=7), TypeError, "head must be a Head or a str"),  # type: ignore[arg-type]
         (lambda: log.verify(head="7"), ValueError, "head must be SEQ:HASH"),
         (lambda: log.verify(head="\ud800"), ValueError, "head contains a lone surrogate"),
+        (lambda: AuditLog("memory:"), TypeError, r"use AuditLog.open\(url\)"),  # type: ignore[call-arg]
         (lambda: AuditLog.open(7), TypeError, "url must be a str"),  # type: ignore[arg-type]
-        (lambda: AuditLog.open("audit.db"), dezky.errors.ConfigInvalidError, "must be a URL"),
+        (lambda: AuditLog.open("audit.db"), dezky.errors.ConfigInvalidError, "url must be a URL: sqlite://"),
         (lambda: AuditLog.open("mysql://x"), dezky.errors.ConfigInvalidError, "unknown scheme"),
         (lambda: AuditLog.open("memory:", spool=7), TypeError, "spool must be a str or a path"),  # type: ignore[arg-type]
         (lambda: AuditLog.open("sqlite:///no/such/folder/x.db"), ValueError, "folder"),

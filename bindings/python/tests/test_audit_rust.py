@@ -1,80 +1,31 @@
 """A log written by Rust is read by Python, and the other way round, with identical heads.
 
-The Rust side is the server: `cargo build --workspace --all-features --bin dezky-server`.
+The Rust side is the server.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
-import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
+from server_program import BINARY, TOKEN, cli, environment, serving
 
 from dezky import Actor, AuditLog, NewEvent
 
-SERVER = Path(
-    os.environ.get("DEZKY_SERVER_BINARY") or Path(__file__).parents[3] / "target" / "debug" / "dezky-server"
-)
-
-
-@pytest.fixture(autouse=True)
-def built() -> None:
-    if not SERVER.exists():
-        pytest.fail("build the server first: cargo build --workspace --all-features --bin dezky-server")
-
-
-def environment(url: str, **others: str) -> dict[str, str]:
-    return {"PATH": os.environ["PATH"], "DEZKY_STORE": url, **others}
-
-
-def verified_by_rust(url: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [SERVER, "verify", "--json"], env=environment(url), capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    report: dict[str, Any] = json.loads(done.stdout)
+def verified_by_rust(folder: Path, url: str) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(cli(folder, url, "verify", "--json"))
     return report
 
 
-@contextmanager
-def served(url: str, folder: Path) -> Iterator[str]:
-    """Runs the server, and yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    process = subprocess.Popen(
-        [SERVER, "serve"],
-        env=environment(url, DEZKY_LISTEN=address),
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"http://{address}/health").close()
-                break
-            except OSError:
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.05)
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
-
-
-def post(address: str, events: list[dict[str, Any]]) -> Any:
+def fetched(address: str, body: object = None) -> Any:
+    """Sends a request: with a body, that of new events."""
     request = urllib.request.Request(
-        f"{address}/audit", json.dumps(events).encode(), {"content-type": "application/json"}
+        f"{address}/audit" if body is not None else f"{address}/audit?limit=500",
+        json.dumps(body).encode() if body is not None else None,
+        {"content-type": "application/json", "authorization": f"Bearer {TOKEN}"},
     )
     with urllib.request.urlopen(request) as response:
         return json.load(response)
@@ -100,19 +51,18 @@ def test_a_log_written_by_python_is_verified_and_listed_by_rust(durable_url: str
         log.record("Repaired!", actor=Actor.anonymous(ip="nonsense"), tenant_slug="x" * 99)
         head = log.head()
         listed = [json.loads(event.to_json()) for event in log.list()]
-    report = verified_by_rust(durable_url)
+    report = verified_by_rust(tmp_path, durable_url)
     assert report["ok"] and report["verified"] == 51
     assert f"{report['head']['seq']}:{report['head']['hash']}" == str(head)
-    with served(durable_url, tmp_path) as address:
-        with urllib.request.urlopen(f"{address}/audit?limit=500") as response:
-            assert json.load(response)["events"] == listed
+    with serving(tmp_path, durable_url) as server:
+        assert fetched(server.url)["events"] == listed
 
 
 def test_a_log_written_by_rust_is_listed_and_verified_by_python(durable_url: str, tmp_path: Path) -> None:
-    with served(durable_url, tmp_path) as address:
+    with serving(tmp_path, durable_url) as server:
         for part in range(3):
-            post(
-                address,
+            fetched(
+                server.url,
                 [
                     {
                         "action": "tenant.suspended",
@@ -125,13 +75,12 @@ def test_a_log_written_by_rust_is_listed_and_verified_by_python(durable_url: str
                     for n in range(20)
                 ],
             )
-        with urllib.request.urlopen(f"{address}/audit?limit=500") as response:
-            listed = json.load(response)["events"]
+        listed = fetched(server.url)["events"]
         # Both have the log open at once.
         with AuditLog.open(durable_url) as log:
             assert [json.loads(event.to_json()) for event in log.list()] == listed
             log.append(new_events(5))
-    report = verified_by_rust(durable_url)
+    report = verified_by_rust(tmp_path, durable_url)
     with AuditLog.open(durable_url, read_only=True) as log:
         result = log.verify(head=f"{report['head']['seq']}:{report['head']['hash']}")
         assert result.ok and result.verified == report["verified"] == len(listed) + 5
@@ -146,8 +95,8 @@ def test_one_log_has_one_head_on_every_engine(tmp_path: Path, new_url: Any) -> N
     for engine in ("postgres", "mongodb", "sqlite"):
         target = new_url(engine)
         copied = subprocess.run(
-            [SERVER, "copy", "--from", source, "--to", target],
-            env={"PATH": os.environ["PATH"]},
+            [BINARY, "copy", "--from", source, "--to", target],
+            env=environment(),
             cwd=tmp_path,
             capture_output=True,
             text=True,

@@ -269,7 +269,7 @@ def test_eval_decides_by_a_store(store: str) -> None:
     assert (status, out, error) == (1, "none: off (unknown_flag)\n", "")
 
 
-@pytest.mark.parametrize("url", ["postgres://dezky@127.0.0.1:1/x", "http://127.0.0.1:1"])
+@pytest.mark.parametrize("url", ["postgres://dezky@127.0.0.1:1/x?acquire_timeout_seconds=1", "http://127.0.0.1:1"])
 def test_eval_without_an_answer_is_not_off(url: str) -> None:
     status, out, error = dezky_("eval", "dark", "--tenant-id", "t-1", store=url)
     assert (status, out, error.count("\n")) == (2, "", 1), error
@@ -377,7 +377,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A log whose export takes a while."""
     url = f"sqlite://{tmp_path_factory.mktemp('large')}/audit.db"
     with AuditLog.open(url) as log:
-        for part in range(6):
+        for part in range(2):
             log.append(
                 [
                     {"action": "a.b", "actor": Actor.system(), "metadata": {"n": part * 10_000 + n}}
@@ -450,8 +450,8 @@ SECRET = "hunter2-very-secret"
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [
-        (["list", "--store", f"postgres://dezky:{SECRET}@127.0.0.1:1/x"], 1),
-        (["verify", "--store", f"postgres://dezky:{SECRET}@127.0.0.1:1/x"], 2),
+        (["list", "--store", f"postgres://dezky:{SECRET}@127.0.0.1:1/x?acquire_timeout_seconds=1"], 1),
+        (["verify", "--store", f"postgres://dezky:{SECRET}@127.0.0.1:1/x?acquire_timeout_seconds=1"], 2),
         (["list", "--store", f"mysql://dezky:{SECRET}@host/x"], 2),
         (["list", "--store", f"mysql://dezky:pa/{SECRET}@host/x"], 2),
         (["list", f"postgres://dezky:pa/{SECRET}@host/x"], 2),
@@ -476,9 +476,13 @@ def test_passwords_are_never_printed(arguments: list[str], status: int) -> None:
 
 
 def test_the_variable_is_used_and_never_printed() -> None:
-    status, out, error = dezky_("list", store=f"postgres://dezky:{SECRET}@127.0.0.1:1/x")
+    status, out, error = dezky_("list", store=f"postgres://dezky:{SECRET}@127.0.0.1:1/x?acquire_timeout_seconds=1")
     assert status == 1
     assert SECRET not in out + error
+    status, _, error = dezky_("list", store="audit.db")
+    assert status == 2 and error.startswith("dezky: DEZKY_STORE must be a URL: sqlite://"), error
+    status, _, error = dezky_("list", "--store", "audit.db")
+    assert status == 2 and error.startswith("dezky: --store must be a URL: sqlite://"), error
     status, _, error = dezky_("list", store="")
     assert (status, error) == (2, "dezky: which store? Use --store URL or the variable DEZKY_STORE\n")
 

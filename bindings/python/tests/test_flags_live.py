@@ -9,7 +9,6 @@ import json
 import multiprocessing
 import os
 import select
-import subprocess
 import sys
 import threading
 import time
@@ -20,7 +19,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from conftest import server, until
-from flag_server import TOKEN, Server, cli, serving, set_flag
+from processes import child, run
+from server_program import TOKEN, Server, cli, serving, set_flag
 
 import dezky
 from dezky import AsyncLiveFlags, FlagEvent, LiveFlags
@@ -336,8 +336,8 @@ def test_closed_flags_say_so() -> None:
     [
         ("sqlite:///no/such/folder/x.db", {}, dezky.errors.Error, "no/such/folder"),
         ("mysql://x", {}, dezky.errors.ConfigInvalidError, "^url has an unknown scheme"),
-        ("postgres://u:s3cret@127.0.0.1:1/x", {"timeout": 0.5}, dezky.errors.StoreUnavailableError, ""),
-        ("http://127.0.0.1:1", {}, dezky.errors.StoreUnavailableError, "the flag server"),
+        ("postgres://u:s3cret@127.0.0.1:1/x", {"timeout": 0.5}, dezky.errors.StoreUnavailableError, "the flag store"),
+        ("http://127.0.0.1:1", {}, dezky.errors.StoreUnavailableError, "the flag server http://127.0.0.1:1: "),
         ("http://u:s3cret@127.0.0.1:1", {}, dezky.errors.ConfigInvalidError, "^url must be"),
         ("http://127.0.0.1:1", {"file": "x"}, ValueError, "^file has no effect"),
         ("http://127.0.0.1:1", {"token": "a b"}, dezky.errors.ConfigInvalidError, "^token must be"),
@@ -349,7 +349,7 @@ def test_closed_flags_say_so() -> None:
         ("memory:", {"timeout": datetime.timedelta(hours=2)}, ValueError, "^timeout must be 0.01 to 600 seconds"),
         ("memory:", {"timeout": "2"}, TypeError, "^timeout must be a number of seconds or a timedelta, not str"),
         ("memory:", {"timeout": True}, TypeError, "^timeout must be a number of seconds or a timedelta, not bool"),
-        (7, {}, TypeError, "^url must be a str, not int"),
+        (7, {}, TypeError, "^url must be a str such as .*, not int"),
         ("memory:", {"file": 7}, TypeError, "^file must be"),
     ],
 )
@@ -437,9 +437,38 @@ async def test_a_close_that_is_cancelled_goes_on(sqlite: str) -> None:
 
 @pytest.mark.parametrize("ending", ["flags.close()", "del flags", "pass", "flags.subscribe(print)", "sys.exit(0)"])
 def test_nothing_is_printed_at_exit(ending: str, sqlite: str) -> None:
-    program = f"import sys, dezky\nflags = dezky.LiveFlags.open({sqlite!r})\nflags.evaluate('chat', tenant_id='t')\n{ending}\n"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert run(f"flags = dezky.LiveFlags.open(url)\nflags.evaluate('chat', tenant_id='t')\n{ending}\n", sqlite) == ""
+
+
+def test_the_interpreter_waits_at_its_end_for_a_handler(sqlite: str, tmp_path: Path) -> None:
+    program = """
+    entered = threading.Event()
+    def handler(event):
+        entered.set()
+        # Python's code, during which the interpreter would end.
+        until = time.monotonic() + 0.7
+        while time.monotonic() < until: sum(range(100))
+        os.write(1, b"handled")
+    flags = dezky.LiveFlags.open(url, poll_interval=0.01)
+    flags.subscribe(handler)
+    print("ready", flush=True)
+    assert entered.wait(60)
+    """
+    process = child(program, sqlite)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    set_flag(tmp_path, sqlite, "chat", "--state", "on")
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out, error) == (0, "handled", "")
+
+
+async def test_a_second_close_waits_for_a_cancelled_one(sqlite: str) -> None:
+    before = descriptors()
+    for _ in range(10):
+        flags = await AsyncLiveFlags.open(sqlite)
+        closing = asyncio.ensure_future(flags.close())
+        closing.cancel()
+        await flags.close()
+        assert descriptors() <= before
 
 
 def test_flags_that_are_dropped_end_their_work(sqlite: str) -> None:

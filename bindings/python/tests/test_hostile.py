@@ -11,6 +11,7 @@ import decimal
 import importlib
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -341,6 +342,8 @@ def test_no_argument_makes_it_panic_hang_or_raise_what_it_should_not(
                 await asyncio.wait_for(result, 20)
         except ALLOWED:
             pass
+        except IndexError:
+            assert method == "__getitem__"
         except AttributeError:
             # Objects are immutable.
             assert method in ("__setattr__", "__delattr__")
@@ -348,6 +351,99 @@ def test_no_argument_makes_it_panic_hang_or_raise_what_it_should_not(
             assert method in ("__next__", "__anext__")
 
     check()
+
+
+# Valid arguments, for the parameters that have no default.
+VALID: dict[str, Callable[[], Any]] = {
+    "action": lambda: "a.b",
+    "actor": Actor.system,
+    "body": lambda: b"[]",
+    "cursor": lambda: None,
+    "decoded": lambda: dezky.ingest.decode_stalwart(b"[]"),
+    "event": lambda: first(log()),
+    "events": list,
+    "field": lambda: "action",
+    "flags": lambda: flags(),
+    "handler": lambda: print,
+    "header": lambda: "0" * 64,
+    "id": lambda: "u-7",
+    "key": lambda: "a",
+    "leaf_hash": lambda: bytes(32),
+    "lines": lambda: b"",
+    "log": log,
+    "name": lambda: "file_created",
+    "new": lambda: {"key": "a", "state": "on"},
+    "old": lambda: None,
+    "page": lambda: b"[]",
+    "prev_hash": lambda: bytes(32),
+    "reason": lambda: "x",
+    "salt": lambda: bytes(32),
+    "secrets": lambda: "secret",
+    "source": lambda: "[]",
+    "tenant_id": lambda: "t-1",
+    "tenant_ids": lambda: ["t-1"],
+    "tenants": lambda: ["t-1"],
+    "type": lambda: "user",
+    "url": lambda: "memory:",
+    "value": lambda: b"x",
+    "Pump.source": Nothing,
+    "AsyncPump.source": Nothing,
+    "AsyncPump.log": lambda: AsyncAuditLog.open("memory:"),
+}
+
+# Called by dezky: what they raise is theirs.
+CALLBACKS = {"handler", "progress"}
+
+
+@pytest.mark.timeout(180)
+# A class of an object that can't be asked for it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("label", "kind", "item", "method"),
+    [
+        case
+        for case in public()
+        # OpenFeature's clients call the methods of a provider.
+        if case[1] not in WITHOUT_INSTANCE and case[3] not in DUNDERS and not case[0].startswith("DezkyProvider.")
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_the_error_of_a_wrong_argument_names_it(
+    label: str, kind: str, item: Any, method: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Some arguments are names of files.
+    monkeypatch.chdir(tmp_path)
+    target = getattr(await instance(kind), method) if kind and method is not None else item
+    if not callable(target) or label in ENDLESS:
+        return
+    names = parameters(target)
+    required = {name for name in names if is_required(target, name)}
+    for name in names:
+        others: dict[str, Any] = {}
+        for other in required - {name}:
+            made = VALID.get(f"{label}.{other}", VALID.get(other))
+            assert made is not None, f"add a valid {other} to VALID"
+            valid = made()
+            others[other] = await valid if inspect.isawaitable(valid) else valid
+        for maker in MAKERS:
+            try:
+                result = target(**others, **{name: maker()})
+                if inspect.isawaitable(result):
+                    result = await asyncio.wait_for(result, 20)
+                if method == "open":
+                    closed = result.close()
+                    if inspect.isawaitable(closed):
+                        await closed
+            except (TypeError, ValueError) as error:
+                assert name in CALLBACKS or re.search(rf"\b{name}\b", str(error)), f"{name}: {error!r}"
+            except (*ALLOWED, OSError):
+                pass
+
+
+def is_required(function: Any, name: str) -> bool:
+    # Each decision needs a tenant, by keyword or in the context.
+    default = inspect.signature(function).parameters[name].default
+    return default is inspect.Parameter.empty or default is Ellipsis
 
 
 def test_each_class_has_a_recipe() -> None:

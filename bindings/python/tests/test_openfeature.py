@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flag_server import TOKEN, Server, cli, serving, set_flag
+from server_program import TOKEN, Server, cli, serving, set_flag
 from openfeature import api
 from openfeature.client import OpenFeatureClient
 from openfeature.evaluation_context import EvaluationContext, clear_evaluation_context

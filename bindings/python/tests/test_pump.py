@@ -9,9 +9,6 @@ import logging
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 import weakref
@@ -24,6 +21,7 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import until
+from processes import child
 
 import dezky
 from dezky import Actor, AsyncAuditLog, AuditLog, NewEvent
@@ -628,16 +626,6 @@ def killed_url(request: pytest.FixtureRequest, new_url: Callable[[str], str]) ->
     return new_url(request.param)
 
 
-def child(url: str, script: str, **more: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), url],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **more,
-    )
-
-
 # More than one append takes, in pulls of that many: then the cursor moves with the last part.
 @pytest.mark.parametrize(("count", "size", "pulls"), [(2_000, 50, 7), (10_000, 5_000, 1)])
 def test_every_event_is_there_once_however_often_the_process_is_killed(
@@ -647,7 +635,7 @@ def test_every_event_is_there_once_however_often_the_process_is_killed(
     with AuditLog.open(killed_url) as log:
         kills = 0
         for delay in (0.0, 0.02, 0.1, 0.3):
-            process = child(killed_url, script)
+            process = child(script, killed_url)
             assert process.stdout is not None
             # As many pulls begin in each round, after the lease of the round before has lapsed.
             began = [process.stdout.readline() for _ in range(pulls)]
@@ -658,7 +646,7 @@ def test_every_event_is_there_once_however_often_the_process_is_killed(
             process.kill()
             process.communicate()
         assert kills >= 2, "the processes ended before they were killed"
-        process = child(killed_url, script)
+        process = child(script, killed_url)
         _, said = process.communicate(timeout=240)
         assert (process.returncode, said) == (0, "")
         counted = Counter(numbers(log))
@@ -679,7 +667,7 @@ def test_a_killed_pump_is_relieved_when_its_lease_lapses(killed_url: str) -> Non
     pump = Pump(dezky.AuditLog.open(sys.argv[1]), Numbers(), lease=1)
     pump.tick()
     """
-    process = child(killed_url, script)
+    process = child(script, killed_url)
     assert process.stdout is not None
     assert process.stdout.readline() == "pulling\n"
     with AuditLog.open(killed_url) as log, Pump(log, Numbers(3), lease=1) as pump:
@@ -706,7 +694,7 @@ def test_the_interpreter_ends_quietly_while_a_pump_runs_in_a_thread(tmp_path: Pa
     started.wait()
     """
     began = time.monotonic()
-    process = child(f"sqlite://{tmp_path}/a.db", script)
+    process = child(script, f"sqlite://{tmp_path}/a.db")
     out, error = process.communicate(timeout=60)
     assert (process.returncode, out, error) == (0, "", "")
     assert time.monotonic() - began < 60
@@ -727,7 +715,7 @@ def test_ctrl_c_ends_a_program_in_order(tmp_path: Path) -> None:
         except KeyboardInterrupt:
             print(pump.status().state)
     """
-    process = child(f"sqlite://{tmp_path}/a.db", script)
+    process = child(script, f"sqlite://{tmp_path}/a.db")
     assert process.stdout is not None
     assert process.stdout.readline() == "pulled\n"
     process.send_signal(signal.SIGINT)
@@ -757,7 +745,7 @@ def test_a_forked_process_can_not_use_the_pump_and_ends(tmp_path: Path) -> None:
     pump.close()
     sys.exit(os.waitstatus_to_exitcode(status))
     """
-    process = child(f"sqlite://{tmp_path}/a.db", script)
+    process = child(script, f"sqlite://{tmp_path}/a.db")
     out, error = process.communicate(timeout=60)
     assert (process.returncode, out, error) == (7, "", "")
 
@@ -839,6 +827,18 @@ async def test_a_cancelled_run_ends_in_order(durable_url: str) -> None:
         async with AsyncPump(log, AsyncNumbers(25)) as other:
             assert not (await other.tick()).standby
         await pump.close()
+
+
+async def test_a_close_that_is_cancelled_goes_on_and_another_one_waits_for_it(durable_url: str) -> None:
+    async with await AsyncAuditLog.open(durable_url) as log:
+        for _ in range(3):
+            pump = AsyncPump(log, AsyncNumbers(5))
+            assert not (await pump.tick()).standby
+            closing = asyncio.ensure_future(pump.close())
+            closing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+            await pump.close()
 
 
 async def test_stop_ends_an_async_run(new_url: Callable[[str], str]) -> None:
@@ -1067,7 +1067,7 @@ def test_asyncio_run_that_is_interrupted_leaves_no_lease(tmp_path: Path) -> None
         print("interrupted")
     """
     url = f"sqlite://{tmp_path}/a.db"
-    process = child(url, script)
+    process = child(script, url)
     assert process.stdout is not None
     assert process.stdout.readline() == "pulled\n"
     process.send_signal(signal.SIGINT)

@@ -33,8 +33,11 @@ examples:
   dezky eval chat_v2 --flags flags.json --tenant-id t-7 --plan pro
   dezky export november.parquet --since 2026-11-01 --until 2026-12-01
 
-exit status: 0 success, 1 the answer is no or the command did not complete, 2 wrong usage or
-configuration (verify and eval: or no answer at all), 130 Ctrl-C."""
+exit status:
+  0    success: the flag is on (eval), the log is intact (verify), the command completed (others)
+  1    the flag is off or unknown (eval), the log is not intact (verify), a failure (others)
+  2    wrong usage or configuration; a failure (eval, verify)
+  130  Ctrl-C"""
 
 _CSV = """\
 In CSV, a cell that a spreadsheet would take for a formula (one that begins with = + - @, a tab or a
@@ -109,7 +112,11 @@ def _parser() -> argparse.ArgumentParser:
         "eval",
         "Decide a flag, or all flags",
         epilog="The store may also be the address of a dezky-server, with its token in DEZKY_TOKEN.\n\n"
-        "exit status: 0 on, 1 off or unknown, 2 wrong usage or configuration, or no answer",
+        "exit status:\n"
+        "  0    the flag is on, or all flags were decided\n"
+        "  1    the flag is off or unknown\n"
+        "  2    wrong usage or configuration, or a failure\n"
+        "  130  Ctrl-C",
     )
     evaluate.add_argument("key", nargs="?", metavar="KEY", help="the flag; all of them if it is left out")
     evaluate.add_argument("--flags", metavar="FILE", help="a JSON file of flags, instead of a store")
@@ -454,7 +461,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     except _export.Refused as refused:
         return _fail(str(refused), WRONG)
     except (dezky.errors.ConfigInvalidError, dezky.errors.QueryInvalidError, ValueError) as error:
-        return _fail(str(error), WRONG)
+        message = str(error)
+        if message.startswith("url "):
+            message = ("--store" if options.store else "DEZKY_STORE") + message.removeprefix("url")
+        return _fail(message, WRONG)
     except dezky.Error as error:
         return _fail(str(error), failed)
     except OSError as error:

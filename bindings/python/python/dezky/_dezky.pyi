@@ -18,6 +18,7 @@ __version__: str
 
 # Audit log
 
+EVENT_COLUMNS: tuple[str, ...]
 _ActorType = Literal["user", "operator", "service", "system", "anonymous"]
 _Outcome = Literal["success", "failure", "denied"]
 _Address = str | ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -11,36 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from dezky._dezky import AuditLog, Event
+from dezky._dezky import EVENT_COLUMNS, AuditLog, Event
 
 __all__ = ["FORMATS", "Refused", "format_of", "new_file", "write_csv", "write_ndjson", "write_parquet"]
 
 FORMATS = ("ndjson", "csv", "parquet")
 _SUFFIXES = {".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv", ".parquet": "parquet"}
 
-_COLUMNS = (
-    "seq",
-    "id",
-    "at",
-    "received_at",
-    "action",
-    "outcome",
-    "actor_type",
-    "actor_id",
-    "actor_email",
-    "actor_ip",
-    "resource_type",
-    "resource_id",
-    "resource_name",
-    "tenant_slug",
-    "partner_slug",
-    "source",
-    "external_id",
-    "metadata",
-    "erased",
-    "prev_hash",
-    "hash",
-)
 # A spreadsheet takes a cell that begins so for a formula. Anyone who can name a file or fail to log
 # in can write one into the log.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -134,19 +111,15 @@ def write_csv(
 ) -> int:
     """Writes a table with a header. Unless `exact`, no cell is a formula for a spreadsheet."""
     writer = csv.writer(_Encoded(file), lineterminator="\r\n")
-    writer.writerow(_COLUMNS)
+    writer.writerow(EVENT_COLUMNS)
     done = 0
     for done, event in enumerate(events, 1):
-        cells = [_cell(value) for value in _values(event)]
+        # The metadata as the log keeps it: a number that Python reads may be written in another way.
+        row = event.to_dict() | {"metadata": event.metadata_json}
+        cells = [_cell(value) for value in row.values()]
         writer.writerow(cells if exact else [_safe(cell) for cell in cells])
         report(done)
     return done
-
-
-def _values(event: Event) -> Iterator[Any]:
-    # The metadata as the log keeps it: a number that Python reads may be written in another way.
-    row = event.to_dict() | {"metadata": event.metadata_json}
-    return (row[name] for name in _COLUMNS)
 
 
 class _Encoded:

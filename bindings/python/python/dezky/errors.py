@@ -232,4 +232,6 @@ def by_code(code: str) -> type[Error]:
     >>> by_code("store_busy")
     <class 'dezky.errors.StoreBusyError'>
     """
+    if not isinstance(code, str):
+        raise TypeError(f"code must be a str, not {type(code).__name__}")
     return _BY_CODE.get(code, Error)

@@ -71,6 +71,7 @@ def chain_hash(prev_hash: bytes, leaf_hash: bytes) -> bytes:
     """Returns an event's hash in the chain, from the previous event's and its own leaf's.
 
     Raises:
+        TypeError: A hash is not `bytes`.
         ValueError: A hash is not 32 bytes long.
     """
     return hashlib.sha256(_CHAIN + _bytes32(prev_hash, "prev_hash") + _bytes32(leaf_hash, "leaf_hash")).digest()
@@ -83,6 +84,7 @@ def field_salt(salt: bytes, field: str) -> bytes:
     about other fields.
 
     Raises:
+        TypeError: An argument has the wrong type.
         ValueError: The field is unknown, or the salt is not 32 bytes long.
     """
     return hmac.digest(_bytes32(salt, "salt"), _SALT + _tag(field), "sha256")
@@ -92,9 +94,11 @@ def commitment(salt: bytes, field: str, value: bytes) -> bytes:
     """Returns the commitment to a field's value, under the salt of that field.
 
     Raises:
+        TypeError: An argument has the wrong type.
         ValueError: The field is unknown, or the salt is not 32 bytes long.
     """
-    return hmac.digest(_bytes32(salt, "salt"), _FIELD + _tag(field) + _length(value) + value, "sha256")
+    message = _FIELD + _tag(field) + _length(_bytes(value, "value")) + value
+    return hmac.digest(_bytes32(salt, "salt"), message, "sha256")
 
 
 def leaf(event: Event | Mapping[str, object], salt: bytes) -> bytes:
@@ -167,7 +171,13 @@ def _length(value: bytes) -> bytes:
     return len(value).to_bytes(4, "big")
 
 
+def _bytes(value: bytes, name: str) -> bytes:
+    if not isinstance(value, bytes):
+        raise TypeError(f"{name} must be bytes, not {type(value).__name__}")
+    return value
+
+
 def _bytes32(value: bytes, name: str) -> bytes:
-    if len(value) != 32:
+    if len(_bytes(value, name)) != 32:
         raise ValueError(f"{name} must have 32 bytes, not {len(value)}")
     return value

@@ -32,8 +32,8 @@ const BATCH_METADATA_BYTES: usize = 16 << 20;
 const PAGES_AHEAD: usize = 3;
 const HASH_BYTES: i32 = 32;
 
-/// The schema of all streams.
-fn schema() -> SchemaRef {
+/// The schema of all streams, with the columns in the order of `Event.to_dict` and of tables.
+pub(super) fn schema() -> SchemaRef {
     static SCHEMA: OnceLock<SchemaRef> = OnceLock::new();
     let made = SCHEMA.get_or_init(|| {
         let time = DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()));

@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyMapping, PyString, PyTuple};
 
+use super::arrow::schema;
 use super::pickle::{Reduced, annotations, reduced};
 use crate::convert::{datetime, json_object, loads, text, timestamp, type_error, value_error};
 use crate::error::coded;
@@ -325,7 +326,7 @@ impl NewEvent {
 }
 
 /// The keyword names of a new event.
-const FIELDS: [&str; 12] = [
+pub(crate) const FIELDS: [&str; 12] = [
     "action",
     "actor",
     "at",
@@ -665,8 +666,8 @@ impl Event {
     /// Returns all attributes, `actor` excepted, as a dictionary.
     fn to_dict<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyDict>> {
         let dict = PyDict::new(slf.py());
-        for name in ATTRIBUTES {
-            dict.set_item(name, slf.getattr(name)?)?;
+        for column in schema().fields() {
+            dict.set_item(column.name(), slf.getattr(column.name())?)?;
         }
         Ok(dict)
     }
@@ -718,31 +719,6 @@ impl Event {
         reduced(py, "Event", (self.0.seq, event, self.metadata_json(), self.erased(py)?, hashes))
     }
 }
-
-/// The attributes of an event, in the order of `to_dict`.
-const ATTRIBUTES: [&str; 21] = [
-    "seq",
-    "id",
-    "at",
-    "received_at",
-    "action",
-    "outcome",
-    "actor_type",
-    "actor_id",
-    "actor_email",
-    "actor_ip",
-    "resource_type",
-    "resource_id",
-    "resource_name",
-    "tenant_slug",
-    "partner_slug",
-    "source",
-    "external_id",
-    "metadata",
-    "erased",
-    "prev_hash",
-    "hash",
-];
 
 /// A field's name in Python.
 pub(crate) fn attribute(field: dezky::core::Field) -> String {

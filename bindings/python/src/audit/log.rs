@@ -11,10 +11,11 @@ use dezky::{
     Access, AuditStore, ErrorKind, Platform, RecordOutcome, Recorded as CoreRecorded, Spool,
     SpoolConfig, StoreConfig, Stores, TokioRuntime,
 };
+use futures_util::FutureExt as _;
 use futures_util::future::{Either, select};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyInt, PyTuple};
+use pyo3::types::{PyDict, PyInt, PyString, PyTuple};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -24,15 +25,16 @@ use super::filters::Filters;
 use super::pages::{EventIterator, EventPages, TailPages, event_stream};
 use super::pickle::{Reduced, reduced};
 use super::verify::{Head, Run, Verification, callback, expected, verification};
-use crate::convert::{path, text, type_error, value_error};
-use crate::error::{coded, exception};
-use crate::runtime::{self, Owned};
+use crate::convert::{self, flag, path, type_error, value_error};
+use crate::error::{coded, exception, of_url, opened_by};
+use crate::runtime::{self, Ended, Ending, Owned};
 
 /// An open log, shared by the objects that work on it.
 pub(crate) struct Shared {
     open: Mutex<Option<Open>>,
     /// Whether it was closed, for those who wait for events.
     closed: watch::Sender<bool>,
+    ending: Ending,
     /// The iterators, which may wait for events when the log is closed.
     iterators: Mutex<Vec<Weak<EventPages>>>,
     url: String,
@@ -87,28 +89,26 @@ impl Shared {
         iterators.push(Arc::downgrade(pages));
     }
 
-    /// Ends the background work and closes the connections. Goes on if the caller stops waiting.
-    async fn close(&self) {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.closed.send_replace(true);
-        let iterators =
-            std::mem::take(&mut *self.iterators.lock().unwrap_or_else(PoisonError::into_inner));
-        let closing = async move {
-            for pages in iterators.iter().filter_map(Weak::upgrade) {
-                pages.end().await;
+    /// Ends the background work and closes the connections.
+    fn close(&self) -> PyResult<Ended> {
+        self.ending.begin(|| {
+            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
+            self.closed.send_replace(true);
+            let iterators =
+                std::mem::take(&mut *self.iterators.lock().unwrap_or_else(PoisonError::into_inner));
+            async move {
+                for pages in iterators.iter().filter_map(Weak::upgrade) {
+                    pages.end().await;
+                }
+                let Some(mut open) = open else { return };
+                open.work.iter().for_each(JoinHandle::abort);
+                for work in std::mem::take(&mut open.work) {
+                    // An abort is not a failure.
+                    let _ = work.await;
+                }
+                open.platform.close().await;
             }
-            let Some(mut open) = open else { return };
-            open.work.iter().for_each(JoinHandle::abort);
-            for work in std::mem::take(&mut open.work) {
-                // An abort is not a failure.
-                let _ = work.await;
-            }
-            open.platform.close().await;
-        };
-        if let Some(runtime) = runtime::existing() {
-            // It has no result.
-            let _ = runtime.spawn(closing).await;
-        }
+        })
     }
 }
 
@@ -142,9 +142,10 @@ impl Opening {
     fn read(
         url: &Bound<'_, PyAny>,
         spool: Option<&Bound<'_, PyAny>>,
-        read_only: bool,
+        read_only: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let config = StoreConfig::parse(&text(url, "url")?).map_err(exception)?;
+        let config = StoreConfig::parse(&convert::url(url)?).map_err(of_url)?;
+        let read_only = read_only.map_or(Ok(false), |given| flag(given, "read_only"))?;
         let spool = spool.map(|spool| path(spool, "spool")).transpose()?;
         if read_only && spool.is_some() {
             return Err(value_error("spool", "has no effect on a read-only log: leave it out"));
@@ -165,6 +166,7 @@ impl Opening {
         Ok(Shared {
             open: Mutex::new(Some(Open { platform: Owned::new(platform), work })),
             closed: watch::Sender::new(false),
+            ending: Ending::default(),
             iterators: Mutex::default(),
             url: self.config.url.to_string(),
             read_only: self.read_only,
@@ -293,9 +295,12 @@ const EVENTS_AT_ONCE: usize = 200;
 
 /// Events for `append`, taken from an iterable up to the bound of one call.
 fn batch(events: &Bound<'_, PyAny>) -> PyResult<Vec<dezky::NewEvent>> {
-    let items = events
-        .try_iter()
-        .map_err(|_| type_error("events", "an iterable of NewEvent or mappings", events))?;
+    let refused = || type_error("events", "an iterable of NewEvent or mappings", events);
+    // One event is no iterable of them.
+    if events.is_instance_of::<PyDict>() || events.is_instance_of::<PyString>() {
+        return Err(refused());
+    }
+    let items = events.try_iter().map_err(|_| refused())?;
     let mut batch = Vec::new();
     for (index, item) in items.enumerate() {
         if index == MAX_BATCH_EVENTS {
@@ -337,6 +342,30 @@ async fn append(platform: Arc<Platform>, batch: Vec<dezky::NewEvent>) -> PyResul
 
 async fn read_head(store: Arc<dyn AuditStore>) -> PyResult<Head> {
     Ok(store.state().await.map_err(exception)?.head.into())
+}
+
+/// The pages of `list`.
+fn listed(shared: &Arc<Shared>, filters: Option<&Bound<'_, PyDict>>) -> PyResult<Arc<EventPages>> {
+    let store = shared.store()?;
+    Ok(EventPages::new(Arc::clone(shared), Filters::read(filters)?.pages(store)))
+}
+
+/// The pages of `tail`.
+fn tailed(
+    shared: &Arc<Shared>,
+    from_seq: Option<&Bound<'_, PyAny>>,
+    follow: Option<&Bound<'_, PyAny>>,
+) -> PyResult<Arc<EventPages>> {
+    let store = shared.store()?;
+    let follow = follow.map_or(Ok(true), |given| flag(given, "follow"))?;
+    let pages = TailPages::new(store, position(from_seq)?, follow);
+    Ok(EventPages::new(Arc::clone(shared), pages))
+}
+
+/// The object of `to_arrow`.
+fn in_arrow(shared: &Arc<Shared>, filters: Option<&Bound<'_, PyDict>>) -> PyResult<ArrowEvents> {
+    shared.store()?;
+    Ok(ArrowEvents::new(Arc::clone(shared), Filters::read(filters)?))
 }
 
 /// The position of an event.
@@ -384,6 +413,12 @@ impl AuditLog {
 
 #[pymethods]
 impl AuditLog {
+    #[new]
+    #[pyo3(signature = (*_arguments, **_named), text_signature = "()")]
+    fn new(_arguments: &Bound<'_, PyTuple>, _named: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        Err(opened_by("AuditLog.open(url)"))
+    }
+
     /// Opens the log at a URL, and creates or migrates its schema.
     ///
     /// Args:
@@ -400,12 +435,15 @@ impl AuditLog {
     ///     StoreForeignError: The database belongs to another program.
     ///     SchemaNewerError: A newer version of dezky wrote it.
     #[staticmethod]
-    #[pyo3(signature = (url, *, spool=None, read_only=false))]
+    #[pyo3(
+        signature = (url, *, spool=None, read_only=None),
+        text_signature = "(url, *, spool=None, read_only=False)"
+    )]
     fn open(
         py: Python<'_>,
         url: &Bound<'_, PyAny>,
         spool: Option<&Bound<'_, PyAny>>,
-        read_only: bool,
+        read_only: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let opening = Opening::read(url, spool, read_only)?;
         let shared = runtime::wait(py, opening.open())??;
@@ -500,9 +538,7 @@ impl AuditLog {
             resource_type=None, resource_id=None, outcome=None, source=None, q=None, limit=None)"
     )]
     fn list(&self, filters: Option<&Bound<'_, PyDict>>) -> PyResult<EventIterator> {
-        let store = self.shared.store()?;
-        let pages = Filters::read(filters)?.pages(store);
-        Ok(EventIterator::new(EventPages::new(self.shared.clone(), pages)))
+        Ok(EventIterator::new(listed(&self.shared, filters)?))
     }
 
     /// Iterates over the events from a position on, in the order of `seq`, and waits for more.
@@ -517,12 +553,15 @@ impl AuditLog {
     /// Raises:
     ///     PrunedError: On iterating: the event was archived.
     #[pyo3(
-        signature = (from_seq=None, *, follow=true),
+        signature = (from_seq=None, *, follow=None),
         text_signature = "($self, from_seq=0, *, follow=True)"
     )]
-    fn tail(&self, from_seq: Option<&Bound<'_, PyAny>>, follow: bool) -> PyResult<EventIterator> {
-        let pages = TailPages::new(self.shared.store()?, position(from_seq)?, follow);
-        Ok(EventIterator::new(EventPages::new(self.shared.clone(), pages)))
+    fn tail(
+        &self,
+        from_seq: Option<&Bound<'_, PyAny>>,
+        follow: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<EventIterator> {
+        Ok(EventIterator::new(tailed(&self.shared, from_seq, follow)?))
     }
 
     /// Recomputes the whole log and names the first difference from what was recorded. Then
@@ -577,17 +616,15 @@ impl AuditLog {
             resource_type=None, resource_id=None, outcome=None, source=None, q=None, limit=None)"
     )]
     fn to_arrow(&self, filters: Option<&Bound<'_, PyDict>>) -> PyResult<ArrowEvents> {
-        self.shared.store()?;
-        Ok(ArrowEvents::new(self.shared.clone(), Filters::read(filters)?))
+        in_arrow(&self.shared, filters)
     }
 
     /// Ends the background work and closes the connections. Iterators of the log end with an
-    /// error. Closing again does nothing.
+    /// error. Closing again waits for the same end.
     ///
     /// Events in the spool stay there until a log is opened with it.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let shared = Arc::clone(&self.shared);
-        runtime::wait(py, async move { shared.close().await })
+        runtime::block(py, self.shared.close()?)
     }
 
     /// Whether the log is closed.
@@ -652,14 +689,23 @@ impl AsyncAuditLog {
 
 #[pymethods]
 impl AsyncAuditLog {
+    #[new]
+    #[pyo3(signature = (*_arguments, **_named), text_signature = "()")]
+    fn new(_arguments: &Bound<'_, PyTuple>, _named: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        Err(opened_by("await AsyncAuditLog.open(url)"))
+    }
+
     /// Opens the log at a URL, as `AuditLog.open` does.
     #[staticmethod]
-    #[pyo3(signature = (url, *, spool=None, read_only=false))]
+    #[pyo3(
+        signature = (url, *, spool=None, read_only=None),
+        text_signature = "(url, *, spool=None, read_only=False)"
+    )]
     fn open<'py>(
         py: Python<'py>,
         url: &Bound<'py, PyAny>,
         spool: Option<&Bound<'py, PyAny>>,
-        read_only: bool,
+        read_only: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let opening = Opening::read(url, spool, read_only)?;
         runtime::future(py, async move { Ok(Self { shared: Arc::new(opening.open().await?) }) })
@@ -706,24 +752,21 @@ impl AsyncAuditLog {
         py: Python<'py>,
         filters: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let store = self.shared.store()?;
-        let pages = Filters::read(filters)?.pages(store);
-        event_stream(py, EventPages::new(self.shared.clone(), pages))
+        event_stream(py, listed(&self.shared, filters)?)
     }
 
     /// Iterates over the events from a position on, as `AuditLog.tail` does.
     #[pyo3(
-        signature = (from_seq=None, *, follow=true),
+        signature = (from_seq=None, *, follow=None),
         text_signature = "($self, from_seq=0, *, follow=True)"
     )]
     fn tail<'py>(
         &self,
         py: Python<'py>,
         from_seq: Option<&Bound<'py, PyAny>>,
-        follow: bool,
+        follow: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let pages = TailPages::new(self.shared.store()?, position(from_seq)?, follow);
-        event_stream(py, EventPages::new(self.shared.clone(), pages))
+        event_stream(py, tailed(&self.shared, from_seq, follow)?)
     }
 
     /// Recomputes the whole log, as `AuditLog.verify` does. `progress` is called in the event
@@ -753,17 +796,12 @@ impl AsyncAuditLog {
             resource_type=None, resource_id=None, outcome=None, source=None, q=None, limit=None)"
     )]
     fn to_arrow(&self, filters: Option<&Bound<'_, PyDict>>) -> PyResult<ArrowEvents> {
-        self.shared.store()?;
-        Ok(ArrowEvents::new(self.shared.clone(), Filters::read(filters)?))
+        in_arrow(&self.shared, filters)
     }
 
     /// Closes the log, as `AuditLog.close` does.
     fn close<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let shared = self.shared.clone();
-        runtime::future(py, async move {
-            shared.close().await;
-            Ok(())
-        })
+        runtime::future(py, self.shared.close()?.map(Ok))
     }
 
     /// Whether the log is closed.

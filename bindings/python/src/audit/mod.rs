@@ -9,6 +9,7 @@ mod pickle;
 mod verify;
 
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 /// Adds the classes and functions of this part.
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -27,5 +28,8 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<verify::Head>()?;
     module.add_class::<verify::Verification>()?;
     module.add_class::<verify::VerificationRun>()?;
-    module.add_function(wrap_pyfunction!(pickle::_restore, module)?)
+    module.add_function(wrap_pyfunction!(pickle::_restore, module)?)?;
+    let columns = arrow::schema();
+    let names = columns.fields().iter().map(|column| column.name());
+    module.add("EVENT_COLUMNS", PyTuple::new(module.py(), names)?)
 }

@@ -156,6 +156,9 @@ impl<'py> Asked<'py> {
     fn mapping(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Values> {
         match value.cast::<PyMapping>() {
             Ok(mapping) => Values::of_mapping(mapping, name),
+            Err(_) if value.is_instance_of::<PyString>() => {
+                Err(type_error(name, "a Context or a mapping (an id goes into tenant_id=)", value))
+            }
             Err(_) => Err(type_error(name, "a Context or a mapping", value)),
         }
     }

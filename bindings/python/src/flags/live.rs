@@ -6,13 +6,13 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use dezky::core::rt;
 use dezky::flags::live::LiveConfig;
 use dezky::flags::openfeature::{OfrepToken, RemoteConfig};
 use dezky::flags::store::{LazyFlagStore, Snapshot};
 use dezky::{
     Access, Error, LiveFlags as CoreLive, Runtime as _, StoreConfig, Stores, TokioRuntime,
 };
+use futures_util::FutureExt as _;
 use futures_util::future::{pending, select};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -27,9 +27,9 @@ use super::decision::{Decision, Explanation};
 use super::remote::Remote;
 use super::resolve::{self, Given};
 use super::set::{Compiled, FlagSet};
-use crate::convert::{path, seconds_between, text, text_of, type_error, value_error};
-use crate::error::{coded, exception};
-use crate::runtime::{self, Owned};
+use crate::convert::{self, path, seconds_between, text, text_of, type_error, value_error};
+use crate::error::{exception, of_url, opened_by};
+use crate::runtime::{self, Ended, Ending, Owned};
 
 /// The number of events that a subscriber may be behind; older ones are dropped.
 const EVENTS: usize = 256;
@@ -142,6 +142,7 @@ async fn ended(work: Vec<JoinHandle<()>>, followed: Arc<Followed>) {
 
 struct Shared {
     open: Mutex<Option<Arc<Open>>>,
+    ending: Ending,
     url: String,
 }
 
@@ -156,15 +157,15 @@ impl Shared {
         Ok(Arc::clone(&self.open()?.followed))
     }
 
-    async fn close(&self) {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(open) = open else { return };
-        let closing = ended(open.aborted(), Arc::clone(&open.followed));
-        // A task, which goes on if nobody waits any more.
-        if let Some(runtime) = runtime::existing() {
-            // It has no result.
-            let _ = runtime.spawn(closing).await;
-        }
+    fn close(&self) -> PyResult<Ended> {
+        self.ending.begin(|| {
+            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
+            async move {
+                if let Some(open) = open {
+                    ended(open.aborted(), Arc::clone(&open.followed)).await;
+                }
+            }
+        })
     }
 
     fn subscribe(&self, handler: &Bound<'_, PyAny>) -> PyResult<Subscription> {
@@ -246,7 +247,7 @@ impl Opening {
         timeout: Option<&Bound<'_, PyAny>>,
         file: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let url = text(url, "url")?;
+        let url = convert::url(url)?;
         let scheme = url.split("://").next().unwrap_or_default().to_ascii_lowercase();
         let is_server = matches!(&*scheme, "http" | "https");
         let least = if is_server { 0.1 } else { 0.01 };
@@ -268,7 +269,7 @@ impl Opening {
         if token.is_some() {
             return Err(value_error("token", "has no effect on a store's URL: leave it out"));
         }
-        let config = StoreConfig::parse(&url).map_err(named)?;
+        let config = StoreConfig::parse(&url).map_err(of_url)?;
         let mut live = LiveConfig::default();
         live.poll_interval = poll_interval.unwrap_or(live.poll_interval);
         live.store_timeout = timeout.unwrap_or(live.store_timeout);
@@ -281,7 +282,7 @@ impl Opening {
         let (url, followed, work) = match self {
             Self::Server(config) => {
                 let (url, interval) = (config.base_url.clone(), config.poll_interval);
-                let remote = Remote::open(config).await.map_err(named)?;
+                let remote = Remote::open(config).await.map_err(of_url)?;
                 let work = vec![spawn(watch_server(remote.clone(), interval, events.clone()))?];
                 (url, Followed::Server(remote), work)
             }
@@ -312,17 +313,7 @@ impl Opening {
         let work = Mutex::new(work);
         let (followed, events) = (Owned::new(Arc::new(followed)), Owned::new(events));
         let open = Open { followed, events, work };
-        Ok(Shared { open: Mutex::new(Some(Arc::new(open))), url })
-    }
-}
-
-/// The exception of a URL that is refused, which names the argument.
-fn named(error: Error) -> PyErr {
-    let text = error.to_string();
-    let refused = ["base_url ", "the store's URL: "].iter().find_map(|own| text.strip_prefix(own));
-    match refused {
-        Some(problem) => coded(error.code(), &format!("url {problem}")),
-        None => exception(error),
+        Ok(Shared { open: Mutex::new(Some(Arc::new(open))), ending: Ending::default(), url })
     }
 }
 
@@ -444,14 +435,13 @@ async fn deliver(
 
 async fn call(handler: &Arc<Py<PyAny>>, event: Event) {
     let handler = Arc::clone(handler);
-    let called = move || {
-        Python::try_attach(|py| {
-            if let Err(error) = handler.call1(py, (FlagEvent::from(event),)) {
-                error.write_unraisable(py, Some(handler.bind(py)));
-            }
-        });
-    };
-    rt::unblock(&TokioRuntime, called).await;
+    // At the end of the interpreter, nobody is called any more.
+    runtime::in_python(move |py| {
+        if let Err(error) = handler.call1(py, (FlagEvent::from(event),)) {
+            error.write_unraisable(py, Some(handler.bind(py)));
+        }
+    })
+    .await;
 }
 
 /// A change of followed flags, or of their source's health.
@@ -624,6 +614,12 @@ pub(crate) struct LiveFlags {
 
 #[pymethods]
 impl LiveFlags {
+    #[new]
+    #[pyo3(signature = (*_arguments, **_named), text_signature = "()")]
+    fn new(_arguments: &Bound<'_, PyTuple>, _named: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        Err(opened_by("LiveFlags.open(url)"))
+    }
+
     /// Opens the flags at a URL.
     ///
     /// Args:
@@ -818,7 +814,7 @@ impl LiveFlags {
     ///     handler: Called with each `FlagEvent`, in order, on a thread of dezky's. An exception
     ///         goes to `sys.unraisablehook`. It may use these flags, but should not wait for long:
     ///         once 256 events wait, one of the kind `changed` without keys and one of the current
-    ///         health stand for all of them.
+    ///         health stand for all of them. The interpreter ends after a call under way.
     ///
     /// Returns:
     ///     The subscription, which also ends when the flags are closed.
@@ -832,8 +828,7 @@ impl LiveFlags {
 
     /// Stops following the source and closes its connections. Idempotent.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let shared = Arc::clone(&self.shared);
-        runtime::wait(py, async move { shared.close().await })
+        runtime::block(py, self.shared.close()?)
     }
 
     /// Resolves a flag in OpenFeature's terms; for `dezky.openfeature`.
@@ -928,6 +923,12 @@ pub(crate) struct AsyncLiveFlags {
 
 #[pymethods]
 impl AsyncLiveFlags {
+    #[new]
+    #[pyo3(signature = (*_arguments, **_named), text_signature = "()")]
+    fn new(_arguments: &Bound<'_, PyTuple>, _named: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        Err(opened_by("await AsyncLiveFlags.open(url)"))
+    }
+
     /// Opens the flags at a URL; see `LiveFlags.open()`.
     #[staticmethod]
     #[pyo3(signature = (url, *, token = None, poll_interval = None, timeout = None, file = None))]
@@ -1014,15 +1015,13 @@ impl AsyncLiveFlags {
         let compiled = self.shared.followed()?.compiled("evaluate_many()")?;
         let (key, tenant_ids) = (key.unbind(), tenant_ids.unbind());
         let axes = axes.map(Bound::unbind);
-        let decide = move || {
-            Python::try_attach(|py| {
-                let axes = axes.as_ref().map(|axes| axes.bind(py));
-                compiled.evaluate_many(py, key.bind(py), tenant_ids.bind(py), axes)
-            })
-        };
+        let decided = runtime::in_python(move |py| {
+            let axes = axes.as_ref().map(|axes| axes.bind(py));
+            compiled.evaluate_many(py, key.bind(py), tenant_ids.bind(py), axes)
+        });
         runtime::future(py, async move {
-            let decided = rt::unblock(&TokioRuntime, decide).await;
-            decided.unwrap_or_else(|| Err(PyValueError::new_err("the interpreter is at its end")))
+            let ends = || Err(PyValueError::new_err("the interpreter ends"));
+            decided.await.unwrap_or_else(ends)
         })
     }
 
@@ -1079,11 +1078,7 @@ impl AsyncLiveFlags {
 
     /// Stops following the source and closes its connections. Idempotent.
     fn close<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let shared = Arc::clone(&self.shared);
-        runtime::future(py, async move {
-            shared.close().await;
-            Ok(())
-        })
+        runtime::future(py, self.shared.close()?.map(Ok))
     }
 
     /// Resolves a flag in OpenFeature's terms; for `dezky.openfeature`.

@@ -113,9 +113,8 @@ pub(crate) fn preview<'py>(
     tenants: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = old.py();
-    let is_text = tenants.is_instance_of::<PyString>() || tenants.is_instance_of::<PyDict>();
-    if is_text {
-        return Err(type_error("tenants", "an iterable of contexts or ids", tenants));
+    if tenants.is_instance_of::<PyString>() || tenants.is_instance_of::<PyDict>() {
+        return Err(not_tenants(tenants));
     }
     if let (Ok(old), Ok(new)) = (old.cast::<FlagSet>(), new.cast::<FlagSet>()) {
         let (old, new): (&Snapshot, &Snapshot) = (old.get().0.snapshot(), new.get().0.snapshot());
@@ -136,6 +135,10 @@ pub(crate) fn preview<'py>(
     Ok(Preview(previewer.finish()).into_pyobject(py)?.into_any())
 }
 
+fn not_tenants(given: &Bound<'_, PyAny>) -> PyErr {
+    type_error("tenants", "an iterable of contexts or ids", given)
+}
+
 /// Shows all tenants. Other threads run while they are decided.
 fn each(tenants: &Bound<'_, PyAny>, mut see: impl FnMut(&FlagContext<'_>) + Send) -> PyResult<()> {
     let py = tenants.py();
@@ -145,7 +148,7 @@ fn each(tenants: &Bound<'_, PyAny>, mut see: impl FnMut(&FlagContext<'_>) + Send
         py.detach(|| block.drain(..).for_each(|tenant| see(&tenant.borrowed())));
         PyResult::Ok(())
     };
-    for (place, tenant) in tenants.try_iter()?.enumerate() {
+    for (place, tenant) in tenants.try_iter().map_err(|_| not_tenants(tenants))?.enumerate() {
         block.push(Asked::tenant(&tenant?, &format!("tenants[{place}]"))?.into_values());
         if block.len() == BLOCK {
             decide(&mut block)?;

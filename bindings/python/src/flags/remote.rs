@@ -23,6 +23,7 @@ use crate::error::exception;
 /// A server that decides flags, with its last answers. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Remote {
+    url: Arc<str>,
     provider: RemoteFlagProvider,
     /// The last revision that the server stated; `u64::MAX` before that.
     revision: Arc<AtomicU64>,
@@ -31,8 +32,9 @@ pub(crate) struct Remote {
 impl Remote {
     /// Asks the server for the first time.
     pub(crate) async fn open(config: RemoteConfig) -> Result<Self> {
+        let url = config.base_url.as_str().into();
         let provider = RemoteFlagProvider::new(config, Arc::new(TokioRuntime))?;
-        let remote = Self { provider, revision: Arc::new(AtomicU64::new(u64::MAX)) };
+        let remote = Self { url, provider, revision: Arc::new(AtomicU64::new(u64::MAX)) };
         remote.probe().await;
         match remote.failure() {
             Some(error) => Err(error),
@@ -56,7 +58,7 @@ impl Remote {
     /// The error of the last request, if it failed.
     pub(crate) fn failure(&self) -> Option<Error> {
         let error = self.provider.failure()?;
-        Some(error.context("the flag server"))
+        Some(error.context(format_args!("the flag server {}", self.url)))
     }
 
     /// Asks again for every context in use.

@@ -2,12 +2,15 @@
 
 #![expect(clippy::doc_link_with_quotes, reason = "examples in Python")]
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use dezky::Error;
 use dezky::flags::live::{LiveSet, MAX_FILE_BYTES};
 use dezky::flags::store::Snapshot;
 use dezky::flags::{Bits, FlagFile, FlagHandle, FlagSet as CoreSet, Reason, explain};
+use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyIterator, PyList, PyString, PyTuple};
@@ -16,7 +19,7 @@ use super::column::{self, BooleanColumn};
 use super::context::{Asked, Values};
 use super::decision::{Decision, Explanation};
 use super::resolve::{self, Resolved};
-use crate::convert::{json, json_object, text_of, type_error, value_error};
+use crate::convert::{flag, json, json_object, text_of, type_error, value_error};
 use crate::error::exception;
 
 /// The number of flags from which on deciding all of them takes long enough to let other threads
@@ -198,12 +201,18 @@ impl FlagSet {
     ///     >>> dezky.FlagSet.from_json('[{"key": "chat", "state": "on"}]')
     ///     FlagSet(1 flag, revision 0)
     #[staticmethod]
-    #[pyo3(signature = (source, *, strict = true))]
-    fn from_json(py: Python<'_>, source: &Bound<'_, PyAny>, strict: bool) -> PyResult<Self> {
-        let text = source_text(py, source)?;
-        let file = py.detach(|| FlagFile::from_json(&text)).map_err(exception)?;
+    #[pyo3(signature = (source, *, strict = None), text_signature = "(source, *, strict=True)")]
+    fn from_json(
+        py: Python<'_>,
+        source: &Bound<'_, PyAny>,
+        strict: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let strict = strict.map_or(Ok(true), |given| flag(given, "strict"))?;
+        let (name, text) = source_text(py, source)?;
+        let refused = |error: Error| exception(error.context(&name));
+        let file = py.detach(|| FlagFile::from_json(&text)).map_err(refused)?;
         if strict {
-            file.clone().all().map_err(exception)?;
+            file.clone().all().map_err(refused)?;
         }
         Ok(Self(Arc::new(py.detach(|| Compiled::fixed(file.snapshot())))))
     }
@@ -381,27 +390,28 @@ impl FlagSet {
     }
 }
 
-/// The JSON text that a source stands for.
-fn source_text(py: Python<'_>, source: &Bound<'_, PyAny>) -> PyResult<String> {
+/// The JSON text that a source stands for, after its name for errors.
+fn source_text(py: Python<'_>, source: &Bound<'_, PyAny>) -> PyResult<(String, String)> {
     let listed = |text: String| format!("{{\"flags\":{text}}}");
     let wrapped = |text: String| {
         if text.trim_start().starts_with('[') { listed(text) } else { text }
     };
+    let argument = |text: String| ("source".to_owned(), text);
     if source.is_instance_of::<PyList>() || source.is_instance_of::<PyTuple>() {
-        return Ok(listed(json(source, "source")?));
+        return Ok(argument(listed(json(source, "source")?)));
     }
     if source.is_instance_of::<PyDict>() {
-        return json_object(source, "source");
+        return json_object(source, "source").map(argument);
     }
     if let Ok(bytes) = source.cast::<PyBytes>() {
         let text = std::str::from_utf8(bytes.as_bytes())
             .map_err(|_| value_error("source", "is not UTF-8: pass the JSON text as a str"))?;
-        return Ok(wrapped(text.to_owned()));
+        return Ok(argument(wrapped(text.to_owned())));
     }
     if let Ok(text) = source.cast::<PyString>() {
         let text = text_of(text, "source")?;
         if text.trim_start().starts_with(['{', '[']) {
-            return Ok(wrapped(text.to_owned()));
+            return Ok(argument(wrapped(text.to_owned())));
         }
     }
     let path: PathBuf = source
@@ -413,13 +423,18 @@ fn source_text(py: Python<'_>, source: &Bound<'_, PyAny>) -> PyResult<String> {
         }
         std::fs::read_to_string(&path).map(Some)
     });
-    // Names the file, as Python's own errors do.
-    let named = |error: std::io::Error| {
-        let error = PyErr::from(error);
-        let _ = error.value(py).setattr("filename", source);
-        error
+    let refused = |error: io::Error| {
+        let Some(number) = error.raw_os_error() else {
+            return value_error("source", format_args!("can't be read as a file: {error}"));
+        };
+        // With the number and the name, Python chooses the class and the text.
+        match py.import("os").and_then(|os| os.call_method1("strerror", (number,))) {
+            Ok(text) => PyOSError::new_err((number, text.unbind(), source.clone().unbind())),
+            Err(error) => error,
+        }
     };
-    read.map_err(named)?
-        .map(wrapped)
-        .ok_or_else(|| value_error("source", format_args!("has more than {MAX_FILE_BYTES} bytes")))
+    let text = read.map_err(refused)?.ok_or_else(|| {
+        value_error("source", format_args!("has more than {MAX_FILE_BYTES} bytes"))
+    })?;
+    Ok((path.display().to_string(), wrapped(text)))
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyByteArray, PyBytes, PyInt, PyMemoryView};
 
-pub(super) use crate::convert::seconds_between;
+pub(super) use crate::convert::{flag, seconds_between};
 use crate::convert::{text, type_error, value_error};
 
 /// Bytes: `bytes`, `bytearray` or `memoryview`.
@@ -34,12 +34,6 @@ pub(super) fn whole(value: &Bound<'_, PyAny>, name: &str, min: u64, max: u64) ->
     }
     let number = value.extract::<u64>().ok().filter(|number| (min..=max).contains(number));
     number.ok_or_else(|| value_error(name, format_args!("must be {min} to {max}")))
-}
-
-/// A `bool`.
-pub(super) fn flag(value: &Bound<'_, PyAny>, name: &str) -> PyResult<bool> {
-    let value = value.cast::<PyBool>().map_err(|_| type_error(name, "a bool", value))?;
-    Ok(value.is_true())
 }
 
 /// The name of a source.

@@ -9,29 +9,13 @@ use pyo3::types::{
 };
 use serde_json::{Map, Value};
 
-use crate::audit::event::{Actor, NewEvent};
+use crate::audit::event::{Actor, FIELDS, NewEvent};
 
 /// The depth beyond which only the type is kept.
 const MAX_DEPTH: usize = 32;
 /// The maximum number of values, so that lists that hold themselves end.
 const MAX_VALUES: usize = 20_000;
 
-/// The attributes of events.
-const EVENT: [&str; 13] = [
-    "action",
-    "actor",
-    "at",
-    "outcome",
-    "resource_type",
-    "resource_id",
-    "resource_name",
-    "tenant_slug",
-    "partner_slug",
-    "source",
-    "external_id",
-    "metadata",
-    "id",
-];
 /// The attributes of actors.
 const ACTOR: [&str; 4] = ["type", "id", "email", "ip"];
 
@@ -122,7 +106,7 @@ impl Reader {
         let names: &[&str] = if value.is_instance_of::<Actor>() {
             &ACTOR
         } else if value.is_instance_of::<NewEvent>() {
-            &EVENT
+            &FIELDS
         } else {
             let items = value.cast::<PyMapping>().ok()?.items().ok()?;
             let pairs = items.iter().take(self.values).map(|item| item.extract());

@@ -30,7 +30,5 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(decode::stalwart_action, module)?)?;
     module.add_function(wrap_pyfunction!(log::append, module)?)?;
     module.add_function(wrap_pyfunction!(signature::verify_signature, module)?)?;
-    let finish = wrap_pyfunction!(source::finish_calls, module)?;
-    module.py().import("atexit")?.call_method1("register", (finish,))?;
     Ok(())
 }

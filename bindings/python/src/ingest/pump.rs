@@ -10,6 +10,7 @@ use dezky::ingest::{
     Tick as RustTick,
 };
 use dezky::{Runtime as _, TokioRuntime};
+use futures_util::FutureExt as _;
 use futures_util::future::{Either, select};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -19,10 +20,12 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use super::arguments::{flag, seconds_between, source_name, whole};
 use super::log::PumpLog;
-use super::source::{PythonSource, Shared, in_python, warn};
+use super::source::{PythonSource, Shared, warn};
 use crate::convert::{datetime, text, type_error, value_error};
 use crate::error::{coded, exception};
-use crate::runtime::{block, check_fork, existing, future, runtime, wait};
+use crate::runtime::{
+    Ended, Ending, block, check_fork, existing, future, in_python, runtime, wait,
+};
 
 /// The interval at which failures of a running pump are looked for.
 const WATCH: Duration = Duration::from_millis(200);
@@ -36,6 +39,7 @@ struct Inner {
     pump: Arc<AsyncMutex<Option<RustPump>>>,
     handle: PumpHandle,
     shared: Arc<Shared>,
+    ending: Ending,
 }
 
 /// The arguments of both forms of a pump.
@@ -106,7 +110,8 @@ impl Inner {
         let pump = RustPump::new(Box::new(PythonSource(Arc::clone(&shared))), intake, config);
         let handle = pump.handle();
         let pump = Arc::new(AsyncMutex::new(Some(pump)));
-        Ok(Arc::new(Self { source: name, log, pump, handle, shared }))
+        let ending = Ending::default();
+        Ok(Arc::new(Self { source: name, log, pump, handle, shared, ending }))
     }
 
     /// Takes the pump for work of its own.
@@ -183,7 +188,8 @@ impl Inner {
                     "the pump of {} failed, and will try again: {} ({})",
                     self.source, error.text, error.code
                 );
-                drop(in_python(move |py| warn(py, &message, None)).await);
+                // At the end of the interpreter, nobody reads it any more.
+                let _ = in_python(move |py| warn(py, &message, None)).await;
             }
         }
     }
@@ -202,29 +208,28 @@ impl Inner {
     }
 
     /// Ends everything, and gives the lease back.
-    fn close(&self) -> impl Future<Output = ()> + Send + use<> {
-        self.ask_to_stop();
-        let (pump, shared) = (Arc::clone(&self.pump), Arc::clone(&self.shared));
-        async move {
-            if let Some(mut pump) = pump.lock().await.take() {
-                pump.release().await;
-            }
-            shared.is_idle().await;
-            shared.stop().send_replace(false);
+    ///
+    /// # Errors
+    /// `StateConflictError` within `pull`: it would wait for itself.
+    fn close(&self, py: Python<'_>) -> PyResult<Ended> {
+        if self.shared.is_inside(py) {
+            return Err(coded("state_conflict", "pull can't close its pump: call stop() instead"));
         }
+        self.ending.begin(|| {
+            self.ask_to_stop();
+            let (pump, shared) = (Arc::clone(&self.pump), Arc::clone(&self.shared));
+            async move {
+                if let Some(mut pump) = pump.lock().await.take() {
+                    pump.release().await;
+                }
+                shared.is_idle().await;
+                shared.stop().send_replace(false);
+            }
+        })
     }
 
     fn status(&self) -> PumpStatus {
         PumpStatus(self.handle.status())
-    }
-
-    /// # Errors
-    /// `StateConflictError` within `pull`: it would wait for itself.
-    fn check_outside(&self, py: Python<'_>) -> PyResult<()> {
-        if self.shared.is_inside(py) {
-            return Err(coded("state_conflict", "pull can't close its pump: call stop() instead"));
-        }
-        Ok(())
     }
 
     /// Visits what it holds for the garbage collector, unless work under way holds it too: the
@@ -422,8 +427,7 @@ impl Pump {
 
     /// Ends what is under way in order, and gives the lease back. Idempotent.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        self.0.check_outside(py)?;
-        wait(py, self.0.close())
+        block(py, self.0.close(py)?)
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
@@ -526,12 +530,7 @@ impl AsyncPump {
 
     /// Ends what is under way in order, and gives the lease back. Idempotent.
     fn close<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.0.check_outside(py)?;
-        let closed = self.0.close();
-        future(py, async move {
-            closed.await;
-            Ok(())
-        })
+        future(py, self.0.close(py)?.map(Ok))
     }
 
     fn __aenter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
@@ -582,12 +581,7 @@ fn orderly<'py>(
     })?;
     let waited = Arc::clone(inner);
     let settle = PyCFunction::new_closure(py, None, None, move |arguments, _| {
-        let settled = waited.settled();
-        let waiting = future(arguments.py(), async move {
-            settled.await;
-            Ok(())
-        });
-        Ok::<_, PyErr>(waiting?.unbind())
+        Ok::<_, PyErr>(future(arguments.py(), waited.settled().map(Ok))?.unbind())
     })?;
     RUN.import(py, "dezky._pump", "orderly")?.call1((start, stop, settle))
 }

@@ -2,7 +2,7 @@
 
 use dezky::core::Timestamp;
 use dezky::ingest::signature::{Headers, Preset, Scheme, SchemeConfig, Secret, Secrets};
-use dezky::{Runtime as _, TokioRuntime};
+use dezky::{Error, Runtime as _, TokioRuntime};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyMapping, PyString};
 
@@ -137,18 +137,19 @@ fn secret(
     preset: Preset,
     scheme: &Scheme,
 ) -> PyResult<Secret> {
+    let named = |error: Error| exception(error.context(name));
     if is_bytes(value) {
         let key = bytes(value, name, "a str or bytes")?;
-        return Secret::from_bytes(&*key).map_err(exception);
+        return Secret::from_bytes(&*key).map_err(named);
     }
     if !value.is_instance_of::<PyString>() {
         return Err(type_error(name, "a str or bytes", value));
     }
     let text = text(value, name)?;
     if preset == Preset::StandardWebhooks {
-        return scheme.secret(&text).map_err(exception);
+        return scheme.secret(&text).map_err(named);
     }
-    Secret::new(text).map_err(exception)
+    Secret::new(text).map_err(named)
 }
 
 /// The headers of the request: all of them, or only the one with the signature.

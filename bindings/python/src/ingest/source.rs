@@ -3,11 +3,9 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use dezky::core::rt::unblock;
 use dezky::core::source::{
     IngestSource, MAX_QUARANTINE_RAW_BYTES, Pull, PullLimits, PulledEvent, QuarantineItem,
 };
@@ -27,7 +25,7 @@ use super::lenient;
 use super::quarantine::Quarantined;
 use crate::audit::event::new_event;
 use crate::convert::{text, type_error, value_error};
-use crate::runtime::{attached, check_fork, existing};
+use crate::runtime::{attached, existing, in_python};
 
 /// The maximum number of events and of items in a batch of Python's: all of them are in memory.
 const MAX_BATCH: usize = 100_000;
@@ -453,7 +451,7 @@ impl IngestSource for PythonSource {
             // The turn ends after the exception is known, for those who wait for both.
             shared.call(py, cursor, &mut turn).map_err(|error| shared.failed(py, error))
         });
-        let (cursor, given_later, mut call) = match called.await?? {
+        let (cursor, given_later, mut call) = match called.await.ok_or_else(at_the_end)?? {
             Called::Pull(pull) => return Ok(*pull),
             Called::Later { cursor, given_later, call } => (cursor, given_later, call),
         };
@@ -469,21 +467,13 @@ impl IngestSource for PythonSource {
             };
             pull.map_err(|error| shared.failed(py, error))
         });
-        read.await?
+        read.await.ok_or_else(at_the_end)?
     }
 }
 
-/// Runs Python's code in a thread that may block.
-pub(super) async fn in_python<T: Send + 'static>(
-    work: impl FnOnce(Python<'_>) -> T + Send + 'static,
-) -> dezky::Result<T> {
-    let ends = || Error::new(ErrorKind::Internal, "the interpreter ends");
-    let call = Call::begin().ok_or_else(ends)?;
-    let done = unblock(&TokioRuntime, move || {
-        let _call = call;
-        attached(work)
-    });
-    done.await.ok_or_else(ends)
+/// The error of a call that the end of the interpreter prevents.
+fn at_the_end() -> Error {
+    Error::new(ErrorKind::Internal, "the interpreter ends")
 }
 
 thread_local! {
@@ -503,56 +493,5 @@ impl Inside {
 impl Drop for Inside {
     fn drop(&mut self) {
         INSIDE.set(self.0);
-    }
-}
-
-/// Running calls, and whether the interpreter ends.
-static CALLS: (Mutex<(usize, bool)>, Condvar) = (Mutex::new((0, false)), Condvar::new());
-
-/// A running call of Python's code from a thread of the runtime.
-struct Call;
-
-impl Call {
-    /// `None` once the interpreter ends.
-    fn begin() -> Option<Self> {
-        let mut calls = lock(&CALLS.0);
-        if calls.1 {
-            return None;
-        }
-        calls.0 += 1;
-        Some(Self)
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        lock(&CALLS.0).0 -= 1;
-        CALLS.1.notify_all();
-    }
-}
-
-/// Waits for running calls at the end of the interpreter, like its own thread pools: a thread that
-/// runs Python's code then would end the process with an error.
-#[pyfunction]
-#[pyo3(name = "_finish_calls")]
-pub(super) fn finish_calls(py: Python<'_>) -> PyResult<()> {
-    // The threads are the parent's.
-    if check_fork().is_err() {
-        return Ok(());
-    }
-    loop {
-        let left = py.detach(|| {
-            let mut calls = lock(&CALLS.0);
-            calls.1 = true;
-            if calls.0 > 0 {
-                let waited = CALLS.1.wait_timeout(calls, Duration::from_millis(50));
-                calls = waited.unwrap_or_else(PoisonError::into_inner).0;
-            }
-            calls.0
-        });
-        if left == 0 {
-            return Ok(());
-        }
-        py.check_signals()?;
     }
 }
