@@ -436,7 +436,7 @@ def test_appending_leaks_no_memory(new_url: Callable[[str], str]) -> None:
     before, after = map(float, out.split())
     print(f"resident before {before} MiB, after 30,000 more events {after} MiB")
     # A leak of the text of each event would be 11 MiB. The allocator's growth ends before 100,000.
-    assert after - before < 8
+    assert after - before < 7.5
 
 
 def test_records_and_awaits_leak_no_memory() -> None:
