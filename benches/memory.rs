@@ -20,8 +20,9 @@ use async_trait::async_trait;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::source::IngestSource;
 use dezky_core::store::{
-    AppendOptions, Appended, Capabilities, Lease, ListPage, ListQuery, LogPart, LogState,
+    AppendOptions, Appended, Capabilities, EventKey, Lease, ListPage, ListQuery, LogPart, LogState,
     QuarantinedItem, Receipt, ReceiptStatus, Relayed, ScannedRow, SqliteAuditStore, SqliteConfig,
+    Tally, TallyQuery,
 };
 use dezky_core::{AuditStore, Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 use dezky_ingest::authentik::{ApiToken, AuthentikConfig, AuthentikSource};
@@ -356,6 +357,14 @@ impl AuditStore for Discard {
     }
 
     async fn list(&self, _query: &ListQuery) -> Result<ListPage> {
+        absent()
+    }
+
+    async fn get(&self, _key: EventKey) -> Result<Option<StoredEvent>> {
+        absent()
+    }
+
+    async fn tally(&self, _query: &TallyQuery) -> Result<Tally> {
         absent()
     }
 

@@ -12,8 +12,8 @@ use super::repair::{INVALID, digest, repaired_action, repaired_source};
 use super::*;
 use crate::rt::TokioRuntime;
 use crate::store::{
-    Capabilities, Lease, ListPage, ListQuery, LogPart, LogState, MemoryAuditStore, QuarantinedItem,
-    Relayed, ScannedRow, StoredRow,
+    Capabilities, EventKey, Lease, ListPage, ListQuery, LogPart, LogState, MemoryAuditStore,
+    QuarantinedItem, Relayed, ScannedRow, StoredRow, Tally, TallyQuery,
 };
 use crate::testkit::{ManualRuntime, named_event};
 use crate::{Actor, AuditEvent, NewMetadata, SpoolConfig};
@@ -98,6 +98,12 @@ impl AuditStore for Moody {
     }
     async fn list(&self, query: &ListQuery) -> Result<ListPage> {
         self.inner.list(query).await
+    }
+    async fn get(&self, key: EventKey) -> Result<Option<StoredEvent>> {
+        self.inner.get(key).await
+    }
+    async fn tally(&self, query: &TallyQuery) -> Result<Tally> {
+        self.inner.tally(query).await
     }
     async fn state(&self) -> Result<LogState> {
         let mood = *self.mood.lock().unwrap();

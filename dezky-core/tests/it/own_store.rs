@@ -97,6 +97,15 @@ impl RowStore for OwnRows {
         }))
     }
 
+    async fn seq_of(&self, id: Uuid) -> Result<Option<i64>> {
+        Ok(self.read(|t| {
+            t.rows
+                .iter()
+                .find(|(_, row)| row.stored.event.id == id)
+                .map(|(seq, _)| i64::try_from(*seq).unwrap())
+        }))
+    }
+
     /// `Filter::matches` is the definition; engines with indexes are faster.
     async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage> {
         let mut events = self.read(|t| {

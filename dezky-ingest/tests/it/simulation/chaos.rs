@@ -113,6 +113,10 @@ impl RowStore for ChaosRows {
         self.inner.rows().scan(from_seq, max_rows).await
     }
 
+    async fn seq_of(&self, id: Uuid) -> Result<Option<i64>> {
+        self.inner.rows().seq_of(id).await
+    }
+
     async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage> {
         self.inner.rows().list(scan).await
     }
