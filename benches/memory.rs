@@ -24,7 +24,9 @@ use dezky_core::store::{
     QuarantinedItem, Receipt, ReceiptStatus, Relayed, ScannedRow, SqliteAuditStore, SqliteConfig,
     Tally, TallyQuery,
 };
-use dezky_core::{AuditStore, Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
+use dezky_core::{
+    AuditStore, Error, ErrorKind, Result, Runtime, SealedEvent, StoredEvent, Timestamp,
+};
 use dezky_ingest::authentik::{ApiToken, AuthentikConfig, AuthentikSource};
 use dezky_ingest::ocis::{OcisConfig, OcisTail};
 use dezky_ingest::{Intake, Pump, PumpConfig};

@@ -16,7 +16,7 @@ use crate::store::{
     QuarantinedItem, Relayed, ScannedRow, StoredRow, Tally, TallyQuery,
 };
 use crate::testkit::{ManualRuntime, named_event};
-use crate::{Actor, AuditEvent, NewMetadata, SpoolConfig};
+use crate::{Actor, AuditEvent, NewMetadata, SpoolConfig, StoredEvent};
 
 /// The way in which a [`Moody`] store answers appends.
 #[derive(Clone, Copy, PartialEq)]

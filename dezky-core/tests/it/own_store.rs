@@ -20,6 +20,7 @@ use dezky_core::store::{
 use dezky_core::testkit::{BoxFuture, Reopen, StoreHarness};
 use dezky_core::{AuditStore, Result, Runtime, SealedEvent, Timestamp};
 use futures_util::lock::{Mutex as AsyncMutex, OwnedMutexGuard};
+use uuid::Uuid;
 
 /// The engine's complete data.
 #[derive(Clone)]

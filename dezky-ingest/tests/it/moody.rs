@@ -9,7 +9,7 @@ use dezky_core::store::{
     AppendOptions, Appended, Capabilities, EventKey, Lease, ListPage, ListQuery, LogPart, LogState,
     QuarantinedItem, Relayed, ScannedRow, Tally, TallyQuery,
 };
-use dezky_core::{AuditStore, Error, ErrorKind, Result, Runtime, SealedEvent};
+use dezky_core::{AuditStore, Error, ErrorKind, Result, Runtime, SealedEvent, StoredEvent};
 
 /// How a [`Moody`] store handles appends.
 #[derive(Debug, Clone, Copy, PartialEq)]

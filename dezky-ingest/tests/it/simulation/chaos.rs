@@ -14,6 +14,7 @@ use dezky_core::store::{
 };
 use dezky_core::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 use futures_util::future::{Either, select};
+use uuid::Uuid;
 
 use super::world::{Fault, Point, Sim};
 
