@@ -1,7 +1,7 @@
 //! The application: the platform, its configuration, and the state of this process, which
 //! routes and workers share.
 
-pub(crate) mod audit;
+pub mod audit;
 pub mod flag_digest;
 pub mod flag_feed;
 pub(crate) mod head_file;

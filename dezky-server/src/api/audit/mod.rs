@@ -4,7 +4,7 @@ mod export;
 mod filters;
 mod record;
 mod scope;
-mod stats;
+pub(crate) mod stats;
 mod stream;
 
 use axum::extract::State;

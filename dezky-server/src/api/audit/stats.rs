@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use dezky_core::Timestamp;
 use dezky_core::store::{Dimension, Tally, TallyInterval, TallyQuery};
+use dezky_core::{Outcome, Timestamp};
 use serde_json::{Map, Value, json};
 
 use super::filters;
@@ -107,7 +107,7 @@ pub(crate) fn report(tally: &Tally, query: &TallyQuery) -> Value {
             let value = match dimension {
                 Dimension::Source => json!(counted.source),
                 Dimension::Action => json!(counted.action),
-                Dimension::Outcome => json!(counted.outcome.map(|outcome| outcome.as_str())),
+                Dimension::Outcome => json!(counted.outcome.map(Outcome::as_str)),
                 Dimension::TenantSlug => json!(counted.tenant_slug),
             };
             members.insert(dimension.name().into(), value);
