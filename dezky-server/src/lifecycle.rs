@@ -93,6 +93,11 @@ impl Running {
         api::audit::readers(scope).with_state(Arc::clone(&self.state))
     }
 
+    /// The number of open streams of the timeline.
+    pub fn audit_streams(&self) -> usize {
+        self.state.audit.feed.readers()
+    }
+
     /// Log, directory and flags.
     pub fn platform(&self) -> &Platform {
         &self.state.platform

@@ -8,7 +8,7 @@ pub(crate) mod stats;
 mod stream;
 
 use axum::extract::State;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use dezky_core::store::EventKey;
 use serde::Serialize;
@@ -22,15 +22,8 @@ use crate::http::parameters::{Name, Parameters};
 use crate::http::problem::Problem;
 
 pub(crate) fn routes() -> Router<AppState> {
-    Router::new()
-        .route("/audit", get(list).post(record::record))
-        .route("/audit/head", get(head))
-        .route("/audit/stream", get(stream::stream))
-        .route("/audit/export", get(export::export))
-        .route("/audit/stats", get(stats::stats))
-        .route("/audit/{id}", get(one))
-        // All callers that are admitted here are operators.
-        .layer(Extension(Scope::Everything))
+    // All callers that are admitted here are operators.
+    readers(Scope::Everything).route("/audit", post(record::record))
 }
 
 /// The routes that read the timeline, for callers with this scope.

@@ -27,10 +27,11 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// The wait before a client should connect again.
 const RETRY: Duration = Duration::from_secs(2);
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+const FROM_PARAMETER: &str = "from";
 const LAST_EVENT_ID_PARAMETER: &str = "lastEventId";
 
 /// `GET /audit/stream`: the events that match, in the order of the log: those after
-/// `Last-Event-ID`, or those that arrive from now on.
+/// `Last-Event-ID`, or those that arrive from now on, or with `from=start` all of them.
 ///
 /// Clients whose event source can't set that header send it as the parameter `lastEventId`.
 pub(super) async fn stream(
@@ -39,13 +40,21 @@ pub(super) async fn stream(
     parameters: Parameters,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let filter = filters::parse(&parameters, &scope, &[LAST_EVENT_ID_PARAMETER])?.filter()?;
+    let others = [LAST_EVENT_ID_PARAMETER, FROM_PARAMETER];
+    let filter = filters::parse(&parameters, &scope, &others)?.filter()?;
+    let from_start = match parameters.get(FROM_PARAMETER) {
+        None => false,
+        Some("start") => true,
+        Some(_) => return Err(Problem::query_invalid("from must be start, or absent")),
+    };
     let log = state.platform.store.state().await?;
     let given = match headers.get(LAST_EVENT_ID) {
         Some(value) => value.to_str().unwrap_or("?"),
         None => parameters.get(LAST_EVENT_ID_PARAMETER).unwrap_or_default(),
     };
     let from = position_after(given, &scope, &log)?;
+    // A client that connects again has got beyond the start.
+    let from = from.or(from_start.then_some(log.base.next_seq));
     let Some(mut reader) = state.audit.feed.admit(from) else {
         return Err(Problem::too_many(
             "too_many_streams",

@@ -135,6 +135,11 @@ impl AuditFeed {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The number of open streams.
+    pub(crate) fn readers(&self) -> usize {
+        *self.readers.borrow()
+    }
+
     /// Admits one more reader, which takes events from `from_seq` on, or those that arrive from
     /// now on; `None` if the maximum is open.
     pub(crate) fn admit(self: &Arc<Self>, from_seq: Option<u64>) -> Option<Reader> {
