@@ -8,6 +8,7 @@ pub(crate) mod stats;
 mod stream;
 
 use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use dezky_core::store::EventKey;
@@ -53,7 +54,7 @@ async fn list(
     State(state): State<AppState>,
     scope: Scope,
     parameters: Parameters,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Response, Problem> {
     let mut query = filters::parse(&parameters, &scope, &["limit", "cursor"])?;
     if let Some(limit) = parameters.get("limit") {
         query.limit = limit
@@ -62,11 +63,16 @@ async fn list(
     }
     query.cursor = parameters.get("cursor").map(str::to_owned);
     let page = state.platform.store.list(&query).await?;
-    Ok(Json(json!(Page {
+    Ok(json_of(&Page {
         events: page.events.iter().map(|stored| Shown(stored, &scope)).collect(),
         next_cursor: page.next_cursor,
         partial: page.partial,
-    })))
+    }))
+}
+
+/// The answer with this body. Metadata stays as it is spelled, which a JSON value would not keep.
+fn json_of(body: &impl Serialize) -> Response {
+    Json(body).into_response()
 }
 
 /// `GET /audit/{id}`: one event, by its id or, for operators, its position.
@@ -75,7 +81,7 @@ async fn one(
     scope: Scope,
     Name(id): Name,
     parameters: Parameters,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Response, Problem> {
     parameters.only(&[])?;
     let key = match (id.parse(), Uuid::parse_str(&id)) {
         (Ok(seq), _) if scope.sees_positions() => EventKey::Seq(seq),
@@ -90,7 +96,7 @@ async fn one(
         }
     };
     match state.platform.store.get(key).await? {
-        Some(stored) if scope.contains(&stored) => Ok(Json(json!(Shown(&stored, &scope)))),
+        Some(stored) if scope.contains(&stored) => Ok(json_of(&Shown(&stored, &scope))),
         _ => Err(Problem::not_found("there is no such event")),
     }
 }

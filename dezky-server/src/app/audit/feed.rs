@@ -399,12 +399,16 @@ impl Drop for Reader {
 }
 
 #[cfg(test)]
+mod counted_store;
+
+#[cfg(test)]
 mod tests {
     use dezky_core::AuditLog;
     use dezky_core::rt::TokioRuntime;
     use dezky_core::store::MemoryAuditStore;
     use dezky_core::testkit::named_event;
 
+    use super::counted_store::CountedStore;
     use super::*;
 
     struct World {
@@ -488,6 +492,39 @@ mod tests {
         assert!(world.feed.kept().entries.is_empty(), "nobody listens");
         let mut late = world.feed.admit(Some(1)).unwrap();
         assert_eq!(take(&mut late, &*world.store, 2).await, [1, 2]);
+    }
+
+    /// A hundred readers cost the store as much as one.
+    #[tokio::test]
+    async fn the_store_is_read_once_for_all_readers() {
+        let mut reads = Vec::new();
+        for count in [1, 100] {
+            let runtime = Arc::new(TokioRuntime);
+            let counted = Arc::new(CountedStore::new(MemoryAuditStore::open(runtime.clone())));
+            let store: Arc<dyn AuditStore> = counted.clone();
+            let stop = watch::Sender::new(false);
+            let feed = Arc::new(AuditFeed::new(stop.subscribe()));
+            let (running, followed) = (Arc::clone(&feed), Arc::clone(&store));
+            let ticking = runtime.clone();
+            let tail = tokio::spawn(async move { running.run(followed, ticking).await });
+            let mut readers: Vec<_> = (0..count).map(|_| feed.admit(None).unwrap()).collect();
+            for reader in &mut readers {
+                reader.begun().await.unwrap();
+            }
+            let log = AuditLog::new(store.clone(), runtime);
+            for n in 0..20_u64 {
+                log.record(named_event(&n.to_string())).await;
+                for reader in &mut readers {
+                    assert_eq!(take(reader, &*store, 1).await, [n]);
+                }
+            }
+            stop.send_replace(true);
+            tail.await.unwrap();
+            reads.push(counted.reads());
+        }
+        // At most two reads per event: one finds it, and one that there is no more.
+        assert!(reads[0] <= 50, "{reads:?}");
+        assert!(reads[1] <= 50, "{reads:?}");
     }
 
     #[tokio::test]

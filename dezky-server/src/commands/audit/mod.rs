@@ -215,6 +215,11 @@ async fn on_log(
     done
 }
 
+/// The JSON text. Metadata stays as it is spelled, which a JSON value would not keep.
+fn text_of(value: &impl serde::Serialize) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(|error| Failure::failed(error.to_string()))
+}
+
 /// An error of reading the log: wrong filters are wrong usage.
 fn refused(error: dezky_core::Error) -> Failure {
     use dezky_core::ErrorKind;
@@ -233,7 +238,7 @@ impl List {
         };
         let page = database.log().list(&query).await.map_err(refused)?;
         if as_json {
-            return print(&format!("{}\n", json!(page)));
+            return print(&format!("{}\n", text_of(&page)?));
         }
         if page.events.is_empty() {
             print("no events match\n")?;
@@ -291,10 +296,10 @@ fn resource(stored: &StoredEvent) -> String {
 async fn show(database: &Database, key: EventKey, as_json: bool) -> Result<(), Failure> {
     let found = database.log().get(key).await.map_err(refused)?;
     let stored = found.ok_or_else(|| Failure::failed("the log has no such event"))?;
-    let event = json!(stored);
     if as_json {
-        return print(&format!("{event}\n"));
+        return print(&format!("{}\n", text_of(&stored)?));
     }
+    let event = json!(stored);
     let mut text = String::new();
     for (name, value) in
         event.as_object().into_iter().flatten().filter(|(name, _)| *name != "metadata")
@@ -336,7 +341,7 @@ impl Tail {
                         continue;
                     }
                     if as_json {
-                        out.line(&json!(stored).to_string(), None)?;
+                        out.line(&text_of(&stored)?, None)?;
                     } else {
                         out.line(&line(&stored), Some(stored.event.outcome))?;
                     }
