@@ -35,7 +35,7 @@ async fn open(client: &Client, query: &str) -> Messages {
 }
 
 const READERS: usize = 100;
-const EVENTS: u64 = 600;
+const EVENTS: u64 = 300;
 
 /// The events that a reader saw, over as many connections as it took.
 async fn follow(mut base: watch::Receiver<String>, is_slow: bool, done: Arc<AtomicUsize>) {
@@ -86,17 +86,17 @@ async fn follow(mut base: watch::Receiver<String>, is_slow: bool, done: Arc<Atom
 async fn a_hundred_readers_see_every_event_once_over_a_restart() {
     let mut server = Server::start(&[]).await;
     let (address, base) = watch::channel(format!("http://{}", server.running.address()));
-    append(&server, 200, 500).await;
+    append(&server, 100, 10).await;
     let done = Arc::new(AtomicUsize::new(0));
     let readers: Vec<_> = (0..READERS)
         .map(|n| tokio::spawn(follow(base.clone(), n == 0, Arc::clone(&done))))
         .collect();
-    append(&server, 200, 500).await;
+    append(&server, 100, 10).await;
     // Some have read everything, others little.
     until("readers", async || server.running.audit_streams() >= READERS / 2).await;
     let folder = server.stop().await;
     server = Server::start_in(folder, &[]).await;
-    append(&server, 200, 500).await;
+    append(&server, 100, 10).await;
     address.send_replace(format!("http://{}", server.running.address()));
     for reader in readers {
         reader.await.unwrap();

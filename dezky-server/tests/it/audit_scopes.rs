@@ -198,7 +198,7 @@ impl Caller<'_> {
         let report = self.client.get(&path).await.with_status(200);
         let mut got = BTreeMap::new();
         for counted in report["counts"].as_array().unwrap() {
-            assert_eq!(counted["at"], "2026-01-01T00:00:00Z");
+            assert_eq!(counted["at"], "2026-01-01T00:00:00.000Z");
             let text = |name: &str| counted[name].as_str().unwrap_or_default().to_owned();
             let key = ["source", "action", "outcome", "tenantSlug"].map(text);
             assert!(got.insert(key, counted["count"].as_u64().unwrap()).is_none());

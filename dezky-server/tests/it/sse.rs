@@ -12,6 +12,7 @@ pub(crate) struct Message {
 pub(crate) struct Messages {
     response: reqwest::Response,
     rest: Vec<u8>,
+    searched: usize,
 }
 
 impl Messages {
@@ -20,17 +21,22 @@ impl Messages {
         assert_eq!(response.status(), 200, "{response:?}");
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         assert_eq!(response.headers()["cache-control"], "no-store");
-        Self { response, rest: Vec::new() }
+        Self { response, rest: Vec::new(), searched: 0 }
     }
 
     /// The next message, also one without data; `None` at the end, or if the connection broke.
     pub(crate) async fn next(&mut self) -> Option<Message> {
         loop {
-            if let Some(end) = self.rest.windows(2).position(|two| two == b"\n\n") {
-                let message: Vec<u8> = self.rest.drain(..end + 2).collect();
+            let unsearched = &self.rest[self.searched..];
+            if let Some(end) = unsearched.windows(2).position(|two| two == b"\n\n") {
+                let rest = self.rest.split_off(self.searched + end + 2);
+                let message = std::mem::replace(&mut self.rest, rest);
+                self.searched = 0;
                 return Some(parse(std::str::from_utf8(&message).unwrap()));
             }
-            self.rest.extend(self.response.chunk().await.ok()??);
+            // Not searched again.
+            self.searched = self.rest.len().saturating_sub(1);
+            self.rest.extend_from_slice(&self.response.chunk().await.ok()??);
         }
     }
 

@@ -159,7 +159,7 @@ impl Following {
             let taken = tokio::select! {
                 biased;
                 _ = self.beats.tick() => return Some(self.sign_of_life()),
-                taken = self.reader.next(&*self.state.platform.store) => taken,
+                taken = self.reader.next(&self.state.platform.store) => taken,
             };
             match taken {
                 Ok(entries) => {

@@ -14,6 +14,7 @@ use dezky_core::store::engine::SearchColumns;
 use dezky_core::store::{AuditStore, AuditStoreExt as _, Tail};
 use dezky_core::{Error, Runtime, StoredEvent};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
 
 use super::wait_for_stop;
 
@@ -280,7 +281,10 @@ impl Reader {
     }
 
     /// The next events, at least one; waits for them. Cancel-safe.
-    pub(crate) async fn next(&mut self, store: &dyn AuditStore) -> Result<Vec<Arc<Entry>>, End> {
+    pub(crate) async fn next(
+        &mut self,
+        store: &Arc<dyn AuditStore>,
+    ) -> Result<Vec<Arc<Entry>>, End> {
         let feed = Arc::clone(&self.feed);
         let (mut moved, mut stopping) = (feed.moved.subscribe(), feed.stopping.clone());
         loop {
@@ -349,47 +353,67 @@ impl Reader {
         Ok(if entries.is_empty() { Step::Wait } else { Step::Take(entries) })
     }
 
-    /// A page of the store.
-    async fn catch_up(&self, store: &dyn AuditStore, from: u64) -> Result<Vec<Arc<Entry>>, End> {
-        let corrupt = |what: String| {
-            let kind = dezky_core::ErrorKind::StoreCorrupt;
-            End::Store(Error::new(kind, format!("{what}: run verify")))
-        };
-        // The semaphore is never closed.
-        let _turn = self.feed.catching_up.acquire().await;
-        let rows = loop {
-            let first = i64::try_from(from).unwrap_or(i64::MAX);
-            match store.scan(first, BATCH_EVENTS).await {
-                Ok(rows) => break rows,
-                Err(error) if error.is_retryable() => tokio::time::sleep(PAUSE).await,
-                Err(error) => return Err(End::Store(error)),
-            }
-        };
-        let (mut entries, mut bytes) = (Vec::with_capacity(rows.len()), 0);
-        for (row, seq) in rows.into_iter().zip(from..) {
-            let problem = match row {
-                Ok(row) if row.stored.seq == seq => {
-                    let entry = Entry::new(row.stored);
-                    bytes += entry.weight();
-                    if bytes > BATCH_BYTES && !entries.is_empty() {
-                        break;
-                    }
-                    entries.push(Arc::new(entry));
-                    continue;
-                }
-                Ok(_) => "the log has a gap".to_owned(),
-                Err(row) => row.problem,
-            };
-            if entries.is_empty() {
-                return Err(corrupt(format!("seq {seq}: {problem}")));
-            }
-            break;
+    /// A page of the store. It is read by a task of its own, because nobody polls a stream whose
+    /// client takes nothing, and that stream would keep the turn of others.
+    async fn catch_up(
+        &self,
+        store: &Arc<dyn AuditStore>,
+        from: u64,
+    ) -> Result<Vec<Arc<Entry>>, End> {
+        let (feed, store) = (Arc::clone(&self.feed), Arc::clone(store));
+        // Dropping the set ends the task.
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            // The semaphore is never closed.
+            let _turn = feed.catching_up.acquire().await;
+            page(&*store, from).await
+        });
+        match task.join_next().await {
+            Some(Ok(page)) => page,
+            // The task panicked, or the runtime ends.
+            _ => Err(End::Stopping),
         }
-        if entries.is_empty() {
-            return Err(corrupt(format!("seq {from}: the row is missing")));
-        }
-        Ok(entries)
     }
+}
+
+/// The events from `from` on, at least one.
+async fn page(store: &dyn AuditStore, from: u64) -> Result<Vec<Arc<Entry>>, End> {
+    let corrupt = |what: String| {
+        let kind = dezky_core::ErrorKind::StoreCorrupt;
+        End::Store(Error::new(kind, format!("{what}: run verify")))
+    };
+    let rows = loop {
+        let first = i64::try_from(from).unwrap_or(i64::MAX);
+        match store.scan(first, BATCH_EVENTS).await {
+            Ok(rows) => break rows,
+            Err(error) if error.is_retryable() => tokio::time::sleep(PAUSE).await,
+            Err(error) => return Err(End::Store(error)),
+        }
+    };
+    let (mut entries, mut bytes) = (Vec::with_capacity(rows.len()), 0);
+    for (row, seq) in rows.into_iter().zip(from..) {
+        let problem = match row {
+            Ok(row) if row.stored.seq == seq => {
+                let entry = Entry::new(row.stored);
+                bytes += entry.weight();
+                if bytes > BATCH_BYTES && !entries.is_empty() {
+                    break;
+                }
+                entries.push(Arc::new(entry));
+                continue;
+            }
+            Ok(_) => "the log has a gap".to_owned(),
+            Err(row) => row.problem,
+        };
+        if entries.is_empty() {
+            return Err(corrupt(format!("seq {seq}: {problem}")));
+        }
+        break;
+    }
+    if entries.is_empty() {
+        return Err(corrupt(format!("seq {from}: the row is missing")));
+    }
+    Ok(entries)
 }
 
 impl Drop for Reader {
@@ -434,7 +458,7 @@ mod tests {
         world.log.record_all(events).await;
     }
 
-    async fn take(reader: &mut Reader, store: &dyn AuditStore, count: usize) -> Vec<u64> {
+    async fn take(reader: &mut Reader, store: &Arc<dyn AuditStore>, count: usize) -> Vec<u64> {
         let mut seqs = Vec::new();
         while seqs.len() < count {
             let entries = reader.next(store).await.unwrap();
@@ -452,9 +476,9 @@ mod tests {
         assert_eq!(new.next_seq(), Some(250));
         let mut resumed = world.feed.admit(Some(3)).unwrap();
         record(&world, 2).await;
-        assert_eq!(take(&mut new, &*world.store, 2).await, [250, 251]);
+        assert_eq!(take(&mut new, &world.store, 2).await, [250, 251]);
         let expected: Vec<u64> = (3..252).collect();
-        assert_eq!(take(&mut resumed, &*world.store, 249).await, expected);
+        assert_eq!(take(&mut resumed, &world.store, 249).await, expected);
     }
 
     #[tokio::test]
@@ -463,16 +487,16 @@ mod tests {
         let mut slow = world.feed.admit(None).unwrap();
         slow.begun().await.unwrap();
         record(&world, 1).await;
-        assert_eq!(take(&mut slow, &*world.store, 1).await, [0]);
+        assert_eq!(take(&mut slow, &world.store, 1).await, [0]);
         let mut fast = world.feed.admit(None).unwrap();
         record(&world, KEPT_EVENTS + 1).await;
-        take(&mut fast, &*world.store, KEPT_EVENTS).await;
+        take(&mut fast, &world.store, KEPT_EVENTS).await;
         assert!(world.feed.kept().entries.len() <= KEPT_EVENTS);
-        let ended = slow.next(&*world.store).await;
+        let ended = slow.next(&world.store).await;
         assert!(matches!(ended, Err(End::TooSlow)));
         let mut resumed = world.feed.admit(Some(1)).unwrap();
         let all: Vec<u64> = (1..=KEPT_EVENTS as u64 + 1).collect();
-        assert_eq!(take(&mut resumed, &*world.store, all.len()).await, all);
+        assert_eq!(take(&mut resumed, &world.store, all.len()).await, all);
     }
 
     #[tokio::test]
@@ -491,7 +515,7 @@ mod tests {
         record(&world, 3).await;
         assert!(world.feed.kept().entries.is_empty(), "nobody listens");
         let mut late = world.feed.admit(Some(1)).unwrap();
-        assert_eq!(take(&mut late, &*world.store, 2).await, [1, 2]);
+        assert_eq!(take(&mut late, &world.store, 2).await, [1, 2]);
     }
 
     /// A hundred readers cost the store as much as one.
@@ -515,7 +539,7 @@ mod tests {
             for n in 0..20_u64 {
                 log.record(named_event(&n.to_string())).await;
                 for reader in &mut readers {
-                    assert_eq!(take(reader, &*store, 1).await, [n]);
+                    assert_eq!(take(reader, &store, 1).await, [n]);
                 }
             }
             stop.send_replace(true);
@@ -533,6 +557,6 @@ mod tests {
         let mut reader = world.feed.admit(None).unwrap();
         reader.begun().await.unwrap();
         world.stop.send_replace(true);
-        assert!(matches!(reader.next(&*world.store).await, Err(End::Stopping)));
+        assert!(matches!(reader.next(&world.store).await, Err(End::Stopping)));
     }
 }

@@ -209,7 +209,8 @@ async fn on_log(
     settings: &Settings,
     work: impl AsyncFnOnce(&Database) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let database = store::open_log(&settings.store()?, Access::Read).await?;
+    // With `Access::Read`, SQLite would not notice events that others append meanwhile.
+    let database = store::open_log(&settings.store()?, Access::Use).await?;
     let done = work(&database).await;
     database.close().await;
     done
