@@ -236,7 +236,7 @@ mod tests {
     /// set.
     const OF_VERSION_1: &str =
         "AQAAAZt22qgA_____________________wD-AhE1F-55lcBT4-Zmp1OUukWUW0LjRw1jJcH07Xw-";
-    const OF_VERSION_3: &str = "A";
+    const OF_VERSION_3: &str = "A2-atVTLfcpDWmwrS20pyEZqxM2G3BYDyO1kGtxBdFs-";
     const OF_VERSION_2: &str = "AgAAAZt22qgAAAAAAAAAACkA_gIRNRfueZXAU-PmZqdTHgPvNAYs5MPusmejlfTxHw";
 
     #[test]

@@ -278,7 +278,7 @@ async fn resumed(caller: &Caller<'_>, filters: &ListQuery) -> (Vec<Message>, Mes
 
 pub(crate) async fn a_caller_reads_exactly_its_part(engine: Engine) {
     let server = Server::on(engine, &[]).await;
-    let (events, rounds) = if engine == Engine::Mongodb { (120, 3) } else { (400, 8) };
+    let (events, rounds) = if engine == Engine::Mongodb { (60, 1) } else { (400, 8) };
     let store = Arc::clone(server.running.store());
     let runtime = ManualRuntime::new(17);
     let mut generator = EventGenerator::new(&runtime);
@@ -313,7 +313,7 @@ pub(crate) async fn a_caller_reads_exactly_its_part(engine: Engine) {
             streams.push((caller, filters.clone(), resumed(caller, &filters).await));
         }
     }
-    store.append(generator.sealed(60), AppendOptions::default()).await.unwrap();
+    store.append(generator.sealed(events / 6), AppendOptions::default()).await.unwrap();
     let all = everything(&*store).await;
     let mut reading = Vec::new();
     for (caller, filters, (mut got, mut stream)) in streams {
