@@ -20,10 +20,13 @@ use async_trait::async_trait;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::source::IngestSource;
 use dezky_core::store::{
-    AppendOptions, Appended, Capabilities, Lease, ListPage, ListQuery, LogPart, LogState,
+    AppendOptions, Appended, Capabilities, EventKey, Lease, ListPage, ListQuery, LogPart, LogState,
     QuarantinedItem, Receipt, ReceiptStatus, Relayed, ScannedRow, SqliteAuditStore, SqliteConfig,
+    Tally, TallyQuery,
 };
-use dezky_core::{AuditStore, Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
+use dezky_core::{
+    AuditStore, Error, ErrorKind, Result, Runtime, SealedEvent, StoredEvent, Timestamp,
+};
 use dezky_ingest::authentik::{ApiToken, AuthentikConfig, AuthentikSource};
 use dezky_ingest::ocis::{OcisConfig, OcisTail};
 use dezky_ingest::{Intake, Pump, PumpConfig};
@@ -356,6 +359,14 @@ impl AuditStore for Discard {
     }
 
     async fn list(&self, _query: &ListQuery) -> Result<ListPage> {
+        absent()
+    }
+
+    async fn get(&self, _key: EventKey) -> Result<Option<StoredEvent>> {
+        absent()
+    }
+
+    async fn tally(&self, _query: &TallyQuery) -> Result<Tally> {
         absent()
     }
 

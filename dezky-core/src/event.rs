@@ -763,12 +763,24 @@ pub struct StoredEvent {
     pub hash: [u8; 32],
 }
 
-impl Serialize for StoredEvent {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+impl StoredEvent {
+    /// The event without `seq`, `prevHash` and `hash`, for readers who may see only a part of the
+    /// log: a gapless number would tell them how many events the rest has.
+    pub fn without_position(&self) -> impl Serialize + '_ {
+        WithoutPosition(self)
+    }
+
+    fn serialize_as<S: Serializer>(
+        &self,
+        serializer: S,
+        with_position: bool,
+    ) -> Result<S::Ok, S::Error> {
         let e = &self.event;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("id", &e.id)?;
-        map.serialize_entry("seq", &self.seq)?;
+        if with_position {
+            map.serialize_entry("seq", &self.seq)?;
+        }
         map.serialize_entry("at", &e.at)?;
         map.serialize_entry("receivedAt", &e.received_at)?;
         for field in [
@@ -797,9 +809,25 @@ impl Serialize for StoredEvent {
             let names: Vec<_> = self.erased.iter().map(|f| f.name()).collect();
             map.serialize_entry("erased", &names)?;
         }
-        map.serialize_entry("prevHash", &hex::encode(self.prev_hash))?;
-        map.serialize_entry("hash", &hex::encode(self.hash))?;
+        if with_position {
+            map.serialize_entry("prevHash", &hex::encode(self.prev_hash))?;
+            map.serialize_entry("hash", &hex::encode(self.hash))?;
+        }
         map.end()
+    }
+}
+
+impl Serialize for StoredEvent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.serialize_as(serializer, true)
+    }
+}
+
+struct WithoutPosition<'a>(&'a StoredEvent);
+
+impl Serialize for WithoutPosition<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize_as(serializer, false)
     }
 }
 

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dezky_core::store::{
-    AppendOptions, Appended, AuditStore, Capabilities, Lease, ListPage, ListQuery, LogPart,
-    LogState, QuarantinedItem, Receipt, ReceiptStatus, Relayed, ScannedRow,
+    AppendOptions, Appended, AuditStore, Capabilities, EventKey, Lease, ListPage, ListQuery,
+    LogPart, LogState, QuarantinedItem, Receipt, ReceiptStatus, Relayed, ScannedRow, Tally,
+    TallyQuery,
 };
 use dezky_core::{AuditEvent, Field, Metadata, Result, Runtime, SealedEvent, StoredEvent};
 use serde_json::value::RawValue;
@@ -255,6 +256,14 @@ impl AuditStore for DistinctStore {
 
     async fn list(&self, query: &ListQuery) -> Result<ListPage> {
         self.inner.list(query).await
+    }
+
+    async fn get(&self, key: EventKey) -> Result<Option<StoredEvent>> {
+        self.inner.get(key).await
+    }
+
+    async fn tally(&self, query: &TallyQuery) -> Result<Tally> {
+        self.inner.tally(query).await
     }
 
     async fn state(&self) -> Result<LogState> {

@@ -101,6 +101,13 @@ enum Command {
     Flags(Flags),
     /// Users of the platform and its administrators
     Users(Users),
+    /// The timeline: list, follow, export, count
+    ///
+    /// Reads the store itself, with or without a server on it. Times are UTC.
+    #[command(
+        after_help = "Examples:\n  dezky-server audit list --tenant acme --since 24h\n  dezky-server audit show 41\n  dezky-server audit tail --outcome denied\n  dezky-server audit export --format csv --output audit.csv\n  dezky-server audit stats --interval day --by outcome"
+    )]
+    Audit(Audit),
     /// Items of sources that could not become events: list, retry, drop
     #[command(
         after_help = "Examples:\n  dezky-server quarantine list --source ocis\n  dezky-server quarantine show 12\n  dezky-server quarantine retry --all"
@@ -172,6 +179,15 @@ struct Users {
 }
 
 #[derive(Debug, Args)]
+struct Audit {
+    /// Print JSON; `tail` prints an object per event
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: commands::audit::Command,
+}
+
+#[derive(Debug, Args)]
 struct Quarantine {
     /// Print one JSON object
     #[arg(long, global = true)]
@@ -231,6 +247,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Users(Users { json, command }) => {
             commands::users::run(&settings()?, command, json).await
+        }
+        Command::Audit(Audit { json, command }) => {
+            commands::audit::run(&settings()?, command, json).await
         }
         Command::Quarantine(Quarantine { json, command }) => {
             commands::quarantine::run(&settings()?, command, json).await

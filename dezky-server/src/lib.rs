@@ -25,6 +25,7 @@ pub mod store;
 mod telemetry;
 mod webhooks;
 
+pub use api::audit::Scope;
 pub use config::{Config, Settings};
 pub use failure::Failure;
 pub use lifecycle::Running;

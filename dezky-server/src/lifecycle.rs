@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::Router;
 use dezky::Platform;
 use dezky_core::store::AuditStore;
 use dezky_ingest::Pump;
@@ -12,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::api::audit::Scope;
 use crate::app::flag_feed::FlagFeed;
 use crate::app::head_file::{HeadFile, UpdateError};
 use crate::app::{App, AppState, workers};
@@ -19,7 +21,7 @@ use crate::config::{Config, reason};
 use crate::failure::Failure;
 use crate::http::listener;
 use crate::router::router;
-use crate::store;
+use crate::{api, store};
 
 /// Binds `listen`; `fix` is the advice if the port is taken.
 pub async fn bind(listen: SocketAddr, fix: &str) -> Result<TcpListener, Failure> {
@@ -85,6 +87,17 @@ impl Running {
         &self.state.platform.store
     }
 
+    /// The routes that read the timeline, for callers with this scope: put them behind an
+    /// authenticator of your own.
+    pub fn audit_routes(&self, scope: Scope) -> Router {
+        api::audit::readers(scope).with_state(Arc::clone(&self.state))
+    }
+
+    /// The number of open streams of the timeline.
+    pub fn audit_streams(&self) -> usize {
+        self.state.audit.feed.readers()
+    }
+
     /// Log, directory and flags.
     pub fn platform(&self) -> &Platform {
         &self.state.platform
@@ -136,6 +149,13 @@ impl Running {
         }
         let (head_file, stop) = (HeadFile::new(&self.state.config.head_path), self.stopped());
         self.spawn_ending("head", workers::write_heads(store, head_file, stop));
+        let state = Arc::clone(&self.state);
+        self.spawn("timeline streams", async move {
+            let (store, runtime) = (&state.platform.store, state.platform.runtime());
+            state.audit.feed.run(Arc::clone(store), Arc::clone(runtime)).await;
+        });
+        let state = Arc::clone(&self.state);
+        self.spawn("exports", async move { state.audit.exports_ended().await });
         let stop = self.stopped();
         self.spawn("flags", async move { live.run(stop).await });
     }

@@ -12,11 +12,11 @@ use super::repair::{INVALID, digest, repaired_action, repaired_source};
 use super::*;
 use crate::rt::TokioRuntime;
 use crate::store::{
-    Capabilities, Lease, ListPage, ListQuery, LogPart, LogState, MemoryAuditStore, QuarantinedItem,
-    Relayed, ScannedRow, StoredRow,
+    Capabilities, EventKey, Lease, ListPage, ListQuery, LogPart, LogState, MemoryAuditStore,
+    QuarantinedItem, Relayed, ScannedRow, StoredRow, Tally, TallyQuery,
 };
 use crate::testkit::{ManualRuntime, named_event};
-use crate::{Actor, AuditEvent, NewMetadata, SpoolConfig};
+use crate::{Actor, AuditEvent, NewMetadata, SpoolConfig, StoredEvent};
 
 /// The way in which a [`Moody`] store answers appends.
 #[derive(Clone, Copy, PartialEq)]
@@ -98,6 +98,12 @@ impl AuditStore for Moody {
     }
     async fn list(&self, query: &ListQuery) -> Result<ListPage> {
         self.inner.list(query).await
+    }
+    async fn get(&self, key: EventKey) -> Result<Option<StoredEvent>> {
+        self.inner.get(key).await
+    }
+    async fn tally(&self, query: &TallyQuery) -> Result<Tally> {
+        self.inner.tally(query).await
     }
     async fn state(&self) -> Result<LogState> {
         let mood = *self.mood.lock().unwrap();

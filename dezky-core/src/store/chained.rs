@@ -12,14 +12,16 @@ use uuid::Uuid;
 
 use super::engine::{
     EvidenceRef, ExistingRow, LeaseRow, ListScan, NewRow, RowStore, RowTx, ScanEnd, StagedEvent,
+    TallyScan,
 };
 use super::group::GroupCommit;
 use super::query::{decode_cursor, encode_cursor};
 use super::{
-    Anomaly, AppendOptions, Appended, AuditStore, Capabilities, Extent, Head, Lease, ListPage,
-    ListQuery, LogPart, LogState, MAX_BATCH_EVENTS, MAX_BATCH_QUARANTINE, MAX_BATCH_RELEASE,
-    MAX_CURSOR_BYTES, MAX_CURSOR_SOURCE_BYTES, MAX_QUARANTINE_RAW_BYTES, MAX_SCAN_ROWS,
-    QuarantinedItem, Receipt, ReceiptStatus, Relayed, ScannedRow, StoredRow,
+    Anomaly, AppendOptions, Appended, AuditStore, Capabilities, EventKey, Extent, Head, Lease,
+    ListPage, ListQuery, LogPart, LogState, MAX_BATCH_EVENTS, MAX_BATCH_QUARANTINE,
+    MAX_BATCH_RELEASE, MAX_CURSOR_BYTES, MAX_CURSOR_SOURCE_BYTES, MAX_QUARANTINE_RAW_BYTES,
+    MAX_SCAN_ROWS, QuarantinedItem, Receipt, ReceiptStatus, Relayed, ScannedRow, StoredRow, Tally,
+    TallyQuery,
 };
 use crate::integrity::{chain_hash, leaf_hash};
 use crate::source::QuarantineItem;
@@ -32,6 +34,7 @@ pub struct ChainedStore<R> {
     commits: GroupCommit<Job, Result<Appended>>,
     progress: Arc<Progress>,
     max_examined_rows: usize,
+    max_tallied_rows: usize,
 }
 
 /// The length of the log as far as this process has seen it, for tasks that wait for more.
@@ -51,6 +54,11 @@ impl<R: RowStore> ChainedStore<R> {
     /// Maximum number of rows that one `list` examines by default.
     pub const DEFAULT_MAX_EXAMINED_ROWS: usize = 200_000;
 
+    /// Maximum number of rows that one `tally` examines by default.
+    pub const DEFAULT_MAX_TALLIED_ROWS: usize = 1_000_000;
+    /// Approximate maximum number of counts that one `tally` returns.
+    pub const MAX_COUNTS: usize = 20_000;
+
     /// Wraps an engine's rows.
     pub fn new(rows: R) -> Self {
         Self {
@@ -58,6 +66,7 @@ impl<R: RowStore> ChainedStore<R> {
             commits: GroupCommit::new(),
             progress: Arc::default(),
             max_examined_rows: Self::DEFAULT_MAX_EXAMINED_ROWS,
+            max_tallied_rows: Self::DEFAULT_MAX_TALLIED_ROWS,
         }
     }
 
@@ -71,6 +80,13 @@ impl<R: RowStore> ChainedStore<R> {
     #[must_use]
     pub fn max_examined_rows(mut self, rows: usize) -> Self {
         self.max_examined_rows = rows.max(1);
+        self
+    }
+
+    /// Sets the maximum number of rows that one `tally` examines; at least 1.
+    #[must_use]
+    pub fn max_tallied_rows(mut self, rows: usize) -> Self {
+        self.max_tallied_rows = rows.max(1);
         self
     }
 }
@@ -147,6 +163,46 @@ impl<R: RowStore> AuditStore for ChainedStore<R> {
             next_cursor: position.map(|position| encode_cursor(&key, &filter, position)),
             partial,
         })
+    }
+
+    async fn get(&self, key: EventKey) -> Result<Option<StoredEvent>> {
+        let seq = match key {
+            EventKey::Id(id) => self.rows.seq_of(id).await?,
+            // No stored `seq` exceeds `i64::MAX`.
+            EventKey::Seq(seq) => i64::try_from(seq).ok(),
+        };
+        let Some(seq) = seq else { return Ok(None) };
+        match self.rows.scan(seq, 1).await?.pop() {
+            Some(Ok(row)) if signed(row.stored.seq) == seq => return Ok(Some(row.stored)),
+            Some(Err(row)) if row.seq == seq => {
+                let what = format!("seq {seq}: {}: run verify", row.problem);
+                return Err(Error::new(ErrorKind::StoreCorrupt, what));
+            }
+            _ => {}
+        }
+        let base = self.rows.state().await?.base.next_seq;
+        if seq < signed(base) {
+            let what = format!("seq {seq} was archived: the log begins at {base}");
+            return Err(Error::new(ErrorKind::Pruned, what));
+        }
+        Ok(None)
+    }
+
+    async fn tally(&self, query: &TallyQuery) -> Result<Tally> {
+        let filter = query.filter()?;
+        let scan = TallyScan {
+            filter: &filter,
+            interval: query.interval,
+            by: &query.by,
+            max_examined: self.max_tallied_rows,
+            max_counts: Self::MAX_COUNTS,
+        };
+        let (counts, end) = self.rows.tally(&scan).await?;
+        let counted_from = match end {
+            ScanEnd::Budget((at, _)) => Some(at),
+            ScanEnd::Full | ScanEnd::Exhausted => None,
+        };
+        Ok(Tally { counts, since: filter.since, until: filter.until, counted_from })
     }
 
     async fn state(&self) -> Result<LogState> {
@@ -732,6 +788,11 @@ impl<'a> GroupWrite<'a> {
         tx.insert(&self.rows).await?;
         tx.set_head(self.head).await
     }
+}
+
+/// A `seq` as engines store it.
+fn signed(seq: u64) -> i64 {
+    i64::try_from(seq).unwrap_or(i64::MAX)
 }
 
 fn external_key(sealed: &SealedEvent) -> Option<(&str, &str)> {

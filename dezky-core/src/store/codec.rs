@@ -6,8 +6,10 @@ use std::str::FromStr;
 use uuid::Uuid;
 
 use super::engine::{
-    CursorKey, ExistingRow, LeaseRow, ListPosition, SearchColumns, StagedEvent, UnreadableStaged,
+    CursorKey, ExistingRow, LeaseRow, ListPosition, SearchColumns, StagedEvent, TallyScan,
+    UnreadableStaged,
 };
+use super::tally::{Dimension, TallyCount};
 use super::{Head, LogState, QuarantinedItem, ScannedRow, StoredRow, UnreadableRow};
 use crate::integrity::{Erasure, Evidence};
 use crate::source::QuarantineItem;
@@ -162,6 +164,31 @@ pub(super) fn existing_row<C: Columns>(row: &C) -> ExistingRow {
 pub(super) fn position<C: Columns>(row: &C) -> Result<ListPosition> {
     let position = row.nearest_timestamp("at").and_then(|at| Ok((at, row.count(C::SEQ)?)));
     position.map_err(corrupt)
+}
+
+/// Reads a count. `bucket` is the column with the beginning of the bucket, or with any time in it;
+/// `None` counts one event.
+pub(super) fn tally_count<C: Columns>(
+    row: &C,
+    scan: &TallyScan<'_>,
+    bucket: &str,
+    events: Option<&str>,
+) -> Result<TallyCount> {
+    let has = |dimension| scan.by.contains(&dimension);
+    let text = |dimension, column| {
+        if has(dimension) { row.owned_text(column) } else { Ok(None) }
+    };
+    let read = || -> Result<TallyCount, Problem> {
+        Ok(TallyCount {
+            at: scan.interval.floor(row.nearest_timestamp(bucket)?),
+            source: text(Dimension::Source, "source")?,
+            action: text(Dimension::Action, "action")?,
+            outcome: has(Dimension::Outcome).then(|| row.parsed("outcome")).transpose()?,
+            tenant_slug: text(Dimension::TenantSlug, "tenant_slug")?,
+            count: events.map_or(Ok(1), |events| row.count(events))?,
+        })
+    };
+    read().map_err(corrupt)
 }
 
 /// Reads the row of the log itself.

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::tally::{self, Dimension, TallyCount, TallyInterval};
 use super::{
     Anomaly, Capabilities, Extent, Head, LogState, QuarantinedItem, ScannedRow, StoredRow,
 };
@@ -36,6 +37,16 @@ pub trait RowStore: Send + Sync + 'static {
 
     /// The rows that match, newest first; see [`ListScan`].
     async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage>;
+
+    /// The position of the event with this id. Reads only.
+    async fn seq_of(&self, id: Uuid) -> Result<Option<i64>>;
+
+    /// Counts the rows that match, newest first, and says why it ended: never
+    /// [`ScanEnd::Full`]. Engines that count in the database override this; the default reads
+    /// pages of [`list`](Self::list).
+    async fn tally(&self, scan: &TallyScan<'_>) -> Result<(Vec<TallyCount>, ScanEnd)> {
+        tally::by_list(self, scan).await
+    }
 
     /// Returns differences between the database's structure and the schema, and with
     /// [`Extent::Rows`] the indexes that do not cover all rows.
@@ -455,6 +466,17 @@ impl Filter {
         rest == Self::EVERYTHING
     }
 
+    /// The most selective index for the filter among those that every engine has.
+    pub fn index(&self) -> ScanIndex {
+        if self.actor_id.is_some() {
+            ScanIndex::Actor
+        } else if self.tenant.is_some() {
+            ScanIndex::Tenant
+        } else {
+            ScanIndex::Time
+        }
+    }
+
     /// The filter that matches every event.
     pub const EVERYTHING: Self = Self {
         since: None,
@@ -515,6 +537,21 @@ pub struct ListScan<'a> {
     pub max_examined: usize,
 }
 
+/// A bounded count of the log's events.
+#[derive(Debug, Clone, Copy)]
+pub struct TallyScan<'a> {
+    /// The filter that counted rows match.
+    pub filter: &'a Filter,
+    /// The length of a bucket.
+    pub interval: TallyInterval,
+    /// The fields by which rows are counted separately.
+    pub by: &'a [Dimension],
+    /// Approximate maximum number of rows to examine, matching or not.
+    pub max_examined: usize,
+    /// Approximate maximum number of counts to return.
+    pub max_counts: usize,
+}
+
 /// The index that drives a scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ScanIndex {
@@ -529,13 +566,7 @@ pub enum ScanIndex {
 impl ListScan<'_> {
     /// The most selective index for the filter among those that every engine has.
     pub fn index(&self) -> ScanIndex {
-        if self.filter.actor_id.is_some() {
-            ScanIndex::Actor
-        } else if self.filter.tenant.is_some() {
-            ScanIndex::Tenant
-        } else {
-            ScanIndex::Time
-        }
+        self.filter.index()
     }
 }
 

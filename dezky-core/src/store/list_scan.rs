@@ -2,12 +2,16 @@
 
 use async_trait::async_trait;
 
-use super::engine::{Filter, ListPosition, ListScan, ScanEnd, ScanIndex, ScanPage};
+use super::engine::{Filter, ListPosition, ListScan, ScanEnd, ScanIndex, ScanPage, TallyScan};
+use super::tally::{Counts, TallyCount};
 use crate::{Result, StoredEvent};
 
 /// The number of index entries in the first window of a filtered scan. Each further window is four
 /// times as long, so that a common word is found at once and a rare one takes few statements.
 const FIRST_WINDOW_ROWS: usize = 2_000;
+/// The maximum number of index entries in a window of a tally: as many counts one statement may
+/// return.
+const TALLY_WINDOW_ROWS: usize = 50_000;
 
 /// The index that drives a scan, and the conditions that it answers.
 pub(super) struct ScanPlan<'a> {
@@ -49,20 +53,65 @@ pub(super) trait IndexScan: Send {
         last: Option<ListPosition>,
         max_rows: usize,
     ) -> Result<Vec<StoredEvent>>;
+
+    /// Counts the matching rows before `before` and down to `last` inclusive.
+    async fn tally(
+        &mut self,
+        plan: &ScanPlan<'_>,
+        before: Option<ListPosition>,
+        last: Option<ListPosition>,
+        scan: &TallyScan<'_>,
+    ) -> Result<Vec<TallyCount>>;
+}
+
+/// The plan for a filter; `None` if no action begins with its prefix.
+async fn plan<'a>(index: &mut dyn IndexScan, filter: &'a Filter) -> Result<Option<ScanPlan<'a>>> {
+    let mut plan = ScanPlan { filter, index: filter.index(), action: None };
+    if let (ScanIndex::Time, Some(prefix)) = (&plan.index, &filter.action_prefix) {
+        match index.actions(prefix).await?.as_slice() {
+            [] => return Ok(None),
+            [only] => plan.action = Some(only.clone()),
+            _ => {}
+        }
+    }
+    Ok(Some(plan))
+}
+
+/// Counts window by window, newest first, so that no statement examines more rows than a window
+/// has.
+pub(super) async fn tally(
+    index: &mut dyn IndexScan,
+    scan: &TallyScan<'_>,
+) -> Result<(Vec<TallyCount>, ScanEnd)> {
+    let mut counts = Counts::default();
+    let Some(plan) = plan(index, scan.filter).await? else {
+        return Ok((counts.into_counts(), ScanEnd::Exhausted));
+    };
+    let (mut before, mut examined) = (None, 0);
+    loop {
+        let size = TALLY_WINDOW_ROWS.min(scan.max_examined - examined);
+        let last = index.window_end(&plan, before, size).await?;
+        for count in index.tally(&plan, before, last, scan).await? {
+            counts.add(count);
+        }
+        let Some(last) = last else {
+            return Ok((counts.into_counts(), ScanEnd::Exhausted));
+        };
+        examined += size;
+        if examined >= scan.max_examined || counts.len() >= scan.max_counts {
+            return Ok((counts.into_counts(), ScanEnd::Budget(last)));
+        }
+        before = Some(last);
+    }
 }
 
 /// Scans the plan's index, newest first. If the index answers the whole filter, one statement
 /// reads the page. Otherwise the scan proceeds window by window, so that no statement examines more
 /// rows than the budget allows.
 pub(super) async fn run(index: &mut dyn IndexScan, scan: &ListScan<'_>) -> Result<ScanPage> {
-    let mut plan = ScanPlan { filter: scan.filter, index: scan.index(), action: None };
-    if let (ScanIndex::Time, Some(prefix)) = (&plan.index, &scan.filter.action_prefix) {
-        match index.actions(prefix).await?.as_slice() {
-            [] => return Ok(ScanPage { events: Vec::new(), end: ScanEnd::Exhausted }),
-            [only] => plan.action = Some(only.clone()),
-            _ => {}
-        }
-    }
+    let Some(plan) = plan(index, scan.filter).await? else {
+        return Ok(ScanPage { events: Vec::new(), end: ScanEnd::Exhausted });
+    };
     if plan.is_whole_filter() {
         let events = index.select(&plan, scan.before, None, scan.max_rows).await?;
         let end = if events.len() == scan.max_rows { ScanEnd::Full } else { ScanEnd::Exhausted };

@@ -139,6 +139,11 @@ impl RowStore for MemoryRows {
         }))
     }
 
+    async fn seq_of(&self, id: Uuid) -> Result<Option<i64>> {
+        let seq = read(&self.tables, |t| t.by_id.get(&id).copied());
+        Ok(seq.and_then(|seq| i64::try_from(seq).ok()))
+    }
+
     async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage> {
         Ok(read(&self.tables, |t| t.list(scan)))
     }

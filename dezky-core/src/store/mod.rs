@@ -22,12 +22,14 @@ mod postgres;
 mod query;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mongodb"))]
 mod schema;
+mod sealed;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod structure;
 mod tail;
+mod tally;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +59,7 @@ pub use self::sqlite::{
 };
 pub use self::structure::{Anomaly, Extent};
 pub use self::tail::Tail;
+pub use self::tally::{Dimension, Tally, TallyCount, TallyInterval, TallyQuery};
 use crate::integrity::{Evidence, GENESIS};
 pub use crate::source::MAX_QUARANTINE_RAW_BYTES;
 use crate::source::QuarantineItem;
@@ -119,6 +122,19 @@ pub trait AuditStore: Send + Sync {
     /// # Errors
     /// `query_invalid` names the parameter and its bound; `cursor_invalid`.
     async fn list(&self, query: &ListQuery) -> Result<ListPage>;
+
+    /// The event with this id or at this position; `None` if the log has none.
+    ///
+    /// # Errors
+    /// `pruned` if the position was archived; `store_corrupt` if its row can't be read.
+    async fn get(&self, key: EventKey) -> Result<Option<StoredEvent>>;
+
+    /// Counts the events that match, by hour or day. Examines a bounded number of rows, newest
+    /// first: [`Tally::counted_from`] says how far it came.
+    ///
+    /// # Errors
+    /// `query_invalid` names the parameter and its bound.
+    async fn tally(&self, query: &TallyQuery) -> Result<Tally>;
 
     /// The log's identity, beginning and head.
     async fn state(&self) -> Result<LogState>;
@@ -198,6 +214,15 @@ pub trait AuditStore: Send + Sync {
     /// transaction. An event that the log already has is only removed; an event that is unreadable
     /// or out of bounds goes to the quarantine, so that it does not block the others.
     async fn relay(&self, max_events: usize) -> Result<Relayed>;
+}
+
+/// The identity of one event, for [`AuditStore::get`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKey {
+    /// The event's id.
+    Id(Uuid),
+    /// The event's position in the log.
+    Seq(u64),
 }
 
 /// The end of the chain.

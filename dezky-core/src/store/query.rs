@@ -7,6 +7,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::engine::{CursorKey, Filter, ListPosition, SearchColumns, SourceMatch, TenantMatch};
+use super::sealed;
 use crate::{Error, ErrorKind, Outcome, Result, StoredEvent, Timestamp};
 
 /// The parameters of `list`. An event must match every filter that is set.
@@ -148,22 +149,26 @@ pub struct ListPage {
     pub partial: bool,
 }
 
-/// Version 2 holds a position `(at, seq)`, version 1 held `(at, id)`.
-const CURSOR_VERSION: u8 = 2;
+/// Version 3 seals a position `(at, seq)`; version 2 held it in the clear, version 1 held
+/// `(at, id)`.
+const CURSOR_VERSION: u8 = 3;
+const POSITION_BYTES: usize = 8 + 8;
+const CURSOR_BYTES: usize = 1 + sealed::TAG_BYTES + POSITION_BYTES;
 const MAC_BYTES: usize = 16;
-const CURSOR_BYTES: usize = 1 + 8 + 8 + 16 + MAC_BYTES;
-/// Version and length of the previous form of cursors.
+/// Versions and lengths of the previous forms of cursors.
+const SECOND_VERSION: (u8, usize) = (2, 1 + POSITION_BYTES + 16 + MAC_BYTES);
 const FIRST_VERSION: (u8, usize) = (1, 1 + 8 + 16 + 16 + MAC_BYTES);
+/// The purpose of the seal.
+const CURSOR: &str = "cursor.v3";
 
-/// The text of a page cursor: position, digest of the filters, MAC.
+/// The text of a page cursor: the sealed position, bound to the filters.
 pub(super) fn encode_cursor(key: &CursorKey, filter: &Filter, (at, seq): ListPosition) -> String {
+    let mut position = [0; POSITION_BYTES];
+    position[..8].copy_from_slice(&at.as_millis().to_be_bytes());
+    position[8..].copy_from_slice(&seq.to_be_bytes());
     let mut bytes = Vec::with_capacity(CURSOR_BYTES);
     bytes.push(CURSOR_VERSION);
-    bytes.extend_from_slice(&at.as_millis().to_be_bytes());
-    bytes.extend_from_slice(&seq.to_be_bytes());
-    bytes.extend_from_slice(&digest(filter));
-    let mac = cursor_mac(key, &bytes).finalize().into_bytes();
-    bytes.extend_from_slice(&mac[..MAC_BYTES]);
+    bytes.extend(sealed::seal(key, CURSOR, &digest(filter), position));
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
@@ -178,26 +183,36 @@ pub(super) fn decode_cursor(key: &CursorKey, filter: &Filter, text: &str) -> Res
         )
     };
     // Don't decode longer text.
-    if text.len() > CURSOR_BYTES * 2 {
+    if text.len() > FIRST_VERSION.1 * 2 {
         return Err(refused());
     }
     let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| refused())?;
-    if bytes.first().is_some_and(|version| (*version, bytes.len()) == FIRST_VERSION) {
-        return Err(cursor_invalid(
-            "the cursor is from an older version of dezky, which listed events with equal times in a different order: start again from the first page, without a cursor",
-        ));
-    }
-    if bytes.len() != CURSOR_BYTES || bytes[0] != CURSOR_VERSION {
-        return Err(refused());
-    }
-    let (body, mac) = bytes.split_at(CURSOR_BYTES - MAC_BYTES);
-    cursor_mac(key, body).verify_truncated_left(mac).map_err(|_| refused())?;
-    if body[17..33] != digest(filter) {
-        return Err(refused());
-    }
-    let at = i64::from_be_bytes(body[1..9].try_into().map_err(|_| refused())?);
-    let seq = u64::from_be_bytes(body[9..17].try_into().map_err(|_| refused())?);
-    Ok((Timestamp::from_millis(at).ok_or_else(refused)?, seq))
+    let position = match (bytes.first().copied().unwrap_or_default(), bytes.len()) {
+        FIRST_VERSION => {
+            return Err(cursor_invalid(
+                "the cursor is from an older version of dezky, which listed events with equal times in a different order: start again from the first page, without a cursor",
+            ));
+        }
+        SECOND_VERSION => position_of_version_2(key, filter, &bytes),
+        (CURSOR_VERSION, CURSOR_BYTES) => sealed::open(key, CURSOR, &digest(filter), &bytes[1..]),
+        _ => None,
+    };
+    let position: [u8; POSITION_BYTES] = position.ok_or_else(refused)?;
+    let (at, seq) = position.split_first_chunk::<8>().ok_or_else(refused)?;
+    let seq = u64::from_be_bytes(seq.try_into().map_err(|_| refused())?);
+    Ok((Timestamp::from_millis(i64::from_be_bytes(*at)).ok_or_else(refused)?, seq))
+}
+
+/// The position in a cursor of version 2: position, digest of the filters, MAC.
+fn position_of_version_2(
+    key: &CursorKey,
+    filter: &Filter,
+    bytes: &[u8],
+) -> Option<[u8; POSITION_BYTES]> {
+    let (body, mac) = bytes.split_at_checked(bytes.len() - MAC_BYTES)?;
+    cursor_mac(key, body).verify_truncated_left(mac).ok()?;
+    let (position, filters) = body[1..].split_first_chunk()?;
+    (*filters == digest(filter)).then_some(*position)
 }
 
 fn cursor_invalid(message: &'static str) -> Error {
@@ -221,13 +236,25 @@ mod tests {
     /// set.
     const OF_VERSION_1: &str =
         "AQAAAZt22qgA_____________________wD-AhE1F-55lcBT4-Zmp1OUukWUW0LjRw1jJcH07Xw-";
+    const OF_VERSION_3: &str = "A2-atVTLfcpDWmwrS20pyEZqxM2G3BYDyO1kGtxBdFs-";
     const OF_VERSION_2: &str = "AgAAAZt22qgAAAAAAAAAACkA_gIRNRfueZXAU-PmZqdTHgPvNAYs5MPusmejlfTxHw";
 
     #[test]
     fn a_cursor_of_version_2_is_always_readable() {
         let position = (Timestamp::from_millis(1_767_225_600_000).unwrap(), 41);
-        assert_eq!(encode_cursor(&KEY, &Filter::EVERYTHING, position), OF_VERSION_2);
         assert_eq!(decode_cursor(&KEY, &Filter::EVERYTHING, OF_VERSION_2).unwrap(), position);
+    }
+
+    #[test]
+    fn a_cursor_of_version_3_is_always_readable_and_hides_its_position() {
+        let position = (Timestamp::from_millis(1_767_225_600_000).unwrap(), 41);
+        let text = encode_cursor(&KEY, &Filter::EVERYTHING, position);
+        assert_eq!(text, OF_VERSION_3);
+        assert_eq!(decode_cursor(&KEY, &Filter::EVERYTHING, &text).unwrap(), position);
+        let bytes = URL_SAFE_NO_PAD.decode(&text).unwrap();
+        for part in [position.0.as_millis().to_be_bytes(), position.1.to_be_bytes()] {
+            assert!(!bytes.windows(8).any(|window| window == part));
+        }
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use sqlx::{ColumnIndex, Database, Decode, Encode, QueryBuilder, Row, Type};
 
 use super::codec::Problem;
-use super::engine::{ScanIndex, TenantMatch};
+use super::engine::{ScanIndex, TallyScan, TenantMatch};
 use super::list_scan::ScanPlan;
+use super::tally::Dimension;
 use crate::Result;
 
 /// The columns of an event, in the order in which they are inserted.
@@ -28,6 +29,37 @@ where
     for<'c> &'c str: ColumnIndex<R>,
 {
     row.try_get(column).map_err(|_| format!("{column} has an unexpected type"))
+}
+
+/// The columns of a tally: the beginning of the bucket and the number of events.
+pub(super) const BUCKET: &str = "bucket";
+pub(super) const EVENTS: &str = "events";
+
+/// Begins a tally. Both dialects round a quotient towards zero, so the remainder of a time before
+/// 1970 is negative.
+pub(super) fn push_tally<DB: Database>(query: &mut QueryBuilder<DB>, scan: &TallyScan<'_>) {
+    let length = scan.interval.as_millis();
+    query.push(format_args!(
+        "SELECT at - (at % {length} + {length}) % {length} AS {BUCKET}, COUNT(*) AS {EVENTS}"
+    ));
+    push_dimensions(query, scan);
+}
+
+/// Ends a tally.
+pub(super) fn push_groups<DB: Database>(query: &mut QueryBuilder<DB>, scan: &TallyScan<'_>) {
+    query.push(" GROUP BY ").push(BUCKET);
+    push_dimensions(query, scan);
+}
+
+fn push_dimensions<DB: Database>(query: &mut QueryBuilder<DB>, scan: &TallyScan<'_>) {
+    for dimension in scan.by {
+        query.push(match dimension {
+            Dimension::Source => ", source",
+            Dimension::Action => ", action",
+            Dimension::Outcome => ", outcome",
+            Dimension::TenantSlug => ", tenant_slug",
+        });
+    }
 }
 
 /// Adds the conditions of a filter that the plan's index does not answer. `position` is the

@@ -19,8 +19,9 @@ use crate::integrity::{GENESIS, chain_hash, erase};
 use crate::source::QuarantineItem;
 use crate::store::engine::SearchColumns;
 use crate::store::{
-    AppendOptions, AuditStoreExt, CursorAdvance, Head, ListQuery, LogPart, MAX_BATCH_EVENTS,
-    MemoryAuditStore, ReceiptStatus, StoredRow,
+    AppendOptions, AuditStoreExt, CursorAdvance, Dimension, EventKey, Head, ListQuery, LogPart,
+    MAX_BATCH_EVENTS, MemoryAuditStore, ReceiptStatus, StoredRow, TallyCount, TallyInterval,
+    TallyQuery,
 };
 use crate::verify::{Difference, ExpectedHead, verify};
 use crate::{
@@ -101,6 +102,8 @@ macro_rules! audit_store_conformance {
             a_clean_log_verifies
             an_expected_head_is_checked
             every_filter_agrees_with_its_definition
+            every_tally_agrees_with_its_definition
+            an_event_is_found_by_its_id_and_position
             events_of_one_time_stand_as_they_came
             pages_give_every_event_once
             pages_hold_while_events_arrive
@@ -856,6 +859,75 @@ pub async fn every_filter_agrees_with_its_definition(h: Harness<'_>) {
             .collect();
         expected.sort_by_key(newest_first);
         assert_eq!(all_pages(&store, &query).await, expected, "{query:?}");
+    }
+}
+
+/// Compares random tallies over random events with the definition, [`TallyCount::of`].
+pub async fn every_tally_agrees_with_its_definition(h: Harness<'_>) {
+    let store = h.open(Reopen::No).await;
+    let manual = ManualRuntime::new(6);
+    let mut generator = EventGenerator::new(&manual);
+    let (events, queries) = if h.is_slow() { (200, 30) } else { (600, 100) };
+    let midnight = Timestamp::from_millis(1_767_225_600_000).unwrap();
+    let spread = |generator: &mut EventGenerator<'_>| {
+        let ms = i64::try_from(generator.below(72 * 3_600_000)).unwrap_or(0);
+        let at = Timestamp::from_millis(midnight.as_millis() + ms - 36 * 3_600_000);
+        NewEvent { at, ..generator.next_event() }
+    };
+    let mut sealed: Vec<_> = (0..events).map(|_| spread(&mut generator).seal(&manual)).collect();
+    // Before 1970, where the remainder of a division is negative.
+    let early = NewEvent { at: Timestamp::from_millis(-1), ..named_event("early") };
+    sealed.push(early.seal(&manual));
+    append(&store, sealed).await;
+    let all = everything(&store).await;
+    for n in 0..queries {
+        let mut filters = random_query(&mut generator, midnight);
+        // The last ones have no filter.
+        if n + 5 > queries {
+            filters = ListQuery::default();
+        }
+        let by = Dimension::ALL.into_iter().filter(|_| generator.below(2) == 0).collect();
+        let interval = [TallyInterval::Hour, TallyInterval::Day][generator.below(2)];
+        let query = TallyQuery { filters, interval, by };
+        let filter = match query.filter() {
+            Ok(filter) => filter,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::QueryInvalid);
+                assert_eq!(store.tally(&query).await.unwrap_err().kind(), error.kind());
+                continue;
+            }
+        };
+        let mut expected: Vec<TallyCount> = Vec::new();
+        for e in &all {
+            if filter.matches(&e.event, &SearchColumns::of(&e.event)) {
+                let one = TallyCount::of(&e.event, interval, &query.by);
+                let same =
+                    |other: &&mut TallyCount| TallyCount { count: 1, ..(**other).clone() } == one;
+                match expected.iter_mut().find(same) {
+                    Some(counted) => counted.count += 1,
+                    None => expected.push(one),
+                }
+            }
+        }
+        expected.sort_by_key(|counted| (std::cmp::Reverse(counted.at), counted.clone()));
+        let tally = store.tally(&query).await.unwrap();
+        assert_eq!(tally.counts, expected, "{query:?}");
+        assert_eq!((tally.since, tally.until), (filter.since, filter.until));
+        assert_eq!(tally.counted_from, None);
+    }
+}
+
+/// An event is found by its id and by its position, and nothing else is.
+pub async fn an_event_is_found_by_its_id_and_position(h: Harness<'_>) {
+    let store = h.open(Reopen::No).await;
+    append(&store, named(h, &["a", "b", "c"])).await;
+    for stored in everything(&store).await {
+        let by_id = store.get(EventKey::Id(stored.event.id)).await.unwrap();
+        assert_eq!(by_id.as_ref(), Some(&stored));
+        assert_eq!(store.get(EventKey::Seq(stored.seq)).await.unwrap(), Some(stored));
+    }
+    for key in [EventKey::Id(Uuid::nil()), EventKey::Seq(3), EventKey::Seq(u64::MAX)] {
+        assert_eq!(store.get(key).await.unwrap(), None, "{key:?}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! The bounded scan: partial pages, and the driving indexes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::databases::Databases;
@@ -7,8 +8,9 @@ use crate::sqlite::tokio;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::store::engine::RowStore;
 use dezky_core::store::{
-    AppendOptions, AuditStore, ChainedStore, ListQuery, MemoryAuditStore, PostgresAuditStore,
-    PostgresConfig, SqliteAuditStore, SqliteConfig,
+    AppendOptions, AuditStore, ChainedStore, Dimension, ListQuery, MemoryAuditStore,
+    PostgresAuditStore, PostgresConfig, SqliteAuditStore, SqliteConfig, TallyCount, TallyInterval,
+    TallyQuery,
 };
 use dezky_core::testkit::{EventGenerator, ManualRuntime};
 
@@ -47,7 +49,8 @@ pub(crate) async fn check<R: RowStore>(store: ChainedStore<R>, count: usize, bud
     store.append(events, AppendOptions::default()).await.unwrap();
     let mut store = store;
     for &budget in budgets {
-        store = store.max_examined_rows(budget);
+        store = store.max_examined_rows(budget).max_tallied_rows(budget);
+        check_tallies(&store, count, budget).await;
         for query in queries() {
             let mut whole = store.scan(0, 1_000).await.unwrap();
             let filter = query.filter().unwrap();
@@ -78,6 +81,38 @@ pub(crate) async fn check<R: RowStore>(store: ChainedStore<R>, count: usize, bud
             if budget == 3 && query.q.as_deref() == Some("is nowhere") {
                 assert!(partial >= count / 3 - 1, "{partial} of {pages} pages are partial");
             }
+        }
+    }
+}
+
+/// Counts of buckets after the one in which the budget ended are exact, and no others are higher.
+async fn check_tallies<R: RowStore>(store: &ChainedStore<R>, count: usize, budget: usize) {
+    let rows = store.scan(0, 1_000).await.unwrap();
+    for filters in queries() {
+        let by = vec![Dimension::Action, Dimension::TenantSlug];
+        let query = TallyQuery { filters, interval: TallyInterval::Hour, by };
+        let tally = store.tally(&query).await.unwrap();
+        let filter = query.filter().unwrap();
+        let mut exact: BTreeMap<TallyCount, u64> = BTreeMap::new();
+        for row in rows.iter().flatten() {
+            if filter.matches(&row.stored.event, &row.search_columns) {
+                let one = TallyCount::of(&row.stored.event, query.interval, &query.by);
+                *exact.entry(one).or_default() += 1;
+            }
+        }
+        let got: u64 = tally.counts.iter().map(|counted| counted.count).sum();
+        for counted in &tally.counts {
+            let all = exact[&TallyCount { count: 1, ..counted.clone() }];
+            assert!(counted.count <= all, "budget {budget}: {query:?}: {counted:?} of {all}");
+        }
+        let whole: u64 = exact.values().sum();
+        if tally.counted_from.is_none() {
+            assert_eq!(got, whole, "budget {budget}: {query:?}");
+        } else {
+            assert!(budget <= count && got <= budget as u64, "budget {budget}: {query:?}");
+        }
+        if budget > count {
+            assert_eq!(tally.counted_from, None, "{query:?}");
         }
     }
 }

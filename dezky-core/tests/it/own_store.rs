@@ -20,6 +20,7 @@ use dezky_core::store::{
 use dezky_core::testkit::{BoxFuture, Reopen, StoreHarness};
 use dezky_core::{AuditStore, Result, Runtime, SealedEvent, Timestamp};
 use futures_util::lock::{Mutex as AsyncMutex, OwnedMutexGuard};
+use uuid::Uuid;
 
 /// The engine's complete data.
 #[derive(Clone)]
@@ -94,6 +95,15 @@ impl RowStore for OwnRows {
         let from = u64::try_from(from_seq).unwrap_or(0);
         Ok(self.read(|t| {
             t.rows.range(from..).take(max_rows).map(|(_, row)| Ok(row.clone())).collect()
+        }))
+    }
+
+    async fn seq_of(&self, id: Uuid) -> Result<Option<i64>> {
+        Ok(self.read(|t| {
+            t.rows
+                .iter()
+                .find(|(_, row)| row.stored.event.id == id)
+                .map(|(seq, _)| i64::try_from(*seq).unwrap())
         }))
     }
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dezky_core::store::{
-    AppendOptions, Appended, Capabilities, Lease, ListPage, ListQuery, LogPart, LogState,
-    QuarantinedItem, Relayed, ScannedRow,
+    AppendOptions, Appended, Capabilities, EventKey, Lease, ListPage, ListQuery, LogPart, LogState,
+    QuarantinedItem, Relayed, ScannedRow, Tally, TallyQuery,
 };
-use dezky_core::{AuditStore, Error, ErrorKind, Result, Runtime, SealedEvent};
+use dezky_core::{AuditStore, Error, ErrorKind, Result, Runtime, SealedEvent, StoredEvent};
 
 /// How a [`Moody`] store handles appends.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -106,6 +106,12 @@ impl AuditStore for Moody {
     }
     async fn list(&self, query: &ListQuery) -> Result<ListPage> {
         self.inner.list(query).await
+    }
+    async fn get(&self, key: EventKey) -> Result<Option<StoredEvent>> {
+        self.inner.get(key).await
+    }
+    async fn tally(&self, query: &TallyQuery) -> Result<Tally> {
+        self.inner.tally(query).await
     }
     async fn state(&self) -> Result<LogState> {
         self.inner.state().await

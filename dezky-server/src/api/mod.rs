@@ -1,6 +1,6 @@
 //! The API: one file per resource, with its routes and their handlers.
 
-mod audit;
+pub(crate) mod audit;
 mod flags;
 mod health;
 mod ingest;

@@ -26,6 +26,11 @@ impl FlagFeed {
         Self { permits: Arc::new(Semaphore::new(MAX_STREAMS)), stopping }
     }
 
+    /// Becomes true when streams have to end.
+    pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
+        self.stopping.clone()
+    }
+
     /// Admits one more stream; `None` if the maximum is open.
     pub(crate) fn admit(&self) -> Option<StreamPermit> {
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;

@@ -1,6 +1,7 @@
 //! The application: the platform, its configuration, and the state of this process, which
 //! routes and workers share.
 
+pub mod audit;
 pub mod flag_digest;
 pub mod flag_feed;
 pub(crate) mod head_file;
@@ -18,6 +19,7 @@ use dezky_ingest::generic::GenericReceiver;
 use dezky_ingest::stalwart::StalwartReceiver;
 use dezky_ingest::{IngestSummary, PumpHandle};
 
+use self::audit::AuditReaders;
 use self::flag_digest::FlagDigest;
 use self::flag_feed::FlagFeed;
 use self::store_watch::StoreWatch;
@@ -57,6 +59,8 @@ pub struct App {
     pub flag_feed: FlagFeed,
     /// The digest of the current flags.
     pub flag_digest: FlagDigest,
+    /// The streams, exports and tallies of the timeline.
+    pub(crate) audit: AuditReaders,
 }
 
 impl App {
@@ -102,6 +106,7 @@ impl App {
             webhooks,
             store_watch: StoreWatch::default(),
             pumps: Mutex::default(),
+            audit: AuditReaders::new(flag_feed.stopping()),
             flag_feed,
             flag_digest: FlagDigest::default(),
         })

@@ -1,5 +1,6 @@
 //! The commands except the demo and `import-origin`, one file each, and what they share.
 
+pub(crate) mod audit;
 pub(crate) mod config;
 pub(crate) mod copy;
 pub(crate) mod doctor;

@@ -98,6 +98,29 @@ impl Problem {
             .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
     }
 
+    /// 503: as many requests of this kind as there may be are in progress.
+    pub(crate) fn too_many(code: &'static str, detail: &'static str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail)
+            .with_header(header::RETRY_AFTER, RETRY_AFTER_SECONDS)
+    }
+
+    /// 503: the server stops.
+    pub(crate) fn ending() -> Self {
+        Self::too_many("ending", "the server stops: retry")
+    }
+
+    /// 403: the caller is known and may not do this.
+    pub(crate) fn forbidden(detail: &'static str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", detail)
+    }
+
+    /// 406: no format of the export is acceptable.
+    pub(crate) fn not_acceptable() -> Self {
+        let detail =
+            "exports are application/x-ndjson or text/csv: accept one, or name it with format=";
+        Self::new(StatusCode::NOT_ACCEPTABLE, "not_acceptable", detail)
+    }
+
     /// 500: the handler panicked.
     pub fn broken_down() -> Self {
         let detail = "the request could not be served: the server's log says why";

@@ -1,4 +1,5 @@
-//! Output for people: tables, and decisions on flags.
+//! Output for people: tables, decisions on flags, and exports.
 
 pub(crate) mod decisions;
+pub(crate) mod export;
 pub(crate) mod table;

@@ -30,6 +30,7 @@ on_every_engine! {
     api::pages_neither_skip_nor_repeat_while_events_arrive,
     api::staged_events_reach_the_timeline,
     api::a_body_that_is_no_event_is_kept_aside_and_accepted,
+    audit_scopes::a_caller_reads_exactly_its_part,
     flags::a_flag_is_made_changed_killed_removed_and_made_again,
     flags::of_several_who_read_the_same_version_one_wins,
     flags::a_key_is_given_once_and_a_patch_without_effect_leaves_no_trace,

@@ -6,6 +6,9 @@
 
 mod access;
 mod api;
+mod audit_cli;
+mod audit_reads;
+mod audit_scopes;
 mod authentik;
 mod bodies;
 mod cli;
@@ -46,6 +49,7 @@ mod seeds;
 mod servers;
 mod sources;
 mod spool;
+mod sse;
 mod stored;
 mod support;
 mod taken_files;

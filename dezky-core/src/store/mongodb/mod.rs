@@ -41,11 +41,13 @@ use super::codec::{
     scanned_row, signed,
 };
 use super::engine::{
-    CursorKey, ExistingRow, LeaseRow, ListScan, NewRow, RowStore, RowTx, ScanPage, StagedEvent,
+    CursorKey, ExistingRow, LeaseRow, ListScan, NewRow, RowStore, RowTx, ScanEnd, ScanPage,
+    StagedEvent, TallyScan,
 };
 use super::operator::at_start;
 use super::{
     Anomaly, Capabilities, ChainedStore, Extent, Head, LogState, QuarantinedItem, ScannedRow,
+    TallyCount,
 };
 use crate::event::uuid_v7;
 use crate::source::QuarantineItem;
@@ -386,6 +388,19 @@ impl RowStore for MongoRows {
     async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>> {
         let rows = self.page(EVENTS, doc! { "_id": { "$gte": from_seq } }, Some(max_rows)).await?;
         Ok(rows.iter().map(scanned_row).collect())
+    }
+
+    async fn seq_of(&self, id: Uuid) -> Result<Option<i64>> {
+        let options = FindOptions::builder().projection(doc! { "_id": 1 }).limit(1).build();
+        let filter = doc! { "id": { "$eq": codec::uuid(id) } };
+        let rows = self.database.find(EVENTS, filter, options, None).await?;
+        rows.first().map(|row| row.int("_id").map_err(corrupt)).transpose()
+    }
+
+    async fn tally(&self, scan: &TallyScan<'_>) -> Result<(Vec<TallyCount>, ScanEnd)> {
+        let snapshot = self.database.snapshot().await?;
+        let mut index = MongoScan { database: &self.database, snapshot };
+        super::list_scan::tally(&mut index, scan).await
     }
 
     async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage> {

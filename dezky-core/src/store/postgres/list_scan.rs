@@ -5,10 +5,11 @@ use sqlx::{Postgres, QueryBuilder};
 
 use super::get;
 use super::transaction::PostgresTransaction;
-use crate::store::codec::{limit, listed_row, position};
-use crate::store::engine::{ListPosition, ScanIndex, TenantMatch};
+use crate::store::TallyCount;
+use crate::store::codec::{limit, listed_row, position, tally_count};
+use crate::store::engine::{ListPosition, ScanIndex, TallyScan, TenantMatch};
 use crate::store::list_scan::{IndexScan, ScanPlan, columns_of};
-use crate::store::sql::{COLUMNS, push_conditions};
+use crate::store::sql::{BUCKET, COLUMNS, EVENTS, push_conditions, push_groups, push_tally};
 use crate::{Result, StoredEvent, Timestamp};
 
 /// The function that finds a substring.
@@ -59,6 +60,22 @@ impl IndexScan for PostgresTransaction {
         push_conditions(&mut query, plan, POSITION);
         query.push(order).push(" LIMIT ").push_bind(limit(max_rows));
         self.fetch_all(query.build()).await?.iter().map(listed_row).collect()
+    }
+
+    async fn tally(
+        &mut self,
+        plan: &ScanPlan<'_>,
+        before: Option<ListPosition>,
+        last: Option<ListPosition>,
+        scan: &TallyScan<'_>,
+    ) -> Result<Vec<TallyCount>> {
+        let mut query = QueryBuilder::new("");
+        push_tally(&mut query, scan);
+        push_range(&mut query, plan, before, last);
+        push_conditions(&mut query, plan, POSITION);
+        push_groups(&mut query, scan);
+        let rows = self.fetch_all(query.build()).await?;
+        rows.iter().map(|row| tally_count(row, scan, BUCKET, Some(EVENTS))).collect()
     }
 }
 

@@ -32,12 +32,14 @@ use super::codec::{
     signed, staged_event,
 };
 use super::engine::{
-    CursorKey, ExistingRow, LeaseRow, ListScan, NewRow, RowStore, RowTx, ScanPage, StagedEvent,
+    CursorKey, ExistingRow, LeaseRow, ListScan, NewRow, RowStore, RowTx, ScanEnd, ScanPage,
+    StagedEvent, TallyScan,
 };
 use super::operator::at_start;
 use super::sql::{COLUMNS, COMPARED_COLUMNS};
 use super::{
     Anomaly, Capabilities, ChainedStore, Extent, Head, LogState, QuarantinedItem, ScannedRow,
+    TallyCount,
 };
 use crate::event::uuid_v7;
 use crate::source::QuarantineItem;
@@ -205,6 +207,19 @@ impl RowStore for PostgresRows {
         );
         let query = query(AssertSqlSafe(sql)).bind(from_seq).bind(limit(max_rows));
         Ok(self.read(query).await?.iter().map(scanned_row).collect())
+    }
+
+    async fn seq_of(&self, id: Uuid) -> Result<Option<i64>> {
+        let query = query("SELECT seq FROM dezky_audit_events WHERE id = $1").bind(id);
+        self.read(query).await?.first().map(|row| get(row, "seq")).transpose()
+    }
+
+    async fn tally(&self, scan: &TallyScan<'_>) -> Result<(Vec<TallyCount>, ScanEnd)> {
+        // One snapshot for all windows of the scan.
+        let mut tx = self.database.read_scan().await?;
+        let counted = super::list_scan::tally(&mut tx, scan).await?;
+        tx.commit().await?;
+        Ok(counted)
     }
 
     async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage> {

@@ -4,10 +4,11 @@ use async_trait::async_trait;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::store_error;
-use crate::store::codec::{limit, listed_row, position};
-use crate::store::engine::{ListPosition, ScanIndex, TenantMatch};
+use crate::store::TallyCount;
+use crate::store::codec::{limit, listed_row, position, tally_count};
+use crate::store::engine::{ListPosition, ScanIndex, TallyScan, TenantMatch};
 use crate::store::list_scan::{IndexScan, ScanPlan, columns_of};
-use crate::store::sql::{COLUMNS, push_conditions};
+use crate::store::sql::{BUCKET, COLUMNS, EVENTS, push_conditions, push_groups, push_tally};
 use crate::{Result, StoredEvent};
 
 /// The function that finds a substring.
@@ -64,6 +65,22 @@ impl IndexScan for SqliteConnection {
         query.push(" ORDER BY at DESC, seq DESC LIMIT ").push_bind(limit(max_rows));
         let rows = query.build().fetch_all(self).await.map_err(store_error)?;
         rows.iter().map(listed_row).collect()
+    }
+
+    async fn tally(
+        &mut self,
+        plan: &ScanPlan<'_>,
+        before: Option<ListPosition>,
+        last: Option<ListPosition>,
+        scan: &TallyScan<'_>,
+    ) -> Result<Vec<TallyCount>> {
+        let mut query = QueryBuilder::new("");
+        push_tally(&mut query, scan);
+        push_range(&mut query, plan, before, last);
+        push_conditions(&mut query, plan, POSITION);
+        push_groups(&mut query, scan);
+        let rows = query.build().fetch_all(self).await.map_err(store_error)?;
+        rows.iter().map(|row| tally_count(row, scan, BUCKET, Some(EVENTS))).collect()
     }
 }
 

@@ -28,12 +28,14 @@ use super::codec::{
     signed, staged_event,
 };
 use super::engine::{
-    CursorKey, ExistingRow, LeaseRow, ListScan, NewRow, RowStore, RowTx, ScanPage, StagedEvent,
+    CursorKey, ExistingRow, LeaseRow, ListScan, NewRow, RowStore, RowTx, ScanEnd, ScanPage,
+    StagedEvent, TallyScan,
 };
 use super::schema::Found;
 use super::sql::{COLUMN_COUNT, COLUMNS, COMPARED_COLUMNS};
 use super::{
     Anomaly, Capabilities, ChainedStore, Extent, Head, LogState, QuarantinedItem, ScannedRow,
+    TallyCount,
 };
 use crate::event::uuid_v7;
 use crate::rt::{TokioRuntime, unblock};
@@ -277,6 +279,20 @@ impl RowStore for SqliteRows {
         let mut connection = self.database.read().await?;
         let rows = query.build().fetch_all(&mut *connection).await.map_err(store_error)?;
         Ok(rows.iter().map(scanned_row).collect())
+    }
+
+    async fn seq_of(&self, id: Uuid) -> Result<Option<i64>> {
+        let mut connection = self.database.read().await?;
+        let query = sqlx::query_scalar("SELECT seq FROM dezky_audit_events WHERE id = ?");
+        let bytes = id.as_bytes().to_vec();
+        query.bind(bytes).fetch_optional(&mut *connection).await.map_err(store_error)
+    }
+
+    async fn tally(&self, scan: &TallyScan<'_>) -> Result<(Vec<TallyCount>, ScanEnd)> {
+        // One snapshot for all windows of the scan.
+        let mut connection = self.database.read().await?;
+        let mut tx = connection.begin().await.map_err(store_error)?;
+        super::list_scan::tally(&mut *tx, scan).await
     }
 
     async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage> {

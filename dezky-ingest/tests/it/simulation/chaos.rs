@@ -14,6 +14,7 @@ use dezky_core::store::{
 };
 use dezky_core::{Error, ErrorKind, Result, Runtime, SealedEvent, Timestamp};
 use futures_util::future::{Either, select};
+use uuid::Uuid;
 
 use super::world::{Fault, Point, Sim};
 
@@ -111,6 +112,10 @@ impl RowStore for ChaosRows {
 
     async fn scan(&self, from_seq: i64, max_rows: usize) -> Result<Vec<ScannedRow>> {
         self.inner.rows().scan(from_seq, max_rows).await
+    }
+
+    async fn seq_of(&self, id: Uuid) -> Result<Option<i64>> {
+        self.inner.rows().seq_of(id).await
     }
 
     async fn list(&self, scan: &ListScan<'_>) -> Result<ScanPage> {

@@ -1,71 +1,120 @@
-//! The timeline: list and record events.
+//! The timeline: list, follow, export, count and record events.
 
+mod export;
+mod filters;
 mod record;
+mod scope;
+pub(crate) mod stats;
+mod stream;
 
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
-use dezky_core::Timestamp;
-use dezky_core::store::{ListPage, ListQuery};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use dezky_core::store::EventKey;
+use serde::Serialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
 
+pub use self::scope::Scope;
+use self::scope::Shown;
 use crate::app::AppState;
-use crate::http::parameters::{Parameters, unknown};
+use crate::http::parameters::{Name, Parameters};
 use crate::http::problem::Problem;
 
-const PARAMETERS: &str = "since, until, before, action, tenantSlug, partnerSlug, actorId, actorEmail, resourceType, resourceId, outcome, source, q, limit and cursor";
-
 pub(crate) fn routes() -> Router<AppState> {
-    Router::new().route("/audit", get(list).post(record::record))
+    // All callers that are admitted here are operators.
+    readers(Scope::Everything).route("/audit", post(record::record))
+}
+
+/// The routes that read the timeline, for callers with this scope.
+pub(crate) fn readers(scope: Scope) -> Router<AppState> {
+    Router::new()
+        .route("/audit", get(list))
+        .route("/audit/head", get(head))
+        .route("/audit/stream", get(stream::stream))
+        .route("/audit/export", get(export::export))
+        .route("/audit/stats", get(stats::stats))
+        .route("/audit/{id}", get(one))
+        .layer(Extension(scope))
+}
+
+/// A page, as a caller sees it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Page<'a> {
+    events: Vec<Shown<'a>>,
+    next_cursor: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    partial: bool,
 }
 
 /// `GET /audit`: one page of the timeline, newest first.
 async fn list(
     State(state): State<AppState>,
+    scope: Scope,
     parameters: Parameters,
-) -> Result<Json<ListPage>, Problem> {
-    let query = parse(&parameters)?;
-    Ok(Json(state.platform.store.list(&query).await?))
-}
-
-/// Parses the parameters; unknown or invalid ones are problems.
-fn parse(parameters: &Parameters) -> Result<ListQuery, Problem> {
-    let mut query = ListQuery::default();
-    for (name, value) in parameters.iter() {
-        let text = || Some(value.to_owned());
-        match name {
-            "since" => query.since = Some(time(name, value)?),
-            "until" => query.until = Some(time(name, value)?),
-            "before" => query.before = Some(time(name, value)?),
-            "action" => query.action = text(),
-            "tenantSlug" => query.tenant_slug = text(),
-            "partnerSlug" => query.partner_slug = text(),
-            "actorId" => query.actor_id = text(),
-            "actorEmail" => query.actor_email = text(),
-            "resourceType" => query.resource_type = text(),
-            "resourceId" => query.resource_id = text(),
-            "outcome" => {
-                query.outcome = Some(value.parse().map_err(|_| {
-                    Problem::query_invalid("outcome must be success, failure or denied")
-                })?);
-            }
-            "source" => query.source = text(),
-            "q" => query.q = text(),
-            "limit" => {
-                query.limit = value
-                    .parse()
-                    .map_err(|_| Problem::query_invalid("limit must be a number, 1 to 500"))?;
-            }
-            "cursor" => query.cursor = text(),
-            _ => return Err(unknown(name, PARAMETERS)),
-        }
+) -> Result<Response, Problem> {
+    let mut query = filters::parse(&parameters, &scope, &["limit", "cursor"])?;
+    if let Some(limit) = parameters.get("limit") {
+        query.limit = limit
+            .parse()
+            .map_err(|_| Problem::query_invalid("limit must be a number, 1 to 500"))?;
     }
-    Ok(query)
+    query.cursor = parameters.get("cursor").map(str::to_owned);
+    let page = state.platform.store.list(&query).await?;
+    Ok(json_of(&Page {
+        events: page.events.iter().map(|stored| Shown(stored, &scope)).collect(),
+        next_cursor: page.next_cursor,
+        partial: page.partial,
+    }))
 }
 
-fn time(name: &str, value: &str) -> Result<Timestamp, Problem> {
-    Timestamp::parse(value).ok_or_else(|| {
-        Problem::query_invalid(format!(
-            "{name} must be an RFC 3339 time of the years 0001 to 9999, such as 2026-11-21T20:12:21.123Z, with a + written as %2B"
-        ))
-    })
+/// The answer with this body. Metadata stays as it is spelled, which a JSON value would not keep.
+fn json_of(body: &impl Serialize) -> Response {
+    Json(body).into_response()
+}
+
+/// `GET /audit/{id}`: one event, by its id or, for operators, its position.
+async fn one(
+    State(state): State<AppState>,
+    scope: Scope,
+    Name(id): Name,
+    parameters: Parameters,
+) -> Result<Response, Problem> {
+    parameters.only(&[])?;
+    let key = match (id.parse(), Uuid::parse_str(&id)) {
+        (Ok(seq), _) if scope.sees_positions() => EventKey::Seq(seq),
+        (_, Ok(id)) => EventKey::Id(id),
+        _ => {
+            let fix = if scope.sees_positions() {
+                "id must be an event's id, such as 019aa5c2-6a5b-7c3e-9d2f-1b2c3d4e5f60, or its seq, such as 41"
+            } else {
+                "id must be an event's id, such as 019aa5c2-6a5b-7c3e-9d2f-1b2c3d4e5f60"
+            };
+            return Err(Problem::field_invalid(fix));
+        }
+    };
+    match state.platform.store.get(key).await? {
+        Some(stored) if scope.contains(&stored) => Ok(json_of(&Shown(&stored, &scope))),
+        _ => Err(Problem::not_found("there is no such event")),
+    }
+}
+
+/// `GET /audit/head`: the log's identity and its head.
+async fn head(
+    State(state): State<AppState>,
+    scope: Scope,
+    parameters: Parameters,
+) -> Result<Json<Value>, Problem> {
+    scope.require_everything()?;
+    parameters.only(&[])?;
+    let log = state.platform.store.state().await?;
+    Ok(Json(json!({
+        "logId": log.log_id,
+        "firstSeq": log.base.next_seq,
+        "nextSeq": log.head.next_seq,
+        "hash": hex::encode(log.head.hash),
+        "at": state.platform.runtime().now(),
+    })))
 }

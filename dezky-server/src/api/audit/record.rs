@@ -33,7 +33,7 @@ const MAX_ANNOTATION_BYTES: usize = 512;
 const CONNECTORS: [&str; 3] = ["authentik", "stalwart", "ocis"];
 /// The prefixes of actions that the log and its sources record about themselves, under the
 /// platform's own source.
-const OPERATIONAL: [&str; 2] = ["log.", "ingest."];
+const OPERATIONAL: [&str; 3] = ["log.", "ingest.", "audit.export"];
 
 /// `POST /audit`: records an event, or all events of a list or none, in the log or, while the store
 /// does not accept them, durably in the spool, as for other pushes. Responds with 201 if any event
