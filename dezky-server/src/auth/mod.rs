@@ -1,5 +1,6 @@
 //! Authentication: the operators' token, and the caller as the timeline names it.
 
+pub mod jwt;
 pub mod token;
 
 use std::net::{IpAddr, SocketAddr};
