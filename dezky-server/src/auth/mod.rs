@@ -1,6 +1,7 @@
 //! Authentication: the operators' token, and the caller as the timeline names it.
 
 pub mod jwt;
+pub mod oidc;
 pub mod token;
 
 use std::net::{IpAddr, SocketAddr};

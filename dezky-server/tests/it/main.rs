@@ -34,6 +34,7 @@ mod load;
 mod logging;
 mod migrate;
 mod ofrep;
+mod oidc;
 mod openapi;
 #[cfg(feature = "legacy-import")]
 mod origin;
