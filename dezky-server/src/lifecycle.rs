@@ -136,6 +136,11 @@ impl Running {
         }
         let (head_file, stop) = (HeadFile::new(&self.state.config.head_path), self.stopped());
         self.spawn_ending("head", workers::write_heads(store, head_file, stop));
+        let issuers: Vec<_> = self.state.guard.issuers().iter().cloned().collect();
+        for issuer in issuers {
+            let stop = self.stopped();
+            self.spawn("issuer", async move { issuer.run(stop).await });
+        }
         let stop = self.stopped();
         self.spawn("flags", async move { live.run(stop).await });
     }

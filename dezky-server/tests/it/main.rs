@@ -45,6 +45,7 @@ mod record;
 mod rights;
 mod seeds;
 mod servers;
+mod sign_in;
 mod sources;
 mod spool;
 mod stored;
