@@ -1,9 +1,9 @@
 //! Authentication: the operators' token, access tokens of configured issuers, and the caller as
 //! the timeline names it.
 //!
-//! [`Guard::admit`] turns the credentials of a request into a [`Principal`], which stays in the
+//! `Guard::admit` turns the credentials of a request into a `Principal`, which stays in the
 //! request's extensions; what a principal may do is asked afterwards
-//! ([`Principal::check_operator`]).
+//! (`Principal::check_operator`).
 
 pub mod jwt;
 pub mod oidc;

@@ -51,7 +51,7 @@ pub enum Fault {
     Hang,
 }
 
-/// A defect of a logout token; all but the first few are reasons to refuse it.
+/// A defect of a logout token. Each but `None` is a reason to refuse it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LogoutDefect {
