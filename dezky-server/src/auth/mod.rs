@@ -10,6 +10,7 @@ pub mod oidc;
 pub mod token;
 pub mod users;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -56,7 +57,6 @@ pub(crate) enum Principal {
 }
 
 /// A user of the directory, by an access token.
-#[derive(Debug)]
 pub(crate) struct SignedIn {
     /// The user, as the directory knew them when the request began; active.
     pub(crate) user: User,
@@ -64,6 +64,16 @@ pub(crate) struct SignedIn {
     pub(crate) is_for_operators: bool,
     /// The e-mail address in the token.
     email: Option<String>,
+}
+
+/// Without what is personal.
+impl fmt::Debug for SignedIn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SignedIn")
+            .field("user", &self.user.id)
+            .field("is_for_operators", &self.is_for_operators)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Principal {

@@ -114,12 +114,16 @@ impl Settings {
         let has_address = discovery_url.is_some() || jwks_uri.is_some();
         check_issuer(iss, has_address).map_err(|problem| refused(&issuer, origin, problem))?;
 
-        let preset = match self.layers.text(&key("preset")) {
-            Some((name, origin)) => name.parse().map_err(|problem| {
-                refused(&key("preset"), origin, format!("\"{name}\" {problem}"))
-            })?,
-            None => Preset::default(),
+        let Some((name, at)) = self.layers.text(&key("preset")) else {
+            let problem = format!(
+                "has no preset, by which access tokens are told from others: set preset to one of {}",
+                Preset::names()
+            );
+            return Err(refused(prefix, origin, problem));
         };
+        let preset: Preset = name
+            .parse()
+            .map_err(|problem| refused(&key("preset"), at, format!("\"{name}\" {problem}")))?;
         let audiences = self.items(&key("audiences"))?;
         if audiences.is_empty() {
             let problem = "has no audience: set audiences to those of the tokens for this server";
@@ -143,8 +147,9 @@ impl Settings {
             profile.algorithms = algorithms(&key("algorithms"), names, origin)?;
         }
         if let Some((claim, origin)) = self.layers.text(&key("subject_claim")) {
-            if claim.is_empty() || claim.len() > MAX_ITEM_BYTES {
-                let problem = "must be the name of a claim, such as sub or oid";
+            // Names and e-mail addresses change, and can be given to another user.
+            if !matches!(claim, "sub" | "oid") {
+                let problem = "must be sub or oid: no other claim identifies one user for ever";
                 return Err(refused(&key("subject_claim"), origin, problem));
             }
             claim.clone_into(&mut profile.subject_claim);

@@ -139,18 +139,16 @@ fn mistakes_in_the_environment_are_named() {
 #[test]
 fn mistakes_of_issuers_are_named() {
     let issuer = "[auth.issuers.main]\nissuer = \"https://id.example.com/a/\"\n";
-    let audience = format!("{issuer}audiences = [\"api\"]\n");
+    let audience = format!("{issuer}preset = \"keycloak\"\naudiences = [\"api\"]\n");
     for (text, words) in [
         ("[auth.issuers.main]\n".to_owned(), &["auth.issuers.main", "is empty", "audiences"][..]),
         (
             "[auth.issuers.main]\naudiences = [\"api\"]".into(),
             &["auth.issuers.main.issuer", "exact iss"],
         ),
-        (issuer.to_owned(), &["auth.issuers.main", "has no audience"]),
-        (
-            format!("{audience}preset = \"okta\""),
-            &["main.preset", "\"okta\"", "authentik, keycloak"],
-        ),
+        (issuer.to_owned(), &["auth.issuers.main", "has no preset", "authentik, keycloak"]),
+        (format!("{issuer}preset = \"dex\""), &["auth.issuers.main", "has no audience"]),
+        (audience.replace("keycloak", "okta"), &["main.preset", "\"okta\"", "authentik, keycloak"]),
         (format!("{audience}prset = \"dex\""), &["main.prset", "did you mean preset"]),
         (format!("{audience}algorithms = [\"HS256\"]"), &["main.algorithms", "\"HS256\"", "ES256"]),
         (format!("{audience}algorithms = [\"ES512\"]"), &["main.algorithms", "\"ES512\""]),
@@ -162,6 +160,8 @@ fn mistakes_of_issuers_are_named() {
         (format!("{audience}jwks_uri = \"http://id.example.com/\""), &["main.jwks_uri", "https"]),
         (format!("{audience}discovery_url = \"ftp://x/\""), &["main.discovery_url", "https"]),
         (format!("{audience}subject_claim = \"\""), &["main.subject_claim", "oid"]),
+        (format!("{audience}subject_claim = \"email\""), &["main.subject_claim", "sub or oid"]),
+        (format!("{audience}subject_claim = \"upn\""), &["main.subject_claim", "sub or oid"]),
         (format!("{audience}clients = [\"\"]"), &["main.clients", "1 to 512 bytes"]),
         (format!("{audience}require_at_jwt = \"yes\""), &["require_at_jwt", "true or false"]),
         (audience.replace("https:", "http:"), &["main.issuer", "https", "discovery_url"]),

@@ -7,7 +7,9 @@ use dezky_core::Runtime;
 use dezky_core::rt::TokioRuntime;
 use dezky_core::testkit::ManualRuntime;
 use dezky_server::auth::jwt::{Preset, Profile, Reason};
-use dezky_server::auth::oidc::{COOL_DOWN, Issuer, IssuerConfig, Issuers, Rejection, Verified};
+use dezky_server::auth::oidc::{
+    COOL_DOWN, FETCH_TIMEOUT, Issuer, IssuerConfig, Issuers, MAX_WAITING, Rejection, Verified,
+};
 use dezky_server::testkit::{Endpoint, Fault, IdentityProvider, LogoutDefect, SigningKey};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -175,6 +177,160 @@ async fn an_issuer_that_hangs_holds_up_nobody_else() {
         running.verify(&hanging.access_token("ana").sign()).await.is_ok()
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unknown_key_is_no_fault_of_the_token_while_no_keys_can_be_fetched() {
+    let provider = IdentityProvider::start().await.unwrap();
+    let running = Arc::new(Running::start(&[config(&provider)]));
+    let old = provider.access_token("ana").sign();
+    assert!(running.verify(&old).await.is_ok());
+    provider.rotate(SigningKey::es256("key-2"), false);
+    let token = provider.access_token("ana").sign();
+    // Fetched a moment ago, so that the key is unknown for certain.
+    assert_eq!(running.verify(&token).await, refused(Reason::KeyUnknown));
+
+    provider.fail(Endpoint::Discovery, Fault::Html(502));
+    running.clock.advance(COOL_DOWN);
+    assert_eq!(running.verify(&token).await, Err(Rejection::Unavailable));
+    let fetches = provider.requests(Endpoint::Discovery);
+    assert_eq!(running.verify(&token).await, Err(Rejection::Unavailable), "in the cool-down too");
+    assert_eq!(provider.requests(Endpoint::Discovery), fetches);
+    assert!(running.verify(&old).await.is_ok(), "known keys verify");
+
+    provider.fail(Endpoint::Discovery, Fault::Hang);
+    running.clock.advance(COOL_DOWN);
+    until("the hanging request", async || provider.requests(Endpoint::Discovery) > fetches).await;
+    let waiting = {
+        let (running, token) = (Arc::clone(&running), token.clone());
+        tokio::spawn(async move { running.verify(&token).await })
+    };
+    until("the end of the wait", async || {
+        running.clock.advance(Duration::from_secs(6));
+        waiting.is_finished()
+    })
+    .await;
+    assert_eq!(waiting.await.unwrap(), Err(Rejection::Unavailable));
+
+    provider.recover(Endpoint::Discovery);
+    until("the recovery", async || {
+        running.clock.advance(COOL_DOWN);
+        running.verify(&token).await.is_ok()
+    })
+    .await;
+}
+
+/// Discovery and key set may each take as long as one response may.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_waits_for_a_whole_slow_fetch() {
+    let provider = IdentityProvider::start().await.unwrap();
+    for endpoint in [Endpoint::Discovery, Endpoint::KeySet] {
+        provider.fail(endpoint, Fault::Slow(Duration::from_millis(500)));
+    }
+    let running = Arc::new(Running::start(&[config(&provider)]));
+    let waiting = {
+        let (running, token) = (Arc::clone(&running), provider.access_token("ana").sign());
+        tokio::spawn(async move { running.verify(&token).await })
+    };
+    until("the wait", async || running.clock.sleeping() >= 2).await;
+    for endpoint in [Endpoint::Discovery, Endpoint::KeySet] {
+        until("the request", async || provider.requests(endpoint) == 1).await;
+        running.clock.advance(FETCH_TIMEOUT.saturating_sub(Duration::from_secs(1)));
+    }
+    assert!(waiting.await.unwrap().is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_without_ids_are_rotated() {
+    let provider = IdentityProvider::start().await.unwrap();
+    provider.rotate(SigningKey::es256("").with_id(None), false);
+    let running = Running::start(&[config(&provider)]);
+    let first = provider.access_token("ana").sign();
+    assert!(running.verify(&first).await.is_ok());
+    // Another key of the same type, and one of another type.
+    for key in [SigningKey::es256(""), SigningKey::rs256("")] {
+        running.clock.advance(COOL_DOWN);
+        provider.rotate(key.with_id(None), false);
+        assert!(running.verify(&provider.access_token("ana").sign()).await.is_ok());
+        assert!(running.verify(&first).await.is_err());
+    }
+    // Another key under the id of the former one.
+    running.clock.advance(COOL_DOWN);
+    provider.rotate(SigningKey::es256("key-1"), false);
+    assert!(running.verify(&provider.access_token("ana").sign()).await.is_ok());
+    running.clock.advance(COOL_DOWN);
+    provider.rotate(SigningKey::es256("key-1"), false);
+    assert!(running.verify(&provider.access_token("ana").sign()).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_than_a_thousand_requests_wait() {
+    let provider = IdentityProvider::start().await.unwrap();
+    provider.fail(Endpoint::Discovery, Fault::Hang);
+    let running = Arc::new(Running::start(&[config(&provider)]));
+    let token = provider.access_token("ana").sign();
+    let requests: Vec<_> = (0..=MAX_WAITING)
+        .map(|_| {
+            let (running, token) = (Arc::clone(&running), token.clone());
+            tokio::spawn(async move { running.verify(&token).await })
+        })
+        .collect();
+    // One too many, which is refused at once: the clock stands still.
+    let finished = || requests.iter().filter(|request| request.is_finished()).count();
+    until("the one too many", async || finished() == 1).await;
+    running.clock.advance(Duration::from_secs(12));
+    for request in requests {
+        assert_eq!(request.await.unwrap(), Err(Rejection::Unavailable));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_are_verified_with_the_keys_of_their_own_issuer() {
+    let (one, other) =
+        (IdentityProvider::start().await.unwrap(), IdentityProvider::start().await.unwrap());
+    let running = Running::start(&[config(&one), config(&other)]);
+    for (issuer, signer) in [(&one, &other), (&other, &one)] {
+        assert!(running.verify(&issuer.access_token("ana").sign()).await.is_ok());
+        let forged = signer.access_token("ana").claim("iss", issuer.issuer());
+        assert_eq!(running.verify(&forged.sign()).await, refused(Reason::Signature));
+        let forged = forged.header("kid", "key-of-the-other").sign();
+        assert_eq!(running.verify(&forged).await, refused(Reason::KeyUnknown));
+        let forged =
+            signer.access_token("ana").claim("iss", issuer.issuer()).header("kid", Value::Null);
+        assert_eq!(running.verify(&forged.sign()).await, refused(Reason::Signature));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn documents_that_are_not_to_be_followed() {
+    for (fault, words) in [
+        (Fault::Redirect("https://id.example.com/".into()), ["302", "redirects are not followed"]),
+        (Fault::Body("x".repeat(300 << 10)), ["response", "more than 262144 bytes"]),
+        (Fault::Body("{}".into()), ["the document", "has no issuer"]),
+        (Fault::Body("{\"issuer\":\"a\\nforged line\"}".into()), ["\"a\\nforged line\"", "equal"]),
+        (
+            Fault::Body("jwks_uri=http://10.0.0.1/".into()),
+            ["jwks_uri \"http://10.0.0.1/\"", "https"],
+        ),
+        (Fault::Body("jwks_uri=https://id.example.com/".into()), ["jwks_uri", "scheme"]),
+    ] {
+        let provider = IdentityProvider::start().await.unwrap();
+        let fault = match fault {
+            Fault::Body(body) if body.starts_with("jwks_uri=") => {
+                let uri = &body["jwks_uri=".len()..];
+                Fault::Body(json!({ "issuer": provider.issuer(), "jwks_uri": uri }).to_string())
+            }
+            fault => fault,
+        };
+        provider.fail(Endpoint::Discovery, fault);
+        let running = Running::start(&[config(&provider)]);
+        let problem = running.problem().await;
+        assert!(!problem.contains('\n') && problem.len() < 1_000, "{problem}");
+        for word in words {
+            assert!(problem.contains(word), "{word}: {problem}");
+        }
+        assert_eq!(provider.requests(Endpoint::KeySet), 0);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

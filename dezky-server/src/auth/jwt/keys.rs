@@ -41,8 +41,8 @@ enum Material {
 
 impl KeySet {
     /// Reads a JWK set. A set without `keys`, as Authentik serves for a provider without a
-    /// signing key, is empty. Keys of unknown types, without `kid`, for encryption, or with
-    /// members of the wrong type are kept out of use.
+    /// signing key, is empty. Keys of unknown types, for encryption, or with members of the wrong
+    /// type are kept out of use. A key without `kid` serves tokens without one.
     ///
     /// # Errors
     /// If it is not a JSON object, or its `keys` is not a list.
@@ -71,6 +71,12 @@ impl KeySet {
     /// The number of keys that can verify a token.
     pub fn usable(&self) -> usize {
         self.0.iter().filter(|key| key.material.is_ok()).count()
+    }
+
+    /// The number of keys that can verify a token by one of these algorithms.
+    pub fn usable_by(&self, algorithms: &[Algorithm]) -> usize {
+        let is_usable = |key: &&Key| algorithms.iter().any(|algorithm| key.fit(*algorithm).is_ok());
+        self.0.iter().filter(is_usable).count()
     }
 
     /// Checks a signature with the key `id`, or, without an id, with the keys that fit.
@@ -120,6 +126,9 @@ impl Key {
             Some(usage) if usage == "sig" => {}
             Some(_) => return Err("its use is not sig"),
         }
+        if key.get("alg").is_some_and(|algorithm| !algorithm.is_string()) {
+            return Err("its alg is not a text");
+        }
         match key.get("key_ops") {
             None => {}
             Some(Value::Array(all)) if all.iter().any(|operation| operation == "verify") => {}
@@ -146,6 +155,11 @@ impl Key {
                 let unused = modulus.first().map_or(0, |byte| byte.leading_zeros() as usize);
                 if !RSA_BITS.contains(&(modulus.len() * 8 - unused)) {
                     return Err("an RSA key must have 2048 to 8192 bits");
+                }
+                // Of 3 or more, odd, and of at most 33 bits, which are ring's bounds.
+                let is_odd = exponent.last().is_some_and(|byte| byte % 2 == 1);
+                if !is_odd || exponent.len() > 5 || exponent == [1] {
+                    return Err("an RSA exponent must be odd, 3 or more, and have at most 5 bytes");
                 }
                 Ok(Material::Rsa { modulus, exponent })
             }

@@ -31,6 +31,7 @@ mod reason;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -51,7 +52,6 @@ pub const LEEWAY: Duration = Duration::from_mins(1);
 pub const MAX_SUBJECT_CHARS: usize = 255;
 
 /// The decoded parts of a token.
-#[derive(Debug)]
 pub struct Decoded<'t> {
     /// Header and payload as received, which the signature covers.
     signed: &'t [u8],
@@ -114,13 +114,26 @@ impl<'t> Decoded<'t> {
 
 /// A token whose signature has not been checked: only its issuer may be read, to choose the
 /// profile and the keys.
-#[derive(Debug)]
 pub struct Token<'d> {
     decoded: &'d Decoded<'d>,
     algorithm: Algorithm,
     key_id: Option<String>,
     typ: Option<String>,
     claims: Object<'d>,
+}
+
+/// Without any part of the token.
+impl fmt::Debug for Decoded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decoded").finish_non_exhaustive()
+    }
+}
+
+/// Without key id and claims.
+impl fmt::Debug for Token<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").field("algorithm", &self.algorithm).finish_non_exhaustive()
+    }
 }
 
 impl Token<'_> {
@@ -130,7 +143,7 @@ impl Token<'_> {
     }
 
     /// Checks everything, in this order: the issuer, the algorithm, the key and the signature,
-    /// the times, the audience, the client, the kind, the subject.
+    /// the times, the audience, the client, the kind, the subject, the binding (`cnf`).
     ///
     /// # Errors
     /// The first [`Reason`] to refuse the token.
@@ -206,7 +219,7 @@ fn subject<'c>(claims: &'c Object<'_>, name: &str, shown: &'static str) -> Resul
 ///
 /// Identity is ([`issuer`](Self::issuer), [`subject`](Self::subject)). E-mail address and name are
 /// information: they identify nobody.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Claims<'t> {
     /// `iss`.
@@ -229,4 +242,16 @@ pub struct Claims<'t> {
     pub email: Option<&'t str>,
     /// `name`.
     pub name: Option<&'t str>,
+}
+
+/// Without the subject and what is personal.
+impl fmt::Debug for Claims<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claims")
+            .field("issuer", &self.issuer)
+            .field("audiences", &self.audiences)
+            .field("is_for_operators", &self.is_for_operators)
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
+    }
 }

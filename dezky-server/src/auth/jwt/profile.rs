@@ -1,4 +1,4 @@
-//! Profiles: what an issuer's tokens look like, and which of them are accepted.
+//! Profiles: the form of an issuer's tokens, and the rules by which they are accepted.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use super::{Algorithm, Reason};
 
 /// A kind of identity provider: defaults of a [`Profile`], and the rule that tells access tokens
 /// from others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Preset {
     /// Authentik.
@@ -22,7 +22,6 @@ pub enum Preset {
     /// Microsoft Entra ID.
     Entra,
     /// Any other.
-    #[default]
     Generic,
 }
 
@@ -30,6 +29,11 @@ impl Preset {
     /// All of them.
     pub const ALL: [Self; 6] =
         [Self::Authentik, Self::Keycloak, Self::Zitadel, Self::Dex, Self::Entra, Self::Generic];
+
+    /// The names of all, for messages.
+    pub fn names() -> String {
+        Self::ALL.map(Self::as_str).join(", ")
+    }
 
     /// The name in the configuration.
     pub const fn as_str(self) -> &'static str {
@@ -81,9 +85,11 @@ impl Preset {
             // Tokens of the code flow have a nonce, and some ID tokens no at_hash.
             Self::Authentik => has("azp") && has("uid"),
             Self::Keycloak => kind == Some("Bearer"),
-            Self::Entra => has("scp") || has("roles"),
+            // ID tokens have roles too, but no client.
+            Self::Entra => (has("scp") || has("roles")) && (has("azp") || has("appid")),
             // Dex issues both kinds in one form: only the audience tells them apart.
             Self::Dex => return Ok(()),
+            // ID tokens may lack at_hash: here too the audience is the boundary.
             Self::Zitadel | Self::Generic => true,
         };
         if is_access_token && !has("at_hash") && !has("c_hash") { Ok(()) } else { Err(ID_TOKEN) }
@@ -97,15 +103,15 @@ impl fmt::Display for Preset {
 }
 
 impl FromStr for Preset {
-    type Err = &'static str;
+    type Err = String;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         let found = Self::ALL.into_iter().find(|preset| preset.as_str() == name);
-        found.ok_or("must be one of authentik, keycloak, zitadel, dex, entra, generic")
+        found.ok_or_else(|| format!("must be one of {}", Self::names()))
     }
 }
 
-/// An issuer, and which of its tokens are accepted.
+/// An issuer, and the rules by which its tokens are accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Profile {

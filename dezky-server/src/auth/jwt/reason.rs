@@ -85,7 +85,8 @@ impl Reason {
 
     /// Whether newer keys of the issuer could change the result.
     pub const fn may_need_new_keys(self) -> bool {
-        matches!(self, Self::KeyUnknown | Self::NoKeys)
+        // Tokens without a kid, and keys that replace others of the same kid, show as the last two.
+        matches!(self, Self::KeyUnknown | Self::NoKeys | Self::KeyUnfit(_) | Self::Signature)
     }
 }
 

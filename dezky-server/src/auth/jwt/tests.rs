@@ -110,11 +110,12 @@ fn no_bit_of_a_genuine_token_can_be_flipped() {
     for application in ["dezky-operator", "dezky-portal"] {
         let (keys, profile) = (keys_of(application), profile_of(application));
         let token = genuine(application, "access_token").remove(0).into_bytes();
+        let header = token.iter().position(|byte| *byte == b'.').unwrap();
         let signature = token.iter().rposition(|byte| *byte == b'.').unwrap();
         for at in 0..token.len() {
-            // One bit of each byte that is signed, and all of the signature.
-            let bits = if at < signature { at % 8..at % 8 + 1 } else { 0..8 };
-            for bit in bits {
+            // Each bit of header and signature, and of the payload every third, each in turn.
+            let is_payload = at > header && at < signature;
+            for bit in (0..8).filter(|bit| !is_payload || (at + bit) % 3 == 0) {
                 let mut flipped = token.clone();
                 flipped[at] ^= 1 << bit;
                 assert!(verify(&flipped, &profile, &keys, NOW).is_err(), "byte {at}, bit {bit}");
@@ -497,7 +498,8 @@ fn the_kinds_of_each_preset() {
         Err(code) => panic!("{preset}: {code}"),
     };
     let with = |name: &str, value: Value| base.clone().claim(name, value);
-    // Whether each preset takes: a bare token, at_hash, typ Bearer, typ ID, scp, azp and uid.
+    // Whether each preset takes: a bare token, at_hash, typ Bearer, typ ID, scp and appid, azp
+    // and uid.
     for (preset, expected) in [
         (Preset::Authentik, [false, false, false, false, false, true]),
         (Preset::Keycloak, [false, false, true, false, false, false]),
@@ -511,7 +513,7 @@ fn the_kinds_of_each_preset() {
             with("at_hash", "x".into()),
             with("typ", "Bearer".into()),
             with("typ", "ID".into()),
-            with("scp", "access".into()),
+            with("scp", "access".into()).claim("appid", "api"),
             with("azp", "api".into()).claim("uid", "u"),
         ]
         .map(|token| is_access(preset, token));
@@ -520,11 +522,58 @@ fn the_kinds_of_each_preset() {
         assert!(!is_access(preset, with("events", json!({}))), "{preset}");
     }
     // Entra's sub is another one in each application.
-    assert_eq!(check(Preset::Entra, with("roles", json!(["a"]))).as_deref(), Ok("o-1"));
+    let client = || with("azp", "api".into());
+    for token in
+        [client().claim("scp", "a"), with("appid", "api".into()).claim("roles", json!(["a"]))]
+    {
+        assert_eq!(check(Preset::Entra, token).as_deref(), Ok("o-1"));
+    }
     assert_eq!(
-        check(Preset::Entra, with("scp", "a".into()).without("oid")),
+        check(Preset::Entra, client().claim("scp", "a").without("oid")),
         Err("token_claim_missing")
     );
+    // An ID token has roles, but no client.
+    assert_eq!(check(Preset::Entra, with("roles", json!(["a"]))), Err("token_kind"));
+}
+
+#[test]
+fn debug_forms_hold_nothing_personal() {
+    let key = Arc::new(SigningKey::es256("k-secret"));
+    let keys = KeySet::parse(json!({ "keys": [key.jwk()] }).to_string().as_bytes()).unwrap();
+    let text = access_token(&key)
+        .claim("sub", "s-secret")
+        .claim("email", "ana@secret.example")
+        .claim("name", "Ana Secret")
+        .sign();
+    let decoded = Decoded::new(text.as_bytes()).unwrap();
+    let token = decoded.token().unwrap();
+    let claims = token.verify(&profile(), &keys, NOW).unwrap();
+    let shown = format!("{decoded:?} {token:?} {claims:?}");
+    assert!(!shown.to_lowercase().contains("secret"), "{shown}");
+    assert!(!text.split('.').any(|part| shown.contains(part)), "{shown}");
+    assert!(!shown.contains("[1"), "no bytes of the token: {shown}");
+    assert!(shown.contains(ISSUER), "{shown}");
+}
+
+#[test]
+fn keys_count_for_the_algorithms_that_are_accepted() {
+    let keys = [SigningKey::es256("a").jwk(), SigningKey::es384("b").jwk()];
+    let set = KeySet::parse(json!({ "keys": keys }).to_string().as_bytes()).unwrap();
+    assert_eq!(set.usable(), 2);
+    assert_eq!(set.usable_by(&[Algorithm::Es256, Algorithm::Rs256]), 1);
+    assert_eq!(set.usable_by(&[Algorithm::Rs256]), 0);
+    for (exponent, usable) in
+        [("AQAB", 1), ("Aw", 1), ("AQ", 0), ("", 0), ("BA", 0), ("AQAAAAAB", 0)]
+    {
+        let mut key = SigningKey::rs256("r").jwk();
+        key["e"] = exponent.into();
+        let set = KeySet::parse(json!({ "keys": [key] }).to_string().as_bytes()).unwrap();
+        assert_eq!(set.usable(), usable, "{exponent}");
+    }
+    let mut odd = SigningKey::es256("a").jwk();
+    odd["alg"] = 7.into();
+    let set = KeySet::parse(json!({ "keys": [odd] }).to_string().as_bytes()).unwrap();
+    assert!(set.is_empty(), "an alg that is no text");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! When keys are fetched and how long they are used: a pure function of results and times.
+//! The times of fetches and of the use of keys: a pure function of results and times.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +10,11 @@ use crate::auth::jwt::KeySet;
 /// The minimum time between two fetches that unknown keys cause. It counts for the issuer and not
 /// for each key, so that invented keys are no lever.
 pub const COOL_DOWN: Duration = Duration::from_secs(30);
-/// The shortest and the longest time for which fetched keys are fresh.
-pub const FRESH: (Duration, Duration) = (Duration::from_mins(10), Duration::from_hours(24));
-/// The time for which keys are fresh if the answer does not say.
+/// The shortest time for which fetched keys are fresh.
+pub const MIN_FRESH: Duration = Duration::from_mins(10);
+/// The longest time for which fetched keys are fresh.
+pub const MAX_FRESH: Duration = Duration::from_hours(24);
+/// The time for which keys are fresh if the response does not say.
 const DEFAULT_FRESH: Duration = Duration::from_hours(1);
 /// The time for which stale keys are used while the issuer is unavailable.
 pub const MAX_STALE: Duration = Duration::from_hours(24);
@@ -46,6 +48,15 @@ impl Cache {
         let good = self.good.as_ref()?;
         let age = now.saturating_since(good.fetched_at);
         (age <= good.fresh_for + MAX_STALE).then_some(&good.keys)
+    }
+
+    /// The keys that are used while none can be fetched, for the log.
+    pub(super) fn use_of_keys(&self, now: Timestamp) -> &'static str {
+        match &self.good {
+            Some(good) if now.saturating_since(good.fetched_at) < good.fresh_for => "fresh",
+            _ if self.keys(now).is_some() => "stale",
+            _ => "none",
+        }
     }
 
     /// Whether an unknown key may cause a fetch.
@@ -91,7 +102,7 @@ impl Cache {
         self.attempts += 1;
         match fetched {
             Ok((keys, max_age)) => {
-                let fresh_for = max_age.unwrap_or(DEFAULT_FRESH).clamp(FRESH.0, FRESH.1);
+                let fresh_for = max_age.unwrap_or(DEFAULT_FRESH).clamp(MIN_FRESH, MAX_FRESH);
                 self.good = Some(Good { keys: Arc::new(keys), fetched_at: now, fresh_for });
                 self.failures = 0;
                 self.problem = None;
@@ -104,7 +115,7 @@ impl Cache {
     }
 }
 
-/// The `max-age` of `Cache-Control`; zero if the answer must not be stored.
+/// The `max-age` of `Cache-Control`; zero if the response must not be stored.
 pub(super) fn max_age(cache_control: &str) -> Option<Duration> {
     let mut found = None;
     for directive in cache_control.split(',').map(str::trim) {
@@ -157,15 +168,18 @@ mod tests {
     fn stale_keys_are_kept_for_a_day_and_failures_back_off() {
         let mut cache = Cache::default();
         fetched(&mut cache, at(0), Some(600));
+        assert_eq!(cache.use_of_keys(at(599)), "fresh");
         let mut now = 600;
         for wait in [5, 10, 20, 40, 60, 60] {
             failed(&mut cache, at(now));
             assert_eq!(cache.due_in(at(now)), Duration::from_secs(wait));
             assert!(cache.keys(at(now)).is_some());
+            assert_eq!(cache.use_of_keys(at(now)), "stale");
             now += wait;
         }
         assert!(cache.keys(at(600 + 86_400)).is_some());
         assert!(cache.keys(at(601 + 86_400)).is_none());
+        assert_eq!(cache.use_of_keys(at(601 + 86_400)), "none");
         fetched(&mut cache, at(now), None);
         assert_eq!((cache.problem.as_ref(), cache.attempts), (None, 8));
     }

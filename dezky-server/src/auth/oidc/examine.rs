@@ -13,9 +13,10 @@ pub const MAX_SKEW: Duration = Duration::from_secs(10);
 pub struct Examined {
     /// The address of the key set, or the problem of the discovery.
     pub discovery: Result<String, String>,
-    /// The number of keys that verify tokens, or the problem; `None` without an address.
+    /// The number of keys that verify tokens by the profile's algorithms, or the problem; `None`
+    /// without an address.
     pub keys: Option<Result<usize, String>>,
-    /// How far the issuer's clock is ahead, in seconds; `None` if it doesn't say.
+    /// The lead of the issuer's clock, in seconds; `None` if it doesn't say.
     pub ahead_seconds: Option<i64>,
 }
 
@@ -29,20 +30,25 @@ impl Issuer {
             let seconds = i64::try_from(since.as_secs()).ok()?;
             Some(seconds - self.runtime.now().as_millis().div_euclid(1_000))
         });
-        // A configured address makes the discovery optional.
-        let (discovery, uri) = match (discovered, self.source.jwks_uri()) {
-            (_, Some(uri)) => (Ok(uri.to_owned()), Some(uri.to_owned())),
-            (Ok((uri, _)), None) => (Ok(uri.clone()), Some(uri)),
-            (Err(problem), None) => (Err(problem), None),
+        let discovery = discovered.map(|(uri, _)| uri);
+        // A configured address makes the discovery optional; its problem is told still.
+        let uri = match self.source.jwks_uri() {
+            Some(uri) => Some(uri.to_owned()),
+            None => discovery.as_ref().ok().cloned(),
         };
         let keys = match uri {
             Some(uri) => {
                 let fetched = self.source.key_set(&uri, &*self.runtime).await;
-                Some(fetched.map(|fetched| fetched.keys.usable()))
+                Some(fetched.map(|fetched| fetched.keys.usable_by(&self.profile.algorithms)))
             }
             None => None,
         };
         Examined { discovery, keys, ahead_seconds }
+    }
+
+    /// The configured address of its key set.
+    pub fn jwks_uri(&self) -> Option<&str> {
+        self.source.jwks_uri()
     }
 
     /// The address of its discovery document.

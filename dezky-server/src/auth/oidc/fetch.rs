@@ -12,12 +12,16 @@ use serde_json::Value;
 use super::cache;
 use crate::auth::jwt::KeySet;
 
-/// The maximum time for one answer.
+/// The maximum time for one response.
 pub const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
-/// The maximum size of an answer, in bytes.
-pub const MAX_ANSWER_BYTES: usize = 256 << 10;
+/// The maximum size of a response, in bytes.
+pub const MAX_RESPONSE_BYTES: usize = 256 << 10;
+/// The maximum length of the address of a key set, in bytes.
+const MAX_URI_BYTES: usize = 2 << 10;
+/// The maximum length of a remote text in a message, in bytes.
+const MAX_SHOWN_BYTES: usize = 512;
 
-/// Where an issuer's keys are.
+/// The addresses of an issuer's keys.
 pub(super) struct Source {
     issuer: String,
     discovery_url: String,
@@ -39,7 +43,10 @@ impl Source {
         jwks_uri: Option<&str>,
     ) -> dezky_core::Result<Self> {
         let discovery_url = discovery_url.map_or_else(|| discovery_url_of(issuer), str::to_owned);
-        let http = client_builder(jwks_uri.unwrap_or(&discovery_url))?
+        // Each address may be asked; if one is https, the client needs the system's certificates.
+        let is_secure = |url: &&str| url.starts_with("https:");
+        let address = [jwks_uri.unwrap_or_default(), &discovery_url].into_iter().find(is_secure);
+        let http = client_builder(address.unwrap_or_default())?
             .connect_timeout(FETCH_TIMEOUT)
             .build()
             .map_err(|error| {
@@ -69,25 +76,24 @@ impl Source {
         runtime: &dyn Runtime,
     ) -> Result<(String, Option<String>), String> {
         let url = &self.discovery_url;
+        check_url(url).map_err(|problem| format!("{url}: {problem}"))?;
         let (headers, body) = self.get(url, runtime).await?;
         let document: Value = serde_json::from_slice(&body).map_err(|_| {
-            format!("{url}: the answer is not JSON: name the document by discovery_url")
+            format!("{url}: the response is not JSON: name the document by discovery_url")
         })?;
         let issuer = document["issuer"].as_str();
         let issuer = issuer.ok_or_else(|| format!("{url}: the document has no issuer"))?;
         if issuer != self.issuer {
             return Err(format!(
-                "{url}: the issuer is configured as \"{}\", and its document says \"{issuer}\": they must be equal, including a slash at the end",
-                self.issuer
+                "{url}: the issuer is configured as \"{}\", and its document says {}: they must be equal, including a slash at the end",
+                self.issuer,
+                shown(issuer)
             ));
         }
         let uri = document["jwks_uri"].as_str();
         let uri = uri.ok_or_else(|| format!("{url}: the document has no jwks_uri"))?;
-        check_url(uri).map_err(|problem| format!("{url}: jwks_uri {uri} {problem}"))?;
-        if url.starts_with("http:") && uri.starts_with("https:") {
-            return Err(format!("{url}: jwks_uri {uri} is https: use https for both"));
-        }
-        Ok((uri.to_owned(), header_of(&headers, &header::DATE)))
+        let uri = key_set_address(url, uri)?;
+        Ok((uri, header_of(&headers, &header::DATE)))
     }
 
     pub(super) async fn key_set(
@@ -104,11 +110,11 @@ impl Source {
     }
 
     async fn get(&self, url: &str, runtime: &dyn Runtime) -> Result<(HeaderMap, Vec<u8>), String> {
-        let answer = pin!(self.read(url));
-        match select(answer, runtime.sleep(FETCH_TIMEOUT)).await {
-            Either::Left((answer, _)) => answer.map_err(|problem| format!("{url}: {problem}")),
+        let response = pin!(self.read(url));
+        match select(response, runtime.sleep(FETCH_TIMEOUT)).await {
+            Either::Left((response, _)) => response.map_err(|problem| format!("{url}: {problem}")),
             Either::Right(_) => {
-                Err(format!("{url}: no complete answer within {} s", FETCH_TIMEOUT.as_secs()))
+                Err(format!("{url}: no complete response within {} s", FETCH_TIMEOUT.as_secs()))
             }
         }
     }
@@ -134,8 +140,8 @@ impl Source {
         }
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
-            if body.len() + chunk.len() > MAX_ANSWER_BYTES {
-                return Err(format!("the answer has more than {MAX_ANSWER_BYTES} bytes"));
+            if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
+                return Err(format!("the response has more than {MAX_RESPONSE_BYTES} bytes"));
             }
             body.extend_from_slice(&chunk);
         }
@@ -149,6 +155,27 @@ impl Source {
     pub(super) fn jwks_uri(&self) -> Option<&str> {
         self.jwks_uri.as_deref()
     }
+}
+
+/// The address of the key set that the document at `document` names.
+fn key_set_address(document: &str, uri: &str) -> Result<String, String> {
+    let refused = |problem: &str| format!("{document}: jwks_uri {} {problem}", shown(uri));
+    if uri.len() > MAX_URI_BYTES {
+        return Err(refused(&format!("has more than {MAX_URI_BYTES} bytes")));
+    }
+    let uri = checked_url(uri).map_err(refused)?;
+    // A document from elsewhere must not name addresses of this machine.
+    if !reqwest::Url::parse(document).is_ok_and(|document| document.scheme() == uri.scheme()) {
+        return Err(refused("has another scheme than the document: use https for both"));
+    }
+    Ok(uri.into())
+}
+
+/// A remote text for a message: quoted, so that it forges no line, and cut.
+fn shown(text: &str) -> String {
+    let cut = text.floor_char_boundary(MAX_SHOWN_BYTES);
+    let more = if cut < text.len() { "…" } else { "" };
+    format!("{:?}{more}", &text[..cut])
 }
 
 fn header_of(headers: &HeaderMap, name: &header::HeaderName) -> Option<String> {
@@ -166,6 +193,10 @@ fn discovery_url_of(issuer: &str) -> String {
 /// # Errors
 /// Unless it is `https`, or `http` on a loopback address.
 pub fn check_url(url: &str) -> Result<(), &'static str> {
+    checked_url(url).map(drop)
+}
+
+fn checked_url(url: &str) -> Result<reqwest::Url, &'static str> {
     const BAD: &str = "must be an https URL; http is accepted for loopback addresses only";
     let parsed = reqwest::Url::parse(url).map_err(|_| BAD)?;
     let host = parsed.host_str().unwrap_or_default();
@@ -177,8 +208,8 @@ pub fn check_url(url: &str) -> Result<(), &'static str> {
         _ if has_user || parsed.fragment().is_some() => {
             Err("must have neither a user nor a fragment")
         }
-        "https" if !host.is_empty() => Ok(()),
-        "http" if is_loopback => Ok(()),
+        "https" if !host.is_empty() => Ok(parsed),
+        "http" if is_loopback => Ok(parsed),
         _ => Err(BAD),
     }
 }
@@ -205,6 +236,32 @@ mod tests {
         ] {
             assert_eq!(discovery_url_of(issuer), url);
         }
+    }
+
+    #[test]
+    fn a_document_names_no_address_of_another_kind() {
+        let (remote, local) = ("https://id.example.com/x", "http://127.0.0.1:9000/x");
+        let key_set = key_set_address(remote, "https://keys.example.com/").unwrap();
+        assert_eq!(key_set, "https://keys.example.com/");
+        assert_eq!(key_set_address(local, "http://[::1]/k").unwrap(), "http://[::1]/k");
+        let long = format!("https://id.example.com/{}", "x".repeat(2 << 10));
+        for (document, uri, word) in [
+            (remote, "http://127.0.0.1:8500/v1/kv", "scheme"),
+            (remote, "http://localhost/", "scheme"),
+            (remote, "http://10.0.0.1/", "https"),
+            (local, "https://id.example.com/", "scheme"),
+            (remote, "file:///etc/passwd", "https"),
+            (remote, &*long, "2048 bytes"),
+        ] {
+            let problem = key_set_address(document, uri).unwrap_err();
+            assert!(problem.contains(word) && problem.len() < 700, "{uri}: {problem}");
+        }
+    }
+
+    #[test]
+    fn remote_texts_are_quoted_and_cut() {
+        assert_eq!(shown("a\n\u{1b}\"b"), r#""a\n\u{1b}\"b""#);
+        assert_eq!(shown(&"é".repeat(300)), format!("\"{}\"…", "é".repeat(256)));
     }
 
     #[test]

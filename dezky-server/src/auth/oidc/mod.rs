@@ -9,29 +9,34 @@ mod cache;
 mod examine;
 mod fetch;
 
+use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dezky_core::{Runtime, Timestamp};
 use futures_util::future::{Either, select};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use self::cache::Cache;
-pub use self::cache::{COOL_DOWN, FRESH, MAX_STALE};
+pub use self::cache::{COOL_DOWN, MAX_FRESH, MAX_STALE, MIN_FRESH};
 pub use self::examine::{Examined, MAX_SKEW};
 use self::fetch::Source;
-pub use self::fetch::{FETCH_TIMEOUT, MAX_ANSWER_BYTES, check_url};
+pub use self::fetch::{FETCH_TIMEOUT, MAX_RESPONSE_BYTES, check_url};
 use super::jwt::{Claims, Decoded, KeySet, Profile, Reason, Token};
 
-/// The maximum time that a request waits for keys.
-const MAX_WAIT: Duration = Duration::from_secs(5);
+/// The maximum time that a request waits for keys: longer than a whole fetch, of which discovery
+/// and key set may take [`FETCH_TIMEOUT`] each.
+pub const MAX_WAIT: Duration =
+    FETCH_TIMEOUT.saturating_mul(2).saturating_add(Duration::from_secs(1));
+/// The maximum number of requests that wait for the keys of one issuer.
+pub const MAX_WAITING: usize = 1_000;
 
 /// An issuer in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct IssuerConfig {
-    /// Which of its tokens are accepted.
+    /// Its tokens that are accepted.
     pub profile: Profile,
     /// The address of its discovery document, if it is not below the issuer.
     pub discovery_url: Option<String>,
@@ -47,7 +52,7 @@ impl IssuerConfig {
 }
 
 /// A verified token's claims that the server uses.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verified {
     /// The issuer.
@@ -74,6 +79,17 @@ impl Verified {
             name: claims.name.map(str::to_owned),
             authenticated_at: claims.authenticated_at.or(claims.issued_at),
         }
+    }
+}
+
+/// Without the subject and what is personal.
+impl fmt::Debug for Verified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verified")
+            .field("issuer", &self.issuer)
+            .field("is_for_operators", &self.is_for_operators)
+            .field("authenticated_at", &self.authenticated_at)
+            .finish_non_exhaustive()
     }
 }
 
@@ -132,6 +148,7 @@ pub struct Issuer {
     source: Source,
     cache: watch::Sender<Cache>,
     demand: Notify,
+    waiting: Semaphore,
     runtime: Arc<dyn Runtime>,
 }
 
@@ -144,6 +161,7 @@ impl Issuer {
             source,
             cache: watch::Sender::default(),
             demand: Notify::new(),
+            waiting: Semaphore::new(MAX_WAITING),
             runtime: Arc::clone(runtime),
         })
     }
@@ -166,7 +184,7 @@ impl Issuer {
                 .map(|claims| Verified::of(&claims))
         };
         match check(&keys) {
-            Err(reason) if reason.may_need_new_keys() => match self.newer_keys(attempts).await {
+            Err(reason) if reason.may_need_new_keys() => match self.newer_keys(attempts).await? {
                 Some(keys) => Ok(check(&keys)?),
                 None => Err(reason.into()),
             },
@@ -195,24 +213,34 @@ impl Issuer {
         current(&self.cache.borrow())
     }
 
-    /// The keys of an attempt later than `seen`, which this begins if the cool-down is over.
-    async fn newer_keys(&self, seen: u64) -> Option<Arc<KeySet>> {
+    /// The keys of an attempt later than `seen`, which this begins if the cool-down is over;
+    /// `None` if the current keys are the newest. If the last attempt failed or takes too long,
+    /// nobody knows whether there are newer ones.
+    async fn newer_keys(&self, seen: u64) -> Result<Option<Arc<KeySet>>, Rejection> {
         let now = self.runtime.now();
         {
             let cache = self.cache.borrow();
             if cache.attempts == seen && !cache.is_fetching {
                 if !cache.may_refetch(now) {
-                    return None;
+                    let is_known = cache.problem.is_none();
+                    return if is_known { Ok(None) } else { Err(Rejection::Unavailable) };
                 }
                 self.demand.notify_one();
             }
         }
         self.wait_for(|cache| cache.attempts > seen).await;
         let cache = self.cache.borrow();
-        cache.keys(self.runtime.now()).filter(|_| cache.attempts > seen).cloned()
+        let is_newer = cache.attempts > seen && cache.problem.is_none();
+        let keys = cache.keys(self.runtime.now()).filter(|_| is_newer);
+        keys.cloned().map(Some).ok_or(Rejection::Unavailable)
     }
 
-    async fn wait_for(&self, condition: impl FnMut(&Cache) -> bool) {
+    /// Waits until the condition holds, at most [`MAX_WAIT`], and not at all if too many do.
+    async fn wait_for(&self, mut condition: impl FnMut(&Cache) -> bool) {
+        if condition(&self.cache.borrow()) {
+            return;
+        }
+        let Ok(_place) = self.waiting.try_acquire() else { return };
         let mut changes = self.cache.subscribe();
         let changed = pin!(changes.wait_for(condition));
         let _ = select(changed, self.runtime.sleep(MAX_WAIT)).await;
@@ -247,7 +275,13 @@ impl Issuer {
                 tracing::debug!(issuer = self.name(), keys = fetched.keys.usable(), "keys fetched");
             }
             Err(problem) => {
-                tracing::warn!(issuer = self.name(), %problem, "the keys can't be fetched");
+                let use_of_keys = self.cache.borrow().use_of_keys(self.runtime.now());
+                tracing::warn!(
+                    issuer = self.name(),
+                    keys = use_of_keys,
+                    %problem,
+                    "the keys can't be fetched"
+                );
             }
         }
         let fetched = fetched.map(|fetched| (fetched.keys, fetched.max_age));
