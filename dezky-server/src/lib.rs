@@ -23,6 +23,8 @@ mod render;
 mod router;
 pub mod store;
 mod telemetry;
+#[cfg(any(test, feature = "testkit"))]
+pub mod testkit;
 mod webhooks;
 
 pub use api::audit::Scope;

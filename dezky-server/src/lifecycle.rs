@@ -156,6 +156,11 @@ impl Running {
         });
         let state = Arc::clone(&self.state);
         self.spawn("exports", async move { state.audit.exports_ended().await });
+        let issuers: Vec<_> = self.state.guard.issuers().iter().cloned().collect();
+        for issuer in issuers {
+            let stop = self.stopped();
+            self.spawn("issuer", async move { issuer.run(stop).await });
+        }
         let stop = self.stopped();
         self.spawn("flags", async move { live.run(stop).await });
     }

@@ -14,10 +14,12 @@ use crate::{api, auth, ofrep, webhooks};
 /// The server's router.
 pub(crate) fn router(state: AppState) -> Router {
     let operator = middleware::from_fn_with_state(state.guard.clone(), auth::require_operator);
+    let user = middleware::from_fn_with_state(state.guard.clone(), auth::require_user);
     let ofrep_client = middleware::from_fn_with_state(state.guard.clone(), auth::require_ofrep);
     Router::new()
         .merge(api::public_routes())
         .merge(webhooks::routes())
+        .merge(api::user_routes().route_layer(user))
         .merge(api::routes().route_layer(operator))
         .merge(ofrep::routes().route_layer(ofrep_client))
         .method_not_allowed_fallback(async || Problem::method_not_allowed())

@@ -4,6 +4,7 @@ pub(crate) mod audit;
 mod flags;
 mod health;
 mod ingest;
+mod me;
 mod openapi;
 mod partners;
 mod tenants;
@@ -13,7 +14,7 @@ use axum::Router;
 
 use crate::app::AppState;
 
-/// The routes that need the operator token.
+/// The routes of operators.
 pub(crate) fn routes() -> Router<AppState> {
     Router::new()
         .merge(audit::routes())
@@ -22,6 +23,11 @@ pub(crate) fn routes() -> Router<AppState> {
         .merge(partners::routes())
         .merge(tenants::routes())
         .merge(users::routes())
+}
+
+/// The routes of everybody with good credentials.
+pub(crate) fn user_routes() -> Router<AppState> {
+    me::routes()
 }
 
 /// The routes that need no token.

@@ -25,6 +25,8 @@ use self::flag_feed::FlagFeed;
 use self::store_watch::StoreWatch;
 use self::webhook_status::WebhookMonitor;
 use crate::auth::Guard;
+use crate::auth::oidc::Issuers;
+use crate::auth::users::Users;
 use crate::config::{Config, SourceConfig};
 use crate::failure::Failure;
 use crate::http::body_budget::BodyBudget;
@@ -95,9 +97,12 @@ impl App {
         let sources: BTreeMap<_, _> = config.sources.iter().filter_map(receives).collect();
         let names = stalwart.keys().chain(sources.keys());
         let webhooks = names.map(|name| (name.clone(), WebhookMonitor::default())).collect();
+        let issuers = Issuers::new(&config.issuers, platform.runtime())
+            .map_err(|error| Failure::usage(format!("auth.issuers: {error}")))?;
         let max_body_bytes = config.max_body_bytes.max(MAX_RECORD_BYTES);
         Ok(Self {
-            guard: Guard::new(config.operator_token.clone(), config.trusted_proxies.clone()),
+            guard: Guard::new(config.operator_token.clone(), config.trusted_proxies.clone())
+                .with_issuers(issuers, Users::of(&platform)),
             bodies: BodyBudget::new(config.http.body_memory, max_body_bytes),
             config,
             platform,

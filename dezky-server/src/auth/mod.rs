@@ -1,19 +1,32 @@
-//! Authentication: the operators' token, and the caller as the timeline names it.
+//! Authentication: the operators' token, access tokens of configured issuers, and the caller as
+//! the timeline names it.
+//!
+//! `Guard::admit` turns the credentials of a request into a `Principal`, which stays in the
+//! request's extensions; what a principal may do is asked afterwards
+//! (`Principal::check_operator`).
 
+pub mod jwt;
+pub mod oidc;
 pub mod token;
+pub mod users;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, FromRef, FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
-use axum::http::{HeaderName, HeaderValue, Uri, header};
+use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use dezky_core::{Actor, ActorType};
+use dezky_core::directory::User;
+use dezky_core::{Actor, ActorType, ErrorKind};
 
+use self::jwt::Reason;
+use self::oidc::{Issuers, Rejection};
 use self::token::OperatorToken;
+use self::users::Users;
 use crate::http::client_address::{Network, client_address};
 use crate::http::problem::Problem;
 
@@ -27,21 +40,201 @@ pub struct Guard(Arc<Rules>);
 struct Rules {
     operator_token: Option<OperatorToken>,
     trusted_proxies: Vec<Network>,
+    issuers: Issuers,
+    /// Present if there are issuers.
+    users: Option<Users>,
+}
+
+/// A caller whose credentials are good. It says who, not what they may do.
+#[derive(Debug, Clone)]
+pub(crate) enum Principal {
+    /// Anybody on this machine, while neither an operator token nor an issuer is configured.
+    Local,
+    /// A holder of the operator token.
+    OperatorToken,
+    /// A user with an access token.
+    User(Arc<SignedIn>),
+}
+
+/// A user of the directory, by an access token.
+pub(crate) struct SignedIn {
+    /// The user, as the directory knew them when the request began; active.
+    pub(crate) user: User,
+    /// Whether the token's audience is one for operators.
+    pub(crate) is_for_operators: bool,
+    /// The e-mail address in the token.
+    email: Option<String>,
+}
+
+/// Without what is personal.
+impl fmt::Debug for SignedIn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SignedIn")
+            .field("user", &self.user.id)
+            .field("is_for_operators", &self.is_for_operators)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Principal {
+    /// Refuses callers that are not operators. Of a user both are required: a token for an
+    /// audience of operators, and the right in the directory.
+    pub(crate) fn check_operator(&self) -> Result<(), Problem> {
+        let missing = match self {
+            Self::User(signed_in) if !signed_in.is_for_operators => {
+                "this token's audience is not one for operators"
+            }
+            Self::User(signed_in) if !signed_in.user.platform_admin => {
+                "this token's user is not a platform administrator"
+            }
+            Self::Local | Self::OperatorToken | Self::User(_) => return Ok(()),
+        };
+        let detail = format!("an operator-scoped token is required: {missing}");
+        let forbidden = StatusCode::FORBIDDEN;
+        Err(Problem::bearer(forbidden, "operator_required", detail, "insufficient_scope"))
+    }
+
+    /// The user of the directory, if the credentials are a user's.
+    pub(crate) fn user(&self) -> Option<&User> {
+        match self {
+            Self::User(signed_in) => Some(&signed_in.user),
+            Self::Local | Self::OperatorToken => None,
+        }
+    }
+
+    /// The actor of changes, without an address.
+    fn actor(&self) -> Actor {
+        match self {
+            Self::Local => Actor::of(ActorType::Anonymous),
+            Self::OperatorToken => {
+                Actor { id: Some(TOKEN_ACTOR.into()), ..Actor::of(ActorType::Service) }
+            }
+            Self::User(signed_in) => {
+                let SignedIn { user, email, .. } = &**signed_in;
+                let is_operator = self.check_operator().is_ok();
+                let kind = if is_operator { ActorType::Operator } else { ActorType::User };
+                let email = user.email.as_ref().or(email.as_ref()).cloned();
+                Actor { id: Some(user.id.clone()), email, ..Actor::of(kind) }
+            }
+        }
+    }
+}
+
+/// Credentials after what can be decided without waiting.
+enum Credentials {
+    Known(Principal),
+    /// A token to verify.
+    Token(Vec<u8>),
 }
 
 impl Guard {
-    /// A guard for the operators' token; without one only requests from this machine are
-    /// admitted.
+    /// A guard for the operators' token. Without one and without issuers, only requests from this
+    /// machine are admitted.
     pub fn new(operator_token: Option<OperatorToken>, trusted_proxies: Vec<Network>) -> Self {
-        Self(Arc::new(Rules { operator_token, trusted_proxies }))
+        let (issuers, users) = (Issuers::default(), None);
+        Self(Arc::new(Rules { operator_token, trusted_proxies, issuers, users }))
     }
 
-    fn admit(&self, request: &Request, given: Option<&[u8]>) -> Result<(), Problem> {
-        match &self.0.operator_token {
-            Some(token) if given.is_some_and(|given| token.is(given)) => Ok(()),
-            Some(_) => Err(Problem::unauthorized()),
-            None if is_for_this_machine(request) && is_from_this_machine(request) => Ok(()),
-            None => Err(Problem::foreign_host()),
+    /// This guard, which also admits access tokens of issuers.
+    #[must_use]
+    pub fn with_issuers(self, issuers: Issuers, users: Users) -> Self {
+        let Rules { operator_token, trusted_proxies, .. } = &*self.0;
+        Self(Arc::new(Rules {
+            operator_token: operator_token.clone(),
+            trusted_proxies: trusted_proxies.clone(),
+            users: (!issuers.is_empty()).then_some(users),
+            issuers,
+        }))
+    }
+
+    /// The issuers whose access tokens are admitted.
+    pub fn issuers(&self) -> &Issuers {
+        &self.0.issuers
+    }
+
+    /// Authenticates a request by its credentials, and keeps the principal in its extensions.
+    async fn admit(
+        &self,
+        request: &mut Request,
+        api_key: Option<&HeaderName>,
+    ) -> Result<(), Problem> {
+        // The body can't be borrowed while this waits.
+        let principal = match self.credentials(request, api_key)? {
+            Credentials::Known(principal) => principal,
+            Credentials::Token(token) => {
+                let ip = self.client_ip(request.headers(), request.extensions());
+                self.principal_of(&token, ip).await?
+            }
+        };
+        request.extensions_mut().insert(principal);
+        Ok(())
+    }
+
+    /// The operator token is compared first, so that it costs the same with and without issuers.
+    fn credentials(
+        &self,
+        request: &Request,
+        api_key: Option<&HeaderName>,
+    ) -> Result<Credentials, Problem> {
+        let Rules { operator_token, issuers, .. } = &*self.0;
+        let given = bearer(request)?;
+        let given = given.or_else(|| request.headers().get(api_key?).map(HeaderValue::as_bytes));
+        match (operator_token, given) {
+            (Some(token), Some(given)) if token.is(given) => {
+                Ok(Credentials::Known(Principal::OperatorToken))
+            }
+            (_, Some(given)) if !issuers.is_empty() => Ok(Credentials::Token(given.to_vec())),
+            (None, _) if issuers.is_empty() => {
+                if is_for_this_machine(request) && is_from_this_machine(request) {
+                    return Ok(Credentials::Known(Principal::Local));
+                }
+                Err(Problem::foreign_host())
+            }
+            _ => Err(Problem::unauthorized()),
+        }
+    }
+
+    async fn principal_of(&self, token: &[u8], ip: Option<String>) -> Result<Principal, Problem> {
+        let Rules { issuers, users: Some(users), .. } = &*self.0 else {
+            return Err(Problem::unauthorized());
+        };
+        let verified = issuers.verify(token).await.map_err(|rejection| {
+            let problem = problem_of(&rejection);
+            tracing::info!(code = problem.code(), "a token is refused");
+            problem
+        })?;
+        let user = match users.of_token(&verified, ip).await {
+            Ok(user) => user,
+            Err(error) if error.kind() == ErrorKind::FieldInvalid => {
+                return Err(problem_of(&Rejection::Token(Reason::ClaimInvalid("subject claim"))));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if !user.is_active() {
+            let detail = "the token's user is deactivated in the directory";
+            return Err(Problem::forbidden("user_deactivated", detail));
+        }
+        let (is_for_operators, email) = (verified.is_for_operators, verified.email);
+        Ok(Principal::User(Arc::new(SignedIn { user, is_for_operators, email })))
+    }
+
+    /// The client's address, unless the connection doesn't tell.
+    fn client_ip(&self, headers: &HeaderMap, extensions: &Extensions) -> Option<String> {
+        let ConnectInfo(peer) = extensions.get::<ConnectInfo<SocketAddr>>()?;
+        Some(client_address(*peer, headers, &self.0.trusted_proxies).to_string())
+    }
+}
+
+/// The answer to a token that is not accepted: 401, or 403 if it is a valid token of another kind.
+fn problem_of(rejection: &Rejection) -> Problem {
+    match rejection {
+        Rejection::Unavailable => Problem::issuer_unavailable(),
+        Rejection::Token(reason) => {
+            let (status, error) = match reason {
+                Reason::Kind(_) => (StatusCode::FORBIDDEN, "insufficient_scope"),
+                _ => (StatusCode::UNAUTHORIZED, "invalid_token"),
+            };
+            Problem::bearer(status, reason.code(), reason.to_string(), error)
         }
     }
 }
@@ -49,8 +242,7 @@ impl Guard {
 /// The caller of a change, as the timeline will name it.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
-    /// The operator token's holder, or anybody if no token is set; with the
-    /// client's address.
+    /// The principal, with the client's address.
     pub(crate) actor: Actor,
     /// `X-Request-Id`.
     pub(crate) request_id: Option<String>,
@@ -65,15 +257,10 @@ where
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let Rules { operator_token, trusted_proxies } = &*Guard::from_ref(state).0;
-        let peer = ConnectInfo::<SocketAddr>::from_request_parts(parts, state).await;
-        let ip = peer.ok().map(|ConnectInfo(peer)| {
-            client_address(peer, &parts.headers, trusted_proxies).to_string()
-        });
-        let actor = match operator_token {
-            Some(_) => Actor { id: Some(TOKEN_ACTOR.into()), ..Actor::of(ActorType::Service) },
-            None => Actor::of(ActorType::Anonymous),
-        };
+        let ip = Guard::from_ref(state).client_ip(&parts.headers, &parts.extensions);
+        // Routes behind no guard have no principal.
+        let actor =
+            parts.extensions.get().map_or(Actor::of(ActorType::Anonymous), Principal::actor);
         // Bytes that are not UTF-8 become U+FFFD; the editors cut long values.
         let text = |name: HeaderName| {
             let value = String::from_utf8_lossy(parts.headers.get(name)?.as_bytes());
@@ -93,15 +280,25 @@ impl From<Caller> for dezky_core::Edit {
     }
 }
 
-/// Admits requests with the operator token. Without a configured token it admits requests
-/// that name this machine as their host: a page that leads a browser here by DNS rebinding
-/// names its own host.
-pub(crate) async fn require_operator(
+/// Admits everybody with good credentials; the route decides what they see.
+pub(crate) async fn require_user(
     State(guard): State<Guard>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    guard.admit(&request, bearer(&request))?;
+    guard.admit(&mut request, None).await?;
+    Ok(next.run(request).await)
+}
+
+/// Admits operators. Without a configured token or issuer it admits requests that name this
+/// machine as their host: a page that leads a browser here by DNS rebinding names its own host.
+pub(crate) async fn require_operator(
+    State(guard): State<Guard>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    guard.admit(&mut request, None).await?;
+    check_operator(&request)?;
     Ok(next.run(request).await)
 }
 
@@ -109,14 +306,20 @@ pub(crate) async fn require_operator(
 /// no body.
 pub(crate) async fn require_ofrep(
     State(guard): State<Guard>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
-    let api_key = request.headers().get("x-api-key").map(HeaderValue::as_bytes);
-    match guard.admit(&request, bearer(&request).or(api_key)) {
+    let api_key = HeaderName::from_static("x-api-key");
+    let admitted = guard.admit(&mut request, Some(&api_key)).await;
+    match admitted.and_then(|()| check_operator(&request)) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response_without_body(),
     }
+}
+
+fn check_operator(request: &Request) -> Result<(), Problem> {
+    let principal = request.extensions().get::<Principal>();
+    principal.ok_or_else(Problem::unauthorized)?.check_operator()
 }
 
 /// Whether the request's only host is `localhost` or a loopback address.
@@ -151,8 +354,14 @@ fn is_this_machine(host: &Authority) -> bool {
     !host.as_str().contains('@') && (name.eq_ignore_ascii_case("localhost") || is_loopback())
 }
 
-fn bearer(request: &Request) -> Option<&[u8]> {
-    let value = request.headers().get(header::AUTHORIZATION)?.as_bytes();
-    let (scheme, token) = value.split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+/// The bearer token. Two headers are refused: a proxy may have looked at the other one.
+fn bearer(request: &Request) -> Result<Option<&[u8]>, Problem> {
+    let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Problem::header_invalid("Authorization is sent twice: send it once"));
+    }
+    let is_bearer = |scheme: &[u8]| scheme.eq_ignore_ascii_case(b"bearer ");
+    let token = value.as_bytes().split_at_checked(7).filter(|(scheme, _)| is_bearer(scheme));
+    Ok(token.map(|(_, token)| token.trim_ascii()))
 }

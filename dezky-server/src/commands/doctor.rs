@@ -1,14 +1,20 @@
 //! `doctor`: checks that the store can keep the server's guarantees, and says what to fix.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use clap::Args;
 use dezky::engine::{Check, Database, Level, Report};
 use dezky::{Access, StoreConfig};
+use dezky_core::Runtime;
+use dezky_core::directory::{MAX_PAGE, UserQuery};
+use dezky_core::rt::TokioRuntime;
+use futures_util::future::join_all;
 use serde_json::json;
 
 use super::{operator, print};
 use crate::app::head_file::{Comparison, HeadFile};
+use crate::auth::oidc::{IssuerConfig, Issuers, MAX_SKEW};
 use crate::config::Settings;
 use crate::failure::Failure;
 use crate::store;
@@ -28,6 +34,7 @@ pub(crate) struct Options {
 /// `doctor`.
 pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
     let config = settings.store()?;
+    let issuers = settings.issuers()?;
     let head_file = HeadFile::new(settings.head_path(&config.url));
     if options.acknowledge_head {
         return acknowledge(&config, &head_file, options.json).await;
@@ -42,8 +49,12 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
     }
     if let Some(database) = database {
         compare_head(&database, &head_file, &mut report).await;
+        if !issuers.is_empty() {
+            examine_subjects(&database, &issuers, &mut report).await;
+        }
         database.close().await;
     }
+    examine_issuers(&issuers, &mut report).await?;
     finish(&config, &report, options.json)
 }
 
@@ -61,6 +72,66 @@ async fn compare_head(database: &Database, head_file: &HeadFile, report: &mut Re
             "if a backup was restored, accept it: dezky-server doctor --acknowledge-head",
         ),
         Err(failure) => report.bad(what, failure.to_string(), "repair the file"),
+    }
+}
+
+/// Fetches each issuer's discovery document and keys, and compares its clock.
+async fn examine_issuers(configs: &[IssuerConfig], report: &mut Report) -> Result<(), Failure> {
+    let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
+    let issuers = Issuers::new(configs, &runtime)
+        .map_err(|error| Failure::usage(format!("auth.issuers: {error}")))?;
+    // One after the other would take their time-outs together.
+    let examined = join_all(issuers.iter().map(async |issuer| issuer.examine().await)).await;
+    for (issuer, found) in issuers.iter().zip(examined) {
+        let name = issuer.name();
+        match found.discovery {
+            Ok(uri) => report.ok("issuer", format!("{name}: the keys are at {uri}")),
+            Err(problem) => report.bad(
+                "issuer",
+                problem,
+                "until then tokens of this issuer get 503 issuer_unavailable",
+            ),
+        }
+        match found.keys {
+            Some(Ok(0)) => report.bad(
+                "issuer keys",
+                format!("{name}: publishes no key that verifies tokens"),
+                "choose a signing key at the identity provider (Authentik: the provider's Signing Key)",
+            ),
+            Some(Ok(count)) => report.ok("issuer keys", format!("{name}: {count}")),
+            Some(Err(problem)) => {
+                report.bad("issuer keys", problem, "let this machine reach the address");
+            }
+            None => {}
+        }
+        match found.ahead_seconds {
+            Some(seconds) if seconds.unsigned_abs() > MAX_SKEW.as_secs() => report.warn(
+                "issuer clock",
+                format!("{name}: differs from this machine's by {seconds} s"),
+                "synchronise both clocks; tokens tolerate 60 s",
+            ),
+            Some(_) => report.ok("issuer clock", format!("{name}: agrees with this machine's")),
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Warns of users whose subject is an e-mail address, which may be given to somebody else.
+async fn examine_subjects(database: &Database, configs: &[IssuerConfig], report: &mut Report) {
+    // A store that can't be read was reported before.
+    let Ok(stores) = database.stores().await else { return };
+    let query = UserQuery { limit: MAX_PAGE, ..UserQuery::default() };
+    let Ok(users) = stores.directory.users(&query).await else { return };
+    for IssuerConfig { profile, .. } in configs {
+        let mut users = users.iter().filter(|user| user.issuer == profile.issuer);
+        if users.any(|user| user.subject.contains('@')) {
+            report.warn(
+                "issuer subjects",
+                format!("{}: names users by e-mail addresses, which can pass to other persons", profile.issuer),
+                "choose ids that never change at the identity provider (Authentik: Subject mode, based on the User's hashed ID or UUID)",
+            );
+        }
     }
 }
 

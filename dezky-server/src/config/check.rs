@@ -10,7 +10,12 @@ use crate::failure::Failure;
 impl Config {
     /// Whether other machines could send requests without a token.
     pub fn is_open_to_others(&self) -> bool {
-        self.operator_token.is_none() && !self.listen.ip().to_canonical().is_loopback()
+        self.needs_no_token() && !self.listen.ip().to_canonical().is_loopback()
+    }
+
+    /// Whether callers need no token, neither the operators' nor an issuer's.
+    fn needs_no_token(&self) -> bool {
+        self.operator_token.is_none() && self.issuers.is_empty()
     }
 
     /// Warnings about data files that other users can write to.
@@ -34,7 +39,14 @@ impl Config {
             )));
         }
         let mut warnings = self.weaknesses.clone();
-        if self.operator_token.is_none() {
+        let mut profiles = self.issuers.iter().map(|issuer| &issuer.profile);
+        if self.operator_token.is_none()
+            && !self.issuers.is_empty()
+            && profiles.all(|profile| profile.operator_audiences.is_empty())
+        {
+            warnings.push("no operator can sign in: no issuer accepts an audience for operators; add one of auth.operator_audiences to its audiences, or set DEZKY_OPERATOR_TOKEN".to_owned());
+        }
+        if self.needs_no_token() {
             warnings.push("no operator token: everybody on this machine can read the log and change tenants and flags; set DEZKY_OPERATOR_TOKEN".to_owned());
         }
         warnings.extend(self.open_files());

@@ -125,6 +125,21 @@ pub(super) const SOURCE_LEAVES: &[(&str, Kind)] = &[
     ("signature", Kind::Table),
 ];
 
+/// The keys of an issuer, below `auth.issuers.<name>`.
+pub(super) const ISSUER_LEAVES: &[(&str, Kind)] = &[
+    ("preset", Kind::Text),
+    ("issuer", Kind::Text),
+    ("audiences", Kind::List),
+    ("operator_audiences", Kind::List),
+    ("clients", Kind::List),
+    ("algorithms", Kind::List),
+    ("discovery_url", Kind::Text),
+    ("jwks_uri", Kind::Text),
+    ("subject_claim", Kind::Text),
+    ("require_at_jwt", Kind::Switch),
+];
+
+pub(super) const ISSUERS: &str = "auth.issuers";
 pub(super) const SOURCES: &str = "sources";
 pub(super) const STORE: &str = "store";
 pub(super) const STORE_URL: &str = "store.url";
@@ -154,6 +169,10 @@ impl Keys {
         if let Some((_, leaf)) = source_leaf(name) {
             return SOURCE_LEAVES.iter().find(|(known, _)| *known == leaf).map(|(_, kind)| *kind);
         }
+        if let Some(rest) = name.strip_prefix(ISSUERS) {
+            let (_, leaf) = rest.strip_prefix('.')?.split_once('.')?;
+            return ISSUER_LEAVES.iter().find(|(known, _)| *known == leaf).map(|(_, kind)| *kind);
+        }
         let (_, leaf) = name.strip_prefix(INSTANCES)?.strip_prefix('.')?.split_once('.')?;
         INSTANCE_LEAVES.iter().find(|(known, _)| *known == leaf).map(|(_, kind)| *kind)
     }
@@ -180,6 +199,8 @@ impl Keys {
     pub(super) fn is_table(self, name: &str) -> bool {
         let dotted = format!("{name}.");
         name == INSTANCES
+            || name == ISSUERS
+            || is_issuer_table(name)
             || self.iter().any(|key| key.name.starts_with(&dotted))
             || is_instance_table(name)
     }
@@ -235,6 +256,19 @@ impl Keys {
              # [stalwart.instances.eu2]\n\
              # secret_file = \"/run/secrets/stalwart-eu2\"\n\
              # secret_files = [\"/run/secrets/stalwart-eu2\", \"/run/secrets/stalwart-eu2-old\"]\n\
+             \n# Identity providers whose access tokens are accepted. docs/authentication.md has a\n\
+             # recipe for each preset: authentik, keycloak, zitadel, dex, entra, generic.\n\
+             # [auth.issuers.main]\n\
+             # preset = \"keycloak\"\n\
+             # issuer = \"https://id.example.com/realms/acme\"\n\
+             # audiences = [\"dezky-portal\", \"dezky-operator\"]\n\
+             # operator_audiences = [\"dezky-operator\"]\n\
+             # clients = []\n\
+             # algorithms = [\"RS256\", \"ES256\"]\n\
+             # discovery_url = \"https://id.example.com/realms/acme/.well-known/openid-configuration\"\n\
+             # jwks_uri = \"https://id.example.com/realms/acme/protocol/openid-connect/certs\"\n\
+             # subject_claim = \"sub\"\n\
+             # require_at_jwt = false\n\
              \n# Any other system: signed posts at /ingest/<name>/webhook, a file of JSON lines, or\n\
              # both. docs/sources.md explains the map. Environment: DEZKY_SOURCE_SHOP_SECRET for\n\
              # the secret of the source shop.\n\
@@ -266,6 +300,13 @@ pub(super) fn is_ours_to_choose(name: &str) -> bool {
 /// have dots, those of leaves have none.
 fn source_leaf(name: &str) -> Option<(&str, &str)> {
     name.strip_prefix(SOURCES)?.strip_prefix('.')?.rsplit_once('.')
+}
+
+/// Whether the table is that of one issuer.
+pub(super) fn is_issuer_table(name: &str) -> bool {
+    name.strip_prefix(ISSUERS)
+        .and_then(|rest| rest.strip_prefix('.'))
+        .is_some_and(|issuer| !issuer.contains('.'))
 }
 
 /// Whether the table is that of one instance.

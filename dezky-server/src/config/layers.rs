@@ -116,6 +116,13 @@ impl Layers {
                         "{name} ({origin}): has no secret: name a file by secret_file"
                     )));
                 }
+                (DeValue::Table(inner), None)
+                    if inner.is_empty() && keys::is_issuer_table(&name) =>
+                {
+                    return Err(Failure::usage(format!(
+                        "{name} ({origin}): is empty: set issuer and audiences"
+                    )));
+                }
                 (DeValue::Table(inner), None) if self.keys.is_table(&name) => {
                     self.add_table(file, inner, &format!("{name}."))?;
                 }
@@ -300,6 +307,15 @@ impl Layers {
         } else {
             let names = || self.keys.iter().map(|key| &*key.name);
             let tables = names().filter_map(|name| Some(name.rsplit_once('.')?.0));
+            if let Some((table, leaf)) = name.rsplit_once('.')
+                && keys::is_issuer_table(table)
+            {
+                let known = keys::ISSUER_LEAVES.iter().map(|(known, _)| *known);
+                let hint = keys::hint(leaf, known, "docs/authentication.md lists the keys");
+                return Failure::usage(format!(
+                    "{name} ({origin}): is not a key of an issuer: {hint}"
+                ));
+            }
             keys::hint(name, names().chain(tables), "dezky-server config example lists the keys")
         };
         Failure::usage(format!("{name} ({origin}): is not a key of this file: {hint}"))

@@ -4,6 +4,7 @@
 //! [`Settings`] holds the effective values and their origins; [`Config`] is the checked
 //! configuration of a server. Secrets come from the environment or from separate files.
 
+mod auth;
 mod authentik;
 mod check;
 mod describe;
@@ -46,6 +47,7 @@ pub use self::log::LogConfig;
 pub use self::ocis::OcisLog;
 pub use self::settings::Settings;
 pub use self::sources::{FollowedFile, SourceConfig};
+use crate::auth::oidc::IssuerConfig;
 use crate::auth::token::OperatorToken;
 use crate::failure::Failure;
 use crate::http::client_address::Network;
@@ -54,9 +56,10 @@ use crate::http::limits::HttpLimits;
 /// The keys of all sections, in the order of the example: those of the root first.
 fn all_keys() -> Keys {
     static OPTIONS: LazyLock<Vec<Key>> = LazyLock::new(store::option_keys);
-    static ALL: LazyLock<[&[Key]; 11]> = LazyLock::new(|| {
+    static ALL: LazyLock<[&[Key]; 12]> = LazyLock::new(|| {
         [
             server::KEYS,
+            auth::KEYS,
             http::KEYS,
             store::KEYS,
             &OPTIONS,
@@ -87,8 +90,11 @@ pub struct Config {
     pub access: Access,
     /// The file with the log's head, outside of the database.
     pub head_path: PathBuf,
-    /// The operators' token; without one every request from this machine is admitted.
+    /// The operators' token; without one and without issuers every request from this machine is
+    /// admitted.
     pub operator_token: Option<OperatorToken>,
+    /// The issuers whose access tokens are accepted.
+    pub issuers: Vec<IssuerConfig>,
     /// The proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<Network>,
     /// Whether workers run.
@@ -165,6 +171,7 @@ impl Settings {
             store,
             access: if layers.switch("store.migrate") { Access::Migrate } else { Access::Write },
             operator_token: self.operator_token()?,
+            issuers: self.issuers()?,
             trusted_proxies: self.trusted_proxies()?,
             ingest_enabled: layers.switch("ingest_enabled"),
             max_body_bytes: self.size("max_body_bytes")?,

@@ -11,9 +11,9 @@ use crate::http::client_address::Network;
 #[rustfmt::skip]
 pub(super) const KEYS: &[Key] = &[
     key("listen", "DEZKY_LISTEN", Kind::Text, "\"127.0.0.1:8080\"", "",
-        "The address and port to listen on. Any address other than loopback needs an\noperator token."),
+        "The address and port to listen on. Any address other than loopback needs an\noperator token or an issuer."),
     key("operator_token", "DEZKY_OPERATOR_TOKEN", Kind::Secret, "", "",
-        "The operators' bearer token. Without one the server admits every local caller, and\nonly starts on a loopback address."),
+        "The operators' bearer token. Without one and without issuers the server admits\nevery local caller, and only starts on a loopback address."),
     key("operator_token_file", "DEZKY_OPERATOR_TOKEN_FILE", Kind::Text, "", "\"/run/secrets/dezky-operator-token\"",
         "A file with that token; a newline at its end is ignored."),
     key("trusted_proxies", "DEZKY_TRUSTED_PROXIES", Kind::List, "[]", "",

@@ -43,6 +43,11 @@ impl Problem {
         self
     }
 
+    /// The stable code.
+    pub(crate) fn code(&self) -> &'static str {
+        self.code
+    }
+
     /// Whether a failure of the store is the reason.
     pub(crate) fn is_of_store(&self) -> bool {
         self.is_of_store
@@ -63,9 +68,42 @@ impl Problem {
 
     /// 401: no token, or a wrong one.
     pub fn unauthorized() -> Self {
-        let detail = "send the operator token: Authorization: Bearer …";
+        let detail = "send an access token or the operator token: Authorization: Bearer …";
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
             .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+    }
+
+    /// A token that is not accepted (RFC 6750, section 3): `error` is `invalid_token` or
+    /// `insufficient_scope`. Only printable ASCII of the detail is repeated in the header.
+    pub(crate) fn bearer(
+        status: StatusCode,
+        code: &'static str,
+        detail: impl Into<String>,
+        error: &'static str,
+    ) -> Self {
+        let problem = Self::new(status, code, detail);
+        let description: String = problem
+            .detail
+            .chars()
+            .filter(|c| matches!(c, ' '..='~') && !matches!(c, '"' | '\\'))
+            .collect();
+        let challenge = format!("Bearer error=\"{error}\", error_description=\"{description}\"");
+        match HeaderValue::try_from(challenge) {
+            Ok(challenge) => problem.with_header(header::WWW_AUTHENTICATE, challenge),
+            Err(_) => problem,
+        }
+    }
+
+    /// 403: the caller may not do this.
+    pub(crate) fn forbidden(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, code, detail)
+    }
+
+    /// 503: the keys of a token's issuer are not known.
+    pub(crate) fn issuer_unavailable() -> Self {
+        let detail = "the token's issuer can't be reached, so the token can't be verified: retry with the same token";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "issuer_unavailable", detail)
+            .with_header(header::RETRY_AFTER, RETRY_AFTER_SECONDS)
     }
 
     /// 403: without an operator token only requests for this machine are answered.
@@ -107,11 +145,6 @@ impl Problem {
     /// 503: the server stops.
     pub(crate) fn ending() -> Self {
         Self::too_many("ending", "the server stops: retry")
-    }
-
-    /// 403: the caller is known and may not do this.
-    pub(crate) fn forbidden(detail: &'static str) -> Self {
-        Self::new(StatusCode::FORBIDDEN, "forbidden", detail)
     }
 
     /// 406: no format of the export is acceptable.

@@ -14,6 +14,7 @@ fn routes() -> Vec<(Method, &'static str, Option<&'static str>)> {
     let tenant = r#"{"slug":"new","name":"New","plan":"pro"}"#;
     vec![
         (Method::GET, "/audit", None),
+        (Method::GET, "/me", None),
         (Method::GET, "/flags", None),
         (Method::POST, "/flags", Some(r#"{"key":"new"}"#)),
         (Method::POST, "/flags/evaluate", Some(r#"{"tenantSlug":"acme"}"#)),

@@ -137,6 +137,104 @@ fn mistakes_in_the_environment_are_named() {
 }
 
 #[test]
+fn mistakes_of_issuers_are_named() {
+    let issuer = "[auth.issuers.main]\nissuer = \"https://id.example.com/a/\"\n";
+    let audience = format!("{issuer}preset = \"keycloak\"\naudiences = [\"api\"]\n");
+    for (text, words) in [
+        ("[auth.issuers.main]\n".to_owned(), &["auth.issuers.main", "is empty", "audiences"][..]),
+        (
+            "[auth.issuers.main]\naudiences = [\"api\"]".into(),
+            &["auth.issuers.main.issuer", "exact iss"],
+        ),
+        (issuer.to_owned(), &["auth.issuers.main", "has no preset", "authentik, keycloak"]),
+        (format!("{issuer}preset = \"dex\""), &["auth.issuers.main", "has no audience"]),
+        (audience.replace("keycloak", "okta"), &["main.preset", "\"okta\"", "authentik, keycloak"]),
+        (format!("{audience}prset = \"dex\""), &["main.prset", "did you mean preset"]),
+        (format!("{audience}algorithms = [\"HS256\"]"), &["main.algorithms", "\"HS256\"", "ES256"]),
+        (format!("{audience}algorithms = [\"ES512\"]"), &["main.algorithms", "\"ES512\""]),
+        (format!("{audience}algorithms = []"), &["main.algorithms", "is empty"]),
+        (
+            format!("{audience}operator_audiences = [\"x\"]"),
+            &["operator_audiences", "\"x\"", "add it"],
+        ),
+        (format!("{audience}jwks_uri = \"http://id.example.com/\""), &["main.jwks_uri", "https"]),
+        (format!("{audience}discovery_url = \"ftp://x/\""), &["main.discovery_url", "https"]),
+        (format!("{audience}subject_claim = \"\""), &["main.subject_claim", "oid"]),
+        (format!("{audience}subject_claim = \"email\""), &["main.subject_claim", "sub or oid"]),
+        (format!("{audience}subject_claim = \"upn\""), &["main.subject_claim", "sub or oid"]),
+        (format!("{audience}clients = [\"\"]"), &["main.clients", "1 to 512 bytes"]),
+        (format!("{audience}require_at_jwt = \"yes\""), &["require_at_jwt", "true or false"]),
+        (audience.replace("https:", "http:"), &["main.issuer", "https", "discovery_url"]),
+        (audience.replace("/a/", "/{tenantid}/v2.0"), &["main.issuer", "template"]),
+        (
+            format!("{audience}{}", audience.replace("main", "twin")),
+            &["configured twice", "id.example.com/a/"],
+        ),
+        ("[auth]\nissuers = 7".into(), &["auth.issuers"]),
+    ] {
+        let said = refused(&text, &[]);
+        for word in words {
+            assert!(said.contains(word), "{text}: {word}: {said}");
+        }
+    }
+    let (issuer, audience) = ("AUTHENTIK_ISSUER", "AUTHENTIK_AUDIENCE");
+    for (set, words) in [
+        (
+            &[(issuer, "https://id.example.com/a/")][..],
+            &["auth.authentik_issuers", "AUTHENTIK_AUDIENCE"][..],
+        ),
+        (&[(audience, "api")], &["auth.authentik_audiences", "AUTHENTIK_ISSUER"]),
+        (&[(issuer, "id.example.com"), (audience, "api")], &["auth.authentik_issuers", "https"]),
+        (
+            &[(issuer, "https://a.example/,https://a.example/"), (audience, "api")],
+            &["configured twice"],
+        ),
+    ] {
+        let said = refused("", set);
+        for word in words {
+            assert!(said.contains(word), "{set:?}: {word}: {said}");
+        }
+    }
+}
+
+#[test]
+fn issuers_are_read_and_open_the_server_to_other_machines() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(
+        folder.path(),
+        "listen = \"0.0.0.0:8080\"\n[auth.issuers.entra]\npreset = \"entra\"\nissuer = \"https://login.microsoftonline.com/t/v2.0\"\naudiences = [\"api\", \"ops\"]\noperator_audiences = [\"ops\"]\n",
+    );
+    let set = [
+        ("AUTHENTIK_ISSUER", "https://id.example.com/o/a/, https://id.example.com/o/b/"),
+        ("AUTHENTIK_AUDIENCE", "dezky-portal,dezky-operator"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let settings = dezky_server::Settings::load(Some(&path), set, None).unwrap();
+    let config = settings.config().unwrap();
+    assert!(!config.is_open_to_others());
+    let seen: Vec<_> = config
+        .issuers
+        .iter()
+        .map(|issuer| {
+            (
+                issuer.profile.preset.as_str(),
+                &*issuer.profile.issuer,
+                issuer.profile.operator_audiences.join(","),
+            )
+        })
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("authentik", "https://id.example.com/o/a/", "dezky-operator".to_owned()),
+            ("authentik", "https://id.example.com/o/b/", "dezky-operator".to_owned()),
+            ("entra", "https://login.microsoftonline.com/t/v2.0", "ops".to_owned()),
+        ]
+    );
+    assert_eq!(config.issuers[2].profile.subject_claim, "oid");
+}
+
+#[test]
 fn an_authentik_needs_its_url_and_its_token() {
     let url = ("DEZKY_AUTHENTIK_URL", "https://id.example.com");
     let token = ("DEZKY_AUTHENTIK_TOKEN", "k3y");
@@ -186,7 +284,6 @@ fn others_variables_are_let_be() {
     let folder = tempfile::tempdir().unwrap();
     let output = program(&["config", "check"])
         .current_dir(folder.path())
-        .env("AUTHENTIK_ISSUER", "https://id.example.com")
         .env("OCIS_AUDIT_LOG_PATH", "")
         .env("DEZKY_CONFIG", "")
         .env("DEZKY_SERVER_SERVICE_HOST", "10.0.0.1")

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Output;
 
+use dezky_server::testkit::IdentityProvider;
 use mongodb::IndexModel;
 use mongodb::bson::doc;
 use mongodb::options::IndexOptions;
@@ -278,4 +279,45 @@ fn a_server_that_is_not_there() {
         only(&output, "bad", &["server", "check", "dezky@127.0.0.1"]);
         assert!(!format!("{output:?}").contains("p4ssw0rd"));
     }
+}
+
+/// Discovery, keys, the clock, and subjects that can pass to other persons.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn issuers_are_examined() {
+    let provider = IdentityProvider::start().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("audit.db").display());
+    migrated(&url);
+    let issuer = provider.issuer();
+    let environment = [("AUTHENTIK_ISSUER", issuer.as_str()), ("AUTHENTIK_AUDIENCE", "api")];
+    let examine = async || {
+        let (url, issuer) = (url.clone(), issuer.clone());
+        let environment = [("AUTHENTIK_ISSUER", issuer), ("AUTHENTIK_AUDIENCE", "api".to_owned())];
+        let work = move || {
+            let environment = environment.each_ref().map(|(name, value)| (*name, value.as_str()));
+            doctor(&url, &environment)
+        };
+        tokio::task::spawn_blocking(work).await.unwrap()
+    };
+    let output = examine().await;
+    assert!(output.status.success(), "{output:?}");
+    for word in ["the keys are at", "/jwks/", "issuer clock"] {
+        assert!(stdout(&output).contains(word), "{word}: {output:?}");
+    }
+    provider.set_clock_ahead(90);
+    only(&examine().await, "warn", &["differs from this machine's", "synchronise"]);
+    provider.set_clock_ahead(0);
+    provider.set_key_set(Some(serde_json::json!({})));
+    let output = examine().await;
+    assert_eq!(output.status.code(), Some(1));
+    only(&output, "bad", &["publishes no key", "Signing Key"]);
+    provider.set_key_set(None);
+    provider.set_issuer(issuer.trim_end_matches('/'));
+    let both = [format!("\"{issuer}\""), format!("\"{}\"", issuer.trim_end_matches('/'))];
+    only(&examine().await, "bad", &[&both[0], &both[1]]);
+    provider.set_issuer(issuer.as_str());
+    let add =
+        ["users", "add", "--store", &url, "--issuer", &issuer, "--subject", "ana@acme.example"];
+    assert!(run(&add, &environment).status.success());
+    only(&examine().await, "warn", &["e-mail addresses", "Subject mode"]);
 }

@@ -37,6 +37,7 @@ mod load;
 mod logging;
 mod migrate;
 mod ofrep;
+mod oidc;
 mod openapi;
 #[cfg(feature = "legacy-import")]
 mod origin;
@@ -47,6 +48,7 @@ mod record;
 mod rights;
 mod seeds;
 mod servers;
+mod sign_in;
 mod sources;
 mod spool;
 mod sse;

@@ -10,6 +10,7 @@ use dezky_core::rt::TokioRuntime;
 use dezky_core::store::AppendOptions;
 use dezky_core::{Actor, NewEvent, Timestamp};
 use dezky_flags::{bucket, seeded_flags};
+use dezky_server::testkit::IdentityProvider;
 use reqwest::Method;
 use reqwest::header::HeaderValue;
 use serde_json::{Value, json};
@@ -356,6 +357,55 @@ async fn seed_partner_created_twice() {
     assert!(answer.problem(409, "already_exists").contains("already exists"));
     assert_eq!(server.client.get("/partners").await.json["partners"].as_array().unwrap().len(), 1);
     assert_eq!(server.client.all("&partnerSlug=reseller").await.len(), 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn seed_portal_token_on_a_partner_mutation() {
+    let provider = IdentityProvider::start().await.unwrap();
+    let issuer = provider.issuer();
+    let server = Server::start(&[
+        ("AUTHENTIK_ISSUER", &issuer),
+        ("AUTHENTIK_AUDIENCE", "dezky-portal,dezky-operator"),
+    ])
+    .await;
+    let directory = &server.running.platform().directory;
+    let gus = NewUser { platform_admin: true, ..NewUser::new(&*issuer, "gus") };
+    directory.create_user(gus, &Edit::by(Actor::system())).await.unwrap();
+    let acme = dezky_core::directory::NewTenant::new("acme", "Acme", "pro");
+    directory.create_tenant(acme, &Edit::by(Actor::system())).await.unwrap();
+    let client = |audience: &str| {
+        server.client.with_token(&provider.access_token("gus").claim("aud", audience).sign())
+    };
+    let portal = client("dezky-portal");
+    let refused = portal.post("/partners", json!({ "slug": "reseller", "name": "Reseller" })).await;
+    assert!(refused.problem(403, "operator_required").contains("operator-scoped token"));
+
+    let operator = client("dezky-operator");
+    operator.patch("/tenants/acme", json!({ "status": "active" })).await;
+    operator.post("/flags", json!({ "key": "chat.threads" })).await.with_status(201);
+    operator.act("/tenants/acme/suspend").await.with_status(200);
+    operator.act("/tenants/acme/resume").await.with_status(200);
+    let rollout = json!({ "state": "rollout", "pct": 25 });
+    operator.patch("/flags/chat.threads", rollout).await.with_status(200);
+    operator.act("/flags/chat.threads/kill").await.with_status(200);
+    operator.patch("/flags/chat.threads", json!({ "state": "on" })).await.with_status(200);
+    let events = in_order(operator.all("").await);
+    let five = &events[events.len() - 5..];
+    assert_eq!(
+        verbs(five.to_vec()),
+        ["tenant.suspended", "tenant.resumed", "flag.updated", "flag.killed", "flag.updated"]
+    );
+    for event in five {
+        assert_eq!(event["actorEmail"], "gus@acme.example", "{event}");
+        assert_eq!(
+            (&event["actorType"], &event["actorIp"]),
+            (&json!("operator"), &json!("127.0.0.1"))
+        );
+    }
+    let has_partner =
+        events.iter().any(|event| event["action"].as_str().unwrap().starts_with("partner."));
+    assert!(!has_partner);
     server.stop().await;
 }
 
