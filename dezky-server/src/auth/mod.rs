@@ -371,9 +371,14 @@ fn is_from_this_machine(request: &Request) -> bool {
 /// refused, because resolvers may send them elsewhere, and so is user information,
 /// which no browser sends.
 fn is_this_machine(host: &Authority) -> bool {
-    let name = host.host().trim_start_matches('[').trim_end_matches(']');
-    let is_loopback = || name.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
-    !host.as_str().contains('@') && (name.eq_ignore_ascii_case("localhost") || is_loopback())
+    !host.as_str().contains('@') && is_loopback(host.host())
+}
+
+/// Whether a host in its form of URLs is `localhost` or a loopback address.
+fn is_loopback(host: &str) -> bool {
+    let name = host.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 /// The bearer token. Two headers are refused: a proxy may have looked at the other one.

@@ -319,7 +319,32 @@ async fn issuers_are_examined() {
     provider.set_issuer(issuer.trim_end_matches('/'));
     let both = [format!("\"{issuer}\""), format!("\"{}\"", issuer.trim_end_matches('/'))];
     only(&examine().await, "bad", &[&both[0], &both[1]]);
+    // A configured key set needs no document, but then nothing compares the issuer.
+    let file = folder.path().join("dezky.toml");
+    let text = format!(
+        "[auth.issuers.main]\npreset = \"authentik\"\nissuer = \"{issuer}\"\naudiences = [\"api\"]\njwks_uri = \"{}\"\n",
+        provider.jwks_uri()
+    );
+    std::fs::write(&file, text).unwrap();
+    let arguments =
+        ["doctor", "--store", &url, "--config", file.to_str().unwrap()].map(str::to_owned);
+    let work = move || run(&arguments.each_ref().map(String::as_str), &[]);
+    let output = tokio::task::spawn_blocking(work).await.unwrap();
+    only(&output, "warn", &[&both[0], &both[1], "configured jwks_uri"]);
     provider.set_issuer(issuer.as_str());
+    // A machine without certificates is told so, beside everything else.
+    let output = doctor(
+        &url,
+        &[
+            ("AUTHENTIK_ISSUER", "https://id.example.com/"),
+            ("AUTHENTIK_AUDIENCE", "api"),
+            ("SSL_CERT_FILE", "/nowhere"),
+            ("SSL_CERT_DIR", "/nowhere"),
+        ],
+    );
+    assert_eq!(output.status.code(), Some(1));
+    only(&output, "bad", &["certificates", "install them"]);
+    assert!(!lines(&output, "ok").is_empty());
     let add =
         ["users", "add", "--store", &url, "--issuer", &issuer, "--subject", "ana@acme.example"];
     assert!(run(&add, &environment).status.success());
