@@ -45,9 +45,9 @@ pub enum Fault {
     Redirect(String),
     /// 200 with this body.
     Body(String),
-    /// The right answer after this time.
+    /// The right response after this time.
     Slow(Duration),
-    /// No answer.
+    /// No response.
     Hang,
 }
 
@@ -99,7 +99,7 @@ impl LogoutDefect {
     ];
 }
 
-/// A server that answers like an OIDC provider. It stops when it is dropped.
+/// A server that responds like an OIDC provider. It stops when it is dropped.
 ///
 /// Every setting may change between requests. Its tokens are those of Authentik, which
 /// [`TokenBuilder`] can turn into those of others, or into broken ones.
