@@ -1,7 +1,8 @@
 //! Verifies access tokens of 1 KiB with cached keys.
 //!
-//! `cargo bench -p dezky-benches --bench jwt`. Fails, when optimised, if a verification by ES256 or
-//! RS256 (2048 bits) takes 100 µs or more.
+//! `cargo bench -p dezky-benches --bench jwt`. Fails if a verification by ES256 or RS256 (2048
+//! bits) takes 100 µs or more, in an unoptimised build 10 ms. The fastest group of many counts,
+//! which other work on the machine does not slow down.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use serde_json::json;
 
 const ISSUER: &str = "https://id.example.com/application/o/api/";
 const NOW: Timestamp = Timestamp::from_millis(1_796_058_000_000).unwrap();
-const MOST: Duration = Duration::from_micros(100);
+const MOST: Duration =
+    if cfg!(debug_assertions) { Duration::from_millis(10) } else { Duration::from_micros(100) };
 
 fn token(key: &Arc<SigningKey>) -> String {
     TokenBuilder::new(Arc::clone(key))
@@ -55,8 +57,8 @@ fn verification(criterion: &mut Criterion) {
         let (keys, token) = (keys.expect("a set"), token(&key));
         let once = || verify(black_box(token.as_bytes()), &profile, &keys);
         assert_eq!(once(), Ok(64));
-        if !cfg!(debug_assertions) && matches!(key.algorithm(), "ES256" | "RS256") {
-            let took = median(once);
+        if matches!(key.algorithm(), "ES256" | "RS256") {
+            let took = fastest(once);
             assert!(took < MOST, "{}: {took:?}", key.algorithm());
         }
         group.bench_function(key.algorithm(), |bencher| bencher.iter(once));
@@ -64,19 +66,16 @@ fn verification(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The median of a hundred groups of ten.
-fn median<T>(mut work: impl FnMut() -> T) -> Duration {
-    let mut groups: Vec<Duration> = (0..100)
-        .map(|_| {
-            let began = now();
-            for _ in 0..10 {
-                black_box(work());
-            }
-            began.elapsed() / 10
-        })
-        .collect();
-    groups.sort_unstable();
-    groups[groups.len() / 2]
+/// The time of one in the fastest of a hundred groups of ten.
+fn fastest<T>(mut work: impl FnMut() -> T) -> Duration {
+    let groups = (0..100).map(|_| {
+        let began = now();
+        for _ in 0..10 {
+            black_box(work());
+        }
+        began.elapsed() / 10
+    });
+    groups.min().unwrap_or_default()
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures time")]

@@ -26,7 +26,7 @@ use dezky_core::{Actor, ActorType, ErrorKind};
 use self::jwt::Reason;
 use self::oidc::{Issuers, Rejection};
 use self::token::OperatorToken;
-use self::users::Users;
+use self::users::{Refusal, Users};
 use crate::http::client_address::{Network, client_address};
 use crate::http::problem::Problem;
 
@@ -159,7 +159,10 @@ impl Guard {
         api_key: Option<&HeaderName>,
     ) -> Result<(), Problem> {
         // The body can't be borrowed while this waits.
-        let principal = match self.credentials(request, api_key)? {
+        let credentials = self.credentials(request, api_key).inspect_err(|problem| {
+            tracing::info!(code = problem.code(), "a caller is refused");
+        })?;
+        let principal = match credentials {
             Credentials::Known(principal) => principal,
             Credentials::Token(token) => {
                 let ip = self.client_ip(request.headers(), request.extensions());
@@ -198,21 +201,31 @@ impl Guard {
         let Rules { issuers, users: Some(users), .. } = &*self.0 else {
             return Err(Problem::unauthorized());
         };
-        let verified = issuers.verify(token).await.map_err(|rejection| {
-            let problem = problem_of(&rejection);
-            tracing::info!(code = problem.code(), "a token is refused");
-            problem
-        })?;
+        let verified = issuers.verify(token).await.map_err(|rejection| problem_of(&rejection))?;
         let user = match users.of_token(&verified, ip).await {
             Ok(user) => user,
-            Err(error) if error.kind() == ErrorKind::FieldInvalid => {
-                return Err(problem_of(&Rejection::Token(Reason::ClaimInvalid("subject claim"))));
+            Err(Refusal::TooMany) => {
+                let issuer = &*verified.issuer;
+                tracing::warn!(issuer, "too many new users: further ones have to wait a minute");
+                return Err(Problem::too_many_new_users());
             }
-            Err(error) => return Err(error.into()),
+            Err(Refusal::Directory(error)) if error.kind() == ErrorKind::FieldInvalid => {
+                let rejection = Rejection::Token(Reason::ClaimInvalid("subject claim"));
+                oidc::note(Some(&verified.issuer), &rejection);
+                return Err(problem_of(&rejection));
+            }
+            Err(Refusal::Directory(error)) => return Err(error.into()),
         };
         if !user.is_active() {
             let detail = "the token's user is deactivated in the directory";
-            return Err(Problem::forbidden("user_deactivated", detail));
+            let problem = Problem::bearer(
+                StatusCode::FORBIDDEN,
+                "user_deactivated",
+                detail,
+                "insufficient_scope",
+            );
+            tracing::info!(code = problem.code(), user = user.id, "a caller is refused");
+            return Err(problem);
         }
         let (is_for_operators, email) = (verified.is_for_operators, verified.email);
         Ok(Principal::User(Arc::new(SignedIn { user, is_for_operators, email })))
@@ -225,7 +238,7 @@ impl Guard {
     }
 }
 
-/// The answer to a token that is not accepted: 401, or 403 if it is a valid token of another kind.
+/// The problem of a token that is not accepted: 401, or 403 if it is a valid token of another kind.
 fn problem_of(rejection: &Rejection) -> Problem {
     match rejection {
         Rejection::Unavailable => Problem::issuer_unavailable(),
@@ -319,7 +332,16 @@ pub(crate) async fn require_ofrep(
 
 fn check_operator(request: &Request) -> Result<(), Problem> {
     let principal = request.extensions().get::<Principal>();
-    principal.ok_or_else(Problem::unauthorized)?.check_operator()
+    let principal = principal.ok_or_else(Problem::unauthorized)?;
+    principal.check_operator().inspect_err(|problem| {
+        let user = principal.user().map(|user| &*user.id);
+        tracing::info!(
+            code = problem.code(),
+            user,
+            reason = problem.detail(),
+            "a caller is refused"
+        );
+    })
 }
 
 /// Whether the request's only host is `localhost` or a loopback address.
@@ -349,9 +371,14 @@ fn is_from_this_machine(request: &Request) -> bool {
 /// refused, because resolvers may send them elsewhere, and so is user information,
 /// which no browser sends.
 fn is_this_machine(host: &Authority) -> bool {
-    let name = host.host().trim_start_matches('[').trim_end_matches(']');
-    let is_loopback = || name.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
-    !host.as_str().contains('@') && (name.eq_ignore_ascii_case("localhost") || is_loopback())
+    !host.as_str().contains('@') && is_loopback(host.host())
+}
+
+/// Whether a host in its form of URLs is `localhost` or a loopback address.
+fn is_loopback(host: &str) -> bool {
+    let name = host.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 /// The bearer token. Two headers are refused: a proxy may have looked at the other one.

@@ -1,5 +1,6 @@
 //! `doctor`: checks that the store can keep the server's guarantees, and says what to fix.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use clap::Args;
 use dezky::engine::{Check, Database, Level, Report};
 use dezky::{Access, StoreConfig};
 use dezky_core::Runtime;
-use dezky_core::directory::{MAX_PAGE, UserQuery};
+use dezky_core::directory::{MAX_PAGE, UserCursor, UserQuery};
 use dezky_core::rt::TokioRuntime;
 use futures_util::future::join_all;
 use serde_json::json;
@@ -54,7 +55,7 @@ pub(crate) async fn run(settings: &Settings, options: Options) -> Result<(), Fai
         }
         database.close().await;
     }
-    examine_issuers(&issuers, &mut report).await?;
+    examine_issuers(&issuers, &mut report).await;
     finish(&config, &report, options.json)
 }
 
@@ -76,16 +77,29 @@ async fn compare_head(database: &Database, head_file: &HeadFile, report: &mut Re
 }
 
 /// Fetches each issuer's discovery document and keys, and compares its clock.
-async fn examine_issuers(configs: &[IssuerConfig], report: &mut Report) -> Result<(), Failure> {
+async fn examine_issuers(configs: &[IssuerConfig], report: &mut Report) {
     let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
-    let issuers = Issuers::new(configs, &runtime)
-        .map_err(|error| Failure::usage(format!("auth.issuers: {error}")))?;
+    let issuers = match Issuers::new(configs, &runtime) {
+        Ok(issuers) => issuers,
+        Err(error) => {
+            return report.bad("issuer", error.to_string(), "until then the server does not start");
+        }
+    };
     // One after the other would take their time-outs together.
     let examined = join_all(issuers.iter().map(async |issuer| issuer.examine().await)).await;
     for (issuer, found) in issuers.iter().zip(examined) {
         let name = issuer.name();
         match found.discovery {
-            Ok(uri) => report.ok("issuer", format!("{name}: the keys are at {uri}")),
+            Ok(uri) => {
+                let uri = issuer.jwks_uri().unwrap_or(&uri);
+                report.ok("issuer", format!("{name}: the keys are at {uri}"));
+            }
+            // Nothing compares the issuer then: its tokens may name another one.
+            Err(problem) if issuer.jwks_uri().is_some() => report.warn(
+                "issuer",
+                problem,
+                "the keys are fetched from the configured jwks_uri; compare the issuer with the iss of a token",
+            ),
             Err(problem) => report.bad(
                 "issuer",
                 problem,
@@ -95,8 +109,8 @@ async fn examine_issuers(configs: &[IssuerConfig], report: &mut Report) -> Resul
         match found.keys {
             Some(Ok(0)) => report.bad(
                 "issuer keys",
-                format!("{name}: publishes no key that verifies tokens"),
-                "choose a signing key at the identity provider (Authentik: the provider's Signing Key)",
+                format!("{name}: publishes no key that verifies tokens by the configured algorithms"),
+                "choose a signing key of one of them at the identity provider (Authentik: the provider's Signing Key)",
             ),
             Some(Ok(count)) => report.ok("issuer keys", format!("{name}: {count}")),
             Some(Err(problem)) => {
@@ -114,21 +128,29 @@ async fn examine_issuers(configs: &[IssuerConfig], report: &mut Report) -> Resul
             None => {}
         }
     }
-    Ok(())
 }
 
 /// Warns of users whose subject is an e-mail address, which may be given to somebody else.
 async fn examine_subjects(database: &Database, configs: &[IssuerConfig], report: &mut Report) {
     // A store that can't be read was reported before.
     let Ok(stores) = database.stores().await else { return };
-    let query = UserQuery { limit: MAX_PAGE, ..UserQuery::default() };
-    let Ok(users) = stores.directory.users(&query).await else { return };
+    let mut query = UserQuery { limit: MAX_PAGE, ..UserQuery::default() };
+    let mut issuers = BTreeSet::new();
+    loop {
+        let Ok(users) = stores.directory.users(&query).await else { return };
+        issuers.extend(
+            users.iter().filter(|user| user.subject.contains('@')).map(|user| user.issuer.clone()),
+        );
+        query.after = users.last().map(UserCursor::of);
+        if users.len() < MAX_PAGE {
+            break;
+        }
+    }
     for IssuerConfig { profile, .. } in configs {
-        let mut users = users.iter().filter(|user| user.issuer == profile.issuer);
-        if users.any(|user| user.subject.contains('@')) {
+        if issuers.contains(&profile.issuer) {
             report.warn(
                 "issuer subjects",
-                format!("{}: names users by e-mail addresses, which can pass to other persons", profile.issuer),
+                format!("{}: names users by e-mail addresses, which can be given to another user", profile.issuer),
                 "choose ids that never change at the identity provider (Authentik: Subject mode, based on the User's hashed ID or UUID)",
             );
         }

@@ -34,7 +34,7 @@ impl Config {
     pub fn check(&self) -> Result<Vec<String>, Failure> {
         if self.is_open_to_others() {
             return Err(Failure::usage(format!(
-                "listen {}: others could read and change everything without a token: set DEZKY_OPERATOR_TOKEN, or listen on 127.0.0.1",
+                "listen {}: others could read and change everything without a token: set DEZKY_OPERATOR_TOKEN, configure an issuer (auth.issuers), or listen on 127.0.0.1",
                 self.listen
             )));
         }
@@ -47,7 +47,7 @@ impl Config {
             warnings.push("no operator can sign in: no issuer accepts an audience for operators; add one of auth.operator_audiences to its audiences, or set DEZKY_OPERATOR_TOKEN".to_owned());
         }
         if self.needs_no_token() {
-            warnings.push("no operator token: everybody on this machine can read the log and change tenants and flags; set DEZKY_OPERATOR_TOKEN".to_owned());
+            warnings.push("no operator token: everybody on this machine can read the log and change tenants and flags; set DEZKY_OPERATOR_TOKEN, or configure an issuer (auth.issuers)".to_owned());
         }
         warnings.extend(self.open_files());
         store::check(&self.store.url)?;

@@ -48,6 +48,11 @@ impl Problem {
         self.code
     }
 
+    /// The text for people.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// Whether a failure of the store is the reason.
     pub(crate) fn is_of_store(&self) -> bool {
         self.is_of_store
@@ -94,11 +99,6 @@ impl Problem {
         }
     }
 
-    /// 403: the caller may not do this.
-    pub(crate) fn forbidden(code: &'static str, detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::FORBIDDEN, code, detail)
-    }
-
     /// 503: the keys of a token's issuer are not known.
     pub(crate) fn issuer_unavailable() -> Self {
         let detail = "the token's issuer can't be reached, so the token can't be verified: retry with the same token";
@@ -106,9 +106,17 @@ impl Problem {
             .with_header(header::RETRY_AFTER, RETRY_AFTER_SECONDS)
     }
 
+    /// 503: tokens of one issuer have created too many users in this minute.
+    pub(crate) fn too_many_new_users() -> Self {
+        let detail =
+            "too many users of this issuer are new in this minute: retry with the same token";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_new_users", detail)
+            .with_header(header::RETRY_AFTER, HeaderValue::from_static("60"))
+    }
+
     /// 403: without an operator token only requests for this machine are answered.
     pub fn foreign_host() -> Self {
-        let detail = "without an operator token the host must be localhost, and an origin one of its pages: set DEZKY_OPERATOR_TOKEN to use another host name";
+        let detail = "without an operator token the host must be localhost, and an origin one of its pages: set DEZKY_OPERATOR_TOKEN or configure an issuer (auth.issuers) to use another host name";
         Self::new(StatusCode::FORBIDDEN, "foreign_host", detail)
     }
 
@@ -145,6 +153,11 @@ impl Problem {
     /// 503: the server stops.
     pub(crate) fn ending() -> Self {
         Self::too_many("ending", "the server stops: retry")
+    }
+
+    /// 403: the caller is known and may not do this.
+    pub(crate) fn forbidden(detail: &'static str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", detail)
     }
 
     /// 406: no format of the export is acceptable.

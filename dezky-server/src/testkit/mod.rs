@@ -1,5 +1,5 @@
 //! For tests: a double of an OIDC provider, keys that sign tokens, tokens with any defect, and
-//! the properties of fuzz targets.
+//! properties that hold for any bytes.
 
 pub mod properties;
 mod provider;

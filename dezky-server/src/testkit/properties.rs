@@ -1,11 +1,12 @@
-//! Properties that hold for any bytes: one function per fuzz target. Each panics if its property
-//! does not hold.
+//! Properties that hold for any bytes, for tests with random ones. Each function panics if its
+//! property does not hold.
 
 use dezky_core::Timestamp;
 
 use crate::auth::jwt::{Decoded, KeySet, Preset, Profile, Reason};
 
-/// No bytes make the verifier panic or succeed without a key, and the reason never quotes them.
+/// No bytes make the verifier panic or succeed without a key. The reason can't quote them, because
+/// it borrows nothing from them.
 pub fn token(data: &[u8]) {
     const NOW: i64 = 1_796_057_300_000;
     let refused = |profile: &mut Profile| -> Result<(), Reason> {
@@ -17,9 +18,13 @@ pub fn token(data: &[u8]) {
     };
     for preset in Preset::ALL {
         let reason = refused(&mut Profile::new(preset, "", "")).expect_err("without a key");
-        assert!(reason.code().starts_with("token_") && reason.to_string().is_ascii());
+        assert!(reason.code().starts_with("token_"));
+        is_fixed(reason);
     }
 }
+
+/// A value that is copied and borrows nothing holds no text of its input.
+fn is_fixed<T: Copy + 'static>(_: T) {}
 
 /// No bytes make the reader of key sets panic, or accept a key that a signature of zeros
 /// satisfies.

@@ -45,9 +45,9 @@ pub enum Fault {
     Redirect(String),
     /// 200 with this body.
     Body(String),
-    /// The right answer after this time.
+    /// The right response after this time.
     Slow(Duration),
-    /// No answer.
+    /// No response.
     Hang,
 }
 
@@ -99,7 +99,7 @@ impl LogoutDefect {
     ];
 }
 
-/// A server that answers like an OIDC provider. It stops when it is dropped.
+/// A server that responds like an OIDC provider. It stops when it is dropped.
 ///
 /// Every setting may change between requests. Its tokens are those of Authentik, which
 /// [`TokenBuilder`] can turn into those of others, or into broken ones.
@@ -120,7 +120,7 @@ impl LogoutDefect {
 /// ```
 pub struct IdentityProvider {
     url: String,
-    world: Arc<Mutex<World>>,
+    settings: Arc<Mutex<Settings>>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
@@ -132,7 +132,7 @@ struct Code {
     nonce: Option<String>,
 }
 
-struct World {
+struct Settings {
     url: String,
     issuer: String,
     /// Whether the issuer is that of the request's host.
@@ -166,7 +166,7 @@ impl IdentityProvider {
     pub async fn start() -> std::io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let url = format!("http://{}", listener.local_addr()?);
-        let world = Arc::new(Mutex::new(World {
+        let settings = Arc::new(Mutex::new(Settings {
             issuer: format!("{url}/application/o/api/"),
             url: url.clone(),
             issuer_by_host: false,
@@ -185,14 +185,14 @@ impl IdentityProvider {
             omits_refresh_token: false,
             made: 0,
         }));
-        let app = Router::new().fallback(answer).with_state(Arc::clone(&world));
+        let app = Router::new().fallback(answer).with_state(Arc::clone(&settings));
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
             let server = std::future::IntoFuture::into_future(axum::serve(listener, app));
             // Not gracefully: a request may hang.
             let _ = futures_util::future::select(std::pin::pin!(server), stopped).await;
         });
-        Ok(Self { url, world, stop: Some(stop), task })
+        Ok(Self { url, settings, stop: Some(stop), task })
     }
 
     /// Its address, without a slash at the end.
@@ -202,7 +202,7 @@ impl IdentityProvider {
 
     /// The issuer in its tokens.
     pub fn issuer(&self) -> String {
-        self.world().issuer.clone()
+        self.settings().issuer.clone()
     }
 
     /// The address of its discovery document.
@@ -217,78 +217,78 @@ impl IdentityProvider {
 
     /// Announces and issues for another issuer, such as one without the slash.
     pub fn set_issuer(&self, issuer: impl Into<String>) {
-        self.world().issuer = issuer.into();
+        self.settings().issuer = issuer.into();
     }
 
     /// Announces the issuer of the host under which it is asked, as Authentik does.
     pub fn set_issuer_by_host(&self, by_host: bool) {
-        self.world().issuer_by_host = by_host;
+        self.settings().issuer_by_host = by_host;
     }
 
     /// The key that signs.
     pub fn key(&self) -> Arc<SigningKey> {
-        self.world().signer()
+        self.settings().signer()
     }
 
     /// Signs with `key` from now on. The former keys stay published if they overlap.
     pub fn rotate(&self, key: SigningKey, overlap: bool) {
-        let mut world = self.world();
+        let mut settings = self.settings();
         if !overlap {
-            world.keys.clear();
+            settings.keys.clear();
         }
-        world.keys.push(Arc::new(key));
+        settings.keys.push(Arc::new(key));
     }
 
     /// Publishes something odd before its keys.
     pub fn publish_first(&self, odd: Value) {
-        self.world().odd.push(odd);
+        self.settings().odd.push(odd);
     }
 
     /// Publishes this in place of its keys, such as `{}`; `None` publishes them again.
     pub fn set_key_set(&self, key_set: Option<Value>) {
-        self.world().key_set = key_set;
+        self.settings().key_set = key_set;
     }
 
     /// Sends this `Cache-Control` with the key set.
     pub fn set_cache_control(&self, value: Option<&str>) {
-        self.world().cache_control = value.map(str::to_owned);
+        self.settings().cache_control = value.map(str::to_owned);
     }
 
     /// Sets its clock ahead, or back: the times of its tokens and its `Date`.
     pub fn set_clock_ahead(&self, seconds: i64) {
-        self.world().ahead_seconds = seconds;
+        self.settings().ahead_seconds = seconds;
     }
 
     /// Fails at an endpoint until [`recover`](Self::recover).
     pub fn fail(&self, endpoint: Endpoint, fault: Fault) {
-        self.world().faults.insert(endpoint, fault);
+        self.settings().faults.insert(endpoint, fault);
     }
 
     /// Answers at an endpoint again.
     pub fn recover(&self, endpoint: Endpoint) {
-        self.world().faults.remove(&endpoint);
+        self.settings().faults.remove(&endpoint);
     }
 
     /// The number of requests that an endpoint has received.
     pub fn requests(&self, endpoint: Endpoint) -> usize {
-        self.world().requests.get(&endpoint).copied().unwrap_or_default()
+        self.settings().requests.get(&endpoint).copied().unwrap_or_default()
     }
 
     /// An access token of the code flow, with a nonce.
     pub fn access_token(&self, subject: &str) -> TokenBuilder {
-        self.world().access_token(subject)
+        self.settings().access_token(subject)
     }
 
     /// An ID token.
     pub fn id_token(&self, subject: &str) -> TokenBuilder {
-        self.world().access_token(subject).without("azp").without("uid").without("scope")
+        self.settings().access_token(subject).without("azp").without("uid").without("scope")
     }
 
     /// An access token signed with the client secret.
     pub fn symmetric_token(&self, subject: &str) -> TokenBuilder {
-        let world = self.world();
-        let key = SigningKey::hs256(world.secret.as_bytes());
-        world.access_token(subject).signed_by(Arc::new(key))
+        let settings = self.settings();
+        let key = SigningKey::hs256(settings.secret.as_bytes());
+        settings.access_token(subject).signed_by(Arc::new(key))
     }
 
     /// An encrypted token (JWE) in its form: five parts that nobody can decrypt.
@@ -301,20 +301,20 @@ impl IdentityProvider {
 
     /// An opaque token, as Zitadel issues them by default.
     pub fn opaque_token(&self) -> String {
-        self.world().random()
+        self.settings().random()
     }
 
     /// A logout token for a user and a session.
     pub fn logout_token(&self, subject: &str, session: &str, defect: LogoutDefect) -> String {
-        let world = self.world();
-        let (event, now) = (json!({ LOGOUT_EVENT: {} }), world.seconds());
-        let token = TokenBuilder::new(world.signer())
+        let settings = self.settings();
+        let (event, now) = (json!({ LOGOUT_EVENT: {} }), settings.seconds());
+        let token = TokenBuilder::new(settings.signer())
             .header("typ", "logout+jwt")
-            .claim("iss", world.issuer.as_str())
-            .claim("aud", world.client.as_str())
+            .claim("iss", settings.issuer.as_str())
+            .claim("aud", settings.client.as_str())
             .claim("iat", now)
             .claim("exp", now + 600)
-            .claim("jti", format!("logout-{}", world.made))
+            .claim("jti", format!("logout-{}", settings.made))
             .claim("sub", subject)
             .claim("sid", session)
             .claim("events", event);
@@ -331,7 +331,7 @@ impl IdentityProvider {
             LogoutDefect::NoTime => token.without("iat").without("exp"),
             LogoutDefect::NoId => token.without("jti"),
             LogoutDefect::Symmetric => {
-                token.signed_by(Arc::new(SigningKey::hs256(world.secret.as_bytes())))
+                token.signed_by(Arc::new(SigningKey::hs256(settings.secret.as_bytes())))
             }
         };
         token.sign()
@@ -341,23 +341,23 @@ impl IdentityProvider {
     /// the S256 challenge and the nonce of the request.
     pub fn authorize(&self, subject: &str, challenge: Option<&str>, nonce: Option<&str>) -> String {
         let owned = |text: Option<&str>| text.map(str::to_owned);
-        let mut world = self.world();
-        let code = world.random();
+        let mut settings = self.settings();
+        let code = settings.random();
         let login =
             Code { subject: subject.to_owned(), challenge: owned(challenge), nonce: owned(nonce) };
-        world.codes.insert(code.clone(), login);
+        settings.codes.insert(code.clone(), login);
         code
     }
 
     /// Answers the refresh grant without a new refresh token, and keeps the old one valid.
     pub fn omit_refresh_token(&self, omits: bool) {
-        self.world().omits_refresh_token = omits;
+        self.settings().omits_refresh_token = omits;
     }
 
     /// The client's id and secret.
     pub fn client(&self) -> (String, String) {
-        let world = self.world();
-        (world.client.clone(), world.secret.clone())
+        let settings = self.settings();
+        (settings.client.clone(), settings.secret.clone())
     }
 
     /// Stops the server.
@@ -366,12 +366,12 @@ impl IdentityProvider {
         let _ = (&mut self.task).await;
     }
 
-    fn world(&self) -> MutexGuard<'_, World> {
-        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    fn settings(&self) -> MutexGuard<'_, Settings> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl World {
+impl Settings {
     fn signer(&self) -> Arc<SigningKey> {
         Arc::clone(self.keys.last().expect("a key"))
     }
@@ -500,8 +500,8 @@ impl World {
     }
 }
 
-async fn answer(State(world): State<Arc<Mutex<World>>>, request: Request) -> Response {
-    let lock = || world.lock().unwrap_or_else(PoisonError::into_inner);
+async fn answer(State(settings): State<Arc<Mutex<Settings>>>, request: Request) -> Response {
+    let lock = || settings.lock().unwrap_or_else(PoisonError::into_inner);
     let path = request.uri().path().to_owned();
     let endpoint = if path.ends_with("/.well-known/openid-configuration") {
         Endpoint::Discovery
@@ -513,9 +513,9 @@ async fn answer(State(world): State<Arc<Mutex<World>>>, request: Request) -> Res
         return StatusCode::NOT_FOUND.into_response();
     };
     let fault = {
-        let mut world = lock();
-        *world.requests.entry(endpoint).or_default() += 1;
-        world.faults.get(&endpoint).cloned()
+        let mut settings = lock();
+        *settings.requests.entry(endpoint).or_default() += 1;
+        settings.faults.get(&endpoint).cloned()
     };
     match fault {
         None => {}
@@ -537,18 +537,18 @@ async fn answer(State(world): State<Arc<Mutex<World>>>, request: Request) -> Res
         _ => Ok(Bytes::new()),
     };
     let Ok(form) = form else { return StatusCode::PAYLOAD_TOO_LARGE.into_response() };
-    let mut world = lock();
+    let mut settings = lock();
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let (status, body) = match endpoint {
-        Endpoint::Discovery => (StatusCode::OK, world.discovery(host)),
-        Endpoint::KeySet => (StatusCode::OK, world.key_set()),
-        Endpoint::Token => world.token(&pairs(&form)),
+        Endpoint::Discovery => (StatusCode::OK, settings.discovery(host)),
+        Endpoint::KeySet => (StatusCode::OK, settings.key_set()),
+        Endpoint::Token => settings.token(&pairs(&form)),
     };
     let mut response =
         (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response();
-    set(response.headers_mut(), &header::DATE, &http_date(world.now()));
+    set(response.headers_mut(), &header::DATE, &http_date(settings.now()));
     if endpoint == Endpoint::KeySet
-        && let Some(value) = &world.cache_control
+        && let Some(value) = &settings.cache_control
     {
         set(response.headers_mut(), &header::CACHE_CONTROL, value);
     }

@@ -10,7 +10,7 @@ use crate::support::{Client, Embedder, Server, in_order};
 const TOKEN: &str = "operator-token-0123456789";
 
 /// Every route that needs the token, with a body that it accepts.
-fn routes() -> Vec<(Method, &'static str, Option<&'static str>)> {
+pub(crate) fn routes() -> Vec<(Method, &'static str, Option<&'static str>)> {
     let tenant = r#"{"slug":"new","name":"New","plan":"pro"}"#;
     vec![
         (Method::GET, "/audit", None),
@@ -41,7 +41,7 @@ fn routes() -> Vec<(Method, &'static str, Option<&'static str>)> {
     ]
 }
 
-fn request(
+pub(crate) fn request(
     client: &Client,
     (method, path, body): &(Method, &'static str, Option<&'static str>),
 ) -> reqwest::RequestBuilder {

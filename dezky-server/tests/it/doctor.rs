@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Output;
 
-use dezky_server::testkit::IdentityProvider;
+use dezky_server::testkit::{IdentityProvider, SigningKey};
 use mongodb::IndexModel;
 use mongodb::bson::doc;
 use mongodb::options::IndexOptions;
@@ -281,7 +281,7 @@ fn a_server_that_is_not_there() {
     }
 }
 
-/// Discovery, keys, the clock, and subjects that can pass to other persons.
+/// Discovery, keys, the clock, and subjects that can be given to other users.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn issuers_are_examined() {
     let provider = IdentityProvider::start().await.unwrap();
@@ -312,10 +312,39 @@ async fn issuers_are_examined() {
     assert_eq!(output.status.code(), Some(1));
     only(&output, "bad", &["publishes no key", "Signing Key"]);
     provider.set_key_set(None);
+    let key = SigningKey::ps256("ps");
+    provider.rotate(key, false);
+    only(&examine().await, "bad", &["publishes no key", "configured algorithms"]);
+    provider.rotate(SigningKey::es256("key-1"), false);
     provider.set_issuer(issuer.trim_end_matches('/'));
     let both = [format!("\"{issuer}\""), format!("\"{}\"", issuer.trim_end_matches('/'))];
     only(&examine().await, "bad", &[&both[0], &both[1]]);
+    // A configured key set needs no document, but then nothing compares the issuer.
+    let file = folder.path().join("dezky.toml");
+    let text = format!(
+        "[auth.issuers.main]\npreset = \"authentik\"\nissuer = \"{issuer}\"\naudiences = [\"api\"]\njwks_uri = \"{}\"\n",
+        provider.jwks_uri()
+    );
+    std::fs::write(&file, text).unwrap();
+    let arguments =
+        ["doctor", "--store", &url, "--config", file.to_str().unwrap()].map(str::to_owned);
+    let work = move || run(&arguments.each_ref().map(String::as_str), &[]);
+    let output = tokio::task::spawn_blocking(work).await.unwrap();
+    only(&output, "warn", &[&both[0], &both[1], "configured jwks_uri"]);
     provider.set_issuer(issuer.as_str());
+    // A machine without certificates is told so, beside everything else.
+    let output = doctor(
+        &url,
+        &[
+            ("AUTHENTIK_ISSUER", "https://id.example.com/"),
+            ("AUTHENTIK_AUDIENCE", "api"),
+            ("SSL_CERT_FILE", "/nowhere"),
+            ("SSL_CERT_DIR", "/nowhere"),
+        ],
+    );
+    assert_eq!(output.status.code(), Some(1));
+    only(&output, "bad", &["certificates", "install them"]);
+    assert!(!lines(&output, "ok").is_empty());
     let add =
         ["users", "add", "--store", &url, "--issuer", &issuer, "--subject", "ana@acme.example"];
     assert!(run(&add, &environment).status.success());

@@ -91,10 +91,27 @@ async fn tokens_of_the_double_verify_and_its_other_tokens_do_not() {
             other => panic!("{code}: {other:?}"),
         }
     }
+    // Each is refused for the first rule that it breaks; the kind is asked late.
     for defect in LogoutDefect::ALL {
         let token = provider.logout_token("ana", "s", defect);
-        assert!(running.verify(&token).await.is_err(), "{defect:?}");
+        let expected = match defect {
+            LogoutDefect::OtherIssuer => "token_issuer",
+            LogoutDefect::Symmetric => "token_symmetric",
+            LogoutDefect::Old => "token_expired",
+            LogoutDefect::NoTime => "token_claim_missing",
+            LogoutDefect::OtherAudience => "token_audience",
+            _ => "token_kind",
+        };
+        match running.verify(&token).await {
+            Err(Rejection::Token(reason)) => assert_eq!(reason.code(), expected, "{defect:?}"),
+            other => panic!("{defect:?}: {other:?}"),
+        }
     }
+    // Without a typ that tells, the events do.
+    let event = json!({ "http://schemas.openid.net/event/backchannel-logout": {} });
+    let token = provider.access_token("ana").claim("events", event).sign();
+    let kind = Reason::Kind("it is a logout token or another security event");
+    assert_eq!(running.verify(&token).await, refused(kind));
     let listed = provider.access_token("ana").claim("aud", json!(["x", "api"])).sign();
     assert!(running.verify(&listed).await.is_ok());
     provider.set_clock_ahead(90);

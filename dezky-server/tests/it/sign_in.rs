@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use dezky_core::directory::{Edit, User, UserKey, UserPatch, UserQuery};
 use dezky_core::{Actor, Timestamp};
+use dezky_server::auth::users::MAX_CREATED_PER_MINUTE;
 use dezky_server::testkit::{Endpoint, Fault, IdentityProvider, SigningKey, TokenBuilder};
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::{Connection as _, SqliteConnection};
 
+use crate::access::{request, routes};
 use crate::openapi;
 use crate::support::{Answer, Client, Embedder, Process, Server, in_order, until, verbs};
 
@@ -170,10 +173,42 @@ async fn a_login_moves_the_time_of_the_last_one() {
         [(now - 7_200, now - 7_200), (now - 3_600, now - 3_600), (now - 3_590, now - 3_600)]
     {
         let token = portal_token(&provider, "ana").claim("auth_time", auth_time).sign();
-        server.client.with_token(&token).get("/tenants").await.with_status(403);
-        let last = user(&server, &provider, "ana").await.unwrap().last_login_at;
-        assert_eq!(last, Timestamp::from_millis(expected * 1_000));
+        // It is recorded after the response, and not while another one is.
+        until("the login", async || {
+            server.client.with_token(&token).get("/tenants").await.with_status(403);
+            let last = user(&server, &provider, "ana").await.unwrap().last_login_at;
+            last == Timestamp::from_millis(expected * 1_000)
+        })
+        .await;
     }
+    server.stop().await;
+}
+
+/// Known users are served while the store takes no writes; new ones have to wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_is_recorded_after_the_response() {
+    let provider = IdentityProvider::start().await.unwrap();
+    let server = server(&provider).await;
+    let url = format!("sqlite://{}", server.folder.path().join("audit.db").display());
+    let now = portal_token(&provider, "ana").claims()["auth_time"].as_i64().unwrap();
+    let at = |auth_time: i64| portal_token(&provider, "ana").claim("auth_time", auth_time).sign();
+    server.client.with_token(&at(now - 7_200)).get("/me").await.with_status(200);
+    let last = async || user(&server, &provider, "ana").await.unwrap().last_login_at;
+    let before = last().await;
+
+    let mut other = SqliteConnection::connect(&url).await.unwrap();
+    let held = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    server.client.with_token(&at(now)).get("/me").await.with_status(200);
+    assert_eq!(last().await, before);
+    held.rollback().await.unwrap();
+    // No further request is needed.
+    until("the login", async || last().await == Timestamp::from_millis(now * 1_000)).await;
+
+    let held = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let new = server.client.with_token(&portal_token(&provider, "eve").sign());
+    new.get("/me").await.problem(503, "store_busy");
+    held.rollback().await.unwrap();
+    new.get("/me").await.with_status(200);
     server.stop().await;
 }
 
@@ -217,6 +252,29 @@ async fn me_is_the_caller() {
     server.stop().await;
 }
 
+/// A user without the right, and an operator with a token for the portal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_route_of_operators_needs_both_conditions() {
+    let provider = IdentityProvider::start().await.unwrap();
+    let server = server(&provider).await;
+    let user_of_portal = server.client.with_token(&portal_token(&provider, "ana").sign());
+    let user_of_console = server.client.with_token(&operator_token(&provider, "ana").sign());
+    let operator_of_portal = server.client.with_token(&portal_token(&provider, "gus").sign());
+    operator_of_portal.get("/me").await.with_status(200);
+    set_admin(&server, &provider, "gus", true).await;
+    user_of_portal.get("/me").await.with_status(200);
+    let before = server.client.with_token(TOKEN).all("").await;
+    for route in routes().into_iter().filter(|(_, path, _)| *path != "/me") {
+        for client in [&user_of_portal, &user_of_console, &operator_of_portal] {
+            let answer = client.send(request(client, &route)).await;
+            answer.problem(403, "operator_required");
+            challenge(&answer, "insufficient_scope");
+        }
+    }
+    assert_eq!(server.client.with_token(TOKEN).all("").await, before);
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deactivated_user_is_refused() {
     let provider = IdentityProvider::start().await.unwrap();
@@ -227,7 +285,43 @@ async fn a_deactivated_user_is_refused() {
     gus.get("/tenants").await.with_status(200);
     let id = user(&server, &provider, "gus").await.unwrap().id;
     gus.act(&format!("/users/{id}/deactivate")).await.with_status(200);
-    gus.get("/tenants").await.problem(403, "user_deactivated");
+    let answer = gus.get("/tenants").await;
+    answer.problem(403, "user_deactivated");
+    challenge(&answer, "insufficient_scope");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_issuer_creates_a_bounded_number_of_users_in_a_minute() {
+    let (provider, other) =
+        (IdentityProvider::start().await.unwrap(), IdentityProvider::start().await.unwrap());
+    let server = Server::start(&[
+        ("AUTHENTIK_ISSUER", &*format!("{},{}", provider.issuer(), other.issuer())),
+        ("AUTHENTIK_AUDIENCE", "dezky-portal"),
+    ])
+    .await;
+    let ask = async |provider: &IdentityProvider, subject: &str| {
+        server.client.with_token(&portal_token(provider, subject).sign()).get("/me").await
+    };
+    for n in 0..MAX_CREATED_PER_MINUTE {
+        ask(&provider, &format!("user-{n}")).await.with_status(200);
+    }
+    // A minute may pass on a slow machine, but not in between of two requests for long.
+    let mut n = MAX_CREATED_PER_MINUTE;
+    let refused = loop {
+        let answer = ask(&provider, &format!("user-{n}")).await;
+        if answer.status != 200 {
+            break answer;
+        }
+        n += 1;
+        assert!(n < 4 * MAX_CREATED_PER_MINUTE, "no bound");
+    };
+    openapi::check("get", "/me", &refused);
+    refused.problem(503, "too_many_new_users");
+    assert_eq!(refused.header("retry-after"), "60");
+    // Known users and other issuers are not affected.
+    ask(&provider, "user-0").await.with_status(200);
+    ask(&other, "ana").await.with_status(200);
     server.stop().await;
 }
 
@@ -350,13 +444,28 @@ async fn no_token_and_no_address_gets_into_the_log() {
             ("DEZKY_LOG", "debug"),
         ],
     );
-    let good = portal_token(&provider, "ana").sign();
-    let bad = portal_token(&provider, "ana").claim("exp", 7).sign();
+    let claims = |token: TokenBuilder| token.claim("name", "Ana Surname");
+    let good = claims(portal_token(&provider, "subject-of-ana")).sign();
+    let bad = claims(portal_token(&provider, "subject-of-ana")).claim("exp", 7).sign();
     process.client.with_token(&good).get("/tenants").await.problem(403, "operator_required");
     process.client.with_token(&bad).get("/tenants").await.problem(401, "token_expired");
-    until("the reason in the log", async || process.stderr().contains("token_expired")).await;
+    process.client.get("/tenants").await.problem(401, "unauthorized");
+    // Each refusal with its reason, and those of tokens with the configured issuer.
+    let issuer = provider.issuer();
+    for words in [
+        ["token_expired", "the token has expired", &*issuer],
+        ["operator_required", "not one for operators", "a caller is refused"],
+        ["unauthorized", "a caller is refused", "code"],
+    ] {
+        until(words[0], async || {
+            let log = process.stderr();
+            log.lines().any(|line| words.iter().all(|word| line.contains(word)))
+        })
+        .await;
+    }
     let log = process.stderr();
-    for secret in good.split('.').chain(bad.split('.')).skip(1).chain(["ana@acme.example"]) {
+    let personal = ["subject-of-ana", "subject-of-ana@acme.example", "Surname"];
+    for secret in good.split('.').chain(bad.split('.')).skip(1).chain(personal) {
         // Both have the same header.
         assert!(good.starts_with(secret) || !log.contains(secret), "{secret}");
     }

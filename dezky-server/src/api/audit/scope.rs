@@ -26,7 +26,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Scope {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let scope = parts.extensions.get().cloned();
-        scope.ok_or_else(|| Problem::forbidden("forbidden", "this caller may not read the timeline"))
+        scope.ok_or_else(|| Problem::forbidden("this caller may not read the timeline"))
     }
 }
 
@@ -62,8 +62,7 @@ impl Scope {
         match self {
             Self::Everything => Ok(()),
             Self::Tenant(_) => {
-                let detail = "only operators may read this: it covers all tenants";
-                Err(Problem::forbidden("forbidden", detail))
+                Err(Problem::forbidden("only operators may read this: it covers all tenants"))
             }
         }
     }

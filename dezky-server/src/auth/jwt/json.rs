@@ -18,9 +18,9 @@ const FEW: usize = 24;
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value<'a> {
     Null,
-    Switch(bool),
+    Bool(bool),
     /// A number without a fraction.
-    Whole(i64),
+    Integer(i64),
     Float(f64),
     Text(Cow<'a, str>),
     List(Vec<Value<'a>>),
@@ -95,7 +95,7 @@ impl Value<'_> {
     #[expect(clippy::cast_possible_truncation, reason = "the conversion saturates, as intended")]
     fn as_time(&self) -> Option<Timestamp> {
         match self {
-            Self::Whole(seconds) => {
+            Self::Integer(seconds) => {
                 Some(Timestamp::from_millis_clamped(seconds.saturating_mul(1_000)))
             }
             Self::Float(seconds) => {
@@ -126,15 +126,15 @@ impl<'de> Visitor<'de> for Reader {
     }
 
     fn visit_bool<E>(self, on: bool) -> Result<Self::Value, E> {
-        Ok(Value::Switch(on))
+        Ok(Value::Bool(on))
     }
 
     fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
-        Ok(Value::Whole(number))
+        Ok(Value::Integer(number))
     }
 
     fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
-        Ok(Value::Whole(i64::try_from(number).unwrap_or(i64::MAX)))
+        Ok(Value::Integer(i64::try_from(number).unwrap_or(i64::MAX)))
     }
 
     fn visit_f64<E>(self, number: f64) -> Result<Self::Value, E> {

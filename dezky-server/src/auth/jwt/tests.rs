@@ -21,7 +21,7 @@ fn fixture_json(path: &str) -> Value {
     serde_json::from_slice(&fixture(path)).unwrap()
 }
 
-/// The tokens of that name in every answer of an application.
+/// The tokens of that name in every response of an application.
 fn genuine(application: &str, name: &str) -> Vec<String> {
     let folder =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/oidc").join(application);

@@ -10,6 +10,7 @@ use reqwest::header::{self, HeaderMap};
 use serde_json::Value;
 
 use super::cache;
+use crate::auth::is_loopback;
 use crate::auth::jwt::KeySet;
 
 /// The maximum time for one response.
@@ -44,7 +45,8 @@ impl Source {
     ) -> dezky_core::Result<Self> {
         let discovery_url = discovery_url.map_or_else(|| discovery_url_of(issuer), str::to_owned);
         // Each address may be asked; if one is https, the client needs the system's certificates.
-        let is_secure = |url: &&str| url.starts_with("https:");
+        let is_secure =
+            |url: &&str| url.get(..6).is_some_and(|head| head.eq_ignore_ascii_case("https:"));
         let address = [jwks_uri.unwrap_or_default(), &discovery_url].into_iter().find(is_secure);
         let http = client_builder(address.unwrap_or_default())?
             .connect_timeout(FETCH_TIMEOUT)
@@ -200,16 +202,13 @@ fn checked_url(url: &str) -> Result<reqwest::Url, &'static str> {
     const BAD: &str = "must be an https URL; http is accepted for loopback addresses only";
     let parsed = reqwest::Url::parse(url).map_err(|_| BAD)?;
     let host = parsed.host_str().unwrap_or_default();
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let is_loopback = host == "localhost"
-        || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
     let has_user = !parsed.username().is_empty() || parsed.password().is_some();
     match parsed.scheme() {
         _ if has_user || parsed.fragment().is_some() => {
             Err("must have neither a user nor a fragment")
         }
         "https" if !host.is_empty() => Ok(parsed),
-        "http" if is_loopback => Ok(parsed),
+        "http" if is_loopback(host) => Ok(parsed),
         _ => Err(BAD),
     }
 }

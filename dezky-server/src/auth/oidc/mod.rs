@@ -108,6 +108,19 @@ impl From<Reason> for Rejection {
     }
 }
 
+/// Logs a token that is refused: its issuer if it is a configured one, and never what the token
+/// says.
+pub(super) fn note(issuer: Option<&str>, rejection: &Rejection) {
+    match rejection {
+        Rejection::Token(reason) => {
+            tracing::info!(issuer, code = reason.code(), %reason, "a token is refused");
+        }
+        Rejection::Unavailable => {
+            tracing::info!(issuer, code = "issuer_unavailable", "a token can't be verified");
+        }
+    }
+}
+
 /// All issuers; clones share them.
 #[derive(Clone, Default)]
 pub struct Issuers(Arc<[Arc<Issuer>]>);
@@ -135,10 +148,23 @@ impl Issuers {
     /// Verifies an access token. Waits only if its key is unknown, or if no keys of its issuer
     /// were fetched yet. Cancel-safe.
     pub async fn verify(&self, token: &[u8]) -> Result<Verified, Rejection> {
+        let mut issuer = None;
+        let verified = self.verify_of(token, &mut issuer).await;
+        verified.inspect_err(|rejection| note(issuer, rejection))
+    }
+
+    /// [`verify`](Self::verify), which notes the configured issuer of the token.
+    async fn verify_of<'i>(
+        &'i self,
+        token: &[u8],
+        found: &mut Option<&'i str>,
+    ) -> Result<Verified, Rejection> {
         let decoded = Decoded::new(token)?;
         let token = decoded.token()?;
         let issuer = self.0.iter().find(|issuer| issuer.profile.issuer == token.issuer());
-        issuer.ok_or(Reason::Issuer)?.verify(&token).await
+        let issuer = issuer.ok_or(Reason::Issuer)?;
+        *found = Some(issuer.name());
+        issuer.verify(&token).await
     }
 }
 
