@@ -150,10 +150,11 @@ fn record<'a>(out: &mut Vec<u8>, cells: impl Iterator<Item = &'a str>) {
     out.extend(b"\r\n");
 }
 
-/// Writes a cell. Spreadsheets take a cell that begins with one of these characters for a formula,
+/// Writes a cell, with CR and LF as `\r` and `\n`: a record is one physical line, so that no text of
+/// an event can look like the last record of a whole export. Spreadsheets take a cell that begins with one of these characters for a formula,
 /// also if it is quoted, so an apostrophe is put before it: others choose the values of events.
 fn write_cell(out: &mut Vec<u8>, cell: &str) {
-    let is_formula = cell.starts_with(['=', '+', '-', '@', '\t', '\r']);
+    let is_formula = cell.starts_with(['=', '+', '-', '@', '\t', '＝', '＋', '－', '＠']);
     let apostrophe = if is_formula { "'" } else { "" };
     if !cell.contains(['"', ',', '\r', '\n']) {
         out.extend(apostrophe.bytes());
@@ -163,10 +164,12 @@ fn write_cell(out: &mut Vec<u8>, cell: &str) {
     out.push(b'"');
     out.extend(apostrophe.bytes());
     for byte in cell.bytes() {
-        if byte == b'"' {
-            out.push(b'"');
+        match byte {
+            b'"' => out.extend(b"\"\""),
+            b'\r' => out.extend(b"\\r"),
+            b'\n' => out.extend(b"\\n"),
+            byte => out.push(byte),
         }
-        out.push(byte);
     }
     out.push(b'"');
 }
@@ -189,18 +192,34 @@ mod tests {
             ("größe 租户", "größe 租户"),
             ("a,b", "\"a,b\""),
             ("say \"hi\"", "\"say \"\"hi\"\"\""),
-            ("two\nlines", "\"two\nlines\""),
+            ("two\nlines", "\"two\\nlines\""),
             ("=1+2", "'=1+2"),
             ("+1", "'+1"),
             ("-1", "'-1"),
             ("@SUM(A1)", "'@SUM(A1)"),
             ("\t=1", "'\t=1"),
-            ("\r=1", "\"'\r=1\""),
+            ("\r=1", "\"\\r=1\""),
+            ("\n=1", "\"\\n=1\""),
+            ("＝1", "'＝1"),
             ("=HYPERLINK(\"http://x\",\"y\")", "\"'=HYPERLINK(\"\"http://x\"\",\"\"y\"\")\""),
             ("a=1", "a=1"),
             ("'=1", "'=1"),
         ] {
             assert_eq!(cell(text), written, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn no_cell_begins_a_line_of_its_own() {
+        for hostile in ["x\n#whole,1042,019a", "x\r\n#whole,1,2", "\n#whole", "\"\n#whole,1\""] {
+            let mut out = Vec::new();
+            record(&mut out, ["id", hostile, hostile].into_iter());
+            let text = String::from_utf8(out).unwrap();
+            assert_eq!(text.matches(['\r', '\n']).count(), 2, "{text:?}");
+            for cut in (0..=text.len()).filter(|cut| text.is_char_boundary(*cut)) {
+                let last = text[..cut].lines().last().unwrap_or_default();
+                assert!(!last.starts_with("#whole"), "{last:?}");
+            }
         }
     }
 

@@ -179,6 +179,8 @@ impl Export {
             page = tokio::select! {
                 biased;
                 () = self.permit.stopped() => return Err("ending"),
+                // A filter that matches rarely sends nothing for long.
+                () = self.sender.closed() => return Err("client_gone"),
                 page = self.pages.next(&*self.state.platform.store) => page.map_err(|error| {
                     tracing::error!(code = error.code(), %error, "an export was cut off");
                     error.code()

@@ -25,12 +25,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Scope {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let scope = parts.extensions.get().cloned();
+        let scope = parts.extensions.get().cloned().filter(Self::is_bound);
         scope.ok_or_else(|| Problem::forbidden("this caller may not read the timeline"))
     }
 }
 
 impl Scope {
+    /// Whether this is a scope at all. In a query, the empty slug selects the events without a tenant,
+    /// which are no tenant's to read.
+    fn is_bound(&self) -> bool {
+        self.tenant() != Some("")
+    }
+
     /// Whether the caller sees `seq`, `prevHash` and `hash`.
     pub(crate) fn sees_positions(&self) -> bool {
         matches!(self, Self::Everything)
@@ -48,6 +54,9 @@ impl Scope {
     /// that nobody takes one tenant's events for another's.
     pub(super) fn restrict(&self, query: &mut ListQuery) -> Result<(), Problem> {
         let Self::Tenant(own) = self else { return Ok(()) };
+        if !self.is_bound() {
+            return Err(Problem::forbidden("this caller may not read the timeline"));
+        }
         if query.tenant_slug.as_ref().is_some_and(|given| given != own) {
             return Err(Problem::query_invalid(format!(
                 "tenantSlug must be {own}, the tenant of this caller: leave it out"
@@ -83,5 +92,32 @@ impl Serialize for Shown<'_> {
         } else {
             self.0.without_position().serialize(serializer)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::Request;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_empty_slug_reads_nothing() {
+        for (scope, is_admitted) in [
+            (Some(Scope::Everything), true),
+            (Some(Scope::Tenant("acme".to_owned())), true),
+            (Some(Scope::Tenant(String::new())), false),
+            (None, false),
+        ] {
+            let (mut parts, ()) = Request::new(()).into_parts();
+            if let Some(scope) = scope.clone() {
+                parts.extensions.insert(scope);
+            }
+            let taken = Scope::from_request_parts(&mut parts, &()).await;
+            assert_eq!(taken.is_ok(), is_admitted, "{scope:?}");
+        }
+        let mut query = ListQuery::default();
+        assert!(Scope::Tenant(String::new()).restrict(&mut query).is_err());
+        assert_eq!(query.tenant_slug, None);
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use dezky_core::store::{Dimension, Tally, TallyInterval, TallyQuery};
+use dezky_core::store::{Dimension, ListQuery, Tally, TallyInterval, TallyQuery};
 use dezky_core::{Outcome, Timestamp};
 use serde_json::{Map, Value, json};
 
@@ -32,7 +32,7 @@ pub(super) async fn stats(
             "by must be a list of source, action, outcome and tenantSlug, each at most once, with commas in between",
         )
     })?;
-    settle_range(&mut filters.since, &mut filters.until, interval, state.platform.runtime().now());
+    settle_range(&mut filters, interval, state.platform.runtime().now());
     let query = TallyQuery { filters, interval, by };
     let checked = query.filter()?;
     check_range(checked.since, checked.until, interval).map_err(Problem::query_invalid)?;
@@ -62,19 +62,16 @@ pub(crate) fn dimensions(list: Option<&str>) -> Option<Vec<Dimension>> {
 }
 
 /// Sets the ends of the range that are not given: the last day by hour, the last 30 days by day.
-pub(crate) fn settle_range(
-    since: &mut Option<Timestamp>,
-    until: &mut Option<Timestamp>,
-    interval: TallyInterval,
-    now: Timestamp,
-) {
+pub(crate) fn settle_range(filters: &mut ListQuery, interval: TallyInterval, now: Timestamp) {
     let length = match interval {
         TallyInterval::Hour => DAY,
         TallyInterval::Day => 30 * DAY,
     };
-    let end = *until.get_or_insert(now);
+    let until = filters.until.or(filters.before).unwrap_or(now);
+    let end = filters.before.map_or(until, |before| before.min(until));
+    filters.until = Some(end);
     let ms = i64::try_from(length.as_millis()).unwrap_or(i64::MAX);
-    since.get_or_insert(Timestamp::from_millis_clamped(end.as_millis().saturating_sub(ms)));
+    filters.since.get_or_insert(Timestamp::from_millis_clamped(end.as_millis().saturating_sub(ms)));
 }
 
 /// Refuses a range of too many buckets.
@@ -153,5 +150,24 @@ mod tests {
         let refused = check_range(since, until, TallyInterval::Hour).unwrap_err();
         assert!(refused.contains("1416") && refused.contains("1000"), "{refused}");
         assert_eq!(check_range(since, until, TallyInterval::Day), Ok(()));
+    }
+
+    #[test]
+    fn a_range_ends_at_the_earlier_of_until_and_before() {
+        let time = |day: u8| Timestamp::parse(&format!("2026-01-{day:02}T00:00:00Z"));
+        for (until, before, since, end) in [
+            (None, None, 27, 28),
+            (None, Some(10), 9, 10),
+            (Some(12), Some(10), 9, 10),
+            (Some(8), Some(10), 7, 8),
+        ] {
+            let mut filters = ListQuery {
+                until: until.and_then(time),
+                before: before.and_then(time),
+                ..ListQuery::default()
+            };
+            settle_range(&mut filters, TallyInterval::Hour, time(28).unwrap());
+            assert_eq!((filters.since, filters.until), (time(since), time(end)));
+        }
     }
 }

@@ -102,10 +102,17 @@ fn position_after(given: &str, scope: &Scope, log: &LogState) -> Result<Option<u
             Err(Error::new(ErrorKind::Pruned, what).into())
         }
         Some(next) if next <= head => Ok(Some(next)),
-        // Only operators can name a position that the log does not have.
-        _ => Err(invalid(format!(
-            "Last-Event-ID must be below {head}, where the log ends: connect without it"
-        ))),
+        // The end of the log counts the events of all tenants.
+        _ => Err(invalid(match scope {
+            Scope::Everything => {
+                format!(
+                    "Last-Event-ID must be below {head}, where the log ends: connect without it"
+                )
+            }
+            Scope::Tenant(_) => {
+                "Last-Event-ID is not a position of this log: connect without it".to_owned()
+            }
+        })),
     }
 }
 

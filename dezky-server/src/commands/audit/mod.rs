@@ -371,7 +371,7 @@ impl Stats {
             Failure::usage("--by must be a list of source, action, outcome and tenantSlug, each at most once, with commas in between")
         })?;
         let mut filters = self.filters.into_query();
-        stats::settle_range(&mut filters.since, &mut filters.until, interval, TokioRuntime.now());
+        stats::settle_range(&mut filters, interval, TokioRuntime.now());
         let query = TallyQuery { filters, interval, by };
         let checked = query.filter().map_err(refused)?;
         stats::check_range(checked.since, checked.until, interval).map_err(Failure::usage)?;
