@@ -257,7 +257,13 @@ impl List {
         }
         if let Some(cursor) = page.next_cursor {
             let why = if page.partial { "searched a part" } else { "there are more" };
-            print(&format!("{why}: continue with --cursor {cursor}\n"))?;
+            // A time such as 24h is another one by then, and a cursor is only valid with its filters.
+            let times = [("since", query.since), ("until", query.until)];
+            let times: String = times
+                .into_iter()
+                .filter_map(|(name, time)| Some(format!("--{name} {} ", time?)))
+                .collect();
+            print(&format!("{why}: continue with {times}--cursor {cursor}\n"))?;
         }
         Ok(())
     }
