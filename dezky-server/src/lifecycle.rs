@@ -13,7 +13,6 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::api::audit::Scope;
 use crate::app::flag_feed::FlagFeed;
 use crate::app::head_file::{HeadFile, UpdateError};
 use crate::app::{App, AppState, workers};
@@ -87,10 +86,11 @@ impl Running {
         &self.state.platform.store
     }
 
-    /// The routes that read the timeline, for callers with this scope: put them behind an
-    /// authenticator of your own.
-    pub fn audit_routes(&self, scope: Scope) -> Router {
-        api::audit::readers(scope).with_state(Arc::clone(&self.state))
+    /// The routes that read the timeline, to be put behind an authenticator of your own. It puts
+    /// each caller's [`Scope`](crate::Scope) into the request's extensions, without which nothing
+    /// is readable, and the [`Actor`](dezky_core::Actor) who is named by the events of exports.
+    pub fn audit_routes(&self) -> Router {
+        api::audit::readers().with_state(Arc::clone(&self.state))
     }
 
     /// The number of open streams of the timeline.

@@ -271,16 +271,18 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let ip = Guard::from_ref(state).client_ip(&parts.headers, &parts.extensions);
-        // Routes behind no guard have no principal.
-        let actor =
-            parts.extensions.get().map_or(Actor::of(ActorType::Anonymous), Principal::actor);
+        // Routes behind no guard have no principal; an embedder's authenticator names an actor.
+        let actor = match parts.extensions.get() {
+            Some(principal) => Principal::actor(principal),
+            None => parts.extensions.get().cloned().unwrap_or(Actor::of(ActorType::Anonymous)),
+        };
         // Bytes that are not UTF-8 become U+FFFD; the editors cut long values.
         let text = |name: HeaderName| {
             let value = String::from_utf8_lossy(parts.headers.get(name)?.as_bytes());
             (!value.is_empty()).then(|| value.into_owned())
         };
         Ok(Self {
-            actor: Actor { ip, ..actor },
+            actor: Actor { ip: ip.or_else(|| actor.ip.clone()), ..actor },
             request_id: text(HeaderName::from_static("x-request-id")),
             user_agent: text(header::USER_AGENT),
         })

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use axum::Router;
+use axum::{Extension, Router};
 use dezky_core::store::engine::{Filter, SearchColumns};
 use dezky_core::store::{AppendOptions, AuditStore, ListQuery};
 use dezky_core::testkit::{EventGenerator, ManualRuntime};
@@ -286,7 +286,7 @@ pub(crate) async fn a_caller_reads_exactly_its_part(engine: Engine) {
     let scope = |slug: &str| Scope::Tenant(slug.to_owned());
     let mut callers = Vec::new();
     for scope in [Scope::Everything, scope("acme"), scope("nordic"), scope("nobody")] {
-        let client = serve(server.running.audit_routes(scope.clone())).await;
+        let client = serve(server.running.audit_routes().layer(Extension(scope.clone()))).await;
         callers.push(Caller { scope, client, store: &*store });
     }
     for caller in &callers {

@@ -24,11 +24,11 @@ use crate::http::problem::Problem;
 
 pub(crate) fn routes() -> Router<AppState> {
     // All callers that are admitted here are operators.
-    readers(Scope::Everything).route("/audit", post(record::record))
+    readers().layer(Extension(Scope::Everything)).route("/audit", post(record::record))
 }
 
-/// The routes that read the timeline, for callers with this scope.
-pub(crate) fn readers(scope: Scope) -> Router<AppState> {
+/// The routes that read the timeline, in the [`Scope`] of the request's extensions.
+pub(crate) fn readers() -> Router<AppState> {
     Router::new()
         .route("/audit", get(list))
         .route("/audit/head", get(head))
@@ -36,7 +36,6 @@ pub(crate) fn readers(scope: Scope) -> Router<AppState> {
         .route("/audit/export", get(export::export))
         .route("/audit/stats", get(stats::stats))
         .route("/audit/{id}", get(one))
-        .layer(Extension(scope))
 }
 
 /// A page, as a caller sees it.
