@@ -243,4 +243,6 @@ def _details(resolved: _Resolved) -> FlagResolutionDetails[bool]:
 
 
 def _mismatch(key: str) -> TypeMismatchError:
+    if not isinstance(key, str):
+        raise TypeError(f"flag_key must be a str, not {type(key).__name__}")
     return TypeMismatchError(f"{key} is a bool flag, as all flags are: ask for its boolean value")
