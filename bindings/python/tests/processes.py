@@ -1,4 +1,4 @@
-"""Programs in Python that run in processes of their own."""
+"""Runs Python programs in separate processes."""
 
 from __future__ import annotations
 

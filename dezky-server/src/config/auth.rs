@@ -77,7 +77,7 @@ impl Settings {
                 return Err(refused(AUTHENTIK_ISSUERS, origin, problem));
             }
             (None, Some((_, origin))) => {
-                let problem = "there is no issuer to use it with: set AUTHENTIK_ISSUER";
+                let problem = "has no effect without an issuer: set AUTHENTIK_ISSUER";
                 return Err(refused(AUTHENTIK_AUDIENCES, origin, problem));
             }
             (Some(issuers), Some(_)) => issuers,
@@ -149,7 +149,7 @@ impl Settings {
         if let Some((claim, origin)) = self.layers.text(&key("subject_claim")) {
             // Names and e-mail addresses change, and can be given to another user.
             if !matches!(claim, "sub" | "oid") {
-                let problem = "must be sub or oid: no other claim identifies one user for ever";
+                let problem = "must be sub or oid: other claims, such as an e-mail address, can pass to another user";
                 return Err(refused(&key("subject_claim"), origin, problem));
             }
             claim.clone_into(&mut profile.subject_claim);

@@ -54,7 +54,7 @@ impl Settings {
                 return Err(refused(
                     name,
                     origin,
-                    "there is no URL to use it with: set DEZKY_AUTHENTIK_URL",
+                    "has no effect without a URL: set DEZKY_AUTHENTIK_URL",
                 ));
             }
         };

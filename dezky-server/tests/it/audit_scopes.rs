@@ -1,4 +1,4 @@
-//! What a caller may read of the timeline: random events and filters, compared with the
+//! The part of the timeline that a caller may read: random events and filters, compared with the
 //! definition, on every engine.
 
 use std::collections::BTreeMap;

@@ -296,7 +296,7 @@ const EVENTS_AT_ONCE: usize = 200;
 /// Events for `append`, taken from an iterable up to the bound of one call.
 fn batch(events: &Bound<'_, PyAny>) -> PyResult<Vec<dezky::NewEvent>> {
     let refused = || type_error("events", "an iterable of NewEvent or mappings", events);
-    // One event is no iterable of them.
+    // Refuses a single event, which is easily passed in place of a list.
     if events.is_instance_of::<PyDict>() || events.is_instance_of::<PyString>() {
         return Err(refused());
     }

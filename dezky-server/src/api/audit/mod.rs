@@ -96,7 +96,7 @@ async fn one(
     };
     match state.platform.store.get(key).await? {
         Some(stored) if scope.contains(&stored) => Ok(json_of(&Shown(&stored, &scope))),
-        _ => Err(Problem::not_found("there is no such event")),
+        _ => Err(Problem::not_found("the log has no such event")),
     }
 }
 

@@ -358,8 +358,8 @@ impl Reader {
         Ok(if entries.is_empty() { Step::Wait } else { Step::Take(entries) })
     }
 
-    /// A page of the store. It is read by a task of its own, because nobody polls a stream whose
-    /// client takes nothing, and that stream would keep the turn of others.
+    /// Reads a page of the store in a separate task. If the stream read it itself, a client that
+    /// takes nothing would stop the read half-way and hold up the streams that wait for their turn.
     async fn catch_up(
         &self,
         store: &Arc<dyn AuditStore>,
@@ -552,7 +552,7 @@ mod tests {
             tail.await.unwrap();
             reads.push(counted.reads());
         }
-        // At most two reads per event: one finds it, and one that there is no more.
+        // At most two reads per event: the first finds it, the second finds nothing after it.
         assert!(reads[0] <= 50, "{reads:?}");
         assert!(reads[1] <= 50, "{reads:?}");
     }

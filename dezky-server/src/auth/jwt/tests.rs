@@ -573,7 +573,7 @@ fn keys_count_for_the_algorithms_that_are_accepted() {
     let mut odd = SigningKey::es256("a").jwk();
     odd["alg"] = 7.into();
     let set = KeySet::parse(json!({ "keys": [odd] }).to_string().as_bytes()).unwrap();
-    assert!(set.is_empty(), "an alg that is no text");
+    assert!(set.is_empty(), "alg must be a string");
 }
 
 #[test]
